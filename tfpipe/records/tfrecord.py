@@ -1,0 +1,147 @@
+"""TFRecord framing: writing, checked reading, and rescue of what is intact in a damaged file.
+
+A record on disk is `length` (uint64, little endian), the masked CRC-32C of those 8 bytes, `length` bytes of data, and the
+masked CRC-32C of the data; numbers as in tensorflow/core/lib/io/record_writer.h. Nothing marks the end of a file, which is
+why a file cut between two records reads as a clean, shorter one: only the manifest's counts can tell (`manifest.py`).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+import google_crc32c
+
+from tfpipe.records.errors import DataError
+
+HEADER_BYTES = 12
+FOOTER_BYTES = 4
+FRAME_BYTES = HEADER_BYTES + FOOTER_BYTES
+
+_MASK_DELTA = 0xA282EAD8  # tensorflow/core/lib/hash/crc32c.h
+_HEADER = struct.Struct("<QI")
+_LENGTH = struct.Struct("<Q")
+_FOOTER = struct.Struct("<I")
+
+
+def masked_crc32c(data: bytes | memoryview) -> int:
+    """Returns the CRC-32C of `data`, rotated and offset as TFRecord stores it."""
+    crc = google_crc32c.value(bytes(data) if isinstance(data, memoryview) else data)
+    return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def frame(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """Returns the three pieces of one record (header, `data` itself, footer): written one after the other, a TFRecord."""
+    length = _LENGTH.pack(len(data))
+    return length + _FOOTER.pack(masked_crc32c(length)), data, _FOOTER.pack(masked_crc32c(data))
+
+
+class Frame(NamedTuple):
+    """One intact record and where it stands: its frame covers the bytes [offset, offset + FRAME_BYTES + len(data))."""
+
+    offset: int
+    data: bytes
+
+    @property
+    def length(self) -> int:
+        """Bytes on disk, frame included."""
+        return FRAME_BYTES + len(self.data)
+
+
+def read_frames(path: str | os.PathLike[str]) -> Iterator[Frame]:
+    """Yields every record of a TFRecord file in order, both CRCs checked.
+
+    Raises:
+        DataError: with path and offset, at the first byte that is not as written, or where the file ends inside a record.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        offset = 0
+        while offset < size:
+            data = read_frame(file, offset, size, path)
+            yield Frame(offset, data)
+            offset += FRAME_BYTES + len(data)
+
+
+def read_frame(file: BinaryIO, offset: int, size: int, path: str | os.PathLike[str]) -> bytes:
+    """Returns the data of the record whose frame begins at `offset` of a file of `size` bytes, open at any position.
+
+    Raises:
+        DataError: as `read_frames`.
+    """
+    file.seek(offset)
+    header = file.read(HEADER_BYTES)
+    if len(header) < HEADER_BYTES:
+        raise DataError(
+            f"the file ends after {len(header)} bytes of a record's {HEADER_BYTES}-byte header (cut file)",
+            path=path,
+            offset=offset,
+        )
+    length, length_crc = _HEADER.unpack(header)
+    if masked_crc32c(header[:8]) != length_crc:
+        raise DataError("the record's length does not match its CRC (damaged, or not a TFRecord)", path=path, offset=offset)
+    # Checked before reading, so that no length, however wrong, makes us allocate more than the file holds.
+    if offset + FRAME_BYTES + length > size:
+        raise DataError(
+            f"the record needs {FRAME_BYTES + length} bytes, the file has {size - offset} left (cut file)",
+            path=path,
+            offset=offset,
+        )
+    data = file.read(length)
+    (data_crc,) = _FOOTER.unpack(file.read(FOOTER_BYTES))
+    if masked_crc32c(data) != data_crc:
+        raise DataError("the record's data does not match its CRC (damaged)", path=path, offset=offset)
+    return data
+
+
+class Gap(NamedTuple):
+    """Bytes [start, end) of a file that hold no intact record."""
+
+    start: int
+    end: int
+
+
+def salvage_frames(path: str | os.PathLike[str]) -> Iterator[Frame | Gap]:
+    """Yields every intact record of a damaged file, and a `Gap` for each stretch of bytes between them.
+
+    After damage, the next record is the first later position whose length matches its CRC and whose data matches its own:
+    a chance match has a probability of 2**-64, a record is lost only where its own bytes are hit.
+    """
+    size = os.path.getsize(path)
+    if size == 0:  # an empty file cannot be mapped
+        return
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        offset = 0
+        while offset < size:
+            data = _intact(view, offset, size)
+            if data is not None:
+                yield Frame(offset, data)
+                offset += FRAME_BYTES + len(data)
+                continue
+            end = _next_intact(view, offset + 1, size)
+            yield Gap(offset, end)
+            offset = end
+
+
+def _intact(view: mmap.mmap, offset: int, size: int) -> bytes | None:
+    if offset + FRAME_BYTES > size:
+        return None
+    length, length_crc = _HEADER.unpack_from(view, offset)
+    end = offset + FRAME_BYTES + length
+    if end > size or masked_crc32c(view[offset : offset + 8]) != length_crc:
+        return None
+    data = view[offset + HEADER_BYTES : end - FOOTER_BYTES]
+    return data if masked_crc32c(data) == _FOOTER.unpack_from(view, end - FOOTER_BYTES)[0] else None
+
+
+def _next_intact(view: mmap.mmap, start: int, size: int) -> int:
+    # A record is shorter than 4 GiB, so the upper half of its length is four zero bytes: bytes.find skips the rest in C.
+    at = view.find(b"\0\0\0\0", start + 4)
+    while at != -1:
+        if _intact(view, at - 4, size) is not None:
+            return at - 4
+        at = view.find(b"\0\0\0\0", at + 1)
+    return size
