@@ -1,0 +1,240 @@
+"""The manifest: what a complete data set consists of, so that anything less is noticed.
+
+    manifest = manifest.load("shards/")
+    manifest.splits["test"].num_records
+    manifest.check_files("shards/")           # raises DataError if a shard is missing, cut, longer, or one too many
+
+`manifest.json` is written last, atomically: where it stands, the data set is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfpipe.records.errors import DataError
+from tfpipe.records.files import written_atomically
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+CATALOG_NAME = "catalog.csv"
+REJECTED_NAME = "rejected.jsonl"
+INDEX_FOLDER = "index"
+BUILD_FOLDER = ".build"  # the state of an unfinished build
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+def check_name(kind: str, name: str) -> str:
+    """Returns `name`, the name of a data set or a split.
+
+    Raises:
+        ValueError: it could not stand in a shard's file name that tensorflow-datasets can parse.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{kind} must be a letter, then letters, digits or underscores (got {name!r})")
+    return name
+
+
+def shard_file(name: str, split: str, shard: int, num_shards: int) -> str:
+    """Returns a shard's file name, in the form that tensorflow-datasets looks for."""
+    return f"{name}-{split}.tfrecord-{shard:05d}-of-{num_shards:05d}"
+
+
+def index_file(shard: str) -> str:
+    """Returns the path of a shard's index relative to the data set; `shard` as `shard_file` gives it."""
+    # In a folder of its own, so that a glob for the shards does not catch it.
+    return f"{INDEX_FOLDER}/{shard.replace('.tfrecord-', '-')}.idx"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of records.
+
+    Attributes:
+        file: its name in the data set's folder.
+        num_records: how many records it holds.
+        num_bytes: its size.
+        sha256: of its bytes.
+        index_sha256: of the bytes of its index file.
+    """
+
+    file: str
+    num_records: int
+    num_bytes: int
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One split.
+
+    Attributes:
+        labelled: False where every label is -1.
+        image_bytes: the sum of the pictures' own sizes.
+        class_counts: records per class name, every class of the data set named.
+        shards: in reading order.
+    """
+
+    labelled: bool
+    image_bytes: int
+    class_counts: Mapping[str, int]
+    shards: Sequence[Shard]
+
+    @property
+    def num_records(self) -> int:
+        """Records of all shards."""
+        return sum(shard.num_records for shard in self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.num_bytes for shard in self.shards)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The content of `manifest.json`.
+
+    Attributes:
+        name: of the data set.
+        seed: of splits and record order.
+        class_names: label i is the name at i.
+        splits: by name, in the order of the catalogue.
+        options: those that the bytes depend on.
+        catalog_sha256: of `catalog.csv`.
+        inputs_sha256: stands for every input's key, split, class and content.
+        properties: counts for people: pictures turned by EXIF, grey, CMYK, byte duplicates.
+        rejected: inputs that were not taken, by reason; `rejected.jsonl` names each.
+        conflicts: groups of keys with equal bytes and different labels, kept on request.
+        leaks: groups of keys with equal bytes in different splits, kept on request.
+        tfpipe_version: that wrote it.
+    """
+
+    name: str
+    seed: int
+    class_names: Sequence[str]
+    splits: Mapping[str, Split]
+    options: Mapping[str, Any]
+    catalog_sha256: str
+    inputs_sha256: str
+    properties: Mapping[str, int]
+    rejected: Mapping[str, int]
+    conflicts: Sequence[Sequence[str]]
+    leaks: Sequence[Sequence[str]]
+    tfpipe_version: str
+
+    @property
+    def root_hash(self) -> str:
+        """One SHA-256 over the name, size, count and hash of every shard: equal data sets, equal root hash."""
+        lines = sorted(
+            f"{shard.file}\t{shard.num_records}\t{shard.num_bytes}\t{shard.sha256}\n"
+            for split in self.splits.values()
+            for shard in split.shards
+        )
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def split(self, name: str) -> Split:
+        """Returns one split.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        if name not in self.splits:
+            raise ValueError(f"split must be one of {', '.join(self.splits)} (got {name!r})")
+        return self.splits[name]
+
+
+def save(manifest: Manifest, directory: Path) -> None:
+    """Writes `manifest.json`, atomically."""
+    content = {"format_version": FORMAT_VERSION, "root_hash": manifest.root_hash, **dataclasses.asdict(manifest)}
+    with written_atomically(directory / FILE_NAME) as file:
+        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def load(directory: str | os.PathLike[str]) -> Manifest:
+    """Reads `manifest.json`.
+
+    Raises:
+        FileNotFoundError: there is none: not a data set, or one whose build did not finish.
+        DataError: it is not as tfpipe wrote it.
+    """
+    path = Path(directory) / FILE_NAME
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        unfinished = (Path(directory) / BUILD_FOLDER).exists()
+        advice = "its build did not finish: run the same build again" if unfinished else "not a tfpipe data set"
+        raise FileNotFoundError(f"{path}: no manifest here: {advice}") from None
+    try:
+        content = json.loads(text)
+        version = content.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise DataError(f"format version {version}, this tfpipe reads version {FORMAT_VERSION}", path=path)
+        root_hash = content.pop("root_hash")
+        content["splits"] = {name: _split(split) for name, split in content["splits"].items()}
+        manifest = Manifest(**content)
+        valid = root_hash == manifest.root_hash
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"not a manifest as tfpipe writes it ({error})", path=path) from None
+    if not valid:
+        raise DataError("the root hash does not match the shards listed: the manifest was changed", path=path)
+    return manifest
+
+
+def _split(content: dict[str, Any]) -> Split:
+    return Split(**{**content, "shards": tuple(Shard(**shard) for shard in content["shards"])})
+
+
+def file_problems(
+    directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None
+) -> list[DataError]:
+    """Returns what a look at the folder alone shows: shards that are missing, cut, longer, or too many.
+
+    Args:
+        directory: the data set's folder.
+        manifest: its manifest.
+        splits: names of the splits to look at, default all.
+    """
+    folder = Path(directory)
+    problems = []
+    for split_name, split in manifest.splits.items():
+        if splits is not None and split_name not in splits:
+            continue
+        for shard in split.shards:
+            path = folder / shard.file
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                problems.append(DataError(f"missing: a shard of {shard.num_records} records", path=path))
+                continue
+            if size != shard.num_bytes:
+                kind = "cut" if size < shard.num_bytes else "longer than written"
+                message = f"{kind}: {size} bytes, the manifest says {shard.num_bytes} ({shard.num_records} records)"
+                problems.append(DataError(message, path=path))
+        # A plain glob would read these as part of the data.
+        known = {shard.file for shard in split.shards}
+        prefix = f"{manifest.name}-{split_name}.tfrecord-"
+        extra = sorted(name for name in os.listdir(folder) if name.startswith(prefix) and name not in known)
+        problems += [DataError("a shard that the manifest does not list", path=folder / name) for name in extra]
+    return problems
+
+
+def check_files(
+    directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None
+) -> None:
+    """Raises one `DataError` that names every problem of `file_problems`."""
+    problems = file_problems(directory, manifest, splits)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        lines = "\n  ".join(str(problem) for problem in problems)
+        raise DataError(f"{len(problems)} shards are not as the manifest says:\n  {lines}", path=directory)
