@@ -1,10 +1,10 @@
-"""The orientation of a picture: from its EXIF block, and else from its XMP packet.
+r"""The orientation of a picture: from its EXIF block, and else from its XMP packet.
 
-    >>> orientation(b"MM\\0*\\0\\0\\0\\x08" + b"\\0\\1" + b"\\x01\\x12\\0\\3\\0\\0\\0\\1\\0\\6\\0\\0", b"")
+    >>> orientation(b"MM\0*\0\0\0\x08" + b"\0\1" + b"\x01\x12\0\3\0\0\0\1\0\6\0\0", b"")
     6
 
-EXIF is a TIFF file (TIFF 6.0, June 1992, section 2) of which only the first directory matters here. Where a block is damaged, the answer is
-what Pillow's `ImageOps.exif_transpose` would act on: a data set and a viewer built on Pillow then show the same picture.
+EXIF is a TIFF file (TIFF 6.0, June 1992, section 2) of which only the first directory matters here. Where a block is
+damaged, the answer is what Pillow's `ImageOps.exif_transpose` acts on, so that viewers and this library agree.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _EXIF_PREFIX = re.compile(rb"\A(?:Exif\0\0){1,2}")
 
 
 def orientation(exif: bytes, xmp: bytes) -> int:
-    """Finds the orientation, 1..8; 1 where absent, damaged or out of range.
+    r"""Finds the orientation, 1..8; 1 where absent, damaged or out of range.
 
     Args:
-        exif: the EXIF block, with or without its "Exif\\0\\0" prefix; empty where there is none.
+        exif: the EXIF block, with or without its "Exif\0\0" prefix; empty where there is none.
         xmp: the XMP packet, asked only where the EXIF block has no orientation.
     """
     tiff = _EXIF_PREFIX.sub(b"", exif)
@@ -53,11 +53,11 @@ def orientation(exif: bytes, xmp: bytes) -> int:
         value = _find_tag(tiff, byte_order)
     if value is None and (match := _XMP_ORIENTATION.search(xmp)):
         value = int(match[1])
-    return int(value) if value in range(1, 9) else 1
+    return 1 if value is None or value not in range(1, 9) else int(value)
 
 
 def _find_tag(tiff: bytes, byte_order: str) -> float | None:
-    """Returns the value of the orientation tag in the first directory; NaN where its type cannot hold one, None where absent."""
+    """Returns the value of the tag in the first directory; NaN where its type cannot hold one, None where absent."""
     (position,) = struct.unpack_from(byte_order + "L", tiff, 4)
     if position + 2 > len(tiff):
         return None

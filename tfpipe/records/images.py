@@ -4,8 +4,9 @@
     >>> header.format, header.height, header.width, header.orientation
     ('JPEG', 375, 499, 1)
 
-An accepted file has its headers, tables, markers and end in order. Damage inside its entropy-coded data cannot be seen here (nor does the
-decoder report most of it): a hash of the bytes finds that.
+An accepted file has its headers, tables, markers and end in order. What cannot be seen here: damage inside a JPEG's
+entropy-coded data (the decoder does not report most of it either; a hash of the bytes does), and a PNG whose checksums
+are right but whose compressed data do not fill the picture (no damage does that, a program would have to).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tfpipe.records import exif, jpeg, png
 from tfpipe.records.errors import RejectedImage
 
 DEFAULT_MAX_PIXELS = 178_956_970
-"""Above this, Pillow raises DecompressionBombError: twice `PIL.Image.MAX_IMAGE_PIXELS`, which is a quarter GiB of three bytes per pixel."""
+"""Above this, Pillow raises DecompressionBombError: twice `PIL.Image.MAX_IMAGE_PIXELS`, 2**28 bytes of RGB."""
 
 _TENSORFLOW_MAX_PIXELS = (
     2**29 - 1
@@ -29,18 +30,21 @@ REASONS: Mapping[str, str] = MappingProxyType(
     {
         "empty": "The file has no bytes.",
         "not_an_image": "The first bytes are neither a JPEG's nor a PNG's nor those of another known format.",
-        "other_format": "The file is of another format (some of which TensorFlow decodes, but not as a JPEG or PNG): convert it.",
-        "truncated": "The end-of-image marker (JPEG) or IEND chunk (PNG) is missing: the file was cut, often by a broken copy.",
-        "unsupported_coding": "A JPEG variant that TensorFlow cannot decode: 12-bit, lossless, hierarchical, JPEG-LS or odd sampling.",
+        "other_format": "The file is of another format (TensorFlow decodes some, WebP and GIF, as animations).",
+        "truncated": "The end-of-image marker (JPEG) or IEND chunk (PNG) is missing: the file was cut.",
+        "unsupported_coding": "TensorFlow cannot decode this kind of JPEG: 12-bit, lossless, hierarchical, JPEG-LS ...",
         "unsupported_channels": "The number of components is not 1, 3 or 4: TensorFlow has no conversion to RGB.",
         "bad_dimensions": "Height or width is zero (or left to a DNL marker), or more than the decoder takes.",
-        "too_many_pixels": "Height times width is above the limit on pixels, which guards the memory of whoever decodes.",
+        "too_many_pixels": "Height times width is above the limit, which guards the memory of whoever decodes.",
         "damaged_header": "A segment or chunk breaks the format: wrong length, forbidden value, twice or out of order.",
         "damaged_table": "A Huffman, quantisation or arithmetic table, or a palette, breaks the format.",
         "missing_table": "A quantisation or Huffman table or palette is used and never defined.",
-        "damaged_scan": "A JPEG scan has impossible parameters, comes too late, or a marker stands in its data that cannot be there.",
+        "damaged_scan": (
+            "A JPEG scan has impossible parameters or comes too late, or its data hold a forbidden marker (which "
+            "TensorFlow steps over at some places between restart markers, returning a damaged picture)."
+        ),
         "no_image_data": "The file ends in order, but holds no picture data.",
-        "bad_checksum": "The bytes of a PNG chunk do not match its CRC (TensorFlow overlooks it in chunks other than the picture's).",
+        "bad_checksum": "The bytes of a PNG chunk do not match its CRC (TensorFlow lets that pass in optional chunks).",
     }
 )
 """The reason codes of `RejectedImage`, each with one explaining sentence."""

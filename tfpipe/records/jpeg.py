@@ -3,9 +3,10 @@
     >>> facts = walk(data)
     >>> facts.frame.height, facts.frame.width, facts.end == len(data)
 
-The syntax is that of ITU-T T.81 (09/92), annex B. A file is refused where libjpeg-turbo, the decoder inside TensorFlow, refuses it: every
-one of its fatal errors concerns a marker, a table or a parameter, all of which are read here. What it repairs with a warning (stray bytes
-between segments, a damaged scan) is let through. The two agree on a corpus and on thousands of mutated headers: tests/test_images.py.
+The syntax is that of ITU-T T.81 (09/92), annex B. A file is refused where libjpeg-turbo, the decoder inside TensorFlow,
+refuses it: each of its fatal errors concerns a marker, a table or a parameter, all of which are read here. What it
+repairs with a warning (stray bytes between segments, a damaged scan) is let through. The two agree on a corpus and on
+thousands of mutated headers: tests/test_images.py.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import NoReturn
 from tfpipe.records.errors import RejectedImage
 
 _SOI, _EOI, _SOS, _DQT, _DHT, _DAC, _DRI, _DNL, _COM = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xCC, 0xDD, 0xDC, 0xFE
-_APP0, _APP1, _APP14, _APP15 = 0xE0, 0xE1, 0xEE, 0xEF
+_APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
+_SKIPPED = {*range(_APP0, 0xF0), _COM, _DNL}
 
-# The start-of-frame markers that TensorFlow decodes. Progressive ones have the second bit set, arithmetic ones the fourth.
+# The start-of-frame markers that TensorFlow decodes.
 CODINGS = {
     0xC0: "baseline",
     0xC1: "extended",
@@ -41,8 +43,8 @@ _OTHER_CODINGS = {
     0xF7: "JPEG-LS",
 }
 
-# The next marker that means something: 0xFF and a code. Stuffed zeros, fill bytes, restart markers and TEM (01) carry no segment. One 0xFF
-# only, not 0xFF+: a run of a million fill bytes would be scanned from each of its bytes.
+# The next marker that means something: 0xFF and a code. Stuffed zeros, fill bytes, restart markers and TEM (01) carry
+# no segment. One 0xFF only, not 0xFF+: a run of a million fill bytes would be scanned from each of its bytes.
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 
 _MAX_DIMENSION = 65_500  # libjpeg's JPEG_MAX_DIMENSION
@@ -166,10 +168,8 @@ class _Walker:
             self._read_arithmetic_conditioning(self._payload(marker))
         elif marker == _DRI:
             self._read_restart_interval(self._payload(marker))
-        elif _APP0 <= marker <= _APP15:
+        elif marker in _SKIPPED:
             self._read_application(marker, self._payload(marker))
-        elif marker in (_COM, _DNL):
-            self._payload(marker)
         elif marker == _SOI:
             self._reject("damaged_header", "a second start-of-image marker")
         else:
@@ -179,8 +179,11 @@ class _Walker:
     def _payload(self, marker: int) -> bytes:
         """Returns the segment's bytes behind its length, and steps over them."""
         start = self.position + 2
-        # A length counts its own two bytes; the decoder reads a smaller one as if it were two.
-        length = max(2, int.from_bytes(self.data[self.position : start], "big"))
+        length = int.from_bytes(self.data[self.position : start], "big")
+        if length < 2:  # it counts its own two bytes
+            if marker not in _SKIPPED:
+                self._reject("damaged_header", f"segment 0x{marker:02x} has length {length}; 2 is the least")
+            length = 2  # so does the decoder read it, in segments that it steps over
         end = self.position + length
         if end > len(self.data):
             message = (
@@ -288,7 +291,7 @@ class _Walker:
         name = f"{'AC' if key & 0x10 else 'DC'} Huffman table {key & 15}"
         table = self.huffman_tables.get(key)
         if table is None:
-            # Motion JPEG leaves out the tables of T.81 annex K; the decoder fills them in, where the frame is sequential.
+            # Motion JPEG leaves out the tables of T.81 annex K: the decoder fills them in, in sequential frames.
             if frame.progressive or key & 15 > 1:
                 self._reject("missing_table", f"{name} is used and not defined")
             return

@@ -1,4 +1,4 @@
-"""Walks the chunks of a PNG file, checking each one's CRC, without inflating a pixel.
+"""Walks the chunks of a PNG file, checking each one's CRC, without inflating the pixels.
 
     >>> facts = walk(data)
     >>> facts.height, facts.width, facts.color_type
@@ -132,6 +132,8 @@ class _Walker:
     def _check_palette(self, facts: PngFacts, payload: bytes) -> None:
         if b"PLTE" in self.seen:
             self._reject("damaged_table", "a second PLTE chunk")
+        if facts.color_type & 2 and not payload:
+            self._reject("damaged_table", "an empty PLTE chunk")
         if facts.color_type == _PALETTE and (len(payload) % 3 or not 3 <= len(payload) <= 768):
             self._reject("damaged_table", f"PLTE of {len(payload)} bytes; 3 for each of 1 to 256 colours are expected")
 
@@ -140,7 +142,7 @@ class _Walker:
 
 
 def _read_metadata(facts: PngFacts, kind: bytes, payload: bytes) -> None:
-    """Takes the EXIF block or XMP packet out of a chunk; ImageMagick writes EXIF as hexadecimal text, older Pillow reads it."""
+    """Takes the EXIF block or XMP packet out of a chunk: eXIf, or text (ImageMagick writes EXIF as hexadecimal)."""
     if kind == b"eXIf":
         facts.exif = payload
         return
@@ -148,7 +150,8 @@ def _read_metadata(facts: PngFacts, kind: bytes, payload: bytes) -> None:
     if kind == b"zTXt":
         text = _inflate(text[1:])
     elif kind == b"iTXt":
-        compressed, (_, _, text) = text[:1] == b"\1", (text[2:].split(b"\0", 2) + [b"", b"", b""])[:3]
+        compressed = text[:1] == b"\1"
+        text = text[2:].split(b"\0", 2)[-1]  # behind the language and the translated keyword
         text = _inflate(text) if compressed else text
     if keyword == b"XML:com.adobe.xmp":
         facts.xmp = text
