@@ -1,0 +1,205 @@
+"""Records of a split by position, each checked byte for byte against the catalogue.
+
+    reader = RecordReader("shards/", "test")
+    reader.read(17)                                         # one serialised Example, or DataError: shard and offset
+    read_records(reader, positions, num_parallel_calls=2)   # (position, serialized), "" where a read failed
+
+The chain that makes a smaller or another data set impossible to miss: the manifest holds the hashes of the catalogue and
+of every index, and the size of every shard, all checked on opening; the catalogue holds the CRC of each record, checked
+when it is read. A flipped bit, a swapped record and a swapped shard fail the same comparison. Random access is by
+`os.pread`: stored order, the part of one of several readers and a shuffled order are the same code.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfpipe.records import catalog, files, manifest, tfrecord
+from tfpipe.records.errors import DataError
+
+# 16 bytes per record: a million records take 16 MB. No record reaches 4 GiB, protobuf ends at 2.
+_FRAME = np.dtype([("offset", "<i8"), ("length", "<u4"), ("crc32c", "<u4")])
+_MAX_OPEN_FILES = 32
+_MAX_REMEMBERED = 1000
+# One call reads several records, since each call into Python costs; not so many that large photographs fill the memory.
+_READ_RECORDS = 64
+_READ_BYTES = 4 << 20
+
+
+class RecordReader:
+    """The records of one split, by position in stored order: 0 is the first of the first shard.
+
+    Safe to use from several threads. Files are opened when first read and closed with the reader.
+
+    Attributes:
+        num_records: how many the split holds.
+        read_size: how many to read in one call of `read_batch`.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], split: str) -> None:
+        """Opens a split: reads the catalogue, and looks at the shards' names and sizes but not yet into them.
+
+        Raises:
+            FileNotFoundError: there is no data set.
+            ValueError: it has no such split.
+            DataError: a shard is missing, cut, longer or one too many; or catalogue, index and manifest do not agree.
+        """
+        account = manifest.load(directory)
+        shards = account.split(split).shards
+        manifest.check_files(directory, account, splits=[split])
+        _check_hashes(Path(directory), account, split)
+        rows = catalog.read_split(directory, account, split)
+        self._frames = np.fromiter(((offset, length, row.crc32c) for row, offset, length in rows), dtype=_FRAME)
+        self._starts = np.array([0, *itertools.accumulate(shard.num_records for shard in shards)])
+        self._paths = [os.fspath(Path(directory) / shard.file) for shard in shards]
+        self._directory, self._split = directory, split
+        self._open = functools.lru_cache(maxsize=_MAX_OPEN_FILES)(_OpenFile)
+        self._failures: dict[int, str] = {}
+        self.num_records = len(self._frames)
+        mean_bytes = int(self._frames["length"].mean()) if self.num_records else 1
+        self.read_size = max(1, min(_READ_RECORDS, _READ_BYTES // mean_bytes))
+
+    def read(self, position: int) -> bytes:
+        """Returns the data of one record.
+
+        Raises:
+            DataError: it is not what the catalogue says; names shard, offset, record and source file.
+        """
+        try:
+            return self._read(position)
+        except DataError as error:
+            raise self.error(position, error.message) from None
+
+    def read_batch(self, positions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Returns the data of several records, an object array of bytes: b"" where one is not what it should be.
+
+        An empty string is no Example, so no decoder takes it for one; `failure` has the reason.
+        """
+        data = np.empty(len(positions), object)
+        for index, position in enumerate(positions.tolist()):
+            try:
+                data[index] = self._read(position)
+            except DataError as error:
+                data[index] = b""
+                if len(self._failures) < _MAX_REMEMBERED:
+                    self._failures[position] = error.message
+        return data
+
+    def failure(self, position: int) -> str | None:
+        """Returns why `read_batch` could not read a record, once: what the storage said then, it may not say again."""
+        return self._failures.pop(position, None)
+
+    def error(self, position: int, message: str) -> DataError:
+        """Returns a `DataError` that names a record by its shard, offset, number and source file."""
+        shard = self._shard(position)
+        record = position - int(self._starts[shard])
+        where = f"record {record}{self._source(position)}"
+        return DataError(f"{where}: {message}", path=self._paths[shard], offset=int(self._frames[position]["offset"]))
+
+    def _read(self, position: int) -> bytes:
+        offset, length, crc32c = self._frames[position].item()
+        path = self._paths[self._shard(position)]
+        try:
+            # The name `file` keeps the descriptor open until pread is back, whatever the cache does meanwhile.
+            file = self._open(path)
+            content = _pread(file.descriptor, length, offset)
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", path=path, offset=offset) from None
+        if len(content) < length:
+            message = f"the file ends {len(content)} bytes into the record's {length} (cut file)"
+            raise DataError(message, path=path, offset=offset)
+        data = content[tfrecord.HEADER_BYTES : -tfrecord.FOOTER_BYTES]
+        header, _, footer = tfrecord.frame(data)
+        if not content.startswith(header):
+            message = f"the header does not say {len(data)} bytes, as the index does (damaged or swapped)"
+            raise DataError(message, path=path, offset=offset)
+        if not content.endswith(footer):
+            raise DataError("the data does not match its CRC (damaged)", path=path, offset=offset)
+        if int.from_bytes(footer, "little") != crc32c:
+            message = "an intact record, but not the one that the catalogue lists here (swapped)"
+            raise DataError(message, path=path, offset=offset)
+        return data
+
+    def _shard(self, position: int) -> int:
+        return int(np.searchsorted(self._starts, position, side="right")) - 1
+
+    def _source(self, position: int) -> str:
+        # Names are looked up when one is needed, and not held in memory.
+        try:
+            rows = catalog.read_catalog(self._directory, split=self._split)
+            return "".join(f" (source {row.filename})" for row in itertools.islice(rows, position, position + 1))
+        except (DataError, OSError):
+            return ""
+
+
+class _OpenFile:
+    """A descriptor that is closed when nothing refers to it: neither the cache nor a thread that is reading."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor).atexit = False  # threads may still read then
+
+
+def _pread(descriptor: int, length: int, offset: int) -> bytes:
+    content = os.pread(descriptor, length, offset)
+    while len(content) < length:  # a file system may return less than it has; only nothing at all is the end
+        more = os.pread(descriptor, length - len(content), offset + len(content))
+        if not more:
+            break
+        content += more
+    return content
+
+
+def _check_hashes(folder: Path, account: manifest.Manifest, split: str) -> None:
+    expected = {manifest.CATALOG_NAME: account.catalog_sha256}
+    expected |= {manifest.index_file(shard.file): shard.index_sha256 for shard in account.split(split).shards}
+    for name, sha256 in expected.items():
+        path = folder / name
+        try:
+            actual = files.sha256_of(path)
+        except FileNotFoundError:
+            raise DataError("missing, though the manifest lists it", path=path) from None
+        if actual != sha256:
+            raise DataError(f"not as the manifest says: its SHA-256 is {actual}, not {sha256}", path=path)
+
+
+def read_records(reader: RecordReader, positions: tf.data.Dataset, *, num_parallel_calls: int) -> tf.data.Dataset:
+    """Returns the records at `positions`, in their order, as (position int64, serialized string) elements.
+
+    A record that fails its check comes as "": no decoder takes it, and whoever misses it asks the reader why.
+    """
+    read_batch = without_owning(reader.read_batch)
+
+    def read(batch: tf.Tensor, _owner: RecordReader = reader) -> tuple[tf.Tensor, tf.Tensor]:
+        data = tf.numpy_function(read_batch, [batch], tf.string, stateful=False)
+        return batch, tf.ensure_shape(data, batch.shape)
+
+    data = positions.batch(reader.read_size)
+    data = data.map(read, num_parallel_calls=num_parallel_calls, deterministic=True)
+    return data.unbatch()
+
+
+def without_owning(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a bound method as a function that does not keep its object alive.
+
+    TensorFlow keeps every function given to `tf.numpy_function` until the process ends: a method would keep its reader,
+    a million offsets and the open files, with it. The function given to `Dataset.map` must own the object instead.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> Any:
+        bound = reference()
+        if bound is None:
+            raise ReferenceError("the dataset that reads these records has been deleted")
+        return bound(*arguments)
+
+    return call
