@@ -10,9 +10,9 @@ from __future__ import annotations
 import csv
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import CATALOG_NAME, Manifest, index_file
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 _INTEGERS = frozenset(("shard", "position", "label", "height", "width", "orientation", "crc32c"))
-_CONVERTERS = [int if field in _INTEGERS else str for field in Row._fields]
+_CONVERTERS: list[Callable[[str], Any]] = [int if field in _INTEGERS else str for field in Row._fields]
 
 
 def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None) -> Iterator[Row]:
@@ -78,7 +78,9 @@ def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str
         for position, (offset, length) in enumerate(read_index(path)):
             row = next(rows, None)
             if row is None or (row.shard, row.position) != (shard_index, position):
-                raise DataError(f"record {position} of {shard.file} does not stand in the catalogue at its place", path=path)
+                raise DataError(
+                    f"record {position} of {shard.file} does not stand in the catalogue at its place", path=path
+                )
             yield row, offset, length
             count += 1
         if count != shard.num_records:

@@ -228,9 +228,7 @@ def file_problems(
     return problems
 
 
-def check_files(
-    directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None
-) -> None:
+def check_files(directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None) -> None:
     """Raises one `DataError` that names every problem of `file_problems`."""
     problems = file_problems(directory, manifest, splits)
     if len(problems) == 1:

@@ -29,7 +29,7 @@ _FOOTER = struct.Struct("<I")
 
 def masked_crc32c(data: bytes | memoryview) -> int:
     """Returns the CRC-32C of `data`, rotated and offset as TFRecord stores it."""
-    crc = google_crc32c.value(bytes(data) if isinstance(data, memoryview) else data)
+    crc: int = google_crc32c.value(bytes(data) if isinstance(data, memoryview) else data)
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
@@ -82,7 +82,9 @@ def read_frame(file: BinaryIO, offset: int, size: int, path: str | os.PathLike[s
         )
     length, length_crc = _HEADER.unpack(header)
     if masked_crc32c(header[:8]) != length_crc:
-        raise DataError("the record's length does not match its CRC (damaged, or not a TFRecord)", path=path, offset=offset)
+        raise DataError(
+            "the record's length does not match its CRC (damaged, or not a TFRecord)", path=path, offset=offset
+        )
     # Checked before reading, so that no length, however wrong, makes us allocate more than the file holds.
     if offset + FRAME_BYTES + length > size:
         raise DataError(

@@ -1,0 +1,52 @@
+"""From folders of photographs to a classifier you can trust, on TensorFlow and Keras.
+
+    manifest = tfpipe.build_tfrecords("photos/", "shards/", name="pets", layout="folders", splits={"train": 0.8, "test": 0.2})
+    for images, labels in tfpipe.dataset("shards/", "test", batch_size=64, image_size=(224, 224)): ...
+
+Names are imported when they are first used: `import tfpipe` loads neither TensorFlow nor numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfpipe.conversion.build import build_tfrecords as build_tfrecords
+    from tfpipe.pipeline.decoding import decode_image as decode_image
+    from tfpipe.pipeline.decoding import parse_example as parse_example
+    from tfpipe.pipeline.decoding import resize_image as resize_image
+    from tfpipe.pipeline.loader import dataset as dataset
+    from tfpipe.records.errors import DataError as DataError
+    from tfpipe.records.manifest import Manifest as Manifest
+    from tfpipe.records.manifest import load as load_manifest  # noqa: F401
+
+__version__ = "0.1.0"
+
+# Public name -> where it lives. Modules are nouns and functions are verbs: a name that equals a submodule's would be
+# replaced by the module when that is imported.
+_HOMES = {
+    "DataError": ("tfpipe.records.errors", "DataError"),
+    "Manifest": ("tfpipe.records.manifest", "Manifest"),
+    "build_tfrecords": ("tfpipe.conversion.build", "build_tfrecords"),
+    "dataset": ("tfpipe.pipeline.loader", "dataset"),
+    "decode_image": ("tfpipe.pipeline.decoding", "decode_image"),
+    "load_manifest": ("tfpipe.records.manifest", "load"),
+    "parse_example": ("tfpipe.pipeline.decoding", "parse_example"),
+    "resize_image": ("tfpipe.pipeline.decoding", "resize_image"),
+}
+
+__all__ = [*sorted(_HOMES), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tfpipe' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value  # next time without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

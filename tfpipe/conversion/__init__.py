@@ -1,0 +1,1 @@
+"""Tower A: photographs in, shards and manifest out. Never imports TensorFlow."""

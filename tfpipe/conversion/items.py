@@ -1,0 +1,84 @@
+"""What a source yields: a picture to take, or an input that was not taken."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tfpipe.records.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One picture to take.
+
+    Attributes:
+        key: unique in the data set, independent of where the input lies.
+        filename: relative; "" where the picture is no file of its own, so that its name follows from key and format.
+        split: as the input gives it, or None.
+        class_name: None where the picture has no label by intent.
+        kind: how a worker reads it: "file", "hdf5" or "tfrecord".
+        path: of the file that holds it.
+        place: in that file: the row of an array, the offset of a record; 0 for a file of its own.
+        num_bytes: size of the file at `path`.
+        mtime_ns: of the file at `path`.
+    """
+
+    key: str
+    filename: str
+    split: str | None
+    class_name: str | None
+    kind: str
+    path: str
+    place: int
+    num_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One input that was not taken.
+
+    Attributes:
+        key: what it would have been called.
+        path: where it lies.
+        reason: a short code, for counting.
+        message: the reason in words.
+        fatal: False where nothing is lost by not taking it (a link that leads back), so that it does not fail a build.
+    """
+
+    key: str
+    path: str
+    reason: str
+    message: str
+    fatal: bool = True
+
+
+Item = Source | Rejection
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A stream of items, and the order of the classes where the input defines one.
+
+    Attributes:
+        items: one per picture or rejected input, in no particular order.
+        class_names: label i is the name at i; None where names are to be sorted.
+    """
+
+    items: Iterator[Item]
+    class_names: Sequence[str] | None = None
+
+    @staticmethod
+    def joined(listings: Sequence[Listing]) -> Listing:
+        """Returns one listing of all.
+
+        Raises:
+            DataError: two of them order their classes differently.
+        """
+        orders = [listing.class_names for listing in listings if listing.class_names is not None]
+        for other in orders[1:]:
+            if list(other) != list(orders[0]):
+                raise DataError(f"the inputs name their classes differently: {list(orders[0])} and {list(other)}")
+        return Listing(itertools.chain.from_iterable(x.items for x in listings), orders[0] if orders else None)

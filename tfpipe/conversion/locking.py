@@ -1,0 +1,39 @@
+"""One build per folder at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_PATIENCE_SECONDS = 3.0  # the workers of a killed run hold its lock until they notice, within milliseconds
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[int]:
+    """Holds an advisory lock on a folder itself, so that no lock file stays behind; yields the descriptor that holds it.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        _lock(descriptor, directory)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, directory: Path) -> None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise BlockingIOError(f"{directory}: another build is writing here; wait for it, or stop it") from None
+            time.sleep(0.05)

@@ -1,0 +1,108 @@
+"""What a build was asked for, checked before anything is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from tfpipe.conversion.sources import LAYOUTS
+from tfpipe.records.manifest import check_name
+
+DEFAULT_SHARD_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that a data set's bytes depend on; arguments as in `build_tfrecords`.
+
+    Two builds with equal options and equal inputs give equal bytes; a build resumes only with equal options.
+    """
+
+    name: str
+    layout: str
+    label_pattern: str
+    class_names: tuple[str, ...] | None
+    input_splits: tuple[str, ...]
+    unlabelled_splits: tuple[str, ...]
+    splits: Mapping[str, float] | None
+    num_shards: int | Mapping[str, int] | None
+    shard_bytes: int
+    seed: int
+    on_error: str
+    on_conflict: str
+    allow_leaks: bool
+    max_pixels: int
+
+    def __post_init__(self) -> None:
+        check_name("name", self.name)
+        _one_of("layout", self.layout, LAYOUTS)
+        _one_of("on_error", self.on_error, ("fail", "skip"))
+        _one_of("on_conflict", self.on_conflict, ("fail", "keep"))
+        for split in (*self.input_splits, *self.unlabelled_splits, *(self.splits or ())):
+            check_name("a split's name", split)
+        both = set(self.unlabelled_splits) & {*self.input_splits, *(self.splits or ())}
+        if both:
+            raise ValueError(f"split {min(both)!r} cannot be both labelled and unlabelled")
+        if self.splits is not None:
+            if self.input_splits:
+                raise ValueError("splits cuts one input into parts; inputs that are named by split are not cut again")
+            self.cuts(0)
+        counts = self.num_shards.values() if isinstance(self.num_shards, Mapping) else [self.num_shards]
+        for label, value in [*(("num_shards", count) for count in counts if count is not None)]:
+            _positive(label, value)
+        _positive("shard_bytes", self.shard_bytes)
+        _positive("max_pixels", self.max_pixels)
+        if self.class_names is not None and len(set(self.class_names)) != len(self.class_names):
+            raise ValueError(f"class_names must differ from one another (got {list(self.class_names)})")
+
+    def cuts(self, count: int) -> list[tuple[int, str]]:
+        """Returns where each split ends among `count` records in order: (end, split name), half-open.
+
+        Raises:
+            ValueError: the fractions are not positive, or do not add up to 1.
+        """
+        fractions = {split: _fraction(split, value) for split, value in (self.splits or {}).items()}
+        if sum(fractions.values()) != 1:
+            raise ValueError(f"the fractions of splits must add up to 1 (got {dict(self.splits or {})})")
+        ends, total = [], Fraction(0)
+        for split, fraction in fractions.items():
+            total += fraction
+            ends.append((int(total * count + Fraction(1, 2)), split))
+        return ends
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the options as the manifest and the state of a build keep them."""
+        content = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
+
+    def differences(self, before: Mapping[str, Any]) -> list[str]:
+        """Returns in words what differs from options stored by `as_json`."""
+        now = self.as_json()
+        return [
+            f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
+        ]
+
+
+def _fraction(split: str, value: float) -> Fraction:
+    try:
+        fraction = Fraction(str(value))  # the decimal that the user wrote, not its nearest binary double
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"the fraction of split {split!r} must be a number (got {value!r})") from None
+    if not 0 < fraction <= 1:
+        raise ValueError(f"the fraction of split {split!r} must be above 0 and at most 1 (got {value!r})")
+    return fraction
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)} (got {value!r})")
+
+
+def _positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of 1 or more (got {value!r})")

@@ -1,0 +1,267 @@
+"""Who goes where: labels, splits and the order of records, decided once from the audited rows and the seed.
+
+Nothing here depends on the order in which a file system lists names, on the number of workers, or on where the input lies.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tfpipe.conversion.options import Options
+from tfpipe.conversion.state import State
+from tfpipe.conversion.tasks import ShardTask
+from tfpipe.records.errors import DataError
+from tfpipe.records.manifest import shard_file
+from tfpipe.records.schema import UNLABELLED
+
+_log = logging.getLogger("tfpipe")
+
+_SPLIT_ORDER = ("train", "val", "test")  # then the others by name
+
+
+def check_inputs(state: State, options: Options) -> None:
+    """Raises if the audit found what cannot be built from, naming everything at once.
+
+    Raises:
+        DataError: two inputs have one key; an input was rejected and `on_error` is "fail"; or nothing is left.
+    """
+    double = [key for (key,) in state.rows("SELECT key FROM inputs GROUP BY key HAVING count(*) > 1 ORDER BY key")]
+    if double:
+        raise DataError(f"{len(double)} keys are given to more than one input:{_listing(double)}")
+    rejected = [
+        f"{reason}: {path}: {message}"
+        for reason, path, message in state.rows(
+            "SELECT reason, path, message FROM inputs WHERE reason IS NOT NULL AND fatal ORDER BY reason, key"
+        )
+    ]
+    if rejected and options.on_error == "fail":
+        raise DataError(
+            f"{len(rejected)} inputs cannot be taken; mend or remove them, or leave them out with on_error='skip':"
+            + _listing(rejected)
+        )
+    if not state.value("SELECT count(*) FROM inputs WHERE reason IS NULL"):
+        raise DataError(f"there is no picture to take: {len(rejected)} inputs, all rejected" + _listing(rejected))
+
+
+class Plan(NamedTuple):
+    """What is decided beside the rows themselves: label order, and the groups of keys that were let through."""
+
+    class_names: list[str]
+    conflicts: list[list[str]]
+    leaks: list[list[str]]
+
+
+def make_plan(state: State, options: Options, class_order: Sequence[str] | None) -> Plan:
+    """Fills in split, label and rank of every accepted row.
+
+    Args:
+        state: audited.
+        options: of the build.
+        class_order: names in label order where the source defines it.
+
+    Raises:
+        DataError: conflicting labels or leaks that the options do not allow, naming each group.
+        ValueError: the options do not fit the inputs.
+    """
+    state.write(
+        "UPDATE inputs SET filename = key || CASE format WHEN 'JPEG' THEN '.jpg' ELSE '.png' END"
+        " WHERE filename = '' AND reason IS NULL"
+    )
+    state.write("CREATE INDEX IF NOT EXISTS inputs_sha256 ON inputs (sha256)")
+    class_names = _label(state, options, class_order)
+    conflicts = _groups(state, "label", "AND label >= 0")
+    if conflicts and options.on_conflict == "fail":
+        raise DataError(
+            f"{len(conflicts)} groups of byte-identical pictures have different labels; mend them, or keep them all with"
+            " on_conflict='keep':" + _listing(_shown(state, group) for group in conflicts)
+        )
+    _split(state, options)
+    leaks = _groups(state, "split", "")
+    if leaks and not options.allow_leaks:
+        raise DataError(
+            f"{len(leaks)} groups of byte-identical pictures are in more than one split; remove copies, let splits=... cut"
+            " the whole set, or accept the leak with allow_leaks:" + _listing(_shown(state, group) for group in leaks)
+        )
+    state.register("record_order", options.seed, "order")
+    state.write("UPDATE inputs SET rank = record_order(key) WHERE reason IS NULL")
+    state.write("CREATE INDEX IF NOT EXISTS inputs_order ON inputs (split, rank, key)")
+    return Plan(class_names, conflicts, leaks)
+
+
+def split_names(state: State) -> list[str]:
+    """Returns the splits of a planned state: train, val, test, then others by name."""
+    names = [name for (name,) in state.rows("SELECT DISTINCT split FROM inputs WHERE reason IS NULL")]
+    order = {name: place for place, name in enumerate(_SPLIT_ORDER)}
+    return sorted(names, key=lambda name: (order.get(name, len(order)), name))
+
+
+def shard_tasks(state: State, options: Options, directory: Path) -> list[ShardTask]:
+    """Returns the shards of a planned state, in reading order; records are divided evenly by count.
+
+    Raises:
+        ValueError: more shards than records are asked for.
+    """
+    tasks = []
+    for split in split_names(state):
+        records = state.value("SELECT count(*) FROM inputs WHERE split = ? AND reason IS NULL", (split,))
+        image_bytes = state.value("SELECT sum(image_bytes) FROM inputs WHERE split = ? AND reason IS NULL", (split,))
+        count = _num_shards(options, split, records, image_bytes)
+        tasks += [
+            ShardTask(
+                str(directory),
+                str(state.path),
+                split,
+                index,
+                shard_file(options.name, split, index, count),
+                index * records // count,
+                (index + 1) * records // count,
+            )
+            for index in range(count)
+        ]
+    return tasks
+
+
+def _num_shards(options: Options, split: str, records: int, image_bytes: int) -> int:
+    asked = options.num_shards.get(split) if isinstance(options.num_shards, Mapping) else options.num_shards
+    if asked is None:
+        return min(records, max(1, -(-image_bytes // options.shard_bytes)))
+    if asked > records:
+        raise ValueError(
+            f"num_shards: {asked} shards for the {records} records of split {split!r}; give each split its own number, as"
+            f" in num_shards={{'{split}': {records}}}"
+        )
+    return asked
+
+
+def _label(state: State, options: Options, class_order: Sequence[str] | None) -> list[str]:
+    found = [
+        name
+        for (name,) in state.rows("SELECT DISTINCT class_name FROM inputs WHERE reason IS NULL AND class_name NOT NULL")
+    ]
+    broken = sorted(name for name in found if "\n" in name or "\r" in name)
+    if broken:
+        raise DataError(f"a class name holds a line break: {broken[0]!r}")
+    order = list(options.class_names or class_order or sorted(found, key=_class_order(found)))
+    unknown = sorted(set(found) - set(order))
+    if unknown:
+        raise DataError(
+            f"classes that class_names does not list: {', '.join(unknown[:20])} (it lists {', '.join(order)})"
+        )
+    lost = state.rows(
+        "SELECT DISTINCT class_name FROM inputs WHERE class_name NOT NULL EXCEPT"
+        " SELECT class_name FROM inputs WHERE reason IS NULL"
+    )
+    for (name,) in lost:
+        _log.warning("class %r has no picture left: all of its inputs were rejected", name)
+    records = state.value("SELECT count(*) FROM inputs WHERE reason IS NULL AND class_name NOT NULL")
+    if options.layout == "filename" and len(found) == records > 9:
+        raise ValueError(
+            f"{records} pictures have {records} different class names ({', '.join(found[:3])}, ...): is this layout='flat',"
+            " or does it need another label_pattern?"
+        )
+    state.write("UPDATE inputs SET label = ? WHERE reason IS NULL AND class_name IS NULL", (UNLABELLED,))
+    state.write("CREATE INDEX IF NOT EXISTS inputs_class ON inputs (class_name)")
+    state.write_many(
+        "UPDATE inputs SET label = ? WHERE class_name = ? AND reason IS NULL",
+        ((label, name) for label, name in enumerate(order)),
+    )
+    return order
+
+
+def _class_order(names: Sequence[str]) -> Callable[[str], tuple[int, str]]:
+    # "10" comes after "9": where every name is a number, labels follow the numbers.
+    numeric = all(name.isascii() and name.isdigit() for name in names)
+    return lambda name: (int(name) if numeric else 0, name)
+
+
+def _split(state: State, options: Options) -> None:
+    given = "UPDATE inputs SET split = given_split WHERE reason IS NULL AND given_split NOT NULL"
+    state.write(given)
+    without = "reason IS NULL AND split IS NULL"
+    if options.splits is not None:
+        inherent = state.value(
+            "SELECT given_split FROM inputs WHERE reason IS NULL AND given_split NOT NULL AND given_split NOT IN"
+            f" ({', '.join('?' * len(options.unlabelled_splits))})",
+            options.unlabelled_splits,
+        )
+        if inherent is not None:
+            raise ValueError(
+                f"the input already has splits ({inherent}, ...): splits={dict(options.splits)} would cut it twice"
+            )
+        _cut(state, options)
+    elif state.value(f"SELECT 1 FROM inputs WHERE {without} LIMIT 1"):
+        if state.value(f"SELECT key FROM inputs WHERE {without} AND label >= 0 LIMIT 1"):
+            named = state.value(
+                "SELECT count(*) FROM inputs WHERE reason IS NULL AND given_split NOT NULL AND label >= 0"
+            )
+            key = state.value(f"SELECT key FROM inputs WHERE {without} ORDER BY key")
+            if named:
+                raise DataError(f"some inputs name a split and others do not: {key}")
+        default = "test" if options.layout == "flat" else "train"
+        _log.info("no splits given: all pictures go into split %r", default)
+        state.write(f"UPDATE inputs SET split = ? WHERE {without}", (default,))
+    mixed = state.rows(
+        "SELECT split FROM inputs WHERE reason IS NULL GROUP BY split HAVING min(label) < 0 AND max(label) >= 0"
+    )
+    for (split,) in mixed:
+        key = state.value(
+            "SELECT key FROM inputs WHERE reason IS NULL AND label < 0 AND split = ? ORDER BY key", (split,)
+        )
+        raise DataError(f"split {split!r} has pictures with a label and others without: {key}")
+
+
+def _cut(state: State, options: Options) -> None:
+    """Cuts each class at the fractions, groups of equal bytes whole, in an order drawn from the seed and the bytes."""
+    state.register("group_order", options.seed, "split")
+    state.write("CREATE TABLE IF NOT EXISTS cut (sha256 TEXT PRIMARY KEY, split TEXT)")
+    state.write("DELETE FROM cut")
+    groups = """
+        SELECT home, sha256, records, sum(records) OVER (PARTITION BY home) FROM (
+            SELECT min(label) AS home, sha256, count(*) AS records FROM inputs
+            WHERE reason IS NULL AND split IS NULL GROUP BY sha256
+        ) ORDER BY home, group_order(sha256)"""
+
+    def assigned() -> Iterator[tuple[str, str]]:
+        label, done, cuts = None, 0, options.cuts(0)
+        for home, sha256, records, total in state.rows(groups):
+            if home != label:
+                label, done, cuts = home, 0, options.cuts(total)
+            yield sha256, next(split for end, split in cuts if done < end)
+            done += records
+
+    state.write_many("INSERT INTO cut VALUES (?, ?)", assigned())
+    state.write(
+        "UPDATE inputs SET split = cut.split FROM cut WHERE cut.sha256 = inputs.sha256"
+        " AND inputs.reason IS NULL AND inputs.split IS NULL"
+    )
+    for split in options.splits or ():
+        if not state.value("SELECT 1 FROM inputs WHERE split = ? LIMIT 1", (split,)):
+            raise ValueError(f"split {split!r} would get no picture: too few for its fraction {options.splits}")
+
+
+def _groups(state: State, column: str, condition: str) -> list[list[str]]:
+    """Returns groups of keys with equal bytes that differ in a column."""
+    groups: dict[str, list[str]] = {}
+    query = f"""
+        SELECT sha256, key FROM inputs WHERE reason IS NULL AND sha256 IN (
+            SELECT sha256 FROM inputs WHERE reason IS NULL {condition} GROUP BY sha256
+            HAVING count(DISTINCT {column}) > 1
+        ) ORDER BY key"""
+    for sha256, key in state.rows(query):
+        groups.setdefault(sha256, []).append(key)
+    return list(groups.values())
+
+
+def _shown(state: State, keys: Sequence[str]) -> str:
+    def shown(key: str) -> str:
+        split, class_name = next(state.rows("SELECT split, class_name FROM inputs WHERE key = ?", (key,)))
+        return f"{key} ({', '.join(text for text in (split, class_name) if text)})"
+
+    return " = ".join(map(shown, keys))
+
+
+def _listing(lines: Iterable[str]) -> str:
+    return "".join(f"\n  {line}" for line in lines)

@@ -1,0 +1,157 @@
+"""Data sets that tensorflow-datasets prepared as TFRecords: their shards read with our own reader, no TensorFlow needed.
+
+The encoded bytes of the one Image feature are taken over; the labels keep their numbers. Formats: dataset_info.json and
+features.json as tensorflow-datasets 4.9 writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tfpipe.conversion.items import Item, Listing, Source
+from tfpipe.records import example, tfrecord
+from tfpipe.records.errors import DataError
+
+_INFO = "dataset_info.json"
+_FEATURES = "features.json"
+
+
+class _Layout(NamedTuple):
+    image: str
+    label: str
+    class_names: list[str]
+
+
+def is_prepared(folder: Path) -> bool:
+    """True where the two files of a prepared data set stand."""
+    return (folder / _INFO).is_file() and (folder / _FEATURES).is_file()
+
+
+def list_records(folder: Path, only: str | None) -> Listing:
+    """Returns the records of a prepared data set, split by split; keys are "SHARD#000042".
+
+    Args:
+        folder: of one version of the data set, where dataset_info.json stands.
+        only: the split to take, or None for all.
+
+    Raises:
+        ValueError: the folder is no prepared data set.
+        DataError: it does not have one Image and one ClassLabel, or a shard is missing or not complete.
+    """
+    if not is_prepared(folder):
+        raise ValueError(f"{folder}: layout 'tfds' takes the folder that holds {_INFO} and {_FEATURES}")
+    info = _json(folder / _INFO)
+    if info.get("fileFormat", "tfrecord") != "tfrecord":
+        raise DataError(f"file format {info['fileFormat']!r}, only 'tfrecord' can be read", path=folder / _INFO)
+    layout = _layout(folder)
+    splits = {split["name"]: split for split in info.get("splits", ())}
+    if only is not None and only not in splits:
+        raise DataError(f"there is no split {only!r}: it has {', '.join(splits)}", path=folder / _INFO)
+    names = list(splits) if only is None else [only]
+    return Listing(
+        (item for name in names for item in _split_items(folder, info["name"], splits[name], layout)),
+        layout.class_names,
+    )
+
+
+def read_picture(path: str, offset: int) -> bytes:
+    """Returns the encoded picture of the record whose frame begins at `offset` of a shard.
+
+    Raises:
+        DataError: the record is damaged, or does not hold one picture.
+    """
+    image, _ = _read(Path(path), offset, _layout_of(str(Path(path).parent)))
+    return image
+
+
+def _split_items(folder: Path, name: str, split: Mapping[str, Any], layout: _Layout) -> Iterator[Item]:
+    lengths = [int(length) for length in split["shardLengths"]]
+    template = split.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
+    for shard, expected in enumerate(lengths):
+        values = {"DATASET": name, "SPLIT": split["name"], "FILEFORMAT": "tfrecord"}
+        path = folder / template.format(
+            **values,
+            SHARD_X_OF_Y=f"{shard:05d}-of-{len(lengths):05d}",
+            SHARD_INDEX=f"{shard:05d}",
+            NUM_SHARDS=len(lengths),
+        )
+        yield from _shard_items(path, split["name"], expected, layout)
+
+
+def _shard_items(path: Path, split: str, expected: int, layout: _Layout) -> Iterator[Item]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise DataError(f"missing: a shard of {expected} records", path=path) from None
+    count = 0
+    for frame in tfrecord.read_frames(path):
+        _, label = _parse(frame.data, layout, path, frame.offset)
+        key = f"{path.name}#{count:06d}"
+        class_name = layout.class_names[label] if label >= 0 else None
+        in_split = "val" if split == "validation" else split
+        yield Source(
+            key, "", in_split, class_name, "tfrecord", str(path), frame.offset, status.st_size, status.st_mtime_ns
+        )
+        count += 1
+    if count != expected:
+        raise DataError(f"{count} records, {_INFO} says {expected} (cut file)", path=path)
+
+
+def _read(path: Path, offset: int, layout: _Layout) -> tuple[bytes, int]:
+    with open(path, "rb") as file:
+        data = tfrecord.read_frame(file, offset, path.stat().st_size, path)
+    return _parse(data, layout, path, offset)
+
+
+def _parse(data: bytes, layout: _Layout, path: Path, offset: int) -> tuple[bytes, int]:
+    try:
+        features = example.decode(data)
+    except DataError as error:
+        raise DataError(f"not a tf.train.Example ({error.message})", path=path, offset=offset) from None
+    image, label = features.get(layout.image), features.get(layout.label)
+    if not image or not isinstance(image[0], bytes) or not label or not isinstance(label[0], int):
+        raise DataError(f"the record lacks {layout.image!r} or {layout.label!r}", path=path, offset=offset)
+    if label[0] >= len(layout.class_names):
+        raise DataError(f"label {label[0]}, there are {len(layout.class_names)} classes", path=path, offset=offset)
+    return image[0], label[0]
+
+
+_layouts: dict[str, _Layout] = {}
+
+
+def _layout_of(folder: str) -> _Layout:
+    if folder not in _layouts:
+        _layouts[folder] = _layout(Path(folder))
+    return _layouts[folder]
+
+
+def _layout(folder: Path) -> _Layout:
+    features = _json(folder / _FEATURES).get("featuresDict", {}).get("features", {})
+    kinds = {name: str(feature.get("pythonClassName", "")).rsplit(".", 1)[-1] for name, feature in features.items()}
+    images = [name for name, kind in kinds.items() if kind == "Image"]
+    labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
+    if len(images) != 1 or len(labels) != 1:
+        listed = ", ".join(f"{name} {kind}" for name, kind in kinds.items()) or "none"
+        raise DataError(
+            f"must have exactly one Image and one ClassLabel; its features: {listed}", path=folder / _FEATURES
+        )
+    names_file = folder / f"{labels[0].replace('/', '-')}.labels.txt"
+    if names_file.is_file():
+        class_names = names_file.read_text("utf-8").splitlines()
+    else:
+        count = int(features[labels[0]].get("classLabel", {}).get("numClasses", 0))
+        class_names = [str(label) for label in range(count)]
+    return _Layout(images[0], labels[0], class_names)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"not JSON ({error})", path=path) from None
+    if not isinstance(content, dict):
+        raise DataError("not a JSON object", path=path)
+    return content

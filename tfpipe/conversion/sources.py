@@ -1,0 +1,240 @@
+"""Where pictures come from: every layout becomes a stream of `Source`, one per picture, and `Rejection`.
+
+    listing = list_sources({None: Path("photos")}, layout="folders")
+    for item in listing.items: ...            # Source(key="cat/1.jpg", class_name="cat", ...)
+
+Nothing is read here but directories and tables; the pictures themselves are read by the workers (`tasks.py`).
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from tfpipe.conversion import hdf5, prepared, walking
+from tfpipe.conversion.items import Item, Listing, Rejection, Source
+from tfpipe.records.errors import DataError
+
+LAYOUTS = ("folders", "filename", "csv", "flat", "hdf5", "tfds")
+DEFAULT_LABEL_PATTERN = r"(?P<label>[^._]+)[._]"
+
+_SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+_HDF5_SUFFIXES = (".h5", ".hdf5", ".he5")
+
+Inputs = Mapping[str | None, Path]  # by split; None: one input that says itself which splits it has, if any
+
+
+def list_sources(
+    inputs: Inputs,
+    unlabelled: Mapping[str, Path],
+    layout: str,
+    label_pattern: str = DEFAULT_LABEL_PATTERN,
+) -> Listing:
+    """Returns every picture of the inputs.
+
+    Args:
+        inputs: folder or file by split name, or one under None.
+        unlabelled: folders of pictures without labels, by split name.
+        layout: one of `LAYOUTS`.
+        label_pattern: for layout "filename": a regular expression with one named group, searched from the name's start.
+
+    Raises:
+        FileNotFoundError: an input is missing.
+        ValueError: an input is not of the layout, or the pattern is wrong.
+        DataError: an input's own files contradict each other.
+    """
+    for path in (*inputs.values(), *unlabelled.values()):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such input")
+    pattern = _compile(label_pattern)
+    listings = []
+    for split, path in inputs.items():
+        if layout == "csv":
+            listings.append(Listing(_csv_items(_file(path, layout), split)))
+        elif layout == "hdf5":
+            listings.append(hdf5.list_arrays(_file(path, layout), split))
+        elif layout == "tfds":
+            listings.append(prepared.list_records(path, split))
+        else:
+            label_of = {"folders": _first_folder, "filename": _in_name(pattern), "flat": _no_label}[layout]
+            listings.append(Listing(_picture_items(path, split, label_of)))
+    listings += [Listing(_picture_items(path, split, _no_label)) for split, path in unlabelled.items()]
+    return Listing.joined(listings)
+
+
+def guess_layout(path: Path) -> str:
+    """Returns the layout of an input where that is certain.
+
+    Raises:
+        ValueError: it is not; the message says between which.
+    """
+    if path.suffix.lower() == ".csv" and path.is_file():
+        return "csv"
+    if path.suffix.lower() in _HDF5_SUFFIXES and path.is_file():
+        return "hdf5"
+    if path.is_file():
+        raise ValueError(f"{path}: input must be a folder, a .csv or an .h5 file")
+    if prepared.is_prepared(path):
+        return "tfds"
+    top = [entry for entry in os.scandir(path) if not walking.is_hidden(entry.name)]
+    folders = [entry for entry in top if entry.is_dir()]
+    if folders and {entry.name for entry in folders} <= set(_SPLIT_FOLDERS):
+        top = [entry for folder in folders for entry in os.scandir(folder.path) if not walking.is_hidden(entry.name)]
+    if top and all(entry.is_dir() for entry in top):
+        return "folders"
+    raise ValueError(
+        f"{path}: the layout is not certain here: pass layout='folders' (one folder per class), 'filename' (the class is in"
+        " the file's name), or 'flat' (no labels)"
+    )
+
+
+def _file(path: Path, layout: str) -> Path:
+    if not path.is_file():
+        raise ValueError(f"{path}: layout {layout!r} takes a file")
+    return path
+
+
+def _compile(label_pattern: str) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(label_pattern)
+    except re.error as error:
+        raise ValueError(f"label_pattern {label_pattern!r} is not a regular expression: {error}") from None
+    if len(pattern.groupindex) != 1:
+        raise ValueError(
+            f"label_pattern must have one named group, as in {DEFAULT_LABEL_PATTERN!r} (got {label_pattern!r})"
+        )
+    return pattern
+
+
+# A label function returns the class name of a picture at a path relative to its split, None where it has none by intent,
+# and raises a LookupError that says what is missing.
+LabelOf = Callable[[PurePosixPath], str | None]
+
+
+def _first_folder(relative: PurePosixPath) -> str:
+    if len(relative.parts) < 2:
+        raise LookupError("stands outside the class folders")
+    return relative.parts[0]
+
+
+def _in_name(pattern: re.Pattern[str]) -> LabelOf:
+    (group,) = pattern.groupindex
+
+    def label_of(relative: PurePosixPath) -> str:
+        match = pattern.match(relative.name)
+        if not match or not match.group(group):
+            raise LookupError(f"its name does not match the label pattern {pattern.pattern!r}")
+        return match.group(group)
+
+    return label_of
+
+
+def _no_label(_: PurePosixPath) -> None:
+    return None
+
+
+@dataclass
+class _Splitter:
+    """Tells the split of a path where the input's top-level folders are splits."""
+
+    root: Path
+    by_folder: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = sorted(
+            entry.name for entry in os.scandir(self.root) if entry.is_dir() and not walking.is_hidden(entry.name)
+        )
+        splits = [name for name in names if name in _SPLIT_FOLDERS]
+        others = [name for name in names if name not in _SPLIT_FOLDERS]
+        if splits and others:
+            raise ValueError(
+                f"{self.root}: beside the split folders {', '.join(splits)} stand {', '.join(others[:5])}: name each split's"
+                " folder, as in --input=train=DIR,test=DIR2 and --unlabelled=test1=DIR3"
+            )
+        if {"val", "validation"} <= set(splits):
+            raise ValueError(
+                f"{self.root}: both 'val' and 'validation' would be split val: name the folders with --input"
+            )
+        self.by_folder = {name: _SPLIT_FOLDERS[name] for name in splits}
+
+    def __call__(self, relative: PurePosixPath) -> tuple[str | None, PurePosixPath]:
+        if not self.by_folder:
+            return None, relative
+        if len(relative.parts) < 2:
+            raise LookupError(f"stands outside the split folders {', '.join(self.by_folder)}")
+        return self.by_folder[relative.parts[0]], PurePosixPath(*relative.parts[1:])
+
+
+def _picture_items(root: Path, split: str | None, label_of: LabelOf) -> Iterator[Item]:
+    if not root.is_dir():
+        raise ValueError(f"{root}: not a folder")
+    split_of = _Splitter(root) if split is None else None
+    prefix = "" if split is None else f"{split}/"
+    for item in walking.walk(root):
+        if isinstance(item, Rejection):
+            yield Rejection(prefix + item.key, item.path, item.reason, item.message, item.fatal)
+            continue
+        relative = PurePosixPath(item.relative)
+        key = prefix + item.relative
+        try:
+            in_split, below = split_of(relative) if split_of else (split, relative)
+            class_name = label_of(below)
+        except LookupError as error:
+            yield Rejection(key, item.path, "no_class", str(error.args[0]))
+            continue
+        yield Source(key, key, in_split, class_name, "file", item.path, 0, item.num_bytes, item.mtime_ns)
+
+
+def _csv_items(path: Path, split: str | None) -> Iterator[Item]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        table = csv.DictReader(file, strict=True)
+        columns = [name.strip().lower() for name in table.fieldnames or ()]
+        table.fieldnames = columns
+        if "path" not in columns:
+            raise ValueError(
+                f"{path}: the first line must name the columns path, label and, optionally, split and id (got {columns})"
+            )
+        try:
+            for row in table:
+                yield _csv_item(path, table.line_num, row, split)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"line {table.line_num + 1} cannot be read as UTF-8 CSV ({error})", path=path) from None
+
+
+def _csv_item(table: Path, line: int, row: Mapping[str | None, object], split: str | None) -> Item:
+    def cell(column: str) -> str:
+        value = row.get(column)
+        return value.strip() if isinstance(value, str) else ""
+
+    given = cell("path").replace("\\", "/")
+    place = f"{table}: line {line}"
+    if not given or None in row:
+        problem = "has no path" if not given else "has more fields than the header (quote paths that hold a comma)"
+        return Rejection(f"{table.name}#line{line}", place, "bad_row", f"the row {problem}")
+    if split is not None and cell("split") not in ("", split):
+        return Rejection(given, place, "bad_row", f"the row says split {cell('split')!r}, the input is named {split!r}")
+    relative = os.path.normpath(given).replace(os.sep, "/")
+    inside = not os.path.isabs(given) and not relative.startswith("../")
+    key = cell("id") or relative
+    if not inside and not cell("id"):
+        return Rejection(given, place, "bad_row", "the path leads out of the table's folder: give the row an id")
+    source = table.parent / given
+    try:
+        status = source.stat()
+    except OSError as error:
+        return Rejection(key, str(source), "unreadable", f"{error.strerror} (line {line} of {table.name})")
+    return Source(
+        key,
+        relative if inside else f"{key}{source.suffix}",
+        split or _SPLIT_FOLDERS.get(cell("split"), cell("split")) or None,
+        cell("label") or None,
+        "file",
+        str(source),
+        0,
+        status.st_size,
+        status.st_mtime_ns,
+    )

@@ -1,0 +1,203 @@
+"""What workers do: audit pictures, and write one shard. Bytes are read and hashed here, never decoded."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+import google_crc32c
+
+from tfpipe.conversion import hdf5, prepared
+from tfpipe.records import images, schema, tfrecord
+from tfpipe.records.catalog import Row
+from tfpipe.records.errors import DataError, RejectedImage
+from tfpipe.records.files import written_atomically
+from tfpipe.records.manifest import Shard, index_file
+
+Report = Callable[[int, int], None]  # records and bytes done since the last call
+
+_REPORT_SECONDS = 0.2
+
+
+def read_picture(kind: str, path: str, place: int) -> bytes:
+    """Returns a picture's encoded bytes; arguments as in `items.Source`."""
+    if kind == "hdf5":
+        return hdf5.read_picture(path, place)
+    if kind == "tfrecord":
+        return prepared.read_picture(path, place)
+    with open(path, "rb", buffering=0) as file:
+        return file.readall()
+
+
+class AuditTask(NamedTuple):
+    """Pictures to look at: (row id in the state, kind, path, place) of each."""
+
+    pictures: list[tuple[int, str, str, int]]
+    max_pixels: int
+
+
+class Audited(NamedTuple):
+    """What the audit found of one picture; the fields are columns of the state."""
+
+    sha256: str | None = None
+    crc32c: int | None = None
+    image_bytes: int = 0
+    format: str | None = None
+    height: int | None = None
+    width: int | None = None
+    channels: int | None = None
+    orientation: int | None = None
+    color: str | None = None
+    reason: str | None = None
+    message: str | None = None
+
+
+def audit(task: AuditTask, report: Report) -> list[tuple[int, Audited]]:
+    """Returns (row id, findings) of each picture."""
+    found = []
+    num_bytes = 0
+    for row, kind, path, place in task.pictures:
+        audited = _audit_one(kind, path, place, task.max_pixels)
+        num_bytes += audited.image_bytes
+        found.append((row, audited))
+    report(len(found), num_bytes)
+    return found
+
+
+def _audit_one(kind: str, path: str, place: int, max_pixels: int) -> Audited:
+    try:
+        data = read_picture(kind, path, place)
+    except OSError as error:
+        return Audited(reason="unreadable", message=error.strerror or str(error))
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        header = images.read_header(data, max_pixels=max_pixels)
+    except RejectedImage as error:
+        return Audited(sha256=digest, image_bytes=len(data), reason=error.reason, message=str(error))
+    return Audited(
+        digest,
+        google_crc32c.value(data),
+        len(data),
+        header.format,
+        header.height,
+        header.width,
+        header.channels,
+        header.orientation,
+        header.color,
+    )
+
+
+class ShardTask(NamedTuple):
+    """One shard to write: records [start, end) of a split in the order of the plan."""
+
+    directory: str
+    state: str
+    split: str
+    shard_index: int
+    file: str
+    start: int
+    end: int
+
+
+def write_shard(task: ShardTask, report: Report) -> Shard:
+    """Writes a shard, its index and its rows of the catalogue; each is synced, then renamed into place, the shard last.
+
+    Raises:
+        DataError: a picture is not what the audit saw.
+        OSError: the disk is full, or the like.
+    """
+    directory = Path(task.directory)
+    sha256 = hashlib.sha256()
+    index, catalog = io.StringIO(), io.StringIO()
+    rows = csv.writer(catalog, lineterminator="\n")
+    offset = 0
+    with contextlib.closing(_Ticker(report)) as ticker, written_atomically(directory / task.file) as file:
+        for position, (record, crc, source) in enumerate(_planned(task)):
+            if google_crc32c.value(record.encoded) != crc:
+                raise DataError("changed since the audit: its bytes are no longer the same", path=source)
+            pieces = tfrecord.frame(schema.encode(record))
+            for piece in pieces:
+                file.write(piece)
+                sha256.update(piece)
+            length = sum(map(len, pieces))
+            index.write(f"{offset} {length}\n")
+            rows.writerow(_catalog_row(record, task, position, int.from_bytes(pieces[2], "little")))
+            offset += length
+            ticker.tick(len(record.encoded))
+        index_bytes = index.getvalue().encode()
+        index_sha256 = hashlib.sha256(index_bytes).hexdigest()
+        shard = Shard(task.file, task.end - task.start, offset, sha256.hexdigest(), index_sha256)
+        state = Path(task.state)
+        for path, data in (
+            (directory / index_file(task.file), index_bytes),
+            (state.with_name(f"{task.file}.csv"), catalog.getvalue().encode()),
+            (state.with_name(f"{task.file}.json"), json.dumps(dataclasses.asdict(shard)).encode()),
+        ):
+            with written_atomically(path) as beside:
+                beside.write(data)
+    return shard
+
+
+def _planned(task: ShardTask) -> Iterator[tuple[schema.Record, int, str]]:
+    """Yields (record, CRC of its picture, path it came from) in the order of the plan."""
+    # immutable: nothing writes to the state while shards are written, so no lock is needed, nor possible everywhere.
+    with contextlib.closing(sqlite3.connect(f"file:{quote(task.state)}?mode=ro&immutable=1", uri=True)) as state:
+        query = """
+            SELECT kind, path, place, crc32c, format, height, width, channels, orientation, filename, key, sha256,
+                   label, coalesce(class_name, '')
+            FROM inputs WHERE split = ? ORDER BY rank, key LIMIT ? OFFSET ?"""
+        for row in state.execute(query, (task.split, task.end - task.start, task.start)):
+            kind, path, place, crc, *fields = row
+            try:
+                data = read_picture(kind, path, place)
+            except OSError as error:
+                raise DataError(f"cannot be read any more ({error.strerror})", path=path) from None
+            yield schema.Record(data, *fields), crc, path
+
+
+def _catalog_row(record: schema.Record, task: ShardTask, position: int, crc32c: int) -> Row:
+    return Row(
+        key=record.key,
+        filename=record.filename,
+        split=task.split,
+        shard=task.shard_index,
+        position=position,
+        label=record.label,
+        class_name=record.class_name,
+        format=record.format,
+        height=record.height,
+        width=record.width,
+        orientation=record.orientation,
+        crc32c=crc32c,
+        sha256=record.sha256,
+    )
+
+
+class _Ticker:
+    """Reports a few times a second, however small the pictures are."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._num_records = self._num_bytes = 0
+        self._last = time.monotonic()
+
+    def tick(self, num_bytes: int) -> None:
+        self._num_records += 1
+        self._num_bytes += num_bytes
+        if time.monotonic() - self._last > _REPORT_SECONDS:
+            self.close()
+
+    def close(self) -> None:
+        self._report(self._num_records, self._num_bytes)
+        self._num_records = self._num_bytes = 0
+        self._last = time.monotonic()

@@ -1,0 +1,94 @@
+"""Folders, walked in a fixed order: hidden files passed over, links followed once, loops reported."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tfpipe.conversion.items import Rejection
+
+_LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx"))  # what file managers and archivers leave behind
+
+
+class Found(NamedTuple):
+    """One file: `relative` to the root, POSIX separators."""
+
+    relative: str
+    path: str
+    num_bytes: int
+    mtime_ns: int
+
+
+def is_hidden(name: str) -> bool:
+    """True for the names that no one means as pictures: .DS_Store, Thumbs.db and the like."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def walk(root: Path) -> Iterator[Found | Rejection]:
+    """Yields every file below a folder, and what could not be followed or read.
+
+    A link to a file counts as a file. A link to a folder is followed after all real folders, and only where that folder
+    was not walked already, so that each is walked once and the real path wins over the link.
+    """
+    status = os.stat(root)
+    walked = {(status.st_dev, status.st_ino)}
+    links: list[tuple[str, str]] = []  # a heap, so that the order in which a file system lists names changes nothing
+    yield from _walk_folder(str(root), "", walked, links)
+    while links:
+        relative, path = heapq.heappop(links)
+        status = os.stat(path)
+        identity = (status.st_dev, status.st_ino)
+        if identity in walked:
+            message = f"the link leads to a folder that is walked already: {os.path.realpath(path)}"
+            yield Rejection(relative, path, "link_loop", message, fatal=False)
+            continue
+        walked.add(identity)
+        yield from _walk_folder(path, f"{relative}/", walked, links)
+
+
+def _walk_folder(
+    path: str, prefix: str, walked: set[tuple[int, int]], links: list[tuple[str, str]]
+) -> Iterator[Found | Rejection]:
+    # A stack and not recursion: a deep tree must not end in a RecursionError. Entries are not sorted: a folder of a
+    # million files would have to be held in memory, and the catalogue sorts by key anyway.
+    stack = [(path, prefix)]
+    while stack:
+        folder, below = stack.pop()
+        try:
+            entries = os.scandir(folder)
+        except OSError as error:
+            yield Rejection(below.rstrip("/") or ".", folder, "unreadable", f"cannot list the folder: {error.strerror}")
+            continue
+        with entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                relative = below + entry.name
+                if not _is_utf8(relative):
+                    shown = relative.encode("utf-8", "backslashreplace").decode()
+                    yield Rejection(shown, folder, "bad_name", "the name is not UTF-8: rename it")
+                    continue
+                try:
+                    status = os.stat(entry.path)
+                except OSError as error:
+                    what = "the link leads nowhere" if entry.is_symlink() else "cannot be read"
+                    yield Rejection(relative, entry.path, "unreadable", f"{what}: {error.strerror}")
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    yield Found(relative, entry.path, status.st_size, status.st_mtime_ns)
+                elif not stat.S_ISDIR(status.st_mode):  # a pipe or a device would block a reader for ever
+                    yield Rejection(relative, entry.path, "unreadable", "not a regular file")
+                elif entry.is_symlink():
+                    heapq.heappush(links, (relative, entry.path))
+                else:
+                    walked.add((status.st_dev, status.st_ino))
+                    stack.append((entry.path, f"{relative}/"))
+
+
+def _is_utf8(text: str) -> bool:
+    # Names that are not UTF-8 reach Python as lone surrogates.
+    return not any("\ud800" <= character <= "\udfff" for character in text)
