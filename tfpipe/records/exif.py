@@ -63,12 +63,13 @@ def _find_tag(tiff: bytes, byte_order: str) -> float | None:
         return None
     (num_entries,) = struct.unpack_from(byte_order + "H", tiff, position)
     position += 2
+    tags: set[int] = set()
     out_of_line_bytes = 0
     for start in range(position, position + num_entries * _ENTRY_BYTES, _ENTRY_BYTES):
         if start + _ENTRY_BYTES > len(tiff):
             return None
         tag, kind, count = struct.unpack_from(byte_order + "HHL", tiff, start)
-        if kind not in _TYPES:
+        if kind not in _TYPES or tag in tags:
             continue
         num_bytes = count * _TYPES[kind][0]
         value_start = start + 8
@@ -81,6 +82,8 @@ def _find_tag(tiff: bytes, byte_order: str) -> float | None:
                 return None  # the block was cut: what follows cannot be trusted
         if tag == _ORIENTATION_TAG and num_bytes:
             return _number(tiff, value_start, byte_order, kind)
+        if num_bytes:
+            tags.add(tag)
     return None
 
 

@@ -180,16 +180,14 @@ class _Walker:
         """Returns the segment's bytes behind its length, and steps over them."""
         start = self.position + 2
         length = int.from_bytes(self.data[self.position : start], "big")
-        if length < 2:  # it counts its own two bytes
-            if marker not in _SKIPPED:
-                self._reject("damaged_header", f"segment 0x{marker:02x} has length {length}; 2 is the least")
-            length = 2  # so does the decoder read it, in segments that it steps over
+        if length < 2 and marker in _SKIPPED:
+            length = 2  # a length counts its own two bytes; the decoder forgives less in what it skips
         end = self.position + length
-        if end > len(self.data):
-            message = (
-                f"segment 0x{marker:02x} of {length} bytes, {len(self.data) - self.position} are left: the file was cut"
-            )
-            self._reject("truncated", message)
+        if max(start, end) > len(self.data):
+            left = len(self.data) - self.position
+            self._reject("truncated", f"segment 0x{marker:02x} of {length} bytes, {left} are left: the file was cut")
+        if length < 2:
+            self._reject("damaged_header", f"segment 0x{marker:02x} has length {length}; 2 is the least")
         self.position = end
         return self.data[start:end]
 

@@ -132,6 +132,8 @@ class _Walker:
     def _check_palette(self, facts: PngFacts, payload: bytes) -> None:
         if b"PLTE" in self.seen:
             self._reject("damaged_table", "a second PLTE chunk")
+        if b"IDAT" in self.seen:
+            return  # too late to matter, and the decoder passes over it
         if facts.color_type & 2 and not payload:
             self._reject("damaged_table", "an empty PLTE chunk")
         if facts.color_type == _PALETTE and (len(payload) % 3 or not 3 <= len(payload) <= 768):
