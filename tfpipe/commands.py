@@ -1,0 +1,99 @@
+"""What every command of tools/ shares: flags shown by --help however it is started, errors as one line, Ctrl-C that tells.
+
+    def command() -> None:
+        commands.run(main, __name__)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags
+
+from tfpipe.records.errors import DataError
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+class UsageError(Exception):
+    """The command's words are wrong; the message says how they should be."""
+
+
+def run(main: Callable[[list[str]], int | None], module_name: str) -> NoReturn:
+    """Runs a command and ends the process: 0, or what `main` returns; 1 for an error, 2 for wrong usage, 130 for Ctrl-C.
+
+    Args:
+        main: takes the arguments that are no flags, without the program's name.
+        module_name: `__name__` of the module that defines the flags and whose docstring is the help text.
+    """
+    # absl shows the flags of the main module only, and knows it by the program's name: a console script's is another file.
+    for flag in flags.FLAGS.flags_by_module_dict().get(module_name, []):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    sys.modules["__main__"].__doc__ = sys.modules[module_name].__doc__
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    app.run(lambda argv: sys.exit(_guarded(main, argv[1:])))
+    raise AssertionError  # app.run never returns
+
+
+def _guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
+    try:
+        return main(arguments) or 0
+    except UsageError as error:
+        _say(f"error: {error}\nSee --help.")
+        return 2
+    except KeyboardInterrupt:
+        _say("\nstopped. What was finished is kept: run the same command again to go on.")
+        return _INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has seen enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (DataError, ValueError, OSError, ImportError, RuntimeError) as error:
+        _say(f"error: {error}")
+        return 1
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def parse_paths(flag: str, value: str) -> str | dict[str, str]:
+    """Returns a flag's path, or its paths by name: "photos" or "train=photos/a,test=photos/b".
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if "=" not in value or Path(value).exists():  # a path may hold an equals sign or a comma
+        return value
+    return parse_pairs(flag, value)
+
+
+def parse_pairs(flag: str, value: str) -> dict[str, str]:
+    """Returns {"train": "0.8", "test": "0.2"} for "train=0.8,test=0.2".
+
+    Raises:
+        UsageError: an item has no "=", an empty side, or a name that was given before.
+    """
+    pairs: dict[str, str] = {}
+    for item in value.split(","):
+        name, equals, text = item.partition("=")
+        if not (name.strip() and equals and text.strip()) or name.strip() in pairs:
+            raise UsageError(f"--{flag} must be NAME=VALUE,NAME=VALUE with different names (got {value!r})")
+        pairs[name.strip()] = text.strip()
+    return pairs
+
+
+def parse_numbers(flag: str, pairs: Mapping[str, str], kind: type[int] | type[float]) -> dict[str, int] | dict[str, float]:
+    """Returns the pairs with their values as numbers.
+
+    Raises:
+        UsageError: a value is no number of that kind.
+    """
+    try:
+        return {name: kind(text) for name, text in pairs.items()}  # type: ignore[return-value]
+    except ValueError as error:
+        raise UsageError(f"--{flag}: {error}") from None

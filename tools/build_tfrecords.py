@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Writes photographs, byte for byte, into sharded TFRecords with a manifest.
+
+  build_tfrecords --input=photos/ --output=shards/ --name=pets --layout=folders --splits=train=0.8,test=0.2
+  build_tfrecords --input=train=signs/train,test=signs/test --output=shards/ --layout=filename
+  build_tfrecords --input=cats_dogs/train --unlabelled=test1=cats_dogs/test1 --splits=train=0.9,val=0.1 --output=shards/
+
+Pictures are never decoded: JPEG and PNG files are stored as they are, after a look at their headers that names every file
+that TensorFlow could not read. A run that was stopped goes on when it is started again with the same flags; a complete
+data set is left alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: the checkout's own tfpipe, and none of this folder's files as modules
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from absl import flags
+
+from tfpipe import commands
+from tfpipe.conversion.build import build_tfrecords
+from tfpipe.conversion.options import DEFAULT_SHARD_BYTES
+from tfpipe.conversion.sources import DEFAULT_LABEL_PATTERN, LAYOUTS
+from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.records.summary import describe_manifest
+
+_INPUT = flags.DEFINE_string("input", None, "Folder, .csv or .h5 file; or one per split: train=DIR,test=DIR2.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the data set; made if need be.")
+_NAME = flags.DEFINE_string("name", "images", "Name of the data set; shards are NAME-SPLIT.tfrecord-00000-of-00016.")
+_LAYOUT = flags.DEFINE_enum(
+    "layout",
+    None,
+    LAYOUTS,
+    "folders: one folder per class. filename: the class is in the file's name. csv: columns path, label and, optionally, split"
+    " and id. flat: no labels. hdf5: arrays of pictures and labels. tfds: a data set that tensorflow-datasets prepared."
+    " Default: guessed where that is certain.",
+)
+_SPLITS = flags.DEFINE_string("splits", None, "Fraction of each split, adding up to 1: train=0.8,val=0.1,test=0.1.")
+_UNLABELLED = flags.DEFINE_string("unlabelled", None, "Folders of pictures without labels, by split: test1=DIR.")
+_LABEL_PATTERN = flags.DEFINE_string(
+    "label_pattern",
+    DEFAULT_LABEL_PATTERN,
+    "For --layout=filename: regular expression with one named group, matched from the start of the file's name.",
+)
+_CLASS_NAMES = flags.DEFINE_list("class_names", None, "Classes in the order of their labels. Default: sorted.")
+_NUM_SHARDS = flags.DEFINE_string("num_shards", None, "Shards per split: 16, or train=16,test=2. Default: by --shard_mib.")
+_SHARD_MIB = flags.DEFINE_integer("shard_mib", DEFAULT_SHARD_BYTES >> 20, "Size that a shard should have, in MiB.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Draws the splits and the order of records.")
+_WORKERS = flags.DEFINE_integer("workers", None, "Processes. Default: one per core.", 1)
+_ON_ERROR = flags.DEFINE_enum(
+    "on_error", "fail", ("fail", "skip"), "Bad pictures: list all and write nothing, or leave out and list in rejected.jsonl."
+)
+_ON_CONFLICT = flags.DEFINE_enum("on_conflict", "fail", ("fail", "keep"), "Equal bytes under different labels.")
+_ALLOW_LEAKS = flags.DEFINE_bool("allow_leaks", False, "Keep equal bytes in different given splits, noted in the manifest.")
+_MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a picture is rejected.", 1)
+
+
+def main(arguments: list[str]) -> None:
+    """Builds, then prints the summary."""
+    if arguments:
+        raise commands.UsageError(f"arguments without a flag: {' '.join(arguments)}")
+    if _OUTPUT.value is None or (_INPUT.value is None and _UNLABELLED.value is None):
+        raise commands.UsageError("--input (or --unlabelled) and --output are needed")
+    manifest = build_tfrecords(
+        None if _INPUT.value is None else commands.parse_paths("input", _INPUT.value),
+        _OUTPUT.value,
+        name=_NAME.value,
+        layout=_LAYOUT.value,
+        splits=_SPLITS.value and commands.parse_numbers("splits", commands.parse_pairs("splits", _SPLITS.value), float),
+        unlabelled=_UNLABELLED.value and commands.parse_pairs("unlabelled", _UNLABELLED.value),
+        label_pattern=_LABEL_PATTERN.value,
+        class_names=_CLASS_NAMES.value,
+        num_shards=_num_shards(_NUM_SHARDS.value),
+        shard_bytes=_SHARD_MIB.value << 20,
+        seed=_SEED.value,
+        workers=_WORKERS.value,
+        on_error=_ON_ERROR.value,
+        on_conflict=_ON_CONFLICT.value,
+        allow_leaks=_ALLOW_LEAKS.value,
+        max_pixels=_MAX_PIXELS.value,
+    )
+    print(describe_manifest(manifest))
+
+
+def _num_shards(value: str | None) -> int | dict[str, int] | None:
+    if value is None or value.isdigit():
+        return None if value is None else int(value)
+    return commands.parse_numbers("num_shards", commands.parse_pairs("num_shards", value), int)
+
+
+def command() -> None:
+    """Runs the command; the console script's entry point."""
+    commands.run(main, __name__)
+
+
+if __name__ == "__main__":
+    command()
