@@ -1,0 +1,69 @@
+"""Pictures that tests build from: small ones that are made, real ones from TFPIPE_TEST_DATA where it is set."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def picture(seed: int, size: tuple[int, int] = (24, 16), format: str = "JPEG", **options: object) -> bytes:
+    """A small picture of noise in a few colours: different for every seed."""
+    drawn = random.Random(seed)
+    coarse = Image.frombytes("RGB", (4, 4), drawn.randbytes(48))
+    out = io.BytesIO()
+    coarse.resize(size, Image.Resampling.BICUBIC).save(out, format, **options)
+    return out.getvalue()
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """folders layout: 12 cats, 8 dogs, and a class in Chinese with a space, one picture in a folder below."""
+    root = tmp_path / "photos"
+    for index in range(12):
+        write(root / "cat" / f"{index}.jpg", picture(index))
+    for index in range(8):
+        write(root / "dog" / f"{index}.jpg", picture(100 + index, (32, 20)))
+    for index in range(5):
+        write(root / "小 猫" / "深" / f"猫 {index}.jpg", picture(200 + index))
+    return root
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real pictures; skips where there is none."""
+    path = os.environ.get("TFPIPE_TEST_DATA")
+    if not path:
+        pytest.skip("TFPIPE_TEST_DATA is not set: no real pictures here")
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def run_tool() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command of tools/ as a file of the checkout: run_tool("build_tfrecords", "--input=...")."""
+
+    def run(tool: str, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command: Sequence[str] = [sys.executable, str(CHECKOUT / "tools" / f"{tool}.py"), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT.parent, timeout=300)
+        if check and done.returncode:
+            pytest.fail(f"{' '.join(command)}\nexited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    return run
