@@ -1,0 +1,132 @@
+"""A data set at a glance, as text for people: what a build prints at its end, and `inspect_tfrecords info`."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from tfpipe.records.manifest import REJECTED_NAME, Manifest
+
+_MAX_CLASSES = 20  # more rows than this are shortened
+_SHOWN_CLASSES = 10
+_MAX_NAME = 32  # columns of a class name
+
+_PROPERTIES = {  # words for `Manifest.properties`, in this order; a name that is not here is shown as it is
+    "turned": "turned by EXIF",
+    "grey": "grey",
+    "cmyk": "CMYK",
+    "png": "PNG",
+    "png_named_jpeg": "PNG named .jpg",
+    "duplicates": "byte duplicates",
+}
+
+
+def describe_manifest(manifest: Manifest) -> str:
+    """Returns the data set in some lines: records, bytes and shards per split, classes, oddities, the root hash."""
+    total = sum(split.num_records for split in manifest.splits.values())
+    head = (
+        f"{manifest.name}: {_plural(total, 'record')} in {_plural(len(manifest.splits), 'split')},"
+        f" {_plural(len(manifest.class_names), 'class', 'classes')}"
+    )
+    blocks = [[head], _splits(manifest), _classes(manifest), _oddities(manifest)]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def format_bytes(count: int) -> str:
+    """Returns a size in the unit that suits it: 999 B, 12.3 kB, 4.5 MB (powers of 1000)."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.95:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def display_width(text: str) -> int:
+    """Returns the columns that a text takes in a terminal: Chinese characters two, combining marks none."""
+    return sum(
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
+    )
+
+
+def _splits(manifest: Manifest) -> list[str]:
+    rows: list[tuple[str, ...]] = [("split", "records", "labelled", "pictures", "in shards", "shards")]
+    for name, split in manifest.splits.items():
+        labelled = "yes" if split.labelled else "no"
+        rows.append(_split_row(name, split.num_records, labelled, split.image_bytes, split.num_bytes, len(split.shards)))
+    if len(manifest.splits) > 1:
+        splits = manifest.splits.values()
+        sums = [sum(column) for column in zip(*((s.image_bytes, s.num_bytes, len(s.shards)) for s in splits), strict=True)]
+        rows.append(_split_row("total", sum(split.num_records for split in splits), "", *sums))
+    return list(_aligned(rows, left=(0,)))
+
+
+def _split_row(
+    name: str, num_records: int, labelled: str, image_bytes: int, shard_bytes: int, num_shards: int
+) -> tuple[str, ...]:
+    return name, f"{num_records:,}", labelled, format_bytes(image_bytes), format_bytes(shard_bytes), f"{num_shards:,}"
+
+
+def _classes(manifest: Manifest) -> list[str]:
+    names, count = manifest.class_names, len(manifest.class_names)
+    if not names:
+        return []
+    splits = {name: split for name, split in manifest.splits.items() if split.labelled}
+    totals = {name: sum(split.class_counts.get(name, 0) for split in splits.values()) for name in names}
+    shown = range(count) if count <= _MAX_CLASSES else range(_SHOWN_CLASSES)
+    rows: list[tuple[str, ...]] = [("label", "class", *splits, *(["total"] if len(splits) > 1 else []))]
+    for label in shown:
+        name = names[label]
+        counts = [f"{split.class_counts.get(name, 0):,}" for split in splits.values()]
+        rows.append((str(label), _shortened(name), *counts, *([f"{totals[name]:,}"] if len(splits) > 1 else [])))
+    lines = list(_aligned(rows, left=(1,)))
+    if count > len(shown):
+        least, most = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
+        lines.append(
+            f"and {count - len(shown):,} more classes; all have between {totals[least]:,} ({_shortened(least)})"
+            f" and {totals[most]:,} ({_shortened(most)}) records"
+        )
+    return lines
+
+
+def _oddities(manifest: Manifest) -> list[str]:
+    named = [name for name in _PROPERTIES if name in manifest.properties]
+    others = [name for name in manifest.properties if name not in _PROPERTIES]
+    facts = [(_PROPERTIES.get(name, name), f"{manifest.properties[name]:,}") for name in (*named, *others)]
+    facts.append(("conflicting labels", _groups(manifest.conflicts)))
+    facts.append(("leaks across splits", _groups(manifest.leaks)))
+    rejected = f"{sum(manifest.rejected.values()):,}"
+    if manifest.rejected:
+        reasons = sorted(manifest.rejected.items(), key=lambda item: (-item[1], item[0]))
+        rejected += f" ({', '.join(f'{reason} {number:,}' for reason, number in reasons)}; see {REJECTED_NAME})"
+    facts.append(("rejected inputs", rejected))
+    facts.append(("root hash", manifest.root_hash))
+    return list(_aligned(facts, left=(0, 1)))
+
+
+def _groups(groups: Sequence[Sequence[str]]) -> str:
+    return f"{_plural(len(groups), 'group')} of equal bytes, {sum(map(len, groups)):,} records" if groups else "0"
+
+
+def _plural(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _shortened(name: str) -> str:
+    shown = "".join(character if character.isprintable() else "?" for character in name)
+    if display_width(shown) <= _MAX_NAME:
+        return shown
+    while display_width(shown) > _MAX_NAME - 3:
+        shown = shown[:-1]
+    return shown + "..."
+
+
+def _aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int]) -> Iterator[str]:
+    widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = []
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            padding = " " * (width - display_width(cell))
+            cells.append(cell + padding if place in left else padding + cell)
+        yield "  ".join(cells).rstrip()
