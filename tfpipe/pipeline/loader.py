@@ -147,15 +147,15 @@ class _Rows:
             return str(error).encode()
         try:
             self.decode(tf.constant(position), tf.constant(serialized))
-        except tf.errors.OpError as error:
+        except Exception as error:  # whatever it is, it is the answer (bytes in TensorFlow's message can be no UTF-8)
             return str(self._reader.error(int(position), f"cannot be decoded: {_plain(error)}")).encode()
         reason = first_failure or "lost on the way, or an error before it was passed over"
         return str(self._reader.error(int(position), f"{reason}; a second attempt read and decoded it")).encode()
 
 
-def _plain(error: tf.errors.OpError) -> str:
+def _plain(error: Exception) -> str:
     # "{{function_node __wrapped__DecodeJpeg_device_...}} jpeg::Uncompress failed. ... [Op:DecodeJpeg]"
-    return re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", str(error.message), flags=re.DOTALL)
+    return re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", str(error), flags=re.DOTALL)
 
 
 def _as_tuple(row: dict[str, tf.Tensor], *, weighted: bool) -> tuple[tf.Tensor, ...]:

@@ -4,7 +4,7 @@
     reader.read(17)                                         # one serialised Example, or DataError: shard and offset
     read_records(reader, positions, num_parallel_calls=2)   # (position, serialized), "" where a read failed
 
-The chain that makes a smaller or another data set impossible to miss: the manifest holds the hashes of the catalogue and
+What makes a smaller or another data set impossible to miss: the manifest holds the hashes of the catalogue and
 of every index, and the size of every shard, all checked on opening; the catalogue holds the CRC of each record, checked
 when it is read. A flipped bit, a swapped record and a swapped shard fail the same comparison. Random access is by
 `os.pread`: stored order, the part of one of several readers and a shuffled order are the same code.

@@ -1,0 +1,219 @@
+"""Decoding: pixels are Pillow's, exactly where the picture is only decoded, within 1.5 levels where it is resized."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from pipeline_fixtures import picture
+
+from tfpipe.pipeline.decoding import RESIZES, decode_image, parse_example, resize_image
+from tfpipe.records import example, schema
+
+pytestmark = pytest.mark.tf
+
+RECORD = schema.Record(b"\xff\xd8", "JPEG", 3, 4, 1, 6, "a/ü.jpg", "a/ü.jpg", "0" * 64, 2, "ü")
+
+
+def pillow(encoded: bytes) -> np.ndarray:
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB"))
+
+
+def difference(ours: tf.Tensor, theirs: np.ndarray) -> int:
+    assert ours.shape == theirs.shape
+    assert ours.dtype == tf.uint8
+    return int(np.abs(ours.numpy().astype(int) - theirs).max())
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    """Smooth and noisy parts, so that aliasing and rounding would both show."""
+    random = np.random.default_rng([height, width])
+    smooth = Image.fromarray(random.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((width, height), 3)
+    noise = random.integers(-60, 60, (height, width, 3))
+    return np.clip(np.asarray(smooth) + noise * (np.arange(width) % 40 < 20)[None, :, None], 0, 255).astype(np.uint8)
+
+
+# Parsing
+
+
+def test_a_record_comes_back_feature_by_feature():
+    features = parse_example(schema.encode(RECORD))
+    assert features[schema.ENCODED].numpy() == RECORD.encoded
+    assert features[schema.FILENAME].numpy().decode() == RECORD.filename
+    assert features[schema.CLASS_NAME].numpy().decode() == RECORD.class_name
+    integers = {schema.HEIGHT: 3, schema.WIDTH: 4, schema.CHANNELS: 1, schema.ORIENTATION: 6, schema.LABEL: 2}
+    assert {name: int(features[name]) for name in integers} == integers
+    assert set(features) == set(example.decode(schema.encode(RECORD)))
+
+
+def without(name: str) -> bytes:
+    features = example.decode(schema.encode(RECORD))
+    del features[name]
+    return example.encode(features)
+
+
+@pytest.mark.parametrize("serialized", [b"", b"not an Example", without(schema.ENCODED), without(schema.LABEL)])
+def test_what_is_not_an_example_with_every_feature_is_refused(serialized: bytes):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        parse_example(serialized)
+
+
+# Decoding
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_orientation_turns_as_pillow_does(orientation: int, image_format: str):
+    encoded = picture(orientation, 23, 37, image_format=image_format, orientation=orientation)
+    assert difference(decode_image(encoded, orientation), pillow(encoded)) == 0
+
+
+def test_the_eight_orientations_give_eight_pictures():
+    # Twin of the test above: a picture whose symmetry hides a wrong turn would prove nothing.
+    turned = {decode_image(picture(1, 16, 16), orientation).numpy().tobytes() for orientation in range(1, 9)}
+    assert len(turned) == 8
+
+
+@pytest.mark.parametrize("orientation", [-1, 0, 9, 65535])
+def test_an_orientation_that_exif_does_not_know_turns_nothing(orientation: int):
+    encoded = picture(1, 23, 37)
+    assert difference(decode_image(encoded, tf.constant(orientation, tf.int64)), pillow(encoded)) == 0
+
+
+@pytest.mark.parametrize("quality", [10, 75, 100])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_decodes_as_pillow_decodes_it(quality: int, subsampling: int, mode: str):
+    file = io.BytesIO()
+    image = Image.fromarray(photograph(45, 61)).convert(mode)
+    image.save(
+        file,
+        "JPEG",
+        quality=quality,
+        progressive=quality == 75,
+        **({} if mode == "L" else {"subsampling": subsampling}),
+    )
+    assert difference(decode_image(file.getvalue()), pillow(file.getvalue())) == 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
+def test_a_png_decodes_as_pillow_decodes_it(mode: str):
+    file = io.BytesIO()
+    Image.fromarray(photograph(45, 61)).convert(mode).save(file, "PNG")
+    assert difference(decode_image(file.getvalue()), pillow(file.getvalue())) == 0
+
+
+def test_cmyk_differs_from_pillow_by_one_level_at_most():
+    file = io.BytesIO()
+    Image.fromarray(photograph(45, 61)).convert("CMYK").save(file, "JPEG", quality=95)
+    assert difference(decode_image(file.getvalue()), pillow(file.getvalue())) <= 1
+
+
+@pytest.mark.parametrize("encoded", [b"", b"\xff\xd8\xff", b"<html>", picture(0)[:-40]])
+def test_what_cannot_be_decoded_raises(encoded: bytes):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode_image(encoded)
+
+
+def test_shapes_are_static_in_a_graph():
+    data = tf.data.Dataset.from_tensors((picture(0), 6)).map(decode_image)
+    assert data.element_spec == tf.TensorSpec([None, None, 3], tf.uint8)
+    data = data.map(lambda image: resize_image(image, (5, 7), "crop"))
+    assert data.element_spec == tf.TensorSpec([5, 7, 3], tf.uint8)
+    assert len(list(data)) == 1
+
+
+@pytest.mark.skipif("TFPIPE_TEST_DATA" not in os.environ, reason="TFPIPE_TEST_DATA is unset: no real pictures")
+def test_real_exif_files_decode_as_pillow_decodes_them():
+    files = sorted((Path(os.environ["TFPIPE_TEST_DATA"]) / "jpeg" / "exif_orientation_recurser").glob("*.jpg"))
+    turned = 0
+    for file in files:
+        encoded = file.read_bytes()
+        orientation = Image.open(io.BytesIO(encoded)).getexif().get(0x0112, 1)
+        turned += orientation > 1
+        assert difference(decode_image(encoded, orientation), pillow(encoded)) == 0, file.name
+    assert turned >= 14
+
+
+# Resizing
+
+
+def reference(image: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
+    """The slow, obvious way: the whole picture scaled by Pillow, then cut or laid on zeros."""
+    height, width = image.shape[:2]
+    if mode == "stretch":
+        scaled = size
+    else:
+        scale = (max if mode == "crop" else min)(size[0] / height, size[1] / width)
+        scaled = [max(1, int(side * scale + 0.5 + 1e-9)) for side in (height, width)]
+    picture = np.asarray(Image.fromarray(image).resize((scaled[1], scaled[0]), Image.Resampling.BILINEAR))
+    result = np.zeros([*size, 3], np.uint8)
+    ours, theirs = [], []
+    for have, want in zip(scaled, size, strict=True):
+        both = min(have, want)
+        ours.append(slice((want - both) // 2, (want - both) // 2 + both))
+        theirs.append(slice((have - both) // 2, (have - both) // 2 + both))
+    result[tuple(ours)] = picture[tuple(theirs)]
+    return result
+
+
+SOURCES = [(375, 500), (500, 375), (64, 64), (17, 301), (1, 9), (224, 224)]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("mode", RESIZES)
+@pytest.mark.parametrize("size", [(224, 224), (50, 81)])
+def test_resize_is_within_a_level_and_a_half_of_pillow(source: tuple[int, int], size: tuple[int, int], mode: str):
+    image = photograph(*source)
+    assert difference(resize_image(image, size, mode), reference(image, size, mode)) <= 1
+
+
+sides = st.integers(1, 40)
+
+
+@given(st.tuples(sides, sides), st.tuples(sides, sides), st.sampled_from(RESIZES))
+@settings(max_examples=150, deadline=None)
+def test_resize_any_size_to_any_size(source: tuple[int, int], size: tuple[int, int], mode: str):
+    image = photograph(*source)
+    assert difference(resize_image(image, size, mode), reference(image, size, mode)) <= 1
+
+
+@pytest.mark.parametrize("mode", RESIZES)
+def test_a_picture_of_the_right_size_is_not_changed(mode: str):
+    image = photograph(31, 47)
+    assert difference(resize_image(image, (31, 47), mode), image) == 0
+
+
+def test_fine_detail_is_averaged_and_not_sampled():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 200
+    image = resize_image(stripes, (16, 16)).numpy()
+    assert (np.abs(image.astype(int) - 100) <= 7).all()  # 0 and 200 where every fourth column is taken
+
+
+def test_a_strip_is_cropped_without_being_scaled_as_a_whole():
+    # 60,000 x 1 scaled to cover 224 x 224 would be 13,440,000 x 224 pixels: 36 GB as float32.
+    strip = np.full((1, 60_000, 3), 77, np.uint8)
+    start = time.monotonic()
+    assert np.unique(resize_image(strip, (224, 224), "crop")).tolist() == [77]
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("size", [224, (224,), (224, 0), (224, -1), (2.5, 3), (True, 3), "ab", None])
+def test_a_wrong_size_is_named(size: object):
+    with pytest.raises(ValueError, match=r"image_size must be \(height, width\)") as error:
+        resize_image(photograph(4, 4), size)
+    assert repr(size) in str(error.value)
+
+
+def test_a_wrong_mode_is_named():
+    with pytest.raises(ValueError, match=r"stretch, crop, pad \(got 'squash'\)"):
+        resize_image(photograph(4, 4), (2, 2), "squash")

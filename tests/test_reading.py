@@ -1,0 +1,253 @@
+"""Reading: every record is what the catalogue says, or an error with shard, offset and source; never fewer records.
+
+The exhaustive loops (every byte, every length) exercise the reader alone, at microseconds a case: `dataset()` reads through
+`RecordReader` and nothing else, and test_loader.py shows for a sample that what the reader refuses reaches the user.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import re
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from pipeline_fixtures import open_descriptors, picture, write_data_set
+
+from tfpipe.pipeline import reading
+from tfpipe.pipeline.reading import RecordReader, read_records
+from tfpipe.records import manifest, schema, tfrecord
+from tfpipe.records.errors import DataError
+
+pytestmark = pytest.mark.tf
+
+SHARDS = [manifest.shard_file("pets", "test", shard, 3) for shard in range(3)]
+
+
+@pytest.fixture
+def data_set(tmp_path: Path) -> Path:
+    """Nine records of equal size in three shards: only their bytes tell them apart."""
+    return write_data_set(tmp_path / "shards", [bytes([number]) * 20 for number in range(9)], 3)
+
+
+def stored(data_set: Path) -> list[bytes]:
+    return [frame.data for shard in SHARDS for frame in tfrecord.read_frames(data_set / shard)]
+
+
+def problems(reader: RecordReader) -> dict[int, DataError]:
+    found = {}
+    for position in range(reader.num_records):
+        try:
+            reader.read(position)
+        except DataError as error:
+            found[position] = error
+    return found
+
+
+def test_records_come_by_position(data_set: Path):
+    reader = RecordReader(data_set, "test")
+    assert [reader.read(position) for position in range(reader.num_records)] == stored(data_set)
+    assert reader.read_batch(np.array([7, 0, 7])).tolist() == [stored(data_set)[i] for i in (7, 0, 7)]
+
+
+@pytest.mark.parametrize("num_shards", [1, 4, 11])
+def test_empty_shards_are_passed_over(tmp_path: Path, num_shards: int):
+    reader = RecordReader(write_data_set(tmp_path / "shards", [b"a", b"bb", b"ccc"], num_shards), "test")
+    assert [schema.decode(reader.read(position)).encoded for position in range(3)] == [b"a", b"bb", b"ccc"]
+
+
+def test_any_order_is_read_with_its_positions(data_set: Path):
+    positions = [8, 3, 3, 0]
+    order = tf.data.Dataset.from_tensor_slices(np.array(positions))
+    data = read_records(RecordReader(data_set, "test"), order, num_parallel_calls=2)
+    assert list(data.as_numpy_iterator()) == [(position, stored(data_set)[position]) for position in positions]
+
+
+# Damage
+
+
+def test_every_flipped_byte_is_the_error_of_one_record(data_set: Path):
+    reader = RecordReader(data_set, "test")  # open already: a later change is no different
+    first = len(stored(data_set)[3]) + tfrecord.FRAME_BYTES
+    path = data_set / SHARDS[1]
+    content = path.read_bytes()
+    for index, byte in enumerate(content):
+        with open(path, "r+b") as file:
+            file.seek(index)
+            file.write(bytes([byte ^ 1 << index % 8]))
+        (position, error), *others = problems(reader).items()
+        assert (position, others) == (3 + index // first, [])
+        assert (error.path, error.offset) == (str(path), index // first * first)
+        path.write_bytes(content)
+    assert problems(reader) == {}
+
+
+def test_every_length_of_a_cut_shard_is_refused(data_set: Path):
+    reader = RecordReader(data_set, "test")
+    path = data_set / SHARDS[2]
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match=re.escape(f"{path}: cut: {length} bytes")):
+            RecordReader(data_set, "test")
+        intact = 6 + length // (len(content) // 3)
+        assert list(problems(reader)) == list(range(intact, 9))  # cut after it was opened
+    assert "(cut file)" in str(problems(reader)[8])
+
+
+def swap(data_set: Path) -> None:
+    os.rename(data_set / SHARDS[0], data_set / "aside")
+    os.rename(data_set / SHARDS[1], data_set / SHARDS[0])
+    os.rename(data_set / "aside", data_set / SHARDS[1])
+
+
+def swap_with_indexes(data_set: Path) -> None:
+    swap(data_set)
+    content = [(data_set / manifest.index_file(shard)).read_bytes() for shard in SHARDS[:2]]
+    for shard, index in zip(SHARDS[:2], reversed(content), strict=True):
+        (data_set / manifest.index_file(shard)).write_bytes(index)
+
+
+def duplicate(data_set: Path) -> None:
+    shutil.copyfile(data_set / SHARDS[0], data_set / SHARDS[1])
+
+
+def swap_records(data_set: Path) -> None:
+    path = data_set / SHARDS[1]
+    size = path.stat().st_size // 3
+    content = path.read_bytes()
+    path.write_bytes(content[size : 2 * size] + content[:size] + content[2 * size :])
+
+
+@pytest.mark.parametrize(
+    ("harm", "positions"),
+    [(swap, range(6)), (swap_with_indexes, range(6)), (duplicate, range(3, 6)), (swap_records, (3, 4))],
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_intact_records_in_another_place_are_refused(data_set: Path, harm, positions, before: bool):
+    reader = RecordReader(data_set, "test")
+    harm(data_set)
+    reader = RecordReader(data_set, "test") if before else reader
+    found = problems(reader)
+    assert list(found) == list(positions)
+    assert all("not the one that the catalogue lists here (swapped)" in str(error) for error in found.values())
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda path: path.unlink(), "missing: a shard of 3 records"),
+        (lambda path: path.write_bytes(b""), "cut: 0 bytes"),
+        (lambda path: path.write_bytes(path.read_bytes() * 2), "longer than written"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "longer than written"),
+        (lambda path: shutil.copy(path, path.with_name(path.name.replace("00003", "00004"))), "does not list"),
+    ],
+)
+def test_a_wrong_file_is_refused_on_opening(data_set: Path, harm, message: str):
+    harm(data_set / SHARDS[1])
+    with pytest.raises(DataError, match=message):
+        RecordReader(data_set, "test")
+
+
+@pytest.mark.parametrize("name", ["catalog.csv", manifest.index_file(SHARDS[1])])
+def test_a_changed_catalogue_or_index_is_refused_on_opening(data_set: Path, name: str):
+    path = data_set / name
+    content = path.read_bytes()
+    for index in range(len(content)):
+        path.write_bytes(content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :])
+        with pytest.raises(DataError, match=f"{name}: not as the manifest says"):
+            RecordReader(data_set, "test")
+    path.unlink()
+    with pytest.raises(DataError, match=f"{name}: missing"):
+        RecordReader(data_set, "test")
+
+
+def test_a_shard_deleted_after_opening_is_an_error(data_set: Path):
+    reader = RecordReader(data_set, "test")
+    (data_set / SHARDS[0]).unlink()
+    assert list(problems(reader)) == [0, 1, 2]
+    assert "cannot be read: No such file or directory" in str(problems(reader)[0])
+
+
+def test_an_error_names_shard_offset_record_and_source(data_set: Path):
+    reader = RecordReader(data_set, "test")
+    path = data_set / SHARDS[1]
+    content = path.read_bytes()
+    offset = len(content) // 3 * 2
+    path.write_bytes(content[: offset + 30] + b"!" + content[offset + 31 :])
+    message = f"{path}: at byte {offset}: record 2 (source owl/5.jpg): the data does not match its CRC (damaged)"
+    assert str(problems(reader)[5]) == message
+
+
+def test_a_failed_record_of_a_batch_is_empty_and_its_reason_is_kept_once(data_set: Path):
+    reader = RecordReader(data_set, "test")
+    swap_records(data_set)
+    records = reader.read_batch(np.arange(2, 6)).tolist()
+    assert records == [stored(data_set)[2], b"", b"", stored(data_set)[5]]
+    assert "swapped" in (reader.failure(4) or "")
+    assert reader.failure(4) is None
+    assert reader.failure(2) is None
+
+
+def test_a_split_that_does_not_exist_is_answered_with_those_that_do(data_set: Path):
+    with pytest.raises(ValueError, match=r"split must be one of test \(got 'val'\)"):
+        RecordReader(data_set, "val")
+
+
+def test_no_data_set(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json"):
+        RecordReader(tmp_path, "test")
+
+
+# Descriptors and threads
+
+
+def test_few_descriptors_are_open_and_none_after_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reading, "_MAX_OPEN_FILES", 2)
+    data_set = write_data_set(tmp_path / "shards", [bytes([number]) for number in range(20)], 10)
+    reader = RecordReader(data_set, "test")
+    assert open_descriptors(data_set) == 0
+    for position in range(20):
+        reader.read(position)
+        assert 0 < open_descriptors(data_set) <= 2
+    del reader
+    gc.collect()
+    assert open_descriptors(data_set) == 0
+
+
+def test_threads_share_one_descriptor_of_ten_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # The cache closes descriptors all the time, while other threads read: not one may lose the file it reads from, nor
+    # read from a file that was given the same number.
+    monkeypatch.setattr(reading, "_MAX_OPEN_FILES", 1)
+    data_set = write_data_set(tmp_path / "shards", [picture(number) for number in range(40)], 10)
+    reader = RecordReader(data_set, "test")
+    expected = [reader.read(position) for position in range(40)]
+    start = threading.Barrier(8)
+
+    def read(seed: int) -> None:
+        order = random.Random(seed).choices(range(40), k=1000)
+        start.wait()
+        assert all(reader.read(position) == expected[position] for position in order)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(read, range(8)))
+    assert open_descriptors(data_set) == 1
+
+
+def test_a_record_takes_few_bytes_of_memory(data_set: Path):
+    reader = RecordReader(data_set, "test")
+    assert reader._frames.nbytes / reader.num_records <= 24
+
+
+def test_read_calls_of_large_records_are_smaller(tmp_path: Path):
+    small = RecordReader(write_data_set(tmp_path / "small", [b"x"] * 3, 1), "test")
+    large = RecordReader(write_data_set(tmp_path / "large", [b"x" * 3_000_000] * 3, 1), "test")
+    assert small.read_size == 64
+    assert large.read_size == 1
+    assert RecordReader(write_data_set(tmp_path / "none", [], 1), "test").num_records == 0
