@@ -70,6 +70,11 @@ def change(data: bytes, marker: int, edit, which: int = 0) -> bytes:
     return join(parts)
 
 
+def huffman_segment(num_symbols: int) -> bytes:
+    """A table that no scan uses."""
+    return segment(0xC4, b"\x13" + bytes(14) + bytes([num_symbols - 255, 255]) + bytes(num_symbols))
+
+
 def put(offset: int, value: int):
     return lambda payload: payload[:offset] + bytes([value]) + payload[offset + 1 :]
 
@@ -88,6 +93,13 @@ def tiff(byte_order: str, orientation: int, *, kind: str = "H") -> bytes:
     magic = {"<": b"II*\0", ">": b"MM\0*"}[byte_order]
     directory = struct.pack(byte_order + "LH", 8, 3) + entries + bytes(4)
     return magic + directory + b"a camra\0" + struct.pack(byte_order + "LL", 72, 1)
+
+
+def directory(*entries: tuple[int, int, int, int]) -> bytes:
+    """A big-endian TIFF block of (tag, type, count, value or offset), then orientation 6, then some bytes."""
+    packed = b"".join(struct.pack(">HHLL", *entry) for entry in entries)
+    orientation_6 = struct.pack(">HHLHH", ORIENTATION_TAG, 3, 1, 6, 0)
+    return b"MM\0*" + struct.pack(">LH", 8, len(entries) + 1) + packed + orientation_6 + bytes(40)
 
 
 def exif_segment(block: bytes) -> bytes:
@@ -291,14 +303,27 @@ XMP_8 = b'<x:xmpmeta tiff:Orientation="8">'
         (1, [exif_segment(tiff(">", 6)[:30])]),
         (1, [exif_segment(b"neither II nor MM")]),
         (1, [segment(0xE1, tiff(">", 6))]),
+        (6, [exif_segment(b"Exif\0\0" + tiff(">", 6))]),
+        (6, [exif_segment(directory((0x010F, 2, 5, 8), (0x010F, 2, 9, 1000)))]),
+        (6, [exif_segment(directory((0x010F, 2, 5000, 8)))]),
+        (1, [exif_segment(directory((0x010F, 2, 9, 1000)))]),
+        (6, [exif_segment(directory((0x010F, 99, 9, 1000)))]),
     ],
-    ids=["xmp first", "exif first", "xmp only", "xmp element", "first of two", "split", "cut", "junk", "no prefix"],
+    ids=[
+        *("xmp first", "exif first", "xmp only", "xmp element", "first of two", "split", "cut", "junk", "no prefix"),
+        *("two prefixes", "doubled tag", "too large a tag", "tag behind the end", "unknown type"),
+    ],
 )
 def test_orientation_among_several_segments(expected, inserted):
     data = with_segments(BASELINE, *inserted)
     assert read_header(data).orientation == expected
     if b"neither" not in data:  # there Pillow raises
         assert pillow_orientation(data) == expected
+
+
+def test_exif_behind_the_first_scan_is_not_the_pictures():
+    data = BASELINE[:-2] + exif_segment(tiff(">", 6)) + BASELINE[-2:]
+    assert read_header(data).orientation == 1 == pillow_orientation(data)
 
 
 @pytest.mark.parametrize(
@@ -394,6 +419,8 @@ REJECTED = [
     ("damaged_table", "symbol above 15", change(BASELINE, 0xC4, put(20, 16))),
     ("damaged_table", "conditioning of 1", with_segments(BASELINE, segment(0xCC, b"\0"))),
     ("damaged_table", "conditioning 0x01", with_segments(BASELINE, segment(0xCC, b"\0\1"))),
+    ("damaged_table", "of table 0x20", with_segments(BASELINE, segment(0xCC, b"\x20\0"))),
+    ("damaged_table", "of 257 symbols", with_segments(BASELINE, huffman_segment(257))),
     ("damaged_table", "second PLTE", make_png(ihdr(color=3), *[chunk(b"PLTE", b"abc")] * 2, ONE_PIXEL)),
     ("damaged_table", "PLTE of 4 bytes", make_png(ihdr(color=3), chunk(b"PLTE", b"abcd"), ONE_PIXEL)),
     ("damaged_table", "empty PLTE", make_png(ihdr(color=2), chunk(b"PLTE", b""), ONE_PIXEL)),
@@ -417,9 +444,7 @@ REJECTED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("reason", "message", "data"), REJECTED, ids=lambda value: value if isinstance(value, str) else ""
-)
+@pytest.mark.parametrize(("reason", "message", "data"), REJECTED, ids=lambda value: value if isinstance(value, str) else "")
 def test_rejection_names_its_reason(reason, message, data):
     with pytest.raises(RejectedImage, match=message) as caught:
         read_header(data)
@@ -439,9 +464,7 @@ def test_every_reason_in_the_source_is_listed():
     assert used == set(REASONS)
 
 
-THUMBNAIL = tiff("<", 6) + encode(
-    picture("RGB", (8, 8))
-)  # ends in an EOI of its own: a search for EOI would be content
+THUMBNAIL = tiff("<", 6) + encode(picture("RGB", (8, 8)))  # ends in an EOI of its own: a search for EOI would be content
 
 
 @pytest.mark.parametrize(
@@ -592,6 +615,27 @@ def test_tensorflow_agrees_on_removed_doubled_and_moved_segments(name):
 
 
 @pytest.mark.tf
+def test_tensorflow_agrees_on_all_sampling_factors():
+    factors = [16 * h + v for h in range(1, 5) for v in range(1, 5)]
+    edited = {}
+    for first in factors:
+        one = change(BASELINE, 0xC0, put(7, first))
+        edited |= {(first, second): change(one, 0xC0, put(10, second)) for second in factors}
+    edited |= {(first,): change(GREY, 0xC0, put(7, first)) for first in factors}
+    found = {sampling: message for sampling, data in edited.items() if (message := disagreement(data))}
+    assert found == {}
+    accepted = [data for data in edited.values() if isinstance(read_or_reject(data), ImageHeader)]
+    assert 16 < len(accepted) < len(edited)
+
+
+@pytest.mark.tf
+def test_tensorflow_takes_a_table_of_256_symbols_too():
+    data = with_segments(BASELINE, huffman_segment(256))
+    assert isinstance(read_or_reject(data), ImageHeader)
+    assert disagreement(data) is None
+
+
+@pytest.mark.tf
 def test_tensorflow_agrees_on_the_rejected_examples():
     found = {message for _, message, data in REJECTED if disagreement(data) is not None}
     assert found == {"GIF"}  # one frame, so a still picture to TensorFlow; with more it refuses
@@ -600,9 +644,7 @@ def test_tensorflow_agrees_on_the_rejected_examples():
 @pytest.mark.tf
 def test_tensorflow_agrees_on_png_chunks():
     palette = encode(picture("RGB").quantize(16), "PNG")
-    extras = [
-        chunk(kind, body) for kind in (b"PLTE", b"tRNS", b"gAMA", b"eXIf", b"QQQQ", b"qqQq") for body in (b"", b"abc")
-    ]
+    extras = [chunk(kind, body) for kind in (b"PLTE", b"tRNS", b"gAMA", b"eXIf", b"QQQQ", b"qqQq") for body in (b"", b"abc")]
     found = {}
     for name, good in {"rgb": PNG, "palette": palette, "grey": encode(picture("L"), "PNG")}.items():
         assert disagreement(good) is None
@@ -612,9 +654,7 @@ def test_tensorflow_agrees_on_png_chunks():
             end = position + 12 + int.from_bytes(good[position : position + 4], "big")
             chunks.append(good[position:end])
             position = end
-        for i in range(
-            1, len(chunks)
-        ):  # behind IHDR: before it, TensorFlow lets optional chunks pass, the standard does not
+        for i in range(1, len(chunks)):  # behind IHDR: before it, TensorFlow lets optional chunks pass, the standard does not
             found[name, "removed", i] = disagreement(good[:8] + b"".join(chunks[:i] + chunks[i + 1 :]))
             found[name, "doubled", i] = disagreement(good[:8] + b"".join(chunks[: i + 1] + chunks[i:]))
             for extra in extras:

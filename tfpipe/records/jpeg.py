@@ -134,7 +134,6 @@ class _Walker:
     first_restart_interval: int = 0
     quantization_tables: set[int] = field(default_factory=set)
     huffman_tables: dict[int, bytes] = field(default_factory=dict)  # class << 4 | index: lengths and symbols
-    quantized: set[int] = field(default_factory=set)  # indices of components whose table was taken in a scan
     has_jfif: bool = False
     adobe_transform: int | None = None
     exif: bytes = b""
@@ -144,9 +143,7 @@ class _Walker:
         while True:
             found = _MARKER.search(self.data, self.position)
             if found is None:
-                self._reject(
-                    "truncated", f"no end-of-image marker in {len(self.data)} bytes: the file was cut", len(self.data)
-                )
+                self._reject("truncated", f"no end-of-image marker in {len(self.data)} bytes: the file was cut", len(self.data))
             self.position = found.end()
             marker = self.data[self.position - 1]
             if marker == _EOI:
@@ -205,8 +202,7 @@ class _Walker:
         if num_components not in (1, 3, 4):
             self._reject("unsupported_channels", f"{num_components} components; the decoder takes 1, 3 or 4")
         components = tuple(
-            Component(payload[i], payload[i + 1] >> 4, payload[i + 1] & 15, payload[i + 2])
-            for i in range(6, len(payload), 3)
+            Component(payload[i], payload[i + 1] >> 4, payload[i + 1] & 15, payload[i + 2]) for i in range(6, len(payload), 3)
         )
         self._check_sampling(components)
         self.frame = Frame(marker, precision, height, width, components)
@@ -217,9 +213,7 @@ class _Walker:
         for component in components:
             h, v = component.horizontal, component.vertical
             if not (1 <= h <= 4 and 1 <= v <= 4):
-                self._reject(
-                    "damaged_header", f"component {component.id} has sampling factors {h}x{v}; 1 to 4 are allowed"
-                )
+                self._reject("damaged_header", f"component {component.id} has sampling factors {h}x{v}; 1 to 4 are allowed")
             if most_horizontal % h or most_vertical % v:
                 message = f"sampling factors {h}x{v} do not divide {most_horizontal}x{most_vertical}"
                 self._reject("unsupported_coding", message)
@@ -272,18 +266,15 @@ class _Walker:
         first, last, high, low = parameters[0], parameters[1], parameters[2] >> 4, parameters[2] & 15
         band_is_valid = last == 0 if first == 0 else first <= last <= 63 and num_components == 1
         if not band_is_valid or low > _MAX_SUCCESSIVE_BIT or (high and high - 1 != low):
-            message = (
-                f"progressive scan of coefficients {first} to {last}, bits {high} to {low}, {num_components} components"
-            )
+            message = f"progressive scan of coefficients {first} to {last}, bits {high} to {low}, {num_components} components"
             self._reject("damaged_scan", message)
         return first == 0 and high == 0, first > 0
 
     def _check_quantization(self, frame: Frame, places: list[int]) -> None:
         for place in places:
             table = frame.components[place].table
-            if place not in self.quantized and table not in self.quantization_tables:
+            if table not in self.quantization_tables:
                 self._reject("missing_table", f"quantisation table {table} is used and not defined")
-            self.quantized.add(place)
 
     def _check_huffman_table(self, frame: Frame, key: int) -> None:
         name = f"{'AC' if key & 0x10 else 'DC'} Huffman table {key & 15}"

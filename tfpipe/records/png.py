@@ -123,9 +123,7 @@ class _Walker:
         if bit_depth not in _BIT_DEPTHS.get(color_type, ()):
             self._reject("damaged_header", f"colour type {color_type} of {bit_depth} bits does not exist")
         if compression or filtering or interlace > 1:
-            message = (
-                f"compression {compression}, filter {filtering}, interlace {interlace}; 0, 0 and 0 or 1 are expected"
-            )
+            message = f"compression {compression}, filter {filtering}, interlace {interlace}; 0, 0 and 0 or 1 are expected"
             self._reject("damaged_header", message)
         return PngFacts(height, width, bit_depth, color_type, bool(interlace))
 
