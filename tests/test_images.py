@@ -249,6 +249,12 @@ def test_the_pixel_limit_is_inclusive_and_settable():
         read_header(BASELINE, max_pixels=479)
 
 
+def test_tensorflows_own_pixel_limit_holds_above_any_other():
+    assert read_header(make_png(ihdr(32_767, 16_384), ONE_PIXEL), max_pixels=2**40).width == 32_767
+    with pytest.raises(RejectedImage, match="the limit is 536870911"):
+        read_header(make_png(ihdr(32_768, 16_384), ONE_PIXEL), max_pixels=2**40)
+
+
 def test_the_default_pixel_limit_is_that_of_pillows_bomb_error():
     assert 2 * Image.MAX_IMAGE_PIXELS in range(DEFAULT_MAX_PIXELS - 1, DEFAULT_MAX_PIXELS + 1)
 

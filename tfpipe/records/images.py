@@ -20,7 +20,7 @@ from tfpipe.records import exif, jpeg, png
 from tfpipe.records.errors import RejectedImage
 
 DEFAULT_MAX_PIXELS = 178_956_970
-"""Above this, Pillow raises DecompressionBombError: twice `PIL.Image.MAX_IMAGE_PIXELS`, 2**28 bytes of RGB."""
+"""Above this, Pillow raises DecompressionBombError: twice `PIL.Image.MAX_IMAGE_PIXELS` (a quarter GiB of RGB)."""
 
 _TENSORFLOW_MAX_PIXELS = 2**29 - 1  # tensorflow/core/lib/jpeg/jpeg_mem.cc and kernels/image/decode_image_op.cc refuse more
 
