@@ -192,17 +192,20 @@ def _picture_items(root: Path, split: str | None, label_of: LabelOf) -> Iterator
 def _csv_items(path: Path, split: str | None) -> Iterator[Item]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         table = csv.DictReader(file, strict=True)
-        columns = [name.strip().lower() for name in table.fieldnames or ()]
-        table.fieldnames = columns
-        if "path" not in columns:
-            raise ValueError(
-                f"{path}: the first line must name the columns path, label and, optionally, split and id (got {columns})"
-            )
         try:
+            columns = [name.strip().lower() for name in table.fieldnames or ()]
+            if "path" not in columns:
+                raise _no_path_column(path, columns)
+            table.fieldnames = columns
             for row in table:
                 yield _csv_item(path, table.line_num, row, split)
         except (csv.Error, UnicodeDecodeError) as error:
             raise DataError(f"line {table.line_num + 1} cannot be read as UTF-8 CSV ({error})", path=path) from None
+
+
+def _no_path_column(path: Path, columns: list[str]) -> ValueError:
+    wanted = "the columns path, label and, optionally, split and id"
+    return ValueError(f"{path}: the first line must name {wanted} (got {columns})")
 
 
 def _csv_item(table: Path, line: int, row: Mapping[str | None, object], split: str | None) -> Item:

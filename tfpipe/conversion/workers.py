@@ -10,6 +10,7 @@ imported, with its threads gone. A child here is a fresh interpreter that import
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -76,7 +77,8 @@ class Workers:
                 if task is None:
                     break
                 child = idle.pop()
-                child.connection.send((function, task))
+                with contextlib.suppress(BrokenPipeError):  # it died: receiving will say so
+                    child.connection.send((function, task))
                 busy[child.connection] = child
             if not busy:
                 return

@@ -1,0 +1,585 @@
+"""Building: G1 verbatim, G2 reproducible, G4 audited, G9 no leak, and what happens when things go wrong."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import CHECKOUT, picture, write
+
+import tfpipe
+from tfpipe.conversion import build as build_module
+from tfpipe.records import catalog, manifest, schema, tfrecord
+
+HALVES = {"train": 0.5, "test": 0.5}
+
+
+def build(source, output, **options):
+    defaults = {"layout": "folders", "workers": 1, "progress": False}
+    return tfpipe.build_tfrecords(source, output, **{**defaults, **options})
+
+
+def records(directory, split=None):
+    content = manifest.load(directory)
+    return [
+        schema.decode(frame.data)
+        for name, part in content.splits.items()
+        if split in (None, name)
+        for shard in part.shards
+        for frame in tfrecord.read_frames(Path(directory) / shard.file)
+    ]
+
+
+def files_of(directory):
+    """{relative name: bytes} of every file."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in Path(directory).rglob("*") if path.is_file()}
+
+
+# G1
+
+
+def test_g1_records_hold_the_input_files_bit_for_bit(photos, tmp_path):
+    build(photos, tmp_path / "out", splits=HALVES, num_shards=3)
+    stored = {record.filename: record.encoded for record in records(tmp_path / "out")}
+    assert stored == files_of(photos)
+
+
+def test_records_say_what_the_files_say(tmp_path):
+    write(tmp_path / "in/a/1.jpg", picture(1, (30, 20)))
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    write(tmp_path / "in/a/2.jpg", picture(2, (30, 20), exif=exif))
+    write(tmp_path / "in/b/3.png", picture(3, (5, 7), format="PNG"))
+    build(tmp_path / "in", tmp_path / "out")
+    found = {record.key: record for record in records(tmp_path / "out", "train")}
+    one, two, three = (found[key] for key in ("a/1.jpg", "a/2.jpg", "b/3.png"))
+    assert (one.format, one.height, one.width, one.channels, one.orientation) == ("JPEG", 20, 30, 3, 1)
+    assert (two.height, two.width, two.orientation) == (20, 30, 6)  # of the header, before orientation
+    assert (three.format, three.height, three.width, three.label, three.class_name) == ("PNG", 7, 5, 1, "b")
+    assert one.sha256 == hashlib.sha256(one.encoded).hexdigest()
+    assert manifest.load(tmp_path / "out").properties["turned"] == 1
+
+
+def test_index_and_catalog_say_where_each_record_stands(photos, tmp_path):
+    content = build(photos, tmp_path / "out", splits=HALVES, num_shards=2)
+    for split in content.splits:
+        for row, offset, length in catalog.read_split(tmp_path / "out", content, split):
+            path = tmp_path / "out" / content.splits[split].shards[row.shard].file
+            data = path.read_bytes()[offset : offset + length]
+            record = schema.decode(data[12:-4])
+            assert (record.key, record.label, record.sha256) == (row.key, row.label, row.sha256)
+            assert int.from_bytes(data[-4:], "little") == row.crc32c == tfrecord.masked_crc32c(data[12:-4])
+
+
+# G2
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    root = tmp_path_factory.mktemp("many")
+    for index in range(300):
+        write(root / f"class {index % 3}" / f"{index}.jpg", picture(index))
+    write(root / "class 0" / "copy.jpg", picture(0))
+    return root
+
+
+@pytest.fixture(scope="module")
+def reference(many, tmp_path_factory):
+    output = tmp_path_factory.mktemp("reference") / "out"
+    build(many, output, splits=HALVES, num_shards=4, seed=3)
+    return files_of(output)
+
+
+@pytest.mark.parametrize("workers", [2, 8])
+def test_g2_the_number_of_workers_changes_no_byte(many, reference, tmp_path, workers):
+    build(many, tmp_path / "out", splits=HALVES, num_shards=4, seed=3, workers=workers)
+    assert files_of(tmp_path / "out") == reference
+
+
+def test_g2_the_order_of_a_listing_and_the_place_of_the_input_change_no_byte(many, reference, tmp_path, monkeypatch):
+    files = sorted(files_of(many).items())
+    random.Random(1).shuffle(files)
+    for name, data in files:  # other directory order, other place, other times
+        write(tmp_path / "elsewhere" / name, data)
+    real = os.scandir
+
+    class Reversed:
+        def __init__(self, path):
+            with real(path) as entries:
+                self.entries = sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+        def __enter__(self):
+            return iter(self.entries)
+
+        def __exit__(self, *_):
+            pass
+
+        def __iter__(self):
+            return iter(self.entries)
+
+    monkeypatch.setattr(os, "scandir", Reversed)
+    build(tmp_path / "elsewhere", tmp_path / "out", splits=HALVES, num_shards=4, seed=3)
+    monkeypatch.undo()
+    assert files_of(tmp_path / "out") == reference
+
+
+def test_g2_another_seed_gives_other_bytes(many, reference, tmp_path):
+    build(many, tmp_path / "out", splits=HALVES, num_shards=4, seed=4)
+    assert files_of(tmp_path / "out").keys() == reference.keys()
+    assert files_of(tmp_path / "out") != reference
+
+
+def start_build(many, output):
+    options = f"layout='folders', splits={HALVES!r}, num_shards=4, seed=3, workers=2, progress=False"
+    code = f"import tfpipe; tfpipe.build_tfrecords({str(many)!r}, {str(output)!r}, {options})"
+    return subprocess.Popen([sys.executable, "-c", code], cwd=CHECKOUT, stderr=subprocess.PIPE, text=True)
+
+
+def test_g2_killed_at_random_moments_a_build_goes_on_to_the_same_bytes(many, reference, tmp_path):
+    drawn = random.Random(5)
+    output = tmp_path / "out"
+    kills = unfinished = 0
+    while kills < 20:
+        process = start_build(many, output)
+        time.sleep(drawn.uniform(0.0, 0.7))
+        process.send_signal(signal.SIGKILL)
+        killed = process.wait() == -signal.SIGKILL
+        process.stderr.close()
+        kills += killed
+        if (output / "manifest.json").exists():
+            assert {name: data for name, data in files_of(output).items() if not name.startswith(".build")} == reference
+            for path in sorted(output.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+            output.rmdir()
+        unfinished += killed and (output / ".build").exists()
+    assert unfinished >= 5, "the kills came too early or too late to show anything"
+    build(many, output, splits=HALVES, num_shards=4, seed=3)
+    assert files_of(output) == reference
+
+
+def stop_before(monkeypatch, step):
+    """Makes a build stop where the step begins, as a kill would."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_module._Build, step, stop)
+
+
+@pytest.mark.parametrize("step", ["_audit", "_plan", "_write", "_finish"])
+def test_g2_stopped_between_any_two_steps_a_build_goes_on(many, reference, tmp_path, monkeypatch, step):
+    stop_before(monkeypatch, step)
+    with pytest.raises(KeyboardInterrupt):
+        build(many, tmp_path / "out", splits=HALVES, num_shards=4, seed=3)
+    monkeypatch.undo()
+    assert not (tmp_path / "out/manifest.json").exists()
+    build(many, tmp_path / "out", splits=HALVES, num_shards=4, seed=3)
+    assert files_of(tmp_path / "out") == reference
+
+
+def test_finished_shards_are_not_written_again(many, tmp_path, monkeypatch):
+    stop_before(monkeypatch, "_finish")
+    with pytest.raises(KeyboardInterrupt):
+        build(many, tmp_path / "out", num_shards=3)
+    monkeypatch.undo()
+    shards = sorted((tmp_path / "out").glob("images-*"))
+    assert len(shards) == 3
+    before = [path.stat().st_ino for path in shards]
+    shards[1].unlink()
+    build(many, tmp_path / "out", num_shards=3)
+    after = [path.stat().st_ino for path in shards]
+    assert (after[0], after[2]) == (before[0], before[2])
+
+
+@pytest.mark.parametrize("change", ["option", "added", "removed", "content", "label"])
+def test_a_resumed_build_refuses_other_options_and_inputs(photos, tmp_path, monkeypatch, change):
+    stop_before(monkeypatch, "_write")
+    with pytest.raises(KeyboardInterrupt):
+        build(photos, tmp_path / "out")
+    monkeypatch.undo()
+    expected = {
+        "option": r"seed was 0 and is 1",
+        "added": r"added: dog/new\.jpg",
+        "removed": r"removed: dog/3\.jpg",
+        "content": r"changed: dog/3\.jpg",
+        "label": r"(added|removed): cat/moved\.jpg",
+    }[change]
+    if change == "added":
+        write(photos / "dog/new.jpg", picture(999))
+    elif change == "removed":
+        (photos / "dog/3.jpg").unlink()
+    elif change == "content":
+        data = bytearray((photos / "dog/3.jpg").read_bytes())
+        data[-10] ^= 1
+        (photos / "dog/3.jpg").write_bytes(data)  # the same size: only the content tells
+    elif change == "label":
+        (photos / "dog/3.jpg").rename(photos / "cat/moved.jpg")
+    with pytest.raises(ValueError, match=expected):
+        build(photos, tmp_path / "out", seed=1 if change == "option" else 0)
+
+
+def test_a_resumed_build_takes_inputs_that_were_only_touched(photos, tmp_path, monkeypatch):
+    stop_before(monkeypatch, "_write")
+    with pytest.raises(KeyboardInterrupt):
+        build(photos, tmp_path / "out")
+    monkeypatch.undo()
+    os.utime(photos / "dog/3.jpg", (1, 1))
+    assert build(photos, tmp_path / "out").splits["train"].num_records == 25
+
+
+def test_a_picture_that_changes_between_audit_and_writing_is_named(photos, tmp_path, monkeypatch):
+    real = build_module._Build._write
+
+    def change_first(self, state, workers):
+        write(photos / "dog/3.jpg", picture(12345))
+        return real(self, state, workers)
+
+    monkeypatch.setattr(build_module._Build, "_write", change_first)
+    with pytest.raises(tfpipe.DataError, match=r"dog/3\.jpg: changed since the audit"):
+        build(photos, tmp_path / "out")
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_over_a_complete_data_set_nothing_is_done(photos, tmp_path, caplog):
+    caplog.set_level("INFO", "tfpipe")
+    first = build(photos, tmp_path / "out", splits=HALVES)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    assert build(photos, tmp_path / "out", splits=HALVES) == manifest.load(tmp_path / "out")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+    assert "nothing to do" in caplog.text
+    assert first.root_hash == manifest.load(tmp_path / "out").root_hash
+
+
+@pytest.mark.parametrize("change", ["option", "added", "content", "shard"])
+def test_over_a_complete_data_set_anything_else_is_refused(photos, tmp_path, change):
+    build(photos, tmp_path / "out")
+    options, expected = {}, "changed: dog/3.jpg"
+    if change == "option":
+        options, expected = {"num_shards": 2}, "num_shards was None and is 2"
+    elif change == "added":
+        write(photos / "dog/new.jpg", picture(999))
+        expected = "added: dog/new.jpg"
+    elif change == "content":
+        write(photos / "dog/3.jpg", picture(999))
+    else:
+        os.truncate(next((tmp_path / "out").glob("images-*")), 100)
+        expected = "cut: 100 bytes"
+    with pytest.raises((ValueError, tfpipe.DataError), match=re.escape(expected)):
+        build(photos, tmp_path / "out", **options)
+
+
+# G4
+
+
+def test_g4_every_bad_input_is_named_and_nothing_written(photos, tmp_path):
+    good = picture(5)
+    bad = {
+        "cat/cut.jpg": (good[:-20], "truncated"),
+        "cat/empty.jpg": (b"", "empty"),
+        "dog/gif.jpg": (b"GIF89a" + bytes(20), "other_format"),
+        "dog/notes.txt": (b"hello, world, this is text", "not_an_image"),
+    }
+    for name, (data, _) in bad.items():
+        write(photos / name, data)
+    with pytest.raises(tfpipe.DataError) as caught:
+        build(photos, tmp_path / "out")
+    for name, (_, reason) in bad.items():
+        assert re.search(rf"{reason}: .*{re.escape(name)}: ", str(caught.value))
+    assert "4 inputs" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_on_error_skip_lists_what_was_left_out(photos, tmp_path):
+    write(photos / "cat/cut.jpg", picture(5)[:-20])
+    content = build(photos, tmp_path / "out", on_error="skip")
+    assert content.rejected == {"truncated": 1}
+    assert content.splits["train"].num_records == 25
+    lines = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text("utf-8").splitlines()]
+    assert [(line["key"], line["reason"]) for line in lines] == [("cat/cut.jpg", "truncated")]
+    assert lines[0]["path"] == str(photos / "cat/cut.jpg")
+
+
+def test_pictures_above_the_pixel_limit_are_rejected(photos, tmp_path):
+    with pytest.raises(tfpipe.DataError, match=r"too_many_pixels: .*dog/0\.jpg"):
+        build(photos, tmp_path / "out", max_pixels=32 * 20 - 1)
+    assert build(photos, tmp_path / "out", max_pixels=32 * 20).splits["train"].num_records == 25
+
+
+def test_a_loop_of_links_does_not_fail_a_build_but_is_listed(photos, tmp_path):
+    (photos / "cat/loop").symlink_to(photos)
+    assert build(photos, tmp_path / "out").rejected == {"link_loop": 1}
+
+
+def test_an_empty_folder_or_only_bad_pictures_is_an_error(tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(tfpipe.DataError, match="there is no picture to take"):
+        build(tmp_path / "in", tmp_path / "out")
+    write(tmp_path / "in/a/1.jpg", b"")
+    with pytest.raises(tfpipe.DataError, match="there is no picture to take"):
+        build(tmp_path / "in", tmp_path / "out", on_error="skip")
+    assert not (tmp_path / "out").exists()
+
+
+# Splits, G9
+
+
+def by_split(directory):
+    return {
+        split: Counter(row.class_name for row in catalog.read_catalog(directory, split=split))
+        for split in manifest.load(directory).splits
+    }
+
+
+def test_fractions_cut_every_class(many, tmp_path):
+    build(many, tmp_path / "out", splits={"train": 0.8, "val": 0.1, "test": 0.1})
+    counts = by_split(tmp_path / "out")
+    assert list(counts) == ["train", "val", "test"]
+    for name in ("class 1", "class 2"):
+        assert [counts[split][name] for split in counts] == [80, 10, 10]
+    assert sum(counts[split]["class 0"] for split in counts) == 101
+    assert all(abs(counts[split]["class 0"] - part) <= 2 for split, part in zip(counts, (80.8, 10.1, 10.1), strict=True))
+
+
+def test_g9_byte_identical_pictures_stay_in_one_split(tmp_path):
+    for group in range(20):
+        for copy in range(3):
+            write(tmp_path / f"in/{group % 2}/{group}-{copy}.jpg", picture(group))
+    content = build(tmp_path / "in", tmp_path / "out", splits=HALVES)
+    rows = list(catalog.read_catalog(tmp_path / "out"))
+    splits_of = {row.sha256: {other.split for other in rows if other.sha256 == row.sha256} for row in rows}
+    assert len(rows) == 60
+    assert len(splits_of) == 20
+    assert all(len(splits) == 1 for splits in splits_of.values())
+    assert content.properties["duplicates"] == 40
+
+
+def test_g9_leaks_between_given_splits_are_listed_or_noted(tmp_path):
+    write(tmp_path / "in/train/a/1.jpg", picture(1))
+    write(tmp_path / "in/test/a/2.jpg", picture(1))
+    write(tmp_path / "in/test/a/3.jpg", picture(3))
+    with pytest.raises(tfpipe.DataError, match=r"test/a/2\.jpg \(test, a\) = train/a/1\.jpg \(train, a\)"):
+        build(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    content = build(tmp_path / "in", tmp_path / "out", allow_leaks=True)
+    assert [list(group) for group in content.leaks] == [["test/a/2.jpg", "train/a/1.jpg"]]
+    assert {split: part.num_records for split, part in content.splits.items()} == {"train": 1, "test": 2}
+
+
+def test_g9_a_leak_into_an_unlabelled_split_is_one_too(photos, tmp_path):
+    write(tmp_path / "bare/x.jpg", (photos / "cat/1.jpg").read_bytes())
+    with pytest.raises(tfpipe.DataError, match="in more than one split"):
+        build(photos, tmp_path / "out", splits=HALVES, unlabelled={"test1": tmp_path / "bare"})
+
+
+def test_g9_conflicting_labels_are_listed_or_kept_together(photos, tmp_path):
+    write(photos / "dog/same.jpg", (photos / "cat/1.jpg").read_bytes())
+    with pytest.raises(tfpipe.DataError, match=r"cat/1\.jpg \(cat\) = dog/same\.jpg \(dog\)"):
+        build(photos, tmp_path / "out", splits=HALVES)
+    content = build(photos, tmp_path / "out", splits=HALVES, on_conflict="keep")
+    assert [list(group) for group in content.conflicts] == [["cat/1.jpg", "dog/same.jpg"]]
+    split_of = {row.key: row.split for row in catalog.read_catalog(tmp_path / "out")}
+    assert split_of["cat/1.jpg"] == split_of["dog/same.jpg"]
+
+
+def test_splits_are_drawn_anew_by_another_seed_and_keep_their_sizes(many, tmp_path):
+    for seed in (0, 1):
+        build(many, tmp_path / str(seed), splits=HALVES, seed=seed)
+    splits = [{row.key: row.split for row in catalog.read_catalog(tmp_path / str(seed))} for seed in (0, 1)]
+    assert splits[0] != splits[1]
+    assert by_split(tmp_path / "0")["train"]["class 1"] == by_split(tmp_path / "1")["train"]["class 1"] == 50
+
+
+def test_every_shard_is_a_sample_of_its_split(many, tmp_path):
+    build(many, tmp_path / "out", num_shards=4)
+    shards = Counter((row.shard, row.class_name) for row in catalog.read_catalog(tmp_path / "out"))
+    assert len(shards) == 12
+    assert min(shards.values()) >= 12  # 25 expected; in the order of names a shard would hold one or two classes
+
+
+def test_unlabelled_pictures_have_label_minus_one(photos, tmp_path):
+    write(tmp_path / "bare/7.jpg", picture(777))
+    content = build(photos, tmp_path / "out", unlabelled={"test1": tmp_path / "bare"})
+    assert [(record.key, record.label, record.class_name) for record in records(tmp_path / "out", "test1")] == [
+        ("test1/7.jpg", -1, "")
+    ]
+    assert (content.splits["test1"].labelled, content.splits["train"].labelled) == (False, True)
+
+
+def test_classes_are_sorted_or_counted_or_as_given(tmp_path):
+    for name in ("10", "9", "2"):
+        write(tmp_path / f"in/{name}/1.jpg", picture(int(name)))
+    assert list(build(tmp_path / "in", tmp_path / "a").class_names) == ["2", "9", "10"]
+    assert list(build(tmp_path / "in", tmp_path / "b", class_names=["9", "10", "2", "0"]).class_names) == ["9", "10", "2", "0"]
+    assert {record.class_name: record.label for record in records(tmp_path / "b")} == {"9": 0, "10": 1, "2": 2}
+    with pytest.raises(tfpipe.DataError, match=r"class_names does not list: 10, 9"):
+        build(tmp_path / "in", tmp_path / "c", class_names=["2"])
+
+
+# Wrong use
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"splits": {"train": 0.8, "test": 0.1}}, "must add up to 1"),
+        ({"splits": {"train": 1.2, "test": -0.2}}, "above 0 and at most 1"),
+        ({"name": "my-pets"}, "name must be a letter"),
+        ({"layout": "tree"}, "layout must be one of folders, filename"),
+        ({"num_shards": 26}, "26 shards for the 25 records of split 'train'"),
+        ({"num_shards": 0}, "num_shards must be a whole number of 1 or more"),
+        ({"workers": 0}, "workers must be 1 or more"),
+        ({"on_error": "ignore"}, "on_error must be one of fail, skip"),
+        ({"splits": {"train": 0.99, "test": 0.01}}, "split 'test' would get no picture"),
+        ({"class_names": ["a", "a"]}, "class_names must differ"),
+    ],
+)
+def test_wrong_options_are_named_and_leave_nothing(photos, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(photos, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_splits_of_inputs_that_have_splits_are_refused(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / f"in/{split}/a/1.jpg", picture(len(split)))
+    with pytest.raises(ValueError, match="already has splits"):
+        build(tmp_path / "in", tmp_path / "out", splits=HALVES)
+    with pytest.raises(ValueError, match="are not cut again"):
+        build({"train": tmp_path / "in/train"}, tmp_path / "out", splits=HALVES)
+
+
+def test_layout_filename_where_every_picture_is_a_class_of_its_own(tmp_path):
+    for index in range(12):
+        write(tmp_path / f"in/{index}.jpg", picture(index))
+    with pytest.raises(ValueError, match="is this layout='flat'"):
+        build(tmp_path / "in", tmp_path / "out", layout="filename")
+
+
+def test_an_output_that_holds_something_else_or_lies_in_the_input(photos, tmp_path):
+    write(tmp_path / "full/notes.txt", b"mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        build(photos, tmp_path / "full")
+    assert files_of(tmp_path / "full") == {"notes.txt": b"mine"}
+    with pytest.raises(ValueError, match="lies inside the input"):
+        build(photos, photos / "shards")
+
+
+def test_two_builds_into_one_folder_the_second_refuses(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("tfpipe.conversion.locking._PATIENCE_SECONDS", 0.1)
+    (tmp_path / "out").mkdir()
+    descriptor = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(BlockingIOError, match="another build is writing here"):
+        build(photos, tmp_path / "out")
+    os.close(descriptor)
+    assert build(photos, tmp_path / "out").splits["train"].num_records == 25
+
+
+def test_a_double_key_is_an_error(tmp_path):
+    write(tmp_path / "1.jpg", picture(1))
+    table = write(tmp_path / "t.csv", b"path,label,id\n1.jpg,a,x\n1.jpg,a,x\n")
+    with pytest.raises(tfpipe.DataError, match=r"1 keys are given to more than one input:\n  x"):
+        build(table, tmp_path / "out", layout="csv")
+
+
+# When the machine gives out
+
+
+def limited_build(photos, output, limit):
+    """Builds in a process whose files may not grow beyond a limit; returns it ended."""
+    code = (
+        "import tfpipe, resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        f"tfpipe.build_tfrecords({str(photos)!r}, {str(output)!r}, layout='folders', workers=1, progress=False)"
+    )
+    return subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
+
+
+def test_where_no_more_can_be_written_the_error_says_so_and_the_build_resumes(tmp_path):
+    for index in range(60):
+        write(tmp_path / f"in/a/{index}.jpg", picture(index, (200, 200), quality=95))
+    limit = 200_000
+    assert limit < sum(map(len, files_of(tmp_path / "in").values()))
+    done = limited_build(tmp_path / "in", tmp_path / "out", limit)
+    assert done.returncode == 1
+    assert os.strerror(errno.EFBIG) in done.stderr
+    left = files_of(tmp_path / "out")
+    assert left, "the state is kept"
+    assert all(name.startswith((".build", "index")) for name in left), left.keys()
+    build(tmp_path / "in", tmp_path / "out")
+    build(tmp_path / "in", tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_a_full_disk_ends_with_an_error_and_resumes(tmp_path):
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", mounted], capture_output=True).returncode:
+        pytest.skip("may not mount a small disk here")
+    try:
+        for index in range(60):
+            write(tmp_path / f"in/a/{index}.jpg", picture(index, (200, 200), quality=95))
+        with pytest.raises(OSError, match=r"No space left|disk is full"):
+            build(tmp_path / "in", mounted / "out")
+        assert not list(mounted.glob("out/images-*"))
+        assert not (mounted / "out/manifest.json").exists()
+        subprocess.run(["mount", "-o", "remount,size=20m", mounted], check=True)
+        build(tmp_path / "in", mounted / "out")
+        build(tmp_path / "in", tmp_path / "whole")
+        assert files_of(mounted / "out") == files_of(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+
+
+def test_an_unreadable_picture_is_named(photos, tmp_path):
+    target = photos / "cat/3.jpg"
+    target.unlink()
+    target.symlink_to("/proc/self/mem")  # a regular file that nobody can read, root or not
+    with pytest.raises(tfpipe.DataError, match=r"unreadable: .*cat/3\.jpg"):
+        build(photos, tmp_path / "out")
+
+
+def test_workers_never_import_tensorflow_or_numpy():
+    code = (
+        "import sys; from tfpipe.conversion import tasks;"
+        "bad = {'tensorflow', 'numpy', 'PIL', 'h5py', 'absl'} & set(sys.modules); sys.exit(repr(bad) if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_dead_worker_is_an_error_and_not_a_hang(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "tfpipe.conversion.workers._BOOTSTRAP", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)  # {path} {descriptor}"
+    )
+    with pytest.raises(RuntimeError, match="a worker process was killed by signal 9"):
+        build(photos, tmp_path / "out")
+
+
+def test_signs_and_large_pictures(test_data, tmp_path):
+    signs = {split: test_data / f"signs/{split}_signs" for split in ("train", "val", "test")}
+    with pytest.raises(tfpipe.DataError, match="27 groups of byte-identical pictures are in more than one split"):
+        build(signs, tmp_path / "out", layout="filename")
+    content = build(signs, tmp_path / "out", layout="filename", allow_leaks=True, workers=2)
+    assert len(content.leaks) == 27
+    assert {split: part.num_records for split, part in content.splits.items()} == {"train": 864, "val": 216, "test": 120}
+    stored = {record.filename: record.encoded for record in records(tmp_path / "out")}
+    assert stored == {f"{split}/{name}": data for split, path in signs.items() for name, data in files_of(path).items()}
+    large = build(test_data / "large", tmp_path / "large", layout="flat")
+    assert large.splits["test"].num_records == 14
+    assert {record.filename: record.encoded for record in records(tmp_path / "large")} == files_of(test_data / "large")
+
+
+def test_shards_are_hardly_larger_than_the_pictures(test_data, tmp_path):
+    content = build(test_data / "cats_dogs/train", tmp_path / "out", layout="filename", splits=HALVES, workers=2)
+    for part in content.splits.values():
+        assert 1 < part.num_bytes / part.image_bytes < 1.02
