@@ -424,6 +424,12 @@ def test_classes_are_sorted_or_counted_or_as_given(tmp_path):
         build(tmp_path / "in", tmp_path / "c", class_names=["2"])
 
 
+def test_a_class_name_that_would_not_survive_is_named(tmp_path):
+    write(tmp_path / "in/cat /1.jpg", picture(1))
+    with pytest.raises(tfpipe.DataError, match="begins or ends with a space: 'cat '"):
+        build(tmp_path / "in", tmp_path / "out")
+
+
 # Wrong use
 
 

@@ -1,6 +1,6 @@
 """From folders of photographs to a classifier you can trust, on TensorFlow and Keras.
 
-    manifest = tfpipe.build_tfrecords("photos/", "shards/", name="pets", layout="folders", splits={"train": 0.8, "test": 0.2})
+    manifest = tfpipe.build_tfrecords("photos/", "shards/", layout="folders", splits={"train": 0.8, "test": 0.2})
     for images, labels in tfpipe.dataset("shards/", "test", batch_size=64, image_size=(224, 224)): ...
 
 Names are imported when they are first used: `import tfpipe` loads neither TensorFlow nor numpy.
@@ -36,7 +36,7 @@ _HOMES = {
     "resize_image": ("tfpipe.pipeline.decoding", "resize_image"),
 }
 
-__all__ = [*sorted(_HOMES), "__version__"]
+__all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

@@ -123,9 +123,7 @@ def build_tfrecords(
     directory = Path(output)
     for path in (*inputs.values(), *bare.values()):
         if directory.resolve().is_relative_to(path.resolve()):
-            raise ValueError(
-                f"{directory}: the output lies inside the input {path}: its own shards would become inputs"
-            )
+            raise ValueError(f"{directory}: the output lies inside the input {path}: its own shards would become inputs")
     made = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory) as descriptor:
@@ -240,9 +238,7 @@ class _Build(NamedTuple):
         differences, touched = state.compare(listing.items)
         differences += self._changed(state, touched)
         if differences:
-            raise _Refusal(
-                f"{self.directory}: the inputs of the unfinished build here have changed:" + _advice(differences)
-            )
+            raise _Refusal(f"{self.directory}: the inputs of the unfinished build here have changed:" + _advice(differences))
         state.commit()
         return listing.class_names
 
@@ -364,9 +360,7 @@ class _Build(NamedTuple):
                     self._audit(state, workers)
                 if _inputs_digest(state) != manifest.inputs_sha256:
                     differences = self._content_differences(state)
-                    raise _Refusal(
-                        f"{self.directory}: made from inputs that have changed since:" + _advice(differences)
-                    )
+                    raise _Refusal(f"{self.directory}: made from inputs that have changed since:" + _advice(differences))
             finally:
                 state.close()
         leftover = self.directory / manifests.BUILD_FOLDER  # killed between the manifest and the end
@@ -406,8 +400,7 @@ def _properties(state: State) -> dict[str, int]:
         "png_named_jpeg": "format = 'PNG' AND (lower(filename) LIKE '%.jpg' OR lower(filename) LIKE '%.jpeg')",
     }
     counts = {
-        name: state.value(f"SELECT count(*) FROM inputs WHERE reason IS NULL AND {query}")
-        for name, query in queries.items()
+        name: state.value(f"SELECT count(*) FROM inputs WHERE reason IS NULL AND {query}") for name, query in queries.items()
     }
     copies = "SELECT count(*) - count(DISTINCT sha256) FROM inputs WHERE reason IS NULL"
     return {**counts, "duplicates": state.value(copies)}

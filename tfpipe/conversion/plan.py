@@ -138,18 +138,16 @@ def _num_shards(options: Options, split: str, records: int, image_bytes: int) ->
 
 def _label(state: State, options: Options, class_order: Sequence[str] | None) -> list[str]:
     found = [
-        name
-        for (name,) in state.rows("SELECT DISTINCT class_name FROM inputs WHERE reason IS NULL AND class_name NOT NULL")
+        name for (name,) in state.rows("SELECT DISTINCT class_name FROM inputs WHERE reason IS NULL AND class_name NOT NULL")
     ]
-    broken = sorted(name for name in found if "\n" in name or "\r" in name)
+    # The names stand one per line in a file that tensorflow-datasets strips.
+    broken = sorted(name for name in found if name != name.strip() or len(name.splitlines()) > 1)
     if broken:
-        raise DataError(f"a class name holds a line break: {broken[0]!r}")
+        raise DataError(f"a class name holds a line break, or begins or ends with a space: {broken[0]!r}")
     order = list(options.class_names or class_order or sorted(found, key=_class_order(found)))
     unknown = sorted(set(found) - set(order))
     if unknown:
-        raise DataError(
-            f"classes that class_names does not list: {', '.join(unknown[:20])} (it lists {', '.join(order)})"
-        )
+        raise DataError(f"classes that class_names does not list: {', '.join(unknown[:20])} (it lists {', '.join(order)})")
     lost = state.rows(
         "SELECT DISTINCT class_name FROM inputs WHERE class_name NOT NULL EXCEPT"
         " SELECT class_name FROM inputs WHERE reason IS NULL"
@@ -194,22 +192,16 @@ def _split(state: State, options: Options) -> None:
         _cut(state, options)
     elif state.value(f"SELECT 1 FROM inputs WHERE {without} LIMIT 1"):
         if state.value(f"SELECT key FROM inputs WHERE {without} AND label >= 0 LIMIT 1"):
-            named = state.value(
-                "SELECT count(*) FROM inputs WHERE reason IS NULL AND given_split NOT NULL AND label >= 0"
-            )
+            named = state.value("SELECT count(*) FROM inputs WHERE reason IS NULL AND given_split NOT NULL AND label >= 0")
             key = state.value(f"SELECT key FROM inputs WHERE {without} ORDER BY key")
             if named:
                 raise DataError(f"some inputs name a split and others do not: {key}")
         default = "test" if options.layout == "flat" else "train"
         _log.info("no splits given: all pictures go into split %r", default)
         state.write(f"UPDATE inputs SET split = ? WHERE {without}", (default,))
-    mixed = state.rows(
-        "SELECT split FROM inputs WHERE reason IS NULL GROUP BY split HAVING min(label) < 0 AND max(label) >= 0"
-    )
+    mixed = state.rows("SELECT split FROM inputs WHERE reason IS NULL GROUP BY split HAVING min(label) < 0 AND max(label) >= 0")
     for (split,) in mixed:
-        key = state.value(
-            "SELECT key FROM inputs WHERE reason IS NULL AND label < 0 AND split = ? ORDER BY key", (split,)
-        )
+        key = state.value("SELECT key FROM inputs WHERE reason IS NULL AND label < 0 AND split = ? ORDER BY key", (split,))
         raise DataError(f"split {split!r} has pictures with a label and others without: {key}")
 
 

@@ -92,9 +92,7 @@ def _shard_items(path: Path, split: str, expected: int, layout: _Layout) -> Iter
         key = f"{path.name}#{count:06d}"
         class_name = layout.class_names[label] if label >= 0 else None
         in_split = "val" if split == "validation" else split
-        yield Source(
-            key, "", in_split, class_name, "tfrecord", str(path), frame.offset, status.st_size, status.st_mtime_ns
-        )
+        yield Source(key, "", in_split, class_name, "tfrecord", str(path), frame.offset, status.st_size, status.st_mtime_ns)
         count += 1
     if count != expected:
         raise DataError(f"{count} records, {_INFO} says {expected} (cut file)", path=path)
@@ -135,10 +133,8 @@ def _layout(folder: Path) -> _Layout:
     labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
     if len(images) != 1 or len(labels) != 1:
         listed = ", ".join(f"{name} {kind}" for name, kind in kinds.items()) or "none"
-        raise DataError(
-            f"must have exactly one Image and one ClassLabel; its features: {listed}", path=folder / _FEATURES
-        )
-    names_file = folder / f"{labels[0].replace('/', '-')}.labels.txt"
+        raise DataError(f"must have exactly one Image and one ClassLabel; its features: {listed}", path=folder / _FEATURES)
+    names_file = folder / f"{labels[0].replace('/', '.')}.labels.txt"
     if names_file.is_file():
         class_names = names_file.read_text("utf-8").splitlines()
     else:

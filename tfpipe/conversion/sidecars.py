@@ -42,9 +42,8 @@ def write_tfds_files(directory: Path, name: str, class_names: Sequence[str], spl
     files = {
         "dataset_info.json": _json(_dataset_info(name, splits)),
         "features.json": _json(_features(len(class_names))),
-        f"{schema.LABEL.replace('/', '-')}.labels.txt": "".join(
-            f"{class_name}\n" for class_name in class_names
-        ).encode(),
+        # tensorflow-datasets 4.9.10 looks for the feature's name with dots, and falls back to "0", "1", ... in silence.
+        f"{schema.LABEL.replace('/', '.')}.labels.txt": "".join(f"{class_name}\n" for class_name in class_names).encode(),
     }
     for file_name, content in files.items():
         with written_atomically(directory / file_name) as file:

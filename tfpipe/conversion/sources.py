@@ -104,9 +104,7 @@ def _compile(label_pattern: str) -> re.Pattern[str]:
     except re.error as error:
         raise ValueError(f"label_pattern {label_pattern!r} is not a regular expression: {error}") from None
     if len(pattern.groupindex) != 1:
-        raise ValueError(
-            f"label_pattern must have one named group, as in {DEFAULT_LABEL_PATTERN!r} (got {label_pattern!r})"
-        )
+        raise ValueError(f"label_pattern must have one named group, as in {DEFAULT_LABEL_PATTERN!r} (got {label_pattern!r})")
     return pattern
 
 
@@ -145,9 +143,7 @@ class _Splitter:
     by_folder: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = sorted(
-            entry.name for entry in os.scandir(self.root) if entry.is_dir() and not walking.is_hidden(entry.name)
-        )
+        names = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and not walking.is_hidden(entry.name))
         splits = [name for name in names if name in _SPLIT_FOLDERS]
         others = [name for name in names if name not in _SPLIT_FOLDERS]
         if splits and others:
@@ -156,9 +152,7 @@ class _Splitter:
                 " folder, as in --input=train=DIR,test=DIR2 and --unlabelled=test1=DIR3"
             )
         if {"val", "validation"} <= set(splits):
-            raise ValueError(
-                f"{self.root}: both 'val' and 'validation' would be split val: name the folders with --input"
-            )
+            raise ValueError(f"{self.root}: both 'val' and 'validation' would be split val: name the folders with --input")
         self.by_folder = {name: _SPLIT_FOLDERS[name] for name in splits}
 
     def __call__(self, relative: PurePosixPath) -> tuple[str | None, PurePosixPath]:

@@ -138,9 +138,7 @@ class State:
             "added": "SELECT key FROM now WHERE key NOT IN (SELECT key FROM inputs)",
             "changed": f"SELECT key FROM inputs JOIN now USING (key) WHERE NOT ({same})",
         }
-        differences = [
-            f"{what}: {key}" for what, query in queries.items() for (key,) in self.rows(f"{query} ORDER BY key")
-        ]
+        differences = [f"{what}: {key}" for what, query in queries.items() for (key,) in self.rows(f"{query} ORDER BY key")]
         touched = list(
             self.rows(
                 """SELECT inputs.rowid, now.kind, now.path, now.place FROM inputs JOIN now USING (key)

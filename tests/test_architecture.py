@@ -1,0 +1,201 @@
+"""The shape of the house: floors, lazy door, names. Each check of the source is shown to be able to fail."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import CHECKOUT
+
+import tfpipe
+
+PACKAGE = CHECKOUT / "tfpipe"
+
+# A floor may import the floors listed; its own modules always, without a cycle.
+FLOORS = {
+    "records": set(),
+    "conversion": {"records"},
+    "inspection": {"records"},
+    "pipeline": {"records"},
+    "commands": {"records"},
+}
+HEAVY = {"tensorflow", "keras", "numpy", "h5py", "PIL", "tensorflow_datasets"}
+
+
+def module_name(path):
+    return ".".join(path.relative_to(CHECKOUT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(source, *, top_level_only=False):
+    """Modules that a source imports by name, `from a import b` as both a and a.b."""
+    tree = ast.parse(source)
+    found = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def floors_of(names):
+    return {name.split(".")[1] for name in names if name.startswith("tfpipe.") and name.split(".")[1] in FLOORS}
+
+
+def sources():
+    files = {path: path.read_text("utf-8") for path in PACKAGE.rglob("*.py")}
+    assert len(files) > 20
+    return files
+
+
+def wrong_floors(files):
+    return {
+        str(path): upward
+        for path, source in files.items()
+        if len(path.relative_to(PACKAGE).parts) > 1
+        if (upward := floors_of(imports(source)) - FLOORS[(floor := path.relative_to(PACKAGE).parts[0])] - {floor})
+    }
+
+
+def test_imports_go_down():
+    assert wrong_floors(sources()) == {}
+
+
+def test_the_check_of_floors_can_fail():
+    upward = {PACKAGE / "records" / "x.py": "from tfpipe.pipeline import loader"}
+    sideways = {PACKAGE / "conversion" / "x.py": "def f():\n    import tfpipe.pipeline.reading"}
+    assert wrong_floors(upward)
+    assert wrong_floors(sideways)
+
+
+def cycle(graph):
+    """Modules of one import cycle, or []."""
+    done, path = set(), []
+
+    def visit(module):
+        if module in path:
+            return path[path.index(module) :]
+        if module in done:
+            return []
+        path.append(module)
+        for other in sorted(graph.get(module, ())):
+            if found := visit(other):
+                return found
+        done.add(path.pop())
+        return []
+
+    return next((found for module in sorted(graph) if (found := visit(module))), [])
+
+
+def test_no_import_cycle():
+    names = {module_name(path): imports(source) for path, source in sources().items() if path.name != "__init__.py"}
+    graph = {name: {other for other in found if other in names and other != name} for name, found in names.items()}
+    assert sum(map(len, graph.values())) > 20
+    assert cycle(graph) == []
+
+
+def test_the_check_of_cycles_can_fail():
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+
+
+def test_the_lower_floors_import_nothing_heavy_at_their_top():
+    heavy = {
+        str(path): found
+        for path, source in sources().items()
+        if path.relative_to(PACKAGE).parts[0] != "pipeline"
+        if (found := {name.split(".")[0] for name in imports(source, top_level_only=True)} & HEAVY)
+    }
+    assert heavy == {}
+    assert {name.split(".")[0] for name in imports("import numpy as np\nfrom PIL import Image", top_level_only=True)} & HEAVY
+
+
+def loaded_by(statement):
+    code = f"import sys; {statement}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_tfpipe_loads_nothing_heavy():
+    assert not loaded_by("import tfpipe") & HEAVY
+
+
+def test_the_check_of_loaded_modules_can_fail():
+    assert "numpy" in loaded_by("import tfpipe, numpy")
+
+
+@pytest.mark.parametrize("name", ["tools.build_tfrecords", "tools.inspect_tfrecords"])
+def test_the_commands_of_the_lower_floors_load_no_tensorflow(name):
+    assert not loaded_by(f"import {name}") & {"tensorflow", "keras", "tensorflow_datasets"}
+
+
+def seconds(code, repetitions=7):
+    times = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=True)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_importing_tfpipe_takes_little():
+    # The promise is 50 ms over a bare interpreter; the least of several runs keeps the neighbours' noise out.
+    assert seconds("import tfpipe") - seconds("pass") < 0.05
+
+
+def test_exported_names_exist_and_are_pinned():
+    assert tfpipe.__all__ == dir(tfpipe)
+    assert tfpipe.__all__ == [
+        "DataError",
+        "Manifest",
+        "__version__",
+        "build_tfrecords",
+        "dataset",
+        "decode_image",
+        "load_manifest",
+        "parse_example",
+        "resize_image",
+    ]
+    assert all(getattr(tfpipe, name) is not None for name in tfpipe.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        tfpipe.nothing  # noqa: B018
+
+
+def test_no_exported_name_is_a_modules_name():
+    # Importing a submodule sets it on the package, in place of a function of the same name.
+    modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert "pipeline" in modules
+    assert not modules & set(tfpipe.__all__)
+
+
+def unseen_prints(source):
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    return [node.lineno for node in calls if node.func.id == "print"]
+
+
+def test_the_library_never_prints():
+    assert {str(path): lines for path, source in sources().items() if (lines := unseen_prints(source))} == {}
+    assert unseen_prints("print(1)")
+
+
+def test_commands_are_listed_where_they_are_installed():
+    listed = (CHECKOUT / "setup.cfg").read_text("utf-8")
+    tools = {path.stem for path in (CHECKOUT / "tools").glob("*.py")} - {"__init__", "demo", "benchmark"}
+    assert tools
+    for tool in tools:
+        assert f"tfpipe-{tool.replace('_', '-')} = tfpipe.tools.{tool}:command" in listed
+        assert (CHECKOUT / "tools" / f"{tool}.py").stat().st_mode & 0o111, f"{tool} is not executable"
+
+
+def test_packages_are_listed_where_they_are_installed():
+    listed = (CHECKOUT / "setup.cfg").read_text("utf-8").split("packages =")[1].split("package_dir")[0].split()
+    packages = {module_name(path) for path in PACKAGE.rglob("__init__.py")} | {"tfpipe.tools"}
+    assert sorted(listed) == sorted(packages)
+
+
+def test_paths_of_one_machine_stand_nowhere():
+    home = str(Path.home())
+    assert len(home) > 2
+    for path, source in sources().items():
+        assert home + "/" not in source, path
