@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""Measures speed as a ratio to a named reference, in one run, with alternating repetitions.
+
+  benchmark build --files=4000 --file_kb=100 --repetitions=5
+  benchmark build --input=photos/                        your own pictures
+  benchmark memory --files=200000                        memory of each process while many small files are packed
+
+build: tfpipe's own command against `cp -r` followed by sha256sum of source and copy (two processes), and against a plain loop
+with tf.io.TFRecordWriter and tf.train.Example, each as a whole process. Medians, and ratios pair by pair.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from absl import flags
+
+import tfpipe
+from tfpipe import commands
+
+_INPUT = flags.DEFINE_string("input", None, "Folder of pictures to measure on. Default: pictures that the benchmark makes.")
+_FILES = flags.DEFINE_integer("files", 4000, "Pictures to make.", 1)
+_FILE_KB = flags.DEFINE_integer("file_kb", 100, "Their size, about, in kB. For memory: 1.", 1)
+_REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Rounds; each runs every contender once.", 1)
+_WORKERS = flags.DEFINE_integer("workers", 2, "Worker processes of tfpipe.", 1)
+_SCRATCH = flags.DEFINE_string("scratch", None, "Folder to work in. Default: the system's folder for temporary files.")
+
+_ROOT = Path(tfpipe.__file__).parents[1]
+
+# Each contender is the whole job as a user would start it, interpreter and imports included.
+_BUILD = "import tfpipe; tfpipe.build_tfrecords({source!r}, {output!r}, layout='flat', workers={workers}, progress=False)"
+_PLAIN = """
+import pathlib, tensorflow as tf
+def feature(value):
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+files = sorted(path for path in pathlib.Path({source!r}).rglob("*") if path.is_file())
+shards = max(1, sum(path.stat().st_size for path in files) // (128 << 20))
+for shard in range(shards):
+    with tf.io.TFRecordWriter(f"{output}-{{shard:05d}}-of-{{shards:05d}}") as writer:
+        for path in files[shard::shards]:
+            content = {{"image/encoded": feature(path.read_bytes()), "image/filename": feature(path.name.encode())}}
+            writer.write(tf.train.Example(features=tf.train.Features(feature=content)).SerializeToString())
+"""
+_AUDIT = """
+import os, sys; from tfpipe.records.images import read_header
+for folder, _, names in os.walk({source!r}):
+    for name in names:
+        with open(os.path.join(folder, name), "rb", buffering=0) as file:
+            read_header(file.readall())
+"""
+_COPY = "cp -r {source} {output} && (find {source} {output} -type f -print0 | xargs -0 -P 2 -n 64 sha256sum >/dev/null)"
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the benchmark that is named."""
+    benchmarks: dict[str, Callable[[Path], None]] = {"build": measure_build, "memory": measure_memory}
+    if len(arguments) != 1 or arguments[0] not in benchmarks:
+        raise commands.UsageError(f"name one benchmark of: {', '.join(benchmarks)}")
+    with tempfile.TemporaryDirectory(dir=_SCRATCH.value) as folder:
+        benchmarks[arguments[0]](Path(folder))
+
+
+def measure_build(folder: Path) -> None:
+    """Compares building with copying and hashing, and with a plain TensorFlow loop."""
+    source = Path(_INPUT.value).resolve() if _INPUT.value else make_pictures(folder / "source", _FILES.value, _FILE_KB.value << 10)
+    files = [path for path in source.rglob("*") if path.is_file()]
+    num_bytes = sum(path.stat().st_size for path in files)
+    print(f"{len(files)} files, {num_bytes / 1e6:.0f} MB, mean {num_bytes / len(files) / 1e3:.0f} kB; {os.cpu_count()} cores")
+    contenders = {
+        "tfpipe": [sys.executable, "-c", _BUILD],
+        "cp + 2 x sha256sum": ["sh", "-c", _COPY],
+        "tf.io.TFRecordWriter": [sys.executable, "-c", _PLAIN],
+        "read + audit alone, 1 process": [sys.executable, "-c", _AUDIT],
+        "tfpipe, import alone": [sys.executable, "-c", "import tfpipe.conversion.build"],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(1 + _REPETITIONS.value):  # the first round warms the page cache and is not counted
+        for name, command in contenders.items():
+            seconds[name].append(timed(command, source, folder / "out"))
+    for name, times in seconds.items():
+        rest = times[1:]
+        ratios = [other / own for own, other in zip(seconds["tfpipe"][1:], rest, strict=True)]
+        print(
+            f"{name:32} median {statistics.median(rest):7.2f} s (min {min(rest):.2f}, max {max(rest):.2f})"
+            f" {num_bytes / statistics.median(rest) / 1e6:8.0f} MB/s   tfpipe is {statistics.median(ratios):6.2f} x as fast"
+            f" ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+
+
+def timed(command: list[str], source: Path, output: Path) -> float:
+    """Returns the seconds of one run into a fresh output, which is removed again."""
+    values = {"source": str(source), "output": str(output), "workers": _WORKERS.value}
+    filled = [*command[:-1], command[-1].format(**values)]
+    os.sync()  # what the contender before left to be written is not this one's work
+    start = time.perf_counter()
+    subprocess.run(filled, check=True, cwd=_ROOT, stderr=subprocess.DEVNULL)
+    seconds = time.perf_counter() - start
+    for path in output.parent.glob(f"{output.name}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return seconds
+
+
+def measure_memory(folder: Path) -> None:
+    """Prints the peak resident memory of the parent and of each worker while small pictures are packed."""
+    size = _FILE_KB.value << 10 if flags.FLAGS["file_kb"].present else 1000
+    source = Path(_INPUT.value).resolve() if _INPUT.value else make_pictures(folder / "source", _FILES.value, size)
+    values = {"source": str(source), "output": str(folder / "out"), "workers": _WORKERS.value}
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", _BUILD.format(**values)], cwd=_ROOT)
+    peaks: dict[int, int] = {}
+    watcher = threading.Thread(target=watch, args=(process, peaks))
+    watcher.start()
+    code = process.wait()
+    watcher.join()
+    print(f"{_FILES.value} files packed in {time.perf_counter() - start:.1f} s, exit code {code}")
+    for pid, peak in peaks.items():
+        print(f"{'parent' if pid == process.pid else 'worker'}: peak {peak / 1024:.0f} MiB resident")
+
+
+def watch(process: subprocess.Popen[bytes], peaks: dict[int, int]) -> None:
+    """Keeps the highest VmHWM, in KiB, of a process and its children until it ends (Linux)."""
+    while process.poll() is None:
+        for pid in (process.pid, *children(process.pid)):
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+            except OSError:
+                continue
+            high = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")]
+            peaks[pid] = max([peaks.get(pid, 0), *high])
+        time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    """Returns the process ids of a process's children (Linux)."""
+    try:
+        return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def make_pictures(folder: Path, count: int, size: int) -> Path:
+    """Writes JPEG files of about `size` bytes, all different: one picture of noise, with a comment that varies."""
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    drawn = random.Random(0)
+    pixels = max(8, int(((size - 300) / 0.82) ** 0.5))  # noise in grey at quality 90: a header, and 0.82 bytes a pixel
+    path = folder / "first.jpg"
+    Image.frombytes("L", (pixels, pixels), drawn.randbytes(pixels * pixels)).save(path, quality=90)
+    data = path.read_bytes()
+    path.unlink()
+    for index in range(count):
+        comment = f"{index:012d}".encode()
+        marked = data[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + data[2:]
+        below = folder / f"{index // 1000:04d}"
+        below.mkdir(exist_ok=True)
+        (below / f"{index:07d}.jpg").write_bytes(marked)
+    return folder
+
+
+def command() -> None:
+    """Runs the command."""
+    commands.run(main, __name__)
+
+
+if __name__ == "__main__":
+    command()
