@@ -1,7 +1,7 @@
 """What every command of tools/ shares: flags shown by --help however it is started, errors as one line, Ctrl-C that tells.
 
-    def command() -> None:
-        commands.run(main, __name__)
+def command() -> None:
+    commands.run(main, __name__)
 """
 
 from __future__ import annotations
@@ -35,9 +35,16 @@ def run(main: Callable[[list[str]], int | None], module_name: str) -> NoReturn:
     for flag in flags.FLAGS.flags_by_module_dict().get(module_name, []):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     sys.modules["__main__"].__doc__ = sys.modules[module_name].__doc__
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    _log_to_stderr()
     app.run(lambda argv: sys.exit(_guarded(main, argv[1:])))
     raise AssertionError  # app.run never returns
+
+
+def _log_to_stderr() -> None:
+    log = logging.getLogger("tfpipe")
+    log.setLevel(logging.INFO)
+    log.addHandler(logging.StreamHandler(sys.stderr))
+    log.propagate = False  # absl's handler would say everything again, with a prefix meant for servers
 
 
 def _guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:

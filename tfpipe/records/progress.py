@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -10,6 +11,7 @@ from types import TracebackType
 _log = logging.getLogger("tfpipe")
 
 _LINE_SECONDS = 10.0
+_MAX_COLUMNS = 110
 
 
 class ProgressBar:
@@ -31,7 +33,9 @@ class ProgressBar:
         if enabled and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=initial, desc=title, unit=" records", dynamic_ncols=True)
+            # Not tqdm's own measure of the width: it draws nothing on a terminal that does not know its size.
+            columns = shutil.get_terminal_size().columns
+            self._bar = tqdm(total=total, initial=initial, desc=title, unit=" records", ncols=min(columns, _MAX_COLUMNS))
 
     def __enter__(self) -> ProgressBar:
         return self

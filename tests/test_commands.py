@@ -1,0 +1,151 @@
+"""What the commands share: help, wrong words, errors, Ctrl-C, progress."""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import CHECKOUT, picture, write
+
+from tfpipe import commands
+from tfpipe.records import manifest
+
+TOOLS = sorted(path.stem for path in (CHECKOUT / "tools").glob("*.py") if path.stem != "__init__")
+WAYS = {
+    "file": lambda tool: [sys.executable, f"tools/{tool}.py"],
+    "module": lambda tool: [sys.executable, "-m", f"tools.{tool}"],
+    "installed": lambda tool: [sys.executable, "-c", f"from tfpipe.tools.{tool} import command; command()"],
+}
+
+
+def run(*command, **options):
+    return subprocess.run([*map(str, command)], cwd=CHECKOUT, capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("way", WAYS)
+def test_help_shows_every_flag_with_its_default(tool, way):
+    if way == "installed" and run(sys.executable, "-c", "import tfpipe.tools").returncode:
+        pytest.skip("tfpipe is not installed here, only found on the path")
+    done = run(*WAYS[way](tool), "--help")
+    assert "absl.app" not in done.stdout
+    source = (CHECKOUT / f"tools/{tool}.py").read_text("utf-8")
+    flags = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
+    assert flags or "DEFINE" not in source
+    for flag in flags:
+        assert re.search(rf"--(\[no\])?{flag}:", done.stdout), f"{flag} is not in\n{done.stdout}"
+    assert done.stdout.startswith(source.split('"""')[1].strip().splitlines()[0])
+
+
+def test_wrong_words_exit_with_2_and_say_what_is_right():
+    for arguments, message in [
+        ([], "--input (or --unlabelled) and --output are needed"),
+        (["photos/"], "arguments without a flag: photos/"),
+        (["--input=a", "--output=b", "--splits=train"], "--splits must be NAME=VALUE,NAME=VALUE"),
+        (["--input=a", "--output=b", "--splits=train=x"], "--splits: could not convert string to float: 'x'"),
+        (["--input=a", "--output=b", "--num_shards=train=1.5"], "--num_shards: invalid literal"),
+    ]:
+        done = run(sys.executable, "tools/build_tfrecords.py", *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"error: {message}" in done.stderr
+
+
+def test_an_unknown_flag_is_an_error():
+    done = run(sys.executable, "tools/build_tfrecords.py", "--inptu=x")
+    assert done.returncode == 1
+    assert "Did you mean: input" in done.stderr
+
+
+def test_errors_are_one_line_without_a_traceback(tmp_path):
+    done = run(sys.executable, "tools/build_tfrecords.py", f"--input={tmp_path}/nowhere", f"--output={tmp_path}/out")
+    assert (done.returncode, done.stderr) == (1, f"error: {tmp_path}/nowhere: no such input\n")
+
+
+def test_a_read_only_output_is_an_error(photos, tmp_path):
+    done = run(sys.executable, "tools/build_tfrecords.py", f"--input={photos}", "--output=/proc/nothing/out")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "/proc/nothing" in done.stderr
+
+
+def test_build_prints_a_summary(photos, tmp_path):
+    arguments = [f"--input={photos}", f"--output={tmp_path}/out", "--splits=train=0.8,test=0.2", "--num_shards=train=2,test=1"]
+    done = run(sys.executable, "tools/build_tfrecords.py", *arguments, "--name=pets")
+    assert done.returncode == 0, done.stderr
+    content = manifest.load(tmp_path / "out")
+    assert content.root_hash in done.stdout
+    assert "小 猫" in done.stdout
+    assert "layout: folders (guessed" in done.stderr
+    assert re.search(r"write: 25 of 25 records, [\d.]+ MB/s", done.stderr)
+    assert [len(part.shards) for part in content.splits.values()] == [2, 1]
+
+
+def test_named_inputs_and_paths_with_an_equals_sign(tmp_path):
+    write(tmp_path / "a=b" / "x" / "1.jpg", picture(1))
+    write(tmp_path / "c" / "x" / "2.jpg", picture(2))
+    done = run(sys.executable, "tools/build_tfrecords.py", f"--input={tmp_path}/a=b", f"--output={tmp_path}/one")
+    assert done.returncode == 0, done.stderr
+    both = f"--input=train={tmp_path}/a=b,test={tmp_path}/c"
+    done = run(sys.executable, "tools/build_tfrecords.py", both, f"--output={tmp_path}/two")
+    assert done.returncode == 0, done.stderr
+    assert list(manifest.load(tmp_path / "two").splits) == ["train", "test"]
+
+
+@pytest.mark.parametrize("value", ["train", "=x", "train=", "train=1,train=2", "train=1,,test=2"])
+def test_pairs_that_are_none(value):
+    with pytest.raises(commands.UsageError, match="--splits must be NAME=VALUE"):
+        commands.parse_pairs("splits", value)
+
+
+def test_ctrl_c_stops_with_130_and_the_next_run_goes_on(tmp_path):
+    for index in range(3000):
+        write(tmp_path / f"in/a/{index}.jpg", picture(index % 50, quality=50 + index % 50))
+    command = [
+        sys.executable,
+        "tools/build_tfrecords.py",
+        f"--input={tmp_path}/in",
+        f"--output={tmp_path}/out",
+        "--num_shards=50",
+    ]
+    process = subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(tmp_path.glob("out/images-*")):  # the first shards are there, the last are not
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to parent and workers
+    _, said = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.skip("the build was done before it could be stopped")
+    assert process.returncode == 130
+    assert "run the same command again to go on" in said
+    assert "Traceback" not in said
+    shards = {path: path.stat().st_ino for path in tmp_path.glob("out/images-*")}
+    assert 0 < len(shards) < 50
+    assert not (tmp_path / "out/manifest.json").exists()
+    assert run(*command).returncode == 0
+    assert {path: path.stat().st_ino for path in shards} == shards
+    assert len(list(tmp_path.glob("out/images-*"))) == 50
+
+
+def test_on_a_terminal_there_is_a_bar(photos, tmp_path):
+    parent, child = pty.openpty()
+    command = [sys.executable, "tools/build_tfrecords.py", f"--input={photos}", f"--output={tmp_path}/out"]
+    process = subprocess.Popen(command, cwd=CHECKOUT, stderr=child, stdout=subprocess.DEVNULL)
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(parent, 4096)
+        except OSError:  # Linux reports the end of a terminal as an error
+            break
+        if not chunk:
+            break
+        shown += chunk
+    os.close(parent)
+    assert process.wait() == 0
+    assert b"audit: 100%" in shown
+    assert b"write: 100%" in shown
+    assert b"MB/s" in shown
