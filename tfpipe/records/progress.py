@@ -33,9 +33,9 @@ class ProgressBar:
         if enabled and sys.stderr.isatty():
             from tqdm import tqdm
 
-            # Not tqdm's own measure of the width: it draws nothing on a terminal that does not know its size.
-            columns = shutil.get_terminal_size().columns
-            self._bar = tqdm(total=total, initial=initial, desc=title, unit=" records", ncols=min(columns, _MAX_COLUMNS))
+            # Not tqdm's own measure of the width: it draws nothing on a terminal that does not know its size
+            width = min(shutil.get_terminal_size().columns, _MAX_COLUMNS)
+            self._bar = tqdm(total=total, initial=initial, desc=title, unit=" records", ncols=width, nrows=2)
 
     def __enter__(self) -> ProgressBar:
         return self
