@@ -1,0 +1,139 @@
+"""Comparison of two data sets, or of a data set with the folders that it was made from.
+
+for difference in diff("shards/", {"train": "photos/train", "test": "photos/test"}): ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from tfpipe.records import manifest as manifests
+from tfpipe.records.catalog import read_catalog
+from tfpipe.records.errors import DataError
+from tfpipe.records.files import sha256_of
+from tfpipe.records.manifest import CATALOG_NAME
+
+_LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx"))  # as the build passes over
+_BATCH_FILES = 1024
+
+PathLike = str | os.PathLike[str]
+Side = PathLike | Mapping[str, PathLike]
+
+_Entry = tuple[str, str, str | None, str | None]  # key, SHA-256, class name, split
+
+
+class Difference(NamedTuple):
+    """One way in which two sides differ.
+
+    Attributes:
+        kind: "added", "removed", "changed" (content), "relabelled" (class name) or "moved" (split).
+        key: of the record.
+        before: what side a has: the hash, class name or split; "" where it has no such key.
+        after: what side b has.
+    """
+
+    kind: str
+    key: str
+    before: str
+    after: str
+
+
+# Where one side is a plain folder, its class name and split are NULL: unknown, which differs from nothing.
+_QUERIES = {
+    "removed": "SELECT key, a.sha256, '' FROM a LEFT JOIN b USING (key) WHERE b.sha256 IS NULL",
+    "added": "SELECT key, '', b.sha256 FROM b LEFT JOIN a USING (key) WHERE a.sha256 IS NULL",
+    "changed": "SELECT key, a.sha256, b.sha256 FROM a JOIN b USING (key) WHERE a.sha256 != b.sha256",
+    "relabelled": "SELECT key, a.class_name, b.class_name FROM a JOIN b USING (key) WHERE a.class_name != b.class_name",
+    "moved": "SELECT key, a.split, b.split FROM a JOIN b USING (key) WHERE a.split != b.split",
+}
+
+
+def diff(a: Side, b: Side, *, workers: int | None = None) -> Iterator[Difference]:
+    """Yields what differs from `a` to `b`, by key; nothing where they hold the same.
+
+    A data set's catalogue is taken at its word (its hash is checked; `verify` checks the shards against it); of a folder,
+    every file is read. Memory is flat: the keys are in a temporary table on disk.
+
+    Args:
+        a: a data set, or a folder of pictures: key is the path below it, hidden files are passed over, labels and splits are
+            not compared; or several by prefix: {"train": "photos/a"} gives keys like "train/1.jpg", "" gives bare paths.
+        b: the same.
+        workers: threads that hash files; None: one per core.
+
+    Raises:
+        FileNotFoundError: a side is no folder, or has no catalogue.
+        DataError: a side's manifest or catalogue is damaged, or two files of a side have one key.
+    """
+    with contextlib.closing(sqlite3.connect("")) as table:  # "": in a temporary file, gone when closed
+        for name, side in (("a", a), ("b", b)):
+            table.execute(f"CREATE TABLE {name} (key TEXT PRIMARY KEY, sha256 TEXT, class_name TEXT, split TEXT) WITHOUT ROWID")
+            try:
+                table.executemany(f"INSERT INTO {name} VALUES (?, ?, ?, ?)", _entries(side, workers))  # noqa: S608 (a or b)
+            except sqlite3.IntegrityError:
+                raise DataError(f"two files or records of {side} have the same key") from None
+        for kind, query in _QUERIES.items():
+            for key, before, after in table.execute(f"{query} ORDER BY key"):
+                yield Difference(kind, key, before, after)
+
+
+def is_data_set(side: Side) -> bool:
+    """True where a side has labels and splits to compare: a data set, and no plain folder."""
+    return not isinstance(side, Mapping) and (Path(side) / manifests.FILE_NAME).exists()
+
+
+def _entries(side: Side, workers: int | None) -> Iterator[_Entry]:
+    if isinstance(side, Mapping):
+        for prefix, folder in side.items():
+            yield from _files(Path(folder), f"{prefix}/" if prefix else "", workers)
+    elif is_data_set(side):
+        yield from _records(Path(side))
+    else:
+        yield from _files(Path(side), "", workers)
+
+
+def _records(directory: Path) -> Iterator[_Entry]:
+    manifest = manifests.load(directory)
+    if sha256_of(directory / CATALOG_NAME) != manifest.catalog_sha256:
+        raise DataError("not the catalogue that the manifest was written with", path=directory / CATALOG_NAME)
+    for row in read_catalog(directory):
+        yield row.key, row.sha256, row.class_name, row.split
+
+
+def _files(root: Path, prefix: str, workers: int | None) -> Iterator[_Entry]:
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: neither a data set nor a folder")
+    if (root / manifests.BUILD_FOLDER).exists():
+        manifests.load(root)  # raises: a build that did not finish is no folder of pictures
+    found = _walk(root)
+    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+        while batch := list(itertools.islice(found, _BATCH_FILES)):
+            for path, digest in zip(batch, pool.map(sha256_of, batch), strict=True):
+                yield prefix + path.relative_to(root).as_posix(), digest, None, None
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Yields the files below a folder; links to folders last and once, as the build follows them."""
+    seen: set[tuple[int, int]] = set()
+    links = [root]
+    for start in links:  # grows while it is walked
+        stack = [start]
+        while stack:
+            folder = stack.pop()
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+                if entry.name.startswith(".") or entry.name.lower() in _LITTER:
+                    continue
+                if not entry.is_dir():
+                    yield Path(entry.path)
+                else:
+                    (links if entry.is_symlink() else stack).append(Path(entry.path))

@@ -1,0 +1,121 @@
+"""Extraction: the original files back, bit for bit.
+
+extract("shards/", "photos/")                  # photos/cat/1.jpg, ...
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from tfpipe.inspection.reading import read_shard
+from tfpipe.records import manifest as manifests
+from tfpipe.records.catalog import Row, read_catalog
+from tfpipe.records.errors import DataError
+from tfpipe.records.progress import ProgressBar
+from tfpipe.records.schema import Record
+
+
+def extract(
+    directory: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    progress: bool = True,
+) -> int:
+    """Writes the picture of each record to `output`/`image/filename`, and returns the number of records.
+
+    Each picture's hash, and each shard's, is checked. A file that is there with the same bytes is left alone, one with other
+    bytes is never overwritten, nothing is written outside `output`, and no unfinished file bears a final name.
+
+    Args:
+        directory: the data set's folder.
+        output: folder to write to; made if need be.
+        split: the split to extract, default all.
+        progress: show it on stderr.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+        FileExistsError: another file is in the way; the message names it.
+        ValueError: there is no such split.
+        DataError: the data set is damaged, or a record's file name leads out of `output`.
+    """
+    manifest = manifests.load(directory)
+    names = list(manifest.splits) if split is None else [split]
+    shards = [shard for name in names for shard in manifest.split(name).shards]
+    manifests.check_files(directory, manifest, names)
+    count = sum(shard.num_records for shard in shards)
+    writer = _Writer(Path(directory), Path(output), names)
+    with ProgressBar("extract", count, enabled=progress) as bar:
+        for shard in shards:
+            for offset, record in read_shard(Path(directory), shard):
+                writer.write(record, Path(directory) / shard.file, offset)
+                bar.add(1, len(record.encoded))
+    # Once for all: a sync per file would take longer than everything else.
+    os.sync()
+    return count
+
+
+class _Writer:
+    def __init__(self, directory: Path, output: Path, splits: Sequence[str]) -> None:
+        self._directory, self._output, self._splits = directory, output, splits
+        output.mkdir(parents=True, exist_ok=True)
+        self._root = output.resolve()
+        self._safe: set[Path] = {self._root}
+
+    def write(self, record: Record, shard: Path, offset: int) -> None:
+        """Writes one picture, unless it is there."""
+        target = self._target(record, shard, offset)
+        if os.path.lexists(target):
+            self._compare(target, record)
+            return
+        temporary = target.with_name(f".{os.getpid()}.tmp")  # short: the name itself may be as long as names can be
+        try:
+            with open(temporary, "xb") as file:
+                file.write(record.encoded)
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _target(self, record: Record, shard: Path, offset: int) -> Path:
+        """Returns where the record's file goes; its folder exists and lies within the output."""
+        name = PurePosixPath(record.filename)
+        if name.is_absolute() or not name.name or ".." in name.parts or "\0" in record.filename:
+            message = f"the file name {record.filename!r} would lead out of the output folder"
+            raise DataError(message, path=shard, offset=offset)
+        target = self._root / name
+        if target.parent not in self._safe:
+            self._make_folder(target.parent, record.filename)
+        return target
+
+    def _make_folder(self, folder: Path, filename: str) -> None:
+        existing = folder
+        while not os.path.lexists(existing):
+            existing = existing.parent
+        # Before anything is made: a link within the output may lead out of it.
+        if not existing.resolve().is_relative_to(self._root):
+            raise FileExistsError(f"{existing}: a link that leads out of the output folder is in the way of {filename!r}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise FileExistsError(f"{existing}: a file is in the way of the folder of {filename!r}") from None
+        self._safe.add(folder)
+
+    def _compare(self, target: Path, record: Record) -> None:
+        if target.is_file() and target.stat().st_size == len(record.encoded) and target.read_bytes() == record.encoded:
+            return
+        for row in self._rivals(record):
+            raise FileExistsError(
+                f"{target}: two records with different bytes have this file name: {record.key!r} and {row.key!r} (split"
+                f" {row.split!r}); extract one split at a time, each to its own folder, with --split"
+            )
+        raise FileExistsError(f"{target}: there is another file of this name; it was not overwritten")
+
+    def _rivals(self, record: Record) -> list[Row]:
+        try:
+            rows = read_catalog(self._directory)
+            return [row for row in rows if row.filename == record.filename and row.sha256 != record.sha256]
+        except (OSError, DataError):  # only needed for a better message
+            return []

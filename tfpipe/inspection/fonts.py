@@ -1,0 +1,145 @@
+"""Fonts that have the characters of a text, among those that systems usually carry."""
+
+from __future__ import annotations
+
+import logging
+import os
+import unicodedata
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from PIL import ImageFont
+
+    Font = ImageFont.FreeTypeFont
+
+_log = logging.getLogger("tfpipe")
+
+# File names; Pillow looks for them where Linux, macOS and Windows keep their fonts. Handsome ones come first, those that
+# cover most of the world's scripts behind them.
+_NAMES = (
+    "NotoSans-Regular.ttf",
+    "DejaVuSans.ttf",
+    "Arial.ttf",
+    "arial.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansCJKsc-Regular.otf",
+    "NotoSansSC-Regular.otf",
+    "SourceHanSansSC-Regular.otf",
+    "wqy-microhei.ttc",
+    "wqy-zenhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "DroidSansFallback.ttf",
+    "uming.ttc",
+    "PingFang.ttc",
+    "Hiragino Sans GB.ttc",
+    "STHeiti Light.ttc",
+    "msyh.ttc",
+    "simsun.ttc",
+    "YuGothR.ttc",
+    "malgun.ttf",
+    "Arial Unicode.ttf",
+    "ARIALUNI.TTF",
+    "unifont.otf",
+    "unifont.ttf",
+)
+
+_NOT_A_CHARACTER = "\U0010ffff"  # every font draws its sign for missing glyphs here
+
+
+class _Measured(Protocol):
+    def getlength(self, text: str) -> float: ...
+
+
+class Fonts:
+    """One font at any size, and what it cannot write.
+
+    Attributes:
+        missing: characters of the text it was chosen for that it does not have.
+    """
+
+    def __init__(self, path: str | None, text: str) -> None:
+        self._path = path
+        self.missing = frozenset(_missing(self.of_size(16), text))
+
+    def of_size(self, size: int) -> Font:
+        """Returns the font with letters of `size` pixels."""
+        from PIL import ImageFont
+
+        if self._path is not None:
+            return ImageFont.truetype(self._path, size)
+        built_in = ImageFont.load_default(size)
+        if not isinstance(built_in, ImageFont.FreeTypeFont):
+            raise OSError("Pillow was built without FreeType: letters cannot be drawn")
+        return built_in
+
+    def shown(self, text: str) -> str:
+        r"""Returns the text with what the font does not have, and what is not printable, as escapes: \u732b."""
+        return "".join(
+            character.encode("unicode_escape").decode()
+            if character in self.missing or not character.isprintable()
+            else character
+            for character in text
+        )
+
+
+def choose(text: str, path: str | os.PathLike[str] | None = None) -> Fonts:
+    """Returns the first font that has every character of a text, or else the one that lacks the fewest.
+
+    Args:
+        text: everything that will be written.
+        path: the font file to take, whatever it lacks.
+
+    Raises:
+        OSError: there is no such font file, or it is none.
+    """
+    if path is not None:
+        try:
+            best = Fonts(os.fspath(path), text)
+        except OSError as error:
+            raise OSError(f"{os.fspath(path)}: cannot be read as a font ({error})") from None
+    else:
+        best = _best(text)
+    if best.missing:
+        shown = "".join(sorted(best.missing)[:20])
+        advice = "are not in the font" if path is not None else "are in no font found here; pass one that has them (font)"
+        _log.warning("%d characters %s, and are drawn as escapes: %s", len(best.missing), advice, shown)
+    return best
+
+
+def _best(text: str) -> Fonts:
+    best: Fonts | None = None
+    for name in (*_NAMES, None):
+        try:
+            found = Fonts(name, text)
+        except OSError:
+            continue
+        if best is None or len(found.missing) < len(best.missing):
+            best = found
+        if not best.missing:
+            break
+    if best is None:
+        raise OSError("no font was found: pass one (font)")
+    return best
+
+
+def _missing(font: Font, text: str) -> set[str]:
+    # Pillow does not say which characters a font has; a missing one looks like a code point that is no character.
+    sign = font.getmask(_NOT_A_CHARACTER)
+    absent = bytes(sign), sign.size
+    candidates = {character for character in text if character.isprintable() and not character.isspace()}
+    return {
+        character
+        for character in candidates
+        if not unicodedata.combining(character) and (bytes(mask := font.getmask(character)), mask.size) == absent
+    }
+
+
+def shortened(text: str, font: _Measured, width: int) -> str:
+    """Returns the text, cut in its middle if it is wider than `width` pixels: names differ at their ends."""
+    if font.getlength(text) <= width:
+        return text
+    for kept in range(len(text) - 1, 0, -1):
+        head, tail = text[: kept // 3], text[len(text) - (kept - kept // 3) :]
+        if font.getlength(f"{head}\u2026{tail}") <= width:
+            return f"{head}\u2026{tail}"
+    return ""

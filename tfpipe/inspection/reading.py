@@ -1,0 +1,49 @@
+"""Strict reading: records as they were written, or an error."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from tfpipe.records import schema, tfrecord
+from tfpipe.records.errors import DataError
+from tfpipe.records.manifest import Shard
+from tfpipe.records.schema import Record
+
+
+def read_shard(directory: Path, shard: Shard) -> Iterator[tuple[int, Record]]:
+    """Yields (offset, record) of every record of a shard, which need have neither index nor catalogue.
+
+    Raises:
+        DataError: a frame, a picture's hash, or, told at the end, the count or the shard's hash is not as written.
+    """
+    path = directory / shard.file
+    whole = hashlib.sha256()
+    count = 0
+    for offset, data in tfrecord.read_frames(path):
+        for piece in tfrecord.frame(data):
+            whole.update(piece)
+        yield offset, checked_record(data, path, offset)
+        count += 1
+    if count != shard.num_records:
+        raise DataError(f"{count} records, the manifest says {shard.num_records}", path=path)
+    if whole.hexdigest() != shard.sha256:
+        raise DataError(f"the shard's SHA-256 is {whole.hexdigest()}, the manifest says {shard.sha256}", path=path)
+
+
+def checked_record(data: bytes, path: Path, offset: int) -> Record:
+    """Returns the record in a frame's data.
+
+    Raises:
+        DataError: it is none, or its picture is not the one that was stored.
+    """
+    try:
+        record = schema.decode(data)
+    except DataError as error:
+        raise DataError(error.message, path=path, offset=offset) from None
+    digest = hashlib.sha256(record.encoded).hexdigest()
+    if digest != record.sha256:
+        message = f"the picture of {record.key!r} has SHA-256 {digest}, the record says {record.sha256}"
+        raise DataError(message, path=path, offset=offset)
+    return record
