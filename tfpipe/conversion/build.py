@@ -11,6 +11,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +36,7 @@ _log = logging.getLogger("tfpipe")
 
 _AUDIT_RECORDS = 256
 _AUDIT_BYTES = 16 << 20
+_COMMIT_SECONDS = 1.0
 _SHOWN = 20  # differences to inputs in an error message
 
 PathLike = str | os.PathLike[str]
@@ -260,13 +262,17 @@ class _Build(NamedTuple):
         total = state.value("SELECT count(*) FROM inputs WHERE kind != ''")
         done = state.value("SELECT count(*) FROM inputs WHERE kind != '' AND (sha256 NOT NULL OR reason NOT NULL)")
         tasks = (AuditTask(batch, self.options.max_pixels) for batch in state.pending(_AUDIT_RECORDS, _AUDIT_BYTES))
+        next_commit = time.monotonic() + _COMMIT_SECONDS
         with ProgressBar("audit", total, initial=done, enabled=self.progress) as bar:
             for message in workers.run("audit", tasks):
                 if isinstance(message, Progress):
                     bar.add(*message)
                 else:
                     state.store_audit(message)
-                    state.commit()
+                    if time.monotonic() > next_commit:  # each waits for the disk: a kill costs at most this much work
+                        state.commit()
+                        next_commit = time.monotonic() + _COMMIT_SECONDS
+        state.commit()
 
     def _plan(self, state: State, order: Sequence[str] | None) -> plan.Plan:
         decided = state.fact("planned")
