@@ -41,7 +41,7 @@ _SCRATCH = flags.DEFINE_string("scratch", None, "Folder to work in. Default: the
 _ROOT = Path(tfpipe.__file__).parents[1]
 
 # Each contender is the whole job as a user would start it, interpreter and imports included.
-_BUILD = "import tfpipe; tfpipe.build_tfrecords({source!r}, {output!r}, layout='flat', workers={workers}, progress=False)"
+_BUILD = "import tfpipe; tfpipe.build_tfrecords({{'train': {source!r}}}, {output!r}, layout='flat', workers={workers}, progress=False)"
 _PLAIN = """
 import pathlib, tensorflow as tf
 def feature(value):
