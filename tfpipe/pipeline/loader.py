@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.pipeline import decoding
-from tfpipe.pipeline.reading import RecordReader, read_records, without_owning
+from tfpipe.pipeline.reading import RecordReader, for_graphs, read_records
 from tfpipe.records import schema
 from tfpipe.records.errors import DataError
 
@@ -61,7 +61,8 @@ def dataset(
         int64 [B], -1 in an unlabelled split; float32 [B], 0 for blank rows and 1 for the others, Keras' sample_weight.
         With `as_dict`, {"image", "label", "key", "filename", "mask"}: key and filename string [B], mask bool [B], False
         for blank rows. Blank rows are zeros with key and filename ""; their label is -1 in a dictionary, and 0 in a
-        tuple, where Keras' losses refuse a negative one whatever its weight.
+        tuple, where Keras' losses refuse a negative one whatever its weight. Keras' `weighted_metrics` are then those of
+        the records; its `loss` is divided by the number of rows, blank ones included.
 
     Raises:
         ValueError: an argument is not what it should be.
@@ -123,7 +124,7 @@ class _Rows:
 
     def check(self, expected: tf.Tensor, row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns the row or batch without its positions, which must be the expected ones."""
-        explain = without_owning(self.explain)
+        explain = for_graphs(self.explain)
         wrong = tf.reshape(expected != row["position"], [-1])
         intact = ~tf.reduce_any(wrong)
 

@@ -12,9 +12,13 @@ when it is read. A flipped bit, a swapped record and a swapped shard fail the sa
 
 from __future__ import annotations
 
+import atexit
 import functools
 import itertools
+import math
 import os
+import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +37,8 @@ _MAX_REMEMBERED = 1000
 # One call reads several records, since each call into Python costs; not so many that large photographs fill the memory.
 _READ_RECORDS = 64
 _READ_BYTES = 4 << 20
+_QUIET_SECONDS = 0.1
+_EXIT_SECONDS = 10
 
 
 class RecordReader:
@@ -84,6 +90,8 @@ class RecordReader:
 
         An empty string is no Example, so no decoder takes it for one; `failure` has the reason.
         """
+        if _calls.exiting:
+            return np.empty(0, object)
         data = np.empty(len(positions), object)
         for index, position in enumerate(positions.tolist()):
             try:
@@ -177,19 +185,53 @@ def read_records(reader: RecordReader, positions: tf.data.Dataset, *, num_parall
 
     A record that fails its check comes as "": no decoder takes it, and whoever misses it asks the reader why.
     """
-    read_batch = without_owning(reader.read_batch)
+    read_batch = for_graphs(reader.read_batch)
 
     def read(batch: tf.Tensor, _owner: RecordReader = reader) -> tuple[tf.Tensor, tf.Tensor]:
-        data = tf.numpy_function(read_batch, [batch], tf.string, stateful=False)
-        return batch, tf.ensure_shape(data, batch.shape)
+        return batch, tf.ensure_shape(tf.numpy_function(read_batch, [batch], tf.string, stateful=False), batch.shape)
 
     data = positions.batch(reader.read_size)
     data = data.map(read, num_parallel_calls=num_parallel_calls, deterministic=True)
+    data = data.take_while(lambda _, records: tf.size(records) > 0)  # nothing comes when Python is about to exit
     return data.unbatch()
 
 
-def without_owning(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a bound method as a function that does not keep its object alive.
+class _Calls:
+    """The calls of graphs into Python, which must have ended when the interpreter does.
+
+    A thread of TensorFlow that waits for the interpreter's lock when Python exits is ended there and then, and the
+    iterator that waits for its result hangs the process, its work done or its error shown. So at exit no record is read
+    any more, which stalls every pipeline, and Python waits until none has called for a while.
+    """
+
+    def __init__(self) -> None:
+        self.exiting = False
+        self._lock = threading.Lock()
+        self._running = 0
+        self._last = -math.inf
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._running += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._running -= 1
+            self._last = time.monotonic()
+
+    def finish(self) -> None:
+        self.exiting = True
+        end = time.monotonic() + _EXIT_SECONDS
+        while time.monotonic() < end and (self._running or time.monotonic() < self._last + _QUIET_SECONDS):
+            time.sleep(_QUIET_SECONDS / 10)
+
+
+_calls = _Calls()
+atexit.register(_calls.finish)
+
+
+def for_graphs(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a bound method as a function for `tf.numpy_function`, which does not keep its object alive.
 
     TensorFlow keeps every function given to `tf.numpy_function` until the process ends: a method would keep its reader,
     a million offsets and the open files, with it. The function given to `Dataset.map` must own the object instead.
@@ -197,9 +239,10 @@ def without_owning(method: Callable[..., Any]) -> Callable[..., Any]:
     reference = weakref.WeakMethod(method)
 
     def call(*arguments: Any) -> Any:
-        bound = reference()
-        if bound is None:
-            raise ReferenceError("the dataset that reads these records has been deleted")
-        return bound(*arguments)
+        with _calls:
+            bound = reference()
+            if bound is None:
+                raise ReferenceError("the dataset that reads these records has been deleted")
+            return bound(*arguments)
 
     return call
