@@ -42,9 +42,9 @@ def main(arguments: list[str]) -> None:
     print(describe_manifest(manifest))
 
     print("3. Verifying every byte")
-    problems = verify(shards)
-    if problems:
-        raise tfpipe.DataError("\n".join(map(str, problems)), path=shards)
+    report = verify(shards)
+    if report.num_findings:
+        raise tfpipe.DataError("\n".join(map(str, report.findings)), path=shards)
     sheet = output / "digits.png"
     show(shards, sheet, split="train")
 
