@@ -14,7 +14,7 @@ from tfpipe.records import schema
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import Manifest
 
-_INFO, _FEATURES, _LABELS = "dataset_info.json", "features.json", f"{schema.LABEL.replace('/', '-')}.labels.txt"
+_INFO, _FEATURES, _LABELS = "dataset_info.json", "features.json", f"{schema.LABEL.replace('/', '.')}.labels.txt"
 
 
 def check_manifest(directory: Path, manifest: Manifest) -> Iterator[DataError]:
