@@ -18,7 +18,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def picture(seed: int, size: tuple[int, int] = (24, 16), format: str = "JPEG", **options: object) -> bytes:
+def picture(seed: int, size: tuple[int, int] = (24, 16), format: str = "JPEG", **options: object) -> bytes:  # noqa: A002
     """A small picture of noise in a few colours: different for every seed."""
     drawn = random.Random(seed)
     coarse = Image.frombytes("RGB", (4, 4), drawn.randbytes(48))

@@ -179,7 +179,7 @@ def test_layouts_are_guessed_only_where_certain(photos, tmp_path):
     assert guess_layout(write(tmp_path / "x.h5", b"")) == "hdf5"
     with pytest.raises(ValueError, match="layout is not certain"):
         guess_layout(photos / "cat")
-    with pytest.raises(ValueError, match="must be a folder, a .csv or an .h5"):
+    with pytest.raises(ValueError, match=r"must be a folder, a \.csv or an \.h5"):
         guess_layout(write(tmp_path / "x.zip", b""))
 
 

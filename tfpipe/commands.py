@@ -11,11 +11,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from absl import app, flags
 
 from tfpipe.records.errors import DataError
+
+Number = TypeVar("Number", int, float)
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -94,13 +96,13 @@ def parse_pairs(flag: str, value: str) -> dict[str, str]:
     return pairs
 
 
-def parse_numbers(flag: str, pairs: Mapping[str, str], kind: type[int] | type[float]) -> dict[str, int] | dict[str, float]:
+def parse_numbers(flag: str, pairs: Mapping[str, str], kind: Callable[[str], Number]) -> dict[str, Number]:
     """Returns the pairs with their values as numbers.
 
     Raises:
         UsageError: a value is no number of that kind.
     """
     try:
-        return {name: kind(text) for name, text in pairs.items()}  # type: ignore[return-value]
+        return {name: kind(text) for name, text in pairs.items()}
     except ValueError as error:
         raise UsageError(f"--{flag}: {error}") from None

@@ -41,7 +41,10 @@ _SCRATCH = flags.DEFINE_string("scratch", None, "Folder to work in. Default: the
 _ROOT = Path(tfpipe.__file__).parents[1]
 
 # Each contender is the whole job as a user would start it, interpreter and imports included.
-_BUILD = "import tfpipe; tfpipe.build_tfrecords({{'train': {source!r}}}, {output!r}, layout='flat', workers={workers}, progress=False)"
+_BUILD = """
+import tfpipe
+tfpipe.build_tfrecords({{"train": {source!r}}}, {output!r}, layout="flat", workers={workers}, progress=False)
+"""
 _PLAIN = """
 import pathlib, tensorflow as tf
 def feature(value):
@@ -75,7 +78,7 @@ def main(arguments: list[str]) -> None:
 
 def measure_build(folder: Path) -> None:
     """Compares building with copying and hashing, and with a plain TensorFlow loop."""
-    source = Path(_INPUT.value).resolve() if _INPUT.value else make_pictures(folder / "source", _FILES.value, _FILE_KB.value << 10)
+    source = pictures(folder / "source", _FILE_KB.value << 10)
     files = [path for path in source.rglob("*") if path.is_file()]
     num_bytes = sum(path.stat().st_size for path in files)
     print(f"{len(files)} files, {num_bytes / 1e6:.0f} MB, mean {num_bytes / len(files) / 1e3:.0f} kB; {os.cpu_count()} cores")
@@ -100,6 +103,11 @@ def measure_build(folder: Path) -> None:
         )
 
 
+def pictures(folder: Path, size: int) -> Path:
+    """Returns the user's folder, or one with new pictures of about `size` bytes."""
+    return Path(_INPUT.value).resolve() if _INPUT.value else make_pictures(folder, _FILES.value, size)
+
+
 def timed(command: list[str], source: Path, output: Path) -> float:
     """Returns the seconds of one run into a fresh output, which is removed again."""
     values = {"source": str(source), "output": str(output), "workers": _WORKERS.value}
@@ -116,7 +124,7 @@ def timed(command: list[str], source: Path, output: Path) -> float:
 def measure_memory(folder: Path) -> None:
     """Prints the peak resident memory of the parent and of each worker while small pictures are packed."""
     size = _FILE_KB.value << 10 if flags.FLAGS["file_kb"].present else 1000
-    source = Path(_INPUT.value).resolve() if _INPUT.value else make_pictures(folder / "source", _FILES.value, size)
+    source = pictures(folder / "source", size)
     values = {"source": str(source), "output": str(folder / "out"), "workers": _WORKERS.value}
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", _BUILD.format(**values)], cwd=_ROOT)
@@ -156,7 +164,7 @@ def make_pictures(folder: Path, count: int, size: int) -> Path:
     from PIL import Image
 
     folder.mkdir(parents=True)
-    drawn = random.Random(0)
+    drawn = random.Random(0)  # noqa: S311 (noise)
     pixels = max(8, int(((size - 300) / 0.82) ** 0.5))  # noise in grey at quality 90: a header, and 0.82 bytes a pixel
     path = folder / "first.jpg"
     Image.frombytes("L", (pixels, pixels), drawn.randbytes(pixels * pixels)).save(path, quality=90)

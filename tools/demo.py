@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""Runs the main job on pictures that it makes: handwritten digits to verified TFRecords, read back exactly once.
-
-  bash tools/demo.sh
-"""
+"""Runs the main job on pictures that it makes: handwritten digits to verified TFRecords, read back exactly once."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from tfpipe.conversion.tasks import AuditTask, ShardTask
 from tfpipe.conversion.workers import Progress, Workers
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
+from tfpipe.records.cores import count_cores
 from tfpipe.records.errors import DataError
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 from tfpipe.records.manifest import Manifest, Shard, Split
@@ -119,7 +120,7 @@ def build_tfrecords(
         allow_leaks=allow_leaks,
         max_pixels=max_pixels,
     )
-    count = workers if workers is not None else len(os.sched_getaffinity(0))
+    count = count_cores() if workers is None else workers
     if count < 1:
         raise ValueError(f"workers must be 1 or more (got {workers})")
     directory = Path(output)
