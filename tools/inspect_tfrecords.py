@@ -30,7 +30,7 @@ from absl import flags
 from tfpipe import commands
 from tfpipe.inspection import comparison, contact_sheet, extraction, rescue, verification
 from tfpipe.records import manifest as manifests
-from tfpipe.records.summary import describe_manifest, format_bytes
+from tfpipe.records.summary import describe_manifest, format_bytes, plural
 
 _SPLIT = flags.DEFINE_string("split", None, "extract, show: this split only. Default: all.")
 _OUTPUT = flags.DEFINE_string("output", None, "show: the PNG file to write.")
@@ -53,16 +53,16 @@ def _verify(directory: str) -> int:
         print(f"note: {note}")
     if report.num_findings:
         _print_some([str(finding) for finding in report.findings], report.num_findings)
-        print(f"{directory}: NOT as it was written: {report.num_findings:,} findings, {report.num_records:,} intact records")
+        print(f"{directory}: NOT as it was written: {plural(report.num_findings, 'finding')}, {plural(report.num_records, 'intact record')}")
         return 1
-    size = f"{report.num_records:,} records, {report.num_shards:,} shards, {format_bytes(report.num_bytes)}"
+    size = f"{plural(report.num_records, 'record')}, {plural(report.num_shards, 'shard')}, {format_bytes(report.num_bytes)}"
     print(f"{directory}: every byte as it was written: {size}, root hash {report.root_hash}")
     return 0
 
 
 def _extract(directory: str, output: str) -> None:
     count = extraction.extract(directory, output, split=_SPLIT.value)
-    print(f"{output}: {count:,} records extracted, every hash as recorded")
+    print(f"{output}: {plural(count, 'record')} extracted, every hash as recorded")
 
 
 def _show(directory: str) -> None:
@@ -116,7 +116,7 @@ def _salvage(shard: str, output: str) -> None:
     expected = "" if report.num_expected is None else f" of {report.num_expected:,}"
     print(
         f"{output}: {report.num_records:,}{expected} records intact ({format_bytes(report.num_bytes)}),"
-        f" {len(report.gaps):,} damaged places, {format_bytes(sum(gap.end - gap.start for gap in report.gaps))} lost"
+        f" {plural(len(report.gaps), 'damaged place')}, {format_bytes(sum(gap.end - gap.start for gap in report.gaps))} lost"
     )
 
 

@@ -23,6 +23,7 @@ from tfpipe.records.errors import DataError
 from tfpipe.records.files import written_atomically
 from tfpipe.records.manifest import Manifest
 from tfpipe.records.schema import UNLABELLED
+from tfpipe.records.summary import plural
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -111,9 +112,9 @@ def _header(manifest: Manifest, names: list[str], per_class: int, max_classes: i
     splits = ", ".join(f"{name} {manifest.split(name).num_records:,}" for name in names)
     total = sum(manifest.split(name).num_records for name in names)
     classes = len(manifest.class_names)
-    shown = f"the first {max_classes} of {classes:,} classes" if classes > max_classes else f"{classes:,} classes"
-    detail = f"{total:,} records ({splits})  \u00b7  {shown}  \u00b7  up to {per_class} of each, drawn with seed {seed}"
-    return manifest.name, detail
+    shown = f"the first {max_classes} of {classes:,} classes" if classes > max_classes else plural(classes, "class", "classes")
+    facts = (f"{plural(total, 'record')} ({splits})", shown, f"up to {per_class} of each, drawn with seed {seed}")
+    return manifest.name, "  \u00b7  ".join(facts)
 
 
 def _groups(directory: Path, manifest: Manifest, names: list[str], per_class: int, max_classes: int, seed: int) -> list[_Group]:
@@ -182,8 +183,7 @@ class _Sheet:
         canvas.rounded_rectangle((_MARGIN, top, right, top + self._row_height), 8, _PANEL)
         left = _MARGIN + _PADDING
         if group.label != UNLABELLED:
-            canvas.text((left, top + _PADDING), str(group.label), _FAINT, self._name)
-            left += int(self._name.getlength(str(group.label))) + 12
+            left += self._draw_label(canvas, group.label, left, top + _PADDING) + 12
         count = f"{group.num_records:,}"
         room = right - _PADDING - int(self._small.getlength(count)) - 12 - left
         name = fonts.shortened(self._fonts.shown(group.name), self._name, room)

@@ -25,8 +25,8 @@ def describe_manifest(manifest: Manifest) -> str:
     """Returns the data set in some lines: records, bytes and shards per split, classes, oddities, the root hash."""
     total = sum(split.num_records for split in manifest.splits.values())
     head = (
-        f"{manifest.name}: {_plural(total, 'record')} in {_plural(len(manifest.splits), 'split')},"
-        f" {_plural(len(manifest.class_names), 'class', 'classes')}"
+        f"{manifest.name}: {plural(total, 'record')} in {plural(len(manifest.splits), 'split')},"
+        f" {plural(len(manifest.class_names), 'class', 'classes')}"
     )
     blocks = [[head], _splits(manifest), _classes(manifest), _oddities(manifest)]
     return "\n\n".join("\n".join(block) for block in blocks if block)
@@ -106,10 +106,11 @@ def _oddities(manifest: Manifest) -> list[str]:
 
 
 def _groups(groups: Sequence[Sequence[str]]) -> str:
-    return f"{_plural(len(groups), 'group')} of equal bytes, {sum(map(len, groups)):,} records" if groups else "0"
+    return f"{plural(len(groups), 'group')} of equal bytes, {sum(map(len, groups)):,} records" if groups else "0"
 
 
-def _plural(count: int, one: str, many: str | None = None) -> str:
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """Returns "1 record", "1,200 records"; `many` where an s does not do."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 

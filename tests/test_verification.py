@@ -1,0 +1,393 @@
+import dataclasses
+import json
+import os
+import random
+import shutil
+
+import pytest
+from conftest import picture, write
+from inspection_fixtures import build_tiny, copied, forge, records_of, replaced
+
+import tfpipe
+from tfpipe.inspection.ledger import Ledger
+from tfpipe.inspection.rows import CatalogRows
+from tfpipe.inspection.shards import ShardReport, check_shard
+from tfpipe.inspection.verification import verify
+from tfpipe.records import manifest as manifests
+from tfpipe.records.catalog import read_split
+
+CATALOG, MANIFEST = "catalog.csv", "manifest.json"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return build_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    return build_tiny(tmp_path_factory.mktemp("sharded"), num=12, num_shards=3)
+
+
+@pytest.fixture
+def tiny(whole, tmp_path):
+    return copied(whole, tmp_path / "tiny")
+
+
+@pytest.fixture
+def three(sharded, tmp_path):
+    return copied(sharded, tmp_path / "three")
+
+
+def shards(directory):
+    return [directory / shard.file for split in manifests.load(directory).splits.values() for shard in split.shards]
+
+
+def index_of(directory):
+    return directory / manifests.index_file(shards(directory)[0].name)
+
+
+def found(directory, **options):
+    report = verify(directory, progress=False, **options)
+    assert report.num_findings == len(report.findings)
+    return "\n".join(map(str, report.findings))
+
+
+def flip(path, offset, mask=0xFF):
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ mask]))
+
+
+def shard_findings(directory, manifest):
+    rows = CatalogRows(directory).of_shard("train", 0)
+    return check_shard(directory, manifest, "train", 0, rows).findings.kept
+
+
+def test_a_whole_data_set_has_no_findings(photos, tmp_path):
+    write(photos / "cat" / "z.png", picture(9, format="PNG"))
+    manifest = tfpipe.build_tfrecords(
+        photos, tmp_path / "out", layout="folders", splits={"train": 0.6, "test": 0.4}, num_shards=2, progress=False
+    )
+    report = verify(tmp_path / "out", progress=False)
+    assert report.findings == []
+    assert report.notes == []
+    assert (report.num_records, report.num_shards, report.root_hash) == (26, 4, manifest.root_hash)
+
+
+def test_every_truncation_of_a_shard_is_found(tiny):
+    manifest, (path,) = manifests.load(tiny), shards(tiny)
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        assert shard_findings(tiny, manifest), length
+    path.write_bytes(content)
+    assert not shard_findings(tiny, manifest)
+
+
+def test_every_flipped_byte_of_a_shard_is_found_at_its_record(tiny):
+    manifest, (path,) = manifests.load(tiny), shards(tiny)
+    records = [(row.filename, offset, offset + length) for row, offset, length in read_split(tiny, manifest, "train")]
+    for filename, start, end in records:
+        for offset in range(start, end):
+            flip(path, offset)
+            findings = shard_findings(tiny, manifest)
+            flip(path, offset)
+            told = [(finding.offset, finding.source) for finding in findings if finding.offset is not None]
+            assert told == [(start, filename)], offset
+            assert len(findings) == 2, offset  # and the shard's hash
+    assert not shard_findings(tiny, manifest)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_a_sample_of_flips_and_cuts_is_found_by_verify(tiny, damage):
+    (path,) = shards(tiny)
+    content = path.read_bytes()
+    for offset in random.Random(damage).sample(range(len(content)), 12):
+        if damage == "flip":
+            flip(path, offset)
+        else:
+            path.write_bytes(content[:offset])
+        text = found(tiny)
+        assert path.name in text
+        assert "猫" in text
+        path.write_bytes(content)
+    assert not found(tiny)
+
+
+def test_one_bad_record_does_not_hide_the_next(tiny):
+    manifest, (path,) = manifests.load(tiny), shards(tiny)
+    spans = [(row.filename, offset) for row, offset, _ in read_split(tiny, manifest, "train")]
+    flip(path, spans[0][1])  # the length itself
+    flip(path, spans[2][1] + 40)
+    text = found(tiny)
+    assert spans[0][0] in text
+    assert f"at byte {spans[2][1]}" in text
+    assert spans[2][0] in text
+    assert spans[1][0] not in text
+
+
+def test_deleted_emptied_appended_and_extra_shards(three):
+    first, second, third = shards(three)
+    first.unlink()
+    second.write_bytes(b"")
+    with open(third, "ab") as file:
+        file.write(third.read_bytes()[:100])
+    shutil.copy(third, three / "tiny-train.tfrecord-00003-of-00004")
+    shutil.copy(third, three / "tiny-other.tfrecord-00000-of-00001")
+    text = found(three)
+    assert f"{first.name}: missing" in text
+    assert f"{second.name}: cut: 0 bytes" in text
+    assert f"{third.name}: longer than written" in text
+    assert "100 bytes behind the last record" in text
+    assert "00003-of-00004: a shard that the manifest does not list" in text
+    assert "tiny-other.tfrecord-00000-of-00001: a TFRecord file that the manifest does not list" in text
+    report = verify(three, progress=False)
+    lost = [getattr(finding, "source", "") for finding in report.findings]
+    assert len({source for source in lost if source}) == 8  # the files of two shards of four
+    assert report.num_records == 4
+
+
+def test_swapped_shards(three):
+    first, second, _ = shards(three)
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+    text = found(three)
+    assert f"{first.name}: the shard's SHA-256" in text
+    assert f"{second.name}: the shard's SHA-256" in text
+
+
+def test_swapped_shards_of_equal_sizes_and_with_their_indexes(three):
+    first, second, _ = shards(three)
+    for one, other in ((first, second), (index_of(three), three / manifests.index_file(second.name))):
+        contents = one.read_bytes(), other.read_bytes()
+        one.write_bytes(contents[1])
+        other.write_bytes(contents[0])
+    text = found(three)
+    assert "key is" in text
+    assert "the catalogue says" in text
+
+
+def test_a_duplicated_shard(three):
+    first, second, _ = shards(three)
+    second.write_bytes(first.read_bytes())
+    text = found(three)
+    assert f"{second.name}: the shard's SHA-256" in text
+    index_of(three).replace(three / manifests.index_file(second.name))
+    assert "stands twice" in found(three)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "garbage"])
+def test_a_damaged_index_is_found_and_hides_nothing(tiny, damage):
+    (path,), index = shards(tiny), index_of(tiny)
+    manifest = manifests.load(tiny)
+    (_, second), length = list(read_split(tiny, manifest, "train"))[1][:2], len(index.read_bytes())
+    source = list(read_split(tiny, manifest, "train"))[1][0].filename
+    if damage == "flip":
+        flip(index, 3)
+    elif damage == "cut":
+        os.truncate(index, length - 4)
+    elif damage == "delete":
+        index.unlink()
+    else:
+        index.write_bytes(os.urandom(100))
+    report = verify(tiny, progress=False)
+    assert report.num_records == 3
+    assert [finding.path for finding in report.findings] == [str(index)]
+    flip(path, second + 30)
+    report = verify(tiny, progress=False)
+    assert report.num_records == 2
+    assert source in [getattr(finding, "source", "") for finding in report.findings]
+
+
+def test_every_flipped_byte_of_an_index_is_found(tiny):
+    manifest, index = manifests.load(tiny), index_of(tiny)
+    for offset in range(len(index.read_bytes())):
+        flip(index, offset, 1)
+        assert shard_findings(tiny, manifest), offset
+        flip(index, offset, 1)
+
+
+def test_flipped_bytes_of_a_catalogue_are_found_and_lose_no_record(tiny):
+    path = tiny / CATALOG
+    for offset in random.Random(0).sample(range(path.stat().st_size), 60):
+        flip(path, offset, random.Random(offset).choice([1, 2, 32, 0xFF]))
+        report = verify(tiny, progress=False)
+        assert "SHA-256 of the catalogue" in str(report.findings[0])
+        assert report.num_records == 3
+        flip(path, offset, random.Random(offset).choice([1, 2, 32, 0xFF]))  # and back
+    assert not found(tiny)
+
+
+def test_a_missing_or_emptied_catalogue_hides_nothing(tiny):
+    (path,) = shards(tiny)
+    (tiny / CATALOG).write_bytes(b"")
+    assert verify(tiny, progress=False).num_records == 3
+    (tiny / CATALOG).unlink()
+    flip(path, 30)
+    text = found(tiny)
+    assert "catalog.csv: the catalogue: No such file" in text
+    assert f"{path.name}: at byte 0: record 0" in text
+
+
+def test_rows_too_many_too_few_and_of_unknown_shards(tiny):
+    path = tiny / CATALOG
+    header, *rows = path.read_text("utf-8").splitlines(keepends=True)
+    path.write_text("".join([header, rows[0], rows[2]]), "utf-8")
+    assert "the catalogue has no row for it" in found(tiny)
+    path.write_text("".join([header, *rows, rows[2].replace(",train,0,2,", ",train,0,3,")]), "utf-8")
+    assert "lost: the catalogue has this record" in found(tiny)
+    path.write_text("".join([header, *rows, rows[2].replace(",train,0,2,", ",train,7,2,")]), "utf-8")
+    assert "rows of a shard that does not exist: 7 of split 'train'" in found(tiny)
+
+
+def test_a_line_break_in_a_key_does_not_shift_the_rows(tmp_path):
+    for index, name in enumerate(("a\nb.jpg", 'c"d.jpg', "e,f.jpg", "g.jpg")):
+        write(tmp_path / "in" / "x" / name, picture(index))
+    tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", layout="folders", num_shards=2, progress=False)
+    assert not found(tmp_path / "out")
+    assert [row.key for shard in (0, 1) for row in CatalogRows(tmp_path / "out").of_shard("train", shard)] == [
+        row.key for row, *_ in read_split(tmp_path / "out", manifests.load(tmp_path / "out"), "train")
+    ]
+
+
+def test_every_flipped_digit_of_what_a_manifest_counts_is_found(tiny):
+    path = tiny / MANIFEST
+    content = json.loads(path.read_bytes())
+
+    def numbers(node, where=()):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(value, dict | list):
+                yield from numbers(value, (*where, key))
+            elif isinstance(value, int) and not isinstance(value, bool):
+                yield (*where, key)
+
+    # Those that nothing else on disk repeats: colours are not in the records, options are what the user chose.
+    loose = {("properties", "grey"), ("properties", "cmyk"), ("properties", "png_named_jpeg")}
+    places = [place for place in numbers(content) if place[0] != "options" and place not in loose]
+    assert len(places) > 8
+    for place in places:
+        changed = json.loads(path.read_bytes())
+        node = changed
+        for key in place[:-1]:
+            node = node[key]
+        node[place[-1]] += 1
+        original = path.read_bytes()
+        path.write_text(json.dumps(changed), "utf-8")
+        assert found(tiny), place
+        path.write_bytes(original)
+
+
+def test_a_manifest_that_is_no_json_is_one_finding(tiny):
+    flip(tiny / MANIFEST, 0)
+    assert "not a manifest as tfpipe writes it" in found(tiny)
+
+
+def test_no_manifest_is_an_error(tiny):
+    (tiny / MANIFEST).unlink()
+    with pytest.raises(FileNotFoundError, match="no manifest here"):
+        verify(tiny)
+
+
+@pytest.mark.parametrize("name", ["rejected.jsonl", "dataset_info.json", "features.json", "image.class.label.labels.txt"])
+def test_files_beside_the_shards(tiny, name):
+    path = tiny / name
+    content = path.read_bytes()
+    path.write_bytes(b"{}\n")
+    assert name in found(tiny)
+    path.unlink()
+    assert f"{name}: No such file" in found(tiny)
+    path.write_bytes(content)
+    assert not found(tiny)
+
+
+def test_leftovers_are_notes(tiny):
+    (tiny / ".build").mkdir()
+    (tiny / "notes.txt").touch()
+    (tiny / "index" / "old.idx").touch()
+    report = verify(tiny, progress=False)
+    assert not report.findings
+    assert [note.split(":")[0] for note in report.notes] == [".build/", "notes.txt", "index/old.idx"]
+
+
+# Forged data sets: every hash of a file agrees, only the records themselves tell.
+FORGED = {
+    "the picture's SHA-256": replaced(1, encoded=b"another"),
+    "label 5 is not one of the 1 classes": replaced(1, label=5),
+    "label -1 is not one of": replaced(1, label=-1),
+    "class name 'dog', label 0 is": replaced(1, class_name="dog"),
+    "stands twice": lambda records: [records[0], dataclasses.replace(records[1], key=records[0].key), records[2]],
+    "png: 1 records": replaced(1, format="PNG"),
+    "turned: 1 records": replaced(1, orientation=6),
+    "add up to 3, its shards to 2": lambda records: records[:2],
+    "duplicates: 1 records": lambda records: [
+        records[0],
+        records[1],
+        dataclasses.replace(records[2], encoded=records[0].encoded, sha256=records[0].sha256),
+    ],
+}
+
+
+@pytest.mark.parametrize("message", FORGED)
+def test_forged_records(tiny, message):
+    forge(tiny, list)
+    assert not found(tiny)
+    forge(tiny, FORGED[message])
+    assert message in found(tiny)
+
+
+def test_a_label_in_a_split_without_labels(tmp_path):
+    out = build_tiny(tmp_path, layout="flat")
+    forge(out, replaced(0, label=0, class_name="小 猫"))
+    assert "in a split without labels" in found(out)
+
+
+def test_a_leak_that_nobody_noted(tmp_path):
+    out = build_tiny(tmp_path, num=8, splits={"train": 0.5, "test": 0.5})
+    other = records_of(out, manifests.load(out).splits["test"].shards[0])[0]
+    forge(out, replaced(0, encoded=other.encoded, sha256=other.sha256))
+    assert "1 pictures stand in more than one split, the manifest notes 0" in found(out)
+
+
+def test_the_ledger_compares_in_full_what_meets_by_hash():
+    ledger, report = Ledger(), ShardReport(num_records=3)
+    report.key_hashes.extend([7, 8, 7])
+    report.content_hashes.extend([1, 1, 256])
+    ledger.enter("train", report)
+    assert ledger.repeated_keys() == {7}
+    assert (ledger.num_duplicates(), ledger.num_leaks()) == (1, 0)
+    ledger.enter("test", report)
+    assert (ledger.num_duplicates(), ledger.num_leaks()) == (4, 2)
+
+
+def test_many_findings_are_counted_and_not_all_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("tfpipe.inspection.findings.MAX_KEPT", 5)
+    out = build_tiny(tmp_path, num=12)
+    shards(out)[0].unlink()
+    report = verify(out, progress=False)
+    assert len(report.findings) == 5
+    assert report.num_findings == 13
+
+
+def test_any_number_of_threads_tells_the_same(three):
+    flip(shards(three)[0], 50)
+    flip(shards(three)[2], 50)
+    assert found(three, workers=1) == found(three, workers=3)
+
+
+def test_real_pictures(test_data, tmp_path):
+    out = tmp_path / "out"
+    tfpipe.build_tfrecords(
+        {"train": test_data / "signs/train_signs", "test": test_data / "signs/test_signs"},
+        out,
+        layout="filename",
+        allow_leaks=True,
+        num_shards=3,
+        progress=False,
+    )
+    assert not found(out)
+    flip(shards(out)[1], 100_000)
+    assert ".jpg" in found(out)
