@@ -194,6 +194,14 @@ class _Sheet:
             place = _MARGIN + _PADDING + column * (self._tile + _GAP), top + _PADDING + 34
             self._draw_sample(picture, canvas, sample, place)
 
+    def _draw_label(self, canvas: ImageDraw.ImageDraw, label: int, left: int, top: int) -> int:
+        """Draws a label on a chip, so that it is not taken for the class's name; returns the chip's width."""
+        text = str(label)
+        width = max(24, int(self._small.getlength(text)) + 14)
+        canvas.rounded_rectangle((left, top, left + width, top + 24), 12, _MAT)
+        canvas.text((left + width / 2, top + 12), text, _INK, self._small, anchor="mm")
+        return width
+
     def _draw_sample(self, picture: Image.Image, canvas: ImageDraw.ImageDraw, sample: _Sample, place: tuple[int, int]) -> None:
         left, top = place
         tile = self._tile

@@ -1,0 +1,175 @@
+import hashlib
+import io
+import logging
+import os
+
+import pytest
+from conftest import picture, write
+from inspection_fixtures import build_tiny, forge, replaced
+from PIL import Image, ImageFont, ImageOps
+
+import tfpipe
+from tfpipe.inspection import contact_sheet, fonts
+from tfpipe.inspection.contact_sheet import show
+from tfpipe.records import manifest as manifests
+from tfpipe.records.errors import DataError
+
+RED, BLUE = (230, 20, 20), (20, 20, 230)
+
+
+def two_halves(orientation, kind="JPEG"):
+    """Red above blue when turned as its EXIF says."""
+    upright = Image.new("RGB", (40, 60), RED)
+    upright.paste(BLUE, (0, 30, 40, 60))
+    turned = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose that undoes what a viewer does
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose(turned[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    out = io.BytesIO()
+    stored.save(out, kind, exif=exif)
+    assert ImageOps.exif_transpose(Image.open(io.BytesIO(out.getvalue()))).size == (40, 60)
+    return out.getvalue()
+
+
+def near(pixel, color):
+    return all(abs(a - b) < 60 for a, b in zip(pixel, color, strict=True))
+
+
+def drawn(out, path, **options):
+    show(out, path, **options)
+    return Image.open(path).convert("RGB")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_upright_with_its_aspect(tmp_path, orientation, kind):
+    write(tmp_path / "in" / "x" / "a.jpg", two_halves(orientation, kind))
+    tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", layout="folders", progress=False)
+    sheet = drawn(tmp_path / "out", tmp_path / "sheet.png", tile=120)
+    reds = [(x, y) for x in range(sheet.width) for y in range(sheet.height) if near(sheet.getpixel((x, y)), RED)]
+    blues = [(x, y) for x in range(sheet.width) for y in range(sheet.height) if near(sheet.getpixel((x, y)), BLUE)]
+    assert max(y for _, y in reds) < min(y for _, y in blues) + 3
+    xs, ys = zip(*reds, *blues, strict=True)
+    assert abs(max(xs) - min(xs) - 79) <= 2
+    assert abs(max(ys) - min(ys) - 119) <= 2
+
+
+def test_size_grows_with_classes_and_samples(photos, tmp_path):
+    tfpipe.build_tfrecords(photos, tmp_path / "out", layout="folders", progress=False)
+    few = drawn(tmp_path / "out", tmp_path / "a.png", per_class=9, tile=64)
+    more = drawn(tmp_path / "out", tmp_path / "b.png", per_class=12, tile=64)
+    fewer = drawn(tmp_path / "out", tmp_path / "c.png", per_class=9, tile=64, max_classes=2)
+    assert more.width > few.width
+    assert fewer.height < few.height
+    assert len(few.getcolors(1 << 20)) > 100
+
+
+def test_equal_arguments_equal_bytes_another_seed_other_pictures(photos, tmp_path):
+    tfpipe.build_tfrecords(photos, tmp_path / "a", layout="folders", num_shards=1, progress=False)
+    tfpipe.build_tfrecords(photos, tmp_path / "b", layout="folders", num_shards=5, progress=False)
+    sheets = []
+    for directory, seed in (("a", 0), ("b", 0), ("a", 1)):
+        show(tmp_path / directory, tmp_path / "sheet.png", seed=seed, per_class=3)
+        sheets.append((tmp_path / "sheet.png").read_bytes())
+    assert sheets[0] == sheets[1]
+    without_header = [Image.open(io.BytesIO(sheet)).crop((0, 120, 400, 300)).tobytes() for sheet in sheets]
+    assert without_header[0] != without_header[2]
+
+
+def test_samples_come_from_the_split_and_of_their_class(photos, tmp_path):
+    tfpipe.build_tfrecords({"train": photos / "cat", "bare": photos / "dog"}, tmp_path / "flat", layout="flat", progress=False)
+    manifest = manifests.load(tmp_path / "flat")
+    groups = contact_sheet._groups(tmp_path / "flat", manifest, ["bare"], 5, 50, 0)
+    assert [(group.name, group.num_records, len(group.samples)) for group in groups] == [("bare (no labels)", 8, 5)]
+    tfpipe.build_tfrecords(photos, tmp_path / "out", layout="folders", progress=False)
+    for group in contact_sheet._groups(tmp_path / "out", manifests.load(tmp_path / "out"), ["train"], 5, 50, 0):
+        assert {sample.row.class_name for sample in group.samples} == {group.name}
+        assert len({sample.row.key for sample in group.samples}) == 5
+
+
+def test_a_picture_that_cannot_be_decoded_is_a_crossed_tile(tmp_path, caplog):
+    out = build_tiny(tmp_path)
+    forge(out, replaced(1, encoded=b"no picture", sha256=hashlib.sha256(b"no picture").hexdigest()))
+    with caplog.at_level(logging.WARNING, "tfpipe"):
+        sheet = drawn(out, tmp_path / "sheet.png", tile=120)
+    assert "Pillow cannot decode it" in caplog.text
+    assert sum(count for count, color in sheet.getcolors(1 << 20) if near(color, (179, 65, 46))) > 300
+
+
+def test_a_damaged_record_is_a_crossed_tile(tmp_path, caplog):
+    out = build_tiny(tmp_path)
+    path = out / manifests.load(out).splits["train"].shards[0].file
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING, "tfpipe"):
+        show(out, tmp_path / "sheet.png")
+    assert "does not match its CRC" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "I;16", "CMYK"])
+def test_modes(tmp_path, mode):
+    out = io.BytesIO()
+    Image.new(mode, (30, 20), 40_000 if mode == "I;16" else None).save(out, "JPEG" if mode == "CMYK" else "PNG")
+    write(tmp_path / "in" / "a.png", out.getvalue())
+    tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", layout="flat", progress=False)
+    sheet = drawn(tmp_path / "out", tmp_path / "sheet.png", tile=64)
+    if mode == "I;16":
+        assert any(near(color, (156, 156, 156)) and count > 1000 for count, color in sheet.getcolors(1 << 20))
+
+
+def test_names_that_no_font_has_are_escaped_and_said(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(fonts, "_NAMES", ())  # what is left is Pillow's own font, which has no Chinese
+    out = build_tiny(tmp_path)
+    with caplog.at_level(logging.WARNING, "tfpipe"):
+        show(out, tmp_path / "sheet.png")
+    assert "2 characters are in no font found here" in caplog.text
+    chosen = fonts.choose("小 cat")
+    assert chosen.shown("小 cat\n") == "\\u5c0f cat\\n"
+    assert fonts.choose("cat").missing == frozenset()
+
+
+def test_fonts_that_are_none(tmp_path):
+    out = build_tiny(tmp_path)
+    with pytest.raises(OSError, match="cannot be read as a font"):
+        show(out, tmp_path / "sheet.png", font=write(tmp_path / "x.ttf", b"x"))
+
+
+def test_long_names_are_cut_in_the_middle():
+    font = ImageFont.load_default(12)
+    text = fonts.shortened("a/very/long/path/to/a/picture_000123.jpg", font, 120)
+    assert font.getlength(text) <= 120
+    assert text.startswith("a/")
+    assert text.endswith("123.jpg")
+    assert "\u2026" in text
+    assert fonts.shortened("short", font, 120) == "short"
+    assert fonts.shortened("wide", font, 1) == ""
+
+
+def test_wrong_arguments(tmp_path):
+    out = build_tiny(tmp_path)
+    for options, message in (
+        ({"per_class": 0}, "per_class"),
+        ({"tile": 8}, "tile"),
+        ({"split": "nix"}, "split must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            show(out, tmp_path / "sheet.png", **options)
+    (out / "index" / os.listdir(out / "index")[0]).unlink()
+    with pytest.raises(DataError, match="the index of a shard is missing"):
+        show(out, tmp_path / "sheet.png")
+
+
+def test_many_classes_are_capped_and_the_header_says_so(tmp_path):
+    for index in range(5):
+        write(tmp_path / "in" / f"class {index}" / "a.jpg", picture(index))
+    tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", layout="folders", progress=False)
+    manifest = manifests.load(tmp_path / "out")
+    assert [group.label for group in contact_sheet._groups(tmp_path / "out", manifest, ["train"], 8, 3, 0)] == [0, 1, 2]
+    assert "the first 3 of 5 classes" in contact_sheet._header(manifest, ["train"], 8, 3, 0)[1]
+
+
+def test_real_photographs(test_data, tmp_path):
+    tfpipe.build_tfrecords(test_data / "large", tmp_path / "out", layout="flat", progress=False)
+    sheet = drawn(tmp_path / "out", tmp_path / "sheet.png", per_class=14)
+    assert sheet.width > 14 * 160

@@ -1,0 +1,129 @@
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import CHECKOUT
+from inspection_fixtures import build_tiny, copied
+from PIL import Image
+
+from tfpipe.records import manifest as manifests
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return build_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def tool(run_tool):
+    return lambda *arguments: run_tool("inspect_tfrecords", *arguments, check=False)
+
+
+def shard(directory):
+    return directory / manifests.load(directory).splits["train"].shards[0].file
+
+
+def test_info(tool, made):
+    done = tool("info", made)
+    assert done.returncode == 0
+    assert done.stdout.startswith("tiny: 3 records in 1 split, 1 class\n")
+
+
+def test_verify(tool, made, tmp_path):
+    done = tool("verify", made)
+    assert done.returncode == 0
+    assert "every byte as it was written: 3 records, 1 shard" in done.stdout
+    assert manifests.load(made).root_hash in done.stdout
+    out = copied(made, tmp_path / "out")
+    os.truncate(shard(out), 1200)
+    (out / "stray").touch()
+    done = tool("verify", out, "--limit=2")
+    assert done.returncode == 1
+    assert "note: stray: not part of the data set" in done.stdout
+    assert "cut: 1200 bytes" in done.stdout
+    assert "more (--limit)" in done.stdout
+    assert "NOT as it was written: 4 findings, 1 intact record" in done.stdout
+
+
+def test_extract(tool, made, tmp_path):
+    done = tool("extract", made, tmp_path / "back")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/back: 3 records extracted, every hash as recorded\n")
+    (tmp_path / "back" / "小 猫" / "猫 0.jpg").write_bytes(b"mine")
+    done = tool("extract", made, tmp_path / "back")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "猫 0.jpg: there is another file of this name" in done.stderr
+
+
+def test_show(tool, made, tmp_path):
+    done = tool("show", made, f"--output={tmp_path}/sheet.png", "--per_class=2", "--tile=64")
+    assert done.returncode == 0
+    assert Image.open(tmp_path / "sheet.png").format == "PNG"
+    done = tool("show", made)
+    assert done.returncode == 2
+    assert "show needs --output" in done.stderr
+
+
+def test_diff(tool, made, tmp_path):
+    source = made.parent / "in"
+    done = tool("diff", made, source)
+    assert done.returncode == 0
+    assert done.stdout == "no difference (contents only: a folder has no labels and splits to compare)\n"
+    assert tool("diff", made, made).stdout == "no difference\n"
+    done = tool("diff", made, f"train={source}")
+    assert done.returncode == 1
+    assert "removed 小 猫/猫 0.jpg\n" in done.stdout
+    assert "added train/小 猫/猫 0.jpg\n" in done.stdout
+    assert "3 removed, 3 added" in done.stdout
+    assert tool("diff", made, f"train={source},train={source}").returncode == 2
+    assert tool("diff", made, tmp_path / "nix").returncode == 1
+
+
+def test_salvage(tool, made, tmp_path):
+    out = copied(made, tmp_path / "out")
+    content = bytearray(shard(out).read_bytes())
+    content[200] ^= 1
+    shard(out).write_bytes(content)
+    done = tool("salvage", shard(out), tmp_path / "rescued")
+    assert done.returncode == 0
+    assert "lost: 小 猫/猫" in done.stdout
+    assert "2 of 3 records intact" in done.stdout
+    assert "1 damaged place" in done.stdout
+    done = tool("salvage", shard(out), tmp_path / "rescued")
+    assert done.returncode == 1
+    assert "exists already" in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["nix"], ["verify"], ["diff", "a"], ["info", "a", "b"]])
+def test_wrong_words(tool, words):
+    done = tool(*words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    if words in ([], ["nix"]):
+        assert "salvage SHARD OUTPUT" in done.stderr
+
+
+def test_no_data_set(tool, tmp_path):
+    for name in ("info", "verify"):
+        done = tool(name, tmp_path)
+        assert done.returncode == 1
+        assert "no manifest here: not a tfpipe data set" in done.stderr
+
+
+def test_help_shows_flags_and_commands(tool):
+    done = tool("--help")
+    for words in ("salvage SHARD OUTPUT", "--per_class", "(default: '8')"):
+        assert words in done.stdout
+
+
+def test_as_a_module(made):
+    command = [sys.executable, "-m", "tools.inspect_tfrecords", "verify", str(made)]
+    assert subprocess.run(command, cwd=CHECKOUT, capture_output=True, check=False).returncode == 0
+
+
+def test_no_tensorflow_and_no_numpy_is_loaded():
+    code = "import sys, tools.inspect_tfrecords; sys.exit(sorted({'tensorflow', 'numpy', 'PIL'} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
