@@ -32,6 +32,7 @@ def path(tmp_path_factory):
     return tmp_path_factory.mktemp("frames") / "x.tfrecord"
 
 
+@settings(deadline=None)
 @given(datas)
 def test_round_trip(path, records):
     path.write_bytes(framed(records))
@@ -41,6 +42,7 @@ def test_round_trip(path, records):
     assert intact(salvaged(path)) == records
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_give_records_or_a_data_error(path, content):
     path.write_bytes(content)
@@ -52,6 +54,7 @@ def test_arbitrary_bytes_give_records_or_a_data_error(path, content):
     assert framed(records) == content if error is None else 0 <= error.offset < len(content)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), datas, st.binary(max_size=60))
 def test_salvage_accounts_for_every_byte(path, before, records, after):
     path.write_bytes(before + framed(records) + after)
@@ -141,7 +144,7 @@ def test_an_empty_file_has_no_records(path):
 
 
 @pytest.mark.tf
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(records=datas)
 def test_bytes_equal_tensorflows(path, records):
     import tensorflow as tf

@@ -53,9 +53,8 @@ def _verify(directory: str) -> int:
         print(f"note: {note}")
     if report.num_findings:
         _print_some([str(finding) for finding in report.findings], report.num_findings)
-        print(
-            f"{directory}: NOT as it was written: {plural(report.num_findings, 'finding')}, {plural(report.num_records, 'intact record')}"
-        )
+        intact = plural(report.num_records, "intact record")
+        print(f"{directory}: NOT as it was written: {plural(report.num_findings, 'finding')}, {intact}")
         return 1
     size = f"{plural(report.num_records, 'record')}, {plural(report.num_shards, 'shard')}, {format_bytes(report.num_bytes)}"
     print(f"{directory}: every byte as it was written: {size}, root hash {report.root_hash}")
