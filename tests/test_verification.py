@@ -14,7 +14,8 @@ from tfpipe.inspection.rows import CatalogRows
 from tfpipe.inspection.shards import ShardReport, check_shard
 from tfpipe.inspection.verification import verify
 from tfpipe.records import manifest as manifests
-from tfpipe.records.catalog import read_split
+from tfpipe.records.catalog import Row, read_split
+from tfpipe.records.files import sha256_of
 
 CATALOG, MANIFEST = "catalog.csv", "manifest.json"
 
@@ -350,6 +351,77 @@ def test_a_leak_that_nobody_noted(tmp_path):
     other = records_of(out, manifests.load(out).splits["test"].shards[0])[0]
     forge(out, replaced(0, encoded=other.encoded, sha256=other.sha256))
     assert "1 pictures stand in more than one split, the manifest notes 0" in found(out)
+
+
+@pytest.mark.parametrize("field", [field for field in Row._fields if field not in ("split", "shard", "position")])
+def test_each_column_of_the_catalogue_is_compared(tiny, field):
+    manifest = manifests.load(tiny)
+    rows = [row for row, *_ in read_split(tiny, manifest, "train")]
+    value = getattr(rows[1], field)
+    rows[1] = rows[1]._replace(**{field: value + 1 if isinstance(value, int) else f"{value}x"})
+    (finding,) = check_shard(tiny, manifest, "train", 0, iter(rows)).findings.kept
+    assert "the catalogue says" in str(finding)
+    assert str(value) in str(finding)
+
+
+def changed_shard(directory, **changes):
+    """The manifest with other facts of its only shard."""
+    manifest = manifests.load(directory)
+    split = manifest.splits["train"]
+    shard = dataclasses.replace(split.shards[0], **changes)
+    return dataclasses.replace(manifest, splits={"train": dataclasses.replace(split, shards=(shard,))})
+
+
+def test_another_count_than_the_manifests(tiny):
+    findings = shard_findings(tiny, changed_shard(tiny, num_records=4))
+    assert [finding.message for finding in findings] == ["the index lists 3 records, the manifest says 4"]
+    index_of(tiny).unlink()
+    findings = shard_findings(tiny, changed_shard(tiny, num_records=4))
+    assert findings[-1].message == "the shard holds 3 records, the manifest says 4"
+
+
+def test_an_index_that_is_wrong_and_has_the_hash_of_the_manifest(tiny):
+    index = index_of(tiny)
+    *lines, last = index.read_text().splitlines()
+    offset, length = last.split()
+    index.write_text("\n".join([*lines, f"{offset} {int(length) + 1}\n"]))
+    findings = shard_findings(tiny, changed_shard(tiny, index_sha256=sha256_of(index)))
+    assert [finding.offset for finding in findings] == [int(offset)]
+    assert f"a record of {length} bytes, the index says {int(length) + 1}" in str(findings[0])
+    index.write_text("0 5\n7 5\n")
+    findings = shard_findings(tiny, changed_shard(tiny, index_sha256=sha256_of(index)))
+    assert any("the records before it end at 5" in str(finding) for finding in findings)
+
+
+def test_a_label_moved_to_another_class(tmp_path):
+    write(tmp_path / "in" / "dog" / "a.jpg", picture(50))
+    out = build_tiny(tmp_path)
+    assert manifests.load(out).class_names == ["dog", "小 猫"]
+    cat = next(
+        index for index, record in enumerate(records_of(out, manifests.load(out).splits["train"].shards[0])) if record.label
+    )
+    forge(out, replaced(cat, label=0, class_name="dog"))
+    text = found(out)
+    assert "split 'train' has 2 records of class 'dog', the manifest says 1" in text
+    assert "split 'train' has 2 records of class '小 猫', the manifest says 3" in text
+
+
+def test_shards_listed_in_another_order(three):
+    manifest = manifests.load(three)
+    split = manifest.splits["train"]
+    turned = dataclasses.replace(split, shards=split.shards[::-1])
+    manifests.save(dataclasses.replace(manifest, splits={"train": turned}), three)
+    assert "do not have the names that its position gives them" in found(three)
+
+
+def test_scattered_rows_are_still_told_by_their_shards(three):
+    path = three / CATALOG
+    header, *rows = path.read_text("utf-8").splitlines(keepends=True)
+    path.write_text("".join([header, *rows[::2], *rows[1::2]]), "utf-8")
+    catalog = CatalogRows(three)
+    for shard_index in range(3):
+        rows = list(catalog.of_shard("train", shard_index))
+        assert [(row.shard, row.position) for row in rows] == [(shard_index, position) for position in (0, 2, 1, 3)]
 
 
 def test_the_ledger_compares_in_full_what_meets_by_hash():
