@@ -128,7 +128,17 @@ def test_links_are_followed_once_and_loops_reported(photos, tmp_path):
 def test_what_is_no_regular_file_or_has_no_utf8_name_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(DATA)
-    assert listed({None: tmp_path}, "flat") == ({}, {"pipe.jpg": "unreadable", "caf\\udce9.jpg": "bad_name"})
+    for name in ("two\nlines.jpg", "Icon\r", "return\r/1.jpg"):  # Icon\r is what macOS leaves in folders
+        write(tmp_path / name, DATA)
+    assert listed({None: tmp_path}, "flat") == (
+        {},
+        {
+            "pipe.jpg": "unreadable",
+            "caf\\udce9.jpg": "bad_name",
+            "two\\nlines.jpg": "bad_name",
+            "return\\r/1.jpg": "bad_name",
+        },
+    )
 
 
 def csv_input(tmp_path, text):

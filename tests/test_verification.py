@@ -245,16 +245,6 @@ def test_rows_too_many_too_few_and_of_unknown_shards(tiny):
     assert "rows of a shard that does not exist: 7 of split 'train'" in found(tiny)
 
 
-def test_a_line_break_in_a_key_does_not_shift_the_rows(tmp_path):
-    for index, name in enumerate(("a\nb.jpg", 'c"d.jpg', "e,f.jpg", "g.jpg")):
-        write(tmp_path / "in" / "x" / name, picture(index))
-    tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", layout="folders", num_shards=2, progress=False)
-    assert not found(tmp_path / "out")
-    assert [row.key for shard in (0, 1) for row in CatalogRows(tmp_path / "out").of_shard("train", shard)] == [
-        row.key for row, *_ in read_split(tmp_path / "out", manifests.load(tmp_path / "out"), "train")
-    ]
-
-
 def test_every_flipped_digit_of_what_a_manifest_counts_is_found(tiny):
     path = tiny / MANIFEST
     content = json.loads(path.read_bytes())

@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 from tfpipe.conversion.items import Item, Listing, Source
 from tfpipe.records import example, tfrecord
 from tfpipe.records.errors import DataError
-
-_INFO = "dataset_info.json"
-_FEATURES = "features.json"
+from tfpipe.records.manifest import FEATURES_NAME, INFO_NAME
 
 
 class _Layout(NamedTuple):
@@ -27,7 +25,7 @@ class _Layout(NamedTuple):
 
 def is_prepared(folder: Path) -> bool:
     """True where the two files of a prepared data set stand."""
-    return (folder / _INFO).is_file() and (folder / _FEATURES).is_file()
+    return (folder / INFO_NAME).is_file() and (folder / FEATURES_NAME).is_file()
 
 
 def list_records(folder: Path, only: str | None) -> Listing:
@@ -42,14 +40,14 @@ def list_records(folder: Path, only: str | None) -> Listing:
         DataError: it does not have one Image and one ClassLabel, or a shard is missing or not complete.
     """
     if not is_prepared(folder):
-        raise ValueError(f"{folder}: layout 'tfds' takes the folder that holds {_INFO} and {_FEATURES}")
-    info = _json(folder / _INFO)
+        raise ValueError(f"{folder}: layout 'tfds' takes the folder that holds {INFO_NAME} and {FEATURES_NAME}")
+    info = _json(folder / INFO_NAME)
     if info.get("fileFormat", "tfrecord") != "tfrecord":
-        raise DataError(f"file format {info['fileFormat']!r}, only 'tfrecord' can be read", path=folder / _INFO)
+        raise DataError(f"file format {info['fileFormat']!r}, only 'tfrecord' can be read", path=folder / INFO_NAME)
     layout = _layout(folder)
     splits = {split["name"]: split for split in info.get("splits", ())}
     if only is not None and only not in splits:
-        raise DataError(f"there is no split {only!r}: it has {', '.join(splits)}", path=folder / _INFO)
+        raise DataError(f"there is no split {only!r}: it has {', '.join(splits)}", path=folder / INFO_NAME)
     names = list(splits) if only is None else [only]
     return Listing(
         (item for name in names for item in _split_items(folder, info["name"], splits[name], layout)),
@@ -95,7 +93,7 @@ def _shard_items(path: Path, split: str, expected: int, layout: _Layout) -> Iter
         yield Source(key, "", in_split, class_name, "tfrecord", str(path), frame.offset, status.st_size, status.st_mtime_ns)
         count += 1
     if count != expected:
-        raise DataError(f"{count} records, {_INFO} says {expected} (cut file)", path=path)
+        raise DataError(f"{count} records, {INFO_NAME} says {expected} (cut file)", path=path)
 
 
 def _read(path: Path, offset: int, layout: _Layout) -> tuple[bytes, int]:
@@ -127,13 +125,13 @@ def _layout_of(folder: str) -> _Layout:
 
 
 def _layout(folder: Path) -> _Layout:
-    features = _json(folder / _FEATURES).get("featuresDict", {}).get("features", {})
+    features = _json(folder / FEATURES_NAME).get("featuresDict", {}).get("features", {})
     kinds = {name: str(feature.get("pythonClassName", "")).rsplit(".", 1)[-1] for name, feature in features.items()}
     images = [name for name, kind in kinds.items() if kind == "Image"]
     labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
     if len(images) != 1 or len(labels) != 1:
         listed = ", ".join(f"{name} {kind}" for name, kind in kinds.items()) or "none"
-        raise DataError(f"must have exactly one Image and one ClassLabel; its features: {listed}", path=folder / _FEATURES)
+        raise DataError(f"must have exactly one Image and one ClassLabel; its features: {listed}", path=folder / FEATURES_NAME)
     names_file = folder / f"{labels[0].replace('/', '.')}.labels.txt"
     if names_file.is_file():
         class_names = names_file.read_text("utf-8").splitlines()

@@ -14,7 +14,7 @@ from typing import Any
 from tfpipe.records import schema
 from tfpipe.records.catalog import Row
 from tfpipe.records.files import sha256_of, written_atomically
-from tfpipe.records.manifest import CATALOG_NAME, REJECTED_NAME, Split
+from tfpipe.records.manifest import CATALOG_NAME, FEATURES_NAME, INFO_NAME, LABELS_NAME, REJECTED_NAME, Split
 
 
 def write_catalog(directory: Path, parts: Iterable[Path]) -> str:
@@ -40,10 +40,9 @@ def write_rejected(directory: Path, rejected: Iterable[tuple[str, str, str, str]
 def write_tfds_files(directory: Path, name: str, class_names: Sequence[str], splits: Mapping[str, Split]) -> None:
     """Writes dataset_info.json, features.json and the class names, in the form of tensorflow-datasets 4.9."""
     files = {
-        "dataset_info.json": _json(_dataset_info(name, splits)),
-        "features.json": _json(_features(len(class_names))),
-        # tensorflow-datasets 4.9.10 looks for the feature's name with dots, and falls back to "0", "1", ... in silence.
-        f"{schema.LABEL.replace('/', '.')}.labels.txt": "".join(f"{class_name}\n" for class_name in class_names).encode(),
+        INFO_NAME: _json(_dataset_info(name, splits)),
+        FEATURES_NAME: _json(_features(len(class_names))),
+        LABELS_NAME: "".join(f"{class_name}\n" for class_name in class_names).encode(),
     }
     for file_name, content in files.items():
         with written_atomically(directory / file_name) as file:

@@ -18,11 +18,13 @@ from pathlib import Path, PurePosixPath
 from tfpipe.conversion import hdf5, prepared, walking
 from tfpipe.conversion.items import Item, Listing, Rejection, Source
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import is_hidden
 
 LAYOUTS = ("folders", "filename", "csv", "flat", "hdf5", "tfds")
 DEFAULT_LABEL_PATTERN = r"(?P<label>[^._]+)[._]"
 
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 _HDF5_SUFFIXES = (".h5", ".hdf5", ".he5")
 
 Inputs = Mapping[str | None, Path]  # by split; None: one input that says itself which splits it has, if any
@@ -63,7 +65,21 @@ def list_sources(
             label_of = {"folders": _first_folder, "filename": _in_name(pattern), "flat": _no_label}[layout]
             listings.append(Listing(_picture_items(path, split, label_of)))
     listings += [Listing(_picture_items(path, split, _no_label)) for split, path in unlabelled.items()]
-    return Listing.joined(listings)
+    joined = Listing.joined(listings)
+    return Listing(map(_with_good_names, joined.items), joined.class_names)
+
+
+def _with_good_names(item: Item) -> Item:
+    """Returns the item, or a rejection where one of its names could not be stored as one line of UTF-8."""
+    names = (item.key, item.filename, item.class_name or "") if isinstance(item, Source) else (item.key,)
+    # Bytes of a file's name that are not UTF-8 reach Python as lone surrogates, which are not printable either.
+    if not any(map(_CONTROL.search, names)):
+        return item
+    key = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), item.key)
+    path = item.path.encode("utf-8", "backslashreplace").decode()
+    return Rejection(
+        key, path, "bad_name", "a name is not UTF-8, or holds a line break or another control character: rename it"
+    )
 
 
 def guess_layout(path: Path) -> str:
@@ -80,10 +96,10 @@ def guess_layout(path: Path) -> str:
         raise ValueError(f"{path}: input must be a folder, a .csv or an .h5 file")
     if prepared.is_prepared(path):
         return "tfds"
-    top = [entry for entry in os.scandir(path) if not walking.is_hidden(entry.name)]
+    top = [entry for entry in os.scandir(path) if not is_hidden(entry.name)]
     folders = [entry for entry in top if entry.is_dir()]
     if folders and {entry.name for entry in folders} <= set(_SPLIT_FOLDERS):
-        top = [entry for folder in folders for entry in os.scandir(folder.path) if not walking.is_hidden(entry.name)]
+        top = [entry for folder in folders for entry in os.scandir(folder.path) if not is_hidden(entry.name)]
     if top and all(entry.is_dir() for entry in top):
         return "folders"
     raise ValueError(
@@ -143,7 +159,7 @@ class _Splitter:
     by_folder: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and not walking.is_hidden(entry.name))
+        names = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and not is_hidden(entry.name))
         splits = [name for name in names if name in _SPLIT_FOLDERS]
         others = [name for name in names if name not in _SPLIT_FOLDERS]
         if splits and others:

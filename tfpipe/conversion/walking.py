@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tfpipe.conversion.items import Rejection
-
-_LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx"))  # what file managers and archivers leave behind
+from tfpipe.records.files import is_hidden
 
 
 class Found(NamedTuple):
@@ -21,11 +20,6 @@ class Found(NamedTuple):
     path: str
     num_bytes: int
     mtime_ns: int
-
-
-def is_hidden(name: str) -> bool:
-    """True for the names that no one means as pictures: .DS_Store, Thumbs.db and the like."""
-    return name.startswith(".") or name.lower() in _LITTER
 
 
 def walk(root: Path) -> Iterator[Found | Rejection]:
@@ -68,10 +62,6 @@ def _walk_folder(
                 if is_hidden(entry.name):
                     continue
                 relative = below + entry.name
-                if not _is_utf8(relative):
-                    shown = relative.encode("utf-8", "backslashreplace").decode()
-                    yield Rejection(shown, folder, "bad_name", "the name is not UTF-8: rename it")
-                    continue
                 try:
                     status = os.stat(entry.path)
                 except OSError as error:
@@ -87,8 +77,3 @@ def _walk_folder(
                 else:
                     walked.add((status.st_dev, status.st_ino))
                     stack.append((entry.path, f"{relative}/"))
-
-
-def _is_utf8(text: str) -> bool:
-    # Names that are not UTF-8 reach Python as lone surrogates.
-    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -14,8 +14,6 @@ from tfpipe.records import schema
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import Manifest
 
-_INFO, _FEATURES, _LABELS = "dataset_info.json", "features.json", f"{schema.LABEL.replace('/', '.')}.labels.txt"
-
 
 def check_manifest(directory: Path, manifest: Manifest) -> Iterator[DataError]:
     """Yields what contradicts itself within the manifest: names of shards, counts, classes."""
@@ -41,9 +39,9 @@ def check_companions(directory: Path, manifest: Manifest) -> Iterator[DataError]
     """Yields what is wrong with the list of rejected inputs and the files for tensorflow-datasets."""
     checks = {
         manifests.REJECTED_NAME: _rejected_problem,
-        _INFO: _info_problem,
-        _FEATURES: _features_problem,
-        _LABELS: _labels_problem,
+        manifests.INFO_NAME: _info_problem,
+        manifests.FEATURES_NAME: _features_problem,
+        manifests.LABELS_NAME: _labels_problem,
     }
     for name, problem_of in checks.items():
         path = directory / name
@@ -83,7 +81,15 @@ def _labels_problem(content: bytes, manifest: Manifest) -> str | None:
 def strangers(directory: Path, manifest: Manifest) -> tuple[list[DataError], list[str]]:
     """Returns files that a glob for shards would read by mistake, and notes on others that do not belong there."""
     shards = {shard.file for split in manifest.splits.values() for shard in split.shards}
-    known = {*shards, manifests.FILE_NAME, manifests.CATALOG_NAME, manifests.REJECTED_NAME, _INFO, _FEATURES, _LABELS}
+    known = {
+        *shards,
+        manifests.FILE_NAME,
+        manifests.CATALOG_NAME,
+        manifests.REJECTED_NAME,
+        manifests.INFO_NAME,
+        manifests.FEATURES_NAME,
+        manifests.LABELS_NAME,
+    }
     problems: list[DataError] = []
     notes = []
     for name in sorted(os.listdir(directory)):

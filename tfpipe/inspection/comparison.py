@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
+from tfpipe.records.cores import count_cores
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import sha256_of
+from tfpipe.records.files import is_hidden, sha256_of
 from tfpipe.records.manifest import CATALOG_NAME
 
-_LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx"))  # as the build passes over
 _BATCH_FILES = 1024
 
 PathLike = str | os.PathLike[str]
@@ -112,7 +112,7 @@ def _files(root: Path, prefix: str, workers: int | None) -> Iterator[_Entry]:
     if (root / manifests.BUILD_FOLDER).exists():
         manifests.load(root)  # raises: a build that did not finish is no folder of pictures
     found = _walk(root)
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(workers or count_cores()) as pool:
         while batch := list(itertools.islice(found, _BATCH_FILES)):
             for path, digest in zip(batch, pool.map(sha256_of, batch), strict=True):
                 yield prefix + path.relative_to(root).as_posix(), digest, None, None
@@ -131,7 +131,7 @@ def _walk(root: Path) -> Iterator[Path]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-                if entry.name.startswith(".") or entry.name.lower() in _LITTER:
+                if is_hidden(entry.name):
                     continue
                 if not entry.is_dir():
                     yield Path(entry.path)

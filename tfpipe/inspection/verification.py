@@ -22,6 +22,7 @@ from tfpipe.inspection.rows import CatalogRows
 from tfpipe.inspection.shards import ShardReport, check_shard, hash_key
 from tfpipe.records import manifest as manifests
 from tfpipe.records import schema, tfrecord
+from tfpipe.records.cores import count_cores
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import CATALOG_NAME, Manifest
 from tfpipe.records.progress import ProgressBar
@@ -69,7 +70,7 @@ def verify(directory: str | os.PathLike[str], *, workers: int | None = None, pro
         manifest = manifests.load(folder)
     except DataError as error:
         return Report([error], 1, [], 0, 0, 0, "")
-    return _Verification(folder, manifest).run(workers or len(os.sched_getaffinity(0)), progress)
+    return _Verification(folder, manifest).run(workers or count_cores(), progress)
 
 
 class _Verification:

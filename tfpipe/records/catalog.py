@@ -78,9 +78,7 @@ def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str
         for position, (offset, length) in enumerate(read_index(path)):
             row = next(rows, None)
             if row is None or (row.shard, row.position) != (shard_index, position):
-                raise DataError(
-                    f"record {position} of {shard.file} does not stand in the catalogue at its place", path=path
-                )
+                raise DataError(f"record {position} of {shard.file} does not stand in the catalogue at its place", path=path)
             yield row, offset, length
             count += 1
         if count != shard.num_records:

@@ -155,10 +155,15 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, 
     """Yields (field number, start of payload, end of payload, wire type) of one message in data[start:end]."""
     at = start
     while at < end:
-        tag, payload = _read_varint(data, at, end)
+        tag, payload = data[at], at + 1
+        if tag > 0x7F:  # here and below: nearly every number has one byte, and a call costs more than reading it
+            tag, payload = _read_varint(data, at, end)
         wire = tag & 7
         if wire == _DELIMITED:
-            length, payload = _read_varint(data, payload, end)
+            if payload < end and data[payload] <= 0x7F:
+                length, payload = data[payload], payload + 1
+            else:
+                length, payload = _read_varint(data, payload, end)
             at = payload + length
         elif wire == _VARINT:
             _, at = _read_varint(data, payload, end)

@@ -29,6 +29,14 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
     sync_directory(path.parent)
 
 
+_LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r", "__macosx"))  # what file managers and archivers leave behind
+
+
+def is_hidden(name: str) -> bool:
+    """True for the names that no one means as pictures: .DS_Store, Thumbs.db and the like."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
 def sync_directory(path: Path) -> None:
     """Makes the names in a directory survive a power cut: renaming alone does not."""
     descriptor = os.open(path, os.O_RDONLY)

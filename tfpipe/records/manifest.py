@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tfpipe.records import schema
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import written_atomically
 
@@ -27,6 +28,11 @@ FILE_NAME = "manifest.json"
 CATALOG_NAME = "catalog.csv"
 REJECTED_NAME = "rejected.jsonl"
 INDEX_FOLDER = "index"
+# For tensorflow-datasets. It looks for class names under the feature's name with dots (4.9.10), and falls back to "0", "1", ...
+# without a word.
+INFO_NAME = "dataset_info.json"
+FEATURES_NAME = "features.json"
+LABELS_NAME = f"{schema.LABEL.replace('/', '.')}.labels.txt"
 BUILD_FOLDER = ".build"  # the state of an unfinished build
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -156,8 +162,13 @@ class Manifest:
 def save(manifest: Manifest, directory: Path) -> None:
     """Writes `manifest.json`, atomically."""
     content = {"format_version": FORMAT_VERSION, "root_hash": manifest.root_hash, **dataclasses.asdict(manifest)}
+    content["content_sha256"] = _content_sha256(content)
     with written_atomically(directory / FILE_NAME) as file:
         file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _content_sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def load(directory: str | os.PathLike[str]) -> Manifest:
@@ -176,17 +187,19 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
         raise FileNotFoundError(f"{path}: no manifest here: {advice}") from None
     try:
         content = json.loads(text)
-        version = content.pop("format_version")
+        version = content.get("format_version")
         if version != FORMAT_VERSION:
             raise DataError(f"format version {version}, this tfpipe reads version {FORMAT_VERSION}", path=path)
+        changed = content.pop("content_sha256") != _content_sha256(content)
+        del content["format_version"]
         root_hash = content.pop("root_hash")
         content["splits"] = {name: _split(split) for name, split in content["splits"].items()}
         manifest = Manifest(**content)
-        valid = root_hash == manifest.root_hash
+        changed |= root_hash != manifest.root_hash
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"not a manifest as tfpipe writes it ({error})", path=path) from None
-    if not valid:
-        raise DataError("the root hash does not match the shards listed: the manifest was changed", path=path)
+    if changed:
+        raise DataError("its hash does not match its content: the manifest was changed or damaged", path=path)
     return manifest
 
 
