@@ -15,7 +15,7 @@ def tree(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_bit_for_bit(photos, tmp_path):
+def test_g1_bit_for_bit(photos, tmp_path):
     write(photos / "dog" / "a.png", picture(1, format="PNG"))
     tfpipe.build_tfrecords(photos, tmp_path / "out", layout="folders", num_shards=3, progress=False)
     assert extract(tmp_path / "out", tmp_path / "back", progress=False) == 26
@@ -137,7 +137,7 @@ def test_neither_index_nor_catalogue_is_needed(tmp_path):
     assert extract(out, tmp_path / "back", progress=False) == 3
 
 
-def test_cats_and_dogs(test_data, tmp_path):
+def test_g1_cats_and_dogs(test_data, tmp_path):
     source = test_data / "cats_dogs" / "test1"
     tfpipe.build_tfrecords(None, tmp_path / "out", unlabelled={"test1": source}, progress=False)
     extract(tmp_path / "out", tmp_path / "back", progress=False)

@@ -478,7 +478,7 @@ THUMBNAIL = tiff("<", 6) + encode(picture("RGB", (8, 8)))  # ends in an EOI of i
     [BASELINE, PROGRESSIVE, RESTARTS, with_segments(BASELINE, exif_segment(THUMBNAIL)), PNG],
     ids=["baseline", "progressive", "restarts", "thumbnail", "png"],
 )
-def test_every_truncation_is_rejected(data):
+def test_g4_every_truncation_is_rejected(data):
     read_header(data)
     for length in range(len(data)):
         with pytest.raises(RejectedImage) as caught:
@@ -699,7 +699,7 @@ def test_corpus_takes_under_a_second_each():
 
 
 @pytest.mark.tf
-def test_corpus_verdicts_are_tensorflows():
+def test_g4_corpus_verdicts_are_tensorflows():
     tolerated, found, num_accepted, num_decoded = {}, {}, 0, 0
     for path in corpus():
         data = path.read_bytes()

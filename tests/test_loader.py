@@ -62,7 +62,7 @@ def keys(batches: list[dict[str, np.ndarray]]) -> list[str]:
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 7, 23, 64])
-def test_every_record_once_in_stored_order(data_set: Path, batch_size: int | None):
+def test_g5_every_record_once_in_stored_order(data_set: Path, batch_size: int | None):
     batches = read(data_set, batch_size=batch_size)
     assert keys(batches) == names(data_set)
     assert column(batches, "filename") == column(batches, "key")
@@ -80,7 +80,7 @@ def test_len_is_the_number_of_steps(data_set: Path, batch_size: int | None, equa
     assert len(data) == len(list(data)) == -(-12 // (batch_size or 1))
 
 
-def test_the_last_batch_is_partial(data_set: Path):
+def test_g5_the_last_batch_is_partial(data_set: Path):
     assert [len(batch["label"]) for batch in read(data_set, batch_size=7)] == [7, 7, 7, 2]
 
 
@@ -130,7 +130,7 @@ def test_threads_change_nothing(data_set: Path, read_size: int, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("num_shards", range(1, 6))
-def test_readers_divide_a_split_exactly(tmp_path: Path, num_shards: int):
+def test_g5_readers_divide_a_split_exactly(tmp_path: Path, num_shards: int):
     data_set = write_data_set(tmp_path / "shards", PICTURES, num_shards)
     for count in range(1, 8):
         parts = [keys(read(data_set, batch_size=4, shard=(index, count))) for index in range(count)]
@@ -139,7 +139,7 @@ def test_readers_divide_a_split_exactly(tmp_path: Path, num_shards: int):
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 4), (2, None), (2, 64), (5, 1), (25, 4)])
-def test_equal_steps_fill_up_with_masked_rows(data_set: Path, count: int, batch_size: int | None):
+def test_g5_equal_steps_fill_up_with_masked_rows(data_set: Path, count: int, batch_size: int | None):
     parts = [read(data_set, batch_size=batch_size, shard=(i, count), equal_steps=True) for i in range(count)]
     assert len({len(part) for part in parts}) == 1
     batches = [batch for part in parts for batch in part]
@@ -184,7 +184,7 @@ def culprit(bad: int) -> str:
 
 @pytest.mark.parametrize("bad", [[0], [11], [NUM_RECORDS - 1], [11, 12, 13, 20], list(range(NUM_RECORDS))])
 @pytest.mark.parametrize("options", [{"batch_size": None}, {"batch_size": 1}, {"batch_size": 4}, {"equal_steps": True}])
-def test_a_picture_that_cannot_be_decoded_is_named_where_it_stands(tmp_path: Path, bad: list[int], options: dict):
+def test_g3_a_picture_that_cannot_be_decoded_is_named_where_it_stands(tmp_path: Path, bad: list[int], options: dict):
     iterator = iter(dataset(with_damaged(tmp_path, bad), "test", image_size=SIZE, **options))
     before = 0
     with pytest.raises(tf.errors.InvalidArgumentError, match=culprit(bad[0])):  # noqa: PT012 (counts what comes before)
@@ -283,7 +283,7 @@ HARM = {
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("harm", HARM)
 @pytest.mark.parametrize("shard", [0, 2])
-def test_harm_is_reported_and_nothing_is_read_as_a_smaller_set(tmp_path: Path, harm: str, shard: int, before: bool):
+def test_g3_harm_is_reported_and_nothing_is_read_as_a_smaller_set(tmp_path: Path, harm: str, shard: int, before: bool):
     data_set = write_data_set(tmp_path / "shards", PICTURES, 3)
     file = data_set / manifest.shard_file("pets", "test", shard, 3)
     opened = [] if before else [dataset(data_set, "test", image_size=SIZE, shard=(i, 2), batch_size=4) for i in (0, 1)]

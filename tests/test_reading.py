@@ -72,7 +72,7 @@ def test_any_order_is_read_with_its_positions(data_set: Path):
 # Damage
 
 
-def test_every_flipped_byte_is_the_error_of_one_record(data_set: Path):
+def test_g3_every_flipped_byte_is_the_error_of_one_record(data_set: Path):
     reader = RecordReader(data_set, "test")  # open already: a later change is no different
     first = len(stored(data_set)[3]) + tfrecord.FRAME_BYTES
     path = data_set / SHARDS[1]
@@ -88,7 +88,7 @@ def test_every_flipped_byte_is_the_error_of_one_record(data_set: Path):
     assert problems(reader) == {}
 
 
-def test_every_length_of_a_cut_shard_is_refused(data_set: Path):
+def test_g3_every_length_of_a_cut_shard_is_refused(data_set: Path):
     reader = RecordReader(data_set, "test")
     path = data_set / SHARDS[2]
     content = path.read_bytes()
@@ -130,7 +130,7 @@ def swap_records(data_set: Path) -> None:
     [(swap, range(6)), (swap_with_indexes, range(6)), (duplicate, range(3, 6)), (swap_records, (3, 4))],
 )
 @pytest.mark.parametrize("before", [True, False])
-def test_intact_records_in_another_place_are_refused(data_set: Path, harm, positions, before: bool):
+def test_g3_intact_records_in_another_place_are_refused(data_set: Path, harm, positions, before: bool):
     reader = RecordReader(data_set, "test")
     harm(data_set)
     reader = RecordReader(data_set, "test") if before else reader
@@ -149,7 +149,7 @@ def test_intact_records_in_another_place_are_refused(data_set: Path, harm, posit
         (lambda path: shutil.copy(path, path.with_name(path.name.replace("00003", "00004"))), "does not list"),
     ],
 )
-def test_a_wrong_file_is_refused_on_opening(data_set: Path, harm, message: str):
+def test_g3_a_wrong_file_is_refused_on_opening(data_set: Path, harm, message: str):
     harm(data_set / SHARDS[1])
     with pytest.raises(DataError, match=message):
         RecordReader(data_set, "test")

@@ -78,7 +78,7 @@ def test_a_whole_data_set_has_no_findings(photos, tmp_path):
     assert (report.num_records, report.num_shards, report.root_hash) == (26, 4, manifest.root_hash)
 
 
-def test_every_truncation_of_a_shard_is_found(tiny):
+def test_g3_every_truncation_of_a_shard_is_found(tiny):
     manifest, (path,) = manifests.load(tiny), shards(tiny)
     content = path.read_bytes()
     for length in range(len(content)):
@@ -88,7 +88,7 @@ def test_every_truncation_of_a_shard_is_found(tiny):
     assert not shard_findings(tiny, manifest)
 
 
-def test_every_flipped_byte_of_a_shard_is_found_at_its_record(tiny):
+def test_g3_every_flipped_byte_of_a_shard_is_found_at_its_record(tiny):
     manifest, (path,) = manifests.load(tiny), shards(tiny)
     records = [(row.filename, offset, offset + length) for row, offset, length in read_split(tiny, manifest, "train")]
     for filename, start, end in records:
@@ -103,7 +103,7 @@ def test_every_flipped_byte_of_a_shard_is_found_at_its_record(tiny):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
-def test_a_sample_of_flips_and_cuts_is_found_by_verify(tiny, damage):
+def test_g3_a_sample_of_flips_and_cuts_is_found_by_verify(tiny, damage):
     (path,) = shards(tiny)
     content = path.read_bytes()
     for offset in random.Random(damage).sample(range(len(content)), 12):
@@ -130,7 +130,7 @@ def test_one_bad_record_does_not_hide_the_next(tiny):
     assert spans[1][0] not in text
 
 
-def test_deleted_emptied_appended_and_extra_shards(three):
+def test_g3_deleted_emptied_appended_and_extra_shards(three):
     first, second, third = shards(three)
     first.unlink()
     second.write_bytes(b"")
@@ -151,7 +151,7 @@ def test_deleted_emptied_appended_and_extra_shards(three):
     assert report.num_records == 4
 
 
-def test_swapped_shards(three):
+def test_g3_swapped_shards(three):
     first, second, _ = shards(three)
     one, other = first.read_bytes(), second.read_bytes()
     first.write_bytes(other)
@@ -161,7 +161,7 @@ def test_swapped_shards(three):
     assert f"{second.name}: the shard's SHA-256" in text
 
 
-def test_swapped_shards_of_equal_sizes_and_with_their_indexes(three):
+def test_g3_swapped_shards_of_equal_sizes_and_with_their_indexes(three):
     first, second, _ = shards(three)
     for one, other in ((first, second), (index_of(three), three / manifests.index_file(second.name))):
         contents = one.read_bytes(), other.read_bytes()
@@ -172,7 +172,7 @@ def test_swapped_shards_of_equal_sizes_and_with_their_indexes(three):
     assert "the catalogue says" in text
 
 
-def test_a_duplicated_shard(three):
+def test_g3_a_duplicated_shard(three):
     first, second, _ = shards(three)
     second.write_bytes(first.read_bytes())
     text = found(three)
