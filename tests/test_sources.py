@@ -53,7 +53,7 @@ def test_a_folder_beside_split_folders_is_not_passed_over(tmp_path):
 def test_val_and_validation_at_once_are_refused(tmp_path):
     for path in ("val/a.1.jpg", "validation/a.2.jpg"):
         write(tmp_path / path, DATA)
-    with pytest.raises(ValueError, match="both 'val' and 'validation'"):
+    with pytest.raises(ValueError, match="val and validation would be one split"):
         listed({None: tmp_path}, "filename")
 
 

@@ -16,6 +16,7 @@ from tfpipe.conversion.items import Item, Listing, Source
 from tfpipe.records.errors import DataError
 
 _CLASSES = "list_classes"
+_MAX_CLASSES = 100_000  # without names for them; one label of a billion is damage, and would fill the memory
 
 
 def list_arrays(path: Path, split: str | None) -> Listing:
@@ -24,10 +25,10 @@ def list_arrays(path: Path, split: str | None) -> Listing:
     Raises:
         DataError: the file is not HDF5, or does not hold exactly one array of pictures and one of labels.
     """
-    file = _open(str(path))
-    images = _images(file, path)
-    labels = _labels(file, path, images.shape[0])
-    class_names = _class_names(file, path, labels)
+    with _opened(str(path)) as file:
+        images = _images(file, path)
+        labels = _labels(file, path, images.shape[0])
+        class_names = _class_names(file, path, labels)
     return Listing(_items(path, split, [class_names[label] for label in labels]), class_names)
 
 
@@ -45,7 +46,7 @@ def read_picture(path: str, row: int) -> bytes:
     """
     from PIL import Image
 
-    pixels = _images(_open(path), Path(path))[row]
+    pixels = _kept_open(path)[row]
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     out = io.BytesIO()
@@ -53,8 +54,12 @@ def read_picture(path: str, row: int) -> bytes:
     return out.getvalue()
 
 
-@functools.lru_cache(maxsize=4)
-def _open(path: str) -> Any:
+@functools.lru_cache(maxsize=4)  # in a worker, which ends with the build; the caller's own process keeps nothing open
+def _kept_open(path: str) -> Any:
+    return _images(_opened(path), Path(path))
+
+
+def _opened(path: str) -> Any:
     import h5py
 
     try:
@@ -64,8 +69,10 @@ def _open(path: str) -> Any:
 
 
 def _arrays(file: Any) -> dict[str, Any]:
+    import h5py
+
     found: dict[str, Any] = {}
-    file.visititems(lambda name, item: found.update({name: item}) if hasattr(item, "dtype") else None)
+    file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
     return found
 
 
@@ -74,7 +81,7 @@ def _images(file: Any, path: Path) -> Any:
     fitting = [
         array
         for array in arrays.values()
-        if array.dtype == "uint8" and (array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3, 4)))
+        if array.dtype == "uint8" and array.size and (array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3, 4)))
     ]
     if len(fitting) != 1:
         raise DataError(
@@ -100,7 +107,7 @@ def _class_names(file: Any, path: Path, labels: Sequence[int]) -> list[str]:
     if arrays:
         names = [x.decode("utf-8", "replace") if isinstance(x, bytes) else str(x) for x in arrays[0][()].ravel()]
     else:
-        names = [str(label) for label in range(max(labels, default=-1) + 1)]
+        names = [str(label) for label in range(min(max(labels, default=-1) + 1, _MAX_CLASSES))]
     outside = sorted({label for label in labels if not 0 <= label < len(names)})
     if outside:
         raise DataError(f"labels {outside[:5]} have no name: there are {len(names)} classes, counted from 0", path=path)

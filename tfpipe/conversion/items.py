@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tfpipe.records.errors import DataError
+
+REASONS: Mapping[str, str] = {
+    "unreadable": "The file or folder cannot be read, or is no regular file.",
+    "too_large": "The file has more bytes than a record can hold.",
+    "bad_name": "A name is not UTF-8, or holds a line break or another control character.",
+    "no_class": "The path does not say which class the picture has.",
+    "bad_row": "The row of a table lacks its path, contradicts its split, or leads out of the table's folder.",
+    "link_loop": "A link leads to a folder that is walked already; nothing is lost by not following it.",
+}
+"""Reason codes of `Rejection`, each with an explaining sentence; those of the pictures' own bytes are `images.REASONS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +53,7 @@ class Rejection:
     Attributes:
         key: what it would have been called.
         path: where it lies.
-        reason: a short code, for counting.
+        reason: a code of `REASONS`, for counting.
         message: the reason in words.
         fatal: False where nothing is lost by not taking it (a link that leads back), so that it does not fail a build.
     """

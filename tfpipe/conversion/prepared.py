@@ -41,6 +41,14 @@ def list_records(folder: Path, only: str | None) -> Listing:
     """
     if not is_prepared(folder):
         raise ValueError(f"{folder}: layout 'tfds' takes the folder that holds {INFO_NAME} and {FEATURES_NAME}")
+    try:
+        return _list_records(folder, only)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        message = f"{INFO_NAME} or {FEATURES_NAME} is not as tensorflow-datasets writes it ({type(error).__name__}: {error})"
+        raise DataError(message, path=folder) from None
+
+
+def _list_records(folder: Path, only: str | None) -> Listing:
     info = _json(folder / INFO_NAME)
     if info.get("fileFormat", "tfrecord") != "tfrecord":
         raise DataError(f"file format {info['fileFormat']!r}, only 'tfrecord' can be read", path=folder / INFO_NAME)
@@ -49,10 +57,8 @@ def list_records(folder: Path, only: str | None) -> Listing:
     if only is not None and only not in splits:
         raise DataError(f"there is no split {only!r}: it has {', '.join(splits)}", path=folder / INFO_NAME)
     names = list(splits) if only is None else [only]
-    return Listing(
-        (item for name in names for item in _split_items(folder, info["name"], splits[name], layout)),
-        layout.class_names,
-    )
+    shards = [shard for name in names for shard in _shards(folder, info["name"], splits[name])]
+    return Listing((item for shard in shards for item in _shard_items(*shard, layout)), layout.class_names)
 
 
 def read_picture(path: str, offset: int) -> bytes:
@@ -65,18 +71,16 @@ def read_picture(path: str, offset: int) -> bytes:
     return image
 
 
-def _split_items(folder: Path, name: str, split: Mapping[str, Any], layout: _Layout) -> Iterator[Item]:
+def _shards(folder: Path, name: str, split: Mapping[str, Any]) -> list[tuple[Path, str, int]]:
+    """Returns (file, split, number of records) of a split's shards."""
     lengths = [int(length) for length in split["shardLengths"]]
     template = split.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
-    for shard, expected in enumerate(lengths):
-        values = {"DATASET": name, "SPLIT": split["name"], "FILEFORMAT": "tfrecord"}
-        path = folder / template.format(
-            **values,
-            SHARD_X_OF_Y=f"{shard:05d}-of-{len(lengths):05d}",
-            SHARD_INDEX=f"{shard:05d}",
-            NUM_SHARDS=len(lengths),
-        )
-        yield from _shard_items(path, split["name"], expected, layout)
+    values = {"DATASET": name, "SPLIT": split["name"], "FILEFORMAT": "tfrecord", "NUM_SHARDS": len(lengths)}
+    files = [
+        template.format(**values, SHARD_X_OF_Y=f"{shard:05d}-of-{len(lengths):05d}", SHARD_INDEX=f"{shard:05d}")
+        for shard in range(len(lengths))
+    ]
+    return [(folder / file, str(split["name"]), length) for file, length in zip(files, lengths, strict=True)]
 
 
 def _shard_items(path: Path, split: str, expected: int, layout: _Layout) -> Iterator[Item]:
@@ -110,7 +114,7 @@ def _parse(data: bytes, layout: _Layout, path: Path, offset: int) -> tuple[bytes
     image, label = features.get(layout.image), features.get(layout.label)
     if not image or not isinstance(image[0], bytes) or not label or not isinstance(label[0], int):
         raise DataError(f"the record lacks {layout.image!r} or {layout.label!r}", path=path, offset=offset)
-    if label[0] >= len(layout.class_names):
+    if not -1 <= label[0] < len(layout.class_names):  # -1: no label
         raise DataError(f"label {label[0]}, there are {len(layout.class_names)} classes", path=path, offset=offset)
     return image[0], label[0]
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import csv
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from tfpipe.conversion import hdf5, prepared, walking
@@ -35,6 +35,8 @@ def list_sources(
     unlabelled: Mapping[str, Path],
     layout: str,
     label_pattern: str = DEFAULT_LABEL_PATTERN,
+    *,
+    to_be_cut: bool = False,
 ) -> Listing:
     """Returns every picture of the inputs.
 
@@ -42,7 +44,8 @@ def list_sources(
         inputs: folder or file by split name, or one under None.
         unlabelled: folders of pictures without labels, by split name.
         layout: one of `LAYOUTS`.
-        label_pattern: for layout "filename": a regular expression with one named group, searched from the name's start.
+        label_pattern: for layout "filename": a regular expression with one named group, matched from the name's start.
+        to_be_cut: the caller cuts one input into splits, so that a folder called "train" beside others is a class.
 
     Raises:
         FileNotFoundError: an input is missing.
@@ -63,8 +66,9 @@ def list_sources(
             listings.append(prepared.list_records(path, split))
         else:
             label_of = {"folders": _first_folder, "filename": _in_name(pattern), "flat": _no_label}[layout]
-            listings.append(Listing(_picture_items(path, split, label_of)))
-    listings += [Listing(_picture_items(path, split, _no_label)) for split, path in unlabelled.items()]
+            split_of = _split_by_folder(path, to_be_cut) if split is None else _named(split)
+            listings.append(Listing(_picture_items(path, "" if split is None else f"{split}/", split_of, label_of)))
+    listings += [Listing(_picture_items(path, f"{split}/", _named(split), _no_label)) for split, path in unlabelled.items()]
     joined = Listing.joined(listings)
     return Listing(map(_with_good_names, joined.items), joined.class_names)
 
@@ -98,7 +102,7 @@ def guess_layout(path: Path) -> str:
         return "tfds"
     top = [entry for entry in os.scandir(path) if not is_hidden(entry.name)]
     folders = [entry for entry in top if entry.is_dir()]
-    if folders and {entry.name for entry in folders} <= set(_SPLIT_FOLDERS):
+    if folders and {entry.name.lower() for entry in folders} <= set(_SPLIT_FOLDERS):
         top = [entry for folder in folders for entry in os.scandir(folder.path) if not is_hidden(entry.name)]
     if top and all(entry.is_dir() for entry in top):
         return "folders"
@@ -151,52 +155,58 @@ def _no_label(_: PurePosixPath) -> None:
     return None
 
 
-@dataclass
-class _Splitter:
-    """Tells the split of a path where the input's top-level folders are splits."""
-
-    root: Path
-    by_folder: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        names = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and not is_hidden(entry.name))
-        splits = [name for name in names if name in _SPLIT_FOLDERS]
-        others = [name for name in names if name not in _SPLIT_FOLDERS]
-        if splits and others:
-            raise ValueError(
-                f"{self.root}: beside the split folders {', '.join(splits)} stand {', '.join(others[:5])}: name each split's"
-                " folder, as in --input=train=DIR,test=DIR2 and --unlabelled=test1=DIR3"
-            )
-        if {"val", "validation"} <= set(splits):
-            raise ValueError(f"{self.root}: both 'val' and 'validation' would be split val: name the folders with --input")
-        self.by_folder = {name: _SPLIT_FOLDERS[name] for name in splits}
-
-    def __call__(self, relative: PurePosixPath) -> tuple[str | None, PurePosixPath]:
-        if not self.by_folder:
-            return None, relative
-        if len(relative.parts) < 2:
-            raise LookupError(f"stands outside the split folders {', '.join(self.by_folder)}")
-        return self.by_folder[relative.parts[0]], PurePosixPath(*relative.parts[1:])
+# A split function returns the split of a path relative to its input, the path below the split's folder, and raises a
+# LookupError where it stands beside them.
+SplitOf = Callable[[PurePosixPath], tuple[str | None, PurePosixPath]]
 
 
-def _picture_items(root: Path, split: str | None, label_of: LabelOf) -> Iterator[Item]:
+def _named(split: str) -> SplitOf:
+    return lambda relative: (split, relative)
+
+
+def _no_split(relative: PurePosixPath) -> tuple[None, PurePosixPath]:
+    return None, relative
+
+
+def _split_by_folder(root: Path, to_be_cut: bool) -> SplitOf:
     if not root.is_dir():
         raise ValueError(f"{root}: not a folder")
-    split_of = _Splitter(root) if split is None else None
-    prefix = "" if split is None else f"{split}/"
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
+    by_folder = {name: _SPLIT_FOLDERS[name.lower()] for name in names if name.lower() in _SPLIT_FOLDERS}
+    others = [name for name in names if name not in by_folder]
+    if not by_folder or (others and to_be_cut):
+        return _no_split
+    if others:
+        raise ValueError(
+            f"{root}: beside the split folders {', '.join(by_folder)} stand {', '.join(others[:5])}: name each split's folder,"
+            " as in --input=train=DIR,test=DIR2 and --unlabelled=test1=DIR3; or, if they are classes, cut them with --splits"
+        )
+    if len(set(by_folder.values())) < len(by_folder):
+        raise ValueError(f"{root}: {' and '.join(by_folder)} would be one split: name the folders with --input")
+
+    def split_of(relative: PurePosixPath) -> tuple[str, PurePosixPath]:
+        if len(relative.parts) < 2:
+            raise LookupError(f"stands outside the split folders {', '.join(by_folder)}")
+        return by_folder[relative.parts[0]], PurePosixPath(*relative.parts[1:])
+
+    return split_of
+
+
+def _picture_items(root: Path, prefix: str, split_of: SplitOf, label_of: LabelOf) -> Iterator[Item]:
+    if not root.is_dir():
+        raise ValueError(f"{root}: not a folder")
     for item in walking.walk(root):
         if isinstance(item, Rejection):
             yield Rejection(prefix + item.key, item.path, item.reason, item.message, item.fatal)
             continue
-        relative = PurePosixPath(item.relative)
         key = prefix + item.relative
         try:
-            in_split, below = split_of(relative) if split_of else (split, relative)
+            split, below = split_of(PurePosixPath(item.relative))
             class_name = label_of(below)
         except LookupError as error:
             yield Rejection(key, item.path, "no_class", str(error.args[0]))
             continue
-        yield Source(key, key, in_split, class_name, "file", item.path, 0, item.num_bytes, item.mtime_ns)
+        yield Source(key, key, split, class_name, "file", item.path, 0, item.num_bytes, item.mtime_ns)
 
 
 def _csv_items(path: Path, split: str | None) -> Iterator[Item]:
@@ -204,8 +214,8 @@ def _csv_items(path: Path, split: str | None) -> Iterator[Item]:
         table = csv.DictReader(file, strict=True)
         try:
             columns = [name.strip().lower() for name in table.fieldnames or ()]
-            if "path" not in columns:
-                raise _no_path_column(path, columns)
+            if not {"path", "label"} <= set(columns) or len(set(columns)) != len(columns):
+                raise _wrong_columns(path, columns)
             table.fieldnames = columns
             for row in table:
                 yield _csv_item(path, table.line_num, row, split)
@@ -213,9 +223,9 @@ def _csv_items(path: Path, split: str | None) -> Iterator[Item]:
             raise DataError(f"line {table.line_num + 1} cannot be read as UTF-8 CSV ({error})", path=path) from None
 
 
-def _no_path_column(path: Path, columns: list[str]) -> ValueError:
-    wanted = "the columns path, label and, optionally, split and id"
-    return ValueError(f"{path}: the first line must name {wanted} (got {columns})")
+def _wrong_columns(path: Path, columns: list[str]) -> ValueError:
+    wanted = "path, label (empty for unlabelled pictures) and, optionally, split and id, each once"
+    return ValueError(f"{path}: the first line must name the columns {wanted} (got {columns})")
 
 
 def _csv_item(table: Path, line: int, row: Mapping[str | None, object], split: str | None) -> Item:
@@ -230,20 +240,27 @@ def _csv_item(table: Path, line: int, row: Mapping[str | None, object], split: s
         return Rejection(f"{table.name}#line{line}", place, "bad_row", f"the row {problem}")
     if split is not None and cell("split") not in ("", split):
         return Rejection(given, place, "bad_row", f"the row says split {cell('split')!r}, the input is named {split!r}")
+    if _CONTROL.search(given):
+        return Rejection(f"{table.name}#line{line}", place, "bad_row", "the path holds a control character")
     relative = os.path.normpath(given).replace(os.sep, "/")
     inside = not os.path.isabs(given) and not relative.startswith("../")
     key = cell("id") or relative
     if not inside and not cell("id"):
         return Rejection(given, place, "bad_row", "the path leads out of the table's folder: give the row an id")
     source = table.parent / given
+    filename = relative if inside else f"{key}{source.suffix}"
+    if PurePosixPath(filename).is_absolute() or ".." in PurePosixPath(filename).parts:
+        return Rejection(key, place, "bad_row", "the id names the file to be, and would lead out of its folder")
     try:
         status = source.stat()
     except OSError as error:
         return Rejection(key, str(source), "unreadable", f"{error.strerror} (line {line} of {table.name})")
+    if not stat.S_ISREG(status.st_mode):
+        return Rejection(key, str(source), "unreadable", f"not a regular file (line {line} of {table.name})")
     return Source(
         key,
-        relative if inside else f"{key}{source.suffix}",
-        split or _SPLIT_FOLDERS.get(cell("split"), cell("split")) or None,
+        filename,
+        split or _SPLIT_FOLDERS.get(cell("split").lower(), cell("split")) or None,
         cell("label") or None,
         "file",
         str(source),

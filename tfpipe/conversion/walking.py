@@ -37,8 +37,7 @@ def walk(root: Path) -> Iterator[Found | Rejection]:
         status = os.stat(path)
         identity = (status.st_dev, status.st_ino)
         if identity in walked:
-            message = f"the link leads to a folder that is walked already: {os.path.realpath(path)}"
-            yield Rejection(relative, path, "link_loop", message, fatal=False)
+            yield _walked_already(relative, path)
             continue
         walked.add(identity)
         yield from _walk_folder(path, f"{relative}/", walked, links)
@@ -74,6 +73,13 @@ def _walk_folder(
                     yield Rejection(relative, entry.path, "unreadable", "not a regular file")
                 elif entry.is_symlink():
                     heapq.heappush(links, (relative, entry.path))
+                elif (status.st_dev, status.st_ino) in walked:  # below a link that leads above folders walked before
+                    yield _walked_already(relative, entry.path)
                 else:
                     walked.add((status.st_dev, status.st_ino))
                     stack.append((entry.path, f"{relative}/"))
+
+
+def _walked_already(relative: str, path: str) -> Rejection:
+    message = f"a link leads to a folder that is walked already: {os.path.realpath(path)}"
+    return Rejection(relative, path, "link_loop", message, fatal=False)
