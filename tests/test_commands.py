@@ -46,7 +46,7 @@ def test_wrong_words_exit_with_2_and_say_what_is_right():
         ([], "--input (or --unlabelled) and --output are needed"),
         (["photos/"], "arguments without a flag: photos/"),
         (["--input=a", "--output=b", "--splits=train"], "--splits must be NAME=VALUE,NAME=VALUE"),
-        (["--input=a", "--output=b", "--splits=train=x"], "--splits: could not convert string to float: 'x'"),
+        (["--input=a", "--output=b", "--splits=train=x"], "--splits: Invalid literal for Fraction: 'x'"),
         (["--input=a", "--output=b", "--num_shards=train=1.5"], "--num_shards: invalid literal"),
     ]:
         done = run(sys.executable, "tools/build_tfrecords.py", *arguments)

@@ -6,6 +6,7 @@ def command() -> None:
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -37,6 +38,9 @@ def run(main: Callable[[list[str]], int | None], module_name: str) -> NoReturn:
     for flag in flags.FLAGS.flags_by_module_dict().get(module_name, []):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     sys.modules["__main__"].__doc__ = sys.modules[module_name].__doc__
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a class name that the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     _log_to_stderr()
     app.run(lambda argv: sys.exit(_guarded(main, argv[1:])))
     raise AssertionError  # app.run never returns
@@ -67,7 +71,8 @@ def _guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> i
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    if sys.stderr is not None:  # closed by the caller
+        sys.stderr.write(f"{text}\n")
 
 
 def parse_paths(flag: str, value: str) -> str | dict[str, str]:

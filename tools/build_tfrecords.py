@@ -13,6 +13,7 @@ data set is left alone.
 from __future__ import annotations
 
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 if not __package__:  # run as a file: the checkout's own tfpipe, and none of this folder's files as modules
@@ -62,14 +63,14 @@ def main(arguments: list[str]) -> None:
     """Builds, then prints the summary."""
     if arguments:
         raise commands.UsageError(f"arguments without a flag: {' '.join(arguments)}")
-    if _OUTPUT.value is None or (_INPUT.value is None and _UNLABELLED.value is None):
+    if not _OUTPUT.value or _INPUT.value == "" or (_INPUT.value is None and _UNLABELLED.value is None):
         raise commands.UsageError("--input (or --unlabelled) and --output are needed")
     manifest = build_tfrecords(
         None if _INPUT.value is None else commands.parse_paths("input", _INPUT.value),
         _OUTPUT.value,
         name=_NAME.value,
         layout=_LAYOUT.value,
-        splits=_SPLITS.value and commands.parse_numbers("splits", commands.parse_pairs("splits", _SPLITS.value), float),
+        splits=_SPLITS.value and commands.parse_numbers("splits", commands.parse_pairs("splits", _SPLITS.value), _fraction),
         unlabelled=_UNLABELLED.value and commands.parse_pairs("unlabelled", _UNLABELLED.value),
         label_pattern=_LABEL_PATTERN.value,
         class_names=_CLASS_NAMES.value,
@@ -83,6 +84,10 @@ def main(arguments: list[str]) -> None:
         max_pixels=_MAX_PIXELS.value,
     )
     print(describe_manifest(manifest))
+
+
+def _fraction(text: str) -> float:
+    return float(Fraction(text))  # 1/3, too
 
 
 def _num_shards(value: str | None) -> int | dict[str, int] | None:

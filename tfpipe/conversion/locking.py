@@ -14,17 +14,31 @@ _PATIENCE_SECONDS = 3.0  # the workers of a killed run hold its lock until they 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[int]:
-    """Holds an advisory lock on a folder itself, so that no lock file stays behind; yields the descriptor that holds it.
+    """Holds an advisory lock on a folder, made if need be; yields the descriptor that holds it.
+
+    The folder itself is locked, so that no lock file stays behind. Waits a few seconds for it.
 
     Raises:
         BlockingIOError: another process holds it.
     """
-    descriptor = os.open(directory, os.O_RDONLY)
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            _lock(descriptor, directory)
+            # Whoever had it may have removed the folder, and another may have made it anew: then this is not its lock.
+            if _is_same(descriptor, directory):
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_same(descriptor: int, directory: Path) -> bool:
     try:
-        _lock(descriptor, directory)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        return os.path.samestat(os.fstat(descriptor), os.stat(directory))
+    except FileNotFoundError:
+        return False
 
 
 def _lock(descriptor: int, directory: Path) -> None:

@@ -6,6 +6,7 @@ Nothing here depends on the order in which a file system lists names, on the num
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +15,15 @@ from tfpipe.conversion.options import Options
 from tfpipe.conversion.state import State
 from tfpipe.conversion.tasks import ShardTask
 from tfpipe.records.errors import DataError
-from tfpipe.records.manifest import shard_file
+from tfpipe.records.manifest import check_name, shard_file, split_order
 from tfpipe.records.schema import UNLABELLED
 
 _log = logging.getLogger("tfpipe")
 
-_SPLIT_ORDER = ("train", "val", "test")  # then the others by name
+PNG_NAMED_JPEG = "format = 'PNG' AND (lower(filename) LIKE '%.jpg' OR lower(filename) LIKE '%.jpeg')"
+"""A condition on the rows of a state."""
+
+_OVERHEAD_BYTES = 380  # of a record beside its picture, about
 
 
 def check_inputs(state: State, options: Options) -> None:
@@ -28,9 +32,14 @@ def check_inputs(state: State, options: Options) -> None:
     Raises:
         DataError: two inputs have one key; an input was rejected and `on_error` is "fail"; or nothing is left.
     """
+    state.write("CREATE INDEX IF NOT EXISTS inputs_key ON inputs (key)")
     double = [key for (key,) in state.rows("SELECT key FROM inputs GROUP BY key HAVING count(*) > 1 ORDER BY key")]
     if double:
-        raise DataError(f"{len(double)} keys are given to more than one input:{_listing(double)}")
+        lines = [" = ".join(path for (path,) in state.rows("SELECT path FROM inputs WHERE key = ?", (key,))) for key in double]
+        raise DataError(
+            f"{len(double)} keys are given to more than one input; rename files, or give the rows of tables ids that differ:"
+            + _listing(f"{key}: {line}" for key, line in zip(double, lines, strict=True))
+        )
     rejected = [
         f"{reason}: {path}: {message}"
         for reason, path, message in state.rows(
@@ -42,6 +51,9 @@ def check_inputs(state: State, options: Options) -> None:
             f"{len(rejected)} inputs cannot be taken; mend or remove them, or leave them out with on_error='skip':"
             + _listing(rejected)
         )
+    if count := state.value(f"SELECT count(*) FROM inputs WHERE reason IS NULL AND {PNG_NAMED_JPEG}"):
+        path = state.value(f"SELECT path FROM inputs WHERE reason IS NULL AND {PNG_NAMED_JPEG} ORDER BY key")
+        _log.warning("%d files named .jpg are PNG files and taken as such: %s%s", count, path, ", ..." if count > 1 else "")
     if not state.value("SELECT count(*) FROM inputs WHERE reason IS NULL"):
         raise DataError(f"there is no picture to take: {len(rejected)} inputs, all rejected" + _listing(rejected))
 
@@ -66,10 +78,6 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
         DataError: conflicting labels or leaks that the options do not allow, naming each group.
         ValueError: the options do not fit the inputs.
     """
-    state.write(
-        "UPDATE inputs SET filename = key || CASE format WHEN 'JPEG' THEN '.jpg' ELSE '.png' END"
-        " WHERE filename = '' AND reason IS NULL"
-    )
     state.write("CREATE INDEX IF NOT EXISTS inputs_sha256 ON inputs (sha256)")
     class_names = _label(state, options, class_order)
     conflicts = _groups(state, "label", "AND label >= 0")
@@ -94,8 +102,7 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
 def split_names(state: State) -> list[str]:
     """Returns the splits of a planned state: train, val, test, then others by name."""
     names = [name for (name,) in state.rows("SELECT DISTINCT split FROM inputs WHERE reason IS NULL")]
-    order = {name: place for place, name in enumerate(_SPLIT_ORDER)}
-    return sorted(names, key=lambda name: (order.get(name, len(order)), name))
+    return sorted(names, key=split_order)
 
 
 def shard_tasks(state: State, options: Options, directory: Path) -> list[ShardTask]:
@@ -105,6 +112,8 @@ def shard_tasks(state: State, options: Options, directory: Path) -> list[ShardTa
         ValueError: more shards than records are asked for.
     """
     tasks = []
+    if isinstance(options.num_shards, Mapping) and (unknown := set(options.num_shards) - set(split_names(state))):
+        raise ValueError(f"num_shards names the split {min(unknown)!r}; there are {', '.join(split_names(state))}")
     for split in split_names(state):
         records = state.value("SELECT count(*) FROM inputs WHERE split = ? AND reason IS NULL", (split,))
         image_bytes = state.value("SELECT sum(image_bytes) FROM inputs WHERE split = ? AND reason IS NULL", (split,))
@@ -127,7 +136,7 @@ def shard_tasks(state: State, options: Options, directory: Path) -> list[ShardTa
 def _num_shards(options: Options, split: str, records: int, image_bytes: int) -> int:
     asked = options.num_shards.get(split) if isinstance(options.num_shards, Mapping) else options.num_shards
     if asked is None:
-        return min(records, max(1, -(-image_bytes // options.shard_bytes)))
+        return min(records, max(1, -(-(image_bytes + records * _OVERHEAD_BYTES) // options.shard_bytes)))
     if asked > records:
         raise ValueError(
             f"num_shards: {asked} shards for the {records} records of split {split!r}; give each split its own number, as"
@@ -145,6 +154,11 @@ def _label(state: State, options: Options, class_order: Sequence[str] | None) ->
     if broken:
         raise DataError(f"a class name holds a line break, or begins or ends with a space: {broken[0]!r}")
     order = list(options.class_names or class_order or sorted(found, key=_class_order(found)))
+    double = sorted({name for name in order if order.count(name) > 1}) if len(set(order)) < len(order) else []
+    if double:
+        raise DataError(f"two labels have one name: {', '.join(double)}; names of classes must differ")
+    for name, other in _alike(order):
+        _log.warning("the classes %r and %r look the same: they differ in their Unicode form only", name, other)
     unknown = sorted(set(found) - set(order))
     if unknown:
         raise DataError(f"classes that class_names does not list: {', '.join(unknown[:20])} (it lists {', '.join(order)})")
@@ -167,6 +181,14 @@ def _label(state: State, options: Options, class_order: Sequence[str] | None) ->
         ((label, name) for label, name in enumerate(order)),
     )
     return order
+
+
+def _alike(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            yield other, name
 
 
 def _class_order(names: Sequence[str]) -> Callable[[str], tuple[int, str]]:
@@ -199,6 +221,12 @@ def _split(state: State, options: Options) -> None:
         default = "test" if options.layout == "flat" else "train"
         _log.info("no splits given: all pictures go into split %r", default)
         state.write(f"UPDATE inputs SET split = ? WHERE {without}", (default,))
+    for (split,) in list(state.rows("SELECT DISTINCT split FROM inputs WHERE reason IS NULL")):
+        try:
+            check_name("a split's name", split)
+        except ValueError as error:
+            key = state.value("SELECT key FROM inputs WHERE reason IS NULL AND split = ? ORDER BY key", (split,))
+            raise DataError(f"{key}: {error}") from None
     mixed = state.rows("SELECT split FROM inputs WHERE reason IS NULL GROUP BY split HAVING min(label) < 0 AND max(label) >= 0")
     for (split,) in mixed:
         key = state.value("SELECT key FROM inputs WHERE reason IS NULL AND label < 0 AND split = ? ORDER BY key", (split,))
@@ -217,10 +245,10 @@ def _cut(state: State, options: Options) -> None:
         ) ORDER BY home, group_order(sha256)"""
 
     def assigned() -> Iterator[tuple[str, str]]:
-        label, done, cuts = None, 0, options.cuts(0)
+        label, done, cuts = None, 0, options.cuts(0, 0)
         for home, sha256, records, total in state.rows(groups):
             if home != label:
-                label, done, cuts = home, 0, options.cuts(total)
+                label, done, cuts = home, 0, options.cuts(total, home)
             yield sha256, next(split for end, split in cuts if done < end)
             done += records
 

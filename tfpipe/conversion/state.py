@@ -28,7 +28,12 @@ CREATE TABLE inputs (
 );
 """
 _LISTED = "key, filename, given_split, class_name, kind, path, place, file_bytes, mtime_ns, fatal, reason, message"
-_BATCH = 10_000
+_MAX_SHOWN = 1000  # differences; nobody reads on after these
+_MIN_SQLITE = (3, 35)  # UPDATE ... FROM, RETURNING
+_COMPARED = ("filename", "given_split", "class_name", "kind", "place", "file_bytes")
+_TOUCHED = """
+FROM inputs JOIN now USING (key)
+WHERE (inputs.path, inputs.mtime_ns) != (now.path, now.mtime_ns) AND inputs.sha256 NOT NULL"""
 
 
 class State:
@@ -39,6 +44,8 @@ class State:
     """
 
     def __init__(self, path: Path) -> None:
+        if sqlite3.sqlite_version_info < _MIN_SQLITE:
+            raise OSError(f"this Python has SQLite {sqlite3.sqlite_version}; 3.35 or newer is needed")
         self.path = path
         self._database = sqlite3.connect(path)
         # Survives kill -9 of this process at any point; a power cut costs at most the last commits, never order.
@@ -48,8 +55,7 @@ class State:
             self._database.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
 
     def close(self) -> None:
-        """Commits and closes the file."""
-        self._database.commit()
+        """Closes the file; what was written since the last `commit` or `note` is forgotten."""
         self._database.close()
 
     def commit(self) -> None:
@@ -87,16 +93,14 @@ class State:
         self.write("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
         self.commit()
 
-    def list_inputs(self, items: Iterable[Item]) -> int:
-        """Replaces all rows by what the sources list; returns how many."""
+    def list_inputs(self, items: Iterable[Item]) -> None:
+        """Replaces all rows by what the sources list."""
         self.write("DELETE FROM inputs")
-        self.insert(items)
-        return int(self.value("SELECT count(*) FROM inputs"))
+        self._insert("inputs", items)
 
-    def insert(self, items: Iterable[Item]) -> None:
-        """Adds rows."""
-        statement = f"INSERT INTO inputs ({_LISTED}) VALUES ({', '.join('?' * 12)})"
-        self.write_many(statement, map(_listed, items))
+    def _insert(self, table: str, items: Iterable[Item]) -> None:
+        columns = _LISTED.count(",") + 1
+        self.write_many(f"INSERT INTO {table} ({_LISTED}) VALUES ({', '.join('?' * columns)})", map(_listed, items))
 
     def pending(self, max_rows: int, max_bytes: int) -> Iterator[list[tuple[int, str, str, int]]]:
         """Yields batches of (row id, kind, path, place) that are not audited yet."""
@@ -119,38 +123,46 @@ class State:
         statement = f"UPDATE inputs SET {assignments} WHERE rowid = ?"
         self.write_many(statement, [(*audited, row) for row, audited in found])
 
-    def compare(self, items: Iterable[Item]) -> tuple[list[str], list[tuple[int, str, str, int]]]:
-        """Holds a new listing against the rows.
+    def relist(self, items: Iterable[Item]) -> list[str]:
+        """Holds a new listing against the rows; returns the differences in words, the first ones if there are many.
 
-        Returns:
-            differences in words, and the pictures (as `pending` gives them) whose file was touched or moved, so that only
-            their content can tell whether they changed. Their rows know the new path and time.
+        Files that were only touched or moved are no difference yet: `touched` yields them, their content will tell, and
+        `accept` takes over where they lie now.
         """
         self.write(f"CREATE TEMP TABLE now AS SELECT {_LISTED} FROM inputs WHERE false")
-        statement = f"INSERT INTO now ({_LISTED}) VALUES ({', '.join('?' * 12)})"
-        self.write_many(statement, map(_listed, items))
+        self._insert("now", items)
         self.write("CREATE INDEX temp.now_key ON now (key)")
         self.write("CREATE INDEX IF NOT EXISTS inputs_key ON inputs (key)")
-        listed = "filename, given_split, class_name, kind, place, file_bytes"
-        same = " AND ".join(f"inputs.{column} IS now.{column}" for column in listed.split(", ") if column != "filename")
-        queries = {
-            "removed": "SELECT key FROM inputs WHERE key NOT IN (SELECT key FROM now)",
-            "added": "SELECT key FROM now WHERE key NOT IN (SELECT key FROM inputs)",
-            "changed": f"SELECT key FROM inputs JOIN now USING (key) WHERE NOT ({same})",
-        }
-        differences = [f"{what}: {key}" for what, query in queries.items() for (key,) in self.rows(f"{query} ORDER BY key")]
-        touched = list(
-            self.rows(
-                """SELECT inputs.rowid, now.kind, now.path, now.place FROM inputs JOIN now USING (key)
-                WHERE (inputs.path, inputs.mtime_ns) != (now.path, now.mtime_ns) AND inputs.sha256 IS NOT NULL"""
-            )
+        same = " AND ".join(f"inputs.{column} IS now.{column}" for column in _COMPARED)
+        return self.differences(
+            removed="SELECT key FROM inputs WHERE key NOT IN (SELECT key FROM now)",
+            added="SELECT key FROM now WHERE key NOT IN (SELECT key FROM inputs)",
+            changed=f"SELECT key FROM inputs JOIN now USING (key) WHERE NOT ({same})",
         )
-        self.write(
-            "UPDATE inputs SET path = now.path, mtime_ns = now.mtime_ns FROM now WHERE now.key = inputs.key"
-            " AND (inputs.path, inputs.mtime_ns) != (now.path, now.mtime_ns)"
-        )
+
+    def differences(self, **queries: str) -> list[str]:
+        """Returns "WORD: key" for every key that the query of that word selects, the first ones if there are many."""
+        return [
+            f"{word}: {key}"
+            for word, query in queries.items()
+            for (key,) in self.rows(f"{query} ORDER BY key LIMIT {_MAX_SHOWN}")
+        ]
+
+    def num_touched(self) -> int:
+        """Returns how many pictures `touched` yields."""
+        return int(self.value(f"SELECT count(*) {_TOUCHED}"))
+
+    def touched(self, max_rows: int) -> Iterator[list[tuple[int, str, str, int]]]:
+        """Yields batches, as `pending` does, of audited pictures whose file is another or newer one since `relist`."""
+        cursor = self._database.execute(f"SELECT inputs.rowid, now.kind, now.path, now.place {_TOUCHED}")
+        while batch := cursor.fetchmany(max_rows):
+            yield batch
+
+    def accept(self) -> None:
+        """Takes over from the new listing where the inputs lie and when they were modified, and commits."""
+        self.write("UPDATE inputs SET path = now.path, mtime_ns = now.mtime_ns FROM now WHERE now.key = inputs.key")
         self.write("DROP TABLE now")
-        return differences, touched
+        self.commit()
 
 
 def _listed(item: Source | Rejection) -> tuple[Any, ...]:

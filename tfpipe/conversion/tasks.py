@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import dataclasses
 import hashlib
-import io
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from urllib.parse import quote
 
 import google_crc32c
@@ -27,6 +28,9 @@ from tfpipe.records.manifest import Shard, index_file
 Report = Callable[[int, int], None]  # records and bytes done since the last call
 
 _REPORT_SECONDS = 0.2
+_HEAD_BYTES = 4096
+_MAX_IMAGE_BYTES = (1 << 31) - (1 << 20)  # protobuf ends at 2 GiB, and the other features need some room
+_CHANGED = "Put the file back as it was and run the same build again, or delete the output folder to start over"
 
 
 def read_picture(kind: str, path: str, place: int) -> bytes:
@@ -76,9 +80,12 @@ def audit(task: AuditTask, report: Report) -> list[tuple[int, Audited]]:
 
 def _audit_one(kind: str, path: str, place: int, max_pixels: int) -> Audited:
     try:
-        data = read_picture(kind, path, place)
+        problem = _unfit(path, max_pixels) if kind == "file" else None
+        data = b"" if problem else read_picture(kind, path, place)
     except OSError as error:
         return Audited(reason="unreadable", message=error.strerror or str(error))
+    if problem:
+        return problem
     digest = hashlib.sha256(data).hexdigest()
     try:
         header = images.read_header(data, max_pixels=max_pixels)
@@ -95,6 +102,21 @@ def _audit_one(kind: str, path: str, place: int, max_pixels: int) -> Audited:
         header.orientation,
         header.color,
     )
+
+
+def _unfit(path: str, max_pixels: int) -> Audited | None:
+    """Returns why a file is no picture where its size or first bytes say so: a film in the folder is not read whole."""
+    with open(path, "rb", buffering=0) as file:
+        num_bytes, head = os.fstat(file.fileno()).st_size, file.read(_HEAD_BYTES)
+    if num_bytes > _MAX_IMAGE_BYTES:
+        return Audited(reason="too_large", message=f"{num_bytes} bytes, a record holds {_MAX_IMAGE_BYTES}")
+    if num_bytes <= _HEAD_BYTES or head.startswith(images.SIGNATURES):
+        return None
+    try:
+        images.read_header(head, max_pixels=max_pixels)
+    except RejectedImage as error:
+        return Audited(image_bytes=num_bytes, reason=error.reason, message=str(error))
+    return None
 
 
 class ShardTask(NamedTuple):
@@ -116,36 +138,46 @@ def write_shard(task: ShardTask, report: Report) -> Shard:
         DataError: a picture is not what the audit saw.
         OSError: the disk is full, or the like.
     """
-    directory = Path(task.directory)
-    sha256 = hashlib.sha256()
-    index, catalog = io.StringIO(), io.StringIO()
-    rows = csv.writer(catalog, lineterminator="\n")
-    offset = 0
-    with contextlib.closing(_Ticker(report)) as ticker, written_atomically(directory / task.file) as file:
+    directory, state = Path(task.directory), Path(task.state)
+    output, index = _HashedFile(), _HashedFile()
+    with contextlib.ExitStack() as stack:
+        # Left in reverse order: the shard gets its name when all that tells of it has been written.
+        output.file = stack.enter_context(written_atomically(directory / task.file))
+        index.file = stack.enter_context(written_atomically(directory / index_file(task.file)))
+        part = stack.enter_context(written_atomically(state.with_name(f"{task.file}.csv")))
+        catalog = csv.writer(codecs.getwriter("utf-8")(part), lineterminator="\n")
+        ticker = stack.enter_context(contextlib.closing(_Ticker(report)))
         for position, (record, crc, source) in enumerate(_planned(task)):
             if google_crc32c.value(record.encoded) != crc:
-                raise DataError("changed since the audit: its bytes are no longer the same", path=source)
-            pieces = tfrecord.frame(schema.encode(record))
-            for piece in pieces:
-                file.write(piece)
-                sha256.update(piece)
-            length = sum(map(len, pieces))
-            index.write(f"{offset} {length}\n")
-            rows.writerow(_catalog_row(record, task, position, int.from_bytes(pieces[2], "little")))
-            offset += length
+                raise DataError(f"changed since the audit. {_CHANGED}", path=source)
+            start, pieces = output.num_bytes, tfrecord.frame(schema.encode(record))
+            output.write(*pieces)
+            index.write(f"{start} {output.num_bytes - start}\n".encode())
+            catalog.writerow(_catalog_row(record, task, position, int.from_bytes(pieces[2], "little")))
             ticker.tick(len(record.encoded))
-        index_bytes = index.getvalue().encode()
-        index_sha256 = hashlib.sha256(index_bytes).hexdigest()
-        shard = Shard(task.file, task.end - task.start, offset, sha256.hexdigest(), index_sha256)
-        state = Path(task.state)
-        for path, data in (
-            (directory / index_file(task.file), index_bytes),
-            (state.with_name(f"{task.file}.csv"), catalog.getvalue().encode()),
-            (state.with_name(f"{task.file}.json"), json.dumps(dataclasses.asdict(shard)).encode()),
-        ):
-            with written_atomically(path) as beside:
-                beside.write(data)
+        shard = Shard(task.file, task.end - task.start, output.num_bytes, output.sha256(), index.sha256())
+        note = stack.enter_context(written_atomically(state.with_name(f"{task.file}.json")))
+        note.write(json.dumps(dataclasses.asdict(shard)).encode())
     return shard
+
+
+class _HashedFile:
+    """Counts and hashes what goes into a file."""
+
+    file: BinaryIO
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self._hash = hashlib.sha256()
+
+    def write(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.file.write(piece)
+            self._hash.update(piece)
+            self.num_bytes += len(piece)
+
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
 
 
 def _planned(task: ShardTask) -> Iterator[tuple[schema.Record, int, str]]:
@@ -153,7 +185,8 @@ def _planned(task: ShardTask) -> Iterator[tuple[schema.Record, int, str]]:
     # immutable: nothing writes to the state while shards are written, so no lock is needed, nor possible everywhere.
     with contextlib.closing(sqlite3.connect(f"file:{quote(task.state)}?mode=ro&immutable=1", uri=True)) as state:
         query = """
-            SELECT kind, path, place, crc32c, format, height, width, channels, orientation, filename, key, sha256,
+            SELECT kind, path, place, crc32c, format, height, width, channels, orientation,
+                   iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.png'), filename), key, sha256,
                    label, coalesce(class_name, '')
             FROM inputs WHERE split = ? ORDER BY rank, key LIMIT ? OFFSET ?"""
         for row in state.execute(query, (task.split, task.end - task.start, task.start)):
@@ -161,7 +194,7 @@ def _planned(task: ShardTask) -> Iterator[tuple[schema.Record, int, str]]:
             try:
                 data = read_picture(kind, path, place)
             except OSError as error:
-                raise DataError(f"cannot be read any more ({error.strerror})", path=path) from None
+                raise DataError(f"cannot be read any more ({error.strerror}). {_CHANGED}", path=path) from None
             yield schema.Record(data, *fields), crc, path
 
 

@@ -19,10 +19,12 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, NamedTuple
 
+_PATIENCE_SECONDS = 2.0
 _BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from tfpipe.conversion.workers import serve; serve({descriptor})"
 
 
@@ -57,7 +59,11 @@ class Workers:
         for child in self._children:
             child.connection.close()  # the child leaves at once, whatever it is doing
         for child in self._children:
-            child.process.wait()
+            try:
+                child.process.wait(_PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:  # stopped, or waiting for a disk that does not answer
+                child.process.kill()
+                child.process.wait()
 
     def run(self, function: str, tasks: Iterable[Any]) -> Iterator[Any]:
         """Yields `Progress` and results of `tasks.FUNCTION(task, report)`, results in the order in which tasks finish.
@@ -95,14 +101,17 @@ def _receive(child: _Child) -> tuple[str, Any]:
         message: tuple[str, Any] = child.connection.recv()
     except (EOFError, ConnectionResetError):
         code = child.process.wait()
-        cause = f"was killed by signal {-code} (out of memory?)" if code < 0 else f"exited with code {code}"
+        cause = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+        cause += " (out of memory?)" if code == -signal.SIGKILL else ""
         raise RuntimeError(f"a worker process {cause}; finished shards are kept: run the same build again") from None
     return message
 
 
 def _start(held_descriptor: int | None) -> _Child:
     ours, theirs = Pipe()
-    command = _BOOTSTRAP.format(path=sys.path, descriptor=theirs.fileno())
+    # Absolute: "" stands for the folder that was current when tfpipe was imported, not for the one that is now.
+    path = [*(os.path.abspath(entry) for entry in map(str, sys.path)), str(Path(__file__).resolve().parents[2])]
+    command = _BOOTSTRAP.format(path=path, descriptor=theirs.fileno())
     inherited = (theirs.fileno(),) if held_descriptor is None else (theirs.fileno(), held_descriptor)
     process = subprocess.Popen(
         [sys.executable, "-c", command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=inherited

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.records import catalog, files, manifest, tfrecord
+from tfpipe.records import catalog, manifest, tfrecord
 from tfpipe.records.errors import DataError
 
 # 16 bytes per record: a million records take 16 MB. No record reaches 4 GiB, protobuf ends at 2.
@@ -62,7 +62,7 @@ class RecordReader:
         account = manifest.load(directory)
         shards = account.split(split).shards
         manifest.check_files(directory, account, splits=[split])
-        _check_hashes(Path(directory), account, split)
+        manifest.check_hashes(directory, account, splits=[split])
         rows = catalog.read_split(directory, account, split)
         self._frames = np.fromiter(((offset, length, row.crc32c) for row, offset, length in rows), dtype=_FRAME)
         self._starts = np.array([0, *itertools.accumulate(shard.num_records for shard in shards)])
@@ -165,19 +165,6 @@ def _pread(descriptor: int, length: int, offset: int) -> bytes:
             break
         content += more
     return content
-
-
-def _check_hashes(folder: Path, account: manifest.Manifest, split: str) -> None:
-    expected = {manifest.CATALOG_NAME: account.catalog_sha256}
-    expected |= {manifest.index_file(shard.file): shard.index_sha256 for shard in account.split(split).shards}
-    for name, sha256 in expected.items():
-        path = folder / name
-        try:
-            actual = files.sha256_of(path)
-        except FileNotFoundError:
-            raise DataError("missing, though the manifest lists it", path=path) from None
-        if actual != sha256:
-            raise DataError(f"not as the manifest says: its SHA-256 is {actual}, not {sha256}", path=path)
 
 
 def read_records(reader: RecordReader, positions: tf.data.Dataset, *, num_parallel_calls: int) -> tf.data.Dataset:

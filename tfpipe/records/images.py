@@ -24,6 +24,10 @@ DEFAULT_MAX_PIXELS = 178_956_970
 
 _TENSORFLOW_MAX_PIXELS = 2**29 - 1  # tensorflow/core/lib/jpeg/jpeg_mem.cc and kernels/image/decode_image_op.cc refuse more
 
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
+SIGNATURES = (_JPEG_SIGNATURE, png.SIGNATURE)
+"""What the bytes of every file that can be accepted begin with."""
+
 REASONS: Mapping[str, str] = MappingProxyType(
     {
         "empty": "The file has no bytes.",
@@ -89,7 +93,7 @@ def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHe
     Raises:
         RejectedImage: with a reason out of `REASONS`, for whatever bytes; nothing else is raised.
     """
-    if data.startswith(b"\xff\xd8\xff"):
+    if data.startswith(_JPEG_SIGNATURE):
         header = _jpeg_header(data)
     elif data.startswith(png.SIGNATURE):
         header = _png_header(data)

@@ -21,7 +21,7 @@ from typing import Any
 
 from tfpipe.records import schema
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import written_atomically
+from tfpipe.records.files import sha256_of, written_atomically
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -35,6 +35,8 @@ FEATURES_NAME = "features.json"
 LABELS_NAME = f"{schema.LABEL.replace('/', '.')}.labels.txt"
 BUILD_FOLDER = ".build"  # the state of an unfinished build
 
+_USUAL_SPLITS = ("train", "val", "test")
+_MAX_NAME = 64  # characters; a shard's name must fit into the 255 bytes of a file system's
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -44,9 +46,14 @@ def check_name(kind: str, name: str) -> str:
     Raises:
         ValueError: it could not stand in a shard's file name that tensorflow-datasets can parse.
     """
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{kind} must be a letter, then letters, digits or underscores (got {name!r})")
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
+        raise ValueError(f"{kind} must be a letter, then at most {_MAX_NAME - 1} letters, digits or underscores (got {name!r})")
     return name
+
+
+def split_order(name: str) -> tuple[int, str]:
+    """Returns what splits are sorted by: train, val, test, then the others by name."""
+    return (_USUAL_SPLITS.index(name) if name in _USUAL_SPLITS else len(_USUAL_SPLITS)), name
 
 
 def shard_file(name: str, split: str, shard: int, num_shards: int) -> str:
@@ -249,3 +256,25 @@ def check_files(directory: str | os.PathLike[str], manifest: Manifest, splits: C
     if problems:
         lines = "\n  ".join(str(problem) for problem in problems)
         raise DataError(f"{len(problems)} shards are not as the manifest says:\n  {lines}", path=directory)
+
+
+def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None) -> None:
+    """Raises `DataError` unless the catalogue and the indexes are those that the manifest was written with.
+
+    Args:
+        directory: the data set's folder.
+        manifest: its manifest.
+        splits: names of the splits whose indexes to look at, default all.
+    """
+    expected = {CATALOG_NAME: manifest.catalog_sha256}
+    for name, split in manifest.splits.items():
+        if splits is None or name in splits:
+            expected |= {index_file(shard.file): shard.index_sha256 for shard in split.shards}
+    for file, sha256 in expected.items():
+        path = Path(directory) / file
+        try:
+            actual = sha256_of(path)
+        except FileNotFoundError:
+            raise DataError("missing, though the manifest lists it", path=path) from None
+        if actual != sha256:
+            raise DataError(f"not as the manifest says: its SHA-256 is {actual}, not {sha256}", path=path)

@@ -30,7 +30,7 @@ class ProgressBar:
         self._num_bytes = 0
         self._start = self._last_line = time.monotonic()
         self._bar = None
-        if enabled and sys.stderr.isatty():
+        if enabled and sys.stderr is not None and sys.stderr.isatty():
             from tqdm import tqdm
 
             # Not tqdm's own measure of the width: it draws nothing on a terminal that does not know its size
