@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import CHECKOUT, picture, write
+from PIL import Image
 
 import tfpipe
 from tfpipe.conversion.steps import Build
@@ -132,6 +133,43 @@ def test_g2_the_order_of_a_listing_and_the_place_of_the_input_change_no_byte(man
     assert files_of(tmp_path / "out") == reference
 
 
+def test_g2_the_order_in_which_splits_are_named_changes_no_byte(photos, tmp_path):
+    build(photos, tmp_path / "one", splits={"train": 0.5, "test": 0.5})
+    build(photos, tmp_path / "two", splits={"test": 0.5, "train": 0.5})
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    inputs = {"train": photos / "cat", "test": photos / "dog"}
+    build(inputs, tmp_path / "three", layout="flat")
+    build(dict(reversed(inputs.items())), tmp_path / "three", layout="flat")  # an equal build: nothing to do
+
+
+def test_g2_the_seed_orders_the_records_of_a_split(many, tmp_path):
+    keys = []
+    for seed in (0, 1):
+        build(many, tmp_path / str(seed), seed=seed)
+        keys.append([row.key for row in catalog.read_catalog(tmp_path / str(seed))])
+    assert keys[0] != keys[1]
+    assert sorted(keys[0]) == sorted(keys[1])
+
+
+def test_hashes_in_the_manifest_are_those_of_the_files(photos, tmp_path):
+    content = build(photos, tmp_path / "out", num_shards=2)
+    for shard in content.splits["train"].shards:
+        for name, digest in ((shard.file, shard.sha256), (manifest.index_file(shard.file), shard.index_sha256)):
+            assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest
+
+
+def test_shards_are_as_many_as_their_size_asks_for(many, tmp_path):
+    content = build(many, tmp_path / "out", shard_bytes=20_000)
+    sizes = [shard.num_bytes for shard in content.splits["train"].shards]
+    assert len(sizes) > 5
+    assert 0.7 * 20_000 < sum(sizes) / len(sizes) < 1.1 * 20_000
+    assert (
+        max(shard.num_records for shard in content.splits["train"].shards)
+        - min(shard.num_records for shard in content.splits["train"].shards)
+        <= 1
+    )
+
+
 def test_g2_another_seed_gives_other_bytes(many, reference, tmp_path):
     build(many, tmp_path / "out", splits=HALVES, num_shards=4, seed=4)
     assert files_of(tmp_path / "out").keys() == reference.keys()
@@ -200,9 +238,10 @@ def test_finished_shards_are_not_written_again(many, tmp_path, monkeypatch):
     assert (after[0], after[2]) == (before[0], before[2])
 
 
-@pytest.mark.parametrize("change", ["option", "added", "removed", "content", "label"])
-def test_a_resumed_build_refuses_other_options_and_inputs(photos, tmp_path, monkeypatch, change):
-    stop_before(monkeypatch, "_write")
+@pytest.mark.parametrize("step", ["_plan", "_write"])
+@pytest.mark.parametrize("change", ["option", "added", "removed", "content", "size", "label"])
+def test_a_resumed_build_refuses_other_options_and_inputs(photos, tmp_path, monkeypatch, change, step):
+    stop_before(monkeypatch, step)
     with pytest.raises(KeyboardInterrupt):
         build(photos, tmp_path / "out")
     monkeypatch.undo()
@@ -211,6 +250,7 @@ def test_a_resumed_build_refuses_other_options_and_inputs(photos, tmp_path, monk
         "added": r"added: dog/new\.jpg",
         "removed": r"removed: dog/3\.jpg",
         "content": r"changed: dog/3\.jpg",
+        "size": r"changed: dog/3\.jpg",
         "label": r"(added|removed): cat/moved\.jpg",
     }[change]
     if change == "added":
@@ -221,10 +261,14 @@ def test_a_resumed_build_refuses_other_options_and_inputs(photos, tmp_path, monk
         data = bytearray((photos / "dog/3.jpg").read_bytes())
         data[-10] ^= 1
         (photos / "dog/3.jpg").write_bytes(data)  # the same size: only the content tells
+    elif change == "size":
+        write(photos / "dog/3.jpg", picture(12345, (50, 50)))
     elif change == "label":
         (photos / "dog/3.jpg").rename(photos / "cat/moved.jpg")
-    with pytest.raises(ValueError, match=expected):
-        build(photos, tmp_path / "out", seed=1 if change == "option" else 0)
+    for _ in range(2):  # refused once, refused for ever
+        with pytest.raises(ValueError, match=expected):
+            build(photos, tmp_path / "out", seed=1 if change == "option" else 0)
+    assert not (tmp_path / "out/manifest.json").exists()
 
 
 def test_a_resumed_build_takes_inputs_that_were_only_touched(photos, tmp_path, monkeypatch):
@@ -234,6 +278,63 @@ def test_a_resumed_build_takes_inputs_that_were_only_touched(photos, tmp_path, m
     monkeypatch.undo()
     os.utime(photos / "dog/3.jpg", (1, 1))
     assert build(photos, tmp_path / "out").splits["train"].num_records == 25
+
+
+def test_a_resumed_build_takes_inputs_that_were_moved(photos, tmp_path, monkeypatch):
+    stop_before(monkeypatch, "_write")
+    with pytest.raises(KeyboardInterrupt):
+        build(photos, tmp_path / "out")
+    monkeypatch.undo()
+    photos.rename(tmp_path / "elsewhere")
+    build(tmp_path / "elsewhere", tmp_path / "out")
+    build(tmp_path / "elsewhere", tmp_path / "fresh")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("lost", ["index/*.idx", ".build/*.csv", ".build/*.json", "images-*"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_resumed_build_writes_again_what_was_lost_of_a_finished_shard(photos, tmp_path, monkeypatch, lost, cut):
+    stop_before(monkeypatch, "_finish")
+    with pytest.raises(KeyboardInterrupt):
+        build(photos, tmp_path / "out", num_shards=2)
+    monkeypatch.undo()
+    found = list((tmp_path / "out").glob(lost))
+    assert len(found) == 2
+    found[0].write_bytes(b"") if cut else found[0].unlink()
+    build(photos, tmp_path / "out", num_shards=2)
+    build(photos, tmp_path / "fresh", num_shards=2)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
+
+
+def test_a_table_with_ids_whose_paths_change_is_another_input(tmp_path, monkeypatch):
+    for index in (1, 2):
+        write(tmp_path / f"{index}.jpg", picture(index))
+    table = write(tmp_path / "t.csv", b"path,label,id\n1.jpg,a,x\n2.jpg,a,y\n")
+    stop_before(monkeypatch, "_write")
+    with pytest.raises(KeyboardInterrupt):
+        build(table, tmp_path / "out", layout="csv")
+    monkeypatch.undo()
+    (tmp_path / "1.jpg").rename(tmp_path / "new.jpg")
+    write(tmp_path / "t.csv", b"path,label,id\nnew.jpg,a,x\n2.jpg,a,y\n")
+    with pytest.raises(ValueError, match="changed: x"):
+        build(table, tmp_path / "out", layout="csv")
+    build(table, tmp_path / "fresh", layout="csv")
+    write(tmp_path / "t.csv", b"path,label,id\n2.jpg,a,y\nnew.jpg,a,x\n")
+    build(table, tmp_path / "fresh", layout="csv")  # the order of rows is no difference
+    (tmp_path / "new.jpg").rename(tmp_path / "newer.jpg")
+    write(tmp_path / "t.csv", b"path,label,id\n2.jpg,a,y\nnewer.jpg,a,x\n")
+    with pytest.raises(ValueError, match="have changed since"):
+        build(table, tmp_path / "fresh", layout="csv")
+
+
+def test_a_damaged_state_is_named(photos, tmp_path, monkeypatch):
+    stop_before(monkeypatch, "_write")
+    with pytest.raises(KeyboardInterrupt):
+        build(photos, tmp_path / "out")
+    monkeypatch.undo()
+    write(tmp_path / "out/.build/state.sqlite", b"garbage" * 1000)
+    with pytest.raises(tfpipe.DataError, match=r"out: the state of the unfinished build is damaged.*delete"):
+        build(photos, tmp_path / "out")
 
 
 def test_a_picture_that_changes_between_audit_and_writing_is_named(photos, tmp_path, monkeypatch):
@@ -259,7 +360,7 @@ def test_over_a_complete_data_set_nothing_is_done(photos, tmp_path, caplog):
     assert first.root_hash == manifest.load(tmp_path / "out").root_hash
 
 
-@pytest.mark.parametrize("change", ["option", "added", "content", "shard"])
+@pytest.mark.parametrize("change", ["option", "added", "content", "shard", "index", "catalog", "label", "split"])
 def test_over_a_complete_data_set_anything_else_is_refused(photos, tmp_path, change):
     build(photos, tmp_path / "out")
     options, expected = {}, "changed: dog/3.jpg"
@@ -270,11 +371,26 @@ def test_over_a_complete_data_set_anything_else_is_refused(photos, tmp_path, cha
         expected = "added: dog/new.jpg"
     elif change == "content":
         write(photos / "dog/3.jpg", picture(999))
-    else:
+    elif change == "shard":
         os.truncate(next((tmp_path / "out").glob("images-*")), 100)
         expected = "cut: 100 bytes"
-    with pytest.raises((ValueError, tfpipe.DataError), match=re.escape(expected)):
-        build(photos, tmp_path / "out", **options)
+    elif change == "index":
+        next((tmp_path / "out/index").iterdir()).unlink()
+        expected = "idx: missing"
+    elif change == "catalog":
+        (tmp_path / "out/catalog.csv").unlink()
+        expected = "catalog.csv: missing"
+    elif change == "label":
+        (photos / "dog").rename(photos / "wolf")
+        expected = "removed: dog/0.jpg"
+    elif change == "split":
+        photos.rename(tmp_path / "test")
+        photos.mkdir()
+        (tmp_path / "test").rename(photos / "test")
+        expected = "removed: cat/0.jpg"
+    for _ in range(2):
+        with pytest.raises((ValueError, tfpipe.DataError), match=re.escape(expected)):
+            build(photos, tmp_path / "out", **options)
 
 
 # G4
@@ -347,6 +463,26 @@ def test_fractions_cut_every_class(many, tmp_path):
         assert [counts[split][name] for split in counts] == [80, 10, 10]
     assert sum(counts[split]["class 0"] for split in counts) == 101
     assert all(abs(counts[split]["class 0"] - part) <= 2 for split, part in zip(counts, (80.8, 10.1, 10.1), strict=True))
+
+
+def test_many_small_classes_give_every_split_its_share(tmp_path):
+    for index in range(200):
+        write(tmp_path / f"in/{index % 50:02d}/{index}.jpg", picture(index, (8, 8), quality=30 + index % 60))
+    build(tmp_path / "in", tmp_path / "out", splits={"train": 0.8, "val": 0.1, "test": 0.1})
+    sizes = [sum(counts.values()) for counts in by_split(tmp_path / "out").values()]
+    assert sum(sizes) == 200
+    assert 10 <= sizes[1] <= 30
+    assert 10 <= sizes[2] <= 30
+
+
+def test_thirds_add_up(many, tmp_path):
+    for index, third in enumerate((1 / 3, 0.333333)):
+        build(many, tmp_path / str(index), splits={"train": third, "val": third, "test": third})
+        assert [counts["class 1"] for counts in by_split(tmp_path / str(index)).values()] in [
+            [33, 33, 34],
+            [33, 34, 33],
+            [34, 33, 33],
+        ]
 
 
 def test_g9_byte_identical_pictures_stay_in_one_split(tmp_path):
@@ -446,6 +582,17 @@ def test_a_class_name_that_would_not_survive_is_named(tmp_path):
         ({"on_error": "ignore"}, "on_error must be one of fail, skip"),
         ({"splits": {"train": 0.9999, "test": 0.0001}}, "split 'test' would get no picture"),
         ({"class_names": ["a", "a"]}, "class_names must differ"),
+        ({"class_names": "ab"}, "class_names must be a list of strings"),
+        ({"num_shards": {"tset": 3}}, "num_shards names the split 'tset'; there are train"),
+        ({"num_shards": "4"}, "num_shards must be a whole number"),
+        ({"seed": "0"}, "seed must be a whole number"),
+        ({"seed": 0.5}, "seed must be a whole number"),
+        ({"workers": "2"}, "workers must be a whole number"),
+        ({"unlabelled": "dir"}, "unlabelled must be a path by split name"),
+        ({"splits": "train=0.8"}, "splits must be a number by split name"),
+        ({"name": 5}, "name must be a letter"),
+        ({"name": "a" * 240}, "name must be a letter"),
+        ({"allow_leaks": "no"}, "allow_leaks must be True or False"),
     ],
 )
 def test_wrong_options_are_named_and_leave_nothing(photos, tmp_path, options, message):
@@ -477,6 +624,131 @@ def test_an_output_that_holds_something_else_or_lies_in_the_input(photos, tmp_pa
     assert files_of(tmp_path / "full") == {"notes.txt": b"mine"}
     with pytest.raises(ValueError, match="lies inside the input"):
         build(photos, photos / "shards")
+
+
+@pytest.mark.parametrize("path", ["", None, 5])
+def test_a_path_that_is_none(photos, tmp_path, path):
+    with pytest.raises(ValueError, match=r"output must be a path|there is no input"):
+        build(photos, path)
+    with pytest.raises(ValueError, match=r"input must be a path|there is no input"):
+        build(path, tmp_path / "out")
+    with pytest.raises(ValueError, match="the output must be a folder"):
+        build(photos, write(tmp_path / "file", b""))
+
+
+def test_a_missing_input_leaves_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such input"):
+        build(tmp_path / "nowhere", tmp_path / "x/y/z")
+    assert not (tmp_path / "x").exists()
+
+
+def test_numbers_of_numpy_are_numbers(photos, tmp_path):
+    import numpy as np
+
+    build(
+        photos,
+        tmp_path / "a",
+        seed=np.int64(3),
+        splits={"train": np.float64(0.5), "test": 0.5},
+        num_shards={"train": np.int64(2)},
+    )
+    build(photos, tmp_path / "b", seed=3, splits=HALVES, num_shards={"train": 2})
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_a_class_called_train_among_others(photos, tmp_path):
+    (photos / "dog").rename(photos / "train")
+    with pytest.raises(ValueError, match="if they are classes, cut them with --splits"):
+        build(photos, tmp_path / "out")
+    assert list(build(photos, tmp_path / "out", splits=HALVES).class_names) == ["cat", "train", "小 猫"]
+
+
+def test_a_split_of_a_table_that_cannot_stand_in_a_file_name(tmp_path):
+    write(tmp_path / "1.jpg", picture(1))
+    for split in ("../../evil", "训练", "a-b"):
+        table = write(tmp_path / "t.csv", f"path,label,split\n1.jpg,a,{split}\n".encode())
+        with pytest.raises(tfpipe.DataError, match=r"1\.jpg: a split's name must be a letter"):
+            build(table, tmp_path / "out", layout="csv")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_split_partly_labelled_or_partly_given(tmp_path):
+    for index in (1, 2):
+        write(tmp_path / f"{index}.jpg", picture(index))
+    table = write(tmp_path / "t.csv", b"path,label\n1.jpg,a\n2.jpg,\n")
+    with pytest.raises(tfpipe.DataError, match=r"split 'train' has pictures with a label and others without: 2\.jpg"):
+        build(table, tmp_path / "out", layout="csv")
+    write(table, b"path,label,split\n1.jpg,a,train\n2.jpg,a,\n")
+    with pytest.raises(tfpipe.DataError, match=r"some inputs name a split and others do not: 2\.jpg"):
+        build(table, tmp_path / "out", layout="csv")
+
+
+def test_a_film_among_the_pictures_is_not_read(photos, tmp_path):
+    with open(photos / "cat/film.mp4", "wb") as file:
+        file.write(b"\0\0\0\x18ftypmp42")
+        file.truncate(60 << 30)  # sparse
+    with pytest.raises(tfpipe.DataError, match=r"(other_format|not_an_image|too_large): .*film\.mp4"):
+        build(photos, tmp_path / "out")
+    os.truncate(photos / "cat/film.mp4", 0)
+    with open(photos / "cat/film.mp4", "wb") as file:
+        file.write(picture(1)[:100])
+        file.truncate(3 << 30)
+    with pytest.raises(tfpipe.DataError, match=r"too_large: .*film\.mp4: 3221225472 bytes"):
+        build(photos, tmp_path / "out")
+
+
+def test_what_is_warned_of(tmp_path, caplog):
+    write(tmp_path / "in/cafe\u0301/1.jpg", picture(1))
+    write(tmp_path / "in/caf\u00e9/2.jpg", picture(2))
+    write(tmp_path / "in/png/3.jpg", picture(3, format="PNG"))
+    write(tmp_path / "in/lost/4.jpg", b"")
+    content = build(tmp_path / "in", tmp_path / "out", on_error="skip")
+    assert "look the same" in caplog.text
+    assert "1 files named .jpg are PNG files and taken as such: " in caplog.text
+    assert "class 'lost' has no picture left" in caplog.text
+    assert (content.properties["png"], content.properties["png_named_jpeg"]) == (1, 1)
+
+
+def test_grey_and_cmyk_pictures_are_counted(tmp_path):
+    for mode in ("L", "CMYK"):
+        path = tmp_path / f"in/a/{mode}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, (8, 8)).save(path)
+    content = build(tmp_path / "in", tmp_path / "out")
+    assert (content.properties["grey"], content.properties["cmyk"]) == (1, 1)
+
+
+def test_the_default_split_is_train_or_for_unlabelled_pictures_test(photos, tmp_path):
+    assert list(build(photos, tmp_path / "a").splits) == ["train"]
+    assert list(build(photos, tmp_path / "b", layout="flat").splits) == ["test"]
+
+
+def test_three_builds_at_once_end_with_one_data_set_or_an_error_each(photos, tmp_path):
+    write(photos / "cat/bad.jpg", b"")
+    command = [sys.executable, CHECKOUT / "tools/build_tfrecords.py", f"--input={photos}", f"--output={tmp_path}/out"]
+    running = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in running:  # the first removes the folder that the others wait for
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "empty: " in said
+        assert "bad.jpg" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_from_another_current_folder_than_tfpipe_was_imported_from(photos, tmp_path):
+    code = (
+        f"import tfpipe, os; os.chdir({str(tmp_path)!r});"
+        "tfpipe.build_tfrecords('photos', 'out', layout='folders', workers=2, progress=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert manifest.load(tmp_path / "out").splits["train"].num_records == 25
+
+
+def test_without_a_stderr(photos, tmp_path):
+    command = f"{sys.executable} {CHECKOUT}/tools/build_tfrecords.py --input={photos} --output={tmp_path}/out 2>&-"
+    assert subprocess.run(["sh", "-c", command], stdout=subprocess.DEVNULL).returncode == 0
+    assert manifest.load(tmp_path / "out")
 
 
 def test_two_builds_into_one_folder_the_second_refuses(photos, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import CHECKOUT, picture, write
@@ -45,6 +46,7 @@ def test_wrong_words_exit_with_2_and_say_what_is_right():
     for arguments, message in [
         ([], "--input (or --unlabelled) and --output are needed"),
         (["photos/"], "arguments without a flag: photos/"),
+        (["--input=", "--output=x"], "--input (or --unlabelled) and --output are needed"),
         (["--input=a", "--output=b", "--splits=train"], "--splits must be NAME=VALUE,NAME=VALUE"),
         (["--input=a", "--output=b", "--splits=train=x"], "--splits: Invalid literal for Fraction: 'x'"),
         (["--input=a", "--output=b", "--num_shards=train=1.5"], "--num_shards: invalid literal"),
@@ -84,6 +86,19 @@ def test_build_prints_a_summary(photos, tmp_path):
     assert [len(part.shards) for part in content.splits.values()] == [2, 1]
 
 
+def test_a_terminal_that_cannot_show_a_name_is_no_reason_to_fail(photos, tmp_path):
+    command = [
+        sys.executable,
+        "tools/build_tfrecords.py",
+        f"--input={photos}",
+        f"--output={tmp_path}/out",
+        "--splits=train=2/3,test=1/3",
+    ]
+    done = run(*command, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert r"\u5c0f \u732b" in done.stdout
+
+
 def test_named_inputs_and_paths_with_an_equals_sign(tmp_path):
     write(tmp_path / "a=b" / "x" / "1.jpg", picture(1))
     write(tmp_path / "c" / "x" / "2.jpg", picture(2))
@@ -101,7 +116,9 @@ def test_pairs_that_are_none(value):
         commands.parse_pairs("splits", value)
 
 
-def test_ctrl_c_stops_with_130_and_the_next_run_goes_on(tmp_path):
+@pytest.fixture
+def long_build(tmp_path):
+    """A build of fifty shards, stopped by the test when the first are there."""
     for index in range(3000):
         write(tmp_path / f"in/a/{index}.jpg", picture(index % 50, quality=50 + index % 50))
     command = [
@@ -111,10 +128,19 @@ def test_ctrl_c_stops_with_130_and_the_next_run_goes_on(tmp_path):
         f"--output={tmp_path}/out",
         "--num_shards=50",
     ]
-    process = subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not list(tmp_path.glob("out/images-*")):  # the first shards are there, the last are not
+    process = subprocess.Popen(
+        command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(tmp_path.glob("out/images-*")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
+    yield process, command
+    process.kill()
+    process.communicate()
+
+
+def test_ctrl_c_stops_with_130_and_the_next_run_goes_on(long_build, tmp_path):
+    process, command = long_build
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to parent and workers
     _, said = process.communicate(timeout=60)
     if process.returncode == 0:
@@ -128,6 +154,17 @@ def test_ctrl_c_stops_with_130_and_the_next_run_goes_on(tmp_path):
     assert run(*command).returncode == 0
     assert {path: path.stat().st_ino for path in shards} == shards
     assert len(list(tmp_path.glob("out/images-*"))) == 50
+
+
+def test_ctrl_c_does_not_wait_for_a_worker_that_does_not_answer(long_build):
+    process, _ = long_build
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        pytest.skip("no /proc here to find the workers in")
+    for pid in children.read_text().split():
+        os.kill(int(pid), signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
 
 
 def test_on_a_terminal_there_is_a_bar(photos, tmp_path):

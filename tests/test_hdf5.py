@@ -65,6 +65,12 @@ def test_labels_keep_their_numbers_and_names(tmp_path):
             r"labels \[5\] have no name",
         ),
         ({"x": pixels(2, 4, 4, 3), "y": np.array([0, -1])}, r"labels \[-1\] have no name"),
+        ({"x": pixels(2, 4, 4, 3), "y": np.array([0, 10**12])}, r"labels \[1000000000000\] have no name"),
+        (
+            {"x": pixels(2, 4, 4, 3), "y": np.array([0, 1]), "list_classes": np.array([b"a", b"a"])},
+            "two labels have one name: a",
+        ),
+        ({"x": pixels(2, 0, 4, 3), "y": np.array([0, 1])}, "exactly one uint8 array"),
     ],
 )
 def test_files_of_another_form_are_named(tmp_path, arrays, message):
@@ -72,6 +78,23 @@ def test_files_of_another_form_are_named(tmp_path, arrays, message):
     with pytest.raises(tfpipe.DataError, match=message):
         tfpipe.build_tfrecords(path, tmp_path / "out", workers=1, progress=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_is_read_anew_and_closed(tmp_path, monkeypatch):
+    for folder, labels in (("a", [0, 0, 0]), ("b", [1, 1, 2])):
+        (tmp_path / folder).mkdir()
+        store(tmp_path / folder / "data.h5", x=pixels(3, 4, 4, 3), y=np.array(labels))
+        monkeypatch.chdir(tmp_path / folder)
+        tfpipe.build_tfrecords("data.h5", tmp_path / f"out {folder}", workers=1, progress=False)
+        assert sorted(row.label for row in catalog.read_catalog(tmp_path / f"out {folder}")) == labels
+        store(tmp_path / folder / "data.h5", x=pixels(1, 4, 4, 3), y=np.array([0]))  # no one holds it open
+
+
+def test_named_types_beside_the_arrays(tmp_path):
+    path = store(tmp_path / "x.h5", x=pixels(2, 4, 4, 3), y=np.arange(2))
+    with h5py.File(path, "a") as file:
+        file["kind"] = np.dtype("f8")
+    assert tfpipe.build_tfrecords(path, tmp_path / "out", workers=1, progress=False).splits["train"].num_records == 2
 
 
 def test_what_is_no_hdf5_is_named(tmp_path):

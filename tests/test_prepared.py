@@ -99,6 +99,26 @@ def test_other_features_or_file_formats_are_refused(prepared, tmp_path):
         tfpipe.build_tfrecords(folder, tmp_path / "out", progress=False)
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("dataset_info.json", {"splits": [{"name": "train", "shardLengths": ["1"]}]}),
+        ("dataset_info.json", {"name": "x", "splits": [{"name": "train"}]}),
+        (
+            "dataset_info.json",
+            {"name": "x", "splits": [{"name": "train", "shardLengths": ["1"], "filepathTemplate": "{VERSION}"}]},
+        ),
+        ("features.json", {"featuresDict": []}),
+        ("features.json", []),
+    ],
+)
+def test_incomplete_descriptions_are_named(prepared, tmp_path, file, content):
+    folder = copied(prepared, tmp_path)
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(tfpipe.DataError, match="copy"):
+        tfpipe.build_tfrecords(folder, tmp_path / "out", layout="tfds", progress=False)
+
+
 def test_tensorflow_datasets_opens_what_we_build(photos, tmp_path):
     import tensorflow as tf
     import tensorflow_datasets as tfds

@@ -125,6 +125,25 @@ def test_links_are_followed_once_and_loops_reported(photos, tmp_path):
     }
 
 
+def test_no_folder_is_walked_twice_by_links_that_lead_up_or_into_one_another(tmp_path):
+    write(tmp_path / "data/photos/cat/1.jpg", DATA)
+    (tmp_path / "data/photos/up").symlink_to(tmp_path / "data")
+    taken, rejected = listed({None: tmp_path / "data/photos"}, "flat")
+    assert (set(taken), rejected) == ({"cat/1.jpg"}, {"up/photos": "link_loop"})
+    write(tmp_path / "pool/sub/1.jpg", DATA)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/a").symlink_to(tmp_path / "pool/sub")
+    (tmp_path / "links/b").symlink_to(tmp_path / "pool")
+    taken, rejected = listed({None: tmp_path / "links"}, "flat")
+    assert (set(taken), rejected) == ({"a/1.jpg"}, {"b/sub": "link_loop"})
+
+
+def test_split_folders_in_any_case(tmp_path):
+    for name in ("Train", "TEST"):
+        write(tmp_path / name / "a/1.jpg", DATA)
+    assert {split for split, _ in listed({None: tmp_path}, "folders")[0].values()} == {"train", "test"}
+
+
 def test_what_is_no_regular_file_or_has_no_utf8_name_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(DATA)
@@ -173,6 +192,20 @@ def test_csv_without_its_columns_or_not_utf8(tmp_path):
     path = write(tmp_path / "latin.csv", b"path,label\ncaf\xe9.jpg,x\n")
     with pytest.raises(DataError, match="cannot be read as UTF-8 CSV"):
         listed({None: path}, "csv")
+
+
+@pytest.mark.parametrize("header", ["path,class", "path", "path,label,label", "label"])
+def test_csv_needs_its_columns_once(tmp_path, header):
+    with pytest.raises(ValueError, match="the first line must name the columns"):
+        listed(csv_input(tmp_path, f"{header}\n"), "csv")
+
+
+def test_csv_rows_of_what_is_no_file_or_would_lead_out(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    rows = "path,label,id\npipe.jpg,cat,\na,cat,\na\0b,cat,\n../x.jpg,cat,../../evil\n"
+    taken, rejected = listed(csv_input(tmp_path, rows), "csv")
+    assert taken == {}
+    assert rejected == {"pipe.jpg": "unreadable", "a": "unreadable", "labels.csv#line4": "bad_row", "../../evil": "bad_row"}
 
 
 def test_csv_under_another_split_than_its_rows_say(tmp_path):

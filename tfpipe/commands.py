@@ -38,12 +38,26 @@ def run(main: Callable[[list[str]], int | None], module_name: str) -> NoReturn:
     for flag in flags.FLAGS.flags_by_module_dict().get(module_name, []):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     sys.modules["__main__"].__doc__ = sys.modules[module_name].__doc__
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a class name that the terminal cannot show is no reason to fail
             stream.reconfigure(errors="backslashreplace")
     _log_to_stderr()
     app.run(lambda argv: sys.exit(_guarded(main, argv[1:])))
     raise AssertionError  # app.run never returns
+
+
+def _open_closed_streams() -> None:
+    """Puts the null device where the caller closed a stream: the next file to be opened would take its number."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (for the life of the process)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
 
 
 def _log_to_stderr() -> None:
@@ -71,8 +85,7 @@ def _guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> i
 
 
 def _say(text: str) -> None:
-    if sys.stderr is not None:  # closed by the caller
-        sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{text}\n")
 
 
 def parse_paths(flag: str, value: str) -> str | dict[str, str]:

@@ -18,7 +18,7 @@ from tfpipe.conversion.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layou
 from tfpipe.conversion.steps import Build
 from tfpipe.records.cores import count_cores
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
-from tfpipe.records.manifest import Manifest
+from tfpipe.records.manifest import Manifest, split_order
 
 _log = logging.getLogger("tfpipe")
 
@@ -108,22 +108,15 @@ def build_tfrecords(
     count = count_cores() if workers is None else workers
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"workers must be a whole number of 1 or more (got {workers!r})")
-    made = not directory.exists()
     with locked(directory) as descriptor:
-        build = Build(
+        return Build(
             directory,
             options,
             lambda: list_sources(inputs, bare, layout, label_pattern, to_be_cut=splits is not None),
             count,
             descriptor,
             progress,
-        )
-        try:
-            return build.run()
-        except BaseException:
-            if made and not any(directory.iterdir()):
-                directory.rmdir()
-            raise
+        ).run()
 
 
 def _inputs(given: PathLike | Mapping[str, PathLike] | None) -> Inputs:
@@ -157,7 +150,7 @@ def _strings(name: str, given: Sequence[str]) -> tuple[str, ...]:
 
 def _numbers(name: str, given: Any, kind: Callable[[Any], Number]) -> dict[str, Number]:
     try:
-        return {key: kind(value) for key, value in given.items()}
+        return {key: kind(given[key]) for key in sorted(given, key=split_order)}
     except (AttributeError, TypeError, ValueError):
         raise ValueError(f"{name} must be a number by split name (got {given!r})") from None
 

@@ -14,21 +14,27 @@ _PATIENCE_SECONDS = 3.0  # the workers of a killed run hold its lock until they 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[int]:
-    """Holds an advisory lock on a folder, made if need be; yields the descriptor that holds it.
+    """Holds an advisory lock on a folder; yields the descriptor that holds it.
 
-    The folder itself is locked, so that no lock file stays behind. Waits a few seconds for it.
+    The folder itself is locked, so that no lock file stays behind. It is made if need be, and then removed again if it is
+    left empty. Waits a few seconds for the lock.
 
     Raises:
         BlockingIOError: another process holds it.
     """
     while True:
+        made = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY)
         try:
             _lock(descriptor, directory)
             # Whoever had it may have removed the folder, and another may have made it anew: then this is not its lock.
             if _is_same(descriptor, directory):
-                yield descriptor
+                try:
+                    yield descriptor
+                finally:
+                    if made and not any(directory.iterdir()):
+                        directory.rmdir()
                 return
         finally:
             os.close(descriptor)

@@ -55,7 +55,8 @@ def check_inputs(state: State, options: Options) -> None:
         path = state.value(f"SELECT path FROM inputs WHERE reason IS NULL AND {PNG_NAMED_JPEG} ORDER BY key")
         _log.warning("%d files named .jpg are PNG files and taken as such: %s%s", count, path, ", ..." if count > 1 else "")
     if not state.value("SELECT count(*) FROM inputs WHERE reason IS NULL"):
-        raise DataError(f"there is no picture to take: {len(rejected)} inputs, all rejected" + _listing(rejected))
+        why = f"all {len(rejected)} inputs were rejected" if rejected else "the input is empty"
+        raise DataError(f"there is no picture to take: {why}" + _listing(rejected))
 
 
 class Plan(NamedTuple):
