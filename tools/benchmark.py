@@ -33,7 +33,7 @@ from tfpipe import commands
 
 _INPUT = flags.DEFINE_string("input", None, "Folder of pictures to measure on. Default: pictures that the benchmark makes.")
 _FILES = flags.DEFINE_integer("files", 4000, "Pictures to make.", 1)
-_FILE_KB = flags.DEFINE_integer("file_kb", 100, "Their size, about, in kB. For memory: 1.", 1)
+_FILE_KB = flags.DEFINE_integer("file_kb", 100, "Their size, about, in kB; 1 unless given for memory.", 1)
 _REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Rounds; each runs every contender once.", 1)
 _WORKERS = flags.DEFINE_integer("workers", 2, "Worker processes of tfpipe.", 1)
 _SCRATCH = flags.DEFINE_string("scratch", None, "Folder to work in. Default: the system's folder for temporary files.")
@@ -64,7 +64,9 @@ for folder, _, names in os.walk({source!r}):
         with open(os.path.join(folder, name), "rb", buffering=0) as file:
             read_header(file.readall())
 """
-_COPY = "cp -r {source} {output} && (find {source} {output} -type f -print0 | xargs -0 -P 2 -n 64 sha256sum >/dev/null)"
+_COPY = """
+cp -r "$0" "$1" && find "$0" "$1" -type f -print0 | xargs -0 -P 2 -n 64 sha256sum >/dev/null
+"""
 
 
 def main(arguments: list[str]) -> None:
@@ -84,7 +86,7 @@ def measure_build(folder: Path) -> None:
     print(f"{len(files)} files, {num_bytes / 1e6:.0f} MB, mean {num_bytes / len(files) / 1e3:.0f} kB; {os.cpu_count()} cores")
     contenders = {
         "tfpipe": [sys.executable, "-c", _BUILD],
-        "cp + 2 x sha256sum": ["sh", "-c", _COPY],
+        "cp, sha256sum of both, 2 jobs": ["sh", "-c", _COPY, str(source), str(folder / "out")],
         "tf.io.TFRecordWriter": [sys.executable, "-c", _PLAIN],
         "read + audit alone, 1 process": [sys.executable, "-c", _AUDIT],
         "tfpipe, import alone": [sys.executable, "-c", "import tfpipe.conversion.build"],
@@ -111,7 +113,7 @@ def pictures(folder: Path, size: int) -> Path:
 def timed(command: list[str], source: Path, output: Path) -> float:
     """Returns the seconds of one run into a fresh output, which is removed again."""
     values = {"source": str(source), "output": str(output), "workers": _WORKERS.value}
-    filled = [*command[:-1], command[-1].format(**values)]
+    filled = [*command[:2], command[2].format(**values), *command[3:]]
     os.sync()  # what the contender before left to be written is not this one's work
     start = time.perf_counter()
     subprocess.run(filled, check=True, cwd=_ROOT, stderr=subprocess.DEVNULL)
@@ -133,7 +135,7 @@ def measure_memory(folder: Path) -> None:
     watcher.start()
     code = process.wait()
     watcher.join()
-    print(f"{_FILES.value} files packed in {time.perf_counter() - start:.1f} s, exit code {code}")
+    print(f"{sum(path.is_file() for path in source.rglob('*'))} files packed in {time.perf_counter() - start:.1f} s, exit code {code}")
     for pid, peak in peaks.items():
         print(f"{'parent' if pid == process.pid else 'worker'}: peak {peak / 1024:.0f} MiB resident")
 

@@ -66,7 +66,7 @@ def build_tfrecords(
         label_pattern: for layout "filename": a regular expression with one named group, matched from the name's start.
         class_names: in the order of their labels. None: sorted by code point, or as numbers where all are.
         num_shards: per split: one number for all, or by split name. None: by `shard_bytes`.
-        shard_bytes: the size that a shard should have, roughly.
+        shard_bytes: the size that a shard should have, roughly; shards of a split differ by one record at most.
         seed: draws the splits and the order of records.
         workers: processes; None: one per core.
         on_error: "fail" lists every input that cannot be taken and writes nothing; "skip" leaves them out and lists them in
@@ -80,7 +80,7 @@ def build_tfrecords(
         FileNotFoundError: an input is missing.
         ValueError: an option is wrong, or the output holds a build with other options or other inputs.
         DataError: pictures cannot be taken, labels conflict, splits leak; the message names each.
-        BlockingIOError: another build is writing to the same output.
+        BlockingIOError: another build is writing to the same output, and still is after a few seconds.
         OSError: the disk is full or the like; what was finished is kept, the same call goes on from there.
     """
     inputs, bare = _inputs(input), _named_paths("unlabelled", unlabelled or {})
