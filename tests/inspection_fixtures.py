@@ -57,8 +57,8 @@ def forge(directory, change):
     sha256 = hashlib.sha256(data).hexdigest()
     forged = manifests.Shard(shard.file, len(rows), len(data), sha256, hashlib.sha256(index.encode()).hexdigest())
     splits = {**manifest.splits, name: dataclasses.replace(split, shards=(forged, *split.shards[1:]))}
-    catalog_sha256 = hashlib.sha256(table.getvalue().encode()).hexdigest()
-    manifests.save(dataclasses.replace(manifest, splits=splits, catalog_sha256=catalog_sha256), directory)
+    companions = {**manifest.companions, manifests.CATALOG_NAME: hashlib.sha256(table.getvalue().encode()).hexdigest()}
+    manifests.save(dataclasses.replace(manifest, splits=splits, companions=companions), directory)
 
 
 def replaced(number, **changes):

@@ -60,9 +60,9 @@ def write_data_set(out: Path, pictures: list[bytes], num_shards: int, split: str
         shards.append(manifest.Shard(file, end - first, len(content), *hashes))
     with open(out / "catalog.csv", "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([catalog.Row._fields, *rows])
-    catalog_sha256 = hashlib.sha256((out / "catalog.csv").read_bytes()).hexdigest()
+    companions = {"catalog.csv": hashlib.sha256((out / "catalog.csv").read_bytes()).hexdigest()}
     splits = {split: manifest.Split(True, sum(map(len, pictures)), counts, tuple(shards))}
-    manifest.save(manifest.Manifest("pets", 0, CLASS_NAMES, splits, {}, catalog_sha256, "", {}, {}, (), (), "0"), out)
+    manifest.save(manifest.Manifest("pets", 0, CLASS_NAMES, splits, {}, companions, "", {}, {}, (), (), "0"), out)
     return out
 
 

@@ -156,6 +156,10 @@ def test_hashes_in_the_manifest_are_those_of_the_files(photos, tmp_path):
     for shard in content.splits["train"].shards:
         for name, digest in ((shard.file, shard.sha256), (manifest.index_file(shard.file), shard.index_sha256)):
             assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest
+    for name, digest in content.companions.items():
+        assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest
+    named = {*content.companions, "manifest.json", "index", *(shard.file for shard in content.splits["train"].shards)}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == named
 
 
 def test_shards_are_as_many_as_their_size_asks_for(many, tmp_path):
@@ -421,7 +425,7 @@ def test_on_error_skip_lists_what_was_left_out(photos, tmp_path):
     assert content.splits["train"].num_records == 25
     lines = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text("utf-8").splitlines()]
     assert [(line["key"], line["reason"]) for line in lines] == [("cat/cut.jpg", "truncated")]
-    assert lines[0]["path"] == str(photos / "cat/cut.jpg")
+    assert str(tmp_path) not in str(lines)  # the file is the same wherever the input lies
 
 
 def test_pictures_above_the_pixel_limit_are_rejected(photos, tmp_path):

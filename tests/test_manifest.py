@@ -24,7 +24,8 @@ def saved(tmp_path):
             shards.append(Shard(file, 1, size, sha256_of(path), sha256_of(listing)))
         splits[name] = Split(True, 5, {"a": len(sizes)}, tuple(shards))
     catalog = write(tmp_path / "catalog.csv", b"key\n")
-    content = Manifest("pets", 0, ["a"], splits, {"seed": 0}, sha256_of(catalog), "0" * 64, {}, {}, [], [], "1")
+    companions = {"catalog.csv": sha256_of(catalog)}
+    content = Manifest("pets", 0, ["a"], splits, {"seed": 0}, companions, "0" * 64, {}, {}, [], [], "1")
     manifest.save(content, tmp_path)
     return tmp_path, content
 
@@ -93,7 +94,7 @@ def test_what_a_look_at_the_folder_shows(saved):
         "00000-of-00002: cut: 2 bytes, the manifest says 3 (1 records)",
         "00001-of-00002: missing: a shard of 1 records",
         "00000-of-00001: longer than written: 2 bytes, the manifest says 1 (1 records)",
-        "00001-of-00002: a shard that the manifest does not list",
+        "00001-of-00002: a shard that the manifest does not list: move it away",
     ]
     assert len(manifest.file_problems(directory, content, ["test"])) == 2
     with pytest.raises(DataError, match="4 shards are not as the manifest says"):

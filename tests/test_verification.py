@@ -217,7 +217,7 @@ def test_flipped_bytes_of_a_catalogue_are_found_and_lose_no_record(tiny):
     for offset in random.Random(0).sample(range(path.stat().st_size), 60):
         flip(path, offset, random.Random(offset).choice([1, 2, 32, 0xFF]))
         report = verify(tiny, progress=False)
-        assert "SHA-256 of the catalogue" in str(report.findings[0])
+        assert "catalog.csv: not as the manifest says" in str(report.findings[0])
         assert report.num_records == 3
         flip(path, offset, random.Random(offset).choice([1, 2, 32, 0xFF]))  # and back
     assert not found(tiny)
@@ -287,10 +287,17 @@ def test_no_manifest_is_an_error(tiny):
 def test_files_beside_the_shards(tiny, name):
     path = tiny / name
     content = path.read_bytes()
-    path.write_bytes(b"{}\n")
-    assert name in found(tiny)
+    for offset in range(len(content)):
+        flip(path, offset)
+        assert f"{name}: not as the manifest says" in found(tiny), offset
+        flip(path, offset)
+    path.write_bytes(content + b"\n")
+    assert f"{name}: not as the manifest says" in found(tiny)
     path.unlink()
-    assert f"{name}: No such file" in found(tiny)
+    assert f"{name}: missing" in found(tiny)
+    path.mkdir()
+    assert f"{name}: cannot be read" in found(tiny)
+    path.rmdir()
     path.write_bytes(content)
     assert not found(tiny)
 
@@ -313,7 +320,7 @@ FORGED = {
     "stands twice": lambda records: [records[0], dataclasses.replace(records[1], key=records[0].key), records[2]],
     "png: 1 records": replaced(1, format="PNG"),
     "turned: 1 records": replaced(1, orientation=6),
-    "add up to 3, its shards to 2": lambda records: records[:2],
+    "records of class 'dog', the manifest says": lambda records: records[:2],
     "duplicates: 1 records": lambda records: [
         records[0],
         records[1],
@@ -401,7 +408,7 @@ def test_shards_listed_in_another_order(three):
     split = manifest.splits["train"]
     turned = dataclasses.replace(split, shards=split.shards[::-1])
     manifests.save(dataclasses.replace(manifest, splits={"train": turned}), three)
-    assert "do not have the names that its position gives them" in found(three)
+    assert "the catalogue says" in found(three)
 
 
 def test_scattered_rows_are_still_told_by_their_shards(three):

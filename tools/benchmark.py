@@ -135,7 +135,8 @@ def measure_memory(folder: Path) -> None:
     watcher.start()
     code = process.wait()
     watcher.join()
-    print(f"{sum(path.is_file() for path in source.rglob('*'))} files packed in {time.perf_counter() - start:.1f} s, exit code {code}")
+    seconds, count = time.perf_counter() - start, sum(path.is_file() for path in source.rglob("*"))
+    print(f"{count} files packed in {seconds:.1f} s, exit code {code}")
     for pid, peak in peaks.items():
         print(f"{'parent' if pid == process.pid else 'worker'}: peak {peak / 1024:.0f} MiB resident")
 

@@ -14,11 +14,11 @@ from typing import Any
 from tfpipe.records import schema
 from tfpipe.records.catalog import Row
 from tfpipe.records.files import sha256_of, written_atomically
-from tfpipe.records.manifest import CATALOG_NAME, FEATURES_NAME, INFO_NAME, LABELS_NAME, REJECTED_NAME, Split
+from tfpipe.records.manifest import CATALOG_NAME, COMPANION_NAMES, FEATURES_NAME, INFO_NAME, LABELS_NAME, REJECTED_NAME, Split
 
 
-def write_catalog(directory: Path, parts: Iterable[Path]) -> str:
-    """Joins the shards' rows, in reading order, to `catalog.csv`; returns its SHA-256."""
+def write_catalog(directory: Path, parts: Iterable[Path]) -> None:
+    """Joins the shards' rows, in reading order, to `catalog.csv`."""
     header = io.StringIO()
     csv.writer(header, lineterminator="\n").writerow(Row._fields)
     with written_atomically(directory / CATALOG_NAME) as file:
@@ -26,14 +26,13 @@ def write_catalog(directory: Path, parts: Iterable[Path]) -> str:
         for part in parts:
             with open(part, "rb") as rows:
                 shutil.copyfileobj(rows, file)
-    return sha256_of(directory / CATALOG_NAME)
 
 
-def write_rejected(directory: Path, rejected: Iterable[tuple[str, str, str, str]]) -> None:
-    """Writes `rejected.jsonl`: (key, path, reason, message) of every input that was not taken."""
+def write_rejected(directory: Path, rejected: Iterable[tuple[str, str, str]]) -> None:
+    """Writes `rejected.jsonl`: (key, reason, message) of every input that was not taken; paths differ between machines."""
     with written_atomically(directory / REJECTED_NAME) as file:
-        for key, path, reason, message in rejected:
-            line = {"key": key, "path": path, "reason": reason, "message": message}
+        for key, reason, message in rejected:
+            line = {"key": key, "reason": reason, "message": message}
             file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
 
 
@@ -97,6 +96,11 @@ def _features(num_classes: int) -> dict[str, Any]:
 
 def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def hash_companions(directory: Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file that is written here, by name."""
+    return {name: sha256_of(directory / name) for name in sorted(COMPANION_NAMES)}
 
 
 def inputs_digest(rows: Iterable[tuple[Any, ...]]) -> str:

@@ -204,11 +204,11 @@ class Build(NamedTuple):
 
     def _finish(self, state: State, decided: plan.Plan, shards: Mapping[str, Shard]) -> Manifest:
         parts = [state.path.with_name(f"{file}.csv") for file in shards]
-        catalog_sha256 = sidecars.write_catalog(self.directory, parts)
+        sidecars.write_catalog(self.directory, parts)
         splits = self._splits(state, decided.class_names, shards)
         sidecars.write_rejected(
             self.directory,
-            state.rows("SELECT key, path, reason, message FROM inputs WHERE reason NOT NULL ORDER BY key"),
+            state.rows("SELECT key, reason, message FROM inputs WHERE reason NOT NULL ORDER BY key"),
         )
         sidecars.write_tfds_files(self.directory, self.options.name, decided.class_names, splits)
         manifest = Manifest(
@@ -217,7 +217,7 @@ class Build(NamedTuple):
             class_names=decided.class_names,
             splits=splits,
             options=self.options.as_json(),
-            catalog_sha256=catalog_sha256,
+            companions=sidecars.hash_companions(self.directory),
             inputs_sha256=_inputs_digest(state),
             properties=_properties(state),
             rejected=dict(

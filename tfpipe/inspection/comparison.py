@@ -100,8 +100,8 @@ def _entries(side: Side, workers: int | None) -> Iterator[_Entry]:
 
 def _records(directory: Path) -> Iterator[_Entry]:
     manifest = manifests.load(directory)
-    if sha256_of(directory / CATALOG_NAME) != manifest.catalog_sha256:
-        raise DataError("not the catalogue that the manifest was written with", path=directory / CATALOG_NAME)
+    if problem := manifests.hash_problem(directory / CATALOG_NAME, manifest.companions[CATALOG_NAME]):
+        raise problem
     for row in read_catalog(directory):
         yield row.key, row.sha256, row.class_name, row.split
 

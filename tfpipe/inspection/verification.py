@@ -84,7 +84,6 @@ class _Verification:
     def run(self, workers: int, progress: bool) -> Report:
         problems, notes = companions.strangers(self._directory, self._manifest)
         for finding in (
-            *companions.check_manifest(self._directory, self._manifest),
             *companions.check_companions(self._directory, self._manifest),
             *manifests.file_problems(self._directory, self._manifest),
             *problems,
@@ -115,9 +114,6 @@ class _Verification:
         except OSError as error:
             self._findings.add(Finding(f"the catalogue: {error.strerror or error}", path=path))
             return None
-        if rows.sha256 != self._manifest.catalog_sha256:
-            message = f"SHA-256 of the catalogue is {rows.sha256}, the manifest says {self._manifest.catalog_sha256}"
-            self._findings.add(Finding(message, path=path))
         for problem in rows.problems:
             self._findings.add(problem)
         known = {(name, index) for name, split in self._manifest.splits.items() for index in range(len(split.shards))}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import numpy as np
 import tensorflow as tf
 
 from tfpipe.records import schema
@@ -123,8 +124,13 @@ def _scaled_size(source: tf.Tensor, target: tf.Tensor, mode: Resize) -> tf.Tenso
 def check_size(size: tuple[int, int]) -> None:
     """Raises ValueError unless `size` is (height, width)."""
     valid = isinstance(size, tuple | list) and len(size) == 2
-    if not valid or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
+    if not valid or not all(is_integer(side) and side > 0 for side in size):
         raise ValueError(f"image_size must be (height, width), two positive integers (got {size!r})")
+
+
+def is_integer(value: object) -> bool:
+    """True for Python's and numpy's integers, not for bool."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def check_mode(mode: str) -> None:

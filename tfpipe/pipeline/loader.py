@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.pipeline import decoding
-from tfpipe.pipeline.reading import RecordReader, for_graphs, read_records
+from tfpipe.pipeline.reading import RecordReader, for_graphs, is_exiting, read_records
 from tfpipe.records import schema
 from tfpipe.records.errors import DataError
 
@@ -54,7 +54,8 @@ def dataset(
         shard: (index, count): only the part of reader `index` of `count`, 0-based. The parts are contiguous, disjoint,
             together the split, and differ in size by one record at most, whatever the number of files.
         equal_steps: fill up with blank rows: all batches are full and all readers have the same number of steps.
-        num_parallel_calls: threads that decode, default as many as tf.data finds useful. Changes nothing but speed.
+        num_parallel_calls: threads that decode, default (None or tf.data.AUTOTUNE) as many as tf.data finds useful. Changes
+            nothing but speed.
 
     Returns:
         Elements (image, label), or (image, label, weight) with `equal_steps`: uint8 [B, height, width, 3], RGB, 0..255;
@@ -67,10 +68,14 @@ def dataset(
     Raises:
         ValueError: an argument is not what it should be.
         FileNotFoundError: there is no data set.
-        DataError: on opening, a shard is missing, cut, longer or one too many, or the catalogue was changed.
+        DataError: on opening, a shard is missing, cut, longer or one too many, or the manifest, the catalogue or an index
+            was changed or cannot be read.
         tf.errors.InvalidArgumentError: while iterating, a record is not what the catalogue says or cannot be decoded;
             the message names shard, offset and source file.
+
+    TensorFlow does not survive a fork of the process: start readers in processes of their own before using it.
     """
+    num_parallel_calls = None if num_parallel_calls == tf.data.AUTOTUNE else num_parallel_calls
     _check_arguments(batch_size, shard, num_parallel_calls)
     decoding.check_size(image_size)
     decoding.check_mode(resize)
@@ -96,7 +101,17 @@ def dataset(
     data = data.map(rows.check)
     data = data.map(lambda row: row if as_dict else _as_tuple(row, weighted=equal_steps))
     data = data.apply(tf.data.experimental.assert_cardinality(num_steps))
-    return data.prefetch(tf.data.AUTOTUNE)
+    data = data.prefetch(tf.data.AUTOTUNE)
+    if not tf.executing_eagerly():  # in a function or another dataset's: its graph outlives this call, and needs the reader
+        setattr(tf.compat.v1.get_default_graph(), f"_tfpipe_rows_{id(rows)}", rows)
+    return data if shard is None else data.with_options(_not_divided_again())
+
+
+def _not_divided_again() -> tf.data.Options:
+    # A distribution strategy with several workers would take every n-th record of this reader's part, and lose the others.
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return options
 
 
 class _Rows:
@@ -118,9 +133,10 @@ class _Rows:
         }
 
     def blank(self, position: int) -> tf.data.Dataset:
-        image = np.zeros([*self._image_size, 3], np.uint8)
-        row = {"position": np.int64(position), "image": image, "label": np.int64(schema.UNLABELLED)}
-        return tf.data.Dataset.from_tensors(row | {"key": "", "filename": "", "mask": False})
+        row = {"position": np.int64(position), "label": np.int64(schema.UNLABELLED), "key": "", "filename": "", "mask": False}
+        # The image is made when it is needed: a constant would stand in every graph.
+        data = tf.data.Dataset.from_tensors(row)
+        return data.map(lambda row: {**row, "image": tf.zeros([*self._image_size, 3], tf.uint8)})
 
     def check(self, expected: tf.Tensor, row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns the row or batch without its positions, which must be the expected ones."""
@@ -139,6 +155,8 @@ class _Rows:
 
     def explain(self, position: np.int64) -> bytes:
         """Returns why a record did not arrive, by trying again."""
+        if is_exiting():
+            return b"Python is exiting: nothing is read any more"
         if position < 0:
             return b"rows are missing: an error before them was passed over"
         first_failure = self._reader.failure(int(position))
@@ -167,14 +185,10 @@ def _as_tuple(row: dict[str, tf.Tensor], *, weighted: bool) -> tuple[tf.Tensor, 
 
 def _check_arguments(batch_size: Any, shard: Any, num_parallel_calls: Any) -> None:
     for name, value in (("batch_size", batch_size), ("num_parallel_calls", num_parallel_calls)):
-        if value is not None and not (_is_integer(value) and value > 0):
+        if value is not None and not (decoding.is_integer(value) and value > 0):
             raise ValueError(f"{name} must be a positive integer or None (got {value!r})")
     if shard is None:
         return
-    valid = isinstance(shard, tuple | list) and len(shard) == 2 and all(map(_is_integer, shard))
+    valid = isinstance(shard, tuple | list) and len(shard) == 2 and all(map(decoding.is_integer, shard))
     if not valid or not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard must be (index, count) with 0 <= index < count (got {shard!r})")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -59,6 +59,7 @@ class RecordReader:
             ValueError: it has no such split.
             DataError: a shard is missing, cut, longer or one too many; or catalogue, index and manifest do not agree.
         """
+        directory = Path(directory).absolute()  # the current folder may be another when records are read
         account = manifest.load(directory)
         shards = account.split(split).shards
         manifest.check_files(directory, account, splits=[split])
@@ -66,7 +67,7 @@ class RecordReader:
         rows = catalog.read_split(directory, account, split)
         self._frames = np.fromiter(((offset, length, row.crc32c) for row, offset, length in rows), dtype=_FRAME)
         self._starts = np.array([0, *itertools.accumulate(shard.num_records for shard in shards)])
-        self._paths = [os.fspath(Path(directory) / shard.file) for shard in shards]
+        self._paths = [os.fspath(directory / shard.file) for shard in shards]
         self._directory, self._split = directory, split
         self._open = functools.lru_cache(maxsize=_MAX_OPEN_FILES)(_OpenFile)
         self._failures: dict[int, str] = {}
@@ -121,7 +122,8 @@ class RecordReader:
             file = self._open(path)
             content = _pread(file.descriptor, length, offset)
         except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}", path=path, offset=offset) from None
+            message = f"cannot be read: {error.strerror}; put the shard back, or build the data set anew"
+            raise DataError(message, path=path, offset=offset) from None
         if len(content) < length:
             message = f"the file ends {len(content)} bytes into the record's {length} (cut file)"
             raise DataError(message, path=path, offset=offset)
@@ -215,6 +217,11 @@ class _Calls:
 
 _calls = _Calls()
 atexit.register(_calls.finish)
+
+
+def is_exiting() -> bool:
+    """True when Python is about to end, so that no record is read any more."""
+    return _calls.exiting
 
 
 def for_graphs(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,8 +1,8 @@
 """The manifest: what a complete data set consists of, so that anything less is noticed.
 
-    manifest = manifest.load("shards/")
-    manifest.splits["test"].num_records
-    manifest.check_files("shards/")           # raises DataError if a shard is missing, cut, longer, or one too many
+    content = manifest.load("shards/")
+    content.splits["test"].num_records
+    manifest.check_files("shards/", content)  # raises DataError if a shard is missing, cut, longer, or one too many
 
 `manifest.json` is written last, atomically: where it stands, the data set is complete.
 """
@@ -33,6 +33,7 @@ INDEX_FOLDER = "index"
 INFO_NAME = "dataset_info.json"
 FEATURES_NAME = "features.json"
 LABELS_NAME = f"{schema.LABEL.replace('/', '.')}.labels.txt"
+COMPANION_NAMES = (CATALOG_NAME, REJECTED_NAME, INFO_NAME, FEATURES_NAME, LABELS_NAME)
 BUILD_FOLDER = ".build"  # the state of an unfinished build
 
 _USUAL_SPLITS = ("train", "val", "test")
@@ -123,7 +124,7 @@ class Manifest:
         class_names: label i is the name at i.
         splits: by name, in the order of the catalogue.
         options: those that the bytes depend on.
-        catalog_sha256: of `catalog.csv`.
+        companions: SHA-256 of `catalog.csv`, `rejected.jsonl` and the files for tensorflow-datasets, by name.
         inputs_sha256: stands for every input's key, split, class and content.
         properties: counts for people: pictures turned by EXIF, grey, CMYK, byte duplicates.
         rejected: inputs that were not taken, by reason; `rejected.jsonl` names each.
@@ -137,7 +138,7 @@ class Manifest:
     class_names: Sequence[str]
     splits: Mapping[str, Split]
     options: Mapping[str, Any]
-    catalog_sha256: str
+    companions: Mapping[str, str]
     inputs_sha256: str
     properties: Mapping[str, int]
     rejected: Mapping[str, int]
@@ -188,6 +189,8 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
     path = Path(directory) / FILE_NAME
     try:
         text = path.read_bytes()
+    except IsADirectoryError:
+        raise DataError("a folder, and not a manifest", path=path) from None
     except (FileNotFoundError, NotADirectoryError):
         unfinished = (Path(directory) / BUILD_FOLDER).exists()
         advice = "its build did not finish: run the same build again" if unfinished else "not a tfpipe data set"
@@ -199,10 +202,9 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
             raise DataError(f"format version {version}, this tfpipe reads version {FORMAT_VERSION}", path=path)
         changed = content.pop("content_sha256") != _content_sha256(content)
         del content["format_version"]
-        root_hash = content.pop("root_hash")
+        del content["root_hash"]  # follows from the rest
         content["splits"] = {name: _split(split) for name, split in content["splits"].items()}
         manifest = Manifest(**content)
-        changed |= root_hash != manifest.root_hash
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"not a manifest as tfpipe writes it ({error})", path=path) from None
     if changed:
@@ -244,7 +246,7 @@ def file_problems(
         known = {shard.file for shard in split.shards}
         prefix = f"{manifest.name}-{split_name}.tfrecord-"
         extra = sorted(name for name in os.listdir(folder) if name.startswith(prefix) and name not in known)
-        problems += [DataError("a shard that the manifest does not list", path=folder / name) for name in extra]
+        problems += [DataError("a shard that the manifest does not list: move it away", path=folder / name) for name in extra]
     return problems
 
 
@@ -266,15 +268,23 @@ def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: 
         manifest: its manifest.
         splits: names of the splits whose indexes to look at, default all.
     """
-    expected = {CATALOG_NAME: manifest.catalog_sha256}
+    expected = {CATALOG_NAME: manifest.companions[CATALOG_NAME]}
     for name, split in manifest.splits.items():
         if splits is None or name in splits:
             expected |= {index_file(shard.file): shard.index_sha256 for shard in split.shards}
     for file, sha256 in expected.items():
-        path = Path(directory) / file
-        try:
-            actual = sha256_of(path)
-        except FileNotFoundError:
-            raise DataError("missing, though the manifest lists it", path=path) from None
-        if actual != sha256:
-            raise DataError(f"not as the manifest says: its SHA-256 is {actual}, not {sha256}", path=path)
+        if problem := hash_problem(Path(directory) / file, sha256):
+            raise problem
+
+
+def hash_problem(path: Path, sha256: str) -> DataError | None:
+    """Returns what is wrong with a file whose SHA-256 the manifest lists, or None."""
+    try:
+        actual = sha256_of(path)
+    except FileNotFoundError:
+        return DataError("missing, though the manifest lists it", path=path)
+    except OSError as error:
+        return DataError(f"cannot be read: {error.strerror}", path=path)
+    if actual != sha256:
+        return DataError(f"not as the manifest says: its SHA-256 is {actual}, not {sha256}", path=path)
+    return None
