@@ -33,6 +33,7 @@ def test_help_shows_every_flag_with_its_default(tool, way):
     if way == "installed" and run(sys.executable, "-c", "import tfpipe.tools").returncode:
         pytest.skip("tfpipe is not installed here, only found on the path")
     done = run(*WAYS[way](tool), "--help")
+    assert done.returncode == 0
     assert "absl.app" not in done.stdout
     source = (CHECKOUT / f"tools/{tool}.py").read_text("utf-8")
     flags = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
@@ -58,8 +59,16 @@ def test_wrong_words_exit_with_2_and_say_what_is_right():
 
 def test_an_unknown_flag_is_an_error():
     done = run(sys.executable, "tools/build_tfrecords.py", "--inptu=x")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Did you mean: input" in done.stderr
+
+
+def test_a_flag_with_a_wrong_value_is_an_error():
+    for flag in ("--workers=0", "--layout=tree", "--seed=x"):
+        done = run(sys.executable, "tools/build_tfrecords.py", flag)
+        assert done.returncode == 2
+        assert f"error: flag {flag.split('=')[0]}=" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_errors_are_one_line_without_a_traceback(tmp_path):

@@ -217,3 +217,8 @@ def test_a_wrong_size_is_named(size: object):
 def test_a_wrong_mode_is_named():
     with pytest.raises(ValueError, match=r"stretch, crop, pad \(got 'squash'\)"):
         resize_image(photograph(4, 4), (2, 2), "squash")
+
+
+@pytest.mark.parametrize("source", [(60_000, 1), (1, 60_000)])
+def test_a_strip_is_padded_to_one_pixel_at_least(source: tuple[int, int]):
+    assert resize_image(tf.fill([*source, 3], tf.constant(200, tf.uint8)), (64, 64), "pad").shape == [64, 64, 3]

@@ -443,3 +443,45 @@ def test_real_pictures_come_back(tmp_path: Path):
         assert (row["image"] == np.asarray(Image.open(path).convert("RGB"))).all()
         assert row["label"] == int(path.name[0])
     assert len(seen) == 120
+
+
+# Where it is used
+
+
+def test_a_relative_directory_stays_the_same_folder(data_set: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(data_set.parent)
+    data = dataset(data_set.name, "test", image_size=SIZE)
+    monkeypatch.chdir("/")
+    assert sum(len(labels) for _, labels in data) == len(PICTURES)
+
+
+def test_within_a_function_and_another_dataset(data_set: Path):
+    @tf.function
+    def count() -> tf.Tensor:
+        total = tf.constant(0)
+        for _, labels in dataset(data_set, "test", image_size=SIZE, batch_size=4):
+            total += tf.size(labels)
+        return total
+
+    assert count().numpy() == len(PICTURES)
+    nested = tf.data.Dataset.range(2).flat_map(lambda _: dataset(data_set, "test", image_size=SIZE, batch_size=4))
+    assert sum(len(labels) for _, labels in nested) == 2 * len(PICTURES)
+
+
+def test_a_readers_part_is_not_divided_again(data_set: Path):
+    from tensorflow.python.data.experimental.ops.distribute import _AutoShardDataset  # what strategies apply
+
+    parts = [dataset(data_set, "test", image_size=SIZE, batch_size=4, shard=(index, 2)) for index in (0, 1)]
+    read = [sum(len(labels) for _, labels in _AutoShardDataset(part, 2, index)) for index, part in enumerate(parts)]
+    assert sum(read) == len(PICTURES)
+
+
+def test_numbers_of_numpy_and_autotune_are_taken(data_set: Path):
+    size = (np.int64(8), np.int32(6))
+    data = dataset(data_set, "test", image_size=size, batch_size=np.int64(3), num_parallel_calls=tf.data.AUTOTUNE)
+    assert data.element_spec[0].shape == [None, 8, 6, 3]
+    assert sum(len(labels) for _, labels in data) == len(PICTURES)
+
+
+def test_opening_takes_no_memory_for_images(data_set: Path):
+    assert len(dataset(data_set, "test", image_size=(100_000, 100_000), batch_size=1)) == len(PICTURES)

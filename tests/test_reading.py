@@ -251,3 +251,19 @@ def test_read_calls_of_large_records_are_smaller(tmp_path: Path):
     assert small.read_size == 64
     assert large.read_size == 1
     assert RecordReader(write_data_set(tmp_path / "none", [], 1), "test").num_records == 0
+
+
+def test_a_read_that_returns_less_than_asked_goes_on(data_set: Path, monkeypatch: pytest.MonkeyPatch):
+    reader = RecordReader(data_set, "test")
+    expected = [reader.read(position) for position in range(reader.num_records)]
+    whole = os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, length, offset: whole(descriptor, (length + 1) // 2, offset))
+    assert [reader.read(position) for position in range(reader.num_records)] == expected
+
+
+@pytest.mark.parametrize("name", ["catalog.csv", "manifest.json"])
+def test_a_folder_in_the_place_of_a_file_is_named(data_set: Path, name: str):
+    (data_set / name).unlink()
+    (data_set / name).mkdir()
+    with pytest.raises(DataError, match=name):
+        RecordReader(data_set, "test")

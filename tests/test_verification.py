@@ -320,7 +320,7 @@ FORGED = {
     "stands twice": lambda records: [records[0], dataclasses.replace(records[1], key=records[0].key), records[2]],
     "png: 1 records": replaced(1, format="PNG"),
     "turned: 1 records": replaced(1, orientation=6),
-    "records of class 'dog', the manifest says": lambda records: records[:2],
+    "2 records of class '小 猫', the manifest says 3": lambda records: records[:2],
     "duplicates: 1 records": lambda records: [
         records[0],
         records[1],

@@ -20,6 +20,7 @@ from tfpipe.records.errors import DataError
 
 Number = TypeVar("Number", int, float)
 
+_USAGE = 2
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -27,12 +28,13 @@ class UsageError(Exception):
     """The command's words are wrong; the message says how they should be."""
 
 
-def run(main: Callable[[list[str]], int | None], module_name: str) -> NoReturn:
+def run(main: Callable[[list[str]], int | None], module_name: str, *, when_stopped: str = "") -> NoReturn:
     """Runs a command and ends the process: 0, or what `main` returns; 1 for an error, 2 for wrong usage, 130 for Ctrl-C.
 
     Args:
         main: takes the arguments that are no flags, without the program's name.
         module_name: `__name__` of the module that defines the flags and whose docstring is the help text.
+        when_stopped: what to say after Ctrl-C: what is kept, and how to go on.
     """
     # absl shows the flags of the main module only, and knows it by the program's name: a console script's is another file.
     for flag in flags.FLAGS.flags_by_module_dict().get(module_name, []):
@@ -43,8 +45,20 @@ def run(main: Callable[[list[str]], int | None], module_name: str) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # a class name that the terminal cannot show is no reason to fail
             stream.reconfigure(errors="backslashreplace")
     _log_to_stderr()
-    app.run(lambda argv: sys.exit(_guarded(main, argv[1:])))
+    app.run(lambda argv: sys.exit(_guarded(main, argv[1:], when_stopped)), flags_parser=_parse_flags)
     raise AssertionError  # app.run never returns
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    # absl exits with 1 after --help as after a flag that does not exist; scripts tell the two from a failure.
+    try:
+        remaining: list[str] = flags.FLAGS(argv)
+    except flags.Error as error:
+        _say(f"error: {error}\nSee --help.")
+        sys.exit(_USAGE)
+    except SystemExit:  # --help has been shown
+        sys.exit(0)
+    return remaining
 
 
 def _open_closed_streams() -> None:
@@ -67,14 +81,14 @@ def _log_to_stderr() -> None:
     log.propagate = False  # absl's handler would say everything again, with a prefix meant for servers
 
 
-def _guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
+def _guarded(main: Callable[[list[str]], int | None], arguments: list[str], when_stopped: str) -> int:
     try:
         return main(arguments) or 0
     except UsageError as error:
         _say(f"error: {error}\nSee --help.")
-        return 2
+        return _USAGE
     except KeyboardInterrupt:
-        _say("\nstopped. What was finished is kept: run the same command again to go on.")
+        _say(f"\nstopped. {when_stopped}".rstrip())
         return _INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -98,7 +98,7 @@ def _num_shards(value: str | None) -> int | dict[str, int] | None:
 
 def command() -> None:
     """Runs the command; the console script's entry point."""
-    commands.run(main, __name__)
+    commands.run(main, __name__, when_stopped="What was finished is kept: run the same command again to go on.")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = os.fspath(path)  # writing to a full disk does not say where
+        if isinstance(error, OSError) and error.filename in (None, os.fspath(temporary)):
+            # Writing to a full disk does not say where; opening says a name that the user never gave.
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
     sync_directory(path.parent)
 

@@ -1,0 +1,52 @@
+import errno
+import os
+
+import pytest
+
+from tfpipe.records import files
+
+
+def test_a_file_is_whole_or_absent(tmp_path):
+    target = tmp_path / "x"
+
+    def fail():
+        with files.written_atomically(target) as file:
+            file.write(b"half")
+            file.flush()
+            assert not target.exists()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    with files.written_atomically(target) as file:
+        file.write(b"whole")
+    assert target.read_bytes() == b"whole"
+    with pytest.raises(KeyboardInterrupt):
+        fail_over(target)
+    assert target.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def fail_over(target):
+    with files.written_atomically(target) as file:
+        file.write(b"other")
+        raise KeyboardInterrupt
+
+
+def test_errors_name_the_file_and_never_the_temporary_one(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, files.written_atomically(tmp_path / "no/x"):
+        pass
+    assert caught.value.filename == str(tmp_path / "no/x")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught, files.written_atomically(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(tmp_path / "x")
+    with pytest.raises(FileNotFoundError) as caught, files.written_atomically(tmp_path / "x"):
+        (tmp_path / "source").read_bytes()
+    assert caught.value.filename == str(tmp_path / "source")  # an error of the block itself stays as it is
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "._1.jpg", "Thumbs.db", "THUMBS.DB", "desktop.ini", "Icon\r", "__MACOSX"])
+def test_hidden_names(name):
+    assert files.is_hidden(name)
+    assert not files.is_hidden("x" + name)
