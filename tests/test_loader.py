@@ -193,7 +193,7 @@ def test_g3_a_picture_that_cannot_be_decoded_is_named_where_it_stands(tmp_path: 
     assert before == bad[0] // (options.get("batch_size", 32) or 1)  # all that comes before it is delivered
 
 
-def test_no_later_batch_passes_either(tmp_path: Path):
+def test_g5_no_later_batch_passes_either(tmp_path: Path):
     # Someone may catch the error and go on: rows have moved up, and must not come as if nothing had been.
     iterator = iter(dataset(with_damaged(tmp_path, [0]), "test", image_size=SIZE, batch_size=4))
     for _ in range(6):
@@ -299,7 +299,7 @@ def test_g3_harm_is_reported_and_nothing_is_read_as_a_smaller_set(tmp_path: Path
     assert any(str(file) in error for error in errors)
 
 
-def test_storage_that_fails_once_is_reported_too(data_set: Path, monkeypatch: pytest.MonkeyPatch):
+def test_g5_storage_that_fails_once_is_reported_too(data_set: Path, monkeypatch: pytest.MonkeyPatch):
     # Reading again for the error's text must not turn the error into silence.
     right, calls = reading._pread, itertools.count()
 
