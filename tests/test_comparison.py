@@ -1,10 +1,15 @@
 import shutil
 
+import h5py
+import numpy as np
 import pytest
 from conftest import picture, write
+from inspection_fixtures import build_tiny, forge, records_of, replaced
 
 import tfpipe
 from tfpipe.inspection.comparison import diff, is_data_set
+from tfpipe.inspection.extraction import extract
+from tfpipe.records import manifest as manifests
 from tfpipe.records.errors import DataError
 
 
@@ -75,11 +80,45 @@ def test_folders_by_split(photos, tmp_path):
     assert list(diff(tmp_path / "two", {"": photos / "cat", "bare": photos / "dog"})) == []
 
 
+def test_a_table_with_ids_against_what_was_extracted(tmp_path):
+    for index in range(3):
+        write(tmp_path / "in" / f"{index}.jpg", picture(index))
+    (tmp_path / "in" / "t.csv").write_text("path,label,id\n0.jpg,x,one\n1.jpg,y,two\n2.jpg,y,\n", "utf-8")
+    out = build(tmp_path / "in" / "t.csv", tmp_path / "out", layout="csv")
+    extract(out, tmp_path / "back", progress=False)
+    assert kinds(out, tmp_path / "back") == kinds(tmp_path / "back", out) == []
+    (tmp_path / "in" / "t.csv").write_text("path,label,id\n0.jpg,x,one\n1.jpg,y,other\n2.jpg,y,\n", "utf-8")
+    other = build(tmp_path / "in" / "t.csv", tmp_path / "other", layout="csv")
+    assert kinds(out, other) == [("added", "other"), ("removed", "two")]  # two data sets by key
+
+
+def test_hdf5_against_what_was_extracted(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"] = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), np.uint8)
+        file["y"] = np.arange(4) % 2
+    out = build(tmp_path / "x.h5", tmp_path / "out", layout="hdf5")
+    extract(out, tmp_path / "back", progress=False)
+    assert kinds(out, tmp_path / "back") == kinds({"": tmp_path / "back"}, out) == []
+    assert kinds(out, out) == []
+
+
+def test_two_records_of_one_file_name(tmp_path):
+    out = build_tiny(tmp_path)
+    first, *_ = records_of(out, manifests.load(out).splits["train"].shards[0])
+    forge(out, replaced(1, filename=first.filename, encoded=first.encoded, sha256=first.sha256))
+    extract(out, tmp_path / "back", progress=False)
+    assert kinds(out, tmp_path / "back") == []
+    forge(out, replaced(1, sha256="0" * 64))
+    with pytest.raises(DataError, match=f"have the same file name, {first.filename!r}"):
+        list(diff(out, tmp_path / "back"))
+    assert kinds(out, out) == []
+
+
 def test_what_cannot_be_compared(photos, tmp_path):
     out = build(photos, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="neither a data set nor a folder"):
         list(diff(out, tmp_path / "nix"))
-    with pytest.raises(DataError, match="have the same key"):
+    with pytest.raises(DataError, match=r"have the same key, 'cat/0\.jpg'"):
         list(diff(out, {"": photos, "cat": photos / "cat"}))
     (out / ".build").mkdir()
     (out / "manifest.json").unlink()

@@ -107,6 +107,100 @@ def test_a_damaged_record_is_a_crossed_tile(tmp_path, caplog):
     assert "does not match its CRC" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("nothing", "the shard cannot be read: No such file or directory"),
+        ("folder", "the shard is no regular file"),
+        ("pipe", "the shard is no regular file"),
+    ],
+)
+def test_a_shard_that_is_not_there_is_crossed_tiles(tmp_path, caplog, place, reason):
+    out = build_tiny(tmp_path)
+    path = out / manifests.load(out).splits["train"].shards[0].file
+    path.unlink()
+    if place != "nothing":
+        path.mkdir() if place == "folder" else os.mkfifo(path)
+    with caplog.at_level(logging.WARNING, "tfpipe"):
+        sheet = drawn(out, tmp_path / "sheet.png", tile=120)
+    assert caplog.text.count(f"{path}: {reason}") == 3
+    assert sum(count for count, color in sheet.getcolors(1 << 20) if near(color, (179, 65, 46))) > 900
+
+
+@pytest.mark.parametrize("limit", [100_000, 50_000])
+def test_more_pixels_than_pillow_likes_are_a_crossed_tile_and_no_warning(tmp_path, caplog, recwarn, monkeypatch, limit):
+    out = build_tiny(tmp_path, num=2)
+    big = picture(9, (400, 300))  # above one limit, and above twice the other, which Pillow makes an error
+    forge(out, replaced(0, encoded=big, sha256=hashlib.sha256(big).hexdigest(), width=400, height=300))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with caplog.at_level(logging.WARNING, "tfpipe"):
+        show(out, tmp_path / "sheet.png")
+    assert caplog.text.count(f"400 x 300 pixels are more than Pillow's limit of {limit:,}") == 1
+    assert "Pillow cannot decode" not in caplog.text
+    assert not [warning for warning in recwarn if issubclass(warning.category, Image.DecompressionBombWarning)]
+
+
+def test_a_picture_in_rgb_is_not_copied():
+    with Image.open(io.BytesIO(picture(1))) as opened:
+        assert contact_sheet._scalable(opened) is opened
+
+
+def test_transparent_parts_show_the_mat(tmp_path):
+    half = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    half.paste((*RED, 255), (0, 0, 40, 20))
+    out = io.BytesIO()
+    half.save(out, "PNG")
+    small = contact_sheet._scaled(out.getvalue(), 80)
+    assert (small.mode, small.size) == ("RGB", (80, 80))
+    assert (small.getpixel((40, 10)), small.getpixel((40, 70))) == (RED, (236, 234, 228))
+
+
+@pytest.mark.parametrize("kind", ["photo", "cut", "empty", "folder", "link", "pipe"])
+def test_nothing_but_a_png_is_replaced(tmp_path, kind, monkeypatch):
+    out, target = build_tiny(tmp_path), tmp_path / "target"
+    photo = write(tmp_path / "photo.png", picture(1, format="PNG"))
+    if kind in ("photo", "cut", "empty"):
+        target.write_bytes({"photo": picture(1), "cut": photo.read_bytes()[:7], "empty": b""}[kind])
+    else:
+        {"folder": target.mkdir, "link": lambda: target.symlink_to(photo), "pipe": lambda: os.mkfifo(target)}[kind]()
+    before = os.lstat(target)
+    monkeypatch.setattr(contact_sheet, "_groups", None)  # refused before anything is drawn
+    what = "a folder" if kind == "folder" else "something else than a PNG file"
+    with pytest.raises(FileExistsError, match=f"{target}: {what} is there; it was not overwritten"):
+        show(out, target)
+    assert os.lstat(target) == before
+
+
+def test_a_png_is_replaced(tmp_path):
+    out = build_tiny(tmp_path)
+    target = write(tmp_path / "sheet.png", picture(1, format="PNG"))
+    show(out, target)
+    assert Image.open(target).width > 24
+
+
+def test_where_no_sheet_can_be_written(tmp_path):
+    out = build_tiny(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"^{tmp_path}/nowhere: no such folder, for the contact sheet a.png$"):
+        show(out, tmp_path / "nowhere" / "a.png")
+    for inside in ("a.png", "index/a.png", "manifest.json"):
+        with pytest.raises(ValueError, match="must be written outside the data set's folder"):
+            show(out, out / inside)
+
+
+def test_a_sheet_that_is_too_large_is_refused(tmp_path):
+    for index in range(60):
+        write(tmp_path / "in" / f"class {index}" / "a.jpg", picture(index))
+    tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", layout="folders", progress=False)
+    for options, advice in (
+        ({"tile": 100_000}, "--tile"),
+        ({"tile": 2000, "max_classes": 60}, "--tile or --max_classes"),
+        ({"tile": 2000, "per_class": 20}, "--tile or --per_class"),
+    ):
+        with pytest.raises(ValueError, match=f"pixels, at most 100,000,000 can be drawn: lower {advice}$"):
+            show(tmp_path / "out", tmp_path / "sheet.png", **options)
+    assert not (tmp_path / "sheet.png").exists()
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "I;16", "CMYK"])
 def test_modes(tmp_path, mode):
     out = io.BytesIO()
@@ -123,7 +217,12 @@ def test_names_that_no_font_has_are_escaped_and_said(tmp_path, caplog, monkeypat
     out = build_tiny(tmp_path)
     with caplog.at_level(logging.WARNING, "tfpipe"):
         show(out, tmp_path / "sheet.png")
-    assert "2 characters are in no font found here" in caplog.text
+    assert "2 characters are in no font found here and drawn as escapes" in caplog.text
+    assert "can be given with --font (in Python font=)" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "tfpipe"):
+        fonts.choose("小")
+    assert "1 character is in no font found here and drawn as an escape: 小; a font file that has it" in caplog.text
     chosen = fonts.choose("小 cat")
     assert chosen.shown("小 cat\n") == "\\u5c0f cat\\n"
     assert fonts.choose("cat").missing == frozenset()

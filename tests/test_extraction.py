@@ -1,5 +1,8 @@
+import errno
 import filecmp
 import os
+import resource
+import signal
 
 import pytest
 from conftest import picture, write
@@ -8,6 +11,7 @@ from inspection_fixtures import build_tiny, forge, records_of, replaced
 import tfpipe
 from tfpipe.inspection.extraction import extract
 from tfpipe.records import manifest as manifests
+from tfpipe.records.catalog import read_split
 from tfpipe.records.errors import DataError
 
 
@@ -127,6 +131,65 @@ def test_a_shard_of_another_data_set_is_noticed(tmp_path):
     os.truncate(one / shard, 100)
     with pytest.raises(DataError, match="cut: 100 bytes"):
         extract(one, tmp_path / "back", progress=False)
+
+
+def test_damage_names_the_place_and_the_source_file_and_what_to_do(tmp_path):
+    out = build_tiny(tmp_path)
+    manifest = manifests.load(out)
+    shard = out / manifest.splits["train"].shards[0].file
+    row, offset, _ = list(read_split(out, manifest, "train"))[1]
+    content = bytearray(shard.read_bytes())
+    content[offset + 40] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match="`verify` lists all that is damaged, `salvage` rescues") as caught:
+        extract(out, tmp_path / "back", progress=False)
+    assert (caught.value.path, caught.value.offset) == (str(shard), offset)
+    assert str(caught.value).startswith(f"{shard}: at byte {offset}: the record's data does not match its CRC")
+    assert f"[source file {row.filename!r}]" in str(caught.value)
+    (out / "catalog.csv").unlink()
+    with pytest.raises(DataError, match="does not match its CRC") as caught:
+        extract(out, tmp_path / "back", progress=False)
+    assert "source file" not in str(caught.value)
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    out = build_tiny(tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(OSError, match=r"what was extracted is kept.*the same command goes on") as caught:
+            extract(out, tmp_path / "back", progress=False)
+    finally:
+        signal.signal(signal.SIGXFSZ, handler)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    assert caught.value.errno == errno.EFBIG
+    assert caught.value.filename.startswith(str(tmp_path / "back" / "小 猫" / "猫 "))
+    assert tree(tmp_path / "back") == {}
+    assert extract(out, tmp_path / "back", progress=False) == 3
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_the_file(tmp_path, monkeypatch):
+    out = build_tiny(tmp_path)
+    (tmp_path / "back").mkdir()
+
+    def refuse(path, *arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", lambda path, *rest: None if str(path) == str(tmp_path / "back") else refuse(path))
+        with pytest.raises(PermissionError, match=r"Permission denied .*the same command goes on") as caught:
+            extract(out, tmp_path / "back", progress=False)
+    assert caught.value.filename.startswith(str(tmp_path / "back" / "小 猫" / "猫 "))
+
+
+@pytest.mark.parametrize("inside", ["", "back", "link"])
+def test_the_data_set_itself_is_no_output(tmp_path, inside):
+    out = build_tiny(tmp_path)
+    (tmp_path / "link").symlink_to(out)
+    before = sorted(out.rglob("*"))
+    with pytest.raises(ValueError, match="the output must be outside the data set's folder"):
+        extract(out, tmp_path / "link" / "x" if inside == "link" else out / inside, progress=False)
+    assert sorted(out.rglob("*")) == before
 
 
 def test_neither_index_nor_catalogue_is_needed(tmp_path):

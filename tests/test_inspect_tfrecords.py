@@ -1,13 +1,16 @@
+import json
 import os
 import subprocess
 import sys
 
 import pytest
+from absl import flags
 from conftest import CHECKOUT
 from inspection_fixtures import build_tiny, copied
 from PIL import Image
 
 from tfpipe.records import manifest as manifests
+from tools import inspect_tfrecords
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def test_verify(tool, made, tmp_path):
     assert "note: stray: not part of the data set" in done.stdout
     assert "cut: 1200 bytes" in done.stdout
     assert "more (--limit)" in done.stdout
-    assert "NOT as it was written: 4 findings, 1 intact record" in done.stdout
+    assert "NOT as it was written: 3 findings, 1 intact record" in done.stdout
 
 
 def test_extract(tool, made, tmp_path):
@@ -57,12 +60,55 @@ def test_extract(tool, made, tmp_path):
 
 
 def test_show(tool, made, tmp_path):
-    done = tool("show", made, f"--output={tmp_path}/sheet.png", "--per_class=2", "--tile=64")
-    assert done.returncode == 0
+    done = tool("show", made, tmp_path / "sheet.png", "--per_class=2", "--tile=64")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/sheet.png: written\n")
     assert Image.open(tmp_path / "sheet.png").format == "PNG"
-    done = tool("show", made)
-    assert done.returncode == 2
-    assert "show needs --output" in done.stderr
+    (tmp_path / "photo.jpg").write_bytes(b"mine")
+    done = tool("show", made, tmp_path / "photo.jpg")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "photo.jpg: something else than a PNG file is there; it was not overwritten" in done.stderr
+
+
+def test_show_without_a_name(made, tmp_path):
+    command = [sys.executable, CHECKOUT / "tools/inspect_tfrecords.py", "show", made]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "contact_sheet.png: written\n"
+    assert os.listdir(tmp_path) == ["contact_sheet.png"]
+    done = subprocess.run([*command[:-1], "."], cwd=made, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "the contact sheet must be written outside the data set's folder" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["info", "a"], "split"),
+        (["verify", "a"], "tile"),
+        (["extract", "a", "b"], "limit"),
+        (["show", "a"], "workers"),
+        (["diff", "a", "b"], "seed"),
+        (["salvage", "a", "b"], "per_class"),
+    ],
+)
+def test_a_flag_of_another_command_is_refused(tool, words, flag):
+    done = tool(*words, f"--{flag}=64")
+    assert (done.returncode, done.stderr) == (2, f"error: --{flag} is not a flag of {words[0]}\nSee --help.\n")
+
+
+def test_each_flag_belongs_to_the_commands_that_its_help_names():
+    defined = flags.FLAGS.flags_by_module_dict()["tools.inspect_tfrecords"]
+    for flag in defined:
+        named = flag.help.partition(":")[0].split(", ")
+        assert named == [name for name, command in inspect_tfrecords._COMMANDS.items() if flag.name in command.flags]
+    assert {flag.name for flag in defined} == set(inspect_tfrecords._FLAGS)
+
+
+@pytest.mark.parametrize("name", ["a b", "", "it's", 'say "a"', "back\\slash", "line\nbreak", "\u2028", "\x7f", "\udc80"])
+def test_names_that_are_not_one_word_are_quoted(name):
+    quoted = inspect_tfrecords._quoted(name)
+    assert json.loads(quoted) == name
+    assert len(f"{quoted} ".splitlines()) == 1
+    assert inspect_tfrecords._quoted("猫/a,b:c=1.jpg") == "猫/a,b:c=1.jpg"
 
 
 def test_diff(tool, made, tmp_path):
@@ -73,8 +119,8 @@ def test_diff(tool, made, tmp_path):
     assert tool("diff", made, made).stdout == "no difference\n"
     done = tool("diff", made, f"train={source}")
     assert done.returncode == 1
-    assert "removed 小 猫/猫 0.jpg\n" in done.stdout
-    assert "added train/小 猫/猫 0.jpg\n" in done.stdout
+    assert 'removed "小 猫/猫 0.jpg"\n' in done.stdout
+    assert 'added "train/小 猫/猫 0.jpg"\n' in done.stdout
     assert "3 removed, 3 added" in done.stdout
     assert tool("diff", made, f"train={source},train={source}").returncode == 2
     assert tool("diff", made, tmp_path / "nix").returncode == 1
@@ -85,8 +131,11 @@ def test_salvage(tool, made, tmp_path):
     content = bytearray(shard(out).read_bytes())
     content[200] ^= 1
     shard(out).write_bytes(content)
-    done = tool("salvage", shard(out), tmp_path / "rescued")
+    done = tool("salvage", shard(made), tmp_path / "whole")
     assert done.returncode == 0
+    assert "3 of 3 records intact" in done.stdout
+    done = tool("salvage", shard(out), tmp_path / "rescued")
+    assert done.returncode == 1
     assert "lost: 小 猫/猫" in done.stdout
     assert "2 of 3 records intact" in done.stdout
     assert "1 damaged place" in done.stdout

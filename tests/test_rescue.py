@@ -7,6 +7,7 @@ from tfpipe.inspection.rescue import salvage
 from tfpipe.records import manifest as manifests
 from tfpipe.records import tfrecord
 from tfpipe.records.catalog import read_split
+from tfpipe.records.errors import DataError
 from tfpipe.records.tfrecord import Gap
 
 
@@ -81,12 +82,14 @@ def test_inserted_garbage(tiny, tmp_path):
 
 
 def test_nothing_but_zeros(tiny, tmp_path):
-    path, records = spans(tiny)
+    path, _ = spans(tiny)
     path.write_bytes(bytes(path.stat().st_size))
-    report = salvage(path, tmp_path / "rescued")
-    assert report.num_records == 0
-    assert len(report.lost) == len(records)
-    assert report.gaps == [Gap(0, path.stat().st_size)]
+    for content in (bytes(path.stat().st_size), b""):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=f"no intact record in its {len(content):,} bytes; nothing was written") as caught:
+            salvage(path, tmp_path / "rescued")
+        assert caught.value.path == str(path)
+        assert not list(tmp_path.glob("*rescued*"))
 
 
 @pytest.mark.parametrize("alone", ["catalogue gone", "elsewhere", "other name"])
@@ -126,4 +129,19 @@ def test_refusals(tiny, tmp_path):
     assert path.read_bytes() == content
     with pytest.raises(FileNotFoundError):
         salvage(tmp_path / "nix", tmp_path / "rescued")
+    with pytest.raises(FileNotFoundError, match=r"/nowhere: no such folder, for the output rescued$"):
+        salvage(path, tmp_path / "nowhere" / "rescued")
+    assert not list(tmp_path.glob("*rescued*"))
+
+
+def test_only_a_regular_file_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for path, kind in (
+        ("/dev/zero", "no regular file"),
+        (tmp_path / "pipe", "no regular file"),
+        (tmp_path / "folder", "a folder"),
+    ):
+        with pytest.raises(ValueError, match=f"^{path}: {kind}; a TFRecord file was expected"):
+            salvage(path, tmp_path / "rescued")
     assert not list(tmp_path.glob("*rescued*"))

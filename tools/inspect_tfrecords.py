@@ -4,23 +4,30 @@
   inspect_tfrecords info DIR                  the data set at a glance
   inspect_tfrecords verify DIR                every byte against what was written; exit code 1 if anything is wrong
   inspect_tfrecords extract DIR OUTPUT        the original files back, bit for bit
-  inspect_tfrecords show DIR --output=PNG     a contact sheet: some pictures of each class, turned upright
+  inspect_tfrecords show DIR [OUTPUT]         a contact sheet: some pictures of each class, turned upright; a PNG file,
+                                              default contact_sheet.png in the current folder
   inspect_tfrecords diff A B                  what was added, removed, changed, relabelled, moved; exit code 1 if anything
-  inspect_tfrecords salvage SHARD OUTPUT      every intact record of a damaged shard, to a new file
+  inspect_tfrecords salvage SHARD OUTPUT      every intact record of a damaged shard, to a new file; exit code 1 if
+                                              anything was lost
 
 Each side of diff is a data set, or the folders it was made from, named as the build's --input and --unlabelled were:
 
   inspect_tfrecords diff shards/ photos/
   inspect_tfrecords diff shards/ train=signs/train,test=signs/test
   inspect_tfrecords diff shards/ cats_dogs/train,test1=cats_dogs/test1
+
+Lines of diff are KIND KEY, or KIND KEY BEFORE -> AFTER. Against a folder, KEY is the file name. A name that is empty or has
+spaces, quotes, backslashes or unprintable characters is a JSON string: removed "my cat.jpg".
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 if not __package__:  # run as a file: the checkout's own tfpipe, and none of this folder's files as modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -32,8 +39,9 @@ from tfpipe.inspection import comparison, contact_sheet, extraction, rescue, ver
 from tfpipe.records import manifest as manifests
 from tfpipe.records.summary import describe_manifest, format_bytes, plural
 
+_SHEET = "contact_sheet.png"
+
 _SPLIT = flags.DEFINE_string("split", None, "extract, show: this split only. Default: all.")
-_OUTPUT = flags.DEFINE_string("output", None, "show: the PNG file to write.")
 _PER_CLASS = flags.DEFINE_integer("per_class", 8, "show: pictures of each class.", 1)
 _MAX_CLASSES = flags.DEFINE_integer("max_classes", 50, "show: classes at most; the header says when there are more.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "show: draws the pictures.")
@@ -66,12 +74,10 @@ def _extract(directory: str, output: str) -> None:
     print(f"{output}: {plural(count, 'record')} extracted, every hash as recorded")
 
 
-def _show(directory: str) -> None:
-    if _OUTPUT.value is None:
-        raise commands.UsageError("show needs --output, the PNG file to write")
+def _show(directory: str, output: str = _SHEET) -> None:
     contact_sheet.show(
         directory,
-        _OUTPUT.value,
+        output,
         split=_SPLIT.value,
         per_class=_PER_CLASS.value,
         max_classes=_MAX_CLASSES.value,
@@ -79,7 +85,7 @@ def _show(directory: str) -> None:
         tile=_TILE.value,
         font=_FONT.value,
     )
-    print(f"{_OUTPUT.value}: written")
+    print(f"{output}: written")
 
 
 def _diff(a: str, b: str) -> int:
@@ -88,13 +94,20 @@ def _diff(a: str, b: str) -> int:
     for difference in comparison.diff(*sides, workers=_WORKERS.value):
         counts[difference.kind] += 1
         if counts.total() <= _LIMIT.value:
-            change = f": {difference.before} -> {difference.after}" if difference.before and difference.after else ""
-            print(f"{difference.kind} {difference.key}{change}")
+            key, before, after = map(_quoted, difference[1:])
+            print(difference.kind, key, *([before, "->", after] if difference.before and difference.after else []))
     if counts.total() > _LIMIT.value:
         print(f"... and {counts.total() - _LIMIT.value:,} more (--limit)")
     scope = "" if all(map(comparison.is_data_set, sides)) else " (contents only: a folder has no labels and splits to compare)"
     print(f"{', '.join(f'{count:,} {kind}' for kind, count in counts.items()) or 'no difference'}{scope}")
     return 1 if counts else 0
+
+
+def _quoted(name: str) -> str:
+    """Returns a name that is one word of a line: as it is where possible, else as a JSON string."""
+    if name and name.isprintable() and not any(character in " \"'\\" for character in name):
+        return name
+    return json.dumps(name, ensure_ascii=not name.isprintable())
 
 
 def _side(value: str) -> comparison.Side:
@@ -109,7 +122,7 @@ def _side(value: str) -> comparison.Side:
     return sides
 
 
-def _salvage(shard: str, output: str) -> None:
+def _salvage(shard: str, output: str) -> int:
     report = rescue.salvage(shard, output)
     for gap in report.gaps[: _LIMIT.value]:
         print(f"bytes {gap.start:,} to {gap.end:,}: no intact record in these {gap.end - gap.start:,} bytes")
@@ -119,6 +132,7 @@ def _salvage(shard: str, output: str) -> None:
         f"{output}: {report.num_records:,}{expected} records intact ({format_bytes(report.num_bytes)}),"
         f" {plural(len(report.gaps), 'damaged place')}, {format_bytes(sum(gap.end - gap.start for gap in report.gaps))} lost"
     )
+    return 1 if report.gaps or report.lost else 0
 
 
 def _print_some(lines: list[str], count: int) -> None:
@@ -127,27 +141,38 @@ def _print_some(lines: list[str], count: int) -> None:
         print(f"... and {count - _LIMIT.value:,} more (--limit)")
 
 
-_COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
-    "info": (_info, "DIR"),
-    "verify": (_verify, "DIR"),
-    "extract": (_extract, "DIR OUTPUT"),
-    "show": (_show, "DIR --output=PNG"),
-    "diff": (_diff, "A B"),
-    "salvage": (_salvage, "SHARD OUTPUT"),
+class _Command(NamedTuple):
+    run: Callable[..., int | None]
+    words: str  # those in brackets may be left out
+    flags: tuple[str, ...] = ()
+
+
+_COMMANDS = {
+    "info": _Command(_info, "DIR"),
+    "verify": _Command(_verify, "DIR", ("workers", "limit")),
+    "extract": _Command(_extract, "DIR OUTPUT", ("split",)),
+    "show": _Command(_show, "DIR [OUTPUT]", ("split", "per_class", "max_classes", "seed", "tile", "font")),
+    "diff": _Command(_diff, "A B", ("workers", "limit")),
+    "salvage": _Command(_salvage, "SHARD OUTPUT", ("limit",)),
 }
+_FLAGS = sorted({flag for described in _COMMANDS.values() for flag in described.flags})
 
 
 def main(arguments: list[str]) -> int | None:
     """Runs the sub-command."""
     name, *rest = arguments or [""]
     if name not in _COMMANDS:
-        usage = "".join(f"\n  {command} {words}" for command, (_, words) in _COMMANDS.items())
+        usage = "".join(f"\n  {known} {described.words}" for known, described in _COMMANDS.items())
         raise commands.UsageError(f"{f'no command {name!r}' if name else 'a command is missing'}; there are:{usage}")
-    run, words = _COMMANDS[name]
-    expected = [word for word in words.split() if not word.startswith("--")]
-    if len(rest) != len(expected):
-        raise commands.UsageError(f"usage: {name} {words} (got {len(rest)} arguments)")
-    return run(*rest)
+    chosen = _COMMANDS[name]
+    words = chosen.words.split()
+    needed = sum(not word.startswith("[") for word in words)
+    if not needed <= len(rest) <= len(words):
+        raise commands.UsageError(f"usage: {name} {chosen.words} (got {plural(len(rest), 'argument')})")
+    for flag in _FLAGS:
+        if flags.FLAGS[flag].present and flag not in chosen.flags:
+            raise commands.UsageError(f"--{flag} is not a flag of {name}")
+    return chosen.run(*rest)
 
 
 def command() -> None:

@@ -34,7 +34,7 @@ class Difference(NamedTuple):
 
     Attributes:
         kind: "added", "removed", "changed" (content), "relabelled" (class name) or "moved" (split).
-        key: of the record.
+        key: of the record; its file name where a side is a plain folder.
         before: what side a has: the hash, class name or split; "" where it has no such key.
         after: what side b has.
     """
@@ -56,10 +56,12 @@ _QUERIES = {
 
 
 def diff(a: Side, b: Side, *, workers: int | None = None) -> Iterator[Difference]:
-    """Yields what differs from `a` to `b`, by key; nothing where they hold the same.
+    """Yields what differs from `a` to `b`; nothing where they hold the same.
 
-    A data set's catalogue is taken at its word (its hash is checked; `verify` checks the shards against it); of a folder,
-    every file is read. Memory is flat: the keys are in a temporary table on disk.
+    Two data sets are compared by key. Against a folder, a record counts by its file name, under which `extract` writes it:
+    keys may be a table's ids or rows of an HDF5 file. A data set's catalogue is taken at its word (its hash is checked;
+    `verify` checks the shards against it); of a folder, every file is read. Memory is flat: the keys are in a temporary table
+    on disk.
 
     Args:
         a: a data set, or a folder of pictures: key is the path below it, hidden files are passed over, labels and splits are
@@ -69,15 +71,12 @@ def diff(a: Side, b: Side, *, workers: int | None = None) -> Iterator[Difference
 
     Raises:
         FileNotFoundError: a side is no folder, or has no catalogue.
-        DataError: a side's manifest or catalogue is damaged, or two files of a side have one key.
+        DataError: a side's manifest or catalogue is damaged, two files or records of a side have one key, or two records
+            with different bytes have one file name and the other side is a folder.
     """
     with contextlib.closing(sqlite3.connect("")) as table:  # "": in a temporary file, gone when closed
-        for name, side in (("a", a), ("b", b)):
-            table.execute(f"CREATE TABLE {name} (key TEXT PRIMARY KEY, sha256 TEXT, class_name TEXT, split TEXT) WITHOUT ROWID")
-            try:
-                table.executemany(f"INSERT INTO {name} VALUES (?, ?, ?, ?)", _entries(side, workers))  # noqa: S608 (a or b)
-            except sqlite3.IntegrityError:
-                raise DataError(f"two files or records of {side} have the same key") from None
+        for name, side, other in (("a", a, b), ("b", b, a)):
+            _fill(table, name, side, workers, by_filename=not is_data_set(other))
         for kind, query in _QUERIES.items():
             for key, before, after in table.execute(f"{query} ORDER BY key"):
                 yield Difference(kind, key, before, after)
@@ -88,22 +87,34 @@ def is_data_set(side: Side) -> bool:
     return not isinstance(side, Mapping) and (Path(side) / manifests.FILE_NAME).exists()
 
 
-def _entries(side: Side, workers: int | None) -> Iterator[_Entry]:
+def _fill(table: sqlite3.Connection, name: str, side: Side, workers: int | None, *, by_filename: bool) -> None:
+    table.execute(f"CREATE TABLE {name} (key TEXT PRIMARY KEY, sha256 TEXT, class_name TEXT, split TEXT) WITHOUT ROWID")
+    for entry in _entries(side, workers, by_filename):
+        try:
+            table.execute(f"INSERT INTO {name} VALUES (?, ?, ?, ?)", entry)  # noqa: S608 (a or b)
+        except sqlite3.IntegrityError:
+            ((sha256,),) = table.execute(f"SELECT sha256 FROM {name} WHERE key = ?", entry[:1])  # noqa: S608
+            what = "file name" if by_filename and is_data_set(side) else "key"
+            if what == "key" or sha256 != entry[1]:  # records of one file name and equal bytes are extracted to one file
+                raise DataError(f"two files or records of {side} have the same {what}, {entry[0]!r}") from None
+
+
+def _entries(side: Side, workers: int | None, by_filename: bool) -> Iterator[_Entry]:
     if isinstance(side, Mapping):
         for prefix, folder in side.items():
             yield from _files(Path(folder), f"{prefix}/" if prefix else "", workers)
     elif is_data_set(side):
-        yield from _records(Path(side))
+        yield from _records(Path(side), by_filename)
     else:
         yield from _files(Path(side), "", workers)
 
 
-def _records(directory: Path) -> Iterator[_Entry]:
+def _records(directory: Path, by_filename: bool) -> Iterator[_Entry]:
     manifest = manifests.load(directory)
     if problem := manifests.hash_problem(directory / CATALOG_NAME, manifest.companions[CATALOG_NAME]):
         raise problem
     for row in read_catalog(directory):
-        yield row.key, row.sha256, row.class_name, row.split
+        yield row.filename if by_filename else row.key, row.sha256, row.class_name, row.split
 
 
 def _files(root: Path, prefix: str, workers: int | None) -> Iterator[_Entry]:

@@ -6,13 +6,15 @@ extract("shards/", "photos/")                  # photos/cat/1.jpg, ...
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from tfpipe.inspection.findings import Finding
 from tfpipe.inspection.reading import read_shard
 from tfpipe.records import manifest as manifests
-from tfpipe.records.catalog import Row, read_catalog
+from tfpipe.records.catalog import Row, read_catalog, read_split
 from tfpipe.records.errors import DataError
+from tfpipe.records.manifest import Manifest, Shard
 from tfpipe.records.progress import ProgressBar
 from tfpipe.records.schema import Record
 
@@ -27,34 +29,65 @@ def extract(
     """Writes the picture of each record to `output`/`image/filename`, and returns the number of records.
 
     Each picture's hash, and each shard's, is checked. A file that is there with the same bytes is left alone, one with other
-    bytes is never overwritten, nothing is written outside `output`, and no unfinished file bears a final name.
+    bytes is never overwritten, nothing is written outside `output`, and no unfinished file bears a final name. After an error
+    the same call goes on with the files that are not there yet.
 
     Args:
         directory: the data set's folder.
-        output: folder to write to; made if need be.
+        output: folder to write to, not within the data set; made if need be.
         split: the split to extract, default all.
         progress: show it on stderr.
 
     Raises:
         FileNotFoundError: there is no manifest.
         FileExistsError: another file is in the way; the message names it.
-        ValueError: there is no such split.
-        DataError: the data set is damaged, or a record's file name leads out of `output`.
+        ValueError: there is no such split, or `output` lies within the data set.
+        DataError: the data set is damaged (the message names shard, offset and source file), or a record's file name leads
+            out of `output`.
+        OSError: a file cannot be written: `filename` is its path.
     """
     manifest = manifests.load(directory)
     names = list(manifest.splits) if split is None else [split]
-    shards = [shard for name in names for shard in manifest.split(name).shards]
+    shards = [(name, shard) for name in names for shard in manifest.split(name).shards]
+    if Path(output).resolve().is_relative_to(Path(directory).resolve()):
+        raise ValueError(f"{os.fspath(output)}: the output must be outside the data set's folder")
     manifests.check_files(directory, manifest, names)
-    count = sum(shard.num_records for shard in shards)
+    count = sum(shard.num_records for _, shard in shards)
     writer = _Writer(Path(directory), Path(output), names)
     with ProgressBar("extract", count, enabled=progress) as bar:
-        for shard in shards:
-            for offset, record in read_shard(Path(directory), shard):
+        for name, shard in shards:
+            for offset, record in _records(Path(directory), manifest, name, shard):
                 writer.write(record, Path(directory) / shard.file, offset)
                 bar.add(1, len(record.encoded))
     # Once for all: a sync per file would take longer than everything else.
     os.sync()
     return count
+
+
+def _records(directory: Path, manifest: Manifest, split: str, shard: Shard) -> Iterator[tuple[int, Record]]:
+    try:
+        yield from read_shard(directory, shard)
+    except DataError as error:
+        source = _source(directory, manifest, split, shard, error.offset)
+        message = f"{error.message}; `verify` lists all that is damaged, `salvage` rescues what is intact of a shard"
+        raise Finding(message, path=error.path, offset=error.offset, source=source) from None
+
+
+def _source(directory: Path, manifest: Manifest, split: str, shard: Shard, offset: int | None) -> str:
+    """Returns the file name of the record at an offset, "" where index and catalogue do not tell it."""
+    try:
+        for row, start, _ in read_split(directory, manifest, split):
+            if start == offset and manifest.splits[split].shards[row.shard] == shard:
+                return row.filename
+    except (OSError, DataError):  # only needed for a better message
+        pass
+    return ""
+
+
+def _stopped(error: OSError, path: Path) -> OSError:
+    """Returns the error with the path that it is about, which writing to a full disk does not say, and what to do."""
+    advice = "what was extracted is kept: once this is mended, the same command goes on"
+    return OSError(error.errno, f"{error.strerror or error} ({advice})", os.fspath(path))
 
 
 class _Writer:
@@ -75,8 +108,10 @@ class _Writer:
             with open(temporary, "xb") as file:
                 file.write(record.encoded)
             os.replace(temporary, target)
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise _stopped(error, target) from error
             raise
 
     def _target(self, record: Record, shard: Path, offset: int) -> Path:
@@ -101,6 +136,8 @@ class _Writer:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise FileExistsError(f"{existing}: a file is in the way of the folder of {filename!r}") from None
+        except OSError as error:
+            raise _stopped(error, self._root / filename) from error
         self._safe.add(folder)
 
     def _compare(self, target: Path, record: Record) -> None:

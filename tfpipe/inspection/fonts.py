@@ -7,6 +7,8 @@ import os
 import unicodedata
 from typing import TYPE_CHECKING, Protocol
 
+from tfpipe.records.summary import plural
+
 if TYPE_CHECKING:
     from PIL import ImageFont
 
@@ -100,9 +102,18 @@ def choose(text: str, path: str | os.PathLike[str] | None = None) -> Fonts:
     else:
         best = _best(text)
     if best.missing:
-        shown = "".join(sorted(best.missing)[:20])
-        advice = "are not in the font" if path is not None else "are in no font found here; pass one that has them (font)"
-        _log.warning("%d characters %s, and are drawn as escapes: %s", len(best.missing), advice, shown)
+        count = len(best.missing)
+        verb, them = ("is", "it") if count == 1 else ("are", "them")
+        where = "not in this font" if path is not None else "in no font found here"
+        _log.warning(
+            "%s %s %s and drawn as %s: %s; a font file that has %s can be given with --font (in Python font=)",
+            plural(count, "character"),
+            verb,
+            where,
+            "an escape" if count == 1 else "escapes",
+            "".join(sorted(best.missing)[:20]),
+            them,
+        )
     return best
 
 
@@ -118,7 +129,7 @@ def _best(text: str) -> Fonts:
         if not best.missing:
             break
     if best is None:
-        raise OSError("no font was found: pass one (font)")
+        raise OSError("no font was found: give a font file with --font (in Python font=)")
     return best
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,12 +50,13 @@ def salvage(shard: str | os.PathLike[str], output: str | os.PathLike[str]) -> Re
         output: the new file, written atomically.
 
     Raises:
-        FileNotFoundError: there is no such shard.
+        FileNotFoundError: there is no such shard, or no folder for `output`.
         FileExistsError: there is something at `output`.
+        ValueError: `shard` is a folder, a device or the like.
+        DataError: no record is intact; nothing is written.
     """
     source, target = Path(shard), Path(output)
-    if os.path.lexists(target):
-        raise FileExistsError(f"{target}: exists already; it was not overwritten")
+    _check_paths(source, target)
     num_records = num_bytes = 0
     gaps: list[Gap] = []
     with written_atomically(target) as file:
@@ -66,8 +68,22 @@ def salvage(shard: str | os.PathLike[str], output: str | os.PathLike[str]) -> Re
                 file.write(part)
             num_records += 1
             num_bytes += piece.length
+        if not num_records:  # within the block: no empty file is left behind
+            message = f"no intact record in its {source.stat().st_size:,} bytes; nothing was written"
+            raise DataError(message, path=source)
     num_expected, lost = _lost(source, target)
     return RescueReport(num_records, num_bytes, gaps, num_expected, lost)
+
+
+def _check_paths(source: Path, target: Path) -> None:
+    mode = source.stat().st_mode
+    if not stat.S_ISREG(mode):  # a named pipe would wait for a writer, a device may have no end
+        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise ValueError(f"{source}: {kind}; a TFRecord file was expected, one shard of a data set")
+    if os.path.lexists(target):
+        raise FileExistsError(f"{target}: exists already; it was not overwritten")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent}: no such folder, for the output {target.name}")
 
 
 def _lost(shard: Path, rescued: Path) -> tuple[int | None, list[str]]:

@@ -5,12 +5,16 @@
 
 Records are found by the index, so that a damaged one does not hide those behind it. Where the index itself is damaged,
 they are found by their CRCs.
+
+What follows on the bytes that the manifest tells of is never read, however long a shard has become: that its size differs is
+`manifest.file_problems`' to tell.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,6 +32,7 @@ from tfpipe.records.manifest import Manifest, index_file
 from tfpipe.records.schema import UNLABELLED, Record
 
 _TICK_RECORDS = 64
+_PIECE_BYTES = 1 << 20
 _COMPARED = ("key", "filename", "label", "class_name", "format", "height", "width", "orientation", "sha256")
 
 Tick = Callable[[int, int], None]  # records and bytes done since the last call
@@ -75,6 +80,8 @@ def check_shard(
 ) -> ShardReport:
     """Checks one shard: its hash, its index, each frame's CRCs, each record against its row, each picture's hash.
 
+    A size that is not the manifest's is no finding here, see `manifest.file_problems`; what it costs in records is one.
+
     Args:
         directory: the data set's folder.
         manifest: its manifest.
@@ -98,17 +105,15 @@ class _ShardCheck:
         self._rows = None if rows is None else Cursor(rows)
         self._tick = tick
         self._ticked = 0  # bytes told so far
+        self._size = 0  # bytes to look at
         self.report = ShardReport()
 
     def run(self) -> ShardReport:
         try:
-            digest = sha256_of(self._path)
-            if digest != self._shard.sha256:
-                self._add(f"the shard's SHA-256 is {digest}, the manifest says {self._shard.sha256}")
-            if self._index_is_whole():
-                self._check_by_index()
+            if kind := _irregular(self._path):  # opening a named pipe would wait for a writer
+                self._add(f"{kind} in a shard's place")
             else:
-                self._check_by_scan()
+                self._check()
         except FileNotFoundError:  # `manifest.file_problems` says so; what is lost is told here
             pass
         except OSError as error:  # a bad sector, say
@@ -118,11 +123,28 @@ class _ShardCheck:
                 self._add("lost: the catalogue has this record, the shard has not", source=row.filename)
         return self.report
 
+    def _check(self) -> None:
+        found = os.path.getsize(self._path)
+        self._size = min(found, self._shard.num_bytes)
+        if found >= self._shard.num_bytes:  # the hash of a shorter one differs anyway
+            digest = _sha256_of_start(self._path, self._size)
+            if digest != self._shard.sha256:
+                self._add(f"the shard's SHA-256 is {digest}, the manifest says {self._shard.sha256}")
+        if self._index_is_whole():
+            self._check_by_index()
+        elif found > self._shard.num_bytes:
+            self._check_in_order()
+        else:
+            self._check_by_scan()
+
     def _add(self, message: str, offset: int | None = None, source: str = "", path: Path | None = None) -> None:
         self.report.findings.add(Finding(message, path=path or self._path, offset=offset, source=source))
 
     def _index_is_whole(self) -> bool:
         try:
+            if kind := _irregular(self._index_path):
+                self._add(f"{kind} in the place of the index of {self._shard.file}", path=self._index_path)
+                return False
             digest = sha256_of(self._index_path)
         except OSError as error:
             self._add(f"the index of {self._shard.file}: {error.strerror or error}", path=self._index_path)
@@ -143,16 +165,14 @@ class _ShardCheck:
         except DataError as error:  # an index that is wrong and yet as the manifest says: never written by tfpipe
             self.report.findings.add(error)
         self._check_count(position + 1, "the index lists")
-        size = self._path.stat().st_size
-        if size > done:
-            self._add(f"{size - done} bytes behind the last record", offset=done)
+        if self._size > done:
+            self._add(f"{self._size - done} bytes behind the last record", offset=done)
 
     def _pieces_by_index(self) -> Iterator[_Piece]:
         with open(self._path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
             for offset, length in read_index(self._index_path):
                 try:
-                    data = tfrecord.read_frame(file, offset, size, self._path)
+                    data = tfrecord.read_frame(file, offset, self._size, self._path)
                 except DataError as error:
                     yield _Piece(offset, None, error.message, offset + length)
                     continue
@@ -161,6 +181,19 @@ class _ShardCheck:
                     yield _Piece(offset, data, "", offset + length)
                 else:
                     yield _Piece(offset, None, f"a record of {found} bytes, the index says {length}", offset + length)
+
+    def _check_in_order(self) -> None:
+        """Checks the records up to the first damage: behind it, a search would run to the end of a file of any length."""
+        count = offset = 0
+        try:
+            with open(self._path, "rb") as file:
+                while offset < self._size:
+                    data = tfrecord.read_frame(file, offset, self._size, self._path)
+                    self._check_piece(_Piece(offset, data), self._rows.take(None) if self._rows else None, count)
+                    count, offset = count + 1, offset + tfrecord.FRAME_BYTES + len(data)
+        except DataError as error:
+            self._add(f"{error.message}; index and size are wrong too: not searched for records from here on", offset=offset)
+        self._check_count(count, "the shard begins with")
 
     def _check_by_scan(self) -> None:
         count, after_gap = 0, False
@@ -250,6 +283,23 @@ class _ShardCheck:
         report.properties["png"] += record.format == "PNG"
         report.key_hashes.append(hash_key(record.key))
         report.content_hashes.append(int.from_bytes(digest[:8], "little"))
+
+
+def _irregular(path: Path) -> str:
+    """Returns what stands at a path, or "" where it is a regular file, which alone may be opened."""
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        return ""
+    return "a folder" if stat.S_ISDIR(mode) else "no regular file"
+
+
+def _sha256_of_start(path: Path, num_bytes: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(min(_PIECE_BYTES, num_bytes)):
+            digest.update(piece)
+            num_bytes -= len(piece)
+    return digest.hexdigest()
 
 
 def hash_key(key: str) -> int:
