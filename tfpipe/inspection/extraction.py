@@ -103,8 +103,9 @@ class _Writer:
         if os.path.lexists(target):
             self._compare(target, record)
             return
-        temporary = target.with_name(f".{os.getpid()}.tmp")  # short: the name itself may be as long as names can be
+        temporary = target.with_name(f".tfpipe-{os.getpid()}.tmp")  # short: the name itself may be as long as names can be
         try:
+            temporary.unlink(missing_ok=True)  # left by a process that was killed: in a container ids come again
             with open(temporary, "xb") as file:
                 file.write(record.encoded)
             os.replace(temporary, target)
