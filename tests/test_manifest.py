@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import re
 
 import pytest
@@ -110,6 +111,9 @@ def test_hashes_of_catalogue_and_indexes(saved, name):
         manifest.check_hashes(directory, content)
     (directory / name).unlink()
     with pytest.raises(DataError, match=rf"{name}: missing"):
+        manifest.check_hashes(directory, content)
+    os.mkfifo(directory / name)
+    with pytest.raises(DataError, match=rf"{name}: cannot be read: not a regular file"):
         manifest.check_hashes(directory, content)
 
 

@@ -200,7 +200,7 @@ class _Verification:
         for split in self._manifest.splits.values():
             for shard in split.shards:
                 path = self._directory / shard.file
-                for piece in tfrecord.salvage_frames(path) if path.exists() else ():
+                for piece in tfrecord.salvage_frames(path) if path.is_file() else ():
                     if isinstance(piece, tfrecord.Frame):
                         with contextlib.suppress(DataError):
                             yield path, piece.offset, schema.decode(piece.data).key

@@ -280,6 +280,8 @@ def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: 
 def hash_problem(path: Path, sha256: str) -> DataError | None:
     """Returns what is wrong with a file whose SHA-256 the manifest lists, or None."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+            return DataError("cannot be read: not a regular file", path=path)
         actual = sha256_of(path)
     except FileNotFoundError:
         return DataError("missing, though the manifest lists it", path=path)
