@@ -617,7 +617,7 @@ def test_splits_of_inputs_that_have_splits_are_refused(tmp_path):
 def test_layout_filename_where_every_picture_is_a_class_of_its_own(tmp_path):
     for index in range(12):
         write(tmp_path / f"in/{index}.jpg", picture(index))
-    with pytest.raises(ValueError, match="is this layout='flat'"):
+    with pytest.raises(ValueError, match="is this layout=flat"):
         build(tmp_path / "in", tmp_path / "out", layout="filename")
 
 

@@ -48,7 +48,7 @@ def check_inputs(state: State, options: Options) -> None:
     ]
     if rejected and options.on_error == "fail":
         raise DataError(
-            f"{len(rejected)} inputs cannot be taken; mend or remove them, or leave them out with on_error='skip':"
+            f"{len(rejected)} inputs cannot be taken; mend or remove them, or leave them out with on_error=skip:"
             + _listing(rejected)
         )
     if count := state.value(f"SELECT count(*) FROM inputs WHERE reason IS NULL AND {PNG_NAMED_JPEG}"):
@@ -85,7 +85,7 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
     if conflicts and options.on_conflict == "fail":
         raise DataError(
             f"{len(conflicts)} groups of byte-identical pictures have different labels; mend them, or keep them all with"
-            " on_conflict='keep':" + _listing(_shown(state, group) for group in conflicts)
+            " on_conflict=keep:" + _listing(_shown(state, group) for group in conflicts)
         )
     _split(state, options)
     leaks = _groups(state, "split", "")
@@ -172,7 +172,7 @@ def _label(state: State, options: Options, class_order: Sequence[str] | None) ->
     records = state.value("SELECT count(*) FROM inputs WHERE reason IS NULL AND class_name NOT NULL")
     if options.layout == "filename" and len(found) == records > 9:
         raise ValueError(
-            f"{records} pictures have {records} different class names ({', '.join(found[:3])}, ...): is this layout='flat',"
+            f"{records} pictures have {records} different class names ({', '.join(found[:3])}, ...): is this layout=flat,"
             " or does it need another label_pattern?"
         )
     state.write("UPDATE inputs SET label = ? WHERE reason IS NULL AND class_name IS NULL", (UNLABELLED,))

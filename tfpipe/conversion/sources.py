@@ -107,8 +107,8 @@ def guess_layout(path: Path) -> str:
     if top and all(entry.is_dir() for entry in top):
         return "folders"
     raise ValueError(
-        f"{path}: the layout is not certain here: pass layout='folders' (one folder per class), 'filename' (the class is in"
-        " the file's name), or 'flat' (no labels)"
+        f"{path}: the layout is not certain here: pass layout=folders (one folder per class), filename (the class is in"
+        " the file's name), or flat (no labels)"
     )
 
 
