@@ -329,7 +329,7 @@ def test_a_record_that_is_no_example_is_named(tmp_path: Path, monkeypatch: pytes
         ({"batch_size": 0}, "batch_size must be a positive integer or None (got 0)"),
         ({"batch_size": 2.0}, "batch_size must be a positive integer or None (got 2.0)"),
         ({"batch_size": True}, "batch_size must be a positive integer or None (got True)"),
-        ({"num_parallel_calls": -1}, "num_parallel_calls must be a positive integer or None (got -1)"),
+        ({"num_parallel_calls": -2}, "num_parallel_calls must be a positive integer or None (got -2)"),
         ({"shard": (2, 2)}, "shard must be (index, count) with 0 <= index < count (got (2, 2))"),
         ({"shard": (-1, 2)}, "shard must be (index, count) with 0 <= index < count (got (-1, 2))"),
         ({"shard": (0, 0)}, "shard must be (index, count) with 0 <= index < count (got (0, 0))"),
