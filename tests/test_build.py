@@ -730,6 +730,7 @@ def test_the_default_split_is_train_or_for_unlabelled_pictures_test(photos, tmp_
 def test_three_builds_at_once_end_with_one_data_set_or_an_error_each(photos, tmp_path):
     write(photos / "cat/bad.jpg", b"")
     command = [sys.executable, CHECKOUT / "tools/build_tfrecords.py", f"--input={photos}", f"--output={tmp_path}/out"]
+    command.append("--workers=1")  # each waits three seconds at most for the others
     running = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     for process in running:  # the first removes the folder that the others wait for
         _, said = process.communicate(timeout=60)
