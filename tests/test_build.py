@@ -331,6 +331,44 @@ def test_a_table_with_ids_whose_paths_change_is_another_input(tmp_path, monkeypa
         build(table, tmp_path / "fresh", layout="csv")
 
 
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_what_could_not_be_read_is_looked_at_again(photos, tmp_path, monkeypatch, on_error):
+    target = photos / "cat/3.jpg"
+    real = Build._audit
+
+    def audit_without(self, state, workers):
+        target.rename(tmp_path / "away")
+        real(self, state, workers)
+        (tmp_path / "away").rename(target)  # with its time of modification
+
+    monkeypatch.setattr(Build, "_audit", audit_without)
+    stop_before(monkeypatch, "_plan")
+    with pytest.raises(KeyboardInterrupt):
+        build(photos, tmp_path / "out", on_error=on_error)
+    monkeypatch.undo()
+    assert build(photos, tmp_path / "out", on_error=on_error).splits["train"].num_records == 25
+    build(photos, tmp_path / "fresh", on_error=on_error)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
+
+
+def test_an_output_with_two_slashes(photos, tmp_path):
+    assert build(photos, f"/{tmp_path}/out").splits["train"].num_records == 25
+
+
+def test_an_unlabelled_split_is_not_filled_by_another_input(photos, tmp_path):
+    write(tmp_path / "bare/x.jpg", picture(5000))
+    with pytest.raises(ValueError, match="split 'test' is the unlabelled input's"):
+        build(photos, tmp_path / "out", layout="flat", unlabelled={"test": tmp_path / "bare"})
+
+
+def test_two_tables_of_one_name_with_bad_rows(tmp_path):
+    for folder in ("p", "q"):
+        write(tmp_path / folder / f"{folder}.jpg", picture(ord(folder)))
+        write(tmp_path / folder / "t.csv", f"path,label\n,a\n{folder}.jpg,a\n".encode())
+    inputs = {"train": tmp_path / "p/t.csv", "test": tmp_path / "q/t.csv"}
+    assert build(inputs, tmp_path / "out", layout="csv", on_error="skip").rejected == {"bad_row": 2}
+
+
 def test_a_damaged_state_is_named(photos, tmp_path, monkeypatch):
     stop_before(monkeypatch, "_write")
     with pytest.raises(KeyboardInterrupt):
@@ -591,6 +629,7 @@ def test_a_class_name_that_would_not_survive_is_named(tmp_path):
         ({"num_shards": "4"}, "num_shards must be a whole number"),
         ({"seed": "0"}, "seed must be a whole number"),
         ({"seed": 0.5}, "seed must be a whole number"),
+        ({"seed": None}, "seed must be a whole number"),
         ({"workers": "2"}, "workers must be a whole number"),
         ({"unlabelled": "dir"}, "unlabelled must be a path by split name"),
         ({"splits": "train=0.8"}, "splits must be a number by split name"),
@@ -682,6 +721,10 @@ def test_a_split_partly_labelled_or_partly_given(tmp_path):
     table = write(tmp_path / "t.csv", b"path,label\n1.jpg,a\n2.jpg,\n")
     with pytest.raises(tfpipe.DataError, match=r"split 'train' has pictures with a label and others without: 2\.jpg"):
         build(table, tmp_path / "out", layout="csv")
+    for rows in (b"1.jpg,,train\n2.jpg,,\n", b"1.jpg,a,train\n2.jpg,a,\n"):
+        write(table, b"path,label,split\n" + rows)
+        with pytest.raises(tfpipe.DataError, match=r"some inputs name a split and others do not: 2\.jpg"):
+            build(table, tmp_path / "out", layout="csv")
     write(table, b"path,label,split\n1.jpg,a,train\n2.jpg,a,\n")
     with pytest.raises(tfpipe.DataError, match=r"some inputs name a split and others do not: 2\.jpg"):
         build(table, tmp_path / "out", layout="csv")

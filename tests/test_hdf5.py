@@ -113,3 +113,21 @@ def test_signs(test_data, tmp_path):
             row = int(record.key.split("#")[1])
             assert np.array_equal(np.asarray(Image.open(io.BytesIO(record.encoded))), file["test_set_x"][row])
             assert record.label == file["test_set_y"][row]
+
+
+def test_another_order_of_the_classes_is_another_input(tmp_path):
+    images = pixels(4, 4, 4, 3)
+    path = store(tmp_path / "x.h5", x=images, y=np.array([0, 1, 0, 1]), list_classes=np.array([b"a", b"b"]))
+    tfpipe.build_tfrecords(path, tmp_path / "out", workers=1, progress=False)
+    store(path, x=images, y=np.array([1, 0, 1, 0]), list_classes=np.array([b"b", b"a"]))  # the same names, other numbers
+    with pytest.raises(ValueError, match="the order of the classes was"):
+        tfpipe.build_tfrecords(path, tmp_path / "out", workers=1, progress=False)
+
+
+def test_two_files_of_which_one_lacks_the_last_class(tmp_path):
+    inputs = {
+        "train": store(tmp_path / "a.h5", x=pixels(3, 4, 4), y=np.arange(3)),
+        "test": store(tmp_path / "b.h5", x=pixels(2, 4, 4, seed=1), y=np.arange(2)),
+    }
+    content = tfpipe.build_tfrecords(inputs, tmp_path / "out", layout="hdf5", workers=1, progress=False)
+    assert list(content.class_names) == ["0", "1", "2"]

@@ -99,7 +99,7 @@ def build_tfrecords(
         splits=None if splits is None else _numbers("splits", splits, float),
         num_shards=_numbers("num_shards", num_shards, operator.index) if isinstance(num_shards, Mapping) else num_shards,
         shard_bytes=shard_bytes,
-        seed=seed if isinstance(seed, str | float) else operator.index(seed),
+        seed=operator.index(seed) if hasattr(seed, "__index__") else seed,
         on_error=on_error,
         on_conflict=on_conflict,
         allow_leaks=allow_leaks,

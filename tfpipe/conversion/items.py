@@ -85,10 +85,11 @@ class Listing:
         """Returns one listing of all.
 
         Raises:
-            DataError: two of them order their classes differently.
+            DataError: two of them order their classes differently; one may lack the last ones.
         """
         orders = [listing.class_names for listing in listings if listing.class_names is not None]
+        orders.sort(key=len, reverse=True)
         for other in orders[1:]:
-            if list(other) != list(orders[0]):
+            if list(other) != list(orders[0][: len(other)]):
                 raise DataError(f"the inputs name their classes differently: {list(orders[0])} and {list(other)}")
         return Listing(itertools.chain.from_iterable(x.items for x in listings), orders[0] if orders else None)

@@ -25,7 +25,10 @@ def locked(directory: Path) -> Iterator[int]:
     while True:
         made = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            descriptor = os.open(directory, os.O_RDONLY)
+        except FileNotFoundError:  # removed again by whoever made it
+            continue
         try:
             _lock(descriptor, directory)
             # Whoever had it may have removed the folder, and another may have made it anew: then this is not its lock.

@@ -26,20 +26,25 @@ PNG_NAMED_JPEG = "format = 'PNG' AND (lower(filename) LIKE '%.jpg' OR lower(file
 _OVERHEAD_BYTES = 380  # of a record beside its picture, about
 
 
-def check_inputs(state: State, options: Options) -> None:
-    """Raises if the audit found what cannot be built from, naming everything at once.
-
-    Raises:
-        DataError: two inputs have one key; an input was rejected and `on_error` is "fail"; or nothing is left.
-    """
+def check_keys(state: State) -> None:
+    """Raises `DataError` if two inputs have one key, naming each."""
     state.write("CREATE INDEX IF NOT EXISTS inputs_key ON inputs (key)")
-    double = [key for (key,) in state.rows("SELECT key FROM inputs GROUP BY key HAVING count(*) > 1 ORDER BY key")]
+    taken = "SELECT key FROM inputs WHERE kind != ''"  # rows of two tables that were not taken may share a name
+    double = [key for (key,) in state.rows(f"{taken} GROUP BY key HAVING count(*) > 1 ORDER BY key")]
     if double:
         lines = [" = ".join(path for (path,) in state.rows("SELECT path FROM inputs WHERE key = ?", (key,))) for key in double]
         raise DataError(
             f"{len(double)} keys are given to more than one input; rename files, or give the rows of tables ids that differ:"
             + _listing(f"{key}: {line}" for key, line in zip(double, lines, strict=True))
         )
+
+
+def check_inputs(state: State, options: Options) -> None:
+    """Raises if the audit found what cannot be built from, naming everything at once.
+
+    Raises:
+        DataError: an input was rejected and `on_error` is "fail"; or nothing is left.
+    """
     rejected = [
         f"{reason}: {path}: {message}"
         for reason, path, message in state.rows(
@@ -151,7 +156,11 @@ def _label(state: State, options: Options, class_order: Sequence[str] | None) ->
         name for (name,) in state.rows("SELECT DISTINCT class_name FROM inputs WHERE reason IS NULL AND class_name NOT NULL")
     ]
     # The names stand one per line in a file that tensorflow-datasets strips.
-    broken = sorted(name for name in found if name != name.strip() or len(name.splitlines()) > 1)
+    broken = sorted(
+        name
+        for name in {*found, *(options.class_names or class_order or ())}
+        if name != name.strip() or len(name.splitlines()) > 1
+    )
     if broken:
         raise DataError(f"a class name holds a line break, or begins or ends with a space: {broken[0]!r}")
     order = list(options.class_names or class_order or sorted(found, key=_class_order(found)))
@@ -202,24 +211,23 @@ def _split(state: State, options: Options) -> None:
     given = "UPDATE inputs SET split = given_split WHERE reason IS NULL AND given_split NOT NULL"
     state.write(given)
     without = "reason IS NULL AND split IS NULL"
+    inherent = state.value(
+        "SELECT given_split FROM inputs WHERE reason IS NULL AND given_split NOT NULL AND given_split NOT IN"
+        f" ({', '.join('?' * len(options.unlabelled_splits))})",
+        options.unlabelled_splits,
+    )
     if options.splits is not None:
-        inherent = state.value(
-            "SELECT given_split FROM inputs WHERE reason IS NULL AND given_split NOT NULL AND given_split NOT IN"
-            f" ({', '.join('?' * len(options.unlabelled_splits))})",
-            options.unlabelled_splits,
-        )
         if inherent is not None:
             raise ValueError(
                 f"the input already has splits ({inherent}, ...): splits={dict(options.splits)} would cut it twice"
             )
         _cut(state, options)
-    elif state.value(f"SELECT 1 FROM inputs WHERE {without} LIMIT 1"):
-        if state.value(f"SELECT key FROM inputs WHERE {without} AND label >= 0 LIMIT 1"):
-            named = state.value("SELECT count(*) FROM inputs WHERE reason IS NULL AND given_split NOT NULL AND label >= 0")
-            key = state.value(f"SELECT key FROM inputs WHERE {without} ORDER BY key")
-            if named:
-                raise DataError(f"some inputs name a split and others do not: {key}")
+    elif (key := state.value(f"SELECT key FROM inputs WHERE {without} ORDER BY key")) is not None:
+        if inherent is not None:
+            raise DataError(f"some inputs name a split and others do not: {key}")
         default = "test" if options.layout == "flat" else "train"
+        if default in options.unlabelled_splits:
+            raise ValueError(f"split {default!r} is the unlabelled input's: name the other input's split, as in train=DIR")
         _log.info("no splits given: all pictures go into split %r", default)
         state.write(f"UPDATE inputs SET split = ? WHERE {without}", (default,))
     for (split,) in list(state.rows("SELECT DISTINCT split FROM inputs WHERE reason IS NULL")):

@@ -158,9 +158,15 @@ class State:
         while batch := cursor.fetchmany(max_rows):
             yield batch
 
-    def accept(self) -> None:
-        """Takes over from the new listing where the inputs lie and when they were modified, and commits."""
+    def accept(self, *, reopen: bool) -> None:
+        """Takes over from the new listing where the inputs lie and when they were modified, and commits.
+
+        Args:
+            reopen: let inputs that could not be read be audited again; not where a plan was made without them.
+        """
         self.write("UPDATE inputs SET path = now.path, mtime_ns = now.mtime_ns FROM now WHERE now.key = inputs.key")
+        if reopen:
+            self.write("UPDATE inputs SET reason = NULL, message = NULL WHERE kind != '' AND sha256 IS NULL")
         self.write("DROP TABLE now")
         self.commit()
 

@@ -62,6 +62,12 @@ def _advice(differences: Sequence[str]) -> str:
     return f"{shown}{more}\nGive it what it was begun with, or delete the output folder to start over."
 
 
+def _order_differences(before: Sequence[str] | None, now: Sequence[str] | None) -> list[str]:
+    if (before is None) == (now is None) and list(before or ()) == list(now or ()):
+        return []
+    return [f"the order of the classes was {before} and is {now}"]
+
+
 class Build(NamedTuple):
     """One call of `build_tfrecords`: where, what, and with how many hands.
 
@@ -120,6 +126,8 @@ class Build(NamedTuple):
         _log.info("listing the inputs")
         listing = self.list_inputs()
         state.list_inputs(listing.items)
+        plan.check_keys(state)
+        state.note("class_order", listing.class_names)
         state.note("options", self.options.as_json())
         return listing.class_names
 
@@ -129,10 +137,11 @@ class Build(NamedTuple):
             raise _Refusal(f"{self.directory}: an unfinished build with other options is here:" + _advice(differences))
         _log.info("going on with the unfinished build in %s", self.directory)
         listing = self.list_inputs()
-        differences = state.relist(listing.items) or self._changed(state, workers)
+        differences = _order_differences(state.fact("class_order"), listing.class_names)
+        differences = differences or state.relist(listing.items) or self._changed(state, workers)
         if differences:
             raise _Refusal(f"{self.directory}: the inputs of the unfinished build here have changed:" + _advice(differences))
-        state.accept()
+        state.accept(reopen=state.fact("planned") is None)
         return listing.class_names
 
     def _changed(self, state: State, workers: Workers) -> list[str]:
@@ -256,11 +265,15 @@ class Build(NamedTuple):
         manifests.check_files(self.directory, manifest)
         manifests.check_hashes(self.directory, manifest)
         with tempfile.TemporaryDirectory() as folder, contextlib.closing(State(Path(folder) / "state.sqlite")) as state:
-            state.list_inputs(self.list_inputs().items)
+            listing = self.list_inputs()
+            state.list_inputs(listing.items)
+            if listing.class_names is not None and self.options.class_names is None:
+                differences = _order_differences(manifest.class_names, listing.class_names)
             with Workers(self.workers) as workers:
                 self._audit(state, workers)
             if _inputs_digest(state) != manifest.inputs_sha256:
-                differences = self._content_differences(state)
+                differences += self._content_differences(state)
+            if differences:
                 raise _Refusal(f"{self.directory}: made from inputs that have changed since:" + _advice(differences))
         leftover = self.directory / manifests.BUILD_FOLDER  # killed between the manifest and the end
         if leftover.exists():

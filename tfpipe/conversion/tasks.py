@@ -183,7 +183,9 @@ class _HashedFile:
 def _planned(task: ShardTask) -> Iterator[tuple[schema.Record, int, str]]:
     """Yields (record, CRC of its picture, path it came from) in the order of the plan."""
     # immutable: nothing writes to the state while shards are written, so no lock is needed, nor possible everywhere.
-    with contextlib.closing(sqlite3.connect(f"file:{quote(task.state)}?mode=ro&immutable=1", uri=True)) as state:
+    with contextlib.closing(
+        sqlite3.connect(f"file://{quote(os.path.abspath(task.state))}?mode=ro&immutable=1", uri=True)
+    ) as state:
         query = """
             SELECT kind, path, place, crc32c, format, height, width, channels, orientation,
                    iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.png'), filename), key, sha256,
