@@ -92,7 +92,7 @@ def _stopped(error: OSError, path: Path) -> OSError:
 
 class _Writer:
     def __init__(self, directory: Path, output: Path, splits: Sequence[str]) -> None:
-        self._directory, self._output, self._splits = directory, output, splits
+        self._directory, self._splits = directory, splits
         output.mkdir(parents=True, exist_ok=True)
         self._root = output.resolve()
         self._safe: set[Path] = {self._root}
