@@ -201,5 +201,7 @@ def test_commands_are_listed_where_they_are_installed():
 
 def test_packages_are_listed_where_they_are_installed():
     listed = (CHECKOUT / "setup.cfg").read_text("utf-8").split("packages =")[1].split("package_dir")[0].split()
-    packages = {module_name(path) for path in PACKAGE.rglob("__init__.py")} | {"tfpipe.tools"}
+    packages = {module_name(path) for path in PACKAGE.rglob("__init__.py")}
+    packages |= {f"tfpipe.{module_name(path)}" for path in (CHECKOUT / "tools").rglob("__init__.py")}
+    assert {"tfpipe.records", "tfpipe.tools", "tfpipe.tools.benchmarks"} <= packages
     assert sorted(listed) == sorted(packages)

@@ -222,3 +222,24 @@ def test_a_wrong_mode_is_named():
 @pytest.mark.parametrize("source", [(60_000, 1), (1, 60_000)])
 def test_a_strip_is_padded_to_one_pixel_at_least(source: tuple[int, int]):
     assert resize_image(tf.fill([*source, 3], tf.constant(200, tf.uint8)), (64, 64), "pad").shape == [64, 64, 3]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("mode", RESIZES)
+def test_resize_is_one_antialiased_sampling_bit_for_bit(source: tuple[int, int], mode: str):
+    # Axis by axis is a matter of speed alone.
+    image = photograph(*source)
+    if mode == "stretch":
+        whole = tf.image.resize(image, (50, 81), antialias=True)
+    else:
+        scale = (max if mode == "crop" else min)(50 / source[0], 81 / source[1])
+        scaled = [max(1, int(side * scale + 0.5 + 1e-9)) for side in source]
+        whole = tf.raw_ops.ScaleAndTranslate(
+            images=image[np.newaxis],
+            size=(50, 81),
+            scale=[np.float32(have / side) for have, side in zip(scaled, source, strict=True)],
+            translation=[float(int((want - have) / 2)) for have, want in zip(scaled, (50, 81), strict=True)],
+            kernel_type="triangle",
+            antialias=True,
+        )[0]
+    assert (resize_image(image, (50, 81), mode).numpy() == np.round(whole).astype(np.uint8)).all()

@@ -40,7 +40,7 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_the_library_and_the_commands(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     library = {path.relative_to(CHECKOUT).as_posix() for path in CHECKOUT.glob("tfpipe/**/*.py")}
-    commands = {f"tfpipe/tools/{path.name}" for path in CHECKOUT.glob("tools/*.py")}
+    commands = {f"tfpipe/{path.relative_to(CHECKOUT).as_posix()}" for path in CHECKOUT.glob("tools/**/*.py")}
     assert names == {*library, *commands, "tfpipe/py.typed"}
 
 

@@ -97,15 +97,44 @@ def resize_image(image: tf.Tensor, size: tuple[int, int], mode: Resize = "stretc
     scaled = _scaled_size(source, target, mode)
     # One sampling for all modes: the result is a window on the scaled picture, and only what it shows is computed (a
     # strip of 1 x 60,000 pixels, scaled as a whole before it is cropped, would be 13 million pixels wide).
-    image = tf.raw_ops.ScaleAndTranslate(
-        images=tf.cast(image, tf.float32)[tf.newaxis],
-        size=target,
-        scale=tf.cast(scaled / source, tf.float32),
-        translation=tf.cast(tf.truncatediv(target - scaled, 2), tf.float32),
+    scale = tf.cast(scaled / source, tf.float32)
+    translation = tf.cast(tf.truncatediv(target - scaled, 2), tf.float32)
+    return tf.cast(tf.round(sample_image(image, size, scale, translation)), tf.uint8)
+
+
+def sample_image(image: tf.Tensor, size: tuple[int, int], scale: tf.Tensor, translation: tf.Tensor) -> tf.Tensor:
+    """Returns the window of a scaled picture that `size` shows, antialiased bilinear: output = scale * input + translation.
+
+    Bit for bit what one ScaleAndTranslate of the whole picture gives, in a quarter of its time: that op is fast along
+    rows that are long, and slow along pixels of three values. So each axis is made the outer one in turn.
+
+    Args:
+        image: uint8 [H, W, 3].
+        size: (height, width) of the result.
+        scale: float32 [2], of height and width.
+        translation: float32 [2], in pixels of the result.
+
+    Returns:
+        float32 [height, width, 3], 0..255; zeros where the window shows what is beside the picture.
+    """
+    height, width = size
+    columns = tf.shape(image)[1]
+    rows = _sample_rows(tf.reshape(image, [-1, columns * 3]), height, scale[0], translation[0])
+    turned = tf.transpose(tf.reshape(rows, [height, columns, 3]), [1, 2, 0])
+    turned = _sample_rows(tf.reshape(turned, [columns, 3 * height]), width, scale[1], translation[1])
+    return tf.transpose(tf.reshape(turned, [width, 3, height]), [2, 0, 1])
+
+
+def _sample_rows(rows: tf.Tensor, count: int, scale: tf.Tensor, translation: tf.Tensor) -> tf.Tensor:
+    # A picture that is one pixel wide, whose channels are the row's values.
+    return tf.raw_ops.ScaleAndTranslate(
+        images=rows[tf.newaxis, :, tf.newaxis],
+        size=[count, 1],
+        scale=tf.stack([scale, 1.0]),
+        translation=tf.stack([translation, 0.0]),
         kernel_type="triangle",
         antialias=True,
-    )[0]
-    return tf.ensure_shape(tf.cast(tf.round(image), tf.uint8), [*size, 3])
+    )[0, :, 0]
 
 
 def _scaled_size(source: tf.Tensor, target: tf.Tensor, mode: Resize) -> tf.Tensor:
