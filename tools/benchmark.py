@@ -4,9 +4,16 @@
   benchmark build --files=4000 --file_kb=100 --repetitions=5
   benchmark build --input=photos/                        your own pictures
   benchmark memory --files=200000                        memory of each process while many small files are packed
+  benchmark input --input=photos/ --images=1280          images/s of input pipelines: JPEG files to batches of 64 x 224 x 224
+  benchmark input --only=tfpipe-train,dali --peer_python=dali=ENV/bin/python
 
 build: tfpipe's own command against `cp -r` followed by sha256sum of source and copy (two processes), and against a plain loop
 with tf.io.TFRecordWriter and tf.train.Example, each as a whole process. Medians, and ratios pair by pair.
+
+input: each contender is a process that stays, restricted to as many cores as it has threads or workers; one works at a time, on
+a whole pass over the same photos. A pass counts from opening the iterator; starting, packing and the first pass do not count.
+Contenders whose packages are missing are skipped. Those that cannot be installed beside TensorFlow get an interpreter of their
+own.
 """
 
 from __future__ import annotations
@@ -22,6 +29,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -31,14 +39,28 @@ from absl import flags
 import tfpipe
 from tfpipe import commands
 
+if __package__ == "tfpipe.tools":
+    from tfpipe.tools.benchmarks import contenders  # type: ignore[import-not-found, unused-ignore]
+else:
+    from tools.benchmarks import contenders
+
 _INPUT = flags.DEFINE_string("input", None, "Folder of pictures to measure on. Default: pictures that the benchmark makes.")
 _FILES = flags.DEFINE_integer("files", 4000, "Pictures to make.", 1)
 _FILE_KB = flags.DEFINE_integer("file_kb", 100, "Their size, about, in kB; 1 unless given for memory.", 1)
 _REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Rounds; each runs every contender once.", 1)
-_WORKERS = flags.DEFINE_integer("workers", 2, "Worker processes of tfpipe.", 1)
+_WORKERS = flags.DEFINE_integer("workers", 2, "Worker processes of tfpipe; threads or processes of each input pipeline.", 1)
+_IMAGES = flags.DEFINE_integer("images", 1280, "Images of a pass; a multiple of 64. Fewer photos are repeated.", 64)
+_ONLY = flags.DEFINE_list("only", [], "Contenders to run, of those of `input`. Default: all.")
+_PEER_PYTHON = flags.DEFINE_string(
+    "peer_python", None, "Interpreters of contenders, by the first word of their names: dali=ENV/bin/python,ffcv=..."
+)
 _SCRATCH = flags.DEFINE_string("scratch", None, "Folder to work in. Default: the system's folder for temporary files.")
 
 _ROOT = Path(tfpipe.__file__).parents[1]
+
+_BATCH = {"batch_size": 64, "side": 224}
+
+Item = TypeVar("Item")
 
 # Each contender is the whole job as a user would start it, interpreter and imports included.
 _BUILD = """
@@ -71,7 +93,11 @@ cp -r "$0" "$1" && find "$0" "$1" -type f -print0 | xargs -0 -P 2 -n 64 sha256su
 
 def main(arguments: list[str]) -> None:
     """Runs the benchmark that is named."""
-    benchmarks: dict[str, Callable[[Path], None]] = {"build": measure_build, "memory": measure_memory}
+    benchmarks: dict[str, Callable[[Path], None]] = {
+        "build": measure_build,
+        "memory": measure_memory,
+        "input": measure_input,
+    }
     if len(arguments) != 1 or arguments[0] not in benchmarks:
         raise commands.UsageError(f"name one benchmark of: {', '.join(benchmarks)}")
     with tempfile.TemporaryDirectory(dir=_SCRATCH.value) as folder:
@@ -91,18 +117,24 @@ def measure_build(folder: Path) -> None:
         "read + audit alone, 1 process": [sys.executable, "-c", _AUDIT],
         "tfpipe, import alone": [sys.executable, "-c", "import tfpipe.conversion.build"],
     }
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(1 + _REPETITIONS.value):  # the first round warms the page cache and is not counted
-        for name, command in contenders.items():
-            seconds[name].append(timed(command, source, folder / "out"))
+    seconds = alternate(contenders, lambda command: timed(command, source, folder / "out"), _REPETITIONS.value)
     for name, times in seconds.items():
-        rest = times[1:]
-        ratios = [other / own for own, other in zip(seconds["tfpipe"][1:], rest, strict=True)]
         print(
-            f"{name:32} median {statistics.median(rest):7.2f} s (min {min(rest):.2f}, max {max(rest):.2f})"
-            f" {num_bytes / statistics.median(rest) / 1e6:8.0f} MB/s   tfpipe is {statistics.median(ratios):6.2f} x as fast"
-            f" ({min(ratios):.2f} to {max(ratios):.2f})"
+            f"{name:32} median {statistics.median(times):7.2f} s (min {min(times):.2f}, max {max(times):.2f})"
+            f" {num_bytes / statistics.median(times) / 1e6:8.0f} MB/s   {compared('tfpipe', seconds['tfpipe'], times)}"
         )
+
+
+def alternate(contenders: dict[str, Item], measure: Callable[[Item], float], repetitions: int) -> dict[str, list[float]]:
+    """Returns the seconds of each contender; a round measures each once, the first round warms up and is not counted."""
+    rounds = [{name: measure(item) for name, item in contenders.items()} for _ in range(1 + repetitions)]
+    return {name: [times[name] for times in rounds[1:]] for name in contenders}
+
+
+def compared(name: str, own: list[float], others: list[float]) -> str:
+    """Returns in words how fast `name` is, from the seconds of the same rounds."""
+    ratios = [other / mine for mine, other in zip(own, others, strict=True)]
+    return f"{name} is {statistics.median(ratios):6.2f} x as fast ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def pictures(folder: Path, size: int) -> Path:
@@ -160,6 +192,59 @@ def children(pid: int) -> list[int]:
         return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
+
+
+def measure_input(folder: Path) -> None:
+    """Compares input pipelines."""
+    names, pythons = check_names(_ONLY.value, _PEER_PYTHON.value)
+    source = Path(_INPUT.value) if _INPUT.value else folder / "source"
+    if not _INPUT.value:
+        contenders.make_photos(source, 64)
+    different = contenders.gather_photos(source, folder / "photos", _IMAGES.value)
+    photos = sorted(map(str, (folder / "photos").iterdir()))
+    kilobytes = sum(map(os.path.getsize, photos)) / len(photos) / 1e3
+    kind = "your photos" if _INPUT.value else "made: softened noise of 500 x 375, like photos in size only"
+    print(f"{len(photos)} images a pass, {different} different ({kind}), mean {kilobytes:.0f} kB; {_WORKERS.value} cores")
+    tfpipe.build_tfrecords({"train": folder / "photos"}, folder / "shards", layout="flat", num_shards=4, progress=False)
+    task = {"photos": photos, "shards": str(folder / "shards"), "workers": _WORKERS.value, **_BATCH}
+    workers: dict[str, contenders.Worker] = {}
+    try:
+        for name in names:
+            try:
+                workers[name] = contenders.Worker(name, pythons[contenders.peer(name)], task, folder / name)
+            except contenders.GaveUp as reason:
+                print(f"skipped: {reason}", flush=True)
+        print_speeds(alternate(workers, contenders.Worker.measure, _REPETITIONS.value))
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def check_names(only: list[str], peer_python: str | None) -> tuple[list[str], dict[str, str]]:
+    """Returns the contenders to run, and the interpreter of every peer."""
+    pythons = commands.parse_pairs("peer_python", peer_python) if peer_python else {}
+    for flag, given, known in (("only", only, contenders.MODULES), ("peer_python", pythons, contenders.PEERS)):
+        if wrong := [name for name in given if name not in known]:
+            raise commands.UsageError(f"--{flag}: no contender {', '.join(wrong)}; there are {', '.join(known)}")
+    if wrong := [python for python in pythons.values() if not shutil.which(python)]:
+        raise commands.UsageError(f"--peer_python: no interpreter {', '.join(wrong)}")
+    if _IMAGES.value % _BATCH["batch_size"]:
+        raise commands.UsageError(f"--images must be a multiple of {_BATCH['batch_size']} (got {_IMAGES.value})")
+    names = [name for name in contenders.MODULES if name in only or not only]
+    return names, dict.fromkeys(contenders.PEERS, sys.executable) | pythons
+
+
+def print_speeds(seconds: dict[str, list[float]]) -> None:
+    """Prints the images/s of each contender, and its ratios to tfpipe's contenders of its kind."""
+    for kind, names in contenders.CONTENDERS.items():
+        running = [name for name in names if name in seconds]
+        if running:
+            print(f"\n{kind}, images/s")
+        for name in running:
+            speeds = [_IMAGES.value / time for time in seconds[name]]
+            ours = [other for other in running if contenders.peer(other) == "tfpipe" and other != name]
+            ratios = "".join(f"   {compared(other, seconds[other], seconds[name])}" for other in ours)
+            print(f"{name:22} median {statistics.median(speeds):6.0f} (min {min(speeds):.0f}, max {max(speeds):.0f}){ratios}")
 
 
 def make_pictures(folder: Path, count: int, size: int) -> Path:

@@ -1,0 +1,160 @@
+"""The benchmark's own arithmetic, and that each input pipeline does the work that it is credited with."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import CHECKOUT, picture, write
+
+import tfpipe
+from tools import benchmark
+from tools.benchmarks import contenders
+
+WORKER = CHECKOUT / "tools" / "benchmarks" / "worker.py"
+
+
+def test_contenders_alternate_and_the_first_round_is_not_counted():
+    calls = []
+    clock = iter(range(100, 200))
+
+    def measure(item):
+        calls.append(item)
+        return next(clock)
+
+    assert benchmark.alternate({"a": "A", "b": "B"}, measure, 2) == {"a": [102, 104], "b": [103, 105]}
+    assert calls == ["A", "B"] * 3
+
+
+def test_ratios_are_made_within_rounds():
+    # The machine was ten times slower in the last round: ratios of medians, or of minima, would say something else.
+    assert benchmark.compared("tfpipe", [1.0, 2.0, 10.0], [2.0, 3.0, 40.0]) == "tfpipe is   2.00 x as fast (1.50 to 4.00)"
+
+
+def test_every_contender_has_a_function_in_its_module():
+    for name, module in contenders.MODULES.items():
+        source = (WORKER.parent / f"{module}.py").read_text("utf-8")
+        assert f"\ndef {name.replace('-', '_')}(task: Task)" in source
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--only=dali,nothing", "--only: no contender nothing; there are tfpipe-train, "),
+        ("--peer_python=nothing=python3", "--peer_python: no contender nothing; there are tfpipe, tfdata, keras, ffcv, "),
+        ("--peer_python=dali=/nowhere/python", "--peer_python: no interpreter /nowhere/python"),
+        ("--images=100", "--images must be a multiple of 64 (got 100)"),
+    ],
+)
+def test_wrong_words_exit_with_2_and_say_what_is_right(run_tool, flag, message):
+    done = run_tool("benchmark", "input", flag, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"error: {message}" in done.stderr
+
+
+def test_a_peer_that_is_missing_is_skipped_and_said(run_tool, tmp_path):
+    bare = tmp_path / "bare"  # an interpreter without any package
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    write(tmp_path / "photos" / "a" / "1.JPG", picture(1))
+    arguments = ["--images=64", "--repetitions=1", "--only=simplejpeg-full,dali", f"--scratch={tmp_path}"]
+    pythons = f"--peer_python=dali={bare}/bin/python,simplejpeg={bare}/bin/python"
+    done = run_tool("benchmark", "input", f"--input={tmp_path}/photos", pythons, *arguments)
+    assert "64 images a pass, 1 different (your photos)" in done.stdout
+    assert "skipped: dali: ModuleNotFoundError: No module named 'nvidia'; pip install nvidia-dali-cuda120, or" in done.stdout
+    assert "skipped: simplejpeg-full: ModuleNotFoundError" in done.stdout
+    assert "median" not in done.stdout
+
+
+def stand_in(folder, script):
+    """An interpreter that answers what a test wants."""
+    path = write(folder / "python", f"#!/bin/sh\n{script}\n".encode())
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_contender_that_dies_is_given_up(tmp_path):
+    python = stand_in(tmp_path, "echo no such luck >&2")
+    with pytest.raises(contenders.GaveUp, match="dali: its process died: no such luck"):
+        contenders.Worker("dali", python, {"photos": []}, tmp_path / "scratch")
+
+
+def test_a_pass_with_too_few_images_is_no_measurement(tmp_path):
+    answers = ("""echo '{"ready": true}'""", """echo '{"images": 63, "seconds": 1}'""")
+    python = stand_in(tmp_path, f"read task; {answers[0]}; read go; {answers[1]}")
+    worker = contenders.Worker("dali", python, {"photos": [""] * 64}, tmp_path / "scratch")
+    with pytest.raises(contenders.GaveUp, match="dali: yielded 63 images of 64"):
+        worker.measure()
+    worker.close()
+
+
+def test_made_photos_are_photos_and_too_few_are_repeated(tmp_path):
+    from PIL import Image
+
+    contenders.make_photos(tmp_path / "source", 2)
+    write(tmp_path / "source" / "notes.txt", b"no picture")
+    assert contenders.gather_photos(tmp_path / "source", tmp_path / "photos", 5) == 2
+    files = sorted((tmp_path / "photos").iterdir())
+    assert len(files) == 5
+    assert len({file.read_bytes() for file in files}) == 2
+    with Image.open(files[0]) as image:
+        assert (image.format, image.size) == ("JPEG", (500, 375))
+    assert 20_000 < files[0].stat().st_size < 60_000
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("input")
+    for index in range(3):
+        write(folder / "source" / f"{index}.jpg", picture(index, (300 + index, 260)))
+    contenders.gather_photos(folder / "source", folder / "photos", 128)
+    tfpipe.build_tfrecords({"train": folder / "photos"}, folder / "shards", layout="flat", num_shards=4, progress=False)
+    photos = sorted(map(str, (folder / "photos").iterdir()))
+    return {"photos": photos, "shards": str(folder / "shards"), "scratch": str(folder), "workers": 2, **benchmark._BATCH}
+
+
+# Fails in a contender's own process, as the benchmark runs it, on the second pass of a contender that works only once.
+_CHECK = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import tensorflow_inputs, worker
+task = worker.Task(**json.loads(sys.stdin.readline()))
+found = {}
+for name in sys.argv[2:]:
+    open_pass = getattr(tensorflow_inputs, name)(task)
+    found[name] = [[(batch.dtype.name, *batch.shape) for batch in open_pass()] for _ in range(2)]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.tf
+def test_contenders_of_tensorflow_yield_every_image_in_every_pass(task):
+    names = [name for name in contenders.MODULES if contenders.peer(name) in {"tfdata", "keras"}] + ["tfpipe-eval"]
+    command = [sys.executable, "-c", _CHECK, str(WORKER.parent), *(name.replace("-", "_") for name in names)]
+    done = subprocess.run(command, cwd=CHECKOUT, input=json.dumps(task), capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert len(found) == len(names) == 7
+    for name, passes in found.items():
+        dtype = "float32" if name in {"tfdata_crop_colour", "tfdata_tutorial", "keras"} else "uint8"
+        assert passes == [[[dtype, 64, 224, 224, 3]] * 2] * 2, name
+
+
+@pytest.mark.tf
+def test_speeds_are_measured_and_compared(run_tool, tmp_path):
+    contenders.make_photos(tmp_path / "photos", 2)
+    arguments = ["--images=64", "--repetitions=2", "--only=tfpipe-eval,tfdata-bilinear", f"--scratch={tmp_path}"]
+    done = run_tool("benchmark", "input", f"--input={tmp_path}/photos", *arguments)
+    title, ours, theirs = done.stdout.strip().splitlines()[-3:]
+    assert title == "evaluation, images/s"
+    assert ours.startswith("tfpipe-eval ")
+    assert "x as fast" not in ours
+    assert theirs.startswith("tfdata-bilinear ")
+    assert "tfpipe-eval is " in theirs
+    assert not [path for path in tmp_path.iterdir() if path.name != "photos"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_a_worker_keeps_as_many_cores_as_it_may_use():
+    code = "import os, worker; worker.restrict(1); print(len(os.sched_getaffinity(0)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=WORKER.parent, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"

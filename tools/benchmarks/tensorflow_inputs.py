@@ -1,0 +1,164 @@
+"""Contenders that need TensorFlow: tfpipe, tf.data on the same shards, Keras."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+if TYPE_CHECKING:
+    from tools.benchmarks.worker import Task
+
+Pass = Callable[[], Iterable[Any]]
+
+# tf.data's own choice was as fast as a number, or faster, in every contender below.
+_AUTOTUNE = tf.data.AUTOTUNE
+
+
+def tfpipe_train(task: Task) -> Pass:
+    """The training pipeline as it comes."""
+    return _images(_tfpipe(task, training=True, seed=0, augment="standard"))
+
+
+def tfpipe_train_nocolour(task: Task) -> Pass:
+    """The training pipeline with crops and flips only."""
+    import tfpipe
+
+    standard = tfpipe.Augmentation.named("standard")
+    augment = dataclasses.replace(standard, brightness=0, contrast=0, saturation=0, hue=0)
+    return _images(_tfpipe(task, training=True, seed=0, augment=augment))
+
+
+def tfpipe_read_shuffled(task: Task) -> Pass:
+    """Records in shuffled order, not decoded."""
+    raise NotImplementedError("reading alone, in shuffled order")
+
+
+def tfpipe_read_stored(task: Task) -> Pass:
+    """Records in stored order, not decoded."""
+    raise NotImplementedError("reading alone, in stored order")
+
+
+def tfpipe_eval(task: Task) -> Pass:
+    """The evaluation pipeline as it comes."""
+    return _images(_tfpipe(task))
+
+
+def tfpipe_eval_scaled(task: Task) -> Pass:
+    """The evaluation pipeline with the decoder's own reduction of large pictures."""
+    return _images(_tfpipe(task, scaled_decode=True))
+
+
+def tfdata_crop(task: Task) -> Pass:
+    """tf.data by hand: decodes the crop alone."""
+    return _training(task, lambda data: _flipped(_as_uint8(_decoded_crop(data, task.side))))
+
+
+def tfdata_crop_colour(task: Task) -> Pass:
+    """tf.data by hand: decodes the crop alone, then the four colour operations of tf.image."""
+    return _training(task, lambda data: _coloured(_flipped(_decoded_crop(data, task.side))))
+
+
+def tfdata_tutorial(task: Task) -> Pass:
+    """tf.data as TensorFlow's tutorials write it: decodes all, stretches."""
+
+    def augment(data: tf.Tensor) -> tf.Tensor:
+        image = tf.image.resize(tf.io.decode_jpeg(data, channels=3), [task.side, task.side])
+        return _coloured(_flipped(image))
+
+    return _training(task, augment)
+
+
+def tfdata_antialias(task: Task) -> Pass:
+    """tf.data by hand: the accurate decoder and an antialiased resize, which tfpipe's evaluation has, too."""
+    return _evaluation(task, antialias=True)
+
+
+def tfdata_bilinear(task: Task) -> Pass:
+    """tf.data by hand: the accurate decoder and a plain bilinear resize."""
+    return _evaluation(task, antialias=False)
+
+
+def keras(task: Task) -> Pass:
+    """Keras' reader of folders: decodes all, stretches, no augmentation."""
+    import keras
+
+    data = keras.utils.image_dataset_from_directory(
+        os.path.dirname(task.photos[0]),
+        labels=None,
+        image_size=(task.side, task.side),
+        batch_size=task.batch_size,
+        shuffle=True,
+        seed=0,
+        verbose=False,
+    )
+    return lambda: data
+
+
+def _tfpipe(task: Task, **options: Any) -> tf.data.Dataset:
+    import tfpipe
+
+    size = (task.side, task.side)
+    return tfpipe.dataset(task.shards, "train", batch_size=task.batch_size, image_size=size, **options)
+
+
+def _images(data: tf.data.Dataset) -> Pass:
+    return lambda: (batch[0] for batch in data)
+
+
+def _encoded(task: Task) -> tf.data.Dataset:
+    features = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
+    shards = sorted(glob.glob(f"{glob.escape(task.shards)}/*.tfrecord-*"))
+    data = tf.data.TFRecordDataset(shards, num_parallel_reads=task.workers)
+    return data, lambda example: tf.io.parse_single_example(example, features)["image/encoded"]
+
+
+def _training(task: Task, augment: Callable[[tf.Tensor], tf.Tensor]) -> Pass:
+    data, encoded = _encoded(task)
+    data = data.shuffle(1024)
+    data = data.map(lambda example: augment(encoded(example)), num_parallel_calls=_AUTOTUNE, deterministic=False)
+    data = data.batch(task.batch_size).prefetch(_AUTOTUNE)
+    return lambda: data
+
+
+def _evaluation(task: Task, *, antialias: bool) -> Pass:
+    def decode(data: tf.Tensor) -> tf.Tensor:
+        image = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+        return tf.cast(tf.image.resize(image, [task.side, task.side], antialias=antialias), tf.uint8)
+
+    data, encoded = _encoded(task)
+    data = data.map(lambda example: decode(encoded(example)), num_parallel_calls=_AUTOTUNE)
+    data = data.batch(task.batch_size).prefetch(_AUTOTUNE)
+    return lambda: data
+
+
+def _decoded_crop(data: tf.Tensor, side: int) -> tf.Tensor:
+    begin, size, _ = tf.image.sample_distorted_bounding_box(
+        tf.io.extract_jpeg_shape(data),
+        tf.zeros([1, 0, 4]),
+        area_range=(0.08, 1.0),
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        use_image_if_no_bounding_boxes=True,
+    )
+    window = tf.concat([begin[:2], size[:2]], axis=0)
+    return tf.image.resize(tf.io.decode_and_crop_jpeg(data, window, channels=3), [side, side])
+
+
+def _as_uint8(image: tf.Tensor) -> tf.Tensor:
+    return tf.cast(image, tf.uint8)
+
+
+def _flipped(image: tf.Tensor) -> tf.Tensor:
+    return tf.image.random_flip_left_right(image)
+
+
+def _coloured(image: tf.Tensor) -> tf.Tensor:
+    image = tf.image.random_brightness(image / 255, 32 / 255)
+    image = tf.image.random_contrast(image, 0.5, 1.5)
+    image = tf.image.random_saturation(image, 0.5, 1.5)
+    image = tf.image.random_hue(image, 0.2)
+    return tf.clip_by_value(image, 0, 1)

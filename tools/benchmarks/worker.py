@@ -1,0 +1,85 @@
+"""One contender in a process of its own: prepares, then measures one pass each time it is told to.
+
+  worker.py MODULE CONTENDER
+
+It reads a task, one line of JSON, from stdin, and answers in lines of JSON on the stdout it was started with: {"ready": true}
+once prepared, then {"images": 1280, "seconds": 1.5} for each line "go", and {"error": ..., "missing": true if a package is}
+when it gives up. Between two passes it waits on stdin with nothing prefetched. A pass counts from opening the iterator to its
+end.
+
+Needs no package: the contenders' modules import theirs, in whatever environment this interpreter belongs to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What every contender of a run is given.
+
+    Attributes:
+        photos: paths of the JPEG files, in one flat folder.
+        shards: the data set that tfpipe built from them, split "train".
+        scratch: an empty folder of the contender's own.
+        batch_size: images per batch; divides their number, so that no contender has a smaller last batch.
+        side: height and width of the images to yield.
+        workers: threads or processes; also the cores that the process may use.
+    """
+
+    photos: list[str]
+    shards: str
+    scratch: str
+    batch_size: int
+    side: int
+    workers: int
+
+
+# Prepares, and returns what opens a pass: batches, whose len() is their number of images.
+Contender = Callable[[Task], Callable[[], Iterable[Any]]]
+
+
+def serve(contender: Contender, task: Task, answer: Callable[[dict[str, Any]], None]) -> None:
+    """Prepares, then measures a pass for each line on stdin."""
+    open_pass = contender(task)
+    answer({"ready": True})
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        num_images = sum(len(batch) for batch in open_pass())
+        answer({"images": num_images, "seconds": time.perf_counter() - start})
+
+
+def restrict(num_cores: int) -> None:
+    """Takes all but the first cores away from this process (Linux): some libraries start a thread for each they see."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:num_cores])
+
+
+def main() -> None:
+    """Serves the contender that the arguments name."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print to stdout, too
+
+    def answer(content: dict[str, Any]) -> None:
+        answers.write(json.dumps(content) + "\n")
+        answers.flush()
+
+    module, name, task = sys.argv[1], sys.argv[2], Task(**json.loads(sys.stdin.readline()))
+    restrict(task.workers)
+    try:
+        serve(getattr(importlib.import_module(module), name), task, answer)
+    except Exception as error:  # whatever it is, the other contenders go on
+        answer({"error": f"{type(error).__name__}: {error}", "missing": isinstance(error, ImportError)})
+        raise
+
+
+if __name__ == "__main__":
+    main()
