@@ -1,30 +1,44 @@
 """`tfpipe.dataset()`: a split as a `tf.data.Dataset`, each record exactly once or an error that says why not.
 
     for images, labels in dataset("shards/", "test", batch_size=64, image_size=(224, 224)): ...
-    for batch in dataset("shards/", "test", as_dict=True): batch["image"], batch["label"], batch["key"]
+    model.fit(dataset("shards/", "train", training=True, batch_size=64, seed=0), epochs=10)
 
-How a missing record is noticed, whatever went wrong with it: rows carry the position they were read from. Rows that
-fail to be read, parsed or decoded are dropped, and what is left is zipped with the positions that were asked for. The
-first difference is the culprit: only then is that one record read and decoded again, in Python, for an error in words.
-The graph alone could not say them: a decoder that fails knows nothing about the file its bytes came from.
+Rows are numbered through all epochs. From a row's number follow its epoch, its record and its augmentation (see
+`tfpipe.pipeline.ordering` and `augmentation`), so that a run can begin anywhere and any thread can make any row.
+
+How a missing record is noticed, whatever went wrong with it: rows that fail to be read, parsed or decoded are dropped,
+and what is left is zipped with the numbers that were asked for. The first difference is the culprit: only then is that
+one record read and decoded again, in Python, for an error in words. The graph alone could not say them: a decoder that
+fails knows nothing about the file its bytes came from.
 """
 
 from __future__ import annotations
 
 import os
-import re
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfpipe.pipeline import decoding
-from tfpipe.pipeline.reading import RecordReader, for_graphs, is_exiting, read_records
-from tfpipe.records import schema
-from tfpipe.records.errors import DataError
+from tfpipe.pipeline.augmentation import Augmentation
+from tfpipe.pipeline.ordering import (
+    BLOCKS_PER_WINDOW,
+    BalancedOrder,
+    BlockOrder,
+    Order,
+    Schedule,
+    SelectedOrder,
+    ShuffledOrder,
+    StoredOrder,
+)
+from tfpipe.pipeline.reading import RecordReader, for_graphs, read_records
+from tfpipe.pipeline.rows import Rows
+from tfpipe.records import seeds
 
-_PADDING = -1  # the position of a row that only fills a batch
-_MISSING = -2  # the position of the rows that follow when too few have come
+_FOREVER = 1 << 31  # epochs
 
 
 def dataset(
@@ -34,36 +48,66 @@ def dataset(
     batch_size: int | None = 32,
     image_size: tuple[int, int] = (224, 224),
     resize: decoding.Resize = "stretch",
+    class_names: Sequence[str] | None = None,
+    training: bool = False,
+    augment: Augmentation | str | None = None,
+    seed: int = 0,
+    balanced: bool = False,
+    read_block: int | None = None,
+    repeat: bool = False,
+    first_epoch: int = 0,
+    first_step: int = 0,
+    scaled_decode: bool | None = None,
     as_dict: bool = False,
     shard: tuple[int, int] | None = None,
     equal_steps: bool = False,
     num_parallel_calls: int | None = None,
 ) -> tf.data.Dataset:
-    """Reads a split once, in stored order: every record, exactly once, or an error.
+    """Reads a split: once, in stored order; or, for training, in a new order and newly augmented every epoch.
 
-    Equal arguments give equal elements, for any number of threads. `len()` of the result is its number of steps; the
-    last batch may be smaller.
+    Every record comes exactly once, an epoch, or an error is raised. Equal arguments give equal elements, bit for bit, for any
+    number of threads. `len()` of the result is the number of steps of an epoch; the last batch may be smaller.
+
+    In training every iterator is the next epoch, whoever opens it: `fit` opens one per epoch, a look at
+    `next(iter(data))` is one, too. `first_epoch` and `first_step` say where the first iterator begins, and give what an
+    uninterrupted run would have given from there on.
 
     Args:
         directory: of a data set that `build_tfrecords` wrote.
         split: its name.
         batch_size: records per element, or None for single records without a batch axis.
         image_size: (height, width).
-        resize: "stretch", "crop" or "pad", see `resize_image`.
+        resize: "stretch", "crop" or "pad", see `resize_image`; of no effect where the augmentation crops.
+        class_names: only records of these classes, labelled by their place in this list. Default: all, as in the manifest.
+        training: shuffle and augment.
+        augment: an `Augmentation` or the name of a preset ("none", "light", "standard", "strong"); in training only, default
+            "standard".
+        seed: of order and augmentation, 0 or more.
+        balanced: every class equally often, see `BalancedOrder`; in training only.
+        read_block: records that are read together, for slow storage, see `BlockOrder` for what that costs in randomness;
+            in training only.
+        repeat: without end, epoch after epoch; every iterator begins where the first does. In training only.
+        first_epoch: where to begin, 0 or more; in training only.
+        first_step: step of `first_epoch` to begin with, less than `len()`; in training only.
+        scaled_decode: large JPEG files are decoded to 1/2, 1/4 or 1/8 of their size where that is no smaller than what is
+            needed. Faster; levels differ by 1 to 2 on average. Default: in training only.
         as_dict: elements are dictionaries instead of tuples.
-        shard: (index, count): only the part of reader `index` of `count`, 0-based. The parts are contiguous, disjoint,
-            together the split, and differ in size by one record at most, whatever the number of files.
+        shard: (index, count): only the part of reader `index` of `count`, 0-based. The parts are disjoint and together the
+            split, whatever the number of files. In training, step s of all readers is step s of one reader whose batches are
+            `count` times as large; without, the parts are contiguous and differ in size by one record at most.
         equal_steps: fill up with blank rows: all batches are full and all readers have the same number of steps.
         num_parallel_calls: threads that decode, default (None or tf.data.AUTOTUNE) as many as tf.data finds useful. Changes
             nothing but speed.
 
     Returns:
         Elements (image, label), or (image, label, weight) with `equal_steps`: uint8 [B, height, width, 3], RGB, 0..255;
-        int64 [B], -1 in an unlabelled split; float32 [B], 0 for blank rows and 1 for the others, Keras' sample_weight.
-        With `as_dict`, {"image", "label", "key", "filename", "mask"}: key and filename string [B], mask bool [B], False
-        for blank rows. Blank rows are zeros with key and filename ""; their label is -1 in a dictionary, and 0 in a
-        tuple, where Keras' losses refuse a negative one whatever its weight. Keras' `weighted_metrics` are then those of
-        the records; its `loss` is divided by the number of rows, blank ones included.
+        int64 [B], -1 in an unlabelled split, or, where the augmentation mixes pictures, float32 [B, C], probabilities;
+        float32 [B], 0 for blank rows and 1 for the others, Keras' sample_weight.
+        With `as_dict`, {"image", "label", "key", "filename", "mask"} and, in training, "epoch": key and filename string [B];
+        mask bool [B], False for blank rows; epoch int64 [B], the epoch to `replay` the picture with. Blank rows are zeros
+        with key and filename ""; their label is -1 in a dictionary, and 0 in a tuple, where Keras' losses refuse a negative
+        one whatever its weight. Keras' `weighted_metrics` are then those of the records; its `loss` is divided by the number
+        of rows, blank ones included.
 
     Raises:
         ValueError: an argument is not what it should be.
@@ -75,120 +119,267 @@ def dataset(
 
     TensorFlow does not survive a fork of the process: start readers in processes of their own before using it.
     """
-    num_parallel_calls = None if num_parallel_calls == tf.data.AUTOTUNE else num_parallel_calls
-    _check_arguments(batch_size, shard, num_parallel_calls)
-    decoding.check_size(image_size)
-    decoding.check_mode(resize)
-    reader = RecordReader(directory, split)
-    rows = _Rows(reader, image_size, resize)
-    index, count = shard or (0, 1)
-    start, stop = (reader.num_records * i // count for i in (index, index + 1))
-    longest = -(-reader.num_records // count) if equal_steps else stop - start
-    num_steps = -(-longest // (batch_size or 1))
-    num_padding = num_steps * (batch_size or 1) - (stop - start) if equal_steps else 0
-    parallel = num_parallel_calls or tf.data.AUTOTUNE
-
-    positions = tf.data.Dataset.range(start, stop)
-    data = read_records(reader, positions, num_parallel_calls=parallel)
-    data = data.map(rows.decode, num_parallel_calls=parallel, deterministic=True)
-    data = data.ignore_errors()  # until `check`
-    data = data.concatenate(rows.blank(_PADDING).repeat(num_padding))
-    data = data.concatenate(rows.blank(_MISSING).repeat())  # without end: too few rows must never end a batch early
-    expected = positions.concatenate(tf.data.Dataset.from_tensors(np.int64(_PADDING)).repeat(num_padding))
-    data = tf.data.Dataset.zip(expected, data)
-    if batch_size is not None:
-        data = data.batch(batch_size, drop_remainder=equal_steps)  # nothing is dropped then, and the shape is static
-    data = data.map(rows.check)
-    data = data.map(lambda row: row if as_dict else _as_tuple(row, weighted=equal_steps))
-    data = data.apply(tf.data.experimental.assert_cardinality(num_steps))
-    data = data.prefetch(tf.data.AUTOTUNE)
-    if not tf.executing_eagerly():  # in a function or another dataset's: its graph outlives this call, and needs the reader
-        setattr(tf.compat.v1.get_default_graph(), f"_tfpipe_rows_{id(rows)}", rows)
-    return data if shard is None else data.with_options(_not_divided_again())
+    return Loader(**locals()).dataset()
 
 
-def _not_divided_again() -> tf.data.Options:
-    # A distribution strategy with several workers would take every n-th record of this reader's part, and lose the others.
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return options
+def describe(directory: str | os.PathLike[str], split: str, **options: Any) -> str:
+    """Returns what `dataset` does with the same arguments, in one line per stage.
+
+    Raises:
+        ValueError, FileNotFoundError, DataError: as `dataset` does on opening.
+    """
+    return Loader(directory, split, **{**(dataset.__kwdefaults__ or {}), **options}).describe()
 
 
-class _Rows:
-    """The steps between a record's bytes and a row; owns the reader for the functions that `Dataset.map` is given."""
+class Loader:
+    """One way to read a split: the arguments of `dataset`, checked, and the stages that they lead to."""
 
-    def __init__(self, reader: RecordReader, image_size: tuple[int, int], resize: decoding.Resize) -> None:
-        self._reader, self._image_size, self._resize = reader, image_size, resize
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        split: str,
+        *,
+        batch_size: int | None,
+        image_size: tuple[int, int],
+        resize: decoding.Resize,
+        class_names: Sequence[str] | None,
+        training: bool,
+        augment: Augmentation | str | None,
+        seed: int,
+        balanced: bool,
+        read_block: int | None,
+        repeat: bool,
+        first_epoch: int,
+        first_step: int,
+        scaled_decode: bool | None,
+        as_dict: bool,
+        shard: tuple[int, int] | None,
+        equal_steps: bool,
+        num_parallel_calls: int | None,
+    ) -> None:
+        """Checks the arguments, opens the split and chooses the order."""
+        num_parallel_calls = None if num_parallel_calls == tf.data.AUTOTUNE else num_parallel_calls
+        _check_positive(batch_size=batch_size, num_parallel_calls=num_parallel_calls, read_block=read_block)
+        _check_shard(shard)
+        decoding.check_size(image_size)
+        decoding.check_mode(resize)
+        for name, number in (("seed", seed), ("first_epoch", first_epoch), ("first_step", first_step)):
+            if not decoding.is_integer(number) or not 0 <= number < 1 << 31:
+                raise ValueError(f"{name} must be an integer, 0 or more and less than 2**31 (got {number!r})")
+        if not training:
+            _check_unused(augment=augment, balanced=balanced, read_block=read_block, repeat=repeat)
+            _check_unused(seed=seed, first_epoch=first_epoch, first_step=first_step)
+        if balanced and read_block:
+            raise ValueError(f"balanced and read_block={read_block} exclude each other: a class has no neighbours")
+        augmentation = Augmentation.named(augment or "standard") if augment is None or isinstance(augment, str) else augment
+        if not isinstance(augmentation, Augmentation):
+            raise ValueError(f"augment must be an Augmentation or the name of a preset (got {augment!r})")
+        self.training, self.repeat, self.as_dict = training, repeat, as_dict
+        self.batched, self.shard, self.num_parallel_calls = batch_size is not None, shard, num_parallel_calls
 
-    def decode(self, position: tf.Tensor, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-        features = decoding.parse_example(serialized)
-        image = decoding.decode_image(features[schema.ENCODED], features[schema.ORIENTATION])
-        return {
-            "position": position,
-            "image": decoding.resize_image(image, self._image_size, self._resize),
-            "label": features[schema.LABEL],
-            "key": features[schema.KEY],
-            "filename": features[schema.FILENAME],
-            "mask": tf.constant(True),
+        reader = RecordReader(directory, split)
+        labelled = reader.manifest.split(split).labelled
+        self.class_names, new_labels = _labels(reader.manifest.class_names, class_names, labelled)
+        mixes = training and augmentation.mixes
+        if mixes and not (labelled and self.batched):
+            raise ValueError("mixup and cutmix need labels and batches (batch_size is None, or the split has no labels)")
+        labels = reader.labels if new_labels is None else new_labels[reader.labels]
+        order = self._order(labels, seeds.derive(int(seed), "order"), balanced, read_block)
+        schedule = Schedule(
+            num_rows=order.num_rows,
+            batch_size=int(batch_size or 1),
+            shard=shard or (0, 1),
+            equal_steps=equal_steps,
+            contiguous=not training,
+            partners=mixes and (shard or (0, 1))[1] > 1,
+            seed=seeds.derive(int(seed), "partners"),
+        )
+        if first_step and first_step >= schedule.num_steps:
+            raise ValueError(f"first_step must be less than the {schedule.num_steps} steps of an epoch (got {first_step})")
+        self.first_step = int(first_step)
+        self._first_row = int(first_epoch) * schedule.rows_per_epoch + self.first_step * schedule.rows_per_step
+        self._starts = _Starts(self._first_row, schedule.rows_per_epoch or 1)
+        self.rows = Rows(
+            reader=reader,
+            order=order,
+            schedule=schedule,
+            image_size=(int(image_size[0]), int(image_size[1])),
+            resize=resize,
+            scaled=training if scaled_decode is None else bool(scaled_decode),
+            augmentation=augmentation if training else None,
+            seed=int(seed),
+            new_labels=new_labels,
+            num_classes=len(self.class_names),
+            # What is to be read in one go must be asked for in one go.
+            read_size=read_block * BLOCKS_PER_WINDOW if read_block else reader.read_size,
+        )
+
+    def _order(self, labels: np.ndarray[Any, Any], seed: int, balanced: bool, read_block: int | None) -> Order:
+        """Returns the order of the records whose label is not -1; of all where all are."""
+        left_out = bool(self.class_names) and len(labels) and labels.max() >= 0 and labels.min() < 0
+        selection = np.flatnonzero(labels >= 0) if left_out else None
+        labels = labels if selection is None else labels[selection]
+        order: Order
+        if balanced:
+            counts = np.bincount(labels[labels >= 0], minlength=len(self.class_names))
+            missing = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
+            if missing or not len(labels) or labels[0] < 0:
+                raise ValueError(f"balanced needs records of every class; there are none of: {', '.join(missing) or 'any'}")
+            order = BalancedOrder(labels, seed)
+        elif not self.training:
+            order = StoredOrder(len(labels))
+        elif read_block:
+            order = BlockOrder(len(labels), seed, int(read_block))
+        else:
+            order = ShuffledOrder(len(labels), seed)
+        return order if selection is None else SelectedOrder(order, tf.constant(selection, tf.int64))
+
+    def dataset(self) -> tf.data.Dataset:
+        """Returns the dataset; see the function of that name."""
+        schedule = self.rows.schedule
+        rows_per_epoch = schedule.rows_per_epoch
+        if self.repeat:
+            endless = rows_per_epoch > 0
+            data = self._batches(self._first_row, self._first_row + (_FOREVER * rows_per_epoch))
+            data = data.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY if endless else 0))
+        elif self.training and rows_per_epoch:
+            next_start = for_graphs(self._starts.next)
+            # Asked for when an iterator's first element is.
+            data = tf.data.Dataset.from_tensors(0).map(
+                lambda _: tf.ensure_shape(tf.numpy_function(next_start, [], tf.int64, stateful=True), [])
+            )
+            data = data.flat_map(lambda start: self._batches(start, start - start % rows_per_epoch + rows_per_epoch))
+            data = _counted(data, schedule.num_steps, whole=self.first_step == 0)
+        else:
+            data = self._batches(0, rows_per_epoch)
+            data = data.apply(tf.data.experimental.assert_cardinality(schedule.num_steps))
+        data = data.prefetch(tf.data.AUTOTUNE)
+        if not tf.executing_eagerly():  # in a function or another dataset's: its graph outlives this call, and needs us
+            setattr(tf.compat.v1.get_default_graph(), f"_tfpipe_loader_{id(self)}", self)
+        return data.with_options(self._options())
+
+    def describe(self) -> str:
+        """Returns one line per stage."""
+        rows = self.rows
+        reader, schedule = rows.reader, rows.schedule
+        index, count = schedule.shard
+        labels = "as in the manifest" if rows.new_labels is None else "0 to " + str(rows.num_classes - 1)
+        chosen = "" if rows.new_labels is None else f", {schedule.num_rows:,} of them of {', '.join(self.class_names)}"
+        height, width = rows.image_size
+        stages = {
+            "read": f"{reader.num_records:,} records of {reader.split!r}, by position, {rows.read_size} at a time, CRC compared{chosen}",
+            "order": f"{rows.order}{f', seed {rows.seed}' if self.training else ''}",
+            "reader": f"{index} of {count}, {'blank rows for equal steps' if schedule.equal_steps else 'no blank rows'}",
+            "decode": f"RGB, upright{', JPEG to 1/1, 1/2, 1/4 or 1/8 as needed' if rows.scaled else ', whole'}, as Pillow decodes",
+            "augment": str(rows.augmentation) if rows.augmentation else "no",
+            "resize": f"to {height} x {width}, antialiased bilinear, {rows.resize}",
+            "batch": f"of {schedule.batch_size}, {schedule.num_steps:,} steps an epoch" if self.batched else "no",
+            "elements": f"{self.dataset_spec()}; labels {labels}",
         }
+        if self.training:
+            epoch, step = self._first_row // max(schedule.rows_per_epoch, 1), self.first_step
+            stages["epochs"] = f"from epoch {epoch}, step {step}, {'without end' if self.repeat else 'one per iterator'}"
+        return "\n".join(f"{name:9} {text}" for name, text in stages.items())
 
-    def blank(self, position: int) -> tf.data.Dataset:
-        row = {"position": np.int64(position), "label": np.int64(schema.UNLABELLED), "key": "", "filename": "", "mask": False}
-        # The image is made when it is needed: a constant would stand in every graph.
-        data = tf.data.Dataset.from_tensors(row)
-        return data.map(lambda row: {**row, "image": tf.zeros([*self._image_size, 3], tf.uint8)})
+    def _options(self) -> tf.data.Options:
+        options = tf.data.Options()
+        if self.shard is not None:
+            # A strategy with several workers would take every n-th record of this reader's part, and lose the others.
+            options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        return options
 
-    def check(self, expected: tf.Tensor, row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns the row or batch without its positions, which must be the expected ones."""
-        explain = for_graphs(self.explain)
-        wrong = tf.reshape(expected != row["position"], [-1])
-        intact = ~tf.reduce_any(wrong)
+    def _batches(self, start: Any, stop: Any) -> tf.data.Dataset:
+        """Returns the elements of the rows in [start, stop), which begin and end with a step."""
+        rows, parallel = self.rows, self.num_parallel_calls or tf.data.AUTOTUNE
+        numbers = tf.data.Dataset.range(start, stop)
+        data = numbers.batch(rows.read_size).map(rows.locate)
+        data = read_records(rows.reader, data, num_parallel_calls=parallel)
+        data = data.map(rows.parse, num_parallel_calls=parallel, deterministic=True)
+        data = data.ignore_errors()  # until `check`, as below
+        data = data.unbatch()
+        data = data.map(rows.decode, num_parallel_calls=parallel, deterministic=True)
+        data = data.ignore_errors()
+        data = data.concatenate(rows.missing().repeat())  # without end: too few rows must never end a batch early
+        data = tf.data.Dataset.zip(numbers, data)
+        if self.batched:
+            data = data.batch(rows.schedule.rows_per_step, drop_remainder=True)  # nothing is dropped: steps are whole
+        data = data.map(rows.check)
+        data = data.map(rows.complete)
+        return data.map(self._element)
 
-        def why() -> tf.Tensor:
-            first = tf.boolean_mask(tf.reshape(expected, [-1]), wrong)[0]
-            return tf.ensure_shape(tf.numpy_function(explain, [first], tf.string, stateful=False), [])
-
-        # The text of Assert reaches the user whole, of an exception in a numpy_function with two tracebacks around it.
-        reason = tf.cond(intact, lambda: tf.constant(""), why)
-        with tf.control_dependencies([tf.debugging.Assert(intact, [reason])]):
-            return {name: tf.identity(value) for name, value in row.items() if name != "position"}
-
-    def explain(self, position: np.int64) -> bytes:
-        """Returns why a record did not arrive, by trying again."""
-        if is_exiting():
-            return b"Python is exiting: nothing is read any more"
-        if position < 0:
-            return b"rows are missing: an error before them was passed over"
-        first_failure = self._reader.failure(int(position))
-        try:
-            serialized = self._reader.read(int(position))
-        except DataError as error:
-            return str(error).encode()
-        try:
-            self.decode(tf.constant(position), tf.constant(serialized))
-        except Exception as error:  # whatever it is, it is the answer (bytes in TensorFlow's message can be no UTF-8)
-            return str(self._reader.error(int(position), f"cannot be decoded: {_plain(error)}")).encode()
-        reason = first_failure or "lost on the way, or an error before it was passed over"
-        return str(self._reader.error(int(position), f"{reason}; a second attempt read and decoded it")).encode()
-
-
-def _plain(error: Exception) -> str:
-    # "{{function_node __wrapped__DecodeJpeg_device_...}} jpeg::Uncompress failed. ... [Op:DecodeJpeg]"
-    return re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", str(error), flags=re.DOTALL)
-
-
-def _as_tuple(row: dict[str, tf.Tensor], *, weighted: bool) -> tuple[tf.Tensor, ...]:
-    if not weighted:
-        return row["image"], row["label"]
-    return row["image"], tf.where(row["mask"], row["label"], 0), tf.cast(row["mask"], tf.float32)
+    def _element(self, row: dict[str, tf.Tensor]) -> Any:
+        """Returns the row or batch as the caller wants it."""
+        schedule = self.rows.schedule
+        if schedule.has_blanks and not schedule.equal_steps and self.batched:
+            count = tf.math.count_nonzero(row["mask"])
+            row = {name: value[:count] for name, value in row.items()}
+        if self.as_dict:
+            return row
+        if not schedule.equal_steps:
+            return row["image"], row["label"]
+        label = tf.maximum(row["label"], tf.zeros([], row["label"].dtype))
+        return row["image"], label, tf.cast(row["mask"], tf.float32)
 
 
-def _check_arguments(batch_size: Any, shard: Any, num_parallel_calls: Any) -> None:
-    for name, value in (("batch_size", batch_size), ("num_parallel_calls", num_parallel_calls)):
+class _Starts:
+    """Where each iterator begins: the first where it is told to, each other one with the next epoch."""
+
+    def __init__(self, first: int, rows_per_epoch: int) -> None:
+        self._next, self._rows_per_epoch = first, rows_per_epoch
+        self._lock = threading.Lock()
+
+    def next(self) -> np.int64:
+        """Returns the number of the first row, and goes on to the next epoch."""
+        with self._lock:
+            start = self._next
+            self._next += self._rows_per_epoch - start % self._rows_per_epoch
+        return np.int64(start)
+
+
+def _counted(data: tf.data.Dataset, num_steps: int, *, whole: bool) -> tf.data.Dataset:
+    """Returns the dataset with its length known; unless `whole`, its first pass may be shorter."""
+    if whole:
+        return data.apply(tf.data.experimental.assert_cardinality(num_steps))
+    # An empty dataset that tf.data takes for an endless one makes the whole endless before `take` gives it its length.
+    none = tf.data.Dataset.range(1).filter(lambda _: False)
+    empty = tf.nest.map_structure(lambda spec: tf.zeros([side or 0 for side in spec.shape], spec.dtype), data.element_spec)
+    return data.concatenate(none.map(lambda _: empty).repeat()).take(num_steps)
+
+
+def _labels(
+    known: Sequence[str], chosen: Sequence[str] | None, labelled: bool
+) -> tuple[Sequence[str], np.ndarray[Any, Any] | None]:
+    """Returns the class names, and the new label of each old one, -1 for those that are left out; None for the same."""
+    if chosen is None:
+        return known, None
+    if isinstance(chosen, str) or not all(isinstance(name, str) for name in chosen) or len(set(chosen)) < len(chosen):
+        raise ValueError(f"class_names must be different names of classes (got {chosen!r})")
+    if not labelled:
+        raise ValueError("class_names: the split has no labels")
+    missing = [name for name in chosen if name not in known]
+    if missing or not chosen:
+        raise ValueError(
+            f"class_names: there are no classes {', '.join(missing) or '(none given)'}; there are {', '.join(known)}"
+        )
+    places = {name: place for place, name in enumerate(chosen)}
+    return chosen, np.array([places.get(name, -1) for name in known])
+
+
+def _check_positive(**values: Any) -> None:
+    for name, value in values.items():
         if value is not None and not (decoding.is_integer(value) and value > 0):
             raise ValueError(f"{name} must be a positive integer or None (got {value!r})")
+
+
+def _check_shard(shard: Any) -> None:
     if shard is None:
         return
     valid = isinstance(shard, tuple | list) and len(shard) == 2 and all(map(decoding.is_integer, shard))
     if not valid or not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard must be (index, count) with 0 <= index < count (got {shard!r})")
+
+
+def _check_unused(**values: Any) -> None:
+    for name, value in values.items():
+        if value:
+            raise ValueError(f"{name} is of training only: training=True is missing (got {value!r})")

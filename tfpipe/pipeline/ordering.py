@@ -21,17 +21,15 @@ from tfpipe.records import seeds
 
 BLANK = -1  # the index and the position of a row that only fills a batch
 
-_WINDOW_BLOCKS = 8
+BLOCKS_PER_WINDOW = 8
 
 
 class Order(Protocol):
-    """The records of every epoch, in order.
+    """The records of every epoch, in order."""
 
-    Attributes:
-        num_rows: rows of an epoch.
-    """
-
-    num_rows: int
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch."""
 
     def positions(self, epochs: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the records at some indices of some epochs.
@@ -53,6 +51,9 @@ class StoredOrder:
 
     num_rows: int
 
+    def __str__(self) -> str:
+        return "as stored"
+
     def positions(self, epochs: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Order`."""
         return indices, epochs
@@ -68,6 +69,9 @@ class ShuffledOrder:
 
     num_rows: int
     seed: int
+
+    def __str__(self) -> str:
+        return "a new permutation of all records every epoch"
 
     def positions(self, epochs: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Order`."""
@@ -86,9 +90,12 @@ class BlockOrder:
     seed: int
     block: int
 
+    def __str__(self) -> str:
+        return f"blocks of {self.block} neighbours in a new order every epoch, shuffled {BLOCKS_PER_WINDOW} blocks at a time"
+
     def positions(self, epochs: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Order`."""
-        window = self.block * _WINDOW_BLOCKS
+        window = self.block * BLOCKS_PER_WINDOW
         windows = indices // window
         sizes = tf.minimum(tf.constant(window, tf.int64), self.num_rows - windows * window)
         within = _shuffled(indices % window, sizes, self.seed, "window", epochs, windows)
@@ -121,7 +128,14 @@ class BalancedOrder:
         self._counts = tf.constant(counts)
         self._seed, self._num_classes = seed, len(counts)
         self._draws = -(-len(labels) // len(counts))  # of each class, an epoch
-        self.num_rows = self._num_classes * self._draws
+
+    def __str__(self) -> str:
+        return f"{self._draws:,} of each of {self._num_classes} classes every epoch, in a new order"
+
+    @property
+    def num_rows(self) -> int:
+        """See `Order`."""
+        return self._num_classes * self._draws
 
     def positions(self, epochs: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Order`."""
@@ -140,6 +154,9 @@ class SelectedOrder:
 
     order: Order
     selection: tf.Tensor  # int64 [num_rows], the positions that take part
+
+    def __str__(self) -> str:
+        return str(self.order)
 
     @property
     def num_rows(self) -> int:

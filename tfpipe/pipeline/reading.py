@@ -2,7 +2,7 @@
 
     reader = RecordReader("shards/", "test")
     reader.read(17)                                         # one serialised Example, or DataError: shard and offset
-    read_records(reader, positions, num_parallel_calls=2)   # (position, serialized), "" where a read failed
+    read_records(reader, batches, num_parallel_calls=2)     # batches of positions; "" where a read failed
 
 What makes a smaller or another data set impossible to miss: the manifest holds the hashes of the catalogue and
 of every index, and the size of every shard, all checked on opening; the catalogue holds the CRC of each record, checked
@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.records import catalog, manifest, tfrecord
+from tfpipe.records import catalog, manifest, schema, tfrecord
 from tfpipe.records.errors import DataError
 
-# 16 bytes per record: a million records take 16 MB. No record reaches 4 GiB, protobuf ends at 2.
-_FRAME = np.dtype([("offset", "<i8"), ("length", "<u4"), ("crc32c", "<u4")])
+# 20 bytes per record: a million records take 20 MB. No record reaches 4 GiB, protobuf ends at 2.
+_FRAME = np.dtype([("offset", "<i8"), ("length", "<u4"), ("crc32c", "<u4"), ("label", "<i4")])
 _MAX_OPEN_FILES = 32
 _MAX_REMEMBERED = 1000
 # One call reads several records, since each call into Python costs; not so many that large photographs fill the memory.
@@ -40,6 +40,12 @@ _READ_BYTES = 4 << 20
 _QUIET_SECONDS = 0.1
 _EXIT_SECONDS = 10
 
+_BLACK_PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
+    "0000000c49444154789c63606060000000040001f61738550000000049454e44ae426082"
+)
+BLANK_RECORD = schema.encode(schema.Record(_BLACK_PNG, "PNG", 1, 1, 3, 1, "", "", "", schema.UNLABELLED, ""))
+
 
 class RecordReader:
     """The records of one split, by position in stored order: 0 is the first of the first shard.
@@ -47,7 +53,9 @@ class RecordReader:
     Safe to use from several threads. Files are opened when first read and closed with the reader.
 
     Attributes:
+        manifest: the data set's.
         num_records: how many the split holds.
+        labels: int32 [num_records], as the catalogue has them.
         read_size: how many to read in one call of `read_batch`.
     """
 
@@ -65,10 +73,11 @@ class RecordReader:
         manifest.check_files(directory, account, splits=[split])
         manifest.check_hashes(directory, account, splits=[split])
         rows = catalog.read_split(directory, account, split)
-        self._frames = np.fromiter(((offset, length, row.crc32c) for row, offset, length in rows), dtype=_FRAME)
+        self._frames = np.fromiter(((offset, length, row.crc32c, row.label) for row, offset, length in rows), dtype=_FRAME)
         self._starts = np.array([0, *itertools.accumulate(shard.num_records for shard in shards)])
         self._paths = [os.fspath(directory / shard.file) for shard in shards]
         self._directory, self._split = directory, split
+        self.manifest, self.labels = account, self._frames["label"]
         self._open = functools.lru_cache(maxsize=_MAX_OPEN_FILES)(_OpenFile)
         self._failures: dict[int, str] = {}
         self.num_records = len(self._frames)
@@ -89,14 +98,15 @@ class RecordReader:
     def read_batch(self, positions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Returns the data of several records, an object array of bytes: b"" where one is not what it should be.
 
-        An empty string is no Example, so no decoder takes it for one; `failure` has the reason.
+        An empty string is no Example, so no decoder takes it for one; `failure` has the reason. A negative position gives
+        a record with one black pixel, no label and no key.
         """
         if _calls.exiting:
             return np.empty(0, object)
         data = np.empty(len(positions), object)
         for index, position in enumerate(positions.tolist()):
             try:
-                data[index] = self._read(position)
+                data[index] = self._read(position) if position >= 0 else BLANK_RECORD
             except DataError as error:
                 data[index] = b""
                 if len(self._failures) < _MAX_REMEMBERED:
@@ -115,7 +125,7 @@ class RecordReader:
         return DataError(f"{where}: {message}", path=self._paths[shard], offset=int(self._frames[position]["offset"]))
 
     def _read(self, position: int) -> bytes:
-        offset, length, crc32c = self._frames[position].item()
+        offset, length, crc32c, _ = self._frames[position].item()
         path = self._paths[self._shard(position)]
         try:
             # The name `file` keeps the descriptor open until pread is back, whatever the cache does meanwhile.
@@ -169,20 +179,20 @@ def _pread(descriptor: int, length: int, offset: int) -> bytes:
     return content
 
 
-def read_records(reader: RecordReader, positions: tf.data.Dataset, *, num_parallel_calls: int) -> tf.data.Dataset:
-    """Returns the records at `positions`, in their order, as (position int64, serialized string) elements.
+def read_records(reader: RecordReader, batches: tf.data.Dataset, *, num_parallel_calls: int) -> tf.data.Dataset:
+    """Returns the same elements, dictionaries with "position", int64 [N], with "serialized", string [N], besides.
 
     A record that fails its check comes as "": no decoder takes it, and whoever misses it asks the reader why.
     """
     read_batch = for_graphs(reader.read_batch)
 
-    def read(batch: tf.Tensor, _owner: RecordReader = reader) -> tuple[tf.Tensor, tf.Tensor]:
-        return batch, tf.ensure_shape(tf.numpy_function(read_batch, [batch], tf.string, stateful=False), batch.shape)
+    def read(batch: dict[str, tf.Tensor], _owner: RecordReader = reader) -> dict[str, tf.Tensor]:
+        positions = batch["position"]
+        serialized = tf.numpy_function(read_batch, [positions], tf.string, stateful=False)
+        return {**batch, "serialized": tf.ensure_shape(serialized, positions.shape)}
 
-    data = positions.batch(reader.read_size)
-    data = data.map(read, num_parallel_calls=num_parallel_calls, deterministic=True)
-    data = data.take_while(lambda _, records: tf.size(records) > 0)  # nothing comes when Python is about to exit
-    return data.unbatch()
+    data = batches.map(read, num_parallel_calls=num_parallel_calls, deterministic=True)
+    return data.take_while(lambda batch: tf.size(batch["serialized"]) > 0)  # nothing comes when Python is about to exit
 
 
 class _Calls:
