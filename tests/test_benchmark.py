@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import CHECKOUT, picture, write
 
 import tfpipe
 from tools import benchmark
-from tools.benchmarks import contenders
+from tools.benchmarks import contenders, worker
 
 WORKER = CHECKOUT / "tools" / "benchmarks" / "worker.py"
 
@@ -66,6 +67,18 @@ def test_a_peer_that_is_missing_is_skipped_and_said(run_tool, tmp_path):
     assert "median" not in done.stdout
 
 
+def test_a_pass_counts_from_opening_to_its_last_batch():
+    def batches():
+        time.sleep(0.2)
+        yield range(64)
+        yield range(64)
+        time.sleep(0.8)
+
+    answer = worker.measure(batches)
+    assert answer["images"] == 128
+    assert 0.2 <= answer["seconds"] < 0.8
+
+
 def stand_in(folder, script):
     """An interpreter that answers what a test wants."""
     path = write(folder / "python", f"#!/bin/sh\n{script}\n".encode())
@@ -82,10 +95,10 @@ def test_a_contender_that_dies_is_given_up(tmp_path):
 def test_a_pass_with_too_few_images_is_no_measurement(tmp_path):
     answers = ("""echo '{"ready": true}'""", """echo '{"images": 63, "seconds": 1}'""")
     python = stand_in(tmp_path, f"read task; {answers[0]}; read go; {answers[1]}")
-    worker = contenders.Worker("dali", python, {"photos": [""] * 64}, tmp_path / "scratch")
+    contender = contenders.Worker("dali", python, {"photos": [""] * 64}, tmp_path / "scratch")
     with pytest.raises(contenders.GaveUp, match="dali: yielded 63 images of 64"):
-        worker.measure()
-    worker.close()
+        contender.measure()
+    contender.close()
 
 
 def test_made_photos_are_photos_and_too_few_are_repeated(tmp_path):

@@ -11,9 +11,9 @@ build: tfpipe's own command against `cp -r` followed by sha256sum of source and 
 with tf.io.TFRecordWriter and tf.train.Example, each as a whole process. Medians, and ratios pair by pair.
 
 input: each contender is a process that stays, restricted to as many cores as it has threads or workers; one works at a time, on
-a whole pass over the same photos. A pass counts from opening the iterator; starting, packing and the first pass do not count.
-Contenders whose packages are missing are skipped. Those that cannot be installed beside TensorFlow get an interpreter of their
-own.
+a whole pass over the same photos. A pass counts from opening the iterator to the last batch; starting, packing and the first
+pass do not count. Contenders whose packages are missing are skipped; those that cannot be installed beside TensorFlow get an
+interpreter of their own.
 """
 
 from __future__ import annotations

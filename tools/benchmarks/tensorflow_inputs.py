@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Pass = Callable[[], Iterable[Any]]
 
-# tf.data's own choice was as fast as a number, or faster, in every contender below.
+# No fixed number of calls was measurably faster in what follows, nor was leaving out the shuffle buffer.
 _AUTOTUNE = tf.data.AUTOTUNE
 
 
