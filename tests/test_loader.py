@@ -246,10 +246,10 @@ def test_a_process_ends_with_an_iterator_in_the_middle_of_reading(tmp_path: Path
     done = run_script(
         "from tfpipe.pipeline.reading import RecordReader, read_records\n"
         "reader = RecordReader(sys.argv[1], 'test')\n"
-        "positions = tf.data.Dataset.range(200).repeat()\n"
-        "data = read_records(reader, positions, num_parallel_calls=2).map(lambda _, data: tf.strings.length(data))\n"
+        "batches = tf.data.Dataset.range(200).repeat().batch(4).map(lambda positions: {'position': positions})\n"
+        "data = read_records(reader, batches, num_parallel_calls=2).map(lambda batch: tf.strings.length(batch['serialized']))\n"
         "iterators = [iter(data.prefetch(1_000_000)) for _ in range(4)]\n"
-        "print([int(next(iterator)) > 100_000 for iterator in iterators])",
+        "print([bool((next(iterator) > 100_000).numpy().all()) for iterator in iterators])",
         data_set,
     )
     assert (done.returncode, done.stdout) == (0, "[True, True, True, True]\n")

@@ -62,11 +62,23 @@ def test_empty_shards_are_passed_over(tmp_path: Path, num_shards: int):
     assert [schema.decode(reader.read(position)).encoded for position in range(3)] == [b"a", b"bb", b"ccc"]
 
 
-def test_any_order_is_read_with_its_positions(data_set: Path):
-    positions = [8, 3, 3, 0]
-    order = tf.data.Dataset.from_tensor_slices(np.array(positions))
-    data = read_records(RecordReader(data_set, "test"), order, num_parallel_calls=2)
-    assert list(data.as_numpy_iterator()) == [(position, stored(data_set)[position]) for position in positions]
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+def test_any_order_is_read_beside_what_came_with_it(data_set: Path, batch_size: int):
+    positions, names = np.array([8, 3, 3, 0]), np.array([b"a", b"b", b"c", b"d"])
+    batches = tf.data.Dataset.from_tensor_slices({"position": positions, "name": names}).batch(batch_size)
+    data = read_records(RecordReader(data_set, "test"), batches, num_parallel_calls=2)
+    rows = list(data.unbatch().as_numpy_iterator())
+    assert [row["serialized"] for row in rows] == [stored(data_set)[position] for position in positions]
+    assert [(row["position"], row["name"]) for row in rows] == list(zip(positions, names, strict=True))
+
+
+def test_a_negative_position_gives_the_blank_record(data_set: Path):
+    batches = tf.data.Dataset.from_tensors({"position": np.array([2, -1])})
+    (batch,) = read_records(RecordReader(data_set, "test"), batches, num_parallel_calls=1).as_numpy_iterator()
+    first, blank = (schema.decode(serialized) for serialized in batch["serialized"])
+    assert first.encoded == bytes([2]) * 20
+    assert (blank.key, blank.filename, blank.label) == ("", "", schema.UNLABELLED)
+    assert not tf.io.decode_image(blank.encoded).numpy().any()
 
 
 # Damage
