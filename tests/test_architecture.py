@@ -158,14 +158,19 @@ def test_importing_tfpipe_takes_little():
 def test_exported_names_exist_and_are_pinned():
     assert tfpipe.__all__ == dir(tfpipe)
     assert tfpipe.__all__ == [
+        "Augmentation",
         "DataError",
         "Manifest",
         "__version__",
+        "augment_image",
         "build_tfrecords",
+        "class_weights",
         "dataset",
         "decode_image",
+        "describe",
         "load_manifest",
         "parse_example",
+        "replay",
         "resize_image",
     ]
     assert all(getattr(tfpipe, name) is not None for name in tfpipe.__all__)

@@ -13,26 +13,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfpipe.conversion.build import build_tfrecords as build_tfrecords
+    from tfpipe.pipeline.augmentation import Augmentation as Augmentation
+    from tfpipe.pipeline.augmentation import augment_image as augment_image
     from tfpipe.pipeline.decoding import decode_image as decode_image
     from tfpipe.pipeline.decoding import parse_example as parse_example
     from tfpipe.pipeline.decoding import resize_image as resize_image
     from tfpipe.pipeline.loader import dataset as dataset
+    from tfpipe.pipeline.loader import describe as describe
+    from tfpipe.pipeline.replaying import replay as replay
     from tfpipe.records.errors import DataError as DataError
     from tfpipe.records.manifest import Manifest as Manifest
     from tfpipe.records.manifest import load as load_manifest  # noqa: F401
+    from tfpipe.records.weights import class_weights as class_weights
 
 __version__ = "0.1.0"
 
 # Public name -> where it lives. Modules are nouns and functions are verbs: a name that equals a submodule's would be
 # replaced by the module when that is imported.
 _HOMES = {
+    "Augmentation": ("tfpipe.pipeline.augmentation", "Augmentation"),
     "DataError": ("tfpipe.records.errors", "DataError"),
     "Manifest": ("tfpipe.records.manifest", "Manifest"),
+    "augment_image": ("tfpipe.pipeline.augmentation", "augment_image"),
     "build_tfrecords": ("tfpipe.conversion.build", "build_tfrecords"),
+    "class_weights": ("tfpipe.records.weights", "class_weights"),
     "dataset": ("tfpipe.pipeline.loader", "dataset"),
     "decode_image": ("tfpipe.pipeline.decoding", "decode_image"),
+    "describe": ("tfpipe.pipeline.loader", "describe"),
     "load_manifest": ("tfpipe.records.manifest", "load"),
     "parse_example": ("tfpipe.pipeline.decoding", "parse_example"),
+    "replay": ("tfpipe.pipeline.replaying", "replay"),
     "resize_image": ("tfpipe.pipeline.decoding", "resize_image"),
 }
 

@@ -1,0 +1,136 @@
+"""What training saw: the augmented picture of one key in one epoch, made again.
+
+    image = replay("shards/", "train", "cat/1.jpg", seed=0, epoch=3)      # uint8 [224, 224, 3]
+
+The path is training's own (`tfpipe.pipeline.rows`), for one record: an augmentation is a function of (seed, epoch, key).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfpipe.pipeline import decoding
+from tfpipe.pipeline.augmentation import Augmentation
+from tfpipe.pipeline.loader import Loader, dataset
+from tfpipe.pipeline.rows import Rows
+from tfpipe.records.catalog import read_catalog
+
+Image = np.ndarray[Any, Any]
+
+
+def replay(
+    directory: str | os.PathLike[str],
+    split: str,
+    key: str | bytes,
+    *,
+    seed: int,
+    epoch: int,
+    image_size: tuple[int, int] = (224, 224),
+    resize: decoding.Resize = "stretch",
+    augment: Augmentation | str | None = None,
+    scaled_decode: bool = True,
+) -> Image:
+    """Makes the picture again that training saw for a key in an epoch.
+
+    Bit for bit the row of `dataset(directory, split, training=True, as_dict=True, ...)` with this "key" and "epoch", whatever
+    the batches, the order and the readers were. MixUp and CutMix, which take a batch, are left out: the picture is
+    what went into them. To replay many, take a `Replayer`: opening the data set takes longer than a picture.
+
+    Args:
+        directory: the data set's folder.
+        split: the one that was trained on.
+        key: of the record, as the catalogue and the dataset's "key" have it.
+        seed: the run's, as given to `dataset`.
+        epoch: as the dataset's "epoch" says, 0 or more. With `balanced`, that is how often the record came before.
+        image_size: (height, width), as given to `dataset`.
+        resize: as given to `dataset`.
+        augment: as given to `dataset`, default "standard".
+        scaled_decode: as given to `dataset`.
+
+    Returns:
+        uint8 [height, width, 3], RGB, 0..255, a numpy array.
+
+    Raises:
+        ValueError: there is no such key or split, or an argument is not what it should be.
+        FileNotFoundError: there is no data set.
+        DataError: the data set or the record is damaged.
+    """
+    replayer = Replayer(
+        directory, split, seed=seed, image_size=image_size, resize=resize, augment=augment, scaled_decode=scaled_decode
+    )
+    return replayer.image(replayer.position(key), epoch)
+
+
+class Replayer:
+    """Pictures of a split one at a time, as training sees them and as evaluation does.
+
+    Attributes:
+        augmentation: what is done to them.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        split: str,
+        *,
+        seed: int,
+        image_size: tuple[int, int] = (224, 224),
+        resize: decoding.Resize = "stretch",
+        augment: Augmentation | str | None = None,
+        scaled_decode: bool = True,
+    ) -> None:
+        """Opens a split; arguments and errors as of `replay`."""
+        given: dict[str, Any] = {"image_size": image_size, "resize": resize, "augment": augment, "scaled_decode": scaled_decode}
+        defaults = {**(dataset.__kwdefaults__ or {}), "training": True, "batch_size": 1}
+        self._training = Loader(directory, split, **{**defaults, **given, "seed": seed}).rows
+        self._evaluation = dataclasses.replace(self._training, augmentation=None, scaled=False)
+        self._directory, self._split = directory, split
+        self.augmentation: Augmentation = self._training.augmentation or Augmentation()
+
+    def position(self, key: str | bytes) -> int:
+        """Returns the place of a record in stored order.
+
+        Raises:
+            ValueError: there is none with this key.
+        """
+        text = key.decode() if isinstance(key, bytes) else key
+        for position, row in enumerate(read_catalog(self._directory, split=self._split)):
+            if row.key == text:
+                return position
+        raise ValueError(f"{os.fspath(self._directory)}: no record of split {self._split!r} has the key {text!r}")
+
+    def image(self, position: int, epoch: int) -> Image:
+        """Returns the picture that training sees in an epoch, uint8 [height, width, 3].
+
+        Raises:
+            ValueError: the epoch is none.
+            DataError: the record is damaged.
+        """
+        if not decoding.is_integer(epoch) or not 0 <= epoch < 1 << 31:
+            raise ValueError(f"epoch must be an integer, 0 or more and less than 2**31 (got {epoch!r})")
+        return self._made(self._training, position, epoch)
+
+    def evaluated(self, position: int) -> Image:
+        """Returns the picture that a pass without training gives, uint8 [height, width, 3].
+
+        Raises:
+            DataError: the record is damaged.
+        """
+        return self._made(self._evaluation, position, 0)
+
+    def _made(self, rows: Rows, position: int, epoch: int) -> Image:
+        serialized = rows.reader.read(position)
+        numbers = {
+            name: tf.constant([number], tf.int64) for name, number in (("row", 0), ("position", position), ("epoch", epoch))
+        }
+        try:
+            parsed = rows.parse({**numbers, "serialized": tf.constant([serialized])})
+            image: Image = rows.decode(tf.nest.map_structure(lambda value: value[0], parsed))["image"].numpy()
+        except tf.errors.InvalidArgumentError as error:
+            raise rows.reader.error(position, "TensorFlow cannot decode it") from error
+        return image
