@@ -5,39 +5,28 @@ show("shards/", "sheet.png", split="train", per_class=8)
 
 from __future__ import annotations
 
+import functools
 import heapq
 import io
-import logging
 import os
 import stat
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tfpipe.inspection import fonts
-from tfpipe.inspection.fonts import Fonts
+from tfpipe.inspection import sheets
 from tfpipe.inspection.reading import checked_record
 from tfpipe.records import manifest as manifests
 from tfpipe.records import seeds, tfrecord
 from tfpipe.records.catalog import Row, read_split
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import written_atomically
 from tfpipe.records.manifest import Manifest
 from tfpipe.records.schema import UNLABELLED, Record
 from tfpipe.records.summary import plural
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageDraw
+    from PIL import Image
 
-_log = logging.getLogger("tfpipe")
-
-_BACKGROUND, _PANEL, _MAT = "#f4f4f1", "#ffffff", "#eceae4"
-_INK, _FAINT, _ALARM = "#22252a", "#7d8087", "#b3412e"
-_MARGIN, _GAP, _HEADER, _CAPTION, _PADDING = 28, 10, 84, 20, 14
-
-_MAX_PIXELS = 100_000_000  # of the whole sheet: 300 MB of memory, and few viewers open more
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _USUAL = {"tile": 160, "per_class": 8, "max_classes": 50}
 
 # What ImageOps.exif_transpose does, by the orientation that the record stores: Image.Transpose members by name.
@@ -52,7 +41,9 @@ _TURNS = {
 }
 
 
-class _Sample(NamedTuple):
+class Sample(NamedTuple):
+    """A record that was drawn: its row of the catalogue, and where it stands."""
+
     row: Row
     shard: Path
     offset: int
@@ -64,7 +55,7 @@ class _Group(NamedTuple):
     label: int
     name: str
     num_records: int
-    samples: list[_Sample]
+    samples: list[Sample]
 
 
 def show(
@@ -102,51 +93,20 @@ def show(
         DataError: the catalogue or an index is damaged.
         OSError: the font cannot be read.
     """
-    for name, value, least in (("per_class", per_class, 1), ("max_classes", max_classes, 1), ("tile", tile, 32)):
-        if value < least:
-            raise ValueError(f"{name} must be {least} or more (got {value})")
+    sheets.check_least(per_class=(per_class, 1), max_classes=(max_classes, 1), tile=(tile, 32))
     manifest = manifests.load(directory)
-    _check_target(Path(output), Path(directory))  # before the drawing, which takes a while
+    sheets.check_target(Path(output), Path(directory), "contact sheet")  # before the drawing, which takes a while
     names = list(manifest.splits) if split is None else [split]
     groups = _groups(Path(directory), manifest, names, per_class, max_classes, seed)
-    text = "".join(group.name + "".join(sample.row.key for sample in group.samples) for group in groups)
-    sheet = _Sheet(tile, fonts.choose(manifest.name + text, font))
     title, detail = _header(manifest, names, per_class, max_classes, seed)
-    width, height = sheet.measure(title, detail, groups)
-    if width * height > _MAX_PIXELS:
-        raise ValueError(_too_large(width, height, {"tile": tile, "per_class": per_class, "max_classes": max_classes}))
-    picture = sheet.draw(title, detail, groups)
-    encoded = io.BytesIO()
-    picture.save(encoded, "PNG")
-    with written_atomically(Path(output)) as file:
-        file.write(encoded.getvalue())
+    sheet = sheets.Sheet(title, [detail], [_panel(group, tile) for group in groups], tile=tile, font=font)
+    sheet.save(Path(output), lower=sheets.to_lower({"tile": tile, "per_class": per_class, "max_classes": max_classes}, _USUAL))
 
 
-def _check_target(target: Path, directory: Path) -> None:
-    """Refuses to write where something would be lost: a photograph, say, when the arguments stand in the wrong order."""
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent}: no such folder, for the contact sheet {target.name}")
-    if target.parent.resolve().is_relative_to(directory.resolve()):
-        raise ValueError(f"{target}: the contact sheet must be written outside the data set's folder")
-    try:
-        mode = os.lstat(target).st_mode
-    except FileNotFoundError:
-        return
-    if stat.S_ISREG(mode):
-        with open(target, "rb") as file:
-            if file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE:
-                return
-    kind = "a folder" if stat.S_ISDIR(mode) else "something else than a PNG file"
-    raise FileExistsError(f"{target}: {kind} is there; it was not overwritten")
-
-
-def _too_large(width: int, height: int, arguments: dict[str, int]) -> str:
-    raised = [f"--{name}" for name, value in arguments.items() if value > _USUAL[name]]
-    lower = " or ".join(raised or [f"--{name}" for name in arguments])
-    return (
-        f"the sheet would have {width:,} x {height:,} = {width * height:,} pixels, at most {_MAX_PIXELS:,} can be drawn: lower"
-        f" {lower}"
-    )
+def _panel(group: _Group, tile: int) -> sheets.Panel:
+    label = None if group.label == UNLABELLED else group.label
+    tiles = [sheets.Tile(functools.partial(_thumbnail, sample, tile), sample.row.key) for sample in group.samples]
+    return sheets.Panel(label, group.name, f"{group.num_records:,}", tiles)
 
 
 def _header(manifest: Manifest, names: list[str], per_class: int, max_classes: int, seed: int) -> tuple[str, str]:
@@ -159,7 +119,7 @@ def _header(manifest: Manifest, names: list[str], per_class: int, max_classes: i
 
 
 def _groups(directory: Path, manifest: Manifest, names: list[str], per_class: int, max_classes: int, seed: int) -> list[_Group]:
-    samples = _draw_samples(directory, manifest, names, per_class, max_classes, seed)
+    samples = draw_samples(directory, manifest, names, per_class, max_classes, seed)
     labelled = [manifest.split(name) for name in names if manifest.split(name).labelled]
     groups = []
     if labelled:
@@ -173,18 +133,18 @@ def _groups(directory: Path, manifest: Manifest, names: list[str], per_class: in
     return groups
 
 
-def _draw_samples(
+def draw_samples(
     directory: Path, manifest: Manifest, names: list[str], per_class: int, max_classes: int, seed: int
-) -> dict[tuple[int, str], list[_Sample]]:
+) -> dict[tuple[int, str], list[Sample]]:
     """Returns the records with the smallest seeded hashes of their keys, by (label, split where unlabelled)."""
-    heaps: dict[tuple[int, str], list[tuple[int, str, _Sample]]] = {}
+    heaps: dict[tuple[int, str], list[tuple[int, str, Sample]]] = {}
     for name in names:
         for row, offset, _ in read_split(directory, manifest, name):
             if row.label >= max_classes:
                 continue
             heap = heaps.setdefault((row.label, name if row.label == UNLABELLED else ""), [])
             shard = directory / manifest.split(name).shards[row.shard].file
-            entry = (-seeds.derive(seed, "show", row.key), row.key, _Sample(row, shard, offset))
+            entry = (-seeds.derive(seed, "show", row.key), row.key, Sample(row, shard, offset))
             if len(heap) < per_class:
                 heapq.heappush(heap, entry)
             elif entry > heap[0]:
@@ -192,100 +152,7 @@ def _draw_samples(
     return {place: [sample for *_, sample in sorted(heap, reverse=True)] for place, heap in heaps.items()}
 
 
-class _Sheet:
-    """Where things stand on the sheet."""
-
-    def __init__(self, tile: int, chosen: Fonts) -> None:
-        self._tile, self._fonts = tile, chosen
-        self._title = chosen.of_size(28)
-        self._name = chosen.of_size(19)
-        self._small = chosen.of_size(13)
-        self._caption = chosen.of_size(max(9, min(12, tile // 13)))
-        self._row_height = 34 + tile + _CAPTION + 2 * _PADDING
-
-    def measure(self, title: str, detail: str, groups: list[_Group]) -> tuple[int, int]:
-        """Returns width and height of the sheet that `draw` draws."""
-        columns = max((len(group.samples) for group in groups), default=1) or 1
-        inside = columns * (self._tile + _GAP) - _GAP + 2 * _PADDING
-        needed = int(max(self._title.getlength(title), self._small.getlength(detail)))
-        width = 2 * _MARGIN + max(inside, needed)
-        height = _MARGIN + _HEADER + len(groups) * (self._row_height + _GAP) - _GAP + _MARGIN
-        return width, height
-
-    def draw(self, title: str, detail: str, groups: list[_Group]) -> Image.Image:
-        from PIL import Image, ImageDraw
-
-        picture = Image.new("RGB", self.measure(title, detail, groups), _BACKGROUND)
-        canvas = ImageDraw.Draw(picture)
-        canvas.text((_MARGIN, _MARGIN), self._fonts.shown(title), _INK, self._title)
-        canvas.text((_MARGIN, _MARGIN + 42), detail, _FAINT, self._small)
-        for index, group in enumerate(groups):
-            self._draw_group(picture, canvas, group, _MARGIN + _HEADER + index * (self._row_height + _GAP))
-        return picture
-
-    def _draw_group(self, picture: Image.Image, canvas: ImageDraw.ImageDraw, group: _Group, top: int) -> None:
-        right = picture.width - _MARGIN
-        canvas.rounded_rectangle((_MARGIN, top, right, top + self._row_height), 8, _PANEL)
-        left = _MARGIN + _PADDING
-        if group.label != UNLABELLED:
-            left += self._draw_label(canvas, group.label, left, top + _PADDING) + 12
-        count = f"{group.num_records:,}"
-        room = right - _PADDING - int(self._small.getlength(count)) - 12 - left
-        name = fonts.shortened(self._fonts.shown(group.name), self._name, room)
-        canvas.text((left, top + _PADDING), name, _INK, self._name)
-        left += int(self._name.getlength(name)) + 12
-        canvas.text((left, top + _PADDING + 6), count, _FAINT, self._small)
-        for column, sample in enumerate(group.samples):
-            place = _MARGIN + _PADDING + column * (self._tile + _GAP), top + _PADDING + 34
-            self._draw_sample(picture, canvas, sample, place)
-
-    def _draw_label(self, canvas: ImageDraw.ImageDraw, label: int, left: int, top: int) -> int:
-        """Draws a label on a chip, so that it is not taken for the class's name; returns the chip's width."""
-        text = str(label)
-        width = max(24, int(self._small.getlength(text)) + 14)
-        canvas.rounded_rectangle((left, top, left + width, top + 24), 12, _MAT)
-        canvas.text((left + width / 2, top + 12), text, _INK, self._small, anchor="mm")
-        return width
-
-    def _draw_sample(self, picture: Image.Image, canvas: ImageDraw.ImageDraw, sample: _Sample, place: tuple[int, int]) -> None:
-        left, top = place
-        tile = self._tile
-        canvas.rectangle((left, top, left + tile - 1, top + tile - 1), _MAT)
-        try:
-            small = _thumbnail(sample, tile)
-        except DataError as error:
-            _log.warning("%s", error)
-            self._draw_cross(canvas, place, error.message)
-        else:
-            picture.paste(small, (left + (tile - small.width) // 2, top + (tile - small.height) // 2))
-        key = fonts.shortened(self._fonts.shown(sample.row.key), self._caption, tile)
-        canvas.text((left, top + tile + 4), key, _FAINT, self._caption)
-
-    def _draw_cross(self, canvas: ImageDraw.ImageDraw, place: tuple[int, int], reason: str) -> None:
-        left, top = place
-        right, bottom = left + self._tile - 1, top + self._tile - 1
-        canvas.line((left, top, right, bottom), _ALARM)
-        canvas.line((left, bottom, right, top), _ALARM)
-        canvas.rectangle((left, top, right, bottom), outline=_ALARM)
-        lines = list(_wrapped(self._fonts.shown(reason), self._caption, self._tile - 12))[:4]
-        y = top + (self._tile - 15 * len(lines)) // 2
-        canvas.rectangle((left + 4, y - 3, right - 4, y + 15 * len(lines) + 2), _MAT)
-        for index, line in enumerate(lines):
-            canvas.text((left + 7, y + 15 * index), line, _ALARM, self._caption)
-
-
-def _wrapped(text: str, font: fonts.Font, width: int) -> Iterator[str]:
-    line = ""
-    for word in text.split():
-        longer = f"{line} {word}".strip()
-        if line and font.getlength(longer) > width:
-            yield fonts.shortened(line, font, width)
-            longer = word
-        line = longer
-    yield fonts.shortened(line, font, width)
-
-
-def _thumbnail(sample: _Sample, tile: int) -> Image.Image:
+def _thumbnail(sample: Sample, tile: int) -> Image.Image:
     """Returns the picture, upright, no side longer than the tile.
 
     Raises:
@@ -309,7 +176,7 @@ def _thumbnail(sample: _Sample, tile: int) -> Image.Image:
     return small
 
 
-def _stored(sample: _Sample) -> Record:
+def _stored(sample: Sample) -> Record:
     try:
         if not stat.S_ISREG(os.stat(sample.shard).st_mode):  # opening a named pipe would wait for a writer
             raise DataError("the shard is no regular file", path=sample.shard)
@@ -331,7 +198,7 @@ def _scaled(encoded: bytes, tile: int) -> Image.Image:
     size = max(1, round(whole.width * scale)), max(1, round(whole.height * scale))
     small = whole.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
     if small.mode == "RGBA":
-        return Image.alpha_composite(Image.new("RGBA", small.size, _MAT), small).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", small.size, sheets.MAT), small).convert("RGB")
     return small
 
 
