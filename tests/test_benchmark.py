@@ -142,11 +142,12 @@ print(json.dumps(found))
 
 @pytest.mark.tf
 def test_contenders_of_tensorflow_yield_every_image_in_every_pass(task):
-    names = [name for name in contenders.MODULES if contenders.peer(name) in {"tfdata", "keras"}] + ["tfpipe-eval"]
+    names = [name for kind in ("training", "evaluation") for name in contenders.CONTENDERS[kind]]
+    names = [name for name in names if contenders.MODULES[name] == "tensorflow_inputs"]
     command = [sys.executable, "-c", _CHECK, str(WORKER.parent), *(name.replace("-", "_") for name in names)]
     done = subprocess.run(command, cwd=CHECKOUT, input=json.dumps(task), capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
-    assert len(found) == len(names) == 7
+    assert len(found) == len(names) == 10
     for name, passes in found.items():
         dtype = "float32" if name in {"tfdata_crop_colour", "tfdata_tutorial", "keras"} else "uint8"
         assert passes == [[[dtype, 64, 224, 224, 3]] * 2] * 2, name
