@@ -18,6 +18,7 @@ FLOORS = {
     "conversion": {"records"},
     "inspection": {"records"},
     "pipeline": {"records"},
+    "augmentation_sheet": {"records", "inspection", "pipeline"},
     "commands": {"records"},
 }
 HEAVY = {"tensorflow", "keras", "numpy", "h5py", "PIL", "tensorflow_datasets"}
@@ -75,6 +76,9 @@ def test_imports_go_down():
         ("records/x.py", "import tfpipe\ndata = tfpipe.dataset('shards/', 'test')"),
         ("conversion/x.py", "def f():\n    import tfpipe.pipeline.reading"),
         ("commands.py", "from tfpipe import pipeline"),
+        ("inspection/x.py", "from tfpipe.pipeline import replaying"),
+        ("pipeline/x.py", "from tfpipe import augmentation_sheet"),
+        ("augmentation_sheet.py", "from tfpipe.conversion import build"),
     ],
 )
 def test_the_check_of_floors_can_fail(file, source):

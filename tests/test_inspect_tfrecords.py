@@ -79,6 +79,42 @@ def test_show_without_a_name(made, tmp_path):
     assert "the contact sheet must be written outside the data set's folder" in done.stderr
 
 
+@pytest.mark.tf
+def test_show_augmentations(tool, made, tmp_path):
+    done = tool("show", made, tmp_path / "sheet.png", "--augment=strong", "--images=2", "--tile=40")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/sheet.png: written\n")
+    two = Image.open(tmp_path / "sheet.png")
+    assert two.format == "PNG"
+    assert two.width > 11 * 40
+    tool("show", made, tmp_path / "sheet.png", "--augment=strong", "--images=3", "--tile=40")
+    assert Image.open(tmp_path / "sheet.png").height - two.height > 40
+    done = tool("show", made, tmp_path / "sheet.png", "--augment=wild")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "augment must be an Augmentation or one of none, light, standard, strong (got 'wild')" in done.stderr
+
+
+@pytest.mark.tf
+def test_show_augmentations_without_a_name(made, tmp_path):
+    command = [sys.executable, CHECKOUT / "tools/inspect_tfrecords.py", "show", made, "--augment=light", "--tile=32"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "augmentation_sheet.png: written\n"
+    assert os.listdir(tmp_path) == ["augmentation_sheet.png"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--images=2"], "--images is not a flag of show without --augment"),
+        (["--augment=light", "--per_class=2"], "--per_class is not a flag of show --augment"),
+        (["--augment=light", "--max_classes=2"], "--max_classes is not a flag of show --augment"),
+    ],
+)
+def test_a_flag_of_the_other_sheet_is_refused(tool, made, tmp_path, given, message):
+    done = tool("show", made, tmp_path / "sheet.png", *given)
+    assert (done.returncode, done.stderr) == (2, f"error: {message}\nSee --help.\n")
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("words", "flag"),
     [
@@ -88,6 +124,8 @@ def test_show_without_a_name(made, tmp_path):
         (["show", "a"], "workers"),
         (["diff", "a", "b"], "seed"),
         (["salvage", "a", "b"], "per_class"),
+        (["verify", "a"], "augment"),
+        (["extract", "a", "b"], "images"),
     ],
 )
 def test_a_flag_of_another_command_is_refused(tool, words, flag):
@@ -176,3 +214,16 @@ def test_no_tensorflow_and_no_numpy_is_loaded():
     code = "import sys, tools.inspect_tfrecords; sys.exit(sorted({'tensorflow', 'numpy', 'PIL'} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_contact_sheet_needs_no_tensorflow(made, tmp_path):
+    code = """
+import sys
+from absl import flags
+from tools import inspect_tfrecords
+inspect_tfrecords.main(flags.FLAGS(["inspect_tfrecords", "show", *sys.argv[1:]])[1:])
+print(*sorted({"tensorflow", "PIL"} & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", code, str(made), str(tmp_path / "sheet.png")]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "PIL"

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Looks at a data set that build_tfrecords wrote: checks, shows, compares, extracts, rescues. TensorFlow is not needed.
+"""Looks at a data set of build_tfrecords: checks, shows, compares, extracts, rescues. Only show --augment needs TensorFlow.
 
   inspect_tfrecords info DIR                  the data set at a glance
   inspect_tfrecords verify DIR                every byte against what was written; exit code 1 if anything is wrong
   inspect_tfrecords extract DIR OUTPUT        the original files back, bit for bit
   inspect_tfrecords show DIR [OUTPUT]         a contact sheet: some pictures of each class, turned upright; a PNG file,
                                               default contact_sheet.png in the current folder
+  inspect_tfrecords show DIR [OUTPUT] --augment=standard
+                                              what training sees: a row per picture, as evaluation sees it and as epochs
+                                              0 to 9 do; default augmentation_sheet.png
   inspect_tfrecords diff A B                  what was added, removed, changed, relabelled, moved; exit code 1 if anything
   inspect_tfrecords salvage SHARD OUTPUT      every intact record of a damaged shard, to a new file; exit code 1 if
                                               anything was lost
@@ -23,6 +26,7 @@ spaces, quotes, backslashes or unprintable characters is a JSON string: removed 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -39,12 +43,14 @@ from tfpipe.inspection import comparison, contact_sheet, extraction, rescue, ver
 from tfpipe.records import manifest as manifests
 from tfpipe.records.summary import describe_manifest, format_bytes, plural
 
-_SHEET = "contact_sheet.png"
+_CONTACT_SHEET, _AUGMENTATION_SHEET = "contact_sheet.png", "augmentation_sheet.png"
 
-_SPLIT = flags.DEFINE_string("split", None, "extract, show: this split only. Default: all.")
+_SPLIT = flags.DEFINE_string("split", None, "extract, show: this split only. Default: all; with --augment, the first.")
 _PER_CLASS = flags.DEFINE_integer("per_class", 8, "show: pictures of each class.", 1)
 _MAX_CLASSES = flags.DEFINE_integer("max_classes", 50, "show: classes at most; the header says when there are more.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "show: draws the pictures.")
+_AUGMENT = flags.DEFINE_string("augment", None, "show: draw augmentations by this preset: none, light, standard or strong.")
+_IMAGES = flags.DEFINE_integer("images", 8, "show: with --augment, pictures, a row each; the classes take turns.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "show: draws the pictures, and their augmentation as in a run with this seed.")
 _TILE = flags.DEFINE_integer("tile", 160, "show: side of a picture's place, in pixels.", 32)
 _FONT = flags.DEFINE_string("font", None, "show: font file, for class names that the fonts found cannot write.")
 _WORKERS = flags.DEFINE_integer("workers", None, "verify, diff: threads. Default: one per core.", 1)
@@ -74,18 +80,47 @@ def _extract(directory: str, output: str) -> None:
     print(f"{output}: {plural(count, 'record')} extracted, every hash as recorded")
 
 
-def _show(directory: str, output: str = _SHEET) -> None:
-    contact_sheet.show(
+def _show(directory: str, output: str | None = None) -> None:
+    if _AUGMENT.value is not None:
+        _refuse("show --augment", "per_class", "max_classes")
+        output = output or _AUGMENTATION_SHEET
+        _show_augmentation(directory, output, _AUGMENT.value)
+    else:
+        _refuse("show without --augment", "images")
+        output = output or _CONTACT_SHEET
+        contact_sheet.show(
+            directory,
+            output,
+            split=_SPLIT.value,
+            per_class=_PER_CLASS.value,
+            max_classes=_MAX_CLASSES.value,
+            seed=_SEED.value,
+            tile=_TILE.value,
+            font=_FONT.value,
+        )
+    print(f"{output}: written")
+
+
+def _show_augmentation(directory: str, output: str, preset: str) -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the data set
+    from tfpipe import augmentation_sheet  # takes seconds, and none of the other commands need TensorFlow
+
+    augmentation_sheet.show(
         directory,
         output,
+        augment=preset,
         split=_SPLIT.value,
-        per_class=_PER_CLASS.value,
-        max_classes=_MAX_CLASSES.value,
+        images=_IMAGES.value,
         seed=_SEED.value,
         tile=_TILE.value,
         font=_FONT.value,
     )
-    print(f"{output}: written")
+
+
+def _refuse(command: str, *names: str) -> None:
+    for name in names:
+        if flags.FLAGS[name].present:
+            raise commands.UsageError(f"--{name} is not a flag of {command}")
 
 
 def _diff(a: str, b: str) -> int:
@@ -151,7 +186,7 @@ _COMMANDS = {
     "info": _Command(_info, "DIR"),
     "verify": _Command(_verify, "DIR", ("workers", "limit")),
     "extract": _Command(_extract, "DIR OUTPUT", ("split",)),
-    "show": _Command(_show, "DIR [OUTPUT]", ("split", "per_class", "max_classes", "seed", "tile", "font")),
+    "show": _Command(_show, "DIR [OUTPUT]", ("split", "per_class", "max_classes", "augment", "images", "seed", "tile", "font")),
     "diff": _Command(_diff, "A B", ("workers", "limit")),
     "salvage": _Command(_salvage, "SHARD OUTPUT", ("limit",)),
 }
@@ -169,9 +204,7 @@ def main(arguments: list[str]) -> int | None:
     needed = sum(not word.startswith("[") for word in words)
     if not needed <= len(rest) <= len(words):
         raise commands.UsageError(f"usage: {name} {chosen.words} (got {plural(len(rest), 'argument')})")
-    for flag in _FLAGS:
-        if flags.FLAGS[flag].present and flag not in chosen.flags:
-            raise commands.UsageError(f"--{flag} is not a flag of {name}")
+    _refuse(name, *(flag for flag in _FLAGS if flag not in chosen.flags))
     return chosen.run(*rest)
 
 

@@ -137,6 +137,7 @@ class Sheet:
         self._large, self._medium, self._small = (chosen.of_size(size) for size in (28, 19, 13))
         self._caption = chosen.of_size(max(9, min(12, tile // 13)))
         self._panel_height = 34 + tile + _CAPTION + 2 * _PADDING
+        self._said: set[str] = set()
         self._apart = 2 * _GAP if first_apart else 0
 
     def save(self, output: Path, *, lower: str) -> None:
@@ -213,11 +214,13 @@ class Sheet:
     def _draw_tile(self, picture: Image.Image, canvas: ImageDraw.ImageDraw, tile: Tile, place: tuple[int, int]) -> None:
         left, top = place
         side = self._tile
-        canvas.rectangle((left, top, left + side - 1, top + side - 1), MAT)
+        canvas.rectangle((left - 1, top - 1, left + side, top + side), MAT)  # also the edge of a picture that is white there
         try:
             small = tile.draw()
         except DataError as error:
-            _log.warning("%s", error)
+            if str(error) not in self._said:  # a missing shard is one piece of news, however many of its pictures are wanted
+                _log.warning("%s", error)
+            self._said.add(str(error))
             self._draw_cross(canvas, place, error.message)
         else:
             picture.paste(small, (left + (side - small.width) // 2, top + (side - small.height) // 2))
