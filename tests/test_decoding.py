@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import math
 import os
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from pipeline_fixtures import picture
 
-from tfpipe.pipeline.decoding import RESIZES, decode_image, parse_example, resize_image
+from tfpipe.pipeline.decoding import (
+    RESIZES,
+    decode_image,
+    parse_batch,
+    parse_example,
+    resize_image,
+    scaled_size,
+    turn_image,
+)
 from tfpipe.records import example, schema
 
 pytestmark = pytest.mark.tf
@@ -66,6 +77,68 @@ def test_what_is_not_an_example_with_every_feature_is_refused(serialized: bytes)
         parse_example(serialized)
 
 
+def test_a_batch_is_parsed_feature_by_feature_as_one():
+    records = [
+        schema.Record(b"\xff\xd8%d" % i, "JPEG" if i % 2 else "PNG", 3 + i, 4, 3, 1 + i % 8, f"{i}/ü", f"k{i}", "0", i - 1, "")
+        for i in range(20)
+    ]
+    serialized = [schema.encode(record) for record in records]
+    batch, one_by_one = parse_batch(tf.constant(serialized)), [parse_example(example) for example in serialized]
+    # All that a pipeline needs; what only people read is left out.
+    assert set(one_by_one[0]) - set(batch) == {schema.CHANNELS, schema.SHA256, schema.CLASS_NAME}
+    for name, values in batch.items():
+        assert values.dtype == one_by_one[0][name].dtype
+        assert values.numpy().tolist() == [features[name].numpy() for features in one_by_one]
+    assert len(set(batch[schema.ENCODED].numpy())) == 20
+
+
+NEEDED = (
+    schema.ENCODED,
+    schema.FORMAT,
+    schema.FILENAME,
+    schema.KEY,
+    schema.HEIGHT,
+    schema.WIDTH,
+    schema.ORIENTATION,
+    schema.LABEL,
+)
+
+
+def test_an_example_without_a_feature_has_no_picture_and_its_neighbours_have_theirs():
+    whole = schema.encode(RECORD)
+    for name in NEEDED:
+        batch = parse_batch(tf.constant([whole, without(name), b"", whole]))
+        assert batch[schema.ENCODED].numpy().tolist() == [RECORD.encoded, b"", b"", RECORD.encoded], name
+        assert batch[schema.LABEL].numpy()[[0, 3]].tolist() == [RECORD.label] * 2
+    for name in set(example.decode(whole)) - set(NEEDED):  # twin
+        assert parse_batch(tf.constant([without(name)]))[schema.ENCODED].numpy().tolist() == [RECORD.encoded], name
+
+
+def test_values_at_the_ends_are_not_taken_for_absent_ones():
+    record = dataclasses.replace(RECORD, filename="", label=-1, class_name="")
+    (encoded,) = parse_batch(tf.constant([schema.encode(record)]))[schema.ENCODED].numpy()
+    assert encoded == RECORD.encoded
+
+
+def with_feature(name: str, value: object) -> bytes:
+    return example.encode({**example.decode(schema.encode(RECORD)), name: value})
+
+
+@pytest.mark.parametrize("wrong", [b"not an Example", b"\xff" * 9, schema.encode(RECORD)[:-1]])
+def test_a_batch_with_what_is_no_example_is_refused(wrong: bytes):
+    batch = tf.constant([schema.encode(RECORD), wrong])
+    with pytest.raises((tf.errors.InvalidArgumentError, UnicodeDecodeError)):  # TensorFlow's message may hold the bytes
+        parse_batch(batch)
+    assert len(list(tf.data.Dataset.from_tensors(batch).map(parse_batch).ignore_errors())) == 0
+    assert len(list(tf.data.Dataset.from_tensors(batch[:1]).map(parse_batch).ignore_errors())) == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [(schema.LABEL, [b"cat"]), (schema.ENCODED, [7]), (schema.HEIGHT, [3, 4])])
+def test_a_batch_with_a_feature_of_another_type_is_refused(name: str, value: object):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        parse_batch(tf.constant([schema.encode(RECORD), with_feature(name, value)]))
+
+
 # Decoding
 
 
@@ -86,6 +159,29 @@ def test_the_eight_orientations_give_eight_pictures():
 def test_an_orientation_that_exif_does_not_know_turns_nothing(orientation: int):
     encoded = picture(1, 23, 37)
     assert difference(decode_image(encoded, tf.constant(orientation, tf.int64)), pillow(encoded)) == 0
+
+
+TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@pytest.mark.parametrize("orientation", range(-1, 11))
+def test_turning_is_pillows_transpose(orientation: int):
+    image = photograph(23, 37)
+    expected = Image.fromarray(image)
+    if orientation in TRANSPOSES:
+        expected = expected.transpose(TRANSPOSES[orientation])
+    for dtype in (tf.uint8, tf.float32):
+        turned = turn_image(tf.constant(image, dtype), tf.constant(orientation))
+        assert turned.dtype == dtype
+        assert (turned.numpy() == np.asarray(expected)).all()
 
 
 @pytest.mark.parametrize("quality", [10, 75, 100])
@@ -243,3 +339,21 @@ def test_resize_is_one_antialiased_sampling_bit_for_bit(source: tuple[int, int],
             antialias=True,
         )[0]
     assert (resize_image(image, (50, 81), mode).numpy() == np.round(whole).astype(np.uint8)).all()
+
+
+# Products of three sides overflow int32.
+lengths = st.one_of(st.integers(1, 300), st.integers(1, 65_535))
+wanted = st.integers(1, 4096)
+
+
+@given(st.lists(st.tuples(lengths, lengths), min_size=1, max_size=5), st.tuples(wanted, wanted))
+@settings(max_examples=100)
+def test_a_scaled_picture_covers_or_fits_and_keeps_its_aspect(sources: list[tuple[int, int]], target: tuple[int, int]):
+    covered, padded = (scaled_size(tf.constant(sources), tf.constant([target]), mode).numpy() for mode in ("crop", "pad"))
+    for source, cover, fit in zip(sources, covered.tolist(), padded.tolist(), strict=True):
+        most, least = (pick(Fraction(target[axis], source[axis]) for axis in (0, 1)) for pick in (max, min))
+        for scaled, scale in ((cover, most), (fit, least)):
+            assert scaled == [max(1, math.floor(side * scale + Fraction(1, 2))) for side in source]
+        assert all(have >= want for have, want in zip(cover, target, strict=True))
+        assert all(have <= want for have, want in zip(fit, target, strict=True))
+    assert (scaled_size(tf.constant(sources), tf.constant([target]), "stretch").numpy() == target).all()
