@@ -3,14 +3,17 @@
     augmentation = Augmentation.named("standard")
     image = augment_image(image, (224, 224), augmentation, key="cat/1.jpg", seed=0, epoch=3)
 
-Crop, resize and flip are one sampling of the decoded picture; brightness, contrast, saturation, hue and greyscale are one
-affine map of each pixel's colour, computed together with rounding, flips and erasing by one compiled loop.
+Only the crop is decoded. Brightness, contrast, saturation, hue and greyscale are one affine map of each pixel's colour,
+applied with the flip to a whole batch by one compiled loop.
+
+Two programs, for one picture and for a batch, must agree in every bit, so that a picture can be replayed. What is drawn is
+computed in float64 and rounded (the last bit of exp, cos or sqrt depends on a value's place in its batch: in a vector register
+or beside it). Coefficients are whole numbers of 1/4096, so that float32 holds each of their sums exactly, in any order.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -27,7 +30,10 @@ Tensors = dict[str, tf.Tensor]
 
 _CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 _ERASED_AREA, _ERASED_ASPECT = (0.02, 1 / 3), 3.3  # Zhong et al., Random Erasing Data Augmentation, AAAI 2020
-_ERASED_LEVELS = (124.0, 116.0, 104.0)  # the mean pixel of ImageNet, as the paper fills for Re-ID
+_ERASED_LEVELS = (124, 116, 104)  # the mean pixel of ImageNet, as the paper fills for Re-ID
+
+_UNIT = 4096  # of coefficients: 255 * 3 * 4 levels in this unit are below 2**24, where float32 is exact
+_MEAN_SIDE = 28
 
 # Places of the drawn numbers, one home for all: switching an operation off does not change what the others draw.
 _DRAWS = {
@@ -165,9 +171,11 @@ def augment_image(
     keys, epochs = hash_keys(tf.reshape(key, [1])), tf.reshape(tf.cast(epoch, tf.int64), [1])
     source = tf.shape(image)[tf.newaxis, :2]
     changes = draw_changes(augmentation, size, resize, keys=keys, seed=seed, epochs=epochs, sources=source)
-    changes = {name: value[0] for name, value in changes.items()}
-    sampled = sampling.sample(image, size, changes.pop("window"), changes["scale"], changes["translation"])
-    return finish(augmentation, size)(sampled, changes)
+    changes = sampling.as_decoded(changes, tf.constant([1]), tf.constant([False]), size, scaled=False)
+    first = {name: value[0] for name, value in changes.items()}
+    top, left, height, width = tf.unstack(first["window"])
+    sampled = sampling.sample(image[top : top + height, left : left + width], size, first)
+    return finish(rotate(sampled, first)[tf.newaxis], changes)[0]
 
 
 def draw_changes(
@@ -192,21 +200,22 @@ def draw_changes(
         sources: int32 [N, 2], heights and widths of the upright pictures.
 
     Returns:
-        "scale" and "translation", float32 [N, 2], and "window", int32 [N, 4]: see `tfpipe.pipeline.sampling`.
-        "flips" bool [N, 2], vertical and horizontal. Only where the operation is on: "colour", float32 [N, 3, 3] that
-        levels are multiplied with, and "gains", float32 [N, 2], contrast and brightness; "angle" float32 [N], radians;
-        "erased" int32 [N, 4], top, left, bottom, right.
+        "window", int32 [N, 4], and, unless pictures are cropped, "scale" and "translation", float32 [N, 2]: see
+        `tfpipe.pipeline.sampling`. Only where the operation is on: "mirrored" and "upside_down", bool [N]; "colour", "mean"
+        and "brightness", int32 [N, 3, 3], [N, 3, 3] and [N], in 1/4096: levels times colour, plus the picture's mean
+        colour times mean, plus brightness; "angle" float32 [N], radians; "erased" int32 [N, 4], top, left, bottom, right.
     """
-    uniforms = draw(keys, seeds.derive(seed, "augment"), epochs, sum(_DRAWS.values()))
+    uniforms = tf.cast(draw(keys, seeds.derive(seed, "augment"), epochs, sum(_DRAWS.values())), tf.float64)
     drawn = dict(zip(_DRAWS, tf.split(uniforms, list(_DRAWS.values()), axis=1), strict=True))
     changes = _draw_window(augmentation, size, resize, drawn, sources)
-    changes["flips"] = tf.concat(
-        [drawn["vertical_flip"] < augmentation.vertical_flip, drawn["horizontal_flip"] < augmentation.horizontal_flip], 1
-    )
+    if augmentation.horizontal_flip:
+        changes["mirrored"] = drawn["horizontal_flip"][:, 0] < augmentation.horizontal_flip
+    if augmentation.vertical_flip:
+        changes["upside_down"] = drawn["vertical_flip"][:, 0] < augmentation.vertical_flip
     if augmentation.colour:
         changes |= _draw_colour(augmentation, drawn)
     if augmentation.rotation:
-        changes["angle"] = _within(drawn["rotation"], math.radians(augmentation.rotation))
+        changes["angle"] = tf.cast(_within(drawn["rotation"], math.radians(augmentation.rotation)), tf.float32)
     if augmentation.erasing:
         changes["erased"] = _draw_erased(augmentation, size, drawn)
     return changes
@@ -221,7 +230,7 @@ def _draw_window(
 ) -> Tensors:
     if not augmentation.crop:
         return sampling.fit(sources, size, resize)
-    heights, widths = tf.split(tf.cast(sources, tf.float32), 2, axis=1)
+    heights, widths = tf.split(tf.cast(sources, tf.float64), 2, axis=1)
     areas = heights * widths * (augmentation.crop + drawn["areas"] * (1.0 - augmentation.crop))
     aspects = tf.exp((2.0 * drawn["aspects"] - 1.0) * math.log(augmentation.crop_aspect))
     tried_heights, tried_widths = tf.round(tf.sqrt(areas / aspects)), tf.round(tf.sqrt(areas * aspects))
@@ -229,8 +238,8 @@ def _draw_window(
     first = tf.argmax(fits, axis=1)[:, tf.newaxis]
     # Where none fits, the largest window in the middle whose aspect is allowed.
     found = tf.reduce_any(fits, axis=1, keepdims=True)
-    whole_heights = tf.minimum(heights, tf.maximum(1.0, tf.round(widths * augmentation.crop_aspect)))
-    whole_widths = tf.minimum(widths, tf.maximum(1.0, tf.round(heights * augmentation.crop_aspect)))
+    whole_heights = tf.minimum(heights, tf.maximum(tf.round(widths * augmentation.crop_aspect), 1.0))
+    whole_widths = tf.minimum(widths, tf.maximum(tf.round(heights * augmentation.crop_aspect), 1.0))
     windows = tf.concat(
         [
             tf.where(found, tf.gather(tried_heights, first, axis=1, batch_dims=1), whole_heights),
@@ -240,7 +249,7 @@ def _draw_window(
     )
     room = tf.concat([heights, widths], axis=1) - windows
     corners = tf.where(found, tf.floor(drawn["place"] * (room + 1.0)), tf.floor(room / 2.0))
-    return sampling.crop(tf.cast(corners, tf.int32), tf.cast(windows, tf.int32), size)
+    return {"window": tf.cast(tf.concat([corners, windows], axis=1), tf.int32)}
 
 
 def _draw_colour(augmentation: Augmentation, drawn: Tensors) -> Tensors:
@@ -249,12 +258,13 @@ def _draw_colour(augmentation: Augmentation, drawn: Tensors) -> Tensors:
     across, along = tf.cos(angle) * saturation, tf.sin(angle) * saturation
     zero, one = tf.zeros_like(across), tf.ones_like(across)
     turn = tf.reshape(tf.stack([one, zero, zero, zero, across, -along, zero, along, across], axis=1), [-1, 3, 3])
-    colour = tf.constant(_RGB, tf.float32) @ turn @ tf.constant(_YIQ, tf.float32)
+    colour = tf.constant(_RGB) @ turn @ tf.constant(_YIQ)
     grey = drawn["greyscale"][:, :, tf.newaxis] < augmentation.greyscale
-    colour = tf.where(grey, tf.tile(tf.constant(_YIQ[:1], tf.float32), [3, 1]), colour)
-    contrast = 1.0 + _within(drawn["contrast"], augmentation.contrast)
+    colour = tf.where(grey, tf.tile(tf.constant(_YIQ[:1]), [3, 1]), colour)
+    contrast = (1.0 + _within(drawn["contrast"], augmentation.contrast))[:, tf.newaxis, tf.newaxis]
     brightness = _within(drawn["brightness"], 255.0 * augmentation.brightness)
-    return {"colour": colour, "gains": tf.stack([contrast, brightness], axis=1)}
+    parts = {"colour": colour * contrast, "mean": colour * (1.0 - contrast), "brightness": brightness}
+    return {name: tf.cast(tf.round(value * _UNIT), tf.int32) for name, value in parts.items()}
 
 
 def _draw_erased(augmentation: Augmentation, size: tuple[int, int], drawn: Tensors) -> tf.Tensor:
@@ -262,57 +272,79 @@ def _draw_erased(augmentation: Augmentation, size: tuple[int, int], drawn: Tenso
     areas = size[0] * size[1] * (least + drawn["erased_size"][:, :1] * (most - least))
     aspects = tf.exp((2.0 * drawn["erased_size"][:, 1:] - 1.0) * math.log(_ERASED_ASPECT))
     sides = tf.concat([tf.sqrt(areas * aspects), tf.sqrt(areas / aspects)], axis=1)
-    sides = tf.clip_by_value(tf.round(sides), 1.0, tf.constant(size, tf.float32))
-    corners = tf.floor(drawn["erased_place"] * (tf.constant(size, tf.float32) - sides + 1.0))
+    sides = tf.clip_by_value(tf.round(sides), 1.0, tf.constant(size, tf.float64))
+    corners = tf.floor(drawn["erased_place"] * (tf.constant(size, tf.float64) - sides + 1.0))
     box = tf.concat([corners, corners + sides], axis=1)
     return tf.cast(tf.where(drawn["erasing"] < augmentation.erasing, box, 0.0), tf.int32)
 
 
-def finish(augmentation: Augmentation, size: tuple[int, int]) -> Any:
-    """Returns the function (sampled float32 [height, width, 3], changes of one picture) -> uint8 [height, width, 3]."""
-    compiled = _compiled(size)
-
-    def finished(sampled: tf.Tensor, changes: Tensors) -> tf.Tensor:
-        if augmentation.rotation:
-            sampled = _rotated(sampled, changes["angle"])
-        used = {name: changes[name] for name in ("flips", "colour", "gains", "erased") if name in changes}
-        return tf.ensure_shape(compiled(sampled, used), [*size, 3])
-
-    return finished
+def rotate(image: tf.Tensor, changes: Tensors) -> tf.Tensor:
+    """Rotates a picture by its changes' "angle", if there is one, and rounds it: uint8 [H, W, 3] of float32 [H, W, 3]."""
+    if "angle" in changes:
+        image = _rotated(image, changes["angle"])
+    return tf.cast(tf.round(image), tf.uint8)
 
 
-@functools.cache
-def _compiled(size: tuple[int, int]) -> Any:
-    # One loop over the pixels instead of about ten: the colours of a picture cost a third of what four separate matrix
-    # products and clips do. Compiled once per size and set of operations.
-    del size  # the key: a tf.function keeps the programs of all shapes that it has seen
+def finish(images: tf.Tensor, changes: Tensors) -> tf.Tensor:
+    """Colours, flips and erases the pictures of a batch: uint8 [B, H, W, 3], as are the results."""
+    height, width = images.shape[1:3]
+    for program, names in ((_coloured, ("colour", "mean", "brightness", "mirrored")), (_covered, ("upside_down", "erased"))):
+        used = {name: changes[name] for name in names if name in changes}
+        if used:  # two programs: one for all takes five times as long
+            images = program(images, used)
+    return tf.ensure_shape(images, [None, height, width, 3])
 
-    @tf.function(jit_compile=True, autograph=False)
-    def pixels(sampled: tf.Tensor, changes: Tensors) -> tf.Tensor:
-        height, width, _ = sampled.shape
-        if "colour" in changes:
-            mean = tf.reduce_mean(sampled, axis=[0, 1])
-            sampled = (sampled - mean) * changes["gains"][0] + mean
-            red, green, blue = tf.unstack(sampled, axis=-1)  # a matrix product of three columns is slower
-            colour = changes["colour"]
-            mixed = [red * colour[i, 0] + green * colour[i, 1] + blue * colour[i, 2] for i in range(3)]
-            sampled = tf.stack(mixed, axis=-1) + changes["gains"][1]
-        levels = tf.round(tf.clip_by_value(sampled, 0.0, 255.0))
-        levels = tf.where(changes["flips"][0], tf.reverse(levels, [0]), levels)
-        levels = tf.where(changes["flips"][1], tf.reverse(levels, [1]), levels)
-        if "erased" in changes:
-            top, left, bottom, right = tf.unstack(changes["erased"])
-            rows, columns = tf.range(height)[:, tf.newaxis], tf.range(width)[tf.newaxis]
-            inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
-            levels = tf.where(inside[..., tf.newaxis], tf.constant(_ERASED_LEVELS), levels)
-        return tf.cast(levels, tf.uint8)
 
-    return pixels
+def _colour(images: tf.Tensor, changes: Tensors) -> tf.Tensor:
+    if "colour" in changes:
+        colour = tf.cast(changes["colour"], tf.float32) / _UNIT
+        offset = tf.cast(_offset(images, changes), tf.float32) / _UNIT
+        channels = tf.unstack(tf.cast(images, tf.float32), axis=-1)  # a matrix product of three columns is slower
+
+        def mixed(row: int) -> tf.Tensor:
+            weights = [colour[:, row, column, tf.newaxis, tf.newaxis] for column in range(3)]
+            products = [channel * weight for channel, weight in zip(channels, weights, strict=True)]
+            return products[0] + products[1] + products[2] + offset[:, row, tf.newaxis, tf.newaxis]
+
+        levels = tf.stack([mixed(row) for row in range(3)], axis=-1)
+        images = tf.cast(tf.round(tf.clip_by_value(levels, 0.0, 255.0)), tf.uint8)
+    if "mirrored" in changes:
+        images = tf.where(changes["mirrored"][:, tf.newaxis, tf.newaxis, tf.newaxis], tf.reverse(images, [2]), images)
+    return images
+
+
+def _offset(images: tf.Tensor, changes: Tensors) -> tf.Tensor:
+    """Returns what is added to the levels, int32 [B, 3], in 1/4096."""
+    # The mean of some 28 x 28 pixels: contrast needs no better one. In whole numbers, like all that a replay must repeat.
+    height, width = images.shape[1:3]
+    stride = max(1, min(height, width) // _MEAN_SIDE)
+    samples = tf.cast(images[:, stride // 2 :: stride, stride // 2 :: stride], tf.int32)
+    count = samples.shape[1] * samples.shape[2]
+    means = tf.cast(tf.reduce_sum(samples, axis=[1, 2]), tf.int64) * 256 // count
+    shifted = tf.reduce_sum(tf.cast(changes["mean"], tf.int64) * means[:, tf.newaxis], axis=-1) // 256
+    return tf.cast(shifted, tf.int32) + changes["brightness"][:, tf.newaxis]
+
+
+def _cover(images: tf.Tensor, changes: Tensors) -> tf.Tensor:
+    if "upside_down" in changes:
+        images = tf.where(changes["upside_down"][:, tf.newaxis, tf.newaxis, tf.newaxis], tf.reverse(images, [1]), images)
+    if "erased" in changes:
+        height, width = images.shape[1:3]
+        top, left, bottom, right = (side[:, tf.newaxis, tf.newaxis] for side in tf.unstack(changes["erased"], axis=1))
+        rows, columns = tf.range(height)[:, tf.newaxis], tf.range(width)
+        inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+        images = tf.where(inside[..., tf.newaxis], tf.constant(_ERASED_LEVELS, tf.uint8), images)
+    return images
+
+
+_coloured: Any = tf.function(_colour, jit_compile=True, autograph=False)
+_covered: Any = tf.function(_cover, jit_compile=True, autograph=False)
 
 
 def _rotated(image: tf.Tensor, angle: tf.Tensor) -> tf.Tensor:
     # About the middle, pixel centres at whole numbers; the transform maps places of the result to places of the source.
-    middle_y, middle_x = (image.shape[0] - 1) / 2, (image.shape[1] - 1) / 2
+    size = tf.shape(image)[:2]
+    middle_y, middle_x = tf.unstack(tf.cast(size - 1, tf.float32) / 2.0)
     cosine, sine = tf.cos(angle), tf.sin(angle)
     shift_x = middle_x - cosine * middle_x + sine * middle_y
     shift_y = middle_y - sine * middle_x - cosine * middle_y
@@ -320,7 +352,7 @@ def _rotated(image: tf.Tensor, angle: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=image[tf.newaxis],
         transforms=transform[tf.newaxis],
-        output_shape=image.shape[:2],
+        output_shape=size,
         fill_value=0.0,
         interpolation="BILINEAR",
         fill_mode="REFLECT",

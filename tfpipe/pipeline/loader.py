@@ -174,7 +174,7 @@ class Loader:
         augmentation = Augmentation.named(augment or "standard") if augment is None or isinstance(augment, str) else augment
         if not isinstance(augmentation, Augmentation):
             raise ValueError(f"augment must be an Augmentation or the name of a preset (got {augment!r})")
-        self.training, self.repeat, self.as_dict = training, repeat, as_dict
+        self.split, self.training, self.repeat, self.as_dict = split, training, repeat, as_dict
         self.batched, self.shard, self.num_parallel_calls = batch_size is not None, shard, num_parallel_calls
 
         reader = RecordReader(directory, split)
@@ -267,14 +267,14 @@ class Loader:
         chosen = "" if rows.new_labels is None else f", {schedule.num_rows:,} of them of {', '.join(self.class_names)}"
         height, width = rows.image_size
         stages = {
-            "read": f"{reader.num_records:,} records of {reader.split!r}, by position, {rows.read_size} at a time, CRC compared{chosen}",
+            "read": f"{reader.num_records:,} records of {self.split!r}, {rows.read_size} at a time, CRC compared{chosen}",
             "order": f"{rows.order}{f', seed {rows.seed}' if self.training else ''}",
             "reader": f"{index} of {count}, {'blank rows for equal steps' if schedule.equal_steps else 'no blank rows'}",
-            "decode": f"RGB, upright{', JPEG to 1/1, 1/2, 1/4 or 1/8 as needed' if rows.scaled else ', whole'}, as Pillow decodes",
+            "decode": f"RGB, upright{', large JPEG files to 1/2, 1/4 or 1/8' if rows.scaled else ''}",
             "augment": str(rows.augmentation) if rows.augmentation else "no",
             "resize": f"to {height} x {width}, antialiased bilinear, {rows.resize}",
             "batch": f"of {schedule.batch_size}, {schedule.num_steps:,} steps an epoch" if self.batched else "no",
-            "elements": f"{self.dataset_spec()}; labels {labels}",
+            "elements": f"{'dictionaries' if self.as_dict else 'tuples'} with uint8 images, labels {labels}",
         }
         if self.training:
             epoch, step = self._first_row // max(schedule.rows_per_epoch, 1), self.first_step
@@ -301,11 +301,11 @@ class Loader:
         data = data.ignore_errors()
         data = data.concatenate(rows.missing().repeat())  # without end: too few rows must never end a batch early
         data = tf.data.Dataset.zip(numbers, data)
-        if self.batched:
-            data = data.batch(rows.schedule.rows_per_step, drop_remainder=True)  # nothing is dropped: steps are whole
+        data = data.batch(rows.schedule.rows_per_step, drop_remainder=True)  # nothing is dropped: steps are whole
         data = data.map(rows.check)
-        data = data.map(rows.complete)
-        return data.map(self._element)
+        data = data.map(rows.complete, num_parallel_calls=parallel, deterministic=True)
+        data = data.map(self._element)
+        return data if self.batched else data.unbatch()
 
     def _element(self, row: dict[str, tf.Tensor]) -> Any:
         """Returns the row or batch as the caller wants it."""

@@ -7,14 +7,14 @@ and its augmentation, so that any thread can make any row.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfpipe.pipeline import decoding, sampling
-from tfpipe.pipeline.augmentation import Augmentation, draw_changes, finish
+from tfpipe.pipeline.augmentation import Augmentation, draw_changes, finish, rotate
 from tfpipe.pipeline.draws import hash_keys
 from tfpipe.pipeline.mixing import mix
 from tfpipe.pipeline.ordering import BLANK, Order, Schedule
@@ -43,6 +43,7 @@ class Rows:
         new_labels: int64 [C], the label that replaces each of the data set's, None for the same.
         num_classes: labels are less than this.
         read_size: records that are read and parsed together.
+        layout: what "numbers" hold, in order: type and shape by name; known when `parse` has been traced.
     """
 
     reader: RecordReader
@@ -56,6 +57,7 @@ class Rows:
     new_labels: np.ndarray[Any, Any] | None
     num_classes: int
     read_size: int
+    layout: dict[str, tuple[tf.DType, tf.TensorShape]] = field(default_factory=dict)
 
     def locate(self, rows: tf.Tensor) -> Tensors:
         """Returns "row", "position" and "epoch", int64 [N] each."""
@@ -64,26 +66,24 @@ class Rows:
         return {"row": rows, "position": tf.where(indices >= 0, positions, BLANK), "epoch": passes}
 
     def parse(self, batch: Tensors) -> Tensors:
-        """Returns all that a batch of records needs to be decoded one by one."""
+        """Returns all that a batch of records needs to be decoded one by one.
+
+        Returns:
+            "encoded", "key" and "filename", string [N]; "numbers", int64 [N, K], all else, see `_unpacked`: what is taken apart
+            into records and put together to batches again costs by the piece.
+        """
         features = decoding.parse_batch(batch["serialized"])
         label, orientation = features[schema.LABEL], tf.cast(features[schema.ORIENTATION], tf.int32)
         mask = batch["position"] >= 0
         if self.new_labels is not None:
             label = tf.where(mask, tf.gather(tf.constant(self.new_labels, tf.int64), tf.maximum(label, 0)), label)
-        row = {
-            "row": batch["row"],
-            "encoded": features[schema.ENCODED],
-            "orientation": orientation,
-            "label": label,
-            "key": features[schema.KEY],
-            "filename": features[schema.FILENAME],
-            "mask": mask,
-        }
+        columns = {"row": batch["row"], "label": label, "mask": mask, "orientation": orientation}
         if self.augmentation is not None:
-            row["epoch"] = batch["epoch"]
+            columns["epoch"] = batch["epoch"]
         if self.augmentation is not None or self.scaled:
-            row["changes"] = self._changes(features, orientation, batch["epoch"])
-        return row
+            columns |= self._changes(features, orientation, batch["epoch"])
+        strings = {"encoded": features[schema.ENCODED], "key": features[schema.KEY], "filename": features[schema.FILENAME]}
+        return {**strings, "numbers": self._packed(columns)}
 
     def _changes(self, features: Tensors, orientation: tf.Tensor, epoch: tf.Tensor) -> Tensors:
         stored = tf.cast(tf.stack([features[schema.HEIGHT], features[schema.WIDTH]], axis=1), tf.int32)
@@ -96,31 +96,49 @@ class Rows:
                 self.augmentation, self.image_size, self.resize, keys=keys, seed=self.seed, epochs=epoch, sources=upright
             )
         changes = sampling.as_stored(changes, upright, orientation, self.image_size)
-        return sampling.as_decoded(changes, features[schema.FORMAT] == "PNG", scaled=self.scaled)
+        is_png = features[schema.FORMAT] == "PNG"
+        return sampling.as_decoded(changes, orientation, is_png, self.image_size, scaled=self.scaled)
+
+    def _packed(self, columns: Tensors) -> tf.Tensor:
+        self.layout.clear()
+        self.layout.update({name: (value.dtype, value.shape[1:]) for name, value in columns.items()})
+        flat = [tf.reshape(_as_integers(value), [-1, value.shape[1:].num_elements()]) for value in columns.values()]
+        return tf.concat(flat, axis=1)
+
+    def _unpacked(self, numbers: tf.Tensor) -> Tensors:
+        """Returns the columns that `parse` packed, of one row or of a batch."""
+        widths = [shape.num_elements() for _, shape in self.layout.values()]
+        parts = tf.split(numbers, widths, axis=-1)
+        leading = tf.shape(numbers)[:-1] if None in numbers.shape else numbers.shape[:-1]
+        columns = {}
+        for (name, (dtype, shape)), part in zip(self.layout.items(), parts, strict=True):
+            columns[name] = _from_integers(tf.reshape(part, tf.concat([leading, shape], 0)), dtype)
+        return columns
 
     def decode(self, row: Tensors) -> Tensors:
-        """Returns a row with "image", uint8 [height, width, 3], and without what was only needed to make it."""
-        image = self._picture(row["encoded"], row["orientation"], row.get("changes"))
-        kept = {name: value for name, value in row.items() if name not in ("encoded", "orientation", "changes")}
-        return {**kept, "image": image}
+        """Returns a row of `parse` with "image", uint8 [height, width, 3], and without "encoded".
 
-    def _picture(self, encoded: tf.Tensor, orientation: tf.Tensor, changes: Tensors | None) -> tf.Tensor:
-        if changes is None:
+        Colours and flips are those of the file: `complete` changes them, for a whole batch.
+        """
+        columns = self._unpacked(row["numbers"])
+        image = self._picture(row["encoded"], columns["orientation"], columns)
+        return {"numbers": row["numbers"], "key": row["key"], "filename": row["filename"], "image": image}
+
+    def _picture(self, encoded: tf.Tensor, orientation: tf.Tensor, changes: Tensors) -> tf.Tensor:
+        if "window" not in changes:
             return decoding.resize_image(decoding.decode_image(encoded, orientation), self.image_size, self.resize)
-        window = sampling.decode_window(encoded, changes["window"], changes["decoder"], scaled=self.scaled)
+        part = sampling.decode_window(encoded, changes["window"], changes["decoder"], scaled=self.scaled)
         height, width = self.image_size
-        size: Any = self.image_size if height == width else tf.where(orientation >= 5, [width, height], [height, width])
-        sampled = decoding.sample_image(window, size, changes["scale"], changes["translation"])
-        sampled = tf.ensure_shape(decoding.turn_image(sampled, orientation), [height, width, 3])
-        if self.augmentation is None:
-            return tf.cast(tf.round(sampled), tf.uint8)
-        return finish(self.augmentation, self.image_size)(sampled, changes)
+        size: Any = self.image_size
+        if height != width:
+            size = tf.unstack(tf.where(orientation >= 5, [width, height], [height, width]))
+        image = decoding.turn_image(sampling.sample(part, size, changes), orientation)
+        return rotate(tf.ensure_shape(image, [height, width, 3]), changes)
 
     def missing(self) -> tf.data.Dataset:
         """Returns one row like those of `decode` that is never an expected one."""
-        row = {"row": np.int64(_MISSING), "label": np.int64(schema.UNLABELLED), "key": "", "filename": "", "mask": False}
-        if self.augmentation is not None:
-            row["epoch"] = np.int64(0)
+        width = sum(shape.num_elements() for _, shape in self.layout.values())
+        row = {"numbers": tf.fill([width], np.int64(_MISSING)), "key": "", "filename": ""}
         # The image is made when it is needed: a constant would stand in every graph.
         data = tf.data.Dataset.from_tensors(row)
         return data.map(lambda row: {**row, "image": tf.zeros([*self.image_size, 3], tf.uint8)})
@@ -128,7 +146,7 @@ class Rows:
     def check(self, expected: tf.Tensor, row: Tensors) -> Tensors:
         """Returns the row or batch, whose numbers must be the expected ones."""
         explain = for_graphs(self.explain)
-        wrong = tf.reshape(expected != row["row"], [-1])
+        wrong = tf.reshape(expected != self._unpacked(row["numbers"])["row"], [-1])
         intact = ~tf.reduce_any(wrong)
 
         def why() -> tf.Tensor:
@@ -140,16 +158,19 @@ class Rows:
         with tf.control_dependencies([tf.debugging.Assert(intact, [reason])]):
             return {name: tf.identity(value) for name, value in row.items()}
 
-    def complete(self, row: Tensors) -> Tensors:
-        """Returns the row or batch with blank rows blanked and pictures mixed."""
-        rows, mask = row["row"], row["mask"]
-        row = {name: value for name, value in row.items() if name != "row"}
+    def complete(self, batch: Tensors) -> Tensors:
+        """Returns a batch of `decode`'s rows as it is given out, with colours and flips, blank rows blank, pictures mixed."""
+        columns, image = self._unpacked(batch["numbers"]), batch["image"]
+        row = {"label": columns["label"], "key": batch["key"], "filename": batch["filename"], "mask": columns["mask"]}
+        if self.augmentation is None:
+            return {"image": image, **row}
+        image = finish(image, columns)
         if self.schedule.has_blanks:
-            # A blank row is a record with one black pixel, which augmentation may have coloured.
-            row["image"] = tf.where(mask[..., tf.newaxis, tf.newaxis, tf.newaxis], row["image"], tf.zeros([], tf.uint8))
-        if self.augmentation is not None and self.augmentation.mixes:
-            row = self._mixed(rows, row, self.augmentation)
-        return row
+            # A blank row is a record with one black pixel, which may have been coloured.
+            colourful, shown = image, row["mask"][:, tf.newaxis, tf.newaxis, tf.newaxis]
+            image = tf.cond(tf.reduce_all(shown), lambda: colourful, lambda: tf.where(shown, colourful, tf.zeros([], tf.uint8)))
+        row = {"image": image, **row, "epoch": columns["epoch"]}
+        return self._mixed(columns["row"], row, self.augmentation) if self.augmentation.mixes else row
 
     def _mixed(self, rows: tf.Tensor, row: Tensors, augmentation: Augmentation) -> Tensors:
         schedule = self.schedule
@@ -205,10 +226,18 @@ class Rows:
             return str(error)
         try:
             rows = self.parse({**batch, "serialized": tf.constant([serialized])})
-            self.decode(tf.nest.map_structure(lambda value: value[0], rows))
+            self.decode({name: value[0] for name, value in rows.items()})
         except Exception as error:  # whatever it is, it is the answer (bytes in TensorFlow's message can be no UTF-8)
             return str(self.reader.error(position, f"cannot be decoded: {_plain(error)}"))
         return ""
+
+
+def _as_integers(values: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.bitcast(values, tf.int32) if values.dtype == tf.float32 else values, tf.int64)
+
+
+def _from_integers(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    return tf.bitcast(tf.cast(values, tf.int32), tf.float32) if dtype == tf.float32 else tf.cast(values, dtype)
 
 
 def _plain(error: Exception) -> str:

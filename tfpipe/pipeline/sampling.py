@@ -1,15 +1,15 @@
-"""Where the pixels of a result come from: output = scale * input + translation, and the window that must be decoded.
+"""Where the pixels of a result come from, and so what part of a file has to be decoded, in which size, however it is turned.
 
-    sampled = sample(image, (224, 224), **crop(corner, window, (224, 224)))     # float32 [224, 224, 3]
+    changes = as_decoded(as_stored(fit(sizes, (224, 224), "crop"), sizes, orientations, (224, 224)), is_png, (224, 224), scaled=True)
 
-A resize, a crop and both together are two numbers per axis. From them follows what part of a file has to be decoded, in
-which of the decoder's sizes (1/1, 1/2, 1/4, 1/8), whatever the orientation. All functions of several pictures take N of
-them at once: in a pipeline these few numbers are computed for a whole batch, and only pixels one by one.
+A crop is a window of the picture; a resize has besides two numbers per axis: output = scale * input + translation. All functions
+take N pictures at once: in a pipeline these few numbers are computed for a whole batch, and only pixels one by one.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import tensorflow as tf
 
@@ -21,30 +21,17 @@ _PNG = len(RATIOS)
 Tensors = dict[str, tf.Tensor]
 
 
-def crop(corners: tf.Tensor, windows: tf.Tensor, size: tuple[int, int]) -> Tensors:
-    """Returns the sampling that brings windows to `size`.
-
-    Args:
-        corners: int32 [N, 2], top and left, in pixels of the upright picture.
-        windows: int32 [N, 2], height and width.
-        size: (height, width) of the results.
-
-    Returns:
-        "scale" and "translation", float32 [N, 2]; "window", int32 [N, 4], top, left, height, width: nothing outside it
-        is looked at.
-    """
-    scale = tf.constant(size, tf.float32) / tf.cast(windows, tf.float32)
-    translation = -tf.cast(corners, tf.float32) * scale
-    return {"scale": scale, "translation": translation, "window": tf.concat([corners, windows], axis=1)}
-
-
 def fit(sources: tf.Tensor, size: tuple[int, int], resize: Resize) -> Tensors:
-    """Returns the sampling of `resize_image`, as `crop` does.
+    """Returns the sampling of `resize_image`.
 
     Args:
         sources: int32 [N, 2], heights and widths of the upright pictures.
         size: (height, width) of the results.
         resize: "stretch", "crop" or "pad".
+
+    Returns:
+        "scale" and "translation", float32 [N, 2]; "window", int32 [N, 4], top, left, height, width: nothing outside it
+        is looked at.
     """
     target = tf.constant([size])
     scaled = scaled_size(sources, target, resize)
@@ -59,17 +46,29 @@ def fit(sources: tf.Tensor, size: tuple[int, int], resize: Resize) -> Tensors:
     return {"scale": scale, "translation": translation, "window": tf.concat([top, bottom - top], axis=1)}
 
 
-def sample(image: tf.Tensor, size: tuple[int, int], window: tf.Tensor, scale: tf.Tensor, translation: tf.Tensor) -> tf.Tensor:
-    """Returns what a sampling makes of one decoded, upright picture: float32 [height, width, 3], 0..255."""
-    part = image[window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
-    return sample_image(part, size, scale, translation + scale * tf.cast(window[:2], tf.float32))
+def sample(part: tf.Tensor, size: Any, changes: Tensors) -> tf.Tensor:
+    """Returns what a sampling makes of the window of a picture.
+
+    Args:
+        part: uint8 [h, w, 3], what is in the window.
+        size: (height, width) of the result, integers or int32 [].
+        changes: "scale" and "translation", float32 [2], for the part; without them all of it is shown.
+
+    Returns:
+        float32 [height, width, 3], 0..255.
+    """
+    if "scale" in changes:
+        return sample_image(part, size, changes["scale"], changes["translation"])
+    # Two pixels by two, not averaged: crops are small, and of large pictures the decoder gives less than twice the size. An
+    # averaging resize takes three times as long, and longer than decoding.
+    return tf.image.resize(part, size)
 
 
 def as_stored(changes: Tensors, sizes: tf.Tensor, orientations: tf.Tensor, size: tuple[int, int]) -> Tensors:
     """Returns the same sampling for pictures as they are stored, giving results that are yet to be turned upright.
 
     Args:
-        changes: "scale", "translation" and "window" for upright pictures.
+        changes: "window" and, if there are, "scale" and "translation", for upright pictures; others are kept as they are.
         sizes: int32 [N, 2], heights and widths of the upright pictures.
         orientations: int32 [N], EXIF 1..8.
         size: (height, width) of the upright results.
@@ -77,46 +76,59 @@ def as_stored(changes: Tensors, sizes: tf.Tensor, orientations: tf.Tensor, size:
     orientations = orientations[:, tf.newaxis]
     # The inverse of `turn_image`: rows and columns back, then transposed.
     reversed_axes = tf.concat([(orientations - 1) % 4 >= 2, orientations % 4 >= 2], axis=1)
-    scale, translation = changes["scale"], changes["translation"]
-    corners, windows = tf.split(changes["window"], 2, axis=1)
-    mirrored = tf.constant(size, tf.float32) - translation - scale * tf.cast(sizes, tf.float32)
-    translation = tf.where(reversed_axes, mirrored, translation)
-    corners = tf.where(reversed_axes, sizes - corners - windows, corners)
     turned = orientations >= 5
-    scale, translation, corners, windows = (
-        tf.where(turned, value[:, ::-1], value) for value in (scale, translation, corners, windows)
-    )
-    return {**changes, "scale": scale, "translation": translation, "window": tf.concat([corners, windows], axis=1)}
+
+    def swapped(pairs: tf.Tensor) -> tf.Tensor:
+        return tf.where(turned, pairs[:, ::-1], pairs)
+
+    corners, windows = tf.split(changes["window"], 2, axis=1)
+    corners = tf.where(reversed_axes, sizes - corners - windows, corners)
+    stored = {**changes, "window": tf.concat([swapped(corners), swapped(windows)], axis=1)}
+    if "scale" in changes:
+        scale, translation = changes["scale"], changes["translation"]
+        mirrored = tf.constant(size, tf.float32) - translation - scale * tf.cast(sizes, tf.float32)
+        stored |= {"scale": swapped(scale), "translation": swapped(tf.where(reversed_axes, mirrored, translation))}
+    return stored
 
 
-def as_decoded(changes: Tensors, is_png: tf.Tensor, *, scaled: bool) -> Tensors:
-    """Returns the same sampling for pictures that the decoder has cropped and, if `scaled`, made smaller.
+def as_decoded(changes: Tensors, orientations: tf.Tensor, is_png: tf.Tensor, size: tuple[int, int], *, scaled: bool) -> Tensors:
+    """Returns the same sampling for what `decode_window` gives.
 
     The smallest of the decoder's sizes is taken that does not have to be enlarged: at least as many pixels along both axes as
     the result takes from it.
 
     Args:
-        changes: "scale", "translation" and "window" for pictures as stored.
-        is_png: bool [N], of those that are not decoded in part.
+        changes: "window" and, if there are, "scale" and "translation", for pictures as stored.
+        orientations: int32 [N], EXIF 1..8.
+        is_png: bool [N], of those that are only decoded whole.
+        size: (height, width) of the upright results.
         scaled: whether sizes other than 1/1 are taken.
 
     Returns:
-        "scale" and "translation" for what `decode_window` gives, "window" in pixels of the decoder's size, and "decoder",
-        int32 [N], which `decode_window` takes.
+        "window" in pixels of the decoder's size, rounded to whole ones; "decoder", int32 [N], which `decode_window` takes; "scale"
+        and "translation" for the decoded window, if there are.
     """
-    smallest = tf.reduce_max(changes["scale"], axis=1, keepdims=True)
-    ratio = tf.ones_like(smallest)
+    corners, windows = tf.split(changes["window"], 2, axis=1)
+    if "scale" in changes:
+        scale = changes["scale"]
+    else:
+        target = tf.constant([size])
+        target = tf.where((orientations >= 5)[:, tf.newaxis], target[:, ::-1], target)
+        scale = tf.cast(target, tf.float32) / tf.cast(windows, tf.float32)
+    largest = tf.reduce_max(scale, axis=1, keepdims=True)
+    ratio = tf.ones_like(corners[:, :1])
     for candidate in RATIOS[1:] if scaled else ():
-        ratio = tf.where((smallest * candidate <= 1.0) & ~is_png[:, tf.newaxis], float(candidate), ratio)
-    corners, windows = tf.split(tf.cast(changes["window"], tf.float32), 2, axis=1)
-    first = tf.floor(corners / ratio)
-    last = tf.math.ceil((corners + windows) / ratio)  # never beyond the decoder's own size, which is rounded up too
-    scale = changes["scale"] * ratio
-    window = tf.cast(tf.concat([first, last - first], axis=1), tf.int32)
-    index = tf.cast(tf.round(tf.math.log(ratio[:, 0]) / tf.math.log(2.0)), tf.int32)
-    decoder = tf.where(is_png, _PNG, index)
-    translation = changes["translation"] + scale * first
-    return {**changes, "scale": scale, "translation": translation, "window": window, "decoder": decoder}
+        ratio = tf.where((largest * candidate <= 1.0) & ~is_png[:, tf.newaxis], candidate, ratio)
+    decoder = tf.reduce_sum(tf.cast(ratio > tf.constant([RATIOS[:-1]]), tf.int32), axis=1)
+    decoded = {**changes, "decoder": tf.where(is_png, _PNG, decoder)}
+    ends = corners + windows
+    if "scale" in changes:
+        first, last = corners // ratio, -(-ends // ratio)  # all that the window touches; the decoder rounds its size up, too
+        scale = scale * tf.cast(ratio, tf.float32)
+        decoded |= {"scale": scale, "translation": changes["translation"] + scale * tf.cast(first, tf.float32)}
+    else:
+        first, last = (corners + ratio // 2) // ratio, (ends + ratio // 2) // ratio
+    return {**decoded, "window": tf.concat([first, last - first], axis=1)}
 
 
 def decode_window(encoded: tf.Tensor, window: tf.Tensor, decoder: tf.Tensor, *, scaled: bool) -> tf.Tensor:
