@@ -239,19 +239,18 @@ class Loader:
         schedule = self.rows.schedule
         rows_per_epoch = schedule.rows_per_epoch
         if self.repeat:
-            endless = rows_per_epoch > 0
-            data = self._batches(self._first_row, self._first_row + (_FOREVER * rows_per_epoch))
-            data = data.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY if endless else 0))
+            data = self._batches(self.rows.numbered(self._first_row, self._first_row + _FOREVER * rows_per_epoch))
+            endless = tf.data.INFINITE_CARDINALITY if rows_per_epoch else 0
+            data = data.apply(tf.data.experimental.assert_cardinality(endless))
         elif self.training and rows_per_epoch:
             next_start = for_graphs(self._starts.next)
             # Asked for when an iterator's first element is.
             data = tf.data.Dataset.from_tensors(0).map(
                 lambda _: tf.ensure_shape(tf.numpy_function(next_start, [], tf.int64, stateful=True), [])
             )
-            data = data.flat_map(lambda start: self._batches(start, start - start % rows_per_epoch + rows_per_epoch))
-            data = _counted(data, schedule.num_steps, whole=self.first_step == 0)
+            data = _counted(self._batches(data.flat_map(self.rows.epoch)), schedule.num_steps, whole=self.first_step == 0)
         else:
-            data = self._batches(0, rows_per_epoch)
+            data = self._batches(self.rows.epoch(0) if rows_per_epoch else self.rows.numbered(0, 0))
             data = data.apply(tf.data.experimental.assert_cardinality(schedule.num_steps))
         data = data.prefetch(tf.data.AUTOTUNE)
         if not tf.executing_eagerly():  # in a function or another dataset's: its graph outlives this call, and needs us
@@ -288,21 +287,18 @@ class Loader:
             options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         return options
 
-    def _batches(self, start: Any, stop: Any) -> tf.data.Dataset:
-        """Returns the elements of the rows in [start, stop), which begin and end with a step."""
+    def _batches(self, numbers: tf.data.Dataset) -> tf.data.Dataset:
+        """Returns the elements of rows."""
         rows, parallel = self.rows, self.num_parallel_calls or tf.data.AUTOTUNE
-        numbers = tf.data.Dataset.range(start, stop)
-        data = numbers.batch(rows.read_size).map(rows.locate)
+        data = numbers.map(rows.locate)
         data = read_records(rows.reader, data, num_parallel_calls=parallel)
         data = data.map(rows.parse, num_parallel_calls=parallel, deterministic=True)
         data = data.ignore_errors()  # until `check`, as below
         data = data.unbatch()
         data = data.map(rows.decode, num_parallel_calls=parallel, deterministic=True)
         data = data.ignore_errors()
-        data = data.concatenate(rows.missing().repeat())  # without end: too few rows must never end a batch early
-        data = tf.data.Dataset.zip(numbers, data)
-        data = data.batch(rows.schedule.rows_per_step, drop_remainder=True)  # nothing is dropped: steps are whole
-        data = data.map(rows.check)
+        data = data.batch(rows.schedule.rows_per_step, drop_remainder=True)
+        data = data.enumerate().take_while(rows.is_before_end).map(rows.check)
         data = data.map(rows.complete, num_parallel_calls=parallel, deterministic=True)
         data = data.map(self._element)
         return data if self.batched else data.unbatch()

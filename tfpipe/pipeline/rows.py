@@ -22,7 +22,7 @@ from tfpipe.pipeline.reading import RecordReader, for_graphs, is_exiting
 from tfpipe.records import schema
 from tfpipe.records.errors import DataError
 
-_MISSING = -2  # the number of the rows that follow when too few have come
+_TAIL = -2  # the number of the rows behind the last
 
 Tensors = dict[str, tf.Tensor]
 
@@ -59,11 +59,27 @@ class Rows:
     read_size: int
     layout: dict[str, tuple[tf.DType, tf.TensorShape]] = field(default_factory=dict)
 
-    def locate(self, rows: tf.Tensor) -> Tensors:
-        """Returns "row", "position" and "epoch", int64 [N] each."""
-        epochs, indices = self.schedule.indices(rows)
+    def epoch(self, start: Any) -> tf.data.Dataset:
+        """Returns the rows from one that begins a step to the end of its epoch: "start" and "row", int64 [N] each.
+
+        Behind them are as many as a step has with the number `_TAIL`, so that rows that are lost leave no batch short: nobody
+        would see it.
+        """
+        per_epoch, per_step = self.schedule.rows_per_epoch, self.schedule.rows_per_step
+        tail = {"start": tf.fill([per_step], tf.cast(start, tf.int64)), "row": tf.fill([per_step], np.int64(_TAIL))}
+        return self.numbered(start, start - start % per_epoch + per_epoch).concatenate(tf.data.Dataset.from_tensors(tail))
+
+    def numbered(self, start: Any, stop: Any) -> tf.data.Dataset:
+        """Returns the rows in [start, stop): "start" and "row", int64 [N] each, as many as are read at once."""
+        rows = tf.data.Dataset.range(start, stop).batch(self.read_size)
+        return rows.map(lambda row: {"start": tf.zeros_like(row) + start, "row": row})
+
+    def locate(self, batch: Tensors) -> Tensors:
+        """Returns "start", "row", "position" and "epoch", int64 [N] each, for "start" and "row"."""
+        epochs, indices = self.schedule.indices(tf.maximum(batch["row"], 0))
         positions, passes = self.order.positions(epochs, tf.maximum(indices, 0))
-        return {"row": rows, "position": tf.where(indices >= 0, positions, BLANK), "epoch": passes}
+        blank = (indices < 0) | (batch["row"] < 0)
+        return {**batch, "position": tf.where(blank, np.int64(BLANK), positions), "epoch": passes}
 
     def parse(self, batch: Tensors) -> Tensors:
         """Returns all that a batch of records needs to be decoded one by one.
@@ -77,7 +93,7 @@ class Rows:
         mask = batch["position"] >= 0
         if self.new_labels is not None:
             label = tf.where(mask, tf.gather(tf.constant(self.new_labels, tf.int64), tf.maximum(label, 0)), label)
-        columns = {"row": batch["row"], "label": label, "mask": mask, "orientation": orientation}
+        columns = {"start": batch["start"], "row": batch["row"], "label": label, "mask": mask, "orientation": orientation}
         if self.augmentation is not None:
             columns["epoch"] = batch["epoch"]
         if self.augmentation is not None or self.scaled:
@@ -135,28 +151,32 @@ class Rows:
         image = decoding.turn_image(sampling.sample(part, size, changes), orientation)
         return rotate(tf.ensure_shape(image, [height, width, 3]), changes)
 
-    def missing(self) -> tf.data.Dataset:
-        """Returns one row like those of `decode` that is never an expected one."""
-        width = sum(shape.num_elements() for _, shape in self.layout.values())
-        row = {"numbers": tf.fill([width], np.int64(_MISSING)), "key": "", "filename": ""}
-        # The image is made when it is needed: a constant would stand in every graph.
-        data = tf.data.Dataset.from_tensors(row)
-        return data.map(lambda row: {**row, "image": tf.zeros([*self.image_size, 3], tf.uint8)})
+    def is_before_end(self, index: tf.Tensor, batch: Tensors) -> tf.Tensor:
+        """Returns whether a batch, the one after `index` others, is one of the steps of an epoch: bool []."""
+        start = self._unpacked(batch["numbers"])["start"][0]
+        return start % self.schedule.rows_per_epoch + index * self.schedule.rows_per_step < self.schedule.rows_per_epoch
 
-    def check(self, expected: tf.Tensor, row: Tensors) -> Tensors:
-        """Returns the row or batch, whose numbers must be the expected ones."""
-        explain = for_graphs(self.explain)
-        wrong = tf.reshape(expected != self._unpacked(row["numbers"])["row"], [-1])
+    def check(self, index: tf.Tensor, batch: Tensors) -> Tensors:
+        """Returns a batch of `decode`'s rows, which must be those of the step that it is.
+
+        Args:
+            index: int64 [], how many steps came before.
+            batch: rows in order; some may have been lost.
+        """
+        columns = self._unpacked(batch["numbers"])
+        start, offset = columns["start"][0], index * self.schedule.rows_per_step
+        wrong = columns["row"] != start + offset + tf.range(self.schedule.rows_per_step, dtype=tf.int64)
         intact = ~tf.reduce_any(wrong)
+        explain = for_graphs(self.explain)
 
         def why() -> tf.Tensor:
-            first = tf.boolean_mask(tf.reshape(expected, [-1]), wrong)[0]
-            return tf.ensure_shape(tf.numpy_function(explain, [first], tf.string, stateful=False), [])
+            first = offset + tf.argmax(wrong)
+            return tf.ensure_shape(tf.numpy_function(explain, [start, first], tf.string, stateful=False), [])
 
         # The text of Assert reaches the user whole, of an exception in a numpy_function with two tracebacks around it.
         reason = tf.cond(intact, lambda: tf.constant(""), why)
         with tf.control_dependencies([tf.debugging.Assert(intact, [reason])]):
-            return {name: tf.identity(value) for name, value in row.items()}
+            return {name: tf.identity(value) for name, value in batch.items()}
 
     def complete(self, batch: Tensors) -> Tensors:
         """Returns a batch of `decode`'s rows as it is given out, with colours and flips, blank rows blank, pictures mixed."""
@@ -200,13 +220,21 @@ class Rows:
         )
         return {**row, "image": images, "label": labels}
 
-    def explain(self, row: np.int64) -> bytes:
-        """Returns why a record did not arrive, by trying again."""
+    def explain(self, start: np.int64, offset: np.int64) -> bytes:
+        """Returns why a row did not arrive, by trying again.
+
+        Args:
+            start: number of the iterator's first row.
+            offset: of the first row that is missing.
+        """
         if is_exiting():
             return b"Python is exiting: nothing is read any more"
+        row = int(start) + int(offset)
         # Records that are parsed together are lost together: the first that fails again is the culprit.
-        rows = tf.range(row, row + self.read_size, dtype=tf.int64)
-        located = [{name: value[i : i + 1] for name, value in self.locate(rows).items()} for i in range(self.read_size)]
+        rows = self.locate(
+            {"start": tf.range(self.read_size, dtype=tf.int64), "row": row + tf.range(self.read_size, dtype=tf.int64)}
+        )
+        located = [{name: value[i : i + 1] for name, value in rows.items()} for i in range(self.read_size)]
         first_failure = self.reader.failure(int(located[0]["position"][0]))
         for batch in located:
             if problem := self._problem(batch):

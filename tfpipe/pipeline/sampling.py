@@ -1,8 +1,8 @@
 """Where the pixels of a result come from, and so what part of a file has to be decoded, in which size, however it is turned.
 
-    changes = as_decoded(as_stored(fit(sizes, (224, 224), "crop"), sizes, orientations, (224, 224)), is_png, (224, 224), scaled=True)
+    changes = as_stored(fit(sizes, (224, 224), "crop"), sizes, orientations, (224, 224))
 
-A crop is a window of the picture; a resize has besides two numbers per axis: output = scale * input + translation. All functions
+A crop is a window of the picture; a resize also has two numbers per axis, output = scale * input + translation. All functions
 take N pictures at once: in a pipeline these few numbers are computed for a whole batch, and only pixels one by one.
 """
 
@@ -105,7 +105,7 @@ def as_decoded(changes: Tensors, orientations: tf.Tensor, is_png: tf.Tensor, siz
         scaled: whether sizes other than 1/1 are taken.
 
     Returns:
-        "window" in pixels of the decoder's size, rounded to whole ones; "decoder", int32 [N], which `decode_window` takes; "scale"
+        "window" in whole pixels of that size; "decoder", int32 [N], which `decode_window` takes; "scale"
         and "translation" for the decoded window, if there are.
     """
     corners, windows = tf.split(changes["window"], 2, axis=1)
