@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tfpipe.pipeline import sampling
-from tfpipe.pipeline.decoding import RESIZES, Resize, decode_image, resize_image, sample_image, turn_image
+from tfpipe.pipeline.decoding import RESIZES, Resize, decode_image, resize_image, turn_image
 
 pytestmark = pytest.mark.tf
 
@@ -50,20 +50,30 @@ def one(changes: Changes, index: int = 0) -> Changes:
     return {name: value[index] for name, value in changes.items()}
 
 
-def cropped(corner: tuple[int, int], window: tuple[int, int], size: tuple[int, int]) -> Changes:
-    return sampling.crop(tf.constant([corner]), tf.constant([window]), size)
+def cropped(corner: tuple[int, int], window: tuple[int, int]) -> Changes:
+    return {"window": tf.constant([[*corner, *window]])}
 
 
-def decoded(file: bytes, changes: Changes, size: tuple[int, int], *, scaled: bool, png: bool = False) -> tf.Tensor:
-    """What is sampled from the part of the file that the decoder is asked for."""
-    stage = one(sampling.as_decoded(changes, tf.constant([png]), scaled=scaled))
-    part = sampling.decode_window(file, stage["window"], stage["decoder"], scaled=scaled)
-    return sample_image(part, size, stage["scale"], stage["translation"])
+def staged(changes: Changes, size: tuple[int, int], *, scaled: bool = True, png: bool = False, orientation: int = 1) -> Changes:
+    return sampling.as_decoded(changes, tf.constant([orientation]), tf.constant([png]), size, scaled=scaled)
 
 
-def ratio_of(changes: Changes, *, png: bool = False, scaled: bool = True) -> int:
-    decoder = int(sampling.as_decoded(changes, tf.constant([png]), scaled=scaled)["decoder"][0])
-    return 1 if png else sampling.RATIOS[decoder]
+def decoded(file: bytes, changes: Changes, size: tuple[int, int], *, orientation: int = 1, **options: bool) -> tf.Tensor:
+    """What is sampled from the part of the file that the decoder is asked for, turned upright."""
+    stage = one(staged(changes, size, orientation=orientation, **options))
+    part = sampling.decode_window(file, stage["window"], stage["decoder"], scaled=options["scaled"])
+    return turn_image(sampling.sample(part, size[::-1] if orientation >= 5 else size, stage), tf.constant(orientation))
+
+
+def sampled(picture: np.ndarray, changes: Changes, size: tuple[int, int]) -> np.ndarray:
+    """The same of a picture that is decoded as a whole."""
+    stage = one(staged(changes, size, scaled=False))
+    top, left, height, width = stage["window"].numpy()
+    return sampling.sample(tf.constant(picture[top : top + height, left : left + width]), size, stage).numpy()
+
+
+def ratio_of(changes: Changes, size: tuple[int, int], *, png: bool = False, scaled: bool = True) -> int:
+    return [*sampling.RATIOS, 1][int(staged(changes, size, png=png, scaled=scaled)["decoder"][0])]
 
 
 sides = st.integers(1, 60)
@@ -87,14 +97,16 @@ def windows(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[int, int], tuple[in
 def test_a_crop_is_the_window_resized(shape: tuple, size: tuple[int, int]):
     source, (top, left), (height, width) = shape
     picture = made(*source)
-    ours = sampling.sample(picture, size, **one(cropped((top, left), (height, width), size))).numpy()
-    expected = tf.image.resize(picture[top : top + height, left : left + width], size, antialias=True).numpy()
-    assert np.abs(ours - expected).max() < 0.01
+    ours = sampled(picture, cropped((top, left), (height, width)), size)
+    places = [np.clip((np.arange(n) + 0.5) * m / n - 0.5, 0, m - 1) for n, m in zip(size, (height, width), strict=True)]
+    weights = [np.maximum(0, 1 - np.abs(p[:, None] - np.arange(m))) for p, m in zip(places, (height, width), strict=True)]
+    expected = np.einsum("yh,hwc,xw->yxc", weights[0], picture[top : top + height, left : left + width], weights[1])
+    assert np.abs(ours - expected).max() < 0.05  # two pixels by two
 
 
 def fitted(picture: np.ndarray, size: tuple[int, int], mode: Resize) -> np.ndarray:
-    changes = one(sampling.fit(tf.constant([picture.shape[:2]]), size, mode))
-    return np.round(sampling.sample(picture, size, **changes)).astype(np.uint8)
+    changes = sampling.fit(tf.constant([picture.shape[:2]]), size, mode)
+    return np.round(sampled(picture, changes, size)).astype(np.uint8)
 
 
 LINES = [((1, 500), (50, 81)), ((500, 1), (50, 81)), ((1, 60_000), (64, 64)), ((60_000, 1), (64, 64)), ((1, 1), (60, 1))]
@@ -111,7 +123,7 @@ def test_fit_is_resize_image_within_a_level(mode: Resize, source: tuple[int, int
 
 
 # Of a "crop" only a part is looked at, whose place is rounded otherwise than that of the whole.
-CROPPED = pytest.mark.xfail(strict=True, reason="resize_image does not sample as fit and sample do")
+CROPPED = pytest.mark.xfail(strict=True, raises=AssertionError, reason="resize_image does not sample as fit and sample do")
 
 
 @pytest.mark.parametrize("mode", ["stretch", "pad", pytest.param("crop", marks=CROPPED)])
@@ -163,16 +175,14 @@ def as_stored(changes: Changes, source: tuple[int, int], orientation: int, size:
 @settings(max_examples=15)
 def test_a_turned_picture_is_sampled_where_the_upright_one_is(orientation: int, shape: tuple, size: tuple[int, int]):
     source, corner, window = shape
-    picture, changes = made(*source), cropped(corner, window, size)
-    turned_changes = one(as_stored(changes, source, orientation, size))
-    turned, turned_size = stored(picture, orientation), size[::-1] if orientation >= 5 else size
-
-    top, left, height, width = turned_changes["window"].numpy()
+    picture, changes = made(*source), cropped(corner, window)
+    turned_changes, turned = as_stored(changes, source, orientation, size), stored(picture, orientation)
+    top, left, height, width = turned_changes["window"][0].numpy()
     part = turn_image(tf.constant(turned[top : top + height, left : left + width]), orientation).numpy()
     assert (part == picture[corner[0] : corner[0] + window[0], corner[1] : corner[1] + window[1]]).all()
 
-    ours = turn_image(sampling.sample(turned, turned_size, **turned_changes), orientation).numpy()
-    assert np.abs(ours - sampling.sample(picture, size, **one(changes)).numpy()).max() < 0.02
+    ours = decoded(encoded(turned, "PNG"), turned_changes, size, orientation=orientation, scaled=False, png=True).numpy()
+    assert np.abs(ours - sampled(picture, changes, size)).max() < 0.02
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -180,21 +190,20 @@ def test_a_turned_picture_is_sampled_where_the_upright_one_is(orientation: int, 
 def test_a_turned_picture_is_fitted_as_the_upright_one(orientation: int, mode: Resize):
     for source, size in [((37, 60), (24, 31)), ((60, 37), (31, 24)), ((5, 9), (40, 40)), ((3, 333), (20, 31))]:
         picture, changes = made(*source), sampling.fit(tf.constant([source]), size, mode)
-        turned_size = size[::-1] if orientation >= 5 else size
-        turned_changes = one(as_stored(changes, source, orientation, size))
-        sampled = sampling.sample(stored(picture, orientation), turned_size, **turned_changes)
-        ours = turn_image(sampled, orientation).numpy()
-        assert np.abs(ours - sampling.sample(picture, size, **one(changes)).numpy()).max() < 0.02
+        file, turned = encoded(stored(picture, orientation), "PNG"), as_stored(changes, source, orientation, size)
+        ours = decoded(file, turned, size, orientation=orientation, scaled=False, png=True).numpy()
+        assert np.abs(ours - sampled(picture, changes, size)).max() < 0.02
 
 
 def test_each_orientation_is_another_window():
     # Twin: with an orientation taken for another, other pixels would be seen.
-    changes = {name: tf.repeat(value, 8, axis=0) for name, value in cropped((1, 5), (7, 11), (12, 12)).items()}
+    changes = {name: tf.repeat(value, 8, axis=0) for name, value in cropped((1, 5), (7, 11)).items()}
     changes = sampling.as_stored(changes, tf.constant([[30, 30]] * 8), tf.range(1, 9), (12, 12))
     assert len({tuple(window) for window in changes["window"].numpy().tolist()}) == 8
 
 
-def test_many_pictures_at_once_are_each_alone():
+@pytest.mark.parametrize("mode", ["", *RESIZES])
+def test_many_pictures_at_once_are_each_alone(mode: str):
     random = np.random.default_rng(0)
     sources = random.integers(20, 900, (64, 2))
     shapes = np.maximum(1, sources // random.integers(1, 9, (64, 1)))
@@ -202,10 +211,11 @@ def test_many_pictures_at_once_are_each_alone():
     orientations, png = random.integers(1, 9, 64), random.random(64) < 0.2
 
     def staged(part: slice) -> Changes:
-        changes = sampling.crop(tf.constant(corners[part], tf.int32), tf.constant(shapes[part], tf.int32), (40, 56))
+        changes = sampling.fit(tf.constant(sources[part], tf.int32), (40, 56), mode) if mode else {}
+        changes = changes or {"window": tf.constant(np.concatenate([corners, shapes], axis=1)[part], tf.int32)}
         turns = tf.constant(orientations[part], tf.int32)
         changes = sampling.as_stored(changes, tf.constant(sources[part], tf.int32), turns, (40, 56))
-        return sampling.as_decoded(changes, tf.constant(png[part]), scaled=True)
+        return sampling.as_decoded(changes, turns, tf.constant(png[part]), (40, 56), scaled=True)
 
     together = staged(slice(None))
     for index in range(64):
@@ -221,22 +231,22 @@ def test_many_pictures_at_once_are_each_alone():
 def test_the_smallest_size_is_taken_that_is_not_enlarged(shape: tuple, size: tuple[int, int], times: int):
     _, corner, window = shape
     corner, window = ([side * times for side in pair] for pair in (corner, window))
-    changes = cropped(corner, window, size)
+    changes = cropped(corner, window)
     fits = [ratio for ratio in (1, 2, 4, 8) if all(part >= side * ratio for part, side in zip(window, size, strict=True))]
-    assert ratio_of(changes) == max(fits, default=1)
-    assert ratio_of(changes, scaled=False) == 1
+    assert ratio_of(changes, size) == max(fits, default=1)
+    assert ratio_of(changes, size, scaled=False) == 1
 
 
 @pytest.mark.parametrize(("window", "ratio"), [(447, 1), (448, 2), (895, 2), (896, 4), (1791, 4), (1792, 8), (9000, 8)])
 def test_the_ratio_changes_where_the_result_needs_every_pixel(window: int, ratio: int):
-    assert ratio_of(cropped((3, 5), (window, window), (224, 224))) == ratio
-    assert ratio_of(cropped((3, 5), (window, 10_000), (224, 224))) == ratio  # the axis that is shrunk less decides
-    assert ratio_of(cropped((3, 5), (10_000, window), (224, 224))) == ratio
+    assert ratio_of(cropped((3, 5), (window, window)), (224, 224)) == ratio
+    assert ratio_of(cropped((3, 5), (window, 10_000)), (224, 224)) == ratio  # the axis that is shrunk less decides
+    assert ratio_of(cropped((3, 5), (10_000, window)), (224, 224)) == ratio
 
 
 def test_a_png_is_never_scaled_by_its_decoder():
-    changes = {name: tf.repeat(value, 2, axis=0) for name, value in cropped((0, 0), (900, 900), (100, 100)).items()}
-    stage = sampling.as_decoded(changes, tf.constant([True, False]), scaled=True)
+    changes = sampling.fit(tf.constant([[900, 900]] * 2), (100, 100), "stretch")
+    stage = sampling.as_decoded(changes, tf.constant([1, 1]), tf.constant([True, False]), (100, 100), scaled=True)
     assert stage["decoder"].numpy().tolist() == [len(sampling.RATIOS), 3]
     assert (stage["scale"][0] == changes["scale"][0]).numpy().all()
     assert np.allclose(stage["scale"][1], changes["scale"][1] * 8)
@@ -244,15 +254,31 @@ def test_a_png_is_never_scaled_by_its_decoder():
 
 @given(windows(), st.tuples(sides, sides), st.sampled_from([1, 2, 8, 20]))
 @settings(max_examples=60)
-def test_the_decoders_window_holds_the_window_and_is_inside(shape: tuple, size: tuple[int, int], times: int):
+def test_the_decoders_window_is_the_nearest_and_inside(shape: tuple, size: tuple[int, int], times: int):
     source, corner, window = ([side * times for side in pair] for pair in shape)
-    changes = cropped(corner, window, size)
-    ratio = ratio_of(changes)
-    top, left, height, width = sampling.as_decoded(changes, tf.constant([False]), scaled=True)["window"][0].numpy()[:4] * ratio
+    changes = cropped(corner, window)
+    ratio = ratio_of(changes, size)
+    top, left, height, width = staged(changes, size)["window"][0].numpy()
     for start, length, first, part, side in zip((top, left), (height, width), corner, window, source, strict=True):
-        assert 0 <= start <= first
-        assert first + part <= start + length < side + ratio
-        assert length < part + 4 * ratio  # no more than an edge
+        assert start >= 0
+        assert length >= 1
+        assert start + length <= -(-side // ratio)  # the decoder's own size
+        assert abs(start * ratio - first) <= ratio / 2
+        assert abs((start + length) * ratio - first - part) <= ratio / 2
+
+
+@given(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), st.tuples(sides, sides), st.sampled_from(RESIZES))
+@settings(max_examples=60)
+def test_the_decoders_window_of_a_whole_picture_leaves_nothing_out(
+    source: tuple[int, int], size: tuple[int, int], mode: Resize
+):
+    changes = sampling.fit(tf.constant([source]), size, mode)
+    ratio, (corner, window) = ratio_of(changes, size), np.split(changes["window"][0].numpy(), 2)
+    start, length = np.split(staged(changes, size)["window"][0].numpy(), 2)
+    assert (start >= 0).all()
+    assert (start * ratio <= corner).all()
+    assert ((start + length) * ratio >= corner + window).all()
+    assert (start + length <= -(-np.array(source) // ratio)).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -264,7 +290,9 @@ def test_a_part_is_decoded_as_that_part_of_the_whole_but_for_its_outer_columns(k
 
 # A window's first and last column have no neighbour whose chroma would be mixed in (up to 60 levels on noise).
 WITHOUT_NEIGHBOURS = [("4:2:2", 1), ("4:2:2", 2), ("4:2:2", 4), ("4:2:0", 1), ("4:2:0 progressive", 1)]
-CHROMA = pytest.mark.xfail(strict=True, reason="decode_and_crop_jpeg has other chroma in the first and last column of a window")
+CHROMA = pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="decode_and_crop_jpeg has other chroma in the first and last column of a window"
+)
 
 
 @pytest.mark.parametrize(
@@ -293,19 +321,19 @@ def decoded_differences(kind: str, ratio: int) -> list[np.ndarray]:
             size = [random.integers(3, side + 1) for side in most] if index else most  # once the whole
             top, left = (random.integers(0, side - part + 1) for side, part in zip(most, size, strict=True))
             size = tuple(map(int, size))
-            changes = cropped((top * factor, left * factor), (size[0] * factor, size[1] * factor), size)
-            assert ratio_of(changes, png=png) == factor
-            ours = decoded(file, changes, size, scaled=ratio > 1 or index % 2 == 0, png=png)
+            changes = cropped((top * factor, left * factor), (size[0] * factor, size[1] * factor))
+            assert ratio_of(changes, size, png=png) == factor
+            ours = decoded(file, changes, size, scaled=ratio > 1 or index % 2 == 0, png=png).numpy()
             differences.append(np.abs(ours - whole[top : top + size[0], left : left + size[1]]).max(axis=-1))
     return differences
 
 
 def test_another_place_is_another_part():
     # Twin: noise, whose neighbours differ.
-    file, changes = encoded(made(97, 131), "4:4:4"), cropped((10, 21), (30, 40), (30, 40))
-    ours = decoded(file, changes, (30, 40), scaled=False)
+    file, changes = encoded(made(97, 131), "4:4:4"), cropped((10, 21), (30, 40))
+    ours = decoded(file, changes, (30, 40), scaled=False).numpy()
     whole = decode_image(file).numpy()
-    assert (ours.numpy() == whole[10:40, 21:61]).all()
+    assert (ours == whole[10:40, 21:61]).all()
     assert np.abs(ours - whole[11:41, 21:61]).mean() > 10
     assert np.abs(ours - whole[10:40, 22:62]).mean() > 10
 
@@ -315,17 +343,15 @@ def test_another_place_is_another_part():
 def test_without_scaling_only_what_is_decoded_changes(shape: tuple, size: tuple[int, int], kind: str, orientation: int):
     source, corner, window = shape
     file = encoded(stored(made(*source), orientation), kind)
-    changes = cropped(corner, window, size)
-    turned_size = size[::-1] if orientation >= 5 else size
-    sampled = decoded(file, as_stored(changes, source, orientation, size), turned_size, scaled=False, png=kind == "PNG")
-    expected = sampling.sample(decode_image(file, orientation), size, **one(changes)).numpy()
-    assert np.abs(turn_image(sampled, orientation).numpy() - expected).max() < 0.02
+    changes, options = cropped(corner, window), {"scaled": False, "png": kind == "PNG", "orientation": orientation}
+    ours = decoded(file, as_stored(changes, source, orientation, size), size, **options).numpy()
+    assert np.abs(ours - sampled(decode_image(file, orientation).numpy(), changes, size)).max() < 0.02
 
 
 @pytest.mark.parametrize("kind", ["4:4:4", "4:2:0", "PNG"])
 def test_a_window_beyond_the_picture_and_damaged_bytes_raise(kind: str):
     file, decoder = encoded(made(40, 30), kind), tf.constant(len(sampling.RATIOS) if kind == "PNG" else 0)
-    inside = sampling.as_decoded(cropped((0, 0), (40, 30), (40, 30)), tf.constant([kind == "PNG"]), scaled=False)
+    inside = staged(cropped((0, 0), (40, 30)), (40, 30), png=kind == "PNG", scaled=False)
     assert sampling.decode_window(file, inside["window"][0], decoder, scaled=False).shape == (40, 30, 3)
     for window in ([0, 0, 41, 30], [1, 0, 40, 30], [0, 0, 40, 31], [0, 30, 40, 1]):
         outside = inside["window"].numpy()[0]
@@ -340,18 +366,19 @@ def test_a_window_beyond_the_picture_and_damaged_bytes_raise(kind: str):
 # Made smaller by the decoder
 
 
-def scaled_differences(file: bytes, size: tuple[int, int], ratio: int, *, shift: float = 0.0) -> list[float]:
-    """Mean differences of what is sampled from a scaled picture from what is sampled from the whole, for three windows."""
-    whole, means = decode_image(file), []
-    height, width = whole.shape[:2]
-    window = [min(int(side * ratio * 1.3), have) for side, have in zip(size, (height, width), strict=True)]
+def scaled_differences(file: bytes, size: tuple[int, int], ratio: int, *, shift: int = 0) -> list[float]:
+    """Mean differences of what the decoder made smaller from the same part of the picture, averaged, for three windows."""
+    picture, means = decode_image(file).numpy(), []
+    height, width = picture.shape[:2]
+    window = [min(int(side * 1.3) * ratio, have // ratio * ratio) for side, have in zip(size, (height, width), strict=True)]
     for places in [(0.5, 0.5), (0.1, 0.8), (0.83, 0.21)]:
-        corner = [int((have - part) * place) for have, part, place in zip((height, width), window, places, strict=True)]
-        changes = cropped(corner, window, size)
-        assert ratio_of(changes) == ratio
-        expected = sampling.sample(whole, size, **one(changes)).numpy()
-        moved = {**changes, "translation": changes["translation"] + shift}
-        means.append(float(np.abs(decoded(file, moved, size, scaled=True) - expected).mean()))
+        rooms = [have - part for have, part in zip((height, width), window, strict=True)]
+        top, left = (int(room * place) // ratio * ratio for room, place in zip(rooms, places, strict=True))
+        changes = cropped((top, left), window)
+        assert ratio_of(changes, size) == ratio
+        part = picture[top + shift : top + shift + window[0], left : left + window[1]]
+        expected = tf.image.resize(part, size, antialias=True).numpy()
+        means.append(float(np.abs(decoded(file, changes, size, scaled=True).numpy() - expected).mean()))
     return means
 
 
@@ -364,19 +391,19 @@ def test_scaled_decoding_is_in_place(kind: str, ratio: int):
     size = (421 // ratio // 2, 643 // ratio // 2)
     right = max(scaled_differences(file, size, ratio))
     # Chroma of 4:2:2 is not smoothed by the decoder at 1/8.
-    assert right < {2: 0.5, 4: 0.8, 8: 2.5 if kind == "4:2:2" else 1.1}[ratio]
-    for shift in (-0.25, 0.25):  # twin: a quarter of a pixel off
-        assert min(scaled_differences(file, size, ratio, shift=shift)) > 2 * right
+    assert right < {2: 0.5, 4: 0.8, 8: 3.2 if kind == "4:2:2" else 1.1}[ratio]
+    assert min(scaled_differences(file, size, ratio, shift=ratio)) > 2 * right  # twin: a pixel off
 
 
-@pytest.mark.parametrize(("ratio", "most"), [(2, 0.8), (4, 1.3), (8, 1.7)])
+@pytest.mark.parametrize(("ratio", "most"), [(2, 1.1), (4, 1.7), (8, 2.2)])
 def test_scaled_decoding_of_camera_photos_differs_by_a_level_or_two(test_data: Path, ratio: int, most: float):
-    # Measured on all 14, three windows each: 0.56, 0.92 and 1.20 levels on average, 1.5, 2.5 and 2.9 for the worst window.
+    # Measured on all 14, three windows each: 0.76, 1.17 and 1.56 levels on average, 2.0, 3.1 and 3.9 for the worst window. Of
+    # windows that do not lie on the decoder's pixels, which are moved by up to half of one: 3 to 5, at worst 12.
     files = sorted((test_data / "large").iterdir())[::3]
     assert len(files) >= 4
     means = [mean for file in files for mean in scaled_differences(file.read_bytes(), (224, 224), ratio)]
     assert np.mean(means) < most
-    assert max(means) < 3.2
+    assert max(means) < 4.2
 
 
 def test_real_photos_are_decoded_in_part_as_in_whole(test_data: Path):
@@ -385,10 +412,10 @@ def test_real_photos_are_decoded_in_part_as_in_whole(test_data: Path):
         file = (test_data / "cats_dogs" / "train" / f"cat.{number}.jpg").read_bytes()
         whole = decode_image(file).numpy()
         height, width = (side // 2 - number for side in whole.shape[:2])
-        changes = cropped((number, 3 * number), (height, width), (height, width))
-        ours = decoded(file, changes, (height, width), scaled=False)
+        changes = cropped((number, 3 * number), (height, width))
+        ours = decoded(file, changes, (height, width), scaled=False).numpy()
         part = whole[number : number + height, 3 * number : 3 * number + width]
-        assert (ours.numpy()[:, 1:-1] == part[:, 1:-1]).all()
+        assert (ours[:, 1:-1] == part[:, 1:-1]).all()
         assert np.abs(ours - part).mean() < 0.05
 
 
@@ -401,11 +428,9 @@ def test_real_exif_files_are_sampled_upright(test_data: Path):
             orientation = image.getexif().get(0x0112, 1) or 1  # two say 0; records say 1 of them
         picture = decode_image(file, orientation).numpy()
         source, size = picture.shape[:2], (60, 90)
-        changes = cropped((source[0] // 3, source[1] // 5), (source[0] // 2, source[1] // 2), size)
-        turned_size = size[::-1] if orientation >= 5 else size
-        sampled = decoded(file, as_stored(changes, source, orientation, size), turned_size, scaled=False)
-        expected = sampling.sample(picture, size, **one(changes)).numpy()
-        difference = np.abs(turn_image(sampled, orientation).numpy() - expected)
+        changes = cropped((source[0] // 3, source[1] // 5), (source[0] // 2, source[1] // 2))
+        ours = decoded(file, as_stored(changes, source, orientation, size), size, orientation=orientation, scaled=False)
+        difference = np.abs(ours.numpy() - sampled(picture, changes, size))
         assert difference[2:-2, 2:-2].max() < 0.02
         assert difference.mean() < 0.1
         turned += orientation > 1
