@@ -267,6 +267,22 @@ def test_the_decoders_window_is_the_nearest_and_inside(shape: tuple, size: tuple
         assert abs((start + length) * ratio - first - part) <= ratio / 2
 
 
+def test_a_windows_ends_are_rounded_to_the_nearest_of_the_decoders_pixels():
+    # At 1/8: 803 is 100 of them and 3 eighths, 805 is 101 less 3 eighths.
+    for first, start in ((803, 100), (805, 101)):
+        changes = cropped((first, first), (900, 900))
+        assert ratio_of(changes, (100, 100)) == 8
+        end = 213  # 1703 and 1705 are eighths less and more than 213
+        assert staged(changes, (100, 100))["window"][0].numpy().tolist() == [start, start, end - start, end - start]
+
+
+def test_the_ratio_is_that_of_the_result_as_it_is_stored():
+    # 400 x 200 of a picture that lies on its side become 200 x 100, not 100 x 200.
+    changes, size = cropped((0, 0), (200, 400)), (200, 100)
+    assert staged(changes, size, orientation=6)["decoder"].numpy().tolist() == [1]
+    assert staged(changes, size, orientation=1)["decoder"].numpy().tolist() == [0]
+
+
 @given(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), st.tuples(sides, sides), st.sampled_from(RESIZES))
 @settings(max_examples=60)
 def test_the_decoders_window_of_a_whole_picture_leaves_nothing_out(
