@@ -19,6 +19,7 @@ from test_loader import run_script
 
 from tfpipe.pipeline.augmentation import PRESETS, Augmentation
 from tfpipe.pipeline.loader import Loader, dataset, describe
+from tfpipe.pipeline.mixing import mix
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import manifest
 
@@ -611,6 +612,24 @@ def test_g8_mixing_goes_on_as_if_never_stopped(data_set: Path, mixed: dict, name
     (resumed,) = epochs(training(data_set, batch_size=6, augment=MIXES[name], first_epoch=1, first_step=2), 1)
     assert contents(resumed) == contents(mixed[name][1])[2:]
     assert contents(resumed) != contents(mixed[name][0])[2:]
+
+
+@pytest.mark.parametrize("of", ["seed", "epoch", "step"])
+def test_g7_how_pictures_are_mixed_depends_on_seed_epoch_and_step(of: str):
+    black, white = np.zeros((1, *SIZE, 3), np.uint8), np.full((1, *SIZE, 3), 255, np.uint8)
+    labels = np.eye(2, dtype=np.float32)
+
+    def mixed(number: int) -> tuple[bool, float]:
+        """Whether the picture was pasted, and its share."""
+        place = {"seed": 5, "epoch": tf.constant(5, tf.int64), "step": tf.constant(5, tf.int64)}
+        place[of] = number if of == "seed" else tf.constant(number, tf.int64)
+        image, label = mix(black, labels[:1], white, labels[1:], mixup=1.0, cutmix=1.0, **place)
+        return set(np.unique(image)) <= {0, 255}, float(label[0, 0])
+
+    several = [mixed(number) for number in range(20)]
+    assert [mixed(number) for number in range(3)] == several[:3]
+    assert 2 < sum(pasted for pasted, _ in several) < 18
+    assert len({share for pasted, share in several if not pasted}) == sum(not pasted for pasted, _ in several)
 
 
 def test_g8_a_reader_of_several_mixes_on_as_if_never_stopped(data_set: Path):
