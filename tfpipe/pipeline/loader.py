@@ -119,7 +119,27 @@ def dataset(
 
     TensorFlow does not survive a fork of the process: start readers in processes of their own before using it.
     """
-    return Loader(**locals()).dataset()
+    return Loader(
+        directory,
+        split,
+        batch_size=batch_size,
+        image_size=image_size,
+        resize=resize,
+        class_names=class_names,
+        training=training,
+        augment=augment,
+        seed=seed,
+        balanced=balanced,
+        read_block=read_block,
+        repeat=repeat,
+        first_epoch=first_epoch,
+        first_step=first_step,
+        scaled_decode=scaled_decode,
+        as_dict=as_dict,
+        shard=shard,
+        equal_steps=equal_steps,
+        num_parallel_calls=num_parallel_calls,
+    ).dataset()
 
 
 def describe(directory: str | os.PathLike[str], split: str, **options: Any) -> str:

@@ -10,6 +10,8 @@ import tensorflow as tf
 from tfpipe.pipeline.draws import draw, draw_words
 from tfpipe.records import seeds
 
+_LEAST = 1e-300
+
 
 def mix(
     images: tf.Tensor,
@@ -67,8 +69,8 @@ def mix(
 
 def _beta(alpha: float, words: tf.Tensor) -> tf.Tensor:
     first, second = (tf.random.stateless_gamma([], seed=seed, alpha=alpha, dtype=tf.float64) for seed in (words[:2], words[2:]))
-    # With a small alpha both can be too small for a number; then either end is as likely, and one is as good.
-    share = tf.where(first + second > 0, first / (first + second), 1.0)
+    # With a small alpha both can be too small for a number and come as the smallest there is; then nothing is mixed.
+    share = tf.where(first + second > _LEAST, first / (first + second), 1.0)
     return tf.cast(share, tf.float32)
 
 

@@ -13,6 +13,7 @@ when it is read. A flipped bit, a swapped record and a swapped shard fail the sa
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import itertools
 import math
@@ -103,12 +104,32 @@ class RecordReader:
         """
         if _calls.exiting:
             return np.empty(0, object)
+        contents: dict[int, bytes] = {}
+        for run in self._runs(positions):
+            contents |= self._read_run(run)
         data = np.empty(len(positions), object)
-        for index, position in enumerate(positions.tolist()):
+        data[:] = [contents.get(position, BLANK_RECORD) for position in positions.tolist()]
+        return data
+
+    def _runs(self, positions: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        """Returns the positions in pieces of neighbours in one file, each of which is read in one go."""
+        ordered = np.unique(positions[positions >= 0])
+        breaks = (np.diff(ordered) != 1) | np.isin(ordered[1:], self._starts)
+        return np.split(ordered, np.flatnonzero(breaks) + 1) if len(ordered) else []
+
+    def _read_run(self, run: np.ndarray[Any, Any]) -> dict[int, bytes]:
+        frames = self._frames[run]
+        first, total = int(frames["offset"][0]), int(frames["length"].sum())
+        content = b""
+        if len(run) > 1 and total <= _READ_BYTES:
+            with contextlib.suppress(OSError):  # record by record below, for the name of the one that fails
+                content = _pread(self._open(self._paths[self._shard(int(run[0]))]).descriptor, total, first)
+        data = {}
+        for position, (offset, length, _, _) in zip(run.tolist(), frames.tolist(), strict=True):
             try:
-                data[index] = self._read(position) if position >= 0 else BLANK_RECORD
+                data[position] = self._read(position, content[offset - first : offset - first + length])
             except DataError as error:
-                data[index] = b""
+                data[position] = b""
                 if len(self._failures) < _MAX_REMEMBERED:
                     self._failures[position] = error.message
         return data
@@ -124,13 +145,14 @@ class RecordReader:
         where = f"record {record}{self._source(position)}"
         return DataError(f"{where}: {message}", path=self._paths[shard], offset=int(self._frames[position]["offset"]))
 
-    def _read(self, position: int) -> bytes:
+    def _read(self, position: int, content: bytes = b"") -> bytes:
+        """Returns the data of one record, checked: of its frame, if that has been read."""
         offset, length, crc32c, _ = self._frames[position].item()
         path = self._paths[self._shard(position)]
         try:
             # The name `file` keeps the descriptor open until pread is back, whatever the cache does meanwhile.
             file = self._open(path)
-            content = _pread(file.descriptor, length, offset)
+            content = content or _pread(file.descriptor, length, offset)
         except OSError as error:
             message = f"cannot be read: {error.strerror}; put the shard back, or build the data set anew"
             raise DataError(message, path=path, offset=offset) from None

@@ -12,12 +12,10 @@ import os
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfpipe.pipeline import decoding
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.pipeline.loader import Loader, dataset
-from tfpipe.pipeline.rows import Rows
 from tfpipe.records.catalog import read_catalog
 
 Image = np.ndarray[Any, Any]
@@ -113,7 +111,7 @@ class Replayer:
         """
         if not decoding.is_integer(epoch) or not 0 <= epoch < 1 << 31:
             raise ValueError(f"epoch must be an integer, 0 or more and less than 2**31 (got {epoch!r})")
-        return self._made(self._training, position, epoch)
+        return self._training.make(position, epoch)
 
     def evaluated(self, position: int) -> Image:
         """Returns the picture that a pass without training gives, uint8 [height, width, 3].
@@ -121,16 +119,4 @@ class Replayer:
         Raises:
             DataError: the record is damaged.
         """
-        return self._made(self._evaluation, position, 0)
-
-    def _made(self, rows: Rows, position: int, epoch: int) -> Image:
-        serialized = rows.reader.read(position)
-        numbers = {
-            name: tf.constant([number], tf.int64) for name, number in (("row", 0), ("position", position), ("epoch", epoch))
-        }
-        try:
-            parsed = rows.parse({**numbers, "serialized": tf.constant([serialized])})
-            image: Image = rows.decode(tf.nest.map_structure(lambda value: value[0], parsed))["image"].numpy()
-        except tf.errors.InvalidArgumentError as error:
-            raise rows.reader.error(position, "TensorFlow cannot decode it") from error
-        return image
+        return self._evaluation.make(position, 0)

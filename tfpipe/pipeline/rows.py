@@ -57,7 +57,7 @@ class Rows:
     new_labels: np.ndarray[Any, Any] | None
     num_classes: int
     read_size: int
-    layout: dict[str, tuple[tf.DType, tf.TensorShape]] = field(default_factory=dict)
+    layout: dict[str, tuple[tf.DType, tf.TensorShape]] = field(default_factory=dict, init=False)
 
     def epoch(self, start: Any) -> tf.data.Dataset:
         """Returns the rows from one that begins a step to the end of its epoch: "start" and "row", int64 [N] each.
@@ -192,6 +192,26 @@ class Rows:
         row = {"image": image, **row, "epoch": columns["epoch"]}
         return self._mixed(columns["row"], row, self.augmentation) if self.augmentation.mixes else row
 
+    def make(self, position: int, epoch: int) -> np.ndarray[Any, Any]:
+        """Makes the picture of one record in one epoch, before it is mixed with others: uint8 [height, width, 3].
+
+        Raises:
+            DataError: the record is damaged.
+        """
+        serialized = self.reader.read(position)
+        numbers = {"start": 0, "row": 0, "position": position, "epoch": epoch}
+        batch = {name: tf.constant([number], tf.int64) for name, number in numbers.items()}
+        try:
+            parsed = self.parse({**batch, "serialized": tf.constant([serialized])})
+            decoded = self.decode({name: value[0] for name, value in parsed.items()})
+            image = decoded["image"][tf.newaxis]
+            if self.augmentation is not None:
+                image = finish(image, self._unpacked(parsed["numbers"]))
+        except Exception as error:  # whatever it is, it is the answer (bytes in TensorFlow's message can be no UTF-8)
+            raise self.reader.error(position, f"cannot be decoded: {_plain(error)}") from error
+        made: np.ndarray[Any, Any] = image[0].numpy()
+        return made
+
     def _mixed(self, rows: tf.Tensor, row: Tensors, augmentation: Augmentation) -> Tensors:
         schedule = self.schedule
         epoch, step = schedule.step(rows[0])
@@ -231,33 +251,18 @@ class Rows:
             return b"Python is exiting: nothing is read any more"
         row = int(start) + int(offset)
         # Records that are parsed together are lost together: the first that fails again is the culprit.
-        rows = self.locate(
-            {"start": tf.range(self.read_size, dtype=tf.int64), "row": row + tf.range(self.read_size, dtype=tf.int64)}
-        )
-        located = [{name: value[i : i + 1] for name, value in rows.items()} for i in range(self.read_size)]
-        first_failure = self.reader.failure(int(located[0]["position"][0]))
-        for batch in located:
-            if problem := self._problem(batch):
-                return problem.encode()
+        numbers = tf.range(row, row + self.read_size, dtype=tf.int64)
+        located = self.locate({"row": numbers})
+        positions, epochs = located["position"].numpy().tolist(), located["epoch"].numpy().tolist()
+        first_failure = self.reader.failure(positions[0])
+        for position, epoch in zip(positions, epochs, strict=True):
+            try:
+                if position >= 0:
+                    self.make(position, epoch)
+            except DataError as error:
+                return str(error).encode()
         reason = first_failure or "lost on the way, or an error before it was passed over"
-        error = self.reader.error(int(located[0]["position"][0]), f"{reason}; a second attempt read and decoded it")
-        return str(error).encode()
-
-    def _problem(self, batch: Tensors) -> str:
-        """Returns what is wrong with the record of a batch of one, "" if nothing is."""
-        position = int(batch["position"][0])
-        if position < 0:
-            return ""
-        try:
-            serialized = self.reader.read(position)
-        except DataError as error:
-            return str(error)
-        try:
-            rows = self.parse({**batch, "serialized": tf.constant([serialized])})
-            self.decode({name: value[0] for name, value in rows.items()})
-        except Exception as error:  # whatever it is, it is the answer (bytes in TensorFlow's message can be no UTF-8)
-            return str(self.reader.error(position, f"cannot be decoded: {_plain(error)}"))
-        return ""
+        return str(self.reader.error(positions[0], f"{reason}; a second attempt read and decoded it")).encode()
 
 
 def _as_integers(values: tf.Tensor) -> tf.Tensor:

@@ -17,6 +17,7 @@ from tfpipe.pipeline.decoding import Resize, sample_image, scaled_size
 
 RATIOS = (1, 2, 4, 8)
 _PNG = len(RATIOS)
+_MOST_REDUCED = 3
 
 Tensors = dict[str, tf.Tensor]
 
@@ -59,9 +60,11 @@ def sample(part: tf.Tensor, size: Any, changes: Tensors) -> tf.Tensor:
     """
     if "scale" in changes:
         return sample_image(part, size, changes["scale"], changes["translation"])
-    # Two pixels by two, not averaged: crops are small, and of large pictures the decoder gives less than twice the size. An
-    # averaging resize takes three times as long, and longer than decoding.
-    return tf.image.resize(part, size)
+    # Two pixels by two, not averaged, where that passes over few: crops are small, and of large JPEG files the decoder gives
+    # less than twice the size. Averaging takes three times as long, and longer than decoding.
+    fast = tf.reduce_all(tf.shape(part)[:2] <= _MOST_REDUCED * tf.stack(size))
+    scale = tf.cast(tf.stack(size) / tf.shape(part)[:2], tf.float32)
+    return tf.cond(fast, lambda: tf.image.resize(part, size), lambda: sample_image(part, size, scale, tf.zeros([2])))
 
 
 def as_stored(changes: Tensors, sizes: tf.Tensor, orientations: tf.Tensor, size: tuple[int, int]) -> Tensors:
