@@ -258,6 +258,14 @@ def test_g7_one_thread_of_tensorflow_changes_nothing(data_set: Path, whole: list
 # Several readers
 
 
+def positions(loader: Loader) -> list[int]:
+    """The record of every row of epoch 0, -1 for a blank row."""
+    rows = tf.range(loader.rows.schedule.rows_per_epoch, dtype=tf.int64)
+    found, indices = loader.rows.schedule.indices(rows)
+    located, _ = loader.rows.order.positions(found, tf.maximum(indices, 0))
+    return tf.where(indices < 0, indices, located).numpy().tolist()
+
+
 @pytest.mark.parametrize("count", range(1, 8))
 @pytest.mark.parametrize("num_shards", range(1, 6))
 def test_g5_readers_locate_every_record_once(folder: Path, num_shards: int, count: int):
@@ -265,8 +273,7 @@ def test_g5_readers_locate_every_record_once(folder: Path, num_shards: int, coun
     for index in range(count):
         options = {**(dataset.__kwdefaults__ or {}), "training": True, "batch_size": 2, "shard": (index, count)}
         loader = Loader(written(folder, num_shards), "train", **options)
-        rows = tf.range(loader.rows.schedule.rows_per_epoch, dtype=tf.int64)
-        found += loader.rows.locate(rows)["position"].numpy().tolist()
+        found += positions(loader)
     assert sorted(position for position in found if position >= 0) == list(range(NUM_RECORDS))
 
 
@@ -314,6 +321,13 @@ def test_g5_blank_rows_weigh_nothing(data_set: Path):
     assert not images[NUM_RECORDS:].any()
     assert images[:NUM_RECORDS].any(axis=(1, 2, 3)).all()
     assert set(labels[NUM_RECORDS:]) == {0}
+
+
+def test_augmentation_leaves_blank_rows_black(data_set: Path):
+    data = training(data_set, batch_size=16, equal_steps=True, augment=Augmentation(brightness=1.0))
+    for batches in epochs(data, 3):
+        assert not batches[-1]["image"][7:].any()
+        assert batches[-1]["image"][:7].any()
 
 
 # With Keras
@@ -569,9 +583,8 @@ def test_g3_a_resumed_run_comes_to_the_damage_too(tmp_path: Path, whole: list[li
 def test_g3_the_partner_of_a_mixed_picture_is_named_too(tmp_path: Path):
     harmed = write_data_set(tmp_path / "shards", PICTURES, 3, "train")
     options = {"batch_size": 12, "augment": MIXED, "shard": (1, 2)}
-    rows = Loader(harmed, "train", **{**(dataset.__kwdefaults__ or {}), "training": True, **options}).rows
-    own, partners = rows.locate(tf.range(24, dtype=tf.int64))["position"].numpy().reshape(2, 12)
-    number = next(int(position) for position in partners if position not in own)
+    read = positions(Loader(harmed, "train", **{**(dataset.__kwdefaults__ or {}), "training": True, **options}))
+    number = next(position for position in read[12:] if position not in read[:12])
     path = corrupt(harmed, number)
     _, (error,) = failures(training(harmed, **options))
     assert f"{path}: at byte" in error
