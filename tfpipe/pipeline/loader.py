@@ -191,7 +191,8 @@ class Loader:
             _check_unused(seed=seed, first_epoch=first_epoch, first_step=first_step)
         if balanced and read_block:
             raise ValueError(f"balanced and read_block={read_block} exclude each other: a class has no neighbours")
-        augmentation = Augmentation.named(augment or "standard") if augment is None or isinstance(augment, str) else augment
+        named = "standard" if augment is None else augment
+        augmentation = Augmentation.named(named) if isinstance(named, str) else named
         if not isinstance(augmentation, Augmentation):
             raise ValueError(f"augment must be an Augmentation or the name of a preset (got {augment!r})")
         self.split, self.training, self.repeat, self.as_dict = split, training, repeat, as_dict
@@ -204,7 +205,7 @@ class Loader:
         if mixes and not (labelled and self.batched):
             raise ValueError("mixup and cutmix need labels and batches (batch_size is None, or the split has no labels)")
         labels = reader.labels if new_labels is None else new_labels[reader.labels]
-        order = self._order(labels, seeds.derive(int(seed), "order"), balanced, read_block)
+        order = self._order(labels, new_labels is not None, seeds.derive(int(seed), "order"), balanced, read_block)
         schedule = Schedule(
             num_rows=order.num_rows,
             batch_size=int(batch_size or 1),
@@ -231,13 +232,13 @@ class Loader:
             new_labels=new_labels,
             num_classes=len(self.class_names),
             # What is to be read in one go must be asked for in one go.
+            names=as_dict,
             read_size=read_block * BLOCKS_PER_WINDOW if read_block else reader.read_size,
         )
 
-    def _order(self, labels: np.ndarray[Any, Any], seed: int, balanced: bool, read_block: int | None) -> Order:
-        """Returns the order of the records whose label is not -1; of all where all are."""
-        left_out = bool(self.class_names) and len(labels) and labels.max() >= 0 and labels.min() < 0
-        selection = np.flatnonzero(labels >= 0) if left_out else None
+    def _order(self, labels: np.ndarray[Any, Any], chosen: bool, seed: int, balanced: bool, read_block: int | None) -> Order:
+        """Returns the order of all records, or if classes were `chosen`, of those whose label is not -1."""
+        selection = np.flatnonzero(labels >= 0) if chosen and bool((labels < 0).any()) else None
         labels = labels if selection is None else labels[selection]
         order: Order
         if balanced:
@@ -318,7 +319,10 @@ class Loader:
         data = data.map(rows.decode, num_parallel_calls=parallel, deterministic=True)
         data = data.ignore_errors()
         data = data.batch(rows.schedule.rows_per_step, drop_remainder=True)
-        data = data.enumerate().take_while(rows.is_before_end).map(rows.check)
+        data = data.enumerate()
+        if not self.repeat:
+            data = data.take_while(rows.is_before_end)
+        data = data.map(rows.check)
         data = data.map(rows.complete, num_parallel_calls=parallel, deterministic=True)
         data = data.map(self._element)
         return data if self.batched else data.unbatch()

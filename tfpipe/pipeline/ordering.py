@@ -40,8 +40,8 @@ class Order(Protocol):
 
         Returns:
             positions: int64 [N], of the records in stored order.
-            passes: int64 [N], how often each record has come before, the key of its augmentation: the epoch, where
-                every record comes once in every epoch.
+            passes: int64 [N], which time it is that a record comes, from 0: the epoch of its augmentation. That is
+                the epoch itself where every record comes once in every epoch.
         """
 
 
@@ -64,7 +64,7 @@ class ShuffledOrder:
     """A new permutation of all records per epoch.
 
     The op of `tf.random.experimental.index_shuffle`, a block cipher (Simon) with cycle walking: a true permutation of any size.
-    With 5 records and fewer all orders occur, but not equally often.
+    With 6 records and fewer all orders occur, but not equally often. Sets of less than a hundred cost more per index.
     """
 
     num_rows: int
@@ -111,8 +111,8 @@ class BalancedOrder:
     """Every class equally often: an epoch has ceil(N / C) rows of each of C classes, N records in all.
 
     The rows of a class go through its records in passes, each a new permutation, on from epoch to epoch: small classes
-    come several times in an epoch, large ones in several epochs once, and no record is ever two passes behind another
-    of its class.
+    come several times in an epoch, large ones in several epochs once; at the end of an epoch no record has come two times more
+    often than another of its class.
     """
 
     def __init__(self, labels: np.ndarray[Any, Any], seed: int) -> None:

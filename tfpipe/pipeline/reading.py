@@ -21,7 +21,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,36 @@ _READ_BYTES = 4 << 20
 _QUIET_SECONDS = 0.1
 _EXIT_SECONDS = 10
 
-_BLACK_PNG = bytes.fromhex(
-    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
-    "0000000c49444154789c63606060000000040001f61738550000000049454e44ae426082"
+# One black pixel: all quantised to nothing, so the tables are as small as they can be.
+_BLACK_JPEG = bytes.fromhex(
+    f"ffd8 ffdb004300{'ff' * 64} ffc0000b080001000101011100 ffc40014000100000000000000000000000000000003"
+    "ffc40014100100000000000000000000000000000000 ffda0008010100003f0037 ffd9"
 )
-BLANK_RECORD = schema.encode(schema.Record(_BLACK_PNG, "PNG", 1, 1, 3, 1, "", "", "", schema.UNLABELLED, ""))
+BLANK_RECORD = schema.encode(schema.Record(_BLACK_JPEG, "JPEG", 1, 1, 1, 1, "", "", "", schema.UNLABELLED, ""))
+
+
+@dataclass
+class Traits:
+    """What all pictures of a split have in common: stages that none of them needs are left out.
+
+    Attributes:
+        png: some are PNG files.
+        turned: some are stored in another orientation than 1.
+        shorter: the longest of their shorter sides, in pixels.
+        longer: the longest of their longer sides.
+    """
+
+    png: bool = False
+    turned: bool = False
+    shorter: int = 1
+    longer: int = 1
+
+    def include(self, row: catalog.Row) -> None:
+        """Takes a picture into account."""
+        self.png |= row.format == "PNG"
+        self.turned |= row.orientation != 1
+        self.shorter = max(self.shorter, min(row.height, row.width))
+        self.longer = max(self.longer, row.height, row.width)
 
 
 class RecordReader:
@@ -57,6 +83,7 @@ class RecordReader:
         manifest: the data set's.
         num_records: how many the split holds.
         labels: int32 [num_records], as the catalogue has them.
+        traits: of the pictures.
         read_size: how many to read in one call of `read_batch`.
     """
 
@@ -73,8 +100,8 @@ class RecordReader:
         shards = account.split(split).shards
         manifest.check_files(directory, account, splits=[split])
         manifest.check_hashes(directory, account, splits=[split])
-        rows = catalog.read_split(directory, account, split)
-        self._frames = np.fromiter(((offset, length, row.crc32c, row.label) for row, offset, length in rows), dtype=_FRAME)
+        self.traits = Traits()
+        self._frames = np.fromiter(self._read_frames(catalog.read_split(directory, account, split)), dtype=_FRAME)
         self._starts = np.array([0, *itertools.accumulate(shard.num_records for shard in shards)])
         self._paths = [os.fspath(directory / shard.file) for shard in shards]
         self._directory, self._split = directory, split
@@ -84,6 +111,11 @@ class RecordReader:
         self.num_records = len(self._frames)
         mean_bytes = int(self._frames["length"].mean()) if self.num_records else 1
         self.read_size = max(1, min(_READ_RECORDS, _READ_BYTES // mean_bytes))
+
+    def _read_frames(self, rows: Iterator[tuple[catalog.Row, int, int]]) -> Iterator[tuple[int, int, int, int]]:
+        for row, offset, length in rows:
+            self.traits.include(row)
+            yield offset, length, row.crc32c, row.label
 
     def read(self, position: int) -> bytes:
         """Returns the data of one record.

@@ -43,6 +43,7 @@ class Rows:
         new_labels: int64 [C], the label that replaces each of the data set's, None for the same.
         num_classes: labels are less than this.
         read_size: records that are read and parsed together.
+        names: whether rows have "key" and "filename".
         layout: what "numbers" hold, in order: type and shape by name; known when `parse` has been traced.
     """
 
@@ -57,6 +58,7 @@ class Rows:
     new_labels: np.ndarray[Any, Any] | None
     num_classes: int
     read_size: int
+    names: bool
     layout: dict[str, tuple[tf.DType, tf.TensorShape]] = field(default_factory=dict, init=False)
 
     def epoch(self, start: Any) -> tf.data.Dataset:
@@ -85,8 +87,8 @@ class Rows:
         """Returns all that a batch of records needs to be decoded one by one.
 
         Returns:
-            "encoded", "key" and "filename", string [N]; "numbers", int64 [N, K], all else, see `_unpacked`: what is taken apart
-            into records and put together to batches again costs by the piece.
+            "encoded" and, if asked for, "key" and "filename", string [N]; "numbers", int64 [N, K], all else, see `_unpacked`:
+            what is taken apart into records and put together to batches again costs by the piece.
         """
         features = decoding.parse_batch(batch["serialized"])
         label, orientation = features[schema.LABEL], tf.cast(features[schema.ORIENTATION], tf.int32)
@@ -98,8 +100,8 @@ class Rows:
             columns["epoch"] = batch["epoch"]
         if self.augmentation is not None or self.scaled:
             columns |= self._changes(features, orientation, batch["epoch"])
-        strings = {"encoded": features[schema.ENCODED], "key": features[schema.KEY], "filename": features[schema.FILENAME]}
-        return {**strings, "numbers": self._packed(columns)}
+        names = {"key": features[schema.KEY], "filename": features[schema.FILENAME]} if self.names else {}
+        return {"encoded": features[schema.ENCODED], **names, "numbers": self._packed(columns)}
 
     def _changes(self, features: Tensors, orientation: tf.Tensor, epoch: tf.Tensor) -> Tensors:
         stored = tf.cast(tf.stack([features[schema.HEIGHT], features[schema.WIDTH]], axis=1), tf.int32)
@@ -138,18 +140,23 @@ class Rows:
         """
         columns = self._unpacked(row["numbers"])
         image = self._picture(row["encoded"], columns["orientation"], columns)
-        return {"numbers": row["numbers"], "key": row["key"], "filename": row["filename"], "image": image}
+        return {"image": image, **{name: value for name, value in row.items() if name != "encoded"}}
 
     def _picture(self, encoded: tf.Tensor, orientation: tf.Tensor, changes: Tensors) -> tf.Tensor:
         if "window" not in changes:
             return decoding.resize_image(decoding.decode_image(encoded, orientation), self.image_size, self.resize)
-        part = sampling.decode_window(encoded, changes["window"], changes["decoder"], scaled=self.scaled)
         height, width = self.image_size
+        traits = self.reader.traits
+        scaled = self.scaled and traits.shorter >= 2 * min(height, width)
+        part = sampling.decode_window(encoded, changes["window"], changes["decoder"], scaled=scaled, png=traits.png)
         size: Any = self.image_size
-        if height != width:
+        if height != width and traits.turned:
             size = tf.unstack(tf.where(orientation >= 5, [width, height], [height, width]))
-        image = decoding.turn_image(sampling.sample(part, size, changes), orientation)
-        return rotate(tf.ensure_shape(image, [height, width, 3]), changes)
+        large = traits.longer > sampling.MOST_REDUCED * min(height, width)
+        image = sampling.sample(part, size, changes, large=large)
+        if traits.turned:
+            image = tf.ensure_shape(decoding.turn_image(image, orientation), [height, width, 3])
+        return rotate(image, changes)
 
     def is_before_end(self, index: tf.Tensor, batch: Tensors) -> tf.Tensor:
         """Returns whether a batch, the one after `index` others, is one of the steps of an epoch: bool []."""
@@ -181,7 +188,8 @@ class Rows:
     def complete(self, batch: Tensors) -> Tensors:
         """Returns a batch of `decode`'s rows as it is given out, with colours and flips, blank rows blank, pictures mixed."""
         columns, image = self._unpacked(batch["numbers"]), batch["image"]
-        row = {"label": columns["label"], "key": batch["key"], "filename": batch["filename"], "mask": columns["mask"]}
+        row = {"label": columns["label"], "mask": columns["mask"]}
+        row |= {name: batch[name] for name in ("key", "filename") if self.names}
         if self.augmentation is None:
             return {"image": image, **row}
         image = finish(image, columns)

@@ -17,7 +17,7 @@ from tfpipe.pipeline.decoding import Resize, sample_image, scaled_size
 
 RATIOS = (1, 2, 4, 8)
 _PNG = len(RATIOS)
-_MOST_REDUCED = 3
+MOST_REDUCED = 3
 
 Tensors = dict[str, tf.Tensor]
 
@@ -47,13 +47,14 @@ def fit(sources: tf.Tensor, size: tuple[int, int], resize: Resize) -> Tensors:
     return {"scale": scale, "translation": translation, "window": tf.concat([top, bottom - top], axis=1)}
 
 
-def sample(part: tf.Tensor, size: Any, changes: Tensors) -> tf.Tensor:
+def sample(part: tf.Tensor, size: Any, changes: Tensors, *, large: bool = True) -> tf.Tensor:
     """Returns what a sampling makes of the window of a picture.
 
     Args:
         part: uint8 [h, w, 3], what is in the window.
         size: (height, width) of the result, integers or int32 [].
         changes: "scale" and "translation", float32 [2], for the part; without them all of it is shown.
+        large: whether the part may be more than `MOST_REDUCED` times as high or wide as the result.
 
     Returns:
         float32 [height, width, 3], 0..255.
@@ -62,7 +63,9 @@ def sample(part: tf.Tensor, size: Any, changes: Tensors) -> tf.Tensor:
         return sample_image(part, size, changes["scale"], changes["translation"])
     # Two pixels by two, not averaged, where that passes over few: crops are small, and of large JPEG files the decoder gives
     # less than twice the size. Averaging takes three times as long, and longer than decoding.
-    fast = tf.reduce_all(tf.shape(part)[:2] <= _MOST_REDUCED * tf.stack(size))
+    if not large:
+        return tf.image.resize(part, size)
+    fast = tf.reduce_all(tf.shape(part)[:2] <= MOST_REDUCED * tf.stack(size))
     scale = tf.cast(tf.stack(size) / tf.shape(part)[:2], tf.float32)
     return tf.cond(fast, lambda: tf.image.resize(part, size), lambda: sample_image(part, size, scale, tf.zeros([2])))
 
@@ -134,7 +137,7 @@ def as_decoded(changes: Tensors, orientations: tf.Tensor, is_png: tf.Tensor, siz
     return {**decoded, "window": tf.concat([first, last - first], axis=1)}
 
 
-def decode_window(encoded: tf.Tensor, window: tf.Tensor, decoder: tf.Tensor, *, scaled: bool) -> tf.Tensor:
+def decode_window(encoded: tf.Tensor, window: tf.Tensor, decoder: tf.Tensor, *, scaled: bool, png: bool = True) -> tf.Tensor:
     """Decodes a part of a picture, as stored, in one of the decoder's sizes.
 
     Args:
@@ -142,6 +145,7 @@ def decode_window(encoded: tf.Tensor, window: tf.Tensor, decoder: tf.Tensor, *, 
         window: int32 [4], top, left, height, width in pixels of that size.
         decoder: int32 [], what `as_decoded` says.
         scaled: whether sizes other than 1/1 may be asked for.
+        png: whether the file may be PNG.
 
     Returns:
         uint8 [h, w, 3], RGB, 0..255, not turned.
@@ -153,9 +157,12 @@ def decode_window(encoded: tf.Tensor, window: tf.Tensor, decoder: tf.Tensor, *, 
     def jpeg(ratio: int) -> tf.Tensor:
         return tf.io.decode_and_crop_jpeg(encoded, window, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
-    def png() -> tf.Tensor:
+    def whole() -> tf.Tensor:
         return tf.slice(tf.io.decode_png(encoded, channels=3), [window[0], window[1], 0], [window[2], window[3], 3])
 
-    if not scaled:
-        return tf.cond(decoder == _PNG, png, lambda: jpeg(1))
-    return tf.switch_case(decoder, [*(functools.partial(jpeg, ratio) for ratio in RATIOS), png])
+    if not scaled and not png:
+        return jpeg(1)
+    return tf.switch_case(
+        decoder if scaled else decoder // _PNG,
+        [*(functools.partial(jpeg, ratio) for ratio in (RATIOS if scaled else RATIOS[:1])), whole],
+    )
