@@ -20,6 +20,7 @@ CONTENDERS = {
     "training": {
         "tfpipe-train": "tensorflow_inputs",
         "tfpipe-train-nocolour": "tensorflow_inputs",
+        "tfpipe-train-stored": "tensorflow_inputs",
         "tfdata-crop-colour": "tensorflow_inputs",
         "tfdata-crop": "tensorflow_inputs",
         "tfdata-tutorial": "tensorflow_inputs",
@@ -38,8 +39,9 @@ CONTENDERS = {
         "tfdata-bilinear": "tensorflow_inputs",
     },
     "reading": {
-        "tfpipe-read-stored": "tensorflow_inputs",
         "tfpipe-read-shuffled": "tensorflow_inputs",
+        "tfpipe-read-stored": "tensorflow_inputs",
+        "tfrecord-offsets": "tensorflow_inputs",
     },
 }
 MODULES = {name: module for kind in CONTENDERS.values() for name, module in kind.items()}

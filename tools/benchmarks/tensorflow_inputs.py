@@ -33,14 +33,69 @@ def tfpipe_train_nocolour(task: Task) -> Pass:
     return _images(_tfpipe(task, training=True, seed=0, augment=augment))
 
 
+def tfpipe_train_stored(task: Task) -> Pass:
+    """The training pipeline in stored order: what the shuffled one is to be compared with."""
+    return _images(_loader(task, stored=True).dataset())
+
+
 def tfpipe_read_shuffled(task: Task) -> Pass:
-    """Records in shuffled order, not decoded."""
-    raise NotImplementedError("reading alone, in shuffled order")
+    """Records in shuffled order, checked, not decoded."""
+    return _records(task, stored=False)
 
 
 def tfpipe_read_stored(task: Task) -> Pass:
-    """Records in stored order, not decoded."""
-    raise NotImplementedError("reading alone, in stored order")
+    """Records in stored order, checked, not decoded."""
+    return _records(task, stored=True)
+
+
+def tfrecord_offsets(task: Task) -> Pass:
+    """Records in shuffled order by TensorFlow's reader, each by its offset."""
+    loader = _loader(task, stored=False)
+    shards = sorted(glob.glob(f"{glob.escape(task.shards)}/*.tfrecord-*"))
+    indexes = sorted(glob.glob(f"{glob.escape(task.shards)}/index/*.idx"))
+    places = [(file, offset) for file, index in zip(shards, indexes, strict=True) for offset in _offsets(index)]
+    files, offsets = tf.constant([file for file, _ in places]), tf.constant([offset for _, offset in places], tf.int64)
+    count = len(places)
+
+    def record(position: tf.Tensor) -> tf.data.Dataset:
+        variant = tf.raw_ops.TFRecordDatasetV2(
+            filenames=[files[position]],
+            compression_type="",
+            buffer_size=tf.constant(0, tf.int64),
+            byte_offsets=[offsets[position]],
+        )
+        return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string)).take(1)
+
+    data = loader.rows.numbered(0, count).map(loader.rows.locate).map(lambda rows: rows["position"]).unbatch()
+    data = data.flat_map(record).batch(task.batch_size).prefetch(_AUTOTUNE)
+    return lambda: data
+
+
+def _offsets(index: str) -> list[int]:
+    with open(index, encoding="ascii") as file:
+        return [int(line.split()[0]) for line in file]
+
+
+def _loader(task: Task, *, stored: bool) -> Any:
+    import tfpipe
+    from tfpipe.pipeline.loader import Loader
+    from tfpipe.pipeline.ordering import StoredOrder
+
+    options = {"training": True, "batch_size": task.batch_size, "image_size": (task.side, task.side)}
+    loader = Loader(task.shards, "train", **{**(tfpipe.dataset.__kwdefaults__ or {}), **options})
+    if stored:
+        loader.rows = dataclasses.replace(loader.rows, order=StoredOrder(loader.rows.order.num_rows))
+    return loader
+
+
+def _records(task: Task, *, stored: bool) -> Pass:
+    from tfpipe.pipeline.reading import read_records
+
+    rows = _loader(task, stored=stored).rows
+    data = rows.numbered(0, rows.schedule.num_rows).map(rows.locate)
+    data = read_records(rows.reader, data, num_parallel_calls=_AUTOTUNE)
+    data = data.map(lambda batch: batch["serialized"]).unbatch().batch(task.batch_size).prefetch(_AUTOTUNE)
+    return lambda: data
 
 
 def tfpipe_eval(task: Task) -> Pass:
