@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -96,12 +96,21 @@ def windows(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[int, int], tuple[in
 @settings(max_examples=60)
 def test_a_crop_is_the_window_resized(shape: tuple, size: tuple[int, int]):
     source, (top, left), (height, width) = shape
+    assume(height <= 3 * size[0] and width <= 3 * size[1])  # larger ones are averaged
     picture = made(*source)
     ours = sampled(picture, cropped((top, left), (height, width)), size)
     places = [np.clip((np.arange(n) + 0.5) * m / n - 0.5, 0, m - 1) for n, m in zip(size, (height, width), strict=True)]
     weights = [np.maximum(0, 1 - np.abs(p[:, None] - np.arange(m))) for p, m in zip(places, (height, width), strict=True)]
     expected = np.einsum("yh,hwc,xw->yxc", weights[0], picture[top : top + height, left : left + width], weights[1])
     assert np.abs(ours - expected).max() < 0.05  # two pixels by two
+
+
+@pytest.mark.parametrize(("window", "size"), [((200, 50), (60, 40)), ((50, 200), (40, 60)), ((181, 20), (60, 20))])
+def test_a_crop_of_which_most_would_be_passed_over_is_averaged(window: tuple[int, int], size: tuple[int, int]):
+    picture = made(220, 220)
+    ours = sampled(picture, cropped((7, 9), window), size)
+    expected = Image.fromarray(picture[7 : 7 + window[0], 9 : 9 + window[1]]).resize(size[::-1], Image.Resampling.BILINEAR)
+    assert np.abs(ours - np.asarray(expected)).max() <= 1
 
 
 def fitted(picture: np.ndarray, size: tuple[int, int], mode: Resize) -> np.ndarray:
@@ -121,17 +130,16 @@ def test_fit_is_resize_image_within_a_level(mode: Resize, source: tuple[int, int
     assert difference.max() <= 1
 
 
-# Of a "crop" only a part is looked at, whose place is rounded otherwise than that of the whole.
-CROPPED = pytest.mark.xfail(strict=True, raises=AssertionError, reason="resize_image does not sample as fit and sample do")
-
-
-@pytest.mark.parametrize("mode", ["stretch", "pad", pytest.param("crop", marks=CROPPED)])
-def test_fit_is_resize_image_bit_for_bit(mode: Resize):
+@pytest.mark.parametrize("mode", RESIZES)
+def test_fit_is_resize_image(mode: Resize):
     random = np.random.default_rng(0)
     shapes = [(tuple(random.integers(1, 200, 2).tolist()), tuple(random.integers(1, 61, 2).tolist())) for _ in range(40)]
     for source, size in LINES + shapes:
         picture = made(*source)
-        assert (fitted(picture, size, mode) == resize_image(picture, size, mode).numpy()).all(), (source, size)
+        difference = np.abs(fitted(picture, size, mode).astype(int) - resize_image(picture, size, mode).numpy())
+        # Of a "crop" only a part is looked at: its place, in float32, is another number than that of the whole.
+        assert difference.max() <= (mode == "crop"), (source, size)
+        assert difference.mean() < 0.01, (source, size)
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 5000)), min_size=1, max_size=20), st.tuples(sides, sides))
@@ -304,22 +312,16 @@ def test_a_part_is_decoded_as_that_part_of_the_whole_but_for_its_outer_columns(k
 
 
 # A window's first and last column have no neighbour whose chroma would be mixed in (up to 60 levels on noise).
-WITHOUT_NEIGHBOURS = [("4:2:2", 1), ("4:2:2", 2), ("4:2:2", 4), ("4:2:0", 1), ("4:2:0 progressive", 1)]
-CHROMA = pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="decode_and_crop_jpeg has other chroma in the first and last column of a window"
-)
+WITHOUT_NEIGHBOURS = {("4:2:2", 1), ("4:2:2", 2), ("4:2:2", 4), ("4:2:0", 1), ("4:2:0 progressive", 1)}
 
 
-@pytest.mark.parametrize(
-    ("kind", "ratio"),
-    [
-        pytest.param(kind, ratio, marks=CHROMA if (kind, ratio) in WITHOUT_NEIGHBOURS else ())
-        for kind in KINDS
-        for ratio in (1, 2, 4, 8)
-    ],
-)
+@pytest.mark.parametrize("ratio", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_part_is_decoded_as_that_part_of_the_whole(kind: str, ratio: int):
-    assert max(difference.max() for difference in decoded_differences(kind, ratio)) == 0
+    differences = decoded_differences(kind, ratio)
+    assert max(difference[:, 1:-1].max() for difference in differences) == 0
+    edges = max(difference.max() for difference in differences)
+    assert (edges > 0) == ((kind, ratio) in WITHOUT_NEIGHBOURS)
 
 
 @functools.cache

@@ -166,13 +166,14 @@ def _transposed(values: tf.Tensor, order: list[int]) -> tf.Tensor:
 
 
 def _sample_rows(rows: tf.Tensor, count: Any, scale: tf.Tensor, translation: tf.Tensor) -> tf.Tensor:
-    # A picture that is one pixel wide, whose channels are the row's values. (Reshaped: slices would be copied.)
+    # A picture that is one pixel high, whose channels are the row's values: then the op has nothing to share out among all
+    # threads, also those that decode other pictures. (Reshaped: slices would be copied.)
     length = tf.shape(rows)[1]
     sampled = tf.raw_ops.ScaleAndTranslate(
-        images=tf.reshape(rows, [1, -1, 1, length]),
-        size=[count, 1],
-        scale=tf.stack([scale, 1.0]),
-        translation=tf.stack([translation, 0.0]),
+        images=tf.reshape(rows, [1, 1, -1, length]),
+        size=[1, count],
+        scale=tf.stack([1.0, scale]),
+        translation=tf.stack([0.0, translation]),
         kernel_type="triangle",
         antialias=True,
     )
