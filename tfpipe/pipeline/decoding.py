@@ -24,6 +24,7 @@ _STRINGS = (schema.ENCODED, schema.FORMAT, schema.FILENAME, schema.KEY, schema.S
 _INTEGERS = (schema.HEIGHT, schema.WIDTH, schema.CHANNELS, schema.ORIENTATION, schema.LABEL)
 
 _ABSENT = "\0absent"
+_LARGE_VALUES = 4_000_000
 
 
 def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -166,18 +167,24 @@ def _transposed(values: tf.Tensor, order: list[int]) -> tf.Tensor:
 
 
 def _sample_rows(rows: tf.Tensor, count: Any, scale: tf.Tensor, translation: tf.Tensor) -> tf.Tensor:
-    # A picture that is one pixel high, whose channels are the row's values: then the op has nothing to share out among all
-    # threads, also those that decode other pictures. (Reshaped: slices would be copied.)
+    # The row's values are the channels of a picture that is one pixel high: then the op has nothing to share out among all
+    # threads, also those that decode other pictures. But it makes a float32 copy of the whole: a large picture is rather
+    # one pixel wide. (Reshaped: slices would be copied.)
     length = tf.shape(rows)[1]
-    sampled = tf.raw_ops.ScaleAndTranslate(
-        images=tf.reshape(rows, [1, 1, -1, length]),
-        size=[1, count],
-        scale=tf.stack([1.0, scale]),
-        translation=tf.stack([0.0, translation]),
-        kernel_type="triangle",
-        antialias=True,
-    )
-    return tf.reshape(sampled, [count, length])
+
+    def sampled(shape: list[Any], axis: int) -> tf.Tensor:
+        return tf.raw_ops.ScaleAndTranslate(
+            images=tf.reshape(rows, shape),
+            size=[1, count] if axis else [count, 1],
+            scale=tf.stack([1.0, scale] if axis else [scale, 1.0]),
+            translation=tf.stack([0.0, translation] if axis else [translation, 0.0]),
+            kernel_type="triangle",
+            antialias=True,
+        )
+
+    large = tf.size(rows) > _LARGE_VALUES
+    result = tf.cond(large, lambda: sampled([1, -1, 1, length], 0), lambda: sampled([1, 1, -1, length], 1))
+    return tf.reshape(result, [count, length])
 
 
 def scaled_size(source: tf.Tensor, target: tf.Tensor, mode: Resize) -> tf.Tensor:
