@@ -10,8 +10,7 @@ import pytest
 from conftest import CHECKOUT, picture, write
 
 import tfpipe
-from tools import benchmark
-from tools.benchmarks import contenders, worker
+from tools.benchmarks import contenders, rounds, worker
 
 WORKER = CHECKOUT / "tools" / "benchmarks" / "worker.py"
 
@@ -24,13 +23,13 @@ def test_contenders_alternate_and_the_first_round_is_not_counted():
         calls.append(item)
         return next(clock)
 
-    assert benchmark.alternate({"a": "A", "b": "B"}, measure, 2) == {"a": [102, 104], "b": [103, 105]}
+    assert rounds.alternate({"a": "A", "b": "B"}, measure, 2) == {"a": [102, 104], "b": [103, 105]}
     assert calls == ["A", "B"] * 3
 
 
 def test_ratios_are_made_within_rounds():
     # The machine was ten times slower in the last round: ratios of medians, or of minima, would say something else.
-    assert benchmark.compared("tfpipe", [1.0, 2.0, 10.0], [2.0, 3.0, 40.0]) == "tfpipe is   2.00 x as fast (1.50 to 4.00)"
+    assert rounds.compared("tfpipe", [1.0, 2.0, 10.0], [2.0, 3.0, 40.0]) == "tfpipe is   2.00 x as fast (1.50 to 4.00)"
 
 
 def test_every_contender_has_a_function_in_its_module():
@@ -45,7 +44,7 @@ def test_every_contender_has_a_function_in_its_module():
         ("--only=dali,nothing", "--only: no contender nothing; there are tfpipe-train, "),
         ("--peer_python=nothing=python3", "--peer_python: no contender nothing; there are tfpipe, tfdata, keras, ffcv, "),
         ("--peer_python=dali=/nowhere/python", "--peer_python: no interpreter /nowhere/python"),
-        ("--images=100", "--images must be a multiple of 64 (got 100)"),
+        ("--num_images=100", "--num_images must be a multiple of 64 (got 100)"),
     ],
 )
 def test_wrong_words_exit_with_2_and_say_what_is_right(run_tool, flag, message):
@@ -58,7 +57,7 @@ def test_a_peer_that_is_missing_is_skipped_and_said(run_tool, tmp_path):
     bare = tmp_path / "bare"  # an interpreter without any package
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
     write(tmp_path / "photos" / "a" / "1.JPG", picture(1))
-    arguments = ["--images=64", "--repetitions=1", "--only=simplejpeg-full,dali", f"--scratch={tmp_path}"]
+    arguments = ["--num_images=64", "--repetitions=1", "--only=simplejpeg-full,dali", f"--scratch={tmp_path}"]
     pythons = f"--peer_python=dali={bare}/bin/python,simplejpeg={bare}/bin/python"
     done = run_tool("benchmark", "input", f"--input={tmp_path}/photos", pythons, *arguments)
     assert "64 images a pass, 1 different (your photos)" in done.stdout
@@ -123,7 +122,7 @@ def task(tmp_path_factory):
     contenders.gather_photos(folder / "source", folder / "photos", 128)
     tfpipe.build_tfrecords({"train": folder / "photos"}, folder / "shards", layout="flat", num_shards=4, progress=False)
     photos = sorted(map(str, (folder / "photos").iterdir()))
-    return {"photos": photos, "shards": str(folder / "shards"), "scratch": str(folder), "workers": 2, **benchmark._BATCH}
+    return {"photos": photos, "shards": str(folder / "shards"), "scratch": str(folder), "workers": 2, **contenders.BATCH}
 
 
 # Fails in a contender's own process, as the benchmark runs it, on the second pass of a contender that works only once.
@@ -147,7 +146,7 @@ def test_contenders_of_tensorflow_yield_every_image_in_every_pass(task):
     command = [sys.executable, "-c", _CHECK, str(WORKER.parent), *(name.replace("-", "_") for name in names)]
     done = subprocess.run(command, cwd=CHECKOUT, input=json.dumps(task), capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
-    assert len(found) == len(names) == 10
+    assert len(found) == len(names) == 11
     for name, passes in found.items():
         dtype = "float32" if name in {"tfdata_crop_colour", "tfdata_tutorial", "keras"} else "uint8"
         assert passes == [[[dtype, 64, 224, 224, 3]] * 2] * 2, name
@@ -156,7 +155,7 @@ def test_contenders_of_tensorflow_yield_every_image_in_every_pass(task):
 @pytest.mark.tf
 def test_speeds_are_measured_and_compared(run_tool, tmp_path):
     contenders.make_photos(tmp_path / "photos", 2)
-    arguments = ["--images=64", "--repetitions=2", "--only=tfpipe-eval,tfdata-bilinear", f"--scratch={tmp_path}"]
+    arguments = ["--num_images=64", "--repetitions=2", "--only=tfpipe-eval,tfdata-bilinear", f"--scratch={tmp_path}"]
     done = run_tool("benchmark", "input", f"--input={tmp_path}/photos", *arguments)
     title, ours, theirs = done.stdout.strip().splitlines()[-3:]
     assert title == "evaluation, images/s"

@@ -17,6 +17,7 @@ import tensorflow as tf
 from pipeline_fixtures import CLASS_NAMES, damaged, picture, write_data_set
 from test_loader import run_script
 
+import tfpipe
 from tfpipe.pipeline.augmentation import PRESETS, Augmentation
 from tfpipe.pipeline.loader import Loader, dataset, describe
 from tfpipe.pipeline.mixing import mix
@@ -782,3 +783,42 @@ def test_a_wrong_argument_is_named_with_its_value(data_set: Path, options: dict,
 def test_numbers_of_numpy_are_taken(data_set: Path, whole: list[list[Batch]]):
     data = training(data_set, seed=np.int64(0), first_epoch=np.int32(1), first_step=np.uint8(2))
     assert contents(next(epochs(data, 1))) == contents(whole[1])[2:]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
+def test_pictures_whose_shorter_side_alone_is_small_are_scaled_in_one_way(tmp_path: Path, resize: str, training: bool):
+    # Enough for "pad" to take the decoder's half size, not for the others: who decodes must choose as who places does.
+    for number in range(3):
+        path = tmp_path / "photos" / "a" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number, 30, 60))
+    tfpipe.build_tfrecords(tmp_path / "photos", tmp_path / "shards", layout="folders", splits={"train": 1.0}, progress=False)
+    options = {"image_size": (24, 24), "resize": resize, "batch_size": None, "as_dict": True}
+    way = {"training": True, "augment": "none"} if training else {"scaled_decode": True}
+    whole, scaled = (
+        {row["key"]: row["image"].astype(int) for row in dataset(tmp_path / "shards", "train", **options, **given)}
+        for given in ({}, way)
+    )
+    assert whole.keys() == scaled.keys()
+    assert max(np.abs(whole[key] - scaled[key]).mean() for key in whole) < 3
+
+
+@pytest.mark.parametrize("options", [{}, {"training": True}, {"training": True, "shard": (1, 2)}])
+def test_a_batch_larger_than_the_split_holds_no_more_than_that(data_set: Path, options: dict):
+    data = dataset(data_set, "train", batch_size=1 << 40, image_size=SIZE, **options)
+    (batch,) = data.as_numpy_iterator()
+    assert len(batch[0]) == -(-len(PICTURES) // options.get("shard", (0, 1))[1])
+
+
+def test_numbers_of_numpy_are_taken_whatever_their_width(data_set: Path):
+    narrow = dataset(data_set, "train", training=True, image_size=SIZE, shard=(np.int8(1), np.int8(100)), batch_size=1)
+    assert len(list(narrow)) == len(
+        list(dataset(data_set, "train", training=True, image_size=SIZE, shard=(1, 100), batch_size=1))
+    )
+
+
+@pytest.mark.parametrize("name", ["training", "balanced", "repeat", "as_dict", "equal_steps", "scaled_decode"])
+def test_a_switch_is_true_or_false(data_set: Path, name: str):
+    with pytest.raises(ValueError, match=rf"{name} must be True or False \(got 'no'\)"):
+        dataset(data_set, "train", **{"training": True, name: "no"})

@@ -4,7 +4,7 @@
   benchmark build --files=4000 --file_kb=100 --repetitions=5
   benchmark build --input=photos/                        your own pictures
   benchmark memory --files=200000                        memory of each process while many small files are packed
-  benchmark input --input=photos/ --images=1280          images/s of input pipelines: JPEG files to batches of 64 x 224 x 224
+  benchmark input --input=photos/ --num_images=1280      images/s of input pipelines: JPEG files to batches of 64 x 224 x 224
   benchmark input --only=tfpipe-train,dali --peer_python=dali=ENV/bin/python
 
 build: tfpipe's own command against `cp -r` followed by sha256sum of source and copy (two processes), and against a plain loop
@@ -29,7 +29,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -41,15 +40,17 @@ from tfpipe import commands
 
 if __package__ == "tfpipe.tools":
     from tfpipe.tools.benchmarks import contenders  # type: ignore[import-not-found, unused-ignore]
+    from tfpipe.tools.benchmarks.rounds import alternate, compared  # type: ignore[import-not-found, unused-ignore]
 else:
     from tools.benchmarks import contenders
+    from tools.benchmarks.rounds import alternate, compared
 
 _INPUT = flags.DEFINE_string("input", None, "Folder of pictures to measure on. Default: pictures that the benchmark makes.")
 _FILES = flags.DEFINE_integer("files", 4000, "Pictures to make.", 1)
 _FILE_KB = flags.DEFINE_integer("file_kb", 100, "Their size, about, in kB; 1 unless given for memory.", 1)
 _REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Rounds; each runs every contender once.", 1)
 _WORKERS = flags.DEFINE_integer("workers", 2, "Worker processes of tfpipe; threads or processes of each input pipeline.", 1)
-_IMAGES = flags.DEFINE_integer("images", 1280, "Images of a pass; a multiple of 64. Fewer photos are repeated.", 64)
+_IMAGES = flags.DEFINE_integer("num_images", 1280, "Images of a pass; a multiple of 64. Fewer photos are repeated.", 64)
 _ONLY = flags.DEFINE_list("only", [], "Contenders to run, of those of `input`. Default: all.")
 _PEER_PYTHON = flags.DEFINE_string(
     "peer_python", None, "Interpreters of contenders, by the first word of their names: dali=ENV/bin/python,ffcv=..."
@@ -57,10 +58,6 @@ _PEER_PYTHON = flags.DEFINE_string(
 _SCRATCH = flags.DEFINE_string("scratch", None, "Folder to work in. Default: the system's folder for temporary files.")
 
 _ROOT = Path(tfpipe.__file__).parents[1]
-
-_BATCH = {"batch_size": 64, "side": 224}
-
-Item = TypeVar("Item")
 
 # Each contender is the whole job as a user would start it, interpreter and imports included.
 _BUILD = """
@@ -123,18 +120,6 @@ def measure_build(folder: Path) -> None:
             f"{name:32} median {statistics.median(times):7.2f} s (min {min(times):.2f}, max {max(times):.2f})"
             f" {num_bytes / statistics.median(times) / 1e6:8.0f} MB/s   {compared('tfpipe', seconds['tfpipe'], times)}"
         )
-
-
-def alternate(contenders: dict[str, Item], measure: Callable[[Item], float], repetitions: int) -> dict[str, list[float]]:
-    """Returns the seconds of each contender; a round measures each once, the first round warms up and is not counted."""
-    rounds = [{name: measure(item) for name, item in contenders.items()} for _ in range(1 + repetitions)]
-    return {name: [times[name] for times in rounds[1:]] for name in contenders}
-
-
-def compared(name: str, own: list[float], others: list[float]) -> str:
-    """Returns in words how fast `name` is, from the seconds of the same rounds."""
-    ratios = [other / mine for mine, other in zip(own, others, strict=True)]
-    return f"{name} is {statistics.median(ratios):6.2f} x as fast ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def pictures(folder: Path, size: int) -> Path:
@@ -206,7 +191,7 @@ def measure_input(folder: Path) -> None:
     kind = "your photos" if _INPUT.value else "made: softened noise of 500 x 375, like photos in size only"
     print(f"{len(photos)} images a pass, {different} different ({kind}), mean {kilobytes:.0f} kB; {_WORKERS.value} cores")
     tfpipe.build_tfrecords({"train": folder / "photos"}, folder / "shards", layout="flat", num_shards=4, progress=False)
-    task = {"photos": photos, "shards": str(folder / "shards"), "workers": _WORKERS.value, **_BATCH}
+    task = {"photos": photos, "shards": str(folder / "shards"), "workers": _WORKERS.value, **contenders.BATCH}
     workers: dict[str, contenders.Worker] = {}
     try:
         for name in names:
@@ -228,8 +213,8 @@ def check_names(only: list[str], peer_python: str | None) -> tuple[list[str], di
             raise commands.UsageError(f"--{flag}: no contender {', '.join(wrong)}; there are {', '.join(known)}")
     if wrong := [python for python in pythons.values() if not shutil.which(python)]:
         raise commands.UsageError(f"--peer_python: no interpreter {', '.join(wrong)}")
-    if _IMAGES.value % _BATCH["batch_size"]:
-        raise commands.UsageError(f"--images must be a multiple of {_BATCH['batch_size']} (got {_IMAGES.value})")
+    if _IMAGES.value % contenders.BATCH["batch_size"]:
+        raise commands.UsageError(f"--num_images must be a multiple of {contenders.BATCH['batch_size']} (got {_IMAGES.value})")
     names = [name for name in contenders.MODULES if name in only or not only]
     return names, dict.fromkeys(contenders.PEERS, sys.executable) | pythons
 

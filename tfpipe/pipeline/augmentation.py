@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.pipeline import sampling
-from tfpipe.pipeline.decoding import Resize
+from tfpipe.pipeline.decoding import Resize, check_mode, check_size, is_integer
 from tfpipe.pipeline.draws import draw, hash_keys
 from tfpipe.records import seeds
 
@@ -109,6 +109,10 @@ class Augmentation:
             if not number or not least <= value <= most:
                 raise ValueError(f"{field.name} must be a number between {least} and {most} (got {value!r})")
 
+    def __str__(self) -> str:
+        on = {name: value for name, value in dataclasses.asdict(self).items() if value and (name != "crop_aspect" or self.crop)}
+        return ", ".join(f"{name} {value:.3g}" for name, value in on.items()) or "none"
+
     @classmethod
     def named(cls, preset: str) -> Augmentation:
         """Returns one of the presets: none, light, standard, strong.
@@ -161,13 +165,23 @@ def augment_image(
         size: (height, width) of the result.
         augmentation: what to do. MixUp and CutMix take a batch and are left out.
         key: string [], the record's key.
-        seed: the run's seed.
+        seed: the run's seed, 0 or more.
         epoch: integer [], 0 or more.
         resize: how the picture, if it is not cropped, is brought to `size`, see `resize_image`.
 
     Returns:
         uint8 [height, width, 3].
+
+    Raises:
+        ValueError: an argument is not what it should be.
     """
+    check_size(size)
+    check_mode(resize)
+    if not isinstance(augmentation, Augmentation):
+        raise ValueError(f"augmentation must be an Augmentation, see Augmentation.named (got {augmentation!r})")
+    if not is_integer(seed) or seed < 0:
+        raise ValueError(f"seed must be an integer, 0 or more (got {seed!r})")
+    seed = int(seed)  # of no other type: seeds are hashed with it
     keys, epochs = hash_keys(tf.reshape(key, [1])), tf.reshape(tf.cast(epoch, tf.int64), [1])
     source = tf.shape(image)[tf.newaxis, :2]
     changes = draw_changes(augmentation, size, resize, keys=keys, seed=seed, epochs=epochs, sources=source)
@@ -317,8 +331,8 @@ def _offset(images: tf.Tensor, changes: Tensors) -> tf.Tensor:
     """Returns what is added to the levels, int32 [B, 3], in 1/4096."""
     # The mean of some 28 x 28 pixels: contrast needs no better one. In whole numbers, like all that a replay must repeat.
     height, width = images.shape[1:3]
-    stride = max(1, min(height, width) // _MEAN_SIDE)
-    samples = tf.cast(images[:, stride // 2 :: stride, stride // 2 :: stride], tf.int32)
+    down, along = max(1, height // _MEAN_SIDE), max(1, width // _MEAN_SIDE)
+    samples = tf.cast(images[:, down // 2 :: down, along // 2 :: along], tf.int32)
     count = samples.shape[1] * samples.shape[2]
     means = tf.cast(tf.reduce_sum(samples, axis=[1, 2]), tf.int64) * 256 // count
     shifted = tf.reduce_sum(tf.cast(changes["mean"], tf.int64) * means[:, tf.newaxis], axis=-1) // 256

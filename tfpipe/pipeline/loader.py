@@ -179,6 +179,8 @@ class Loader:
         num_parallel_calls: int | None,
     ) -> None:
         """Checks the arguments, opens the split and chooses the order."""
+        _check_flags(training=training, balanced=balanced, repeat=repeat, as_dict=as_dict, equal_steps=equal_steps)
+        _check_flags(scaled_decode=bool(scaled_decode) if scaled_decode is None else scaled_decode)
         num_parallel_calls = None if num_parallel_calls == tf.data.AUTOTUNE else num_parallel_calls
         _check_positive(batch_size=batch_size, num_parallel_calls=num_parallel_calls, read_block=read_block)
         _check_shard(shard)
@@ -198,6 +200,7 @@ class Loader:
             raise ValueError(f"augment must be an Augmentation or the name of a preset (got {augment!r})")
         self.split, self.training, self.repeat, self.as_dict = split, training, repeat, as_dict
         self.batched, self.shard, self.num_parallel_calls = batch_size is not None, shard, num_parallel_calls
+        index, count = map(int, shard or (0, 1))
 
         reader = RecordReader(directory, split)
         labelled = reader.manifest.split(split).labelled
@@ -206,14 +209,20 @@ class Loader:
         if mixes and not (labelled and self.batched):
             raise ValueError("mixup and cutmix need labels and batches (batch_size is None, or the split has no labels)")
         labels = reader.labels if new_labels is None else new_labels[reader.labels]
-        order = self._order(labels, new_labels is not None, seeds.derive(int(seed), "order"), balanced, read_block)
+        block = min(int(read_block), max(1, len(labels))) if read_block else None
+        if balanced and not labelled:
+            raise ValueError(f"balanced: split {split!r} has no labels")
+        order = self._order(labels, new_labels is not None, seeds.derive(int(seed), "order"), balanced, block)
+        # A batch larger than a reader's part would be filled up with blank rows, only to be cut again.
+        largest = max(1, -(-order.num_rows // count))
+        batch_size = int(batch_size or 1) if equal_steps else min(int(batch_size or 1), largest)
         schedule = Schedule(
             num_rows=order.num_rows,
-            batch_size=int(batch_size or 1),
-            shard=shard or (0, 1),
+            batch_size=batch_size,
+            shard=(index, count),
             equal_steps=equal_steps,
             contiguous=not training,
-            partners=mixes and (shard or (0, 1))[1] > 1,
+            partners=mixes and count > 1,
             seed=seeds.derive(int(seed), "partners"),
         )
         if first_step and first_step >= schedule.num_steps:
@@ -234,7 +243,7 @@ class Loader:
             num_classes=len(self.class_names),
             # What is to be read in one go must be asked for in one go.
             names=as_dict,
-            read_size=read_block * BLOCKS_PER_WINDOW if read_block else reader.read_size,
+            read_size=min(block * BLOCKS_PER_WINDOW, len(labels)) if block else reader.read_size,
         )
 
     def _order(self, labels: np.ndarray[Any, Any], chosen: bool, seed: int, balanced: bool, read_block: int | None) -> Order:
@@ -245,8 +254,8 @@ class Loader:
         if balanced:
             counts = np.bincount(labels[labels >= 0], minlength=len(self.class_names))
             missing = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
-            if missing or not len(labels) or labels[0] < 0:
-                raise ValueError(f"balanced needs records of every class; there are none of: {', '.join(missing) or 'any'}")
+            if missing:
+                raise ValueError(f"balanced needs records of every class; there are none of: {', '.join(missing)}")
             order = BalancedOrder(labels, seed)
         elif not self.training:
             order = StoredOrder(len(labels))
@@ -254,7 +263,10 @@ class Loader:
             order = BlockOrder(len(labels), seed, int(read_block))
         else:
             order = ShuffledOrder(len(labels), seed)
-        return order if selection is None else SelectedOrder(order, tf.constant(selection, tf.int64))
+        if selection is None:
+            return order
+        with tf.init_scope():  # of no graph, so that every graph and every error can use it
+            return SelectedOrder(order, tf.constant(selection, tf.int64))
 
     def dataset(self) -> tf.data.Dataset:
         """Returns the dataset; see the function of that name."""
@@ -375,6 +387,7 @@ def _labels(
     """Returns the class names, and the new label of each old one, -1 for those that are left out; None for the same."""
     if chosen is None:
         return known, None
+    chosen = chosen if isinstance(chosen, str) else list(chosen)
     if isinstance(chosen, str) or not all(isinstance(name, str) for name in chosen) or len(set(chosen)) < len(chosen):
         raise ValueError(f"class_names must be different names of classes (got {chosen!r})")
     if not labelled:
@@ -400,6 +413,12 @@ def _check_shard(shard: Any) -> None:
     valid = isinstance(shard, tuple | list) and len(shard) == 2 and all(map(decoding.is_integer, shard))
     if not valid or not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard must be (index, count) with 0 <= index < count (got {shard!r})")
+
+
+def _check_flags(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name} must be True or False (got {value!r})")
 
 
 def _check_unused(**values: Any) -> None:

@@ -83,7 +83,8 @@ class BlockOrder:
     """Neighbours together: blocks of records in random order, and the records of 8 blocks at a time shuffled.
 
     For storage where each access is slow. What it costs in randomness: two records of a block are never more than 8
-    blocks apart. Where blocks begin is drawn anew for each epoch.
+    blocks apart. Where blocks begin is drawn anew for each epoch. What it costs in memory: 8 blocks of files are read at a
+    time, some of them ahead. Several readers each read their own records of every block, so that their reads are smaller.
     """
 
     num_rows: int
@@ -108,7 +109,7 @@ class BlockOrder:
 
 
 class BalancedOrder:
-    """Every class equally often: an epoch has ceil(N / C) rows of each of C classes, N records in all.
+    """Every class equally often: an epoch of N records has ceil(N / C) rows of each of C classes.
 
     The rows of a class go through its records in passes, each a new permutation, on from epoch to epoch: small classes
     come several times in an epoch, large ones in several epochs once; at the end of an epoch no record has come two times more
@@ -123,26 +124,27 @@ class BalancedOrder:
             seed: in [0, 2**63).
         """
         counts = np.bincount(labels)
-        self._by_class = tf.constant(np.argsort(labels, kind="stable"))
-        self._starts = tf.constant(np.cumsum(counts) - counts)
-        self._counts = tf.constant(counts)
+        with tf.init_scope():  # of no graph, so that every graph and every error can use them
+            self._by_class = tf.constant(np.argsort(labels, kind="stable"))
+            self._starts = tf.constant(np.cumsum(counts) - counts)
+            self._counts = tf.constant(counts)
         self._seed, self._num_classes = seed, len(counts)
-        self._draws = -(-len(labels) // len(counts))  # of each class, an epoch
+        self._per_class = -(-len(labels) // len(counts))  # rows of an epoch
 
     def __str__(self) -> str:
-        return f"{self._draws:,} of each of {self._num_classes} classes every epoch, in a new order"
+        return f"{self._per_class:,} of each of {self._num_classes} classes every epoch, in a new order"
 
     @property
     def num_rows(self) -> int:
         """See `Order`."""
-        return self._num_classes * self._draws
+        return self._num_classes * self._per_class
 
     def positions(self, epochs: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Order`."""
         places = _shuffled(indices, self.num_rows, self._seed, "epoch", epochs)
         classes = places % self._num_classes
         counts = tf.gather(self._counts, classes)
-        drawn = epochs * self._draws + places // self._num_classes
+        drawn = epochs * self._per_class + places // self._num_classes
         passes = drawn // counts
         ranks = _shuffled(drawn % counts, counts, self._seed, "pass", passes, classes)
         return tf.gather(self._by_class, tf.gather(self._starts, classes) + ranks), passes

@@ -147,13 +147,15 @@ class RecordReader:
         """Returns the positions in pieces of neighbours in one file, each of which is read in one go."""
         ordered = np.unique(positions[positions >= 0])
         breaks = (np.diff(ordered) != 1) | np.isin(ordered[1:], self._starts)
+        # Neither are runs longer than what is read in one go, about, nor does a long one become many single reads.
+        breaks |= np.diff(np.cumsum(self._frames["length"][ordered], dtype=np.int64) // _READ_BYTES) > 0
         return np.split(ordered, np.flatnonzero(breaks) + 1) if len(ordered) else []
 
     def _read_run(self, run: np.ndarray[Any, Any]) -> dict[int, bytes]:
         frames = self._frames[run]
         first, total = int(frames["offset"][0]), int(frames["length"].sum())
         content = b""
-        if len(run) > 1 and total <= _READ_BYTES:
+        if len(run) > 1:
             with contextlib.suppress(OSError):  # record by record below, for the name of the one that fails
                 content = _pread(self._open(self._paths[self._shard(int(run[0]))]).descriptor, total, first)
         data = {}

@@ -114,12 +114,12 @@ class Rows:
                 self.augmentation, self.image_size, self.resize, keys=keys, seed=self.seed, epochs=epoch, sources=upright
             )
         changes = sampling.as_stored(changes, upright, orientation, self.image_size)
-        is_png = features[schema.FORMAT] == "PNG"
+        is_png = tf.equal(features[schema.FORMAT], "PNG")
         return sampling.as_decoded(changes, orientation, is_png, self.image_size, scaled=self.scaled)
 
     def _packed(self, columns: Tensors) -> tf.Tensor:
-        self.layout.clear()
-        self.layout.update({name: (value.dtype, value.shape[1:]) for name, value in columns.items()})
+        if not self.layout:  # always the same; other threads may be reading it
+            self.layout.update({name: (value.dtype, value.shape[1:]) for name, value in columns.items()})
         flat = [tf.reshape(_as_integers(value), [-1, value.shape[1:].num_elements()]) for value in columns.values()]
         return tf.concat(flat, axis=1)
 
@@ -147,7 +147,8 @@ class Rows:
             return decoding.resize_image(decoding.decode_image(encoded, orientation), self.image_size, self.resize)
         height, width = self.image_size
         traits = self.reader.traits
-        scaled = self.scaled and traits.shorter >= 2 * min(height, width)
+        # A picture whose longer side is less than twice the result is never made smaller, whatever the mode.
+        scaled = self.scaled and traits.longer >= 2 * min(height, width)
         part = sampling.decode_window(encoded, changes["window"], changes["decoder"], scaled=scaled, png=traits.png)
         size: Any = self.image_size
         if height != width and traits.turned:
@@ -172,7 +173,8 @@ class Rows:
         """
         columns = self._unpacked(batch["numbers"])
         start, offset = columns["start"][0], index * self.schedule.rows_per_step
-        wrong = columns["row"] != start + offset + tf.range(self.schedule.rows_per_step, dtype=tf.int64)
+        expected = start + offset + tf.range(self.schedule.rows_per_step, dtype=tf.int64)
+        wrong = tf.not_equal(columns["row"], expected)
         intact = ~tf.reduce_any(wrong)
         explain = for_graphs(self.explain)
 
@@ -269,6 +271,8 @@ class Rows:
                     self.make(position, epoch)
             except DataError as error:
                 return str(error).encode()
+        if positions[0] < 0:
+            return b"a blank row was lost on the way, or an error before it was passed over"
         reason = first_failure or "lost on the way, or an error before it was passed over"
         return str(self.reader.error(positions[0], f"{reason}; a second attempt read and decoded it")).encode()
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import tfpipe
 
+BATCH = {"batch_size": 64, "side": 224}
+
 # Kind -> name of the contender -> module in this folder that holds the function of that name, "_" for "-".
 # Each contender is compared with every tfpipe of its kind.
 CONTENDERS = {
