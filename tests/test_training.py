@@ -797,7 +797,10 @@ def test_pictures_whose_shorter_side_alone_is_small_are_scaled_in_one_way(tmp_pa
     options = {"image_size": (24, 24), "resize": resize, "batch_size": None, "as_dict": True}
     way = {"training": True, "augment": "none"} if training else {"scaled_decode": True}
     whole, scaled = (
-        {row["key"]: row["image"].astype(int) for row in dataset(tmp_path / "shards", "train", **options, **given)}
+        {
+            row["key"]: row["image"].astype(int)
+            for row in dataset(tmp_path / "shards", "train", **options, **given).as_numpy_iterator()
+        }
         for given in ({}, way)
     )
     assert whole.keys() == scaled.keys()
