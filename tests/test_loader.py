@@ -305,10 +305,10 @@ def test_g5_storage_that_fails_once_is_reported_too(data_set: Path, monkeypatch:
 
     def wrong_once(descriptor: int, length: int, offset: int) -> bytes:
         content = right(descriptor, length, offset)
-        return content[:-9] if next(calls) == 5 else content
+        return content[:-9] if next(calls) == 0 else content
 
     monkeypatch.setattr(reading, "_pread", wrong_once)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"record 5 \(source owl/5.jpg\): .*cut file.*a second attempt"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"record 6 \(source cat/6.jpg\): .*cut file.*a second attempt"):
         read(data_set, num_parallel_calls=1)
 
 

@@ -331,10 +331,10 @@ def _offset(images: tf.Tensor, changes: Tensors) -> tf.Tensor:
     """Returns what is added to the levels, int32 [B, 3], in 1/4096."""
     # The mean of some 28 x 28 pixels: contrast needs no better one. In whole numbers, like all that a replay must repeat.
     height, width = images.shape[1:3]
-    down, along = max(1, height // _MEAN_SIDE), max(1, width // _MEAN_SIDE)
-    samples = tf.cast(images[:, down // 2 :: down, along // 2 :: along], tf.int32)
+    stride = max(1, min(height, width) // _MEAN_SIDE)
+    samples = tf.cast(images[:, stride // 2 :: stride, stride // 2 :: stride], tf.int64)
     count = samples.shape[1] * samples.shape[2]
-    means = tf.cast(tf.reduce_sum(samples, axis=[1, 2]), tf.int64) * 256 // count
+    means = tf.reduce_sum(samples, axis=[1, 2]) * 256 // count
     shifted = tf.reduce_sum(tf.cast(changes["mean"], tf.int64) * means[:, tf.newaxis], axis=-1) // 256
     return tf.cast(shifted, tf.int32) + changes["brightness"][:, tf.newaxis]
 

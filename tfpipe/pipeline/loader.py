@@ -345,7 +345,7 @@ class Loader:
     def _element(self, row: dict[str, tf.Tensor]) -> Any:
         """Returns the row or batch as the caller wants it."""
         schedule = self.rows.schedule
-        if schedule.has_blanks and not schedule.equal_steps and self.batched:
+        if not schedule.equal_steps and self.batched:
             count = tf.math.count_nonzero(row["mask"])
             row = {name: value[:count] for name, value in row.items()}
         if self.as_dict:

@@ -42,12 +42,12 @@ _READ_BYTES = 4 << 20
 _QUIET_SECONDS = 0.1
 _EXIT_SECONDS = 10
 
-# One black pixel: all quantised to nothing, so the tables are as small as they can be.
-_BLACK_JPEG = bytes.fromhex(
+# One dark pixel: all quantised to nothing, so the tables are as small as they can be.
+_DARK_JPEG = bytes.fromhex(
     f"ffd8 ffdb004300{'ff' * 64} ffc0000b080001000101011100 ffc40014000100000000000000000000000000000003"
     "ffc40014100100000000000000000000000000000000 ffda0008010100003f0037 ffd9"
 )
-BLANK_RECORD = schema.encode(schema.Record(_BLACK_JPEG, "JPEG", 1, 1, 1, 1, "", "", "", schema.UNLABELLED, ""))
+BLANK_RECORD = schema.encode(schema.Record(_DARK_JPEG, "JPEG", 1, 1, 1, 1, "", "", "", schema.UNLABELLED, ""))
 
 
 @dataclass
@@ -132,7 +132,7 @@ class RecordReader:
         """Returns the data of several records, an object array of bytes: b"" where one is not what it should be.
 
         An empty string is no Example, so no decoder takes it for one; `failure` has the reason. A negative position gives
-        a record with one black pixel, no label and no key.
+        a record with one dark pixel, no label and no key.
         """
         if _calls.exiting:
             return np.empty(0, object)

@@ -192,15 +192,15 @@ class Rows:
         columns, image = self._unpacked(batch["numbers"]), batch["image"]
         row = {"label": columns["label"], "mask": columns["mask"]}
         row |= {name: batch[name] for name in ("key", "filename") if self.names}
-        if self.augmentation is None:
-            return {"image": image, **row}
-        image = finish(image, columns)
+        if self.augmentation is not None:
+            image, row["epoch"] = finish(image, columns), columns["epoch"]
         if self.schedule.has_blanks:
-            # A blank row is a record with one black pixel, which may have been coloured.
+            # A blank row is a record with one dark pixel, which may have been coloured.
             colourful, shown = image, row["mask"][:, tf.newaxis, tf.newaxis, tf.newaxis]
             image = tf.cond(tf.reduce_all(shown), lambda: colourful, lambda: tf.where(shown, colourful, tf.zeros([], tf.uint8)))
-        row = {"image": image, **row, "epoch": columns["epoch"]}
-        return self._mixed(columns["row"], row, self.augmentation) if self.augmentation.mixes else row
+        row = {"image": image, **row}
+        mixes = self.augmentation is not None and self.augmentation.mixes
+        return self._mixed(columns["row"], row, self.augmentation) if mixes else row
 
     def make(self, position: int, epoch: int) -> np.ndarray[Any, Any]:
         """Makes the picture of one record in one epoch, before it is mixed with others: uint8 [height, width, 3].
@@ -222,7 +222,7 @@ class Rows:
         made: np.ndarray[Any, Any] = image[0].numpy()
         return made
 
-    def _mixed(self, rows: tf.Tensor, row: Tensors, augmentation: Augmentation) -> Tensors:
+    def _mixed(self, rows: tf.Tensor, row: Tensors, augmentation: Any) -> Tensors:
         schedule = self.schedule
         epoch, step = schedule.step(rows[0])
         labels = tf.one_hot(row["label"], self.num_classes)
