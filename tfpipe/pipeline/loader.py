@@ -7,7 +7,7 @@ Rows are numbered through all epochs. From a row's number follow its epoch, its 
 `tfpipe.pipeline.ordering` and `augmentation`), so that a run can begin anywhere and any thread can make any row.
 
 How a missing record is noticed, whatever went wrong with it: rows that fail to be read, parsed or decoded are dropped,
-and what is left is zipped with the numbers that were asked for. The first difference is the culprit: only then is that
+and the numbers of what is left are compared with those of the step. The first difference is the culprit: only then is that
 one record read and decoded again, in Python, for an error in words. The graph alone could not say them: a decoder that
 fails knows nothing about the file its bytes came from.
 """
@@ -180,7 +180,7 @@ class Loader:
     ) -> None:
         """Checks the arguments, opens the split and chooses the order."""
         _check_flags(training=training, balanced=balanced, repeat=repeat, as_dict=as_dict, equal_steps=equal_steps)
-        _check_flags(scaled_decode=bool(scaled_decode) if scaled_decode is None else scaled_decode)
+        _check_flags(scaled_decode=False if scaled_decode is None else scaled_decode)
         num_parallel_calls = None if num_parallel_calls == tf.data.AUTOTUNE else num_parallel_calls
         _check_positive(batch_size=batch_size, num_parallel_calls=num_parallel_calls, read_block=read_block)
         _check_shard(shard)
@@ -241,9 +241,9 @@ class Loader:
             seed=int(seed),
             new_labels=new_labels,
             num_classes=len(self.class_names),
-            # What is to be read in one go must be asked for in one go.
             names=as_dict,
-            read_size=min(block * BLOCKS_PER_WINDOW, len(labels)) if block else reader.read_size,
+            # What is to be read in one go must be asked for in one go.
+            read_size=max(1, min(block * BLOCKS_PER_WINDOW, len(labels))) if block else reader.read_size,
         )
 
     def _order(self, labels: np.ndarray[Any, Any], chosen: bool, seed: int, balanced: bool, read_block: int | None) -> Order:
