@@ -1,0 +1,1 @@
+"""Transfer: backbones, the classifier, its training and its evaluation. TensorFlow and Keras."""

@@ -1,0 +1,138 @@
+"""A trained classifier: one Keras model that carries its preprocessing, its class names and how its pictures are resized.
+
+    classifier = load("runs/a")
+    probabilities = classifier.predict(images)   # uint8 [B, H, W, 3] -> float32 [B, C]
+
+Its layers have fixed names: preprocessing, then one or two trunks ("frozen", "tuned"), the head from "pooling" to "logits",
+and "probabilities".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfpipe.records.errors import DataError
+from tfpipe.transfer import layers
+
+MODEL_NAME = "model.keras"  # in a run's folder
+TRUNKS = ("frozen", "tuned")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model and what its parts are.
+
+    Attributes:
+        model: uint8 [B, H, W, 3], RGB, 0..255 -> float32 [B, C], probabilities. Computes in float32.
+    """
+
+    model: keras.Model
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        names: tuple[str, ...] = self.model.get_layer("probabilities").class_names
+        return names
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of its input."""
+        height, width = self.model.input_shape[1:3]
+        return height, width
+
+    @property
+    def resize(self) -> Any:
+        """How pictures are brought to that size, see `tfpipe.dataset`."""
+        return self.model.get_layer("preprocessing").resize
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of architecture and weights: equal for equal models, whenever they were saved."""
+        return hash_model(self.model)
+
+    @cached_property
+    def trunk(self) -> keras.Model:
+        """Pictures -> feature map [B, h, w, D] that goes into the head."""
+        return keras.Model(self.model.input, self.model.get_layer("pooling").input, name="trunk")
+
+    @cached_property
+    def head(self) -> keras.Model:
+        """Feature map -> logits [B, C]."""
+        return keras.Model(self.model.get_layer("pooling").input, self.model.get_layer("logits").output, name="head")
+
+    @cached_property
+    def _predict(self) -> Any:
+        outputs = [self.model.output, self.model.get_layer("pooling").output]
+        both = keras.Model(self.model.input, outputs)
+        return tf.function(
+            lambda images: both(images, training=False),
+            input_signature=[tf.TensorSpec([None, *self.image_size, 3], tf.uint8)],
+            autograph=False,
+        )
+
+    def predict(self, images: Any) -> np.ndarray[Any, Any]:
+        """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
+        return self.predict_with_features(images)[0]
+
+    def predict_with_features(self, images: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Returns probabilities, float32 [B, C], and pooled features, float32 [B, D], of uint8 pictures [B, H, W, 3]."""
+        probabilities, features = self._predict(images)
+        return probabilities.numpy(), features.numpy()
+
+
+def hash_model(model: keras.Model) -> str:
+    """Returns the SHA-256 of a model's architecture and weights, 64 hexadecimal digits.
+
+    The .keras file cannot be hashed instead: it holds the date of its making.
+    """
+    state = hashlib.sha256(json.dumps(json.loads(model.to_json())["config"], sort_keys=True).encode())
+    for weight in model.weights:
+        values = np.ascontiguousarray(weight.numpy())
+        state.update(f"{values.dtype}{values.shape}".encode())
+        state.update(values.tobytes())
+    return state.hexdigest()
+
+
+def load(path: str | os.PathLike[str]) -> Classifier:
+    """Returns the classifier of a run's folder or of a .keras file that `tfpipe.train` wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: the file cannot be read, or holds another kind of model.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / MODEL_NAME
+        if not file.exists():
+            raise FileNotFoundError(f"{path}: no {MODEL_NAME} in this folder: not a run, or one that is not finished")
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: no such file: a run's folder or a .keras file is needed")
+    try:
+        model = keras.saving.load_model(file, compile=False)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[-1]  # Keras wraps the reason in the whole architecture, layer by layer
+        raise DataError(f"cannot be loaded as a Keras model: {reason}", path=file) from error
+    return check(model, file)
+
+
+def check(model: keras.Model, path: str | os.PathLike[str] | None = None) -> Classifier:
+    """Returns the classifier of a model.
+
+    Raises:
+        DataError: it lacks the layers that make it one.
+    """
+    names = {layer.name: layer for layer in getattr(model, "layers", [])}
+    preprocessing, probabilities = names.get("preprocessing"), names.get("probabilities")
+    if not isinstance(preprocessing, layers.Preprocessing) or not isinstance(probabilities, layers.Probabilities):
+        raise DataError("not a classifier of tfpipe: its preprocessing or its class names are missing", path=path)
+    return Classifier(model)
