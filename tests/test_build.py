@@ -800,7 +800,7 @@ def test_without_a_stderr(photos, tmp_path):
 
 
 def test_two_builds_into_one_folder_the_second_refuses(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("tfpipe.conversion.locking._PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("tfpipe.records.locking._PATIENCE_SECONDS", 0.1)
     (tmp_path / "out").mkdir()
     descriptor = os.open(tmp_path / "out", os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from tfpipe.conversion.locking import locked
 from tfpipe.conversion.options import DEFAULT_SHARD_BYTES, Options
 from tfpipe.conversion.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
 from tfpipe.conversion.steps import Build
 from tfpipe.records.cores import count_cores
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.records.locking import locked
 from tfpipe.records.manifest import Manifest, split_order
 
 _log = logging.getLogger("tfpipe")
@@ -108,7 +108,7 @@ def build_tfrecords(
     count = count_cores() if workers is None else workers
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"workers must be a whole number of 1 or more (got {workers!r})")
-    with locked(directory) as descriptor:
+    with locked(directory, "build") as descriptor:
         return Build(
             directory,
             options,

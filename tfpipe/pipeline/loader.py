@@ -177,8 +177,15 @@ class Loader:
         shard: tuple[int, int] | None,
         equal_steps: bool,
         num_parallel_calls: int | None,
+        shuffle: bool = True,
+        selection: np.ndarray[Any, Any] | None = None,
     ) -> None:
-        """Checks the arguments, opens the split and chooses the order."""
+        """Checks the arguments, opens the split and chooses the order.
+
+        Args beside those of `dataset`:
+            shuffle: False keeps the stored order in training.
+            selection: int64 [N], ascending positions of the records that take part, None for all.
+        """
         _check_flags(training=training, balanced=balanced, repeat=repeat, as_dict=as_dict, equal_steps=equal_steps)
         _check_flags(scaled_decode=False if scaled_decode is None else scaled_decode)
         num_parallel_calls = None if num_parallel_calls == tf.data.AUTOTUNE else num_parallel_calls
@@ -212,7 +219,10 @@ class Loader:
         block = min(int(read_block), max(1, len(labels))) if read_block else None
         if balanced and not labelled:
             raise ValueError(f"balanced: split {split!r} has no labels")
-        order = self._order(labels, new_labels is not None, seeds.derive(int(seed), "order"), balanced, block)
+        if new_labels is not None and bool((labels < 0).any()):
+            kept = np.flatnonzero(labels >= 0)
+            selection = kept if selection is None else np.intersect1d(selection, kept)
+        order = self._order(labels, selection, seeds.derive(int(seed), "order"), balanced, shuffle, block)
         # A batch larger than a reader's part would be filled up with blank rows, only to be cut again.
         largest = max(1, -(-order.num_rows // count))
         batch_size = int(batch_size or 1) if equal_steps else min(int(batch_size or 1), largest)
@@ -246,9 +256,16 @@ class Loader:
             read_size=max(1, min(block * BLOCKS_PER_WINDOW, len(labels))) if block else reader.read_size,
         )
 
-    def _order(self, labels: np.ndarray[Any, Any], chosen: bool, seed: int, balanced: bool, read_block: int | None) -> Order:
-        """Returns the order of all records, or if classes were `chosen`, of those whose label is not -1."""
-        selection = np.flatnonzero(labels >= 0) if chosen and bool((labels < 0).any()) else None
+    def _order(
+        self,
+        labels: np.ndarray[Any, Any],
+        selection: np.ndarray[Any, Any] | None,
+        seed: int,
+        balanced: bool,
+        shuffle: bool,
+        read_block: int | None,
+    ) -> Order:
+        """Returns the order of all records, or of the selected ones."""
         labels = labels if selection is None else labels[selection]
         order: Order
         if balanced:
@@ -257,7 +274,7 @@ class Loader:
             if missing:
                 raise ValueError(f"balanced needs records of every class; there are none of: {', '.join(missing)}")
             order = BalancedOrder(labels, seed)
-        elif not self.training:
+        elif not self.training or not shuffle:
             order = StoredOrder(len(labels))
         elif read_block:
             order = BlockOrder(len(labels), seed, int(read_block))
@@ -290,6 +307,14 @@ class Loader:
         if not tf.executing_eagerly():  # in a function or another dataset's: its graph outlives this call, and needs us
             setattr(tf.compat.v1.get_default_graph(), f"_tfpipe_loader_{id(self)}", self)
         return data.with_options(self._options())
+
+    def positions(self, epoch: int) -> np.ndarray[Any, Any]:
+        """Returns the position of each row of an epoch, int64 [rows], -1 for blank rows, without reading any record."""
+        schedule = self.rows.schedule
+        first = epoch * schedule.rows_per_epoch
+        rows = tf.range(first, first + schedule.rows_per_epoch, dtype=tf.int64)
+        positions: np.ndarray[Any, Any] = self.rows.locate({"row": rows})["position"].numpy()
+        return positions
 
     def describe(self) -> str:
         """Returns one line per stage."""

@@ -1,4 +1,4 @@
-"""One build per folder at a time."""
+"""One writer per folder at a time."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ _PATIENCE_SECONDS = 3.0  # the workers of a killed run hold its lock until they 
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[int]:
+def locked(directory: Path, writer: str) -> Iterator[int]:
     """Holds an advisory lock on a folder; yields the descriptor that holds it.
 
     The folder itself is locked, so that no lock file stays behind. It is made if need be, and then removed again if it is
     left empty. Waits a few seconds for the lock.
+
+    Args:
+        directory: the folder.
+        writer: what the other process is, if there is one: "build", "training".
 
     Raises:
         BlockingIOError: another process holds it.
@@ -30,7 +34,7 @@ def locked(directory: Path) -> Iterator[int]:
         except FileNotFoundError:  # removed again by whoever made it
             continue
         try:
-            _lock(descriptor, directory)
+            _lock(descriptor, directory, writer)
             # Whoever had it may have removed the folder, and another may have made it anew: then this is not its lock.
             if _is_same(descriptor, directory):
                 try:
@@ -50,7 +54,7 @@ def _is_same(descriptor: int, directory: Path) -> bool:
         return False
 
 
-def _lock(descriptor: int, directory: Path) -> None:
+def _lock(descriptor: int, directory: Path, writer: str) -> None:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
@@ -58,5 +62,5 @@ def _lock(descriptor: int, directory: Path) -> None:
             return
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise BlockingIOError(f"{directory}: another build is writing here; wait for it, or stop it") from None
+                raise BlockingIOError(f"{directory}: another {writer} is writing here; wait for it, or stop it") from None
             time.sleep(0.05)

@@ -1,0 +1,257 @@
+"""Features of frozen layers, computed once, kept on disk, and checked against the layers that they stand for.
+
+    features = extract(Path("runs/features"), network, preprocessing, pictures, view=None)
+    features.rows(np.array([5, 2, 7]))      # [3, h, w, D], in the dtype that the network computed in
+
+A cache is found by its content: a folder is named by the hash of everything that its numbers depend on. Nothing in it is ever
+changed; another backbone, size or augmentation is another folder. Shards are files that `numpy.load` opens (bfloat16 as
+uint16), written one by one, whole or not at all: an extraction that was killed goes on behind its last shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import keras
+import ml_dtypes
+import numpy as np
+import tensorflow as tf
+
+from tfpipe.records.errors import DataError
+from tfpipe.records.files import written_atomically
+from tfpipe.records.progress import ProgressBar
+from tfpipe.transfer.backbones import hash_network
+from tfpipe.transfer.pictures import Pictures
+
+FORMAT_VERSION = 1
+FACTS_NAME = "features.json"
+_SHARD_BYTES = 64 << 20
+_CHECKED = 16  # pictures
+# Largest relative difference, as root mean squares, of features computed twice in batches of other sizes: rounding alone gives
+# 1e-6 in float32 and 5e-3 in bfloat16 (8 bits); dropout of 0.2 or live BatchNorm give over 0.1.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of one view of a split, by position.
+
+    Attributes:
+        folder: where they are.
+        shape: of one picture's, (h, w, D).
+        dtype: "float32" or "bfloat16".
+        rows_per_shard: of all shards but the last.
+        crcs: CRC-32C of each shard's numbers.
+    """
+
+    folder: Path
+    shape: tuple[int, ...]
+    dtype: str
+    rows_per_shard: int
+    crcs: Sequence[int]
+
+    def rows(self, positions: Array) -> Array:
+        """Returns the features at some positions, [N, h, w, D], in their dtype."""
+        shards, places = np.divmod(positions, self.rows_per_shard)
+        found = np.empty((len(positions), *self.shape), _stored(self.dtype))
+        for shard in np.unique(shards):
+            chosen = shards == shard
+            found[chosen] = self._shards[shard][places[chosen]]
+        return found.view(_numpy(self.dtype))
+
+    @cached_property
+    def _shards(self) -> list[Array]:
+        """The files, mapped into memory, each compared with its CRC once."""
+        return [self._open(index, crc) for index, crc in enumerate(self.crcs)]
+
+    def _open(self, index: int, crc: int) -> Array:
+        path = _shard_path(self.folder, index)
+        try:
+            values: Array = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot be read: {error}; {_remedy(self.folder)}", path=path) from None
+        if google_crc32c.value(memoryview(values.reshape(-1)).cast("B")) != crc:
+            raise DataError(f"damaged: its numbers do not match their CRC; {_remedy(self.folder)}", path=path)
+        return values
+
+
+def extract(
+    cache: Path,
+    network: keras.Model,
+    preprocessing: keras.layers.Layer,
+    pictures: Pictures,
+    *,
+    view: int | None,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Features:
+    """Returns the features of a whole split, from the cache where they are there, else computed and kept.
+
+    Args:
+        cache: folder of all caches.
+        network: frozen; float [B, H, W, C] -> [B, h, w, D]. The dtype of its output is the features'.
+        preprocessing: the layer before it.
+        pictures: of which split, and how they are shown; its selection and order are of no effect.
+        view: None for the pictures as evaluation sees them, else the epoch of training whose augmentation they have.
+        batch_size: of the computation.
+        progress: show a bar.
+
+    Raises:
+        DataError: a file of the cache is damaged.
+        OSError: there is not enough space.
+    """
+    facts = describe(network, preprocessing, pictures, view)
+    folder = cache / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+    try:
+        return _load(folder)
+    except FileNotFoundError:
+        pass
+    shape = tuple(network.output_shape[1:])
+    dtype = facts["dtype"]
+    row_bytes = int(np.prod(shape)) * _stored(dtype).itemsize
+    rows_per_shard = max(1, _SHARD_BYTES // row_bytes)
+    num_rows, num_shards = pictures.num_records, -(-pictures.num_records // rows_per_shard)
+    done = 0
+    while done < num_shards and _shard_path(folder, done).exists():
+        done += 1
+    _check_space(cache, (num_rows - done * rows_per_shard) * row_bytes)
+    folder.mkdir(parents=True, exist_ok=True)
+    first = min(done * rows_per_shard, num_rows)
+    data = pictures.plain(batch_size, first) if view is None else pictures.view(view, batch_size, first)
+    title = f"features of {pictures.split}{'' if view is None else f', view {view}'}"
+    compute = computation(network, preprocessing, pictures.image_size)
+    with ProgressBar(title, num_rows, initial=first, enabled=progress) as bar:
+        waiting: list[Array] = []
+        for images, _ in data if first < num_rows else ():
+            waiting.append(compute(images).numpy())
+            bar.add(len(images), 0)
+            if sum(map(len, waiting)) >= rows_per_shard:
+                values = np.concatenate(waiting)
+                _write(_shard_path(folder, done), values[:rows_per_shard], dtype)
+                waiting, done = [values[rows_per_shard:]], done + 1
+        if waiting and sum(map(len, waiting)):
+            _write(_shard_path(folder, done), np.concatenate(waiting), dtype)
+    crcs = [_crc(_shard_path(folder, index)) for index in range(num_shards)]
+    content = {"of": facts, "shape": shape, "dtype": dtype, "rows_per_shard": rows_per_shard, "crcs": crcs}
+    with written_atomically(folder / FACTS_NAME) as file:
+        file.write(json.dumps(content, indent=1).encode())
+    return _load(folder)
+
+
+def describe(
+    network: keras.Model, preprocessing: keras.layers.Layer, pictures: Pictures, view: int | None
+) -> Mapping[str, Any]:
+    """Returns everything that features depend on."""
+    augmented = {} if view is None else {"augmentation": str(pictures.augmentation), "seed": pictures.seed, "view": view}
+    return {
+        "format_version": FORMAT_VERSION,
+        "tensorflow": tf.__version__,
+        "data": pictures.manifest.root_hash,
+        "split": pictures.split,
+        "network": hash_network(network),
+        "preprocessing": getattr(preprocessing, "mode", preprocessing.name),
+        "image_size": list(pictures.image_size),
+        "resize": pictures.resize,
+        "dtype": network.outputs[0].dtype,
+        **augmented,
+    }
+
+
+def computation(
+    network: keras.Model, preprocessing: keras.layers.Layer, image_size: tuple[int, int]
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns the function from uint8 pictures [B, H, W, 3] to features, in inference mode."""
+    signature = [tf.TensorSpec([None, *image_size, 3], tf.uint8)]
+    function: Callable[[tf.Tensor], tf.Tensor] = tf.function(
+        lambda images: network(preprocessing(images), training=False), input_signature=signature, autograph=False
+    )
+    return function
+
+
+def check_frozen(
+    features: Features, pictures: Pictures, in_training: Callable[[tf.Tensor], tf.Tensor], view: int | None = None
+) -> float:
+    """Compares features with what the frozen layers give in training, and returns the relative difference.
+
+    Args:
+        features: of the view, from the cache.
+        pictures: that they are of.
+        in_training: uint8 pictures [B, H, W, 3] -> features, computed as a training step computes them.
+        view: see `extract`.
+
+    Raises:
+        DataError: they differ by more than rounding: something that is called frozen is not, or pictures are prepared in
+            another way. Training would then not be what it says it is.
+    """
+    data = pictures.plain(_CHECKED, 0) if view is None else pictures.view(view, _CHECKED, 0)
+    images, _ = next(iter(data))
+    expected = features.rows(np.arange(len(images))).astype(np.float32)
+    found = in_training(images).numpy().astype(np.float32)
+    if found.shape != expected.shape:
+        difference = float("inf")
+    else:
+        scale = float(np.sqrt(np.mean(np.square(expected)))) or 1.0
+        difference = float(np.sqrt(np.mean(np.square(found - expected)))) / scale
+    allowed = TOLERANCES[features.dtype]
+    if not difference <= allowed:  # NaN is no match either
+        raise DataError(
+            f"frozen layers give other features in training than in inference: {difference:.2g} of their size apart,"
+            f" {allowed:.2g} allowed. Dropout or BatchNorm is on in a frozen layer, or preprocessing differs",
+            path=features.folder,
+        )
+    return difference
+
+
+def _load(folder: Path) -> Features:
+    path = folder / FACTS_NAME
+    content = path.read_bytes()
+    try:
+        facts = json.loads(content)
+        return Features(folder, tuple(facts["shape"]), facts["dtype"], facts["rows_per_shard"], tuple(facts["crcs"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"cannot be understood ({error}); {_remedy(folder)}", path=path) from None
+
+
+def _remedy(folder: Path) -> str:
+    return f"delete {folder}, and it is computed again"
+
+
+def _shard_path(folder: Path, index: int) -> Path:
+    return folder / f"features-{index:05d}.npy"
+
+
+def _write(path: Path, values: Array, dtype: str) -> None:
+    with written_atomically(path) as file:
+        np.save(file, np.ascontiguousarray(values).view(_stored(dtype)))
+
+
+def _crc(path: Path) -> int:
+    crc: int = google_crc32c.value(memoryview(np.load(path, mmap_mode="r").reshape(-1)).cast("B"))
+    return crc
+
+
+def _numpy(dtype: str) -> np.dtype[Any]:
+    return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+
+
+def _stored(dtype: str) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+
+
+def _check_space(cache: Path, needed_bytes: int) -> None:
+    place = cache
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed_bytes > free:
+        raise OSError(f"{cache}: {needed_bytes / 1e9:.1f} GB of features do not fit into the {free / 1e9:.1f} GB that are free")

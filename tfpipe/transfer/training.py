@@ -1,0 +1,368 @@
+"""The training loop: steps, validation, checkpoints, for one device, several, or several workers.
+
+    result = Loop(phase, strategy, store, journal).run()
+
+Everything that decides the next step (weights, optimisers, averages, stopping, schedule, the place in the data) is saved
+together; data and augmentation follow from (seed, epoch, step). So a run that is killed at any point and started again ends with
+the same bits as one that was not. Keras' `fit` cannot: its `BackupAndRestore` begins the epoch anew and forgets
+`EarlyStopping`, and it fails under `MultiWorkerMirroredStrategy` (Keras 3.15).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfpipe.records.errors import DataError
+from tfpipe.transfer import states
+from tfpipe.transfer.batches import Batch
+from tfpipe.transfer.journal import Journal, StepProgress
+from tfpipe.transfer.schedules import EarlyStopping
+
+Array = np.ndarray[Any, Any]
+
+
+class Batches(Protocol):
+    """Where batches come from; see `tfpipe.transfer.batches`."""
+
+    batch_size: int
+    num_steps: int
+    num_rows: int
+
+    def start(self, epoch: int, step: int) -> Iterator[Batch]:
+        """Returns endless training batches."""
+
+    def validation(self) -> Iterator[Batch]:
+        """Returns one pass of validation batches."""
+
+
+class Schedule(Protocol):
+    """The learning rate; see `tfpipe.transfer.schedules`."""
+
+    def rate(self, step: int) -> float:
+        """Returns the rate of a step of the phase."""
+
+    def observe(self, value: float) -> None:
+        """Takes an epoch's validation accuracy into account."""
+
+    def state(self) -> dict[str, Any]:
+        """Returns what `restore` takes."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a state."""
+
+
+@dataclass(frozen=True)
+class RateGroup:
+    """Variables that are trained at `multiplier` times the learning rate, by an optimiser of their own."""
+
+    optimizer: keras.optimizers.Optimizer
+    variables: Sequence[keras.Variable]
+    multiplier: float
+
+
+@dataclass
+class Phase:
+    """One stretch of training: a network, what of it is trained, on what, and for how long.
+
+    Attributes:
+        name: in logs and files.
+        network: batch inputs -> logits float32 [B, C].
+        groups: what is trained.
+        batches: training and validation data.
+        epochs: at most.
+        schedule: of the learning rate.
+        stopping: when to end before.
+        label_smoothing: share of each target that is spread over all classes.
+        class_weights: float [C], weight of each class in the loss.
+        ema: decay of the moving average of the weights, which validation and the result then take; 0 for none.
+    """
+
+    name: str
+    network: keras.Sequential
+    groups: Sequence[RateGroup]
+    batches: Batches
+    epochs: int
+    schedule: Schedule
+    stopping: EarlyStopping
+    label_smoothing: float = 0.0
+    class_weights: Array | None = None
+    ema: float = 0.0
+
+    @property
+    def trained(self) -> list[keras.Variable]:
+        """All variables that are trained."""
+        return [variable for group in self.groups for variable in group.variables]
+
+
+@dataclass
+class Progress:
+    """Where a phase is: all of it that is no array."""
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    correct: float = 0.0
+    rows: float = 0.0
+    seconds: float = 0.0
+    done: bool = False
+
+
+@dataclass
+class Loop:
+    """Runs a phase, from where it was left.
+
+    Attributes:
+        phase: what to do.
+        strategy: of the devices; the phase's variables were made in its scope.
+        state_file: where the state is kept.
+        journal: where the course of it is written.
+        checkpoint_seconds: a state is saved when the last is as old, at the end of every epoch, and on Ctrl-C.
+        show: whether to show a progress bar.
+    """
+
+    phase: Phase
+    strategy: tf.distribute.Strategy
+    state_file: Path
+    journal: Journal
+    checkpoint_seconds: float = 60.0
+    show: bool = True
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        phase = self.phase
+        with self.strategy.scope():
+            for group in phase.groups:
+                group.optimizer.build(group.variables)
+        trained = {id(variable) for variable in phase.trained}
+        # Seeds of dropout and statistics of BatchNorm change while training, too. Those of frozen layers do not; they are few.
+        moving = [variable for variable in phase.network.variables if not variable.trainable and _changes(variable)]
+        self._others = [variable for variable in moving if id(variable) not in trained]
+        self._averages = [tf.Variable(variable.numpy(), dtype=variable.dtype) for variable in phase.trained] if phase.ema else []
+        self._best: list[Array] = []
+        self._num_workers = getattr(self.strategy.extended, "_num_workers", 1)
+        self._replicas = self.strategy.num_replicas_in_sync // self._num_workers
+        self._train = tf.function(self._train_step, autograph=False, reduce_retracing=True)
+        self._validate = tf.function(self._validation_step, autograph=False, reduce_retracing=True)
+        self._average = tf.function(self._average_step, autograph=False)
+
+    # ---- the loop
+
+    def run(self) -> list[Array]:
+        """Trains; returns the best weights of `phase.trained`, which the network then has."""
+        self._restore()
+        phase, now = self.phase, self.progress
+        with _interrupts() as interrupted:
+            while not now.done and now.epoch < phase.epochs:
+                self._run_epoch(interrupted)
+        now.done = True
+        self._save()
+        best = self._best or [variable.numpy() for variable in phase.trained]
+        _assign(phase.trained, best)
+        return best
+
+    def _run_epoch(self, interrupted: threading.Event) -> None:
+        phase, now = self.phase, self.progress
+        num_steps = phase.batches.num_steps
+        begun = saved = time.monotonic()
+        title = f"{phase.name} {now.epoch + 1}/{phase.epochs}"
+        with StepProgress(title, num_steps, initial=now.step, enabled=self.show) as bar:
+            batches = phase.batches.start(now.epoch, now.step)
+            while now.step < num_steps:
+                loss, correct = self.train_step(next(batches), phase.schedule.rate(now.epoch * num_steps + now.step))
+                now.step += 1
+                now.loss, now.correct = now.loss + loss, now.correct + correct
+                now.rows += self._rows(now.step - 1)
+                bar.add(1, loss=now.loss / now.rows, accuracy=now.correct / now.rows)
+                if interrupted.is_set() or time.monotonic() - saved >= self.checkpoint_seconds:
+                    now.seconds += time.monotonic() - begun
+                    self._save()
+                    begun = saved = time.monotonic()
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+        train_seconds = now.seconds + time.monotonic() - begun
+        self._end_epoch(train_seconds)
+
+    def _end_epoch(self, train_seconds: float) -> None:
+        phase, now = self.phase, self.progress
+        rate = phase.schedule.rate((now.epoch + 1) * phase.batches.num_steps - 1)
+        train_loss, train_accuracy = now.loss / now.rows, now.correct / now.rows
+        if not math.isfinite(train_loss):
+            raise DataError(f"the loss of phase {phase.name}, epoch {now.epoch + 1}, is {train_loss}: take a lower learning rate")
+        begun = time.monotonic()
+        val_loss, val_accuracy = self.validate()
+        if phase.stopping.observe(now.epoch, val_accuracy, val_loss):
+            self._best = [variable.numpy() for variable in (self._averages or phase.trained)]
+        phase.schedule.observe(val_accuracy)
+        now.epoch, now.step = now.epoch + 1, 0
+        now.loss = now.correct = now.rows = now.seconds = 0.0
+        now.done = phase.stopping.should_stop
+        values = {
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "learning_rate": rate,
+            "train_seconds": train_seconds,
+            "val_seconds": time.monotonic() - begun,
+        }
+        self.journal.epoch({"phase": phase.name, "epoch": now.epoch, **values})
+        self._save()
+
+    # ---- steps
+
+    def train_step(self, batch: Batch, rate: float) -> tuple[float, float]:
+        """Takes one step; returns (sum of the losses, number of right answers) of this batch's pictures."""
+        for group in self.phase.groups:
+            group.optimizer.learning_rate = rate * group.multiplier
+        rows = tf.constant(self._rows(self.progress.step), tf.float32)
+        loss, correct = self._train(*self._distribute(batch), rows)
+        if self._averages:
+            self._average()
+        return float(loss), float(correct)
+
+    def validate(self) -> tuple[float, float]:
+        """Returns (mean loss, accuracy) on the validation pictures; of the averaged weights where there are such."""
+        current = [variable.numpy() for variable in self.phase.trained] if self._averages else []
+        if current:
+            _assign(self.phase.trained, [average.numpy() for average in self._averages])
+        sums = np.zeros(3)
+        for inputs, targets, weights in self.phase.batches.validation():
+            sums += [float(value) for value in self._validate(inputs, targets, weights)]
+        if current:
+            _assign(self.phase.trained, current)
+        return float(sums[0] / sums[2]), float(sums[1] / sums[2])
+
+    def _train_step(self, inputs: Any, targets: Any, weights: Any, rows: Any) -> tuple[Any, Any]:
+        loss, correct = self.strategy.run(self._replica_step, args=(inputs, targets, weights, rows))
+        total = tf.distribute.ReduceOp.SUM
+        return self.strategy.reduce(total, loss, axis=None), self.strategy.reduce(total, correct, axis=None)
+
+    def _replica_step(self, inputs: Any, targets: Any, weights: Any, rows: Any) -> tuple[Any, Any]:
+        phase = self.phase
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([variable.value for variable in phase.trained])
+            logits = phase.network(inputs, training=True)
+            losses = self._losses(logits, targets) * weights
+            # Gradients are summed over replicas: each has its share of the mean over the global batch.
+            loss = tf.reduce_sum(losses) / rows + _penalty(phase.network) / self.strategy.num_replicas_in_sync
+        gradients = tape.gradient(loss, [variable.value for variable in phase.trained])
+        for group in phase.groups:
+            size = len(group.variables)
+            group.optimizer.apply(gradients[:size], group.variables)
+            gradients = gradients[size:]
+        return tf.reduce_sum(losses), _count_correct(logits, targets, weights)
+
+    def _validation_step(self, inputs: Any, targets: Any, weights: Any) -> tuple[Any, Any, Any]:
+        logits = self.phase.network(inputs, training=False)
+        losses = tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32)) * weights
+        return tf.reduce_sum(losses), _count_correct(logits, targets, weights), tf.reduce_sum(weights)
+
+    def _average_step(self) -> None:
+        for average, variable in zip(self._averages, self.phase.trained, strict=True):
+            average.assign_sub((1 - self.phase.ema) * (average - variable.value))
+
+    def _losses(self, logits: Any, targets: Any) -> Any:
+        smoothing = self.phase.label_smoothing
+        smooth = targets * (1 - smoothing) + smoothing / targets.shape[-1]
+        losses = tf.nn.softmax_cross_entropy_with_logits(smooth, tf.cast(logits, tf.float32))
+        if self.phase.class_weights is None:
+            return losses
+        return losses * tf.linalg.matvec(targets, tf.constant(self.phase.class_weights, tf.float32))
+
+    def _rows(self, step: int) -> int:
+        """Returns how many pictures a step of all workers has."""
+        size = self.phase.batches.batch_size * self._num_workers
+        return min(size, self.phase.batches.num_rows - step * size)
+
+    def _distribute(self, batch: Batch) -> tuple[Any, ...]:
+        """Returns the batch's parts, one for each replica of this worker."""
+        if self._replicas == 1:
+            return batch
+
+        def part(values: Any) -> Any:
+            size = len(values) // self._replicas
+            return self.strategy.experimental_distribute_values_from_function(
+                lambda context: values[context.replica_id_in_sync_group % self._replicas * size :][:size]
+            )
+
+        return tuple(part(tf.convert_to_tensor(values)) for values in batch)
+
+    # ---- state
+
+    def _variables(self) -> dict[str, list[Any]]:
+        optimizers = [variable for group in self.phase.groups for variable in group.optimizer.variables]
+        return {"trained": self.phase.trained, "others": self._others, "optimizers": optimizers, "averages": self._averages}
+
+    def _save(self) -> None:
+        groups = {name: [variable.numpy() for variable in group] for name, group in self._variables().items()}
+        facts = {
+            "progress": vars(self.progress),
+            "stopping": self.phase.stopping.state(),
+            "schedule": self.phase.schedule.state(),
+            "journal_step": self.journal.position(),
+        }
+        states.save(self.state_file, {**groups, "best": self._best}, facts)
+
+    def _restore(self) -> None:
+        try:
+            groups, facts = states.load(self.state_file)
+        except FileNotFoundError:
+            return
+        for name, variables in self._variables().items():
+            _assign(variables, groups[name])
+        self._best = groups["best"]
+        self.progress = Progress(**facts["progress"])
+        self.phase.stopping.restore(facts["stopping"])
+        self.phase.schedule.restore(facts["schedule"])
+
+
+def _changes(variable: Any) -> bool:
+    return "seed_generator" in variable.path or "moving" in variable.path
+
+
+def _penalty(network: keras.Model) -> Any:
+    return tf.add_n(network.losses) if network.losses else tf.zeros([])
+
+
+def _count_correct(logits: Any, targets: Any, weights: Any) -> Any:
+    right = tf.equal(tf.argmax(logits, -1), tf.argmax(targets, -1))
+    return tf.reduce_sum(tf.cast(right, tf.float32) * tf.sign(weights))
+
+
+def _assign(variables: Sequence[Any], values: Sequence[Array]) -> None:
+    if len(variables) != len(values):
+        raise DataError(f"the saved state has {len(values)} arrays where {len(variables)} are needed")
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Yields an event that the first Ctrl-C sets: a step is not to be stopped in its middle. The second one stops at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
