@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Writes what a classifier says of pictures: a CSV with one row per picture, ordered by id, as a competition asks for.
+
+  predict --model=runs/a --input=test1/ --output=submission.csv                          id,label with the class's name
+  predict --model=runs/a --input=test1/ --output=submission.csv --columns=probability --positive_class=dog
+  predict --model=runs/a --input=test1/ --output=submission.csv --columns=index --id_column=Id --value_column=Category
+  predict --model=runs/a --input=shards/ --split=test1 --output=table.csv --columns=table    every probability
+  predict --model=runs/a --output=table.csv --columns=table a.jpg b.png 'more/*.jpg'
+
+Inputs are folders (with all folders below), files and globs, or one data set of build_tfrecords. The id is the path in the
+folder without its extension. All headers are looked at before the model runs: bad pictures are named at once and
+nothing is written, or, with --on_error=report, they have a row without a value. The output is replaced when all rows are there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: the checkout's own tfpipe, and none of this folder's files as modules
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from absl import flags
+
+from tfpipe import commands
+from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.records.summary import plural
+
+_MODEL = flags.DEFINE_string("model", None, "A run's folder, or a .keras file of train.")
+_INPUT = flags.DEFINE_multi_string("input", [], "Folder, file, glob or data set; may be given several times.")
+_OUTPUT = flags.DEFINE_string("output", None, "The CSV file to write.")
+_SPLIT = flags.DEFINE_string("split", None, "Of a data set; needed where it has several.")
+_COLUMNS = flags.DEFINE_enum(
+    "columns",
+    "label",
+    ("label", "index", "probability", "table"),
+    "label: id and predicted class. index: id and its number, 0-based. probability: id and that of --positive_class, or of"
+    " every class where there are more than two. table: key, filename, label (empty), predicted and every probability.",
+)
+_POSITIVE_CLASS = flags.DEFINE_string(
+    "positive_class", None, "For --columns=probability: whose. Default: of two classes, the second."
+)
+_ID_COLUMN = flags.DEFINE_string("id_column", "id", "Header of the ids.")
+_VALUE_COLUMN = flags.DEFINE_string("value_column", "label", "Header of the one value beside them.")
+_ON_ERROR = flags.DEFINE_enum(
+    "on_error", "fail", ("fail", "report"), "Bad pictures: name them and write nothing, or give them a row without a value."
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pictures that the model sees at once.", 1)
+_MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a picture is bad.", 1)
+
+
+def main(arguments: list[str]) -> None:
+    """Predicts, then prints the summary."""
+    inputs = [*_INPUT.value, *arguments]
+    if not (_MODEL.value and inputs and _OUTPUT.value):
+        raise commands.UsageError("--model, --input and --output are needed")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the pictures
+    from tfpipe.serving.prediction import predict  # takes seconds, and --help need not
+
+    summary = predict(
+        _MODEL.value,
+        inputs,
+        _OUTPUT.value,
+        split=_SPLIT.value,
+        columns=_COLUMNS.value,
+        positive_class=_POSITIVE_CLASS.value,
+        id_column=_ID_COLUMN.value,
+        value_column=_VALUE_COLUMN.value,
+        on_error=_ON_ERROR.value,
+        batch_size=_BATCH_SIZE.value,
+        max_pixels=_MAX_PIXELS.value,
+    )
+    counts = ", ".join(f"{name} {count:,}" for name, count in summary.counts.items() if count)
+    print(f"{_OUTPUT.value}: {plural(summary.num_rows, 'row')}{f', predicted: {counts}' if counts else ''}")
+    if summary.rejected_path is not None:
+        print(f"{summary.rejected_path}: {plural(len(summary.rejected), 'bad picture')}, whose rows have no value")
+
+
+def command() -> None:
+    """Runs the command; the console script's entry point."""
+    commands.run(main, __name__, when_stopped="The output is as it was before.")
+
+
+if __name__ == "__main__":
+    command()
