@@ -15,7 +15,7 @@ _MAX_COLUMNS = 110
 
 
 class ProgressBar:
-    """Counts records and bytes; shows them with the speed and the time left.
+    """Counts records and bytes; shows them with the speed and the time left. Where no bytes are counted, none are shown.
 
     Args:
         title: what is being done.
@@ -52,7 +52,8 @@ class ProgressBar:
         self._num_bytes += num_bytes
         seconds = max(time.monotonic() - self._start, 1e-9)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._num_bytes / seconds / 1e6:.1f} MB/s", refresh=False)
+            if self._num_bytes:
+                self._bar.set_postfix_str(f"{self._num_bytes / seconds / 1e6:.1f} MB/s", refresh=False)
             self._bar.update(num_records)
         elif self._enabled and time.monotonic() - self._last_line > _LINE_SECONDS:
             self._line()
@@ -60,5 +61,5 @@ class ProgressBar:
     def _line(self) -> None:
         self._last_line = time.monotonic()
         seconds = max(self._last_line - self._start, 1e-9)
-        speed = self._num_bytes / seconds / 1e6
-        _log.info("%s: %d of %d records, %.1f MB/s, %.0f s", self._title, self._done, self._total, speed, seconds)
+        speed = f" {self._num_bytes / seconds / 1e6:.1f} MB/s," if self._num_bytes else ""
+        _log.info("%s: %d of %d records,%s %.0f s", self._title, self._done, self._total, speed, seconds)

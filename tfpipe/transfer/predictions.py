@@ -2,15 +2,35 @@
 
     table = read("eval/predictions.csv")
     table.probabilities[table.labels == 0]
+
+`predictions.csv` has a row per picture: key, filename, label, predicted (names of classes; an unlabelled picture's label is
+empty), then probability_<class> for each class in the model's order. Nine significant digits name a float32 uniquely, so
+that the file says exactly what the model said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tfpipe.records.errors import DataError
+
+FILE_NAME = "predictions.csv"
+RECEIPT_NAME = "receipt.json"
+
+_COLUMNS = ("key", "filename", "label", "predicted")
+_PREFIX = "probability_"
+_SUM_TOLERANCE = 1e-3  # a softmax in float32 over 10,000 classes is off by 1e-5
+_BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +55,130 @@ class Predictions:
     def predicted(self) -> np.ndarray[Any, Any]:
         """int64 [N], the index of the largest probability; the first of equal ones."""
         return self.probabilities.argmax(axis=1)
+
+
+def hash_ids(keys: Iterable[str]) -> str:
+    """Returns the SHA-256 of keys in their order: of "LENGTH:KEY" for each, one after another, LENGTH in characters."""
+    state = hashlib.sha256()
+    for key in keys:
+        state.update(f"{len(key)}:{key}".encode())
+    return state.hexdigest()
+
+
+def header(class_names: Sequence[str]) -> bytes:
+    """Returns the file's first line."""
+    return _lines([[*_COLUMNS, *(f"{_PREFIX}{name}" for name in class_names)]])
+
+
+def rows(table: Predictions) -> bytes:
+    """Returns the lines of a table, or of a part of one.
+
+    Raises:
+        DataError: a probability is not a number; names the picture.
+    """
+    values = np.asarray(table.probabilities, np.float32)
+    broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(broken):
+        raise DataError(f"the model's probabilities of {table.keys[broken[0]]!r} are not numbers: {values[broken[0]].tolist()}")
+    names = [*table.class_names, ""]  # -1 takes the last
+    labels, predicted = ([names[index] for index in indices] for indices in (table.labels, values.argmax(axis=1)))
+    texts = ([f"{value:.9g}" for value in row] for row in values.tolist())
+    return _lines([*names, *row] for *names, row in zip(table.keys, table.filenames, labels, predicted, texts, strict=True))
+
+
+def chunks(table: Predictions) -> Iterator[bytes]:
+    """Yields the whole file of a table, piece by piece."""
+    yield header(table.class_names)
+    for start in range(0, len(table.keys), _BLOCK_ROWS):
+        part = slice(start, start + _BLOCK_ROWS)
+        columns = (column[part] for column in (table.keys, table.filenames, table.labels, table.probabilities))
+        yield rows(Predictions(*columns, class_names=table.class_names))
+
+
+class _Lines(list[bytes]):
+    """What a csv.writer writes to. A writer quotes the characters of its line's end, and no other line breaks (Python 3.11)."""
+
+    def write(self, line: str) -> None:
+        self.append(line.removesuffix("\r\n").encode() + b"\n")
+
+
+def _lines(records: Iterable[Sequence[str]]) -> bytes:
+    lines = _Lines()
+    csv.writer(lines, lineterminator="\r\n").writerows(records)
+    return b"".join(lines)
+
+
+def read(path: str | os.PathLike[str]) -> Predictions:
+    """Reads the table of an evaluation: its folder, or a predictions.csv alone.
+
+    A folder's table is compared with the receipt beside it, so that one from which rows were lost is not taken.
+
+    Raises:
+        FileNotFoundError: there is none, or its evaluation did not finish.
+        DataError: the file is damaged, with the line; or it is not what the receipt is of.
+    """
+    file = Path(path)
+    if not file.is_dir():
+        return _read_file(file)
+    receipt_path = file / RECEIPT_NAME
+    if not receipt_path.exists():
+        raise FileNotFoundError(f"{file}: no {RECEIPT_NAME} in this folder: not an evaluation, or one that did not finish")
+    try:
+        receipt = json.loads(receipt_path.read_bytes())
+        seen, digest = receipt["records_seen"], receipt["ids_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"not a receipt as tfpipe writes it ({error})", path=receipt_path) from None
+    table = _read_file(file / FILE_NAME)
+    if hash_ids(table.keys) != digest:
+        raise DataError(f"{len(table.keys)} rows with other ids than the {seen} of {RECEIPT_NAME}", path=file / FILE_NAME)
+    return table
+
+
+def _read_file(path: Path) -> Predictions:
+    with open(path, "rb") as binary:
+        if binary.seek(0, os.SEEK_END) and (binary.seek(-1, os.SEEK_END), binary.read(1))[1] != b"\n":
+            raise DataError("its last line has no end: the file is cut", path=path)
+    with open(path, encoding="utf-8", newline="") as file:
+        lines = csv.reader(file, strict=True)
+        try:
+            return _parse(_class_names(next(lines, [])), lines)
+        except (ValueError, csv.Error) as error:
+            raise DataError(f"line {lines.line_num} is not one of a table of predictions: {error}", path=path) from None
+
+
+def _class_names(columns: list[str]) -> list[str]:
+    first, others = tuple(columns[: len(_COLUMNS)]), columns[len(_COLUMNS) :]
+    if first != _COLUMNS or not others or not all(name.startswith(_PREFIX) for name in others):
+        raise ValueError(f"the columns must be {','.join(_COLUMNS)}, then {_PREFIX}<class> for each class")
+    if len(set(others)) < len(others):
+        raise ValueError("two columns are of the same class")
+    return [name.removeprefix(_PREFIX) for name in others]
+
+
+def _parse(class_names: list[str], lines: Iterable[list[str]]) -> Predictions:
+    indices = {"": -1, **{name: index for index, name in enumerate(class_names)}}
+    keys: dict[str, None] = {}  # a set that keeps their order
+    filenames, labels, values = [], array("q"), array("d")
+    for line in lines:
+        if len(line) != len(_COLUMNS) + len(class_names):
+            raise ValueError(f"{len(line)} fields, expected {len(_COLUMNS) + len(class_names)}")
+        key, filename, label, predicted, *texts = line
+        if key in keys:
+            raise ValueError(f"{key!r} is there twice")
+        if label not in indices:
+            raise ValueError(f"no class is called {label!r}")
+        row = [float(text) for text in texts]
+        _check_row(row, predicted, class_names)
+        keys[key] = None
+        filenames.append(filename)
+        labels.append(indices[label])
+        values.extend(row)
+    probabilities = np.array(values).reshape(len(keys), len(class_names))
+    return Predictions(list(keys), filenames, np.array(labels, np.int64), probabilities, class_names)
+
+
+def _check_row(row: list[float], predicted: str, class_names: list[str]) -> None:
+    if not all(0 <= value <= 1 for value in row) or abs(sum(row) - 1) > _SUM_TOLERANCE:
+        raise ValueError("its probabilities are not in 0..1 with the sum 1")
+    if predicted != (largest := class_names[row.index(max(row))]):
+        raise ValueError(f"{predicted!r} is predicted, the largest probability is that of {largest!r}")

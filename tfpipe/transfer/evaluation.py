@@ -1,0 +1,248 @@
+"""`tfpipe.evaluate()`: every picture of a split once, one table, and all metrics from that table.
+
+evaluation = evaluate("runs/a", "shards/", "test", "eval/")
+evaluation.metrics["accuracy"], evaluation.metrics["accuracy_interval"]
+
+OUTPUT/predictions.csv   a row per picture, in the catalogue's order
+OUTPUT/metrics.json      see `tfpipe.transfer.metrics.measure`
+OUTPUT/receipt.json      what was evaluated, and the proof that it was all of it; written last, so that where it stands,
+                         table and metrics belong to it
+OUTPUT/report.html       if asked for
+OUTPUT/uncalibrated.csv, calibration.csv   with `calibrate`: the model's own probabilities, and the table of the split that
+                         the temperature was fitted on
+OUTPUT/parts/            with `shard`: see `tfpipe.transfer.parts`
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfpipe.pipeline.loader import dataset
+from tfpipe.records.errors import DataError
+from tfpipe.records.files import written_atomically
+from tfpipe.records.progress import ProgressBar
+from tfpipe.transfer import accounting, calibration, classifiers, metrics, parts, predictions
+from tfpipe.transfer.classifiers import Classifier
+from tfpipe.transfer.predictions import Predictions
+
+UNCALIBRATED_NAME = "uncalibrated.csv"
+CALIBRATION_NAME = "calibration.csv"
+REPORT_NAME = "report.html"
+
+_VOUCHED = (metrics.FILE_NAME, REPORT_NAME, UNCALIBRATED_NAME, CALIBRATION_NAME)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        folder: where its files are.
+        metrics: the content of metrics.json; empty while parts are missing.
+        receipt: the content of receipt.json; empty while parts are missing.
+        missing_parts: with `shard`, the tables that other readers have yet to write.
+    """
+
+    folder: Path
+    metrics: dict[str, Any] = field(default_factory=dict)
+    receipt: dict[str, Any] = field(default_factory=dict)
+    missing_parts: Sequence[Path] = ()
+
+
+def evaluate(
+    model: str | os.PathLike[str] | Classifier,
+    directory: str | os.PathLike[str],
+    split: str,
+    output: str | os.PathLike[str],
+    *,
+    batch_size: int = 64,
+    shard: tuple[int, int] | None = None,
+    num_readers: int = 1,
+    positive_class: str | None = None,
+    specificity: float = 0.95,
+    calibrate: str | None = None,
+    report: bool = True,
+    progress: bool = True,
+) -> Evaluation:
+    """Evaluates a classifier on a split: each picture once, or an error that says which one not.
+
+    Ids, their order, predicted classes and receipt.json are the same for any batch size and number of readers;
+    probabilities are within 1e-5. Classes are matched by name: their order in the data set does not matter, and the model
+    may know more of them. Memory grows with the table's rows alone.
+
+    Args:
+        model: a run's folder, a .keras file, or a classifier.
+        directory: of the data set.
+        split: its name; labelled.
+        output: folder, made if need be; files of an earlier evaluation are replaced, others left alone.
+        batch_size: pictures that go through the model at once.
+        shard: (index, count): only the part of reader `index` of `count`, for several processes or machines that share
+            `output`. Who finds all parts there merges them.
+        num_readers: read the split as that many contiguous parts, one after another.
+        positive_class: see `metrics.measure`.
+        specificity: see `metrics.measure`.
+        calibrate: another split, on which a temperature is fitted first. The table then holds calibrated probabilities, and
+            metrics["calibration"] the metrics before.
+        report: write report.html, too.
+        progress: show it.
+
+    Raises:
+        ValueError: an argument is not what it should be; the split is unlabelled or empty; the model does not know a class.
+        FileNotFoundError: there is no such model or data set.
+        OSError: `output` cannot be written to; raised before the pass.
+        DataError: a record is damaged or missing, or a part is of another evaluation.
+    """
+    _check_readers(batch_size, shard, num_readers)
+    classifier = model if isinstance(model, Classifier) else classifiers.load(model)
+    options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
+    run = _Run(classifier, directory, split, Path(output), batch_size, progress, options)
+    claim = run.begin()
+    if shard is None:
+        chunks = run.chunks(split, [(index, num_readers) for index in range(num_readers)])
+    else:
+        run.write_part(shard, claim)
+        if missing := parts.missing_parts(run.folder, shard[1], claim):
+            return Evaluation(run.folder, missing_parts=missing)
+        chunks = parts.merge(run.folder, shard[1], predictions.header(classifier.class_names))
+    evaluation = run.finish(chunks, claim)
+    if report:
+        from tfpipe.transfer.report import write_report
+
+        write_report(run.folder, classifier, directory, split, progress=progress)
+    return evaluation
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation, or one reader's part of it."""
+
+    classifier: Classifier
+    directory: str | os.PathLike[str]
+    split: str
+    folder: Path
+    batch_size: int
+    progress: bool
+    options: dict[str, Any]
+
+    def begin(self) -> accounting.Claim:
+        """Raises what can be known before the pass, and returns what the evaluation will be of."""
+        calibrate = self.options["calibrate"]
+        if calibrate == self.split:
+            raise ValueError(f"calibrate must be another split than the one that is evaluated (got {calibrate!r} for both)")
+        metrics.check_options(self.classifier.class_names, self.options["positive_class"], self.options["specificity"])
+        manifest = accounting.open_split(self.classifier, self.directory, self.split)
+        if calibrate is not None:
+            accounting.open_split(self.classifier, self.directory, calibrate)
+        _check_writable(self.folder)
+        return accounting.claim(self.classifier, self.directory, manifest, self.split, self.options)
+
+    def chunks(self, split: str, shards: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        """Yields the table of a split, or of parts of it, piece by piece."""
+        manifest = accounting.open_split(self.classifier, self.directory, split)
+        size = manifest.split(split).num_records
+        total = sum(size * (index + 1) // count - size * index // count for index, count in shards)
+        columns = {name: index for index, name in enumerate(self.classifier.class_names)}
+        labels = np.array([columns[name] for name in manifest.class_names])
+        yield predictions.header(self.classifier.class_names)
+        with ProgressBar(f"evaluate {split}", total, enabled=self.progress) as bar:
+            for shard in shards:
+                for batch in self._batches(split, shard):
+                    yield predictions.rows(self._predict(batch, labels))
+                    bar.add(len(batch["key"]), 0)
+
+    def _batches(self, split: str, shard: tuple[int, int]) -> Iterator[dict[str, Any]]:
+        size, resize = self.classifier.image_size, self.classifier.resize
+        options = {"batch_size": self.batch_size, "image_size": size, "resize": resize, "scaled_decode": False}
+        data = iter(dataset(self.directory, split, as_dict=True, shard=shard, **options))
+        while True:
+            try:
+                batch = next(data)
+            except StopIteration:
+                return
+            except tf.errors.InvalidArgumentError as error:
+                raise DataError(_plain(error.message)) from error
+            yield batch
+
+    def _predict(self, batch: dict[str, Any], labels: np.ndarray[Any, Any]) -> Predictions:
+        keys, filenames = ([value.decode() for value in batch[name].numpy().tolist()] for name in ("key", "filename"))
+        probabilities = self.classifier.predict(batch["image"])
+        return Predictions(keys, filenames, labels[batch["label"].numpy()], probabilities, self.classifier.class_names)
+
+    def write_part(self, shard: tuple[int, int], claim: accounting.Claim) -> None:
+        """Writes the table of one reader."""
+        path = parts.part_path(self.folder, *shard)
+        parts.begin(path)
+        with written_atomically(path) as file:
+            file.writelines(self.chunks(self.split, [shard]))
+        parts.bind(path, claim)
+
+    def finish(self, chunks: Iterable[bytes], claim: accounting.Claim) -> Evaluation:
+        """Writes the table, and what follows from it."""
+        fitted = None
+        if self.options["calibrate"] is not None:  # first: what fails here should not cost the longer pass
+            fitted = self._fit(claim)
+        table = self._write(UNCALIBRATED_NAME if fitted else predictions.FILE_NAME, self.split, chunks, claim)
+        before = None
+        if fitted:
+            before = self._measure(table)
+            scaled = predictions.chunks(calibration.scale(table, fitted["temperature"]))
+            table = self._write(predictions.FILE_NAME, self.split, scaled, claim)
+        found = {**self._measure(table), "calibration": fitted and {**fitted, "before": before}}
+        receipt = {**accounting.receipt(claim, table), "calibration": fitted}
+        accounting.write_json(self.folder / metrics.FILE_NAME, found)
+        accounting.write_json(self.folder / predictions.RECEIPT_NAME, receipt)
+        return Evaluation(self.folder, found, receipt)
+
+    def _fit(self, claim: accounting.Claim) -> dict[str, Any]:
+        split = self.options["calibrate"]
+        table = self._write(CALIBRATION_NAME, split, self.chunks(split, [(0, 1)]), claim)
+        ids = predictions.hash_ids(table.keys)
+        temperature = calibration.fit_temperature(table)
+        return {"split": split, "records_seen": len(table.keys), "ids_sha256": ids, "temperature": temperature}
+
+    def _write(self, name: str, split: str, chunks: Iterable[bytes], claim: accounting.Claim) -> Predictions:
+        """Writes a table and returns it as read back; it gets its name only if its ids are those of the catalogue."""
+        path = self.folder / name
+        with written_atomically(path) as file:
+            file.writelines(chunks)
+            file.flush()
+            table = predictions.read(file.name)
+            accounting.check_ids(table.keys, self.directory, split, path)
+            accounting.retract(self.folder, claim, _VOUCHED)
+        return table
+
+    def _measure(self, table: Predictions) -> dict[str, Any]:
+        return metrics.measure(table, positive_class=self.options["positive_class"], specificity=self.options["specificity"])
+
+
+def _plain(message: str) -> str:
+    return message
+
+
+def _check_readers(batch_size: int, shard: tuple[int, int] | None, num_readers: int) -> None:
+    for name, value in (("batch_size", batch_size), ("num_readers", num_readers)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer (got {value!r})")
+    if shard is None:
+        return
+    if not (len(shard) == 2 and all(isinstance(number, int) for number in shard) and 0 <= shard[0] < shard[1]):
+        raise ValueError(f"shard must be (index, count) with 0 <= index < count (got {shard!r})")
+    if num_readers != 1:
+        raise ValueError(f"shard and num_readers exclude each other (got {shard!r} and {num_readers})")
+
+
+def _check_writable(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    for name in (predictions.FILE_NAME, predictions.RECEIPT_NAME, *_VOUCHED):
+        if (folder / name).is_dir():
+            raise IsADirectoryError(f"{folder / name}: a folder stands where a file is to be written")

@@ -1,0 +1,190 @@
+"""Metrics of a table of predictions, as what `metrics.json` holds.
+
+    metrics = measure(read("eval/"))
+    metrics["accuracy"], metrics["accuracy_interval"]
+
+No metric depends on the order of the rows, to the last bit. What is not defined (the recall of a class without pictures) is
+None, never NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from tfpipe.transfer.calibration import SMALLEST_PROBABILITY
+from tfpipe.transfer.predictions import Predictions
+
+FILE_NAME = "metrics.json"
+
+_NUM_BINS = 15  # as Guo et al. 2017
+_MAX_K = 5
+
+
+def measure(table: Predictions, *, positive_class: str | None = None, specificity: float = 0.95) -> dict[str, Any]:
+    """Returns all metrics of a labelled table; ready for JSON.
+
+    - count; accuracy; accuracy_interval: 95 %, Wilson's score interval; balanced_accuracy: mean recall of the classes with
+      pictures.
+    - top_k: {"1": ..., up to "5"} for every k below the number of classes; equal probabilities rank as their columns do.
+    - log_loss: mean of -ln p of the right class, p at least 1.2e-38.
+    - auc: area under the ROC curve. With two classes that of the positive one, with more the mean of each class against the
+      others (macro), over the classes for which it is defined.
+    - ece: expected calibration error, sum over bins of share * |accuracy - mean confidence|; confidence is the largest
+      probability, in 15 bins of equal width, (0, 1/15] to (14/15, 1]. reliability: the bins; null where empty.
+    - per_class: precision, recall, f1, auc (against the others), support (pictures of it), predicted (times).
+    - confusion: matrix[i][j] pictures of class i were taken for class j, both by class_names.
+    - binary, with two classes or a positive class, else null: roc_auc; average_precision (the area under the PR curve);
+      sensitivity_at_specificity: the lowest threshold, "positive where its probability is >= threshold", that reaches the
+      specificity asked for, with 95 % Wilson intervals; a null threshold calls nothing positive.
+
+    Args:
+        table: labelled.
+        positive_class: the finding that sensitivity is about. Default: of two classes the second.
+        specificity: to be reached at least, in (0, 1].
+
+    Raises:
+        ValueError: the table is empty or unlabelled, there is no such class, or the specificity is out of range.
+    """
+    check_options(table.class_names, positive_class, specificity)
+    if not len(table.labels) or (table.labels < 0).any():
+        raise ValueError("metrics need labelled pictures, one or more")
+    classes, confidence = range(len(table.class_names)), table.probabilities.max(axis=1)
+    right, per_class = table.predicted == table.labels, _per_class(table)
+    positive = len(classes) - 1 if len(classes) == 2 else None
+    if positive_class is not None:
+        positive = list(table.class_names).index(positive_class)
+    binary = None if positive is None else _binary(table, positive, specificity)
+    reliability = _reliability(confidence, right)
+    gaps = (abs(bin_["accuracy"] - bin_["confidence"]) * bin_["count"] for bin_ in reliability if bin_["count"])
+    return {
+        "count": len(right),
+        "accuracy": _ratio(right.sum(), len(right)),
+        "accuracy_interval": wilson(right.sum(), len(right)),
+        "balanced_accuracy": _mean(row["recall"] for row in per_class),
+        "top_k": _top_k(table),
+        "log_loss": _log_loss(table),
+        "auc": binary["roc_auc"] if binary and len(classes) == 2 else _mean(row["auc"] for row in per_class),
+        "ece": math.fsum(gaps) / len(right),
+        "per_class": per_class,
+        "binary": binary,
+        "confusion": {"class_names": list(table.class_names), "matrix": _confusion(table).tolist()},
+        "reliability": reliability,
+    }
+
+
+def check_options(class_names: Iterable[str], positive_class: str | None, specificity: float) -> None:
+    """Raises `ValueError` unless `measure` can work with these."""
+    names = list(class_names)
+    if positive_class is not None and positive_class not in names:
+        raise ValueError(f"positive_class must be one of {', '.join(names)} (got {positive_class!r})")
+    if not 0 < specificity <= 1:
+        raise ValueError(f"specificity must be more than 0 and at most 1 (got {specificity!r})")
+
+
+def wilson(count: int, total: int) -> list[float] | None:
+    """Returns the 95 % score interval of a share, [low, high] (Wilson 1927); None for a total of 0."""
+    from scipy.stats import binomtest
+
+    if not total:
+        return None
+    interval = binomtest(int(count), int(total)).proportion_ci(0.95, method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
+def _ratio(count: int, total: int) -> float | None:
+    return float(count / total) if total else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    defined = [float(value) for value in values if value is not None]
+    return math.fsum(defined) / len(defined) if defined else None  # exact: the same in any order
+
+
+def _confusion(table: Predictions) -> np.ndarray[Any, Any]:
+    num_classes = len(table.class_names)
+    cells = np.bincount(table.labels * num_classes + table.predicted, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes)
+
+
+def _per_class(table: Predictions) -> list[dict[str, Any]]:
+    matrix = _confusion(table)
+    hits, support, predicted = (counts.tolist() for counts in (matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)))
+    return [
+        {
+            "class_name": name,
+            "precision": _ratio(hits[i], predicted[i]),
+            "recall": _ratio(hits[i], support[i]),
+            "f1": _ratio(2 * hits[i], support[i] + predicted[i]),
+            "auc": _roc_auc(table.labels == i, table.probabilities[:, i]),
+            "support": support[i],
+            "predicted": predicted[i],
+        }
+        for i, name in enumerate(table.class_names)
+    ]
+
+
+def _top_k(table: Predictions) -> dict[str, float]:
+    own = table.probabilities[np.arange(len(table.labels)), table.labels][:, None]
+    columns = np.arange(len(table.class_names))
+    before = (table.probabilities > own) | ((table.probabilities == own) & (columns < table.labels[:, None]))
+    ranks = before.sum(axis=1)
+    return {str(k): float((ranks < k).sum() / len(ranks)) for k in range(1, min(_MAX_K, len(columns) - 1) + 1)}
+
+
+def _log_loss(table: Predictions) -> float:
+    own = table.probabilities[np.arange(len(table.labels)), table.labels]
+    return math.fsum(-np.log(np.maximum(own, SMALLEST_PROBABILITY))) / len(own)
+
+
+def _reliability(confidence: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
+    bins = np.clip(np.ceil(confidence * _NUM_BINS).astype(int) - 1, 0, _NUM_BINS - 1)
+    return [
+        {
+            "low": i / _NUM_BINS,
+            "high": (i + 1) / _NUM_BINS,
+            "count": int((bins == i).sum()),
+            "confidence": _mean(confidence[bins == i]),
+            "accuracy": _ratio(right[bins == i].sum(), (bins == i).sum()),
+        }
+        for i in range(_NUM_BINS)
+    ]
+
+
+def _roc_auc(truth: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> float | None:
+    from sklearn.metrics import roc_auc_score
+
+    return None if truth.all() or not truth.any() else float(roc_auc_score(truth, scores))
+
+
+def _binary(table: Predictions, positive: int, specificity: float) -> dict[str, Any]:
+    from sklearn.metrics import average_precision_score
+
+    truth, scores = table.labels == positive, table.probabilities[:, positive]
+    return {
+        "positive_class": table.class_names[positive],
+        "roc_auc": _roc_auc(truth, scores),
+        "average_precision": float(average_precision_score(truth, scores)) if truth.any() else None,
+        "sensitivity_at_specificity": _sensitivity(truth, scores, specificity),
+    }
+
+
+def _sensitivity(truth: np.ndarray[Any, Any], scores: np.ndarray[Any, Any], specificity: float) -> dict[str, Any]:
+    positives, negatives = np.sort(scores[truth]), np.sort(scores[~truth])
+    thresholds = np.unique(scores)
+    rejected = np.searchsorted(negatives, thresholds)  # negatives below each threshold
+    reached = thresholds[rejected >= specificity * len(negatives) - 1e-9]  # 0.95 * 20 is a little more than 19
+    threshold = float(reached[0]) if len(reached) else None
+    found = 0 if threshold is None else len(positives) - int(np.searchsorted(positives, threshold))
+    spared = len(negatives) if threshold is None else int(np.searchsorted(negatives, threshold))
+    return {
+        "asked": specificity,
+        "threshold": threshold,
+        "specificity": _ratio(spared, len(negatives)),
+        "specificity_interval": wilson(spared, len(negatives)),
+        "sensitivity": _ratio(found, len(positives)),
+        "sensitivity_interval": wilson(found, len(positives)),
+    }

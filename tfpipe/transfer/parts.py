@@ -1,0 +1,74 @@
+"""Parts of a table, written by several readers, and how they become one.
+
+    OUTPUT/parts/predictions-00000-of-00003.csv     rows of reader 0
+    OUTPUT/parts/predictions-00000-of-00003.json    written after them: their hash, and what they are of
+
+A part is complete when its json is there. The parts are contiguous: one after another they are in the catalogue's order.
+Whoever finds all of them complete merges them; two who do so at once write the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tfpipe.records.errors import DataError
+from tfpipe.records.files import sha256_of
+from tfpipe.transfer.accounting import Claim, differences, write_json
+
+FOLDER = "parts"
+
+_BLOCK_BYTES = 1 << 20
+
+
+def part_path(folder: Path, index: int, count: int) -> Path:
+    """Returns where part `index` of `count` stands in an evaluation's folder."""
+    return folder / FOLDER / f"predictions-{index:05d}-of-{count:05d}.csv"
+
+
+def bind(path: Path, claim: Claim) -> None:
+    """Declares a part complete."""
+    write_json(path.with_suffix(".json"), {"sha256": sha256_of(path), **claim})
+
+
+def missing_parts(folder: Path, count: int, claim: Claim) -> list[Path]:
+    """Returns the parts that are not there yet.
+
+    Raises:
+        DataError: a part is of another model, of other data or made with other options, or is not as it was written.
+    """
+    paths = [part_path(folder, index, count) for index in range(count)]
+    return [path for path in paths if not _is_complete(path, claim)]
+
+
+def _is_complete(path: Path, claim: Claim) -> bool:
+    binding = path.with_suffix(".json")
+    try:
+        content = json.loads(binding.read_bytes())
+        sha256 = content["sha256"]
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"not the json of a part as tfpipe writes it ({error}): delete it", path=binding) from None
+    if other := differences(claim, content):
+        raise DataError(f"a part of another evaluation: {'; '.join(other)}. Evaluate it anew, or delete it", path=path)
+    if not path.exists() or sha256_of(path) != sha256:
+        raise DataError("not as it was written: evaluate this part anew", path=path)
+    return True
+
+
+def begin(path: Path) -> None:
+    """Makes a part incomplete, for as long as it is written anew."""
+    path.parent.mkdir(exist_ok=True)
+    path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def merge(folder: Path, count: int, header: bytes) -> Iterator[bytes]:
+    """Yields the table of all parts, piece by piece; each of them begins with `header`."""
+    yield header
+    for index in range(count):
+        with open(part_path(folder, index, count), "rb") as file:
+            file.seek(len(header))
+            while block := file.read(_BLOCK_BYTES):
+                yield block
