@@ -1,0 +1,335 @@
+"""The journal: a run that was killed anywhere and goes on leaves the files of one that was not."""
+
+import csv
+import io
+import json
+import logging
+import math
+import os
+import pty
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import CHECKOUT
+
+from tfpipe.records.errors import DataError
+from tfpipe.transfer import journal as journals
+from tfpipe.transfer.journal import COLUMNS, Journal, StepProgress, read_history
+from tfpipe.transfer.profiling import peak_memory_bytes
+
+NAN = math.nan
+
+
+def happen(journal, index):
+    """Event number `index` of a made-up run: two steps and an epoch, over and over, in two phases."""
+    phase, epoch = ("head", "fine, tuning")[index // 9], index % 9 // 3 + 1
+    if index % 3 < 2:
+        journal.scalars(index, epoch, phase, loss=1.0 / (index + 1), accuracy=np.float32(0.1 * index), bad=NAN)
+    else:
+        row = {"phase": phase, "epoch": epoch, "train_loss": NAN if index == 5 else 0.5, "val_accuracy": index / 18}
+        journal.epoch({**row, "train_seconds": time.perf_counter()})
+
+
+def contents(folder):
+    """Everything but durations."""
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+    with open(folder / "history.csv", encoding="utf-8", newline="") as file:
+        history = list(csv.reader(file))
+    timed = [column for column, name in enumerate(history[0]) if name.endswith("_seconds")]
+    return (
+        [{name: value for name, value in event.items() if not name.endswith("_seconds")} for event in log],
+        [[cell for column, cell in enumerate(row) if column not in timed] for row in history],
+    )
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A run of 18 events that nothing disturbed."""
+    with Journal(tmp_path / "whole", tensorboard=False) as journal:
+        for index in range(18):
+            happen(journal, index)
+    return tmp_path / "whole"
+
+
+def test_every_line_is_json_and_every_row_is_an_epoch(whole):
+    log, history = contents(whole)
+    assert [event["event"] for event in log] == ["step", "step", "epoch"] * 6
+    assert log[3] == {
+        "event": "step",
+        "phase": "head",
+        "epoch": 2,
+        "step": 3,
+        "loss": 0.25,
+        "accuracy": 0.30000001192092896,
+    } | {"bad": None}
+    assert tuple((whole / "history.csv").read_text("utf-8").splitlines()[0].split(",")) == COLUMNS
+    assert history[6][:2] == ["fine, tuning", "3"]
+    assert len(history) == 7
+
+
+def test_the_history_comes_back_as_numbers(whole):
+    rows = read_history(whole)
+    assert [row["phase"] for row in rows] == ["head"] * 3 + ["fine, tuning"] * 3
+    assert [row["epoch"] for row in rows] == [1, 2, 3] * 2
+    assert [row["val_accuracy"] for row in rows] == [index / 18 for index in range(2, 18, 3)]
+    assert math.isnan(rows[1]["train_loss"])
+    assert math.isnan(rows[0]["val_loss"])
+
+
+def test_a_line_is_on_the_disk_when_it_was_written(tmp_path):
+    with Journal(tmp_path, tensorboard=False) as journal:
+        for index in range(6):
+            happen(journal, index)
+            assert len((tmp_path / "log.jsonl").read_bytes().splitlines()) == index + 1
+        assert len(read_history(tmp_path)) == 2
+        assert journal.position() == 6
+
+
+@pytest.mark.parametrize("position", range(19))
+@pytest.mark.parametrize("more", [0, 1, 4])
+def test_a_run_goes_on_from_every_checkpoint(tmp_path, whole, position, more):
+    with Journal(tmp_path / "run", tensorboard=False) as journal:
+        for index in range(position):
+            happen(journal, index)
+        saved = journal.position()
+        for index in range(position, min(position + more, 18)):  # happened after the checkpoint, and was lost
+            happen(journal, index)
+    with Journal(tmp_path / "run", tensorboard=False, position=saved) as journal:
+        assert journal.position() == saved
+        for index in range(position, 18):
+            happen(journal, index)
+    assert contents(tmp_path / "run") == contents(whole)
+
+
+def test_a_run_that_goes_on_from_elsewhere_leaves_other_files(tmp_path, whole):
+    with Journal(tmp_path / "run", tensorboard=False) as journal:
+        for index in range(9):
+            happen(journal, index)
+    with Journal(tmp_path / "run", tensorboard=False, position=8) as journal:
+        for index in range(9, 18):
+            happen(journal, index)
+    assert contents(tmp_path / "run") != contents(whole)
+
+
+def test_files_cut_at_any_byte_are_mended(tmp_path, whole):
+    log, history = (whole / "log.jsonl").read_bytes(), (whole / "history.csv").read_bytes()
+    expected = contents(whole)
+    for cut in range(0, len(log) + 1, 7):
+        num_whole = log[:cut].count(b"\n")
+        (whole / "log.jsonl").write_bytes(log[:cut])
+        (whole / "history.csv").write_bytes(history[: cut % len(history)])
+        with Journal(whole, tensorboard=False, position=num_whole) as journal:
+            assert (whole / "log.jsonl").read_bytes() == log[: log[:cut].rfind(b"\n") + 1]
+            assert journal.position() == num_whole
+            for index in range(num_whole, 18):
+                happen(journal, index)
+        assert contents(whole) == expected
+
+
+def test_a_torn_last_line_goes_wherever_it_was_torn(whole):
+    log = (whole / "log.jsonl").read_bytes()
+    for end in range(log[:-1].rfind(b"\n") + 1, len(log)):
+        (whole / "log.jsonl").write_bytes(log[:end])
+        Journal(whole, tensorboard=False, position=17).close()
+        assert [event["event"] for event in contents(whole)[0]] == (["step", "step", "epoch"] * 6)[:17]
+        assert len(read_history(whole)) == 5
+
+
+def test_a_new_run_begins_with_empty_files(whole):
+    Journal(whole, tensorboard=False).close()
+    assert contents(whole) == ([], [[name for name in COLUMNS if not name.endswith("_seconds")]])
+
+
+def test_lines_lost_before_the_checkpoint_are_named_and_the_run_goes_on(whole, caplog):
+    with Journal(whole, tensorboard=False, position=20) as journal:
+        assert journal.position() == 18
+    assert "20 lines were written before the checkpoint, 18 are left" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [b"\0", b"[", b"{}\n"])
+def test_a_damaged_line_is_named(whole, damage):
+    data = (whole / "log.jsonl").read_bytes()
+    start = data.index(b"\n") + 1
+    (whole / "log.jsonl").write_bytes(data[:start] + damage + data[start:])
+    with pytest.raises(DataError, match=r"line 2 is damaged") as error:
+        Journal(whole, tensorboard=False, position=18)
+    assert error.value.offset == start
+    assert (whole / "log.jsonl").read_bytes() == data[:start] + damage + data[start:]
+
+
+def test_a_row_with_an_unknown_column_is_refused(tmp_path):
+    with Journal(tmp_path, tensorboard=False) as journal:
+        with pytest.raises(ValueError, match=r"no column val_acc; it has phase, epoch"):
+            journal.epoch({"phase": "head", "epoch": 1, "val_acc": 0.5})
+        assert journal.position() == 0
+
+
+def test_closing_twice_is_closing_once(tmp_path):
+    journal = Journal(tmp_path, tensorboard=False)
+    journal.close()
+    journal.close()
+
+
+def test_kill_9_leaves_whole_lines(tmp_path):
+    code = (
+        "import pathlib, sys\nfrom tfpipe.transfer.journal import Journal\n"
+        "journal = Journal(pathlib.Path(sys.argv[1]), tensorboard=False)\n"
+        "for step in range(10**9):\n    journal.scalars(step, 1, 'head', loss=1 / (step + 1))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=CHECKOUT)
+    log = tmp_path / "log.jsonl"
+    limit = time.monotonic() + 30
+    while not (log.exists() and log.stat().st_size > 50_000) and time.monotonic() < limit:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    num_whole = log.read_bytes().count(b"\n")
+    assert num_whole > 100
+    with Journal(tmp_path, tensorboard=False, position=num_whole) as journal:
+        assert journal.position() == num_whole
+
+
+# TensorBoard
+
+
+def tags(folder):
+    """{tag: [(step, value)]} of all event files in a folder, and whether there is a graph."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    found.Reload()
+    import tensorflow as tf
+
+    scalars = {
+        tag: [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in found.Tensors(tag)]
+        for tag in found.Tags()["tensors"]
+    }
+    return scalars, found.Tags()["graph"]
+
+
+@pytest.mark.tf
+def test_tensorboard_reads_scalars_and_the_graph(tmp_path):
+    import tensorflow as tf
+
+    double = tf.function(lambda x: x * 2, autograph=False)
+    with Journal(tmp_path) as journal:
+        journal.graph(double, tf.zeros([3]))
+        for index in range(12):
+            happen(journal, index)
+        assert tags(tmp_path / "tensorboard")[0]["epoch/val_accuracy"]  # can be looked at while it runs
+    scalars, graph = tags(tmp_path / "tensorboard")
+    assert graph
+    assert scalars["head/loss"] == [(step, pytest.approx(1 / (step + 1))) for step in (0, 1, 3, 4, 6, 7)]
+    assert [step for step, _ in scalars["fine, tuning/accuracy"]] == [9, 10]
+    assert scalars["epoch/val_accuracy"] == [(n, pytest.approx((3 * n - 1) / 18)) for n in (1, 2, 3, 4)]
+    assert "epoch/phase" not in scalars
+
+
+@pytest.mark.tf
+def test_a_few_steps_are_traced_and_measured(tmp_path):
+    import tensorflow as tf
+
+    with Journal(tmp_path, tensorboard=False, profile_steps=2) as journal:
+        for _ in range(7):
+            with journal.step():
+                tf.linalg.matmul(tf.ones([50, 50]), tf.ones([50, 50]))
+                time.sleep(0.02)
+    text = (tmp_path / "profile.txt").read_text("utf-8")
+    assert "steps looked at: 2, after 3" in text
+    assert 20 <= float(text.split("median ")[1].split(",")[0]) < 200
+    assert "peak memory of the process" in text
+    assert list(tmp_path.glob("tensorboard/plugins/profile/*/*.xplane.pb"))
+
+
+@pytest.mark.tf
+def test_a_trace_ends_with_the_run(tmp_path):
+    for name in ("first", "second"):  # a second trace cannot begin while the first is under way
+        with Journal(tmp_path / name, tensorboard=False, profile_steps=9) as journal:
+            for _ in range(5):
+                with journal.step():
+                    pass
+            with pytest.raises(KeyboardInterrupt), journal.step():
+                raise KeyboardInterrupt
+        assert "steps looked at: 2" in (tmp_path / name / "profile.txt").read_text("utf-8")
+
+
+def test_without_profile_steps_nothing_is_measured(tmp_path):
+    with Journal(tmp_path, tensorboard=False) as journal:
+        for _ in range(9):
+            with journal.step():
+                pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.csv", "log.jsonl"]
+
+
+def test_peak_memory_is_this_process_alone_in_bytes():
+    code = (
+        "from tfpipe.transfer.profiling import peak_memory_bytes as peak\n"
+        "before = peak()\nblock = bytearray(b'x') * 80_000_000\ndel block\nprint(before, peak())"
+    )
+    block = bytearray(b"x") * 200_000_000  # the parent's, whom a new process shares its memory with for a moment
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert len(block) > before > 4_000_000
+    assert 75_000_000 < after - before < 90_000_000
+
+
+# StepProgress
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "tfpipe")
+    clock = [100.0]
+    monkeypatch.setattr(journals.time, "monotonic", lambda: clock[0])
+    with StepProgress("head 1/3", 40, initial=10) as bar:
+        for _ in range(30):
+            clock[0] += 1.0
+            bar.add(1, loss=np.float32(0.25), accuracy=0.5)
+    assert caplog.messages == [
+        "head 1/3: 21 of 40 steps, 11 s, 19 s left, loss 0.25, accuracy 0.5",
+        "head 1/3: 32 of 40 steps, 22 s, 8 s left, loss 0.25, accuracy 0.5",
+        "head 1/3: 40 of 40 steps, 30 s, loss 0.25, accuracy 0.5",
+    ]
+
+
+def test_progress_without_steps_or_disabled_or_broken_off(caplog):
+    caplog.set_level(logging.INFO, "tfpipe")
+    with StepProgress("quiet", 2, enabled=False) as bar:
+        bar.add(2)
+    with pytest.raises(KeyboardInterrupt), StepProgress("broken off", 2):
+        raise KeyboardInterrupt
+    assert caplog.messages == []
+    with StepProgress("empty", 0):
+        pass
+    assert caplog.messages == ["empty: 0 of 0 steps, 0 s"]
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch):
+    main, end = pty.openpty()
+    shown = io.BytesIO()
+
+    def read():
+        with open(main, "rb", buffering=0) as terminal:
+            try:
+                while data := terminal.read(1000):
+                    shown.write(data)
+            except OSError:  # Linux's way of saying that the other end is closed
+                pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(end, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with StepProgress("head 1/3", 30, initial=10) as bar:
+            for _ in range(20):
+                time.sleep(0.02)
+                bar.add(1, loss=0.123456, accuracy=0.5)
+        monkeypatch.undo()
+    reader.join()
+    text = shown.getvalue().decode()
+    assert "30/30" in text
+    assert "loss 0.1235, accuracy 0.5" in text
+    assert "<00:00" in text

@@ -1,0 +1,274 @@
+"""The course of a run in files: log.jsonl, history.csv and TensorBoard's events; on a terminal, a bar with the time left.
+
+    journal = Journal(folder, position=saved)     # 0 for a new run
+    journal.scalars(step, epoch, "head", loss=0.3)
+    journal.epoch({"phase": "head", "epoch": 1, "train_loss": 0.3, "val_accuracy": 0.9, "train_seconds": 4.2})
+    saved = journal.position()                    # goes into the checkpoint
+    journal.close()
+
+log.jsonl holds everything, a line per event; history.csv is the table of its epochs. A run that was killed and went on from
+a checkpoint leaves the files of one that was not, but for values whose names end with _seconds. TensorBoard's events after
+the checkpoint stay, doubled: they are for looking at.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+import numbers
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tfpipe.records.errors import DataError
+from tfpipe.records.files import written_atomically
+from tfpipe.transfer.profiling import Profile
+
+LOG_NAME = "log.jsonl"
+HISTORY_NAME = "history.csv"
+TENSORBOARD_NAME = "tensorboard"
+PROFILE_NAME = "profile.txt"
+
+COLUMNS = (
+    "phase",
+    "epoch",  # of the phase, from 1
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "learning_rate",
+    "train_seconds",
+    "val_seconds",
+)
+
+_log = logging.getLogger("tfpipe")
+
+_LINE_SECONDS = 10.0
+_BAR_SECONDS = 0.1
+_MAX_COLUMNS = 110
+
+
+class Journal:
+    """Writes down what a run does, each line at once.
+
+    Args:
+        folder: of the run; made if it is not there.
+        tensorboard: False writes no events.
+        position: what `position()` was at the checkpoint from which the run goes on; later lines are removed. 0: all are.
+        profile_steps: number of steps to measure and trace; 0 for none.
+
+    Raises:
+        DataError: a line before `position` is damaged. A torn line at the end is what a kill leaves, and removed.
+    """
+
+    def __init__(self, folder: Path, *, tensorboard: bool = True, position: int = 0, profile_steps: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = _read_lines(folder / LOG_NAME, position)
+        epochs = [event for event in map(json.loads, lines) if event["event"] == "epoch"]
+        with written_atomically(folder / LOG_NAME) as file:
+            file.writelines(lines)
+        with written_atomically(folder / HISTORY_NAME) as file:  # from the log, so that the two agree wherever a kill came
+            file.writelines([_csv_line(COLUMNS), *map(_history_line, epochs)])
+        self._num_events, self._num_epochs = len(lines), len(epochs)
+        self._files = [open(folder / name, "ab", buffering=0) for name in (LOG_NAME, HISTORY_NAME)]  # noqa: SIM115 (close)
+        self._writer = _event_writer(folder / TENSORBOARD_NAME) if tensorboard else None
+        self._profile = Profile(folder / TENSORBOARD_NAME, folder / PROFILE_NAME, profile_steps)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def scalars(self, step: int, epoch: int, phase: str, **values: Any) -> None:
+        """Writes values of a step to the log and, named PHASE/NAME, to TensorBoard."""
+        self._write({"event": "step", "phase": phase, "epoch": epoch, "step": step, **values})
+        self._plot(phase, step, values)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Writes a row of the history, to the log too and, named epoch/NAME over the epochs of all phases, to TensorBoard.
+
+        Args:
+            row: a value for some or all of COLUMNS.
+
+        Raises:
+            ValueError: there are others.
+        """
+        if unknown := set(row) - set(COLUMNS):
+            raise ValueError(f"{HISTORY_NAME} has no column {', '.join(sorted(unknown))}; it has {', '.join(COLUMNS)}")
+        event = self._write({"event": "epoch", **row})
+        self._files[1].write(_history_line(event))
+        self._num_epochs += 1
+        self._plot("epoch", self._num_epochs, {name: row[name] for name in row if name not in ("phase", "epoch")})
+
+    def position(self) -> int:
+        """Returns what a checkpoint has to keep: how many lines were written, which are safe on the disk by then."""
+        for file in self._files:
+            os.fsync(file.fileno())
+        return self._num_events
+
+    def graph(self, function: Any, *examples: Any) -> None:
+        """Shows TensorBoard the graph of a `tf.function` called with examples."""
+        if self._writer is not None:
+            import tensorflow as tf
+
+            with self._writer.as_default():
+                tf.summary.graph(function.get_concrete_function(*examples).graph)
+
+    def step(self) -> Any:
+        """Returns a context for a step of training, which measures it if `profile_steps` says so; see `Profile`."""
+        return self._profile.step()
+
+    def close(self) -> None:
+        """Ends the writing; a second time does nothing."""
+        self._profile.close()
+        for file in self._files:
+            file.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        plain = {name: _plain(value) for name, value in event.items()}
+        self._files[0].write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+        self._num_events += 1
+        return plain
+
+    def _plot(self, group: str, step: int, values: Mapping[str, Any]) -> None:
+        if self._writer is None:
+            return
+        import tensorflow as tf
+
+        with self._writer.as_default(step):
+            for name, value in values.items():
+                if value is not None and not isinstance(value, str):
+                    tf.summary.scalar(f"{group}/{name}", float(value))
+        self._writer.flush()
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a run's history: phase is text, epoch an int, the others floats, NaN where there is no number."""
+    with open(folder / HISTORY_NAME, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: _parse(name, text) for name, text in row.items()} for row in rows]
+
+
+def _parse(name: str, text: str) -> Any:
+    if name == "phase":
+        return text
+    if name == "epoch":
+        return int(text) if text else None
+    return float(text) if text else math.nan
+
+
+def _read_lines(path: Path, position: int) -> list[bytes]:
+    """Returns the first lines of a log, of which a torn last one is none."""
+    data = path.read_bytes() if position and path.exists() else b""
+    lines = data.split(b"\n")[:-1][:position]
+    if len(lines) < position:
+        _log.warning("%s: %d lines were written before the checkpoint, %d are left", path, position, len(lines))
+    for index, line in enumerate(lines):
+        if not _is_event(line):
+            offset = sum(len(before) + 1 for before in lines[:index])
+            raise DataError(f"line {index + 1} is damaged; delete the file to go on without it", path=path, offset=offset)
+    return [line + b"\n" for line in lines]
+
+
+def _is_event(line: bytes) -> bool:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(event, dict) and "event" in event
+
+
+def _history_line(event: Mapping[str, Any]) -> bytes:
+    return _csv_line(["" if event.get(name) is None else event[name] for name in COLUMNS])
+
+
+def _csv_line(cells: Iterable[Any]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value as JSON can hold it: NaN and infinity, for which JSON has no word, as null."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, numbers.Integral):  # NumPy's, too
+        return int(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _event_writer(folder: Path) -> Any:
+    import tensorflow as tf
+
+    return tf.summary.create_file_writer(str(folder))
+
+
+class StepProgress:
+    """Shows the steps of an epoch: a bar with the time left on a terminal, now and then a plain line in a log.
+
+    Args:
+        title: what is being done.
+        total_steps: steps there will be.
+        initial: steps that were done before.
+        enabled: False shows nothing.
+    """
+
+    def __init__(self, title: str, total_steps: int, *, initial: int = 0, enabled: bool = True) -> None:
+        self._title, self._total, self._initial, self._done = title, total_steps, initial, initial
+        self._enabled = enabled
+        self._values: Mapping[str, Any] = {}
+        self._start = self._shown = time.monotonic()
+        self._bar = None
+        if enabled and sys.stderr is not None and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            # Not tqdm's own measure of the width: it draws nothing on a terminal that does not know its size
+            width = min(shutil.get_terminal_size().columns, _MAX_COLUMNS)
+            self._bar = tqdm(total=total_steps, initial=initial, desc=title, unit=" steps", ncols=width, nrows=2)
+
+    def __enter__(self) -> StepProgress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._postfix())
+            self._bar.close()
+        elif self._enabled and error is None:
+            self._line()
+
+    def add(self, num_steps: int = 1, **values: Any) -> None:
+        """Counts the steps since the last call; values, say loss=0.3, are shown beside them, the latest of each."""
+        self._done += num_steps
+        self._values = {**self._values, **values}
+        waited = time.monotonic() - self._shown
+        if self._bar is not None:
+            if waited > _BAR_SECONDS:
+                self._shown = time.monotonic()
+                self._bar.set_postfix_str(self._postfix(), refresh=False)
+            self._bar.update(num_steps)
+        elif self._enabled and waited > _LINE_SECONDS:
+            self._line()
+
+    def _postfix(self) -> str:
+        return ", ".join(f"{name} {float(value):.4g}" for name, value in self._values.items())
+
+    def _line(self) -> None:
+        self._shown = time.monotonic()
+        seconds = self._shown - self._start
+        num_steps, left = self._done - self._initial, self._total - self._done
+        when = f"{seconds:.0f} s, {seconds / num_steps * left:.0f} s left" if num_steps and left else f"{seconds:.0f} s"
+        values = f", {self._postfix()}" if self._values else ""
+        _log.info("%s: %d of %d steps, %s%s", self._title, self._done, self._total, when, values)
