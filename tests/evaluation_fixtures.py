@@ -40,7 +40,7 @@ def make_classifier(class_names: Sequence[str] = CLASS_NAMES, *, seed: int = 0, 
 def build_pictures(
     root: Path, counts: Mapping[str, Mapping[str, int]], *, class_names: Sequence[str] = CLASS_NAMES, **options: Any
 ) -> Manifest:
-    """Builds root/shards of counts[split][class] pictures, each different; a picture's bytes follow from split, class and number."""
+    """Builds root/shards of counts[split][class] pictures, each different; its bytes follow from split, class and number."""
     for split, classes in counts.items():
         for name, count in classes.items():
             for number in range(count):
@@ -58,7 +58,7 @@ def hash_of(*parts: object) -> int:
 
 def make_table(labels: Sequence[int], probabilities: Any, class_names: Sequence[str] | None = None) -> Predictions:
     """A table whose pictures are called 0, 1, ..."""
-    values = np.asarray(np.float32(probabilities), np.float64).reshape(len(labels), -1)
+    values = np.asarray(np.float32(probabilities), np.float64)
     keys = [str(number) for number in range(len(labels))]
     names = list(class_names or [f"class {index}" for index in range(values.shape[1])])
     return Predictions(keys, [f"{key}.jpg" for key in keys], np.array(labels, np.int64), values, names)

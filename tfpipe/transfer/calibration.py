@@ -1,10 +1,10 @@
-"""Temperature scaling: probabilities that are as often right as they say (Guo et al. 2017, "On calibration of modern neural
-networks").
+"""Temperature scaling: probabilities that are as often right as they say.
 
     temperature = fit_temperature(read("eval-val/predictions.csv"))
     table = scale(read("eval-test/predictions.csv"), temperature)
 
 Logits are divided by one number, found on other pictures than those that are evaluated. What is predicted stays the same.
+Guo et al. 2017, "On calibration of modern neural networks".
 """
 
 from __future__ import annotations

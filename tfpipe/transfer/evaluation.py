@@ -1,21 +1,23 @@
 """`tfpipe.evaluate()`: every picture of a split once, one table, and all metrics from that table.
 
-evaluation = evaluate("runs/a", "shards/", "test", "eval/")
-evaluation.metrics["accuracy"], evaluation.metrics["accuracy_interval"]
+    evaluation = evaluate("runs/a", "shards/", "test", "eval/")
+    evaluation.metrics["accuracy"], evaluation.metrics["accuracy_interval"]
 
-OUTPUT/predictions.csv   a row per picture, in the catalogue's order
-OUTPUT/metrics.json      see `tfpipe.transfer.metrics.measure`
-OUTPUT/receipt.json      what was evaluated, and the proof that it was all of it; written last, so that where it stands,
-                         table and metrics belong to it
-OUTPUT/report.html       if asked for
-OUTPUT/uncalibrated.csv, calibration.csv   with `calibrate`: the model's own probabilities, and the table of the split that
-                         the temperature was fitted on
-OUTPUT/parts/            with `shard`: see `tfpipe.transfer.parts`
+    OUTPUT/predictions.csv    a row per picture, in the catalogue's order
+    OUTPUT/metrics.json       see `tfpipe.transfer.metrics.measure`
+    OUTPUT/receipt.json       what was evaluated, and the proof that it was all of it
+    OUTPUT/report.html        if asked for
+    OUTPUT/uncalibrated.csv   with `calibrate`: the model's own probabilities
+    OUTPUT/calibration.csv    with `calibrate`: the table of the split that the temperature was fitted on
+    OUTPUT/parts/             with `shard`: see `tfpipe.transfer.parts`
+
+The receipt is written last: where it stands, table and metrics belong to it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -224,7 +226,9 @@ class _Run:
 
 
 def _plain(message: str) -> str:
-    return message
+    # "{{function_node ...}} Error in user-defined function ...: assertion failed: [WHAT]\n\t [[{{node Assert/Assert}}]] ..."
+    found = re.search(r"assertion failed: \[(.*)\]\s*\[\[\{\{node", message, flags=re.DOTALL)
+    return found[1] if found else message
 
 
 def _check_readers(batch_size: int, shard: tuple[int, int] | None, num_readers: int) -> None:

@@ -11,6 +11,7 @@ that the file says exactly what the model said.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import json
 import os
@@ -54,7 +55,8 @@ class Predictions:
     @property
     def predicted(self) -> np.ndarray[Any, Any]:
         """int64 [N], the index of the largest probability; the first of equal ones."""
-        return self.probabilities.argmax(axis=1)
+        predicted: np.ndarray[Any, Any] = self.probabilities.argmax(axis=1)
+        return predicted
 
 
 def hash_ids(keys: Iterable[str]) -> str:
@@ -91,8 +93,8 @@ def chunks(table: Predictions) -> Iterator[bytes]:
     yield header(table.class_names)
     for start in range(0, len(table.keys), _BLOCK_ROWS):
         part = slice(start, start + _BLOCK_ROWS)
-        columns = (column[part] for column in (table.keys, table.filenames, table.labels, table.probabilities))
-        yield rows(Predictions(*columns, class_names=table.class_names))
+        columns = {name: getattr(table, name)[part] for name in ("keys", "filenames", "labels", "probabilities")}
+        yield rows(dataclasses.replace(table, **columns))
 
 
 class _Lines(list[bytes]):

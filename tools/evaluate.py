@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+"""Evaluates a classifier on a labelled split: each picture once, one table, and all metrics from that table.
+
+  evaluate --model=runs/a --data=shards/ --split=test --output=eval/
+  evaluate --model=runs/a --data=shards/ --split=test --output=eval/ --positive_class=ill --specificity=0.9 --calibrate=val
+  evaluate --model=runs/a --data=shards/ --split=test --output=eval/ --shard=0/3     one of three processes or machines
+  evaluate compare A B         McNemar's test: do two evaluations (folders or predictions.csv) of the same pictures differ?
+
+OUTPUT gets predictions.csv (a row per picture), metrics.json, receipt.json (what was evaluated, and that it was all of it)
+and report.html. With --shard, who finds the parts of all others there puts them together.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if not __package__:  # run as a file: the checkout's own tfpipe, and none of this folder's files as modules
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from absl import flags
+
+from tfpipe import commands
+from tfpipe.records.summary import display_width, plural
+
+if TYPE_CHECKING:
+    from tfpipe.transfer.evaluation import Evaluation
+
+_MODEL = flags.DEFINE_string("model", None, "A run's folder, or a .keras file that train wrote.")
+_DATA = flags.DEFINE_string("data", None, "Folder of a data set of build_tfrecords.")
+_SPLIT = flags.DEFINE_string("split", "test", "Split to evaluate on.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; made if need be, earlier results are replaced.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pictures that go through the model at once.", 1)
+_NUM_READERS = flags.DEFINE_integer("num_readers", 1, "Read the split as so many parts, one after another.", 1)
+_SHARD = flags.DEFINE_string("shard", None, "INDEX/COUNT: only this part of the split, 0-based; all parts share --output.")
+_POSITIVE_CLASS = flags.DEFINE_string(
+    "positive_class", None, "Class that sensitivity, ROC and PR curves are about. Default: of two classes the second."
+)
+_SPECIFICITY = flags.DEFINE_float("specificity", 0.95, "Sensitivity is given at this specificity.", 0.0, 1.0)
+_CALIBRATE = flags.DEFINE_string("calibrate", None, "Split to fit a temperature on, for calibrated probabilities.")
+_REPORT = flags.DEFINE_bool("report", True, "Write report.html.")
+
+_MAX_CLASSES = 20  # more rows than this are left to the files
+
+
+def main(arguments: list[str]) -> None:
+    """Evaluates or compares, then prints what was found."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the data
+    if arguments[:1] == ["compare"]:
+        if len(arguments) != 3:
+            raise commands.UsageError(f"usage: compare A B (got {plural(len(arguments) - 1, 'argument')})")
+        _compare(*arguments[1:])
+        return
+    if arguments:
+        raise commands.UsageError(f"arguments without a flag: {' '.join(arguments)}; the only command is compare A B")
+    if not (_MODEL.value and _DATA.value and _OUTPUT.value):
+        raise commands.UsageError("--model, --data and --output are needed")
+    shard = None if _SHARD.value is None else _parse_shard(_SHARD.value)
+    from tfpipe.transfer.evaluation import evaluate  # takes seconds, and help needs no TensorFlow
+
+    evaluation = evaluate(
+        _MODEL.value,
+        _DATA.value,
+        _SPLIT.value,
+        _OUTPUT.value,
+        batch_size=_BATCH_SIZE.value,
+        shard=shard,
+        num_readers=_NUM_READERS.value,
+        positive_class=_POSITIVE_CLASS.value,
+        specificity=_SPECIFICITY.value,
+        calibrate=_CALIBRATE.value,
+        report=_REPORT.value,
+    )
+    print(_missing(evaluation) if evaluation.missing_parts else _summary(evaluation))
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise commands.UsageError(f"--shard must be INDEX/COUNT with 0 <= INDEX < COUNT, as 0/3 (got {text!r})")
+    return int(index), int(count)
+
+
+def _missing(evaluation: Evaluation) -> str:
+    paths = evaluation.missing_parts
+    return "\n".join(
+        [f"part {_SHARD.value} is complete; missing {plural(len(paths), 'part')}:", *(f"  {path}" for path in paths)]
+    )
+
+
+def _summary(evaluation: Evaluation) -> str:
+    found, folder = evaluation.metrics, evaluation.folder
+    files = [name for name in ("predictions.csv", "metrics.json", "receipt.json", "report.html") if (folder / name).exists()]
+    lines = [
+        f"accuracy {_with_interval(found['accuracy'], found['accuracy_interval'])} on {plural(found['count'], 'picture')}"
+        f" of {evaluation.receipt['split']!r}, every one once",
+        f"AUC {_number(found['auc'])}, log loss {found['log_loss']:.4f}, ECE {found['ece']:.4f}",
+        *_binary_lines(found["binary"]),
+        *_calibration_lines(found["calibration"], found),
+    ]
+    if len(found["per_class"]) <= _MAX_CLASSES:
+        lines += ["", *_class_lines(found["per_class"])]
+    return "\n".join([*lines, "", *(f"{folder / name}" for name in files)])
+
+
+def _binary_lines(binary: Mapping[str, Any] | None) -> list[str]:
+    if binary is None:
+        return []
+    at = binary["sensitivity_at_specificity"]
+    sensitivity = _with_interval(at["sensitivity"], at["sensitivity_interval"])
+    specificity = _with_interval(at["specificity"], at["specificity_interval"])
+    threshold = "none" if at["threshold"] is None else f"{at['threshold']:.4g}"
+    return [
+        f"{binary['positive_class']!r} against the rest: ROC-AUC {_number(binary['roc_auc'])},"
+        f" PR-AUC {_number(binary['average_precision'])}",
+        f"sensitivity {sensitivity} at specificity {specificity}, threshold {threshold}",
+    ]
+
+
+def _calibration_lines(calibration: Mapping[str, Any] | None, found: Mapping[str, Any]) -> list[str]:
+    if calibration is None:
+        return []
+    before = calibration["before"]
+    return [
+        f"temperature {calibration['temperature']:g}, fitted on {calibration['split']!r}:"
+        f" ECE {before['ece']:.4f} -> {found['ece']:.4f}, log loss {before['log_loss']:.4f} -> {found['log_loss']:.4f}"
+    ]
+
+
+def _class_lines(classes: list[dict[str, Any]]) -> list[str]:
+    width = max(display_width(name) for name in ("class", *(row["class_name"] for row in classes)))
+    lines = [f"{_padded('class', width)}  precision  recall      F1  pictures"]
+    for row in classes:
+        numbers = f"{_number(row['precision']):>9}  {_number(row['recall']):>6}  {_number(row['f1']):>6}  {row['support']:8,}"
+        lines.append(f"{_padded(row['class_name'], width)}  {numbers}")
+    return lines
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - display_width(text))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _with_interval(value: float | None, interval: list[float] | None) -> str:
+    if value is None or interval is None:
+        return "-"
+    return f"{value:.2%} (95 %: {interval[0]:.2%} to {interval[1]:.2%})"
+
+
+def _compare(a: str, b: str) -> None:
+    from tfpipe.transfer.agreement import compare
+
+    found = compare(a, b)
+    low, high = found.difference_interval
+    print(f"A: {found.accuracy_a:.2%} {a}")
+    print(f"B: {found.accuracy_b:.2%} {b}")
+    print(f"difference {found.difference:+.2%} (95 %: {low:+.2%} to {high:+.2%}) on {plural(found.count, 'picture')}")
+    print(
+        f"both right {found.both_right:,}, only A {found.only_a:,}, only B {found.only_b:,}, both wrong {found.both_wrong:,};"
+        f" McNemar's exact test: p = {found.p_value:.3g}"
+    )
+
+
+def command() -> None:
+    """Runs the command; the console script's entry point."""
+    commands.run(main, __name__, when_stopped="Nothing of this pass is kept; the results of earlier ones are as they were.")
+
+
+if __name__ == "__main__":
+    command()
