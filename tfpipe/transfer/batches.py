@@ -43,6 +43,8 @@ class PictureBatches:
     reader: tuple[int, int] = (0, 1)
     equal: bool = False
 
+    is_cached = False
+
     @cached_property
     def _loader(self) -> Loader:
         return self.train.training(self.batch_size, shard=self.reader, equal_steps=self.equal)
@@ -93,6 +95,8 @@ class FeatureBatches:
     num_classes: int
     reader: tuple[int, int] = (0, 1)
     equal: bool = False
+
+    is_cached = True
 
     @cached_property  # opening the data set takes longer than an epoch of features
     def _loader(self) -> Loader:

@@ -178,36 +178,36 @@ def computation(
     return function
 
 
-def check_frozen(
-    features: Features, pictures: Pictures, in_training: Callable[[tf.Tensor], tf.Tensor], view: int | None = None
-) -> float:
-    """Compares features with what the frozen layers give in training, and returns the relative difference.
+def sample(pictures: Pictures, view: int | None) -> tf.Tensor:
+    """Returns the first pictures of a split in stored order, uint8 [B, H, W, 3], as `extract` sees them."""
+    data = pictures.plain(_CHECKED, 0) if view is None else pictures.view(view, _CHECKED, 0)
+    return next(iter(data.take(1)))[0]
+
+
+def check_frozen(expected: Array, images: tf.Tensor, in_training: Callable[[tf.Tensor], tf.Tensor]) -> float:
+    """Compares features with what the frozen layers give in training; returns the relative difference.
 
     Args:
-        features: of the view, from the cache.
-        pictures: that they are of.
-        in_training: uint8 pictures [B, H, W, 3] -> features, computed as a training step computes them.
-        view: see `extract`.
+        expected: features of the pictures, [B, h, w, D], in the dtype that they were computed in.
+        images: uint8 [B, H, W, 3].
+        in_training: pictures -> features, as a training step computes them.
 
     Raises:
         DataError: they differ by more than rounding: something that is called frozen is not, or pictures are prepared in
             another way. Training would then not be what it says it is.
     """
-    data = pictures.plain(_CHECKED, 0) if view is None else pictures.view(view, _CHECKED, 0)
-    images, _ = next(iter(data))
-    expected = features.rows(np.arange(len(images))).astype(np.float32)
+    reference = expected.astype(np.float32)
     found = in_training(images).numpy().astype(np.float32)
-    if found.shape != expected.shape:
+    if found.shape != reference.shape:
         difference = float("inf")
     else:
-        scale = float(np.sqrt(np.mean(np.square(expected)))) or 1.0
-        difference = float(np.sqrt(np.mean(np.square(found - expected)))) / scale
-    allowed = TOLERANCES[features.dtype]
+        scale = float(np.sqrt(np.mean(np.square(reference)))) or 1.0
+        difference = float(np.sqrt(np.mean(np.square(found - reference)))) / scale
+    allowed = TOLERANCES[expected.dtype.name]
     if not difference <= allowed:  # NaN is no match either
         raise DataError(
             f"frozen layers give other features in training than in inference: {difference:.2g} of their size apart,"
-            f" {allowed:.2g} allowed. Dropout or BatchNorm is on in a frozen layer, or preprocessing differs",
-            path=features.folder,
+            f" {allowed:.2g} allowed. Dropout or BatchNorm is on in a frozen layer, or preprocessing differs"
         )
     return difference
 

@@ -73,6 +73,11 @@ class Pictures:
         return dataclasses.replace(self, selection=np.arange(first, self.num_records)).once(batch_size)
 
     @property
+    def positions(self) -> np.ndarray[Any, Any]:
+        """int64 [N], the positions that take part."""
+        return np.arange(self.num_records) if self.selection is None else self.selection
+
+    @property
     def manifest(self) -> manifest.Manifest:
         """The data set's."""
         return manifest.load(self.directory)

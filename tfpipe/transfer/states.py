@@ -47,3 +47,4 @@ def load(path: Path) -> tuple[dict[str, list[Array]], dict[str, Any]]:
             return groups, content["facts"]
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"damaged ({error}); delete it, and the run begins anew", path=path) from None
+

@@ -28,7 +28,7 @@ from tfpipe.records.errors import DataError
 from tfpipe.transfer import states
 from tfpipe.transfer.batches import Batch
 from tfpipe.transfer.journal import Journal, StepProgress
-from tfpipe.transfer.schedules import EarlyStopping
+from tfpipe.transfer.schedules import EarlyStopping, RangeTest, Schedule
 
 Array = np.ndarray[Any, Any]
 
@@ -36,31 +36,27 @@ Array = np.ndarray[Any, Any]
 class Batches(Protocol):
     """Where batches come from; see `tfpipe.transfer.batches`."""
 
-    batch_size: int
-    num_steps: int
-    num_rows: int
+    @property
+    def batch_size(self) -> int:
+        """Pictures of a batch of this worker."""
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether they are features."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch."""
+
+    @property
+    def num_rows(self) -> int:
+        """Pictures of an epoch, of all workers."""
 
     def start(self, epoch: int, step: int) -> Iterator[Batch]:
         """Returns endless training batches."""
 
     def validation(self) -> Iterator[Batch]:
         """Returns one pass of validation batches."""
-
-
-class Schedule(Protocol):
-    """The learning rate; see `tfpipe.transfer.schedules`."""
-
-    def rate(self, step: int) -> float:
-        """Returns the rate of a step of the phase."""
-
-    def observe(self, value: float) -> None:
-        """Takes an epoch's validation accuracy into account."""
-
-    def state(self) -> dict[str, Any]:
-        """Returns what `restore` takes."""
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to a state."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +142,9 @@ class Loop:
             for group in phase.groups:
                 group.optimizer.build(group.variables)
         trained = {id(variable) for variable in phase.trained}
-        # Seeds of dropout and statistics of BatchNorm change while training, too. Those of frozen layers do not; they are few.
-        moving = [variable for variable in phase.network.variables if not variable.trainable and _changes(variable)]
-        self._others = [variable for variable in moving if id(variable) not in trained]
+        trained |= {id(variable) for layer in phase.network.layers if layer.name == "frozen" for variable in layer.variables}
+        # Seeds of dropout and statistics of BatchNorm change while training, too.
+        self._others = [variable for variable in phase.network.variables if id(variable) not in trained]
         self._averages = [tf.Variable(variable.numpy(), dtype=variable.dtype) for variable in phase.trained] if phase.ema else []
         self._best: list[Array] = []
         self._num_workers = getattr(self.strategy.extended, "_num_workers", 1)
@@ -160,7 +156,7 @@ class Loop:
     # ---- the loop
 
     def run(self) -> list[Array]:
-        """Trains; returns the best weights of `phase.trained`, which the network then has."""
+        """Trains; the network then has the best weights. Returns those of the last step."""
         self._restore()
         phase, now = self.phase, self.progress
         with _interrupts() as interrupted:
@@ -168,9 +164,27 @@ class Loop:
                 self._run_epoch(interrupted)
         now.done = True
         self._save()
-        best = self._best or [variable.numpy() for variable in phase.trained]
-        _assign(phase.trained, best)
-        return best
+        last = [variable.numpy() for variable in phase.trained]
+        self.assign(self._best or last)
+        return last
+
+    def assign(self, values: Sequence[Array]) -> None:
+        """Gives the trained variables values."""
+        _assign(self.phase.trained, values)
+
+    def explore(self, test: RangeTest) -> None:
+        """Takes steps at rising rates and tells the test their losses; everything is as before afterwards."""
+        before = {name: [variable.numpy() for variable in group] for name, group in self._variables().items()}
+        batches = self.phase.batches.start(0, 0)
+        num_steps = self.phase.batches.num_steps
+        for step, batch in enumerate(batches):
+            self.progress.step = step % num_steps
+            loss, _ = self.train_step(batch, test.rate(step))
+            if not test.observe(loss / self._rows(self.progress.step)):
+                break
+        self.progress = Progress()
+        for name, variables in self._variables().items():
+            _assign(variables, before[name])
 
     def _run_epoch(self, interrupted: threading.Event) -> None:
         phase, now = self.phase, self.progress
@@ -311,7 +325,7 @@ class Loop:
             "progress": vars(self.progress),
             "stopping": self.phase.stopping.state(),
             "schedule": self.phase.schedule.state(),
-            "journal_step": self.journal.position(),
+            "journal": self.journal.position(),
         }
         states.save(self.state_file, {**groups, "best": self._best}, facts)
 
@@ -326,10 +340,6 @@ class Loop:
         self.progress = Progress(**facts["progress"])
         self.phase.stopping.restore(facts["stopping"])
         self.phase.schedule.restore(facts["schedule"])
-
-
-def _changes(variable: Any) -> bool:
-    return "seed_generator" in variable.path or "moving" in variable.path
 
 
 def _penalty(network: keras.Model) -> Any:

@@ -1,0 +1,193 @@
+"""The networks of a run: one set of layers, put together in another way for each phase, and once more for the result.
+
+    networks = Networks(recipe, class_names, precision, strategy)
+    networks.on_pictures("finetune")        # uint8 [B, H, W, 3] -> logits
+    networks.classifier()                   # the result, in float32
+
+Layers are shared: what one phase trains, the next one goes on with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfpipe.records import seeds
+from tfpipe.transfer import backbones, heads, layers
+from tfpipe.transfer.backbones import Backbone
+from tfpipe.transfer.recipes import Recipe
+from tfpipe.transfer.training import RateGroup
+
+
+@dataclass(frozen=True)
+class BlockCount:
+    """A line of the table of parameters."""
+
+    block: str
+    num_layers: int
+    num_trained: int
+    num_frozen: int
+
+
+class Networks:
+    """The layers of a run.
+
+    Args:
+        recipe: a complete one.
+        class_names: of the data set.
+        precision: dtype policy of training.
+        strategy: in whose scope variables are made.
+
+    Attributes:
+        recipe: as given.
+        backbone: up to the feature layer.
+        preprocessing: the layer before it.
+        head: the layers behind it.
+        front: the part that fine-tuning does not train, or None where nothing can be cut off.
+        back: the rest.
+    """
+
+    def __init__(self, recipe: Recipe, class_names: Sequence[str], precision: str, strategy: tf.distribute.Strategy) -> None:
+        self.recipe, self._class_names, self._strategy = recipe, class_names, strategy
+        self._pretrained = recipe.mode != "scratch" and recipe.weights != "none"
+        # New weights and the dropout of backbones draw from Keras' seed; the head's layers have their own.
+        keras.utils.set_random_seed(seeds.derive(recipe.seed, "weights") >> 32)
+        with strategy.scope():
+            with heads.dtype_policy(precision):
+                self.backbone = _build(recipe, "none" if recipe.mode == "scratch" else recipe.weights)
+                mode = self.backbone.preprocessing
+                self.preprocessing = layers.Preprocessing(mode, recipe.resize, name="preprocessing")
+            self.head = recipe.head.layers(len(class_names), recipe.seed)
+        self.unfrozen: set[str] = set()
+        self.front: keras.Model | None = None
+        self.back = self.backbone.network
+        if recipe.mode == "finetune":
+            words = recipe.unfreeze or (list(self.backbone.blocks)[-1],)
+            boundary, self.unfrozen = backbones.find_trainable(self.backbone, words)
+            if boundary is not None:
+                self.front, self.back = backbones.cut(self.backbone.network, boundary)
+
+    # ---- networks, one for each way of training; each sets what is trainable, for BatchNorm asks its layer
+
+    def on_features(self) -> keras.Sequential:
+        """Returns the head alone: features [B, h, w, D] -> logits."""
+        self.backbone.network.trainable = False
+        return self._sequence(self.backbone.network.outputs[0], self.head)
+
+    def frozen(self) -> keras.Sequential:
+        """Returns the whole, its backbone frozen: uint8 [B, H, W, 3] -> logits."""
+        self.backbone.network.trainable = False
+        return self._on_pictures([layers.Trunk(self.backbone.network, True, name="frozen")])
+
+    def all_trained(self) -> keras.Sequential:
+        """Returns the whole, all of it trained: uint8 [B, H, W, 3] -> logits."""
+        self.backbone.network.trainable = True
+        return self._on_pictures([layers.Trunk(self.backbone.network, self._is_inference, name="tuned")])
+
+    def partly_trained(self) -> keras.Sequential:
+        """Returns the whole, the unfrozen layers trained: uint8 [B, H, W, 3] -> logits."""
+        self._unfreeze()
+        front = [] if self.front is None else [layers.Trunk(self.front, True, name="frozen")]
+        return self._on_pictures([*front, layers.Trunk(self.back, self._is_inference, name="tuned")])
+
+    def partly_trained_on_features(self) -> keras.Sequential:
+        """Returns what is behind the boundary: features of `front` -> logits."""
+        self._unfreeze()
+        if self.front is None:
+            raise ValueError("nothing of the backbone stays frozen: there is no prefix to compute once")
+        return self._sequence(self.front.outputs[0], [layers.Trunk(self.back, self._is_inference, name="tuned"), *self.head])
+
+    def _unfreeze(self) -> None:
+        self.backbone.network.trainable = True
+        for layer in self.backbone.network.layers:
+            layer.trainable = layer.name in self.unfrozen
+
+    @property
+    def _is_inference(self) -> bool:
+        return not self.recipe.train_batch_norm
+
+    def _on_pictures(self, trunks: Sequence[keras.layers.Layer]) -> keras.Sequential:
+        images = keras.KerasTensor((None, *(self.recipe.image_size or ()), 3), "uint8")
+        return self._sequence(images, [self.preprocessing, *trunks, *self.head])
+
+    def _sequence(self, values: Any, parts: Sequence[keras.layers.Layer]) -> keras.Sequential:
+        with self._strategy.scope():
+            return keras.Sequential([keras.Input(values.shape[1:], dtype=values.dtype), *parts])
+
+    # ---- what is trained, and how fast
+
+    def groups(self, *, backbone: bool) -> list[RateGroup]:
+        """Returns the trained variables by rate: the head's, then, with `backbone`, each block's from the uppermost down."""
+        groups = [([variable for layer in self.head for variable in layer.trainable_variables], 1.0)]
+        if backbone:
+            groups += self._blocks_by_rate()
+        with self._strategy.scope():
+            return [RateGroup(self._optimizer(), variables, multiplier) for variables, multiplier in groups if variables]
+
+    def _blocks_by_rate(self) -> list[tuple[list[keras.Variable], float]]:
+        decay = self.recipe.layer_decay if self._pretrained else 1.0
+        variables = [[v for layer in block for v in layer.trainable_variables] for _, block in self._blocks()]
+        trained = [group for group in reversed(variables) if group]
+        if decay == 1.0:
+            return [([variable for group in trained for variable in group], 1.0)]
+        return [(group, decay**depth) for depth, group in enumerate(trained)]
+
+    def _blocks(self) -> list[tuple[str, list[keras.layers.Layer]]]:
+        """Returns the layers of each block, the last one of which names its end."""
+        blocks: list[tuple[str, list[keras.layers.Layer]]] = []
+        remaining = list(self.backbone.network.layers)
+        for name, last in self.backbone.blocks.items():
+            end = next(index for index, layer in enumerate(remaining) if layer.name == last) + 1
+            blocks.append((name, remaining[:end]))
+            remaining = remaining[end:]
+        return blocks
+
+    def _optimizer(self) -> keras.optimizers.Optimizer:
+        recipe = self.recipe
+        if recipe.optimizer == "adamw":
+            optimizer = keras.optimizers.AdamW(1e-3, weight_decay=recipe.weight_decay)
+        else:
+            optimizer = keras.optimizers.SGD(1e-3, momentum=recipe.momentum, nesterov=True, weight_decay=recipe.weight_decay)
+        if recipe.weight_decay:
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        return optimizer
+
+    def parameters(self, trained: Sequence[keras.Variable]) -> list[BlockCount]:
+        """Returns a line for each block of the backbone and one for the head: how much of it is trained, how much is not."""
+        ids = {id(variable) for variable in trained}
+        lines = []
+        for name, block in [*self._blocks(), ("head", self.head)]:
+            weights = [weight for layer in block for weight in layer.weights]
+            sizes = [(id(weight) in ids, int(tf.size(weight.value))) for weight in weights]
+            num_trained = sum(size for is_trained, size in sizes if is_trained)
+            lines.append(BlockCount(name, len(block), num_trained, sum(size for _, size in sizes) - num_trained))
+        return lines
+
+    # ---- the result
+
+    def classifier(self) -> keras.Model:
+        """Returns the classifier with the present weights, a copy that computes in float32 whatever training did."""
+        recipe = self.recipe
+        with heads.dtype_policy("float32"):
+            backbone = _build(recipe, "none")
+            preprocessing = layers.Preprocessing(backbone.preprocessing, recipe.resize, name="preprocessing")
+            head = recipe.head.layers(len(self._class_names), recipe.seed)
+            trunk = layers.Trunk(backbone.network, True, name="trunk")
+            model = heads.assemble([trunk], preprocessing, head, self._class_names, recipe.image_size or (0, 0))
+        backbone.network.set_weights(self.backbone.network.get_weights())
+        for layer, trained in zip(head, self.head, strict=True):
+            layer.set_weights(trained.get_weights())
+        return model
+
+
+def _build(recipe: Recipe, weights: str) -> Backbone:
+    if recipe.image_size is None:
+        raise ValueError("the recipe is not complete: image_size is None")
+    backbone = backbones.build(
+        recipe.backbone, image_size=recipe.image_size, weights=weights, preprocessing=recipe.preprocessing, grey=recipe.grey
+    )
+    return backbone if recipe.feature_layer is None else heads.truncate(backbone, recipe.feature_layer)

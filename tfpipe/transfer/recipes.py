@@ -1,0 +1,213 @@
+"""What a training run is: the recipe, and what is chosen where it leaves a choice.
+
+    recipe, reasons = complete(Recipe(mode="auto"), num_pictures=1400, num_blocks=5)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from tfpipe.pipeline.augmentation import Augmentation
+from tfpipe.transfer import backbones
+from tfpipe.transfer.heads import Head, Pooling
+
+Mode = Literal["auto", "scratch", "bottleneck", "frozen", "finetune", "full"]
+_CACHED = ("bottleneck", "finetune")  # modes whose head is trained on cached features
+_FEW = 100  # pictures: fewer do not say whether fine-tuning helps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. None leaves the choice to `complete`, which says what it chose and why.
+
+    Attributes:
+        backbone: see `tfpipe.transfer.backbones`: a name of its table, or "package.module:function".
+        weights: "imagenet" (Keras' download), "none" or a file.
+        preprocessing: of a backbone by import path, one of `tfpipe.transfer.layers.PREPROCESSINGS`.
+        grey: one channel; for `lenet` and networks by import path.
+        mode: "scratch" (all weights new), "bottleneck" (features computed once, the head trained on them), "frozen" (the same
+            end to end), "finetune" (bottleneck, then the last blocks at a lower rate), "full" (everything, lower layers
+            slower), "auto".
+        image_size: (height, width).
+        resize: see `tfpipe.dataset`.
+        feature_layer: the backbone ends behind this layer or block; None: at its end.
+        unfreeze: blocks or layers that fine-tuning trains, with all that is behind them.
+        views: augmented versions of each picture in the cache; 1 without augmentation.
+        cache_prefix: in fine-tuning, compute the frozen part once and train the rest on its features.
+        augment: an `Augmentation` or the name of a preset; see `tfpipe.dataset`.
+        balanced: every class equally often.
+        class_weights: weigh the loss by `tfpipe.class_weights`.
+        val_fraction: of the training split, held out where there is no val split.
+        seed: of everything that is drawn.
+        batch_size: of all devices together.
+        pooling: "average", "max" or "flatten".
+        hidden: units of the head's hidden layers.
+        dropout: rate in the head.
+        l2: penalty on the head's kernels.
+        label_smoothing: share of each target that is spread over all classes.
+        optimizer: "adamw", or "sgd" with Nesterov momentum.
+        weight_decay: of kernels, per step and unit of learning rate.
+        momentum: of "sgd".
+        learning_rate: at its peak; "find" measures it.
+        epochs: at most.
+        schedule: "cosine", or "plateau" (lower when validation no longer improves).
+        warmup_epochs: in which the rate rises to its peak.
+        finetune_learning_rate: of the uppermost block in fine-tuning.
+        finetune_epochs: at most, of fine-tuning.
+        layer_decay: each block below has this times the rate of the one above, where several are trained.
+        train_batch_norm: BatchNorm of a pre-trained backbone uses and updates the batch's statistics where it is trained.
+        patience: epochs without a better validation accuracy after which training ends.
+        ema: decay of the moving average of the weights; 0 for none.
+        precision: "auto", "float32" or "mixed_bfloat16", of training and extraction.
+        deterministic: use TensorFlow's deterministic kernels: equal runs give equal bits.
+    """
+
+    backbone: str = "vgg16"
+    weights: str = "imagenet"
+    preprocessing: str | None = None
+    grey: bool = False
+    mode: Mode = "auto"
+    image_size: tuple[int, int] | None = None
+    resize: str = "stretch"
+    feature_layer: str | None = None
+    unfreeze: tuple[str, ...] = ()
+    views: int | None = None
+    cache_prefix: bool | None = None
+    augment: Augmentation | str | None = None
+    balanced: bool = False
+    class_weights: bool = False
+    val_fraction: float = 0.1
+    seed: int = 0
+    batch_size: int = 32
+    pooling: Pooling = "average"
+    hidden: tuple[int, ...] = ()
+    dropout: float = 0.0
+    l2: float = 0.0
+    label_smoothing: float = 0.0
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    learning_rate: float | Literal["find"] | None = None
+    epochs: int | None = None
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    warmup_epochs: float = 1.0
+    finetune_learning_rate: float | None = None
+    finetune_epochs: int | None = None
+    layer_decay: float = 0.7
+    train_batch_norm: bool | None = None
+    patience: int | None = None
+    ema: float = 0.0
+    precision: str = "auto"
+    deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        _check_choice("mode", self.mode, get_args(Mode))
+        _check_choice("optimizer", self.optimizer, ("adamw", "sgd"))
+        _check_choice("schedule", self.schedule, ("cosine", "plateau"))
+        for name in ("batch_size", "epochs", "finetune_epochs", "views", "patience"):
+            _check_range(name, getattr(self, name), 1, 1 << 31, whole=True)
+        _check_range("seed", self.seed, 0, (1 << 31) - 1, whole=True)
+        for name, most in (("val_fraction", 0.9), ("label_smoothing", 0.99), ("momentum", 0.9999), ("ema", 0.99999)):
+            _check_range(name, getattr(self, name), 0, most)
+        for name in ("weight_decay", "warmup_epochs", "layer_decay"):
+            _check_range(name, getattr(self, name), 0, 1e6)
+        if self.learning_rate != "find":
+            _check_range("learning_rate", self.learning_rate, 1e-12, 1e3)
+        _check_range("finetune_learning_rate", self.finetune_learning_rate, 1e-12, 1e3)
+        Head(self.pooling, self.hidden, self.dropout, self.l2)
+
+    @property
+    def head(self) -> Head:
+        """The head's options."""
+        return Head(self.pooling, self.hidden, self.dropout, self.l2)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The augmentation, by name or as it is."""
+        if isinstance(self.augment, Augmentation):
+            return self.augment
+        return Augmentation.named(self.augment or "none")
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the recipe as JSON can hold it."""
+        facts = dataclasses.asdict(self)
+        if isinstance(self.augment, Augmentation):
+            facts["augment"] = dataclasses.asdict(self.augment)
+        # Through a list and back, JSON makes no difference between them.
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in facts.items()}
+
+
+def complete(recipe: Recipe, num_pictures: int, num_classes: int) -> tuple[Recipe, list[str]]:
+    """Returns the recipe with every choice made, and a line for each that says why.
+
+    Raises:
+        ValueError: two options do not go together.
+    """
+    choices: dict[str, Any] = {}
+    reasons: list[str] = []
+
+    def choose(name: str, value: Any, why: str) -> None:
+        if getattr(recipe, name) is None or (name == "mode" and recipe.mode == "auto"):
+            choices[name] = value
+            reasons.append(f"{name}={value}: {why}")
+
+    if recipe.weights == "none" and recipe.mode == "auto":
+        choose("mode", "scratch", "there are no weights to transfer")
+    elif num_pictures < _FEW:
+        choose("mode", "bottleneck", f"{num_pictures} training pictures are too few to say whether fine-tuning helps")
+    else:
+        choose("mode", "finetune", f"{num_pictures:,} training pictures: the head first, then the last block at a lower rate")
+    mode = choices.get("mode", recipe.mode)
+    choose("image_size", backbones.native_size(recipe.backbone), f"what {recipe.backbone} was made for")
+    if mode in ("scratch", "full") and recipe.augment is None:
+        mild = dataclasses.replace(Augmentation.named("light"), horizontal_flip=0.0)
+        choices["augment"] = mild
+        reasons.append(f"augment=light without flips: {mode} overfits else; a mirror may change the class, so flip if it does not")
+    else:
+        choose("augment", "none", "cached features are of the pictures as they are; --augment with --views=K keeps K versions")
+    augmented = (dataclasses.replace(recipe, augment=choices.get("augment", recipe.augment))).augmentation != Augmentation()
+    views = (8 if num_pictures < 2000 else 4 if num_pictures < 20000 else 2) if augmented else 1
+    choose("views", views, f"augmentation survives caching in {views} versions" if augmented else "without augmentation all are equal")
+    choose("epochs", {"bottleneck": 60, "finetune": 60, "frozen": 20, "scratch": 30, "full": 15}[mode], f"usual for {mode}, at most")
+    choose("patience", max(5, choices.get("epochs", recipe.epochs) // 4), "a quarter of the epochs")
+    choose("learning_rate", {"scratch": 1e-3, "full": 5e-5}.get(mode, 1e-3), f"usual for AdamW and {mode}")
+    if mode == "finetune":
+        choose("finetune_epochs", 10, "pre-trained weights need few")
+        choose("finetune_learning_rate", 2e-5, "pre-trained weights are to be kept")
+    choose("train_batch_norm", mode == "scratch", "statistics of a pre-trained network are kept" if mode != "scratch" else "new weights")
+    completed = dataclasses.replace(recipe, **choices)
+    _check_together(completed, num_classes)
+    return completed, [line for line in reasons if not line.startswith("train_batch_norm") or mode in ("finetune", "full")]
+
+
+def _check_together(recipe: Recipe, num_classes: int) -> None:
+    augmented = recipe.augmentation != Augmentation()
+    if num_classes < 2:
+        raise ValueError(f"a classifier needs two classes or more (the data set has {num_classes})")
+    if recipe.mode in _CACHED and recipe.augmentation.mixes:
+        raise ValueError(
+            f"mixup and cutmix mix pictures, and mode {recipe.mode} trains its head on cached features: take mode frozen, full or scratch"
+        )
+    if recipe.views and recipe.views > 1 and not augmented:
+        raise ValueError(f"views={recipe.views} without augmentation would be the same features {recipe.views} times: set augment")
+    if recipe.augmentation.mixes and recipe.class_weights:
+        raise ValueError("class_weights do not go together with mixup and cutmix: targets are of several classes then; take balanced")
+    if recipe.unfreeze and recipe.mode != "finetune":
+        raise ValueError(f"unfreeze is of mode finetune (the mode is {recipe.mode})")
+    if recipe.mode == "scratch" and recipe.weights not in ("none", "imagenet"):
+        raise ValueError(f"mode scratch makes all weights new: weights={recipe.weights} would be of no effect")
+
+
+def _check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)} (got {value!r})")
+
+
+def _check_range(name: str, value: Any, least: float, most: float, *, whole: bool = False) -> None:
+    if value is None:
+        return
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
+        raise ValueError(f"{name} must be {'an integer' if whole else 'a number'} from {least} to {most} (got {value!r})")

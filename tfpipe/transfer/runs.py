@@ -1,0 +1,329 @@
+"""`tfpipe.train()`: from a data set to a run's folder with a classifier in it.
+
+    summary = train("shards/", "runs/a", backbone="vgg16", weights="imagenet", mode="auto", seed=0)
+
+A run's folder holds model.keras (the best weights), last.keras (those of the last step), run.json (recipe, choices,
+versions, hashes: all that is needed to do it again), summary.json (written last), log.jsonl, history.csv, history.png,
+tensorboard/, and, until it is finished, state/. The same command again goes on where a run was stopped; another is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import resource
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import tfpipe
+from tfpipe.records import manifest
+from tfpipe.records.errors import DataError
+from tfpipe.records.files import sync_directory, written_atomically
+from tfpipe.records.locking import locked
+from tfpipe.transfer import curves, precision, states
+from tfpipe.transfer.backbones import hash_network
+from tfpipe.transfer.classifiers import MODEL_NAME, Classifier
+from tfpipe.transfer.journal import Journal, read_history
+from tfpipe.transfer.networks import BlockCount, Networks
+from tfpipe.transfer.phases import Phases
+from tfpipe.transfer.pictures import Pictures, hold_out
+from tfpipe.transfer.recipes import Recipe, complete
+from tfpipe.transfer.schedules import RangeTest
+from tfpipe.transfer.training import Loop, Phase
+
+RUN_NAME = "run.json"
+SUMMARY_NAME = "summary.json"
+LAST_NAME = "last.keras"
+HISTORY_PICTURE = "history.png"
+RATE_NAME = "learning_rate.json"
+STATE_FOLDER = "state"
+
+_log = logging.getLogger("tfpipe")
+
+Report = Callable[[str], None]
+
+
+def train(
+    directory: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    recipe: Recipe | None = None,
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+    checkpoint_seconds: float = 60.0,
+    tensorboard: bool = True,
+    profile_steps: int = 0,
+    progress: bool = True,
+    report: Report = _log.info,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Trains a classifier, or goes on with a run that was stopped; returns its summary.
+
+    Args:
+        directory: a data set that `build_tfrecords` wrote, with a split "train"; "val" is validated on, and where there is
+            none, a part of "train" is held out.
+        output: the run's folder.
+        recipe: how to train; default `Recipe()`.
+        cache: folder for features, default "features" beside the run's folder. Shared by all runs, safe to delete.
+        strategy: of several devices; default one device.
+        checkpoint_seconds: how often the state is saved: what a kill can cost at most. Also at each epoch's end and on Ctrl-C.
+        tensorboard: write event files.
+        profile_steps: measure and trace as many steps.
+        progress: show bars.
+        report: takes lines that tell what is done and why.
+        changes: fields of the recipe: `train("shards/", "runs/a", mode="finetune")`.
+
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        ValueError: an option is not what it should be, options do not go together, or the folder has another run.
+        FileNotFoundError: there is no data set or no file of weights.
+        DataError: the data set, the cache or the saved state is damaged, or the loss is no longer finite.
+        BlockingIOError: another process trains in this folder.
+    """
+    wanted = dataclasses.replace(recipe or Recipe(), **changes)
+    folder = Path(output)
+    data = _Data(Path(directory), wanted)
+    with locked(folder, "training"):
+        summary = _open(folder, data)
+        if summary is not None:
+            report(f"{folder}: this run is finished")
+            return summary
+        for line in data.reasons:
+            report(line)
+        if data.recipe.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        strategy = strategy or tf.distribute.get_strategy()
+        networks = Networks(data.recipe, data.class_names, data.precision, strategy)
+        _check_weights(folder, networks, wanted)
+        place = Path(cache) if cache else folder.absolute().parent / "features"
+        phases = Phases(data.recipe, networks, data.train, data.val, place, strategy, progress, report)
+        position = max((facts["journal"] for facts in _saved_facts(folder)), default=0)
+        with Journal(folder, tensorboard=tensorboard, position=position, profile_steps=profile_steps) as journal:
+            run = _Run(folder, phases, journal, checkpoint_seconds)
+            results = [run.train(make()) for make in phases.of_mode()]
+        return _finish(folder, networks, run, results)
+
+
+class _Data:
+    """What is trained on, and the recipe completed for it."""
+
+    def __init__(self, directory: Path, wanted: Recipe) -> None:
+        self.directory, self.wanted = directory, wanted
+        self.manifest = manifest.load(directory)
+        split = self.manifest.split("train")
+        self.class_names = self.manifest.class_names
+        missing = [name for name in self.class_names if not split.class_counts[name]]
+        if not split.labelled or missing:
+            lacks = f"there are none of {', '.join(missing)}" if split.labelled else "it has no labels"
+            raise ValueError(f"{directory}: split 'train' must have pictures of every class; {lacks}")
+        self.recipe, self.reasons = complete(wanted, split.num_records, len(self.class_names))
+        self.precision, why = precision.choose(self.recipe.precision)
+        self.reasons.append(f"precision={self.precision}: {why}")
+        self.train, self.val = self._pictures()
+
+    def _pictures(self) -> tuple[Pictures, Pictures]:
+        recipe = self.recipe
+        common: dict[str, Any] = {"image_size": recipe.image_size, "resize": recipe.resize, "seed": recipe.seed}
+        train = Pictures(self.directory, "train", augmentation=recipe.augmentation, balanced=recipe.balanced, **common)
+        if "val" in self.manifest.splits:
+            split = self.manifest.split("val")
+            if not split.labelled or not split.num_records:
+                raise ValueError(f"{self.directory}: split 'val' has no labelled pictures to validate with")
+            return train, Pictures(self.directory, "val", **common)
+        train, held = hold_out(train, recipe.val_fraction)
+        num_held, num_all = len(held.positions), train.num_records
+        self.reasons.append(f"no val split: {num_held:,} of the {num_all:,} training pictures are held out for validation")
+        return train, held
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what run.json holds."""
+        wanted, chosen = (json.loads(json.dumps(recipe.facts())) for recipe in (self.wanted, self.recipe))
+        if Path(self.wanted.weights).is_file():
+            wanted["weights"] = os.path.basename(self.wanted.weights)  # a file may move; backbone.json has the hash
+        versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")}
+        return {
+            "recipe": wanted,
+            "chosen": {name: value for name, value in chosen.items() if name != "weights" and value != wanted[name]},
+            "reasons": self.reasons,
+            "precision": self.precision,
+            "data": {
+                "name": self.manifest.name,
+                "root_hash": self.manifest.root_hash,
+                "class_names": list(self.class_names),
+                "num_train": len(self.train.positions),
+                "num_val": len(self.val.positions),
+            },
+            "versions": {"tfpipe": tfpipe.__version__, "python": platform.python_version(), **versions},
+            "command": sys.argv,
+        }
+
+
+class _Run:
+    """Trains one phase after the other."""
+
+    def __init__(self, folder: Path, phases: Phases, journal: Journal, checkpoint_seconds: float) -> None:
+        self._folder, self._phases, self._journal = folder, phases, journal
+        self._checkpoint_seconds = checkpoint_seconds
+        self._first = True
+        self._loop: Loop | None = None
+        self._last: list[Any] = []
+
+    def train(self, phase: Phase) -> dict[str, Any]:
+        """Trains a phase to its end; returns what the summary says of it."""
+        phases = self._phases
+        counts = phases.networks.parameters(phase.trained)
+        phases.report(describe_parameters(counts, phase.name))
+        loop = Loop(
+            phase,
+            phases.strategy,
+            self._folder / STATE_FOLDER / f"{phase.name}.npz",
+            self._journal,
+            self._checkpoint_seconds,
+            phases.progress,
+        )
+        if phases.recipe.learning_rate == "find" and self._first:
+            rate = self._found_rate(loop)
+            phase.schedule = phases.schedule(rate, phase.epochs, phase.batches.num_steps)
+        self._first = False
+        self._loop, self._last = loop, loop.run()
+        stopping = phase.stopping
+        phases.report(f"{phase.name}: validation accuracy {stopping.best:.4f}, best in epoch {(stopping.best_epoch or 0) + 1}")
+        return {
+            "phase": phase.name,
+            "num_epochs": loop.progress.epoch,
+            "best_epoch": (stopping.best_epoch or 0) + 1,
+            "val_accuracy": stopping.best,
+            "val_loss": stopping.best_loss,
+            "num_trained": sum(line.num_trained for line in counts),
+            "num_frozen": sum(line.num_frozen for line in counts),
+            "on": "features" if phase.batches.is_cached else "pictures",
+        }
+
+    def assign_last(self) -> None:
+        """Gives the networks the weights of the last step, in place of the best ones."""
+        if self._loop is not None:
+            self._loop.assign(self._last)
+
+    def _found_rate(self, loop: Loop) -> float:
+        """Returns the learning rate that a range test suggests, measured once a run."""
+        path = self._folder / RATE_NAME
+        if not path.exists():
+            test = RangeTest()
+            loop.explore(test)
+            suggestion = test.suggestion()
+            if suggestion is None:
+                raise DataError("the range test found no learning rate at which the loss falls: give one with learning_rate")
+            rates, losses = test.curve()
+            curves.draw_range_test(rates, losses, suggestion, self._folder / "learning_rate.png")
+            _write_json(path, {"learning_rate": suggestion, "rates": rates, "losses": losses})
+        rate: float = _read_json(path)["learning_rate"]
+        self._phases.report(f"learning_rate={rate:.2g}: found by a range test, see learning_rate.png; weights are as before")
+        return rate
+
+
+def _open(folder: Path, data: _Data) -> dict[str, Any] | None:
+    """Returns the summary of a run that is finished, else makes or checks run.json."""
+    path, facts = folder / RUN_NAME, data.facts()
+    if not path.exists():
+        others = sorted(entry.name for entry in folder.iterdir())
+        if others:
+            raise ValueError(f"{folder}: has other files ({', '.join(others[:5])}) and no run; choose another folder")
+        _write_json(path, facts)
+    found = _read_json(path)
+    for part in ("recipe", "data"):
+        for name, value in facts[part].items():
+            if found.get(part, {}).get(name) != value:
+                was = found.get(part, {}).get(name)
+                raise ValueError(f"{folder}: holds a run with {name}={was!r}, not {value!r}; choose another folder")
+    if found.get("versions") != facts["versions"]:
+        _log.warning("%s: begun with other versions (%s): the bits may differ", path, found.get("versions"))
+    (folder / STATE_FOLDER).mkdir(exist_ok=True)
+    summary = folder / SUMMARY_NAME
+    return _read_json(summary) if summary.exists() else None
+
+
+def _check_weights(folder: Path, networks: Networks, wanted: Recipe) -> None:
+    """A run goes on with the weights that it began with."""
+    path, found = folder / "backbone.json", {"sha256": hash_network(networks.backbone.network)}
+    if not path.exists():
+        _write_json(path, found)
+    elif _read_json(path) != found:
+        raise ValueError(f"{folder}: was begun with other weights than {wanted.weights}; choose another folder")
+
+
+def _saved_facts(folder: Path) -> list[dict[str, Any]]:
+    paths = sorted((folder / STATE_FOLDER).glob("*.npz"))
+    return [states.load(path)[1] for path in paths]
+
+
+def _finish(folder: Path, networks: Networks, run: _Run, phases: list[dict[str, Any]]) -> dict[str, Any]:
+    """Writes the models, the picture and, last, the summary."""
+    model = networks.classifier()
+    _save_model(model, folder / MODEL_NAME)
+    history = read_history(folder)
+    curves.draw_history(history, folder / HISTORY_PICTURE)
+    for phase in phases:
+        seconds = [row["train_seconds"] for row in history if row["phase"] == phase["phase"]]
+        phase["seconds_per_epoch"] = sum(seconds) / len(seconds)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    summary = {
+        "mode": networks.recipe.mode,
+        "val_accuracy": phases[-1]["val_accuracy"],
+        "phases": phases,
+        "model_sha256": Classifier(model).sha256,
+        "peak_memory_bytes": peak,
+    }
+    run.assign_last()
+    _save_model(networks.classifier(), folder / LAST_NAME)
+    _write_json(folder / SUMMARY_NAME, summary)
+    shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
+    return summary
+
+
+def describe_parameters(counts: Sequence[BlockCount], phase: str) -> str:
+    """Returns the table of trained and frozen parameters as text, a line per block."""
+    rows = [(line.block, line.num_layers, line.num_trained, line.num_frozen) for line in counts]
+    totals = [sum(row[column] for row in rows) for column in (1, 2, 3)]  # type: ignore[misc]
+    cells = [(phase, "layers", "trained", "frozen"), *[(row[0], *[f"{n:,}" for n in row[1:]]) for row in [*rows, ("all", *totals)]]]
+    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    return "\n".join(
+        "  ".join([f"{row[0]:{widths[0]}}", *[f"{row[column]:>{widths[column]}}" for column in (1, 2, 3)]]) for row in cells
+    )
+
+
+def _save_model(model: keras.Model, path: Path) -> None:
+    # Not `written_atomically`: Keras writes to a path of its own ending.
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        model.save(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with written_atomically(path) as file:
+        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
+    except ValueError as error:
+        raise DataError(f"cannot be understood: {error}", path=path) from None
+    return content
