@@ -19,7 +19,6 @@ from conftest import CHECKOUT
 from tfpipe.records.errors import DataError
 from tfpipe.transfer import journal as journals
 from tfpipe.transfer.journal import COLUMNS, Journal, StepProgress, read_history
-from tfpipe.transfer.profiling import peak_memory_bytes
 
 NAN = math.nan
 
@@ -53,6 +52,12 @@ def whole(tmp_path):
         for index in range(18):
             happen(journal, index)
     return tmp_path / "whole"
+
+
+@pytest.fixture
+def no_sync(monkeypatch):
+    """Power cuts are not what a test of many openings is about."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def test_every_line_is_json_and_every_row_is_an_epoch(whole):
@@ -91,7 +96,7 @@ def test_a_line_is_on_the_disk_when_it_was_written(tmp_path):
 
 @pytest.mark.parametrize("position", range(19))
 @pytest.mark.parametrize("more", [0, 1, 4])
-def test_a_run_goes_on_from_every_checkpoint(tmp_path, whole, position, more):
+def test_a_run_goes_on_from_every_checkpoint(tmp_path, whole, no_sync, position, more):
     with Journal(tmp_path / "run", tensorboard=False) as journal:
         for index in range(position):
             happen(journal, index)
@@ -115,7 +120,7 @@ def test_a_run_that_goes_on_from_elsewhere_leaves_other_files(tmp_path, whole):
     assert contents(tmp_path / "run") != contents(whole)
 
 
-def test_files_cut_at_any_byte_are_mended(tmp_path, whole):
+def test_files_cut_at_any_byte_are_mended(whole, no_sync):
     log, history = (whole / "log.jsonl").read_bytes(), (whole / "history.csv").read_bytes()
     expected = contents(whole)
     for cut in range(0, len(log) + 1, 7):
@@ -130,7 +135,7 @@ def test_files_cut_at_any_byte_are_mended(tmp_path, whole):
         assert contents(whole) == expected
 
 
-def test_a_torn_last_line_goes_wherever_it_was_torn(whole):
+def test_a_torn_last_line_goes_wherever_it_was_torn(whole, no_sync):
     log = (whole / "log.jsonl").read_bytes()
     for end in range(log[:-1].rfind(b"\n") + 1, len(log)):
         (whole / "log.jsonl").write_bytes(log[:end])

@@ -282,7 +282,7 @@ def test_different_losses_give_a_different_state():
 def test_smoothing_keeps_lines_and_levels_spikes():
     assert smooth([0.1] * 20) == pytest.approx([0.1] * 20)
     line = [float(x) for x in range(20)]
-    assert smooth(line)[3:-3] == pytest.approx(line[3:-3])
+    assert smooth(line) == pytest.approx(line)
     assert max(smooth([0.0] * 10 + [7.0] + [0.0] * 10)) == pytest.approx(1.0)
     assert smooth([]) == []
 

@@ -249,9 +249,10 @@ class RangeTest:
 
 
 def smooth(losses: Sequence[float]) -> list[float]:
-    """Returns each loss as the mean of the window around it that `RangeTest.suggestion` looks at; narrower at the ends."""
-    half = _window(len(losses)) // 2
-    return [statistics.fmean(losses[max(index - half, 0) : index + half + 1]) for index in range(len(losses))]
+    """Returns each loss as the mean of a window around it, as `RangeTest.suggestion` looks at them; narrower at the ends."""
+    half, last = _window(len(losses)) // 2, len(losses) - 1
+    reaches = [min(half, index, last - index) for index in range(len(losses))]  # as far to the left as to the right
+    return [statistics.fmean(losses[index - reach : index + reach + 1]) for index, reach in enumerate(reaches)]
 
 
 def _window(num_losses: int) -> int:
