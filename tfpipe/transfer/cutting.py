@@ -1,0 +1,130 @@
+"""Networks as graphs: where one can be cut in two, what depends on a layer, and a hash that outlives the session.
+
+    front, back = cut(network, "block4_pool")   # back(front(x)) == network(x)
+
+Layers and the bare operations between them (`keras.ops.relu(x)`) are both meant by "layer" here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def is_functional(network: Any) -> bool:
+    """True for a Keras model that is a graph of layers, which Sequential and subclassed models are not."""
+    return isinstance(network, keras.Model) and hasattr(network, "operations") and hasattr(network, "_nodes_by_depth")
+
+
+def _calls(network: keras.Model) -> list[Any]:
+    """Returns the nodes of a network, one for each call of a layer, each behind all that it reads.
+
+    Keras has no public name for them. `layer.output` will not do: it is the tensor of the first network that the layer was
+    ever in, and a layer of a part that `cut` returned was in the whole network before.
+    """
+    by_depth = network._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+def _sources(calls: list[Any]) -> list[list[int]]:
+    """Returns for each call the positions of the calls whose results it reads."""
+    positions = {id(tensor): index for index, node in enumerate(calls) for tensor in node.output_tensors}
+    return [[positions[id(tensor)] for tensor in node.input_tensors] for node in calls]
+
+
+def find_layers(network: keras.Model) -> dict[str, Any]:
+    """Returns all layers by their names, from input to output, each behind all that its first call reads."""
+    return {node.operation.name: node.operation for node in _calls(network)}
+
+
+def cut_points(network: keras.Model) -> list[str]:
+    """Returns the names of the layers whose output is the only tensor that anything behind them reads, in order.
+
+    The input is none of them; the last one is the layer of the output. A layer that is called twice is no cut point: its
+    name says two places.
+    """
+    return [node.operation.name for node in _cut_calls(network)]
+
+
+def _cut_calls(network: keras.Model) -> list[Any]:
+    calls = _calls(network)
+    names = [node.operation.name for node in calls]
+    furthest = list(range(len(calls)))  # the last call that reads the result of each
+    for index, sources in enumerate(_sources(calls)):
+        for source in sources:
+            furthest[source] = index
+    found, reach = [], 0
+    for index, node in enumerate(calls):  # in this order, what is not behind a cut point is before it
+        if reach <= index and not node.is_input and len(node.output_tensors) == 1 and names.count(names[index]) == 1:
+            found.append(node)
+        reach = max(reach, furthest[index])
+    return found
+
+
+def cut(network: keras.Model, after: str) -> tuple[keras.Model, keras.Model]:
+    """Returns the parts up to and behind a layer, which share the network's weights: back(front(x)) == network(x).
+
+    Args:
+        network: one input, one output.
+        after: a layer of `cut_points(network)`.
+
+    Raises:
+        ValueError: the layer is none of them.
+    """
+    points = {node.operation.name: node.output_tensors[0] for node in _cut_calls(network)}
+    if after not in points:
+        known = after in find_layers(network)
+        why = "something behind it reads past it, or it is called twice" if known else "there is no such layer"
+        raise ValueError(f"{network.name} cannot be cut after {after!r}: {why}; it can be after {', '.join(points)}")
+    boundary = points[after]
+    return keras.Model(network.inputs[0], boundary), keras.Model(boundary, network.outputs[0])
+
+
+def find_dependents(network: keras.Model, names: Iterable[str]) -> set[str]:
+    """Returns these layers and all that depend on them."""
+    calls = _calls(network)
+    wanted = set(names)
+    reached: list[bool] = []
+    for node, sources in zip(calls, _sources(calls), strict=True):
+        reached.append(node.operation.name in wanted or any(reached[source] for source in sources))
+    return {node.operation.name for node, is_reached in zip(calls, reached, strict=True) if is_reached}
+
+
+def hash_network(network: keras.Model) -> str:
+    """Returns the SHA-256 of a network's architecture and weights, 64 hexadecimal digits, equal in every process.
+
+    Keras numbers unnamed layers through a session ("conv2d_17"), so names count by their place only. Which layers are
+    trainable does not count; their precision does. Whatever else changes here makes every cache of features obsolete.
+    """
+    config = json.loads(network.to_json())["config"]
+    places = {name: f"layer {index}" for index, name in enumerate(dict.fromkeys(_names(network)))}
+    state = hashlib.sha256(json.dumps(_without_names(config, places), sort_keys=True).encode())
+    for weight in network.weights:
+        values = np.ascontiguousarray(weight.numpy())
+        state.update(f"{values.dtype}{values.shape}".encode())
+        state.update(values.tobytes())
+    return state.hexdigest()
+
+
+def _names(network: Any) -> Iterable[str]:
+    yield network.name
+    for layer in network.operations if is_functional(network) else getattr(network, "layers", ()):
+        yield from _names(layer)
+
+
+_NAMING = frozenset(("name", "keras_history", "input_layers", "output_layers"))  # where a config says a layer's name
+
+
+def _without_names(value: Any, places: Mapping[str, str], *, naming: bool = False) -> Any:
+    if isinstance(value, dict):
+        left_out = ("trainable", "build_config", "name") if "trainable" in value else ("build_config",)
+        kept = {key: item for key, item in value.items() if key not in left_out}
+        return {key: _without_names(item, places, naming=key in _NAMING) for key, item in kept.items()}
+    if isinstance(value, list):
+        return [_without_names(item, places, naming=naming) for item in value]
+    return places.get(value, value) if naming and isinstance(value, str) else value
