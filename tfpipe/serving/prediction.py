@@ -162,7 +162,7 @@ def _check_options(columns: str, on_error: str, batch_size: int) -> None:
 def _say_passed_over(names: Sequence[str]) -> None:
     if names:
         more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-        _log.info("passed over, no pictures by their names: %s%s", ", ".join(names[:_SHOWN]), more)
+        _log.info("passed over, by their names no pictures or walked already: %s%s", ", ".join(names[:_SHOWN]), more)
 
 
 def _audit(pictures: Sequence[Picture], errors: dict[int, DataError], max_pixels: int, progress: bool) -> list[sources.Audited]:
@@ -181,7 +181,7 @@ def _audit(pictures: Sequence[Picture], errors: dict[int, DataError], max_pixels
 
 def _all_bad(errors: Mapping[int, DataError]) -> DataError:
     count = "1 input cannot" if len(errors) == 1 else f"{len(errors):,} inputs cannot"
-    advice = "mend or remove them, or have them as rows without a value with on_error=report"
+    advice = "mend or remove them, choose with a glob ('test1/**/*.jpg'), or give them rows without a value (on_error=report)"
     return DataError(f"{count} be predicted; {advice}:" + "".join(f"\n  {error}" for error in errors.values()))
 
 

@@ -87,6 +87,8 @@ def list_pictures(inputs: Inputs, split: str | None = None) -> Listing:
         pictures = [picture for path in paths for picture in _files(os.fspath(path), passed_over)]
     pictures.sort(key=lambda picture: (natural_key(picture.id), picture.path))
     for first, second in itertools.pairwise(pictures):
+        if first.path and first.path == second.path:
+            raise ValueError(f"{first.path} is given twice")
         if first.id == second.id:
             names = " and ".join(picture.path or picture.key for picture in (first, second))
             raise ValueError(f"{names} have the same id, {first.id!r}: rename one, or predict them apart")
@@ -141,10 +143,11 @@ def _folder_pictures(root: str, passed_over: list[str]) -> Iterator[Picture]:
         for path, folders, files in os.walk(start, onerror=unreadable.append):
             status = os.stat(path)
             if (status.st_dev, status.st_ino) in walked:
+                passed_over.append(f"{os.path.relpath(path, root)}/")
                 folders.clear()
                 continue
             walked.add((status.st_dev, status.st_ino))
-            passed_over += [os.path.relpath(os.path.join(path, name), root) for name in filter(is_hidden, folders)]
+            passed_over += [f"{os.path.relpath(os.path.join(path, name), root)}/" for name in filter(is_hidden, folders)]
             folders[:] = sorted(name for name in folders if not is_hidden(name))  # no file system's order decides
             for name in files:
                 yield from _named_as_picture(root, os.path.join(path, name), passed_over)

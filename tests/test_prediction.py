@@ -1,0 +1,482 @@
+"""predict: as many rows as pictures, in the order people count in, from the pixels that evaluation sees; or nothing at all."""
+
+import csv
+import io
+import json
+import os
+import random
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from conftest import picture, write
+from evaluation_fixtures import make_classifier
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import tfpipe
+from tfpipe.records.errors import DataError
+from tfpipe.serving import sources
+from tfpipe.serving.prediction import predict
+from tfpipe.transfer import classifiers, predictions
+
+pytestmark = pytest.mark.tf
+
+NAMES = ("cat", "dog")
+AWKWARD = ("cat", 'b, "q"', "小 猫")
+
+
+class Averages:
+    """A predictor whose answer is a function of each picture alone, so that it is the same in any batch; remembers them."""
+
+    def __init__(self, class_names=AWKWARD, image_size=(16, 24), resize="stretch"):
+        self.class_names, self.image_size, self.resize = class_names, image_size, resize
+        self.batches = []
+
+    @property
+    def images(self):
+        return np.concatenate(self.batches)
+
+    def predict(self, images):
+        self.batches.append(images.numpy())
+        sums = self.batches[-1].sum(axis=(1, 2), dtype=np.int64)[:, : len(self.class_names)] + 1
+        return (sums / sums.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+class Untouched(Averages):
+    """A predictor that nothing may be asked."""
+
+    def predict(self, images):
+        raise AssertionError("the model was asked before the inputs were checked")
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    make_classifier().model.save(path)
+    return path
+
+
+def kinds():
+    """A picture of each kind that a decoder treats in its own way."""
+    found = {}
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        found[f"turned {orientation}.jpg"] = picture(orientation, (40, 28), exif=exif)
+    found["11.png"] = picture(11, (30, 50), format="PNG")
+    found["9.png.jpg"] = picture(9, (30, 50), format="PNG")
+    for mode, name in {"L": "grey.jpg", "CMYK": "cmyk.JPEG"}.items():
+        file = io.BytesIO()
+        Image.open(io.BytesIO(picture(12, (33, 21)))).convert(mode).save(file, "JPEG")
+        found[f"深 {mode}/{name}"] = file.getvalue()
+    file = io.BytesIO()
+    Image.open(io.BytesIO(picture(13, (33, 21)))).convert("RGBA").save(file, "PNG")
+    return {**found, "alpha.png": file.getvalue(), "10.jpg": picture(10), "2.jpg": picture(2), "tiny.jpg": picture(3, (1, 1))}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "input" / "小 pictures"
+    for name, data in kinds().items():
+        write(root / name, data)
+    return root
+
+
+def read(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def ids(inputs, split=None):
+    return [found.id for found in sources.list_pictures(inputs, split).pictures]
+
+
+def left_behind(folder):
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+# Ids and their order
+
+
+@given(st.lists(st.integers(0, 10**6), unique=True))
+def test_numbers_are_ordered_as_people_count(numbers):
+    assert sorted((f"img{number}.x" for number in numbers), key=sources.natural_key) == [f"img{n}.x" for n in sorted(numbers)]
+
+
+@given(st.lists(st.text("0123aB./٣ 猫", max_size=6), unique=True), st.randoms())
+def test_any_names_have_one_order(names, drawn):
+    shuffled = drawn.sample(names, len(names))
+    assert sorted(names, key=sources.natural_key) == sorted(shuffled, key=sources.natural_key)
+
+
+def test_numbers_beyond_pythons_limit_have_an_order():
+    assert sources.natural_key("9" * 5000) < sources.natural_key("1" + "0" * 5000)
+
+
+def test_ids_are_paths_below_what_was_given(tmp_path):
+    for name in ("a/1.jpg", "a/10.png", "a/2.JPG", "b/1.jpg", "b.x/c.d.jpg", "[1].jpg"):
+        write(tmp_path / "in" / name, picture(1))
+    root = tmp_path / "in"
+    assert ids(root) == ["[1]", "a/1", "a/2", "a/10", "b.x/c.d", "b/1"]
+    assert ids(root / "a") == ["1", "2", "10"]
+    assert ids(f"{root}/*/1.jpg") == ["a/1", "b/1"]
+    assert ids(f"{root}/a/*.jpg") == ["1"]
+    assert ids(f"{root}/**/*.jpg") == ["[1]", "a/1", "b.x/c.d", "b/1"]
+    assert ids(root / "[1].jpg") == ["[1]"]  # a name before it is a glob
+    assert ids([root / "a" / "1.jpg", root / "b.x"]) == ["1", "c.d"]
+
+
+def test_ids_of_records_are_those_of_their_folder(folder, tmp_path):
+    tfpipe.build_tfrecords({"test1": folder}, tmp_path / "a", layout="flat", progress=False)
+    assert ids(tmp_path / "a") == ids(tmp_path / "a", "test1") == ids(folder)
+    table = "path,label,id\n" + "".join(f"{name},,{number}\n" for number, name in enumerate(["2.jpg", "10.jpg"]))
+    write(folder / "table.csv", table.encode())
+    tfpipe.build_tfrecords({"test": folder / "table.csv"}, tmp_path / "b", layout="csv", progress=False)
+    assert ids(tmp_path / "b") == ["0", "1"]
+
+
+def test_ids_of_arrays_are_their_keys(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "signs.h5", "w") as file:
+        file["test_set_x"] = np.arange(11 * 8 * 8 * 3, dtype=np.uint8).reshape(11, 8, 8, 3)
+        file["test_set_y"] = np.arange(11) % 2
+    tfpipe.build_tfrecords({"test": tmp_path / "signs.h5"}, tmp_path / "out", layout="hdf5", on_conflict="keep", progress=False)
+    assert ids(tmp_path / "out") == [f"signs.h5#{number:06d}" for number in range(11)]
+
+
+@pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("x/1.jpeg", "x/1.JPG")])
+def test_two_pictures_with_one_id_are_named(tmp_path, names):
+    paths = [write(tmp_path / "in" / name, picture(index)) for index, name in enumerate(names)]
+    with pytest.raises(ValueError, match="have the same id") as caught:
+        predict(Untouched(), tmp_path / "in", tmp_path / "out.csv")
+    assert all(str(path) in str(caught.value) for path in paths)
+    assert left_behind(tmp_path) == []
+    with pytest.raises(ValueError, match=r"a\.jpg is given twice" if names[0] == "a.jpg" else "is given twice"):
+        sources.list_pictures([paths[0], paths[0]])
+
+
+# What is a picture
+
+
+def test_what_is_no_picture_by_its_name_is_passed_over_and_said(folder, tmp_path, caplog):
+    for name in ("README.txt", "Thumbs.db", ".DS_Store", ".git/1.jpg", "table.csv", "old.rejected.jsonl"):
+        write(folder / name, b"x")
+    with caplog.at_level("INFO", "tfpipe"):
+        summary = predict(Averages(), folder, tmp_path / "out.csv", progress=False)
+    expected = [".DS_Store", ".git/", "README.txt", "Thumbs.db", "old.rejected.jsonl", "table.csv"]
+    assert sorted(summary.passed_over) == expected
+    assert summary.num_rows == len(kinds())
+    assert all(name in caplog.text for name in expected)
+
+
+def test_links_are_followed_once_and_the_real_path_wins(tmp_path):
+    root = tmp_path / "in"
+    write(root / "real" / "1.jpg", picture(1))
+    write(tmp_path / "elsewhere" / "2.jpg", picture(2))
+    os.symlink("real", root / "a link")
+    os.symlink(tmp_path / "elsewhere", root / "b link")
+    os.symlink("..", root / "real" / "loop")
+    os.symlink("real/1.jpg", root / "file.jpg")
+    (root / "x.jpg").mkdir()
+    listing = sources.list_pictures(root)
+    assert [found.id for found in listing.pictures] == ["b link/2", "file", "real/1"]
+    assert sorted(listing.passed_over) == ["a link/", "real/loop/"]
+
+
+def undecodable():
+    """A PNG file whose checksums are right and whose data do not fill it: only the decoder can tell."""
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0), b"IDAT": zlib.compress(b"\0" * 50), b"IEND": b""}
+    file = b"\x89PNG\r\n\x1a\n"
+    for name, data in chunks.items():
+        file += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return file
+
+
+def bad_files(root):
+    """Files that no decoder takes, by their ids."""
+    write(root / "empty.jpg", b"")
+    write(root / "cut.jpg", picture(1, (300, 200))[:-500])
+    write(root / "page.jpg", b"<html>not found</html>" * 1000)
+    write(root / "NOTES", b"no suffix")
+    os.symlink("nowhere", root / "broken.jpg")
+    os.mkfifo(root / "pipe.jpg")
+    write(root / os.fsdecode(b"caf\xe9.jpg"), picture(1))
+    return ["NOTES", "broken", "caf\\udce9", "cut", "empty", "page", "pipe"]
+
+
+def test_bad_pictures_are_named_all_at_once_before_the_model_is_asked(folder, tmp_path):
+    bad = bad_files(folder)
+    write(tmp_path / "out.csv", b"before")
+    with pytest.raises(DataError, match=r"^7 inputs cannot be predicted; .*on_error=report") as caught:
+        predict(Untouched(), folder, tmp_path / "out.csv", progress=False)
+    assert all(f"{folder}/{name}" in str(caught.value) for name in bad)
+    assert left_behind(tmp_path) == ["out.csv"]
+    assert (tmp_path / "out.csv").read_bytes() == b"before"
+
+
+@pytest.mark.parametrize("columns", ["label", "index", "probability", "table"])
+def test_bad_pictures_are_rows_without_a_value(folder, tmp_path, columns):
+    good = {row[0]: row for row in written(Averages(), folder, tmp_path, columns=columns)}
+    bad = bad_files(folder)
+    write(folder / "scan.png", undecodable())
+    rows = written(Averages(), folder, tmp_path, columns=columns, on_error="report", batch_size=3)
+    assert len(rows) == len(kinds()) + 8 + 1
+    names = 2 if columns == "table" else 1
+    empty = {os.path.splitext(row[0])[0] if columns == "table" else row[0] for row in rows if not any(row[names:])}
+    assert empty == {*bad, "scan"}
+    assert {name: row for name, row in good.items() if row in rows} == good
+    assert len({len(row) for row in rows}) == 1
+    lines = [json.loads(line) for line in (tmp_path / "out.rejected.jsonl").read_text("utf-8").splitlines()]
+    reasons = {line["id"]: line["reason"] for line in lines}
+    expected = ["not_an_image", "unreadable", "unreadable", "truncated", "empty", "other_format", "unreadable", "undecodable"]
+    assert reasons == dict(zip([*bad, "scan"], expected, strict=True))
+    written(Averages(), folder / "10.jpg", tmp_path)
+    assert not (tmp_path / "out.rejected.jsonl").exists()
+
+
+def written(model, inputs, folder, **options):
+    predict(model, inputs, folder / "out.csv", progress=False, **options)
+    return read(folder / "out.csv")
+
+
+# Rows
+
+
+@pytest.mark.parametrize("failing", [{0, 1, 2}, {2, 3}, {6}, set(range(7)), set()])
+def test_rows_stay_with_their_pictures_whatever_the_decoder_refuses(tmp_path, failing):
+    for index in range(7):
+        write(tmp_path / "in" / f"{index}.jpg", undecodable() if index in failing else picture(index))
+    rows = written(Averages(), tmp_path / "in", tmp_path, on_error="report", columns="probability", batch_size=3)
+    assert [row[0] for row in rows] == ["id", *map(str, range(7))]
+    assert {int(row[0]) for row in rows[1:] if not row[1]} == failing
+    alone = [
+        written(Averages(), tmp_path / "in" / f"{i}.jpg", tmp_path, columns="probability")[1] for i in {*range(7)} - failing
+    ]
+    assert [row for row in rows[1:] if row[1]] == alone
+
+
+def test_a_picture_that_the_decoder_refuses_is_an_error_that_names_it(folder, tmp_path):
+    path = write(folder / "scan.png", undecodable())
+    write(tmp_path / "out.csv", b"before")
+    with pytest.raises(DataError, match=r"scan\.png: cannot be decoded: .*PNG") as caught:
+        predict(Averages(), folder, tmp_path / "out.csv", progress=False)
+    assert caught.value.path == str(path)
+    assert "{{" not in str(caught.value)
+    assert left_behind(tmp_path) == ["out.csv"]
+    assert (tmp_path / "out.csv").read_bytes() == b"before"
+
+
+def test_columns(folder, tmp_path):
+    names = ids(folder)
+    three, two = Averages(), Averages(NAMES)
+    labels = written(three, folder, tmp_path)
+    assert labels[0] == ["id", "label"]
+    assert [row[0] for row in labels[1:]] == names
+    indices = written(three, folder, tmp_path, columns="index", id_column="Id", value_column="Category")
+    assert indices[0] == ["Id", "Category"]
+    assert [AWKWARD[int(row[1])] for row in indices[1:]] == [row[1] for row in labels[1:]]
+    each = written(three, folder, tmp_path, columns="probability")
+    assert each[0] == ["id", *AWKWARD]
+    values = np.array([row[1:] for row in each[1:]], np.float32)
+    sums = three.images[-len(names) :].sum(axis=(1, 2), dtype=np.int64) + 1
+    np.testing.assert_array_equal(values, (sums / sums.sum(axis=1, keepdims=True)).astype(np.float32))  # 9 digits say all
+    assert [AWKWARD[best] for best in values.argmax(axis=1)] == [row[1] for row in labels[1:]]
+    one = written(three, folder, tmp_path, columns="probability", positive_class="小 猫")
+    assert one == [["id", "label"], *([row[0], row[3]] for row in each[1:])]
+    assert written(two, folder, tmp_path, columns="probability") == written(
+        two, folder, tmp_path, columns="probability", positive_class="dog"
+    )
+    assert (
+        written(two, folder, tmp_path, columns="probability")[1:]
+        != written(two, folder, tmp_path, columns="probability", positive_class="cat")[1:]
+    )
+
+
+def test_the_table_is_evaluations(folder, tmp_path):
+    predictor = Averages()
+    written(predictor, folder, tmp_path, columns="table")
+    table = predictions.read(tmp_path / "out.csv")
+    listed = sources.list_pictures(folder).pictures
+    assert list(table.keys) == list(table.filenames) == [found.key for found in listed]
+    assert table.labels.tolist() == [-1] * len(listed)
+    assert list(table.class_names) == list(AWKWARD)
+    sums = predictor.images.sum(axis=(1, 2), dtype=np.int64) + 1
+    np.testing.assert_array_equal(
+        table.probabilities.astype(np.float32), (sums / sums.sum(1, keepdims=True)).astype(np.float32)
+    )
+
+
+# Pixels
+
+
+def check_equal_to_evaluation(folder, tmp_path, image_size, resize):
+    tfpipe.build_tfrecords({"test1": folder}, tmp_path / "shards", layout="flat", progress=False, num_shards=2)
+    data = tfpipe.dataset(
+        tmp_path / "shards", "test1", image_size=image_size, resize=resize, as_dict=True, scaled_decode=False
+    ).unbatch()
+    seen = {row["key"].decode().removeprefix("test1/"): row["image"] for row in data.as_numpy_iterator()}
+    for inputs in (folder, tmp_path / "shards"):
+        predictor = Averages(image_size=image_size, resize=resize)
+        predict(predictor, inputs, tmp_path / "out.csv", batch_size=5, progress=False)
+        keys = [found.key.removeprefix("test1/") for found in sources.list_pictures(inputs).pictures]
+        assert set(keys) == set(seen)
+        for key, image in zip(keys, predictor.images, strict=True):
+            np.testing.assert_array_equal(image, seen[key], err_msg=key)
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
+def test_pixels_are_those_of_evaluation(folder, tmp_path, resize):
+    check_equal_to_evaluation(folder, tmp_path, (16, 24), resize)
+
+
+def test_pixels_of_real_pictures_are_those_of_evaluation(test_data, tmp_path):
+    real = sorted((test_data / "jpeg" / "exif_orientation_recurser").glob("*.jpg"))
+    real += sorted((test_data / "jpeg").glob("libjpeg_turbo_testimages/testimages/*.jpg"))
+    real += sorted((test_data / "cats_dogs" / "test1").glob("1?.jpg"))
+    for index, path in enumerate(real):
+        write(tmp_path / "real" / f"{index}.jpg", path.read_bytes())
+    predictor = Averages()
+    bad = predict(predictor, tmp_path / "real", tmp_path / "out.csv", on_error="report", progress=False).rejected
+    for name in bad:
+        (tmp_path / "real" / name).unlink()
+    assert len(real) - len(bad) > 15
+    check_equal_to_evaluation(tmp_path / "real", tmp_path, (48, 48), "crop")
+
+
+def test_probabilities_are_those_of_evaluation(folder, tmp_path, model_path):
+    tfpipe.build_tfrecords({"test1": folder}, tmp_path / "shards", layout="flat", progress=False)
+    classifier = classifiers.load(model_path)
+    evaluated = {1: {}, 64: {}}
+    for batch_size, found in evaluated.items():
+        data = tfpipe.dataset(tmp_path / "shards", "test1", batch_size=batch_size, image_size=(8, 8), as_dict=True)
+        for batch in data:
+            found |= dict(zip(batch["key"].numpy().tolist(), classifier.predict(batch["image"]), strict=True))
+    for inputs in (folder, tmp_path / "shards"):
+        for batch_size, found in evaluated.items():
+            summary = predict(model_path, inputs, tmp_path / "out.csv", columns="table", batch_size=batch_size, progress=False)
+            table = predictions.read(tmp_path / "out.csv")
+            expected = np.array([found[f"test1/{key.removeprefix('test1/')}".encode()] for key in table.keys])
+            tolerance = 0 if batch_size == 1 else 1e-5
+            np.testing.assert_allclose(table.probabilities.astype(np.float32), expected, rtol=0, atol=tolerance)
+            assert sum(summary.counts.values()) == summary.num_rows == len(expected)
+            assert np.ptp(expected[:, 0]) > 0.01  # else any row would do for any picture
+
+
+# Data sets
+
+
+def test_a_split_must_be_clear(photos, tmp_path):
+    tfpipe.build_tfrecords(
+        photos, tmp_path / "shards", layout="folders", splits={"train": 0.6, "test": 0.4}, progress=False, on_conflict="keep"
+    )
+    with pytest.raises(ValueError, match="which split\\? It has train, test"):
+        predict(Untouched(), tmp_path / "shards", tmp_path / "out.csv")
+    with pytest.raises(ValueError, match="'val'"):
+        predict(Untouched(), tmp_path / "shards", tmp_path / "out.csv", split="val")
+    with pytest.raises(ValueError, match="split='test' is of a data set"):
+        predict(Untouched(), photos, tmp_path / "out.csv", split="test")
+    with pytest.raises(ValueError, match="is predicted alone"):
+        predict(Untouched(), [tmp_path / "shards", photos], tmp_path / "out.csv", split="test")
+    rows = written(Averages(), tmp_path / "shards", tmp_path, split="test")
+    assert len(rows) == 1 + tfpipe.load_manifest(tmp_path / "shards").split("test").num_records
+
+
+def test_a_damaged_record_is_an_error_that_names_its_shard(folder, tmp_path):
+    tfpipe.build_tfrecords({"test1": folder}, tmp_path / "shards", layout="flat", num_shards=1, progress=False)
+    (shard,) = (tmp_path / "shards").glob("*.tfrecord*")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=r"tfrecord-00000-of-00001: at byte .*does not match its CRC"):
+        predict(Averages(), tmp_path / "shards", tmp_path / "out.csv", progress=False)
+    rows = written(Averages(), tmp_path / "shards", tmp_path, on_error="report")
+    assert len(rows) == len(kinds()) + 1
+    assert sum(not row[1] for row in rows) == 1
+
+
+# Output
+
+
+class Stopped(Averages):
+    def predict(self, images):
+        if self.batches:
+            raise KeyboardInterrupt
+        return super().predict(images)
+
+
+def test_ctrl_c_leaves_the_old_output(folder, tmp_path):
+    write(tmp_path / "out.csv", b"before")
+    with pytest.raises(KeyboardInterrupt):
+        predict(Stopped(), folder, tmp_path / "out.csv", batch_size=2, progress=False)
+    assert left_behind(tmp_path) == ["out.csv"]
+    assert (tmp_path / "out.csv").read_bytes() == b"before"
+    written(Averages(), folder, tmp_path)
+    assert (tmp_path / "out.csv").read_bytes().startswith(b"id,label\n")
+
+
+def test_mistakes_are_found_before_the_model_is_asked(folder, tmp_path):
+    out = tmp_path / "out.csv"
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "texts" / "README.txt", b"x")
+    cases = [
+        (FileNotFoundError, "no folder .*nowhere", folder, tmp_path / "nowhere" / "out.csv", {}),
+        (ValueError, "output must be a file", folder, tmp_path, {}),
+        (FileNotFoundError, "missing: no such file or folder", tmp_path / "missing", out, {}),
+        (FileNotFoundError, "matches no file", f"{folder}/*.gif", out, {}),
+        (ValueError, "there is no picture$", tmp_path / "empty", out, {}),
+        (ValueError, "there is no picture; passed over: README.txt", tmp_path / "texts", out, {}),
+        (ValueError, "there is no picture", [], out, {}),
+        (ValueError, "columns must be one of label, ", folder, out, {"columns": "labels"}),
+        (ValueError, "on_error must be", folder, out, {"on_error": "skip"}),
+        (ValueError, "batch_size must be", folder, out, {"batch_size": 0}),
+        (ValueError, "positive_class must be one of cat, ", folder, out, {"columns": "probability", "positive_class": "owl"}),
+        (ValueError, "with columns=label", folder, out, {"positive_class": "cat"}),
+        (ValueError, "two columns have the same name: label, label", folder, out, {"id_column": "label"}),
+    ]
+    for kind, message, inputs, output, options in cases:
+        with pytest.raises(kind, match=message):
+            predict(Untouched(), inputs, output, progress=False, **options)
+    with pytest.raises(FileNotFoundError, match="model"):
+        predict(tmp_path / "model", folder, out)
+    assert left_behind(tmp_path) == []
+
+
+def test_probabilities_that_are_no_numbers_are_an_error(folder, tmp_path):
+    class Broken(Averages):
+        def predict(self, images):
+            return super().predict(images) * np.nan
+
+    with pytest.raises(DataError, match="not numbers"):
+        predict(Broken(), folder, tmp_path / "out.csv", progress=False)
+
+
+def test_a_limit_of_pixels(folder, tmp_path):
+    with pytest.raises(DataError, match="the limit is 800"):
+        predict(Untouched(), folder, tmp_path / "out.csv", max_pixels=800, progress=False)
+
+
+# The command
+
+
+def test_the_command(run_tool, folder, tmp_path, model_path):
+    out = tmp_path / "submission.csv"
+    done = run_tool("predict", f"--model={model_path}", f"--input={folder}", f"--output={out}")
+    assert [row[0] for row in read(out)[1:]] == ids(folder)
+    assert done.stdout.startswith(f"{out}: {len(kinds())} rows, predicted: ")
+    random.Random(0).shuffle(paths := sorted(folder.glob("*.jpg")))
+    bad = write(tmp_path / "bad.jpg", b"")
+    done = run_tool("predict", f"--model={model_path}", f"--output={out}", "--columns=probability", *paths, bad, check=False)
+    assert done.returncode == 1
+    assert f"{bad}: no bytes" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_commands_help_needs_no_model(run_tool):
+    done = run_tool("predict", "--help")
+    assert "--positive_class" in done.stdout
+    done = run_tool("predict", "--model=a", check=False)
+    assert done.returncode == 2
+    assert "--model, --input and --output are needed" in done.stderr
