@@ -1,4 +1,4 @@
-"""Metrics and calibration: hand-made numbers, scikit-learn's on random tables, and nothing that depends on the order of rows."""
+"""Metrics and calibration: hand-made numbers, those of scikit-learn, and nothing that depends on the order of rows."""
 
 import dataclasses
 import json

@@ -1,0 +1,404 @@
+"""Evaluation: ids in are ids out, for any batch size and any number of readers, or an error that names what is not."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pipeline_fixtures
+import pytest
+import tensorflow as tf
+from conftest import CHECKOUT, picture, write
+from evaluation_fixtures import CLASS_NAMES, build_pictures, make_classifier
+
+import tfpipe
+from tfpipe.records import catalog
+from tfpipe.records.errors import DataError
+from tfpipe.transfer import accounting, evaluation, metrics, parts, predictions
+from tfpipe.transfer.evaluation import evaluate
+
+pytestmark = pytest.mark.tf
+
+CAT, QUOTED, CHINESE = CLASS_NAMES
+COUNTS = {"val": {CAT: 8, QUOTED: 7, CHINESE: 8}, "test": {CAT: 13, QUOTED: 9, CHINESE: 11}}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    write(root / "unlabelled" / "1.jpg", picture(1))
+    build_pictures(root, COUNTS, num_shards={"val": 1, "test": 3, "test1": 1}, unlabelled={"test1": root / "unlabelled"})
+    return root / "shards"
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return make_classifier()
+
+
+def run(model, directory, output, split="test", **options):
+    return evaluate(model, directory, split, output, **{"report": False, "progress": False, **options})
+
+
+@pytest.fixture(scope="module")
+def plain(classifier, shards, tmp_path_factory):
+    """The evaluation that others are compared with."""
+    return run(classifier, shards, tmp_path_factory.mktemp("plain") / "eval")
+
+
+def rows_of(folder):
+    with open(folder / "predictions.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def in_parts(model, directory, output, count, **options):
+    return [run(model, directory, output, shard=(index, count), **options) for index in range(count)]
+
+
+def test_g11_ids_in_are_ids_out(plain, shards):
+    expected = [(row.key, row.filename, row.class_name) for row in catalog.read_catalog(shards, split="test")]
+    assert len(expected) == 33
+    assert [(row["key"], row["filename"], row["label"]) for row in rows_of(plain.folder)] == expected
+    assert plain.receipt["records_seen"] == plain.receipt["records_expected"] == plain.metrics["count"] == 33
+    assert plain.receipt["ids_sha256"] == plain.receipt["expected_ids_sha256"]
+    assert plain.receipt["ids_sha256"] == predictions.hash_ids(key for key, _, _ in expected)
+
+
+@pytest.mark.parametrize(("readers", "batch_size"), [(3, 1), (1, 7), (3, 64), (40, 7), ("parts", 7)])
+def test_g11_readers_and_batch_sizes_change_nothing(plain, classifier, shards, tmp_path, readers, batch_size):
+    if readers == "parts":
+        in_parts(classifier, shards, tmp_path, 3, batch_size=batch_size)
+    else:
+        run(classifier, shards, tmp_path, batch_size=batch_size, num_readers=readers)
+    assert (tmp_path / "receipt.json").read_bytes() == (plain.folder / "receipt.json").read_bytes()
+    ours, theirs = rows_of(tmp_path), rows_of(plain.folder)
+    for name in ("key", "filename", "label", "predicted"):
+        assert [row[name] for row in ours] == [row[name] for row in theirs]
+    one, other = predictions.read(tmp_path), predictions.read(plain.folder)
+    assert np.abs(one.probabilities - other.probabilities).max() <= 1e-5
+    assert len({row["predicted"] for row in ours}) > 1  # or nothing would be compared
+
+
+@pytest.mark.parametrize("fault", ["missing", "double", "swapped", "stranger"])
+def test_g11_a_record_lost_on_the_way_is_an_error(classifier, shards, tmp_path, monkeypatch, fault):
+    keys = [row.key for row in catalog.read_catalog(shards, split="test")]
+    changed = {
+        "missing": keys[:4] + keys[5:],
+        "double": [*keys, keys[2]],
+        "swapped": [keys[1], keys[0], *keys[2:]],
+        "stranger": [*keys[:-1], "stranger"],
+    }[fault]
+    message = {
+        "missing": f"1 missing: {re.escape(repr(keys[4]))}",
+        "double": "predictions.*twice",
+        "swapped": "in another order than the catalogue",
+        "stranger": f"1 missing: {re.escape(repr(keys[-1]))}; 1 not in the catalogue: 'stranger'",
+    }[fault]
+
+    def batches(self, split, shard):
+        for key in changed:
+            name = tf.constant([key])
+            yield {"image": tf.zeros([1, 8, 8, 3], tf.uint8), "label": tf.constant([0]), "key": name, "filename": name}
+
+    run(classifier, shards, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(evaluation._Run, "_batches", batches)
+    with pytest.raises(DataError, match=message):
+        run(classifier, shards, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_ids_are_compared_as_often_as_they_come(shards):
+    keys = [row.key for row in catalog.read_catalog(shards, split="test")]
+    accounting.check_ids(keys, shards, "test", Path("t.csv"))
+    with pytest.raises(DataError, match=r"t\.csv: not the pictures of 'test': 1 twice or more: ") as caught:
+        accounting.check_ids([*keys, keys[2]], shards, "test", Path("t.csv"))
+    assert repr(keys[2]) in str(caught.value)
+    with pytest.raises(DataError, match=r"33 missing: .*, \.\.\.$"):
+        accounting.check_ids([], shards, "test", Path("t.csv"))
+
+
+def test_all_metrics_come_from_the_table(plain):
+    stored = json.loads((plain.folder / "metrics.json").read_text("utf-8"))
+    assert stored == plain.metrics == {**metrics.measure(predictions.read(plain.folder)), "calibration": None}
+    assert {"accuracy", "accuracy_interval", "count", "auc", "ece"} <= stored.keys()
+    assert json.loads((plain.folder / "receipt.json").read_text("utf-8")) == plain.receipt
+
+
+def test_probabilities_are_the_models(plain, classifier, shards):
+    data = tfpipe.dataset(shards, "test", image_size=(8, 8), resize="stretch", scaled_decode=False, batch_size=33)
+    expected = classifier.predict(next(iter(data))[0])
+    assert np.abs(predictions.read(plain.folder).probabilities - expected).max() <= 1e-5
+
+
+def test_the_receipt_names_what_was_evaluated(plain, classifier, shards, tmp_path):
+    assert plain.receipt["data_root_hash"] == tfpipe.load_manifest(shards).root_hash
+    assert plain.receipt["model_sha256"] == classifier.sha256
+    assert plain.receipt["versions"]["tensorflow"] == tf.__version__
+    other = run(make_classifier(seed=1), shards, tmp_path, "val").receipt
+    differing = {name for name in other if other[name] != plain.receipt[name]}
+    assert differing >= {"split", "model_sha256", "ids_sha256", "records_seen"}
+    assert differing.isdisjoint({"data_root_hash", "class_names_sha256"})
+
+
+def test_classes_are_matched_by_name(classifier, plain, tmp_path):
+    # The same pictures; the data set counts its classes otherwise.
+    build_pictures(tmp_path, {"test": COUNTS["test"]}, class_names=[CHINESE, CAT, QUOTED], num_shards=1)
+    run(classifier, tmp_path / "shards", tmp_path / "eval")
+    ours, theirs = ({row["key"].removeprefix("test/"): row for row in rows_of(at)} for at in (tmp_path / "eval", plain.folder))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[key][name] == theirs[key][name] for key in ours for name in ("label", "predicted"))
+
+
+def test_a_model_may_know_more_classes_and_must_not_know_fewer(shards, tmp_path):
+    wide = make_classifier(["owl", *reversed(CLASS_NAMES)])
+    found = run(wide, shards, tmp_path / "wide").metrics
+    assert found["per_class"][0] == {**found["per_class"][0], "class_name": "owl", "support": 0, "recall": None}
+    with pytest.raises(ValueError, match="the model does not know the classes '小 猫'; it knows 'cat', 'a, "):
+        run(make_classifier([CAT, QUOTED]), shards, tmp_path / "narrow")
+    assert not (tmp_path / "narrow").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "test1"}, "split 'test1' has no labels: tools/predict"),
+        ({"split": "tset"}, r"split must be one of val, test, test1 \(got 'tset'\)"),
+        ({"calibrate": "test"}, "calibrate must be another split"),
+        ({"calibrate": "test1"}, "split 'test1' has no labels"),
+        ({"positive_class": "owl"}, "positive_class must be one of"),
+        ({"specificity": 2.0}, "specificity must be"),
+        ({"batch_size": 0}, "batch_size must be a positive integer"),
+        ({"num_readers": 0}, "num_readers must be a positive integer"),
+        ({"shard": (3, 3)}, r"shard must be \(index, count\)"),
+        ({"shard": (0, 3), "num_readers": 2}, "shard and num_readers exclude each other"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_written(classifier, shards, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(classifier, shards, tmp_path / "eval", **options)
+    assert not (tmp_path / "eval").exists()
+
+
+def test_an_empty_split_is_said(classifier, tmp_path):
+    empty = pipeline_fixtures.write_data_set(tmp_path / "shards", [], 1)
+    with pytest.raises(ValueError, match="split 'test' is empty"):
+        run(make_classifier(pipeline_fixtures.CLASS_NAMES), empty, tmp_path / "eval")
+
+
+def test_an_output_that_cannot_be_written_to_fails_before_the_pass(classifier, shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation._Run, "chunks", lambda *_: pytest.fail("the pass has begun"))
+    write(tmp_path / "file", b"")
+    (tmp_path / "eval" / "metrics.json").mkdir(parents=True)
+    for output in (tmp_path / "file", tmp_path / "file" / "eval", Path("/proc/eval"), tmp_path / "eval"):
+        with pytest.raises(OSError, match=re.escape(str(output))):
+            run(classifier, shards, output)
+
+
+def test_other_files_of_the_folder_are_left_alone(classifier, shards, tmp_path):
+    write(tmp_path / "notes.txt", b"mine")
+    write(tmp_path / "parts" / "mine.txt", b"mine")
+    run(classifier, shards, tmp_path, calibrate="val")
+    run(classifier, shards, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"notes.txt", "parts", "predictions.csv", "metrics.json", "receipt.json"}
+    assert (tmp_path / "parts" / "mine.txt").read_bytes() == b"mine"
+
+
+def test_a_damaged_record_is_named_and_leaves_no_table(tmp_path):
+    pictures = [pipeline_fixtures.picture(number) for number in range(9)]
+    pictures[4] = pipeline_fixtures.damaged(pipeline_fixtures.picture(4, 64, 64))
+    pipeline_fixtures.write_data_set(tmp_path / "shards", pictures, 2)
+    with pytest.raises(DataError, match=r"^\S*pets-test.tfrecord-00001-of-00002: at byte 0: record 0 \(source dog/4.jpg\): \w"):
+        run(make_classifier(pipeline_fixtures.CLASS_NAMES), tmp_path / "shards", tmp_path / "eval")
+    assert list((tmp_path / "eval").iterdir()) == []
+
+
+def test_a_model_that_answers_with_no_numbers_is_an_error(shards, tmp_path):
+    broken = make_classifier(seed=2)
+    broken.model.get_layer("logits").bias.assign([np.nan] * 3)
+    with pytest.raises(DataError, match="are not numbers"):
+        run(broken, shards, tmp_path)
+
+
+def test_models_come_from_files_too(plain, classifier, shards, tmp_path):
+    classifier.model.save(tmp_path / "model.keras")
+    for model in (tmp_path, str(tmp_path / "model.keras")):
+        assert run(model, shards, tmp_path / "eval").receipt == plain.receipt
+
+
+def test_calibration_is_fitted_on_another_split_and_changes_no_answer(plain, classifier, shards, tmp_path):
+    found = run(classifier, shards, tmp_path, calibrate="val")
+    raw, before = found.receipt["calibration"], found.metrics["calibration"]["before"]
+    assert raw == {**raw, "split": "val", "records_seen": 23}
+    assert raw["temperature"] == found.metrics["calibration"]["temperature"] != 1
+    assert [row["predicted"] for row in rows_of(tmp_path)] == [row["predicted"] for row in rows_of(plain.folder)]
+    assert before == {name: plain.metrics[name] for name in before}
+    assert found.metrics["log_loss"] < before["log_loss"]
+    assert (tmp_path / "uncalibrated.csv").read_bytes() == (plain.folder / "predictions.csv").read_bytes()
+    assert len(predictions.read(tmp_path / "calibration.csv").keys) == 23
+    again = run(classifier, shards, tmp_path / "again", calibrate="val", batch_size=7, num_readers=3)
+    assert again.receipt == found.receipt
+    split = in_parts(classifier, shards, tmp_path / "parts", 2, calibrate="val")[-1]
+    assert split.receipt == found.receipt
+
+
+def test_missing_parts_are_named_and_the_last_reader_merges(plain, classifier, shards, tmp_path):
+    first = run(classifier, shards, tmp_path, shard=(2, 3))
+    assert [path.name for path in first.missing_parts] == [f"predictions-0000{i}-of-00003.csv" for i in (0, 1)]
+    assert not (tmp_path / "predictions.csv").exists()
+    assert first.metrics == first.receipt == {}
+    second = run(classifier, shards, tmp_path, shard=(0, 3))
+    assert [path.name for path in second.missing_parts] == ["predictions-00001-of-00003.csv"]
+    last = run(classifier, shards, tmp_path, shard=(1, 3))
+    assert not last.missing_parts
+    assert last.metrics["accuracy"] == plain.metrics["accuracy"]
+
+
+def test_parts_of_another_evaluation_are_refused_by_name(classifier, shards, tmp_path):
+    other = make_classifier(seed=1)
+    for options, name in [({}, "model_sha256"), ({"positive_class": CAT}, "options"), ({"split": "val"}, "split 'val'")]:
+        output = tmp_path / name
+        run(classifier if options else other, shards, output, shard=(0, 2), **options)
+        with pytest.raises(DataError, match=rf"predictions-00000-of-00002.csv: a part of another evaluation: .*{name}"):
+            run(classifier, shards, output, shard=(1, 2))
+        assert not (output / "predictions.csv").exists()
+        assert not run(classifier, shards, output, shard=(0, 2)).missing_parts  # evaluated anew, it is welcome
+
+
+def test_a_damaged_part_is_refused(classifier, shards, tmp_path):
+    run(classifier, shards, tmp_path, shard=(0, 2))
+    path = parts.part_path(tmp_path, 0, 2)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataError, match=r"00000-of-00002.csv: not as it was written"):
+        run(classifier, shards, tmp_path, shard=(1, 2))
+    path.with_suffix(".json").write_text("[]")
+    with pytest.raises(DataError, match=r"00000-of-00002.json: not the json of a part"):
+        run(classifier, shards, tmp_path, shard=(1, 2))
+
+
+def test_a_part_that_is_written_anew_is_missing_until_it_is_complete(classifier, shards, tmp_path, monkeypatch):
+    in_parts(classifier, shards, tmp_path, 2)
+    monkeypatch.setattr(evaluation._Run, "chunks", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(classifier, shards, tmp_path, shard=(0, 2))
+    monkeypatch.undo()
+    found = run(classifier, shards, tmp_path, shard=(1, 2))
+    assert [path.name for path in found.missing_parts] == ["predictions-00000-of-00002.csv"]
+
+
+@pytest.mark.parametrize("stage", ["merge", "metrics.json", "receipt.json"])
+def test_a_merge_that_was_killed_is_done_again(plain, classifier, shards, tmp_path, monkeypatch, stage):
+    run(make_classifier(seed=1), shards, tmp_path)  # of another model, and still there
+    run(classifier, shards, tmp_path, shard=(0, 2))
+    killed = "the process is gone"
+    merge, write_json = parts.merge, accounting.write_json
+
+    def cut_merge(*arguments):
+        yield next(merge(*arguments))
+        raise RuntimeError(killed)
+
+    def stop_at(path, content):
+        if path.name == stage:
+            raise RuntimeError(killed)
+        write_json(path, content)
+
+    if stage == "merge":
+        monkeypatch.setattr(parts, "merge", cut_merge)
+    monkeypatch.setattr(accounting, "write_json", stop_at)
+    with pytest.raises(RuntimeError, match=killed):
+        run(classifier, shards, tmp_path, shard=(1, 2))
+    with pytest.raises(FileNotFoundError, match="did not finish"):
+        predictions.read(tmp_path)
+    monkeypatch.undo()
+    run(classifier, shards, tmp_path, shard=(1, 2))
+    assert predictions.read(tmp_path).keys == predictions.read(plain.folder).keys
+    assert (tmp_path / "receipt.json").read_bytes() == (plain.folder / "receipt.json").read_bytes()
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_two_readers_that_merge_at_once_do_no_harm(plain, classifier, shards, tmp_path, monkeypatch):
+    # Both have found all parts; the second merges while the first is about to write its receipt.
+    in_parts(classifier, shards, tmp_path, 2)
+    write_json, inner = accounting.write_json, []
+
+    def write_late(path, content):
+        if path.name == "receipt.json" and not inner:
+            inner.append(run(classifier, shards, tmp_path, shard=(0, 2)))
+        write_json(path, content)
+
+    monkeypatch.setattr(accounting, "write_json", write_late)
+    outer = run(classifier, shards, tmp_path, shard=(1, 2))
+    assert outer.receipt == inner[0].receipt == plain.receipt
+    assert outer.metrics == inner[0].metrics == json.loads((tmp_path / "metrics.json").read_text("utf-8"))
+
+
+def test_the_report_is_asked_for_when_all_else_is_there(classifier, shards, tmp_path, monkeypatch):
+    calls = []
+
+    class Report:
+        @staticmethod
+        def write_report(folder, model, directory, split, *, progress):
+            calls.append((folder, model, directory, split, (folder / "receipt.json").exists()))
+
+    monkeypatch.setitem(sys.modules, "tfpipe.transfer.report", Report)
+    run(classifier, shards, tmp_path, report=True)
+    assert calls == [(tmp_path, classifier, shards, "test", True)]
+
+
+@pytest.fixture(scope="module")
+def saved(classifier, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    classifier.model.save(folder / "model.keras")
+    return folder
+
+
+def test_the_command_evaluates_and_compares(run_tool, plain, saved, shards, tmp_path):
+    done = run_tool("evaluate", f"--model={saved}", f"--data={shards}", f"--output={tmp_path}/eval", "--noreport")
+    assert f"{plain.metrics['accuracy']:.2%} (95 %: " in done.stdout
+    assert "on 33 pictures of 'test', every one once" in done.stdout
+    assert re.search(r"^小 猫 +(0\.\d{4}|-) +0\.\d{4} .* 11$", done.stdout, re.MULTILINE)
+    assert f"{tmp_path}/eval/receipt.json" in done.stdout
+    assert re.search(r"evaluate test: 33 of 33 records, \d+ s", done.stderr)
+    assert (tmp_path / "eval/receipt.json").read_bytes() == (plain.folder / "receipt.json").read_bytes()
+    done = run_tool("evaluate", "compare", tmp_path / "eval", plain.folder)
+    assert "difference +0.00%" in done.stdout
+    assert "McNemar's exact test: p = 1" in done.stdout
+
+
+def test_the_command_says_which_parts_are_missing(run_tool, saved, shards, tmp_path):
+    flags = [f"--model={saved}", f"--data={shards}", f"--output={tmp_path}/eval", "--noreport", "--shard=1/2"]
+    done = run_tool("evaluate", *flags)
+    assert done.stdout == (f"part 1/2 is complete; missing 1 part:\n  {tmp_path}/eval/parts/predictions-00000-of-00002.csv\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--model, --data and --output are needed"),
+        (["compare", "a"], "usage: compare A B (got 1 argument)"),
+        (["shards/"], "arguments without a flag: shards/"),
+        (["--model=m", "--data=d", "--output=o", "--shard=3/3"], "--shard must be INDEX/COUNT"),
+    ],
+)
+def test_wrong_words_are_said(run_tool, arguments, message):
+    done = run_tool("evaluate", *arguments, check=False)
+    assert done.returncode == 2
+    assert f"error: {message}" in done.stderr
+
+
+def test_ctrl_c_leaves_earlier_results_as_they_were(saved, shards, tmp_path):
+    write(tmp_path / "eval" / "predictions.csv", b"earlier")
+    flags = [f"--model={saved}", f"--data={shards}", f"--output={tmp_path}/eval", "--noreport", "--batch_size=1"]
+    code = (
+        "import os, signal, sys; sys.argv[0] = 'evaluate'; from tfpipe.transfer import predictions; rows = predictions.rows\n"
+        "def stop(table):\n    os.kill(os.getpid(), signal.SIGINT); return rows(table)\n"
+        "predictions.rows = stop\nfrom tools.evaluate import command; command()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, cwd=CHECKOUT, timeout=120)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.rstrip().endswith("stopped. Nothing of this pass is kept; the results of earlier ones are as they were.")
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "eval").iterdir()] == [("predictions.csv", b"earlier")]
