@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import random
 import struct
 import zlib
 
@@ -462,16 +461,13 @@ def test_a_limit_of_pixels(folder, tmp_path):
 
 
 def test_the_command(run_tool, folder, tmp_path, model_path):
-    out = tmp_path / "submission.csv"
-    done = run_tool("predict", f"--model={model_path}", f"--input={folder}", f"--output={out}")
-    assert [row[0] for row in read(out)[1:]] == ids(folder)
-    assert done.stdout.startswith(f"{out}: {len(kinds())} rows, predicted: ")
-    random.Random(0).shuffle(paths := sorted(folder.glob("*.jpg")))
-    bad = write(tmp_path / "bad.jpg", b"")
-    done = run_tool("predict", f"--model={model_path}", f"--output={out}", "--columns=probability", *paths, bad, check=False)
-    assert done.returncode == 1
-    assert f"{bad}: no bytes" in done.stderr
-    assert "Traceback" not in done.stderr
+    out, other, bad = tmp_path / "table.csv", write(tmp_path / "100.jpg", picture(100)), write(tmp_path / "bad.jpg", b"")
+    flags = [f"--model={model_path}", f"--input={folder}", f"--output={out}", "--columns=table", "--on_error=report"]
+    done = run_tool("predict", *flags, other, bad)
+    assert {row[0] for row in read(out)[1:]} == {*kinds(), "100.jpg", "bad.jpg"}
+    counted, listed = done.stdout.splitlines()
+    assert counted.startswith(f"{out}: {len(kinds()) + 2} rows, predicted: ")
+    assert listed == f"{tmp_path / 'table.rejected.jsonl'}: 1 bad picture, rows without a value"
 
 
 def test_the_commands_help_needs_no_model(run_tool):

@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> None:
     counts = ", ".join(f"{name} {count:,}" for name, count in summary.counts.items() if count)
     print(f"{_OUTPUT.value}: {plural(summary.num_rows, 'row')}{f', predicted: {counts}' if counts else ''}")
     if summary.rejected_path is not None:
-        print(f"{summary.rejected_path}: {plural(len(summary.rejected), 'bad picture')}, whose rows have no value")
+        print(f"{summary.rejected_path}: {plural(len(summary.rejected), 'bad picture')}, rows without a value")
 
 
 def command() -> None:
