@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from tfpipe.records.manifest import Manifest as Manifest
     from tfpipe.records.manifest import load as load_manifest  # noqa: F401
     from tfpipe.records.weights import class_weights as class_weights
+    from tfpipe.serving.prediction import predict as predict
+    from tfpipe.transfer.agreement import compare as compare
+    from tfpipe.transfer.evaluation import evaluate as evaluate
+    from tfpipe.transfer.recipes import Recipe as Recipe
+    from tfpipe.transfer.runs import train as train
 
 __version__ = "0.1.0"
 
@@ -34,16 +39,21 @@ _HOMES = {
     "Augmentation": ("tfpipe.pipeline.augmentation", "Augmentation"),
     "DataError": ("tfpipe.records.errors", "DataError"),
     "Manifest": ("tfpipe.records.manifest", "Manifest"),
+    "Recipe": ("tfpipe.transfer.recipes", "Recipe"),
     "augment_image": ("tfpipe.pipeline.augmentation", "augment_image"),
     "build_tfrecords": ("tfpipe.conversion.build", "build_tfrecords"),
     "class_weights": ("tfpipe.records.weights", "class_weights"),
+    "compare": ("tfpipe.transfer.agreement", "compare"),
     "dataset": ("tfpipe.pipeline.loader", "dataset"),
     "decode_image": ("tfpipe.pipeline.decoding", "decode_image"),
     "describe": ("tfpipe.pipeline.loader", "describe"),
+    "evaluate": ("tfpipe.transfer.evaluation", "evaluate"),
     "load_manifest": ("tfpipe.records.manifest", "load"),
     "parse_example": ("tfpipe.pipeline.decoding", "parse_example"),
+    "predict": ("tfpipe.serving.prediction", "predict"),
     "replay": ("tfpipe.pipeline.replaying", "replay"),
     "resize_image": ("tfpipe.pipeline.decoding", "resize_image"),
+    "train": ("tfpipe.transfer.runs", "train"),
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -10,16 +10,17 @@ uint16), written one by one, whole or not at all: an extraction that was killed 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import keras
 import ml_dtypes
 import numpy as np
@@ -51,7 +52,7 @@ class Features:
         shape: of one picture's, (h, w, D).
         dtype: "float32" or "bfloat16".
         rows_per_shard: of all shards but the last.
-        crcs: CRC-32C of each shard's numbers.
+        crcs: CRC-32 of each shard's numbers.
     """
 
     folder: Path
@@ -80,7 +81,7 @@ class Features:
             values: Array = np.load(path, mmap_mode="r")
         except (OSError, ValueError) as error:
             raise DataError(f"cannot be read: {error}; {_remedy(self.folder)}", path=path) from None
-        if google_crc32c.value(memoryview(values.reshape(-1)).cast("B")) != crc:
+        if zlib.crc32(values.data) != crc:
             raise DataError(f"damaged: its numbers do not match their CRC; {_remedy(self.folder)}", path=path)
         return values
 
@@ -116,9 +117,8 @@ def extract(
         return _load(folder)
     except FileNotFoundError:
         pass
-    shape = tuple(network.output_shape[1:])
-    dtype = facts["dtype"]
-    row_bytes = int(np.prod(shape)) * _stored(dtype).itemsize
+    shape, dtype = tuple(network.output_shape[1:]), facts["dtype"]
+    row_bytes = bytes_per_picture(network)
     rows_per_shard = max(1, _SHARD_BYTES // row_bytes)
     num_rows, num_shards = pictures.num_records, -(-pictures.num_records // rows_per_shard)
     done = 0
@@ -152,7 +152,9 @@ def describe(
     network: keras.Model, preprocessing: keras.layers.Layer, pictures: Pictures, view: int | None
 ) -> Mapping[str, Any]:
     """Returns everything that features depend on."""
-    augmented = {} if view is None else {"augmentation": str(pictures.augmentation), "seed": pictures.seed, "view": view}
+    augmented: dict[str, Any] = {}
+    if view is not None:
+        augmented = {"augmentation": dataclasses.asdict(pictures.augmentation), "seed": pictures.seed, "view": view}
     return {
         "format_version": FORMAT_VERSION,
         "tensorflow": tf.__version__,
@@ -165,6 +167,11 @@ def describe(
         "dtype": network.outputs[0].dtype,
         **augmented,
     }
+
+
+def bytes_per_picture(network: keras.Model) -> int:
+    """Returns what the features of one picture take on disk."""
+    return int(np.prod(network.output_shape[1:])) * _stored(network.outputs[0].dtype).itemsize
 
 
 def computation(
@@ -236,8 +243,7 @@ def _write(path: Path, values: Array, dtype: str) -> None:
 
 
 def _crc(path: Path) -> int:
-    crc: int = google_crc32c.value(memoryview(np.load(path, mmap_mode="r").reshape(-1)).cast("B"))
-    return crc
+    return zlib.crc32(np.load(path, mmap_mode="r").data)
 
 
 def _numpy(dtype: str) -> np.dtype[Any]:

@@ -24,13 +24,13 @@ PREPROCESSINGS = ("caffe", "tf", "torch", "unit", "grey", "none")
 
 
 @keras.saving.register_keras_serializable("tfpipe")
-class Preprocessing(keras.layers.Layer):
+class Preprocessing(keras.layers.Layer):  # type: ignore[misc]
     """uint8 [B, H, W, 3], RGB, 0..255 -> float [B, H, W, C] as the backbone was trained on; C is 1 for "grey", else 3.
 
     Args:
         mode: one of PREPROCESSINGS: "caffe" (BGR minus mean), "tf" (-1..1), "torch" (standardised), "unit" (0..1), "grey"
             (luma, 0..1), "none".
-        resize: how pictures were brought to the input's size, as in `tfpipe.dataset`; carried along for whoever feeds the model.
+        resize: how pictures were brought to the input's size, as in `tfpipe.dataset`; carried along for whoever feeds it.
     """
 
     def __init__(self, mode: str, resize: str = "stretch", **options: Any) -> None:
@@ -65,7 +65,7 @@ class Preprocessing(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tfpipe")
-class Trunk(keras.layers.Layer):
+class Trunk(keras.layers.Layer):  # type: ignore[misc]
     """A network, or the front or back part of one, that runs as the trunk of a classifier.
 
     With `inference`, the network computes as in inference whoever calls and however: `fit`'s training=True reaches every
@@ -102,7 +102,7 @@ class Trunk(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tfpipe")
-class Probabilities(keras.layers.Layer):
+class Probabilities(keras.layers.Layer):  # type: ignore[misc]
     """Logits [B, C] -> float32 probabilities [B, C], whose columns have names.
 
     Args:

@@ -99,13 +99,10 @@ class Phases:
     def _caches_prefix(self, front: keras.Model) -> bool:
         """Returns whether to compute the frozen part once: when that is fewer passes than epochs, or as the recipe says."""
         views, epochs = self.recipe.views or 1, self.recipe.finetune_epochs or 1
-        row_bytes = int(np.prod(front.output_shape[1:])) * np.dtype(front.outputs[0].dtype if front.outputs[0].dtype != "bfloat16" else "uint16").itemsize
-        num_bytes = views * row_bytes * self.train.num_records
-        caches = self.recipe.cache_prefix
-        if caches is None:
-            caches = views < epochs
-        how = f"computed once ({views} x {self.train.num_records:,} pictures, {num_bytes / 1e9:.2f} GB)" if caches else "computed in each step"
-        self.report(f"finetune: the frozen part is {how}; {views} against {epochs} passes")
+        caches = views < epochs if self.recipe.cache_prefix is None else self.recipe.cache_prefix
+        gigabytes = views * features.bytes_per_picture(front) * self.train.num_records / 1e9
+        how = f"computed once, into {gigabytes:.2f} GB," if caches else "computed in each step"
+        self.report(f"finetune: the frozen part is {how}: {views} passes against {epochs}")
         return caches
 
     def _pictures(self) -> PictureBatches:
@@ -114,7 +111,8 @@ class Phases:
 
     def _features(self, network: keras.Model) -> FeatureBatches:
         def extract(pictures: Pictures, view: int | None) -> Features:
-            return features.extract(self.cache, network, self.networks.preprocessing, pictures, view=view, progress=self.progress)
+            preprocessing = self.networks.preprocessing
+            return features.extract(self.cache, network, preprocessing, pictures, view=view, progress=self.progress)
 
         augmented = self.train.augmentation != Augmentation()
         views = [extract(self.train, view if augmented else None) for view in range(self.recipe.views or 1)]
@@ -132,7 +130,9 @@ class Phases:
             expected = batches.views[0].rows(np.arange(len(images)))
         tapped = keras.Model(network.inputs, network.get_layer("frozen").output)
         difference = features.check_frozen(expected, images, lambda pictures: tapped(pictures, training=True))
-        self.report(f"frozen layers in training equal {'inference' if batches is None else 'the cache'} within {difference:.1g}")
+        self.report(
+            f"frozen layers in training equal {'inference' if batches is None else 'the cache'} within {difference:.1g}"
+        )
 
     def _phase(self, name: str, network: keras.Sequential, batches: Batches, *, backbone: bool) -> Phase:
         recipe = self.recipe

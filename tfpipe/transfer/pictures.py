@@ -1,8 +1,8 @@
 """Which pictures a run sees, and how: the arguments of `tfpipe.dataset` that training, extraction and validation share.
 
-    train = Pictures("shards/", "train", image_size=(224, 224), augment="light", seed=0)
-    train.batches(32, first_epoch=3)        # endless, for training
-    train.once(64)                          # each picture once, as evaluation sees it
+train = Pictures("shards/", "train", image_size=(224, 224), augment="light", seed=0)
+train.batches(32, first_epoch=3)        # endless, for training
+train.once(64)                          # each picture once, as evaluation sees it
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import tensorflow as tf
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.pipeline.loader import Loader, dataset
 from tfpipe.records import catalog, manifest, seeds
+
+NOT_AUGMENTED = Augmentation()
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Pictures:
     split: str
     image_size: tuple[int, int]
     resize: Any = "stretch"
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = NOT_AUGMENTED
     seed: int = 0
     balanced: bool = False
     selection: np.ndarray[Any, Any] | None = None
@@ -47,7 +49,7 @@ class Pictures:
     def training(self, batch_size: int, **options: Any) -> Loader:
         """Returns the loader of training batches; options as of `tfpipe.dataset`."""
         # Without augmentation, training sees what evaluation sees.
-        scaled = False if self.augmentation == Augmentation() else None
+        scaled = False if self.augmentation == NOT_AUGMENTED else None
         given = {"training": True, "augment": self.augmentation, "seed": self.seed, "balanced": self.balanced}
         return self._loader({"batch_size": batch_size, "scaled_decode": scaled, **given, **options})
 

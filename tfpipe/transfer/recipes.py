@@ -1,11 +1,12 @@
 """What a training run is: the recipe, and what is chosen where it leaves a choice.
 
-    recipe, reasons = complete(Recipe(mode="auto"), num_pictures=1400, num_blocks=5)
+recipe, reasons = complete(Recipe(mode="auto"), num_pictures=1400, num_blocks=5)
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,9 @@ from tfpipe.transfer.heads import Head, Pooling
 Mode = Literal["auto", "scratch", "bottleneck", "frozen", "finetune", "full"]
 _CACHED = ("bottleneck", "finetune")  # modes whose head is trained on cached features
 _FEW = 100  # pictures: fewer do not say whether fine-tuning helps
+_VIEWS = ((2_000, 8), (20_000, 4), (math.inf, 2))  # (up to so many pictures, versions of each): a version takes a pass
+_EPOCHS = {"bottleneck": 60, "finetune": 60, "frozen": 20, "scratch": 30, "full": 15}
+_RATES = {"full": 5e-5}
 
 
 @dataclass(frozen=True)
@@ -162,24 +166,24 @@ def complete(recipe: Recipe, num_pictures: int, num_classes: int) -> tuple[Recip
     mode = choices.get("mode", recipe.mode)
     choose("image_size", backbones.native_size(recipe.backbone), f"what {recipe.backbone} was made for")
     if mode in ("scratch", "full") and recipe.augment is None:
-        mild = dataclasses.replace(Augmentation.named("light"), horizontal_flip=0.0)
-        choices["augment"] = mild
-        reasons.append(f"augment=light without flips: {mode} overfits else; a mirror may change the class, so flip if it does not")
+        choices["augment"] = dataclasses.replace(Augmentation.named("light"), horizontal_flip=0.0)
+        reasons.append(f"augment=light,horizontal_flip=0: {mode} overfits else; flip where a mirror does not change the class")
     else:
-        choose("augment", "none", "cached features are of the pictures as they are; --augment with --views=K keeps K versions")
-    augmented = (dataclasses.replace(recipe, augment=choices.get("augment", recipe.augment))).augmentation != Augmentation()
-    views = (8 if num_pictures < 2000 else 4 if num_pictures < 20000 else 2) if augmented else 1
-    choose("views", views, f"augmentation survives caching in {views} versions" if augmented else "without augmentation all are equal")
-    choose("epochs", {"bottleneck": 60, "finetune": 60, "frozen": 20, "scratch": 30, "full": 15}[mode], f"usual for {mode}, at most")
-    choose("patience", max(5, choices.get("epochs", recipe.epochs) // 4), "a quarter of the epochs")
-    choose("learning_rate", {"scratch": 1e-3, "full": 5e-5}.get(mode, 1e-3), f"usual for AdamW and {mode}")
+        choose("augment", "none", "what is computed once does not change; --augment with --views=K keeps K versions")
+    augmented = dataclasses.replace(recipe, **choices).augmentation != Augmentation()
+    if mode in _CACHED:
+        views = next(views for most, views in _VIEWS if num_pictures < most) if augmented else 1
+        choose("views", views, "augmentation survives caching in as many versions" if augmented else "without augmentation")
+    choose("epochs", _EPOCHS[mode], f"usual for {mode}, at most")
+    choose("patience", max(5, int(choices.get("epochs") or recipe.epochs or 1) // 4), "a quarter of the epochs, 5 or more")
+    choose("learning_rate", _RATES.get(mode, 1e-3), f"usual for AdamW in mode {mode}")
     if mode == "finetune":
         choose("finetune_epochs", 10, "pre-trained weights need few")
-        choose("finetune_learning_rate", 2e-5, "pre-trained weights are to be kept")
-    choose("train_batch_norm", mode == "scratch", "statistics of a pre-trained network are kept" if mode != "scratch" else "new weights")
+        choose("finetune_learning_rate", 2e-5, "pre-trained weights are to be kept, and only bent")
+    choose("train_batch_norm", mode == "scratch", "new weights" if mode == "scratch" else "pre-trained statistics are kept")
     completed = dataclasses.replace(recipe, **choices)
     _check_together(completed, num_classes)
-    return completed, [line for line in reasons if not line.startswith("train_batch_norm") or mode in ("finetune", "full")]
+    return completed, reasons
 
 
 def _check_together(recipe: Recipe, num_classes: int) -> None:
@@ -188,12 +192,14 @@ def _check_together(recipe: Recipe, num_classes: int) -> None:
         raise ValueError(f"a classifier needs two classes or more (the data set has {num_classes})")
     if recipe.mode in _CACHED and recipe.augmentation.mixes:
         raise ValueError(
-            f"mixup and cutmix mix pictures, and mode {recipe.mode} trains its head on cached features: take mode frozen, full or scratch"
+            f"mixup and cutmix mix pictures, and mode {recipe.mode} trains its head on features: take frozen, full or scratch"
         )
     if recipe.views and recipe.views > 1 and not augmented:
-        raise ValueError(f"views={recipe.views} without augmentation would be the same features {recipe.views} times: set augment")
+        raise ValueError(f"views={recipe.views} without augmentation would be {recipe.views} times the same: set augment")
     if recipe.augmentation.mixes and recipe.class_weights:
-        raise ValueError("class_weights do not go together with mixup and cutmix: targets are of several classes then; take balanced")
+        raise ValueError(
+            "class_weights do not go together with mixup and cutmix, whose targets are of two classes; take balanced"
+        )
     if recipe.unfreeze and recipe.mode != "finetune":
         raise ValueError(f"unfreeze is of mode finetune (the mode is {recipe.mode})")
     if recipe.mode == "scratch" and recipe.weights not in ("none", "imagenet"):

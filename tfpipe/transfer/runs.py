@@ -294,13 +294,13 @@ def _finish(folder: Path, networks: Networks, run: _Run, phases: list[dict[str, 
 
 def describe_parameters(counts: Sequence[BlockCount], phase: str) -> str:
     """Returns the table of trained and frozen parameters as text, a line per block."""
-    rows = [(line.block, line.num_layers, line.num_trained, line.num_frozen) for line in counts]
-    totals = [sum(row[column] for row in rows) for column in (1, 2, 3)]  # type: ignore[misc]
-    cells = [(phase, "layers", "trained", "frozen"), *[(row[0], *[f"{n:,}" for n in row[1:]]) for row in [*rows, ("all", *totals)]]]
-    widths = [max(len(row[column]) for row in cells) for column in range(4)]
-    return "\n".join(
-        "  ".join([f"{row[0]:{widths[0]}}", *[f"{row[column]:>{widths[column]}}" for column in (1, 2, 3)]]) for row in cells
-    )
+    numbers = [(line.num_layers, line.num_trained, line.num_frozen) for line in counts]
+    rows = list(zip([line.block for line in counts], numbers, strict=True))
+    rows.append(("all", (sum(n[0] for n in numbers), sum(n[1] for n in numbers), sum(n[2] for n in numbers))))
+    cells = [[phase, "layers", "trained", "frozen"], *[[name, *(f"{n:,}" for n in row)] for name, row in rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
+    return "\n".join("  ".join(row) for row in aligned)
 
 
 def _save_model(model: keras.Model, path: Path) -> None:

@@ -1,7 +1,7 @@
 """The state of a run on disk: numbers and facts in one file that is whole or absent.
 
-    save(path, {"weights": [...]}, {"epoch": 3, "step": 120})
-    arrays, facts = load(path)
+save(path, {"weights": [...]}, {"epoch": 3, "step": 120})
+arrays, facts = load(path)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def save(path: Path, groups: Mapping[str, Sequence[Array]], facts: Mapping[str, 
     sizes = {name: len(group) for name, group in groups.items()}
     text = np.frombuffer(json.dumps({"facts": facts, "sizes": sizes}).encode(), np.uint8)
     with written_atomically(path) as file:
-        np.savez(file, **{**arrays, "json": text})
+        np.savez(file, **{**arrays, "json": text})  # type: ignore[arg-type]
 
 
 def load(path: Path) -> tuple[dict[str, list[Array]], dict[str, Any]]:
@@ -47,4 +47,3 @@ def load(path: Path) -> tuple[dict[str, list[Array]], dict[str, Any]]:
             return groups, content["facts"]
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"damaged ({error}); delete it, and the run begins anew", path=path) from None
-

@@ -3,8 +3,8 @@
     result = Loop(phase, strategy, store, journal).run()
 
 Everything that decides the next step (weights, optimisers, averages, stopping, schedule, the place in the data) is saved
-together; data and augmentation follow from (seed, epoch, step). So a run that is killed at any point and started again ends with
-the same bits as one that was not. Keras' `fit` cannot: its `BackupAndRestore` begins the epoch anew and forgets
+together; data and augmentation follow from (seed, epoch, step). So a run that is killed at any point and started again ends
+with the same bits as one that was not. Keras' `fit` cannot: its `BackupAndRestore` begins the epoch anew and forgets
 `EarlyStopping`, and it fails under `MultiWorkerMirroredStrategy` (Keras 3.15).
 """
 
@@ -145,7 +145,9 @@ class Loop:
         trained |= {id(variable) for layer in phase.network.layers if layer.name == "frozen" for variable in layer.variables}
         # Seeds of dropout and statistics of BatchNorm change while training, too.
         self._others = [variable for variable in phase.network.variables if id(variable) not in trained]
-        self._averages = [tf.Variable(variable.numpy(), dtype=variable.dtype) for variable in phase.trained] if phase.ema else []
+        self._averages = (
+            [tf.Variable(variable.numpy(), dtype=variable.dtype) for variable in phase.trained] if phase.ema else []
+        )
         self._best: list[Array] = []
         self._num_workers = getattr(self.strategy.extended, "_num_workers", 1)
         self._replicas = self.strategy.num_replicas_in_sync // self._num_workers
@@ -213,7 +215,9 @@ class Loop:
         rate = phase.schedule.rate((now.epoch + 1) * phase.batches.num_steps - 1)
         train_loss, train_accuracy = now.loss / now.rows, now.correct / now.rows
         if not math.isfinite(train_loss):
-            raise DataError(f"the loss of phase {phase.name}, epoch {now.epoch + 1}, is {train_loss}: take a lower learning rate")
+            raise DataError(
+                f"the loss of phase {phase.name}, epoch {now.epoch + 1}, is {train_loss}: take a lower learning rate"
+            )
         begun = time.monotonic()
         val_loss, val_accuracy = self.validate()
         if phase.stopping.observe(now.epoch, val_accuracy, val_loss):
@@ -366,7 +370,7 @@ def _interrupts() -> Iterator[threading.Event]:
         yield event
         return
 
-    def handle(number: int, frame: Any) -> None:
+    def handle(*_: Any) -> None:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()

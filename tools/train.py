@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+"""Trains a classifier on a data set of build_tfrecords, from pre-trained weights or from scratch.
+
+  train --data=shards/ --output=runs/a --backbone=vgg16 --weights=imagenet --mode=auto --seed=0
+  train --data=shards/ --output=runs/b --weights=vgg16_notop.h5 --mode=bottleneck --hidden=1024,128 --dropout=0.5
+  train --data=shards/ --output=runs/c --mode=frozen --augment=light,horizontal_flip=0
+  train --data=shards/ --output=runs/d --backbone=lenet --mode=scratch --image_size=32 --learning_rate=find
+
+Modes: scratch (all weights new), bottleneck (features of the frozen backbone computed once, the head trained on them),
+frozen (the same end to end), finetune (bottleneck, then the last blocks at a lower rate), full (everything trains), auto
+(finetune; bottleneck for a small set). What is not given is chosen, and it is said why. A run that was stopped goes on, at
+the very step, when it is started again with the same flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from absl import flags
+
+from tfpipe import commands
+
+_DATA = flags.DEFINE_string("data", None, "Folder of the data set, with splits train and, if there is one, val.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the run; made if need be.")
+_CACHE = flags.DEFINE_string("cache", None, "Folder for features, shared by runs. Default: features/ beside --output.")
+_DEVICES = flags.DEFINE_enum("devices", "auto", ("auto", "one", "all"), "GPUs to use; auto: all where there are several.")
+_CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "What a kill can cost at most.", 0)
+_TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write event files into the run's folder.")
+_PROFILE = flags.DEFINE_integer("profile", 0, "Measure and trace as many steps: profile.txt and TensorBoard.", 0)
+
+# The recipe; defaults and ranges are tfpipe.transfer.recipes.Recipe's.
+_STRINGS = {
+    "backbone": "vgg16 (default), vgg19, resnet50v2, inceptionv3, inceptionresnetv2, mobilenetv2, efficientnetv2b0, lenet, or"
+    " PACKAGE.MODULE:FUNCTION.",
+    "weights": "imagenet (a download), none, or a file.",
+    "preprocessing": "Of a backbone by import path: caffe, tf, torch, unit, grey or none.",
+    "resize": "stretch, crop or pad.",
+    "feature_layer": "The backbone ends behind this block or layer.",
+    "pooling": "average, max or flatten.",
+    "optimizer": "adamw or sgd.",
+    "schedule": "cosine or plateau.",
+    "mode": "auto, scratch, bottleneck, frozen, finetune or full.",
+    "precision": "auto, float32 or mixed_bfloat16; of training and extraction.",
+}
+_INTEGERS = {
+    "views": "Augmented versions of each picture in the cache of features.",
+    "seed": "Draws weights, order, augmentation and dropout.",
+    "batch_size": "Pictures of a step, on all devices together.",
+    "epochs": "At most; in finetune and auto, of the head.",
+    "finetune_epochs": "At most, of fine-tuning.",
+    "patience": "Epochs without a better validation accuracy before training ends.",
+}
+_FLOATS = {
+    "val_fraction": "Part of train that is held out where there is no split val.",
+    "dropout": "Rate in the head.",
+    "l2": "Penalty on the head's kernels.",
+    "label_smoothing": "Share of each target that is spread over all classes.",
+    "weight_decay": "Of kernels.",
+    "momentum": "Of sgd.",
+    "warmup_epochs": "In which the learning rate rises to its peak.",
+    "finetune_learning_rate": "Of the uppermost block in fine-tuning.",
+    "layer_decay": "A block's learning rate, as a part of that of the block above.",
+    "ema": "Decay of the moving average of the weights; 0: none.",
+}
+_BOOLEANS = {
+    "grey": "One channel, for lenet and networks by import path.",
+    "cache_prefix": "Fine-tuning: compute the frozen part once. Default: when that is fewer passes.",
+    "balanced": "Every class equally often.",
+    "class_weights": "Weigh rare classes more.",
+    "train_batch_norm": "BatchNorm of a pre-trained backbone follows the batches.",
+    "deterministic": "Equal runs give equal bits.",
+}
+_IMAGE_SIZE = flags.DEFINE_string("image_size", None, "Side of the square that pictures are brought to, or HEIGHTxWIDTH.")
+_AUGMENT = flags.DEFINE_string(
+    "augment", None, "none, light, standard or strong, and changes: light,horizontal_flip=0,mixup=0.2."
+)
+_UNFREEZE = flags.DEFINE_list("unfreeze", None, "Blocks or layers that fine-tuning trains, with all that is behind them.")
+_HIDDEN = flags.DEFINE_list("hidden", None, "Units of the head's hidden layers: 1024,128.")
+_LEARNING_RATE = flags.DEFINE_string("learning_rate", None, "At its peak; find: measured by a range test.")
+_PLAIN = [
+    *[flags.DEFINE_string(name, None, text) for name, text in _STRINGS.items()],
+    *[flags.DEFINE_integer(name, None, text) for name, text in _INTEGERS.items()],
+    *[flags.DEFINE_float(name, None, text) for name, text in _FLOATS.items()],
+    *[flags.DEFINE_bool(name, None, text) for name, text in _BOOLEANS.items()],
+]
+
+
+def main(arguments: list[str]) -> None:
+    """Trains, then prints the summary."""
+    if arguments:
+        raise commands.UsageError(f"arguments without a flag: {' '.join(arguments)}")
+    if not _DATA.value or not _OUTPUT.value:
+        raise commands.UsageError("--data and --output are needed")
+    from tfpipe.transfer.recipes import Recipe
+    from tfpipe.transfer.runs import train
+
+    recipe = Recipe(**_recipe())
+    summary = train(
+        _DATA.value,
+        _OUTPUT.value,
+        recipe,
+        cache=_CACHE.value,
+        strategy=_strategy(),
+        checkpoint_seconds=_CHECKPOINT_SECONDS.value,
+        tensorboard=_TENSORBOARD.value,
+        profile_steps=_PROFILE.value,
+        report=_say,
+    )
+    for phase in summary["phases"]:
+        print(
+            f"{phase['phase']}: {phase['num_epochs']} epochs of {phase['seconds_per_epoch']:.2f} s on {phase['on']},"
+            f" validation accuracy {phase['val_accuracy']:.4f} in epoch {phase['best_epoch']}"
+        )
+    print(f"peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")
+    print(f"The classifier is {Path(_OUTPUT.value) / 'model.keras'}; look at {Path(_OUTPUT.value) / 'history.png'}.")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # in the order of the progress bars, also where output is piped
+
+
+def _recipe() -> dict[str, Any]:
+    """Returns the fields of the recipe that flags give."""
+    given: dict[str, Any] = {flag.name: flag.value for flag in _PLAIN if flag.value is not None}
+    if _IMAGE_SIZE.value is not None:
+        given["image_size"] = _size(_IMAGE_SIZE.value)
+    if _AUGMENT.value is not None:
+        given["augment"] = _augmentation(_AUGMENT.value)
+    if _UNFREEZE.value:
+        given["unfreeze"] = tuple(_UNFREEZE.value)
+    if _HIDDEN.value:
+        given["hidden"] = tuple(_integer("hidden", text) for text in _HIDDEN.value)
+    if _LEARNING_RATE.value is not None:
+        given["learning_rate"] = "find" if _LEARNING_RATE.value == "find" else _number("learning_rate", _LEARNING_RATE.value)
+    return given
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = [_integer("image_size", part) for part in text.split("x")]
+    if len(sides) > 2 or min(sides) < 1:
+        raise commands.UsageError(f"--image_size must be SIDE or HEIGHTxWIDTH (got {text!r})")
+    return sides[0], sides[-1]
+
+
+def _augmentation(text: str) -> Any:
+    from tfpipe.pipeline.augmentation import Augmentation
+
+    preset, _, changes = text.partition(",")
+    base = Augmentation.named(preset)
+    values = commands.parse_numbers("augment", commands.parse_pairs("augment", changes), float) if changes else {}
+    known = [field.name for field in dataclasses.fields(Augmentation)]
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise commands.UsageError(f"--augment: there is no {', '.join(unknown)}; there are {', '.join(known)}")
+    return dataclasses.replace(base, **values) if values else preset
+
+
+def _integer(flag: str, text: str) -> int:
+    return commands.parse_numbers(flag, {flag: text}, int)[flag]
+
+
+def _number(flag: str, text: str) -> float:
+    return commands.parse_numbers(flag, {flag: text}, float)[flag]
+
+
+def _strategy() -> Any:
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if _DEVICES.value == "one" or len(gpus) < 2:
+        return None
+    return tf.distribute.MirroredStrategy()
+
+
+def command() -> None:
+    """Runs the command; the console script's entry point."""
+    commands.run(main, __name__, when_stopped="The state is saved: run the same command again to go on at this step.")
+
+
+if __name__ == "__main__":
+    command()
