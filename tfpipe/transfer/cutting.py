@@ -82,7 +82,11 @@ def cut(network: keras.Model, after: str) -> tuple[keras.Model, keras.Model]:
         why = "something behind it reads past it, or it is called twice" if known else "there is no such layer"
         raise ValueError(f"{network.name} cannot be cut after {after!r}: {why}; it can be after {', '.join(points)}")
     boundary = points[after]
-    return keras.Model(network.inputs[0], boundary), keras.Model(boundary, network.outputs[0])
+    front = keras.Model(network.inputs[0], boundary)
+    if boundary is network.outputs[0]:  # Keras makes no model whose input is its output
+        features = keras.Input(batch_shape=boundary.shape, dtype=boundary.dtype)
+        return front, keras.Model(features, keras.layers.Identity()(features))
+    return front, keras.Model(boundary, network.outputs[0])
 
 
 def find_dependents(network: keras.Model, names: Iterable[str]) -> set[str]:

@@ -139,7 +139,8 @@ def _load_new(network: keras.Model, group: Any, file: Path) -> None:
             found = _new_layers(group)
             for key in sorted(needed, key=_by_place(network, needed)):
                 _check(network, needed[key].name, needed[key].shapes, found.get(key), file)
-            _check_rest(network, [found[key] for key in found if key not in needed], file)
+            rest = [found[key] for key in found if key not in needed]
+            _check_rest(network, sorted(rest, key=lambda entry: -max(map(len, entry.shapes))), file)  # kernels say most
         if group.name != "/":
             raise DataError("not weights as Keras saves them: a whole model in the new format is a .keras file", path=file)
         example.unlink()

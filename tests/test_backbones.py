@@ -1,0 +1,260 @@
+"""Backbones: every row of the table, networks by import path, and what `unfreeze` means."""
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+from test_cutting import randomised
+
+from tfpipe.records.errors import DataError
+from tfpipe.transfer import architectures
+from tfpipe.transfer.backbones import build, cut, cut_points, find_trainable, hash_network, names, native_size
+from tfpipe.transfer.cutting import find_layers
+from tfpipe.transfer.layers import PREPROCESSINGS, Preprocessing
+
+pytestmark = pytest.mark.tf
+
+PREPROCESSED_BY = {
+    "vgg16": keras.applications.vgg16,
+    "vgg19": keras.applications.vgg19,
+    "resnet50v2": keras.applications.resnet_v2,
+    "inceptionv3": keras.applications.inception_v3,
+    "inceptionresnetv2": keras.applications.inception_resnet_v2,
+    "mobilenetv2": keras.applications.mobilenet_v2,
+    "efficientnetv2b0": keras.applications.efficientnet_v2,
+}
+
+
+def smallest(name):
+    size = architectures.TABLE[name].smallest
+    return size, size
+
+
+def test_the_table_is_what_the_issue_lists():
+    assert set(names()) == {*PREPROCESSED_BY, "lenet"}
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_row_builds_and_can_be_cut(name):
+    height, width = smallest(name)
+    backbone = build(name, image_size=(height, width))
+    network = backbone.network
+    assert network.input_shape == (None, height, width, 3)
+    assert len(network.output_shape) == 4
+    assert backbone.preprocessing in PREPROCESSINGS
+    order, ends = list(find_layers(network)), list(backbone.blocks.values())
+    places = [order.index(end) for end in ends]
+    assert places == sorted(set(places))
+    assert ends[-1] == order[-1] == cut_points(network)[-1]
+    assert set(ends) <= set(cut_points(network))
+    assert len(backbone.blocks) < 25
+    pictures = np.random.default_rng(0).uniform(-1, 1, (1, height, width, 3)).astype("float32")
+    expected = network(pictures).numpy()
+    assert np.ptp(expected) > 0
+    front, back = cut(network, ends[len(ends) // 2 - 1])
+    np.testing.assert_array_equal(back(front(pictures)), expected)
+    assert front.weights
+    assert back.weights
+
+
+@pytest.mark.parametrize("name", PREPROCESSED_BY)
+def test_preprocessing_is_what_keras_applies(name):
+    pictures = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3)).astype("uint8")
+    expected = PREPROCESSED_BY[name].preprocess_input(pictures.astype("float32"))
+    ours = Preprocessing(architectures.TABLE[name].preprocessing)(pictures)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_efficientnet_rescales_by_itself():
+    assert any(
+        isinstance(layer, keras.layers.Rescaling) for layer in build("efficientnetv2b0", image_size=(32, 32)).network.layers
+    )
+
+
+@pytest.mark.parametrize("name", names())
+def test_too_small_a_size_is_said_in_our_words(name):
+    height, width = smallest(name)
+    with pytest.raises(
+        ValueError, match=f"image_size {height}x{width - 1} is too small for {name}: at least {height}x{height}"
+    ):
+        build(name, image_size=(height, width - 1))
+
+
+def test_native_sizes():
+    assert native_size("vgg16") == (224, 224)
+    assert native_size("inceptionv3") == (299, 299)
+    assert native_size("lenet") == (32, 32)
+    assert native_size("some.module:function") == (224, 224)
+
+
+@pytest.mark.parametrize("call", [native_size, lambda name: build(name, image_size=(32, 32))])
+def test_unknown_names(call):
+    with pytest.raises(
+        ValueError, match=r"one of vgg16, .*lenet or 'package.module:function' \(got 'VGG-16'\) \(did you mean vgg16\?\)"
+    ):
+        call("VGG-16")
+
+
+def test_grey():
+    assert build("lenet", image_size=(16, 16)).preprocessing == "unit"
+    grey = build("lenet", image_size=(16, 16), grey=True)
+    assert (grey.preprocessing, grey.network.input_shape) == ("grey", (None, 16, 16, 1))
+    assert build("custom_backbone:small_inception", image_size=(16, 16), preprocessing="grey").network.input_shape[-1] == 1
+    with pytest.raises(ValueError, match="vgg16 takes three channels"):
+        build("vgg16", image_size=(32, 32), grey=True)
+    with pytest.raises(ValueError, match="got 'tf'"):
+        build("lenet", image_size=(16, 16), grey=True, preprocessing="tf")
+
+
+def test_preprocessing_can_be_chosen():
+    assert build("lenet", image_size=(16, 16), preprocessing="torch").preprocessing == "torch"
+    with pytest.raises(ValueError, match=r"preprocessing must be one of caffe, .* \(got 'magic'\)"):
+        build("lenet", image_size=(16, 16), preprocessing="magic")
+
+
+# -- weights
+
+
+def test_weights_from_a_file(tmp_path):
+    saved = randomised(build("lenet", image_size=(16, 16)).network)
+    saved.save_weights(tmp_path / "lenet.weights.h5")
+    backbone = build("lenet", image_size=(32, 24), weights=str(tmp_path / "lenet.weights.h5"))
+    for weight, expected in zip(backbone.network.weights, saved.weights, strict=True):
+        np.testing.assert_array_equal(weight, expected)
+    with pytest.raises(DataError, match=r"lenet.weights.h5: .*block1_conv .*\(5, 5, 1, 32\).*\(5, 5, 3, 32\)"):
+        build("lenet", image_size=(32, 24), weights=str(tmp_path / "lenet.weights.h5"), grey=True)
+
+
+def test_a_failed_download_says_to_give_a_file(monkeypatch):
+    def fail(*arguments, **options):
+        raise Exception("URL fetch failure on https://example.org/vgg16.h5: None -- Name or service not known")
+
+    monkeypatch.setattr("keras.src.applications.vgg16.file_utils.get_file", fail)
+    with pytest.raises(ConnectionError, match=r"cannot be downloaded: URL fetch failure on https://example.*Give a file"):
+        build("vgg16", image_size=(32, 32), weights="imagenet")
+
+
+@pytest.mark.parametrize("name", ["lenet", "custom_backbone:small_inception"])
+def test_who_has_no_imagenet_weights(name):
+    with pytest.raises(ValueError, match=f"no ImageNet weights for {name}"):
+        build(name, image_size=(32, 32), weights="imagenet")
+
+
+def test_real_weights_through_the_table(test_data):
+    path = test_data / "weights" / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    backbone = build("vgg16", image_size=(48, 32), weights=str(path))
+    expected = keras.applications.VGG16(include_top=False, weights=path, input_shape=(48, 32, 3))
+    assert hash_network(backbone.network) == hash_network(expected)
+    assert hash_network(backbone.network) != hash_network(build("vgg16", image_size=(48, 32)).network)
+
+
+# -- import paths
+
+
+def test_a_network_by_import_path():
+    backbone = build("custom_backbone:small_inception", image_size=(32, 24))
+    assert backbone.name == "custom_backbone:small_inception"
+    assert backbone.preprocessing == "unit"
+    assert list(backbone.blocks) == ["block1", "stem", "inception_a", "reduction", "inception_b"]
+    assert list(backbone.blocks.values())[1:] == ["stem", "inception_a", "reduction", "inception_b"]
+    assert set(backbone.blocks.values()) <= set(cut_points(backbone.network))
+    assert {type(layer).__name__ for layer in backbone.network.layers} >= {"BatchNormalization", "Dropout", "Concatenate"}
+
+
+def test_blocks_have_the_same_names_in_every_session():
+    first, second = (build("custom_backbone:unnamed", image_size=(16, 16)) for _ in range(2))
+    assert list(first.blocks) == list(second.blocks) == ["block1", "block2", "block3"]
+    assert first.blocks != second.blocks  # the layers' own names differ: Keras counts on
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sequential", "a Sequential model, not a Functional"),
+        ("with_head", r"returns \(None, 2\), not a feature map"),
+        ("two_outputs", "1 inputs and 2 outputs"),
+        ("other_size", r"takes \(None, 17, 17, 3\), not .*\(None, 32, 32, 3\)"),
+        ("twice", "called twice"),
+        ("positional", "raised TypeError: .*input_shape"),
+        ("failing", "raised RuntimeError: no luck today"),
+    ],
+)
+def test_what_a_function_may_not_return(name, message):
+    with pytest.raises(ValueError, match=f"backbone custom_backbone:{name}: .*{message}"):
+        build(f"custom_backbone:{name}", image_size=(32, 32))
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("no_such_module:make", ImportError, "module no_such_module cannot be imported"),
+        ("custom_backbone:no_such", ImportError, "custom_backbone.py has no function no_such"),
+        ("custom_backbone:not_a_function", ImportError, "has no function not_a_function"),
+        ("custom_backbone:", ValueError, "package.module:function"),
+        ("a/b.py:make", ValueError, "package.module:function"),
+    ],
+)
+def test_what_cannot_be_imported(name, error, message):
+    before = list(sys.path)
+    with pytest.raises(error, match=message):
+        build(name, image_size=(32, 32))
+    assert sys.path == before
+
+
+def test_modules_of_the_current_directory_are_found(tmp_path, monkeypatch):
+    folder = tmp_path / "networks_of_mine"
+    folder.mkdir()
+    (folder / "small.py").write_text(
+        "import keras\n"
+        "def make(input_shape):\n"
+        "    images = keras.Input(input_shape)\n"
+        "    return keras.Model(images, keras.layers.Conv2D(2, 3, name='only')(images))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert build("networks_of_mine.small:make", image_size=(9, 9)).blocks == {"only": "only"}
+
+
+# -- what trains
+
+
+@pytest.fixture(scope="module")
+def inception():
+    return build("custom_backbone:small_inception", image_size=(16, 16))
+
+
+def test_a_block_means_itself_and_all_behind_it():
+    vgg = build("vgg16", image_size=(32, 32))
+    order = list(find_layers(vgg.network))
+    assert find_trainable(vgg, ["block5"]) == ("block4_pool", set(order[order.index("block5_conv1") :]))
+    assert find_trainable(vgg, ["block5", "block4"]) == ("block3_pool", set(order[order.index("block4_conv1") :]))
+    assert find_trainable(vgg, ["block1"]) == (None, set(order[1:]))
+    assert find_trainable(vgg, []) == ("block5_pool", set())
+
+
+def test_a_layer_means_itself_and_all_that_depends_on_it():
+    vgg = build("vgg16", image_size=(32, 32))
+    assert find_trainable(vgg, ["block5_conv3"]) == ("block5_conv2", {"block5_conv3", "block5_pool"})
+    assert find_trainable(vgg, ["block5_conv3", "block5"])[0] == "block4_pool"
+
+
+def test_a_layer_in_a_branch_leaves_the_other_branches(inception):
+    order = list(find_layers(inception.network))
+    inside = order[order.index("reduction") + 1 : order.index("inception_b")]
+    for name in (name for name in inside if name.startswith("conv2d")):
+        boundary, trainable = find_trainable(inception, [name])
+        assert name in trainable
+        assert not set(inside) <= trainable
+        assert trainable <= {*inside, "inception_b"}
+        assert boundary in order[order.index("reduction") : order.index("inception_b")]
+        front, back = cut(inception.network, boundary)
+        assert not {layer.name for layer in front.layers} & trainable
+        assert trainable <= {layer.name for layer in back.layers}
+
+
+def test_unknown_words_list_the_blocks_and_close_layers():
+    vgg = build("vgg16", image_size=(32, 32))
+    with pytest.raises(ValueError, match=r"no block or layer 'block5_conv'; its blocks are block1, .*block5; .*block5_conv3"):
+        find_trainable(vgg, ["block5_conv"])
+    with pytest.raises(ValueError, match="'input"):
+        find_trainable(vgg, [vgg.network.layers[0].name])
