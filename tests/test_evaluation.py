@@ -49,6 +49,24 @@ def plain(classifier, shards, tmp_path_factory):
     return run(classifier, shards, tmp_path_factory.mktemp("plain") / "eval")
 
 
+@pytest.fixture(scope="module")
+def stored(shards):
+    options = {"image_size": (8, 8), "scaled_decode": False, "as_dict": True, "batch_size": 33}
+    return {split: next(iter(tfpipe.dataset(shards, split, **options))) for split in COUNTS}
+
+
+@pytest.fixture
+def quick(stored, monkeypatch):
+    """The same batches without a graph for each, which takes longer than all else."""
+
+    def batches(self, split, shard):
+        start, end = (len(stored[split]["key"]) * (shard[0] + i) // shard[1] for i in (0, 1))
+        for first in range(start, end, self.batch_size):
+            yield {name: value[first : min(first + self.batch_size, end)] for name, value in stored[split].items()}
+
+    monkeypatch.setattr(evaluation._Run, "_batches", batches)
+
+
 def rows_of(folder):
     with open(folder / "predictions.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -67,7 +85,7 @@ def test_g11_ids_in_are_ids_out(plain, shards):
     assert plain.receipt["ids_sha256"] == predictions.hash_ids(key for key, _, _ in expected)
 
 
-@pytest.mark.parametrize(("readers", "batch_size"), [(3, 1), (1, 7), (3, 64), (40, 7), ("parts", 7)])
+@pytest.mark.parametrize(("readers", "batch_size"), [(1, 7), (3, 1), (3, 64), ("parts", 7)])
 def test_g11_readers_and_batch_sizes_change_nothing(plain, classifier, shards, tmp_path, readers, batch_size):
     if readers == "parts":
         in_parts(classifier, shards, tmp_path, 3, batch_size=batch_size)
@@ -82,7 +100,15 @@ def test_g11_readers_and_batch_sizes_change_nothing(plain, classifier, shards, t
     assert len({row["predicted"] for row in ours}) > 1  # or nothing would be compared
 
 
+def test_more_readers_than_records(tmp_path):
+    pictures = [pipeline_fixtures.picture(number) for number in range(2)]
+    pipeline_fixtures.write_data_set(tmp_path / "shards", pictures, 1)
+    found = run(make_classifier(pipeline_fixtures.CLASS_NAMES), tmp_path / "shards", tmp_path / "eval", num_readers=3)
+    assert found.metrics["count"] == 2
+
+
 @pytest.mark.parametrize("fault", ["missing", "double", "swapped", "stranger"])
+@pytest.mark.usefixtures("quick")
 def test_g11_a_record_lost_on_the_way_is_an_error(classifier, shards, tmp_path, monkeypatch, fault):
     keys = [row.key for row in catalog.read_catalog(shards, split="test")]
     changed = {
@@ -134,6 +160,7 @@ def test_probabilities_are_the_models(plain, classifier, shards):
     assert np.abs(predictions.read(plain.folder).probabilities - expected).max() <= 1e-5
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_receipt_names_what_was_evaluated(plain, classifier, shards, tmp_path):
     assert plain.receipt["data_root_hash"] == tfpipe.load_manifest(shards).root_hash
     assert plain.receipt["model_sha256"] == classifier.sha256
@@ -153,6 +180,7 @@ def test_classes_are_matched_by_name(classifier, plain, tmp_path):
     assert all(ours[key][name] == theirs[key][name] for key in ours for name in ("label", "predicted"))
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_model_may_know_more_classes_and_must_not_know_fewer(shards, tmp_path):
     wide = make_classifier(["owl", *reversed(CLASS_NAMES)])
     found = run(wide, shards, tmp_path / "wide").metrics
@@ -198,6 +226,7 @@ def test_an_output_that_cannot_be_written_to_fails_before_the_pass(classifier, s
             run(classifier, shards, output)
 
 
+@pytest.mark.usefixtures("quick")
 def test_other_files_of_the_folder_are_left_alone(classifier, shards, tmp_path):
     write(tmp_path / "notes.txt", b"mine")
     write(tmp_path / "parts" / "mine.txt", b"mine")
@@ -217,6 +246,7 @@ def test_a_damaged_record_is_named_and_leaves_no_table(tmp_path):
     assert list((tmp_path / "eval").iterdir()) == []
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_model_that_answers_with_no_numbers_is_an_error(shards, tmp_path):
     broken = make_classifier(seed=2)
     broken.model.get_layer("logits").bias.assign([np.nan] * 3)
@@ -224,6 +254,7 @@ def test_a_model_that_answers_with_no_numbers_is_an_error(shards, tmp_path):
         run(broken, shards, tmp_path)
 
 
+@pytest.mark.usefixtures("quick")
 def test_models_come_from_files_too(plain, classifier, shards, tmp_path):
     classifier.model.save(tmp_path / "model.keras")
     for model in (tmp_path, str(tmp_path / "model.keras")):
@@ -240,12 +271,11 @@ def test_calibration_is_fitted_on_another_split_and_changes_no_answer(plain, cla
     assert found.metrics["log_loss"] < before["log_loss"]
     assert (tmp_path / "uncalibrated.csv").read_bytes() == (plain.folder / "predictions.csv").read_bytes()
     assert len(predictions.read(tmp_path / "calibration.csv").keys) == 23
-    again = run(classifier, shards, tmp_path / "again", calibrate="val", batch_size=7, num_readers=3)
-    assert again.receipt == found.receipt
-    split = in_parts(classifier, shards, tmp_path / "parts", 2, calibrate="val")[-1]
+    split = in_parts(classifier, shards, tmp_path / "parts", 2, calibrate="val", batch_size=7)[-1]
     assert split.receipt == found.receipt
 
 
+@pytest.mark.usefixtures("quick")
 def test_missing_parts_are_named_and_the_last_reader_merges(plain, classifier, shards, tmp_path):
     first = run(classifier, shards, tmp_path, shard=(2, 3))
     assert [path.name for path in first.missing_parts] == [f"predictions-0000{i}-of-00003.csv" for i in (0, 1)]
@@ -258,6 +288,7 @@ def test_missing_parts_are_named_and_the_last_reader_merges(plain, classifier, s
     assert last.metrics["accuracy"] == plain.metrics["accuracy"]
 
 
+@pytest.mark.usefixtures("quick")
 def test_parts_of_another_evaluation_are_refused_by_name(classifier, shards, tmp_path):
     other = make_classifier(seed=1)
     for options, name in [({}, "model_sha256"), ({"positive_class": CAT}, "options"), ({"split": "val"}, "split 'val'")]:
@@ -269,6 +300,7 @@ def test_parts_of_another_evaluation_are_refused_by_name(classifier, shards, tmp
         assert not run(classifier, shards, output, shard=(0, 2)).missing_parts  # evaluated anew, it is welcome
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_damaged_part_is_refused(classifier, shards, tmp_path):
     run(classifier, shards, tmp_path, shard=(0, 2))
     path = parts.part_path(tmp_path, 0, 2)
@@ -280,19 +312,22 @@ def test_a_damaged_part_is_refused(classifier, shards, tmp_path):
         run(classifier, shards, tmp_path, shard=(1, 2))
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_part_that_is_written_anew_is_missing_until_it_is_complete(classifier, shards, tmp_path, monkeypatch):
     in_parts(classifier, shards, tmp_path, 2)
-    monkeypatch.setattr(evaluation._Run, "chunks", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    bind = parts.bind
+    monkeypatch.setattr(parts, "bind", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(classifier, shards, tmp_path, shard=(0, 2))
-    monkeypatch.undo()
+    monkeypatch.setattr(parts, "bind", bind)
     found = run(classifier, shards, tmp_path, shard=(1, 2))
     assert [path.name for path in found.missing_parts] == ["predictions-00000-of-00002.csv"]
 
 
 @pytest.mark.parametrize("stage", ["merge", "metrics.json", "receipt.json"])
+@pytest.mark.usefixtures("quick")
 def test_a_merge_that_was_killed_is_done_again(plain, classifier, shards, tmp_path, monkeypatch, stage):
-    run(make_classifier(seed=1), shards, tmp_path)  # of another model, and still there
+    other = run(make_classifier(seed=1), shards, tmp_path)  # of another model, and still there
     run(classifier, shards, tmp_path, shard=(0, 2))
     killed = "the process is gone"
     merge, write_json = parts.merge, accounting.write_json
@@ -311,22 +346,29 @@ def test_a_merge_that_was_killed_is_done_again(plain, classifier, shards, tmp_pa
     monkeypatch.setattr(accounting, "write_json", stop_at)
     with pytest.raises(RuntimeError, match=killed):
         run(classifier, shards, tmp_path, shard=(1, 2))
-    with pytest.raises(FileNotFoundError, match="did not finish"):
-        predictions.read(tmp_path)
-    monkeypatch.undo()
+    if stage == "merge":  # what was there is still whole
+        assert json.loads((tmp_path / "receipt.json").read_bytes()) == other.receipt
+        assert json.loads((tmp_path / "metrics.json").read_bytes()) == other.metrics
+    else:
+        with pytest.raises(FileNotFoundError, match="did not finish"):
+            predictions.read(tmp_path)
+    monkeypatch.setattr(parts, "merge", merge)
+    monkeypatch.setattr(accounting, "write_json", write_json)
     run(classifier, shards, tmp_path, shard=(1, 2))
     assert predictions.read(tmp_path).keys == predictions.read(plain.folder).keys
     assert (tmp_path / "receipt.json").read_bytes() == (plain.folder / "receipt.json").read_bytes()
     assert not list(tmp_path.rglob(".*"))
 
 
+@pytest.mark.usefixtures("quick")
 def test_two_readers_that_merge_at_once_do_no_harm(plain, classifier, shards, tmp_path, monkeypatch):
     # Both have found all parts; the second merges while the first is about to write its receipt.
     in_parts(classifier, shards, tmp_path, 2)
-    write_json, inner = accounting.write_json, []
+    write_json, begun, inner = accounting.write_json, [], []
 
     def write_late(path, content):
-        if path.name == "receipt.json" and not inner:
+        if path.name == "receipt.json" and not begun:
+            begun.append(True)
             inner.append(run(classifier, shards, tmp_path, shard=(0, 2)))
         write_json(path, content)
 
@@ -336,6 +378,7 @@ def test_two_readers_that_merge_at_once_do_no_harm(plain, classifier, shards, tm
     assert outer.metrics == inner[0].metrics == json.loads((tmp_path / "metrics.json").read_text("utf-8"))
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_report_is_asked_for_when_all_else_is_there(classifier, shards, tmp_path, monkeypatch):
     calls = []
 
@@ -369,10 +412,13 @@ def test_the_command_evaluates_and_compares(run_tool, plain, saved, shards, tmp_
     assert "McNemar's exact test: p = 1" in done.stdout
 
 
-def test_the_command_says_which_parts_are_missing(run_tool, saved, shards, tmp_path):
-    flags = [f"--model={saved}", f"--data={shards}", f"--output={tmp_path}/eval", "--noreport", "--shard=1/2"]
-    done = run_tool("evaluate", *flags)
-    assert done.stdout == (f"part 1/2 is complete; missing 1 part:\n  {tmp_path}/eval/parts/predictions-00000-of-00002.csv\n")
+@pytest.mark.usefixtures("quick")
+def test_the_command_says_which_parts_are_missing(classifier, shards, tmp_path):
+    from tools.evaluate import _missing
+
+    found = run(classifier, shards, tmp_path, shard=(1, 2))
+    expected = f"part 1/2 is complete; missing 1 part:\n  {tmp_path}/parts/predictions-00000-of-00002.csv"
+    assert _missing("1/2", found) == expected
 
 
 @pytest.mark.parametrize(
@@ -400,5 +446,5 @@ def test_ctrl_c_leaves_earlier_results_as_they_were(saved, shards, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, cwd=CHECKOUT, timeout=120)
     assert done.returncode == 130, done.stderr
-    assert done.stderr.rstrip().endswith("stopped. Nothing of this pass is kept; the results of earlier ones are as they were.")
+    assert done.stderr.rstrip().endswith("stopped. Nothing is kept of a pass that was stopped: run the same command again.")
     assert [(path.name, path.read_bytes()) for path in (tmp_path / "eval").iterdir()] == [("predictions.csv", b"earlier")]

@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> None:
         calibrate=_CALIBRATE.value,
         report=_REPORT.value,
     )
-    print(_missing(evaluation) if evaluation.missing_parts else _summary(evaluation))
+    print(_missing(_SHARD.value, evaluation) if evaluation.missing_parts else _summary(evaluation))
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
@@ -84,11 +84,9 @@ def _parse_shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _missing(evaluation: Evaluation) -> str:
-    paths = evaluation.missing_parts
-    return "\n".join(
-        [f"part {_SHARD.value} is complete; missing {plural(len(paths), 'part')}:", *(f"  {path}" for path in paths)]
-    )
+def _missing(shard: str, evaluation: Evaluation) -> str:
+    paths = [f"  {path}" for path in evaluation.missing_parts]
+    return "\n".join([f"part {shard} is complete; missing {plural(len(paths), 'part')}:", *paths])
 
 
 def _summary(evaluation: Evaluation) -> str:
@@ -169,7 +167,7 @@ def _compare(a: str, b: str) -> None:
 
 def command() -> None:
     """Runs the command; the console script's entry point."""
-    commands.run(main, __name__, when_stopped="Nothing of this pass is kept; the results of earlier ones are as they were.")
+    commands.run(main, __name__, when_stopped="Nothing is kept of a pass that was stopped: run the same command again.")
 
 
 if __name__ == "__main__":

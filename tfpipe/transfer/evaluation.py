@@ -181,9 +181,10 @@ class _Run:
     def write_part(self, shard: tuple[int, int], claim: accounting.Claim) -> None:
         """Writes the table of one reader."""
         path = parts.part_path(self.folder, *shard)
-        parts.begin(path)
+        path.parent.mkdir(exist_ok=True)
         with written_atomically(path) as file:
             file.writelines(self.chunks(self.split, [shard]))
+            parts.withdraw(path)
         parts.bind(path, claim)
 
     def finish(self, chunks: Iterable[bytes], claim: accounting.Claim) -> Evaluation:

@@ -58,9 +58,8 @@ def _is_complete(path: Path, claim: Claim) -> bool:
     return True
 
 
-def begin(path: Path) -> None:
-    """Makes a part incomplete, for as long as it is written anew."""
-    path.parent.mkdir(exist_ok=True)
+def withdraw(path: Path) -> None:
+    """Declares a part incomplete; to be called before it is replaced."""
     path.with_suffix(".json").unlink(missing_ok=True)
 
 
