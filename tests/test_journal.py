@@ -95,7 +95,7 @@ def test_a_line_is_on_the_disk_when_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize("position", range(19))
-@pytest.mark.parametrize("more", [0, 1, 4])
+@pytest.mark.parametrize("more", [0, 4])
 def test_a_run_goes_on_from_every_checkpoint(tmp_path, whole, no_sync, position, more):
     with Journal(tmp_path / "run", tensorboard=False) as journal:
         for index in range(position):
@@ -123,7 +123,7 @@ def test_a_run_that_goes_on_from_elsewhere_leaves_other_files(tmp_path, whole):
 def test_files_cut_at_any_byte_are_mended(whole, no_sync):
     log, history = (whole / "log.jsonl").read_bytes(), (whole / "history.csv").read_bytes()
     expected = contents(whole)
-    for cut in range(0, len(log) + 1, 7):
+    for cut in range(0, len(log) + 1, 23):
         num_whole = log[:cut].count(b"\n")
         (whole / "log.jsonl").write_bytes(log[:cut])
         (whole / "history.csv").write_bytes(history[: cut % len(history)])
@@ -223,9 +223,11 @@ def test_tensorboard_reads_scalars_and_the_graph(tmp_path):
     double = tf.function(lambda x: x * 2, autograph=False)
     with Journal(tmp_path) as journal:
         journal.graph(double, tf.zeros([3]))
-        for index in range(12):
+        for index in range(3):
             happen(journal, index)
         assert tags(tmp_path / "tensorboard")[0]["epoch/val_accuracy"]  # can be looked at while it runs
+        for index in range(3, 12):
+            happen(journal, index)
     scalars, graph = tags(tmp_path / "tensorboard")
     assert graph
     assert scalars["head/loss"] == [(step, pytest.approx(1 / (step + 1))) for step in (0, 1, 3, 4, 6, 7)]

@@ -106,7 +106,7 @@ def _draw_lines(axes: Any, rows: Sequence[HistoryRow], names: Sequence[str], tit
         for start, end in _phases(rows):
             axes.plot(
                 epochs[start:end],
-                _column(rows[start:end], name),
+                [_number(row, name) for row in rows[start:end]],
                 marker="o",
                 markersize=size,
                 color=color,
@@ -151,16 +151,10 @@ def _number(row: HistoryRow, name: str) -> float:
     return math.nan if value is None else float(value)
 
 
-def _column(rows: Sequence[HistoryRow], name: str) -> list[float]:
-    """Returns a column; infinity as NaN, since no axis reaches there."""
-    numbers = [_number(row, name) for row in rows]
-    return [number if math.isfinite(number) else math.nan for number in numbers]
-
-
 def _spread(rows: Sequence[HistoryRow], *names: str) -> float:
     """Returns the largest value over the smallest; 1 where one is not above 0, as a logarithm needs."""
-    values = [value for name in names for value in _column(rows, name) if not math.isnan(value)]
-    return max(values) / min(values) if values and min(values) > 0.0 else 1.0
+    numbers = [number for name in names for row in rows if math.isfinite(number := _number(row, name))]
+    return max(numbers) / min(numbers) if numbers and min(numbers) > 0.0 else 1.0
 
 
 def _limits(losses: Sequence[float]) -> tuple[float, float]:

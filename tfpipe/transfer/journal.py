@@ -147,11 +147,10 @@ class Journal:
             return
         import tensorflow as tf
 
-        with self._writer.as_default(step):
+        with self._writer.as_default(step):  # flushes at its end
             for name, value in values.items():
                 if value is not None and not isinstance(value, str):
                     tf.summary.scalar(f"{group}/{name}", float(value))
-        self._writer.flush()
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

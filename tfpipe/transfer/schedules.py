@@ -274,7 +274,7 @@ def _steepest_fall(losses: Sequence[float]) -> int | None:
         return None
     # Only where a fifth of the fall is done and a fifth is left: a wiggle of the flat part at the start can be steep, too
     inside = [start for start in range(lowest) if abs(means[start] - means[lowest] - fall / 2.0) <= 0.3 * fall]
-    return min(inside or range(lowest + 1), key=lambda start: lines[start].slope) + size // 2
+    return min(inside or [lowest], key=lambda start: lines[start].slope) + size // 2
 
 
 def _deviation(window: Sequence[float], line: Any) -> float:
