@@ -44,6 +44,7 @@ def test_compare_is_symmetric_and_ignores_the_order(tmp_path_factory, seed, num_
     folder = tmp_path_factory.mktemp("compare")
     a, b = random_table(seed, num_rows, 3), random_table(seed + 1, num_rows, 3)
     b = dataclasses.replace(b, labels=a.labels)
+    both_right = ((a.predicted == a.labels) & (b.predicted == b.labels)).sum()
     order = np.random.default_rng(seed).permutation(num_rows)
     shuffled = {name: [getattr(b, name)[i] for i in order] for name in ("keys", "filenames")}
     b = dataclasses.replace(b, **shuffled, labels=b.labels[order], probabilities=b.probabilities[order])
@@ -55,6 +56,7 @@ def test_compare_is_symmetric_and_ignores_the_order(tmp_path_factory, seed, num_
         other.both_right,
         other.both_wrong,
     )
+    assert one.both_right == both_right
     assert one.p_value == other.p_value
     assert one.difference == -other.difference
     assert one.difference_interval == pytest.approx([-end for end in reversed(other.difference_interval)])

@@ -73,6 +73,8 @@ def test_sensitivity_at_a_fixed_specificity_by_hand():
     at = measure(table, specificity=1.0)["binary"]["sensitivity_at_specificity"]
     assert (at["specificity"], at["sensitivity"]) == (1.0, 0.2)
     assert measure(table, positive_class="healthy")["binary"]["positive_class"] == "healthy"
+    hundred = make_table([0] * 100 + [1], [[1 - i / 200, i / 200] for i in range(100)] + [[0.5, 0.5]])
+    assert measure(hundred, specificity=0.55)["binary"]["sensitivity_at_specificity"]["specificity"] == 0.55
     highest = make_table([1, 0], [[0.5, 0.5], [0.1, 0.9]])
     at = measure(highest)["binary"]["sensitivity_at_specificity"]
     assert (at["threshold"], at["specificity"], at["sensitivity"]) == (None, 1.0, 0.0)
@@ -138,6 +140,12 @@ def test_top_k_counts_ranks(table):
 
 @given(table=TABLES, seed=st.integers(0, 1000))
 def test_no_metric_depends_on_the_order_of_rows(table, seed):
+    assert measure(shuffled(table, seed)) == measure(table)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_sum_of_many_rows_depends_on_their_order(seed):
+    table = random_table(seed, 500, 2)
     assert measure(shuffled(table, seed)) == measure(table)
 
 

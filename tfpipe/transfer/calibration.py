@@ -47,7 +47,8 @@ def fit_temperature(table: Predictions) -> float:
     found = math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
     temperature = float(f"{found:.3g}")
     if temperature in _RANGE:
-        _log.warning("calibration: the best temperature is beyond %g: too few pictures, or none is taken wrongly", temperature)
+        reason = "too few pictures, or none taken wrongly" if temperature < 1 else "its answers are no better than chance"
+        _log.warning("calibration: the best temperature is beyond %g: %s", temperature, reason)
     return temperature
 
 

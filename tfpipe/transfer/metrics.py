@@ -176,7 +176,7 @@ def _sensitivity(truth: np.ndarray[Any, Any], scores: np.ndarray[Any, Any], spec
     positives, negatives = np.sort(scores[truth]), np.sort(scores[~truth])
     thresholds = np.unique(scores)
     rejected = np.searchsorted(negatives, thresholds)  # negatives below each threshold
-    reached = thresholds[rejected >= specificity * len(negatives) - 1e-9]  # 0.95 * 20 is a little more than 19
+    reached = thresholds[rejected >= specificity * len(negatives) - 1e-9]  # 0.55 * 100 is a little more than 55
     threshold = float(reached[0]) if len(reached) else None
     found = 0 if threshold is None else len(positives) - int(np.searchsorted(positives, threshold))
     spared = len(negatives) if threshold is None else int(np.searchsorted(negatives, threshold))
