@@ -146,6 +146,7 @@ def test_no_metric_depends_on_the_order_of_rows(table, seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_no_sum_of_many_rows_depends_on_their_order(seed):
     table = random_table(seed, 500, 2)
+    table = dataclasses.replace(table, probabilities=table.probabilities.round(9))  # decimals, as read; float32 adds exactly
     assert measure(shuffled(table, seed)) == measure(table)
 
 
