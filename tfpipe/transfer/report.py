@@ -1,0 +1,430 @@
+"""The report of an evaluation, one HTML file that needs no other and no network.
+
+    write_report(Path("eval/"), classifier, "shards/", "test")      # eval/report.html, eval/near_duplicates.json
+
+Numbers come from metrics.json, and curves and lists from predictions.csv beside it; nothing is measured in another way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfpipe.pipeline.replaying import Replayer
+from tfpipe.records import manifest as manifests
+from tfpipe.records.catalog import Row, read_catalog
+from tfpipe.records.files import written_atomically
+from tfpipe.records.summary import plural
+from tfpipe.transfer import explanation, figures, metrics, neighbours, predictions
+from tfpipe.transfer.classifiers import Classifier
+from tfpipe.transfer.markup import Html, element, image, join, page, table
+from tfpipe.transfer.neighbours import Twin
+from tfpipe.transfer.predictions import Predictions
+
+FILE_NAME = "report.html"
+TWINS_NAME = "near_duplicates.json"
+
+_MAX_SHOWN = 24  # pictures, or pairs of pictures, in one list
+_MAX_SIDE = 160  # pixels of a picture on the page
+_MAX_CURVES = len(figures.COLOURS)
+_MAX_CELLS = 20  # classes whose confusion matrix is a table with counts
+_NONE = "\u2013"
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a page is made of."""
+
+    classifier: Classifier
+    directory: str | os.PathLike[str]
+    split: str
+    manifest: manifests.Manifest
+    table: Predictions
+    metrics: dict[str, Any]
+    receipt: dict[str, Any]
+    twins: dict[str, Any] | None
+
+    def pictures(self, keys: Collection[str], split: str | None = None) -> dict[str, tuple[Row, Array]]:
+        """Returns records by key: the row of the catalogue, and the picture as the model sees it, uint8 [H, W, 3]."""
+        split, wanted = split or self.split, set(keys)
+        if not wanted:
+            return {}
+        size, resize = self.classifier.image_size, self.classifier.resize
+        reader = Replayer(self.directory, split, seed=0, image_size=size, resize=resize, augment="none")
+        rows = enumerate(read_catalog(self.directory, split=split))
+        return {row.key: (row, reader.evaluated(position)) for position, row in rows if row.key in wanted}
+
+
+def write_report(
+    folder: str | os.PathLike[str],
+    classifier: Classifier,
+    directory: str | os.PathLike[str],
+    split: str,
+    *,
+    near_duplicates: bool = True,
+    progress: bool = True,
+) -> Path:
+    """Writes report.html, and near_duplicates.json, into the folder of an evaluation; returns the report's path.
+
+    Args:
+        folder: with predictions.csv, metrics.json and receipt.json, as `tfpipe.evaluate` writes them.
+        classifier: the one that was evaluated.
+        directory: of the data set.
+        split: the one that was evaluated.
+        near_duplicates: look for them, in a pass over train, val and the split.
+        progress: show it.
+
+    Raises:
+        ValueError: the classifier, data or split are not those of the receipt.
+        FileNotFoundError: a file of the evaluation is missing.
+        DataError: a file of the evaluation or the data set is damaged.
+    """
+    folder = Path(folder)
+    predicted = predictions.read(folder)
+    found, receipt = (json.loads((folder / name).read_bytes()) for name in (metrics.FILE_NAME, predictions.RECEIPT_NAME))
+    manifest = manifests.load(directory)
+    _check_receipt(receipt, classifier, manifest, split)
+    twins = None
+    if near_duplicates:
+        pairs = neighbours.find_twins(classifier, directory, split, progress=progress)
+        twins = summarise_twins(predicted, pairs, neighbours.usual_splits(directory, split))
+        _write_json(folder / TWINS_NAME, twins)
+    content = _Content(classifier, directory, split, manifest, predicted, found, receipt, twins)
+    with written_atomically(folder / FILE_NAME) as file:
+        file.write(_page(content).encode())
+    return folder / FILE_NAME
+
+
+def _check_receipt(receipt: dict[str, Any], classifier: Classifier, manifest: manifests.Manifest, split: str) -> None:
+    given = {"split": split, "data_root_hash": manifest.root_hash, "model_sha256": classifier.sha256}
+    for name, value in given.items():
+        if receipt.get(name) != value:
+            raise ValueError(f"the evaluation is of {name} {receipt.get(name)!r} (got {value!r})")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with written_atomically(path) as file:
+        file.write((json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def summarise_twins(predicted: Predictions, twins: Sequence[Twin], against: Sequence[str]) -> dict[str, Any]:
+    """Returns what near_duplicates.json holds: the pairs, and the accuracy on the pictures without a twin.
+
+    Args:
+        predicted: the table.
+        twins: from `find_twins`.
+        against: the splits that were compared with.
+    """
+    keys = {twin.key for twin in twins}
+    rest = np.array([key not in keys for key in predicted.keys], bool)
+    right = int((predicted.predicted == predicted.labels)[rest].sum())
+    return {
+        "against": list(against),
+        "count": len(twins),
+        "count_identical": sum(twin.identical for twin in twins),
+        "count_without": int(rest.sum()),
+        "accuracy_without": right / int(rest.sum()) if rest.any() else None,
+        "accuracy_without_interval": metrics.wilson(right, int(rest.sum())),
+        "pairs": [dataclasses.asdict(twin) for twin in twins],
+    }
+
+
+def worst_mistakes(predicted: Predictions) -> Array:
+    """Returns the rows whose predicted class is wrong, int64 [M], the most confident first."""
+    wrong = np.flatnonzero(predicted.predicted != predicted.labels)
+    return wrong[np.argsort(-predicted.probabilities[wrong].max(axis=1), kind="stable")]
+
+
+def likely_label_errors(predicted: Predictions) -> Array:
+    """Returns the rows whose label is doubtful, int64 [M], the most doubtful first.
+
+    Confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068): a class is claimed with confidence where its
+    probability is at least the mean of what pictures labelled with it are given. A label is doubtful where, of the classes
+    claimed, the most probable one is another. Ordered by how much more probable that is.
+    """
+    labels, probabilities = predicted.labels, predicted.probabilities
+    rows, classes = np.arange(len(labels)), range(len(predicted.class_names))
+    own = probabilities[rows, labels]
+    thresholds = np.array([own[labels == index].mean() if (labels == index).any() else np.inf for index in classes])
+    claimed = np.where(probabilities >= thresholds, probabilities, 0)
+    other = claimed.argmax(axis=1)
+    doubtful = np.flatnonzero((claimed.max(axis=1) > 0) & (other != labels))
+    margin = probabilities[doubtful, other[doubtful]] - own[doubtful]
+    return doubtful[np.argsort(-margin, kind="stable")]
+
+
+def _page(content: _Content) -> Html:
+    sections: dict[str, Callable[[_Content], Iterable[object]]] = {
+        "Result": _headline,
+        "Class balance": _balance,
+        "Confusion matrix": _confusion,
+        "Classes": _classes,
+        "ROC and precision-recall": _curves,
+        "Reliability": _reliability,
+        "Worst mistakes": _mistakes,
+        "Likely label errors": _label_errors,
+        "Near-duplicates": _near_duplicates,
+        "Receipt": _receipt,
+    }
+    title = f"{content.manifest.name}, split {content.split}"
+    header = element("header", element("h1", title), element("p", "Evaluation of an image classifier by tfpipe"))
+    made = (element("section", element("h2", name), *section(content)) for name, section in sections.items())
+    return page(title, header, *made)
+
+
+def _headline(content: _Content) -> Iterable[object]:
+    found, twins = content.metrics, content.twins
+    cards = [_card(_percent(found["accuracy"]), f"accuracy, 95 %: {_interval(found['accuracy_interval'])}", "card main")]
+    cards.append(_card(f"{found['count']:,}", "pictures, each exactly once"))
+    if twins and twins["count"]:
+        without = f"accuracy without the {plural(twins['count'], 'picture')} that training has seen, or nearly so"
+        cards.append(_card(_percent(twins["accuracy_without"]), without))
+    cards += [_card(_percent(found["balanced_accuracy"]), "balanced accuracy"), _card(_number(found["auc"]), "AUC")]
+    cards += [_card(_percent(share), f"top-{k}") for k, share in found["top_k"].items() if k != "1"]
+    cards += [_card(_number(found["ece"]), "calibration error"), _card(_number(found["log_loss"]), "log loss")]
+    names = f"Data {content.manifest.name} {content.manifest.root_hash[:12]}, split {content.split}"
+    model = f"model {content.receipt['model_sha256'][:12]}, {plural(len(content.table.class_names), 'class', 'classes')}"
+    return [element("div", *cards, class_="cards"), element("p", f"{names}; {model}.", class_="note")]
+
+
+def _card(value: str, name: str, kind: str = "card") -> Html:
+    return element("div", element("b", value), element("span", name), class_=kind)
+
+
+def _balance(content: _Content) -> Iterable[object]:
+    splits = {name: split for name, split in content.manifest.splits.items() if split.labelled}
+    largest = {name: max([1, *split.class_counts.values()]) for name, split in splits.items()}
+
+    def counts(class_name: str) -> Iterable[Html]:
+        for name, split in splits.items():
+            count = split.class_counts.get(class_name, 0)
+            yield join([element("span", class_="bar", style=f"width:{90 * count / largest[name]:.0f}px"), f"{count:,}"])
+
+    header = ["class", *(f"{name} ({split.num_records:,})" for name, split in splits.items())]
+    return [table(header, [[name, *counts(name)] for name in content.manifest.class_names])]
+
+
+def _confusion(content: _Content) -> Iterable[object]:
+    matrix, names = np.array(content.metrics["confusion"]["matrix"]), content.table.class_names
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    yield element("p", "Rows are the true classes, columns the predicted ones; the colour is the share of the row.")
+    if len(names) <= _MAX_CELLS:
+        rows = ([name, *map(_cell, matrix[i], shares[i])] for i, name in enumerate(names))
+        yield table(["true \\ predicted", *names], rows, kind="matrix")
+        return
+    yield element("figure", image(figures.matrix_image(shares), "confusion matrix"))
+    pairs = [(matrix[i, j], names[i], names[j]) for i, j in np.argwhere(matrix) if i != j]
+    most = sorted(pairs, key=lambda pair: -pair[0])[:_MAX_SHOWN]
+    yield element("h3", "Most frequent confusions" if most else "No picture was taken for another class.")
+    if most:
+        yield table(["true", "predicted", "pictures"], [[a, element("td", b, class_="text"), count] for count, a, b in most])
+
+
+def _cell(count: int, share: float) -> Html:
+    # White towards matplotlib's "Blues"; the text turns white where black would be hard to read.
+    colour = [round(255 + (end - 255) * float(share) ** 0.7) for end in (8, 81, 156)]
+    style = f"background:rgb({colour[0]},{colour[1]},{colour[2]});color:{'#fff' if share > 0.4 else '#22252a'}"
+    return element("td", f"{count:,}" if count else "\u00b7", style=style, title=f"{share:.1%}")
+
+
+def _classes(content: _Content) -> Iterable[object]:
+    columns = ("precision", "recall", "f1", "auc")
+    rows = [
+        [row["class_name"], *(_number(row[column]) for column in columns), f"{row['support']:,}", f"{row['predicted']:,}"]
+        for row in content.metrics["per_class"]
+    ]
+    return [table(["class", "precision", "recall", "F1", "AUC", "pictures", "times predicted"], rows)]
+
+
+def _curves(content: _Content) -> Iterable[object]:
+    found, predicted = content.metrics, content.table
+    per_class, binary = found["per_class"], found["binary"]
+    chosen = [index for index, row in enumerate(per_class) if row["auc"] is not None]
+    note = "Each class against all others."
+    if len(predicted.class_names) == 2 and binary:
+        chosen = [index for index in chosen if predicted.class_names[index] == binary["positive_class"]]
+        note = "The positive class against the other."
+    elif len(chosen) > _MAX_CURVES:
+        chosen = sorted(chosen, key=lambda index: float(per_class[index]["auc"]))[:_MAX_CURVES]
+        note = f"The {_MAX_CURVES} classes with the smallest AUC, each against all others."
+    if not chosen:
+        return [element("p", "No curves: no class has both pictures of it and pictures of others.")]
+    keys = (
+        element(
+            "li",
+            element("i", style=f"background:{colour}"),
+            f"{predicted.class_names[index]}: AUC {_number(per_class[index]['auc'])}",
+        )
+        for colour, index in zip(figures.COLOURS, chosen, strict=False)
+    )
+    drawn = (
+        draw(predicted.labels, predicted.probabilities, chosen)
+        for draw in (figures.roc_curves, figures.precision_recall_curves)
+    )
+    charts = (
+        element("figure", image(uri, name)) for uri, name in zip(drawn, ("ROC curves", "precision-recall curves"), strict=True)
+    )
+    parts = [element("p", note), element("div", *charts, class_="charts"), element("ul", *keys, class_="legend")]
+    return [*parts, *_sensitivity(binary)]
+
+
+def _sensitivity(binary: dict[str, Any] | None) -> Iterable[Html]:
+    if binary is None:
+        return
+    at = binary["sensitivity_at_specificity"]
+    reached = _with_interval(at["specificity"], at["specificity_interval"])
+    yield element(
+        "p",
+        f"{binary['positive_class']}: average precision {_number(binary['average_precision'])}; sensitivity"
+        f" {_with_interval(at['sensitivity'], at['sensitivity_interval'])} at specificity {reached},"
+        f" threshold {_number(at['threshold'])}.",
+    )
+
+
+def _reliability(content: _Content) -> Iterable[object]:
+    found, calibration = content.metrics, content.metrics.get("calibration")
+    yield element(
+        "p",
+        f"Expected calibration error {_number(found['ece'])}. Points on the dashed line mean what they say: of pictures with"
+        " confidence 0.8, eight of ten are right. Below it the model is too sure of itself, above it not sure enough.",
+    )
+    if calibration:
+        yield element(
+            "p",
+            f"Probabilities were calibrated with temperature {calibration['temperature']:.4g}, fitted on"
+            f" {calibration['split']}; before, the error was {_number(calibration['before']['ece'])}.",
+        )
+    drawn = image(figures.reliability_diagram(found["reliability"]), "reliability diagram")
+    yield element("div", element("figure", drawn), class_="charts")
+
+
+def _mistakes(content: _Content) -> Iterable[object]:
+    wrong = worst_mistakes(content.table)
+    if not len(wrong):
+        yield element("p", "None: every picture was recognised.")
+        return
+    shown = wrong[:_MAX_SHOWN]
+    yield element(
+        "p",
+        f"{_some(len(shown), len(wrong))}, the most confident first. Beside each picture, in colour, what spoke for the wrong"
+        " class (Grad-CAM, Selvaraju et al. 2017).",
+    )
+    yield _gallery(content, shown, content.table.predicted[shown])
+
+
+def _label_errors(content: _Content) -> Iterable[object]:
+    doubtful = likely_label_errors(content.table)
+    if not len(doubtful):
+        yield element("p", "None: no label is contradicted with confidence.")
+        return
+    shown = doubtful[:_MAX_SHOWN]
+    yield element(
+        "p",
+        f"{_some(len(shown), len(doubtful))}. Another class is at least as probable as it usually is for its own pictures"
+        " (confident learning, Northcutt et al. 2021): either the label is wrong, or the model is. Look, and decide.",
+    )
+    yield _gallery(content, shown, None)
+
+
+def _gallery(content: _Content, rows: Array, explained: Array | None) -> Html:
+    """Returns pictures of the table, each with Grad-CAM for a class if `explained` says which."""
+    predicted = content.table
+    keys = [predicted.keys[row] for row in rows]
+    pictures = content.pictures(keys)
+    images = np.stack([pictures[key][1] for key in keys])
+    shown = [[picture] for picture in images]
+    if explained is not None:
+        for pair, heat in zip(shown, explanation.explain(content.classifier, images, explained), strict=True):
+            pair.append(explanation.overlay(pair[0], heat))
+    captions = (partial(_caption, predicted)(row) for row in rows)
+    return element("div", *map(_figure, shown, captions), class_="gallery")
+
+
+def _caption(predicted: Predictions, row: int) -> Html:
+    names, label, guess = predicted.class_names, predicted.labels[row], predicted.predicted[row]
+    own, other = predicted.probabilities[row, [label, guess]]
+    parts = ["label ", element("b", names[label]), f" {own:.3f}, predicted ", element("span", names[guess], class_="wrong")]
+    return join([*parts, f" {other:.3f}", element("span", predicted.filenames[row], class_="file")])
+
+
+def _figure(images: Sequence[Array], caption: Html) -> Html:
+    drawn = (image(figures.photograph(picture, _MAX_SIDE), "picture") for picture in images)
+    kind = "pair" if len(images) > 1 else "pair one"
+    return element("figure", element("div", *drawn, class_=kind), element("figcaption", caption))
+
+
+def _near_duplicates(content: _Content) -> Iterable[object]:
+    twins = content.twins
+    if twins is None:
+        return [element("p", "Not looked for.")]
+    if not twins["against"]:
+        return [element("p", "Not looked for: there is no train or val split to compare with.")]
+    others = " and ".join(twins["against"])
+    if not twins["count"]:
+        return [element("p", f"None between {content.split} and {others}.")]
+    pairs = sorted(twins["pairs"], key=lambda pair: (pair["identical"], -pair["similarity"]))
+    shown = pairs[:_MAX_SHOWN]
+    said = (
+        f"{plural(twins['count'], 'picture')} of {content.split} {'has' if twins['count'] == 1 else 'have'} a near-duplicate in"
+        f" {others}, {twins['count_identical']:,} of them byte for byte. {_without(twins)} All are listed in {TWINS_NAME}."
+    )
+    splits = {pair["split"] for pair in shown}
+    found = {split: content.pictures([pair["twin"] for pair in shown if pair["split"] == split], split) for split in splits}
+    own = content.pictures([pair["key"] for pair in shown])
+    drawn = (_twin(own[pair["key"]], found[pair["split"]][pair["twin"]], pair) for pair in shown)
+    shown_note = element("p", f"{_some(len(shown), len(pairs))}, those with different bytes first.", class_="note")
+    return [element("p", said), shown_note, element("div", *drawn, class_="gallery")]
+
+
+def _without(twins: dict[str, Any]) -> str:
+    if not twins["count_without"]:
+        return "No picture is left without them."
+    share = _with_interval(twins["accuracy_without"], twins["accuracy_without_interval"])
+    return f"Accuracy without them: {share} on {plural(twins['count_without'], 'picture')}."
+
+
+def _twin(one: tuple[Row, Array], other: tuple[Row, Array], pair: dict[str, Any]) -> Html:
+    (row, picture), (twin, twin_picture) = one, other
+    alike = "identical bytes" if pair["identical"] else f"similarity {pair['similarity']:.4f}"
+    contradiction = [] if row.label == twin.label else [", ", element("span", "different labels", class_="wrong")]
+    names = (element("span", f"{of.split}: {of.class_name}, {of.filename}", class_="file") for of in (row, twin))
+    return _figure([picture, twin_picture], join([alike, *contradiction, *names]))
+
+
+def _receipt(content: _Content) -> Iterable[object]:
+    said = "What was evaluated, and that it was all of it: the ids that came out are the ids of the catalogue."
+    return [element("p", said), element("pre", Html(_escaped_lines(json.dumps(content.receipt, indent=1, ensure_ascii=False))))]
+
+
+def _escaped_lines(lines: str) -> str:
+    return "\n".join(join([line]) for line in lines.split("\n"))
+
+
+def _some(num_shown: int, num_all: int) -> str:
+    return f"All {num_all:,}" if num_shown == num_all else f"{num_shown:,} of {num_all:,}"
+
+
+def _percent(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.2%}"
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return _NONE if interval is None else f"{interval[0]:.2%} to {interval[1]:.2%}"
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    return f"{_percent(value)} (95 %: {_interval(interval)})"
+
+
+def _number(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.4f}"
