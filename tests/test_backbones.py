@@ -122,7 +122,7 @@ def test_weights_from_a_file(tmp_path):
     backbone = build("lenet", image_size=(32, 24), weights=str(tmp_path / "lenet.weights.h5"))
     for weight, expected in zip(backbone.network.weights, saved.weights, strict=True):
         np.testing.assert_array_equal(weight, expected)
-    with pytest.raises(DataError, match=r"lenet.weights.h5: .*block1_conv .*\(5, 5, 1, 32\).*\(5, 5, 3, 32\)"):
+    with pytest.raises(DataError, match=r"lenet.weights.h5: .*block1_conv .*\(3, 3, 1, 32\).*\(3, 3, 3, 32\)"):
         build("lenet", image_size=(32, 24), weights=str(tmp_path / "lenet.weights.h5"), grey=True)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from custom_backbone import small_inception
 from keras import layers
-from test_cutting import randomised
+from test_cutting import nested, randomised
 
 from tfpipe.records.errors import DataError
 from tfpipe.transfer import weight_files
@@ -97,6 +97,16 @@ def test_one_channel_is_not_three(tmp_path, name):
     path = save(chain(4, depth=1), tmp_path / name)
     with pytest.raises(DataError, match=r"layer conv0 .*\(3, 3, 3, 4\).*\(3, 3, 1, 4\)"):
         weight_files.load(chain(4), path)
+
+
+@pytest.mark.parametrize("name", FORMATS[1:3])
+def test_what_was_frozen_does_not_matter(tmp_path, name):
+    saved, network = randomised(nested((8, 8, 3)), seed=1), nested((8, 8, 3))
+    expected = saved.get_weights()
+    saved.trainable = False
+    network.layers[-1].trainable = False
+    weight_files.load(network, save(saved, tmp_path / name))
+    assert all(map(np.array_equal, network.get_weights(), expected))
 
 
 def test_the_format_is_told_by_content_and_not_by_name(tmp_path):

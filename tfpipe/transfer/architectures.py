@@ -12,10 +12,13 @@ from keras import layers
 
 
 def make_lenet(input_shape: tuple[int, int, int]) -> keras.Model:
-    """Returns two convolutions with pooling, after LeCun et al. 1998, with ReLU and more filters."""
+    """Returns convolutions with pooling, after LeCun et al. 1998, with ReLU, smaller kernels and a third one."""
     values = images = keras.Input(input_shape)
-    for index, filters in enumerate((32, 64), start=1):
-        values = layers.Conv2D(filters, 5, padding="same", activation="relu", name=f"block{index}_conv")(values)
+    for index, filters in enumerate((32, 64, 128), start=1):
+        convolution = layers.Conv2D(
+            filters, 3, padding="same", activation="relu", kernel_initializer="he_normal", name=f"block{index}_conv"
+        )
+        values = convolution(values)
         values = layers.MaxPooling2D(name=f"block{index}_pool")(values)
     return keras.Model(images, values, name="lenet")
 
@@ -78,6 +81,8 @@ _EFFICIENTNET_ENDS = {
     "top": "top_activation",
 }
 
+_LENET_ENDS = {f"block{index}": f"block{index}_pool" for index in range(1, 4)}
+
 _applications = keras.applications
 TABLE: Mapping[str, Architecture] = MappingProxyType(
     {
@@ -89,8 +94,6 @@ TABLE: Mapping[str, Architecture] = MappingProxyType(
         "mobilenetv2": Architecture(_applications.MobileNetV2, "tf", _MOBILENET_ENDS),
         # Its first two layers bring 0..255 to what it was trained on (include_preprocessing, True unless told otherwise).
         "efficientnetv2b0": Architecture(_applications.EfficientNetV2B0, "none", _EFFICIENTNET_ENDS),
-        "lenet": Architecture(
-            make_lenet, "unit", {"block1": "block1_pool", "block2": "block2_pool"}, 32, 8, has_imagenet=False
-        ),
+        "lenet": Architecture(make_lenet, "unit", _LENET_ENDS, 32, 8, has_imagenet=False),
     }
 )

@@ -45,7 +45,7 @@ class _Entry:
 
 
 def load(network: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Fills all weights of a network, fresh from its builder, from a file.
+    """Fills all weights of a network from a file; all its layers are trainable afterwards.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -59,6 +59,7 @@ def load(network: keras.Model, path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(
             f"weights: {file}: no such file; 'imagenet', 'none' or a .h5, .weights.h5 or .keras file is needed"
         )
+    _unfreeze(network)
     if zipfile.is_zipfile(file):
         _fill_in_order(network, _saved_layers(file), file)
         return
@@ -105,9 +106,18 @@ def _saved_layers(file: Path) -> list[_Entry]:
     except (ValueError, OSError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1]  # Keras wraps the reason in the whole architecture, layer by layer
         raise DataError(f"cannot be loaded as a Keras model: {reason}", path=file) from error
-    model.trainable = True  # else `_variables` has another order
+    _unfreeze(model)
     trunks = [layer.network for layer in model.layers if isinstance(layer, Trunk)]  # a model that tfpipe wrote
     return [_Entry(layer.name, _variables(layer)) for part in trunks or [model] for layer in part.layers]
+
+
+def _unfreeze(network: keras.Model) -> None:
+    """Makes all layers trainable, since `_variables` orders by it.
+
+    TensorFlow skips an assignment that changes nothing, so True on a model that is trainable leaves frozen layers in it frozen.
+    """
+    network.trainable = False
+    network.trainable = True
 
 
 def _variables(layer: Any) -> list[Any]:
