@@ -81,7 +81,7 @@ class Features:
             values: Array = np.load(path, mmap_mode="r")
         except (OSError, ValueError) as error:
             raise DataError(f"cannot be read: {error}; {_remedy(self.folder)}", path=path) from None
-        if zlib.crc32(values.data) != crc:
+        if values.dtype != _stored(self.dtype) or values.shape[1:] != self.shape or zlib.crc32(values.data) != crc:
             raise DataError(f"damaged: its numbers do not match their CRC; {_remedy(self.folder)}", path=path)
         return values
 
@@ -135,7 +135,7 @@ def extract(
         for images, _ in data if first < num_rows else ():
             waiting.append(compute(images).numpy())
             bar.add(len(images), 0)
-            if sum(map(len, waiting)) >= rows_per_shard:
+            while sum(map(len, waiting)) >= rows_per_shard:
                 values = np.concatenate(waiting)
                 _write(_shard_path(folder, done), values[:rows_per_shard], dtype)
                 waiting, done = [values[rows_per_shard:]], done + 1

@@ -17,7 +17,8 @@ import keras
 
 from tfpipe.records import seeds
 from tfpipe.transfer import layers
-from tfpipe.transfer.backbones import Backbone
+from tfpipe.transfer.backbones import Backbone, cut
+from tfpipe.transfer.cutting import find_layers
 
 Pooling = Literal["average", "max", "flatten"]
 
@@ -41,7 +42,7 @@ class Head:
     def __post_init__(self) -> None:
         if self.pooling not in get_args(Pooling):
             raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))} (got {self.pooling!r})")
-        if not all(isinstance(units, int) and units > 0 for units in self.hidden):
+        if not all(isinstance(units, int) and units > 0 and units is not True for units in self.hidden):
             raise ValueError(f"hidden must be positive numbers of units (got {self.hidden!r})")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be 0 or more and less than 1 (got {self.dropout!r})")
@@ -95,15 +96,14 @@ def assemble(
 
 
 def truncate(backbone: Backbone, after: str) -> Backbone:
-    """Returns the backbone up to a layer, the rest cut away.
+    """Returns the backbone up to a block or a layer, the rest cut away; a word that is both means the block.
 
     Raises:
-        ValueError: there is no such layer.
+        ValueError: there is no such block or layer, or a network cannot end there.
     """
-    from tfpipe.transfer.backbones import cut
-
+    after = backbone.blocks.get(after, after)
     front, _ = cut(backbone.network, after)
-    kept = {layer.name for layer in front.layers}
+    kept = find_layers(front)
     blocks = {name: last for name, last in backbone.blocks.items() if last in kept}
     if after not in blocks.values():
         blocks[after] = after

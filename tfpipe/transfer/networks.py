@@ -19,6 +19,7 @@ import tensorflow as tf
 from tfpipe.records import seeds
 from tfpipe.transfer import backbones, heads, layers
 from tfpipe.transfer.backbones import Backbone
+from tfpipe.transfer.cutting import find_layers
 from tfpipe.transfer.recipes import Recipe
 from tfpipe.transfer.training import RateGroup
 
@@ -137,12 +138,12 @@ class Networks:
         return [(group, decay**depth) for depth, group in enumerate(trained)]
 
     def _blocks(self) -> list[tuple[str, list[keras.layers.Layer]]]:
-        """Returns the layers of each block, the last one of which names its end."""
+        """Returns the layers of each block."""
         blocks: list[tuple[str, list[keras.layers.Layer]]] = []
-        remaining = list(self.backbone.network.layers)
+        remaining = list(find_layers(self.backbone.network).values())  # with bare operations: blocks may end at one
         for name, last in self.backbone.blocks.items():
             end = next(index for index, layer in enumerate(remaining) if layer.name == last) + 1
-            blocks.append((name, remaining[:end]))
+            blocks.append((name, [layer for layer in remaining[:end] if isinstance(layer, keras.layers.Layer)]))
             remaining = remaining[end:]
         return blocks
 

@@ -40,10 +40,10 @@ def load(path: Path) -> tuple[dict[str, list[Array]], dict[str, Any]]:
         DataError: the file is damaged.
     """
     try:
-        with np.load(path) as archive:
+        with zipfile.ZipFile(path), np.load(path) as archive:  # NumPy would take any array of its own for it
             content = json.loads(archive["json"].tobytes())
             sizes: dict[str, int] = content["sizes"]
             groups = {name: [archive[f"{name}/{index}"] for index in range(size)] for name, size in sizes.items()}
             return groups, content["facts"]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile) as error:
         raise DataError(f"damaged ({error}); delete it, and the run begins anew", path=path) from None
