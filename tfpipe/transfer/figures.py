@@ -71,7 +71,7 @@ def _curves(curves: Sequence[Curve], x_label: str, y_label: str, *, diagonal: bo
         if diagonal:
             axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
         for colour, (x, y) in zip(COLOURS, curves, strict=False):
-            axes.plot(x, y, color=colour, linewidth=1.8, drawstyle="steps-pre" if steps else "default", clip_on=False)
+            axes.plot(x, y, color=colour, linewidth=1.8, drawstyle="steps-post" if steps else "default", clip_on=False)
         _unit_square(axes, x_label, y_label)
 
     return _svg(_SQUARE, draw)

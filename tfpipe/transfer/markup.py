@@ -25,7 +25,8 @@ table { border-collapse: separate; border-spacing: 0; font-size: .9rem; }
 th, td { padding: 4px 10px; border-bottom: 1px solid var(--line); text-align: right; font-variant-numeric: tabular-nums; }
 thead th { position: sticky; top: 0; background: #fff; vertical-align: bottom; z-index: 1; }
 th:first-child, td:first-child { text-align: left; } tbody th { font-weight: 500; text-align: left; }
-th { max-width: 18em; overflow-wrap: anywhere; } td.text { text-align: left; overflow-wrap: anywhere; min-width: 8em; }
+td { white-space: nowrap; } th { max-width: 18em; min-width: 3.5em; overflow-wrap: break-word; }
+td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 8em; }
 .matrix td { text-align: center; min-width: 3.2em; border: 1px solid #fff; }
 .matrix thead th { text-align: center; max-width: 9em; }
 .matrix tbody th { text-align: right; position: sticky; left: 0; background: #fff; }

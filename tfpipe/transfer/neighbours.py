@@ -222,7 +222,7 @@ def _refine(cells: Array, grey: Array, down: int, right: int) -> float:
     columns -= columns.mean(axis=0)
     weights = np.linalg.lstsq(columns, cells, rcond=None)[0]
     whole = float(cells @ _standardised(window))
-    if np.abs(weights[1:]).max() > weights[0] / 2:  # no small shift: something else was fitted
+    if np.abs(weights[1:]).max() >= weights[0] / 2:  # no small shift: something else was fitted, or nothing
         return min(1.0, whole)
     fitted = columns @ weights
     return min(1.0, max(whole, float(cells @ fitted / np.linalg.norm(fitted))))

@@ -189,12 +189,19 @@ def _headline(content: _Content) -> Iterable[object]:
     if twins and twins["count"]:
         without = f"accuracy without the {plural(twins['count'], 'picture')} that training has seen, or nearly so"
         cards.append(_card(_percent(twins["accuracy_without"]), without))
-    cards += [_card(_percent(found["balanced_accuracy"]), "balanced accuracy"), _card(_number(found["auc"]), "AUC")]
-    cards += [_card(_percent(share), f"top-{k}") for k, share in found["top_k"].items() if k != "1"]
+    cards += [
+        _card(_percent(found["balanced_accuracy"]), "balanced accuracy"),
+        _card(_number(found["auc"]), _auc_name(content)),
+    ]
+    cards += [_card(_percent(share), f"top-{k}") for k, share in list(found["top_k"].items())[1:][-1:]]
     cards += [_card(_number(found["ece"]), "calibration error"), _card(_number(found["log_loss"]), "log loss")]
     names = f"Data {content.manifest.name} {content.manifest.root_hash[:12]}, split {content.split}"
     model = f"model {content.receipt['model_sha256'][:12]}, {plural(len(content.table.class_names), 'class', 'classes')}"
     return [element("div", *cards, class_="cards"), element("p", f"{names}; {model}.", class_="note")]
+
+
+def _auc_name(content: _Content) -> str:
+    return "AUC" if len(content.table.class_names) == 2 else "AUC, mean of the classes"
 
 
 def _card(value: str, name: str, kind: str = "card") -> Html:

@@ -1,0 +1,138 @@
+"""Near-duplicates: what is found, what is not, and by what."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_fixtures import jpeg, make_classifier, write_splits
+
+from tfpipe.records.catalog import read_catalog
+from tfpipe.transfer import neighbours
+
+pytestmark = pytest.mark.tf
+
+
+def textured(seed, side=96):
+    """A picture with detail at several scales, as photographs have."""
+    random = np.random.default_rng(seed)
+    layers = [
+        np.asarray(
+            Image.fromarray(random.integers(0, 256, (n, n, 3), np.uint8)).resize((side, side), Image.Resampling.BICUBIC), float
+        )
+        for n in (3, 7, 15)
+    ]
+    return np.uint8(layers[0] * 0.5 + layers[1] * 0.3 + layers[2] * 0.2)
+
+
+def similarity(one, other):
+    return neighbours.correlate(*neighbours.shrink(np.stack([one, other])))
+
+
+def reencoded(image, quality):
+    return np.asarray(Image.open(io.BytesIO(jpeg(image, quality=quality))))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_picture_is_its_own_twin_reencoded_brighter_or_shifted(seed):
+    image = textured(seed)
+    wide = np.pad(image, ((4, 4), (4, 4), (0, 0)), mode="reflect")
+    changed = {
+        "itself": image,
+        "quality 40": reencoded(image, 40),
+        "half the contrast": np.uint8(image * 0.5 + 60),
+        **{f"moved {y} {x}": wide[4 + y : 100 + y, 4 + x : 100 + x] for y, x in ((0, 1), (2, -1), (-3, 3), (4, 0))},
+    }
+    found = {name: similarity(image, other) for name, other in changed.items()}
+    assert found["itself"] == pytest.approx(1, abs=1e-6)
+    assert {name: value for name, value in found.items() if value < neighbours.SIMILARITY} == {}
+
+
+def test_different_pictures_are_no_twins_and_neither_are_plain_ones():
+    values = [similarity(textured(a), textured(a + 100)) for a in range(30)]
+    assert max(values) < 0.95
+    grey = np.full((32, 32, 3), 128, np.uint8)
+    assert similarity(grey, grey) == 0
+    assert similarity(textured(0), 255 - textured(0)) < 0
+    assert similarity(textured(0), textured(0)[:, ::-1]) < 0.95
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+    """test: 0 copied byte for byte in val, 1 shifted and 2 encoded anew in train, the others alone."""
+    images = [textured(seed, 48) for seed in range(6)]
+    moved = np.roll(images[1], 1, axis=1)
+    pictures = {
+        "train": [textured(50, 48), moved, textured(51, 48), reencoded(images[2], 60), textured(52, 48)],
+        "val": [textured(60, 48), images[0]],
+        "test": images,
+        "other": images,
+    }
+    return write_splits(
+        tmp_path_factory.mktemp("twins"), {split: [jpeg(image) for image in of] for split, of in pictures.items()}
+    )
+
+
+def test_find_twins(splits):
+    classifier = make_classifier(["cat", "dog"], side=48)
+    twins = neighbours.find_twins(classifier, splits, "test", batch_size=4, progress=False)
+    order = [row.key for row in read_catalog(splits, split="test")]
+    assert [order.index(twin.key) for twin in twins] == sorted(order.index(twin.key) for twin in twins)
+    found = {twin.key: twin for twin in twins}
+    assert sorted((key, twin.twin, twin.split, twin.identical) for key, twin in found.items()) == [
+        ("test/0.jpg", "val/1.jpg", "val", True),
+        ("test/1.jpg", "train/1.jpg", "train", False),
+        ("test/2.jpg", "train/3.jpg", "train", False),
+    ]
+    assert found["test/0.jpg"].similarity == 1
+    assert neighbours.SIMILARITY <= found["test/1.jpg"].similarity <= 1
+    for batch_size in (1, 64):
+        again = neighbours.find_twins(classifier, splits, "test", batch_size=batch_size, progress=False)
+        assert [(twin.key, twin.twin) for twin in again] == [(twin.key, twin.twin) for twin in found.values()]
+
+
+def test_splits_to_compare_with(splits):
+    classifier = make_classifier(["cat", "dog"], side=48)
+    only = neighbours.find_twins(classifier, splits, "test", against=["val"], progress=False)
+    assert [twin.key for twin in only] == ["test/0.jpg"]
+    assert len(neighbours.find_twins(classifier, splits, "test", against=["other"], progress=False)) == 6
+    assert neighbours.find_twins(classifier, splits, "test", against=[], progress=False) == []
+    assert neighbours.usual_splits(splits, "val") == ("train",)
+    with pytest.raises(ValueError, match="cannot be compared with itself"):
+        neighbours.find_twins(classifier, splits, "test", against=["test"])
+
+
+def test_features_that_collapse_call_nothing_a_twin_and_features_that_differ_exclude(splits, monkeypatch):
+    classifier = make_classifier(["cat", "dog"], side=48)
+
+    def with_features(make):
+        def predict(self, images):
+            return None, make(len(images)).astype(np.float32)
+
+        monkeypatch.setattr(type(classifier), "predict_with_features", predict)
+        return sorted(twin.key for twin in neighbours.find_twins(classifier, splits, "test", progress=False))
+
+    assert with_features(lambda count: np.ones((count, 3))) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
+    signs = iter((1, -1, -1))  # the split's, then the others'
+    assert with_features(lambda count: np.full((count, 3), next(signs))) == ["test/0.jpg"]  # equal bytes in any case
+
+
+def test_dead_features_do_not_divide_by_zero(splits, recwarn):
+    classifier = make_classifier(["cat", "dog"], side=48)
+    for weight in classifier.trunk.weights:
+        weight.assign(weight * 0)
+    assert [twin.key for twin in neighbours.find_twins(classifier, splits, "test", progress=False)] == ["test/0.jpg"]
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
+
+def test_signs_has_the_twins_that_its_readme_counts(test_data, tmp_path):
+    names = sorted((test_data / "signs").glob("*_signs/*.jpg"))
+    # All of class 0, where every twin is, and a third of the others.
+    chosen = [path for index, path in enumerate(names) if path.name.startswith("0") or index % 3 == 0]
+    pictures = {
+        split: [path.read_bytes() for path in chosen if path.parent.name == f"{split}_signs"]
+        for split in ("train", "val", "test")
+    }
+    data = write_splits(tmp_path, pictures)
+    found = neighbours.find_twins(make_classifier(["cat", "dog"], side=64), data, "test", progress=False)
+    assert (len(found), sum(twin.identical for twin in found)) == (14, 12)
