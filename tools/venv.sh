@@ -1,4 +1,4 @@
-# Sourced by demo.sh and test.sh: makes .venv where there is none, and installs the checkout with the extra named by $1.
+# Sourced by demo.sh and test.sh: makes .venv where there is none, and installs the checkout, with the extra named by $1 if there is one.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # none, or one whose making was interrupted
     python=$(command -v python3.11 || command -v python3 || command -v python || true)
@@ -9,6 +9,7 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # none, or one whos
     echo "Making .venv with $("$python" -V)"
     "$python" -m venv --clear .venv
 fi
-echo "Installing tfpipe[$1] into .venv (TensorFlow is large: the first time takes a few minutes)"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$1]"
+extra=${1:+[$1]}
+echo "Installing tfpipe$extra into .venv (TensorFlow is large: the first time takes a few minutes)"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extra"
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"

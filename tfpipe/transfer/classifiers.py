@@ -3,15 +3,13 @@
     classifier = load("runs/a")
     probabilities = classifier.predict(images)   # uint8 [B, H, W, 3] -> float32 [B, C]
 
-Its layers have fixed names: preprocessing, then one or two trunks ("frozen", "tuned"), the head from "pooling" to "logits",
-and "probabilities".
+Its layers have fixed names: "preprocessing", "trunk", the head from "pooling" to "logits", and "probabilities".
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +21,9 @@ import tensorflow as tf
 
 from tfpipe.records.errors import DataError
 from tfpipe.transfer import layers
+from tfpipe.transfer.cutting import hash_network
 
 MODEL_NAME = "model.keras"  # in a run's folder
-TRUNKS = ("frozen", "tuned")
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,11 @@ class Classifier:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of architecture and weights: equal for equal models, whenever they were saved."""
-        return hash_model(self.model)
+        """Hash of architecture, class names and weights: equal for equal models.
+
+        The .keras file cannot be hashed instead: it holds the date of its making.
+        """
+        return hash_network(self.model)
 
     @cached_property
     def trunk(self) -> keras.Model:
@@ -90,19 +91,6 @@ class Classifier:
         return probabilities.numpy(), features.numpy()
 
 
-def hash_model(model: keras.Model) -> str:
-    """Returns the SHA-256 of a model's architecture and weights, 64 hexadecimal digits.
-
-    The .keras file cannot be hashed instead: it holds the date of its making.
-    """
-    state = hashlib.sha256(json.dumps(json.loads(model.to_json())["config"], sort_keys=True).encode())
-    for weight in model.weights:
-        values = np.ascontiguousarray(weight.numpy())
-        state.update(f"{values.dtype}{values.shape}".encode())
-        state.update(values.tobytes())
-    return state.hexdigest()
-
-
 def load(path: str | os.PathLike[str]) -> Classifier:
     """Returns the classifier of a run's folder or of a .keras file that `tfpipe.train` wrote.
 
@@ -117,11 +105,14 @@ def load(path: str | os.PathLike[str]) -> Classifier:
             raise FileNotFoundError(f"{path}: no {MODEL_NAME} in this folder: not a run, or one that is not finished")
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file: a run's folder or a .keras file is needed")
+    if not zipfile.is_zipfile(file):
+        raise DataError("cannot be loaded as a Keras model: it is no .keras file, or one that was cut", path=file)
     try:
         model = keras.saving.load_model(file, compile=False)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[-1]  # Keras wraps the reason in the whole architecture, layer by layer
-        raise DataError(f"cannot be loaded as a Keras model: {reason}", path=file) from error
+    except Exception as error:  # of a damaged file Keras, zipfile and h5py raise anything
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        # The last line: Keras wraps the reason in the whole architecture, layer by layer.
+        raise DataError(f"cannot be loaded as a Keras model: {reason[-1][:200]}", path=file) from error
     return check(model, file)
 
 
@@ -132,7 +123,9 @@ def check(model: keras.Model, path: str | os.PathLike[str] | None = None) -> Cla
         DataError: it lacks the layers that make it one.
     """
     names = {layer.name: layer for layer in getattr(model, "layers", [])}
-    preprocessing, probabilities = names.get("preprocessing"), names.get("probabilities")
-    if not isinstance(preprocessing, layers.Preprocessing) or not isinstance(probabilities, layers.Probabilities):
-        raise DataError("not a classifier of tfpipe: its preprocessing or its class names are missing", path=path)
+    kinds = {"preprocessing": layers.Preprocessing, "probabilities": layers.Probabilities}
+    kinds |= dict.fromkeys(("pooling", "logits"), keras.layers.Layer)
+    missing = [name for name, kind in kinds.items() if not isinstance(names.get(name), kind)]
+    if missing:
+        raise DataError(f"not a classifier of tfpipe: it has no layer {' and no '.join(missing)}", path=path)
     return Classifier(model)

@@ -117,8 +117,10 @@ def hash_network(network: keras.Model) -> str:
 
 def _names(network: Any) -> Iterable[str]:
     yield network.name
-    for layer in network.operations if is_functional(network) else getattr(network, "layers", ()):
-        yield from _names(layer)
+    inner = network.operations if is_functional(network) else getattr(network, "layers", ())
+    for layer in [*inner, getattr(network, "network", None)]:  # a Trunk has one
+        if layer is not None:
+            yield from _names(layer)
 
 
 _NAMING = frozenset(("name", "keras_history", "input_layers", "output_layers"))  # where a config says a layer's name

@@ -76,17 +76,17 @@ class Networks:
 
     def on_features(self) -> keras.Sequential:
         """Returns the head alone: features [B, h, w, D] -> logits."""
-        self.backbone.network.trainable = False
+        _set_trainable(self.backbone.network, False)
         return self._sequence(self.backbone.network.outputs[0], self.head)
 
     def frozen(self) -> keras.Sequential:
         """Returns the whole, its backbone frozen: uint8 [B, H, W, 3] -> logits."""
-        self.backbone.network.trainable = False
+        _set_trainable(self.backbone.network, False)
         return self._on_pictures([layers.Trunk(self.backbone.network, True, name="frozen")])
 
     def all_trained(self) -> keras.Sequential:
         """Returns the whole, all of it trained: uint8 [B, H, W, 3] -> logits."""
-        self.backbone.network.trainable = True
+        _set_trainable(self.backbone.network, True)
         return self._on_pictures([layers.Trunk(self.backbone.network, self._is_inference, name="tuned")])
 
     def partly_trained(self) -> keras.Sequential:
@@ -103,7 +103,7 @@ class Networks:
         return self._sequence(self.front.outputs[0], [layers.Trunk(self.back, self._is_inference, name="tuned"), *self.head])
 
     def _unfreeze(self) -> None:
-        self.backbone.network.trainable = True
+        _set_trainable(self.backbone.network, True)
         for layer in self.backbone.network.layers:
             layer.trainable = layer.name in self.unfrozen
 
@@ -137,15 +137,15 @@ class Networks:
             return [([variable for group in trained for variable in group], 1.0)]
         return [(group, decay**depth) for depth, group in enumerate(trained)]
 
-    def _blocks(self) -> list[tuple[str, list[keras.layers.Layer]]]:
-        """Returns the layers of each block."""
-        blocks: list[tuple[str, list[keras.layers.Layer]]] = []
-        remaining = list(find_layers(self.backbone.network).values())  # with bare operations: blocks may end at one
-        for name, last in self.backbone.blocks.items():
-            end = next(index for index, layer in enumerate(remaining) if layer.name == last) + 1
-            blocks.append((name, [layer for layer in remaining[:end] if isinstance(layer, keras.layers.Layer)]))
-            remaining = remaining[end:]
-        return blocks
+    def _blocks(self) -> list[tuple[str, list[Any]]]:
+        """Returns the layers of each block, from input to output."""
+        layers_by_name = find_layers(self.backbone.network)
+        order = list(layers_by_name)
+        ends = [order.index(last) + 1 for last in self.backbone.blocks.values()]
+        spans = zip(self.backbone.blocks, [0, *ends], ends, strict=False)
+        # Bare operations, x + y, are among them, and have no weights.
+        named = ((name, [layers_by_name[layer] for layer in order[start:end]]) for name, start, end in spans)
+        return [(name, [layer for layer in found if isinstance(layer, keras.layers.Layer)]) for name, found in named]
 
     def _optimizer(self) -> keras.optimizers.Optimizer:
         recipe = self.recipe
@@ -192,3 +192,9 @@ def _build(recipe: Recipe, weights: str) -> Backbone:
         recipe.backbone, image_size=recipe.image_size, weights=weights, preprocessing=recipe.preprocessing, grey=recipe.grey
     )
     return backbone if recipe.feature_layer is None else heads.truncate(backbone, recipe.feature_layer)
+
+
+def _set_trainable(network: keras.Model, value: bool) -> None:
+    # A model that says so already passes an assignment over, whatever its inner models say (Keras 3.15).
+    network.trainable = not value
+    network.trainable = value

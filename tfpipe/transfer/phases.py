@@ -101,7 +101,7 @@ class Phases:
         views, epochs = self.recipe.views or 1, self.recipe.finetune_epochs or 1
         caches = views < epochs if self.recipe.cache_prefix is None else self.recipe.cache_prefix
         gigabytes = views * features.bytes_per_picture(front) * self.train.num_records / 1e9
-        how = f"computed once, into {gigabytes:.2f} GB," if caches else "computed in each step"
+        how = f"computed once ({gigabytes:.2f} GB)" if caches else "computed in each step"
         self.report(f"finetune: the frozen part is {how}: {views} passes against {epochs}")
         return caches
 

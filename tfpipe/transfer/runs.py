@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import platform
-import resource
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +36,7 @@ from tfpipe.transfer.journal import Journal, read_history
 from tfpipe.transfer.networks import BlockCount, Networks
 from tfpipe.transfer.phases import Phases
 from tfpipe.transfer.pictures import Pictures, hold_out
+from tfpipe.transfer.profiling import peak_memory_bytes
 from tfpipe.transfer.recipes import Recipe, complete
 from tfpipe.transfer.schedules import RangeTest
 from tfpipe.transfer.training import Loop, Phase
@@ -277,13 +277,12 @@ def _finish(folder: Path, networks: Networks, run: _Run, phases: list[dict[str, 
     for phase in phases:
         seconds = [row["train_seconds"] for row in history if row["phase"] == phase["phase"]]
         phase["seconds_per_epoch"] = sum(seconds) / len(seconds)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     summary = {
         "mode": networks.recipe.mode,
         "val_accuracy": phases[-1]["val_accuracy"],
         "phases": phases,
         "model_sha256": Classifier(model).sha256,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": peak_memory_bytes(),
     }
     run.assign_last()
     _save_model(networks.classifier(), folder / LAST_NAME)

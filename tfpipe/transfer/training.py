@@ -32,6 +32,8 @@ from tfpipe.transfer.schedules import EarlyStopping, RangeTest, Schedule
 
 Array = np.ndarray[Any, Any]
 
+_LOG_STEPS = 20  # between two lines of the log
+
 
 class Batches(Protocol):
     """Where batches come from; see `tfpipe.transfer.batches`."""
@@ -149,6 +151,7 @@ class Loop:
             [tf.Variable(variable.numpy(), dtype=variable.dtype) for variable in phase.trained] if phase.ema else []
         )
         self._best: list[Array] = []
+        self._graph_is_new = True
         self._num_workers = getattr(self.strategy.extended, "_num_workers", 1)
         self._replicas = self.strategy.num_replicas_in_sync // self._num_workers
         self._train = tf.function(self._train_step, autograph=False, reduce_retracing=True)
@@ -196,10 +199,10 @@ class Loop:
         with StepProgress(title, num_steps, initial=now.step, enabled=self.show) as bar:
             batches = phase.batches.start(now.epoch, now.step)
             while now.step < num_steps:
-                loss, correct = self.train_step(next(batches), phase.schedule.rate(now.epoch * num_steps + now.step))
-                now.step += 1
-                now.loss, now.correct = now.loss + loss, now.correct + correct
-                now.rows += self._rows(now.step - 1)
+                batch, rate = next(batches), phase.schedule.rate(now.epoch * num_steps + now.step)
+                with self.journal.step():
+                    loss, correct = self.train_step(batch, rate)
+                self._count(loss, correct)
                 bar.add(1, loss=now.loss / now.rows, accuracy=now.correct / now.rows)
                 if interrupted.is_set() or time.monotonic() - saved >= self.checkpoint_seconds:
                     now.seconds += time.monotonic() - begun
@@ -209,6 +212,16 @@ class Loop:
                     raise KeyboardInterrupt
         train_seconds = now.seconds + time.monotonic() - begun
         self._end_epoch(train_seconds)
+
+    def _count(self, loss: float, correct: float) -> None:
+        """Takes note of a step; every few steps, the log does, too."""
+        now = self.progress
+        now.loss, now.correct, now.rows = now.loss + loss, now.correct + correct, now.rows + self._rows(now.step)
+        now.step += 1
+        step = now.epoch * self.phase.batches.num_steps + now.step
+        if step % _LOG_STEPS == 0:
+            values = {"loss": now.loss / now.rows, "accuracy": now.correct / now.rows}
+            self.journal.scalars(step, now.epoch + 1, self.phase.name, **values)
 
     def _end_epoch(self, train_seconds: float) -> None:
         phase, now = self.phase, self.progress
@@ -256,8 +269,11 @@ class Loop:
         if current:
             _assign(self.phase.trained, [average.numpy() for average in self._averages])
         sums = np.zeros(3)
-        for inputs, targets, weights in self.phase.batches.validation():
-            sums += [float(value) for value in self._validate(inputs, targets, weights)]
+        for batch in self.phase.batches.validation():
+            if self._graph_is_new:
+                self.journal.graph(self._validate, *batch)
+                self._graph_is_new = False
+            sums += [float(value) for value in self._validate(*batch)]
         if current:
             _assign(self.phase.trained, current)
         return float(sums[0] / sums[2]), float(sums[1] / sums[2])

@@ -1,0 +1,427 @@
+"""Training as users start it: modes, what a stop costs, what is refused."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import CHECKOUT
+from transfer_fixtures import *  # noqa: F403 (fixtures)
+
+import tfpipe
+from tfpipe import Recipe, train
+from tfpipe.pipeline.augmentation import Augmentation
+from tfpipe.records.errors import DataError
+from tfpipe.transfer import classifiers, runs, training
+from tfpipe.transfer.journal import read_history
+
+pytestmark = pytest.mark.tf
+
+SMALL = Recipe(
+    backbone="small_backbone:two_convolutions",
+    weights="none",
+    mode="frozen",
+    image_size=(16, 16),
+    epochs=3,
+    finetune_epochs=2,
+    batch_size=8,
+    hidden=(8,),
+    dropout=0.3,
+    learning_rate=1e-2,
+    finetune_learning_rate=1e-3,
+    unfreeze=(),
+    precision="float32",
+)
+
+
+@pytest.fixture(autouse=True)
+def _deterministic():
+    yield
+    tf.config.experimental.enable_op_determinism()  # what the first run switched on stays on, for all tests alike
+
+
+def run(data, folder, recipe=SMALL, **options):
+    given = {"progress": False, "tensorboard": False, "report": lambda line: None, **options}
+    return train(data, folder, recipe, cache=folder.parent / "features", **given)
+
+
+def weights_of(folder):
+    return classifiers.load(folder).model.get_weights()
+
+
+# ---- modes
+
+
+@pytest.mark.parametrize("mode", ["scratch", "bottleneck", "frozen", "finetune", "full"])
+def test_each_mode_trains_what_it_says(colours, tmp_path, mode):
+    lines = []
+    recipe = dataclasses.replace(SMALL, mode=mode, unfreeze=("second_conv",) if mode == "finetune" else ())
+    summary = run(colours, tmp_path / "run", recipe, report=lines.append)
+    assert [phase["phase"] for phase in summary["phases"]] == {
+        "scratch": ["scratch"],
+        "bottleneck": ["head"],
+        "frozen": ["head"],
+        "finetune": ["head", "finetune"],
+        "full": ["full"],
+    }[mode]
+    last = summary["phases"][-1]
+    first, second, head = 3 * 3 * 3 * 6 + 6, 3 * 3 * 6 * 8 + 8, 8 * 8 + 8 + 8 * 3 + 3
+    norms = 2 * 6, 2 * 8  # gamma and beta; as many statistics are never trained by a gradient
+    trained = {"scratch": first + second + sum(norms) + head, "finetune": second + norms[1] + head}
+    assert last["num_trained"] == trained.get("scratch" if mode == "full" else mode, head)
+    assert last["num_trained"] + last["num_frozen"] == first + second + 2 * sum(norms) + head
+    assert any(line.startswith(last["phase"]) and "frozen" in line for line in lines)
+    found = classifiers.load(tmp_path / "run")
+    assert found.sha256 == summary["model_sha256"]
+    assert found.class_names == tuple(tfpipe.load_manifest(colours).class_names)
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"model.keras", "last.keras", "run.json", "history.png"}
+    assert not (tmp_path / "run" / "state").exists()
+
+
+def test_frozen_weights_do_not_move_and_trained_ones_do(colours, tmp_path):
+    keras.utils.set_random_seed(0)
+    run(colours, tmp_path / "a", dataclasses.replace(SMALL, epochs=1))
+    run(colours, tmp_path / "b", dataclasses.replace(SMALL, epochs=2))
+    trunks = [classifiers.load(tmp_path / name).model.get_layer("trunk").get_weights() for name in "ab"]
+    assert all(np.array_equal(one, two) for one, two in zip(*trunks, strict=True))
+    heads = [classifiers.load(tmp_path / name).model.get_layer("logits").get_weights() for name in "ab"]
+    assert not np.array_equal(heads[0][0], heads[1][0])
+
+
+def test_g12_heads_trained_on_features_and_end_to_end_agree(colours, tmp_path):
+    run(colours, tmp_path / "frozen", dataclasses.replace(SMALL, mode="frozen"))
+    run(colours, tmp_path / "bottleneck", dataclasses.replace(SMALL, mode="bottleneck"))
+    run(colours, tmp_path / "other", dataclasses.replace(SMALL, mode="bottleneck", seed=1))
+    frozen, bottleneck, other = (weights_of(tmp_path / name) for name in ("frozen", "bottleneck", "other"))
+    assert max(np.abs(one - two).max() for one, two in zip(frozen, bottleneck, strict=True)) < 1e-4
+    assert max(np.abs(one - two).max() for one, two in zip(other, bottleneck, strict=True)) > 1e-2
+
+
+def test_g12_augmented_views_agree_with_the_same_epochs_end_to_end(colours, tmp_path):
+    augmented = dataclasses.replace(SMALL, augment="light", epochs=2)
+    run(colours, tmp_path / "frozen", dataclasses.replace(augmented, mode="frozen"))
+    run(colours, tmp_path / "bottleneck", dataclasses.replace(augmented, mode="bottleneck", views=2))
+    frozen, bottleneck = (weights_of(tmp_path / name) for name in ("frozen", "bottleneck"))
+    assert max(np.abs(one - two).max() for one, two in zip(frozen, bottleneck, strict=True)) < 1e-4
+
+
+def test_fine_tuning_on_a_cached_prefix_is_fine_tuning(colours, tmp_path):
+    recipe = dataclasses.replace(SMALL, mode="finetune", unfreeze=("second_conv",), epochs=1)
+    for cached in (True, False):
+        run(colours, tmp_path / str(cached), dataclasses.replace(recipe, cache_prefix=cached))
+    one, two = (weights_of(tmp_path / name) for name in ("True", "False"))
+    assert max(np.abs(a - b).max() for a, b in zip(one, two, strict=True)) < 1e-4
+
+
+def test_a_run_starts_only_if_what_is_frozen_is_frozen(colours, tmp_path, monkeypatch):
+    from tfpipe.transfer import layers
+
+    monkeypatch.setattr(layers.Trunk, "call", lambda self, values, training=None: self.network(values, training=training))
+    with pytest.raises(DataError, match="frozen layers give other features in training"):
+        run(colours, tmp_path / "run")
+
+
+def test_any_network_by_import_path(colours, tmp_path):
+    recipe = dataclasses.replace(SMALL, backbone="custom_backbone:small_inception", image_size=(32, 32), mode="finetune")
+    recipe = dataclasses.replace(recipe, unfreeze=("inception_b",), epochs=1, finetune_epochs=1)
+    lines = []
+    summary = run(colours, tmp_path / "run", recipe, report=lines.append)
+    assert [phase["phase"] for phase in summary["phases"]] == ["head", "finetune"]
+    assert any("inception_b" in line for line in lines)
+
+
+# ---- what a stop costs
+
+
+class Killed(BaseException):
+    pass
+
+
+def stopping_after(num_steps, monkeypatch, action):
+    """Makes the loop do something instead of its step number `num_steps`."""
+    real, count = training.Loop.train_step, [0]
+
+    def step(self, *arguments):
+        count[0] += 1
+        if count[0] > num_steps:
+            action()
+        return real(self, *arguments)
+
+    monkeypatch.setattr(training.Loop, "train_step", step)
+
+
+def kill():
+    raise Killed
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9])
+def test_a_run_stopped_anywhere_ends_with_the_same_bits(colours, tmp_path, monkeypatch, checkpoint_seconds):
+    recipe = dataclasses.replace(SMALL, mode="finetune", unfreeze=("second_conv",), ema=0.9, train_batch_norm=True, epochs=2)
+    run(colours, tmp_path / "whole", recipe)
+    folder = tmp_path / "stopped"
+    for num_steps in (0, 1, 3, 7, 4, 8):
+        with monkeypatch.context() as patch:
+            stopping_after(num_steps, patch, kill)
+            try:
+                run(colours, folder, recipe, checkpoint_seconds=checkpoint_seconds)
+                break
+            except Killed:
+                pass
+    run(colours, folder, recipe)
+    assert classifiers.load(folder).sha256 == classifiers.load(tmp_path / "whole").sha256
+    assert weights_equal(folder, tmp_path / "whole", "last.keras")
+    histories = [read_history(path) for path in (folder, tmp_path / "whole")]
+    without = [[{name: row[name] for name in row if not name.endswith("_seconds")} for row in rows] for rows in histories]
+    assert without[0] == without[1]
+    assert len(without[0]) == 4
+
+
+def weights_equal(a, b, name):
+    one, two = (keras.saving.load_model(folder / name, compile=False).get_weights() for folder in (a, b))
+    return all(np.array_equal(x, y) for x, y in zip(one, two, strict=True))
+
+
+def test_ctrl_c_saves_the_step_that_it_came_in(colours, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stopping_after(3, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            run(colours, folder)
+    steps = []
+    real = training.Loop.train_step
+    monkeypatch.setattr(
+        training.Loop, "train_step", lambda self, *rest: (steps.append(self.progress.step), real(self, *rest))[1]
+    )
+    run(colours, folder)
+    assert steps[0] == 4
+    run(colours, tmp_path / "whole")
+    assert classifiers.load(folder).sha256 == classifiers.load(tmp_path / "whole").sha256
+
+
+def test_equal_runs_give_equal_bits_and_other_seeds_others(colours, tmp_path):
+    recipe = dataclasses.replace(SMALL, mode="scratch", epochs=2)
+    found = [
+        run(colours, tmp_path / name, dataclasses.replace(recipe, seed=seed)) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert found[0]["model_sha256"] == found[1]["model_sha256"] != found[2]["model_sha256"]
+
+
+def test_kill_9_of_the_command_costs_nothing(colours, tmp_path):
+    command = [sys.executable, str(CHECKOUT / "tools" / "train.py"), f"--data={colours}", "--backbone=lenet", "--mode=scratch"]
+    command += ["--image_size=16", "--epochs=8", "--batch_size=4", "--precision=float32", "--notensorboard", "--patience=8"]
+    whole = subprocess.run([*command, f"--output={tmp_path / 'whole'}"], capture_output=True, text=True, timeout=300)
+    assert whole.returncode == 0, whole.stderr
+    stopped = tmp_path / "stopped"
+    with subprocess.Popen([*command, f"--output={stopped}", "--checkpoint_seconds=0"], stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not list((stopped / "state").glob("*.npz")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    assert list((stopped / "state").glob("*.npz")), "nothing was saved"
+    again = subprocess.run([*command, f"--output={stopped}"], capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert classifiers.load(stopped).sha256 == classifiers.load(tmp_path / "whole").sha256
+
+
+# ---- options
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "sgd"},
+        {"schedule": "plateau", "epochs": 4},
+        {"class_weights": True},
+        {"balanced": True, "mode": "bottleneck"},
+        {"label_smoothing": 0.1, "l2": 1e-3},
+        {"augment": Augmentation(mixup=0.2)},
+        {"ema": 0.9, "mode": "bottleneck"},
+        {"pooling": "max"},
+        {"pooling": "flatten", "hidden": (8, 4)},
+        {"grey": True, "backbone": "lenet", "mode": "scratch"},
+        {"precision": "mixed_bfloat16", "mode": "bottleneck"},
+        {"image_size": (24, 40), "resize": "pad"},
+    ],
+    ids=str,
+)
+def test_each_option_runs_and_changes_the_result(colours, tmp_path, changes):
+    base = dataclasses.replace(SMALL, epochs=1)
+    changed = dataclasses.replace(base, **changes)
+    summary = run(colours, tmp_path / "run", changed)
+    assert np.isfinite(summary["val_accuracy"])
+    kept = {name: changes[name] for name in ("mode", "backbone", "epochs") if name in changes}
+    other = run(colours, tmp_path / "other", dataclasses.replace(base, **kept))
+    assert summary["model_sha256"] != other["model_sha256"]
+
+
+def test_the_range_test_leaves_no_trace_but_its_rate(colours, tmp_path):
+    found = run(
+        colours,
+        tmp_path / "found",
+        dataclasses.replace(SMALL, mode="bottleneck", dropout=0.0, batch_size=41, learning_rate="find"),
+    )
+    rate = json.loads((tmp_path / "found" / "learning_rate.json").read_text())["learning_rate"]
+    assert (tmp_path / "found" / "learning_rate.png").stat().st_size > 1000
+    given = run(
+        colours,
+        tmp_path / "given",
+        dataclasses.replace(SMALL, mode="bottleneck", dropout=0.0, batch_size=41, learning_rate=rate),
+    )
+    assert found["model_sha256"] == given["model_sha256"]
+
+
+def test_training_learns(colours, tmp_path):
+    summary = run(colours, tmp_path / "run", dataclasses.replace(SMALL, mode="scratch", epochs=15, dropout=0.0))
+    assert summary["val_accuracy"] > 0.8  # a third by chance
+
+
+def test_without_a_val_split_a_part_is_held_out_and_that_is_said(colours_without_val, tmp_path):
+    lines = []
+    run(colours_without_val, tmp_path / "run", dataclasses.replace(SMALL, val_fraction=0.25, epochs=1), report=lines.append)
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    num_all = tfpipe.load_manifest(colours_without_val).split("train").num_records
+    assert facts["num_train"] + facts["num_val"] == num_all
+    assert any(f"no val split: {facts['num_val']} of the {num_all} training pictures are held out" in line for line in lines)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_a_word(colours, tmp_path):
+    with pytest.raises(DataError, match=r"loss .* is .*[;:] take a lower learning rate"):
+        run(colours, tmp_path / "run", dataclasses.replace(SMALL, mode="scratch", learning_rate=1e3, optimizer="sgd"))
+
+
+# ---- the folder
+
+
+def test_a_finished_run_is_left_alone(colours, tmp_path):
+    recipe = dataclasses.replace(SMALL, epochs=1)
+    first = run(colours, tmp_path / "run", recipe)
+    stamp = (tmp_path / "run" / "model.keras").stat().st_mtime_ns
+    assert run(colours, tmp_path / "run", recipe) == first
+    assert (tmp_path / "run" / "model.keras").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(("name", "value"), [("epochs", 4), ("seed", 1), ("augment", "light"), ("hidden", (9,))])
+def test_another_run_in_the_same_folder_is_refused(colours, tmp_path, name, value):
+    run(colours, tmp_path / "run", dataclasses.replace(SMALL, epochs=1))
+    with pytest.raises(ValueError, match=f"holds a run with {name}="):
+        run(colours, tmp_path / "run", dataclasses.replace(SMALL, **{"epochs": 1, name: value}))
+
+
+def test_another_data_set_is_refused(colours, colours_without_val, tmp_path):
+    run(colours, tmp_path / "run", dataclasses.replace(SMALL, epochs=1))
+    with pytest.raises(ValueError, match="holds a run with"):
+        run(colours_without_val, tmp_path / "run", dataclasses.replace(SMALL, epochs=1))
+
+
+def test_a_folder_with_other_files_is_not_taken(colours, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.doc").write_text("mine")
+    with pytest.raises(ValueError, match=r"has other files \(thesis.doc\) and no run"):
+        run(colours, tmp_path / "run")
+
+
+def test_the_same_folder_twice_at_once_is_refused(colours, tmp_path, monkeypatch):
+    from tfpipe.records.locking import locked
+
+    monkeypatch.setattr("tfpipe.records.locking._PATIENCE_SECONDS", 0.1)
+    with locked(tmp_path / "run", "training"), pytest.raises(BlockingIOError, match="another training is writing here"):
+        run(colours, tmp_path / "run")
+
+
+def test_a_damaged_state_is_named(colours, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stopping_after(2, patch, kill)
+        with pytest.raises(Killed):
+            run(colours, tmp_path / "run", checkpoint_seconds=0)
+    state = tmp_path / "run" / "state" / "head.npz"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"head.npz: damaged"):
+        run(colours, tmp_path / "run")
+
+
+# ---- several devices
+
+TWO_DEVICES = """
+import sys, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+sys.path[:0] = [{tests!r}]
+import dataclasses, tfpipe
+from tfpipe.transfer import runs
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]) if {several} else None
+for mode in ("scratch", "finetune"):
+    recipe = tfpipe.Recipe(
+        backbone="lenet", weights="none", mode=mode, image_size=(16, 16), epochs=2, finetune_epochs=1, batch_size=8,
+        learning_rate=1e-2, precision="float32", augment="none", hidden=(8,), finetune_learning_rate=1e-3, optimizer="sgd",
+    )
+    quiet = dict(progress=False, tensorboard=False)
+    runs.train({data!r}, {out!r} + mode, recipe, strategy=strategy, cache={out!r} + "features", **quiet)
+"""
+
+
+def test_two_devices_train_what_one_trains(colours, tmp_path):
+    for several in (True, False):
+        out = f"{tmp_path}/{several}-"
+        code = TWO_DEVICES.format(tests=str(CHECKOUT / "tests"), several=several, data=str(colours), out=out)
+        done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for mode in ("scratch", "finetune"):
+        one, two = (weights_of(tmp_path / f"{several}-{mode}") for several in (False, True))
+        assert max(np.abs(a - b).max() for a, b in zip(one, two, strict=True)) < 1e-3, mode
+
+
+# ---- the command
+
+
+def test_each_field_of_the_recipe_has_a_flag():
+    done = subprocess.run([sys.executable, str(CHECKOUT / "tools" / "train.py"), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for field in dataclasses.fields(Recipe):
+        assert f"--{field.name}:" in done.stdout or f"--[no]{field.name}:" in done.stdout, field.name
+
+
+def test_the_command_says_what_it_does(colours, tmp_path, run_tool):
+    out = tmp_path / "run"
+    flags = [f"--data={colours}", f"--output={out}", "--backbone=lenet", "--weights=none", "--image_size=16", "--epochs=3"]
+    done = run_tool("train", *flags, "--augment=light,horizontal_flip=0", "--hidden=8,4", "--profile=2")
+    assert "mode=scratch: there are no weights to transfer" in done.stdout
+    assert "block1" in done.stdout
+    assert "head" in done.stdout
+    assert f"The classifier is {out / 'model.keras'}" in done.stdout
+    assert (out / "profile.txt").stat().st_size
+    assert list((out / "tensorboard").rglob("*tfevents*"))
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["recipe"]["augment"]["horizontal_flip"] == 0
+    assert facts["recipe"]["hidden"] == [8, 4]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mode=nothing"], "mode must be one of"),
+        (["--augment=heavy"], "augment must be an Augmentation or one of"),
+        (["--augment=light,flop=1"], "there is no flop"),
+        (["--weights=nowhere.h5"], "nowhere.h5"),
+        (["--backbone=vgg99"], "vgg99"),
+        (["--image_size=1x2x3"], "--image_size must be"),
+        (["--mode=bottleneck", "--augment=none,mixup=0.2", "--weights=none"], "mixup and cutmix mix pictures"),
+        (["--unfreeze=block5", "--mode=frozen", "--weights=none"], "unfreeze is of mode finetune"),
+        (["nonsense"], "arguments without a flag"),
+    ],
+)
+def test_wrong_flags_are_one_line(colours, tmp_path, run_tool, flags, message):
+    done = run_tool("train", f"--data={colours}", f"--output={tmp_path / 'run'}", *flags, check=False)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_runs_module_is_the_public_function():
+    assert tfpipe.train is runs.train
