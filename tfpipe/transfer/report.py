@@ -187,7 +187,7 @@ def _headline(content: _Content) -> Iterable[object]:
     cards = [_card(_percent(found["accuracy"]), f"accuracy, 95 %: {_interval(found['accuracy_interval'])}", "card main")]
     cards.append(_card(f"{found['count']:,}", "pictures, each exactly once"))
     if twins and twins["count"]:
-        without = f"accuracy without the {plural(twins['count'], 'picture')} that training has seen, or nearly so"
+        without = f"accuracy without what training has seen, or nearly so ({plural(twins['count'], 'picture')})"
         cards.append(_card(_percent(twins["accuracy_without"]), without))
     cards += [
         _card(_percent(found["balanced_accuracy"]), "balanced accuracy"),
@@ -247,10 +247,10 @@ def _cell(count: int, share: float) -> Html:
 def _classes(content: _Content) -> Iterable[object]:
     columns = ("precision", "recall", "f1", "auc")
     rows = [
-        [row["class_name"], *(_number(row[column]) for column in columns), f"{row['support']:,}", f"{row['predicted']:,}"]
-        for row in content.metrics["per_class"]
+        [row["class_name"], i, *(_number(row[column]) for column in columns), f"{row['support']:,}", f"{row['predicted']:,}"]
+        for i, row in enumerate(content.metrics["per_class"])
     ]
-    return [table(["class", "precision", "recall", "F1", "AUC", "pictures", "times predicted"], rows)]
+    return [table(["class", "number", "precision", "recall", "F1", "AUC", "pictures", "times predicted"], rows)]
 
 
 def _curves(content: _Content) -> Iterable[object]:
