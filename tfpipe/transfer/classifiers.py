@@ -123,8 +123,9 @@ def check(model: keras.Model, path: str | os.PathLike[str] | None = None) -> Cla
         DataError: it lacks the layers that make it one.
     """
     names = {layer.name: layer for layer in getattr(model, "layers", [])}
-    kinds = {"preprocessing": layers.Preprocessing, "probabilities": layers.Probabilities}
-    kinds |= dict.fromkeys(("pooling", "logits"), keras.layers.Layer)
+    anything = keras.layers.Layer
+    kinds: dict[str, Any] = {"preprocessing": layers.Preprocessing, "pooling": anything, "logits": anything}
+    kinds["probabilities"] = layers.Probabilities
     missing = [name for name, kind in kinds.items() if not isinstance(names.get(name), kind)]
     if missing:
         raise DataError(f"not a classifier of tfpipe: it has no layer {' and no '.join(missing)}", path=path)

@@ -79,7 +79,7 @@ class Features:
         path = _shard_path(self.folder, index)
         try:
             values: Array = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of a damaged header, NumPy's parser raises anything
             raise DataError(f"cannot be read: {error}; {_remedy(self.folder)}", path=path) from None
         if values.dtype != _stored(self.dtype) or values.shape[1:] != self.shape or zlib.crc32(values.data) != crc:
             raise DataError(f"damaged: its numbers do not match their CRC; {_remedy(self.folder)}", path=path)

@@ -97,18 +97,21 @@ class Pictures:
 def hold_out(pictures: Pictures, fraction: float) -> tuple[Pictures, Pictures]:
     """Divides a split by class into (the larger part, the part held out): the same for equal seeds.
 
-    Byte-identical pictures stay together, so that no picture is held out and trained on. A class of one picture stays in the
-    larger part.
+    Byte-identical pictures stay together, so that no picture is held out and trained on; those that are in two classes, and a
+    class of one picture, stay in the larger part.
 
     Raises:
         ValueError: the split is too small.
     """
     by_class: dict[int, list[tuple[bytes, int]]] = {}
+    labels: dict[bytes, set[int]] = {}
     for position, row in enumerate(catalog.read_catalog(pictures.directory, split=pictures.split)):
-        by_class.setdefault(row.label, []).append((seeds.digest(pictures.seed, "hold out", row.sha256), position))
+        digest = seeds.digest(pictures.seed, "hold out", row.sha256)
+        by_class.setdefault(row.label, []).append((digest, position))
+        labels.setdefault(digest, set()).add(row.label)
     held: list[int] = []
-    for ranked in by_class.values():
-        ranked.sort()
+    for found in by_class.values():
+        ranked = sorted(entry for entry in found if len(labels[entry[0]]) == 1)
         size = min(max(1, round(len(ranked) * fraction)), len(ranked) - 1)
         while 0 < size < len(ranked) and ranked[size][0] == ranked[size - 1][0]:
             size += 1  # copies of the last one
