@@ -1,0 +1,217 @@
+"""Recipes: what is chosen is said, contradictions are refused, facts tell recipes apart."""
+
+import dataclasses
+import json
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfpipe.pipeline.augmentation import Augmentation
+from tfpipe.transfer.recipes import Mode, Recipe, complete
+
+pytestmark = pytest.mark.tf
+
+MODES = tuple(mode for mode in get_args(Mode) if mode != "auto")
+# Fields whose None means something to a run, or which are not of the mode.
+STAY_NONE = {
+    **{mode: {"views", "finetune_epochs", "finetune_learning_rate"} for mode in ("scratch", "full", "frozen")},
+    "bottleneck": {"finetune_epochs", "finetune_learning_rate"},
+    "finetune": set(),
+}
+MAY_BE_NONE = {"preprocessing", "feature_layer", "cache_prefix"}
+
+OTHERS = {
+    "backbone": "lenet",
+    "weights": "none",
+    "preprocessing": "tf",
+    "grey": True,
+    "mode": "full",
+    "image_size": (9, 10),
+    "resize": "crop",
+    "feature_layer": "block4",
+    "unfreeze": ("block5", "block4"),
+    "views": 3,
+    "cache_prefix": False,
+    "augment": Augmentation(crop=0.5),
+    "balanced": True,
+    "class_weights": True,
+    "val_fraction": 0.2,
+    "seed": 1,
+    "batch_size": 16,
+    "pooling": "max",
+    "hidden": (10,),
+    "dropout": 0.1,
+    "l2": 1e-4,
+    "label_smoothing": 0.1,
+    "optimizer": "sgd",
+    "weight_decay": 0.0,
+    "momentum": 0.5,
+    "learning_rate": "find",
+    "epochs": 3,
+    "schedule": "plateau",
+    "warmup_epochs": 0.5,
+    "finetune_learning_rate": 1e-5,
+    "finetune_epochs": 4,
+    "layer_decay": 0.9,
+    "train_batch_norm": True,
+    "patience": 2,
+    "ema": 0.99,
+    "precision": "float32",
+    "deterministic": False,
+}
+
+recipes = st.builds(
+    Recipe,
+    mode=st.sampled_from(get_args(Mode)),
+    weights=st.sampled_from(["imagenet", "none"]),
+    backbone=st.sampled_from(["vgg16", "lenet", "inceptionv3", "package.module:network"]),
+    augment=st.sampled_from([None, "none", "light", "standard", Augmentation(rotation=3)]),
+    views=st.none(),
+    epochs=st.none() | st.integers(1, 300),
+    patience=st.none() | st.integers(1, 9),
+    learning_rate=st.sampled_from([None, "find", 1e-4]),
+    finetune_epochs=st.none() | st.just(3),
+    train_batch_norm=st.none() | st.booleans(),
+    image_size=st.none() | st.just((32, 48)),
+)
+
+
+@given(recipe=recipes, num_pictures=st.integers(1, 50_000))
+def test_every_choice_is_made_and_said_and_nothing_else_changes(recipe, num_pictures):
+    done, reasons = complete(recipe, num_pictures, 3)
+    assert done.mode in MODES
+    said = {reason.split("=")[0] for reason in reasons}
+    assert len(said) == len(reasons)
+    for field in dataclasses.fields(Recipe):
+        before, after = getattr(recipe, field.name), getattr(done, field.name)
+        assert (before != after) == (field.name in said), field.name
+        if before is not None and field.name != "mode":
+            assert after == before
+        if after is None:
+            assert field.name in STAY_NONE[done.mode] | MAY_BE_NONE
+    for reason in reasons:
+        assert len(reason.split(": ", 1)[1]) > 5
+
+
+@given(recipe=recipes, num_pictures=st.integers(1, 50_000))
+def test_what_is_complete_stays_as_it_is(recipe, num_pictures):
+    done, _ = complete(recipe, num_pictures, 3)
+    assert complete(done, num_pictures, 3) == (done, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "num_pictures", "mode"),
+    [
+        ({}, 1400, "finetune"),
+        ({}, 100, "finetune"),
+        ({}, 99, "bottleneck"),
+        ({"weights": "none"}, 1400, "scratch"),
+        ({"mode": "frozen"}, 50, "frozen"),
+    ],
+)
+def test_the_mode_that_auto_takes(options, num_pictures, mode):
+    done, reasons = complete(Recipe(**options), num_pictures, 2)
+    assert done.mode == mode
+    assert any(reason.startswith(f"mode={mode}: ") for reason in reasons) == ("mode" not in options)
+
+
+def test_the_size_is_what_the_backbone_was_made_for():
+    assert complete(Recipe(backbone="inceptionv3"), 1000, 2)[0].image_size == (299, 299)
+    assert complete(Recipe(), 1000, 2)[0].image_size == (224, 224)
+
+
+def test_only_networks_with_new_weights_or_all_trained_are_augmented_by_themselves():
+    for mode in MODES:
+        done, _ = complete(Recipe(mode=mode), 1000, 2)
+        assert (done.augmentation != Augmentation()) == (mode in ("scratch", "full"))
+        assert done.augmentation.horizontal_flip == 0  # of letters and hand signs another class
+        assert done.train_batch_norm is (mode == "scratch")
+
+
+def test_many_pictures_get_few_views():
+    found = [complete(Recipe(augment="light"), count, 2)[0].views for count in (100, 1_999, 5_000, 100_000)]
+    assert found == sorted(found, reverse=True)
+    assert len(set(found)) == 3
+    assert min(found) > 1
+    assert complete(Recipe(), 100, 2)[0].views == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mode": "bottleneck", "augment": Augmentation(mixup=0.2)}, ["mixup", "bottleneck"]),
+        ({"mode": "finetune", "augment": Augmentation(cutmix=1.0)}, ["cutmix", "finetune"]),
+        ({"augment": Augmentation(cutmix=1.0)}, ["cutmix", "finetune"]),
+        ({"views": 4}, ["views=4", "augment"]),
+        ({"views": 2, "augment": "none"}, ["views=2", "augment"]),
+        ({"mode": "full", "augment": Augmentation(mixup=0.2), "class_weights": True}, ["class_weights", "mixup", "balanced"]),
+        ({"mode": "bottleneck", "unfreeze": ("block5",)}, ["unfreeze", "bottleneck"]),
+        ({"mode": "scratch", "weights": "vgg.h5"}, ["scratch", "weights=vgg.h5"]),
+    ],
+)
+def test_contradictions_are_refused_by_name(options, words):
+    with pytest.raises(ValueError, match=words[0]) as caught:
+        complete(Recipe(**options), 1000, 3)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize("num_classes", [0, 1])
+def test_a_classifier_needs_two_classes(num_classes):
+    with pytest.raises(ValueError, match=f"two classes or more .*{num_classes}"):
+        complete(Recipe(), 1000, num_classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mode", "auto2"),
+        ("optimizer", "adam"),
+        ("schedule", "step"),
+        ("pooling", "mean"),
+        *[
+            (name, value)
+            for name in ("batch_size", "epochs", "finetune_epochs", "views", "patience")
+            for value in (0, 1.5, True)
+        ],
+        ("seed", -1),
+        ("seed", 1 << 31),
+        ("val_fraction", 0.95),
+        ("val_fraction", -0.1),
+        ("label_smoothing", 1.0),
+        ("momentum", 1.0),
+        ("ema", 1),
+        ("ema", True),
+        ("weight_decay", -1e-9),
+        ("warmup_epochs", -1),
+        ("layer_decay", float("nan")),
+        ("learning_rate", 0),
+        ("learning_rate", "fond"),
+        ("learning_rate", float("inf")),
+        ("finetune_learning_rate", "find"),
+        ("dropout", 1.0),
+        ("l2", -1),
+        ("hidden", (0,)),
+    ],
+)
+def test_values_are_checked_by_name(name, value):
+    with pytest.raises(ValueError, match=name):
+        Recipe(**{name: value})
+
+
+def test_facts_are_json_and_tell_recipes_apart():
+    assert set(OTHERS) == {field.name for field in dataclasses.fields(Recipe)}
+    several = [Recipe(), *(dataclasses.replace(Recipe(), **{name: value}) for name, value in OTHERS.items())]
+    texts = [json.dumps(recipe.facts(), sort_keys=True, allow_nan=False) for recipe in several]
+    assert len(set(texts)) == len(several)
+    for recipe, text in zip(several, texts, strict=True):
+        assert json.loads(text) == recipe.facts()
+        assert set(recipe.facts()) == set(OTHERS)
+
+
+def test_the_head_and_the_augmentation_are_the_options():
+    recipe = Recipe(pooling="max", hidden=(3,), dropout=0.2, l2=0.1, augment="strong")
+    assert (recipe.head.pooling, recipe.head.hidden, recipe.head.dropout, recipe.head.l2) == ("max", (3,), 0.2, 0.1)
+    assert recipe.augmentation == Augmentation.named("strong")
+    assert Recipe().augmentation == Augmentation()
