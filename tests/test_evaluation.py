@@ -384,7 +384,7 @@ def test_the_report_is_asked_for_when_all_else_is_there(classifier, shards, tmp_
 
     class Report:
         @staticmethod
-        def write_report(folder, model, directory, split, *, progress):
+        def write_report(folder, model, directory, split, *, near_duplicates, progress):
             calls.append((folder, model, directory, split, (folder / "receipt.json").exists()))
 
     monkeypatch.setitem(sys.modules, "tfpipe.transfer.report", Report)

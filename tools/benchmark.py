@@ -6,6 +6,8 @@
   benchmark memory --files=200000                        memory of each process while many small files are packed
   benchmark input --input=photos/ --num_images=1280      images/s of input pipelines: JPEG files to batches of 64 x 224 x 224
   benchmark input --only=tfpipe-train,dali --peer_python=dali=ENV/bin/python
+  benchmark extract --input=photos/ --num_images=256 --weights=vgg16.h5 --peer_python=torch=ENV/bin/python
+  benchmark modes --data=shards/ --weights=vgg16.h5 --epochs=3      the modes of training side by side
 
 build: tfpipe's own command against `cp -r` followed by sha256sum of source and copy (two processes), and against a plain loop
 with tf.io.TFRecordWriter and tf.train.Example, each as a whole process. Medians, and ratios pair by pair.
@@ -14,6 +16,10 @@ input: each contender is a process that stays, restricted to as many cores as it
 a whole pass over the same photos. A pass counts from opening the iterator to the last batch; starting, packing and the first
 pass do not count. Contenders whose packages are missing are skipped; those that cannot be installed beside TensorFlow get an
 interpreter of their own.
+
+extract: the same for features of a frozen backbone: photos to numpy arrays, images/s. tfpipe makes its cache anew in each pass.
+
+modes: tfpipe.train in each mode, with equal options and no augmentation, as a process and with a cache of its own.
 """
 
 from __future__ import annotations
@@ -27,8 +33,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -39,10 +46,10 @@ import tfpipe
 from tfpipe import commands
 
 if __package__ == "tfpipe.tools":
-    from tfpipe.tools.benchmarks import contenders  # type: ignore[import-not-found, unused-ignore]
+    from tfpipe.tools.benchmarks import contenders, modes  # type: ignore[import-not-found, unused-ignore]
     from tfpipe.tools.benchmarks.rounds import alternate, compared  # type: ignore[import-not-found, unused-ignore]
 else:
-    from tools.benchmarks import contenders
+    from tools.benchmarks import contenders, modes
     from tools.benchmarks.rounds import alternate, compared
 
 _INPUT = flags.DEFINE_string("input", None, "Folder of pictures to measure on. Default: pictures that the benchmark makes.")
@@ -51,7 +58,12 @@ _FILE_KB = flags.DEFINE_integer("file_kb", 100, "Their size, about, in kB; 1 unl
 _REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Rounds; each runs every contender once.", 1)
 _WORKERS = flags.DEFINE_integer("workers", 2, "Worker processes of tfpipe; threads or processes of each input pipeline.", 1)
 _IMAGES = flags.DEFINE_integer("num_images", 1280, "Images of a pass; a multiple of 64. Fewer photos are repeated.", 64)
-_ONLY = flags.DEFINE_list("only", [], "Contenders to run, of those of `input`. Default: all.")
+_BACKBONE = flags.DEFINE_string("backbone", "vgg16", "Of extract and modes, one that train takes.")
+_WEIGHTS = flags.DEFINE_string("weights", "imagenet", "Of the backbone: imagenet, none or a file.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the pictures of extract and modes.", 8)
+_DATA = flags.DEFINE_string("data", None, "Data set of modes, with splits train and, if there is one, val.")
+_EPOCHS = flags.DEFINE_integer("epochs", 3, "Of each phase of modes; the first does not count.", 2)
+_ONLY = flags.DEFINE_list("only", [], "Contenders to run, of those of `input` or `extract`. Default: all.")
 _PEER_PYTHON = flags.DEFINE_string(
     "peer_python", None, "Interpreters of contenders, by the first word of their names: dali=ENV/bin/python,ffcv=..."
 )
@@ -94,6 +106,8 @@ def main(arguments: list[str]) -> None:
         "build": measure_build,
         "memory": measure_memory,
         "input": measure_input,
+        "extract": measure_extract,
+        "modes": measure_modes,
     }
     if len(arguments) != 1 or arguments[0] not in benchmarks:
         raise commands.UsageError(f"name one benchmark of: {', '.join(benchmarks)}")
@@ -181,17 +195,21 @@ def children(pid: int) -> list[int]:
 
 def measure_input(folder: Path) -> None:
     """Compares input pipelines."""
-    names, pythons = check_names(_ONLY.value, _PEER_PYTHON.value)
-    source = Path(_INPUT.value) if _INPUT.value else folder / "source"
-    if not _INPUT.value:
-        contenders.make_photos(source, 64)
-    different = contenders.gather_photos(source, folder / "photos", _IMAGES.value)
-    photos = sorted(map(str, (folder / "photos").iterdir()))
-    kilobytes = sum(map(os.path.getsize, photos)) / len(photos) / 1e3
-    kind = "your photos" if _INPUT.value else "made: softened noise of 500 x 375, like photos in size only"
-    print(f"{len(photos)} images a pass, {different} different ({kind}), mean {kilobytes:.0f} kB; {_WORKERS.value} cores")
-    tfpipe.build_tfrecords({"train": folder / "photos"}, folder / "shards", layout="flat", num_shards=4, progress=False)
-    task = {"photos": photos, "shards": str(folder / "shards"), "workers": _WORKERS.value, **contenders.BATCH}
+    compete(folder, ("training", "evaluation", "reading"), contenders.BATCH)
+
+
+def measure_extract(folder: Path) -> None:
+    """Compares ways to get features."""
+    weights = str(Path(_WEIGHTS.value).resolve()) if Path(_WEIGHTS.value).is_file() else _WEIGHTS.value
+    print(f"{_BACKBONE.value}, pictures of {_IMAGE_SIZE.value} x {_IMAGE_SIZE.value}")
+    options = {"batch_size": 32, "side": _IMAGE_SIZE.value, "backbone": _BACKBONE.value, "weights": weights}
+    compete(folder, ("extraction",), options)
+
+
+def compete(folder: Path, kinds: Sequence[str], options: dict[str, Any]) -> None:
+    """Measures contenders of some kinds on the same photos, and prints their speeds."""
+    names, pythons = check_names(kinds, _ONLY.value, _PEER_PYTHON.value)
+    task = {**make_task(folder), **options}
     workers: dict[str, contenders.Worker] = {}
     try:
         for name in names:
@@ -205,18 +223,33 @@ def measure_input(folder: Path) -> None:
             worker.close()
 
 
-def check_names(only: list[str], peer_python: str | None) -> tuple[list[str], dict[str, str]]:
+def make_task(folder: Path) -> dict[str, Any]:
+    """Gathers the photos and packs them; returns what every contender is given."""
+    source = Path(_INPUT.value) if _INPUT.value else folder / "source"
+    if not _INPUT.value:
+        contenders.make_photos(source, 64)
+    different = contenders.gather_photos(source, folder / "photos", _IMAGES.value)
+    photos = sorted(map(str, (folder / "photos").iterdir()))
+    kilobytes = sum(map(os.path.getsize, photos)) / len(photos) / 1e3
+    kind = "your photos" if _INPUT.value else "made: softened noise of 500 x 375, like photos in size only"
+    print(f"{len(photos)} images a pass, {different} different ({kind}), mean {kilobytes:.0f} kB; {_WORKERS.value} cores")
+    tfpipe.build_tfrecords({"train": folder / "photos"}, folder / "shards", layout="flat", num_shards=4, progress=False)
+    return {"photos": photos, "shards": str(folder / "shards"), "workers": _WORKERS.value}
+
+
+def check_names(kinds: Sequence[str], only: list[str], peer_python: str | None) -> tuple[list[str], dict[str, str]]:
     """Returns the contenders to run, and the interpreter of every peer."""
+    names = [name for kind in kinds for name in contenders.CONTENDERS[kind]]
+    peers = list(dict.fromkeys(map(contenders.peer, names)))
     pythons = commands.parse_pairs("peer_python", peer_python) if peer_python else {}
-    for flag, given, known in (("only", only, contenders.MODULES), ("peer_python", pythons, contenders.PEERS)):
+    for flag, given, known in (("only", only, names), ("peer_python", pythons, peers)):
         if wrong := [name for name in given if name not in known]:
             raise commands.UsageError(f"--{flag}: no contender {', '.join(wrong)}; there are {', '.join(known)}")
     if wrong := [python for python in pythons.values() if not shutil.which(python)]:
         raise commands.UsageError(f"--peer_python: no interpreter {', '.join(wrong)}")
     if _IMAGES.value % contenders.BATCH["batch_size"]:
         raise commands.UsageError(f"--num_images must be a multiple of {contenders.BATCH['batch_size']} (got {_IMAGES.value})")
-    names = [name for name in contenders.MODULES if name in only or not only]
-    return names, dict.fromkeys(contenders.PEERS, sys.executable) | pythons
+    return [name for name in names if name in only or not only], dict.fromkeys(peers, sys.executable) | pythons
 
 
 def print_speeds(seconds: dict[str, list[float]]) -> None:
@@ -229,7 +262,24 @@ def print_speeds(seconds: dict[str, list[float]]) -> None:
             speeds = [_IMAGES.value / time for time in seconds[name]]
             ours = [other for other in running if contenders.peer(other) == "tfpipe" and other != name]
             ratios = "".join(f"   {compared(other, seconds[other], seconds[name])}" for other in ours)
-            print(f"{name:22} median {statistics.median(speeds):6.0f} (min {min(speeds):.0f}, max {max(speeds):.0f}){ratios}")
+            digits = 0 if min(speeds) >= 100 else 1
+            median, least, most = (f"{value:.{digits}f}" for value in (statistics.median(speeds), min(speeds), max(speeds)))
+            print(f"{name:22} median {median:>6} (min {least}, max {most}){ratios}")
+
+
+def measure_modes(folder: Path) -> None:
+    """Compares the modes of training."""
+    if not _DATA.value:
+        raise commands.UsageError("--data is needed")
+    size, epochs = _IMAGE_SIZE.value, _EPOCHS.value
+    options = {"directory": _DATA.value, "backbone": _BACKBONE.value, "weights": _WEIGHTS.value, "image_size": [size, size]}
+    lengths = {"epochs": epochs, "finetune_epochs": epochs, "patience": epochs}
+    results: dict[str, modes.Result] = {}
+    for name in modes.RUNS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        results[name] = modes.measure(name, {**options, **lengths, "augment": "none", "seed": 0}, folder / name)
+        shutil.rmtree(folder / name)  # features are large
+    print(modes.table(results))
 
 
 def make_pictures(folder: Path, count: int, size: int) -> Path:

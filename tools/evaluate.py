@@ -42,6 +42,7 @@ _POSITIVE_CLASS = flags.DEFINE_string(
 _SPECIFICITY = flags.DEFINE_float("specificity", 0.95, "Sensitivity is given at this specificity.", 0.0, 1.0)
 _CALIBRATE = flags.DEFINE_string("calibrate", None, "Split to fit a temperature on, for calibrated probabilities.")
 _REPORT = flags.DEFINE_bool("report", True, "Write report.html.")
+_NEAR_DUPLICATES = flags.DEFINE_bool("near_duplicates", True, "Report: look for twins in train and val, a pass over all three.")
 
 _MAX_CLASSES = 20  # more rows than this are left to the files
 
@@ -73,6 +74,7 @@ def main(arguments: list[str]) -> None:
         specificity=_SPECIFICITY.value,
         calibrate=_CALIBRATE.value,
         report=_REPORT.value,
+        near_duplicates=_NEAR_DUPLICATES.value,
     )
     print(_missing(_SHARD.value, evaluation) if evaluation.missing_parts else _summary(evaluation))
 

@@ -38,8 +38,9 @@ from tfpipe.transfer.predictions import Predictions
 UNCALIBRATED_NAME = "uncalibrated.csv"
 CALIBRATION_NAME = "calibration.csv"
 REPORT_NAME = "report.html"
+NEAR_DUPLICATES_NAME = "near_duplicates.json"
 
-_VOUCHED = (metrics.FILE_NAME, REPORT_NAME, UNCALIBRATED_NAME, CALIBRATION_NAME)
+_VOUCHED = (metrics.FILE_NAME, REPORT_NAME, NEAR_DUPLICATES_NAME, UNCALIBRATED_NAME, CALIBRATION_NAME)
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def evaluate(
     specificity: float = 0.95,
     calibrate: str | None = None,
     report: bool = True,
+    near_duplicates: bool = True,
     progress: bool = True,
 ) -> Evaluation:
     """Evaluates a classifier on a split: each picture once, or an error that says which one not.
@@ -94,6 +96,7 @@ def evaluate(
         calibrate: another split, on which a temperature is fitted first. The table then holds calibrated probabilities, and
             metrics["calibration"] the metrics before.
         report: write report.html, too.
+        near_duplicates: look for pictures of the split in train and val, for the report: another pass over all three.
         progress: show it.
 
     Raises:
@@ -118,7 +121,7 @@ def evaluate(
     if report:
         from tfpipe.transfer.report import write_report
 
-        write_report(run.folder, classifier, directory, split, progress=progress)
+        write_report(run.folder, classifier, directory, split, near_duplicates=near_duplicates, progress=progress)
     return evaluation
 
 

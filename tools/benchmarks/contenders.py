@@ -1,4 +1,4 @@
-"""The contenders of `benchmark.py input`, each in a process of its own, and the photos they are given."""
+"""The contenders of `benchmark.py input` and `extract`, each in a process of its own, and the photos they are given."""
 
 from __future__ import annotations
 
@@ -45,6 +45,13 @@ CONTENDERS = {
         "tfpipe-read-stored": "tensorflow_inputs",
         "tfrecord-offsets": "tensorflow_inputs",
     },
+    "extraction": {
+        "tfpipe-extract": "extraction",
+        "tfpipe-extract-float32": "extraction",
+        "keras-extract": "extraction",
+        "torch-extract": "extraction",
+        "torch-extract-compiled": "extraction",
+    },
 }
 MODULES = {name: module for kind in CONTENDERS.values() for name, module in kind.items()}
 
@@ -54,9 +61,6 @@ _PACKAGES = {"dali": "nvidia-dali-cuda120", "ffcv": "ffcv", "torch": "torch torc
 def peer(name: str) -> str:
     """Returns whose contender it is: "dali" for "dali-bilinear"."""
     return name.split("-")[0]
-
-
-PEERS = list(dict.fromkeys(map(peer, MODULES)))
 
 
 class GaveUp(RuntimeError):

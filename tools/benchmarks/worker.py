@@ -34,6 +34,8 @@ class Task:
         batch_size: images per batch; divides their number, so that no contender has a smaller last batch.
         side: height and width of the images to yield.
         workers: threads or processes; also the cores that the process may use.
+        backbone: of extraction, see `tfpipe.transfer.backbones`.
+        weights: of the backbone.
     """
 
     photos: list[str]
@@ -42,6 +44,8 @@ class Task:
     batch_size: int
     side: int
     workers: int
+    backbone: str = ""
+    weights: str = ""
 
 
 # Prepares, and returns what opens a pass: batches, whose len() is their number of images.
