@@ -10,7 +10,7 @@ import pytest
 from conftest import CHECKOUT, picture, write
 
 import tfpipe
-from tools.benchmarks import contenders, rounds, worker
+from tools.benchmarks import contenders, modes, rounds, worker
 
 WORKER = CHECKOUT / "tools" / "benchmarks" / "worker.py"
 
@@ -45,6 +45,7 @@ def test_every_contender_has_a_function_in_its_module():
         ("--peer_python=nothing=python3", "--peer_python: no contender nothing; there are tfpipe, tfdata, keras, ffcv, "),
         ("--peer_python=dali=/nowhere/python", "--peer_python: no interpreter /nowhere/python"),
         ("--num_images=100", "--num_images must be a multiple of 64 (got 100)"),
+        ("--only=torch-extract", "--only: no contender torch-extract; there are tfpipe-train, "),
     ],
 )
 def test_wrong_words_exit_with_2_and_say_what_is_right(run_tool, flag, message):
@@ -164,6 +165,102 @@ def test_speeds_are_measured_and_compared(run_tool, tmp_path):
     assert theirs.startswith("tfdata-bilinear ")
     assert "tfpipe-eval is " in theirs
     assert not [path for path in tmp_path.iterdir() if path.name != "photos"]
+
+
+@pytest.mark.tf
+def test_extraction_is_measured_and_compared(run_tool, tmp_path):
+    for index in range(3):
+        write(tmp_path / "photos" / f"{index}.jpg", picture(index, (20, 30)))
+    arguments = ["--num_images=64", "--repetitions=1", "--only=tfpipe-extract,keras-extract", f"--scratch={tmp_path}"]
+    network = ["--backbone=lenet", "--weights=none", "--image_size=16"]
+    done = run_tool("benchmark", "extract", f"--input={tmp_path}/photos", *network, *arguments)
+    title, ours, theirs = done.stdout.strip().splitlines()[-3:]
+    assert title == "extraction, images/s"
+    assert ours.startswith("tfpipe-extract ")
+    assert theirs.startswith("keras-extract ")
+    assert "tfpipe-extract is " in theirs
+    assert not [path for path in tmp_path.iterdir() if path.name != "photos"]
+
+
+_FEATURES = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import extraction, numpy, worker
+task = worker.Task(**json.loads(sys.stdin.readline()))
+found = []
+for contender in (extraction.tfpipe_extract_float32, extraction.keras_extract):
+    open_pass = contender(task)
+    first, second = (numpy.concatenate(list(open_pass())) for _ in range(2))
+    assert (first == second).all()
+    found.append((first.shape, sorted(first.sum(axis=(1, 2, 3)).tolist())))  # shards are in another order than folders
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.tf
+def test_contenders_of_extraction_compute_the_same(tmp_path):
+    import keras
+
+    from tfpipe.transfer import backbones
+
+    weights = tmp_path / "lenet.weights.h5"
+    keras.utils.set_random_seed(0)
+    backbones.build("lenet", image_size=(16, 16)).network.save_weights(weights)
+    # As large as the network wants them: the kinds of resizing differ.
+    photos = sorted(str(write(tmp_path / "photos" / f"{index:02d}.jpg", picture(index, (16, 16)))) for index in range(64))
+    tfpipe.build_tfrecords({"train": tmp_path / "photos"}, tmp_path / "shards", layout="flat", progress=False)
+    changes = {"photos": photos, "shards": str(tmp_path / "shards"), "scratch": str(tmp_path), "side": 16, "batch_size": 32}
+    given = {**changes, "workers": 2, "backbone": "lenet", "weights": str(weights)}
+    command = [sys.executable, "-c", _FEATURES, str(WORKER.parent)]
+    done = subprocess.run(command, cwd=CHECKOUT, input=json.dumps(given), capture_output=True, text=True, check=True)
+    (shape, ours), (their_shape, theirs) = json.loads(done.stdout)
+    assert shape == their_shape == [64, 2, 2, 128]
+    assert ours[-1] > 1.2 * ours[0] > 0
+    assert ours == pytest.approx(theirs, rel=0.03)  # decoders differ by a level or two
+
+
+@pytest.mark.tf
+def test_modes_are_measured_and_compared(run_tool, tmp_path):
+    for index in range(16):
+        write(tmp_path / "photos" / "ab"[index % 2] / f"{index}.jpg", picture(index))
+    splits = {"train": 0.75, "val": 0.25}
+    tfpipe.build_tfrecords(tmp_path / "photos", tmp_path / "shards", layout="folders", splits=splits, progress=False)
+    arguments = ["--backbone=lenet", "--weights=none", "--image_size=16", "--epochs=2", f"--scratch={tmp_path}"]
+    done = run_tool("benchmark", "modes", f"--data={tmp_path}/shards", "--only=bottleneck,frozen", *arguments)
+    title, bottleneck, frozen, ratio = done.stdout.strip().splitlines()
+    assert title.split() == ["s", "per", "epoch", "s", "in", "all", "peak", "GB", "val", "accuracy"]
+    assert (bottleneck.split()[0], frozen.split()[0]) == ("bottleneck", "frozen")
+    assert bottleneck.split()[-1] == frozen.split()[-1]  # the same head, trained on the same features
+    assert ratio.startswith("bottleneck is ")
+    assert ratio.endswith(" x as fast per epoch as frozen")
+    assert not [path for path in tmp_path.iterdir() if path.name not in {"photos", "shards"}]
+
+
+def test_an_epoch_of_a_mode_is_one_of_its_last_phase_and_not_the_first(tmp_path):
+    summary = {"phases": [{"phase": "head"}, {"phase": "finetune"}], "peak_memory_bytes": 2, "val_accuracy": 0.5}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    rows = [
+        "phase,epoch,train_seconds",
+        "head,1,70",
+        "head,2,80",
+        "finetune,1,50",
+        "finetune,2,4",
+        "finetune,3,1",
+        "finetune,4,3",
+    ]
+    (tmp_path / "history.csv").write_text("\n".join(rows) + "\n")
+    assert modes.read(tmp_path, 9.0) == modes.Result(3.0, 9.0, 2, 0.5)
+
+
+def test_modes_are_compared_by_their_epochs():
+    results = {name: modes.Result(seconds, 1.0, 0, 0.9) for name, seconds in (("bottleneck", 0.5), ("frozen", 20), ("full", 1))}
+    assert modes.table(results).splitlines()[-1] == "bottleneck is 40.0 x as fast per epoch as frozen"
+
+
+@pytest.mark.tf
+def test_a_mode_that_fails_says_why(tmp_path):
+    with pytest.raises(RuntimeError, match=r"^frozen: .*nowhere"):
+        modes.measure("frozen", {"directory": str(tmp_path / "nowhere")}, tmp_path / "out")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")

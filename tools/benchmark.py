@@ -33,7 +33,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ _WEIGHTS = flags.DEFINE_string("weights", "imagenet", "Of the backbone: imagenet
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the pictures of extract and modes.", 8)
 _DATA = flags.DEFINE_string("data", None, "Data set of modes, with splits train and, if there is one, val.")
 _EPOCHS = flags.DEFINE_integer("epochs", 3, "Of each phase of modes; the first does not count.", 2)
-_ONLY = flags.DEFINE_list("only", [], "Contenders to run, of those of `input` or `extract`. Default: all.")
+_ONLY = flags.DEFINE_list("only", [], "Contenders to run, of those of `input` or `extract`, or modes. Default: all.")
 _PEER_PYTHON = flags.DEFINE_string(
     "peer_python", None, "Interpreters of contenders, by the first word of their names: dali=ENV/bin/python,ffcv=..."
 )
@@ -242,14 +242,19 @@ def check_names(kinds: Sequence[str], only: list[str], peer_python: str | None) 
     names = [name for kind in kinds for name in contenders.CONTENDERS[kind]]
     peers = list(dict.fromkeys(map(contenders.peer, names)))
     pythons = commands.parse_pairs("peer_python", peer_python) if peer_python else {}
-    for flag, given, known in (("only", only, names), ("peer_python", pythons, peers)):
-        if wrong := [name for name in given if name not in known]:
-            raise commands.UsageError(f"--{flag}: no contender {', '.join(wrong)}; there are {', '.join(known)}")
+    check_known("only", only, names)
+    check_known("peer_python", pythons, peers)
     if wrong := [python for python in pythons.values() if not shutil.which(python)]:
         raise commands.UsageError(f"--peer_python: no interpreter {', '.join(wrong)}")
     if _IMAGES.value % contenders.BATCH["batch_size"]:
         raise commands.UsageError(f"--num_images must be a multiple of {contenders.BATCH['batch_size']} (got {_IMAGES.value})")
     return [name for name in names if name in only or not only], dict.fromkeys(peers, sys.executable) | pythons
+
+
+def check_known(flag: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raises UsageError if a flag names a contender that there is not."""
+    if wrong := [name for name in given if name not in known]:
+        raise commands.UsageError(f"--{flag}: no contender {', '.join(wrong)}; there are {', '.join(known)}")
 
 
 def print_speeds(seconds: dict[str, list[float]]) -> None:
@@ -271,11 +276,12 @@ def measure_modes(folder: Path) -> None:
     """Compares the modes of training."""
     if not _DATA.value:
         raise commands.UsageError("--data is needed")
+    check_known("only", _ONLY.value, list(modes.RUNS))
     size, epochs = _IMAGE_SIZE.value, _EPOCHS.value
     options = {"directory": _DATA.value, "backbone": _BACKBONE.value, "weights": _WEIGHTS.value, "image_size": [size, size]}
     lengths = {"epochs": epochs, "finetune_epochs": epochs, "patience": epochs}
     results: dict[str, modes.Result] = {}
-    for name in modes.RUNS:
+    for name in _ONLY.value or modes.RUNS:
         print(f"{name} ...", file=sys.stderr, flush=True)
         results[name] = modes.measure(name, {**options, **lengths, "augment": "none", "seed": 0}, folder / name)
         shutil.rmtree(folder / name)  # features are large
