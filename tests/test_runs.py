@@ -425,3 +425,10 @@ def test_wrong_flags_are_one_line(colours, tmp_path, run_tool, flags, message):
 
 def test_runs_module_is_the_public_function():
     assert tfpipe.train is runs.train
+
+
+def test_fine_tuning_never_ends_with_less_than_it_began_with(colours, tmp_path):
+    recipe = dataclasses.replace(SMALL, mode="finetune", unfreeze=("second_conv",), epochs=6, finetune_epochs=1, dropout=0.0)
+    summary = run(colours, tmp_path / "run", dataclasses.replace(recipe, finetune_learning_rate=100.0, optimizer="sgd", ema=0.99))
+    head, finetune = summary["phases"]
+    assert finetune["val_accuracy"] >= head["val_accuracy"]

@@ -150,6 +150,7 @@ class Phases:
             label_smoothing=recipe.label_smoothing,
             class_weights=self._class_weights(),
             ema=recipe.ema,
+            continues=tuned,
         )
 
     def _class_weights(self) -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:

@@ -199,11 +199,13 @@ class _Run:
         self._first = False
         self._loop, self._last = loop, loop.run()
         stopping = phase.stopping
-        phases.report(f"{phase.name}: validation accuracy {stopping.best:.4f}, best in epoch {(stopping.best_epoch or 0) + 1}")
+        best_epoch = -1 if stopping.best_epoch is None else stopping.best_epoch
+        when = f"best in epoch {best_epoch + 1}" if best_epoch >= 0 else "best before its first epoch, whose weights are kept"
+        phases.report(f"{phase.name}: validation accuracy {stopping.best:.4f}, {when}")
         return {
             "phase": phase.name,
             "num_epochs": loop.progress.epoch,
-            "best_epoch": (stopping.best_epoch or 0) + 1,
+            "best_epoch": best_epoch + 1,  # from 1; 0: no epoch was better than the phase before
             "val_accuracy": stopping.best,
             "val_loss": stopping.best_loss,
             "num_trained": sum(line.num_trained for line in counts),

@@ -85,6 +85,7 @@ class Phase:
         label_smoothing: share of each target that is spread over all classes.
         class_weights: float [C], weight of each class in the loss.
         ema: decay of the moving average of the weights, which validation and the result then take; 0 for none.
+        continues: the weights are those of a phase before, and stay if no epoch makes them better.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Phase:
     label_smoothing: float = 0.0
     class_weights: Array | None = None
     ema: float = 0.0
+    continues: bool = False
 
     @property
     def trained(self) -> list[keras.Variable]:
@@ -164,6 +166,8 @@ class Loop:
         """Trains; the network then has the best weights. Returns those of the last step."""
         self._restore()
         phase, now = self.phase, self.progress
+        if phase.continues and (now.epoch, now.step) == (0, 0):
+            self._keep_if_best(-1, *self.validate())
         with _interrupts() as interrupted:
             while not now.done and now.epoch < phase.epochs:
                 self._run_epoch(interrupted)
@@ -233,8 +237,7 @@ class Loop:
             )
         begun = time.monotonic()
         val_loss, val_accuracy = self.validate()
-        if phase.stopping.observe(now.epoch, val_accuracy, val_loss):
-            self._best = [variable.numpy() for variable in (self._averages or phase.trained)]
+        self._keep_if_best(now.epoch, val_loss, val_accuracy)
         phase.schedule.observe(val_accuracy)
         now.epoch, now.step = now.epoch + 1, 0
         now.loss = now.correct = now.rows = now.seconds = 0.0
@@ -250,6 +253,10 @@ class Loop:
         }
         self.journal.epoch({"phase": phase.name, "epoch": now.epoch, **values})
         self._save()
+
+    def _keep_if_best(self, epoch: int, val_loss: float, val_accuracy: float) -> None:
+        if self.phase.stopping.observe(epoch, val_accuracy, val_loss):
+            self._best = [variable.numpy() for variable in (self._averages or self.phase.trained)]
 
     # ---- steps
 
