@@ -30,7 +30,7 @@ def make(colours, tmp_path_factory):
 
     def make(batch_size=8, *, held_out=False, augmented=False, **options):
         balanced, given = options.pop("balanced", False), {"reader": (0, 1), "equal": False, **options}
-        augmentation = Augmentation.named("light") if augmented else Augmentation()
+        augmentation = Augmentation(horizontal_flip=0.5) if augmented else Augmentation()
         train = Pictures(colours, "train", IMAGE_SIZE, augmentation=augmentation, seed=4, balanced=balanced)
         val = Pictures(colours, "val", IMAGE_SIZE, seed=4)
         if held_out:

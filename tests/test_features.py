@@ -70,7 +70,7 @@ def preprocessing_of(precision, mode="tf"):
 
 @pytest.fixture
 def pictures(colours):
-    return Pictures(colours, "train", IMAGE_SIZE, augmentation=Augmentation.named("light"), seed=3)
+    return Pictures(colours, "train", IMAGE_SIZE, augmentation=Augmentation(crop=0.5), seed=3)
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def test_a_view_from_a_position_is_the_tail_of_the_whole(colours, first):
 
 
 def test_views_and_tails_are_of_the_whole_split_whatever_is_selected(colours):
-    whole = Pictures(colours, "train", IMAGE_SIZE, augmentation=Augmentation.named("light"))
+    whole = Pictures(colours, "train", IMAGE_SIZE, augmentation=Augmentation(crop=0.5))
     part, _ = hold_out(whole, 0.3)
     np.testing.assert_array_equal(stacked(part.view(1, 16, 3))[0], stacked(whole.view(1, 16, 3))[0])
     np.testing.assert_array_equal(stacked(part.plain(16, 3))[0], stacked(whole.plain(16, 3))[0])
@@ -178,7 +178,7 @@ def test_a_view_is_what_replay_gives(colours, epoch, resize):
 
 
 def test_training_sees_in_an_epoch_the_pictures_of_its_view(colours):
-    pictures = Pictures(colours, "train", IMAGE_SIZE, augmentation=Augmentation.named("light"), seed=1)
+    pictures = Pictures(colours, "train", IMAGE_SIZE, augmentation=Augmentation(horizontal_flip=0.5), seed=1)
     loader = pictures.training(8, first_epoch=2)
     images, labels = stacked(loader.dataset())
     positions = order_of(loader, 2)
