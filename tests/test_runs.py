@@ -30,15 +30,13 @@ SMALL = Recipe(
     mode="frozen",
     image_size=(16, 16),
     epochs=3,
-    finetune_epochs=2,
     batch_size=8,
     hidden=(8,),
     dropout=0.3,
     learning_rate=1e-2,
-    finetune_learning_rate=1e-3,
-    unfreeze=(),
     precision="float32",
 )
+TUNED = dataclasses.replace(TUNED, finetune_epochs=2, finetune_learning_rate=1e-3)
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +60,7 @@ def weights_of(folder):
 @pytest.mark.parametrize("mode", ["scratch", "bottleneck", "frozen", "finetune", "full"])
 def test_each_mode_trains_what_it_says(colours, tmp_path, mode):
     lines = []
-    recipe = dataclasses.replace(SMALL, mode=mode, unfreeze=("second_conv",) if mode == "finetune" else ())
+    recipe = TUNED if mode == "finetune" else dataclasses.replace(SMALL, mode=mode)
     summary = run(colours, tmp_path / "run", recipe, report=lines.append)
     assert [phase["phase"] for phase in summary["phases"]] == {
         "scratch": ["scratch"],
@@ -113,7 +111,7 @@ def test_g12_augmented_views_agree_with_the_same_epochs_end_to_end(colours, tmp_
 
 
 def test_fine_tuning_on_a_cached_prefix_is_fine_tuning(colours, tmp_path):
-    recipe = dataclasses.replace(SMALL, mode="finetune", unfreeze=("second_conv",), epochs=1)
+    recipe = dataclasses.replace(TUNED, epochs=1)
     for cached in (True, False):
         run(colours, tmp_path / str(cached), dataclasses.replace(recipe, cache_prefix=cached))
     one, two = (weights_of(tmp_path / name) for name in ("True", "False"))
@@ -129,8 +127,10 @@ def test_a_run_starts_only_if_what_is_frozen_is_frozen(colours, tmp_path, monkey
 
 
 def test_any_network_by_import_path(colours, tmp_path):
-    recipe = dataclasses.replace(SMALL, backbone="custom_backbone:small_inception", image_size=(32, 32), mode="finetune")
-    recipe = dataclasses.replace(recipe, unfreeze=("inception_b",), epochs=1, finetune_epochs=1)
+    recipe = dataclasses.replace(
+        TUNED, backbone="custom_backbone:small_inception", image_size=(32, 32), unfreeze=("inception_b",)
+    )
+    recipe = dataclasses.replace(recipe, epochs=1, finetune_epochs=1)
     lines = []
     summary = run(colours, tmp_path / "run", recipe, report=lines.append)
     assert [phase["phase"] for phase in summary["phases"]] == ["head", "finetune"]
@@ -163,7 +163,7 @@ def kill():
 
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9])
 def test_a_run_stopped_anywhere_ends_with_the_same_bits(colours, tmp_path, monkeypatch, checkpoint_seconds):
-    recipe = dataclasses.replace(SMALL, mode="finetune", unfreeze=("second_conv",), ema=0.9, train_batch_norm=True, epochs=2)
+    recipe = dataclasses.replace(TUNED, ema=0.9, train_batch_norm=True, epochs=2)
     run(colours, tmp_path / "whole", recipe)
     folder = tmp_path / "stopped"
     for num_steps in (0, 1, 3, 7, 4, 8):
@@ -358,9 +358,11 @@ from tfpipe.transfer import runs
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]) if {several} else None
 for mode in ("scratch", "finetune"):
     recipe = tfpipe.Recipe(
-        backbone="lenet", weights="none", mode=mode, image_size=(16, 16), epochs=2, finetune_epochs=1, batch_size=8,
-        learning_rate=1e-2, precision="float32", augment="none", hidden=(8,), finetune_learning_rate=1e-3, optimizer="sgd",
+        backbone="lenet", weights="none", mode=mode, image_size=(16, 16), epochs=2, batch_size=8,
+        learning_rate=1e-2, precision="float32", augment="none", hidden=(8,), optimizer="sgd",
     )
+    if mode == "finetune":
+        recipe = dataclasses.replace(recipe, finetune_epochs=1, finetune_learning_rate=1e-3)
     quiet = dict(progress=False, tensorboard=False)
     runs.train({data!r}, {out!r} + mode, recipe, strategy=strategy, cache={out!r} + "features", **quiet)
 """
@@ -412,7 +414,7 @@ def test_the_command_says_what_it_does(colours, tmp_path, run_tool):
         (["--backbone=vgg99"], "vgg99"),
         (["--image_size=1x2x3"], "--image_size must be"),
         (["--mode=bottleneck", "--augment=none,mixup=0.2", "--weights=none"], "mixup and cutmix mix pictures"),
-        (["--unfreeze=block5", "--mode=frozen", "--weights=none"], "unfreeze is of mode finetune"),
+        (["--unfreeze=block5", "--mode=frozen", "--weights=none"], "unfreeze is of no effect in mode frozen"),
         (["nonsense"], "arguments without a flag"),
     ],
 )
@@ -428,7 +430,103 @@ def test_runs_module_is_the_public_function():
 
 
 def test_fine_tuning_never_ends_with_less_than_it_began_with(colours, tmp_path):
-    recipe = dataclasses.replace(SMALL, mode="finetune", unfreeze=("second_conv",), epochs=6, finetune_epochs=1, dropout=0.0)
-    summary = run(colours, tmp_path / "run", dataclasses.replace(recipe, finetune_learning_rate=100.0, optimizer="sgd", ema=0.99))
+    recipe = dataclasses.replace(TUNED, epochs=6, finetune_epochs=1, dropout=0.0)
+    summary = run(
+        colours, tmp_path / "run", dataclasses.replace(recipe, finetune_learning_rate=100.0, optimizer="sgd", ema=0.99)
+    )
     head, finetune = summary["phases"]
     assert finetune["val_accuracy"] >= head["val_accuracy"]
+
+
+# ---- what is saved is what was validated
+
+
+def evaluated(folder, data, split="val"):
+    """Returns (accuracy, mean loss) of a run's model."""
+    model = classifiers.load(folder).model
+    images, labels = next(iter(tfpipe.dataset(data, split, batch_size=100, image_size=(16, 16))))
+    probabilities = model(images, training=False).numpy()
+    chosen = probabilities[np.arange(len(labels)), labels.numpy()]
+    return float((probabilities.argmax(1) == labels.numpy()).mean()), float(-np.log(chosen).mean())
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_saved_model_is_the_one_that_was_validated(colours, tmp_path, ema):
+    recipe = dataclasses.replace(SMALL, mode="scratch", epochs=8, learning_rate=5e-2, ema=ema, weight_decay=0.0, dropout=0.0)
+    summary = run(colours, tmp_path / "run", recipe)
+    (phase,) = summary["phases"]
+    assert phase["best_epoch"] < 8, "the best epoch is the last: the test shows nothing"
+    accuracy, loss = evaluated(tmp_path / "run", colours)
+    assert accuracy == pytest.approx(phase["val_accuracy"], abs=1e-6)
+    assert loss == pytest.approx(phase["val_loss"], rel=1e-3)
+
+
+def test_an_average_of_few_steps_is_not_one_of_the_first_weights(colours, tmp_path):
+    recipe = dataclasses.replace(SMALL, mode="scratch", epochs=10, dropout=0.0)
+    plain = run(colours, tmp_path / "plain", recipe)
+    averaged = run(colours, tmp_path / "averaged", dataclasses.replace(recipe, ema=0.9999))
+    assert averaged["val_accuracy"] > plain["val_accuracy"] - 0.2
+
+
+# ---- a wrong first try
+
+
+def test_options_can_be_corrected_before_the_first_step(colours, tmp_path):
+    wrong = dataclasses.replace(SMALL, backbone="lenet", weights="imagenet", mode="frozen", epochs=1)
+    with pytest.raises(ValueError, match="there are no ImageNet weights for lenet"):
+        run(colours, tmp_path / "run", wrong)
+    run(colours, tmp_path / "run", dataclasses.replace(wrong, weights="none"))
+
+
+def test_litter_is_no_other_file(colours, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.123.tmp").write_text("{")
+    run(colours, tmp_path / "run", dataclasses.replace(SMALL, epochs=1))
+
+
+def test_a_finished_run_does_not_need_its_weights_file(colours, tmp_path):
+    from tfpipe.transfer import backbones
+
+    backbone = backbones.build("lenet", image_size=(16, 16), weights="none")
+    file = tmp_path / "lenet.weights.h5"
+    backbone.network.save_weights(file)
+    recipe = dataclasses.replace(SMALL, backbone="lenet", weights=str(file), epochs=1)
+    first = run(colours, tmp_path / "run", recipe)
+    file.unlink()
+    assert run(colours, tmp_path / "run", recipe) == first
+
+
+def test_ctrl_c_in_the_last_validation_stops_the_run(colours, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(TUNED, epochs=1)
+    real = training.Loop.validate
+
+    def validate(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Loop, "validate", validate)
+        with pytest.raises(KeyboardInterrupt):
+            run(colours, tmp_path / "run", recipe)
+    assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == ["head.npz"]
+    run(colours, tmp_path / "run", recipe)
+
+
+def test_a_layer_that_keras_named_can_end_the_backbone(colours, tmp_path):
+    from tfpipe.transfer import backbones
+    from tfpipe.transfer.cutting import find_layers
+
+    found = list(find_layers(backbones.build("custom_backbone:unnamed", image_size=(16, 16)).network))
+    numbers = [int(name.rpartition("_")[2]) for name in found if name.startswith("conv2d_")]
+    name = f"conv2d_{max(numbers, default=0) + 1}"  # the first convolution of the network that the run builds
+    recipe = dataclasses.replace(SMALL, backbone="custom_backbone:unnamed", mode="bottleneck", epochs=1)
+    summary = run(colours, tmp_path / "run", dataclasses.replace(recipe, feature_layer=name))
+    assert summary["phases"][0]["num_frozen"] > 0
+
+
+@pytest.mark.parametrize("path", ["output", "cache"])
+def test_a_file_in_place_of_a_folder_is_said(colours, tmp_path, path):
+    (tmp_path / "file").write_text("")
+    given = {"output": tmp_path / "run", "cache": tmp_path / "features", path: tmp_path / "file"}
+    with pytest.raises(NotADirectoryError, match="file: a file; a folder is needed"):
+        train(colours, given["output"], SMALL, cache=given["cache"], progress=False)

@@ -38,7 +38,7 @@ _PROFILE = flags.DEFINE_integer("profile", 0, "Measure and trace as many steps: 
 _STRINGS = {
     "backbone": "vgg16 (default), vgg19, resnet50v2, inceptionv3, inceptionresnetv2, mobilenetv2, efficientnetv2b0, lenet, or"
     " PACKAGE.MODULE:FUNCTION.",
-    "weights": "imagenet (a download), none, or a file.",
+    "weights": "imagenet (a download), none, a file, or, by import path, own: what the function gives is pre-trained.",
     "preprocessing": "Of a backbone by import path: caffe, tf, torch, unit, grey or none.",
     "resize": "stretch, crop or pad.",
     "feature_layer": "The backbone ends behind this block or layer.",
@@ -113,8 +113,9 @@ def main(arguments: list[str]) -> None:
         report=_say,
     )
     for phase in summary["phases"]:
+        seconds = "" if phase["seconds_per_epoch"] is None else f" of {phase['seconds_per_epoch']:.2f} s"
         print(
-            f"{phase['phase']}: {phase['num_epochs']} epochs of {phase['seconds_per_epoch']:.2f} s on {phase['on']},"
+            f"{phase['phase']}: {phase['num_epochs']} epochs{seconds} on {phase['on']},"
             f" validation accuracy {phase['val_accuracy']:.4f} in epoch {phase['best_epoch']}"
         )
     print(f"peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")

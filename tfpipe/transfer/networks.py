@@ -55,11 +55,12 @@ class Networks:
     def __init__(self, recipe: Recipe, class_names: Sequence[str], precision: str, strategy: tf.distribute.Strategy) -> None:
         self.recipe, self._class_names, self._strategy = recipe, class_names, strategy
         self._pretrained = recipe.mode != "scratch" and recipe.weights != "none"
+        weights = "none" if recipe.mode == "scratch" or recipe.weights == "own" else recipe.weights
         # New weights and the dropout of backbones draw from Keras' seed; the head's layers have their own.
         keras.utils.set_random_seed(seeds.derive(recipe.seed, "weights") >> 32)
         with strategy.scope():
             with heads.dtype_policy(precision):
-                self.backbone = _build(recipe, "none" if recipe.mode == "scratch" else recipe.weights)
+                self.backbone = _build(recipe, weights)
                 mode = self.backbone.preprocessing
                 self.preprocessing = layers.Preprocessing(mode, recipe.resize, name="preprocessing")
             self.head = recipe.head.layers(len(class_names), recipe.seed)
@@ -71,6 +72,17 @@ class Networks:
             boundary, self.unfrozen = backbones.find_trainable(self.backbone, words)
             if boundary is not None:
                 self.front, self.back = backbones.cut(self.backbone.network, boundary)
+            self._check_unfrozen()
+
+    def _check_unfrozen(self) -> None:
+        """With live BatchNorm, a layer that stays frozen beside those that are trained would have its Dropout on."""
+        names = [name for name, layer in find_layers(self.back).items() if not isinstance(layer, keras.layers.InputLayer)]
+        beside = [name for name in names if name not in self.unfrozen]
+        if self.recipe.train_batch_norm and beside:
+            raise ValueError(
+                f"train_batch_norm: unfreeze={','.join(self.recipe.unfreeze)} leaves layers frozen beside those that are"
+                f" trained ({', '.join(beside[:3])}); unfreeze a whole block"
+            )
 
     # ---- networks, one for each way of training; each sets what is trainable, for BatchNorm asks its layer
 
@@ -172,17 +184,25 @@ class Networks:
 
     def classifier(self) -> keras.Model:
         """Returns the classifier with the present weights, a copy that computes in float32 whatever training did."""
-        recipe = self.recipe
+        recipe, network = self.recipe, self.backbone.network
         with heads.dtype_policy("float32"):
-            backbone = _build(recipe, "none")
-            preprocessing = layers.Preprocessing(backbone.preprocessing, recipe.resize, name="preprocessing")
+            # Not built anew: names that Keras makes up would be others, and a function by import path may draw its weights.
+            twin = keras.models.clone_model(network, clone_function=_in_float32, recursive=True)
+            preprocessing = layers.Preprocessing(self.backbone.preprocessing, recipe.resize, name="preprocessing")
             head = recipe.head.layers(len(self._class_names), recipe.seed)
-            trunk = layers.Trunk(backbone.network, True, name="trunk")
+            trunk = layers.Trunk(twin, True, name="trunk")
             model = heads.assemble([trunk], preprocessing, head, self._class_names, recipe.image_size or (0, 0))
-        backbone.network.set_weights(self.backbone.network.get_weights())
+        twin.set_weights(network.get_weights())
         for layer, trained in zip(head, self.head, strict=True):
             layer.set_weights(trained.get_weights())
         return model
+
+
+def _in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
+    config = layer.get_config()
+    if "dtype" in config and not isinstance(layer, keras.layers.InputLayer):
+        config["dtype"] = "float32"
+    return type(layer).from_config(config)
 
 
 def _build(recipe: Recipe, weights: str) -> Backbone:

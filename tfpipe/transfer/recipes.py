@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.transfer import backbones
@@ -20,6 +23,15 @@ _FEW = 100  # pictures: fewer do not say whether fine-tuning helps
 _VIEWS = ((2_000, 8), (20_000, 4), (math.inf, 2))  # (up to so many pictures, versions of each): a version takes a pass
 _EPOCHS = {"bottleneck": 60, "finetune": 60, "frozen": 20, "scratch": 30, "full": 15}
 _RATES = {"full": 5e-5}
+# Options that only some modes know.
+_MODES_OF = {
+    "unfreeze": ("finetune",),
+    "cache_prefix": ("finetune",),
+    "finetune_epochs": ("finetune",),
+    "finetune_learning_rate": ("finetune",),
+    "views": _CACHED,
+    "train_batch_norm": ("finetune", "full"),
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,8 @@ class Recipe:
 
     Attributes:
         backbone: see `tfpipe.transfer.backbones`: a name of its table, or "package.module:function".
-        weights: "imagenet" (Keras' download), "none" or a file.
+        weights: "imagenet" (Keras' download), "none", a file, or, for a backbone by import path, "own": those that the
+            function gives are pre-trained.
         preprocessing: of a backbone by import path, one of `tfpipe.transfer.layers.PREPROCESSINGS`.
         grey: one channel; for `lenet` and networks by import path.
         mode: "scratch" (all weights new), "bottleneck" (features computed once, the head trained on them), "frozen" (the same
@@ -65,7 +78,7 @@ class Recipe:
         patience: epochs without a better validation accuracy after which training ends.
         ema: decay of the moving average of the weights; 0 for none.
         precision: "auto", "float32" or "mixed_bfloat16", of training and extraction.
-        deterministic: use TensorFlow's deterministic kernels: equal runs give equal bits.
+        deterministic: use TensorFlow's deterministic kernels: equal runs give equal bits. They stay on in this process.
     """
 
     backbone: str = "vgg16"
@@ -107,6 +120,7 @@ class Recipe:
     deterministic: bool = True
 
     def __post_init__(self) -> None:
+        self._normalise()
         _check_choice("mode", self.mode, get_args(Mode))
         _check_choice("optimizer", self.optimizer, ("adamw", "sgd"))
         _check_choice("schedule", self.schedule, ("cosine", "plateau"))
@@ -121,6 +135,20 @@ class Recipe:
             _check_range("learning_rate", self.learning_rate, 1e-12, 1e3)
         _check_range("finetune_learning_rate", self.finetune_learning_rate, 1e-12, 1e3)
         Head(self.pooling, self.hidden, self.dropout, self.l2)
+
+    def _normalise(self) -> None:
+        """Takes what means the same: a side for a square, one word for a tuple of one, lists, paths, NumPy's numbers."""
+        size = self.image_size
+        changes: dict[str, Any] = {
+            "image_size": (size, size) if isinstance(size, int) else size and tuple(size),
+            "unfreeze": (self.unfreeze,) if isinstance(self.unfreeze, str) else tuple(self.unfreeze),
+            "hidden": (self.hidden,) if isinstance(self.hidden, int) else tuple(self.hidden),
+            "weights": os.fspath(self.weights),
+        }
+        for field in dataclasses.fields(self):
+            value = changes.get(field.name, getattr(self, field.name))
+            value = value.item() if isinstance(value, np.generic) else value
+            object.__setattr__(self, field.name, value)
 
     @property
     def head(self) -> Head:
@@ -157,6 +185,10 @@ def complete(recipe: Recipe, num_pictures: int, num_classes: int) -> tuple[Recip
             choices[name] = value
             reasons.append(f"{name}={value}: {why}")
 
+    if recipe.weights == "own" and ":" not in recipe.backbone:
+        raise ValueError(
+            f"weights=own is of a backbone by import path, which brings its own (the backbone is {recipe.backbone})"
+        )
     if recipe.weights == "none" and recipe.mode == "auto":
         choose("mode", "scratch", "there are no weights to transfer")
     elif num_pictures < _FEW:
@@ -164,6 +196,8 @@ def complete(recipe: Recipe, num_pictures: int, num_classes: int) -> tuple[Recip
     else:
         choose("mode", "finetune", f"{num_pictures:,} training pictures: the head first, then the last block at a lower rate")
     mode = choices.get("mode", recipe.mode)
+    if recipe.mode != "auto":
+        _check_effect(recipe)
     choose("image_size", backbones.native_size(recipe.backbone), f"what {recipe.backbone} was made for")
     if mode in ("scratch", "full") and recipe.augment is None:
         choices["augment"] = dataclasses.replace(Augmentation.named("light"), horizontal_flip=0.0)
@@ -200,10 +234,18 @@ def _check_together(recipe: Recipe, num_classes: int) -> None:
         raise ValueError(
             "class_weights do not go together with mixup and cutmix, whose targets are of two classes; take balanced"
         )
-    if recipe.unfreeze and recipe.mode != "finetune":
-        raise ValueError(f"unfreeze is of mode finetune (the mode is {recipe.mode})")
+    if recipe.balanced and recipe.class_weights:
+        raise ValueError("balanced and class_weights would both make up for rare classes: take one")
     if recipe.mode == "scratch" and recipe.weights not in ("none", "imagenet"):
         raise ValueError(f"mode scratch makes all weights new: weights={recipe.weights} would be of no effect")
+
+
+def _check_effect(recipe: Recipe) -> None:
+    """An option of no effect is not passed over: who gives it expects one."""
+    defaults = Recipe()
+    for name, modes in _MODES_OF.items():
+        if getattr(recipe, name) != getattr(defaults, name) and recipe.mode not in modes:
+            raise ValueError(f"{name} is of no effect in mode {recipe.mode}; it is of {' and '.join(modes)}")
 
 
 def _check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:

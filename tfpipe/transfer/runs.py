@@ -16,6 +16,7 @@ import logging
 import os
 import platform
 import shutil
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ import tensorflow as tf
 import tfpipe
 from tfpipe.records import manifest
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import sync_directory, written_atomically
+from tfpipe.records.files import is_hidden, sync_directory, written_atomically
 from tfpipe.records.locking import locked
 from tfpipe.transfer import curves, precision, states
 from tfpipe.transfer.backbones import hash_network
@@ -45,6 +46,7 @@ RUN_NAME = "run.json"
 SUMMARY_NAME = "summary.json"
 LAST_NAME = "last.keras"
 HISTORY_PICTURE = "history.png"
+BACKBONE_NAME = "backbone.json"
 RATE_NAME = "learning_rate.json"
 STATE_FOLDER = "state"
 
@@ -93,7 +95,10 @@ def train(
         BlockingIOError: another process trains in this folder.
     """
     wanted = dataclasses.replace(recipe or Recipe(), **changes)
-    folder = Path(output)
+    folder, place = Path(output), Path(cache) if cache else Path(output).absolute().parent / "features"
+    for path in (folder, place):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(f"{path}: a file; a folder is needed")
     data = _Data(Path(directory), wanted)
     with locked(folder, "training"):
         summary = _open(folder, data)
@@ -106,8 +111,7 @@ def train(
             tf.config.experimental.enable_op_determinism()
         strategy = strategy or tf.distribute.get_strategy()
         networks = Networks(data.recipe, data.class_names, data.precision, strategy)
-        _check_weights(folder, networks, wanted)
-        place = Path(cache) if cache else folder.absolute().parent / "features"
+        _begin(folder, data, networks)
         phases = Phases(data.recipe, networks, data.train, data.val, place, strategy, progress, report)
         position = max((facts["journal"] for facts in _saved_facts(folder)), default=0)
         with Journal(folder, tensorboard=tensorboard, position=position, profile_steps=profile_steps) as journal:
@@ -150,8 +154,7 @@ class _Data:
     def facts(self) -> dict[str, Any]:
         """Returns what run.json holds."""
         wanted, chosen = (json.loads(json.dumps(recipe.facts())) for recipe in (self.wanted, self.recipe))
-        if Path(self.wanted.weights).is_file():
-            wanted["weights"] = os.path.basename(self.wanted.weights)  # a file may move; backbone.json has the hash
+        wanted["weights"] = os.path.basename(self.wanted.weights)  # a file may move; backbone.json has the hash
         versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")}
         return {
             "recipe": wanted,
@@ -236,38 +239,47 @@ class _Run:
 
 
 def _open(folder: Path, data: _Data) -> dict[str, Any] | None:
-    """Returns the summary of a run that is finished, else makes or checks run.json."""
-    path, facts = folder / RUN_NAME, data.facts()
+    """Returns the summary if the run is finished; compares what has been begun with what is wanted.
+
+    A run that has not trained a step yet is no run: its options may be corrected.
+    """
+    path, summary = folder / RUN_NAME, folder / SUMMARY_NAME
     if not path.exists():
-        others = sorted(entry.name for entry in folder.iterdir())
+        others = sorted(entry.name for entry in folder.iterdir() if not is_hidden(entry.name))
         if others:
             raise ValueError(f"{folder}: has other files ({', '.join(others[:5])}) and no run; choose another folder")
-        _write_json(path, facts)
-    found = _read_json(path)
-    for part in ("recipe", "data"):
-        for name, value in facts[part].items():
-            if found.get(part, {}).get(name) != value:
+    elif summary.exists() or _states(folder):
+        found, facts = _read_json(path), data.facts()
+        for part in ("recipe", "data"):
+            for name, value in facts[part].items():
                 was = found.get(part, {}).get(name)
-                raise ValueError(f"{folder}: holds a run with {name}={was!r}, not {value!r}; choose another folder")
-    if found.get("versions") != facts["versions"]:
-        _log.warning("%s: begun with other versions (%s): the bits may differ", path, found.get("versions"))
-    (folder / STATE_FOLDER).mkdir(exist_ok=True)
-    summary = folder / SUMMARY_NAME
+                if was != value:
+                    raise ValueError(f"{folder}: holds a run with {name}={was!r}, not {value!r}; choose another folder")
+        if found.get("versions") != facts["versions"]:
+            _log.warning("%s: begun with other versions (%s): the bits may differ", path, found.get("versions"))
+        if found.get("precision") != data.precision:
+            data.reasons.append(f"precision={found['precision']}: the run was begun with it")
+            data.precision = found["precision"]
     return _read_json(summary) if summary.exists() else None
 
 
-def _check_weights(folder: Path, networks: Networks, wanted: Recipe) -> None:
-    """A run goes on with the weights that it began with."""
-    path, found = folder / "backbone.json", {"sha256": hash_network(networks.backbone.network)}
-    if not path.exists():
+def _begin(folder: Path, data: _Data, networks: Networks) -> None:
+    """Writes what the run is, once all that can be wrong with its options has been seen; goes on with no other weights."""
+    path, found = folder / BACKBONE_NAME, {"sha256": hash_network(networks.backbone.network)}
+    if not _states(folder):
         _write_json(path, found)
+        _write_json(folder / RUN_NAME, data.facts())
     elif _read_json(path) != found:
-        raise ValueError(f"{folder}: was begun with other weights than {wanted.weights}; choose another folder")
+        raise ValueError(f"{folder}: was begun with other weights than {data.wanted.weights}; choose another folder")
+    (folder / STATE_FOLDER).mkdir(exist_ok=True)
+
+
+def _states(folder: Path) -> list[Path]:
+    return sorted((folder / STATE_FOLDER).glob("*.npz"))
 
 
 def _saved_facts(folder: Path) -> list[dict[str, Any]]:
-    paths = sorted((folder / STATE_FOLDER).glob("*.npz"))
-    return [states.load(path)[1] for path in paths]
+    return [states.load(path)[1] for path in _states(folder)]
 
 
 def _finish(folder: Path, networks: Networks, run: _Run, phases: list[dict[str, Any]]) -> dict[str, Any]:
@@ -278,7 +290,7 @@ def _finish(folder: Path, networks: Networks, run: _Run, phases: list[dict[str, 
     curves.draw_history(history, folder / HISTORY_PICTURE)
     for phase in phases:
         seconds = [row["train_seconds"] for row in history if row["phase"] == phase["phase"]]
-        phase["seconds_per_epoch"] = sum(seconds) / len(seconds)
+        phase["seconds_per_epoch"] = statistics.median(seconds) if seconds else None
     summary = {
         "mode": networks.recipe.mode,
         "val_accuracy": phases[-1]["val_accuracy"],

@@ -119,7 +119,7 @@ class Progress:
     done: bool = False
 
 
-@dataclass
+@dataclass(repr=False)  # TensorFlow's warnings would print all weights
 class Loop:
     """Runs a phase, from where it was left.
 
@@ -149,9 +149,10 @@ class Loop:
         trained |= {id(variable) for layer in phase.network.layers if layer.name == "frozen" for variable in layer.variables}
         # Seeds of dropout and statistics of BatchNorm change while training, too.
         self._others = [variable for variable in phase.network.variables if id(variable) not in trained]
-        self._averages = (
-            [tf.Variable(variable.numpy(), dtype=variable.dtype) for variable in phase.trained] if phase.ema else []
-        )
+        # What the network is after training: what is trained, and BatchNorm's statistics, which belong to these weights.
+        moving = [variable for variable in self._others if keras.backend.is_float_dtype(variable.dtype)]
+        self._result = [*phase.trained, *moving]
+        self._averages = [tf.Variable(variable.numpy()) for variable in self._result] if phase.ema else []
         self._best: list[Array] = []
         self._graph_is_new = True
         self._num_workers = getattr(self.strategy.extended, "_num_workers", 1)
@@ -163,7 +164,7 @@ class Loop:
     # ---- the loop
 
     def run(self) -> list[Array]:
-        """Trains; the network then has the best weights. Returns those of the last step."""
+        """Trains; the network then has the best weights and their statistics. Returns those of the last step."""
         self._restore()
         phase, now = self.phase, self.progress
         if phase.continues and (now.epoch, now.step) == (0, 0):
@@ -171,15 +172,17 @@ class Loop:
         with _interrupts() as interrupted:
             while not now.done and now.epoch < phase.epochs:
                 self._run_epoch(interrupted)
+            if interrupted.is_set():
+                raise KeyboardInterrupt  # it came in the last validation
         now.done = True
         self._save()
-        last = [variable.numpy() for variable in phase.trained]
+        last = [variable.numpy() for variable in self._result]
         self.assign(self._best or last)
         return last
 
     def assign(self, values: Sequence[Array]) -> None:
-        """Gives the trained variables values."""
-        _assign(self.phase.trained, values)
+        """Gives the trained variables and BatchNorm's statistics values."""
+        _assign(self._result, values)
 
     def explore(self, test: RangeTest) -> None:
         """Takes steps at rising rates and tells the test their losses; everything is as before afterwards."""
@@ -256,7 +259,7 @@ class Loop:
 
     def _keep_if_best(self, epoch: int, val_loss: float, val_accuracy: float) -> None:
         if self.phase.stopping.observe(epoch, val_accuracy, val_loss):
-            self._best = [variable.numpy() for variable in (self._averages or self.phase.trained)]
+            self._best = [variable.numpy() for variable in (self._averages or self._result)]
 
     # ---- steps
 
@@ -267,14 +270,17 @@ class Loop:
         rows = tf.constant(self._rows(self.progress.step), tf.float32)
         loss, correct = self._train(*self._distribute(batch), rows)
         if self._averages:
-            self._average()
+            step = self.progress.epoch * self.phase.batches.num_steps + self.progress.step
+            # Rises from 0.1: the first weights, drawn at random, would be most of a short run's average.
+            decay = min(self.phase.ema, (1 + step) / (10 + step))
+            self._average(tf.constant(decay, tf.float32))
         return float(loss), float(correct)
 
     def validate(self) -> tuple[float, float]:
         """Returns (mean loss, accuracy) on the validation pictures; of the averaged weights where there are such."""
-        current = [variable.numpy() for variable in self.phase.trained] if self._averages else []
+        current = [variable.numpy() for variable in self._result] if self._averages else []
         if current:
-            _assign(self.phase.trained, [average.numpy() for average in self._averages])
+            self.assign([average.numpy() for average in self._averages])
         sums = np.zeros(3)
         for batch in self.phase.batches.validation():
             if self._graph_is_new:
@@ -282,7 +288,7 @@ class Loop:
                 self._graph_is_new = False
             sums += [float(value) for value in self._validate(*batch)]
         if current:
-            _assign(self.phase.trained, current)
+            self.assign(current)
         return float(sums[0] / sums[2]), float(sums[1] / sums[2])
 
     def _train_step(self, inputs: Any, targets: Any, weights: Any, rows: Any) -> tuple[Any, Any]:
@@ -310,9 +316,9 @@ class Loop:
         losses = tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32)) * weights
         return tf.reduce_sum(losses), _count_correct(logits, targets, weights), tf.reduce_sum(weights)
 
-    def _average_step(self) -> None:
-        for average, variable in zip(self._averages, self.phase.trained, strict=True):
-            average.assign_sub((1 - self.phase.ema) * (average - variable.value))
+    def _average_step(self, decay: Any) -> None:
+        for average, variable in zip(self._averages, self._result, strict=True):
+            average.assign_sub((1 - decay) * (average - variable.value))
 
     def _losses(self, logits: Any, targets: Any) -> Any:
         smoothing = self.phase.label_smoothing
@@ -331,6 +337,12 @@ class Loop:
         """Returns the batch's parts, one for each replica of this worker."""
         if self._replicas == 1:
             return batch
+        inputs, targets, weights = (tf.convert_to_tensor(values) for values in batch)
+        # In place of blank rows, real pictures of the batch, still of weight 0: BatchNorm would take black ones into account.
+        real = tf.where(weights > 0)[:, 0]
+        if len(real):
+            places = tf.range(len(weights), dtype=tf.int64)
+            inputs = tf.gather(inputs, tf.where(weights > 0, places, tf.gather(real, places % len(real))))
 
         def part(values: Any) -> Any:
             size = len(values) // self._replicas
@@ -338,7 +350,7 @@ class Loop:
                 lambda context: values[context.replica_id_in_sync_group % self._replicas * size :][:size]
             )
 
-        return tuple(part(tf.convert_to_tensor(values)) for values in batch)
+        return part(inputs), part(targets), part(weights)
 
     # ---- state
 
