@@ -365,6 +365,11 @@ for mode in ("scratch", "finetune"):
         recipe = dataclasses.replace(recipe, finetune_epochs=1, finetune_learning_rate=1e-3)
     quiet = dict(progress=False, tensorboard=False)
     runs.train({data!r}, {out!r} + mode, recipe, strategy=strategy, cache={out!r} + "features", **quiet)
+recipe = tfpipe.Recipe(
+    backbone="small_backbone:two_convolutions", weights="none", mode="scratch", image_size=(16, 16), epochs=3, batch_size=32,
+    learning_rate=1e-9, precision="float32", augment="none", optimizer="sgd", ema=0.5,
+)
+runs.train({data!r}, {out!r} + "norms", recipe, strategy=strategy, **quiet)
 """
 
 
@@ -377,6 +382,13 @@ def test_two_devices_train_what_one_trains(colours, tmp_path):
     for mode in ("scratch", "finetune"):
         one, two = (weights_of(tmp_path / f"{several}-{mode}") for several in (False, True))
         assert max(np.abs(a - b).max() for a, b in zip(one, two, strict=True)) < 1e-3, mode
+    # The last batch has 9 pictures: the rows that fill it up must not darken BatchNorm's statistics.
+    one, two = (moving_mean(tmp_path / f"{several}-norms") for several in (False, True))
+    assert np.abs(one - two).max() < 0.05 * np.abs(one).max()
+
+
+def moving_mean(folder):
+    return classifiers.load(folder).model.get_layer("trunk").network.get_layer("first_norm").moving_mean.numpy()
 
 
 # ---- the command
