@@ -443,6 +443,25 @@ def test_mistakes_are_found_before_the_model_is_asked(folder, tmp_path):
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["2.jpg", "link.csv", "sub/../2.jpg"])
+def test_an_output_never_replaces_a_picture(folder, tmp_path, name):
+    (folder / "sub").mkdir()
+    os.symlink("2.jpg", folder / "link.csv")
+    with pytest.raises(ValueError, match="another file than the inputs"):
+        predict(Untouched(), [folder / "2.jpg", folder / "10.jpg"], folder / name, progress=False)
+    assert (folder / "2.jpg").read_bytes() == picture(2)
+    assert (folder / "link.csv").is_symlink()
+
+
+def test_an_output_is_not_written_among_shards(folder, tmp_path):
+    tfpipe.build_tfrecords({"test1": folder}, tmp_path / "shards", layout="flat", progress=False)
+    before = left_behind(tmp_path / "shards")
+    for name in ("manifest.json", "new.csv"):
+        with pytest.raises(ValueError, match="outside of the data set's folder"):
+            predict(Untouched(), folder, tmp_path / "shards" / name, progress=False)
+    assert left_behind(tmp_path / "shards") == before
+
+
 def test_probabilities_that_are_no_numbers_are_an_error(folder, tmp_path):
     class Broken(Averages):
         def predict(self, images):

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from tfpipe.pipeline import decoding
 from tfpipe.pipeline.reading import RecordReader, read_records
-from tfpipe.records import images, schema
+from tfpipe.records import images, manifest, schema
 from tfpipe.records.errors import DataError, RejectedImage
 from tfpipe.records.files import written_atomically
 from tfpipe.records.progress import ProgressBar
@@ -110,7 +110,7 @@ def predict(
         progress: show a bar.
 
     Raises:
-        ValueError: an argument is not what it should be, two pictures have the same id, or there are none.
+        ValueError: an argument is not what it should be, two pictures have the same id, a picture has two, or there are none.
         FileNotFoundError: there is no such model or input.
         DataError: a picture is bad; all that can be seen to be so without decoding them are named at once.
         OSError: the output cannot be written.
@@ -118,6 +118,7 @@ def predict(
     path = _check_output(Path(output))
     _check_options(columns, on_error, batch_size)
     listing = sources.list_pictures(inputs, split)
+    _check_replaced(path, listing.pictures)
     _say_passed_over(listing.passed_over)
     predictor = classifiers.load(model) if isinstance(model, str | os.PathLike) else model
     table = Table(columns, predictor.class_names, positive_class, id_column, value_column)
@@ -147,7 +148,17 @@ def _check_output(path: Path) -> Path:
         raise ValueError(f"{path}: output must be a file (this is a folder or a device)")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent} to write to")
+    if (path.parent / manifest.FILE_NAME).is_file():
+        raise ValueError(f"{path}: output must be outside of the data set's folder {path.parent}")
     return path
+
+
+def _check_replaced(path: Path, pictures: Sequence[Picture]) -> None:
+    if not path.exists():
+        return
+    for picture in pictures:
+        if picture.path and os.path.exists(picture.path) and os.path.samefile(picture.path, path):
+            raise ValueError(f"{path}: output must be another file than the inputs, of which this is one")
 
 
 def _check_options(columns: str, on_error: str, batch_size: int) -> None:
