@@ -15,8 +15,9 @@ from conftest import CHECKOUT, picture, write
 from evaluation_fixtures import CLASS_NAMES, build_pictures, make_classifier
 
 import tfpipe
-from tfpipe.records import catalog
+from tfpipe.records import catalog, locking
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import sha256_of
 from tfpipe.transfer import accounting, evaluation, metrics, parts, predictions
 from tfpipe.transfer.evaluation import evaluate
 
@@ -149,7 +150,9 @@ def test_ids_are_compared_as_often_as_they_come(shards):
 
 def test_all_metrics_come_from_the_table(plain):
     stored = json.loads((plain.folder / "metrics.json").read_text("utf-8"))
-    assert stored == plain.metrics == {**metrics.measure(predictions.read(plain.folder)), "calibration": None}
+    digest = sha256_of(plain.folder / "predictions.csv")
+    measured = metrics.measure(predictions.read(plain.folder))
+    assert stored == plain.metrics == {**measured, "calibration": None, "predictions_sha256": digest}
     assert {"accuracy", "accuracy_interval", "count", "auc", "ece"} <= stored.keys()
     assert json.loads((plain.folder / "receipt.json").read_text("utf-8")) == plain.receipt
 
@@ -361,8 +364,9 @@ def test_a_merge_that_was_killed_is_done_again(plain, classifier, shards, tmp_pa
 
 
 @pytest.mark.usefixtures("quick")
-def test_two_readers_that_merge_at_once_do_no_harm(plain, classifier, shards, tmp_path, monkeypatch):
-    # Both have found all parts; the second merges while the first is about to write its receipt.
+def test_two_readers_that_merge_at_once_do_no_harm(plain, classifier, shards, tmp_path, monkeypatch, caplog):
+    # Both have found all parts; the second would merge while the first is about to write its receipt.
+    monkeypatch.setattr(locking, "_PATIENCE_SECONDS", 0)
     in_parts(classifier, shards, tmp_path, 2)
     write_json, begun, inner = accounting.write_json, [], []
 
@@ -374,8 +378,34 @@ def test_two_readers_that_merge_at_once_do_no_harm(plain, classifier, shards, tm
 
     monkeypatch.setattr(accounting, "write_json", write_late)
     outer = run(classifier, shards, tmp_path, shard=(1, 2))
-    assert outer.receipt == inner[0].receipt == plain.receipt
-    assert outer.metrics == inner[0].metrics == json.loads((tmp_path / "metrics.json").read_text("utf-8"))
+    assert inner == [evaluation.Evaluation(tmp_path)]
+    assert "part 0 of 2 is complete, and not merged here" in caplog.text
+    assert outer.receipt == plain.receipt == json.loads((tmp_path / "receipt.json").read_text("utf-8"))
+    assert outer.metrics == json.loads((tmp_path / "metrics.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("stage", ["pass", "report"])
+@pytest.mark.usefixtures("quick")
+def test_two_evaluations_in_one_folder_do_not_mix(classifier, shards, tmp_path, monkeypatch, stage):
+    monkeypatch.setattr(locking, "_PATIENCE_SECONDS", 0)
+    calls, other, chunks = [], make_classifier(seed=1), evaluation._Run.chunks
+
+    def intrude(*_, **__):
+        calls.append(stage)
+        with pytest.raises(BlockingIOError, match="another evaluation is writing here"):
+            run(other, shards, tmp_path)
+
+    def slow_chunks(self, *arguments):
+        intrude()
+        yield from chunks(self, *arguments)
+
+    if stage == "pass":
+        monkeypatch.setattr(evaluation._Run, "chunks", slow_chunks)
+    monkeypatch.setattr("tfpipe.transfer.report.write_report", intrude)
+    found = run(classifier, shards, tmp_path, report=stage == "report")
+    assert calls == [stage]
+    assert json.loads((tmp_path / "receipt.json").read_bytes()) == found.receipt
+    assert predictions.read(tmp_path).keys
 
 
 @pytest.mark.usefixtures("quick")

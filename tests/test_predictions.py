@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import sha256_of
 from tfpipe.transfer import predictions
+from tfpipe.transfer.layers import hash_names
 from tfpipe.transfer.predictions import Predictions
 
 pytestmark = pytest.mark.tf
@@ -126,6 +128,7 @@ def test_a_folders_table_must_be_that_of_its_receipt(tmp_path):
     table = table_of(["1", "2", "3"], ["", "", ""], ["a", "b"], 0)
     path = save(tmp_path / "predictions.csv", table)
     receipt = {"records_seen": 3, "ids_sha256": predictions.hash_ids(table.keys)}
+    receipt["class_names_sha256"] = hash_names(table.class_names)
     (tmp_path / "receipt.json").write_text(json.dumps(receipt))
     assert_equal(predictions.read(tmp_path), table)
     lines = path.read_text().splitlines(keepends=True)
@@ -135,7 +138,26 @@ def test_a_folders_table_must_be_that_of_its_receipt(tmp_path):
         with pytest.raises(DataError, match=r"rows with other ids than the 3 of receipt\.json"):
             predictions.read(tmp_path)
     (tmp_path / "receipt.json").write_text("{}")
-    with pytest.raises(DataError, match="not a receipt"):
+    with pytest.raises(DataError, match="not a receipt.json"):
+        predictions.read(tmp_path)
+
+
+def test_a_folders_table_must_be_that_of_its_metrics_and_classes(tmp_path):
+    table = table_of(["1", "2", "3"], ["", "", ""], ["小 猫", "b"], 0)
+    path = save(tmp_path / "predictions.csv", table)
+    receipt = {"records_seen": 3, "ids_sha256": predictions.hash_ids(table.keys)}
+    (tmp_path / "receipt.json").write_text(json.dumps({**receipt, "class_names_sha256": hash_names(table.class_names)}))
+    (tmp_path / "metrics.json").write_text(json.dumps({"predictions_sha256": sha256_of(path)}))
+    assert_equal(predictions.read(tmp_path), table)
+    save(path, table_of(["1", "2", "3"], ["", "", ""], ["小 猫", "b"], 1))
+    with pytest.raises(DataError, match=r"not the table that metrics\.json was made from"):
+        predictions.read(tmp_path)
+    save(path, dataclasses.replace(table, class_names=["c", "b"]))
+    with pytest.raises(DataError, match=r"other classes, .* than those of receipt\.json"):
+        predictions.read(tmp_path)
+    save(path, table)
+    (tmp_path / "metrics.json").write_text("[]")
+    with pytest.raises(DataError, match="not a metrics.json"):
         predictions.read(tmp_path)
 
 

@@ -76,7 +76,10 @@ def main(arguments: list[str]) -> None:
         report=_REPORT.value,
         near_duplicates=_NEAR_DUPLICATES.value,
     )
-    print(_missing(_SHARD.value, evaluation) if evaluation.missing_parts else _summary(evaluation))
+    if evaluation.missing_parts:
+        print(_missing(_SHARD.value, evaluation))
+    elif evaluation.metrics:  # else another process puts the parts together, as the log says
+        print(_summary(evaluation))
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

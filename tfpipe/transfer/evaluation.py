@@ -4,18 +4,20 @@
     evaluation.metrics["accuracy"], evaluation.metrics["accuracy_interval"]
 
     OUTPUT/predictions.csv    a row per picture, in the catalogue's order
-    OUTPUT/metrics.json       see `tfpipe.transfer.metrics.measure`
+    OUTPUT/metrics.json       see `tfpipe.transfer.metrics.measure`; predictions_sha256 says of which table
     OUTPUT/receipt.json       what was evaluated, and the proof that it was all of it
     OUTPUT/report.html        if asked for
     OUTPUT/uncalibrated.csv   with `calibrate`: the model's own probabilities
     OUTPUT/calibration.csv    with `calibrate`: the table of the split that the temperature was fitted on
     OUTPUT/parts/             with `shard`: see `tfpipe.transfer.parts`
 
-The receipt is written last: where it stands, table and metrics belong to it.
+The receipt is written last: where it stands, table and metrics belong to it. One process at a time writes them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
 import tempfile
@@ -29,11 +31,14 @@ import tensorflow as tf
 
 from tfpipe.pipeline.loader import dataset
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import written_atomically
+from tfpipe.records.files import sha256_of, written_atomically
+from tfpipe.records.locking import locked
 from tfpipe.records.progress import ProgressBar
 from tfpipe.transfer import accounting, calibration, classifiers, metrics, parts, predictions
 from tfpipe.transfer.classifiers import Classifier
 from tfpipe.transfer.predictions import Predictions
+
+_log = logging.getLogger("tfpipe")
 
 UNCALIBRATED_NAME = "uncalibrated.csv"
 CALIBRATION_NAME = "calibration.csv"
@@ -49,8 +54,9 @@ class Evaluation:
 
     Attributes:
         folder: where its files are.
-        metrics: the content of metrics.json; empty while parts are missing.
-        receipt: the content of receipt.json; empty while parts are missing.
+        metrics: the content of metrics.json; with `shard`, empty while parts are missing, or where another process writes in
+            the folder: one that merges, if all is well.
+        receipt: the content of receipt.json; empty where `metrics` is.
         missing_parts: with `shard`, the tables that other readers have yet to write.
     """
 
@@ -102,7 +108,7 @@ def evaluate(
     Raises:
         ValueError: an argument is not what it should be; the split is unlabelled or empty; the model does not know a class.
         FileNotFoundError: there is no such model or data set.
-        OSError: `output` cannot be written to; raised before the pass.
+        OSError: `output` cannot be written to, or (BlockingIOError) another evaluation writes there; raised before the pass.
         DataError: a record is damaged or missing, or a part is of another evaluation.
     """
     _check_readers(batch_size, shard, num_readers)
@@ -110,18 +116,27 @@ def evaluate(
     options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
     run = _Run(classifier, directory, split, Path(output), batch_size, progress, options)
     claim = run.begin()
-    if shard is None:
-        chunks = run.chunks(split, [(index, num_readers) for index in range(num_readers)])
-    else:
+    if shard is not None:
         run.write_part(shard, claim)
         if missing := parts.missing_parts(run.folder, shard[1], claim):
             return Evaluation(run.folder, missing_parts=missing)
-        chunks = parts.merge(run.folder, shard[1], predictions.header(classifier.class_names))
-    evaluation = run.finish(chunks, claim)
-    if report:
-        from tfpipe.transfer.report import write_report
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(run.folder, "evaluation"))
+        except BlockingIOError as error:
+            if shard is None:
+                raise
+            _log.warning("part %d of %d is complete, and not merged here: %s", *shard, error)
+            return Evaluation(run.folder)
+        if shard is None:
+            chunks = run.chunks(split, [(index, num_readers) for index in range(num_readers)])
+        else:
+            chunks = parts.merge(run.folder, shard[1], predictions.header(classifier.class_names))
+        evaluation = run.finish(chunks, claim)
+        if report:
+            from tfpipe.transfer.report import write_report
 
-        write_report(run.folder, classifier, directory, split, near_duplicates=near_duplicates, progress=progress)
+            write_report(run.folder, classifier, directory, split, near_duplicates=near_duplicates, progress=progress)
     return evaluation
 
 
@@ -201,7 +216,9 @@ class _Run:
             before = self._measure(table)
             scaled = predictions.chunks(calibration.scale(table, fitted["temperature"]))
             table = self._write(predictions.FILE_NAME, self.split, scaled, claim)
-        found = {**self._measure(table), "calibration": fitted and {**fitted, "before": before}}
+        digest = sha256_of(self.folder / predictions.FILE_NAME)
+        calibrated = fitted and {**fitted, "before": before}
+        found = {**self._measure(table), "calibration": calibrated, "predictions_sha256": digest}
         receipt = {**accounting.receipt(claim, table), "calibration": fitted}
         accounting.write_json(self.folder / metrics.FILE_NAME, found)
         accounting.write_json(self.folder / predictions.RECEIPT_NAME, receipt)

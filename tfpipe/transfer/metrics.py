@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from tfpipe.transfer.calibration import SMALLEST_PROBABILITY
-from tfpipe.transfer.predictions import Predictions
+from tfpipe.transfer.predictions import METRICS_NAME, Predictions
 
-FILE_NAME = "metrics.json"
+FILE_NAME = METRICS_NAME
 
 _NUM_BINS = 15  # as Guo et al. 2017
 _MAX_K = 5

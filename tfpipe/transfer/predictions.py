@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import sha256_of
 
 FILE_NAME = "predictions.csv"
 RECEIPT_NAME = "receipt.json"
+METRICS_NAME = "metrics.json"
 
 _COLUMNS = ("key", "filename", "label", "predicted")
 _PREFIX = "probability_"
@@ -113,11 +115,12 @@ def _lines(records: Iterable[Sequence[str]]) -> bytes:
 def read(path: str | os.PathLike[str]) -> Predictions:
     """Reads the table of an evaluation: its folder, or a predictions.csv alone.
 
-    A folder's table is compared with the receipt beside it, so that one from which rows were lost is not taken.
+    A folder's table is compared with receipt.json and metrics.json beside it, so that no other is taken for it, nor one from
+    which rows were lost.
 
     Raises:
         FileNotFoundError: there is none, or its evaluation did not finish.
-        DataError: the file is damaged, with the line; or it is not what the receipt is of.
+        DataError: the file is damaged, with the line; or it is not what receipt or metrics are of.
     """
     file = Path(path)
     if not file.is_dir():
@@ -125,15 +128,23 @@ def read(path: str | os.PathLike[str]) -> Predictions:
     receipt_path = file / RECEIPT_NAME
     if not receipt_path.exists():
         raise FileNotFoundError(f"{file}: no {RECEIPT_NAME} in this folder: not an evaluation, or one that did not finish")
-    try:
-        receipt = json.loads(receipt_path.read_bytes())
-        seen, digest = receipt["records_seen"], receipt["ids_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"not a receipt as tfpipe writes it ({error})", path=receipt_path) from None
+    seen, ids, names = _fields(receipt_path, "records_seen", "ids_sha256", "class_names_sha256")
     table = _read_file(file / FILE_NAME)
-    if hash_ids(table.keys) != digest:
+    if hash_ids(table.keys) != ids:
         raise DataError(f"{len(table.keys)} rows with other ids than the {seen} of {RECEIPT_NAME}", path=file / FILE_NAME)
+    if hash_ids(table.class_names) != names:  # as `layers.hash_names`, which needs Keras
+        raise DataError(f"other classes, or in another order, than those of {RECEIPT_NAME}", path=file / FILE_NAME)
+    if (file / METRICS_NAME).exists() and [sha256_of(file / FILE_NAME)] != _fields(file / METRICS_NAME, "predictions_sha256"):
+        raise DataError(f"not the table that {METRICS_NAME} was made from: evaluate anew", path=file / FILE_NAME)
     return table
+
+
+def _fields(path: Path, *names: str) -> list[Any]:
+    try:
+        content = json.loads(path.read_bytes())
+        return [content[name] for name in names]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"not a {path.name} as tfpipe writes it ({error})", path=path) from None
 
 
 def _read_file(path: Path) -> Predictions:
