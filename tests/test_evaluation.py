@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,31 @@ def test_g11_a_record_lost_on_the_way_is_an_error(classifier, shards, tmp_path, 
     with pytest.raises(DataError, match=message):
         run(classifier, shards, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("shard", [None, (0, 2)])
+@pytest.mark.usefixtures("quick")
+def test_a_data_set_that_is_replaced_during_the_pass_is_an_error(classifier, shards, tmp_path, monkeypatch, shard):
+    build_pictures(tmp_path, COUNTS, class_names=[CHINESE, CAT, QUOTED], num_shards=1)  # the same ids, other labels
+    data, batches = shutil.copytree(shards, tmp_path / "data"), evaluation._Run._batches
+
+    def replace(self, *arguments):
+        yield from batches(self, *arguments)
+        data.rename(tmp_path / "old")
+        (tmp_path / "shards").rename(data)
+
+    monkeypatch.setattr(evaluation._Run, "_batches", replace)
+    with pytest.raises(DataError, match="data: the data set was replaced during the evaluation: data_root_hash"):
+        run(classifier, data, tmp_path / "eval", shard=shard)
+    assert not list((tmp_path / "eval").glob("*.*")) + list((tmp_path / "eval").rglob("*.json"))
+
+
+def test_a_catalogue_that_changes_during_the_pass_is_an_error(classifier, shards):
+    manifest = tfpipe.load_manifest(shards)
+    claim = accounting.claim(classifier, shards, manifest, "test", {})
+    accounting.check_unchanged(claim, shards)
+    with pytest.raises(DataError, match="expected_ids_sha256"):
+        accounting.check_unchanged({**claim, "expected_ids_sha256": "0"}, shards)
 
 
 def test_ids_are_compared_as_often_as_they_come(shards):

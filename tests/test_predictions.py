@@ -138,7 +138,7 @@ def test_a_folders_table_must_be_that_of_its_receipt(tmp_path):
         with pytest.raises(DataError, match=r"rows with other ids than the 3 of receipt\.json"):
             predictions.read(tmp_path)
     (tmp_path / "receipt.json").write_text("{}")
-    with pytest.raises(DataError, match="not a receipt.json"):
+    with pytest.raises(DataError, match=r"not a receipt\.json"):
         predictions.read(tmp_path)
 
 
@@ -157,7 +157,7 @@ def test_a_folders_table_must_be_that_of_its_metrics_and_classes(tmp_path):
         predictions.read(tmp_path)
     save(path, table)
     (tmp_path / "metrics.json").write_text("[]")
-    with pytest.raises(DataError, match="not a metrics.json"):
+    with pytest.raises(DataError, match=r"not a metrics\.json"):
         predictions.read(tmp_path)
 
 

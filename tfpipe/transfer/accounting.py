@@ -103,6 +103,14 @@ def check_ids(keys: Sequence[str], directory: str | os.PathLike[str], split: str
     raise DataError(f"not the pictures of {split!r}: {'; '.join(parts) or 'in another order than the catalogue'}", path=path)
 
 
+def check_unchanged(promised: Claim, directory: str | os.PathLike[str]) -> None:
+    """Raises `DataError` if a data set is not the one that was promised: it was replaced in the meantime."""
+    ids = hash_ids(row.key for row in read_catalog(directory, split=promised["split"]))
+    found = {"data_root_hash": manifests.load(directory).root_hash, "expected_ids_sha256": ids}
+    if other := [f"{name} {value!r}, not {promised[name]!r}" for name, value in found.items() if value != promised[name]]:
+        raise DataError(f"the data set was replaced during the evaluation: {'; '.join(other)}", path=directory)
+
+
 def _some(keys: Sequence[str]) -> str:
     return ", ".join(map(repr, keys[:_SHOWN])) + (", ..." if len(keys) > _SHOWN else "")
 

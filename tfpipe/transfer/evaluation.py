@@ -109,7 +109,7 @@ def evaluate(
         ValueError: an argument is not what it should be; the split is unlabelled or empty; the model does not know a class.
         FileNotFoundError: there is no such model or data set.
         OSError: `output` cannot be written to, or (BlockingIOError) another evaluation writes there; raised before the pass.
-        DataError: a record is damaged or missing, or a part is of another evaluation.
+        DataError: a record is damaged or missing, the data set was replaced during the pass, or a part is damaged.
     """
     _check_readers(batch_size, shard, num_readers)
     classifier = model if isinstance(model, Classifier) else classifiers.load(model)
@@ -203,6 +203,7 @@ class _Run:
         with written_atomically(path) as file:
             file.writelines(self.chunks(self.split, [shard]))
             parts.withdraw(path)
+        accounting.check_unchanged(claim, self.directory)
         parts.bind(path, claim)
 
     def finish(self, chunks: Iterable[bytes], claim: accounting.Claim) -> Evaluation:
@@ -238,6 +239,7 @@ class _Run:
             file.writelines(chunks)
             file.flush()
             table = predictions.read(file.name)
+            accounting.check_unchanged(claim, self.directory)
             accounting.check_ids(table.keys, self.directory, split, path)
             accounting.retract(self.folder, claim, _VOUCHED)
         return table
