@@ -240,10 +240,24 @@ def test_the_temperature_one_changes_nothing():
     assert scale(table, 1.0).probabilities == pytest.approx(table.probabilities, abs=1e-7)
 
 
-def test_a_temperature_at_the_end_of_its_range_is_said(caplog):
+def test_no_temperature_is_fitted_where_every_picture_is_taken_rightly(caplog):
     with caplog.at_level(logging.WARNING, "tfpipe"):
-        assert fit_temperature(make_table([0, 1], [[0.6, 0.4], [0.4, 0.6]])) == 0.05
-    assert "beyond 0.05" in caplog.text
+        assert fit_temperature(make_table([0, 1], [[0.6, 0.4], [0.4, 0.6]])) == 1.0
+    assert "all 2 pictures are taken rightly" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("labels", "rows", "reason"),
+    [
+        ([0] * 9 + [1], [[0.52, 0.48]] * 10, "0.05, beyond 0.1 to 10: too few"),  # at its end: 1 / 27 would be best
+        ([0, 1, 1], [[0.9, 0.1]] * 3, "hardly better than chance"),
+        ([0, 1, 0], [[0.9, 0.1]] * 3, ""),
+    ],
+)
+def test_an_unusual_temperature_is_said(caplog, labels, rows, reason):
+    with caplog.at_level(logging.WARNING, "tfpipe"):
+        fit_temperature(make_table(labels, rows))
+    assert reason in caplog.text if reason else not caplog.text
 
 
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf])

@@ -21,6 +21,7 @@ from tfpipe.transfer.predictions import Predictions
 _log = logging.getLogger("tfpipe")
 
 _RANGE = (0.05, 20.0)
+_USUAL = (0.1, 10.0)
 # Logarithms are taken of no less than the smallest normal float32: what a model calls impossible costs 87, not infinity.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
@@ -28,7 +29,8 @@ SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 def fit_temperature(table: Predictions) -> float:
     """Returns the temperature in [0.05, 20] with the least mean negative log-likelihood, rounded to 3 significant digits.
 
-    Rounded, so that another batch size, with which probabilities differ in their seventh digit, gives the same number.
+    Rounded, so that another batch size, with which probabilities differ in their seventh digit, gives the same number. Where
+    every picture is taken rightly the best temperature would be 0, and say nothing of others: it is 1 then, with a warning.
 
     Raises:
         ValueError: the table is empty, or has pictures without a label.
@@ -38,6 +40,9 @@ def fit_temperature(table: Predictions) -> float:
 
     if not len(table.labels) or (table.labels < 0).any():
         raise ValueError("calibration needs labelled pictures")
+    if (table.predicted == table.labels).all():
+        _log.warning("calibration: all %d pictures are taken rightly, no temperature follows: 1 is used", len(table.labels))
+        return 1.0
     logits, here = _logits(table.probabilities), np.arange(len(table.labels))
 
     def loss(log_temperature: float) -> float:
@@ -46,9 +51,9 @@ def fit_temperature(table: Predictions) -> float:
     low, high = map(math.log, _RANGE)
     found = math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
     temperature = float(f"{found:.3g}")
-    if temperature in _RANGE:
-        reason = "too few pictures, or none taken wrongly" if temperature < 1 else "its answers are no better than chance"
-        _log.warning("calibration: the best temperature is beyond %g: %s", temperature, reason)
+    if not _USUAL[0] <= temperature <= _USUAL[1]:
+        reason = "too few pictures, or hardly any taken wrongly" if temperature < 1 else "answers are hardly better than chance"
+        _log.warning("calibration: the temperature is %g, beyond %g to %g: %s", temperature, *_USUAL, reason)
     return temperature
 
 
