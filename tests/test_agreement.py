@@ -1,6 +1,7 @@
 """McNemar's test: equal pictures, equal labels, and a verdict that does not depend on who is called A."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy.stats import binom
 from tfpipe.records.errors import DataError
 from tfpipe.transfer import predictions
 from tfpipe.transfer.agreement import Comparison, compare
+from tfpipe.transfer.layers import hash_names
 
 pytestmark = pytest.mark.tf
 
@@ -100,6 +102,29 @@ def test_other_pictures_are_refused_by_name(tmp_path):
     b = save(tmp_path / "b.csv", two_columns([1] * 5))
     with pytest.raises(DataError, match=r"not the same pictures: 1 ids only in \S*a\.csv \('5'\)$"):
         compare(a, b)
+
+
+def test_other_data_is_said_and_not_refused(tmp_path, caplog):
+    table = two_columns([1, 1, 0])
+    seen = {"records_seen": 3, "ids_sha256": predictions.hash_ids(table.keys)}
+    for name, root, split in [
+        ("a", "1" * 64, "test"),
+        ("b", "1" * 64, "test"),
+        ("c", "2" * 64, "test"),
+        ("d", "1" * 64, "val"),
+    ]:
+        receipt = {**seen, "class_names_sha256": hash_names(["a", "b"]), "data_root_hash": root, "split": split}
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / "predictions.csv", table)
+        (tmp_path / name / "receipt.json").write_text(json.dumps(receipt))
+    a = tmp_path / "a"
+    assert compare(a, tmp_path / "b").same_data is True
+    assert compare(a, tmp_path / "b" / "predictions.csv").same_data is None
+    assert not caplog.text
+    assert compare(a, tmp_path / "c").same_data is False
+    assert f"{a}: data set 111111111111, split 'test'; {tmp_path}/c: data set 222222222222, split 'test'" in caplog.text
+    assert compare(tmp_path / "d", a).same_data is False
+    assert f"{tmp_path}/d: data set 111111111111, split 'val'; {a}: " in caplog.text
 
 
 def test_other_labels_are_refused_by_name(tmp_path):

@@ -466,6 +466,7 @@ def test_the_command_evaluates_and_compares(run_tool, plain, saved, shards, tmp_
     done = run_tool("evaluate", "compare", tmp_path / "eval", plain.folder)
     assert "difference +0.00%" in done.stdout
     assert "McNemar's exact test: p = 1" in done.stdout
+    assert "same data set and split: yes" in done.stdout
 
 
 @pytest.mark.usefixtures("quick")

@@ -164,6 +164,8 @@ def _compare(a: str, b: str) -> None:
     print(f"A: {found.accuracy_a:.2%} {a}")
     print(f"B: {found.accuracy_b:.2%} {b}")
     print(f"difference {found.difference:+.2%} (95 %: {low:+.2%} to {high:+.2%}) on {plural(found.count, 'picture')}")
+    same = {True: "yes", False: "no", None: "unknown, without two receipts"}[found.same_data]
+    print(f"same data set and split: {same}")
     print(
         f"both right {found.both_right:,}, only A {found.only_a:,}, only B {found.only_b:,}, both wrong {found.both_wrong:,};"
         f" McNemar's exact test: p = {found.p_value:.3g}"

@@ -9,15 +9,19 @@ them takes rightly.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfpipe.records.errors import DataError
-from tfpipe.transfer.predictions import Predictions, read
+from tfpipe.transfer.predictions import RECEIPT_NAME, Predictions, fields, read
+
+_log = logging.getLogger("tfpipe")
 
 _SHOWN = 3
 _Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -33,6 +37,7 @@ class Comparison:
         only_b: those that only B does.
         both_wrong: those that neither does.
         p_value: of McNemar's exact test: how often two equally good classifiers differ as much, or more, by chance.
+        same_data: whether both were evaluated on the same data set and split, by their receipts; None where one has none.
     """
 
     both_right: int
@@ -40,6 +45,7 @@ class Comparison:
     only_b: int
     both_wrong: int
     p_value: float
+    same_data: bool | None = None
 
     @property
     def count(self) -> int:
@@ -73,6 +79,9 @@ class Comparison:
 def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     """Compares two evaluations, folders or predictions.csv files, of the same pictures; their order does not matter.
 
+    Ids and labels must be equal, pictures need not be: other sizes of them may be what is compared. Folders of other data sets
+    or splits are told with a warning, and `same_data`.
+
     Raises:
         FileNotFoundError: there is no table, or its evaluation did not finish.
         DataError: a table is damaged, empty or unlabelled, or the two are of different pictures or labels.
@@ -86,7 +95,18 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     right_a, right_b = _align(*tables, a, b)
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    return Comparison(int((right_a & right_b).sum()), only_a, only_b, int((~right_a & ~right_b).sum()), p_value)
+    both_right, both_wrong = int((right_a & right_b).sum()), int((~right_a & ~right_b).sum())
+    return Comparison(both_right, only_a, only_b, both_wrong, p_value, _same_data(Path(a), Path(b)))
+
+
+def _same_data(a: Path, b: Path) -> bool | None:
+    if not (a.is_dir() and b.is_dir()):
+        return None
+    data_a, data_b = (fields(path / RECEIPT_NAME, "data_root_hash", "split") for path in (a, b))
+    if data_a != data_b:
+        said = [f"{path}: data set {root[:12]}, split {split!r}" for path, (root, split) in ((a, data_a), (b, data_b))]
+        _log.warning("not the same data set or split: %s; %s", *said)
+    return data_a == data_b
 
 
 def _align(a: Predictions, b: Predictions, path_a: Any, path_b: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -128,18 +128,24 @@ def read(path: str | os.PathLike[str]) -> Predictions:
     receipt_path = file / RECEIPT_NAME
     if not receipt_path.exists():
         raise FileNotFoundError(f"{file}: no {RECEIPT_NAME} in this folder: not an evaluation, or one that did not finish")
-    seen, ids, names = _fields(receipt_path, "records_seen", "ids_sha256", "class_names_sha256")
+    seen, ids, names = fields(receipt_path, "records_seen", "ids_sha256", "class_names_sha256")
     table = _read_file(file / FILE_NAME)
     if hash_ids(table.keys) != ids:
         raise DataError(f"{len(table.keys)} rows with other ids than the {seen} of {RECEIPT_NAME}", path=file / FILE_NAME)
     if hash_ids(table.class_names) != names:  # as `layers.hash_names`, which needs Keras
         raise DataError(f"other classes, or in another order, than those of {RECEIPT_NAME}", path=file / FILE_NAME)
-    if (file / METRICS_NAME).exists() and [sha256_of(file / FILE_NAME)] != _fields(file / METRICS_NAME, "predictions_sha256"):
+    if (file / METRICS_NAME).exists() and [sha256_of(file / FILE_NAME)] != fields(file / METRICS_NAME, "predictions_sha256"):
         raise DataError(f"not the table that {METRICS_NAME} was made from: evaluate anew", path=file / FILE_NAME)
     return table
 
 
-def _fields(path: Path, *names: str) -> list[Any]:
+def fields(path: Path, *names: str) -> list[Any]:
+    """Returns values of receipt.json or metrics.json.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is damaged.
+    """
     try:
         content = json.loads(path.read_bytes())
         return [content[name] for name in names]
