@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -467,6 +468,34 @@ def test_the_command_evaluates_and_compares(run_tool, plain, saved, shards, tmp_
     assert "difference +0.00%" in done.stdout
     assert "McNemar's exact test: p = 1" in done.stdout
     assert "same data set and split: yes" in done.stdout
+
+
+@pytest.mark.parametrize("error", [DataError("a damaged picture"), KeyboardInterrupt()])
+@pytest.mark.usefixtures("quick")
+def test_the_command_shows_what_it_found_whatever_becomes_of_the_report(saved, shards, tmp_path, monkeypatch, capsys, error):
+    from tools import evaluate as tool
+
+    shown = []
+
+    def fail(*_, **__):
+        shown.append(capsys.readouterr().out)
+        raise error
+
+    monkeypatch.setattr("tfpipe.transfer.report.write_report", fail)
+    given = {"_MODEL": saved, "_DATA": shards, "_OUTPUT": tmp_path / "eval", "_SPLIT": "test", "_BATCH_SIZE": 64}
+    given |= {"_NUM_READERS": 1, "_SPECIFICITY": 0.95, "_REPORT": True, "_NEAR_DUPLICATES": False}
+    for name in ("_SHARD", "_POSITIVE_CLASS", "_CALIBRATE"):
+        given[name] = None
+    for name, value in given.items():
+        monkeypatch.setattr(tool, name, types.SimpleNamespace(value=value))
+    if isinstance(error, KeyboardInterrupt):
+        assert tool.main([]) == 130
+        assert "There is no report; table, metrics and receipt are complete" in capsys.readouterr().err
+    else:
+        with pytest.raises(DataError, match="a damaged picture"):
+            tool.main([])
+    assert "on 33 pictures of 'test', every one once" in shown[0]
+    assert predictions.read(tmp_path / "eval").keys
 
 
 @pytest.mark.usefixtures("quick")

@@ -44,42 +44,60 @@ _CALIBRATE = flags.DEFINE_string("calibrate", None, "Split to fit a temperature 
 _REPORT = flags.DEFINE_bool("report", True, "Write report.html.")
 _NEAR_DUPLICATES = flags.DEFINE_bool("near_duplicates", True, "Report: look for twins in train and val, a pass over all three.")
 
+_INTERRUPTED = 130  # as `tfpipe.commands` ends after Ctrl-C
 _MAX_CLASSES = 20  # more rows than this are left to the files
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int | None:
     """Evaluates or compares, then prints what was found."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the data
     if arguments[:1] == ["compare"]:
         if len(arguments) != 3:
             raise commands.UsageError(f"usage: compare A B (got {plural(len(arguments) - 1, 'argument')})")
         _compare(*arguments[1:])
-        return
+        return None
     if arguments:
         raise commands.UsageError(f"arguments without a flag: {' '.join(arguments)}; the only command is compare A B")
     if not (_MODEL.value and _DATA.value and _OUTPUT.value):
         raise commands.UsageError("--model, --data and --output are needed")
-    shard = None if _SHARD.value is None else _parse_shard(_SHARD.value)
+    return _evaluate(None if _SHARD.value is None else _parse_shard(_SHARD.value))
+
+
+def _evaluate(shard: tuple[int, int] | None) -> int | None:
     from tfpipe.transfer.evaluation import evaluate  # takes seconds, and help needs no TensorFlow
 
-    evaluation = evaluate(
-        _MODEL.value,
-        _DATA.value,
-        _SPLIT.value,
-        _OUTPUT.value,
-        batch_size=_BATCH_SIZE.value,
-        shard=shard,
-        num_readers=_NUM_READERS.value,
-        positive_class=_POSITIVE_CLASS.value,
-        specificity=_SPECIFICITY.value,
-        calibrate=_CALIBRATE.value,
-        report=_REPORT.value,
-        near_duplicates=_NEAR_DUPLICATES.value,
-    )
+    found: list[Evaluation] = []
+
+    def show(evaluation: Evaluation) -> None:
+        found.append(evaluation)
+        print(_summary(evaluation), flush=True)  # now: whatever becomes of the report
+
+    try:
+        evaluation = evaluate(
+            _MODEL.value,
+            _DATA.value,
+            _SPLIT.value,
+            _OUTPUT.value,
+            batch_size=_BATCH_SIZE.value,
+            shard=shard,
+            num_readers=_NUM_READERS.value,
+            positive_class=_POSITIVE_CLASS.value,
+            specificity=_SPECIFICITY.value,
+            calibrate=_CALIBRATE.value,
+            report=_REPORT.value,
+            near_duplicates=_NEAR_DUPLICATES.value,
+            on_found=show,
+        )
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        sys.stderr.write("\nstopped. There is no report; table, metrics and receipt are complete.\n")
+        return _INTERRUPTED
     if evaluation.missing_parts:
         print(_missing(_SHARD.value, evaluation))
-    elif evaluation.metrics:  # else another process puts the parts together, as the log says
-        print(_summary(evaluation))
+    elif found and _REPORT.value:
+        print(evaluation.folder / "report.html")
+    return None
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
@@ -96,7 +114,6 @@ def _missing(shard: str, evaluation: Evaluation) -> str:
 
 def _summary(evaluation: Evaluation) -> str:
     found, folder = evaluation.metrics, evaluation.folder
-    files = [name for name in ("predictions.csv", "metrics.json", "receipt.json", "report.html") if (folder / name).exists()]
     lines = [
         f"accuracy {_with_interval(found['accuracy'], found['accuracy_interval'])} on {plural(found['count'], 'picture')}"
         f" of {evaluation.receipt['split']!r}, every one once",
@@ -106,7 +123,7 @@ def _summary(evaluation: Evaluation) -> str:
     ]
     if len(found["per_class"]) <= _MAX_CLASSES:
         lines += ["", *_class_lines(found["per_class"])]
-    return "\n".join([*lines, "", *(f"{folder / name}" for name in files)])
+    return "\n".join([*lines, "", *(f"{folder / name}" for name in ("predictions.csv", "metrics.json", "receipt.json"))])
 
 
 def _binary_lines(binary: Mapping[str, Any] | None) -> list[str]:
@@ -115,7 +132,7 @@ def _binary_lines(binary: Mapping[str, Any] | None) -> list[str]:
     at = binary["sensitivity_at_specificity"]
     sensitivity = _with_interval(at["sensitivity"], at["sensitivity_interval"])
     specificity = _with_interval(at["specificity"], at["specificity_interval"])
-    threshold = "none" if at["threshold"] is None else f"{at['threshold']:.4g}"
+    threshold = "none" if at["threshold"] is None else f"{at['threshold']:.9g}"
     return [
         f"{binary['positive_class']!r} against the rest: ROC-AUC {_number(binary['roc_auc'])},"
         f" PR-AUC {_number(binary['average_precision'])}",

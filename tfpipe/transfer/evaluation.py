@@ -21,7 +21,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ def evaluate(
     report: bool = True,
     near_duplicates: bool = True,
     progress: bool = True,
+    on_found: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
     """Evaluates a classifier on a split: each picture once, or an error that says which one not.
 
@@ -104,6 +105,7 @@ def evaluate(
         report: write report.html, too.
         near_duplicates: look for pictures of the split in train and val, for the report: another pass over all three.
         progress: show it.
+        on_found: called with what will be returned, when it is on the disk, and before the report is written.
 
     Raises:
         ValueError: an argument is not what it should be; the split is unlabelled or empty; the model does not know a class.
@@ -133,6 +135,8 @@ def evaluate(
         else:
             chunks = parts.merge(run.folder, shard[1], predictions.header(classifier.class_names))
         evaluation = run.finish(chunks, claim)
+        if on_found:
+            on_found(evaluation)
         if report:
             from tfpipe.transfer.report import write_report
 
