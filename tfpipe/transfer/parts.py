@@ -3,19 +3,23 @@
     OUTPUT/parts/predictions-00000-of-00003.csv     rows of reader 0
     OUTPUT/parts/predictions-00000-of-00003.json    written after them: their hash, and what they are of
 
-A part is complete when its json is there. The parts are contiguous: one after another they are in the catalogue's order.
-Whoever finds all of them complete merges them; two who do so at once write the same bytes.
+A part is complete when its json is there, and of the same evaluation: of another model, data or options it is as good as
+missing, until its reader replaces it. The parts are contiguous: one after another they are in the catalogue's order. Whoever
+finds all of them complete merges them.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import sha256_of
 from tfpipe.transfer.accounting import Claim, differences, write_json
+
+_log = logging.getLogger("tfpipe")
 
 FOLDER = "parts"
 
@@ -33,10 +37,10 @@ def bind(path: Path, claim: Claim) -> None:
 
 
 def missing_parts(folder: Path, count: int, claim: Claim) -> list[Path]:
-    """Returns the parts that are not there yet.
+    """Returns the parts that are not there yet, or are of another claim.
 
     Raises:
-        DataError: a part is of another model, of other data or made with other options, or is not as it was written.
+        DataError: a part is not as it was written.
     """
     paths = [part_path(folder, index, count) for index in range(count)]
     return [path for path in paths if not _is_complete(path, claim)]
@@ -52,7 +56,8 @@ def _is_complete(path: Path, claim: Claim) -> bool:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"not the json of a part as tfpipe writes it ({error}): delete it", path=binding) from None
     if other := differences(claim, content):
-        raise DataError(f"a part of another evaluation: {'; '.join(other)}. Evaluate it anew, or delete it", path=path)
+        _log.warning("%s: missing; what is there is a part of another evaluation: %s", path, "; ".join(other))
+        return False
     if not path.exists() or sha256_of(path) != sha256:
         raise DataError("not as it was written: evaluate this part anew", path=path)
     return True
@@ -63,11 +68,17 @@ def withdraw(path: Path) -> None:
     path.with_suffix(".json").unlink(missing_ok=True)
 
 
-def merge(folder: Path, count: int, header: bytes) -> Iterator[bytes]:
-    """Yields the table of all parts, piece by piece; each of them begins with `header`."""
+def merge(folder: Path, count: int, header: bytes, claim: Claim) -> Iterator[bytes]:
+    """Yields the table of all parts, piece by piece; each of them begins with `header`.
+
+    Raises:
+        DataError: a part was replaced in the meantime.
+    """
     yield header
     for index in range(count):
         with open(part_path(folder, index, count), "rb") as file:
             file.seek(len(header))
             while block := file.read(_BLOCK_BYTES):
                 yield block
+    if missing := missing_parts(folder, count, claim):
+        raise DataError("replaced while the parts were put together: run the same command again", path=missing[0])
