@@ -319,15 +319,34 @@ def test_missing_parts_are_named_and_the_last_reader_merges(plain, classifier, s
 
 
 @pytest.mark.usefixtures("quick")
-def test_parts_of_another_evaluation_are_refused_by_name(classifier, shards, tmp_path):
+def test_parts_of_another_evaluation_are_as_good_as_missing(classifier, shards, tmp_path, caplog):
     other = make_classifier(seed=1)
     for options, name in [({}, "model_sha256"), ({"positive_class": CAT}, "options"), ({"split": "val"}, "split 'val'")]:
         output = tmp_path / name
         run(classifier if options else other, shards, output, shard=(0, 2), **options)
-        with pytest.raises(DataError, match=rf"predictions-00000-of-00002.csv: a part of another evaluation: .*{name}"):
-            run(classifier, shards, output, shard=(1, 2))
+        assert run(classifier, shards, output, shard=(1, 2)).missing_parts == [parts.part_path(output, 0, 2)]
+        said = rf"predictions-00000-of-00002.csv: missing; what is there is a part of another evaluation: .*{name}"
+        assert re.search(said, caplog.text)
         assert not (output / "predictions.csv").exists()
-        assert not run(classifier, shards, output, shard=(0, 2)).missing_parts  # evaluated anew, it is welcome
+        found = run(classifier, shards, output, shard=(0, 2))
+        assert found.receipt["model_sha256"] == classifier.sha256
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_part_that_is_replaced_during_the_merge_is_an_error(classifier, shards, tmp_path, monkeypatch):
+    run(classifier, shards, tmp_path, shard=(0, 2))
+    header = predictions.header
+
+    def late(names):  # called when all parts have been seen
+        if (tmp_path / "parts" / "predictions-00001-of-00002.json").exists():
+            monkeypatch.setattr(predictions, "header", header)
+            run(make_classifier(seed=1), shards, tmp_path, shard=(0, 2))
+        return header(names)
+
+    monkeypatch.setattr(predictions, "header", late)
+    with pytest.raises(DataError, match="00000-of-00002.csv: replaced while the parts were put together"):
+        run(classifier, shards, tmp_path, shard=(1, 2))
+    assert not (tmp_path / "predictions.csv").exists()
 
 
 @pytest.mark.usefixtures("quick")
@@ -433,6 +452,31 @@ def test_two_evaluations_in_one_folder_do_not_mix(classifier, shards, tmp_path, 
     assert calls == [stage]
     assert json.loads((tmp_path / "receipt.json").read_bytes()) == found.receipt
     assert predictions.read(tmp_path).keys
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_killed_processes_left_is_removed_and_nothing_else(classifier, shards, tmp_path):
+    for name in (".predictions.csv.123.tmp", ".metrics.json.4.tmp", ".mine.csv.5.tmp", ".predictions.csv.mine.tmp", "x.tmp"):
+        write(tmp_path / name, b"")
+    run(classifier, shards, tmp_path)
+    assert {path.name for path in tmp_path.glob("*.tmp")} == {".mine.csv.5.tmp", ".predictions.csv.mine.tmp", "x.tmp"}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_specificity_of_numpy_is_a_number(classifier, shards, tmp_path):
+    found = run(classifier, shards, tmp_path, specificity=np.float32(0.5))
+    assert (
+        found.receipt["options"]["specificity"]
+        == json.loads((tmp_path / "receipt.json").read_bytes())["options"]["specificity"]
+    )
+
+
+def test_the_command_shows_thresholds_with_all_digits(plain):
+    from tools.evaluate import _binary_lines
+
+    binary = metrics.measure(predictions.read(plain.folder), positive_class=CAT)["binary"]
+    binary["sensitivity_at_specificity"]["threshold"] = 0.123456789
+    assert _binary_lines(binary)[1].endswith("threshold 0.123456789")
 
 
 @pytest.mark.usefixtures("quick")

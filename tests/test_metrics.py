@@ -85,7 +85,9 @@ def test_the_threshold_does_what_it_says_and_a_lower_one_does_not(table, specifi
     found = measure(table, positive_class=table.class_names[0], specificity=specificity)["binary"]["sensitivity_at_specificity"]
     scores, truth = table.probabilities[:, 0], table.labels == 0
     threshold = math.inf if found["threshold"] is None else found["threshold"]
-    if truth.any():
+    if truth.all():
+        assert {value for name, value in found.items() if name != "asked"} == {None}
+    elif truth.any():
         assert found["sensitivity"] == (scores[truth] >= threshold).mean()
     else:
         assert found["sensitivity"] is found["sensitivity_interval"] is None
@@ -233,6 +235,11 @@ def test_nearly_equal_probabilities_stay_in_their_order_when_scaled():
     table = make_table([0], [[0.49999997, 0.50000003]])
     assert table.predicted[0] == 1
     assert scale(table, 1000.0).predicted[0] == 1
+
+
+def test_a_specificity_of_numpy_is_a_number():
+    table = random_table(0, 20, 2)
+    assert json.dumps(measure(table, specificity=np.float32(0.5))) == json.dumps(measure(table, specificity=0.5))
 
 
 def test_the_temperature_one_changes_nothing():

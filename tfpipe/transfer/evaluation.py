@@ -115,7 +115,7 @@ def evaluate(
     """
     _check_readers(batch_size, shard, num_readers)
     classifier = model if isinstance(model, Classifier) else classifiers.load(model)
-    options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
+    options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": float(specificity)}
     run = _Run(classifier, directory, split, Path(output), batch_size, progress, options)
     claim = run.begin()
     if shard is not None:
@@ -130,10 +130,11 @@ def evaluate(
                 raise
             _log.warning("part %d of %d is complete, and not merged here: %s", *shard, error)
             return Evaluation(run.folder)
+        _clear(run.folder)
         if shard is None:
             chunks = run.chunks(split, [(index, num_readers) for index in range(num_readers)])
         else:
-            chunks = parts.merge(run.folder, shard[1], predictions.header(classifier.class_names))
+            chunks = parts.merge(run.folder, shard[1], predictions.header(classifier.class_names), claim)
         evaluation = run.finish(chunks, claim)
         if on_found:
             on_found(evaluation)
@@ -268,6 +269,14 @@ def _check_readers(batch_size: int, shard: tuple[int, int] | None, num_readers: 
         raise ValueError(f"shard must be (index, count) with 0 <= index < count (got {shard!r})")
     if num_readers != 1:
         raise ValueError(f"shard and num_readers exclude each other (got {shard!r} and {num_readers})")
+
+
+def _clear(folder: Path) -> None:
+    """Removes what killed processes left: those that write these files hold the folder's lock."""
+    for name in (predictions.FILE_NAME, predictions.RECEIPT_NAME, *_VOUCHED):
+        for path in folder.glob(f".{name}.*.tmp"):
+            if path.suffixes[-2][1:].isdecimal():
+                path.unlink(missing_ok=True)
 
 
 def _check_writable(folder: Path) -> None:

@@ -39,7 +39,7 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
     - confusion: matrix[i][j] pictures of class i were taken for class j, both by class_names.
     - binary, with two classes or a positive class, else null: roc_auc; average_precision (the area under the PR curve);
       sensitivity_at_specificity: the lowest threshold, "positive where its probability is >= threshold", that reaches the
-      specificity asked for, with 95 % Wilson intervals; a null threshold calls nothing positive.
+      specificity asked for, with 95 % Wilson intervals; a null threshold calls nothing positive. All null without negatives.
 
     Args:
         table: labelled.
@@ -176,12 +176,15 @@ def _sensitivity(truth: np.ndarray[Any, Any], scores: np.ndarray[Any, Any], spec
     positives, negatives = np.sort(scores[truth]), np.sort(scores[~truth])
     thresholds = np.unique(scores)
     rejected = np.searchsorted(negatives, thresholds)  # negatives below each threshold
+    if not len(negatives):  # any threshold would do
+        names = ("threshold", "specificity", "specificity_interval", "sensitivity", "sensitivity_interval")
+        return {"asked": float(specificity), **dict.fromkeys(names)}
     reached = thresholds[rejected >= specificity * len(negatives) - 1e-9]  # 0.55 * 100 is a little more than 55
     threshold = float(reached[0]) if len(reached) else None
     found = 0 if threshold is None else len(positives) - int(np.searchsorted(positives, threshold))
     spared = len(negatives) if threshold is None else int(np.searchsorted(negatives, threshold))
     return {
-        "asked": specificity,
+        "asked": float(specificity),
         "threshold": threshold,
         "specificity": _ratio(spared, len(negatives)),
         "specificity_interval": wilson(spared, len(negatives)),
