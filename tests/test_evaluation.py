@@ -344,7 +344,7 @@ def test_a_part_that_is_replaced_during_the_merge_is_an_error(classifier, shards
         return header(names)
 
     monkeypatch.setattr(predictions, "header", late)
-    with pytest.raises(DataError, match="00000-of-00002.csv: replaced while the parts were put together"):
+    with pytest.raises(DataError, match=r"00000-of-00002\.csv: replaced while the parts were put together"):
         run(classifier, shards, tmp_path, shard=(1, 2))
     assert not (tmp_path / "predictions.csv").exists()
 
