@@ -185,6 +185,26 @@ def test_links_are_followed_once_and_the_real_path_wins(tmp_path):
     assert sorted(listing.passed_over) == ["a link/", "real/loop/"]
 
 
+def test_a_glob_does_not_multiply_pictures_through_links(tmp_path):
+    root = tmp_path / "in"
+    write(root / "b" / "1.jpg", picture(1))
+    os.symlink("..", root / "b" / "loop")
+    os.symlink("b", root / "a")
+    os.symlink("b/1.jpg", root / "file.jpg")
+    assert ids(f"{root}/**/*.jpg") == ["b/1", "file"]
+    assert ids(f"{root}/*/*.jpg") == ["b/1"]
+    assert ids(f"{root}/a/*.jpg") == ["1"]
+
+
+@pytest.mark.parametrize("other", ["test/no/*.jpg", "test/no", "link/no"])
+def test_a_picture_that_has_two_ids_is_an_error(tmp_path, other):
+    write(tmp_path / "test" / "no" / "1.jpg", picture(1))
+    os.symlink("test", tmp_path / "link")
+    for inputs in ([tmp_path / "test", tmp_path / other], [tmp_path / other, tmp_path / "test"]):
+        with pytest.raises(ValueError, match=r"no/1\.jpg is given twice, with the ids '1' and 'no/1'"):
+            ids(inputs)
+
+
 def undecodable():
     """A PNG file whose checksums are right and whose data do not fill it: only the decoder can tell."""
     chunks = {b"IHDR": struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0), b"IDAT": zlib.compress(b"\0" * 50), b"IEND": b""}

@@ -86,16 +86,29 @@ def list_pictures(inputs: Inputs, split: str | None = None) -> Listing:
     else:
         pictures = [picture for path in paths for picture in _files(os.fspath(path), passed_over)]
     pictures.sort(key=lambda picture: (natural_key(picture.id), picture.path))
-    for first, second in itertools.pairwise(pictures):
-        if first.path and first.path == second.path:
-            raise ValueError(f"{first.path} is given twice")
-        if first.id == second.id:
-            names = " and ".join(picture.path or picture.key for picture in (first, second))
-            raise ValueError(f"{names} have the same id, {first.id!r}: rename one, or predict them apart")
+    _check_once(pictures)
     if not pictures:
         passed = f"; passed over: {', '.join(passed_over[:10])}" if passed_over else ""
         raise ValueError(f"{', '.join(map(str, paths)) or 'inputs'}: there is no picture{passed}")
     return Listing(pictures, passed_over, (directory, split) if data_sets and split is not None else None)
+
+
+def _check_once(pictures: Sequence[Picture]) -> None:
+    places: dict[str, Picture] = {}
+    for picture in pictures:
+        other = places.setdefault(_place(picture.path), picture) if picture.path else picture
+        if other is not picture:
+            raise ValueError(f"{other.path} is given twice, with the ids {other.id!r} and {picture.id!r}")
+    for first, second in itertools.pairwise(pictures):
+        if first.id == second.id:
+            names = " and ".join(picture.path or picture.key for picture in (first, second))
+            raise ValueError(f"{names} have the same id, {first.id!r}: rename one, or predict them apart")
+
+
+def _place(path: str) -> str:
+    """Returns where a file is, whatever links its folders were reached by; a link to a file is a picture of its own."""
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def natural_key(text: str) -> tuple[object, ...]:
@@ -158,15 +171,48 @@ def _folder_pictures(root: str, passed_over: list[str]) -> Iterator[Picture]:
 
 
 def _glob_pictures(pattern: str, passed_over: list[str]) -> Iterator[Picture]:
-    matches = glob.glob(pattern, recursive=True)
+    """Yields the files that match, each by one path, however many links lead to its folder."""
+    matches = _matches(pattern)
     if not matches:
         raise FileNotFoundError(f"{pattern}: matches no file")
     root = str(Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)))
+    matches.sort(key=lambda path: (_place(path) != os.path.abspath(path), path.count(os.sep), path))  # real folders first
+    places: set[str] = set()
     for path in matches:
+        if _place(path) in places:
+            passed_over.append(os.path.relpath(path, root))
+            continue
+        places.add(_place(path))
         if not os.path.isdir(path):
             yield from _named_as_picture(root, path, passed_over)
         elif "**" not in pattern:  # which matches the folders on the way, too
             passed_over.append(f"{os.path.relpath(path, root)}/")
+
+
+def _matches(pattern: str) -> list[str]:
+    """Returns what matches a glob; `**` enters every folder once, where Python's multiplies them at every link."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return glob.glob(pattern)
+    place = parts.index("**")
+    roots = glob.glob(os.path.join(*parts[:place])) if place else [os.curdir]
+    tail = os.path.join(*(parts[place + 1 :] or ("*",)))
+    folders = (folder for root in roots for folder in _folders_below(root))
+    return [path for folder in folders for path in _matches(os.path.join(glob.escape(folder), tail))]
+
+
+def _folders_below(root: str) -> Iterator[str]:
+    walked: set[str] = set()
+    pending = [root]
+    for start in pending:
+        for path, folders, _ in os.walk(start):
+            if os.path.realpath(path) in walked:
+                folders.clear()
+                continue
+            walked.add(os.path.realpath(path))
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            pending += [link for link in (os.path.join(path, name) for name in folders) if os.path.islink(link)]
+            yield path
 
 
 def _named_as_picture(root: str, path: str, passed_over: list[str]) -> Iterator[Picture]:
