@@ -111,6 +111,11 @@ def test_any_names_have_one_order(names, drawn):
     assert sorted(names, key=sources.natural_key) == sorted(shuffled, key=sources.natural_key)
 
 
+def test_a_name_is_before_those_that_begin_with_it():
+    names = ["1", "1.5", "a", "a0", "a00", "a0b", "a1", "a10", "ab"]
+    assert sorted(names[::-1], key=sources.natural_key) == names
+
+
 def test_numbers_beyond_pythons_limit_have_an_order():
     assert sources.natural_key("9" * 5000) < sources.natural_key("1" + "0" * 5000)
 
@@ -135,6 +140,16 @@ def test_ids_of_records_are_those_of_their_folder(folder, tmp_path):
     write(folder / "table.csv", table.encode())
     tfpipe.build_tfrecords({"test": folder / "table.csv"}, tmp_path / "b", layout="csv", progress=False)
     assert ids(tmp_path / "b") == ["0", "1"]
+
+
+def test_only_the_suffix_of_a_picture_is_no_part_of_the_id(tmp_path):
+    names = ["plain", "scan.1", "scan.2", "v1.5", "x.JPG", "y.1.Tiff"]
+    for index, name in enumerate(names):
+        write(tmp_path / "in" / name, picture(index))
+    assert ids(tmp_path / "in") == [*names[:4], "x", "y.1"]
+    (tmp_path / "in" / "y.1.Tiff").rename(tmp_path / "in" / "y.1.png")
+    tfpipe.build_tfrecords({"test": tmp_path / "in"}, tmp_path / "out", layout="flat", progress=False)
+    assert ids(tmp_path / "out") == [*names[:4], "x", "y.1"]
 
 
 def test_ids_of_arrays_are_their_keys(tmp_path):

@@ -26,6 +26,7 @@ from tfpipe.records.files import is_hidden
 Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _HEAD_BYTES = 4096
+_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
 _TYPES = mimetypes.MimeTypes()  # Python's own table: what a machine has in /etc must not decide what a picture is
 _TYPES.add_type("application/jsonl", ".jsonl")  # a list of bad pictures, of a run before
 
@@ -63,7 +64,7 @@ class Audited(NamedTuple):
 def list_pictures(inputs: Inputs, split: str | None = None) -> Listing:
     """Returns the pictures of the inputs, each once, in the natural order of their ids.
 
-    The id is the path without its extension: below the folder that was given, below the part of a glob that has no
+    The id is the path without a picture's extension: below the folder that was given, below the part of a glob that has no
     wildcard, or the name of a file that was given. Of a record it is the key, without the name of the split before it.
 
     In folders and globs, hidden files are passed over, and those whose names say that they are no pictures (README.txt).
@@ -116,7 +117,7 @@ def natural_key(text: str) -> tuple[object, ...]:
     words, numbers = re.split("[0-9]+", text), re.findall("[0-9]+", text)
     # By length and digits, not as integers: those have a limit of 4300 digits.
     sizes = [(len(number.lstrip("0")), number.lstrip("0")) for number in numbers]
-    return (*itertools.chain.from_iterable(itertools.zip_longest(words, sizes, fillvalue=(0, ""))), text)
+    return (*itertools.chain.from_iterable(itertools.zip_longest(words, sizes, fillvalue=(-1, ""))), text)
 
 
 def _chosen_split(directory: Path, split: str | None) -> str:
@@ -134,7 +135,7 @@ def _records(directory: Path, split: str) -> Iterator[Picture]:
     prefix = f"{split}/" if all(row.key.startswith(f"{split}/") for row in rows) else ""
     for position, row in enumerate(rows):
         name = row.key.removeprefix(prefix)
-        yield Picture(name.removesuffix(PurePosixPath(row.filename).suffix) or name, row.key, row.filename, "", position)
+        yield Picture(_id(name, PurePosixPath(row.filename).suffix), row.key, row.filename, "", position)
 
 
 def _files(given: str, passed_over: list[str]) -> Iterator[Picture]:
@@ -228,7 +229,12 @@ def _picture(relative: str, path: str, problem: str = "") -> Picture:
     name = relative.encode("utf-8", "backslashreplace").decode()
     if name != relative and not problem:
         problem = "the name is not UTF-8: rename it"
-    return Picture(os.fspath(PurePosixPath(name).with_suffix("")), name, name, os.path.abspath(path), problem=problem)
+    return Picture(_id(name, PurePosixPath(name).suffix), name, name, os.path.abspath(path), problem=problem)
+
+
+def _id(name: str, suffix: str) -> str:
+    """Returns a name without its suffix, if that is a picture's: "v1.5" is whole."""
+    return (name.removesuffix(suffix) or name) if suffix.lower() in _SUFFIXES else name
 
 
 def audit(picture: Picture, max_pixels: int = images.DEFAULT_MAX_PIXELS) -> Audited:
