@@ -57,6 +57,33 @@ def test_different_pictures_are_no_twins_and_neither_are_plain_ones():
     assert similarity(textured(0), textured(0)[:, ::-1]) < 0.95
 
 
+def test_pairs_are_refined_together_as_each_alone_by_least_squares():
+    ramp = np.tile(np.arange(96, dtype=np.uint8)[:, np.newaxis, np.newaxis], (1, 96, 3))  # one gradient says nothing
+    images = [textured(seed) for seed in range(5)] + [np.uint8(textured(0) * 0.05), ramp, ramp * 0 + 7]
+    grey = neighbours.shrink(np.stack([*images, *(np.roll(image, 1, axis=1) for image in images)])).astype(float)
+    cells = neighbours._standardised(neighbours._window(grey, 0, 0))
+    one, other = np.indices((len(grey), len(grey))).reshape(2, -1)
+    _, shifts = neighbours._align(cells, grey)
+    found = neighbours._refine(cells[one], grey, other, shifts[one, other])
+    for a, b, similarity in zip(one, other, found, strict=True):
+        design = neighbours._design(grey[b : b + 1], *neighbours._SHIFTS[shifts[a, b]])[0]
+        weights = np.linalg.lstsq(design, cells[a], rcond=None)[0]
+        expected = cells[a] @ neighbours._standardised(design[:, 0])
+        if np.abs(weights[1:]).max() < weights[0] / 2:
+            expected = max(expected, cells[a] @ design @ weights / np.linalg.norm(design @ weights))
+        assert similarity == pytest.approx(min(1, expected), abs=1e-9)
+
+
+def test_similar_frames_need_bounded_memory(splits, monkeypatch):
+    monkeypatch.setattr(neighbours, "_MAX_PAIRS", 3)
+    monkeypatch.setattr(neighbours, "COARSE", -2.0)
+    sizes, refine = [], neighbours._refine
+    monkeypatch.setattr(neighbours, "_refine", lambda cells, *rest: sizes.append(len(cells)) or refine(cells, *rest))
+    twins = neighbours.find_twins(make_classifier(["cat", "dog"], side=48), splits, "test", progress=False)
+    assert sorted(twin.key for twin in twins) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
+    assert max(sizes) == 3
+
+
 def similar(image):
     return np.uint8(image * 0.88 + textured(52, len(image)) * 0.12)
 

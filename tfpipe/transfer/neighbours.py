@@ -45,6 +45,7 @@ SIMILARITY = 0.9972
 _SIDE, _MARGIN, _CELL = 64, 4, 4  # of the grey picture, what a shift may need of it, and of what is averaged; in its pixels
 _SHIFTS = [(y, x) for y in range(1 - _MARGIN, _MARGIN) for x in range(1 - _MARGIN, _MARGIN)]
 _LUMA = (0.299, 0.587, 0.114)
+_MAX_PAIRS = 4096  # refined at once: some arrays of 20 MB
 _MIN_DEVIATION = 0.5  # levels: a picture of one colour correlates with nothing
 
 Array = np.ndarray[Any, Any]
@@ -172,17 +173,19 @@ class _Queries:
         near = self._features @ batch.features.T >= COSINE
         rows = np.flatnonzero(near.any(axis=1))
         coarse, shifts = _align(self._cells[rows], batch.grey)
-        for row, column in np.argwhere(near[rows] & (coarse >= COARSE)):
-            similarity = _refine(self._cells[rows[row]], batch.grey[column], *_SHIFTS[shifts[row, column]])
-            if similarity >= SIMILARITY:
-                yield self.keys[rows[row]], batch.keys[column], similarity
+        pairs = np.argwhere(near[rows] & (coarse >= COARSE))
+        for start in range(0, len(pairs), _MAX_PAIRS):
+            row, column = pairs[start : start + _MAX_PAIRS].T
+            found = _refine(self._cells[rows[row]], batch.grey, column, shifts[row, column])
+            for pair in np.flatnonzero(found >= SIMILARITY):
+                yield self.keys[rows[row[pair]]], batch.keys[column[pair]], float(found[pair])
 
 
 def correlate(one: Array, other: Array) -> float:
     """Returns the similarity of two pictures from `shrink`, float32 [64, 64]: their correlation, aligned."""
     cells = _standardised(_window(one[np.newaxis], 0, 0))
     _, shifts = _align(cells, other[np.newaxis])
-    return _refine(cells[0], other, *_SHIFTS[shifts[0, 0]])
+    return float(_refine(cells, other[np.newaxis], np.zeros(1, np.int64), shifts[0])[0])
 
 
 def _window(grey: Array, down: int, right: int) -> Array:
@@ -214,16 +217,45 @@ def _align(cells: Array, grey: Array) -> tuple[Array, Array]:
     return best, shifts
 
 
-def _refine(cells: Array, grey: Array, down: int, right: int) -> float:
-    """Returns the correlation of cells with a picture at a shift and what a fraction of a pixel adds to it."""
+def _refine(cells: Array, grey: Array, columns: Array, shifts: Array) -> Array:
+    """Returns what a fraction of a pixel makes of the correlation of cells with pictures at a shift, float64 [P].
+
+    Args:
+        cells: standardised, [P, 196].
+        grey: pictures, [B, 64, 64].
+        columns: the picture of each pair, int64 [P].
+        shifts: the place in `_SHIFTS` of each pair's shift, int64 [P].
+    """
+    designs = np.empty((len(cells), cells.shape[1], 3))
+    for shift in np.unique(shifts):
+        chosen = shifts == shift
+        pictures, places = np.unique(columns[chosen], return_inverse=True)
+        designs[chosen] = _design(grey[pictures], *_SHIFTS[shift])[places]
+    windows = designs[:, :, 0]
+    lengths = np.linalg.norm(windows, axis=1)
+    plain = lengths < _MIN_DEVIATION * cells.shape[1] ** 0.5
+    whole = np.where(plain, 0, np.einsum("pc,pc->p", cells, windows) / np.where(plain, 1, lengths))
+    # Columns of length 1, so that a dark picture is not ill-conditioned; the least solution where gradients say the same.
+    scales = np.maximum(np.linalg.norm(designs, axis=1), np.finfo(np.float64).tiny)
+    designs /= scales[:, np.newaxis]
+    products = np.einsum("pc,pci->pi", cells, designs)
+    inverses = np.linalg.pinv(designs.transpose(0, 2, 1) @ designs, rcond=1e-10, hermitian=True)
+    solutions = np.einsum("pij,pj->pi", inverses, products)
+    weights = solutions / scales
+    fitted = np.einsum("pci,pi->pc", designs, solutions)
+    fits = np.einsum("pc,pc->p", cells, fitted) / np.maximum(np.linalg.norm(fitted, axis=1), np.finfo(np.float64).tiny)
+    # A larger shift, or none of a picture of one colour: something else was fitted.
+    small = np.abs(weights[:, 1:]).max(axis=1) < weights[:, 0] / 2
+    refined: Array = np.minimum(1, np.where(small, np.maximum(whole, fits), whole))
+    return refined
+
+
+def _design(grey: Array, down: int, right: int) -> Array:
+    """Returns brightness and both gradients of pictures at a shift, each with a mean of 0, float64 [B, 196, 3]."""
+    grey = grey.astype(np.float64)
     window = _window(grey, down, right)
     # Twice the gradients: a coefficient of half the brightness' own, or less, is a shift by less than a pixel.
     gradients = [_window(grey, down + y, right + x) - _window(grey, down - y, right - x) for y, x in ((1, 0), (0, 1))]
-    columns = np.stack([window, *gradients], axis=1)
-    columns -= columns.mean(axis=0)
-    weights = np.linalg.lstsq(columns, cells, rcond=None)[0]
-    whole = float(cells @ _standardised(window))
-    if np.abs(weights[1:]).max() >= weights[0] / 2:  # no small shift: something else was fitted, or nothing
-        return min(1.0, whole)
-    fitted = columns @ weights
-    return min(1.0, max(whole, float(cells @ fitted / np.linalg.norm(fitted))))
+    columns = np.stack([window, *gradients], axis=-1)
+    centred: Array = columns - columns.mean(axis=1, keepdims=True)
+    return centred
