@@ -151,6 +151,8 @@ def test_near_duplicates_are_shown_counted_and_left_out(hostile):
     section = Page(hostile[0].read_text("utf-8")).section("Near-duplicates")
     assert f"{twins['accuracy_without']:.2%}" in section
     assert "2 pictures of test have a near-duplicate in train, 2 of them byte for byte" in section
+    result = Page(hostile[0].read_text("utf-8")).section("Result")
+    assert "accuracy without near-duplicates in train, on 10 pictures left (2 taken away)" in result
     assert "different labels" in section  # 4 is of class 1 here, and 2 in train
     assert "train: " in section
 
@@ -211,6 +213,13 @@ def table(labels, probabilities):
     return Predictions(keys, keys, np.array(labels), probabilities, [str(i) for i in range(probabilities.shape[1])])
 
 
+def test_a_threshold_is_shown_as_it_is_to_be_used():
+    at = dict.fromkeys(("sensitivity", "sensitivity_interval", "specificity", "specificity_interval"))
+    for threshold, shown in ((float(np.float32(0.99996)), "0.999960005"), (None, report._NONE)):
+        binary = {"positive_class": "a", "average_precision": 1.0, "sensitivity_at_specificity": {**at, "threshold": threshold}}
+        assert f"threshold {shown}." in "".join(report._sensitivity(binary))
+
+
 def test_the_worst_mistakes_are_the_most_confident():
     given = table([0, 0, 1, 1], [[0.4, 0.6], [0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
     assert worst_mistakes(given).tolist() == [2, 0]
@@ -233,5 +242,6 @@ def test_a_label_is_doubtful_where_another_class_is_claimed_with_confidence():
 def test_markup_escapes_everything_but_markup():
     made = markup.element("p", "<i>", markup.Html("<i>x</i>"), class_='"a"')
     assert made == '<p class="&quot;a&quot;">&lt;i&gt;<i>x</i></p>'
-    assert markup.text("a\x00b\x1b") == "a\ufffdb\ufffd"
+    assert markup.text("a\x00b\x1b\ud800\u202ec\u2069") == "a\ufffdb" + "\ufffd" * 3 + "c\ufffd"
+    assert markup.text("猫\u3000狗 a\u00a0b\u200d\u2028") == "猫\u3000狗 a\u00a0b\u200d\u2028"
     assert Page(markup.page("<t>", "x & y")).joined == "<t> x & y"

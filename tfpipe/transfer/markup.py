@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 STYLE = """
@@ -51,6 +52,9 @@ pre { overflow: auto; max-width: 100%; font-size: .85rem; background: #f7f7f5; p
 """
 
 
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
 class Html(str):
     """Text that is markup already."""
 
@@ -61,8 +65,12 @@ def text(value: object) -> Html:
     """Returns a value as markup: escaped, unless it is `Html`."""
     if isinstance(value, Html):
         return value
-    shown = "".join(character if character.isprintable() else "\ufffd" for character in str(value))
-    return Html(html.escape(shown))
+    return Html(html.escape("".join("\ufffd" if _is_harmful(character) else character for character in str(value))))
+
+
+def _is_harmful(character: str) -> bool:
+    """True for what no page may hold, and for what turns the direction of the text after it."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Cn") or character in _TURNING
 
 
 def element(tag: str, *content: object, **attributes: object) -> Html:

@@ -187,7 +187,8 @@ def _headline(content: _Content) -> Iterable[object]:
     cards = [_card(_percent(found["accuracy"]), f"accuracy, 95 %: {_interval(found['accuracy_interval'])}", "card main")]
     cards.append(_card(f"{found['count']:,}", "pictures, each exactly once"))
     if twins and twins["count"]:
-        without = f"accuracy without what training has seen, or nearly so ({plural(twins['count'], 'picture')})"
+        left = f"{plural(twins['count_without'], 'picture')} left ({twins['count']:,} taken away)"
+        without = f"accuracy without near-duplicates in {' and '.join(twins['against'])}, on {left}"
         cards.append(_card(_percent(twins["accuracy_without"]), without))
     cards += [
         _card(_percent(found["balanced_accuracy"]), "balanced accuracy"),
@@ -294,7 +295,7 @@ def _sensitivity(binary: dict[str, Any] | None) -> Iterable[Html]:
         "p",
         f"{binary['positive_class']}: average precision {_number(binary['average_precision'])}; sensitivity"
         f" {_with_interval(at['sensitivity'], at['sensitivity_interval'])} at specificity {reached},"
-        f" threshold {_number(at['threshold'])}.",
+        f" threshold {_NONE if at['threshold'] is None else format(at['threshold'], '.9g')}.",
     )
 
 
@@ -397,7 +398,7 @@ def _without(twins: dict[str, Any]) -> str:
     if not twins["count_without"]:
         return "No picture is left without them."
     share = _with_interval(twins["accuracy_without"], twins["accuracy_without_interval"])
-    return f"Accuracy without them: {share} on {plural(twins['count_without'], 'picture')}."
+    return f"Accuracy without them: {share} on {plural(twins['count_without'], 'picture')} left."
 
 
 def _twin(one: tuple[Row, Array], other: tuple[Row, Array], pair: dict[str, Any]) -> Html:
