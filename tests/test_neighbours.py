@@ -8,6 +8,7 @@ from PIL import Image
 from report_fixtures import jpeg, make_classifier, write_splits
 
 from tfpipe.records.catalog import read_catalog
+from tfpipe.records.errors import DataError
 from tfpipe.transfer import neighbours
 
 pytestmark = pytest.mark.tf
@@ -157,6 +158,17 @@ def test_dead_features_do_not_divide_by_zero(splits, recwarn):
         weight.assign(weight * 0)
     assert [twin.key for twin in neighbours.find_twins(classifier, splits, "test", progress=False)] == ["test/0.jpg"]
     assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
+
+def test_a_damaged_record_is_an_error_that_says_where(tmp_path):
+    data = write_splits(tmp_path, {split: [jpeg(textured(seed, 24))] for seed, split in enumerate(("train", "test"))})
+    (shard,) = data.glob("*train*.tfrecord*")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match="train") as caught:
+        neighbours.find_twins(make_classifier(["cat", "dog"], side=24), data, "test", progress=False)
+    assert "{{" not in str(caught.value)
 
 
 def test_signs_has_the_twins_that_its_readme_counts(test_data, tmp_path):

@@ -36,6 +36,7 @@ from tfpipe.pipeline.loader import dataset
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.progress import ProgressBar
+from tfpipe.transfer import reading_errors
 from tfpipe.transfer.classifiers import Classifier
 
 COSINE = 0.8
@@ -146,7 +147,7 @@ def _identical(directory: str | os.PathLike[str], split: str, others: Sequence[s
 
 def _batches(classifier: Classifier, directory: str | os.PathLike[str], split: str, batch_size: int) -> Iterator[_Batch]:
     options = {"batch_size": batch_size, "image_size": classifier.image_size, "resize": classifier.resize}
-    for batch in dataset(directory, split, as_dict=True, **options):
+    for batch in reading_errors.read(dataset(directory, split, as_dict=True, **options)):
         _, features = classifier.predict_with_features(batch["image"])
         lengths = np.linalg.norm(features, axis=1, keepdims=True)
         keys = [key.decode() for key in batch["key"].numpy().tolist()]
