@@ -488,6 +488,12 @@ def test_an_output_never_replaces_a_picture(folder, tmp_path, name):
     assert (folder / "link.csv").is_symlink()
 
 
+def test_a_folder_that_cannot_be_written_to_is_said_with_the_outputs_name(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    with pytest.raises(PermissionError, match=r"cannot be written to: .*/out.csv'$"):
+        predict(Untouched(), folder, tmp_path / "out.csv", progress=False)
+
+
 def test_an_output_is_not_written_among_shards(folder, tmp_path):
     tfpipe.build_tfrecords({"test1": folder}, tmp_path / "shards", layout="flat", progress=False)
     before = left_behind(tmp_path / "shards")

@@ -10,6 +10,7 @@ is known before the model runs, so rows are written as they come and memory does
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -148,6 +149,8 @@ def _check_output(path: Path) -> Path:
         raise ValueError(f"{path}: output must be a file (this is a folder or a device)")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent} to write to")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "the folder cannot be written to", os.fspath(path))
     if (path.parent / manifest.FILE_NAME).is_file():
         raise ValueError(f"{path}: output must be outside of the data set's folder {path.parent}")
     return path
