@@ -8,7 +8,7 @@
   predict --model=runs/a --output=table.csv --columns=table a.jpg b.png 'more/*.jpg'
 
 Inputs are folders (with all folders below), files and globs, or one data set of build_tfrecords. The id is the path in the
-folder without its extension. All headers are looked at before the model runs: bad pictures are named at once and
+folder without a picture's extension. All headers are looked at before the model runs: bad pictures are named at once and
 nothing is written, or, with --on_error=report, they have a row without a value. The output is replaced when all rows are there.
 """
 
