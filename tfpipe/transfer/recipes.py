@@ -30,7 +30,7 @@ _MODES_OF = {
     "finetune_epochs": ("finetune",),
     "finetune_learning_rate": ("finetune",),
     "views": _CACHED,
-    "train_batch_norm": ("finetune", "full"),
+    "train_batch_norm": ("scratch", "finetune", "full"),
 }
 
 
@@ -191,13 +191,12 @@ def complete(recipe: Recipe, num_pictures: int, num_classes: int) -> tuple[Recip
         )
     if recipe.weights == "none" and recipe.mode == "auto":
         choose("mode", "scratch", "there are no weights to transfer")
-    elif num_pictures < _FEW:
+    elif num_pictures < _FEW and not any(_is_given(recipe, name) for name, modes in _MODES_OF.items() if modes != _CACHED):
         choose("mode", "bottleneck", f"{num_pictures} training pictures are too few to say whether fine-tuning helps")
     else:
         choose("mode", "finetune", f"{num_pictures:,} training pictures: the head first, then the last block at a lower rate")
     mode = choices.get("mode", recipe.mode)
-    if recipe.mode != "auto":
-        _check_effect(recipe)
+    _check_effect(recipe, mode)
     choose("image_size", backbones.native_size(recipe.backbone), f"what {recipe.backbone} was made for")
     if mode in ("scratch", "full") and recipe.augment is None:
         choices["augment"] = dataclasses.replace(Augmentation.named("light"), horizontal_flip=0.0)
@@ -214,7 +213,8 @@ def complete(recipe: Recipe, num_pictures: int, num_classes: int) -> tuple[Recip
     if mode == "finetune":
         choose("finetune_epochs", 10, "pre-trained weights need few")
         choose("finetune_learning_rate", 2e-5, "pre-trained weights are to be kept, and only bent")
-    choose("train_batch_norm", mode == "scratch", "new weights" if mode == "scratch" else "pre-trained statistics are kept")
+    if mode in _MODES_OF["train_batch_norm"]:
+        choose("train_batch_norm", mode == "scratch", "new weights" if mode == "scratch" else "pre-trained statistics are kept")
     completed = dataclasses.replace(recipe, **choices)
     _check_together(completed, num_classes)
     return completed, reasons
@@ -240,12 +240,15 @@ def _check_together(recipe: Recipe, num_classes: int) -> None:
         raise ValueError(f"mode scratch makes all weights new: weights={recipe.weights} would be of no effect")
 
 
-def _check_effect(recipe: Recipe) -> None:
+def _check_effect(recipe: Recipe, mode: str) -> None:
     """An option of no effect is not passed over: who gives it expects one."""
-    defaults = Recipe()
     for name, modes in _MODES_OF.items():
-        if getattr(recipe, name) != getattr(defaults, name) and recipe.mode not in modes:
-            raise ValueError(f"{name} is of no effect in mode {recipe.mode}; it is of {' and '.join(modes)}")
+        if _is_given(recipe, name) and mode not in modes:
+            raise ValueError(f"{name} is of no effect in mode {mode}; it is of {' and '.join(modes)}")
+
+
+def _is_given(recipe: Recipe, name: str) -> bool:
+    return bool(getattr(recipe, name) != getattr(Recipe(), name))
 
 
 def _check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
