@@ -279,7 +279,7 @@ def measure_modes(folder: Path) -> None:
     check_known("only", _ONLY.value, list(modes.RUNS))
     size, epochs = _IMAGE_SIZE.value, _EPOCHS.value
     options = {"directory": _DATA.value, "backbone": _BACKBONE.value, "weights": _WEIGHTS.value, "image_size": [size, size]}
-    lengths = {"epochs": epochs, "finetune_epochs": epochs, "patience": epochs}
+    lengths = {"epochs": epochs, "patience": epochs}
     results: dict[str, modes.Result] = {}
     for name in _ONLY.value or modes.RUNS:
         print(f"{name} ...", file=sys.stderr, flush=True)

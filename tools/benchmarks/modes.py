@@ -61,7 +61,8 @@ def measure(name: str, options: Mapping[str, Any], folder: Path) -> Result:
     Raises:
         RuntimeError: training failed; the message is its last line.
     """
-    arguments = {**options, **RUNS[name], "output": str(folder / "run"), "cache": str(folder / "features")}
+    tuning = {"finetune_epochs": options["epochs"]} if RUNS[name]["mode"] == "finetune" else {}
+    arguments = {**options, **tuning, **RUNS[name], "output": str(folder / "run"), "cache": str(folder / "features")}
     places = [str(Path(tfpipe.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
     start = time.perf_counter()
