@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import transfer_fixtures
 from conftest import CHECKOUT
 from transfer_fixtures import *  # noqa: F403 (fixtures)
 
@@ -540,3 +541,14 @@ def test_a_file_in_place_of_a_folder_is_said(colours, tmp_path, path):
     given = {"output": tmp_path / "run", "cache": tmp_path / "features", path: tmp_path / "file"}
     with pytest.raises(NotADirectoryError, match="file: a file; a folder is needed"):
         train(colours, given["output"], SMALL, cache=given["cache"], progress=False)
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    shards = transfer_fixtures.build_colours(tmp_path, {"train": (8, 8, 8), "val": (2, 2, 2)})
+    shard = next(shards.glob("*train.tfrecord-00000*"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    for mode in ("bottleneck", "frozen"):
+        with pytest.raises(DataError, match=r"train\.tfrecord-00000.*at byte"):
+            run(shards, tmp_path / mode, dataclasses.replace(SMALL, mode=mode))

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.pipeline.loader import Loader
+from tfpipe.transfer import reading_errors
 from tfpipe.transfer.features import Features
 from tfpipe.transfer.pictures import Pictures
 
@@ -62,13 +63,13 @@ class PictureBatches:
     def start(self, epoch: int, step: int) -> Iterator[Batch]:
         """Returns the batches from (epoch, step) on, without end; inputs are uint8 [B, H, W, 3]."""
         given = {"shard": self.reader, "equal_steps": self.equal, "first_epoch": epoch, "first_step": step}
-        for images, labels, *weights in self.train.batches(self.batch_size, **given):
+        for images, labels, *weights in reading_errors.read(self.train.batches(self.batch_size, **given)):
             targets = labels if labels.dtype == tf.float32 else tf.one_hot(labels, self.num_classes)
             yield images, targets, weights[0] if weights else tf.ones(len(images))
 
     def validation(self) -> Iterator[Batch]:
         """Returns each validation batch once."""
-        for images, labels in self.val.once(self.batch_size):
+        for images, labels in reading_errors.read(self.val.once(self.batch_size)):
             yield images, tf.one_hot(labels, self.num_classes), tf.ones(len(images))
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,14 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfpipe.pipeline.loader import dataset
-from tfpipe.records.errors import DataError
 from tfpipe.records.files import sha256_of, written_atomically
 from tfpipe.records.locking import locked
 from tfpipe.records.progress import ProgressBar
-from tfpipe.transfer import accounting, calibration, classifiers, metrics, parts, predictions
+from tfpipe.transfer import accounting, calibration, classifiers, metrics, parts, predictions, reading_errors
 from tfpipe.transfer.classifiers import Classifier
 from tfpipe.transfer.predictions import Predictions
 
@@ -186,15 +183,7 @@ class _Run:
     def _batches(self, split: str, shard: tuple[int, int]) -> Iterator[dict[str, Any]]:
         size, resize = self.classifier.image_size, self.classifier.resize
         options = {"batch_size": self.batch_size, "image_size": size, "resize": resize, "scaled_decode": False}
-        data = iter(dataset(self.directory, split, as_dict=True, shard=shard, **options))
-        while True:
-            try:
-                batch = next(data)
-            except StopIteration:
-                return
-            except tf.errors.InvalidArgumentError as error:
-                raise DataError(_plain(error.message)) from error
-            yield batch
+        return reading_errors.read(dataset(self.directory, split, as_dict=True, shard=shard, **options))
 
     def _predict(self, batch: dict[str, Any], labels: np.ndarray[Any, Any]) -> Predictions:
         keys, filenames = ([value.decode() for value in batch[name].numpy().tolist()] for name in ("key", "filename"))
@@ -251,12 +240,6 @@ class _Run:
 
     def _measure(self, table: Predictions) -> dict[str, Any]:
         return metrics.measure(table, positive_class=self.options["positive_class"], specificity=self.options["specificity"])
-
-
-def _plain(message: str) -> str:
-    # "{{function_node ...}} Error in user-defined function ...: assertion failed: [WHAT]\n\t [[{{node Assert/Assert}}]] ..."
-    found = re.search(r"assertion failed: \[(.*)\]\s*\[\[\{\{node", message, flags=re.DOTALL)
-    return found[1] if found else message
 
 
 def _check_readers(batch_size: int, shard: tuple[int, int] | None, num_readers: int) -> None:

@@ -29,6 +29,7 @@ import tensorflow as tf
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import written_atomically
 from tfpipe.records.progress import ProgressBar
+from tfpipe.transfer import reading_errors
 from tfpipe.transfer.backbones import hash_network
 from tfpipe.transfer.pictures import Pictures
 
@@ -132,7 +133,7 @@ def extract(
     compute = computation(network, preprocessing, pictures.image_size)
     with ProgressBar(title, num_rows, initial=first, enabled=progress) as bar:
         waiting: list[Array] = []
-        for images, _ in data if first < num_rows else ():
+        for images, _ in reading_errors.read(data) if first < num_rows else ():
             waiting.append(compute(images).numpy())
             bar.add(len(images), 0)
             while sum(map(len, waiting)) >= rows_per_shard:
@@ -188,7 +189,8 @@ def computation(
 def sample(pictures: Pictures, view: int | None) -> tf.Tensor:
     """Returns the first pictures of a split in stored order, uint8 [B, H, W, 3], as `extract` sees them."""
     data = pictures.plain(_CHECKED, 0) if view is None else pictures.view(view, _CHECKED, 0)
-    return next(iter(data.take(1)))[0]
+    images: tf.Tensor = next(reading_errors.read(data.take(1)))[0]
+    return images
 
 
 def check_frozen(expected: Array, images: tf.Tensor, in_training: Callable[[tf.Tensor], tf.Tensor]) -> float:
