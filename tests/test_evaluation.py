@@ -1,6 +1,7 @@
 """Evaluation: ids in are ids out, for any batch size and any number of readers, or an error that names what is not."""
 
 import csv
+import importlib.util
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pipeline_fixtures
 import pytest
 import tensorflow as tf
+from absl import flags
 from conftest import CHECKOUT, picture, write
 from evaluation_fixtures import CLASS_NAMES, build_pictures, make_classifier
 
@@ -471,12 +473,21 @@ def test_a_specificity_of_numpy_is_a_number(classifier, shards, tmp_path):
     )
 
 
-def test_the_command_shows_thresholds_with_all_digits(plain):
-    from tools.evaluate import _binary_lines
+@pytest.fixture
+def tool(monkeypatch):
+    """tools.evaluate without its flags: in one process, those of other tools have the same names."""
+    for kind in ("string", "integer", "float", "bool"):
+        monkeypatch.setattr(flags, f"DEFINE_{kind}", lambda name, default, *_: types.SimpleNamespace(value=default))
+    spec = importlib.util.spec_from_file_location("tools.evaluate_without_flags", CHECKOUT / "tools" / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
+
+def test_the_command_shows_thresholds_with_all_digits(plain, tool):
     binary = metrics.measure(predictions.read(plain.folder), positive_class=CAT)["binary"]
     binary["sensitivity_at_specificity"]["threshold"] = 0.123456789
-    assert _binary_lines(binary)[1].endswith("threshold 0.123456789")
+    assert tool._binary_lines(binary)[1].endswith("threshold 0.123456789")
 
 
 @pytest.mark.usefixtures("quick")
@@ -516,9 +527,9 @@ def test_the_command_evaluates_and_compares(run_tool, plain, saved, shards, tmp_
 
 @pytest.mark.parametrize("error", [DataError("a damaged picture"), KeyboardInterrupt()])
 @pytest.mark.usefixtures("quick")
-def test_the_command_shows_what_it_found_whatever_becomes_of_the_report(saved, shards, tmp_path, monkeypatch, capsys, error):
-    from tools import evaluate as tool
-
+def test_the_command_shows_what_it_found_whatever_becomes_of_the_report(
+    saved, shards, tmp_path, monkeypatch, capsys, tool, error
+):
     shown = []
 
     def fail(*_, **__):
@@ -543,12 +554,10 @@ def test_the_command_shows_what_it_found_whatever_becomes_of_the_report(saved, s
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_command_says_which_parts_are_missing(classifier, shards, tmp_path):
-    from tools.evaluate import _missing
-
+def test_the_command_says_which_parts_are_missing(classifier, shards, tmp_path, tool):
     found = run(classifier, shards, tmp_path, shard=(1, 2))
     expected = f"part 1/2 is complete; missing 1 part:\n  {tmp_path}/parts/predictions-00000-of-00002.csv"
-    assert _missing("1/2", found) == expected
+    assert tool._missing("1/2", found) == expected
 
 
 @pytest.mark.parametrize(

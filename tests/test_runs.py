@@ -1,6 +1,7 @@
 """Training as users start it: modes, what a stop costs, what is refused."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -234,6 +235,25 @@ def test_kill_9_of_the_command_costs_nothing(colours, tmp_path):
 # ---- options
 
 
+@pytest.fixture(scope="module")
+def plain_runs(colours, tmp_path_factory):
+    """Runs a recipe once for all tests that compare with it; returns its summary."""
+
+    @functools.cache
+    def once(recipe):
+        return run(colours, tmp_path_factory.mktemp("plain") / "run", recipe)
+
+    return once
+
+
+@pytest.fixture(scope="module")
+def finished(colours, tmp_path_factory):
+    """The folder of a finished run of one epoch, which is not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run(colours, folder, dataclasses.replace(SMALL, epochs=1))
+    return folder
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -252,14 +272,12 @@ def test_kill_9_of_the_command_costs_nothing(colours, tmp_path):
     ],
     ids=str,
 )
-def test_each_option_runs_and_changes_the_result(colours, tmp_path, changes):
+def test_each_option_runs_and_changes_the_result(colours, tmp_path, plain_runs, changes):
     base = dataclasses.replace(SMALL, epochs=1)
-    changed = dataclasses.replace(base, **changes)
-    summary = run(colours, tmp_path / "run", changed)
+    summary = run(colours, tmp_path / "run", dataclasses.replace(base, **changes))
     assert np.isfinite(summary["val_accuracy"])
     kept = {name: changes[name] for name in ("mode", "backbone", "epochs") if name in changes}
-    other = run(colours, tmp_path / "other", dataclasses.replace(base, **kept))
-    assert summary["model_sha256"] != other["model_sha256"]
+    assert summary["model_sha256"] != plain_runs(dataclasses.replace(base, **kept))["model_sha256"]
 
 
 def test_the_range_test_leaves_no_trace_but_its_rate(colours, tmp_path):
@@ -300,25 +318,22 @@ def test_a_loss_that_is_no_number_ends_the_run_with_a_word(colours, tmp_path):
 # ---- the folder
 
 
-def test_a_finished_run_is_left_alone(colours, tmp_path):
-    recipe = dataclasses.replace(SMALL, epochs=1)
-    first = run(colours, tmp_path / "run", recipe)
-    stamp = (tmp_path / "run" / "model.keras").stat().st_mtime_ns
-    assert run(colours, tmp_path / "run", recipe) == first
-    assert (tmp_path / "run" / "model.keras").stat().st_mtime_ns == stamp
+def test_a_finished_run_is_left_alone(colours, finished):
+    before = {path.name: path.stat().st_mtime_ns for path in finished.iterdir()}
+    summary = run(colours, finished, dataclasses.replace(SMALL, epochs=1))
+    assert summary == json.loads((finished / "summary.json").read_text())
+    assert {path.name: path.stat().st_mtime_ns for path in finished.iterdir()} == before
 
 
 @pytest.mark.parametrize(("name", "value"), [("epochs", 4), ("seed", 1), ("augment", "light"), ("hidden", (9,))])
-def test_another_run_in_the_same_folder_is_refused(colours, tmp_path, name, value):
-    run(colours, tmp_path / "run", dataclasses.replace(SMALL, epochs=1))
+def test_another_run_in_the_same_folder_is_refused(colours, finished, name, value):
     with pytest.raises(ValueError, match=f"holds a run with {name}="):
-        run(colours, tmp_path / "run", dataclasses.replace(SMALL, **{"epochs": 1, name: value}))
+        run(colours, finished, dataclasses.replace(SMALL, **{"epochs": 1, name: value}))
 
 
-def test_another_data_set_is_refused(colours, colours_without_val, tmp_path):
-    run(colours, tmp_path / "run", dataclasses.replace(SMALL, epochs=1))
+def test_another_data_set_is_refused(colours_without_val, finished):
     with pytest.raises(ValueError, match="holds a run with"):
-        run(colours_without_val, tmp_path / "run", dataclasses.replace(SMALL, epochs=1))
+        run(colours_without_val, finished, dataclasses.replace(SMALL, epochs=1))
 
 
 def test_a_folder_with_other_files_is_not_taken(colours, tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import CHECKOUT
 from hypothesis import given
@@ -52,7 +53,7 @@ def test_equal_to_scikit_learn(tmp_path):
     sklearn = pytest.importorskip("sklearn.utils.class_weight")
     counts = [3, 1, 17]
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
-    expected = sklearn.compute_class_weight("balanced", classes=[0, 1, 2], y=labels)
+    expected = sklearn.compute_class_weight("balanced", classes=np.array([0, 1, 2]), y=labels)
     out = counted(tmp_path, dict(zip("abc", counts, strict=True)))
     assert list(class_weights(out, "train").values()) == pytest.approx(expected, rel=1e-15)
 

@@ -50,6 +50,10 @@ class PictureBatches:
     def _loader(self) -> Loader:
         return self.train.training(self.batch_size, shard=self.reader, equal_steps=self.equal)
 
+    @cached_property
+    def _val_data(self) -> tf.data.Dataset:
+        return self.val.once(self.batch_size)
+
     @property
     def num_steps(self) -> int:
         """Steps of an epoch."""
@@ -69,7 +73,7 @@ class PictureBatches:
 
     def validation(self) -> Iterator[Batch]:
         """Returns each validation batch once."""
-        for images, labels in reading_errors.read(self.val.once(self.batch_size)):
+        for images, labels in reading_errors.read(self._val_data):
             yield images, tf.one_hot(labels, self.num_classes), tf.ones(len(images))
 
 

@@ -206,11 +206,11 @@ def check_frozen(expected: Array, images: tf.Tensor, in_training: Callable[[tf.T
             another way. Training would then not be what it says it is.
     """
     reference = expected.astype(np.float32)
-    if not reference.any():
-        raise DataError("all features are zero: nothing can be learned from them, nor can it be seen whether they are frozen")
     found = in_training(images).numpy().astype(np.float32)
     if found.shape != reference.shape:
         difference = float("inf")
+    elif not reference.any():
+        raise DataError("all features are zero: nothing can be learned from them, nor can it be seen whether they are frozen")
     else:
         scale = float(np.sqrt(np.mean(np.square(reference))))
         difference = float(np.sqrt(np.mean(np.square(found - reference)))) / scale

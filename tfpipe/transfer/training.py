@@ -154,6 +154,7 @@ class Loop:
         self._result = [*phase.trained, *moving]
         self._averages = [tf.Variable(variable.numpy()) for variable in self._result] if phase.ema else []
         self._best: list[Array] = []
+        self._batches: Iterator[Batch] | None = None
         self._graph_is_new = True
         self._num_workers = getattr(self.strategy.extended, "_num_workers", 1)
         self._replicas = self.strategy.num_replicas_in_sync // self._num_workers
@@ -174,7 +175,7 @@ class Loop:
                 self._run_epoch(interrupted)
             if interrupted.is_set():
                 raise KeyboardInterrupt  # it came in the last validation
-        now.done = True
+        now.done, self._batches = True, None
         self._save()
         last = [variable.numpy() for variable in self._result]
         self.assign(self._best or last)
@@ -204,9 +205,10 @@ class Loop:
         begun = saved = time.monotonic()
         title = f"{phase.name} {now.epoch + 1}/{phase.epochs}"
         with StepProgress(title, num_steps, initial=now.step, enabled=self.show) as bar:
-            batches = phase.batches.start(now.epoch, now.step)
+            if self._batches is None:  # one for all epochs: opening the data takes longer than a step
+                self._batches = phase.batches.start(now.epoch, now.step)
             while now.step < num_steps:
-                batch, rate = next(batches), phase.schedule.rate(now.epoch * num_steps + now.step)
+                batch, rate = next(self._batches), phase.schedule.rate(now.epoch * num_steps + now.step)
                 with self.journal.step():
                     loss, correct = self.train_step(batch, rate)
                 self._count(loss, correct)
