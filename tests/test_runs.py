@@ -301,6 +301,17 @@ def test_training_learns(colours, tmp_path):
     assert summary["val_accuracy"] > 0.8  # a third by chance
 
 
+def test_a_rate_found_by_a_first_try_is_not_another_runs(colours, tmp_path, monkeypatch):
+    found = dataclasses.replace(SMALL, mode="bottleneck", dropout=0.0, batch_size=41, learning_rate="find")
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Loop, "run", lambda self: kill())
+        with pytest.raises(Killed):
+            run(colours, tmp_path / "run", dataclasses.replace(found, hidden=()))
+    first = json.loads((tmp_path / "run" / "learning_rate.json").read_text())
+    run(colours, tmp_path / "run", found)
+    assert json.loads((tmp_path / "run" / "learning_rate.json").read_text()) != first
+
+
 def test_without_a_val_split_a_part_is_held_out_and_that_is_said(colours_without_val, tmp_path):
     lines = []
     run(colours_without_val, tmp_path / "run", dataclasses.replace(SMALL, val_fraction=0.25, epochs=1), report=lines.append)
@@ -311,8 +322,15 @@ def test_without_a_val_split_a_part_is_held_out_and_that_is_said(colours_without
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_a_word(colours, tmp_path):
-    with pytest.raises(DataError, match=r"loss .* is .*[;:] take a lower learning rate"):
+    with pytest.raises(DataError, match=r"run: scratch, epoch 1: the training loss is .*; take a lower learning rate"):
         run(colours, tmp_path / "run", dataclasses.replace(SMALL, mode="scratch", learning_rate=1e3, optimizer="sgd"))
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_validation_loss_that_is_no_number_ends_the_run_with_a_word(colours, tmp_path, monkeypatch, loss):
+    monkeypatch.setattr(training.Loop, "validate", lambda self: (loss, 0.5))
+    with pytest.raises(DataError, match=r"run: head, epoch 1: the validation loss is .*; take a lower learning rate"):
+        run(colours, tmp_path / "run")
 
 
 # ---- the folder

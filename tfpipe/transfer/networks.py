@@ -1,7 +1,7 @@
 """The networks of a run: one set of layers, put together in another way for each phase, and once more for the result.
 
     networks = Networks(recipe, class_names, precision, strategy)
-    networks.on_pictures("finetune")        # uint8 [B, H, W, 3] -> logits
+    networks.partly_trained()               # uint8 [B, H, W, 3] -> logits
     networks.classifier()                   # the result, in float32
 
 Layers are shared: what one phase trains, the next one goes on with.

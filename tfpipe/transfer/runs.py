@@ -267,6 +267,7 @@ def _begin(folder: Path, data: _Data, networks: Networks) -> None:
     """Writes what the run is, once all that can be wrong with its options has been seen; goes on with no other weights."""
     path, found = folder / BACKBONE_NAME, {"sha256": hash_network(networks.backbone.network)}
     if not _states(folder):
+        (folder / RATE_NAME).unlink(missing_ok=True)  # of a first try, maybe with other options
         _write_json(path, found)
         _write_json(folder / RUN_NAME, data.facts())
     elif _read_json(path) != found:

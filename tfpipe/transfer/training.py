@@ -1,6 +1,6 @@
 """The training loop: steps, validation, checkpoints, for one device, several, or several workers.
 
-    result = Loop(phase, strategy, store, journal).run()
+    last = Loop(phase, strategy, state_file, journal).run()     # the network has the best weights; these are the last
 
 Everything that decides the next step (weights, optimisers, averages, stopping, schedule, the place in the data) is saved
 together; data and augmentation follow from (seed, epoch, step). So a run that is killed at any point and started again ends
@@ -236,12 +236,10 @@ class Loop:
         phase, now = self.phase, self.progress
         rate = phase.schedule.rate((now.epoch + 1) * phase.batches.num_steps - 1)
         train_loss, train_accuracy = now.loss / now.rows, now.correct / now.rows
-        if not math.isfinite(train_loss):
-            raise DataError(
-                f"the loss of phase {phase.name}, epoch {now.epoch + 1}, is {train_loss}: take a lower learning rate"
-            )
+        self._check_finite("training", train_loss)
         begun = time.monotonic()
         val_loss, val_accuracy = self.validate()
+        self._check_finite("validation", val_loss)
         self._keep_if_best(now.epoch, val_loss, val_accuracy)
         phase.schedule.observe(val_accuracy)
         now.epoch, now.step = now.epoch + 1, 0
@@ -258,6 +256,11 @@ class Loop:
         }
         self.journal.epoch({"phase": phase.name, "epoch": now.epoch, **values})
         self._save()
+
+    def _check_finite(self, name: str, loss: float) -> None:
+        if not math.isfinite(loss):
+            where = f"{self.state_file.parent.parent}: {self.phase.name}, epoch {self.progress.epoch + 1}"
+            raise DataError(f"{where}: the {name} loss is {loss}; take a lower learning rate and another folder")
 
     def _keep_if_best(self, epoch: int, val_loss: float, val_accuracy: float) -> None:
         if self.phase.stopping.observe(epoch, val_accuracy, val_loss):
