@@ -19,7 +19,7 @@ from conftest import CHECKOUT, picture, write
 from evaluation_fixtures import CLASS_NAMES, build_pictures, make_classifier
 
 import tfpipe
-from tfpipe.records import catalog, locking
+from tfpipe.records import catalog, files, locking
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import sha256_of
 from tfpipe.transfer import accounting, evaluation, metrics, parts, predictions
@@ -381,7 +381,7 @@ def test_a_merge_that_was_killed_is_done_again(plain, classifier, shards, tmp_pa
     other = run(make_classifier(seed=1), shards, tmp_path)  # of another model, and still there
     run(classifier, shards, tmp_path, shard=(0, 2))
     killed = "the process is gone"
-    merge, write_json = parts.merge, accounting.write_json
+    merge, write_json = parts.merge, files.write_json
 
     def cut_merge(*arguments):
         yield next(merge(*arguments))
@@ -394,7 +394,7 @@ def test_a_merge_that_was_killed_is_done_again(plain, classifier, shards, tmp_pa
 
     if stage == "merge":
         monkeypatch.setattr(parts, "merge", cut_merge)
-    monkeypatch.setattr(accounting, "write_json", stop_at)
+    monkeypatch.setattr(files, "write_json", stop_at)
     with pytest.raises(RuntimeError, match=killed):
         run(classifier, shards, tmp_path, shard=(1, 2))
     if stage == "merge":  # what was there is still whole
@@ -404,7 +404,7 @@ def test_a_merge_that_was_killed_is_done_again(plain, classifier, shards, tmp_pa
         with pytest.raises(FileNotFoundError, match="did not finish"):
             predictions.read(tmp_path)
     monkeypatch.setattr(parts, "merge", merge)
-    monkeypatch.setattr(accounting, "write_json", write_json)
+    monkeypatch.setattr(files, "write_json", write_json)
     run(classifier, shards, tmp_path, shard=(1, 2))
     assert predictions.read(tmp_path).keys == predictions.read(plain.folder).keys
     assert (tmp_path / "receipt.json").read_bytes() == (plain.folder / "receipt.json").read_bytes()
@@ -416,7 +416,7 @@ def test_two_readers_that_merge_at_once_do_no_harm(plain, classifier, shards, tm
     # Both have found all parts; the second would merge while the first is about to write its receipt.
     monkeypatch.setattr(locking, "_PATIENCE_SECONDS", 0)
     in_parts(classifier, shards, tmp_path, 2)
-    write_json, begun, inner = accounting.write_json, [], []
+    write_json, begun, inner = files.write_json, [], []
 
     def write_late(path, content):
         if path.name == "receipt.json" and not begun:
@@ -424,7 +424,7 @@ def test_two_readers_that_merge_at_once_do_no_harm(plain, classifier, shards, tm
             inner.append(run(classifier, shards, tmp_path, shard=(0, 2)))
         write_json(path, content)
 
-    monkeypatch.setattr(accounting, "write_json", write_late)
+    monkeypatch.setattr(files, "write_json", write_late)
     outer = run(classifier, shards, tmp_path, shard=(1, 2))
     assert inner == [evaluation.Evaluation(tmp_path)]
     assert "part 0 of 2 is complete, and not merged here" in caplog.text

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 
 import pytest
@@ -50,3 +51,13 @@ def test_errors_name_the_file_and_never_the_temporary_one(tmp_path):
 def test_hidden_names(name):
     assert files.is_hidden(name)
     assert not files.is_hidden("x" + name)
+
+
+def test_json_is_whole_or_absent_and_has_a_word_for_every_name(tmp_path):
+    content = {"小 猫": [1, 0.1, None], "no UTF-8": "\udcff"}
+    files.write_json(tmp_path / "x.json", content)
+    assert json.loads((tmp_path / "x.json").read_bytes().decode("utf-8", "surrogateescape")) == content
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert json.loads((tmp_path / "x.json").read_bytes().decode("utf-8", "surrogateescape")) == content
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]

@@ -10,6 +10,7 @@ values of three) and a resize that averages what it shrinks (TensorFlow's defaul
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -226,3 +227,9 @@ def check_mode(mode: str) -> None:
     """Raises ValueError unless `mode` is a resize mode."""
     if mode not in RESIZES:
         raise ValueError(f"resize must be one of {', '.join(RESIZES)} (got {mode!r})")
+
+
+def plain_reason(error: Exception) -> str:
+    """Returns why a decoder refused a file, without the names of TensorFlow's nodes and operations."""
+    # "{{function_node __wrapped__DecodeJpeg_device_...}} jpeg::Uncompress failed. ... [Op:DecodeJpeg]"
+    return re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", str(error), flags=re.DOTALL)

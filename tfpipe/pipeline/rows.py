@@ -6,7 +6,6 @@ and its augmentation, so that any thread can make any row.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -218,7 +217,7 @@ class Rows:
             if self.augmentation is not None:
                 image = finish(image, self._unpacked(parsed["numbers"]))
         except Exception as error:  # whatever it is, it is the answer (bytes in TensorFlow's message can be no UTF-8)
-            raise self.reader.error(position, f"cannot be decoded: {_plain(error)}") from error
+            raise self.reader.error(position, f"cannot be decoded: {decoding.plain_reason(error)}") from error
         made: np.ndarray[Any, Any] = image[0].numpy()
         return made
 
@@ -283,8 +282,3 @@ def _as_integers(values: tf.Tensor) -> tf.Tensor:
 
 def _from_integers(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.bitcast(tf.cast(values, tf.int32), tf.float32) if dtype == tf.float32 else tf.cast(values, dtype)
-
-
-def _plain(error: Exception) -> str:
-    # "{{function_node __wrapped__DecodeJpeg_device_...}} jpeg::Uncompress failed. ... [Op:DecodeJpeg]"
-    return re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", str(error), flags=re.DOTALL)

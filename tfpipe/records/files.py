@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
@@ -30,6 +31,17 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
     sync_directory(path.parent)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a file of JSON, in lines for people, whole or not at all.
+
+    Raises:
+        ValueError: a number is NaN or infinite, for which JSON has no word.
+    """
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with written_atomically(path) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))  # a file's name may be no UTF-8
 
 
 _LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r", "__macosx"))  # what file managers and archivers leave behind

@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -281,7 +280,7 @@ class _Pictures:
         except DataError as error:
             return error
         except tf.errors.OpError as error:
-            return RejectedImage("undecodable", f"cannot be decoded: {_plain(error)}", path=self._name(index))
+            return RejectedImage("undecodable", f"cannot be decoded: {decoding.plain_reason(error)}", path=self._name(index))
         return DataError("was lost on the way; a second attempt read and decoded it", path=self._name(index))
 
 
@@ -292,8 +291,3 @@ def _read_file(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 def _parse_records(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     features = decoding.parse_batch(batch["serialized"])
     return {"index": batch["index"], "encoded": features[schema.ENCODED], "orientation": features[schema.ORIENTATION]}
-
-
-def _plain(error: Exception) -> str:
-    # "{{function_node __wrapped__DecodeJpeg_device_...}} jpeg::Uncompress failed. ... [Op:DecodeJpeg]"
-    return re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", str(error), flags=re.DOTALL)

@@ -17,7 +17,6 @@ from typing import Any
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import written_atomically
 from tfpipe.transfer.classifiers import Classifier
 from tfpipe.transfer.layers import hash_names
 from tfpipe.transfer.predictions import RECEIPT_NAME, Predictions, hash_ids
@@ -132,9 +131,3 @@ def retract(folder: Path, promised: Claim, names: Sequence[str]) -> None:
         pass
     for name in (RECEIPT_NAME, *names):
         (folder / name).unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a file of JSON, atomically."""
-    with written_atomically(path) as file:
-        file.write((json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())

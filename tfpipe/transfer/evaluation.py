@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from tfpipe.pipeline.loader import dataset
+from tfpipe.records import files
 from tfpipe.records.files import sha256_of, written_atomically
 from tfpipe.records.locking import locked
 from tfpipe.records.progress import ProgressBar
@@ -215,8 +216,8 @@ class _Run:
         calibrated = fitted and {**fitted, "before": before}
         found = {**self._measure(table), "calibration": calibrated, "predictions_sha256": digest}
         receipt = {**accounting.receipt(claim, table), "calibration": fitted}
-        accounting.write_json(self.folder / metrics.FILE_NAME, found)
-        accounting.write_json(self.folder / predictions.RECEIPT_NAME, receipt)
+        files.write_json(self.folder / metrics.FILE_NAME, found)
+        files.write_json(self.folder / predictions.RECEIPT_NAME, receipt)
         return Evaluation(self.folder, found, receipt)
 
     def _fit(self, claim: accounting.Claim) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import written_atomically
+from tfpipe.records.files import write_json, written_atomically
 from tfpipe.records.progress import ProgressBar
 from tfpipe.transfer import reading_errors
 from tfpipe.transfer.backbones import hash_network
@@ -144,8 +144,7 @@ def extract(
             _write(_shard_path(folder, done), np.concatenate(waiting), dtype)
     crcs = [_crc(_shard_path(folder, index)) for index in range(num_shards)]
     content = {"of": facts, "shape": shape, "dtype": dtype, "rows_per_shard": rows_per_shard, "crcs": crcs}
-    with written_atomically(folder / FACTS_NAME) as file:
-        file.write(json.dumps(content, indent=1).encode())
+    write_json(folder / FACTS_NAME, content)
     return _load(folder)
 
 

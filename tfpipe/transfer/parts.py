@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import sha256_of
-from tfpipe.transfer.accounting import Claim, differences, write_json
+from tfpipe.records.files import sha256_of, write_json
+from tfpipe.transfer.accounting import Claim, differences
 
 _log = logging.getLogger("tfpipe")
 

@@ -21,7 +21,7 @@ import numpy as np
 from tfpipe.pipeline.replaying import Replayer
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import Row, read_catalog
-from tfpipe.records.files import written_atomically
+from tfpipe.records.files import write_json, written_atomically
 from tfpipe.records.summary import plural
 from tfpipe.transfer import explanation, figures, metrics, neighbours, predictions
 from tfpipe.transfer.classifiers import Classifier
@@ -98,7 +98,7 @@ def write_report(
     if near_duplicates:
         pairs = neighbours.find_twins(classifier, directory, split, progress=progress)
         twins = summarise_twins(predicted, pairs, neighbours.usual_splits(directory, split))
-        _write_json(folder / TWINS_NAME, twins)
+        write_json(folder / TWINS_NAME, twins)
     content = _Content(classifier, directory, split, manifest, predicted, found, receipt, twins)
     with written_atomically(folder / FILE_NAME) as file:
         file.write(_page(content).encode())
@@ -110,11 +110,6 @@ def _check_receipt(receipt: dict[str, Any], classifier: Classifier, manifest: ma
     for name, value in given.items():
         if receipt.get(name) != value:
             raise ValueError(f"the evaluation is of {name} {receipt.get(name)!r} (got {value!r})")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with written_atomically(path) as file:
-        file.write((json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def summarise_twins(predicted: Predictions, twins: Sequence[Twin], against: Sequence[str]) -> dict[str, Any]:

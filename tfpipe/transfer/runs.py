@@ -13,12 +13,13 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import tensorflow as tf
 import tfpipe
 from tfpipe.records import manifest
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import is_hidden, sync_directory, written_atomically
+from tfpipe.records.files import is_hidden, sync_directory, write_json
 from tfpipe.records.locking import locked
 from tfpipe.transfer import curves, precision, states
 from tfpipe.transfer.backbones import hash_network
@@ -232,7 +233,8 @@ class _Run:
                 raise DataError("the range test found no learning rate at which the loss falls: give one with learning_rate")
             rates, losses = test.curve()
             curves.draw_range_test(rates, losses, suggestion, self._folder / "learning_rate.png")
-            _write_json(path, {"learning_rate": suggestion, "rates": rates, "losses": losses})
+            finite = [loss if math.isfinite(loss) else None for loss in losses]
+            write_json(path, {"learning_rate": suggestion, "rates": rates, "losses": finite})
         rate: float = _read_json(path)["learning_rate"]
         self._phases.report(f"learning_rate={rate:.2g}: found by a range test, see learning_rate.png; weights are as before")
         return rate
@@ -268,8 +270,8 @@ def _begin(folder: Path, data: _Data, networks: Networks) -> None:
     path, found = folder / BACKBONE_NAME, {"sha256": hash_network(networks.backbone.network)}
     if not _states(folder):
         (folder / RATE_NAME).unlink(missing_ok=True)  # of a first try, maybe with other options
-        _write_json(path, found)
-        _write_json(folder / RUN_NAME, data.facts())
+        write_json(path, found)
+        write_json(folder / RUN_NAME, data.facts())
     elif _read_json(path) != found:
         raise ValueError(f"{folder}: was begun with other weights than {data.wanted.weights}; choose another folder")
     (folder / STATE_FOLDER).mkdir(exist_ok=True)
@@ -301,7 +303,7 @@ def _finish(folder: Path, networks: Networks, run: _Run, phases: list[dict[str, 
     }
     run.assign_last()
     _save_model(networks.classifier(), folder / LAST_NAME)
-    _write_json(folder / SUMMARY_NAME, summary)
+    write_json(folder / SUMMARY_NAME, summary)
     shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
     return summary
 
@@ -328,11 +330,6 @@ def _save_model(model: keras.Model, path: Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with written_atomically(path) as file:
-        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

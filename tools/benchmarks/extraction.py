@@ -103,7 +103,9 @@ def _torch(task: Task, *, compiled: bool) -> Pass:
     from torch.utils.data import DataLoader
 
     if task.backbone != "vgg16":
-        raise NotImplementedError(f"{task.backbone} is not written in PyTorch here, vgg16 is")
+        raise ValueError(
+            f"PyTorch's contenders are written for vgg16 (got --backbone={task.backbone}): leave them out with --only"
+        )
     torch.set_num_threads(task.workers)
     network: Any = _make_vgg16().to(torch.bfloat16, memory_format=torch.channels_last).eval()
     if compiled:
