@@ -40,8 +40,9 @@ def make(colours, tmp_path_factory):
             for view in (range(NUM_VIEWS) if augmented else [None])
         ]
         val_features = extract(cache, network, preprocessing, val, view=None, progress=False)
-        pictures = PictureBatches(train, val, batch_size, NUM_CLASSES, **given)
-        return pictures, FeatureBatches(train, val, views, val_features, batch_size, NUM_CLASSES, **given)
+        shared = {"train": train, "val": val, "batch_size": batch_size, "num_classes": NUM_CLASSES, **given}
+        pictures = PictureBatches(**shared)
+        return pictures, FeatureBatches(views=views, val_features=val_features, **shared)
 
     return make
 
@@ -154,7 +155,7 @@ def test_validation_covers_each_picture_once(make, options, batch_size):
 
 def test_mixed_targets_come_through(colours):
     train = Pictures(colours, "train", IMAGE_SIZE, augmentation=Augmentation(mixup=1.0))
-    batches = PictureBatches(train, Pictures(colours, "val", IMAGE_SIZE), 8, NUM_CLASSES)
+    batches = PictureBatches(train=train, val=Pictures(colours, "val", IMAGE_SIZE), batch_size=8, num_classes=NUM_CLASSES)
     targets = np.concatenate([batch[1] for batch in first(batches, batches.num_steps)])
     assert targets.dtype == np.float32
     np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)

@@ -1,17 +1,17 @@
 """What a training step is fed with: pictures, or features from the cache, in the same order.
 
-Both kinds have `num_steps`, `num_rows`, `start(epoch, step)`, an endless iterator of training batches from there on, and
-`validation()`, one of each validation batch. A batch is (inputs, targets float32 [B, C], weights float32 [B]); a blank row
+A batch is (inputs, targets float32 [B, C], weights float32 [B]); a blank row
 has the weight 0.
 """
 
 from __future__ import annotations
 
+import abc
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -24,9 +24,9 @@ from tfpipe.transfer.pictures import Pictures
 Batch = tuple[Any, Any, Any]
 
 
-@dataclass(frozen=True)
-class PictureBatches:
-    """Pictures, decoded and augmented for every step.
+@dataclass(frozen=True, kw_only=True)
+class Batches(abc.ABC):
+    """Where a phase's batches come from: what both kinds share.
 
     Attributes:
         train: of training.
@@ -35,6 +35,7 @@ class PictureBatches:
         num_classes: columns of the targets.
         reader: (index, count) of this worker.
         equal: fill the last batch of an epoch with blank rows, so that replicas can share it.
+        is_cached: whether they are features.
     """
 
     train: Pictures
@@ -43,16 +44,11 @@ class PictureBatches:
     num_classes: int
     reader: tuple[int, int] = (0, 1)
     equal: bool = False
+    is_cached: ClassVar[bool]
 
-    is_cached = False
-
-    @cached_property
+    @cached_property  # opening the data set takes longer than an epoch of features
     def _loader(self) -> Loader:
         return self.train.training(self.batch_size, shard=self.reader, equal_steps=self.equal)
-
-    @cached_property
-    def _val_data(self) -> tf.data.Dataset:
-        return self.val.once(self.batch_size)
 
     @property
     def num_steps(self) -> int:
@@ -63,6 +59,25 @@ class PictureBatches:
     def num_rows(self) -> int:
         """Pictures of an epoch, of all workers."""
         return self._loader.rows.order.num_rows
+
+    @abc.abstractmethod
+    def start(self, epoch: int, step: int) -> Iterator[Batch]:
+        """Returns the training batches from (epoch, step) on, without end."""
+
+    @abc.abstractmethod
+    def validation(self) -> Iterator[Batch]:
+        """Returns each validation batch once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureBatches(Batches):
+    """Pictures, decoded and augmented for every step."""
+
+    is_cached: ClassVar[bool] = False
+
+    @cached_property
+    def _val_data(self) -> tf.data.Dataset:
+        return self.val.once(self.batch_size)
 
     def start(self, epoch: int, step: int) -> Iterator[Batch]:
         """Returns the batches from (epoch, step) on, without end; inputs are uint8 [B, H, W, 3]."""
@@ -77,49 +92,22 @@ class PictureBatches:
             yield images, tf.one_hot(labels, self.num_classes), tf.ones(len(images))
 
 
-@dataclass(frozen=True)
-class FeatureBatches:
-    """Features, in the order in which their pictures would come.
+@dataclass(frozen=True, kw_only=True)
+class FeatureBatches(Batches):
+    """Features, in the order in which their pictures would come; no picture is read.
 
     Attributes:
-        train: of training: order and labels; no picture is read.
-        val: of validation.
         views: features of the training split; epoch e takes view e modulo their number.
         val_features: of the validation split.
-        batch_size: see `PictureBatches`, as of the following.
-        num_classes: columns of the targets.
-        reader: (index, count) of this worker.
-        equal: fill up with blank rows.
     """
 
-    train: Pictures
-    val: Pictures
     views: Sequence[Features]
     val_features: Features
-    batch_size: int
-    num_classes: int
-    reader: tuple[int, int] = (0, 1)
-    equal: bool = False
-
-    is_cached = True
-
-    @cached_property  # opening the data set takes longer than an epoch of features
-    def _loader(self) -> Loader:
-        return self.train.training(self.batch_size, shard=self.reader, equal_steps=self.equal)
+    is_cached: ClassVar[bool] = True
 
     @cached_property
     def _val_loader(self) -> Loader:
         return self.val.evaluation(self.batch_size)
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of an epoch."""
-        return self._loader.rows.schedule.num_steps
-
-    @property
-    def num_rows(self) -> int:
-        """Pictures of an epoch, of all workers."""
-        return self._loader.rows.order.num_rows
 
     def start(self, epoch: int, step: int) -> Iterator[Batch]:
         """Returns the batches from (epoch, step) on, without end; inputs are features [B, h, w, D]."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,13 +20,13 @@ import tensorflow as tf
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.records import weights
 from tfpipe.transfer import features
-from tfpipe.transfer.batches import FeatureBatches, PictureBatches
+from tfpipe.transfer.batches import Batches, FeatureBatches, PictureBatches
 from tfpipe.transfer.features import Features
 from tfpipe.transfer.networks import Networks
 from tfpipe.transfer.pictures import Pictures
 from tfpipe.transfer.recipes import Recipe
 from tfpipe.transfer.schedules import EarlyStopping, Plateau, Schedule, WarmupCosine
-from tfpipe.transfer.training import Batches, Phase
+from tfpipe.transfer.training import Phase, count_workers
 
 _LOWEST_RATE = 0.01  # of the peak: plateau's floor
 
@@ -106,8 +107,7 @@ class Phases:
         return caches
 
     def _pictures(self) -> PictureBatches:
-        reader, equal = self._readers()
-        return PictureBatches(self.train, self.val, self._worker_batch(), self._num_classes, reader, equal)
+        return PictureBatches(**self._shared())
 
     def _features(self, network: keras.Model) -> FeatureBatches:
         def extract(pictures: Pictures, view: int | None) -> Features:
@@ -116,9 +116,7 @@ class Phases:
 
         augmented = self.train.augmentation != Augmentation()
         views = [extract(self.train, view if augmented else None) for view in range(self.recipe.views or 1)]
-        reader, equal = self._readers()
-        val = extract(self.val, None)
-        return FeatureBatches(self.train, self.val, views, val, self._worker_batch(), self._num_classes, reader, equal)
+        return FeatureBatches(views=views, val_features=extract(self.val, None), **self._shared())
 
     def _check(self, frozen: keras.Model, network: keras.Model, batches: FeatureBatches | None) -> None:
         """Compares what the frozen part of `network` gives in training with the cache, or with inference if there is none."""
@@ -163,19 +161,18 @@ class Phases:
     def _num_classes(self) -> int:
         return len(self.train.manifest.class_names)
 
-    def _readers(self) -> tuple[tuple[int, int], bool]:
-        """Returns (index, count) of this worker and whether batches must all be full."""
-        resolver = self.strategy.cluster_resolver
-        index = resolver.task_id if resolver is not None and resolver.task_id is not None else 0
-        return (index, self._num_workers), self.strategy.num_replicas_in_sync > 1
-
-    @property
-    def _num_workers(self) -> int:
-        workers: int = getattr(self.strategy.extended, "_num_workers", 1)
-        return workers
-
-    def _worker_batch(self) -> int:
-        replicas = self.strategy.num_replicas_in_sync
+    def _shared(self) -> dict[str, Any]:
+        """Returns what both kinds of batches are made of, for this worker."""
+        replicas, num_workers = self.strategy.num_replicas_in_sync, count_workers(self.strategy)
         if self.recipe.batch_size % replicas:
             raise ValueError(f"batch_size={self.recipe.batch_size} cannot be shared by {replicas} replicas")
-        return self.recipe.batch_size // self._num_workers
+        resolver = self.strategy.cluster_resolver
+        index = resolver.task_id if resolver is not None and resolver.task_id is not None else 0
+        return {
+            "train": self.train,
+            "val": self.val,
+            "batch_size": self.recipe.batch_size // num_workers,
+            "num_classes": self._num_classes,
+            "reader": (index, num_workers),
+            "equal": replicas > 1,
+        }

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -26,39 +26,13 @@ import tensorflow as tf
 
 from tfpipe.records.errors import DataError
 from tfpipe.transfer import states
-from tfpipe.transfer.batches import Batch
+from tfpipe.transfer.batches import Batch, Batches
 from tfpipe.transfer.journal import Journal, StepProgress
 from tfpipe.transfer.schedules import EarlyStopping, RangeTest, Schedule
 
 Array = np.ndarray[Any, Any]
 
 _LOG_STEPS = 20  # between two lines of the log
-
-
-class Batches(Protocol):
-    """Where batches come from; see `tfpipe.transfer.batches`."""
-
-    @property
-    def batch_size(self) -> int:
-        """Pictures of a batch of this worker."""
-
-    @property
-    def is_cached(self) -> bool:
-        """Whether they are features."""
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of an epoch."""
-
-    @property
-    def num_rows(self) -> int:
-        """Pictures of an epoch, of all workers."""
-
-    def start(self, epoch: int, step: int) -> Iterator[Batch]:
-        """Returns endless training batches."""
-
-    def validation(self) -> Iterator[Batch]:
-        """Returns one pass of validation batches."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +130,7 @@ class Loop:
         self._best: list[Array] = []
         self._batches: Iterator[Batch] | None = None
         self._graph_is_new = True
-        self._num_workers = getattr(self.strategy.extended, "_num_workers", 1)
+        self._num_workers = count_workers(self.strategy)
         self._replicas = self.strategy.num_replicas_in_sync // self._num_workers
         self._train = tf.function(self._train_step, autograph=False, reduce_retracing=True)
         self._validate = tf.function(self._validation_step, autograph=False, reduce_retracing=True)
@@ -384,6 +358,11 @@ class Loop:
         self.progress = Progress(**facts["progress"])
         self.phase.stopping.restore(facts["stopping"])
         self.phase.schedule.restore(facts["schedule"])
+
+
+def count_workers(strategy: tf.distribute.Strategy) -> int:
+    """Returns how many processes train together; TensorFlow 2.21 has no public name for it."""
+    return int(getattr(strategy.extended, "_num_workers", 1))
 
 
 def _penalty(network: keras.Model) -> Any:
