@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -28,32 +28,13 @@ from tfpipe.records import images, manifest, schema
 from tfpipe.records.errors import DataError, RejectedImage
 from tfpipe.records.files import written_atomically
 from tfpipe.records.progress import ProgressBar
-from tfpipe.serving import sources
+from tfpipe.serving import artefacts, sources
 from tfpipe.serving.sources import Picture
 from tfpipe.serving.tables import COLUMNS, Columns, Table, write_rejected
-from tfpipe.transfer import classifiers
+from tfpipe.transfer.classifiers import Predictor
 
 _log = logging.getLogger("tfpipe")
 _SHOWN = 10
-
-
-class Predictor(Protocol):
-    """What a model must be able to do to be asked: `classifiers.Classifier` is one."""
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """Names of the columns of `predict`."""
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) of its input."""
-
-    @property
-    def resize(self) -> Any:
-        """How pictures are brought to that size, see `tfpipe.dataset`."""
-
-    def predict(self, images: Any) -> np.ndarray[Any, Any]:
-        """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +74,7 @@ def predict(
     """Writes one row per picture, ordered by id (1, 2, 10), and replaces the output when all rows are there.
 
     Args:
-        model: a run's folder, a .keras file of `tfpipe.train`, or a loaded classifier.
+        model: a run's folder, a .keras file of `tfpipe.train`, a file or folder of an export, or a loaded model.
         inputs: files, folders (with all folders below) and globs; or one data set.
         output: the CSV file.
         split: of the data set; needed where it has several.
@@ -120,7 +101,7 @@ def predict(
     listing = sources.list_pictures(inputs, split)
     _check_replaced(path, listing.pictures)
     _say_passed_over(listing.passed_over)
-    predictor = classifiers.load(model) if isinstance(model, str | os.PathLike) else model
+    predictor = artefacts.load(model) if isinstance(model, str | os.PathLike) else model
     table = Table(columns, predictor.class_names, positive_class, id_column, value_column)
     errors: dict[int, DataError] = {}
     counts = dict.fromkeys(predictor.class_names, 0)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -24,6 +25,29 @@ from tfpipe.transfer import layers
 from tfpipe.transfer.cutting import hash_network
 
 MODEL_NAME = "model.keras"  # in a run's folder
+
+
+class Predictor(Protocol):
+    """What a model must be able to do to be asked and evaluated: `Classifier` is one, an exported model another."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the columns of `predict`."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of its input."""
+
+    @property
+    def resize(self) -> Any:
+        """How pictures are brought to that size, see `tfpipe.dataset`."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the trained model, whatever form it has: 64 hexadecimal digits."""
+
+    def predict(self, images: Any) -> np.ndarray[Any, Any]:
+        """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
 
 
 @dataclass(frozen=True)

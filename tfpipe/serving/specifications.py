@@ -1,0 +1,76 @@
+"""What has to be known of a model to feed it and to read its answers.
+
+    specification = Specification(("cat", "dog"), (224, 224), "stretch", "caffe", sha256)
+    from_json(specification.to_json(), path) == specification
+
+It travels as JSON inside every file of an export.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from tfpipe.pipeline import decoding
+from tfpipe.pipeline.decoding import Resize
+from tfpipe.records.errors import DataError
+from tfpipe.records.images import DEFAULT_MAX_PIXELS
+
+FILE_NAME = "preprocessing.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Specification:
+    """How pictures are brought to a model, and what its answers mean.
+
+    Attributes:
+        class_names: names of the columns of the probabilities.
+        image_size: (height, width) of its input.
+        resize: how pictures are brought to that size, see `tfpipe.dataset`.
+        preprocessing: what the model itself does with the pixels first, one of `tfpipe.transfer.layers.PREPROCESSINGS`.
+        sha256: of the model that was exported, see `Classifier.sha256`.
+        top_k: columns of "classes" and "scores".
+        max_pixels: height times width above which a file is not decoded.
+        version: of tfpipe.
+    """
+
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]
+    resize: Resize
+    preprocessing: str
+    sha256: str
+    top_k: int = 5
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    version: str = ""
+
+    def to_json(self) -> str:
+        """Returns one JSON object, the same text for equal specifications."""
+        facts = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return json.dumps(facts, ensure_ascii=False, sort_keys=True, indent=2) + "\n"
+
+
+def from_json(text: str, path: str | os.PathLike[str]) -> Specification:
+    """Returns what `to_json` wrote.
+
+    Args:
+        text: the JSON.
+        path: where it was found, for errors.
+
+    Raises:
+        DataError: it is no specification.
+    """
+    try:
+        facts: dict[str, Any] = json.loads(text)
+        if facts.pop("format_version") != FORMAT_VERSION:
+            raise DataError(f"{FILE_NAME} is of another version of tfpipe than this one reads ({FORMAT_VERSION})", path=path)
+        facts["class_names"], facts["image_size"] = tuple(facts["class_names"]), tuple(facts["image_size"])
+        specification = Specification(**facts)
+        decoding.check_size(specification.image_size)
+        decoding.check_mode(specification.resize)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"holds no specification of a model: {type(error).__name__}: {error}", path=path) from error
+    return specification
