@@ -25,6 +25,7 @@ from tfpipe.transfer import layers
 from tfpipe.transfer.cutting import hash_network
 
 MODEL_NAME = "model.keras"  # in a run's folder
+_FEATURES = ("pooling", "features")  # of a classifier of `tfpipe.train`, and of one that was wrapped
 
 
 class Predictor(Protocol):
@@ -51,11 +52,11 @@ class Predictor(Protocol):
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """A model and what its parts are.
+class NamedModel:
+    """A Keras model from pixels to probabilities whose columns have names; a `Predictor`.
 
     Attributes:
-        model: uint8 [B, H, W, 3], RGB, 0..255 -> float32 [B, C], probabilities. Computes in float32.
+        model: uint8 [B, H, W, 3], RGB, 0..255 -> float32 [B, C], probabilities.
     """
 
     model: keras.Model
@@ -77,6 +78,12 @@ class Classifier:
         """How pictures are brought to that size, see `tfpipe.dataset`."""
         return self.model.get_layer("preprocessing").resize
 
+    @property
+    def preprocessing(self) -> str:
+        """What the model does with the pixels first, one of `layers.PREPROCESSINGS`."""
+        mode: str = self.model.get_layer("preprocessing").mode
+        return mode
+
     @cached_property
     def sha256(self) -> str:
         """Hash of architecture, class names and weights: equal for equal models.
@@ -84,6 +91,30 @@ class Classifier:
         The .keras file cannot be hashed instead: it holds the date of its making.
         """
         return hash_network(self.model)
+
+    @cached_property
+    def network(self) -> keras.Model:
+        """Pictures -> [probabilities, features [B, D]], or [probabilities] where no layer is known to have features."""
+        features = [layer.output for layer in self.model.layers if layer.name in _FEATURES]
+        return keras.Model(self.model.input, [self.model.output, *features], name="network")
+
+    @cached_property
+    def _predict(self) -> Any:
+        return tf.function(
+            lambda images: self.network(images, training=False),
+            input_signature=[tf.TensorSpec([None, *self.image_size, 3], tf.uint8)],
+            autograph=False,
+        )
+
+    def predict(self, images: Any) -> np.ndarray[Any, Any]:
+        """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
+        probabilities: np.ndarray[Any, Any] = self._predict(images)[0].numpy()
+        return probabilities
+
+
+@dataclass(frozen=True)
+class Classifier(NamedModel):
+    """A model that `tfpipe.train` made, and what its parts are. It computes in float32."""
 
     @cached_property
     def trunk(self) -> keras.Model:
@@ -94,20 +125,6 @@ class Classifier:
     def head(self) -> keras.Model:
         """Feature map -> logits [B, C]."""
         return keras.Model(self.model.get_layer("pooling").input, self.model.get_layer("logits").output, name="head")
-
-    @cached_property
-    def _predict(self) -> Any:
-        outputs = [self.model.output, self.model.get_layer("pooling").output]
-        both = keras.Model(self.model.input, outputs)
-        return tf.function(
-            lambda images: both(images, training=False),
-            input_signature=[tf.TensorSpec([None, *self.image_size, 3], tf.uint8)],
-            autograph=False,
-        )
-
-    def predict(self, images: Any) -> np.ndarray[Any, Any]:
-        """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
-        return self.predict_with_features(images)[0]
 
     def predict_with_features(self, images: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Returns probabilities, float32 [B, C], and pooled features, float32 [B, D], of uint8 pictures [B, H, W, 3]."""
@@ -121,6 +138,16 @@ def load(path: str | os.PathLike[str]) -> Classifier:
     Raises:
         FileNotFoundError: there is none.
         DataError: the file cannot be read, or holds another kind of model.
+    """
+    model, file = load_model(path)
+    return check(model, file)
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[keras.Model, Path]:
+    """Returns the Keras model of a run's folder or of any .keras file, and the file's path.
+
+    Raises:
+        FileNotFoundError, DataError: as `load`.
     """
     file = Path(path)
     if file.is_dir():
@@ -137,7 +164,7 @@ def load(path: str | os.PathLike[str]) -> Classifier:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         # The last line: Keras wraps the reason in the whole architecture, layer by layer.
         raise DataError(f"cannot be loaded as a Keras model: {reason[-1][:200]}", path=file) from error
-    return check(model, file)
+    return model, file
 
 
 def check(model: keras.Model, path: str | os.PathLike[str] | None = None) -> Classifier:
@@ -146,11 +173,17 @@ def check(model: keras.Model, path: str | os.PathLike[str] | None = None) -> Cla
     Raises:
         DataError: it lacks the layers that make it one.
     """
-    names = {layer.name: layer for layer in getattr(model, "layers", [])}
-    anything = keras.layers.Layer
-    kinds: dict[str, Any] = {"preprocessing": layers.Preprocessing, "pooling": anything, "logits": anything}
-    kinds["probabilities"] = layers.Probabilities
-    missing = [name for name, kind in kinds.items() if not isinstance(names.get(name), kind)]
-    if missing:
+    if missing := _missing(model, ("preprocessing", "pooling", "logits", "probabilities")):
         raise DataError(f"not a classifier of tfpipe: it has no layer {' and no '.join(missing)}", path=path)
     return Classifier(model)
+
+
+def is_named(model: keras.Model) -> bool:
+    """True for a model whose input and output are known: `NamedModel(model)` works."""
+    return not _missing(model, ("preprocessing", "probabilities"))
+
+
+def _missing(model: keras.Model, needed: Sequence[str]) -> list[str]:
+    found = {layer.name: layer for layer in getattr(model, "layers", [])}
+    kinds = {"preprocessing": layers.Preprocessing, "probabilities": layers.Probabilities}
+    return [name for name in needed if not isinstance(found.get(name), kinds.get(name, keras.layers.Layer))]

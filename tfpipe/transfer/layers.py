@@ -21,6 +21,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode "L"
 
 # none: 0..255 as it is, for networks with a rescaling of their own. grey: one channel, 0..1.
 PREPROCESSINGS = ("caffe", "tf", "torch", "unit", "grey", "none")
+OUTPUTS = ("logits", "probabilities", "sigmoid")
 
 
 @keras.saving.register_keras_serializable("tfpipe")
@@ -103,27 +104,35 @@ class Trunk(keras.layers.Layer):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable("tfpipe")
 class Probabilities(keras.layers.Layer):  # type: ignore[misc]
-    """Logits [B, C] -> float32 probabilities [B, C], whose columns have names.
+    """A network's outputs [B, C] -> float32 probabilities [B, C], whose columns have names.
 
     Args:
         class_names: name of each column.
         sha256: of the names, as `hash_names` gives it; compared when a model is loaded.
+        source: what the outputs are, one of OUTPUTS: "logits", whose softmax is taken; "probabilities"; "sigmoid", [B, 1],
+            the probability of the second of two classes.
     """
 
-    def __init__(self, class_names: Sequence[str], sha256: str | None = None, **options: Any) -> None:
+    def __init__(self, class_names: Sequence[str], sha256: str | None = None, source: str = "logits", **options: Any) -> None:
         super().__init__(**{**options, "dtype": "float32"})
-        self.class_names = tuple(class_names)
+        if source not in OUTPUTS:
+            raise ValueError(f"source must be one of {', '.join(OUTPUTS)} (got {source!r})")
+        self.class_names, self.source = tuple(class_names), source
         self.sha256 = hash_names(self.class_names)
         if sha256 not in (None, self.sha256):
             raise ValueError(f"the model's class names were changed: they hash to {self.sha256}, not to {sha256}")
 
-    def call(self, logits: Any) -> Any:
+    def call(self, outputs: Any) -> Any:
         """Returns the probabilities."""
-        return ops.softmax(ops.cast(logits, "float32"), axis=-1)
+        outputs = ops.cast(outputs, "float32")
+        if self.source == "logits":
+            return ops.softmax(outputs, axis=-1)
+        return outputs if self.source == "probabilities" else ops.concatenate([1.0 - outputs, outputs], axis=-1)
 
     def get_config(self) -> dict[str, Any]:
         """Returns what builds the layer anew."""
-        return {**super().get_config(), "class_names": list(self.class_names), "sha256": self.sha256}
+        source = {} if self.source == "logits" else {"source": self.source}  # the hash of models made before stays
+        return {**super().get_config(), "class_names": list(self.class_names), "sha256": self.sha256, **source}
 
 
 def hash_names(class_names: Sequence[str]) -> str:
