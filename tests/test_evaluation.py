@@ -473,6 +473,38 @@ def test_a_specificity_of_numpy_is_a_number(classifier, shards, tmp_path):
     )
 
 
+class Exported:
+    """A model that shows what a `Predictor` must, and nothing else."""
+
+    def __init__(self, classifier):
+        self.class_names, self.image_size = classifier.class_names, classifier.image_size
+        self.resize, self.sha256, self.predict = classifier.resize, classifier.sha256, classifier.predict
+
+
+@pytest.mark.usefixtures("quick")
+def test_any_predictor_gives_the_table_and_the_receipt_of_the_classifier(plain, classifier, shards, tmp_path):
+    run(classifier, shards, tmp_path / "classifier", calibrate="val")
+    run(Exported(classifier), shards, tmp_path / "exported", calibrate="val")
+    names = sorted(path.name for path in (tmp_path / "exported").iterdir())
+    assert "calibration.csv" in names
+    for name in names:
+        assert (tmp_path / "exported" / name).read_bytes() == (tmp_path / "classifier" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", ["frozen_image.pb", "model.tflite", "model.onnx", "saved_model", "export"])
+def test_the_path_of_an_export_is_told_to_be_loaded(tmp_path, name):
+    write(tmp_path / "saved_model" / "saved_model.pb", b"")
+    write(tmp_path / "export" / "preprocessing.json", b"{}")
+    with pytest.raises(ValueError, match=rf"{name}: an exported model is loaded first: evaluate\(tfpipe.load\('.*{name}'\)"):
+        run(tmp_path / name, tmp_path / "shards", tmp_path / "eval")
+
+
+def test_what_is_no_model_is_told_so(tmp_path):
+    model = types.SimpleNamespace(predict=None, image_size=(8, 8), resize="stretch")
+    with pytest.raises(ValueError, match="a SimpleNamespace, which has no class_names and no sha256"):
+        run(model, tmp_path / "shards", tmp_path / "eval")
+
+
 @pytest.fixture
 def tool(monkeypatch):
     """tools.evaluate without its flags: in one process, those of other tools have the same names."""
@@ -551,6 +583,17 @@ def test_the_command_shows_what_it_found_whatever_becomes_of_the_report(
             tool.main([])
     assert "on 33 pictures of 'test', every one once" in shown[0]
     assert predictions.read(tmp_path / "eval").keys
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_command_loads_a_model_of_any_form(plain, classifier, shards, tmp_path, monkeypatch, tool):
+    monkeypatch.setattr("tfpipe.serving.artefacts.load", {"saved_model": Exported(classifier)}.__getitem__)
+    given = {"_MODEL": "saved_model", "_DATA": shards, "_OUTPUT": tmp_path, "_REPORT": False}
+    for name, value in given.items():
+        monkeypatch.setattr(tool, name, types.SimpleNamespace(value=value))
+    assert tool.main([]) is None
+    assert (tmp_path / "predictions.csv").read_bytes() == (plain.folder / "predictions.csv").read_bytes()
+    assert (tmp_path / "receipt.json").read_bytes() == (plain.folder / "receipt.json").read_bytes()
 
 
 @pytest.mark.usefixtures("quick")

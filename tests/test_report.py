@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 from html.parser import HTMLParser
 
 import numpy as np
@@ -170,6 +171,24 @@ def test_the_report_of_another_model_or_split_is_refused(hostile):
         write_report(path.parent, classifier, data, "train", progress=False)
     with pytest.raises(ValueError, match="model_sha256"):
         write_report(path.parent, make_classifier(HOSTILE_NAMES, seed=1), data, "test", progress=False)
+
+
+def test_of_a_model_with_no_more_than_probabilities_the_page_says_what_it_lacks(hostile, tmp_path):
+    path, classifier, data = hostile
+    for name in ("predictions.csv", "receipt.json", "metrics.json"):
+        (tmp_path / name).write_bytes((path.parent / name).read_bytes())
+    names = ("class_names", "image_size", "resize", "sha256")
+    exported = types.SimpleNamespace(**{name: getattr(classifier, name) for name in names})
+    page, whole = read_page(write_report(tmp_path, exported, data, "test", progress=False)), Page(path.read_text("utf-8"))
+    assert not (tmp_path / report.TWINS_NAME).exists()
+    mistakes, twins = page.section("Worst mistakes"), page.section("Near-duplicates")
+    assert "(Grad-CAM) is not shown: this model gives probabilities alone" in mistakes
+    assert "Not looked for: this model gives probabilities alone" in twins
+    same = [name for name in SECTIONS if name not in ("Result", "Worst mistakes", "Near-duplicates")]
+    assert all(page.section(name) == whole.section(name) for name in same)
+    wrong = len(worst_mistakes(report.predictions.read(tmp_path)))
+    assert page.counts["img"] == whole.counts["img"] - wrong - 2 * 2  # no heat, and no pairs of twins
+    assert "Grad-CAM, Selvaraju" in whole.section("Worst mistakes")
 
 
 def test_a_set_without_mistakes_and_without_train(tmp_path):

@@ -2,6 +2,7 @@
 """Evaluates a classifier on a labelled split: each picture once, one table, and all metrics from that table.
 
   evaluate --model=runs/a --data=shards/ --split=test --output=eval/
+  evaluate --model=export/saved_model --data=shards/ --split=test --output=eval/     or a .pb, .tflite or .onnx file
   evaluate --model=runs/a --data=shards/ --split=test --output=eval/ --positive_class=ill --specificity=0.9 --calibrate=val
   evaluate --model=runs/a --data=shards/ --split=test --output=eval/ --shard=0/3     one of three processes or machines
   evaluate compare A B         McNemar's test: do two evaluations (folders or predictions.csv) of the same pictures differ?
@@ -29,7 +30,7 @@ from tfpipe.records.summary import display_width, plural
 if TYPE_CHECKING:
     from tfpipe.transfer.evaluation import Evaluation
 
-_MODEL = flags.DEFINE_string("model", None, "A run's folder, or a .keras file that train wrote.")
+_MODEL = flags.DEFINE_string("model", None, "A run's folder, a .keras file that train wrote, or a file or folder of an export.")
 _DATA = flags.DEFINE_string("data", None, "Folder of a data set of build_tfrecords.")
 _SPLIT = flags.DEFINE_string("split", "test", "Split to evaluate on.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; made if need be, earlier results are replaced.")
@@ -64,7 +65,8 @@ def main(arguments: list[str]) -> int | None:
 
 
 def _evaluate(shard: tuple[int, int] | None) -> int | None:
-    from tfpipe.transfer.evaluation import evaluate  # takes seconds, and help needs no TensorFlow
+    from tfpipe.serving import artefacts  # takes seconds, and help needs no TensorFlow
+    from tfpipe.transfer.evaluation import evaluate
 
     found: list[Evaluation] = []
 
@@ -74,7 +76,7 @@ def _evaluate(shard: tuple[int, int] | None) -> int | None:
 
     try:
         evaluation = evaluate(
-            _MODEL.value,
+            artefacts.load(_MODEL.value),
             _DATA.value,
             _SPLIT.value,
             _OUTPUT.value,

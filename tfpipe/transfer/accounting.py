@@ -17,7 +17,7 @@ from typing import Any
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.errors import DataError
-from tfpipe.transfer.classifiers import Classifier
+from tfpipe.transfer.classifiers import Predictor
 from tfpipe.transfer.layers import hash_names
 from tfpipe.transfer.predictions import RECEIPT_NAME, Predictions, hash_ids
 
@@ -26,12 +26,11 @@ Claim = dict[str, Any]
 _SHOWN = 3
 
 
-def open_split(classifier: Classifier, directory: str | os.PathLike[str], split: str) -> manifests.Manifest:
-    """Returns the manifest of a data set whose split the classifier can be evaluated on.
+def open_split(predictor: Predictor, directory: str | os.PathLike[str], split: str) -> manifests.Manifest:
+    """Returns the manifest of a data set whose split the model can be evaluated on.
 
     Raises:
-        ValueError: there is no such split, it is unlabelled or empty, or the classifier does not know one of the data set's
-            classes.
+        ValueError: there is no such split, it is unlabelled or empty, or the model does not know one of the data set's classes.
         FileNotFoundError, DataError: as `manifest.load`.
     """
     manifest = manifests.load(directory)
@@ -40,18 +39,18 @@ def open_split(classifier: Classifier, directory: str | os.PathLike[str], split:
         raise ValueError(f"{directory}: split {split!r} is empty: there is nothing to evaluate")
     if not content.labelled:
         raise ValueError(f"{directory}: split {split!r} has no labels: tools/predict writes what a model says of its pictures")
-    known = set(classifier.class_names)
+    known = set(predictor.class_names)
     unknown = [name for name in manifest.class_names if name not in known]
     if unknown:
         raise ValueError(
             f"{directory}: the model does not know the classes {', '.join(map(repr, unknown))};"
-            f" it knows {', '.join(map(repr, classifier.class_names))}"
+            f" it knows {', '.join(map(repr, predictor.class_names))}"
         )
     return manifest
 
 
 def claim(
-    classifier: Classifier,
+    predictor: Predictor,
     directory: str | os.PathLike[str],
     manifest: manifests.Manifest,
     split: str,
@@ -68,8 +67,8 @@ def claim(
         "records_expected": manifest.split(split).num_records,
         "expected_ids_sha256": hash_ids(row.key for row in read_catalog(directory, split=split)),
         "data_root_hash": manifest.root_hash,
-        "model_sha256": classifier.sha256,
-        "class_names_sha256": hash_names(classifier.class_names),
+        "model_sha256": predictor.sha256,
+        "class_names_sha256": hash_names(predictor.class_names),
         "options": dict(options),
         "versions": {"tfpipe": tfpipe.__version__, "tensorflow": tf.__version__, "keras": keras.__version__},
     }

@@ -33,7 +33,7 @@ from tfpipe.records.files import sha256_of, written_atomically
 from tfpipe.records.locking import locked
 from tfpipe.records.progress import ProgressBar
 from tfpipe.transfer import accounting, calibration, classifiers, metrics, parts, predictions, reading_errors
-from tfpipe.transfer.classifiers import Classifier
+from tfpipe.transfer.classifiers import Predictor
 from tfpipe.transfer.predictions import Predictions
 
 _log = logging.getLogger("tfpipe")
@@ -42,6 +42,10 @@ UNCALIBRATED_NAME = "uncalibrated.csv"
 CALIBRATION_NAME = "calibration.csv"
 REPORT_NAME = "report.html"
 NEAR_DUPLICATES_NAME = "near_duplicates.json"
+
+_EXPORTED_FILES = (".pb", ".tflite", ".onnx")
+_IN_EXPORTS = ("saved_model.pb", "preprocessing.json")
+_NEEDED = ("class_names", "image_size", "resize", "sha256", "predict")  # of a `Predictor`
 
 _VOUCHED = (metrics.FILE_NAME, REPORT_NAME, NEAR_DUPLICATES_NAME, UNCALIBRATED_NAME, CALIBRATION_NAME)
 
@@ -65,7 +69,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: str | os.PathLike[str] | Classifier,
+    model: str | os.PathLike[str] | Predictor,
     directory: str | os.PathLike[str],
     split: str,
     output: str | os.PathLike[str],
@@ -81,14 +85,14 @@ def evaluate(
     progress: bool = True,
     on_found: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
-    """Evaluates a classifier on a split: each picture once, or an error that says which one not.
+    """Evaluates a model on a split: each picture once, or an error that says which one not.
 
     Ids, their order, predicted classes and receipt.json are the same for any batch size and number of readers;
     probabilities are within 1e-5. Classes are matched by name: their order in the data set does not matter, and the model
     may know more of them. Memory grows with the table's rows alone.
 
     Args:
-        model: a run's folder, a .keras file, or a classifier.
+        model: a run's folder, a .keras file, or a loaded model of any form: `tfpipe.load("export/saved_model")`.
         directory: of the data set.
         split: its name; labelled.
         output: folder, made if need be; files of an earlier evaluation are replaced, others left alone.
@@ -112,9 +116,9 @@ def evaluate(
         DataError: a record is damaged or missing, the data set was replaced during the pass, or a part is damaged.
     """
     _check_readers(batch_size, shard, num_readers)
-    classifier = model if isinstance(model, Classifier) else classifiers.load(model)
+    predictor = _loaded(model)
     options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": float(specificity)}
-    run = _Run(classifier, directory, split, Path(output), batch_size, progress, options)
+    run = _Run(predictor, directory, split, Path(output), batch_size, progress, options)
     claim = run.begin()
     if shard is not None:
         run.write_part(shard, claim)
@@ -132,14 +136,14 @@ def evaluate(
         if shard is None:
             chunks = run.chunks(split, [(index, num_readers) for index in range(num_readers)])
         else:
-            chunks = parts.merge(run.folder, shard[1], predictions.header(classifier.class_names), claim)
+            chunks = parts.merge(run.folder, shard[1], predictions.header(predictor.class_names), claim)
         evaluation = run.finish(chunks, claim)
         if on_found:
             on_found(evaluation)
         if report:
             from tfpipe.transfer.report import write_report
 
-            write_report(run.folder, classifier, directory, split, near_duplicates=near_duplicates, progress=progress)
+            write_report(run.folder, predictor, directory, split, near_duplicates=near_duplicates, progress=progress)
     return evaluation
 
 
@@ -147,7 +151,7 @@ def evaluate(
 class _Run:
     """One evaluation, or one reader's part of it."""
 
-    classifier: Classifier
+    predictor: Predictor
     directory: str | os.PathLike[str]
     split: str
     folder: Path
@@ -160,21 +164,21 @@ class _Run:
         calibrate = self.options["calibrate"]
         if calibrate == self.split:
             raise ValueError(f"calibrate must be another split than the one that is evaluated (got {calibrate!r} for both)")
-        metrics.check_options(self.classifier.class_names, self.options["positive_class"], self.options["specificity"])
-        manifest = accounting.open_split(self.classifier, self.directory, self.split)
+        metrics.check_options(self.predictor.class_names, self.options["positive_class"], self.options["specificity"])
+        manifest = accounting.open_split(self.predictor, self.directory, self.split)
         if calibrate is not None:
-            accounting.open_split(self.classifier, self.directory, calibrate)
+            accounting.open_split(self.predictor, self.directory, calibrate)
         _check_writable(self.folder)
-        return accounting.claim(self.classifier, self.directory, manifest, self.split, self.options)
+        return accounting.claim(self.predictor, self.directory, manifest, self.split, self.options)
 
     def chunks(self, split: str, shards: Sequence[tuple[int, int]]) -> Iterator[bytes]:
         """Yields the table of a split, or of parts of it, piece by piece."""
-        manifest = accounting.open_split(self.classifier, self.directory, split)
+        manifest = accounting.open_split(self.predictor, self.directory, split)
         size = manifest.split(split).num_records
         total = sum(size * (index + 1) // count - size * index // count for index, count in shards)
-        columns = {name: index for index, name in enumerate(self.classifier.class_names)}
+        columns = {name: index for index, name in enumerate(self.predictor.class_names)}
         labels = np.array([columns[name] for name in manifest.class_names])
-        yield predictions.header(self.classifier.class_names)
+        yield predictions.header(self.predictor.class_names)
         with ProgressBar(f"evaluate {split}", total, enabled=self.progress) as bar:
             for shard in shards:
                 for batch in self._batches(split, shard):
@@ -182,14 +186,14 @@ class _Run:
                     bar.add(len(batch["key"]), 0)
 
     def _batches(self, split: str, shard: tuple[int, int]) -> Iterator[dict[str, Any]]:
-        size, resize = self.classifier.image_size, self.classifier.resize
+        size, resize = self.predictor.image_size, self.predictor.resize
         options = {"batch_size": self.batch_size, "image_size": size, "resize": resize, "scaled_decode": False}
         return reading_errors.read(dataset(self.directory, split, as_dict=True, shard=shard, **options))
 
     def _predict(self, batch: dict[str, Any], labels: np.ndarray[Any, Any]) -> Predictions:
         keys, filenames = ([value.decode() for value in batch[name].numpy().tolist()] for name in ("key", "filename"))
-        probabilities = self.classifier.predict(batch["image"])
-        return Predictions(keys, filenames, labels[batch["label"].numpy()], probabilities, self.classifier.class_names)
+        probabilities = self.predictor.predict(batch["image"])
+        return Predictions(keys, filenames, labels[batch["label"].numpy()], probabilities, self.predictor.class_names)
 
     def write_part(self, shard: tuple[int, int], claim: accounting.Claim) -> None:
         """Writes the table of one reader."""
@@ -241,6 +245,18 @@ class _Run:
 
     def _measure(self, table: Predictions) -> dict[str, Any]:
         return metrics.measure(table, positive_class=self.options["positive_class"], specificity=self.options["specificity"])
+
+
+def _loaded(model: str | os.PathLike[str] | Predictor) -> Predictor:
+    if isinstance(model, str | os.PathLike):
+        path = Path(model)
+        if path.suffix in _EXPORTED_FILES or any((path / name).exists() for name in _IN_EXPORTS):
+            raise ValueError(f"{path}: an exported model is loaded first: evaluate(tfpipe.load({os.fspath(path)!r}), ...)")
+        return classifiers.load(path)
+    if missing := [name for name in _NEEDED if not hasattr(model, name)]:
+        kind = f"a {type(model).__name__}, which has no {' and no '.join(missing)}"
+        raise ValueError(f"model must be a path, or a model as tfpipe.load returns it (got {kind})")
+    return model
 
 
 def _check_readers(batch_size: int, shard: tuple[int, int] | None, num_readers: int) -> None:

@@ -3,6 +3,7 @@
     write_report(Path("eval/"), classifier, "shards/", "test")      # eval/report.html, eval/near_duplicates.json
 
 Numbers come from metrics.json, and curves and lists from predictions.csv beside it; nothing is measured in another way.
+Of a model that gives no more than probabilities, as an exported one, the page lacks Grad-CAM and near-duplicates, and says so.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tfpipe.records.catalog import Row, read_catalog
 from tfpipe.records.files import write_json, written_atomically
 from tfpipe.records.summary import plural
 from tfpipe.transfer import explanation, figures, metrics, neighbours, predictions
-from tfpipe.transfer.classifiers import Classifier
+from tfpipe.transfer.classifiers import Classifier, Predictor
 from tfpipe.transfer.markup import Html, element, image, join, page, table
 from tfpipe.transfer.neighbours import Twin
 from tfpipe.transfer.predictions import Predictions
@@ -37,6 +38,7 @@ _MAX_SIDE = 160  # pixels of a picture on the page
 _MAX_CURVES = len(figures.COLOURS)
 _MAX_CELLS = 20  # classes whose confusion matrix is a table with counts
 _NONE = "\u2013"
+_CLOSED = "this model gives probabilities alone, as exported ones do. If it came from a run of tfpipe, evaluate that instead."
 
 Array = np.ndarray[Any, Any]
 
@@ -45,7 +47,7 @@ Array = np.ndarray[Any, Any]
 class _Content:
     """What a page is made of."""
 
-    classifier: Classifier
+    predictor: Predictor
     directory: str | os.PathLike[str]
     split: str
     manifest: manifests.Manifest
@@ -59,7 +61,7 @@ class _Content:
         split, wanted = split or self.split, set(keys)
         if not wanted:
             return {}
-        size, resize = self.classifier.image_size, self.classifier.resize
+        size, resize = self.predictor.image_size, self.predictor.resize
         reader = Replayer(self.directory, split, seed=0, image_size=size, resize=resize, augment="none")
         rows = enumerate(read_catalog(self.directory, split=split))
         return {row.key: (row, reader.evaluated(position)) for position, row in rows if row.key in wanted}
@@ -67,7 +69,7 @@ class _Content:
 
 def write_report(
     folder: str | os.PathLike[str],
-    classifier: Classifier,
+    predictor: Predictor,
     directory: str | os.PathLike[str],
     split: str,
     *,
@@ -78,14 +80,14 @@ def write_report(
 
     Args:
         folder: with predictions.csv, metrics.json and receipt.json, as `tfpipe.evaluate` writes them.
-        classifier: the one that was evaluated.
+        predictor: the model that was evaluated.
         directory: of the data set.
         split: the one that was evaluated.
-        near_duplicates: look for them, in a pass over train, val and the split.
+        near_duplicates: look for them, in a pass over train, val and the split; by the features of a `Classifier` alone.
         progress: show it.
 
     Raises:
-        ValueError: the classifier, data or split are not those of the receipt.
+        ValueError: the model, data or split are not those of the receipt.
         FileNotFoundError: a file of the evaluation is missing.
         DataError: a file of the evaluation or the data set is damaged.
     """
@@ -93,20 +95,20 @@ def write_report(
     predicted = predictions.read(folder)
     found, receipt = (json.loads((folder / name).read_bytes()) for name in (metrics.FILE_NAME, predictions.RECEIPT_NAME))
     manifest = manifests.load(directory)
-    _check_receipt(receipt, classifier, manifest, split)
+    _check_receipt(receipt, predictor, manifest, split)
     twins = None
-    if near_duplicates:
-        pairs = neighbours.find_twins(classifier, directory, split, progress=progress)
+    if near_duplicates and isinstance(predictor, Classifier):
+        pairs = neighbours.find_twins(predictor, directory, split, progress=progress)
         twins = summarise_twins(predicted, pairs, neighbours.usual_splits(directory, split))
         write_json(folder / TWINS_NAME, twins)
-    content = _Content(classifier, directory, split, manifest, predicted, found, receipt, twins)
+    content = _Content(predictor, directory, split, manifest, predicted, found, receipt, twins)
     with written_atomically(folder / FILE_NAME) as file:
         file.write(_page(content).encode())
     return folder / FILE_NAME
 
 
-def _check_receipt(receipt: dict[str, Any], classifier: Classifier, manifest: manifests.Manifest, split: str) -> None:
-    given = {"split": split, "data_root_hash": manifest.root_hash, "model_sha256": classifier.sha256}
+def _check_receipt(receipt: dict[str, Any], predictor: Predictor, manifest: manifests.Manifest, split: str) -> None:
+    given = {"split": split, "data_root_hash": manifest.root_hash, "model_sha256": predictor.sha256}
     for name, value in given.items():
         if receipt.get(name) != value:
             raise ValueError(f"the evaluation is of {name} {receipt.get(name)!r} (got {value!r})")
@@ -317,11 +319,12 @@ def _mistakes(content: _Content) -> Iterable[object]:
         yield element("p", "None: every picture was recognised.")
         return
     shown = wrong[:_MAX_SHOWN]
-    yield element(
-        "p",
-        f"{_some(len(shown), len(wrong))}, the most confident first. Beside each picture, in colour, what spoke for the wrong"
-        " class (Grad-CAM, Selvaraju et al. 2017).",
+    beside = (
+        "Beside each picture, in colour, what spoke for the wrong class (Grad-CAM, Selvaraju et al. 2017)."
+        if isinstance(content.predictor, Classifier)
+        else f"What spoke for the wrong class (Grad-CAM) is not shown: {_CLOSED}"
     )
+    yield element("p", f"{_some(len(shown), len(wrong))}, the most confident first. {beside}")
     yield _gallery(content, shown, content.table.predicted[shown])
 
 
@@ -346,8 +349,8 @@ def _gallery(content: _Content, rows: Array, explained: Array | None) -> Html:
     pictures = content.pictures(keys)
     images = np.stack([pictures[key][1] for key in keys])
     shown = [[picture] for picture in images]
-    if explained is not None:
-        for pair, heat in zip(shown, explanation.explain(content.classifier, images, explained), strict=True):
+    if explained is not None and isinstance(content.predictor, Classifier):
+        for pair, heat in zip(shown, explanation.explain(content.predictor, images, explained), strict=True):
             pair.append(explanation.overlay(pair[0], heat))
     captions = (partial(_caption, predicted)(row) for row in rows)
     return element("div", *map(_figure, shown, captions), class_="gallery")
@@ -369,7 +372,8 @@ def _figure(images: Sequence[Array], caption: Html) -> Html:
 def _near_duplicates(content: _Content) -> Iterable[object]:
     twins = content.twins
     if twins is None:
-        return [element("p", "Not looked for.")]
+        reason = "" if isinstance(content.predictor, Classifier) else f": {_CLOSED}"
+        return [element("p", f"Not looked for{reason or '.'}")]
     if not twins["against"]:
         return [element("p", "Not looked for: there is no train or val split to compare with.")]
     others = " and ".join(twins["against"])
