@@ -1,0 +1,254 @@
+"""Frozen graphs: one `.pb` file with weights and all, which every version of TensorFlow can run without Python code.
+
+    images = freeze_images(model, specification)
+    path.write_bytes(freeze_files(images, specification).SerializeToString(deterministic=True))
+    load_frozen(path)(image_bytes=[file])["probabilities"]
+
+Inputs and outputs are nodes with their names. Equal models give equal bytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from tfpipe.records.errors import DataError
+from tfpipe.serving import signatures, specifications
+from tfpipe.serving.signatures import Tensors
+from tfpipe.serving.specifications import Specification
+from tfpipe.transfer.classifiers import NamedModel
+
+Graph = Any  # tf.compat.v1.GraphDef
+Array = np.ndarray[Any, Any]
+
+_SPECIFICATION = "specification"  # the node that carries it
+_MIN_WEIGHT_BYTES = 16
+
+
+def freeze_images(model: NamedModel, specification: Specification) -> Graph:
+    """Returns a model as a graph without variables and functions: `image` -> `probabilities`, `features`."""
+    concrete = _trace(lambda image: signatures.answer_images(model, image), signatures.image_spec(specification))
+    frozen = convert_variables_to_constants_v2(concrete)
+    return _named(frozen, concrete, specification)
+
+
+def freeze_files(images: Graph, specification: Specification) -> Graph:
+    """Returns what `freeze_images` gave behind a decoder: `image_bytes` -> `signatures.answer_files`."""
+    names = [name for name in ("probabilities", "features") if any(node.name == name for node in images.node)]
+
+    def answer(image: tf.Tensor) -> Tensors:
+        found = tf.graph_util.import_graph_def(images, {"image:0": image}, [f"{name}:0" for name in names], name="model")
+        return dict(zip(names, found, strict=True))
+
+    concrete = _trace(lambda files: signatures.answer_files(answer, specification, files), signatures.bytes_spec())
+    return _named(concrete, concrete, specification)
+
+
+def _trace(function: Callable[[tf.Tensor], Tensors], spec: tf.TensorSpec) -> Any:
+    return tf.function(function, input_signature=[spec], autograph=False).get_concrete_function()
+
+
+def _named(function: Any, traced: Any, specification: Specification) -> Graph:
+    """Returns a function's graph, its input and outputs called as when it was traced."""
+    (source,) = function.inputs
+    names = sorted(traced.structured_outputs)  # tf.nest flattens dictionaries in this order
+    (spec,) = traced.structured_input_signature[0]
+    with tf.Graph().as_default() as graph:
+        placeholder = tf.compat.v1.placeholder(spec.dtype, spec.shape, name=spec.name)
+        definition, tensors = function.graph.as_graph_def(), [tensor.name for tensor in function.outputs]
+        found = tf.graph_util.import_graph_def(definition, {source.name: placeholder}, tensors, name="model")
+        for name, tensor in zip(names, found, strict=True):
+            tf.identity(tensor, name=name)
+        tf.constant(specification.to_json(), name=_SPECIFICATION)
+    return _canonical(_without_order(graph.as_graph_def()))
+
+
+def _without_order(graph: Graph) -> Graph:
+    """Returns the graph without the edges that make outputs wait for every operation that has a state.
+
+    Nothing here acts but by its result.
+    """
+    waiting = {f"^{node.name}" for node in graph.node if node.op == "NoOp"}
+    for node in graph.node:
+        kept = [name for name in node.input if name not in waiting]
+        del node.input[:]
+        node.input.extend(kept)
+    nodes = [node for node in graph.node if node.op != "NoOp"]
+    return tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library, node=nodes)
+
+
+def hide_weights(graph: Graph) -> Graph:
+    """Returns the graph with its weights where TensorFlow's optimiser does not see that they are constant.
+
+    It would fold them (a BatchNorm into the convolution before it, say) and prepare others for oneDNN, which rounds
+    differently than the model that was trained: up to 2e-6 in a probability. So each weight passes a
+    PlaceholderWithDefault, as a variable passes its read.
+    """
+    hidden = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
+    for node in graph.node:
+        hidden.node.add().CopyFrom(node)
+        if _is_weight(node):
+            constant = hidden.node[-1]
+            constant.name = f"{node.name}/value"
+            shape = node.attr["value"].tensor.tensor_shape
+            attributes = {"dtype": node.attr["dtype"], "shape": tf.compat.v1.AttrValue(shape=shape)}
+            hidden.node.add(op="PlaceholderWithDefault", name=node.name, input=[constant.name], attr=attributes)
+    return hidden
+
+
+def _is_weight(node: Any) -> bool:
+    if node.op != "Const" or not tf.dtypes.as_dtype(node.attr["dtype"].type).is_floating:
+        return False
+    return len(node.attr["value"].tensor.tensor_content) > _MIN_WEIGHT_BYTES
+
+
+def _canonical(graph: Graph) -> Graph:
+    """Returns the graph without what depends on the session: nodes and functions are numbered in the order of their use."""
+    _renumber_nodes(graph)
+    library = {function.signature.name: function for function in graph.library.function}
+    order: dict[str, str] = {}
+    pending: list[Iterable[Any]] = [graph.node]
+    for nodes in pending:
+        for name in _function_names(nodes):
+            if name in library and name not in order:
+                order[name] = f"function_{len(order)}"
+                pending.append(library[name].node_def)
+    del graph.library.function[:]
+    graph.library.function.extend(library[name] for name in order)
+    for function in graph.library.function:
+        function.signature.name = order[function.signature.name]
+        _rename_arguments(function)
+    for node in itertools.chain(graph.node, *(function.node_def for function in graph.library.function)):
+        for reference in _references(node):
+            reference.name = order.get(reference.name, reference.name)
+        for attribute in ("_gradient_op_type", "_class"):
+            node.attr.pop(attribute, None)
+    graph.library.ClearField("gradient")
+    return graph
+
+
+def _renumber_nodes(graph: Graph) -> None:
+    """Numbers what has a number in its name anew: Keras calls a network that is called again network_1, network_2."""
+    scopes: dict[tuple[str, str], str] = {}  # (new parent, old part) -> new part
+    counts: dict[tuple[str, str], int] = {}
+    names: dict[str, str] = {}
+    for node in graph.node:
+        parent = ""
+        for part in node.name.split("/"):
+            if (parent, part) not in scopes:
+                base = re.sub(r"(_\d+)+$", "", part)
+                count = counts[parent, base] = counts.get((parent, base), -1) + 1
+                scopes[parent, part] = f"{base}_{count}" if count else base
+            parent = f"{parent}/{scopes[parent, part]}".lstrip("/")
+        names[node.name] = parent
+    for node in graph.node:
+        node.name = names[node.name]
+        for index, reference in enumerate(node.input):
+            caret, source, output = re.fullmatch(r"(\^?)([^:]*)(:\d+)?", reference).groups("")
+            node.input[index] = f"{caret}{names[source]}{output}"
+
+
+def _rename_arguments(function: Any) -> None:
+    """Numbers a function's arguments: those of loops are called after the loop's number in the session."""
+    order = {argument.name: f"argument_{index}" for index, argument in enumerate(function.signature.input_arg)}
+    for argument in function.signature.input_arg:
+        argument.name = order[argument.name]
+    for node in function.node_def:
+        for index, name in enumerate(node.input):
+            node.input[index] = order.get(name, name)
+    for result, name in list(function.ret.items()):
+        function.ret[result] = order.get(name, name)
+
+
+def _references(node: Any) -> Iterator[Any]:
+    for _, value in sorted(node.attr.items()):
+        if value.HasField("func"):
+            yield value.func
+        yield from value.list.func
+
+
+def _function_names(nodes: Iterable[Any]) -> Iterator[str]:
+    for node in nodes:
+        yield from (reference.name for reference in _references(node))
+
+
+class FrozenGraph:
+    """A frozen graph that can be called: `frozen(image_bytes=[...])` returns arrays by name.
+
+    Attributes:
+        specification: of the model.
+        inputs: names of its inputs.
+        outputs: names of what it can be asked for.
+    """
+
+    def __init__(self, graph: Graph, path: str | os.PathLike[str]) -> None:
+        everything = {node.name: node for node in graph.node}
+        nodes = {name: node for name, node in everything.items() if "/" not in name}
+        if _SPECIFICATION not in nodes:
+            raise DataError(f"not a frozen graph of tfpipe: it has no node {_SPECIFICATION!r}", path=path)
+        (text,) = nodes[_SPECIFICATION].attr["value"].tensor.string_val
+        self.specification = specifications.from_json(text.decode(), path)
+        self.inputs = tuple(name for name, node in nodes.items() if node.op == "Placeholder")
+        self.outputs = tuple(name for name, node in nodes.items() if node.op == "Identity")
+        self._sources = {name: _source(everything, name) for name in self.outputs}
+        self._graph = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
+        self._pruned: dict[tuple[str, ...], Any] = {}
+
+    def __call__(self, **inputs: Any) -> dict[str, Array]:
+        """Returns all outputs.
+
+        Args:
+            **inputs: `image_bytes`, string [B], or `image`, uint8 [B, H, W, 3]; see `inputs`.
+
+        Raises:
+            ValueError: an input has another name.
+        """
+        if tuple(inputs) != self.inputs:
+            raise ValueError(f"inputs are {', '.join(self.inputs)} (got {', '.join(inputs) or 'none'})")
+        feeds = {f"{name}:0": value for name, value in inputs.items()}
+        return dict(zip(self.outputs, self._run(feeds, self.outputs), strict=True))
+
+    def classify(self, images: Any) -> Array:
+        """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3], also where the graph takes files."""
+        feeds = {"image:0": images}
+        if "image" not in self.inputs:  # what comes out as pixels goes in at the same place
+            feeds = {self._sources["pixels"]: images, self._sources["valid"]: np.ones(len(images), bool)}
+        return self._run(feeds, ("probabilities",))[0]
+
+    def _run(self, feeds: dict[str, Any], outputs: tuple[str, ...]) -> list[Array]:
+        key = (*feeds, *outputs)
+        if key not in self._pruned:
+            self._pruned[key] = self._graph.prune(list(feeds), [f"{name}:0" for name in outputs])
+        return [tensor.numpy() for tensor in self._pruned[key](*map(tf.convert_to_tensor, feeds.values()))]
+
+
+def _source(nodes: Mapping[str, Any], name: str) -> str:
+    """Returns the tensor that a node passes on."""
+    while nodes[name.split(":")[0]].op == "Identity":
+        (name,) = nodes[name.split(":")[0]].input
+    return name if ":" in name else f"{name}:0"
+
+
+def load_frozen(path: str | os.PathLike[str]) -> FrozenGraph:
+    """Returns a frozen graph of an export.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no graph, or none of tfpipe.
+    """
+    graph = tf.compat.v1.GraphDef()
+    try:
+        graph.ParseFromString(Path(path).read_bytes())
+    except Exception as error:  # protobuf has one class for it in each of its implementations
+        if isinstance(error, OSError):
+            raise
+        raise DataError("no frozen graph: the file was cut or is another kind of file", path=path) from error
+    return FrozenGraph(graph, path)

@@ -1,0 +1,101 @@
+"""What an exported model can be asked: functions of a graph, from files or pixels to probabilities and names.
+
+    functions = make(model, specification)
+    functions["serving_default"](image_bytes)    # {"probabilities", "classes", "scores", "valid"}
+
+    serving_default   image_bytes string [B] -> probabilities float32 [B, C], classes string [B, K], scores float32 [B, K],
+                      valid bool [B]
+    image             image uint8 [B, H, W, 3] -> probabilities, classes, scores
+    features          image_bytes string [B] -> features float32 [B, D], valid; only where the model knows its features
+    pixels            image_bytes string [B] -> image uint8 [B, H, W, 3], valid: what the model sees
+
+A file that is no picture is not valid: its probabilities, scores and features are 0 and its classes empty; the others of
+the batch are what they are without it. Names follow TensorFlow Serving's conventions: `_bytes` ends what is base64 in
+JSON, "classes" and "scores" are those of its classification API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfpipe.serving.pixels import decode_batch
+from tfpipe.serving.specifications import Specification
+from tfpipe.transfer.classifiers import NamedModel
+
+Tensors = dict[str, tf.Tensor]
+
+DEFAULT = "serving_default"
+
+
+def make(model: NamedModel, specification: Specification) -> dict[str, Any]:
+    """Returns the functions by name, `serving_default` first, each a `tf.function` with a fixed signature."""
+
+    def answer(image: tf.Tensor) -> Tensors:
+        return answer_images(model, image)
+
+    def classify_files(image_bytes: tf.Tensor) -> Tensors:
+        answers = answer_files(answer, specification, image_bytes)
+        return {name: answers[name] for name in ("probabilities", "classes", "scores", "valid")}
+
+    def classify_images(image: tf.Tensor) -> Tensors:
+        probabilities = answer(image)["probabilities"]
+        return {"probabilities": probabilities, **_top(specification, probabilities)}
+
+    def describe_files(image_bytes: tf.Tensor) -> Tensors:
+        answers = answer_files(answer, specification, image_bytes)
+        return {"features": answers["features"], "valid": answers["valid"]}
+
+    def decode(image_bytes: tf.Tensor) -> Tensors:
+        image, valid = _decode(specification, image_bytes)
+        return {"image": image, "valid": valid}
+
+    files, images = bytes_spec(), image_spec(specification)
+    functions = {DEFAULT: _function(classify_files, files), "image": _function(classify_images, images)}
+    if len(model.network.outputs) > 1:
+        functions["features"] = _function(describe_files, files)
+    return {**functions, "pixels": _function(decode, files)}
+
+
+def bytes_spec() -> tf.TensorSpec:
+    """Returns what a batch of files is."""
+    return tf.TensorSpec([None], tf.string, name="image_bytes")
+
+
+def image_spec(specification: Specification) -> tf.TensorSpec:
+    """Returns what a batch of pixels is."""
+    return tf.TensorSpec([None, *specification.image_size, 3], tf.uint8, name="image")
+
+
+def answer_images(model: NamedModel, image: tf.Tensor) -> Tensors:
+    """Returns "probabilities" and, where the model knows them, "features"."""
+    return dict(zip(("probabilities", "features"), model.network(image, training=False), strict=False))
+
+
+def answer_files(answer: Callable[[tf.Tensor], Tensors], specification: Specification, image_bytes: tf.Tensor) -> Tensors:
+    """Returns all that can be said of files: what `answer` says of their pixels, "classes", "scores", "valid", "pixels".
+
+    The model sees zeros for a bad file: a batch keeps its size, and with it every other row its bits.
+    """
+    image, valid = _decode(specification, image_bytes)
+    answers = answer(image)
+    answers |= _top(specification, answers["probabilities"])
+    masked = {name: tf.where(valid[:, tf.newaxis], value, tf.zeros_like(value)) for name, value in answers.items()}
+    return {**masked, "valid": valid, "pixels": image}
+
+
+def _function(function: Callable[[tf.Tensor], Tensors], spec: tf.TensorSpec) -> Any:
+    return tf.function(function, input_signature=[spec], autograph=False)
+
+
+def _decode(specification: Specification, image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return decode_batch(image_bytes, specification.image_size, specification.resize, specification.max_pixels)
+
+
+def _top(specification: Specification, probabilities: tf.Tensor) -> Tensors:
+    scores, indices = tf.math.top_k(probabilities, specification.top_k)  # of equal ones the first, as argmax
+    # From a constant: a lookup table would need an initialiser, which a frozen graph does not run.
+    names = tf.constant([name.encode("utf-8", "surrogateescape") for name in specification.class_names])
+    return {"classes": tf.gather(names, indices), "scores": scores}
