@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
-"""Writes what a classifier says of pictures: a CSV with one row per picture, ordered by id, as a competition asks for.
+"""Writes what a model says of pictures: a CSV, or lines of JSON, with one row per picture, ordered by id.
 
-  predict --model=runs/a --input=test1/ --output=submission.csv                          id,label with the class's name
+  predict --model=runs/a --input=photos/ --output=predictions.csv      id, filename, reason, best classes, every probability
+  predict --model=export/saved_model --output=predictions.jsonl a.jpg b.png 'more/*.jpg'     an object per picture
+  predict --model=runs/a --input=list.csv --output=predictions.csv                           a column path, perhaps one id
+  find photos -name '*.jpg' -print0 | predict --model=runs/a --input=- --output=predictions.csv
+As a competition asks for it, or as evaluation writes it:
+  predict --model=runs/a --input=test1/ --output=submission.csv --columns=label              id,label with the class's name
   predict --model=runs/a --input=test1/ --output=submission.csv --columns=probability --positive_class=dog
   predict --model=runs/a --input=test1/ --output=submission.csv --columns=index --id_column=Id --value_column=Category
-  predict --model=runs/a --input=shards/ --split=test1 --output=table.csv --columns=table    every probability
-  predict --model=runs/a --output=table.csv --columns=table a.jpg b.png 'more/*.jpg'
+  predict --model=runs/a --input=shards/ --split=test1 --output=table.csv --columns=table
 
-Inputs are folders (with all folders below), files and globs, or one data set of build_tfrecords. The id is the path in the
-folder without a picture's extension. All headers are looked at before the model runs: bad pictures are named at once and
-nothing is written, or, with --on_error=report, they have a row without a value. The output is replaced when all rows are there.
+Inputs are folders (with all folders below), files, globs, lists of paths, or one data set of build_tfrecords. The id is the
+path in the folder without a picture's extension. Bad pictures have a row that says why; where the columns have no place for
+that, all are named before the model runs and nothing is written, or, with --on_error=report, their rows have no value. The
+output is replaced when all rows are there. Stopped or killed, the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -27,24 +32,35 @@ from tfpipe import commands
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 from tfpipe.records.summary import plural
 
-_MODEL = flags.DEFINE_string("model", None, "A run's folder, or a .keras file of train.")
-_INPUT = flags.DEFINE_multi_string("input", [], "Folder, file, glob or data set; may be given several times.")
-_OUTPUT = flags.DEFINE_string("output", None, "The CSV file to write.")
+_MODEL = flags.DEFINE_string("model", None, "A run's folder, a .keras file of train, or a file or folder of an export.")
+_INPUT = flags.DEFINE_multi_string(
+    "input",
+    [],
+    "Folder, file, glob, data set, CSV file with a column path, or - for paths on standard input; may be given several times.",
+)
+_OUTPUT = flags.DEFINE_string("output", None, "The file to write.")
 _SPLIT = flags.DEFINE_string("split", None, "Of a data set; needed where it has several.")
 _COLUMNS = flags.DEFINE_enum(
     "columns",
-    "label",
-    ("label", "index", "probability", "table"),
-    "label: id and predicted class. index: id and its number, 0-based. probability: id and that of --positive_class, or of"
-    " every class where there are more than two. table: key, filename, label (empty), predicted and every probability.",
+    "full",
+    ("full", "label", "index", "probability", "table"),
+    "full: id, filename, reason (of a bad picture), class_1, score_1, ..., every probability. label: id and predicted class."
+    " index: id and its number, 0-based. probability: id and that of --positive_class, or of every class where there are more"
+    " than two. table: key, filename, label (empty), predicted and every probability.",
 )
+_FORMAT = flags.DEFINE_enum("format", None, ("csv", "jsonl"), "Default: what the output's name ends with, else csv.")
+_TOP_K = flags.DEFINE_integer("top_k", None, "Classes named in full rows and in JSON. Default: 5, or all where there are less.", 1)
 _POSITIVE_CLASS = flags.DEFINE_string(
     "positive_class", None, "For --columns=probability: whose. Default: of two classes, the second."
 )
 _ID_COLUMN = flags.DEFINE_string("id_column", "id", "Header of the ids.")
 _VALUE_COLUMN = flags.DEFINE_string("value_column", "label", "Header of the one value beside them.")
 _ON_ERROR = flags.DEFINE_enum(
-    "on_error", "fail", ("fail", "report"), "Bad pictures: name them and write nothing, or give them a row without a value."
+    "on_error",
+    None,
+    ("fail", "report"),
+    "Bad pictures: name them and write nothing, or give them a row without a value and list them in OUTPUT.rejected.jsonl."
+    " Default: report where the row says the reason, else fail.",
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pictures that the model sees at once.", 1)
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a picture is bad.", 1)
@@ -64,6 +80,8 @@ def main(arguments: list[str]) -> None:
         _OUTPUT.value,
         split=_SPLIT.value,
         columns=_COLUMNS.value,
+        format=_FORMAT.value,
+        top_k=_TOP_K.value,
         positive_class=_POSITIVE_CLASS.value,
         id_column=_ID_COLUMN.value,
         value_column=_VALUE_COLUMN.value,
@@ -79,7 +97,7 @@ def main(arguments: list[str]) -> None:
 
 def command() -> None:
     """Runs the command; the console script's entry point."""
-    commands.run(main, __name__, when_stopped="The output is as it was before.")
+    commands.run(main, __name__, when_stopped="The output is as it was before; give the same command again to go on.")
 
 
 if __name__ == "__main__":

@@ -1,36 +1,40 @@
-"""`tfpipe.predict()`: a CSV with one row per picture, whatever becomes of the picture.
+"""`tfpipe.predict()`: one row per picture, whatever becomes of the picture.
 
-    predict("runs/a", "test1/", "submission.csv")                              # id,label: 1,dog
+    predict("runs/a", "photos/", "predictions.csv")                            # id,filename,reason,class_1,score_1,...
+    predict("runs/a", "photos/", "predictions.jsonl")                          # an object per picture
+    predict("runs/a", "test1/", "submission.csv", columns="label")             # id,label: 1,dog
     predict("runs/a", "test1/", "submission.csv", columns="probability")       # id,label: 1,0.998712003
     predict("runs/a", "shards/", "table.csv", split="test1", columns="table")  # the columns of evaluate's predictions.csv
 
 Pixels are those that evaluation sees: the same decoder, orientation and resize. Which rows there are, and in which order,
-is known before the model runs, so rows are written as they come and memory does not grow with them.
+is known before the model runs, so rows are written as they come, memory does not grow with them, and a prediction that was
+stopped goes on at its next batch.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import tensorflow as tf
-
+import tfpipe
 from tfpipe.pipeline import decoding
-from tfpipe.pipeline.reading import RecordReader, read_records
-from tfpipe.records import images, manifest, schema
-from tfpipe.records.errors import DataError, RejectedImage
+from tfpipe.records import images, manifest
+from tfpipe.records.errors import DataError
 from tfpipe.records.files import written_atomically
 from tfpipe.records.progress import ProgressBar
-from tfpipe.serving import artefacts, sources
-from tfpipe.serving.sources import Picture
-from tfpipe.serving.tables import COLUMNS, Columns, Table, write_rejected
+from tfpipe.serving import artefacts, resumption, sources, specifications, tables
+from tfpipe.serving.picture_batches import PictureBatches, Predicted, look
+from tfpipe.serving.picture_files import Problem
+from tfpipe.serving.resumption import Unfinished
+from tfpipe.serving.sources import Listing
 from tfpipe.transfer.classifiers import Predictor
 
 _log = logging.getLogger("tfpipe")
@@ -44,7 +48,7 @@ class Summary:
     Attributes:
         num_rows: of the output, one per picture.
         counts: pictures by predicted class, in the model's order.
-        rejected: reason by picture, for those whose row is empty.
+        rejected: reason by picture, for those whose row has no value.
         rejected_path: where those are listed, None where there are none.
         passed_over: names in folders and globs that were not taken for pictures.
     """
@@ -62,30 +66,43 @@ def predict(
     output: str | os.PathLike[str],
     *,
     split: str | None = None,
-    columns: Columns = "label",
+    columns: tables.Columns = "full",
+    format: tables.Format | None = None,  # noqa: A002
+    top_k: int | None = None,
     positive_class: str | None = None,
     id_column: str = "id",
     value_column: str = "label",
-    on_error: Literal["fail", "report"] = "fail",
+    on_error: Literal["fail", "report"] | None = None,
     batch_size: int = 64,
     max_pixels: int = images.DEFAULT_MAX_PIXELS,
     progress: bool = True,
 ) -> Summary:
     """Writes one row per picture, ordered by id (1, 2, 10), and replaces the output when all rows are there.
 
+    Stopped, by Ctrl-C, a full disk or kill -9, it goes on when it is called again with the same arguments, and the output is
+    the same, byte by byte. What is done until then lies in a hidden file beside the output. With another model, other
+    pictures or other arguments, it begins anew.
+
     Args:
         model: a run's folder, a .keras file of `tfpipe.train`, a file or folder of an export, or a loaded model.
-        inputs: files, folders (with all folders below) and globs; or one data set.
-        output: the CSV file.
+        inputs: files, folders (with all folders below), globs, CSV files with a column `path` (relative to the CSV's folder)
+            and, if you like, `id`, or "-": paths on standard input, one a line or separated by NULs; or one data set.
+        output: the file to write.
         split: of the data set; needed where it has several.
-        columns: "label": id and predicted class. "index": id and its number, 0-based. "probability": id and that of
-            `positive_class`, or of every class where there are more than two and none is named. "table": key, filename, label
-            (empty), predicted and every probability, as evaluation writes them. Probabilities have 9 significant digits.
+        columns: "full": id, filename, reason (empty where there is nothing to say), class_1, score_1, class_2, ...,
+            then every probability. "label": id and predicted class. "index": id and its number, 0-based. "probability": id
+            and that of `positive_class`, or of every class where there are more than two and none is named. "table": key,
+            filename, label (empty), predicted and every probability, as evaluation writes them. Probabilities have 9
+            significant digits.
+        format: "csv", or "jsonl" for an object per picture: id, filename, class, score, top, probabilities, reason. By
+            default what the output's name ends with, else "csv".
+        top_k: how many classes "full" and "jsonl" name; by default 5, and never more than there are.
         positive_class: whose probability to write; of two classes the second if not given.
         id_column: header of the ids.
         value_column: header of the one value beside them.
         on_error: "fail": bad pictures are named and nothing is written. "report": they have a row without a value, and are
-            listed in OUTPUT.rejected.jsonl, without OUTPUT's ".csv".
+            listed in OUTPUT.rejected.jsonl, without OUTPUT's ".csv". By default "report" where the row says the reason,
+            "fail" where it has no place for it.
         batch_size: pictures that the model sees at once. Probabilities depend on it by about 1e-6.
         max_pixels: height times width above which a picture is bad.
         progress: show a bar.
@@ -94,37 +111,82 @@ def predict(
         ValueError: an argument is not what it should be, two pictures have the same id, a picture has two, or there are none.
         FileNotFoundError: there is no such model or input.
         DataError: a picture is bad; all that can be seen to be so without decoding them are named at once.
+        BlockingIOError: another process is writing this output.
         OSError: the output cannot be written.
     """
-    path = _check_output(Path(output))
-    _check_options(columns, on_error, batch_size)
+    path = _check_output(Path(output), model)
+    file_format = format or ("jsonl" if path.suffix.lower() == ".jsonl" else "csv")
+    tables.check_options(file_format, columns)
+    _check_options(on_error, batch_size)
     listing = sources.list_pictures(inputs, split)
-    _check_replaced(path, listing.pictures)
+    _check_replaced(path, listing)
     _say_passed_over(listing.passed_over)
     predictor = artefacts.load(model) if isinstance(model, str | os.PathLike) else model
-    table = Table(columns, predictor.class_names, positive_class, id_column, value_column)
-    errors: dict[int, DataError] = {}
-    counts = dict.fromkeys(predictor.class_names, 0)
-    with written_atomically(path) as file:  # opened first: a folder that cannot be written to fails here
-        file.write(table.header())
-        audited = _audit(listing.pictures, errors, max_pixels, progress)
-        if errors and on_error == "fail":
-            raise _all_bad(errors)
-        pictures = _Pictures(listing, audited, errors, predictor, batch_size)
-        with ProgressBar("predict", len(audited), enabled=progress) as bar, closing(pictures.predict()) as predictions:
-            for index, probabilities in predictions:
-                if probabilities is not None:
-                    counts[predictor.class_names[int(probabilities.argmax())]] += 1
-                elif on_error == "fail":
-                    raise errors[index]
-                file.write(table.row(listing.pictures[index], probabilities))
-                bar.add(1, audited[index].num_bytes)
-        rejected_path = write_rejected(path, listing.pictures, errors)
-    rejected = {listing.pictures[index].key: errors[index].message for index in sorted(errors)}
-    return Summary(len(listing.pictures), counts, rejected, rejected_path, listing.passed_over)
+    words = (positive_class, id_column, value_column)
+    form = tables.choose_form(file_format, columns, predictor.class_names, top_k, *words)
+    on_error = on_error or ("report" if form.reports else "fail")
+    options = [file_format, columns, top_k, *words, on_error, batch_size, max_pixels, tfpipe.__version__]
+    purpose = {"model": _identity(model, predictor), "inputs": sources.hash_listing(listing), "options": repr(options)}
+    with resumption.unfinished(path, purpose) as work:  # opened first: a folder that cannot be written to fails here
+        if on_error == "fail" and not work.following:
+            _check_pictures(listing, max_pixels, progress)
+        batches = PictureBatches(listing, predictor, batch_size, max_pixels)
+        _predict_rest(work, batches, listing, form, fail=on_error == "fail", progress=progress)
+        return _finish(work, path, listing, form, predictor.class_names)
 
 
-def _check_output(path: Path) -> Path:
+def _predict_rest(
+    work: Unfinished, batches: PictureBatches, listing: Listing, form: tables.Form, *, fail: bool, progress: bool
+) -> None:
+    """Adds a part for each batch that is not done."""
+    if work.following:
+        _log.info("goes on after %s of %s pictures", f"{work.following:,}", f"{len(listing.pictures):,}")
+    bar = ProgressBar("predict", len(listing.pictures), initial=work.following, enabled=progress)
+    with bar, closing(batches.predict(work.following)) as predicted:
+        for batch in predicted:
+            problems = [(index, answer) for index, answer in batch.rows if isinstance(answer, Problem)]
+            if problems and fail:
+                raise problems[0][1].error()
+            work.append(batch.stop, _part(batch, listing, form, problems))
+            bar.add(len(batch.rows), 0)
+
+
+def _part(batch: Predicted, listing: Listing, form: tables.Form, problems: Sequence[tuple[int, Problem]]) -> dict[str, Any]:
+    rows = b"".join(form.row(listing.pictures[index], answer) for index, answer in batch.rows)
+    best = [int(answer.argmax()) for _, answer in batch.rows if not isinstance(answer, Problem)]
+    rejected = [[index, problem.code, problem.message] for index, problem in problems]
+    return {"rows": rows.decode(), "best": best, "rejected": rejected}
+
+
+def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, class_names: Sequence[str]) -> Summary:
+    """Puts the output in place, and the list of bad pictures beside it."""
+    best: Counter[int] = Counter()
+    rejected: dict[sources.Picture, Problem] = {}
+    for name in (path, tables.rejected_path(path)):
+        resumption.clear(name)
+    with written_atomically(path) as file:
+        file.write(form.header())
+        for part in work.parts():
+            file.write(part["rows"].encode())
+            best.update(part["best"])
+            rejected |= {listing.pictures[index]: Problem(code, message) for index, code, message in part["rejected"]}
+        rejected_path = tables.write_rejected(path, rejected.items())
+    counts = {name: best[index] for index, name in enumerate(class_names)}
+    messages = {picture.key: problem.message for picture, problem in rejected.items()}
+    return Summary(len(listing.pictures), counts, messages, rejected_path, listing.passed_over)
+
+
+def _identity(model: Any, predictor: Predictor) -> str:
+    """Returns a hash that is another one where probabilities may be others, be it in their last digit."""
+    facts: list[object] = [type(predictor).__qualname__, predictor.sha256]
+    if isinstance(model, str | os.PathLike):  # every form of a model has the hash of the one that it was made from
+        path = Path(model).resolve()
+        graphs = sorted(path.rglob("*.pb")) if path.is_dir() else [path]
+        facts += [(os.fspath(file), file.stat().st_size, file.stat().st_mtime_ns) for file in graphs]
+    return hashlib.sha256(repr(facts).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _check_output(path: Path, model: Any) -> Path:
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: output must be a file (this is a folder or a device)")
     if not path.parent.is_dir():
@@ -133,21 +195,25 @@ def _check_output(path: Path) -> Path:
         raise PermissionError(errno.EACCES, "the folder cannot be written to", os.fspath(path))
     if (path.parent / manifest.FILE_NAME).is_file():
         raise ValueError(f"{path}: output must be outside of the data set's folder {path.parent}")
+    if (path.parent / specifications.FILE_NAME).is_file():
+        raise ValueError(f"{path}: output must be outside of the export's folder {path.parent}")
+    if isinstance(model, str | os.PathLike):
+        real, own = path.resolve(), Path(model).resolve()
+        if real == own or (own.is_dir() and real.is_relative_to(own)):
+            raise ValueError(f"{path}: output must be another file than the model, and outside of its folder ({model})")
     return path
 
 
-def _check_replaced(path: Path, pictures: Sequence[Picture]) -> None:
+def _check_replaced(path: Path, listing: Listing) -> None:
     if not path.exists():
         return
-    for picture in pictures:
+    for picture in listing.pictures:
         if picture.path and os.path.exists(picture.path) and os.path.samefile(picture.path, path):
             raise ValueError(f"{path}: output must be another file than the inputs, of which this is one")
 
 
-def _check_options(columns: str, on_error: str, batch_size: int) -> None:
-    if columns not in COLUMNS:
-        raise ValueError(f"columns must be one of {', '.join(COLUMNS)} (got {columns!r})")
-    if on_error not in ("fail", "report"):
+def _check_options(on_error: str | None, batch_size: int) -> None:
+    if on_error not in (None, "fail", "report"):
         raise ValueError(f"on_error must be fail or report (got {on_error!r})")
     if not decoding.is_integer(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive integer (got {batch_size!r})")
@@ -159,116 +225,21 @@ def _say_passed_over(names: Sequence[str]) -> None:
         _log.info("passed over, by their names no pictures or walked already: %s%s", ", ".join(names[:_SHOWN]), more)
 
 
-def _audit(pictures: Sequence[Picture], errors: dict[int, DataError], max_pixels: int, progress: bool) -> list[sources.Audited]:
-    """Returns what the headers say, and adds those of bad pictures to the errors."""
-    audited = []
-    with ProgressBar("look at the headers", len(pictures), enabled=progress) as bar:
-        for index, picture in enumerate(pictures):
-            try:
-                audited.append(sources.audit(picture, max_pixels))
-            except DataError as error:
-                errors[index] = error
-                audited.append(sources.Audited())
-            bar.add(1, audited[-1].num_bytes)
-    return audited
+def _check_pictures(listing: Listing, max_pixels: int, progress: bool) -> None:
+    """Raises DataError if a file is no picture, as far as can be seen without decoding; names all. Records were looked at."""
+    if listing.data_set is not None:
+        return
+    problems = []
+    with ProgressBar("look at the headers", len(listing.pictures), enabled=progress) as bar:
+        for picture in listing.pictures:
+            found = look(picture, max_pixels)
+            problems += [found] if isinstance(found, Problem) else []
+            bar.add(1, 0 if isinstance(found, Problem) else len(found.data))
+    if problems:
+        raise _all_bad(problems)
 
 
-def _all_bad(errors: Mapping[int, DataError]) -> DataError:
-    count = "1 input cannot" if len(errors) == 1 else f"{len(errors):,} inputs cannot"
+def _all_bad(problems: Sequence[Problem]) -> DataError:
+    count = "1 input cannot" if len(problems) == 1 else f"{len(problems):,} inputs cannot"
     advice = "mend or remove them, choose with a glob ('test1/**/*.jpg'), or give them rows without a value (on_error=report)"
-    return DataError(f"{count} be predicted; {advice}:" + "".join(f"\n  {error}" for error in errors.values()))
-
-
-class _Pictures:
-    """The pictures of a listing on their way through the model.
-
-    Attributes:
-        errors: why a picture has no probabilities, by its place in the listing; grows with what the decoder refuses.
-    """
-
-    def __init__(
-        self,
-        listing: sources.Listing,
-        audited: Sequence[sources.Audited],
-        errors: dict[int, DataError],
-        predictor: Predictor,
-        batch_size: int,
-    ) -> None:
-        self.pictures, self.audited, self.errors = listing.pictures, audited, errors
-        self.predictor, self.batch_size = predictor, batch_size
-        self.reader = RecordReader(*listing.data_set) if listing.data_set else None
-
-    def predict(self) -> Generator[tuple[int, np.ndarray[Any, Any] | None], None, None]:
-        """Yields every picture's place in the listing, in order, with its probabilities or, where there is an error, None."""
-        following = 0
-        for batch in self._batches():
-            indices, probabilities = batch["index"].numpy().tolist(), self.predictor.predict(batch["image"])
-            for index, values in zip(indices, probabilities, strict=True):
-                yield from self._lost(following, index)
-                if not np.isfinite(values).all():
-                    raise DataError(f"the model's probabilities are not numbers: {values.tolist()}", path=self._name(index))
-                yield index, values
-                following = index + 1
-        yield from self._lost(following, len(self.pictures))
-
-    def _lost(self, start: int, stop: int) -> Iterator[tuple[int, None]]:
-        for index in range(start, stop):
-            if index not in self.errors:
-                self.errors[index] = self._explain(index)
-            yield index, None
-
-    def _batches(self) -> tf.data.Dataset:
-        """Returns batches of "index" and "image". What cannot be decoded is missing: `predict` counts, and asks why."""
-        chosen = [index for index in range(len(self.pictures)) if index not in self.errors]
-        data = self._encoded_records(self.reader, chosen) if self.reader else self._encoded_files(chosen)
-        data = data.map(self._decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        data = data.ignore_errors()
-        return data.batch(self.batch_size).prefetch(tf.data.AUTOTUNE)
-
-    def _encoded_files(self, chosen: Sequence[int]) -> tf.data.Dataset:
-        columns = {
-            "index": tf.constant(chosen, tf.int64),
-            "path": tf.constant([os.fsencode(self.pictures[index].path) for index in chosen], tf.string),
-            "orientation": tf.constant([self.audited[index].orientation for index in chosen], tf.int64),
-        }
-        data = tf.data.Dataset.from_tensor_slices(columns)
-        return data.map(_read_file, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).ignore_errors()
-
-    def _encoded_records(self, reader: RecordReader, chosen: Sequence[int]) -> tf.data.Dataset:
-        positions = [self.pictures[index].position for index in chosen]
-        columns = {"index": tf.constant(chosen, tf.int64), "position": tf.constant(positions, tf.int64)}
-        data = tf.data.Dataset.from_tensor_slices(columns).batch(reader.read_size)
-        data = read_records(reader, data, num_parallel_calls=tf.data.AUTOTUNE)
-        return data.map(_parse_records).ignore_errors().unbatch()
-
-    def _decode(self, row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image = decoding.decode_image(row["encoded"], row["orientation"])
-        return {"index": row["index"], "image": decoding.resize_image(image, self.predictor.image_size, self.predictor.resize)}
-
-    def _name(self, index: int) -> str:
-        return self.pictures[index].path or self.pictures[index].key
-
-    def _explain(self, index: int) -> DataError:
-        """Returns why a picture did not arrive, by trying again: the graph could not say it."""
-        picture = self.pictures[index]
-        try:
-            if self.reader is not None:
-                row = decoding.parse_example(self.reader.read(picture.position))
-                encoded, orientation = row[schema.ENCODED], row[schema.ORIENTATION]
-            else:
-                encoded, orientation = tf.io.read_file(os.fsencode(picture.path)), self.audited[index].orientation
-            self._decode({"index": tf.constant(index), "encoded": encoded, "orientation": orientation})
-        except DataError as error:
-            return error
-        except tf.errors.OpError as error:
-            return RejectedImage("undecodable", f"cannot be decoded: {decoding.plain_reason(error)}", path=self._name(index))
-        return DataError("was lost on the way; a second attempt read and decoded it", path=self._name(index))
-
-
-def _read_file(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    return {"index": row["index"], "encoded": tf.io.read_file(row["path"]), "orientation": row["orientation"]}
-
-
-def _parse_records(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    features = decoding.parse_batch(batch["serialized"])
-    return {"index": batch["index"], "encoded": features[schema.ENCODED], "orientation": features[schema.ORIENTATION]}
+    return DataError(f"{count} be predicted; {advice}:" + "".join(f"\n  {problem.error()}" for problem in problems))

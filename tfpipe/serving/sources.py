@@ -1,34 +1,28 @@
-"""What there is to predict: pictures in files, folders, globs or a data set, each with an id; and a look at headers.
+"""What there is to predict: pictures in files, folders, globs, lists of paths or a data set, each with an id.
 
     listing = list_pictures("test1/")
     listing.pictures[0].id                    # "1"
-    audit(listing.pictures[0]).orientation    # or a DataError that says why it is no picture
 
 Ids are in the order that people count in, 1, 2, 10, whatever the file system lists first.
 """
 
 from __future__ import annotations
 
-import glob
+import hashlib
 import itertools
-import mimetypes
 import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tfpipe.records import catalog, images, manifest
-from tfpipe.records.errors import DataError, RejectedImage
-from tfpipe.records.files import is_hidden
+from tfpipe.records import catalog, manifest
+from tfpipe.serving import folders, path_lists
+from tfpipe.serving.folders import Found
 
 Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-_HEAD_BYTES = 4096
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
-_TYPES = mimetypes.MimeTypes()  # Python's own table: what a machine has in /etc must not decide what a picture is
-_TYPES.add_type("application/jsonl", ".jsonl")  # a list of bad pictures, of a run before
 
 
 class Picture(NamedTuple):
@@ -45,6 +39,11 @@ class Picture(NamedTuple):
     position: int = -1
     problem: str = ""
 
+    @property
+    def shown(self) -> str:
+        """The path for a message, or the key of a record."""
+        return self.path.encode("utf-8", "backslashreplace").decode() or self.key
+
 
 class Listing(NamedTuple):
     """Pictures, ordered by id; names that were passed over; the data set's split where they come from one."""
@@ -54,25 +53,19 @@ class Listing(NamedTuple):
     data_set: tuple[Path, str] | None = None
 
 
-class Audited(NamedTuple):
-    """What a look at a picture's file found; both numbers are 0 where it is no file of its own."""
-
-    orientation: int = 0
-    num_bytes: int = 0
-
-
 def list_pictures(inputs: Inputs, split: str | None = None) -> Listing:
     """Returns the pictures of the inputs, each once, in the natural order of their ids.
 
     The id is the path without a picture's extension: below the folder that was given, below the part of a glob that has no
-    wildcard, or the name of a file that was given. Of a record it is the key, without the name of the split before it.
+    wildcard, as a list of paths has it (if that has no ids of its own), or the name of a file that was given. Of a record it
+    is the key, without the name of the split before it.
 
     In folders and globs, hidden files are passed over, and those whose names say that they are no pictures (README.txt).
 
     Raises:
         FileNotFoundError: an input is missing, or a glob matches nothing.
         ValueError: two pictures have the same id, there is none, or the split is not clear.
-        DataError: the data set's files contradict each other.
+        DataError: the data set's files contradict each other, or a list of paths cannot be read.
     """
     paths = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     data_sets = [path for path in paths if (Path(path) / manifest.FILE_NAME).is_file()]
@@ -85,7 +78,7 @@ def list_pictures(inputs: Inputs, split: str | None = None) -> Listing:
         directory, split = Path(data_sets[0]), _chosen_split(Path(data_sets[0]), split)
         pictures = list(_records(directory, split))
     else:
-        pictures = [picture for path in paths for picture in _files(os.fspath(path), passed_over)]
+        pictures = [_picture(found) for path in paths for found in _find(os.fspath(path), passed_over)]
     pictures.sort(key=lambda picture: (natural_key(picture.id), picture.path))
     _check_once(pictures)
     if not pictures:
@@ -94,10 +87,29 @@ def list_pictures(inputs: Inputs, split: str | None = None) -> Listing:
     return Listing(pictures, passed_over, (directory, split) if data_sets and split is not None else None)
 
 
+def hash_listing(listing: Listing) -> str:
+    """Returns a hash that is another one when pictures, their order, or, as sizes and times say, their bytes are others."""
+    state = hashlib.sha256()
+    if listing.data_set is not None:
+        state.update(manifest.load(listing.data_set[0]).root_hash.encode())
+    for picture in listing.pictures:
+        state.update(repr((tuple(picture), _times(picture.path))).encode("utf-8", "backslashreplace"))
+    return state.hexdigest()
+
+
+def _times(path: str) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
 def _check_once(pictures: Sequence[Picture]) -> None:
     places: dict[str, Picture] = {}
+    place = folders.make_place()
     for picture in pictures:
-        other = places.setdefault(_place(picture.path), picture) if picture.path else picture
+        other = places.setdefault(place(picture.path), picture) if picture.path else picture
         if other is not picture:
             raise ValueError(f"{other.path} is given twice, with the ids {other.id!r} and {picture.id!r}")
     for first, second in itertools.pairwise(pictures):
@@ -106,18 +118,15 @@ def _check_once(pictures: Sequence[Picture]) -> None:
             raise ValueError(f"{names} have the same id, {first.id!r}: rename one, or predict them apart")
 
 
-def _place(path: str) -> str:
-    """Returns where a file is, whatever links its folders were reached by; a link to a file is a picture of its own."""
-    folder, name = os.path.split(os.path.abspath(path))
-    return os.path.join(os.path.realpath(folder), name)
-
-
-def natural_key(text: str) -> tuple[object, ...]:
+def natural_key(text: str) -> tuple[str, str]:
     """Returns a sorting key by which 2 comes before 10, and "a2" before "a10"."""
-    words, numbers = re.split("[0-9]+", text), re.findall("[0-9]+", text)
-    # By length and digits, not as integers: those have a limit of 4300 digits.
-    sizes = [(len(number.lstrip("0")), number.lstrip("0")) for number in numbers]
-    return (*itertools.chain.from_iterable(itertools.zip_longest(words, sizes, fillvalue=(-1, ""))), text)
+
+    def counted(number: re.Match[str]) -> str:
+        # Before any other character; by length and digits, not as an integer, of which 4300 digits are the limit.
+        digits = number[0].lstrip("0")
+        return f"\0{chr(min(len(digits), 0x10FFFF))}{digits}"
+
+    return re.sub("[0-9]+", counted, text), text
 
 
 def _chosen_split(directory: Path, split: str | None) -> str:
@@ -138,130 +147,21 @@ def _records(directory: Path, split: str) -> Iterator[Picture]:
         yield Picture(_id(name, PurePosixPath(row.filename).suffix), row.key, row.filename, "", position)
 
 
-def _files(given: str, passed_over: list[str]) -> Iterator[Picture]:
-    if os.path.isdir(given):
-        yield from _folder_pictures(given, passed_over)
-    elif os.path.lexists(given):  # a name may hold a bracket: what is there is no glob
-        yield _picture(os.path.basename(given), given)
-    elif glob.has_magic(given):
-        yield from _glob_pictures(given, passed_over)
-    else:
-        raise FileNotFoundError(f"{given}: no such file or folder")
+def _find(given: str, passed_over: list[str]) -> Iterator[Found]:
+    if path_lists.is_list(given):
+        return path_lists.read_list(given)
+    return folders.find_pictures(given, passed_over)
 
 
-def _folder_pictures(root: str, passed_over: list[str]) -> Iterator[Picture]:
-    """Yields the files below a folder. Links to folders are followed after all real folders, each folder once."""
-    walked: set[tuple[int, int]] = set()
-    pending, unreadable = [root], list[OSError]()
-    for start in pending:
-        for path, folders, files in os.walk(start, onerror=unreadable.append):
-            status = os.stat(path)
-            if (status.st_dev, status.st_ino) in walked:
-                passed_over.append(f"{os.path.relpath(path, root)}/")
-                folders.clear()
-                continue
-            walked.add((status.st_dev, status.st_ino))
-            passed_over += [f"{os.path.relpath(os.path.join(path, name), root)}/" for name in filter(is_hidden, folders)]
-            folders[:] = sorted(name for name in folders if not is_hidden(name))  # no file system's order decides
-            for name in files:
-                yield from _named_as_picture(root, os.path.join(path, name), passed_over)
-            pending += [link for link in (os.path.join(path, name) for name in folders) if os.path.islink(link)]
-    for error in unreadable:
-        folder = os.fspath(error.filename)
-        yield _picture(os.path.relpath(folder, root), folder, f"cannot list the folder: {error.strerror}")
-
-
-def _glob_pictures(pattern: str, passed_over: list[str]) -> Iterator[Picture]:
-    """Yields the files that match, each by one path, however many links lead to its folder."""
-    matches = _matches(pattern)
-    if not matches:
-        raise FileNotFoundError(f"{pattern}: matches no file")
-    root = str(Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)))
-    matches.sort(key=lambda path: (_place(path) != os.path.abspath(path), path.count(os.sep), path))  # real folders first
-    places: set[str] = set()
-    for path in matches:
-        if _place(path) in places:
-            passed_over.append(os.path.relpath(path, root))
-            continue
-        places.add(_place(path))
-        if not os.path.isdir(path):
-            yield from _named_as_picture(root, path, passed_over)
-        elif "**" not in pattern:  # which matches the folders on the way, too
-            passed_over.append(f"{os.path.relpath(path, root)}/")
-
-
-def _matches(pattern: str) -> list[str]:
-    """Returns what matches a glob; `**` enters every folder once, where Python's multiplies them at every link."""
-    parts = Path(pattern).parts
-    if "**" not in parts:
-        return glob.glob(pattern)
-    place = parts.index("**")
-    roots = glob.glob(os.path.join(*parts[:place])) if place else [os.curdir]
-    tail = os.path.join(*(parts[place + 1 :] or ("*",)))
-    folders = (folder for root in roots for folder in _folders_below(root))
-    return [path for folder in folders for path in _matches(os.path.join(glob.escape(folder), tail))]
-
-
-def _folders_below(root: str) -> Iterator[str]:
-    walked: set[str] = set()
-    pending = [root]
-    for start in pending:
-        for path, folders, _ in os.walk(start):
-            if os.path.realpath(path) in walked:
-                folders.clear()
-                continue
-            walked.add(os.path.realpath(path))
-            folders[:] = sorted(name for name in folders if not is_hidden(name))
-            pending += [link for link in (os.path.join(path, name) for name in folders) if os.path.islink(link)]
-            yield path
-
-
-def _named_as_picture(root: str, path: str, passed_over: list[str]) -> Iterator[Picture]:
-    relative = os.path.relpath(path, root)
-    kind = _TYPES.guess_type(PurePosixPath(relative.lower()).name)[0] or "image"
-    if is_hidden(os.path.basename(path)) or not kind.startswith(("image", "application/octet-stream")):
-        passed_over.append(relative)
-    else:
-        yield _picture(relative, path)
-
-
-def _picture(relative: str, path: str, problem: str = "") -> Picture:
-    name = relative.encode("utf-8", "backslashreplace").decode()
-    if name != relative and not problem:
+def _picture(found: Found) -> Picture:
+    name, given_id = (text.encode("utf-8", "backslashreplace").decode() for text in (found.name, found.id))
+    problem = found.problem
+    if (name, given_id) != (found.name, found.id) and not problem:
         problem = "the name is not UTF-8: rename it"
-    return Picture(_id(name, PurePosixPath(name).suffix), name, name, os.path.abspath(path), problem=problem)
+    identity = given_id or _id(name, PurePosixPath(name).suffix)
+    return Picture(identity, name, name, os.path.abspath(found.path), problem=problem)
 
 
 def _id(name: str, suffix: str) -> str:
     """Returns a name without its suffix, if that is a picture's: "v1.5" is whole."""
     return (name.removesuffix(suffix) or name) if suffix.lower() in _SUFFIXES else name
-
-
-def audit(picture: Picture, max_pixels: int = images.DEFAULT_MAX_PIXELS) -> Audited:
-    """Looks at a picture's header, as the conversion does; a record was looked at when it was written.
-
-    Raises:
-        DataError: it is no picture that TensorFlow can decode, as far as can be seen without decoding it.
-    """
-    shown = picture.path.encode("utf-8", "backslashreplace").decode()
-    if picture.problem:
-        raise DataError(picture.problem, path=shown)
-    if not picture.path:
-        return Audited()
-    try:
-        data = _read(picture.path)
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", path=shown) from None
-    try:
-        return Audited(images.read_header(data, max_pixels=max_pixels).orientation, len(data))
-    except RejectedImage as error:
-        raise RejectedImage(error.reason, error.message, path=shown, offset=error.offset) from None
-
-
-def _read(path: str) -> bytes:
-    """Returns a file's bytes; only the first where they say that it is no picture, so that a film is not read whole."""
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block for ever
-        raise OSError(0, "not a regular file")
-    with open(path, "rb", buffering=0) as file:
-        head = file.read(_HEAD_BYTES)
-        return head + file.readall() if head.startswith(images.SIGNATURES) else head

@@ -1,10 +1,11 @@
-"""What `predict` writes: the lines of its CSV, and the list of pictures that have no value in it.
+"""What `predict` writes: rows of a CSV or lines of JSON, one per picture, and the list of pictures that have no value.
 
-    table = Table("probability", ["cat", "dog"], positive_class="dog")
-    table.header()                      # id,label
-    table.row(picture, probabilities)   # 17,0.998712003
+    form = choose_form("csv", "probability", ["cat", "dog"], positive_class="dog")
+    form.header()                 # id,label
+    form.row(picture, answer)     # 17,0.998712003
 
-Lines are bytes, UTF-8, and end with a line feed; cells are quoted where they must be.
+Rows are bytes, UTF-8, and end with a line feed; cells are quoted where they must be. Numbers have nine significant digits,
+which name a float32 uniquely.
 """
 
 from __future__ import annotations
@@ -12,71 +13,202 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from tfpipe.records.errors import DataError, RejectedImage
+from tfpipe.pipeline.decoding import is_integer
 from tfpipe.records.files import written_atomically
+from tfpipe.serving.picture_files import Problem
 from tfpipe.serving.sources import Picture
 from tfpipe.transfer import predictions
 
-Columns = Literal["label", "index", "probability", "table"]
+Columns = Literal["full", "label", "index", "probability", "table"]
 COLUMNS: tuple[str, ...] = get_args(Columns)
+Format = Literal["csv", "jsonl"]
+FORMATS: tuple[str, ...] = get_args(Format)
+TOP_K = 5
+
+_COMPETITION = ("label", "index", "probability")  # those that have a column of values to name
+
+Array = np.ndarray[Any, Any]
+Answer = Array | Problem
 
 
-class Table:
-    """The form of the rows; arguments as in `tfpipe.serving.prediction.predict`."""
+class Form(Protocol):
+    """How rows look. `reports` says whether a row has room for the reason why there is no value in it."""
 
-    def __init__(
-        self,
-        columns: Columns,
-        class_names: Sequence[str],
-        positive_class: str | None = None,
-        id_column: str = "id",
-        value_column: str = "label",
-    ) -> None:
-        if positive_class is not None and (columns != "probability" or positive_class not in class_names):
-            known = f"one of {', '.join(class_names)}, with columns=probability"
-            raise ValueError(f"positive_class must be {known} (got {positive_class!r} with columns={columns})")
-        self.columns, self.class_names = columns, list(class_names)
-        if positive_class is None and columns == "probability" and len(class_names) == 2:
-            positive_class = class_names[1]
-        self.positive = None if positive_class is None else self.class_names.index(positive_class)
-        several = columns == "probability" and self.positive is None
-        self._header = [id_column, *(self.class_names if several else [value_column])]
-        if columns != "table" and len(set(self._header)) < len(self._header):
-            names = ", ".join(self._header)
-            raise ValueError(f"two columns have the same name: {names}; id_column and value_column rename them")
+    reports: bool
 
     def header(self) -> bytes:
-        """Returns the first line."""
-        return predictions.header(self.class_names) if self.columns == "table" else _line(self._header)
+        """Returns what comes before the rows."""
 
-    def row(self, picture: Picture, probabilities: np.ndarray[Any, Any] | None) -> bytes:
-        """Returns the line of a picture; without probabilities, all cells but its names are empty."""
-        if self.columns == "table":
-            return self._table_row(picture, probabilities)
-        if probabilities is None:
-            return _line([picture.id] + [""] * (len(self._header) - 1))
-        return _line([picture.id, *self._values(probabilities)])
+    def row(self, picture: Picture, answer: Answer) -> bytes:
+        """Returns the line of a picture, whose answer is probabilities, float32 [C], or why there are none."""
 
-    def _values(self, probabilities: np.ndarray[Any, Any]) -> list[str]:
-        if self.columns == "probability":
-            shown = probabilities if self.positive is None else probabilities[self.positive : self.positive + 1]
-            return [f"{value:.9g}" for value in shown.tolist()]  # read back as float32, they are the same numbers
-        best = int(probabilities.argmax())
-        return [str(best) if self.columns == "index" else self.class_names[best]]
 
-    def _table_row(self, picture: Picture, probabilities: np.ndarray[Any, Any] | None) -> bytes:
-        if probabilities is None:
-            return _line([picture.key, picture.filename, "", ""] + [""] * len(self.class_names))
-        names = [picture.key], [picture.filename]
-        return predictions.rows(
-            predictions.Predictions(*names, np.array([-1]), probabilities[np.newaxis], class_names=self.class_names)
+def choose_form(
+    file_format: str,
+    columns: str,
+    class_names: Sequence[str],
+    top_k: int | None = None,
+    positive_class: str | None = None,
+    id_column: str = "id",
+    value_column: str = "label",
+) -> Form:
+    """Returns the form of the rows; arguments as in `tfpipe.serving.prediction.predict`.
+
+    Raises:
+        ValueError: one of them is none of those there are, or has no place in this form.
+    """
+    check_options(file_format, columns)
+    if positive_class is not None and (columns != "probability" or positive_class not in class_names):
+        known = f"one of {', '.join(class_names)}, with columns=probability"
+        raise ValueError(f"positive_class must be {known} (got {positive_class!r} with columns={columns})")
+    if value_column != "label" and columns not in _COMPETITION:
+        raise ValueError(f"value_column={value_column!r} is for columns={'|'.join(_COMPETITION)} (got columns={columns})")
+    if top_k is not None and (columns != "full" or not is_integer(top_k) or top_k < 1):
+        raise ValueError(f"top_k must be a positive integer, with columns=full (got {top_k!r} with columns={columns})")
+    top_k = min(top_k or TOP_K, len(class_names))
+    if file_format == "jsonl":
+        return _JsonLines(class_names, top_k, id_column)
+    if columns == "table":
+        return _EvaluationTable(class_names)
+    if columns == "full":
+        return _FullTable(class_names, top_k, id_column)
+    return _CompetitionTable(columns, class_names, positive_class, id_column, value_column)
+
+
+def check_options(file_format: str, columns: str) -> None:
+    """Raises ValueError unless there are such a format and such columns, and they go together."""
+    if columns not in COLUMNS:
+        raise ValueError(f"columns must be one of {', '.join(COLUMNS)} (got {columns!r})")
+    if file_format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)} (got {file_format!r})")
+    if file_format == "jsonl" and columns != "full":
+        raise ValueError(
+            f"columns={columns} is for CSV: lines of JSON have one form (format=csv, or another output than .jsonl)"
         )
+
+
+def _different(columns: list[str]) -> list[str]:
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"two columns have the same name: {', '.join(columns)}; id_column and value_column rename them")
+    return columns
+
+
+class _FullTable:
+    """Id, filename, reason, the best classes with their scores, and every probability."""
+
+    reports = True
+
+    def __init__(self, class_names: Sequence[str], top_k: int, id_column: str) -> None:
+        self._class_names, self._top_k = class_names, top_k
+        top = [f"{name}_{place}" for place in range(1, top_k + 1) for name in ("class", "score")]
+        self._columns = _different([id_column, "filename", "reason", *top, *_probability_names(class_names)])
+
+    def header(self) -> bytes:
+        return _line(self._columns)
+
+    def row(self, picture: Picture, answer: Answer) -> bytes:
+        if isinstance(answer, Problem):
+            return _line([picture.id, picture.filename, str(answer)] + [""] * (len(self._columns) - 3))
+        values = _texts(answer)
+        top = [cell for best in best_of(answer, self._top_k) for cell in (self._class_names[best], values[best])]
+        return _line([picture.id, picture.filename, "", *top, *values])
+
+
+class _CompetitionTable:
+    """Id and one value, or id and the probability of each class."""
+
+    reports = False
+
+    def __init__(
+        self, columns: str, class_names: Sequence[str], positive_class: str | None, id_column: str, value_column: str
+    ) -> None:
+        self._kind, self._class_names = columns, list(class_names)
+        if positive_class is None and len(class_names) == 2:
+            positive_class = class_names[1]
+        chosen = [] if positive_class is None else [self._class_names.index(positive_class)]
+        self._chosen = chosen or range(len(class_names))
+        several = columns == "probability" and not chosen
+        self._columns = _different([id_column, *(self._class_names if several else [value_column])])
+
+    def header(self) -> bytes:
+        return _line(self._columns)
+
+    def row(self, picture: Picture, answer: Answer) -> bytes:
+        if isinstance(answer, Problem):
+            return _line([picture.id] + [""] * (len(self._columns) - 1))
+        return _line([picture.id, *self._values(answer)])
+
+    def _values(self, probabilities: Array) -> list[str]:
+        if self._kind == "probability":
+            return _texts(probabilities[list(self._chosen)])
+        best = int(probabilities.argmax())
+        return [str(best) if self._kind == "index" else self._class_names[best]]
+
+
+class _EvaluationTable:
+    """The columns of evaluation's predictions.csv."""
+
+    reports = False
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self._class_names = class_names
+
+    def header(self) -> bytes:
+        return predictions.header(self._class_names)
+
+    def row(self, picture: Picture, answer: Answer) -> bytes:
+        if isinstance(answer, Problem):
+            return _line([picture.key, picture.filename, "", ""] + [""] * len(self._class_names))
+        names, unlabelled = ([picture.key], [picture.filename]), np.array([-1])
+        return predictions.rows(predictions.Predictions(*names, unlabelled, answer[np.newaxis], self._class_names))
+
+
+class _JsonLines:
+    """An object for each picture."""
+
+    reports = True
+
+    def __init__(self, class_names: Sequence[str], top_k: int, id_column: str) -> None:
+        if id_column != "id":
+            raise ValueError(f"id_column={id_column!r} is for CSV: lines of JSON say id")
+        self._class_names, self._top_k = class_names, top_k
+
+    def header(self) -> bytes:
+        return b""
+
+    def row(self, picture: Picture, answer: Answer) -> bytes:
+        content: dict[str, Any] = {"id": picture.id, "filename": picture.filename, "class": None, "score": None}
+        content |= {"top": [], "probabilities": None, "reason": None}
+        if isinstance(answer, Problem):
+            content["reason"] = {"code": answer.code, "message": answer.message}
+        else:
+            values = dict(zip(self._class_names, map(float, _texts(answer)), strict=True))
+            names = [self._class_names[best] for best in best_of(answer, self._top_k)]
+            content |= {"class": names[0], "score": values[names[0]], "probabilities": values}
+            content["top"] = [{"class": name, "score": values[name]} for name in names]
+        return _json_line(content)
+
+
+def best_of(probabilities: Array, count: int) -> list[int]:
+    """Returns the indices of the largest probabilities, the largest first; of equal ones the first."""
+    order: list[int] = np.argsort(-probabilities, kind="stable")[:count].tolist()
+    return order
+
+
+def _probability_names(class_names: Sequence[str]) -> list[str]:
+    """Returns the names that evaluation's table gives these columns."""
+    (names,) = csv.reader(io.StringIO(predictions.header(class_names).decode(), newline=""))
+    return names[-len(class_names) :]
+
+
+def _texts(values: Array) -> list[str]:
+    return [f"{value:.9g}" for value in values.tolist()]
 
 
 def _line(cells: Sequence[str]) -> bytes:
@@ -85,21 +217,23 @@ def _line(cells: Sequence[str]) -> bytes:
     return line.getvalue().removesuffix("\r\n").encode() + b"\n"
 
 
-def write_rejected(output: Path, pictures: Sequence[Picture], errors: Mapping[int, DataError]) -> Path | None:
-    """Writes the list of bad pictures beside the output and returns its path; without any, removes that of an output before.
+def _json_line(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, ensure_ascii=False) + "\n").encode()
 
-    Args:
-        output: "submission.csv" for a list "submission.rejected.jsonl".
-        pictures: of all rows.
-        errors: by place in `pictures`.
-    """
-    path = output.with_name(f"{output.name.removesuffix('.csv')}.rejected.jsonl")
-    if not errors:
+
+def rejected_path(output: Path) -> Path:
+    """Returns where bad pictures are listed: "submission.rejected.jsonl" for "submission.csv"."""
+    return output.with_name(f"{output.name.removesuffix('.csv').removesuffix('.jsonl')}.rejected.jsonl")
+
+
+def write_rejected(output: Path, rejected: Iterable[tuple[Picture, Problem]]) -> Path | None:
+    """Writes the list of bad pictures beside the output and returns its path; without any, removes that of an output before."""
+    path, lines = rejected_path(output), list(rejected)
+    if not lines:
         path.unlink(missing_ok=True)
         return None
     with written_atomically(path) as file:
-        for index, error in sorted(errors.items()):
-            reason = error.reason if isinstance(error, RejectedImage) else "unreadable"
-            line = {"id": pictures[index].id, "key": pictures[index].key, "reason": reason, "message": error.message}
-            file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+        for picture, problem in lines:
+            line = {"id": picture.id, "key": picture.key, "reason": problem.code, "message": problem.message}
+            file.write(_json_line(line))
     return path

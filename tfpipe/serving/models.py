@@ -1,0 +1,200 @@
+"""`tfpipe.load()`: a trained model to ask from Python, whatever form it has.
+
+    model = load("runs/a")                                   # or export/saved_model, export/frozen_image.pb, ...
+    for found in model.predict(["1.jpg", "2.png"]):
+        print(found.class_name, found.score, found.reason)
+
+Pixels are those that evaluation sees: the same look at the header, orientation, decoder and resize.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfpipe.pipeline import decoding
+from tfpipe.pipeline.decoding import Resize
+from tfpipe.records import images
+from tfpipe.serving import artefacts, picture_files
+from tfpipe.serving.picture_files import Problem
+from tfpipe.serving.tables import TOP_K, best_of
+from tfpipe.transfer.classifiers import Predictor
+
+Array = np.ndarray[Any, Any]
+Input = str | os.PathLike[str] | bytes | Array
+_Item = str | bytes | Array
+
+
+class Prediction(NamedTuple):
+    """What a model says of one picture.
+
+    Of what is no picture it says nothing: `class_name` is None, `score` 0, `top` empty, every probability 0, and `reason`
+    says why, a code and a sentence: "truncated: ...". Of a picture, `reason` is "".
+
+    Attributes:
+        class_name: the likeliest class.
+        score: its probability.
+        top: the likeliest classes with their probabilities, the likeliest first.
+        probabilities: float32 [C], in the order of the model's class names.
+        reason: why there is no answer.
+    """
+
+    class_name: str | None
+    score: float
+    top: Sequence[tuple[str, float]]
+    probabilities: Array
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to ask for pictures of any kind and size.
+
+    Attributes:
+        predictor: what answers for pictures of the right size, as `tfpipe.evaluate` and `tfpipe.predict` take it.
+        max_pixels: height times width above which a file is not decoded.
+    """
+
+    predictor: Predictor
+    max_pixels: int = images.DEFAULT_MAX_PIXELS
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes."""
+        return self.predictor.class_names
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) that pictures are brought to."""
+        return self.predictor.image_size
+
+    @property
+    def resize(self) -> Resize:
+        """How they are brought to it, see `tfpipe.dataset`."""
+        mode: Resize = self.predictor.resize
+        return mode
+
+    def predict(self, inputs: Input | Iterable[Input], *, top_k: int = TOP_K, batch_size: int = 64) -> list[Prediction]:
+        """Returns an answer for each input, in their order.
+
+        Args:
+            inputs: paths of JPEG or PNG files, their bytes, or pictures as uint8 [H, W, 3], RGB, 0..255, of any size, alone
+                or in any iterable; or one array, uint8 [B, H, W, 3].
+            top_k: classes to name; never more than there are.
+            batch_size: pictures that the model sees at once. Probabilities depend on it by about 1e-6.
+
+        Raises:
+            ValueError: an argument is not what it should be. A file that is missing or no picture is none: its answer says so.
+        """
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if not decoding.is_integer(value) or value < 1:
+                raise ValueError(f"{name} must be a positive integer (got {value!r})")
+        items = _listed(inputs)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found: list[Prediction] = []
+            for start in range(0, len(items), batch_size):
+                found += self._answer(list(pool.map(self._pixels, items[start : start + batch_size])), top_k)
+        return found
+
+    def _answer(self, pictures: Sequence[Array | Problem], top_k: int) -> list[Prediction]:
+        good = [picture for picture in pictures if not isinstance(picture, Problem)]
+        answers = iter(self.predictor.predict(np.stack(good)) if good else [])
+        return [
+            self._refusal(picture) if isinstance(picture, Problem) else self._prediction(next(answers), top_k)
+            for picture in pictures
+        ]
+
+    def _prediction(self, probabilities: Array, top_k: int) -> Prediction:
+        top = [(self.class_names[best], float(probabilities[best])) for best in best_of(probabilities, top_k)]
+        return Prediction(*top[0], top, probabilities)
+
+    def _refusal(self, problem: Problem) -> Prediction:
+        return Prediction(None, 0.0, [], np.zeros(len(self.class_names), np.float32), str(problem))
+
+    def _pixels(self, item: _Item) -> Array | Problem:
+        """Returns what the model sees, uint8 [H, W, 3] of its size, or why there is nothing to see."""
+        if isinstance(item, np.ndarray):
+            resized: Array = self._resize(item).numpy()
+            return resized
+        limit = self.max_pixels
+        found = picture_files.examine(item, limit) if isinstance(item, bytes) else picture_files.read(item, limit)
+        if isinstance(found, Problem):
+            return found
+        try:
+            decoded: Array = self._decode(found.data, found.orientation).numpy()
+        except tf.errors.OpError as error:
+            return picture_files.undecodable(decoding.plain_reason(error))
+        return decoded
+
+    @cached_property
+    def _decode(self) -> Any:
+        def decode(encoded: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+            return decoding.resize_image(decoding.decode_image(encoded, orientation), self.image_size, self.resize)
+
+        signature = [tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int32)]
+        return tf.function(decode, input_signature=signature, autograph=False)
+
+    @cached_property
+    def _resize(self) -> Any:
+        signature = [tf.TensorSpec([None, None, 3], tf.uint8)]
+        resize = lambda image: decoding.resize_image(image, self.image_size, self.resize)  # noqa: E731
+        return tf.function(resize, input_signature=signature, autograph=False)
+
+
+def load(path: str | os.PathLike[str], *, max_pixels: int = images.DEFAULT_MAX_PIXELS) -> Model:
+    """Returns the model of a run's folder, a .keras file, or a file or folder of an export.
+
+    Args:
+        path: of the model.
+        max_pixels: height times width above which a file is not decoded.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it cannot be read, or is no model of tfpipe.
+        ImportError: its format needs an extra that is not installed.
+    """
+    return Model(artefacts.load(path), max_pixels)
+
+
+def _listed(inputs: Any) -> list[_Item]:
+    if isinstance(inputs, str | os.PathLike | bytes | bytearray | memoryview):
+        return [_item(inputs)]
+    if not hasattr(inputs, "__array__"):
+        return [_item(given) for given in inputs]
+    pictures = _checked(np.asarray(inputs))
+    return list(pictures) if pictures.ndim == 4 else [pictures]
+
+
+def _item(given: Any) -> _Item:
+    if isinstance(given, str | os.PathLike):
+        return os.fsdecode(given)
+    if isinstance(given, bytes | bytearray | memoryview):
+        return bytes(given)
+    if not hasattr(given, "__array__"):
+        raise ValueError(
+            f"an input must be a path, the bytes of a file or an array, uint8 [H, W, 3] (got {type(given).__name__})"
+        )
+    picture = _checked(np.asarray(given))
+    if picture.ndim != 3:
+        raise ValueError(
+            f"a picture among others must be [H, W, 3] (got the shape {list(picture.shape)}); [B, H, W, 3] goes alone"
+        )
+    return picture
+
+
+def _checked(pictures: Array) -> Array:
+    if pictures.dtype.kind == "f":
+        advice = "0..1 and 0..255 cannot be told apart; give uint8, 0..255, as files have it"
+        raise ValueError(f"pictures must be uint8 (got {pictures.dtype}): in floats, {advice}")
+    if pictures.dtype != np.uint8:
+        raise ValueError(f"pictures must be uint8, 0..255 (got {pictures.dtype})")
+    if pictures.ndim not in (3, 4) or pictures.shape[-1] != 3 or 0 in pictures.shape[-3:]:
+        raise ValueError(f"pictures must be [H, W, 3] or [B, H, W, 3], RGB (got the shape {list(pictures.shape)})")
+    return pictures
