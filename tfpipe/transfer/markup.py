@@ -65,10 +65,10 @@ def text(value: object) -> Html:
     """Returns a value as markup: escaped, unless it is `Html`."""
     if isinstance(value, Html):
         return value
-    return Html(html.escape("".join("\ufffd" if _is_harmful(character) else character for character in str(value))))
+    return Html(html.escape("".join("\ufffd" if is_harmful(character) else character for character in str(value))))
 
 
-def _is_harmful(character: str) -> bool:
+def is_harmful(character: str) -> bool:
     """True for what no page may hold, and for what turns the direction of the text after it."""
     return unicodedata.category(character) in ("Cc", "Cs", "Cn") or character in _TURNING
 

@@ -1,0 +1,196 @@
+"""What evaluations found, as a model card says it: metrics with intervals, a table of classes, and the limits they showed.
+
+results = read("eval/", specification)
+metrics_table(results), class_table(results), limits(results)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfpipe.records.errors import DataError
+from tfpipe.records.summary import plural
+from tfpipe.serving import markdown
+from tfpipe.serving.specifications import Specification
+from tfpipe.transfer import metrics, predictions
+from tfpipe.transfer.report import TWINS_NAME, likely_label_errors
+
+_MAX_SHOWN = 5
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What an evaluation's folder holds.
+
+    Attributes:
+        receipt: the content of receipt.json.
+        metrics: the content of metrics.json.
+        num_doubtful: pictures whose label is likely wrong.
+        twins: the content of near_duplicates.json, None where there is none.
+    """
+
+    receipt: dict[str, Any]
+    metrics: dict[str, Any]
+    num_doubtful: int
+    twins: dict[str, Any] | None
+
+    @property
+    def split(self) -> str:
+        """The split's name."""
+        name: str = self.receipt["split"]
+        return name
+
+
+def read(path: str | os.PathLike[str], specification: Specification) -> Results:
+    """Returns what an evaluation found.
+
+    Raises:
+        ValueError: it is of another model.
+        FileNotFoundError: it is not there, or did not finish.
+        DataError: its files are damaged, or do not belong together.
+    """
+    folder = Path(path)
+    table = predictions.read(folder)
+    receipt, found = _json(folder / predictions.RECEIPT_NAME), _json(folder / predictions.METRICS_NAME)
+    if (of := receipt.get("model_sha256")) != specification.sha256:
+        raise ValueError(f"{path}: is an evaluation of the model {of}, not of the exported one, {specification.sha256}")
+    twins = _json(folder / TWINS_NAME) if (folder / TWINS_NAME).exists() else None
+    return Results(receipt, found, len(likely_label_errors(table)), twins)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"cannot be understood: {error}", path=path) from None
+    return content
+
+
+def metrics_table(results: Results) -> str:
+    """Returns the metrics of all classes together."""
+    return markdown.table(["metric", "value", "95 % interval"], _metric_rows(results.metrics))
+
+
+def _metric_rows(found: dict[str, Any]) -> Iterator[Sequence[object]]:
+    yield "pictures, each exactly once", f"{found['count']:,}", ""
+    yield "accuracy", percent(found["accuracy"]), interval(found["accuracy_interval"])
+    yield "balanced accuracy (mean recall of the classes)", percent(found["balanced_accuracy"]), ""
+    for k, share in list(found["top_k"].items())[1:][-1:]:
+        yield f"top-{k} accuracy", percent(share), ""
+    yield "AUC" if len(found["per_class"]) == 2 else "AUC, mean of the classes", number(found["auc"]), ""
+    yield "log loss", number(found["log_loss"]), ""
+    yield "expected calibration error", number(found["ece"]), ""
+    if found["binary"]:
+        at, name = found["binary"]["sensitivity_at_specificity"], found["binary"]["positive_class"]
+        threshold = NONE if at["threshold"] is None else f"{at['threshold']:.9g}"
+        yield f"average precision of {name}", number(found["binary"]["average_precision"]), ""
+        yield f"sensitivity for {name}, threshold {threshold}", percent(at["sensitivity"]), interval(at["sensitivity_interval"])
+        yield "specificity at this threshold", percent(at["specificity"]), interval(at["specificity_interval"])
+
+
+def class_table(results: Results) -> str:
+    """Returns a row per class; the interval is that of the recall."""
+    header = ["class", "pictures", "recall", "95 % interval", "precision", "F1", "AUC"]
+    rows = []
+    for index, row in enumerate(results.metrics["per_class"]):
+        recall = percent(row["recall"]), interval(_recall_interval(results, index))
+        others = percent(row["precision"]), number(row["f1"]), number(row["auc"])
+        rows.append([row["class_name"], f"{row['support']:,}", *recall, *others])
+    return markdown.table(header, rows)
+
+
+def _recall_interval(results: Results, index: int) -> list[float] | None:
+    counts = results.metrics["confusion"]["matrix"][index]
+    return metrics.wilson(counts[index], sum(counts))
+
+
+def limits(results: Results) -> str:
+    """Returns what the evaluation showed the model not to do well, and what it could not show, as a list."""
+    parts = (_uncertainty, _worst_classes, _confusions, _calibration, _label_errors, _near_duplicates)
+    return markdown.bullets(line for part in parts for line in part(results))
+
+
+def _uncertainty(results: Results) -> Iterator[str]:
+    low, high = results.metrics["accuracy_interval"]
+    classes = [row for row in results.metrics["per_class"] if row["support"]]
+    rarest = min(classes, key=lambda row: int(row["support"]))
+    yield (
+        f"{plural(results.metrics['count'], 'picture')} say the accuracy to within an interval of {100 * (high - low):.1f}"
+        f" percentage points; the rarest class, {markdown.text(rarest['class_name'])}, has {rarest['support']:,}."
+    )
+    if missing := [row["class_name"] for row in results.metrics["per_class"] if not row["support"]]:
+        more = f" and {len(missing) - _MAX_SHOWN:,} more" if len(missing) > _MAX_SHOWN else ""
+        yield f"Nothing is known of classes without a picture: {', '.join(map(markdown.text, missing[:_MAX_SHOWN]))}{more}."
+
+
+def _worst_classes(results: Results) -> Iterator[str]:
+    rows = [(row["recall"], index, row) for index, row in enumerate(results.metrics["per_class"]) if row["support"]]
+    worst = [(index, row) for recall, index, row in sorted(rows, key=lambda item: item[:2]) if recall < 1][:_MAX_SHOWN]
+    for index, row in worst:
+        given = f"{percent(row['recall'])} (95 %: {interval(_recall_interval(results, index))})"
+        yield f"Of class {markdown.text(row['class_name'])}, {given} of {plural(row['support'], 'picture')} are recognised."
+    if not worst:
+        yield "Every picture was recognised: this set does not show where the model fails."
+
+
+def _confusions(results: Results) -> Iterator[str]:
+    names, matrix = (results.metrics["confusion"][name] for name in ("class_names", "matrix"))
+    cells = [(-count, i, j) for i, row in enumerate(matrix) for j, count in enumerate(row) if i != j and count]
+    for count, i, j in sorted(cells)[:_MAX_SHOWN]:
+        share = f"{-count:,} of {plural(sum(matrix[i]), 'picture')}"
+        yield f"Taken for class {markdown.text(names[j])}: {share} of class {markdown.text(names[i])}."
+
+
+def _calibration(results: Results) -> Iterator[str]:
+    found, fitted = results.metrics, results.metrics["calibration"]
+    yield f"Probabilities differ from how often they are right by {100 * found['ece']:.1f} percentage points on average (ECE)."
+    if fitted:
+        before = 100 * fitted["before"]["ece"]
+        yield (
+            f"**That is after temperature scaling ({fitted['temperature']:g}, fitted on {markdown.text(fitted['split'])}). The"
+            f" exported files give the probabilities before it, which are off by {before:.1f} points.**"
+        )
+
+
+def _label_errors(results: Results) -> Iterator[str]:
+    if results.num_doubtful:
+        verb = "has a label" if results.num_doubtful == 1 else "have labels"
+        yield (
+            f"{plural(results.num_doubtful, 'picture')} of {results.metrics['count']:,} {verb} that the model contradicts with"
+            " confidence: either the label is wrong, or the model is. The evaluation's report shows them."
+        )
+
+
+def _near_duplicates(results: Results) -> Iterator[str]:
+    twins, name = results.twins, markdown.text(results.split)
+    others = " and ".join(twins["against"]) if twins else ""
+    if twins is None or not others:
+        yield f"Whether pictures of {name} have near-duplicates among those trained on was not looked for."
+    elif not twins["count"]:
+        yield f"No near-duplicates of pictures of {name} were found in {others}."
+    else:
+        have = "has a near-duplicate" if twins["count"] == 1 else "have near-duplicates"
+        without = f"{percent(twins['accuracy_without'])} (95 %: {interval(twins['accuracy_without_interval'])})"
+        left = f"on the {twins['count_without']:,} without"
+        yield f"{plural(twins['count'], 'picture')} of {name} {have} in {others}; accuracy {left}: {without}."
+
+
+def percent(value: float | None) -> str:
+    """Returns a share as text."""
+    return NONE if value is None else f"{value:.2%}"
+
+
+def interval(value: Sequence[float] | None) -> str:
+    """Returns an interval of shares as text."""
+    return NONE if value is None else f"{value[0]:.2%} to {value[1]:.2%}"
+
+
+def number(value: float | None) -> str:
+    """Returns a number as text."""
+    return NONE if value is None else f"{value:.4f}"
