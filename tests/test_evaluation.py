@@ -22,6 +22,7 @@ import tfpipe
 from tfpipe.records import catalog, files, locking
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import sha256_of
+from tfpipe.serving.models import Model
 from tfpipe.transfer import accounting, evaluation, metrics, parts, predictions
 from tfpipe.transfer.evaluation import evaluate
 
@@ -484,7 +485,7 @@ class Exported:
 @pytest.mark.usefixtures("quick")
 def test_any_predictor_gives_the_table_and_the_receipt_of_the_classifier(plain, classifier, shards, tmp_path):
     run(classifier, shards, tmp_path / "classifier", calibrate="val")
-    run(Exported(classifier), shards, tmp_path / "exported", calibrate="val")
+    run(Model(Exported(classifier)), shards, tmp_path / "exported", calibrate="val")
     names = sorted(path.name for path in (tmp_path / "exported").iterdir())
     assert "calibration.csv" in names
     for name in names:

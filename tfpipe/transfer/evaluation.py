@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -50,6 +50,14 @@ _NEEDED = ("class_names", "image_size", "resize", "sha256", "predict")  # of a `
 _VOUCHED = (metrics.FILE_NAME, REPORT_NAME, NEAR_DUPLICATES_NAME, UNCALIBRATED_NAME, CALIBRATION_NAME)
 
 
+class Loaded(Protocol):
+    """What `tfpipe.load` returns, as far as it matters here."""
+
+    @property
+    def predictor(self) -> Predictor:
+        """What answers for pictures of the right size."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What an evaluation found.
@@ -69,7 +77,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: str | os.PathLike[str] | Predictor,
+    model: str | os.PathLike[str] | Predictor | Loaded,
     directory: str | os.PathLike[str],
     split: str,
     output: str | os.PathLike[str],
@@ -247,16 +255,17 @@ class _Run:
         return metrics.measure(table, positive_class=self.options["positive_class"], specificity=self.options["specificity"])
 
 
-def _loaded(model: str | os.PathLike[str] | Predictor) -> Predictor:
+def _loaded(model: str | os.PathLike[str] | Predictor | Loaded) -> Predictor:
     if isinstance(model, str | os.PathLike):
         path = Path(model)
         if path.suffix in _EXPORTED_FILES or any((path / name).exists() for name in _IN_EXPORTS):
             raise ValueError(f"{path}: an exported model is loaded first: evaluate(tfpipe.load({os.fspath(path)!r}), ...)")
         return classifiers.load(path)
-    if missing := [name for name in _NEEDED if not hasattr(model, name)]:
+    predictor: Predictor = getattr(model, "predictor", model)
+    if missing := [name for name in _NEEDED if not hasattr(predictor, name)]:
         kind = f"a {type(model).__name__}, which has no {' and no '.join(missing)}"
         raise ValueError(f"model must be a path, or a model as tfpipe.load returns it (got {kind})")
-    return model
+    return predictor
 
 
 def _check_readers(batch_size: int, shard: tuple[int, int] | None, num_readers: int) -> None:
