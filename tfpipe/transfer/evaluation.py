@@ -261,7 +261,8 @@ def _loaded(model: str | os.PathLike[str] | Predictor | Loaded) -> Predictor:
         if path.suffix in _EXPORTED_FILES or any((path / name).exists() for name in _IN_EXPORTS):
             raise ValueError(f"{path}: an exported model is loaded first: evaluate(tfpipe.load({os.fspath(path)!r}), ...)")
         return classifiers.load(path)
-    predictor: Predictor = getattr(model, "predictor", model)
+    given: Any = model
+    predictor: Predictor = getattr(given, "predictor", given)
     if missing := [name for name in _NEEDED if not hasattr(predictor, name)]:
         kind = f"a {type(model).__name__}, which has no {' and no '.join(missing)}"
         raise ValueError(f"model must be a path, or a model as tfpipe.load returns it (got {kind})")
