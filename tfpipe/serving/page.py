@@ -1,0 +1,225 @@
+"""A page on this machine to try a model on: drop a picture, read what the model says and why.
+
+    with serve("runs/a") as url:
+        ...    # http://127.0.0.1:7860/
+
+It listens on 127.0.0.1 alone, asks nothing of any other machine, and keeps what was uploaded for an hour at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfpipe.records.errors import DataError
+from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.serving import artefacts, galleries, page_markup
+from tfpipe.serving.answers import Answers, Upload
+from tfpipe.serving.galleries import Gallery
+from tfpipe.serving.picture_files import Problem
+from tfpipe.serving.sources import natural_key
+from tfpipe.transfer.classifiers import Classifier, Predictor
+from tfpipe.transfer.markup import Html
+
+HOST = "127.0.0.1"
+DEFAULT_PORT = 7860
+DEFAULT_MAX_BYTES = 20_000_000
+DEFAULT_MAX_TRAINING = 1000
+
+_KEPT_SECONDS = 3600
+_FONTS = ("system-ui", "Segoe UI", "Roboto", "Noto Sans", "Noto Sans CJK SC", "sans-serif")
+# A picture that is pasted, or dropped beside the place for it, goes where a chosen file goes.
+_SCRIPT = """() => {
+  const take = (event, files) => {
+    const input = document.querySelector("#pictures input[type=file]");
+    if (!input || !files || !files.length) return;
+    event.preventDefault();
+    const transfer = new DataTransfer();
+    for (const file of files) transfer.items.add(file);
+    input.files = transfer.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  };
+  document.addEventListener("paste", event => take(event, event.clipboardData.files));
+  document.addEventListener("dragover", event => event.preventDefault());
+  document.addEventListener("drop", event => {
+    if (!event.target.closest("#pictures")) { event.preventDefault(); take(event, event.dataTransfer.files); }
+  });
+}"""
+
+_log = logging.getLogger("tfpipe")
+
+
+@contextlib.contextmanager
+def serve(
+    model: str | os.PathLike[str],
+    *,
+    data: str | os.PathLike[str] | None = None,
+    split: str = "train",
+    max_training: int = DEFAULT_MAX_TRAINING,
+    port: int = DEFAULT_PORT,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    open_browser: bool = False,
+    progress: bool = True,
+) -> Iterator[str]:
+    """Opens the page and yields its address; the page ends with the block.
+
+    Args:
+        model: a run's folder or a .keras file: everything; a file or folder of an export: scores and the model's input.
+        data: training pictures to look for neighbours among; default the data set of the run, if it is still there.
+        split: of the data set.
+        max_training: of more training pictures than that, so many drawn at random; 0: no neighbours.
+        port: to listen on; 0: any that is free.
+        max_bytes: of an uploaded file.
+        max_pixels: height times width above which a picture is refused.
+        open_browser: show the page in the browser.
+        progress: show a bar while the training pictures are looked at.
+
+    Raises:
+        ImportError: Gradio is not installed.
+        OSError: the port is taken.
+        ValueError, FileNotFoundError, DataError: there is no such model or, where it is given, no such data set.
+    """
+    gradio = _import_gradio()
+    port = _free_port(port)  # taken: better to know before minutes of work
+    predictor = artefacts.load(model)
+    gallery, notes = _open_gallery(predictor, model, data, split, max_training, progress)
+    answers = Answers(predictor, gallery, max_pixels)
+    predictor.predict(np.zeros((1, *predictor.image_size, 3), np.uint8))  # the first call takes longest
+    with tempfile.TemporaryDirectory(prefix="tfpipe-page-") as folder, _environment(folder):
+        title = os.path.basename(os.path.abspath(model))
+        page = _layout(gradio, title, page_markup.header(title, predictor, notes), answers)
+        try:
+            page.launch(
+                server_name=HOST,
+                server_port=port,
+                max_file_size=max_bytes,
+                inbrowser=open_browser,
+                theme=gradio.themes.Base(font=_FONTS, font_mono=["monospace"]),
+                css=page_markup.STYLE,
+                js=_SCRIPT,
+                share=False,
+                ssr_mode=False,
+                run_history=False,
+                enable_monitoring=False,
+                footer_links=[],
+                prevent_thread_lock=True,
+                quiet=True,
+            )
+            yield page.local_url
+        finally:
+            page.close(verbose=False)
+
+
+def _import_gradio() -> Any:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError(f"the page needs Gradio ({error}): pip install 'tfpipe[page]'") from error
+    return gradio
+
+
+def _free_port(port: int) -> int:
+    """Returns the port, or a free one for 0.
+
+    Raises:
+        OSError: it is taken.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            advice = "end what runs there, or choose another with --port (0: any that is free)"
+            raise OSError(error.errno, f"port {port} of {HOST} cannot be had ({error.strerror}); {advice}") from None
+        found: int = probe.getsockname()[1]
+        return found
+
+
+@contextlib.contextmanager
+def _environment(folder: str) -> Iterator[None]:
+    """Lets Gradio put uploads into a folder, and ask itself whether it is up without a proxy in between."""
+    direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), HOST)))
+    wanted = {"GRADIO_TEMP_DIR": os.path.realpath(folder), "no_proxy": direct, "NO_PROXY": direct}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _open_gallery(
+    predictor: Predictor,
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None,
+    split: str,
+    max_training: int,
+    progress: bool,
+) -> tuple[Gallery | None, list[str]]:
+    """Returns the training pictures, if there are any to be had, and what to say of them."""
+    if not isinstance(predictor, Classifier):
+        return None, ["An exported model: probabilities only. For Grad-CAM and training pictures, give the run's folder."]
+    if not max_training:
+        return None, []
+    try:
+        directory = galleries.locate_data(model) if data is None else Path(data)
+        gallery = galleries.collect(predictor, directory, split, max_pictures=max_training, progress=progress)
+    except (DataError, FileNotFoundError, ValueError) as error:
+        if data is not None:
+            raise
+        _log.warning("no nearest training pictures: %s; --data=FOLDER says where they are", error)
+        return None, [f"No nearest training pictures: {error}."]
+    return gallery, []
+
+
+def _describe(gallery: Gallery | None) -> str:
+    if gallery is None:
+        return ""
+    num_all, num_here = gallery.reader.num_records, len(gallery.keys)
+    drawn = f"{num_here:,} drawn from its {num_all:,} pictures" if num_here < num_all else f"{num_all:,} pictures"
+    return f"{gallery.split}, {drawn}"
+
+
+def _layout(gradio: Any, title: str, header: Html, answers: Answers) -> Any:
+    """Returns the page, not served yet."""
+    respond = _responder(answers)
+
+    def taken(files: Sequence[Mapping[str, Any]], progress: Any = gradio.Progress()) -> tuple[str, None]:  # noqa: B008
+        uploads = [Upload(file.get("orig_name") or os.path.basename(file["path"]), file["path"]) for file in files or ()]
+        return str(respond(uploads, progress)), None  # None: ready for the next one
+
+    with gradio.Blocks(title=f"{title} · tfpipe", analytics_enabled=False, delete_cache=(60, _KEPT_SECONDS)) as page:
+        gradio.HTML(str(header), js_on_load=None)
+        pictures = gradio.File(file_count="multiple", show_label=False, elem_id="pictures", height=130)
+        said = gradio.HTML("", elem_id="answer", js_on_load=None)
+        # Without Gradio's preprocessing, which would drop the file's own name; where the path leads is checked all the same.
+        pictures.upload(taken, [pictures], [said, pictures], preprocess=False, api_visibility="private")
+    return page
+
+
+def _responder(answers: Answers) -> Callable[[Sequence[Upload], Any], Html]:
+    predictor, described = answers.predictor, _describe(answers.gallery)
+
+    def respond(uploads: Sequence[Upload], progress: Any) -> Html:
+        if len(uploads) == 1:
+            name, path = uploads[0]
+            said = answers.answer(path)
+            if isinstance(said, Problem):
+                return page_markup.refusal(name, said.message)
+            return page_markup.answer(name, said, predictor, described)
+        ordered = sorted(uploads, key=lambda upload: natural_key(upload.name))
+        rows = list(progress.tqdm(answers.rows(ordered), total=len(ordered), desc="pictures", unit="pictures"))
+        return page_markup.table(rows, predictor.class_names)
+
+    return respond

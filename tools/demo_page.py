@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""Opens a page on this machine to try a model on: drop a picture, and see what the model says of it, and why.
+
+  demo_page --model=runs/a                       probabilities, Grad-CAM, the nearest training pictures, the model's input
+  demo_page --model=runs/a --data=shards/        where the training pictures are, if the run does not know or they moved
+  demo_page --model=export/saved_model           an exported model: probabilities and its input
+
+One picture, dropped, chosen or pasted, is looked at closely; several become a table that can be kept as CSV. The page listens
+on 127.0.0.1 only and works without a network. Uploads are deleted after an hour, and when the page ends: with Ctrl-C.
+Needs Gradio: pip install 'tfpipe[page]'.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+
+if not __package__:  # run as a file: the checkout's own tfpipe, and none of this folder's files as modules
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from absl import flags
+
+from tfpipe import commands
+from tfpipe.records.images import DEFAULT_MAX_PIXELS
+
+_MODEL = flags.DEFINE_string("model", None, "A run's folder, a .keras file, or a file or folder of an export.")
+_DATA = flags.DEFINE_string("data", None, "Data set with the training pictures. Default: the run's, if it is still there.")
+_SPLIT = flags.DEFINE_string("split", "train", "Of the data set.")
+_MAX_TRAINING = flags.DEFINE_integer(
+    "max_training", 1000, "Of more training pictures than that, so many drawn at random; 0: none are looked at.", 0
+)
+_PORT = flags.DEFINE_integer("port", 7860, "To listen on; 0: any that is free.", 0, 65535)
+_MAX_BYTES = flags.DEFINE_integer("max_bytes", 20_000_000, "Of an uploaded file.", 1)
+_MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a picture is refused.", 1)
+_OPEN = flags.DEFINE_bool("open", False, "Show the page in the browser.")
+
+
+def main(arguments: list[str]) -> None:
+    """Serves the page until it is stopped."""
+    if arguments or not _MODEL.value:
+        raise commands.UsageError(f"unexpected: {' '.join(arguments)}" if arguments else "--model is needed")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the pictures
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
+    from tfpipe.serving.page import serve  # takes seconds, and --help need not
+
+    page = serve(
+        _MODEL.value,
+        data=_DATA.value,
+        split=_SPLIT.value,
+        max_training=_MAX_TRAINING.value,
+        port=_PORT.value,
+        max_bytes=_MAX_BYTES.value,
+        max_pixels=_MAX_PIXELS.value,
+        open_browser=_OPEN.value,
+    )
+    with page as url:
+        print(f"{url}  (Ctrl-C ends it)", flush=True)
+        threading.Event().wait()
+
+
+def command() -> None:
+    """Runs the command; the console script's entry point."""
+    commands.run(main, __name__, when_stopped="The page is closed, and what was uploaded is deleted.")
+
+
+if __name__ == "__main__":
+    command()
