@@ -111,7 +111,7 @@ class Answers:
             probabilities[0],
             picture,
             seen.numpy(),
-            prepared=np.asarray(classifier.model.get_layer("preprocessing")(batch)[0], np.float32),
+            prepared=classifier.model.get_layer("preprocessing")(batch)[0].numpy(),
             heat=explanation.overlay(_enlarged(image, classifier), heat),
             speaks=bool(heat.any()),
             neighbours=self._neighbours(features[0]),

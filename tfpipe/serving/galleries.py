@@ -10,10 +10,9 @@ Features are in memory, 4 D bytes a picture; pictures stay in their shards and a
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,19 +163,11 @@ def locate_data(model: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"{path}: no such file, which would say where the training data are")
     try:
         facts = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
-        given, root_hash = _recorded(facts), facts["data"]["root_hash"]
+        directory, root_hash = facts.get("directory"), facts["data"]["root_hash"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"cannot be understood: {type(error).__name__}: {error}", path=path) from None
-    if not given:
+    if not directory:
         raise FileNotFoundError(f"{path}: does not say where the training data are")
-    if manifest.load(given).root_hash != root_hash:
-        raise DataError(f"the model was trained on another data set than the one that is there now (see {path})", path=given)
-    return Path(given)
-
-
-def _recorded(facts: Mapping[str, Any]) -> str:
-    """Returns the folder, or "" where the command that trained did not name it."""
-    words: list[str] = facts["command"]
-    following = [after for word, after in itertools.pairwise(words) if word in ("--data", "-data")]
-    joined = [word.partition("=")[2] for word in words if word.startswith(("--data=", "-data="))]
-    return str(facts.get("directory") or next(iter(joined + following), ""))
+    if manifest.load(directory).root_hash != root_hash:
+        raise DataError(f"the model was trained on another data set than the one that is there now ({path})", path=directory)
+    return Path(directory)
