@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from tfpipe.records.errors import DataError
 from tfpipe.serving import signatures, specifications
-from tfpipe.serving.signatures import Tensors
+from tfpipe.serving.signatures import Answer
 from tfpipe.serving.specifications import Specification
 from tfpipe.transfer.classifiers import NamedModel
 
@@ -35,24 +35,28 @@ _MIN_WEIGHT_BYTES = 16
 
 def freeze_images(model: NamedModel, specification: Specification) -> Graph:
     """Returns a model as a graph without variables and functions: `image` -> `probabilities`, `features`."""
-    concrete = _trace(lambda image: signatures.answer_images(model, image), signatures.image_spec(specification))
+    concrete = _trace(signatures.ask(model), signatures.image_spec(specification))
     frozen = convert_variables_to_constants_v2(concrete)
     return _named(frozen, concrete, specification)
 
 
 def freeze_files(images: Graph, specification: Specification) -> Graph:
     """Returns what `freeze_images` gave behind a decoder: `image_bytes` -> `signatures.answer_files`."""
-    names = [name for name in ("probabilities", "features") if any(node.name == name for node in images.node)]
-
-    def answer(image: tf.Tensor) -> Tensors:
-        found = tf.graph_util.import_graph_def(images, {"image:0": image}, [f"{name}:0" for name in names], name="model")
-        return dict(zip(names, found, strict=True))
-
+    answer = as_answer(images)
     concrete = _trace(lambda files: signatures.answer_files(answer, specification, files), signatures.bytes_spec())
     return _named(concrete, concrete, specification)
 
 
-def _trace(function: Callable[[tf.Tensor], Tensors], spec: tf.TensorSpec) -> Any:
+def as_answer(images: Graph) -> Answer:
+    """Returns what `freeze_images` gave as a function, see `signatures.ask`."""
+    names = [name for name in signatures.OUTPUTS if any(node.name == name for node in images.node)]
+    tensors = [f"{name}:0" for name in names]
+    return lambda image: dict(
+        zip(names, tf.graph_util.import_graph_def(images, {"image:0": image}, tensors, name="model"), strict=True)
+    )
+
+
+def _trace(function: Answer, spec: tf.TensorSpec) -> Any:
     return tf.function(function, input_signature=[spec], autograph=False).get_concrete_function()
 
 
@@ -152,8 +156,8 @@ def _renumber_nodes(graph: Graph) -> None:
     for node in graph.node:
         node.name = names[node.name]
         for index, reference in enumerate(node.input):
-            caret, source, output = re.fullmatch(r"(\^?)([^:]*)(:\d+)?", reference).groups("")
-            node.input[index] = f"{caret}{names[source]}{output}"
+            source = reference.removeprefix("^").split(":")[0]
+            node.input[index] = reference.replace(source, names[source], 1)
 
 
 def _rename_arguments(function: Any) -> None:

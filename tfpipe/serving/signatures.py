@@ -1,6 +1,6 @@
 """What an exported model can be asked: functions of a graph, from files or pixels to probabilities and names.
 
-    functions = make(model, specification)
+    functions = make(ask(model), specification, has_features=True)
     functions["serving_default"](image_bytes)    # {"probabilities", "classes", "scores", "valid"}
 
     serving_default   image_bytes string [B] -> probabilities float32 [B, C], classes string [B, K], scores float32 [B, K],
@@ -26,15 +26,20 @@ from tfpipe.serving.specifications import Specification
 from tfpipe.transfer.classifiers import NamedModel
 
 Tensors = dict[str, tf.Tensor]
+Answer = Callable[[tf.Tensor], Tensors]
 
 DEFAULT = "serving_default"
+OUTPUTS = ("probabilities", "features")  # of a model, in the order of `NamedModel.network`
 
 
-def make(model: NamedModel, specification: Specification) -> dict[str, Any]:
-    """Returns the functions by name, `serving_default` first, each a `tf.function` with a fixed signature."""
+def make(answer: Answer, specification: Specification, *, has_features: bool) -> dict[str, Any]:
+    """Returns the functions by name, `serving_default` first, each a `tf.function` with a fixed signature.
 
-    def answer(image: tf.Tensor) -> Tensors:
-        return answer_images(model, image)
+    Args:
+        answer: what the model says of pixels, see `ask`.
+        specification: of the model.
+        has_features: whether "features" is among what it says.
+    """
 
     def classify_files(image_bytes: tf.Tensor) -> Tensors:
         answers = answer_files(answer, specification, image_bytes)
@@ -54,7 +59,7 @@ def make(model: NamedModel, specification: Specification) -> dict[str, Any]:
 
     files, images = bytes_spec(), image_spec(specification)
     functions = {DEFAULT: _function(classify_files, files), "image": _function(classify_images, images)}
-    if len(model.network.outputs) > 1:
+    if has_features:
         functions["features"] = _function(describe_files, files)
     return {**functions, "pixels": _function(decode, files)}
 
@@ -69,12 +74,12 @@ def image_spec(specification: Specification) -> tf.TensorSpec:
     return tf.TensorSpec([None, *specification.image_size, 3], tf.uint8, name="image")
 
 
-def answer_images(model: NamedModel, image: tf.Tensor) -> Tensors:
-    """Returns "probabilities" and, where the model knows them, "features"."""
-    return dict(zip(("probabilities", "features"), model.network(image, training=False), strict=False))
+def ask(model: NamedModel) -> Answer:
+    """Returns the function from pixels to "probabilities" and, where the model knows them, "features"."""
+    return lambda image: dict(zip(OUTPUTS, model.network(image, training=False), strict=False))
 
 
-def answer_files(answer: Callable[[tf.Tensor], Tensors], specification: Specification, image_bytes: tf.Tensor) -> Tensors:
+def answer_files(answer: Answer, specification: Specification, image_bytes: tf.Tensor) -> Tensors:
     """Returns all that can be said of files: what `answer` says of their pixels, "classes", "scores", "valid", "pixels".
 
     The model sees zeros for a bad file: a batch keeps its size, and with it every other row its bits.

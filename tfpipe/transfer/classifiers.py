@@ -99,7 +99,8 @@ class NamedModel:
         return keras.Model(self.model.input, [self.model.output, *features], name="network")
 
     @cached_property
-    def _predict(self) -> Any:
+    def answer(self) -> Any:
+        """The network as one function of a graph: uint8 [B, H, W, 3] -> tensors as `network`'s."""
         return tf.function(
             lambda images: self.network(images, training=False),
             input_signature=[tf.TensorSpec([None, *self.image_size, 3], tf.uint8)],
@@ -108,7 +109,7 @@ class NamedModel:
 
     def predict(self, images: Any) -> np.ndarray[Any, Any]:
         """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
-        probabilities: np.ndarray[Any, Any] = self._predict(images)[0].numpy()
+        probabilities: np.ndarray[Any, Any] = self.answer(images)[0].numpy()
         return probabilities
 
 
@@ -128,7 +129,7 @@ class Classifier(NamedModel):
 
     def predict_with_features(self, images: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Returns probabilities, float32 [B, C], and pooled features, float32 [B, D], of uint8 pictures [B, H, W, 3]."""
-        probabilities, features = self._predict(images)
+        probabilities, features = self.answer(images)
         return probabilities.numpy(), features.numpy()
 
 

@@ -169,6 +169,7 @@ class _Data:
                 "num_train": len(self.train.positions),
                 "num_val": len(self.val.positions),
             },
+            "directory": os.path.abspath(self.directory),  # where the data set was; it may move
             "versions": {"tfpipe": tfpipe.__version__, "python": platform.python_version(), **versions},
             "command": sys.argv,
         }

@@ -1,0 +1,179 @@
+"""Whether the files of an export say what the model says that they came from, bit for bit where that can be.
+
+    rows = compare(model, specification, {"saved_model": ("saved_model", path)}, specimens.make())
+    check(rows)    # DataError that names the first stage that differs
+
+The model is asked here, by the functions of evaluation; the files are asked in a fresh process that does not import
+tfpipe. Both see the same pictures in the same batches, because another batch size rounds differently.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfpipe.pipeline import decoding
+from tfpipe.records import images
+from tfpipe.records.errors import DataError
+from tfpipe.serving import parity_process
+from tfpipe.serving.specifications import Specification
+from tfpipe.serving.specimens import Specimen
+from tfpipe.transfer.classifiers import NamedModel
+
+Array = np.ndarray[Any, Any]
+
+# In the order in which a picture passes them: the first that differs explains those after it.
+STAGES = ("valid", "pixels", "features", "probabilities", "scores", "classes")
+_EXACT, _CLOSE = 0.0, 1e-5
+_ALLOWED: dict[str, float | None] = {"saved_model": _EXACT, "frozen": _EXACT, "tflite": _CLOSE, "onnx": _CLOSE}
+_BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """How far one output of one file is from the model.
+
+    Attributes:
+        artefact: the file.
+        output: its signature or input, and the output's name.
+        stage: one of STAGES.
+        difference: the largest, in levels, probabilities, or whatever features have; of classes and valid, how many differ.
+        allowed: the most that it may be; None where it is only told.
+        picture: where it is largest.
+        num_pictures: that were compared.
+    """
+
+    artefact: str
+    output: str
+    stage: str
+    difference: float
+    allowed: float | None
+    picture: str
+    num_pictures: int
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the difference is within what is allowed; NaN is not."""
+        return self.allowed is None or self.difference <= self.allowed
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A file to be asked; its kind is one of `parity_process.KINDS`. A lossy one may differ by anything."""
+
+    kind: str
+    path: Path
+    is_lossy: bool = False
+
+
+def compare(
+    model: NamedModel, specification: Specification, artefacts: Mapping[str, Artefact], specimens: Sequence[Specimen]
+) -> list[Row]:
+    """Returns how far every output of every artefact is from what the model says of the same pictures.
+
+    Raises:
+        DataError: an artefact could not be asked.
+    """
+    batches = [specimens[start : start + _BATCH_SIZE] for start in range(0, len(specimens), _BATCH_SIZE)]
+    expected = [_expect(model, specification, batch) for batch in batches]
+    with tempfile.TemporaryDirectory(prefix="tfpipe-parity-") as name:
+        folder = Path(name)
+        for index, (batch, answers) in enumerate(zip(batches, expected, strict=True)):
+            _write_question(folder / f"question_{index}.npz", batch, answers["pixels"])
+        listed = [{"name": name, "kind": artefact.kind, "path": str(artefact.path)} for name, artefact in artefacts.items()]
+        (folder / "artefacts.json").write_text(json.dumps(listed), "utf-8")
+        _ask(folder)
+        return [row for name, artefact in artefacts.items() for row in _rows(folder, name, artefact, batches, expected)]
+
+
+def check(rows: Sequence[Row]) -> None:
+    """Raises DataError unless all differences are within what is allowed; it names the first stage that differs."""
+    bad = sorted((row for row in rows if not row.is_good), key=lambda row: STAGES.index(row.stage))
+    if bad:
+        first, rest = bad[0], f"; {len(bad) - 1} more outputs differ" if len(bad) > 1 else ""
+        raise DataError(
+            f"the export does not say what the model says: {first.artefact} differs at its {first.stage} ({first.output}),"
+            f" by {first.difference:g} where {first.allowed:g} is allowed, in {first.picture}{rest}. Nothing was kept"
+        )
+
+
+def _expect(model: NamedModel, specification: Specification, batch: Sequence[Specimen]) -> dict[str, Array]:
+    """Returns what evaluation makes of files: header, decoder, resize, model. A bad one is zeros in all."""
+    pixels = [_pixels(specimen.data, specification) for specimen in batch]
+    valid = np.array([picture is not None for picture in pixels])
+    blank = np.zeros((*specification.image_size, 3), np.uint8)
+    seen = np.stack([blank if picture is None else picture for picture in pixels])
+    found = [tensor.numpy() for tensor in model.answer(seen)]
+    answers = dict(zip(("probabilities", "features"), found, strict=False))
+    answers = {name: np.where(valid[:, np.newaxis], values, np.zeros_like(values)) for name, values in answers.items()}
+    order = np.argsort(-answers["probabilities"], axis=1, kind="stable")[:, : specification.top_k]
+    names = np.array([name.encode("utf-8", "surrogateescape") for name in specification.class_names], object)
+    classes = np.where(valid[:, np.newaxis], names[order], b"")
+    scores = np.take_along_axis(answers["probabilities"], order, axis=1)
+    return {**answers, "pixels": seen, "valid": valid, "classes": classes, "scores": scores}
+
+
+def _pixels(data: bytes, specification: Specification) -> Array | None:
+    try:
+        header = images.read_header(data, max_pixels=specification.max_pixels)
+        image = decoding.decode_image(tf.constant(data), header.orientation)
+    except (DataError, tf.errors.InvalidArgumentError):
+        return None
+    pixels: Array = decoding.resize_image(image, specification.image_size, specification.resize).numpy()
+    return pixels
+
+
+def _write_question(path: Path, batch: Sequence[Specimen], pixels: Array) -> None:
+    lengths = np.array([len(specimen.data) for specimen in batch])
+    files = np.frombuffer(b"".join(specimen.data for specimen in batch), np.uint8)
+    np.savez(path, files=files, lengths=lengths, pixels=pixels)
+
+
+def _ask(folder: Path) -> None:
+    # -P: the script's folder is tfpipe's own, whose modules must not be found as the packages that they are named after.
+    command = [sys.executable, "-P", parity_process.__file__, str(folder), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise DataError(f"the exported files could not be asked in a process without tfpipe: {reason[-1]}")
+
+
+def _rows(
+    folder: Path, name: str, artefact: Artefact, batches: Sequence[Sequence[Specimen]], expected: Sequence[dict[str, Array]]
+) -> Iterator[Row]:
+    answers = [dict(np.load(folder / f"{name}.{index}.npz", allow_pickle=True)) for index in range(len(batches))]
+    names = [specimen.name for batch in batches for specimen in batch]
+    for output in sorted(answers[0], key=lambda output: (STAGES.index(output.split(".")[-1]), output)):
+        stage = output.split(".")[-1]
+        # Of pixels, a blank picture has an answer, too; of files, it has none.
+        is_asked = np.concatenate([np.ones(len(batch), bool) for batch in batches])
+        if output.startswith("image."):
+            is_asked = np.concatenate([answer["valid"] for answer in expected])
+        found, wanted = (np.concatenate([part[key] for part in parts]) for parts, key in ((answers, output), (expected, stage)))
+        far = np.where(is_asked, _distances(found, wanted), 0)
+        worst = int(np.argmax(np.where(np.isnan(far), np.inf, far)))
+        allowed = (
+            None
+            if artefact.is_lossy or (stage == "features" and artefact.kind in ("tflite", "onnx"))
+            else _ALLOWED[artefact.kind]
+        )
+        yield Row(name, output, stage, float(far[worst]), allowed, names[worst], int(is_asked.sum()))
+
+
+def _distances(found: Array, wanted: Array) -> Array:
+    """Returns the largest difference within each row."""
+    if found.dtype in (object, bool):
+        distances: Array = (found != wanted).astype(np.float64)
+    else:
+        distances = np.abs(found.astype(np.float64) - wanted.astype(np.float64))
+    largest: Array = distances.reshape(len(found), -1).max(axis=1)
+    return largest

@@ -1,0 +1,131 @@
+"""Asks the files of an export what they make of pictures, as a program would that has never heard of tfpipe.
+
+    python parity_process.py QUESTIONS ANSWERS
+
+QUESTIONS is a folder with artefacts.json, a list of {"name", "kind", "path"}, and question_0.npz, ... each with "files"
+(the bytes of all files in one array of uint8), "lengths" and "pixels". ANSWERS gets, per artefact and question,
+NAME.0.npz, ... with what came out. It imports TensorFlow, or onnxruntime, and numpy: nothing of tfpipe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Answers = dict[str, Any]
+Ask = Callable[[list[bytes], Any], Answers]
+
+
+def open_saved_model(path: str) -> Ask:
+    """Asks every signature of a SavedModel."""
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(path)
+    signatures = loaded.signatures
+
+    def ask(files: list[bytes], pixels: Any) -> Answers:
+        answers = {}
+        for name, signature in signatures.items():
+            question = tf.constant(pixels) if name == "image" else tf.constant(files, tf.string)
+            found = signature(question)
+            for key, value in found.items():
+                label = "pixels" if (name, key) == ("pixels", "image") else key
+                answers[f"{name}.{label}"] = value.numpy()
+        return answers
+
+    ask.loaded = loaded  # type: ignore[attr-defined]  # signatures hold their variables weakly
+    return ask
+
+
+def open_frozen(path: str) -> Ask:
+    """Asks a frozen graph for all its outputs."""
+    import tensorflow as tf
+
+    graph = tf.compat.v1.GraphDef.FromString(Path(path).read_bytes())
+    names = {node.name: node.op for node in graph.node if "/" not in node.name}
+    outputs = [name for name, operation in names.items() if operation == "Identity"]
+    wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
+    source = "image_bytes" if "image_bytes" in names else "image"
+    function = wrapped.prune(f"{source}:0", [f"{name}:0" for name in outputs])
+
+    def ask(files: list[bytes], pixels: Any) -> Answers:
+        found = function(tf.constant(files, tf.string) if source == "image_bytes" else tf.constant(pixels))
+        return {f"{source}.{name}": value.numpy() for name, value in zip(outputs, found, strict=True)}
+
+    return ask
+
+
+def open_tflite(path: str) -> Ask:
+    """Asks a TFLite model."""
+    import tensorflow as tf
+
+    interpreter = tf.lite.Interpreter(model_path=path)
+    runner_input = interpreter.get_input_details()[0]
+
+    def ask(files: list[bytes], pixels: Any) -> Answers:  # noqa: ARG001 (all are asked alike)
+        interpreter.resize_tensor_input(runner_input["index"], pixels.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(runner_input["index"], pixels)
+        interpreter.invoke()
+        found = {detail["name"]: interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()}
+        return {f"image.{_called(name)}": value for name, value in found.items()}
+
+    return ask
+
+
+def _called(name: str) -> str:
+    return "features" if "features" in name else "probabilities"
+
+
+def open_onnx(path: str) -> Ask:
+    """Asks an ONNX model."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def ask(files: list[bytes], pixels: Any) -> Answers:  # noqa: ARG001 (all are asked alike)
+        found = session.run(names, {session.get_inputs()[0].name: pixels})
+        return {f"image.{name}": value for name, value in zip(names, found, strict=True)}
+
+    return ask
+
+
+KINDS: dict[str, Callable[[str], Ask]] = {
+    "saved_model": open_saved_model,
+    "frozen": open_frozen,
+    "tflite": open_tflite,
+    "onnx": open_onnx,
+}
+
+
+def read_questions(folder: Path) -> Iterator[tuple[list[bytes], Any]]:
+    """Yields batches of files with their pixels."""
+    for index in range(len(list(folder.glob("question_*.npz")))):
+        with np.load(folder / f"question_{index}.npz") as question:
+            ends = np.cumsum(question["lengths"])
+            data = question["files"].tobytes()
+            files = [data[end - length : end] for end, length in zip(ends, question["lengths"], strict=True)]
+            yield files, question["pixels"]
+
+
+def main(questions: str, answers: str) -> None:
+    """Writes the answers of every artefact to every question."""
+    folder = Path(questions)
+    for artefact in json.loads((folder / "artefacts.json").read_text("utf-8")):
+        ask = KINDS[artefact["kind"]](artefact["path"])
+        for index, (files, pixels) in enumerate(read_questions(folder)):
+            np.savez(Path(answers) / f"{artefact['name']}.{index}.npz", **ask(files, pixels))
+    if any(name.split(".")[0] == "tfpipe" for name in sys.modules):
+        sys.exit("tfpipe was imported: this was to be a process without it")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    main(*sys.argv[1:])

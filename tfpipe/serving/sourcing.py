@@ -1,0 +1,128 @@
+"""What an export begins with: the model, wherever it is, and pictures of the data that it was trained for.
+
+source = find("runs/a", "best", {})
+source.model, source.run
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tfpipe.pipeline.decoding import parse_example
+from tfpipe.pipeline.reading import RecordReader
+from tfpipe.records import manifest, schema
+from tfpipe.serving.specimens import Specimen
+from tfpipe.serving.wrapping import wrap
+from tfpipe.transfer import classifiers
+from tfpipe.transfer.classifiers import NamedModel
+
+_RUN_NAME = "run.json"
+_CHECKPOINTS = {"best": classifiers.MODEL_NAME, "last": "last.keras"}
+_NUM_PICTURES = 8
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, and the run's folder that it came from, if it did."""
+
+    model: NamedModel
+    run: Path | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A split of a data set, or nothing where `directory` is empty."""
+
+    directory: str = ""
+    split: str = ""
+
+    def specimens(self) -> list[Specimen]:
+        """Returns eight files of the split, from all over it."""
+        if not self.directory:
+            return []
+        reader = RecordReader(Path(self.directory), self.split)
+        num_records = manifest.load(self.directory).split(self.split).num_records
+        positions = sorted({index * num_records // _NUM_PICTURES for index in range(_NUM_PICTURES)}) if num_records else []
+        records = [parse_example(reader.read(position)) for position in positions]
+        return [Specimen(row[schema.KEY].numpy().decode(), row[schema.ENCODED].numpy()) for row in records]
+
+
+def find(model: str | os.PathLike[str] | keras.Model | NamedModel, checkpoint: str, given: Mapping[str, Any]) -> Source:
+    """Returns the model of a run, of a .keras file, or one that is there already.
+
+    Args:
+        model: see `tfpipe.export`.
+        checkpoint: see `tfpipe.export`.
+        given: arguments of `wrap`, None where not given.
+
+    Raises:
+        ValueError: the model says already what was given, or needs what was not.
+        FileNotFoundError, DataError: see `classifiers.load_model`.
+    """
+    run, named = None, "the model"
+    if isinstance(model, str | os.PathLike):
+        path, run = _find_file(Path(model), checkpoint)
+        named, model = str(path), load_keras(path)
+    elif checkpoint != "best":
+        raise ValueError(f"checkpoint={checkpoint!r} is of a run's folder, not of a model")
+    if isinstance(model, NamedModel):
+        model = model.model
+    words = {name: value for name, value in given.items() if value is not None}
+    if classifiers.is_named(model):
+        if words:
+            raise ValueError(f"{named} says its {', '.join(words)} itself: leave that out")
+        return Source(NamedModel(model), run)
+    if "class_names" not in words:
+        raise ValueError(f"{named} does not say its classes: class_names is needed (and preprocessing, if it has none inside)")
+    return Source(wrap(model, **words), run)
+
+
+def _find_file(path: Path, checkpoint: str) -> tuple[Path, Path | None]:
+    if not path.is_dir():
+        if checkpoint != "best":
+            raise ValueError(f"checkpoint={checkpoint!r} is of a run's folder, and {path} is none")
+        return path, None
+    if checkpoint in _CHECKPOINTS:
+        file = path / _CHECKPOINTS[checkpoint]
+        if not file.exists():
+            raise FileNotFoundError(f"{path}: no {file.name} in this folder: not a run, or one that is not finished")
+        return file, path if (path / _RUN_NAME).exists() else None
+    return Path(checkpoint), path
+
+
+def load_keras(path: Path) -> keras.Model:
+    """Returns the model of a .keras file, whoever wrote it."""
+    return classifiers.load_model(path)[0]
+
+
+def find_pictures(source: Source, data: str | os.PathLike[str] | None, split: str, *, is_needed: bool) -> Pictures:
+    """Returns the split that was named, or that of the run's data set, where it is still the same.
+
+    Raises:
+        ValueError: it is needed, and there is none; or there is no such split.
+        FileNotFoundError, DataError: `data` is no data set.
+    """
+    directory = os.fspath(data) if data is not None else _trained_on(source.run)
+    if directory and (data is not None or split in manifest.load(directory).splits):
+        manifest.load(directory).split(split)
+        return Pictures(directory, split)
+    if is_needed:
+        raise ValueError("half needs pictures to count what it costs: say data and split")
+    return Pictures()
+
+
+def _trained_on(run: Path | None) -> str:
+    if run is None:
+        return ""
+    facts = json.loads((run / _RUN_NAME).read_bytes())
+    directory: str = facts.get("directory", "")
+    if not directory or not (Path(directory) / manifest.FILE_NAME).exists():
+        return ""
+    return directory if manifest.load(directory).root_hash == facts["data"]["root_hash"] else ""
