@@ -1,0 +1,203 @@
+"""Requests for TensorFlow Serving: what a server makes of them, by its documentation, gives the model's probabilities."""
+
+import base64
+import json
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import picture, write
+from evaluation_fixtures import CLASS_NAMES, make_classifier
+
+from tfpipe.records.errors import DataError
+from tfpipe.serving import signatures
+from tfpipe.serving.requests import grpc_request, grpc_response, read_request, rest_request, rest_response
+from tfpipe.serving.specifications import Specification
+
+pytestmark = pytest.mark.tf
+
+FILES = [picture(1), picture(2, (20, 30), "PNG"), b"GIF89a\x00\x00", picture(3) + b"\x00\x00"]
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+SIGNATURES = ("serving_default", "features", "pixels", "image")
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return make_classifier()
+
+
+@pytest.fixture(scope="module")
+def saved_model(classifier, tmp_path_factory):
+    specification = Specification(CLASS_NAMES, (8, 8), "stretch", "tf", classifier.sha256, top_k=2)
+    folder, archive = str(tmp_path_factory.mktemp("export") / "saved_model"), keras.export.ExportArchive()
+    archive.track(classifier.network)
+    for name, function in signatures.make(signatures.ask(classifier), specification, has_features=True).items():
+        archive.add_endpoint(name, function)
+    archive.write_out(folder, verbose=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(saved_model):
+    return tf.saved_model.load(saved_model)
+
+
+@pytest.fixture(scope="module")
+def messages():
+    return pytest.importorskip("tensorflow_serving.apis.predict_pb2", reason="the extra [serving] is not installed")
+
+
+def make_body(form, pictures, signature_name):
+    if form == "grpc":
+        pytest.importorskip("tensorflow_serving.apis.predict_pb2", reason="the extra [serving] is not installed")
+        return grpc_request(pictures, model_name="pets", signature_name=signature_name)
+    return rest_request(pictures, signature_name=signature_name, form=form)
+
+
+def given(signature_name):
+    return IMAGES if signature_name == "image" else FILES
+
+
+def as_json(value):
+    """An output as the documentation of the REST API says: strings as they are where the name does not end in _bytes."""
+    return (
+        [as_json(item) for item in value] if isinstance(value, list) else value.decode() if isinstance(value, bytes) else value
+    )
+
+
+@pytest.mark.parametrize("form", ["row", "columnar", "grpc"])
+@pytest.mark.parametrize("signature_name", SIGNATURES)
+def test_a_body_holds_what_the_signature_takes(saved_model, form, signature_name):
+    name, inputs = read_request(make_body(form, given(signature_name), signature_name), saved_model)
+    assert name == signature_name
+    (key,) = inputs
+    if signature_name == "image":
+        assert key == "image"
+        np.testing.assert_array_equal(inputs[key], IMAGES)
+    else:
+        assert key == "image_bytes"
+        assert inputs[key].numpy().tolist() == FILES
+
+
+@pytest.mark.parametrize("form", ["row", "columnar", "grpc"])
+def test_the_probabilities_are_those_of_the_model_and_every_form_has_the_same_answer(
+    saved_model, loaded, classifier, request, form
+):
+    name, inputs = read_request(make_body(form, IMAGES, "image"), saved_model)
+    outputs = loaded.signatures[name](**inputs)
+    np.testing.assert_array_equal(outputs["probabilities"], classifier.predict(IMAGES))
+    if form == "grpc":
+        answer = request.getfixturevalue("messages").PredictResponse()
+        for key, value in outputs.items():
+            answer.outputs[key].CopyFrom(tf.make_tensor_proto(value))
+        found = grpc_response(answer.SerializeToString())
+    else:
+        columns = {key: as_json(value.numpy().tolist()) for key, value in outputs.items()}
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        found = rest_response(json.dumps({"predictions": rows} if form == "row" else {"outputs": columns}))
+    assert [row.keys() for row in found] == [outputs.keys()] * 3
+    np.testing.assert_array_equal(np.float32([row["probabilities"] for row in found]), outputs["probabilities"])
+    best = [CLASS_NAMES[index] for index in classifier.predict(IMAGES).argmax(axis=1)]
+    assert [row["classes"][0] for row in found] == best
+
+
+def test_files_are_answered_with_what_the_pipeline_decodes(saved_model, loaded):
+    name, inputs = read_request(rest_request(FILES), saved_model)
+    answers = loaded.signatures[name](**inputs)
+    assert answers["valid"].numpy().tolist() == [True, True, False, True]
+    images = loaded.signatures["pixels"](**inputs)["image"]
+    expected = loaded.signatures["image"](image=images)["probabilities"].numpy()
+    np.testing.assert_array_equal(answers["probabilities"].numpy()[[0, 1, 3]], expected[[0, 1, 3]])
+
+
+def test_the_json_is_that_of_the_documentation(tmp_path):
+    path = write(tmp_path / "1.jpg", b"\xff\xd8")
+    encoded = {"b64": base64.b64encode(b"\xff\xd8").decode()}
+    assert json.loads(rest_request([path])) == {"signature_name": "serving_default", "instances": [encoded]}
+    columnar = {"signature_name": "features", "inputs": {"image_bytes": [encoded, encoded]}}
+    assert json.loads(rest_request([str(path), b"\xff\xd8"], signature_name="features", form="columnar")) == columnar
+
+
+def test_a_grpc_request_names_its_model(messages, saved_model):
+    body = grpc_request(FILES, model_name="pets", version=3)
+    request = messages.PredictRequest.FromString(body)
+    assert (request.model_spec.name, request.model_spec.signature_name) == ("pets", "serving_default")
+    assert request.model_spec.version.value == 3
+    assert not messages.PredictRequest.FromString(grpc_request(FILES, model_name="pets")).model_spec.HasField("version")
+    assert body == grpc_request(FILES, model_name="pets", version=3)
+    request.model_spec.name = ""
+    with pytest.raises(ValueError, match="must name its model"):
+        read_request(request.SerializeToString(), saved_model)
+    request.model_spec.name = "pets"
+    request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto(np.float32([1, 2])))
+    with pytest.raises(ValueError, match=r"image_bytes must be string \[None\] \(got float32\)"):
+        read_request(request.SerializeToString(), saved_model)
+    with pytest.raises(ValueError, match="not a PredictRequest"):
+        read_request(b"\xff\xff", saved_model)
+    with pytest.raises(DataError, match="not an answer of TensorFlow Serving"):
+        grpc_response(b"\xff\xff")
+
+
+def test_grpc_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_serving.apis.predict_pb2", None)
+    with pytest.raises(ImportError, match=r"pip install 'tfpipe\[serving\]'"):
+        grpc_request(FILES, model_name="pets")
+
+
+@pytest.mark.parametrize(
+    ("pictures", "options", "message"),
+    [
+        ([], {}, "must be one or more"),
+        ("1.jpg", {}, r"must be a list \(got a single str\)"),
+        (FILES, {"signature_name": "serve"}, "must be one of serving_default, features, pixels, image .got 'serve'"),
+        (FILES, {"form": "rows"}, "form must be row or columnar"),
+        (FILES, {"signature_name": "image"}, r"takes arrays, uint8 \[H, W, 3\] \(got bytes\)"),
+        (IMAGES / 255, {"signature_name": "image"}, r"\(got float64 \[8, 8, 3\]\)"),
+        (IMAGES, {}, "arrays go to the signature 'image'"),
+        ([IMAGES[0], IMAGES[0, :4]], {"signature_name": "image"}, "must have one size"),
+    ],
+)
+def test_mistakes_are_named(pictures, options, message):
+    with pytest.raises(ValueError, match=message):
+        rest_request(pictures, **options)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('{"instances": []}', "one or more"),
+        ("[1]", "either instances or inputs"),
+        ('{"instances": ["a"], "inputs": ["a"]}', "either instances or inputs"),
+        ('{"signature_name": "other", "instances": ["a"]}', "has the signatures features, image, pixels, serving_default"),
+        ('{"instances": [{"b64": "%"}]}', "b64 cannot be decoded"),
+        ('{"instances": [{"image": "a"}]}', r"has the inputs image_bytes \(got image\)"),
+        ('{"instances": ["a", {"image_bytes": "a"}]}', r"image_bytes must be string \[None\]"),
+        ('{"instances": [{"image_bytes": "a"}, "a"]}', "all values, or all objects"),
+        ('{"instances": [["a"]]}', r"image_bytes must be string \[None\] \(got \[1, 1\]\)"),
+        ('{"instances": [1]}', r"image_bytes must be string \[None\]"),
+        ('{"inputs": {"image_bytes": {"b64": "YQ=="}}}', r"\(got \[\]\)"),
+        ('{"signature_name": "image", "instances": [[[[0.5, 0, 0]]]]}', r"image must be uint8 \[None, 8, 8, 3\]"),
+        ('{"signature_name": "image", "instances": [[[[1, 0, 0]]]]}', r"\(got \[1, 1, 1, 3\]\)"),
+    ],
+)
+def test_a_body_that_does_not_fit_is_refused(saved_model, body, message):
+    with pytest.raises(ValueError, match=message):
+        read_request(body, saved_model)
+
+
+def test_names_may_be_given_or_left_out(saved_model):
+    bodies = ['{"instances": [{"image_bytes": {"b64": "YQA="}}]}', '{"inputs": [{"b64": "YQA="}]}']
+    for body in bodies:
+        name, inputs = read_request(body, saved_model)
+        assert (name, inputs["image_bytes"].numpy().tolist()) == ("serving_default", [b"a\0"])
+
+
+def test_an_error_of_the_server_is_told():
+    with pytest.raises(DataError, match="the server refused the request: Servable not found"):
+        rest_response('{"error": "Servable not found"}')
+    for body in ("<html>", "[]", "{}", '{"outputs": {"a": [1], "b": [1, 2]}}', '{"predictions": 1}'):
+        with pytest.raises(DataError, match="not an answer of TensorFlow Serving"):
+            rest_response(body)
+    assert rest_response(b'{"predictions": [[NaN, 1.0]]}')[0][1] == 1.0
