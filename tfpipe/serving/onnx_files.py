@@ -1,0 +1,176 @@
+"""ONNX: a model for every other runtime, in one file; written here with tf2onnx, and run with onnxruntime.
+
+    path.write_bytes(convert(graph, specification))
+    open_onnx(path).predict(images)      # uint8 [B, H, W, 3] -> float32 [B, C], any B
+
+Pictures go in as in TensorFlow, channels last. The packages are those of `pip install 'tfpipe[onnx]'`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfpipe.records.cores import count_cores
+from tfpipe.records.errors import DataError
+from tfpipe.serving import specifications
+from tfpipe.serving.artefacts import Artefact
+from tfpipe.serving.specifications import Specification
+
+Graph = Any  # tf.compat.v1.GraphDef
+Array = np.ndarray[Any, Any]
+
+# What tf2onnx 1.17 takes unless told otherwise, and tests; onnxruntime reads it since 1.10 (2021). It can write up to 18, with
+# which the answers of all backbones are the same.
+OPSET = 15
+BATCH_NAME = "batch"  # of the first dimension
+
+_OUTPUTS = ("probabilities", "features")
+_SPECIFICATION_KEY, _CLASS_NAMES_KEY = "tfpipe", "class_names"
+_MIN_HALVES = 1024  # values; a Cast for each small tensor would cost more than it saves
+
+
+def check_installed() -> None:
+    """Raises ImportError where a package of the extra is missing; it says which, and how to install it."""
+    for name in ("onnx", "tf2onnx", "onnxruntime"):
+        _import(name)
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        message = f"ONNX files need the package {name} ({error}): pip install 'tfpipe[onnx]'"
+        raise ImportError(message, name=name) from error
+
+
+def convert(graph: Graph, specification: Specification) -> bytes:
+    """Returns a frozen graph as an ONNX file; equal bytes for equal arguments.
+
+    Weights that the graph stores as float16 stay so.
+
+    Args:
+        graph: `image`, uint8 [B, H, W, 3] -> `probabilities`, float32 [B, C], and perhaps `features`, float32 [B, D].
+        specification: of the model; it goes into the file's metadata, and its class names once more as a list in JSON.
+
+    Raises:
+        ImportError: a package of the extra is missing.
+    """
+    check_installed()
+    onnx = _import("onnx")
+    model = _translate(graph)
+    if _stores_halves(graph):
+        _store_halves(model.graph)
+    _number_names(model.graph)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = BATCH_NAME
+    names = json.dumps(specification.class_names, ensure_ascii=False)
+    onnx.helper.set_model_props(model, {_SPECIFICATION_KEY: specification.to_json(), _CLASS_NAMES_KEY: names})
+    onnx.checker.check_model(model, full_check=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def _translate(graph: Graph) -> Any:
+    tf2onnx = _import("tf2onnx")
+    found = {node.name for node in graph.node}
+    outputs = [name for name in _OUTPUTS if name in found]
+    with _quiet():
+        model, _ = tf2onnx.convert.from_graph_def(
+            graph,
+            name="classifier",
+            input_names=["image:0"],
+            output_names=[f"{name}:0" for name in outputs],
+            opset=OPSET,
+            tensors_to_rename={f"{name}:0": name for name in ("image", *outputs)},
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps away what tf2onnx logs of its work, and TensorFlow of what tf2onnx still uses."""
+    loggers = [logging.getLogger(name) for name in ("tensorflow", "tf2onnx")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _stores_halves(graph: Graph) -> bool:
+    import tensorflow as tf
+
+    return any(node.op == "Const" and node.attr["dtype"].type == tf.float16.as_datatype_enum for node in graph.node)
+
+
+def _store_halves(graph: Any) -> None:
+    """Stores as float16 again what tf2onnx has expanded to float32, where nothing is lost."""
+    onnx = _import("onnx")
+    casts = []
+    for index, tensor in enumerate(graph.initializer):
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype != np.float32 or values.size < _MIN_HALVES:
+            continue
+        with np.errstate(over="ignore"):
+            halves = values.astype(np.float16)
+        if np.array_equal(halves.astype(np.float32), values):
+            casts.append(onnx.helper.make_node("Cast", [f"{tensor.name}/half"], [tensor.name], to=onnx.TensorProto.FLOAT))
+            graph.initializer[index].CopyFrom(onnx.numpy_helper.from_array(halves, f"{tensor.name}/half"))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _number_names(graph: Any) -> None:
+    """Numbers what is inside: tf2onnx counts the names that it makes on from one model to the next."""
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    names: dict[str, str] = {name: name for name in (*kept, "")}
+    for tensor in graph.initializer:
+        tensor.name = names.setdefault(tensor.name, f"constant_{len(names)}")
+    for index, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{index}"
+        for places in (node.input, node.output):
+            for place, name in enumerate(places):
+                places[place] = names.setdefault(name, f"value_{len(names)}")
+    del graph.value_info[:]  # shapes of the inside, which every runtime finds out for itself
+
+
+def open_onnx(path: str | os.PathLike[str]) -> Artefact:
+    """Returns the model of an ONNX file of an export.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no ONNX file, was cut, or is not from tfpipe.
+        ImportError: onnxruntime is missing.
+    """
+    onnxruntime = _import("onnxruntime")
+    with open(path, "rb"):  # onnxruntime has an error of its own for what is missing
+        pass
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = count_cores()  # its default counts those of the machine
+    options.log_severity_level = 3  # errors
+    try:
+        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # a class for each kind of damage, made in C++
+        raise DataError("cannot be run as an ONNX model: it was cut or is another kind of file", path=path) from error
+    facts = session.get_modelmeta().custom_metadata_map
+    if _SPECIFICATION_KEY not in facts:
+        raise DataError(f"an ONNX file without {_SPECIFICATION_KEY!r} in its metadata: not one that tfpipe exported", path=path)
+    return Artefact(specifications.from_json(facts[_SPECIFICATION_KEY], path), lambda images: _run(session, images))
+
+
+def _run(session: Any, images: Any) -> Array:
+    probabilities: Array = session.run(["probabilities"], {"image": np.asarray(images)})[0]
+    return probabilities

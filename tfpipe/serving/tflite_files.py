@@ -1,0 +1,91 @@
+"""TFLite: a model for phones and small boards, in one file with its labels; written here, and run.
+
+    path.write_bytes(convert(graph, specification, dynamic_range=False))
+    open_tflite(path).predict(images)      # uint8 [B, H, W, 3] -> float32 [B, C], any B
+
+The file gives probabilities alone: what reads labels from a TFLite file takes every output for one of scores.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfpipe.records.cores import count_cores
+from tfpipe.records.errors import DataError
+from tfpipe.serving import tflite_metadata
+from tfpipe.serving.predictors import Artefact
+from tfpipe.serving.specifications import Specification
+
+Graph = Any  # tf.compat.v1.GraphDef
+Array = np.ndarray[Any, Any]
+
+
+def convert(graph: Graph, specification: Specification, *, dynamic_range: bool) -> bytes:
+    """Returns a frozen graph as a TFLite file; equal bytes for equal arguments.
+
+    Weights that the graph stores as float16 stay so.
+
+    Args:
+        graph: `image`, uint8 [B, H, W, 3] -> `probabilities`, float32 [B, C].
+        specification: of the model; it goes into the file, and its class names as labels.
+        dynamic_range: weights of 8 bits, for a quarter of the size and other numbers in each answer.
+    """
+    with tf.Graph().as_default():
+        wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
+    function = wrapped.prune({"image": "image:0"}, {"probabilities": "probabilities:0"})
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], wrapped)
+    if dynamic_range or _stores_halves(graph):
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if not dynamic_range and _stores_halves(graph):
+        converter.target_spec.supported_types = [tf.float16]
+    return tflite_metadata.attach(converter.convert(), specification)
+
+
+def _stores_halves(graph: Graph) -> bool:
+    return any(node.op == "Const" and node.attr["dtype"].type == tf.float16.as_datatype_enum for node in graph.node)
+
+
+def open_tflite(path: str | os.PathLike[str]) -> Artefact:
+    """Returns the model of a TFLite file of an export.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no TFLite file, was cut, or is not from tfpipe.
+    """
+    specification = tflite_metadata.read(path)
+    try:
+        return Artefact(specification, _Runner(path, specification))
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"cannot be run as a TFLite model: {reason[0]}", path=path) from error
+
+
+class _Runner:
+    """An interpreter, which has one set of buffers: threads take turns."""
+
+    def __init__(self, path: str | os.PathLike[str], specification: Specification) -> None:
+        with warnings.catch_warnings():
+            # Its successor, the package ai-edge-litert, would be one more to install; TensorFlow 2.21 still has its own.
+            warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated", category=UserWarning)
+            interpreter = tf.lite.Interpreter(os.fspath(path), num_threads=count_cores())
+        self._shape = (*specification.image_size, 3)
+        self._num_classes = len(specification.class_names)
+        self._ask = interpreter.get_signature_runner(tflite_metadata.SIGNATURE)
+        self._lock = threading.Lock()
+
+    def __call__(self, images: Any) -> Array:
+        pictures = np.asarray(images)
+        if pictures.dtype != np.uint8 or pictures.shape[1:] != self._shape:
+            wanted = ", ".join(map(str, ("B", *self._shape)))
+            raise ValueError(f"images must be uint8 [{wanted}] (got {pictures.dtype} {list(pictures.shape)})")
+        if not len(pictures):  # the interpreter has no empty tensors
+            return np.zeros((0, self._num_classes), np.float32)
+        with self._lock:
+            probabilities: Array = self._ask(image=pictures)["probabilities"]
+        return probabilities
