@@ -128,6 +128,18 @@ def parse_pairs(flag: str, value: str) -> dict[str, str]:
     return pairs
 
 
+def parse_size(flag: str, text: str) -> tuple[int, int]:
+    """Returns (height, width) for "224" or "240x320".
+
+    Raises:
+        UsageError: it is neither.
+    """
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise UsageError(f"--{flag} must be SIDE or HEIGHTxWIDTH (got {text!r})")
+    return int(sides[0]), int(sides[-1])
+
+
 def parse_numbers(flag: str, pairs: Mapping[str, str], kind: Callable[[str], Number]) -> dict[str, Number]:
     """Returns the pairs with their values as numbers.
 

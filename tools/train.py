@@ -130,7 +130,7 @@ def _recipe() -> dict[str, Any]:
     """Returns the fields of the recipe that flags give."""
     given: dict[str, Any] = {flag.name: flag.value for flag in _PLAIN if flag.value is not None}
     if _IMAGE_SIZE.value is not None:
-        given["image_size"] = _size(_IMAGE_SIZE.value)
+        given["image_size"] = commands.parse_size("image_size", _IMAGE_SIZE.value)
     if _AUGMENT.value is not None:
         given["augment"] = _augmentation(_AUGMENT.value)
     if _UNFREEZE.value:
@@ -140,13 +140,6 @@ def _recipe() -> dict[str, Any]:
     if _LEARNING_RATE.value is not None:
         given["learning_rate"] = "find" if _LEARNING_RATE.value == "find" else _number("learning_rate", _LEARNING_RATE.value)
     return given
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = [_integer("image_size", part) for part in text.split("x")]
-    if len(sides) > 2 or min(sides) < 1:
-        raise commands.UsageError(f"--image_size must be SIDE or HEIGHTxWIDTH (got {text!r})")
-    return sides[0], sides[-1]
 
 
 def _augmentation(text: str) -> Any:

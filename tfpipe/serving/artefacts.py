@@ -9,63 +9,91 @@ Callers need not know which it is: all answer alike.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
-from tfpipe.pipeline.decoding import Resize
-from tfpipe.serving.specifications import Specification
+from tfpipe.records.errors import DataError
+from tfpipe.serving import freezing, specifications
+from tfpipe.serving.predictors import Artefact
 from tfpipe.transfer import classifiers
-from tfpipe.transfer.classifiers import Predictor
+from tfpipe.transfer.classifiers import NamedModel, Predictor
 
 Array = np.ndarray[Any, Any]
 
-
-@dataclass(frozen=True)
-class Artefact:
-    """A model that was exported; a `Predictor`.
-
-    Attributes:
-        specification: what travelled with it.
-        run: uint8 [B, H, W, 3] -> float32 [B, C].
-    """
-
-    specification: Specification
-    run: Callable[[Any], Array]
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """Names of the columns."""
-        return self.specification.class_names
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) of its input."""
-        return self.specification.image_size
-
-    @property
-    def resize(self) -> Resize:
-        """How pictures are brought to that size, see `tfpipe.dataset`."""
-        return self.specification.resize
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the model that was exported."""
-        return self.specification.sha256
-
-    def predict(self, images: Any) -> Array:
-        """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
-        return self.run(images)
+SAVED_MODEL_NAME = "saved_model"  # in an export's folder
+_GRAPH_NAME = "saved_model.pb"
 
 
 def load(path: str | os.PathLike[str]) -> Predictor:
     """Returns the model of a run's folder, a .keras file, or a file or folder of an export.
+
+    Of an export's folder, the SavedModel is taken.
 
     Raises:
         FileNotFoundError: there is none.
         DataError: it cannot be read, or is no model of tfpipe.
         ImportError: its format needs an extra that is not installed.
     """
-    return classifiers.load(path)
+    place = Path(path)
+    if (place / SAVED_MODEL_NAME / _GRAPH_NAME).exists():
+        place /= SAVED_MODEL_NAME
+    if (place / _GRAPH_NAME).exists():
+        return open_saved_model(place)
+    if place.suffix in _OPENERS and not place.is_dir():
+        if not place.exists():
+            raise FileNotFoundError(f"{place}: no such file")
+        return _OPENERS[place.suffix](place)
+    model, file = classifiers.load_model(place)
+    return NamedModel(model) if classifiers.is_named(model) and not _is_classifier(model) else classifiers.check(model, file)
+
+
+def _is_classifier(model: Any) -> bool:
+    return {"pooling", "logits"} <= {layer.name for layer in model.layers}
+
+
+def open_saved_model(path: Path) -> Artefact:
+    """Returns the signature of pixels of a SavedModel.
+
+    Raises:
+        DataError: it cannot be loaded, or is none that `tfpipe.export` wrote.
+    """
+    extra = path / "assets.extra" / specifications.FILE_NAME
+    if not extra.exists():
+        raise DataError(f"not a SavedModel of tfpipe: it has no {extra.relative_to(path)}", path=path)
+    specification = specifications.from_json(extra.read_text("utf-8"), extra)
+    try:
+        loaded = tf.saved_model.load(os.fspath(path))
+        loaded.signatures["image"]
+    except Exception as error:  # of a damaged folder TensorFlow raises anything
+        raise DataError(f"cannot be loaded as a SavedModel: {str(error).splitlines()[0][:200]}", path=path) from error
+
+    def run(images: Any) -> Array:
+        # Not kept before: a signature holds its variables weakly, so the whole model must live as long as this does.
+        probabilities: Array = loaded.signatures["image"](tf.convert_to_tensor(images))["probabilities"].numpy()
+        return probabilities
+
+    return Artefact(specification, run)
+
+
+def _open_frozen(path: Path) -> Artefact:
+    graph = freezing.load_frozen(path)
+    return Artefact(graph.specification, graph.classify)
+
+
+def _open_tflite(path: Path) -> Artefact:
+    from tfpipe.serving.tflite_files import open_tflite
+
+    return open_tflite(path)
+
+
+def _open_onnx(path: Path) -> Artefact:
+    from tfpipe.serving.onnx_files import open_onnx
+
+    return open_onnx(path)
+
+
+_OPENERS: dict[str, Callable[[Path], Artefact]] = {".pb": _open_frozen, ".tflite": _open_tflite, ".onnx": _open_onnx}

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 import tfpipe
 from tfpipe.records import files
@@ -273,15 +274,17 @@ class _Work:
 
 def _write_saved_model(work: _Work) -> dict[str, Artefact]:
     path, network = work.folder / "saved_model", work.model.network
-    archive = keras.export.ExportArchive()
-    if not work.half:  # else the weights are constants: a variable has no way to be of 16 bits and computed with in 32
-        archive.track(network)
-    answer = freezing.as_answer(work.hidden) if work.half else signatures.ask(work.model)
+    answer = signatures.ask(work.model)
+    if work.half:  # one function for all signatures, or each would have the weights of its own
+        answer = tf.function(freezing.as_answer(work.hidden), [signatures.image_spec(work.specification)], autograph=False)
     functions = signatures.make(answer, work.specification, has_features=len(network.outputs) > 1)
-    for name, function in functions.items():  # the first becomes serving_default
-        archive.add_endpoint(name, function)
+    # Not Keras' ExportArchive, which stores every weight twice (3.15.1). With `half`, weights are constants of the graph: a
+    # variable cannot be of 16 bits and computed with in 32.
+    module = tf.Module()
+    module.weights = [] if work.half else [weight.value for weight in network.weights]
     with _quiet():
-        archive.write_out(path, verbose=False)
+        concrete = {name: function.get_concrete_function() for name, function in functions.items()}
+        tf.saved_model.save(module, os.fspath(path), signatures=concrete)
     return {"saved_model": Artefact("saved_model", path)}
 
 
@@ -330,14 +333,16 @@ def _write_keras(work: _Work) -> dict[str, Artefact]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps away what TensorFlow logs about a SavedModel's assets, which it has none of."""
-    log = logging.getLogger("tensorflow")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Keeps away what TensorFlow says while it saves: names of nodes and durations, through its own log and absl's."""
+    logs = [logging.getLogger(name) for name in ("tensorflow", "absl")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 @dataclass(frozen=True)

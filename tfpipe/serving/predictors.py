@@ -1,0 +1,57 @@
+"""A model that left its run: what a file of an export becomes when it is opened.
+
+    predictor = Artefact(specification, run)
+    predictor.predict(images)      # uint8 [B, H, W, 3] -> float32 [B, C]
+
+It is a `tfpipe.transfer.classifiers.Predictor`, as a run's classifier is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tfpipe.pipeline.decoding import Resize
+from tfpipe.serving.specifications import Specification
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A model that was exported; a `Predictor`.
+
+    Attributes:
+        specification: what travelled with it.
+        run: uint8 [B, H, W, 3] -> float32 [B, C].
+    """
+
+    specification: Specification
+    run: Callable[[Any], Array]
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the columns."""
+        return self.specification.class_names
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of its input."""
+        return self.specification.image_size
+
+    @property
+    def resize(self) -> Resize:
+        """How pictures are brought to that size, see `tfpipe.dataset`."""
+        return self.specification.resize
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the model that was exported."""
+        return self.specification.sha256
+
+    def predict(self, images: Any) -> Array:
+        """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
+        return self.run(images)

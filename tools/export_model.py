@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""Exports a trained classifier as files that give the same answer elsewhere, and proves that they do.
+
+  export_model --run=runs/a --output=export/                                           SavedModel and frozen .pb
+  export_model --run=runs/a --output=export/ --formats=saved_model,pb,tflite,onnx,keras --evaluation=eval/
+  export_model --run=mine.keras --class_names='cat,dog' --preprocessing=tf --output=export/
+
+In EXPORT lie saved_model/ (takes the bytes of JPEG and PNG files, for TensorFlow Serving, too), frozen_image.pb and
+frozen_bytes.pb, model.tflite, model.onnx, and for people labels.txt, preprocessing.json, model_card.md, parity.json and
+SHA256SUMS. Before the folder appears, every file answers for the same pictures, large and small, grey and CMYK, turned
+and damaged, in a process that knows nothing of tfpipe; where one says anything else than the model, nothing is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: the checkout's own tfpipe, and none of this folder's files as modules
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from absl import flags
+
+from tfpipe import commands
+from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.records.summary import format_bytes
+
+_RUN = flags.DEFINE_string("run", None, "A run's folder, or a .keras file, of any program's.")
+_OUTPUT = flags.DEFINE_string("output", None, "The folder to write; new, or empty.")
+_FORMATS = flags.DEFINE_list("formats", ["saved_model", "pb"], "Some of saved_model, pb, tflite, onnx (an extra), keras.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Of a run: best, last, or the path of a .keras file.")
+_CLASS_NAMES = flags.DEFINE_list(
+    "class_names", None, "Of a model that is none of tfpipe's: names of its columns, quoted where they hold a comma."
+)
+_PREPROCESSING = flags.DEFINE_enum(
+    "preprocessing",
+    None,
+    ("caffe", "tf", "torch", "unit", "grey", "none"),
+    "Of such a model: what it was trained behind: BGR minus mean, -1..1, standardised, 0..1, one channel, 0..255 (default).",
+)
+_IMAGE_SIZE = flags.DEFINE_string("image_size", None, "Of such a model, where it takes any: SIDE or HEIGHTxWIDTH.")
+_RESIZE = flags.DEFINE_enum("resize", None, ("stretch", "crop", "pad"), "Of such a model: how its pictures were resized.")
+_OUTPUTS = flags.DEFINE_enum(
+    "outputs", None, ("probabilities", "logits", "sigmoid"), "Of such a model: what comes out. Default: probabilities."
+)
+_TOP_K = flags.DEFINE_integer("top_k", 5, "How many classes an answer names.", 1)
+_MAX_PIXELS = flags.DEFINE_integer(
+    "max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a file is refused: bounds the memory of a server.", 1
+)
+_HALF = flags.DEFINE_bool("half", False, "Store weights in float16, half the bytes; what that costs is measured on --data.")
+_DATA = flags.DEFINE_string("data", None, "Data set for --half, and for more pictures to compare on. Default: the run's.")
+_SPLIT = flags.DEFINE_string("split", "val", "Of --data.")
+_EVALUATION = flags.DEFINE_multi_string("evaluation", [], "Folder of evaluate, for the model card; may be given several times.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an export in --output when the new one is complete.")
+
+
+def main(arguments: list[str]) -> None:
+    """Exports, then prints what lies where and how far each file is from the model."""
+    if arguments:
+        raise commands.UsageError(f"arguments without a flag: {' '.join(arguments)}")
+    if not (_RUN.value and _OUTPUT.value):
+        raise commands.UsageError("--run and --output are needed")
+    size = None if _IMAGE_SIZE.value is None else commands.parse_size("image_size", _IMAGE_SIZE.value)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the model
+    from tfpipe.serving.exporting import export  # takes seconds, and --help need not
+
+    done = export(
+        _RUN.value,
+        _OUTPUT.value,
+        formats=_FORMATS.value,
+        checkpoint=_CHECKPOINT.value,
+        class_names=_CLASS_NAMES.value,
+        preprocessing=_PREPROCESSING.value,
+        image_size=size,
+        resize=_RESIZE.value,
+        outputs=_OUTPUTS.value,
+        top_k=_TOP_K.value,
+        max_pixels=_MAX_PIXELS.value,
+        half=_HALF.value,
+        data=_DATA.value,
+        split=_SPLIT.value,
+        evaluations=_EVALUATION.value,
+        overwrite=_OVERWRITE.value,
+    )
+    print(f"\n{'file':28} {'output':30} {'largest difference':>18} {'allowed':>8}")
+    for row in done.parity:
+        allowed = "any" if row.allowed is None else f"{row.allowed:g}"
+        print(f"{row.artefact:28} {row.output:30} {row.difference:18.3g} {allowed:>8}")
+    if done.half is not None:
+        told = done.half
+        print(f"\nfloat16 weights: accuracy {told['accuracy_before']:.4f} before, {told['accuracy']:.4f} after,", end=" ")
+        print(f"{told['num_changed']} of {told['num_pictures']} pictures get another class")
+    print()
+    for name, num_bytes, _ in done.files:
+        print(f"{format_bytes(num_bytes):>10}  {done.folder / name}")
+
+
+def command() -> None:
+    """Runs the command; the console script's entry point."""
+    commands.run(main, __name__, when_stopped="Nothing was written.")
+
+
+if __name__ == "__main__":
+    command()
