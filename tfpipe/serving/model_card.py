@@ -238,7 +238,7 @@ def _files(files: Sequence[File], parity: Sequence[Mapping[str, Any]], half: Map
     if not parity:
         yield "The files were not compared with the model that they came from."
         return
-    yield "The same pictures through every file, in a process without tfpipe; largest differences from the trained model:"
+    yield "The same pictures through every file, in a process without tfpipe; largest differences from the model itself:"
     columns = list(parity[0])
     yield markdown.table(columns, [[_value(row.get(column)) for column in columns] for row in parity])
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import importlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tfpipe.records.errors import DataError
@@ -254,6 +253,7 @@ def _tensor(name: str, value: Any, expected: Any) -> tf.Tensor:
 
 def _messages() -> Any:
     try:
-        return importlib.import_module("tensorflow_serving.apis.predict_pb2")
+        from tensorflow_serving.apis import predict_pb2
     except ModuleNotFoundError as error:
         raise ImportError("gRPC needs TensorFlow Serving's messages: pip install 'tfpipe[serving]'") from error
+    return predict_pb2
