@@ -6,12 +6,13 @@ r"""What a picture's file says of itself, read by a TensorFlow graph: its size a
 segments, in PNG's eXIf and in ImageMagick's text chunks, all TIFF field types, XMP where EXIF has no orientation), but for:
 
 - compressed text chunks of a PNG (zTXt, iTXt with its flag set) are not inflated: an orientation in there is not seen;
-- of several "Raw profile type exif" chunks the first counts, also if its digits are not hexadecimal;
-- EXIF segments are joined up to 1 MiB;
-- a file with more than 16,384 segments or chunks, or that many windows of 4 kB beside them, is not readable.
+- of several "Raw profile type exif" chunks the first counts, also if its digits are not hexadecimal, and an empty eXIf chunk
+  does not stand against it;
+- of an EXIF block (its segments joined) or an XMP packet, the first MiB is read;
+- a file with more than 16,384 segments and fill bytes, or chunks, is not readable, nor one with 16 MB of junk between segments.
 
-The limits bound what hostile bytes can cost. A file that is readable here may still be damaged: the decoder will say so.
-Reading takes a quarter of a millisecond, with EXIF half of one.
+The last two bound what hostile bytes can cost: half a second. A file that is readable here may still be damaged: the decoder
+will say so. Reading takes about 0.3 ms, with an EXIF block 0.5 ms.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tfpipe.records import images
 _Step = Callable[..., Any]
 
 _MAX_STEPS = 2**14
-_MAX_EXIF_BYTES = 2**20
+_MAX_METADATA_BYTES = 2**20
 _WINDOW_BYTES = 1024
 
 # By the byte behind ff. Stuffed zeros, TEM (01) and restart markers (d0 to d7) carry no segment; of fill bytes (ff), each may
@@ -99,7 +100,8 @@ def _walk_jpeg(encoded: tf.Tensor) -> _Facts:
     def step(
         steps: tf.Tensor, position: tf.Tensor, _: tf.Tensor, frame: tf.Tensor, segments: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
-        window = _window(encoded, position, _WINDOW_BYTES)
+        window = tf.strings.substr(encoded, position, _WINDOW_BYTES)
+        window = tf.io.decode_raw(window, tf.uint8, fixed_length=_WINDOW_BYTES)
         place = tf.argmax(window[tf.newaxis, :-3] == 0xFF, axis=1)  # [1]
         first, marker, high, low = tf.unstack(tf.cast(tf.slice(window, place, [4]), tf.int64), num=4)
         place += position
@@ -122,7 +124,7 @@ def _application(encoded: tf.Tensor, place: tf.Tensor, exif: tf.Tensor, xmp: tf.
     is_exif, is_xmp = (_starts_with(payload, prefix) for prefix in (_EXIF_PREFIX, _XMP_PREFIX))
     following = tf.where(exif == b"", _integer(0), len(_EXIF_PREFIX))
     added = _slice(payload, following, tf.where(is_exif, size, 0))
-    exif = tf.strings.substr(tf.strings.join([exif, added]), 0, _MAX_EXIF_BYTES)
+    exif = tf.strings.substr(tf.strings.join([exif, added]), 0, _MAX_METADATA_BYTES)
     return exif, tf.where(is_xmp, payload, xmp)
 
 
@@ -171,7 +173,8 @@ def _metadata(
 
 def _from_hexadecimal(profile: tf.Tensor) -> tf.Tensor:
     """Returns the bytes of a profile: three lines (blank, name, length), then hexadecimal digits in lines."""
-    digits = tf.strings.regex_replace(profile, r"^\C*?\n\C*?\n\C*?\n", "", replace_global=False)
+    text = tf.strings.substr(profile, 0, 4 * _MAX_METADATA_BYTES)
+    digits = tf.strings.regex_replace(text, r"^\C*?\n\C*?\n\C*?\n", "", replace_global=False)
     digits = tf.strings.lower(tf.strings.regex_replace(digits, r"\s", ""))
     valid = tf.strings.regex_full_match(digits, "(?:[0-9a-f]{2})+")
     codes = tf.io.decode_raw(tf.where(valid, digits, b"00"), tf.uint8)
@@ -185,6 +188,7 @@ def _from_hexadecimal(profile: tf.Tensor) -> tf.Tensor:
 
 
 def _orientation(exif: tf.Tensor, xmp: tf.Tensor) -> tf.Tensor:
+    exif, xmp = (tf.strings.substr(text, 0, _MAX_METADATA_BYTES) for text in (exif, xmp))
     found = tf.cond(exif != b"", lambda: _exif_orientation(exif), lambda: tf.constant(0))
     return tf.cond((found == 0) & (xmp != b""), lambda: _xmp_orientation(xmp), lambda: tf.maximum(found, 1))
 
