@@ -169,7 +169,7 @@ def _open_gallery(
 ) -> tuple[Gallery | None, list[str]]:
     """Returns the training pictures, if there are any to be had, and what to say of them."""
     if not isinstance(predictor, Classifier):
-        return None, ["An exported model: probabilities only. For Grad-CAM and training pictures, give the run's folder."]
+        return None, ["Probabilities only: Grad-CAM and the nearest training pictures need the run's folder."]
     if not max_training:
         return None, []
     try:
