@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+import absl.logging
 from absl import app, flags
 
 from tfpipe.records.errors import DataError
@@ -79,6 +80,7 @@ def _log_to_stderr() -> None:
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler(sys.stderr))
     log.propagate = False  # absl's handler would say everything again, with a prefix meant for servers
+    absl.logging.set_verbosity(absl.logging.ERROR)  # TensorFlow tells through it how long it took to save
 
 
 def _guarded(main: Callable[[list[str]], int | None], arguments: list[str], when_stopped: str) -> int:

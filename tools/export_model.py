@@ -52,6 +52,7 @@ _HALF = flags.DEFINE_bool("half", False, "Store weights in float16, half the byt
 _DATA = flags.DEFINE_string("data", None, "Data set for --half, and for more pictures to compare on. Default: the run's.")
 _SPLIT = flags.DEFINE_string("split", "val", "Of --data.")
 _EVALUATION = flags.DEFINE_multi_string("evaluation", [], "Folder of evaluate, for the model card; may be given several times.")
+_TOLERANCE = flags.DEFINE_float("tolerance", 1e-5, "How far probabilities of TFLite and ONNX may be from the model's.", 0.0)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an export in --output when the new one is complete.")
 
 
@@ -81,6 +82,7 @@ def main(arguments: list[str]) -> None:
         data=_DATA.value,
         split=_SPLIT.value,
         evaluations=_EVALUATION.value,
+        tolerance=_TOLERANCE.value,
         overwrite=_OVERWRITE.value,
     )
     print(f"\n{'file':28} {'output':30} {'largest difference':>18} {'allowed':>8}")

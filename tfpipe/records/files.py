@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,6 +35,42 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
     sync_directory(path.parent)
 
 
+@contextlib.contextmanager
+def folder_written_atomically(target: Path, *, replace: bool) -> Iterator[Path]:
+    """Gives a folder to write into that becomes `target`, synced to the disk, when the block ends without an error.
+
+    Else it vanishes, and what was at `target` is as before. With `replace`, a folder that is there is replaced as a whole;
+    without, it must be empty.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    old = folder.with_suffix(".old")
+    try:
+        yield folder
+        folder.chmod(0o777 & ~_umask())  # a temporary folder is its owner's alone
+        for path in sorted(folder.rglob("*")):
+            sync_directory(path)
+        if replace and target.exists():
+            os.rename(target, old)
+        os.rename(folder, target)
+        sync_directory(target.parent)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        if isinstance(error, OSError) and os.fspath(folder) in os.fspath(error.filename or folder):
+            # A name that the user never gave, or none where the disk is full.
+            raise OSError(error.errno, error.strerror or str(error), os.fspath(target)) from error
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a file of JSON, in lines for people, whole or not at all.
 
@@ -53,7 +91,7 @@ def is_hidden(name: str) -> bool:
 
 
 def sync_directory(path: Path) -> None:
-    """Makes the names in a directory survive a power cut: renaming alone does not."""
+    """Makes the names in a directory, or the bytes of a file, survive a power cut: renaming alone does not."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -25,6 +25,7 @@ from tfpipe.transfer.classifiers import NamedModel, Predictor
 Array = np.ndarray[Any, Any]
 
 SAVED_MODEL_NAME = "saved_model"  # in an export's folder
+EXTRA_NAME = "assets.extra"  # of a SavedModel: files that TensorFlow Serving leaves alone
 _GRAPH_NAME = "saved_model.pb"
 
 
@@ -61,7 +62,7 @@ def open_saved_model(path: Path) -> Artefact:
     Raises:
         DataError: it cannot be loaded, or is none that `tfpipe.export` wrote.
     """
-    extra = path / "assets.extra" / specifications.FILE_NAME
+    extra = path / EXTRA_NAME / specifications.FILE_NAME
     if not extra.exists():
         raise DataError(f"not a SavedModel of tfpipe: it has no {extra.relative_to(path)}", path=path)
     specification = specifications.from_json(extra.read_text("utf-8"), extra)

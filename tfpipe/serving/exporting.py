@@ -15,38 +15,31 @@ The folder appears when all of it is there and every file has said what the mode
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 import tfpipe
 from tfpipe.records import files
-from tfpipe.records.errors import DataError
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
-from tfpipe.serving import freezing, model_card, parity, rounding, signatures, sourcing, specifications, specimens
+from tfpipe.serving import artefacts, model_card, parity, rounding, sourcing, specifications, specimens
+from tfpipe.serving.formats import WRITERS, Work
 from tfpipe.serving.parity import Artefact, Row
 from tfpipe.serving.specifications import Specification
 from tfpipe.transfer.classifiers import NamedModel
 
 _log = logging.getLogger("tfpipe")
 
-FORMATS = ("saved_model", "pb", "tflite", "onnx", "keras")
+FORMATS = tuple(WRITERS)
 LABELS_NAME = "labels.txt"
 PARITY_NAME = "parity.json"
 CHECKSUMS_NAME = "SHA256SUMS"
-_EXTRA = "assets.extra"  # of a SavedModel: files that TensorFlow Serving leaves alone
-_PB_LIMIT_BYTES = 2**31 - 1  # of one protobuf message
 
 
 @dataclass(frozen=True)
@@ -83,6 +76,7 @@ def export(
     data: str | os.PathLike[str] | None = None,
     split: str = "val",
     evaluations: Sequence[str | os.PathLike[str]] = (),
+    tolerance: float = parity.TOLERANCE,
     overwrite: bool = False,
     report: Callable[[str], None] = _log.info,
 ) -> Export:
@@ -105,6 +99,7 @@ def export(
             still there.
         split: of `data`.
         evaluations: folders of `tfpipe.evaluate`, for the model card.
+        tolerance: how far probabilities of TFLite and ONNX may be from the model's; those of TensorFlow's formats may not.
         overwrite: replace an export that is there, when the new one is complete.
         report: called with lines that say what is being done.
 
@@ -118,7 +113,7 @@ def export(
     target = Path(output)
     _check(target, formats, overwrite)
     for name in formats:
-        _WRITERS[name].check()
+        WRITERS[name].check()
     given = {"class_names": class_names, "preprocessing": preprocessing, "image_size": image_size, "resize": resize}
     source = sourcing.find(model, checkpoint, {**given, "outputs": outputs})
     pictures = sourcing.find_pictures(source, data, split, is_needed=half)
@@ -129,16 +124,16 @@ def export(
         served = rounding.round_weights(source.model)
         cost = rounding.measure_cost(source.model, served, pictures.directory, split)
     specification = _specify(served, top_k, max_pixels)
-    with _made_whole(target, overwrite) as folder:
-        work = _Work(served, specification, folder, half)
-        artefacts: dict[str, Artefact] = {}
+    with files.folder_written_atomically(target, replace=overwrite) as folder:
+        work = Work(served, specification, folder, half)
+        written: dict[str, Artefact] = {}
         for name in formats:
             report(f"writing {name}")
-            artefacts |= _WRITERS[name].write(work)
+            written |= WRITERS[name].write(work)
         _write_words(folder, specification)
         compared = [*specimens.make(), *pictures.specimens()]
         report(f"comparing with the model on {len(compared)} files, in a process without tfpipe")
-        rows = parity.compare(served, specification, artefacts, compared)
+        rows = parity.compare(served, specification, written, compared, tolerance)
         _write_parity(folder, rows, cost)
         parity.check(rows)
         listed = _list_files(folder)
@@ -181,47 +176,6 @@ def _specify(model: NamedModel, top_k: int, max_pixels: int) -> Specification:
     return Specification(*facts)
 
 
-@contextlib.contextmanager
-def _made_whole(target: Path, overwrite: bool) -> Iterator[Path]:
-    """Gives a folder to write into that becomes `target` when the block ends without an error, and else vanishes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    old = folder.with_suffix(".old")
-    try:
-        yield folder
-        folder.chmod(0o777 & ~_umask())  # a temporary folder is its owner's alone
-        _sync(folder)
-        if target.is_dir() and any(target.iterdir()):
-            if not overwrite:
-                raise ValueError(f"{target}: came into being meanwhile; nothing was replaced")
-            os.rename(target, old)
-        os.rename(folder, target)
-        files.sync_directory(target.parent)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if old.exists() and not target.exists():
-            os.rename(old, target)
-        if isinstance(error, OSError) and str(folder) in str(error.filename or folder):  # a name that the user never gave
-            raise OSError(error.errno, error.strerror or str(error), os.fspath(target)) from error
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _list_files(folder: Path) -> list[tuple[str, int, str]]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return [(path.relative_to(folder).as_posix(), path.stat().st_size, files.sha256_of(path)) for path in paths]
@@ -230,7 +184,11 @@ def _list_files(folder: Path) -> list[tuple[str, int, str]]:
 def _write_words(folder: Path, specification: Specification) -> None:
     """Writes what a program needs to know beside the model, into a SavedModel, too: it travels alone."""
     labels = "".join(f"{name}\n" for name in specification.class_names).encode("utf-8", "surrogateescape")
-    places = [folder, folder / "saved_model" / _EXTRA] if (folder / "saved_model").exists() else [folder]
+    places = (
+        [folder, folder / artefacts.SAVED_MODEL_NAME / artefacts.EXTRA_NAME]
+        if (folder / artefacts.SAVED_MODEL_NAME).exists()
+        else [folder]
+    )
     for place in places:
         place.mkdir(exist_ok=True)
         (place / specifications.FILE_NAME).write_text(specification.to_json(), "utf-8")
@@ -240,121 +198,3 @@ def _write_words(folder: Path, specification: Specification) -> None:
 def _write_parity(folder: Path, rows: Sequence[Row], half: Mapping[str, Any] | None) -> None:
     listed = [dataclasses.asdict(row) for row in rows]
     files.write_json(folder / PARITY_NAME, {"parity": listed, "half": half})
-
-
-class _Work:
-    """What the writers of formats share: the model and its frozen graph, made once."""
-
-    def __init__(self, model: NamedModel, specification: Specification, folder: Path, half: bool) -> None:
-        self.model, self.specification, self.folder, self.half = model, specification, folder, half
-
-    @cached_property
-    def _frozen(self) -> Any:
-        return freezing.freeze_images(self.model, self.specification)
-
-    @cached_property
-    def plain(self) -> Any:
-        """The frozen graph of pixels, its weights visible: other programs' converters must see them."""
-        return self._stored(self._frozen)
-
-    @cached_property
-    def hidden(self) -> Any:
-        """The same for TensorFlow, see `freezing.hide_weights`."""
-        return self._stored(freezing.hide_weights(self._frozen))
-
-    def _stored(self, graph: Any) -> Any:
-        return rounding.store_half(graph) if self.half else graph
-
-    def write(self, name: str, data: bytes) -> Path:
-        """Writes a file of the export."""
-        path = self.folder / name
-        path.write_bytes(data)
-        return path
-
-
-def _write_saved_model(work: _Work) -> dict[str, Artefact]:
-    path, network = work.folder / "saved_model", work.model.network
-    answer = signatures.ask(work.model)
-    if work.half:  # one function for all signatures, or each would have the weights of its own
-        answer = tf.function(freezing.as_answer(work.hidden), [signatures.image_spec(work.specification)], autograph=False)
-    functions = signatures.make(answer, work.specification, has_features=len(network.outputs) > 1)
-    # Not Keras' ExportArchive, which stores every weight twice (3.15.1). With `half`, weights are constants of the graph: a
-    # variable cannot be of 16 bits and computed with in 32.
-    module = tf.Module()
-    module.weights = [] if work.half else [weight.value for weight in network.weights]
-    with _quiet():
-        concrete = {name: function.get_concrete_function() for name, function in functions.items()}
-        tf.saved_model.save(module, os.fspath(path), signatures=concrete)
-    return {"saved_model": Artefact("saved_model", path)}
-
-
-def _write_frozen(work: _Work) -> dict[str, Artefact]:
-    graphs = {"frozen_image.pb": work.hidden, "frozen_bytes.pb": freezing.freeze_files(work.hidden, work.specification)}
-    artefacts = {}
-    for name, graph in graphs.items():
-        if graph.ByteSize() > _PB_LIMIT_BYTES:
-            raise ValueError(f"{name} would have {graph.ByteSize()} bytes; TensorFlow reads 2 GiB of a .pb: half, or no pb")
-        artefacts[name] = Artefact("frozen", work.write(name, graph.SerializeToString(deterministic=True)))
-    return artefacts
-
-
-def _write_tflite(work: _Work) -> dict[str, Artefact]:
-    from tfpipe.serving import tflite_files
-
-    artefacts = {}
-    for name, dynamic_range in (("model.tflite", False), ("model_dynamic_range.tflite", True)):
-        data = tflite_files.convert(work.plain, work.specification, dynamic_range=dynamic_range)
-        artefacts[name] = Artefact("tflite", work.write(name, data), is_lossy=dynamic_range)
-    return artefacts
-
-
-def _write_onnx(work: _Work) -> dict[str, Artefact]:
-    from tfpipe.serving import onnx_files
-
-    path = work.write("model.onnx", onnx_files.convert(work.plain, work.specification))
-    return {"model.onnx": Artefact("onnx", path)}
-
-
-def _check_onnx() -> None:
-    from tfpipe.serving import onnx_files
-
-    onnx_files.check_installed()
-
-
-def _write_keras(work: _Work) -> dict[str, Artefact]:
-    """Writes the Keras file and reads it again: the process that compares the others could not, it lacks tfpipe's layers."""
-    path = work.folder / "model.keras"
-    work.model.model.save(path)
-    again = NamedModel(sourcing.load_keras(path))
-    if again.sha256 != work.model.sha256:
-        raise DataError("read again, it is not the model that was saved: a layer's get_config may be incomplete", path=path)
-    return {}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps away what TensorFlow says while it saves: names of nodes and durations, through its own log and absl's."""
-    logs = [logging.getLogger(name) for name in ("tensorflow", "absl")]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
-
-
-@dataclass(frozen=True)
-class _Writer:
-    write: Callable[[_Work], dict[str, Artefact]]
-    check: Callable[[], None] = lambda: None
-
-
-_WRITERS = {
-    "saved_model": _Writer(_write_saved_model),
-    "pb": _Writer(_write_frozen),
-    "tflite": _Writer(_write_tflite),
-    "onnx": _Writer(_write_onnx, _check_onnx),
-    "keras": _Writer(_write_keras),
-}

@@ -33,8 +33,8 @@ Array = np.ndarray[Any, Any]
 
 # In the order in which a picture passes them: the first that differs explains those after it.
 STAGES = ("valid", "pixels", "features", "probabilities", "scores", "classes")
-_EXACT, _CLOSE = 0.0, 1e-5
-_ALLOWED: dict[str, float | None] = {"saved_model": _EXACT, "frozen": _EXACT, "tflite": _CLOSE, "onnx": _CLOSE}
+TOLERANCE = 1e-5  # of a probability, for programs that are not TensorFlow: sums of other order round differently
+_TENSORFLOW = ("saved_model", "frozen")
 _BATCH_SIZE = 16
 
 
@@ -76,9 +76,20 @@ class Artefact:
 
 
 def compare(
-    model: NamedModel, specification: Specification, artefacts: Mapping[str, Artefact], specimens: Sequence[Specimen]
+    model: NamedModel,
+    specification: Specification,
+    artefacts: Mapping[str, Artefact],
+    specimens: Sequence[Specimen],
+    tolerance: float = TOLERANCE,
 ) -> list[Row]:
     """Returns how far every output of every artefact is from what the model says of the same pictures.
+
+    Args:
+        model: that the artefacts were made from.
+        specification: of it.
+        artefacts: by their names.
+        specimens: the pictures, and what is none.
+        tolerance: for the probabilities of programs that are not TensorFlow.
 
     Raises:
         DataError: an artefact could not be asked.
@@ -92,7 +103,9 @@ def compare(
         listed = [{"name": name, "kind": artefact.kind, "path": str(artefact.path)} for name, artefact in artefacts.items()]
         (folder / "artefacts.json").write_text(json.dumps(listed), "utf-8")
         _ask(folder)
-        return [row for name, artefact in artefacts.items() for row in _rows(folder, name, artefact, batches, expected)]
+        return [
+            row for name, artefact in artefacts.items() for row in _rows(folder, name, artefact, batches, expected, tolerance)
+        ]
 
 
 def check(rows: Sequence[Row]) -> None:
@@ -148,7 +161,12 @@ def _ask(folder: Path) -> None:
 
 
 def _rows(
-    folder: Path, name: str, artefact: Artefact, batches: Sequence[Sequence[Specimen]], expected: Sequence[dict[str, Array]]
+    folder: Path,
+    name: str,
+    artefact: Artefact,
+    batches: Sequence[Sequence[Specimen]],
+    expected: Sequence[dict[str, Array]],
+    tolerance: float,
 ) -> Iterator[Row]:
     answers = [dict(np.load(folder / f"{name}.{index}.npz", allow_pickle=True)) for index in range(len(batches))]
     names = [specimen.name for batch in batches for specimen in batch]
@@ -161,12 +179,15 @@ def _rows(
         found, wanted = (np.concatenate([part[key] for part in parts]) for parts, key in ((answers, output), (expected, stage)))
         far = np.where(is_asked, _distances(found, wanted), 0)
         worst = int(np.argmax(np.where(np.isnan(far), np.inf, far)))
-        allowed = (
-            None
-            if artefact.is_lossy or (stage == "features" and artefact.kind in ("tflite", "onnx"))
-            else _ALLOWED[artefact.kind]
-        )
+        allowed = None if artefact.is_lossy else _allowed(artefact.kind, stage, tolerance)
         yield Row(name, output, stage, float(far[worst]), allowed, names[worst], int(is_asked.sum()))
+
+
+def _allowed(kind: str, stage: str, tolerance: float) -> float | None:
+    """Returns the most that may differ; features have no scale of their own, so elsewhere they are only told."""
+    if kind in _TENSORFLOW:
+        return 0.0
+    return None if stage == "features" else tolerance
 
 
 def _distances(found: Array, wanted: Array) -> Array:
