@@ -182,6 +182,23 @@ def test_extraction_is_measured_and_compared(run_tool, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name != "photos"]
 
 
+@pytest.mark.tf
+def test_prediction_is_measured_and_compared(run_tool, tmp_path):
+    from evaluation_fixtures import make_classifier
+
+    make_classifier().model.save(tmp_path / "model.keras")
+    for index in range(3):
+        write(tmp_path / "photos" / f"{index}.jpg", picture(index, (20, 30)))
+    arguments = [f"--input={tmp_path}/photos", "--num_images=64", "--repetitions=1", f"--scratch={tmp_path}"]
+    done = run_tool("benchmark", "predict", f"--model={tmp_path}/model.keras", *arguments)
+    title, ours, theirs = done.stdout.strip().splitlines()[-3:]
+    assert title == "prediction, images/s"
+    assert ours.startswith("tfpipe-predict ")
+    assert theirs.startswith("keras-predict ")
+    assert "tfpipe-predict is " in theirs
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.keras", "photos"]
+
+
 _FEATURES = """
 import json, sys
 sys.path.insert(0, sys.argv[1])

@@ -1,11 +1,9 @@
 """predict: as many rows as pictures, in the order people count in, from the pixels that evaluation sees; or nothing at all."""
 
-import csv
 import io
 import json
 import os
-import struct
-import zlib
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from conftest import picture, write
 from evaluation_fixtures import make_classifier
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from prediction_fixtures import AWKWARD, NAMES, Averages, bad_files, kinds, left_behind, read, undecodable
 
 import tfpipe
 from tfpipe.records.errors import DataError
@@ -22,26 +20,6 @@ from tfpipe.serving.prediction import predict
 from tfpipe.transfer import classifiers, predictions
 
 pytestmark = pytest.mark.tf
-
-NAMES = ("cat", "dog")
-AWKWARD = ("cat", 'b, "q"', "小 猫")
-
-
-class Averages:
-    """A predictor whose answer is a function of each picture alone, so that it is the same in any batch; remembers them."""
-
-    def __init__(self, class_names=AWKWARD, image_size=(16, 24), resize="stretch"):
-        self.class_names, self.image_size, self.resize = class_names, image_size, resize
-        self.batches = []
-
-    @property
-    def images(self):
-        return np.concatenate(self.batches)
-
-    def predict(self, images):
-        self.batches.append(images.numpy())
-        sums = self.batches[-1].sum(axis=(1, 2), dtype=np.int64)[:, : len(self.class_names)] + 1
-        return (sums / sums.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 class Untouched(Averages):
@@ -58,24 +36,6 @@ def model_path(tmp_path_factory):
     return path
 
 
-def kinds():
-    """A picture of each kind that a decoder treats in its own way."""
-    found = {}
-    for orientation in range(1, 9):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        found[f"turned {orientation}.jpg"] = picture(orientation, (40, 28), exif=exif)
-    found["11.png"] = picture(11, (30, 50), format="PNG")
-    found["9.png.jpg"] = picture(9, (30, 50), format="PNG")
-    for mode, name in {"L": "grey.jpg", "CMYK": "cmyk.JPEG"}.items():
-        file = io.BytesIO()
-        Image.open(io.BytesIO(picture(12, (33, 21)))).convert(mode).save(file, "JPEG")
-        found[f"深 {mode}/{name}"] = file.getvalue()
-    file = io.BytesIO()
-    Image.open(io.BytesIO(picture(13, (33, 21)))).convert("RGBA").save(file, "PNG")
-    return {**found, "alpha.png": file.getvalue(), "10.jpg": picture(10), "2.jpg": picture(2), "tiny.jpg": picture(3, (1, 1))}
-
-
 @pytest.fixture
 def folder(tmp_path):
     root = tmp_path / "input" / "小 pictures"
@@ -84,17 +44,8 @@ def folder(tmp_path):
     return root
 
 
-def read(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))
-
-
 def ids(inputs, split=None):
     return [found.id for found in sources.list_pictures(inputs, split).pictures]
-
-
-def left_behind(folder):
-    return sorted(path.name for path in folder.iterdir() if path.is_file())
 
 
 # Ids and their order
@@ -220,38 +171,17 @@ def test_a_picture_that_has_two_ids_is_an_error(tmp_path, other):
             ids(inputs)
 
 
-def undecodable():
-    """A PNG file whose checksums are right and whose data do not fill it: only the decoder can tell."""
-    chunks = {b"IHDR": struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0), b"IDAT": zlib.compress(b"\0" * 50), b"IEND": b""}
-    file = b"\x89PNG\r\n\x1a\n"
-    for name, data in chunks.items():
-        file += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-    return file
-
-
-def bad_files(root):
-    """Files that no decoder takes, by their ids."""
-    write(root / "empty.jpg", b"")
-    write(root / "cut.jpg", picture(1, (300, 200))[:-500])
-    write(root / "page.jpg", b"<html>not found</html>" * 1000)
-    write(root / "NOTES", b"no suffix")
-    os.symlink("nowhere", root / "broken.jpg")
-    os.mkfifo(root / "pipe.jpg")
-    write(root / os.fsdecode(b"caf\xe9.jpg"), picture(1))
-    return ["NOTES", "broken", "caf\\udce9", "cut", "empty", "page", "pipe"]
-
-
 def test_bad_pictures_are_named_all_at_once_before_the_model_is_asked(folder, tmp_path):
     bad = bad_files(folder)
     write(tmp_path / "out.csv", b"before")
     with pytest.raises(DataError, match=r"^7 inputs cannot be predicted; .*on_error=report") as caught:
-        predict(Untouched(), folder, tmp_path / "out.csv", progress=False)
+        predict(Untouched(), folder, tmp_path / "out.csv", columns="label", progress=False)
     assert all(f"{folder}/{name}" in str(caught.value) for name in bad)
     assert left_behind(tmp_path) == ["out.csv"]
     assert (tmp_path / "out.csv").read_bytes() == b"before"
 
 
-@pytest.mark.parametrize("columns", ["label", "index", "probability", "table"])
+@pytest.mark.parametrize("columns", ["label", "table"])
 def test_bad_pictures_are_rows_without_a_value(folder, tmp_path, columns):
     good = {row[0]: row for row in written(Averages(), folder, tmp_path, columns=columns)}
     bad = bad_files(folder)
@@ -272,8 +202,65 @@ def test_bad_pictures_are_rows_without_a_value(folder, tmp_path, columns):
 
 
 def written(model, inputs, folder, **options):
-    predict(model, inputs, folder / "out.csv", progress=False, **options)
+    predict(model, inputs, folder / "out.csv", progress=False, **{"columns": "label", **options})
     return read(folder / "out.csv")
+
+
+# Lists of paths
+
+
+def test_a_csv_names_pictures_below_its_own_folder(tmp_path):
+    write(tmp_path / "in" / "a" / "2.jpg", picture(2))
+    write(tmp_path / "in" / "a" / "10.jpg", picture(10))
+    elsewhere = write(tmp_path / "elsewhere" / "1.png", picture(1, format="PNG"))
+    lines = ["path", "a/10.jpg", "./a/2.jpg", "gone.jpg", str(elsewhere)]
+    table = write(tmp_path / "in" / "list.CSV", "\r\n".join(lines).encode("utf-8-sig"))
+    assert ids(table) == [str(elsewhere)[:-4], "a/2", "a/10", "gone"]
+    rows = written(Averages(), table, tmp_path, columns="full")
+    assert [row[0] for row in rows[1:] if row[2]] == ["gone"]
+    assert rows[-1][1:3] == ["gone.jpg", "unreadable: cannot be read: No such file or directory"]
+    write(table, "id,path\n第二,a/2.jpg\nfirst,a/10.jpg\n".encode())
+    assert ids(table) == ["first", "第二"]
+    assert [row[0] for row in written(Averages(), [table, elsewhere], tmp_path)[1:]] == ["1", "first", "第二"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"file\na.jpg\n", "line 1 .*a column called path is needed.*there are: file"),
+        (b"", "a column called path is needed"),
+        (b"path,path\na,b\n", "a column called path is needed"),
+        (b"path,id\na.jpg,1\nb.jpg\n", "line 3 .*1 fields, expected 2"),
+        (b"path,id\na.jpg,\n", "line 2 .*an empty path or id"),
+        (b"path,id\n,1\n", "line 2 .*an empty path or id"),
+        (b'path\n"a.jpg\n', "line 2 of a list of paths: unexpected end of data"),
+        (b'path\n"a\0.jpg"\n', "NUL"),
+    ],
+)
+def test_a_csv_that_is_no_list_is_an_error_with_the_line(tmp_path, content, message):
+    table = write(tmp_path / "list.csv", content)
+    with pytest.raises(DataError, match=message) as caught:
+        ids(table)
+    assert caught.value.path == str(table)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\0"])
+def test_standard_input_names_pictures(tmp_path, monkeypatch, end):
+    for name in ("a/1.jpg", "a/2.jpg", "a/10.jpg"):
+        write(tmp_path / name, picture(1))
+    names = [b"a/10.jpg", b"./a/2.jpg", b"", b"a/1.jpg", b"caf\xe9.jpg"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(end.join(names) + end)))
+    monkeypatch.chdir(tmp_path)
+    listed = sources.list_pictures("-").pictures
+    assert [found.id for found in listed] == ["a/1", "a/2", "a/10", "caf\\udce9"]
+    assert [bool(found.problem) for found in listed] == [False, False, False, True]
+    assert listed[0].path == str(tmp_path / "a" / "1.jpg")
+
+
+def test_the_same_picture_twice_in_a_list_is_an_error(tmp_path):
+    write(tmp_path / "1.jpg", picture(1))
+    with pytest.raises(ValueError, match="is given twice, with the ids 'x' and 'y'"):
+        ids(write(tmp_path / "list.csv", b"path,id\n1.jpg,x\n1.jpg,y\n"))
 
 
 # Rows
@@ -296,7 +283,7 @@ def test_a_picture_that_the_decoder_refuses_is_an_error_that_names_it(folder, tm
     path = write(folder / "scan.png", undecodable())
     write(tmp_path / "out.csv", b"before")
     with pytest.raises(DataError, match=r"scan\.png: cannot be decoded: .*PNG") as caught:
-        predict(Averages(), folder, tmp_path / "out.csv", progress=False)
+        predict(Averages(), folder, tmp_path / "out.csv", columns="table", progress=False)
     assert caught.value.path == str(path)
     assert "{{" not in str(caught.value)
     assert left_behind(tmp_path) == ["out.csv"]
@@ -327,6 +314,63 @@ def test_columns(folder, tmp_path):
         written(two, folder, tmp_path, columns="probability")[1:]
         != written(two, folder, tmp_path, columns="probability", positive_class="cat")[1:]
     )
+
+
+def test_full_rows(folder, tmp_path):
+    bad = bad_files(folder)
+    write(folder / "scan.png", undecodable())
+    summary = predict(Averages(), folder, tmp_path / "out.csv", progress=False)  # which is the default
+    header, *rows = read(tmp_path / "out.csv")
+    best = ["class_1", "score_1", "class_2", "score_2", "class_3", "score_3"]
+    assert header == ["id", "filename", "reason", *best, *(f"probability_{name}" for name in AWKWARD)]
+    listed = sources.list_pictures(folder).pictures
+    assert [row[:2] for row in rows] == [[found.id, found.filename] for found in listed]
+    reasons = {row[0]: row[2] for row in rows if row[2]}
+    assert set(reasons) == {*bad, "scan"} == {name.removesuffix(".jpg").removesuffix(".png") for name in summary.rejected}
+    assert reasons["empty"] == "empty: no bytes"
+    assert reasons["scan"].startswith("undecodable: cannot be decoded: ")
+    assert all(set(row[3:]) == {""} for row in rows if row[2])
+    good = [row for row in rows if not row[2]]
+    table = written(Averages(), folder, tmp_path, columns="table", on_error="report")
+    assert [row[9:] for row in good] == [row[4:] for row in table[1:] if row[3]]
+    for row in good:
+        values = dict(zip(AWKWARD, row[9:], strict=True))
+        top = sorted(AWKWARD, key=lambda name: -float(values[name]))
+        assert row[3:9] == [cell for name in top for cell in (name, values[name])]
+    two = written(Averages(), folder, tmp_path, columns="full", top_k=2)
+    assert two[0] == [*header[:7], *header[9:]]
+
+
+def test_lines_of_json_say_what_full_rows_say(folder, tmp_path):
+    bad_files(folder)
+    write(folder / "scan.png", undecodable())
+    _, *rows = written(Averages(), folder, tmp_path, columns="full", top_k=2)
+    predict(Averages(), folder, tmp_path / "out.jsonl", top_k=2, progress=False)
+    content = (tmp_path / "out.jsonl").read_bytes()
+    predict(Averages(), folder, tmp_path / "out", format="jsonl", top_k=2, progress=False)
+    assert (tmp_path / "out").read_bytes() == content
+    for row, line in zip(rows, content.decode().split("\n")[:-1], strict=True):
+        found = json.loads(line)
+        assert list(found) == ["id", "filename", "class", "score", "top", "probabilities", "reason"]
+        assert [found["id"], found["filename"]] == row[:2]
+        if row[2]:
+            assert "{code}: {message}".format(**found["reason"]) == row[2]
+            assert (found["class"], found["score"], found["top"], found["probabilities"]) == (None, None, [], None)
+        else:
+            assert found["reason"] is None
+            assert list(found["probabilities"]) == list(AWKWARD)
+            assert [float(text) for text in row[7:]] == list(found["probabilities"].values())
+            assert row[3:7] == [cell for best in found["top"] for cell in (best["class"], f"{best['score']:.9g}")]
+            assert [found["class"], found["score"]] == list(found["top"][0].values())
+
+
+def test_of_equal_probabilities_the_first_is_the_best(folder, tmp_path):
+    class Equal(Averages):
+        def predict(self, images):
+            return np.full((len(images), 3), 1 / 3, np.float32)
+
+    rows = written(Equal(), folder, tmp_path, columns="full")
+    assert {(row[3], row[5], row[7]) for row in rows[1:]} == {AWKWARD}
 
 
 def test_the_table_is_evaluations(folder, tmp_path):
@@ -425,30 +469,13 @@ def test_a_damaged_record_is_an_error_that_names_its_shard(folder, tmp_path):
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     with pytest.raises(DataError, match=r"tfrecord-00000-of-00001: at byte .*does not match its CRC"):
-        predict(Averages(), tmp_path / "shards", tmp_path / "out.csv", progress=False)
+        predict(Averages(), tmp_path / "shards", tmp_path / "out.csv", columns="label", progress=False)
     rows = written(Averages(), tmp_path / "shards", tmp_path, on_error="report")
     assert len(rows) == len(kinds()) + 1
     assert sum(not row[1] for row in rows) == 1
 
 
 # Output
-
-
-class Stopped(Averages):
-    def predict(self, images):
-        if self.batches:
-            raise KeyboardInterrupt
-        return super().predict(images)
-
-
-def test_ctrl_c_leaves_the_old_output(folder, tmp_path):
-    write(tmp_path / "out.csv", b"before")
-    with pytest.raises(KeyboardInterrupt):
-        predict(Stopped(), folder, tmp_path / "out.csv", batch_size=2, progress=False)
-    assert left_behind(tmp_path) == ["out.csv"]
-    assert (tmp_path / "out.csv").read_bytes() == b"before"
-    written(Averages(), folder, tmp_path)
-    assert (tmp_path / "out.csv").read_bytes().startswith(b"id,label\n")
 
 
 def test_mistakes_are_found_before_the_model_is_asked(folder, tmp_path):
@@ -463,12 +490,19 @@ def test_mistakes_are_found_before_the_model_is_asked(folder, tmp_path):
         (ValueError, "there is no picture$", tmp_path / "empty", out, {}),
         (ValueError, "there is no picture; passed over: README.txt", tmp_path / "texts", out, {}),
         (ValueError, "there is no picture", [], out, {}),
-        (ValueError, "columns must be one of label, ", folder, out, {"columns": "labels"}),
+        (ValueError, "columns must be one of full, label, ", folder, out, {"columns": "labels"}),
         (ValueError, "on_error must be", folder, out, {"on_error": "skip"}),
         (ValueError, "batch_size must be", folder, out, {"batch_size": 0}),
         (ValueError, "positive_class must be one of cat, ", folder, out, {"columns": "probability", "positive_class": "owl"}),
-        (ValueError, "with columns=label", folder, out, {"positive_class": "cat"}),
-        (ValueError, "two columns have the same name: label, label", folder, out, {"id_column": "label"}),
+        (ValueError, "with columns=label", folder, out, {"columns": "label", "positive_class": "cat"}),
+        (ValueError, "two columns have the same name: label, label", folder, out, {"columns": "label", "id_column": "label"}),
+        (ValueError, "two columns have the same name: reason, filename", folder, out, {"id_column": "reason"}),
+        (ValueError, "value_column='Category' is for columns=label", folder, out, {"value_column": "Category"}),
+        (ValueError, "top_k must be .* with columns=full", folder, out, {"columns": "label", "top_k": 2}),
+        (ValueError, "top_k must be a positive integer", folder, out, {"top_k": 0}),
+        (ValueError, "format must be one of csv, jsonl", folder, out, {"format": "xml"}),
+        (ValueError, "columns=label is for CSV", folder, tmp_path / "out.jsonl", {"columns": "label"}),
+        (ValueError, "id_column='Id' is for CSV", folder, tmp_path / "out.jsonl", {"id_column": "Id"}),
     ]
     for kind, message, inputs, output, options in cases:
         with pytest.raises(kind, match=message):
@@ -494,6 +528,21 @@ def test_a_folder_that_cannot_be_written_to_is_said_with_the_outputs_name(folder
         predict(Untouched(), folder, tmp_path / "out.csv", progress=False)
 
 
+def test_an_output_never_replaces_the_model(folder, tmp_path, model_path):
+    run = tmp_path / "run"
+    write(run / "model.keras", model_path.read_bytes())
+    os.symlink("run/model.keras", tmp_path / "link.keras")
+    cases = [(run / "model.keras", run / "model.keras"), (tmp_path / "link.keras", run / "model.keras")]
+    cases += [(run, run / "model.keras"), (run, run / "predictions.csv")]
+    write(tmp_path / "export" / "preprocessing.json", b"{}")
+    cases += [(tmp_path / "export" / "model.tflite", tmp_path / "export" / "labels.txt")]
+    for model, output in cases:
+        with pytest.raises(ValueError, match=r"output must be (another file than the model|outside of the export's folder)"):
+            predict(model, folder, output, progress=False)
+    assert (run / "model.keras").read_bytes() == model_path.read_bytes()
+    assert left_behind(run) == ["model.keras"]
+
+
 def test_an_output_is_not_written_among_shards(folder, tmp_path):
     tfpipe.build_tfrecords({"test1": folder}, tmp_path / "shards", layout="flat", progress=False)
     before = left_behind(tmp_path / "shards")
@@ -514,7 +563,7 @@ def test_probabilities_that_are_no_numbers_are_an_error(folder, tmp_path):
 
 def test_a_limit_of_pixels(folder, tmp_path):
     with pytest.raises(DataError, match="the limit is 800"):
-        predict(Untouched(), folder, tmp_path / "out.csv", max_pixels=800, progress=False)
+        predict(Untouched(), folder, tmp_path / "out.csv", max_pixels=800, on_error="fail", progress=False)
 
 
 # The command
@@ -528,6 +577,7 @@ def test_the_command(run_tool, folder, tmp_path, model_path):
     counted, listed = done.stdout.splitlines()
     assert counted.startswith(f"{out}: {len(kinds()) + 2} rows, predicted: ")
     assert listed == f"{tmp_path / 'table.rejected.jsonl'}: 1 bad picture, rows without a value"
+    assert sorted(left_behind(tmp_path)) == ["100.jpg", "bad.jpg", "table.csv", "table.rejected.jsonl"]
 
 
 def test_the_commands_help_needs_no_model(run_tool):

@@ -7,6 +7,7 @@
   benchmark input --input=photos/ --num_images=1280      images/s of input pipelines: JPEG files to batches of 64 x 224 x 224
   benchmark input --only=tfpipe-train,dali --peer_python=dali=ENV/bin/python
   benchmark extract --input=photos/ --num_images=256 --weights=vgg16.h5 --peer_python=torch=ENV/bin/python
+  benchmark predict --model=runs/a --input=photos/ --num_images=256      photos to a table of probabilities
   benchmark modes --data=shards/ --weights=vgg16.h5 --epochs=3      the modes of training side by side
 
 build: tfpipe's own command against `cp -r` followed by sha256sum of source and copy (two processes), and against a plain loop
@@ -18,6 +19,8 @@ pass do not count. Contenders whose packages are missing are skipped; those that
 interpreter of their own.
 
 extract: the same for features of a frozen backbone: photos to numpy arrays, images/s. tfpipe makes its cache anew in each pass.
+
+predict: the same for a trained model: tfpipe.predict against Keras' predict on a reader of folders.
 
 modes: tfpipe.train in each mode, with equal options and no augmentation, as a process and with a cache of its own.
 """
@@ -61,9 +64,10 @@ _IMAGES = flags.DEFINE_integer("num_images", 1280, "Images of a pass; a multiple
 _BACKBONE = flags.DEFINE_string("backbone", "vgg16", "Of extract and modes, one that train takes.")
 _WEIGHTS = flags.DEFINE_string("weights", "imagenet", "Of the backbone: imagenet, none or a file.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the pictures of extract and modes.", 8)
+_MODEL = flags.DEFINE_string("model", None, "Of predict: a run's folder, or a .keras file of train.")
 _DATA = flags.DEFINE_string("data", None, "Data set of modes, with splits train and, if there is one, val.")
 _EPOCHS = flags.DEFINE_integer("epochs", 3, "Of each phase of modes; the first does not count.", 2)
-_ONLY = flags.DEFINE_list("only", [], "Contenders to run, of those of `input` or `extract`, or modes. Default: all.")
+_ONLY = flags.DEFINE_list("only", [], "Contenders to run, of those of `input`, `extract` or `predict`, or modes. Default: all.")
 _PEER_PYTHON = flags.DEFINE_string(
     "peer_python", None, "Interpreters of contenders, by the first word of their names: dali=ENV/bin/python,ffcv=..."
 )
@@ -107,6 +111,7 @@ def main(arguments: list[str]) -> None:
         "memory": measure_memory,
         "input": measure_input,
         "extract": measure_extract,
+        "predict": measure_predict,
         "modes": measure_modes,
     }
     if len(arguments) != 1 or arguments[0] not in benchmarks:
@@ -204,6 +209,13 @@ def measure_extract(folder: Path) -> None:
     print(f"{_BACKBONE.value}, pictures of {_IMAGE_SIZE.value} x {_IMAGE_SIZE.value}")
     options = {"batch_size": 32, "side": _IMAGE_SIZE.value, "backbone": _BACKBONE.value, "weights": weights}
     compete(folder, ("extraction",), options)
+
+
+def measure_predict(folder: Path) -> None:
+    """Compares ways from photos to probabilities."""
+    if not _MODEL.value:
+        raise commands.UsageError("--model is needed")
+    compete(folder, ("prediction",), {"batch_size": 64, "side": 0, "model": str(Path(_MODEL.value).resolve())})
 
 
 def compete(folder: Path, kinds: Sequence[str], options: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ _COLUMNS = flags.DEFINE_enum(
     " than two. table: key, filename, label (empty), predicted and every probability.",
 )
 _FORMAT = flags.DEFINE_enum("format", None, ("csv", "jsonl"), "Default: what the output's name ends with, else csv.")
-_TOP_K = flags.DEFINE_integer("top_k", None, "Classes named in full rows and in JSON. Default: 5, or all where there are less.", 1)
+_TOP_K = flags.DEFINE_integer("top_k", None, "Classes named in full rows and in JSON. Default: 5, at most all.", 1)
 _POSITIVE_CLASS = flags.DEFINE_string(
     "positive_class", None, "For --columns=probability: whose. Default: of two classes, the second."
 )

@@ -166,8 +166,10 @@ def load(path: str | os.PathLike[str], *, max_pixels: int = images.DEFAULT_MAX_P
 def _listed(inputs: Any) -> list[_Item]:
     if isinstance(inputs, str | os.PathLike | bytes | bytearray | memoryview):
         return [_item(inputs)]
-    if not hasattr(inputs, "__array__"):
+    if not hasattr(inputs, "__array__") and isinstance(inputs, Iterable):
         return [_item(given) for given in inputs]
+    if not hasattr(inputs, "__array__"):
+        return [_item(inputs)]  # which says what it should be
     pictures = _checked(np.asarray(inputs))
     return list(pictures) if pictures.ndim == 4 else [pictures]
 

@@ -68,8 +68,8 @@ def read(path: str, max_pixels: int = images.DEFAULT_MAX_PIXELS) -> Encoded | Pr
     shown = path.encode("utf-8", "backslashreplace").decode()
     try:
         data = _read(path)
-    except OSError as error:
-        return unreadable(f"cannot be read: {error.strerror}", shown)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        return unreadable(f"cannot be read: {getattr(error, 'strerror', error)}", shown)
     return examine(data, max_pixels, shown)
 
 

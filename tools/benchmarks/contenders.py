@@ -1,4 +1,4 @@
-"""The contenders of `benchmark.py input` and `extract`, each in a process of its own, and the photos they are given."""
+"""The contenders of `benchmark.py input`, `extract` and `predict`, each in its own process, and the photos they are given."""
 
 from __future__ import annotations
 
@@ -51,6 +51,10 @@ CONTENDERS = {
         "keras-extract": "extraction",
         "torch-extract": "extraction",
         "torch-extract-compiled": "extraction",
+    },
+    "prediction": {
+        "tfpipe-predict": "prediction",
+        "keras-predict": "prediction",
     },
 }
 MODULES = {name: module for kind in CONTENDERS.values() for name, module in kind.items()}

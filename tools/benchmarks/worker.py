@@ -36,6 +36,7 @@ class Task:
         workers: threads or processes; also the cores that the process may use.
         backbone: of extraction, see `tfpipe.transfer.backbones`.
         weights: of the backbone.
+        model: of prediction, a run's folder or a .keras file.
     """
 
     photos: list[str]
@@ -46,6 +47,7 @@ class Task:
     workers: int
     backbone: str = ""
     weights: str = ""
+    model: str = ""
 
 
 # Prepares, and returns what opens a pass: batches, whose len() is their number of images.
