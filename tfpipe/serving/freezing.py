@@ -9,7 +9,7 @@ Inputs and outputs are nodes with their names. Equal models give equal bytes.
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -115,28 +115,39 @@ def _is_weight(node: Any) -> bool:
 
 
 def _canonical(graph: Graph) -> Graph:
-    """Returns the graph without what depends on the session: nodes and functions are numbered in the order of their use."""
+    """Returns the graph without what depends on the session: numbers in names of nodes, functions and arguments.
+
+    Functions are named by their content: a process has one library for all graphs that it loads, and refuses two functions
+    of the same name.
+    """
     _renumber_nodes(graph)
     library = {function.signature.name: function for function in graph.library.function}
-    order: dict[str, str] = {}
-    pending: list[Iterable[Any]] = [graph.node]
-    for nodes in pending:
-        for name in _function_names(nodes):
-            if name in library and name not in order:
-                order[name] = f"function_{len(order)}"
-                pending.append(library[name].node_def)
-    del graph.library.function[:]
-    graph.library.function.extend(library[name] for name in order)
-    for function in graph.library.function:
-        function.signature.name = order[function.signature.name]
-        _rename_arguments(function)
-    for node in itertools.chain(graph.node, *(function.node_def for function in graph.library.function)):
-        for reference in _references(node):
-            reference.name = order.get(reference.name, reference.name)
-        for attribute in ("_gradient_op_type", "_class"):
-            node.attr.pop(attribute, None)
-    graph.library.ClearField("gradient")
-    return graph
+    renamed: dict[str, Any] = {}  # by the old name
+
+    def rename_references(nodes: Iterable[Any]) -> None:
+        for node in nodes:
+            for attribute in ("_gradient_op_type", "_class"):
+                node.attr.pop(attribute, None)
+            for reference in _references(node):
+                if reference.name in library:
+                    reference.name = rename(reference.name).signature.name
+
+    def rename(name: str) -> Any:
+        if name not in renamed:
+            function = library[name]
+            rename_references(function.node_def)
+            _rename_arguments(function)
+            function.signature.name = ""
+            digest = hashlib.sha256(function.SerializeToString(deterministic=True)).hexdigest()
+            function.signature.name = f"function_{digest[:24]}"
+            renamed[name] = function
+        return renamed[name]
+
+    rename_references(graph.node)
+    functions = {function.signature.name: function for function in renamed.values()}
+    content = tf.compat.v1.GraphDef(versions=graph.versions, node=graph.node)
+    content.library.function.extend(functions[name] for name in sorted(functions))
+    return content
 
 
 def _renumber_nodes(graph: Graph) -> None:
@@ -177,11 +188,6 @@ def _references(node: Any) -> Iterator[Any]:
         if value.HasField("func"):
             yield value.func
         yield from value.list.func
-
-
-def _function_names(nodes: Iterable[Any]) -> Iterator[str]:
-    for node in nodes:
-        yield from (reference.name for reference in _references(node))
 
 
 class FrozenGraph:
