@@ -114,10 +114,18 @@ def test_declared_sizes_are_read_however_large():
     assert read(make_png(ihdr(2**31 - 1, 2**32 - 1), ONE_PIXEL)) == (True, 2**32 - 1, 2**31 - 1, 1)
 
 
-def test_fill_bytes_stray_bytes_and_tem_markers_are_stepped_over():
-    for inserted in (b"\xff" * 9, b"\0" * 5000, b"\xff\x01", b"stray\xff\0\xff\xd3", b"\xff\0" * 2000, b"\xff\xff\xff\0"):
-        turned(6, BASELINE[:2] + exif_segment(tiff(">", 6)) + inserted + BASELINE[2:])
-        turned(6, BASELINE[:20] + inserted + exif_segment(tiff(">", 6)) + BASELINE[20:])
+@pytest.mark.parametrize(
+    "inserted",
+    [
+        *(b"\xff" * 9, b"\xff\xff\xff\0", b"\0" * 5000, b"\xff\0" * 2000, b"\xff\x01", b"stray\xff\0\xff\xd3"),
+        b"\xff\xe5\0\0\xff\xe5\0\1",  # segments that say to be shorter than their lengths
+        *(b"\0" * size for size in (1020, 1021, 1022, 1023)),  # a marker across the end of what is read at once
+    ],
+)
+def test_fill_bytes_stray_bytes_and_tem_markers_are_stepped_over(inserted):
+    turned(6, BASELINE[:2] + exif_segment(tiff(">", 6)) + inserted + BASELINE[2:])
+    turned(6, BASELINE[:20] + inserted + exif_segment(tiff(">", 6)) + BASELINE[20:])
+    turned(6, BASELINE[:2] + inserted + exif_segment(tiff(">", 6)) + BASELINE[2:])
 
 
 # --- orientation ----------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ segments, in PNG's eXIf and in ImageMagick's text chunks, all TIFF field types, 
 - of an EXIF block (its segments joined) or an XMP packet, the first MiB is read;
 - a file with more than 16,384 segments and fill bytes, or chunks, is not readable, nor one with 16 MB of junk between segments.
 
-The last two bound what hostile bytes can cost: half a second. A file that is readable here may still be damaged: the decoder
-will say so. Reading takes about 0.3 ms, with an EXIF block 0.5 ms.
+The last two bound what hostile bytes can cost: about a second. A file that is readable here may still be damaged: the decoder
+will say so. Reading takes some 40 us a segment: 0.6 ms for a photo of ten, 0.8 ms with an EXIF block (two cores, busy).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _walk_jpeg(encoded: tf.Tensor) -> _Facts:
         place = tf.argmax(window[tf.newaxis, :-3] == 0xFF, axis=1)  # [1]
         first, marker, high, low = tf.unstack(tf.cast(tf.slice(window, place, [4]), tf.int64), num=4)
         place += position
-        size = tf.maximum(high * 256 + low, 2)  # a length counts its own two bytes
+        size = high * 256 + low  # its own two bytes included; if it says less, they are passed as stray bytes
         behind = place[0] + tf.gather(bare, marker) + tf.gather(lengths, marker) * size
         frame = tf.where(tf.gather(frames, marker), place[0], frame)
         segments = tf.concat([segments, place[: tf.cast(marker == _APP1, tf.int32)]], 0)
@@ -257,8 +257,8 @@ def _numbers(value: tf.Tensor, little: tf.Tensor) -> tf.Tensor:
 
 def _xmp_orientation(xmp: tf.Tensor) -> tf.Tensor:
     pattern = r'^\C*?tiff:Orientation(?:="|>)([0-9])\C*$'
-    digit = tf.strings.regex_replace(tf.strings.join([b"  ", xmp]), pattern, r"\1", replace_global=False)
-    valid = tf.strings.regex_full_match(digit, "[1-8]")  # the spaces keep a packet of one digit from being one
+    digit = tf.strings.regex_replace(xmp, pattern, r"\1", replace_global=False)
+    valid = tf.strings.regex_full_match(digit, "[1-8]")  # else it is the whole, which begins with a name
     return tf.strings.to_number(tf.where(valid, digit, b"1"), tf.int32)
 
 

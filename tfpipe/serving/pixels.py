@@ -2,7 +2,9 @@
 
     images, valid = decode_batch(image_bytes, (224, 224), "stretch", max_pixels)    # uint8 [B, 224, 224, 3], bool [B]
 
-Pixels are those of evaluation: the same functions make them.
+Pixels are those of evaluation: the same functions make them. Nothing but TensorFlow's own operations is used, so the graph runs
+from a SavedModel or a frozen GraphDef where tfpipe is not installed. A truncated file is bad: the decoder is not asked to
+mend it, for that loops for ever on the three bytes ff d8 ff.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ from tfpipe.pipeline.decoding import Resize
 from tfpipe.serving import headers
 
 _TENSORFLOW_MAX_PIXELS = 2**29 - 1
+
+# Not AUTOTUNE, which means all cores: a picture takes 3.5 bytes per pixel while it is decoded, a progressive JPEG up to 9, so
+# each that is decoded beside others can cost 1.6 GB at the default limit. A server decodes several requests at once anyway.
 _PARALLEL_CALLS = 2
 
 
@@ -43,7 +48,9 @@ def decode_one(encoded: tf.Tensor, image_size: tuple[int, int], resize: Resize, 
 def decode_batch(
     encoded: tf.Tensor, image_size: tuple[int, int], resize: Resize, max_pixels: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decodes a batch of files, each as `decode_one` does; a bad one does not touch the others.
+    """Decodes a batch of files, each as `decode_one` does; a bad one does not touch the others, and nothing is raised.
+
+    Memory is that of the result, twice, and of two pictures being decoded: at most 9 bytes times `max_pixels` each.
 
     Args:
         encoded: string [B].
