@@ -125,7 +125,6 @@ def test_declared_sizes_are_read_however_large():
 def test_fill_bytes_stray_bytes_and_tem_markers_are_stepped_over(inserted):
     turned(6, BASELINE[:2] + exif_segment(tiff(">", 6)) + inserted + BASELINE[2:])
     turned(6, BASELINE[:20] + inserted + exif_segment(tiff(">", 6)) + BASELINE[20:])
-    turned(6, BASELINE[:2] + inserted + exif_segment(tiff(">", 6)) + BASELINE[2:])
 
 
 # --- orientation ----------------------------------------------------------------------------------
