@@ -13,16 +13,16 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfpipe.records.cores import count_cores
 from tfpipe.records.errors import DataError
 from tfpipe.serving import specifications
-from tfpipe.serving.artefacts import Artefact
+from tfpipe.serving.predictors import Artefact
 from tfpipe.serving.specifications import Specification
 
 Graph = Any  # tf.compat.v1.GraphDef
@@ -35,7 +35,6 @@ BATCH_NAME = "batch"  # of the first dimension
 
 _OUTPUTS = ("probabilities", "features")
 _SPECIFICATION_KEY, _CLASS_NAMES_KEY = "tfpipe", "class_names"
-_MIN_HALVES = 1024  # values; a Cast for each small tensor would cost more than it saves
 
 
 def check_installed() -> None:
@@ -55,7 +54,7 @@ def _import(name: str) -> Any:
 def convert(graph: Graph, specification: Specification) -> bytes:
     """Returns a frozen graph as an ONNX file; equal bytes for equal arguments.
 
-    Weights that the graph stores as float16 stay so.
+    Weights that the graph stores as float16 stay so, and are cast when the file is loaded.
 
     Args:
         graph: `image`, uint8 [B, H, W, 3] -> `probabilities`, float32 [B, C], and perhaps `features`, float32 [B, D].
@@ -66,9 +65,9 @@ def convert(graph: Graph, specification: Specification) -> bytes:
     """
     check_installed()
     onnx = _import("onnx")
-    model = _translate(graph)
-    if _stores_halves(graph):
-        _store_halves(model.graph)
+    open_graph, halves = _take_out_halves(graph)
+    model = _translate(open_graph, halves)
+    _put_in(model.graph, halves)
     _number_names(model.graph)
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = BATCH_NAME
@@ -79,20 +78,43 @@ def convert(graph: Graph, specification: Specification) -> bytes:
     return data
 
 
-def _translate(graph: Graph) -> Any:
+def _take_out_halves(graph: Graph) -> tuple[Graph, dict[str, Array]]:
+    """Returns the graph with an input for each weight of float16, and the weights: constants would be expanded, and folded."""
+    halves, taken = {}, tf.compat.v1.GraphDef(versions=graph.versions)
+    for node in graph.node:
+        if node.op == "Const" and node.attr["dtype"].type == tf.float16.as_datatype_enum:
+            halves[node.name] = tf.make_ndarray(node.attr["value"].tensor)
+            shape = tf.compat.v1.AttrValue(shape=node.attr["value"].tensor.tensor_shape)
+            taken.node.add(op="Placeholder", name=node.name, attr={"dtype": node.attr["dtype"], "shape": shape})
+        else:
+            taken.node.add().CopyFrom(node)
+    return taken, halves
+
+
+def _translate(graph: Graph, more_inputs: Iterable[str]) -> Any:
     tf2onnx = _import("tf2onnx")
     found = {node.name for node in graph.node}
     outputs = [name for name in _OUTPUTS if name in found]
+    inputs = ["image", *more_inputs]
     with _quiet():
         model, _ = tf2onnx.convert.from_graph_def(
             graph,
             name="classifier",
-            input_names=["image:0"],
+            input_names=[f"{name}:0" for name in inputs],
             output_names=[f"{name}:0" for name in outputs],
             opset=OPSET,
-            tensors_to_rename={f"{name}:0": name for name in ("image", *outputs)},
+            tensors_to_rename={f"{name}:0": name for name in (*inputs, *outputs)},
         )
     return model
+
+
+def _put_in(graph: Any, weights: Mapping[str, Array]) -> None:
+    """Gives inputs their values for good."""
+    onnx = _import("onnx")
+    graph.initializer.extend(onnx.numpy_helper.from_array(values, name) for name, values in weights.items())
+    inputs = [value for value in graph.input if value.name not in weights]
+    del graph.input[:]
+    graph.input.extend(inputs)
 
 
 @contextlib.contextmanager
@@ -107,30 +129,6 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _stores_halves(graph: Graph) -> bool:
-    import tensorflow as tf
-
-    return any(node.op == "Const" and node.attr["dtype"].type == tf.float16.as_datatype_enum for node in graph.node)
-
-
-def _store_halves(graph: Any) -> None:
-    """Stores as float16 again what tf2onnx has expanded to float32, where nothing is lost."""
-    onnx = _import("onnx")
-    casts = []
-    for index, tensor in enumerate(graph.initializer):
-        values = onnx.numpy_helper.to_array(tensor)
-        if values.dtype != np.float32 or values.size < _MIN_HALVES:
-            continue
-        with np.errstate(over="ignore"):
-            halves = values.astype(np.float16)
-        if np.array_equal(halves.astype(np.float32), values):
-            casts.append(onnx.helper.make_node("Cast", [f"{tensor.name}/half"], [tensor.name], to=onnx.TensorProto.FLOAT))
-            graph.initializer[index].CopyFrom(onnx.numpy_helper.from_array(halves, f"{tensor.name}/half"))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 def _number_names(graph: Any) -> None:

@@ -46,7 +46,10 @@ def attach(model: bytes, specification: Specification) -> bytes:
     content.buffers[-1].data = list(_describe(specification))
     return _append_files(
         flatbuffer_utils.convert_object_to_bytearray(content),
-        {LABELS_NAME: "".join(f"{name}\n" for name in specification.class_names), specifications.FILE_NAME: specification.to_json()},
+        {
+            LABELS_NAME: "".join(f"{name}\n" for name in specification.class_names),
+            specifications.FILE_NAME: specification.to_json(),
+        },
     )
 
 
@@ -108,7 +111,7 @@ def _describe(specification: Specification) -> bytes:
     properties = _table(builder, [("Int8", _RGB), ("UOffsetTRelative", size)])
     levels = _table(builder, [("Int32", 0), ("Int32", 255)])
     content = _table(builder, [("Uint8", _IMAGE_PROPERTIES), ("UOffsetTRelative", properties), ("UOffsetTRelative", levels)])
-    image = _tensor(builder, "image", "RGB, 0..255, " + f"resized by {specification.resize!r}", content=content)
+    image = _tensor(builder, "image", f"RGB, 0..255, resized by {specification.resize}", content=content)
     labels = _file(builder, LABELS_NAME, "names of the classes, in order", _TENSOR_AXIS_LABELS)
     probabilities = _tensor(builder, "probabilities", "one for each class", files=[labels])
     inputs, outputs = _offsets(builder, [image]), _offsets(builder, [probabilities])
@@ -129,7 +132,7 @@ def _finish(builder: Any, graph: int, ours: int, specification: Specification) -
 
 def _tensor(builder: Any, name: str, description: str, *, content: int = 0, files: Sequence[int] = ()) -> int:
     texts = [("UOffsetTRelative", builder.CreateString(text)) for text in (name, description)]
-    listed = ("UOffsetTRelative", _offsets(builder, files))
+    listed = ("UOffsetTRelative", _offsets(builder, files) if files else 0)
     return _table(builder, [*texts, None, ("UOffsetTRelative", content), None, None, listed])
 
 
