@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs the main job on pictures that it makes: handwritten digits to TFRecords, a trained classifier and its evaluation."""
+"""Runs the main job on pictures that it makes: digits to TFRecords, a classifier, its evaluation, export and predictions."""
 
 from __future__ import annotations
 
@@ -76,8 +76,32 @@ def main(arguments: list[str]) -> None:
     low, high = metrics["accuracy_interval"]
     print(f"   accuracy {metrics['accuracy']:.4f} ({low:.4f} to {high:.4f}) on {metrics['count']} pictures")
 
-    print(f"\nThe data set is in {shards}, a sheet of it is {sheet}, the classifier is {run / 'model.keras'}.")
-    print(f"Look at the report: {evaluation / 'report.html'}")
+    exported = output / "export"
+    print(f"7. Exporting it to {exported}, and comparing every file with it in a process without tfpipe")
+    done = tfpipe.export(run, exported, formats=("saved_model", "pb", "tflite"), evaluations=[evaluation], overwrite=True)
+    exact = [row for row in done.parity if row.allowed == 0]
+    print(
+        f"   {len(exact)} outputs of TensorFlow's formats compared, largest difference {max(row.difference for row in exact):g}"
+    )
+
+    table = output / "predictions.csv"
+    print(f"8. Asking the exported SavedModel for the test split, in {table}")
+    summary = tfpipe.predict(exported / "saved_model", shards, table, split="test")
+    print("   " + ", ".join(f"{name}: {count}" for name, count in summary.counts.items()))
+
+    print("\nWhat lies where:")
+    for what, path in {
+        "the data set": shards,
+        "a sheet of it": sheet,
+        "the classifier": run / "model.keras",
+        "how it was trained": run / "history.png",
+        "its evaluation, to look at": evaluation / "report.html",
+        "the exported model, for TensorFlow Serving": exported / "saved_model",
+        "the same as one file": exported / "frozen_bytes.pb",
+        "and what is known of it": exported / "model_card.md",
+        "its predictions": table,
+    }.items():
+        print(f"   {what:44} {path}")
 
 
 def make_pictures(folder: Path) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +72,38 @@ def _named(function: Any, traced: Any, specification: Specification) -> Graph:
         for name, tensor in zip(names, found, strict=True):
             tf.identity(tensor, name=name)
         tf.constant(specification.to_json(), name=_SPECIFICATION)
-    return _canonical(_without_order(graph.as_graph_def()))
+    return _canonical(_pruned(graph.as_graph_def(), [*names, spec.name, _SPECIFICATION]))
 
 
-def _without_order(graph: Graph) -> Graph:
-    """Returns the graph without the edges that make outputs wait for every operation that has a state.
+def _pruned(graph: Graph, needed: Sequence[str]) -> Graph:
+    """Returns the nodes that the needed ones are made of.
 
-    Nothing here acts but by its result.
+    Not the edges that make outputs wait for every operation that has a state, as datasets have: nothing here acts but by its
+    result.
     """
-    waiting = {f"^{node.name}" for node in graph.node if node.op == "NoOp"}
-    for node in graph.node:
-        kept = [name for name in node.input if name not in waiting]
-        del node.input[:]
-        node.input.extend(kept)
-    nodes = [node for node in graph.node if node.op != "NoOp"]
-    return tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library, node=nodes)
+    nodes = {node.name: node for node in graph.node}
+    pending, kept = list(needed), set[str]()
+    while pending:
+        name = pending.pop()
+        if name in kept:
+            continue
+        kept.add(name)
+        inputs = [source for source in nodes[name].input if not _is_wait(nodes, source)]
+        del nodes[name].input[:]
+        nodes[name].input.extend(inputs)
+        pending += [_node_name(source) for source in inputs]
+    return tf.compat.v1.GraphDef(
+        versions=graph.versions, library=graph.library, node=[node for node in graph.node if node.name in kept]
+    )
+
+
+def _is_wait(nodes: Mapping[str, Any], source: str) -> bool:
+    return source.startswith("^") and nodes[source[1:]].op == "NoOp"
+
+
+def _node_name(source: str) -> str:
+    """Returns the node that an input comes from: "^a" and "a:1" are of "a"."""
+    return source.removeprefix("^").split(":")[0]
 
 
 def hide_weights(graph: Graph) -> Graph:
@@ -167,7 +184,7 @@ def _renumber_nodes(graph: Graph) -> None:
     for node in graph.node:
         node.name = names[node.name]
         for index, reference in enumerate(node.input):
-            source = reference.removeprefix("^").split(":")[0]
+            source = _node_name(reference)
             node.input[index] = reference.replace(source, names[source], 1)
 
 
@@ -242,8 +259,8 @@ class FrozenGraph:
 
 def _source(nodes: Mapping[str, Any], name: str) -> str:
     """Returns the tensor that a node passes on."""
-    while nodes[name.split(":")[0]].op == "Identity":
-        (name,) = nodes[name.split(":")[0]].input
+    while nodes[_node_name(name)].op == "Identity":
+        (name,) = nodes[_node_name(name)].input
     return name if ":" in name else f"{name}:0"
 
 

@@ -85,7 +85,10 @@ def answer_files(answer: Answer, specification: Specification, image_bytes: tf.T
     The model sees zeros for a bad file: a batch keeps its size, and with it every other row its bits.
     """
     image, valid = _decode(specification, image_bytes)
-    answers = answer(image)
+    count = tf.shape(image)[0]
+    one_more = tf.cast(count == 0, tf.int32)  # TensorFlow's fused product of matrices fails on a batch of none
+    answers = answer(tf.pad(image, [[0, one_more], [0, 0], [0, 0], [0, 0]]))
+    answers = {name: value[:count] for name, value in answers.items()}
     answers |= _top(specification, answers["probabilities"])
     masked = {name: tf.where(valid[:, tf.newaxis], value, tf.zeros_like(value)) for name, value in answers.items()}
     return {**masked, "valid": valid, "pixels": image}

@@ -1,0 +1,37 @@
+"""One small classifier, exported once in every format that is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from evaluation_fixtures import make_classifier
+
+import tfpipe
+from tfpipe.serving.exporting import Export
+from tfpipe.transfer.classifiers import Classifier
+
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "tf2onnx"))
+FORMATS = ("saved_model", "pb", "tflite", "keras", *(("onnx",) if HAS_ONNX else ()))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A classifier and its export."""
+
+    classifier: Classifier
+    export: Export
+
+    @property
+    def folder(self) -> Path:
+        return self.export.folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """All formats; class names with commas, quotes and Chinese; top 2 of 3 classes."""
+    classifier = make_classifier()
+    folder = tmp_path_factory.mktemp("export") / "größe 出"
+    return Exported(classifier, tfpipe.export(classifier, folder, formats=FORMATS, top_k=2))

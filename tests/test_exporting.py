@@ -1,0 +1,335 @@
+"""What an export consists of, that it is whole or absent, and that every wrong argument is said before anything is made."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import CHECKOUT, picture, write
+from evaluation_fixtures import CLASS_NAMES, build_pictures, make_classifier
+from export_fixtures import FORMATS, exported
+from PIL import Image
+
+import tfpipe
+from tfpipe.records import images
+from tfpipe.records.errors import DataError
+from tfpipe.serving import artefacts, parity, parity_process, specifications
+from tfpipe.serving.wrapping import wrap
+from tfpipe.transfer.layers import Preprocessing
+
+pytestmark = pytest.mark.tf
+
+__all__ = ["exported"]  # a fixture
+
+BAD = (b"", b"<html>", picture(3)[:100], b"\xff\xd8\xff")
+
+
+@pytest.fixture
+def asked_here(monkeypatch):
+    """Files are asked in this process: a fresh one with TensorFlow takes seconds, and one test has it."""
+    monkeypatch.setattr(parity, "_ask", lambda folder: parity_process.answer(str(folder), str(folder)))
+
+
+def turned(orientation, size=(31, 17)):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return picture(orientation, size, exif=exif)
+
+
+FILES = [picture(1), turned(6), picture(2, (40, 9), "PNG"), turned(3), picture(5, (8, 8)), turned(8)]
+
+
+def evaluated(data):
+    """What evaluation makes of a file."""
+    image = tfpipe.decode_image(tf.constant(data), images.read_header(data).orientation)
+    return tfpipe.resize_image(image, (8, 8)).numpy()
+
+
+# ---- G10
+
+
+def test_g10_the_pixels_of_a_saved_model_are_those_that_evaluation_reads_from_records(exported, tmp_path):
+    for number, data in enumerate(FILES):
+        ending = "png" if data.startswith(b"\x89PNG") else "jpg"
+        write(tmp_path / "photos" / "test" / "cat" / f"{number}.{ending}", data)
+    tfpipe.build_tfrecords(tmp_path / "photos", tmp_path / "shards", layout="folders", workers=1, progress=False)
+    (batch,) = tfpipe.dataset(tmp_path / "shards", "test", image_size=(8, 8), as_dict=True, batch_size=len(FILES))
+    order = [int(key.decode().split("/")[-1].split(".")[0]) for key in batch["key"].numpy()]
+    loaded = tf.saved_model.load(str(exported.folder / "saved_model"))
+    files = tf.constant([FILES[number] for number in order])
+    np.testing.assert_array_equal(loaded.signatures["pixels"](files)["image"], batch["image"])
+    found = loaded.signatures["serving_default"](files)
+    np.testing.assert_array_equal(found["probabilities"], exported.classifier.predict(batch["image"]))
+    frozen = tfpipe.load_frozen(exported.folder / "frozen_bytes.pb")(image_bytes=files)
+    np.testing.assert_array_equal(frozen["pixels"], batch["image"])
+    np.testing.assert_array_equal(frozen["probabilities"], found["probabilities"])
+
+
+def test_g10_an_evaluation_of_the_export_is_byte_for_byte_that_of_the_model(exported, tmp_path):
+    build_pictures(tmp_path, {"test": dict.fromkeys(CLASS_NAMES, 5)})
+    tables = []
+    for name in ("", "saved_model", "frozen_image.pb", "frozen_bytes.pb"):
+        model = tfpipe.load(exported.folder / name) if name else exported.classifier
+        output = tmp_path / f"eval {len(tables)}"
+        tfpipe.evaluate(model, tmp_path / "shards", "test", output, batch_size=7, report=False, progress=False)
+        tables.append([(output / part).read_bytes() for part in ("predictions.csv", "receipt.json", "metrics.json")])
+    assert tables[1:] == tables[:1] * 3
+
+
+def test_g10_an_export_that_says_anything_else_fails_and_names_the_first_stage(tmp_path, monkeypatch, asked_here):
+    classifier = make_classifier()
+    from tfpipe.serving import pixels
+
+    right = pixels.decoding.resize_image
+
+    def wrong(image, size, mode):
+        # What production code does who has not heard of antialiasing; evaluation's own resize stays.
+        return tf.cast(tf.image.resize(image, size), tf.uint8) if tf.inside_function() else right(image, size, mode)
+
+    monkeypatch.setattr(pixels.decoding, "resize_image", wrong)
+    with pytest.raises(
+        DataError, match=r"saved_model differs at its pixels \(pixels.pixels\), by \d+ where 0 is allowed, in .*"
+    ):
+        tfpipe.export(classifier, tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- what is in it
+
+
+def test_signatures_are_what_serving_expects(exported):
+    loaded = tf.saved_model.load(str(exported.folder / "saved_model"))
+    shapes = {
+        name: (
+            {k: (v.dtype, v.shape.as_list()) for k, v in signature.structured_input_signature[1].items()},
+            set(signature.structured_outputs),
+        )
+        for name, signature in loaded.signatures.items()
+    }
+    files, images = {"image_bytes": (tf.string, [None])}, {"image": (tf.uint8, [None, 8, 8, 3])}
+    assert shapes == {
+        "serving_default": (files, {"probabilities", "classes", "scores", "valid"}),
+        "image": (images, {"probabilities", "classes", "scores"}),
+        "features": (files, {"features", "valid"}),
+        "pixels": (files, {"image", "valid"}),
+    }
+
+
+def test_one_bad_file_of_a_thousand_changes_no_other(exported):
+    ask = tf.saved_model.load(str(exported.folder / "saved_model")).signatures["serving_default"]
+    files = [FILES[index % len(FILES)] for index in range(1000)]
+    whole = ask(tf.constant(files))
+    assert whole["valid"].numpy().all()
+    for bad in BAD:
+        found = ask(tf.constant([*files[:321], bad, *files[322:]]))
+        assert np.flatnonzero(~found["valid"].numpy()).tolist() == [321]
+        for name in ("probabilities", "scores"):
+            assert not found[name].numpy()[321].any()
+            others = np.delete(found[name].numpy(), 321, axis=0)
+            np.testing.assert_array_equal(others, np.delete(whole[name].numpy(), 321, axis=0))
+        assert found["classes"].numpy()[321].tolist() == [b"", b""]
+    empty = ask(tf.constant([], tf.string))
+    assert empty["probabilities"].shape == (0, 3)
+    assert not ask(tf.constant(list(BAD)))["valid"].numpy().any()
+
+
+def test_classes_and_scores_are_the_likeliest(exported):
+    for name in ("saved_model", "frozen_bytes.pb"):
+        if name == "saved_model":
+            found = tf.saved_model.load(str(exported.folder / name)).signatures["serving_default"](tf.constant(FILES))
+            found = {key: value.numpy() for key, value in found.items()}
+        else:
+            found = tfpipe.load_frozen(exported.folder / name)(image_bytes=FILES)
+        order = np.argsort(-found["probabilities"], axis=1)[:, :2]
+        assert [[name.decode() for name in row] for row in found["classes"]] == [[CLASS_NAMES[i] for i in row] for row in order]
+        np.testing.assert_array_equal(found["scores"], np.take_along_axis(found["probabilities"], order, axis=1))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "saved_model", "frozen_image.pb", "frozen_bytes.pb", "model.keras", "model.tflite", "model.onnx"]
+)
+def test_every_file_answers_when_it_is_opened(exported, name):
+    if name == "model.onnx" and "onnx" not in FORMATS:
+        pytest.skip("the extra onnx is not installed")
+    predictor = artefacts.load(exported.folder / name)
+    pictures = np.stack([evaluated(data) for data in FILES])
+    assert tuple(predictor.class_names) == CLASS_NAMES
+    assert (predictor.image_size, predictor.resize, predictor.sha256) == ((8, 8), "stretch", exported.classifier.sha256)
+    tolerance = 1e-5 if name in ("model.tflite", "model.onnx") else 0
+    np.testing.assert_allclose(predictor.predict(pictures), exported.classifier.predict(pictures), rtol=0, atol=tolerance)
+
+
+def test_beside_the_files_lies_what_people_need(exported):
+    folder = exported.folder
+    assert (folder / "labels.txt").read_text("utf-8").splitlines() == list(CLASS_NAMES)
+    found = specifications.from_json((folder / "preprocessing.json").read_text("utf-8"), folder)
+    assert found.sha256 == exported.classifier.sha256
+    assert (found.preprocessing, found.top_k) == ("tf", 2)
+    sums = dict(line.split("  ")[::-1] for line in (folder / "SHA256SUMS").read_text("utf-8").splitlines())
+    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    assert sums.keys() == there.keys() - {"SHA256SUMS"}
+    assert all(hashlib.sha256(there[name].read_bytes()).hexdigest() == value for name, value in sums.items())
+    rows = json.loads((folder / "parity.json").read_text("utf-8"))["parity"]
+    assert {row["artefact"] for row in rows} >= {"saved_model", "frozen_image.pb", "frozen_bytes.pb", "model.tflite"}
+    exact = [row for row in rows if row["artefact"] in ("saved_model", "frozen_image.pb", "frozen_bytes.pb")]
+    assert {row["difference"] for row in exact} == {0.0}
+    assert "小 猫" in (folder / "model_card.md").read_text("utf-8")
+
+
+def test_the_comparison_runs_where_tfpipe_is_not_imported():
+    source = (CHECKOUT / "tfpipe" / "serving" / "parity_process.py").read_text("utf-8")
+    assert "import tfpipe" not in source
+    assert "from tfpipe" not in source
+
+
+def test_frozen_graphs_are_the_same_bytes_in_another_process_and_after_other_work(exported, tmp_path):
+    make_classifier(seed=5)  # Keras numbers what it makes through a session
+    code = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "from tfpipe.serving import freezing, artefacts, specifications\n"
+        "from pathlib import Path\n"
+        "folder = Path(sys.argv[1])\n"
+        "model = artefacts.load(folder / 'model.keras')\n"
+        "given = specifications.from_json((folder / 'preprocessing.json').read_text('utf-8'), folder)\n"
+        "images = freezing.hide_weights(freezing.freeze_images(model, given))\n"
+        "files = freezing.freeze_files(images, given)\n"
+        "for name, graph in (('frozen_image.pb', images), ('frozen_bytes.pb', files)):\n"
+        "    assert graph.SerializeToString(deterministic=True) == (folder / name).read_bytes(), name\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(exported.folder), str(CHECKOUT)], capture_output=True, text=True, check=False
+    )
+    assert not done.returncode, done.stderr
+    script = code.split("\n", 1)[1].replace("sys.argv[1]", repr(str(exported.folder)))
+    exec("import sys\n" + script, {})  # noqa: S102 (the same code, here)
+
+
+def test_frozen_images_have_no_functions_and_no_variables(exported):
+    graph = tf.compat.v1.GraphDef.FromString((exported.folder / "frozen_image.pb").read_bytes())
+    assert not graph.library.function
+    operations = {node.op for node in graph.node}
+    assert not operations & {
+        "VarHandleOp",
+        "ReadVariableOp",
+        "VariableV2",
+        "HashTableV2",
+        "PartitionedCall",
+        "StatefulPartitionedCall",
+        "If",
+        "While",
+    }
+    assert {"image", "probabilities", "features"} <= {node.name for node in graph.node}
+    files = tf.compat.v1.GraphDef.FromString((exported.folder / "frozen_bytes.pb").read_bytes())
+    everything = [*files.node, *(node for function in files.library.function for node in function.node_def)]
+    assert not {node.op for node in everything} & {"VarHandleOp", "ReadVariableOp", "HashTableV2", "LookupTableFindV2"}
+
+
+def test_a_frozen_graph_runs_in_a_session_of_old(exported):
+    graph = tf.compat.v1.GraphDef.FromString((exported.folder / "frozen_image.pb").read_bytes())
+    pictures = np.stack([evaluated(data) for data in FILES])
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        tf.import_graph_def(graph, name="")
+        found = session.run("probabilities:0", {"image:0": pictures})
+    np.testing.assert_array_equal(found, exported.classifier.predict(pictures))
+
+
+# ---- half
+
+
+def test_half_stores_half_and_says_what_it_costs(tmp_path, asked_here):
+    build_pictures(tmp_path, {"val": dict.fromkeys(CLASS_NAMES, 4)})
+    classifier = make_classifier(size=(16, 16))
+    network = classifier.model.get_layer("frozen").network
+    inputs = keras.Input((16, 16, 3), dtype="uint8")
+    values = classifier.model.get_layer("preprocessing")(inputs)
+    values = keras.layers.Flatten()(network(values))
+    values = keras.layers.Dense(3, activation="softmax")(keras.layers.Dense(64, activation="tanh")(values))
+    large = keras.Model(inputs, values)
+    wrapped = keras.Model(large.input, large.output)
+    plain = wrap(_headless(wrapped), class_names=CLASS_NAMES, preprocessing="unit")
+    whole = tfpipe.export(plain, tmp_path / "whole", formats=("pb", "saved_model"))
+    done = tfpipe.export(plain, tmp_path / "half", formats=("pb", "saved_model"), half=True, data=tmp_path / "shards")
+    sizes = [{name: size for name, size, _ in export.files} for export in (whole, done)]
+    assert sizes[1]["frozen_image.pb"] < 0.6 * sizes[0]["frozen_image.pb"]
+    assert {row.difference for row in done.parity} == {0.0}
+    assert done.half["num_pictures"] == 12
+    assert 0 < done.half["largest_difference"] < 0.05
+    with pytest.raises(ValueError, match="half needs pictures"):
+        tfpipe.export(plain, tmp_path / "other", half=True)
+
+
+def _headless(model):
+    """The part of a model behind its preprocessing, as a program would have it that preprocesses by itself."""
+    inputs = keras.Input((16, 16, 3))
+    values = inputs
+    for layer in model.layers[1:]:
+        if not isinstance(layer, Preprocessing):
+            values = layer(values)
+    return keras.Model(inputs, values)
+
+
+# ---- whole or absent
+
+
+def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch, asked_here):
+    from tfpipe.serving import exporting
+
+    target = tmp_path / "export"
+    write(target / "SHA256SUMS", b"of an export before")
+    for stage in ("_write_words", "_write_parity"):
+        with monkeypatch.context() as patch:
+            patch.setattr(exporting, stage, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                tfpipe.export(make_classifier(), target, formats=("pb",), overwrite=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["export"]
+        assert (target / "SHA256SUMS").read_bytes() == b"of an export before"
+    tfpipe.export(make_classifier(), target, formats=("pb",), overwrite=True)
+    assert (target / "frozen_bytes.pb").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"formats": ()}, "formats must be some of"),
+        ({"formats": ("pb", "pb")}, "each once"),
+        ({"formats": ("gguf",)}, "formats must be some of saved_model, pb, tflite, onnx, keras"),
+        ({"class_names": ["a"]}, "says its class_names itself"),
+        ({"top_k": 0}, "top_k and max_pixels must be 1 or more"),
+        ({"checkpoint": "last"}, "is of a run's folder"),
+        ({"half": True}, "half needs pictures"),
+    ],
+)
+def test_wrong_arguments_are_said_before_anything_is_written(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        tfpipe.export(make_classifier(), tmp_path / "export", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_not_replaced_unasked(tmp_path):
+    write(tmp_path / "thesis" / "chapter.tex", b"precious")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="has other files than an export"):
+            tfpipe.export(make_classifier(), tmp_path / "thesis", overwrite=overwrite)
+    write(tmp_path / "export" / "SHA256SUMS", b"")
+    with pytest.raises(ValueError, match="holds an export; replace it with overwrite"):
+        tfpipe.export(make_classifier(), tmp_path / "export")
+    with pytest.raises(ValueError, match="must be a folder"):
+        tfpipe.export(make_classifier(), tmp_path / "thesis" / "chapter.tex")
+
+
+def test_models_that_cannot_be_exported_are_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        tfpipe.export(tmp_path / "nothing.keras", tmp_path / "export")
+    tmp_path.joinpath("run").mkdir()
+    with pytest.raises(FileNotFoundError, match="not a run, or one that is not finished"):
+        tfpipe.export(tmp_path / "run", tmp_path / "export")
+    model = keras.Sequential([keras.layers.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    with pytest.raises(ValueError, match="class_names is needed"):
+        tfpipe.export(model, tmp_path / "export")
+    with pytest.raises(ValueError, match="outputs=logits"):
+        tfpipe.export(model, tmp_path / "export", class_names=["a", "b", "c"])
