@@ -142,7 +142,7 @@ def export(
             described,
             run=source.run,
             evaluations=[Path(path) for path in evaluations],
-            parity=[dataclasses.asdict(row) for row in rows],
+            parity=[_described(row) for row in rows],
             files=listed,
             half=cost,
         )
@@ -174,6 +174,13 @@ def _specify(model: NamedModel, top_k: int, max_pixels: int) -> Specification:
     size, top_k = model.image_size, min(top_k, len(names))
     facts = (names, size, model.resize, model.preprocessing, model.sha256, top_k, max_pixels, tfpipe.__version__)
     return Specification(*facts)
+
+
+def _described(row: Row) -> dict[str, Any]:
+    """Returns a row of the model card."""
+    allowed = "any" if row.allowed is None else f"{row.allowed:g}"
+    facts = {"file": row.artefact, "output": row.output, "largest difference": f"{row.difference:.3g}", "allowed": allowed}
+    return {**facts, "in": row.picture, "pictures": row.num_pictures}
 
 
 def _list_files(folder: Path) -> list[tuple[str, int, str]]:

@@ -48,7 +48,7 @@ class Row:
         stage: one of STAGES.
         difference: the largest, in levels, probabilities, or whatever features have; of classes and valid, how many differ.
         allowed: the most that it may be; None where it is only told.
-        picture: where it is largest.
+        picture: where it is largest; empty where there is none.
         num_pictures: that were compared.
     """
 
@@ -180,7 +180,8 @@ def _rows(
         far = np.where(is_asked, _distances(found, wanted), 0)
         worst = int(np.argmax(np.where(np.isnan(far), np.inf, far)))
         allowed = None if artefact.is_lossy else _allowed(artefact.kind, stage, tolerance)
-        yield Row(name, output, stage, float(far[worst]), allowed, names[worst], int(is_asked.sum()))
+        picture = names[worst] if far[worst] != 0 else ""
+        yield Row(name, output, stage, float(far[worst]), allowed, picture, int(is_asked.sum()))
 
 
 def _allowed(kind: str, stage: str, tolerance: float) -> float | None:
