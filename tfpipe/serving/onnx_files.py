@@ -160,7 +160,10 @@ def open_onnx(path: str | os.PathLike[str]) -> Artefact:
     options.intra_op_num_threads = count_cores()  # its default counts those of the machine
     options.log_severity_level = 3  # errors
     try:
-        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        # Its fallback is the same provider once more, with words on the terminal.
+        session = onnxruntime.InferenceSession(
+            os.fspath(path), options, providers=["CPUExecutionProvider"], enable_fallback=False
+        )
     except Exception as error:  # a class for each kind of damage, made in C++
         raise DataError("cannot be run as an ONNX model: it was cut or is another kind of file", path=path) from error
     facts = session.get_modelmeta().custom_metadata_map

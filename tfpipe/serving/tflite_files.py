@@ -56,26 +56,26 @@ def open_tflite(path: str | os.PathLike[str]) -> Artefact:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no TFLite file, was cut, or is not from tfpipe.
+        DataError: it is no TFLite file, was cut or damaged, or is not from tfpipe.
     """
     specification = tflite_metadata.read(path)
     try:
-        return Artefact(specification, _Runner(path, specification))
+        runner = _Runner(path, specification.image_size, len(specification.class_names))
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"cannot be run as a TFLite model: {reason[0]}", path=path) from error
+    return Artefact(specification, runner)
 
 
 class _Runner:
     """An interpreter, which has one set of buffers: threads take turns."""
 
-    def __init__(self, path: str | os.PathLike[str], specification: Specification) -> None:
+    def __init__(self, path: str | os.PathLike[str], image_size: tuple[int, int], num_classes: int) -> None:
         with warnings.catch_warnings():
             # Its successor, the package ai-edge-litert, would be one more to install; TensorFlow 2.21 still has its own.
             warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated", category=UserWarning)
             interpreter = tf.lite.Interpreter(os.fspath(path), num_threads=count_cores())
-        self._shape = (*specification.image_size, 3)
-        self._num_classes = len(specification.class_names)
+        self._shape, self._num_classes = (*image_size, 3), num_classes
         self._ask = interpreter.get_signature_runner(tflite_metadata.SIGNATURE)
         self._lock = threading.Lock()
 

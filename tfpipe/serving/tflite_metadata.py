@@ -5,16 +5,18 @@
 
 By TensorFlow Lite's convention, metadata are a flatbuffer in the model's buffer TFLITE_METADATA, and the files it names are
 a zip archive appended to the model; MediaPipe and Android Studio read the labels from there. Beside labels.txt lies our
-specification. A signature names input and output.
+specification; the archive's comment is the SHA-256 of the model before it. A signature names input and output.
 https://ai.google.dev/edge/litert/models/metadata
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import flatbuffers
@@ -76,6 +78,7 @@ def _metadata_entry(buffer_index: int) -> Any:
 def _append_files(model: bytes, files: dict[str, str]) -> bytes:
     whole = io.BytesIO(model)
     with zipfile.ZipFile(whole, "a") as archive:
+        archive.comment = hashlib.sha256(model).hexdigest().encode()
         for name, text in files.items():
             archive.writestr(zipfile.ZipInfo(name, _EARLIEST), text.encode("utf-8", "surrogateescape"))
     return whole.getvalue()
@@ -86,17 +89,21 @@ def read(path: str | os.PathLike[str]) -> Specification:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no TFLite file, or has no specification.
+        DataError: it is no TFLite file, has no specification, or was damaged.
     """
-    with open(path, "rb") as file:
-        if file.read(8)[4:] != _MODEL_IDENTIFIER:
-            raise DataError("no TFLite file: it does not begin as one", path=path)
+    data = Path(path).read_bytes()
+    if data[4:8] != _MODEL_IDENTIFIER:
+        raise DataError("no TFLite file: it does not begin as one", path=path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             text = archive.read(specifications.FILE_NAME).decode("utf-8", "surrogateescape")
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+            model = memoryview(data)[: archive.infolist()[0].header_offset]
+    except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError) as error:
         message = f"a TFLite file without {specifications.FILE_NAME} in it: not one that tfpipe exported, or it was cut"
         raise DataError(message, path=path) from error
+    # The interpreter trusts the numbers in a model: one flipped bit can end the process.
+    if hashlib.sha256(model).hexdigest().encode() != archive.comment:
+        raise DataError("a damaged TFLite file: its model is not the one that was written", path=path)
     return specifications.from_json(text, path)
 
 
