@@ -9,6 +9,7 @@ at the place where that one stopped, the others are the same, bit for bit.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -29,6 +30,8 @@ Array = np.ndarray[Any, Any]
 Item = TypeVar("Item")
 
 _READ_FILES = 8  # in one call into Python, which costs; not more, since photographs are large
+_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_PREFETCHED = 2  # batches, so that none is waited for
 
 
 class Predicted(NamedTuple):
@@ -100,9 +103,13 @@ class PictureBatches:
         data = tf.data.Dataset.range(start, len(self._pictures))
         data = self._files(data) if self._reader is None else self._records(self._reader, data)
         data = data.unbatch()
-        data = data.map(self._decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        data = data.map(self._decode, num_parallel_calls=_THREADS, deterministic=True)
         data = data.ignore_errors()
-        return data.batch(self._batch_size).prefetch(tf.data.AUTOTUNE)
+        data = data.batch(self._batch_size).prefetch(_PREFETCHED)
+        # Nothing is left to tune, and the thread that would do it is waited for when the iterator ends, for up to a minute.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return data.with_options(options)
 
     def _files(self, indices: tf.data.Dataset) -> tf.data.Dataset:
         read_batch = reading.for_graphs(self._read_batch)
@@ -112,7 +119,7 @@ class PictureBatches:
             encoded, orientations = (tf.ensure_shape(tensor, batch.shape) for tensor in (encoded, orientations))
             return {"index": batch, "encoded": encoded, "orientation": orientations}
 
-        data = indices.batch(_READ_FILES).map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        data = indices.batch(_READ_FILES).map(read, num_parallel_calls=_THREADS, deterministic=True)
         return data.take_while(lambda batch: tf.size(batch["encoded"]) > 0)  # nothing comes when Python is about to exit
 
     def _read_batch(self, indices: Array) -> tuple[Array, Array]:
@@ -132,7 +139,7 @@ class PictureBatches:
         positions = tf.constant([picture.position for picture in self._pictures], tf.int64)
         batches = indices.batch(reader.read_size)
         batches = batches.map(lambda batch: {"index": batch, "position": tf.gather(positions, batch)})
-        return reading.read_records(reader, batches, num_parallel_calls=tf.data.AUTOTUNE).map(_parse_records).ignore_errors()
+        return reading.read_records(reader, batches, num_parallel_calls=_THREADS).map(_parse_records).ignore_errors()
 
     def _decode(self, row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         image = decoding.decode_image(row["encoded"], row["orientation"])
