@@ -27,6 +27,7 @@ def make_graph() -> Any:
         image = tf.compat.v1.placeholder(tf.uint8, [None, *SIZE, 3], name="image")
         values = tf.reverse(tf.cast(image, tf.float32), [-1]) - tf.constant([103.939, 116.779, 123.68])
         values = tf.nn.relu(tf.nn.conv2d(values, weights(3, 3, 3, 64, scale=0.02), 2, "SAME") + weights(64, scale=0.1))
+        values = tf.nn.max_pool2d(values, 2, 2, "VALID")
         values = tf.nn.conv2d(values, weights(1, 1, 64, 32, scale=0.1), 1, "VALID") * weights(32, scale=1.0)
         features = tf.reduce_mean(tf.nn.relu(values), [1, 2], name="features")
         logits = tf.matmul(features, weights(32, len(CLASS_NAMES), scale=0.1)) + weights(len(CLASS_NAMES), scale=0.5)

@@ -117,14 +117,15 @@ def test_halves_stay_halves_and_nothing_is_lost(graph, tmp_path):
 
 
 @needs_onnx
-def test_converting_says_nothing_and_leaves_the_logs_as_they_were(graph, capfd):
-    import tf2onnx.convert  # noqa: F401 (makes its loggers)
-
+def test_converting_says_nothing_and_leaves_the_logs_as_they_were(graph, caplog, capfd):
     names = ("tensorflow", "tf2onnx")
-    levels = [logging.getLogger(name).level for name in names]
+    for name in names:
+        caplog.set_level(logging.INFO, name)
+        logging.getLogger(name).info("heard")
     onnx_files.convert(graph, SPECIFICATION)
-    assert capfd.readouterr() == ("", "")
-    assert [logging.getLogger(name).level for name in names] == levels
+    assert [record.message for record in caplog.records if record.name.split(".")[0] in names] == ["heard"] * 2
+    assert capfd.readouterr().out == ""
+    assert [logging.getLogger(name).level for name in names] == [logging.INFO] * 2
 
 
 def test_a_missing_file_is_a_missing_file(path):
@@ -147,6 +148,15 @@ def test_a_cut_file_is_named(path, tmp_path, part):
     data = path.read_bytes()
     with pytest.raises(DataError, match=r"cut\.onnx: cannot be run as an ONNX model: it was cut"):
         onnx_files.open_onnx(written(tmp_path / "cut.onnx", data[: int(len(data) * part)]))
+
+
+@pytest.mark.parametrize("text", ["小", "batch"])
+def test_words_that_are_no_utf8_are_a_damage(path, tmp_path, capfd, text):
+    """In a dimension's name onnxruntime would try once more and print that it does."""
+    damaged = path.read_bytes().replace(text.encode(), b"\xff" * len(text.encode()))
+    with pytest.raises(DataError, match=r"words\.onnx: cannot be run as an ONNX model"):
+        onnx_files.open_onnx(written(tmp_path / "words.onnx", damaged))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_model_of_someone_else_is_named(path, tmp_path):

@@ -68,6 +68,7 @@ def convert(graph: Graph, specification: Specification) -> bytes:
     open_graph, halves = _take_out_halves(graph)
     model = _translate(open_graph, halves)
     _put_in(model.graph, halves)
+    _sort(model.graph)
     _number_names(model.graph)
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = BATCH_NAME
@@ -131,6 +132,24 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _sort(graph: Any) -> None:
+    """Brings nodes and constants into the order in which the outputs need them: tf2onnx takes some from sets."""
+    nodes = {name: node for node in graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    done: dict[str, None] = {}
+    pending = [value.name for value in reversed(graph.output)]
+    while pending:
+        inputs = nodes[pending[-1]].input if pending[-1] in nodes else ()
+        if missing := [name for name in inputs if name not in done]:
+            pending.extend(reversed(missing))
+        else:
+            done[pending.pop()] = None
+    for field, values in ((graph.node, nodes), (graph.initializer, constants)):
+        ordered = {id(values[name]): values[name] for name in done if name in values}  # once, whatever outputs a node has
+        del field[:]
+        field.extend(ordered.values())
+
+
 def _number_names(graph: Any) -> None:
     """Numbers what is inside: tf2onnx counts the names that it makes on from one model to the next."""
     kept = {value.name for value in (*graph.input, *graph.output)}
@@ -164,9 +183,9 @@ def open_onnx(path: str | os.PathLike[str]) -> Artefact:
         session = onnxruntime.InferenceSession(
             os.fspath(path), options, providers=["CPUExecutionProvider"], enable_fallback=False
         )
+        facts = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # a class for each kind of damage, made in C++
         raise DataError("cannot be run as an ONNX model: it was cut or is another kind of file", path=path) from error
-    facts = session.get_modelmeta().custom_metadata_map
     if _SPECIFICATION_KEY not in facts:
         raise DataError(f"an ONNX file without {_SPECIFICATION_KEY!r} in its metadata: not one that tfpipe exported", path=path)
     return Artefact(specifications.from_json(facts[_SPECIFICATION_KEY], path), lambda images: _run(session, images))

@@ -84,7 +84,7 @@ class _Runner:
         if pictures.dtype != np.uint8 or pictures.shape[1:] != self._shape:
             wanted = ", ".join(map(str, ("B", *self._shape)))
             raise ValueError(f"images must be uint8 [{wanted}] (got {pictures.dtype} {list(pictures.shape)})")
-        if not len(pictures):  # the interpreter has no empty tensors
+        if not len(pictures):  # of which the interpreter may crash
             return np.zeros((0, self._num_classes), np.float32)
         with self._lock:
             probabilities: Array = self._ask(image=pictures)["probabilities"]
