@@ -248,7 +248,7 @@ def test_the_lines_of_the_readme_run_on_an_export(exported, tmp_path, monkeypatc
     expected = exported.classifier.predict(np.stack([evaluated(data) for data in FILES[:2]]))
     for line, probabilities in zip(lines, expected, strict=False):
         name = CLASS_NAMES[probabilities.argmax()].encode()
-        assert line == f"{name} {name} {probabilities.max()} True"
+        assert line == " ".join(map(str, (name, name, probabilities.max(), True)))
     assert lines[2:] == ["b'' b'' 0.0 False"]
 
 
