@@ -63,7 +63,7 @@ def _write_saved_model(work: Work) -> dict[str, Artefact]:
     answer = signatures.ask(work.model)
     if work.half:  # one function for all signatures, or each would have the weights of its own
         answer = tf.function(freezing.as_answer(work.hidden), [signatures.image_spec(work.specification)], autograph=False)
-    functions = signatures.make(answer, work.specification, has_features=len(network.outputs) > 1)
+    functions = signatures.make(answer, work.specification, has_features=work.model.has_features)
     # Not Keras' ExportArchive, which stores every weight twice (3.15.1). With `half`, weights are constants of the graph: a
     # variable cannot be of 16 bits and computed with in 32.
     module = tf.Module()

@@ -125,9 +125,8 @@ def _expect(model: NamedModel, specification: Specification, batch: Sequence[Spe
     valid = np.array([picture is not None for picture in pixels])
     blank = np.zeros((*specification.image_size, 3), np.uint8)
     seen = np.stack([blank if picture is None else picture for picture in pixels])
-    found = [tensor.numpy() for tensor in model.answer(seen)]
-    answers = dict(zip(("probabilities", "features"), found, strict=False))
-    answers = {name: np.where(valid[:, np.newaxis], values, np.zeros_like(values)) for name, values in answers.items()}
+    found = {name: tensor.numpy() for name, tensor in model.answer(seen).items()}
+    answers = {name: np.where(valid[:, np.newaxis], values, np.zeros_like(values)) for name, values in found.items()}
     order = np.argsort(-answers["probabilities"], axis=1, kind="stable")[:, : specification.top_k]
     names = np.array([name.encode("utf-8", "surrogateescape") for name in specification.class_names], object)
     classes = np.where(valid[:, np.newaxis], names[order], b"")

@@ -29,7 +29,7 @@ Tensors = dict[str, tf.Tensor]
 Answer = Callable[[tf.Tensor], Tensors]
 
 DEFAULT = "serving_default"
-OUTPUTS = ("probabilities", "features")  # of a model, in the order of `NamedModel.network`
+OUTPUTS = ("probabilities", "features")  # of a model, see `NamedModel.network`
 
 
 def make(answer: Answer, specification: Specification, *, has_features: bool) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def image_spec(specification: Specification) -> tf.TensorSpec:
 
 def ask(model: NamedModel) -> Answer:
     """Returns the function from pixels to "probabilities" and, where the model knows them, "features"."""
-    return lambda image: dict(zip(OUTPUTS, model.network(image, training=False), strict=False))
+    return lambda image: dict(model.network(image, training=False))
 
 
 def answer_files(answer: Answer, specification: Specification, image_bytes: tf.Tensor) -> Tensors:

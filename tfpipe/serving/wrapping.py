@@ -101,8 +101,9 @@ def _parts(network: keras.Model) -> dict[str, keras.Model]:
 
 def _check_probabilities(model: NamedModel, name: str, source: str) -> None:
     """Looks at answers to noise: logits taken for probabilities would be wrong without a word."""
-    noise = np.random.default_rng(0).integers(0, 256, (2, *model.image_size, 3), dtype=np.uint8)
-    found = model.predict(noise)
+    noise = np.random.default_rng(0).integers(0, 256, (4, *model.image_size, 3), dtype=np.uint8)
+    plain = [np.full_like(noise[:1], level) for level in (0, 64, 128, 255)]
+    found = model.predict(np.concatenate([noise, noise // 8 + 100, *plain]))
     in_range = np.isfinite(found).all() and (found >= -_TOLERANCE).all() and (found <= 1 + _TOLERANCE).all()
     if not in_range or (abs(found.sum(axis=1) - 1) > _TOLERANCE).any():
         advice = "say outputs=logits if a softmax is missing" if source == "probabilities" else "the weights may be damaged"

@@ -94,13 +94,24 @@ class NamedModel:
 
     @cached_property
     def network(self) -> keras.Model:
-        """Pictures -> [probabilities, features [B, D]], or [probabilities] where no layer is known to have features."""
-        features = [layer.output for layer in self.model.layers if layer.name in _FEATURES]
-        return keras.Model(self.model.input, [self.model.output, *features], name="network")
+        """Pictures -> {"probabilities"} and, where a layer is known to have them, "features" [B, D]."""
+        outputs = {"probabilities": self.model.output}
+        if self._feature_layers:
+            outputs["features"] = self._feature_layers[0].output
+        return keras.Model(self.model.input, outputs, name="network")
+
+    @property
+    def has_features(self) -> bool:
+        """Whether `network` gives features."""
+        return bool(self._feature_layers)
+
+    @property
+    def _feature_layers(self) -> list[Any]:
+        return [layer for layer in self.model.layers if layer.name in _FEATURES]
 
     @cached_property
     def answer(self) -> Any:
-        """The network as one function of a graph: uint8 [B, H, W, 3] -> tensors as `network`'s."""
+        """The network as one function of a graph: uint8 [B, H, W, 3] -> tensors by name, as `network`'s."""
         return tf.function(
             lambda images: self.network(images, training=False),
             input_signature=[tf.TensorSpec([None, *self.image_size, 3], tf.uint8)],
@@ -109,7 +120,7 @@ class NamedModel:
 
     def predict(self, images: Any) -> np.ndarray[Any, Any]:
         """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
-        probabilities: np.ndarray[Any, Any] = self.answer(images)[0].numpy()
+        probabilities: np.ndarray[Any, Any] = self.answer(images)["probabilities"].numpy()
         return probabilities
 
 
@@ -129,8 +140,8 @@ class Classifier(NamedModel):
 
     def predict_with_features(self, images: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Returns probabilities, float32 [B, C], and pooled features, float32 [B, D], of uint8 pictures [B, H, W, 3]."""
-        probabilities, features = self.answer(images)
-        return probabilities.numpy(), features.numpy()
+        found = self.answer(images)
+        return found["probabilities"].numpy(), found["features"].numpy()
 
 
 def load(path: str | os.PathLike[str]) -> Classifier:
