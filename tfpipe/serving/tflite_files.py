@@ -29,7 +29,8 @@ Array = np.ndarray[Any, Any]
 def convert(graph: Graph, specification: Specification, *, dynamic_range: bool) -> bytes:
     """Returns a frozen graph as a TFLite file; equal bytes for equal arguments.
 
-    Weights that the graph stores as float16 stay so.
+    Where the graph stores weights as float16, so does the file. TFLite's own means does it, which rounds biases, and weights
+    into which it folded a BatchNorm, once more: answers change about as much as by the first rounding.
 
     Args:
         graph: `image`, uint8 [B, H, W, 3] -> `probabilities`, float32 [B, C].
