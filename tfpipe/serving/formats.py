@@ -87,15 +87,20 @@ def _write_frozen(work: Work) -> dict[str, Artefact]:
 def _write_tflite(work: Work) -> dict[str, Artefact]:
     from tfpipe.serving import tflite_files
 
-    with _quiet():
-        exact = tflite_files.convert(work.plain, work.specification, dynamic_range=False)
-        other = hashlib.sha256(f"{work.specification.sha256} dynamic range".encode()).hexdigest()  # it gives other answers
-        changed = dataclasses.replace(work.specification, sha256=other)
-        lossy = tflite_files.convert(work.plain, changed, dynamic_range=True)
-    return {
-        "model.tflite": Artefact("tflite", work.write("model.tflite", exact)),
-        "model_dynamic_range.tflite": Artefact("tflite", work.write("model_dynamic_range.tflite", lossy), is_lossy=True),
-    }
+    found = {}
+    for name, dynamic_range in (("model.tflite", False), ("model_dynamic_range.tflite", True)):
+        # TFLite rounds to 16 bits by itself, and more than the weights that were rounded before.
+        is_lossy = dynamic_range or work.half
+        given = _other(work.specification, name) if is_lossy else work.specification
+        with _quiet():
+            data = tflite_files.convert(work.plain, given, dynamic_range=dynamic_range)
+        found[name] = Artefact("tflite", work.write(name, data), is_lossy)
+    return found
+
+
+def _other(specification: Specification, name: str) -> Specification:
+    """Returns the specification of a file that gives other answers than the model: it is another model."""
+    return dataclasses.replace(specification, sha256=hashlib.sha256(f"{specification.sha256} {name}".encode()).hexdigest())
 
 
 def _write_onnx(work: Work) -> dict[str, Artefact]:

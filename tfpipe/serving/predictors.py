@@ -53,5 +53,13 @@ class Artefact:
         return self.specification.sha256
 
     def predict(self, images: Any) -> Array:
-        """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
-        return self.run(images)
+        """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3].
+
+        Raises:
+            ValueError: they are of another dtype or size.
+        """
+        pictures = np.asarray(images)
+        if pictures.dtype != np.uint8 or pictures.shape[1:] != (*self.image_size, 3):
+            wanted = ", ".join(map(str, ("B", *self.image_size, 3)))
+            raise ValueError(f"images must be uint8 [{wanted}] (got {pictures.dtype} {list(pictures.shape)})")
+        return self.run(pictures)

@@ -80,11 +80,7 @@ class _Runner:
         self._ask = interpreter.get_signature_runner(tflite_metadata.SIGNATURE)
         self._lock = threading.Lock()
 
-    def __call__(self, images: Any) -> Array:
-        pictures = np.asarray(images)
-        if pictures.dtype != np.uint8 or pictures.shape[1:] != self._shape:
-            wanted = ", ".join(map(str, ("B", *self._shape)))
-            raise ValueError(f"images must be uint8 [{wanted}] (got {pictures.dtype} {list(pictures.shape)})")
+    def __call__(self, pictures: Array) -> Array:
         if not len(pictures):  # of which the interpreter may crash
             return np.zeros((0, self._num_classes), np.float32)
         with self._lock:
