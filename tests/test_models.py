@@ -42,6 +42,8 @@ def test_paths_and_bytes_are_answered_as_files_are_predicted(model, path, tmp_pa
     files = [write(tmp_path / "in" / name, data) for name, data in kinds().items()]
     predict(path, files, tmp_path / "out.csv", batch_size=1, columns="full", progress=False)
     expected = {row[1]: row for row in read(tmp_path / "out.csv")[1:]}
+    predict(model, files, tmp_path / "loaded.csv", batch_size=1, progress=False)
+    assert (tmp_path / "loaded.csv").read_bytes() == (tmp_path / "out.csv").read_bytes()
     by_path = model.predict(files, batch_size=1)
     by_bytes = model.predict((file.read_bytes() for file in files), batch_size=1)
     for file, one, other in zip(files, by_path, by_bytes, strict=True):

@@ -31,6 +31,7 @@ from tfpipe.records.errors import DataError
 from tfpipe.records.files import written_atomically
 from tfpipe.records.progress import ProgressBar
 from tfpipe.serving import artefacts, resumption, sources, specifications, tables
+from tfpipe.serving.models import Model
 from tfpipe.serving.picture_batches import PictureBatches, Predicted, look
 from tfpipe.serving.picture_files import Problem
 from tfpipe.serving.resumption import Unfinished
@@ -61,7 +62,7 @@ class Summary:
 
 
 def predict(
-    model: Predictor | str | os.PathLike[str],
+    model: Predictor | Model | str | os.PathLike[str],
     inputs: sources.Inputs,
     output: str | os.PathLike[str],
     *,
@@ -84,7 +85,7 @@ def predict(
     pictures or other arguments, it begins anew.
 
     Args:
-        model: a run's folder, a .keras file of `tfpipe.train`, a file or folder of an export, or a loaded model.
+        model: a run's folder, a .keras file of `tfpipe.train`, a file or folder of an export, or what `tfpipe.load` returns.
         inputs: files, folders (with all folders below), globs, CSV files with a column `path` (relative to the CSV's folder)
             and, if you like, `id`, or "-": paths on standard input, one a line or separated by NULs; or one data set.
         output: the file to write.
@@ -121,7 +122,7 @@ def predict(
     listing = sources.list_pictures(inputs, split)
     _check_replaced(path, listing)
     _say_passed_over(listing.passed_over)
-    predictor = artefacts.load(model) if isinstance(model, str | os.PathLike) else model
+    predictor = _loaded(model)
     words = (positive_class, id_column, value_column)
     form = tables.choose_form(file_format, columns, predictor.class_names, top_k, *words)
     on_error = on_error or ("report" if form.reports else "fail")
@@ -174,6 +175,12 @@ def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, c
     counts = {name: best[index] for index, name in enumerate(class_names)}
     messages = {picture.key: problem.message for picture, problem in rejected.items()}
     return Summary(len(listing.pictures), counts, messages, rejected_path, listing.passed_over)
+
+
+def _loaded(model: Predictor | Model | str | os.PathLike[str]) -> Predictor:
+    if isinstance(model, Model):
+        return model.predictor
+    return artefacts.load(model) if isinstance(model, str | os.PathLike) else model
 
 
 def _identity(model: Any, predictor: Predictor) -> str:
