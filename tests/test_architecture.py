@@ -88,6 +88,16 @@ def test_the_check_of_floors_can_fail(file, source):
     assert wrong_floors({PACKAGE / file: source})
 
 
+TRAINING = {f"tfpipe.transfer.{name}" for name in ("training", "runs", "phases", "networks", "batches", "recipes")}
+
+
+def test_serving_does_not_import_training():
+    serving = {str(path): imports(source) & TRAINING for path, source in sources().items() if "serving" in path.parts}
+    assert len(serving) > 10
+    assert not any(serving.values()), {path: found for path, found in serving.items() if found}
+    assert imports("from tfpipe.transfer import runs") & TRAINING
+
+
 def cycle(graph):
     """Modules of one import cycle, or []."""
     done, path = set(), []

@@ -20,7 +20,7 @@ from evaluation_fixtures import build_pictures, make_classifier
 from PIL import Image
 
 from tfpipe.records.errors import DataError
-from tfpipe.serving import galleries, page_markup
+from tfpipe.serving import galleries, page_markup, sourcing
 from tfpipe.serving.answers import Answers, Row, Upload
 from tfpipe.serving.picture_files import Problem
 from tfpipe.serving.prediction import predict
@@ -219,7 +219,7 @@ def test_rows_are_in_order_and_bad_ones_do_not_stop_the_rest(answers, tmp_path):
 
 
 def test_data_are_found_where_the_run_has_them(run, tmp_path):
-    assert galleries.locate_data(run / "run") == galleries.locate_data(run / "run" / "model.keras") == run / "shards"
+    assert sourcing.locate_data(run / "run") == sourcing.locate_data(run / "run" / "model.keras") == run / "shards"
     facts = json.loads((run / "run" / "run.json").read_bytes())
     for changed, error, message in (
         ({}, FileNotFoundError, "does not say"),
@@ -229,9 +229,9 @@ def test_data_are_found_where_the_run_has_them(run, tmp_path):
     ):
         write(tmp_path / "run.json", json.dumps({"data": facts["data"], **changed}).encode())
         with pytest.raises(error, match=message):
-            galleries.locate_data(tmp_path)
+            sourcing.locate_data(tmp_path)
     with pytest.raises(FileNotFoundError, match="would say where"):
-        galleries.locate_data(tmp_path / "elsewhere" / "model.keras")
+        sourcing.locate_data(tmp_path / "elsewhere" / "model.keras")
 
 
 # What is written

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tfpipe.records.errors import DataError
+
 
 @contextlib.contextmanager
 def written_atomically(path: Path) -> Iterator[BinaryIO]:
@@ -80,6 +82,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with written_atomically(path) as file:
         file.write(text.encode("utf-8", "surrogateescape"))  # a file's name may be no UTF-8
+
+
+def read_json(path: Path) -> Any:
+    """Returns what `write_json` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
+    except ValueError as error:
+        raise DataError(f"cannot be understood: {error}", path=path) from None
 
 
 _LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r", "__macosx"))  # what file managers and archivers leave behind

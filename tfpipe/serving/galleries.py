@@ -10,11 +10,9 @@ Features are in memory, 4 D bytes a picture; pictures stay in their shards and a
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +21,10 @@ import tensorflow as tf
 from tfpipe.pipeline import decoding
 from tfpipe.pipeline.loader import dataset
 from tfpipe.pipeline.reading import RecordReader
-from tfpipe.records import manifest, schema
-from tfpipe.records.errors import DataError
+from tfpipe.records import schema
 from tfpipe.records.progress import ProgressBar
 from tfpipe.transfer import reading_errors
 from tfpipe.transfer.classifiers import Classifier
-from tfpipe.transfer.runs import RUN_NAME
 
 BATCH_SIZE = 64
 
@@ -146,28 +142,3 @@ def _unit(features: Array) -> Array:
     lengths = np.linalg.norm(features, axis=-1, keepdims=True)
     united: Array = features / np.maximum(lengths, np.finfo(np.float32).tiny)
     return united
-
-
-def locate_data(model: str | os.PathLike[str]) -> Path:
-    """Returns the folder of the data set that a run was trained on, as its run.json has it.
-
-    Args:
-        model: the run's folder or a .keras file in it.
-
-    Raises:
-        FileNotFoundError: there is no run.json, it does not say where the data were, or they are no longer there.
-        DataError: it cannot be read, or there is another data set at that place now.
-    """
-    path = Path(model) / RUN_NAME if Path(model).is_dir() else Path(model).parent / RUN_NAME
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file, which would say where the training data are")
-    try:
-        facts = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
-        directory, root_hash = facts.get("directory"), facts["data"]["root_hash"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"cannot be understood: {type(error).__name__}: {error}", path=path) from None
-    if not directory:
-        raise FileNotFoundError(f"{path}: does not say where the training data are")
-    if manifest.load(directory).root_hash != root_hash:
-        raise DataError(f"the model was trained on another data set than the one that is there now ({path})", path=directory)
-    return Path(directory)

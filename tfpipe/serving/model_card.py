@@ -8,13 +8,12 @@ read from files and hashes; what only a person can know is marked as to be fille
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfpipe.records.errors import DataError
+from tfpipe.records.files import read_json
 from tfpipe.records.summary import format_bytes, plural
 from tfpipe.serving import markdown, results
 from tfpipe.serving.results import Results
@@ -80,21 +79,13 @@ def render(
 
 def _read_run(folder: Path, specification: Specification) -> dict[str, Any]:
     """Returns run.json with its recipe complete, "backbone_sha256", and "summary" if that is of the exported model."""
-    facts = _read_json(folder / "run.json")
+    facts: dict[str, Any] = read_json(folder / "run.json")
     facts["recipe"] |= facts["chosen"]
     if (folder / "backbone.json").exists():
-        facts["backbone_sha256"] = _read_json(folder / "backbone.json")["sha256"]
-    summary = _read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+        facts["backbone_sha256"] = read_json(folder / "backbone.json")["sha256"]
+    summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
     facts["summary"] = summary if summary.get("model_sha256") == specification.sha256 else None
     return facts
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
-    except ValueError as error:
-        raise DataError(f"cannot be understood: {error}", path=path) from None
-    return content
 
 
 def _title(specification: Specification, facts: Mapping[str, Any]) -> str:

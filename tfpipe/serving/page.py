@@ -21,7 +21,7 @@ import numpy as np
 
 from tfpipe.records.errors import DataError
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
-from tfpipe.serving import artefacts, galleries, page_markup
+from tfpipe.serving import artefacts, galleries, page_markup, sourcing
 from tfpipe.serving.answers import Answers, Upload
 from tfpipe.serving.galleries import Gallery
 from tfpipe.serving.picture_files import Problem
@@ -173,7 +173,7 @@ def _open_gallery(
     if not max_training:
         return None, []
     try:
-        directory = galleries.locate_data(model) if data is None else Path(data)
+        directory = sourcing.locate_data(model) if data is None else Path(data)
         gallery = galleries.collect(predictor, directory, split, max_pictures=max_training, progress=progress)
     except (DataError, FileNotFoundError, ValueError) as error:
         if data is not None:

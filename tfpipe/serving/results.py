@@ -6,14 +6,13 @@ metrics_table(results), class_table(results), limits(results)
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfpipe.records.errors import DataError
+from tfpipe.records.files import read_json
 from tfpipe.records.summary import plural
 from tfpipe.serving import markdown
 from tfpipe.serving.specifications import Specification
@@ -57,19 +56,11 @@ def read(path: str | os.PathLike[str], specification: Specification) -> Results:
     """
     folder = Path(path)
     table = predictions.read(folder)
-    receipt, found = _json(folder / predictions.RECEIPT_NAME), _json(folder / predictions.METRICS_NAME)
+    receipt, found = read_json(folder / predictions.RECEIPT_NAME), read_json(folder / predictions.METRICS_NAME)
     if (of := receipt.get("model_sha256")) != specification.sha256:
         raise ValueError(f"{path}: is an evaluation of the model {of}, not of the exported one, {specification.sha256}")
-    twins = _json(folder / TWINS_NAME) if (folder / TWINS_NAME).exists() else None
+    twins = read_json(folder / TWINS_NAME) if (folder / TWINS_NAME).exists() else None
     return Results(receipt, found, len(likely_label_errors(table)), twins)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"cannot be understood: {error}", path=path) from None
-    return content
 
 
 def metrics_table(results: Results) -> str:

@@ -6,7 +6,7 @@ source.model, source.run
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +18,15 @@ import keras
 from tfpipe.pipeline.decoding import parse_example
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import manifest, schema
+from tfpipe.records.errors import DataError
+from tfpipe.records.files import read_json
 from tfpipe.serving.specimens import Specimen
 from tfpipe.serving.wrapping import wrap
 from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import NamedModel
 
-_RUN_NAME = "run.json"
+_log = logging.getLogger("tfpipe")
+
 _CHECKPOINTS = {"best": classifiers.MODEL_NAME, "last": "last.keras"}
 _NUM_PICTURES = 8
 
@@ -93,7 +96,7 @@ def _find_file(path: Path, checkpoint: str) -> tuple[Path, Path | None]:
         file = path / _CHECKPOINTS[checkpoint]
         if not file.exists():
             raise FileNotFoundError(f"{path}: no {file.name} in this folder: not a run, or one that is not finished")
-        return file, path if (path / _RUN_NAME).exists() else None
+        return file, path if (path / classifiers.RUN_NAME).exists() else None
     return Path(checkpoint), path
 
 
@@ -119,10 +122,33 @@ def find_pictures(source: Source, data: str | os.PathLike[str] | None, split: st
 
 
 def _trained_on(run: Path | None) -> str:
-    if run is None:
+    try:
+        return os.fspath(locate_data(run)) if run is not None else ""
+    except (FileNotFoundError, DataError) as error:
+        _log.info("no pictures of the run's own data to compare on: %s", error)
         return ""
-    facts = json.loads((run / _RUN_NAME).read_bytes())
-    directory: str = facts.get("directory", "")
-    if not directory or not (Path(directory) / manifest.FILE_NAME).exists():
-        return ""
-    return directory if manifest.load(directory).root_hash == facts["data"]["root_hash"] else ""
+
+
+def locate_data(model: str | os.PathLike[str]) -> Path:
+    """Returns the folder of the data set that a run was trained on, as its run.json has it.
+
+    Args:
+        model: the run's folder or a .keras file in it.
+
+    Raises:
+        FileNotFoundError: there is no run.json, it does not say where the data were, or they are no longer there.
+        DataError: it cannot be read, or there is another data set at that place now.
+    """
+    path = Path(model) / classifiers.RUN_NAME if Path(model).is_dir() else Path(model).parent / classifiers.RUN_NAME
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file, which would say where the training data are")
+    facts = read_json(path)
+    try:
+        directory, root_hash = facts.get("directory"), facts["data"]["root_hash"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"cannot be understood: {type(error).__name__}: {error}", path=path) from None
+    if not directory:
+        raise FileNotFoundError(f"{path}: does not say where the training data are")
+    if manifest.load(directory).root_hash != root_hash:
+        raise DataError(f"the model was trained on another data set than the one that is there now ({path})", path=directory)
+    return Path(directory)

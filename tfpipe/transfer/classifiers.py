@@ -24,7 +24,8 @@ from tfpipe.records.errors import DataError
 from tfpipe.transfer import layers
 from tfpipe.transfer.cutting import hash_network
 
-MODEL_NAME = "model.keras"  # in a run's folder
+MODEL_NAME = "model.keras"  # in a run's folder, as is
+RUN_NAME = "run.json"
 _FEATURES = ("pooling", "features")  # of a classifier of `tfpipe.train`, and of one that was wrapped
 
 

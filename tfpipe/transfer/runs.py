@@ -29,11 +29,11 @@ import tensorflow as tf
 import tfpipe
 from tfpipe.records import manifest
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import is_hidden, sync_directory, write_json
+from tfpipe.records.files import is_hidden, read_json, sync_directory, write_json
 from tfpipe.records.locking import locked
 from tfpipe.transfer import curves, precision, states
 from tfpipe.transfer.backbones import hash_network
-from tfpipe.transfer.classifiers import MODEL_NAME, Classifier
+from tfpipe.transfer.classifiers import MODEL_NAME, RUN_NAME, Classifier
 from tfpipe.transfer.journal import Journal, read_history
 from tfpipe.transfer.networks import BlockCount, Networks
 from tfpipe.transfer.phases import Phases
@@ -43,7 +43,6 @@ from tfpipe.transfer.recipes import Recipe, complete
 from tfpipe.transfer.schedules import RangeTest
 from tfpipe.transfer.training import Loop, Phase
 
-RUN_NAME = "run.json"
 SUMMARY_NAME = "summary.json"
 LAST_NAME = "last.keras"
 HISTORY_PICTURE = "history.png"
@@ -236,7 +235,7 @@ class _Run:
             curves.draw_range_test(rates, losses, suggestion, self._folder / "learning_rate.png")
             finite = [loss if math.isfinite(loss) else None for loss in losses]
             write_json(path, {"learning_rate": suggestion, "rates": rates, "losses": finite})
-        rate: float = _read_json(path)["learning_rate"]
+        rate: float = read_json(path)["learning_rate"]
         self._phases.report(f"learning_rate={rate:.2g}: found by a range test, see learning_rate.png; weights are as before")
         return rate
 
@@ -252,7 +251,7 @@ def _open(folder: Path, data: _Data) -> dict[str, Any] | None:
         if others:
             raise ValueError(f"{folder}: has other files ({', '.join(others[:5])}) and no run; choose another folder")
     elif summary.exists() or _states(folder):
-        found, facts = _read_json(path), data.facts()
+        found, facts = read_json(path), data.facts()
         for part in ("recipe", "data"):
             for name, value in facts[part].items():
                 was = found.get(part, {}).get(name)
@@ -263,7 +262,7 @@ def _open(folder: Path, data: _Data) -> dict[str, Any] | None:
         if found.get("precision") != data.precision:
             data.reasons.append(f"precision={found['precision']}: the run was begun with it")
             data.precision = found["precision"]
-    return _read_json(summary) if summary.exists() else None
+    return read_json(summary) if summary.exists() else None
 
 
 def _begin(folder: Path, data: _Data, networks: Networks) -> None:
@@ -273,7 +272,7 @@ def _begin(folder: Path, data: _Data, networks: Networks) -> None:
         (folder / RATE_NAME).unlink(missing_ok=True)  # of a first try, maybe with other options
         write_json(path, found)
         write_json(folder / RUN_NAME, data.facts())
-    elif _read_json(path) != found:
+    elif read_json(path) != found:
         raise ValueError(f"{folder}: was begun with other weights than {data.wanted.weights}; choose another folder")
     (folder / STATE_FOLDER).mkdir(exist_ok=True)
 
@@ -331,11 +330,3 @@ def _save_model(model: keras.Model, path: Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
-    except ValueError as error:
-        raise DataError(f"cannot be understood: {error}", path=path) from None
-    return content
