@@ -10,7 +10,7 @@ import pytest
 from evaluation_fixtures import make_classifier
 
 import tfpipe
-from tfpipe.serving.exporting import Export
+from tfpipe.exporting.exporter import Export
 from tfpipe.transfer.classifiers import Classifier
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "tf2onnx"))

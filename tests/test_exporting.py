@@ -15,10 +15,10 @@ from export_fixtures import FORMATS, exported
 from PIL import Image
 
 import tfpipe
+from tfpipe.exporting import artefacts, parity, parity_process, specifications
+from tfpipe.exporting.wrapping import wrap
 from tfpipe.records import images
 from tfpipe.records.errors import DataError
-from tfpipe.serving import artefacts, parity, parity_process, specifications
-from tfpipe.serving.wrapping import wrap
 from tfpipe.transfer.layers import Preprocessing
 
 pytestmark = pytest.mark.tf
@@ -82,7 +82,7 @@ def test_g10_an_evaluation_of_the_export_is_byte_for_byte_that_of_the_model(expo
 
 def test_g10_an_export_that_says_anything_else_fails_and_names_the_first_stage(tmp_path, monkeypatch, asked_here):
     classifier = make_classifier()
-    from tfpipe.serving import pixels
+    from tfpipe.exporting import pixels
 
     right = pixels.decoding.resize_image
 
@@ -181,7 +181,7 @@ def test_beside_the_files_lies_what_people_need(exported):
 
 
 def test_the_comparison_runs_where_tfpipe_is_not_imported():
-    source = (CHECKOUT / "tfpipe" / "serving" / "parity_process.py").read_text("utf-8")
+    source = (CHECKOUT / "tfpipe" / "exporting" / "parity_process.py").read_text("utf-8")
     assert "import tfpipe" not in source
     assert "from tfpipe" not in source
 
@@ -291,13 +291,13 @@ def _headless(model):
 
 
 def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch, asked_here):
-    from tfpipe.serving import exporting
+    from tfpipe.exporting import exporter
 
     target = tmp_path / "export"
     write(target / "SHA256SUMS", b"of an export before")
     for stage in ("_write_words", "_write_parity"):
         with monkeypatch.context() as patch:
-            patch.setattr(exporting, stage, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(exporter, stage, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 tfpipe.export(make_classifier(), target, formats=("pb",), overwrite=True)
         assert [path.name for path in tmp_path.iterdir()] == ["export"]

@@ -33,9 +33,9 @@ from test_images import (
     xmp_segment,
 )
 
+from tfpipe.exporting import headers
 from tfpipe.records import images
 from tfpipe.records.errors import RejectedImage
-from tfpipe.serving import headers
 
 pytestmark = pytest.mark.tf
 

@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from tfpipe.exporting import markdown, model_card
+from tfpipe.exporting.specifications import Specification
 from tfpipe.records.errors import DataError
-from tfpipe.serving import markdown, model_card
-from tfpipe.serving.specifications import Specification
 from tfpipe.transfer import metrics, predictions
 from tfpipe.transfer.markup import is_harmful
 from tfpipe.transfer.recipes import Recipe

@@ -11,8 +11,8 @@ from evaluation_fixtures import CLASS_NAMES, make_classifier
 from export_fixtures import HAS_ONNX
 from format_fixtures import SIZE, SPECIFICATION, as_function, draw_pictures, make_graph, written
 
+from tfpipe.exporting import freezing, onnx_files, rounding
 from tfpipe.records.errors import DataError
-from tfpipe.serving import freezing, onnx_files, rounding
 
 pytestmark = pytest.mark.tf
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="the extra is not installed: pip install 'tfpipe[onnx]'")

@@ -19,8 +19,9 @@ from conftest import CHECKOUT, picture, write
 from evaluation_fixtures import build_pictures, make_classifier
 from PIL import Image
 
+from tfpipe.exporting import sourcing
 from tfpipe.records.errors import DataError
-from tfpipe.serving import galleries, page_markup, sourcing
+from tfpipe.serving import galleries, page_markup
 from tfpipe.serving.answers import Answers, Row, Upload
 from tfpipe.serving.picture_files import Problem
 from tfpipe.serving.prediction import predict

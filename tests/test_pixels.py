@@ -18,11 +18,11 @@ from PIL import Image
 from pipeline_fixtures import damaged
 from test_images import BASELINE, JPEGS, PNG, chunk, encode, exif_segment, ihdr, make_png, picture, tiff, with_segments
 
+from tfpipe.exporting import pixels
 from tfpipe.pipeline import decoding
 from tfpipe.pipeline.decoding import RESIZES, Resize
 from tfpipe.records import images
 from tfpipe.records.errors import RejectedImage
-from tfpipe.serving import pixels
 
 pytestmark = pytest.mark.tf
 

@@ -11,11 +11,11 @@ import tensorflow as tf
 from conftest import picture, write
 from evaluation_fixtures import CLASS_NAMES, make_classifier
 
+from tfpipe.exporting import signatures
+from tfpipe.exporting.requests import grpc_request, grpc_response, read_request, rest_request, rest_response
+from tfpipe.exporting.specifications import Specification
 from tfpipe.pipeline.decoding import decode_image, resize_image
 from tfpipe.records.errors import DataError
-from tfpipe.serving import signatures
-from tfpipe.serving.requests import grpc_request, grpc_response, read_request, rest_request, rest_response
-from tfpipe.serving.specifications import Specification
 
 pytestmark = pytest.mark.tf
 

@@ -12,8 +12,8 @@ import tensorflow as tf
 from evaluation_fixtures import CLASS_NAMES, make_classifier
 from format_fixtures import SIZE, SPECIFICATION, as_function, draw_pictures, make_graph, written
 
+from tfpipe.exporting import freezing, rounding, tflite_files, tflite_metadata
 from tfpipe.records.errors import DataError
-from tfpipe.serving import freezing, rounding, tflite_files, tflite_metadata
 
 pytestmark = pytest.mark.tf
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfpipe.serving.wrapping import wrap
+from tfpipe.exporting.wrapping import wrap
 
 pytestmark = pytest.mark.tf
 
@@ -74,7 +74,7 @@ def test_logits_become_probabilities_and_one_sigmoid_two_of_them():
 
 
 def test_what_was_wrapped_is_saved_and_loaded(tmp_path):
-    from tfpipe.serving import artefacts
+    from tfpipe.exporting import artefacts
 
     wrapped = wrap(network("sigmoid", 1), class_names=("no", "yes"), preprocessing="unit", resize="pad")
     wrapped.model.save(tmp_path / "model.keras")

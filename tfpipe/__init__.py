@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfpipe.conversion.build import build_tfrecords as build_tfrecords
+    from tfpipe.exporting.exporter import export as export
+    from tfpipe.exporting.freezing import load_frozen as load_frozen
+    from tfpipe.exporting.requests import grpc_request as grpc_request
+    from tfpipe.exporting.requests import rest_request as rest_request
     from tfpipe.pipeline.augmentation import Augmentation as Augmentation
     from tfpipe.pipeline.augmentation import augment_image as augment_image
     from tfpipe.pipeline.decoding import decode_image as decode_image
@@ -25,12 +29,8 @@ if TYPE_CHECKING:
     from tfpipe.records.manifest import Manifest as Manifest
     from tfpipe.records.manifest import load as load_manifest  # noqa: F401
     from tfpipe.records.weights import class_weights as class_weights
-    from tfpipe.serving.exporting import export as export
-    from tfpipe.serving.freezing import load_frozen as load_frozen
     from tfpipe.serving.models import load as load
     from tfpipe.serving.prediction import predict as predict
-    from tfpipe.serving.requests import grpc_request as grpc_request
-    from tfpipe.serving.requests import rest_request as rest_request
     from tfpipe.transfer.agreement import compare as compare
     from tfpipe.transfer.evaluation import evaluate as evaluate
     from tfpipe.transfer.recipes import Recipe as Recipe
@@ -53,15 +53,15 @@ _HOMES = {
     "decode_image": ("tfpipe.pipeline.decoding", "decode_image"),
     "describe": ("tfpipe.pipeline.loader", "describe"),
     "evaluate": ("tfpipe.transfer.evaluation", "evaluate"),
-    "export": ("tfpipe.serving.exporting", "export"),
-    "grpc_request": ("tfpipe.serving.requests", "grpc_request"),
+    "export": ("tfpipe.exporting.exporter", "export"),
+    "grpc_request": ("tfpipe.exporting.requests", "grpc_request"),
     "load": ("tfpipe.serving.models", "load"),
-    "load_frozen": ("tfpipe.serving.freezing", "load_frozen"),
+    "load_frozen": ("tfpipe.exporting.freezing", "load_frozen"),
     "load_manifest": ("tfpipe.records.manifest", "load"),
     "parse_example": ("tfpipe.pipeline.decoding", "parse_example"),
     "predict": ("tfpipe.serving.prediction", "predict"),
     "replay": ("tfpipe.pipeline.replaying", "replay"),
-    "rest_request": ("tfpipe.serving.requests", "rest_request"),
+    "rest_request": ("tfpipe.exporting.requests", "rest_request"),
     "resize_image": ("tfpipe.pipeline.decoding", "resize_image"),
     "train": ("tfpipe.transfer.runs", "train"),
 }

@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int | None:
 
 
 def _evaluate(shard: tuple[int, int] | None) -> int | None:
-    from tfpipe.serving import artefacts  # takes seconds, and help needs no TensorFlow
+    from tfpipe.exporting import artefacts  # takes seconds, and help needs no TensorFlow
     from tfpipe.transfer.evaluation import evaluate
 
     found: list[Evaluation] = []

@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
         raise commands.UsageError("--run and --output are needed")
     size = None if _IMAGE_SIZE.value is None else commands.parse_size("image_size", _IMAGE_SIZE.value)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the model
-    from tfpipe.serving.exporting import export  # takes seconds, and --help need not
+    from tfpipe.exporting.exporter import export  # takes seconds, and --help need not
 
     done = export(
         _RUN.value,

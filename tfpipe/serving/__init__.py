@@ -1,1 +1,1 @@
-"""Serving: prediction now; export and the page later. It takes trained models as they are."""
+"""Serving: prediction and the page, on trained models in whatever form they have."""

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.exporting import artefacts
 from tfpipe.pipeline import decoding
 from tfpipe.pipeline.decoding import Resize
 from tfpipe.records import images
-from tfpipe.serving import artefacts, picture_files
+from tfpipe.serving import picture_files
 from tfpipe.serving.picture_files import Problem
 from tfpipe.serving.tables import TOP_K, best_of
 from tfpipe.transfer.classifiers import Predictor

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from tfpipe.exporting import artefacts, sourcing
 from tfpipe.records.errors import DataError
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
-from tfpipe.serving import artefacts, galleries, page_markup, sourcing
+from tfpipe.serving import galleries, page_markup
 from tfpipe.serving.answers import Answers, Upload
 from tfpipe.serving.galleries import Gallery
 from tfpipe.serving.picture_files import Problem

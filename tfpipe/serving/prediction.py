@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tfpipe
+from tfpipe.exporting import artefacts, specifications
 from tfpipe.pipeline import decoding
 from tfpipe.records import images, manifest
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import written_atomically
 from tfpipe.records.progress import ProgressBar
-from tfpipe.serving import artefacts, resumption, sources, specifications, tables
+from tfpipe.serving import resumption, sources, tables
 from tfpipe.serving.models import Model
 from tfpipe.serving.picture_batches import PictureBatches, Predicted, look
 from tfpipe.serving.picture_files import Problem

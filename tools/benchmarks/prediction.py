@@ -18,7 +18,8 @@ Pass = Callable[[], Iterable[Any]]
 
 def tfpipe_predict(task: Task) -> Pass:
     """`tfpipe.predict`, the whole call: from listing the folder to the file in place."""
-    from tfpipe.serving import artefacts, prediction
+    from tfpipe.exporting import artefacts
+    from tfpipe.serving import prediction
 
     predictor = artefacts.load(task.model)
     folder, output = os.path.dirname(task.photos[0]), os.path.join(task.scratch, "predictions.csv")

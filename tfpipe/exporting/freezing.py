@@ -20,10 +20,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from tfpipe.exporting import signatures, specifications
+from tfpipe.exporting.signatures import Answer
+from tfpipe.exporting.specifications import Specification
 from tfpipe.records.errors import DataError
-from tfpipe.serving import signatures, specifications
-from tfpipe.serving.signatures import Answer
-from tfpipe.serving.specifications import Specification
 from tfpipe.transfer.classifiers import NamedModel
 
 Graph = Any  # tf.compat.v1.GraphDef

@@ -19,10 +19,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfpipe.exporting import artefacts, freezing, rounding, signatures, sourcing
+from tfpipe.exporting.parity import Artefact
+from tfpipe.exporting.specifications import Specification
 from tfpipe.records.errors import DataError
-from tfpipe.serving import artefacts, freezing, rounding, signatures, sourcing
-from tfpipe.serving.parity import Artefact
-from tfpipe.serving.specifications import Specification
 from tfpipe.transfer.classifiers import NamedModel
 
 _PB_LIMIT_BYTES = 2**31 - 1  # of one protobuf message
@@ -85,7 +85,7 @@ def _write_frozen(work: Work) -> dict[str, Artefact]:
 
 
 def _write_tflite(work: Work) -> dict[str, Artefact]:
-    from tfpipe.serving import tflite_files
+    from tfpipe.exporting import tflite_files
 
     found = {}
     for name, dynamic_range in (("model.tflite", False), ("model_dynamic_range.tflite", True)):
@@ -104,14 +104,14 @@ def _other(specification: Specification, name: str) -> Specification:
 
 
 def _write_onnx(work: Work) -> dict[str, Artefact]:
-    from tfpipe.serving import onnx_files
+    from tfpipe.exporting import onnx_files
 
     path = work.write("model.onnx", onnx_files.convert(work.plain, work.specification))
     return {"model.onnx": Artefact("onnx", path)}
 
 
 def _check_onnx() -> None:
-    from tfpipe.serving import onnx_files
+    from tfpipe.exporting import onnx_files
 
     onnx_files.check_installed()
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from tfpipe.exporting.specifications import Specification
 from tfpipe.pipeline.decoding import Resize
-from tfpipe.serving.specifications import Specification
 
 Array = np.ndarray[Any, Any]
 

@@ -2,7 +2,7 @@
 
     export("runs/a", "export/", formats=("saved_model", "pb"))
 
-    OUTPUT/saved_model/               signatures: see `tfpipe.serving.signatures`
+    OUTPUT/saved_model/               signatures: see `tfpipe.exporting.signatures`
     OUTPUT/frozen_image.pb            pixels -> probabilities and features; no functions, no variables
     OUTPUT/frozen_bytes.pb            files -> all that a SavedModel says of them
     OUTPUT/model.tflite, model_dynamic_range.tflite, model.onnx, model.keras
@@ -26,12 +26,12 @@ from typing import Any
 import keras
 
 import tfpipe
+from tfpipe.exporting import artefacts, model_card, parity, rounding, sourcing, specifications, specimens
+from tfpipe.exporting.formats import WRITERS, Work
+from tfpipe.exporting.parity import Artefact, Row
+from tfpipe.exporting.specifications import Specification
 from tfpipe.records import files
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
-from tfpipe.serving import artefacts, model_card, parity, rounding, sourcing, specifications, specimens
-from tfpipe.serving.formats import WRITERS, Work
-from tfpipe.serving.parity import Artefact, Row
-from tfpipe.serving.specifications import Specification
 from tfpipe.transfer.classifiers import NamedModel
 
 _log = logging.getLogger("tfpipe")

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.exporting import freezing, specifications
+from tfpipe.exporting.predictors import Artefact
 from tfpipe.records.errors import DataError
-from tfpipe.serving import freezing, specifications
-from tfpipe.serving.predictors import Artefact
 from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import NamedModel, Predictor
 
@@ -86,13 +86,13 @@ def _open_frozen(path: Path) -> Artefact:
 
 
 def _open_tflite(path: Path) -> Artefact:
-    from tfpipe.serving.tflite_files import open_tflite
+    from tfpipe.exporting.tflite_files import open_tflite
 
     return open_tflite(path)
 
 
 def _open_onnx(path: Path) -> Artefact:
-    from tfpipe.serving.onnx_files import open_onnx
+    from tfpipe.exporting.onnx_files import open_onnx
 
     return open_onnx(path)
 

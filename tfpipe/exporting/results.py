@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tfpipe.exporting import markdown
+from tfpipe.exporting.specifications import Specification
 from tfpipe.records.files import read_json
 from tfpipe.records.summary import plural
-from tfpipe.serving import markdown
-from tfpipe.serving.specifications import Specification
 from tfpipe.transfer import metrics, predictions
 from tfpipe.transfer.report import TWINS_NAME, likely_label_errors
 

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.exporting import parity_process
+from tfpipe.exporting.specifications import Specification
+from tfpipe.exporting.specimens import Specimen
 from tfpipe.pipeline import decoding
 from tfpipe.records import images
 from tfpipe.records.errors import DataError
-from tfpipe.serving import parity_process
-from tfpipe.serving.specifications import Specification
-from tfpipe.serving.specimens import Specimen
 from tfpipe.transfer.classifiers import NamedModel
 
 Array = np.ndarray[Any, Any]

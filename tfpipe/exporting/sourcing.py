@@ -15,13 +15,13 @@ from typing import Any
 
 import keras
 
+from tfpipe.exporting.specimens import Specimen
+from tfpipe.exporting.wrapping import wrap
 from tfpipe.pipeline.decoding import parse_example
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import manifest, schema
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import read_json
-from tfpipe.serving.specimens import Specimen
-from tfpipe.serving.wrapping import wrap
 from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import NamedModel
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfpipe.serving.pixels import decode_batch
-from tfpipe.serving.specifications import Specification
+from tfpipe.exporting.pixels import decode_batch
+from tfpipe.exporting.specifications import Specification
 from tfpipe.transfer.classifiers import NamedModel
 
 Tensors = dict[str, tf.Tensor]

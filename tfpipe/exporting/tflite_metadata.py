@@ -23,9 +23,9 @@ import flatbuffers
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
 
+from tfpipe.exporting import specifications
+from tfpipe.exporting.specifications import Specification
 from tfpipe.records.errors import DataError
-from tfpipe.serving import specifications
-from tfpipe.serving.specifications import Specification
 
 LABELS_NAME = "labels.txt"
 SIGNATURE = "serving_default"

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfpipe.exporting import markdown, results
+from tfpipe.exporting.results import Results
+from tfpipe.exporting.specifications import Specification
 from tfpipe.records.files import read_json
 from tfpipe.records.summary import format_bytes, plural
-from tfpipe.serving import markdown, results
-from tfpipe.serving.results import Results
-from tfpipe.serving.specifications import Specification
 
 FILE_NAME = "model_card.md"
 

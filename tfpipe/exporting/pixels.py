@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfpipe.exporting import headers
 from tfpipe.pipeline import decoding
 from tfpipe.pipeline.decoding import Resize
-from tfpipe.serving import headers
 
 _TENSORFLOW_MAX_PIXELS = 2**29 - 1
 

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.exporting import specifications
+from tfpipe.exporting.predictors import Artefact
+from tfpipe.exporting.specifications import Specification
 from tfpipe.records.cores import count_cores
 from tfpipe.records.errors import DataError
-from tfpipe.serving import specifications
-from tfpipe.serving.predictors import Artefact
-from tfpipe.serving.specifications import Specification
 
 Graph = Any  # tf.compat.v1.GraphDef
 Array = np.ndarray[Any, Any]
