@@ -190,7 +190,7 @@ def test_frozen_graphs_are_the_same_bytes_in_another_process_and_after_other_wor
     make_classifier(seed=5)  # Keras numbers what it makes through a session
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"
-        "from tfpipe.serving import freezing, artefacts, specifications\n"
+        "from tfpipe.exporting import freezing, artefacts, specifications\n"
         "from pathlib import Path\n"
         "folder = Path(sys.argv[1])\n"
         "model = artefacts.load(folder / 'model.keras')\n"
@@ -273,7 +273,7 @@ def test_half_stores_half_and_says_what_it_costs(tmp_path, asked_here):
     assert {row.difference for row in done.parity} == {0.0}
     assert done.half["num_pictures"] == 12
     assert 0 < done.half["largest_difference"] < 0.05
-    with pytest.raises(ValueError, match="half needs pictures"):
+    with pytest.raises(ValueError, match="need pictures"):
         tfpipe.export(plain, tmp_path / "other", half=True)
 
 
@@ -294,17 +294,21 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch, asked_he
     from tfpipe.exporting import exporter
 
     target = tmp_path / "export"
-    write(target / "SHA256SUMS", b"of an export before")
+    tfpipe.export(make_classifier(), target, formats=("pb",))
+    before = (target / "SHA256SUMS").read_bytes()
     for stage in ("_write_words", "_write_parity"):
         with monkeypatch.context() as patch:
             patch.setattr(exporter, stage, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 tfpipe.export(make_classifier(), target, formats=("pb",), overwrite=True)
         assert [path.name for path in tmp_path.iterdir()] == ["export"]
-        assert (target / "SHA256SUMS").read_bytes() == b"of an export before"
-    tfpipe.export(make_classifier(), target, formats=("pb",), overwrite=True)
-    assert (target / "frozen_bytes.pb").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+        assert (target / "SHA256SUMS").read_bytes() == before
+    (tmp_path / "link").symlink_to(target)
+    for leftover in ("tmp", "old"):
+        write(tmp_path / f".export.999999999.{leftover}" / "half", b"of a killed process")
+    tfpipe.export(make_classifier(seed=1), tmp_path / "link", formats=("pb",), overwrite=True)
+    assert (target / "SHA256SUMS").read_bytes() != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "link"]
 
 
 @pytest.mark.parametrize(
@@ -316,7 +320,9 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch, asked_he
         ({"class_names": ["a"]}, "says its class_names itself"),
         ({"top_k": 0}, "top_k and max_pixels must be 1 or more"),
         ({"checkpoint": "last"}, "is of a run's folder"),
-        ({"half": True}, "half needs pictures"),
+        ({"half": True}, "need pictures"),
+        ({"split": "val"}, "need pictures"),
+        ({"max_pixels": 20}, "only 1 of 29 files could be compared"),
     ],
 )
 def test_wrong_arguments_are_said_before_anything_is_written(tmp_path, options, message):
@@ -325,16 +331,50 @@ def test_wrong_arguments_are_said_before_anything_is_written(tmp_path, options, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_there_is_not_replaced_unasked(tmp_path):
+def test_what_is_there_is_not_replaced_unasked(tmp_path, monkeypatch):
     write(tmp_path / "thesis" / "chapter.tex", b"precious")
-    for overwrite in (False, True):
-        with pytest.raises(ValueError, match="has other files than an export"):
-            tfpipe.export(make_classifier(), tmp_path / "thesis", overwrite=overwrite)
-    write(tmp_path / "export" / "SHA256SUMS", b"")
+    with pytest.raises(ValueError, match="holds files; choose another folder"):
+        tfpipe.export(make_classifier(), tmp_path / "thesis")
+    for sums in (None, b"", b"ff  chapter.tex\n"):
+        if sums is not None:
+            write(tmp_path / "thesis" / "SHA256SUMS", sums)
+        with pytest.raises(ValueError, match="has other files than an export, which overwrite would delete"):
+            tfpipe.export(make_classifier(), tmp_path / "thesis", overwrite=True)
     with pytest.raises(ValueError, match="holds an export; replace it with overwrite"):
-        tfpipe.export(make_classifier(), tmp_path / "export")
+        tfpipe.export(make_classifier(), tmp_path / "thesis")
     with pytest.raises(ValueError, match="must be a folder"):
         tfpipe.export(make_classifier(), tmp_path / "thesis" / "chapter.tex")
+    tmp_path.joinpath("here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match="another folder than the one that you are in"):
+        tfpipe.export(make_classifier(), ".")
+
+
+def test_an_export_that_was_changed_or_is_needed_is_not_replaced(tmp_path, asked_here):
+    target = tmp_path / "export"
+    tfpipe.export(make_classifier(), target, formats=("keras",))
+    with pytest.raises(ValueError, match=r"another folder than that of .*model.keras, which is needed"):
+        tfpipe.export(target / "model.keras", target, formats=("pb",), overwrite=True)
+    card = target / "model_card.md"
+    card.write_text(card.read_text("utf-8") + "For my grandmother.", "utf-8")
+    write(target / "notes.txt", b"mine")
+    with pytest.raises(ValueError, match=r"added or changed: model_card\.md, notes\.txt; move it first"):
+        tfpipe.export(make_classifier(), target, overwrite=True)
+
+
+def test_a_checkpoint_of_elsewhere_is_not_described_as_the_runs(tmp_path, asked_here):
+    run = tmp_path / "run"
+    write(run / "run.json", b"{}")
+    make_classifier().model.save(tmp_path / "other.keras")
+    tfpipe.export(run, tmp_path / "export", formats=("keras",), checkpoint=tmp_path / "other.keras")
+    assert (tmp_path / "export" / "model_card.md").exists()  # of the run, it would be an error: there is nothing in run.json
+
+
+def test_probabilities_that_are_no_numbers_are_never_good():
+    row = parity.Row("model.tflite", "image.probabilities", "probabilities", float("nan"), None, "a.jpg", 5)
+    assert not row.is_good
+    with pytest.raises(DataError, match=r"differs at its probabilities .* by nan .* in a.jpg"):
+        parity.check([row])
 
 
 def test_models_that_cannot_be_exported_are_said(tmp_path):

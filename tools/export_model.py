@@ -27,7 +27,7 @@ from tfpipe.records.images import DEFAULT_MAX_PIXELS
 from tfpipe.records.summary import format_bytes
 
 _RUN = flags.DEFINE_string("run", None, "A run's folder, or a .keras file, of any program's.")
-_OUTPUT = flags.DEFINE_string("output", None, "The folder to write; new, or empty.")
+_OUTPUT = flags.DEFINE_string("output", None, "The folder to write: new or empty; or, with --overwrite, an unchanged export.")
 _FORMATS = flags.DEFINE_list("formats", ["saved_model", "pb"], "Some of saved_model, pb, tflite, onnx (an extra), keras.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Of a run: best, last, or the path of a .keras file.")
 _CLASS_NAMES = flags.DEFINE_list(
@@ -48,9 +48,11 @@ _TOP_K = flags.DEFINE_integer("top_k", 5, "How many classes an answer names.", 1
 _MAX_PIXELS = flags.DEFINE_integer(
     "max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a file is refused: bounds the memory of a server.", 1
 )
-_HALF = flags.DEFINE_bool("half", False, "Store weights in float16, half the bytes; what that costs is measured on --data.")
+_HALF = flags.DEFINE_bool(
+    "half", False, "Store weights in float16, half the bytes (.keras: all); the cost is measured on --data."
+)
 _DATA = flags.DEFINE_string("data", None, "Data set for --half, and for more pictures to compare on. Default: the run's.")
-_SPLIT = flags.DEFINE_string("split", "val", "Of --data.")
+_SPLIT = flags.DEFINE_string("split", None, "Of --data. Default: val.")
 _EVALUATION = flags.DEFINE_multi_string("evaluation", [], "Folder of evaluate, for the model card; may be given several times.")
 _TOLERANCE = flags.DEFINE_float("tolerance", 1e-5, "How far probabilities of TFLite and ONNX may be from the model's.", 0.0)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an export in --output when the new one is complete.")

@@ -16,14 +16,17 @@ The folder appears when all of it is there and every file has said what the mode
 from __future__ import annotations
 
 import dataclasses
+import errno
+import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 import tfpipe
 from tfpipe.exporting import artefacts, model_card, parity, rounding, sourcing, specifications, specimens
@@ -74,7 +77,7 @@ def export(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     half: bool = False,
     data: str | os.PathLike[str] | None = None,
-    split: str = "val",
+    split: str | None = None,
     evaluations: Sequence[str | os.PathLike[str]] = (),
     tolerance: float = parity.TOLERANCE,
     overwrite: bool = False,
@@ -97,7 +100,7 @@ def export(
         half: store weights in float16, half the bytes; what that costs is measured on `data`.
         data: a data set: eight pictures of `split` join those that files are compared on. If not given, the run's, where it is
             still there.
-        split: of `data`.
+        split: of `data`; "val" if not given.
         evaluations: folders of `tfpipe.evaluate`, for the model card.
         tolerance: how far probabilities of TFLite and ONNX may be from the model's; those of TensorFlow's formats may not.
         overwrite: replace an export that is there, when the new one is complete.
@@ -110,8 +113,9 @@ def export(
         ImportError: a format needs an extra that is not installed.
         OSError: the output cannot be written.
     """
-    target = Path(output)
+    target = Path(os.path.realpath(output))  # a link is not to be replaced, but what it leads to
     _check(target, formats, overwrite)
+    _check_apart(target, [model, checkpoint, data, *evaluations])
     for name in formats:
         WRITERS[name].check()
     given = {"class_names": class_names, "preprocessing": preprocessing, "image_size": image_size, "resize": resize}
@@ -120,33 +124,31 @@ def export(
     cost = None
     served = source.model
     if half:
-        report(f"rounding weights to float16, and counting what that costs on {pictures.directory}, split {split}")
+        report(f"rounding weights to float16, and counting what that costs on {pictures}")
         served = rounding.round_weights(source.model)
-        cost = rounding.measure_cost(source.model, served, pictures.directory, split)
+        cost = rounding.measure_cost(source.model, served, pictures.directory, pictures.split)
+        cost["sha256"] = served.sha256
     specification = _specify(served, top_k, max_pixels)
+    card = functools.partial(
+        model_card.render,
+        dataclasses.replace(specification, sha256=source.model.sha256),
+        run=source.run,
+        evaluations=[Path(path) for path in evaluations],
+        half=cost,
+    )
+    card()  # what is wrong with the evaluations is said before the work
+    compared = [*specimens.make(), *pictures.specimens()]
     with files.folder_written_atomically(target, replace=overwrite) as folder:
         work = Work(served, specification, folder, half)
-        written: dict[str, Artefact] = {}
-        for name in formats:
-            report(f"writing {name}")
-            written |= WRITERS[name].write(work)
+        written = _write(work, formats, report)
         _write_words(folder, specification)
-        compared = [*specimens.make(), *pictures.specimens()]
-        report(f"comparing with the model on {len(compared)} files, in a process without tfpipe")
+        of_data = f", {len(pictures.specimens())} of them of {pictures}" if pictures.directory else ""
+        report(f"comparing with the model on {len(compared)} files{of_data}, in a process without tfpipe")
         rows = parity.compare(served, specification, written, compared, tolerance)
-        _write_parity(folder, rows, cost)
         parity.check(rows)
-        listed = _list_files(folder)
-        described = dataclasses.replace(specification, sha256=source.model.sha256)
-        card = model_card.render(
-            described,
-            run=source.run,
-            evaluations=[Path(path) for path in evaluations],
-            parity=[_described(row) for row in rows],
-            files=listed,
-            half=cost,
-        )
-        (folder / model_card.FILE_NAME).write_text(card, "utf-8")
+        _write_parity(folder, rows, cost)
+        text = card(parity=[_described(row) for row in rows], files=_list_files(folder))
+        (folder / model_card.FILE_NAME).write_text(text, "utf-8")
         listed = _list_files(folder)
         sums = "".join(f"{sha256}  {name}\n" for name, _, sha256 in listed)
         (folder / CHECKSUMS_NAME).write_text(sums, "utf-8")
@@ -159,12 +161,47 @@ def _check(target: Path, formats: Sequence[str], overwrite: bool) -> None:
         raise ValueError(f"formats must be some of {', '.join(FORMATS)}, each once (got {', '.join(formats) or 'none'})")
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target}: output must be a folder (this is a file)")
+    if target == Path.cwd():
+        raise ValueError(f"{target}: output must be another folder than the one that you are in")
     if not target.is_dir() or not any(target.iterdir()):
         return
-    if not (target / CHECKSUMS_NAME).exists():
-        raise ValueError(f"{target}: has other files than an export; choose another folder")
     if not overwrite:
-        raise ValueError(f"{target}: holds an export; replace it with overwrite, or choose another folder")
+        what = "an export; replace it with overwrite, or" if (target / CHECKSUMS_NAME).exists() else "files;"
+        raise ValueError(f"{target}: holds {what} choose another folder")
+    _check_replaceable(target)
+
+
+def _check_replaceable(target: Path) -> None:
+    """Raises ValueError unless a folder is an export and nothing else, as it was written: its card may have been filled in."""
+    try:
+        lines = (target / CHECKSUMS_NAME).read_text("utf-8").splitlines()
+        known = {name: sha256 for sha256, name in (line.split("  ", 1) for line in lines)}
+    except (OSError, ValueError):
+        known = {}
+    if specifications.FILE_NAME not in known:
+        raise ValueError(f"{target}: has other files than an export, which overwrite would delete; choose another folder")
+    found = {name: sha256 for name, _, sha256 in _list_files(target) if name != CHECKSUMS_NAME}
+    changed = sorted(name for name, sha256 in found.items() if known.get(name) != sha256)
+    if changed:
+        raise ValueError(f"{target}: overwrite would delete what was added or changed: {', '.join(changed[:5])}; move it first")
+
+
+def _check_apart(target: Path, inputs: Iterable[Any]) -> None:
+    """Raises ValueError if an input lies in the folder that is to be replaced."""
+    for path in inputs:
+        if isinstance(path, str | os.PathLike) and target in (real := Path(os.path.realpath(path)), *real.parents):
+            raise ValueError(f"{target}: output must be another folder than that of {os.fspath(path)}, which is needed")
+
+
+def _write(work: Work, formats: Sequence[str], report: Callable[[str], None]) -> dict[str, Artefact]:
+    written: dict[str, Artefact] = {}
+    for name in formats:
+        report(f"writing {name}")
+        try:
+            written |= WRITERS[name].write(work)
+        except (tf.errors.ResourceExhaustedError, tf.errors.OutOfRangeError) as error:  # TensorFlow's words for a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(work.folder)) from error
+    return written
 
 
 def _specify(model: NamedModel, top_k: int, max_pixels: int) -> Specification:

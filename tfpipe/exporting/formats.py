@@ -123,7 +123,7 @@ def _write_keras(work: Work) -> dict[str, Artefact]:
     again = NamedModel(sourcing.load_keras(path))
     if again.sha256 != work.model.sha256:
         raise DataError("read again, it is not the model that was saved: a layer's get_config may be incomplete", path=path)
-    return {}
+    return {path.name: Artefact("keras", path)}
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ tfpipe. Both see the same pictures in the same batches, because another batch si
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from tfpipe.exporting.specimens import Specimen
 from tfpipe.pipeline import decoding
 from tfpipe.records import images
 from tfpipe.records.errors import DataError
+from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import NamedModel
 
 Array = np.ndarray[Any, Any]
@@ -34,7 +36,8 @@ Array = np.ndarray[Any, Any]
 # In the order in which a picture passes them: the first that differs explains those after it.
 STAGES = ("valid", "pixels", "features", "probabilities", "scores", "classes")
 TOLERANCE = 1e-5  # of a probability, for programs that are not TensorFlow: sums of other order round differently
-_TENSORFLOW = ("saved_model", "frozen")
+_KERAS = "keras"
+_TENSORFLOW = ("saved_model", "frozen", _KERAS)
 _BATCH_SIZE = 16
 
 
@@ -62,13 +65,13 @@ class Row:
 
     @property
     def is_good(self) -> bool:
-        """Whether the difference is within what is allowed; NaN is not."""
-        return self.allowed is None or self.difference <= self.allowed
+        """Whether the difference is within what is allowed; NaN never is."""
+        return self.difference <= (math.inf if self.allowed is None else self.allowed)
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A file to be asked; its kind is one of `parity_process.KINDS`. A lossy one may differ by anything."""
+    """A file to be asked; its kind is one of `parity_process.KINDS` or "keras". A lossy one may differ by anything."""
 
     kind: str
     path: Path
@@ -93,16 +96,28 @@ def compare(
 
     Raises:
         DataError: an artefact could not be asked.
+        ValueError: the specification refuses most of the pictures.
     """
     batches = [specimens[start : start + _BATCH_SIZE] for start in range(0, len(specimens), _BATCH_SIZE)]
     expected = [_expect(model, specification, batch) for batch in batches]
+    num_valid = sum(int(answers["valid"].sum()) for answers in expected)
+    if 2 * num_valid < len(specimens):
+        limit = specification.max_pixels
+        raise ValueError(f"only {num_valid} of {len(specimens)} files could be compared: max_pixels={limit} refuses the others")
     with tempfile.TemporaryDirectory(prefix="tfpipe-parity-") as name:
         folder = Path(name)
         for index, (batch, answers) in enumerate(zip(batches, expected, strict=True)):
             _write_question(folder / f"question_{index}.npz", batch, answers["pixels"])
-        listed = [{"name": name, "kind": artefact.kind, "path": str(artefact.path)} for name, artefact in artefacts.items()]
+        listed = [
+            {"name": name, "kind": artefact.kind, "path": str(artefact.path)}
+            for name, artefact in artefacts.items()
+            if artefact.kind != _KERAS
+        ]
         (folder / "artefacts.json").write_text(json.dumps(listed), "utf-8")
         _ask(folder)
+        for name, artefact in artefacts.items():
+            if artefact.kind == _KERAS:
+                _ask_keras(folder, name, artefact.path, expected)
         return [
             row for name, artefact in artefacts.items() for row in _rows(folder, name, artefact, batches, expected, tolerance)
         ]
@@ -115,7 +130,7 @@ def check(rows: Sequence[Row]) -> None:
         first, rest = bad[0], f"; {len(bad) - 1} more outputs differ" if len(bad) > 1 else ""
         raise DataError(
             f"the export does not say what the model says: {first.artefact} differs at its {first.stage} ({first.output}),"
-            f" by {first.difference:g} where {first.allowed:g} is allowed, in {first.picture}{rest}. Nothing was kept"
+            f" by {first.difference:g} where {first.allowed or 0:g} is allowed, in {first.picture}{rest}. Nothing was kept"
         )
 
 
@@ -157,6 +172,14 @@ def _ask(folder: Path) -> None:
     if done.returncode:
         reason = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
         raise DataError(f"the exported files could not be asked in a process without tfpipe: {reason[-1]}")
+
+
+def _ask_keras(folder: Path, name: str, path: Path, expected: Sequence[dict[str, Array]]) -> None:
+    """Asks a Keras file here: elsewhere it cannot be read without tfpipe's layers."""
+    model = NamedModel(classifiers.load_model(path)[0])
+    for index, answers in enumerate(expected):
+        found = model.answer(answers["pixels"])
+        np.savez(folder / f"{name}.{index}.npz", **{f"image.{output}": value.numpy() for output, value in found.items()})
 
 
 def _rows(

@@ -28,6 +28,7 @@ from tfpipe.transfer.classifiers import NamedModel
 _log = logging.getLogger("tfpipe")
 
 _CHECKPOINTS = {"best": classifiers.MODEL_NAME, "last": "last.keras"}
+_SPLIT = "val"
 _NUM_PICTURES = 8
 
 
@@ -45,6 +46,9 @@ class Pictures:
 
     directory: str = ""
     split: str = ""
+
+    def __str__(self) -> str:
+        return f"split {self.split} of {self.directory}"
 
     def specimens(self) -> list[Specimen]:
         """Returns eight files of the split, from all over it."""
@@ -97,7 +101,8 @@ def _find_file(path: Path, checkpoint: str) -> tuple[Path, Path | None]:
         if not file.exists():
             raise FileNotFoundError(f"{path}: no {file.name} in this folder: not a run, or one that is not finished")
         return file, path if (path / classifiers.RUN_NAME).exists() else None
-    return Path(checkpoint), path
+    file = Path(checkpoint)
+    return file, path if path.resolve() in file.resolve().parents and (path / classifiers.RUN_NAME).exists() else None
 
 
 def load_keras(path: Path) -> keras.Model:
@@ -105,7 +110,7 @@ def load_keras(path: Path) -> keras.Model:
     return classifiers.load_model(path)[0]
 
 
-def find_pictures(source: Source, data: str | os.PathLike[str] | None, split: str, *, is_needed: bool) -> Pictures:
+def find_pictures(source: Source, data: str | os.PathLike[str] | None, split: str | None, *, is_needed: bool) -> Pictures:
     """Returns the split that was named, or that of the run's data set, where it is still the same.
 
     Raises:
@@ -113,12 +118,15 @@ def find_pictures(source: Source, data: str | os.PathLike[str] | None, split: st
         FileNotFoundError, DataError: `data` is no data set.
     """
     directory = os.fspath(data) if data is not None else _trained_on(source.run)
-    if directory and (data is not None or split in manifest.load(directory).splits):
-        manifest.load(directory).split(split)
-        return Pictures(directory, split)
-    if is_needed:
-        raise ValueError("half needs pictures to count what it costs: say data and split")
-    return Pictures()
+    if not directory:
+        if is_needed or split is not None:
+            raise ValueError("half, and a split, need pictures: say the data set with data")
+        return Pictures()
+    splits = manifest.load(directory).splits
+    if split is None and data is None and _SPLIT not in splits and not is_needed:
+        return Pictures()
+    manifest.load(directory).split(split or _SPLIT)
+    return Pictures(directory, split or _SPLIT)
 
 
 def _trained_on(run: Path | None) -> str:

@@ -55,6 +55,9 @@ def _pngs() -> Iterator[Specimen]:
     yield Specimen("alpha.png", _encoded(alpha, "PNG"))
     yield Specimen("palette.png", _encoded(flower.quantize(64), "PNG"))
     yield Specimen("grey.png", _encoded(china.convert("L"), "PNG"))
+    yield Specimen("grey_alpha.png", _encoded(alpha.convert("LA"), "PNG"))
+    yield Specimen("grey_16_bit.png", _encoded(china.convert("L").convert("I;16"), "PNG"))
+    yield Specimen("one_bit.png", _encoded(flower.convert("1"), "PNG"))
     yield Specimen("pixel.png", _encoded(flower.resize((1, 1)), "PNG"))
     yield Specimen("png_called.jpg", _encoded(flower.resize((50, 70)), "PNG"))
 

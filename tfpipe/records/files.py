@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -45,12 +45,12 @@ def folder_written_atomically(target: Path, *, replace: bool) -> Iterator[Path]:
     without, it must be empty.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    old = folder.with_suffix(".old")
+    _clear_up(target)
+    folder, old = (target.with_name(f".{target.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
     try:
+        folder.mkdir()
         yield folder
-        folder.chmod(0o777 & ~_umask())  # a temporary folder is its owner's alone
-        for path in sorted(folder.rglob("*")):
+        for path in (*sorted(folder.rglob("*")), folder):
             sync_directory(path)
         if replace and target.exists():
             os.rename(target, old)
@@ -67,10 +67,26 @@ def folder_written_atomically(target: Path, *, replace: bool) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _clear_up(target: Path) -> None:
+    """Removes what killed processes of this machine left beside a folder, and puts back what one had moved away."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        pid, what = path.name.removeprefix(f".{target.name}.").partition(".")[::2]
+        if not pid.isdecimal() or what not in ("tmp", "old") or _is_running(int(pid)):
+            continue
+        if what == "old" and not target.exists():
+            os.rename(path, target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return pid != os.getpid()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
