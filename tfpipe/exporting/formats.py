@@ -62,7 +62,7 @@ def _write_saved_model(work: Work) -> dict[str, Artefact]:
     path, network = work.folder / artefacts.SAVED_MODEL_NAME, work.model.network
     answer = signatures.ask(work.model)
     if work.half:  # one function for all signatures, or each would have the weights of its own
-        answer = tf.function(freezing.as_answer(work.hidden), [signatures.image_spec(work.specification)], autograph=False)
+        answer = freezing.trace(freezing.as_answer(work.hidden), signatures.image_spec(work.specification))
     functions = signatures.make(answer, work.specification, has_features=work.model.has_features)
     # Not Keras' ExportArchive, which stores every weight twice (3.15.1). With `half`, weights are constants of the graph: a
     # variable cannot be of 16 bits and computed with in 32.

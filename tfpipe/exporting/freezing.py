@@ -35,7 +35,9 @@ _MIN_WEIGHT_BYTES = 16
 
 def freeze_images(model: NamedModel, specification: Specification) -> Graph:
     """Returns a model as a graph without variables and functions: `image` -> `probabilities`, `features`."""
-    concrete = _trace(signatures.ask(model), signatures.image_spec(specification))
+    concrete = tf.function(
+        signatures.ask(model), input_signature=[signatures.image_spec(specification)], autograph=False
+    ).get_concrete_function()
     frozen = convert_variables_to_constants_v2(concrete)
     return _named(frozen, concrete, specification)
 
@@ -43,7 +45,7 @@ def freeze_images(model: NamedModel, specification: Specification) -> Graph:
 def freeze_files(images: Graph, specification: Specification) -> Graph:
     """Returns what `freeze_images` gave behind a decoder: `image_bytes` -> `signatures.answer_files`."""
     answer = as_answer(images)
-    concrete = _trace(lambda files: signatures.answer_files(answer, specification, files), signatures.bytes_spec())
+    concrete = trace(lambda files: signatures.answer_files(answer, specification, files), signatures.bytes_spec())
     return _named(concrete, concrete, specification)
 
 
@@ -56,8 +58,13 @@ def as_answer(images: Graph) -> Answer:
     )
 
 
-def _trace(function: Answer, spec: tf.TensorSpec) -> Any:
-    return tf.function(function, input_signature=[spec], autograph=False).get_concrete_function()
+def trace(function: Answer, spec: tf.TensorSpec) -> Any:
+    """Returns a function of a graph, for one that holds a frozen graph.
+
+    Not `tf.function`: it makes the outputs wait for all that has a state, the datasets of the decoder and, in a model with
+    a loop, operations inside the loop, for which nothing outside may wait.
+    """
+    return tf.compat.v1.wrap_function(function, [spec])
 
 
 def _named(function: Any, traced: Any, specification: Specification) -> Graph:
@@ -76,29 +83,17 @@ def _named(function: Any, traced: Any, specification: Specification) -> Graph:
 
 
 def _pruned(graph: Graph, needed: Sequence[str]) -> Graph:
-    """Returns the nodes that the needed ones are made of.
-
-    Not the edges that make outputs wait for every operation that has a state, as datasets have: nothing here acts but by its
-    result.
-    """
+    """Returns the nodes that the needed ones are made of or wait for: a wait places a constant in its branch or loop."""
     nodes = {node.name: node for node in graph.node}
     pending, kept = list(needed), set[str]()
     while pending:
         name = pending.pop()
-        if name in kept:
-            continue
-        kept.add(name)
-        inputs = [source for source in nodes[name].input if not _is_wait(nodes, source)]
-        del nodes[name].input[:]
-        nodes[name].input.extend(inputs)
-        pending += [_node_name(source) for source in inputs]
+        if name not in kept:
+            kept.add(name)
+            pending += [_node_name(source) for source in nodes[name].input]
     return tf.compat.v1.GraphDef(
         versions=graph.versions, library=graph.library, node=[node for node in graph.node if node.name in kept]
     )
-
-
-def _is_wait(nodes: Mapping[str, Any], source: str) -> bool:
-    return source.startswith("^") and nodes[source[1:]].op == "NoOp"
 
 
 def _node_name(source: str) -> str:
@@ -176,7 +171,7 @@ def _renumber_nodes(graph: Graph) -> None:
         parent = ""
         for part in node.name.split("/"):
             if (parent, part) not in scopes:
-                base = re.sub(r"(_\d+)+$", "", part)
+                base = re.sub(r"(_\d+)+$", "", part) or "part"
                 count = counts[parent, base] = counts.get((parent, base), -1) + 1
                 scopes[parent, part] = f"{base}_{count}" if count else base
             parent = f"{parent}/{scopes[parent, part]}".lstrip("/")
@@ -260,7 +255,7 @@ class FrozenGraph:
 def _source(nodes: Mapping[str, Any], name: str) -> str:
     """Returns the tensor that a node passes on."""
     while nodes[_node_name(name)].op == "Identity":
-        (name,) = nodes[_node_name(name)].input
+        name = nodes[_node_name(name)].input[0]  # behind it come those that it waits for
     return name if ":" in name else f"{name}:0"
 
 

@@ -82,7 +82,7 @@ def store_half(graph: Any) -> Any:
         if values.dtype != np.float32 or values.size < _MIN_VALUES or not _is_half(values):
             stored.node.add().CopyFrom(node)
             continue
-        halves = stored.node.add(op="Const", name=f"{node.name}/half")
+        halves = stored.node.add(op="Const", name=f"{node.name}/half", input=node.input)
         halves.attr["dtype"].type = tf.float16.as_datatype_enum
         halves.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(values.astype(np.float16)))
         cast = stored.node.add(op="Cast", name=node.name, input=[halves.name])
