@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_images import (
     BASELINE,
+    COMPRESSED,
     JPEGS,
     ONE_PIXEL,
+    PLAIN_TEXT,
     PNG,
+    PROGRESSIVE,
     chunk,
     directory,
     encode,
@@ -29,6 +32,8 @@ from test_images import (
     picture,
     segment,
     tiff,
+    with_compressed,
+    with_scans,
     with_segments,
     xmp_segment,
 )
@@ -39,6 +44,7 @@ from tfpipe.records.errors import RejectedImage
 
 pytestmark = pytest.mark.tf
 
+XMP_PACKET = b"http://ns.adobe.com/xap/1.0/\0" + b'tiff:Orientation="3"'
 XMP_8 = b'<x:xmpmeta tiff:Orientation="8">'
 LINES_8 = tiff("<", 8).hex("\n", 36).upper().encode()
 PROFILE_8 = b"Raw profile type exif\0\nexif\n 66\n" + tiff("<", 8).hex().encode()
@@ -119,6 +125,7 @@ def test_declared_sizes_are_read_however_large():
     [
         *(b"\xff" * 9, b"\xff\xff\xff\0", b"\0" * 5000, b"\xff\0" * 2000, b"\xff\x01", b"stray\xff\0\xff\xd3"),
         b"\xff\xe5\0\0\xff\xe5\0\1",  # segments that say to be shorter than their lengths
+        *(b"\xff\xe1\0" + size + prefix for size in (b"\0", b"\1") for prefix in (b"Exif\0\0" + tiff(">", 3), XMP_PACKET)),
         *(b"\0" * size for size in (1020, 1021, 1022, 1023)),  # a marker across the end of what is read at once
     ],
 )
@@ -265,6 +272,7 @@ def test_odd_hexadecimal_profiles():
             [
                 *(chunk(b"eXIf", tiff("<", 6)), chunk(b"eXIf", b"Exif\0\0MM"), chunk(b"tEXt", b"Title\0" + XMP_8)),
                 *(chunk(b"IDAT", b""), ONE_PIXEL, chunk(b"zTXt", b"Title\0\0" + zlib.compress(XMP_8)), *TEXTS.values()),
+                *(with_compressed(8)[33:-12], COMPRESSED["iTXt"], COMPRESSED["iCCP"]),
                 *(chunk(b"tEXt", b""), chunk(b"iTXt", b"XML:com.adobe.xmp"), chunk(b"tEXt", b"XML:com.adobe.xmp\0")),
             ]
         ),
@@ -273,6 +281,34 @@ def test_odd_hexadecimal_profiles():
 )
 def test_any_order_of_chunks(chunks):
     check(make_png(ihdr(), *chunks, ONE_PIXEL))
+
+
+# --- files that are small and cost their decoder much ---------------------------------------------
+
+
+@pytest.mark.parametrize("data", [BASELINE, PROGRESSIVE], ids=["baseline", "progressive"])
+def test_scans_are_counted_as_the_audit_does(data):
+    for count in (100, 101, 1000):
+        costly = with_scans(data, count)
+        assert read(costly)[0] == (count <= 100)
+        assert too_costly(costly) == (count > 100)
+
+
+def too_costly(data: bytes) -> bool:
+    try:
+        images.read_header(data)
+    except RejectedImage as rejected:
+        return rejected.reason == "too_costly"
+    return False
+
+
+@pytest.mark.parametrize("kind", COMPRESSED)
+def test_compressed_chunks_are_counted_as_the_audit_does(kind):
+    for count in (8, 9, 300):
+        many = COMPRESSED[kind] * count
+        for data in (make_png(ihdr(), PLAIN_TEXT * 20, many, ONE_PIXEL), make_png(ihdr(), ONE_PIXEL, many)):
+            assert check(data)[0] == (count <= 8)
+            assert too_costly(data) == (count > 8)
 
 
 # --- any bytes whatsoever -------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import random
 import re
@@ -364,6 +365,50 @@ def test_orientation_of_damaged_exif_equals_pillow(byte_order, orientation, data
     assert read_header(file).orientation == pillow_orientation(file)
 
 
+# --- files that are small and cost their decoder much ---------------------------------------------
+
+COMPRESSED = {
+    "zTXt": chunk(b"zTXt", b"k\0\0" + zlib.compress(b"text")),
+    "iTXt": chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(b"text")),
+    "iCCP": chunk(b"iCCP", b"k\0\0" + zlib.compress(b"profile")),
+}
+PLAIN_TEXT = (
+    chunk(b"iTXt", b"k\0\0\1\0\0" + b"text") + chunk(b"tEXt", b"zTXt\0\1") + chunk(b"iTXt", b"") + chunk(b"iTXt", b"\1")
+)
+
+
+def with_scans(data: bytes, count: int) -> bytes:
+    """The file with so many scans, all but its own empty copies of the last."""
+    parts = segments(data)
+    own = sum(part[0] == 0xDA for part in parts)
+    return join([*parts, *[(0xDA, parts[-1][1], b"")] * (count - own)])
+
+
+def with_compressed(count: int) -> bytes:
+    kinds = itertools.islice(itertools.cycle(COMPRESSED.values()), count)
+    return make_png(ihdr(), PLAIN_TEXT * 20, *kinds, ONE_PIXEL)
+
+
+def test_scans_are_counted():
+    assert read_header(with_scans(PROGRESSIVE, 100)) == read_header(PROGRESSIVE)
+    one_by_one = change(GREY, 0xC0, lambda p: p[:5] + b"\3" + p[6:] + b"\2\x11\0" + b"\3\x11\0")
+    assert read_header(with_scans(one_by_one, 100)).coding == "baseline"
+    for data in (PROGRESSIVE, one_by_one):
+        with pytest.raises(RejectedImage, match="101 times the first bytes of a scan; the limit is 100") as caught:
+            read_header(with_scans(data, 101))
+        assert caught.value.reason == "too_costly"
+
+
+@pytest.mark.parametrize("kind", COMPRESSED)
+def test_compressed_chunks_are_counted(kind):
+    one, behind = COMPRESSED[kind], make_png(ihdr(), ONE_PIXEL)[:-12]
+    for chunks in (make_png(ihdr(), PLAIN_TEXT * 20, one * 8, ONE_PIXEL), behind + one * 8 + chunk(b"IEND", b"")):
+        assert read_header(chunks).height == 1
+        with pytest.raises(RejectedImage, match="more than 8 chunks of compressed text") as caught:
+            read_header(chunks.replace(one, one * 2, 1))
+        assert caught.value.reason == "too_costly"
+
+
 # --- bad files are rejected, each for its reason --------------------------------------------------
 
 # (reason, part of the message, bytes)
@@ -401,6 +446,8 @@ REJECTED = [
         change(BASELINE, 0xC0, lambda p: p[:1] + struct.pack(">HH", 60_000, 60_000) + p[5:]),
     ),
     ("too_many_pixels", "10000000000", make_png(ihdr(100_000, 100_000), ONE_PIXEL)),
+    ("too_costly", "100000 times", BASELINE[:-2] + segment(0xDA, b"") * 99_999 + b"\xff\xd9"),
+    ("too_costly", "compressed text", with_compressed(300)),
     ("damaged_header", "wrong length", change(BASELINE, 0xC0, lambda p: p + b"\0")),
     ("damaged_header", "sampling factors 0x2", change(BASELINE, 0xC0, put(7, 0x02))),
     ("damaged_header", "second start-of-frame", with_segments(BASELINE, segment(0xC0, segments(BASELINE)[3][1]))),
@@ -578,7 +625,7 @@ def tensorflow_shape(data: bytes) -> tuple[int, ...] | None:
 def disagreement(data: bytes) -> str | None:
     """Where header and decoder part, in words."""
     verdict = read_or_reject(data)
-    if isinstance(verdict, RejectedImage) and verdict.reason == "too_many_pixels":
+    if isinstance(verdict, RejectedImage) and verdict.reason in ("too_many_pixels", "too_costly"):
         return None  # not to be decoded here
     shape = tensorflow_shape(data)
     if isinstance(verdict, RejectedImage):

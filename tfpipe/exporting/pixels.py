@@ -14,8 +14,7 @@ import tensorflow as tf
 from tfpipe.exporting import headers
 from tfpipe.pipeline import decoding
 from tfpipe.pipeline.decoding import Resize
-
-_TENSORFLOW_MAX_PIXELS = 2**29 - 1
+from tfpipe.records import images
 
 # Not AUTOTUNE, which means all cores: a picture takes 3.5 bytes per pixel while it is decoded, a progressive JPEG up to 9, so
 # each that is decoded beside others can cost 1.6 GB at the default limit. A server decodes several requests at once anyway.
@@ -38,7 +37,7 @@ def decode_one(encoded: tf.Tensor, image_size: tuple[int, int], resize: Resize, 
         tf.errors.InvalidArgumentError: the bytes cannot be decoded or are refused.
     """
     header = headers.read_header(encoded)
-    accepted = header.readable & (header.height * header.width <= min(max_pixels, _TENSORFLOW_MAX_PIXELS))
+    accepted = header.readable & (header.height * header.width <= min(max_pixels, images.TENSORFLOW_MAX_PIXELS))
     # Not an assertion: nothing but the data ties the decoder to the check, so no pruning of a graph can part them.
     decodable = tf.cond(accepted, lambda: encoded, lambda: tf.constant(b""))
     image = decoding.decode_image(decodable, header.orientation)
@@ -70,8 +69,8 @@ def decode_batch(
     data = data.map(decode, num_parallel_calls=_PARALLEL_CALLS, deterministic=True).ignore_errors()
     # A last element that is always there, for there is no batch of nothing.
     data = data.concatenate(tf.data.Dataset.from_tensors((count, tf.zeros([*image_size, 3], tf.uint8))))
-    indices, images = data.batch(count + 1).get_single_element()
+    indices, pictures = data.batch(count + 1).get_single_element()
     shape = tf.concat([[count + 1], tf.constant([*image_size, 3], tf.int64)], 0)
-    images = tf.scatter_nd(indices[:, tf.newaxis], images, shape)[:-1]
+    pictures = tf.scatter_nd(indices[:, tf.newaxis], pictures, shape)[:-1]
     valid = tf.scatter_nd(indices[:, tf.newaxis], tf.ones_like(indices, tf.bool), [count + 1])[:-1]
-    return tf.ensure_shape(images, [None, *image_size, 3]), valid
+    return tf.ensure_shape(pictures, [None, *image_size, 3]), valid

@@ -22,7 +22,8 @@ from tfpipe.records.errors import RejectedImage
 DEFAULT_MAX_PIXELS = 178_956_970
 """Above this, Pillow raises DecompressionBombError: twice `PIL.Image.MAX_IMAGE_PIXELS` (a quarter GiB of RGB)."""
 
-_TENSORFLOW_MAX_PIXELS = 2**29 - 1  # tensorflow/core/lib/jpeg/jpeg_mem.cc and kernels/image/decode_image_op.cc refuse more
+TENSORFLOW_MAX_PIXELS = 2**29 - 1
+"""TensorFlow refuses more: tensorflow/core/lib/jpeg/jpeg_mem.cc and kernels/image/decode_image_op.cc."""
 
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
 SIGNATURES = (_JPEG_SIGNATURE, png.SIGNATURE)
@@ -38,6 +39,10 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "unsupported_channels": "The number of components is not 1, 3 or 4: TensorFlow has no conversion to RGB.",
         "bad_dimensions": "Height or width is zero (or left to a DNL marker), or more than the decoder takes.",
         "too_many_pixels": "Height times width is above the limit, which guards the memory of whoever decodes.",
+        "too_costly": (
+            "A JPEG of more scans, or a PNG of more compressed texts and colour profiles, than pictures have: small files of "
+            "that kind cost their decoder minutes or gigabytes."
+        ),
         "damaged_header": "A segment or chunk breaks the format: wrong length, forbidden value, twice or out of order.",
         "damaged_table": "A Huffman, quantisation or arithmetic table, or a palette, breaks the format.",
         "missing_table": "A quantisation or Huffman table or palette is used and never defined.",
@@ -99,7 +104,7 @@ def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHe
         header = _png_header(data)
     else:
         raise _foreign(data)
-    limit = min(max_pixels, _TENSORFLOW_MAX_PIXELS)
+    limit = min(max_pixels, TENSORFLOW_MAX_PIXELS)
     if header.height * header.width > limit:
         message = f"{header.height} x {header.width} = {header.height * header.width} pixels; the limit is {limit}"
         raise RejectedImage("too_many_pixels", message)

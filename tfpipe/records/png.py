@@ -24,6 +24,13 @@ _MAX_DIMENSION = 1_000_000  # libpng's PNG_USER_WIDTH_MAX and PNG_USER_HEIGHT_MA
 _MAX_CHUNK_BYTES = 2**31 - 1
 _MAX_TEXT_BYTES = 2**20  # inflated; the same limit as Pillow's PngImagePlugin.MAX_TEXT_CHUNK
 
+MAX_COMPRESSED_CHUNKS = 8
+"""Of zTXt, iCCP and compressed iTXt together, a file may have so many.
+
+The decoder inflates each, to 8 MB at most, and keeps a thousand of them: 300 in a file of 2.3 MB take 2.3 GB. Of 4,981 files
+(a test suite's, and those that come with software) nine have one and one has two; eight leave room for a profile of each kind.
+"""
+
 
 @dataclass(slots=True)
 class PngFacts:
@@ -56,7 +63,8 @@ def walk(data: bytes) -> PngFacts:
     Time is linear in the length of the data; at most 1 MiB of a text chunk is inflated.
 
     Raises:
-        RejectedImage: TensorFlow would not decode the file, or it is cut, or a checksum is wrong.
+        RejectedImage: TensorFlow would not decode the file, or it would take out of proportion, or it is cut, or a checksum is
+            wrong.
     """
     return _Walker(data).walk()
 
@@ -68,10 +76,12 @@ class _Walker:
     facts: PngFacts | None = None
     seen: set[bytes] = field(default_factory=set)
     previous: bytes = b""
+    num_compressed: int = 0
 
     def walk(self) -> PngFacts:
         while self.previous != b"IEND":
             kind, payload = self._chunk()
+            self._count_compressed(kind, payload)
             self._read(kind, payload)
             self.seen.add(kind)
             self.previous = kind
@@ -112,6 +122,12 @@ class _Walker:
             _read_metadata(self.facts, kind, payload)
         elif kind == b"IHDR" or (kind[0:1].isupper() and kind != b"IEND"):
             self._reject("damaged_header", f"chunk {kind!r}: a critical chunk that is unknown or repeated")
+
+    def _count_compressed(self, kind: bytes, payload: bytes) -> None:
+        flag = payload.partition(b"\0")[2][:1]
+        self.num_compressed += kind in (b"zTXt", b"iCCP") or (kind == b"iTXt" and flag == b"\1")
+        if self.num_compressed > MAX_COMPRESSED_CHUNKS:
+            self._reject("too_costly", f"more than {MAX_COMPRESSED_CHUNKS} chunks of compressed text or colour profiles")
 
     def _header(self, payload: bytes) -> PngFacts:
         if len(payload) != 13:
