@@ -14,6 +14,7 @@ import zlib
 from datetime import timedelta
 from pathlib import Path
 
+import PIL
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -296,6 +297,10 @@ def test_orientation_of_unusual_types(kind):
 
 
 XMP_8 = b'<x:xmpmeta tiff:Orientation="8">'
+LYING_ENTRIES = (
+    [exif_segment(directory((0x010F, 2, 5, 8), (0x010F, 2, 9, 1000)))],
+    [exif_segment(directory((0x010F, 2, 5000, 8)))],
+)
 
 
 @pytest.mark.parametrize(
@@ -311,8 +316,7 @@ XMP_8 = b'<x:xmpmeta tiff:Orientation="8">'
         (1, [exif_segment(b"neither II nor MM")]),
         (1, [segment(0xE1, tiff(">", 6))]),
         (6, [exif_segment(b"Exif\0\0" + tiff(">", 6))]),
-        (6, [exif_segment(directory((0x010F, 2, 5, 8), (0x010F, 2, 9, 1000)))]),
-        (6, [exif_segment(directory((0x010F, 2, 5000, 8)))]),
+        *((6, inserted) for inserted in LYING_ENTRIES),
         (1, [exif_segment(directory((0x010F, 2, 9, 1000)))]),
         (6, [exif_segment(directory((0x010F, 99, 9, 1000)))]),
     ],
@@ -324,7 +328,8 @@ XMP_8 = b'<x:xmpmeta tiff:Orientation="8">'
 def test_orientation_among_several_segments(expected, inserted):
     data = with_segments(BASELINE, *inserted)
     assert read_header(data).orientation == expected
-    if b"neither" not in data:  # there Pillow raises
+    # Of "neither" Pillow raises; before version 13 it gave up at entries that lie, which later ones step over.
+    if b"neither" not in data and not (inserted in LYING_ENTRIES and int(PIL.__version__.split(".")[0]) < 13):
         assert pillow_orientation(data) == expected
 
 
