@@ -4,11 +4,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import write
 from format_fixtures import draw_pictures, written
 
-from tfpipe.exporting import freezing, rounding, signatures
+from tfpipe.exporting import artefacts, freezing, rounding, signatures, specifications
+from tfpipe.exporting.formats import WRITERS, Work
 from tfpipe.exporting.specifications import Specification
 from tfpipe.exporting.wrapping import wrap
+from tfpipe.records.errors import DataError
 
 pytestmark = pytest.mark.tf
 
@@ -62,13 +65,13 @@ def describe(model):
 
 
 def opened(graph, path):
-    return freezing.load_frozen(written(path, graph.SerializeToString(deterministic=True)))
+    return freezing.load_frozen(written(path, freezing.to_bytes(graph)))
 
 
 @pytest.mark.parametrize("middle", [Branch, WeightyBranch, Loop, recurrent])
 def test_branches_and_loops_say_what_the_model_says(middle, tmp_path):
     model = make_model(middle)
-    graph = freezing.hide_weights(freezing.freeze_images(model, describe(model)))
+    graph = freezing.hide_weights(freezing.freeze_images(model, describe(model), also_nothing=True))
     assert not graph.library.function
     frozen = opened(graph, tmp_path / "image.pb")
     for pictures in BOTH_SIDES:
@@ -78,7 +81,7 @@ def test_branches_and_loops_say_what_the_model_says(middle, tmp_path):
 def test_they_do_so_behind_the_decoder_and_with_halves(tmp_path):
     model = rounding.round_weights(make_model(lambda: keras.Sequential([Branch(), Loop(), keras.layers.GRU(24)])))
     specification = describe(model)
-    graph = rounding.store_half(freezing.hide_weights(freezing.freeze_images(model, specification)))
+    graph = rounding.store_half(freezing.hide_weights(freezing.freeze_images(model, specification, also_nothing=True)))
     frozen = opened(freezing.freeze_files(graph, specification), tmp_path / "bytes.pb")
     answer = freezing.trace(freezing.as_answer(graph), signatures.image_spec(specification))
     in_saved_model = tf.function(lambda files: signatures.answer_files(answer, specification, files))
@@ -87,3 +90,108 @@ def test_they_do_so_behind_the_decoder_and_with_halves(tmp_path):
         np.testing.assert_array_equal(frozen(image_bytes=files)["probabilities"], wanted)
         np.testing.assert_array_equal(frozen.classify(pictures), wanted)
         np.testing.assert_array_equal(in_saved_model(files)["probabilities"], wanted)
+
+
+# ---- empty batches
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A model and its frozen file."""
+    model = make_model(lambda: keras.layers.Activation("relu"))
+    graph = freezing.hide_weights(freezing.freeze_images(model, describe(model), also_nothing=True))
+    return model, written(tmp_path_factory.mktemp("plain") / "image.pb", freezing.to_bytes(graph))
+
+
+def test_an_empty_batch_has_no_answers(plain):
+    model, path = plain
+    nothing = np.zeros((0, *SIZE, 3), np.uint8)
+    found = freezing.load_frozen(path)(image=nothing)
+    assert {name: values.shape for name, values in found.items()} == {"probabilities": (0, 3), "features": (0, 360)}
+    functions = signatures.make(signatures.ask(model), describe(model), has_features=True)
+    assert functions["image"](nothing)["classes"].shape == (0, 2)
+
+
+# ---- damage
+
+
+def test_a_flipped_bit_anywhere_is_damage(plain, tmp_path):
+    data = plain[1].read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(data), 100):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << place % 8
+        with pytest.raises(DataError) as caught:
+            freezing.load_frozen(written(tmp_path / "damaged.pb", bytes(damaged)))
+        assert caught.value.path == str(tmp_path / "damaged.pb")
+
+
+@pytest.mark.parametrize("part", [0.001, 0.5, 0.999])
+def test_a_cut_file_is_damage(plain, tmp_path, part):
+    data = plain[1].read_bytes()
+    with pytest.raises(DataError):
+        freezing.load_frozen(written(tmp_path / "cut.pb", data[: int(part * len(data))]))
+
+
+def test_graphs_that_cannot_be_loaded_are_said(tmp_path):
+    with tf.Graph().as_default() as made:
+        tf.constant(Specification(("a", "b"), SIZE, "pad", "unit", "5" * 64).to_json(), name="specification")
+    graph = made.as_graph_def()
+    graph.node.add(op="NoSuchOperation", name="probabilities")
+    with pytest.raises(DataError, match="cannot be loaded as a frozen graph"):
+        freezing.load_frozen(written(tmp_path / "other.pb", freezing.to_bytes(graph)))
+    graph.node[0].attr["value"].tensor.string_val.append(b"\xff")
+    with pytest.raises(DataError, match="holds no specification"):
+        freezing.load_frozen(written(tmp_path / "other.pb", freezing.to_bytes(graph)))
+
+
+def test_words_that_are_no_utf8_are_damage_in_a_saved_model(tmp_path):
+    write(tmp_path / "saved_model.pb", b"")
+    write(tmp_path / "assets.extra" / "preprocessing.json", b'{"class_names": ["\xff"]}')
+    with pytest.raises(DataError, match="holds no specification"):
+        artefacts.load(tmp_path)
+
+
+def test_names_that_are_no_utf8_come_back():
+    given = Specification(("小 猫", "caf\udce9", 'a"b'), SIZE, "pad", "unit", "5" * 64)
+    assert specifications.from_json(given.to_json().encode("utf-8"), "here") == given
+
+
+# ---- what cannot be written
+
+
+class Unregistered(keras.layers.Layer):
+    def call(self, values):
+        return values * 2
+
+
+def test_models_that_a_format_cannot_hold_are_said(tmp_path):
+    model = make_model(Unregistered)
+    with pytest.raises(DataError, match=r"format keras: .*; register the class") as caught:
+        WRITERS["keras"].write(Work(model, describe(model), tmp_path, half=False))
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_what_a_converter_raises_is_one_line(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no such operation\nand its whole graph")
+
+    model = make_model(Unregistered)
+    for name in ("tflite", "onnx"):
+        monkeypatch.setattr(f"tfpipe.exporting.{name}_files.convert", fail)
+        with pytest.raises(DataError, match=f"^the model cannot be converted to {name}: no such operation; leave it out of fo"):
+            WRITERS[name].write(Work(model, describe(model), tmp_path, half=False))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3, activation="softmax")
+
+    def call(self, values):
+        return self.dense(keras.ops.mean(values, axis=(1, 2)))
+
+
+def test_half_of_a_subclassed_model_is_refused():
+    model = wrap(Subclassed(), class_names=("a", "b", "c"), image_size=SIZE)
+    with pytest.raises(ValueError, match="half needs a model that Keras can build anew"):
+        rounding.round_weights(model)

@@ -102,5 +102,74 @@ def test_what_does_not_fit_is_refused(model, options, message):
         wrap(model(), **options)
 
 
+def several(outputs=2, inputs=1):
+    given = [keras.Input((12, 12, 3), name=f"picture_{index}") for index in range(inputs)]
+    pooled = keras.layers.GlobalAveragePooling2D()(sum(given) if inputs > 1 else given[0])
+    heads = [keras.layers.Dense(3, activation="softmax", name=name)(pooled) for name in ("colour", "species")[:outputs]]
+    return keras.Model(given, heads)
+
+
+class Subclassed(keras.Model):
+    """Gives whatever is made of its probabilities."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.dense, self.make = keras.layers.Dense(3, activation="softmax"), make
+
+    def call(self, values):
+        return self.make(self.dense(keras.ops.mean(values, axis=(1, 2))))
+
+
+class Spoiled(keras.layers.Layer):
+    """NaN for the brightest."""
+
+    def call(self, values):
+        return keras.ops.where(keras.ops.min(values, axis=(1, 2, 3), keepdims=True) > 250, float("nan"), 1.0) * values
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (lambda: several(2), {}, r"has 2 outputs \(colour, species\)"),
+        (lambda: several(1, 2), {}, r"has 2 inputs \(picture_0, picture_1\)"),
+        (lambda: Subclassed(lambda p: {"a": p, "b": p}), {"image_size": (12, 12)}, r"one tensor .* gives a, b"),
+        (lambda: Subclassed(lambda p: [p, p]), {"image_size": (12, 12)}, r"one tensor .* gives list"),
+        (lambda: network(), {"outputs": "logits", "preprocessing": "unit"}, "are probabilities already"),
+        (lambda: network(), {"outputs": "softmax"}, "outputs must be one of"),
+        (lambda: network(), {"outputs": "sigmoid"}, "as outputs=sigmoid"),
+        (lambda: network(), {"preprocessing": "imagenet"}, "preprocessing must be one of"),
+        (lambda: network("sigmoid"), {"preprocessing": "unit"}, "one label per picture"),
+        (lambda: keras.Sequential([keras.Input((12, 12, 3)), Spoiled(), network()]), {}, r"noise \[nan, nan, nan\]\); the wei"),
+        (lambda: network(), {"class_names": "abc"}, "list of different names.*'abc'"),
+        *[
+            (lambda: network(), {"class_names": ["a", bad, "c"]}, "texts that are not empty, of one line and UTF-8")
+            for bad in ("", " ", "a\nb", "\u2028", "\udcff", 5, "\0")
+        ],
+    ],
+)
+def test_what_would_mislead_is_refused(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        wrap(model(), **{"class_names": NAMES, **options})
+
+
+def test_a_list_of_one_output_is_that_output():
+    np.testing.assert_allclose(wrap(several(1), class_names=NAMES).predict(PICTURES).sum(axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_answers_in_float32(policy):
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        model = network()
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    wrapped = wrap(model, class_names=NAMES, preprocessing="unit")
+    np.testing.assert_allclose(wrapped.predict(PICTURES).sum(axis=1), 1, atol=1e-2)
+    assert {name: values.dtype.name for name, values in wrapped.answer(PICTURES).items()} == {
+        "probabilities": "float32",
+        "features": "float32",
+    }
+
+
 def test_any_size_is_fixed_by_image_size():
     assert wrap(network(size=None), class_names=NAMES, image_size=(12, 12)).image_size == (12, 12)

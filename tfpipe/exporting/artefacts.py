@@ -65,7 +65,7 @@ def open_saved_model(path: Path) -> Artefact:
     extra = path / EXTRA_NAME / specifications.FILE_NAME
     if not extra.exists():
         raise DataError(f"not a SavedModel of tfpipe: it has no {extra.relative_to(path)}", path=path)
-    specification = specifications.from_json(extra.read_text("utf-8"), extra)
+    specification = specifications.from_json(extra.read_bytes(), extra)
     try:
         loaded = tf.saved_model.load(os.fspath(path))
         loaded.signatures["image"]

@@ -35,18 +35,14 @@ class Work:
         self.model, self.specification, self.folder, self.half = model, specification, folder, half
 
     @cached_property
-    def _frozen(self) -> Any:
-        return freezing.freeze_images(self.model, self.specification)
-
-    @cached_property
     def plain(self) -> Any:
-        """The frozen graph of pixels, its weights visible: other programs' converters must see them."""
-        return self._stored(self._frozen)
+        """The frozen graph of pixels for other programs' converters, which must see its weights."""
+        return self._stored(freezing.freeze_images(self.model, self.specification))
 
     @cached_property
     def hidden(self) -> Any:
         """The same for TensorFlow, see `freezing.hide_weights`."""
-        return self._stored(freezing.hide_weights(self._frozen))
+        return self._stored(freezing.hide_weights(freezing.freeze_images(self.model, self.specification, also_nothing=True)))
 
     def _stored(self, graph: Any) -> Any:
         return rounding.store_half(graph) if self.half else graph
@@ -80,7 +76,7 @@ def _write_frozen(work: Work) -> dict[str, Artefact]:
     for name, graph in graphs.items():
         if graph.ByteSize() > _PB_LIMIT_BYTES:
             raise ValueError(f"{name} would have {graph.ByteSize()} bytes; TensorFlow reads 2 GiB of a .pb: half, or no pb")
-        found[name] = Artefact("frozen", work.write(name, graph.SerializeToString(deterministic=True)))
+        found[name] = Artefact("frozen", work.write(name, freezing.to_bytes(graph)))
     return found
 
 
@@ -92,7 +88,7 @@ def _write_tflite(work: Work) -> dict[str, Artefact]:
         # TFLite rounds to 16 bits by itself, and more than the weights that were rounded before.
         is_lossy = dynamic_range or work.half
         given = _other(work.specification, name) if is_lossy else work.specification
-        with _quiet():
+        with _quiet(), _converting("tflite"):
             data = tflite_files.convert(work.plain, given, dynamic_range=dynamic_range)
         found[name] = Artefact("tflite", work.write(name, data), is_lossy)
     return found
@@ -106,8 +102,9 @@ def _other(specification: Specification, name: str) -> Specification:
 def _write_onnx(work: Work) -> dict[str, Artefact]:
     from tfpipe.exporting import onnx_files
 
-    path = work.write("model.onnx", onnx_files.convert(work.plain, work.specification))
-    return {"model.onnx": Artefact("onnx", path)}
+    with _converting("onnx"):
+        data = onnx_files.convert(work.plain, work.specification)
+    return {"model.onnx": Artefact("onnx", work.write("model.onnx", data))}
 
 
 def _check_onnx() -> None:
@@ -119,11 +116,31 @@ def _check_onnx() -> None:
 def _write_keras(work: Work) -> dict[str, Artefact]:
     """Writes the Keras file and reads it again: the process that compares the others could not, it lacks tfpipe's layers."""
     path = work.folder / "model.keras"
-    work.model.model.save(path)
-    again = NamedModel(sourcing.load_keras(path))
+    try:
+        work.model.model.save(path)
+        again = NamedModel(sourcing.load_keras(path))
+    except (DataError, TypeError, ValueError, NotImplementedError) as error:  # of a class that Keras does not know, a lambda
+        advice = "register the class (keras.saving.register_keras_serializable) or leave out keras"
+        raise DataError(f"format keras: what is saved {_first_line(error)}; {advice}") from error
     if again.sha256 != work.model.sha256:
-        raise DataError("read again, it is not the model that was saved: a layer's get_config may be incomplete", path=path)
+        raise DataError("format keras: read again, it is not the model that was saved: a layer's get_config may be incomplete")
     return {path.name: Artefact("keras", path)}
+
+
+@contextlib.contextmanager
+def _converting(name: str) -> Iterator[None]:
+    """Turns what a converter raises, which may be anything, into one line that says the format."""
+    try:
+        yield
+    except (ImportError, OSError, MemoryError, tf.errors.ResourceExhaustedError):
+        raise
+    except Exception as error:
+        raise DataError(f"the model cannot be converted to {name}: {_first_line(error)}; leave it out of formats") from error
+
+
+def _first_line(error: Exception) -> str:
+    text = error.message if isinstance(error, DataError) else str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextlib.contextmanager

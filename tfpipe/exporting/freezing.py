@@ -1,7 +1,7 @@
 """Frozen graphs: one `.pb` file with weights and all, which every version of TensorFlow can run without Python code.
 
     images = freeze_images(model, specification)
-    path.write_bytes(freeze_files(images, specification).SerializeToString(deterministic=True))
+    path.write_bytes(to_bytes(freeze_files(images, specification)))
     load_frozen(path)(image_bytes=[file])["probabilities"]
 
 Inputs and outputs are nodes with their names. Equal models give equal bytes.
@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from tfpipe.exporting import signatures, specifications
+from tfpipe.exporting import seals, signatures, specifications
 from tfpipe.exporting.signatures import Answer
 from tfpipe.exporting.specifications import Specification
 from tfpipe.records.errors import DataError
@@ -33,11 +33,16 @@ _SPECIFICATION = "specification"  # the node that carries it
 _MIN_WEIGHT_BYTES = 16
 
 
-def freeze_images(model: NamedModel, specification: Specification) -> Graph:
-    """Returns a model as a graph without variables and functions: `image` -> `probabilities`, `features`."""
-    concrete = tf.function(
-        signatures.ask(model), input_signature=[signatures.image_spec(specification)], autograph=False
-    ).get_concrete_function()
+def freeze_images(model: NamedModel, specification: Specification, *, also_nothing: bool = False) -> Graph:
+    """Returns a model as a graph without variables and functions: `image` -> `probabilities`, `features`.
+
+    Args:
+        model: to be frozen.
+        specification: of the model.
+        also_nothing: see `signatures.ask`; TFLite cannot hold it, and other programs do without.
+    """
+    answer, spec = signatures.ask(model, also_nothing=also_nothing), signatures.image_spec(specification)
+    concrete = tf.function(answer, input_signature=[spec], autograph=False).get_concrete_function()
     frozen = convert_variables_to_constants_v2(concrete)
     return _named(frozen, concrete, specification)
 
@@ -216,12 +221,16 @@ class FrozenGraph:
         nodes = {name: node for name, node in everything.items() if "/" not in name}
         if _SPECIFICATION not in nodes:
             raise DataError(f"not a frozen graph of tfpipe: it has no node {_SPECIFICATION!r}", path=path)
-        (text,) = nodes[_SPECIFICATION].attr["value"].tensor.string_val
-        self.specification = specifications.from_json(text.decode(), path)
+        text = b"".join(nodes[_SPECIFICATION].attr["value"].tensor.string_val)
+        self.specification = specifications.from_json(text, path)
         self.inputs = tuple(name for name, node in nodes.items() if node.op == "Placeholder")
         self.outputs = tuple(name for name, node in nodes.items() if node.op == "Identity")
         self._sources = {name: _source(everything, name) for name in self.outputs}
-        self._graph = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
+        try:
+            self._graph = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
+        except Exception as error:  # of a graph that was made by another program, or with operations of a later TensorFlow
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise DataError(f"cannot be loaded as a frozen graph: {reason}", path=path) from error
         self._pruned: dict[tuple[str, ...], Any] = {}
 
     def __call__(self, **inputs: Any) -> dict[str, Array]:
@@ -259,18 +268,23 @@ def _source(nodes: Mapping[str, Any], name: str) -> str:
     return name if ":" in name else f"{name}:0"
 
 
+def to_bytes(graph: Graph) -> bytes:
+    """Returns the file of a graph, sealed against damage."""
+    return seals.seal(graph.SerializeToString(deterministic=True), seals.graph_entry)
+
+
 def load_frozen(path: str | os.PathLike[str]) -> FrozenGraph:
     """Returns a frozen graph of an export.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no graph, or none of tfpipe.
+        DataError: it is no graph, none of tfpipe, or damaged.
     """
-    graph = tf.compat.v1.GraphDef()
+    graph, data = tf.compat.v1.GraphDef(), Path(path).read_bytes()
     try:
-        graph.ParseFromString(Path(path).read_bytes())
+        graph.ParseFromString(data)
     except Exception as error:  # protobuf has one class for it in each of its implementations
-        if isinstance(error, OSError):
-            raise
         raise DataError("no frozen graph: the file was cut or is another kind of file", path=path) from error
+    if any(node.name == _SPECIFICATION for node in graph.node) and not seals.is_sealed(data, seals.graph_entry):
+        raise DataError("a damaged frozen graph: it is not what was written", path=path)
     return FrozenGraph(graph, path)

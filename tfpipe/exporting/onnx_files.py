@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.exporting import specifications
+from tfpipe.exporting import seals, signatures, specifications
 from tfpipe.exporting.predictors import Artefact
 from tfpipe.exporting.specifications import Specification
 from tfpipe.records.cores import count_cores
@@ -33,7 +33,6 @@ Array = np.ndarray[Any, Any]
 OPSET = 15
 BATCH_NAME = "batch"  # of the first dimension
 
-_OUTPUTS = ("probabilities", "features")
 _SPECIFICATION_KEY, _CLASS_NAMES_KEY = "tfpipe", "class_names"
 
 
@@ -72,11 +71,10 @@ def convert(graph: Graph, specification: Specification) -> bytes:
     _number_names(model.graph)
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = BATCH_NAME
-    names = json.dumps(specification.class_names, ensure_ascii=False)
+    names = specifications.dump_json(specification.class_names)
     onnx.helper.set_model_props(model, {_SPECIFICATION_KEY: specification.to_json(), _CLASS_NAMES_KEY: names})
     onnx.checker.check_model(model, full_check=True)
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    return seals.seal(model.SerializeToString(deterministic=True), seals.onnx_entry)
 
 
 def _take_out_halves(graph: Graph) -> tuple[Graph, dict[str, Array]]:
@@ -95,7 +93,7 @@ def _take_out_halves(graph: Graph) -> tuple[Graph, dict[str, Array]]:
 def _translate(graph: Graph, more_inputs: Iterable[str]) -> Any:
     tf2onnx = _import("tf2onnx")
     found = {node.name for node in graph.node}
-    outputs = [name for name in _OUTPUTS if name in found]
+    outputs = [name for name in signatures.OUTPUTS if name in found]
     inputs = ["image", *more_inputs]
     with _quiet():
         model, _ = tf2onnx.convert.from_graph_def(
@@ -169,12 +167,11 @@ def open_onnx(path: str | os.PathLike[str]) -> Artefact:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no ONNX file, was cut, or is not from tfpipe.
+        DataError: it is no ONNX file, was cut or damaged, or is not from tfpipe.
         ImportError: onnxruntime is missing.
     """
     onnxruntime = _import("onnxruntime")
-    with open(path, "rb"):  # onnxruntime has an error of its own for what is missing
-        pass
+    is_whole = seals.is_sealed(Path(path).read_bytes(), seals.onnx_entry)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = count_cores()  # its default counts those of the machine
     options.log_severity_level = 3  # errors
@@ -188,6 +185,8 @@ def open_onnx(path: str | os.PathLike[str]) -> Artefact:
         raise DataError("cannot be run as an ONNX model: it was cut or is another kind of file", path=path) from error
     if _SPECIFICATION_KEY not in facts:
         raise DataError(f"an ONNX file without {_SPECIFICATION_KEY!r} in its metadata: not one that tfpipe exported", path=path)
+    if not is_whole:
+        raise DataError("a damaged ONNX file: it is not what was written", path=path)
     return Artefact(specifications.from_json(facts[_SPECIFICATION_KEY], path), lambda images: _run(session, images))
 
 

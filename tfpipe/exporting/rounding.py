@@ -27,9 +27,13 @@ def round_weights(model: NamedModel) -> NamedModel:
     """Returns a copy whose weights are numbers of float16, to the nearest.
 
     Raises:
-        ValueError: a weight is beyond float16's 65,504.
+        ValueError: a weight is beyond float16's 65,504, or the model cannot be built anew.
     """
-    copy = keras.models.clone_model(model.model)
+    try:
+        copy = keras.models.clone_model(model.model)
+    except (TypeError, ValueError, NotImplementedError) as error:  # of a class without get_config, or of a subclassed model
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"half needs a model that Keras can build anew from its configuration: {reason}") from error
     rounded = []
     for weight in model.model.weights:
         values = weight.numpy()

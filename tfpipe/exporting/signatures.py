@@ -74,9 +74,26 @@ def image_spec(specification: Specification) -> tf.TensorSpec:
     return tf.TensorSpec([None, *specification.image_size, 3], tf.uint8, name="image")
 
 
-def ask(model: NamedModel) -> Answer:
-    """Returns the function from pixels to "probabilities" and, where the model knows them, "features"."""
-    return lambda image: dict(model.network(image, training=False))
+def ask(model: NamedModel, *, also_nothing: bool = True) -> Answer:
+    """Returns the function from pixels to "probabilities" and, where the model knows them, "features".
+
+    Args:
+        model: to be asked.
+        also_nothing: a batch of no pictures is answered, too: TensorFlow's fused product of matrices fails on one.
+    """
+
+    def answer(image: tf.Tensor) -> Tensors:
+        return dict(model.network(image, training=False))
+
+    def answer_also_nothing(image: tf.Tensor) -> Tensors:
+        count = tf.shape(image)[0]
+        one_more = tf.cast(count == 0, tf.int32)
+        padded = tf.pad(image, [[0, one_more], [0, 0], [0, 0], [0, 0]])
+        padded.set_shape([None, *image.shape[1:]])
+        answers = answer(padded)
+        return {name: value[:count] for name, value in answers.items()}
+
+    return answer_also_nothing if also_nothing else answer
 
 
 def answer_files(answer: Answer, specification: Specification, image_bytes: tf.Tensor) -> Tensors:
@@ -85,10 +102,7 @@ def answer_files(answer: Answer, specification: Specification, image_bytes: tf.T
     The model sees zeros for a bad file: a batch keeps its size, and with it every other row its bits.
     """
     image, valid = _decode(specification, image_bytes)
-    count = tf.shape(image)[0]
-    one_more = tf.cast(count == 0, tf.int32)  # TensorFlow's fused product of matrices fails on a batch of none
-    answers = answer(tf.pad(image, [[0, one_more], [0, 0], [0, 0], [0, 0]]))
-    answers = {name: value[:count] for name, value in answers.items()}
+    answers = dict(answer(image))
     answers |= _top(specification, answers["probabilities"])
     masked = {name: tf.where(valid[:, tf.newaxis], value, tf.zeros_like(value)) for name, value in answers.items()}
     return {**masked, "valid": valid, "pixels": image}

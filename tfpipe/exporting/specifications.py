@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from tfpipe.records.errors import DataError
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 
 FILE_NAME = "preprocessing.json"
+LABELS_NAME = "labels.txt"
 FORMAT_VERSION = 1
 
 
@@ -50,10 +52,16 @@ class Specification:
     def to_json(self) -> str:
         """Returns one JSON object, the same text for equal specifications."""
         facts = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
-        return json.dumps(facts, ensure_ascii=False, sort_keys=True, indent=2) + "\n"
+        return dump_json(facts, indent=2) + "\n"
 
 
-def from_json(text: str, path: str | os.PathLike[str]) -> Specification:
+def dump_json(value: Any, *, indent: int | None = None) -> str:
+    """Returns JSON that is UTF-8: of a file system's names, what is none is written as an escape, and so comes back."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, indent=indent)
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def from_json(text: str | bytes, path: str | os.PathLike[str]) -> Specification:
     """Returns what `to_json` wrote.
 
     Args:

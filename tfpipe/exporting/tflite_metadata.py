@@ -27,7 +27,6 @@ from tfpipe.exporting import specifications
 from tfpipe.exporting.specifications import Specification
 from tfpipe.records.errors import DataError
 
-LABELS_NAME = "labels.txt"
 SIGNATURE = "serving_default"
 
 _BUFFER_NAME = b"TFLITE_METADATA"
@@ -49,7 +48,7 @@ def attach(model: bytes, specification: Specification) -> bytes:
     return _append_files(
         flatbuffer_utils.convert_object_to_bytearray(content),
         {
-            LABELS_NAME: "".join(f"{name}\n" for name in specification.class_names),
+            specifications.LABELS_NAME: "".join(f"{name}\n" for name in specification.class_names),
             specifications.FILE_NAME: specification.to_json(),
         },
     )
@@ -119,7 +118,7 @@ def _describe(specification: Specification) -> bytes:
     levels = _table(builder, [("Int32", 0), ("Int32", 255)])
     content = _table(builder, [("Uint8", _IMAGE_PROPERTIES), ("UOffsetTRelative", properties), ("UOffsetTRelative", levels)])
     image = _tensor(builder, "image", f"RGB, 0..255, resized by {specification.resize}", content=content)
-    labels = _file(builder, LABELS_NAME, "names of the classes, in order", _TENSOR_AXIS_LABELS)
+    labels = _file(builder, specifications.LABELS_NAME, "names of the classes, in order", _TENSOR_AXIS_LABELS)
     probabilities = _tensor(builder, "probabilities", "one for each class", files=[labels])
     inputs, outputs = _offsets(builder, [image]), _offsets(builder, [probabilities])
     graph = _table(builder, [None, None, ("UOffsetTRelative", inputs), ("UOffsetTRelative", outputs)])

@@ -6,7 +6,9 @@ model.predict(images)    # uint8 [B, H, W, 3] -> float32 [B, C]
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,7 +17,9 @@ from tfpipe.pipeline import decoding
 from tfpipe.transfer import cutting, layers
 from tfpipe.transfer.classifiers import NamedModel
 
-_TOLERANCE = 1e-3  # of a sum of probabilities: bfloat16 has three digits
+_TOLERANCE, _TOLERANCE_16_BITS = 1e-3, 1e-2  # of a sum of probabilities: bfloat16 has less than three digits
+_NO_SIGNS = ("Cc", "Cs", "Zl", "Zp")  # of Unicode: control, surrogate, line separator, paragraph separator
+_TENSOR = keras.KerasTensor
 
 
 def wrap(
@@ -43,25 +47,63 @@ def wrap(
     Raises:
         ValueError: an argument does not fit the network, or its outputs are no probabilities.
     """
-    if len(set(class_names)) < len(class_names) or not class_names:
-        raise ValueError(f"class_names must be different names, one per column (got {list(class_names)})")
+    _check_names(class_names)
     decoding.check_mode(resize)
-    if isinstance(network, keras.Sequential) and network.built:
-        network = keras.Model(network.inputs, network.outputs, name=network.name)
+    _check_word("preprocessing", preprocessing, layers.PREPROCESSINGS)
+    _check_word("outputs", outputs or "probabilities", layers.OUTPUTS)
+    network = _with_one_input_and_output(network)
     size = _size(network, image_size)
     images = keras.Input((*size, 3), dtype="uint8", name="image")
     values = layers.Preprocessing(preprocessing, resize, name="preprocessing")(images)
     _check_channels(network, values.shape[-1])
     for name, part in _parts(network).items():
         values = layers.Trunk(part, inference=True, name=name)(values)
-    source = outputs or ("sigmoid" if values.shape[-1] == 1 and len(class_names) == 2 else "probabilities")
-    columns = 2 if source == "sigmoid" and values.shape[-1] == 1 else values.shape[-1]
-    if len(values.shape) != 2 or columns != len(class_names):
-        raise ValueError(f"{network.name}: outputs of shape {values.shape} for {len(class_names)} class names")
-    probabilities = layers.Probabilities(class_names, source=source, name="probabilities")
-    model = NamedModel(keras.Model(images, probabilities(values), name="classifier"))
-    _check_probabilities(model, network.name, source)
+    _check_tensor(values, network.name)
+    outputs = outputs or ("sigmoid" if values.shape[-1] == 1 and len(class_names) == 2 else "probabilities")
+    columns = 1 if outputs == "sigmoid" else len(class_names)
+    if len(values.shape) != 2 or values.shape[-1] != columns or (outputs == "sigmoid" and len(class_names) != 2):
+        raise ValueError(
+            f"{network.name}: outputs of shape {values.shape} for {len(class_names)} class names, as outputs={outputs}"
+        )
+    probabilities = layers.Probabilities(class_names, source=outputs, name="probabilities")(values)
+    model = NamedModel(keras.Model(images, probabilities, name="classifier"))
+    _check_outputs(keras.Model(images, [values, probabilities]), network.name, outputs)
     return model
+
+
+def _check_names(class_names: Sequence[str]) -> None:
+    if isinstance(class_names, str) or not class_names or len(set(class_names)) < len(class_names):
+        got = repr(class_names) if isinstance(class_names, str) else list(class_names)
+        raise ValueError(f"class_names must be a list of different names, one per column (got {got})")
+    for name in class_names:
+        if not isinstance(name, str) or not name.strip() or any(unicodedata.category(sign) in _NO_SIGNS for sign in name):
+            raise ValueError(f"class_names must be texts that are not empty, of one line and UTF-8 (got {name!r})")
+
+
+def _check_word(argument: str, value: str, words: Sequence[str]) -> None:
+    if value not in words:
+        raise ValueError(f"{argument} must be one of {', '.join(words)} (got {value!r})")
+
+
+def _with_one_input_and_output(network: keras.Model) -> keras.Model:
+    """Returns a network from one tensor to one, where it is a graph; lists and dictionaries of one are taken apart."""
+    if not getattr(network, "inputs", None) or not getattr(network, "outputs", None):
+        return network  # a subclassed one
+    if len(network.inputs) > 1:
+        names = ", ".join(tensor.name for tensor in network.inputs)
+        raise ValueError(f"{network.name}: has {len(network.inputs)} inputs ({names}); one is expected")
+    if len(network.outputs) > 1:
+        names = ", ".join(getattr(network, "output_names", ()))
+        raise ValueError(f"{network.name}: has {len(network.outputs)} outputs ({names}); give a model of the one to export")
+    if cutting.is_functional(network) and isinstance(network.input, _TENSOR) and isinstance(network.output, _TENSOR):
+        return network
+    return keras.Model(network.inputs[0], network.outputs[0], name=network.name)
+
+
+def _check_tensor(values: Any, name: str) -> None:
+    if not isinstance(values, _TENSOR):
+        kinds = ", ".join(values) if isinstance(values, dict) else type(values).__name__
+        raise ValueError(f"{name}: one tensor [B, C] is expected of it (it gives {kinds})")
 
 
 def _size(network: keras.Model, image_size: tuple[int, int] | None) -> tuple[int, int]:
@@ -99,12 +141,32 @@ def _parts(network: keras.Model) -> dict[str, keras.Model]:
     return {"outputs": network}
 
 
-def _check_probabilities(model: NamedModel, name: str, source: str) -> None:
-    """Looks at answers to noise: logits taken for probabilities would be wrong without a word."""
-    noise = np.random.default_rng(0).integers(0, 256, (4, *model.image_size, 3), dtype=np.uint8)
+def _check_outputs(model: keras.Model, name: str, outputs: str) -> None:
+    """Looks at answers to noise: logits taken for probabilities, or the reverse, would be wrong without a word."""
+    noise = np.random.default_rng(0).integers(0, 256, (4, *model.input_shape[1:]), dtype=np.uint8)
     plain = [np.full_like(noise[:1], level) for level in (0, 64, 128, 255)]
-    found = model.predict(np.concatenate([noise, noise // 8 + 100, *plain]))
-    in_range = np.isfinite(found).all() and (found >= -_TOLERANCE).all() and (found <= 1 + _TOLERANCE).all()
-    if not in_range or (abs(found.sum(axis=1) - 1) > _TOLERANCE).any():
-        advice = "say outputs=logits if a softmax is missing" if source == "probabilities" else "the weights may be damaged"
-        raise ValueError(f"{name}: its outputs are no probabilities (for noise {found[0].tolist()[:5]}); {advice}")
+    answers = model(np.concatenate([noise, noise // 8 + 100, *plain]), training=False)
+    tolerance = _TOLERANCE if answers[0].dtype == "float32" else _TOLERANCE_16_BITS
+    values, found = (np.asarray(answer, np.float32) for answer in answers)
+    if outputs == "logits" and _are_probabilities(values, tolerance).all():
+        raise ValueError(f"{name}: its outputs are probabilities already (for noise {_first(values)}); say no outputs=logits")
+    if not (good := _are_probabilities(found, tolerance)).all():
+        bad = values[~good]
+        advice = "the weights may be damaged"
+        if outputs == "probabilities" and np.isfinite(bad).all():
+            in_range = (values >= 0).all() and (values <= 1).all()
+            several = "tfpipe exports classifiers of one label per picture, whose outputs sum to 1"
+            advice = several if in_range else "say outputs=logits if a softmax is missing"
+        raise ValueError(f"{name}: its outputs are no probabilities (for noise {_first(bad)}); {advice}")
+
+
+def _are_probabilities(values: np.ndarray[Any, Any], tolerance: float) -> np.ndarray[Any, Any]:
+    """Returns which rows are."""
+    sums = abs(values.sum(axis=1) - 1) <= tolerance
+    good: np.ndarray[Any, Any] = sums & (values >= -tolerance).all(axis=1) & (values <= 1 + tolerance).all(axis=1)
+    return good
+
+
+def _first(rows: np.ndarray[Any, Any]) -> list[float]:
+    numbers: list[float] = rows[0].tolist()[:5]
+    return numbers

@@ -98,7 +98,8 @@ class NamedModel:
         """Pictures -> {"probabilities"} and, where a layer is known to have them, "features" [B, D]."""
         outputs = {"probabilities": self.model.output}
         if self._feature_layers:
-            outputs["features"] = self._feature_layers[0].output
+            features = self._feature_layers[0].output
+            outputs["features"] = features if features.dtype == "float32" else keras.ops.cast(features, "float32")
         return keras.Model(self.model.input, outputs, name="network")
 
     @property
