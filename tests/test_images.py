@@ -297,6 +297,7 @@ def test_orientation_of_unusual_types(kind):
 
 
 XMP_8 = b'<x:xmpmeta tiff:Orientation="8">'
+OLD_PILLOW = int(PIL.__version__.split(".")[0]) < 13  # gives up at EXIF entries that lie, which 13 and our code step over
 LYING_ENTRIES = (
     [exif_segment(directory((0x010F, 2, 5, 8), (0x010F, 2, 9, 1000)))],
     [exif_segment(directory((0x010F, 2, 5000, 8)))],
@@ -328,8 +329,7 @@ LYING_ENTRIES = (
 def test_orientation_among_several_segments(expected, inserted):
     data = with_segments(BASELINE, *inserted)
     assert read_header(data).orientation == expected
-    # Of "neither" Pillow raises; before version 13 it gave up at entries that lie, which later ones step over.
-    if b"neither" not in data and not (inserted in LYING_ENTRIES and int(PIL.__version__.split(".")[0]) < 13):
+    if b"neither" not in data and not (OLD_PILLOW and inserted in LYING_ENTRIES):  # of "neither" Pillow raises
         assert pillow_orientation(data) == expected
 
 
@@ -360,6 +360,7 @@ def test_a_text_chunk_that_inflates_to_gigabytes_costs_nothing():
     assert time.perf_counter() - started < 1
 
 
+@pytest.mark.skipif(OLD_PILLOW, reason="Pillow 13 or newer is needed: older ones read damaged EXIF otherwise")
 @BOUNDED
 @given(st.sampled_from("<>"), st.integers(0, 9), st.data())
 def test_orientation_of_damaged_exif_equals_pillow(byte_order, orientation, data):
