@@ -175,3 +175,12 @@ def test_a_missing_package_is_named_with_the_way_to_install_it(graph, monkeypatc
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=rf"the package {missing} .*pip install 'tfpipe\[onnx\]'"):
         onnx_files.convert(graph, SPECIFICATION)
+
+
+def test_a_flipped_bit_that_can_still_be_run_is_damage(path, tmp_path):
+    data = path.read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(data), 20):  # most are in a weight
+        damaged = bytearray(data)
+        damaged[place] ^= 1
+        with pytest.raises(DataError):
+            onnx_files.open_onnx(written(tmp_path / "damaged.onnx", bytes(damaged)))
