@@ -40,7 +40,6 @@ from tfpipe.transfer.classifiers import NamedModel
 _log = logging.getLogger("tfpipe")
 
 FORMATS = tuple(WRITERS)
-LABELS_NAME = "labels.txt"
 PARITY_NAME = "parity.json"
 CHECKSUMS_NAME = "SHA256SUMS"
 
@@ -236,7 +235,7 @@ def _write_words(folder: Path, specification: Specification) -> None:
     for place in places:
         place.mkdir(exist_ok=True)
         (place / specifications.FILE_NAME).write_text(specification.to_json(), "utf-8")
-        (place / LABELS_NAME).write_bytes(labels)
+        (place / specifications.LABELS_NAME).write_bytes(labels)
 
 
 def _write_parity(folder: Path, rows: Sequence[Row], half: Mapping[str, Any] | None) -> None:
