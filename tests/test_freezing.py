@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import write
+from evaluation_fixtures import make_classifier
 from format_fixtures import draw_pictures, written
 
 from tfpipe.exporting import artefacts, freezing, rounding, signatures, specifications
@@ -105,10 +106,10 @@ def plain(tmp_path_factory):
     return model, written(tmp_path_factory.mktemp("plain") / "image.pb", freezing.to_bytes(graph))
 
 
-def test_an_empty_batch_has_no_answers(plain):
-    model, path = plain
-    nothing = np.zeros((0, *SIZE, 3), np.uint8)
-    found = freezing.load_frozen(path)(image=nothing)
+def test_an_empty_batch_has_no_answers(tmp_path):
+    model, nothing = make_classifier(), np.zeros((0, 8, 8, 3), np.uint8)
+    graph = freezing.hide_weights(freezing.freeze_images(model, describe(model), also_nothing=True))
+    found = opened(graph, tmp_path / "image.pb")(image=nothing)
     assert {name: values.shape for name, values in found.items()} == {"probabilities": (0, 3), "features": (0, 8)}
     functions = signatures.make(signatures.ask(model), describe(model), has_features=True)
     assert functions["image"](nothing)["classes"].shape == (0, 2)
