@@ -158,6 +158,9 @@ def test_every_file_answers_when_it_is_opened(exported, name):
     predictor = artefacts.load(exported.folder / name)
     pictures = np.stack([evaluated(data) for data in FILES])
     assert tuple(predictor.class_names) == CLASS_NAMES
+    assert getattr(predictor, "form", "") == {"": "saved_model", "saved_model": "saved_model", "model.keras": ""}.get(
+        name, f".{name.split('.')[-1]}"
+    )
     assert (predictor.image_size, predictor.resize, predictor.sha256) == ((8, 8), "stretch", exported.classifier.sha256)
     tolerance = 1e-5 if name in ("model.tflite", "model.onnx") else 0
     np.testing.assert_allclose(predictor.predict(pictures), exported.classifier.predict(pictures), rtol=0, atol=tolerance)

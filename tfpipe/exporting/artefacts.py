@@ -8,6 +8,7 @@ Callers need not know which it is: all answer alike.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -43,11 +44,13 @@ def load(path: str | os.PathLike[str]) -> Predictor:
     if (place / SAVED_MODEL_NAME / _GRAPH_NAME).exists():
         place /= SAVED_MODEL_NAME
     if (place / _GRAPH_NAME).exists():
-        return open_saved_model(place)
+        return dataclasses.replace(open_saved_model(place), form=SAVED_MODEL_NAME)
+    if not place.exists():
+        raise FileNotFoundError(
+            f"{place}: no such model: a run's folder, a .keras file, or an export or a file of it is needed"
+        )
     if place.suffix in _OPENERS and not place.is_dir():
-        if not place.exists():
-            raise FileNotFoundError(f"{place}: no such file")
-        return _OPENERS[place.suffix](place)
+        return dataclasses.replace(_OPENERS[place.suffix](place), form=place.suffix)
     model, file = classifiers.load_model(place)
     return NamedModel(model) if classifiers.is_named(model) and not _is_classifier(model) else classifiers.check(model, file)
 

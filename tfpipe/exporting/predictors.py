@@ -27,10 +27,12 @@ class Artefact:
     Attributes:
         specification: what travelled with it.
         run: uint8 [B, H, W, 3] -> float32 [B, C].
+        form: kind of the file: forms of one model have one hash, and differ in the last digit.
     """
 
     specification: Specification
     run: Callable[[Any], Array]
+    form: str = ""
 
     @property
     def class_names(self) -> Sequence[str]:

@@ -186,7 +186,7 @@ def _loaded(model: Predictor | Model | str | os.PathLike[str]) -> Predictor:
 
 def _identity(model: Any, predictor: Predictor) -> str:
     """Returns a hash that is another one where probabilities may be others, be it in their last digit."""
-    facts: list[object] = [type(predictor).__qualname__, predictor.sha256]
+    facts: list[object] = [type(predictor).__qualname__, getattr(predictor, "form", ""), predictor.sha256]
     if isinstance(model, str | os.PathLike):  # every form of a model has the hash of the one that it was made from
         path = Path(model).resolve()
         graphs = sorted(path.rglob("*.pb")) if path.is_dir() else [path]
