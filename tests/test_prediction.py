@@ -219,7 +219,7 @@ def test_a_csv_names_pictures_below_its_own_folder(tmp_path):
     rows = written(Averages(), table, tmp_path, columns="full")
     assert [row[0] for row in rows[1:] if row[2]] == ["gone"]
     assert rows[-1][1:3] == ["gone.jpg", "unreadable: cannot be read: No such file or directory"]
-    write(table, "id,path\n第二,a/2.jpg\nfirst,a/10.jpg\n".encode())
+    write(table, "ID,Path\n第二,a/2.jpg\nfirst,a/10.jpg\n".encode())
     assert ids(table) == ["first", "第二"]
     assert [row[0] for row in written(Averages(), [table, elsewhere], tmp_path)[1:]] == ["1", "first", "第二"]
 
@@ -229,6 +229,8 @@ def test_a_csv_names_pictures_below_its_own_folder(tmp_path):
     [
         (b"file\na.jpg\n", "line 1 .*a column called path is needed.*there are: file"),
         (b"", "a column called path is needed"),
+        (b"path;id\na.jpg;1\n", "line 1 .*must be separated by commas"),
+        (b"path\tid\na.jpg\t1\n", "line 1 .*must be separated by commas"),
         (b"path,path\na,b\n", "a column called path is needed"),
         (b"path,id\na.jpg,1\nb.jpg\n", "line 3 .*1 fields, expected 2"),
         (b"path,id\na.jpg,\n", "line 2 .*an empty path or id"),
@@ -510,6 +512,22 @@ def test_mistakes_are_found_before_the_model_is_asked(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="model"):
         predict(tmp_path / "model", folder, out)
     assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_output_never_replaces_a_list_of_paths(folder, tmp_path, several):
+    table = write(tmp_path / "list.csv", f"path\n{folder}/2.jpg\n".encode())
+    os.symlink("list.csv", tmp_path / "link.csv")
+    for output in (table, tmp_path / "link.csv"):
+        with pytest.raises(ValueError, match="another file than the inputs"):
+            predict(Untouched(), [folder / "10.jpg", table] if several else str(table), output, progress=False)
+    assert table.read_bytes() == f"path\n{folder}/2.jpg\n".encode()
+
+
+def test_two_outputs_have_their_own_lists_of_bad_pictures(folder, tmp_path):
+    write(folder / "bad.jpg", b"")
+    paths = {predict(Averages(), folder, tmp_path / f"o.{end}", progress=False).rejected_path for end in ("csv", "jsonl")}
+    assert paths == {tmp_path / "o.rejected.jsonl", tmp_path / "o.jsonl.rejected.jsonl"}
 
 
 @pytest.mark.parametrize("name", ["2.jpg", "link.csv", "sub/../2.jpg"])

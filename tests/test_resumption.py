@@ -14,6 +14,7 @@ from prediction_fixtures import Mixing, bad_files, left_behind, undecodable
 from tfpipe.records.errors import DataError
 from tfpipe.serving import prediction, resumption
 from tfpipe.serving.prediction import predict
+from tfpipe.serving.tables import rejected_path
 
 pytestmark = pytest.mark.tf
 
@@ -56,7 +57,7 @@ def expected(folder, tmp_path_factory):
 def run(model, inputs, output, **options):
     predict(model, inputs, output, **{**OPTIONS, **options})
     assert not [name for name in left_behind(output.parent) if name.startswith(".")]
-    return output.read_bytes(), output.with_name("out.rejected.jsonl").read_bytes()
+    return output.read_bytes(), rejected_path(output).read_bytes()
 
 
 def stop(folder, output, last=2, **options):
@@ -81,7 +82,7 @@ def test_stopped_at_any_batch_it_goes_on(folder, tmp_path, expected, name, last)
     model = Mixing()
     assert run(model, folder, tmp_path / name) == expected[name]
     assert len(model.batches) == 3 - last
-    assert sorted(left_behind(tmp_path)) == sorted([name, "out.rejected.jsonl"])
+    assert sorted(left_behind(tmp_path)) == sorted([name, rejected_path(tmp_path / name).name])
 
 
 def test_what_a_kill_cut_is_done_again(folder, tmp_path, expected):
@@ -97,6 +98,30 @@ def test_what_a_kill_cut_is_done_again(folder, tmp_path, expected):
         assert run(model, folder, tmp_path / "out.csv") == expected["out.csv"]
         batches.append(len(model.batches))
     assert batches == [3, 3, 3, 2, 2, 2, 1]
+
+
+def test_what_is_damaged_is_done_again(folder, tmp_path, expected):
+    lines = stop(folder, tmp_path / "out.csv", 2).read_bytes().splitlines(keepends=True)
+    digit = lines[1].index(b"0.") + 3
+    flipped = lines[1][:digit] + bytes([lines[1][digit] ^ 1]) + lines[1][digit + 1 :]
+    spoilt = [lines[:number] + lines[number + 1 :] for number in range(len(lines))]
+    spoilt += [[lines[0], flipped, lines[2]], [lines[0], lines[2], lines[1]], [lines[0], lines[1], *lines[1:]]]
+    spoilt += [[b'{"a": 1}\n'], [*lines[:2], b'{"a": 1}\n'], [*lines[:2], b'{"a": 1}\n', lines[2]]]
+    batches = []
+    for content in spoilt:
+        write(tmp_path / ".out.csv.partial", b"".join(content))
+        model = Mixing()
+        assert run(model, folder, tmp_path / "out.csv") == expected["out.csv"]
+        batches.append(len(model.batches))
+    assert batches == [3, 3, 2, 3, 3, 2, 3, 2, 2]
+
+
+def test_an_output_with_rows_missing_gets_no_name(folder, tmp_path, monkeypatch):
+    parts = resumption.Unfinished.parts
+    monkeypatch.setattr(resumption.Unfinished, "parts", lambda work: list(parts(work))[1:])
+    with pytest.raises(DataError, match=r"rows, expected 17"):
+        predict(Mixing(), folder, tmp_path / "out.csv", **OPTIONS)
+    assert left_behind(tmp_path) == []
 
 
 def test_other_work_begins_anew_and_says_so(tmp_path, caplog):

@@ -50,7 +50,9 @@ def _read_csv(file: Path) -> Iterator[Found]:
     with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         lines = csv.reader(text, strict=True)
         try:
-            names = next(lines, [])
+            names = [name.strip().lower() for name in next(lines, [])]
+            if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
+                raise ValueError(f"columns must be separated by commas (the first line is {names[0]!r})")
             if names.count("path") != 1 or names.count("id") > 1:
                 raise ValueError(f"a column called path is needed, and perhaps one called id (there are: {', '.join(names)})")
             for line in filter(None, lines):

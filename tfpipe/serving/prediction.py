@@ -121,7 +121,7 @@ def predict(
     tables.check_options(file_format, columns)
     _check_options(on_error, batch_size)
     listing = sources.list_pictures(inputs, split)
-    _check_replaced(path, listing)
+    _check_replaced(path, inputs, listing)
     _say_passed_over(listing.passed_over)
     predictor = _loaded(model)
     words = (positive_class, id_column, value_column)
@@ -172,6 +172,8 @@ def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, c
             file.write(part["rows"].encode())
             best.update(part["best"])
             rejected |= {listing.pictures[index]: Problem(code, message) for index, code, message in part["rejected"]}
+        if best.total() + len(rejected) != len(listing.pictures):
+            raise DataError(f"{best.total() + len(rejected)} rows, expected {len(listing.pictures)}: predict again", path=path)
         rejected_path = tables.write_rejected(path, rejected.items())
     counts = {name: best[index] for index, name in enumerate(class_names)}
     messages = {picture.key: problem.message for picture, problem in rejected.items()}
@@ -212,11 +214,12 @@ def _check_output(path: Path, model: Any) -> Path:
     return path
 
 
-def _check_replaced(path: Path, listing: Listing) -> None:
+def _check_replaced(path: Path, inputs: sources.Inputs, listing: Listing) -> None:
     if not path.exists():
         return
-    for picture in listing.pictures:
-        if picture.path and os.path.exists(picture.path) and os.path.samefile(picture.path, path):
+    given = [inputs] if isinstance(inputs, str | os.PathLike) else inputs  # lists of paths are no pictures
+    for name in (*given, *(picture.path for picture in listing.pictures)):
+        if os.path.exists(name) and os.path.samefile(name, path):
             raise ValueError(f"{path}: output must be another file than the inputs, of which this is one")
 
 

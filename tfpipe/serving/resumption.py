@@ -6,9 +6,9 @@
         with written_atomically(Path("out.csv")) as file:
             for part in work.parts(): ...
 
-`.out.csv.partial` is lines of JSON: what the work belongs to, then a part in each, with the place of what follows it. A line
-that a kill cut is not taken, nor are parts of other work. The file is locked while a process has it, and gone when the block
-ends well.
+`.out.csv.partial` is lines of JSON, each after its CRC: what the work belongs to, then a part in each, with its place and that
+of what follows it. From the first line on that is damaged, or does not follow the one before, nothing is taken, nor are parts
+of other work. The file is locked while a process has it, and gone when the block ends well.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import fcntl
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,15 +51,15 @@ class Unfinished:
         Raises:
             OSError: it cannot be written; it names the output.
         """
-        self._write({"following": following, **part})
+        self._write({"start": self.following, "following": following, **part})
         self.following = following
 
     def parts(self) -> Iterator[dict[str, Any]]:
         """Yields all parts, also those of processes before this one."""
-        return (part for part, _ in _whole_lines(self._descriptor, self._start))
+        return (part for part, _ in _chained(_whole_lines(self._descriptor, self._start)))
 
     def _write(self, content: Mapping[str, Any]) -> None:
-        data, place = json.dumps(content).encode() + b"\n", self._end
+        data, place = _sealed(json.dumps(content).encode()), self._end
         try:
             while data:  # a disk that is nearly full takes what fits
                 written = os.pwrite(self._descriptor, data, place)
@@ -72,7 +73,7 @@ class Unfinished:
         found, end = next(lines, ({}, 0))
         if found == purpose:
             self._start = self._end = end
-            for part, stop in lines:
+            for part, stop in _chained(lines):
                 self.following, self._end = part["following"], stop
         elif found:
             others = ", ".join(name for name in purpose if found.get(name) != purpose[name])
@@ -80,18 +81,29 @@ class Unfinished:
 
 
 def _whole_lines(descriptor: int, start: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yields what the lines say, each with where it ends, up to the first that a kill or a power cut spoilt."""
+    """Yields what the lines say, each with where it ends, up to the first that is damaged."""
     with open(descriptor, "rb", closefd=False) as file:
         file.seek(start)
         for line in file:
             start += len(line)
-            try:
-                content = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                content = None
-            if not isinstance(content, dict):
+            payload = line[9:-1]
+            if line != _sealed(payload):
                 return
-            yield content, start
+            yield json.loads(payload), start
+
+
+def _chained(lines: Iterator[tuple[dict[str, Any], int]]) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yields the parts, up to the first that does not begin where the one before ended."""
+    following = 0
+    for part, end in lines:
+        if part["start"] != following:
+            return
+        following = part["following"]
+        yield part, end
+
+
+def _sealed(payload: bytes) -> bytes:
+    return b"%08x %s\n" % (zlib.crc32(payload), payload)
 
 
 @contextlib.contextmanager

@@ -223,8 +223,8 @@ def _json_line(content: dict[str, Any]) -> bytes:
 
 
 def rejected_path(output: Path) -> Path:
-    """Returns where bad pictures are listed: "submission.rejected.jsonl" for "submission.csv"."""
-    return output.with_name(f"{output.name.removesuffix('.csv').removesuffix('.jsonl')}.rejected.jsonl")
+    """Returns where bad pictures are listed: "a.rejected.jsonl" for "a.csv", "a.jsonl.rejected.jsonl" for "a.jsonl"."""
+    return output.with_name(f"{output.name.removesuffix('.csv')}.rejected.jsonl")
 
 
 def write_rejected(output: Path, rejected: Iterable[tuple[Picture, Problem]]) -> Path | None:
