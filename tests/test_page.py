@@ -436,7 +436,7 @@ def test_the_page_works_without_the_training_data_and_leaves_nothing(serve, run,
         pass
 
 
-def test_the_command_serves_until_it_is_stopped(serve, run):
+def test_the_command_serves_until_it_is_stopped(serve, run, tmp_path):
     command = [
         sys.executable,
         str(CHECKOUT / "tools" / "demo_page.py"),
@@ -444,13 +444,16 @@ def test_the_command_serves_until_it_is_stopped(serve, run):
         "--port=0",
         "--max_training=0",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout.readline().startswith("http://127.0.0.1:")
-        process.send_signal(signal.SIGINT)
+        assert list(tmp_path.glob("tfpipe-page-*"))
+        process.send_signal(signal.SIGTERM)  # ends as Ctrl-C does, which is Python's own
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130
     assert "stopped. The page is closed" in errors
+    assert not list(tmp_path.glob("tfpipe-page-*"))
     assert "Traceback" not in errors

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -46,6 +47,8 @@ def main(arguments: list[str]) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     from tfpipe.serving.page import serve  # takes seconds, and --help need not
 
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, a stopped container: uploads are deleted then, too
+        signal.signal(number, signal.default_int_handler)
     page = serve(
         _MODEL.value,
         data=_DATA.value,

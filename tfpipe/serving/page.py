@@ -205,7 +205,9 @@ def _layout(gradio: Any, title: str, header: Html, answers: Answers) -> Any:
         pictures = gradio.File(file_count="multiple", show_label=False, elem_id="pictures", height=130)
         said = gradio.HTML("", elem_id="answer", js_on_load=None)
         # Without Gradio's preprocessing, which would drop the file's own name; where the path leads is checked all the same.
-        pictures.upload(taken, [pictures], [said, pictures], preprocess=False, api_visibility="private")
+        # multiple: by default Gradio drops what is uploaded while something else is in work.
+        options = {"preprocess": False, "api_visibility": "private", "trigger_mode": "multiple"}
+        pictures.upload(taken, [pictures], [said, pictures], **options)
     return page
 
 
