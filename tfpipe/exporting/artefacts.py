@@ -76,7 +76,7 @@ def open_saved_model(path: Path) -> Artefact:
         raise DataError(f"cannot be loaded as a SavedModel: {str(error).splitlines()[0][:200]}", path=path) from error
 
     def run(images: Any) -> Array:
-        # Not kept before: a signature holds its variables weakly, so the whole model must live as long as this does.
+        # Looked up each time: a signature holds its variables weakly, so the whole model must live as long as this does.
         probabilities: Array = loaded.signatures["image"](tf.convert_to_tensor(images))["probabilities"].numpy()
         return probabilities
 

@@ -114,11 +114,15 @@ def export(
     """
     target = Path(os.path.realpath(output))  # a link is not to be replaced, but what it leads to
     _check(target, formats, overwrite)
-    _check_apart(target, [model, checkpoint, data, *evaluations])
+    checkpoints = [] if checkpoint in sourcing.CHECKPOINTS else [checkpoint]
+    _check_apart(target, [model, *checkpoints, data, *evaluations])
     for name in formats:
         WRITERS[name].check()
     given = {"class_names": class_names, "preprocessing": preprocessing, "image_size": image_size, "resize": resize}
     source = sourcing.find(model, checkpoint, {**given, "outputs": outputs})
+    if class_names is not None:  # a wrong guess makes a model that is wrong without a word, here and everywhere alike
+        found = f"preprocessing={source.model.preprocessing}, resize={source.model.resize}, outputs={source.model.outputs}"
+        report(f"taken to be right, given or by default: {found}; nothing here can tell")
     pictures = sourcing.find_pictures(source, data, split, is_needed=half)
     cost = None
     served = source.model
@@ -136,12 +140,13 @@ def export(
         half=cost,
     )
     card()  # what is wrong with the evaluations is said before the work
-    compared = [*specimens.make(), *pictures.specimens()]
+    own = pictures.specimens()
+    compared = [*specimens.make(), *own]
     with files.folder_written_atomically(target, replace=overwrite) as folder:
         work = Work(served, specification, folder, half)
         written = _write(work, formats, report)
         _write_words(folder, specification)
-        of_data = f", {len(pictures.specimens())} of them of {pictures}" if pictures.directory else ""
+        of_data = f", {len(own)} of them of {pictures}" if own else ""
         report(f"comparing with the model on {len(compared)} files{of_data}, in a process without tfpipe")
         rows = parity.compare(served, specification, written, compared, tolerance)
         parity.check(rows)

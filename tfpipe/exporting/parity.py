@@ -1,6 +1,6 @@
 """Whether the files of an export say what the model says that they came from, bit for bit where that can be.
 
-    rows = compare(model, specification, {"saved_model": ("saved_model", path)}, specimens.make())
+    rows = compare(model, specification, {"saved_model": Artefact("saved_model", path)}, specimens.make())
     check(rows)    # DataError that names the first stage that differs
 
 The model is asked here, by the functions of evaluation; the files are asked in a fresh process that does not import
@@ -128,9 +128,10 @@ def check(rows: Sequence[Row]) -> None:
     bad = sorted((row for row in rows if not row.is_good), key=lambda row: STAGES.index(row.stage))
     if bad:
         first, rest = bad[0], f"; {len(bad) - 1} more outputs differ" if len(bad) > 1 else ""
+        allowed = "any number" if first.allowed is None else f"{first.allowed:g}"
         raise DataError(
             f"the export does not say what the model says: {first.artefact} differs at its {first.stage} ({first.output}),"
-            f" by {first.difference:g} where {first.allowed or 0:g} is allowed, in {first.picture}{rest}. Nothing was kept"
+            f" by {first.difference:g} where {allowed} is allowed, in {first.picture}{rest}. Nothing was kept"
         )
 
 

@@ -1,8 +1,10 @@
 """Weights of 16 bits: half the bytes to store, computed in 32 bits as before, and what the rounding costs.
 
-rounded = round_weights(model)
-measure_cost(model, rounded, "shards/", "val")["accuracy"], ["accuracy_before"]
-graph = store_half(freeze_images(rounded, specification))    # the same numbers in half the bytes
+    rounded = round_weights(model)
+    measure_cost(model, rounded, "shards/", "val")["accuracy"]
+    graph = store_half(freeze_images(rounded, specification))    # the same numbers in half the bytes
+
+Only storing is exact: what follows is compared with the rounded model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """A SHA-256 at the end of a file of protobuf, whose messages are continued by appending: readers see one entry more.
 
-data = seal(model_bytes, graph_entry)
-is_sealed(data, graph_entry)      # False after a single flipped bit
+    data = seal(model_bytes, graph_entry)
+    is_sealed(data, graph_entry)      # False after a single flipped bit
+
+It finds damage, not malice: whoever can change a file can seal it again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """What an export begins with: the model, wherever it is, and pictures of the data that it was trained for.
 
-source = find("runs/a", "best", {})
-source.model, source.run
+    source = find("runs/a", "best", {})
+    source.model, source.run
+
+What a run does not say, or a model of another program, has to be given.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from tfpipe.transfer.classifiers import NamedModel
 
 _log = logging.getLogger("tfpipe")
 
-_CHECKPOINTS = {"best": classifiers.MODEL_NAME, "last": "last.keras"}
+CHECKPOINTS = {"best": classifiers.MODEL_NAME, "last": "last.keras"}
 _SPLIT = "val"
 _NUM_PICTURES = 8
 
@@ -96,8 +98,8 @@ def _find_file(path: Path, checkpoint: str) -> tuple[Path, Path | None]:
         if checkpoint != "best":
             raise ValueError(f"checkpoint={checkpoint!r} is of a run's folder, and {path} is none")
         return path, None
-    if checkpoint in _CHECKPOINTS:
-        file = path / _CHECKPOINTS[checkpoint]
+    if checkpoint in CHECKPOINTS:
+        file = path / CHECKPOINTS[checkpoint]
         if not file.exists():
             raise FileNotFoundError(f"{path}: no {file.name} in this folder: not a run, or one that is not finished")
         return file, path if (path / classifiers.RUN_NAME).exists() else None

@@ -85,6 +85,12 @@ class NamedModel:
         mode: str = self.model.get_layer("preprocessing").mode
         return mode
 
+    @property
+    def outputs(self) -> str:
+        """What comes out of its last layer but one, one of `layers.OUTPUTS`."""
+        source: str = self.model.get_layer("probabilities").source
+        return source
+
     @cached_property
     def sha256(self) -> str:
         """Hash of architecture, class names and weights: equal for equal models.
