@@ -301,13 +301,13 @@ def test_g3_harm_is_reported_and_nothing_is_read_as_a_smaller_set(tmp_path: Path
 
 def test_g5_storage_that_fails_once_is_reported_too(data_set: Path, monkeypatch: pytest.MonkeyPatch):
     # Reading again for the error's text must not turn the error into silence.
-    right, calls = reading._pread, itertools.count()
+    right, calls = reading._OpenFile.read, itertools.count()
 
-    def wrong_once(descriptor: int, length: int, offset: int) -> bytes:
-        content = right(descriptor, length, offset)
+    def wrong_once(file: reading._OpenFile, length: int, offset: int) -> bytes:
+        content = right(file, length, offset)
         return content[:-9] if next(calls) == 0 else content
 
-    monkeypatch.setattr(reading, "_pread", wrong_once)
+    monkeypatch.setattr(reading._OpenFile, "read", wrong_once)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"record 6 \(source cat/6.jpg\): .*cut file.*a second attempt"):
         read(data_set, num_parallel_calls=1)
 

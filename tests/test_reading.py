@@ -252,6 +252,30 @@ def test_threads_share_one_descriptor_of_ten_shards(tmp_path: Path, monkeypatch:
     assert open_descriptors(data_set) == 1
 
 
+def test_a_file_that_the_cache_does_not_keep_stays_open_until_it_is_read(
+    data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Two threads that open a file at once: the cache keeps one of the two. Here it keeps none, and before each read another
+    # file is opened, which is given the number of a descriptor that was closed too early.
+    reader = RecordReader(data_set, "test")
+    positions = np.arange(reader.num_records)
+    expected = [reader.read(position) for position in positions.tolist()]
+    other = tmp_path / "other"
+    other.write_bytes(b"?" * 100_000)
+    reader._open, pread, others = reading._OpenFile, os.pread, []
+
+    def open_another_and_read(descriptor: int, length: int, offset: int) -> bytes:
+        others.append(open(other, "rb"))  # noqa: SIM115
+        return pread(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", open_another_and_read)
+    assert reader.read_batch(positions).tolist() == expected
+    assert [reader.read(position) for position in positions.tolist()] == expected
+    for file in others:
+        file.close()
+    assert others
+
+
 def test_a_record_takes_few_bytes_of_memory(data_set: Path):
     reader = RecordReader(data_set, "test")
     assert reader._frames.nbytes / reader.num_records <= 24

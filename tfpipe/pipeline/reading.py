@@ -157,7 +157,7 @@ class RecordReader:
         content = b""
         if len(run) > 1:
             with contextlib.suppress(OSError):  # record by record below, for the name of the one that fails
-                content = _pread(self._open(self._paths[self._shard(int(run[0]))]).descriptor, total, first)
+                content = self._open(self._paths[self._shard(int(run[0]))]).read(total, first)
         data = {}
         for position, (offset, length, _, _) in zip(run.tolist(), frames.tolist(), strict=True):
             try:
@@ -184,9 +184,7 @@ class RecordReader:
         offset, length, crc32c, _ = self._frames[position].item()
         path = self._paths[self._shard(position)]
         try:
-            # The name `file` keeps the descriptor open until pread is back, whatever the cache does meanwhile.
-            file = self._open(path)
-            content = content or _pread(file.descriptor, length, offset)
+            content = content or self._open(path).read(length, offset)
         except OSError as error:
             message = f"cannot be read: {error.strerror}; put the shard back, or build the data set anew"
             raise DataError(message, path=path, offset=offset) from None
@@ -218,21 +216,24 @@ class RecordReader:
 
 
 class _OpenFile:
-    """A descriptor that is closed when nothing refers to it: neither the cache nor a thread that is reading."""
+    """A file that is closed when nothing refers to it: neither the cache nor a thread that is reading.
+
+    The cache may forget a file at any moment, and of two threads that open the same one it keeps only the first's. So the
+    number of the descriptor never leaves the object: once closed, it is that of the next file that is opened, anywhere.
+    """
 
     def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self.descriptor).atexit = False  # threads may still read then
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor).atexit = False  # threads may still read then
 
-
-def _pread(descriptor: int, length: int, offset: int) -> bytes:
-    content = os.pread(descriptor, length, offset)
-    while len(content) < length:  # a file system may return less than it has; only nothing at all is the end
-        more = os.pread(descriptor, length - len(content), offset + len(content))
-        if not more:
-            break
-        content += more
-    return content
+    def read(self, length: int, offset: int) -> bytes:
+        content = os.pread(self._descriptor, length, offset)
+        while len(content) < length:  # a file system may return less than it has; only nothing at all is the end
+            more = os.pread(self._descriptor, length - len(content), offset + len(content))
+            if not more:
+                break
+            content += more
+        return content
 
 
 def read_records(reader: RecordReader, batches: tf.data.Dataset, *, num_parallel_calls: int) -> tf.data.Dataset:
