@@ -93,6 +93,23 @@ def test_ids_of_records_are_those_of_their_folder(folder, tmp_path):
     assert ids(tmp_path / "b") == ["0", "1"]
 
 
+def test_records_that_would_have_one_id_keep_their_extensions(tmp_path):
+    for name in ("a/1.jpg", "a/1.png", "a/2.png"):
+        write(tmp_path / "in" / name, picture(len(name) + ord(name[2])))
+    tfpipe.build_tfrecords({"test1": tmp_path / "in"}, tmp_path / "out", layout="flat", progress=False)
+    expected = [found.id for found in sources.list_pictures(tmp_path / "in", tell_apart=True).pictures]
+    assert expected == ["a/1.jpg", "a/1.png", "a/2"]
+    assert [found.id for found in sources.list_pictures(tmp_path / "out", tell_apart=True).pictures] == expected
+
+
+def test_an_id_that_was_given_is_never_another(tmp_path):
+    for name in ("1.jpg", "1.png"):
+        write(tmp_path / name, picture(ord(name[-1])))
+    table = write(tmp_path / "list.csv", b"path,id\n1.jpg,a.jpg\n1.png,a.jpg\n")
+    with pytest.raises(ValueError, match=r"have the same id, 'a\.jpg'"):
+        sources.list_pictures(table, tell_apart=True)
+
+
 def test_only_the_suffix_of_a_picture_is_no_part_of_the_id(tmp_path):
     names = ["plain", "scan.1", "scan.2", "v1.5", "x.JPG", "y.1.Tiff"]
     for index, name in enumerate(names):
@@ -116,9 +133,13 @@ def test_ids_of_arrays_are_their_keys(tmp_path):
 def test_two_pictures_with_one_id_are_named(tmp_path, names):
     paths = [write(tmp_path / "in" / name, picture(index)) for index, name in enumerate(names)]
     with pytest.raises(ValueError, match="have the same id") as caught:
-        predict(Untouched(), tmp_path / "in", tmp_path / "out.csv")
+        predict(Untouched(), tmp_path / "in", tmp_path / "out.csv", columns="label")
     assert all(str(path) in str(caught.value) for path in paths)
     assert left_behind(tmp_path) == []
+    write(tmp_path / "in" / "b.jpg", picture(2))
+    predict(Averages(), tmp_path / "in", tmp_path / "out.jsonl", progress=False)
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert sorted((row["id"], row["filename"]) for row in rows) == sorted([("b", "b.jpg"), *((name, name) for name in names)])
     with pytest.raises(ValueError, match=r"a\.jpg is given twice" if names[0] == "a.jpg" else "is given twice"):
         sources.list_pictures([paths[0], paths[0]])
 

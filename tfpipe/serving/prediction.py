@@ -85,6 +85,9 @@ def predict(
     the same, byte by byte. What is done until then lies in a hidden file beside the output. With another model, other
     pictures or other arguments, it begins anew.
 
+    An id is the path below what was given, without a picture's extension; x.jpg beside x.png keep theirs, where rows hold
+    file names.
+
     Args:
         model: a run's folder, a .keras file of `tfpipe.train`, a file or folder of an export, or what `tfpipe.load` returns.
         inputs: files, folders (with all folders below), globs, CSV files with a column `path` (relative to the CSV's folder)
@@ -120,7 +123,8 @@ def predict(
     file_format = format or ("jsonl" if path.suffix.lower() == ".jsonl" else "csv")
     tables.check_options(file_format, columns)
     _check_options(on_error, batch_size)
-    listing = sources.list_pictures(inputs, split)
+    # Whoever asks for ids alone would meet one that he does not know.
+    listing = sources.list_pictures(inputs, split, tell_apart=columns not in tables.COMPETITION)
     _check_replaced(path, inputs, listing)
     _say_passed_over(listing.passed_over)
     predictor = _loaded(model)

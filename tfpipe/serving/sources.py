@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -53,12 +54,13 @@ class Listing(NamedTuple):
     data_set: tuple[Path, str] | None = None
 
 
-def list_pictures(inputs: Inputs, split: str | None = None) -> Listing:
+def list_pictures(inputs: Inputs, split: str | None = None, *, tell_apart: bool = False) -> Listing:
     """Returns the pictures of the inputs, each once, in the natural order of their ids.
 
     The id is the path without a picture's extension: below the folder that was given, below the part of a glob that has no
     wildcard, as a list of paths has it (if that has no ids of its own), or the name of a file that was given. Of a record it
-    is the key, without the name of the split before it.
+    is the key, without the name of the split before it. With `tell_apart`, pictures that would have the same id for it, x.jpg
+    and x.png, keep their extensions.
 
     In folders and globs, hidden files are passed over, and those whose names say that they are no pictures (README.txt).
 
@@ -76,9 +78,10 @@ def list_pictures(inputs: Inputs, split: str | None = None) -> Listing:
     passed_over: list[str] = []
     if data_sets:
         directory, split = Path(data_sets[0]), _chosen_split(Path(data_sets[0]), split)
-        pictures = list(_records(directory, split))
+        named = list(_records(directory, split))
     else:
-        pictures = [_picture(found) for path in paths for found in _find(os.fspath(path), passed_over)]
+        named = [_picture(found) for path in paths for found in _find(os.fspath(path), passed_over)]
+    pictures = _shortened(named, tell_apart=tell_apart)
     pictures.sort(key=lambda picture: (natural_key(picture.id), picture.path))
     _check_once(pictures)
     if not pictures:
@@ -103,6 +106,12 @@ def _times(path: str) -> tuple[int, ...]:
     except OSError:
         return ()
     return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _shortened(named: Sequence[tuple[Picture, str]], *, tell_apart: bool) -> list[Picture]:
+    """Returns the pictures, each with the shorter id beside it if that is its own."""
+    counts = Counter(short for _, short in named)
+    return [picture if tell_apart and counts[short] > 1 else picture._replace(id=short) for picture, short in named]
 
 
 def _check_once(pictures: Sequence[Picture]) -> None:
@@ -138,13 +147,13 @@ def _chosen_split(directory: Path, split: str | None) -> str:
     return chosen
 
 
-def _records(directory: Path, split: str) -> Iterator[Picture]:
+def _records(directory: Path, split: str) -> Iterator[tuple[Picture, str]]:
     rows = list(catalog.read_catalog(directory, split=split))
     # The prefix that the build gave them, so that ids are those of the folder that the split was made from.
     prefix = f"{split}/" if all(row.key.startswith(f"{split}/") for row in rows) else ""
     for position, row in enumerate(rows):
         name = row.key.removeprefix(prefix)
-        yield Picture(_id(name, PurePosixPath(row.filename).suffix), row.key, row.filename, "", position)
+        yield Picture(name, row.key, row.filename, "", position), _short(name, PurePosixPath(row.filename).suffix)
 
 
 def _find(given: str, passed_over: list[str]) -> Iterator[Found]:
@@ -153,15 +162,15 @@ def _find(given: str, passed_over: list[str]) -> Iterator[Found]:
     return folders.find_pictures(given, passed_over)
 
 
-def _picture(found: Found) -> Picture:
+def _picture(found: Found) -> tuple[Picture, str]:
     name, given_id = (text.encode("utf-8", "backslashreplace").decode() for text in (found.name, found.id))
     problem = found.problem
     if (name, given_id) != (found.name, found.id) and not problem:
         problem = "the name is not UTF-8: rename it"
-    identity = given_id or _id(name, PurePosixPath(name).suffix)
-    return Picture(identity, name, name, os.path.abspath(found.path), problem=problem)
+    picture = Picture(given_id or name, name, name, os.path.abspath(found.path), problem=problem)
+    return picture, given_id or _short(name, PurePosixPath(name).suffix)
 
 
-def _id(name: str, suffix: str) -> str:
+def _short(name: str, suffix: str) -> str:
     """Returns a name without its suffix, if that is a picture's: "v1.5" is whole."""
     return (name.removesuffix(suffix) or name) if suffix.lower() in _SUFFIXES else name

@@ -31,7 +31,7 @@ Format = Literal["csv", "jsonl"]
 FORMATS: tuple[str, ...] = get_args(Format)
 TOP_K = 5
 
-_COMPETITION = ("label", "index", "probability")  # those that have a column of values to name
+COMPETITION = ("label", "index", "probability")  # those that have a column of values to name, and no file names
 
 Array = np.ndarray[Any, Any]
 Answer = Array | Problem
@@ -67,8 +67,8 @@ def choose_form(
     if positive_class is not None and (columns != "probability" or positive_class not in class_names):
         known = f"one of {', '.join(class_names)}, with columns=probability"
         raise ValueError(f"positive_class must be {known} (got {positive_class!r} with columns={columns})")
-    if value_column != "label" and columns not in _COMPETITION:
-        raise ValueError(f"value_column={value_column!r} is for columns={'|'.join(_COMPETITION)} (got columns={columns})")
+    if value_column != "label" and columns not in COMPETITION:
+        raise ValueError(f"value_column={value_column!r} is for columns={'|'.join(COMPETITION)} (got columns={columns})")
     if top_k is not None and (columns != "full" or not is_integer(top_k) or top_k < 1):
         raise ValueError(f"top_k must be a positive integer, with columns=full (got {top_k!r} with columns={columns})")
     top_k = min(top_k or TOP_K, len(class_names))
