@@ -192,10 +192,17 @@ def test_an_evaluation_of_another_model_is_refused(tmp_path):
 def test_parity_half_and_checksums_are_shown():
     parity = [{"file": "model.onnx", "pixels": 0, "probabilities": 1.2345e-6}, {"file": "a|b", "pixels": None}]
     files = [("model.onnx", 99_999_999, "a" * 64)]
-    card = model_card.render(specify(), parity=parity, files=files, half={"accuracy lost": 0.001})
+    cost = {"num_pictures": 120, "accuracy_before": 0.99, "accuracy": 0.98, "num_changed": 1, "largest_difference": 0.001}
+    card = model_card.render(specify(), parity=parity, files=files, half={**cost, "sha256": "f" * 64})
     assert table_of(card, "file")[1] == ["model.onnx", "100.0 MB", "a" * 64]
     assert [["file", "pixels", "probabilities"], ["model.onnx", "0", "1.23e-06"], ["a|b", "-", "-"]] in tables_of(card)
-    assert [["property", "value"], ["accuracy lost", "0.001"]] in tables_of(card)
+    shown = next(dict(rows) for rows in tables_of(card) if ["pictures", "120"] in rows)
+    assert shown["accuracy before"] == "0.99"
+    assert shown["accuracy with rounded weights"] == "0.98"
+    assert shown["pictures that get another class"] == "1"
+    details = dict(tables_of(card)[0])
+    assert details["model SHA-256, before its weights were rounded"] == specify().sha256
+    assert details["model SHA-256, as it is here"] == "f" * 64
     assert "GitHub" not in card
 
 

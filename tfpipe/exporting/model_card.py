@@ -28,6 +28,13 @@ _RESIZES = {
     "crop": "scaled until they cover that size, and the centre is kept",
     "pad": "scaled until they fit into that size, with black around them",
 }
+_HALF = {
+    "num_pictures": "pictures",
+    "accuracy_before": "accuracy before",
+    "accuracy": "accuracy with rounded weights",
+    "num_changed": "pictures that get another class",
+    "largest_difference": "largest difference of a probability",
+}
 
 File = tuple[str, int, str]
 Blocks = Iterator[str]
@@ -50,7 +57,8 @@ def render(
         evaluations: folders that `tfpipe.evaluate` wrote, each of this very model.
         parity: rows of the comparison of the exported files; the first one's names are the columns.
         files: (path in the export, bytes, SHA-256) of each.
-        half: what storing weights in float16 cost, by name; None if it was not done.
+        half: what storing weights in float16 cost, see `rounding.measure_cost`, and "sha256", the hash of the rounded model;
+            None if it was not done. `specification` is then that of the model before.
 
     Raises:
         ValueError: an evaluation is of another model.
@@ -60,7 +68,7 @@ def render(
     facts = _read_run(run, specification) if run is not None else {}
     found = [results.read(path, specification) for path in evaluations]
     sections: dict[str, Iterable[str]] = {
-        "Model details": _details(specification, facts),
+        "Model details": _details(specification, facts, half),
         "Intended use": _intended_use(),
         "Factors": _factors(),
         "Metrics": _metrics(),
@@ -98,7 +106,7 @@ def _to_fill_in(question: str) -> str:
     return f"> **TO BE FILLED IN:** {question}"
 
 
-def _details(specification: Specification, facts: Mapping[str, Any]) -> Blocks:
+def _details(specification: Specification, facts: Mapping[str, Any], half: Mapping[str, Any] | None) -> Blocks:
     names, (height, width) = specification.class_names, specification.image_size
     shown = ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else "")
     content = {
@@ -110,11 +118,18 @@ def _details(specification: Specification, facts: Mapping[str, Any]) -> Blocks:
         "preprocessing": f"{specification.preprocessing}, a part of the model",
         "orientation": "that of EXIF is applied where the input is a file's bytes; arrays have to be upright",
         "largest picture": f"{specification.max_pixels:,} pixels; larger files are refused, not decoded",
-        "model SHA-256": specification.sha256,
+        **({"model SHA-256": specification.sha256} if half is None else _hashes(specification, half)),
         "tfpipe": specification.version,
     }
     yield markdown.facts(content)
     yield _to_fill_in("who made the model, whom to write to, its licence and those of its weights and pictures.")
+
+
+def _hashes(specification: Specification, half: Mapping[str, Any]) -> dict[str, object]:
+    return {
+        "model SHA-256, before its weights were rounded": specification.sha256,
+        "model SHA-256, as it is here": half["sha256"],
+    }
 
 
 def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
@@ -223,8 +238,8 @@ def _files(files: Sequence[File], parity: Sequence[Mapping[str, Any]], half: Map
         yield "`sha256sum --check SHA256SUMS` compares them."
     yield from _large_files([(name, size) for name, size, _ in files if size > _LARGE_BYTES])
     if half is not None:
-        yield "Weights are stored in float16 (`--half`). What that cost, measured:"
-        yield markdown.facts({name: _value(value) for name, value in half.items()})
+        yield "Weights are stored in float16 (`--half`); the metrics above are those from before. What it cost, measured:"
+        yield markdown.facts({shown: _value(half[name]) for name, shown in _HALF.items()})
     yield "### Parity"
     if not parity:
         yield "The files were not compared with the model that they came from."
