@@ -401,6 +401,42 @@ def test_a_picture_can_be_pasted(page):
     assert len(bars(page)) == 3
 
 
+def drop(page, *paths):
+    """Drops files and folders beside the place for them, as a file manager does."""
+    page.evaluate("document.querySelector('#answer .tfpipe')?.remove()")
+    session = page.context.new_cdp_session(page)
+    dragged = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 700, "y": 800, "data": dragged})
+    session.detach()
+
+
+def test_a_folder_can_be_dropped(page, tmp_path):
+    names = [f"{number}.jpg" for number in range(110)]  # a browser lists a hundred at a time
+    for name in (*names, "小 猫/1.jpg", ".hidden/1.jpg", ".DS_Store"):
+        write(tmp_path / "a folder" / name, picture(1, (9, 9)))
+    write(tmp_path / "a folder" / "notes.txt", b"hello")
+    drop(page, tmp_path / "a folder", write(tmp_path / "beside.jpg", picture(2)))
+    assert "113 files, 1 of them no pictures" in said(page)
+    rows = page.locator("#answer tbody tr")
+    shown = [rows.nth(index).inner_text().strip().partition("\t")[0] for index in range(rows.count())]
+    assert shown == [*(f"a folder/{name}" for name in names), "a folder/notes.txt", "a folder/小 猫/1.jpg", "beside.jpg"]
+
+
+def test_a_file_can_be_dropped_beside_its_place(page, tmp_path):
+    drop(page, write(tmp_path / "beside.jpg", picture(2)))
+    assert "beside.jpg" in said(page)
+    assert len(bars(page)) == 3
+
+
+def test_an_empty_folder_is_said_to_be_empty(page, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    with page.expect_event("dialog") as shown:
+        drop(page, tmp_path / "nothing")
+    assert shown.value.message == "There are no files in this folder."
+
+
 def test_a_file_that_is_too_large_is_refused(page):
     page.locator("#pictures input[type=file]").set_input_files([{"name": "big.jpg", "mimeType": "", "buffer": bytes(200_001)}])
     page.wait_for_selector("text=exceed the maximum allowed size")

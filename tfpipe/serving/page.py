@@ -37,7 +37,8 @@ DEFAULT_MAX_TRAINING = 1000
 
 _KEPT_SECONDS = 3600
 _FONTS = ("system-ui", "Segoe UI", "Roboto", "Noto Sans", "Noto Sans CJK SC", "sans-serif")
-# A picture that is pasted, or dropped beside the place for it, goes where a chosen file goes.
+# A picture that is pasted, or dropped beside the place for it, goes where a chosen file goes; so do the files of a folder that
+# is dropped, which Gradio would ask for as if it were a file. What cannot be read of it goes as an empty file, to be refused.
 _SCRIPT = """() => {
   const take = (event, files) => {
     const input = document.querySelector("#pictures input[type=file]");
@@ -48,11 +49,31 @@ _SCRIPT = """() => {
     input.files = transfer.files;
     input.dispatchEvent(new Event("change", { bubbles: true }));
   };
+  const read = call => new Promise((resolve, reject) => call(resolve, reject));
+  const below = async entry => {
+    const name = entry.fullPath.slice(1);
+    if (entry.isFile) return read((done, failed) => entry.file(done, failed)).then(
+      file => [new File([file], name, { type: file.type })], () => [new File([], name)]);
+    const reader = entry.createReader(), found = [];
+    try {
+      for (let some; (some = await read((done, failed) => reader.readEntries(done, failed))).length;) found.push(...some);
+    } catch { return [new File([], name)]; }
+    return (await Promise.all(found.filter(each => !each.name.startsWith(".")).map(below))).flat();
+  };
   document.addEventListener("paste", event => take(event, event.clipboardData.files));
   document.addEventListener("dragover", event => event.preventDefault());
-  document.addEventListener("drop", event => {
-    if (!event.target.closest("#pictures")) { event.preventDefault(); take(event, event.dataTransfer.files); }
-  });
+  document.addEventListener("drop", async event => {
+    const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry()).filter(entry => entry);
+    if (entries.some(entry => entry.isDirectory)) {
+      event.preventDefault();
+      event.stopPropagation();
+      const files = (await Promise.all(entries.map(below))).flat();
+      if (files.length) take(event, files); else alert("There are no files in this folder.");
+    } else if (!event.target.closest("#pictures")) {
+      event.preventDefault();
+      take(event, event.dataTransfer.files);
+    }
+  }, true);
 }"""
 
 _log = logging.getLogger("tfpipe")
