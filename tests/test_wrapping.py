@@ -73,6 +73,36 @@ def test_logits_become_probabilities_and_one_sigmoid_two_of_them():
     np.testing.assert_allclose(found, np.concatenate([1 - yes, yes], axis=1), atol=1e-6)
 
 
+def test_one_logit_is_that_of_the_second_class():
+    plain = network(None, 1)
+    found = wrap(plain, class_names=("no", "yes"), outputs="logits", preprocessing="unit").predict(PICTURES)
+    yes = 1 / (1 + np.exp(-np.asarray(plain(PICTURES / np.float32(255), training=False), np.float64)))
+    np.testing.assert_allclose(found, np.concatenate([1 - yes, yes], axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("inside", [lambda model: model, lambda model: keras.Sequential([keras.Input((12, 12, 3)), model])])
+def test_what_a_layer_without_activation_says_is_not_guessed(inside):
+    # For noise it is between 0 and 1, like a probability; for a picture it need not be.
+    plain = network(None, 1)
+    plain.layers[-1].set_weights([np.zeros((4, 1)), np.full(1, 0.5)])
+    with pytest.raises(ValueError, match="has no activation; say outputs=logits if a sigmoid is missing"):
+        wrap(inside(plain), class_names=("no", "yes"))
+    assert wrap(inside(plain), class_names=("no", "yes"), outputs="sigmoid").predict(PICTURES)[0, 1] == 0.5
+
+
+@pytest.mark.parametrize("names", [{"dog": 1, "cat": 0, "小 猫": 2}, set(NAMES), dict.fromkeys(NAMES).keys(), 3])
+def test_names_without_an_order_are_refused(names):
+    with pytest.raises(ValueError, match="class_names must be a list, in the order of the columns"):
+        wrap(network(), class_names=names)
+
+
+@pytest.mark.parametrize("names", [np.array(NAMES), (name for name in NAMES), list(NAMES)], ids=["array", "generator", "list"])
+def test_names_in_any_kind_of_list_are_plain_texts(names):
+    found = wrap(network(), class_names=names).class_names
+    assert found == NAMES
+    assert {type(name) for name in found} == {str}
+
+
 def test_what_was_wrapped_is_saved_and_loaded(tmp_path):
     from tfpipe.exporting import artefacts
 
@@ -88,7 +118,10 @@ def test_what_was_wrapped_is_saved_and_loaded(tmp_path):
     [
         (lambda: network(), {"class_names": NAMES[:2]}, "outputs of shape .* for 2 class names"),
         (lambda: network(), {"class_names": ("a", "a", "b")}, "different names"),
-        (lambda: network(None), {"class_names": NAMES}, "say outputs=logits"),
+        (lambda: network(None), {"class_names": NAMES}, "no activation; say outputs=logits if a softmax is missing"),
+        (lambda: network(None), {"class_names": NAMES, "outputs": "probabilities"}, "say outputs=logits"),
+        (lambda: network(None, 1), {"class_names": NAMES[:2], "outputs": "sigmoid"}, "say outputs=logits"),
+        (lambda: network(None, 1), {"class_names": NAMES, "outputs": "logits"}, "outputs of shape .* for 3 class names"),
         (lambda: network("sigmoid"), {"class_names": NAMES, "preprocessing": "unit"}, "no probabilities"),
         (lambda: network(), {"class_names": NAMES, "image_size": (13, 12)}, "but it takes"),
         (lambda: network(channels=1), {"class_names": NAMES}, "preprocessing must be grey"),
@@ -140,7 +173,7 @@ class Spoiled(keras.layers.Layer):
         (lambda: network(), {"preprocessing": "imagenet"}, "preprocessing must be one of"),
         (lambda: network("sigmoid"), {"preprocessing": "unit"}, "one label per picture"),
         (lambda: keras.Sequential([keras.Input((12, 12, 3)), Spoiled(), network()]), {}, r"noise \[nan, nan, nan\]\); the wei"),
-        (lambda: network(), {"class_names": "abc"}, "list of different names.*'abc'"),
+        (lambda: network(), {"class_names": "abc"}, "a list, in the order of the columns .*'abc'"),
         *[
             (lambda: network(), {"class_names": ["a", bad, "c"]}, "texts that are not empty, of one line and UTF-8")
             for bad in ("", " ", "a\nb", "\u2028", "\udcff", 5, "\0")

@@ -31,7 +31,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "The folder to write: new or empty
 _FORMATS = flags.DEFINE_list("formats", ["saved_model", "pb"], "Some of saved_model, pb, tflite, onnx (an extra), keras.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Of a run: best, last, or the path of a .keras file.")
 _CLASS_NAMES = flags.DEFINE_list(
-    "class_names", None, "Of a model that is none of tfpipe's: names of its columns, quoted where they hold a comma."
+    "class_names",
+    None,
+    "Of a model that is none of tfpipe's: names of its columns, in order; quoted where they hold a comma.",
 )
 _PREPROCESSING = flags.DEFINE_enum(
     "preprocessing",
@@ -42,7 +44,11 @@ _PREPROCESSING = flags.DEFINE_enum(
 _IMAGE_SIZE = flags.DEFINE_string("image_size", None, "Of such a model, where it takes any: SIDE or HEIGHTxWIDTH.")
 _RESIZE = flags.DEFINE_enum("resize", None, ("stretch", "crop", "pad"), "Of such a model: how its pictures were resized.")
 _OUTPUTS = flags.DEFINE_enum(
-    "outputs", None, ("probabilities", "logits", "sigmoid"), "Of such a model: what comes out. Default: probabilities."
+    "outputs",
+    None,
+    ("probabilities", "logits", "sigmoid"),
+    "Of such a model: what comes out. Default: sigmoid where one column has two names, else probabilities. Of one column, that"
+    " of the second name.",
 )
 _TOP_K = flags.DEFINE_integer("top_k", 5, "How many classes an answer names.", 1)
 _MAX_PIXELS = flags.DEFINE_integer(

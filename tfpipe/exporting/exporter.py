@@ -121,8 +121,7 @@ def export(
     given = {"class_names": class_names, "preprocessing": preprocessing, "image_size": image_size, "resize": resize}
     source = sourcing.find(model, checkpoint, {**given, "outputs": outputs})
     if class_names is not None:  # a wrong guess makes a model that is wrong without a word, here and everywhere alike
-        found = f"preprocessing={source.model.preprocessing}, resize={source.model.resize}, outputs={source.model.outputs}"
-        report(f"taken to be right, given or by default: {found}; nothing here can tell")
+        report(f"taken to be right, given or by default: {_taken(source.model)}; nothing here can tell")
     pictures = sourcing.find_pictures(source, data, split, is_needed=half)
     cost = None
     served = source.model
@@ -157,6 +156,12 @@ def export(
         sums = "".join(f"{sha256}  {name}\n" for name, _, sha256 in listed)
         (folder / CHECKSUMS_NAME).write_text(sums, "utf-8")
     return Export(target, listed, rows, cost)
+
+
+def _taken(model: NamedModel) -> str:
+    one = model.model.get_layer("probabilities").input.shape[-1] == 1
+    whose = f" of {model.class_names[1]!r}" if one else ""
+    return f"preprocessing={model.preprocessing}, resize={model.resize}, outputs={model.outputs}{whose}"
 
 
 def _check(target: Path, formats: Sequence[str], overwrite: bool) -> None:

@@ -7,7 +7,7 @@ model.predict(images)    # uint8 [B, H, W, 3] -> float32 [B, C]
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import keras
@@ -37,17 +37,17 @@ def wrap(
 
     Args:
         network: float [B, H, W, 3 or 1] -> [B, C].
-        class_names: of the columns.
+        class_names: of the columns, in their order; of one column, whose probability is that of the second name, two.
         preprocessing: what it was trained behind, see `layers.Preprocessing`.
         image_size: (height, width); needed where the network takes any.
         resize: how its pictures were brought to that size.
         outputs: what comes out, one of `layers.OUTPUTS`. If not given, "sigmoid" for one column and two classes, else
-            "probabilities", if that is what they look like.
+            "probabilities", if there is an activation behind the last layer and that is what they look like.
 
     Raises:
         ValueError: an argument does not fit the network, or its outputs are no probabilities.
     """
-    _check_names(class_names)
+    class_names = _read_names(class_names)
     decoding.check_mode(resize)
     _check_word("preprocessing", preprocessing, layers.PREPROCESSINGS)
     _check_word("outputs", outputs or "probabilities", layers.OUTPUTS)
@@ -59,25 +59,24 @@ def wrap(
     for name, part in _parts(network).items():
         values = layers.Trunk(part, inference=True, name=name)(values)
     _check_tensor(values, network.name)
-    outputs = outputs or ("sigmoid" if values.shape[-1] == 1 and len(class_names) == 2 else "probabilities")
-    columns = 1 if outputs == "sigmoid" else len(class_names)
-    if len(values.shape) != 2 or values.shape[-1] != columns or (outputs == "sigmoid" and len(class_names) != 2):
-        raise ValueError(
-            f"{network.name}: outputs of shape {values.shape} for {len(class_names)} class names, as outputs={outputs}"
-        )
+    outputs = outputs or _guess_outputs(network, is_binary=values.shape[-1] == 1 and len(class_names) == 2)
+    _check_columns(values.shape, len(class_names), network.name, outputs)
     probabilities = layers.Probabilities(class_names, source=outputs, name="probabilities")(values)
     model = NamedModel(keras.Model(images, probabilities, name="classifier"))
     _check_outputs(keras.Model(images, [values, probabilities]), network.name, outputs)
     return model
 
 
-def _check_names(class_names: Sequence[str]) -> None:
-    if isinstance(class_names, str) or not class_names or len(set(class_names)) < len(class_names):
-        got = repr(class_names) if isinstance(class_names, str) else list(class_names)
-        raise ValueError(f"class_names must be a list of different names, one per column (got {got})")
-    for name in class_names:
+def _read_names(class_names: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(class_names, str | Mapping | Set) or not isinstance(class_names, Iterable):  # a set has no order
+        raise ValueError(f"class_names must be a list, in the order of the columns (got {class_names!r})")
+    names = [str(name) if isinstance(name, str) else name for name in class_names]  # NumPy has texts of its own
+    for name in names:
         if not isinstance(name, str) or not name.strip() or any(unicodedata.category(sign) in _NO_SIGNS for sign in name):
             raise ValueError(f"class_names must be texts that are not empty, of one line and UTF-8 (got {name!r})")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"class_names must be different names, one per column (got {names})")
+    return tuple(names)
 
 
 def _check_word(argument: str, value: str, words: Sequence[str]) -> None:
@@ -141,6 +140,35 @@ def _parts(network: keras.Model) -> dict[str, keras.Model]:
     return {"outputs": network}
 
 
+def _guess_outputs(network: keras.Model, *, is_binary: bool) -> str:
+    """Returns what comes out of a network, if its last layer says that these are probabilities.
+
+    A logit of one unit may look like a probability: training's BinaryCrossentropy(from_logits=True) leaves many near zero.
+    """
+    last = _last_layer(network)
+    if getattr(last, "activation", None) is keras.activations.linear:
+        missing = "sigmoid" if is_binary else "softmax"
+        advice = f"say outputs=logits if a {missing} is missing, or what else comes out"
+        raise ValueError(f"{network.name}: its last layer, {last.name}, has no activation; {advice}")
+    return "sigmoid" if is_binary else "probabilities"
+
+
+def _last_layer(network: Any) -> Any:
+    while True:
+        if isinstance(network, keras.Sequential) and network.layers:
+            network = network.layers[-1]
+        elif cutting.is_functional(network):
+            network = list(cutting.find_layers(network).values())[-1]
+        else:
+            return network
+
+
+def _check_columns(shape: Sequence[int | None], num_names: int, name: str, outputs: str) -> None:
+    fitting = {"probabilities": [num_names], "sigmoid": [1], "logits": [num_names, 1]}[outputs]
+    if len(shape) != 2 or shape[-1] not in fitting or (shape[-1] == 1 and num_names != 2):
+        raise ValueError(f"{name}: outputs of shape {shape} for {num_names} class names, as outputs={outputs}")
+
+
 def _check_outputs(model: keras.Model, name: str, outputs: str) -> None:
     """Looks at answers to noise: logits taken for probabilities, or the reverse, would be wrong without a word."""
     noise = np.random.default_rng(0).integers(0, 256, (4, *model.input_shape[1:]), dtype=np.uint8)
@@ -148,15 +176,15 @@ def _check_outputs(model: keras.Model, name: str, outputs: str) -> None:
     answers = model(np.concatenate([noise, noise // 8 + 100, *plain]), training=False)
     tolerance = _TOLERANCE if answers[0].dtype == "float32" else _TOLERANCE_16_BITS
     values, found = (np.asarray(answer, np.float32) for answer in answers)
-    if outputs == "logits" and _are_probabilities(values, tolerance).all():
+    if outputs == "logits" and values.shape[1] > 1 and _are_probabilities(values, tolerance).all():
         raise ValueError(f"{name}: its outputs are probabilities already (for noise {_first(values)}); say no outputs=logits")
     if not (good := _are_probabilities(found, tolerance)).all():
         bad = values[~good]
         advice = "the weights may be damaged"
-        if outputs == "probabilities" and np.isfinite(bad).all():
+        if np.isfinite(bad).all():
             in_range = (values >= 0).all() and (values <= 1).all()
             several = "tfpipe exports classifiers of one label per picture, whose outputs sum to 1"
-            advice = several if in_range else "say outputs=logits if a softmax is missing"
+            advice = several if in_range else "say outputs=logits if an activation is missing"
         raise ValueError(f"{name}: its outputs are no probabilities (for noise {_first(bad)}); {advice}")
 
 

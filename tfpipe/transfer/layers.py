@@ -109,8 +109,8 @@ class Probabilities(keras.layers.Layer):  # type: ignore[misc]
     Args:
         class_names: name of each column.
         sha256: of the names, as `hash_names` gives it; compared when a model is loaded.
-        source: what the outputs are, one of OUTPUTS: "logits", whose softmax is taken; "probabilities"; "sigmoid", [B, 1],
-            the probability of the second of two classes.
+        source: what the outputs are, one of OUTPUTS: "logits", whose softmax is taken, or, [B, 1], the sigmoid, as that of the
+            second of two classes; "probabilities"; "sigmoid", [B, 1], the probability of the second of two classes.
     """
 
     def __init__(self, class_names: Sequence[str], sha256: str | None = None, source: str = "logits", **options: Any) -> None:
@@ -125,9 +125,10 @@ class Probabilities(keras.layers.Layer):  # type: ignore[misc]
     def call(self, outputs: Any) -> Any:
         """Returns the probabilities."""
         outputs = ops.cast(outputs, "float32")
+        one = outputs.shape[-1] == 1 < len(self.class_names)
         if self.source == "logits":
-            return ops.softmax(outputs, axis=-1)
-        return outputs if self.source == "probabilities" else ops.concatenate([1.0 - outputs, outputs], axis=-1)
+            outputs = ops.sigmoid(outputs) if one else ops.softmax(outputs, axis=-1)
+        return ops.concatenate([1.0 - outputs, outputs], axis=-1) if one else outputs
 
     def get_config(self) -> dict[str, Any]:
         """Returns what builds the layer anew."""
