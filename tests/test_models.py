@@ -73,6 +73,30 @@ def test_arrays_are_resized_as_files_are(averages, tmp_path):
     assert mixed[1].top == mixed[2].top == from_bytes.top != mixed[0].top
 
 
+def test_open_files_are_read_whole(averages, tmp_path):
+    file = write(tmp_path / "1.jpg", picture(1) + b"\n")
+    (expected,) = averages.predict(file)
+    for wrap in (lambda opened: opened, lambda opened: [opened], lambda opened: iter([opened])):
+        for opened in (io.BytesIO(file.read_bytes()), open(file, "rb")):  # noqa: SIM115
+            with opened:
+                (found,) = averages.predict(wrap(opened))
+            assert found.top == expected.top
+    for text in (io.StringIO("a\nb"), [io.TextIOWrapper(io.BytesIO(picture(1)))]):
+        with pytest.raises(ValueError, match=r"an open file must give bytes: open.path, 'rb'"):
+            averages.predict(text)
+
+
+def test_paths_and_bytes_may_come_in_arrays(averages, tmp_path):
+    data = picture(1) + bytes(3)
+    file = write(tmp_path / "1.jpg", data)
+    (expected,) = averages.predict(file)
+    columns = [np.array([str(file)]), np.array([[file]]), np.array([data], object), tf.constant([data]), tf.constant(data)]
+    columns += [[tf.io.read_file(str(file))], [np.str_(file)]]
+    for given in columns:
+        (found,) = averages.predict(given)
+        assert found.top == expected.top
+
+
 def test_bad_pictures_are_answered_one_by_one(averages, tmp_path):
     bad_files(tmp_path)
     good = write(tmp_path / "good.jpg", picture(1))
@@ -106,13 +130,17 @@ def test_the_best_are_as_many_as_asked_for(averages):
         (np.zeros((4, 4, 3), np.float32), "must be uint8 .got float32.: in floats, 0..1 and 0..255 cannot be told apart"),
         ([np.zeros((4, 4, 3), np.float64)], "cannot be told apart"),
         (np.zeros((4, 4, 3), np.int64), "must be uint8, 0..255 .got int64"),
-        (np.zeros((4, 4), np.uint8), r"the shape \[4, 4\]"),
-        (np.zeros((4, 4, 4), np.uint8), r"the shape \[4, 4, 4\]"),
+        (np.zeros((4, 4), np.uint8), r"the shape \[4, 4\]\); of a grey picture: np.stack\(\[x\] \* 3, axis=-1\)"),
+        ([np.zeros((4, 4, 1), np.uint8)], r"the shape \[4, 4, 1\]\); of grey pictures: np.repeat\(x, 3, axis=-1\)"),
+        (np.zeros((4, 4, 4), np.uint8), r"the shape \[4, 4, 4\]\); of RGBA: x\[..., :3\]"),
+        (np.array([b"a.jpg"]), r"must be uint8, 0..255 \(got \|S5\); paths and bytes are given as they are, in a list"),
+        (np.array(["a.jpg", 3], object), r"must be a path, .* \(got int\)"),
         (np.zeros((0, 4, 3), np.uint8), r"the shape \[0, 4, 3\]"),
         ([np.zeros((1, 4, 4, 3), np.uint8)], r"\[B, H, W, 3\] goes alone"),
-        (Image.new("RGB", (4, 4)), "a path, the bytes of a file or an array.*got Image"),
-        ([None], "a path, the bytes of a file or an array.*got NoneType"),
-        (3, "a path, the bytes of a file or an array.*got int"),
+        (Image.new("L", (4, 4)), r"a path, .* or an array.*got Image\); of a PIL image: np.asarray\(image.convert\('RGB'\)\)"),
+        ([Image.new("RGB", (4, 4))], r"of a PIL image: np.asarray"),
+        ([None], r"a path, an open file or the bytes of one, or an array.*got NoneType\)$"),
+        (3, "a path, an open file or the bytes of one, or an array.*got int"),
     ],
 )
 def test_other_inputs_are_refused(averages, given, message):

@@ -1,6 +1,7 @@
 """Requests for TensorFlow Serving: what a server makes of them, by its documentation, gives the model's probabilities."""
 
 import base64
+import io
 import json
 import sys
 
@@ -143,6 +144,11 @@ def test_a_grpc_request_names_its_model(messages, saved_model):
         grpc_response(b"\xff\xff")
 
 
+@pytest.mark.parametrize("kind", [io.BytesIO, bytearray, memoryview])
+def test_files_are_taken_as_the_bytes_they_hold(kind):
+    assert rest_request([kind(data) for data in FILES]) == rest_request(FILES)
+
+
 def test_grpc_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
     with pytest.raises(ImportError, match=r"pip install 'tfpipe\[serving\]'"):
@@ -159,6 +165,10 @@ def test_grpc_without_its_package_says_what_to_install(monkeypatch):
         (FILES, {"signature_name": "image"}, r"takes arrays, uint8 \[H, W, 3\] \(got bytes\)"),
         (IMAGES / 255, {"signature_name": "image"}, r"\(got float64 \[8, 8, 3\]\)"),
         (IMAGES, {}, "arrays go to the signature 'image'"),
+        (io.BytesIO(FILES[0]), {}, r"must be a list \(got a single BytesIO\)"),
+        (bytearray(FILES[0]), {}, r"must be a list \(got a single bytearray\)"),
+        ([None], {}, r"a picture must be a path, the bytes of a file, or a file opened with .* \(got NoneType\)"),
+        ([io.StringIO("a")], {}, r"opened with open\(path, 'rb'\) \(got StringIO\)"),
         ([IMAGES[0], IMAGES[0, :4]], {"signature_name": "image"}, "must have one size"),
     ],
 )

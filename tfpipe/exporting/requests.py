@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -30,7 +31,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tfpipe.records.errors import DataError
 
 Array = np.ndarray[Any, Any]
-Picture = str | os.PathLike[str] | bytes | Array
+Picture = str | os.PathLike[str] | bytes | BinaryIO | Array
 
 _DEFAULT = "serving_default"
 _INPUTS = {_DEFAULT: "image_bytes", "features": "image_bytes", "pixels": "image_bytes", "image": "image"}
@@ -42,8 +43,8 @@ def rest_request(
     """Returns the JSON body of a POST to /v1/models/NAME:predict.
 
     Args:
-        pictures: paths or contents of files; for the signature "image", arrays, uint8 [H, W, 3] of the model's size. JSON
-            writes those as numbers, 12 times the size of a usual JPEG.
+        pictures: paths or contents of files, or files opened in binary mode; for the signature "image", arrays,
+            uint8 [H, W, 3] of the model's size. JSON writes those as numbers, 12 times the size of a usual JPEG.
         signature_name: of the export.
         form: "row" is answered picture by picture, "columnar" output by output; `rest_response` reads both.
 
@@ -148,7 +149,7 @@ def _values(pictures: Iterable[Picture], signature_name: str) -> tuple[str, list
     """Returns the name of the signature's input, and a value for it of each picture: bytes, or an array."""
     if signature_name not in _INPUTS:
         raise ValueError(f"signature_name must be one of {', '.join(_INPUTS)} (got {signature_name!r})")
-    if isinstance(pictures, str | bytes | os.PathLike):
+    if isinstance(pictures, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(pictures, "read"):
         raise ValueError(f"pictures must be a list (got a single {type(pictures).__name__})")
     read = _pixels if signature_name == "image" else _bytes
     values = [read(picture) for picture in pictures]
@@ -162,7 +163,13 @@ def _values(pictures: Iterable[Picture], signature_name: str) -> tuple[str, list
 def _bytes(picture: Picture) -> bytes:
     if isinstance(picture, np.ndarray):
         raise ValueError("arrays go to the signature 'image'; the others take files, as paths or bytes")
-    return picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    if isinstance(picture, str | os.PathLike):
+        return Path(picture).read_bytes()
+    content = picture.read() if hasattr(picture, "read") and not isinstance(picture, io.TextIOBase) else picture
+    if not isinstance(content, bytes | bytearray | memoryview):
+        wanted = "a path, the bytes of a file, or a file opened with open(path, 'rb')"
+        raise ValueError(f"a picture must be {wanted} (got {type(picture).__name__})")
+    return bytes(content)
 
 
 def _pixels(picture: Picture) -> Array:

@@ -9,12 +9,13 @@ Pixels are those that evaluation sees: the same look at the header, orientation,
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -29,8 +30,10 @@ from tfpipe.serving.tables import TOP_K, best_of
 from tfpipe.transfer.classifiers import Predictor
 
 Array = np.ndarray[Any, Any]
-Input = str | os.PathLike[str] | bytes | Array
+Input = str | os.PathLike[str] | bytes | BinaryIO | Array
 _Item = str | bytes | Array
+
+_TEXTS = "OTU"  # kinds of dtype that keep text and bytes whole; S cuts off zeros at their end
 
 
 class Prediction(NamedTuple):
@@ -86,8 +89,8 @@ class Model:
         """Returns an answer for each input, in their order.
 
         Args:
-            inputs: paths of JPEG or PNG files, their bytes, or pictures as uint8 [H, W, 3], RGB, 0..255, of any size, alone
-                or in any iterable; or one array, uint8 [B, H, W, 3].
+            inputs: paths of JPEG or PNG files, their bytes, files opened in binary mode, or pictures as uint8 [H, W, 3], RGB,
+                0..255, of any size, alone or in any iterable; or one array, uint8 [B, H, W, 3].
             top_k: classes to name; never more than there are.
             batch_size: pictures that the model sees at once. Probabilities depend on it by about 1e-6.
 
@@ -165,26 +168,32 @@ def load(path: str | os.PathLike[str], *, max_pixels: int = images.DEFAULT_MAX_P
 
 
 def _listed(inputs: Any) -> list[_Item]:
-    if isinstance(inputs, str | os.PathLike | bytes | bytearray | memoryview):
-        return [_item(inputs)]
-    if not hasattr(inputs, "__array__") and isinstance(inputs, Iterable):
-        return [_item(given) for given in inputs]
+    if isinstance(inputs, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(inputs, "read"):
+        return [_item(inputs)]  # an open file would be iterated line by line
     if not hasattr(inputs, "__array__"):
-        return [_item(inputs)]  # which says what it should be
-    pictures = _checked(np.asarray(inputs))
+        return [_item(given) for given in inputs] if isinstance(inputs, Iterable) else [_item(inputs)]
+    values = np.asarray(inputs)
+    if values.dtype.kind in _TEXTS:  # a column of a table: paths or contents of files
+        return [_item(given) for given in values.ravel().tolist()]
+    pictures = _checked(values)
     return list(pictures) if pictures.ndim == 4 else [pictures]
 
 
 def _item(given: Any) -> _Item:
+    if hasattr(given, "read"):
+        given = _content(given)
     if isinstance(given, str | os.PathLike):
         return os.fsdecode(given)
     if isinstance(given, bytes | bytearray | memoryview):
         return bytes(given)
     if not hasattr(given, "__array__"):
-        raise ValueError(
-            f"an input must be a path, the bytes of a file or an array, uint8 [H, W, 3] (got {type(given).__name__})"
-        )
-    picture = _checked(np.asarray(given))
+        advice = "; of a PIL image: np.asarray(image.convert('RGB'))" if hasattr(given, "__array_interface__") else ""
+        wanted = "a path, an open file or the bytes of one, or an array, uint8 [H, W, 3]"
+        raise ValueError(f"an input must be {wanted} (got {type(given).__name__}){advice}")
+    values = np.asarray(given)
+    if not values.ndim and values.dtype.kind in _TEXTS:  # tf.io.read_file
+        return _item(values.item())
+    picture = _checked(values)
     if picture.ndim != 3:
         raise ValueError(
             f"a picture among others must be [H, W, 3] (got the shape {list(picture.shape)}); [B, H, W, 3] goes alone"
@@ -192,12 +201,29 @@ def _item(given: Any) -> _Item:
     return picture
 
 
+def _content(file: Any) -> bytes:
+    content = None if isinstance(file, io.TextIOBase) else file.read()
+    if not isinstance(content, bytes):
+        raise ValueError(f"an open file must give bytes: open(path, 'rb') (got {type(file).__name__})")
+    return content
+
+
 def _checked(pictures: Array) -> Array:
     if pictures.dtype.kind == "f":
         advice = "0..1 and 0..255 cannot be told apart; give uint8, 0..255, as files have it"
         raise ValueError(f"pictures must be uint8 (got {pictures.dtype}): in floats, {advice}")
+    if pictures.dtype.kind in "OSTU":
+        advice = "paths and bytes are given as they are, in a list"
+        raise ValueError(f"pictures in an array must be uint8, 0..255 (got {pictures.dtype}); {advice}")
     if pictures.dtype != np.uint8:
         raise ValueError(f"pictures must be uint8, 0..255 (got {pictures.dtype})")
-    if pictures.ndim not in (3, 4) or pictures.shape[-1] != 3 or 0 in pictures.shape[-3:]:
-        raise ValueError(f"pictures must be [H, W, 3] or [B, H, W, 3], RGB (got the shape {list(pictures.shape)})")
+    shape = list(pictures.shape)
+    if len(shape) not in (3, 4) or shape[-1] != 3 or 0 in shape[-3:]:
+        raise ValueError(f"pictures must be [H, W, 3] or [B, H, W, 3], RGB (got the shape {shape}){_advice(shape)}")
     return pictures
+
+
+def _advice(shape: Sequence[int]) -> str:
+    if len(shape) == 2:
+        return "; of a grey picture: np.stack([x] * 3, axis=-1)"
+    return {1: "; of grey pictures: np.repeat(x, 3, axis=-1)", 4: "; of RGBA: x[..., :3]"}.get(shape[-1] if shape else 0, "")
