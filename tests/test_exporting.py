@@ -379,6 +379,8 @@ def test_a_checkpoint_of_elsewhere_is_not_described_as_the_runs(tmp_path, asked_
     run = tmp_path / "run"
     write(run / "run.json", b"{}")
     make_classifier().model.save(tmp_path / "other.keras")
+    with pytest.raises(FileNotFoundError, match=r"lst: no such file; checkpoint must be best, last or the path"):
+        tfpipe.export(run, tmp_path / "export", formats=("keras",), checkpoint="lst")
     tfpipe.export(run, tmp_path / "export", formats=("keras",), checkpoint=tmp_path / "other.keras")
     assert (tmp_path / "export" / "model_card.md").exists()  # of the run, it would be an error: there is nothing in run.json
 

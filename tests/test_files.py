@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +62,18 @@ def test_json_is_whole_or_absent_and_has_a_word_for_every_name(tmp_path):
         files.write_json(tmp_path / "x.json", {"loss": float("nan")})
     assert json.loads((tmp_path / "x.json").read_bytes().decode("utf-8", "surrogateescape")) == content
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_folder_that_another_process_made_meanwhile_is_left_as_it_is(tmp_path):
+    target = tmp_path / "export"
+
+    def be_too_late():
+        with files.folder_written_atomically(target, replace=False) as folder:
+            (folder / "mine").touch()
+            target.mkdir()
+            (target / "theirs").touch()
+
+    with pytest.raises(OSError, match="another process has written there meanwhile") as caught:
+        be_too_late()
+    assert caught.value.filename == str(target)
+    assert [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*"))] == [Path("export"), Path("export/theirs")]

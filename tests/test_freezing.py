@@ -198,3 +198,37 @@ def test_half_of_a_subclassed_model_is_refused():
     model = wrap(Subclassed(), class_names=("a", "b", "c"), image_size=SIZE)
     with pytest.raises(ValueError, match="half needs a model that Keras can build anew"):
         rounding.round_weights(model)
+
+
+def test_a_loaded_graph_says_what_it_takes(tmp_path):
+    model = make_model(Branch)
+    image = opened(freezing.freeze_images(model, describe(model)), tmp_path / "image.pb")
+    pictures = np.zeros((2, *SIZE, 3), np.uint8)
+    np.testing.assert_array_equal(image(pictures)["probabilities"], image(image=pictures)["probabilities"])
+    for wrong in (pictures[0], pictures.astype(np.float32), pictures[:, :-1], [b"file"]):
+        with pytest.raises(ValueError, match=r"image must be uint8 \(None, .*, with the batch first \(got "):
+            image(wrong)
+    for arguments in ((), (pictures, pictures)):
+        with pytest.raises(ValueError, match="inputs are image"):
+            image(*arguments)
+    files = opened(
+        freezing.freeze_files(freezing.freeze_images(model, describe(model)), describe(model)), tmp_path / "bytes.pb"
+    )
+    assert files([b"no picture"])["valid"].tolist() == [False]
+    for wrong in (["a.jpg"], "a.jpg", ("a.jpg",)):
+        with pytest.raises(ValueError, match="image_bytes must be the bytes of files, not their paths"):
+            files(image_bytes=wrong)
+    with pytest.raises(ValueError, match=r"image_bytes must be string \(None,\), with the batch first \(got string \(\)\)"):
+        files(b"one")
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_what_computes_in_16_bits_is_named_before_tflite_fails_on_it(policy, tmp_path):
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        model = make_model(lambda: keras.layers.Dense(4))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    with pytest.raises(DataError, match=r"converted to tflite: it computes in 16 bits .* the policy float32; leave it out"):
+        WRITERS["tflite"].write(Work(model, describe(model), tmp_path, False))
+    assert list(tmp_path.iterdir()) == []

@@ -208,7 +208,7 @@ def _references(node: Any) -> Iterator[Any]:
 
 
 class FrozenGraph:
-    """A frozen graph that can be called: `frozen(image_bytes=[...])` returns arrays by name.
+    """A frozen graph that can be called: `frozen([file, ...])` or `frozen(image_bytes=[file, ...])` returns arrays by name.
 
     Attributes:
         specification: of the model.
@@ -233,19 +233,31 @@ class FrozenGraph:
             raise DataError(f"cannot be loaded as a frozen graph: {reason}", path=path) from error
         self._pruned: dict[tuple[str, ...], Any] = {}
 
-    def __call__(self, **inputs: Any) -> dict[str, Array]:
+    def __call__(self, *values: Any, **inputs: Any) -> dict[str, Array]:
         """Returns all outputs.
 
         Args:
+            *values: of the input, if it is not given by its name.
             **inputs: `image_bytes`, string [B], or `image`, uint8 [B, H, W, 3]; see `inputs`.
 
         Raises:
-            ValueError: an input has another name.
+            ValueError: an input has another name, type or shape.
         """
-        if tuple(inputs) != self.inputs:
+        inputs |= dict(zip(self.inputs, values, strict=False))
+        if tuple(inputs) != self.inputs or len(values) > len(self.inputs):
             raise ValueError(f"inputs are {', '.join(self.inputs)} (got {', '.join(inputs) or 'none'})")
-        feeds = {f"{name}:0": value for name, value in inputs.items()}
+        feeds = {f"{name}:0": self._checked(name, value) for name, value in inputs.items()}
         return dict(zip(self.outputs, self._run(feeds, self.outputs), strict=True))
+
+    def _checked(self, name: str, value: Any) -> tf.Tensor:
+        expected = self._graph.graph.get_tensor_by_name(f"{name}:0")
+        if any(isinstance(item, str) for item in (value if isinstance(value, list | tuple) else (value,))):
+            raise ValueError(f"{name} must be the bytes of files, not their paths: open(path, 'rb').read()")
+        tensor = tf.convert_to_tensor(value)
+        if tensor.dtype != expected.dtype or not expected.shape.is_compatible_with(tensor.shape):
+            wanted, got = (f"{found.dtype.name} {found.shape}" for found in (expected, tensor))
+            raise ValueError(f"{name} must be {wanted}, with the batch first (got {got})")
+        return tensor
 
     def classify(self, images: Any) -> Array:
         """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3], also where the graph takes files."""

@@ -104,6 +104,8 @@ def _find_file(path: Path, checkpoint: str) -> tuple[Path, Path | None]:
             raise FileNotFoundError(f"{path}: no {file.name} in this folder: not a run, or one that is not finished")
         return file, path if (path / classifiers.RUN_NAME).exists() else None
     file = Path(checkpoint)
+    if not file.exists():
+        raise FileNotFoundError(f"{checkpoint}: no such file; checkpoint must be best, last or the path of a .keras file")
     return file, path if path.resolve() in file.resolve().parents and (path / classifiers.RUN_NAME).exists() else None
 
 

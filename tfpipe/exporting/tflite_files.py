@@ -22,6 +22,9 @@ from tfpipe.exporting.specifications import Specification
 from tfpipe.records.cores import count_cores
 from tfpipe.records.errors import DataError
 
+_NARROW = (tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum)
+_PASSING = ("Identity", "Placeholder", "PlaceholderWithDefault")
+
 Graph = Any  # tf.compat.v1.GraphDef
 Array = np.ndarray[Any, Any]
 
@@ -36,7 +39,12 @@ def convert(graph: Graph, specification: Specification, *, dynamic_range: bool) 
         graph: `image`, uint8 [B, H, W, 3] -> `probabilities`, float32 [B, C].
         specification: of the model; it goes into the file, and its class names as labels.
         dynamic_range: weights of 8 bits, for a quarter of the size and other numbers in each answer.
+
+    Raises:
+        ValueError: the model computes in 16 bits, as Keras' mixed precision does; TFLite's operations do not.
     """
+    if found := next((node for node in graph.node if node.attr["T"].type in _NARROW and node.op not in _PASSING), None):
+        raise ValueError(f"it computes in 16 bits ({found.name}), which TFLite does not: build it with the policy float32")
     with tf.Graph().as_default():
         wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
     function = wrapped.prune({"image": "image:0"}, {"probabilities": "probabilities:0"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -60,6 +61,9 @@ def folder_written_atomically(target: Path, *, replace: bool) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         if old.exists() and not target.exists():
             os.rename(old, target)
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST) and error.filename2:
+            taken = "another process has written there meanwhile; its files are as they were, these are gone"
+            raise OSError(error.errno, taken, os.fspath(target)) from error
         if isinstance(error, OSError) and os.fspath(folder) in os.fspath(error.filename or folder):
             # A name that the user never gave, or none where the disk is full.
             raise OSError(error.errno, error.strerror or str(error), os.fspath(target)) from error
