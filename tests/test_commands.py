@@ -119,6 +119,34 @@ def test_named_inputs_and_paths_with_an_equals_sign(tmp_path):
     assert list(manifest.load(tmp_path / "two").splits) == ["train", "test"]
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--output=~/e", "--output=$HOME/e"),
+        ("--input=train=~/a,test=~/b", "--input=train=$HOME/a,test=$HOME/b"),
+        ("~/in/*.jpg", "$HOME/in/*.jpg"),
+        ("--output=~", "--output=$HOME"),
+    ],
+)
+def test_a_home_that_the_shell_did_not_put_in_is_refused(word, meant, capsys):
+    with pytest.raises(SystemExit) as ended:
+        commands._parse_flags(["tool", word])
+    assert ended.value.code == 2
+    assert f'error: {word}: the shell leaves ~ as it is here; write "{meant}"' in capsys.readouterr().err
+
+
+def test_other_tildes_are_left_alone():
+    words = ["/a/~/b", "./~", "a~/b", "a=b~/c", "~old.jpg"]
+    assert commands._parse_flags(["tool", *words]) == ["tool", *words]
+
+
+def test_closed_streams_are_empty_ones():
+    code = "import sys; from tfpipe import commands; sys.stderr = None; commands._open_closed_streams()"
+    code += "; print(sys.stdin.buffer.read(), file=sys.stderr); print(1)"
+    done = subprocess.run(["sh", "-c", f"exec {sys.executable} -c '{code}' <&- >&-"], cwd=CHECKOUT, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"b''\n")
+
+
 @pytest.mark.parametrize("value", ["train", "=x", "train=", "train=1,train=2", "train=1,,test=2"])
 def test_pairs_that_are_none(value):
     with pytest.raises(commands.UsageError, match="--splits must be NAME=VALUE"):

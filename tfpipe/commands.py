@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ Number = TypeVar("Number", int, float)
 
 _USAGE = 2
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_HOME = re.compile(r"(?:(?<=[=,])|^)~(?=/|$)")
 
 
 class UsageError(Exception):
@@ -53,13 +55,21 @@ def run(main: Callable[[list[str]], int | None], module_name: str, *, when_stopp
 def _parse_flags(argv: list[str]) -> list[str]:
     # absl exits with 1 after --help as after a flag that does not exist; scripts tell the two from a failure.
     try:
+        _check_homes(argv[1:])
         remaining: list[str] = flags.FLAGS(argv)
-    except flags.Error as error:
+    except (flags.Error, UsageError) as error:
         _say(f"error: {error}\nSee --help.")
         sys.exit(_USAGE)
     except SystemExit:  # --help has been shown
         sys.exit(0)
     return remaining
+
+
+def _check_homes(words: list[str]) -> None:
+    """Raises UsageError for --output=~/a, which a shell hands on as it is: a folder called ~ would be made."""
+    for word in words:
+        if (meant := _HOME.sub("$HOME", word)) != word:
+            raise UsageError(f'{word}: the shell leaves ~ as it is here; write "{meant}" (or ./~ for what is called so)')
 
 
 def _open_closed_streams() -> None:
@@ -73,6 +83,8 @@ def _open_closed_streams() -> None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (for the life of the process)
     if sys.stdout is None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
 
 
 def _log_to_stderr() -> None:
