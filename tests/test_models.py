@@ -154,6 +154,11 @@ def test_other_options_are_refused(averages):
             averages.predict([], **options)
 
 
+def test_a_keras_model_is_to_be_exported_first(model):
+    with pytest.raises(ValueError, match=r"got Functional\); export a Keras model first: tfpipe\.export\(model, output, "):
+        load(model.predictor.model)
+
+
 def test_a_model_that_is_not_there_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load(tmp_path / "nowhere")

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 
+import keras
 import numpy as np
 import pytest
 from conftest import picture, write
@@ -508,6 +509,13 @@ def test_mistakes_are_found_before_the_model_is_asked(folder, tmp_path):
     cases = [
         (FileNotFoundError, "no folder .*nowhere", folder, tmp_path / "nowhere" / "out.csv", {}),
         (ValueError, "output must be a file", folder, tmp_path, {}),
+        (ValueError, "-: output must be the name of a file: rows are not written to standard output", folder, "-", {}),
+        (ValueError, r"out\.json: lines of JSON are called \.jsonl: rename", folder, tmp_path / "out.json", {}),
+        (ValueError, r"inputs must be paths \(got bytes\); bytes and arrays are for tfpipe\.load", picture(1), out, {}),
+        (ValueError, r"inputs must be paths \(got bytes\)", [folder, picture(1)], out, {}),
+        (ValueError, r"inputs must be paths \(got ndarray\)", np.zeros((2, 4, 4, 3), np.uint8), out, {}),
+        (ValueError, r"inputs must be paths \(got StringIO\)", io.StringIO("a.jpg\n"), out, {}),
+        (ValueError, r"inputs must be paths \(got NoneType\)", None, out, {}),
         (FileNotFoundError, "missing: no such file or folder", tmp_path / "missing", out, {}),
         (FileNotFoundError, "matches no file", f"{folder}/*.gif", out, {}),
         (ValueError, "there is no picture$", tmp_path / "empty", out, {}),
@@ -532,7 +540,15 @@ def test_mistakes_are_found_before_the_model_is_asked(folder, tmp_path):
             predict(Untouched(), inputs, output, progress=False, **options)
     with pytest.raises(FileNotFoundError, match="model"):
         predict(tmp_path / "model", folder, out)
+    for model in (keras.Sequential(), None):
+        with pytest.raises(ValueError, match=r"model must be the path of one \(got .*tfpipe\.export\(model, output, "):
+            predict(model, folder, out)
     assert left_behind(tmp_path) == []
+
+
+def test_a_format_that_is_given_decides_whatever_the_output_is_called(folder, tmp_path):
+    predict(Averages(), folder / "2.jpg", tmp_path / "out.json", format="jsonl", progress=False)
+    assert json.loads((tmp_path / "out.json").read_bytes())["id"] == "2"
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -36,10 +36,14 @@ def load(path: str | os.PathLike[str]) -> Predictor:
     Of an export's folder, the SavedModel is taken.
 
     Raises:
+        ValueError: this is no path.
         FileNotFoundError: there is none.
         DataError: it cannot be read, or is no model of tfpipe.
         ImportError: its format needs an extra that is not installed.
     """
+    if not isinstance(path, str | os.PathLike):
+        advice = "export a Keras model first: tfpipe.export(model, output, class_names=[...])"
+        raise ValueError(f"model must be the path of one (got {type(path).__name__}); {advice}")
     place = Path(path)
     if (place / SAVED_MODEL_NAME / _GRAPH_NAME).exists():
         place /= SAVED_MODEL_NAME

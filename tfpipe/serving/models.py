@@ -160,6 +160,7 @@ def load(path: str | os.PathLike[str], *, max_pixels: int = images.DEFAULT_MAX_P
         max_pixels: height times width above which a file is not decoded.
 
     Raises:
+        ValueError: this is no path.
         FileNotFoundError: there is none.
         DataError: it cannot be read, or is no model of tfpipe.
         ImportError: its format needs an extra that is not installed.

@@ -120,7 +120,7 @@ def predict(
         OSError: the output cannot be written.
     """
     path = _check_output(Path(output), model)
-    file_format = format or ("jsonl" if path.suffix.lower() == ".jsonl" else "csv")
+    file_format = format or _format_of(path)
     tables.check_options(file_format, columns)
     _check_options(on_error, batch_size)
     # Whoever asks for ids alone would meet one that he does not know.
@@ -184,10 +184,11 @@ def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, c
     return Summary(len(listing.pictures), counts, messages, rejected_path, listing.passed_over)
 
 
-def _loaded(model: Predictor | Model | str | os.PathLike[str]) -> Predictor:
+def _loaded(model: Any) -> Predictor:
     if isinstance(model, Model):
         return model.predictor
-    return artefacts.load(model) if isinstance(model, str | os.PathLike) else model
+    predictor: Predictor = model if hasattr(model, "class_names") else artefacts.load(model)
+    return predictor
 
 
 def _identity(model: Any, predictor: Predictor) -> str:
@@ -200,7 +201,15 @@ def _identity(model: Any, predictor: Predictor) -> str:
     return hashlib.sha256(repr(facts).encode("utf-8", "backslashreplace")).hexdigest()
 
 
+def _format_of(path: Path) -> str:
+    if path.suffix.lower() == ".json":
+        raise ValueError(f"{path}: lines of JSON are called .jsonl: rename the output, or say format=jsonl or format=csv")
+    return "jsonl" if path.suffix.lower() == ".jsonl" else "csv"
+
+
 def _check_output(path: Path, model: Any) -> Path:
+    if path == Path("-"):
+        raise ValueError("-: output must be the name of a file: rows are not written to standard output")
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: output must be a file (this is a folder or a device)")
     if not path.parent.is_dir():

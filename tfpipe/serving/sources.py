@@ -13,9 +13,9 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tfpipe.records import catalog, manifest
 from tfpipe.serving import folders, path_lists
@@ -66,10 +66,10 @@ def list_pictures(inputs: Inputs, split: str | None = None, *, tell_apart: bool 
 
     Raises:
         FileNotFoundError: an input is missing, or a glob matches nothing.
-        ValueError: two pictures have the same id, there is none, or the split is not clear.
+        ValueError: two pictures have the same id, there is none, the split is not clear, or an input is no path.
         DataError: the data set's files contradict each other, or a list of paths cannot be read.
     """
-    paths = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+    paths = _paths(inputs)
     data_sets = [path for path in paths if (Path(path) / manifest.FILE_NAME).is_file()]
     if data_sets and len(paths) > 1:
         raise ValueError(f"{data_sets[0]}: a data set is predicted alone, not with {len(paths) - 1} other inputs")
@@ -88,6 +88,16 @@ def list_pictures(inputs: Inputs, split: str | None = None, *, tell_apart: bool 
         passed = f"; passed over: {', '.join(passed_over[:10])}" if passed_over else ""
         raise ValueError(f"{', '.join(map(str, paths)) or 'inputs'}: there is no picture{passed}")
     return Listing(pictures, passed_over, (directory, split) if data_sets and split is not None else None)
+
+
+def _paths(inputs: Any) -> list[str | os.PathLike[str]]:
+    is_one = isinstance(inputs, str | bytes | os.PathLike) or hasattr(inputs, "read") or not isinstance(inputs, Iterable)
+    paths = [inputs] if is_one else list(inputs)
+    for path in paths:
+        if not isinstance(path, str | os.PathLike):
+            advice = "bytes and arrays are for tfpipe.load(model).predict(inputs)"
+            raise ValueError(f"inputs must be paths (got {type(path).__name__}); {advice}")
+    return paths
 
 
 def hash_listing(listing: Listing) -> str:
