@@ -365,6 +365,23 @@ def test_a_damaged_part_is_refused(classifier, shards, tmp_path):
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_claim_does_not_vouch_for_the_rows_of_another_evaluation(classifier, shards, tmp_path, monkeypatch):
+    run(classifier, shards, tmp_path, shard=(1, 2))
+    check = accounting.check_unchanged
+
+    def check_late(claim, directory):  # the part has its name; another evaluation writes the same one before it is declared
+        monkeypatch.setattr(accounting, "check_unchanged", check)
+        run(make_classifier(seed=1), shards, tmp_path, shard=(0, 2))
+        check(claim, directory)
+
+    monkeypatch.setattr(accounting, "check_unchanged", check_late)
+    with pytest.raises(DataError, match=r"00000-of-00002\.csv: not as it was written: evaluate this part anew"):
+        run(classifier, shards, tmp_path, shard=(0, 2))
+    assert not (tmp_path / "predictions.csv").exists()
+    assert run(classifier, shards, tmp_path, shard=(0, 2)).receipt["model_sha256"] == classifier.sha256
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_part_that_is_written_anew_is_missing_until_it_is_complete(classifier, shards, tmp_path, monkeypatch):
     in_parts(classifier, shards, tmp_path, 2)
     bind = parts.bind

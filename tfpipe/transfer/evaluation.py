@@ -209,9 +209,11 @@ class _Run:
         path.parent.mkdir(exist_ok=True)
         with written_atomically(path) as file:
             file.writelines(self.chunks(self.split, [shard]))
+            file.flush()
+            sha256 = sha256_of(Path(file.name))  # of these rows: under the final name another process may put its own
             parts.withdraw(path)
         accounting.check_unchanged(claim, self.directory)
-        parts.bind(path, claim)
+        parts.bind(path, sha256, claim)
 
     def finish(self, chunks: Iterable[bytes], claim: accounting.Claim) -> Evaluation:
         """Writes the table, and what follows from it."""

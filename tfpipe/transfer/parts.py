@@ -31,9 +31,9 @@ def part_path(folder: Path, index: int, count: int) -> Path:
     return folder / FOLDER / f"predictions-{index:05d}-of-{count:05d}.csv"
 
 
-def bind(path: Path, claim: Claim) -> None:
-    """Declares a part complete."""
-    write_json(path.with_suffix(".json"), {"sha256": sha256_of(path), **claim})
+def bind(path: Path, sha256: str, claim: Claim) -> None:
+    """Declares a part complete; the hash is that of the rows that the claim is of, whatever stands at `path` by now."""
+    write_json(path.with_suffix(".json"), {"sha256": sha256, **claim})
 
 
 def missing_parts(folder: Path, count: int, claim: Claim) -> list[Path]:
