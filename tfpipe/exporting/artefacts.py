@@ -55,8 +55,17 @@ def load(path: str | os.PathLike[str]) -> Predictor:
         )
     if place.suffix in _OPENERS and not place.is_dir():
         return dataclasses.replace(_OPENERS[place.suffix](place), form=place.suffix)
+    _check_folder(place)
     model, file = classifiers.load_model(place)
     return NamedModel(model) if classifiers.is_named(model) and not _is_classifier(model) else classifiers.check(model, file)
+
+
+def _check_folder(place: Path) -> None:
+    """Raises FileNotFoundError for the folder of an export that has neither a SavedModel nor a Keras file."""
+    if (place / specifications.FILE_NAME).exists() and not (place / classifiers.MODEL_NAME).exists():
+        files = sorted(file.name for file in place.iterdir() if file.suffix in _OPENERS)
+        there = f"give one of its files: {', '.join(files)}" if files else "and there is no other model in it"
+        raise FileNotFoundError(f"{place}: an export without {SAVED_MODEL_NAME}; {there}")
 
 
 def _is_classifier(model: Any) -> bool:

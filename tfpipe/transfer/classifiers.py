@@ -9,6 +9,7 @@ Its layers have fixed names: "preprocessing", "trunk", the head from "pooling" t
 from __future__ import annotations
 
 import os
+import textwrap
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from tfpipe.transfer.cutting import hash_network
 
 MODEL_NAME = "model.keras"  # in a run's folder, as is
 RUN_NAME = "run.json"
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_EXPORT = "tfpipe.export(keras.models.load_model(path), output, class_names=[...])"
 _FEATURES = ("pooling", "features")  # of a classifier of `tfpipe.train`, and of one that was wrapped
 
 
@@ -177,14 +180,24 @@ def load_model(path: str | os.PathLike[str]) -> tuple[keras.Model, Path]:
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file: a run's folder or a .keras file is needed")
     if not zipfile.is_zipfile(file):
-        raise DataError("cannot be loaded as a Keras model: it is no .keras file, or one that was cut", path=file)
+        raise DataError(f"cannot be loaded as a Keras model: {_why_no_archive(file)}", path=file)
     try:
         model = keras.saving.load_model(file, compile=False)
     except Exception as error:  # of a damaged file Keras, zipfile and h5py raise anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
         # The last line: Keras wraps the reason in the whole architecture, layer by layer.
-        raise DataError(f"cannot be loaded as a Keras model: {reason[-1][:200]}", path=file) from error
+        raise DataError(f"cannot be loaded as a Keras model: {textwrap.shorten(reason[-1], 500)}", path=file) from error
     return model, file
+
+
+def _why_no_archive(file: Path) -> str:
+    with file.open("rb") as opened:
+        start = opened.read(len(_HDF5))
+    if start == _HDF5:
+        return f"it is an HDF5 file; export it first: {_EXPORT}"
+    if file.suffix == ".keras" or start.startswith(b"PK"):
+        return "it is no .keras file, or one that was cut"
+    return "it is none; a run's folder, a .keras file, or a file or folder of an export is needed"
 
 
 def check(model: keras.Model, path: str | os.PathLike[str] | None = None) -> Classifier:
@@ -194,7 +207,8 @@ def check(model: keras.Model, path: str | os.PathLike[str] | None = None) -> Cla
         DataError: it lacks the layers that make it one.
     """
     if missing := _missing(model, ("preprocessing", "pooling", "logits", "probabilities")):
-        raise DataError(f"not a classifier of tfpipe: it has no layer {' and no '.join(missing)}", path=path)
+        advice = "" if path is None or is_named(model) else f"; export it first: {_EXPORT}"
+        raise DataError(f"not a classifier of tfpipe: it has no layer {' and no '.join(missing)}{advice}", path=path)
     return Classifier(model)
 
 
