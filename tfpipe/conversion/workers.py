@@ -113,9 +113,14 @@ def _start(held_descriptor: int | None) -> _Child:
     path = [*(os.path.abspath(entry) for entry in map(str, sys.path)), str(Path(__file__).resolve().parents[2])]
     command = _BOOTSTRAP.format(path=path, descriptor=theirs.fileno())
     inherited = (theirs.fileno(),) if held_descriptor is None else (theirs.fileno(), held_descriptor)
-    process = subprocess.Popen(
-        [sys.executable, "-c", command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=inherited
-    )
+    # The child inherits it: a Ctrl-C waits there until `serve` ignores the signal, and is gone.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=inherited
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     return _Child(process, ours)
 
@@ -131,10 +136,17 @@ def serve(descriptor: int) -> None:
     while True:
         function, task = inbox.get()
         try:
-            result = getattr(tasks, function)(task, lambda *done: connection.send(("progress", Progress(*done))))
-            connection.send(("result", result))
+            result = getattr(tasks, function)(task, lambda *done: _tell(connection, "progress", Progress(*done)))
+            _tell(connection, "result", result)
         except Exception as error:  # carried to the parent, which raises it
-            connection.send(("error", _portable(error)))
+            _tell(connection, "error", _portable(error))
+
+
+def _tell(connection: Connection, kind: str, value: Any) -> None:
+    try:
+        connection.send((kind, value))
+    except OSError:  # the parent closed the connection, and `_listen` has yet to see it
+        os._exit(1)
 
 
 def _listen(connection: Connection, inbox: SimpleQueue[tuple[str, Any]]) -> None:
