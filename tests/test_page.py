@@ -18,11 +18,13 @@ import pytest
 from conftest import CHECKOUT, picture, write
 from evaluation_fixtures import build_pictures, make_classifier
 from PIL import Image
+from prediction_fixtures import Averages
 
 from tfpipe.exporting import sourcing
 from tfpipe.records.errors import DataError
 from tfpipe.serving import galleries, page_markup
 from tfpipe.serving.answers import Answers, Row, Upload
+from tfpipe.serving.page import _open_gallery
 from tfpipe.serving.picture_files import Problem
 from tfpipe.serving.prediction import predict
 from tfpipe.transfer import classifiers
@@ -233,6 +235,13 @@ def test_data_are_found_where_the_run_has_them(run, tmp_path):
             sourcing.locate_data(tmp_path)
     with pytest.raises(FileNotFoundError, match="would say where"):
         sourcing.locate_data(tmp_path / "elsewhere" / "model.keras")
+
+
+def test_training_data_for_a_model_that_cannot_compare_are_refused():
+    opened = lambda data: _open_gallery(Averages(), "export", data, "train", 10, progress=False)  # noqa: E731
+    with pytest.raises(ValueError, match="data='nope' needs a run's model to compare with; export has probabilities only"):
+        opened("nope")
+    assert opened(None)[0] is None
 
 
 # What is written

@@ -3,12 +3,13 @@
 import io
 import json
 import os
+import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
-from conftest import picture, write
+from conftest import CHECKOUT, picture, write
 from evaluation_fixtures import make_classifier
 from hypothesis import given
 from hypothesis import strategies as st
@@ -250,7 +251,9 @@ def test_a_csv_names_pictures_below_its_own_folder(tmp_path):
     ("content", "message"),
     [
         (b"file\na.jpg\n", "line 1 .*a column called path is needed.*there are: file"),
-        (b"", "a column called path is needed"),
+        (b"", "list.csv: the file is empty: a list of paths has a column called path"),
+        ("path\na.jpg\n".encode("utf-16"), "list.csv: a list of paths in UTF-16: save it as UTF-8"),
+        ("\ufeffpath\na.jpg\n".encode("utf-16-be"), "save it as UTF-8"),
         (b"path;id\na.jpg;1\n", "line 1 .*must be separated by commas"),
         (b"path\tid\na.jpg\t1\n", "line 1 .*must be separated by commas"),
         (b"path,path\na,b\n", "a column called path is needed"),
@@ -279,6 +282,14 @@ def test_standard_input_names_pictures(tmp_path, monkeypatch, end):
     assert [found.id for found in listed] == ["a/1", "a/2", "a/10", "caf\\udce9"]
     assert [bool(found.problem) for found in listed] == [False, False, False, True]
     assert listed[0].path == str(tmp_path / "a" / "1.jpg")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_path(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffa/1.jpg\n2.jpg\n".encode())))
+    assert ids("-") == ["2", "a/1"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("a/1.jpg\n".encode("utf-16"))))
+    with pytest.raises(DataError, match="-: a list of paths in UTF-16: save it as UTF-8"):
+        ids("-")
 
 
 def test_the_same_picture_twice_in_a_list_is_an_error(tmp_path):
@@ -633,6 +644,20 @@ def test_the_command(run_tool, folder, tmp_path, model_path):
     assert counted.startswith(f"{out}: {len(kinds()) + 2} rows, predicted: ")
     assert listed == f"{tmp_path / 'table.rejected.jsonl'}: 1 bad picture, rows without a value"
     assert sorted(left_behind(tmp_path)) == ["100.jpg", "bad.jpg", "table.csv", "table.rejected.jsonl"]
+
+
+@pytest.mark.parametrize(("count", "status"), [(0, 1), (1, 0)])
+def test_the_command_fails_where_every_picture_is_bad(count, status):
+    code = f"""
+import sys, types
+summary = types.SimpleNamespace(num_rows=2, counts={{"cat": 0, "dog": {count}}}, rejected={{"a.jpg": ""}}, rejected_path="bad")
+sys.modules["tfpipe.serving.prediction"] = types.SimpleNamespace(predict=lambda *_, **__: summary)  # without TensorFlow
+from tools.predict import command
+command()"""
+    command = [sys.executable, "-c", code, "--model=runs/a", "--input=in", "--output=out.csv"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT)
+    assert done.returncode == status, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["out.csv", "bad"]
 
 
 def test_the_commands_help_needs_no_model(run_tool):

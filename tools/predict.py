@@ -15,7 +15,7 @@ Inputs are folders (with all folders below), files, globs, lists of paths, or on
 path in the folder without a picture's extension, or with it where two would have the same id. Bad pictures have a row that
 says why; where the columns have no place for that, all are named before the model runs and nothing is written, or, with
 --on_error=report, their rows have no value. The output is replaced when all rows are there. Stopped or killed, the same
-command goes on where it was.
+command goes on where it was. Exit status: 0, or 1 where nothing was written, or where every picture is bad.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pictures that the model se
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a picture is bad.", 1)
 
 
-def main(arguments: list[str]) -> None:
-    """Predicts, then prints the summary."""
+def main(arguments: list[str]) -> int:
+    """Predicts, then prints the summary; returns 1 where there is a value for no picture."""
     inputs = [*_INPUT.value, *arguments]
     if not (_MODEL.value and inputs and _OUTPUT.value):
         raise commands.UsageError("--model, --input and --output are needed")
@@ -94,6 +94,7 @@ def main(arguments: list[str]) -> None:
     print(f"{_OUTPUT.value}: {plural(summary.num_rows, 'row')}{f', predicted: {counts}' if counts else ''}")
     if summary.rejected_path is not None:
         print(f"{summary.rejected_path}: {plural(len(summary.rejected), 'bad picture')}, rows without a value")
+    return 0 if any(summary.counts.values()) else 1
 
 
 def command() -> None:

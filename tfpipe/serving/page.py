@@ -108,7 +108,8 @@ def serve(
     Raises:
         ImportError: Gradio is not installed.
         OSError: the port is taken.
-        ValueError, FileNotFoundError, DataError: there is no such model or, where it is given, no such data set.
+        ValueError, FileNotFoundError, DataError: there is no such model or, where it is given, no such data set, or it is
+            given with a model that cannot compare pictures.
     """
     gradio = _import_gradio()
     port = _free_port(port)  # taken: better to know before minutes of work
@@ -191,6 +192,8 @@ def _open_gallery(
 ) -> tuple[Gallery | None, list[str]]:
     """Returns the training pictures, if there are any to be had, and what to say of them."""
     if not isinstance(predictor, Classifier):
+        if data is not None:
+            raise ValueError(f"data={os.fspath(data)!r} needs a run's model to compare with; {model} has probabilities only")
         return None, ["Probabilities only: Grad-CAM and the nearest training pictures need the run's folder."]
     if not max_training:
         return None, []

@@ -10,6 +10,7 @@ What a list names and what is not there is a picture that cannot be read, and no
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
 import sys
@@ -31,21 +32,32 @@ def read_list(given: str) -> Iterator[Found]:
     """Yields what a list names.
 
     Raises:
-        DataError: the CSV file is damaged or has no column `path`; names the line.
+        DataError: the CSV file is damaged or has no column `path`; names the line. Or the list is UTF-16.
     """
     return _read_standard_input() if given == STANDARD_INPUT else _read_csv(Path(given))
 
 
 def _read_standard_input() -> Iterator[Found]:
     """Yields a file for each line, or for each piece between NULs if there is one."""
-    data = sys.stdin.buffer.read()
+    data = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
+    _check_encoding(data, STANDARD_INPUT)
     pieces = data.split(b"\0") if b"\0" in data else (line.removesuffix(b"\r") for line in data.split(b"\n"))
     for piece in filter(None, pieces):
         path = os.fsdecode(piece)
         yield Found(os.path.normpath(path), path)
 
 
+def _check_encoding(start: bytes, path: str | Path) -> None:
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError("a list of paths in UTF-16: save it as UTF-8", path=path)
+
+
 def _read_csv(file: Path) -> Iterator[Found]:
+    with open(file, "rb") as data:
+        start = data.read(2)
+    _check_encoding(start, file)
+    if not start:
+        raise DataError("the file is empty: a list of paths has a column called path, and perhaps one called id", path=file)
     # A path is any bytes: those that are no UTF-8 become a name that is refused with its own row, not here.
     with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         lines = csv.reader(text, strict=True)
