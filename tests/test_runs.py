@@ -556,6 +556,18 @@ def test_ctrl_c_in_the_last_validation_stops_the_run(colours, tmp_path, monkeypa
     run(colours, tmp_path / "run", recipe)
 
 
+@pytest.mark.parametrize(("handler", "is_seen"), [(signal.SIG_IGN, False), (signal.default_int_handler, True)])
+def test_ctrl_c_that_is_ignored_stays_ignored(handler, is_seen):
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with training._interrupts() as interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted.is_set() == is_seen
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_layer_that_keras_named_can_end_the_backbone(colours, tmp_path):
     from tfpipe.transfer import backbones
     from tfpipe.transfer.cutting import find_layers

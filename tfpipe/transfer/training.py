@@ -385,7 +385,8 @@ def _assign(variables: Sequence[Any], values: Sequence[Array]) -> None:
 def _interrupts() -> Iterator[threading.Event]:
     """Yields an event that the first Ctrl-C sets: a step is not to be stopped in its middle. The second one stops at once."""
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as a script's shell has it for `train &`
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield event
         return
 
