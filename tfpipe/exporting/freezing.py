@@ -9,10 +9,8 @@ Inputs and outputs are nodes with their names. Equal models give equal bytes.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from tfpipe.exporting import seals, signatures, specifications
+from tfpipe.exporting import graph_names, seals, signatures, specifications
 from tfpipe.exporting.signatures import Answer
 from tfpipe.exporting.specifications import Specification
 from tfpipe.records.errors import DataError
@@ -84,7 +82,7 @@ def _named(function: Any, traced: Any, specification: Specification) -> Graph:
         for name, tensor in zip(names, found, strict=True):
             tf.identity(tensor, name=name)
         tf.constant(specification.to_json(), name=_SPECIFICATION)
-    return _canonical(_pruned(graph.as_graph_def(), [*names, spec.name, _SPECIFICATION]))
+    return graph_names.canonical(_pruned(graph.as_graph_def(), [*names, spec.name, _SPECIFICATION]))
 
 
 def _pruned(graph: Graph, needed: Sequence[str]) -> Graph:
@@ -95,15 +93,10 @@ def _pruned(graph: Graph, needed: Sequence[str]) -> Graph:
         name = pending.pop()
         if name not in kept:
             kept.add(name)
-            pending += [_node_name(source) for source in nodes[name].input]
+            pending += [graph_names.node_of(source) for source in nodes[name].input]
     return tf.compat.v1.GraphDef(
         versions=graph.versions, library=graph.library, node=[node for node in graph.node if node.name in kept]
     )
-
-
-def _node_name(source: str) -> str:
-    """Returns the node that an input comes from: "^a" and "a:1" are of "a"."""
-    return source.removeprefix("^").split(":")[0]
 
 
 def hide_weights(graph: Graph) -> Graph:
@@ -129,82 +122,6 @@ def _is_weight(node: Any) -> bool:
     if node.op != "Const" or not tf.dtypes.as_dtype(node.attr["dtype"].type).is_floating:
         return False
     return len(node.attr["value"].tensor.tensor_content) > _MIN_WEIGHT_BYTES
-
-
-def _canonical(graph: Graph) -> Graph:
-    """Returns the graph without what depends on the session: numbers in names of nodes, functions and arguments.
-
-    Functions are named by their content: a process has one library for all graphs that it loads, and refuses two functions
-    of the same name.
-    """
-    _renumber_nodes(graph)
-    library = {function.signature.name: function for function in graph.library.function}
-    renamed: dict[str, Any] = {}  # by the old name
-
-    def rename_references(nodes: Iterable[Any]) -> None:
-        for node in nodes:
-            for attribute in ("_gradient_op_type", "_class"):
-                node.attr.pop(attribute, None)
-            for reference in _references(node):
-                if reference.name in library:
-                    reference.name = rename(reference.name).signature.name
-
-    def rename(name: str) -> Any:
-        if name not in renamed:
-            function = library[name]
-            rename_references(function.node_def)
-            _rename_arguments(function)
-            function.signature.name = ""
-            digest = hashlib.sha256(function.SerializeToString(deterministic=True)).hexdigest()
-            function.signature.name = f"function_{digest[:24]}"
-            renamed[name] = function
-        return renamed[name]
-
-    rename_references(graph.node)
-    functions = {function.signature.name: function for function in renamed.values()}
-    content = tf.compat.v1.GraphDef(versions=graph.versions, node=graph.node)
-    content.library.function.extend(functions[name] for name in sorted(functions))
-    return content
-
-
-def _renumber_nodes(graph: Graph) -> None:
-    """Numbers what has a number in its name anew: Keras calls a network that is called again network_1, network_2."""
-    scopes: dict[tuple[str, str], str] = {}  # (new parent, old part) -> new part
-    counts: dict[tuple[str, str], int] = {}
-    names: dict[str, str] = {}
-    for node in graph.node:
-        parent = ""
-        for part in node.name.split("/"):
-            if (parent, part) not in scopes:
-                base = re.sub(r"(_\d+)+$", "", part) or "part"
-                count = counts[parent, base] = counts.get((parent, base), -1) + 1
-                scopes[parent, part] = f"{base}_{count}" if count else base
-            parent = f"{parent}/{scopes[parent, part]}".lstrip("/")
-        names[node.name] = parent
-    for node in graph.node:
-        node.name = names[node.name]
-        for index, reference in enumerate(node.input):
-            source = _node_name(reference)
-            node.input[index] = reference.replace(source, names[source], 1)
-
-
-def _rename_arguments(function: Any) -> None:
-    """Numbers a function's arguments: those of loops are called after the loop's number in the session."""
-    order = {argument.name: f"argument_{index}" for index, argument in enumerate(function.signature.input_arg)}
-    for argument in function.signature.input_arg:
-        argument.name = order[argument.name]
-    for node in function.node_def:
-        for index, name in enumerate(node.input):
-            node.input[index] = order.get(name, name)
-    for result, name in list(function.ret.items()):
-        function.ret[result] = order.get(name, name)
-
-
-def _references(node: Any) -> Iterator[Any]:
-    for _, value in sorted(node.attr.items()):
-        if value.HasField("func"):
-            yield value.func
-        yield from value.list.func
 
 
 class FrozenGraph:
@@ -275,8 +192,8 @@ class FrozenGraph:
 
 def _source(nodes: Mapping[str, Any], name: str) -> str:
     """Returns the tensor that a node passes on."""
-    while nodes[_node_name(name)].op == "Identity":
-        name = nodes[_node_name(name)].input[0]  # behind it come those that it waits for
+    while nodes[graph_names.node_of(name)].op == "Identity":
+        name = nodes[graph_names.node_of(name)].input[0]  # behind it come those that it waits for
     return name if ":" in name else f"{name}:0"
 
 
