@@ -31,7 +31,7 @@ BAD = (b"", b"<html>", picture(3)[:100], b"\xff\xd8\xff")
 @pytest.fixture
 def asked_here(monkeypatch):
     """Files are asked in this process: a fresh one with TensorFlow takes seconds, and one test has it."""
-    monkeypatch.setattr(parity, "_ask", lambda folder: parity_process.answer(str(folder), str(folder)))
+    monkeypatch.setattr(parity, "_ask", parity_process.answer)
 
 
 def turned(orientation, size=(31, 17)):
@@ -198,7 +198,7 @@ def test_frozen_graphs_are_the_same_bytes_in_another_process_and_after_other_wor
         "folder = Path(sys.argv[1])\n"
         "model = artefacts.load(folder / 'model.keras')\n"
         "given = specifications.from_json((folder / 'preprocessing.json').read_text('utf-8'), folder)\n"
-        "images = freezing.hide_weights(freezing.freeze_images(model, given, also_nothing=True))\n"
+        "images = freezing.freeze_images(model, given)\n"
         "files = freezing.freeze_files(images, given)\n"
         "for name, graph in (('frozen_image.pb', images), ('frozen_bytes.pb', files)):\n"
         "    assert freezing.to_bytes(graph) == (folder / name).read_bytes(), name\n"

@@ -77,3 +77,11 @@ def test_a_folder_that_another_process_made_meanwhile_is_left_as_it_is(tmp_path)
         be_too_late()
     assert caught.value.filename == str(target)
     assert [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*"))] == [Path("export"), Path("export/theirs")]
+
+
+def test_what_killed_processes_left_of_a_file_is_cleared_and_nothing_else(tmp_path):
+    kept = ["[x].csv", ".[x].csv.mine.tmp", ".[x].csv.other.7.tmp", ".x.csv.7.tmp", ".[x].csv.7.old"]
+    for name in (*kept, ".[x].csv.4711.tmp", ".[x].csv.7.tmp"):
+        (tmp_path / name).touch()
+    files.clear_leftovers(tmp_path / "[x].csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

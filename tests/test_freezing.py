@@ -74,7 +74,7 @@ def opened(graph, path):
 @pytest.mark.parametrize("middle", [Branch, WeightyBranch, Loop, recurrent])
 def test_branches_and_loops_say_what_the_model_says(middle, tmp_path):
     model = make_model(middle)
-    graph = freezing.hide_weights(freezing.freeze_images(model, describe(model), also_nothing=True))
+    graph = freezing.freeze_images(model, describe(model))
     assert not graph.library.function
     frozen = opened(graph, tmp_path / "image.pb")
     for pictures in BOTH_SIDES:
@@ -84,7 +84,7 @@ def test_branches_and_loops_say_what_the_model_says(middle, tmp_path):
 def test_they_do_so_behind_the_decoder_and_with_halves(tmp_path):
     model = rounding.round_weights(make_model(lambda: keras.Sequential([Branch(), Loop(), keras.layers.GRU(24)])))
     specification = describe(model)
-    graph = rounding.store_half(freezing.hide_weights(freezing.freeze_images(model, specification, also_nothing=True)))
+    graph = rounding.store_half(freezing.freeze_images(model, specification))
     frozen = opened(freezing.freeze_files(graph, specification), tmp_path / "bytes.pb")
     answer = freezing.trace(freezing.as_answer(graph), signatures.image_spec(specification))
     in_saved_model = tf.function(lambda files: signatures.answer_files(answer, specification, files))
@@ -102,13 +102,13 @@ def test_they_do_so_behind_the_decoder_and_with_halves(tmp_path):
 def plain(tmp_path_factory):
     """A model and its frozen file."""
     model = make_model(lambda: keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(8, activation="relu")]))
-    graph = freezing.hide_weights(freezing.freeze_images(model, describe(model), also_nothing=True))
+    graph = freezing.freeze_images(model, describe(model))
     return model, written(tmp_path_factory.mktemp("plain") / "image.pb", freezing.to_bytes(graph))
 
 
 def test_an_empty_batch_has_no_answers(tmp_path):
     model, nothing = make_classifier(), np.zeros((0, 8, 8, 3), np.uint8)
-    graph = freezing.hide_weights(freezing.freeze_images(model, describe(model), also_nothing=True))
+    graph = freezing.freeze_images(model, describe(model))
     found = opened(graph, tmp_path / "image.pb")(image=nothing)
     assert {name: values.shape for name, values in found.items()} == {"probabilities": (0, 3), "features": (0, 8)}
     functions = signatures.make(signatures.ask(model), describe(model), has_features=True)

@@ -49,7 +49,7 @@ def test_a_classifier_answers_as_in_keras():
     import onnxruntime
 
     classifier, specification = make_classifier(), dataclasses.replace(SPECIFICATION, image_size=(8, 8))
-    data = onnx_files.convert(freezing.freeze_images(classifier, specification), specification)
+    data = onnx_files.convert(freezing.freeze_images(classifier, specification, to_convert=True), specification)
     images = draw_pictures(4, size=(8, 8))
     found = onnxruntime.InferenceSession(data).run(["probabilities", "features"], {"image": images})
     for values, wanted in zip(found, classifier.predict_with_features(images), strict=True):

@@ -20,14 +20,13 @@ from evaluation_fixtures import build_pictures, make_classifier
 from PIL import Image
 from prediction_fixtures import Averages
 
-from tfpipe.exporting import sourcing
 from tfpipe.records.errors import DataError
 from tfpipe.serving import galleries, page_markup
 from tfpipe.serving.answers import Answers, Row, Upload
 from tfpipe.serving.page import _open_gallery
 from tfpipe.serving.picture_files import Problem
 from tfpipe.serving.prediction import predict
-from tfpipe.transfer import classifiers
+from tfpipe.transfer import classifiers, run_folders
 
 pytestmark = pytest.mark.tf
 
@@ -222,7 +221,7 @@ def test_rows_are_in_order_and_bad_ones_do_not_stop_the_rest(answers, tmp_path):
 
 
 def test_data_are_found_where_the_run_has_them(run, tmp_path):
-    assert sourcing.locate_data(run / "run") == sourcing.locate_data(run / "run" / "model.keras") == run / "shards"
+    assert run_folders.locate_data(run / "run") == run_folders.locate_data(run / "run" / "model.keras") == run / "shards"
     facts = json.loads((run / "run" / "run.json").read_bytes())
     for changed, error, message in (
         ({}, FileNotFoundError, "does not say"),
@@ -232,9 +231,9 @@ def test_data_are_found_where_the_run_has_them(run, tmp_path):
     ):
         write(tmp_path / "run.json", json.dumps({"data": facts["data"], **changed}).encode())
         with pytest.raises(error, match=message):
-            sourcing.locate_data(tmp_path)
+            run_folders.locate_data(tmp_path)
     with pytest.raises(FileNotFoundError, match="would say where"):
-        sourcing.locate_data(tmp_path / "elsewhere" / "model.keras")
+        run_folders.locate_data(tmp_path / "elsewhere" / "model.keras")
 
 
 def test_training_data_for_a_model_that_cannot_compare_are_refused():
@@ -476,7 +475,15 @@ def test_the_page_works_without_the_training_data_and_leaves_nothing(serve, run,
         socket.create_connection(address)
     assert list((tmp_path / "tmp").iterdir()) == []
     assert "no nearest training pictures" in caplog.text
-    assert dict(os.environ) == {**before, "GRADIO_ANALYTICS_ENABLED": "False"}
+    ours = {
+        "GRADIO_ANALYTICS_ENABLED",
+        "GRADIO_TEMP_DIR",
+        "no_proxy",
+        "NO_PROXY",
+        *before,
+    }  # Gradio sets more when it is first used
+    expected = {**{name: before.get(name) for name in ours}, "GRADIO_ANALYTICS_ENABLED": "False"}
+    assert {name: os.environ.get(name) for name in ours} == expected
     with pytest.raises(FileNotFoundError), serve(tmp_path / "model.keras", data=tmp_path / "nothing", port=0):
         pass
 

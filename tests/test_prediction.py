@@ -301,17 +301,22 @@ def test_the_same_picture_twice_in_a_list_is_an_error(tmp_path):
 # Rows
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The row of each of seven pictures that was predicted alone."""
+    root = tmp_path_factory.mktemp("alone")
+    paths = [write(root / f"{index}.jpg", picture(index)) for index in range(7)]
+    return [written(Averages(), path, root, columns="probability")[1] for path in paths]
+
+
 @pytest.mark.parametrize("failing", [{0, 1, 2}, {2, 3}, {6}, set(range(7)), set()])
-def test_rows_stay_with_their_pictures_whatever_the_decoder_refuses(tmp_path, failing):
+def test_rows_stay_with_their_pictures_whatever_the_decoder_refuses(tmp_path, alone, failing):
     for index in range(7):
         write(tmp_path / "in" / f"{index}.jpg", undecodable() if index in failing else picture(index))
     rows = written(Averages(), tmp_path / "in", tmp_path, on_error="report", columns="probability", batch_size=3)
     assert [row[0] for row in rows] == ["id", *map(str, range(7))]
     assert {int(row[0]) for row in rows[1:] if not row[1]} == failing
-    alone = [
-        written(Averages(), tmp_path / "in" / f"{i}.jpg", tmp_path, columns="probability")[1] for i in {*range(7)} - failing
-    ]
-    assert [row for row in rows[1:] if row[1]] == alone
+    assert [row for row in rows[1:] if row[1]] == [alone[index] for index in range(7) if index not in failing]
 
 
 def test_a_picture_that_the_decoder_refuses_is_an_error_that_names_it(folder, tmp_path):

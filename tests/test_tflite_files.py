@@ -79,7 +79,7 @@ def test_an_empty_batch_gets_no_answers(path):
 
 def test_a_classifier_answers_as_in_keras(tmp_path):
     classifier, specification = make_classifier(), dataclasses.replace(SPECIFICATION, image_size=(8, 8))
-    frozen = freezing.freeze_images(classifier, specification)
+    frozen = freezing.freeze_images(classifier, specification, to_convert=True)
     file = written(tmp_path / "model.tflite", tflite_files.convert(frozen, specification, dynamic_range=False))
     images = draw_pictures(4, size=(8, 8))
     assert np.abs(tflite_files.open_tflite(file).predict(images) - classifier.predict(images)).max() < 1e-5

@@ -18,10 +18,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.exporting import freezing, specifications
+from tfpipe.exporting.onnx_files import open_onnx
 from tfpipe.exporting.predictors import Artefact
-from tfpipe.records.errors import DataError
-from tfpipe.transfer import classifiers
-from tfpipe.transfer.classifiers import NamedModel, Predictor
+from tfpipe.exporting.tflite_files import open_tflite
+from tfpipe.records.errors import DataError, lines_of
+from tfpipe.transfer import classifiers, run_folders
+from tfpipe.transfer.classifiers import Predictor
 
 Array = np.ndarray[Any, Any]
 
@@ -56,20 +58,15 @@ def load(path: str | os.PathLike[str]) -> Predictor:
     if place.suffix in _OPENERS and not place.is_dir():
         return dataclasses.replace(_OPENERS[place.suffix](place), form=place.suffix)
     _check_folder(place)
-    model, file = classifiers.load_model(place)
-    return NamedModel(model) if classifiers.is_named(model) and not _is_classifier(model) else classifiers.check(model, file)
+    return classifiers.load_named(place)
 
 
 def _check_folder(place: Path) -> None:
     """Raises FileNotFoundError for the folder of an export that has neither a SavedModel nor a Keras file."""
-    if (place / specifications.FILE_NAME).exists() and not (place / classifiers.MODEL_NAME).exists():
+    if (place / specifications.FILE_NAME).exists() and not (place / run_folders.MODEL_NAME).exists():
         files = sorted(file.name for file in place.iterdir() if file.suffix in _OPENERS)
         there = f"give one of its files: {', '.join(files)}" if files else "and there is no other model in it"
         raise FileNotFoundError(f"{place}: an export without {SAVED_MODEL_NAME}; {there}")
-
-
-def _is_classifier(model: Any) -> bool:
-    return {"pooling", "logits"} <= {layer.name for layer in model.layers}
 
 
 def open_saved_model(path: Path) -> Artefact:
@@ -86,7 +83,7 @@ def open_saved_model(path: Path) -> Artefact:
         loaded = tf.saved_model.load(os.fspath(path))
         loaded.signatures["image"]
     except Exception as error:  # of a damaged folder TensorFlow raises anything
-        raise DataError(f"cannot be loaded as a SavedModel: {str(error).splitlines()[0][:200]}", path=path) from error
+        raise DataError(f"cannot be loaded as a SavedModel: {lines_of(error)[0]}", path=path) from error
 
     def run(images: Any) -> Array:
         # Looked up each time: a signature holds its variables weakly, so the whole model must live as long as this does.
@@ -101,16 +98,4 @@ def _open_frozen(path: Path) -> Artefact:
     return Artefact(graph.specification, graph.classify)
 
 
-def _open_tflite(path: Path) -> Artefact:
-    from tfpipe.exporting.tflite_files import open_tflite
-
-    return open_tflite(path)
-
-
-def _open_onnx(path: Path) -> Artefact:
-    from tfpipe.exporting.onnx_files import open_onnx
-
-    return open_onnx(path)
-
-
-_OPENERS: dict[str, Callable[[Path], Artefact]] = {".pb": _open_frozen, ".tflite": _open_tflite, ".onnx": _open_onnx}
+_OPENERS: dict[str, Callable[[Path], Artefact]] = {".pb": _open_frozen, ".tflite": open_tflite, ".onnx": open_onnx}

@@ -31,7 +31,7 @@ import tensorflow as tf
 import tfpipe
 from tfpipe.exporting import artefacts, model_card, parity, rounding, sourcing, specifications, specimens
 from tfpipe.exporting.formats import WRITERS, Work
-from tfpipe.exporting.parity import Artefact, Row
+from tfpipe.exporting.parity import ExportedFile, Row
 from tfpipe.exporting.specifications import Specification
 from tfpipe.records import files
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
@@ -202,8 +202,8 @@ def _check_apart(target: Path, inputs: Iterable[Any]) -> None:
             raise ValueError(f"{target}: output must be another folder than that of {os.fspath(path)}, which is needed")
 
 
-def _write(work: Work, formats: Sequence[str], report: Callable[[str], None]) -> dict[str, Artefact]:
-    written: dict[str, Artefact] = {}
+def _write(work: Work, formats: Sequence[str], report: Callable[[str], None]) -> dict[str, ExportedFile]:
+    written: dict[str, ExportedFile] = {}
     for name in formats:
         report(f"writing {name}")
         try:

@@ -1,7 +1,7 @@
 """The formats of an export: who writes each of them, and what is then to be asked.
 
 work = Work(model, specification, folder, half=False)
-artefacts = WRITERS["pb"].write(work)     # {"frozen_image.pb": Artefact("frozen", path), ...}
+artefacts = WRITERS["pb"].write(work)     # {"frozen_image.pb": ExportedFile("frozen", path), ...}
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,13 +18,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfpipe.exporting import artefacts, freezing, rounding, signatures, sourcing
-from tfpipe.exporting.parity import Artefact
+from tfpipe.exporting import artefacts, freezing, logs, onnx_files, rounding, signatures, tflite_files
+from tfpipe.exporting.parity import ExportedFile
 from tfpipe.exporting.specifications import Specification
-from tfpipe.records.errors import DataError
+from tfpipe.records.errors import DataError, lines_of
+from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import NamedModel
 
 _PB_LIMIT_BYTES = 2**31 - 1  # of one protobuf message
+_LOGS = ("tensorflow", "absl")  # to which TensorFlow tells names of nodes and durations while it saves
 
 
 class Work:
@@ -37,12 +38,12 @@ class Work:
     @cached_property
     def plain(self) -> Any:
         """The frozen graph of pixels for other programs' converters, which must see its weights."""
-        return self._stored(freezing.freeze_images(self.model, self.specification))
+        return self._stored(freezing.freeze_images(self.model, self.specification, to_convert=True))
 
     @cached_property
     def hidden(self) -> Any:
-        """The same for TensorFlow, see `freezing.hide_weights`."""
-        return self._stored(freezing.hide_weights(freezing.freeze_images(self.model, self.specification, also_nothing=True)))
+        """The same for TensorFlow, which must not see them."""
+        return self._stored(freezing.freeze_images(self.model, self.specification))
 
     def _stored(self, graph: Any) -> Any:
         return rounding.store_half(graph) if self.half else graph
@@ -54,7 +55,7 @@ class Work:
         return path
 
 
-def _write_saved_model(work: Work) -> dict[str, Artefact]:
+def _write_saved_model(work: Work) -> dict[str, ExportedFile]:
     path, network = work.folder / artefacts.SAVED_MODEL_NAME, work.model.network
     answer = signatures.ask(work.model)
     if work.half:  # one function for all signatures, or each would have the weights of its own
@@ -64,33 +65,31 @@ def _write_saved_model(work: Work) -> dict[str, Artefact]:
     # variable cannot be of 16 bits and computed with in 32.
     module = tf.Module()
     module.weights = [] if work.half else [weight.value for weight in network.weights]
-    with _quiet():
+    with logs.quiet(*_LOGS):
         concrete = {name: function.get_concrete_function() for name, function in functions.items()}
         tf.saved_model.save(module, os.fspath(path), signatures=concrete)
-    return {artefacts.SAVED_MODEL_NAME: Artefact("saved_model", path)}
+    return {artefacts.SAVED_MODEL_NAME: ExportedFile("saved_model", path)}
 
 
-def _write_frozen(work: Work) -> dict[str, Artefact]:
+def _write_frozen(work: Work) -> dict[str, ExportedFile]:
     graphs = {"frozen_image.pb": work.hidden, "frozen_bytes.pb": freezing.freeze_files(work.hidden, work.specification)}
     found = {}
     for name, graph in graphs.items():
         if graph.ByteSize() > _PB_LIMIT_BYTES:
             raise ValueError(f"{name} would have {graph.ByteSize()} bytes; TensorFlow reads 2 GiB of a .pb: half, or no pb")
-        found[name] = Artefact("frozen", work.write(name, freezing.to_bytes(graph)))
+        found[name] = ExportedFile("frozen", work.write(name, freezing.to_bytes(graph)))
     return found
 
 
-def _write_tflite(work: Work) -> dict[str, Artefact]:
-    from tfpipe.exporting import tflite_files
-
+def _write_tflite(work: Work) -> dict[str, ExportedFile]:
     found = {}
     for name, dynamic_range in (("model.tflite", False), ("model_dynamic_range.tflite", True)):
         # TFLite rounds to 16 bits by itself, and more than the weights that were rounded before.
         is_lossy = dynamic_range or work.half
         given = _other(work.specification, name) if is_lossy else work.specification
-        with _quiet(), _converting("tflite"):
+        with logs.quiet(*_LOGS), _converting("tflite"):
             data = tflite_files.convert(work.plain, given, dynamic_range=dynamic_range)
-        found[name] = Artefact("tflite", work.write(name, data), is_lossy)
+        found[name] = ExportedFile("tflite", work.write(name, data), is_lossy)
     return found
 
 
@@ -99,32 +98,24 @@ def _other(specification: Specification, name: str) -> Specification:
     return dataclasses.replace(specification, sha256=hashlib.sha256(f"{specification.sha256} {name}".encode()).hexdigest())
 
 
-def _write_onnx(work: Work) -> dict[str, Artefact]:
-    from tfpipe.exporting import onnx_files
-
+def _write_onnx(work: Work) -> dict[str, ExportedFile]:
     with _converting("onnx"):
         data = onnx_files.convert(work.plain, work.specification)
-    return {"model.onnx": Artefact("onnx", work.write("model.onnx", data))}
+    return {"model.onnx": ExportedFile("onnx", work.write("model.onnx", data))}
 
 
-def _check_onnx() -> None:
-    from tfpipe.exporting import onnx_files
-
-    onnx_files.check_installed()
-
-
-def _write_keras(work: Work) -> dict[str, Artefact]:
+def _write_keras(work: Work) -> dict[str, ExportedFile]:
     """Writes the Keras file and reads it again: the process that compares the others could not, it lacks tfpipe's layers."""
     path = work.folder / "model.keras"
     try:
         work.model.model.save(path)
-        again = NamedModel(sourcing.load_keras(path))
+        again = classifiers.load_named(path)
     except (DataError, TypeError, ValueError, NotImplementedError) as error:  # of a class that Keras does not know, a lambda
         advice = "register the class (keras.saving.register_keras_serializable) or leave out keras"
-        raise DataError(f"format keras: what is saved {_first_line(error)}; {advice}") from error
+        raise DataError(f"format keras: what is saved {lines_of(error)[0]}; {advice}") from error
     if again.sha256 != work.model.sha256:
         raise DataError("format keras: read again, it is not the model that was saved: a layer's get_config may be incomplete")
-    return {path.name: Artefact("keras", path)}
+    return {path.name: ExportedFile("keras", path)}
 
 
 @contextlib.contextmanager
@@ -135,26 +126,7 @@ def _converting(name: str) -> Iterator[None]:
     except (ImportError, OSError, MemoryError, tf.errors.ResourceExhaustedError):
         raise
     except Exception as error:
-        raise DataError(f"the model cannot be converted to {name}: {_first_line(error)}; leave it out of formats") from error
-
-
-def _first_line(error: Exception) -> str:
-    text = error.message if isinstance(error, DataError) else str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps away what TensorFlow says while it saves: names of nodes and durations, through its own log and absl's."""
-    logs = [logging.getLogger(name) for name in ("tensorflow", "absl")]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
+        raise DataError(f"the model cannot be converted to {name}: {lines_of(error)[0]}; leave it out of formats") from error
 
 
 @dataclass(frozen=True)
@@ -166,7 +138,7 @@ class Writer:
         check: raises ImportError where an extra is missing.
     """
 
-    write: Callable[[Work], dict[str, Artefact]]
+    write: Callable[[Work], dict[str, ExportedFile]]
     check: Callable[[], None] = lambda: None
 
 
@@ -174,6 +146,6 @@ WRITERS: Mapping[str, Writer] = {
     "saved_model": Writer(_write_saved_model),
     "pb": Writer(_write_frozen),
     "tflite": Writer(_write_tflite),
-    "onnx": Writer(_write_onnx, _check_onnx),
+    "onnx": Writer(_write_onnx, onnx_files.check_installed),
     "keras": Writer(_write_keras),
 }

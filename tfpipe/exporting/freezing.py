@@ -21,7 +21,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from tfpipe.exporting import graph_names, seals, signatures, specifications
 from tfpipe.exporting.signatures import Answer
 from tfpipe.exporting.specifications import Specification
-from tfpipe.records.errors import DataError
+from tfpipe.records.errors import DataError, lines_of
 from tfpipe.transfer.classifiers import NamedModel
 
 Graph = Any  # tf.compat.v1.GraphDef
@@ -31,18 +31,20 @@ _SPECIFICATION = "specification"  # the node that carries it
 _MIN_WEIGHT_BYTES = 16
 
 
-def freeze_images(model: NamedModel, specification: Specification, *, also_nothing: bool = False) -> Graph:
+def freeze_images(model: NamedModel, specification: Specification, *, to_convert: bool = False) -> Graph:
     """Returns a model as a graph without variables and functions: `image` -> `probabilities`, `features`.
 
     Args:
         model: to be frozen.
         specification: of the model.
-        also_nothing: see `signatures.ask`; TFLite cannot hold it, and other programs do without.
+        to_convert: for other programs' converters: they must see the weights, and TFLite cannot hold what answers an empty
+            batch (see `signatures.ask`). If not, TensorFlow computes with it what the model computes, bit for bit.
     """
-    answer, spec = signatures.ask(model, also_nothing=also_nothing), signatures.image_spec(specification)
+    answer, spec = signatures.ask(model, allow_empty=not to_convert), signatures.image_spec(specification)
     concrete = tf.function(answer, input_signature=[spec], autograph=False).get_concrete_function()
     frozen = convert_variables_to_constants_v2(concrete)
-    return _named(frozen, concrete, specification)
+    graph = _named(frozen, concrete, specification)
+    return graph if to_convert else _hide_weights(graph)
 
 
 def freeze_files(images: Graph, specification: Specification) -> Graph:
@@ -99,7 +101,7 @@ def _pruned(graph: Graph, needed: Sequence[str]) -> Graph:
     )
 
 
-def hide_weights(graph: Graph) -> Graph:
+def _hide_weights(graph: Graph) -> Graph:
     """Returns the graph with its weights where TensorFlow's optimiser does not see that they are constant.
 
     It would fold them (a BatchNorm into the convolution before it, say) and prepare others for oneDNN, which rounds
@@ -146,8 +148,7 @@ class FrozenGraph:
         try:
             self._graph = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
         except Exception as error:  # of a graph that was made by another program, or with operations of a later TensorFlow
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise DataError(f"cannot be loaded as a frozen graph: {reason}", path=path) from error
+            raise DataError(f"cannot be loaded as a frozen graph: {lines_of(error)[0]}", path=path) from error
         self._pruned: dict[tuple[str, ...], Any] = {}
 
     def __call__(self, *values: Any, **inputs: Any) -> dict[str, Array]:

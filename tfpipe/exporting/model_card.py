@@ -18,6 +18,7 @@ from tfpipe.exporting.results import Results
 from tfpipe.exporting.specifications import Specification
 from tfpipe.records.files import read_json
 from tfpipe.records.summary import format_bytes, plural
+from tfpipe.transfer.run_folders import BACKBONE_NAME, RUN_NAME, SUMMARY_NAME
 
 FILE_NAME = "model_card.md"
 
@@ -87,11 +88,11 @@ def render(
 
 def _read_run(folder: Path, specification: Specification) -> dict[str, Any]:
     """Returns run.json with its recipe complete, "backbone_sha256", and "summary" if that is of the exported model."""
-    facts: dict[str, Any] = read_json(folder / "run.json")
+    facts: dict[str, Any] = read_json(folder / RUN_NAME)
     facts["recipe"] |= facts["chosen"]
-    if (folder / "backbone.json").exists():
-        facts["backbone_sha256"] = read_json(folder / "backbone.json")["sha256"]
-    summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+    if (folder / BACKBONE_NAME).exists():
+        facts["backbone_sha256"] = read_json(folder / BACKBONE_NAME)["sha256"]
+    summary = read_json(folder / SUMMARY_NAME) if (folder / SUMMARY_NAME).exists() else {}
     facts["summary"] = summary if summary.get("model_sha256") == specification.sha256 else None
     return facts
 

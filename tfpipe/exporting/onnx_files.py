@@ -8,18 +8,16 @@ Pictures go in as in TensorFlow, channels last. The packages are those of `pip i
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.exporting import seals, signatures, specifications
+from tfpipe.exporting import logs, seals, signatures, specifications
 from tfpipe.exporting.predictors import Artefact
 from tfpipe.exporting.specifications import Specification
 from tfpipe.records.cores import count_cores
@@ -95,7 +93,7 @@ def _translate(graph: Graph, more_inputs: Iterable[str]) -> Any:
     found = {node.name for node in graph.node}
     outputs = [name for name in signatures.OUTPUTS if name in found]
     inputs = ["image", *more_inputs]
-    with _quiet():
+    with logs.quiet("tensorflow", "tf2onnx"):  # of its work, and TensorFlow of what it still uses
         model, _ = tf2onnx.convert.from_graph_def(
             graph,
             name="classifier",
@@ -114,20 +112,6 @@ def _put_in(graph: Any, weights: Mapping[str, Array]) -> None:
     inputs = [value for value in graph.input if value.name not in weights]
     del graph.input[:]
     graph.input.extend(inputs)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps away what tf2onnx logs of its work, and TensorFlow of what tf2onnx still uses."""
-    loggers = [logging.getLogger(name) for name in ("tensorflow", "tf2onnx")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _sort(graph: Any) -> None:

@@ -1,6 +1,6 @@
 """Whether the files of an export say what the model says that they came from, bit for bit where that can be.
 
-    rows = compare(model, specification, {"saved_model": Artefact("saved_model", path)}, specimens.make())
+    rows = compare(model, specification, {"saved_model": ExportedFile("saved_model", path)}, specimens.make())
     check(rows)    # DataError that names the first stage that differs
 
 The model is asked here, by the functions of evaluation; the files are asked in a fresh process that does not import
@@ -70,7 +70,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Artefact:
+class ExportedFile:
     """A file to be asked; its kind is one of `parity_process.KINDS` or "keras". A lossy one may differ by anything."""
 
     kind: str
@@ -81,7 +81,7 @@ class Artefact:
 def compare(
     model: NamedModel,
     specification: Specification,
-    artefacts: Mapping[str, Artefact],
+    artefacts: Mapping[str, ExportedFile],
     specimens: Sequence[Specimen],
     tolerance: float = TOLERANCE,
 ) -> list[Row]:
@@ -168,7 +168,7 @@ def _write_question(path: Path, batch: Sequence[Specimen], pixels: Array) -> Non
 
 def _ask(folder: Path) -> None:
     # -P: the script's folder is tfpipe's own, whose modules must not be found as the packages that they are named after.
-    command = [sys.executable, "-P", parity_process.__file__, str(folder), str(folder)]
+    command = [sys.executable, "-P", parity_process.__file__, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
@@ -177,7 +177,7 @@ def _ask(folder: Path) -> None:
 
 def _ask_keras(folder: Path, name: str, path: Path, expected: Sequence[dict[str, Array]]) -> None:
     """Asks a Keras file here: elsewhere it cannot be read without tfpipe's layers."""
-    model = NamedModel(classifiers.load_model(path)[0])
+    model = classifiers.load_named(path)
     for index, answers in enumerate(expected):
         found = model.answer(answers["pixels"])
         np.savez(folder / f"{name}.{index}.npz", **{f"image.{output}": value.numpy() for output, value in found.items()})
@@ -186,7 +186,7 @@ def _ask_keras(folder: Path, name: str, path: Path, expected: Sequence[dict[str,
 def _rows(
     folder: Path,
     name: str,
-    artefact: Artefact,
+    artefact: ExportedFile,
     batches: Sequence[Sequence[Specimen]],
     expected: Sequence[dict[str, Array]],
     tolerance: float,

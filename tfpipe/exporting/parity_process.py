@@ -1,10 +1,10 @@
 """Asks the files of an export what they make of pictures, as a program would that has never heard of tfpipe.
 
-    python parity_process.py QUESTIONS ANSWERS
+    python parity_process.py FOLDER
 
-QUESTIONS is a folder with artefacts.json, a list of {"name", "kind", "path"}, and question_0.npz, ... each with "files"
-(the bytes of all files in one array of uint8), "lengths" and "pixels". ANSWERS gets, per artefact and question,
-NAME.0.npz, ... with what came out. It imports TensorFlow, or onnxruntime, and numpy: nothing of tfpipe.
+FOLDER holds artefacts.json, a list of {"name", "kind", "path"}, and question_0.npz, ... each with "files" (the bytes of all
+files in one array of uint8), "lengths" and "pixels". It gets, per artefact and question, NAME.0.npz, ... with what came out.
+It imports TensorFlow, or onnxruntime, and numpy: nothing of tfpipe.
 """
 
 from __future__ import annotations
@@ -27,19 +27,16 @@ def open_saved_model(path: str) -> Ask:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(path)
-    signatures = loaded.signatures
 
     def ask(files: list[bytes], pixels: Any) -> Answers:
         answers = {}
-        for name, signature in signatures.items():
+        for name, signature in loaded.signatures.items():  # looked up each time: signatures hold their variables weakly
             question = tf.constant(pixels) if name == "image" else tf.constant(files, tf.string)
-            found = signature(question)
-            for key, value in found.items():
+            for key, value in signature(question).items():
                 label = "pixels" if (name, key) == ("pixels", "image") else key
                 answers[f"{name}.{label}"] = value.numpy()
         return answers
 
-    ask.loaded = loaded  # type: ignore[attr-defined]  # signatures hold their variables weakly
     return ask
 
 
@@ -65,22 +62,12 @@ def open_tflite(path: str) -> Ask:
     """Asks a TFLite model."""
     import tensorflow as tf
 
-    interpreter = tf.lite.Interpreter(model_path=path)
-    runner_input = interpreter.get_input_details()[0]
+    runner = tf.lite.Interpreter(model_path=path).get_signature_runner()
 
     def ask(files: list[bytes], pixels: Any) -> Answers:  # noqa: ARG001 (all are asked alike)
-        interpreter.resize_tensor_input(runner_input["index"], pixels.shape)
-        interpreter.allocate_tensors()
-        interpreter.set_tensor(runner_input["index"], pixels)
-        interpreter.invoke()
-        found = {detail["name"]: interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()}
-        return {f"image.{_called(name)}": value for name, value in found.items()}
+        return {f"image.{name}": value for name, value in runner(image=pixels).items()}
 
     return ask
-
-
-def _called(name: str) -> str:
-    return "features" if "features" in name else "probabilities"
 
 
 def open_onnx(path: str) -> Ask:
@@ -115,17 +102,16 @@ def read_questions(folder: Path) -> Iterator[tuple[list[bytes], Any]]:
             yield files, question["pixels"]
 
 
-def answer(questions: str, answers: str) -> None:
-    """Writes the answers of every artefact to every question."""
-    folder = Path(questions)
+def answer(folder: Path) -> None:
+    """Writes the answers of every artefact to every question into the folder that they lie in."""
     for artefact in json.loads((folder / "artefacts.json").read_text("utf-8")):
         ask = KINDS[artefact["kind"]](artefact["path"])
         for index, (files, pixels) in enumerate(read_questions(folder)):
-            np.savez(Path(answers) / f"{artefact['name']}.{index}.npz", **ask(files, pixels))
+            np.savez(folder / f"{artefact['name']}.{index}.npz", **ask(files, pixels))
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    answer(*sys.argv[1:])
+    answer(Path(sys.argv[1]))
     if any(name.split(".")[0] == "tfpipe" for name in sys.modules):
         sys.exit("tfpipe was imported: this was to be a process without it")

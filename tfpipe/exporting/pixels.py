@@ -66,6 +66,7 @@ def decode_batch(
         return index, decode_one(one, image_size, resize, max_pixels)
 
     data = tf.data.Dataset.from_tensor_slices(encoded).enumerate()
+    decode = tf.autograph.experimental.do_not_convert(decode)  # there is nothing to convert; looking for it takes seconds
     data = data.map(decode, num_parallel_calls=_PARALLEL_CALLS, deterministic=True).ignore_errors()
     # A last element that is always there, for there is no batch of nothing.
     data = data.concatenate(tf.data.Dataset.from_tensors((count, tf.zeros([*image_size, 3], tf.uint8))))

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfpipe.pipeline.loader import dataset
 from tfpipe.records import manifest
+from tfpipe.records.errors import lines_of
 from tfpipe.transfer import reading_errors
 from tfpipe.transfer.accounting import open_split
 from tfpipe.transfer.classifiers import NamedModel
@@ -34,7 +35,7 @@ def round_weights(model: NamedModel) -> NamedModel:
     try:
         copy = keras.models.clone_model(model.model)
     except (TypeError, ValueError, NotImplementedError) as error:  # of a class without get_config, or of a subclassed model
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = lines_of(error)[0]
         raise ValueError(f"half needs a model that Keras can build anew from its configuration: {reason}") from error
     rounded = []
     for weight in model.model.weights:

@@ -74,18 +74,18 @@ def image_spec(specification: Specification) -> tf.TensorSpec:
     return tf.TensorSpec([None, *specification.image_size, 3], tf.uint8, name="image")
 
 
-def ask(model: NamedModel, *, also_nothing: bool = True) -> Answer:
+def ask(model: NamedModel, *, allow_empty: bool = True) -> Answer:
     """Returns the function from pixels to "probabilities" and, where the model knows them, "features".
 
     Args:
         model: to be asked.
-        also_nothing: a batch of no pictures is answered, too: TensorFlow's fused product of matrices fails on one.
+        allow_empty: a batch of no pictures is answered, too: TensorFlow's fused product of matrices fails on one.
     """
 
     def answer(image: tf.Tensor) -> Tensors:
         return dict(model.network(image, training=False))
 
-    def answer_also_nothing(image: tf.Tensor) -> Tensors:
+    def answer_padded(image: tf.Tensor) -> Tensors:
         count = tf.shape(image)[0]
         one_more = tf.cast(count == 0, tf.int32)
         padded = tf.pad(image, [[0, one_more], [0, 0], [0, 0], [0, 0]])
@@ -93,7 +93,7 @@ def ask(model: NamedModel, *, also_nothing: bool = True) -> Answer:
         answers = answer(padded)
         return {name: value[:count] for name, value in answers.items()}
 
-    return answer_also_nothing if also_nothing else answer
+    return answer_padded if allow_empty else answer
 
 
 def answer_files(answer: Answer, specification: Specification, image_bytes: tf.Tensor) -> Tensors:

@@ -23,13 +23,13 @@ from tfpipe.pipeline.decoding import parse_example
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import manifest, schema
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import read_json
 from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import NamedModel
+from tfpipe.transfer.run_folders import LAST_NAME, MODEL_NAME, RUN_NAME, locate_data
 
 _log = logging.getLogger("tfpipe")
 
-CHECKPOINTS = {"best": classifiers.MODEL_NAME, "last": "last.keras"}
+CHECKPOINTS = {"best": MODEL_NAME, "last": LAST_NAME}
 _SPLIT = "val"
 _NUM_PICTURES = 8
 
@@ -78,7 +78,7 @@ def find(model: str | os.PathLike[str] | keras.Model | NamedModel, checkpoint: s
     run, named = None, "the model"
     if isinstance(model, str | os.PathLike):
         path, run = _find_file(Path(model), checkpoint)
-        named, model = str(path), load_keras(path)
+        named, model = str(path), classifiers.load_model(path)[0]
     elif checkpoint != "best":
         raise ValueError(f"checkpoint={checkpoint!r} is of a run's folder, not of a model")
     if isinstance(model, NamedModel):
@@ -102,16 +102,11 @@ def _find_file(path: Path, checkpoint: str) -> tuple[Path, Path | None]:
         file = path / CHECKPOINTS[checkpoint]
         if not file.exists():
             raise FileNotFoundError(f"{path}: no {file.name} in this folder: not a run, or one that is not finished")
-        return file, path if (path / classifiers.RUN_NAME).exists() else None
+        return file, path if (path / RUN_NAME).exists() else None
     file = Path(checkpoint)
     if not file.exists():
         raise FileNotFoundError(f"{checkpoint}: no such file; checkpoint must be best, last or the path of a .keras file")
-    return file, path if path.resolve() in file.resolve().parents and (path / classifiers.RUN_NAME).exists() else None
-
-
-def load_keras(path: Path) -> keras.Model:
-    """Returns the model of a .keras file, whoever wrote it."""
-    return classifiers.load_model(path)[0]
+    return file, path if path.resolve() in file.resolve().parents and (path / RUN_NAME).exists() else None
 
 
 def find_pictures(source: Source, data: str | os.PathLike[str] | None, split: str | None, *, is_needed: bool) -> Pictures:
@@ -139,28 +134,3 @@ def _trained_on(run: Path | None) -> str:
     except (FileNotFoundError, DataError) as error:
         _log.info("no pictures of the run's own data to compare on: %s", error)
         return ""
-
-
-def locate_data(model: str | os.PathLike[str]) -> Path:
-    """Returns the folder of the data set that a run was trained on, as its run.json has it.
-
-    Args:
-        model: the run's folder or a .keras file in it.
-
-    Raises:
-        FileNotFoundError: there is no run.json, it does not say where the data were, or they are no longer there.
-        DataError: it cannot be read, or there is another data set at that place now.
-    """
-    path = Path(model) / classifiers.RUN_NAME if Path(model).is_dir() else Path(model).parent / classifiers.RUN_NAME
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file, which would say where the training data are")
-    facts = read_json(path)
-    try:
-        directory, root_hash = facts.get("directory"), facts["data"]["root_hash"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"cannot be understood: {type(error).__name__}: {error}", path=path) from None
-    if not directory:
-        raise FileNotFoundError(f"{path}: does not say where the training data are")
-    if manifest.load(directory).root_hash != root_hash:
-        raise DataError(f"the model was trained on another data set than the one that is there now ({path})", path=directory)
-    return Path(directory)

@@ -20,7 +20,7 @@ from tfpipe.exporting import tflite_metadata
 from tfpipe.exporting.predictors import Artefact
 from tfpipe.exporting.specifications import Specification
 from tfpipe.records.cores import count_cores
-from tfpipe.records.errors import DataError
+from tfpipe.records.errors import DataError, lines_of
 
 _NARROW = (tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum)
 _PASSING = ("Identity", "Placeholder", "PlaceholderWithDefault")
@@ -71,8 +71,7 @@ def open_tflite(path: str | os.PathLike[str]) -> Artefact:
     try:
         runner = _Runner(path, specification.image_size, len(specification.class_names))
     except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"cannot be run as a TFLite model: {reason[0]}", path=path) from error
+        raise DataError(f"cannot be run as a TFLite model: {lines_of(error)[0]}", path=path) from error
     return Artefact(specification, runner)
 
 

@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 import os
+import textwrap
+
+_MAX_CHARACTERS = 500  # of a line; Keras names its remedy at the end of a long one
+
+
+def lines_of(error: Exception) -> list[str]:
+    """Returns what an error of another program says, line by line, each cut at a word where it is long; at least one.
+
+    Some say nothing: their class stands for that. A `DataError` says its message without the place.
+    """
+    text = error.message if isinstance(error, DataError) else str(error)
+    return [textwrap.shorten(line, _MAX_CHARACTERS) for line in text.strip().splitlines()] or [type(error).__name__]
 
 
 class DataError(Exception):

@@ -38,6 +38,13 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
     sync_directory(path.parent)
 
 
+def clear_leftovers(path: Path) -> None:
+    """Removes what processes that were killed in `written_atomically` left beside a file; the caller holds a lock on it."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if leftover.name.removeprefix(f".{path.name}.").removesuffix(".tmp").isdecimal():  # the process id
+            leftover.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def folder_written_atomically(target: Path, *, replace: bool) -> Iterator[Path]:
     """Gives a folder to write into that becomes `target`, synced to the disk, when the block ends without an error.

@@ -101,7 +101,7 @@ class Answers:
         seen, picture = self._resize(image), shrink(image, _SHOWN_SIDE)
         if isinstance(self.predictor, Classifier):
             return self._explained(self.predictor, image, seen, picture)
-        return Answer(self._predict(seen[tf.newaxis])[0], picture, seen.numpy())
+        return Answer(self.predictor.predict(seen[tf.newaxis])[0], picture, seen.numpy())
 
     def _explained(self, classifier: Classifier, image: tf.Tensor, seen: tf.Tensor, picture: Array) -> Answer:
         batch = seen[tf.newaxis]
@@ -130,7 +130,7 @@ class Answers:
     def _rows(self, uploads: Sequence[Upload]) -> Iterator[Row]:
         shown = [self._shown(upload.path) for upload in uploads]
         seen = [found[0] for found in shown if not isinstance(found, Problem)]
-        probabilities = iter(self._predict(tf.stack(seen)) if seen else ())
+        probabilities = iter(self.predictor.predict(tf.stack(seen)) if seen else ())
         for upload, found in zip(uploads, shown, strict=True):
             if isinstance(found, Problem):
                 yield Row(upload.name, problem=found.message)
@@ -144,9 +144,6 @@ class Answers:
 
     def _resize(self, image: tf.Tensor) -> tf.Tensor:
         return decoding.resize_image(image, self.predictor.image_size, self.predictor.resize)
-
-    def _predict(self, batch: tf.Tensor) -> Array:
-        return self.predictor.predict(batch)
 
 
 def _decode(path: str, max_pixels: int) -> tf.Tensor | Problem:

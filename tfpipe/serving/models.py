@@ -24,6 +24,7 @@ from tfpipe.exporting import artefacts
 from tfpipe.pipeline import decoding
 from tfpipe.pipeline.decoding import Resize
 from tfpipe.records import images
+from tfpipe.records.cores import count_cores
 from tfpipe.serving import picture_files
 from tfpipe.serving.picture_files import Problem
 from tfpipe.serving.tables import TOP_K, best_of
@@ -101,7 +102,7 @@ class Model:
             if not decoding.is_integer(value) or value < 1:
                 raise ValueError(f"{name} must be a positive integer (got {value!r})")
         items = _listed(inputs)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(count_cores()) as pool:
             found: list[Prediction] = []
             for start in range(0, len(items), batch_size):
                 found += self._answer(list(pool.map(self._pixels, items[start : start + batch_size])), top_k)
@@ -147,9 +148,10 @@ class Model:
 
     @cached_property
     def _resize(self) -> Any:
-        signature = [tf.TensorSpec([None, None, 3], tf.uint8)]
-        resize = lambda image: decoding.resize_image(image, self.image_size, self.resize)  # noqa: E731
-        return tf.function(resize, input_signature=signature, autograph=False)
+        def resize(image: tf.Tensor) -> tf.Tensor:
+            return decoding.resize_image(image, self.image_size, self.resize)
+
+        return tf.function(resize, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)], autograph=False)
 
 
 def load(path: str | os.PathLike[str], *, max_pixels: int = images.DEFAULT_MAX_PIXELS) -> Model:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tfpipe.exporting import artefacts, sourcing
+from tfpipe.exporting import artefacts
 from tfpipe.records.errors import DataError
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 from tfpipe.serving import galleries, page_markup
@@ -27,6 +27,7 @@ from tfpipe.serving.answers import Answers, Upload
 from tfpipe.serving.galleries import Gallery
 from tfpipe.serving.picture_files import Problem
 from tfpipe.serving.sources import natural_key
+from tfpipe.transfer import run_folders
 from tfpipe.transfer.classifiers import Classifier, Predictor
 from tfpipe.transfer.markup import Html
 
@@ -198,7 +199,7 @@ def _open_gallery(
     if not max_training:
         return None, []
     try:
-        directory = sourcing.locate_data(model) if data is None else Path(data)
+        directory = run_folders.locate_data(model) if data is None else Path(data)
         gallery = galleries.collect(predictor, directory, split, max_pictures=max_training, progress=progress)
     except (DataError, FileNotFoundError, ValueError) as error:
         if data is not None:

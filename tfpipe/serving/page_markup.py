@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tfpipe.serving.answers import Answer, Resemblance, Row
+from tfpipe.serving.tables import best_of
 from tfpipe.transfer import figures
 from tfpipe.transfer.classifiers import Predictor
 from tfpipe.transfer.markup import Html, element, image, join
@@ -117,7 +118,7 @@ def _first(name: str, said: Answer, predictor: Predictor) -> Html:
 
 
 def _bars(probabilities: Array, class_names: Sequence[str]) -> Iterator[Html]:
-    order = np.argsort(-probabilities, kind="stable").tolist()
+    order = best_of(probabilities, len(probabilities))
     cells = []
     for place in order[:_MAX_BARS]:
         share = float(probabilities[place])
@@ -221,8 +222,7 @@ def _plain(text: str) -> str:
 
 
 def _top(probabilities: Array, class_names: Sequence[str]) -> list[tuple[str, float]]:
-    order = np.argsort(-probabilities, kind="stable")[:_TOP].tolist()
-    return [(class_names[place], float(probabilities[place])) for place in order]
+    return [(class_names[place], float(probabilities[place])) for place in best_of(probabilities, _TOP)]
 
 
 def _percent(share: float) -> str:

@@ -9,7 +9,6 @@ at the place where that one stopped, the others are the same, bit for bit.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -20,6 +19,7 @@ import tensorflow as tf
 
 from tfpipe.pipeline import decoding, reading
 from tfpipe.records import images, schema
+from tfpipe.records.cores import count_cores
 from tfpipe.records.errors import DataError
 from tfpipe.serving import picture_files
 from tfpipe.serving.picture_files import Encoded, Problem
@@ -30,7 +30,7 @@ Array = np.ndarray[Any, Any]
 Item = TypeVar("Item")
 
 _READ_FILES = 8  # in one call into Python, which costs; not more, since photographs are large
-_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_THREADS = count_cores()
 _PREFETCHED = 2  # batches, so that none is waited for
 
 

@@ -29,7 +29,7 @@ from tfpipe.exporting import artefacts, specifications
 from tfpipe.pipeline import decoding
 from tfpipe.records import images, manifest
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import written_atomically
+from tfpipe.records.files import clear_leftovers, written_atomically
 from tfpipe.records.progress import ProgressBar
 from tfpipe.serving import resumption, sources, tables
 from tfpipe.serving.models import Model
@@ -169,7 +169,7 @@ def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, c
     best: Counter[int] = Counter()
     rejected: dict[sources.Picture, Problem] = {}
     for name in (path, tables.rejected_path(path)):
-        resumption.clear(name)
+        clear_leftovers(name)
     with written_atomically(path) as file:
         file.write(form.header())
         for part in work.parts():

@@ -160,11 +160,3 @@ def _lock(descriptor: int, output: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise BlockingIOError(f"{output}: another process is writing it; wait for it, or stop it") from None
-
-
-def clear(output: Path) -> None:
-    """Removes what processes that were killed while they put a file in place left of it; the caller holds the lock."""
-    for path in output.parent.iterdir():
-        name = path.name.removeprefix(f".{output.name}.")
-        if name != path.name and name.endswith(".tmp") and name.removesuffix(".tmp").isdigit():
-            path.unlink()

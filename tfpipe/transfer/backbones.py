@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 import keras
 
+from tfpipe.records.errors import lines_of
 from tfpipe.transfer import import_paths, weight_files
 from tfpipe.transfer.architectures import TABLE, Architecture
 from tfpipe.transfer.cutting import cut as cut
@@ -131,7 +132,7 @@ def _make(row: Architecture, shape: tuple[int, ...], weights: str) -> keras.Mode
     try:
         return row.builder(include_top=False, weights="imagenet", input_shape=shape)
     except Exception as error:  # Keras raises a bare Exception
-        reason = str(error).strip().splitlines()[-1]
+        reason = lines_of(error)[-1]
         raise ConnectionError(
             f"ImageNet's weights cannot be downloaded: {reason}. Give a file instead (weights=PATH)"
         ) from error

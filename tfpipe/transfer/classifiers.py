@@ -9,7 +9,6 @@ Its layers have fixed names: "preprocessing", "trunk", the head from "pooling" t
 from __future__ import annotations
 
 import os
-import textwrap
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +20,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.records.errors import DataError
+from tfpipe.records.errors import DataError, lines_of
 from tfpipe.transfer import layers
 from tfpipe.transfer.cutting import hash_network
+from tfpipe.transfer.run_folders import MODEL_NAME
 
-MODEL_NAME = "model.keras"  # in a run's folder, as is
-RUN_NAME = "run.json"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _EXPORT = "tfpipe.export(keras.models.load_model(path), output, class_names=[...])"
+_ENDS, _HEAD = ("preprocessing", "probabilities"), ("pooling", "logits")  # layers of every model, and of a `Classifier`'s
 _FEATURES = ("pooling", "features")  # of a classifier of `tfpipe.train`, and of one that was wrapped
 
 
@@ -166,6 +165,16 @@ def load(path: str | os.PathLike[str]) -> Classifier:
     return check(model, file)
 
 
+def load_named(path: str | os.PathLike[str]) -> NamedModel:
+    """Returns the classifier of a run's folder or .keras file, or the model of another program that `tfpipe.export` wrapped.
+
+    Raises:
+        FileNotFoundError, DataError: as `load`.
+    """
+    model, file = load_model(path)
+    return NamedModel(model) if is_named(model) and _missing(model, _HEAD) else check(model, file)
+
+
 def load_model(path: str | os.PathLike[str]) -> tuple[keras.Model, Path]:
     """Returns the Keras model of a run's folder or of any .keras file, and the file's path.
 
@@ -184,9 +193,8 @@ def load_model(path: str | os.PathLike[str]) -> tuple[keras.Model, Path]:
     try:
         model = keras.saving.load_model(file, compile=False)
     except Exception as error:  # of a damaged file Keras, zipfile and h5py raise anything
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         # The last line: Keras wraps the reason in the whole architecture, layer by layer.
-        raise DataError(f"cannot be loaded as a Keras model: {textwrap.shorten(reason[-1], 500)}", path=file) from error
+        raise DataError(f"cannot be loaded as a Keras model: {lines_of(error)[-1]}", path=file) from error
     return model, file
 
 
@@ -206,7 +214,7 @@ def check(model: keras.Model, path: str | os.PathLike[str] | None = None) -> Cla
     Raises:
         DataError: it lacks the layers that make it one.
     """
-    if missing := _missing(model, ("preprocessing", "pooling", "logits", "probabilities")):
+    if missing := _missing(model, (*_ENDS, *_HEAD)):
         advice = "" if path is None or is_named(model) else f"; export it first: {_EXPORT}"
         raise DataError(f"not a classifier of tfpipe: it has no layer {' and no '.join(missing)}{advice}", path=path)
     return Classifier(model)
@@ -214,7 +222,7 @@ def check(model: keras.Model, path: str | os.PathLike[str] | None = None) -> Cla
 
 def is_named(model: keras.Model) -> bool:
     """True for a model whose input and output are known: `NamedModel(model)` works."""
-    return not _missing(model, ("preprocessing", "probabilities"))
+    return not _missing(model, _ENDS)
 
 
 def _missing(model: keras.Model, needed: Sequence[str]) -> list[str]:

@@ -33,20 +33,18 @@ from tfpipe.records.files import is_hidden, read_json, sync_directory, write_jso
 from tfpipe.records.locking import locked
 from tfpipe.transfer import curves, precision, states
 from tfpipe.transfer.backbones import hash_network
-from tfpipe.transfer.classifiers import MODEL_NAME, RUN_NAME, Classifier
+from tfpipe.transfer.classifiers import Classifier
 from tfpipe.transfer.journal import Journal, read_history
 from tfpipe.transfer.networks import BlockCount, Networks
 from tfpipe.transfer.phases import Phases
 from tfpipe.transfer.pictures import Pictures, hold_out
 from tfpipe.transfer.profiling import peak_memory_bytes
 from tfpipe.transfer.recipes import Recipe, complete
+from tfpipe.transfer.run_folders import BACKBONE_NAME, LAST_NAME, MODEL_NAME, RUN_NAME, SUMMARY_NAME
 from tfpipe.transfer.schedules import RangeTest
 from tfpipe.transfer.training import Loop, Phase
 
-SUMMARY_NAME = "summary.json"
-LAST_NAME = "last.keras"
 HISTORY_PICTURE = "history.png"
-BACKBONE_NAME = "backbone.json"
 RATE_NAME = "learning_rate.json"
 STATE_FOLDER = "state"
 

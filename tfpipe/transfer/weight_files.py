@@ -21,7 +21,7 @@ from typing import Any
 import h5py
 import keras
 
-from tfpipe.records.errors import DataError
+from tfpipe.records.errors import DataError, lines_of
 from tfpipe.transfer.layers import Trunk
 
 Shapes = list[tuple[int, ...]]
@@ -104,8 +104,8 @@ def _saved_layers(file: Path) -> list[_Entry]:
     try:
         model = keras.saving.load_model(file, compile=False)
     except (ValueError, OSError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[-1]  # Keras wraps the reason in the whole architecture, layer by layer
-        raise DataError(f"cannot be loaded as a Keras model: {reason}", path=file) from error
+        # The last line: Keras wraps the reason in the whole architecture, layer by layer.
+        raise DataError(f"cannot be loaded as a Keras model: {lines_of(error)[-1]}", path=file) from error
     _unfreeze(model)
     trunks = [layer.network for layer in model.layers if isinstance(layer, Trunk)]  # a model that tfpipe wrote
     return [_Entry(layer.name, _variables(layer)) for part in trunks or [model] for layer in part.layers]
