@@ -79,6 +79,60 @@ def test_a_folder_that_another_process_made_meanwhile_is_left_as_it_is(tmp_path)
     assert [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*"))] == [Path("export"), Path("export/theirs")]
 
 
+def test_two_writers_of_a_folder_do_not_meet(tmp_path):
+    # Nor do two that have one process id: threads, or the first processes of two containers.
+    target = tmp_path / "export"
+
+    def write_both():
+        with files.folder_written_atomically(target, replace=False) as first:
+            (first / "first").touch()
+            with files.folder_written_atomically(target, replace=False) as second:
+                (second / "second").touch()
+            assert (first / "first").exists()
+
+    with pytest.raises(OSError, match="another process has written there meanwhile"):
+        write_both()
+    assert [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*"))] == [Path("export"), Path("export/second")]
+
+
+def test_a_folder_that_is_being_replaced_is_not_put_back(tmp_path, monkeypatch):
+    # Between moving the old one away and moving the new one there, another process clears up.
+    target = tmp_path / "export"
+    (target / "old").mkdir(parents=True)
+    rename = os.rename
+
+    def rename_slowly(source, to):
+        rename(source, to)
+        if str(to).endswith(".old"):
+            files._clear_up(target)
+            assert not target.exists()
+
+    monkeypatch.setattr(os, "rename", rename_slowly)
+    with files.folder_written_atomically(target, replace=True) as folder:
+        (folder / "new").touch()
+    assert [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*"))] == [Path("export"), Path("export/new")]
+
+
+def test_two_writers_of_a_file_do_not_meet(tmp_path):
+    with files.written_atomically(tmp_path / "x") as first, files.written_atomically(tmp_path / "x") as second:
+        first.write(b"a" * 10)
+        second.write(b"b" * 5)
+    assert (tmp_path / "x").read_bytes() == b"a" * 10
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_killed_processes_left_of_a_folder_is_cleared_or_put_back(tmp_path):
+    target = tmp_path / "export"
+    for name in (".export.4711.old", ".export.4712.tmp", ".export.mine.tmp", ".exports.4711.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").touch()
+    with files.folder_written_atomically(target, replace=True) as folder:
+        assert (target / "x").exists()
+        (folder / "new").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".export.mine.tmp", ".exports.4711.tmp", "export"]
+    assert [path.name for path in target.iterdir()] == ["new"]
+
+
 def test_what_killed_processes_left_of_a_file_is_cleared_and_nothing_else(tmp_path):
     kept = ["[x].csv", ".[x].csv.mine.tmp", ".[x].csv.other.7.tmp", ".x.csv.7.tmp", ".[x].csv.7.old"]
     for name in (*kept, ".[x].csv.4711.tmp", ".[x].csv.7.tmp"):

@@ -8,11 +8,13 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tfpipe.records import locking
 from tfpipe.records.errors import DataError
 
 
@@ -20,9 +22,9 @@ from tfpipe.records.errors import DataError
 def written_atomically(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path` that becomes `path`, synced to the disk, when the block ends without an error.
 
-    The temporary name begins with a dot and carries the process id: two writers do not meet, a glob does not catch it.
+    The temporary name begins with a dot and has digits drawn anew: two writers do not meet, a glob does not catch it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_draw_digits()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -38,10 +40,15 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
     sync_directory(path.parent)
 
 
+def _draw_digits() -> str:
+    # No process id: in a container, that of every program is 1.
+    return f"{secrets.randbelow(10**10):010d}"
+
+
 def clear_leftovers(path: Path) -> None:
     """Removes what processes that were killed in `written_atomically` left beside a file; the caller holds a lock on it."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if leftover.name.removeprefix(f".{path.name}.").removesuffix(".tmp").isdecimal():  # the process id
+        if leftover.name.removeprefix(f".{path.name}.").removesuffix(".tmp").isdecimal():
             leftover.unlink(missing_ok=True)
 
 
@@ -54,50 +61,73 @@ def folder_written_atomically(target: Path, *, replace: bool) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _clear_up(target)
-    folder, old = (target.with_name(f".{target.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
-    try:
+    with contextlib.ExitStack() as held:
+        folder = _make_held(target, held)
+        old = folder.with_suffix(".old")
+        try:
+            yield folder
+            for path in (*sorted(folder.rglob("*")), folder):
+                sync_directory(path)
+            if replace and target.exists():
+                _hold(target, held)  # the lock goes with it to its other name
+                os.rename(target, old)
+            os.rename(folder, target)
+            sync_directory(target.parent)
+        except BaseException as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if old.exists() and not target.exists():
+                os.rename(old, target)
+            _raise_for_user(error, folder, target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _raise_for_user(error: BaseException, folder: Path, target: Path) -> None:
+    """Raises an error with the name that the user gave, where the temporary one is in it."""
+    if not isinstance(error, OSError):
+        return
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EWOULDBLOCK) and error.filename in map(os.fspath, (folder, target)):
+        taken = "another process has written there meanwhile; its files are as they were, these are gone"
+        raise OSError(errno.EEXIST, taken, os.fspath(target)) from error
+    if os.fspath(folder) in os.fspath(error.filename or folder):  # none where the disk is full
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(target)) from error
+
+
+def _make_held(target: Path, held: contextlib.ExitStack) -> Path:
+    """Makes a folder beside `target`; while it is locked, no other process takes it for that of a killed one."""
+    while True:
+        folder = target.with_name(f".{target.name}.{_draw_digits()}.tmp")
         folder.mkdir()
-        yield folder
-        for path in (*sorted(folder.rglob("*")), folder):
-            sync_directory(path)
-        if replace and target.exists():
-            os.rename(target, old)
-        os.rename(folder, target)
-        sync_directory(target.parent)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if old.exists() and not target.exists():
-            os.rename(old, target)
-        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST) and error.filename2:
-            taken = "another process has written there meanwhile; its files are as they were, these are gone"
-            raise OSError(error.errno, taken, os.fspath(target)) from error
-        if isinstance(error, OSError) and os.fspath(folder) in os.fspath(error.filename or folder):
-            # A name that the user never gave, or none where the disk is full.
-            raise OSError(error.errno, error.strerror or str(error), os.fspath(target)) from error
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # between the two lines another did
+            _hold(folder, held)
+            return folder
+
+
+def _hold(folder: Path, held: contextlib.ExitStack) -> None:
+    try:
+        held.callback(os.close, locking.lock_at_once(folder))
+    except (FileNotFoundError, BlockingIOError):
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:  # a file system without locks: there, nothing is ever cleared up
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
 
 
 def _clear_up(target: Path) -> None:
-    """Removes what killed processes of this machine left beside a folder, and puts back what one had moved away."""
+    """Removes what killed processes left beside a folder, and puts back what one had moved away."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
-        pid, what = path.name.removeprefix(f".{target.name}.").partition(".")[::2]
-        if not pid.isdecimal() or what not in ("tmp", "old") or _is_running(int(pid)):
+        digits, what = path.name.removeprefix(f".{target.name}.").partition(".")[::2]
+        if not digits.isdecimal() or what not in ("tmp", "old"):
+            continue
+        try:
+            descriptor = locking.lock_at_once(path)
+        except OSError:  # somebody is writing it, or has just ended
             continue
         if what == "old" and not target.exists():
             os.rename(path, target)
         else:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return pid != os.getpid()
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

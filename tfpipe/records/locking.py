@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -45,6 +46,27 @@ def locked(directory: Path, writer: str) -> Iterator[int]:
                 return
         finally:
             os.close(descriptor)
+
+
+def lock_at_once(directory: Path) -> int:
+    """Returns a descriptor that holds the lock on a folder until it is closed, or raises: it does not wait.
+
+    Raises:
+        BlockingIOError: another process, or another thread, holds it.
+        FileNotFoundError: there is no such folder, or no longer.
+        OSError: the file system has no locks.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_same(descriptor, directory):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(directory))
+    except BaseException as error:
+        os.close(descriptor)
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, error.strerror, os.fspath(directory)) from None
+        raise
+    return descriptor
 
 
 def _is_same(descriptor: int, directory: Path) -> bool:
