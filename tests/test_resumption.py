@@ -156,6 +156,20 @@ def test_going_on_is_said(folder, tmp_path, caplog):
     assert "goes on after 4 of 17 pictures" in caplog.text
 
 
+def test_stopped_while_what_is_done_is_read_nothing_is_lost(folder, tmp_path, expected, monkeypatch):
+    done = stop(folder, tmp_path / "out.csv", 2).read_bytes()
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resumption, "_chained", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            predict(Mixing(), folder, tmp_path / "out.csv", **OPTIONS)
+    assert (tmp_path / ".out.csv.partial").read_bytes() == done
+    assert run(Mixing(), folder, tmp_path / "out.csv") == expected["out.csv"]
+
+
 def test_bad_data_leaves_nothing_to_go_on_from(tmp_path):
     for number in range(5):
         write(tmp_path / "input" / f"{number}.png", undecodable() if number == 4 else picture(number))

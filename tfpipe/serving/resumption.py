@@ -123,12 +123,14 @@ def unfinished(output: Path, purpose: Mapping[str, str]) -> Iterator[Unfinished]
     """
     path = output.with_name(f".{output.name}.partial")
     with _locked(path, output) as descriptor:
-        keep = False
+        keep = os.fstat(descriptor).st_size > 0  # Ctrl-C while it is read deletes nothing
         try:
             work = Unfinished(output, descriptor, purpose)
             try:
                 yield work
+                keep = False
             except DataError:
+                keep = False
                 raise
             except BaseException:
                 keep = work.following > 0
