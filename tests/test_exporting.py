@@ -365,6 +365,22 @@ def test_an_export_that_was_changed_or_is_needed_is_not_replaced(tmp_path, asked
         tfpipe.export(make_classifier(), target, overwrite=True)
 
 
+def test_what_is_added_while_an_export_is_made_anew_is_not_deleted(tmp_path, asked_here):
+    target = tmp_path / "export"
+    tfpipe.export(make_classifier(), target, formats=("keras",))
+    before = (target / "model.keras").read_bytes()
+
+    def fill_in(said):
+        if said.startswith("comparing"):
+            write(target / "notes.txt", b"mine")
+
+    with pytest.raises(ValueError, match=r"added or changed: notes\.txt; move it first"):
+        tfpipe.export(make_classifier(seed=1), target, formats=("keras",), overwrite=True, report=fill_in)
+    assert (target / "notes.txt").read_bytes() == b"mine"
+    assert (target / "model.keras").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
 def test_what_a_foreign_model_is_taken_for_is_said(tmp_path, asked_here, monkeypatch):
     layers = [keras.layers.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
     said = []

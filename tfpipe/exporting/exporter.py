@@ -155,6 +155,7 @@ def export(
         listed = _list_files(folder)
         sums = "".join(f"{sha256}  {name}\n" for name, _, sha256 in listed)
         (folder / CHECKSUMS_NAME).write_text(sums, "utf-8")
+        _check(target, formats, overwrite)  # again: minutes have gone by, in which a card may have been filled in
     return Export(target, listed, rows, cost)
 
 
