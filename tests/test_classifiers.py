@@ -239,3 +239,12 @@ def test_other_models_are_no_classifiers(index, tmp_path):
     with pytest.raises(DataError, match=f"not a classifier of tfpipe.* no [a-z]+{re.escape(way)}$") as caught:
         classifiers.load(path)
     assert_short(caught, path)
+
+
+def test_the_hash_is_that_of_the_weights_as_they_are_now():
+    classifier = make_classifier()
+    before = classifier.sha256
+    kernel = classifier.model.get_layer("logits").kernel
+    kernel.assign(kernel + 1)  # as a further fit in a notebook does
+    assert classifier.sha256 != before
+    kernel.assign(kernel - 1)

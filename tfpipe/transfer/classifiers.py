@@ -93,9 +93,9 @@ class NamedModel:
         source: str = self.model.get_layer("probabilities").source
         return source
 
-    @cached_property
+    @property
     def sha256(self) -> str:
-        """Hash of architecture, class names and weights: equal for equal models.
+        """Hash of architecture, class names and weights, as they are now: equal for equal models.
 
         The .keras file cannot be hashed instead: it holds the date of its making.
         """
