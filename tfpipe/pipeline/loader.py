@@ -285,6 +285,7 @@ class Loader:
         with tf.init_scope():  # of no graph, so that every graph and every error can use it
             return SelectedOrder(order, tf.constant(selection, tf.int64))
 
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]  # nothing to convert; looking takes long
     def dataset(self) -> tf.data.Dataset:
         """Returns the dataset; see the function of that name."""
         schedule = self.rows.schedule

@@ -98,6 +98,7 @@ class PictureBatches:
             shown = self._pictures[indices[row]].shown
             raise DataError(f"the model's probabilities are not numbers: {values[row].tolist()}", path=shown)
 
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]  # nothing to convert; looking takes long
     def _batches(self, start: int) -> tf.data.Dataset:
         """Returns batches of "index" and "image". What cannot be decoded is missing: `predict` counts, and asks why."""
         data = tf.data.Dataset.range(start, len(self._pictures))
