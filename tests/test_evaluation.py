@@ -644,7 +644,7 @@ def test_ctrl_c_leaves_earlier_results_as_they_were(saved, shards, tmp_path):
         "def stop(table):\n    os.kill(os.getpid(), signal.SIGINT); return rows(table)\n"
         "predictions.rows = stop\nfrom tools.evaluate import command; command()"
     )
-    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, cwd=CHECKOUT, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, cwd=CHECKOUT, timeout=300)
     assert done.returncode == 130, done.stderr
     assert done.stderr.rstrip().endswith("stopped. Nothing is kept of a pass that was stopped: run the same command again.")
     assert [(path.name, path.read_bytes()) for path in (tmp_path / "eval").iterdir()] == [("predictions.csv", b"earlier")]

@@ -394,9 +394,9 @@ def test_segments_and_chunks_are_counted():
 def test_hostile_megabytes_take_seconds_at_most(body):
     data = make_png(ihdr(), body, ONE_PIXEL) if body[4:8].isalpha() else with_segments(BASELINE, body)
     read(b"")
-    started = time.perf_counter()
+    started = time.process_time()
     read(data)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 # --- real files -----------------------------------------------------------------------------------
@@ -419,6 +419,6 @@ def test_reading_takes_a_fraction_of_a_millisecond():
 
 
 def _seconds(data: bytes) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     read(data)
-    return time.perf_counter() - started
+    return time.process_time() - started

