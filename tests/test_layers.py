@@ -11,7 +11,6 @@ import tensorflow as tf
 from PIL import Image
 from test_cutting import randomised
 
-from tfpipe.transfer import layers
 from tfpipe.transfer.heads import dtype_policy
 from tfpipe.transfer.layers import PREPROCESSINGS, Preprocessing, Probabilities, Trunk, hash_names
 
@@ -214,7 +213,3 @@ def test_the_hash_of_names_tells_them_and_their_order_apart():
     assert len({hash_names(names) for names in several}) == len(several)
     assert hash_names(list(NAMES)) == hash_names(NAMES)
     assert hash_names(("a\udcff",))  # a folder's name that is no UTF-8
-
-
-def test_all_preprocessings_are_tested_against_something():
-    assert set(layers.PREPROCESSINGS) == {"caffe", "tf", "torch", "unit", "grey", "none"}

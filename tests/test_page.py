@@ -31,6 +31,7 @@ from tfpipe.transfer import classifiers, run_folders
 pytestmark = pytest.mark.tf
 
 NAMES = ("cat", "<img src=x onerror='window.harmed=1'>", "小 猫")
+_PATIENCE = 60_000  # milliseconds, of a browser on a machine that has other work
 HOSTILE_NAME = "${1+1} <b onclick='x'>小 猫, \"q\".jpg"
 
 
@@ -306,7 +307,7 @@ def browser():
     if path is None:
         pytest.skip("there is no chromium here")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=_PATIENCE)
         yield browser
         browser.close()
 
@@ -316,6 +317,7 @@ def page(serve, browser, run):
     """The page of the run, open in a browser; `page.requests` are the addresses that the browser asked for."""
     with serve(run / "run", port=0, max_bytes=200_000, progress=False) as url:
         page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.set_default_timeout(_PATIENCE)
         page.requests, page.url_served = [], url
         page.on("request", lambda request: page.requests.append(request.url))
         page.goto(url)
@@ -331,7 +333,7 @@ def upload(page, files):
 
 
 def said(page):
-    page.wait_for_selector("#answer .tfpipe section", timeout=30_000)
+    page.wait_for_selector("#answer .tfpipe section")
     page.wait_for_selector("#pictures input[type=file]", state="attached")
     return page.inner_text("#answer")
 
@@ -490,6 +492,7 @@ def test_the_page_works_without_the_training_data_and_leaves_nothing(serve, run,
 
 def test_the_command_serves_until_it_is_stopped(serve, run, tmp_path):
     command = [
+        *("sh", "-c", "trap '' HUP; exec \"$@\"", "nohup"),
         sys.executable,
         str(CHECKOUT / "tools" / "demo_page.py"),
         f"--model={run / 'run'}",
@@ -501,8 +504,9 @@ def test_the_command_serves_until_it_is_stopped(serve, run, tmp_path):
     try:
         assert process.stdout.readline().startswith("http://127.0.0.1:")
         assert list(tmp_path.glob("tfpipe-page-*"))
+        process.send_signal(signal.SIGHUP)  # which is ignored here, and stays so
         process.send_signal(signal.SIGTERM)  # ends as Ctrl-C does, which is Python's own
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130

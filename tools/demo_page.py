@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> None:
     from tfpipe.serving.page import serve  # takes seconds, and --help need not
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, a stopped container: uploads are deleted then, too
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
     page = serve(
         _MODEL.value,
         data=_DATA.value,

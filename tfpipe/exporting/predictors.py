@@ -27,7 +27,7 @@ class Artefact:
     Attributes:
         specification: what travelled with it.
         run: uint8 [B, H, W, 3] -> float32 [B, C].
-        form: kind of the file: forms of one model have one hash, and differ in the last digit.
+        form: kind of the file: forms of one model have one hash (but lossy ones), and differ in the last digit.
     """
 
     specification: Specification
@@ -51,7 +51,7 @@ class Artefact:
 
     @property
     def sha256(self) -> str:
-        """Hash of the model that was exported."""
+        """Hash of the model that was exported, see `Specification`."""
         return self.specification.sha256
 
     def predict(self, images: Any) -> Array:

@@ -115,7 +115,8 @@ def collect(
         classifier: gives the features, and says how its pictures are resized.
         directory: of the data set.
         split: its name.
-        max_pictures: where there are more, so many of them (up to a full batch): the first as stored, which is in random order.
+        max_pictures: where there are more, so many of them (up to a full batch): the first as stored, which is in random order;
+            0: all.
         progress: show a bar.
 
     Raises:

@@ -99,7 +99,7 @@ def serve(
         model: a run's folder or a .keras file: everything; a file or folder of an export: scores and the model's input.
         data: training pictures to look for neighbours among; default the data set of the run, if it is still there.
         split: of the data set.
-        max_training: of more training pictures than that, so many drawn at random; 0: no neighbours.
+        max_training: of more training pictures than that, so many (up to a full batch) as they are stored; 0: no neighbours.
         port: to listen on; 0: any that is free.
         max_bytes: of an uploaded file.
         max_pixels: height times width above which a picture is refused.
