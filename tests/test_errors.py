@@ -12,7 +12,7 @@ from tfpipe.records.errors import DataError, lines_of
         (ValueError("\n  one\n\n"), ["one"]),
         (KeyError(), ["KeyError"]),
         (RuntimeError(" \n"), ["RuntimeError"]),
-        (ValueError("word " * 101), ["word " * 98 + "[...]"]),
+        (ValueError("word " * 101), ["word " * 99 + "[...]"]),
         (DataError("was cut", path="model.pb"), ["was cut"]),
     ],
 )
