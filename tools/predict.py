@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 if not __package__:  # run as a file: the checkout's own tfpipe, and none of this folder's files as modules
@@ -66,6 +67,8 @@ _ON_ERROR = flags.DEFINE_enum(
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pictures that the model sees at once.", 1)
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a picture is bad.", 1)
 
+_SHOWN = 20  # classes, in the summary
+
 
 def main(arguments: list[str]) -> int:
     """Predicts, then prints the summary; returns 1 where there is a value for no picture."""
@@ -90,8 +93,10 @@ def main(arguments: list[str]) -> int:
         batch_size=_BATCH_SIZE.value,
         max_pixels=_MAX_PIXELS.value,
     )
-    counts = ", ".join(f"{name} {count:,}" for name, count in summary.counts.items() if count)
-    print(f"{_OUTPUT.value}: {plural(summary.num_rows, 'row')}{f', predicted: {counts}' if counts else ''}")
+    found = Counter({name: count for name, count in summary.counts.items() if count})
+    counts = ", ".join(f"{name} {count:,}" for name, count in found.most_common(_SHOWN))
+    more = f" and {plural(len(found) - _SHOWN, 'more class', 'more classes')}" if len(found) > _SHOWN else ""
+    print(f"{_OUTPUT.value}: {plural(summary.num_rows, 'row')}{f', predicted: {counts}{more}' if counts else ''}")
     if summary.rejected_path is not None:
         print(f"{summary.rejected_path}: {plural(len(summary.rejected), 'bad picture')}, rows without a value")
     return 0 if any(summary.counts.values()) else 1
