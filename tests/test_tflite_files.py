@@ -152,6 +152,12 @@ def test_labels_lie_where_tensorflow_lite_looks_for_them(path):
     assert (number_at(data, field(data, size, 1)), number_at(data, field(data, size, 0))) == SIZE
 
 
+def test_a_graph_is_as_it_was_when_it_has_been_converted(graph):
+    before = graph.SerializeToString(deterministic=True)
+    tflite_files.convert(graph, SPECIFICATION, dynamic_range=False)
+    assert graph.SerializeToString(deterministic=True) == before
+
+
 def test_equal_models_give_equal_bytes(graph, path):
     assert tflite_files.convert(graph, SPECIFICATION, dynamic_range=False) == path.read_bytes()
     with zipfile.ZipFile(path) as archive:

@@ -43,7 +43,7 @@ def convert(graph: Graph, specification: Specification, *, dynamic_range: bool) 
     Raises:
         ValueError: the model computes in 16 bits, as Keras' mixed precision does; TFLite's operations do not.
     """
-    if found := next((node for node in graph.node if node.attr["T"].type in _NARROW and node.op not in _PASSING), None):
+    if found := next(filter(_computes_in_16_bits, graph.node), None):
         raise ValueError(f"it computes in 16 bits ({found.name}), which TFLite does not: build it with the policy float32")
     with tf.Graph().as_default():
         wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
@@ -54,6 +54,11 @@ def convert(graph: Graph, specification: Specification, *, dynamic_range: bool) 
     if not dynamic_range and _stores_halves(graph):
         converter.target_spec.supported_types = [tf.float16]
     return tflite_metadata.attach(converter.convert(), specification)
+
+
+def _computes_in_16_bits(node: Any) -> bool:
+    # Asked for an attribute that it lacks, a node gets it.
+    return "T" in node.attr and node.attr["T"].type in _NARROW and node.op not in _PASSING
 
 
 def _stores_halves(graph: Graph) -> bool:
