@@ -351,6 +351,8 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(ValueError, match="another folder than the one that you are in"):
         tfpipe.export(make_classifier(), ".")
+    with pytest.raises(ValueError, match="is a mount point, which cannot be replaced"):
+        tfpipe.export(make_classifier(), "/")
 
 
 def test_an_export_that_was_changed_or_is_needed_is_not_replaced(tmp_path, asked_here):

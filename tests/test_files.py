@@ -104,13 +104,49 @@ def test_a_folder_that_is_being_replaced_is_not_put_back(tmp_path, monkeypatch):
     def rename_slowly(source, to):
         rename(source, to)
         if str(to).endswith(".old"):
-            files._clear_up(target)
+            files.clear_up(target)
             assert not target.exists()
 
     monkeypatch.setattr(os, "rename", rename_slowly)
     with files.folder_written_atomically(target, replace=True) as folder:
         (folder / "new").touch()
     assert [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*"))] == [Path("export"), Path("export/new")]
+
+
+def test_what_was_replaced_never_comes_back_even_if_it_is_deleted_by_halves(tmp_path, monkeypatch):
+    target = tmp_path / "export"
+    (target / "old").mkdir(parents=True)
+
+    def killed(*_, **__):
+        raise SystemExit
+
+    def replace():
+        with files.folder_written_atomically(target, replace=True) as folder:
+            (folder / "new").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "rmtree", killed)
+        with pytest.raises(SystemExit):
+            replace()
+    (target / "new").unlink()
+    target.rmdir()  # by the user
+    files.clear_up(target)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError("of a library")])
+def test_an_error_says_what_and_the_name_that_was_given(tmp_path, error):
+    def fail():
+        with files.written_atomically(tmp_path / "x"):
+            raise error
+
+    with pytest.raises(OSError, match=f"{error.strerror or error}: ") as caught:
+        fail()
+    assert caught.value.filename == str(tmp_path / "x")
+    folder = tmp_path / ("x" * 250)  # too long with what is put before and behind
+    with pytest.raises(OSError, match=r"(?i)name too long") as caught, files.folder_written_atomically(folder, replace=False):
+        pass
+    assert caught.value.filename == str(folder)
 
 
 def test_two_writers_of_a_file_do_not_meet(tmp_path):

@@ -211,11 +211,14 @@ def test_a_loaded_graph_says_what_it_takes(tmp_path):
     for arguments in ((), (pictures, pictures)):
         with pytest.raises(ValueError, match="inputs are image"):
             image(*arguments)
+    with pytest.raises(ValueError, match=r"inputs are image \(got number 1, image\)"):
+        image(pictures, image=pictures)
     files = opened(
         freezing.freeze_files(freezing.freeze_images(model, describe(model)), describe(model)), tmp_path / "bytes.pb"
     )
     assert files([b"no picture"])["valid"].tolist() == [False]
-    for wrong in (["a.jpg"], "a.jpg", ("a.jpg",)):
+    assert files([])["probabilities"].shape == (0, 3)
+    for wrong in (["a.jpg"], "a.jpg", ("a.jpg",), np.array(["a.jpg"])):
         with pytest.raises(ValueError, match="image_bytes must be the bytes of files, not their paths"):
             files(image_bytes=wrong)
     with pytest.raises(ValueError, match=r"image_bytes must be string \(None,\), with the batch first \(got string \(\)\)"):

@@ -562,6 +562,15 @@ def test_mistakes_are_found_before_the_model_is_asked(folder, tmp_path):
     assert left_behind(tmp_path) == []
 
 
+def test_a_list_of_paths_is_not_overwritten_even_if_it_comes_out_of_an_iterator(folder, tmp_path):
+    table = write(tmp_path / "list.csv", f"path\n{folder / next(iter(kinds()))}\n".encode())
+    before = table.read_bytes()
+    for inputs in (table, [table], iter([table])):
+        with pytest.raises(ValueError, match="output must be another file than the inputs, of which this is one"):
+            predict(Untouched(), inputs, table)
+    assert table.read_bytes() == before
+
+
 def test_a_format_that_is_given_decides_whatever_the_output_is_called(folder, tmp_path):
     predict(Averages(), folder / "2.jpg", tmp_path / "out.json", format="jsonl", progress=False)
     assert json.loads((tmp_path / "out.json").read_bytes())["id"] == "2"

@@ -90,6 +90,43 @@ def test_what_a_layer_without_activation_says_is_not_guessed(inside):
     assert wrap(inside(plain), class_names=("no", "yes"), outputs="sigmoid").predict(PICTURES)[0, 1] == 0.5
 
 
+def with_behind(layer, last, columns):
+    """The network as a graph, with something behind its last layer."""
+    plain = network(last, columns)
+    return keras.Model(plain.inputs, layer(plain.outputs[0]))
+
+
+CAST = keras.layers.Activation("linear", dtype="float32")  # as mixed precision ends
+
+
+@pytest.mark.parametrize("layer", [CAST, keras.layers.Identity(), keras.layers.Flatten(), keras.layers.Dropout(0.5)])
+def test_what_passes_numbers_on_hides_nothing(layer):
+    for last, columns, names in (("sigmoid", 1, NAMES[:2]), ("softmax", 3, NAMES)):
+        plain = with_behind(layer, last, columns)
+        assert wrap(plain, class_names=names, preprocessing="unit").predict(PICTURES).shape == (3, len(names))
+    with pytest.raises(ValueError, match="has no activation; say outputs=logits if a sigmoid"):
+        wrap(with_behind(layer, None, 1), class_names=NAMES[:2])
+    with pytest.raises(ValueError, match="probabilities already, of a sigmoid"):
+        wrap(with_behind(layer, "sigmoid", 1), class_names=NAMES[:2], outputs="logits")
+
+
+def test_one_column_of_which_nothing_tells_what_it_is_has_to_be_named():
+    scaled = with_behind(keras.layers.Rescaling(0.1), None, 1)
+    with pytest.raises(ValueError, match="say outputs=sigmoid or outputs=logits"):
+        wrap(scaled, class_names=NAMES[:2])
+    assert wrap(scaled, class_names=NAMES[:2], outputs="logits").predict(PICTURES).shape == (3, 2)
+    by_operation = with_behind(keras.ops.sigmoid, None, 1)
+    assert wrap(by_operation, class_names=NAMES[:2]).predict(PICTURES).shape == (3, 2)
+
+
+def test_an_activation_that_is_used_twice_counts_where_it_is_last():
+    softmax = keras.layers.Activation("softmax")
+    given = keras.Input((12, 12, 3))
+    attended = softmax(keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(given)))
+    twice = keras.Model(given, softmax(keras.layers.Dense(3)(attended)))
+    assert wrap(twice, class_names=NAMES).predict(PICTURES).shape == (3, 3)
+
+
 @pytest.mark.parametrize("names", [{"dog": 1, "cat": 0, "小 猫": 2}, set(NAMES), dict.fromkeys(NAMES).keys(), 3])
 def test_names_without_an_order_are_refused(names):
     with pytest.raises(ValueError, match="class_names must be a list, in the order of the columns"):

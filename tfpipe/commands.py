@@ -68,7 +68,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _check_homes(words: list[str]) -> None:
     """Raises UsageError for --output=~/a, which a shell hands on as it is: a folder called ~ would be made."""
     for word in words:
-        if (meant := _HOME.sub("$HOME", word)) != word:
+        if (meant := _HOME.sub("$HOME", word)) != word and not word.startswith(("--flagfile", "-flagfile")):  # absl's own
             raise UsageError(f'{word}: the shell leaves ~ as it is here; write "{meant}" (or ./~ for what is called so)')
 
 

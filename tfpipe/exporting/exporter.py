@@ -113,6 +113,7 @@ def export(
         OSError: the output cannot be written.
     """
     target = Path(os.path.realpath(output))  # a link is not to be replaced, but what it leads to
+    files.clear_up(target)
     _check(target, formats, overwrite)
     checkpoints = [] if checkpoint in sourcing.CHECKPOINTS else [checkpoint]
     _check_apart(target, [model, *checkpoints, data, *evaluations])
@@ -171,6 +172,8 @@ def _check(target: Path, formats: Sequence[str], overwrite: bool) -> None:
         raise ValueError(f"formats must be some of {', '.join(FORMATS)}, each once (got {', '.join(formats) or 'none'})")
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target}: output must be a folder (this is a file)")
+    if target.is_mount():
+        raise ValueError(f"{target}: is a mount point, which cannot be replaced: choose a folder in it")
     if target == Path.cwd():
         raise ValueError(f"{target}: output must be another folder than the one that you are in")
     if not target.is_dir() or not any(target.iterdir()):

@@ -161,17 +161,19 @@ class FrozenGraph:
         Raises:
             ValueError: an input has another name, type or shape.
         """
+        if len(values) + len(inputs) != len(self.inputs) or not set(inputs) <= set(self.inputs[len(values) :]):
+            got = ", ".join([*(f"number {place}" for place in range(1, len(values) + 1)), *inputs])
+            raise ValueError(f"inputs are {', '.join(self.inputs)} (got {got or 'none'})")
         inputs |= dict(zip(self.inputs, values, strict=False))
-        if tuple(inputs) != self.inputs or len(values) > len(self.inputs):
-            raise ValueError(f"inputs are {', '.join(self.inputs)} (got {', '.join(inputs) or 'none'})")
         feeds = {f"{name}:0": self._checked(name, value) for name, value in inputs.items()}
         return dict(zip(self.outputs, self._run(feeds, self.outputs), strict=True))
 
     def _checked(self, name: str, value: Any) -> tf.Tensor:
         expected = self._graph.graph.get_tensor_by_name(f"{name}:0")
-        if any(isinstance(item, str) for item in (value if isinstance(value, list | tuple) else (value,))):
+        items = value.ravel() if isinstance(value, np.ndarray) else value if isinstance(value, list | tuple) else (value,)
+        if expected.dtype == tf.string and any(isinstance(item, str) for item in items):
             raise ValueError(f"{name} must be the bytes of files, not their paths: open(path, 'rb').read()")
-        tensor = tf.convert_to_tensor(value)
+        tensor = tf.convert_to_tensor(value, expected.dtype if len(items) == 0 else None)
         if tensor.dtype != expected.dtype or not expected.shape.is_compatible_with(tensor.shape):
             wanted, got = (f"{found.dtype.name} {found.shape}" for found in (expected, tensor))
             raise ValueError(f"{name} must be {wanted}, with the batch first (got {got})")

@@ -41,8 +41,8 @@ def wrap(
         preprocessing: what it was trained behind, see `layers.Preprocessing`.
         image_size: (height, width); needed where the network takes any.
         resize: how its pictures were brought to that size.
-        outputs: what comes out, one of `layers.OUTPUTS`. If not given, "sigmoid" for one column and two classes, else
-            "probabilities", if there is an activation behind the last layer and that is what they look like.
+        outputs: what comes out, one of `layers.OUTPUTS`. If not given, "sigmoid" for one column and two classes, if that is the
+            last layer's activation; else "probabilities", if it has one and that is what they look like.
 
     Raises:
         ValueError: an argument does not fit the network, or its outputs are no probabilities.
@@ -61,6 +61,8 @@ def wrap(
     _check_tensor(values, network.name)
     outputs = outputs or _guess_outputs(network, is_binary=values.shape[-1] == 1 and len(class_names) == 2)
     _check_columns(values.shape, len(class_names), network.name, outputs)
+    if outputs == "logits" and values.shape[-1] == 1 and _is_sigmoid(_last_layer(network)):
+        raise ValueError(f"{network.name}: its outputs are probabilities already, of a sigmoid; say no outputs=logits")
     probabilities = layers.Probabilities(class_names, source=outputs, name="probabilities")(values)
     model = NamedModel(keras.Model(images, probabilities, name="classifier"))
     _check_outputs(keras.Model(images, [values, probabilities]), network.name, outputs)
@@ -143,24 +145,42 @@ def _parts(network: keras.Model) -> dict[str, keras.Model]:
 def _guess_outputs(network: keras.Model, *, is_binary: bool) -> str:
     """Returns what comes out of a network, if its last layer says that these are probabilities.
 
-    A logit of one unit may look like a probability: training's BinaryCrossentropy(from_logits=True) leaves many near zero.
+    Numbers cannot tell it of one column: BinaryCrossentropy(from_logits=True) leaves logits between 0 and 1 for many pictures.
     """
     last = _last_layer(network)
     if getattr(last, "activation", None) is keras.activations.linear:
         missing = "sigmoid" if is_binary else "softmax"
         advice = f"say outputs=logits if a {missing} is missing, or what else comes out"
         raise ValueError(f"{network.name}: its last layer, {last.name}, has no activation; {advice}")
+    if is_binary and not _is_sigmoid(last):
+        raise ValueError(
+            f"{network.name}: one column, of which nothing tells what it is: say outputs=sigmoid or outputs=logits"
+        )
     return "sigmoid" if is_binary else "probabilities"
 
 
+def _is_sigmoid(layer: Any) -> bool:
+    return getattr(layer, "activation", None) is keras.activations.sigmoid or type(layer).__name__ == "Sigmoid"  # keras.ops'
+
+
 def _last_layer(network: Any) -> Any:
-    while True:
-        if isinstance(network, keras.Sequential) and network.layers:
-            network = network.layers[-1]
-        elif cutting.is_functional(network):
-            network = list(cutting.find_layers(network).values())[-1]
-        else:
-            return network
+    """Returns the last layer that makes other numbers of what it gets."""
+    if isinstance(network, keras.Sequential):
+        called = network.layers
+    elif cutting.is_functional(network):
+        called = cutting.called_layers(network)
+    else:
+        return network
+    found = next((layer for layer in reversed(called) if not _passes_on(layer)), None)
+    return network if found is None else _last_layer(found)
+
+
+def _passes_on(layer: Any) -> bool:
+    # The last one is how mixed precision is brought back to float32.
+    is_cast = isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.linear
+    return is_cast or isinstance(
+        layer, keras.layers.Identity | keras.layers.Flatten | keras.layers.Reshape | keras.layers.Dropout
+    )
 
 
 def _check_columns(shape: Sequence[int | None], num_names: int, name: str, outputs: str) -> None:

@@ -32,10 +32,11 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, os.fspath(temporary)):
             # Writing to a full disk does not say where; opening says a name that the user never gave.
-            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+            raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
         raise
     sync_directory(path.parent)
 
@@ -60,7 +61,7 @@ def folder_written_atomically(target: Path, *, replace: bool) -> Iterator[Path]:
     without, it must be empty.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_up(target)
+    clear_up(target)
     with contextlib.ExitStack() as held:
         folder = _make_held(target, held)
         old = folder.with_suffix(".old")
@@ -72,21 +73,25 @@ def folder_written_atomically(target: Path, *, replace: bool) -> Iterator[Path]:
                 _hold(target, held)  # the lock goes with it to its other name
                 os.rename(target, old)
             os.rename(folder, target)
+            if old.exists():
+                os.rename(old, folder)  # a name that is never put back, even where half of it is gone
             sync_directory(target.parent)
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
-            if old.exists() and not target.exists():
-                os.rename(old, target)
+            if old.exists():
+                os.rename(old, folder if target.exists() else target)
+                shutil.rmtree(folder, ignore_errors=True)
             _raise_for_user(error, folder, target)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # the one that was there before
 
 
 def _raise_for_user(error: BaseException, folder: Path, target: Path) -> None:
     """Raises an error with the name that the user gave, where the temporary one is in it."""
     if not isinstance(error, OSError):
         return
-    if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EWOULDBLOCK) and error.filename in map(os.fspath, (folder, target)):
+    busy = errno.ENOTEMPTY, errno.EEXIST, errno.EWOULDBLOCK, errno.ENOENT
+    if error.errno in busy and error.filename in (os.fspath(folder), os.fspath(target)):
         taken = "another process has written there meanwhile; its files are as they were, these are gone"
         raise OSError(errno.EEXIST, taken, os.fspath(target)) from error
     if os.fspath(folder) in os.fspath(error.filename or folder):  # none where the disk is full
@@ -97,7 +102,10 @@ def _make_held(target: Path, held: contextlib.ExitStack) -> Path:
     """Makes a folder beside `target`; while it is locked, no other process takes it for that of a killed one."""
     while True:
         folder = target.with_name(f".{target.name}.{_draw_digits()}.tmp")
-        folder.mkdir()
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(target)) from error
         with contextlib.suppress(FileNotFoundError, BlockingIOError):  # between the two lines another did
             _hold(folder, held)
             return folder
@@ -113,7 +121,7 @@ def _hold(folder: Path, held: contextlib.ExitStack) -> None:
             raise
 
 
-def _clear_up(target: Path) -> None:
+def clear_up(target: Path) -> None:
     """Removes what killed processes left beside a folder, and puts back what one had moved away."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
         digits, what = path.name.removeprefix(f".{target.name}.").partition(".")[::2]

@@ -183,10 +183,10 @@ def _listed(inputs: Any) -> list[_Item]:
 
 
 def _item(given: Any) -> _Item:
-    if hasattr(given, "read"):
-        given = _content(given)
     if isinstance(given, str | os.PathLike):
         return os.fsdecode(given)
+    if hasattr(given, "read"):
+        given = _content(given)
     if isinstance(given, bytes | bytearray | memoryview):
         return bytes(given)
     if not hasattr(given, "__array__"):

@@ -124,6 +124,7 @@ def predict(
     tables.check_options(file_format, columns)
     _check_options(on_error, batch_size)
     # Whoever asks for ids alone would meet one that he does not know.
+    inputs = sources.given_paths(inputs)  # an iterator can be asked once
     listing = sources.list_pictures(inputs, split, tell_apart=columns not in tables.COMPETITION)
     _check_replaced(path, inputs, listing)
     _say_passed_over(listing.passed_over)
@@ -227,11 +228,10 @@ def _check_output(path: Path, model: Any) -> Path:
     return path
 
 
-def _check_replaced(path: Path, inputs: sources.Inputs, listing: Listing) -> None:
+def _check_replaced(path: Path, inputs: Sequence[str | os.PathLike[str]], listing: Listing) -> None:
     if not path.exists():
         return
-    given = [inputs] if isinstance(inputs, str | os.PathLike) else inputs  # lists of paths are no pictures
-    for name in (*given, *(picture.path for picture in listing.pictures)):
+    for name in (*inputs, *(picture.path for picture in listing.pictures)):
         if os.path.exists(name) and os.path.samefile(name, path):
             raise ValueError(f"{path}: output must be another file than the inputs, of which this is one")
 

@@ -69,7 +69,7 @@ def list_pictures(inputs: Inputs, split: str | None = None, *, tell_apart: bool 
         ValueError: two pictures have the same id, there is none, the split is not clear, or an input is no path.
         DataError: the data set's files contradict each other, or a list of paths cannot be read.
     """
-    paths = _paths(inputs)
+    paths = given_paths(inputs)
     data_sets = [path for path in paths if (Path(path) / manifest.FILE_NAME).is_file()]
     if data_sets and len(paths) > 1:
         raise ValueError(f"{data_sets[0]}: a data set is predicted alone, not with {len(paths) - 1} other inputs")
@@ -90,7 +90,12 @@ def list_pictures(inputs: Inputs, split: str | None = None, *, tell_apart: bool 
     return Listing(pictures, passed_over, (directory, split) if data_sets and split is not None else None)
 
 
-def _paths(inputs: Any) -> list[str | os.PathLike[str]]:
+def given_paths(inputs: Any) -> list[str | os.PathLike[str]]:
+    """Returns the inputs as a list, also where there is one, or an iterator.
+
+    Raises:
+        ValueError: one of them is no path.
+    """
     is_one = isinstance(inputs, str | bytes | os.PathLike) or hasattr(inputs, "read") or not isinstance(inputs, Iterable)
     paths = [inputs] if is_one else list(inputs)
     for path in paths:

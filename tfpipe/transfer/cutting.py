@@ -42,6 +42,11 @@ def find_layers(network: keras.Model) -> dict[str, Any]:
     return {node.operation.name: node.operation for node in _calls(network)}
 
 
+def called_layers(network: keras.Model) -> list[Any]:
+    """Returns the layer of each call, each behind all that it reads; the last is that of the output."""
+    return [node.operation for node in _calls(network)]
+
+
 def cut_points(network: keras.Model) -> list[str]:
     """Returns the names of the layers whose output is the only tensor that anything behind them reads, in order.
 
