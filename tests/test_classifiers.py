@@ -148,7 +148,7 @@ def test_the_hash_sees_what_has_no_weights(saved, classifier):
 def assert_short(caught, path):
     message = str(caught.value)
     assert message.startswith(str(path))
-    assert len(message) < len(str(path)) + 600
+    assert len(message) < len(str(path)) + 250
     assert "\n" not in message
 
 
@@ -189,9 +189,9 @@ def test_the_reason_that_keras_gives_ends_with_a_word(saved):
     edit_config(saved, old, '"module": "m", "class_name": "Gone"')
     with pytest.raises(DataError, match=r"Could not locate class 'Gone'.*register_keras_serializable") as caught:
         classifiers.load(saved)
-    assert_short(caught, saved)
+    assert str(caught.value).startswith(str(saved))
     assert str(caught.value).endswith(" [...]")
-    assert len(str(caught.value)) > len(str(saved)) + 400
+    assert 400 < len(str(caught.value)) - len(str(saved)) < 600
 
 
 def test_a_file_that_was_cut_anywhere(saved):
@@ -212,7 +212,7 @@ def test_a_flipped_bit_is_noticed_or_without_effect(saved, classifier):
             assert classifiers.load(saved).sha256 == classifier.sha256
         except DataError as error:
             messages.append(str(error))
-    assert max(map(len, messages)) < len(str(saved)) + 600
+    assert max(map(len, messages)) < len(str(saved)) + 250
     assert len(messages) > len(places) // 2
 
 

@@ -1,8 +1,10 @@
 """What the commands share: help, wrong words, errors, Ctrl-C, progress."""
 
+import contextlib
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,9 +156,19 @@ def test_pairs_that_are_none(value):
         commands.parse_pairs("splits", value)
 
 
+def workers_of(process):
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
+def is_stopped(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T")
+
+
 @pytest.fixture
 def long_build(tmp_path):
-    """A build of fifty shards, stopped by the test when the first are there."""
+    """A build of fifty shards that stands still, parent and workers, when the first are there."""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("no /proc here to find the workers in")
     for index in range(3000):
         write(tmp_path / f"in/a/{index}.jpg", picture(index % 50, quality=50 + index % 50))
     command = [
@@ -166,30 +178,43 @@ def long_build(tmp_path):
         f"--output={tmp_path}/out",
         "--num_shards=50",
     ]
-    process = subprocess.Popen(
-        command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    while not list(tmp_path.glob("out/images-*")):
-        assert process.poll() in (None, 0), process.stderr.read()
+    for _ in range(5):
+        process = subprocess.Popen(
+            command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        while process.poll() is None and not list(tmp_path.glob("out/images-*")):
+            time.sleep(0.005)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGSTOP)
+        if process.poll() is None and len(list(tmp_path.glob("out/images-*"))) < 40:
+            break
+        stop_for_good(process)  # this machine had something else to do until the build was nearly done
+        shutil.rmtree(tmp_path / "out")
+    else:
+        pytest.fail("five builds were done before they could be stopped")
+    while not all(map(is_stopped, [process.pid, *workers_of(process)])):  # one that waits for the disk stops after it
         time.sleep(0.005)
-    if process.poll() == 0:
-        pytest.skip("the build was done before it could be stopped")
     yield process, command
-    process.kill()
+    stop_for_good(process)
+
+
+def stop_for_good(process):
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 
 def test_ctrl_c_stops_with_130_and_the_next_run_goes_on(long_build, tmp_path):
     process, command = long_build
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to parent and workers
+    for number in (signal.SIGINT, signal.SIGCONT):
+        os.killpg(process.pid, number)  # as a terminal does: to parent and workers
     _, said = process.communicate(timeout=60)
-    if (tmp_path / "out/manifest.json").exists():
-        pytest.skip("the build was done before it could be stopped")
     assert process.returncode == 130
     assert "run the same command again to go on" in said
     assert "Traceback" not in said
     shards = {path: path.stat().st_ino for path in tmp_path.glob("out/images-*")}
-    assert shards
+    assert 0 < len(shards) < 50
+    assert not (tmp_path / "out/manifest.json").exists()
     assert run(*command).returncode == 0
     assert {path: path.stat().st_ino for path in shards} == shards
     assert len(list(tmp_path.glob("out/images-*"))) == 50
@@ -197,22 +222,10 @@ def test_ctrl_c_stops_with_130_and_the_next_run_goes_on(long_build, tmp_path):
 
 def test_ctrl_c_does_not_wait_for_a_worker_that_does_not_answer(long_build):
     process, _ = long_build
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    if not children.exists():
-        pytest.skip("no /proc here to find the workers in")
-    os.kill(process.pid, signal.SIGSTOP)  # first, or the build may end before its workers are stopped
-    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-    workers = children.read_text().split()
-    for pid in workers:
-        os.kill(int(pid), signal.SIGSTOP)
-    while any(Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] not in "TZ" for pid in workers):
-        time.sleep(0.005)  # one that waits for the disk stops after it
-    os.kill(process.pid, signal.SIGINT)
-    os.kill(process.pid, signal.SIGCONT)
-    code = process.wait(timeout=60)
-    if not workers:
-        pytest.skip("the workers were done before they could be stopped")
-    assert code == 130
+    assert workers_of(process)  # which stay as they are
+    for number in (signal.SIGINT, signal.SIGCONT):
+        os.kill(process.pid, number)
+    assert process.wait(timeout=30) == 130
 
 
 def test_on_a_terminal_there_is_a_bar(photos, tmp_path):

@@ -240,14 +240,18 @@ def test_tensorboard_reads_scalars_and_the_graph(tmp_path):
 def test_a_few_steps_are_traced_and_measured(tmp_path):
     import tensorflow as tf
 
+    taken = []
     with Journal(tmp_path, tensorboard=False, profile_steps=2) as journal:
         for _ in range(7):
+            start = time.perf_counter()
             with journal.step():
                 tf.linalg.matmul(tf.ones([50, 50]), tf.ones([50, 50]))
                 time.sleep(0.02)
+            taken.append(1000 * (time.perf_counter() - start))
     text = (tmp_path / "profile.txt").read_text("utf-8")
     assert "steps looked at: 2, after 3" in text
-    assert 20 <= float(text.split("median ")[1].split(",")[0]) < 20_000  # milliseconds; nothing else about a busy machine
+    # Milliseconds, rounded; on a busy machine a step may take any time, but not more than from before it to behind it.
+    assert 20 <= float(text.split("median ")[1].split(",")[0]) <= max(taken[3:5]) + 1
     assert "peak memory of the process" in text
     assert list(tmp_path.glob("tensorboard/plugins/profile/*/*.xplane.pb"))
 

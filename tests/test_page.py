@@ -490,7 +490,8 @@ def test_the_page_works_without_the_training_data_and_leaves_nothing(serve, run,
         pass
 
 
-def test_the_command_serves_until_it_is_stopped(serve, run, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_stopped(serve, run, tmp_path, number):
     command = [
         *("sh", "-c", "trap '' HUP; exec \"$@\"", "nohup"),
         sys.executable,
@@ -505,7 +506,7 @@ def test_the_command_serves_until_it_is_stopped(serve, run, tmp_path):
         assert process.stdout.readline().startswith("http://127.0.0.1:")
         assert list(tmp_path.glob("tfpipe-page-*"))
         process.send_signal(signal.SIGHUP)  # which is ignored here, and stays so
-        process.send_signal(signal.SIGTERM)  # ends as Ctrl-C does, which is Python's own
+        process.send_signal(number)
         _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
