@@ -47,13 +47,8 @@ from absl import flags
 
 import tfpipe
 from tfpipe import commands
-
-if __package__ == "tfpipe.tools":
-    from tfpipe.tools.benchmarks import contenders, modes  # type: ignore[import-not-found, unused-ignore]
-    from tfpipe.tools.benchmarks.rounds import alternate, compared  # type: ignore[import-not-found, unused-ignore]
-else:
-    from tools.benchmarks import contenders, modes
-    from tools.benchmarks.rounds import alternate, compared
+from tfpipe.tools.benchmarks import contenders, modes
+from tfpipe.tools.benchmarks.rounds import alternate, compared
 
 _INPUT = flags.DEFINE_string("input", None, "Folder of pictures to measure on. Default: pictures that the benchmark makes.")
 _FILES = flags.DEFINE_integer("files", 4000, "Pictures to make.", 1)

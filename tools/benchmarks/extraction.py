@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tools.benchmarks.worker import Task
+    from tfpipe.tools.benchmarks.worker import Task
 
 Pass = Callable[[], Iterable[Any]]
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tools.benchmarks.worker import Task
+    from tfpipe.tools.benchmarks.worker import Task
 
 Pass = Callable[[], Iterable[Any]]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tools.benchmarks.worker import Task
+    from tfpipe.tools.benchmarks.worker import Task
 
 Pass = Callable[[], Iterable[Any]]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 if TYPE_CHECKING:
-    from tools.benchmarks.worker import Task
+    from tfpipe.tools.benchmarks.worker import Task
 
 Pass = Callable[[], Iterable[Any]]
 
