@@ -39,7 +39,6 @@ def test_mypy_sees_the_types(place, tmp_path, request):
     )
     cache = f"--cache-dir={tmp_path / 'cache'}"
     done = run("-m", "mypy", cache, script.name, cwd=folder)
-    assert done.stdout.splitlines() == [
-        'script.py:3: error: Incompatible types in assignment (expression has type "str", variable has type "int")  [assignment]',
-        "Found 1 error in 1 file (checked 1 source file)",
-    ]
+    found, summary = done.stdout.splitlines()
+    assert found.startswith("script.py:3: error: Incompatible types in assignment (expression has type")
+    assert summary == "Found 1 error in 1 file (checked 1 source file)"
