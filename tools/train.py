@@ -25,6 +25,7 @@ if not __package__:
 from absl import flags
 
 from tfpipe import commands
+from tfpipe.records.summary import plural
 
 _DATA = flags.DEFINE_string("data", None, "Folder of the data set, with splits train and, if there is one, val.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the run; made if need be.")
@@ -42,7 +43,9 @@ _STRINGS = {
     "preprocessing": "Of a backbone by import path: caffe, tf, torch, unit, grey or none.",
     "resize": "stretch, crop or pad.",
     "feature_layer": "The backbone ends behind this block or layer.",
-    "pooling": "average, max or flatten.",
+    "solver": "Of the head on cached features: regression (the best of several) or gradient. Default: regression, unless an"
+    " option asks for steps.",
+    "pooling": "average, max or flatten. Default: by regression the best of them, else average.",
     "optimizer": "adamw or sgd.",
     "schedule": "cosine or plateau.",
     "mode": "auto, scratch, bottleneck, frozen, finetune or full.",
@@ -70,6 +73,7 @@ _FLOATS = {
 }
 _BOOLEANS = {
     "grey": "One channel, for lenet and networks by import path.",
+    "deepen": "Fine-tuning goes on one block deeper as long as validation gains. Default: in mode auto without --unfreeze.",
     "cache_prefix": "Fine-tuning: compute the frozen part once. Default: when that is fewer passes.",
     "balanced": "Every class equally often.",
     "class_weights": "Weigh rare classes more.",
@@ -114,12 +118,12 @@ def main(arguments: list[str]) -> None:
     )
     for phase in summary["phases"]:
         seconds = "" if phase["seconds_per_epoch"] is None else f" of {phase['seconds_per_epoch']:.2f} s"
-        print(
-            f"{phase['phase']}: {phase['num_epochs']} epochs{seconds} on {phase['on']},"
-            f" validation accuracy {phase['val_accuracy']:.4f} in epoch {phase['best_epoch']}"
-        )
+        epochs = f"{plural(phase['num_epochs'], 'epoch')}{seconds}" if phase["num_epochs"] else "logistic regression"
+        best = f" in epoch {phase['best_epoch']}" if phase["best_epoch"] else ""
+        print(f"{phase['phase']}: {epochs} on {phase['on']}, validation accuracy {phase['val_accuracy']:.4f}{best}")
     print(f"peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")
-    print(f"The classifier is {Path(_OUTPUT.value) / 'model.keras'}; look at {Path(_OUTPUT.value) / 'history.png'}.")
+    picture = next(path for path in (Path(_OUTPUT.value) / "history.png", Path(_OUTPUT.value) / "head.png") if path.exists())
+    print(f"The classifier is {Path(_OUTPUT.value) / 'model.keras'}; look at {picture}.")
 
 
 def _say(text: str) -> None:

@@ -136,10 +136,12 @@ def _hashes(specification: Specification, half: Mapping[str, Any]) -> dict[str, 
 def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
     recipe, versions = facts["recipe"], facts["versions"]
     hidden = f", hidden layers {', '.join(map(str, recipe['hidden']))}" if recipe["hidden"] else ""
+    chosen = (facts["summary"] or {}).get("head")
+    pooling = f"{chosen['pooling'] if chosen else recipe['pooling']} pooling"
     content = {
         "backbone": f"{recipe['backbone']}, weights {recipe['weights']}",
         "backbone SHA-256, before training": facts.get("backbone_sha256", "not known"),
-        "head": f"{recipe['pooling']} pooling{hidden}, dropout {recipe['dropout']:g}",
+        "head": f"{pooling}{hidden}, dropout {recipe['dropout']:g}",
         "mode": recipe["mode"],
         "training": f"{recipe['optimizer']}, batch size {recipe['batch_size']}, seed {recipe['seed']}, {facts['precision']}",
     }
@@ -149,6 +151,11 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
     for phase in summary["phases"]:
         numbers = f"{phase['num_epochs']} epochs, best {phase['best_epoch']}, {phase['num_trained']:,} parameters trained"
         content[f"phase {phase['phase']}"] = numbers
+    if chosen:
+        content["head, before fine-tuning"] = (
+            f"the logistic regression of least validation loss: C={chosen['strength']:g},"
+            f" loss {chosen['val_loss']:.4f}, accuracy {results.percent(chosen['val_accuracy'])}"
+        )
     content["mode"] = summary["mode"]  # "auto" was the wish
     content["validation accuracy"] = results.percent(summary["val_accuracy"]) + ", on which the weights were chosen"
     content["trained with"] = ", ".join(f"{name} {version}" for name, version in versions.items())

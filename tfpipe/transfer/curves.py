@@ -13,10 +13,13 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfpipe.records.files import written_atomically
 from tfpipe.transfer.schedules import EarlyStopping, smooth
+
+if TYPE_CHECKING:
+    from tfpipe.transfer.regression import Candidate
 
 _DPI = 100
 _TRAIN, _VAL, _BEST = "#7f7f7f", "#1f77b4", "#d62728"  # grey, blue, red: told apart by most colour-blind people
@@ -94,6 +97,33 @@ def draw_range_test(rates: Sequence[float], losses: Sequence[float], suggestion:
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
+    _save(figure, path)
+
+
+def draw_candidates(candidates: Sequence[Candidate], best: Candidate, path: Path) -> None:
+    """Draws the validation loss of each head that was tried over its strength, a line for each pooling.
+
+    Args:
+        candidates: in the order in which they were tried.
+        best: the one that was taken.
+        path: the PNG file, 1000 pixels wide.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.0, 5.0), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    for pooling, group in itertools.groupby(candidates, lambda candidate: candidate.pooling):
+        points = [(candidate.strength, candidate.val_loss) for candidate in group]
+        axes.plot(*zip(*points, strict=True), marker="o", label=f"{pooling} pooling")
+    axes.plot(best.strength, best.val_loss, "o", markersize=14, markerfacecolor="none", markeredgecolor=_BEST, label="taken")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("C: higher holds the weights down less")
+    axes.set_ylabel("validation log loss")
+    title = f"logistic regression on {best.pooling} pooling: loss {best.val_loss:.4f}, accuracy {best.val_accuracy:.2%}"
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
     _save(figure, path)
 
 

@@ -9,6 +9,7 @@ Layers are shared: what one phase trains, the next one goes on with.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from tfpipe.records import seeds
 from tfpipe.transfer import backbones, heads, layers
 from tfpipe.transfer.backbones import Backbone
 from tfpipe.transfer.cutting import find_layers
+from tfpipe.transfer.heads import Pooling
 from tfpipe.transfer.recipes import Recipe
 from tfpipe.transfer.training import RateGroup
 
@@ -44,7 +46,7 @@ class Networks:
         strategy: in whose scope variables are made.
 
     Attributes:
-        recipe: as given.
+        recipe: as given, with the pooling that was chosen.
         backbone: up to the feature layer.
         preprocessing: the layer before it.
         head: the layers behind it.
@@ -58,21 +60,30 @@ class Networks:
         weights = "none" if recipe.mode == "scratch" or recipe.weights == "own" else recipe.weights
         # New weights and the dropout of backbones draw from Keras' seed; the head's layers have their own.
         keras.utils.set_random_seed(seeds.derive(recipe.seed, "weights") >> 32)
-        with strategy.scope():
-            with heads.dtype_policy(precision):
-                self.backbone = _build(recipe, weights)
-                mode = self.backbone.preprocessing
-                self.preprocessing = layers.Preprocessing(mode, recipe.resize, name="preprocessing")
-            self.head = recipe.head.layers(len(class_names), recipe.seed)
+        with strategy.scope(), heads.dtype_policy(precision):
+            self.backbone = _build(recipe, weights)
+            mode = self.backbone.preprocessing
+            self.preprocessing = layers.Preprocessing(mode, recipe.resize, name="preprocessing")
+        self.choose_pooling(recipe.head.pooling)
         self.unfrozen: set[str] = set()
         self.front: keras.Model | None = None
         self.back = self.backbone.network
         if recipe.mode == "finetune":
-            words = recipe.unfreeze or (list(self.backbone.blocks)[-1],)
-            boundary, self.unfrozen = backbones.find_trainable(self.backbone, words)
-            if boundary is not None:
-                self.front, self.back = backbones.cut(self.backbone.network, boundary)
-            self._check_unfrozen()
+            self.unfreeze(recipe.unfreeze or (list(self.backbone.blocks)[-1],))
+
+    def choose_pooling(self, pooling: Pooling) -> None:
+        """Makes the head anew, on another pooling."""
+        self.recipe = dataclasses.replace(self.recipe, pooling=pooling)
+        with self._strategy.scope():
+            self.head = self.recipe.head.layers(len(self._class_names), self.recipe.seed)
+
+    def unfreeze(self, words: Sequence[str]) -> None:
+        """Sets what fine-tuning trains: blocks or layers, with all that is behind them."""
+        boundary, self.unfrozen = backbones.find_trainable(self.backbone, words)
+        self.front, self.back = None, self.backbone.network
+        if boundary is not None:
+            self.front, self.back = backbones.cut(self.backbone.network, boundary)
+        self._check_unfrozen()
 
     def _check_unfrozen(self) -> None:
         """With live BatchNorm, a layer that stays frozen beside those that are trained would have its Dropout on."""

@@ -1,17 +1,17 @@
 """The ways of transfer: which phases a mode has, what each trains, and on what.
 
-    for make in Phases(recipe, networks, train, val, ...).of_mode():
-        phase = make()
+    for phase in Phases(recipe, networks, train, val, ...).of_mode():
+        ...  # train it: what comes next depends on it
 
 Where something is frozen, its features in training mode are compared with those in inference mode before the first step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import numpy as np
@@ -19,14 +19,18 @@ import tensorflow as tf
 
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.records import weights
-from tfpipe.transfer import features
+from tfpipe.records.files import read_json, write_json
+from tfpipe.transfer import curves, features, regression
 from tfpipe.transfer.batches import Batches, FeatureBatches, PictureBatches
 from tfpipe.transfer.features import Features
+from tfpipe.transfer.heads import Pooling
 from tfpipe.transfer.networks import Networks
 from tfpipe.transfer.pictures import Pictures
 from tfpipe.transfer.recipes import Recipe
+from tfpipe.transfer.regression import Found
+from tfpipe.transfer.run_folders import HEAD_NAME, state_file
 from tfpipe.transfer.schedules import EarlyStopping, Plateau, Schedule, WarmupCosine
-from tfpipe.transfer.training import Phase, count_workers
+from tfpipe.transfer.training import BEFORE, Phase, count_workers
 
 _LOWEST_RATE = 0.01  # of the peak: plateau's floor
 
@@ -40,6 +44,7 @@ class Phases:
         networks: the layers.
         train: pictures to train on.
         val: pictures to validate on.
+        folder: of the run.
         cache: folder for features.
         strategy: of the devices.
         progress: show bars.
@@ -50,20 +55,36 @@ class Phases:
     networks: Networks
     train: Pictures
     val: Pictures
+    folder: Path
     cache: Path
     strategy: tf.distribute.Strategy
     progress: bool
     report: Callable[[str], None]
 
-    def of_mode(self) -> list[Callable[[], Phase]]:
-        """Returns what makes each phase of the recipe's mode, in order; each is called when the one before has ended."""
-        return {
-            "scratch": [self._all],
-            "full": [self._all],
-            "frozen": [self._frozen],
-            "bottleneck": [self._head],
-            "finetune": [self._head, self._finetune],
-        }[self.recipe.mode]
+    def of_mode(self) -> Iterator[Phase]:
+        """Yields the phases of the recipe's mode; each is to be trained before the next is asked for."""
+        mode = self.recipe.mode
+        if mode == "frozen":
+            yield self._frozen()
+        elif mode in ("scratch", "full"):
+            yield self._all()
+        else:
+            yield self._regression() if self.recipe.solver == "regression" else self._head()
+        if mode == "finetune":
+            yield from self._finetuning()
+
+    def _finetuning(self) -> Iterator[Phase]:
+        """Unfreezes what the recipe says, then, if it says so, one block more as long as that gains (Howard, Ruder 2018)."""
+        blocks = list(self.networks.backbone.blocks)
+        phase = self._finetune("finetune")
+        yield phase
+        for depth in range(2, len(blocks) + 1) if self.recipe.deepen else ():
+            if phase.stopping.best_epoch == BEFORE:
+                self.report(f"{blocks[-depth]} and what is below it stay frozen: {phase.name} did not improve validation")
+                return
+            self.networks.unfreeze(blocks[-depth:])
+            phase = self._finetune(f"finetune_{blocks[-depth]}")
+            yield phase
 
     def schedule(self, rate: float, epochs: int, num_steps: int) -> Schedule:
         """Returns the course of the learning rate with a peak of `rate`."""
@@ -86,16 +107,47 @@ class Phases:
         self._check(self.networks.backbone.network, self.networks.frozen(), batches)
         return self._phase("head", self.networks.on_features(), batches, backbone=False)
 
-    def _finetune(self) -> Phase:
+    def _regression(self) -> Phase:
+        """Returns a phase of no step: its head has been chosen among logistic regressions."""
+        batches = self._features(self.networks.backbone.network)
+        self._check(self.networks.backbone.network, self.networks.frozen(), batches)
+        path = self.folder / HEAD_NAME
+        if path.exists() and state_file(self.folder, "head").exists():  # a run that goes on: the state has the weights
+            self.networks.choose_pooling(read_json(path)["best"]["pooling"])
+            return self._phase("head", self.networks.on_features(), batches, backbone=False)
+        found = self._search(batches)
+        write_json(path, found.facts())
+        curves.draw_candidates(found.candidates, found.best, path.with_suffix(".png"))
+        self.networks.choose_pooling(found.best.pooling)
+        network = self.networks.on_features()
+        self.networks.head[-1].set_weights([found.kernel, found.bias])
+        return self._phase("head", network, batches, backbone=False)
+
+    def _search(self, batches: FeatureBatches) -> Found:
+        pooling = self.recipe.pooling
+        given: tuple[Pooling, ...] = get_args(Pooling) if pooling is None else (pooling,)
+        labels = self.train.labels
+        weight_of = self._class_weights(always=self.recipe.balanced)
+        weights = None if weight_of is None else weight_of[labels]
+        train = regression.Rows(batches.views, self.train.positions, labels, weights)
+        val = regression.Rows([batches.val_features], self.val.positions, self.val.labels)
+        poolings = regression.fitting(train, given)
+        for name in given[len(poolings) :]:
+            self.report(f"head: {name} pooling is not tried: {train.count:,} rows of it would not fit into memory")
+        found = regression.search(train, val, poolings)
+        self.report(f"head: {found}")
+        return found
+
+    def _finetune(self, name: str) -> Phase:
         networks, network = self.networks, self.networks.partly_trained()
         if networks.front is None:
             self.report("finetune: no single tensor separates what stays frozen; all of it is computed in each step")
-            return self._phase("finetune", network, self._pictures(), backbone=True)
+            return self._phase(name, network, self._pictures(), backbone=True)
         cached = self._features(networks.front) if self._caches_prefix(networks.front) else None
         self._check(networks.front, network, cached)
         if cached is None:
-            return self._phase("finetune", network, self._pictures(), backbone=True)
-        return self._phase("finetune", networks.partly_trained_on_features(), cached, backbone=True)
+            return self._phase(name, network, self._pictures(), backbone=True)
+        return self._phase(name, networks.partly_trained_on_features(), cached, backbone=True)
 
     def _caches_prefix(self, front: keras.Model) -> bool:
         """Returns whether to compute the frozen part once: when that is fewer passes than epochs, or as the recipe says."""
@@ -134,8 +186,8 @@ class Phases:
 
     def _phase(self, name: str, network: keras.Sequential, batches: Batches, *, backbone: bool) -> Phase:
         recipe = self.recipe
-        tuned = name == "finetune"
-        epochs = (recipe.finetune_epochs if tuned else recipe.epochs) or 1
+        tuned, solved = name.startswith("finetune"), name == "head" and recipe.solver == "regression"
+        epochs = 0 if solved else (recipe.finetune_epochs if tuned else recipe.epochs) or 1
         rate = recipe.finetune_learning_rate if tuned else recipe.learning_rate
         return Phase(
             name=name,
@@ -144,15 +196,15 @@ class Phases:
             batches=batches,
             epochs=epochs,
             schedule=self.schedule(rate if isinstance(rate, float) else 1e-3, epochs, batches.num_steps),
-            stopping=EarlyStopping(recipe.patience or epochs),
+            stopping=EarlyStopping(recipe.patience or epochs or 1),
             label_smoothing=recipe.label_smoothing,
             class_weights=self._class_weights(),
             ema=recipe.ema,
-            continues=tuned,
+            continues=tuned or solved,
         )
 
-    def _class_weights(self) -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:
-        if not self.recipe.class_weights:
+    def _class_weights(self, *, always: bool = False) -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:
+        if not (self.recipe.class_weights or always):
             return None
         found = weights.class_weights(self.train.directory, self.train.split)
         return np.array([found[label] for label in range(self._num_classes)])

@@ -80,6 +80,13 @@ class Pictures:
         return np.arange(self.num_records) if self.selection is None else self.selection
 
     @property
+    def labels(self) -> np.ndarray[Any, Any]:
+        """int64 [N], the classes of `positions`."""
+        rows = catalog.read_catalog(self.directory, split=self.split)
+        labels: np.ndarray[Any, Any] = np.array([row.label for row in rows], np.int64)[self.positions]
+        return labels
+
+    @property
     def manifest(self) -> manifest.Manifest:
         """The data set's."""
         return manifest.load(self.directory)

@@ -22,10 +22,22 @@ _CACHED = ("bottleneck", "finetune")  # modes whose head is trained on cached fe
 _FEW = 100  # pictures: fewer do not say whether fine-tuning helps
 _VIEWS = ((2_000, 8), (20_000, 4), (math.inf, 2))  # (up to so many pictures, versions of each): a version takes a pass
 _EPOCHS = {"bottleneck": 60, "finetune": 60, "frozen": 20, "scratch": 30, "full": 15}
+# (first phase, fine-tuning) of AdamW; of SGD only those of pre-trained weights are usual: what a new head bears depends on the
+# size of its features.
 _RATES = {"full": 5e-5}
+_SGD_RATES = {"full": 1e-4, "scratch": 1e-2}
+_FINETUNE_RATES = {"adamw": 2e-5, "sgd": 1e-4}
+_DEEPEN_PATIENCE = 3  # epochs of fine-tuning without a gain
+# What only a head that is trained step by step knows; in a run that is nothing else, the second line, too.
+_OF_GRADIENT = ("hidden", "dropout", "l2", "learning_rate", "epochs")
+_OF_STEPS = (
+    *("batch_size", "label_smoothing", "optimizer", "weight_decay", "momentum", "schedule", "warmup_epochs", "patience", "ema"),
+)
 # Options that only some modes know.
 _MODES_OF = {
     "unfreeze": ("finetune",),
+    "deepen": ("finetune",),
+    "solver": _CACHED,
     "cache_prefix": ("finetune",),
     "finetune_epochs": ("finetune",),
     "finetune_learning_rate": ("finetune",),
@@ -52,6 +64,7 @@ class Recipe:
         feature_layer: the backbone ends behind this layer or block; None: at its end.
         unfreeze: blocks or layers that fine-tuning trains, with all that is behind them.
         views: augmented versions of each picture in the cache; 1 without augmentation.
+        deepen: in fine-tuning, once the unfrozen blocks have made it better, go on with the block below unfrozen, too.
         cache_prefix: in fine-tuning, compute the frozen part once and train the rest on its features.
         augment: an `Augmentation` or the name of a preset; see `tfpipe.dataset`.
         balanced: every class equally often.
@@ -59,7 +72,9 @@ class Recipe:
         val_fraction: of the training split, held out where there is no val split.
         seed: of everything that is drawn.
         batch_size: of all devices together.
-        pooling: "average", "max" or "flatten".
+        solver: of the head on cached features: "regression" tries logistic regressions, every pooling with several decays, and
+            keeps the one of least validation loss (see `tfpipe.transfer.regression`); "gradient" trains it step by step.
+        pooling: "average", "max" or "flatten"; None: by regression the best, else "average".
         hidden: units of the head's hidden layers.
         dropout: rate in the head.
         l2: penalty on the head's kernels.
@@ -90,6 +105,7 @@ class Recipe:
     resize: str = "stretch"
     feature_layer: str | None = None
     unfreeze: tuple[str, ...] = ()
+    deepen: bool | None = None
     views: int | None = None
     cache_prefix: bool | None = None
     augment: Augmentation | str | None = None
@@ -98,7 +114,8 @@ class Recipe:
     val_fraction: float = 0.1
     seed: int = 0
     batch_size: int = 32
-    pooling: Pooling = "average"
+    solver: Literal["regression", "gradient"] | None = None
+    pooling: Pooling | None = None
     hidden: tuple[int, ...] = ()
     dropout: float = 0.0
     l2: float = 0.0
@@ -123,6 +140,7 @@ class Recipe:
         self._normalise()
         _check_choice("mode", self.mode, get_args(Mode))
         _check_choice("optimizer", self.optimizer, ("adamw", "sgd"))
+        _check_choice("solver", self.solver or "gradient", ("regression", "gradient"))
         _check_choice("schedule", self.schedule, ("cosine", "plateau"))
         for name in ("batch_size", "epochs", "finetune_epochs", "views", "patience"):
             _check_range(name, getattr(self, name), 1, 1 << 31, whole=True)
@@ -134,7 +152,7 @@ class Recipe:
         if self.learning_rate != "find":
             _check_range("learning_rate", self.learning_rate, 1e-12, 1e3)
         _check_range("finetune_learning_rate", self.finetune_learning_rate, 1e-12, 1e3)
-        Head(self.pooling, self.hidden, self.dropout, self.l2)
+        Head(self.pooling or "average", self.hidden, self.dropout, self.l2)
 
     def _normalise(self) -> None:
         """Takes what means the same: a side for a square, one word for a tuple of one, lists, paths, NumPy's numbers."""
@@ -152,8 +170,8 @@ class Recipe:
 
     @property
     def head(self) -> Head:
-        """The head's options."""
-        return Head(self.pooling, self.hidden, self.dropout, self.l2)
+        """The head's options; on average pooling where that is still to be chosen."""
+        return Head(self.pooling or "average", self.hidden, self.dropout, self.l2)
 
     @property
     def augmentation(self) -> Augmentation:
@@ -207,17 +225,58 @@ def complete(recipe: Recipe, num_pictures: int, num_classes: int) -> tuple[Recip
     if mode in _CACHED:
         views = next(views for most, views in _VIEWS if num_pictures < most) if augmented else 1
         choose("views", views, "augmentation survives caching in as many versions" if augmented else "without augmentation")
-    choose("epochs", _EPOCHS[mode], f"usual for {mode}, at most")
-    choose("patience", max(5, int(choices.get("epochs") or recipe.epochs or 1) // 4), "a quarter of the epochs, 5 or more")
-    choose("learning_rate", _RATES.get(mode, 1e-3), f"usual for AdamW in mode {mode}")
+        choose("solver", *_choose_solver(recipe, mode))
+    solver = choices.get("solver", recipe.solver)
+    if solver == "regression":
+        _check_regression(recipe, mode)
+    else:
+        choose("pooling", "average", "usual behind convolutions")
+        choose("epochs", _EPOCHS[mode], f"usual for {mode}, at most")
+        choose("learning_rate", *_choose_rate(recipe.optimizer, mode))
     if mode == "finetune":
+        deepens = recipe.mode == "auto" and not recipe.unfreeze
+        choose("deepen", deepens, "as long as validation gains" if deepens else "unfreeze, or the uppermost block, alone")
         choose("finetune_epochs", 10, "pre-trained weights need few")
-        choose("finetune_learning_rate", 2e-5, "pre-trained weights are to be kept, and only bent")
+        rate = _FINETUNE_RATES[recipe.optimizer]
+        choose("finetune_learning_rate", rate, f"of {recipe.optimizer}: pre-trained weights are to be kept, and only bent")
+    epochs = choices.get("epochs", recipe.epochs)
+    if epochs:
+        choose("patience", max(5, epochs // 4), "a quarter of the epochs, 5 or more")
+    elif mode == "finetune":
+        choose("patience", _DEEPEN_PATIENCE, "fine-tuning that helps helps at once")
     if mode in _MODES_OF["train_batch_norm"]:
         choose("train_batch_norm", mode == "scratch", "new weights" if mode == "scratch" else "pre-trained statistics are kept")
     completed = dataclasses.replace(recipe, **choices)
     _check_together(completed, num_classes)
     return completed, reasons
+
+
+def _choose_solver(recipe: Recipe, mode: str) -> tuple[str, str]:
+    """Returns the solver of the head, and why: regression unless an option asks for what it does not know."""
+    asked = _of_gradient(recipe, mode)
+    if asked:
+        return "gradient", f"for the sake of {', '.join(asked)}"
+    return "regression", "takes seconds and needs no learning rate; every pooling and several decays are tried"
+
+
+def _of_gradient(recipe: Recipe, mode: str) -> list[str]:
+    names = _OF_GRADIENT if mode == "finetune" else (*_OF_GRADIENT, *_OF_STEPS)
+    return [name for name in names if _is_given(recipe, name)]
+
+
+def _check_regression(recipe: Recipe, mode: str) -> None:
+    asked = _of_gradient(recipe, mode)
+    if asked:
+        raise ValueError(f"{asked[0]} is of no effect with solver=regression; take solver=gradient, or leave it out")
+
+
+def _choose_rate(optimizer: str, mode: str) -> tuple[float | str, str]:
+    """Returns the learning rate of the first phase, and why."""
+    if optimizer == "adamw":
+        return _RATES.get(mode, 1e-3), f"usual for AdamW in mode {mode}"
+    if mode in _SGD_RATES:
+        return _SGD_RATES[mode], f"usual for SGD in mode {mode}"
+    return "find", "what SGD bears depends on the size of the features, so that it is measured"
 
 
 def _check_together(recipe: Recipe, num_classes: int) -> None:

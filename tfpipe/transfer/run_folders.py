@@ -19,6 +19,13 @@ LAST_NAME = "last.keras"  # those of the last step
 RUN_NAME = "run.json"
 SUMMARY_NAME = "summary.json"
 BACKBONE_NAME = "backbone.json"
+HEAD_NAME = "head.json"  # the heads that were tried, and the best
+STATE_FOLDER = "state"  # a file for each phase, until the run is finished
+
+
+def state_file(folder: Path, phase: str) -> Path:
+    """Returns where a run keeps the state of a phase."""
+    return folder / STATE_FOLDER / f"{phase}.npz"
 
 
 def locate_data(model: str | os.PathLike[str]) -> Path:

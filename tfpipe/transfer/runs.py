@@ -40,13 +40,21 @@ from tfpipe.transfer.phases import Phases
 from tfpipe.transfer.pictures import Pictures, hold_out
 from tfpipe.transfer.profiling import peak_memory_bytes
 from tfpipe.transfer.recipes import Recipe, complete
-from tfpipe.transfer.run_folders import BACKBONE_NAME, LAST_NAME, MODEL_NAME, RUN_NAME, SUMMARY_NAME
+from tfpipe.transfer.run_folders import (
+    BACKBONE_NAME,
+    HEAD_NAME,
+    LAST_NAME,
+    MODEL_NAME,
+    RUN_NAME,
+    STATE_FOLDER,
+    SUMMARY_NAME,
+    state_file,
+)
 from tfpipe.transfer.schedules import RangeTest
 from tfpipe.transfer.training import Loop, Phase
 
 HISTORY_PICTURE = "history.png"
 RATE_NAME = "learning_rate.json"
-STATE_FOLDER = "state"
 
 _log = logging.getLogger("tfpipe")
 
@@ -110,11 +118,11 @@ def train(
         strategy = strategy or tf.distribute.get_strategy()
         networks = Networks(data.recipe, data.class_names, data.precision, strategy)
         _begin(folder, data, networks)
-        phases = Phases(data.recipe, networks, data.train, data.val, place, strategy, progress, report)
+        phases = Phases(data.recipe, networks, data.train, data.val, folder, place, strategy, progress, report)
         position = max((facts["journal"] for facts in _saved_facts(folder)), default=0)
         with Journal(folder, tensorboard=tensorboard, position=position, profile_steps=profile_steps) as journal:
             run = _Run(folder, phases, journal, checkpoint_seconds)
-            results = [run.train(make()) for make in phases.of_mode()]
+            results = [run.train(phase) for phase in phases.of_mode()]
         return _finish(folder, networks, run, results)
 
 
@@ -190,7 +198,7 @@ class _Run:
         loop = Loop(
             phase,
             phases.strategy,
-            self._folder / STATE_FOLDER / f"{phase.name}.npz",
+            state_file(self._folder, phase.name),
             self._journal,
             self._checkpoint_seconds,
             phases.progress,
@@ -202,8 +210,9 @@ class _Run:
         self._loop, self._last = loop, loop.run()
         stopping = phase.stopping
         best_epoch = -1 if stopping.best_epoch is None else stopping.best_epoch
-        when = f"best in epoch {best_epoch + 1}" if best_epoch >= 0 else "best before its first epoch, whose weights are kept"
-        phases.report(f"{phase.name}: validation accuracy {stopping.best:.4f}, {when}")
+        if phase.epochs:
+            when = f"best in epoch {best_epoch + 1}" if best_epoch >= 0 else "no epoch was better than its start, which is kept"
+            phases.report(f"{phase.name}: validation accuracy {stopping.best:.4f}, {when}")
         return {
             "phase": phase.name,
             "num_epochs": loop.progress.epoch,
@@ -288,7 +297,8 @@ def _finish(folder: Path, networks: Networks, run: _Run, phases: list[dict[str, 
     model = networks.classifier()
     _save_model(model, folder / MODEL_NAME)
     history = read_history(folder)
-    curves.draw_history(history, folder / HISTORY_PICTURE)
+    if history:
+        curves.draw_history(history, folder / HISTORY_PICTURE)
     for phase in phases:
         seconds = [row["train_seconds"] for row in history if row["phase"] == phase["phase"]]
         phase["seconds_per_epoch"] = statistics.median(seconds) if seconds else None
@@ -296,6 +306,7 @@ def _finish(folder: Path, networks: Networks, run: _Run, phases: list[dict[str, 
         "mode": networks.recipe.mode,
         "val_accuracy": phases[-1]["val_accuracy"],
         "phases": phases,
+        "head": read_json(folder / HEAD_NAME)["best"] if (folder / HEAD_NAME).exists() else None,
         "model_sha256": Classifier(model).sha256,
         "peak_memory_bytes": peak_memory_bytes(),
     }

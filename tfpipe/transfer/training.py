@@ -32,6 +32,7 @@ from tfpipe.transfer.schedules import EarlyStopping, RangeTest, Schedule
 
 Array = np.ndarray[Any, Any]
 
+BEFORE = -1  # best epoch of a phase whose first weights no epoch improved
 _LOG_STEPS = 20  # between two lines of the log
 
 
@@ -143,7 +144,7 @@ class Loop:
         self._restore()
         phase, now = self.phase, self.progress
         if phase.continues and (now.epoch, now.step) == (0, 0):
-            self._keep_if_best(-1, *self.validate())
+            self._keep_if_best(BEFORE, *self.validate())
         with _interrupts() as interrupted:
             while not now.done and now.epoch < phase.epochs:
                 self._run_epoch(interrupted)
