@@ -16,11 +16,12 @@ pytestmark = pytest.mark.tf
 MODES = tuple(mode for mode in get_args(Mode) if mode != "auto")
 # Fields whose None means something to a run, or which are not of the mode.
 STAY_NONE = {
-    **{mode: {"views", "finetune_epochs", "finetune_learning_rate"} for mode in ("scratch", "full")},
-    "frozen": {"views", "finetune_epochs", "finetune_learning_rate", "train_batch_norm"},
-    "bottleneck": {"finetune_epochs", "finetune_learning_rate", "train_batch_norm"},
+    **{mode: {"views", "solver", "deepen", "finetune_epochs", "finetune_learning_rate"} for mode in ("scratch", "full")},
+    "frozen": {"views", "solver", "deepen", "finetune_epochs", "finetune_learning_rate", "train_batch_norm"},
+    "bottleneck": {"deepen", "finetune_epochs", "finetune_learning_rate", "train_batch_norm"},
     "finetune": set(),
 }
+OF_STEPS = {"pooling", "epochs", "learning_rate"}  # what a head by regression does not need, or finds out itself
 MAY_BE_NONE = {"preprocessing", "feature_layer", "cache_prefix"}
 
 OTHERS = {
@@ -41,6 +42,8 @@ OTHERS = {
     "val_fraction": 0.2,
     "seed": 1,
     "batch_size": 16,
+    "solver": "gradient",
+    "deepen": True,
     "pooling": "max",
     "hidden": (10,),
     "dropout": 0.1,
@@ -102,7 +105,9 @@ def test_every_choice_is_made_and_said_and_nothing_else_changes(recipe, num_pict
         if before is not None and field.name != "mode":
             assert after == before
         if after is None:
-            assert field.name in STAY_NONE[done.mode] | MAY_BE_NONE
+            regression = OF_STEPS if done.solver == "regression" else set()
+            alone = {"patience"} if regression and done.mode == "bottleneck" else set()
+            assert field.name in STAY_NONE[done.mode] | MAY_BE_NONE | regression | alone
     for reason in reasons:
         assert len(reason.split(": ", 1)[1]) > 5
 
@@ -227,3 +232,44 @@ def test_the_head_and_the_augmentation_are_the_options():
     assert (recipe.head.pooling, recipe.head.hidden, recipe.head.dropout, recipe.head.l2) == ("max", (3,), 0.2, 0.1)
     assert recipe.augmentation == Augmentation.named("strong")
     assert Recipe().augmentation == Augmentation()
+
+
+@pytest.mark.parametrize("option", ["hidden", "dropout", "l2", "learning_rate", "epochs"])
+@pytest.mark.parametrize("mode", ["bottleneck", "finetune"])
+def test_a_head_that_is_to_be_trained_in_steps_is(mode, option):
+    assert complete(Recipe(mode=mode), 1000, 3)[0].solver == "regression"
+    recipe = Recipe(mode=mode, **{option: OTHERS[option]})
+    done, reasons = complete(recipe, 1000, 3)
+    assert done.solver == "gradient"
+    assert f"solver=gradient: for the sake of {option}" in reasons
+    with pytest.raises(ValueError, match=f"{option} is of no effect with solver=regression"):
+        complete(dataclasses.replace(recipe, solver="regression"), 1000, 3)
+
+
+@pytest.mark.parametrize(
+    "option", ["batch_size", "label_smoothing", "optimizer", "weight_decay", "schedule", "patience", "ema"]
+)
+def test_options_of_steps_are_fine_tunings_where_there_is_one(option):
+    given = {option: OTHERS[option]}
+    assert complete(Recipe(mode="bottleneck", **given), 1000, 3)[0].solver == "gradient"
+    assert complete(Recipe(mode="finetune", **given), 1000, 3)[0].solver == "regression"
+
+
+def test_auto_alone_goes_deeper_by_itself():
+    assert complete(Recipe(), 1000, 3)[0].deepen is True
+    assert complete(Recipe(unfreeze="block4"), 1000, 3)[0].deepen is False
+    assert complete(Recipe(mode="finetune"), 1000, 3)[0].deepen is False
+    assert complete(Recipe(mode="finetune", deepen=True), 1000, 3)[0].deepen is True
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_optimizer_has_rates_of_its_own(mode):
+    found = {}
+    for optimizer in ("adamw", "sgd"):
+        solver = {"solver": "gradient"} if mode in ("bottleneck", "finetune") else {}
+        done, reasons = complete(Recipe(mode=mode, optimizer=optimizer, **solver), 1000, 3)
+        found[optimizer] = (done.learning_rate, done.finetune_learning_rate)
+        other = {"adamw": "SGD", "sgd": "AdamW"}[optimizer]
+        assert not [reason for reason in reasons if other in reason]
+    assert found["adamw"][0] != found["sgd"][0]
+    assert found["adamw"][1] is None or found["adamw"][1] < found["sgd"][1]

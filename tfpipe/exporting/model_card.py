@@ -153,7 +153,7 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
         content[f"phase {phase['phase']}"] = numbers
     if chosen:
         content["head, before fine-tuning"] = (
-            f"the logistic regression of least validation loss: C={chosen['strength']:g},"
+            f"the logistic regression that validates best: C={chosen['strength']:g},"
             f" loss {chosen['val_loss']:.4f}, accuracy {results.percent(chosen['val_accuracy'])}"
         )
     content["mode"] = summary["mode"]  # "auto" was the wish

@@ -73,7 +73,7 @@ class Recipe:
         seed: of everything that is drawn.
         batch_size: of all devices together.
         solver: of the head on cached features: "regression" tries logistic regressions, every pooling with several decays, and
-            keeps the one of least validation loss (see `tfpipe.transfer.regression`); "gradient" trains it step by step.
+            keeps the one that validates best (see `tfpipe.transfer.regression`); "gradient" trains it step by step.
         pooling: "average", "max" or "flatten"; None: by regression the best, else "average".
         hidden: units of the head's hidden layers.
         dropout: rate in the head.
