@@ -13,7 +13,6 @@ Needs Gradio: pip install 'tfpipe[page]'.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import threading
@@ -43,7 +42,6 @@ def main(arguments: list[str]) -> None:
     """Serves the page until it is stopped."""
     if arguments or not _MODEL.value:
         raise commands.UsageError(f"unexpected: {' '.join(arguments)}" if arguments else "--model is needed")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the pictures
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     from tfpipe.serving.page import serve  # takes seconds, and --help need not
 

@@ -13,7 +13,6 @@ and report.html. With --shard, who finds the parts of all others there puts them
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,7 +50,6 @@ _MAX_CLASSES = 20  # more rows than this are left to the files
 
 def main(arguments: list[str]) -> int | None:
     """Evaluates or compares, then prints what was found."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the data
     if arguments[:1] == ["compare"]:
         if len(arguments) != 3:
             raise commands.UsageError(f"usage: compare A B (got {plural(len(arguments) - 1, 'argument')})")

@@ -13,7 +13,6 @@ and damaged, in a process that knows nothing of tfpipe; where one says anything 
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -71,7 +70,6 @@ def main(arguments: list[str]) -> None:
     if not (_RUN.value and _OUTPUT.value):
         raise commands.UsageError("--run and --output are needed")
     size = None if _IMAGE_SIZE.value is None else commands.parse_size("image_size", _IMAGE_SIZE.value)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the model
     from tfpipe.exporting.exporter import export  # takes seconds, and --help need not
 
     done = export(

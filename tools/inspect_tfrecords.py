@@ -26,7 +26,6 @@ spaces, quotes, backslashes or unprintable characters is a JSON string: removed 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -102,7 +101,6 @@ def _show(directory: str, output: str | None = None) -> None:
 
 
 def _show_augmentation(directory: str, output: str, preset: str) -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the data set
     from tfpipe import augmentation_sheet  # takes seconds, and none of the other commands need TensorFlow
 
     augmentation_sheet.show(

@@ -20,7 +20,6 @@ command goes on where it was. Exit status: 0, or 1 where nothing was written, or
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -75,7 +74,6 @@ def main(arguments: list[str]) -> int:
     inputs = [*_INPUT.value, *arguments]
     if not (_MODEL.value and inputs and _OUTPUT.value):
         raise commands.UsageError("--model, --input and --output are needed")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the pictures
     from tfpipe.serving.prediction import predict  # takes seconds, and --help need not
 
     summary = predict(

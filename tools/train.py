@@ -136,9 +136,11 @@ def _recipe() -> dict[str, Any]:
     if _UNFREEZE.value:
         given["unfreeze"] = tuple(_UNFREEZE.value)
     if _HIDDEN.value:
-        given["hidden"] = tuple(_integer("hidden", text) for text in _HIDDEN.value)
+        given["hidden"] = tuple(commands.parse_number("hidden", text, int) for text in _HIDDEN.value)
     if _LEARNING_RATE.value is not None:
-        given["learning_rate"] = "find" if _LEARNING_RATE.value == "find" else _number("learning_rate", _LEARNING_RATE.value)
+        given["learning_rate"] = (
+            "find" if _LEARNING_RATE.value == "find" else commands.parse_number("learning_rate", _LEARNING_RATE.value, float)
+        )
     return given
 
 
@@ -153,14 +155,6 @@ def _augmentation(text: str) -> Any:
     if unknown:
         raise commands.UsageError(f"--augment: there is no {', '.join(unknown)}; there are {', '.join(known)}")
     return dataclasses.replace(base, **values) if values else preset
-
-
-def _integer(flag: str, text: str) -> int:
-    return commands.parse_numbers(flag, {flag: text}, int)[flag]
-
-
-def _number(flag: str, text: str) -> float:
-    return commands.parse_numbers(flag, {flag: text}, float)[flag]
 
 
 def _strategy() -> Any:
