@@ -114,7 +114,7 @@ def _guarded(main: Callable[[list[str]], int | None], arguments: list[str], when
     try:
         return main(arguments) or 0
     except UsageError as error:
-        _say(f"error: {error}\nSee --help.")
+        _say(f"error: {in_flags(str(error))}\nSee --help.")
         return _USAGE
     except KeyboardInterrupt:
         _say(f"\nstopped. {when_stopped}".rstrip())

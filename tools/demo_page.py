@@ -43,7 +43,10 @@ def main(arguments: list[str]) -> None:
     if arguments or not _MODEL.value:
         raise commands.UsageError(f"unexpected: {' '.join(arguments)}" if arguments else "--model is needed")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
-    from tfpipe.serving.page import serve  # takes seconds, and --help need not
+    from tfpipe.serving import preflight
+
+    preflight.check_page(_MODEL.value, _DATA.value, _SPLIT.value, _PORT.value)
+    from tfpipe.serving.page import serve  # takes seconds
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, a stopped container: uploads are deleted then, too
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it

@@ -63,7 +63,17 @@ def main(arguments: list[str]) -> int | None:
 
 
 def _evaluate(shard: tuple[int, int] | None) -> int | None:
-    from tfpipe.exporting import artefacts  # takes seconds, and help needs no TensorFlow
+    from tfpipe.exporting import preflight
+    from tfpipe.records.files import check_folder
+    from tfpipe.transfer.accounting import open_labelled
+
+    if shard is not None and _NUM_READERS.value != 1:
+        raise commands.UsageError("--shard and --num_readers exclude each other")
+    for split in filter(None, (_SPLIT.value, _CALIBRATE.value)):
+        open_labelled(_DATA.value, split)
+    preflight.find_model(_MODEL.value)
+    check_folder(_OUTPUT.value)
+    from tfpipe.exporting import artefacts  # takes seconds
     from tfpipe.transfer.evaluation import evaluate
 
     found: list[Evaluation] = []

@@ -70,7 +70,20 @@ def main(arguments: list[str]) -> None:
     if not (_RUN.value and _OUTPUT.value):
         raise commands.UsageError("--run and --output are needed")
     size = None if _IMAGE_SIZE.value is None else commands.parse_size("image_size", _IMAGE_SIZE.value)
-    from tfpipe.exporting.exporter import export  # takes seconds, and --help need not
+    from tfpipe.exporting import preflight
+
+    preflight.check_export(
+        _RUN.value,
+        _OUTPUT.value,
+        formats=_FORMATS.value,
+        checkpoint=_CHECKPOINT.value,
+        data=_DATA.value,
+        split=_SPLIT.value,
+        half=_HALF.value,
+        evaluations=_EVALUATION.value,
+        overwrite=_OVERWRITE.value,
+    )
+    from tfpipe.exporting.exporter import export  # takes seconds
 
     done = export(
         _RUN.value,

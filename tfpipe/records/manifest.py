@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -36,6 +37,8 @@ LABELS_NAME = f"{schema.LABEL.replace('/', '.')}.labels.txt"
 COMPANION_NAMES = (CATALOG_NAME, REJECTED_NAME, INFO_NAME, FEATURES_NAME, LABELS_NAME)
 BUILD_FOLDER = ".build"  # the state of an unfinished build
 
+_IMAGES = (".jpg", ".jpeg", ".png")
+_MAX_WALKED = 100  # folders that are looked into for images
 _USUAL_SPLITS = ("train", "val", "test")
 _MAX_NAME = 64  # characters; a shard's name must fit into the 255 bytes of a file system's
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -192,9 +195,7 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
     except IsADirectoryError:
         raise DataError("a folder, and not a manifest", path=path) from None
     except (FileNotFoundError, NotADirectoryError):
-        unfinished = (Path(directory) / BUILD_FOLDER).exists()
-        advice = "its build did not finish: run the same build again" if unfinished else "not a tfpipe data set"
-        raise FileNotFoundError(f"{path}: no manifest here: {advice}") from None
+        raise FileNotFoundError(f"{path}: no manifest here: {_what_else(Path(directory))}") from None
     try:
         content = json.loads(text)
         version = content.get("format_version")
@@ -210,6 +211,19 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
     if changed:
         raise DataError("its hash does not match its content: the manifest was changed or damaged", path=path)
     return manifest
+
+
+def _what_else(directory: Path) -> str:
+    """Returns what a folder is that is no data set, and what to do."""
+    if (directory / BUILD_FOLDER).exists():
+        return "its build did not finish: run the same build again"
+    if not directory.exists():
+        return "there is no such folder"
+    some = itertools.islice(os.walk(directory), _MAX_WALKED)
+    if any(name.lower().endswith(_IMAGES) for _, _, names in some for name in names):
+        packed = f"tools/build_tfrecords.py --input={directory} --output=DATA"
+        return f"not a tfpipe data set, but a folder of images, which are packed into one first: {packed}"
+    return "not a tfpipe data set"
 
 
 def _split(content: dict[str, Any]) -> Split:

@@ -125,9 +125,7 @@ def read(path: str | os.PathLike[str]) -> Predictions:
     file = Path(path)
     if not file.is_dir():
         return _read_file(file)
-    receipt_path = file / RECEIPT_NAME
-    if not receipt_path.exists():
-        raise FileNotFoundError(f"{file}: no {RECEIPT_NAME} in this folder: not an evaluation, or one that did not finish")
+    receipt_path = check_finished(file)
     seen, ids, names = fields(receipt_path, "records_seen", "ids_sha256", "class_names_sha256")
     table = _read_file(file / FILE_NAME)
     if hash_ids(table.keys) != ids:
@@ -137,6 +135,18 @@ def read(path: str | os.PathLike[str]) -> Predictions:
     if (file / METRICS_NAME).exists() and [sha256_of(file / FILE_NAME)] != fields(file / METRICS_NAME, "predictions_sha256"):
         raise DataError(f"not the table that {METRICS_NAME} was made from: evaluate anew", path=file / FILE_NAME)
     return table
+
+
+def check_finished(folder: str | os.PathLike[str]) -> Path:
+    """Returns the receipt of an evaluation's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(folder) / RECEIPT_NAME
+    if not path.exists():
+        raise FileNotFoundError(f"{folder}: no {RECEIPT_NAME} in this folder: not an evaluation, or one that did not finish")
+    return path
 
 
 def fields(path: Path, *names: str) -> list[Any]:
