@@ -23,7 +23,7 @@ from absl import flags
 
 from tfpipe import commands
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
-from tfpipe.records.summary import format_bytes
+from tfpipe.records.summary import format_bytes, plural
 
 _RUN = flags.DEFINE_string("run", None, "A run's folder, or a .keras file, of any program's.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write: new or empty; or, with --overwrite, an unchanged export.")
@@ -111,7 +111,8 @@ def main(arguments: list[str]) -> None:
     if done.half is not None:
         told = done.half
         print(f"\nfloat16 weights: accuracy {told['accuracy_before']:.4f} before, {told['accuracy']:.4f} after,", end=" ")
-        print(f"{told['num_changed']} of {told['num_pictures']} pictures get another class")
+        changed = plural(told["num_changed"], "picture gets", "pictures get")
+        print(f"of {told['num_pictures']:,}, {changed} another class")
     print()
     for name, num_bytes, _ in done.files:
         print(f"{format_bytes(num_bytes):>10}  {done.folder / name}")

@@ -158,11 +158,13 @@ def _side(value: str) -> comparison.Side:
 def _salvage(shard: str, output: str) -> int:
     report = rescue.salvage(shard, output)
     for gap in report.gaps[: _LIMIT.value]:
-        print(f"bytes {gap.start:,} to {gap.end:,}: no intact record in these {gap.end - gap.start:,} bytes")
+        print(f"bytes {gap.start:,} to {gap.end:,}: no intact record in {plural(gap.end - gap.start, 'byte')}")
     _print_some([f"lost: {filename}" for filename in report.lost], len(report.lost))
-    expected = "" if report.num_expected is None else f" of {report.num_expected:,}"
+    intact = f"{plural(report.num_records, 'record')} intact"
+    if report.num_expected is not None:
+        intact = f"{report.num_records:,} of {plural(report.num_expected, 'record')} intact"
     print(
-        f"{output}: {report.num_records:,}{expected} records intact ({format_bytes(report.num_bytes)}),"
+        f"{output}: {intact} ({format_bytes(report.num_bytes)}),"
         f" {plural(len(report.gaps), 'damaged place')}, {format_bytes(sum(gap.end - gap.start for gap in report.gaps))} lost"
     )
     return 1 if report.gaps or report.lost else 0

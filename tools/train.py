@@ -26,6 +26,7 @@ from absl import flags
 
 from tfpipe import commands
 from tfpipe.pipeline.presets import Augmentation
+from tfpipe.records.words import plural
 from tfpipe.transfer import preflight
 from tfpipe.transfer.architectures import PREPROCESSINGS, TABLE
 from tfpipe.transfer.head_options import Pooling
@@ -140,7 +141,7 @@ def main(arguments: list[str]) -> None:
     for phase in summary["phases"]:
         seconds = "" if phase["seconds_per_epoch"] is None else f" of {phase['seconds_per_epoch']:.2f} s"
         print(
-            f"{phase['phase']}: {phase['num_epochs']} epochs{seconds} on {phase['on']},"
+            f"{phase['phase']}: {plural(phase['num_epochs'], 'epoch')}{seconds} on {phase['on']},"
             f" validation accuracy {phase['val_accuracy']:.4f} in epoch {phase['best_epoch']}"
         )
     print(f"peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")

@@ -23,6 +23,7 @@ from typing import Any
 from tfpipe.records import schema
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import sha256_of, written_atomically
+from tfpipe.records.words import plural
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -250,11 +251,14 @@ def file_problems(
             try:
                 size = path.stat().st_size
             except FileNotFoundError:
-                problems.append(DataError(f"missing: a shard of {shard.num_records} records", path=path))
+                problems.append(DataError(f"missing: a shard of {plural(shard.num_records, 'record')}", path=path))
                 continue
             if size != shard.num_bytes:
                 kind = "cut" if size < shard.num_bytes else "longer than written"
-                message = f"{kind}: {size} bytes, the manifest says {shard.num_bytes} ({shard.num_records} records)"
+                message = (
+                    f"{kind}: {plural(size, 'byte')}, the manifest says {shard.num_bytes}"
+                    f" ({plural(shard.num_records, 'record')})"
+                )
                 problems.append(DataError(message, path=path))
         # A plain glob would read these as part of the data.
         known = {shard.file for shard in split.shards}
@@ -271,7 +275,9 @@ def check_files(directory: str | os.PathLike[str], manifest: Manifest, splits: C
         raise problems[0]
     if problems:
         lines = "\n  ".join(str(problem) for problem in problems)
-        raise DataError(f"{len(problems)} shards are not as the manifest says:\n  {lines}", path=directory)
+        raise DataError(
+            f"{plural(len(problems), 'shard is', 'shards are')} not as the manifest says:\n  {lines}", path=directory
+        )
 
 
 def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None) -> None:

@@ -107,7 +107,7 @@ def _oddities(manifest: Manifest) -> list[str]:
 
 
 def _groups(groups: Sequence[Sequence[str]]) -> str:
-    return f"{plural(len(groups), 'group')} of equal bytes, {sum(map(len, groups)):,} records" if groups else "0"
+    return f"{plural(len(groups), 'group')} of equal bytes, {plural(sum(map(len, groups)), 'record')}" if groups else "0"
 
 
 def _shortened(name: str) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 from tfpipe.exporting import artefacts
 from tfpipe.records.errors import DataError
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.records.words import plural
 from tfpipe.serving import galleries, page_markup, preflight
 from tfpipe.serving.answers import Answers, Upload
 from tfpipe.serving.galleries import Gallery
@@ -195,7 +196,7 @@ def _describe(gallery: Gallery | None) -> str:
     if gallery is None:
         return ""
     num_all, num_here = gallery.reader.num_records, len(gallery.keys)
-    drawn = f"{num_here:,} drawn from its {num_all:,} pictures" if num_here < num_all else f"{num_all:,} pictures"
+    drawn = f"{num_here:,} drawn from its {plural(num_all, 'picture')}" if num_here < num_all else plural(num_all, "picture")
     return f"{gallery.split}, {drawn}"
 
 

@@ -150,7 +150,7 @@ def _predict_rest(
 ) -> None:
     """Adds a part for each batch that is not done."""
     if work.following:
-        _log.info("goes on after %s of %s pictures", f"{work.following:,}", f"{len(listing.pictures):,}")
+        _log.info("goes on after %s of %s", f"{work.following:,}", plural(len(listing.pictures), "picture"))
     bar = ProgressBar("predict", len(listing.pictures), initial=work.following, enabled=progress)
     with bar, closing(batches.predict(work.following)) as predicted:
         for batch in predicted:
@@ -246,6 +246,8 @@ def _check_pictures(listing: Listing, max_pixels: int, progress: bool) -> None:
 
 
 def _all_bad(problems: Sequence[Problem]) -> DataError:
-    count = "1 input cannot" if len(problems) == 1 else f"{len(problems):,} inputs cannot"
     advice = "mend or remove them, choose with a glob ('test1/**/*.jpg'), or give them rows without a value (on_error=report)"
-    return DataError(f"{count} be predicted; {advice}:" + "".join(f"\n  {problem.error()}" for problem in problems))
+    return DataError(
+        f"{plural(len(problems), 'input')} cannot be predicted;"
+        f" {advice}:" + "".join(f"\n  {problem.error()}" for problem in problems)
+    )
