@@ -590,6 +590,7 @@ def test_two_outputs_have_their_own_lists_of_bad_pictures(folder, tmp_path):
     write(folder / "bad.jpg", b"")
     paths = {predict(Averages(), folder, tmp_path / f"o.{end}", progress=False).rejected_path for end in ("csv", "jsonl")}
     assert paths == {tmp_path / "o.rejected.jsonl", tmp_path / "o.jsonl.rejected.jsonl"}
+    assert predict(Averages(), folder, tmp_path / "p.jsonl", progress=False).rejected_path == tmp_path / "p.rejected.jsonl"
 
 
 @pytest.mark.parametrize("name", ["2.jpg", "link.csv", "sub/../2.jpg"])
@@ -656,22 +657,25 @@ def test_the_command(run_tool, folder, tmp_path, model_path):
     assert {row[0] for row in read(out)[1:]} == {*kinds(), "100.jpg", "bad.jpg"}
     counted, listed = done.stdout.splitlines()
     assert counted.startswith(f"{out}: {len(kinds()) + 2} rows, predicted: ")
-    assert listed == f"{tmp_path / 'table.rejected.jsonl'}: 1 bad picture, rows without a value"
+    assert listed == f"{tmp_path / 'table.rejected.jsonl'}: 1 bad image, 1 row without a value"
     assert sorted(left_behind(tmp_path)) == ["100.jpg", "bad.jpg", "table.csv", "table.rejected.jsonl"]
 
 
 @pytest.mark.parametrize(("count", "status"), [(0, 1), (1, 0)])
-def test_the_command_fails_where_every_picture_is_bad(count, status):
+def test_the_command_fails_where_every_picture_is_bad(tmp_path, count, status):
+    model, given = write(tmp_path / "model.tflite", b"not asked"), write(tmp_path / "in/a.jpg", b"").parent
     code = f"""
 import sys, types
-summary = types.SimpleNamespace(num_rows=2, counts={{"cat": 0, "dog": {count}}}, rejected={{"a.jpg": ""}}, rejected_path="bad")
+counts, scores = {{"cat": 0, "dog": {count}}}, {{"dog": 0.75}}
+summary = types.SimpleNamespace(num_rows=2, counts=counts, mean_scores=scores, rejected={{"a.jpg": ""}}, rejected_path="bad")
 sys.modules["tfpipe.serving.prediction"] = types.SimpleNamespace(predict=lambda *_, **__: summary)  # without TensorFlow
 from tools.predict import command
 command()"""
-    command = [sys.executable, "-c", code, "--model=runs/a", "--input=in", "--output=out.csv"]
+    command = [sys.executable, "-c", code, f"--model={model}", f"--input={given}", "--output=out.csv"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT)
     assert done.returncode == status, done.stderr
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["out.csv", "bad"]
+    assert ("dog 1 (mean score 0.750)" in done.stdout) == bool(count)
 
 
 def test_the_commands_help_needs_no_model(run_tool):

@@ -7,7 +7,7 @@ import re
 import pytest
 from conftest import CHECKOUT
 
-from tfpipe.records.words import plural
+from tfpipe.records.words import exactly, plural
 
 COUNTED = re.compile(r" (?:[a-z-]+ ){0,2}?([a-z]+[^s]s)\b")
 # What follows a value and ends with an s is a noun in the plural, but for these; and adjectives alone come between the two.
@@ -46,7 +46,7 @@ def unguarded(source):
             if not found or found[1] in NO_NOUNS or set(found[0].split()[:-1]) & NO_ADJECTIVES:
                 continue
             is_constant = re.fullmatch(r"_?[A-Z_]+( - 1)?", expression)
-            if value.conversion == -1 and not is_constant and not expression.startswith("plural("):
+            if value.conversion == -1 and not is_constant and not expression.startswith(("plural(", "exactly(")):
                 yield node.lineno, expression, found[0]
 
 
@@ -72,3 +72,4 @@ def test_a_count_agrees():
     assert [plural(count, "record") for count in (0, 1, 2, 1200)] == ["0 records", "1 record", "2 records", "1,200 records"]
     assert plural(1, "class", "classes") == "1 class"
     assert plural(3, "class", "classes") == "3 classes"
+    assert [exactly(count, "byte") for count in (1, 1200)] == ["1 byte", "1200 bytes"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from tfpipe.conversion.items import Item, Listing, Source
 from tfpipe.records.errors import DataError
-from tfpipe.records.words import plural
+from tfpipe.records.words import exactly
 
 _CLASSES = "list_classes"
 _MAX_CLASSES = 100_000  # without names for them; one label of a billion is damage, and would fill the memory
@@ -100,7 +100,7 @@ def _labels(file: Any, path: Path, count: int) -> list[int]:
     ]
     if len(fitting) != 1:
         raise DataError(
-            f"must hold exactly one array of {plural(count, 'integer label')}; it holds {_shapes(arrays)}", path=path
+            f"must hold exactly one array of {exactly(count, 'integer label')}; it holds {_shapes(arrays)}", path=path
         )
     return [int(label) for label in fitting[0][()].ravel()]
 
@@ -114,7 +114,7 @@ def _class_names(file: Any, path: Path, labels: Sequence[int]) -> list[str]:
     outside = sorted({label for label in labels if not 0 <= label < len(names)})
     if outside:
         raise DataError(
-            f"labels {outside[:5]} have no name: there are {plural(len(names), 'class', 'classes')}, counted from 0", path=path
+            f"labels {outside[:5]} have no name: there are {exactly(len(names), 'class', 'classes')}, counted from 0", path=path
         )
     return names
 

@@ -37,7 +37,7 @@ from tfpipe.exporting.preflight import FORMATS as FORMATS
 from tfpipe.exporting.specifications import Specification
 from tfpipe.records import files
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
-from tfpipe.records.words import plural
+from tfpipe.records.words import exactly
 from tfpipe.transfer.classifiers import NamedModel
 
 _log = logging.getLogger("tfpipe")
@@ -149,7 +149,7 @@ def export(
         written = _write(work, formats, report)
         _write_words(folder, specification)
         of_data = f", {len(own)} of them of {pictures}" if own else ""
-        report(f"comparing with the model on {plural(len(compared), 'file')}{of_data}, in a process without tfpipe")
+        report(f"comparing with the model on {exactly(len(compared), 'file')}{of_data}, in a process without tfpipe")
         rows = parity.compare(served, specification, written, compared, tolerance)
         parity.check(rows)
         _write_parity(folder, rows, cost)

@@ -28,7 +28,7 @@ from tfpipe.exporting.specimens import Specimen
 from tfpipe.pipeline import decoding
 from tfpipe.records import images
 from tfpipe.records.errors import DataError
-from tfpipe.records.words import plural
+from tfpipe.records.words import exactly
 from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import NamedModel
 
@@ -105,7 +105,7 @@ def compare(
     if 2 * num_valid < len(specimens):
         limit = specification.max_pixels
         raise ValueError(
-            f"only {num_valid} of {plural(len(specimens), 'file')} could be compared: max_pixels={limit} refuses the others"
+            f"only {num_valid} of {exactly(len(specimens), 'file')} could be compared: max_pixels={limit} refuses the others"
         )
     with tempfile.TemporaryDirectory(prefix="tfpipe-parity-") as name:
         folder = Path(name)
@@ -130,7 +130,7 @@ def check(rows: Sequence[Row]) -> None:
     """Raises DataError unless all differences are within what is allowed; it names the first stage that differs."""
     bad = sorted((row for row in rows if not row.is_good), key=lambda row: STAGES.index(row.stage))
     if bad:
-        first, rest = bad[0], f"; {plural(len(bad) - 1, 'more output differs', 'more outputs differ')}" if len(bad) > 1 else ""
+        first, rest = bad[0], f"; {exactly(len(bad) - 1, 'more output differs', 'more outputs differ')}" if len(bad) > 1 else ""
         allowed = "any number" if first.allowed is None else f"{first.allowed:g}"
         raise DataError(
             f"the export does not say what the model says: {first.artefact} differs at its {first.stage} ({first.output}),"

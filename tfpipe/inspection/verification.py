@@ -26,7 +26,7 @@ from tfpipe.records.cores import count_cores
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import CATALOG_NAME, Manifest
 from tfpipe.records.progress import ProgressBar
-from tfpipe.records.words import plural
+from tfpipe.records.words import exactly
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,11 @@ class _Verification:
             if count != split.class_counts.get(class_name)
         }
         for class_name, (count, expected) in wrong.items():
-            message = f"split {name!r} has {plural(count, 'record')} of class {class_name!r}, the manifest says {expected}"
+            message = f"split {name!r} has {exactly(count, 'record')} of class {class_name!r}, the manifest says {expected}"
             self._findings.add(Finding(message, path=path))
         if total.image_bytes != split.image_bytes:
             message = (
-                f"pictures of split {name!r} have {plural(total.image_bytes, 'byte')}, the manifest says {split.image_bytes}"
+                f"pictures of split {name!r} have {exactly(total.image_bytes, 'byte')}, the manifest says {split.image_bytes}"
             )
             self._findings.add(Finding(message, path=path))
 
@@ -180,12 +180,12 @@ class _Verification:
         }
         for name, count in found.items():
             if count != self._manifest.properties.get(name):
-                message = f"{name}: {plural(count, 'record')}, the manifest says {self._manifest.properties.get(name)}"
+                message = f"{name}: {exactly(count, 'record')}, the manifest says {self._manifest.properties.get(name)}"
                 self._findings.add(Finding(message, path=path))
         leaks = self._ledger.num_leaks()
         if leaks != len(self._manifest.leaks):
             message = (
-                f"{plural(leaks, 'picture stands', 'pictures stand')} in more than one split, the manifest notes"
+                f"{exactly(leaks, 'picture stands', 'pictures stand')} in more than one split, the manifest notes"
                 f" {len(self._manifest.leaks)}"
             )
             self._findings.add(Finding(message, path=path))

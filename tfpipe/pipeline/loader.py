@@ -37,7 +37,7 @@ from tfpipe.pipeline.ordering import (
 from tfpipe.pipeline.reading import RecordReader, for_graphs, read_records
 from tfpipe.pipeline.rows import Rows
 from tfpipe.records import seeds
-from tfpipe.records.words import plural
+from tfpipe.records.words import exactly, plural
 
 _FOREVER = 1 << 31  # epochs
 
@@ -238,7 +238,7 @@ class Loader:
         )
         if first_step and first_step >= schedule.num_steps:
             raise ValueError(
-                f"first_step must be less than the {plural(schedule.num_steps, 'step')} of an epoch (got {first_step})"
+                f"first_step must be less than the {exactly(schedule.num_steps, 'step')} of an epoch (got {first_step})"
             )
         self.first_step = int(first_step)
         self._first_row = int(first_epoch) * schedule.rows_per_epoch + self.first_step * schedule.rows_per_step
@@ -338,7 +338,7 @@ class Loader:
             "decode": f"RGB, upright{', large JPEG files to 1/2, 1/4 or 1/8' if rows.scaled else ''}",
             "augment": str(rows.augmentation) if rows.augmentation else "no",
             "resize": f"to {height} x {width}, {how}",
-            "batch": f"of {schedule.batch_size}, {plural(schedule.num_steps, 'step')} an epoch" if self.batched else "no",
+            "batch": f"of {schedule.batch_size}, {exactly(schedule.num_steps, 'step')} an epoch" if self.batched else "no",
             "elements": f"{'dictionaries' if self.as_dict else 'tuples'} with uint8 images, labels {labels}",
         }
         if self.training:

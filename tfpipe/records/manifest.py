@@ -23,7 +23,7 @@ from typing import Any
 from tfpipe.records import schema
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import sha256_of, written_atomically
-from tfpipe.records.words import plural
+from tfpipe.records.words import exactly
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -251,13 +251,13 @@ def file_problems(
             try:
                 size = path.stat().st_size
             except FileNotFoundError:
-                problems.append(DataError(f"missing: a shard of {plural(shard.num_records, 'record')}", path=path))
+                problems.append(DataError(f"missing: a shard of {exactly(shard.num_records, 'record')}", path=path))
                 continue
             if size != shard.num_bytes:
                 kind = "cut" if size < shard.num_bytes else "longer than written"
                 message = (
-                    f"{kind}: {plural(size, 'byte')}, the manifest says {shard.num_bytes}"
-                    f" ({plural(shard.num_records, 'record')})"
+                    f"{kind}: {exactly(size, 'byte')}, the manifest says {shard.num_bytes}"
+                    f" ({exactly(shard.num_records, 'record')})"
                 )
                 problems.append(DataError(message, path=path))
         # A plain glob would read these as part of the data.
@@ -276,7 +276,7 @@ def check_files(directory: str | os.PathLike[str], manifest: Manifest, splits: C
     if problems:
         lines = "\n  ".join(str(problem) for problem in problems)
         raise DataError(
-            f"{plural(len(problems), 'shard is', 'shards are')} not as the manifest says:\n  {lines}", path=directory
+            f"{exactly(len(problems), 'shard is', 'shards are')} not as the manifest says:\n  {lines}", path=directory
         )
 
 

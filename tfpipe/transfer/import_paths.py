@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from tfpipe.records.words import plural
+from tfpipe.records.words import exactly
 from tfpipe.transfer.cutting import cut_points, find_layers, is_functional
 
 
@@ -63,7 +63,7 @@ def _check_network(name: str, network: Any, shape: tuple[int, ...]) -> None:
         problem = f"it returned {kind}, not a Functional keras.Model, made as keras.Model(inputs, outputs)"
     elif len(network.inputs) != 1 or len(network.outputs) != 1:
         problem = (
-            f"its model has {plural(len(network.inputs), 'input')} and {plural(len(network.outputs), 'output')},"
+            f"its model has {exactly(len(network.inputs), 'input')} and {exactly(len(network.outputs), 'output')},"
             " not one of each"
         )
     elif network.inputs[0].shape != (None, *shape):

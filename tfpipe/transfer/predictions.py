@@ -25,7 +25,7 @@ import numpy as np
 
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import sha256_of
-from tfpipe.records.words import plural
+from tfpipe.records.words import exactly
 
 FILE_NAME = "predictions.csv"
 RECEIPT_NAME = "receipt.json"
@@ -131,7 +131,7 @@ def read(path: str | os.PathLike[str]) -> Predictions:
     table = _read_file(file / FILE_NAME)
     if hash_ids(table.keys) != ids:
         raise DataError(
-            f"{plural(len(table.keys), 'row')} with other ids than the {seen} of {RECEIPT_NAME}", path=file / FILE_NAME
+            f"{exactly(len(table.keys), 'row')} with other ids than the {seen} of {RECEIPT_NAME}", path=file / FILE_NAME
         )
     if hash_ids(table.class_names) != names:  # as `layers.hash_names`, which needs Keras
         raise DataError(f"other classes, or in another order, than those of {RECEIPT_NAME}", path=file / FILE_NAME)
@@ -193,7 +193,7 @@ def _parse(class_names: list[str], lines: Iterable[list[str]]) -> Predictions:
     filenames, labels, values = [], array("q"), array("d")
     for line in lines:
         if len(line) != len(_COLUMNS) + len(class_names):
-            raise ValueError(f"{plural(len(line), 'field')}, expected {len(_COLUMNS) + len(class_names)}")
+            raise ValueError(f"{exactly(len(line), 'field')}, expected {len(_COLUMNS) + len(class_names)}")
         key, filename, label, predicted, *texts = line
         if key in keys:
             raise ValueError(f"{key!r} is there twice")

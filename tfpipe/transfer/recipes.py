@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from tfpipe.pipeline.presets import Augmentation
-from tfpipe.records.words import plural
+from tfpipe.records.words import exactly
 from tfpipe.transfer import architectures
 from tfpipe.transfer.head_options import Head, Pooling
 
@@ -191,7 +191,7 @@ def complete(recipe: Recipe, num_pictures: int, num_classes: int) -> tuple[Recip
     if recipe.weights == "none" and recipe.mode == "auto":
         choose("mode", "scratch", "there are no weights to transfer")
     elif num_pictures < _FEW and not any(_is_given(recipe, name) for name, modes in _MODES_OF.items() if modes != _CACHED):
-        choose("mode", "bottleneck", f"{plural(num_pictures, 'training picture')}: too few to say whether fine-tuning helps")
+        choose("mode", "bottleneck", f"{exactly(num_pictures, 'training picture')}: too few to say whether fine-tuning helps")
     else:
         choose("mode", "finetune", f"{num_pictures:,} training pictures: the head first, then the last block at a lower rate")
     mode = choices.get("mode", recipe.mode)
