@@ -663,7 +663,7 @@ def test_the_command(run_tool, folder, tmp_path, model_path):
 
 @pytest.mark.parametrize(("count", "status"), [(0, 1), (1, 0)])
 def test_the_command_fails_where_every_picture_is_bad(tmp_path, count, status):
-    model, given = write(tmp_path / "model.tflite", b"not asked"), write(tmp_path / "in/a.jpg", b"").parent
+    model, inputs = write(tmp_path / "model.tflite", b"not asked"), write(tmp_path / "in/a.jpg", b"").parent
     code = f"""
 import sys, types
 counts, scores = {{"cat": 0, "dog": {count}}}, {{"dog": 0.75}}
@@ -671,7 +671,7 @@ summary = types.SimpleNamespace(num_rows=2, counts=counts, mean_scores=scores, r
 sys.modules["tfpipe.serving.prediction"] = types.SimpleNamespace(predict=lambda *_, **__: summary)  # without TensorFlow
 from tools.predict import command
 command()"""
-    command = [sys.executable, "-c", code, f"--model={model}", f"--input={given}", "--output=out.csv"]
+    command = [sys.executable, "-c", code, f"--model={model}", f"--input={inputs}", "--output=out.csv"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT)
     assert done.returncode == status, done.stderr
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["out.csv", "bad"]

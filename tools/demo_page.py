@@ -26,7 +26,7 @@ from absl import flags
 from tfpipe import commands
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 
-_MODEL = flags.DEFINE_string("model", None, "A run's folder, a .keras file, or a file or folder of an export.")
+_MODEL = flags.DEFINE_string("model", None, "Needed. A run's folder, a .keras file, or a file or folder of an export.")
 _DATA = flags.DEFINE_string("data", None, "Data set with the training pictures. Default: the run's, if it is still there.")
 _SPLIT = flags.DEFINE_string("split", "train", "Of the data set.")
 _MAX_TRAINING = flags.DEFINE_integer(

@@ -29,18 +29,24 @@ from tfpipe.records.summary import display_width, plural
 if TYPE_CHECKING:
     from tfpipe.transfer.evaluation import Evaluation
 
-_MODEL = flags.DEFINE_string("model", None, "A run's folder, a .keras file that train wrote, or a file or folder of an export.")
-_DATA = flags.DEFINE_string("data", None, "Folder of a data set of build_tfrecords.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "Needed. A run's folder, a .keras file that train wrote, or a file or folder of an export."
+)
+_DATA = flags.DEFINE_string("data", None, "Needed. Folder of a data set of build_tfrecords.")
 _SPLIT = flags.DEFINE_string("split", "test", "Split to evaluate on.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; made if need be, earlier results are replaced.")
+_OUTPUT = flags.DEFINE_string("output", None, "Needed. Folder for the results; made if need be, earlier results are replaced.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pictures that go through the model at once.", 1)
 _NUM_READERS = flags.DEFINE_integer("num_readers", 1, "Read the split as so many parts, one after another.", 1)
-_SHARD = flags.DEFINE_string("shard", None, "INDEX/COUNT: only this part of the split, 0-based; all parts share --output.")
+_SHARD = flags.DEFINE_string(
+    "shard", None, "INDEX/COUNT: only this part of the split, 0-based; all parts share --output. Default: 0/1."
+)
 _POSITIVE_CLASS = flags.DEFINE_string(
     "positive_class", None, "Class that sensitivity, ROC and PR curves are about. Default: of two classes the second."
 )
 _SPECIFICITY = flags.DEFINE_float("specificity", 0.95, "Sensitivity is given at this specificity.", 0.0, 1.0)
-_CALIBRATE = flags.DEFINE_string("calibrate", None, "Split to fit a temperature on, for calibrated probabilities.")
+_CALIBRATE = flags.DEFINE_string(
+    "calibrate", None, "Split to fit a temperature on, for calibrated probabilities. Default: none."
+)
 _REPORT = flags.DEFINE_bool("report", True, "Write report.html.")
 _NEAR_DUPLICATES = flags.DEFINE_bool("near_duplicates", True, "Report: look for twins in train and val, a pass over all three.")
 

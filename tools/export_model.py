@@ -25,23 +25,31 @@ from tfpipe import commands
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 from tfpipe.records.summary import format_bytes, plural
 
-_RUN = flags.DEFINE_string("run", None, "A run's folder, or a .keras file, of any program's.")
-_OUTPUT = flags.DEFINE_string("output", None, "The folder to write: new or empty; or, with --overwrite, an unchanged export.")
+_RUN = flags.DEFINE_string("run", None, "Needed. A run's folder, or a .keras file, of any program's.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Needed. The folder to write: new or empty; or, with --overwrite, an unchanged export."
+)
 _FORMATS = flags.DEFINE_list("formats", ["saved_model", "pb"], "Some of saved_model, pb, tflite, onnx (an extra), keras.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Of a run: best, last, or the path of a .keras file.")
 _CLASS_NAMES = flags.DEFINE_list(
     "class_names",
     None,
-    "Of a model that is none of tfpipe's: names of its columns, in order; quoted where they hold a comma.",
+    "Of a model that is none of tfpipe's: names of its columns, in order; quoted where they hold a"
+    " comma. Default: the model's own.",
 )
 _PREPROCESSING = flags.DEFINE_enum(
     "preprocessing",
     None,
     ("caffe", "tf", "torch", "unit", "grey", "none"),
-    "Of such a model: what it was trained behind: BGR minus mean, -1..1, standardised, 0..1, one channel, 0..255 (default).",
+    "Of such a model: what it was trained behind: BGR minus mean, -1..1, standardised, 0..1, one"
+    " channel, 0..255. Default: none, the last.",
 )
-_IMAGE_SIZE = flags.DEFINE_string("image_size", None, "Of such a model, where it takes any: SIDE or HEIGHTxWIDTH.")
-_RESIZE = flags.DEFINE_enum("resize", None, ("stretch", "crop", "pad"), "Of such a model: how its pictures were resized.")
+_IMAGE_SIZE = flags.DEFINE_string(
+    "image_size", None, "Of such a model, where it takes any: SIDE or HEIGHTxWIDTH. Default: the model's."
+)
+_RESIZE = flags.DEFINE_enum(
+    "resize", None, ("stretch", "crop", "pad"), "Of such a model: how its pictures were resized. Default: stretch."
+)
 _OUTPUTS = flags.DEFINE_enum(
     "outputs",
     None,

@@ -47,11 +47,15 @@ _CONTACT_SHEET, _AUGMENTATION_SHEET = "contact_sheet.png", "augmentation_sheet.p
 _SPLIT = flags.DEFINE_string("split", None, "extract, show: this split only. Default: all; with --augment, the first.")
 _PER_CLASS = flags.DEFINE_integer("per_class", 8, "show: pictures of each class.", 1)
 _MAX_CLASSES = flags.DEFINE_integer("max_classes", 50, "show: classes at most; the header says when there are more.", 1)
-_AUGMENT = flags.DEFINE_string("augment", None, "show: draw augmentations by this preset: none, light, standard or strong.")
+_AUGMENT = flags.DEFINE_string(
+    "augment", None, "show: draw augmentations by this preset: none, light, standard or strong. Default: a contact sheet."
+)
 _IMAGES = flags.DEFINE_integer("images", 8, "show: with --augment, pictures, a row each; the classes take turns.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "show: draws the pictures, and their augmentation as in a run with this seed.")
 _TILE = flags.DEFINE_integer("tile", 160, "show: side of a picture's place, in pixels.", 32)
-_FONT = flags.DEFINE_string("font", None, "show: font file, for class names that the fonts found cannot write.")
+_FONT = flags.DEFINE_string(
+    "font", None, "show: font file, for class names. Default: the first font found that can write them."
+)
 _WORKERS = flags.DEFINE_integer("workers", None, "verify, diff: threads. Default: one per core.", 1)
 _LIMIT = flags.DEFINE_integer("limit", 50, "verify, diff, salvage: lines to print of what was found.", 0)
 

@@ -41,14 +41,14 @@ from tfpipe.records.summary import aligned, plural
 if TYPE_CHECKING:
     from tfpipe.serving.prediction import Summary
 
-_MODEL = flags.DEFINE_string("model", None, "A run's folder, a .keras file of train, or a file or folder of an export.")
+_MODEL = flags.DEFINE_string("model", None, "Needed. A run's folder, a .keras file of train, or a file or folder of an export.")
 _INPUT = flags.DEFINE_multi_string(
     "input",
     [],
     "Folder, file, glob, data set, CSV file with a column path, or - for paths on standard input; may be given several times.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Needed. The file to write; -: standard output, as a table on a terminal.")
-_SPLIT = flags.DEFINE_string("split", None, "Of a data set; needed where it has several.")
+_SPLIT = flags.DEFINE_string("split", None, "Of a data set. Default: the one that it has.")
 _COLUMNS = flags.DEFINE_enum(
     "columns",
     "full",
