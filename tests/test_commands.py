@@ -137,6 +137,32 @@ def test_a_home_that_the_shell_did_not_put_in_is_refused(word, meant, capsys):
     assert f'error: {word}: the shell leaves ~ as it is here; write "{meant}"' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("batch_size must be 1 or more (got 0)", "--batch_size must be 1 or more (got 0)"),
+        ("input must be a path", "--input must be a path"),
+        ("give them rows without a value (on_error=report)", "give them rows without a value (--on_error=report)"),
+        ("/a/batch_size/1.jpg: split=x of on_error.csv", "/a/batch_size/1.jpg: --split=x of on_error.csv"),
+        ("layer_name must be given, and a==b", "layer_name must be given, and a==b"),
+        ("--batch_size and the input", "--batch_size and the input"),
+    ],
+)
+def test_errors_name_flags(words, shown):
+    code = "import sys; from tools.predict import flags, commands; flags.FLAGS(['x']); print(commands.in_flags(sys.argv[1]))"
+    assert run(sys.executable, "-c", code, words).stdout == f"{shown}\n"
+
+
+def test_errors_of_the_system_are_words(tmp_path):
+    found = [
+        commands._words_of(error) for error in (PermissionError(13, "Permission denied", "a.csv"), OSError(28, "No space"))
+    ]
+    assert found == ["a.csv: permission denied", "no space"]
+    with pytest.raises(OSError, match="Errno") as raised:
+        os.rename(tmp_path / "a", tmp_path / "b")
+    assert commands._words_of(raised.value) == f"{tmp_path}/a -> {tmp_path}/b: no such file or directory"
+
+
 def test_other_tildes_are_left_alone():
     words = ["/a/~/b", "./~", "a~/b", "a=b~/c", "~old.jpg"]
     commands._check_homes(["--flagfile=~/flags"])  # absl knows what is meant

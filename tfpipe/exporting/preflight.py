@@ -111,7 +111,7 @@ def check_export(
     if data is not None:
         manifest.load(data).split(split or SPLIT)
     elif run is None and (half or split is not None):
-        raise ValueError("half, and a split, need pictures: say the data set with data")
+        raise ValueError("half=True, and a split, need pictures: give the data set, data=...")
     for folder in evaluations:
         check_finished(folder)
 
@@ -134,7 +134,7 @@ def check_target(target: Path, overwrite: bool) -> None:
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not overwrite:
-        what = "an export; replace it with overwrite, or" if (target / CHECKSUMS_NAME).exists() else "files;"
+        what = "an export; replace it with overwrite=True, or" if (target / CHECKSUMS_NAME).exists() else "files;"
         raise ValueError(f"{target}: holds {what} choose another folder")
     _check_replaceable(target)
 

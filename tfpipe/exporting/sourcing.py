@@ -102,7 +102,7 @@ def find_pictures(source: Source, data: str | os.PathLike[str] | None, split: st
     directory = os.fspath(data) if data is not None else _trained_on(source.run)
     if not directory:
         if is_needed or split is not None:
-            raise ValueError("half, and a split, need pictures: say the data set with data")
+            raise ValueError("half=True, and a split, need pictures: give the data set, data=...")
         return Pictures()
     splits = manifest.load(directory).splits
     if split is None and data is None and SPLIT not in splits and not is_needed:
