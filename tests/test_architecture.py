@@ -22,7 +22,8 @@ FLOORS = {
     "transfer": {"records", "pipeline"},
     "exporting": {"records", "pipeline", "transfer"},
     "serving": {"records", "pipeline", "transfer", "exporting"},
-    "commands": {"records"},
+    "start_up": set(),
+    "commands": {"records", "start_up"},
 }
 HEAVY = {"tensorflow", "keras", "numpy", "h5py", "PIL", "tensorflow_datasets"}
 

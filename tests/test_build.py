@@ -761,7 +761,7 @@ def test_what_is_warned_of(tmp_path, caplog):
     write(tmp_path / "in/lost/4.jpg", b"")
     content = build(tmp_path / "in", tmp_path / "out", on_error="skip")
     assert "look the same" in caplog.text
-    assert "1 files named .jpg are PNG files and taken as such: " in caplog.text
+    assert "1 file named .jpg is a PNG file and taken as such: " in caplog.text
     assert "class 'lost' has no picture left" in caplog.text
     assert (content.properties["png"], content.properties["png_named_jpeg"]) == (1, 1)
 
@@ -823,7 +823,7 @@ def test_two_builds_into_one_folder_the_second_refuses(photos, tmp_path, monkeyp
 def test_a_double_key_is_an_error(tmp_path):
     write(tmp_path / "1.jpg", picture(1))
     table = write(tmp_path / "t.csv", b"path,label,id\n1.jpg,a,x\n1.jpg,a,x\n")
-    with pytest.raises(tfpipe.DataError, match=r"1 keys are given to more than one input.*\n  x: .*1\.jpg = .*1\.jpg"):
+    with pytest.raises(tfpipe.DataError, match=r"1 key is given to more than one input.*\n  x: .*1\.jpg = .*1\.jpg"):
         build(table, tmp_path / "out", layout="csv")
 
 

@@ -38,8 +38,9 @@ def test_help_shows_every_flag_with_its_default(tool, way):
     source = (CHECKOUT / f"tools/{tool}.py").read_text("utf-8")
     flags = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
     assert flags or "DEFINE" not in source
-    for flag in flags:
-        assert re.search(rf"--(\[no\])?{flag}:", done.stdout), f"{flag} is not in\n{done.stdout}"
+    shown = dict(re.findall(r"^  --(?:\[no\])?(\w+): (.*?)(?=\n  --|\n\nTry|\Z)", done.stdout, re.DOTALL | re.MULTILINE))
+    assert {*flags, "version"} <= set(shown)
+    assert [flag for flag, text in shown.items() if not re.search(r"\(default: |\bDefault:|\bNeeded\b", text)] == []
     assert done.stdout.startswith(source.split('"""')[1].strip().splitlines()[0])
 
 
@@ -49,8 +50,9 @@ def test_wrong_words_exit_with_2_and_say_what_is_right():
         (["photos/"], "arguments without a flag: photos/"),
         (["--input=", "--output=x"], "--input (or --unlabelled) and --output are needed"),
         (["--input=a", "--output=b", "--splits=train"], "--splits must be NAME=VALUE,NAME=VALUE"),
-        (["--input=a", "--output=b", "--splits=train=x"], "--splits: Invalid literal for Fraction: 'x'"),
-        (["--input=a", "--output=b", "--num_shards=train=1.5"], "--num_shards: invalid literal"),
+        (["--input=a", "--output=b", "--splits=train=x"], "--splits: 'x' is not a number"),
+        (["--input=a", "--output=b", "--splits=train=1/0"], "--splits: '1/0' is not a number"),
+        (["--input=a", "--output=b", "--num_shards=train=1.5"], "--num_shards: '1.5' is not a whole number"),
     ]:
         done = run(sys.executable, "tools/build_tfrecords.py", *arguments)
         assert (done.returncode, done.stdout) == (2, "")
@@ -133,6 +135,32 @@ def test_a_home_that_the_shell_did_not_put_in_is_refused(word, meant, capsys):
         commands._parse_flags(["tool", word])
     assert ended.value.code == 2
     assert f'error: {word}: the shell leaves ~ as it is here; write "{meant}"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("batch_size must be 1 or more (got 0)", "--batch_size must be 1 or more (got 0)"),
+        ("input must be a path", "--input must be a path"),
+        ("give them rows without a value (on_error=report)", "give them rows without a value (--on_error=report)"),
+        ("/a/batch_size/1.jpg: split=x of on_error.csv", "/a/batch_size/1.jpg: --split=x of on_error.csv"),
+        ("layer_name must be given, and a==b", "layer_name must be given, and a==b"),
+        ("--batch_size and the input", "--batch_size and the input"),
+    ],
+)
+def test_errors_name_flags(words, shown):
+    code = "import sys; from tools.predict import flags, commands; flags.FLAGS(['x']); print(commands.in_flags(sys.argv[1]))"
+    assert run(sys.executable, "-c", code, words).stdout == f"{shown}\n"
+
+
+def test_errors_of_the_system_are_words(tmp_path):
+    found = [
+        commands._words_of(error) for error in (PermissionError(13, "Permission denied", "a.csv"), OSError(28, "No space"))
+    ]
+    assert found == ["a.csv: permission denied", "no space"]
+    with pytest.raises(OSError, match="Errno") as raised:
+        os.rename(tmp_path / "a", tmp_path / "b")
+    assert commands._words_of(raised.value) == f"{tmp_path}/a -> {tmp_path}/b: no such file or directory"
 
 
 def test_other_tildes_are_left_alone():

@@ -1,8 +1,11 @@
 """predict: as many rows as pictures, in the order people count in, from the pixels that evaluation sees; or nothing at all."""
 
+import contextlib
 import io
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
 
@@ -17,6 +20,7 @@ from prediction_fixtures import AWKWARD, NAMES, Averages, bad_files, kinds, left
 
 import tfpipe
 from tfpipe.records.errors import DataError
+from tfpipe.records.summary import display_width
 from tfpipe.serving import sources
 from tfpipe.serving.prediction import predict
 from tfpipe.transfer import classifiers, predictions
@@ -590,6 +594,7 @@ def test_two_outputs_have_their_own_lists_of_bad_pictures(folder, tmp_path):
     write(folder / "bad.jpg", b"")
     paths = {predict(Averages(), folder, tmp_path / f"o.{end}", progress=False).rejected_path for end in ("csv", "jsonl")}
     assert paths == {tmp_path / "o.rejected.jsonl", tmp_path / "o.jsonl.rejected.jsonl"}
+    assert predict(Averages(), folder, tmp_path / "p.jsonl", progress=False).rejected_path == tmp_path / "p.rejected.jsonl"
 
 
 @pytest.mark.parametrize("name", ["2.jpg", "link.csv", "sub/../2.jpg"])
@@ -656,22 +661,57 @@ def test_the_command(run_tool, folder, tmp_path, model_path):
     assert {row[0] for row in read(out)[1:]} == {*kinds(), "100.jpg", "bad.jpg"}
     counted, listed = done.stdout.splitlines()
     assert counted.startswith(f"{out}: {len(kinds()) + 2} rows, predicted: ")
-    assert listed == f"{tmp_path / 'table.rejected.jsonl'}: 1 bad picture, rows without a value"
+    assert listed == f"{tmp_path / 'table.rejected.jsonl'}: 1 bad image, 1 row without a value"
     assert sorted(left_behind(tmp_path)) == ["100.jpg", "bad.jpg", "table.csv", "table.rejected.jsonl"]
 
 
+def test_rows_on_standard_output_are_those_of_a_file(run_tool, folder, tmp_path, model_path):
+    bad, out = write(tmp_path / "bad.jpg", b""), tmp_path / "out.csv"
+    predict(str(model_path), [folder, bad], out, progress=False)
+    done = run_tool("predict", f"--model={model_path}", f"--input={folder}", bad, "--output=-")
+    assert done.stdout == out.read_text("utf-8")
+    assert f"-: {len(kinds()) + 1} rows, predicted: " in done.stderr
+    assert "mean score 0." in done.stderr
+    assert "1 bad image:\n  " in done.stderr
+
+
+def test_on_a_terminal_there_is_a_table(folder, tmp_path, model_path):
+    given = [write(tmp_path / "10.jpg", picture(1)), write(tmp_path / "小猫.jpg", picture(2)), write(tmp_path / "bad.jpg", b"")]
+    parent, child = pty.openpty()
+    command = [sys.executable, str(CHECKOUT / "tools/predict.py"), f"--model={model_path}", "--output=-", *map(str, given)]
+    process = subprocess.Popen(command, cwd=CHECKOUT, stdout=child, stderr=subprocess.PIPE, text=True)
+    os.close(child)
+    shown = b""
+    with contextlib.suppress(OSError):  # as Linux reports the end of a terminal
+        while chunk := os.read(parent, 4096):
+            shown += chunk
+    os.close(parent)
+    assert process.wait() == 0, process.stderr.read()
+    process.stderr.close()
+    header, *rows = shown.decode().splitlines()
+    assert header.split()[:3] == ["id", "class_1", "score_1"]
+    assert header.split()[-1] == "reason"
+    assert [row.split()[0] for row in rows] == ["10", "bad", "小猫"]
+    assert re.fullmatch(r"0\.\d{4}", rows[0].split()[2])
+    assert "empty" in rows[1]
+    assert len({display_width(row[: row.index("0.")]) for row in (rows[0], rows[2])}) == 1  # scores below one another
+
+
 @pytest.mark.parametrize(("count", "status"), [(0, 1), (1, 0)])
-def test_the_command_fails_where_every_picture_is_bad(count, status):
+def test_the_command_fails_where_every_picture_is_bad(tmp_path, count, status):
+    model, inputs = write(tmp_path / "model.tflite", b"not asked"), write(tmp_path / "in/a.jpg", b"").parent
     code = f"""
 import sys, types
-summary = types.SimpleNamespace(num_rows=2, counts={{"cat": 0, "dog": {count}}}, rejected={{"a.jpg": ""}}, rejected_path="bad")
+counts, scores = {{"cat": 0, "dog": {count}}}, {{"dog": 0.75}}
+summary = types.SimpleNamespace(num_rows=2, counts=counts, mean_scores=scores, rejected={{"a.jpg": ""}}, rejected_path="bad")
 sys.modules["tfpipe.serving.prediction"] = types.SimpleNamespace(predict=lambda *_, **__: summary)  # without TensorFlow
 from tools.predict import command
 command()"""
-    command = [sys.executable, "-c", code, "--model=runs/a", "--input=in", "--output=out.csv"]
+    command = [sys.executable, "-c", code, f"--model={model}", f"--input={inputs}", "--output=out.csv"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT)
     assert done.returncode == status, done.stderr
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["out.csv", "bad"]
+    assert ("dog 1 (mean score 0.750)" in done.stdout) == bool(count)
 
 
 def test_the_commands_help_needs_no_model(run_tool):

@@ -360,14 +360,14 @@ def test_leftovers_are_notes(tiny):
 # Forged data sets: every hash of a file agrees, only the records themselves tell.
 FORGED = {
     "the picture's SHA-256": replaced(1, encoded=b"another"),
-    "label 5 is not one of the 1 classes": replaced(1, label=5),
+    "label 5 is not one of the 1 class": replaced(1, label=5),
     "label -1 is not one of": replaced(1, label=-1),
     "class name 'dog', label 0 is": replaced(1, class_name="dog"),
     "stands twice": lambda records: [records[0], dataclasses.replace(records[1], key=records[0].key), records[2]],
-    "png: 1 records": replaced(1, format="PNG"),
-    "turned: 1 records": replaced(1, orientation=6),
+    "png: 1 record,": replaced(1, format="PNG"),
+    "turned: 1 record,": replaced(1, orientation=6),
     "2 records of class '小 猫', the manifest says 3": lambda records: records[:2],
-    "duplicates: 1 records": lambda records: [
+    "duplicates: 1 record,": lambda records: [
         records[0],
         records[1],
         dataclasses.replace(records[2], encoded=records[0].encoded, sha256=records[0].sha256),
@@ -393,7 +393,7 @@ def test_a_leak_that_nobody_noted(tmp_path):
     out = build_tiny(tmp_path, num=8, splits={"train": 0.5, "test": 0.5})
     other = records_of(out, manifests.load(out).splits["test"].shards[0])[0]
     forge(out, replaced(0, encoded=other.encoded, sha256=other.sha256))
-    assert "1 pictures stand in more than one split, the manifest notes 0" in found(out)
+    assert "1 picture stands in more than one split, the manifest notes 0" in found(out)
 
 
 @pytest.mark.parametrize("field", [field for field in Row._fields if field not in ("split", "shard", "position")])

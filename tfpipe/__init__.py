@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from tfpipe.exporting.freezing import load_frozen as load_frozen
     from tfpipe.exporting.requests import grpc_request as grpc_request
     from tfpipe.exporting.requests import rest_request as rest_request
-    from tfpipe.pipeline.augmentation import Augmentation as Augmentation
     from tfpipe.pipeline.augmentation import augment_image as augment_image
     from tfpipe.pipeline.decoding import decode_image as decode_image
     from tfpipe.pipeline.decoding import parse_example as parse_example
     from tfpipe.pipeline.decoding import resize_image as resize_image
     from tfpipe.pipeline.loader import dataset as dataset
     from tfpipe.pipeline.loader import describe as describe
+    from tfpipe.pipeline.presets import Augmentation as Augmentation
     from tfpipe.pipeline.replaying import replay as replay
     from tfpipe.records.errors import DataError as DataError
     from tfpipe.records.manifest import Manifest as Manifest
@@ -41,7 +41,7 @@ __version__ = "0.1.0"
 # Public name -> where it lives. Modules are nouns and functions are verbs: a name that equals a submodule's would be
 # replaced by the module when that is imported.
 _HOMES = {
-    "Augmentation": ("tfpipe.pipeline.augmentation", "Augmentation"),
+    "Augmentation": ("tfpipe.pipeline.presets", "Augmentation"),
     "DataError": ("tfpipe.records.errors", "DataError"),
     "Manifest": ("tfpipe.records.manifest", "Manifest"),
     "Recipe": ("tfpipe.transfer.recipes", "Recipe"),

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfpipe.inspection import sheets
 from tfpipe.inspection.contact_sheet import Sample, draw_samples
-from tfpipe.pipeline.augmentation import PRESETS, Augmentation
-from tfpipe.pipeline.decoding import Resize
-from tfpipe.pipeline.replaying import Replayer
+from tfpipe.pipeline.presets import PRESETS, Augmentation
 from tfpipe.records import manifest as manifests
 from tfpipe.records.manifest import Manifest
 from tfpipe.records.schema import UNLABELLED
@@ -26,6 +24,9 @@ from tfpipe.records.summary import plural
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from tfpipe.pipeline.decoding import Resize
+    from tfpipe.pipeline.replaying import Replayer
 
 _NUM_EPOCHS = 10
 _USUAL = {"tile": 160, "images": 8}
@@ -76,6 +77,9 @@ def show(
     manifest = manifests.load(directory)
     sheets.check_target(Path(output), Path(directory), "augmentation sheet")  # before the drawing, which takes a while
     split = next(iter(manifest.splits)) if split is None else split
+    manifest.split(split)
+    from tfpipe.pipeline.replaying import Replayer  # takes seconds: what can be wrong has been looked at
+
     unmixed = dataclasses.replace(augmentation, mixup=0, cutmix=0)  # they would ask for labels
     replayer = Replayer(directory, split, seed=seed, image_size=image_size, resize=resize, augment=unmixed)
     samples = _choose(Path(directory), manifest, split, images, seed)

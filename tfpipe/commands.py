@@ -2,6 +2,8 @@
 
 def command() -> None:
     commands.run(main, __name__)
+
+A command checks what it can, and imports what needs TensorFlow after that: errors come at once.
 """
 
 from __future__ import annotations
@@ -18,13 +20,21 @@ from typing import NoReturn, TypeVar
 import absl.logging
 from absl import app, flags
 
+import tfpipe
+from tfpipe import start_up
 from tfpipe.records.errors import DataError
+
+_VERSION = flags.DEFINE_bool("version", False, "Show the version.")
 
 Number = TypeVar("Number", int, float)
 
 _USAGE = 2
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _HOME = re.compile(r"(?:(?<=[=,])|^)~(?=/|$)")
+# A parameter of Python in the library's words: "batch_size must be ...", "top_k=0", "(on_error=skip)", "unfreeze: ...".
+_PARAMETER = re.compile(
+    r"(?<![\w./-])([a-z]+_[a-z_]+\b(?![\w./-])|[a-z][a-z0-9]*(?==(?!=)))|^([a-z][a-z0-9]*)(?= must be |: | is of )"
+)
 
 
 class UsageError(Exception):
@@ -42,12 +52,14 @@ def run(main: Callable[[list[str]], int | None], module_name: str, *, when_stopp
     # absl shows the flags of the main module only, and knows it by the program's name: a console script's is another file.
     for flag in flags.FLAGS.flags_by_module_dict().get(module_name, []):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["version"])
     sys.modules["__main__"].__doc__ = sys.modules[module_name].__doc__
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a class name that the terminal cannot show is no reason to fail
             stream.reconfigure(errors="backslashreplace")
     _log_to_stderr()
+    start_up.quieten()
     app.run(lambda argv: sys.exit(_guarded(main, argv[1:], when_stopped)), flags_parser=_parse_flags)
     raise AssertionError  # app.run never returns
 
@@ -61,6 +73,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _say(f"error: {error}\nSee --help.")
         sys.exit(_USAGE)
     except SystemExit:  # --help has been shown
+        sys.exit(0)
+    if _VERSION.value:
+        sys.stdout.write(f"tfpipe {tfpipe.__version__}\n")
         sys.exit(0)
     return remaining
 
@@ -99,7 +114,7 @@ def _guarded(main: Callable[[list[str]], int | None], arguments: list[str], when
     try:
         return main(arguments) or 0
     except UsageError as error:
-        _say(f"error: {error}\nSee --help.")
+        _say(f"error: {in_flags(str(error))}\nSee --help.")
         return _USAGE
     except KeyboardInterrupt:
         _say(f"\nstopped. {when_stopped}".rstrip())
@@ -107,9 +122,28 @@ def _guarded(main: Callable[[list[str]], int | None], arguments: list[str], when
     except BrokenPipeError:  # the reader of our output has seen enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (DataError, ValueError, OSError, ImportError, RuntimeError) as error:
-        _say(f"error: {error}")
+    except (DataError, ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        _say(f"error: {in_flags(_words_of(error))}")
         return 1
+
+
+def _words_of(error: Exception) -> str:
+    """Returns what an error says; one of the system without its number."""
+    if not isinstance(error, OSError) or error.errno is None or not error.strerror:
+        return str(error)
+    files = [os.fsdecode(file) for file in (error.filename, error.filename2) if isinstance(file, str | bytes)]
+    reason = error.strerror[0].lower() + error.strerror[1:]
+    return f"{' -> '.join(files)}: {reason}" if files else reason
+
+
+def in_flags(message: str) -> str:
+    """Returns what the library says in Python's words with the command's flags instead of the parameters of their names."""
+
+    def named(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        return f"--{name}" if name in flags.FLAGS else name
+
+    return _PARAMETER.sub(named, message)
 
 
 def _say(text: str) -> None:
@@ -150,8 +184,21 @@ def parse_size(flag: str, text: str) -> tuple[int, int]:
     """
     sides = text.split("x")
     if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
-        raise UsageError(f"--{flag} must be SIDE or HEIGHTxWIDTH (got {text!r})")
+        raise UsageError(f"--{flag} must be SIDE or HEIGHTxWIDTH, as 224 or 240x320 (got {text!r})")
     return int(sides[0]), int(sides[-1])
+
+
+def parse_number(flag: str, text: str, kind: Callable[[str], Number]) -> Number:
+    """Returns a number.
+
+    Raises:
+        UsageError: it is none of that kind.
+    """
+    try:
+        return kind(text)
+    except (ValueError, ZeroDivisionError):
+        what = "a whole number" if kind is int else "a number"
+        raise UsageError(f"--{flag}: {text!r} is not {what}") from None
 
 
 def parse_numbers(flag: str, pairs: Mapping[str, str], kind: Callable[[str], Number]) -> dict[str, Number]:
@@ -160,7 +207,4 @@ def parse_numbers(flag: str, pairs: Mapping[str, str], kind: Callable[[str], Num
     Raises:
         UsageError: a value is no number of that kind.
     """
-    try:
-        return {name: kind(text) for name, text in pairs.items()}
-    except ValueError as error:
-        raise UsageError(f"--{flag}: {error}") from None
+    return {name: parse_number(flag, text, kind) for name, text in pairs.items()}

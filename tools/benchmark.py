@@ -59,12 +59,14 @@ _IMAGES = flags.DEFINE_integer("num_images", 1280, "Images of a pass; a multiple
 _BACKBONE = flags.DEFINE_string("backbone", "vgg16", "Of extract and modes, one that train takes.")
 _WEIGHTS = flags.DEFINE_string("weights", "imagenet", "Of the backbone: imagenet, none or a file.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the pictures of extract and modes.", 8)
-_MODEL = flags.DEFINE_string("model", None, "Of predict: a run's folder, or a .keras file of train.")
-_DATA = flags.DEFINE_string("data", None, "Data set of modes, with splits train and, if there is one, val.")
+_MODEL = flags.DEFINE_string("model", None, "Needed for predict: a run's folder, or a .keras file of train.")
+_DATA = flags.DEFINE_string("data", None, "Needed for modes: a data set with splits train and, if there is one, val.")
 _EPOCHS = flags.DEFINE_integer("epochs", 3, "Of each phase of modes; the first does not count.", 2)
 _ONLY = flags.DEFINE_list("only", [], "Contenders to run, of those of `input`, `extract` or `predict`, or modes. Default: all.")
 _PEER_PYTHON = flags.DEFINE_string(
-    "peer_python", None, "Interpreters of contenders, by the first word of their names: dali=ENV/bin/python,ffcv=..."
+    "peer_python",
+    None,
+    "Interpreters of contenders, by the first word of their names: dali=ENV/bin/python,ffcv=... Default: this one.",
 )
 _SCRATCH = flags.DEFINE_string("scratch", None, "Folder to work in. Default: the system's folder for temporary files.")
 

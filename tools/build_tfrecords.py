@@ -28,8 +28,10 @@ from tfpipe.conversion.sources import DEFAULT_LABEL_PATTERN, LAYOUTS
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 from tfpipe.records.summary import describe_manifest
 
-_INPUT = flags.DEFINE_string("input", None, "Folder, .csv or .h5 file; or one per split: train=DIR,test=DIR2.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the data set; made if need be.")
+_INPUT = flags.DEFINE_string(
+    "input", None, "Needed, or --unlabelled. Folder, .csv or .h5 file; or one per split: train=DIR,test=DIR2."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Needed. Folder for the data set; made if need be.")
 _NAME = flags.DEFINE_string("name", "images", "Name of the data set; shards are NAME-SPLIT.tfrecord-00000-of-00016.")
 _LAYOUT = flags.DEFINE_enum(
     "layout",
@@ -39,8 +41,10 @@ _LAYOUT = flags.DEFINE_enum(
     " and id. flat: no labels. hdf5: arrays of pictures and labels. tfds: a data set that tensorflow-datasets prepared."
     " Default: guessed where that is certain.",
 )
-_SPLITS = flags.DEFINE_string("splits", None, "Fraction of each split, adding up to 1: train=0.8,val=0.1,test=0.1.")
-_UNLABELLED = flags.DEFINE_string("unlabelled", None, "Folders of pictures without labels, by split: test1=DIR.")
+_SPLITS = flags.DEFINE_string(
+    "splits", None, "Fraction of each split, adding up to 1: train=0.8,val=0.1,test=0.1. Default: one, train."
+)
+_UNLABELLED = flags.DEFINE_string("unlabelled", None, "Folders of pictures without labels, by split: test1=DIR. Default: none.")
 _LABEL_PATTERN = flags.DEFINE_string(
     "label_pattern",
     DEFAULT_LABEL_PATTERN,

@@ -13,7 +13,6 @@ Needs Gradio: pip install 'tfpipe[page]'.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import threading
@@ -27,7 +26,7 @@ from absl import flags
 from tfpipe import commands
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 
-_MODEL = flags.DEFINE_string("model", None, "A run's folder, a .keras file, or a file or folder of an export.")
+_MODEL = flags.DEFINE_string("model", None, "Needed. A run's folder, a .keras file, or a file or folder of an export.")
 _DATA = flags.DEFINE_string("data", None, "Data set with the training pictures. Default: the run's, if it is still there.")
 _SPLIT = flags.DEFINE_string("split", "train", "Of the data set.")
 _MAX_TRAINING = flags.DEFINE_integer(
@@ -43,9 +42,11 @@ def main(arguments: list[str]) -> None:
     """Serves the page until it is stopped."""
     if arguments or not _MODEL.value:
         raise commands.UsageError(f"unexpected: {' '.join(arguments)}" if arguments else "--model is needed")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the pictures
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
-    from tfpipe.serving.page import serve  # takes seconds, and --help need not
+    from tfpipe.serving import preflight
+
+    preflight.check_page(_MODEL.value, _DATA.value, _SPLIT.value, _PORT.value)
+    from tfpipe.serving.page import serve  # takes seconds
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, a stopped container: uploads are deleted then, too
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it

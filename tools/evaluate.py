@@ -13,7 +13,6 @@ and report.html. With --shard, who finds the parts of all others there puts them
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,18 +29,24 @@ from tfpipe.records.summary import display_width, plural
 if TYPE_CHECKING:
     from tfpipe.transfer.evaluation import Evaluation
 
-_MODEL = flags.DEFINE_string("model", None, "A run's folder, a .keras file that train wrote, or a file or folder of an export.")
-_DATA = flags.DEFINE_string("data", None, "Folder of a data set of build_tfrecords.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "Needed. A run's folder, a .keras file that train wrote, or a file or folder of an export."
+)
+_DATA = flags.DEFINE_string("data", None, "Needed. Folder of a data set of build_tfrecords.")
 _SPLIT = flags.DEFINE_string("split", "test", "Split to evaluate on.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; made if need be, earlier results are replaced.")
+_OUTPUT = flags.DEFINE_string("output", None, "Needed. Folder for the results; made if need be, earlier results are replaced.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pictures that go through the model at once.", 1)
 _NUM_READERS = flags.DEFINE_integer("num_readers", 1, "Read the split as so many parts, one after another.", 1)
-_SHARD = flags.DEFINE_string("shard", None, "INDEX/COUNT: only this part of the split, 0-based; all parts share --output.")
+_SHARD = flags.DEFINE_string(
+    "shard", None, "INDEX/COUNT: only this part of the split, 0-based; all parts share --output. Default: 0/1."
+)
 _POSITIVE_CLASS = flags.DEFINE_string(
     "positive_class", None, "Class that sensitivity, ROC and PR curves are about. Default: of two classes the second."
 )
 _SPECIFICITY = flags.DEFINE_float("specificity", 0.95, "Sensitivity is given at this specificity.", 0.0, 1.0)
-_CALIBRATE = flags.DEFINE_string("calibrate", None, "Split to fit a temperature on, for calibrated probabilities.")
+_CALIBRATE = flags.DEFINE_string(
+    "calibrate", None, "Split to fit a temperature on, for calibrated probabilities. Default: none."
+)
 _REPORT = flags.DEFINE_bool("report", True, "Write report.html.")
 _NEAR_DUPLICATES = flags.DEFINE_bool("near_duplicates", True, "Report: look for twins in train and val, a pass over all three.")
 
@@ -51,7 +56,6 @@ _MAX_CLASSES = 20  # more rows than this are left to the files
 
 def main(arguments: list[str]) -> int | None:
     """Evaluates or compares, then prints what was found."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the data
     if arguments[:1] == ["compare"]:
         if len(arguments) != 3:
             raise commands.UsageError(f"usage: compare A B (got {plural(len(arguments) - 1, 'argument')})")
@@ -65,7 +69,17 @@ def main(arguments: list[str]) -> int | None:
 
 
 def _evaluate(shard: tuple[int, int] | None) -> int | None:
-    from tfpipe.exporting import artefacts  # takes seconds, and help needs no TensorFlow
+    from tfpipe.exporting import preflight
+    from tfpipe.records.files import check_folder
+    from tfpipe.transfer.accounting import open_labelled
+
+    if shard is not None and _NUM_READERS.value != 1:
+        raise commands.UsageError("--shard and --num_readers exclude each other")
+    for split in filter(None, (_SPLIT.value, _CALIBRATE.value)):
+        open_labelled(_DATA.value, split)
+    preflight.find_model(_MODEL.value)
+    check_folder(_OUTPUT.value)
+    from tfpipe.exporting import artefacts  # takes seconds
     from tfpipe.transfer.evaluation import evaluate
 
     found: list[Evaluation] = []

@@ -13,7 +13,6 @@ and damaged, in a process that knows nothing of tfpipe; where one says anything 
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -24,25 +23,33 @@ from absl import flags
 
 from tfpipe import commands
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
-from tfpipe.records.summary import format_bytes
+from tfpipe.records.summary import format_bytes, plural
 
-_RUN = flags.DEFINE_string("run", None, "A run's folder, or a .keras file, of any program's.")
-_OUTPUT = flags.DEFINE_string("output", None, "The folder to write: new or empty; or, with --overwrite, an unchanged export.")
+_RUN = flags.DEFINE_string("run", None, "Needed. A run's folder, or a .keras file, of any program's.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Needed. The folder to write: new or empty; or, with --overwrite, an unchanged export."
+)
 _FORMATS = flags.DEFINE_list("formats", ["saved_model", "pb"], "Some of saved_model, pb, tflite, onnx (an extra), keras.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Of a run: best, last, or the path of a .keras file.")
 _CLASS_NAMES = flags.DEFINE_list(
     "class_names",
     None,
-    "Of a model that is none of tfpipe's: names of its columns, in order; quoted where they hold a comma.",
+    "Of a model that is none of tfpipe's: names of its columns, in order; quoted where they hold a"
+    " comma. Default: the model's own.",
 )
 _PREPROCESSING = flags.DEFINE_enum(
     "preprocessing",
     None,
     ("caffe", "tf", "torch", "unit", "grey", "none"),
-    "Of such a model: what it was trained behind: BGR minus mean, -1..1, standardised, 0..1, one channel, 0..255 (default).",
+    "Of such a model: what it was trained behind: BGR minus mean, -1..1, standardised, 0..1, one"
+    " channel, 0..255. Default: none, the last.",
 )
-_IMAGE_SIZE = flags.DEFINE_string("image_size", None, "Of such a model, where it takes any: SIDE or HEIGHTxWIDTH.")
-_RESIZE = flags.DEFINE_enum("resize", None, ("stretch", "crop", "pad"), "Of such a model: how its pictures were resized.")
+_IMAGE_SIZE = flags.DEFINE_string(
+    "image_size", None, "Of such a model, where it takes any: SIDE or HEIGHTxWIDTH. Default: the model's."
+)
+_RESIZE = flags.DEFINE_enum(
+    "resize", None, ("stretch", "crop", "pad"), "Of such a model: how its pictures were resized. Default: stretch."
+)
 _OUTPUTS = flags.DEFINE_enum(
     "outputs",
     None,
@@ -71,8 +78,20 @@ def main(arguments: list[str]) -> None:
     if not (_RUN.value and _OUTPUT.value):
         raise commands.UsageError("--run and --output are needed")
     size = None if _IMAGE_SIZE.value is None else commands.parse_size("image_size", _IMAGE_SIZE.value)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the model
-    from tfpipe.exporting.exporter import export  # takes seconds, and --help need not
+    from tfpipe.exporting import preflight
+
+    preflight.check_export(
+        _RUN.value,
+        _OUTPUT.value,
+        formats=_FORMATS.value,
+        checkpoint=_CHECKPOINT.value,
+        data=_DATA.value,
+        split=_SPLIT.value,
+        half=_HALF.value,
+        evaluations=_EVALUATION.value,
+        overwrite=_OVERWRITE.value,
+    )
+    from tfpipe.exporting.exporter import export  # takes seconds
 
     done = export(
         _RUN.value,
@@ -100,7 +119,8 @@ def main(arguments: list[str]) -> None:
     if done.half is not None:
         told = done.half
         print(f"\nfloat16 weights: accuracy {told['accuracy_before']:.4f} before, {told['accuracy']:.4f} after,", end=" ")
-        print(f"{told['num_changed']} of {told['num_pictures']} pictures get another class")
+        changed = plural(told["num_changed"], "picture gets", "pictures get")
+        print(f"of {told['num_pictures']:,}, {changed} another class")
     print()
     for name, num_bytes, _ in done.files:
         print(f"{format_bytes(num_bytes):>10}  {done.folder / name}")

@@ -26,7 +26,6 @@ spaces, quotes, backslashes or unprintable characters is a JSON string: removed 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -48,11 +47,15 @@ _CONTACT_SHEET, _AUGMENTATION_SHEET = "contact_sheet.png", "augmentation_sheet.p
 _SPLIT = flags.DEFINE_string("split", None, "extract, show: this split only. Default: all; with --augment, the first.")
 _PER_CLASS = flags.DEFINE_integer("per_class", 8, "show: pictures of each class.", 1)
 _MAX_CLASSES = flags.DEFINE_integer("max_classes", 50, "show: classes at most; the header says when there are more.", 1)
-_AUGMENT = flags.DEFINE_string("augment", None, "show: draw augmentations by this preset: none, light, standard or strong.")
+_AUGMENT = flags.DEFINE_string(
+    "augment", None, "show: draw augmentations by this preset: none, light, standard or strong. Default: a contact sheet."
+)
 _IMAGES = flags.DEFINE_integer("images", 8, "show: with --augment, pictures, a row each; the classes take turns.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "show: draws the pictures, and their augmentation as in a run with this seed.")
 _TILE = flags.DEFINE_integer("tile", 160, "show: side of a picture's place, in pixels.", 32)
-_FONT = flags.DEFINE_string("font", None, "show: font file, for class names that the fonts found cannot write.")
+_FONT = flags.DEFINE_string(
+    "font", None, "show: font file, for class names. Default: the first font found that can write them."
+)
 _WORKERS = flags.DEFINE_integer("workers", None, "verify, diff: threads. Default: one per core.", 1)
 _LIMIT = flags.DEFINE_integer("limit", 50, "verify, diff, salvage: lines to print of what was found.", 0)
 
@@ -102,7 +105,6 @@ def _show(directory: str, output: str | None = None) -> None:
 
 
 def _show_augmentation(directory: str, output: str, preset: str) -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the data set
     from tfpipe import augmentation_sheet  # takes seconds, and none of the other commands need TensorFlow
 
     augmentation_sheet.show(
@@ -160,11 +162,13 @@ def _side(value: str) -> comparison.Side:
 def _salvage(shard: str, output: str) -> int:
     report = rescue.salvage(shard, output)
     for gap in report.gaps[: _LIMIT.value]:
-        print(f"bytes {gap.start:,} to {gap.end:,}: no intact record in these {gap.end - gap.start:,} bytes")
+        print(f"bytes {gap.start:,} to {gap.end:,}: no intact record in {plural(gap.end - gap.start, 'byte')}")
     _print_some([f"lost: {filename}" for filename in report.lost], len(report.lost))
-    expected = "" if report.num_expected is None else f" of {report.num_expected:,}"
+    intact = f"{plural(report.num_records, 'record')} intact"
+    if report.num_expected is not None:
+        intact = f"{report.num_records:,} of {plural(report.num_expected, 'record')} intact"
     print(
-        f"{output}: {report.num_records:,}{expected} records intact ({format_bytes(report.num_bytes)}),"
+        f"{output}: {intact} ({format_bytes(report.num_bytes)}),"
         f" {plural(len(report.gaps), 'damaged place')}, {format_bytes(sum(gap.end - gap.start for gap in report.gaps))} lost"
     )
     return 1 if report.gaps or report.lost else 0

@@ -4,6 +4,7 @@
   predict --model=runs/a --input=photos/ --output=predictions.csv      id, filename, reason, best classes, every probability
   predict --model=export/saved_model --output=predictions.jsonl a.jpg b.png 'more/*.jpg'     an object per picture
   predict --model=runs/a --input=list.csv --output=predictions.csv                           a column path, perhaps one id
+  predict --model=runs/a --output=- a.jpg b.png                                              a table on the terminal
   find photos -name '*.jpg' -print0 | predict --model=runs/a --input=- --output=predictions.csv
 As a competition asks for it, or as evaluation writes it:
   predict --model=runs/a --input=test1/ --output=submission.csv --columns=label              id,label with the class's name
@@ -20,10 +21,13 @@ command goes on where it was. Exit status: 0, or 1 where nothing was written, or
 
 from __future__ import annotations
 
-import os
+import csv
+import json
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 if not __package__:  # run as a file: the checkout's own tfpipe, and none of this folder's files as modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -32,16 +36,19 @@ from absl import flags
 
 from tfpipe import commands
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
-from tfpipe.records.summary import plural
+from tfpipe.records.summary import aligned, plural
 
-_MODEL = flags.DEFINE_string("model", None, "A run's folder, a .keras file of train, or a file or folder of an export.")
+if TYPE_CHECKING:
+    from tfpipe.serving.prediction import Summary
+
+_MODEL = flags.DEFINE_string("model", None, "Needed. A run's folder, a .keras file of train, or a file or folder of an export.")
 _INPUT = flags.DEFINE_multi_string(
     "input",
     [],
     "Folder, file, glob, data set, CSV file with a column path, or - for paths on standard input; may be given several times.",
 )
-_OUTPUT = flags.DEFINE_string("output", None, "The file to write.")
-_SPLIT = flags.DEFINE_string("split", None, "Of a data set; needed where it has several.")
+_OUTPUT = flags.DEFINE_string("output", None, "Needed. The file to write; -: standard output, as a table on a terminal.")
+_SPLIT = flags.DEFINE_string("split", None, "Of a data set. Default: the one that it has.")
 _COLUMNS = flags.DEFINE_enum(
     "columns",
     "full",
@@ -68,6 +75,7 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pictures that the model se
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a picture is bad.", 1)
 
 _SHOWN = 20  # classes, in the summary
+_SHOWN_BEST = 3  # classes of an image on a terminal, unless --top_k asks for others
 
 
 def main(arguments: list[str]) -> int:
@@ -75,16 +83,36 @@ def main(arguments: list[str]) -> int:
     inputs = [*_INPUT.value, *arguments]
     if not (_MODEL.value and inputs and _OUTPUT.value):
         raise commands.UsageError("--model, --input and --output are needed")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what it says when it is loaded is nothing about the pictures
-    from tfpipe.serving.prediction import predict  # takes seconds, and --help need not
+    if _OUTPUT.value != "-":
+        summary = _predict(inputs, _OUTPUT.value, _FORMAT.value)
+        _summarise(summary, sys.stdout)
+    else:
+        as_table = sys.stdout.isatty() and _FORMAT.value is None
+        file_format = "jsonl" if as_table and _COLUMNS.value == "full" else _FORMAT.value or "csv"
+        with tempfile.TemporaryDirectory(prefix="tfpipe-predict-") as folder:
+            path = Path(folder) / f"predictions.{file_format}"
+            summary = _predict(inputs, str(path), file_format)
+            if as_table:
+                print(*aligned([[_printable(cell) for cell in row] for row in _rows(path)], left=(0, 1, 3, 5)), sep="\n")
+            else:
+                sys.stdout.buffer.write(path.read_bytes())
+            sys.stdout.flush()
+        _summarise(summary, sys.stderr)
+    return 0 if any(summary.counts.values()) else 1
 
-    summary = predict(
+
+def _predict(inputs: list[str], output: str, file_format: str | None) -> Summary:
+    from tfpipe.serving import preflight
+
+    where: dict[str, Any] = {"split": _SPLIT.value, "columns": _COLUMNS.value, "format": file_format}
+    preflight.check_prediction(_MODEL.value, inputs, output, **where)
+    from tfpipe.serving.prediction import predict  # takes seconds
+
+    return predict(
         _MODEL.value,
         inputs,
-        _OUTPUT.value,
-        split=_SPLIT.value,
-        columns=_COLUMNS.value,
-        format=_FORMAT.value,
+        output,
+        **where,
         top_k=_TOP_K.value,
         positive_class=_POSITIVE_CLASS.value,
         id_column=_ID_COLUMN.value,
@@ -93,13 +121,41 @@ def main(arguments: list[str]) -> int:
         batch_size=_BATCH_SIZE.value,
         max_pixels=_MAX_PIXELS.value,
     )
-    found = Counter({name: count for name, count in summary.counts.items() if count})
-    counts = ", ".join(f"{name} {count:,}" for name, count in found.most_common(_SHOWN))
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """Returns the rows of a table for people: a terminal has no room for every probability."""
+    with open(path, encoding="utf-8", newline="") as file:
+        if path.suffix == ".csv":
+            return list(csv.reader(file))
+        found = [json.loads(line) for line in file]
+    count = min(_TOP_K.value or _SHOWN_BEST, max(len(line["top"]) for line in found))
+    header = ["id", *(f"{name}_{place}" for place in range(1, count + 1) for name in ("class", "score")), "reason"]
+    rows = []
+    for line in found:
+        best = [cell for each in line["top"][:count] for cell in (each["class"], f"{each['score']:.4f}")]
+        reason = line["reason"]["message"] if line["reason"] else ""
+        rows.append([line["id"], *(best or [""] * 2 * count), reason])
+    return [header, *rows] if any(row[-1] for row in rows) else [row[:-1] for row in (header, *rows)]
+
+
+def _printable(cell: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in cell)
+
+
+def _summarise(summary: Summary, stream: TextIO) -> None:
+    found = Counter({name: count for name, count in summary.counts.items() if count}).most_common()
+    counts = [f"{name} {count:,} (mean score {summary.mean_scores[name]:.3f})" for name, count in found[:_SHOWN]]
     more = f" and {plural(len(found) - _SHOWN, 'more class', 'more classes')}" if len(found) > _SHOWN else ""
-    print(f"{_OUTPUT.value}: {plural(summary.num_rows, 'row')}{f', predicted: {counts}{more}' if counts else ''}")
-    if summary.rejected_path is not None:
-        print(f"{summary.rejected_path}: {plural(len(summary.rejected), 'bad picture')}, rows without a value")
-    return 0 if any(summary.counts.values()) else 1
+    said = f", predicted: {', '.join(counts)}{more}" if counts else ""
+    print(f"{_OUTPUT.value}: {plural(summary.num_rows, 'row')}{said}", file=stream)
+    if summary.rejected_path is None:
+        return
+    bad, rows = plural(len(summary.rejected), "bad image"), plural(len(summary.rejected), "row")
+    if _OUTPUT.value == "-":
+        print(f"{bad}:", *(f"  {key}: {message}" for key, message in summary.rejected.items()), sep="\n", file=stream)
+    else:
+        print(f"{summary.rejected_path}: {bad}, {rows} without a value", file=stream)
 
 
 def command() -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -25,39 +25,56 @@ if not __package__:
 from absl import flags
 
 from tfpipe import commands
-from tfpipe.records.summary import plural
+from tfpipe.pipeline.presets import Augmentation
+from tfpipe.records.words import plural
+from tfpipe.transfer import preflight
+from tfpipe.transfer.architectures import PREPROCESSINGS, TABLE
+from tfpipe.transfer.head_options import Pooling
+from tfpipe.transfer.precision import POLICIES
+from tfpipe.transfer.recipes import Mode, Recipe
 
-_DATA = flags.DEFINE_string("data", None, "Folder of the data set, with splits train and, if there is one, val.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the run; made if need be.")
+_DATA = flags.DEFINE_string("data", None, "Needed. Folder of the data set, with splits train and, if there is one, val.")
+_OUTPUT = flags.DEFINE_string("output", None, "Needed. Folder of the run; made if need be.")
 _CACHE = flags.DEFINE_string("cache", None, "Folder for features, shared by runs. Default: features/ beside --output.")
 _DEVICES = flags.DEFINE_enum("devices", "auto", ("auto", "one", "all"), "GPUs to use; auto: all where there are several.")
 _CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "What a kill can cost at most.", 0)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write event files into the run's folder.")
 _PROFILE = flags.DEFINE_integer("profile", 0, "Measure and trace as many steps: profile.txt and TensorBoard.", 0)
 
-# The recipe; defaults and ranges are tfpipe.transfer.recipes.Recipe's.
+# The recipe: a flag per field of tfpipe.Recipe, with its default; ranges are checked there.
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Recipe)}
+_CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
+    "preprocessing": (
+        PREPROCESSINGS,
+        "Of a backbone by import path. Default: unit there, else what its weights want.",
+    ),
+    "resize": (("stretch", "crop", "pad"), "How images are brought to --image_size."),
+    "solver": (
+        ("regression", "gradient"),
+        "Of the head on cached features: the best of several logistic regressions, or steps. Default: regression, unless an"
+        " option asks for steps.",
+    ),
+    "pooling": (get_args(Pooling), "Of the feature map, before the head. Default: by regression the best, else average."),
+    "optimizer": (("adamw", "sgd"), "sgd with Nesterov momentum."),
+    "schedule": (("cosine", "plateau"), "plateau: lower when validation no longer improves."),
+    "mode": (get_args(Mode), "What trains, see above."),
+    "precision": (("auto", *POLICIES), "Of training and extraction."),
+}
 _STRINGS = {
-    "backbone": "vgg16 (default), vgg19, resnet50v2, inceptionv3, inceptionresnetv2, mobilenetv2, efficientnetv2b0, lenet, or"
-    " PACKAGE.MODULE:FUNCTION.",
+    "backbone": f"{', '.join(TABLE)}, or PACKAGE.MODULE:FUNCTION.",
     "weights": "imagenet (a download), none, a file, or, by import path, own: what the function gives is pre-trained.",
-    "preprocessing": "Of a backbone by import path: caffe, tf, torch, unit, grey or none.",
-    "resize": "stretch, crop or pad.",
-    "feature_layer": "The backbone ends behind this block or layer.",
-    "solver": "Of the head on cached features: regression (the best of several) or gradient. Default: regression, unless an"
-    " option asks for steps.",
-    "pooling": "average, max or flatten. Default: by regression the best of them, else average.",
-    "optimizer": "adamw or sgd.",
-    "schedule": "cosine or plateau.",
-    "mode": "auto, scratch, bottleneck, frozen, finetune or full.",
-    "precision": "auto, float32 or mixed_bfloat16; of training and extraction.",
+    "feature_layer": "The backbone ends behind this block or layer. Default: at its end.",
 }
 _INTEGERS = {
-    "views": "Augmented versions of each picture in the cache of features.",
+    "views": "Augmented versions of each image in the cache of features. Default: 1 without --augment, else 8, 4 or 2: the more"
+    " images, the fewer.",
     "seed": "Draws weights, order, augmentation and dropout.",
-    "batch_size": "Pictures of a step, on all devices together.",
-    "epochs": "At most; in finetune and auto, of the head.",
-    "finetune_epochs": "At most, of fine-tuning.",
-    "patience": "Epochs without a better validation accuracy before training ends.",
+    "batch_size": "Images of a step, on all devices together.",
+    "epochs": "At most; in bottleneck, finetune and auto, of a head that is trained in steps. Default: there 60, in scratch 30,"
+    " frozen 20, full 15.",
+    "finetune_epochs": "At most, of fine-tuning. Default: 10.",
+    "patience": "Epochs without a better validation accuracy before training ends. Default: a quarter of --epochs, 5 or more; 3"
+    " in fine-tuning behind a regression.",
 }
 _FLOATS = {
     "val_fraction": "Part of train that is held out where there is no split val.",
@@ -67,7 +84,7 @@ _FLOATS = {
     "weight_decay": "Of kernels.",
     "momentum": "Of sgd.",
     "warmup_epochs": "In which the learning rate rises to its peak.",
-    "finetune_learning_rate": "Of the uppermost block in fine-tuning.",
+    "finetune_learning_rate": "Of the uppermost block in fine-tuning. Default: 2e-5, of sgd 1e-4.",
     "layer_decay": "A block's learning rate, as a part of that of the block above.",
     "ema": "Decay of the moving average of the weights; 0: none.",
 }
@@ -77,21 +94,36 @@ _BOOLEANS = {
     "cache_prefix": "Fine-tuning: compute the frozen part once. Default: when that is fewer passes.",
     "balanced": "Every class equally often.",
     "class_weights": "Weigh rare classes more.",
-    "train_batch_norm": "BatchNorm of a pre-trained backbone follows the batches.",
+    "train_batch_norm": "BatchNorm of a pre-trained backbone follows the batches. Default: in scratch.",
     "deterministic": "Equal runs give equal bits.",
 }
-_IMAGE_SIZE = flags.DEFINE_string("image_size", None, "Side of the square that pictures are brought to, or HEIGHTxWIDTH.")
-_AUGMENT = flags.DEFINE_string(
-    "augment", None, "none, light, standard or strong, and changes: light,horizontal_flip=0,mixup=0.2."
+_IMAGE_SIZE = flags.DEFINE_string(
+    "image_size",
+    None,
+    "SIDE of the square that images are brought to, or HEIGHTxWIDTH. Default: the backbone's own.",
 )
-_UNFREEZE = flags.DEFINE_list("unfreeze", None, "Blocks or layers that fine-tuning trains, with all that is behind them.")
-_HIDDEN = flags.DEFINE_list("hidden", None, "Units of the head's hidden layers: 1024,128.")
-_LEARNING_RATE = flags.DEFINE_string("learning_rate", None, "At its peak; find: measured by a range test.")
+_AUGMENT = flags.DEFINE_string(
+    "augment",
+    None,
+    "none, light, standard or strong, and changes: light,horizontal_flip=0,mixup=0.2. Default: light,horizontal_flip=0 in"
+    " scratch and full, else none.",
+)
+_UNFREEZE = flags.DEFINE_list(
+    "unfreeze", None, "Blocks or layers that fine-tuning trains, with all that is behind them. Default: the last block."
+)
+_HIDDEN = flags.DEFINE_list("hidden", None, "Units of the head's hidden layers: 1024,128. Default: none.")
+_LEARNING_RATE = flags.DEFINE_string(
+    "learning_rate",
+    None,
+    "At its peak; find: measured by a range test. Default: 1e-3, in full 5e-5; of sgd 1e-2 in scratch,"
+    " 1e-4 in full, else find.",
+)
 _PLAIN = [
-    *[flags.DEFINE_string(name, None, text) for name, text in _STRINGS.items()],
-    *[flags.DEFINE_integer(name, None, text) for name, text in _INTEGERS.items()],
-    *[flags.DEFINE_float(name, None, text) for name, text in _FLOATS.items()],
-    *[flags.DEFINE_bool(name, None, text) for name, text in _BOOLEANS.items()],
+    *[flags.DEFINE_enum(name, _DEFAULTS[name], choices, text) for name, (choices, text) in _CHOICES.items()],
+    *[flags.DEFINE_string(name, _DEFAULTS[name], text) for name, text in _STRINGS.items()],
+    *[flags.DEFINE_integer(name, _DEFAULTS[name], text) for name, text in _INTEGERS.items()],
+    *[flags.DEFINE_float(name, _DEFAULTS[name], text) for name, text in _FLOATS.items()],
+    *[flags.DEFINE_bool(name, _DEFAULTS[name], text) for name, text in _BOOLEANS.items()],
 ]
 
 
@@ -101,15 +133,16 @@ def main(arguments: list[str]) -> None:
         raise commands.UsageError(f"arguments without a flag: {' '.join(arguments)}")
     if not _DATA.value or not _OUTPUT.value:
         raise commands.UsageError("--data and --output are needed")
-    from tfpipe.transfer.recipes import Recipe
-    from tfpipe.transfer.runs import train
+    recipe, output = _recipe(), Path(_OUTPUT.value)
+    cache = Path(_CACHE.value or output.absolute().parent / "features")
+    preflight.check_training(_DATA.value, output, cache, recipe)
+    from tfpipe.transfer.runs import train  # takes seconds
 
-    recipe = Recipe(**_recipe())
     summary = train(
         _DATA.value,
-        _OUTPUT.value,
+        output,
         recipe,
-        cache=_CACHE.value,
+        cache=cache,
         strategy=_strategy(),
         checkpoint_seconds=_CHECKPOINT_SECONDS.value,
         tensorboard=_TENSORBOARD.value,
@@ -122,16 +155,16 @@ def main(arguments: list[str]) -> None:
         best = f" in epoch {phase['best_epoch']}" if phase["best_epoch"] else ""
         print(f"{phase['phase']}: {epochs} on {phase['on']}, validation accuracy {phase['val_accuracy']:.4f}{best}")
     print(f"peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")
-    picture = next(path for path in (Path(_OUTPUT.value) / "history.png", Path(_OUTPUT.value) / "head.png") if path.exists())
-    print(f"The classifier is {Path(_OUTPUT.value) / 'model.keras'}; look at {picture}.")
+    drawing = next(path for path in (output / "history.png", output / "head.png") if path.exists())
+    print(f"The classifier is {output / 'model.keras'}; look at {drawing}.")
 
 
 def _say(text: str) -> None:
     print(text, flush=True)  # in the order of the progress bars, also where output is piped
 
 
-def _recipe() -> dict[str, Any]:
-    """Returns the fields of the recipe that flags give."""
+def _recipe() -> Recipe:
+    """Returns the recipe that the flags give."""
     given: dict[str, Any] = {flag.name: flag.value for flag in _PLAIN if flag.value is not None}
     if _IMAGE_SIZE.value is not None:
         given["image_size"] = commands.parse_size("image_size", _IMAGE_SIZE.value)
@@ -140,15 +173,18 @@ def _recipe() -> dict[str, Any]:
     if _UNFREEZE.value:
         given["unfreeze"] = tuple(_UNFREEZE.value)
     if _HIDDEN.value:
-        given["hidden"] = tuple(_integer("hidden", text) for text in _HIDDEN.value)
+        given["hidden"] = tuple(commands.parse_number("hidden", text, int) for text in _HIDDEN.value)
     if _LEARNING_RATE.value is not None:
-        given["learning_rate"] = "find" if _LEARNING_RATE.value == "find" else _number("learning_rate", _LEARNING_RATE.value)
-    return given
+        given["learning_rate"] = (
+            "find" if _LEARNING_RATE.value == "find" else commands.parse_number("learning_rate", _LEARNING_RATE.value, float)
+        )
+    try:
+        return Recipe(**given)
+    except (ValueError, TypeError) as error:
+        raise commands.UsageError(error) from error
 
 
-def _augmentation(text: str) -> Any:
-    from tfpipe.pipeline.augmentation import Augmentation
-
+def _augmentation(text: str) -> Augmentation | str:
     preset, _, changes = text.partition(",")
     base = Augmentation.named(preset)
     values = commands.parse_numbers("augment", commands.parse_pairs("augment", changes), float) if changes else {}
@@ -157,14 +193,6 @@ def _augmentation(text: str) -> Any:
     if unknown:
         raise commands.UsageError(f"--augment: there is no {', '.join(unknown)}; there are {', '.join(known)}")
     return dataclasses.replace(base, **values) if values else preset
-
-
-def _integer(flag: str, text: str) -> int:
-    return commands.parse_numbers(flag, {flag: text}, int)[flag]
-
-
-def _number(flag: str, text: str) -> float:
-    return commands.parse_numbers(flag, {flag: text}, float)[flag]
 
 
 def _strategy() -> Any:

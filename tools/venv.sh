@@ -12,4 +12,3 @@ fi
 extra=${1:+[$1]}
 echo "Installing tfpipe$extra into .venv (TensorFlow is large: the first time takes a few minutes)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extra"
-export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"

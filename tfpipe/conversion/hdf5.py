@@ -14,6 +14,7 @@ from typing import Any
 
 from tfpipe.conversion.items import Item, Listing, Source
 from tfpipe.records.errors import DataError
+from tfpipe.records.words import exactly
 
 _CLASSES = "list_classes"
 _MAX_CLASSES = 100_000  # without names for them; one label of a billion is damage, and would fill the memory
@@ -98,7 +99,9 @@ def _labels(file: Any, path: Path, count: int) -> list[int]:
         if array.dtype.kind in "iu" and array.size == count and array.ndim <= 2 and not name.endswith(_CLASSES)
     ]
     if len(fitting) != 1:
-        raise DataError(f"must hold exactly one array of {count} integer labels; it holds {_shapes(arrays)}", path=path)
+        raise DataError(
+            f"must hold exactly one array of {exactly(count, 'integer label')}; it holds {_shapes(arrays)}", path=path
+        )
     return [int(label) for label in fitting[0][()].ravel()]
 
 
@@ -110,7 +113,9 @@ def _class_names(file: Any, path: Path, labels: Sequence[int]) -> list[str]:
         names = [str(label) for label in range(min(max(labels, default=-1) + 1, _MAX_CLASSES))]
     outside = sorted({label for label in labels if not 0 <= label < len(names)})
     if outside:
-        raise DataError(f"labels {outside[:5]} have no name: there are {len(names)} classes, counted from 0", path=path)
+        raise DataError(
+            f"labels {outside[:5]} have no name: there are {exactly(len(names), 'class', 'classes')}, counted from 0", path=path
+        )
     return names
 
 

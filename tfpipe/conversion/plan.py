@@ -17,6 +17,7 @@ from tfpipe.conversion.tasks import ShardTask
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import check_name, shard_file, split_order
 from tfpipe.records.schema import UNLABELLED
+from tfpipe.records.words import exactly, plural
 
 _log = logging.getLogger("tfpipe")
 
@@ -34,8 +35,8 @@ def check_keys(state: State) -> None:
     if double:
         lines = [" = ".join(path for (path,) in state.rows("SELECT path FROM inputs WHERE key = ?", (key,))) for key in double]
         raise DataError(
-            f"{len(double)} keys are given to more than one input; rename files, or give the rows of tables ids that differ:"
-            + _listing(f"{key}: {line}" for key, line in zip(double, lines, strict=True))
+            f"{exactly(len(double), 'key is', 'keys are')} given to more than one input; rename files, or give"
+            " the rows of tables ids that differ:" + _listing(f"{key}: {line}" for key, line in zip(double, lines, strict=True))
         )
 
 
@@ -53,14 +54,15 @@ def check_inputs(state: State, options: Options) -> None:
     ]
     if rejected and options.on_error == "fail":
         raise DataError(
-            f"{len(rejected)} inputs cannot be taken; mend or remove them, or leave them out with on_error=skip:"
+            f"{exactly(len(rejected), 'input')} cannot be taken; mend or remove them, or leave them out with on_error=skip:"
             + _listing(rejected)
         )
     if count := state.value(f"SELECT count(*) FROM inputs WHERE reason IS NULL AND {PNG_NAMED_JPEG}"):
         path = state.value(f"SELECT path FROM inputs WHERE reason IS NULL AND {PNG_NAMED_JPEG} ORDER BY key")
-        _log.warning("%d files named .jpg are PNG files and taken as such: %s%s", count, path, ", ..." if count > 1 else "")
+        what = plural(count, "file named .jpg is a PNG file", "files named .jpg are PNG files")
+        _log.warning("%s and taken as such: %s%s", what, path, ", ..." if count > 1 else "")
     if not state.value("SELECT count(*) FROM inputs WHERE reason IS NULL"):
-        why = f"all {len(rejected)} inputs were rejected" if rejected else "the input is empty"
+        why = f"all {exactly(len(rejected), 'input')} rejected" if rejected else "the input is empty"
         raise DataError(f"there is no picture to take: {why}" + _listing(rejected))
 
 
@@ -89,14 +91,16 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
     conflicts = _groups(state, "label", "AND label >= 0")
     if conflicts and options.on_conflict == "fail":
         raise DataError(
-            f"{len(conflicts)} groups of byte-identical pictures have different labels; mend them, or keep them all with"
+            f"{exactly(len(conflicts), 'group')} of byte-identical pictures with different labels; mend"
+            " them, or keep them all with"
             " on_conflict=keep:" + _listing(_shown(state, group) for group in conflicts)
         )
     _split(state, options)
     leaks = _groups(state, "split", "")
     if leaks and not options.allow_leaks:
         raise DataError(
-            f"{len(leaks)} groups of byte-identical pictures are in more than one split; remove copies, let splits=... cut"
+            f"{exactly(len(leaks), 'group')} of byte-identical pictures in more than one split; remove"
+            " copies, let splits=... cut"
             " the whole set, or accept the leak with allow_leaks:" + _listing(_shown(state, group) for group in leaks)
         )
     state.register("record_order", options.seed, "order")
@@ -145,7 +149,8 @@ def _num_shards(options: Options, split: str, records: int, image_bytes: int) ->
         return min(records, max(1, -(-(image_bytes + records * _OVERHEAD_BYTES) // options.shard_bytes)))
     if asked > records:
         raise ValueError(
-            f"num_shards: {asked} shards for the {records} records of split {split!r}; give each split its own number, as"
+            f"num_shards: {exactly(asked, 'shard')} for the {exactly(records, 'record')} of split {split!r};"
+            " give each split its own number, as"
             f" in num_shards={{'{split}': {records}}}"
         )
     return asked
@@ -181,7 +186,8 @@ def _label(state: State, options: Options, class_order: Sequence[str] | None) ->
     records = state.value("SELECT count(*) FROM inputs WHERE reason IS NULL AND class_name NOT NULL")
     if options.layout == "filename" and len(found) == records > 9:
         raise ValueError(
-            f"{records} pictures have {records} different class names ({', '.join(found[:3])}, ...): is this layout=flat,"
+            f"{exactly(records, 'picture has', 'pictures have')} {exactly(records, 'different class name')}"
+            f" ({', '.join(found[:3])}, ...): is this layout=flat,"
             " or does it need another label_pattern?"
         )
     state.write("UPDATE inputs SET label = ? WHERE reason IS NULL AND class_name IS NULL", (UNLABELLED,))

@@ -15,6 +15,7 @@ from tfpipe.conversion.items import Item, Listing, Source
 from tfpipe.records import example, tfrecord
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import FEATURES_NAME, INFO_NAME
+from tfpipe.records.words import exactly
 
 
 class _Layout(NamedTuple):
@@ -87,7 +88,7 @@ def _shard_items(path: Path, split: str, expected: int, layout: _Layout) -> Iter
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise DataError(f"missing: a shard of {expected} records", path=path) from None
+        raise DataError(f"missing: a shard of {exactly(expected, 'record')}", path=path) from None
     count = 0
     for frame in tfrecord.read_frames(path):
         _, label = _parse(frame.data, layout, path, frame.offset)
@@ -97,7 +98,7 @@ def _shard_items(path: Path, split: str, expected: int, layout: _Layout) -> Iter
         yield Source(key, "", in_split, class_name, "tfrecord", str(path), frame.offset, status.st_size, status.st_mtime_ns)
         count += 1
     if count != expected:
-        raise DataError(f"{count} records, {INFO_NAME} says {expected} (cut file)", path=path)
+        raise DataError(f"{exactly(count, 'record')}, {INFO_NAME} says {expected} (cut file)", path=path)
 
 
 def _read(path: Path, offset: int, layout: _Layout) -> tuple[bytes, int]:
@@ -115,7 +116,9 @@ def _parse(data: bytes, layout: _Layout, path: Path, offset: int) -> tuple[bytes
     if not image or not isinstance(image[0], bytes) or not label or not isinstance(label[0], int):
         raise DataError(f"the record lacks {layout.image!r} or {layout.label!r}", path=path, offset=offset)
     if not -1 <= label[0] < len(layout.class_names):  # -1: no label
-        raise DataError(f"label {label[0]}, there are {len(layout.class_names)} classes", path=path, offset=offset)
+        raise DataError(
+            f"label {label[0]}, there are {exactly(len(layout.class_names), 'class', 'classes')}", path=path, offset=offset
+        )
     return image[0], label[0]
 
 

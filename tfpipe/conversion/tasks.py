@@ -24,6 +24,7 @@ from tfpipe.records.catalog import Row
 from tfpipe.records.errors import DataError, RejectedImage
 from tfpipe.records.files import written_atomically
 from tfpipe.records.manifest import Shard, index_file
+from tfpipe.records.words import exactly
 
 Report = Callable[[int, int], None]  # records and bytes done since the last call
 
@@ -109,7 +110,7 @@ def _unfit(path: str, max_pixels: int) -> Audited | None:
     with open(path, "rb", buffering=0) as file:
         num_bytes, head = os.fstat(file.fileno()).st_size, file.read(_HEAD_BYTES)
     if num_bytes > _MAX_IMAGE_BYTES:
-        return Audited(reason="too_large", message=f"{num_bytes} bytes, a record holds {_MAX_IMAGE_BYTES}")
+        return Audited(reason="too_large", message=f"{exactly(num_bytes, 'byte')}, a record holds {_MAX_IMAGE_BYTES}")
     if num_bytes <= _HEAD_BYTES or head.startswith(images.SIGNATURES):
         return None
     try:

@@ -20,16 +20,15 @@ import tensorflow as tf
 from tfpipe.exporting import freezing, specifications
 from tfpipe.exporting.onnx_files import open_onnx
 from tfpipe.exporting.predictors import Artefact
+from tfpipe.exporting.preflight import EXTRA_NAME as EXTRA_NAME
+from tfpipe.exporting.preflight import SAVED_MODEL_NAME as SAVED_MODEL_NAME
+from tfpipe.exporting.preflight import find_model, find_specification
 from tfpipe.exporting.tflite_files import open_tflite
 from tfpipe.records.errors import DataError, lines_of
-from tfpipe.transfer import classifiers, run_folders
+from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import Predictor
 
 Array = np.ndarray[Any, Any]
-
-SAVED_MODEL_NAME = "saved_model"  # in an export's folder
-EXTRA_NAME = "assets.extra"  # of a SavedModel: files that TensorFlow Serving leaves alone
-_GRAPH_NAME = "saved_model.pb"
 
 
 def load(path: str | os.PathLike[str]) -> Predictor:
@@ -46,27 +45,12 @@ def load(path: str | os.PathLike[str]) -> Predictor:
     if not isinstance(path, str | os.PathLike):
         advice = "export a Keras model first: tfpipe.export(model, output, class_names=[...])"
         raise ValueError(f"model must be the path of one (got {type(path).__name__}); {advice}")
-    place = Path(path)
-    if (place / SAVED_MODEL_NAME / _GRAPH_NAME).exists():
-        place /= SAVED_MODEL_NAME
-    if (place / _GRAPH_NAME).exists():
-        return dataclasses.replace(open_saved_model(place), form=SAVED_MODEL_NAME)
-    if not place.exists():
-        raise FileNotFoundError(
-            f"{place}: no such model: a run's folder, a .keras file, or an export or a file of it is needed"
-        )
-    if place.suffix in _OPENERS and not place.is_dir():
-        return dataclasses.replace(_OPENERS[place.suffix](place), form=place.suffix)
-    _check_folder(place)
+    place, form = find_model(path)
+    if form == SAVED_MODEL_NAME:
+        return dataclasses.replace(open_saved_model(place), form=form)
+    if form in _OPENERS:
+        return dataclasses.replace(_OPENERS[form](place), form=form)
     return classifiers.load_named(place)
-
-
-def _check_folder(place: Path) -> None:
-    """Raises FileNotFoundError for the folder of an export that has neither a SavedModel nor a Keras file."""
-    if (place / specifications.FILE_NAME).exists() and not (place / run_folders.MODEL_NAME).exists():
-        files = sorted(file.name for file in place.iterdir() if file.suffix in _OPENERS)
-        there = f"give one of its files: {', '.join(files)}" if files else "and there is no other model in it"
-        raise FileNotFoundError(f"{place}: an export without {SAVED_MODEL_NAME}; {there}")
 
 
 def open_saved_model(path: Path) -> Artefact:
@@ -75,9 +59,7 @@ def open_saved_model(path: Path) -> Artefact:
     Raises:
         DataError: it cannot be loaded, or is none that `tfpipe.export` wrote.
     """
-    extra = path / EXTRA_NAME / specifications.FILE_NAME
-    if not extra.exists():
-        raise DataError(f"not a SavedModel of tfpipe: it has no {extra.relative_to(path)}", path=path)
+    extra = find_specification(path)
     specification = specifications.from_json(extra.read_bytes(), extra)
     try:
         loaded = tf.saved_model.load(os.fspath(path))

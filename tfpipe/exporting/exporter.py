@@ -20,7 +20,7 @@ import errno
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,20 @@ import keras
 import tensorflow as tf
 
 import tfpipe
-from tfpipe.exporting import artefacts, model_card, parity, rounding, sourcing, specifications, specimens
+from tfpipe.exporting import model_card, parity, preflight, rounding, sourcing, specifications, specimens
 from tfpipe.exporting.formats import WRITERS, Work
 from tfpipe.exporting.parity import ExportedFile, Row
+from tfpipe.exporting.preflight import CHECKSUMS_NAME, EXTRA_NAME, SAVED_MODEL_NAME, list_files
+from tfpipe.exporting.preflight import FORMATS as FORMATS
 from tfpipe.exporting.specifications import Specification
 from tfpipe.records import files
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.records.words import exactly
 from tfpipe.transfer.classifiers import NamedModel
 
 _log = logging.getLogger("tfpipe")
 
-FORMATS = tuple(WRITERS)
 PARITY_NAME = "parity.json"
-CHECKSUMS_NAME = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,10 @@ def export(
     """
     target = Path(os.path.realpath(output))  # a link is not to be replaced, but what it leads to
     files.clear_up(target)
-    _check(target, formats, overwrite)
-    checkpoints = [] if checkpoint in sourcing.CHECKPOINTS else [checkpoint]
-    _check_apart(target, [model, *checkpoints, data, *evaluations])
+    preflight.check_formats(formats)
+    preflight.check_target(target, overwrite)
+    checkpoints = [] if checkpoint in preflight.CHECKPOINTS else [checkpoint]
+    preflight.check_apart(target, [model, *checkpoints, data, *evaluations])
     for name in formats:
         WRITERS[name].check()
     given = {"class_names": class_names, "preprocessing": preprocessing, "image_size": image_size, "resize": resize}
@@ -147,16 +149,16 @@ def export(
         written = _write(work, formats, report)
         _write_words(folder, specification)
         of_data = f", {len(own)} of them of {pictures}" if own else ""
-        report(f"comparing with the model on {len(compared)} files{of_data}, in a process without tfpipe")
+        report(f"comparing with the model on {exactly(len(compared), 'file')}{of_data}, in a process without tfpipe")
         rows = parity.compare(served, specification, written, compared, tolerance)
         parity.check(rows)
         _write_parity(folder, rows, cost)
-        text = card(parity=[_described(row) for row in rows], files=_list_files(folder))
+        text = card(parity=[_described(row) for row in rows], files=list_files(folder))
         (folder / model_card.FILE_NAME).write_text(text, "utf-8")
-        listed = _list_files(folder)
+        listed = list_files(folder)
         sums = "".join(f"{sha256}  {name}\n" for name, _, sha256 in listed)
         (folder / CHECKSUMS_NAME).write_text(sums, "utf-8")
-        _check(target, formats, overwrite)  # again: minutes have gone by, in which a card may have been filled in
+        preflight.check_target(target, overwrite)  # again: minutes have gone by, in which a card may have been filled in
     return Export(target, listed, rows, cost)
 
 
@@ -164,46 +166,6 @@ def _taken(model: NamedModel) -> str:
     one = model.model.get_layer("probabilities").input.shape[-1] == 1
     whose = f" of {model.class_names[1]!r}" if one else ""
     return f"preprocessing={model.preprocessing}, resize={model.resize}, outputs={model.outputs}{whose}"
-
-
-def _check(target: Path, formats: Sequence[str], overwrite: bool) -> None:
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown or not formats or len(set(formats)) < len(formats):
-        raise ValueError(f"formats must be some of {', '.join(FORMATS)}, each once (got {', '.join(formats) or 'none'})")
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{target}: output must be a folder (this is a file)")
-    if target.is_mount():
-        raise ValueError(f"{target}: is a mount point, which cannot be replaced: choose a folder in it")
-    if target == Path.cwd():
-        raise ValueError(f"{target}: output must be another folder than the one that you are in")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    if not overwrite:
-        what = "an export; replace it with overwrite, or" if (target / CHECKSUMS_NAME).exists() else "files;"
-        raise ValueError(f"{target}: holds {what} choose another folder")
-    _check_replaceable(target)
-
-
-def _check_replaceable(target: Path) -> None:
-    """Raises ValueError unless a folder is an export and nothing else, as it was written: its card may have been filled in."""
-    try:
-        lines = (target / CHECKSUMS_NAME).read_text("utf-8").splitlines()
-        known = {name: sha256 for sha256, name in (line.split("  ", 1) for line in lines)}
-    except (OSError, ValueError):
-        known = {}
-    if specifications.FILE_NAME not in known:
-        raise ValueError(f"{target}: has other files than an export, which overwrite would delete; choose another folder")
-    found = {name: sha256 for name, _, sha256 in _list_files(target) if name != CHECKSUMS_NAME}
-    changed = sorted(name for name, sha256 in found.items() if known.get(name) != sha256)
-    if changed:
-        raise ValueError(f"{target}: overwrite would delete what was added or changed: {', '.join(changed[:5])}; move it first")
-
-
-def _check_apart(target: Path, inputs: Iterable[Any]) -> None:
-    """Raises ValueError if an input lies in the folder that is to be replaced."""
-    for path in inputs:
-        if isinstance(path, str | os.PathLike) and target in (real := Path(os.path.realpath(path)), *real.parents):
-            raise ValueError(f"{target}: output must be another folder than that of {os.fspath(path)}, which is needed")
 
 
 def _write(work: Work, formats: Sequence[str], report: Callable[[str], None]) -> dict[str, ExportedFile]:
@@ -233,19 +195,10 @@ def _described(row: Row) -> dict[str, Any]:
     return {**facts, "in": row.picture, "pictures": row.num_pictures}
 
 
-def _list_files(folder: Path) -> list[tuple[str, int, str]]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [(path.relative_to(folder).as_posix(), path.stat().st_size, files.sha256_of(path)) for path in paths]
-
-
 def _write_words(folder: Path, specification: Specification) -> None:
     """Writes what a program needs to know beside the model, into a SavedModel, too: it travels alone."""
     labels = "".join(f"{name}\n" for name in specification.class_names).encode("utf-8", "surrogateescape")
-    places = (
-        [folder, folder / artefacts.SAVED_MODEL_NAME / artefacts.EXTRA_NAME]
-        if (folder / artefacts.SAVED_MODEL_NAME).exists()
-        else [folder]
-    )
+    places = [folder, folder / SAVED_MODEL_NAME / EXTRA_NAME] if (folder / SAVED_MODEL_NAME).exists() else [folder]
     for place in places:
         place.mkdir(exist_ok=True)
         (place / specifications.FILE_NAME).write_text(specification.to_json(), "utf-8")

@@ -76,7 +76,9 @@ def _write_frozen(work: Work) -> dict[str, ExportedFile]:
     found = {}
     for name, graph in graphs.items():
         if graph.ByteSize() > _PB_LIMIT_BYTES:
-            raise ValueError(f"{name} would have {graph.ByteSize()} bytes; TensorFlow reads 2 GiB of a .pb: half, or no pb")
+            raise ValueError(
+                f"{name} would have {graph.ByteSize()} bytes; TensorFlow reads 2 GiB of a .pb: half=True, or no pb"
+            )
         found[name] = ExportedFile("frozen", work.write(name, freezing.to_bytes(graph)))
     return found
 

@@ -118,7 +118,7 @@ def _details(specification: Specification, facts: Mapping[str, Any], half: Mappi
         "resize": f"{specification.resize}: pictures are {_RESIZES[specification.resize]} (bilinear, antialiased)",
         "preprocessing": f"{specification.preprocessing}, a part of the model",
         "orientation": "that of EXIF is applied where the input is a file's bytes; arrays have to be upright",
-        "largest picture": f"{specification.max_pixels:,} pixels; larger files are refused, not decoded",
+        "largest picture": f"{plural(specification.max_pixels, 'pixel')}; larger files are refused, not decoded",
         **({"model SHA-256": specification.sha256} if half is None else _hashes(specification, half)),
         "tfpipe": specification.version,
     }
@@ -149,7 +149,10 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
     if summary is None:
         return {**content, "weights": "of another checkpoint than the run's best; their validation accuracy is not known"}
     for phase in summary["phases"]:
-        numbers = f"{phase['num_epochs']} epochs, best {phase['best_epoch']}, {phase['num_trained']:,} parameters trained"
+        numbers = (
+            f"{plural(phase['num_epochs'], 'epoch')}, best {phase['best_epoch']}, {plural(phase['num_trained'], 'parameter')}"
+            " trained"
+        )
         content[f"phase {phase['phase']}"] = numbers
     if chosen:
         content["head, before fine-tuning"] = (

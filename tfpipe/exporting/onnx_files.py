@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tfpipe.exporting import logs, seals, signatures, specifications
 from tfpipe.exporting.predictors import Artefact
+from tfpipe.exporting.preflight import ONNX_PACKAGES
 from tfpipe.exporting.specifications import Specification
 from tfpipe.records.cores import count_cores
 from tfpipe.records.errors import DataError
@@ -36,7 +37,7 @@ _SPECIFICATION_KEY, _CLASS_NAMES_KEY = "tfpipe", "class_names"
 
 def check_installed() -> None:
     """Raises ImportError where a package of the extra is missing; it says which, and how to install it."""
-    for name in ("onnx", "tf2onnx", "onnxruntime"):
+    for name in ONNX_PACKAGES:
         _import(name)
 
 

@@ -28,6 +28,7 @@ from tfpipe.exporting.specimens import Specimen
 from tfpipe.pipeline import decoding
 from tfpipe.records import images
 from tfpipe.records.errors import DataError
+from tfpipe.records.words import exactly
 from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import NamedModel
 
@@ -103,7 +104,9 @@ def compare(
     num_valid = sum(int(answers["valid"].sum()) for answers in expected)
     if 2 * num_valid < len(specimens):
         limit = specification.max_pixels
-        raise ValueError(f"only {num_valid} of {len(specimens)} files could be compared: max_pixels={limit} refuses the others")
+        raise ValueError(
+            f"only {num_valid} of {exactly(len(specimens), 'file')} could be compared: max_pixels={limit} refuses the others"
+        )
     with tempfile.TemporaryDirectory(prefix="tfpipe-parity-") as name:
         folder = Path(name)
         for index, (batch, answers) in enumerate(zip(batches, expected, strict=True)):
@@ -127,7 +130,7 @@ def check(rows: Sequence[Row]) -> None:
     """Raises DataError unless all differences are within what is allowed; it names the first stage that differs."""
     bad = sorted((row for row in rows if not row.is_good), key=lambda row: STAGES.index(row.stage))
     if bad:
-        first, rest = bad[0], f"; {len(bad) - 1} more outputs differ" if len(bad) > 1 else ""
+        first, rest = bad[0], f"; {exactly(len(bad) - 1, 'more output differs', 'more outputs differ')}" if len(bad) > 1 else ""
         allowed = "any number" if first.allowed is None else f"{first.allowed:g}"
         raise DataError(
             f"the export does not say what the model says: {first.artefact} differs at its {first.stage} ({first.output}),"

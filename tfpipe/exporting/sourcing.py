@@ -17,6 +17,7 @@ from typing import Any
 
 import keras
 
+from tfpipe.exporting.preflight import SPLIT, find_checkpoint
 from tfpipe.exporting.specimens import Specimen
 from tfpipe.exporting.wrapping import wrap
 from tfpipe.pipeline.decoding import parse_example
@@ -25,12 +26,10 @@ from tfpipe.records import manifest, schema
 from tfpipe.records.errors import DataError
 from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import NamedModel
-from tfpipe.transfer.run_folders import LAST_NAME, MODEL_NAME, RUN_NAME, locate_data
+from tfpipe.transfer.run_folders import locate_data
 
 _log = logging.getLogger("tfpipe")
 
-CHECKPOINTS = {"best": MODEL_NAME, "last": LAST_NAME}
-_SPLIT = "val"
 _NUM_PICTURES = 8
 
 
@@ -77,7 +76,7 @@ def find(model: str | os.PathLike[str] | keras.Model | NamedModel, checkpoint: s
     """
     run, named = None, "the model"
     if isinstance(model, str | os.PathLike):
-        path, run = _find_file(Path(model), checkpoint)
+        path, run = find_checkpoint(Path(model), checkpoint)
         named, model = str(path), classifiers.load_model(path)[0]
     elif checkpoint != "best":
         raise ValueError(f"checkpoint={checkpoint!r} is of a run's folder, not of a model")
@@ -93,22 +92,6 @@ def find(model: str | os.PathLike[str] | keras.Model | NamedModel, checkpoint: s
     return Source(wrap(model, **words), run)
 
 
-def _find_file(path: Path, checkpoint: str) -> tuple[Path, Path | None]:
-    if not path.is_dir():
-        if checkpoint != "best":
-            raise ValueError(f"checkpoint={checkpoint!r} is of a run's folder, and {path} is none")
-        return path, None
-    if checkpoint in CHECKPOINTS:
-        file = path / CHECKPOINTS[checkpoint]
-        if not file.exists():
-            raise FileNotFoundError(f"{path}: no {file.name} in this folder: not a run, or one that is not finished")
-        return file, path if (path / RUN_NAME).exists() else None
-    file = Path(checkpoint)
-    if not file.exists():
-        raise FileNotFoundError(f"{checkpoint}: no such file; checkpoint must be best, last or the path of a .keras file")
-    return file, path if path.resolve() in file.resolve().parents and (path / RUN_NAME).exists() else None
-
-
 def find_pictures(source: Source, data: str | os.PathLike[str] | None, split: str | None, *, is_needed: bool) -> Pictures:
     """Returns the split that was named, or that of the run's data set, where it is still the same.
 
@@ -119,13 +102,13 @@ def find_pictures(source: Source, data: str | os.PathLike[str] | None, split: st
     directory = os.fspath(data) if data is not None else _trained_on(source.run)
     if not directory:
         if is_needed or split is not None:
-            raise ValueError("half, and a split, need pictures: say the data set with data")
+            raise ValueError("half=True, and a split, need pictures: give the data set, data=...")
         return Pictures()
     splits = manifest.load(directory).splits
-    if split is None and data is None and _SPLIT not in splits and not is_needed:
+    if split is None and data is None and SPLIT not in splits and not is_needed:
         return Pictures()
-    manifest.load(directory).split(split or _SPLIT)
-    return Pictures(directory, split or _SPLIT)
+    manifest.load(directory).split(split or SPLIT)
+    return Pictures(directory, split or SPLIT)
 
 
 def _trained_on(run: Path | None) -> str:

@@ -13,12 +13,13 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tfpipe.pipeline import decoding
-from tfpipe.pipeline.decoding import Resize
 from tfpipe.records.errors import DataError
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
+
+if TYPE_CHECKING:
+    from tfpipe.pipeline.decoding import Resize
 
 FILE_NAME = "preprocessing.json"
 LABELS_NAME = "labels.txt"
@@ -72,6 +73,8 @@ def from_json(text: str | bytes, path: str | os.PathLike[str]) -> Specification:
     Raises:
         DataError: it is no specification.
     """
+    from tfpipe.pipeline import decoding  # here: the names of files are known without TensorFlow
+
     try:
         facts: dict[str, Any] = json.loads(text)
         if facts.pop("format_version") != FORMAT_VERSION:

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from tfpipe.pipeline import decoding
+from tfpipe.records.words import exactly
 from tfpipe.transfer import cutting, layers
 from tfpipe.transfer.classifiers import NamedModel
 
@@ -92,10 +93,12 @@ def _with_one_input_and_output(network: keras.Model) -> keras.Model:
         return network  # a subclassed one
     if len(network.inputs) > 1:
         names = ", ".join(tensor.name for tensor in network.inputs)
-        raise ValueError(f"{network.name}: has {len(network.inputs)} inputs ({names}); one is expected")
+        raise ValueError(f"{network.name}: has {exactly(len(network.inputs), 'input')} ({names}); one is expected")
     if len(network.outputs) > 1:
         names = ", ".join(getattr(network, "output_names", ()))
-        raise ValueError(f"{network.name}: has {len(network.outputs)} outputs ({names}); give a model of the one to export")
+        raise ValueError(
+            f"{network.name}: has {exactly(len(network.outputs), 'output')} ({names}); give a model of the one to export"
+        )
     if cutting.is_functional(network) and isinstance(network.input, _TENSOR) and isinstance(network.output, _TENSOR):
         return network
     return keras.Model(network.inputs[0], network.outputs[0], name=network.name)
@@ -127,7 +130,9 @@ def _check_channels(network: keras.Model, channels: int) -> None:
     expected = (getattr(network, "input_shape", None) or (None,))[-1]
     if expected not in (None, channels):
         advice = "grey" if expected == 1 else "one of colour"
-        raise ValueError(f"{network.name}: takes {expected} channels, not {channels}: preprocessing must be {advice}")
+        raise ValueError(
+            f"{network.name}: takes {exactly(expected, 'channel')}, not {channels}: preprocessing must be {advice}"
+        )
 
 
 def _parts(network: keras.Model) -> dict[str, keras.Model]:
@@ -186,7 +191,7 @@ def _passes_on(layer: Any) -> bool:
 def _check_columns(shape: Sequence[int | None], num_names: int, name: str, outputs: str) -> None:
     fitting = {"probabilities": [num_names], "sigmoid": [1], "logits": [num_names, 1]}[outputs]
     if len(shape) != 2 or shape[-1] not in fitting or (shape[-1] == 1 and num_names != 2):
-        raise ValueError(f"{name}: outputs of shape {shape} for {num_names} class names, as outputs={outputs}")
+        raise ValueError(f"{name}: outputs of shape {shape} for {exactly(num_names, 'class name')}, as outputs={outputs}")
 
 
 def _check_outputs(model: keras.Model, name: str, outputs: str) -> None:

@@ -10,6 +10,7 @@ from tfpipe.records import schema, tfrecord
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import Shard
 from tfpipe.records.schema import Record
+from tfpipe.records.words import exactly
 
 
 def read_shard(directory: Path, shard: Shard) -> Iterator[tuple[int, Record]]:
@@ -27,7 +28,7 @@ def read_shard(directory: Path, shard: Shard) -> Iterator[tuple[int, Record]]:
         yield offset, checked_record(data, path, offset)
         count += 1
     if count != shard.num_records:
-        raise DataError(f"{count} records, the manifest says {shard.num_records}", path=path)
+        raise DataError(f"{exactly(count, 'record')}, the manifest says {shard.num_records}", path=path)
     if whole.hexdigest() != shard.sha256:
         raise DataError(f"the shard's SHA-256 is {whole.hexdigest()}, the manifest says {shard.sha256}", path=path)
 

@@ -17,6 +17,7 @@ from tfpipe.records import schema, tfrecord
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import written_atomically
 from tfpipe.records.tfrecord import Gap
+from tfpipe.records.words import plural
 
 _SHARD_NAME = re.compile(r"\w+-(?P<split>\w+)\.tfrecord-(?P<shard>\d{5,})-of-\d{5,}")
 
@@ -69,7 +70,7 @@ def salvage(shard: str | os.PathLike[str], output: str | os.PathLike[str]) -> Re
             num_records += 1
             num_bytes += piece.length
         if not num_records:  # within the block: no empty file is left behind
-            message = f"no intact record in its {source.stat().st_size:,} bytes; nothing was written"
+            message = f"no intact record in its {plural(source.stat().st_size, 'byte')}; nothing was written"
             raise DataError(message, path=source)
     num_expected, lost = _lost(source, target)
     return RescueReport(num_records, num_bytes, gaps, num_expected, lost)

@@ -30,6 +30,7 @@ from tfpipe.records.errors import DataError
 from tfpipe.records.files import sha256_of
 from tfpipe.records.manifest import Manifest, index_file
 from tfpipe.records.schema import UNLABELLED, Record
+from tfpipe.records.words import exactly
 
 _TICK_RECORDS = 64
 _PIECE_BYTES = 1 << 20
@@ -166,7 +167,7 @@ class _ShardCheck:
             self.report.findings.add(error)
         self._check_count(position + 1, "the index lists")
         if self._size > done:
-            self._add(f"{self._size - done} bytes behind the last record", offset=done)
+            self._add(f"{exactly(self._size - done, 'byte')} behind the last record", offset=done)
 
     def _pieces_by_index(self) -> Iterator[_Piece]:
         with open(self._path, "rb") as file:
@@ -180,7 +181,9 @@ class _ShardCheck:
                 if found == length:
                     yield _Piece(offset, data, "", offset + length)
                 else:
-                    yield _Piece(offset, None, f"a record of {found} bytes, the index says {length}", offset + length)
+                    yield _Piece(
+                        offset, None, f"a record of {exactly(found, 'byte')}, the index says {length}", offset + length
+                    )
 
     def _check_in_order(self) -> None:
         """Checks the records up to the first damage: behind it, a search would run to the end of a file of any length."""
@@ -199,7 +202,9 @@ class _ShardCheck:
         count, after_gap = 0, False
         for piece in tfrecord.salvage_frames(self._path):
             if isinstance(piece, tfrecord.Gap):
-                self._add(f"{piece.end - piece.start} bytes hold no intact record", offset=piece.start)
+                self._add(
+                    f"{exactly(piece.end - piece.start, 'byte holds', 'bytes hold')} no intact record", offset=piece.start
+                )
                 after_gap = True
                 continue
             row = None
@@ -223,7 +228,7 @@ class _ShardCheck:
 
     def _check_count(self, count: int, what: str) -> None:
         if count != self._shard.num_records:
-            self._add(f"{what} {count} records, the manifest says {self._shard.num_records}")
+            self._add(f"{what} {exactly(count, 'record')}, the manifest says {self._shard.num_records}")
 
     def _check_piece(self, piece: _Piece, row: Row | None, position: int) -> None:
         if piece.data is None:
@@ -269,7 +274,7 @@ class _ShardCheck:
             bare = record.label == UNLABELLED and not record.class_name
             return [] if bare else [f"label {record.label} ({record.class_name!r}) in a split without labels"]
         if not 0 <= record.label < len(names):
-            return [f"label {record.label} is not one of the {len(names)} classes"]
+            return [f"label {record.label} is not one of the {exactly(len(names), 'class', 'classes')}"]
         if record.class_name != names[record.label]:
             return [f"class name {record.class_name!r}, label {record.label} is {names[record.label]!r}"]
         return []

@@ -26,6 +26,7 @@ from tfpipe.records.cores import count_cores
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import CATALOG_NAME, Manifest
 from tfpipe.records.progress import ProgressBar
+from tfpipe.records.words import exactly
 
 
 @dataclass(frozen=True)
@@ -162,10 +163,12 @@ class _Verification:
             if count != split.class_counts.get(class_name)
         }
         for class_name, (count, expected) in wrong.items():
-            message = f"split {name!r} has {count} records of class {class_name!r}, the manifest says {expected}"
+            message = f"split {name!r} has {exactly(count, 'record')} of class {class_name!r}, the manifest says {expected}"
             self._findings.add(Finding(message, path=path))
         if total.image_bytes != split.image_bytes:
-            message = f"pictures of split {name!r} have {total.image_bytes} bytes, the manifest says {split.image_bytes}"
+            message = (
+                f"pictures of split {name!r} have {exactly(total.image_bytes, 'byte')}, the manifest says {split.image_bytes}"
+            )
             self._findings.add(Finding(message, path=path))
 
     def _check_properties(self) -> None:
@@ -177,11 +180,14 @@ class _Verification:
         }
         for name, count in found.items():
             if count != self._manifest.properties.get(name):
-                message = f"{name}: {count} records, the manifest says {self._manifest.properties.get(name)}"
+                message = f"{name}: {exactly(count, 'record')}, the manifest says {self._manifest.properties.get(name)}"
                 self._findings.add(Finding(message, path=path))
         leaks = self._ledger.num_leaks()
         if leaks != len(self._manifest.leaks):
-            message = f"{leaks} pictures stand in more than one split, the manifest notes {len(self._manifest.leaks)}"
+            message = (
+                f"{exactly(leaks, 'picture stands', 'pictures stand')} in more than one split, the manifest notes"
+                f" {len(self._manifest.leaks)}"
+            )
             self._findings.add(Finding(message, path=path))
 
     def _check_keys(self) -> None:

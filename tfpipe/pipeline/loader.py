@@ -37,6 +37,7 @@ from tfpipe.pipeline.ordering import (
 from tfpipe.pipeline.reading import RecordReader, for_graphs, read_records
 from tfpipe.pipeline.rows import Rows
 from tfpipe.records import seeds
+from tfpipe.records.words import exactly, plural
 
 _FOREVER = 1 << 31  # epochs
 
@@ -236,7 +237,9 @@ class Loader:
             seed=seeds.derive(int(seed), "partners"),
         )
         if first_step and first_step >= schedule.num_steps:
-            raise ValueError(f"first_step must be less than the {schedule.num_steps} steps of an epoch (got {first_step})")
+            raise ValueError(
+                f"first_step must be less than the {exactly(schedule.num_steps, 'step')} of an epoch (got {first_step})"
+            )
         self.first_step = int(first_step)
         self._first_row = int(first_epoch) * schedule.rows_per_epoch + self.first_step * schedule.rows_per_step
         self._starts = _Starts(self._first_row, schedule.rows_per_epoch or 1)
@@ -328,13 +331,14 @@ class Loader:
         crops = rows.augmentation is not None and rows.augmentation.crop > 0
         how = "the crop, bilinear" if crops else f"antialiased bilinear, {rows.resize}"
         stages = {
-            "read": f"{reader.num_records:,} records of {self.split!r}, {rows.read_size} at a time, CRC compared{chosen}",
+            "read": f"{plural(reader.num_records, 'record')} of {self.split!r}, {rows.read_size} at a"
+            f" time, CRC compared{chosen}",
             "order": f"{rows.order}{f', seed {rows.seed}' if self.training else ''}",
             "reader": f"{index} of {count}, {'blank rows for equal steps' if schedule.equal_steps else 'no blank rows'}",
             "decode": f"RGB, upright{', large JPEG files to 1/2, 1/4 or 1/8' if rows.scaled else ''}",
             "augment": str(rows.augmentation) if rows.augmentation else "no",
             "resize": f"to {height} x {width}, {how}",
-            "batch": f"of {schedule.batch_size}, {schedule.num_steps:,} steps an epoch" if self.batched else "no",
+            "batch": f"of {schedule.batch_size}, {exactly(schedule.num_steps, 'step')} an epoch" if self.batched else "no",
             "elements": f"{'dictionaries' if self.as_dict else 'tuples'} with uint8 images, labels {labels}",
         }
         if self.training:

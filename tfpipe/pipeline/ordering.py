@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfpipe.pipeline.draws import draw_words
 from tfpipe.records import seeds
+from tfpipe.records.words import exactly
 
 BLANK = -1  # the index and the position of a row that only fills a batch
 
@@ -92,7 +93,10 @@ class BlockOrder:
     block: int
 
     def __str__(self) -> str:
-        return f"blocks of {self.block} neighbours in a new order every epoch, shuffled {BLOCKS_PER_WINDOW} blocks at a time"
+        return (
+            f"blocks of {exactly(self.block, 'neighbour')} in a new order every epoch, shuffled"
+            f" {BLOCKS_PER_WINDOW} blocks at a time"
+        )
 
     def positions(self, epochs: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Order`."""
@@ -132,7 +136,7 @@ class BalancedOrder:
         self._per_class = -(-len(labels) // len(counts))  # rows of an epoch
 
     def __str__(self) -> str:
-        return f"{self._per_class:,} of each of {self._num_classes} classes every epoch, in a new order"
+        return f"{self._per_class:,} of each of {exactly(self._num_classes, 'class', 'classes')} every epoch, in a new order"
 
     @property
     def num_rows(self) -> int:

@@ -31,6 +31,7 @@ import tensorflow as tf
 
 from tfpipe.records import catalog, manifest, schema, tfrecord
 from tfpipe.records.errors import DataError
+from tfpipe.records.words import exactly
 
 # 20 bytes per record: a million records take 20 MB. No record reaches 4 GiB, protobuf ends at 2.
 _FRAME = np.dtype([("offset", "<i8"), ("length", "<u4"), ("crc32c", "<u4"), ("label", "<i4")])
@@ -189,12 +190,12 @@ class RecordReader:
             message = f"cannot be read: {error.strerror}; put the shard back, or build the data set anew"
             raise DataError(message, path=path, offset=offset) from None
         if len(content) < length:
-            message = f"the file ends {len(content)} bytes into the record's {length} (cut file)"
+            message = f"the file ends {exactly(len(content), 'byte')} into the record's {length} (cut file)"
             raise DataError(message, path=path, offset=offset)
         data = content[tfrecord.HEADER_BYTES : -tfrecord.FOOTER_BYTES]
         header, _, footer = tfrecord.frame(data)
         if not content.startswith(header):
-            message = f"the header does not say {len(data)} bytes, as the index does (damaged or swapped)"
+            message = f"the header does not say {exactly(len(data), 'byte')}, as the index does (damaged or swapped)"
             raise DataError(message, path=path, offset=offset)
         if not content.endswith(footer):
             raise DataError("the data does not match its CRC (damaged)", path=path, offset=offset)

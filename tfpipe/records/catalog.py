@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import CATALOG_NAME, Manifest, index_file
+from tfpipe.records.words import exactly
 
 
 class Row(NamedTuple):
@@ -82,7 +83,7 @@ def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str
             yield row, offset, length
             count += 1
         if count != shard.num_records:
-            raise DataError(f"{count} records, the manifest says {shard.num_records}", path=path)
+            raise DataError(f"{exactly(count, 'record')}, the manifest says {shard.num_records}", path=path)
     if next(rows, None) is not None:
         raise DataError(f"more rows of split {split!r} than its shards hold", path=Path(directory) / CATALOG_NAME)
 

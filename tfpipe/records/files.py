@@ -138,6 +138,21 @@ def clear_up(target: Path) -> None:
         os.close(descriptor)
 
 
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Checks that files can be written into a folder, which may have to be made first; writes nothing.
+
+    Raises:
+        NotADirectoryError: it, or what it would be made in, is a file.
+        PermissionError: nothing may be written there.
+    """
+    folder = Path(path).absolute()
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there}: a file; a folder is needed")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "the folder cannot be written to", os.fspath(there))
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a file of JSON, in lines for people, whole or not at all.
 

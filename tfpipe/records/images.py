@@ -18,6 +18,7 @@ from typing import Literal
 
 from tfpipe.records import exif, jpeg, png
 from tfpipe.records.errors import RejectedImage
+from tfpipe.records.words import exactly
 
 DEFAULT_MAX_PIXELS = 178_956_970
 """Above this, Pillow raises DecompressionBombError: twice `PIL.Image.MAX_IMAGE_PIXELS` (a quarter GiB of RGB)."""
@@ -106,7 +107,7 @@ def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHe
         raise _foreign(data)
     limit = min(max_pixels, TENSORFLOW_MAX_PIXELS)
     if header.height * header.width > limit:
-        message = f"{header.height} x {header.width} = {header.height * header.width} pixels; the limit is {limit}"
+        message = f"{header.height} x {header.width} = {exactly(header.height * header.width, 'pixel')}; the limit is {limit}"
         raise RejectedImage("too_many_pixels", message)
     return header
 

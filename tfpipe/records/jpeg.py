@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from tfpipe.records.errors import RejectedImage
+from tfpipe.records.words import exactly
 
 _SOI, _EOI, _SOS, _DQT, _DHT, _DAC, _DRI, _DNL, _COM = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xCC, 0xDD, 0xDC, 0xFE
 _APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
@@ -157,7 +158,11 @@ class _Walker:
         while True:
             found = _MARKER.search(self.data, self.position)
             if found is None:
-                self._reject("truncated", f"no end-of-image marker in {len(self.data)} bytes: the file was cut", len(self.data))
+                self._reject(
+                    "truncated",
+                    f"no end-of-image marker in {exactly(len(self.data), 'byte')}: the file was cut",
+                    len(self.data),
+                )
             self.position = found.end()
             marker = self.data[self.position - 1]
             if marker == _EOI:
@@ -196,7 +201,7 @@ class _Walker:
         end = self.position + length
         if max(start, end) > len(self.data):
             left = len(self.data) - self.position
-            self._reject("truncated", f"segment 0x{marker:02x} of {length} bytes, {left} are left: the file was cut")
+            self._reject("truncated", f"segment 0x{marker:02x} of {exactly(length, 'byte')}, {left} are left: the file was cut")
         if length < 2:
             self._reject("damaged_header", f"segment 0x{marker:02x} has length {length}; 2 is the least")
         self.position = end
@@ -206,15 +211,15 @@ class _Walker:
         if self.frame is not None:
             self._reject("damaged_header", "a second start-of-frame marker")
         if len(payload) < 6 or len(payload) != 6 + 3 * payload[5]:
-            self._reject("damaged_header", f"start of frame has a wrong length, {len(payload)} bytes")
+            self._reject("damaged_header", f"start of frame has a wrong length, {exactly(len(payload), 'byte')}")
         precision, num_components = payload[0], payload[5]
         height, width = int.from_bytes(payload[1:3], "big"), int.from_bytes(payload[3:5], "big")
         if not (0 < height <= _MAX_DIMENSION and 0 < width <= _MAX_DIMENSION):
             self._reject("bad_dimensions", f"height {height}, width {width}; the decoder takes 1 to {_MAX_DIMENSION}")
         if precision != 8:
-            self._reject("unsupported_coding", f"{precision} bits per sample; the decoder takes 8")
+            self._reject("unsupported_coding", f"{exactly(precision, 'bit')} per sample; the decoder takes 8")
         if num_components not in (1, 3, 4):
-            self._reject("unsupported_channels", f"{num_components} components; the decoder takes 1, 3 or 4")
+            self._reject("unsupported_channels", f"{exactly(num_components, 'component')}; the decoder takes 1, 3 or 4")
         components = tuple(
             Component(payload[i], payload[i + 1] >> 4, payload[i + 1] & 15, payload[i + 2]) for i in range(6, len(payload), 3)
         )
@@ -236,7 +241,7 @@ class _Walker:
         if self.frame is None:
             self._reject("damaged_header", "a scan before the start of frame")
         if not payload or not 1 <= payload[0] <= _MAX_SCAN_COMPONENTS or len(payload) != 4 + 2 * payload[0]:
-            self._reject("damaged_scan", f"start of scan has a wrong length, {len(payload)} bytes")
+            self._reject("damaged_scan", f"start of scan has a wrong length, {exactly(len(payload), 'byte')}")
         if self.num_scans == 0:
             self.first_restart_interval = self.restart_interval
             # A sequential frame whose first scan has all components is decoded as it is read: nothing may follow.
@@ -280,7 +285,10 @@ class _Walker:
         first, last, high, low = parameters[0], parameters[1], parameters[2] >> 4, parameters[2] & 15
         band_is_valid = last == 0 if first == 0 else first <= last <= 63 and num_components == 1
         if not band_is_valid or low > _MAX_SUCCESSIVE_BIT or (high and high - 1 != low):
-            message = f"progressive scan of coefficients {first} to {last}, bits {high} to {low}, {num_components} components"
+            message = (
+                f"progressive scan of coefficients {first} to {last}, bits {high} to {low},"
+                f" {exactly(num_components, 'component')}"
+            )
             self._reject("damaged_scan", message)
         return first == 0 and high == 0, first > 0
 
@@ -302,7 +310,7 @@ class _Walker:
         for length, count in enumerate(table[:16], start=1):
             code = code * 2 + count
             if count and code >= 1 << length:  # the code of ones only is reserved (T.81 C.2)
-                self._reject("damaged_table", f"{name} has more codes of {length} bits than there can be")
+                self._reject("damaged_table", f"{name} has more codes of {exactly(length, 'bit')} than there can be")
         if not key & 0x10 and any(symbol > 15 for symbol in table[16:]):
             self._reject("damaged_table", f"{name} has a symbol above 15")
 
@@ -314,7 +322,7 @@ class _Walker:
             self.quantization_tables.add(payload[i] & 15)
             i += 129 if payload[i] >> 4 else 65
         if i != len(payload):
-            self._reject("damaged_table", f"quantisation tables end {i - len(payload)} bytes behind their segment")
+            self._reject("damaged_table", f"quantisation tables end {exactly(i - len(payload), 'byte')} behind their segment")
 
     def _read_huffman_tables(self, payload: bytes) -> None:
         i = 0
@@ -322,24 +330,27 @@ class _Walker:
             key, lengths = payload[i], payload[i + 1 : i + 17]
             end = i + 17 + sum(lengths)
             if sum(lengths) > 256 or end > len(payload):
-                self._reject("damaged_table", f"a Huffman table of {sum(lengths)} symbols in {len(payload) - i} bytes")
+                self._reject(
+                    "damaged_table",
+                    f"a Huffman table of {exactly(sum(lengths), 'symbol')} in {exactly(len(payload) - i, 'byte')}",
+                )
             if key & ~0x10 >= _NUM_TABLES:
                 self._reject("damaged_table", f"Huffman table 0x{key:02x}; 0 to 3 of class 0 and 1 are allowed")
             self.huffman_tables[key] = payload[i + 1 : end]
             i = end
         if i != len(payload):
-            self._reject("damaged_table", f"{len(payload) - i} bytes too many behind the Huffman tables")
+            self._reject("damaged_table", f"{exactly(len(payload) - i, 'byte')} too many behind the Huffman tables")
 
     def _read_arithmetic_conditioning(self, payload: bytes) -> None:
         if len(payload) % 2:
-            self._reject("damaged_table", f"arithmetic conditioning of {len(payload)} bytes; pairs are expected")
+            self._reject("damaged_table", f"arithmetic conditioning of {exactly(len(payload), 'byte')}; pairs are expected")
         for index, value in zip(payload[::2], payload[1::2], strict=True):
             if index > 31 or (index < 16 and value & 15 > value >> 4):
                 self._reject("damaged_table", f"arithmetic conditioning 0x{value:02x} of table 0x{index:02x}")
 
     def _read_restart_interval(self, payload: bytes) -> None:
         if len(payload) != 2:
-            self._reject("damaged_header", f"restart interval of {len(payload)} bytes; 2 are expected")
+            self._reject("damaged_header", f"restart interval of {exactly(len(payload), 'byte')}; 2 are expected")
         self.restart_interval = int.from_bytes(payload, "big")
 
     def _read_application(self, marker: int, payload: bytes) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from typing import Any
 from tfpipe.records import schema
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import sha256_of, written_atomically
+from tfpipe.records.words import exactly
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -36,6 +38,8 @@ LABELS_NAME = f"{schema.LABEL.replace('/', '.')}.labels.txt"
 COMPANION_NAMES = (CATALOG_NAME, REJECTED_NAME, INFO_NAME, FEATURES_NAME, LABELS_NAME)
 BUILD_FOLDER = ".build"  # the state of an unfinished build
 
+_IMAGES = (".jpg", ".jpeg", ".png")
+_MAX_WALKED = 100  # folders that are looked into for images
 _USUAL_SPLITS = ("train", "val", "test")
 _MAX_NAME = 64  # characters; a shard's name must fit into the 255 bytes of a file system's
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -192,9 +196,7 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
     except IsADirectoryError:
         raise DataError("a folder, and not a manifest", path=path) from None
     except (FileNotFoundError, NotADirectoryError):
-        unfinished = (Path(directory) / BUILD_FOLDER).exists()
-        advice = "its build did not finish: run the same build again" if unfinished else "not a tfpipe data set"
-        raise FileNotFoundError(f"{path}: no manifest here: {advice}") from None
+        raise FileNotFoundError(f"{path}: no manifest here: {_what_else(Path(directory))}") from None
     try:
         content = json.loads(text)
         version = content.get("format_version")
@@ -210,6 +212,19 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
     if changed:
         raise DataError("its hash does not match its content: the manifest was changed or damaged", path=path)
     return manifest
+
+
+def _what_else(directory: Path) -> str:
+    """Returns what a folder is that is no data set, and what to do."""
+    if (directory / BUILD_FOLDER).exists():
+        return "its build did not finish: run the same build again"
+    if not directory.exists():
+        return "there is no such folder"
+    some = itertools.islice(os.walk(directory), _MAX_WALKED)
+    if any(name.lower().endswith(_IMAGES) for _, _, names in some for name in names):
+        packed = f"tools/build_tfrecords.py --input={directory} --output=DATA"
+        return f"not a tfpipe data set, but a folder of images, which are packed into one first: {packed}"
+    return "not a tfpipe data set"
 
 
 def _split(content: dict[str, Any]) -> Split:
@@ -236,11 +251,14 @@ def file_problems(
             try:
                 size = path.stat().st_size
             except FileNotFoundError:
-                problems.append(DataError(f"missing: a shard of {shard.num_records} records", path=path))
+                problems.append(DataError(f"missing: a shard of {exactly(shard.num_records, 'record')}", path=path))
                 continue
             if size != shard.num_bytes:
                 kind = "cut" if size < shard.num_bytes else "longer than written"
-                message = f"{kind}: {size} bytes, the manifest says {shard.num_bytes} ({shard.num_records} records)"
+                message = (
+                    f"{kind}: {exactly(size, 'byte')}, the manifest says {shard.num_bytes}"
+                    f" ({exactly(shard.num_records, 'record')})"
+                )
                 problems.append(DataError(message, path=path))
         # A plain glob would read these as part of the data.
         known = {shard.file for shard in split.shards}
@@ -257,7 +275,9 @@ def check_files(directory: str | os.PathLike[str], manifest: Manifest, splits: C
         raise problems[0]
     if problems:
         lines = "\n  ".join(str(problem) for problem in problems)
-        raise DataError(f"{len(problems)} shards are not as the manifest says:\n  {lines}", path=directory)
+        raise DataError(
+            f"{exactly(len(problems), 'shard is', 'shards are')} not as the manifest says:\n  {lines}", path=directory
+        )
 
 
 def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None) -> None:

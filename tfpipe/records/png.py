@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from tfpipe.records.errors import RejectedImage
+from tfpipe.records.words import exactly
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -94,17 +95,17 @@ class _Walker:
         """Returns the next chunk's type and payload, and steps over it."""
         start, left = self.position + 8, len(self.data) - self.position
         if left < 12:
-            self._reject("truncated", f"{left} bytes are left where a chunk is expected, no IEND: the file was cut")
+            self._reject("truncated", f"{exactly(left, 'byte')} left where a chunk is expected, no IEND: the file was cut")
         length = int.from_bytes(self.data[self.position : self.position + 4], "big")
         kind = self.data[self.position + 4 : start]
         if not kind.isalpha() or length > _MAX_CHUNK_BYTES:
             self._reject("damaged_header", f"chunk type {kind!r}, length {length}: not a chunk")
         if length > left - 12:
-            self._reject("truncated", f"chunk {kind!r} of {length} bytes, {left - 12} are left: the file was cut")
+            self._reject("truncated", f"chunk {kind!r} of {exactly(length, 'byte')}, {left - 12} are left: the file was cut")
         payload = self.data[start : start + length]
         stored = int.from_bytes(self.data[start + length : start + length + 4], "big")
         if zlib.crc32(payload, zlib.crc32(kind)) != stored:
-            self._reject("bad_checksum", f"the CRC of chunk {kind!r} ({length} bytes) does not match its bytes")
+            self._reject("bad_checksum", f"the CRC of chunk {kind!r} ({exactly(length, 'byte')}) does not match its bytes")
         self.position = start + length + 4
         return kind, payload
 
@@ -131,13 +132,13 @@ class _Walker:
 
     def _header(self, payload: bytes) -> PngFacts:
         if len(payload) != 13:
-            self._reject("damaged_header", f"IHDR of {len(payload)} bytes; 13 are expected")
+            self._reject("damaged_header", f"IHDR of {exactly(len(payload), 'byte')}; 13 are expected")
         width, height = int.from_bytes(payload[:4], "big"), int.from_bytes(payload[4:8], "big")
         bit_depth, color_type, compression, filtering, interlace = payload[8:]
         if not (0 < height <= _MAX_DIMENSION and 0 < width <= _MAX_DIMENSION):
             self._reject("bad_dimensions", f"height {height}, width {width}; the decoder takes 1 to {_MAX_DIMENSION}")
         if bit_depth not in _BIT_DEPTHS.get(color_type, ()):
-            self._reject("damaged_header", f"colour type {color_type} of {bit_depth} bits does not exist")
+            self._reject("damaged_header", f"colour type {color_type} of {exactly(bit_depth, 'bit')} does not exist")
         if compression or filtering or interlace > 1:
             message = f"compression {compression}, filter {filtering}, interlace {interlace}; 0, 0 and 0 or 1 are expected"
             self._reject("damaged_header", message)
@@ -151,7 +152,9 @@ class _Walker:
         if facts.color_type & 2 and not payload:
             self._reject("damaged_table", "an empty PLTE chunk")
         if facts.color_type == _PALETTE and (len(payload) % 3 or not 3 <= len(payload) <= 768):
-            self._reject("damaged_table", f"PLTE of {len(payload)} bytes; 3 for each of 1 to 256 colours are expected")
+            self._reject(
+                "damaged_table", f"PLTE of {exactly(len(payload), 'byte')}; 3 for each of 1 to 256 colours are expected"
+            )
 
     def _reject(self, reason: str, message: str) -> NoReturn:
         raise RejectedImage(reason, message, offset=self.position)

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 from tfpipe.records.manifest import REJECTED_NAME, Manifest
+from tfpipe.records.words import plural as plural
 
 _MAX_CLASSES = 20  # more rows than this are shortened
 _SHOWN_CLASSES = 10
@@ -59,7 +60,7 @@ def _splits(manifest: Manifest) -> list[str]:
         splits = manifest.splits.values()
         sums = [sum(column) for column in zip(*((s.image_bytes, s.num_bytes, len(s.shards)) for s in splits), strict=True)]
         rows.append(_split_row("total", sum(split.num_records for split in splits), "", *sums))
-    return list(_aligned(rows, left=(0,)))
+    return list(aligned(rows, left=(0,)))
 
 
 def _split_row(
@@ -80,7 +81,7 @@ def _classes(manifest: Manifest) -> list[str]:
         name = names[label]
         counts = [f"{split.class_counts.get(name, 0):,}" for split in splits.values()]
         rows.append((str(label), _shortened(name), *counts, *([f"{totals[name]:,}"] if len(splits) > 1 else [])))
-    lines = list(_aligned(rows, left=(1,)))
+    lines = list(aligned(rows, left=(1,)))
     if count > len(shown):
         least, most = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
         lines.append(
@@ -102,16 +103,11 @@ def _oddities(manifest: Manifest) -> list[str]:
         rejected += f" ({', '.join(f'{reason} {number:,}' for reason, number in reasons)}; see {REJECTED_NAME})"
     facts.append(("rejected inputs", rejected))
     facts.append(("root hash", manifest.root_hash))
-    return list(_aligned(facts, left=(0, 1)))
+    return list(aligned(facts, left=(0, 1)))
 
 
 def _groups(groups: Sequence[Sequence[str]]) -> str:
-    return f"{plural(len(groups), 'group')} of equal bytes, {sum(map(len, groups)):,} records" if groups else "0"
-
-
-def plural(count: int, one: str, many: str | None = None) -> str:
-    """Returns "1 record", "1,200 records"; `many` where an s does not do."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    return f"{plural(len(groups), 'group')} of equal bytes, {plural(sum(map(len, groups)), 'record')}" if groups else "0"
 
 
 def _shortened(name: str) -> str:
@@ -123,7 +119,8 @@ def _shortened(name: str) -> str:
     return shown + "..."
 
 
-def _aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int]) -> Iterator[str]:
+def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int]) -> Iterator[str]:
+    """Yields rows as lines whose columns stand below one another; those at `left` begin at one place, the others end there."""
     widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = []

@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 import google_crc32c
 
 from tfpipe.records.errors import DataError
+from tfpipe.records.words import exactly
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
@@ -77,7 +78,7 @@ def read_frame(file: BinaryIO, offset: int, size: int, path: str | os.PathLike[s
     header = file.read(HEADER_BYTES)
     if len(header) < HEADER_BYTES:
         raise DataError(
-            f"the file ends after {len(header)} bytes of a record's {HEADER_BYTES}-byte header (cut file)",
+            f"the file ends after {exactly(len(header), 'byte')} of a record's {HEADER_BYTES}-byte header (cut file)",
             path=path,
             offset=offset,
         )
@@ -87,7 +88,7 @@ def read_frame(file: BinaryIO, offset: int, size: int, path: str | os.PathLike[s
     # Checked before reading, so that no length, however wrong, makes us allocate more than the file holds.
     if offset + FRAME_BYTES + length > size:
         raise DataError(
-            f"the record needs {FRAME_BYTES + length} bytes, the file has {size - offset} left (cut file)",
+            f"the record needs {exactly(FRAME_BYTES + length, 'byte')}, the file has {size - offset} left (cut file)",
             path=path,
             offset=offset,
         )

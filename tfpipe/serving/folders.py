@@ -43,13 +43,18 @@ def find_pictures(given: str, passed_over: list[str]) -> Iterator[Found]:
     Raises:
         FileNotFoundError: it is missing, or a glob that matches nothing.
     """
+    check_given(given)
     if os.path.isdir(given):
         yield from _in_folder(given, passed_over)
     elif os.path.lexists(given):  # a name may hold a bracket: what is there is no glob
         yield Found(os.path.basename(given), given)
-    elif glob.has_magic(given):
-        yield from _in_glob(given, passed_over)
     else:
+        yield from _in_glob(given, passed_over)
+
+
+def check_given(given: str) -> None:
+    """Raises FileNotFoundError for a path where nothing is, unless it is a glob."""
+    if not os.path.lexists(given) and not glob.has_magic(given):
         raise FileNotFoundError(f"{given}: no such file or folder")
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,16 +21,17 @@ import numpy as np
 from tfpipe.exporting import artefacts
 from tfpipe.records.errors import DataError
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
-from tfpipe.serving import galleries, page_markup
+from tfpipe.records.words import plural
+from tfpipe.serving import galleries, page_markup, preflight
 from tfpipe.serving.answers import Answers, Upload
 from tfpipe.serving.galleries import Gallery
 from tfpipe.serving.picture_files import Problem
+from tfpipe.serving.preflight import HOST
 from tfpipe.serving.sources import natural_key
 from tfpipe.transfer import run_folders
 from tfpipe.transfer.classifiers import Classifier, Predictor
 from tfpipe.transfer.markup import Html
 
-HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
 DEFAULT_MAX_BYTES = 20_000_000
 DEFAULT_MAX_TRAINING = 1000
@@ -113,7 +113,7 @@ def serve(
             given with a model that cannot compare pictures.
     """
     gradio = _import_gradio()
-    port = _free_port(port)  # taken: better to know before minutes of work
+    port = preflight.free_port(port)  # taken: better to know before minutes of work
     predictor = artefacts.load(model)
     gallery, notes = _open_gallery(predictor, model, data, split, max_training, progress)
     answers = Answers(predictor, gallery, max_pixels)
@@ -150,23 +150,6 @@ def _import_gradio() -> Any:
     except ImportError as error:
         raise ImportError(f"the page needs Gradio ({error}): pip install 'tfpipe[page]'") from error
     return gradio
-
-
-def _free_port(port: int) -> int:
-    """Returns the port, or a free one for 0.
-
-    Raises:
-        OSError: it is taken.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            advice = "end what runs there, or choose another with --port (0: any that is free)"
-            raise OSError(error.errno, f"port {port} of {HOST} cannot be had ({error.strerror}); {advice}") from None
-        found: int = probe.getsockname()[1]
-        return found
 
 
 @contextlib.contextmanager
@@ -213,7 +196,7 @@ def _describe(gallery: Gallery | None) -> str:
     if gallery is None:
         return ""
     num_all, num_here = gallery.reader.num_records, len(gallery.keys)
-    drawn = f"{num_here:,} drawn from its {num_all:,} pictures" if num_here < num_all else f"{num_all:,} pictures"
+    drawn = f"{num_here:,} drawn from its {plural(num_all, 'picture')}" if num_here < num_all else plural(num_all, "picture")
     return f"{gallery.split}, {drawn}"
 
 

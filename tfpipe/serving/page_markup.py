@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tfpipe.records.words import plural
 from tfpipe.serving.answers import Answer, Resemblance, Row
 from tfpipe.serving.tables import best_of
 from tfpipe.transfer import figures
@@ -83,7 +84,7 @@ Array = np.ndarray[Any, Any]
 def header(title: str, predictor: Predictor, notes: Sequence[str]) -> Html:
     """Returns the head of the page: what is asked here, and what cannot be shown."""
     height, width = predictor.image_size
-    classes = f"{len(predictor.class_names):,} classes"
+    classes = plural(len(predictor.class_names), "class", "classes")
     facts = f"{classes} · input {height} x {width}, resize={predictor.resize} · model {predictor.sha256[:12]}"
     lines = (element("p", note, class_="faint") for note in notes)
     return _block(element("h1", title), element("p", facts, class_="faint"), *lines, element("p", _INVITATION))
@@ -127,7 +128,11 @@ def _bars(probabilities: Array, class_names: Sequence[str]) -> Iterator[Html]:
     yield element("div", *cells, class_="bars")
     if len(order) > _MAX_BARS:
         rest = float(probabilities[order[_MAX_BARS:]].sum())
-        yield element("p", f"{len(order) - _MAX_BARS:,} more classes have {_percent(rest)} together", class_="faint")
+        yield element(
+            "p",
+            f"{plural(len(order) - _MAX_BARS, 'more class', 'more classes')} with {_percent(rest)} together",
+            class_="faint",
+        )
 
 
 def _neighbour(found: Resemblance) -> Html:
@@ -172,7 +177,7 @@ def refusal(name: str, problem: str) -> Html:
 def table(rows: Sequence[Row], class_names: Sequence[str]) -> Html:
     """Returns a line per file, and the same as a CSV to keep."""
     num_bad = sum(1 for row in rows if row.probabilities is None)
-    said = f"{len(rows):,} files" + (f", {num_bad:,} of them no pictures that can be read" if num_bad else "")
+    said = plural(len(rows), "file") + (f", {num_bad:,} of them no pictures that can be read" if num_bad else "")
     shortened = f"The first {_MAX_ROWS:,} are shown; all are in the CSV." if len(rows) > _MAX_ROWS else ""
     uri = figures.data_uri(to_csv(rows, class_names), "text/csv;charset=utf-8")
     link = element("a", "Download as CSV", href=uri, download="predictions.csv", class_="keep")

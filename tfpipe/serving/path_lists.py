@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tfpipe.records.errors import DataError
+from tfpipe.records.words import exactly
 from tfpipe.serving.folders import Found
 
 STANDARD_INPUT = "-"
@@ -69,7 +70,7 @@ def _read_csv(file: Path) -> Iterator[Found]:
                 raise ValueError(f"a column called path is needed, and perhaps one called id (there are: {', '.join(names)})")
             for line in filter(None, lines):
                 if len(line) != len(names):
-                    raise ValueError(f"{len(line)} fields, expected {len(names)}")
+                    raise ValueError(f"{exactly(len(line), 'field')}, expected {len(names)}")
                 row = dict(zip(names, line, strict=True))
                 path, name = row["path"], row.get("id", "")
                 if not path or "\0" in path or ("id" in names and not name):

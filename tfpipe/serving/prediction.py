@@ -13,7 +13,6 @@ stopped goes on at its next batch.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -25,13 +24,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tfpipe
-from tfpipe.exporting import artefacts, specifications
+from tfpipe.exporting import artefacts
 from tfpipe.pipeline import decoding
-from tfpipe.records import images, manifest
+from tfpipe.records import images
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import clear_leftovers, written_atomically
 from tfpipe.records.progress import ProgressBar
-from tfpipe.serving import resumption, sources, tables
+from tfpipe.records.summary import plural
+from tfpipe.serving import preflight, resumption, sources, tables
 from tfpipe.serving.models import Model
 from tfpipe.serving.picture_batches import PictureBatches, Predicted, look
 from tfpipe.serving.picture_files import Problem
@@ -50,6 +50,7 @@ class Summary:
     Attributes:
         num_rows: of the output, one per picture.
         counts: pictures by predicted class, in the model's order.
+        mean_scores: of the pictures of each predicted class: how sure the model is; without those that have none.
         rejected: reason by picture, for those whose row has no value.
         rejected_path: where those are listed, None where there are none.
         passed_over: names in folders and globs that were not taken for pictures.
@@ -57,6 +58,7 @@ class Summary:
 
     num_rows: int
     counts: Mapping[str, int]
+    mean_scores: Mapping[str, float]
     rejected: Mapping[str, str]
     rejected_path: Path | None
     passed_over: Sequence[str]
@@ -106,8 +108,8 @@ def predict(
         id_column: header of the ids.
         value_column: header of the one value beside them.
         on_error: "fail": bad pictures are named and nothing is written. "report": they have a row without a value, and are
-            listed in OUTPUT.rejected.jsonl, without OUTPUT's ".csv". By default "report" where the row says the reason,
-            "fail" where it has no place for it.
+            listed in OUTPUT.rejected.jsonl, without OUTPUT's ".csv" or ".jsonl". By default "report" where the row says the
+            reason, "fail" where it has no place for it.
         batch_size: pictures that the model sees at once. Probabilities depend on it by about 1e-6.
         max_pixels: height times width above which a picture is bad.
         progress: show a bar.
@@ -119,8 +121,8 @@ def predict(
         BlockingIOError: another process is writing this output.
         OSError: the output cannot be written.
     """
-    path = _check_output(Path(output), model)
-    file_format = format or _format_of(path)
+    path = preflight.check_output(Path(output), model)
+    file_format = format or preflight.format_of(path)
     tables.check_options(file_format, columns)
     _check_options(on_error, batch_size)
     # Whoever asks for ids alone would meet one that he does not know.
@@ -132,7 +134,8 @@ def predict(
     words = (positive_class, id_column, value_column)
     form = tables.choose_form(file_format, columns, predictor.class_names, top_k, *words)
     on_error = on_error or ("report" if form.reports else "fail")
-    options = [file_format, columns, top_k, *words, on_error, batch_size, max_pixels, tfpipe.__version__]
+    # "scores": what parts hold, since others were without.
+    options = ["scores", file_format, columns, top_k, *words, on_error, batch_size, max_pixels, tfpipe.__version__]
     purpose = {"model": _identity(model, predictor), "inputs": sources.hash_listing(listing), "options": repr(options)}
     with resumption.unfinished(path, purpose) as work:  # opened first: a folder that cannot be written to fails here
         if on_error == "fail" and not work.following:
@@ -147,7 +150,7 @@ def _predict_rest(
 ) -> None:
     """Adds a part for each batch that is not done."""
     if work.following:
-        _log.info("goes on after %s of %s pictures", f"{work.following:,}", f"{len(listing.pictures):,}")
+        _log.info("goes on after %s of %s", f"{work.following:,}", plural(len(listing.pictures), "picture"))
     bar = ProgressBar("predict", len(listing.pictures), initial=work.following, enabled=progress)
     with bar, closing(batches.predict(work.following)) as predicted:
         for batch in predicted:
@@ -160,14 +163,15 @@ def _predict_rest(
 
 def _part(batch: Predicted, listing: Listing, form: tables.Form, problems: Sequence[tuple[int, Problem]]) -> dict[str, Any]:
     rows = b"".join(form.row(listing.pictures[index], answer) for index, answer in batch.rows)
-    best = [int(answer.argmax()) for _, answer in batch.rows if not isinstance(answer, Problem)]
+    answers = [answer for _, answer in batch.rows if not isinstance(answer, Problem)]
+    best = [[int(answer.argmax()), float(answer.max())] for answer in answers]
     rejected = [[index, problem.code, problem.message] for index, problem in problems]
     return {"rows": rows.decode(), "best": best, "rejected": rejected}
 
 
 def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, class_names: Sequence[str]) -> Summary:
     """Puts the output in place, and the list of bad pictures beside it."""
-    best: Counter[int] = Counter()
+    best, sums = Counter[int](), Counter[int]()
     rejected: dict[sources.Picture, Problem] = {}
     for name in (path, tables.rejected_path(path)):
         clear_leftovers(name)
@@ -175,14 +179,18 @@ def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, c
         file.write(form.header())
         for part in work.parts():
             file.write(part["rows"].encode())
-            best.update(part["best"])
+            for label, score in part["best"]:
+                best[label] += 1
+                sums[label] += score
             rejected |= {listing.pictures[index]: Problem(code, message) for index, code, message in part["rejected"]}
-        if best.total() + len(rejected) != len(listing.pictures):
-            raise DataError(f"{best.total() + len(rejected)} rows, expected {len(listing.pictures)}: predict again", path=path)
+        num_rows = best.total() + len(rejected)
+        if num_rows != len(listing.pictures):
+            raise DataError(f"{plural(num_rows, 'row')}, expected {len(listing.pictures):,}: predict again", path=path)
         rejected_path = tables.write_rejected(path, rejected.items())
     counts = {name: best[index] for index, name in enumerate(class_names)}
+    means = {name: sums[index] / best[index] for index, name in enumerate(class_names) if best[index]}
     messages = {picture.key: problem.message for picture, problem in rejected.items()}
-    return Summary(len(listing.pictures), counts, messages, rejected_path, listing.passed_over)
+    return Summary(len(listing.pictures), counts, means, messages, rejected_path, listing.passed_over)
 
 
 def _loaded(model: Any) -> Predictor:
@@ -200,32 +208,6 @@ def _identity(model: Any, predictor: Predictor) -> str:
         graphs = sorted(path.rglob("*.pb")) if path.is_dir() else [path]
         facts += [(os.fspath(file), file.stat().st_size, file.stat().st_mtime_ns) for file in graphs]
     return hashlib.sha256(repr(facts).encode("utf-8", "backslashreplace")).hexdigest()
-
-
-def _format_of(path: Path) -> str:
-    if path.suffix.lower() == ".json":
-        raise ValueError(f"{path}: lines of JSON are called .jsonl: rename the output, or say format=jsonl or format=csv")
-    return "jsonl" if path.suffix.lower() == ".jsonl" else "csv"
-
-
-def _check_output(path: Path, model: Any) -> Path:
-    if path == Path("-"):
-        raise ValueError("-: output must be the name of a file: rows are not written to standard output")
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: output must be a file (this is a folder or a device)")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent} to write to")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(errno.EACCES, "the folder cannot be written to", os.fspath(path))
-    if (path.parent / manifest.FILE_NAME).is_file():
-        raise ValueError(f"{path}: output must be outside of the data set's folder {path.parent}")
-    if (path.parent / specifications.FILE_NAME).is_file():
-        raise ValueError(f"{path}: output must be outside of the export's folder {path.parent}")
-    if isinstance(model, str | os.PathLike):
-        real, own = path.resolve(), Path(model).resolve()
-        if real == own or (own.is_dir() and real.is_relative_to(own)):
-            raise ValueError(f"{path}: output must be another file than the model, and outside of its folder ({model})")
-    return path
 
 
 def _check_replaced(path: Path, inputs: Sequence[str | os.PathLike[str]], listing: Listing) -> None:
@@ -264,6 +246,8 @@ def _check_pictures(listing: Listing, max_pixels: int, progress: bool) -> None:
 
 
 def _all_bad(problems: Sequence[Problem]) -> DataError:
-    count = "1 input cannot" if len(problems) == 1 else f"{len(problems):,} inputs cannot"
     advice = "mend or remove them, choose with a glob ('test1/**/*.jpg'), or give them rows without a value (on_error=report)"
-    return DataError(f"{count} be predicted; {advice}:" + "".join(f"\n  {problem.error()}" for problem in problems))
+    return DataError(
+        f"{plural(len(problems), 'input')} cannot be predicted;"
+        f" {advice}:" + "".join(f"\n  {problem.error()}" for problem in problems)
+    )

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from tfpipe.records import catalog, manifest
+from tfpipe.records.summary import plural
 from tfpipe.serving import folders, path_lists
 from tfpipe.serving.folders import Found
 
@@ -70,15 +71,10 @@ def list_pictures(inputs: Inputs, split: str | None = None, *, tell_apart: bool 
         DataError: the data set's files contradict each other, or a list of paths cannot be read.
     """
     paths = given_paths(inputs)
-    data_sets = [path for path in paths if (Path(path) / manifest.FILE_NAME).is_file()]
-    if data_sets and len(paths) > 1:
-        raise ValueError(f"{data_sets[0]}: a data set is predicted alone, not with {len(paths) - 1} other inputs")
-    if split is not None and not data_sets:
-        raise ValueError(f"split={split!r} is of a data set, and {', '.join(map(str, paths))} is none")
+    data_set = _data_set(paths, split)
     passed_over: list[str] = []
-    if data_sets:
-        directory, split = Path(data_sets[0]), _chosen_split(Path(data_sets[0]), split)
-        named = list(_records(directory, split))
+    if data_set:
+        named = list(_records(*data_set))
     else:
         named = [_picture(found) for path in paths for found in _find(os.fspath(path), passed_over)]
     pictures = _shortened(named, tell_apart=tell_apart)
@@ -87,7 +83,26 @@ def list_pictures(inputs: Inputs, split: str | None = None, *, tell_apart: bool 
     if not pictures:
         passed = f"; passed over: {', '.join(passed_over[:10])}" if passed_over else ""
         raise ValueError(f"{', '.join(map(str, paths)) or 'inputs'}: there is no picture{passed}")
-    return Listing(pictures, passed_over, (directory, split) if data_sets and split is not None else None)
+    return Listing(pictures, passed_over, data_set)
+
+
+def check_given(inputs: Inputs, split: str | None = None) -> None:
+    """Raises what `list_pictures` does for an input that is missing or a split that is not clear; walks no folder."""
+    paths = given_paths(inputs)
+    if not _data_set(paths, split):
+        for path in [os.fspath(path) for path in paths]:
+            if path != path_lists.STANDARD_INPUT:
+                folders.check_given(path)
+
+
+def _data_set(paths: Sequence[str | os.PathLike[str]], split: str | None) -> tuple[Path, str] | None:
+    """Returns the data set among the inputs, and its split."""
+    data_sets = [Path(path) for path in paths if (Path(path) / manifest.FILE_NAME).is_file()]
+    if data_sets and len(paths) > 1:
+        raise ValueError(f"{data_sets[0]}: a data set is predicted alone, not with {plural(len(paths) - 1, 'other input')}")
+    if split is not None and not data_sets:
+        raise ValueError(f"split={split!r} is of a data set, and {', '.join(map(str, paths))} is none")
+    return (data_sets[0], _chosen_split(data_sets[0], split)) if data_sets else None
 
 
 def given_paths(inputs: Any) -> list[str | os.PathLike[str]]:

@@ -14,12 +14,12 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from tfpipe.pipeline.decoding import is_integer
 from tfpipe.records.files import written_atomically
 from tfpipe.serving.picture_files import Problem
 from tfpipe.serving.sources import Picture
@@ -69,7 +69,7 @@ def choose_form(
         raise ValueError(f"positive_class must be {known} (got {positive_class!r} with columns={columns})")
     if value_column != "label" and columns not in COMPETITION:
         raise ValueError(f"value_column={value_column!r} is for columns={'|'.join(COMPETITION)} (got columns={columns})")
-    if top_k is not None and (columns != "full" or not is_integer(top_k) or top_k < 1):
+    if top_k is not None and (columns != "full" or isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1):
         raise ValueError(f"top_k must be a positive integer, with columns=full (got {top_k!r} with columns={columns})")
     top_k = min(top_k or TOP_K, len(class_names))
     if file_format == "jsonl":
@@ -223,8 +223,11 @@ def _json_line(content: dict[str, Any]) -> bytes:
 
 
 def rejected_path(output: Path) -> Path:
-    """Returns where bad pictures are listed: "a.rejected.jsonl" for "a.csv", "a.jsonl.rejected.jsonl" for "a.jsonl"."""
-    return output.with_name(f"{output.name.removesuffix('.csv')}.rejected.jsonl")
+    """Returns where bad pictures are listed: "a.rejected.jsonl" for "a.csv", and for "a.jsonl" where that is not beside it."""
+    name = output.name.removesuffix(".csv")
+    if output.suffix == ".jsonl" and not output.with_suffix(".csv").exists():
+        name = output.stem
+    return output.with_name(f"{name}.rejected.jsonl")
 
 
 def write_rejected(output: Path, rejected: Iterable[tuple[Picture, Problem]]) -> Path | None:

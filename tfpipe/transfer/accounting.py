@@ -12,18 +12,35 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.errors import DataError
-from tfpipe.transfer.classifiers import Predictor
-from tfpipe.transfer.layers import hash_names
 from tfpipe.transfer.predictions import RECEIPT_NAME, Predictions, hash_ids
+
+if TYPE_CHECKING:
+    from tfpipe.transfer.classifiers import Predictor
 
 Claim = dict[str, Any]
 
 _SHOWN = 3
+
+
+def open_labelled(directory: str | os.PathLike[str], split: str) -> manifests.Manifest:
+    """Returns the manifest of a data set with a split that a model can be evaluated on.
+
+    Raises:
+        ValueError: there is no such split, or it is unlabelled or empty.
+        FileNotFoundError, DataError: as `manifest.load`.
+    """
+    manifest = manifests.load(directory)
+    content = manifest.split(split)
+    if not content.num_records:
+        raise ValueError(f"{directory}: split {split!r} is empty: there is nothing to evaluate")
+    if not content.labelled:
+        raise ValueError(f"{directory}: split {split!r} has no labels: tools/predict writes what a model says of its pictures")
+    return manifest
 
 
 def open_split(predictor: Predictor, directory: str | os.PathLike[str], split: str) -> manifests.Manifest:
@@ -33,12 +50,7 @@ def open_split(predictor: Predictor, directory: str | os.PathLike[str], split: s
         ValueError: there is no such split, it is unlabelled or empty, or the model does not know one of the data set's classes.
         FileNotFoundError, DataError: as `manifest.load`.
     """
-    manifest = manifests.load(directory)
-    content = manifest.split(split)
-    if not content.num_records:
-        raise ValueError(f"{directory}: split {split!r} is empty: there is nothing to evaluate")
-    if not content.labelled:
-        raise ValueError(f"{directory}: split {split!r} has no labels: tools/predict writes what a model says of its pictures")
+    manifest = open_labelled(directory, split)
     known = set(predictor.class_names)
     unknown = [name for name in manifest.class_names if name not in known]
     if unknown:
@@ -61,6 +73,7 @@ def claim(
     import tensorflow as tf
 
     import tfpipe
+    from tfpipe.transfer.layers import hash_names
 
     return {
         "split": split,

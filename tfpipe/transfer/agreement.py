@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tfpipe.records.errors import DataError
+from tfpipe.records.words import exactly
 from tfpipe.transfer.predictions import RECEIPT_NAME, Predictions, fields, read
 
 _log = logging.getLogger("tfpipe")
@@ -115,14 +116,17 @@ def _align(a: Predictions, b: Predictions, path_a: Any, path_b: Any) -> tuple[np
     known = set(a.keys)
     sides = ((path_a, [key for key in a.keys if key not in rows]), (path_b, [key for key in b.keys if key not in known]))
     if any(only for _, only in sides):
-        found = "; ".join(f"{len(only)} ids only in {path} ({_some(only)})" for path, only in sides if only)
+        found = "; ".join(f"{exactly(len(only), 'id')} only in {path} ({_some(only)})" for path, only in sides if only)
         raise DataError(f"not the same pictures: {found}")
     order = [rows[key] for key in a.keys]
     labels_a, names_b = _names(a), _names(b)
     labels_b = [names_b[row] for row in order]
     other = [f"{key!r}: {x!r}, {y!r}" for key, x, y in zip(a.keys, labels_a, labels_b, strict=True) if x != y]
     if other:
-        raise DataError(f"{len(other)} pictures have another label in {path_a} than in {path_b}: {', '.join(other[:_SHOWN])}")
+        raise DataError(
+            f"{exactly(len(other), 'picture has', 'pictures have')} another label in {path_a} than in {path_b}:"
+            f" {', '.join(other[:_SHOWN])}"
+        )
     return a.predicted == a.labels, (b.predicted == b.labels)[order]
 
 

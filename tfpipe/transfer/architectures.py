@@ -1,26 +1,19 @@
-"""The table of backbones: what builds each, what it was trained on, how its blocks are named, which sizes it takes."""
+"""The table of backbones: what builds each, what it was trained on, how its blocks are named, which sizes it takes.
+
+Without TensorFlow: what can be wrong with the choice of a backbone is known before it is loaded.
+"""
 
 from __future__ import annotations
 
+import difflib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import keras
-from keras import layers
-
-
-def make_lenet(input_shape: tuple[int, int, int]) -> keras.Model:
-    """Returns convolutions with pooling, after LeCun et al. 1998, with ReLU, smaller kernels and a third one."""
-    values = images = keras.Input(input_shape)
-    for index, filters in enumerate((32, 64, 128), start=1):
-        convolution = layers.Conv2D(
-            filters, 3, padding="same", activation="relu", kernel_initializer="he_normal", name=f"block{index}_conv"
-        )
-        values = convolution(values)
-        values = layers.MaxPooling2D(name=f"block{index}_pool")(values)
-    return keras.Model(images, values, name="lenet")
+# none: 0..255 as it is, for networks with a rescaling of their own. grey: one channel, 0..1.
+PREPROCESSINGS = ("caffe", "tf", "torch", "unit", "grey", "none")
+_NATIVE_SIZE = 224  # of networks that are not in the table
 
 
 @dataclass(frozen=True)
@@ -28,7 +21,7 @@ class Architecture:
     """A row of the table.
 
     Attributes:
-        builder: of keras.applications, or with that signature; one without ImageNet weights takes input_shape alone.
+        application: the name of its builder in keras.applications; "" for one of `tfpipe.transfer.backbones`.
         preprocessing: what its ImageNet weights were trained on.
         ends: name of each block -> name of its last layer, or "<NAME" for the last cut point before the layer NAME, where
             the last layer has no name that is the same in every session.
@@ -36,12 +29,16 @@ class Architecture:
         smallest: height and width.
     """
 
-    builder: Callable[..., keras.Model]
+    application: str
     preprocessing: str
     ends: Mapping[str, str]
     native_size: int = 224
     smallest: int = 32
-    has_imagenet: bool = True
+
+    @property
+    def has_imagenet(self) -> bool:
+        """Whether Keras has weights that were trained on ImageNet."""
+        return bool(self.application)
 
 
 _VGG_ENDS = {f"block{index}": f"block{index}_pool" for index in range(1, 6)}
@@ -83,17 +80,79 @@ _EFFICIENTNET_ENDS = {
 
 _LENET_ENDS = {f"block{index}": f"block{index}_pool" for index in range(1, 4)}
 
-_applications = keras.applications
 TABLE: Mapping[str, Architecture] = MappingProxyType(
     {
-        "vgg16": Architecture(_applications.VGG16, "caffe", _VGG_ENDS),
-        "vgg19": Architecture(_applications.VGG19, "caffe", _VGG_ENDS),
-        "resnet50v2": Architecture(_applications.ResNet50V2, "tf", _RESNET_ENDS),
-        "inceptionv3": Architecture(_applications.InceptionV3, "tf", _INCEPTION_ENDS, 299, 75),
-        "inceptionresnetv2": Architecture(_applications.InceptionResNetV2, "tf", _INCEPTION_RESNET_ENDS, 299, 75),
-        "mobilenetv2": Architecture(_applications.MobileNetV2, "tf", _MOBILENET_ENDS),
+        "vgg16": Architecture("VGG16", "caffe", _VGG_ENDS),
+        "vgg19": Architecture("VGG19", "caffe", _VGG_ENDS),
+        "resnet50v2": Architecture("ResNet50V2", "tf", _RESNET_ENDS),
+        "inceptionv3": Architecture("InceptionV3", "tf", _INCEPTION_ENDS, 299, 75),
+        "inceptionresnetv2": Architecture("InceptionResNetV2", "tf", _INCEPTION_RESNET_ENDS, 299, 75),
+        "mobilenetv2": Architecture("MobileNetV2", "tf", _MOBILENET_ENDS),
         # Its first two layers bring 0..255 to what it was trained on (include_preprocessing, True unless told otherwise).
-        "efficientnetv2b0": Architecture(_applications.EfficientNetV2B0, "none", _EFFICIENTNET_ENDS),
-        "lenet": Architecture(make_lenet, "unit", _LENET_ENDS, 32, 8, has_imagenet=False),
+        "efficientnetv2b0": Architecture("EfficientNetV2B0", "none", _EFFICIENTNET_ENDS),
+        "lenet": Architecture("", "unit", _LENET_ENDS, 32, 8),
     }
 )
+
+
+def names() -> tuple[str, ...]:
+    """Returns the names of the table."""
+    return tuple(TABLE)
+
+
+def native_size(name: str) -> tuple[int, int]:
+    """Returns the (height, width) that a backbone was made for; 224 x 224 for those by import path.
+
+    Raises:
+        ValueError: the name is neither in the table nor an import path.
+    """
+    size = _NATIVE_SIZE if ":" in name else architecture(name).native_size
+    return size, size
+
+
+def architecture(name: str) -> Architecture:
+    """Returns a row of the table.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in TABLE:
+        close = difflib.get_close_matches(name.lower(), TABLE, n=1, cutoff=0.5)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"backbone must be one of {', '.join(TABLE)} or 'package.module:function' (got {name!r}){hint}")
+    return TABLE[name]
+
+
+def choose_input(
+    name: str, image_size: tuple[int, int], weights: str, preprocessing: str | None, *, grey: bool
+) -> tuple[str, tuple[int, int, int]]:
+    """Returns the preprocessing and the input's shape (height, width, channels); arguments as of `backbones.build`.
+
+    Raises:
+        ValueError: a name, a size or a combination that cannot be.
+    """
+    by_path = ":" in name
+    mode = _choose_preprocessing("unit" if by_path else architecture(name).preprocessing, preprocessing, grey=grey)
+    height, width = _checked_size(name, image_size)
+    channels = 1 if mode == "grey" else 3
+    if channels == 1 and not by_path and name != "lenet":
+        raise ValueError(f"backbone {name} takes three channels; grey is for lenet and for networks by import path")
+    if weights == "imagenet" and (by_path or not TABLE[name].has_imagenet):
+        raise ValueError(f"there are no ImageNet weights for {name}; weights must be 'none' or a file")
+    return mode, (height, width, channels)
+
+
+def _choose_preprocessing(default: str, wanted: str | None, *, grey: bool) -> str:
+    if wanted is not None and wanted not in PREPROCESSINGS:
+        raise ValueError(f"preprocessing must be one of {', '.join(PREPROCESSINGS)} (got {wanted!r})")
+    if grey and wanted not in (None, "grey"):
+        raise ValueError(f"grey means preprocessing 'grey', one channel (got {wanted!r}, which keeps three)")
+    return "grey" if grey else wanted or default
+
+
+def _checked_size(name: str, image_size: tuple[int, int]) -> tuple[int, int]:
+    height, width = image_size
+    smallest = 1 if ":" in name else TABLE[name].smallest
+    if min(height, width) < smallest:
+        raise ValueError(f"image_size {height}x{width} is too small for {name}: at least {smallest}x{smallest} is needed")
+    return height, width

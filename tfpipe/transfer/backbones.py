@@ -15,15 +15,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import keras
+from keras import layers
 
 from tfpipe.records.errors import lines_of
 from tfpipe.transfer import import_paths, weight_files
-from tfpipe.transfer.architectures import TABLE, Architecture
+from tfpipe.transfer.architectures import TABLE, Architecture, choose_input
+from tfpipe.transfer.architectures import names as names
+from tfpipe.transfer.architectures import native_size as native_size
 from tfpipe.transfer.cutting import cut as cut
 from tfpipe.transfer.cutting import cut_points as cut_points
 from tfpipe.transfer.cutting import find_dependents, find_layers
 from tfpipe.transfer.cutting import hash_network as hash_network
-from tfpipe.transfer.layers import PREPROCESSINGS
 
 
 @dataclass(frozen=True)
@@ -41,32 +43,6 @@ class Backbone:
     network: keras.Model
     preprocessing: str
     blocks: Mapping[str, str]
-
-
-_NATIVE_SIZE = 224  # of networks that are not in the table
-
-
-def names() -> tuple[str, ...]:
-    """Returns the names of the table."""
-    return tuple(TABLE)
-
-
-def native_size(name: str) -> tuple[int, int]:
-    """Returns the (height, width) that a backbone was made for; 224 x 224 for those by import path.
-
-    Raises:
-        ValueError: the name is neither in the table nor an import path.
-    """
-    size = _NATIVE_SIZE if ":" in name else _architecture(name).native_size
-    return size, size
-
-
-def _architecture(name: str) -> Architecture:
-    if name not in TABLE:
-        close = difflib.get_close_matches(name.lower(), TABLE, n=1, cutoff=0.5)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(f"backbone must be one of {', '.join(TABLE)} or 'package.module:function' (got {name!r}){hint}")
-    return TABLE[name]
 
 
 def build(
@@ -95,12 +71,7 @@ def build(
         DataError: the weights file is of another network, or cannot be read.
     """
     by_path = ":" in name
-    mode = _choose_preprocessing("unit" if by_path else _architecture(name).preprocessing, preprocessing, grey=grey)
-    shape = (*_checked_size(name, image_size), 1 if mode == "grey" else 3)
-    if shape[2] == 1 and not by_path and name != "lenet":
-        raise ValueError(f"backbone {name} takes three channels; grey is for lenet and for networks by import path")
-    if weights == "imagenet" and (by_path or not TABLE[name].has_imagenet):
-        raise ValueError(f"there are no ImageNet weights for {name}; weights must be 'none' or a file")
+    mode, shape = choose_input(name, image_size, weights, preprocessing, grey=grey)
     network = import_paths.make(name, shape) if by_path else _make(TABLE[name], shape, weights)
     blocks = import_paths.derive_blocks(network) if by_path else _find_blocks(network, TABLE[name].ends)
     if weights not in ("imagenet", "none"):
@@ -108,29 +79,26 @@ def build(
     return Backbone(name, network, mode, MappingProxyType(blocks))
 
 
-def _choose_preprocessing(default: str, wanted: str | None, *, grey: bool) -> str:
-    if wanted is not None and wanted not in PREPROCESSINGS:
-        raise ValueError(f"preprocessing must be one of {', '.join(PREPROCESSINGS)} (got {wanted!r})")
-    if grey and wanted not in (None, "grey"):
-        raise ValueError(f"grey means preprocessing 'grey', one channel (got {wanted!r}, which keeps three)")
-    return "grey" if grey else wanted or default
+def make_lenet(input_shape: tuple[int, int, int]) -> keras.Model:
+    """Returns convolutions with pooling, after LeCun et al. 1998, with ReLU, smaller kernels and a third one."""
+    values = images = keras.Input(input_shape)
+    for index, filters in enumerate((32, 64, 128), start=1):
+        convolution = layers.Conv2D(
+            filters, 3, padding="same", activation="relu", kernel_initializer="he_normal", name=f"block{index}_conv"
+        )
+        values = convolution(values)
+        values = layers.MaxPooling2D(name=f"block{index}_pool")(values)
+    return keras.Model(images, values, name="lenet")
 
 
-def _checked_size(name: str, image_size: tuple[int, int]) -> tuple[int, int]:
-    height, width = image_size
-    smallest = 1 if ":" in name else TABLE[name].smallest
-    if min(height, width) < smallest:
-        raise ValueError(f"image_size {height}x{width} is too small for {name}: at least {smallest}x{smallest} is needed")
-    return height, width
-
-
-def _make(row: Architecture, shape: tuple[int, ...], weights: str) -> keras.Model:
-    if not row.has_imagenet:
-        return row.builder(input_shape=shape)
+def _make(row: Architecture, shape: tuple[int, int, int], weights: str) -> keras.Model:
+    if not row.application:
+        return make_lenet(shape)
+    builder = getattr(keras.applications, row.application)
     if weights != "imagenet":
-        return row.builder(include_top=False, weights=None, input_shape=shape)
+        return builder(include_top=False, weights=None, input_shape=shape)
     try:
-        return row.builder(include_top=False, weights="imagenet", input_shape=shape)
+        return builder(include_top=False, weights="imagenet", input_shape=shape)
     except Exception as error:  # Keras raises a bare Exception
         reason = lines_of(error)[-1]
         raise ConnectionError(

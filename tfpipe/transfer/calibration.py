@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tfpipe.records.words import plural
 from tfpipe.transfer.predictions import Predictions
 
 _log = logging.getLogger("tfpipe")
@@ -41,7 +42,8 @@ def fit_temperature(table: Predictions) -> float:
     if not len(table.labels) or (table.labels < 0).any():
         raise ValueError("calibration needs labelled pictures")
     if (table.predicted == table.labels).all():
-        _log.warning("calibration: all %d pictures are taken rightly, no temperature follows: 1 is used", len(table.labels))
+        pictures = plural(len(table.labels), "picture")
+        _log.warning("calibration: %s, all taken rightly: no temperature follows, 1 is used", pictures)
         return 1.0
     logits, here = _logits(table.probabilities), np.arange(len(table.labels))
 

@@ -9,7 +9,6 @@ Its layers have fixed names: "preprocessing", "trunk", the head from "pooling" t
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,12 +20,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.records.errors import DataError, lines_of
-from tfpipe.transfer import layers
+from tfpipe.transfer import layers, run_folders
 from tfpipe.transfer.cutting import hash_network
-from tfpipe.transfer.run_folders import MODEL_NAME
 
-_HDF5 = b"\x89HDF\r\n\x1a\n"
-_EXPORT = "tfpipe.export(keras.models.load_model(path), output, class_names=[...])"
 _ENDS, _HEAD = ("preprocessing", "probabilities"), ("pooling", "logits")  # layers of every model, and of a `Classifier`'s
 _FEATURES = ("pooling", "features")  # of a classifier of `tfpipe.train`, and of one that was wrapped
 
@@ -181,31 +177,13 @@ def load_model(path: str | os.PathLike[str]) -> tuple[keras.Model, Path]:
     Raises:
         FileNotFoundError, DataError: as `load`.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = file / MODEL_NAME
-        if not file.exists():
-            raise FileNotFoundError(f"{path}: no {MODEL_NAME} in this folder: not a run, or one that is not finished")
-    if not file.exists():
-        raise FileNotFoundError(f"{file}: no such file: a run's folder or a .keras file is needed")
-    if not zipfile.is_zipfile(file):
-        raise DataError(f"cannot be loaded as a Keras model: {_why_no_archive(file)}", path=file)
+    file = run_folders.find_model_file(path)
     try:
         model = keras.saving.load_model(file, compile=False)
     except Exception as error:  # of a damaged file Keras, zipfile and h5py raise anything
         # The last line: Keras wraps the reason in the whole architecture, layer by layer.
         raise DataError(f"cannot be loaded as a Keras model: {lines_of(error)[-1]}", path=file) from error
     return model, file
-
-
-def _why_no_archive(file: Path) -> str:
-    with file.open("rb") as opened:
-        start = opened.read(len(_HDF5))
-    if start == _HDF5:
-        return f"it is an HDF5 file; export it first: {_EXPORT}"
-    if file.suffix == ".keras" or start.startswith(b"PK"):
-        return "it is no .keras file, or one that was cut"
-    return "it is none; a run's folder, a .keras file, or a file or folder of an export is needed"
 
 
 def check(model: keras.Model, path: str | os.PathLike[str] | None = None) -> Classifier:
@@ -215,7 +193,7 @@ def check(model: keras.Model, path: str | os.PathLike[str] | None = None) -> Cla
         DataError: it lacks the layers that make it one.
     """
     if missing := _missing(model, (*_ENDS, *_HEAD)):
-        advice = "" if path is None or is_named(model) else f"; export it first: {_EXPORT}"
+        advice = "" if path is None or is_named(model) else f"; export it first: {run_folders.EXPORT}"
         raise DataError(f"not a classifier of tfpipe: it has no layer {' and no '.join(missing)}{advice}", path=path)
     return Classifier(model)
 

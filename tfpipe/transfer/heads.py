@@ -10,74 +10,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
 
 import keras
 
-from tfpipe.records import seeds
 from tfpipe.transfer import layers
 from tfpipe.transfer.backbones import Backbone, cut
 from tfpipe.transfer.cutting import find_layers
-
-Pooling = Literal["average", "max", "flatten"]
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What is trained on top of the features.
-
-    Attributes:
-        pooling: "average", "max" or "flatten".
-        hidden: units of hidden layers, each followed by ReLU and dropout.
-        dropout: rate after pooling and after every hidden layer, 0 to less than 1.
-        l2: penalty on every kernel, added to the loss as l2 * sum(kernel ** 2).
-    """
-
-    pooling: Pooling = "average"
-    hidden: tuple[int, ...] = ()
-    dropout: float = 0.0
-    l2: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.pooling not in get_args(Pooling):
-            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))} (got {self.pooling!r})")
-        if not all(isinstance(units, int) and units > 0 and units is not True for units in self.hidden):
-            raise ValueError(f"hidden must be positive numbers of units (got {self.hidden!r})")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be 0 or more and less than 1 (got {self.dropout!r})")
-        if not 0 <= self.l2 < 1:
-            raise ValueError(f"l2 must be 0 or more and less than 1 (got {self.l2!r})")
-
-    def layers(self, num_classes: int, seed: int) -> list[keras.layers.Layer]:
-        """Returns the layers from "pooling" to "logits", new ones, whose weights and dropout are drawn from the seed."""
-
-        def draw(*names: str | int) -> int:
-            return seeds.derive(seed, "head", *names) >> 32  # Keras' seeds have 32 bits
-
-        regularizer = keras.regularizers.L2(self.l2) if self.l2 else None
-        dense: dict[str, Any] = {"kernel_regularizer": regularizer, "dtype": "float32"}
-        stack = [_pooling(self.pooling)]
-        if self.dropout:
-            stack.append(keras.layers.Dropout(self.dropout, seed=draw("dropout"), dtype="float32", name="dropout"))
-        for index, units in enumerate(self.hidden, 1):
-            start = keras.initializers.HeNormal(seed=draw("hidden", index))
-            hidden = keras.layers.Dense(units, activation="relu", kernel_initializer=start, name=f"hidden_{index}", **dense)
-            stack.append(hidden)
-            if self.dropout:
-                name = f"dropout_{index}"
-                stack.append(keras.layers.Dropout(self.dropout, seed=draw("dropout", index), dtype="float32", name=name))
-        # From zero: random weights times features of any size (34 for VGG16's maxima) are logits of tens before the first step,
-        # and what was left of them at the end cost 1 to 10 % of accuracy.
-        return [*stack, keras.layers.Dense(num_classes, kernel_initializer="zeros", name="logits", **dense)]
-
-
-def _pooling(kind: Pooling) -> keras.layers.Layer:
-    if kind == "average":
-        return keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooling")
-    if kind == "max":
-        return keras.layers.GlobalMaxPooling2D(dtype="float32", name="pooling")
-    return keras.layers.Flatten(dtype="float32", name="pooling")
+from tfpipe.transfer.head_options import Head as Head
 
 
 def assemble(

@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 
+from tfpipe.records.words import exactly
 from tfpipe.transfer.cutting import cut_points, find_layers, is_functional
 
 
@@ -61,7 +62,10 @@ def _check_network(name: str, network: Any, shape: tuple[int, ...]) -> None:
         kind = "a Sequential model" if isinstance(network, keras.Sequential) else f"{type(network).__name__}"
         problem = f"it returned {kind}, not a Functional keras.Model, made as keras.Model(inputs, outputs)"
     elif len(network.inputs) != 1 or len(network.outputs) != 1:
-        problem = f"its model has {len(network.inputs)} inputs and {len(network.outputs)} outputs, not one of each"
+        problem = (
+            f"its model has {exactly(len(network.inputs), 'input')} and {exactly(len(network.outputs), 'output')},"
+            " not one of each"
+        )
     elif network.inputs[0].shape != (None, *shape):
         problem = f"its model takes {network.inputs[0].shape}, not the input_shape that it was given, {(None, *shape)}"
     elif len(network.outputs[0].shape) != 4 or not all(network.outputs[0].shape[1:]):

@@ -30,6 +30,7 @@ from typing import Any
 
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import written_atomically
+from tfpipe.records.words import plural
 from tfpipe.transfer.profiling import Profile
 
 LOG_NAME = "log.jsonl"
@@ -173,7 +174,7 @@ def _read_lines(path: Path, position: int) -> list[bytes]:
     data = path.read_bytes() if position and path.exists() else b""
     lines = data.split(b"\n")[:-1][:position]
     if len(lines) < position:
-        _log.warning("%s: %d lines were written before the checkpoint, %d are left", path, position, len(lines))
+        _log.warning("%s: %s before the checkpoint, left: %d", path, plural(position, "line"), len(lines))
     for index, line in enumerate(lines):
         if not _is_event(line):
             offset = sum(len(before) + 1 for before in lines[:index])

@@ -12,6 +12,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfpipe.transfer.architectures import PREPROCESSINGS as PREPROCESSINGS
+
 # Mean of ImageNet's training pictures in BGR, levels 0..255 (VGG, Simonyan and Zisserman 2014), and of RGB with its
 # standard deviation, 0..1: the numbers that keras.applications subtracts and divides by.
 _CAFFE_MEAN = (103.939, 116.779, 123.68)
@@ -19,8 +21,6 @@ _TORCH_MEAN = (0.485, 0.456, 0.406)
 _TORCH_DEVIATION = (0.229, 0.224, 0.225)
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode "L"
 
-# none: 0..255 as it is, for networks with a rescaling of their own. grey: one channel, 0..1.
-PREPROCESSINGS = ("caffe", "tf", "torch", "unit", "grey", "none")
 OUTPUTS = ("logits", "probabilities", "sigmoid")
 
 

@@ -21,7 +21,7 @@ from tfpipe.records import seeds
 from tfpipe.transfer import backbones, heads, layers
 from tfpipe.transfer.backbones import Backbone
 from tfpipe.transfer.cutting import find_layers
-from tfpipe.transfer.heads import Pooling
+from tfpipe.transfer.head_options import Pooling
 from tfpipe.transfer.recipes import Recipe
 from tfpipe.transfer.training import RateGroup
 

@@ -20,10 +20,11 @@ import tensorflow as tf
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.records import weights
 from tfpipe.records.files import read_json, write_json
+from tfpipe.records.words import exactly
 from tfpipe.transfer import curves, features, regression
 from tfpipe.transfer.batches import Batches, FeatureBatches, PictureBatches
 from tfpipe.transfer.features import Features
-from tfpipe.transfer.heads import Pooling
+from tfpipe.transfer.head_options import Pooling
 from tfpipe.transfer.networks import Networks
 from tfpipe.transfer.pictures import Pictures
 from tfpipe.transfer.recipes import Recipe
@@ -155,7 +156,7 @@ class Phases:
         caches = views < epochs if self.recipe.cache_prefix is None else self.recipe.cache_prefix
         gigabytes = views * features.bytes_per_picture(front) * self.train.num_records / 1e9
         how = f"computed once ({gigabytes:.2f} GB)" if caches else "computed in each step"
-        self.report(f"finetune: the frozen part is {how}: {views} passes against {epochs}")
+        self.report(f"finetune: the frozen part is {how}: {exactly(views, 'pass', 'passes')} against {epochs}")
         return caches
 
     def _pictures(self) -> PictureBatches:
@@ -217,7 +218,7 @@ class Phases:
         """Returns what both kinds of batches are made of, for this worker."""
         replicas, num_workers = self.strategy.num_replicas_in_sync, count_workers(self.strategy)
         if self.recipe.batch_size % replicas:
-            raise ValueError(f"batch_size={self.recipe.batch_size} cannot be shared by {replicas} replicas")
+            raise ValueError(f"batch_size={self.recipe.batch_size} cannot be shared by {exactly(replicas, 'replica')}")
         resolver = self.strategy.cluster_resolver
         index = resolver.task_id if resolver is not None and resolver.task_id is not None else 0
         return {

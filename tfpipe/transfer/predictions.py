@@ -25,6 +25,7 @@ import numpy as np
 
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import sha256_of
+from tfpipe.records.words import exactly
 
 FILE_NAME = "predictions.csv"
 RECEIPT_NAME = "receipt.json"
@@ -125,18 +126,30 @@ def read(path: str | os.PathLike[str]) -> Predictions:
     file = Path(path)
     if not file.is_dir():
         return _read_file(file)
-    receipt_path = file / RECEIPT_NAME
-    if not receipt_path.exists():
-        raise FileNotFoundError(f"{file}: no {RECEIPT_NAME} in this folder: not an evaluation, or one that did not finish")
+    receipt_path = check_finished(file)
     seen, ids, names = fields(receipt_path, "records_seen", "ids_sha256", "class_names_sha256")
     table = _read_file(file / FILE_NAME)
     if hash_ids(table.keys) != ids:
-        raise DataError(f"{len(table.keys)} rows with other ids than the {seen} of {RECEIPT_NAME}", path=file / FILE_NAME)
+        raise DataError(
+            f"{exactly(len(table.keys), 'row')} with other ids than the {seen} of {RECEIPT_NAME}", path=file / FILE_NAME
+        )
     if hash_ids(table.class_names) != names:  # as `layers.hash_names`, which needs Keras
         raise DataError(f"other classes, or in another order, than those of {RECEIPT_NAME}", path=file / FILE_NAME)
     if (file / METRICS_NAME).exists() and [sha256_of(file / FILE_NAME)] != fields(file / METRICS_NAME, "predictions_sha256"):
         raise DataError(f"not the table that {METRICS_NAME} was made from: evaluate anew", path=file / FILE_NAME)
     return table
+
+
+def check_finished(folder: str | os.PathLike[str]) -> Path:
+    """Returns the receipt of an evaluation's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(folder) / RECEIPT_NAME
+    if not path.exists():
+        raise FileNotFoundError(f"{folder}: no {RECEIPT_NAME} in this folder: not an evaluation, or one that did not finish")
+    return path
 
 
 def fields(path: Path, *names: str) -> list[Any]:
@@ -180,7 +193,7 @@ def _parse(class_names: list[str], lines: Iterable[list[str]]) -> Predictions:
     filenames, labels, values = [], array("q"), array("d")
     for line in lines:
         if len(line) != len(_COLUMNS) + len(class_names):
-            raise ValueError(f"{len(line)} fields, expected {len(_COLUMNS) + len(class_names)}")
+            raise ValueError(f"{exactly(len(line), 'field')}, expected {len(_COLUMNS) + len(class_names)}")
         key, filename, label, predicted, *texts = line
         if key in keys:
             raise ValueError(f"{key!r} is there twice")

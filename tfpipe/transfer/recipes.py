@@ -11,11 +11,10 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
-
-from tfpipe.pipeline.augmentation import Augmentation
-from tfpipe.transfer import backbones
-from tfpipe.transfer.heads import Head, Pooling
+from tfpipe.pipeline.presets import Augmentation
+from tfpipe.records.words import exactly
+from tfpipe.transfer import architectures
+from tfpipe.transfer.head_options import Head, Pooling
 
 Mode = Literal["auto", "scratch", "bottleneck", "frozen", "finetune", "full"]
 _CACHED = ("bottleneck", "finetune")  # modes whose head is trained on cached features
@@ -165,7 +164,7 @@ class Recipe:
         }
         for field in dataclasses.fields(self):
             value = changes.get(field.name, getattr(self, field.name))
-            value = value.item() if isinstance(value, np.generic) else value
+            value = value.item() if hasattr(value, "dtype") else value  # NumPy need not be loaded to be recognised
             object.__setattr__(self, field.name, value)
 
     @property
@@ -210,12 +209,12 @@ def complete(recipe: Recipe, num_pictures: int, num_classes: int) -> tuple[Recip
     if recipe.weights == "none" and recipe.mode == "auto":
         choose("mode", "scratch", "there are no weights to transfer")
     elif num_pictures < _FEW and not any(_is_given(recipe, name) for name, modes in _MODES_OF.items() if modes != _CACHED):
-        choose("mode", "bottleneck", f"{num_pictures} training pictures are too few to say whether fine-tuning helps")
+        choose("mode", "bottleneck", f"{exactly(num_pictures, 'training picture')}: too few to say whether fine-tuning helps")
     else:
         choose("mode", "finetune", f"{num_pictures:,} training pictures: the head first, then the last block at a lower rate")
     mode = choices.get("mode", recipe.mode)
     _check_effect(recipe, mode)
-    choose("image_size", backbones.native_size(recipe.backbone), f"what {recipe.backbone} was made for")
+    choose("image_size", architectures.native_size(recipe.backbone), f"what {recipe.backbone} was made for")
     if mode in ("scratch", "full") and recipe.augment is None:
         choices["augment"] = dataclasses.replace(Augmentation.named("light"), horizontal_flip=0.0)
         reasons.append(f"augment=light,horizontal_flip=0: {mode} overfits else; flip where a mirror does not change the class")

@@ -24,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from tfpipe.records.errors import DataError
 from tfpipe.records.summary import plural
 from tfpipe.transfer.features import Features
-from tfpipe.transfer.heads import Pooling
+from tfpipe.transfer.head_options import Pooling
 
 Array = np.ndarray[Any, Any]
 

@@ -8,11 +8,12 @@ What writes them is `tfpipe.transfer.runs`, which exporting and serving do not i
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 from tfpipe.records import manifest
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import read_json
+from tfpipe.records.files import is_hidden, read_json
 
 MODEL_NAME = "model.keras"  # the best weights
 LAST_NAME = "last.keras"  # those of the last step
@@ -26,6 +27,47 @@ STATE_FOLDER = "state"  # a file for each phase, until the run is finished
 def state_file(folder: Path, phase: str) -> Path:
     """Returns where a run keeps the state of a phase."""
     return folder / STATE_FOLDER / f"{phase}.npz"
+
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+EXPORT = "tfpipe.export(keras.models.load_model(path), output, class_names=[...])"
+
+
+def find_model_file(path: str | os.PathLike[str]) -> Path:
+    """Returns the .keras file of a run's folder, or the file that was given.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it is no .keras file.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / MODEL_NAME
+        if not file.exists():
+            raise FileNotFoundError(f"{path}: no {MODEL_NAME} in this folder: not a run, or one that is not finished")
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: no such file: a run's folder or a .keras file is needed")
+    if not zipfile.is_zipfile(file):
+        raise DataError(f"cannot be loaded as a Keras model: {_why_no_archive(file)}", path=file)
+    return file
+
+
+def _why_no_archive(file: Path) -> str:
+    with file.open("rb") as opened:
+        start = opened.read(len(_HDF5))
+    if start == _HDF5:
+        return f"it is an HDF5 file; export it first: {EXPORT}"
+    if file.suffix == ".keras" or start.startswith(b"PK"):
+        return "it is no .keras file, or one that was cut"
+    return "it is none; a run's folder, a .keras file, or a file or folder of an export is needed"
+
+
+def check_vacant(folder: Path) -> None:
+    """Raises ValueError for a folder with other files than a run's, which could be lost among them."""
+    if folder.is_dir() and not (folder / RUN_NAME).exists():
+        others = sorted(entry.name for entry in folder.iterdir() if not is_hidden(entry.name))
+        if others:
+            raise ValueError(f"{folder}: has other files ({', '.join(others[:5])}) and no run; choose another folder")
 
 
 def locate_data(model: str | os.PathLike[str]) -> Path:

@@ -27,11 +27,11 @@ import keras
 import tensorflow as tf
 
 import tfpipe
-from tfpipe.records import manifest
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import is_hidden, read_json, sync_directory, write_json
+from tfpipe.records.files import read_json, sync_directory, write_json
 from tfpipe.records.locking import locked
-from tfpipe.transfer import curves, precision, states
+from tfpipe.records.words import plural
+from tfpipe.transfer import curves, precision, preflight, states
 from tfpipe.transfer.backbones import hash_network
 from tfpipe.transfer.classifiers import Classifier
 from tfpipe.transfer.journal import Journal, read_history
@@ -48,6 +48,7 @@ from tfpipe.transfer.run_folders import (
     RUN_NAME,
     STATE_FOLDER,
     SUMMARY_NAME,
+    check_vacant,
     state_file,
 )
 from tfpipe.transfer.schedules import RangeTest
@@ -102,9 +103,7 @@ def train(
     """
     wanted = dataclasses.replace(recipe or Recipe(), **changes)
     folder, place = Path(output), Path(cache) if cache else Path(output).absolute().parent / "features"
-    for path in (folder, place):
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"{path}: a file; a folder is needed")
+    preflight.check_training(directory, folder, place, wanted)
     data = _Data(Path(directory), wanted)
     with locked(folder, "training"):
         summary = _open(folder, data)
@@ -131,14 +130,9 @@ class _Data:
 
     def __init__(self, directory: Path, wanted: Recipe) -> None:
         self.directory, self.wanted = directory, wanted
-        self.manifest = manifest.load(directory)
-        split = self.manifest.split("train")
+        self.manifest = preflight.open_training(directory)
         self.class_names = self.manifest.class_names
-        missing = [name for name in self.class_names if not split.class_counts[name]]
-        if not split.labelled or missing:
-            lacks = f"there are none of {', '.join(missing)}" if split.labelled else "it has no labels"
-            raise ValueError(f"{directory}: split 'train' must have pictures of every class; {lacks}")
-        self.recipe, self.reasons = complete(wanted, split.num_records, len(self.class_names))
+        self.recipe, self.reasons = complete(wanted, self.manifest.split("train").num_records, len(self.class_names))
         self.precision, why = precision.choose(self.recipe.precision)
         self.reasons.append(f"precision={self.precision}: {why}")
         self.train, self.val = self._pictures()
@@ -148,13 +142,10 @@ class _Data:
         common: dict[str, Any] = {"image_size": recipe.image_size, "resize": recipe.resize, "seed": recipe.seed}
         train = Pictures(self.directory, "train", augmentation=recipe.augmentation, balanced=recipe.balanced, **common)
         if "val" in self.manifest.splits:
-            split = self.manifest.split("val")
-            if not split.labelled or not split.num_records:
-                raise ValueError(f"{self.directory}: split 'val' has no labelled pictures to validate with")
             return train, Pictures(self.directory, "val", **common)
         train, held = hold_out(train, recipe.val_fraction)
         num_held, num_all = len(held.positions), train.num_records
-        self.reasons.append(f"no val split: {num_held:,} of the {num_all:,} training pictures are held out for validation")
+        self.reasons.append(f"no val split: {num_held:,} of the {plural(num_all, 'training picture')} held out for validation")
         return train, held
 
     def facts(self) -> dict[str, Any]:
@@ -253,11 +244,8 @@ def _open(folder: Path, data: _Data) -> dict[str, Any] | None:
     A run that has not trained a step yet is no run: its options may be corrected.
     """
     path, summary = folder / RUN_NAME, folder / SUMMARY_NAME
-    if not path.exists():
-        others = sorted(entry.name for entry in folder.iterdir() if not is_hidden(entry.name))
-        if others:
-            raise ValueError(f"{folder}: has other files ({', '.join(others[:5])}) and no run; choose another folder")
-    elif summary.exists() or _states(folder):
+    check_vacant(folder)
+    if path.exists() and (summary.exists() or _states(folder)):
         found, facts = read_json(path), data.facts()
         for part in ("recipe", "data"):
             for name, value in facts[part].items():

@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.records.errors import DataError
+from tfpipe.records.words import exactly
 from tfpipe.transfer import states
 from tfpipe.transfer.batches import Batch, Batches
 from tfpipe.transfer.journal import Journal, StepProgress
@@ -377,7 +378,7 @@ def _count_correct(logits: Any, targets: Any, weights: Any) -> Any:
 
 def _assign(variables: Sequence[Any], values: Sequence[Array]) -> None:
     if len(variables) != len(values):
-        raise DataError(f"the saved state has {len(values)} arrays where {len(variables)} are needed")
+        raise DataError(f"the saved state has {exactly(len(values), 'array')} where {len(variables)} are needed")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 

@@ -23,6 +23,7 @@ import keras
 
 from tfpipe.records.errors import DataError, lines_of
 from tfpipe.transfer.layers import Trunk
+from tfpipe.transfer.preflight import check_weights_file
 
 Shapes = list[tuple[int, ...]]
 
@@ -52,13 +53,7 @@ def load(network: keras.Model, path: str | os.PathLike[str]) -> None:
         ValueError: it is a directory.
         DataError: it cannot be read, or is of another network; the first layer that differs is named.
     """
-    file = Path(path)
-    if file.is_dir():
-        raise ValueError(f"weights: {file} is a directory; a .h5, .weights.h5 or .keras file is needed")
-    if not file.exists():
-        raise FileNotFoundError(
-            f"weights: {file}: no such file; 'imagenet', 'none' or a .h5, .weights.h5 or .keras file is needed"
-        )
+    file = check_weights_file(path)
     _unfreeze(network)
     if zipfile.is_zipfile(file):
         _fill_in_order(network, _saved_layers(file), file)

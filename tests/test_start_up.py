@@ -1,0 +1,186 @@
+"""The start of commands: help and wrong words at once, errors before TensorFlow is loaded, none of its lines among theirs."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import CHECKOUT, picture, write
+from test_architecture import HEAVY, processor_seconds
+from test_commands import TOOLS
+
+import tfpipe
+
+WITHOUT = {*HEAVY, "scipy", "sklearn", "matplotlib", "gradio"}
+COMMAND = """
+import sys
+from tools.{tool} import command
+sys.argv = ["{tool}", *{arguments}]
+try:
+    command()
+except SystemExit as ended:
+    print(ended.code, *sorted(sys.modules.keys() & {modules}), file=sys.stderr)
+"""
+
+
+def child(code, **environment):
+    merged = {**os.environ, **environment}
+    kept = {name: value for name, value in merged.items() if value is not None}
+    return subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, env=kept, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_help_version_and_wrong_words_need_nothing_heavy(tool):
+    for argument, code in {"--help": 0, "--version": 0, "--nonsense=1": 2, "--seed=x": 2}.items():
+        done = child(COMMAND.format(tool=tool, arguments=[argument], modules=WITHOUT))
+        assert done.stderr.splitlines()[-1] == str(code), done.stderr
+        if argument == "--version":
+            assert done.stdout == f"tfpipe {tfpipe.__version__}\n"
+
+
+def test_the_check_of_what_is_heavy_can_fail():
+    done = child("import numpy" + COMMAND.format(tool="train", arguments=["--help"], modules=WITHOUT))
+    assert done.stderr.splitlines()[-1] == "0 numpy"
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("arguments", [["--help"], ["--nonsense"], []])
+def test_help_and_usage_take_little(tool, arguments):
+    if tool == "demo" and not arguments:
+        pytest.skip("the demo needs no flags")
+    code = COMMAND.format(tool=tool, arguments=arguments, modules=set())
+    quiet = f"import os; os.dup2(os.open(os.devnull, os.O_WRONLY), 1); os.dup2(1, 2)\n{code}"
+    # The promise is half a second over a bare interpreter; the processor's time, as for `import tfpipe`.
+    assert processor_seconds(quiet, 3) - processor_seconds("pass", 3) < 0.5
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("places")
+    for index in range(12):
+        write(root / "photos" / ("cat" if index % 2 else "dog") / f"{index}.jpg", picture(index))
+    tfpipe.build_tfrecords(root / "photos", root / "data", splits={"train": 0.5, "test": 0.5}, workers=1, progress=False)
+    write(root / "file", b"")
+    write(root / "other/file", b"")
+    write(root / "model.tflite", b"not looked into")
+    write(root / "text.keras", b"text")
+    write(root / "old/SHA256SUMS", b"0  preprocessing.json\n")
+    return root
+
+
+TRAIN = ["--data={0}/data", "--output={0}/run"]
+EVALUATE = ["--model={0}/model.tflite", "--data={0}/data", "--output={0}/eval"]
+PREDICT = ["--model={0}/model.tflite", "--input={0}/photos", "--output={0}/out.csv"]
+WRONG = [
+    (
+        "train",
+        ["--data={0}/nowhere", "--output={0}/run"],
+        "{0}/nowhere/manifest.json: no manifest here: there is no",
+    ),
+    (
+        "train",
+        ["--data={0}/photos", "--output={0}/run"],
+        "a folder of images, which are packed into one first: tools/build",
+    ),
+    ("train", [*TRAIN, "--image_size=96,96"], "--image_size must be SIDE or HEIGHTxWIDTH, as 224 or 240x320 (got '96,96')"),
+    ("train", [*TRAIN, "--image_size=8"], "--image_size 8x8 is too small for vgg16"),
+    ("train", [*TRAIN, "--backbone=resnet50"], "--backbone must be one of vgg16"),
+    ("train", [*TRAIN, "--weights={0}/none.h5"], "--weights: {0}/none.h5: no such file"),
+    ("train", [*TRAIN, "--backbone=lenet"], "there are no ImageNet weights for lenet"),
+    ("train", [*TRAIN, "--grey"], "backbone vgg16 takes three channels"),
+    ("train", [*TRAIN, "--batch_size=0"], "--batch_size must be an integer"),
+    ("train", [*TRAIN, "--mode=fintune"], "flag --mode=fintune"),
+    ("train", [*TRAIN, "--hidden=a"], "--hidden: 'a' is not a whole number"),
+    ("train", [*TRAIN, "--learning_rate=fast"], "--learning_rate: 'fast' is not a number"),
+    ("train", [*TRAIN, "--augment=much"], "--augment must be"),
+    ("train", [*TRAIN, "--mode=frozen", "--views=2"], "--views is of no effect in mode frozen"),
+    ("train", ["--data={0}/data", "--output={0}/file"], "{0}/file: a file; a folder is needed"),
+    ("train", ["--data={0}/data", "--output={0}/other"], "{0}/other: has other files (file) and no run"),
+    ("evaluate", ["--model={0}/nothing", *EVALUATE[1:]], "{0}/nothing: no such model"),
+    ("evaluate", ["--model={0}/text.keras", *EVALUATE[1:]], "it is no .keras file, or one that was cut"),
+    ("evaluate", [EVALUATE[0], "--data={0}/photos", EVALUATE[2]], "a folder of images"),
+    ("evaluate", [*EVALUATE, "--split=tset"], "--split must be one of train, test (got 'tset')"),
+    ("evaluate", [*EVALUATE[:2], "--output={0}/file/eval"], "{0}/file: a file; a folder is needed"),
+    ("evaluate", [*EVALUATE, "--shard=0/2", "--num_readers=2"], "--shard and --num_readers exclude each other"),
+    (
+        "export_model",
+        ["--run={0}/text.keras", "--output={0}/old"],
+        "{0}/old: holds an export; replace it with --overwrite=True, or",
+    ),
+    ("export_model", ["--run={0}/nothing", "--output={0}/new"], "{0}/nothing: no such file"),
+    ("export_model", ["--run={0}/other", "--output={0}/new"], "{0}/other: no model.keras in this folder"),
+    (
+        "export_model",
+        ["--run={0}/other", "--output={0}/new", "--checkpoint=x.keras"],
+        "x.keras: no such file; checkpoint",
+    ),
+    ("export_model", ["--run={0}/text.keras", "--output={0}/new", "--formats=pb,png"], "--formats must be some of saved_model"),
+    ("export_model", ["--run={0}/text.keras", "--output={0}/new", "--image_size=96,96"], "--image_size must be SIDE or"),
+    ("predict", ["--model={0}/nothing", *PREDICT[1:]], "{0}/nothing: no such model"),
+    ("predict", [PREDICT[0], "--input={0}/none.jpg", PREDICT[2]], "{0}/none.jpg: no such file or folder"),
+    ("predict", [*PREDICT[:2], "--output={0}/none/out.csv"], "{0}/none/out.csv: there is no folder {0}/none to write to"),
+    ("predict", [*PREDICT, "--format=jsonl", "--columns=label"], "--columns=label is for CSV"),
+    ("predict", [*PREDICT, "--split=test"], "--split='test' is of a data set"),
+    ("predict", [PREDICT[0], "--input={0}/data", PREDICT[2]], "{0}/data: which split? It has train, test"),
+    ("demo_page", ["--model={0}/nothing", "--port=0"], "{0}/nothing: no such model"),
+    ("demo_page", ["--model={0}/model.tflite", "--data={0}/photos", "--port=0"], "a folder of images"),
+    ("inspect_tfrecords", ["show", "{0}/data", "{0}/sheet.png", "--augment=much"], "--augment must be"),
+    ("inspect_tfrecords", ["show", "{0}/photos", "{0}/sheet.png", "--augment=light"], "a folder of images"),
+    ("inspect_tfrecords", ["show", "{0}/data", "{0}/sheet.png", "--augment=light", "--split=x"], "--split must be one of"),
+]
+
+
+@pytest.mark.parametrize(("tool", "arguments", "message"), WRONG)
+def test_what_is_wrong_is_said_before_tensorflow_is_loaded(places, tool, arguments, message):
+    if tool == "demo_page":
+        pytest.importorskip("gradio")
+    given = [argument.format(places) for argument in arguments]
+    before = sorted(places.rglob("*"))
+    # None in its place: who imports it fails, with another message.
+    without = "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None"
+    done = child(without + COMMAND.format(tool=tool, arguments=given, modules=set()))
+    assert message.format(places) in done.stderr.partition("error: ")[2]
+    assert done.stderr.split()[-1] in ("1", "2")
+    assert "Traceback" not in done.stderr
+    assert "[Errno" not in done.stderr
+    assert sorted(places.rglob("*")) == before
+
+
+LIKE_A_COMMAND = """
+'''Help.'''
+import sys
+from tfpipe import commands
+
+def main(arguments):
+    print("before", file=sys.stderr, flush=True)
+    import tensorflow as tf
+    tf.constant(1) + 1
+    print("after", file=sys.stderr, flush=True)
+    {rest}
+
+commands.run(main, __name__)
+"""
+FAIL = "tf.function(lambda x: x + 1, jit_compile=True)(1)"  # reads TF_XLA_FLAGS, and ends the process where they are wrong
+
+
+@pytest.mark.tf
+def test_none_of_tensorflows_start_stands_among_a_commands_words():
+    done = child(LIKE_A_COMMAND.format(rest=""), TF_CPP_MIN_LOG_LEVEL=None)
+    assert (done.returncode, done.stderr) == (0, "before\nafter\n")
+
+
+@pytest.mark.tf
+def test_who_asks_for_tensorflows_words_has_them():
+    done = child(LIKE_A_COMMAND.format(rest=""), TF_CPP_MIN_LOG_LEVEL="0")
+    assert "I0000" in done.stderr.partition("after")[0]
+
+
+@pytest.mark.tf
+@pytest.mark.parametrize("level", [None, "3"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_last_words_of_tensorflow_are_shown(level, inside):
+    rest = f"from tfpipe import start_up\n    with start_up._filtered(b'IWE'): {FAIL}" if inside else FAIL
+    done = child(LIKE_A_COMMAND.format(rest=rest), TF_CPP_MIN_LOG_LEVEL=level, TF_XLA_FLAGS="--nonsense")
+    assert done.returncode
+    assert "Unknown flag in TF_XLA_FLAGS: --nonsense" in done.stderr.partition("after")[2]
+    assert "Traceback" not in done.stderr

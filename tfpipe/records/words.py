@@ -1,0 +1,17 @@
+"""Words for people: what agrees with a number."""
+
+from __future__ import annotations
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """Returns "1 record", "1,200 records"; `many` where an s does not do."""
+    return f"{count:,} {_agreeing(count, one, many)}"
+
+
+def exactly(count: int, one: str, many: str | None = None) -> str:
+    """Returns "1 byte", "1200 bytes": digits as a file or a program has them, to be compared."""
+    return f"{count} {_agreeing(count, one, many)}"
+
+
+def _agreeing(count: int, one: str, many: str | None) -> str:
+    return one if count == 1 else many or f"{one}s"

@@ -1,0 +1,93 @@
+"""What TensorFlow says while it starts, kept from the terminal of a command: its words there are about the user's images.
+
+TF_CPP_MIN_LOG_LEVEL decides, as everywhere in TensorFlow: 2, errors alone, where the user has not set it. TensorFlow 2.21 looks
+at it only after its first lines have been written, which are therefore taken out on their way. Another process does that: what
+TensorFlow says when it aborts, it says to a process that lives on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import BinaryIO
+
+_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+_SEVERITIES = b"IWE"  # in TensorFlow's order, as its lines begin: I0000 00:00:17...; those of F, fatal, are always shown
+_NO_GPU = re.compile(rb"E\d{4} .*failed call to cuInit")  # an error only where there is a GPU
+_GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")
+
+
+def quieten() -> None:
+    """Sets the level, and has the import of TensorFlow, whenever it comes, say no more than that."""
+    level = os.environ.setdefault(_LEVEL, "2")
+    hidden = _SEVERITIES[: int(level)] if level.isdecimal() else b""
+    if hidden and "tensorflow" not in sys.modules:
+        sys.meta_path.insert(0, _Importer(hidden))
+
+
+class _Importer(MetaPathFinder):
+    """Finds TensorFlow where it is, and filters what it says while it is imported."""
+
+    def __init__(self, hidden: bytes) -> None:
+        self._hidden = hidden
+
+    def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        load = spec.loader.exec_module
+
+        def load_quietly(module: ModuleType) -> None:
+            with _filtered(self._hidden):
+                load(module)
+                module.config.list_physical_devices()  # where there is no GPU, it says so now
+
+        spec.loader.exec_module = load_quietly  # type: ignore[method-assign]
+        return spec
+
+
+@contextlib.contextmanager
+def _filtered(hidden: bytes) -> Iterator[None]:
+    """Sends standard error, of this process's libraries too, through a process that leaves out lines of some severities."""
+    sys.stderr.flush()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.close(writing)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # ends with its parent, whose last words it has
+                signal.signal(number, signal.SIG_IGN)
+            with open(reading, "rb") as lines:
+                _pass_on(lines, hidden)
+        finally:
+            os._exit(0)
+    terminal = os.dup(2)
+    os.dup2(writing, 2)
+    for descriptor in (reading, writing):
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.waitpid(child, 0)
+
+
+def _pass_on(lines: BinaryIO, hidden: bytes) -> None:
+    start = re.compile(rb"[%s]\d{4} |WARNING: All log messages before absl::InitializeLog" % hidden)
+    has_gpu = any(map(os.path.exists, _GPU_DRIVERS))
+    for line in lines:
+        if not start.match(line) and (has_gpu or not _NO_GPU.match(line)):
+            os.write(2, line)
