@@ -183,6 +183,7 @@ def test_features_that_collapse_call_nothing_a_twin_and_features_that_differ_exc
         return sorted(twin.key for twin in neighbours.find_twins(classifier, splits, "test", progress=False))
 
     assert with_features(lambda count: np.ones((count, 3))) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
+    assert with_features(lambda count: np.full((count, 3), np.nan)) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
     signs = iter((1, -1, -1))  # the split's, then the others'
     assert with_features(lambda count: np.full((count, 3), next(signs))) == ["test/0.jpg"]  # equal bytes in any case
 

@@ -162,9 +162,11 @@ def _batches(classifier: Classifier, directory: str | os.PathLike[str], split: s
     options = {"batch_size": batch_size, "image_size": classifier.image_size, "resize": classifier.resize}
     for batch in reading_errors.read(dataset(directory, split, as_dict=True, **options)):
         _, features = classifier.predict_with_features(batch["image"])
-        lengths = np.linalg.norm(features, axis=1, keepdims=True)
         keys = [key.decode() for key in batch["key"].numpy().tolist()]
-        yield _Batch(keys, features / np.maximum(lengths, np.finfo(np.float32).tiny), shrink(batch["image"]))
+        with np.errstate(invalid="ignore", over="ignore"):
+            lengths = np.linalg.norm(features, axis=1, keepdims=True)
+            features = features / np.maximum(lengths, np.finfo(np.float32).tiny)
+        yield _Batch(keys, features, shrink(batch["image"]))
 
 
 def shrink(images: Any) -> Array:
@@ -192,7 +194,8 @@ class _Queries:
             most = (self._screened[part] @ bounds).reshape(-1, len(_GROUPS), len(batch.keys)).max(axis=1)
             likely = most >= COARSE - _ROUNDING
             rows = start + np.flatnonzero(likely.any(axis=1))
-            near = likely[rows - start] & (self._features[rows] @ batch.features.T >= COSINE)
+            # Features that are no numbers exclude nothing.
+            near = likely[rows - start] & ~(self._features[rows] @ batch.features.T < COSINE)
             yield from self._compare(batch, windows, rows, near)
 
     def _compare(self, batch: _Batch, windows: Array, rows: Array, near: Array) -> Iterator[tuple[str, str, float]]:
@@ -221,9 +224,9 @@ def _window(grey: Array, down: int, right: int) -> Array:
 def _boxes(grey: Array) -> Array:
     """Returns the mean of the cell that begins at each pixel, [..., 61, 61]."""
     places = _SIDE - _CELL + 1
-    rows: Array = sum(grey[..., start : start + places, :] for start in range(_CELL))
-    columns: Array = sum(rows[..., start : start + places] for start in range(_CELL))
-    return columns / _CELL**2
+    rows = np.sum([grey[..., start : start + places, :] for start in range(_CELL)], axis=0)
+    boxes: Array = np.sum([rows[..., start : start + places] for start in range(_CELL)], axis=0) / _CELL**2
+    return boxes
 
 
 def _cells(boxes: Array, down: int, right: int) -> Array:
