@@ -30,8 +30,8 @@ p { margin: .4em 0 .8em; max-width: 75ch; }
 .card b { display: block; font-size: 1.25rem; } .card.main b { font-size: 2.1rem; color: var(--accent); line-height: 1.2; }
 .card span { color: var(--faint); font-size: .85rem; }
 .scroll { overflow: auto; max-height: 640px; max-width: 100%; }
-table { border-collapse: separate; border-spacing: 0; font-size: .87rem; } table.plain { width: 100%; }
-th, td { padding: 4px 7px; border-bottom: 1px solid var(--line); text-align: right; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; font-size: .85rem; } table.plain { width: 100%; }
+th, td { padding: 4px 6px; border-bottom: 1px solid var(--line); text-align: right; font-variant-numeric: tabular-nums; }
 thead th { position: sticky; top: 0; background: var(--paper); vertical-align: bottom; z-index: 1; }
 th:first-child, td:first-child { text-align: left; } tbody th { font-weight: 500; text-align: left; }
 td { white-space: nowrap; } th { max-width: 18em; min-width: 3em; overflow-wrap: break-word; }
