@@ -15,8 +15,9 @@ from pipeline_fixtures import write_data_set
 import tfpipe
 from tfpipe import augmentation_sheet
 from tfpipe.augmentation_sheet import show
-from tfpipe.inspection import fonts, sheets
+from tfpipe.inspection import sheets
 from tfpipe.pipeline.augmentation import Augmentation
+from tfpipe.records import fonts
 from tfpipe.records import manifest as manifests
 from tfpipe.records.errors import DataError
 

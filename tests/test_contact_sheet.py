@@ -9,8 +9,9 @@ from inspection_fixtures import build_tiny, forge, replaced
 from PIL import Image, ImageFont, ImageOps
 
 import tfpipe
-from tfpipe.inspection import contact_sheet, fonts
+from tfpipe.inspection import contact_sheet
 from tfpipe.inspection.contact_sheet import show
+from tfpipe.records import fonts
 from tfpipe.records import manifest as manifests
 from tfpipe.records.errors import DataError
 
@@ -218,7 +219,7 @@ def test_names_that_no_font_has_are_escaped_and_said(tmp_path, caplog, monkeypat
     with caplog.at_level(logging.WARNING, "tfpipe"):
         show(out, tmp_path / "sheet.png")
     assert "2 characters are in no font found here and drawn as escapes" in caplog.text
-    assert "can be given with --font (in Python font=)" in caplog.text
+    assert "can be given with --font (in Python font=), or installed: Debian calls it fonts-noto-cjk" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "tfpipe"):
         fonts.choose("小")

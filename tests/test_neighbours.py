@@ -64,7 +64,7 @@ def test_pairs_are_refined_together_as_each_alone_by_least_squares():
     grey = neighbours.shrink(np.stack([*images, *(np.roll(image, 1, axis=1) for image in images)])).astype(float)
     cells = neighbours._standardised(neighbours._window(grey, 0, 0))
     one, other = np.indices((len(grey), len(grey))).reshape(2, -1)
-    _, shifts = neighbours._align(cells, grey)
+    _, shifts = neighbours._align(cells, neighbours._windows(grey), np.ones((len(grey), len(grey)), bool))
     found = neighbours._refine(cells[one], grey, other, shifts[one, other])
     for a, b, similarity in zip(one, other, found, strict=True):
         design = neighbours._design(grey[b : b + 1], *neighbours._SHIFTS[shifts[a, b]])[0]
@@ -73,6 +73,41 @@ def test_pairs_are_refined_together_as_each_alone_by_least_squares():
         if np.abs(weights[1:]).max() < weights[0] / 2:
             expected = max(expected, cells[a] @ design @ weights / np.linalg.norm(design @ weights))
         assert similarity == pytest.approx(min(1, expected), abs=1e-9)
+
+
+def test_no_shift_correlates_by_more_than_the_screen_allows():
+    noise = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), np.uint8)
+    images = [*(textured(seed) for seed in range(8)), *noise, np.full((96, 96, 3), 9, np.uint8), np.uint8(textured(0) * 0.03)]
+    grey = neighbours.shrink(np.stack([*images, *(np.roll(image, (2, -3), axis=(0, 1)) for image in images)]))
+    windows = neighbours._windows(grey)
+    cells = windows[:, neighbours._SHIFTS.index((0, 0))]
+    exact = np.einsum("qc,bsc->qsb", cells, windows)
+    most = neighbours._project(cells, np.ones((len(cells), 1), np.float32)) @ neighbours._bounds(windows)
+    for index, group in enumerate(neighbours._GROUPS):
+        part = most[:, index * len(grey) : (index + 1) * len(grey)]
+        assert (exact[:, group].max(axis=1) <= part + neighbours._ROUNDING).all()
+    assert sorted(place for group in neighbours._GROUPS for place in group) == list(range(len(neighbours._SHIFTS)))
+
+
+def test_nearly_all_pairs_of_different_pictures_are_settled_by_the_screen(tmp_path, monkeypatch):
+    pictures = {"train": [jpeg(textured(seed, 48)) for seed in range(40)], "test": [jpeg(textured(39, 48))]}
+    pictures["test"] += [jpeg(textured(seed, 48)) for seed in range(100, 139)]
+    data, compared, align = write_splits(tmp_path, pictures), [], neighbours._align
+
+    def counted(cells, windows, near):
+        compared.append(int(near.sum()))
+        return align(cells, windows, near)
+
+    monkeypatch.setattr(neighbours, "_align", counted)
+    twins = neighbours.find_twins(make_classifier(["cat", "dog"], side=48), data, "test", progress=False)
+    assert [(twin.key, twin.twin) for twin in twins] == [("test/0.jpg", "train/39.jpg")]
+    assert 1 <= sum(compared) <= 40 * 40 / 20
+
+
+def test_progress_says_what_is_looked_for_and_where(splits, caplog):
+    caplog.set_level("INFO", "tfpipe")
+    neighbours.find_twins(make_classifier(["cat", "dog"], side=48), splits, "test")
+    assert "near-duplicates of test in train, val: 13 of 13 records" in caplog.text
 
 
 def test_similar_frames_need_bounded_memory(splits, monkeypatch):
@@ -148,6 +183,7 @@ def test_features_that_collapse_call_nothing_a_twin_and_features_that_differ_exc
         return sorted(twin.key for twin in neighbours.find_twins(classifier, splits, "test", progress=False))
 
     assert with_features(lambda count: np.ones((count, 3))) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
+    assert with_features(lambda count: np.full((count, 3), np.nan)) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
     signs = iter((1, -1, -1))  # the split's, then the others'
     assert with_features(lambda count: np.full((count, 3), next(signs))) == ["test/0.jpg"]  # equal bytes in any case
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser_fixtures import PATIENCE, browser
 from conftest import CHECKOUT, picture, write
 from evaluation_fixtures import build_pictures, make_classifier
 from PIL import Image
@@ -30,8 +31,9 @@ from tfpipe.transfer import classifiers, run_folders
 
 pytestmark = pytest.mark.tf
 
+__all__ = ["browser"]  # a fixture
+
 NAMES = ("cat", "<img src=x onerror='window.harmed=1'>", "小 猫")
-_PATIENCE = 60_000  # milliseconds, of a browser on a machine that has other work
 HOSTILE_NAME = "${1+1} <b onclick='x'>小 猫, \"q\".jpg"
 
 
@@ -300,24 +302,11 @@ def serve():
 
 
 @pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser here")
-    paths = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
-    path = next(paths, None)
-    if path is None:
-        pytest.skip("there is no chromium here")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=_PATIENCE)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def page(serve, browser, run):
     """The page of the run, open in a browser; `page.requests` are the addresses that the browser asked for."""
     with serve(run / "run", port=0, max_bytes=200_000, progress=False) as url:
         page = browser.new_page(viewport={"width": 1400, "height": 900})
-        page.set_default_timeout(_PATIENCE)
+        page.set_default_timeout(PATIENCE)
         page.requests, page.url_served = [], url
         page.on("request", lambda request: page.requests.append(request.url))
         page.goto(url)

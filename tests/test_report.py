@@ -7,15 +7,19 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from browser_fixtures import PATIENCE, browser
 from conftest import picture
 from report_fixtures import HOSTILE_NAMES, jpeg, make_classifier, write_splits
 
+from tfpipe.records import fonts
 from tfpipe.transfer import markup, report
 from tfpipe.transfer.evaluation import evaluate
 from tfpipe.transfer.predictions import Predictions
 from tfpipe.transfer.report import likely_label_errors, worst_mistakes, write_report
 
 pytestmark = pytest.mark.tf
+
+__all__ = ["browser"]  # a fixture
 
 SECTIONS = [
     "Result",
@@ -207,6 +211,77 @@ def test_a_set_without_mistakes_and_without_train(tmp_path):
     assert "no train or val split" in page.section("Near-duplicates")
     assert "bright : AUC 1.0000" in page.section("ROC and precision-recall").replace("bright:", "bright :")
     assert "average precision" in page.section("ROC and precision-recall")
+
+
+_PLACES = """() => [...document.querySelectorAll("section")].map(section => {
+  const box = section.getBoundingClientRect();
+  return [section.querySelector("h2").textContent, box.left, box.right, box.top];
+})"""
+_COLOURS = """() => ["body", "section", "thead th", "tbody th", ".matrix td.weak", "pre"].flatMap(name => {
+  const style = getComputedStyle(document.querySelector(name));
+  return [style.backgroundColor, style.color];
+}).map(colour => colour.match(/[\\d.]+/g).map(Number))"""
+
+
+@pytest.fixture
+def opened(hostile, browser):
+    """Opens the page in a window of a width and a colour scheme."""
+    pages = []
+
+    def open_page(width, scheme="light"):
+        pages.append(browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        pages[-1].goto(hostile[0].as_uri(), timeout=PATIENCE)
+        return pages[-1]
+
+    yield open_page
+    for page in pages:
+        page.close()
+
+
+@pytest.mark.parametrize(("width", "columns"), [(400, 1), (1000, 1), (1400, 2), (1900, 3)])
+def test_the_page_uses_the_width_and_no_more(opened, width, columns):
+    page = opened(width)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    places = {name: (left, right, top) for name, left, right, top in page.evaluate(_PLACES)}
+    rows = {}
+    for left, right, top in places.values():
+        rows.setdefault(top, []).append((left, right))
+    assert max(map(len, rows.values())) == columns
+    assert max(right for _, right, _ in places.values()) - min(left for left, _, _ in places.values()) > 0.93 * width
+    assert places["Worst mistakes"][1] - places["Worst mistakes"][0] > 0.93 * width
+    tops = page.evaluate("[...document.querySelector('.gallery').children].map(one => one.getBoundingClientRect().top)")
+    assert tops.count(tops[0]) >= min(len(tops), width // 300)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_dark_on_light_or_light_on_dark(opened, scheme):
+    colours = opened(1000, scheme).evaluate(_COLOURS)
+    for background, ink in zip(colours[::2], colours[1::2], strict=True):
+        if background[3:] in ([], [1]):  # not see-through
+            assert (
+                (sum(background[:3]) > sum(ink[:3]) + 300) if scheme == "light" else (sum(background[:3]) + 300 < sum(ink[:3]))
+            )
+
+
+def test_names_that_no_font_here_has_are_said_once_with_the_package(hostile, tmp_path, caplog, monkeypatch):
+    path, classifier, data = hostile
+    for name in ("predictions.csv", "receipt.json", "metrics.json"):
+        (tmp_path / name).write_bytes((path.parent / name).read_bytes())
+    monkeypatch.setattr(fonts, "_NAMES", ())  # what is left is Pillow's own font, which has no Chinese
+    write_report(tmp_path, classifier, data, "test", near_duplicates=False, progress=False)
+    (line,) = [record.getMessage() for record in caplog.records if "font" in record.getMessage()]
+    assert line.startswith("report.html: 3 characters of names in no font found here, 小深猫: ")
+    assert line.endswith("may show boxes; Debian has one in fonts-noto-cjk")
+    caplog.clear()
+    monkeypatch.setattr(fonts, "lacking", lambda text: frozenset())
+    write_report(tmp_path, classifier, data, "test", near_duplicates=False, progress=False)
+    assert "font" not in caplog.text
+
+
+def test_packages_that_have_fonts():
+    assert fonts.packages("猫") == fonts.packages("かカ한") == "fonts-noto-cjk"
+    assert fonts.packages("ᚠ猫") == "fonts-noto-cjk and fonts-unifont"
+    assert fonts.lacking("cat") == frozenset()
 
 
 def test_a_hundred_classes_and_classes_without_pictures(tmp_path):

@@ -22,6 +22,7 @@ from tfpipe.exporting import graph_names, seals, signatures, specifications
 from tfpipe.exporting.signatures import Answer
 from tfpipe.exporting.specifications import Specification
 from tfpipe.records.errors import DataError, lines_of
+from tfpipe.transfer import predictions
 from tfpipe.transfer.classifiers import NamedModel
 
 Graph = Any  # tf.compat.v1.GraphDef
@@ -160,13 +161,18 @@ class FrozenGraph:
 
         Raises:
             ValueError: an input has another name, type or shape.
+            DataError: of `image`: what the model says of a picture is no probabilities. Of `image_bytes`, it is not `valid`.
         """
         if len(values) + len(inputs) != len(self.inputs) or not set(inputs) <= set(self.inputs[len(values) :]):
             got = ", ".join([*(f"number {place}" for place in range(1, len(values) + 1)), *inputs])
             raise ValueError(f"inputs are {', '.join(self.inputs)} (got {got or 'none'})")
         inputs |= dict(zip(self.inputs, values, strict=False))
         feeds = {f"{name}:0": self._checked(name, value) for name, value in inputs.items()}
-        return dict(zip(self.outputs, self._run(feeds, self.outputs), strict=True))
+        found = dict(zip(self.outputs, self._run(feeds, self.outputs), strict=True))
+        if "valid" not in found:
+            probabilities = found["probabilities"]
+            predictions.check(probabilities, [f"input {row}" for row in range(len(probabilities))], self.specification)
+        return found
 
     def _checked(self, name: str, value: Any) -> tf.Tensor:
         expected = self._graph.graph.get_tensor_by_name(f"{name}:0")

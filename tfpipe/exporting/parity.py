@@ -4,12 +4,14 @@
     check(rows)    # DataError that names the first stage that differs
 
 The model is asked here, by the functions of evaluation; the files are asked in a fresh process that does not import
-tfpipe. Both see the same pictures in the same batches, because another batch size rounds differently.
+tfpipe. Both see the same pictures in the same batches, because another batch size rounds differently. A picture of which the
+model gives no probabilities must not be `valid` in the files either; what takes pixels is not compared on it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import subprocess
 import sys
@@ -31,12 +33,16 @@ from tfpipe.records.errors import DataError
 from tfpipe.records.words import exactly
 from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import NamedModel
+from tfpipe.transfer.predictions import are_probabilities
 
 Array = np.ndarray[Any, Any]
+
+_log = logging.getLogger("tfpipe")
 
 # In the order in which a picture passes them: the first that differs explains those after it.
 STAGES = ("valid", "pixels", "features", "probabilities", "scores", "classes")
 TOLERANCE = 1e-5  # of a probability, for programs that are not TensorFlow: sums of other order round differently
+_DECODED = "decoded"  # whether a file is a picture, whatever the model says of it
 _KERAS = "keras"
 _TENSORFLOW = ("saved_model", "frozen", _KERAS)
 _BATCH_SIZE = 16
@@ -98,15 +104,11 @@ def compare(
     Raises:
         DataError: an artefact could not be asked.
         ValueError: the specification refuses most of the pictures.
+        DataError: of most of the pictures the model gives no probabilities.
     """
     batches = [specimens[start : start + _BATCH_SIZE] for start in range(0, len(specimens), _BATCH_SIZE)]
     expected = [_expect(model, specification, batch) for batch in batches]
-    num_valid = sum(int(answers["valid"].sum()) for answers in expected)
-    if 2 * num_valid < len(specimens):
-        limit = specification.max_pixels
-        raise ValueError(
-            f"only {num_valid} of {exactly(len(specimens), 'file')} could be compared: max_pixels={limit} refuses the others"
-        )
+    _check_valid(specification, specimens, expected)
     with tempfile.TemporaryDirectory(prefix="tfpipe-parity-") as name:
         folder = Path(name)
         for index, (batch, answers) in enumerate(zip(batches, expected, strict=True)):
@@ -126,6 +128,18 @@ def compare(
         ]
 
 
+def _check_valid(specification: Specification, specimens: Sequence[Specimen], expected: Sequence[dict[str, Array]]) -> None:
+    decoded, valid = (np.concatenate([answers[name] for answers in expected]) for name in (_DECODED, "valid"))
+    counted = f"only {int(valid.sum())} of {exactly(len(specimens), 'file')} could be compared"
+    if 2 * decoded.sum() < len(specimens):
+        raise ValueError(f"{counted}: max_pixels={specification.max_pixels} refuses the others")
+    unsound = ", ".join(specimens[index].name for index in np.flatnonzero(decoded & ~valid).tolist())
+    if 2 * valid.sum() < len(specimens):
+        raise DataError(f"{counted}: the model gives no probabilities for {unsound}")
+    if unsound:
+        _log.warning("the model gives no probabilities for %s: in what is exported, such a picture is not valid", unsound)
+
+
 def check(rows: Sequence[Row]) -> None:
     """Raises DataError unless all differences are within what is allowed; it names the first stage that differs."""
     bad = sorted((row for row in rows if not row.is_good), key=lambda row: STAGES.index(row.stage))
@@ -139,18 +153,19 @@ def check(rows: Sequence[Row]) -> None:
 
 
 def _expect(model: NamedModel, specification: Specification, batch: Sequence[Specimen]) -> dict[str, Array]:
-    """Returns what evaluation makes of files: header, decoder, resize, model. A bad one is zeros in all."""
+    """Returns what evaluation makes of files: header, decoder, resize, model. One that is not valid is zeros in all."""
     pixels = [_pixels(specimen.data, specification) for specimen in batch]
-    valid = np.array([picture is not None for picture in pixels])
+    decoded = np.array([picture is not None for picture in pixels])
     blank = np.zeros((*specification.image_size, 3), np.uint8)
     seen = np.stack([blank if picture is None else picture for picture in pixels])
     found = {name: tensor.numpy() for name, tensor in model.answer(seen).items()}
+    valid = decoded & are_probabilities(found["probabilities"])
     answers = {name: np.where(valid[:, np.newaxis], values, np.zeros_like(values)) for name, values in found.items()}
     order = np.argsort(-answers["probabilities"], axis=1, kind="stable")[:, : specification.top_k]
     names = np.array([name.encode("utf-8", "surrogateescape") for name in specification.class_names], object)
     classes = np.where(valid[:, np.newaxis], names[order], b"")
     scores = np.take_along_axis(answers["probabilities"], order, axis=1)
-    return {**answers, "pixels": seen, "valid": valid, "classes": classes, "scores": scores}
+    return {**answers, "pixels": seen, "valid": valid, _DECODED: decoded, "classes": classes, "scores": scores}
 
 
 def _pixels(data: bytes, specification: Specification) -> Array | None:
@@ -198,11 +213,12 @@ def _rows(
     names = [specimen.name for batch in batches for specimen in batch]
     for output in sorted(answers[0], key=lambda output: (STAGES.index(output.split(".")[-1]), output)):
         stage = output.split(".")[-1]
-        # Of pixels, a blank picture has an answer, too; of files, it has none.
+        # Of pixels, a picture that is not valid has an answer, too; of files, it has none.
         is_asked = np.concatenate([np.ones(len(batch), bool) for batch in batches])
         if output.startswith("image."):
             is_asked = np.concatenate([answer["valid"] for answer in expected])
-        found, wanted = (np.concatenate([part[key] for part in parts]) for parts, key in ((answers, output), (expected, stage)))
+        key = _DECODED if output == "pixels.valid" else stage  # that signature does not ask the model
+        found, wanted = (np.concatenate([part[key] for part in parts]) for parts, key in ((answers, output), (expected, key)))
         far = np.where(is_asked, _distances(found, wanted), 0)
         worst = int(np.argmax(np.where(np.isnan(far), np.inf, far)))
         allowed = None if artefact.is_lossy else _allowed(artefact.kind, stage, tolerance)

@@ -19,7 +19,7 @@ import tensorflow as tf
 from tfpipe.pipeline.loader import dataset
 from tfpipe.records import manifest
 from tfpipe.records.errors import lines_of
-from tfpipe.transfer import reading_errors
+from tfpipe.transfer import predictions, reading_errors
 from tfpipe.transfer.accounting import open_split
 from tfpipe.transfer.classifiers import NamedModel
 
@@ -58,13 +58,17 @@ def measure_cost(before: NamedModel, after: NamedModel, directory: str | os.Path
 
     Raises:
         ValueError: the split is unlabelled or empty, or the model does not know one of its classes.
+        DataError: what one of the models says of a picture is no probabilities.
     """
     open_split(before, directory, split)
     options: dict[str, Any] = {"batch_size": 32, "image_size": before.image_size, "resize": before.resize}
     columns = [list(before.class_names).index(name) for name in manifest.load(directory).class_names]
     answers, labels = [], []
     for batch in reading_errors.read(dataset(directory, split, as_dict=True, **options)):
-        answers.append(np.stack([before.predict(batch["image"]), after.predict(batch["image"])]))
+        keys = [key.decode() for key in batch["key"].numpy().tolist()]
+        answers.append(np.stack([model.predict(batch["image"]) for model in (before, after)]))
+        for model, values in zip((before, after), answers[-1], strict=True):
+            predictions.check(values, keys, model)
         labels += [columns[label] for label in batch["label"].numpy()]
     both, truth = np.concatenate(answers, axis=1), np.array(labels)
     chosen = both.argmax(axis=2)

@@ -10,7 +10,8 @@
     pixels            image_bytes string [B] -> image uint8 [B, H, W, 3], valid: what the model sees
 
 A file that is no picture is not valid: its probabilities, scores and features are 0 and its classes empty; the others of
-the batch are what they are without it. Names follow TensorFlow Serving's conventions: `_bytes` ends what is base64 in
+the batch are what they are without it. The same is said of a picture of which the model gives no probabilities, as NaN; only
+`pixels` knows nothing of it. Names follow TensorFlow Serving's conventions: `_bytes` ends what is base64 in
 JSON, "classes" and "scores" are those of its classification API.
 """
 
@@ -23,6 +24,7 @@ import tensorflow as tf
 
 from tfpipe.exporting.pixels import decode_batch
 from tfpipe.exporting.specifications import Specification
+from tfpipe.transfer import predictions
 from tfpipe.transfer.classifiers import NamedModel
 
 Tensors = dict[str, tf.Tensor]
@@ -46,8 +48,8 @@ def make(answer: Answer, specification: Specification, *, has_features: bool) ->
         return {name: answers[name] for name in ("probabilities", "classes", "scores", "valid")}
 
     def classify_images(image: tf.Tensor) -> Tensors:
-        probabilities = answer(image)["probabilities"]
-        return {"probabilities": probabilities, **_top(specification, probabilities)}
+        answers = _sound(specification, answer(image))
+        return {name: answers[name] for name in ("probabilities", "classes", "scores")}
 
     def describe_files(image_bytes: tf.Tensor) -> Tensors:
         answers = answer_files(answer, specification, image_bytes)
@@ -102,10 +104,18 @@ def answer_files(answer: Answer, specification: Specification, image_bytes: tf.T
     The model sees zeros for a bad file: a batch keeps its size, and with it every other row its bits.
     """
     image, valid = _decode(specification, image_bytes)
-    answers = dict(answer(image))
-    answers |= _top(specification, answers["probabilities"])
-    masked = {name: tf.where(valid[:, tf.newaxis], value, tf.zeros_like(value)) for name, value in answers.items()}
-    return {**masked, "valid": valid, "pixels": image}
+    return {**_sound(specification, answer(image), valid), "pixels": image}
+
+
+def _sound(specification: Specification, answers: Tensors, valid: tf.Tensor | bool = True) -> Tensors:
+    """Returns answers with "classes" and "scores", zeros and no classes where not "valid": no probabilities, or not `valid`."""
+    probabilities = answers["probabilities"]
+    sums = tf.abs(tf.reduce_sum(probabilities, axis=1) - 1) <= predictions.TOLERANCE  # as `predictions.are_probabilities`
+    inside = tf.reduce_all(tf.abs(probabilities - 0.5) <= 0.5 + predictions.TOLERANCE, axis=1)
+    valid = valid & sums & inside
+    everything = {**answers, **_top(specification, probabilities)}
+    masked = {name: tf.where(valid[:, tf.newaxis], value, tf.zeros_like(value)) for name, value in everything.items()}
+    return {**masked, "valid": valid}
 
 
 def _function(function: Callable[[tf.Tensor], Tensors], spec: tf.TensorSpec) -> Any:

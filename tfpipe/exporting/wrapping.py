@@ -17,8 +17,9 @@ from tfpipe.pipeline import decoding
 from tfpipe.records.words import exactly
 from tfpipe.transfer import cutting, layers
 from tfpipe.transfer.classifiers import NamedModel
+from tfpipe.transfer.predictions import TOLERANCE, are_probabilities
 
-_TOLERANCE, _TOLERANCE_16_BITS = 1e-3, 1e-2  # of a sum of probabilities: bfloat16 has less than three digits
+_TOLERANCE = 1e-3  # of a sum of probabilities of 32 bits
 _NO_SIGNS = ("Cc", "Cs", "Zl", "Zp")  # of Unicode: control, surrogate, line separator, paragraph separator
 _TENSOR = keras.KerasTensor
 
@@ -199,11 +200,11 @@ def _check_outputs(model: keras.Model, name: str, outputs: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (4, *model.input_shape[1:]), dtype=np.uint8)
     plain = [np.full_like(noise[:1], level) for level in (0, 64, 128, 255)]
     answers = model(np.concatenate([noise, noise // 8 + 100, *plain]), training=False)
-    tolerance = _TOLERANCE if answers[0].dtype == "float32" else _TOLERANCE_16_BITS
+    tolerance = _TOLERANCE if answers[0].dtype == "float32" else TOLERANCE
     values, found = (np.asarray(answer, np.float32) for answer in answers)
-    if outputs == "logits" and values.shape[1] > 1 and _are_probabilities(values, tolerance).all():
+    if outputs == "logits" and values.shape[1] > 1 and are_probabilities(values, tolerance).all():
         raise ValueError(f"{name}: its outputs are probabilities already (for noise {_first(values)}); say no outputs=logits")
-    if not (good := _are_probabilities(found, tolerance)).all():
+    if not (good := are_probabilities(found, tolerance)).all():
         bad = values[~good]
         advice = "the weights may be damaged"
         if np.isfinite(bad).all():
@@ -211,13 +212,6 @@ def _check_outputs(model: keras.Model, name: str, outputs: str) -> None:
             several = "tfpipe exports classifiers of one label per picture, whose outputs sum to 1"
             advice = several if in_range else "say outputs=logits if an activation is missing"
         raise ValueError(f"{name}: its outputs are no probabilities (for noise {_first(bad)}); {advice}")
-
-
-def _are_probabilities(values: np.ndarray[Any, Any], tolerance: float) -> np.ndarray[Any, Any]:
-    """Returns which rows are."""
-    sums = abs(values.sum(axis=1) - 1) <= tolerance
-    good: np.ndarray[Any, Any] = sums & (values >= -tolerance).all(axis=1) & (values <= 1 + tolerance).all(axis=1)
-    return good
 
 
 def _first(rows: np.ndarray[Any, Any]) -> list[float]:

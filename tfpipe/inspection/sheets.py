@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tfpipe.inspection import fonts
+from tfpipe.records import fonts
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import written_atomically
 

@@ -24,6 +24,7 @@ from tfpipe.serving.galleries import Gallery, Neighbour, shrink
 from tfpipe.serving.picture_files import Problem
 from tfpipe.transfer import explanation
 from tfpipe.transfer.classifiers import Classifier, Predictor
+from tfpipe.transfer.predictions import are_probabilities
 
 _SHOWN_SIDE = 640  # pixels
 _THUMBNAIL_SIDE = 96
@@ -94,18 +95,21 @@ class Answers:
     max_pixels: int = images.DEFAULT_MAX_PIXELS
 
     def answer(self, path: str) -> Answer | Problem:
-        """Returns what there is to say of a file, or why it is no picture that can be decoded."""
+        """Returns what there is to say of a file, or why there is nothing."""
         image = _decode(path, self.max_pixels)
         if isinstance(image, Problem):
             return image
         seen, picture = self._resize(image), shrink(image, _SHOWN_SIDE)
         if isinstance(self.predictor, Classifier):
             return self._explained(self.predictor, image, seen, picture)
-        return Answer(self.predictor.predict(seen[tf.newaxis])[0], picture, seen.numpy())
+        probabilities = self.predictor.predict(seen[tf.newaxis])
+        return _unsound(probabilities[0]) or Answer(probabilities[0], picture, seen.numpy())
 
-    def _explained(self, classifier: Classifier, image: tf.Tensor, seen: tf.Tensor, picture: Array) -> Answer:
+    def _explained(self, classifier: Classifier, image: tf.Tensor, seen: tf.Tensor, picture: Array) -> Answer | Problem:
         batch = seen[tf.newaxis]
         probabilities, features = classifier.predict_with_features(batch)
+        if problem := _unsound(probabilities[0]):
+            return problem
         heat = explanation.explain(classifier, batch, probabilities.argmax(axis=1))[0]
         return Answer(
             probabilities[0],
@@ -134,8 +138,10 @@ class Answers:
         for upload, found in zip(uploads, shown, strict=True):
             if isinstance(found, Problem):
                 yield Row(upload.name, problem=found.message)
-            else:
-                yield Row(upload.name, next(probabilities), found[1])
+                continue
+            said = next(probabilities)
+            problem = _unsound(said)
+            yield Row(upload.name, problem=problem.message) if problem else Row(upload.name, said, found[1])
 
     def _shown(self, path: str) -> tuple[tf.Tensor, Array] | Problem:
         """Returns what the model and what a person sees of a file; the decoded picture is not kept."""
@@ -144,6 +150,12 @@ class Answers:
 
     def _resize(self, image: tf.Tensor) -> tf.Tensor:
         return decoding.resize_image(image, self.predictor.image_size, self.predictor.resize)
+
+
+def _unsound(probabilities: Array) -> Problem | None:
+    if are_probabilities(probabilities[np.newaxis]).all():
+        return None
+    return Problem("no_probabilities", f"the model gives no probabilities for it: {probabilities.tolist()}")
 
 
 def _decode(path: str, max_pixels: int) -> tf.Tensor | Problem:

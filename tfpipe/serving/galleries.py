@@ -22,6 +22,7 @@ from tfpipe.pipeline import decoding
 from tfpipe.pipeline.loader import dataset
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import schema
+from tfpipe.records.errors import DataError
 from tfpipe.records.progress import ProgressBar
 from tfpipe.transfer import reading_errors
 from tfpipe.transfer.classifiers import Classifier
@@ -120,7 +121,8 @@ def collect(
         progress: show a bar.
 
     Raises:
-        ValueError, FileNotFoundError, DataError: as `tfpipe.dataset`; ValueError if there are no pictures.
+        ValueError, FileNotFoundError, DataError: as `tfpipe.dataset`; ValueError if there are no pictures, DataError if the
+            model's features of one are not finite.
     """
     reader = RecordReader(directory, split)
     num_batches = -(-min(reader.num_records, max_pictures or reader.num_records) // BATCH_SIZE)
@@ -133,7 +135,11 @@ def collect(
     with ProgressBar("features of the training pictures", total, enabled=progress) as bar:
         for batch in reading_errors.read(dataset(directory, split, **options).take(num_batches)):
             keys += [key.decode() for key in batch["key"].numpy().tolist()]
-            features.append(_unit(classifier.predict_with_features(batch["image"])[1]))
+            _, found = classifier.predict_with_features(batch["image"])
+            if broken := np.flatnonzero(~np.isfinite(found).all(axis=1)).tolist():
+                name = keys[broken[0] - len(found)]
+                raise DataError(f"model {classifier.sha256[:12]}: its features of {name!r} are not finite numbers")
+            features.append(_unit(found))
             bar.add(len(features[-1]), 0)
     return Gallery(reader, split, keys, np.concatenate(features))
 

@@ -28,6 +28,7 @@ from tfpipe.records.cores import count_cores
 from tfpipe.serving import picture_files
 from tfpipe.serving.picture_files import Problem
 from tfpipe.serving.tables import TOP_K, best_of
+from tfpipe.transfer import predictions
 from tfpipe.transfer.classifiers import Predictor
 
 Array = np.ndarray[Any, Any]
@@ -97,6 +98,7 @@ class Model:
 
         Raises:
             ValueError: an argument is not what it should be. A file that is missing or no picture is none: its answer says so.
+            DataError: what the model says of a picture is no probabilities, as NaN; names the pictures.
         """
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if not decoding.is_integer(value) or value < 1:
@@ -105,12 +107,16 @@ class Model:
         with ThreadPoolExecutor(count_cores()) as pool:
             found: list[Prediction] = []
             for start in range(0, len(items), batch_size):
-                found += self._answer(list(pool.map(self._pixels, items[start : start + batch_size])), top_k)
+                part = items[start : start + batch_size]
+                names = [item if isinstance(item, str) else f"input {index}" for index, item in enumerate(part, start)]
+                found += self._answer(list(pool.map(self._pixels, part)), names, top_k)
         return found
 
-    def _answer(self, pictures: Sequence[Array | Problem], top_k: int) -> list[Prediction]:
-        good = [picture for picture in pictures if not isinstance(picture, Problem)]
-        answers = iter(self.predictor.predict(np.stack(good)) if good else [])
+    def _answer(self, pictures: Sequence[Array | Problem], names: Sequence[str], top_k: int) -> list[Prediction]:
+        good = {index: picture for index, picture in enumerate(pictures) if not isinstance(picture, Problem)}
+        values = self.predictor.predict(np.stack([*good.values()])) if good else np.empty((0, 1))
+        predictions.check(values, [names[index] for index in good], self.predictor)
+        answers = iter(values)
         return [
             self._refusal(picture) if isinstance(picture, Problem) else self._prediction(next(answers), top_k)
             for picture in pictures

@@ -24,6 +24,7 @@ from tfpipe.records.errors import DataError
 from tfpipe.serving import picture_files
 from tfpipe.serving.picture_files import Encoded, Problem
 from tfpipe.serving.sources import Listing, Picture
+from tfpipe.transfer import predictions
 from tfpipe.transfer.classifiers import Predictor
 
 Array = np.ndarray[Any, Any]
@@ -74,7 +75,7 @@ class PictureBatches:
         """Yields batches until every picture from `start` on had its row. The next is computed while one is dealt with.
 
         Raises:
-            DataError: the model's answers are not numbers.
+            DataError: the model's answers are no probabilities.
         """
         with closing(_ahead(self._predict(start))) as batches:
             yield from batches
@@ -82,7 +83,7 @@ class PictureBatches:
     def _predict(self, start: int) -> Generator[Predicted, None, None]:
         for batch in self._batches(start):
             indices, values = batch["index"].numpy().tolist(), self._predictor.predict(batch["image"])
-            self._check(indices, values)
+            predictions.check(values, [self._pictures[index].shown for index in indices], self._predictor)
             answers = dict(zip(indices, values, strict=True))
             rows = [
                 (index, answers[index] if index in answers else self._problem(index)) for index in range(start, indices[-1] + 1)
@@ -92,11 +93,6 @@ class PictureBatches:
         stop = len(self._pictures)
         if start < stop:
             yield Predicted(stop, [(index, self._problem(index)) for index in range(start, stop)])
-
-    def _check(self, indices: list[int], values: Array) -> None:
-        for row in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
-            shown = self._pictures[indices[row]].shown
-            raise DataError(f"the model's probabilities are not numbers: {values[row].tolist()}", path=shown)
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]  # nothing to convert; looking takes long
     def _batches(self, start: int) -> tf.data.Dataset:

@@ -20,7 +20,8 @@ _UNREADABLE = "unreadable"
 class Problem(NamedTuple):
     """Why a picture has no probabilities; no exception, since those keep alive all that was at hand when they were raised.
 
-    `code` is one of `tfpipe.records.images.REASONS`, "unreadable" or "undecodable". `path` and `offset` say where.
+    `code` is one of `tfpipe.records.images.REASONS`, "unreadable", "undecodable", or, on the page, "no_probabilities": the
+    picture is one, and the model fails at it. `path` and `offset` say where.
     """
 
     code: str

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tfpipe.records.words import plural
+from tfpipe.transfer import predictions
 from tfpipe.transfer.predictions import Predictions
 
 _log = logging.getLogger("tfpipe")
@@ -35,6 +36,7 @@ def fit_temperature(table: Predictions) -> float:
 
     Raises:
         ValueError: the table is empty, or has pictures without a label.
+        DataError: it has rows that are no probabilities.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
@@ -45,7 +47,7 @@ def fit_temperature(table: Predictions) -> float:
         pictures = plural(len(table.labels), "picture")
         _log.warning("calibration: %s, all taken rightly: no temperature follows, 1 is used", pictures)
         return 1.0
-    logits, here = _logits(table.probabilities), np.arange(len(table.labels))
+    logits, here = _logits(table), np.arange(len(table.labels))
 
     def loss(log_temperature: float) -> float:
         return -float(log_softmax(logits / math.exp(log_temperature), axis=1)[here, table.labels].mean())
@@ -64,18 +66,20 @@ def scale(table: Predictions, temperature: float) -> Predictions:
 
     Raises:
         ValueError: the temperature is not positive.
+        DataError: the table has rows that are no probabilities.
     """
     from scipy.special import softmax
 
     if not temperature > 0 or math.isinf(temperature):
         raise ValueError(f"temperature must be a positive number (got {temperature!r})")
-    scaled = softmax(_logits(table.probabilities) / temperature, axis=1).astype(np.float32)
+    scaled = softmax(_logits(table) / temperature, axis=1).astype(np.float32)
     winners = table.predicted
     tied = np.flatnonzero(scaled.argmax(axis=1) != winners)  # rounding made them equal, and an earlier class comes first
     scaled[tied, winners[tied]] = np.nextafter(scaled[tied, winners[tied]], np.float32(2))
     return dataclasses.replace(table, probabilities=scaled.astype(np.float64))
 
 
-def _logits(probabilities: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    logits: np.ndarray[Any, Any] = np.log(np.maximum(probabilities, SMALLEST_PROBABILITY))
+def _logits(table: Predictions) -> np.ndarray[Any, Any]:
+    predictions.check(table.probabilities, table.keys)
+    logits: np.ndarray[Any, Any] = np.log(np.maximum(table.probabilities, SMALLEST_PROBABILITY))
     return logits

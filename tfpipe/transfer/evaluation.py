@@ -201,6 +201,7 @@ class _Run:
     def _predict(self, batch: dict[str, Any], labels: np.ndarray[Any, Any]) -> Predictions:
         keys, filenames = ([value.decode() for value in batch[name].numpy().tolist()] for name in ("key", "filename"))
         probabilities = self.predictor.predict(batch["image"])
+        predictions.check(probabilities, keys, self.predictor)
         return Predictions(keys, filenames, labels[batch["label"].numpy()], probabilities, self.predictor.class_names)
 
     def write_part(self, shard: tuple[int, int], claim: accounting.Claim) -> None:

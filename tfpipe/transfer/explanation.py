@@ -23,7 +23,8 @@ def explain(classifier: Classifier, images: Any, class_indices: Any) -> Array:
     """Returns what in a picture speaks for a class, by place of the last feature map.
 
     Each channel of the map is weighted with the mean gradient of the class's logit over its places; what is left above zero
-    of the weighted sum is divided by its maximum. It is all zeros where nothing speaks for the class.
+    of the weighted sum is divided by its maximum. It is all zeros where nothing speaks for the class, and where the network
+    or its gradients give no numbers.
 
     Args:
         classifier: with any trunk and head; the map is what its head begins with.
@@ -42,6 +43,7 @@ def explain(classifier: Classifier, images: Any, class_indices: Any) -> Array:
     weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
     heat = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1))
     heated: Array = tf.math.divide_no_nan(heat, tf.reduce_max(heat, axis=(1, 2), keepdims=True)).numpy()
+    heated[~np.isfinite(heated).all(axis=(1, 2))] = 0
     return heated
 
 

@@ -7,14 +7,22 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 STYLE = """
-:root { color-scheme: light; --ink: #22252a; --faint: #5f666e; --line: #dfe2e5; --accent: #1f6f8b; --alarm: #b3412e; }
+:root { color-scheme: light dark; --ink: #22252a; --faint: #5f666e; --line: #dfe2e5; --accent: #1f6f8b; --alarm: #b3412e;
+  --paper: #fff; --desk: #f4f4f1; --cell: 8, 81, 156; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e3e5e8; --faint: #9ca3ab; --line: #3a3f45; --accent: #6cb8d3; --alarm: #f08a76; --paper: #1d2024;
+    --desk: #131518; --cell: 38, 125, 211; }
+  .charts img, .chart img { background: #fff; border-radius: 6px; filter: brightness(.9); }
+}
 * { box-sizing: border-box; }
-body { margin: 0; background: #f4f4f1; color: var(--ink); line-height: 1.5;
+body { margin: 0; background: var(--desk); color: var(--ink); line-height: 1.5;
   font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Noto Sans", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 24px 20px 48px; }
+main { max-width: 2000px; margin: 0 auto; padding: 24px 20px 48px; display: grid; gap: 20px; grid-auto-flow: dense;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 560px), 1fr)); }
+header, section.wide { grid-column: 1 / -1; } @media (min-width: 1220px) { section.broad { grid-column: span 2; } }
 header h1 { margin: 0; font-size: 1.5rem; overflow-wrap: anywhere; }
 header p, .note { color: var(--faint); margin: .3em 0; overflow-wrap: anywhere; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 18px 22px; margin-top: 20px; }
+section { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: 18px 22px; min-width: 0; }
 h2 { font-size: 1.15rem; margin: 0 0 .5em; } h3 { font-size: 1rem; margin: 1em 0 .4em; }
 p { margin: .4em 0 .8em; max-width: 75ch; }
 .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 12px 0 4px; }
@@ -22,31 +30,33 @@ p { margin: .4em 0 .8em; max-width: 75ch; }
 .card b { display: block; font-size: 1.25rem; } .card.main b { font-size: 2.1rem; color: var(--accent); line-height: 1.2; }
 .card span { color: var(--faint); font-size: .85rem; }
 .scroll { overflow: auto; max-height: 640px; max-width: 100%; }
-table { border-collapse: separate; border-spacing: 0; font-size: .9rem; }
-th, td { padding: 4px 10px; border-bottom: 1px solid var(--line); text-align: right; font-variant-numeric: tabular-nums; }
-thead th { position: sticky; top: 0; background: #fff; vertical-align: bottom; z-index: 1; }
+table { border-collapse: separate; border-spacing: 0; font-size: .85rem; } table.plain { width: 100%; }
+th, td { padding: 4px 6px; border-bottom: 1px solid var(--line); text-align: right; font-variant-numeric: tabular-nums; }
+thead th { position: sticky; top: 0; background: var(--paper); vertical-align: bottom; z-index: 1; }
 th:first-child, td:first-child { text-align: left; } tbody th { font-weight: 500; text-align: left; }
-td { white-space: nowrap; } th { max-width: 18em; min-width: 3.5em; overflow-wrap: break-word; }
+td { white-space: nowrap; } th { max-width: 18em; min-width: 3em; overflow-wrap: break-word; }
 td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 8em; }
-.matrix td { text-align: center; min-width: 3.2em; border: 1px solid #fff; }
+.matrix td { text-align: center; min-width: 3.2em; border: 1px solid var(--paper);
+  background: rgba(var(--cell), var(--share)); }
+.matrix td.strong { color: #fff; }
 .matrix thead th { text-align: center; max-width: 9em; }
-.matrix tbody th { text-align: right; position: sticky; left: 0; background: #fff; }
+.matrix tbody th { text-align: right; position: sticky; left: 0; background: var(--paper); }
 .bar { display: inline-block; height: .65em; background: var(--accent); opacity: .55; border-radius: 2px; margin-right: 6px; }
 .charts { display: flex; flex-wrap: wrap; gap: 18px; align-items: flex-start; }
-.charts figure { margin: 0; flex: 1 1 300px; max-width: 460px; }
+.charts figure { margin: 0; flex: 1 1 240px; max-width: 460px; } .chart { margin: 0; max-width: 900px; }
 figure img { max-width: 100%; height: auto; display: block; } figcaption { font-size: .85rem; overflow-wrap: anywhere; }
 .legend { list-style: none; padding: 0; margin: .3em 0; display: flex; flex-wrap: wrap; gap: 2px 18px; font-size: .9rem; }
 .legend li { overflow-wrap: anywhere; }
 .legend i { display: inline-block; width: 1.3em; height: .3em; vertical-align: middle; margin-right: .5em; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); gap: 16px; margin-top: 10px; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 16px; margin-top: 10px; }
 .gallery figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; padding: 8px; min-width: 0; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 4px; margin-bottom: 6px; }
 .pair.one { grid-template-columns: 1fr; max-width: 60%; }
 .pair img { width: 100%; border-radius: 3px; }
 .wrong { color: var(--alarm); font-weight: 600; } .file { color: var(--faint); display: block; }
-pre { overflow: auto; max-width: 100%; font-size: .85rem; background: #f7f7f5; padding: 12px; border-radius: 6px; margin: 0; }
+pre { overflow: auto; font-size: .85rem; background: var(--desk); padding: 12px; border-radius: 6px; margin: 0; }
 @media (max-width: 560px) {
-  main { padding: 14px 10px; } section { padding: 14px 12px; } .gallery { grid-template-columns: 1fr; }
+  main { padding: 14px 10px; gap: 14px; } section { padding: 14px 12px; } .gallery { grid-template-columns: 1fr; }
 }
 @media print { section { break-inside: avoid-page; } .scroll { max-height: none; } }
 """

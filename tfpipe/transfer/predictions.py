@@ -34,6 +34,8 @@ METRICS_NAME = "metrics.json"
 _COLUMNS = ("key", "filename", "label", "predicted")
 _PREFIX = "probability_"
 _SUM_TOLERANCE = 1e-3  # a softmax in float32 over 10,000 classes is off by 1e-5
+TOLERANCE = 1e-2  # of what a model says: one that ends in 16 bits is off by a few thousandths
+_MAX_NAMED = 5  # pictures, or numbers, in a message
 _BLOCK_ROWS = 1024
 
 
@@ -62,6 +64,34 @@ class Predictions:
         return predicted
 
 
+def are_probabilities(values: np.ndarray[Any, Any], tolerance: float = TOLERANCE) -> np.ndarray[Any, Any]:
+    """Returns which rows of what a model said, float [B, C], are probabilities, bool [B]; NaN and infinity never are.
+
+    The one rule for every way out of a model. `tfpipe.exporting.signatures` has it inside the graph.
+    """
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        sums = abs(values.sum(axis=1) - 1) <= tolerance
+        good: np.ndarray[Any, Any] = sums & (values >= -tolerance).all(axis=1) & (values <= 1 + tolerance).all(axis=1)
+    return good
+
+
+def check(values: np.ndarray[Any, Any], names: Sequence[str], model: Any = None) -> None:
+    """Raises DataError unless what a model said is probabilities; names the pictures, and the model if it is given.
+
+    Args:
+        values: float [B, C].
+        names: of the pictures.
+        model: a `Predictor`.
+    """
+    broken = np.flatnonzero(~are_probabilities(values)).tolist()
+    if broken:
+        whose = "the model's" if model is None else f"model {model.sha256[:12]}: its"
+        shown = ", ".join(repr(names[row]) for row in broken[:_MAX_NAMED])
+        more = f" and {len(broken) - _MAX_NAMED:,} more" if len(broken) > _MAX_NAMED else ""
+        first = ", ".join(f"{value:g}" for value in values[broken[0], :_MAX_NAMED])
+        raise DataError(f"{whose} probabilities of {shown}{more} are not numbers in 0..1 with the sum 1: {first}")
+
+
 def hash_ids(keys: Iterable[str]) -> str:
     """Returns the SHA-256 of keys in their order: of "LENGTH:KEY" for each, one after another, LENGTH in characters."""
     state = hashlib.sha256()
@@ -79,12 +109,10 @@ def rows(table: Predictions) -> bytes:
     """Returns the lines of a table, or of a part of one.
 
     Raises:
-        DataError: a probability is not a number; names the picture.
+        DataError: what is said of a picture is no probabilities; see `check`.
     """
     values = np.asarray(table.probabilities, np.float32)
-    broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if len(broken):
-        raise DataError(f"the model's probabilities of {table.keys[broken[0]]!r} are not numbers: {values[broken[0]].tolist()}")
+    check(values, table.keys)
     names = [*table.class_names, ""]  # -1 takes the last
     labels, predicted = ([names[index] for index in indices] for indices in (table.labels, values.argmax(axis=1)))
     texts = ([f"{value:.9g}" for value in row] for row in values.tolist())

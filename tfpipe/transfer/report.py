@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from tfpipe.pipeline.replaying import Replayer
+from tfpipe.records import fonts
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import Row, read_catalog
 from tfpipe.records.files import write_json, written_atomically
@@ -30,12 +32,17 @@ from tfpipe.transfer.markup import Html, element, image, join, page, table
 from tfpipe.transfer.neighbours import Twin
 from tfpipe.transfer.predictions import Predictions
 
+_log = logging.getLogger("tfpipe")
+
 FILE_NAME = "report.html"
 TWINS_NAME = "near_duplicates.json"
 
 _MAX_SHOWN = 24  # pictures, or pairs of pictures, in one list
 _MAX_SIDE = 160  # pixels of a picture on the page
 _MAX_CURVES = len(figures.COLOURS)
+# Sections that stand side by side where there is room, and of how many columns: the others take the whole width.
+_KINDS = {"Class balance": "", "Confusion matrix": "", "Classes": "", "ROC and precision-recall": "broad", "Reliability": ""}
+_FEW_CLASSES = 8  # whose confusion matrix fits into a column
 _MAX_CELLS = 20  # classes whose confusion matrix is a table with counts
 _NONE = "\u2013"
 _CLOSED = "this model gives probabilities alone, as exported ones do. If it came from a run of tfpipe, evaluate that instead."
@@ -101,10 +108,22 @@ def write_report(
         pairs = neighbours.find_twins(predictor, directory, split, progress=progress)
         twins = summarise_twins(predicted, pairs, neighbours.usual_splits(directory, split))
         write_json(folder / TWINS_NAME, twins)
+    _say_lacking(predicted)
     content = _Content(predictor, directory, split, manifest, predicted, found, receipt, twins)
     with written_atomically(folder / FILE_NAME) as file:
         file.write(_page(content).encode())
     return folder / FILE_NAME
+
+
+def _say_lacking(predicted: Predictions) -> None:
+    if missing := fonts.lacking("".join({*predicted.class_names, *predicted.filenames})):
+        _log.warning(
+            "%s: %s of names in no font found here, %s: a browser on this machine may show boxes; Debian has one in %s",
+            FILE_NAME,
+            plural(len(missing), "character"),
+            "".join(sorted(missing)[:20]),
+            fonts.packages(missing),
+        )
 
 
 def _check_receipt(receipt: dict[str, Any], predictor: Predictor, manifest: manifests.Manifest, split: str) -> None:
@@ -175,7 +194,11 @@ def _page(content: _Content) -> Html:
     }
     title = f"{content.manifest.name}, split {content.split}"
     header = element("header", element("h1", title), element("p", "Evaluation of an image classifier by tfpipe"))
-    made = (element("section", element("h2", name), *section(content)) for name, section in sections.items())
+    kinds = _KINDS if len(content.table.class_names) <= _FEW_CLASSES else {**_KINDS, "Confusion matrix": "wide"}
+    made = (
+        element("section", element("h2", name), *section(content), class_=kinds.get(name, "wide"))
+        for name, section in sections.items()
+    )
     return page(title, header, *made)
 
 
@@ -227,7 +250,7 @@ def _confusion(content: _Content) -> Iterable[object]:
         rows = ([name, *map(_cell, matrix[i], shares[i])] for i, name in enumerate(names))
         yield table(["true \\ predicted", *names], rows, kind="matrix")
         return
-    yield element("figure", image(figures.matrix_image(shares), "confusion matrix"))
+    yield element("figure", image(figures.matrix_image(shares), "confusion matrix"), class_="chart")
     pairs = [(matrix[i, j], names[i], names[j]) for i, j in np.argwhere(matrix) if i != j]
     most = sorted(pairs, key=lambda pair: -pair[0])[:_MAX_SHOWN]
     yield element("h3", "Most frequent confusions" if most else "No picture was taken for another class.")
@@ -236,10 +259,9 @@ def _confusion(content: _Content) -> Iterable[object]:
 
 
 def _cell(count: int, share: float) -> Html:
-    # White towards matplotlib's "Blues"; the text turns white where black would be hard to read.
-    colour = [round(255 + (end - 255) * float(share) ** 0.7) for end in (8, 81, 156)]
-    style = f"background:rgb({colour[0]},{colour[1]},{colour[2]});color:{'#fff' if share > 0.4 else '#22252a'}"
-    return element("td", f"{count:,}" if count else "\u00b7", style=style, title=f"{share:.1%}")
+    # The text of a strong colour turns white, where black would be hard to read.
+    kind, style = "strong" if share > 0.4 else "weak", f"--share:{float(share) ** 0.7:.3f}"
+    return element("td", f"{count:,}" if count else "\u00b7", class_=kind, style=style, title=f"{share:.1%}")
 
 
 def _classes(content: _Content) -> Iterable[object]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import unicodedata
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from tfpipe.records.summary import plural
@@ -39,11 +41,16 @@ _NAMES = (
     "simsun.ttc",
     "YuGothR.ttc",
     "malgun.ttf",
+    *(f"NotoSans{script}-Regular.ttf" for script in ("Arabic", "Hebrew", "Devanagari", "Bengali", "Tamil", "Thai", "Georgian")),
     "Arial Unicode.ttf",
     "ARIALUNI.TTF",
     "unifont.otf",
     "unifont.ttf",
 )
+
+# Words of the names of characters, and the package of Debian whose font has them; _OTHER_PACKAGE has all others, if coarsely.
+_PACKAGES = {"CJK": "fonts-noto-cjk", "HIRAGANA": "fonts-noto-cjk", "KATAKANA": "fonts-noto-cjk", "HANGUL": "fonts-noto-cjk"}
+_OTHER_PACKAGE = "fonts-unifont"
 
 _NOT_A_CHARACTER = "\U0010ffff"  # every font draws its sign for missing glyphs here
 
@@ -106,15 +113,33 @@ def choose(text: str, path: str | os.PathLike[str] | None = None) -> Fonts:
         verb, them = ("is", "it") if count == 1 else ("are", "them")
         where = "not in this font" if path is not None else "in no font found here"
         _log.warning(
-            "%s %s %s and drawn as %s: %s; a font file that has %s can be given with --font (in Python font=)",
+            "%s %s %s and drawn as %s: %s; a font file that has %s can be given with --font (in Python font=),"
+            " or installed: Debian calls it %s",
             plural(count, "character"),
             verb,
             where,
             "an escape" if count == 1 else "escapes",
             "".join(sorted(best.missing)[:20]),
             them,
+            packages(best.missing),
         )
     return best
+
+
+def lacking(text: str) -> frozenset[str]:
+    """Returns the characters that no font found here has: boxes on a page, whose letters may be of several fonts."""
+    missing = frozenset(text)
+    for name in (*_NAMES, None):
+        if missing:
+            with contextlib.suppress(OSError):
+                missing = Fonts(name, "".join(missing)).missing
+    return missing
+
+
+def packages(characters: Iterable[str]) -> str:
+    """Returns the packages of Debian that have fonts for characters: "fonts-noto-cjk"."""
+    words = (unicodedata.name(character, "").split(" ")[0] for character in characters)
+    return " and ".join(sorted({_PACKAGES.get(word, _OTHER_PACKAGE) for word in words}))
 
 
 def _best(text: str) -> Fonts:
