@@ -4,9 +4,10 @@
     >>> header.format, header.height, header.width, header.orientation
     ('JPEG', 375, 499, 1)
 
-An accepted file has its headers, tables, markers and end in order. What cannot be seen here: damage inside a JPEG's
-entropy-coded data (the decoder does not report most of it either; a hash of the bytes does), and a PNG whose checksums
-are right but whose compressed data do not fill the picture (no damage does that, a program would have to).
+An accepted file has its headers, tables, markers and end in order. What `decode=True` alone sees: damage inside a JPEG's
+entropy-coded data, and a PNG whose checksums are right but whose compressed data do not fill the picture (no damage does
+that, a program would have to). Most single flipped bits in a scan leave a valid one with other colours: only a hash of
+the bytes knows of these.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "missing_table": "A quantisation or Huffman table or palette is used and never defined.",
         "damaged_scan": (
             "A JPEG scan has impossible parameters or comes too late, or its data hold a forbidden marker (which "
-            "TensorFlow steps over at some places between restart markers, returning a damaged picture)."
+            "TensorFlow steps over at some places between restart markers, returning a damaged picture); when files are "
+            "decoded, also: the compressed data of a JPEG or PNG end too early or too late, or cannot be decoded."
         ),
         "no_image_data": "The file ends in order, but holds no picture data.",
         "bad_checksum": "The bytes of a PNG chunk do not match its CRC (TensorFlow lets that pass in optional chunks).",

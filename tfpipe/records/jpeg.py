@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from tfpipe.records import scans
 from tfpipe.records.errors import RejectedImage
+from tfpipe.records.summary import plural
 
 _SOI, _EOI, _SOS, _DQT, _DHT, _DAC, _DRI, _DNL, _COM = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xCC, 0xDD, 0xDC, 0xFE
 _APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
@@ -197,9 +198,9 @@ class _Walker:
             if scan is not None:
                 scans.check(scan, between, self.coefficients)
             elif between.strip(b"\xff") and not (self.frame is not None and self.frame.arithmetic):
-                raise scans.ScanDamage(f"{len(between):,} extraneous bytes")
+                raise scans.ScanDamage(plural(len(between), "extraneous byte"), f" before marker 0x{marker:02x}")
         except scans.ScanDamage as error:
-            self._reject("damaged_scan", f"{error}, before marker 0x{marker:02x}", self.position - 2)
+            self._reject("damaged_scan", str(error), self.position - 2)
 
     def _read_segment(self, marker: int) -> None:
         if marker in _OTHER_CODINGS:

@@ -1,6 +1,6 @@
 """Decodes the entropy-coded data of a JPEG's scans as far as damage shows: to the end of each block, not to its pixels.
 
-    check(scan, data[start:end], {})     # raises ScanDamage("premature end of data segment: ...")
+    check(scan, data[start:end], {})     # raises ScanDamage("Corrupt JPEG data: premature end of data segment, ...")
 
 What libjpeg-turbo, the decoder inside TensorFlow, only warns of ("Corrupt JPEG data: ...") is an error here, and so is a run
 that leads out of its block, which it passes over in silence. Damage that leaves a valid stream of as many blocks cannot be
@@ -20,6 +20,8 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from tfpipe.records.summary import plural
+
 _END_OF_BLOCK = 64  # the index behind a block's last coefficient
 _EOB = 64  # the flag of an entry
 _WINDOW = 16  # bits; no code is longer
@@ -29,7 +31,16 @@ _STUFFED = re.compile(rb"\xff+\x00")
 
 
 class ScanDamage(Exception):
-    """What is wrong with the data, in libjpeg's words where it has some."""
+    """What is wrong with the data, in libjpeg's words where it has some.
+
+    Args:
+        what: is wrong.
+        where: in the scan, or before which marker.
+    """
+
+    def __init__(self, what: str, where: str = "") -> None:
+        self.what = what
+        super().__init__(f"Corrupt JPEG data: {what}{where}")
 
 
 class ScanComponent(NamedTuple):
@@ -92,13 +103,13 @@ def check(scan: Scan, data: bytes, coefficients: Coefficients) -> None:
     walk = _walker(scan, coefficients)
     for number, start in enumerate(range(0, total, interval)):
         if number and 2 * number >= len(pieces):
-            raise ScanDamage(f"premature end of data segment: it ends after {start:,} of {total:,} units")
+            raise ScanDamage("premature end of data segment", f", in unit {start:,} of {total:,}")
         if number and pieces[2 * number - 1][0] & 7 != (number - 1) & 7:
             raise ScanDamage(f"found marker 0x{pieces[2 * number - 1][0]:02x} instead of RST{(number - 1) & 7}")
         _check_piece(walk, pieces[2 * number], start, min(start + interval, total), total)
     rest = b"".join(pieces[2 * -(-total // interval) :: 2])
     if rest:
-        raise ScanDamage(f"{len(rest)} extraneous bytes behind the last unit")
+        raise ScanDamage(plural(len(rest), "extraneous byte"), " behind the last unit")
 
 
 class _Bits:
@@ -131,14 +142,14 @@ def _check_piece(walk: Walk, piece: bytes, start: int, stop: int, total: int) ->
         bits.position = bits.num_bits + 1
     except _BadCode:
         if bits.position + _WINDOW <= bits.num_bits:
-            raise ScanDamage(f"bad Huffman code in unit {bits.unit:,} of {total:,}") from None
+            raise ScanDamage("bad Huffman code", f", in unit {bits.unit:,} of {total:,}") from None
         bits.position = bits.num_bits + 1  # what it saw may stand behind the end
     except ScanDamage as error:
-        raise ScanDamage(f"{error} in unit {bits.unit:,} of {total:,}") from None
+        raise ScanDamage(error.what, f", in unit {bits.unit:,} of {total:,}") from None
     if bits.position > bits.num_bits:
-        raise ScanDamage(f"premature end of data segment: it ends in unit {min(bits.unit, stop - 1):,} of {total:,}")
+        raise ScanDamage("premature end of data segment", f", in unit {min(bits.unit, stop - 1):,} of {total:,}")
     if left := (bits.num_bits - bits.position) // 8:
-        raise ScanDamage(f"{left:,} extraneous bytes behind unit {stop:,} of {total:,}")
+        raise ScanDamage(plural(left, "extraneous byte"), f" behind unit {stop:,} of {total:,}")
 
 
 def _walker(scan: Scan, coefficients: Coefficients) -> Walk:
