@@ -57,7 +57,7 @@ _ON_ERROR = flags.DEFINE_enum(
 _ON_CONFLICT = flags.DEFINE_enum("on_conflict", "fail", ("fail", "keep"), "Equal bytes under different labels.")
 _ALLOW_LEAKS = flags.DEFINE_bool("allow_leaks", False, "Keep equal bytes in different given splits, noted in the manifest.")
 _CHECK = flags.DEFINE_enum(
-    "check", "header", CHECKS, "header: structure only. decode: compressed data, too; some 10 ms for a photo and processor."
+    "check", "header", CHECKS, "header: structure only. decode: compressed data, too; some 5 to 20 ms for a photo."
 )
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a picture is rejected.", 1)
 

@@ -54,7 +54,7 @@ _IMAGES = flags.DEFINE_integer("images", 8, "show: with --augment, pictures, a r
 _SEED = flags.DEFINE_integer("seed", 0, "show: draws the pictures, and their augmentation as in a run with this seed.")
 _TILE = flags.DEFINE_integer("tile", 160, "show: side of a picture's place, in pixels.", 32)
 _FONT = flags.DEFINE_string("font", None, "show: font file, for class names that the fonts found cannot write.")
-_DECODE = flags.DEFINE_bool("decode", False, "verify: follow each picture's compressed data, too; some 10 ms for a photo.")
+_DECODE = flags.DEFINE_bool("decode", False, "verify: follow each picture's compressed data, too; some 5 to 20 ms for a photo.")
 _WORKERS = flags.DEFINE_integer("workers", None, "verify, diff: threads, and processes that decode. Default: one per core.", 1)
 _LIMIT = flags.DEFINE_integer("limit", 50, "verify, diff, salvage: lines to print of what was found.", 0)
 

@@ -76,8 +76,8 @@ def build_tfrecords(
         allow_leaks: keep byte-identical pictures in different splits that were given, and note them in the manifest.
         max_pixels: height times width above which a picture is rejected.
         check: "header" looks at each file's headers and structure; "decode" follows its compressed data, too, and rejects what
-            TensorFlow's decoder would only warn of, a JPEG that was cut in its scan, say. That takes some 10 ms for a photo.
-            (A complete data set is checked by `inspect_tfrecords verify --decode`.)
+            TensorFlow's decoder would only warn of, a JPEG that was cut in its scan, say; some 5 to 20 ms for a photo. A data
+            set that is complete is looked at by `inspect_tfrecords verify --decode`.
         progress: show it on stderr (a bar on a terminal, log lines otherwise).
 
     Raises:
