@@ -74,9 +74,10 @@ def _verify(directory: str) -> int:
     else:
         size = f"{plural(report.num_records, 'record')}, {plural(report.num_shards, 'shard')}, {format_bytes(report.num_bytes)}"
         print(f"{directory}: every byte as it was written: {size}, root hash {report.root_hash}")
-    if report.decode_seconds:
-        damaged = f"{plural(report.num_damaged, 'damaged image')} packed" if report.num_damaged else "no damaged image"
-        print(f"{directory}: {damaged}: all decoded, {report.num_records / report.decode_seconds:,.0f} images/s")
+    if _DECODE.value:
+        speed = report.num_decoded / max(report.decode_seconds, 1e-9)
+        damaged = "none" if not report.num_damaged else f"{report.num_damaged:,}"
+        print(f"{directory}: {plural(report.num_decoded, 'image')} decoded, {damaged} damaged, {speed:,.0f} images/s")
     return 1 if report.num_findings else 0
 
 

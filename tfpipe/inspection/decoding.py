@@ -1,6 +1,6 @@
 """The pictures of a data set, each followed to its last code: what a decoder would only warn of, by shard and source file.
 
-for finding in check_pictures(folder, manifest, workers=2, progress=True): ...
+findings, num_decoded = check_pictures(folder, manifest, 2, progress=True)
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ class Damaged(NamedTuple):
     message: str
 
 
-def check_pictures(directory: Path, manifest: Manifest, workers: int, *, progress: bool) -> list[Finding]:
-    """Returns the damaged pictures of all records that can be read, in reading order; the others are `verify`'s to tell.
+def check_pictures(directory: Path, manifest: Manifest, workers: int, *, progress: bool) -> tuple[list[Finding], int]:
+    """Returns the damaged pictures of all records that can be read, in reading order, and how many these records are.
+
+    What cannot be read is `verify`'s to tell.
 
     Args:
         directory: the data set's folder.
@@ -54,15 +56,17 @@ def check_pictures(directory: Path, manifest: Manifest, workers: int, *, progres
     """
     total = sum(split.num_records for split in manifest.splits.values())
     found: list[Damaged] = []
+    num_decoded = 0
     with ProgressBar("decode", total, enabled=progress) as bar, Workers(workers, __name__) as pool:
         for message in pool.run("decode", _tasks(directory, manifest)):
             if isinstance(message, Progress):
                 bar.add(*message)
             else:
-                found += message
+                num_decoded += message[0]
+                found += message[1]
     order = {str(directory / shard.file): i for i, shard in enumerate(s for x in manifest.splits.values() for s in x.shards)}
     found.sort(key=lambda damaged: (order[damaged.path], damaged.offset))
-    return [Finding(d.message, path=d.path, offset=d.offset, source=d.filename) for d in found]
+    return [Finding(d.message, path=d.path, offset=d.offset, source=d.filename) for d in found], num_decoded
 
 
 def _tasks(directory: Path, manifest: Manifest) -> Iterator[DecodeTask]:
@@ -74,10 +78,10 @@ def _tasks(directory: Path, manifest: Manifest) -> Iterator[DecodeTask]:
                     yield DecodeTask(str(directory / shard.file), batch)
 
 
-def decode(task: DecodeTask, report: Callable[[int, int], None]) -> list[Damaged]:
-    """Returns which pictures of a task are damaged; runs in a worker."""
+def decode(task: DecodeTask, report: Callable[[int, int], None]) -> tuple[int, list[Damaged]]:
+    """Returns how many pictures of a task could be read, and which of them are damaged; runs in a worker."""
     found, path = [], Path(task.path)
-    num_bytes = 0
+    num_decoded = num_bytes = 0
     with contextlib.suppress(OSError), open(path, "rb") as file:
         size = path.stat().st_size
         for offset in task.offsets:
@@ -85,10 +89,10 @@ def decode(task: DecodeTask, report: Callable[[int, int], None]) -> list[Damaged
                 record = schema.decode(tfrecord.read_frame(file, offset, size, path))
             except DataError:
                 continue
-            num_bytes += len(record.encoded)
+            num_decoded, num_bytes = num_decoded + 1, num_bytes + len(record.encoded)
             try:
                 images.read_header(record.encoded, max_pixels=images.TENSORFLOW_MAX_PIXELS, decode=True)
             except RejectedImage as error:
                 found.append(Damaged(task.path, offset, record.filename, f"{error.reason}: {error}"))
     report(len(task.offsets), num_bytes)
-    return found
+    return num_decoded, found

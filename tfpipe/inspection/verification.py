@@ -43,7 +43,8 @@ class Report:
         num_bytes: of all shards, by the manifest.
         root_hash: the manifest's; "" where that cannot be read.
         num_damaged: findings that concern images as they were before they were packed; only where they were to be decoded.
-        decode_seconds: that looking at the pictures took, 0 where they were not to be looked at.
+        num_decoded: images that were decoded.
+        decode_seconds: that this took.
     """
 
     findings: Sequence[DataError]
@@ -54,6 +55,7 @@ class Report:
     num_bytes: int
     root_hash: str
     num_damaged: int = 0
+    num_decoded: int = 0
     decode_seconds: float = 0.0
 
 
@@ -105,7 +107,10 @@ class _Verification:
             self._check_properties()
         self._check_keys()
         start = time.monotonic()
-        damaged = decoding.check_pictures(self._directory, self._manifest, workers, progress=progress) if decode else []
+        damaged: list[Finding] = []
+        num_decoded = 0
+        if decode:
+            damaged, num_decoded = decoding.check_pictures(self._directory, self._manifest, workers, progress=progress)
         for finding in damaged:
             self._findings.add(finding)
         splits = self._manifest.splits.values()
@@ -118,7 +123,8 @@ class _Verification:
             sum(split.num_bytes for split in splits),
             self._manifest.root_hash,
             len(damaged),
-            time.monotonic() - start if decode else 0.0,
+            num_decoded,
+            time.monotonic() - start,
         )
 
     def _num_records(self) -> int:
