@@ -34,6 +34,12 @@ def picture(seed: int, size: tuple[int, int] = (24, 16), format: str = "JPEG", *
     return out.getvalue()
 
 
+def cut_in_scan(jpeg: bytes) -> bytes:
+    """A JPEG without the second half of its scan, and with an end: headers and structure are in order."""
+    scan = jpeg.rindex(b"\xff\xda") + 14
+    return jpeg[: (scan + len(jpeg)) // 2] + b"\xff\xd9"
+
+
 def write(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)

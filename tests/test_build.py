@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, picture, write
+from conftest import CHECKOUT, cut_in_scan, picture, write
 from PIL import Image
 
 import tfpipe
@@ -537,6 +537,60 @@ def test_thirds_add_up(many, tmp_path):
         ]
 
 
+def cut_two(photos):
+    for name in ("cat/3.jpg", "dog/5.jpg"):
+        (photos / name).write_bytes(cut_in_scan((photos / name).read_bytes()))
+
+
+def test_g4_decoded_pictures_that_are_cut_in_their_scan_are_named_all_at_once(photos, tmp_path):
+    cut_two(photos)
+    build(photos, tmp_path / "headers", splits=HALVES)  # headers and ends are in order
+    expected = (
+        r"2 inputs .*\n  damaged_scan: .*cat/3\.jpg: Corrupt JPEG data: premature end of .*\n  damaged_scan: .*dog/5\.jpg: "
+    )
+    with pytest.raises(tfpipe.DataError, match=expected):
+        build(photos, tmp_path / "out", splits=HALVES, check="decode")
+    assert not (tmp_path / "out").exists()
+    content = build(photos, tmp_path / "out", splits=HALVES, check="decode", on_error="skip")
+    assert content.rejected == {"damaged_scan": 2}
+    rejected = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    assert [(row["key"], row["reason"]) for row in rejected] == [("cat/3.jpg", "damaged_scan"), ("dog/5.jpg", "damaged_scan")]
+    assert all(row["message"].startswith("Corrupt JPEG data: premature end of data segment") for row in rejected)
+
+
+@pytest.mark.parametrize("step", [None, "_plan", "_write", "_finish"])
+def test_g2_with_decoding_workers_and_kills_change_no_byte(photos, tmp_path, monkeypatch, step):
+    cut_two(photos)
+    options = {"splits": HALVES, "num_shards": 2, "check": "decode", "on_error": "skip"}
+    build(photos, tmp_path / "one", **options)
+    if step:
+        stop_before(monkeypatch, step)
+        with pytest.raises(KeyboardInterrupt):
+            build(photos, tmp_path / "two", **options)
+        monkeypatch.undo()
+    build(photos, tmp_path / "two", workers=2, **options)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    build(photos, tmp_path / "two", **options)  # complete: nothing to do
+
+
+def test_decoding_changes_nothing_but_what_the_manifest_says_of_it(photos, tmp_path):
+    headers, decoded = (build(photos, tmp_path / check, splits=HALVES, check=check) for check in ("header", "decode"))
+    assert decoded.options == {**headers.options, "check": "decode"}
+    assert "check" not in headers.options  # data sets that were built before this option are as they would be now
+    files = [files_of(tmp_path / check) for check in ("header", "decode")]
+    assert {name for name in files[0] if files[0][name] != files[1].get(name)} == {"manifest.json"}
+
+
+def test_a_data_set_is_not_decoded_afterwards_by_building_again(photos, tmp_path):
+    build(photos, tmp_path / "out")
+    before = files_of(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"other options is here:\n  check was 'header' and is 'decode'"):
+        build(photos, tmp_path / "out", check="decode")
+    assert files_of(tmp_path / "out") == before
+    with pytest.raises(ValueError, match="check must be one of header, decode"):
+        build(photos, tmp_path / "out", check="pixels")
+
+
 def test_g9_byte_identical_pictures_stay_in_one_split(tmp_path):
     for group in range(20):
         for copy in range(3):
@@ -895,7 +949,7 @@ def test_workers_never_import_tensorflow_or_numpy():
 
 def test_a_dead_worker_is_an_error_and_not_a_hang(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "tfpipe.conversion.workers._BOOTSTRAP", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)  # {path} {descriptor}"
+        "tfpipe.records.workers._BOOTSTRAP", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)  # {path} {descriptor}"
     )
     with pytest.raises(RuntimeError, match="a worker process was killed by signal 9"):
         build(photos, tmp_path / "out")

@@ -1,14 +1,16 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 from absl import flags
-from conftest import CHECKOUT
+from conftest import CHECKOUT, cut_in_scan, picture, write
 from inspection_fixtures import build_tiny, copied
 from PIL import Image
 
+import tfpipe
 from tfpipe.records import manifest as manifests
 from tools import inspect_tfrecords
 
@@ -47,6 +49,24 @@ def test_verify(tool, made, tmp_path):
     assert "cut: 1200 bytes" in done.stdout
     assert "more (--limit)" in done.stdout
     assert "NOT as it was written: 3 findings, 1 intact record" in done.stdout
+
+
+def test_verify_decode(tool, made, tmp_path):
+    done = tool("verify", made, "--decode")
+    assert done.returncode == 0
+    assert re.search(r"root hash \w+\n.*out: 3 images decoded, none damaged, [\d,]+ images/s\n$", done.stdout)
+    for index in range(3):
+        data = picture(index, (64, 48))
+        write(tmp_path / "in/cat" / f"{index}.jpg", cut_in_scan(data) if index == 1 else data)
+    tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "cut", layout="folders", progress=False, workers=1)
+    assert tool("verify", tmp_path / "cut").returncode == 0
+    done = tool("verify", tmp_path / "cut", "--decode", "--workers=2")
+    assert done.returncode == 1
+    assert re.search(
+        r"images-train.*: at byte \d+: .*Corrupt JPEG data: premature end.*\[source file 'cat/1.jpg'\]\n", done.stdout
+    )
+    assert re.search(r"every byte as it was written: .*\n.*: 3 images decoded, 1 damaged, [\d,]+ images/s\n$", done.stdout)
+    assert tool("info", made, "--decode").returncode == 2
 
 
 def test_extract(tool, made, tmp_path):

@@ -6,6 +6,7 @@ The exhaustive loops (every byte, every length) exercise the reader alone, at mi
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import random
@@ -303,3 +304,18 @@ def test_a_folder_in_the_place_of_a_file_is_named(data_set: Path, name: str):
     (data_set / name).mkdir()
     with pytest.raises(DataError, match=name):
         RecordReader(data_set, "test")
+
+
+def test_a_data_set_whose_images_were_not_decoded_says_so_once(data_set: Path, tmp_path: Path, caplog):
+    caplog.set_level("INFO", "tfpipe")
+    for _ in range(2):
+        RecordReader(data_set, "test")
+    said = f"{data_set}: only the headers of its images were checked; if the decoder says"
+    assert [message for message in caplog.messages if message.startswith(said)] == caplog.messages
+    assert len(caplog.messages) == 1
+    assert "inspect_tfrecords verify --decode" in caplog.text
+    decoded = shutil.copytree(data_set, tmp_path / "decoded")
+    content = manifest.load(decoded)
+    manifest.save(dataclasses.replace(content, options={**content.options, "check": "decode"}), decoded)
+    RecordReader(decoded, "test")
+    assert len(caplog.messages) == 1

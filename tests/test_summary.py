@@ -76,3 +76,9 @@ def test_plural():
         "1,200 records",
         "2 classes",
     ]
+
+
+def test_a_data_set_whose_images_were_decoded_says_so(photos, tmp_path):
+    for check in ("header", "decode"):
+        built = tfpipe.build_tfrecords(photos, tmp_path / check, layout="folders", check=check, progress=False)
+        assert ("every image decoded" in describe_manifest(built)) == (check == "decode")

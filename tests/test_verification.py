@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from conftest import picture, write
+from conftest import cut_in_scan, picture, write
 from inspection_fixtures import build_tiny, copied, forge, records_of, replaced
 
 import tfpipe
@@ -15,7 +15,8 @@ from tfpipe.inspection.rows import CatalogRows
 from tfpipe.inspection.shards import ShardReport, check_shard
 from tfpipe.inspection.verification import verify
 from tfpipe.records import manifest as manifests
-from tfpipe.records.catalog import Row, read_split
+from tfpipe.records import schema, tfrecord
+from tfpipe.records.catalog import Row, read_catalog, read_split
 from tfpipe.records.files import sha256_of
 
 CATALOG, MANIFEST = "catalog.csv", "manifest.json"
@@ -506,3 +507,35 @@ def test_real_pictures(test_data, tmp_path):
     assert not found(out)
     flip(shards(out)[1], 100_000)
     assert ".jpg" in found(out)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_images_that_were_damaged_before_they_were_packed_are_named(tmp_path, workers):
+    for index in range(40):
+        data = picture(index, (64, 48))
+        write(tmp_path / "in/cat" / f"{index}.jpg", cut_in_scan(data) if index in (7, 31) else data)
+    options = {"name": "tiny", "layout": "folders", "num_shards": 2, "progress": False, "workers": 1}
+    tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", **options)
+    assert found(tmp_path / "out") == ""
+    report = verify(tmp_path / "out", decode=True, workers=workers, progress=False)
+    assert (report.num_findings, report.num_damaged, report.num_records, report.num_decoded) == (2, 2, 40, 40)
+    assert report.decode_seconds > 0
+    rows = {row.filename: row for row in read_catalog(tmp_path / "out")}
+    places = sorted((rows[f"cat/{index}.jpg"].shard, rows[f"cat/{index}.jpg"].position, index) for index in (7, 31))
+    for finding, (shard, _, index) in zip(report.findings, places, strict=True):  # in reading order
+        assert finding.path == str(shards(tmp_path / "out")[shard])
+        assert records_at(finding.path, finding.offset).filename == finding.source == f"cat/{index}.jpg"
+        assert "damaged_scan: Corrupt JPEG data: premature end of data segment, in unit " in str(finding)
+
+
+def records_at(path, offset):
+    return next(schema.decode(frame.data) for frame in tfrecord.read_frames(path) if frame.offset == offset)
+
+
+def test_decoding_passes_over_records_and_indexes_that_cannot_be_read(three):
+    flip(shards(three)[0], 200)
+    index = three / manifests.index_file(shards(three)[1].name)
+    index.write_bytes(b"no index")
+    report = verify(three, decode=True, progress=False)
+    assert report.num_findings == verify(three, progress=False).num_findings > 0
+    assert (report.num_damaged, report.num_decoded) == (0, 7)  # of 12, without a record and the shard of the index

@@ -8,8 +8,10 @@ from multiprocessing.connection import Pipe
 import pytest
 from conftest import CHECKOUT
 
-from tfpipe.conversion import workers
 from tfpipe.conversion.tasks import AuditTask
+from tfpipe.records import workers
+
+TASKS = "tfpipe.conversion.tasks"
 
 
 @pytest.mark.parametrize("task", ["report(1, 1)", "'a result'", "1 / 0"])
@@ -18,10 +20,10 @@ def test_a_worker_whose_parent_has_closed_the_connection_leaves_without_a_word(t
     ours.send(("do", None))
     ours.close()
     code = (
-        "from tfpipe.conversion import tasks, workers\n"
+        "from tfpipe.conversion import tasks\nfrom tfpipe.records import workers\n"
         "workers._listen = lambda connection, inbox: inbox.put(connection.recv())\n"  # sees the task, and not the end
         f"tasks.do = lambda task, report: {task}\n"
-        f"workers.serve({theirs.fileno()})"
+        f"workers.serve({theirs.fileno()}, {TASKS!r})"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=CHECKOUT, pass_fds=[theirs.fileno()], capture_output=True, text=True, timeout=300)
@@ -33,6 +35,6 @@ def test_ctrl_c_does_not_reach_a_worker_that_is_about_to_begin(monkeypatch):
     struck = f"import os, signal; os.kill(os.getpid(), signal.SIGINT); {workers._BOOTSTRAP}"
     monkeypatch.setattr(workers, "_BOOTSTRAP", struck)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    with workers.Workers(1) as started:
+    with workers.Workers(1, TASKS) as started:
         assert list(started.run("audit", [AuditTask([], 1)])) == [workers.Progress(0, 0), []]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

@@ -20,7 +20,7 @@ from tfpipe.pipeline.presets import PRESETS, Augmentation
 from tfpipe.records import manifest as manifests
 from tfpipe.records.manifest import Manifest
 from tfpipe.records.schema import UNLABELLED
-from tfpipe.records.summary import plural
+from tfpipe.records.words import plural
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -13,6 +13,7 @@ from tfpipe.records.manifest import check_name, split_order
 from tfpipe.records.seeds import derive
 
 DEFAULT_SHARD_BYTES = 128 << 20
+CHECKS = ("header", "decode")
 _TOLERANCE = Fraction(1, 10**6)  # 0.333333 is a third
 
 
@@ -37,10 +38,12 @@ class Options:
     on_conflict: str
     allow_leaks: bool
     max_pixels: int
+    check: str
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
         _one_of("layout", self.layout, LAYOUTS)
+        _one_of("check", self.check, CHECKS)
         _one_of("on_error", self.on_error, ("fail", "skip"))
         _one_of("on_conflict", self.on_conflict, ("fail", "keep"))
         if not isinstance(self.allow_leaks, bool):
@@ -87,11 +90,13 @@ class Options:
     def as_json(self) -> dict[str, Any]:
         """Returns the options as the manifest and the state of a build keep them."""
         content = dataclasses.asdict(self)
+        if self.check == CHECKS[0]:
+            del content["check"]  # as before there was another
         return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
 
     def differences(self, before: Mapping[str, Any]) -> list[str]:
         """Returns in words what differs from options stored by `as_json`."""
-        now = self.as_json()
+        now, before = {"check": CHECKS[0], **self.as_json()}, {"check": CHECKS[0], **before}
         return [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
             for name in sorted({*before, *now})

@@ -20,15 +20,16 @@ from tfpipe.conversion.items import Listing
 from tfpipe.conversion.options import Options
 from tfpipe.conversion.state import State
 from tfpipe.conversion.tasks import AuditTask, ShardTask
-from tfpipe.conversion.workers import Progress, Workers
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import Manifest, Shard, Split
 from tfpipe.records.progress import ProgressBar
+from tfpipe.records.workers import Progress, Workers
 
 _log = logging.getLogger("tfpipe")
 
+_TASKS = "tfpipe.conversion.tasks"
 _AUDIT_RECORDS = 256
 _AUDIT_BYTES = 16 << 20
 _COMMIT_SECONDS = 1.0
@@ -106,7 +107,7 @@ class Build(NamedTuple):
     def _resume(self, state: State) -> Manifest:
         known = state.fact("options") is not None
         try:
-            with Workers(self.workers, self.lock) as workers:
+            with Workers(self.workers, _TASKS, self.lock) as workers:
                 order = self._relist(state, workers) if known else self._list(state)
                 known = True
                 self._audit(state, workers)
@@ -162,7 +163,8 @@ class Build(NamedTuple):
     def _audit(self, state: State, workers: Workers) -> None:
         total = state.value("SELECT count(*) FROM inputs WHERE kind != ''")
         done = state.value("SELECT count(*) FROM inputs WHERE kind != '' AND (sha256 NOT NULL OR reason NOT NULL)")
-        tasks = (AuditTask(batch, self.options.max_pixels) for batch in state.pending(_AUDIT_RECORDS, _AUDIT_BYTES))
+        decode = self.options.check == "decode"
+        tasks = (AuditTask(batch, self.options.max_pixels, decode) for batch in state.pending(_AUDIT_RECORDS, _AUDIT_BYTES))
         next_commit = time.monotonic() + _COMMIT_SECONDS
         with ProgressBar("audit", total, initial=done, enabled=self.progress) as bar:
             for message in workers.run("audit", tasks):
@@ -269,7 +271,7 @@ class Build(NamedTuple):
             state.list_inputs(listing.items)
             if listing.class_names is not None and self.options.class_names is None:
                 differences = _order_differences(manifest.class_names, listing.class_names)
-            with Workers(self.workers) as workers:
+            with Workers(self.workers, _TASKS) as workers:
                 self._audit(state, workers)
             if _inputs_digest(state) != manifest.inputs_sha256:
                 differences += self._content_differences(state)

@@ -1,4 +1,4 @@
-"""What workers do: audit pictures, and write one shard. Bytes are read and hashed here, never decoded."""
+"""What workers do: audit pictures, and write one shard. Bytes are read and hashed here, and stored as they are."""
 
 from __future__ import annotations
 
@@ -45,10 +45,11 @@ def read_picture(kind: str, path: str, place: int) -> bytes:
 
 
 class AuditTask(NamedTuple):
-    """Pictures to look at: (row id in the state, kind, path, place) of each."""
+    """Pictures to look at: (row id in the state, kind, path, place) of each; `decode` as in `images.read_header`."""
 
     pictures: list[tuple[int, str, str, int]]
     max_pixels: int
+    decode: bool = False
 
 
 class Audited(NamedTuple):
@@ -72,14 +73,14 @@ def audit(task: AuditTask, report: Report) -> list[tuple[int, Audited]]:
     found = []
     num_bytes = 0
     for row, kind, path, place in task.pictures:
-        audited = _audit_one(kind, path, place, task.max_pixels)
+        audited = _audit_one(kind, path, place, task.max_pixels, task.decode)
         num_bytes += audited.image_bytes
         found.append((row, audited))
     report(len(found), num_bytes)
     return found
 
 
-def _audit_one(kind: str, path: str, place: int, max_pixels: int) -> Audited:
+def _audit_one(kind: str, path: str, place: int, max_pixels: int, decode: bool) -> Audited:
     try:
         problem = _unfit(path, max_pixels) if kind == "file" else None
         data = b"" if problem else read_picture(kind, path, place)
@@ -89,7 +90,7 @@ def _audit_one(kind: str, path: str, place: int, max_pixels: int) -> Audited:
         return problem
     digest = hashlib.sha256(data).hexdigest()
     try:
-        header = images.read_header(data, max_pixels=max_pixels)
+        header = images.read_header(data, max_pixels=max_pixels, decode=decode)
     except RejectedImage as error:
         return Audited(sha256=digest, image_bytes=len(data), reason=error.reason, message=str(error))
     return Audited(

@@ -15,7 +15,7 @@ from typing import Any
 from tfpipe.exporting import markdown
 from tfpipe.exporting.specifications import Specification
 from tfpipe.records.files import read_json
-from tfpipe.records.summary import plural
+from tfpipe.records.words import plural
 from tfpipe.transfer import metrics, predictions
 from tfpipe.transfer.report import TWINS_NAME, likely_label_errors
 

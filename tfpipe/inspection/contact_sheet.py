@@ -22,7 +22,7 @@ from tfpipe.records.catalog import Row, read_split
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import Manifest
 from tfpipe.records.schema import UNLABELLED, Record
-from tfpipe.records.summary import plural
+from tfpipe.records.words import plural
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -2,6 +2,7 @@
 
 report = verify("shards/")
 report.findings          # [] where all is well; each one names shard, offset and source file
+verify("shards/", decode=True)          # and whether each picture's compressed data are whole
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tfpipe.inspection import companions
+from tfpipe.inspection import companions, decoding
 from tfpipe.inspection.findings import Finding, Findings
 from tfpipe.inspection.ledger import Ledger
 from tfpipe.inspection.rows import CatalogRows
@@ -41,6 +43,9 @@ class Report:
         num_shards: shards that the manifest lists.
         num_bytes: of all shards, by the manifest.
         root_hash: the manifest's; "" where that cannot be read.
+        num_damaged: findings that concern images as they were before they were packed; only where they were to be decoded.
+        num_decoded: images that were decoded.
+        decode_seconds: that this took.
     """
 
     findings: Sequence[DataError]
@@ -50,9 +55,14 @@ class Report:
     num_shards: int
     num_bytes: int
     root_hash: str
+    num_damaged: int = 0
+    num_decoded: int = 0
+    decode_seconds: float = 0.0
 
 
-def verify(directory: str | os.PathLike[str], *, workers: int | None = None, progress: bool = True) -> Report:
+def verify(
+    directory: str | os.PathLike[str], *, workers: int | None = None, decode: bool = False, progress: bool = True
+) -> Report:
     """Checks every byte of a data set, and goes on behind whatever it finds.
 
     Manifest, sizes and hashes of all shards, indexes and the catalogue, extra shards, the CRCs of each record, its row of the
@@ -60,7 +70,10 @@ def verify(directory: str | os.PathLike[str], *, workers: int | None = None, pro
 
     Args:
         directory: the data set's folder.
-        workers: threads, one shard each; None: one per core. Hashing runs beside Python code, parsing does not.
+        workers: threads, one shard each; None: one per core. Hashing runs beside Python code, parsing does not. As many
+            processes decode.
+        decode: follow each picture's compressed data, too, to find what was damaged before it was packed: what TensorFlow's
+            decoder warns of, without a name, and what it passes over.
         progress: show it on stderr.
 
     Raises:
@@ -71,7 +84,7 @@ def verify(directory: str | os.PathLike[str], *, workers: int | None = None, pro
         manifest = manifests.load(folder)
     except DataError as error:
         return Report([error], 1, [], 0, 0, 0, "")
-    return _Verification(folder, manifest).run(workers or count_cores(), progress)
+    return _Verification(folder, manifest).run(workers or count_cores(), decode, progress)
 
 
 class _Verification:
@@ -82,7 +95,7 @@ class _Verification:
         self._ledger = Ledger()
         self._properties: Counter[str] = Counter()
 
-    def run(self, workers: int, progress: bool) -> Report:
+    def run(self, workers: int, decode: bool, progress: bool) -> Report:
         problems, notes = companions.strangers(self._directory, self._manifest)
         for finding in (
             *companions.check_companions(self._directory, self._manifest),
@@ -94,6 +107,13 @@ class _Verification:
         if self._ledger.num_records == self._num_records():
             self._check_properties()
         self._check_keys()
+        start = time.monotonic()
+        damaged: list[Finding] = []
+        num_decoded = 0
+        if decode:
+            damaged, num_decoded = decoding.check_pictures(self._directory, self._manifest, workers, progress=progress)
+        for finding in damaged:
+            self._findings.add(finding)
         splits = self._manifest.splits.values()
         return Report(
             self._findings.kept,
@@ -103,6 +123,9 @@ class _Verification:
             sum(len(split.shards) for split in splits),
             sum(split.num_bytes for split in splits),
             self._manifest.root_hash,
+            len(damaged),
+            num_decoded,
+            time.monotonic() - start,
         )
 
     def _num_records(self) -> int:

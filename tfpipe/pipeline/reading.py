@@ -16,6 +16,7 @@ import atexit
 import contextlib
 import functools
 import itertools
+import logging
 import math
 import os
 import threading
@@ -32,6 +33,8 @@ import tensorflow as tf
 from tfpipe.records import catalog, manifest, schema, tfrecord
 from tfpipe.records.errors import DataError
 from tfpipe.records.words import exactly
+
+_log = logging.getLogger("tfpipe")
 
 # 20 bytes per record: a million records take 20 MB. No record reaches 4 GiB, protobuf ends at 2.
 _FRAME = np.dtype([("offset", "<i8"), ("length", "<u4"), ("crc32c", "<u4"), ("label", "<i4")])
@@ -75,6 +78,17 @@ class Traits:
         self.longer = max(self.longer, row.height, row.width)
 
 
+@functools.cache  # once for each data set
+def _tell_unchecked(directory: Path) -> None:
+    # The decoder writes past Python to the process's own stderr, and knows no name. Whoever takes that away from it for a
+    # look loses the last words of a process that dies, in a container with all that might have passed them on.
+    _log.info(
+        '%s: only the headers of its images were checked; if the decoder says "Corrupt JPEG data", inspect_tfrecords verify'
+        " --decode names the files",
+        directory,
+    )
+
+
 class RecordReader:
     """The records of one split, by position in stored order: 0 is the first of the first shard.
 
@@ -99,6 +113,8 @@ class RecordReader:
         directory = Path(directory).absolute()  # the current folder may be another when records are read
         account = manifest.load(directory)
         shards = account.split(split).shards
+        if account.options.get("check") != "decode":
+            _tell_unchecked(directory)
         manifest.check_files(directory, account, splits=[split])
         manifest.check_hashes(directory, account, splits=[split])
         self.traits = Traits()

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from tfpipe.records.summary import plural
+from tfpipe.records.words import plural
 
 if TYPE_CHECKING:
     from PIL import ImageFont

@@ -4,9 +4,10 @@
     >>> header.format, header.height, header.width, header.orientation
     ('JPEG', 375, 499, 1)
 
-An accepted file has its headers, tables, markers and end in order. What cannot be seen here: damage inside a JPEG's
-entropy-coded data (the decoder does not report most of it either; a hash of the bytes does), and a PNG whose checksums
-are right but whose compressed data do not fill the picture (no damage does that, a program would have to).
+An accepted file has its headers, tables, markers and end in order. What `decode=True` alone sees: damage inside a JPEG's
+entropy-coded data, and a PNG whose checksums are right but whose compressed data do not fill the picture (no damage does
+that, a program would have to). Most single flipped bits in a scan leave a valid one with other colours: only a hash of
+the bytes knows of these.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "missing_table": "A quantisation or Huffman table or palette is used and never defined.",
         "damaged_scan": (
             "A JPEG scan has impossible parameters or comes too late, or its data hold a forbidden marker (which "
-            "TensorFlow steps over at some places between restart markers, returning a damaged picture)."
+            "TensorFlow steps over at some places between restart markers, returning a damaged picture); when files are "
+            "decoded, also: the compressed data of a JPEG or PNG end too early or too late, or cannot be decoded."
         ),
         "no_image_data": "The file ends in order, but holds no picture data.",
         "bad_checksum": "The bytes of a PNG chunk do not match its CRC (TensorFlow lets that pass in optional chunks).",
@@ -89,20 +91,21 @@ class ImageHeader:
     trailing_bytes: int
 
 
-def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHeader:
+def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, decode: bool = False) -> ImageHeader:
     """Reads the header of a JPEG or PNG file's bytes and checks all that can be checked without decoding.
 
     Args:
         data: the whole file.
         max_pixels: the most that height times width may be; above 2**29 - 1, TensorFlow's own limit holds.
+        decode: check the compressed data, too; takes some milliseconds for a photo.
 
     Raises:
         RejectedImage: with a reason out of `REASONS`, for whatever bytes; nothing else is raised.
     """
     if data.startswith(_JPEG_SIGNATURE):
-        header = _jpeg_header(data)
+        header = _jpeg_header(data, decode)
     elif data.startswith(png.SIGNATURE):
-        header = _png_header(data)
+        header = _png_header(data, decode)
     else:
         raise _foreign(data)
     limit = min(max_pixels, TENSORFLOW_MAX_PIXELS)
@@ -112,8 +115,8 @@ def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHe
     return header
 
 
-def _jpeg_header(data: bytes) -> ImageHeader:
-    facts = jpeg.walk(data)
+def _jpeg_header(data: bytes, decode: bool) -> ImageHeader:
+    facts = jpeg.walk(data, decode=decode)
     components = facts.frame.components
     return ImageHeader(
         format="JPEG",
@@ -147,8 +150,8 @@ def _jpeg_color(facts: jpeg.JpegFacts) -> str:
 _PNG_COLORS = {0: ("grey", 1), 2: ("rgb", 3), 3: ("palette", 3), 4: ("grey+alpha", 2), 6: ("rgb+alpha", 4)}
 
 
-def _png_header(data: bytes) -> ImageHeader:
-    facts = png.walk(data)
+def _png_header(data: bytes, decode: bool) -> ImageHeader:
+    facts = png.walk(data, decode=decode)
     color, channels = _PNG_COLORS[facts.color_type]
     return ImageHeader(
         format="PNG",

@@ -1,22 +1,27 @@
-"""Walks the markers of a JPEG file, without decoding a pixel.
+"""Walks the markers of a JPEG file, and on request the data between them, without decoding a pixel.
 
     >>> facts = walk(data)
     >>> facts.frame.height, facts.frame.width, facts.end == len(data)
 
 The syntax is that of ITU-T T.81 (09/92), annex B. A file is refused where libjpeg-turbo, the decoder inside TensorFlow,
 refuses it: each of its fatal errors concerns a marker, a table or a parameter, all of which are read here. What it
-repairs with a warning (stray bytes between segments, a damaged scan) is let through. The two agree on a corpus and on
-thousands of mutated headers: tests/test_images.py.
+repairs with a warning (stray bytes between segments, a damaged scan) is let through, unless the walk is to decode, too. The
+two agree on a corpus and on thousands of mutated headers: tests/test_images.py, and on damaged scans: tests/test_scans.py.
 """
 
 from __future__ import annotations
 
+import functools
+import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NoReturn
 
+from tfpipe.records import scans
 from tfpipe.records.errors import RejectedImage
-from tfpipe.records.words import exactly
+from tfpipe.records.words import exactly, plural
 
 _SOI, _EOI, _SOS, _DQT, _DHT, _DAC, _DRI, _DNL, _COM = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xCC, 0xDD, 0xDC, 0xFE
 _APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
@@ -122,10 +127,14 @@ class JpegFacts:
     end: int
 
 
-def walk(data: bytes) -> JpegFacts:
+def walk(data: bytes, *, decode: bool = False) -> JpegFacts:
     """Reads the markers from the start-of-image marker, which the caller has seen, to the end-of-image marker.
 
     Time and memory are linear in the length of the data.
+
+    Args:
+        data: the whole file.
+        decode: follow the scans' data, too, and refuse what the decoder warns of; not those that are coded arithmetically.
 
     Raises:
         RejectedImage: TensorFlow would not decode the file, or it would take out of proportion, or it is cut.
@@ -133,7 +142,19 @@ def walk(data: bytes) -> JpegFacts:
     num_scans = data.count(SCAN_START)
     if num_scans > MAX_SCANS:
         raise RejectedImage("too_costly", f"{num_scans} times the first bytes of a scan; the limit is {MAX_SCANS}")
-    return _Walker(data).walk()
+    return _Walker(data, decode).walk()
+
+
+@functools.cache
+def _usual_tables() -> Mapping[int, bytes]:
+    """Returns the Huffman tables of T.81 annex K, which Motion JPEG leaves out: those of an encoder that makes none itself."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "JPEG")
+    walker = _Walker(file.getvalue())
+    walker.walk()
+    return MappingProxyType(walker.huffman_tables)
 
 
 @dataclass(slots=True)
@@ -141,6 +162,7 @@ class _Walker:
     """The state of the decoder that T.81 describes: the tables and parameters in force at this byte."""
 
     data: bytes
+    decode: bool = False
     position: int = 2
     frame: Frame | None = None
     num_scans: int = 0
@@ -153,6 +175,8 @@ class _Walker:
     adobe_transform: int | None = None
     exif: bytes = b""
     xmp: bytes = b""
+    scan: scans.Scan | None = None  # whose data follow, if they are to be decoded
+    coefficients: scans.Coefficients = field(default_factory=dict)
 
     def walk(self) -> JpegFacts:
         while True:
@@ -163,11 +187,24 @@ class _Walker:
                     f"no end-of-image marker in {exactly(len(self.data), 'byte')}: the file was cut",
                     len(self.data),
                 )
-            self.position = found.end()
+            start, self.position = self.position, found.end()
             marker = self.data[self.position - 1]
+            if self.decode:
+                self._decode(self.data[start : found.start()], marker)
             if marker == _EOI:
                 return self._facts()
             self._read_segment(marker)
+
+    def _decode(self, between: bytes, marker: int) -> None:
+        """Follows what stands before a marker: a scan's data, or nothing but fill bytes."""
+        scan, self.scan = self.scan, None
+        try:
+            if scan is not None:
+                scans.check(scan, between, self.coefficients)
+            elif between.strip(b"\xff") and not (self.frame is not None and self.frame.arithmetic):
+                raise scans.ScanDamage(plural(len(between), "extraneous byte"), f" before marker 0x{marker:02x}")
+        except scans.ScanDamage as error:
+            self._reject("damaged_scan", str(error), self.position - 2)
 
     def _read_segment(self, marker: int) -> None:
         if marker in _OTHER_CODINGS:
@@ -265,6 +302,24 @@ class _Walker:
                     self._check_huffman_table(self.frame, selector >> 4)
                 if needs_ac:
                     self._check_huffman_table(self.frame, 0x10 | selector & 15)
+            if self.decode:
+                self.scan = self._scan(self.frame, places, selectors, payload[-3:])
+
+    def _scan(self, frame: Frame, places: list[int], selectors: bytes, parameters: bytes) -> scans.Scan:
+        most_horizontal = max(c.horizontal for c in frame.components)
+        most_vertical = max(c.vertical for c in frame.components)
+        components = []
+        for place, selector in zip(places, selectors, strict=True):
+            c = frame.components[place]
+            width, height = -(-frame.width * c.horizontal // most_horizontal), -(-frame.height * c.vertical // most_vertical)
+            tables = [
+                self.huffman_tables.get(key) or _usual_tables().get(key, b"") for key in (selector >> 4, 16 | selector & 15)
+            ]
+            components.append(scans.ScanComponent(place, c.horizontal * c.vertical, -(-width // 8), -(-height // 8), *tables))
+        units = -(-frame.width // (8 * most_horizontal)) * -(-frame.height // (8 * most_vertical))
+        first, last, high, low = parameters[0], parameters[1], parameters[2] >> 4, parameters[2] & 15
+        band = (first, last, high, low) if frame.progressive else (0, 63, 0, 0)
+        return scans.Scan(components, units, self.restart_interval, frame.progressive, band)
 
     def _scan_components(self, frame: Frame, payload: bytes) -> list[int]:
         """Returns the places in the frame of the components that the scan names."""

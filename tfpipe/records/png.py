@@ -9,6 +9,7 @@ The format is that of the W3C's Portable Network Graphics specification (third e
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -20,6 +21,14 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Bit depths that each colour type may have (section 11.2.1, table 11.1).
 _BIT_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _PALETTE = 3
+
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_LAST_FILTER = 4  # section 9.2
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Left, top and distances across and down of the pixels of each pass (section 8.2)."""
+
+_SLICE_BYTES = 1 << 14
+_INFLATED_BYTES = 1 << 14
 
 _MAX_DIMENSION = 1_000_000  # libpng's PNG_USER_WIDTH_MAX and PNG_USER_HEIGHT_MAX
 _MAX_CHUNK_BYTES = 2**31 - 1
@@ -58,26 +67,32 @@ class PngFacts:
     end: int = 0
 
 
-def walk(data: bytes) -> PngFacts:
+def walk(data: bytes, *, decode: bool = False) -> PngFacts:
     """Reads the chunks behind the signature, which the caller has seen, up to IEND.
 
     Time is linear in the length of the data; at most 1 MiB of a text chunk is inflated.
+
+    Args:
+        data: the whole file.
+        decode: inflate the pixels, too, a row at a time: they must fill the image, and each row name a filter that exists.
 
     Raises:
         RejectedImage: TensorFlow would not decode the file, or it would take out of proportion, or it is cut, or a checksum is
             wrong.
     """
-    return _Walker(data).walk()
+    return _Walker(data, decode).walk()
 
 
 @dataclass(slots=True)
 class _Walker:
     data: bytes
+    decode: bool = False
     position: int = len(SIGNATURE)
     facts: PngFacts | None = None
     seen: set[bytes] = field(default_factory=set)
     previous: bytes = b""
     num_compressed: int = 0
+    pixels: list[bytes] = field(default_factory=list)  # compressed, if they are to be decoded
 
     def walk(self) -> PngFacts:
         while self.previous != b"IEND":
@@ -89,7 +104,26 @@ class _Walker:
         if self.facts is None or b"IDAT" not in self.seen:
             self._reject("no_image_data", "no IDAT chunk before IEND")
         self.facts.end = self.position
+        if self.decode:
+            self._decode(self.facts)
         return self.facts
+
+    def _decode(self, facts: PngFacts) -> None:
+        pixels, bits = _Inflated(self.pixels), facts.bit_depth * _SAMPLES[facts.color_type]
+        passes = _ADAM7 if facts.interlaced else ((0, 0, 1, 1),)
+        try:
+            for number, (left, top, across, down) in enumerate(passes, start=1):
+                width, height = -(-(facts.width - left) // across), -(-(facts.height - top) // down)
+                for row in range(height if width > 0 else 0):
+                    size = 1 + -(-width * bits // 8)
+                    line, where = pixels.read(size), f"row {row} of {height}, pass {number} of {len(passes)}"
+                    if len(line) < size:
+                        self._reject("damaged_scan", f"the compressed data end in {where}")
+                    if line[0] > _LAST_FILTER:
+                        self._reject("damaged_scan", f"filter {line[0]} in {where}; 0 to {_LAST_FILTER} exist")
+            pixels.read(1)  # what follows the last row is the checksum
+        except zlib.error as error:
+            self._reject("damaged_scan", f"the compressed data are damaged ({error})")
 
     def _chunk(self) -> tuple[bytes, bytes]:
         """Returns the next chunk's type and payload, and steps over it."""
@@ -117,6 +151,8 @@ class _Walker:
         elif kind == b"PLTE":
             self._check_palette(self.facts, payload)
         elif kind == b"IDAT":
+            if self.decode:
+                self.pixels.append(payload)
             if self.facts.color_type == _PALETTE and b"PLTE" not in self.seen:
                 self._reject("missing_table", "IDAT comes before PLTE, and the colours are a palette's")
         elif kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
@@ -180,6 +216,26 @@ def _read_metadata(facts: PngFacts, kind: bytes, payload: bytes) -> None:
             facts.exif = bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
         except ValueError:
             facts.exif = b""
+
+
+class _Inflated:
+    """A zlib stream in pieces, as a file to read, which is never held whole."""
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self._slices = (piece[i : i + _SLICE_BYTES] for piece in pieces for i in range(0, len(piece), _SLICE_BYTES))
+        self._inflater = zlib.decompressobj()
+        self._ready = b""
+
+    def read(self, size: int) -> bytes:
+        """Returns so many bytes, less at the end."""
+        while len(self._ready) < size and not self._inflater.eof:
+            compressed = self._inflater.unconsumed_tail or next(self._slices, b"")
+            more = self._inflater.decompress(compressed, max(size, _INFLATED_BYTES))
+            if not more and not compressed:
+                break
+            self._ready += more
+        found, self._ready = self._ready[:size], self._ready[size:]
+        return found
 
 
 def _inflate(compressed: bytes) -> bytes:

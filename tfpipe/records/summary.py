@@ -102,6 +102,8 @@ def _oddities(manifest: Manifest) -> list[str]:
         reasons = sorted(manifest.rejected.items(), key=lambda item: (-item[1], item[0]))
         rejected += f" ({', '.join(f'{reason} {number:,}' for reason, number in reasons)}; see {REJECTED_NAME})"
     facts.append(("rejected inputs", rejected))
+    if manifest.options.get("check") == "decode":
+        facts.append(("checked", "every image decoded"))
     facts.append(("root hash", manifest.root_hash))
     return list(aligned(facts, left=(0, 1)))
 

@@ -30,7 +30,7 @@ from tfpipe.records import images
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import clear_leftovers, written_atomically
 from tfpipe.records.progress import ProgressBar
-from tfpipe.records.summary import plural
+from tfpipe.records.words import plural
 from tfpipe.serving import preflight, resumption, sources, tables
 from tfpipe.serving.models import Model
 from tfpipe.serving.picture_batches import PictureBatches, Predicted, look

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from tfpipe.records import catalog, manifest
-from tfpipe.records.summary import plural
+from tfpipe.records.words import plural
 from tfpipe.serving import folders, path_lists
 from tfpipe.serving.folders import Found
 

@@ -22,7 +22,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from tfpipe.records.errors import DataError
-from tfpipe.records.summary import plural
+from tfpipe.records.words import plural
 from tfpipe.transfer.features import Features
 from tfpipe.transfer.head_options import Pooling
 

@@ -25,7 +25,7 @@ from tfpipe.records import fonts
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import Row, read_catalog
 from tfpipe.records.files import write_json, written_atomically
-from tfpipe.records.summary import plural
+from tfpipe.records.words import plural
 from tfpipe.transfer import explanation, figures, metrics, neighbours, predictions
 from tfpipe.transfer.classifiers import Classifier, Predictor
 from tfpipe.transfer.markup import Html, element, image, join, page, table

@@ -1,16 +1,17 @@
 """Worker processes that never import TensorFlow, and die with their parent.
 
-    with Workers(2, lock_descriptor) as workers:
+    with Workers(2, "tfpipe.conversion.tasks", lock_descriptor) as workers:
         for result in workers.run("audit", tasks): ...
 
 Why not `multiprocessing`: its children import the user's main script again, so that a plain script without an
 `if __name__ == "__main__"` guard would start itself over; and forked children would inherit a TensorFlow that the parent
-imported, with its threads gone. A child here is a fresh interpreter that imports `tfpipe.conversion.tasks` only.
+imported, with its threads gone. A child here is a fresh interpreter that imports the tasks' module only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import pickle
 import signal
@@ -25,7 +26,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 _PATIENCE_SECONDS = 2.0
-_BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from tfpipe.conversion.workers import serve; serve({descriptor})"
+_BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from tfpipe.records.workers import serve; serve({descriptor}, {module!r})"
 
 
 class Progress(NamedTuple):
@@ -45,12 +46,13 @@ class Workers:
 
     Args:
         count: of processes, 1 or more.
+        module: whose functions `run` calls.
         held_descriptor: a file descriptor that each worker holds open, so that a lock on it lasts until the last of them
             is gone; None for none.
     """
 
-    def __init__(self, count: int, held_descriptor: int | None = None) -> None:
-        self._children = [_start(held_descriptor) for _ in range(count)]
+    def __init__(self, count: int, module: str, held_descriptor: int | None = None) -> None:
+        self._children = [_start(module, held_descriptor) for _ in range(count)]
 
     def __enter__(self) -> Workers:
         return self
@@ -66,7 +68,7 @@ class Workers:
                 child.process.wait()
 
     def run(self, function: str, tasks: Iterable[Any]) -> Iterator[Any]:
-        """Yields `Progress` and results of `tasks.FUNCTION(task, report)`, results in the order in which tasks finish.
+        """Yields `Progress` and results of `MODULE.FUNCTION(task, report)`, results in the order in which tasks finish.
 
         Raises:
             Exception: whatever a task raised.
@@ -103,15 +105,15 @@ def _receive(child: _Child) -> tuple[str, Any]:
         code = child.process.wait()
         cause = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
         cause += " (out of memory?)" if code == -signal.SIGKILL else ""
-        raise RuntimeError(f"a worker process {cause}; finished shards are kept: run the same build again") from None
+        raise RuntimeError(f"a worker process {cause}; what was finished is kept: run the same command again") from None
     return message
 
 
-def _start(held_descriptor: int | None) -> _Child:
+def _start(module: str, held_descriptor: int | None) -> _Child:
     ours, theirs = Pipe()
     # Absolute: "" stands for the folder that was current when tfpipe was imported, not for the one that is now.
     path = [*(os.path.abspath(entry) for entry in map(str, sys.path)), str(Path(__file__).resolve().parents[2])]
-    command = _BOOTSTRAP.format(path=path, descriptor=theirs.fileno())
+    command = _BOOTSTRAP.format(path=path, descriptor=theirs.fileno(), module=module)
     inherited = (theirs.fileno(),) if held_descriptor is None else (theirs.fileno(), held_descriptor)
     # The child inherits it: a Ctrl-C waits there until `serve` ignores the signal, and is gone.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
@@ -125,11 +127,10 @@ def _start(held_descriptor: int | None) -> _Child:
     return _Child(process, ours)
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, module: str) -> None:
     """Runs in a worker: answers tasks until the parent closes the connection or dies, then ends the process at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    from tfpipe.conversion import tasks
-
+    tasks = importlib.import_module(module)
     connection = Connection(descriptor)
     inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
