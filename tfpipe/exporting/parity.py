@@ -13,7 +13,6 @@ import json
 import math
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from tfpipe.exporting.specimens import Specimen
 from tfpipe.pipeline import decoding
 from tfpipe.records import images
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import temporary_folder
 from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import NamedModel
 
@@ -104,8 +104,7 @@ def compare(
     if 2 * num_valid < len(specimens):
         limit = specification.max_pixels
         raise ValueError(f"only {num_valid} of {len(specimens)} files could be compared: max_pixels={limit} refuses the others")
-    with tempfile.TemporaryDirectory(prefix="tfpipe-parity-") as name:
-        folder = Path(name)
+    with temporary_folder("parity") as folder:
         for index, (batch, answers) in enumerate(zip(batches, expected, strict=True)):
             _write_question(folder / f"question_{index}.npz", batch, answers["pixels"])
         listed = [

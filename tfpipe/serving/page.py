@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import socket
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 
 from tfpipe.exporting import artefacts
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import temporary_folder
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 from tfpipe.serving import galleries, page_markup
 from tfpipe.serving.answers import Answers, Upload
@@ -118,7 +118,7 @@ def serve(
     gallery, notes = _open_gallery(predictor, model, data, split, max_training, progress)
     answers = Answers(predictor, gallery, max_pixels)
     predictor.predict(np.zeros((1, *predictor.image_size, 3), np.uint8))  # the first call takes longest
-    with tempfile.TemporaryDirectory(prefix="tfpipe-page-") as folder, _environment(folder):
+    with temporary_folder("page") as folder, _environment(folder):
         title = os.path.basename(os.path.abspath(model))
         page = _layout(gradio, title, page_markup.header(title, predictor, notes), answers)
         try:
@@ -170,7 +170,7 @@ def _free_port(port: int) -> int:
 
 
 @contextlib.contextmanager
-def _environment(folder: str) -> Iterator[None]:
+def _environment(folder: Path) -> Iterator[None]:
     """Lets Gradio put uploads into a folder, and ask itself whether it is up without a proxy in between."""
     direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), HOST)))
     wanted = {"GRADIO_TEMP_DIR": os.path.realpath(folder), "no_proxy": direct, "NO_PROXY": direct}

@@ -29,7 +29,7 @@ from tfpipe.exporting import artefacts, specifications
 from tfpipe.pipeline import decoding
 from tfpipe.records import images, manifest
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import clear_leftovers, written_atomically
+from tfpipe.records.files import clear_up, written_atomically
 from tfpipe.records.progress import ProgressBar
 from tfpipe.serving import resumption, sources, tables
 from tfpipe.serving.models import Model
@@ -169,8 +169,7 @@ def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, c
     """Puts the output in place, and the list of bad pictures beside it."""
     best: Counter[int] = Counter()
     rejected: dict[sources.Picture, Problem] = {}
-    for name in (path, tables.rejected_path(path)):
-        clear_leftovers(name)
+    clear_up(tables.rejected_path(path))  # which may not be written this time
     with written_atomically(path) as file:
         file.write(form.header())
         for part in work.parts():
