@@ -230,12 +230,13 @@ def stop_for_good(process):
     process.communicate()
 
 
-def test_ctrl_c_stops_with_130_and_the_next_run_goes_on(long_build, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_a_build_and_the_next_run_goes_on(long_build, tmp_path, number, status):
     process, command = long_build
-    for number in (signal.SIGINT, signal.SIGCONT):
-        os.killpg(process.pid, number)  # as a terminal does: to parent and workers
+    for sent in (number, signal.SIGCONT):
+        os.killpg(process.pid, sent)  # as a terminal or systemd does: to parent and workers
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "run the same command again to go on" in said
     assert "Traceback" not in said
     shards = {path: path.stat().st_ino for path in tmp_path.glob("out/images-*")}

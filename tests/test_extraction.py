@@ -168,9 +168,9 @@ def test_a_full_disk_is_told_with_the_file(tmp_path):
     assert extract(out, tmp_path / "back", progress=False) == 3
 
 
-def test_a_leftover_of_a_killed_process_of_the_same_id_is_no_hindrance(tmp_path):
+def test_what_a_killed_process_left_is_removed(tmp_path):
     out = build_tiny(tmp_path)
-    write(tmp_path / "back" / "小 猫" / f".tfpipe-{os.getpid()}.tmp", b"half")
+    write(tmp_path / "back" / "小 猫" / ".tfpipe.4711.tmp", b"half")
     assert extract(out, tmp_path / "back", progress=False) == 3
     assert tree(tmp_path / "back") == tree(tmp_path / "in")
 

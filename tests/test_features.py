@@ -2,9 +2,13 @@
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import ml_dtypes
@@ -17,6 +21,7 @@ from test_networks import random_weight
 from transfer_fixtures import IMAGE_SIZE, colours, colours_without_val
 
 from tfpipe.pipeline.augmentation import Augmentation
+from tfpipe.records import locking
 from tfpipe.records.errors import DataError
 from tfpipe.transfer import backbones, features
 from tfpipe.transfer.features import check_frozen, computation, describe, extract, sample
@@ -176,8 +181,54 @@ def test_an_extraction_that_was_killed_goes_on(tmp_path, pictures, small_shards,
     monkeypatch.setattr(features, "_write", lambda path, *rest: (written.append(path), write(path, *rest)))
     again = run(tmp_path, pictures, view=view, batch_size=6)
     assert len(written) == lost
-    (whole.folder / ".features-00006.npy.1234.tmp").unlink()
     assert files_of(again.folder) == expected
+
+
+class Waiting(Counting):
+    """Counts the pictures that go through it, and stands still at the first batch."""
+
+    seen = 0
+    is_reached, may_go_on = threading.Event(), threading.Event()
+
+    @classmethod
+    def _count(cls, values):
+        cls.is_reached.set()
+        assert cls.may_go_on.wait(60)
+        return super()._count(values)
+
+
+def test_of_two_runs_one_waits_and_finds_the_features_ready(tmp_path, pictures, caplog):
+    images = keras.Input((*IMAGE_SIZE, 3))
+    network = keras.Model(images, keras.layers.AveragePooling2D(8)(Waiting(name="waiting")(images)))
+    caplog.set_level("INFO", "tfpipe")
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            first = pool.submit(run, tmp_path, pictures, network=network)
+            assert Waiting.is_reached.wait(60)
+            second = pool.submit(run, tmp_path, pictures, network=network)
+            deadline = time.monotonic() + 60
+            while "another run is writing here; waiting for it" not in caplog.text and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert not second.done()
+        finally:
+            Waiting.may_go_on.set()
+        np.testing.assert_array_equal(all_rows(first.result()), all_rows(second.result()))
+    assert caplog.text.count("another run is writing here; waiting for it") == 1
+    assert Waiting.seen == 41
+
+
+def test_features_that_are_complete_are_read_without_a_lock(tmp_path, pictures):
+    found = run(tmp_path, pictures)
+    with locking.locked(found.folder, "test"):
+        np.testing.assert_array_equal(all_rows(run(tmp_path, pictures)), all_rows(found))
+
+
+def test_without_locks_features_are_computed_all_the_same(tmp_path, pictures, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert len(all_rows(run(tmp_path, pictures))) == 41
 
 
 def test_an_error_in_the_middle_leaves_whole_shards_and_no_facts(tmp_path, pictures, small_shards, monkeypatch):

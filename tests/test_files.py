@@ -1,9 +1,15 @@
 import errno
+import fcntl
 import json
 import os
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from conftest import CHECKOUT
 
 from tfpipe.records import files
 
@@ -170,8 +176,67 @@ def test_what_killed_processes_left_of_a_folder_is_cleared_or_put_back(tmp_path)
 
 
 def test_what_killed_processes_left_of_a_file_is_cleared_and_nothing_else(tmp_path):
-    kept = ["[x].csv", ".[x].csv.mine.tmp", ".[x].csv.other.7.tmp", ".x.csv.7.tmp", ".[x].csv.7.old"]
-    for name in (*kept, ".[x].csv.4711.tmp", ".[x].csv.7.tmp"):
+    kept = ["[x].csv", ".[x].csv.mine.tmp", ".[x].csv.other.7.tmp", ".x.csv.7.tmp", ".[x].csv.7.tmp.2", ".[x].csv.7.tmp~"]
+    for name in (*kept, ".[x].csv.4711.tmp", ".[x].csv.7.tmp", ".[x].csv.7.tmp.keras"):
         (tmp_path / name).touch()
-    files.clear_leftovers(tmp_path / "[x].csv")
+    files.clear_up(tmp_path / "[x].csv")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_what_killed_processes_left_in_a_folder_is_cleared_and_nothing_else(tmp_path):
+    kept = ["x", ".x.tmp", ".x.mine.tmp", "x.7.tmp", ".x.7.old"]
+    for name in (*kept, ".x.7.tmp", ".x.y.8.tmp", ".model.keras.9.tmp.keras"):
+        (tmp_path / name).touch()
+    with files.written_atomically(tmp_path / "z"):  # of a process that is at work
+        files.clear_folder(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "z"])
+
+
+@pytest.mark.parametrize("writer", ["written_atomically", "path_written_atomically"])
+def test_what_a_killed_writer_left_the_next_one_removes(tmp_path, writer):
+    code = (
+        "import os, pathlib, signal, sys; from tfpipe.records import files\n"
+        f"with files.{writer}(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, tmp_path / "x"], cwd=CHECKOUT, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    with files.written_atomically(tmp_path / "x") as file:
+        file.write(b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_library_can_write_to_a_name_of_its_own_ending(tmp_path):
+    with files.path_written_atomically(tmp_path / "x.keras", suffix=".keras") as first:
+        with files.path_written_atomically(tmp_path / "x.keras", suffix=".keras") as second:
+            first.write_bytes(b"first")
+            second.write_bytes(b"second")
+            assert {first.suffix, second.suffix} == {".keras"}
+        assert (tmp_path / "x.keras").read_bytes() == b"second"
+    assert (tmp_path / "x.keras").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.keras"]
+
+
+def test_a_temporary_folder_is_private_and_those_of_killed_processes_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    kept = ["tfpipe-page-mine", "tfpipe-parity-0000000001"]
+    for name in (*kept, "tfpipe-page-0000000001"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "photo.jpg").touch()
+    with files.temporary_folder("page") as first, files.temporary_folder("page") as second:
+        assert first.stat().st_mode & 0o777 == 0o700
+        assert {path.name for path in tmp_path.iterdir()} == {first.name, second.name, *kept}
+        (first / "photo.jpg").touch()
+    assert {path.name for path in tmp_path.iterdir()} == set(kept)
+
+
+def test_without_locks_files_are_written_and_none_is_cleared(tmp_path, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    (tmp_path / ".x.7.tmp").touch()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with files.written_atomically(tmp_path / "x") as file:
+        file.write(b"whole")
+    assert (tmp_path / "x").read_bytes() == b"whole"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".x.7.tmp", "x"]

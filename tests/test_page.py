@@ -499,7 +499,7 @@ def test_the_command_serves_until_it_is_stopped(serve, run, tmp_path, number):
         _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "stopped. The page is closed" in errors
     assert not list(tmp_path.glob("tfpipe-page-*"))
     assert "Traceback" not in errors

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -21,7 +22,7 @@ import tfpipe
 from tfpipe import Recipe, train
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.records.errors import DataError
-from tfpipe.transfer import classifiers, runs, training
+from tfpipe.transfer import classifiers, runs, states, training
 from tfpipe.transfer.journal import read_history
 
 pytestmark = pytest.mark.tf
@@ -230,6 +231,30 @@ def test_kill_9_of_the_command_costs_nothing(colours, tmp_path):
     again = subprocess.run([*command, f"--output={stopped}"], capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert classifiers.load(stopped).sha256 == classifiers.load(tmp_path / "whole").sha256
+
+
+def test_kill_9_in_the_middle_of_a_file_leaves_nothing_after_the_next_run(colours, tmp_path, monkeypatch):
+    """Also where process ids come again, as in containers: that of every program is 1 there."""
+    recipe, folder = dataclasses.replace(SMALL, mode="bottleneck", epochs=1), tmp_path / "run"
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+
+    def never_end(path, *_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", never_end)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process removes nothing
+        for _ in range(2):
+            with pytest.raises(Killed):
+                run(colours, folder, recipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "save", lambda self, path: (path.write_bytes(b"half"), kill()))
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            run(colours, folder, recipe)
+    assert list(folder.glob(".*.keras*")), "nothing was left: the test shows nothing"
+    run(colours, folder, recipe)
+    assert not list(tmp_path.rglob(".*"))
 
 
 # ---- options
@@ -557,15 +582,74 @@ def test_ctrl_c_in_the_last_validation_stops_the_run(colours, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(("handler", "is_seen"), [(signal.SIG_IGN, False), (signal.default_int_handler, True)])
-def test_ctrl_c_that_is_ignored_stays_ignored(handler, is_seen):
-    before = signal.signal(signal.SIGINT, handler)
+@pytest.mark.parametrize("number", training._STOPPING)
+def test_a_signal_that_is_ignored_stays_ignored(number, handler, is_seen):
+    before = signal.signal(number, handler)
     try:
         with training._interrupts() as interrupted:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         assert interrupted.is_set() == is_seen
-        assert signal.getsignal(signal.SIGINT) is handler
+        assert signal.getsignal(number) is handler
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_who_handled_a_signal_gets_it_when_the_step_is_saved(number):
+    received = []
+
+    def stop():
+        with training._interrupts() as interrupted:
+            for _ in range(2):
+                os.kill(os.getpid(), number)  # the second does not stop at once: `timeout` sends two
+            assert interrupted.is_set()
+            assert received == []
+            raise KeyboardInterrupt
+
+    before = signal.signal(number, lambda number, _: received.append(number))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            stop()
+    finally:
+        signal.signal(number, before)
+    assert received == [number]
+
+
+def test_outside_of_the_loop_the_library_handles_no_signal():
+    before = [signal.getsignal(number) for number in training._STOPPING]
+    with training._interrupts():
+        assert not any(signal.getsignal(number) in before for number in training._STOPPING)
+    assert [signal.getsignal(number) for number in training._STOPPING] == before
+    assert before[1:] == [signal.SIG_DFL, signal.SIG_DFL]
+
+
+@pytest.mark.parametrize(("number", "method", "step"), [(signal.SIGINT, "train_step", 5), (signal.SIGTERM, "validate", 6)])
+def test_a_validation_that_was_stopped_is_done_again_to_the_same_bits(colours, tmp_path, monkeypatch, number, method, step):
+    """Also one that had not begun: the signal came in the last step of the epoch."""
+    recipe = dataclasses.replace(SMALL, mode="scratch", epochs=2, ema=0.9)
+    real = getattr(training.Loop, method)
+
+    def stop(self, *rest):
+        if self.progress.step == step:
+            os.kill(os.getpid(), number)
+        return real(self, *rest)
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(training.Loop, method, stop)
+            with pytest.raises(KeyboardInterrupt):
+                run(colours, tmp_path / "stopped", recipe)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    _, facts = states.load(tmp_path / "stopped" / "state" / "scratch.npz")
+    assert (facts["progress"]["epoch"], facts["progress"]["step"]) == (0, 6)
+    assert read_history(tmp_path / "stopped") == []
+    for name in ("stopped", "whole"):
+        run(colours, tmp_path / name, recipe)
+    assert classifiers.load(tmp_path / "stopped").sha256 == classifiers.load(tmp_path / "whole").sha256
+    losses = [[row["val_loss"] for row in read_history(tmp_path / name)] for name in ("stopped", "whole")]
+    assert losses[0] == losses[1]
 
 
 def test_a_layer_that_keras_named_can_end_the_backbone(colours, tmp_path):

@@ -31,8 +31,9 @@ def test_a_worker_whose_parent_has_closed_the_connection_leaves_without_a_word(t
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_ctrl_c_does_not_reach_a_worker_that_is_about_to_begin(monkeypatch):
-    struck = f"import os, signal; os.kill(os.getpid(), signal.SIGINT); {workers._BOOTSTRAP}"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_does_not_reach_a_worker_that_is_about_to_begin(monkeypatch, number):
+    struck = f"import os; os.kill(os.getpid(), {number:d}); {workers._BOOTSTRAP}"
     monkeypatch.setattr(workers, "_BOOTSTRAP", struck)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     with workers.Workers(1, TASKS) as started:

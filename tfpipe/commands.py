@@ -1,4 +1,4 @@
-"""What every command of tools/ shares: flags shown by --help however it is started, errors as one line, Ctrl-C that tells.
+"""What every command of tools/ shares: flags shown by --help however it is started, errors as one line, signals that tell.
 
 def command() -> None:
     commands.run(main, __name__)
@@ -8,14 +8,16 @@ A command checks what it can, and imports what needs TensorFlow after that: erro
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import absl.logging
 from absl import app, flags
@@ -29,7 +31,9 @@ _VERSION = flags.DEFINE_bool("version", False, "Show the version.")
 Number = TypeVar("Number", int, float)
 
 _USAGE = 2
-_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_SIGNALLED = 128  # and the number of the signal, as shells count
+_ENDING = (signal.SIGTERM, signal.SIGHUP)  # of systemd, Docker, SLURM, Kubernetes, timeout; of a terminal that is closed
+_AGAIN_SECONDS = 5.0
 _HOME = re.compile(r"(?:(?<=[=,])|^)~(?=/|$)")
 # A parameter of Python in the library's words: "batch_size must be ...", "top_k=0", "(on_error=skip)", "unfreeze: ...".
 _PARAMETER = re.compile(
@@ -42,12 +46,14 @@ class UsageError(Exception):
 
 
 def run(main: Callable[[list[str]], int | None], module_name: str, *, when_stopped: str = "") -> NoReturn:
-    """Runs a command and ends the process: 0, or what `main` returns; 1 for an error, 2 for wrong usage, 130 for Ctrl-C.
+    """Runs a command and ends the process.
+
+    Its status is 0, or what `main` returns; 1 for an error, 2 for wrong usage, 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
 
     Args:
         main: takes the arguments that are no flags, without the program's name.
         module_name: `__name__` of the module that defines the flags and whose docstring is the help text.
-        when_stopped: what to say after Ctrl-C: what is kept, and how to go on.
+        when_stopped: what to say after a signal: what is kept, and how to go on. Notes of the KeyboardInterrupt replace it.
     """
     # absl shows the flags of the main module only, and knows it by the program's name: a console script's is another file.
     for flag in flags.FLAGS.flags_by_module_dict().get(module_name, []):
@@ -111,14 +117,59 @@ def _log_to_stderr() -> None:
 
 
 def _guarded(main: Callable[[list[str]], int | None], arguments: list[str], when_stopped: str) -> int:
+    received: list[int] = []
     try:
-        return main(arguments) or 0
+        _raise_on_signals(received)
+        return _answered(main, arguments, received)
+    except KeyboardInterrupt as stop:
+        _settle_signals()
+        _say(f"\nstopped. {' '.join(getattr(stop, '__notes__', ())) or when_stopped}".rstrip())
+        return _SIGNALLED + (received or [signal.SIGINT])[0]
+    finally:
+        _settle_signals()
+
+
+def _raise_on_signals(received: list[int]) -> None:
+    """Makes SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread, unless the caller ignores them, as nohup does."""
+
+    def handle(number: int, _: Any) -> None:
+        if number != signal.SIGALRM:
+            if received:  # `timeout` sends it twice: cleaning up goes on
+                return
+            received.append(number)
+            sys.unraisablehook = lambda _: None
+        # What is raised in a callback of the interpreter, in the middle of an import, say, is lost.
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, handle)
+    for number in _ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handle)
+
+
+def _settle_signals() -> None:
+    """Lets no signal raise anything any more: the work is over, and an exception would only be seen as a traceback."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number in (signal.SIGALRM, *_ENDING):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _answered(main: Callable[[list[str]], int | None], arguments: list[str], received: list[int]) -> int:
+    """Returns the exit status after saying what is wrong, if anything is."""
+    try:
+        try:
+            return main(arguments) or 0
+        except Exception:
+            if received:  # of something that was stopped in its middle
+                raise KeyboardInterrupt from None
+            raise
     except UsageError as error:
         _say(f"error: {in_flags(str(error))}\nSee --help.")
         return _USAGE
-    except KeyboardInterrupt:
-        _say(f"\nstopped. {when_stopped}".rstrip())
-        return _INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -147,7 +198,8 @@ def in_flags(message: str) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        sys.stderr.write(f"{text}\n")
 
 
 def parse_paths(flag: str, value: str) -> str | dict[str, str]:

@@ -6,14 +6,14 @@
   demo_page --model=export/saved_model           an exported model: probabilities and its input
 
 One picture, dropped, chosen or pasted, is looked at closely; several become a table that can be kept as CSV. The page listens
-on 127.0.0.1 only and works without a network. Uploads are deleted after an hour, and when the page ends: with Ctrl-C.
+on 127.0.0.1 only and works without a network. Uploads are deleted after an hour, and when the page ends: with Ctrl-C or
+SIGTERM.
 Needs Gradio: pip install 'tfpipe[page]'.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -48,9 +48,6 @@ def main(arguments: list[str]) -> None:
     preflight.check_page(_MODEL.value, _DATA.value, _SPLIT.value, _PORT.value)
     from tfpipe.serving.page import serve  # takes seconds
 
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, a stopped container: uploads are deleted then, too
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, signal.default_int_handler)
     page = serve(
         _MODEL.value,
         data=_DATA.value,

@@ -50,25 +50,24 @@ _CALIBRATE = flags.DEFINE_string(
 _REPORT = flags.DEFINE_bool("report", True, "Write report.html.")
 _NEAR_DUPLICATES = flags.DEFINE_bool("near_duplicates", True, "Report: look for twins in train and val, a pass over all three.")
 
-_INTERRUPTED = 130  # as `tfpipe.commands` ends after Ctrl-C
 _MAX_CLASSES = 20  # more rows than this are left to the files
 
 
-def main(arguments: list[str]) -> int | None:
+def main(arguments: list[str]) -> None:
     """Evaluates or compares, then prints what was found."""
     if arguments[:1] == ["compare"]:
         if len(arguments) != 3:
             raise commands.UsageError(f"usage: compare A B (got {plural(len(arguments) - 1, 'argument')})")
         _compare(*arguments[1:])
-        return None
+        return
     if arguments:
         raise commands.UsageError(f"arguments without a flag: {' '.join(arguments)}; the only command is compare A B")
     if not (_MODEL.value and _DATA.value and _OUTPUT.value):
         raise commands.UsageError("--model, --data and --output are needed")
-    return _evaluate(None if _SHARD.value is None else _parse_shard(_SHARD.value))
+    _evaluate(None if _SHARD.value is None else _parse_shard(_SHARD.value))
 
 
-def _evaluate(shard: tuple[int, int] | None) -> int | None:
+def _evaluate(shard: tuple[int, int] | None) -> None:
     from tfpipe.exporting import preflight
     from tfpipe.records.files import check_folder
     from tfpipe.transfer.accounting import open_labelled
@@ -104,16 +103,14 @@ def _evaluate(shard: tuple[int, int] | None) -> int | None:
             near_duplicates=_NEAR_DUPLICATES.value,
             on_found=show,
         )
-    except KeyboardInterrupt:
-        if not found:
-            raise
-        sys.stderr.write("\nstopped. There is no report; table, metrics and receipt are complete.\n")
-        return _INTERRUPTED
+    except KeyboardInterrupt as stop:
+        if found:
+            stop.add_note("There is no report; table, metrics and receipt are complete.")
+        raise
     if evaluation.missing_parts:
         print(_missing(_SHARD.value, evaluation))
     elif found and _REPORT.value:
         print(evaluation.folder / "report.html")
-    return None
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

@@ -206,7 +206,7 @@ def _strategy() -> Any:
 
 def command() -> None:
     """Runs the command; the console script's entry point."""
-    commands.run(main, __name__, when_stopped="The state is saved: run the same command again to go on at this step.")
+    commands.run(main, __name__, when_stopped="What was done is saved: run the same command again to go on from there.")
 
 
 if __name__ == "__main__":

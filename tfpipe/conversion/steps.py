@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import sqlite3
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from tfpipe.conversion.tasks import AuditTask, ShardTask
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import clear_folder, temporary_folder
 from tfpipe.records.manifest import Manifest, Shard, Split
 from tfpipe.records.progress import ProgressBar
 from tfpipe.records.workers import Progress, Workers
@@ -97,8 +97,8 @@ class Build(NamedTuple):
             if not folder.exists() and any(self.directory.iterdir()):
                 raise ValueError(f"{self.directory}: the output folder is not empty, and holds no build of tfpipe")
             folder.mkdir(exist_ok=True)
-            for stale in (*self.directory.glob(".*.tmp"), *self.directory.glob("index/.*.tmp"), *folder.glob(".*.tmp")):
-                stale.unlink()
+            for place in (self.directory, self.directory / manifests.INDEX_FOLDER, folder):
+                clear_folder(place)
             with contextlib.closing(State(folder / "state.sqlite")) as state:
                 manifest = self._resume(state)
             shutil.rmtree(folder)
@@ -266,7 +266,7 @@ class Build(NamedTuple):
             raise _Refusal(f"{self.directory}: a complete data set with other options is here:" + _advice(differences))
         manifests.check_files(self.directory, manifest)
         manifests.check_hashes(self.directory, manifest)
-        with tempfile.TemporaryDirectory() as folder, contextlib.closing(State(Path(folder) / "state.sqlite")) as state:
+        with temporary_folder("build") as folder, contextlib.closing(State(folder / "state.sqlite")) as state:
             listing = self.list_inputs()
             state.list_inputs(listing.items)
             if listing.class_names is not None and self.options.class_names is None:

@@ -15,7 +15,6 @@ import logging
 import math
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from tfpipe.exporting.specimens import Specimen
 from tfpipe.pipeline import decoding
 from tfpipe.records import images
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import temporary_folder
 from tfpipe.records.words import exactly
 from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import NamedModel
@@ -109,8 +109,7 @@ def compare(
     batches = [specimens[start : start + _BATCH_SIZE] for start in range(0, len(specimens), _BATCH_SIZE)]
     expected = [_expect(model, specification, batch) for batch in batches]
     _check_valid(specification, specimens, expected)
-    with tempfile.TemporaryDirectory(prefix="tfpipe-parity-") as name:
-        folder = Path(name)
+    with temporary_folder("parity") as folder:
         for index, (batch, answers) in enumerate(zip(batches, expected, strict=True)):
             _write_question(folder / f"question_{index}.npz", batch, answers["pixels"])
         listed = [

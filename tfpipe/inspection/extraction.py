@@ -14,9 +14,12 @@ from tfpipe.inspection.reading import read_shard
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import Row, read_catalog, read_split
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import clear_up, temporary_beside
 from tfpipe.records.manifest import Manifest, Shard
 from tfpipe.records.progress import ProgressBar
 from tfpipe.records.schema import Record
+
+_SHORT_NAME = "tfpipe"  # of temporary files: a picture's own may be as long as names can be
 
 
 def extract(
@@ -95,7 +98,7 @@ class _Writer:
         self._directory, self._splits = directory, splits
         output.mkdir(parents=True, exist_ok=True)
         self._root = output.resolve()
-        self._safe: set[Path] = {self._root}
+        self._safe: set[Path] = set()
 
     def write(self, record: Record, shard: Path, offset: int) -> None:
         """Writes one picture, unless it is there."""
@@ -103,17 +106,12 @@ class _Writer:
         if os.path.lexists(target):
             self._compare(target, record)
             return
-        temporary = target.with_name(f".tfpipe-{os.getpid()}.tmp")  # short: the name itself may be as long as names can be
         try:
-            temporary.unlink(missing_ok=True)  # left by a process that was killed: in a container ids come again
-            with open(temporary, "xb") as file:
-                file.write(record.encoded)
-            os.replace(temporary, target)
-        except BaseException as error:
-            temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise _stopped(error, target) from error
-            raise
+            with temporary_beside(target.with_name(_SHORT_NAME)) as temporary:
+                temporary.write_bytes(record.encoded)
+                os.replace(temporary, target)
+        except OSError as error:
+            raise _stopped(error, target) from error
 
     def _target(self, record: Record, shard: Path, offset: int) -> Path:
         """Returns where the record's file goes; its folder exists and lies within the output."""
@@ -139,6 +137,7 @@ class _Writer:
             raise FileExistsError(f"{existing}: a file is in the way of the folder of {filename!r}") from None
         except OSError as error:
             raise _stopped(error, self._root / filename) from error
+        clear_up(folder / _SHORT_NAME)
         self._safe.add(folder)
 
     def _compare(self, target: Path, record: Record) -> None:

@@ -8,9 +8,11 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,25 +22,83 @@ from tfpipe.records.errors import DataError
 
 @contextlib.contextmanager
 def written_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file beside `path` that becomes `path`, synced to the disk, when the block ends without an error.
+    """Opens a temporary file beside `path` that becomes `path`, synced to the disk, when the block ends without an error."""
+    with path_written_atomically(path) as temporary, open(temporary, "wb") as file:
+        yield file
 
-    The temporary name begins with a dot and has digits drawn anew: two writers do not meet, a glob does not catch it.
+
+@contextlib.contextmanager
+def path_written_atomically(path: Path, suffix: str = "") -> Iterator[Path]:
+    """Gives the name of a file to write that becomes `path`, synced to the disk, when the block ends without an error.
+
+    Else it vanishes, and what was at `path` is as before. What killed processes left beside `path` is removed first.
+
+    Args:
+        path: of the file.
+        suffix: what the name that is given must end with, for a library that looks at it.
     """
-    temporary = path.with_name(f".{path.name}.{_draw_digits()}.tmp")
+    clear_up(path)
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, os.fspath(temporary)):
+        with temporary_beside(path, suffix) as temporary:
+            yield temporary
+            sync_directory(temporary)
+            os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None or _is_temporary(str(error.filename), path):
             # Writing to a full disk does not say where; opening says a name that the user never gave.
             raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
         raise
     sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def temporary_beside(path: Path, suffix: str = "") -> Iterator[Path]:
+    """Gives the name of a new file beside `path`; what is still there under it when the block ends is removed.
+
+    The name begins with a dot and has digits drawn anew: two writers do not meet, a glob does not catch it. While the block
+    lasts, the file is locked: `clear_up` leaves it alone.
+    """
+
+    def make() -> Path:
+        temporary = _draw_name(path, suffix)
+        temporary.touch(exist_ok=False)
+        return temporary
+
+    with contextlib.ExitStack() as held:
+        temporary = _make_held(make, held)
+        try:
+            yield temporary
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """Gives a folder among the system's temporary files that only this user can read; it is gone when the block ends.
+
+    Those that killed processes left there for the same purpose are removed first.
+    """
+    place, prefix = Path(tempfile.gettempdir()), f"tfpipe-{purpose}-"
+    for path in place.glob(f"{prefix}*"):
+        if path.name.removeprefix(prefix).isdecimal():
+            _remove_unless_held(path)
+
+    def make() -> Path:
+        folder = place / f"{prefix}{_draw_digits()}"
+        folder.mkdir(mode=0o700)
+        return folder
+
+    with contextlib.ExitStack() as held:
+        folder = _make_held(make, held)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _draw_name(path: Path, suffix: str = "") -> Path:
+    return path.with_name(f".{path.name}.{_draw_digits()}.tmp{suffix}")
 
 
 def _draw_digits() -> str:
@@ -46,11 +106,12 @@ def _draw_digits() -> str:
     return f"{secrets.randbelow(10**10):010d}"
 
 
-def clear_leftovers(path: Path) -> None:
-    """Removes what processes that were killed in `written_atomically` left beside a file; the caller holds a lock on it."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if leftover.name.removeprefix(f".{path.name}.").removesuffix(".tmp").isdecimal():
-            leftover.unlink(missing_ok=True)
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9]+\.(?P<what>tmp|old)(\.[a-z]+)?", re.DOTALL)  # as `_draw_name` makes it
+
+
+def _is_temporary(name: str, path: Path) -> bool:
+    found = _TEMPORARY.fullmatch(os.path.basename(name))
+    return found is not None and found["name"] == path.name
 
 
 @contextlib.contextmanager
@@ -62,8 +123,17 @@ def folder_written_atomically(target: Path, *, replace: bool) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_up(target)
+
+    def make() -> Path:
+        folder = _draw_name(target)
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(target)) from error
+        return folder
+
     with contextlib.ExitStack() as held:
-        folder = _make_held(target, held)
+        folder = _make_held(make, held)
         old = folder.with_suffix(".old")
         try:
             yield folder
@@ -98,43 +168,51 @@ def _raise_for_user(error: BaseException, folder: Path, target: Path) -> None:
         raise OSError(error.errno, error.strerror or str(error), os.fspath(target)) from error
 
 
-def _make_held(target: Path, held: contextlib.ExitStack) -> Path:
-    """Makes a folder beside `target`; while it is locked, no other process takes it for that of a killed one."""
+def _make_held(make: Callable[[], Path], held: contextlib.ExitStack) -> Path:
+    """Makes a file or folder; while it is locked, no other process takes it for that of a killed one."""
     while True:
-        folder = target.with_name(f".{target.name}.{_draw_digits()}.tmp")
-        try:
-            folder.mkdir()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, os.fspath(target)) from error
+        made = make()
         with contextlib.suppress(FileNotFoundError, BlockingIOError):  # between the two lines another did
-            _hold(folder, held)
-            return folder
+            _hold(made, held)
+            return made
 
 
-def _hold(folder: Path, held: contextlib.ExitStack) -> None:
+def _hold(path: Path, held: contextlib.ExitStack) -> None:
     try:
-        held.callback(os.close, locking.lock_at_once(folder))
-    except (FileNotFoundError, BlockingIOError):
-        raise
+        held.callback(os.close, locking.lock_at_once(path))
     except OSError as error:  # a file system without locks: there, nothing is ever cleared up
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        if error.errno not in locking.NO_LOCKS:
             raise
 
 
 def clear_up(target: Path) -> None:
-    """Removes what killed processes left beside a folder, and puts back what one had moved away."""
+    """Removes what killed processes left beside a file or folder, and puts back a folder that one had moved away."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
-        digits, what = path.name.removeprefix(f".{target.name}.").partition(".")[::2]
-        if not digits.isdecimal() or what not in ("tmp", "old"):
-            continue
-        try:
-            descriptor = locking.lock_at_once(path)
-        except OSError:  # somebody is writing it, or has just ended
-            continue
-        if what == "old" and not target.exists():
+        if _is_temporary(path.name, target):
+            _remove_unless_held(path, target)
+
+
+def clear_folder(folder: Path) -> None:
+    """Removes what killed processes left beside any file in a folder, which is this program's own."""
+    for path in folder.glob(".*.tmp*"):
+        if _TEMPORARY.fullmatch(path.name):
+            _remove_unless_held(path)
+
+
+def _remove_unless_held(path: Path, target: Path | None = None) -> None:
+    try:
+        descriptor = locking.lock_at_once(path)
+    except OSError:  # somebody is writing it, or has just ended
+        return
+    try:
+        if target and path.suffix == ".old" and not target.exists():
             os.rename(path, target)
-        else:
+        elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+    finally:
         os.close(descriptor)
 
 

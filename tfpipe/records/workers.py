@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 _PATIENCE_SECONDS = 2.0
+_SHARED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # reach the whole group; the parent decides
 _BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from tfpipe.records.workers import serve; serve({descriptor}, {module!r})"
 
 
@@ -116,7 +117,7 @@ def _start(module: str, held_descriptor: int | None) -> _Child:
     command = _BOOTSTRAP.format(path=path, descriptor=theirs.fileno(), module=module)
     inherited = (theirs.fileno(),) if held_descriptor is None else (theirs.fileno(), held_descriptor)
     # The child inherits it: a Ctrl-C waits there until `serve` ignores the signal, and is gone.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SHARED)
     try:
         process = subprocess.Popen(
             [sys.executable, "-c", command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=inherited
@@ -129,7 +130,8 @@ def _start(module: str, held_descriptor: int | None) -> _Child:
 
 def serve(descriptor: int, module: str) -> None:
     """Runs in a worker: answers tasks until the parent closes the connection or dies, then ends the process at once."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for number in _SHARED:
+        signal.signal(number, signal.SIG_IGN)
     tasks = importlib.import_module(module)
     connection = Connection(descriptor)
     inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()

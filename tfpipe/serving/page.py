@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 
 from tfpipe.exporting import artefacts
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import temporary_folder
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 from tfpipe.records.words import plural
 from tfpipe.serving import galleries, page_markup, preflight
@@ -118,7 +118,7 @@ def serve(
     gallery, notes = _open_gallery(predictor, model, data, split, max_training, progress)
     answers = Answers(predictor, gallery, max_pixels)
     predictor.predict(np.zeros((1, *predictor.image_size, 3), np.uint8))  # the first call takes longest
-    with tempfile.TemporaryDirectory(prefix="tfpipe-page-") as folder, _environment(folder):
+    with temporary_folder("page") as folder, _environment(folder):
         title = os.path.basename(os.path.abspath(model))
         page = _layout(gradio, title, page_markup.header(title, predictor, notes), answers)
         try:
@@ -153,7 +153,7 @@ def _import_gradio() -> Any:
 
 
 @contextlib.contextmanager
-def _environment(folder: str) -> Iterator[None]:
+def _environment(folder: Path) -> Iterator[None]:
     """Lets Gradio put uploads into a folder, and ask itself whether it is up without a proxy in between."""
     direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), HOST)))
     wanted = {"GRADIO_TEMP_DIR": os.path.realpath(folder), "no_proxy": direct, "NO_PROXY": direct}

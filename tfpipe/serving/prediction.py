@@ -28,7 +28,7 @@ from tfpipe.exporting import artefacts
 from tfpipe.pipeline import decoding
 from tfpipe.records import images
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import clear_leftovers, written_atomically
+from tfpipe.records.files import clear_up, written_atomically
 from tfpipe.records.progress import ProgressBar
 from tfpipe.records.words import plural
 from tfpipe.serving import preflight, resumption, sources, tables
@@ -173,8 +173,7 @@ def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, c
     """Puts the output in place, and the list of bad pictures beside it."""
     best, sums = Counter[int](), Counter[int]()
     rejected: dict[sources.Picture, Problem] = {}
-    for name in (path, tables.rejected_path(path)):
-        clear_leftovers(name)
+    clear_up(tables.rejected_path(path))  # which may not be written this time
     with written_atomically(path) as file:
         file.write(form.header())
         for part in work.parts():

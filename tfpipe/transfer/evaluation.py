@@ -29,7 +29,7 @@ import numpy as np
 
 from tfpipe.pipeline.loader import dataset
 from tfpipe.records import files
-from tfpipe.records.files import clear_leftovers, sha256_of, written_atomically
+from tfpipe.records.files import clear_folder, clear_up, sha256_of, written_atomically
 from tfpipe.records.locking import locked
 from tfpipe.records.progress import ProgressBar
 from tfpipe.transfer import accounting, calibration, classifiers, metrics, parts, predictions, reading_errors
@@ -287,7 +287,8 @@ def _check_readers(batch_size: int, shard: tuple[int, int] | None, num_readers: 
 def _clear(folder: Path) -> None:
     """Removes what killed processes left: those that write these files hold the folder's lock."""
     for name in (predictions.FILE_NAME, predictions.RECEIPT_NAME, *_VOUCHED):
-        clear_leftovers(folder / name)
+        clear_up(folder / name)
+    clear_folder(folder / parts.FOLDER)
 
 
 def _check_writable(folder: Path) -> None:

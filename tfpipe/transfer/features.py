@@ -5,14 +5,17 @@
 
 A cache is found by its content: a folder is named by the hash of everything that its numbers depend on. Nothing in it is ever
 changed; another backbone, size or augmentation is another folder. Shards are files that `numpy.load` opens (bfloat16 as
-uint16), written one by one, whole or not at all: an extraction that was killed goes on behind its last shard.
+uint16), written one by one, whole or not at all: an extraction that was killed goes on behind its last shard. Of two that
+want the same features, one waits for the other; what is complete is read without a lock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +30,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import write_json, written_atomically
+from tfpipe.records.files import clear_folder, write_json, written_atomically
+from tfpipe.records.locking import NO_LOCKS, locked
 from tfpipe.records.progress import ProgressBar
 from tfpipe.transfer import reading_errors
 from tfpipe.transfer.backbones import hash_network
@@ -99,6 +103,8 @@ def extract(
 ) -> Features:
     """Returns the features of a whole split, from the cache where they are there, else computed and kept.
 
+    Where another process computes them, it is waited for.
+
     Args:
         cache: folder of all caches.
         network: frozen; float [B, H, W, C] -> [B, h, w, D]. The dtype of its output is the features'.
@@ -114,10 +120,33 @@ def extract(
     """
     facts = describe(network, preprocessing, pictures, view)
     folder = cache / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
-    try:
+    with contextlib.suppress(FileNotFoundError):
         return _load(folder)
-    except FileNotFoundError:
-        pass
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder, "run", patience_seconds=math.inf))
+        except OSError as error:  # there, two at once may meet with shards that do not match their CRC, which is told
+            if error.errno not in NO_LOCKS:
+                raise
+        with contextlib.suppress(FileNotFoundError):  # of the one that was waited for
+            return _load(folder)
+        clear_folder(folder)
+        _compute(folder, facts, network, preprocessing, pictures, view=view, batch_size=batch_size, progress=progress)
+    return _load(folder)
+
+
+def _compute(
+    folder: Path,
+    facts: Mapping[str, Any],
+    network: keras.Model,
+    preprocessing: keras.layers.Layer,
+    pictures: Pictures,
+    *,
+    view: int | None,
+    batch_size: int,
+    progress: bool,
+) -> None:
+    """Writes the shards that are not there yet, and last what they are of."""
     shape, dtype = tuple(network.output_shape[1:]), facts["dtype"]
     row_bytes = bytes_per_picture(network)
     rows_per_shard = max(1, _SHARD_BYTES // row_bytes)
@@ -125,8 +154,7 @@ def extract(
     done = 0
     while done < num_shards and _shard_path(folder, done).exists():
         done += 1
-    _check_space(cache, (num_rows - done * rows_per_shard) * row_bytes)
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_space(folder.parent, (num_rows - done * rows_per_shard) * row_bytes)
     first = min(done * rows_per_shard, num_rows)
     data = pictures.plain(batch_size, first) if view is None else pictures.view(view, batch_size, first)
     title = f"features of {pictures.split}{'' if view is None else f', view {view}'}"
@@ -145,7 +173,6 @@ def extract(
     crcs = [_crc(_shard_path(folder, index)) for index in range(num_shards)]
     content = {"of": facts, "shape": shape, "dtype": dtype, "rows_per_shard": rows_per_shard, "crcs": crcs}
     write_json(folder / FACTS_NAME, content)
-    return _load(folder)
 
 
 def describe(
@@ -258,9 +285,6 @@ def _stored(dtype: str) -> np.dtype[Any]:
 
 
 def _check_space(cache: Path, needed_bytes: int) -> None:
-    place = cache
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(cache).free
     if needed_bytes > free:
         raise OSError(f"{cache}: {needed_bytes / 1e9:.1f} GB of features do not fit into the {free / 1e9:.1f} GB that are free")

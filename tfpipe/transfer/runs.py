@@ -28,7 +28,7 @@ import tensorflow as tf
 
 import tfpipe
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import read_json, sync_directory, write_json
+from tfpipe.records.files import clear_folder, path_written_atomically, read_json, write_json
 from tfpipe.records.locking import locked
 from tfpipe.records.words import plural
 from tfpipe.transfer import curves, precision, preflight, states
@@ -106,6 +106,7 @@ def train(
     preflight.check_training(directory, folder, place, wanted)
     data = _Data(Path(directory), wanted)
     with locked(folder, "training"):
+        clear_folder(folder)
         summary = _open(folder, data)
         if summary is not None:
             report(f"{folder}: this run is finished")
@@ -317,13 +318,5 @@ def describe_parameters(counts: Sequence[BlockCount], phase: str) -> str:
 
 
 def _save_model(model: keras.Model, path: Path) -> None:
-    # Not `written_atomically`: Keras writes to a path of its own ending.
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with path_written_atomically(path, suffix=".keras") as temporary:  # Keras knows the format by the end of the name
         model.save(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)

@@ -35,6 +35,7 @@ Array = np.ndarray[Any, Any]
 
 BEFORE = -1  # best epoch of a phase whose first weights no epoch improved
 _LOG_STEPS = 20  # between two lines of the log
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Loop:
         strategy: of the devices; the phase's variables were made in its scope.
         state_file: where the state is kept.
         journal: where the course of it is written.
-        checkpoint_seconds: a state is saved when the last is as old, at the end of every epoch, and on Ctrl-C.
+        checkpoint_seconds: a state is saved when the last is as old, at the end of every epoch, and on Ctrl-C or SIGTERM.
         show: whether to show a progress bar.
     """
 
@@ -132,6 +133,7 @@ class Loop:
         self._best: list[Array] = []
         self._batches: Iterator[Batch] | None = None
         self._graph_is_new = True
+        self._interrupted = threading.Event()
         self._num_workers = count_workers(self.strategy)
         self._replicas = self.strategy.num_replicas_in_sync // self._num_workers
         self._train = tf.function(self._train_step, autograph=False, reduce_retracing=True)
@@ -146,10 +148,10 @@ class Loop:
         phase, now = self.phase, self.progress
         if phase.continues and (now.epoch, now.step) == (0, 0):
             self._keep_if_best(BEFORE, *self.validate())
-        with _interrupts() as interrupted:
+        with _interrupts() as self._interrupted:
             while not now.done and now.epoch < phase.epochs:
-                self._run_epoch(interrupted)
-            if interrupted.is_set():
+                self._run_epoch()
+            if self._interrupted.is_set():
                 raise KeyboardInterrupt  # it came in the last validation
         now.done, self._batches = True, None
         self._save()
@@ -175,25 +177,25 @@ class Loop:
         for name, variables in self._variables().items():
             _assign(variables, before[name])
 
-    def _run_epoch(self, interrupted: threading.Event) -> None:
+    def _run_epoch(self) -> None:
         phase, now = self.phase, self.progress
         num_steps = phase.batches.num_steps
         begun = saved = time.monotonic()
         title = f"{phase.name} {now.epoch + 1}/{phase.epochs}"
         with StepProgress(title, num_steps, initial=now.step, enabled=self.show) as bar:
-            if self._batches is None:  # one for all epochs: opening the data takes longer than a step
-                self._batches = phase.batches.start(now.epoch, now.step)
             while now.step < num_steps:
+                if self._batches is None:  # one for all epochs: opening the data takes longer than a step
+                    self._batches = phase.batches.start(now.epoch, now.step)
                 batch, rate = next(self._batches), phase.schedule.rate(now.epoch * num_steps + now.step)
                 with self.journal.step():
                     loss, correct = self.train_step(batch, rate)
                 self._count(loss, correct)
                 bar.add(1, loss=now.loss / now.rows, accuracy=now.correct / now.rows)
-                if interrupted.is_set() or time.monotonic() - saved >= self.checkpoint_seconds:
+                if self._interrupted.is_set() or time.monotonic() - saved >= self.checkpoint_seconds:
                     now.seconds += time.monotonic() - begun
                     self._save()
                     begun = saved = time.monotonic()
-                if interrupted.is_set():
+                if self._interrupted.is_set():
                     raise KeyboardInterrupt
         train_seconds = now.seconds + time.monotonic() - begun
         self._end_epoch(train_seconds)
@@ -215,6 +217,10 @@ class Loop:
         self._check_finite("training", train_loss)
         begun = time.monotonic()
         val_loss, val_accuracy = self.validate()
+        if self._interrupted.is_set():  # they may be of some pictures only: the next process validates again
+            now.seconds = train_seconds
+            self._save()
+            raise KeyboardInterrupt
         self._check_finite("validation", val_loss)
         self._keep_if_best(now.epoch, val_loss, val_accuracy)
         phase.schedule.observe(val_accuracy)
@@ -258,7 +264,10 @@ class Loop:
         return float(loss), float(correct)
 
     def validate(self) -> tuple[float, float]:
-        """Returns (mean loss, accuracy) on the validation pictures; of the averaged weights where there are such."""
+        """Returns (mean loss, accuracy) on the validation pictures; of the averaged weights where there are such.
+
+        Of the first pictures only, once a signal has come that stops the run.
+        """
         current = [variable.numpy() for variable in self._result] if self._averages else []
         if current:
             self.assign([average.numpy() for average in self._averages])
@@ -268,6 +277,8 @@ class Loop:
                 self.journal.graph(self._validate, *batch)
                 self._graph_is_new = False
             sums += [float(value) for value in self._validate(*batch)]
+            if self._interrupted.is_set():
+                break
         if current:
             self.assign(current)
         return float(sums[0] / sums[2]), float(sums[1] / sums[2])
@@ -385,20 +396,32 @@ def _assign(variables: Sequence[Any], values: Sequence[Array]) -> None:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """Yields an event that the first Ctrl-C sets: a step is not to be stopped in its middle. The second one stops at once."""
-    event = threading.Event()
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as a script's shell has it for `train &`
-    if ignored or threading.current_thread() is not threading.main_thread():
-        yield event
-        return
+    """Yields an event that the first Ctrl-C, SIGTERM or SIGHUP sets: a step is not to be stopped in its middle.
 
-    def handle(*_: Any) -> None:
-        if event.is_set():
+    When the block is left for that, SIGTERM and SIGHUP get to whoever would have got them: a process without a handler ends.
+    A second Ctrl-C stops at once.
+    """
+    event = threading.Event()
+    received: list[int] = []
+
+    def handle(number: int, _: Any) -> None:
+        if number == signal.SIGINT and event.is_set():
             raise KeyboardInterrupt
+        received.append(number)
         event.set()
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in _STOPPING:  # but what is ignored, as by a script's shell for `train &`, or is not Python's (None)
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, handle)
     try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
+        try:
+            yield event
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    except KeyboardInterrupt:
+        if received[-1:] not in ([], [signal.SIGINT]):
+            signal.raise_signal(received[-1])
+        raise

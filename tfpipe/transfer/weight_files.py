@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import h5py
 import keras
 
 from tfpipe.records.errors import DataError, lines_of
+from tfpipe.records.files import temporary_folder
 from tfpipe.transfer.layers import Trunk
 from tfpipe.transfer.preflight import check_weights_file
 
@@ -136,8 +136,8 @@ def _fill_in_order(network: keras.Model, entries: Iterable[_Entry], file: Path) 
 
 def _load_new(network: keras.Model, group: Any, file: Path) -> None:
     """Compares the file with what Keras would write for the network, and has Keras load it if they agree."""
-    with tempfile.TemporaryDirectory() as folder:
-        example = Path(folder) / "network.weights.h5"
+    with temporary_folder("weights") as folder:
+        example = folder / "network.weights.h5"
         network.save_weights(example)
         with h5py.File(example, "r") as content:
             needed = _new_layers(content)
