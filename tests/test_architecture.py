@@ -1,6 +1,9 @@
 """The shape of the house: floors, lazy door, names. Each check of the source is shown to be able to fail."""
 
 import ast
+import configparser
+import importlib.metadata
+import re
 import resource
 import subprocess
 import sys
@@ -25,6 +28,9 @@ FLOORS = {
     "start_up": set(),
     "commands": {"records", "start_up"},
 }
+PEERS = {"ffcv", "nvidia", "simplejpeg", "torch", "torchvision"}  # of tools/benchmark.py, in environments of their own
+USED_BY_TENSORFLOW = {"tensorboard"}  # holds tf.summary, and TensorFlow does not require it
+PROGRAMS = {"build", "mypy", "pytest-xdist", "ruff", "setuptools", "wheel"}  # of the extra `test`
 HEAVY = {"tensorflow", "keras", "numpy", "h5py", "PIL", "tensorflow_datasets"}
 
 
@@ -247,3 +253,59 @@ def test_packages_are_listed_where_they_are_installed():
     packages |= {f"tfpipe.{module_name(path)}" for path in (CHECKOUT / "tools").rglob("__init__.py")}
     assert {"tfpipe.records", "tfpipe.tools", "tfpipe.tools.benchmarks"} <= packages
     assert sorted(listed) == sorted(packages)
+
+
+def requirements():
+    """Distributions that setup.cfg requires: of the package, under "", and of each extra."""
+    config = configparser.ConfigParser()
+    config.read(CHECKOUT / "setup.cfg")
+    listed = {"": config["options"]["install_requires"], **config["options.extras_require"]}
+    return {
+        extra: {re.match(r"[\w.-]+", line)[0] for line in lines.split("\n") if line} - {"tfpipe"}
+        for extra, lines in listed.items()
+    }
+
+
+def third_party(folders):
+    """Top-level modules that files import, also by `importorskip("name")` and the like, without the standard library's."""
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    assert len(files) > 10
+    found = set().union(*(imports(source) | imports_by_name(source) for source in (path.read_text("utf-8") for path in files)))
+    own = {"tfpipe", "tools", *(path.stem for path in files)}
+    return {name.split(".")[0] for name in found} - own - set(sys.stdlib_module_names)
+
+
+def imports_by_name(source):
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.args]
+    functions = {"import_module", "importorskip", "_import"}
+    words = [call.args[0] for call in calls if ast.unparse(call.func).rpartition(".")[2] in functions]
+    return {word.value for word in words if isinstance(word, ast.Constant)}
+
+
+def distributions(modules):
+    """Distributions that modules are of, by module; several where they share a namespace."""
+    installed = importlib.metadata.packages_distributions()
+    return {name: {found.lower().replace("_", "-") for found in installed.get(name, [name])} for name in modules}
+
+
+def test_what_is_imported_is_required_and_what_is_required_is_imported():
+    required = requirements()
+    tests = required.pop("test")
+    ours = distributions(third_party([PACKAGE, CHECKOUT / "tools"]) - PEERS)
+    theirs = distributions(third_party([CHECKOUT / "tests"]))
+    known = set().union(*required.values())
+    assert {name for name, found in ours.items() if not found & known} == set()
+    assert {name for name, found in theirs.items() if not found & (known | tests)} == set()
+    assert known - USED_BY_TENSORFLOW - set().union(*ours.values()) == set()
+    assert tests - PROGRAMS - set().union(*theirs.values()) == set()
+
+
+@pytest.mark.tf
+def test_tensorboard_is_used_by_tensorflow():
+    assert "tensorboard" in loaded_by("import tensorflow as tf; tf.summary.scalar('a', 1.0, 0)")
+    assert "tensorboard" not in loaded_by("import tensorflow as tf")
+
+
+def test_the_check_of_requirements_sees_imports_by_name():
+    source = """def f():\n    pytest.importorskip("a.b"); _import("c"); importlib.import_module("d"); _import(name); g("e")"""
+    assert imports_by_name(source) == {"a.b", "c", "d"}
