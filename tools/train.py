@@ -9,7 +9,8 @@
 Modes: scratch (all weights new), bottleneck (features of the frozen backbone computed once, the head trained on them),
 frozen (the same end to end), finetune (bottleneck, then the last blocks at a lower rate), full (everything trains), auto
 (finetune; bottleneck for a small set). What is not given is chosen, and it is said why. A run that was stopped goes on, at
-the very step, when it is started again with the same flags.
+the very step, when it is started again with the same flags; and one that is finished, with more --epochs, --finetune_epochs
+or --patience, until its folder state/ is deleted. --schedule=constant and plateau then end as if asked for them at first.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ _CACHE = flags.DEFINE_string("cache", None, "Folder for features, shared by runs
 _DEVICES = flags.DEFINE_enum("devices", "auto", ("auto", "one", "all"), "GPUs to use; auto: all where there are several.")
 _CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "What a kill can cost at most.", 0)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write event files into the run's folder.")
+_EXTEND = flags.DEFINE_bool(
+    "extend", False, "Train longer also where the learning rates would have been others from the start: cosine warms up again."
+)
+_FROM = flags.DEFINE_string("from", None, "Run whose weights to begin with: the backbone's and, where it fits, the head's.")
 _PROFILE = flags.DEFINE_integer("profile", 0, "Measure and trace as many steps: profile.txt and TensorBoard.", 0)
 
 # The recipe; defaults and ranges are tfpipe.transfer.recipes.Recipe's.
@@ -44,7 +49,7 @@ _STRINGS = {
     "feature_layer": "The backbone ends behind this block or layer.",
     "pooling": "average, max or flatten.",
     "optimizer": "adamw or sgd.",
-    "schedule": "cosine or plateau.",
+    "schedule": "cosine, constant, or plateau (lower when validation no longer improves).",
     "mode": "auto, scratch, bottleneck, frozen, finetune or full.",
     "precision": "auto, float32 or mixed_bfloat16; of training and extraction.",
 }
@@ -92,7 +97,7 @@ _PLAIN = [
 
 
 def main(arguments: list[str]) -> None:
-    """Trains, then prints the summary."""
+    """Trains, and prints what is done."""
     if arguments:
         raise commands.UsageError(f"arguments without a flag: {' '.join(arguments)}")
     if not _DATA.value or not _OUTPUT.value:
@@ -101,7 +106,7 @@ def main(arguments: list[str]) -> None:
     from tfpipe.transfer.runs import train
 
     recipe = Recipe(**_recipe())
-    summary = train(
+    train(
         _DATA.value,
         _OUTPUT.value,
         recipe,
@@ -111,15 +116,9 @@ def main(arguments: list[str]) -> None:
         tensorboard=_TENSORBOARD.value,
         profile_steps=_PROFILE.value,
         report=_say,
+        extend=_EXTEND.value,
+        from_run=_FROM.value,
     )
-    for phase in summary["phases"]:
-        seconds = "" if phase["seconds_per_epoch"] is None else f" of {phase['seconds_per_epoch']:.2f} s"
-        print(
-            f"{phase['phase']}: {phase['num_epochs']} epochs{seconds} on {phase['on']},"
-            f" validation accuracy {phase['val_accuracy']:.4f} in epoch {phase['best_epoch']}"
-        )
-    print(f"peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")
-    print(f"The classifier is {Path(_OUTPUT.value) / 'model.keras'}; look at {Path(_OUTPUT.value) / 'history.png'}.")
 
 
 def _say(text: str) -> None:
