@@ -61,7 +61,6 @@ CASES = {
     "fine-tuning, whose frozen part is now computed once": (TWO_PHASES, {"finetune_epochs": 3}),
     "fine-tuning": (dataclasses.replace(TWO_PHASES, finetune_epochs=2), {"finetune_epochs": 3}),
     "the head before fine-tuning": (TWO_PHASES, {"epochs": 2}),
-    "both": (TWO_PHASES, {"epochs": 2, "finetune_epochs": 2}),
 }
 
 
@@ -84,9 +83,8 @@ def test_more_epochs_are_those_of_a_run_that_was_asked_for_them(colours, tmp_pat
     assert (folder / "log.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "constant"])
-def test_more_patience_goes_on_after_an_early_stop(colours, tmp_path, schedule):
-    recipe = dataclasses.replace(SCRATCH, schedule=schedule, epochs=12, patience=1, learning_rate=5e-2)
+def test_more_patience_goes_on_after_an_early_stop(colours, tmp_path):
+    recipe = dataclasses.replace(SCRATCH, schedule="cosine", epochs=12, patience=1, learning_rate=5e-2)
     more = dataclasses.replace(recipe, patience=12)
     assert run(colours, tmp_path / "extended", recipe)["phases"][0]["num_epochs"] < 12
     run(colours, tmp_path / "extended", more)
@@ -114,15 +112,14 @@ def test_an_extension_stopped_anywhere_ends_with_the_same_bits(colours, tmp_path
     assert_equal(folder, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("function", ["write_json", "caches_prefix"])
-def test_a_kill_before_the_extension_is_written_down_costs_nothing(colours, tmp_path, monkeypatch, function):
+def test_a_kill_before_the_extension_is_written_down_costs_nothing(colours, tmp_path, monkeypatch):
     long = dataclasses.replace(TWO_PHASES, epochs=2)
     for name in ("whole", "unextended"):
         run(colours, tmp_path / name, long if name == "whole" else TWO_PHASES)
     for name, recipe in (("again", long), ("as it was", TWO_PHASES)):
         shutil.copytree(tmp_path / "unextended", tmp_path / name)
         with monkeypatch.context() as patch:
-            patch.setattr(f"tfpipe.transfer.extending.{function}", lambda *_: kill())
+            patch.setattr("tfpipe.transfer.extending.write_json", lambda *_: kill())
             with pytest.raises(Killed):
                 run(colours, tmp_path / name, long)
         run(colours, tmp_path / name, recipe)
@@ -185,7 +182,7 @@ def test_a_plateau_whose_patience_would_have_fallen_elsewhere_is_said(colours, t
     recipe = dataclasses.replace(SCRATCH, schedule="plateau", epochs=6, patience=2, learning_rate=1e-9)  # never better
     run(colours, tmp_path / "run", recipe)
     more = dataclasses.replace(recipe, epochs=8, patience=8)
-    with pytest.raises(ValueError, match="the learning rates of phase scratch so far would have been others"):
+    with pytest.raises(ValueError, match=r"the learning rates of phase scratch so far .*keep patience=2, go on"):
         run(colours, tmp_path / "run", more)
     lines = []
     run(colours, tmp_path / "run", more, extend=True, report=lines.append)

@@ -89,10 +89,11 @@ def extend(
         is_over = _is_over(state, name, recipe)
         if not _has_same_rates(_accuracies(folder, name), state, name, before, recipe, first_steps.get(name, 0)):
             if not rewarm:
+                keep = f"keep patience={before.patience}, " if recipe.schedule == "plateau" else ""
                 raise ValueError(
                     f"{folder}: {numbers}: the learning rates of phase {name} so far would have been others (schedule="
-                    f"{recipe.schedule}); go on all the same with extend (--extend), a cosine with a new warm-up from here, or"
-                    " train another run from its weights with from_run (--from)"
+                    f"{recipe.schedule}); {keep}go on all the same with extend (--extend), where a cosine warms up again,"
+                    " or train another run from its weights with from_run (--from)"
                 )
             lines.append(f"{name}: will not be what it had been with these numbers from the start")
             if recipe.schedule == "cosine" and not is_over:

@@ -205,10 +205,9 @@ def make_schedule(recipe: Recipe, name: str, rate: float, num_steps: int, first_
     """
     total_steps = epochs_of(recipe, name) * num_steps
     warmup = round(recipe.warmup_epochs * num_steps)
-    if recipe.schedule == "constant":  # whose warm-up does not depend on the number of epochs: that can be raised
-        return Constant(rate, warmup)
-    warmup = min(warmup, (total_steps - first_step) // 2)
     if recipe.schedule == "cosine":
-        return WarmupCosine(rate, total_steps, warmup, first_step=first_step)
+        return WarmupCosine(rate, total_steps, min(warmup, (total_steps - first_step) // 2), first_step=first_step)
+    if recipe.schedule == "constant":  # as in plateau, nothing depends on the number of epochs: it can be raised
+        return Constant(rate, warmup)
     patience = max(1, (recipe.patience or 1) // 2)
     return Plateau(rate, patience=patience, floor=rate * _LOWEST_RATE, warmup_steps=warmup)
