@@ -68,7 +68,8 @@ def extend(
     Raises:
         ValueError: they would have been others, or the state is no longer there.
     """
-    before = dataclasses.replace(recipe, **{name: pair[0] for name, pair in raised.items()})
+    lower: dict[str, Any] = {name: pair[0] for name, pair in raised.items()}
+    before = dataclasses.replace(recipe, **lower)
     numbers = ", ".join(f"{name}={pair[1]} in place of {pair[0]}" for name, pair in raised.items())
     names = names_of(recipe.mode)
     if not state_path(folder, names[0]).exists():
