@@ -51,7 +51,7 @@ class Networks:
         head: the layers behind it.
         front: the part that fine-tuning does not train, or None where nothing can be cut off.
         back: the rest.
-        head_is_trained: the head begins with the weights of another run's.
+        head_from: hash of the model whose head's weights the head begins with, or None.
     """
 
     def __init__(self, recipe: Recipe, class_names: Sequence[str], precision: str, strategy: tf.distribute.Strategy) -> None:
@@ -66,7 +66,7 @@ class Networks:
                 mode = self.backbone.preprocessing
                 self.preprocessing = layers.Preprocessing(mode, recipe.resize, name="preprocessing")
             self.head = recipe.head.layers(len(class_names), recipe.seed)
-        self.head_is_trained = False
+        self.head_from: str | None = None
         self.unfrozen: set[str] = set()
         self.front: keras.Model | None = None
         self.back = self.backbone.network
@@ -89,7 +89,7 @@ class Networks:
         for layer in self.head:
             if layer.weights:
                 layer.set_weights(other.model.get_layer(layer.name).get_weights())
-        self.head_is_trained = True
+        self.head_from = other.sha256
         return "the head begins with its weights, too"
 
     def _check_unfrozen(self) -> None:

@@ -146,7 +146,7 @@ class Phases:
             label_smoothing=recipe.label_smoothing,
             class_weights=self._class_weights(),
             ema=recipe.ema,
-            continues=tuned or self.networks.head_is_trained,
+            continues=tuned or self.networks.head_from is not None,
         )
 
     def _class_weights(self) -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:

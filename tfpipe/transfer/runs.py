@@ -304,8 +304,8 @@ def _begin(folder: Path, data: _Data, networks: Networks) -> dict[str, int]:
     Returns the steps at which learning rates begin anew, by phase.
     """
     path, found = folder / BACKBONE_NAME, {"sha256": hash_network(networks.backbone.network)}
-    if networks.head_is_trained:
-        found["head_sha256"] = hash_network(networks.on_features())
+    if networks.head_from is not None:
+        found["head_from"] = networks.head_from
     if not _states(folder):
         (folder / RATE_NAME).unlink(missing_ok=True)  # of a first try, maybe with other options
         write_json(path, found)
