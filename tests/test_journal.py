@@ -1,15 +1,11 @@
 """The journal: a run that was killed anywhere and goes on leaves the files of one that was not."""
 
 import csv
-import io
 import json
-import logging
 import math
 import os
-import pty
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -17,8 +13,7 @@ import pytest
 from conftest import CHECKOUT
 
 from tfpipe.records.errors import DataError
-from tfpipe.transfer import journal as journals
-from tfpipe.transfer.journal import COLUMNS, Journal, StepProgress, read_history
+from tfpipe.transfer.journal import COLUMNS, Journal, read_history
 
 NAN = math.nan
 
@@ -286,61 +281,3 @@ def test_peak_memory_is_this_process_alone_in_bytes():
     before, after = map(int, done.stdout.split())
     assert len(block) > before > 4_000_000
     assert 75_000_000 < after - before < 90_000_000
-
-
-# StepProgress
-
-
-def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch, caplog):
-    caplog.set_level(logging.INFO, "tfpipe")
-    clock = [100.0]
-    monkeypatch.setattr(journals.time, "monotonic", lambda: clock[0])
-    with StepProgress("head 1/3", 40, initial=10) as bar:
-        for _ in range(30):
-            clock[0] += 1.0
-            bar.add(1, loss=np.float32(0.25), accuracy=0.5)
-    assert caplog.messages == [
-        "head 1/3: 21 of 40 steps, 11 s, 19 s left, loss 0.25, accuracy 0.5",
-        "head 1/3: 32 of 40 steps, 22 s, 8 s left, loss 0.25, accuracy 0.5",
-        "head 1/3: 40 of 40 steps, 30 s, loss 0.25, accuracy 0.5",
-    ]
-
-
-def test_progress_without_steps_or_disabled_or_broken_off(caplog):
-    caplog.set_level(logging.INFO, "tfpipe")
-    with StepProgress("quiet", 2, enabled=False) as bar:
-        bar.add(2)
-    with pytest.raises(KeyboardInterrupt), StepProgress("broken off", 2):
-        raise KeyboardInterrupt
-    assert caplog.messages == []
-    with StepProgress("empty", 0):
-        pass
-    assert caplog.messages == ["empty: 0 of 0 steps, 0 s"]
-
-
-def test_progress_on_a_terminal_is_a_bar(monkeypatch):
-    main, end = pty.openpty()
-    shown = io.BytesIO()
-
-    def read():
-        with open(main, "rb", buffering=0) as terminal:
-            try:
-                while data := terminal.read(1000):
-                    shown.write(data)
-            except OSError:  # Linux's way of saying that the other end is closed
-                pass
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    with os.fdopen(end, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        with StepProgress("head 1/3", 30, initial=10) as bar:
-            for _ in range(20):
-                time.sleep(0.02)
-                bar.add(1, loss=0.123456, accuracy=0.5)
-        monkeypatch.undo()
-    reader.join()
-    text = shown.getvalue().decode()
-    assert "30/30" in text
-    assert "loss 0.1235, accuracy 0.5" in text
-    assert "<00:00" in text

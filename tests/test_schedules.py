@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfpipe.transfer.schedules import EarlyStopping, Plateau, RangeTest, WarmupCosine, smooth
+from tfpipe.transfer.schedules import Constant, EarlyStopping, Plateau, RangeTest, WarmupCosine, smooth
 
 NAN = math.nan
 RATES = st.floats(1e-8, 10.0)
@@ -55,6 +55,30 @@ def test_cosine_does_not_care_what_validation_says():
     schedule.observe(NAN)
     schedule.restore(through_json(schedule.state()))
     assert [schedule.rate(step) for step in range(100)] == before
+
+
+@given(first=st.integers(0, 300), warmup=st.integers(0, 50))
+def test_a_cosine_that_begins_anew_is_one_that_begins(first, warmup):
+    anew, schedule = WarmupCosine(0.1, first + 100, warmup, first_step=first), WarmupCosine(0.1, 100, warmup)
+    assert [anew.rate(first + step) for step in range(120)] == [schedule.rate(step) for step in range(120)]
+
+
+# Constant
+
+
+@given(peak=RATES, warmup=st.integers(0, 50))
+def test_constant_rises_as_others_do_and_stays(peak, warmup):
+    schedule, cosine = Constant(peak, warmup), WarmupCosine(peak, 1000, warmup)
+    schedule.observe(NAN)
+    schedule.restore(through_json(schedule.state()))
+    assert [schedule.rate(step) for step in range(warmup + 1)] == [cosine.rate(step) for step in range(warmup + 1)]
+    assert {schedule.rate(step) for step in range(warmup, warmup + 100)} == {peak}
+
+
+@pytest.mark.parametrize(("peak", "warmup"), [(0.0, 0), (math.inf, 0), (0.1, -1)])
+def test_constant_refuses_what_is_none(peak, warmup):
+    with pytest.raises(ValueError, match="must be"):
+        Constant(peak, warmup)
 
 
 # Plateau

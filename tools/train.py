@@ -9,7 +9,8 @@
 Modes: scratch (all weights new), bottleneck (features of the frozen backbone computed once, the head trained on them),
 frozen (the same end to end), finetune (bottleneck, then the last blocks at a lower rate), full (everything trains), auto
 (finetune; bottleneck for a small set). What is not given is chosen, and it is said why. A run that was stopped goes on, at
-the very step, when it is started again with the same flags.
+the very step, when it is started again with the same flags; and one that is finished, with more --epochs, --finetune_epochs
+or --patience, until its folder state/ is deleted. --schedule=constant and plateau then end as if asked for them at first.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from absl import flags
 
 from tfpipe import commands
 from tfpipe.pipeline.presets import Augmentation
-from tfpipe.records.words import plural
 from tfpipe.transfer import preflight
 from tfpipe.transfer.architectures import PREPROCESSINGS, TABLE
 from tfpipe.transfer.head_options import Pooling
@@ -39,6 +39,10 @@ _CACHE = flags.DEFINE_string("cache", None, "Folder for features, shared by runs
 _DEVICES = flags.DEFINE_enum("devices", "auto", ("auto", "one", "all"), "GPUs to use; auto: all where there are several.")
 _CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "What a kill can cost at most.", 0)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write event files into the run's folder.")
+_EXTEND = flags.DEFINE_bool(
+    "extend", False, "Train longer also where the learning rates would have been others from the start: cosine warms up again."
+)
+_FROM = flags.DEFINE_string("from", None, "Run whose weights to begin with: the backbone's and, where it fits, the head's.")
 _PROFILE = flags.DEFINE_integer("profile", 0, "Measure and trace as many steps: profile.txt and TensorBoard.", 0)
 
 # The recipe: a flag per field of tfpipe.Recipe, with its default; ranges are checked there.
@@ -56,7 +60,7 @@ _CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "pooling": (get_args(Pooling), "Of the feature map, before the head. Default: by regression the best, else average."),
     "optimizer": (("adamw", "sgd"), "sgd with Nesterov momentum."),
-    "schedule": (("cosine", "plateau"), "plateau: lower when validation no longer improves."),
+    "schedule": (("cosine", "constant", "plateau"), "plateau: lower when validation no longer improves."),
     "mode": (get_args(Mode), "What trains, see above."),
     "precision": (("auto", *POLICIES), "Of training and extraction."),
 }
@@ -128,7 +132,7 @@ _PLAIN = [
 
 
 def main(arguments: list[str]) -> None:
-    """Trains, then prints the summary."""
+    """Trains, and prints what is done."""
     if arguments:
         raise commands.UsageError(f"arguments without a flag: {' '.join(arguments)}")
     if not _DATA.value or not _OUTPUT.value:
@@ -138,7 +142,7 @@ def main(arguments: list[str]) -> None:
     preflight.check_training(_DATA.value, output, cache, recipe)
     from tfpipe.transfer.runs import train  # takes seconds
 
-    summary = train(
+    train(
         _DATA.value,
         output,
         recipe,
@@ -148,15 +152,9 @@ def main(arguments: list[str]) -> None:
         tensorboard=_TENSORBOARD.value,
         profile_steps=_PROFILE.value,
         report=_say,
+        extend=_EXTEND.value,
+        from_run=_FROM.value,
     )
-    for phase in summary["phases"]:
-        seconds = "" if phase["seconds_per_epoch"] is None else f" of {phase['seconds_per_epoch']:.2f} s"
-        epochs = f"{plural(phase['num_epochs'], 'epoch')}{seconds}" if phase["num_epochs"] else "logistic regression"
-        best = f" in epoch {phase['best_epoch']}" if phase["best_epoch"] else ""
-        print(f"{phase['phase']}: {epochs} on {phase['on']}, validation accuracy {phase['val_accuracy']:.4f}{best}")
-    print(f"peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")
-    drawing = next(path for path in (output / "history.png", output / "head.png") if path.exists())
-    print(f"The classifier is {output / 'model.keras'}; look at {drawing}.")
 
 
 def _say(text: str) -> None:

@@ -1,65 +1,180 @@
-"""Progress of long work: a bar on a terminal, now and then a plain line in a log."""
+"""Progress of long work: a bar on a terminal or in a notebook, now and then a plain line in a log.
+
+    with ProgressBar("head 1/3", 40, unit="steps") as bar:
+        bar.add(1, loss=0.3)
+        bar.finish(val_loss=0.4, best="so far")    # the last line of the bar, or in the log
+
+Lines go to the logger "tfpipe", at level INFO; `say` makes them visible where nobody has configured logging.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import time
+import unicodedata
+from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 _log = logging.getLogger("tfpipe")
 
 _LINE_SECONDS = 10.0
+_BAR_SECONDS = 0.1
 _MAX_COLUMNS = 110
+_BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+_BAR_COLUMNS = 31  # what this takes beside title, counts and postfix, with a bar of 4
+
+
+def say(line: str) -> None:
+    """Logs a line; where neither the logger nor the root has a handler, shows it on stderr, as Keras shows its progress."""
+    if not _log.hasHandlers():
+        _log.addHandler(_Console())
+        if _log.level == logging.NOTSET:
+            _log.setLevel(logging.INFO)
+    _log.info("%s", line)
+
+
+class _Console(logging.Handler):
+    """Writes to what stderr is at the time, until the root logger has a handler, which then writes the line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a line."""
+        if sys.stderr is not None and not logging.getLogger().handlers:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
 
 
 class ProgressBar:
-    """Counts records and bytes; shows them with the speed and the time left. Where no bytes are counted, none are shown.
+    """Counts records or steps; shows them with the speed and the time left. Where no bytes are counted, none are shown.
 
     Args:
         title: what is being done.
-        total: records there will be.
-        initial: records that were done before.
+        total: units there will be.
+        unit: what is counted.
+        initial: units that were done before.
         enabled: False shows nothing.
     """
 
-    def __init__(self, title: str, total: int, *, initial: int = 0, enabled: bool = True) -> None:
-        self._title, self._total, self._done = title, total, initial
-        self._enabled = enabled
+    def __init__(self, title: str, total: int, *, unit: str = "records", initial: int = 0, enabled: bool = True) -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._initial = self._done = initial
+        self._enabled, self._is_finished = enabled, False
         self._num_bytes = 0
-        self._start = self._last_line = time.monotonic()
-        self._bar = None
-        if enabled and sys.stderr is not None and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            # Not tqdm's own measure of the width: it draws nothing on a terminal that does not know its size
-            width = min(shutil.get_terminal_size().columns, _MAX_COLUMNS)
-            self._bar = tqdm(total=total, initial=initial, desc=title, unit=" records", ncols=width, nrows=2)
+        self._values: dict[str, Any] = {}
+        self._start = self._shown = time.monotonic()
+        self._columns = _terminal_columns()
+        self._bar = self._new_bar() if enabled and (self._columns or "ipykernel" in sys.modules) else None
 
     def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._bar is not None:
+            self._describe()
             self._bar.close()
         elif self._enabled and error is None:
             self._line()
 
-    def add(self, num_records: int, num_bytes: int) -> None:
-        """Counts what was done since the last call."""
-        self._done += num_records
+    def add(self, num_done: int, num_bytes: int = 0, **values: Any) -> None:
+        """Counts what was done since the last call; values, say loss=0.3, are shown beside it, the latest of each."""
+        self._done += num_done
         self._num_bytes += num_bytes
-        seconds = max(time.monotonic() - self._start, 1e-9)
+        self._values |= values
+        waited = time.monotonic() - self._shown
         if self._bar is not None:
-            if self._num_bytes:
-                self._bar.set_postfix_str(f"{self._num_bytes / seconds / 1e6:.1f} MB/s", refresh=False)
-            self._bar.update(num_records)
-        elif self._enabled and time.monotonic() - self._last_line > _LINE_SECONDS:
+            if waited > _BAR_SECONDS:
+                self._describe()
+            self._bar.update(num_done)
+        elif self._enabled and waited > _LINE_SECONDS:
             self._line()
 
+    def finish(self, **values: Any) -> None:
+        """Shows what came of it: on a terminal in place of the bar."""
+        self._values |= values
+        self._is_finished = True
+
+    def _new_bar(self) -> Any:
+        from tqdm.auto import tqdm
+
+        options = {"total": self._total, "initial": self._initial, "desc": self._title, "unit": f" {self._unit}"}
+        if self._columns:
+            # Not tqdm's own measure of the width: it draws nothing on a terminal that does not know its size
+            options |= {"ncols": self._columns, "nrows": 2, "bar_format": _BAR_FORMAT, "desc": self._fitted(self._room, [])[0]}
+        return tqdm(**options)
+
+    @property
+    def _room(self) -> int:
+        """Columns that the bar leaves to title and values."""
+        return self._columns - _BAR_COLUMNS - 2 * len(str(self._total))
+
+    def _describe(self) -> None:
+        """Puts the values beside the bar, as many of the latest as there is room for, or at the end in its place."""
+        if self._bar is None:
+            return
+        self._shown = time.monotonic()
+        if not self._columns:
+            self._bar.set_postfix_str(", ".join([*self._speed(), *self._shown_values()]), refresh=False)
+        elif self._is_finished:
+            title, text = self._fitted(self._columns - 2, [*self._counts(), *self._shown_values()])
+            self._bar.bar_format = "{desc}"
+            self._bar.set_description_str(f"{title}: {text}")
+        else:
+            title, text = self._fitted(self._room, self._shown_values() or self._speed())
+            self._bar.set_description_str(title, refresh=False)
+            self._bar.set_postfix_str(text, refresh=False)
+
+    def _fitted(self, room: int, parts: Sequence[str]) -> tuple[str, str]:
+        """Returns the title and the last of the parts, together no wider than `room`."""
+        parts = list(parts)
+        while len(parts) > 1 and min(_width(self._title), room // 3) + _width(", ".join(parts)) > room:
+            parts.pop(0)
+        text = ", ".join(parts)
+        return _shortened(self._title, room - _width(text)), text
+
+    def _speed(self) -> list[str]:
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        speeds = [f"{(self._done - self._initial) / seconds:.4g} {self._unit}/s"]
+        return [*speeds, f"{self._num_bytes / seconds / 1e6:.1f} MB/s"] if self._num_bytes else speeds
+
+    def _counts(self) -> list[str]:
+        seconds = time.monotonic() - self._start
+        num_done, left = self._done - self._initial, self._total - self._done
+        counts = [f"{self._done} of {self._total} {self._unit}"]
+        if self._num_bytes:
+            counts += [f"{self._num_bytes / max(seconds, 1e-9) / 1e6:.1f} MB/s"]
+        return [*counts, f"{seconds:.0f} s", *([f"{seconds / num_done * left:.0f} s left"] if num_done and left > 0 else [])]
+
+    def _shown_values(self) -> list[str]:
+        return [f"{name} {value if isinstance(value, str) else f'{float(value):.4g}'}" for name, value in self._values.items()]
+
     def _line(self) -> None:
-        self._last_line = time.monotonic()
-        seconds = max(self._last_line - self._start, 1e-9)
-        speed = f" {self._num_bytes / seconds / 1e6:.1f} MB/s," if self._num_bytes else ""
-        _log.info("%s: %d of %d records,%s %.0f s", self._title, self._done, self._total, speed, seconds)
+        self._shown = time.monotonic()
+        say(f"{self._title}: {', '.join([*self._counts(), *self._shown_values()])}")
+
+
+def _terminal_columns() -> int:
+    """Returns how wide lines on stderr may be, one less than it is, as a full one may wrap; 0 where it is no terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return 0
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    return min(columns or shutil.get_terminal_size().columns, _MAX_COLUMNS) - 1
+
+
+def _width(text: str) -> int:
+    """Returns how many columns a terminal shows a text in."""
+    wide = sum(unicodedata.east_asian_width(letter) in "FW" for letter in text)
+    return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)
+
+
+def _shortened(text: str, columns: int) -> str:
+    if _width(text) <= columns:
+        return text
+    while text and _width(text) >= columns:
+        text = text[:-1]
+    return f"{text}…"

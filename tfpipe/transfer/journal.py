@@ -1,4 +1,4 @@
-"""The course of a run in files: log.jsonl, history.csv and TensorBoard's events; on a terminal, a bar with the time left.
+"""The course of a run in files: log.jsonl, history.csv and TensorBoard's events.
 
     journal = Journal(folder, position=saved)     # 0 for a new run
     journal.scalars(step, epoch, "head", loss=0.3)
@@ -20,9 +20,6 @@ import logging
 import math
 import numbers
 import os
-import shutil
-import sys
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -51,10 +48,6 @@ COLUMNS = (
 )
 
 _log = logging.getLogger("tfpipe")
-
-_LINE_SECONDS = 10.0
-_BAR_SECONDS = 0.1
-_MAX_COLUMNS = 110
 
 
 class Journal:
@@ -214,61 +207,3 @@ def _event_writer(folder: Path) -> Any:
     import tensorflow as tf
 
     return tf.summary.create_file_writer(str(folder))
-
-
-class StepProgress:
-    """Shows the steps of an epoch: a bar with the time left on a terminal, now and then a plain line in a log.
-
-    Args:
-        title: what is being done.
-        total_steps: steps there will be.
-        initial: steps that were done before.
-        enabled: False shows nothing.
-    """
-
-    def __init__(self, title: str, total_steps: int, *, initial: int = 0, enabled: bool = True) -> None:
-        self._title, self._total, self._initial, self._done = title, total_steps, initial, initial
-        self._enabled = enabled
-        self._values: Mapping[str, Any] = {}
-        self._start = self._shown = time.monotonic()
-        self._bar = None
-        if enabled and sys.stderr is not None and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            # Not tqdm's own measure of the width: it draws nothing on a terminal that does not know its size
-            width = min(shutil.get_terminal_size().columns, _MAX_COLUMNS)
-            self._bar = tqdm(total=total_steps, initial=initial, desc=title, unit=" steps", ncols=width, nrows=2)
-
-    def __enter__(self) -> StepProgress:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._postfix())
-            self._bar.close()
-        elif self._enabled and error is None:
-            self._line()
-
-    def add(self, num_steps: int = 1, **values: Any) -> None:
-        """Counts the steps since the last call; values, say loss=0.3, are shown beside them, the latest of each."""
-        self._done += num_steps
-        self._values = {**self._values, **values}
-        waited = time.monotonic() - self._shown
-        if self._bar is not None:
-            if waited > _BAR_SECONDS:
-                self._shown = time.monotonic()
-                self._bar.set_postfix_str(self._postfix(), refresh=False)
-            self._bar.update(num_steps)
-        elif self._enabled and waited > _LINE_SECONDS:
-            self._line()
-
-    def _postfix(self) -> str:
-        return ", ".join(f"{name} {float(value):.4g}" for name, value in self._values.items())
-
-    def _line(self) -> None:
-        self._shown = time.monotonic()
-        seconds = self._shown - self._start
-        num_steps, left = self._done - self._initial, self._total - self._done
-        when = f"{seconds:.0f} s, {seconds / num_steps * left:.0f} s left" if num_steps and left else f"{seconds:.0f} s"
-        values = f", {self._postfix()}" if self._values else ""
-        _log.info("%s: %d of %d steps, %s%s", self._title, self._done, self._total, when, values)

@@ -20,6 +20,7 @@ import tensorflow as tf
 from tfpipe.records import seeds
 from tfpipe.transfer import backbones, heads, layers
 from tfpipe.transfer.backbones import Backbone
+from tfpipe.transfer.classifiers import Classifier
 from tfpipe.transfer.cutting import find_layers
 from tfpipe.transfer.head_options import Pooling
 from tfpipe.transfer.recipes import Recipe
@@ -52,6 +53,7 @@ class Networks:
         head: the layers behind it.
         front: the part that fine-tuning does not train, or None where nothing can be cut off.
         back: the rest.
+        head_from: hash of the model whose head's weights the head begins with, or None.
     """
 
     def __init__(self, recipe: Recipe, class_names: Sequence[str], precision: str, strategy: tf.distribute.Strategy) -> None:
@@ -65,6 +67,7 @@ class Networks:
             mode = self.backbone.preprocessing
             self.preprocessing = layers.Preprocessing(mode, recipe.resize, name="preprocessing")
         self.choose_pooling(recipe.head.pooling)
+        self.head_from: str | None = None
         self.unfrozen: set[str] = set()
         self.front: keras.Model | None = None
         self.back = self.backbone.network
@@ -84,6 +87,21 @@ class Networks:
         if boundary is not None:
             self.front, self.back = backbones.cut(self.backbone.network, boundary)
         self._check_unfrozen()
+
+    def take_head(self, other: Classifier) -> str:
+        """Gives the head the weights of another run's, if its classes and layers are the same; returns what was done."""
+        if other.class_names != tuple(self._class_names):
+            return "the head begins anew: the classes are others"
+        self.on_features()  # builds the head
+        names = [layer.name for layer in other.model.layers]
+        theirs = other.model.layers[names.index("pooling") :]
+        if _kind(theirs) != _kind(self.head):
+            return "the head begins anew: its layers are others"
+        for layer in self.head:
+            if layer.weights:
+                layer.set_weights(other.model.get_layer(layer.name).get_weights())
+        self.head_from = other.sha256
+        return "the head begins with its weights, too"
 
     def _check_unfrozen(self) -> None:
         """With live BatchNorm, a layer that stays frozen beside those that are trained would have its Dropout on."""
@@ -214,6 +232,11 @@ def _in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
     if "dtype" in config and not isinstance(layer, keras.layers.InputLayer):
         config["dtype"] = "float32"
     return type(layer).from_config(config)
+
+
+def _kind(head: Sequence[keras.layers.Layer]) -> list[Any]:
+    """Returns what two heads must have in common for one to take the other's weights."""
+    return [type(head[0]), *[(layer.name, [weight.shape for weight in layer.weights]) for layer in head if layer.weights]]
 
 
 def _build(recipe: Recipe, weights: str) -> Backbone:

@@ -8,8 +8,8 @@ Where something is frozen, its features in training mode are compared with those
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,7 +30,7 @@ from tfpipe.transfer.pictures import Pictures
 from tfpipe.transfer.recipes import Recipe
 from tfpipe.transfer.regression import Found
 from tfpipe.transfer.run_folders import HEAD_NAME, state_file
-from tfpipe.transfer.schedules import EarlyStopping, Plateau, Schedule, WarmupCosine
+from tfpipe.transfer.schedules import Constant, EarlyStopping, Plateau, Schedule, WarmupCosine
 from tfpipe.transfer.training import BEFORE, Phase, count_workers
 
 _LOWEST_RATE = 0.01  # of the peak: plateau's floor
@@ -50,6 +50,7 @@ class Phases:
         strategy: of the devices.
         progress: show bars.
         report: takes lines that tell what is done and why.
+        first_steps: where the course of the learning rate begins anew, of phases of a run that was trained longer.
     """
 
     recipe: Recipe
@@ -61,6 +62,7 @@ class Phases:
     strategy: tf.distribute.Strategy
     progress: bool
     report: Callable[[str], None]
+    first_steps: Mapping[str, int] = field(default_factory=dict)
 
     def of_mode(self) -> Iterator[Phase]:
         """Yields the phases of the recipe's mode; each is to be trained before the next is asked for."""
@@ -87,13 +89,9 @@ class Phases:
             phase = self._finetune(f"finetune_{blocks[-depth]}")
             yield phase
 
-    def schedule(self, rate: float, epochs: int, num_steps: int) -> Schedule:
-        """Returns the course of the learning rate with a peak of `rate`."""
-        warmup = min(round(self.recipe.warmup_epochs * num_steps), epochs * num_steps // 2)
-        if self.recipe.schedule == "cosine":
-            return WarmupCosine(rate, epochs * num_steps, warmup)
-        patience = max(1, (self.recipe.patience or 1) // 2)
-        return Plateau(rate, patience=patience, floor=rate * _LOWEST_RATE, warmup_steps=warmup)
+    def schedule(self, name: str, rate: float, num_steps: int) -> Schedule:
+        """Returns the course of a phase's learning rate with a peak of `rate`."""
+        return make_schedule(self.recipe, name, rate, num_steps, self.first_steps.get(name, 0))
 
     def _all(self) -> Phase:
         return self._phase(self.recipe.mode, self.networks.all_trained(), self._pictures(), backbone=True)
@@ -115,6 +113,8 @@ class Phases:
         path = self.folder / HEAD_NAME
         if path.exists() and state_file(self.folder, "head").exists():  # a run that goes on: the state has the weights
             self.networks.choose_pooling(read_json(path)["best"]["pooling"])
+            return self._phase("head", self.networks.on_features(), batches, backbone=False)
+        if self.networks.head_from is not None:
             return self._phase("head", self.networks.on_features(), batches, backbone=False)
         found = self._search(batches)
         write_json(path, found.facts())
@@ -151,9 +151,9 @@ class Phases:
         return self._phase(name, networks.partly_trained_on_features(), cached, backbone=True)
 
     def _caches_prefix(self, front: keras.Model) -> bool:
-        """Returns whether to compute the frozen part once: when that is fewer passes than epochs, or as the recipe says."""
+        """Returns `caches_prefix`, and says so."""
         views, epochs = self.recipe.views or 1, self.recipe.finetune_epochs or 1
-        caches = views < epochs if self.recipe.cache_prefix is None else self.recipe.cache_prefix
+        caches = caches_prefix(self.recipe)
         gigabytes = views * features.bytes_per_picture(front) * self.train.num_records / 1e9
         how = f"computed once ({gigabytes:.2f} GB)" if caches else "computed in each step"
         self.report(f"finetune: the frozen part is {how}: {exactly(views, 'pass', 'passes')} against {epochs}")
@@ -187,8 +187,7 @@ class Phases:
 
     def _phase(self, name: str, network: keras.Sequential, batches: Batches, *, backbone: bool) -> Phase:
         recipe = self.recipe
-        tuned, solved = name.startswith("finetune"), name == "head" and recipe.solver == "regression"
-        epochs = 0 if solved else (recipe.finetune_epochs if tuned else recipe.epochs) or 1
+        tuned, epochs = is_tuning(name), epochs_of(recipe, name)
         rate = recipe.finetune_learning_rate if tuned else recipe.learning_rate
         return Phase(
             name=name,
@@ -196,12 +195,12 @@ class Phases:
             groups=self.networks.groups(backbone=backbone),
             batches=batches,
             epochs=epochs,
-            schedule=self.schedule(rate if isinstance(rate, float) else 1e-3, epochs, batches.num_steps),
+            schedule=self.schedule(name, rate if isinstance(rate, float) else 1e-3, batches.num_steps),
             stopping=EarlyStopping(recipe.patience or epochs or 1),
             label_smoothing=recipe.label_smoothing,
             class_weights=self._class_weights(),
             ema=recipe.ema,
-            continues=tuned or solved,
+            continues=not epochs or tuned or self.networks.head_from is not None,
         )
 
     def _class_weights(self, *, always: bool = False) -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:
@@ -229,3 +228,47 @@ class Phases:
             "reader": (index, num_workers),
             "equal": replicas > 1,
         }
+
+
+def names_of(mode: str) -> tuple[str, ...]:
+    """Returns the names of a mode's phases, in order, without those of `deepen`, which depend on the course."""
+    return {"bottleneck": ("head",), "frozen": ("head",), "finetune": ("head", "finetune")}.get(mode, (mode,))
+
+
+def epochs_of(recipe: Recipe, name: str) -> int:
+    """Returns how many epochs a phase has, at most; 0 for a head by regression."""
+    if is_tuning(name):
+        return recipe.finetune_epochs or 1
+    return 0 if recipe.solver == "regression" else recipe.epochs or 1
+
+
+def is_tuning(name: str) -> bool:
+    """Returns whether a phase is one of fine-tuning; deeper ones are called finetune_BLOCK."""
+    return name.startswith("finetune")
+
+
+def caches_prefix(recipe: Recipe) -> bool:
+    """Returns whether to compute the frozen part of fine-tuning once: when that is fewer passes, or as the recipe says."""
+    if recipe.cache_prefix is not None:
+        return recipe.cache_prefix
+    return (recipe.views or 1) < (recipe.finetune_epochs or 1)
+
+
+def make_schedule(recipe: Recipe, name: str, rate: float, num_steps: int, first_step: int = 0) -> Schedule:
+    """Returns the course of a phase's learning rate.
+
+    Args:
+        recipe: a complete one.
+        name: of the phase.
+        rate: the peak.
+        num_steps: of an epoch.
+        first_step: from which on a cosine begins anew.
+    """
+    total_steps = epochs_of(recipe, name) * num_steps
+    warmup = round(recipe.warmup_epochs * num_steps)
+    if recipe.schedule == "cosine":
+        return WarmupCosine(rate, total_steps, min(warmup, (total_steps - first_step) // 2), first_step=first_step)
+    if recipe.schedule == "constant":  # as in plateau, nothing depends on the number of epochs: it can be raised
+        return Constant(rate, warmup)
+    patience = max(1, (recipe.patience or 1) // 2)
+    return Plateau(rate, patience=patience, floor=rate * _LOWEST_RATE, warmup_steps=warmup)

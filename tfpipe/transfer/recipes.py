@@ -83,7 +83,7 @@ class Recipe:
         momentum: of "sgd".
         learning_rate: at its peak; "find" measures it.
         epochs: at most.
-        schedule: "cosine", or "plateau" (lower when validation no longer improves).
+        schedule: "cosine", "constant", or "plateau" (lower when validation no longer improves).
         warmup_epochs: in which the rate rises to its peak.
         finetune_learning_rate: of the uppermost block in fine-tuning.
         finetune_epochs: at most, of fine-tuning.
@@ -124,7 +124,7 @@ class Recipe:
     momentum: float = 0.9
     learning_rate: float | Literal["find"] | None = None
     epochs: int | None = None
-    schedule: Literal["cosine", "plateau"] = "cosine"
+    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
     warmup_epochs: float = 1.0
     finetune_learning_rate: float | None = None
     finetune_epochs: int | None = None
@@ -140,7 +140,7 @@ class Recipe:
         _check_choice("mode", self.mode, get_args(Mode))
         _check_choice("optimizer", self.optimizer, ("adamw", "sgd"))
         _check_choice("solver", self.solver or "gradient", ("regression", "gradient"))
-        _check_choice("schedule", self.schedule, ("cosine", "plateau"))
+        _check_choice("schedule", self.schedule, ("cosine", "constant", "plateau"))
         for name in ("batch_size", "epochs", "finetune_epochs", "views", "patience"):
             _check_range(name, getattr(self, name), 1, 1 << 31, whole=True)
         _check_range("seed", self.seed, 0, (1 << 31) - 1, whole=True)

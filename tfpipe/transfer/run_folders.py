@@ -21,7 +21,8 @@ RUN_NAME = "run.json"
 SUMMARY_NAME = "summary.json"
 BACKBONE_NAME = "backbone.json"
 HEAD_NAME = "head.json"  # the heads that were tried, and the best
-STATE_FOLDER = "state"  # a file for each phase, until the run is finished
+HEAD_PICTURE = "head.png"
+STATE_FOLDER = "state"  # a file for each phase, from which the run goes on
 
 
 def state_file(folder: Path, phase: str) -> Path:
@@ -68,6 +69,11 @@ def check_vacant(folder: Path) -> None:
         others = sorted(entry.name for entry in folder.iterdir() if not is_hidden(entry.name))
         if others:
             raise ValueError(f"{folder}: has other files ({', '.join(others[:5])}) and no run; choose another folder")
+
+
+def state_files(folder: Path) -> list[Path]:
+    """Returns the states that are there, by name."""
+    return sorted((folder / STATE_FOLDER).glob("*.npz"))
 
 
 def locate_data(model: str | os.PathLike[str]) -> Path:

@@ -4,7 +4,9 @@
 
 A run's folder holds model.keras (the best weights), last.keras (those of the last step), run.json (recipe, choices,
 versions, hashes: all that is needed to do it again), summary.json (written last), log.jsonl, history.csv, history.png,
-tensorboard/, and, until it is finished, state/. The same command again goes on where a run was stopped; another is refused.
+tensorboard/, and state/, all that is needed to go on: about four times the weights that are trained. The same command again
+goes on where a run was stopped; one with more epochs or patience trains a finished run longer; another is refused. Without
+its state/, which may be deleted, a finished run is as good as before, but cannot be trained longer.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import logging
 import math
 import os
 import platform
-import shutil
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -30,8 +31,9 @@ import tfpipe
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import clear_folder, path_written_atomically, read_json, write_json
 from tfpipe.records.locking import locked
+from tfpipe.records.progress import say
 from tfpipe.records.words import plural
-from tfpipe.transfer import curves, precision, preflight, states
+from tfpipe.transfer import classifiers, curves, extending, precision, preflight, states
 from tfpipe.transfer.backbones import hash_network
 from tfpipe.transfer.classifiers import Classifier
 from tfpipe.transfer.journal import Journal, read_history
@@ -43,6 +45,7 @@ from tfpipe.transfer.recipes import Recipe, complete
 from tfpipe.transfer.run_folders import (
     BACKBONE_NAME,
     HEAD_NAME,
+    HEAD_PICTURE,
     LAST_NAME,
     MODEL_NAME,
     RUN_NAME,
@@ -50,6 +53,7 @@ from tfpipe.transfer.run_folders import (
     SUMMARY_NAME,
     check_vacant,
     state_file,
+    state_files,
 )
 from tfpipe.transfer.schedules import RangeTest
 from tfpipe.transfer.training import Loop, Phase
@@ -73,10 +77,16 @@ def train(
     tensorboard: bool = True,
     profile_steps: int = 0,
     progress: bool = True,
-    report: Report = _log.info,
+    report: Report | None = say,
+    extend: bool = False,
+    from_run: str | os.PathLike[str] | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Trains a classifier, or goes on with a run that was stopped; returns its summary.
+    """Trains a classifier, or goes on with a run that was stopped or is to be trained longer; returns its summary.
+
+    A run goes on from its last step when `epochs`, `finetune_epochs` or `patience` are raised. Where its learning rates so
+    far would have been the same (schedules "constant" and "plateau", or patience alone), it ends with the bits of one that
+    was asked for these numbers from the start. A longer head makes fine-tuning begin anew.
 
     Args:
         directory: a data set that `build_tfrecords` wrote, with a split "train"; "val" is validated on, and where there is
@@ -88,8 +98,13 @@ def train(
         checkpoint_seconds: how often the state is saved: what a kill can cost at most. Also at each epoch's end and on Ctrl-C.
         tensorboard: write event files.
         profile_steps: measure and trace as many steps.
-        progress: show bars.
-        report: takes lines that tell what is done and why.
+        progress: show bars, or log a line per epoch where there is no terminal.
+        report: takes lines that tell what is done and why; default the logger "tfpipe", whose lines are seen on stderr where
+            nobody has configured logging. None: silence, bars and lines per epoch included.
+        extend: train a run longer also where its learning rates would have been others from the start: a cosine begins anew
+            with a warm-up.
+        from_run: a finished run's folder (or its .keras file), whose weights are those to begin with: the backbone's, and, if
+            classes and layers are the same, the head's. In place of `weights`.
         changes: fields of the recipe: `train("shards/", "runs/a", mode="finetune")`.
 
     Returns:
@@ -101,15 +116,19 @@ def train(
         DataError: the data set, the cache or the saved state is damaged, or the loss is no longer finite.
         BlockingIOError: another process trains in this folder.
     """
-    wanted = dataclasses.replace(recipe or Recipe(), **changes)
+    if report is None:
+        progress, report = False, _nothing
+    wanted = _with_weights_of(from_run, dataclasses.replace(recipe or Recipe(), **changes))
     folder, place = Path(output), Path(cache) if cache else Path(output).absolute().parent / "features"
     preflight.check_training(directory, folder, place, wanted)
     data = _Data(Path(directory), wanted)
     with locked(folder, "training"):
         clear_folder(folder)
-        summary = _open(folder, data)
+        summary, lines = _open(folder, data, extend)
+        for line in lines:
+            report(line)
         if summary is not None:
-            report(f"{folder}: this run is finished")
+            _report_summary(folder, summary, report)
             return summary
         for line in data.reasons:
             report(line)
@@ -117,13 +136,19 @@ def train(
             tf.config.experimental.enable_op_determinism()
         strategy = strategy or tf.distribute.get_strategy()
         networks = Networks(data.recipe, data.class_names, data.precision, strategy)
-        _begin(folder, data, networks)
-        phases = Phases(data.recipe, networks, data.train, data.val, folder, place, strategy, progress, report)
+        if from_run is not None:
+            report(f"from {from_run}: {networks.take_head(classifiers.load(from_run))}")
+        first_steps = _begin(folder, data, networks)
+        phases = Phases(
+            data.recipe, networks, data.train, data.val, folder, place, strategy, progress, report, first_steps=first_steps
+        )
         position = max((facts["journal"] for facts in _saved_facts(folder)), default=0)
         with Journal(folder, tensorboard=tensorboard, position=position, profile_steps=profile_steps) as journal:
             run = _Run(folder, phases, journal, checkpoint_seconds)
             results = [run.train(phase) for phase in phases.of_mode()]
-        return _finish(folder, networks, run, results)
+        summary = _finish(folder, networks, run, results)
+    _report_summary(folder, summary, report)
+    return summary
 
 
 class _Data:
@@ -197,18 +222,18 @@ class _Run:
         )
         if phases.recipe.learning_rate == "find" and self._first:
             rate = self._found_rate(loop)
-            phase.schedule = phases.schedule(rate, phase.epochs, phase.batches.num_steps)
+            phase.schedule = phases.schedule(phase.name, rate, phase.batches.num_steps)
         self._first = False
         self._loop, self._last = loop, loop.run()
         stopping = phase.stopping
-        best_epoch = -1 if stopping.best_epoch is None else stopping.best_epoch
+        number = stopping.best_number
         if phase.epochs:
-            when = f"best in epoch {best_epoch + 1}" if best_epoch >= 0 else "no epoch was better than its start, which is kept"
+            when = f"best in epoch {number}" if number else "no epoch was better than its start, which is kept"
             phases.report(f"{phase.name}: validation accuracy {stopping.best:.4f}, {when}")
         return {
             "phase": phase.name,
             "num_epochs": loop.progress.epoch,
-            "best_epoch": best_epoch + 1,  # from 1; 0: no epoch was better than the phase before
+            "best_epoch": number,  # from 1; 0: no epoch was better than the phase before
             "val_accuracy": stopping.best,
             "val_loss": stopping.best_loss,
             "num_trained": sum(line.num_trained for line in counts),
@@ -239,46 +264,64 @@ class _Run:
         return rate
 
 
-def _open(folder: Path, data: _Data) -> dict[str, Any] | None:
-    """Returns the summary if the run is finished; compares what has been begun with what is wanted.
+def _nothing(line: str) -> None:
+    """Says nothing."""
+
+
+def _with_weights_of(run: str | os.PathLike[str] | None, recipe: Recipe) -> Recipe:
+    if run is None:
+        return recipe
+    if recipe.weights != Recipe.weights or recipe.mode == "scratch":
+        given = "mode=scratch makes all weights new" if recipe.mode == "scratch" else f"weights={recipe.weights} are others"
+        raise ValueError(f"from_run={os.fspath(run)} gives the weights to begin with, and {given}: take one of the two")
+    return dataclasses.replace(recipe, weights=str(Path(run) / MODEL_NAME if Path(run).is_dir() else Path(run)))
+
+
+def _open(folder: Path, data: _Data, extend: bool) -> tuple[dict[str, Any] | None, list[str]]:
+    """Returns the summary if the run is finished, and what to say; compares what has been begun with what is wanted.
 
     A run that has not trained a step yet is no run: its options may be corrected.
     """
-    path, summary = folder / RUN_NAME, folder / SUMMARY_NAME
+    path, summary, lines = folder / RUN_NAME, folder / SUMMARY_NAME, list[str]()
     check_vacant(folder)
-    if path.exists() and (summary.exists() or _states(folder)):
+    if path.exists() and (summary.exists() or state_files(folder)):
         found, facts = read_json(path), data.facts()
         for part in ("recipe", "data"):
             for name, value in facts[part].items():
                 was = found.get(part, {}).get(name)
-                if was != value:
+                if was != value and name not in extending.LENGTHS:
                     raise ValueError(f"{folder}: holds a run with {name}={was!r}, not {value!r}; choose another folder")
         if found.get("versions") != facts["versions"]:
             _log.warning("%s: begun with other versions (%s): the bits may differ", path, found.get("versions"))
         if found.get("precision") != data.precision:
             data.reasons.append(f"precision={found['precision']}: the run was begun with it")
             data.precision = found["precision"]
-    return read_json(summary) if summary.exists() else None
+        if raised := extending.find_raised(folder, found, data.recipe):
+            lines = extending.extend(folder, found, facts, data.recipe, raised, rewarm=extend)
+    return read_json(summary) if summary.exists() else None, lines
 
 
-def _begin(folder: Path, data: _Data, networks: Networks) -> None:
-    """Writes what the run is, once all that can be wrong with its options has been seen; goes on with no other weights."""
+def _begin(folder: Path, data: _Data, networks: Networks) -> dict[str, int]:
+    """Writes what the run is, once all that can be wrong with its options has been seen; goes on with no other weights.
+
+    Returns the steps at which learning rates begin anew, by phase.
+    """
     path, found = folder / BACKBONE_NAME, {"sha256": hash_network(networks.backbone.network)}
-    if not _states(folder):
+    if networks.head_from is not None:
+        found["head_from"] = networks.head_from
+    if not state_files(folder):
         (folder / RATE_NAME).unlink(missing_ok=True)  # of a first try, maybe with other options
         write_json(path, found)
         write_json(folder / RUN_NAME, data.facts())
     elif read_json(path) != found:
         raise ValueError(f"{folder}: was begun with other weights than {data.wanted.weights}; choose another folder")
     (folder / STATE_FOLDER).mkdir(exist_ok=True)
-
-
-def _states(folder: Path) -> list[Path]:
-    return sorted((folder / STATE_FOLDER).glob("*.npz"))
+    first_steps: dict[str, int] = read_json(folder / RUN_NAME).get("first_steps", {})
+    return first_steps
 
 
 def _saved_facts(folder: Path) -> list[dict[str, Any]]:
-    return [states.load(path)[1] for path in _states(folder)]
+    return [states.load(path)[1] for path in state_files(folder)]
 
 
 def _finish(folder: Path, networks: Networks, run: _Run, phases: list[dict[str, Any]]) -> dict[str, Any]:
@@ -302,8 +345,18 @@ def _finish(folder: Path, networks: Networks, run: _Run, phases: list[dict[str, 
     run.assign_last()
     _save_model(networks.classifier(), folder / LAST_NAME)
     write_json(folder / SUMMARY_NAME, summary)
-    shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
     return summary
+
+
+def _report_summary(folder: Path, summary: dict[str, Any], report: Report) -> None:
+    for phase in summary["phases"]:
+        seconds = "" if phase["seconds_per_epoch"] is None else f" of {phase['seconds_per_epoch']:.2f} s"
+        epochs = f"{plural(phase['num_epochs'], 'epoch')}{seconds}" if phase["num_epochs"] else "logistic regression"
+        best = f" in epoch {phase['best_epoch']}" if phase["best_epoch"] else ""
+        report(f"{phase['phase']}: {epochs} on {phase['on']}, validation accuracy {phase['val_accuracy']:.4f}{best}")
+    report(f"peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")
+    drawing = next((path for path in (folder / HISTORY_PICTURE, folder / HEAD_PICTURE) if path.exists()), folder)
+    report(f"{folder}: this run is finished. The classifier is {folder / MODEL_NAME}; look at {drawing}.")
 
 
 def describe_parameters(counts: Sequence[BlockCount], phase: str) -> str:

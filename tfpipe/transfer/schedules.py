@@ -30,29 +30,23 @@ class Schedule(Protocol):
         """Goes on where `state` was taken."""
 
 
-class WarmupCosine:
-    """Rises in a straight line to the peak, which step `warmup_steps` has, and falls along a cosine (Loshchilov, Hutter 2016).
+class Constant:
+    """Rises in a straight line to the peak, which step `warmup_steps` has, and stays there.
 
     Args:
         peak: the highest rate, > 0.
-        total_steps: the rate is at the floor from this step on.
-        warmup_steps: 0..total_steps.
-        floor: the rate at the end, 0..peak.
+        warmup_steps: >= 0.
     """
 
-    def __init__(self, peak: float, total_steps: int, warmup_steps: int, floor: float = 0.0) -> None:
-        _check_rates(peak, floor)
-        if not 0 <= warmup_steps <= total_steps:
-            raise ValueError(f"warmup_steps must be 0..total_steps (got {warmup_steps} of {total_steps})")
-        self._peak, self._floor = peak, floor
-        self._total_steps, self._warmup_steps = total_steps, warmup_steps
+    def __init__(self, peak: float, warmup_steps: int = 0) -> None:
+        _check_rates(peak, 0.0)
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be >= 0 (got {warmup_steps})")
+        self._peak, self._warmup_steps = peak, warmup_steps
 
     def rate(self, step: int) -> float:
         """Returns the learning rate of a step: a function of nothing else."""
-        if step < self._warmup_steps:
-            return _warm_up(self._peak, step, self._warmup_steps)
-        progress = min((step - self._warmup_steps) / max(self._total_steps - self._warmup_steps, 1), 1.0)
-        return self._floor + (self._peak - self._floor) * (1.0 + math.cos(math.pi * progress)) / 2.0
+        return _warm_up(self._peak, step, self._warmup_steps) if step < self._warmup_steps else self._peak
 
     def observe(self, value: float) -> None:
         """Does nothing: the course was set beforehand."""
@@ -63,6 +57,34 @@ class WarmupCosine:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Does nothing."""
+
+
+class WarmupCosine(Constant):
+    """Rises in a straight line to the peak, which step `warmup_steps` has, and falls along a cosine (Loshchilov, Hutter 2016).
+
+    Args:
+        peak: the highest rate, > 0.
+        total_steps: the rate is at the floor from this step on.
+        warmup_steps: 0..total_steps - first_step.
+        floor: the rate at the end, 0..peak.
+        first_step: where the course begins: that of a run that was trained longer begins anew.
+    """
+
+    def __init__(self, peak: float, total_steps: int, warmup_steps: int, floor: float = 0.0, *, first_step: int = 0) -> None:
+        super().__init__(peak)
+        _check_rates(peak, floor)
+        if not 0 <= warmup_steps <= total_steps - first_step:
+            raise ValueError(f"warmup_steps must be 0..total_steps (got {warmup_steps} of {total_steps - first_step})")
+        self._floor, self._first_step = floor, first_step
+        self._total_steps, self._warmup_steps = total_steps - first_step, warmup_steps
+
+    def rate(self, step: int) -> float:
+        """Returns the learning rate of a step: a function of nothing else."""
+        step -= self._first_step
+        if step < self._warmup_steps:
+            return super().rate(step)
+        progress = min((step - self._warmup_steps) / max(self._total_steps - self._warmup_steps, 1), 1.0)
+        return self._floor + (self._peak - self._floor) * (1.0 + math.cos(math.pi * progress)) / 2.0
 
 
 class Plateau:
@@ -138,6 +160,11 @@ class EarlyStopping:
         self.best_loss: float | None = None
         self.best_epoch: int | None = None
         self._num_waited = 0
+
+    @property
+    def best_number(self) -> int:
+        """Number of the best epoch, counted from 1; 0 where none was better than what was there before the first."""
+        return 0 if self.best_epoch is None else self.best_epoch + 1
 
     @property
     def should_stop(self) -> bool:

@@ -25,10 +25,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.records.errors import DataError
+from tfpipe.records.progress import ProgressBar
 from tfpipe.records.words import exactly
 from tfpipe.transfer import states
 from tfpipe.transfer.batches import Batch, Batches
-from tfpipe.transfer.journal import Journal, StepProgress
+from tfpipe.transfer.journal import Journal
 from tfpipe.transfer.schedules import EarlyStopping, RangeTest, Schedule
 
 Array = np.ndarray[Any, Any]
@@ -93,7 +94,6 @@ class Progress:
     correct: float = 0.0
     rows: float = 0.0
     seconds: float = 0.0
-    done: bool = False
 
 
 @dataclass(repr=False)  # TensorFlow's warnings would print all weights
@@ -149,12 +149,11 @@ class Loop:
         if phase.continues and (now.epoch, now.step) == (0, 0):
             self._keep_if_best(BEFORE, *self.validate())
         with _interrupts() as self._interrupted:
-            while not now.done and now.epoch < phase.epochs:
+            while not is_done(now.epoch, phase.epochs, phase.stopping):
                 self._run_epoch()
             if self._interrupted.is_set():
                 raise KeyboardInterrupt  # it came in the last validation
-        now.done, self._batches = True, None
-        self._save()
+        self._batches = None
         last = [variable.numpy() for variable in self._result]
         self.assign(self._best or last)
         return last
@@ -182,7 +181,7 @@ class Loop:
         num_steps = phase.batches.num_steps
         begun = saved = time.monotonic()
         title = f"{phase.name} {now.epoch + 1}/{phase.epochs}"
-        with StepProgress(title, num_steps, initial=now.step, enabled=self.show) as bar:
+        with ProgressBar(title, num_steps, unit="steps", initial=now.step, enabled=self.show) as bar:
             while now.step < num_steps:
                 if self._batches is None:  # one for all epochs: opening the data takes longer than a step
                     self._batches = phase.batches.start(now.epoch, now.step)
@@ -197,8 +196,7 @@ class Loop:
                     begun = saved = time.monotonic()
                 if self._interrupted.is_set():
                     raise KeyboardInterrupt
-        train_seconds = now.seconds + time.monotonic() - begun
-        self._end_epoch(train_seconds)
+            self._end_epoch(now.seconds + time.monotonic() - begun, bar)
 
     def _count(self, loss: float, correct: float) -> None:
         """Takes note of a step; every few steps, the log does, too."""
@@ -210,7 +208,7 @@ class Loop:
             values = {"loss": now.loss / now.rows, "accuracy": now.correct / now.rows}
             self.journal.scalars(step, now.epoch + 1, self.phase.name, **values)
 
-    def _end_epoch(self, train_seconds: float) -> None:
+    def _end_epoch(self, train_seconds: float, bar: ProgressBar) -> None:
         phase, now = self.phase, self.progress
         rate = phase.schedule.rate((now.epoch + 1) * phase.batches.num_steps - 1)
         train_loss, train_accuracy = now.loss / now.rows, now.correct / now.rows
@@ -222,11 +220,13 @@ class Loop:
             self._save()
             raise KeyboardInterrupt
         self._check_finite("validation", val_loss)
-        self._keep_if_best(now.epoch, val_loss, val_accuracy)
+        is_best = self._keep_if_best(now.epoch, val_loss, val_accuracy)
+        number = phase.stopping.best_number
+        best = f"epoch {number}" if number else "before epoch 1"
+        bar.finish(val_loss=val_loss, val_accuracy=val_accuracy, best="so far" if is_best else best)
         phase.schedule.observe(val_accuracy)
         now.epoch, now.step = now.epoch + 1, 0
         now.loss = now.correct = now.rows = now.seconds = 0.0
-        now.done = phase.stopping.should_stop
         values = {
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
@@ -244,9 +244,11 @@ class Loop:
             where = f"{self.state_file.parent.parent}: {self.phase.name}, epoch {self.progress.epoch + 1}"
             raise DataError(f"{where}: the {name} loss is {loss}; take a lower learning rate and another folder")
 
-    def _keep_if_best(self, epoch: int, val_loss: float, val_accuracy: float) -> None:
-        if self.phase.stopping.observe(epoch, val_accuracy, val_loss):
+    def _keep_if_best(self, epoch: int, val_loss: float, val_accuracy: float) -> bool:
+        is_best = self.phase.stopping.observe(epoch, val_accuracy, val_loss)
+        if is_best:
             self._best = [variable.numpy() for variable in (self._averages or self._result)]
+        return is_best
 
     # ---- steps
 
@@ -356,6 +358,7 @@ class Loop:
             "progress": vars(self.progress),
             "stopping": self.phase.stopping.state(),
             "schedule": self.phase.schedule.state(),
+            "num_steps": self.phase.batches.num_steps,
             "journal": self.journal.position(),
         }
         states.save(self.state_file, {**groups, "best": self._best}, facts)
@@ -371,6 +374,11 @@ class Loop:
         self.progress = Progress(**facts["progress"])
         self.phase.stopping.restore(facts["stopping"])
         self.phase.schedule.restore(facts["schedule"])
+
+
+def is_done(epoch: int, epochs: int, stopping: EarlyStopping) -> bool:
+    """Returns whether a phase of at most `epochs` ends before `epoch`, counted from 0."""
+    return epoch >= epochs or (epoch > 0 and stopping.should_stop)
 
 
 def count_workers(strategy: tf.distribute.Strategy) -> int:

@@ -1,0 +1,332 @@
+"""A run that is trained longer is one that was asked for more at first, bit for bit; and what cannot be so is refused."""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import CHECKOUT
+from test_runs import SMALL, TUNED, Killed, kill, run, stopping_after, weights_equal, weights_of
+from transfer_fixtures import *  # noqa: F403 (fixtures)
+from transfer_fixtures import build_colours
+
+import tfpipe
+from tfpipe.transfer import classifiers
+from tfpipe.transfer.journal import read_history
+
+pytestmark = pytest.mark.tf
+
+CONSTANT = dataclasses.replace(SMALL, schedule="constant", epochs=2)
+SCRATCH = dataclasses.replace(CONSTANT, mode="scratch", ema=0.9)
+TWO_PHASES = dataclasses.replace(TUNED, schedule="constant", epochs=1, finetune_epochs=1, train_batch_norm=True)
+
+
+@pytest.fixture(autouse=True)
+def _deterministic():
+    yield
+    tf.config.experimental.enable_op_determinism()
+
+
+def history_of(folder):
+    rows = read_history(folder)
+    return [{name: value for name, value in row.items() if not name.endswith("_seconds")} for row in rows]
+
+
+def assert_equal(extended, whole):
+    assert classifiers.load(extended).sha256 == classifiers.load(whole).sha256
+    assert weights_equal(extended, whole, "last.keras")
+    assert history_of(extended) == history_of(whole)
+    one, two = (json.loads((folder / "summary.json").read_text()) for folder in (extended, whole))
+    for summary in (one, two):
+        summary.pop("peak_memory_bytes")
+        for phase in summary["phases"]:
+            phase.pop("seconds_per_epoch")
+    assert one == two
+    recipes = [json.loads((folder / "run.json").read_text()) for folder in (extended, whole)]
+    assert recipes[0]["recipe"] == recipes[1]["recipe"]
+    assert recipes[0]["chosen"] == recipes[1]["chosen"]
+
+
+CASES = {
+    "scratch, average": (SCRATCH, {"epochs": 4}),
+    "cached features, plateau": (
+        dataclasses.replace(CONSTANT, mode="bottleneck", schedule="plateau", patience=2),
+        {"epochs": 5},
+    ),
+    "fine-tuning, whose frozen part is now computed once": (TWO_PHASES, {"finetune_epochs": 3}),
+    "fine-tuning": (dataclasses.replace(TWO_PHASES, finetune_epochs=2), {"finetune_epochs": 3}),
+    "the head before fine-tuning": (TWO_PHASES, {"epochs": 2}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_more_epochs_are_those_of_a_run_that_was_asked_for_them(colours, tmp_path, case):
+    short, more = CASES[case]
+    long = dataclasses.replace(short, **more)
+    run(colours, tmp_path / "whole", long)
+    folder, lines = tmp_path / "extended", []
+    run(colours, folder, short)
+    assert len(history_of(folder)) < len(history_of(tmp_path / "whole"))
+    run(colours, folder, long, report=lines.append)
+    assert_equal(folder, tmp_path / "whole")
+    assert any(f"{name}={value} in place of" in lines[0] for name, value in more.items())
+    assert ("finetune: begins anew" in lines) == (case not in list(CASES)[:2] and case != "fine-tuning")
+    (entry,) = json.loads((folder / "run.json").read_text())["extended"]
+    assert {name: entry[name] for name in more} == {name: [getattr(short, name), value] for name, value in more.items()}
+    before = (folder / "log.jsonl").read_bytes()
+    run(colours, folder, long)  # which is finished
+    assert (folder / "log.jsonl").read_bytes() == before
+
+
+def test_more_patience_goes_on_after_an_early_stop(colours, tmp_path):
+    recipe = dataclasses.replace(SCRATCH, schedule="cosine", epochs=12, patience=1, learning_rate=5e-2)
+    more = dataclasses.replace(recipe, patience=12)
+    assert run(colours, tmp_path / "extended", recipe)["phases"][0]["num_epochs"] < 12
+    run(colours, tmp_path / "extended", more)
+    assert run(colours, tmp_path / "whole", more)["phases"][0]["num_epochs"] == 12
+    assert_equal(tmp_path / "extended", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("more", [{"finetune_epochs": 3}, {"epochs": 2, "finetune_epochs": 2}], ids=str)
+def test_an_extension_stopped_anywhere_ends_with_the_same_bits(colours, tmp_path, monkeypatch, more):
+    short = dataclasses.replace(TWO_PHASES, finetune_epochs=2, ema=0.9)
+    long = dataclasses.replace(short, **more)
+    run(colours, tmp_path / "whole", long)
+    folder, num_kills = tmp_path / "extended", 0
+    run(colours, folder, short)
+    for num_steps in (0, 1, 3, 7, 4):
+        with monkeypatch.context() as patch:
+            stopping_after(num_steps, patch, kill)
+            try:
+                run(colours, folder, long, checkpoint_seconds=0.0)
+                break
+            except Killed:
+                num_kills += 1
+    assert num_kills >= 3
+    run(colours, folder, long)
+    assert_equal(folder, tmp_path / "whole")
+
+
+def test_a_kill_before_the_extension_is_written_down_costs_nothing(colours, tmp_path, monkeypatch):
+    long = dataclasses.replace(TWO_PHASES, epochs=2)
+    for name in ("whole", "unextended"):
+        run(colours, tmp_path / name, long if name == "whole" else TWO_PHASES)
+    for name, recipe in (("again", long), ("as it was", TWO_PHASES)):
+        shutil.copytree(tmp_path / "unextended", tmp_path / name)
+        with monkeypatch.context() as patch:
+            patch.setattr("tfpipe.transfer.extending.write_json", lambda *_: kill())
+            with pytest.raises(Killed):
+                run(colours, tmp_path / name, long)
+        run(colours, tmp_path / name, recipe)
+    assert_equal(tmp_path / "again", tmp_path / "whole")
+    assert_equal(tmp_path / "as it was", tmp_path / "unextended")
+
+
+def test_a_run_that_is_not_finished_can_be_asked_for_more(colours, tmp_path, monkeypatch):
+    long = dataclasses.replace(SCRATCH, epochs=3)
+    stop_after(4, monkeypatch, colours, tmp_path / "extended", SCRATCH)
+    run(colours, tmp_path / "extended", long)
+    run(colours, tmp_path / "whole", long)
+    assert_equal(tmp_path / "extended", tmp_path / "whole")
+
+
+def stop_after(num_steps, monkeypatch, *arguments, **options):
+    """Kills a run in its next step but `num_steps`."""
+    with monkeypatch.context() as patch:
+        stopping_after(num_steps, patch, kill)
+        with pytest.raises(Killed):
+            run(*arguments, checkpoint_seconds=0.0, **options)
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")}
+
+
+def test_a_cosine_is_longer_only_if_that_is_asked_for(colours, tmp_path):
+    folder, lines = tmp_path / "run", []
+    short = dataclasses.replace(SCRATCH, schedule="cosine", warmup_epochs=0.5, ema=0.0)
+    long = dataclasses.replace(short, epochs=4)
+    run(colours, folder, short)
+    before = files_of(folder)
+    message = r"epochs=4 in place of 2: the learning rates of phase scratch so far would have been others.*extend.*from_run"
+    with pytest.raises(ValueError, match=message):
+        run(colours, folder, long)
+    assert files_of(folder) == before
+    run(colours, folder, long, extend=True, report=lines.append)
+    assert any("warms up again, and falls along a new cosine, from step 12 on" in line for line in lines)
+    rates = [row["learning_rate"] for row in read_history(folder)]
+    assert len(rates) == 4
+    assert rates[2] > rates[1]
+    assert rates[0] > rates[1] < rates[2] > rates[3]
+
+
+def test_a_cosine_that_is_extended_and_stopped_is_one_that_is_not(colours, tmp_path, monkeypatch):
+    short = dataclasses.replace(TUNED, epochs=1, finetune_epochs=2)
+    long = dataclasses.replace(short, finetune_epochs=4)
+    for name, steps in (("whole", ()), ("stopped", (0, 3, 5))):
+        run(colours, tmp_path / name, short)
+        for num_steps in steps:
+            stop_after(num_steps, monkeypatch, colours, tmp_path / name, long, extend=True)
+        run(colours, tmp_path / name, long, extend=not steps)  # once it is under way, the word is not needed
+    assert_equal(tmp_path / "stopped", tmp_path / "whole")
+    run(colours, tmp_path / "at first", long)
+    assert history_of(tmp_path / "at first") != history_of(tmp_path / "whole")
+
+
+def test_a_plateau_whose_patience_would_have_fallen_elsewhere_is_said(colours, tmp_path):
+    recipe = dataclasses.replace(SCRATCH, schedule="plateau", epochs=6, patience=2, learning_rate=1e-9)  # never better
+    run(colours, tmp_path / "run", recipe)
+    more = dataclasses.replace(recipe, epochs=8, patience=8)
+    with pytest.raises(ValueError, match=r"the learning rates of phase scratch so far .*keep patience=2, go on"):
+        run(colours, tmp_path / "run", more)
+    lines = []
+    run(colours, tmp_path / "run", more, extend=True, report=lines.append)
+    assert "scratch: will not be what it had been with these numbers from the start" in lines
+
+
+@pytest.mark.parametrize("name", ["epochs", "patience"])
+def test_fewer_are_refused(colours, tmp_path, name):
+    folder = tmp_path / "run"
+    run(colours, folder, dataclasses.replace(SCRATCH, patience=2))
+    before = files_of(folder)
+    with pytest.raises(ValueError, match=f"holds a run with {name}=2, which can be raised, not lowered to 1"):
+        run(colours, folder, dataclasses.replace(SCRATCH, **{"patience": 2, name: 1}))
+    assert files_of(folder) == before
+
+
+def test_without_its_state_a_run_is_finished_but_cannot_go_on(colours, tmp_path):
+    folder = tmp_path / "run"
+    summary = run(colours, folder, SCRATCH)
+    shutil.rmtree(folder / "state")
+    assert run(colours, folder, SCRATCH) == summary
+    with pytest.raises(ValueError, match=r"epochs=3 in place of 2: its folder state/ was deleted.*from_run \(--from\)"):
+        run(colours, folder, dataclasses.replace(SCRATCH, epochs=3))
+
+
+# ---- from another run's weights
+
+
+@pytest.fixture(scope="module")
+def first(colours, tmp_path_factory):
+    """A finished run from scratch."""
+    folder = tmp_path_factory.mktemp("first") / "run"
+    run(colours, folder, SCRATCH)
+    return folder
+
+
+FULL = dataclasses.replace(CONSTANT, mode="full", epochs=1, learning_rate=1e-9, warmup_epochs=0, weights="imagenet")
+
+
+def test_a_run_begins_with_the_weights_of_another(colours, tmp_path, first):
+    lines = []
+    run(colours, tmp_path / "run", FULL, from_run=first, report=lines.append)
+    assert f"from {first}: the head begins with its weights, too" in lines
+    pairs = zip(weights_of(first), weights_of(tmp_path / "run"), strict=True)
+    assert all(np.allclose(one, two, atol=1e-6) for one, two in pairs)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]["weights"] == "model.keras"
+
+
+def test_what_began_with_trained_weights_never_ends_with_less(colours, tmp_path, first):
+    summary = run(colours, tmp_path / "run", dataclasses.replace(FULL, learning_rate=0.5), from_run=first)
+    assert summary["val_accuracy"] >= json.loads((first / "summary.json").read_text())["val_accuracy"]
+
+
+@pytest.mark.parametrize("changes", [{"hidden": (9,)}, {"pooling": "max"}], ids=str)
+def test_another_head_begins_anew(colours, tmp_path, first, changes):
+    lines = []
+    run(colours, tmp_path / "run", dataclasses.replace(FULL, **changes), from_run=first, report=lines.append)
+    assert f"from {first}: the head begins anew: its layers are others" in lines
+    trunks = [classifiers.load(folder).model.get_layer("trunk").get_weights() for folder in (first, tmp_path / "run")]
+    assert all(np.allclose(one, two, atol=1e-6) for one, two in zip(*trunks, strict=True))
+
+
+def test_other_classes_have_another_head(tmp_path, first):
+    lines = []
+    shards = build_colours(tmp_path, {"train": (4, 4, 4), "val": (2, 2, 2)})
+    content = (shards / "manifest.json").read_text("utf-8")
+    assert "green" in content
+    photos = tmp_path / "photos"
+    for split in ("train", "val"):
+        (photos / split / "green").rename(photos / split / "grün")
+    inputs = {split: photos / split for split in ("train", "val")}
+    tfpipe.build_tfrecords(inputs, tmp_path / "others", layout="folders", workers=1, progress=False)
+    run(tmp_path / "others", tmp_path / "run", FULL, from_run=first / "model.keras", report=lines.append)
+    assert f"from {first / 'model.keras'}: the head begins anew: the classes are others" in lines
+
+
+def test_a_run_from_another_goes_on_with_the_same_bits(colours, tmp_path, first, monkeypatch):
+    recipe = dataclasses.replace(FULL, learning_rate=1e-2, epochs=2)
+    run(colours, tmp_path / "whole", recipe, from_run=first)
+    stop_after(4, monkeypatch, colours, tmp_path / "stopped", recipe, from_run=first)
+    with pytest.raises(ValueError, match=r"stopped: holds a run with weights='model.keras', not 'none'"):
+        run(colours, tmp_path / "stopped", dataclasses.replace(recipe, weights="none"))
+    run(colours, tmp_path / "stopped", recipe, from_run=first)
+    assert_equal(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "scratch"}, r"from_run=.*run gives the weights to begin with, and mode=scratch makes all weights new"),
+        ({"weights": "none"}, r"from_run=.*run gives the weights to begin with, and weights=none are others"),
+    ],
+    ids=str,
+)
+def test_weights_from_two_places_are_refused(colours, tmp_path, first, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(colours, tmp_path / "run", dataclasses.replace(FULL, **changes), from_run=first)
+
+
+def test_another_backbone_is_refused(colours, tmp_path, first):
+    with pytest.raises((ValueError, tfpipe.DataError), match=r"model\.keras"):
+        run(colours, tmp_path / "run", dataclasses.replace(FULL, backbone="lenet"), from_run=first)
+
+
+# ---- lines
+
+
+CODE = """
+import sys, tfpipe
+recipe = tfpipe.Recipe(backbone="lenet", weights="none", image_size=(16, 16), epochs=3, precision="float32", batch_size=8)
+tfpipe.train({data!r}, sys.argv[1], recipe, tensorboard=False, {options})
+"""
+
+
+def test_from_python_a_run_says_what_the_command_says(colours, tmp_path):
+    flags = ["--backbone=lenet", "--weights=none", "--image_size=16", "--epochs=3", "--precision=float32", "--batch_size=8"]
+    code = CODE.format(data=str(colours), options="{}")
+    words = {
+        "command": ["tools/train.py", f"--data={colours}", "--notensorboard", *flags, "--output"],
+        "python": ["-c", code.format("")],
+        "silent": ["-c", code.format("report=None")],
+    }
+    found = {}
+    for name, arguments in words.items():
+        command = [sys.executable, *arguments, str(tmp_path / name)]
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        lines = (done.stdout + done.stderr).splitlines()
+        found[name] = {timeless(line.replace(str(tmp_path / name), "RUN")) for line in lines if "peak memory" not in line}
+    assert found["python"] == found["command"]
+    assert not found["silent"]
+    (last,) = [line for line in found["python"] if line.startswith("scratch 3/3: ")]
+    assert "val_loss" in last
+    assert "val_accuracy" in last
+    assert "best " in last
+    assert any(line.startswith("mode=scratch: there are no weights to transfer") for line in found["python"])
+
+
+def timeless(line):
+    return re.sub(r"\b[0-9.]+ s\b", "0 s", line)
+
+
+def test_the_state_is_about_four_times_what_is_trained(colours, tmp_path):
+    run(colours, tmp_path / "run", dataclasses.replace(SCRATCH, ema=0.0, epochs=1, hidden=(512,)))
+    trained = json.loads((tmp_path / "run" / "summary.json").read_text())["phases"][0]["num_trained"]
+    size = (tmp_path / "run" / "state" / "scratch.npz").stat().st_size
+    assert 4 * 4 * trained <= size < 4 * 4 * trained + 30_000
