@@ -77,15 +77,33 @@ def test_pairs_are_refined_together_as_each_alone_by_least_squares():
 
 def test_no_shift_correlates_by_more_than_the_screen_allows():
     noise = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), np.uint8)
-    images = [*(textured(seed) for seed in range(8)), *noise, np.full((96, 96, 3), 9, np.uint8), np.uint8(textured(0) * 0.03)]
+    ramp = np.tile(np.arange(96, dtype=np.uint8)[:, np.newaxis, np.newaxis] * 2, (1, 96, 3))
+    bowl = np.uint8(ramp.astype(int) * ramp.transpose(1, 0, 2) // 255)
+    images = [
+        ramp,
+        bowl,
+        *(textured(seed) for seed in range(6)),
+        *noise,
+        np.full((96, 96, 3), 9, np.uint8),
+        np.uint8(textured(0) * 0.03),
+    ]
     grey = neighbours.shrink(np.stack([*images, *(np.roll(image, (2, -3), axis=(0, 1)) for image in images)]))
     windows = neighbours._windows(grey)
-    cells = windows[:, neighbours._SHIFTS.index((0, 0))]
+    # Beside pictures, what makes the bound tight: the way from a group's centre to each of its windows.
+    centres = np.zeros_like(windows)
+    for group in neighbours._GROUPS:
+        centres[:, group] = windows[:, group].mean(axis=1, keepdims=True)
+    ways = (windows - centres)[:8].reshape(-1, windows.shape[-1])
+    ways /= np.maximum(np.linalg.norm(ways, axis=1, keepdims=True), 1e-3)
+    cells = np.concatenate([windows[:, neighbours._SHIFTS.index((0, 0))], ways])
     exact = np.einsum("qc,bsc->qsb", cells, windows)
     most = neighbours._project(cells, np.ones((len(cells), 1), np.float32)) @ neighbours._bounds(windows)
     for index, group in enumerate(neighbours._GROUPS):
         part = most[:, index * len(grey) : (index + 1) * len(grey)]
         assert (exact[:, group].max(axis=1) <= part + neighbours._ROUNDING).all()
+    plain = neighbours._project(cells, np.zeros((len(cells), 1), np.float32))
+    assert (plain @ plain.T >= cells @ cells.T - neighbours._ROUNDING).all()
+    np.testing.assert_allclose((plain * plain).sum(axis=1), (cells * cells).sum(axis=1), atol=1e-5)
     assert sorted(place for group in neighbours._GROUPS for place in group) == list(range(len(neighbours._SHIFTS)))
 
 
