@@ -26,6 +26,7 @@ from tfpipe.records.words import plural
 _END_OF_BLOCK = 64  # the index behind a block's last coefficient
 _EOB = 64  # the flag of an entry
 _WINDOW = 16  # bits; no code is longer
+_NEAR_BITS = 64  # more than two steps take
 _KEPT_TABLES = 32  # of 256 KiB each; those of the usual files are 8
 _RESTART = re.compile(rb"\xff+([\xd0-\xd7])")
 _STUFFED = re.compile(rb"\xff+\x00")
@@ -143,12 +144,10 @@ def _check_piece(walk: Walk, piece: bytes, start: int, stop: int, total: int) ->
         walk(bits, stop)
     except IndexError:  # no words are left
         bits.position = bits.num_bits + 1
-    except _BadCode:
-        if bits.position + _WINDOW <= bits.num_bits:
-            raise ScanDamage("bad Huffman code", f", in unit {bits.unit:,} of {total:,}") from None
-        bits.position = bits.num_bits + 1  # what it saw may stand behind the end
     except ScanDamage as error:
-        raise ScanDamage(error.what, f", in unit {bits.unit:,} of {total:,}") from None
+        if bits.position + _NEAR_BITS <= bits.num_bits:
+            raise ScanDamage(error.what, f", in unit {bits.unit:,} of {total:,}") from None
+        bits.position = bits.num_bits + 1  # what is wrong may be the zeros behind the end
     if bits.position > bits.num_bits:
         raise ScanDamage("premature end of data segment", f", in unit {min(bits.unit, stop - 1):,} of {total:,}")
     if left := (bits.num_bits - bits.position) // 8:
@@ -295,14 +294,12 @@ class _Band(NamedTuple):
                     run, size = code >> 9, code >> 5 & 15
                     p += code & 31
                     if size > 1:
-                        raise _BadCode
+                        _no_code()
                     if not size and run != 15:
                         empty, p = _run_of_blocks(words, p, run)
                         break
                     p += size
-                    while (
-                        k <= self.last
-                    ):  # over coefficients that are known, a bit for each, and as many others as the run says
+                    while k <= self.last:  # past those that are known, a bit for each, and as many others as the run says
                         if known >> k & 1:
                             p += 1
                         elif run:
@@ -328,10 +325,6 @@ def _run_of_blocks(words: Sequence[int], p: int, size: int) -> tuple[int, int]:
     """Returns how many blocks, this one included, have no further code, and the bit behind that number."""
     extra = words[p >> 4] >> 16 - (p & 15) & 0xFFFF
     return (1 << size) + (extra >> _WINDOW - size), p + size
-
-
-class _BadCode(Exception):
-    """The bits are no code of the table."""
 
 
 @functools.lru_cache(_KEPT_TABLES)
@@ -385,7 +378,7 @@ class _Steps:
 
 
 def _no_code() -> NoReturn:
-    raise _BadCode
+    raise ScanDamage("bad Huffman code")
 
 
 @functools.lru_cache(_KEPT_TABLES)
