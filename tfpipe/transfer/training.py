@@ -181,8 +181,9 @@ class Loop:
         begun = saved = time.monotonic()
         title = f"{phase.name} {now.epoch + 1}/{phase.epochs}"
         with StepProgress(title, num_steps, initial=now.step, enabled=self.show) as bar:
-            if self._batches is None and now.step < num_steps:  # one for all epochs: opening takes longer than a step
-                self._batches = phase.batches.start(now.epoch, now.step)
+            if self._batches is None:  # one for all epochs: opening the data takes longer than a step
+                num_done, step = divmod(now.step, num_steps)  # 1 and 0 where it was stopped before validation
+                self._batches = phase.batches.start(now.epoch + num_done, step)
             while now.step < num_steps:
                 batch, rate = next(self._batches), phase.schedule.rate(now.epoch * num_steps + now.step)
                 with self.journal.step():
