@@ -230,6 +230,18 @@ def test_a_temporary_folder_is_private_and_those_of_killed_processes_go(tmp_path
     assert {path.name for path in tmp_path.iterdir()} == set(kept)
 
 
+@pytest.mark.parametrize("writer", ["temporary_beside", "temporary_folder", "folder_written_atomically"])
+def test_a_signal_between_two_lines_leaves_nothing(tmp_path, monkeypatch, writer):
+    """Between making and locking, above all."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(files.locking, "lock_at_once", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    arguments = {"temporary_folder": ["x"]}.get(writer, [tmp_path / "x"])
+    options = {"folder_written_atomically": {"replace": False}}.get(writer, {})
+    with pytest.raises(KeyboardInterrupt), getattr(files, writer)(*arguments, **options):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_locks_files_are_written_and_none_is_cleared(tmp_path, monkeypatch):
     def refuse(descriptor, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -61,16 +61,12 @@ def temporary_beside(path: Path, suffix: str = "") -> Iterator[Path]:
 
     def make() -> Path:
         temporary = _draw_name(path, suffix)
+        held.callback(_remove, temporary)
         temporary.touch(exist_ok=False)
         return temporary
 
     with contextlib.ExitStack() as held:
-        temporary = _make_held(make, held)
-        try:
-            yield temporary
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        yield _make_held(make, held)
 
 
 @contextlib.contextmanager
@@ -86,15 +82,12 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
 
     def make() -> Path:
         folder = place / f"{prefix}{_draw_digits()}"
+        held.callback(_remove, folder)
         folder.mkdir(mode=0o700)
         return folder
 
     with contextlib.ExitStack() as held:
-        folder = _make_held(make, held)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        yield _make_held(make, held)
 
 
 def _draw_name(path: Path, suffix: str = "") -> Path:
@@ -106,7 +99,7 @@ def _draw_digits() -> str:
     return f"{secrets.randbelow(10**10):010d}"
 
 
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9]+\.(?P<what>tmp|old)(\.[a-z]+)?", re.DOTALL)  # as `_draw_name` makes it
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9]+\.(tmp|old)(\.[a-z]+)?", re.DOTALL)  # as `_draw_name` makes it
 
 
 def _is_temporary(name: str, path: Path) -> bool:
@@ -126,6 +119,7 @@ def folder_written_atomically(target: Path, *, replace: bool) -> Iterator[Path]:
 
     def make() -> Path:
         folder = _draw_name(target)
+        held.callback(_remove, folder)
         try:
             folder.mkdir()
         except OSError as error:
@@ -169,7 +163,10 @@ def _raise_for_user(error: BaseException, folder: Path, target: Path) -> None:
 
 
 def _make_held(make: Callable[[], Path], held: contextlib.ExitStack) -> Path:
-    """Makes a file or folder; while it is locked, no other process takes it for that of a killed one."""
+    """Makes a file or folder; while it is locked, no other process takes it for that of a killed one.
+
+    `make` has it removed at the end, before it is there: a signal may come between any two lines.
+    """
     while True:
         made = make()
         with contextlib.suppress(FileNotFoundError, BlockingIOError):  # between the two lines another did
@@ -207,11 +204,8 @@ def _remove_unless_held(path: Path, target: Path | None = None) -> None:
     try:
         if target and path.suffix == ".old" and not target.exists():
             os.rename(path, target)
-        elif path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
         else:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            _remove(path)
     finally:
         os.close(descriptor)
 
@@ -229,6 +223,14 @@ def check_folder(path: str | os.PathLike[str]) -> None:
         raise NotADirectoryError(f"{there}: a file; a folder is needed")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, "the folder cannot be written to", os.fspath(there))
+
+
+def _remove(path: Path) -> None:
+    if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
