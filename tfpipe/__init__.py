@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from tfpipe.pipeline.loader import dataset as dataset
     from tfpipe.pipeline.loader import describe as describe
     from tfpipe.pipeline.replaying import replay as replay
+    from tfpipe.records import manifest as _manifest
     from tfpipe.records.errors import DataError as DataError
     from tfpipe.records.manifest import Manifest as Manifest
-    from tfpipe.records.manifest import load as load_manifest  # noqa: F401
     from tfpipe.records.weights import class_weights as class_weights
     from tfpipe.serving.models import load as load
     from tfpipe.serving.prediction import predict as predict
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from tfpipe.transfer.evaluation import evaluate as evaluate
     from tfpipe.transfer.recipes import Recipe as Recipe
     from tfpipe.transfer.runs import train as train
+
+    load_manifest = _manifest.load  # imported under another name, type checkers take it for a private one
 
 __version__ = "0.1.0"
 
