@@ -38,7 +38,7 @@ def test_mypy_sees_the_types(place, tmp_path, request):
         "import tfpipe\nmanifest: tfpipe.Manifest = tfpipe.load_manifest('shards/')\nwrong: int = manifest.name\n"
     )
     cache = f"--cache-dir={tmp_path / 'cache'}"
-    done = run("-m", "mypy", cache, script.name, cwd=folder)
+    done = run("-m", "mypy", "--no-implicit-reexport", cache, script.name, cwd=folder)
     found, summary = done.stdout.splitlines()
     assert found.startswith("script.py:3: error: Incompatible types in assignment (expression has type")
     assert summary == "Found 1 error in 1 file (checked 1 source file)"

@@ -7,6 +7,7 @@ the page's port is any that is free; and pip, which would have to download, make
 import importlib.metadata
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -92,7 +93,11 @@ class Environment:
         elif line.startswith("tools/demo_page.py"):
             self._open_page(line.partition("#")[0])
         elif not line.startswith("source .venv/bin/activate"):
-            self.run("bash", "-ec", line.replace("--weights=imagenet", f"--weights={self.weights} --image_size={SIDE}"))
+            self.run(
+                "bash",
+                "-ec",
+                line.replace("--weights=imagenet", f"--weights={shlex.quote(str(self.weights))} --image_size={SIDE}"),
+            )
 
     def _open_page(self, line):
         command, pipe = ["bash", "-ec", f"exec {line} --port=0"], subprocess.PIPE

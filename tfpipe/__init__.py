@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tfpipe.pipeline.loader import describe as describe
     from tfpipe.pipeline.presets import Augmentation as Augmentation
     from tfpipe.pipeline.replaying import replay as replay
-    from tfpipe.records import manifest as _manifests
+    from tfpipe.records import manifest as _manifest
     from tfpipe.records.errors import DataError as DataError
     from tfpipe.records.manifest import Manifest as Manifest
     from tfpipe.records.weights import class_weights as class_weights
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tfpipe.transfer.recipes import Recipe as Recipe
     from tfpipe.transfer.runs import train as train
 
-    load_manifest = _manifests.load
+    load_manifest = _manifest.load  # imported under another name, type checkers take it for a private one
 
 __version__ = "0.1.0"
 
