@@ -16,7 +16,7 @@ from transfer_fixtures import *  # noqa: F403 (fixtures)
 from transfer_fixtures import build_colours
 
 import tfpipe
-from tfpipe.transfer import classifiers
+from tfpipe.transfer import backbones, classifiers
 from tfpipe.transfer.journal import read_history
 
 pytestmark = pytest.mark.tf
@@ -197,6 +197,18 @@ def test_fewer_are_refused(colours, tmp_path, name):
     with pytest.raises(ValueError, match=f"holds a run with {name}=2, which can be raised, not lowered to 1"):
         run(colours, folder, dataclasses.replace(SCRATCH, **{"patience": 2, name: 1}))
     assert files_of(folder) == before
+
+
+def test_what_cannot_begin_leaves_the_run_finished(colours, tmp_path):
+    backbone = backbones.build("lenet", image_size=(16, 16), weights="none")
+    file = tmp_path / "lenet.weights.h5"
+    backbone.network.save_weights(file)
+    recipe = dataclasses.replace(CONSTANT, backbone="lenet", weights=str(file), epochs=1)
+    summary = run(colours, tmp_path / "run", recipe)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"lenet\.weights\.h5"):
+        run(colours, tmp_path / "run", dataclasses.replace(recipe, epochs=2))
+    assert run(colours, tmp_path / "run", recipe) == summary
 
 
 def test_without_its_state_a_run_is_finished_but_cannot_go_on(colours, tmp_path):
