@@ -1,7 +1,7 @@
 """Runs that are trained longer than was asked for at first.
 
     raised = find_raised(folder, found, recipe)     # {"epochs": (2, 4)}
-    extend(folder, found, facts, recipe, raised, rewarm=False)
+    plan(folder, found, facts, recipe, raised, rewarm=False).apply(folder)
 
 The state of a run is kept when it is finished. Raised numbers go on from there, and the run ends with the bits of one that
 was asked for them from the start, if its steps so far would have been the same. Where they would not, that is an error,
@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,32 @@ def find_raised(folder: Path, found: Mapping[str, Any], recipe: Recipe) -> Raise
     return changed
 
 
-def extend(
+@dataclass(frozen=True)
+class Extension:
+    """What makes a run one that is not finished yet.
+
+    Attributes:
+        lines: what to say of it.
+        dropped: phases that begin anew.
+        facts: what run.json is to hold.
+    """
+
+    lines: Sequence[str]
+    dropped: Sequence[str]
+    facts: Mapping[str, Any]
+
+    def apply(self, folder: Path) -> None:
+        """Changes the run's folder; a kill at any point costs nothing."""
+        (folder / SUMMARY_NAME).unlink(missing_ok=True)
+        for name in self.dropped:
+            state_file(folder, name).unlink(missing_ok=True)
+        write_json(folder / RUN_NAME, self.facts)
+
+
+def plan(
     folder: Path, found: Mapping[str, Any], facts: Mapping[str, Any], recipe: Recipe, raised: Raised, *, rewarm: bool
-) -> list[str]:
-    """Makes a run one that is not finished yet; returns what to say of it. A kill at any point costs nothing.
+) -> Extension:
+    """Returns how a run goes on with raised numbers; changes nothing yet.
 
     Args:
         folder: of the run.
@@ -96,14 +119,10 @@ def extend(
                 first_steps[name] = _num_done(state)
                 lines.append(f"{name}: warms up again, and falls along a new cosine, from step {first_steps[name]} on")
         goes_on = goes_on or not is_over
-    (folder / SUMMARY_NAME).unlink(missing_ok=True)
-    for name in dropped:
-        state_file(folder, name).unlink(missing_ok=True)
     entry = {name: list(pair) for name, pair in raised.items()} | {"first_steps": first_steps, "command": sys.argv}
     changes = {name: facts[name] for name in ("recipe", "chosen", "reasons")}
     extended = [*found.get("extended", []), entry]
-    write_json(folder / RUN_NAME, {**found, **changes, "first_steps": first_steps, "extended": extended})
-    return lines
+    return Extension(lines, dropped, {**found, **changes, "first_steps": first_steps, "extended": extended})
 
 
 def _is_over(state: Mapping[str, Any], name: str, recipe: Recipe) -> bool:

@@ -36,6 +36,7 @@ from tfpipe.records.words import plural
 from tfpipe.transfer import classifiers, curves, extending, precision, preflight, states
 from tfpipe.transfer.backbones import hash_network
 from tfpipe.transfer.classifiers import Classifier
+from tfpipe.transfer.extending import Extension
 from tfpipe.transfer.journal import Journal, read_history
 from tfpipe.transfer.networks import BlockCount, Networks
 from tfpipe.transfer.phases import Phases
@@ -124,8 +125,8 @@ def train(
     data = _Data(Path(directory), wanted)
     with locked(folder, "training"):
         clear_folder(folder)
-        summary, lines = _open(folder, data, extend)
-        for line in lines:
+        summary, extension = _open(folder, data, extend)
+        for line in extension.lines if extension else ():
             report(line)
         if summary is not None:
             _report_summary(folder, summary, report)
@@ -138,7 +139,10 @@ def train(
         networks = Networks(data.recipe, data.class_names, data.precision, strategy)
         if from_run is not None:
             report(f"from {from_run}: {networks.take_head(classifiers.load(from_run))}")
-        first_steps = _begin(folder, data, networks)
+        _begin(folder, data, networks)
+        if extension:
+            extension.apply(folder)
+        first_steps = read_json(folder / RUN_NAME).get("first_steps", {})
         phases = Phases(
             data.recipe, networks, data.train, data.val, folder, place, strategy, progress, report, first_steps=first_steps
         )
@@ -277,12 +281,12 @@ def _with_weights_of(run: str | os.PathLike[str] | None, recipe: Recipe) -> Reci
     return dataclasses.replace(recipe, weights=str(Path(run) / MODEL_NAME if Path(run).is_dir() else Path(run)))
 
 
-def _open(folder: Path, data: _Data, extend: bool) -> tuple[dict[str, Any] | None, list[str]]:
-    """Returns the summary if the run is finished, and what to say; compares what has been begun with what is wanted.
+def _open(folder: Path, data: _Data, extend: bool) -> tuple[dict[str, Any] | None, Extension | None]:
+    """Returns the summary if the run is finished, or how it goes on; compares what has been begun with what is wanted.
 
     A run that has not trained a step yet is no run: its options may be corrected.
     """
-    path, summary, lines = folder / RUN_NAME, folder / SUMMARY_NAME, list[str]()
+    path, summary = folder / RUN_NAME, folder / SUMMARY_NAME
     check_vacant(folder)
     if path.exists() and (summary.exists() or state_files(folder)):
         found, facts = read_json(path), data.facts()
@@ -297,15 +301,12 @@ def _open(folder: Path, data: _Data, extend: bool) -> tuple[dict[str, Any] | Non
             data.reasons.append(f"precision={found['precision']}: the run was begun with it")
             data.precision = found["precision"]
         if raised := extending.find_raised(folder, found, data.recipe):
-            lines = extending.extend(folder, found, facts, data.recipe, raised, rewarm=extend)
-    return read_json(summary) if summary.exists() else None, lines
+            return None, extending.plan(folder, found, facts, data.recipe, raised, rewarm=extend)
+    return read_json(summary) if summary.exists() else None, None
 
 
-def _begin(folder: Path, data: _Data, networks: Networks) -> dict[str, int]:
-    """Writes what the run is, once all that can be wrong with its options has been seen; goes on with no other weights.
-
-    Returns the steps at which learning rates begin anew, by phase.
-    """
+def _begin(folder: Path, data: _Data, networks: Networks) -> None:
+    """Writes what the run is, once all that can be wrong with its options has been seen; goes on with no other weights."""
     path, found = folder / BACKBONE_NAME, {"sha256": hash_network(networks.backbone.network)}
     if networks.head_from is not None:
         found["head_from"] = networks.head_from
@@ -316,8 +317,6 @@ def _begin(folder: Path, data: _Data, networks: Networks) -> dict[str, int]:
     elif read_json(path) != found:
         raise ValueError(f"{folder}: was begun with other weights than {data.wanted.weights}; choose another folder")
     (folder / STATE_FOLDER).mkdir(exist_ok=True)
-    first_steps: dict[str, int] = read_json(folder / RUN_NAME).get("first_steps", {})
-    return first_steps
 
 
 def _saved_facts(folder: Path) -> list[dict[str, Any]]:
