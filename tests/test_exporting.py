@@ -343,7 +343,7 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path, monkeypatch):
             write(tmp_path / "thesis" / "SHA256SUMS", sums)
         with pytest.raises(ValueError, match="has other files than an export, which overwrite would delete"):
             tfpipe.export(make_classifier(), tmp_path / "thesis", overwrite=True)
-    with pytest.raises(ValueError, match="holds an export; replace it with overwrite"):
+    with pytest.raises(ValueError, match="holds an export; replace it with overwrite=True"):
         tfpipe.export(make_classifier(), tmp_path / "thesis")
     with pytest.raises(ValueError, match="must be a folder"):
         tfpipe.export(make_classifier(), tmp_path / "thesis" / "chapter.tex")
