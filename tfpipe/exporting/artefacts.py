@@ -21,6 +21,7 @@ from tfpipe.exporting import freezing, specifications
 from tfpipe.exporting.onnx_files import open_onnx
 from tfpipe.exporting.predictors import Artefact
 from tfpipe.exporting.tflite_files import open_tflite
+from tfpipe.records import arguments
 from tfpipe.records.errors import DataError, lines_of
 from tfpipe.transfer import classifiers, run_folders
 from tfpipe.transfer.classifiers import Predictor
@@ -32,10 +33,10 @@ EXTRA_NAME = "assets.extra"  # of a SavedModel: files that TensorFlow Serving le
 _GRAPH_NAME = "saved_model.pb"
 
 
-def load(path: str | os.PathLike[str]) -> Predictor:
+def load(path: str | os.PathLike[str], argument: str = "model") -> Predictor:
     """Returns the model of a run's folder, a .keras file, or a file or folder of an export.
 
-    Of an export's folder, the SavedModel is taken.
+    Of an export's folder, the SavedModel is taken. In errors, the path is called by the caller's `argument`.
 
     Raises:
         ValueError: this is no path.
@@ -45,8 +46,8 @@ def load(path: str | os.PathLike[str]) -> Predictor:
     """
     if not isinstance(path, str | os.PathLike):
         advice = "export a Keras model first: tfpipe.export(model, output, class_names=[...])"
-        raise ValueError(f"model must be the path of one (got {type(path).__name__}); {advice}")
-    place = Path(path)
+        raise ValueError(f"{argument} must be the path of a model (got {type(path).__name__}); {advice}")
+    place = arguments.path(argument, path)
     if (place / SAVED_MODEL_NAME / _GRAPH_NAME).exists():
         place /= SAVED_MODEL_NAME
     if (place / _GRAPH_NAME).exists():

@@ -17,6 +17,7 @@ from typing import Any
 
 from tfpipe.pipeline import decoding
 from tfpipe.pipeline.decoding import Resize
+from tfpipe.records import arguments
 from tfpipe.records.errors import DataError
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 
@@ -78,7 +79,7 @@ def from_json(text: str | bytes, path: str | os.PathLike[str]) -> Specification:
             raise DataError(f"{FILE_NAME} is of another version of tfpipe than this one reads ({FORMAT_VERSION})", path=path)
         facts["class_names"], facts["image_size"] = tuple(facts["class_names"]), tuple(facts["image_size"])
         specification = Specification(**facts)
-        decoding.check_size(specification.image_size)
+        arguments.check(image_size=specification.image_size)
         decoding.check_mode(specification.resize)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"holds no specification of a model: {type(error).__name__}: {error}", path=path) from error

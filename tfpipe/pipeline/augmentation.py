@@ -16,15 +16,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfpipe.pipeline import sampling
-from tfpipe.pipeline.decoding import Resize, check_mode, check_size, is_integer
+from tfpipe.pipeline.decoding import Resize, as_tensor, check_mode
 from tfpipe.pipeline.draws import draw, hash_keys
-from tfpipe.records import seeds
+from tfpipe.records import arguments, seeds
 
 Tensors = dict[str, tf.Tensor]
 
@@ -99,23 +99,17 @@ class Augmentation:
     mixup: float = 0.0
     cutmix: float = 0.0
 
-    _MOST: ClassVar[dict[str, float]] = {"crop_aspect": 100, "hue": 0.5, "rotation": 45, "mixup": 100, "cutmix": 100}
-
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, most = getattr(self, field.name), self._MOST.get(field.name, 1)
-            least = 1 if field.name == "crop_aspect" else 0
-            number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-            if not number or not least <= value <= most:
-                raise ValueError(f"{field.name} must be a number between {least} and {most} (got {value!r})")
+            object.__setattr__(self, field.name, *arguments.check(**{field.name: getattr(self, field.name)}))
 
     def __str__(self) -> str:
         on = {name: value for name, value in dataclasses.asdict(self).items() if value and (name != "crop_aspect" or self.crop)}
         return ", ".join(f"{name} {value:.3g}" for name, value in on.items()) or "none"
 
     @classmethod
-    def named(cls, preset: str) -> Augmentation:
-        """Returns one of the presets: none, light, standard, strong.
+    def named(cls, preset: str | Augmentation) -> Augmentation:
+        """Returns one of the presets, none, light, standard or strong; an augmentation as it is.
 
         `standard` is the random crop of Szegedy et al. (Going Deeper with Convolutions, CVPR 2015) with a flip and moderate
         colour changes; `light` keeps at least half of the picture and its colours nearly; `strong` adds greyscale,
@@ -124,9 +118,9 @@ class Augmentation:
         Raises:
             ValueError: there is none of that name.
         """
-        if preset not in PRESETS:
-            raise ValueError(f"augment must be an Augmentation or one of {', '.join(PRESETS)} (got {preset!r})")
-        return PRESETS[preset]
+        if isinstance(preset, Augmentation):
+            return preset
+        return PRESETS[arguments.choice("augment", preset, PRESETS, or_else="an Augmentation or ")]
 
     @property
     def colour(self) -> bool:
@@ -162,7 +156,7 @@ def augment_image(
 
     Args:
         image: uint8 [H, W, 3], upright.
-        size: (height, width) of the result.
+        size: (height, width) of the result, or the side of a square.
         augmentation: what to do. MixUp and CutMix take a batch and are left out.
         key: string [], the record's key.
         seed: the run's seed, 0 or more.
@@ -175,13 +169,12 @@ def augment_image(
     Raises:
         ValueError: an argument is not what it should be.
     """
-    check_size(size)
-    check_mode(resize)
+    size, seed = arguments.check(size=size, seed=seed)  # as plain integers: seeds are hashed with their type
+    resize = check_mode(resize)
+    image, key = as_tensor("image", image, tf.uint8, [None, None, 3]), as_tensor("key", key, tf.string, [])
+    (epoch,) = [as_tensor("epoch", epoch, "integer", [])] if tf.is_tensor(epoch) else arguments.check(epoch=epoch)
     if not isinstance(augmentation, Augmentation):
-        raise ValueError(f"augmentation must be an Augmentation, see Augmentation.named (got {augmentation!r})")
-    if not is_integer(seed) or seed < 0:
-        raise ValueError(f"seed must be an integer, 0 or more (got {seed!r})")
-    seed = int(seed)  # of no other type: seeds are hashed with it
+        raise arguments.wrong("augmentation", "an Augmentation, see Augmentation.named", augmentation)
     keys, epochs = hash_keys(tf.reshape(key, [1])), tf.reshape(tf.cast(epoch, tf.int64), [1])
     source = tf.shape(image)[tf.newaxis, :2]
     changes = draw_changes(augmentation, size, resize, keys=keys, seed=seed, epochs=epochs, sources=source)

@@ -16,6 +16,7 @@ import numpy as np
 from tfpipe.pipeline import decoding
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.pipeline.loader import Loader, dataset
+from tfpipe.records import arguments
 from tfpipe.records.catalog import read_catalog
 
 Image = np.ndarray[Any, Any]
@@ -45,7 +46,7 @@ def replay(
         key: of the record, as the catalogue and the dataset's "key" have it.
         seed: the run's, as given to `dataset`.
         epoch: as the dataset's "epoch" says, 0 or more. With `balanced`, that is how often the record came before.
-        image_size: (height, width), as given to `dataset`.
+        image_size: as given to `dataset`.
         resize: as given to `dataset`.
         augment: as given to `dataset`, default "standard".
         scaled_decode: as given to `dataset`.
@@ -96,7 +97,7 @@ class Replayer:
         Raises:
             ValueError: there is none with this key.
         """
-        text = key.decode() if isinstance(key, bytes) else key
+        (text,) = arguments.check(key=key.decode() if isinstance(key, bytes) else key)
         for position, row in enumerate(read_catalog(self._directory, split=self._split)):
             if row.key == text:
                 return position
@@ -109,9 +110,7 @@ class Replayer:
             ValueError: the epoch is none.
             DataError: the record is damaged.
         """
-        if not decoding.is_integer(epoch) or not 0 <= epoch < 1 << 31:
-            raise ValueError(f"epoch must be an integer, 0 or more and less than 2**31 (got {epoch!r})")
-        return self._training.make(position, epoch)
+        return self._training.make(position, *arguments.check(epoch=epoch))
 
     def evaluated(self, position: int) -> Image:
         """Returns the picture that a pass without training gives, uint8 [height, width, 3].

@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 import keras
 
+from tfpipe.records import arguments
 from tfpipe.records.errors import lines_of
 from tfpipe.transfer import import_paths, weight_files
 from tfpipe.transfer.architectures import TABLE, Architecture
@@ -61,12 +62,16 @@ def native_size(name: str) -> tuple[int, int]:
     return size, size
 
 
+def check_name(name: str) -> str:
+    """Returns the name of a backbone; raises ValueError if it is neither in the table nor an import path."""
+    if not isinstance(name, str) or not (":" in name or name in TABLE):
+        wanted = f"one of {', '.join(TABLE)} or 'package.module:function'"
+        raise arguments.wrong("backbone", wanted, name, arguments.nearest(name, TABLE))
+    return str(name)
+
+
 def _architecture(name: str) -> Architecture:
-    if name not in TABLE:
-        close = difflib.get_close_matches(name.lower(), TABLE, n=1, cutoff=0.5)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(f"backbone must be one of {', '.join(TABLE)} or 'package.module:function' (got {name!r}){hint}")
-    return TABLE[name]
+    return TABLE[check_name(name)]
 
 
 def build(
@@ -109,8 +114,8 @@ def build(
 
 
 def _choose_preprocessing(default: str, wanted: str | None, *, grey: bool) -> str:
-    if wanted is not None and wanted not in PREPROCESSINGS:
-        raise ValueError(f"preprocessing must be one of {', '.join(PREPROCESSINGS)} (got {wanted!r})")
+    if wanted is not None:
+        arguments.choice("preprocessing", wanted, PREPROCESSINGS)
     if grey and wanted not in (None, "grey"):
         raise ValueError(f"grey means preprocessing 'grey', one channel (got {wanted!r}, which keeps three)")
     return "grey" if grey else wanted or default
