@@ -148,7 +148,8 @@ def read_request(body: str | bytes, saved_model: str | os.PathLike[str]) -> tupl
 def _values(pictures: Iterable[Picture], signature_name: str) -> tuple[str, list[Any]]:
     """Returns the name of the signature's input, and a value for it of each picture: bytes, or an array."""
     arguments.choice("signature_name", signature_name, _INPUTS)
-    if isinstance(pictures, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(pictures, "read"):
+    is_one = isinstance(pictures, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(pictures, "read")
+    if is_one or not isinstance(pictures, Iterable):
         raise ValueError(f"pictures must be a list (got a single {type(pictures).__name__})")
     read = _pixels if signature_name == "image" else _bytes
     values = [read(picture) for picture in pictures]

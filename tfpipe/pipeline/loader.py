@@ -188,6 +188,7 @@ class Loader:
             shuffle: False keeps the stored order in training.
             selection: int64 [N], ascending positions of the records that take part, None for all.
         """
+        directory = arguments.path("directory", directory)
         training, balanced, repeat, as_dict, equal_steps = arguments.check(
             training=training, balanced=balanced, repeat=repeat, as_dict=as_dict, equal_steps=equal_steps
         )

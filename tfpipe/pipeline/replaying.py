@@ -97,7 +97,9 @@ class Replayer:
         Raises:
             ValueError: there is none with this key.
         """
-        (text,) = arguments.check(key=key.decode() if isinstance(key, bytes) else key)
+        text = key.decode() if isinstance(key, bytes) else key
+        if not isinstance(text, str):
+            raise arguments.wrong("key", "a text or bytes", key)
         for position, row in enumerate(read_catalog(self._directory, split=self._split)):
             if row.key == text:
                 return position

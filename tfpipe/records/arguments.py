@@ -66,15 +66,16 @@ def nearest(value: object, known: Iterable[str]) -> str:
 
 def texts(name: str, value: Any, wanted: str) -> tuple[str, ...]:
     """Returns different texts, in an order, as plain strings."""
-    listed = [] if isinstance(value, str | bytes | Mapping | Set) or not isinstance(value, Iterable) else list(value)
+    unordered = isinstance(value, Mapping | Set)
+    listed = [] if unordered or isinstance(value, str | bytes) or not isinstance(value, Iterable) else list(value)
     if not listed or not all(isinstance(item, str) and item for item in listed) or len(set(listed)) < len(listed):
-        raise wrong(name, wanted, listed or value)
+        raise wrong(name, wanted, value, " (a list has an order)" if unordered else "")
     return tuple(map(str, listed))
 
 
 def class_names(value: Any) -> tuple[str, ...]:
     """Returns names of classes in an order, which a set has not, as plain strings."""
-    return texts("class_names", value, "different names of classes in a list")
+    return texts("class_names", value, "different names of classes")
 
 
 def class_places(value: Any, known: Sequence[str]) -> tuple[str, ...]:
@@ -207,6 +208,6 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("allow_leaks", "as_dict", "balanced", "class_weights", "deterministic", "equal_steps", "grey"), _flag),
     **dict.fromkeys(("cache_prefix", "half", "near_duplicates", "overwrite", "progress", "repeat", "report"), _flag),
     **dict.fromkeys(("scaled_decode", "tensorboard", "train_batch_norm", "training"), _flag),
-    **dict.fromkeys(("backbone", "checkpoint", "feature_layer", "id_column", "key", "label_pattern"), _text),
+    **dict.fromkeys(("backbone", "checkpoint", "feature_layer", "id_column", "label_pattern"), _text),
     **dict.fromkeys(("model_name", "preprocessing", "value_column"), _text),
 }

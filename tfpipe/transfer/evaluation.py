@@ -189,7 +189,7 @@ class _Run:
     def begin(self) -> accounting.Claim:
         """Raises what can be known before the pass, and returns what the evaluation will be of."""
         calibrate = self.options["calibrate"]
-        if calibrate == self.split:
+        if calibrate is not None and calibrate == self.split:
             raise ValueError(f"calibrate must be another split than the one that is evaluated (got {calibrate!r} for both)")
         metrics.check_options(self.predictor.class_names, self.options["positive_class"], self.options["specificity"])
         manifest = accounting.open_split(self.predictor, self.directory, self.split)
