@@ -84,6 +84,7 @@ class Replayer:
         scaled_decode: bool = True,
     ) -> None:
         """Opens a split; arguments and errors as of `replay`."""
+        (scaled_decode,) = arguments.check(scaled_decode=scaled_decode)
         given: dict[str, Any] = {"image_size": image_size, "resize": resize, "augment": augment, "scaled_decode": scaled_decode}
         defaults = {**(dataset.__kwdefaults__ or {}), "training": True, "batch_size": 1}
         self._training = Loader(directory, split, **{**defaults, **given, "seed": seed}).rows

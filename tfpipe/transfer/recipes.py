@@ -79,7 +79,7 @@ class Recipe:
         learning_rate: at its peak; "find" measures it.
         epochs: at most.
         schedule: "cosine", or "plateau" (lower when validation no longer improves).
-        warmup_epochs: in which the rate rises to its peak.
+        warmup_epochs: in which the rate rises to its peak; at most half of a phase's epochs.
         finetune_learning_rate: of the uppermost block in fine-tuning.
         finetune_epochs: at most, of fine-tuning.
         layer_decay: each block below has this times the rate of the one above, where several are trained.
@@ -235,6 +235,11 @@ def _check_together(recipe: Recipe, num_classes: int) -> None:
     if recipe.augmentation.mixes and recipe.class_weights:
         raise ValueError(
             "class_weights do not go together with mixup and cutmix, whose targets are of two classes; take balanced"
+        )
+    shortest = min(recipe.epochs or 1, recipe.finetune_epochs or math.inf)
+    if _is_given(recipe, "warmup_epochs") and recipe.warmup_epochs > shortest / 2:
+        raise ValueError(
+            f"warmup_epochs={recipe.warmup_epochs:g} is more than half of {shortest} epochs: lower it, or train longer"
         )
     if recipe.balanced and recipe.class_weights:
         raise ValueError("balanced and class_weights would both make up for rare classes: take one")
