@@ -321,7 +321,7 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch, asked_he
         ({"formats": ("pb", "pb")}, "each once"),
         ({"formats": ("gguf",)}, "formats must be some of saved_model, pb, tflite, onnx, keras"),
         ({"class_names": ["a"]}, "says its class_names itself"),
-        ({"top_k": 0}, "top_k and max_pixels must be 1 or more"),
+        ({"top_k": 0}, "top_k must be an integer, 1 or more"),
         ({"checkpoint": "last"}, "is of a run's folder"),
         ({"half": True}, "need pictures"),
         ({"split": "val"}, "need pictures"),

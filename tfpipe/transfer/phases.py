@@ -144,7 +144,7 @@ class Phases:
             groups=self.networks.groups(backbone=backbone),
             batches=batches,
             epochs=epochs,
-            schedule=self.schedule(rate if isinstance(rate, float) else 1e-3, epochs, batches.num_steps),
+            schedule=self.schedule(1e-3 if isinstance(rate, str) or rate is None else rate, epochs, batches.num_steps),
             stopping=EarlyStopping(recipe.patience or epochs),
             label_smoothing=recipe.label_smoothing,
             class_weights=self._class_weights(),

@@ -27,6 +27,7 @@ import keras
 import tensorflow as tf
 
 import tfpipe
+from tfpipe.records import arguments
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import read_json, sync_directory, write_json
 from tfpipe.records.locking import locked
@@ -92,10 +93,17 @@ def train(
         DataError: the data set, the cache or the saved state is damaged, or the loss is no longer finite.
         BlockingIOError: another process trains in this folder.
     """
-    wanted = dataclasses.replace(recipe or Recipe(), **changes)
-    folder, place = Path(output), Path(cache) if cache else Path(output).absolute().parent / "features"
+    checkpoint_seconds, tensorboard, profile_steps, progress = arguments.check(
+        checkpoint_seconds=checkpoint_seconds, tensorboard=tensorboard, profile_steps=profile_steps, progress=progress
+    )
+    arguments.callback("report", report)
+    if not isinstance(strategy, tf.distribute.Strategy | None):
+        raise arguments.wrong("strategy", "a tf.distribute.Strategy", strategy)
+    wanted = _changed(Recipe() if recipe is None else recipe, changes)
+    directory, folder = arguments.path("directory", directory), arguments.path("output", output)
+    place = folder.absolute().parent / "features" if cache is None else arguments.path("cache", cache)
     preflight.check_training(directory, folder, place, wanted)
-    data = _Data(Path(directory), wanted)
+    data = _Data(directory, wanted)
     with locked(folder, "training"):
         summary = _open(folder, data)
         if summary is not None:
@@ -114,6 +122,16 @@ def train(
             run = _Run(folder, phases, journal, checkpoint_seconds)
             results = [run.train(make()) for make in phases.of_mode()]
         return _finish(folder, networks, run, results)
+
+
+def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    if not isinstance(recipe, Recipe):
+        raise arguments.wrong("recipe", "a Recipe", recipe)
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    for name in changes:
+        if name not in known:
+            raise TypeError(f"{name}: neither an argument of train nor a field of Recipe{arguments.nearest(name, known)}")
+    return dataclasses.replace(recipe, **changes)
 
 
 class _Data:
