@@ -239,7 +239,8 @@ def _check_together(recipe: Recipe, num_classes: int) -> None:
     shortest = min(recipe.epochs or 1, recipe.finetune_epochs or math.inf)
     if _is_given(recipe, "warmup_epochs") and recipe.warmup_epochs > shortest / 2:
         raise ValueError(
-            f"warmup_epochs={recipe.warmup_epochs:g} is more than half of {shortest} epochs: lower it, or train longer"
+            f"warmup_epochs={recipe.warmup_epochs:g} is more than half of {exactly(int(shortest), 'epoch')}: lower it, or"
+            " train longer"
         )
     if recipe.balanced and recipe.class_weights:
         raise ValueError("balanced and class_weights would both make up for rare classes: take one")

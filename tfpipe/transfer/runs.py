@@ -31,7 +31,6 @@ from tfpipe.records import arguments
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import read_json, sync_directory, write_json
 from tfpipe.records.locking import locked
-from tfpipe.records.words import plural
 from tfpipe.transfer import curves, precision, preflight, states
 from tfpipe.transfer.backbones import hash_network
 from tfpipe.transfer.classifiers import Classifier
@@ -154,7 +153,7 @@ class _Data:
             return train, Pictures(self.directory, "val", **common)
         train, held = hold_out(train, recipe.val_fraction)
         num_held, num_all = len(held.positions), train.num_records
-        self.reasons.append(f"no val split: {num_held:,} of the {plural(num_all, 'training picture')} held out for validation")
+        self.reasons.append(f"no val split: {num_held:,} of the {num_all:,} training pictures are held out for validation")
         return train, held
 
     def facts(self) -> dict[str, Any]:
