@@ -90,7 +90,7 @@ WRONG = [
     ("train", [*TRAIN, "--backbone=lenet"], "there are no ImageNet weights for lenet"),
     ("train", [*TRAIN, "--grey"], "backbone vgg16 takes three channels"),
     ("train", [*TRAIN, "--batch_size=0"], "--batch_size must be an integer"),
-    ("train", [*TRAIN, "--mode=fintune"], "flag --mode=fintune"),
+    ("train", [*TRAIN, "--mode=fintune"], "--mode must be one of auto, scratch"),
     ("train", [*TRAIN, "--hidden=a"], "--hidden: 'a' is not a whole number"),
     ("train", [*TRAIN, "--learning_rate=fast"], "--learning_rate: 'fast' is not a number"),
     ("train", [*TRAIN, "--augment=much"], "--augment must be"),
