@@ -90,8 +90,7 @@ def build_tfrecords(
     seed, allow_leaks, max_pixels, shard_bytes, progress = arguments.check(
         seed=seed, allow_leaks=allow_leaks, max_pixels=max_pixels, shard_bytes=shard_bytes, progress=progress
     )
-    (given_workers,) = arguments.check_given(workers=workers)
-    (label_pattern,) = arguments.check(label_pattern=label_pattern)
+    (label_pattern,), (given_workers,) = arguments.check(label_pattern=label_pattern), arguments.check_given(workers=workers)
     layout = _guess(inputs) if layout is None else layout
     options = Options(
         name=name,

@@ -65,7 +65,7 @@ def nearest(value: object, known: Iterable[str]) -> str:
 
 
 def texts(name: str, value: Any, wanted: str) -> tuple[str, ...]:
-    """Returns different texts, in an order, as plain strings."""
+    """Returns one or more different texts in an order, as plain strings."""
     unordered = isinstance(value, Mapping | Set)
     listed = [] if unordered or isinstance(value, str | bytes) or not isinstance(value, Iterable) else list(value)
     if not listed or not all(isinstance(item, str) and item for item in listed) or len(set(listed)) < len(listed):

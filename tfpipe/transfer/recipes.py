@@ -149,7 +149,8 @@ class Recipe:
             return precision.check(value)
         if name == "unfreeze":
             words = (value,) if isinstance(value, str) else value
-            return () if words in ((), []) else arguments.texts(name, words, "different names of blocks or layers")
+            nothing = isinstance(words, tuple | list) and not words
+            return () if nothing else arguments.texts(name, words, "different names of blocks or layers")
         if name == "learning_rate" and isinstance(value, str):
             return arguments.choice(name, value, ["find"], or_else="a number or ")
         return arguments.check(**{name: value})[0]
