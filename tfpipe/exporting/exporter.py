@@ -122,7 +122,12 @@ def export(
         OSError: the output cannot be written.
     """
     top_k, max_pixels, half, overwrite, tolerance, checkpoint = arguments.check(
-        top_k=top_k, max_pixels=max_pixels, half=half, overwrite=overwrite, tolerance=tolerance, checkpoint=checkpoint
+        top_k=top_k,
+        max_pixels=max_pixels,
+        half=half,
+        overwrite=overwrite,
+        tolerance=tolerance,
+        checkpoint=os.fspath(checkpoint) if isinstance(checkpoint, Path) else checkpoint,
     )
     (image_size,) = arguments.check_given(image_size=image_size)
     arguments.callback("report", report)
