@@ -321,7 +321,7 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch, asked_he
         ({"formats": ("pb", "pb")}, "each once"),
         ({"formats": ("gguf",)}, "formats must be some of saved_model, pb, tflite, onnx, keras"),
         ({"class_names": ["a"]}, "says its class_names itself"),
-        ({"top_k": 0}, "top_k and max_pixels must be 1 or more"),
+        ({"top_k": 0}, "top_k must be an integer, 1 or more"),
         ({"checkpoint": "last"}, "is of a run's folder"),
         ({"half": True}, "need pictures"),
         ({"split": "val"}, "need pictures"),
@@ -343,7 +343,7 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path, monkeypatch):
             write(tmp_path / "thesis" / "SHA256SUMS", sums)
         with pytest.raises(ValueError, match="has other files than an export, which overwrite would delete"):
             tfpipe.export(make_classifier(), tmp_path / "thesis", overwrite=True)
-    with pytest.raises(ValueError, match="holds an export; replace it with overwrite"):
+    with pytest.raises(ValueError, match="holds an export; replace it with overwrite=True"):
         tfpipe.export(make_classifier(), tmp_path / "thesis")
     with pytest.raises(ValueError, match="must be a folder"):
         tfpipe.export(make_classifier(), tmp_path / "thesis" / "chapter.tex")

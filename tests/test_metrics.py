@@ -186,8 +186,8 @@ def test_wilson_against_the_textbook():
     ("options", "message"),
     [
         ({"positive_class": "owl"}, r"positive_class must be one of class 0, class 1 \(got 'owl'\)"),
-        ({"specificity": 0}, "specificity must be more than 0 and at most 1"),
-        ({"specificity": 1.5}, "specificity must be more than 0"),
+        ({"specificity": 0}, "specificity must be a number, more than 0 and at most 1"),
+        ({"specificity": 1.5}, "specificity must be a number, more than 0"),
     ],
 )
 def test_wrong_options_are_said(options, message):

@@ -150,7 +150,7 @@ def test_other_inputs_are_refused(averages, given, message):
 
 def test_other_options_are_refused(averages):
     for options in ({"top_k": 0}, {"batch_size": 0}, {"batch_size": 1.5}):
-        with pytest.raises(ValueError, match="must be a positive integer"):
+        with pytest.raises(ValueError, match="must be an integer, 1 or more"):
             averages.predict([], **options)
 
 

@@ -165,6 +165,8 @@ def test_many_pictures_get_few_views():
         ({"views": 2, "augment": "none"}, ["views=2", "augment"]),
         ({"mode": "full", "augment": Augmentation(mixup=0.2), "class_weights": True}, ["class_weights", "mixup", "balanced"]),
         ({"mode": "bottleneck", "unfreeze": ("block5",)}, ["unfreeze", "bottleneck"]),
+        ({"warmup_epochs": 6}, ["warmup_epochs=6", "half of 10 epochs"]),
+        ({"warmup_epochs": 2, "epochs": 3, "mode": "bottleneck"}, ["warmup_epochs=2", "half of 3 epochs"]),
         ({"mode": "scratch", "weights": "vgg.h5"}, ["scratch", "weights=vgg.h5"]),
     ],
 )

@@ -127,7 +127,7 @@ def test_positions_are_those_of_stored_order(data_set):
         ({"seed": -1}, "seed must be an integer"),
         ({"augment": "wild"}, "augment must be an Augmentation or one of none, light, standard, strong (got 'wild')"),
         ({"resize": "fold"}, "resize must be one of"),
-        ({"image_size": 224}, "image_size must be (height, width)"),
+        ({"image_size": 0}, "image_size must be (height, width)"),
     ],
 )
 def test_wrong_arguments(data_set, changes, message):

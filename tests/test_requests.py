@@ -161,7 +161,7 @@ def test_grpc_without_its_package_says_what_to_install(monkeypatch):
         ([], {}, "must be one or more"),
         ("1.jpg", {}, r"must be a list \(got a single str\)"),
         (FILES, {"signature_name": "serve"}, "must be one of serving_default, features, pixels, image .got 'serve'"),
-        (FILES, {"form": "rows"}, "form must be row or columnar"),
+        (FILES, {"form": "rows"}, "form must be one of row, columnar"),
         (FILES, {"signature_name": "image"}, r"takes arrays, uint8 \[H, W, 3\] \(got bytes\)"),
         (IMAGES / 255, {"signature_name": "image"}, r"\(got float64 \[8, 8, 3\]\)"),
         (IMAGES, {}, "arrays go to the signature 'image'"),

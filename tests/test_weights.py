@@ -64,7 +64,7 @@ def test_equal_to_scikit_learn(tmp_path):
         (("train",), "split 'train' has no records of: emu, 小 鸟; a class without records"),
         (("train", ["cat", "emu"]), "no records of: emu;"),
         (("train", ["cat", "cow", "pig"]), "there are no classes cow, pig; there are cat, emu, 小 鸟"),
-        (("train", []), "there are no classes (none given)"),
+        (("train", []), "class_names must be different names of classes (got [])"),
         (("train", ["cat", "cat"]), "class_names must be different names of classes (got ['cat', 'cat'])"),
         (("train", "cat"), "class_names must be different names of classes (got 'cat')"),
         (("train", [0]), "class_names must be different names of classes (got [0])"),

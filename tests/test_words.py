@@ -28,6 +28,7 @@ NEVER_ONE = {
     ("jpeg.py", "blocks"),  # more than ten
     ("summary.py", "count - len(shown)"),  # of twenty and more, ten are shown
     ("recipes.py", "num_pictures"),  # a hundred or more
+    ("runs.py", "num_all"),  # a class of one is not divided
     ("freezing.py", "name"),  # a name
     ("results.py", "100 * (high - low)"),  # with a decimal, as the next
     ("results.py", "100 * found['ece']"),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tfpipe.inspection import sheets
 from tfpipe.inspection.contact_sheet import Sample, draw_samples
 from tfpipe.pipeline.presets import PRESETS, Augmentation
+from tfpipe.records import arguments
 from tfpipe.records import manifest as manifests
 from tfpipe.records.manifest import Manifest
 from tfpipe.records.schema import UNLABELLED
@@ -72,8 +73,8 @@ def show(
         DataError: the data set is damaged.
         OSError: the font cannot be read.
     """
-    sheets.check_least(images=(images, 1), tile=(tile, 32))
-    augmentation = augment if isinstance(augment, Augmentation) else Augmentation.named(augment)
+    images, tile, image_size = arguments.check(images=images, tile=tile, image_size=image_size)
+    augmentation = Augmentation.named(augment)
     manifest = manifests.load(directory)
     sheets.check_target(Path(output), Path(directory), "augmentation sheet")  # before the drawing, which takes a while
     split = next(iter(manifest.splits)) if split is None else split

@@ -24,6 +24,7 @@ from absl import app, flags
 
 import tfpipe
 from tfpipe import start_up
+from tfpipe.records.arguments import nearest
 from tfpipe.records.errors import DataError
 
 _VERSION = flags.DEFINE_bool("version", False, "Show the version.")
@@ -76,7 +77,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _check_homes(argv[1:])
         remaining: list[str] = flags.FLAGS(argv)
     except (flags.Error, UsageError) as error:
-        _say(f"error: {error}\nSee --help.")
+        hint = ""
+        if isinstance(error, flags.UnrecognizedFlagError) and "Did you mean" not in str(error):  # absl passes over short words
+            hint = nearest(error.flagname, [flag.name for flag in flags.FLAGS.get_key_flags_for_module(argv[0])])
+        _say(f"error: {error}{hint}\nSee --help.")
         sys.exit(_USAGE)
     except SystemExit:  # --help has been shown
         sys.exit(0)

@@ -123,7 +123,8 @@ _LEARNING_RATE = flags.DEFINE_string(
     " 1e-4 in full, else find.",
 )
 _PLAIN = [
-    *[flags.DEFINE_enum(name, _DEFAULTS[name], choices, text) for name, (choices, text) in _CHOICES.items()],
+    # Not DEFINE_enum: the recipe knows the words, and suggests the nearest.
+    *[flags.DEFINE_string(name, _DEFAULTS[name], f"{', '.join(words)}. {text}") for name, (words, text) in _CHOICES.items()],
     *[flags.DEFINE_string(name, _DEFAULTS[name], text) for name, text in _STRINGS.items()],
     *[flags.DEFINE_integer(name, _DEFAULTS[name], text) for name, text in _INTEGERS.items()],
     *[flags.DEFINE_float(name, _DEFAULTS[name], text) for name, text in _FLOATS.items()],

@@ -6,15 +6,15 @@ manifest = build_tfrecords("photos/", "shards/", name="pets", layout="folders", 
 from __future__ import annotations
 
 import logging
-import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from tfpipe.conversion.options import DEFAULT_SHARD_BYTES, Options
 from tfpipe.conversion.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
 from tfpipe.conversion.steps import Build
+from tfpipe.records import arguments
 from tfpipe.records.cores import count_cores
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 from tfpipe.records.locking import locked
@@ -24,7 +24,6 @@ _log = logging.getLogger("tfpipe")
 
 
 PathLike = str | os.PathLike[str]
-Number = TypeVar("Number", int, float)
 
 
 def build_tfrecords(
@@ -92,33 +91,36 @@ def build_tfrecords(
         raise ValueError("there is no input")
     directory = _path("output", output)
     _check_places([*inputs.values(), *bare.values()], directory)
-    layout = layout or _guess(inputs)
+    seed, allow_leaks, max_pixels, shard_bytes, progress = arguments.check(
+        seed=seed, allow_leaks=allow_leaks, max_pixels=max_pixels, shard_bytes=shard_bytes, progress=progress
+    )
+    (label_pattern,), (given_workers,) = arguments.check(label_pattern=label_pattern), arguments.check_given(workers=workers)
+    layout = _guess(inputs) if layout is None else layout
     options = Options(
         name=name,
         layout=layout,
         label_pattern=label_pattern,
-        class_names=None if class_names is None else _strings("class_names", class_names),
+        class_names=None if class_names is None else arguments.class_names(class_names),
         input_splits=tuple(sorted(split for split in inputs if split is not None)),
         unlabelled_splits=tuple(sorted(bare)),
-        splits=None if splits is None else _numbers("splits", splits, float),
-        num_shards=_numbers("num_shards", num_shards, operator.index) if isinstance(num_shards, Mapping) else num_shards,
+        splits=None if splits is None else _by_split("splits", splits),
+        num_shards=_by_split("num_shards", num_shards)
+        if isinstance(num_shards, Mapping)
+        else arguments.check_given(num_shards=num_shards)[0],
         shard_bytes=shard_bytes,
-        seed=operator.index(seed) if hasattr(seed, "__index__") else seed,
+        seed=seed,
         on_error=on_error,
         on_conflict=on_conflict,
         allow_leaks=allow_leaks,
         max_pixels=max_pixels,
         check=check,
     )
-    count = count_cores() if workers is None else workers
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"workers must be a whole number of 1 or more (got {workers!r})")
     with locked(directory, "build") as descriptor:
         return Build(
             directory,
             options,
             lambda: list_sources(inputs, bare, layout, label_pattern, to_be_cut=splits is not None),
-            count,
+            given_workers or count_cores(),
             descriptor,
             progress,
         ).run()
@@ -139,25 +141,16 @@ def _named_paths(name: str, given: Mapping[str, PathLike]) -> dict[str, Path]:
 
 
 def _path(name: str, given: PathLike) -> Path:
-    text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
-    if not isinstance(text, str) or not text:  # "" would be the current folder: an unset variable in a shell
-        raise ValueError(f"{name} must be a path (got {given!r})")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"{name}: {os.fsencode(text)!r} is not UTF-8: rename the folder")
-    return Path(text)
+    path = arguments.path(name, given)
+    if any("\ud800" <= character <= "\udfff" for character in os.fspath(path)):
+        raise ValueError(f"{name}: {os.fsencode(path)!r} is not UTF-8: rename the folder")
+    return path
 
 
-def _strings(name: str, given: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(given, str) or not all(isinstance(item, str) for item in given):
-        raise ValueError(f"{name} must be a list of strings (got {given!r})")
-    return tuple(given)
-
-
-def _numbers(name: str, given: Any, kind: Callable[[Any], Number]) -> dict[str, Number]:
-    try:
-        return {key: kind(given[key]) for key in sorted(given, key=split_order)}
-    except (AttributeError, TypeError, ValueError):
-        raise ValueError(f"{name} must be a number by split name (got {given!r})") from None
+def _by_split(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(given, Mapping) or not all(isinstance(split, str) for split in given):
+        raise arguments.wrong(name, "a number by split name", given)
+    return {split: arguments.check(**{name: given[split]})[0] for split in sorted(given, key=split_order)}
 
 
 def _check_places(inputs: Iterable[Path], directory: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from tfpipe.conversion.sources import LAYOUTS
+from tfpipe.records import arguments
 from tfpipe.records.manifest import check_name, split_order
 from tfpipe.records.seeds import derive
 
@@ -42,14 +43,10 @@ class Options:
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
-        _one_of("layout", self.layout, LAYOUTS)
-        _one_of("check", self.check, CHECKS)
-        _one_of("on_error", self.on_error, ("fail", "skip"))
-        _one_of("on_conflict", self.on_conflict, ("fail", "keep"))
-        if not isinstance(self.allow_leaks, bool):
-            raise ValueError(f"allow_leaks must be True or False (got {self.allow_leaks!r})")
-        if not isinstance(self.seed, int):
-            raise ValueError(f"seed must be a whole number (got {self.seed!r})")
+        arguments.choice("layout", self.layout, LAYOUTS)
+        arguments.choice("check", self.check, CHECKS)
+        arguments.choice("on_error", self.on_error, ("fail", "skip"))
+        arguments.choice("on_conflict", self.on_conflict, ("fail", "keep"))
         for split in (*self.input_splits, *self.unlabelled_splits, *(self.splits or ())):
             check_name("a split's name", split)
         both = set(self.unlabelled_splits) & {*self.input_splits, *(self.splits or ())}
@@ -59,13 +56,6 @@ class Options:
             if self.input_splits:
                 raise ValueError("splits cuts one input into parts; inputs that are named by split are not cut again")
             self.cuts(0, 0)
-        for count in self.num_shards.values() if isinstance(self.num_shards, Mapping) else [self.num_shards]:
-            if count is not None:
-                _positive("num_shards", count)
-        _positive("shard_bytes", self.shard_bytes)
-        _positive("max_pixels", self.max_pixels)
-        if self.class_names is not None and len(set(self.class_names)) != len(self.class_names):
-            raise ValueError(f"class_names must differ from one another (got {list(self.class_names)})")
 
     def cuts(self, count: int, label: int) -> list[tuple[int, str]]:
         """Returns where each split ends among the `count` records of a class in order: (end, split name), half-open.
@@ -76,10 +66,11 @@ class Options:
         Raises:
             ValueError: the fractions are not positive, or do not add up to 1.
         """
-        fractions = {split: _fraction(split, value) for split, value in (self.splits or {}).items()}
+        # The decimals that the user wrote, not the nearest binary doubles.
+        fractions = {split: Fraction(str(value)) for split, value in (self.splits or {}).items()}
         whole = sum(fractions.values(), Fraction(0))
         if abs(whole - 1) > _TOLERANCE:
-            raise ValueError(f"the fractions of splits must add up to 1 (got {dict(self.splits or {})})")
+            raise ValueError(f"splits must add up to 1 (got {dict(self.splits or {})})")
         rounding = Fraction(derive(self.seed, "rounding", label), 1 << 63)
         ends, total = [], Fraction(0)
         for split in sorted(fractions, key=split_order):
@@ -102,23 +93,3 @@ class Options:
             for name in sorted({*before, *now})
             if before.get(name) != now.get(name)
         ]
-
-
-def _fraction(split: str, value: float) -> Fraction:
-    try:
-        fraction = Fraction(str(value))  # the decimal that the user wrote, not its nearest binary double
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"the fraction of split {split!r} must be a number (got {value!r})") from None
-    if not 0 < fraction <= 1:
-        raise ValueError(f"the fraction of split {split!r} must be above 0 and at most 1 (got {value!r})")
-    return fraction
-
-
-def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)} (got {value!r})")
-
-
-def _positive(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of 1 or more (got {value!r})")

@@ -24,6 +24,7 @@ from tfpipe.exporting.preflight import EXTRA_NAME as EXTRA_NAME
 from tfpipe.exporting.preflight import SAVED_MODEL_NAME as SAVED_MODEL_NAME
 from tfpipe.exporting.preflight import find_model, find_specification
 from tfpipe.exporting.tflite_files import open_tflite
+from tfpipe.records import arguments
 from tfpipe.records.errors import DataError, lines_of
 from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import Predictor
@@ -31,10 +32,10 @@ from tfpipe.transfer.classifiers import Predictor
 Array = np.ndarray[Any, Any]
 
 
-def load(path: str | os.PathLike[str]) -> Predictor:
+def load(path: str | os.PathLike[str], argument: str = "model") -> Predictor:
     """Returns the model of a run's folder, a .keras file, or a file or folder of an export.
 
-    Of an export's folder, the SavedModel is taken.
+    Of an export's folder, the SavedModel is taken. In errors, the path is called by the caller's `argument`.
 
     Raises:
         ValueError: this is no path.
@@ -44,8 +45,8 @@ def load(path: str | os.PathLike[str]) -> Predictor:
     """
     if not isinstance(path, str | os.PathLike):
         advice = "export a Keras model first: tfpipe.export(model, output, class_names=[...])"
-        raise ValueError(f"model must be the path of one (got {type(path).__name__}); {advice}")
-    place, form = find_model(path)
+        raise ValueError(f"{argument} must be the path of a model (got {type(path).__name__}); {advice}")
+    place, form = find_model(arguments.path(argument, path))
     if form == SAVED_MODEL_NAME:
         return dataclasses.replace(open_saved_model(place), form=form)
     if form in _OPENERS:

@@ -20,7 +20,8 @@ import errno
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,15 @@ import keras
 import tensorflow as tf
 
 import tfpipe
-from tfpipe.exporting import model_card, parity, preflight, rounding, sourcing, specifications, specimens
+from tfpipe.exporting import model_card, parity, preflight, rounding, sourcing, specifications, specimens, wrapping
 from tfpipe.exporting.formats import WRITERS, Work
 from tfpipe.exporting.parity import ExportedFile, Row
 from tfpipe.exporting.preflight import CHECKSUMS_NAME, EXTRA_NAME, SAVED_MODEL_NAME, list_files
 from tfpipe.exporting.preflight import FORMATS as FORMATS
 from tfpipe.exporting.specifications import Specification
-from tfpipe.records import files
+from tfpipe.records import arguments, files
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.records.summary import format_bytes
 from tfpipe.records.words import exactly
 from tfpipe.transfer.classifiers import NamedModel
 
@@ -60,6 +62,12 @@ class Export:
     files: Sequence[tuple[str, int, str]]
     parity: Sequence[Row]
     half: Mapping[str, Any] | None
+
+    def __repr__(self) -> str:
+        size = format_bytes(sum(num_bytes for _, num_bytes, _ in self.files))
+        furthest = max((row.difference for row in self.parity), default=0.0)
+        names = reprlib.repr(sorted({row.artefact for row in self.parity}))
+        return f"Export({os.fspath(self.folder)!r}, {names}, {size}, largest difference {furthest:.3g})"
 
 
 def export(
@@ -92,7 +100,7 @@ def export(
         checkpoint: of a run: "best", "last" (weights of the last step), or the path of a .keras file.
         class_names: of a Keras model that is none of tfpipe's; see `wrapping.wrap`, as for the next four.
         preprocessing: what the model was trained behind; "none" if not given.
-        image_size: (height, width), where the model takes any.
+        image_size: (height, width) or the side of a square, where the model takes any.
         resize: how pictures were brought to that size; "stretch" if not given.
         outputs: "probabilities", "logits" or "sigmoid".
         top_k: how many classes "classes" and "scores" name; no more than there are.
@@ -113,12 +121,26 @@ def export(
         ImportError: a format needs an extra that is not installed.
         OSError: the output cannot be written.
     """
-    target = Path(os.path.realpath(output))  # a link is not to be replaced, but what it leads to
+    top_k, max_pixels, half, overwrite, tolerance, checkpoint = arguments.check(
+        top_k=top_k,
+        max_pixels=max_pixels,
+        half=half,
+        overwrite=overwrite,
+        tolerance=tolerance,
+        checkpoint=os.fspath(checkpoint) if isinstance(checkpoint, Path) else checkpoint,
+    )
+    (image_size,) = arguments.check_given(image_size=image_size)
+    arguments.callback("report", report)
+    wrapping.check_words(preprocessing, resize, outputs)
+    formats = preflight.check_formats([formats] if isinstance(formats, str) else formats)
+    folders = [arguments.path("evaluations", path) for path in _listed(evaluations)]
+    if data is not None:
+        data = arguments.path("data", data)
+    target = Path(os.path.realpath(arguments.path("output", output)))  # a link is not to be replaced, but what it leads to
     files.clear_up(target)
-    preflight.check_formats(formats)
     preflight.check_target(target, overwrite)
     checkpoints = [] if checkpoint in preflight.CHECKPOINTS else [checkpoint]
-    preflight.check_apart(target, [model, *checkpoints, data, *evaluations])
+    preflight.check_apart(target, [model, *checkpoints, data, *folders])
     for name in formats:
         WRITERS[name].check()
     given = {"class_names": class_names, "preprocessing": preprocessing, "image_size": image_size, "resize": resize}
@@ -138,7 +160,7 @@ def export(
         model_card.render,
         dataclasses.replace(specification, sha256=source.model.sha256),
         run=source.run,
-        evaluations=[Path(path) for path in evaluations],
+        evaluations=folders,
         half=cost,
     )
     card()  # what is wrong with the evaluations is said before the work
@@ -168,6 +190,10 @@ def _taken(model: NamedModel) -> str:
     return f"preprocessing={model.preprocessing}, resize={model.resize}, outputs={model.outputs}{whose}"
 
 
+def _listed(paths: Any) -> Iterable[Any]:
+    return [paths] if isinstance(paths, str | os.PathLike) or not isinstance(paths, Iterable) else paths
+
+
 def _write(work: Work, formats: Sequence[str], report: Callable[[str], None]) -> dict[str, ExportedFile]:
     written: dict[str, ExportedFile] = {}
     for name in formats:
@@ -180,8 +206,6 @@ def _write(work: Work, formats: Sequence[str], report: Callable[[str], None]) ->
 
 
 def _specify(model: NamedModel, top_k: int, max_pixels: int) -> Specification:
-    if top_k < 1 or max_pixels < 1:
-        raise ValueError(f"top_k and max_pixels must be 1 or more (got {top_k} and {max_pixels})")
     names = model.class_names
     size, top_k = model.image_size, min(top_k, len(names))
     facts = (names, size, model.resize, model.preprocessing, model.sha256, top_k, max_pixels, tfpipe.__version__)

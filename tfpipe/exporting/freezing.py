@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from tfpipe.exporting import graph_names, seals, signatures, specifications
 from tfpipe.exporting.signatures import Answer
 from tfpipe.exporting.specifications import Specification
+from tfpipe.records import arguments
 from tfpipe.records.errors import DataError, lines_of
 from tfpipe.transfer import predictions
 from tfpipe.transfer.classifiers import NamedModel
@@ -137,7 +137,7 @@ class FrozenGraph:
     """
 
     def __init__(self, graph: Graph, path: str | os.PathLike[str]) -> None:
-        everything = {node.name: node for node in graph.node}
+        everything, self._path = {node.name: node for node in graph.node}, os.fspath(path)
         nodes = {name: node for name, node in everything.items() if "/" not in name}
         if _SPECIFICATION not in nodes:
             raise DataError(f"not a frozen graph of tfpipe: it has no node {_SPECIFICATION!r}", path=path)
@@ -151,6 +151,9 @@ class FrozenGraph:
         except Exception as error:  # of a graph that was made by another program, or with operations of a later TensorFlow
             raise DataError(f"cannot be loaded as a frozen graph: {lines_of(error)[0]}", path=path) from error
         self._pruned: dict[tuple[str, ...], Any] = {}
+
+    def __repr__(self) -> str:
+        return f"FrozenGraph({self._path!r}, {', '.join(self.inputs)} -> {', '.join(self.outputs)})"
 
     def __call__(self, *values: Any, **inputs: Any) -> dict[str, Array]:
         """Returns all outputs.
@@ -218,7 +221,7 @@ def load_frozen(path: str | os.PathLike[str]) -> FrozenGraph:
         FileNotFoundError: there is no such file.
         DataError: it is no graph, none of tfpipe, or damaged.
     """
-    graph, data = tf.compat.v1.GraphDef(), Path(path).read_bytes()
+    graph, data = tf.compat.v1.GraphDef(), arguments.path("path", path).read_bytes()
     try:
         graph.ParseFromString(data)
     except Exception as error:  # protobuf has one class for it in each of its implementations

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tfpipe.exporting.specifications import FILE_NAME
-from tfpipe.records import files, manifest
+from tfpipe.records import arguments, files, manifest
 from tfpipe.records.errors import DataError
 from tfpipe.transfer.predictions import check_finished
 from tfpipe.transfer.run_folders import LAST_NAME, MODEL_NAME, RUN_NAME, find_model_file
@@ -116,11 +116,13 @@ def check_export(
         check_finished(folder)
 
 
-def check_formats(formats: Sequence[str]) -> None:
-    """Raises ValueError unless they are some of FORMATS, each once."""
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown or not formats or len(set(formats)) < len(formats):
-        raise ValueError(f"formats must be some of {', '.join(FORMATS)}, each once (got {', '.join(formats) or 'none'})")
+def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of formats; raises ValueError unless they are some of FORMATS, each once."""
+    wanted = f"some of {', '.join(FORMATS)}, each once"
+    names = arguments.texts("formats", formats, wanted)
+    if unknown := [name for name in names if name not in FORMATS]:
+        raise arguments.wrong("formats", wanted, unknown[0], arguments.nearest(unknown[0], FORMATS))
+    return names
 
 
 def check_target(target: Path, overwrite: bool) -> None:

@@ -21,25 +21,25 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
+from tfpipe.records import arguments
 from tfpipe.records.errors import DataError
 
 Array = np.ndarray[Any, Any]
+Form = Literal["row", "columnar"]
 Picture = str | os.PathLike[str] | bytes | BinaryIO | Array
 
 _DEFAULT = "serving_default"
 _INPUTS = {_DEFAULT: "image_bytes", "features": "image_bytes", "pixels": "image_bytes", "image": "image"}
 
 
-def rest_request(
-    pictures: Iterable[Picture], *, signature_name: str = _DEFAULT, form: Literal["row", "columnar"] = "row"
-) -> str:
+def rest_request(pictures: Iterable[Picture], *, signature_name: str = _DEFAULT, form: Form = "row") -> str:
     """Returns the JSON body of a POST to /v1/models/NAME:predict.
 
     Args:
@@ -52,10 +52,9 @@ def rest_request(
         ValueError: an argument is not what it should be.
         FileNotFoundError: there is no such file.
     """
+    arguments.choice("form", form, get_args(Form))
     name, values = _values(pictures, signature_name)
     encoded = [value.tolist() if isinstance(value, np.ndarray) else _to_base64(value) for value in values]
-    if form not in ("row", "columnar"):
-        raise ValueError(f"form must be row or columnar (got {form!r})")
     content = {"instances": encoded} if form == "row" else {"inputs": {name: encoded}}
     return json.dumps({"signature_name": signature_name, **content}, separators=(",", ":"))
 
@@ -92,6 +91,7 @@ def grpc_request(
         ValueError, FileNotFoundError: as `rest_request`.
         ImportError: the extra [serving] is not installed.
     """
+    (model_name,), (version,) = arguments.check(model_name=model_name), arguments.check_given(version=version)
     name, values = _values(pictures, signature_name)
     request = _messages().PredictRequest()
     request.model_spec.name, request.model_spec.signature_name = model_name, signature_name
@@ -147,9 +147,9 @@ def read_request(body: str | bytes, saved_model: str | os.PathLike[str]) -> tupl
 
 def _values(pictures: Iterable[Picture], signature_name: str) -> tuple[str, list[Any]]:
     """Returns the name of the signature's input, and a value for it of each picture: bytes, or an array."""
-    if signature_name not in _INPUTS:
-        raise ValueError(f"signature_name must be one of {', '.join(_INPUTS)} (got {signature_name!r})")
-    if isinstance(pictures, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(pictures, "read"):
+    arguments.choice("signature_name", signature_name, _INPUTS)
+    is_one = isinstance(pictures, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(pictures, "read")
+    if is_one or not isinstance(pictures, Iterable):
         raise ValueError(f"pictures must be a list (got a single {type(pictures).__name__})")
     read = _pixels if signature_name == "image" else _bytes
     values = [read(picture) for picture in pictures]

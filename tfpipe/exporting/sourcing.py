@@ -22,7 +22,7 @@ from tfpipe.exporting.specimens import Specimen
 from tfpipe.exporting.wrapping import wrap
 from tfpipe.pipeline.decoding import parse_example
 from tfpipe.pipeline.reading import RecordReader
-from tfpipe.records import manifest, schema
+from tfpipe.records import arguments, manifest, schema
 from tfpipe.records.errors import DataError
 from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import NamedModel
@@ -78,6 +78,8 @@ def find(model: str | os.PathLike[str] | keras.Model | NamedModel, checkpoint: s
     if isinstance(model, str | os.PathLike):
         path, run = find_checkpoint(Path(model), checkpoint)
         named, model = str(path), classifiers.load_model(path)[0]
+    elif not isinstance(model, keras.Model | NamedModel):
+        raise arguments.wrong("model", "a path or a Keras model", model)
     elif checkpoint != "best":
         raise ValueError(f"checkpoint={checkpoint!r} is of a run's folder, not of a model")
     if isinstance(model, NamedModel):

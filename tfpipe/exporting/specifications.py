@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tfpipe.records import arguments
 from tfpipe.records.errors import DataError
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 
@@ -81,7 +82,7 @@ def from_json(text: str | bytes, path: str | os.PathLike[str]) -> Specification:
             raise DataError(f"{FILE_NAME} is of another version of tfpipe than this one reads ({FORMAT_VERSION})", path=path)
         facts["class_names"], facts["image_size"] = tuple(facts["class_names"]), tuple(facts["image_size"])
         specification = Specification(**facts)
-        decoding.check_size(specification.image_size)
+        arguments.check(image_size=specification.image_size)
         decoding.check_mode(specification.resize)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"holds no specification of a model: {type(error).__name__}: {error}", path=path) from error

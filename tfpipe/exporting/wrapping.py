@@ -7,13 +7,14 @@ model.predict(images)    # uint8 [B, H, W, 3] -> float32 [B, C]
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from tfpipe.pipeline import decoding
+from tfpipe.records import arguments
 from tfpipe.records.words import exactly
 from tfpipe.transfer import cutting, layers
 from tfpipe.transfer.classifiers import NamedModel
@@ -50,9 +51,7 @@ def wrap(
         ValueError: an argument does not fit the network, or its outputs are no probabilities.
     """
     class_names = _read_names(class_names)
-    decoding.check_mode(resize)
-    _check_word("preprocessing", preprocessing, layers.PREPROCESSINGS)
-    _check_word("outputs", outputs or "probabilities", layers.OUTPUTS)
+    check_words(preprocessing, resize, outputs)
     network = _with_one_input_and_output(network)
     size = _size(network, image_size)
     images = keras.Input((*size, 3), dtype="uint8", name="image")
@@ -72,20 +71,19 @@ def wrap(
 
 
 def _read_names(class_names: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(class_names, str | Mapping | Set) or not isinstance(class_names, Iterable):  # a set has no order
-        raise ValueError(f"class_names must be a list, in the order of the columns (got {class_names!r})")
-    names = [str(name) if isinstance(name, str) else name for name in class_names]  # NumPy has texts of its own
+    names = arguments.class_names(class_names)
     for name in names:
-        if not isinstance(name, str) or not name.strip() or any(unicodedata.category(sign) in _NO_SIGNS for sign in name):
-            raise ValueError(f"class_names must be texts that are not empty, of one line and UTF-8 (got {name!r})")
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"class_names must be different names, one per column (got {names})")
-    return tuple(names)
+        if not name.strip() or any(unicodedata.category(sign) in _NO_SIGNS for sign in name):
+            raise arguments.wrong("class_names", "texts that are not empty, of one line and UTF-8", name)
+    return names
 
 
-def _check_word(argument: str, value: str, words: Sequence[str]) -> None:
-    if value not in words:
-        raise ValueError(f"{argument} must be one of {', '.join(words)} (got {value!r})")
+def check_words(preprocessing: str | None, resize: str | None, outputs: str | None) -> None:
+    """Raises ValueError unless each is None or one of its words."""
+    known = {"preprocessing": layers.PREPROCESSINGS, "resize": decoding.RESIZES, "outputs": layers.OUTPUTS}
+    for name, value in zip(known, (preprocessing, resize, outputs), strict=True):
+        if value is not None:
+            arguments.choice(name, value, known[name])
 
 
 def _with_one_input_and_output(network: keras.Model) -> keras.Model:
@@ -120,8 +118,8 @@ def _size(network: keras.Model, image_size: tuple[int, int] | None) -> tuple[int
     height, width = shape[1:3]
     if image_size is None and (height is None or width is None):
         raise ValueError(f"{network.name}: takes pictures of any size: say image_size, (height, width)")
-    size: tuple[int, int] = image_size or (height or 0, width or 0)
-    decoding.check_size(size)
+    size: tuple[int, int]
+    (size,) = arguments.check(image_size=(height, width) if image_size is None else image_size)
     if (height or size[0], width or size[1]) != tuple(size):
         raise ValueError(f"{network.name}: image_size={size}, but it takes {(height, width)}")
     return size

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tfpipe.inspection import sheets
 from tfpipe.inspection.reading import checked_record
+from tfpipe.records import arguments, seeds, tfrecord
 from tfpipe.records import manifest as manifests
-from tfpipe.records import seeds, tfrecord
 from tfpipe.records.catalog import Row, read_split
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import Manifest
@@ -93,7 +93,7 @@ def show(
         DataError: the catalogue or an index is damaged.
         OSError: the font cannot be read.
     """
-    sheets.check_least(per_class=(per_class, 1), max_classes=(max_classes, 1), tile=(tile, 32))
+    per_class, max_classes, tile, seed = arguments.check(per_class=per_class, max_classes=max_classes, tile=tile, seed=seed)
     manifest = manifests.load(directory)
     sheets.check_target(Path(output), Path(directory), "contact sheet")  # before the drawing, which takes a while
     names = list(manifest.splits) if split is None else [split]

@@ -91,13 +91,6 @@ def check_target(target: Path, directory: Path, what: str) -> None:
     raise FileExistsError(f"{target}: {kind} is there; it was not overwritten")
 
 
-def check_least(**least: tuple[int, int]) -> None:
-    """Raises ValueError where an argument, given as (value, least), is less than it may be."""
-    for name, (value, smallest) in least.items():
-        if value < smallest:
-            raise ValueError(f"{name} must be {smallest} or more (got {value})")
-
-
 def to_lower(arguments: Mapping[str, int], usual: Mapping[str, int]) -> str:
     """Returns the flags that make a sheet smaller: those that were raised above the usual, or else all."""
     raised = [f"--{name}" for name, value in arguments.items() if value > usual[name]]

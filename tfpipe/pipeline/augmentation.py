@@ -20,11 +20,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.pipeline import sampling
-from tfpipe.pipeline.decoding import Resize, check_mode, check_size, is_integer
+from tfpipe.pipeline.decoding import Resize, as_tensor, check_mode
 from tfpipe.pipeline.draws import draw, hash_keys
 from tfpipe.pipeline.presets import PRESETS as PRESETS
 from tfpipe.pipeline.presets import Augmentation as Augmentation
-from tfpipe.records import seeds
+from tfpipe.records import arguments, seeds
 
 Tensors = dict[str, tf.Tensor]
 
@@ -72,7 +72,7 @@ def augment_image(
 
     Args:
         image: uint8 [H, W, 3], upright.
-        size: (height, width) of the result.
+        size: (height, width) of the result, or the side of a square.
         augmentation: what to do. MixUp and CutMix take a batch and are left out.
         key: string [], the record's key.
         seed: the run's seed, 0 or more.
@@ -85,13 +85,12 @@ def augment_image(
     Raises:
         ValueError: an argument is not what it should be.
     """
-    check_size(size)
-    check_mode(resize)
+    size, seed = arguments.check(size=size, seed=seed)  # as plain integers: seeds are hashed with their type
+    resize = check_mode(resize)
+    image, key = as_tensor("image", image, tf.uint8, [None, None, 3]), as_tensor("key", key, tf.string, [])
+    (epoch,) = [as_tensor("epoch", epoch, "integer", [])] if tf.is_tensor(epoch) else arguments.check(epoch=epoch)
     if not isinstance(augmentation, Augmentation):
-        raise ValueError(f"augmentation must be an Augmentation, see Augmentation.named (got {augmentation!r})")
-    if not is_integer(seed) or seed < 0:
-        raise ValueError(f"seed must be an integer, 0 or more (got {seed!r})")
-    seed = int(seed)  # of no other type: seeds are hashed with it
+        raise arguments.wrong("augmentation", "an Augmentation, see Augmentation.named", augmentation)
     keys, epochs = hash_keys(tf.reshape(key, [1])), tf.reshape(tf.cast(epoch, tf.int64), [1])
     source = tf.shape(image)[tf.newaxis, :2]
     changes = draw_changes(augmentation, size, resize, keys=keys, seed=seed, epochs=epochs, sources=source)

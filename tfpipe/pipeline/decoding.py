@@ -11,15 +11,13 @@ values of three) and a resize that averages what it shrinks (TensorFlow's defaul
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, get_args
+from typing import Any, cast
 
-import numpy as np
 import tensorflow as tf
 
-from tfpipe.records import schema
-
-Resize = Literal["stretch", "crop", "pad"]
-RESIZES: tuple[str, ...] = get_args(Resize)
+from tfpipe.pipeline.presets import RESIZES as RESIZES
+from tfpipe.pipeline.presets import Resize as Resize
+from tfpipe.records import arguments, schema
 
 _STRINGS = (schema.ENCODED, schema.FORMAT, schema.FILENAME, schema.KEY, schema.SHA256, schema.CLASS_NAME)
 _INTEGERS = (schema.HEIGHT, schema.WIDTH, schema.CHANNELS, schema.ORIENTATION, schema.LABEL)
@@ -40,6 +38,7 @@ def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     Raises:
         tf.errors.InvalidArgumentError: not an Example, or a feature is missing or of another type.
     """
+    serialized = as_tensor("serialized", serialized, tf.string, [])
     features = {name: tf.io.FixedLenFeature([], tf.string) for name in _STRINGS}
     features |= {name: tf.io.FixedLenFeature([], tf.int64) for name in _INTEGERS}
     parsed: dict[str, tf.Tensor] = tf.io.parse_single_example(serialized, features)
@@ -87,6 +86,7 @@ def decode_image(encoded: tf.Tensor, orientation: tf.Tensor | int = 1) -> tf.Ten
     Raises:
         tf.errors.InvalidArgumentError: the bytes cannot be decoded.
     """
+    encoded, orientation = as_tensor("encoded", encoded, tf.string, []), as_tensor("orientation", orientation, "integer", [])
     image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")  # takes PNG, too
     orientation = tf.cast(orientation, tf.int32)
     return tf.ensure_shape(turn_image(image, orientation), [None, None, 3])
@@ -118,7 +118,7 @@ def resize_image(image: tf.Tensor, size: tuple[int, int], mode: Resize = "stretc
 
     Args:
         image: uint8 [H, W, 3].
-        size: (height, width) of the result.
+        size: (height, width) of the result, or the side of a square.
         mode: "stretch" fills the size, whatever becomes of the aspect ratio; "crop" brings the picture to the smallest
             size that covers it and keeps the centre; "pad" to the largest that fits, with zeros around it.
 
@@ -126,10 +126,10 @@ def resize_image(image: tf.Tensor, size: tuple[int, int], mode: Resize = "stretc
         uint8 [height, width, 3].
 
     Raises:
-        ValueError: size is not two positive integers, or mode is none of these.
+        ValueError: an argument is not what it should be.
     """
-    check_size(size)
-    check_mode(mode)
+    (size,), mode = arguments.check(size=size), check_mode(mode, "mode")
+    image = as_tensor("image", image, tf.uint8, [None, None, 3])
     target, source = tf.constant(size), tf.shape(image)[:2]
     scaled = scaled_size(source, target, mode)
     # One sampling for all modes: the result is a window on the scaled picture, and only what it shows is computed (a
@@ -211,22 +211,27 @@ def scaled_size(source: tf.Tensor, target: tf.Tensor, mode: Resize) -> tf.Tensor
     return tf.cast(tf.maximum(scaled, 1), tf.int32)
 
 
-def check_size(size: tuple[int, int]) -> None:
-    """Raises ValueError unless `size` is (height, width)."""
-    valid = isinstance(size, tuple | list) and len(size) == 2
-    if not valid or not all(is_integer(side) and side > 0 for side in size):
-        raise ValueError(f"image_size must be (height, width), two positive integers (got {size!r})")
+def as_tensor(name: str, value: Any, dtype: Any, shape: list[int | None]) -> tf.Tensor:
+    """Returns an argument as a tensor; raises ValueError unless it has this shape and type, which may be "integer"."""
+    try:
+        tensor = tf.convert_to_tensor(value)
+    except (ValueError, TypeError):
+        tensor = None
+    whole = dtype == "integer"
+    if (
+        tensor is not None
+        and tensor.shape.is_compatible_with(shape)
+        and (tensor.dtype.is_integer if whole else tensor.dtype == dtype)
+    ):
+        return tensor
+    wanted = f"{dtype if whole else dtype.name} {'[H, W, 3]' if shape else '[]'}"
+    got = value if tensor is None or not shape else f"{tensor.dtype.name} {tensor.shape}"
+    raise arguments.wrong(name, wanted, got)
 
 
-def is_integer(value: object) -> bool:
-    """True for Python's and numpy's integers, not for bool."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def check_mode(mode: str) -> None:
-    """Raises ValueError unless `mode` is a resize mode."""
-    if mode not in RESIZES:
-        raise ValueError(f"resize must be one of {', '.join(RESIZES)} (got {mode!r})")
+def check_mode(mode: Any, name: str = "resize") -> Resize:
+    """Returns a resize mode; raises ValueError for anything else."""
+    return cast("Resize", arguments.choice(name, mode, RESIZES))
 
 
 def plain_reason(error: Exception) -> str:

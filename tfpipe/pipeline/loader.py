@@ -36,7 +36,7 @@ from tfpipe.pipeline.ordering import (
 )
 from tfpipe.pipeline.reading import RecordReader, for_graphs, read_records
 from tfpipe.pipeline.rows import Rows
-from tfpipe.records import seeds
+from tfpipe.records import arguments, seeds
 from tfpipe.records.words import exactly, plural
 
 _FOREVER = 1 << 31  # epochs
@@ -77,7 +77,7 @@ def dataset(
         directory: of a data set that `build_tfrecords` wrote.
         split: its name.
         batch_size: records per element, or None for single records without a batch axis.
-        image_size: (height, width).
+        image_size: (height, width), or the side of a square.
         resize: "stretch", "crop" or "pad", see `resize_image`; of no effect where the augmentation crops.
         class_names: only records of these classes, labelled by their place in this list. Default: all, as in the manifest.
         training: shuffle and augment.
@@ -110,6 +110,8 @@ def dataset(
         with key and filename ""; their label is -1 in a dictionary, and 0 in a tuple, where Keras' losses refuse a negative
         one whatever its weight. Keras' `weighted_metrics` are then those of the records; its `loss` is divided by the number
         of rows, blank ones included.
+        The dataset has the attribute `class_names`, a list: the name of label i is at i. `map`, `take` and the like return a
+        new dataset without it: TensorFlow copies no attributes.
 
     Raises:
         ValueError: an argument is not what it should be.
@@ -187,28 +189,30 @@ class Loader:
             shuffle: False keeps the stored order in training.
             selection: int64 [N], ascending positions of the records that take part, None for all.
         """
-        _check_flags(training=training, balanced=balanced, repeat=repeat, as_dict=as_dict, equal_steps=equal_steps)
-        _check_flags(scaled_decode=False if scaled_decode is None else scaled_decode)
-        num_parallel_calls = None if num_parallel_calls == tf.data.AUTOTUNE else num_parallel_calls
-        _check_positive(batch_size=batch_size, num_parallel_calls=num_parallel_calls, read_block=read_block)
-        _check_shard(shard)
-        decoding.check_size(image_size)
-        decoding.check_mode(resize)
-        for name, number in (("seed", seed), ("first_epoch", first_epoch), ("first_step", first_step)):
-            if not decoding.is_integer(number) or not 0 <= number < 1 << 31:
-                raise ValueError(f"{name} must be an integer, 0 or more and less than 2**31 (got {number!r})")
+        directory = arguments.path("directory", directory)
+        training, balanced, repeat, as_dict, equal_steps = arguments.check(
+            training=training, balanced=balanced, repeat=repeat, as_dict=as_dict, equal_steps=equal_steps
+        )
+        image_size, seed, first_epoch, first_step = arguments.check(
+            image_size=image_size, seed=seed, first_epoch=first_epoch, first_step=first_step
+        )
+        batch_size, num_parallel_calls, read_block, shard, scaled_decode = arguments.check_given(
+            batch_size=batch_size,
+            num_parallel_calls=None if num_parallel_calls == tf.data.AUTOTUNE else num_parallel_calls,
+            read_block=read_block,
+            shard=shard,
+            scaled_decode=scaled_decode,
+        )
+        resize = decoding.check_mode(resize)
+        augmentation = Augmentation.named("standard" if augment is None else augment)
         if not training:
             _check_unused(augment=augment, balanced=balanced, read_block=read_block, repeat=repeat)
             _check_unused(seed=seed, first_epoch=first_epoch, first_step=first_step)
         if balanced and read_block:
             raise ValueError(f"balanced and read_block={read_block} exclude each other: a class has no neighbours")
-        named = "standard" if augment is None else augment
-        augmentation = Augmentation.named(named) if isinstance(named, str) else named
-        if not isinstance(augmentation, Augmentation):
-            raise ValueError(f"augment must be an Augmentation or the name of a preset (got {augment!r})")
         self.split, self.training, self.repeat, self.as_dict = split, training, repeat, as_dict
         self.batched, self.shard, self.num_parallel_calls = batch_size is not None, shard, num_parallel_calls
-        index, count = map(int, shard or (0, 1))
+        index, count = shard or (0, 1)
 
         reader = RecordReader(directory, split)
         labelled = reader.manifest.split(split).labelled
@@ -217,16 +221,16 @@ class Loader:
         if mixes and not (labelled and self.batched):
             raise ValueError("mixup and cutmix need labels and batches (batch_size is None, or the split has no labels)")
         labels = reader.labels if new_labels is None else new_labels[reader.labels]
-        block = min(int(read_block), max(1, len(labels))) if read_block else None
+        block = min(read_block, max(1, len(labels))) if read_block else None
         if balanced and not labelled:
             raise ValueError(f"balanced: split {split!r} has no labels")
         if new_labels is not None and bool((labels < 0).any()):
             kept = np.flatnonzero(labels >= 0)
             selection = kept if selection is None else np.intersect1d(selection, kept)
-        order = self._order(labels, selection, seeds.derive(int(seed), "order"), balanced, shuffle, block)
+        order = self._order(labels, selection, seeds.derive(seed, "order"), balanced, shuffle, block)
         # A batch larger than a reader's part would be filled up with blank rows, only to be cut again.
         largest = max(1, -(-order.num_rows // count))
-        batch_size = int(batch_size or 1) if equal_steps else min(int(batch_size or 1), largest)
+        batch_size = batch_size or 1 if equal_steps else min(batch_size or 1, largest)
         schedule = Schedule(
             num_rows=order.num_rows,
             batch_size=batch_size,
@@ -234,24 +238,24 @@ class Loader:
             equal_steps=equal_steps,
             contiguous=not training,
             partners=mixes and count > 1,
-            seed=seeds.derive(int(seed), "partners"),
+            seed=seeds.derive(seed, "partners"),
         )
         if first_step and first_step >= schedule.num_steps:
             raise ValueError(
                 f"first_step must be less than the {exactly(schedule.num_steps, 'step')} of an epoch (got {first_step})"
             )
-        self.first_step = int(first_step)
-        self._first_row = int(first_epoch) * schedule.rows_per_epoch + self.first_step * schedule.rows_per_step
+        self.first_step = first_step
+        self._first_row = first_epoch * schedule.rows_per_epoch + self.first_step * schedule.rows_per_step
         self._starts = _Starts(self._first_row, schedule.rows_per_epoch or 1)
         self.rows = Rows(
             reader=reader,
             order=order,
             schedule=schedule,
-            image_size=(int(image_size[0]), int(image_size[1])),
+            image_size=image_size,
             resize=resize,
-            scaled=training if scaled_decode is None else bool(scaled_decode),
+            scaled=training if scaled_decode is None else scaled_decode,
             augmentation=augmentation if training else None,
-            seed=int(seed),
+            seed=seed,
             new_labels=new_labels,
             num_classes=len(self.class_names),
             names=as_dict,
@@ -280,7 +284,7 @@ class Loader:
         elif not self.training or not shuffle:
             order = StoredOrder(len(labels))
         elif read_block:
-            order = BlockOrder(len(labels), seed, int(read_block))
+            order = BlockOrder(len(labels), seed, read_block)
         else:
             order = ShuffledOrder(len(labels), seed)
         if selection is None:
@@ -310,7 +314,9 @@ class Loader:
         data = data.prefetch(tf.data.AUTOTUNE)
         if not tf.executing_eagerly():  # in a function or another dataset's: its graph outlives this call, and needs us
             setattr(tf.compat.v1.get_default_graph(), f"_tfpipe_loader_{id(self)}", self)
-        return data.with_options(self._options())
+        data = data.with_options(self._options())
+        data.class_names = list(self.class_names)  # an attribute, as of Keras' `image_dataset_from_directory`
+        return data
 
     def positions(self, epoch: int) -> np.ndarray[Any, Any]:
         """Returns the position of each row of an epoch, int64 [rows], -1 for blank rows, without reading any record."""
@@ -417,38 +423,11 @@ def _labels(
     """Returns the class names, and the new label of each old one, -1 for those that are left out; None for the same."""
     if chosen is None:
         return known, None
-    chosen = chosen if isinstance(chosen, str) else list(chosen)
-    if isinstance(chosen, str) or not all(isinstance(name, str) for name in chosen) or len(set(chosen)) < len(chosen):
-        raise ValueError(f"class_names must be different names of classes (got {chosen!r})")
+    chosen = arguments.class_places(chosen, known)
     if not labelled:
         raise ValueError("class_names: the split has no labels")
-    missing = [name for name in chosen if name not in known]
-    if missing or not chosen:
-        raise ValueError(
-            f"class_names: there are no classes {', '.join(missing) or '(none given)'}; there are {', '.join(known)}"
-        )
     places = {name: place for place, name in enumerate(chosen)}
     return chosen, np.array([places.get(name, -1) for name in known])
-
-
-def _check_positive(**values: Any) -> None:
-    for name, value in values.items():
-        if value is not None and not (decoding.is_integer(value) and value > 0):
-            raise ValueError(f"{name} must be a positive integer or None (got {value!r})")
-
-
-def _check_shard(shard: Any) -> None:
-    if shard is None:
-        return
-    valid = isinstance(shard, tuple | list) and len(shard) == 2 and all(map(decoding.is_integer, shard))
-    if not valid or not 0 <= shard[0] < shard[1]:
-        raise ValueError(f"shard must be (index, count) with 0 <= index < count (got {shard!r})")
-
-
-def _check_flags(**values: Any) -> None:
-    for name, value in values.items():
-        if not isinstance(value, bool | np.bool_):
-            raise ValueError(f"{name} must be True or False (got {value!r})")
 
 
 def _check_unused(**values: Any) -> None:

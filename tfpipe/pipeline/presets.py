@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from numbers import Real
-from typing import ClassVar
+from typing import Literal, get_args
+
+from tfpipe.records import arguments
+
+Resize = Literal["stretch", "crop", "pad"]  # of what is not cropped, see `tfpipe.resize_image`
+RESIZES: tuple[str, ...] = get_args(Resize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +56,17 @@ class Augmentation:
     mixup: float = 0.0
     cutmix: float = 0.0
 
-    _MOST: ClassVar[dict[str, float]] = {"crop_aspect": 100, "hue": 0.5, "rotation": 45, "mixup": 100, "cutmix": 100}
-
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, most = getattr(self, field.name), self._MOST.get(field.name, 1)
-            least = 1 if field.name == "crop_aspect" else 0
-            number = isinstance(value, Real) and not isinstance(value, bool)
-            if not number or not least <= value <= most:
-                raise ValueError(f"{field.name} must be a number between {least} and {most} (got {value!r})")
+            object.__setattr__(self, field.name, *arguments.check(**{field.name: getattr(self, field.name)}))
 
     def __str__(self) -> str:
         on = {name: value for name, value in dataclasses.asdict(self).items() if value and (name != "crop_aspect" or self.crop)}
         return ", ".join(f"{name} {value:.3g}" for name, value in on.items()) or "none"
 
     @classmethod
-    def named(cls, preset: str) -> Augmentation:
-        """Returns one of the presets: none, light, standard, strong.
+    def named(cls, preset: str | Augmentation) -> Augmentation:
+        """Returns one of the presets, none, light, standard or strong; an augmentation as it is.
 
         `standard` is the random crop of Szegedy et al. (Going Deeper with Convolutions, CVPR 2015) with a flip and moderate
         colour changes; `light` keeps at least half of the picture and its colours nearly; `strong` adds greyscale,
@@ -77,9 +75,9 @@ class Augmentation:
         Raises:
             ValueError: there is none of that name.
         """
-        if preset not in PRESETS:
-            raise ValueError(f"augment must be an Augmentation or one of {', '.join(PRESETS)} (got {preset!r})")
-        return PRESETS[preset]
+        if isinstance(preset, Augmentation):
+            return preset
+        return PRESETS[arguments.choice("augment", preset, PRESETS, or_else="an Augmentation or ")]
 
     @property
     def colour(self) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from tfpipe.pipeline import decoding
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.pipeline.loader import Loader, dataset
+from tfpipe.records import arguments
 from tfpipe.records.catalog import read_catalog
 
 Image = np.ndarray[Any, Any]
@@ -45,7 +46,7 @@ def replay(
         key: of the record, as the catalogue and the dataset's "key" have it.
         seed: the run's, as given to `dataset`.
         epoch: as the dataset's "epoch" says, 0 or more. With `balanced`, that is how often the record came before.
-        image_size: (height, width), as given to `dataset`.
+        image_size: as given to `dataset`.
         resize: as given to `dataset`.
         augment: as given to `dataset`, default "standard".
         scaled_decode: as given to `dataset`.
@@ -83,6 +84,7 @@ class Replayer:
         scaled_decode: bool = True,
     ) -> None:
         """Opens a split; arguments and errors as of `replay`."""
+        (scaled_decode,) = arguments.check(scaled_decode=scaled_decode)
         given: dict[str, Any] = {"image_size": image_size, "resize": resize, "augment": augment, "scaled_decode": scaled_decode}
         defaults = {**(dataset.__kwdefaults__ or {}), "training": True, "batch_size": 1}
         self._training = Loader(directory, split, **{**defaults, **given, "seed": seed}).rows
@@ -97,6 +99,8 @@ class Replayer:
             ValueError: there is none with this key.
         """
         text = key.decode() if isinstance(key, bytes) else key
+        if not isinstance(text, str):
+            raise arguments.wrong("key", "a text or bytes", key)
         for position, row in enumerate(read_catalog(self._directory, split=self._split)):
             if row.key == text:
                 return position
@@ -109,9 +113,7 @@ class Replayer:
             ValueError: the epoch is none.
             DataError: the record is damaged.
         """
-        if not decoding.is_integer(epoch) or not 0 <= epoch < 1 << 31:
-            raise ValueError(f"epoch must be an integer, 0 or more and less than 2**31 (got {epoch!r})")
-        return self._training.make(position, epoch)
+        return self._training.make(position, *arguments.check(epoch=epoch))
 
     def evaluated(self, position: int) -> Image:
         """Returns the picture that a pass without training gives, uint8 [height, width, 3].

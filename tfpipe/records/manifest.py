@@ -15,12 +15,13 @@ import itertools
 import json
 import os
 import re
+import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfpipe.records import schema
+from tfpipe.records import arguments, schema
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import sha256_of, written_atomically
 from tfpipe.records.words import exactly
@@ -150,6 +151,10 @@ class Manifest:
     leaks: Sequence[Sequence[str]]
     tfpipe_version: str
 
+    def __repr__(self) -> str:
+        records = {name: split.num_records for name, split in self.splits.items()}
+        return f"Manifest({self.name!r}, records={records}, class_names={reprlib.repr(list(self.class_names))})"
+
     @property
     def root_hash(self) -> str:
         """One SHA-256 over the name, size, count and hash of every shard: equal data sets, equal root hash."""
@@ -166,9 +171,7 @@ class Manifest:
         Raises:
             ValueError: there is none of that name.
         """
-        if name not in self.splits:
-            raise ValueError(f"split must be one of {', '.join(self.splits)} (got {name!r})")
-        return self.splits[name]
+        return self.splits[arguments.choice("split", name, self.splits)]
 
 
 def save(manifest: Manifest, directory: Path) -> None:
@@ -190,7 +193,7 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
         FileNotFoundError: there is none: not a data set, or one whose build did not finish.
         DataError: it is not as tfpipe wrote it.
     """
-    path = Path(directory) / FILE_NAME
+    path = arguments.path("directory", directory) / FILE_NAME
     try:
         text = path.read_bytes()
     except IsADirectoryError:

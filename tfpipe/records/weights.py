@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from tfpipe.records import arguments
 from tfpipe.records import manifest as manifests
 
 
@@ -36,13 +37,7 @@ def class_weights(directory: str | os.PathLike[str], split: str, class_names: Se
     known = manifest.split(split)
     if not known.labelled:
         raise ValueError(f"{os.fspath(directory)}: split {split!r} has no labels, so no class weights")
-    names = manifest.class_names if class_names is None else class_names
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise ValueError(f"class_names must be different names of classes (got {class_names!r})")
-    unknown = [name for name in names if name not in manifest.class_names]
-    if unknown or not names:
-        wrong = ", ".join(unknown) or "(none given)"
-        raise ValueError(f"class_names: there are no classes {wrong}; there are {', '.join(manifest.class_names)}")
+    names = manifest.class_names if class_names is None else arguments.class_places(class_names, manifest.class_names)
     counts = [known.class_counts[name] for name in names]
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
     if empty:

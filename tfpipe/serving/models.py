@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+import reprlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import tensorflow as tf
 from tfpipe.exporting import artefacts
 from tfpipe.pipeline import decoding
 from tfpipe.pipeline.decoding import Resize
-from tfpipe.records import images
+from tfpipe.records import arguments, images
 from tfpipe.records.cores import count_cores
 from tfpipe.serving import picture_files
 from tfpipe.serving.picture_files import Problem
@@ -58,6 +59,10 @@ class Prediction(NamedTuple):
     probabilities: Array
     reason: str = ""
 
+    def __repr__(self) -> str:
+        rest = f"reason={self.reason!r}" if self.reason else f"top={reprlib.repr(list(self.top))}"
+        return f"Prediction({self.class_name!r}, {self.score!r}, {rest})"
+
 
 @dataclass(frozen=True)
 class Model:
@@ -70,6 +75,10 @@ class Model:
 
     predictor: Predictor
     max_pixels: int = images.DEFAULT_MAX_PIXELS
+
+    def __repr__(self) -> str:
+        facts = f"class_names={reprlib.repr(list(self.class_names))}, image_size={self.image_size}, resize={self.resize!r}"
+        return f"Model({facts}, sha256={self.predictor.sha256[:12]!r})"
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -100,9 +109,7 @@ class Model:
             ValueError: an argument is not what it should be. A file that is missing or no picture is none: its answer says so.
             DataError: what the model says of a picture is no probabilities, as NaN; names the pictures.
         """
-        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if not decoding.is_integer(value) or value < 1:
-                raise ValueError(f"{name} must be a positive integer (got {value!r})")
+        top_k, batch_size = arguments.check(top_k=top_k, batch_size=batch_size)
         items = _listed(inputs)
         with ThreadPoolExecutor(count_cores()) as pool:
             found: list[Prediction] = []
@@ -173,7 +180,8 @@ def load(path: str | os.PathLike[str], *, max_pixels: int = images.DEFAULT_MAX_P
         DataError: it cannot be read, or is no model of tfpipe.
         ImportError: its format needs an extra that is not installed.
     """
-    return Model(artefacts.load(path), max_pixels)
+    (max_pixels,) = arguments.check(max_pixels=max_pixels)
+    return Model(artefacts.load(path, "path"), max_pixels)
 
 
 def _listed(inputs: Any) -> list[_Item]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -25,8 +26,7 @@ from typing import Any, Literal
 
 import tfpipe
 from tfpipe.exporting import artefacts
-from tfpipe.pipeline import decoding
-from tfpipe.records import images
+from tfpipe.records import arguments, images
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import clear_up, written_atomically
 from tfpipe.records.progress import ProgressBar
@@ -62,6 +62,10 @@ class Summary:
     rejected: Mapping[str, str]
     rejected_path: Path | None
     passed_over: Sequence[str]
+
+    def __repr__(self) -> str:
+        others = f"{len(self.rejected)} rejected, {len(self.passed_over)} passed over"
+        return f"Summary(num_rows={self.num_rows}, counts={reprlib.repr(dict(self.counts))}, {others})"
 
 
 def predict(
@@ -121,10 +125,15 @@ def predict(
         BlockingIOError: another process is writing this output.
         OSError: the output cannot be written.
     """
-    path = preflight.check_output(Path(output), model)
-    file_format = format or preflight.format_of(path)
+    batch_size, max_pixels, progress, id_column, value_column = arguments.check(
+        batch_size=batch_size, max_pixels=max_pixels, progress=progress, id_column=id_column, value_column=value_column
+    )
+    (top_k,) = arguments.check_given(top_k=top_k)
+    if on_error is not None:
+        arguments.choice("on_error", on_error, ("fail", "report"))
+    path = preflight.check_output(arguments.path("output", output), model)
+    file_format = preflight.format_of(path) if format is None else format
     tables.check_options(file_format, columns)
-    _check_options(on_error, batch_size)
     # Whoever asks for ids alone would meet one that he does not know.
     inputs = sources.given_paths(inputs)  # an iterator can be asked once
     listing = sources.list_pictures(inputs, split, tell_apart=columns not in tables.COMPETITION)
@@ -215,13 +224,6 @@ def _check_replaced(path: Path, inputs: Sequence[str | os.PathLike[str]], listin
     for name in (*inputs, *(picture.path for picture in listing.pictures)):
         if os.path.exists(name) and os.path.samefile(name, path):
             raise ValueError(f"{path}: output must be another file than the inputs, of which this is one")
-
-
-def _check_options(on_error: str | None, batch_size: int) -> None:
-    if on_error not in (None, "fail", "report"):
-        raise ValueError(f"on_error must be fail or report (got {on_error!r})")
-    if not decoding.is_integer(batch_size) or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive integer (got {batch_size!r})")
 
 
 def _say_passed_over(names: Sequence[str]) -> None:

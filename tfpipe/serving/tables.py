@@ -14,12 +14,12 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
+from tfpipe.records import arguments
 from tfpipe.records.files import written_atomically
 from tfpipe.serving.picture_files import Problem
 from tfpipe.serving.sources import Picture
@@ -69,8 +69,8 @@ def choose_form(
         raise ValueError(f"positive_class must be {known} (got {positive_class!r} with columns={columns})")
     if value_column != "label" and columns not in COMPETITION:
         raise ValueError(f"value_column={value_column!r} is for columns={'|'.join(COMPETITION)} (got columns={columns})")
-    if top_k is not None and (columns != "full" or isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1):
-        raise ValueError(f"top_k must be a positive integer, with columns=full (got {top_k!r} with columns={columns})")
+    if top_k is not None and columns != "full":
+        raise ValueError(f"top_k must be given with columns=full only (got {top_k!r} with columns={columns})")
     top_k = min(top_k or TOP_K, len(class_names))
     if file_format == "jsonl":
         return _JsonLines(class_names, top_k, id_column)
@@ -83,10 +83,8 @@ def choose_form(
 
 def check_options(file_format: str, columns: str) -> None:
     """Raises ValueError unless there are such a format and such columns, and they go together."""
-    if columns not in COLUMNS:
-        raise ValueError(f"columns must be one of {', '.join(COLUMNS)} (got {columns!r})")
-    if file_format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)} (got {file_format!r})")
+    arguments.choice("columns", columns, COLUMNS)
+    arguments.choice("format", file_format, FORMATS)
     if file_format == "jsonl" and columns != "full":
         raise ValueError(
             f"columns={columns} is for CSV: lines of JSON have one form (format=csv, or another output than .jsonl)"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from tfpipe.records import arguments
 from tfpipe.records.errors import DataError
 from tfpipe.records.words import exactly
 from tfpipe.transfer.predictions import RECEIPT_NAME, Predictions, fields, read
@@ -89,6 +90,7 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     """
     from scipy.stats import binomtest
 
+    a, b = arguments.path("a", a), arguments.path("b", b)
     tables = read(a), read(b)
     for path, table in zip((a, b), tables, strict=True):
         if not len(table.labels) or (table.labels < 0).any():
@@ -97,7 +99,7 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     both_right, both_wrong = int((right_a & right_b).sum()), int((~right_a & ~right_b).sum())
-    return Comparison(both_right, only_a, only_b, both_wrong, p_value, _same_data(Path(a), Path(b)))
+    return Comparison(both_right, only_a, only_b, both_wrong, p_value, _same_data(a, b))
 
 
 def _same_data(a: Path, b: Path) -> bool | None:

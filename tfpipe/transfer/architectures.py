@@ -5,11 +5,12 @@ Without TensorFlow: what can be wrong with the choice of a backbone is known bef
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+
+from tfpipe.records import arguments
 
 # none: 0..255 as it is, for networks with a rescaling of their own. grey: one channel, 0..1.
 PREPROCESSINGS = ("caffe", "tf", "torch", "unit", "grey", "none")
@@ -106,21 +107,20 @@ def native_size(name: str) -> tuple[int, int]:
     Raises:
         ValueError: the name is neither in the table nor an import path.
     """
-    size = _NATIVE_SIZE if ":" in name else architecture(name).native_size
+    size = _NATIVE_SIZE if ":" in name else _architecture(name).native_size
     return size, size
 
 
-def architecture(name: str) -> Architecture:
-    """Returns a row of the table.
+def check_name(name: str) -> str:
+    """Returns the name of a backbone; raises ValueError if it is neither in the table nor an import path."""
+    if not isinstance(name, str) or not (":" in name or name in TABLE):
+        wanted = f"one of {', '.join(TABLE)} or 'package.module:function'"
+        raise arguments.wrong("backbone", wanted, name, arguments.nearest(name, TABLE))
+    return str(name)
 
-    Raises:
-        ValueError: there is none of that name.
-    """
-    if name not in TABLE:
-        close = difflib.get_close_matches(name.lower(), TABLE, n=1, cutoff=0.5)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(f"backbone must be one of {', '.join(TABLE)} or 'package.module:function' (got {name!r}){hint}")
-    return TABLE[name]
+
+def _architecture(name: str) -> Architecture:
+    return TABLE[check_name(name)]
 
 
 def choose_input(
@@ -132,7 +132,7 @@ def choose_input(
         ValueError: a name, a size or a combination that cannot be.
     """
     by_path = ":" in name
-    mode = _choose_preprocessing("unit" if by_path else architecture(name).preprocessing, preprocessing, grey=grey)
+    mode = _choose_preprocessing("unit" if by_path else _architecture(name).preprocessing, preprocessing, grey=grey)
     height, width = _checked_size(name, image_size)
     channels = 1 if mode == "grey" else 3
     if channels == 1 and not by_path and name != "lenet":
@@ -143,8 +143,8 @@ def choose_input(
 
 
 def _choose_preprocessing(default: str, wanted: str | None, *, grey: bool) -> str:
-    if wanted is not None and wanted not in PREPROCESSINGS:
-        raise ValueError(f"preprocessing must be one of {', '.join(PREPROCESSINGS)} (got {wanted!r})")
+    if wanted is not None:
+        arguments.choice("preprocessing", wanted, PREPROCESSINGS)
     if grey and wanted not in (None, "grey"):
         raise ValueError(f"grey means preprocessing 'grey', one channel (got {wanted!r}, which keeps three)")
     return "grey" if grey else wanted or default

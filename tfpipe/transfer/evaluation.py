@@ -28,7 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tfpipe.pipeline.loader import dataset
-from tfpipe.records import files
+from tfpipe.records import arguments, files
 from tfpipe.records.files import clear_folder, clear_up, sha256_of, written_atomically
 from tfpipe.records.locking import locked
 from tfpipe.records.progress import ProgressBar
@@ -74,6 +74,12 @@ class Evaluation:
     metrics: dict[str, Any] = field(default_factory=dict)
     receipt: dict[str, Any] = field(default_factory=dict)
     missing_parts: Sequence[Path] = ()
+
+    def __repr__(self) -> str:
+        known = {**self.receipt, **self.metrics, **({"missing_parts": len(self.missing_parts)} if self.missing_parts else {})}
+        names = ("split", "records_seen", "accuracy", "accuracy_interval", "missing_parts")
+        facts = [f"{name}={known[name]!r}" for name in names if name in known]
+        return f"Evaluation({', '.join([repr(os.fspath(self.folder)), *facts])})"
 
 
 def evaluate(
@@ -123,10 +129,23 @@ def evaluate(
         OSError: `output` cannot be written to, or (BlockingIOError) another evaluation writes there; raised before the pass.
         DataError: a record is damaged or missing, the data set was replaced during the pass, or a part is damaged.
     """
-    _check_readers(batch_size, shard, num_readers)
+    batch_size, num_readers, specificity, report, near_duplicates, progress = arguments.check(
+        batch_size=batch_size,
+        num_readers=num_readers,
+        specificity=specificity,
+        report=report,
+        near_duplicates=near_duplicates,
+        progress=progress,
+    )
+    (shard,) = arguments.check_given(shard=shard)
+    if shard is not None and num_readers != 1:
+        raise ValueError(f"shard and num_readers exclude each other (got {shard!r} and {num_readers})")
+    if on_found is not None:
+        arguments.callback("on_found", on_found)
+    directory, folder = arguments.path("directory", directory), arguments.path("output", output)
     predictor = _loaded(model)
-    options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": float(specificity)}
-    run = _Run(predictor, directory, split, Path(output), batch_size, progress, options)
+    options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
+    run = _Run(predictor, directory, split, folder, batch_size, progress, options)
     claim = run.begin()
     if shard is not None:
         run.write_part(shard, claim)
@@ -170,12 +189,12 @@ class _Run:
     def begin(self) -> accounting.Claim:
         """Raises what can be known before the pass, and returns what the evaluation will be of."""
         calibrate = self.options["calibrate"]
-        if calibrate == self.split:
+        if calibrate is not None and calibrate == self.split:
             raise ValueError(f"calibrate must be another split than the one that is evaluated (got {calibrate!r} for both)")
         metrics.check_options(self.predictor.class_names, self.options["positive_class"], self.options["specificity"])
         manifest = accounting.open_split(self.predictor, self.directory, self.split)
         if calibrate is not None:
-            accounting.open_split(self.predictor, self.directory, calibrate)
+            accounting.open_split(self.predictor, self.directory, arguments.choice("calibrate", calibrate, manifest.splits))
         _check_writable(self.folder)
         return accounting.claim(self.predictor, self.directory, manifest, self.split, self.options)
 
@@ -270,18 +289,6 @@ def _loaded(model: str | os.PathLike[str] | Predictor | Loaded) -> Predictor:
         kind = f"a {type(model).__name__}, which has no {' and no '.join(missing)}"
         raise ValueError(f"model must be a path, or a model as tfpipe.load returns it (got {kind})")
     return predictor
-
-
-def _check_readers(batch_size: int, shard: tuple[int, int] | None, num_readers: int) -> None:
-    for name, value in (("batch_size", batch_size), ("num_readers", num_readers)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer (got {value!r})")
-    if shard is None:
-        return
-    if not (len(shard) == 2 and all(isinstance(number, int) for number in shard) and 0 <= shard[0] < shard[1]):
-        raise ValueError(f"shard must be (index, count) with 0 <= index < count (got {shard!r})")
-    if num_readers != 1:
-        raise ValueError(f"shard and num_readers exclude each other (got {shard!r} and {num_readers})")
 
 
 def _clear(folder: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from tfpipe.records import seeds
+from tfpipe.records import arguments, seeds
 
 if TYPE_CHECKING:
     import keras
@@ -33,14 +33,8 @@ class Head:
     l2: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.pooling not in get_args(Pooling):
-            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))} (got {self.pooling!r})")
-        if not all(isinstance(units, int) and units > 0 and units is not True for units in self.hidden):
-            raise ValueError(f"hidden must be positive numbers of units (got {self.hidden!r})")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be 0 or more and less than 1 (got {self.dropout!r})")
-        if not 0 <= self.l2 < 1:
-            raise ValueError(f"l2 must be 0 or more and less than 1 (got {self.l2!r})")
+        arguments.choice("pooling", self.pooling, get_args(Pooling))
+        arguments.check(hidden=self.hidden, dropout=self.dropout, l2=self.l2)
 
     def layers(self, num_classes: int, seed: int) -> list[keras.layers.Layer]:
         """Returns the layers from "pooling" to "logits", new ones, whose weights and dropout are drawn from the seed."""

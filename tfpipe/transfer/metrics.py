@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tfpipe.records import arguments
 from tfpipe.transfer.calibration import SMALLEST_PROBABILITY
 from tfpipe.transfer.predictions import METRICS_NAME, Predictions
 
@@ -78,11 +79,9 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
 
 def check_options(class_names: Iterable[str], positive_class: str | None, specificity: float) -> None:
     """Raises `ValueError` unless `measure` can work with these."""
-    names = list(class_names)
-    if positive_class is not None and positive_class not in names:
-        raise ValueError(f"positive_class must be one of {', '.join(names)} (got {positive_class!r})")
-    if not 0 < specificity <= 1:
-        raise ValueError(f"specificity must be more than 0 and at most 1 (got {specificity!r})")
+    if positive_class is not None:
+        arguments.choice("positive_class", positive_class, class_names)
+    arguments.check(specificity=specificity)
 
 
 def wilson(count: int, total: int) -> list[float] | None:

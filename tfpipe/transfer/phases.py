@@ -195,7 +195,7 @@ class Phases:
             groups=self.networks.groups(backbone=backbone),
             batches=batches,
             epochs=epochs,
-            schedule=self.schedule(name, rate if isinstance(rate, float) else 1e-3, batches.num_steps),
+            schedule=self.schedule(name, 1e-3 if isinstance(rate, str) or rate is None else rate, batches.num_steps),
             stopping=EarlyStopping(recipe.patience or epochs or 1),
             label_smoothing=recipe.label_smoothing,
             class_weights=self._class_weights(),

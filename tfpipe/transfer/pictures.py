@@ -105,11 +105,16 @@ def hold_out(pictures: Pictures, fraction: float) -> tuple[Pictures, Pictures]:
     """Divides a split by class into (the larger part, the part held out): the same for equal seeds.
 
     Byte-identical pictures stay together, so that no picture is held out and trained on; those that are in two classes, and a
-    class of one picture, stay in the larger part.
+    class of one picture, stay in the larger part. Of every other class at least one is held out, however small the fraction.
 
     Raises:
-        ValueError: the split is too small.
+        ValueError: the fraction is 0, or the split is too small.
     """
+    if not fraction:
+        raise ValueError(
+            f"val_fraction=0 holds nothing out, and {os.fspath(pictures.directory)} has no val split: there would be nothing to"
+            " choose the best epoch by; give val_fraction=0.1 or the like, or build the data set with a val split"
+        )
     by_class: dict[int, list[tuple[bytes, int]]] = {}
     labels: dict[bytes, set[int]] = {}
     for position, row in enumerate(catalog.read_catalog(pictures.directory, split=pictures.split)):

@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tfpipe.records import arguments
+
 POLICIES = ("float32", "mixed_bfloat16")
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -28,14 +30,17 @@ def choose(precision: str) -> tuple[str, str]:
     Raises:
         ValueError: it is something else, mixed_float16 included: that needs its loss scaled, which is not done here.
     """
-    if precision == "mixed_float16":
-        raise ValueError("precision: mixed_float16 needs loss scaling, which is not done here; use mixed_bfloat16 or float32")
-    if precision in POLICIES:
+    if check(precision) != "auto":
         return precision, "asked for"
-    if precision != "auto":
-        raise ValueError(f"precision must be auto, {' or '.join(POLICIES)} (got {precision!r})")
     capabilities = gpu_capabilities()
     return _for_gpus(capabilities) if capabilities else _for_cpu(cpu_flags(), os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1"))
+
+
+def check(precision: str) -> str:
+    """Returns "auto" or one of POLICIES; raises ValueError for anything else."""
+    if precision == "mixed_float16":
+        raise ValueError("precision: mixed_float16 needs loss scaling, which is not done here; use mixed_bfloat16 or float32")
+    return arguments.choice("precision", precision, ("auto", *POLICIES))
 
 
 def gpu_capabilities() -> list[tuple[int, int] | None]:

@@ -11,9 +11,11 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from tfpipe.pipeline.presets import Augmentation
+from tfpipe.pipeline.presets import RESIZES, Augmentation
+from tfpipe.records import arguments
 from tfpipe.records.words import exactly
-from tfpipe.transfer import architectures
+from tfpipe.transfer import architectures, precision
+from tfpipe.transfer.architectures import PREPROCESSINGS
 from tfpipe.transfer.head_options import Head, Pooling
 
 Mode = Literal["auto", "scratch", "bottleneck", "frozen", "finetune", "full"]
@@ -32,6 +34,15 @@ _OF_GRADIENT = ("hidden", "dropout", "l2", "learning_rate", "epochs")
 _OF_STEPS = (
     *("batch_size", "label_smoothing", "optimizer", "weight_decay", "momentum", "schedule", "warmup_epochs", "patience", "ema"),
 )
+_CHOICES = {
+    "mode": get_args(Mode),
+    "optimizer": ("adamw", "sgd"),
+    "pooling": get_args(Pooling),
+    "preprocessing": PREPROCESSINGS,
+    "resize": RESIZES,
+    "schedule": ("cosine", "constant", "plateau"),
+    "solver": ("regression", "gradient"),
+}
 # Options that only some modes know.
 _MODES_OF = {
     "unfreeze": ("finetune",),
@@ -58,7 +69,7 @@ class Recipe:
         mode: "scratch" (all weights new), "bottleneck" (features computed once, the head trained on them), "frozen" (the same
             end to end), "finetune" (bottleneck, then the last blocks at a lower rate), "full" (everything, lower layers
             slower), "auto".
-        image_size: (height, width).
+        image_size: (height, width), or the side of a square.
         resize: see `tfpipe.dataset`.
         feature_layer: the backbone ends behind this layer or block; None: at its end.
         unfreeze: blocks or layers that fine-tuning trains, with all that is behind them.
@@ -68,7 +79,7 @@ class Recipe:
         augment: an `Augmentation` or the name of a preset; see `tfpipe.dataset`.
         balanced: every class equally often.
         class_weights: weigh the loss by `tfpipe.class_weights`.
-        val_fraction: of the training split, held out where there is no val split.
+        val_fraction: of the training split, held out where there is no val split: at least one of each class.
         seed: of everything that is drawn.
         batch_size: of all devices together.
         solver: of the head on cached features: "regression" tries logistic regressions, every pooling with several decays, and
@@ -84,7 +95,7 @@ class Recipe:
         learning_rate: at its peak; "find" measures it.
         epochs: at most.
         schedule: "cosine", "constant", or "plateau" (lower when validation no longer improves).
-        warmup_epochs: in which the rate rises to its peak.
+        warmup_epochs: in which the rate rises to its peak; at most half of a phase's epochs.
         finetune_learning_rate: of the uppermost block in fine-tuning.
         finetune_epochs: at most, of fine-tuning.
         layer_decay: each block below has this times the rate of the one above, where several are trained.
@@ -136,36 +147,31 @@ class Recipe:
     deterministic: bool = True
 
     def __post_init__(self) -> None:
-        self._normalise()
-        _check_choice("mode", self.mode, get_args(Mode))
-        _check_choice("optimizer", self.optimizer, ("adamw", "sgd"))
-        _check_choice("solver", self.solver or "gradient", ("regression", "gradient"))
-        _check_choice("schedule", self.schedule, ("cosine", "constant", "plateau"))
-        for name in ("batch_size", "epochs", "finetune_epochs", "views", "patience"):
-            _check_range(name, getattr(self, name), 1, 1 << 31, whole=True)
-        _check_range("seed", self.seed, 0, (1 << 31) - 1, whole=True)
-        for name, most in (("val_fraction", 0.9), ("label_smoothing", 0.99), ("momentum", 0.9999), ("ema", 0.99999)):
-            _check_range(name, getattr(self, name), 0, most)
-        for name in ("weight_decay", "warmup_epochs", "layer_decay"):
-            _check_range(name, getattr(self, name), 0, 1e6)
-        if self.learning_rate != "find":
-            _check_range("learning_rate", self.learning_rate, 1e-12, 1e3)
-        _check_range("finetune_learning_rate", self.finetune_learning_rate, 1e-12, 1e3)
-        Head(self.pooling or "average", self.hidden, self.dropout, self.l2)
-
-    def _normalise(self) -> None:
-        """Takes what means the same: a side for a square, one word for a tuple of one, lists, paths, NumPy's numbers."""
-        size = self.image_size
-        changes: dict[str, Any] = {
-            "image_size": (size, size) if isinstance(size, int) else size and tuple(size),
-            "unfreeze": (self.unfreeze,) if isinstance(self.unfreeze, str) else tuple(self.unfreeze),
-            "hidden": (self.hidden,) if isinstance(self.hidden, int) else tuple(self.hidden),
-            "weights": os.fspath(self.weights),
-        }
         for field in dataclasses.fields(self):
-            value = changes.get(field.name, getattr(self, field.name))
-            value = value.item() if hasattr(value, "dtype") else value  # NumPy need not be loaded to be recognised
-            object.__setattr__(self, field.name, value)
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                object.__setattr__(self, field.name, self._checked(field.name, value))
+
+    def _checked(self, name: str, value: Any) -> Any:
+        """Returns the value of a field as plain Python has it."""
+        if name in _CHOICES:
+            return arguments.choice(name, value, _CHOICES[name])
+        if name == "backbone":
+            return architectures.check_name(value)
+        if name == "weights":
+            return os.fspath(arguments.path(name, value))
+        if name == "augment":
+            Augmentation.named(value)
+            return str(value) if isinstance(value, str) else value
+        if name == "precision":
+            return precision.check(value)
+        if name == "unfreeze":
+            words = (value,) if isinstance(value, str) else value
+            nothing = isinstance(words, tuple | list) and not words
+            return () if nothing else arguments.texts(name, words, "different names of blocks or layers")
+        if name == "learning_rate" and isinstance(value, str):
+            return arguments.choice(name, value, ["find"], or_else="a number or ")
+        return arguments.check(**{name: value})[0]
 
     @property
     def head(self) -> Head:
@@ -175,9 +181,7 @@ class Recipe:
     @property
     def augmentation(self) -> Augmentation:
         """The augmentation, by name or as it is."""
-        if isinstance(self.augment, Augmentation):
-            return self.augment
-        return Augmentation.named(self.augment or "none")
+        return Augmentation.named("none" if self.augment is None else self.augment)
 
     def facts(self) -> dict[str, Any]:
         """Returns the recipe as JSON can hold it."""
@@ -292,6 +296,12 @@ def _check_together(recipe: Recipe, num_classes: int) -> None:
         raise ValueError(
             "class_weights do not go together with mixup and cutmix, whose targets are of two classes; take balanced"
         )
+    shortest = min(recipe.epochs or 1, recipe.finetune_epochs or math.inf)
+    if _is_given(recipe, "warmup_epochs") and recipe.warmup_epochs > shortest / 2:
+        raise ValueError(
+            f"warmup_epochs={recipe.warmup_epochs:g} is more than half of {exactly(int(shortest), 'epoch')}: lower it, or"
+            " train longer"
+        )
     if recipe.balanced and recipe.class_weights:
         raise ValueError("balanced and class_weights would both make up for rare classes: take one")
     if recipe.mode == "scratch" and recipe.weights not in ("none", "imagenet"):
@@ -307,16 +317,3 @@ def _check_effect(recipe: Recipe, mode: str) -> None:
 
 def _is_given(recipe: Recipe, name: str) -> bool:
     return bool(getattr(recipe, name) != getattr(Recipe(), name))
-
-
-def _check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)} (got {value!r})")
-
-
-def _check_range(name: str, value: Any, least: float, most: float, *, whole: bool = False) -> None:
-    if value is None:
-        return
-    kinds = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
-        raise ValueError(f"{name} must be {'an integer' if whole else 'a number'} from {least} to {most} (got {value!r})")

@@ -28,6 +28,7 @@ import keras
 import tensorflow as tf
 
 import tfpipe
+from tfpipe.records import arguments
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import clear_folder, path_written_atomically, read_json, write_json
 from tfpipe.records.locking import locked
@@ -117,12 +118,25 @@ def train(
         DataError: the data set, the cache or the saved state is damaged, or the loss is no longer finite.
         BlockingIOError: another process trains in this folder.
     """
+    checkpoint_seconds, tensorboard, profile_steps, progress, extend = arguments.check(
+        checkpoint_seconds=checkpoint_seconds,
+        tensorboard=tensorboard,
+        profile_steps=profile_steps,
+        progress=progress,
+        extend=extend,
+    )
     if report is None:
         progress, report = False, _nothing
-    wanted = _with_weights_of(from_run, dataclasses.replace(recipe or Recipe(), **changes))
-    folder, place = Path(output), Path(cache) if cache else Path(output).absolute().parent / "features"
+    arguments.callback("report", report)
+    if not isinstance(strategy, tf.distribute.Strategy | None):
+        raise arguments.wrong("strategy", "a tf.distribute.Strategy", strategy)
+    if from_run is not None:
+        from_run = arguments.path("from_run", from_run)
+    wanted = _with_weights_of(from_run, _changed(Recipe() if recipe is None else recipe, changes))
+    directory, folder = arguments.path("directory", directory), arguments.path("output", output)
+    place = folder.absolute().parent / "features" if cache is None else arguments.path("cache", cache)
     preflight.check_training(directory, folder, place, wanted)
-    data = _Data(Path(directory), wanted)
+    data = _Data(directory, wanted)
     with locked(folder, "training"):
         clear_folder(folder)
         summary, extension = _open(folder, data, extend)
@@ -155,6 +169,16 @@ def train(
     return summary
 
 
+def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    if not isinstance(recipe, Recipe):
+        raise arguments.wrong("recipe", "a Recipe", recipe)
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    for name in changes:
+        if name not in known:
+            raise TypeError(f"{name}: neither an argument of train nor a field of Recipe{arguments.nearest(name, known)}")
+    return dataclasses.replace(recipe, **changes)
+
+
 class _Data:
     """What is trained on, and the recipe completed for it."""
 
@@ -175,7 +199,7 @@ class _Data:
             return train, Pictures(self.directory, "val", **common)
         train, held = hold_out(train, recipe.val_fraction)
         num_held, num_all = len(held.positions), train.num_records
-        self.reasons.append(f"no val split: {num_held:,} of the {plural(num_all, 'training picture')} held out for validation")
+        self.reasons.append(f"no val split: {num_held:,} of the {num_all:,} training pictures are held out for validation")
         return train, held
 
     def facts(self) -> dict[str, Any]:

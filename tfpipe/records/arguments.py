@@ -1,0 +1,215 @@
+"""What an argument may be: one rule for each name, whichever function takes it.
+
+    batch_size, image_size = check(batch_size=np.int64(64), image_size=96)    # 64, (96, 96)
+    check(batch_size=0)                  # ValueError: batch_size must be an integer, 1 or more and less than 2**31 (got 0)
+    choice("mode", "fintune", MODES)     # ValueError: mode must be one of ... (got 'fintune') (did you mean finetune?)
+
+Integers are Python's and NumPy's, numbers `Fraction` and the like, too; they are returned as int and float, so that equal ones
+look alike in what is written of them. A bool or a text is no number, and NaN and infinity are in no range.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+
+def check(**values: Any) -> tuple[Any, ...]:
+    """Returns the values as plain Python has them, in their order.
+
+    Raises:
+        ValueError: one is not what an argument of its name may be.
+    """
+    return tuple(_RULES[name](name, value) for name, value in values.items())
+
+
+def check_given(**values: Any) -> tuple[Any, ...]:
+    """Does what `check` does, for arguments that may be None."""
+    return tuple(None if value is None else _RULES[name](name, value) for name, value in values.items())
+
+
+def wrong(name: str, wanted: str, value: object, hint: str = "") -> ValueError:
+    """Returns the error that says what an argument must be."""
+    return ValueError(f"{name} must be {wanted} (got {value!r:.200}){hint}")
+
+
+def choice(name: str, value: Any, known: Iterable[str], *, or_else: str = "") -> str:
+    """Returns the one of the known words that was given.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        known: the words.
+        or_else: what else it may be, for the message.
+
+    Raises:
+        ValueError: it is none of them; the message names the nearest.
+    """
+    words = list(known)
+    if not isinstance(value, str) or value not in words:
+        raise wrong(name, f"{or_else}one of {', '.join(words)}", value, nearest(value, words))
+    return str(value)
+
+
+def nearest(value: object, known: Iterable[str]) -> str:
+    """Returns " (did you mean learning_rate?)" for a word that is nearly a known one, or its initials; else ""."""
+    import difflib
+
+    names, word = list(known), str(value).lower()
+    initials = [name for name in names if word == "".join(part[:1] for part in name.split("_"))]
+    close = initials or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def texts(name: str, value: Any, wanted: str) -> tuple[str, ...]:
+    """Returns one or more different texts in an order, as plain strings."""
+    unordered = isinstance(value, Mapping | Set)
+    listed = [] if unordered or isinstance(value, str | bytes) or not isinstance(value, Iterable) else list(value)
+    if not listed or not all(isinstance(item, str) and item for item in listed) or len(set(listed)) < len(listed):
+        raise wrong(name, wanted, value, " (a list has an order)" if unordered else "")
+    return tuple(map(str, listed))
+
+
+def class_names(value: Any) -> tuple[str, ...]:
+    """Returns names of classes in an order, which a set has not, as plain strings."""
+    return texts("class_names", value, "different names of classes")
+
+
+def class_places(value: Any, known: Sequence[str]) -> tuple[str, ...]:
+    """Returns some of the known names of classes, in the order that was given."""
+    names = class_names(value)
+    missing = [name for name in names if name not in known]
+    if missing:
+        hint = nearest(missing[0], known)
+        raise ValueError(f"class_names: there are no classes {', '.join(missing)}; there are {', '.join(known)}{hint}")
+    return names
+
+
+def callback(name: str, value: Any) -> Any:
+    """Returns a function."""
+    if not callable(value):
+        raise wrong(name, "a function", value)
+    return value
+
+
+def path(name: str, value: Any) -> Path:
+    """Returns a path; an empty one would be the current folder: an unset variable in a shell."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str) or not text:
+        raise wrong(name, "a path", value)
+    return Path(text)
+
+
+Rule = Callable[[str, Any], Any]
+
+
+def _integer(least: int, bits: int = 31) -> Rule:
+    def check(name: str, value: Any) -> int:
+        if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) < 1 << bits:
+            raise wrong(name, f"an integer, {least} or more and less than 2**{bits}", value)
+        return int(value)
+
+    return check
+
+
+def _number(least: float, most: float, *, above: bool = False, below: bool = False) -> Rule:
+    """Returns the rule for a number from `least` to `most`, or `above` the one, or `below` the other."""
+    bounds = f", {f'more than {least}' if above else f'{least} or more'} and {'less than' if below else 'at most'} {most}"
+
+    def check(name: str, value: Any) -> float:
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if is_number and least <= value <= most:  # first: not every integer can be made a float
+            number = float(value)
+            if not (above and number <= least) and not (below and number >= most):  # again: it may have been rounded
+                return number
+        raise wrong(name, f"a number{bounds if above or below else f' between {least} and {most}'}", value)
+
+    return check
+
+
+def _flag(name: str, value: Any) -> bool:
+    if type(value).__name__ not in ("bool", "bool_"):  # NumPy's, too
+        raise wrong(name, "True or False", value)
+    return bool(value)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise wrong(name, "a text that is not empty", value)
+    return str(value)
+
+
+def _size(name: str, value: Any) -> tuple[int, int]:
+    sides = (value, value) if isinstance(value, Integral) else tuple(value) if _is_listed(value) else ()
+    try:
+        height, width = (_COUNT(name, side) for side in sides)
+    except ValueError:
+        raise wrong(name, "(height, width) or the side of a square, positive integers", value) from None
+    return height, width
+
+
+def _shard(name: str, value: Any) -> tuple[int, int]:
+    try:
+        index, count = (_FROM_ZERO(name, number) for number in (value if _is_listed(value) else ()))
+        if index < count:
+            return index, count
+    except ValueError:
+        pass
+    raise wrong(name, "(index, count) with 0 <= index < count", value)
+
+
+def _units(name: str, value: Any) -> tuple[int, ...]:
+    try:
+        return tuple(_COUNT(name, number) for number in (value if _is_listed(value) else [value]))
+    except ValueError:
+        raise wrong(name, "positive numbers of units", value) from None
+
+
+def _is_listed(value: Any) -> bool:
+    return (isinstance(value, Sequence) and not isinstance(value, str | bytes)) or bool(getattr(value, "shape", None))
+
+
+_COUNT, _FROM_ZERO, _SHARE = _integer(1), _integer(0), _number(0, 1)
+
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("batch_size", "num_parallel_calls", "num_readers", "num_shards", "read_block", "top_k"), _COUNT),
+    **dict.fromkeys(("epochs", "finetune_epochs", "patience", "views", "workers"), _COUNT),
+    **dict.fromkeys(("images", "max_classes", "per_class"), _COUNT),  # of a contact sheet
+    "tile": _integer(32),
+    **dict.fromkeys(("max_pixels", "shard_bytes"), _integer(1, 63)),
+    **dict.fromkeys(("epoch", "first_epoch", "first_step", "profile_steps", "seed"), _FROM_ZERO),
+    "version": _integer(0, 63),
+    "hidden": _units,
+    "shard": _shard,
+    **dict.fromkeys(("image_size", "size"), _size),
+    # Of training.
+    **dict.fromkeys(("dropout", "l2"), _number(0, 1, below=True)),
+    "splits": _number(0, 1, above=True),
+    "val_fraction": _number(0, 0.9),
+    "label_smoothing": _number(0, 0.99),
+    "momentum": _number(0, 0.9999),
+    "ema": _number(0, 0.99999),
+    **dict.fromkeys(("layer_decay", "warmup_epochs", "weight_decay"), _number(0, 1e6)),
+    **dict.fromkeys(("finetune_learning_rate", "learning_rate"), _number(1e-12, 1e3)),
+    "checkpoint_seconds": _number(0, 1e9),
+    # Of augmentation.
+    **dict.fromkeys(("brightness", "contrast", "crop", "erasing", "greyscale", "saturation"), _SHARE),
+    **dict.fromkeys(("horizontal_flip", "vertical_flip"), _SHARE),
+    "crop_aspect": _number(1, 100),
+    "hue": _number(0, 0.5),
+    "rotation": _number(0, 45),
+    **dict.fromkeys(("cutmix", "mixup"), _number(0, 100)),
+    # Of evaluation and export.
+    "specificity": _number(0, 1, above=True),
+    "tolerance": _SHARE,
+    **dict.fromkeys(("allow_leaks", "as_dict", "balanced", "class_weights", "deterministic", "equal_steps", "grey"), _flag),
+    **dict.fromkeys(
+        ("cache_prefix", "deepen", "extend", "half", "near_duplicates", "overwrite", "progress", "repeat", "report"), _flag
+    ),
+    **dict.fromkeys(("scaled_decode", "tensorboard", "train_batch_norm", "training"), _flag),
+    **dict.fromkeys(("backbone", "checkpoint", "feature_layer", "id_column", "label_pattern"), _text),
+    **dict.fromkeys(("model_name", "preprocessing", "value_column"), _text),
+}
