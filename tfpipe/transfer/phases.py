@@ -82,8 +82,10 @@ class Phases:
         phase = self._finetune("finetune")
         yield phase
         for depth in range(2, len(blocks) + 1) if self.recipe.deepen else ():
-            if phase.stopping.best_epoch == BEFORE:
-                self.report(f"{blocks[-depth]} and what is below it stay frozen: {phase.name} did not improve validation")
+            failed, perfect = phase.stopping.best_epoch == BEFORE, phase.stopping.best == 1.0
+            if failed or perfect:
+                why = f"{phase.name} did not improve validation" if failed else "every validation image is right"
+                self.report(f"{blocks[-depth]} and what is below it stay frozen: {why}")
                 return
             self.networks.unfreeze(blocks[-depth:])
             phase = self._finetune(f"finetune_{blocks[-depth]}")
