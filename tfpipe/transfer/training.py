@@ -146,8 +146,9 @@ class Loop:
         """Trains; the network then has the best weights and their statistics. Returns those of the last step."""
         self._restore()
         phase, now = self.phase, self.progress
-        if phase.continues and (now.epoch, now.step) == (0, 0):
+        if phase.continues and (now.epoch, now.step) == (0, 0) and phase.stopping.best_epoch is None:
             self._keep_if_best(BEFORE, *self.validate())
+            self._save()  # all that there is of a phase without epochs
         with _interrupts() as self._interrupted:
             while not is_done(now.epoch, phase.epochs, phase.stopping):
                 self._run_epoch()
