@@ -958,7 +958,7 @@ def test_a_dead_worker_is_an_error_and_not_a_hang(photos, tmp_path, monkeypatch)
 
 def test_signs_and_large_pictures(test_data, tmp_path):
     signs = {split: test_data / f"signs/{split}_signs" for split in ("train", "val", "test")}
-    with pytest.raises(tfpipe.DataError, match="27 groups of byte-identical pictures are in more than one split"):
+    with pytest.raises(tfpipe.DataError, match="27 groups of byte-identical pictures in more than one split"):
         build(signs, tmp_path / "out", layout="filename")
     content = build(signs, tmp_path / "out", layout="filename", allow_leaks=True, workers=2)
     assert len(content.leaks) == 27

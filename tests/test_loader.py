@@ -326,9 +326,9 @@ def test_a_record_that_is_no_example_is_named(tmp_path: Path, monkeypatch: pytes
     ("options", "message"),
     [
         ({"split": "val"}, "split must be one of test (got 'val')"),
-        ({"batch_size": 0}, "batch_size must be an integer, 1 or more and less than 2**31 (got 0)"),
-        ({"batch_size": 2.0}, "batch_size must be an integer, 1 or more and less than 2**31 (got 2.0)"),
-        ({"batch_size": True}, "batch_size must be an integer, 1 or more and less than 2**31 (got True)"),
+        ({"batch_size": 0}, "batch_size must be an integer, 1 or more and less than 2**63 (got 0)"),
+        ({"batch_size": 2.0}, "batch_size must be an integer, 1 or more and less than 2**63 (got 2.0)"),
+        ({"batch_size": True}, "batch_size must be an integer, 1 or more and less than 2**63 (got True)"),
         ({"num_parallel_calls": -2}, "num_parallel_calls must be an integer, 1 or more and less than 2**31 (got -2)"),
         ({"shard": (2, 2)}, "shard must be (index, count) with 0 <= index < count (got (2, 2))"),
         ({"shard": (-1, 2)}, "shard must be (index, count) with 0 <= index < count (got (-1, 2))"),

@@ -261,7 +261,7 @@ def test_a_csv_names_pictures_below_its_own_folder(tmp_path):
         (b"path;id\na.jpg;1\n", "line 1 .*must be separated by commas"),
         (b"path\tid\na.jpg\t1\n", "line 1 .*must be separated by commas"),
         (b"path,path\na,b\n", "a column called path is needed"),
-        (b"path,id\na.jpg,1\nb.jpg\n", "line 3 .*1 fields, expected 2"),
+        (b"path,id\na.jpg,1\nb.jpg\n", "line 3 .*1 field, expected 2"),
         (b"path,id\na.jpg,\n", "line 2 .*an empty path or id"),
         (b"path,id\n,1\n", "line 2 .*an empty path or id"),
         (b'path\n"a.jpg\n', "line 2 of a list of paths: unexpected end of data"),

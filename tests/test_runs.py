@@ -284,7 +284,7 @@ def finished(colours, tmp_path_factory):
     "changes",
     [
         {"optimizer": "sgd"},
-        {"schedule": "plateau", "epochs": 4},
+        {"schedule": "plateau", "epochs": 4, "warmup_epochs": 0.0},
         {"schedule": "constant"},
         {"class_weights": True},
         {"balanced": True, "mode": "bottleneck"},
@@ -303,7 +303,7 @@ def test_each_option_runs_and_changes_the_result(colours, tmp_path, plain_runs, 
     base = dataclasses.replace(SMALL, epochs=1)
     summary = run(colours, tmp_path / "run", dataclasses.replace(base, **changes))
     assert np.isfinite(summary["val_accuracy"])
-    kept = {name: changes[name] for name in ("mode", "backbone", "epochs") if name in changes}
+    kept = {name: changes[name] for name in ("mode", "backbone", "epochs", "warmup_epochs") if name in changes}
     assert summary["model_sha256"] != plain_runs(dataclasses.replace(base, **kept))["model_sha256"]
 
 
@@ -350,7 +350,11 @@ def test_without_a_val_split_a_part_is_held_out_and_that_is_said(colours_without
 
 def test_a_loss_that_is_no_number_ends_the_run_with_a_word(colours, tmp_path):
     with pytest.raises(DataError, match=r"run: scratch, epoch 1: the training loss is .*; take a lower learning rate"):
-        run(colours, tmp_path / "run", dataclasses.replace(SMALL, mode="scratch", learning_rate=1e3, optimizer="sgd"))
+        run(
+            colours,
+            tmp_path / "run",
+            dataclasses.replace(SMALL, mode="scratch", learning_rate=1e3, optimizer="sgd", weight_decay=1e6),
+        )
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

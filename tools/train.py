@@ -77,7 +77,7 @@ _INTEGERS = {
     "epochs": "At most; in bottleneck, finetune and auto, of a head that is trained in steps. Default: there 60, in scratch 30,"
     " frozen 20, full 15.",
     "finetune_epochs": "At most, of fine-tuning. Default: 10.",
-    "patience": "Epochs without a better validation accuracy before training ends. Default: a quarter of --epochs, 5 or more; 3"
+    "patience": "Epochs without a better validation accuracy before training ends. Default: a quarter of --epochs, 5 or more; 2"
     " in fine-tuning behind a regression.",
 }
 _FLOATS = {

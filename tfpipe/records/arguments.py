@@ -1,7 +1,7 @@
 """What an argument may be: one rule for each name, whichever function takes it.
 
     batch_size, image_size = check(batch_size=np.int64(64), image_size=96)    # 64, (96, 96)
-    check(batch_size=0)                  # ValueError: batch_size must be an integer, 1 or more and less than 2**31 (got 0)
+    check(batch_size=0)                  # ValueError: batch_size must be an integer, 1 or more and less than 2**63 (got 0)
     choice("mode", "fintune", MODES)     # ValueError: mode must be one of ... (got 'fintune') (did you mean finetune?)
 
 Integers are Python's and NumPy's, numbers `Fraction` and the like, too; they are returned as int and float, so that equal ones
@@ -175,11 +175,11 @@ def _is_listed(value: Any) -> bool:
 _COUNT, _FROM_ZERO, _SHARE = _integer(1), _integer(0), _number(0, 1)
 
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys(("batch_size", "num_parallel_calls", "num_readers", "num_shards", "read_block", "top_k"), _COUNT),
+    **dict.fromkeys(("num_parallel_calls", "num_readers", "num_shards", "read_block", "top_k"), _COUNT),
     **dict.fromkeys(("epochs", "finetune_epochs", "patience", "views", "workers"), _COUNT),
     **dict.fromkeys(("images", "max_classes", "per_class"), _COUNT),  # of a contact sheet
     "tile": _integer(32),
-    **dict.fromkeys(("max_pixels", "shard_bytes"), _integer(1, 63)),
+    **dict.fromkeys(("batch_size", "max_pixels", "shard_bytes"), _integer(1, 63)),
     **dict.fromkeys(("epoch", "first_epoch", "first_step", "profile_steps", "seed"), _FROM_ZERO),
     "version": _integer(0, 63),
     "hidden": _units,

@@ -28,7 +28,7 @@ _EPOCHS = {"bottleneck": 60, "finetune": 60, "frozen": 20, "scratch": 30, "full"
 _RATES = {"full": 5e-5}
 _SGD_RATES = {"full": 1e-4, "scratch": 1e-2}
 _FINETUNE_RATES = {"adamw": 2e-5, "sgd": 1e-4}
-_DEEPEN_PATIENCE = 3  # epochs of fine-tuning without a gain
+_DEEPEN_PATIENCE = 2  # epochs of fine-tuning without a gain
 # What only a head that is trained step by step knows; in a run that is nothing else, the second line, too.
 _OF_GRADIENT = ("hidden", "dropout", "l2", "learning_rate", "epochs")
 _OF_STEPS = (
@@ -296,7 +296,7 @@ def _check_together(recipe: Recipe, num_classes: int) -> None:
         raise ValueError(
             "class_weights do not go together with mixup and cutmix, whose targets are of two classes; take balanced"
         )
-    shortest = min(recipe.epochs or 1, recipe.finetune_epochs or math.inf)
+    shortest = min(recipe.epochs or math.inf, recipe.finetune_epochs or math.inf)
     if _is_given(recipe, "warmup_epochs") and recipe.warmup_epochs > shortest / 2:
         raise ValueError(
             f"warmup_epochs={recipe.warmup_epochs:g} is more than half of {exactly(int(shortest), 'epoch')}: lower it, or"
