@@ -167,6 +167,7 @@ def test_many_pictures_get_few_views():
         ({"mode": "bottleneck", "unfreeze": ("block5",)}, ["unfreeze", "bottleneck"]),
         ({"warmup_epochs": 6}, ["warmup_epochs=6", "half of 10 epochs"]),
         ({"warmup_epochs": 2, "epochs": 3, "mode": "bottleneck"}, ["warmup_epochs=2", "half of 3 epochs"]),
+        ({"deepen": True, "unfreeze": ("block4",)}, ["deepen", "leave unfreeze out"]),
         ({"mode": "scratch", "weights": "vgg.h5"}, ["scratch", "weights=vgg.h5"]),
     ],
 )

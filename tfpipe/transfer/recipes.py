@@ -302,6 +302,8 @@ def _check_together(recipe: Recipe, num_classes: int) -> None:
             f"warmup_epochs={recipe.warmup_epochs:g} is more than half of {exactly(int(shortest), 'epoch')}: lower it, or"
             " train longer"
         )
+    if recipe.deepen and recipe.unfreeze:
+        raise ValueError("deepen begins at the uppermost block and finds the depth itself: leave unfreeze out")
     if recipe.balanced and recipe.class_weights:
         raise ValueError("balanced and class_weights would both make up for rare classes: take one")
     if recipe.mode == "scratch" and recipe.weights not in ("none", "imagenet"):
