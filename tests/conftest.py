@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("default")
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# A shell starts `bash tools/test.sh &` with Ctrl-C ignored, nohup with SIGHUP: tests that send them are not about that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def picture(seed: int, size: tuple[int, int] = (24, 16), format: str = "JPEG", **options: object) -> bytes:  # noqa: A002
