@@ -173,7 +173,7 @@ def test_blocks_have_the_same_names_in_every_session():
     [
         ("sequential", "a Sequential model, not a Functional"),
         ("with_head", r"returns \(None, 2\), not a feature map"),
-        ("two_outputs", "1 inputs and 2 outputs"),
+        ("two_outputs", "1 input and 2 outputs"),
         ("other_size", r"takes \(None, 17, 17, 3\), not .*\(None, 32, 32, 3\)"),
         ("twice", "called twice"),
         ("positional", "raised TypeError: .*input_shape"),

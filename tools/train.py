@@ -42,7 +42,9 @@ _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write event files into th
 _EXTEND = flags.DEFINE_bool(
     "extend", False, "Train longer also where the learning rates would have been others from the start: cosine warms up again."
 )
-_FROM = flags.DEFINE_string("from", None, "Run whose weights to begin with: the backbone's and, where it fits, the head's.")
+_FROM = flags.DEFINE_string(
+    "from", None, "Run whose weights to begin with: the backbone's and, where it fits, the head's. Default: none."
+)
 _PROFILE = flags.DEFINE_integer("profile", 0, "Measure and trace as many steps: profile.txt and TensorBoard.", 0)
 
 # The recipe: a flag per field of tfpipe.Recipe, with its default; ranges are checked there.
