@@ -315,6 +315,7 @@ def _open(folder: Path, data: _Data, extend: bool) -> tuple[dict[str, Any] | Non
         if found.get("precision") != data.precision:
             data.reasons.append(f"precision={found['precision']}: the run was begun with it")
             data.precision = found["precision"]
+        extending.check_solver(folder, found, data.recipe)
         if raised := extending.find_raised(folder, found, data.recipe):
             return None, extending.plan(folder, found, facts, data.recipe, raised, rewarm=extend)
     return read_json(summary) if summary.exists() else None, None
