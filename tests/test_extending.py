@@ -211,6 +211,16 @@ def test_what_cannot_begin_leaves_the_run_finished(colours, tmp_path):
     assert run(colours, tmp_path / "run", recipe) == summary
 
 
+def test_epochs_of_a_head_that_has_none_leave_the_run_as_it_is(colours, tmp_path):
+    recipe = dataclasses.replace(SMALL, **dict.fromkeys(("epochs", "learning_rate")), mode="finetune", finetune_epochs=1)
+    folder = tmp_path / "run"
+    run(colours, folder, recipe)
+    before = files_of(folder)
+    with pytest.raises(ValueError, match="holds a run with solver=regression, and these options ask for gradient"):
+        run(colours, folder, dataclasses.replace(recipe, epochs=3))
+    assert files_of(folder) == before
+
+
 def test_without_its_state_a_run_is_finished_but_cannot_go_on(colours, tmp_path):
     folder = tmp_path / "run"
     summary = run(colours, folder, SCRATCH)

@@ -142,7 +142,7 @@ def main(arguments: list[str]) -> None:
         raise commands.UsageError("--data and --output are needed")
     recipe, output = _recipe(), Path(_OUTPUT.value)
     cache = Path(_CACHE.value or output.absolute().parent / "features")
-    preflight.check_training(_DATA.value, output, cache, recipe)
+    preflight.check_training(_DATA.value, output, cache, preflight.with_weights_of(_FROM.value, recipe))
     from tfpipe.transfer.runs import train  # takes seconds
 
     train(

@@ -47,6 +47,19 @@ def find_raised(folder: Path, found: Mapping[str, Any], recipe: Recipe) -> Raise
     return changed
 
 
+def check_solver(folder: Path, found: Mapping[str, Any], recipe: Recipe) -> None:
+    """Checks that the head is found as it was: epochs of it, of which a regression has none, ask for steps.
+
+    Raises:
+        ValueError: it is not.
+    """
+    was = {**found["recipe"], **found["chosen"]}
+    before = was.get("solver", recipe.solver and "gradient")  # before there was a choice, all were trained in steps
+    if before != recipe.solver:
+        asked = f"these options ask for {recipe.solver}"
+        raise ValueError(f"{folder}: holds a run with solver={before}, and {asked}; choose another folder")
+
+
 @dataclass(frozen=True)
 class Extension:
     """What makes a run one that is not finished yet.

@@ -112,13 +112,16 @@ class Phases:
         """Returns a phase of no step: its head has been chosen among logistic regressions."""
         batches = self._features(self.networks.backbone.network)
         self._check(self.networks.backbone.network, self.networks.frozen(), batches)
-        path = self.folder / HEAD_NAME
-        if path.exists() and state_file(self.folder, "head").exists():  # a run that goes on: the state has the weights
-            self.networks.choose_pooling(read_json(path)["best"]["pooling"])
+        path, network = self.folder / HEAD_NAME, self.networks.on_features()
+        if state_file(self.folder, "head").exists():  # a run that goes on: the state has the weights
+            if path.exists():
+                self.networks.choose_pooling(read_json(path)["best"]["pooling"])
             return self._phase("head", self.networks.on_features(), batches, backbone=False)
-        if self.networks.head_from is not None:
-            return self._phase("head", self.networks.on_features(), batches, backbone=False)
+        path.unlink(missing_ok=True)  # of a first try, maybe with other options
         found = self._search(batches)
+        if self.networks.head_from is not None and (loss := _loss(network, batches)) <= found.best.val_loss:
+            self.report(f"head: the weights that it began with stay: their validation loss is {loss:.4f}")
+            return self._phase("head", network, batches, backbone=False)
         write_json(path, found.facts())
         curves.draw_candidates(found.candidates, found.best, path.with_suffix(".png"))
         self.networks.choose_pooling(found.best.pooling)
@@ -230,6 +233,15 @@ class Phases:
             "reader": (index, num_workers),
             "equal": replicas > 1,
         }
+
+
+def _loss(network: keras.Model, batches: FeatureBatches) -> float:
+    """Returns the mean loss on the validation images."""
+    losses = [
+        tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(network(inputs, training=False), tf.float32))
+        for inputs, targets, _ in batches.validation()
+    ]
+    return float(tf.reduce_mean(tf.concat(losses, 0)))
 
 
 def names_of(mode: str) -> tuple[str, ...]:

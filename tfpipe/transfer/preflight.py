@@ -7,6 +7,7 @@ The library calls the same functions at their places; commands call them first.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tfpipe.records.files import check_folder
 from tfpipe.records.manifest import Manifest
 from tfpipe.transfer import architectures, precision
 from tfpipe.transfer.recipes import Recipe, complete
-from tfpipe.transfer.run_folders import SUMMARY_NAME, check_vacant
+from tfpipe.transfer.run_folders import MODEL_NAME, SUMMARY_NAME, check_vacant
 
 
 def check_training(
@@ -38,6 +39,20 @@ def check_training(
     manifest = open_training(directory)
     complete(recipe, manifest.split("train").num_records, len(manifest.class_names))
     check_vacant(Path(output))
+
+
+def with_weights_of(run: str | os.PathLike[str] | None, recipe: Recipe) -> Recipe:
+    """Returns the recipe with the weights of a run, a folder or a .keras file, in place of its own; None: as it is.
+
+    Raises:
+        ValueError: the recipe says other weights.
+    """
+    if run is None:
+        return recipe
+    if recipe.weights != Recipe.weights or recipe.mode == "scratch":
+        given = "mode=scratch makes all weights new" if recipe.mode == "scratch" else f"weights={recipe.weights} are others"
+        raise ValueError(f"from_run={os.fspath(run)} gives the weights to begin with, and {given}: take one of the two")
+    return dataclasses.replace(recipe, weights=str(Path(run) / MODEL_NAME if Path(run).is_dir() else Path(run)))
 
 
 def open_training(directory: str | os.PathLike[str]) -> Manifest:

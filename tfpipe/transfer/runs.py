@@ -132,7 +132,7 @@ def train(
         raise arguments.wrong("strategy", "a tf.distribute.Strategy", strategy)
     if from_run is not None:
         from_run = arguments.path("from_run", from_run)
-    wanted = _with_weights_of(from_run, _changed(Recipe() if recipe is None else recipe, changes))
+    wanted = preflight.with_weights_of(from_run, _changed(Recipe() if recipe is None else recipe, changes))
     directory, folder = arguments.path("directory", directory), arguments.path("output", output)
     place = folder.absolute().parent / "features" if cache is None else arguments.path("cache", cache)
     preflight.check_training(directory, folder, place, wanted)
@@ -296,15 +296,6 @@ def _nothing(line: str) -> None:
     """Says nothing."""
 
 
-def _with_weights_of(run: str | os.PathLike[str] | None, recipe: Recipe) -> Recipe:
-    if run is None:
-        return recipe
-    if recipe.weights != Recipe.weights or recipe.mode == "scratch":
-        given = "mode=scratch makes all weights new" if recipe.mode == "scratch" else f"weights={recipe.weights} are others"
-        raise ValueError(f"from_run={os.fspath(run)} gives the weights to begin with, and {given}: take one of the two")
-    return dataclasses.replace(recipe, weights=str(Path(run) / MODEL_NAME if Path(run).is_dir() else Path(run)))
-
-
 def _open(folder: Path, data: _Data, extend: bool) -> tuple[dict[str, Any] | None, Extension | None]:
     """Returns the summary if the run is finished, or how it goes on; compares what has been begun with what is wanted.
 
@@ -324,6 +315,7 @@ def _open(folder: Path, data: _Data, extend: bool) -> tuple[dict[str, Any] | Non
         if found.get("precision") != data.precision:
             data.reasons.append(f"precision={found['precision']}: the run was begun with it")
             data.precision = found["precision"]
+        extending.check_solver(folder, found, data.recipe)
         if raised := extending.find_raised(folder, found, data.recipe):
             return None, extending.plan(folder, found, facts, data.recipe, raised, rewarm=extend)
     return read_json(summary) if summary.exists() else None, None
