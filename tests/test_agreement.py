@@ -93,14 +93,14 @@ def test_other_pictures_are_refused_by_name(tmp_path):
     table = two_columns([1] * 6)
     a = save(tmp_path / "a.csv", table)
     for keys, message in [
-        (["0", "1", "2", "3", "4", "x"], r"1 ids only in \S*a\.csv \('5'\); 1 ids only in \S*b\.csv \('x'\)"),
+        (["0", "1", "2", "3", "4", "x"], r"1 id only in \S*a\.csv \('5'\); 1 id only in \S*b\.csv \('x'\)"),
         (["u", "v", "w", "x", "4", "5"], r"4 ids only in \S*a\.csv \('0', '1', '2', \.\.\.\); 4 ids only in \S*b\.csv"),
     ]:
         b = save(tmp_path / "b.csv", dataclasses.replace(table, keys=keys))
         with pytest.raises(DataError, match=message):
             compare(a, b)
     b = save(tmp_path / "b.csv", two_columns([1] * 5))
-    with pytest.raises(DataError, match=r"not the same pictures: 1 ids only in \S*a\.csv \('5'\)$"):
+    with pytest.raises(DataError, match=r"not the same pictures: 1 id only in \S*a\.csv \('5'\)$"):
         compare(a, b)
 
 
@@ -131,7 +131,7 @@ def test_other_labels_are_refused_by_name(tmp_path):
     table = two_columns([1, 1, 1])
     a = save(tmp_path / "a.csv", table)
     b = save(tmp_path / "b.csv", dataclasses.replace(table, labels=np.array([0, 1, 0])))
-    with pytest.raises(DataError, match=r"1 pictures have another label .*'1': 'a', 'b'"):
+    with pytest.raises(DataError, match=r"1 picture has another label .*'1': 'a', 'b'"):
         compare(a, b)
 
 

@@ -243,7 +243,7 @@ def test_a_frozen_graph_runs_in_a_session_of_old(exported):
 def test_the_lines_of_the_readme_run_on_an_export(exported, tmp_path, monkeypatch, capsys):
     source = (CHECKOUT / "README.md").read_text("utf-8").split("### Export")[1].split("```python\n")[1].split("```")[0]
     (tmp_path / "export").symlink_to(exported.folder)
-    for name, data in {"cat.jpg": FILES[0], "dog.jpg": FILES[1], "README.md": b"# tfpipe"}.items():
+    for name, data in {"new_photos/1.jpg": FILES[0], "new_photos/2.png": FILES[1], "README.md": b"# tfpipe"}.items():
         write(tmp_path / name, data)
     monkeypatch.chdir(tmp_path)
     exec(source, {})  # noqa: S102 (what a reader would type)

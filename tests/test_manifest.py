@@ -94,7 +94,7 @@ def test_what_a_look_at_the_folder_shows(saved):
     assert [text.split("tfrecord-")[1] for text in problems] == [
         "00000-of-00002: cut: 2 bytes, the manifest says 3 (1 record)",
         "00001-of-00002: missing: a shard of 1 record",
-        "00000-of-00001: longer than written: 2 bytes, the manifest says 1 (1 records)",
+        "00000-of-00001: longer than written: 2 bytes, the manifest says 1 (1 record)",
         "00001-of-00002: a shard that the manifest does not list: move it away",
     ]
     assert len(manifest.file_problems(directory, content, ["test"])) == 2

@@ -250,7 +250,7 @@ def test_the_temperature_one_changes_nothing():
 def test_no_temperature_is_fitted_where_every_picture_is_taken_rightly(caplog):
     with caplog.at_level(logging.WARNING, "tfpipe"):
         assert fit_temperature(make_table([0, 1], [[0.6, 0.4], [0.4, 0.6]])) == 1.0
-    assert "all 2 pictures are taken rightly" in caplog.text
+    assert "2 pictures, all taken rightly" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_many_classes_are_ten_bars_and_a_line():
     markup = "".join(page_markup._bars(probabilities, answer.predictor.class_names))
     assert markup.count("track") == 10
     assert markup.index(">c29<") < markup.index(">c28<")
-    assert f"20 more classes have {probabilities[:20].sum():.2%} together" in markup
+    assert f"20 more classes with {probabilities[:20].sum():.2%} together" in markup
 
 
 def test_the_csv_holds_all_and_no_formula():

@@ -30,6 +30,8 @@ NEVER_ONE = {
     ("recipes.py", "num_pictures"),  # a hundred or more
     ("runs.py", "num_all"),  # a class of one is not divided
     ("freezing.py", "name"),  # a name
+    ("predictions.py", "whose"),  # a model's name
+    ("inspect_tfrecords.py", "speed"),  # a rate
     ("results.py", "100 * (high - low)"),  # with a decimal, as the next
     ("results.py", "100 * found['ece']"),
     ("results.py", "before"),

@@ -20,6 +20,7 @@ import tensorflow as tf
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.records import weights
 from tfpipe.records.files import read_json, write_json
+from tfpipe.records.progress import ProgressBar
 from tfpipe.records.words import exactly
 from tfpipe.transfer import curves, features, regression
 from tfpipe.transfer.batches import Batches, FeatureBatches, PictureBatches
@@ -28,7 +29,7 @@ from tfpipe.transfer.head_options import Pooling
 from tfpipe.transfer.networks import Networks
 from tfpipe.transfer.pictures import Pictures
 from tfpipe.transfer.recipes import Recipe
-from tfpipe.transfer.regression import Found
+from tfpipe.transfer.regression import STRENGTHS, Found
 from tfpipe.transfer.run_folders import HEAD_NAME, state_file
 from tfpipe.transfer.schedules import Constant, EarlyStopping, Plateau, Schedule, WarmupCosine
 from tfpipe.transfer.training import BEFORE, Phase, count_workers
@@ -138,9 +139,11 @@ class Phases:
         train = regression.Rows(batches.views, self.train.positions, labels, weights)
         val = regression.Rows([batches.val_features], self.val.positions, self.val.labels)
         poolings = regression.fitting(train, given)
-        for name in given[len(poolings) :]:
-            self.report(f"head: {name} pooling is not tried: {train.count:,} rows of it would not fit into memory")
-        found = regression.search(train, val, poolings)
+        if len(poolings) < len(given):
+            why = "maps of one place have one pooling" if len(poolings) == 1 else "its rows would not fit into memory"
+            self.report(f"head: not tried is {', '.join(given[len(poolings) :])} pooling: {why}")
+        with ProgressBar("head", len(poolings) * len(STRENGTHS), unit="regressions", enabled=self.progress) as bar:
+            found = regression.search(train, val, poolings, lambda _: bar.add(1))
         self.report(f"head: {found}")
         return found
 

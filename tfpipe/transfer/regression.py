@@ -32,7 +32,7 @@ Array = np.ndarray[Any, Any]
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 _MOST_BYTES = 1 << 30  # of the rows of a pooling; a larger one is left out
 _CHUNK = 256  # feature maps in memory at once
-_MAX_ITERATIONS, _TOLERANCE = 1000, 1e-6
+_MAX_ITERATIONS, _TOLERANCE = 300, 1e-5  # where classes overlap, a weak decay would take thousands, for nothing
 
 _POOL: dict[Pooling, Callable[[Array], Array]] = {
     "average": lambda maps: maps.mean((1, 2)),
@@ -120,13 +120,15 @@ class Found:
         return (
             f"logistic regression on {best.pooling} pooling with C={best.strength:g}: validation loss {best.val_loss:.4f},"
             f" accuracy {best.val_accuracy:.4f}, the best of {len(self.candidates)} ({plural(len(poolings), 'pooling')} with"
-            f" {len(STRENGTHS)} decays each)"
+            f" {plural(len(STRENGTHS), 'decay')} each)"
         )
 
 
 def fitting(rows: Rows, poolings: Sequence[Pooling]) -> list[Pooling]:
-    """Returns the poolings whose rows fit into memory; the first one always does."""
+    """Returns the poolings whose rows fit into memory, and of maps of one place a single one; the first one always."""
     height, width, depth = rows.views[0].shape
+    if height * width == 1:  # they are all the same
+        return list(poolings[:1])
     width_of = {"average": depth, "max": depth, "flatten": height * width * depth}
     return [name for name in poolings if name == poolings[0] or rows.count * width_of[name] * 4 <= _MOST_BYTES]
 
