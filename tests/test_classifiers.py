@@ -47,6 +47,20 @@ def assembled(backbone, seed=0, class_names=CLASS_NAMES):
 # ---- what comes back
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    broken = assembled("lenet")
+    kernel = broken.model.get_layer("trunk").network.weights[0]
+    changed = kernel.numpy()
+    changed[0, 0, 0, 0] = value
+    kernel.assign(changed)
+    broken.model.save(tmp_path / "model.keras")
+    with pytest.raises(DataError, match=r"model\.keras: its weight \S*block1_conv/kernel is not finite"):
+        classifiers.load(tmp_path)
+    with pytest.raises(DataError, match="is not finite"):
+        build("lenet", image_size=(8, 8), weights=str(tmp_path / "model.keras"))
+
+
 def test_saved_and_loaded_it_is_the_same(classifier, saved):
     for place in (saved, saved.parent, str(saved)):
         again = classifiers.load(place)

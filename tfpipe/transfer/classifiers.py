@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.records.errors import DataError, lines_of
-from tfpipe.transfer import layers, run_folders
+from tfpipe.transfer import layers, run_folders, weight_files
 from tfpipe.transfer.cutting import hash_network
 
 _ENDS, _HEAD = ("preprocessing", "probabilities"), ("pooling", "logits")  # layers of every model, and of a `Classifier`'s
@@ -175,7 +175,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[keras.Model, Path]:
     """Returns the Keras model of a run's folder or of any .keras file, and the file's path.
 
     Raises:
-        FileNotFoundError, DataError: as `load`.
+        FileNotFoundError, DataError: as `load`; DataError, too, for weights that are not finite.
     """
     file = run_folders.find_model_file(path)
     try:
@@ -183,6 +183,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[keras.Model, Path]:
     except Exception as error:  # of a damaged file Keras, zipfile and h5py raise anything
         # The last line: Keras wraps the reason in the whole architecture, layer by layer.
         raise DataError(f"cannot be loaded as a Keras model: {lines_of(error)[-1]}", path=file) from error
+    weight_files.check_finite(model, file)
     return model, file
 
 

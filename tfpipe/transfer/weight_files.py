@@ -19,6 +19,7 @@ from typing import Any
 
 import h5py
 import keras
+import numpy as np
 
 from tfpipe.records.errors import DataError, lines_of
 from tfpipe.records.files import temporary_folder
@@ -51,18 +52,27 @@ def load(network: keras.Model, path: str | os.PathLike[str]) -> None:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is a directory.
-        DataError: it cannot be read, or is of another network; the first layer that differs is named.
+        DataError: it cannot be read, holds a weight that is not finite, or is of another network; the first layer that differs
+            is named.
     """
     file = check_weights_file(path)
     _unfreeze(network)
-    if zipfile.is_zipfile(file):
-        _fill_in_order(network, _saved_layers(file), file)
-        return
     try:
-        with h5py.File(file, "r") as content:
-            _load_hdf5(network, content, file)
+        if zipfile.is_zipfile(file):
+            _fill_in_order(network, _saved_layers(file), file)
+        else:
+            with h5py.File(file, "r") as content:
+                _load_hdf5(network, content, file)
     except OSError as error:
         raise DataError(f"cannot be read as HDF5, the format of weights ({error})", path=file) from error
+    check_finite(network, file)
+
+
+def check_finite(model: keras.Model, file: Path) -> None:
+    """Raises DataError for a weight that is not finite: ReLU makes zeros of NaN, and sure answers come of it."""
+    for weight in model.weights:
+        if keras.backend.is_float_dtype(weight.dtype) and not np.isfinite(weight.numpy().astype(np.float32)).all():
+            raise DataError(f"its weight {weight.path} is not finite: the training that wrote it diverged", path=file)
 
 
 def _load_hdf5(network: keras.Model, content: Any, file: Path) -> None:
