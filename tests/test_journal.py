@@ -147,7 +147,7 @@ def test_a_new_run_begins_with_empty_files(whole):
 def test_lines_lost_before_the_checkpoint_are_named_and_the_run_goes_on(whole, caplog):
     with Journal(whole, tensorboard=False, position=20) as journal:
         assert journal.position() == 18
-    assert "20 lines were written before the checkpoint, 18 are left" in caplog.text
+    assert "20 lines before the checkpoint, left: 18" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [b"\0", b"[", b"{}\n"])
