@@ -18,6 +18,7 @@ from transfer_fixtures import build_colours
 import tfpipe
 from tfpipe.transfer import backbones, classifiers
 from tfpipe.transfer.journal import read_history
+from tfpipe.transfer.recipes import Recipe
 
 pytestmark = pytest.mark.tf
 
@@ -212,7 +213,9 @@ def test_what_cannot_begin_leaves_the_run_finished(colours, tmp_path):
 
 
 def test_epochs_of_a_head_that_has_none_leave_the_run_as_it_is(colours, tmp_path):
-    recipe = dataclasses.replace(SMALL, **dict.fromkeys(("epochs", "learning_rate")), mode="finetune", finetune_epochs=1)
+    of_gradient = ("epochs", "learning_rate", "hidden", "dropout")
+    plain = {name: getattr(Recipe(), name) for name in of_gradient}
+    recipe = dataclasses.replace(SMALL, **plain, mode="finetune", finetune_epochs=1)
     folder = tmp_path / "run"
     run(colours, folder, recipe)
     before = files_of(folder)
