@@ -12,6 +12,7 @@ import pytest
 from conftest import CHECKOUT
 
 from tfpipe.records import files
+from tfpipe.records.errors import DataError
 
 
 def test_a_file_is_whole_or_absent(tmp_path):
@@ -252,3 +253,10 @@ def test_without_locks_files_are_written_and_none_is_cleared(tmp_path, monkeypat
         file.write(b"whole")
     assert (tmp_path / "x").read_bytes() == b"whole"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".x.7.tmp", "x"]
+
+
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "manifest.json")
+    for read in (files.read_json, files.sha256_of):
+        with pytest.raises(DataError, match=r"manifest\.json: not a regular file"):
+            read(tmp_path / "manifest.json")

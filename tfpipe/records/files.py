@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -244,15 +245,35 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         file.write(text.encode("utf-8", "surrogateescape"))  # a file's name may be no UTF-8
 
 
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file to read its bytes; a pipe or device in its place is refused, where opening it would wait or have effects.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    raise DataError("not a regular file", path=path)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Returns all bytes of a regular file, see `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def read_json(path: Path) -> Any:
     """Returns what `write_json` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no JSON.
+        DataError: it is no JSON, or no regular file.
     """
     try:
-        return json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
+        return json.loads(read_bytes(path).decode("utf-8", "surrogateescape"))
     except ValueError as error:
         raise DataError(f"cannot be understood: {error}", path=path) from None
 
@@ -276,5 +297,5 @@ def sync_directory(path: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes, 64 hexadecimal digits."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
