@@ -22,9 +22,11 @@ import keras
 import numpy as np
 
 from tfpipe.records.errors import DataError, lines_of
-from tfpipe.records.files import temporary_folder
+from tfpipe.records.files import open_regular, temporary_folder
+from tfpipe.records.words import TRUST
 from tfpipe.transfer.layers import Trunk
 from tfpipe.transfer.preflight import check_weights_file
+from tfpipe.transfer.run_folders import find_model_file
 
 Shapes = list[tuple[int, ...]]
 
@@ -58,7 +60,9 @@ def load(network: keras.Model, path: str | os.PathLike[str]) -> None:
     file = check_weights_file(path)
     _unfreeze(network)
     try:
-        if zipfile.is_zipfile(file):
+        with open_regular(file) as opened:
+            is_archive = zipfile.is_zipfile(opened)
+        if is_archive:
             _fill_in_order(network, _saved_layers(file), file)
         else:
             with h5py.File(file, "r") as content:
@@ -66,6 +70,23 @@ def load(network: keras.Model, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise DataError(f"cannot be read as HDF5, the format of weights ({error})", path=file) from error
     check_finite(network, file)
+
+
+def load_keras(file: Path, *, trust: bool = False) -> keras.Model:
+    """Returns the model of a .keras file: layers of Keras, and of classes that this process has registered.
+
+    Raises:
+        DataError: it cannot be read; or it holds Python code (a Lambda layer), or reads other files, and is not to be trusted.
+    """
+    find_model_file(file)  # which looks at the archive
+    try:
+        return keras.saving.load_model(file, compile=False, safe_mode=not trust)
+    except Exception as error:  # of a damaged file Keras, zipfile and h5py raise anything
+        # The last line: Keras wraps the reason in the whole architecture, layer by layer.
+        reason = lines_of(error)[-1]
+        if not trust and "safe_mode=False" in str(error):
+            reason = f"it holds Python code, or would read other files; {TRUST}"
+        raise DataError(f"cannot be loaded as a Keras model: {reason}", path=file) from error
 
 
 def check_finite(model: keras.Model, file: Path) -> None:
@@ -106,11 +127,7 @@ def _strings(group: Any, name: str) -> list[str]:
 
 
 def _saved_layers(file: Path) -> list[_Entry]:
-    try:
-        model = keras.saving.load_model(file, compile=False)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        # The last line: Keras wraps the reason in the whole architecture, layer by layer.
-        raise DataError(f"cannot be loaded as a Keras model: {lines_of(error)[-1]}", path=file) from error
+    model = load_keras(file)
     _unfreeze(model)
     trunks = [layer.network for layer in model.layers if isinstance(layer, Trunk)]  # a model that tfpipe wrote
     return [_Entry(layer.name, _variables(layer)) for part in trunks or [model] for layer in part.layers]
