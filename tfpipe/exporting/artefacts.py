@@ -63,8 +63,8 @@ def open_saved_model(path: Path, trust: bool) -> Artefact:
         DataError: it cannot be loaded, is none that `tfpipe.export` wrote, or is not to be opened without `trust`.
     """
     extra = find_specification(path)
-    operations.check_saved_model(path, trust=trust)
     specification = specifications.from_json(files.read_bytes(extra), extra)
+    operations.check_saved_model(path, trust=trust)
     try:
         loaded = tf.saved_model.load(os.fspath(path))
         loaded.signatures["image"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tfpipe.exporting import markdown, results
+from tfpipe.exporting.preflight import KERAS_NAME
 from tfpipe.exporting.results import Results
 from tfpipe.exporting.specifications import Specification
 from tfpipe.records.files import read_json
@@ -247,6 +248,9 @@ def _files(files: Sequence[File], parity: Sequence[Mapping[str, Any]], half: Map
         rows = [[name, format_bytes(size), sha256] for name, size, sha256 in files]
         yield markdown.table(["file", "size", "SHA-256"], rows)
         yield "`sha256sum --check SHA256SUMS` compares them."
+    if any(name == KERAS_NAME for name, _, _ in files):
+        yield f"Keras reads {KERAS_NAME} without tfpipe; images are uint8 [B, H, W, 3], RGB, of the input's size:"
+        yield markdown.code([f'probabilities = keras.saving.load_model("{KERAS_NAME}")(images)'])
     yield from _large_files([(name, size) for name, size, _ in files if size > _LARGE_BYTES])
     if half is not None:
         yield "Weights are stored in float16 (`--half`); the metrics above are those from before. What it cost, measured:"

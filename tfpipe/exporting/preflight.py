@@ -23,6 +23,7 @@ from tfpipe.transfer.run_folders import LAST_NAME, MODEL_NAME, RUN_NAME, find_mo
 FORMATS = ("saved_model", "pb", "tflite", "onnx", "keras")
 CHECKPOINTS = {"best": MODEL_NAME, "last": LAST_NAME}
 SAVED_MODEL_NAME = "saved_model"  # in an export's folder
+KERAS_NAME = "model.keras"  # in an export's folder
 EXTRA_NAME = "assets.extra"  # of a SavedModel: files that TensorFlow Serving leaves alone
 ONNX_PACKAGES = ("onnx", "tf2onnx", "onnxruntime")
 SPLIT = "val"  # to compare on, where none is named

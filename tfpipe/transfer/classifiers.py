@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from tfpipe.records import checksums
 from tfpipe.records.errors import DataError
-from tfpipe.transfer import layers, run_folders, weight_files
+from tfpipe.transfer import keras_files, layers, run_folders, weight_files
 from tfpipe.transfer.cutting import hash_network
 
 _ENDS, _HEAD = ("preprocessing", "probabilities"), ("pooling", "logits")  # layers of every model, and of a `Classifier`'s
@@ -180,7 +180,7 @@ def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> tuple[ke
     """
     file = run_folders.find_model_file(path)
     checksums.check_file(file)
-    model = weight_files.load_keras(file, trust=trust)
+    model = keras_files.load(file, trust=trust)
     weight_files.check_finite(model, file)
     return model, file
 

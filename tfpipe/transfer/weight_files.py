@@ -21,12 +21,11 @@ import h5py
 import keras
 import numpy as np
 
-from tfpipe.records.errors import DataError, lines_of
+from tfpipe.records.errors import DataError
 from tfpipe.records.files import open_regular, temporary_folder
-from tfpipe.records.words import TRUST
+from tfpipe.transfer import keras_files
 from tfpipe.transfer.layers import Trunk
 from tfpipe.transfer.preflight import check_weights_file
-from tfpipe.transfer.run_folders import find_model_file
 
 Shapes = list[tuple[int, ...]]
 
@@ -72,23 +71,6 @@ def load(network: keras.Model, path: str | os.PathLike[str]) -> None:
     check_finite(network, file)
 
 
-def load_keras(file: Path, *, trust: bool = False) -> keras.Model:
-    """Returns the model of a .keras file: layers of Keras, and of classes that this process has registered.
-
-    Raises:
-        DataError: it cannot be read; or it holds Python code (a Lambda layer), or reads other files, and is not to be trusted.
-    """
-    find_model_file(file)  # which looks at the archive
-    try:
-        return keras.saving.load_model(file, compile=False, safe_mode=not trust)
-    except Exception as error:  # of a damaged file Keras, zipfile and h5py raise anything
-        # The last line: Keras wraps the reason in the whole architecture, layer by layer.
-        reason = lines_of(error)[-1]
-        if not trust and "safe_mode=False" in str(error):
-            reason = f"it holds Python code, or would read other files; {TRUST}"
-        raise DataError(f"cannot be loaded as a Keras model: {reason}", path=file) from error
-
-
 def check_finite(model: keras.Model, file: Path) -> None:
     """Raises DataError for a weight that is not finite: ReLU makes zeros of NaN, and sure answers come of it."""
     for weight in model.weights:
@@ -127,7 +109,7 @@ def _strings(group: Any, name: str) -> list[str]:
 
 
 def _saved_layers(file: Path) -> list[_Entry]:
-    model = load_keras(file)
+    model = keras_files.load(file)
     _unfreeze(model)
     trunks = [layer.network for layer in model.layers if isinstance(layer, Trunk)]  # a model that tfpipe wrote
     return [_Entry(layer.name, _variables(layer)) for part in trunks or [model] for layer in part.layers]
