@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-import json
+import io
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from tfpipe.records import cells
-from tfpipe.records.errors import DataError
-from tfpipe.records.files import sha256_of
+from tfpipe.records.errors import DataError, lines_of
+from tfpipe.records.files import open_regular, read_json, sha256_of
 from tfpipe.records.words import exactly
 
 FILE_NAME = "predictions.csv"
@@ -193,17 +193,17 @@ def fields(path: Path, *names: str) -> list[Any]:
         DataError: it is damaged.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         return [content[name] for name in names]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"not a {path.name} as tfpipe writes it ({error})", path=path) from None
+    except (KeyError, TypeError, DataError) as error:
+        raise DataError(f"not a {path.name} as tfpipe writes it ({lines_of(error)[0]})", path=path) from None
 
 
 def _read_file(path: Path) -> Predictions:
-    with open(path, "rb") as binary:
+    with open_regular(path) as binary, io.TextIOWrapper(binary, "utf-8", newline="") as file:
         if binary.seek(0, os.SEEK_END) and (binary.seek(-1, os.SEEK_END), binary.read(1))[1] != b"\n":
             raise DataError("its last line has no end: the file is cut", path=path)
-    with open(path, encoding="utf-8", newline="") as file:
+        binary.seek(0)
         lines = csv.reader(file, strict=True)
         try:
             return _parse(_class_names(next(lines, [])), lines)

@@ -24,7 +24,7 @@ from tfpipe.pipeline.replaying import Replayer
 from tfpipe.records import fonts
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import Row, read_catalog
-from tfpipe.records.files import write_json, written_atomically
+from tfpipe.records.files import read_json, write_json, written_atomically
 from tfpipe.records.words import plural
 from tfpipe.transfer import explanation, figures, metrics, neighbours, predictions
 from tfpipe.transfer.classifiers import Classifier, Predictor
@@ -100,7 +100,7 @@ def write_report(
     """
     folder = Path(folder)
     predicted = predictions.read(folder)
-    found, receipt = (json.loads((folder / name).read_bytes()) for name in (metrics.FILE_NAME, predictions.RECEIPT_NAME))
+    found, receipt = (read_json(folder / name) for name in (metrics.FILE_NAME, predictions.RECEIPT_NAME))
     manifest = manifests.load(directory)
     _check_receipt(receipt, predictor, manifest, split)
     twins = None

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import zipfile
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
-from tfpipe.records import manifest
+from tfpipe.records import documents, manifest
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import is_hidden, open_regular, read_json
+from tfpipe.records.files import is_hidden, open_regular
 
 MODEL_NAME = "model.keras"  # the best weights
 LAST_NAME = "last.keras"  # those of the last step
@@ -87,6 +88,15 @@ def state_files(folder: Path) -> list[Path]:
     return sorted((folder / STATE_FOLDER).glob("*.npz"))
 
 
+class _DataSet(TypedDict):
+    root_hash: str
+
+
+class _Trained(TypedDict):
+    data: _DataSet
+    directory: NotRequired[str | None]
+
+
 def locate_data(model: str | os.PathLike[str]) -> Path:
     """Returns the folder of the data set that a run was trained on, as its run.json has it.
 
@@ -100,11 +110,8 @@ def locate_data(model: str | os.PathLike[str]) -> Path:
     path = Path(model) / RUN_NAME if Path(model).is_dir() else Path(model).parent / RUN_NAME
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file, which would say where the training data are")
-    facts = read_json(path)
-    try:
-        directory, root_hash = facts.get("directory"), facts["data"]["root_hash"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"cannot be understood: {type(error).__name__}: {error}", path=path) from None
+    facts = documents.read(path, _Trained)
+    directory, root_hash = facts.get("directory"), facts["data"]["root_hash"]
     if not directory:
         raise FileNotFoundError(f"{path}: does not say where the training data are")
     if manifest.load(directory).root_hash != root_hash:
