@@ -1,4 +1,4 @@
-"""The page: asked under another site's name, from another site's page, or for an address, it gives nothing and fetches nothing."""
+"""The page: under the name of another site, from a page of one, or for an address, it gives nothing and fetches nothing."""
 
 import http.client
 import http.server
@@ -42,7 +42,7 @@ def test_the_page_answers_to_its_own_names(served, host):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost@evil.example", "", "[", "0.0.0.0"]
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost@evil.example", "", "[", "8.8.8.8"]
 )
 @pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/upload", "/gradio_api/queue/join"])
 def test_other_names_are_refused(served, host, path):
@@ -87,7 +87,7 @@ def counting():
 
 def post(port, path, data, kind):
     request = urllib.request.Request(f"http://127.0.0.1:{port}/gradio_api/{path}", data, {"Content-Type": kind})
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
         return json.load(answer)
 
 
@@ -116,5 +116,5 @@ def test_an_address_is_never_fetched(served, counting):
         event = say(served, file, f"session{index}")
         assert not event["success"] or file["path"] == path
     assert not asked
-    with urllib.request.urlopen(address, timeout=60):
+    with urllib.request.urlopen(address, timeout=60):  # noqa: S310
         assert asked == ["/a.jpg"]  # so that a fetch would have been counted
