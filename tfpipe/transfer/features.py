@@ -262,7 +262,8 @@ def _load(folder: Path) -> Features:
     try:
         facts = documents.read(path, _Facts)
     except DataError as error:
-        raise DataError(f"{error.message}; {_remedy(folder)}", path=path) from None
+        why = error.message.removeprefix("cannot be understood: ")
+        raise DataError(f"cannot be understood ({why}); {_remedy(folder)}", path=path) from None
     return Features(folder, tuple(facts["shape"]), facts["dtype"], facts["rows_per_shard"], tuple(facts["crcs"]))
 
 
