@@ -14,6 +14,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -245,7 +246,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         file.write(text.encode("utf-8", "surrogateescape"))  # a file's name may be no UTF-8
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Opens a file to read its bytes; a pipe or device in its place is refused, where opening it would wait or have effects.
 
     Raises:
