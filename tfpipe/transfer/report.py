@@ -158,7 +158,7 @@ def summarise_twins(predicted: Predictions, twins: Sequence[Twin], against: Sequ
 def worst_mistakes(predicted: Predictions) -> Array:
     """Returns the rows whose predicted class is wrong, int64 [M], the most confident first."""
     wrong = np.flatnonzero(predicted.predicted != predicted.labels)
-    return wrong[np.argsort(-predicted.probabilities[wrong].max(axis=1), kind="stable")]
+    return wrong[np.argsort(-predicted.probabilities.max(axis=1)[wrong], kind="stable")]
 
 
 def likely_label_errors(predicted: Predictions) -> Array:
