@@ -110,7 +110,7 @@ def test_an_extension_stopped_anywhere_ends_with_the_same_bits(colours, tmp_path
     short = dataclasses.replace(TWO_PHASES, finetune_epochs=2, ema=0.9)
     long = dataclasses.replace(short, **more)
     folder, num_kills = finished(short, tmp_path / "extended"), 0
-    for num_steps in (0, 1, 3, 7, 4):
+    for num_steps in (0, 1, 3):
         with monkeypatch.context() as patch:
             stopping_after(num_steps, patch, kill)
             try:
@@ -175,7 +175,7 @@ def test_a_cosine_is_longer_only_if_that_is_asked_for(colours, tmp_path):
 def test_a_cosine_that_is_extended_and_stopped_is_one_that_is_not(colours, tmp_path, monkeypatch, finished):
     short = dataclasses.replace(TUNED, epochs=1, finetune_epochs=2)
     long = dataclasses.replace(short, finetune_epochs=4)
-    for name, steps in (("whole", ()), ("stopped", (0, 3, 5))):
+    for name, steps in (("whole", ()), ("stopped", (0, 5))):
         finished(short, tmp_path / name)
         for num_steps in steps:
             stop_after(num_steps, monkeypatch, colours, tmp_path / name, long, extend=True)
@@ -321,29 +321,32 @@ def test_another_backbone_is_refused(colours, tmp_path, first):
 CODE = """
 import sys, tfpipe
 recipe = tfpipe.Recipe(backbone="lenet", weights="none", image_size=(16, 16), epochs=3, precision="float32", batch_size=8)
-tfpipe.train({data!r}, sys.argv[1], recipe, tensorboard=False, {options})
+tfpipe.train({data!r}, sys.argv[1], recipe, tensorboard=False)
+for stream in (sys.stdout, sys.stderr):
+    print("{silent}", file=stream, flush=True)
+tfpipe.train({data!r}, sys.argv[1] + "/silent", recipe, tensorboard=False, report=None)
 """
+SILENT = "---- silent"
 
 TENSORFLOWS = r"WARNING: All log messages|[IWE]\d{4} "  # what it says when it starts
 
 
 def test_from_python_a_run_says_what_the_command_says(colours, tmp_path):
     flags = ["--backbone=lenet", "--weights=none", "--image_size=16", "--epochs=3", "--precision=float32", "--batch_size=8"]
-    code = CODE.format(data=str(colours), options="{}")
     words = {
         "command": ["tools/train.py", f"--data={colours}", "--notensorboard", *flags, "--output"],
-        "python": ["-c", code.format("")],
-        "silent": ["-c", code.format("report=None")],
+        "python": ["-c", CODE.format(data=str(colours), silent=SILENT)],
     }
     found = {}
     for name, arguments in words.items():
         command = [sys.executable, *arguments, str(tmp_path / name)]
         done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if not re.match(TENSORFLOWS, line)]
+        loud, silent = zip(*(said.partition(f"{SILENT}\n")[::2] for said in (done.stdout, done.stderr)), strict=True)
+        assert not any(silent)
+        lines = [line for line in "".join(loud).splitlines() if not re.match(TENSORFLOWS, line)]
         found[name] = {timeless(line.replace(str(tmp_path / name), "RUN")) for line in lines if "peak memory" not in line}
     assert found["python"] == found["command"]
-    assert not found["silent"]
     (last,) = [line for line in found["python"] if line.startswith("scratch 3/3: ")]
     assert "val_loss" in last
     assert "val_accuracy" in last
