@@ -12,9 +12,9 @@ import functools
 import io
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import open_regular
@@ -46,8 +46,6 @@ class Row(NamedTuple):
     sha256: str
 
 
-_INTEGERS = frozenset(("shard", "position", "label", "height", "width", "orientation", "crc32c"))
-_CONVERTERS: list[Callable[[str], Any]] = [int if field in _INTEGERS else str for field in Row._fields]
 MAX_LINE = 1 << 20  # of a catalogue: names end at a few thousand characters
 _INDEX_LINE = re.compile(rb"([0-9]{1,19}) ([0-9]{1,10})\n")
 _INDEX_LINE_BYTES = 40
@@ -59,22 +57,16 @@ def parse_row(fields: list[str]) -> Row:
     Raises:
         ValueError: they are none, or a number or name is not one that tfpipe writes.
     """
-    row = Row(*[convert(text) for convert, text in zip(_CONVERTERS, fields, strict=True)])
-    in_range = (
-        0 <= row.shard < 1 << 31
-        and 0 <= row.position < 1 << 63
-        and -1 <= row.label < 1 << 31
-        and 0 < row.height < 1 << 31
-        and 0 < row.width < 1 << 31
-        and 1 <= row.orientation <= 8
-        and 0 <= row.crc32c < 1 << 32
-    )
-    if not in_range:
+    key, filename, split, *numbers, class_name, image_format, height, width, orientation, crc32c, sha256 = fields
+    shard, position, label = map(int, numbers)
+    size, turn, crc = (int(height), int(width)), int(orientation), int(crc32c)
+    in_range = 0 <= shard < 1 << 31 and 0 <= position < 1 << 63 and -1 <= label < 1 << 31
+    if not (in_range and 0 < min(size) <= max(size) < 1 << 31 and 0 < turn <= 8 and 0 <= crc < 1 << 32):
         raise ValueError("a number is out of its range")
-    names = row.key + row.filename + row.class_name
+    names = key + filename + class_name
     if not names.isprintable() and CONTROL.search(names):  # the first is much faster
         raise ValueError("a name holds a control character")
-    return row
+    return Row(key, filename, split, shard, position, label, class_name, image_format, *size, turn, crc, sha256)
 
 
 def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None) -> Iterator[Row]:

@@ -211,8 +211,8 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
         data = read_bytes(path, _MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{path}: no manifest here: {_what_else(Path(directory))}") from None
-    content = documents.checked(parse_json(data, path), dict[str, Any], path)
-    version = content.get("format_version")
+    content = parse_json(data, path)
+    version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(f"format version {version!r:.80}, this tfpipe reads version {FORMAT_VERSION}", path=path)
     manifest = documents.checked(content, Manifest, path)
