@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import open_regular
-from tfpipe.records.manifest import CATALOG_NAME, CONTROL, Manifest, index_file
+from tfpipe.records.manifest import CATALOG_NAME, CONTROL, MAX_TEXT, Manifest, index_file
 from tfpipe.records.schema import UNLABELLED
 from tfpipe.records.tfrecord import FRAME_BYTES
 from tfpipe.records.words import exactly
@@ -64,8 +64,8 @@ def parse_row(fields: list[str]) -> Row:
     if not (in_range and 0 < min(size) <= max(size) < 1 << 31 and 0 < turn <= 8 and 0 <= crc < 1 << 32):
         raise ValueError("a number is out of its range")
     names = key + filename + class_name
-    if not names.isprintable() and CONTROL.search(names):  # the first is much faster
-        raise ValueError("a name holds a control character")
+    if len(names) > 3 * MAX_TEXT or (not names.isprintable() and CONTROL.search(names)):  # the second is the fast one
+        raise ValueError("a name is too long, or holds a control character")
     return Row(key, filename, split, shard, position, label, class_name, image_format, *size, turn, crc, sha256)
 
 

@@ -47,6 +47,7 @@ _MAX_NAME = 64  # characters; a shard's name must fit into the 255 bytes of a fi
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _MAX_BYTES = 64 << 20  # of a manifest: some 200,000 shards, or a million classes
 _MAX_COUNT = 1 << 63
+MAX_TEXT = 4096  # characters of a class's name, a key or a file's
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 
@@ -58,7 +59,9 @@ def check_name(kind: str, name: str) -> str:
         ValueError: it could not stand in a shard's file name that tensorflow-datasets can parse.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
-        raise ValueError(f"{kind} must be a letter, then at most {_MAX_NAME - 1} letters, digits or underscores (got {name!r})")
+        raise ValueError(
+            f"{kind} must be a letter, then at most {_MAX_NAME - 1} letters, digits or underscores (got {name!r:.200})"
+        )
     return name
 
 
@@ -231,8 +234,8 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
 def _problems(manifest: Manifest) -> Iterator[str]:
     """Yields what no data set can be, by field."""
     names = list(manifest.class_names)
-    if len(set(names)) < len(names) or any(map(CONTROL.search, names)):
-        yield "class_names: a name stands twice, or holds a line break or another control character"
+    if len(set(names)) < len(names) or any(map(CONTROL.search, names)) or max(map(len, names), default=0) > MAX_TEXT:
+        yield f"class_names: a name stands twice, has more than {MAX_TEXT} characters, or a control character"
     if sorted(manifest.companions) != sorted(COMPANION_NAMES) or not all(map(_SHA256.fullmatch, manifest.companions.values())):
         yield f"companions: must be a SHA-256 for each of {', '.join(COMPANION_NAMES)}"
     for field, name in (("name", manifest.name), *(("splits", split) for split in manifest.splits)):
