@@ -93,8 +93,12 @@ def decode(task: DecodeTask, report: Callable[[int, int], None]) -> tuple[int, l
                 continue
             num_decoded, num_bytes = num_decoded + 1, num_bytes + len(record.encoded)
             try:
-                images.read_header(record.encoded, max_pixels=images.TENSORFLOW_MAX_PIXELS, decode=True)
+                header = images.read_header(record.encoded, max_pixels=images.TENSORFLOW_MAX_PIXELS, decode=True)
+                facts, told = ((of.format, of.height, of.width) for of in (header, record))
+                problem = "" if facts == told else f"the image's format, height and width are {facts}, the record has {told}"
             except RejectedImage as error:
-                found.append(Damaged(task.path, offset, record.filename, f"{error.reason}: {error}"))
+                problem = f"{error.reason}: {error}"
+            if problem:
+                found.append(Damaged(task.path, offset, record.filename, problem))
     report(len(task.offsets), num_bytes)
     return num_decoded, found

@@ -236,6 +236,8 @@ class _ShardCheck:
         problems = self._row_problems(record, data, row)
         if digest.hexdigest() != record.sha256:
             problems.append(f"the picture's SHA-256 is {digest.hexdigest()}, the record says {record.sha256}")
+        if schema.encode(record) != data:  # two readers may understand it differently
+            problems.append("the record has these features, but not the bytes that tfpipe writes for them")
         problems += self._label_problems(record)
         if problems:
             message = f"record {position} ({record.key}): {'; '.join(problems)}"

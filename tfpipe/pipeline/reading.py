@@ -146,6 +146,15 @@ class RecordReader:
         except DataError as error:
             raise self.error(position, error.message) from None
 
+    def check_label(self, position: int, data: bytes) -> None:
+        """Raises `DataError` if a record's label is not the one that the catalogue lists."""
+        try:
+            label = schema.decode(data).label
+        except DataError:  # the decoder's to tell
+            return
+        if label != self.labels[position]:
+            raise self.error(position, f"its label is {label}, the catalogue says {self.labels[position]}")
+
     def read_batch(self, positions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Returns the data of several records, an object array of bytes: b"" where one is not what it should be.
 
