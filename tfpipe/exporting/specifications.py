@@ -13,14 +13,14 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from tfpipe.records import arguments
-from tfpipe.records.errors import DataError
+from tfpipe.pipeline.presets import Resize
+from tfpipe.records import arguments, documents
+from tfpipe.records.errors import DataError, lines_of
+from tfpipe.records.files import parse_json
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
-
-if TYPE_CHECKING:
-    from tfpipe.pipeline.decoding import Resize
 
 FILE_NAME = "preprocessing.json"
 LABELS_NAME = "labels.txt"
@@ -77,13 +77,12 @@ def from_json(text: str | bytes, path: str | os.PathLike[str]) -> Specification:
     from tfpipe.pipeline import decoding  # here: the names of files are known without TensorFlow
 
     try:
-        facts: dict[str, Any] = json.loads(text)
+        facts: dict[str, Any] = parse_json(text.encode() if isinstance(text, str) else text, Path(path))
         if facts.pop("format_version") != FORMAT_VERSION:
             raise DataError(f"{FILE_NAME} is of another version of tfpipe than this one reads ({FORMAT_VERSION})", path=path)
-        facts["class_names"], facts["image_size"] = tuple(facts["class_names"]), tuple(facts["image_size"])
-        specification = Specification(**facts)
+        specification = documents.checked(facts, Specification, Path(path))
         arguments.check(image_size=specification.image_size)
         decoding.check_mode(specification.resize)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"holds no specification of a model: {type(error).__name__}: {error}", path=path) from error
+    except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
+        raise DataError(f"holds no specification of a model: {lines_of(error)[0]}", path=path) from error
     return specification

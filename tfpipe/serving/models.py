@@ -167,21 +167,22 @@ class Model:
         return tf.function(resize, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)], autograph=False)
 
 
-def load(path: str | os.PathLike[str], *, max_pixels: int = images.DEFAULT_MAX_PIXELS) -> Model:
+def load(path: str | os.PathLike[str], *, max_pixels: int = images.DEFAULT_MAX_PIXELS, trust: bool = False) -> Model:
     """Returns the model of a run's folder, a .keras file, or a file or folder of an export.
 
     Args:
         path: of the model.
         max_pixels: height times width above which a file is not decoded.
+        trust: whoever made the model: open it also where it holds Python code, or operations that do more than compute.
 
     Raises:
         ValueError: this is no path.
         FileNotFoundError: there is none.
-        DataError: it cannot be read, or is no model of tfpipe.
+        DataError: it cannot be read, is no model of tfpipe, is not what was written, or is not to be opened without `trust`.
         ImportError: its format needs an extra that is not installed.
     """
-    (max_pixels,) = arguments.check(max_pixels=max_pixels)
-    return Model(artefacts.load(path, "path"), max_pixels)
+    max_pixels, trust = arguments.check(max_pixels=max_pixels, trust=trust)
+    return Model(artefacts.load(path, "path", trust=trust), max_pixels)
 
 
 def _listed(inputs: Any) -> list[_Item]:

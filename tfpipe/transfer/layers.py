@@ -48,7 +48,10 @@ class Preprocessing(keras.layers.Layer):  # type: ignore[misc]
         elif self.mode == "tf":
             values = values / 127.5 - 1.0
         elif self.mode == "torch":
-            values = (values / 255.0 - ops.array(_TORCH_MEAN, "float32")) / ops.array(_TORCH_DEVIATION, "float32")
+            if isinstance(values, keras.KerasTensor):
+                values = _standardise_channels(values / 255.0)
+            else:
+                values = (values / 255.0 - ops.array(_TORCH_MEAN, "float32")) / ops.array(_TORCH_DEVIATION, "float32")
         elif self.mode == "unit":
             values = values / 255.0
         elif self.mode == "grey":
@@ -63,6 +66,16 @@ class Preprocessing(keras.layers.Layer):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """Returns what builds the layer anew."""
         return {**super().get_config(), "mode": self.mode, "resize": self.resize}
+
+
+def _standardise_channels(values: keras.KerasTensor) -> keras.KerasTensor:
+    """Does what `Preprocessing` does with "torch", in operations for a file: with the same bits.
+
+    From a file, an array of constants is no constant to TensorFlow, which then divides where it multiplies by the inverse.
+    """
+    numbers = enumerate(zip(_TORCH_MEAN, _TORCH_DEVIATION, strict=True))
+    channels = [(values[..., index : index + 1] - mean) / deviation for index, (mean, deviation) in numbers]
+    return ops.concatenate(channels, axis=-1)
 
 
 @keras.saving.register_keras_serializable("tfpipe")
