@@ -112,8 +112,8 @@ def test_a_damaged_record_is_a_crossed_tile(tmp_path, caplog):
     ("place", "reason"),
     [
         ("nothing", "the shard cannot be read: No such file or directory"),
-        ("folder", "the shard is no regular file"),
-        ("pipe", "the shard is no regular file"),
+        ("folder", "not a regular file"),
+        ("pipe", "not a regular file"),
     ],
 )
 def test_a_shard_that_is_not_there_is_crossed_tiles(tmp_path, caplog, place, reason):
@@ -256,7 +256,7 @@ def test_wrong_arguments(tmp_path):
         with pytest.raises(ValueError, match=message):
             show(out, tmp_path / "sheet.png", **options)
     (out / "index" / os.listdir(out / "index")[0]).unlink()
-    with pytest.raises(DataError, match="the index of a shard is missing"):
+    with pytest.raises(DataError, match="idx: missing, though the manifest lists it"):
         show(out, tmp_path / "sheet.png")
 
 

@@ -9,7 +9,6 @@ import functools
 import heapq
 import io
 import os
-import stat
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +19,7 @@ from tfpipe.records import arguments, seeds, tfrecord
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import Row, read_split
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import open_regular
 from tfpipe.records.manifest import Manifest
 from tfpipe.records.schema import UNLABELLED, Record
 from tfpipe.records.words import plural
@@ -97,6 +97,7 @@ def show(
     manifest = manifests.load(directory)
     sheets.check_target(Path(output), Path(directory), "contact sheet")  # before the drawing, which takes a while
     names = list(manifest.splits) if split is None else [split]
+    manifests.check_hashes(directory, manifest, names)
     groups = _groups(Path(directory), manifest, names, per_class, max_classes, seed)
     title, detail = _header(manifest, names, per_class, max_classes, seed)
     sheet = sheets.Sheet(title, [detail], [_panel(group, tile) for group in groups], tile=tile, font=font)
@@ -178,9 +179,7 @@ def _thumbnail(sample: Sample, tile: int) -> Image.Image:
 
 def _stored(sample: Sample) -> Record:
     try:
-        if not stat.S_ISREG(os.stat(sample.shard).st_mode):  # opening a named pipe would wait for a writer
-            raise DataError("the shard is no regular file", path=sample.shard)
-        with open(sample.shard, "rb") as file:
+        with open_regular(sample.shard) as file:
             data = tfrecord.read_frame(file, sample.offset, os.fstat(file.fileno()).st_size, sample.shard)
     except OSError as error:
         raise DataError(f"the shard cannot be read: {error.strerror or error}", path=sample.shard) from None

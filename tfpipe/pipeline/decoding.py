@@ -64,9 +64,12 @@ def parse_batch(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     features |= {name: tf.io.FixedLenFeature([], tf.int64, tf.int64.min) for name in integers}
     parsed: dict[str, tf.Tensor] = tf.io.parse_example(serialized, features)
     absent = [parsed[name] == (_ABSENT if name in strings else tf.int64.min) for name in features]
-    failed, encoded = tf.reduce_any(absent, axis=0), parsed[schema.ENCODED]
-    encoded = tf.cond(tf.reduce_any(failed), lambda: tf.where(failed, _ABSENT, encoded), lambda: encoded)  # where copies
-    return {**parsed, schema.ENCODED: encoded}
+    return {**parsed, schema.ENCODED: without(tf.reduce_any(absent, axis=0), parsed[schema.ENCODED])}
+
+
+def without(failed: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
+    """Returns files, string [N], with one that no decoder takes for a picture in the place of each that failed, bool [N]."""
+    return tf.cond(tf.reduce_any(failed), lambda: tf.where(failed, _ABSENT, encoded), lambda: encoded)  # where copies
 
 
 def decode_image(encoded: tf.Tensor, orientation: tf.Tensor | int = 1) -> tf.Tensor:

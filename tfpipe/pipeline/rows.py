@@ -6,6 +6,7 @@ and its augmentation, so that any thread can make any row.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +61,11 @@ class Rows:
     names: bool
     layout: dict[str, tuple[tf.DType, tf.TensorShape]] = field(default_factory=dict, init=False)
 
+    @functools.cached_property
+    def _labels(self) -> tf.Tensor:
+        with tf.init_scope():  # of no graph, so that every graph can use them
+            return tf.constant(self.reader.labels)
+
     def epoch(self, start: Any) -> tf.data.Dataset:
         """Returns the rows from one that begins a step to the end of its epoch: "start" and "row", int64 [N] each.
 
@@ -92,6 +98,9 @@ class Rows:
         features = decoding.parse_batch(batch["serialized"])
         label, orientation = features[schema.LABEL], tf.cast(features[schema.ORIENTATION], tf.int32)
         mask = batch["position"] >= 0
+        listed = tf.where(mask, tf.cast(tf.gather(self._labels, tf.maximum(batch["position"], 0)), tf.int64), label)
+        features[schema.ENCODED] = decoding.without(label != listed, features[schema.ENCODED])
+        label = listed
         if self.new_labels is not None:
             label = tf.where(mask, tf.gather(tf.constant(self.new_labels, tf.int64), tf.maximum(label, 0)), label)
         columns = {"start": batch["start"], "row": batch["row"], "label": label, "mask": mask, "orientation": orientation}
@@ -208,6 +217,7 @@ class Rows:
             DataError: the record is damaged.
         """
         serialized = self.reader.read(position)
+        self.reader.check_label(position, serialized)
         numbers = {"start": 0, "row": 0, "position": position, "epoch": epoch}
         batch = {name: tf.constant([number], tf.int64) for name, number in numbers.items()}
         try:

@@ -262,18 +262,22 @@ def open_descriptor(path: str | os.PathLike[str]) -> int:
         DataError: it is no regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    status = os.fstat(descriptor)
-    if stat.S_ISREG(status.st_mode) and status.st_size:
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
-    if stat.S_ISREG(status.st_mode):
-        return os.open(os.devnull, os.O_RDONLY)  # as empty, and never a file of /proc, which has no size and may wait
     raise DataError("not a regular file", path=path)
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """Opens a file to read its bytes, see `open_descriptor`."""
-    return open(open_descriptor(path), "rb")
+    """Opens a file to read its bytes, see `open_descriptor`; one without a size is empty.
+
+    Those of /proc have none, whatever they hold, and some wait for more.
+    """
+    file = open(open_descriptor(path), "rb")  # noqa: SIM115 (the caller closes it)
+    if os.fstat(file.fileno()).st_size:
+        return file
+    file.close()
+    return open(os.devnull, "rb")
 
 
 def read_bytes(path: str | os.PathLike[str], most_bytes: int | None = None) -> bytes:

@@ -116,6 +116,7 @@ def _shortened(name: str) -> str:
     shown = "".join(character if character.isprintable() else "?" for character in name)
     if display_width(shown) <= _MAX_NAME:
         return shown
+    shown = shown[:_MAX_NAME]
     while display_width(shown) > _MAX_NAME - 3:
         shown = shown[:-1]
     return shown + "..."
