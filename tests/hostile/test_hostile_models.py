@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import write
-from evaluation_fixtures import build_pictures, make_classifier
+from evaluation_fixtures import build_pictures, make_classifier, make_table
 from export_fixtures import FORMATS, exported
 from tensorflow.lite.tools import flatbuffer_utils
 from tensorflow.python.framework import op_def_registry
@@ -21,7 +21,7 @@ import tfpipe
 from tfpipe.exporting import artefacts, freezing, model_card, operations, seals, sourcing, specifications, tflite_metadata
 from tfpipe.records import checksums
 from tfpipe.records.errors import DataError
-from tfpipe.transfer import features, journal, predictions, run_folders, states
+from tfpipe.transfer import features, journal, metrics, predictions, run_folders, states
 
 pytestmark = pytest.mark.tf
 
@@ -464,6 +464,29 @@ def test_a_run_of_other_types_has_no_card(exported, tmp_path, change):
     write(tmp_path / "run.json", json.dumps(RUN | change).encode())
     with pytest.raises(DataError, match=r"run\.json: not as tfpipe writes it"):
         model_card.render(specification, run=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"accuracy": "1"},
+        {"accuracy_interval": [0.5]},
+        {"per_class": {}},
+        {"binary": 5},
+        {"confusion": {"class_names": ["a", "b"], "cells": [[0, 2, 1]]}},
+        {"confusion": {"class_names": ["a", "b"], "cells": [[0, -1, 1]]}},
+        {"confusion": {"class_names": ["a", "b"], "matrix": [[0, 1], [0, 0], [0, 1]]}},
+        {"confusion": {"class_names": ["a", "b"]}},
+        {"top_k": [1.0]},
+    ],
+)
+def test_metrics_of_other_types_are_refused(tmp_path, change):
+    content = metrics.measure(make_table([0, 1, 1], [[0.5, 0.5], [0.25, 0.75], [0.75, 0.25]]))
+    write(tmp_path / "metrics.json", json.dumps(content).encode())
+    assert metrics.load(tmp_path)["count"] == 3
+    write(tmp_path / "metrics.json", json.dumps(content | change).encode())
+    with pytest.raises(DataError, match=r"metrics\.json: (not as tfpipe writes it|its confusion matrix)"):
+        metrics.load(tmp_path)
 
 
 def test_a_state_that_would_inflate_is_refused(tmp_path):
