@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TRUST = "a model is a program: open it only if you trust whoever made it, with trust=True (--trust)"
+TRUST = "a model is a program: open it only if you trust whoever made it, with trust (--trust)"
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
