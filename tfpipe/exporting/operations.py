@@ -126,7 +126,7 @@ def _foreign(operations: Iterable[str]) -> list[str]:
 def _known() -> frozenset[str]:
     modules = [name if "_ops" in name else f"{name}_ops" for name in _FAMILIES.split()]
     names = [name for module in modules for name in vars(importlib.import_module(f"tensorflow.python.ops.gen_{module}"))]
-    return (frozenset(name for name in names if name[:1].isupper()) | {*_MORE.split()}) - _EXCEPT
+    return (frozenset(name for name in names if name[:1].isupper() and name[:3] != "TV_") | {*_MORE.split()}) - _EXCEPT
 
 
 def check(found: Sequence[str], path: str | os.PathLike[str], *, trust: bool) -> None:
