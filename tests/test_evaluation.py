@@ -606,8 +606,9 @@ def test_the_command_shows_what_it_found_whatever_becomes_of_the_report(
 
 @pytest.mark.usefixtures("quick")
 def test_the_command_loads_a_model_of_any_form(plain, classifier, saved, shards, tmp_path, monkeypatch, tool):
-    monkeypatch.setattr("tfpipe.exporting.artefacts.load", {saved: Exported(classifier)}.__getitem__)
-    given = {"_MODEL": saved, "_DATA": shards, "_OUTPUT": tmp_path, "_REPORT": False}
+    known = {(saved, True): Exported(classifier)}
+    monkeypatch.setattr("tfpipe.exporting.artefacts.load", lambda path, *, trust: known[path, trust])
+    given = {"_TRUST": True, "_MODEL": saved, "_DATA": shards, "_OUTPUT": tmp_path, "_REPORT": False}
     for name, value in given.items():
         monkeypatch.setattr(tool, name, types.SimpleNamespace(value=value))
     assert tool.main([]) is None
