@@ -210,6 +210,6 @@ _RULES: dict[str, Rule] = {
         ("cache_prefix", "deepen", "extend", "half", "near_duplicates", "overwrite", "progress", "repeat", "report"), _flag
     ),
     **dict.fromkeys(("scaled_decode", "tensorboard", "train_batch_norm", "training"), _flag),
-    **dict.fromkeys(("backbone", "checkpoint", "feature_layer", "id_column", "label_pattern"), _text),
-    **dict.fromkeys(("model_name", "preprocessing", "value_column"), _text),
+    **dict.fromkeys(("backbone", "checkpoint", "feature_layer", "id_column", "label_column", "label_pattern"), _text),
+    **dict.fromkeys(("model_name", "path_column", "preprocessing", "value_column"), _text),
 }

@@ -250,19 +250,25 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no regular file.
+        DataError: it is no regular file, or one that the kernel makes up (/proc/kmsg), which may wait, too.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and (status.st_size or not _is_made_up(status.st_dev)):
         return open(descriptor, "rb")
     os.close(descriptor)
     raise DataError("not a regular file", path=path)
 
 
+def _is_made_up(device: int) -> bool:
+    """True for the file systems of /proc and /sys, whose files have no size and yet give bytes."""
+    return any(os.path.isdir(place) and os.stat(place).st_dev == device for place in ("/proc", "/sys"))
+
+
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Returns all bytes of a regular file, see `open_regular`."""
+    """Returns the bytes of a regular file, as many as its size says, see `open_regular`."""
     with open_regular(path) as file:
-        return file.read()
+        return file.read(os.fstat(file.fileno()).st_size)
 
 
 def read_json(path: Path) -> Any:
@@ -277,6 +283,9 @@ def read_json(path: Path) -> Any:
     except ValueError as error:
         raise DataError(f"cannot be understood: {error}", path=path) from None
 
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
+"""What the names of images end with, in lower case."""
 
 _LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r", "__macosx"))  # what file managers and archivers leave behind
 
