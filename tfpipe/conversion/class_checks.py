@@ -106,10 +106,8 @@ def _levels(state: State, options: Options, _: Mapping[str, int]) -> Iterator[_F
         return
     repeated = {inside for inside, count in Counter(one for group in below.values() for one in group).items() if count > 1}
     if len(repeated) > 1:
-        message = (
-            f"the folders {_some(below)} are taken for classes, and {_some(repeated)} repeat in them: if the latter are the"
-        )
-        remedy = "classes, or splits, move them to the top or name the images in a table"
+        message = f"the folders {_some(below)} are taken for classes, and {_some(repeated)} repeat in them: if these are"
+        remedy = "the classes, or splits, move them to the top or name the images in a table"
         yield _Finding(f"{message} {remedy}{'; else pass layout=folders' if options.guessed else ''}", options.guessed)
 
 
