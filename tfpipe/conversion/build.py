@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tfpipe.conversion.csv_rows import Choice
-from tfpipe.conversion.items import SPLIT_NAMES
+from tfpipe.conversion.items import SPLIT_NAMES, one_split
 from tfpipe.conversion.options import DEFAULT_SHARD_BYTES, Options
 from tfpipe.conversion.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
 from tfpipe.conversion.steps import Build
@@ -168,8 +168,8 @@ def _renamed(argument: str, given: Mapping[Any, Any], names: Mapping[str, str]) 
     for name, split in renamed.items():
         if name != split:
             _log.info("%s: split %r is taken as %r", argument, name, split)
-    if len(set(renamed.values())) < len(renamed):
-        raise ValueError(f"{argument}: {' and '.join(map(str, renamed))} would be one split")
+    if double := one_split(renamed):
+        raise ValueError(f"{argument}: {double} would be one split")
     return {renamed[name]: value for name, value in given.items()}
 
 

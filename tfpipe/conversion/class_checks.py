@@ -102,7 +102,8 @@ def _levels(state: State, options: Options, _: Mapping[str, int]) -> Iterator[_F
     if len(below) == 1:
         ((name, inside),) = below.items()
         message = f"{places[name]}: the one class, {name!r}, holds only folders, {_some(inside)}: if these are the classes"
-        yield _Finding(f"{message}, pass this folder as the input", True)
+        of_split = " of its split (input=SPLIT=DIR)" if has_splits else ""
+        yield _Finding(f"{message}, pass this folder as the input{of_split}", True)
         return
     repeated = {inside for inside, count in Counter(one for group in below.values() for one in group).items() if count > 1}
     if len(repeated) > 1:

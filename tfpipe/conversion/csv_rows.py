@@ -56,7 +56,7 @@ def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> It
     """
     with tables.opened(path) as table:
         path_column, label_column = _columns(table, choice)
-        finder = _Finder((choice.images or path.parent).absolute())
+        finder = _Finder(os.path.abspath(choice.images or path.parent))
         rows = _Rows(table, split, choice.split_names, path_column, label_column, finder, notes)
         missing: list[Rejection] = []
         found = False
@@ -149,7 +149,7 @@ class _Rows(NamedTuple):
             there = "" if os.path.lexists(os.path.join(self.finder.base, given)) else f"{_NOT_FOUND}, and "
             raise LookupError(f"{there}the path leads out of the folder: pass images=DIR that holds it, or give the row an id")
         filename = relative if inside else f"{given_id}{PurePosixPath(given).suffix}"
-        if PurePosixPath(filename).is_absolute() or ".." in PurePosixPath(filename).parts:
+        if filename.startswith("/") or ".." in filename.split("/"):
             raise LookupError("the id names the file to be, and would lead out of its folder")
         source, found, status = self.finder.find(relative if inside else given)
         return given_id or found or relative, found or filename, source, status
@@ -172,14 +172,14 @@ def _at(place: str) -> str:
 class _Finder:
     """Finds files below a folder by a path, a path in another Unicode form, or an id, which is a name without its ending."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: str) -> None:
         self.base = base
         self._index: dict[str, list[str]] | None = None
 
     def below(self, given: str) -> str:
         """Returns an absolute path that leads into the folder as a relative one, and any other as it is."""
         if os.path.isabs(given):
-            for base in (os.path.abspath(self.base), os.path.realpath(self.base)):
+            for base in (self.base, os.path.realpath(self.base)):
                 if (path := os.path.normpath(given)).startswith(f"{base}{os.sep}"):
                     return os.path.relpath(path, base)
         return given
@@ -226,7 +226,7 @@ class _Finder:
         name = os.path.basename(first.path)
         known = (path for paths in (self._index or {}).values() for path in paths)
         elsewhere = next((os.path.dirname(path) for path in known if os.path.basename(path) == name), "")
-        hint = f"; {name!r} is in {self.base / elsewhere}" if elsewhere else ""
+        hint = f"; {name!r} is in {os.path.join(self.base, elsewhere)}" if elsewhere else ""
         return DataError(
             f"none of its {plural(len(missing), 'path')} in column {column!r} leads to a file, as {first.key!r}"
             f"{first.message.removeprefix(_NOT_FOUND)}; looked in {self.base} for the path itself, for it in another Unicode"

@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tfpipe.records.errors import DataError
 
@@ -26,6 +27,12 @@ SPLIT_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("val", "validation", "valid", "dev"), "val"),
 }
 """What a split of a usual name, in lower case, is called here, wherever it is named."""
+
+
+def one_split(by_name: Mapping[Any, Any]) -> str:
+    """Returns "val and valid", the names that stand for one split, or ""."""
+    splits = list(by_name.values())
+    return " and ".join(str(name) for name, split in by_name.items() if splits.count(split) > 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from tfpipe.conversion import csv_rows, hdf5, prepared
 from tfpipe.conversion.csv_rows import CONTROL, Choice
-from tfpipe.conversion.items import SPLIT_NAMES, Item, Listing, Notes, Rejection, Source
+from tfpipe.conversion.items import SPLIT_NAMES, Item, Listing, Notes, Rejection, Source, one_split
 from tfpipe.records import tables, walking
 from tfpipe.records.files import is_hidden
 
@@ -208,8 +208,8 @@ def _split_by_folder(root: Path, to_be_cut: bool, notes: Notes) -> SplitOf:
             f"{root}: beside the split folders {', '.join(by_folder)} stand {', '.join(others[:5])}: name each split's folder,"
             " as in --input=train=DIR,test=DIR2 and --unlabelled=test1=DIR3; or, if they are classes, cut them with --splits"
         )
-    if len(set(by_folder.values())) < len(by_folder):
-        raise ValueError(f"{root}: {' and '.join(by_folder)} would be one split: name the folders with --input")
+    if double := one_split(by_folder):
+        raise ValueError(f"{root}: {double} would be one split: name the folders with --input, or join them")
 
     notes.renamed |= {name: split for name, split in by_folder.items() if name != split}
 
