@@ -786,7 +786,7 @@ def test_a_split_partly_labelled_or_partly_given(tmp_path):
     for index in (1, 2):
         write(tmp_path / f"{index}.jpg", picture(index))
     table = write(tmp_path / "t.csv", b"path,label\n1.jpg,a\n2.jpg,\n")
-    with pytest.raises(tfpipe.DataError, match=r"line 3: 2\.jpg: the table has images with a label and others without"):
+    with pytest.raises(tfpipe.DataError, match=r"line 3: 2\.jpg: others of the table have a label, this one has none"):
         build(table, tmp_path / "out", layout="csv")
     for rows in (b"1.jpg,,train\n2.jpg,,\n", b"1.jpg,a,train\n2.jpg,a,\n"):
         write(table, b"path,label,split\n" + rows)

@@ -123,7 +123,7 @@ def test_empty_class_folders_are_named(tmp_path, caplog):
 def test_missing_values_are_no_classes_of_a_table(tmp_path, caplog, word):
     paths = [f"{index}.jpg" for index in range(4)]
     (line,) = refused(tmp_path, paths, table=rows("cat", word, "dog", word))
-    assert f"the class {word!r} of 2 images (line 3, line 5) looks like a missing value" in line
+    assert f"the class {word!r} of 2 images (line 3, line 5) is named like a missing value" in line
     if word.isalpha():  # a folder that somebody has made is a class
         (warning,) = warned(caplog, tmp_path / "b", ["cat/1.jpg", f"{word}/1.jpg"])
         assert "missing value" in warning
@@ -170,6 +170,7 @@ def test_what_training_refuses_is_said_at_build(tmp_path, caplog):
     build(tmp_path / "one", tmp_path / "1")
     assert "there is one class, 'a': training needs two or more" in caplog.text
     build(tmp_path / "two", tmp_path / "2")
+    assert "there is one image of each class in split 'train' and no split 'val': training cannot validate" in caplog.text
     assert "1 class has no image in split 'train', without which it cannot be trained on: 'c'" in caplog.text
     build({"learn": tmp_path / "two/train", "test": tmp_path / "two/test"}, tmp_path / "3")
     assert "no labelled split is called 'train', which training reads; there are learn, test" in caplog.text

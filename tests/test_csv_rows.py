@@ -141,12 +141,12 @@ def test_all_bad_rows_are_named_at_once_with_line_and_remedy(photos_and_table, t
         build(photos_and_table, tmp_path / "out")
     message = str(caught.value)
     for line, name in ((3, "1.jpg"), (5, "3.jpg"), (6, "4.jpg")):
-        assert f"t.csv: line {line}: {name}: the table has images with a label and others without, as this one: " in message
+        assert f"t.csv: line {line}: {name}: others of the table have a label, this one has none: fill it in" in message
     assert "line 8: 5.jpg: given more than once, rows that say the same: remove all but one: line 7 of t.csv (cat), " in message
     contradiction = "6.jpg: given more than once, rows that contradict each other, cat or dog: keep the right one: "
     assert f"line 9: {contradiction}line 9 of t.csv (cat), line 10 of t.csv (dog)" in message
     assert "line 11: the row has no path" in message
-    assert "no.jpg: there is no such file (line 12 of t.csv)" in message
+    assert "no.jpg: No such file or directory (line 12 of t.csv)" in message
     assert not (tmp_path / "out").exists()
 
 

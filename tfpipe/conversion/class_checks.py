@@ -139,7 +139,10 @@ def _singles(_: State, options: Options, counts: Mapping[str, int]) -> Iterator[
             "csv": "does label_column name the column of classes?",
         }.get(options.layout, "are these folders classes?")
         what = exactly(images, "image has", "images have")
-        yield _Finding(f"{what} {exactly(len(counts), 'class', 'classes')} ({_some(sorted(counts))}): {remedy}", True)
+        yield _Finding(
+            f"{what} {exactly(len(counts), 'class', 'classes')} ({_some(sorted(counts))}): {remedy}",
+            options.layout != "folders" or options.guessed,
+        )
 
 
 def _values(state: State, options: Options, counts: Mapping[str, int]) -> Iterator[_Finding]:
@@ -149,7 +152,7 @@ def _values(state: State, options: Options, counts: Mapping[str, int]) -> Iterat
         if name.lower() in _NO_VALUE:
             where = [row.rpartition(": ")[2] for (row,) in state.rows(_ROWS_OF, (name, _SHOWN)) if row]
             lines = f" ({', '.join(where)}{', ...' if counts[name] > len(where) else ''})" if where else ""
-            message = f"the class {name!r} of {plural(counts[name], 'image')}{lines} looks like a missing value"
+            message = f"the class {name!r} of {plural(counts[name], 'image')}{lines} is named like a missing value"
             yield _Finding(f"{message}: leave those images out, or give them a class", by_table)
     several = [name for name in sorted(counts) if _SEVERAL.search(name) or _is_list(name, counts)]
     if several:
@@ -207,6 +210,9 @@ def _for_training(state: State, class_names: Sequence[str]) -> Iterator[str]:
         if lacking:
             what = plural(len(lacking), "class has", "classes have")
             yield f"{what} no image in split 'train', without which it cannot be trained on: {_some(lacking)}"
+        pairs = "SELECT 1 FROM inputs WHERE reason IS NULL AND split = 'train' GROUP BY label HAVING count(DISTINCT sha256) > 1"
+        if not state.value(pairs) and "val" not in counts:
+            yield "there is one image of each class in split 'train' and no split 'val': training cannot validate"
     elif set(labelled) - {"test", "val"}:
         yield f"no labelled split is called 'train', which training reads; there are {', '.join(sorted(labelled))}"
     if "train" in labelled and "val" in counts and "val" not in labelled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -81,14 +82,14 @@ def _columns(table: tables.Table, choice: Choice) -> tuple[str, str]:
             f"{table.path}: the first line must name the columns path, label (empty for unlabelled images) and, optionally,"
             f" split and id, each once (got {table.columns}); say with path_column and label_column which are meant"
         )
-    if (path, label, table.separator) != ("path", "label", "commas"):
+    if (path, label, table.separator) != ("path", "label", "comma"):
         _log.info(
-            "%s: paths are taken from column %r, labels from %r, separated by %s", table.path, path, label, table.separator
+            "%s: paths are taken from column %r, labels from %r, separated by %ss", table.path, path, label, table.separator
         )
     return path, label
 
 
-_NOT_FOUND = "there is no such file"
+_NOT_FOUND = os.strerror(errno.ENOENT)
 
 
 class _Rows(NamedTuple):
@@ -108,7 +109,7 @@ class _Rows(NamedTuple):
         if not given:
             return Rejection(numbered, place, "bad_row", "the row has no path")
         if len(fields) > len(self.table.columns):
-            problem = f"the row has more fields than the header (quote paths that hold one of the {self.table.separator})"
+            problem = f"the row has more fields than the header (quote paths that hold a {self.table.separator})"
             return Rejection(numbered, place, "bad_row", problem)
         if CONTROL.search(given):
             return Rejection(numbered, place, "bad_row", "the path holds a control character")

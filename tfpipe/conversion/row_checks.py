@@ -33,8 +33,8 @@ def reject_rows(database: sqlite3.Connection, table: str) -> None:
     _reject(database, table, no_split, "given_split IS NULL", f"SELECT 1 FROM {table} WHERE {_ROWS} AND given_split NOT NULL")
     for (split,) in database.execute(f"SELECT DISTINCT given_split FROM {table} WHERE {_ROWS}").fetchall():
         others = f"SELECT 1 FROM {table} WHERE {_ROWS} AND class_name NOT NULL AND given_split IS :split"
-        where = f"split {split!r} has" if split else "the table has"
-        message = f"{where} images with a label and others without, as this one: fill it in, or give these a split of their own"
+        where = f"split {split!r}" if split else "the table"
+        message = f"others of {where} have a label, this one has none: fill it in, or give those without a split of their own"
         _reject(database, table, message, "class_name IS NULL AND given_split IS :split", others, split)
 
 

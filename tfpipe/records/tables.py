@@ -23,13 +23,13 @@ SUFFIXES = (".csv", ".tsv")
 FILE_COLUMNS = ("path", "file_path", "filepath", "file_name", "filename", "file", "image_path", "image", "image_name", "img")
 """What columns of paths are called, the likeliest first."""
 
-_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
 class Table(NamedTuple):
-    """An open table: its columns in lower case, and its rows as (line number, fields), blank lines left out.
+    """An open table: its columns in lower case, the word for its separator, and its rows as (line number, fields).
 
-    Iterating raises `DataError` where a line is not CSV in UTF-8.
+    Blank lines are left out. Iterating raises `DataError` where a line is not CSV in UTF-8.
     """
 
     path: Path

@@ -58,8 +58,8 @@ def _read_csv(file: Path) -> Iterator[Found]:
         if path_column is None or names.count(path_column) != 1 or names.count("id") > 1:
             columns = f"a column called path is needed, and perhaps one called id (there are: {', '.join(names)})"
             raise DataError(f"line 1 of a list of paths: {columns}", path=file)
-        if (path_column, table.separator) != ("path", "commas"):
-            _log.info("%s: paths are taken from column %r, separated by %s", file, path_column, table.separator)
+        if (path_column, table.separator) != ("path", "comma"):
+            _log.info("%s: paths are taken from column %r, separated by %ss", file, path_column, table.separator)
         for line, fields in table.rows:
             row = dict(zip(names, fields, strict=False))
             path, name = row.get(path_column, ""), row.get("id", "")
