@@ -13,7 +13,7 @@ from tfpipe.conversion.sources import DEFAULT_LABEL_PATTERN, list_sources
 from tfpipe.conversion.state import State
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
-WHOLE_NAMES = class_checks._WHOLE_NAMES.removeprefix("--label_pattern='").removesuffix("'")
+WHOLE_NAMES = class_checks._WHOLE_NAMES.removeprefix("label_pattern='").removesuffix("'")
 
 
 def question(root, paths, layout="folders", *, guessed=True, class_names=None, table=None, normalize="none"):

@@ -21,7 +21,7 @@ from prediction_fixtures import AWKWARD, NAMES, Averages, bad_files, kinds, left
 import tfpipe
 from tfpipe.records.errors import DataError
 from tfpipe.records.summary import display_width
-from tfpipe.serving import sources
+from tfpipe.serving import picture_files, sources
 from tfpipe.serving.prediction import predict
 from tfpipe.transfer import classifiers, predictions
 
@@ -231,6 +231,14 @@ def test_bad_pictures_are_rows_without_a_value(folder, tmp_path, columns):
 def written(model, inputs, folder, **options):
     predict(model, inputs, folder / "out.csv", progress=False, **{"columns": "label", **options})
     return read(folder / "out.csv")
+
+
+@pytest.mark.parametrize("target", ["/proc/kmsg", "/proc/self/mem", "/dev/zero", "/dev/tty"])
+def test_what_the_kernel_makes_up_is_not_read(folder, target):
+    if not os.path.exists(target):
+        pytest.skip(f"no {target} here")
+    os.symlink(target, folder / "link.jpg")
+    assert str(picture_files.read(str(folder / "link.jpg"))) == "unreadable: cannot be read: not a regular file"
 
 
 # Lists of paths

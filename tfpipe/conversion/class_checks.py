@@ -26,7 +26,7 @@ _FEW = 10  # images; of fewer, each may well be of another class
 _NO_VALUE = {"nan", "none", "null", "na", "n/a", "#n/a", "<na>", "?"}
 _SEVERAL = re.compile(r"[|;]|^\[.*\]$|^\{.*\}$")
 _NUMBERED = re.compile(r"(?P<words>[^\W\d_]+(?:[-._ ][^\W\d_]+)*)[-._ ]+\(?\d+\)?")
-_WHOLE_NAMES = r"--label_pattern='(?P<label>.+?)[-._ (]*\d+\)?\.\w+$'"
+_WHOLE_NAMES = r"label_pattern='(?P<label>.+?)[-._ (]*\d+\)?\.\w+$'"
 
 
 class _Finding(NamedTuple):
@@ -40,7 +40,7 @@ def check_names(names: Iterable[str]) -> None:
     """Raises `DataError` for names that could not stand one per line in a file that tensorflow-datasets strips."""
     broken = sorted(name for name in names if name != name.strip() or len(name.splitlines()) > 1)
     if broken:
-        raise DataError(f"a class name holds a line break, or begins or ends with a space: {broken[0]!r}")
+        raise DataError(f"a class name holds a line break, or begins or ends with a space: {_some(broken)}")
 
 
 def check_classes(state: State, options: Options, *, defined: bool) -> None:
