@@ -57,6 +57,7 @@ def test_columns_that_are_named(tmp_path):
 
 def test_ids_without_an_ending_in_another_folder(tmp_path):
     source = table(tmp_path / "tables", "id,label\n0a,cat\n1b,dog\nsub/2c,cat\n3.v2,dog\n")
+    (tmp_path / "images/0a").mkdir(parents=True)  # a folder is no image
     for name in ("0a.jpg", "deep/1b.PNG", "sub/2c.jpeg", "3.v2.jpg", "0a.txt", "0a.json"):
         write(tmp_path / "images" / name, b"x")
     taken, rejected = listed(source, images=tmp_path / "images")

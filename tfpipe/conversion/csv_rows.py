@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -126,11 +127,9 @@ class _Rows(NamedTuple):
             key, filename, source, status = self._named(given, given_id)
         except LookupError as error:
             return Rejection(given_id or given, place, "bad_row", str(error.args[0]))
-        except FileNotFoundError:
-            path = os.path.join(self.finder.base, given)
-            return Rejection(given_id or os.path.normpath(given), path, "unreadable", f"{_NOT_FOUND} ({_at(place)})")
         except OSError as error:
-            return Rejection(given_id or given, str(error.filename), "unreadable", f"{error.strerror} ({_at(place)})")
+            key, path = given_id or os.path.normpath(given).replace(os.sep, "/"), os.path.join(self.finder.base, given)
+            return Rejection(key, path, "unreadable", f"{error.strerror or _NOT_FOUND} ({_at(place)})")
         if not stat.S_ISREG(status.st_mode):
             return Rejection(key, source, "unreadable", f"not a regular file ({_at(place)})")
         label = cells.get(self.label_column) or None
@@ -152,7 +151,7 @@ class _Rows(NamedTuple):
         filename = relative if inside else f"{given_id}{PurePosixPath(given).suffix}"
         if filename.startswith("/") or ".." in filename.split("/"):
             raise LookupError("the id names the file to be, and would lead out of its folder")
-        source, found, status = self.finder.find(relative if inside else given)
+        source, found, status = self.finder.find(given, relative if inside else "")
         return given_id or found or relative, found or filename, source, status
 
 
@@ -185,29 +184,32 @@ class _Finder:
                     return os.path.relpath(path, base)
         return given
 
-    def find(self, given: str) -> tuple[str, str, os.stat_result]:
+    def find(self, given: str, relative: str) -> tuple[str, str, os.stat_result]:
         """Returns (path of the file that is meant, its path below the folder where that was found by an id, its status).
+
+        Args:
+            given: the path or id.
+            relative: where that is below the folder, or "" where it is not.
 
         Raises:
             LookupError: an id belongs to several files.
             OSError: there is no such file.
         """
         path = os.path.join(self.base, given)
-        try:
-            return path, "", os.stat(path)
-        except FileNotFoundError:
-            if os.path.isabs(given):
-                raise
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(path)
+            if not stat.S_ISDIR(status.st_mode):
+                return path, "", status
         if self._index is None:
             self._index = self._walked()
-        name = unicodedata.normalize("NFC", os.path.normpath(given))
+        name = unicodedata.normalize("NFC", relative)
         found = sorted(set(self._index.get(name, ())))
-        if not found:
-            raise FileNotFoundError(path)
         if len(found) > 1:
             raise LookupError(f"{given!r} may be any of {', '.join(found[:5])}: write the path of the one that is meant")
-        path = os.path.join(self.base, found[0])
-        return path, "" if unicodedata.normalize("NFC", found[0]) == name else found[0], os.stat(path)
+        if found:
+            path = os.path.join(self.base, found[0])
+        is_by_id = bool(found) and unicodedata.normalize("NFC", found[0]) != name
+        return path, found[0] if is_by_id else "", os.stat(path)
 
     def _walked(self) -> dict[str, list[str]]:
         index: dict[str, list[str]] = {}

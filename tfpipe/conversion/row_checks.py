@@ -50,14 +50,14 @@ def _reject(
 
 def _of_one_key(key: str, rows: list[tuple[int, str, str | None, str | None, str]]) -> list[tuple[str, str, int]]:
     """Returns (message, new key, row id) of each row of a key that is to be rejected."""
-    says = {tuple(row[2:]) for row in rows}
+    says = {(*row[2:4], os.path.normpath(row[4])) for row in rows}
     labels = list(dict.fromkeys(row[2] or "no label" for row in rows))
     lines = ", ".join(f"{_place(row[1])} ({row[2] or 'no label'}{f', {row[3]}' if row[3] else ''})" for row in rows)
     if len(says) == 1:
         what = "say the same: remove all but one"
     elif len(labels) > 1:
         what = f"contradict each other, {' or '.join(labels)}: keep the right one"
-    elif len({row[4] for row in rows}) > 1:
+    elif len({path for *_, path in says}) > 1:
         what = "name different files: give them ids that differ"
     else:
         what = "name different splits: keep one"
