@@ -172,6 +172,16 @@ def test_rows_without_a_split_or_with_one_that_cannot_be_are_rows(tmp_path):
     assert build(source, tmp_path / "out", on_error="skip").splits["train"].num_records == 2
 
 
+def test_a_path_that_is_given_in_every_row_is_told_in_short_lines(tmp_path):
+    write(tmp_path / "1.jpg", picture(1))
+    rows = [f"1.jpg,{index}" for index in range(2000)]
+    with pytest.raises(DataError) as caught:
+        build(write(tmp_path / "t.csv", "\n".join(["path,label", *rows]).encode()), tmp_path / "out")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2001
+    assert all(line.endswith("line 6 of t.csv (4) and 1995 more") for line in lines[1:])
+
+
 def test_two_tables_that_name_one_image_say_both_lines(tmp_path):
     write(tmp_path / "1.jpg", picture(1))
     for name in ("train", "test"):

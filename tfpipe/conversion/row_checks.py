@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 
+_SHOWN = 5  # rows in the message of each
 _ROWS = "row != '' AND kind != ''"  # of tables, and not rejected yet
 
 
@@ -21,10 +22,8 @@ def reject_rows(database: sqlite3.Connection, table: str) -> None:
         return
     twice = f"SELECT key FROM {table} WHERE kind != '' GROUP BY key HAVING count(*) > 1 AND min(row) != ''"
     groups: dict[str, list[tuple[int, str, str | None, str | None, str]]] = {}
-    query = (
-        f"SELECT key, rowid, row, class_name, given_split, path FROM {table} WHERE {_ROWS} AND key IN ({twice}) ORDER BY rowid"
-    )
-    for key, *row in database.execute(query):
+    columns = "key, rowid, row, class_name, given_split, path"
+    for key, *row in database.execute(f"SELECT {columns} FROM {table} WHERE {_ROWS} AND key IN ({twice}) ORDER BY rowid"):
         groups.setdefault(key, []).append(tuple(row))
     changes = [change for key, rows in groups.items() for change in _of_one_key(key, rows)]
     update = f"UPDATE {table} SET kind = '', reason = 'bad_row', path = row, message = ?, key = ? WHERE rowid = ?"
@@ -52,11 +51,12 @@ def _of_one_key(key: str, rows: list[tuple[int, str, str | None, str | None, str
     """Returns (message, new key, row id) of each row of a key that is to be rejected."""
     says = {(*row[2:4], os.path.normpath(row[4])) for row in rows}
     labels = list(dict.fromkeys(row[2] or "no label" for row in rows))
-    lines = ", ".join(f"{_place(row[1])} ({row[2] or 'no label'}{f', {row[3]}' if row[3] else ''})" for row in rows)
+    shown = [f"{_place(row[1])} ({row[2] or 'no label'}{f', {row[3]}' if row[3] else ''})" for row in rows[:_SHOWN]]
+    lines = ", ".join(shown) + (f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")
     if len(says) == 1:
         what = "say the same: remove all but one"
     elif len(labels) > 1:
-        what = f"contradict each other, {' or '.join(labels)}: keep the right one"
+        what = f"contradict each other, {' or '.join(labels[:_SHOWN])}: keep the right one"
     elif len({path for *_, path in says}) > 1:
         what = "name different files: give them ids that differ"
     else:
