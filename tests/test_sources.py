@@ -237,3 +237,15 @@ def test_an_input_of_the_wrong_kind_is_named(tmp_path):
         listed({None: file}, "folders")
     with pytest.raises(ValueError, match="layout 'csv' takes a file"):
         listed({None: tmp_path}, "csv")
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.h5", "prepared"])
+def test_what_the_kernel_makes_up_is_no_input(tmp_path, name):
+    """/proc/kmsg says that it is a regular file of no bytes, and reading it waits."""
+    folder = tmp_path / "prepared"
+    write(folder / "dataset_info.json", b"{}")
+    os.symlink("/proc/kmsg", folder / "features.json")
+    os.symlink("/proc/kmsg", tmp_path / "x.csv")
+    os.symlink("/proc/kmsg", tmp_path / "x.h5")
+    with pytest.raises(DataError, match="not a regular file"):
+        listed({None: tmp_path / name}, guess_layout(tmp_path / name))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from tfpipe.conversion.items import Item, Listing, Notes, Source
 from tfpipe.records import example, tfrecord
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import open_regular, read_bytes
 from tfpipe.records.manifest import FEATURES_NAME, INFO_NAME
 from tfpipe.records.words import exactly
 
@@ -106,7 +107,7 @@ def _shard_items(split: str, path: Path, expected: int, layout: _Layout) -> Iter
 
 
 def _read(path: Path, offset: int, layout: _Layout) -> tuple[bytes, int]:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         data = tfrecord.read_frame(file, offset, path.stat().st_size, path)
     return _parse(data, layout, path, offset)
 
@@ -145,7 +146,7 @@ def _layout(folder: Path) -> _Layout:
         raise DataError(f"must have exactly one Image and one ClassLabel; its features: {listed}", path=folder / FEATURES_NAME)
     names_file = folder / f"{labels[0].replace('/', '.')}.labels.txt"
     if names_file.is_file():
-        class_names = names_file.read_text("utf-8").splitlines()
+        class_names = read_bytes(names_file).decode().splitlines()
     else:
         count = int(features[labels[0]].get("classLabel", {}).get("numClasses", 0))
         class_names = [str(label) for label in range(count)]
@@ -154,7 +155,7 @@ def _layout(folder: Path) -> _Layout:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
     except ValueError as error:
         raise DataError(f"not JSON ({error})", path=path) from None
     if not isinstance(content, dict):
