@@ -16,8 +16,8 @@ from tfpipe.records.seeds import derive
 DEFAULT_SHARD_BYTES = 128 << 20
 CHECKS = ("header", "decode")
 NORMALIZATIONS = ("none", "nfc")
-_LATER = {"check": "header", "normalize": "none", "path_column": None, "label_column": None}
-"""Options that came later, with the value that says what was done before: data sets keep their bytes."""
+# Options that older versions did not have.
+_LATER = {"check": CHECKS[0], "normalize": NORMALIZATIONS[0], "path_column": None, "label_column": None}
 _TOLERANCE = Fraction(1, 10**6)  # 0.333333 is a third
 
 
@@ -90,8 +90,8 @@ class Options:
         """Returns the options as the manifest and the state of a build keep them."""
         content = dataclasses.asdict(self)
         del content["guessed"]
-        for name, default in _LATER.items():
-            if content[name] == default:
+        for name, usual in _LATER.items():
+            if content[name] == usual:
                 del content[name]  # as before there was another
         return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
 

@@ -22,10 +22,10 @@ _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE inputs (
     key TEXT, filename TEXT, given_split TEXT, class_name TEXT, kind TEXT, path TEXT, place INTEGER,
-    file_bytes INTEGER, mtime_ns INTEGER, fatal INTEGER DEFAULT 1,
+    file_bytes INTEGER, mtime_ns INTEGER, fatal INTEGER DEFAULT 1, row TEXT DEFAULT '',
     sha256 TEXT, crc32c INTEGER, image_bytes INTEGER, format TEXT, height INTEGER, width INTEGER, channels INTEGER,
     orientation INTEGER, color TEXT, reason TEXT, message TEXT,
-    split TEXT, label INTEGER, rank BLOB, row TEXT DEFAULT ''
+    split TEXT, label INTEGER, rank BLOB
 );
 """
 _LISTED = "key, filename, given_split, class_name, kind, path, place, file_bytes, mtime_ns, fatal, reason, message, row"
