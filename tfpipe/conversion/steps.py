@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import tfpipe
 from tfpipe.conversion import plan, sidecars
-from tfpipe.conversion.items import Listing
+from tfpipe.conversion.items import Listing, Notes
 from tfpipe.conversion.options import Options
 from tfpipe.conversion.state import State
 from tfpipe.conversion.tasks import AuditTask, ShardTask
@@ -128,9 +128,16 @@ class Build(NamedTuple):
         listing = self.list_inputs()
         state.list_inputs(listing.items)
         plan.check_keys(state)
+        self._note(state, listing.notes)
         state.note("class_order", listing.class_names)
         state.note("options", self.options.as_json())
         return listing.class_names
+
+    def _note(self, state: State, notes: Notes) -> None:
+        for given, split in sorted(notes.renamed.items()):
+            _log.info("split %r is taken as %r", given, split)
+        state.note("hidden", notes.hidden)
+        state.note("empty_folders", notes.empty_folders)
 
     def _relist(self, state: State, workers: Workers) -> Sequence[str] | None:
         differences = self.options.differences(state.fact("options"))
@@ -143,6 +150,7 @@ class Build(NamedTuple):
         if differences:
             raise _Refusal(f"{self.directory}: the inputs of the unfinished build here have changed:" + _advice(differences))
         state.accept(reopen=state.fact("planned") is None)
+        self._note(state, listing.notes)
         return listing.class_names
 
     def _changed(self, state: State, workers: Workers) -> list[str]:
@@ -316,4 +324,5 @@ def _properties(state: State) -> dict[str, int]:
         name: state.value(f"SELECT count(*) FROM inputs WHERE reason IS NULL AND {query}") for name, query in queries.items()
     }
     copies = "SELECT count(*) - count(DISTINCT sha256) FROM inputs WHERE reason IS NULL"
-    return {**counts, "duplicates": state.value(copies)}
+    hidden = {f"passed over: {kind}": count for kind, count in sorted((state.fact("hidden") or {}).items())}
+    return {**counts, "duplicates": state.value(copies), **hidden}

@@ -22,7 +22,7 @@ from tfpipe.conversion import hdf5, prepared
 from tfpipe.records import images, schema, tfrecord
 from tfpipe.records.catalog import Row
 from tfpipe.records.errors import DataError, RejectedImage
-from tfpipe.records.files import written_atomically
+from tfpipe.records.files import open_regular, read_bytes, written_atomically
 from tfpipe.records.manifest import Shard, index_file
 from tfpipe.records.words import exactly
 
@@ -40,8 +40,7 @@ def read_picture(kind: str, path: str, place: int) -> bytes:
         return hdf5.read_picture(path, place)
     if kind == "tfrecord":
         return prepared.read_picture(path, place)
-    with open(path, "rb", buffering=0) as file:
-        return file.readall()
+    return read_bytes(path)
 
 
 class AuditTask(NamedTuple):
@@ -86,6 +85,10 @@ def _audit_one(kind: str, path: str, place: int, max_pixels: int, decode: bool) 
         data = b"" if problem else read_picture(kind, path, place)
     except OSError as error:
         return Audited(reason="unreadable", message=error.strerror or str(error))
+    except DataError as error:
+        if kind != "file":  # damage inside a file of many images is not one image's
+            raise
+        return Audited(reason="unreadable", message=error.message)
     if problem:
         return problem
     digest = hashlib.sha256(data).hexdigest()
@@ -108,7 +111,7 @@ def _audit_one(kind: str, path: str, place: int, max_pixels: int, decode: bool) 
 
 def _unfit(path: str, max_pixels: int) -> Audited | None:
     """Returns why a file is no picture where its size or first bytes say so: a film in the folder is not read whole."""
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path) as file:
         num_bytes, head = os.fstat(file.fileno()).st_size, file.read(_HEAD_BYTES)
     if num_bytes > _MAX_IMAGE_BYTES:
         return Audited(reason="too_large", message=f"{exactly(num_bytes, 'byte')}, a record holds {_MAX_IMAGE_BYTES}")
