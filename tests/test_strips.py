@@ -70,8 +70,8 @@ def read_everywhere(folder: Path) -> None:
         splits = {"train": 1.0}
         tfpipe.build_tfrecords(folder / inputs, folder / f"{step}", name="x", layout="flat", splits=splits, check="decode")
         for training in (False, True):
-            data = tfpipe.dataset(folder / f"{step}", "train", batch_size=count, image_size=SIZE, training=training, as_dict=True)
-            assert next(iter(data))["image"].shape == (count, *SIZE, 3)
+            data = tfpipe.dataset(folder / f"{step}", "train", batch_size=count, image_size=SIZE, training=training)
+            assert next(iter(data))[0].shape == (count, *SIZE, 3)
         files = sorted((folder / inputs).iterdir())
         assert graph(tf.constant([file.read_bytes() for file in files]))[1].numpy().all()
         model = Averages(image_size=SIZE)
