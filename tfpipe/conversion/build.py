@@ -19,6 +19,7 @@ from tfpipe.records.cores import count_cores
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 from tfpipe.records.locking import locked
 from tfpipe.records.manifest import Manifest, split_order
+from tfpipe.records.samples import USUAL
 
 _log = logging.getLogger("tfpipe")
 
@@ -45,6 +46,8 @@ def build_tfrecords(
     allow_leaks: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     check: str = "header",
+    png16: str = USUAL.png16,
+    background: str = USUAL.background,
     progress: bool = True,
 ) -> Manifest:
     """Writes pictures, byte for byte, into sharded TFRecords with a manifest, and returns the manifest.
@@ -77,6 +80,12 @@ def build_tfrecords(
         check: "header" looks at each file's headers and structure; "decode" follows its compressed data, too, and rejects what
             TensorFlow's decoder would only warn of, a JPEG that was cut in its scan, say; some 5 to 20 ms for a photo. A data
             set that is complete is looked at by `inspect_tfrecords verify --decode`.
+        png16: how PNG of 16 bits is read: "high_byte" takes that of each sample; "full_range" makes an image's darkest sample 0
+            and its brightest 255; "percentile" does so with the samples that 1 % and 99 % do not exceed. Significant bits that
+            a file declares (sBIT) are always obeyed. This and `background` change no record: the manifest holds them, and
+            whatever reads the data set, or a model that was trained on it, goes by them.
+        background: "keep" reads the colours of a transparent image as stored, whatever its alpha; "white" and "black" are laid
+            behind them.
         progress: show it on stderr (a bar on a terminal, log lines otherwise).
 
     Raises:
@@ -114,6 +123,8 @@ def build_tfrecords(
         allow_leaks=allow_leaks,
         max_pixels=max_pixels,
         check=check,
+        png16=png16,
+        background=background,
     )
     with locked(directory, "build") as descriptor:
         return Build(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tfpipe.records import arguments
 from tfpipe.records.errors import DataError
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.records.samples import USUAL, Samples
 
 if TYPE_CHECKING:
     from tfpipe.pipeline.decoding import Resize
@@ -41,6 +42,7 @@ class Specification:
         top_k: columns of "classes" and "scores".
         max_pixels: height times width above which a file is not decoded.
         version: of tfpipe.
+        samples: what becomes of 16 bits and of alpha in a file.
     """
 
     class_names: tuple[str, ...]
@@ -51,10 +53,14 @@ class Specification:
     top_k: int = 5
     max_pixels: int = DEFAULT_MAX_PIXELS
     version: str = ""
+    samples: Samples = USUAL
 
     def to_json(self) -> str:
         """Returns one JSON object, the same text for equal specifications."""
         facts = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        facts["samples"] = self.samples.options()
+        if not facts["samples"]:
+            del facts["samples"]  # as in files that were written before there was a choice
         return dump_json(facts, indent=2) + "\n"
 
 
@@ -81,6 +87,7 @@ def from_json(text: str | bytes, path: str | os.PathLike[str]) -> Specification:
         if facts.pop("format_version") != FORMAT_VERSION:
             raise DataError(f"{FILE_NAME} is of another version of tfpipe than this one reads ({FORMAT_VERSION})", path=path)
         facts["class_names"], facts["image_size"] = tuple(facts["class_names"]), tuple(facts["image_size"])
+        facts["samples"] = Samples(**facts.get("samples", {}))
         specification = Specification(**facts)
         arguments.check(image_size=specification.image_size)
         decoding.check_mode(specification.resize)

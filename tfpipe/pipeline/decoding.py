@@ -17,7 +17,9 @@ import tensorflow as tf
 
 from tfpipe.pipeline.presets import RESIZES as RESIZES
 from tfpipe.pipeline.presets import Resize as Resize
+from tfpipe.pipeline.stored import decode_stored
 from tfpipe.records import arguments, schema
+from tfpipe.records.samples import USUAL, Samples
 
 _STRINGS = (schema.ENCODED, schema.FORMAT, schema.FILENAME, schema.KEY, schema.SHA256, schema.CLASS_NAME)
 _INTEGERS = (schema.HEIGHT, schema.WIDTH, schema.CHANNELS, schema.ORIENTATION, schema.LABEL)
@@ -70,16 +72,17 @@ def parse_batch(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     return {**parsed, schema.ENCODED: encoded}
 
 
-def decode_image(encoded: tf.Tensor, orientation: tf.Tensor | int = 1) -> tf.Tensor:
+def decode_image(encoded: tf.Tensor, orientation: tf.Tensor | int = 1, samples: Samples = USUAL) -> tf.Tensor:
     """Decodes a JPEG or PNG file to RGB, turned upright.
 
     Equal to Pillow's `ImageOps.exif_transpose(image).convert("RGB")`, pixel by pixel, for JPEG in colour and grey and
-    for PNG of 8 bits. Alpha is dropped.
+    for PNG of 8 bits, where `samples` lays no background behind it: alpha is dropped.
 
     Args:
         encoded: string [], the bytes of the file.
         orientation: integer [], EXIF 1..8; any other value is taken as 1, as viewers do. The file's own tag is
             not read.
+        samples: what becomes of 16 bits and of alpha; a data set's are `Samples.of(manifest.options)`.
 
     Returns:
         uint8 [H, W, 3], RGB, 0..255; height and width after turning.
@@ -88,7 +91,9 @@ def decode_image(encoded: tf.Tensor, orientation: tf.Tensor | int = 1) -> tf.Ten
         tf.errors.InvalidArgumentError: the bytes cannot be decoded.
     """
     encoded, orientation = as_tensor("encoded", encoded, tf.string, []), as_tensor("orientation", orientation, "integer", [])
-    image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")  # takes PNG, too
+    if not isinstance(samples, Samples):
+        raise arguments.wrong("samples", "a tfpipe.records.samples.Samples", samples)
+    image = decode_stored(encoded, samples)
     orientation = tf.cast(orientation, tf.int32)
     return tf.ensure_shape(turn_image(image, orientation), [None, None, 3])
 
