@@ -80,7 +80,9 @@ _ROWS = {
     "num_shards": [*COUNT, Said({"train": 0}, "0"), Said({"train": "4"}, "'4'")],
     "orientation": [1.5, "1", [1]],
     "pictures": [Said("1.jpg", "str"), Said([], "")],
+    "png16 background": ["grey", 5, ""],
     "recipe": [5, {"mode": "full"}],
+    "samples": ["white", 5, {"background": "white"}],
     "splits": [
         *["train=0.8", 5, {"train": 0.8, "test": 0.1}],
         *[Said({"train": value, "test": 0.2}, repr(value)) for value in ("0.8", True, 0, 1.5, NAN)],
