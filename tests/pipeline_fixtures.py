@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tfpipe.conversion import sidecars
 from tfpipe.records import catalog, manifest, schema, tfrecord
 
 CLASS_NAMES = ("cat", "dog", "owl")
@@ -60,7 +61,9 @@ def write_data_set(out: Path, pictures: list[bytes], num_shards: int, split: str
         shards.append(manifest.Shard(file, end - first, len(content), *hashes))
     with open(out / "catalog.csv", "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([catalog.Row._fields, *rows])
-    companions = {"catalog.csv": hashlib.sha256((out / "catalog.csv").read_bytes()).hexdigest()}
+    for name in set(manifest.COMPANION_NAMES) - {"catalog.csv"}:
+        (out / name).touch()
+    companions = sidecars.hash_companions(out)
     splits = {split: manifest.Split(True, sum(map(len, pictures)), counts, tuple(shards))}
     manifest.save(manifest.Manifest("pets", 0, CLASS_NAMES, splits, {}, companions, "", {}, {}, (), (), "0"), out)
     return out

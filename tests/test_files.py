@@ -1,5 +1,6 @@
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT
+from conftest import CHECKOUT, write
 
 from tfpipe.records import files
 from tfpipe.records.errors import DataError
@@ -260,3 +261,53 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path):
     for read in (files.read_json, files.sha256_of):
         with pytest.raises(DataError, match=r"manifest\.json: not a regular file"):
             read(tmp_path / "manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 200_000, "recursion"),
+        ('{"a": {"b": 1, "c": 2, "b": 3}}', "the key 'b' stands twice"),
+        ("9" * 5000, "a number of 5,000 digits"),
+        ("[NaN]", "NaN is no finite number"),
+        ("[-Infinity]", "-Infinity is no finite number"),
+        ("[1e999]", "1e999 is no finite number"),
+        ("{} {}", "Extra data"),
+        ("", "Expecting value"),
+    ],
+)
+def test_what_is_no_json_of_ours(tmp_path, text, message):
+    path = write(tmp_path / "x.json", text.encode())
+    with pytest.raises(DataError, match=rf"x\.json: cannot be understood: .*{message}"):
+        files.read_json(path)
+
+
+def test_json_reads_back(tmp_path):
+    content = {"a": [1, -(2**63), 2**64 - 1, 0.5, None, True], "b": {"name \udcff": "\0"}}
+    files.write_json(tmp_path / "x.json", content)
+    assert files.read_json(tmp_path / "x.json") == content
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = write(tmp_path / "x", b"12345")
+    assert files.read_bytes(path, 5) == files.read_bytes(path) == b"12345"
+    with pytest.raises(DataError, match="x: more than 4 bytes"):
+        files.read_bytes(path, 4)
+
+
+def test_a_file_without_a_size_is_empty(tmp_path):
+    """Those of /proc have none, whatever they hold, and some wait for more."""
+    (tmp_path / "link").symlink_to("/proc/self/status")
+    assert files.read_bytes(tmp_path / "link") == b""
+    assert files.sha256_of(tmp_path / "link") == hashlib.sha256().hexdigest()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/etc/passwd", "../x", "a/b", "a\\b", "a\0b", "a" * 256, "ä" * 128])
+def test_names_that_lead_elsewhere(name):
+    with pytest.raises(DataError, match=r"here\.json: .* is not the plain name of a file in the same folder"):
+        files.check_plain_name(name, "here.json")
+
+
+def test_plain_names():
+    for name in ("a", "...", "-a", "=a", "a b", "ä" * 127, "a" * 255):
+        assert files.check_plain_name(name, "here.json") == name

@@ -24,8 +24,7 @@ def saved(tmp_path):
             listing = write(tmp_path / manifest.index_file(file), f"0 {size}\n".encode())
             shards.append(Shard(file, 1, size, sha256_of(path), sha256_of(listing)))
         splits[name] = Split(True, 5, {"a": len(sizes)}, tuple(shards))
-    catalog = write(tmp_path / "catalog.csv", b"key\n")
-    companions = {"catalog.csv": sha256_of(catalog)}
+    companions = {name: sha256_of(write(tmp_path / name, b"key\n")) for name in manifest.COMPANION_NAMES}
     content = Manifest("pets", 0, ["a"], splits, {"seed": 0}, companions, "0" * 64, {}, {}, [], [], "1")
     manifest.save(content, tmp_path)
     return tmp_path, content
@@ -57,8 +56,6 @@ def test_every_flipped_byte_of_a_manifest_is_noticed(saved):
     assert len(original) > 500
     for place in range(len(original)):
         path.write_bytes(original[:place] + bytes([original[place] ^ 1]) + original[place + 1 :])
-        if chr(original[place]).isspace():  # a space may become another sign of white space, which changes nothing
-            continue
         with pytest.raises(DataError, match=re.escape(str(path))):
             manifest.load(directory)
 

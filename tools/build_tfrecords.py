@@ -26,6 +26,7 @@ from tfpipe.conversion.build import build_tfrecords
 from tfpipe.conversion.options import CHECKS, DEFAULT_SHARD_BYTES, NORMALIZATIONS
 from tfpipe.conversion.sources import DEFAULT_LABEL_PATTERN, LAYOUTS
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.records.samples import BACKGROUNDS, PNG16, USUAL
 from tfpipe.records.summary import describe_manifest
 
 _INPUT = flags.DEFINE_string(
@@ -73,6 +74,17 @@ _ALLOW_LEAKS = flags.DEFINE_bool("allow_leaks", False, "Keep equal bytes in diff
 _CHECK = flags.DEFINE_enum(
     "check", "header", CHECKS, "header: structure only. decode: compressed data, too; some 5 to 20 ms for a photo."
 )
+_PNG16 = flags.DEFINE_enum(
+    "png16",
+    USUAL.png16,
+    PNG16,
+    "How PNG of 16 bits is read, where the file does not declare its significant bits (sBIT). high_byte: that of each sample."
+    " full_range: an image's darkest sample is 0, its brightest 255. percentile: the same for the samples that 1 % and 99 % of"
+    " them do not exceed. The files are stored as they are.",
+)
+_BACKGROUND = flags.DEFINE_enum(
+    "background", USUAL.background, BACKGROUNDS, "What is laid behind transparent images when they are read; keep: drops alpha."
+)
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a picture is rejected.", 1)
 
 
@@ -104,6 +116,8 @@ def main(arguments: list[str]) -> None:
         path_column=_PATH_COLUMN.value,
         label_column=_LABEL_COLUMN.value,
         normalize=_NORMALIZE.value,
+        png16=_PNG16.value,
+        background=_BACKGROUND.value,
     )
     print(describe_manifest(manifest))
 

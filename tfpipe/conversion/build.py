@@ -21,6 +21,7 @@ from tfpipe.records.cores import count_cores
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 from tfpipe.records.locking import locked
 from tfpipe.records.manifest import FILE_NAME, Manifest, load, split_order
+from tfpipe.records.samples import USUAL
 
 _log = logging.getLogger("tfpipe")
 
@@ -51,6 +52,8 @@ def build_tfrecords(
     path_column: str | None = None,
     label_column: str | None = None,
     normalize: str = "none",
+    png16: str = USUAL.png16,
+    background: str = USUAL.background,
     progress: bool = True,
 ) -> Manifest:
     """Writes pictures, byte for byte, into sharded TFRecords with a manifest, and returns the manifest.
@@ -90,6 +93,12 @@ def build_tfrecords(
             one called path, filename, image_id or the like.
         label_column: for layout "csv": the column of classes. None: the one called label, class, category or the like.
         normalize: "nfc" makes one class of names that differ in their Unicode form only; "none" takes them as they are.
+        png16: how PNG of 16 bits is read: "high_byte" takes that of each sample; "full_range" makes an image's darkest sample 0
+            and its brightest 255; "percentile" does so with the samples that 1 % and 99 % do not exceed. Significant bits that
+            a file declares (sBIT) are always obeyed. This and `background` change no record: the manifest holds them, and
+            whatever reads the data set, or a model that was trained on it, goes by them.
+        background: "keep" reads the colours of a transparent image as stored, whatever its alpha; "white" and "black" are laid
+            behind them.
         progress: show it on stderr (a bar on a terminal, log lines otherwise).
 
     Raises:
@@ -140,6 +149,8 @@ def build_tfrecords(
         path_column=path_column,
         label_column=label_column,
         guessed=guessed,
+        png16=png16,
+        background=background,
     )
     with locked(directory, "build") as descriptor:
         return Build(

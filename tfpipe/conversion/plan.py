@@ -16,6 +16,7 @@ from tfpipe.conversion.state import State
 from tfpipe.conversion.tasks import ShardTask
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import check_name, shard_file, split_order
+from tfpipe.records.samples import USUAL
 from tfpipe.records.schema import UNLABELLED
 from tfpipe.records.words import exactly, plural
 
@@ -24,6 +25,8 @@ _log = logging.getLogger("tfpipe")
 PNG_NAMED_JPEG = "format = 'PNG' AND (lower(filename) LIKE '%.jpg' OR lower(filename) LIKE '%.jpeg')"
 """A condition on the rows of a state."""
 
+_WITH_TRAIT = "FROM inputs WHERE reason IS NULL AND ' ' || traits || ' ' LIKE '% ' || ? || ' %'"
+_SHOWN = 10  # paths in a warning
 _OVERHEAD_BYTES = 380  # of a record beside its picture, about
 
 
@@ -61,9 +64,27 @@ def check_inputs(state: State, options: Options) -> None:
         path = state.value(f"SELECT path FROM inputs WHERE reason IS NULL AND {PNG_NAMED_JPEG} ORDER BY key")
         what = plural(count, "file named .jpg is a PNG file", "files named .jpg are PNG files")
         _log.warning("%s and taken as such: %s%s", what, path, ", ..." if count > 1 else "")
+    if options.png16 == USUAL.png16:
+        what = "of 16 bits will be nearly of one colour (fewer than 5 bits hold the high bytes); build with png16=percentile"
+        _warn_of(state, "dim", what)
+    if options.background == USUAL.background:
+        what = "will be read without transparency; background=white or background=black lays that behind"
+        _warn_of(state, "transparent", what)
     if not state.value("SELECT count(*) FROM inputs WHERE reason IS NULL"):
         why = f"all {exactly(len(rejected), 'input')} rejected" if rejected else "the input is empty"
         raise DataError(f"there is no picture to take: {why}" + _listing(rejected))
+
+
+def count_trait(state: State, word: str) -> int:
+    """Returns how many accepted rows have a word among their traits, see `tasks.Audited`."""
+    return int(state.value(f"SELECT count(*) {_WITH_TRAIT}", (word,)))
+
+
+def _warn_of(state: State, word: str, what: str) -> None:
+    """Says what will become of the images of a trait, with the names of the first."""
+    if count := count_trait(state, word):
+        paths = [path for (path,) in state.rows(f"SELECT path {_WITH_TRAIT} ORDER BY key LIMIT {_SHOWN}", (word,))]
+        _log.warning("%s %s: %s%s", plural(count, "image"), what, ", ".join(paths), ", ..." if count > len(paths) else "")
 
 
 class Plan(NamedTuple):

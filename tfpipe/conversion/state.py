@@ -25,7 +25,7 @@ CREATE TABLE inputs (
     file_bytes INTEGER, mtime_ns INTEGER, fatal INTEGER DEFAULT 1, row TEXT DEFAULT '',
     sha256 TEXT, crc32c INTEGER, image_bytes INTEGER, format TEXT, height INTEGER, width INTEGER, channels INTEGER,
     orientation INTEGER, color TEXT, reason TEXT, message TEXT,
-    split TEXT, label INTEGER, rank BLOB
+    split TEXT, label INTEGER, rank BLOB, traits TEXT
 );
 """
 _LISTED = "key, filename, given_split, class_name, kind, path, place, file_bytes, mtime_ns, fatal, reason, message, row"
@@ -56,6 +56,8 @@ class State:
             self._database.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         elif not self.value("SELECT count(*) FROM pragma_table_info('inputs') WHERE name = 'row'"):
             self.write("ALTER TABLE inputs ADD COLUMN row TEXT DEFAULT ''")  # of an unfinished build by an earlier version
+        if not self.value("SELECT count(*) FROM pragma_table_info('inputs') WHERE name = 'traits'"):
+            self.write("ALTER TABLE inputs ADD COLUMN traits TEXT")  # of a build that an older version began
 
     def close(self) -> None:
         """Closes the file; what was written since the last `commit` or `note` is forgotten."""

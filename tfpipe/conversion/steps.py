@@ -25,6 +25,7 @@ from tfpipe.records.errors import DataError
 from tfpipe.records.files import clear_folder, temporary_folder
 from tfpipe.records.manifest import Manifest, Shard, Split
 from tfpipe.records.progress import ProgressBar
+from tfpipe.records.samples import USUAL
 from tfpipe.records.workers import Progress, Workers
 
 _log = logging.getLogger("tfpipe")
@@ -171,8 +172,9 @@ class Build(NamedTuple):
     def _audit(self, state: State, workers: Workers) -> None:
         total = state.value("SELECT count(*) FROM inputs WHERE kind != ''")
         done = state.value("SELECT count(*) FROM inputs WHERE kind != '' AND (sha256 NOT NULL OR reason NOT NULL)")
-        decode = self.options.check == "decode"
-        tasks = (AuditTask(batch, self.options.max_pixels, decode) for batch in state.pending(_AUDIT_RECORDS, _AUDIT_BYTES))
+        options = self.options
+        facts = (options.max_pixels, options.check == "decode", options.png16 == USUAL.png16)
+        tasks = (AuditTask(batch, *facts) for batch in state.pending(_AUDIT_RECORDS, _AUDIT_BYTES))
         next_commit = time.monotonic() + _COMMIT_SECONDS
         with ProgressBar("audit", total, initial=done, enabled=self.progress) as bar:
             for message in workers.run("audit", tasks):
@@ -323,6 +325,8 @@ def _properties(state: State) -> dict[str, int]:
     counts = {
         name: state.value(f"SELECT count(*) FROM inputs WHERE reason IS NULL AND {query}") for name, query in queries.items()
     }
+    words = {"png16": "deep", "dim16": "dim", "transparent": "transparent", "profiles": "profile"}
+    counts |= {name: count for name, word in words.items() if (count := plan.count_trait(state, word))}
     copies = "SELECT count(*) - count(DISTINCT sha256) FROM inputs WHERE reason IS NULL"
     hidden = {f"passed over: {kind}": count for kind, count in sorted((state.fact("hidden") or {}).items())}
     return {**counts, "duplicates": state.value(copies), **hidden}

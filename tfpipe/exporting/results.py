@@ -56,7 +56,7 @@ def read(path: str | os.PathLike[str], specification: Specification) -> Results:
     """
     folder = Path(path)
     table = predictions.read(folder)
-    receipt, found = read_json(folder / predictions.RECEIPT_NAME), read_json(folder / predictions.METRICS_NAME)
+    receipt, found = read_json(folder / predictions.RECEIPT_NAME), metrics.load(folder)
     if (of := receipt.get("model_sha256")) != specification.sha256:
         raise ValueError(f"{path}: is an evaluation of the model {of}, not of the exported one, {specification.sha256}")
     twins = read_json(folder / TWINS_NAME) if (folder / TWINS_NAME).exists() else None
@@ -97,8 +97,8 @@ def class_table(results: Results) -> str:
 
 
 def _recall_interval(results: Results, index: int) -> list[float] | None:
-    counts = results.metrics["confusion"]["matrix"][index]
-    return metrics.wilson(counts[index], sum(counts))
+    row = results.metrics["per_class"][index]
+    return metrics.wilson(round((row["recall"] or 0) * row["support"]), row["support"])
 
 
 def limits(results: Results) -> str:
@@ -131,10 +131,9 @@ def _worst_classes(results: Results) -> Iterator[str]:
 
 
 def _confusions(results: Results) -> Iterator[str]:
-    names, matrix = (results.metrics["confusion"][name] for name in ("class_names", "matrix"))
-    cells = [(-count, i, j) for i, row in enumerate(matrix) for j, count in enumerate(row) if i != j and count]
-    for count, i, j in sorted(cells)[:_MAX_SHOWN]:
-        share = f"{-count:,} of {plural(sum(matrix[i]), 'picture')}"
+    names, cells = (results.metrics["confusion"][name] for name in ("class_names", "cells"))
+    for i, j, count in sorted((cell for cell in cells if cell[0] != cell[1]), key=lambda cell: -cell[2])[:_MAX_SHOWN]:
+        share = f"{count:,} of {plural(results.metrics['per_class'][i]['support'], 'picture')}"
         yield f"Taken for class {markdown.text(names[j])}: {share} of class {markdown.text(names[i])}."
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from tfpipe.inspection.findings import Finding
 from tfpipe.records import images, schema, tfrecord
 from tfpipe.records.catalog import read_index
 from tfpipe.records.errors import DataError, RejectedImage
+from tfpipe.records.files import open_regular
 from tfpipe.records.manifest import Manifest, index_file
 from tfpipe.records.progress import ProgressBar
 from tfpipe.records.workers import Progress, Workers
@@ -82,8 +84,8 @@ def decode(task: DecodeTask, report: Callable[[int, int], None]) -> tuple[int, l
     """Returns how many pictures of a task could be read, and which of them are damaged; runs in a worker."""
     found, path = [], Path(task.path)
     num_decoded = num_bytes = 0
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        size = path.stat().st_size
+    with contextlib.suppress(OSError, DataError), open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         for offset in task.offsets:
             try:
                 record = schema.decode(tfrecord.read_frame(file, offset, size, path))
@@ -91,8 +93,12 @@ def decode(task: DecodeTask, report: Callable[[int, int], None]) -> tuple[int, l
                 continue
             num_decoded, num_bytes = num_decoded + 1, num_bytes + len(record.encoded)
             try:
-                images.read_header(record.encoded, max_pixels=images.TENSORFLOW_MAX_PIXELS, decode=True)
+                header = images.read_header(record.encoded, max_pixels=images.TENSORFLOW_MAX_PIXELS, decode=True)
+                facts, told = ((of.format, of.height, of.width) for of in (header, record))
+                problem = "" if facts == told else f"the image's format, height and width are {facts}, the record has {told}"
             except RejectedImage as error:
-                found.append(Damaged(task.path, offset, record.filename, f"{error.reason}: {error}"))
+                problem = f"{error.reason}: {error}"
+            if problem:
+                found.append(Damaged(task.path, offset, record.filename, problem))
     report(len(task.offsets), num_bytes)
     return num_decoded, found

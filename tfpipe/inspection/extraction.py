@@ -19,6 +19,7 @@ from tfpipe.records.manifest import Manifest, Shard
 from tfpipe.records.progress import ProgressBar
 from tfpipe.records.schema import Record
 
+_MOST = 255  # bytes of a name in a path, and such names
 _SHORT_NAME = "tfpipe"  # of temporary files: a picture's own may be as long as names can be
 
 
@@ -116,8 +117,12 @@ class _Writer:
     def _target(self, record: Record, shard: Path, offset: int) -> Path:
         """Returns where the record's file goes; its folder exists and lies within the output."""
         name = PurePosixPath(record.filename)
+        parts = record.filename.encode().split(b"/")
         if name.is_absolute() or not name.name or ".." in name.parts or "\0" in record.filename:
-            message = f"the file name {record.filename!r} would lead out of the output folder"
+            message = f"the file name {record.filename!r:.200} would lead out of the output folder"
+            raise DataError(message, path=shard, offset=offset)
+        if len(parts) > _MOST or max(map(len, parts)) > _MOST:
+            message = f"the file name {record.filename!r:.200} has more than {_MOST} bytes, or folders, which no file can have"
             raise DataError(message, path=shard, offset=offset)
         target = self._root / name
         if target.parent not in self._safe:

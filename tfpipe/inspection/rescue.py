@@ -94,7 +94,7 @@ def _lost(shard: Path, rescued: Path) -> tuple[int | None, list[str]]:
         return None, []
     try:
         rows = CatalogRows(shard.parent)
-    except OSError:
+    except (OSError, DataError):
         return None, []
     # Both are in the order of writing, so that one walk along the two is enough.
     keys = _keys(rescued)

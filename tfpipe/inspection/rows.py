@@ -10,17 +10,16 @@ damaged record even when the catalogue has seen damage itself.
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, get_type_hints
+from typing import BinaryIO
 
-from tfpipe.records.catalog import Row
+from tfpipe.records.catalog import MAX_LINE, Row, parse_row
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import open_regular, sha256_of
 from tfpipe.records.manifest import CATALOG_NAME
 
-_TYPES = tuple(get_type_hints(Row).values())
 _SPLIT, _SHARD = Row._fields.index("split"), Row._fields.index("shard")
 _SHOWN_PROBLEMS = 20
 
@@ -38,19 +37,19 @@ class CatalogRows:
 
         Raises:
             OSError: there is none, or it cannot be read.
+            DataError: it is no regular file.
         """
         self._path = Path(directory) / CATALOG_NAME
         self._runs: dict[tuple[str, str], list[tuple[int, int]]] = {}
         self.problems: list[DataError] = []
-        with open(self._path, "rb") as file:
+        with open_regular(self._path) as file:
             self._locate(_Lines(file))
-        with open(self._path, "rb") as file:
-            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.sha256 = sha256_of(self._path)
 
     def of_shard(self, split: str, shard_index: int) -> Iterator[Row]:
         """Yields the readable rows of one shard in their order."""
         for start, end in self._runs.get((split, str(shard_index)), ()):
-            with open(self._path, "rb") as file:
+            with open_regular(self._path) as file:
                 file.seek(start)
                 for line in _parsed(_Lines(file, end - start)):
                     row = None if isinstance(line, csv.Error) else _row(line)
@@ -95,7 +94,7 @@ class _Lines:
         self.position = self.count = 0
 
     def __iter__(self) -> Iterator[str]:
-        for line in self._file:
+        while line := self._file.readline(MAX_LINE):
             if self._num_bytes is not None and self.position >= self._num_bytes:
                 return
             self.position += len(line)
@@ -116,7 +115,7 @@ def _parsed(lines: _Lines) -> Iterator[list[str] | csv.Error]:
 
 def _row(fields: list[str]) -> Row | None:
     try:
-        return Row(*[kind(text) for kind, text in zip(_TYPES, fields, strict=True)])
+        return parse_row(fields)
     except ValueError:
         return None
 

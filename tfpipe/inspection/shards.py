@@ -14,21 +14,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from tfpipe.inspection.findings import Finding, Findings
 from tfpipe.inspection.rows import Cursor
 from tfpipe.records import schema, tfrecord
 from tfpipe.records.catalog import Row, read_index
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import sha256_of
-from tfpipe.records.manifest import Manifest, index_file
+from tfpipe.records.files import open_regular
+from tfpipe.records.manifest import Manifest, hash_problem, index_file
 from tfpipe.records.schema import UNLABELLED, Record
 from tfpipe.records.words import exactly
 
@@ -111,11 +110,8 @@ class _ShardCheck:
 
     def run(self) -> ShardReport:
         try:
-            if kind := _irregular(self._path):  # opening a named pipe would wait for a writer
-                self._add(f"{kind} in a shard's place")
-            else:
-                self._check()
-        except FileNotFoundError:  # `manifest.file_problems` says so; what is lost is told here
+            self._check()
+        except (FileNotFoundError, DataError):  # `manifest.file_problems` says so; what is lost is told here
             pass
         except OSError as error:  # a bad sector, say
             self._add(f"cannot be read: {error.strerror or error}")
@@ -125,12 +121,12 @@ class _ShardCheck:
         return self.report
 
     def _check(self) -> None:
-        found = os.path.getsize(self._path)
-        self._size = min(found, self._shard.num_bytes)
-        if found >= self._shard.num_bytes:  # the hash of a shorter one differs anyway
-            digest = _sha256_of_start(self._path, self._size)
-            if digest != self._shard.sha256:
-                self._add(f"the shard's SHA-256 is {digest}, the manifest says {self._shard.sha256}")
+        with open_regular(self._path) as file:
+            found = os.fstat(file.fileno()).st_size
+            self._size = min(found, self._shard.num_bytes)
+            # The hash of a shorter one differs anyway. Which it is instead is not told, see `manifest.hash_problem`.
+            if found >= self._shard.num_bytes and _sha256_of_start(file, self._size) != self._shard.sha256:
+                self._add("the shard's SHA-256 is not the one that the manifest lists")
         if self._index_is_whole():
             self._check_by_index()
         elif found > self._shard.num_bytes:
@@ -142,19 +138,10 @@ class _ShardCheck:
         self.report.findings.add(Finding(message, path=path or self._path, offset=offset, source=source))
 
     def _index_is_whole(self) -> bool:
-        try:
-            if kind := _irregular(self._index_path):
-                self._add(f"{kind} in the place of the index of {self._shard.file}", path=self._index_path)
-                return False
-            digest = sha256_of(self._index_path)
-        except OSError as error:
-            self._add(f"the index of {self._shard.file}: {error.strerror or error}", path=self._index_path)
-            return False
-        if digest == self._shard.index_sha256:
-            return True
-        message = f"SHA-256 of the index is {digest}, the manifest says {self._shard.index_sha256}"
-        self._add(message, path=self._index_path)
-        return False
+        problem = hash_problem(self._index_path, self._shard.index_sha256)
+        if problem:
+            self.report.findings.add(problem)
+        return problem is None
 
     def _check_by_index(self) -> None:
         position, done = -1, 0
@@ -170,7 +157,7 @@ class _ShardCheck:
             self._add(f"{exactly(self._size - done, 'byte')} behind the last record", offset=done)
 
     def _pieces_by_index(self) -> Iterator[_Piece]:
-        with open(self._path, "rb") as file:
+        with open_regular(self._path) as file:
             for offset, length in read_index(self._index_path):
                 try:
                     data = tfrecord.read_frame(file, offset, self._size, self._path)
@@ -189,7 +176,7 @@ class _ShardCheck:
         """Checks the records up to the first damage: behind it, a search would run to the end of a file of any length."""
         count = offset = 0
         try:
-            with open(self._path, "rb") as file:
+            with open_regular(self._path) as file:
                 while offset < self._size:
                     data = tfrecord.read_frame(file, offset, self._size, self._path)
                     self._check_piece(_Piece(offset, data), self._rows.take(None) if self._rows else None, count)
@@ -249,6 +236,8 @@ class _ShardCheck:
         problems = self._row_problems(record, data, row)
         if digest.hexdigest() != record.sha256:
             problems.append(f"the picture's SHA-256 is {digest.hexdigest()}, the record says {record.sha256}")
+        if schema.encode(record) != data:  # two readers may understand it differently
+            problems.append("the record has these features, but not the bytes that tfpipe writes for them")
         problems += self._label_problems(record)
         if problems:
             message = f"record {position} ({record.key}): {'; '.join(problems)}"
@@ -290,20 +279,11 @@ class _ShardCheck:
         report.content_hashes.append(int.from_bytes(digest[:8], "little"))
 
 
-def _irregular(path: Path) -> str:
-    """Returns what stands at a path, or "" where it is a regular file, which alone may be opened."""
-    mode = path.stat().st_mode
-    if stat.S_ISREG(mode):
-        return ""
-    return "a folder" if stat.S_ISDIR(mode) else "no regular file"
-
-
-def _sha256_of_start(path: Path, num_bytes: int) -> str:
+def _sha256_of_start(file: BinaryIO, num_bytes: int) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(min(_PIECE_BYTES, num_bytes)):
-            digest.update(piece)
-            num_bytes -= len(piece)
+    while piece := file.read(min(_PIECE_BYTES, num_bytes)):
+        digest.update(piece)
+        num_bytes -= len(piece)
     return digest.hexdigest()
 
 

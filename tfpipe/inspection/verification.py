@@ -7,6 +7,7 @@ verify("shards/", decode=True)          # and whether each picture's compressed 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import threading
@@ -24,6 +25,7 @@ from tfpipe.inspection.rows import CatalogRows
 from tfpipe.inspection.shards import ShardReport, check_shard, hash_key
 from tfpipe.records import manifest as manifests
 from tfpipe.records import schema, tfrecord
+from tfpipe.records.catalog import read_split
 from tfpipe.records.cores import count_cores
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import CATALOG_NAME, Manifest
@@ -114,6 +116,12 @@ class _Verification:
             damaged, num_decoded = decoding.check_pictures(self._directory, self._manifest, workers, progress=progress)
         for finding in damaged:
             self._findings.add(finding)
+        if not self._findings.count:  # what no reader would open is not in order, whatever the reason
+            for name in self._manifest.splits:
+                try:
+                    collections.deque(read_split(self._directory, self._manifest, name), 0)
+                except DataError as error:
+                    self._findings.add(error)
         splits = self._manifest.splits.values()
         return Report(
             self._findings.kept,
@@ -135,8 +143,7 @@ class _Verification:
         path = self._directory / CATALOG_NAME
         try:
             rows = CatalogRows(self._directory)
-        except OSError as error:
-            self._findings.add(Finding(f"the catalogue: {error.strerror or error}", path=path))
+        except (OSError, DataError):  # `check_companions` says so
             return None
         for problem in rows.problems:
             self._findings.add(problem)

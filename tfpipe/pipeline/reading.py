@@ -32,6 +32,7 @@ import tensorflow as tf
 
 from tfpipe.records import catalog, manifest, schema, tfrecord
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import open_descriptor
 from tfpipe.records.words import exactly
 
 _log = logging.getLogger("tfpipe")
@@ -145,6 +146,15 @@ class RecordReader:
         except DataError as error:
             raise self.error(position, error.message) from None
 
+    def check_label(self, position: int, data: bytes) -> None:
+        """Raises `DataError` if a record's label is not the one that the catalogue lists."""
+        try:
+            label = schema.decode(data).label
+        except DataError:  # the decoder's to tell
+            return
+        if label != self.labels[position]:
+            raise self.error(position, f"its label is {label}, the catalogue says {self.labels[position]}")
+
     def read_batch(self, positions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Returns the data of several records, an object array of bytes: b"" where one is not what it should be.
 
@@ -173,7 +183,7 @@ class RecordReader:
         first, total = int(frames["offset"][0]), int(frames["length"].sum())
         content = b""
         if len(run) > 1:
-            with contextlib.suppress(OSError):  # record by record below, for the name of the one that fails
+            with contextlib.suppress(OSError, DataError):  # record by record below, for the name of the one that fails
                 content = self._open(self._paths[self._shard(int(run[0]))]).read(total, first)
         data = {}
         for position, (offset, length, _, _) in zip(run.tolist(), frames.tolist(), strict=True):
@@ -240,7 +250,7 @@ class _OpenFile:
     """
 
     def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._descriptor = open_descriptor(path)
         weakref.finalize(self, os.close, self._descriptor).atexit = False  # threads may still read then
 
     def read(self, length: int, offset: int) -> bytes:

@@ -6,6 +6,7 @@ and its augmentation, so that any thread can make any row.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +19,10 @@ from tfpipe.pipeline.draws import hash_keys
 from tfpipe.pipeline.mixing import mix
 from tfpipe.pipeline.ordering import BLANK, Order, Schedule
 from tfpipe.pipeline.reading import RecordReader, for_graphs, is_exiting
+from tfpipe.pipeline.stored import decode_stored
 from tfpipe.records import schema
 from tfpipe.records.errors import DataError
+from tfpipe.records.samples import Samples
 
 _TAIL = -2  # the number of the rows behind the last
 
@@ -43,6 +46,7 @@ class Rows:
         num_classes: labels are less than this.
         read_size: records that are read and parsed together.
         names: whether rows have "key" and "filename".
+        samples: what becomes of 16 bits and of alpha.
         layout: what "numbers" hold, in order: type and shape by name; known when `parse` has been traced.
     """
 
@@ -58,7 +62,13 @@ class Rows:
     num_classes: int
     read_size: int
     names: bool
+    samples: Samples
     layout: dict[str, tuple[tf.DType, tf.TensorShape]] = field(default_factory=dict, init=False)
+
+    @functools.cached_property
+    def _labels(self) -> tf.Tensor:
+        with tf.init_scope():  # of no graph, so that every graph can use them
+            return tf.constant(self.reader.labels)
 
     def epoch(self, start: Any) -> tf.data.Dataset:
         """Returns the rows from one that begins a step to the end of its epoch: "start" and "row", int64 [N] each.
@@ -92,6 +102,9 @@ class Rows:
         features = decoding.parse_batch(batch["serialized"])
         label, orientation = features[schema.LABEL], tf.cast(features[schema.ORIENTATION], tf.int32)
         mask = batch["position"] >= 0
+        listed = tf.where(mask, tf.cast(tf.gather(self._labels, tf.maximum(batch["position"], 0)), tf.int64), label)
+        features[schema.ENCODED] = decoding.without(label != listed, features[schema.ENCODED])
+        label = listed
         if self.new_labels is not None:
             label = tf.where(mask, tf.gather(tf.constant(self.new_labels, tf.int64), tf.maximum(label, 0)), label)
         columns = {"start": batch["start"], "row": batch["row"], "label": label, "mask": mask, "orientation": orientation}
@@ -142,13 +155,15 @@ class Rows:
         return {"image": image, **{name: value for name, value in row.items() if name != "encoded"}}
 
     def _picture(self, encoded: tf.Tensor, orientation: tf.Tensor, changes: Tensors) -> tf.Tensor:
-        if "window" not in changes:
-            return decoding.resize_image(decoding.decode_image(encoded, orientation), self.image_size, self.resize)
-        height, width = self.image_size
         traits = self.reader.traits
+        if "window" not in changes:
+            image = decoding.turn_image(decode_stored(encoded, self.samples, png=traits.png), orientation)
+            return decoding.resize_image(image, self.image_size, self.resize)
+        height, width = self.image_size
         # A picture whose longer side is less than twice the result is never made smaller, whatever the mode.
         scaled = self.scaled and traits.longer >= 2 * min(height, width)
-        part = sampling.decode_window(encoded, changes["window"], changes["decoder"], scaled=scaled, png=traits.png)
+        window, decoder = changes["window"], changes["decoder"]
+        part = sampling.decode_window(encoded, window, decoder, self.samples, scaled=scaled, png=traits.png)
         size: Any = self.image_size
         if height != width and traits.turned:
             size = tf.unstack(tf.where(orientation >= 5, [width, height], [height, width]))
@@ -208,6 +223,7 @@ class Rows:
             DataError: the record is damaged.
         """
         serialized = self.reader.read(position)
+        self.reader.check_label(position, serialized)
         numbers = {"start": 0, "row": 0, "position": position, "epoch": epoch}
         batch = {name: tf.constant([number], tf.int64) for name, number in numbers.items()}
         try:

@@ -8,14 +8,19 @@ the only home of the offsets.
 from __future__ import annotations
 
 import csv
-import itertools
+import functools
+import io
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tfpipe.records.errors import DataError
-from tfpipe.records.manifest import CATALOG_NAME, Manifest, index_file
+from tfpipe.records.files import open_regular
+from tfpipe.records.manifest import CATALOG_NAME, CONTROL, MAX_TEXT, Manifest, index_file
+from tfpipe.records.schema import UNLABELLED
+from tfpipe.records.tfrecord import FRAME_BYTES
 from tfpipe.records.words import exactly
 
 
@@ -41,8 +46,27 @@ class Row(NamedTuple):
     sha256: str
 
 
-_INTEGERS = frozenset(("shard", "position", "label", "height", "width", "orientation", "crc32c"))
-_CONVERTERS: list[Callable[[str], Any]] = [int if field in _INTEGERS else str for field in Row._fields]
+MAX_LINE = 1 << 20  # of a catalogue: names end at a few thousand characters
+_INDEX_LINE = re.compile(rb"([0-9]{1,19}) ([0-9]{1,10})\n")
+_INDEX_LINE_BYTES = 40
+
+
+def parse_row(fields: list[str]) -> Row:
+    """Returns the row in the fields of one line.
+
+    Raises:
+        ValueError: they are none, or a number or name is not one that tfpipe writes.
+    """
+    key, filename, split, *numbers, class_name, image_format, height, width, orientation, crc32c, sha256 = fields
+    shard, position, label = map(int, numbers)
+    size, turn, crc = (int(height), int(width)), int(orientation), int(crc32c)
+    in_range = 0 <= shard < 1 << 31 and 0 <= position < 1 << 63 and -1 <= label < 1 << 31
+    if not (in_range and 0 < min(size) <= max(size) < 1 << 31 and 0 < turn <= 8 and 0 <= crc < 1 << 32):
+        raise ValueError("a number is out of its range")
+    names = key + filename + class_name
+    if len(names) > 3 * MAX_TEXT or (not names.isprintable() and CONTROL.search(names)):  # the second is the fast one
+        raise ValueError("a name is too long, or holds a control character")
+    return Row(key, filename, split, shard, position, label, class_name, image_format, *size, turn, crc, sha256)
 
 
 def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None) -> Iterator[Row]:
@@ -54,16 +78,16 @@ def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None)
     """
     path = Path(directory) / CATALOG_NAME
     split_field = Row._fields.index("split")
-    with open(path, encoding="utf-8", newline="") as file:
-        lines = csv.reader(file, strict=True)
+    with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
+        lines = csv.reader(iter(functools.partial(file.readline, MAX_LINE), ""), strict=True)
         try:
             if next(lines, None) != list(Row._fields):
                 raise DataError(f"the first line must be {','.join(Row._fields)}", path=path)
             for line in lines:
                 if split is None or line[split_field] == split:
-                    yield Row(*[convert(text) for convert, text in zip(_CONVERTERS, line, strict=True)])
-        except (ValueError, IndexError, csv.Error) as error:
-            raise DataError(f"line {lines.line_num} is not a row of a catalogue ({error})", path=path) from None
+                    yield parse_row(line)
+        except (ValueError, IndexError, csv.Error):  # without their words, which quote what may be another file's
+            raise DataError(f"line {lines.line_num} is not a row of a catalogue", path=path) from None
 
 
 def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str) -> Iterator[tuple[Row, int, int]]:
@@ -72,20 +96,28 @@ def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str
     Raises:
         DataError: catalogue, indexes and manifest do not agree.
     """
-    rows = read_catalog(directory, split=split)
+    rows, catalog = read_catalog(directory, split=split), Path(directory) / CATALOG_NAME
+    class_names = dict(enumerate(manifest.class_names)) if manifest.split(split).labelled else {UNLABELLED: ""}
     for shard_index, shard in enumerate(manifest.split(split).shards):
-        count = 0
+        count = end = 0
         path = Path(directory) / index_file(shard.file)
         for position, (offset, length) in enumerate(read_index(path)):
             row = next(rows, None)
             if row is None or (row.shard, row.position) != (shard_index, position):
                 raise DataError(f"record {position} of {shard.file} does not stand in the catalogue at its place", path=path)
+            if class_names.get(row.label) != row.class_name:
+                message = f"record {position} of {shard.file} has label {row.label}, {row.class_name!r}, which is no class"
+                raise DataError(message, path=catalog)
+            if length < FRAME_BYTES:
+                raise DataError(f"record {position} has {exactly(length, 'byte')}, less than its frame", path=path)
             yield row, offset, length
-            count += 1
+            count, end = count + 1, offset + length
         if count != shard.num_records:
             raise DataError(f"{exactly(count, 'record')}, the manifest says {shard.num_records}", path=path)
+        if end != shard.num_bytes:
+            raise DataError(f"the records end at {end}, the manifest says {exactly(shard.num_bytes, 'byte')}", path=path)
     if next(rows, None) is not None:
-        raise DataError(f"more rows of split {split!r} than its shards hold", path=Path(directory) / CATALOG_NAME)
+        raise DataError(f"more rows of split {split!r} than its shards hold", path=catalog)
 
 
 def read_index(path: Path) -> Iterator[tuple[int, int]]:
@@ -95,16 +127,16 @@ def read_index(path: Path) -> Iterator[tuple[int, int]]:
         DataError: missing, or a line is not two numbers that follow on the line before.
     """
     try:
-        file = open(path, encoding="ascii", errors="replace")  # noqa: SIM115 (closed below)
+        file = open_regular(path)
     except FileNotFoundError:
         raise DataError("the index of a shard is missing", path=path) from None
     with file:
         expected = 0
-        for number, line in zip(itertools.count(1), file, strict=False):
-            fields = line.split()
-            if len(fields) != 2 or not all(field.isascii() and field.isdigit() for field in fields):
-                raise DataError(f"line {number} is not 'offset length' (got {line[:80]!r})", path=path)
-            offset, length = int(fields[0]), int(fields[1])
+        for number, line in enumerate(iter(functools.partial(file.readline, _INDEX_LINE_BYTES), b""), 1):
+            fields = _INDEX_LINE.fullmatch(line)
+            offset, length = (int(fields[1]), int(fields[2])) if fields else (0, 1 << 32)
+            if length >= 1 << 32:
+                raise DataError(f"line {number} is not 'offset length', with less than 4 GiB", path=path)
             if offset != expected:
                 raise DataError(f"line {number}: offset {offset}, the records before it end at {expected}", path=path)
             yield offset, length

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 
+_ESCAPED = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}  # what moves a terminal
 _MAX_CHARACTERS = 500  # of a line; Keras names its remedy at the end of a long one
 
 
@@ -28,7 +29,7 @@ class DataError(Exception):
     def __init__(self, message: str, *, path: str | os.PathLike[str] | None = None, offset: int | None = None) -> None:
         self.path = None if path is None else os.fspath(path)
         self.offset = offset
-        self.message = message
+        self.message = message = message.translate(_ESCAPED)
         where = "" if self.path is None else f"{self.path}: " if offset is None else f"{self.path}: at byte {offset}: "
         super().__init__(where + message)
 

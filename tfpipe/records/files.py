@@ -6,19 +6,26 @@ import contextlib
 import errno
 import glob
 import hashlib
+import io
 import json
+import math
 import os
 import re
 import secrets
 import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tfpipe.records import locking
 from tfpipe.records.errors import DataError
+
+MAX_JSON_BYTES = 256 << 20
+_MAX_DIGITS = 20  # of an int64 with its sign, and of a uint64
+_MAX_NAME_BYTES = 255  # as file systems have it
 
 
 @contextlib.contextmanager
@@ -245,8 +252,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         file.write(text.encode("utf-8", "surrogateescape"))  # a file's name may be no UTF-8
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a file to read its bytes; a pipe or device in its place is refused, where opening it would wait or have effects.
+def open_descriptor(path: str | os.PathLike[str]) -> int:
+    """Opens a file to read its bytes, and returns the descriptor, which the caller closes.
+
+    What is no regular file is refused: opening a pipe or device would wait or have effects.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -255,7 +264,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     status = os.fstat(descriptor)
     if stat.S_ISREG(status.st_mode) and (status.st_size or not _is_made_up(status.st_dev)):
-        return open(descriptor, "rb")
+        return descriptor
     os.close(descriptor)
     raise DataError("not a regular file", path=path)
 
@@ -265,10 +274,22 @@ def _is_made_up(device: int) -> bool:
     return any(os.path.isdir(place) and os.stat(place).st_dev == device for place in ("/proc", "/sys"))
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Returns the bytes of a regular file, as many as its size says, see `open_regular`."""
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Opens a file to read its bytes, see `open_descriptor`."""
+    return open(open_descriptor(path), "rb")
+
+
+def read_bytes(path: str | os.PathLike[str], most_bytes: int | None = None) -> bytes:
+    """Returns all bytes of a regular file, see `open_descriptor`.
+
+    Raises:
+        DataError: there are more than `most_bytes`.
+    """
     with open_regular(path) as file:
-        return file.read(os.fstat(file.fileno()).st_size)
+        data = file.read(-1 if most_bytes is None else most_bytes + 1)
+    if most_bytes is not None and len(data) > most_bytes:
+        raise DataError(f"more than {most_bytes:,} bytes, which no such file of tfpipe has", path=path)
+    return data
 
 
 def read_json(path: Path) -> Any:
@@ -276,12 +297,62 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no JSON, or no regular file.
+        DataError: it is no JSON, see `parse_json`, or no regular file.
+    """
+    return parse_json(read_bytes(path, MAX_JSON_BYTES), path)
+
+
+def parse_json(data: bytes, path: str | os.PathLike[str]) -> Any:
+    """Returns what bytes of JSON say.
+
+    Args:
+        data: the bytes.
+        path: of their file, for messages.
+
+    Raises:
+        DataError: they are no JSON, or a key stands twice, a number has more than 64 bits or is NaN, or it is too deep.
     """
     try:
-        return json.loads(read_bytes(path).decode("utf-8", "surrogateescape"))
-    except ValueError as error:
+        text = data.decode("utf-8", "surrogateescape")
+        return json.loads(text, object_pairs_hook=_unique, parse_int=_small, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"cannot be understood: {error}", path=path) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice!r:.200} stands twice in one object")
+    return content
+
+
+def _small(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits, which 64 bits do not hold")
+    return int(digits)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text:.80} is no finite number")
+    return number
+
+
+def check_plain_name(name: str, path: str | os.PathLike[str]) -> str:
+    """Returns a name that a file gives for another one beside it.
+
+    Args:
+        name: what it gives.
+        path: of the file that gives it, for the message.
+
+    Raises:
+        DataError: it would lead to another folder, or is no name of a file.
+    """
+    if name in ("", ".", "..") or set(name) & set("/\\\0") or len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
+        raise DataError(f"{name!r:.200} is not the plain name of a file in the same folder", path=path)
+    return name
 
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))

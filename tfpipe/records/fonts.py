@@ -174,7 +174,7 @@ def shortened(text: str, font: _Measured, width: int) -> str:
     """Returns the text, cut in its middle if it is wider than `width` pixels: names differ at their ends."""
     if font.getlength(text) <= width:
         return text
-    for kept in range(len(text) - 1, 0, -1):
+    for kept in range(min(len(text) - 1, width), 0, -1):  # a character has a pixel, or else there is one the less
         head, tail = text[: kept // 3], text[len(text) - (kept - kept // 3) :]
         if font.getlength(f"{head}\u2026{tail}") <= width:
             return f"{head}\u2026{tail}"

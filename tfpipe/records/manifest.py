@@ -16,14 +16,15 @@ import json
 import os
 import re
 import reprlib
-from collections.abc import Collection, Mapping, Sequence
+import stat
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfpipe.records import arguments, schema
+from tfpipe.records import arguments, documents, schema
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import sha256_of, written_atomically
+from tfpipe.records.files import parse_json, read_bytes, sha256_of, written_atomically
 from tfpipe.records.words import exactly
 
 FORMAT_VERSION = 1
@@ -44,6 +45,11 @@ _MAX_WALKED = 100  # folders that are looked into for images
 _USUAL_SPLITS = ("train", "val", "test")
 _MAX_NAME = 64  # characters; a shard's name must fit into the 255 bytes of a file system's
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_MAX_BYTES = 64 << 20  # of a manifest: some 200,000 shards, or a million classes
+_MAX_COUNT = 1 << 63
+MAX_TEXT = 4096  # characters of a class's name, a key or a file's
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 
 
 def check_name(kind: str, name: str) -> str:
@@ -53,7 +59,9 @@ def check_name(kind: str, name: str) -> str:
         ValueError: it could not stand in a shard's file name that tensorflow-datasets can parse.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
-        raise ValueError(f"{kind} must be a letter, then at most {_MAX_NAME - 1} letters, digits or underscores (got {name!r})")
+        raise ValueError(
+            f"{kind} must be a letter, then at most {_MAX_NAME - 1} letters, digits or underscores (got {name!r:.200})"
+        )
     return name
 
 
@@ -106,7 +114,7 @@ class Split:
     labelled: bool
     image_bytes: int
     class_counts: Mapping[str, int]
-    shards: Sequence[Shard]
+    shards: tuple[Shard, ...]
 
     @property
     def num_records(self) -> int:
@@ -176,45 +184,80 @@ class Manifest:
 
 def save(manifest: Manifest, directory: Path) -> None:
     """Writes `manifest.json`, atomically."""
-    content = {"format_version": FORMAT_VERSION, "root_hash": manifest.root_hash, **dataclasses.asdict(manifest)}
-    content["content_sha256"] = _content_sha256(content)
     with written_atomically(directory / FILE_NAME) as file:
-        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        file.write(_encode(manifest))
 
 
-def _content_sha256(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _encode(manifest: Manifest) -> bytes:
+    content = {"format_version": FORMAT_VERSION, "root_hash": manifest.root_hash, **_fields(manifest)}
+    sorted_content = json.dumps(content, sort_keys=True, default=_fields)
+    content["content_sha256"] = hashlib.sha256(sorted_content.encode()).hexdigest()
+    return (json.dumps(content, indent=1, ensure_ascii=False, default=_fields) + "\n").encode()
+
+
+def _fields(item: Any) -> dict[str, Any]:
+    return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
 
 
 def load(directory: str | os.PathLike[str]) -> Manifest:
-    """Reads `manifest.json`.
+    """Reads `manifest.json`: the one way in, so that all that read a data set accept and refuse the same ones.
+
+    Nothing else is opened. Every name in it is that of a file of this folder, and its bytes are those that tfpipe writes for
+    its content.
 
     Raises:
         FileNotFoundError: there is none: not a data set, or one whose build did not finish.
-        DataError: it is not as tfpipe wrote it.
+        DataError: it is not as tfpipe wrote it; names the field, where there is one.
     """
     path = arguments.path("directory", directory) / FILE_NAME
     try:
-        text = path.read_bytes()
-    except IsADirectoryError:
-        raise DataError("a folder, and not a manifest", path=path) from None
+        data = read_bytes(path, _MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{path}: no manifest here: {_what_else(Path(directory))}") from None
+    content = parse_json(data, path)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(f"format version {version!r:.80}, this tfpipe reads version {FORMAT_VERSION}", path=path)
+    manifest = documents.checked(content, Manifest, path)
+    for problem in _problems(manifest):
+        raise DataError(problem, path=path)
     try:
-        content = json.loads(text)
-        version = content.get("format_version")
-        if version != FORMAT_VERSION:
-            raise DataError(f"format version {version}, this tfpipe reads version {FORMAT_VERSION}", path=path)
-        changed = content.pop("content_sha256") != _content_sha256(content)
-        del content["format_version"]
-        del content["root_hash"]  # follows from the rest
-        content["splits"] = {name: _split(split) for name, split in content["splits"].items()}
-        manifest = Manifest(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"not a manifest as tfpipe writes it ({error})", path=path) from None
-    if changed:
-        raise DataError("its hash does not match its content: the manifest was changed or damaged", path=path)
+        is_whole = _encode(manifest) == data
+    except UnicodeEncodeError:  # half of a character
+        is_whole = False
+    if not is_whole:
+        message = "its hash does not match its content, or its bytes are not those that tfpipe writes: changed or damaged"
+        raise DataError(message, path=path)
     return manifest
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    """Yields what no data set can be, by field."""
+    names = list(manifest.class_names)
+    if len(set(names)) < len(names) or any(map(CONTROL.search, names)) or max(map(len, names), default=0) > MAX_TEXT:
+        yield f"class_names: a name stands twice, has more than {MAX_TEXT} characters, or a control character"
+    if sorted(manifest.companions) != sorted(COMPANION_NAMES) or not all(map(_SHA256.fullmatch, manifest.companions.values())):
+        yield f"companions: must be a SHA-256 for each of {', '.join(COMPANION_NAMES)}"
+    for field, name in (("name", manifest.name), *(("splits", split) for split in manifest.splits)):
+        try:
+            check_name(field, name)
+        except ValueError as error:
+            yield str(error)
+    for name, split in manifest.splits.items():
+        if list(split.class_counts) != names or not all(0 <= count < _MAX_COUNT for count in split.class_counts.values()):
+            yield f"splits.{name}.class_counts: must be a count for each of class_names, in their order"
+        if sum(split.class_counts.values()) != (split.num_records if split.labelled else 0):
+            yield f"splits.{name}.class_counts: they do not add up to the records that have labels"
+        if not 0 <= split.image_bytes < _MAX_COUNT:
+            yield f"splits.{name}.image_bytes: {split.image_bytes} is no size"
+        for index, shard in enumerate(split.shards):
+            where, file = f"splits.{name}.shards[{index}]", shard_file(manifest.name, name, index, len(split.shards))
+            if shard.file != file:
+                yield f"{where}.file: must be {file} (got {shard.file!r:.200})"
+            if not 0 <= shard.num_records <= shard.num_bytes < _MAX_COUNT:
+                yield f"{where}: {shard.num_records} records in {shard.num_bytes} bytes cannot be"
+            if not (_SHA256.fullmatch(shard.sha256) and _SHA256.fullmatch(shard.index_sha256)):
+                yield f"{where}: sha256 and index_sha256 must be 64 hexadecimal digits"
 
 
 def _what_else(directory: Path) -> str:
@@ -228,10 +271,6 @@ def _what_else(directory: Path) -> str:
         packed = f"tools/build_tfrecords.py --input={directory} --output=DATA"
         return f"not a tfpipe data set, but a folder of images, which are packed into one first: {packed}"
     return "not a tfpipe data set"
-
-
-def _split(content: dict[str, Any]) -> Split:
-    return Split(**{**content, "shards": tuple(Shard(**shard) for shard in content["shards"])})
 
 
 def file_problems(
@@ -252,11 +291,17 @@ def file_problems(
         for shard in split.shards:
             path = folder / shard.file
             try:
-                size = path.stat().st_size
+                status = path.stat()
             except FileNotFoundError:
                 problems.append(DataError(f"missing: a shard of {exactly(shard.num_records, 'record')}", path=path))
                 continue
-            if size != shard.num_bytes:
+            except OSError as error:  # a link that leads back to itself, say
+                problems.append(DataError(f"cannot be read: {error.strerror}", path=path))
+                continue
+            size = status.st_size
+            if not stat.S_ISREG(status.st_mode):
+                problems.append(DataError("not a regular file", path=path))
+            elif size != shard.num_bytes:
                 kind = "cut" if size < shard.num_bytes else "longer than written"
                 message = (
                     f"{kind}: {exactly(size, 'byte')}, the manifest says {shard.num_bytes}"
@@ -303,13 +348,10 @@ def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: 
 def hash_problem(path: Path, sha256: str) -> DataError | None:
     """Returns what is wrong with a file whose SHA-256 the manifest lists, or None."""
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for without end
-            return DataError("cannot be read: not a regular file", path=path)
         actual = sha256_of(path)
     except FileNotFoundError:
         return DataError("missing, though the manifest lists it", path=path)
-    except OSError as error:
-        return DataError(f"cannot be read: {error.strerror}", path=path)
-    if actual != sha256:
-        return DataError(f"not as the manifest says: its SHA-256 is {actual}, not {sha256}", path=path)
-    return None
+    except (OSError, DataError) as error:
+        return DataError(f"cannot be read: {error.message if isinstance(error, DataError) else error.strerror}", path=path)
+    # What it is instead is nobody's business: a link may lead to a file that whoever wrote the manifest cannot read.
+    return None if actual == sha256 else DataError("not as the manifest says: its SHA-256 is another", path=path)

@@ -7,6 +7,7 @@ why a file cut between two records reads as a clean, shorter one: only the manif
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import re
@@ -17,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 import google_crc32c
 
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import open_regular
 from tfpipe.records.words import exactly
 
 HEADER_BYTES = 12
@@ -59,7 +61,7 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[Frame]:
     Raises:
         DataError: with path and offset, at the first byte that is not as written, or where the file ends inside a record.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         offset = 0
         while offset < size:
@@ -112,11 +114,11 @@ def salvage_frames(path: str | os.PathLike[str]) -> Iterator[Frame | Gap]:
     After damage, the next record is the first later position whose length matches its CRC and whose data matches its own:
     a chance match has a probability of 2**-64, a record is lost only where its own bytes are hit.
     """
-    size = os.path.getsize(path)
-    if size == 0:  # an empty file cannot be mapped
-        return
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        offset = 0
+    with open_regular(path) as file, contextlib.ExitStack() as stack:
+        size, offset = os.fstat(file.fileno()).st_size, 0
+        if size == 0:  # an empty file cannot be mapped
+            return
+        view = stack.enter_context(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
         while offset < size:
             data = _intact(view, offset, size)
             if data is not None:
