@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import write
-from evaluation_fixtures import build_pictures, make_classifier
+from evaluation_fixtures import build_pictures, make_classifier, make_table
 from export_fixtures import FORMATS, exported
 from tensorflow.lite.tools import flatbuffer_utils
 from tensorflow.python.framework import op_def_registry
 
 import tfpipe
-from tfpipe.exporting import artefacts, freezing, model_card, operations, seals, specifications, tflite_metadata
+from tfpipe.exporting import artefacts, freezing, model_card, operations, seals, sourcing, specifications, tflite_metadata
 from tfpipe.records import checksums
 from tfpipe.records.errors import DataError
-from tfpipe.transfer import features, journal, predictions, run_folders, states
+from tfpipe.transfer import features, journal, metrics, predictions, run_folders, states
 
 pytestmark = pytest.mark.tf
 
@@ -104,10 +104,10 @@ ASKS = [ask_by_load, ask_by_predict, ask_by_page]
 @pytest.mark.parametrize("ask", ASKS)
 def test_a_saved_model_that_was_replaced_does_not_run(evil, copy, tmp_path, ask):
     put_beside(evil, copy / "saved_model")
-    with pytest.raises(DataError, match=r"not what .*SHA256SUMS lists: fingerprint.pb is another file, and \d more"):
+    with pytest.raises(DataError, match=r"not what is listed in .*SHA256SUMS: fingerprint.pb is another file, and \d more"):
         ask(copy, tmp_path)
     moved = shutil.move(copy / "saved_model", tmp_path / "moved")
-    with pytest.raises(DataError, match=r"not what .*SHA256SUMS lists"):
+    with pytest.raises(DataError, match=r"not what is listed in .*SHA256SUMS"):
         ask(moved, tmp_path)
     assert not evil[1].exists()
 
@@ -316,17 +316,16 @@ def shards(tmp_path_factory):
 
 def test_no_code_of_a_lambda_layer_runs(with_lambda, shards, tmp_path):
     path, written = with_lambda
-    names = {"class_names": ["a", "b"], "formats": ("pb",)}
     for ask in (
         lambda: tfpipe.load(path),
         lambda: ask_by_predict(path, tmp_path),
         lambda: tfpipe.evaluate(path, shards, "test", tmp_path / "eval", progress=False),
-        lambda: tfpipe.export(path, tmp_path / "export", **names),
+        lambda: tfpipe.export(path, tmp_path / "export", class_names=["a", "b"]),
     ):
         with pytest.raises(DataError, match=r"model.keras: .* it holds Python code, or would read other files; .*--trust"):
             ask()
     assert not written.exists()
-    tfpipe.export(path, tmp_path / "export", trust=True, **names)
+    sourcing.find(path, "best", {"class_names": ["a", "b"]}, trust=True)  # as export does, which looks at answers to noise
     assert written.exists()  # so that what was refused would have run
 
 
@@ -465,6 +464,29 @@ def test_a_run_of_other_types_has_no_card(exported, tmp_path, change):
     write(tmp_path / "run.json", json.dumps(RUN | change).encode())
     with pytest.raises(DataError, match=r"run\.json: not as tfpipe writes it"):
         model_card.render(specification, run=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"accuracy": "1"},
+        {"accuracy_interval": [0.5]},
+        {"per_class": {}},
+        {"binary": 5},
+        {"confusion": {"class_names": ["a", "b"], "cells": [[0, 2, 1]]}},
+        {"confusion": {"class_names": ["a", "b"], "cells": [[0, -1, 1]]}},
+        {"confusion": {"class_names": ["a", "b"], "matrix": [[0, 1], [0, 0], [0, 1]]}},
+        {"confusion": {"class_names": ["a", "b"]}},
+        {"top_k": [1.0]},
+    ],
+)
+def test_metrics_of_other_types_are_refused(tmp_path, change):
+    content = metrics.measure(make_table([0, 1, 1], [[0.5, 0.5], [0.25, 0.75], [0.75, 0.25]]))
+    write(tmp_path / "metrics.json", json.dumps(content).encode())
+    assert metrics.load(tmp_path)["count"] == 3
+    write(tmp_path / "metrics.json", json.dumps(content | change).encode())
+    with pytest.raises(DataError, match=r"metrics\.json: (not as tfpipe writes it|its confusion matrix)"):
+        metrics.load(tmp_path)
 
 
 def test_a_state_that_would_inflate_is_refused(tmp_path):

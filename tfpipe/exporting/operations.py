@@ -61,13 +61,14 @@ def check_saved_model(folder: Path, *, trust: bool) -> None:
         DataError: a file is not as it was listed; or, where it is not trusted: no list vouches for it, or it has operations
             that do more than compute.
     """
-    sealed = checksums.check_folder(folder, folder / EXTRA_NAME / checksums.FILE_NAME)
-    listed = checksums.check_folder(folder, folder.absolute().parent / checksums.FILE_NAME)
-    others = [name for name, _, _ in checksums.list_files(folder) if not _FILES.fullmatch(name)]
+    folder = folder.absolute()
+    is_listed = checksums.check_folder(folder, *(place / checksums.FILE_NAME for place in (folder / EXTRA_NAME, folder.parent)))
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not path.is_dir())
+    others = [name for name in names if not _FILES.fullmatch(name)]
     if others and not trust:
         raise DataError(f"has {others[0]}, which is no file of a SavedModel; {TRUST}", path=folder)
     found = _foreign(_operations_of_saved_model(folder))
-    if not (sealed or listed or trust):
+    if not (is_listed or trust):
         what = f"its graph has {_named(found)}" if found else "its graph has no operations that do more than compute"
         raise DataError(
             f"no {EXTRA_NAME}/{checksums.FILE_NAME} says that it is as it was exported, and {what}; {TRUST}", path=folder

@@ -60,27 +60,31 @@ def check_file(path: Path) -> None:
         raise DataError(f"not the file that {FILE_NAME} beside it lists: damaged or replaced", path=path)
 
 
-def check_folder(folder: Path, lists: Path) -> bool:
-    """Compares a folder, file by file, with a list that lies in it or in a folder above.
+def check_folder(folder: Path, *lists: Path) -> bool:
+    """Compares a folder, file by file, with the lists that lie in it or in a folder above, and name what is in it.
 
     Returns:
-        Whether there is a list, and the folder is in it.
+        Whether there is any.
 
     Raises:
         DataError: a file is missing, another one or too many, or what is there is no file.
     """
-    prefix = "" if folder in lists.parents else f"{folder.relative_to(lists.parent).as_posix()}/"
-    listed = _read_if_there(lists)
-    expected = {name.removeprefix(prefix): sha256 for name, sha256 in listed.items() if name.startswith(prefix)}
-    if not expected:
-        return False
-    found = {name: sha256 for name, _, sha256 in list_files(folder) if folder / name != lists}
+    found: dict[str, str] | None = None
+    for path in lists:
+        prefix = "" if folder in path.parents else f"{folder.relative_to(path.parent).as_posix()}/"
+        expected = {name.removeprefix(prefix): value for name, value in _read_if_there(path).items() if name.startswith(prefix)}
+        if expected:
+            found = found or {name: sha256 for name, _, sha256 in list_files(folder)}
+            _compare(folder, {name: sha256 for name, sha256 in found.items() if folder / name != path}, expected, path)
+    return found is not None
+
+
+def _compare(folder: Path, found: dict[str, str], expected: dict[str, str], path: Path) -> None:
     if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
         name = wrong[0]
         what = "missing" if name not in found else "not in the list" if name not in expected else "another file"
         more = f", and {len(wrong) - 1:,} more" if len(wrong) > 1 else ""
-        raise DataError(f"not what {lists} lists: {name} is {what}{more}: damaged or replaced", path=folder)
-    return True
+        raise DataError(f"not what is listed in {path}: {name} is {what}{more}: damaged or replaced", path=folder)
 
 
 def _read_if_there(path: Path) -> dict[str, str]:

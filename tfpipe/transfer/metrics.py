@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
-from tfpipe.records import arguments
+from tfpipe.records import arguments, documents
+from tfpipe.records.errors import DataError
 from tfpipe.records.files import read_json
 from tfpipe.transfer.calibration import SMALLEST_PROBABILITY
 from tfpipe.transfer.predictions import METRICS_NAME, Predictions
@@ -28,6 +29,68 @@ FILE_NAME = METRICS_NAME
 
 _NUM_BINS = 15  # as Guo et al. 2017
 _MAX_K = 5
+
+
+class _Class(TypedDict):
+    class_name: str
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    auc: float | None
+    support: int
+
+
+class _Confusion(TypedDict):
+    class_names: list[str]
+    cells: NotRequired[list[tuple[int, int, int]]]
+    matrix: NotRequired[list[list[int]]]
+
+
+class _Sensitivity(TypedDict):
+    threshold: float | None
+    sensitivity: float | None
+    sensitivity_interval: tuple[float, float] | None
+    specificity: float | None
+    specificity_interval: tuple[float, float] | None
+
+
+class _Binary(TypedDict):
+    positive_class: str
+    roc_auc: float | None
+    average_precision: float | None
+    sensitivity_at_specificity: _Sensitivity
+
+
+class _Before(TypedDict):
+    ece: float
+
+
+class _Calibration(TypedDict):
+    split: str
+    temperature: float
+    before: _Before
+
+
+class _Bin(TypedDict):
+    count: int
+    accuracy: float | None
+    confidence: float | None
+
+
+class _Metrics(TypedDict):
+    count: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    balanced_accuracy: float | None
+    top_k: dict[str, float]
+    log_loss: float
+    auc: float | None
+    ece: float
+    per_class: list[_Class]
+    binary: _Binary | None
+    confusion: _Confusion
+    reliability: list[_Bin]
+    calibration: NotRequired[_Calibration | None]
 
 
 def measure(table: Predictions, *, positive_class: str | None = None, specificity: float = 0.95) -> dict[str, Any]:
@@ -90,9 +153,15 @@ def load(folder: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         DataError: it is damaged.
     """
-    found: dict[str, Any] = read_json(folder / FILE_NAME)
-    if matrix := found["confusion"].pop("matrix", None):  # written before only what is not zero was
-        found["confusion"]["cells"] = [[i, j, n] for i, row in enumerate(matrix) for j, n in enumerate(row) if n]
+    path = folder / FILE_NAME
+    found: dict[str, Any] = read_json(path)
+    confusion = documents.checked(found, _Metrics, path)["confusion"]
+    if matrix := confusion.get("matrix"):  # written before only what is not zero was
+        cells = [[i, j, n] for i, row in enumerate(matrix) for j, n in enumerate(row) if n]
+        found["confusion"] = {"class_names": confusion["class_names"], "cells": cells}
+    places = [place for cell in found["confusion"].get("cells", ()) for place in cell[:2]]
+    if not places or not 0 <= min(places) <= max(places) < len(found["per_class"]) == len(confusion["class_names"]):
+        raise DataError("its confusion matrix is not one of its classes", path=path)
     return found
 
 

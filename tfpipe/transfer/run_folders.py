@@ -15,6 +15,7 @@ from typing import NotRequired, TypedDict
 from tfpipe.records import documents, manifest
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import is_hidden, open_regular
+from tfpipe.records.words import exactly
 
 MODEL_NAME = "model.keras"  # the best weights
 LAST_NAME = "last.keras"  # those of the last step
@@ -62,7 +63,8 @@ def find_model_file(path: str | os.PathLike[str]) -> Path:
             raise DataError(f"its member {member.filename!r} leads out of it", path=file)
         if member.file_size > _MAX_INFLATED * member.compress_size + _MIN_INFLATED_BYTES:
             raise DataError(
-                f"its member {member.filename!r} would have {member.file_size} bytes: not written by Keras", path=file
+                f"its member {member.filename!r} would have {exactly(member.file_size, 'byte')}: none of Keras'",
+                path=file,
             )
     return file
 
