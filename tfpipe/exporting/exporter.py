@@ -209,7 +209,7 @@ def _write(work: Work, formats: Sequence[str], report: Callable[[str], None]) ->
 def _specify(model: NamedModel, top_k: int, max_pixels: int) -> Specification:
     names = model.class_names
     size, top_k = model.image_size, min(top_k, len(names))
-    facts = (names, size, model.resize, model.preprocessing, model.sha256, top_k, max_pixels, tfpipe.__version__)
+    facts = (names, size, model.resize, model.preprocessing, model.sha256, top_k, max_pixels, tfpipe.__version__, model.samples)
     return Specification(*facts)
 
 

@@ -171,6 +171,7 @@ def _details(specification: Specification, facts: Mapping[str, Any], half: Mappi
         **(_origin(facts) if facts else {"made by": "a program of its own; tfpipe only exported it"}),
         "input": f"uint8 [B, {height}, {width}, 3], RGB, 0..255; not scaled or normalised before",
         "resize": f"{specification.resize}: pictures are {_RESIZES[specification.resize]} (bilinear, antialiased)",
+        **{name: f"{value}, of files" for name, value in specification.samples.options().items()},
         "preprocessing": f"{specification.preprocessing}, a part of the model",
         "orientation": "that of EXIF is applied where the input is a file's bytes; arrays have to be upright",
         "largest picture": f"{plural(specification.max_pixels, 'pixel')}; larger files are refused, not decoded",

@@ -170,7 +170,7 @@ def _expect(model: NamedModel, specification: Specification, batch: Sequence[Spe
 def _pixels(data: bytes, specification: Specification) -> Array | None:
     try:
         header = images.read_header(data, max_pixels=specification.max_pixels)
-        image = decoding.decode_image(tf.constant(data), header.orientation)
+        image = decoding.decode_image(tf.constant(data), header.orientation, specification.samples)
     except (DataError, tf.errors.InvalidArgumentError):
         return None
     pixels: Array = decoding.resize_image(image, specification.image_size, specification.resize).numpy()

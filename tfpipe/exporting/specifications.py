@@ -21,6 +21,7 @@ from tfpipe.records import arguments, documents
 from tfpipe.records.errors import DataError, lines_of
 from tfpipe.records.files import parse_json
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.records.samples import USUAL, Samples
 
 FILE_NAME = "preprocessing.json"
 LABELS_NAME = "labels.txt"
@@ -41,6 +42,7 @@ class Specification:
         top_k: columns of "classes" and "scores".
         max_pixels: height times width above which a file is not decoded.
         version: of tfpipe.
+        samples: what becomes of 16 bits and of alpha in a file.
     """
 
     class_names: tuple[str, ...]
@@ -51,10 +53,14 @@ class Specification:
     top_k: int = 5
     max_pixels: int = DEFAULT_MAX_PIXELS
     version: str = ""
+    samples: Samples = USUAL
 
     def to_json(self) -> str:
         """Returns one JSON object, the same text for equal specifications."""
         facts = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        facts["samples"] = self.samples.options()
+        if not facts["samples"]:
+            del facts["samples"]  # as in files that were written before there was a choice
         return dump_json(facts, indent=2) + "\n"
 
 

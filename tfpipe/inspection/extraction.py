@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from tfpipe.inspection.findings import Finding
-from tfpipe.inspection.reading import read_shard
+from tfpipe.inspection.reading import name_problem, read_shard
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import Row, read_catalog, read_split
 from tfpipe.records.errors import DataError
@@ -19,7 +19,6 @@ from tfpipe.records.manifest import Manifest, Shard
 from tfpipe.records.progress import ProgressBar
 from tfpipe.records.schema import Record
 
-_MOST = 255  # bytes of a name in a path, and such names
 _SHORT_NAME = "tfpipe"  # of temporary files: a picture's own may be as long as names can be
 
 
@@ -116,15 +115,9 @@ class _Writer:
 
     def _target(self, record: Record, shard: Path, offset: int) -> Path:
         """Returns where the record's file goes; its folder exists and lies within the output."""
-        name = PurePosixPath(record.filename)
-        parts = record.filename.encode().split(b"/")
-        if name.is_absolute() or not name.name or ".." in name.parts or "\0" in record.filename:
-            message = f"the file name {record.filename!r:.200} would lead out of the output folder"
-            raise DataError(message, path=shard, offset=offset)
-        if len(parts) > _MOST or max(map(len, parts)) > _MOST:
-            message = f"the file name {record.filename!r:.200} has more than {_MOST} bytes, or folders, which no file can have"
-            raise DataError(message, path=shard, offset=offset)
-        target = self._root / name
+        if problem := name_problem(record.filename):
+            raise DataError(problem, path=shard, offset=offset)
+        target = self._root / PurePosixPath(record.filename)
         if target.parent not in self._safe:
             self._make_folder(target.parent, record.filename)
         return target

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tfpipe.records import schema, tfrecord
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import Shard
 from tfpipe.records.schema import Record
 from tfpipe.records.words import exactly
+
+_MOST = 255  # bytes of a name in a path, and such names
 
 
 def read_shard(directory: Path, shard: Shard) -> Iterator[tuple[int, Record]]:
@@ -31,6 +33,16 @@ def read_shard(directory: Path, shard: Shard) -> Iterator[tuple[int, Record]]:
         raise DataError(f"{exactly(count, 'record')}, the manifest says {shard.num_records}", path=path)
     if whole.hexdigest() != shard.sha256:
         raise DataError("the shard's SHA-256 is not the one that the manifest lists", path=path)
+
+
+def name_problem(filename: str) -> str:
+    """Returns why no file of this name could be written below a folder, "" where one could."""
+    name, parts = PurePosixPath(filename), filename.encode().split(b"/")
+    if name.is_absolute() or not name.name or ".." in name.parts or "\0" in filename:
+        return f"the file name {filename!r:.200} would lead out of the output folder"
+    if len(parts) > _MOST or max(map(len, parts)) > _MOST:
+        return f"the file name {filename!r:.200} has more than {_MOST} bytes, or folders, which no file can have"
+    return ""
 
 
 def checked_record(data: bytes, path: Path, offset: int) -> Record:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from tfpipe.inspection.findings import Finding, Findings
+from tfpipe.inspection.reading import name_problem
 from tfpipe.inspection.rows import Cursor
 from tfpipe.records import schema, tfrecord
 from tfpipe.records.catalog import Row, read_index
@@ -33,6 +34,7 @@ from tfpipe.records.words import exactly
 
 _TICK_RECORDS = 64
 _PIECE_BYTES = 1 << 20
+_SIGNATURES = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n"}
 _COMPARED = ("key", "filename", "label", "class_name", "format", "height", "width", "orientation", "sha256")
 
 Tick = Callable[[int, int], None]  # records and bytes done since the last call
@@ -238,6 +240,10 @@ class _ShardCheck:
             problems.append(f"the picture's SHA-256 is {digest.hexdigest()}, the record says {record.sha256}")
         if schema.encode(record) != data:  # two readers may understand it differently
             problems.append("the record has these features, but not the bytes that tfpipe writes for them")
+        if not record.encoded.startswith(_SIGNATURES.get(record.format, ())):
+            problems.append(f"the image is no {record.format!r:.20}")
+        if problem := name_problem(record.filename):
+            problems.append(problem)
         problems += self._label_problems(record)
         if problems:
             message = f"record {position} ({record.key}): {'; '.join(problems)}"

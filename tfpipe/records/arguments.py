@@ -211,6 +211,6 @@ _RULES: dict[str, Rule] = {
         _flag,
     ),
     **dict.fromkeys(("scaled_decode", "tensorboard", "train_batch_norm", "training", "trust"), _flag),
-    **dict.fromkeys(("backbone", "checkpoint", "feature_layer", "id_column", "label_pattern"), _text),
-    **dict.fromkeys(("model_name", "preprocessing", "value_column"), _text),
+    **dict.fromkeys(("backbone", "checkpoint", "feature_layer", "id_column", "label_column", "label_pattern"), _text),
+    **dict.fromkeys(("model_name", "path_column", "preprocessing", "value_column"), _text),
 }

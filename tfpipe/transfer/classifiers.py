@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from tfpipe.records import checksums
 from tfpipe.records.errors import DataError
+from tfpipe.records.samples import USUAL, Samples
 from tfpipe.transfer import keras_files, layers, run_folders, weight_files
 from tfpipe.transfer.cutting import hash_network
 
@@ -51,6 +52,12 @@ class Predictor(Protocol):
         """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
 
 
+def samples_of(predictor: Predictor) -> Samples:
+    """Returns what becomes of 16 bits and of alpha in a predictor's pictures; of one that does not tell, as usual."""
+    found: Samples = getattr(predictor, "samples", USUAL)
+    return found
+
+
 @dataclass(frozen=True)
 class NamedModel:
     """A Keras model from pixels to probabilities whose columns have names; a `Predictor`.
@@ -77,6 +84,12 @@ class NamedModel:
     def resize(self) -> Any:
         """How pictures are brought to that size, see `tfpipe.dataset`."""
         return self.model.get_layer("preprocessing").resize
+
+    @property
+    def samples(self) -> Samples:
+        """What becomes of 16 bits and of alpha in its pictures."""
+        samples: Samples = self.model.get_layer("preprocessing").samples
+        return samples
 
     @property
     def preprocessing(self) -> str:

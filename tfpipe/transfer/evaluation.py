@@ -27,13 +27,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tfpipe.pipeline.loader import dataset
 from tfpipe.records import arguments, files
 from tfpipe.records.files import clear_folder, clear_up, sha256_of, written_atomically
 from tfpipe.records.locking import locked
 from tfpipe.records.progress import ProgressBar
 from tfpipe.transfer import accounting, calibration, classifiers, metrics, parts, predictions, reading_errors
 from tfpipe.transfer.classifiers import Predictor
+from tfpipe.transfer.pictures import seen_by
 from tfpipe.transfer.predictions import Predictions
 
 _log = logging.getLogger("tfpipe")
@@ -216,9 +216,8 @@ class _Run:
                     bar.add(len(batch["key"]), 0)
 
     def _batches(self, split: str, shard: tuple[int, int]) -> Iterator[dict[str, Any]]:
-        size, resize = self.predictor.image_size, self.predictor.resize
-        options = {"batch_size": self.batch_size, "image_size": size, "resize": resize, "scaled_decode": False}
-        return reading_errors.read(dataset(self.directory, split, as_dict=True, shard=shard, **options))
+        options = {"batch_size": self.batch_size, "scaled_decode": False, "shard": shard}
+        return reading_errors.read(seen_by(self.predictor, self.directory, split, **options))
 
     def _predict(self, batch: dict[str, Any], labels: np.ndarray[Any, Any]) -> Predictions:
         keys, filenames = ([value.decode() for value in batch[name].numpy().tolist()] for name in ("key", "filename"))

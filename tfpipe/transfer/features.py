@@ -34,6 +34,7 @@ from tfpipe.records.errors import DataError
 from tfpipe.records.files import clear_folder, open_regular, write_json, written_atomically
 from tfpipe.records.locking import NO_LOCKS, locked
 from tfpipe.records.progress import ProgressBar
+from tfpipe.records.samples import Samples
 from tfpipe.transfer import reading_errors
 from tfpipe.transfer.backbones import hash_network
 from tfpipe.transfer.pictures import Pictures
@@ -192,6 +193,7 @@ def describe(
         "preprocessing": getattr(preprocessing, "mode", preprocessing.name),
         "image_size": list(pictures.image_size),
         "resize": pictures.resize,
+        **Samples.of(pictures.manifest.options).options(),
         "dtype": network.outputs[0].dtype,
         **augmented,
     }

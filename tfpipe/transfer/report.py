@@ -69,7 +69,8 @@ class _Content:
         if not wanted:
             return {}
         size, resize = self.predictor.image_size, self.predictor.resize
-        reader = Replayer(self.directory, split, seed=0, image_size=size, resize=resize, augment="none")
+        samples = getattr(self.predictor, "samples", None)
+        reader = Replayer(self.directory, split, seed=0, image_size=size, resize=resize, augment="none", samples=samples)
         rows = enumerate(read_catalog(self.directory, split=split))
         return {row.key: (row, reader.evaluated(position)) for position, row in rows if row.key in wanted}
 
