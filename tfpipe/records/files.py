@@ -289,7 +289,7 @@ def read_bytes(path: str | os.PathLike[str], most_bytes: int | None = None) -> b
     with open_regular(path) as file:
         data = file.read(-1 if most_bytes is None else most_bytes + 1)
     if most_bytes is not None and len(data) > most_bytes:
-        raise DataError(f"more than {most_bytes:,} bytes, which no such file of tfpipe has", path=path)
+        raise DataError(f"larger than {most_bytes:,}, which is the most for its kind, in bytes", path=path)
     return data
 
 
@@ -330,7 +330,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _small(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits):,} digits, which 64 bits do not hold")
+        raise ValueError(f"a number that 64 bits do not hold, {digits:.24}...")
     return int(digits)
 
 
