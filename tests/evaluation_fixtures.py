@@ -58,7 +58,7 @@ def hash_of(*parts: object) -> int:
 
 def make_table(labels: Sequence[int], probabilities: Any, class_names: Sequence[str] | None = None) -> Predictions:
     """A table whose pictures are called 0, 1, ..."""
-    values = np.asarray(np.float32(probabilities), np.float64)
+    values = np.float32(probabilities)
     keys = [str(number) for number in range(len(labels))]
     names = list(class_names or [f"class {index}" for index in range(values.shape[1])])
     return Predictions(keys, [f"{key}.jpg" for key in keys], np.array(labels, np.int64), values, names)

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from PIL import Image
 import tfpipe
 from tfpipe.conversion.steps import Build
 from tfpipe.records import catalog, manifest, schema, tfrecord
+from tfpipe.records.summary import describe_manifest
 
 HALVES = {"train": 0.5, "test": 0.5}
 
@@ -784,14 +786,14 @@ def test_a_split_partly_labelled_or_partly_given(tmp_path):
     for index in (1, 2):
         write(tmp_path / f"{index}.jpg", picture(index))
     table = write(tmp_path / "t.csv", b"path,label\n1.jpg,a\n2.jpg,\n")
-    with pytest.raises(tfpipe.DataError, match=r"split 'train' has pictures with a label and others without: 2\.jpg"):
+    with pytest.raises(tfpipe.DataError, match=r"line 3: 2\.jpg: others of the table have a label, this one has none"):
         build(table, tmp_path / "out", layout="csv")
     for rows in (b"1.jpg,,train\n2.jpg,,\n", b"1.jpg,a,train\n2.jpg,a,\n"):
         write(table, b"path,label,split\n" + rows)
-        with pytest.raises(tfpipe.DataError, match=r"some inputs name a split and others do not: 2\.jpg"):
+        with pytest.raises(tfpipe.DataError, match=r"line 3: 2\.jpg: the row names no split, and other rows do"):
             build(table, tmp_path / "out", layout="csv")
     write(table, b"path,label,split\n1.jpg,a,train\n2.jpg,a,\n")
-    with pytest.raises(tfpipe.DataError, match=r"some inputs name a split and others do not: 2\.jpg"):
+    with pytest.raises(tfpipe.DataError, match=r"line 3: 2\.jpg: the row names no split, and other rows do"):
         build(table, tmp_path / "out", layout="csv")
 
 
@@ -814,7 +816,8 @@ def test_what_is_warned_of(tmp_path, caplog):
     write(tmp_path / "in/caf\u00e9/2.jpg", picture(2))
     write(tmp_path / "in/png/3.jpg", picture(3, format="PNG"))
     write(tmp_path / "in/lost/4.jpg", b"")
-    content = build(tmp_path / "in", tmp_path / "out", on_error="skip")
+    classes = ["caf\u00e9", "cafe\u0301", "png"]
+    content = build(tmp_path / "in", tmp_path / "out", on_error="skip", class_names=classes)
     assert "look the same" in caplog.text
     assert "1 file named .jpg is a PNG file and taken as such: " in caplog.text
     assert "class 'lost' has no picture left" in caplog.text
@@ -878,7 +881,7 @@ def test_two_builds_into_one_folder_the_second_refuses(photos, tmp_path, monkeyp
 def test_a_double_key_is_an_error(tmp_path):
     write(tmp_path / "1.jpg", picture(1))
     table = write(tmp_path / "t.csv", b"path,label,id\n1.jpg,a,x\n1.jpg,a,x\n")
-    with pytest.raises(tfpipe.DataError, match=r"1 key is given to more than one input.*\n  x: .*1\.jpg = .*1\.jpg"):
+    with pytest.raises(tfpipe.DataError, match=r"line 3: x: given more than once, rows that say the same: .* line 2 of "):
         build(table, tmp_path / "out", layout="csv")
 
 
@@ -937,6 +940,84 @@ def test_an_unreadable_picture_is_named(photos, tmp_path):
     target.symlink_to("/proc/self/mem")  # a regular file that nobody can read, root or not
     with pytest.raises(tfpipe.DataError, match=r"unreadable: .*cat/3\.jpg"):
         build(photos, tmp_path / "out")
+
+
+def test_what_the_kernel_makes_up_is_no_picture_and_is_not_waited_for(photos, tmp_path):
+    """/proc/kmsg says that it is a regular file of no bytes, and reading it waits for the kernel's next message."""
+    for name, target in (("1.jpg", "/proc/kmsg"), ("2.jpg", "/proc/self/mem"), ("3.jpg", "/dev/zero")):
+        (photos / "dog" / f"link {name}").symlink_to(target)
+    code = f"import tfpipe; tfpipe.build_tfrecords({str(photos)!r}, 'out', layout='folders', workers=1, progress=False)"
+    command, options = [sys.executable, "-c", code], {"capture_output": True, "text": True, "timeout": 60}
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, **options)
+    assert done.returncode == 1
+    found = re.findall(r"unreadable: .*/dog/link (\d)\.jpg: not a regular file", done.stderr)
+    assert found == ["1", "2", "3"]
+
+
+def test_what_becomes_a_pipe_after_it_was_listed_is_not_waited_for(photos, tmp_path, monkeypatch):
+    real, target = Build._audit, photos / "cat/3.jpg"
+
+    def replaced(self, state, workers):
+        target.unlink()
+        os.mkfifo(target)
+        real(self, state, workers)
+
+    monkeypatch.setattr(Build, "_audit", replaced)
+    with pytest.raises(tfpipe.DataError, match=r"unreadable: .*cat/3\.jpg: not a regular file"):
+        build(photos, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["dev", "Valid"])
+def test_splits_have_one_name_at_every_entrance(photos, tmp_path, caplog, name):
+    caplog.set_level("INFO", "tfpipe")
+    inputs = {"train": photos / "cat", name: photos / "dog"}
+    assert list(build(inputs, tmp_path / "a", layout="flat").splits) == ["train", "val"]
+    assert f"input: split {name!r} is taken as 'val'" in caplog.text
+    content = build(photos, tmp_path / "b", splits={"train": 0.5, name: 0.5}, num_shards={name: 2})
+    assert [(split, len(part.shards)) for split, part in content.splits.items()] == [("train", 1), ("val", 2)]
+    write(tmp_path / "bare/x.jpg", picture(5000))
+    assert list(build(photos, tmp_path / "c", unlabelled={name: tmp_path / "bare"}).splits) == ["train", "val"]
+    for split, animal in inputs.items():
+        (tmp_path / "in" / split).mkdir(parents=True)
+        animal.rename(tmp_path / "in" / split / animal.name)
+    assert list(build(tmp_path / "in", tmp_path / "d").splits) == ["train", "val"]
+    assert f"split {name!r} is taken as 'val'" in caplog.text.split("input: ")[-1]
+    with pytest.raises(ValueError, match=f"input: val and {name} would be one split"):
+        build({"val": photos, name: photos}, tmp_path / "e")
+
+
+def test_a_data_set_that_was_built_with_other_names_of_splits_is_complete_as_it_is(photos, tmp_path, monkeypatch):
+    inputs = {"train": photos / "cat", "valid": photos / "dog"}
+    monkeypatch.setattr("tfpipe.conversion.build._split_names", lambda directory: {"validation": "val"})
+    assert list(build(inputs, tmp_path / "out", layout="flat").splits) == ["train", "valid"]
+    monkeypatch.undo()
+    assert list(build(inputs, tmp_path / "out", layout="flat").splits) == ["train", "valid"]
+
+
+def test_an_unfinished_build_of_an_earlier_version_goes_on(photos, tmp_path, monkeypatch):
+    stop_before(monkeypatch, "_write")
+    with pytest.raises(KeyboardInterrupt):
+        build(photos, tmp_path / "out")
+    monkeypatch.undo()
+    with contextlib.closing(sqlite3.connect(tmp_path / "out/.build/state.sqlite")) as state:
+        state.execute("ALTER TABLE inputs DROP COLUMN row")
+        state.execute("DELETE FROM facts WHERE name IN ('hidden', 'empty_folders')")
+        state.commit()
+    assert build(photos, tmp_path / "out").splits["train"].num_records == 25
+
+
+def test_what_is_passed_over_is_counted_by_its_kind(photos, tmp_path):
+    for name in (".DS_Store", "cat/.DS_Store", "cat/Thumbs.db", "dog/._1.jpg", ".git/x.jpg", "__MACOSX/cat/1.jpg"):
+        write(photos / name, b"x")
+    content = build(photos, tmp_path / "out")
+    assert {name: count for name, count in content.properties.items() if name.startswith("passed over")} == {
+        "passed over: .DS_Store": 2,
+        "passed over: ._*": 1,
+        "passed over: Thumbs.db": 1,
+        "passed over: __MACOSX": 1,
+        "passed over: other hidden names": 1,
+    }
+    assert re.search(r"\npassed over: \.DS_Store +2\n", describe_manifest(content))
 
 
 def test_workers_never_import_tensorflow_or_numpy():

@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import h5py
@@ -144,3 +145,14 @@ def test_real_pictures(test_data, tmp_path):
     parts = {name: test_data / "signs" / f"{name}_signs" for name in ("train", "val", "test")}
     out = build(parts, tmp_path / "out", layout="filename", allow_leaks=True)
     assert list(diff(out, parts)) == []
+
+
+def test_what_cannot_be_read_in_a_folder_is_an_error_with_its_path(photos, tmp_path):
+    build(photos, tmp_path / "out")
+    os.symlink("nowhere", photos / "cat" / "broken.jpg")
+    with pytest.raises(DataError, match=r"cat/broken\.jpg: the link leads nowhere: No such file"):
+        list(diff(tmp_path / "out", photos))
+    (photos / "cat" / "broken.jpg").unlink()
+    os.symlink("/proc/kmsg", photos / "cat" / "kernel.jpg")  # a file that waits for more
+    with pytest.raises(DataError, match=r"cat/kernel\.jpg: not a regular file"):
+        list(diff(tmp_path / "out", photos))

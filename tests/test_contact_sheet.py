@@ -11,9 +11,11 @@ from PIL import Image, ImageFont, ImageOps
 import tfpipe
 from tfpipe.inspection import contact_sheet
 from tfpipe.inspection.contact_sheet import show
+from tfpipe.inspection.pixels import as_read
 from tfpipe.records import fonts
 from tfpipe.records import manifest as manifests
 from tfpipe.records.errors import DataError
+from tfpipe.records.samples import Samples
 
 RED, BLUE = (230, 20, 20), (20, 20, 230)
 
@@ -142,18 +144,18 @@ def test_more_pixels_than_pillow_likes_are_a_crossed_tile_and_no_warning(tmp_pat
 
 
 def test_a_picture_in_rgb_is_not_copied():
-    with Image.open(io.BytesIO(picture(1))) as opened:
-        assert contact_sheet._scalable(opened) is opened
+    assert as_read(picture(1), Samples(), 1000).format == "JPEG"  # of a copy, None
 
 
-def test_transparent_parts_show_the_mat(tmp_path):
+def test_transparent_parts_show_what_training_sees():
     half = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
     half.paste((*RED, 255), (0, 0, 40, 20))
     out = io.BytesIO()
     half.save(out, "PNG")
-    small = contact_sheet._scaled(out.getvalue(), 80)
-    assert (small.mode, small.size) == ("RGB", (80, 80))
-    assert (small.getpixel((40, 10)), small.getpixel((40, 70))) == (RED, (236, 234, 228))
+    for background, level in {"keep": 0, "white": 255, "black": 0}.items():
+        small = contact_sheet._scaled(out.getvalue(), Samples(background=background), 80)
+        assert (small.mode, small.size) == ("RGB", (80, 80))
+        assert (small.getpixel((40, 10)), small.getpixel((40, 70))) == (RED, (level, level, level))
 
 
 @pytest.mark.parametrize("kind", ["photo", "cut", "empty", "folder", "link", "pipe"])

@@ -1,6 +1,7 @@
 """A run that is trained longer is one that was asked for more at first, bit for bit; and what cannot be so is refused."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -53,6 +54,19 @@ def assert_equal(extended, whole):
     assert recipes[0]["chosen"] == recipes[1]["chosen"]
 
 
+@pytest.fixture(scope="module")
+def finished(colours, tmp_path_factory):
+    """Returns the folder of a finished run of a recipe, made once, or a copy of it to go on in."""
+
+    @functools.cache
+    def once(recipe):
+        folder = tmp_path_factory.mktemp("finished") / "run"
+        run(colours, folder, recipe)
+        return folder
+
+    return lambda recipe, copy=None: once(recipe) if copy is None else shutil.copytree(once(recipe), copy)
+
+
 CASES = {
     "scratch, average": (SCRATCH, {"epochs": 4}),
     "cached features, plateau": (
@@ -66,15 +80,13 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_more_epochs_are_those_of_a_run_that_was_asked_for_them(colours, tmp_path, case):
+def test_more_epochs_are_those_of_a_run_that_was_asked_for_them(colours, tmp_path, finished, case):
     short, more = CASES[case]
     long = dataclasses.replace(short, **more)
-    run(colours, tmp_path / "whole", long)
-    folder, lines = tmp_path / "extended", []
-    run(colours, folder, short)
-    assert len(history_of(folder)) < len(history_of(tmp_path / "whole"))
+    folder, lines = finished(short, tmp_path / "extended"), []
+    assert len(history_of(folder)) < len(history_of(finished(long)))
     run(colours, folder, long, report=lines.append)
-    assert_equal(folder, tmp_path / "whole")
+    assert_equal(folder, finished(long))
     assert any(f"{name}={value} in place of" in lines[0] for name, value in more.items())
     assert ("finetune: begins anew" in lines) == (case not in list(CASES)[:2] and case != "fine-tuning")
     (entry,) = json.loads((folder / "run.json").read_text())["extended"]
@@ -94,13 +106,11 @@ def test_more_patience_goes_on_after_an_early_stop(colours, tmp_path):
 
 
 @pytest.mark.parametrize("more", [{"finetune_epochs": 3}, {"epochs": 2, "finetune_epochs": 2}], ids=str)
-def test_an_extension_stopped_anywhere_ends_with_the_same_bits(colours, tmp_path, monkeypatch, more):
+def test_an_extension_stopped_anywhere_ends_with_the_same_bits(colours, tmp_path, monkeypatch, finished, more):
     short = dataclasses.replace(TWO_PHASES, finetune_epochs=2, ema=0.9)
     long = dataclasses.replace(short, **more)
-    run(colours, tmp_path / "whole", long)
-    folder, num_kills = tmp_path / "extended", 0
-    run(colours, folder, short)
-    for num_steps in (0, 1, 3, 7, 4):
+    folder, num_kills = finished(short, tmp_path / "extended"), 0
+    for num_steps in (0, 1, 3):
         with monkeypatch.context() as patch:
             stopping_after(num_steps, patch, kill)
             try:
@@ -110,30 +120,26 @@ def test_an_extension_stopped_anywhere_ends_with_the_same_bits(colours, tmp_path
                 num_kills += 1
     assert num_kills >= 3
     run(colours, folder, long)
-    assert_equal(folder, tmp_path / "whole")
+    assert_equal(folder, finished(long))
 
 
-def test_a_kill_before_the_extension_is_written_down_costs_nothing(colours, tmp_path, monkeypatch):
+def test_a_kill_before_the_extension_is_written_down_costs_nothing(colours, tmp_path, monkeypatch, finished):
     long = dataclasses.replace(TWO_PHASES, epochs=2)
-    for name in ("whole", "unextended"):
-        run(colours, tmp_path / name, long if name == "whole" else TWO_PHASES)
     for name, recipe in (("again", long), ("as it was", TWO_PHASES)):
-        shutil.copytree(tmp_path / "unextended", tmp_path / name)
+        finished(TWO_PHASES, tmp_path / name)
         with monkeypatch.context() as patch:
             patch.setattr("tfpipe.transfer.extending.write_json", lambda *_: kill())
             with pytest.raises(Killed):
                 run(colours, tmp_path / name, long)
         run(colours, tmp_path / name, recipe)
-    assert_equal(tmp_path / "again", tmp_path / "whole")
-    assert_equal(tmp_path / "as it was", tmp_path / "unextended")
+        assert_equal(tmp_path / name, finished(recipe))
 
 
-def test_a_run_that_is_not_finished_can_be_asked_for_more(colours, tmp_path, monkeypatch):
-    long = dataclasses.replace(SCRATCH, epochs=3)
+def test_a_run_that_is_not_finished_can_be_asked_for_more(colours, tmp_path, monkeypatch, finished):
+    long = dataclasses.replace(SCRATCH, epochs=4)
     stop_after(4, monkeypatch, colours, tmp_path / "extended", SCRATCH)
     run(colours, tmp_path / "extended", long)
-    run(colours, tmp_path / "whole", long)
-    assert_equal(tmp_path / "extended", tmp_path / "whole")
+    assert_equal(tmp_path / "extended", finished(long))
 
 
 def stop_after(num_steps, monkeypatch, *arguments, **options):
@@ -166,11 +172,11 @@ def test_a_cosine_is_longer_only_if_that_is_asked_for(colours, tmp_path):
     assert rates[0] > rates[1] < rates[2] > rates[3]
 
 
-def test_a_cosine_that_is_extended_and_stopped_is_one_that_is_not(colours, tmp_path, monkeypatch):
+def test_a_cosine_that_is_extended_and_stopped_is_one_that_is_not(colours, tmp_path, monkeypatch, finished):
     short = dataclasses.replace(TUNED, epochs=1, finetune_epochs=2)
     long = dataclasses.replace(short, finetune_epochs=4)
-    for name, steps in (("whole", ()), ("stopped", (0, 3, 5))):
-        run(colours, tmp_path / name, short)
+    for name, steps in (("whole", ()), ("stopped", (0, 5))):
+        finished(short, tmp_path / name)
         for num_steps in steps:
             stop_after(num_steps, monkeypatch, colours, tmp_path / name, long, extend=True)
         run(colours, tmp_path / name, long, extend=not steps)  # once it is under way, the word is not needed
@@ -191,9 +197,8 @@ def test_a_plateau_whose_patience_would_have_fallen_elsewhere_is_said(colours, t
 
 
 @pytest.mark.parametrize("name", ["epochs", "patience"])
-def test_fewer_are_refused(colours, tmp_path, name):
-    folder = tmp_path / "run"
-    run(colours, folder, dataclasses.replace(SCRATCH, patience=2))
+def test_fewer_are_refused(colours, finished, name):
+    folder = finished(dataclasses.replace(SCRATCH, patience=2))
     before = files_of(folder)
     with pytest.raises(ValueError, match=f"holds a run with {name}=2, which can be raised, not lowered to 1"):
         run(colours, folder, dataclasses.replace(SCRATCH, **{"patience": 2, name: 1}))
@@ -224,9 +229,9 @@ def test_epochs_of_a_head_that_has_none_leave_the_run_as_it_is(colours, tmp_path
     assert files_of(folder) == before
 
 
-def test_without_its_state_a_run_is_finished_but_cannot_go_on(colours, tmp_path):
-    folder = tmp_path / "run"
-    summary = run(colours, folder, SCRATCH)
+def test_without_its_state_a_run_is_finished_but_cannot_go_on(colours, tmp_path, finished):
+    folder = finished(SCRATCH, tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text())
     shutil.rmtree(folder / "state")
     assert run(colours, folder, SCRATCH) == summary
     with pytest.raises(ValueError, match=r"epochs=3 in place of 2: its folder state/ was deleted.*from_run \(--from\)"):
@@ -237,11 +242,9 @@ def test_without_its_state_a_run_is_finished_but_cannot_go_on(colours, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def first(colours, tmp_path_factory):
+def first(finished):
     """A finished run from scratch."""
-    folder = tmp_path_factory.mktemp("first") / "run"
-    run(colours, folder, SCRATCH)
-    return folder
+    return finished(SCRATCH)
 
 
 FULL = dataclasses.replace(CONSTANT, mode="full", epochs=1, learning_rate=1e-9, warmup_epochs=0, weights="imagenet")
@@ -318,29 +321,32 @@ def test_another_backbone_is_refused(colours, tmp_path, first):
 CODE = """
 import sys, tfpipe
 recipe = tfpipe.Recipe(backbone="lenet", weights="none", image_size=(16, 16), epochs=3, precision="float32", batch_size=8)
-tfpipe.train({data!r}, sys.argv[1], recipe, tensorboard=False, {options})
+tfpipe.train({data!r}, sys.argv[1], recipe, tensorboard=False)
+for stream in (sys.stdout, sys.stderr):
+    print("{silent}", file=stream, flush=True)
+tfpipe.train({data!r}, sys.argv[1] + "/silent", recipe, tensorboard=False, report=None)
 """
+SILENT = "---- silent"
 
 TENSORFLOWS = r"WARNING: All log messages|[IWE]\d{4} "  # what it says when it starts
 
 
 def test_from_python_a_run_says_what_the_command_says(colours, tmp_path):
     flags = ["--backbone=lenet", "--weights=none", "--image_size=16", "--epochs=3", "--precision=float32", "--batch_size=8"]
-    code = CODE.format(data=str(colours), options="{}")
     words = {
         "command": ["tools/train.py", f"--data={colours}", "--notensorboard", *flags, "--output"],
-        "python": ["-c", code.format("")],
-        "silent": ["-c", code.format("report=None")],
+        "python": ["-c", CODE.format(data=str(colours), silent=SILENT)],
     }
     found = {}
     for name, arguments in words.items():
         command = [sys.executable, *arguments, str(tmp_path / name)]
         done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if not re.match(TENSORFLOWS, line)]
+        loud, silent = zip(*(said.partition(f"{SILENT}\n")[::2] for said in (done.stdout, done.stderr)), strict=True)
+        assert not any(silent)
+        lines = [line for line in "".join(loud).splitlines() if not re.match(TENSORFLOWS, line)]
         found[name] = {timeless(line.replace(str(tmp_path / name), "RUN")) for line in lines if "peak memory" not in line}
     assert found["python"] == found["command"]
-    assert not found["silent"]
     (last,) = [line for line in found["python"] if line.startswith("scratch 3/3: ")]
     assert "val_loss" in last
     assert "val_accuracy" in last

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.sparse import coo_array
 
 from tfpipe.transfer import figures
 
@@ -36,7 +37,7 @@ def content(uri):
         lambda: figures.roc_curves(LABELS, PROBABILITIES, [0, 1, 2]),
         lambda: figures.precision_recall_curves(LABELS, PROBABILITIES, [2]),
         lambda: figures.reliability_diagram(BINS),
-        lambda: figures.matrix_image(np.eye(100)),
+        lambda: figures.matrix_image(coo_array(np.eye(100))),
     ],
     ids=["roc", "pr", "reliability", "matrix"],
 )

@@ -268,7 +268,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path):
     [
         ("[" * 200_000, "recursion"),
         ('{"a": {"b": 1, "c": 2, "b": 3}}', "the key 'b' stands twice"),
-        ("9" * 5000, "a number that 64 bits do not hold, 999999999999999999999999..."),
+        ("9" * 5000, "a number of 5,000 digits"),
         ("[NaN]", "NaN is no finite number"),
         ("[-Infinity]", "-Infinity is no finite number"),
         ("[1e999]", "1e999 is no finite number"),
@@ -291,7 +291,7 @@ def test_json_reads_back(tmp_path):
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
     path = write(tmp_path / "x", b"12345")
     assert files.read_bytes(path, 5) == files.read_bytes(path) == b"12345"
-    with pytest.raises(DataError, match="x: larger than 4, which"):
+    with pytest.raises(DataError, match="x: more than 4 bytes"):
         files.read_bytes(path, 4)
 
 

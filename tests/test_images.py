@@ -219,7 +219,7 @@ def test_jpeg_header_equals_pillow(mode, options, color, coding):
 )
 def test_png_header_equals_pillow(image, kind, color, channels, precision):
     header = read_header(encode(image, "PNG"))
-    expected = ImageHeader("PNG", 20, 24, channels, 1, precision, kind, "", color, 0, 0)
+    expected = ImageHeader("PNG", 20, 24, channels, 1, precision, kind, "", color, 0, 0, transparent="alpha" in color)
     assert header == expected
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -13,8 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
+from tfpipe.records.files import write_json
 from tfpipe.transfer.calibration import fit_temperature, scale
-from tfpipe.transfer.metrics import measure, wilson
+from tfpipe.transfer.figures import matrix_image
+from tfpipe.transfer.metrics import confusion_matrix, load, measure, wilson
+from tfpipe.transfer.predictions import Predictions
 
 pytestmark = pytest.mark.tf
 
@@ -41,7 +45,10 @@ def test_hand_made_numbers():
     assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
     assert found["top_k"] == {"1": 0.5, "2": 5 / 6}
     assert found["log_loss"] == pytest.approx(-sum(map(math.log, [0.8, 0.6, 0.2, 0.8, 0.4, 0.1])) / 6)
-    assert found["confusion"] == {"class_names": ["cat", "dog", "owl"], "matrix": [[2, 1, 0], [1, 1, 0], [0, 1, 0]]}
+    assert found["confusion"] == {
+        "class_names": ["cat", "dog", "owl"],
+        "cells": [[0, 0, 2], [0, 1, 1], [1, 0, 1], [1, 1, 1], [2, 1, 1]],
+    }
     cat, dog, owl = found["per_class"]
     assert (cat["class_name"], cat["precision"], cat["recall"], cat["support"], cat["predicted"]) == ("cat", 2 / 3, 2 / 3, 3, 3)
     assert (dog["precision"], dog["recall"], dog["f1"]) == (1 / 3, 1 / 2, 0.4)
@@ -108,7 +115,8 @@ def test_metrics_equal_those_of_scikit_learn(table):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's, of one class
         matrix = sklearn_metrics.confusion_matrix(labels, predicted, labels=list(classes))
-    assert found["confusion"]["matrix"] == matrix.tolist()
+    assert confusion_matrix(found).toarray().tolist() == matrix.tolist()
+    assert all(count for *_, count in found["confusion"]["cells"])
     columns = sklearn_metrics.precision_recall_fscore_support(labels, predicted, labels=list(classes), zero_division=np.nan)
     for name, column in zip(("precision", "recall", "f1", "support"), columns, strict=True):
         ours = [row[name] for row in found["per_class"]]
@@ -271,3 +279,30 @@ def test_an_unusual_temperature_is_said(caplog, labels, rows, reason):
 def test_a_wrong_temperature_is_said(temperature):
     with pytest.raises(ValueError, match="temperature must be a positive number"):
         scale(random_table(0, 3, 2), temperature)
+
+
+def test_ten_thousand_classes_take_no_square_of_their_number(tmp_path):
+    num_classes, labels = 10_000, np.arange(0, 10_000, 100)
+    probabilities = np.full((len(labels), num_classes), 1 / num_classes, np.float32)
+    probabilities[:, 7] += np.float32(1e-3)
+    names = [str(index) for index in range(num_classes)]
+    table = Predictions([str(label) for label in labels], [""] * len(labels), labels, probabilities, names)
+    measure(make_table([0, 1], [[1, 0], [0, 1]]))  # imports scikit-learn
+    tracemalloc.start()
+    try:
+        found = measure(table)
+        write_json(tmp_path / "metrics.json", found)
+        assert matrix_image(confusion_matrix(found)).startswith("data:image/png")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 150e6  # a byte a cell would be 100e6 for each array, and int64 is 800e6
+    assert (tmp_path / "metrics.json").stat().st_size < 4e6
+    assert found["confusion"]["cells"] == [[label, 7, 1] for label in labels.tolist()]
+
+
+def test_the_matrix_of_an_older_evaluation_is_read(tmp_path):
+    found = measure(make_table([0, 0, 1], [[1, 0], [0, 1], [0, 1]]))
+    older = {**found, "confusion": {"class_names": found["confusion"]["class_names"], "matrix": [[1, 1], [0, 1]]}}
+    write_json(tmp_path / "metrics.json", older)
+    assert load(tmp_path) == found

@@ -21,7 +21,7 @@ from prediction_fixtures import AWKWARD, NAMES, Averages, bad_files, kinds, left
 import tfpipe
 from tfpipe.records.errors import DataError
 from tfpipe.records.summary import display_width
-from tfpipe.serving import sources
+from tfpipe.serving import picture_files, sources
 from tfpipe.serving.prediction import predict
 from tfpipe.transfer import classifiers, predictions
 
@@ -233,6 +233,14 @@ def written(model, inputs, folder, **options):
     return read(folder / "out.csv")
 
 
+@pytest.mark.parametrize("target", ["/proc/kmsg", "/proc/self/mem", "/dev/zero", "/dev/tty"])
+def test_what_the_kernel_makes_up_is_not_read(folder, target):
+    if not os.path.exists(target):
+        pytest.skip(f"no {target} here")
+    os.symlink(target, folder / "link.jpg")
+    assert str(picture_files.read(str(folder / "link.jpg"))) == "unreadable: cannot be read: not a regular file"
+
+
 # Lists of paths
 
 
@@ -254,12 +262,12 @@ def test_a_csv_names_pictures_below_its_own_folder(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"file\na.jpg\n", "line 1 .*a column called path is needed.*there are: file"),
+        (b"photo\na.jpg\n", "line 1 .*a column called path is needed.*there are: photo"),
         (b"", "list.csv: the file is empty: a list of paths has a column called path"),
         ("path\na.jpg\n".encode("utf-16"), "list.csv: a list of paths in UTF-16: save it as UTF-8"),
         ("\ufeffpath\na.jpg\n".encode("utf-16-be"), "save it as UTF-8"),
-        (b"path;id\na.jpg;1\n", "line 1 .*must be separated by commas"),
-        (b"path\tid\na.jpg\t1\n", "line 1 .*must be separated by commas"),
+        (b"path;id\na.jpg;1;2\n", "line 2 .*3 fields, expected 2"),
+        (b"path\tid\na.jpg\n", "line 2 .*1 field, expected 2"),
         (b"path,path\na,b\n", "a column called path is needed"),
         (b"path,id\na.jpg,1\nb.jpg\n", "line 3 .*1 field, expected 2"),
         (b"path,id\na.jpg,\n", "line 2 .*an empty path or id"),
@@ -273,6 +281,17 @@ def test_a_csv_that_is_no_list_is_an_error_with_the_line(tmp_path, content, mess
     with pytest.raises(DataError, match=message) as caught:
         ids(table)
     assert caught.value.path == str(table)
+
+
+@pytest.mark.parametrize("content", [b"ID;Filename\nb;2.jpg\na;1.jpg\n", b"image\tid\n2.jpg\tb\n1.jpg\ta\n"])
+def test_the_separator_and_the_column_of_paths_are_found_and_said(tmp_path, content, caplog):
+    table = write(tmp_path / "list.tsv", content)
+    with caplog.at_level("INFO", "tfpipe"):
+        assert [(found.id, found.path) for found in sources.list_pictures(table).pictures] == [
+            ("a", str(tmp_path / "1.jpg")),
+            ("b", str(tmp_path / "2.jpg")),
+        ]
+    assert re.search(r"list\.tsv: paths are taken from column '(filename|image)', separated by (semicolons|tabs)", caplog.text)
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\0"])

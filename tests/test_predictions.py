@@ -30,7 +30,7 @@ def table_of(keys, filenames, class_names, seed):
     random = np.random.default_rng(seed)
     values = np.float32(random.dirichlet(np.full(len(class_names), 0.05), len(keys)))
     labels = random.integers(-1, len(class_names), len(keys))
-    return Predictions(keys, filenames, labels, values.astype(np.float64), class_names)
+    return Predictions(keys, filenames, labels, values, class_names)
 
 
 def assert_equal(a, b):

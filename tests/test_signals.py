@@ -87,16 +87,29 @@ def training_of(data, output, *flags):
     return command("train", f"--data={data}", f"--output={output}", *small, "--precision=float32", "--notensorboard", *flags)
 
 
-def test_training_saves_its_step_and_goes_on_to_the_same_bits(colours, tmp_path):
-    folder, numbers = tmp_path / "run", [signal.SIGTERM, signal.SIGTERM]  # as `timeout` sends it
+@pytest.fixture(scope="module")
+def whole(colours, tmp_path_factory):
+    """The folder of a training that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(training_of(colours, folder))
+    return folder
+
+
+TWICE = [signal.SIGTERM, signal.SIGTERM]  # as `timeout` sends it
+
+
+@pytest.mark.parametrize(
+    ("numbers", "flags", "status"), [(TWICE, [], 143), ([signal.SIGKILL], ["--checkpoint_seconds=0"], -9)], ids=["TERM", "KILL"]
+)
+def test_training_goes_on_to_the_same_bits(colours, whole, tmp_path, numbers, flags, status):
+    folder = tmp_path / "run"
     words = training_of(colours, folder)  # which saves at the end of an epoch, and when it is stopped
-    status, said = stop(words, lambda _: (folder / "state" / "scratch.npz").exists(), *numbers)
-    assert status == 143
-    assert said.rstrip().endswith("stopped. What was done is saved: run the same command again to go on from there.")
+    found, said = stop([*words, *flags], lambda _: (folder / "state" / "scratch.npz").exists(), *numbers)
+    assert found == status
+    if status == 143:
+        assert said.rstrip().endswith("stopped. What was done is saved: run the same command again to go on from there.")
     assert not (folder / "summary.json").exists()
     run(words)
-    whole = tmp_path / "whole"
-    run(training_of(colours, whole))
     assert classifiers.load(folder).sha256 == classifiers.load(whole).sha256
     losses = [[(row["train_loss"], row["val_loss"]) for row in read_history(path)] for path in (folder, whole)]
     assert losses[0] == losses[1]

@@ -187,14 +187,14 @@ def test_csv_rows_that_cannot_be_taken(tmp_path):
 
 
 def test_csv_without_its_columns_or_not_utf8(tmp_path):
-    with pytest.raises(ValueError, match=r"the first line must name the columns path, label.*\['image', 'label'\]"):
-        listed(csv_input(tmp_path, "image,label\n"), "csv")
+    with pytest.raises(ValueError, match=r"the first line must name the columns path, label.*\['photo', 'label'\]"):
+        listed(csv_input(tmp_path, "photo,label\n"), "csv")
     path = write(tmp_path / "latin.csv", b"path,label\ncaf\xe9.jpg,x\n")
     with pytest.raises(DataError, match="cannot be read as UTF-8 CSV"):
         listed({None: path}, "csv")
 
 
-@pytest.mark.parametrize("header", ["path,class", "path", "path,label,label", "label"])
+@pytest.mark.parametrize("header", ["path,breed", "path", "path,label,label", "label"])
 def test_csv_needs_its_columns_once(tmp_path, header):
     with pytest.raises(ValueError, match="the first line must name the columns"):
         listed(csv_input(tmp_path, f"{header}\n"), "csv")
@@ -237,3 +237,15 @@ def test_an_input_of_the_wrong_kind_is_named(tmp_path):
         listed({None: file}, "folders")
     with pytest.raises(ValueError, match="layout 'csv' takes a file"):
         listed({None: tmp_path}, "csv")
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.h5", "prepared"])
+def test_what_the_kernel_makes_up_is_no_input(tmp_path, name):
+    """/proc/kmsg says that it is a regular file of no bytes, and reading it waits."""
+    folder = tmp_path / "prepared"
+    write(folder / "dataset_info.json", b"{}")
+    os.symlink("/proc/kmsg", folder / "features.json")
+    os.symlink("/proc/kmsg", tmp_path / "x.csv")
+    os.symlink("/proc/kmsg", tmp_path / "x.h5")
+    with pytest.raises(DataError, match="not a regular file"):
+        listed({None: tmp_path / name}, guess_layout(tmp_path / name))

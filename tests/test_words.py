@@ -28,6 +28,8 @@ NEVER_ONE = {
     ("jpeg.py", "blocks"),  # more than ten
     ("summary.py", "count - len(shown)"),  # of twenty and more, ten are shown
     ("recipes.py", "num_pictures"),  # a hundred or more
+    ("files.py", "len(digits)"),  # more than twenty
+    ("files.py", "most_bytes"),  # a limit
     ("runs.py", "num_all"),  # a class of one is not divided
     ("freezing.py", "name"),  # a name
     ("predictions.py", "whose"),  # a model's name

@@ -23,9 +23,10 @@ from absl import flags
 
 from tfpipe import commands
 from tfpipe.conversion.build import build_tfrecords
-from tfpipe.conversion.options import CHECKS, DEFAULT_SHARD_BYTES
+from tfpipe.conversion.options import CHECKS, DEFAULT_SHARD_BYTES, NORMALIZATIONS
 from tfpipe.conversion.sources import DEFAULT_LABEL_PATTERN, LAYOUTS
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.records.samples import BACKGROUNDS, PNG16, USUAL
 from tfpipe.records.summary import describe_manifest
 
 _INPUT = flags.DEFINE_string(
@@ -37,9 +38,9 @@ _LAYOUT = flags.DEFINE_enum(
     "layout",
     None,
     LAYOUTS,
-    "folders: one folder per class. filename: the class is in the file's name. csv: columns path, label and, optionally, split"
-    " and id. flat: no labels. hdf5: arrays of pictures and labels. tfds: a data set that tensorflow-datasets prepared."
-    " Default: guessed where that is certain.",
+    "folders: one folder per class. filename: the class is in the file's name. csv: columns of paths or ids, of labels and,"
+    " optionally, called split and id. flat: no labels. hdf5: arrays of pictures and labels. tfds: a data set that"
+    " tensorflow-datasets prepared. Default: guessed where that is certain.",
 )
 _SPLITS = flags.DEFINE_string(
     "splits", None, "Fraction of each split, adding up to 1: train=0.8,val=0.1,test=0.1. Default: one, train."
@@ -50,7 +51,17 @@ _LABEL_PATTERN = flags.DEFINE_string(
     DEFAULT_LABEL_PATTERN,
     "For --layout=filename: regular expression with one named group, matched from the start of the file's name.",
 )
-_CLASS_NAMES = flags.DEFINE_list("class_names", None, "Classes in the order of their labels. Default: sorted.")
+_CLASS_NAMES = flags.DEFINE_list("class_names", None, "Classes in the order of labels, taken as they are. Default: sorted.")
+_IMAGES = flags.DEFINE_string("images", None, "For --layout=csv: folder that paths start in. Default: the table's own.")
+_PATH_COLUMN = flags.DEFINE_string(
+    "path_column",
+    None,
+    "For --layout=csv: column of paths, or of names without an ending. Default: path, filename, image_id, ...",
+)
+_LABEL_COLUMN = flags.DEFINE_string("label_column", None, "For --layout=csv: column of classes. Default: label, class, ...")
+_NORMALIZE = flags.DEFINE_enum(
+    "normalize", "none", NORMALIZATIONS, "nfc: class names that differ in their Unicode form only are one class."
+)
 _NUM_SHARDS = flags.DEFINE_string("num_shards", None, "Shards per split: 16, or train=16,test=2. Default: by --shard_mib.")
 _SHARD_MIB = flags.DEFINE_integer("shard_mib", DEFAULT_SHARD_BYTES >> 20, "Size that a shard should have, in MiB.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Draws the splits and the order of records.")
@@ -62,6 +73,17 @@ _ON_CONFLICT = flags.DEFINE_enum("on_conflict", "fail", ("fail", "keep"), "Equal
 _ALLOW_LEAKS = flags.DEFINE_bool("allow_leaks", False, "Keep equal bytes in different given splits, noted in the manifest.")
 _CHECK = flags.DEFINE_enum(
     "check", "header", CHECKS, "header: structure only. decode: compressed data, too; some 5 to 20 ms for a photo."
+)
+_PNG16 = flags.DEFINE_enum(
+    "png16",
+    USUAL.png16,
+    PNG16,
+    "How PNG of 16 bits is read, where the file does not declare its significant bits (sBIT). high_byte: that of each sample."
+    " full_range: an image's darkest sample is 0, its brightest 255. percentile: the same for the samples that 1 % and 99 % of"
+    " them do not exceed. The files are stored as they are.",
+)
+_BACKGROUND = flags.DEFINE_enum(
+    "background", USUAL.background, BACKGROUNDS, "What is laid behind transparent images when they are read; keep: drops alpha."
 )
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a picture is rejected.", 1)
 
@@ -90,6 +112,12 @@ def main(arguments: list[str]) -> None:
         allow_leaks=_ALLOW_LEAKS.value,
         max_pixels=_MAX_PIXELS.value,
         check=_CHECK.value,
+        images=_IMAGES.value,
+        path_column=_PATH_COLUMN.value,
+        label_column=_LABEL_COLUMN.value,
+        normalize=_NORMALIZE.value,
+        png16=_PNG16.value,
+        background=_BACKGROUND.value,
     )
     print(describe_manifest(manifest))
 

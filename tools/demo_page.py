@@ -35,6 +35,10 @@ _MAX_TRAINING = flags.DEFINE_integer(
 _PORT = flags.DEFINE_integer("port", 7860, "To listen on; 0: any that is free.", 0, 65535)
 _MAX_BYTES = flags.DEFINE_integer("max_bytes", 20_000_000, "Of an uploaded file.", 1)
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a picture is refused.", 1)
+_TRUST = flags.DEFINE_bool("trust", False, "Whoever made the model: open it even if it holds code, or uses files.")
+_ALLOWED_HOSTS = flags.DEFINE_list(
+    "allowed_hosts", [], "Names of a proxy under which the page answers, beside 127.0.0.1 and localhost."
+)
 _OPEN = flags.DEFINE_bool("open", False, "Show the page in the browser.")
 
 
@@ -57,6 +61,8 @@ def main(arguments: list[str]) -> None:
         max_bytes=_MAX_BYTES.value,
         max_pixels=_MAX_PIXELS.value,
         open_browser=_OPEN.value,
+        allowed_hosts=_ALLOWED_HOSTS.value,
+        trust=_TRUST.value,
     )
     with page as url:
         print(f"{url}  (Ctrl-C ends it)", flush=True)

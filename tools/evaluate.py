@@ -47,6 +47,7 @@ _SPECIFICITY = flags.DEFINE_float("specificity", 0.95, "Sensitivity is given at 
 _CALIBRATE = flags.DEFINE_string(
     "calibrate", None, "Split to fit a temperature on, for calibrated probabilities. Default: none."
 )
+_TRUST = flags.DEFINE_bool("trust", False, "Whoever made the model: open it even if it holds code, or uses files.")
 _REPORT = flags.DEFINE_bool("report", True, "Write report.html.")
 _NEAR_DUPLICATES = flags.DEFINE_bool("near_duplicates", True, "Report: look for twins in train and val, a pass over all three.")
 
@@ -89,7 +90,7 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
 
     try:
         evaluation = evaluate(
-            artefacts.load(_MODEL.value),
+            artefacts.load(_MODEL.value, trust=_TRUST.value),
             _DATA.value,
             _SPLIT.value,
             _OUTPUT.value,

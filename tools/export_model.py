@@ -68,6 +68,7 @@ _DATA = flags.DEFINE_string("data", None, "Data set for --half, and for more pic
 _SPLIT = flags.DEFINE_string("split", None, "Of --data. Default: val.")
 _EVALUATION = flags.DEFINE_multi_string("evaluation", [], "Folder of evaluate, for the model card; may be given several times.")
 _TOLERANCE = flags.DEFINE_float("tolerance", 1e-5, "How far probabilities of TFLite and ONNX may be from the model's.", 0.0)
+_TRUST = flags.DEFINE_bool("trust", False, "Whoever made the model: open it even if it holds code, or uses files.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an export in --output when the new one is complete.")
 
 
@@ -111,6 +112,7 @@ def main(arguments: list[str]) -> None:
         evaluations=_EVALUATION.value,
         tolerance=_TOLERANCE.value,
         overwrite=_OVERWRITE.value,
+        trust=_TRUST.value,
     )
     print(f"\n{'file':28} {'output':30} {'largest difference':>18} {'allowed':>8}")
     for row in done.parity:

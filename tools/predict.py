@@ -35,6 +35,7 @@ if not __package__:  # run as a file: the checkout's own tfpipe, and none of thi
 from absl import flags
 
 from tfpipe import commands
+from tfpipe.records.cells import unescape
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 from tfpipe.records.summary import aligned, plural
 
@@ -64,6 +65,11 @@ _POSITIVE_CLASS = flags.DEFINE_string(
 )
 _ID_COLUMN = flags.DEFINE_string("id_column", "id", "Header of the ids.")
 _VALUE_COLUMN = flags.DEFINE_string("value_column", "label", "Header of the one value beside them.")
+_CSV_SAFE = flags.DEFINE_bool(
+    "csv_safe",
+    True,
+    "Put an apostrophe before names that a spreadsheet would compute, as =1+1.jpg; -1.jpg, too.",
+)
 _ON_ERROR = flags.DEFINE_enum(
     "on_error",
     None,
@@ -72,6 +78,7 @@ _ON_ERROR = flags.DEFINE_enum(
     " Default: report where the row says the reason, else fail.",
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pictures that the model sees at once.", 1)
+_TRUST = flags.DEFINE_bool("trust", False, "Whoever made the model: open it even if it holds code, or uses files.")
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a picture is bad.", 1)
 
 _SHOWN = 20  # classes, in the summary
@@ -117,9 +124,11 @@ def _predict(inputs: list[str], output: str, file_format: str | None) -> Summary
         positive_class=_POSITIVE_CLASS.value,
         id_column=_ID_COLUMN.value,
         value_column=_VALUE_COLUMN.value,
+        csv_safe=_CSV_SAFE.value,
         on_error=_ON_ERROR.value,
         batch_size=_BATCH_SIZE.value,
         max_pixels=_MAX_PIXELS.value,
+        trust=_TRUST.value,
     )
 
 
@@ -127,7 +136,7 @@ def _rows(path: Path) -> list[list[str]]:
     """Returns the rows of a table for people: a terminal has no room for every probability."""
     with open(path, encoding="utf-8", newline="") as file:
         if path.suffix == ".csv":
-            return list(csv.reader(file))
+            return [[unescape(cell) for cell in row] for row in csv.reader(file)]
         found = [json.loads(line) for line in file]
     count = min(_TOP_K.value or _SHOWN_BEST, max(len(line["top"]) for line in found))
     header = ["id", *(f"{name}_{place}" for place in range(1, count + 1) for name in ("class", "score")), "reason"]

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from tfpipe.conversion.csv_rows import Choice
+from tfpipe.conversion.items import SPLIT_NAMES, one_split
 from tfpipe.conversion.options import DEFAULT_SHARD_BYTES, Options
 from tfpipe.conversion.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
 from tfpipe.conversion.steps import Build
@@ -18,7 +20,8 @@ from tfpipe.records import arguments
 from tfpipe.records.cores import count_cores
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 from tfpipe.records.locking import locked
-from tfpipe.records.manifest import Manifest, split_order
+from tfpipe.records.manifest import FILE_NAME, Manifest, load, split_order
+from tfpipe.records.samples import USUAL
 
 _log = logging.getLogger("tfpipe")
 
@@ -45,6 +48,12 @@ def build_tfrecords(
     allow_leaks: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     check: str = "header",
+    images: PathLike | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    normalize: str = "none",
+    png16: str = USUAL.png16,
+    background: str = USUAL.background,
     progress: bool = True,
 ) -> Manifest:
     """Writes pictures, byte for byte, into sharded TFRecords with a manifest, and returns the manifest.
@@ -56,15 +65,17 @@ def build_tfrecords(
         input: a folder, .csv or .h5 file; or one for each split by name; or None where there are only `unlabelled` ones.
         output: folder for the data set; made if need be. Must be empty, or hold this very build, finished or not.
         name: of the data set; shards are called NAME-SPLIT.tfrecord-00000-of-00016.
-        layout: "folders" (one folder per class), "filename" (the class is in the file's name), "csv" (columns path, label
-            and, optionally, split and id), "flat" (no labels), "hdf5" (arrays) or "tfds" (a prepared data set).
+        layout: "folders" (one folder per class), "filename" (the class is in the file's name), "csv" (columns of paths or ids,
+            of labels and, optionally, called split and id, between commas, semicolons or tabs), "flat" (no labels), "hdf5"
+            (arrays) or "tfds" (a prepared data set).
             None: guessed where that is certain.
         splits: fraction of each split, adding up to 1, as {"train": 0.8, "test": 0.2}; each class is cut at the fractions,
-            byte-identical pictures stay together. None: folders named train, val (or validation) and test are splits,
-            or all pictures go into "train" ("test" for layout "flat").
+            byte-identical pictures stay together. None: folders named train, val and test are splits, or all pictures go
+            into "train" ("test" for layout "flat"). Wherever a split is named, valid, validation and dev are "val".
         unlabelled: folder of pictures without labels, by split name.
         label_pattern: for layout "filename": a regular expression with one named group, matched from the name's start.
-        class_names: in the order of their labels. None: sorted by code point, or as numbers where all are.
+        class_names: in the order of their labels. None: sorted by code point, or as numbers where all are. Names that are
+            given are not questioned: classes that are hardly meant, as "nan" or one for each image, are refused otherwise.
         num_shards: per split: one number for all, or by split name. None: by `shard_bytes`.
         shard_bytes: the size that a shard should have, roughly; shards of a split differ by one record at most.
         seed: draws the splits and the order of records.
@@ -77,6 +88,17 @@ def build_tfrecords(
         check: "header" looks at each file's headers and structure; "decode" follows its compressed data, too, and rejects what
             TensorFlow's decoder would only warn of, a JPEG that was cut in its scan, say; some 5 to 20 ms for a photo. A data
             set that is complete is looked at by `inspect_tfrecords verify --decode`.
+        images: for layout "csv": the folder that paths in tables start in. None: the table's own.
+        path_column: for layout "csv": the column of paths, or of ids, which are names of files without their ending. None: the
+            one called path, filename, image_id or the like.
+        label_column: for layout "csv": the column of classes. None: the one called label, class, category or the like.
+        normalize: "nfc" makes one class of names that differ in their Unicode form only; "none" takes them as they are.
+        png16: how PNG of 16 bits is read: "high_byte" takes that of each sample; "full_range" makes an image's darkest sample 0
+            and its brightest 255; "percentile" does so with the samples that 1 % and 99 % do not exceed. Significant bits that
+            a file declares (sBIT) are always obeyed. This and `background` change no record: the manifest holds them, and
+            whatever reads the data set, or a model that was trained on it, goes by them.
+        background: "keep" reads the colours of a transparent image as stored, whatever its alpha; "white" and "black" are laid
+            behind them.
         progress: show it on stderr (a bar on a terminal, log lines otherwise).
 
     Raises:
@@ -86,16 +108,25 @@ def build_tfrecords(
         BlockingIOError: another build is writing to the same output, and still is after a few seconds.
         OSError: the disk is full or the like; what was finished is kept, the same call goes on from there.
     """
-    inputs, bare = _inputs(input), _named_paths("unlabelled", unlabelled or {})
+    directory = _path("output", output)
+    names = _split_names(directory)
+    inputs = _inputs(input, names)
+    bare = cast("dict[str, Path]", _renamed("unlabelled", _named_paths("unlabelled", unlabelled or {}), names))
     if not inputs and not bare:
         raise ValueError("there is no input")
-    directory = _path("output", output)
     _check_places([*inputs.values(), *bare.values()], directory)
     seed, allow_leaks, max_pixels, shard_bytes, progress = arguments.check(
         seed=seed, allow_leaks=allow_leaks, max_pixels=max_pixels, shard_bytes=shard_bytes, progress=progress
     )
+    path_column, label_column = arguments.check_given(path_column=path_column, label_column=label_column)
+    choice = Choice(None if images is None else _path("images", images), path_column, label_column, names)
     (label_pattern,), (given_workers,) = arguments.check(label_pattern=label_pattern), arguments.check_given(workers=workers)
+    guessed = layout is None
     layout = _guess(inputs) if layout is None else layout
+    if layout != "csv" and choice[:3] != (None, None, None):
+        raise ValueError(f"images, path_column and label_column are for layout=csv (the layout is {layout!r})")
+    if choice.images is not None and not choice.images.is_dir():
+        raise FileNotFoundError(f"images: {choice.images}: no such folder")
     options = Options(
         name=name,
         layout=layout,
@@ -103,8 +134,8 @@ def build_tfrecords(
         class_names=None if class_names is None else arguments.class_names(class_names),
         input_splits=tuple(sorted(split for split in inputs if split is not None)),
         unlabelled_splits=tuple(sorted(bare)),
-        splits=None if splits is None else _by_split("splits", splits),
-        num_shards=_by_split("num_shards", num_shards)
+        splits=None if splits is None else _renamed("splits", _by_split("splits", splits), names),
+        num_shards=_renamed("num_shards", _by_split("num_shards", num_shards), names)
         if isinstance(num_shards, Mapping)
         else arguments.check_given(num_shards=num_shards)[0],
         shard_bytes=shard_bytes,
@@ -114,23 +145,50 @@ def build_tfrecords(
         allow_leaks=allow_leaks,
         max_pixels=max_pixels,
         check=check,
+        normalize=normalize,
+        path_column=path_column,
+        label_column=label_column,
+        guessed=guessed,
+        png16=png16,
+        background=background,
     )
     with locked(directory, "build") as descriptor:
         return Build(
             directory,
             options,
-            lambda: list_sources(inputs, bare, layout, label_pattern, to_be_cut=splits is not None),
+            lambda: list_sources(
+                inputs, bare, layout, label_pattern, to_be_cut=splits is not None, normalize=normalize, choice=choice
+            ),
             given_workers or count_cores(),
             descriptor,
             progress,
         ).run()
 
 
-def _inputs(given: PathLike | Mapping[str, PathLike] | None) -> Inputs:
+def _split_names(directory: Path) -> Mapping[str, str]:
+    """Returns what splits are called here: as in a complete data set that an earlier version made, if one is there."""
+    if (directory / FILE_NAME).is_file():
+        kept = set(load(directory).splits) & set(SPLIT_NAMES) - set(SPLIT_NAMES.values())
+        return {name: split for name, split in SPLIT_NAMES.items() if not kept or name == "validation"}
+    return SPLIT_NAMES
+
+
+def _renamed(argument: str, given: Mapping[Any, Any], names: Mapping[str, str]) -> dict[Any, Any]:
+    """Returns what was given by split, under the names that splits have here."""
+    renamed = {name: names.get(name.lower(), name) if isinstance(name, str) else name for name in given}
+    for name, split in renamed.items():
+        if name != split:
+            _log.info("%s: split %r is taken as %r", argument, name, split)
+    if double := one_split(renamed):
+        raise ValueError(f"{argument}: {double} would be one split")
+    return {renamed[name]: value for name, value in given.items()}
+
+
+def _inputs(given: PathLike | Mapping[str, PathLike] | None, names: Mapping[str, str]) -> Inputs:
     if given is None:
         return {}
     if isinstance(given, Mapping):
-        return cast("Inputs", _named_paths("input", given))
+        return _renamed("input", _named_paths("input", given), names)
     return {None: _path("input", given)}
 
 

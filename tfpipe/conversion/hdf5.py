@@ -14,6 +14,7 @@ from typing import Any
 
 from tfpipe.conversion.items import Item, Listing, Source
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import open_regular
 from tfpipe.records.words import exactly
 
 _CLASSES = "list_classes"
@@ -63,6 +64,7 @@ def _kept_open(path: str) -> Any:
 def _opened(path: str) -> Any:
     import h5py
 
+    open_regular(path).close()  # HDF5 would wait for a pipe, or for a file of /proc
     try:
         return h5py.File(path, "r")
     except OSError as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tfpipe.records.errors import DataError
 
@@ -13,10 +16,23 @@ REASONS: Mapping[str, str] = {
     "too_large": "The file has more bytes than a record can hold.",
     "bad_name": "A name is not UTF-8, or holds a line break or another control character.",
     "no_class": "The path does not say which class the picture has.",
-    "bad_row": "The row of a table lacks its path, contradicts its split, or leads out of the table's folder.",
+    "bad_row": "The row of a table lacks its path, label or split, contradicts another, or leads out of the table's folder.",
     "link_loop": "A link leads to a folder that is walked already; nothing is lost by not following it.",
 }
 """Reason codes of `Rejection`, each with an explaining sentence; those of the pictures' own bytes are `images.REASONS`."""
+
+SPLIT_NAMES: Mapping[str, str] = {
+    "train": "train",
+    "test": "test",
+    **dict.fromkeys(("val", "validation", "valid", "dev"), "val"),
+}
+"""What a split of a usual name, in lower case, is called here, wherever it is named."""
+
+
+def one_split(by_name: Mapping[Any, Any]) -> str:
+    """Returns "val and valid", the names that stand for one split, or ""."""
+    splits = list(by_name.values())
+    return " and ".join(str(name) for name, split in by_name.items() if splits.count(split) > 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +49,7 @@ class Source:
         place: in that file: the row of an array, the offset of a record; 0 for a file of its own.
         num_bytes: size of the file at `path`.
         mtime_ns: of the file at `path`.
+        row: "labels.csv: line 7" where a table names it.
     """
 
     key: str
@@ -44,6 +61,7 @@ class Source:
     place: int
     num_bytes: int
     mtime_ns: int
+    row: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +86,21 @@ class Rejection:
 Item = Source | Rejection
 
 
+@dataclass
+class Notes:
+    """What a listing finds beside items.
+
+    Attributes:
+        hidden: how many files and folders were passed over, by kind: .DS_Store, __MACOSX, ...
+        empty_folders: keys of folders that hold nothing.
+        renamed: splits that are called otherwise here, by the name that the input gives them.
+    """
+
+    hidden: Counter[str] = dataclasses.field(default_factory=Counter)
+    empty_folders: list[str] = dataclasses.field(default_factory=list)
+    renamed: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Listing:
     """A stream of items, and the order of the classes where the input defines one.
@@ -75,10 +108,12 @@ class Listing:
     Attributes:
         items: one per picture or rejected input, in no particular order.
         class_names: label i is the name at i; None where names are to be sorted.
+        notes: complete when all items were taken.
     """
 
     items: Iterator[Item]
     class_names: Sequence[str] | None = None
+    notes: Notes = dataclasses.field(default_factory=lambda: Notes())
 
     @staticmethod
     def joined(listings: Sequence[Listing]) -> Listing:

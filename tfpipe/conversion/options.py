@@ -11,10 +11,20 @@ from typing import Any
 from tfpipe.conversion.sources import LAYOUTS
 from tfpipe.records import arguments
 from tfpipe.records.manifest import check_name, split_order
+from tfpipe.records.samples import USUAL, Samples
 from tfpipe.records.seeds import derive
 
 DEFAULT_SHARD_BYTES = 128 << 20
 CHECKS = ("header", "decode")
+NORMALIZATIONS = ("none", "nfc")
+# Options that older versions did not have.
+_LATER = {
+    "check": CHECKS[0],
+    "normalize": NORMALIZATIONS[0],
+    "path_column": None,
+    "label_column": None,
+    **dataclasses.asdict(USUAL),
+}
 _TOLERANCE = Fraction(1, 10**6)  # 0.333333 is a third
 
 
@@ -40,11 +50,19 @@ class Options:
     allow_leaks: bool
     max_pixels: int
     check: str
+    normalize: str = "none"
+    path_column: str | None = None
+    label_column: str | None = None
+    guessed: bool = False  # the layout; no other choice of bytes
+    png16: str = USUAL.png16
+    background: str = USUAL.background
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
         arguments.choice("layout", self.layout, LAYOUTS)
         arguments.choice("check", self.check, CHECKS)
+        arguments.choice("normalize", self.normalize, NORMALIZATIONS)
+        Samples(self.png16, self.background)
         arguments.choice("on_error", self.on_error, ("fail", "skip"))
         arguments.choice("on_conflict", self.on_conflict, ("fail", "keep"))
         for split in (*self.input_splits, *self.unlabelled_splits, *(self.splits or ())):
@@ -81,13 +99,15 @@ class Options:
     def as_json(self) -> dict[str, Any]:
         """Returns the options as the manifest and the state of a build keep them."""
         content = dataclasses.asdict(self)
-        if self.check == CHECKS[0]:
-            del content["check"]  # as before there was another
+        del content["guessed"]
+        for name, usual in _LATER.items():
+            if content[name] == usual:
+                del content[name]  # as before there was another
         return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
 
     def differences(self, before: Mapping[str, Any]) -> list[str]:
         """Returns in words what differs from options stored by `as_json`."""
-        now, before = {"check": CHECKS[0], **self.as_json()}, {"check": CHECKS[0], **before}
+        now, before = {**_LATER, **self.as_json()}, {**_LATER, **before}
         return [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
             for name in sorted({*before, *now})

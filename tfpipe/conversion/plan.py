@@ -6,16 +6,17 @@ Nothing here depends on the order in which a file system lists names, on the num
 from __future__ import annotations
 
 import logging
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tfpipe.conversion import class_checks
 from tfpipe.conversion.options import Options
 from tfpipe.conversion.state import State
 from tfpipe.conversion.tasks import ShardTask
 from tfpipe.records.errors import DataError
 from tfpipe.records.manifest import check_name, shard_file, split_order
+from tfpipe.records.samples import USUAL
 from tfpipe.records.schema import UNLABELLED
 from tfpipe.records.words import exactly, plural
 
@@ -24,6 +25,8 @@ _log = logging.getLogger("tfpipe")
 PNG_NAMED_JPEG = "format = 'PNG' AND (lower(filename) LIKE '%.jpg' OR lower(filename) LIKE '%.jpeg')"
 """A condition on the rows of a state."""
 
+_WITH_TRAIT = "FROM inputs WHERE reason IS NULL AND ' ' || traits || ' ' LIKE '% ' || ? || ' %'"
+_SHOWN = 10  # paths in a warning
 _OVERHEAD_BYTES = 380  # of a record beside its picture, about
 
 
@@ -61,9 +64,27 @@ def check_inputs(state: State, options: Options) -> None:
         path = state.value(f"SELECT path FROM inputs WHERE reason IS NULL AND {PNG_NAMED_JPEG} ORDER BY key")
         what = plural(count, "file named .jpg is a PNG file", "files named .jpg are PNG files")
         _log.warning("%s and taken as such: %s%s", what, path, ", ..." if count > 1 else "")
+    if options.png16 == USUAL.png16:
+        what = "of 16 bits will be nearly of one colour (fewer than 5 bits hold the high bytes); build with png16=percentile"
+        _warn_of(state, "dim", what)
+    if options.background == USUAL.background:
+        what = "will be read without transparency; background=white or background=black lays that behind"
+        _warn_of(state, "transparent", what)
     if not state.value("SELECT count(*) FROM inputs WHERE reason IS NULL"):
         why = f"all {exactly(len(rejected), 'input')} rejected" if rejected else "the input is empty"
         raise DataError(f"there is no picture to take: {why}" + _listing(rejected))
+
+
+def count_trait(state: State, word: str) -> int:
+    """Returns how many accepted rows have a word among their traits, see `tasks.Audited`."""
+    return int(state.value(f"SELECT count(*) {_WITH_TRAIT}", (word,)))
+
+
+def _warn_of(state: State, word: str, what: str) -> None:
+    """Says what will become of the images of a trait, with the names of the first."""
+    if count := count_trait(state, word):
+        paths = [path for (path,) in state.rows(f"SELECT path {_WITH_TRAIT} ORDER BY key LIMIT {_SHOWN}", (word,))]
+        _log.warning("%s %s: %s%s", plural(count, "image"), what, ", ".join(paths), ", ..." if count > len(paths) else "")
 
 
 class Plan(NamedTuple):
@@ -88,6 +109,7 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
     """
     state.write("CREATE INDEX IF NOT EXISTS inputs_sha256 ON inputs (sha256)")
     class_names = _label(state, options, class_order)
+    class_checks.check_classes(state, options, defined=class_order is not None)
     conflicts = _groups(state, "label", "AND label >= 0")
     if conflicts and options.on_conflict == "fail":
         raise DataError(
@@ -96,6 +118,7 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
             " on_conflict=keep:" + _listing(_shown(state, group) for group in conflicts)
         )
     _split(state, options)
+    class_checks.warn_of_training(state, class_names)
     leaks = _groups(state, "split", "")
     if leaks and not options.allow_leaks:
         raise DataError(
@@ -160,20 +183,11 @@ def _label(state: State, options: Options, class_order: Sequence[str] | None) ->
     found = [
         name for (name,) in state.rows("SELECT DISTINCT class_name FROM inputs WHERE reason IS NULL AND class_name NOT NULL")
     ]
-    # The names stand one per line in a file that tensorflow-datasets strips.
-    broken = sorted(
-        name
-        for name in {*found, *(options.class_names or class_order or ())}
-        if name != name.strip() or len(name.splitlines()) > 1
-    )
-    if broken:
-        raise DataError(f"a class name holds a line break, or begins or ends with a space: {broken[0]!r}")
+    class_checks.check_names({*found, *(options.class_names or class_order or ())})
     order = list(options.class_names or class_order or sorted(found, key=_class_order(found)))
     double = sorted({name for name in order if order.count(name) > 1}) if len(set(order)) < len(order) else []
     if double:
         raise DataError(f"two labels have one name: {', '.join(double)}; names of classes must differ")
-    for name, other in _alike(order):
-        _log.warning("the classes %r and %r look the same: they differ in their Unicode form only", name, other)
     unknown = sorted(set(found) - set(order))
     if unknown:
         raise DataError(f"classes that class_names does not list: {', '.join(unknown[:20])} (it lists {', '.join(order)})")
@@ -183,13 +197,6 @@ def _label(state: State, options: Options, class_order: Sequence[str] | None) ->
     )
     for (name,) in lost:
         _log.warning("class %r has no picture left: all of its inputs were rejected", name)
-    records = state.value("SELECT count(*) FROM inputs WHERE reason IS NULL AND class_name NOT NULL")
-    if options.layout == "filename" and len(found) == records > 9:
-        raise ValueError(
-            f"{exactly(records, 'picture has', 'pictures have')} {exactly(records, 'different class name')}"
-            f" ({', '.join(found[:3])}, ...): is this layout=flat,"
-            " or does it need another label_pattern?"
-        )
     state.write("UPDATE inputs SET label = ? WHERE reason IS NULL AND class_name IS NULL", (UNLABELLED,))
     state.write("CREATE INDEX IF NOT EXISTS inputs_class ON inputs (class_name)")
     state.write_many(
@@ -197,14 +204,6 @@ def _label(state: State, options: Options, class_order: Sequence[str] | None) ->
         ((label, name) for label, name in enumerate(order)),
     )
     return order
-
-
-def _alike(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    seen: dict[str, str] = {}
-    for name in names:
-        other = seen.setdefault(unicodedata.normalize("NFC", name), name)
-        if other != name:
-            yield other, name
 
 
 def _class_order(names: Sequence[str]) -> Callable[[str], tuple[int, str]]:

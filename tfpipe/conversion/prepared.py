@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tfpipe.conversion.items import Item, Listing, Source
+from tfpipe.conversion.items import Item, Listing, Notes, Source
 from tfpipe.records import example, tfrecord
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import open_regular, read_bytes
 from tfpipe.records.manifest import FEATURES_NAME, INFO_NAME
 from tfpipe.records.words import exactly
 
@@ -29,12 +30,13 @@ def is_prepared(folder: Path) -> bool:
     return (folder / INFO_NAME).is_file() and (folder / FEATURES_NAME).is_file()
 
 
-def list_records(folder: Path, only: str | None) -> Listing:
+def list_records(folder: Path, only: str | None, split_names: Mapping[str, str]) -> Listing:
     """Returns the records of a prepared data set, split by split; keys are "SHARD#000042".
 
     Args:
         folder: of one version of the data set, where dataset_info.json stands.
         only: the split to take, or None for all.
+        split_names: what splits are called here, where they have another name.
 
     Raises:
         ValueError: the folder is no prepared data set.
@@ -43,23 +45,27 @@ def list_records(folder: Path, only: str | None) -> Listing:
     if not is_prepared(folder):
         raise ValueError(f"{folder}: layout 'tfds' takes the folder that holds {INFO_NAME} and {FEATURES_NAME}")
     try:
-        return _list_records(folder, only)
+        return _list_records(folder, only, split_names)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         message = f"{INFO_NAME} or {FEATURES_NAME} is not as tensorflow-datasets writes it ({type(error).__name__}: {error})"
         raise DataError(message, path=folder) from None
 
 
-def _list_records(folder: Path, only: str | None) -> Listing:
+def _list_records(folder: Path, only: str | None, split_names: Mapping[str, str]) -> Listing:
     info = _json(folder / INFO_NAME)
     if info.get("fileFormat", "tfrecord") != "tfrecord":
         raise DataError(f"file format {info['fileFormat']!r}, only 'tfrecord' can be read", path=folder / INFO_NAME)
     layout = _layout(folder)
     splits = {split["name"]: split for split in info.get("splits", ())}
-    if only is not None and only not in splits:
+    here = {name: split_names.get(name.lower(), name) for name in splits}
+    names = [name for name in splits if only in (None, name, here[name])]
+    if only is not None and not names:
         raise DataError(f"there is no split {only!r}: it has {', '.join(splits)}", path=folder / INFO_NAME)
-    names = list(splits) if only is None else [only]
-    shards = [shard for name in names for shard in _shards(folder, info["name"], splits[name])]
-    return Listing((item for shard in shards for item in _shard_items(*shard, layout)), layout.class_names)
+    shards = [(here[name], *shard) for name in names for shard in _shards(folder, info["name"], splits[name])]
+    renamed = {name: here[name] for name in names if here[name] != name}
+    return Listing(
+        (item for shard in shards for item in _shard_items(*shard, layout)), layout.class_names, Notes(renamed=renamed)
+    )
 
 
 def read_picture(path: str, offset: int) -> bytes:
@@ -72,8 +78,8 @@ def read_picture(path: str, offset: int) -> bytes:
     return image
 
 
-def _shards(folder: Path, name: str, split: Mapping[str, Any]) -> list[tuple[Path, str, int]]:
-    """Returns (file, split, number of records) of a split's shards."""
+def _shards(folder: Path, name: str, split: Mapping[str, Any]) -> list[tuple[Path, int]]:
+    """Returns (file, number of records) of a split's shards."""
     lengths = [int(length) for length in split["shardLengths"]]
     template = split.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
     values = {"DATASET": name, "SPLIT": split["name"], "FILEFORMAT": "tfrecord", "NUM_SHARDS": len(lengths)}
@@ -81,10 +87,10 @@ def _shards(folder: Path, name: str, split: Mapping[str, Any]) -> list[tuple[Pat
         template.format(**values, SHARD_X_OF_Y=f"{shard:05d}-of-{len(lengths):05d}", SHARD_INDEX=f"{shard:05d}")
         for shard in range(len(lengths))
     ]
-    return [(folder / file, str(split["name"]), length) for file, length in zip(files, lengths, strict=True)]
+    return [(folder / file, length) for file, length in zip(files, lengths, strict=True)]
 
 
-def _shard_items(path: Path, split: str, expected: int, layout: _Layout) -> Iterator[Item]:
+def _shard_items(split: str, path: Path, expected: int, layout: _Layout) -> Iterator[Item]:
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -94,15 +100,14 @@ def _shard_items(path: Path, split: str, expected: int, layout: _Layout) -> Iter
         _, label = _parse(frame.data, layout, path, frame.offset)
         key = f"{path.name}#{count:06d}"
         class_name = layout.class_names[label] if label >= 0 else None
-        in_split = "val" if split == "validation" else split
-        yield Source(key, "", in_split, class_name, "tfrecord", str(path), frame.offset, status.st_size, status.st_mtime_ns)
+        yield Source(key, "", split, class_name, "tfrecord", str(path), frame.offset, status.st_size, status.st_mtime_ns)
         count += 1
     if count != expected:
         raise DataError(f"{exactly(count, 'record')}, {INFO_NAME} says {expected} (cut file)", path=path)
 
 
 def _read(path: Path, offset: int, layout: _Layout) -> tuple[bytes, int]:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         data = tfrecord.read_frame(file, offset, path.stat().st_size, path)
     return _parse(data, layout, path, offset)
 
@@ -141,7 +146,7 @@ def _layout(folder: Path) -> _Layout:
         raise DataError(f"must have exactly one Image and one ClassLabel; its features: {listed}", path=folder / FEATURES_NAME)
     names_file = folder / f"{labels[0].replace('/', '.')}.labels.txt"
     if names_file.is_file():
-        class_names = names_file.read_text("utf-8").splitlines()
+        class_names = read_bytes(names_file).decode().splitlines()
     else:
         count = int(features[labels[0]].get("classLabel", {}).get("numClasses", 0))
         class_names = [str(label) for label in range(count)]
@@ -150,7 +155,7 @@ def _layout(folder: Path) -> _Layout:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
     except ValueError as error:
         raise DataError(f"not JSON ({error})", path=path) from None
     if not isinstance(content, dict):

@@ -8,24 +8,27 @@ Nothing is read here but directories and tables; the pictures themselves are rea
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import os
 import re
-import stat
-from collections.abc import Callable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from tfpipe.conversion import hdf5, prepared, walking
-from tfpipe.conversion.items import Item, Listing, Rejection, Source
-from tfpipe.records.errors import DataError
+from tfpipe.conversion import csv_rows, hdf5, prepared
+from tfpipe.conversion.csv_rows import CONTROL, Choice
+from tfpipe.conversion.items import SPLIT_NAMES, Item, Listing, Notes, Rejection, Source, one_split
+from tfpipe.records import tables, walking
 from tfpipe.records.files import is_hidden
 
 LAYOUTS = ("folders", "filename", "csv", "flat", "hdf5", "tfds")
 DEFAULT_LABEL_PATTERN = r"(?P<label>[^._]+)[._]"
 
-_SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
+_CLASSES_TOO = {"valid", "dev"}  # names of splits beside others, and alone of classes: valid and broken
+_KINDS = {name.lower(): name for name in (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX")}  # of hidden names
 _HDF5_SUFFIXES = (".h5", ".hdf5", ".he5")
+
+_FOUND = Choice()
 
 Inputs = Mapping[str | None, Path]  # by split; None: one input that says itself which splits it has, if any
 
@@ -37,6 +40,8 @@ def list_sources(
     label_pattern: str = DEFAULT_LABEL_PATTERN,
     *,
     to_be_cut: bool = False,
+    normalize: str = "none",
+    choice: Choice = _FOUND,
 ) -> Listing:
     """Returns every picture of the inputs.
 
@@ -46,6 +51,8 @@ def list_sources(
         layout: one of `LAYOUTS`.
         label_pattern: for layout "filename": a regular expression with one named group, matched from the name's start.
         to_be_cut: the caller cuts one input into splits, so that a folder called "train" beside others is a class.
+        normalize: "nfc" composes the characters of class names, so that two forms of one name are one class.
+        choice: how tables are read.
 
     Raises:
         FileNotFoundError: an input is missing.
@@ -56,30 +63,44 @@ def list_sources(
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such input")
     pattern = _compile(label_pattern)
-    listings = []
+    listings: list[Listing] = []
+    notes = Notes()
     for split, path in inputs.items():
         if layout == "csv":
-            listings.append(Listing(_csv_items(_file(path, layout), split)))
+            listings.append(Listing(csv_rows.list_rows(_file(path, layout), split, choice, notes)))
         elif layout == "hdf5":
             listings.append(hdf5.list_arrays(_file(path, layout), split))
         elif layout == "tfds":
-            listings.append(prepared.list_records(path, split))
+            listings.append(prepared.list_records(path, split, choice.split_names))
         else:
             label_of = {"folders": _first_folder, "filename": _in_name(pattern), "flat": _no_label}[layout]
-            split_of = _split_by_folder(path, to_be_cut) if split is None else _named(split)
-            listings.append(Listing(_picture_items(path, "" if split is None else f"{split}/", split_of, label_of)))
-    listings += [Listing(_picture_items(path, f"{split}/", _named(split), _no_label)) for split, path in unlabelled.items()]
+            split_of = _split_by_folder(path, to_be_cut, notes) if split is None else _named(split)
+            prefix = "" if split is None else f"{split}/"
+            listings.append(Listing(_picture_items(path, prefix, split_of, label_of, notes)))
+    for split, path in unlabelled.items():
+        listings.append(Listing(_picture_items(path, f"{split}/", _named(split), _no_label, notes)))
+    for listing in listings:
+        notes.renamed |= listing.notes.renamed
     joined = Listing.joined(listings)
-    return Listing(map(_with_good_names, joined.items), joined.class_names)
+    items, names = map(_with_good_names, joined.items), joined.class_names
+    if normalize == "nfc":
+        items, names = map(_composed, items), names and [unicodedata.normalize("NFC", name) for name in names]
+    return Listing(items, names, notes)
+
+
+def _composed(item: Item) -> Item:
+    if isinstance(item, Rejection) or item.class_name is None:
+        return item
+    return dataclasses.replace(item, class_name=unicodedata.normalize("NFC", item.class_name))
 
 
 def _with_good_names(item: Item) -> Item:
     """Returns the item, or a rejection where one of its names could not be stored as one line of UTF-8."""
     names = (item.key, item.filename, item.class_name or "") if isinstance(item, Source) else (item.key,)
     # Bytes of a file's name that are not UTF-8 reach Python as lone surrogates, which are not printable either.
-    if not any(map(_CONTROL.search, names)):
+    if not any(map(CONTROL.search, names)):
         return item
-    key = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), item.key)
+    key = CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), item.key)
     path = item.path.encode("utf-8", "backslashreplace").decode()
     return Rejection(
         key, path, "bad_name", "a name is not UTF-8, or holds a line break or another control character: rename it"
@@ -92,7 +113,7 @@ def guess_layout(path: Path) -> str:
     Raises:
         ValueError: it is not; the message says between which.
     """
-    if path.suffix.lower() == ".csv" and path.is_file():
+    if path.suffix.lower() in tables.SUFFIXES and path.is_file():
         return "csv"
     if path.suffix.lower() in _HDF5_SUFFIXES and path.is_file():
         return "hdf5"
@@ -102,7 +123,7 @@ def guess_layout(path: Path) -> str:
         return "tfds"
     top = [entry for entry in os.scandir(path) if not is_hidden(entry.name)]
     folders = [entry for entry in top if entry.is_dir()]
-    if folders and {entry.name.lower() for entry in folders} <= set(_SPLIT_FOLDERS):
+    if folders and len(_split_folders(entry.name for entry in folders)) == len(folders):
         top = [entry for folder in folders for entry in os.scandir(folder.path) if not is_hidden(entry.name)]
     if top and all(entry.is_dir() for entry in top):
         return "folders"
@@ -168,11 +189,17 @@ def _no_split(relative: PurePosixPath) -> tuple[None, PurePosixPath]:
     return None, relative
 
 
-def _split_by_folder(root: Path, to_be_cut: bool) -> SplitOf:
+def _split_folders(names: Iterable[str]) -> dict[str, str]:
+    """Returns the splits of the folders that are named after one, by the folder's name."""
+    found = {name: SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES}
+    return {} if {name.lower() for name in found} <= _CLASSES_TOO else found
+
+
+def _split_by_folder(root: Path, to_be_cut: bool, notes: Notes) -> SplitOf:
     if not root.is_dir():
         raise ValueError(f"{root}: not a folder")
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
-    by_folder = {name: _SPLIT_FOLDERS[name.lower()] for name in names if name.lower() in _SPLIT_FOLDERS}
+    by_folder = _split_folders(names)
     others = [name for name in names if name not in by_folder]
     if not by_folder or (others and to_be_cut):
         return _no_split
@@ -181,8 +208,10 @@ def _split_by_folder(root: Path, to_be_cut: bool) -> SplitOf:
             f"{root}: beside the split folders {', '.join(by_folder)} stand {', '.join(others[:5])}: name each split's folder,"
             " as in --input=train=DIR,test=DIR2 and --unlabelled=test1=DIR3; or, if they are classes, cut them with --splits"
         )
-    if len(set(by_folder.values())) < len(by_folder):
-        raise ValueError(f"{root}: {' and '.join(by_folder)} would be one split: name the folders with --input")
+    if double := one_split(by_folder):
+        raise ValueError(f"{root}: {double} would be one split: name the folders with --input, or join them")
+
+    notes.renamed |= {name: split for name, split in by_folder.items() if name != split}
 
     def split_of(relative: PurePosixPath) -> tuple[str, PurePosixPath]:
         if len(relative.parts) < 2:
@@ -192,14 +221,20 @@ def _split_by_folder(root: Path, to_be_cut: bool) -> SplitOf:
     return split_of
 
 
-def _picture_items(root: Path, prefix: str, split_of: SplitOf, label_of: LabelOf) -> Iterator[Item]:
+def _picture_items(root: Path, prefix: str, split_of: SplitOf, label_of: LabelOf, notes: Notes) -> Iterator[Item]:
     if not root.is_dir():
         raise ValueError(f"{root}: not a folder")
     for item in walking.walk(root):
-        if isinstance(item, Rejection):
-            yield Rejection(prefix + item.key, item.path, item.reason, item.message, item.fatal)
-            continue
         key = prefix + item.relative
+        if isinstance(item, walking.Skipped):
+            if item.reason == "hidden":
+                name = os.path.basename(item.path)
+                notes.hidden[_KINDS.get(name.lower(), "._*" if name.startswith("._") else "other hidden names")] += 1
+            elif item.reason == "empty":
+                notes.empty_folders.append(key)
+            else:
+                yield Rejection(key, item.path, item.reason, item.message, fatal=item.reason != "link_loop")
+            continue
         try:
             split, below = split_of(PurePosixPath(item.relative))
             class_name = label_of(below)
@@ -207,64 +242,3 @@ def _picture_items(root: Path, prefix: str, split_of: SplitOf, label_of: LabelOf
             yield Rejection(key, item.path, "no_class", str(error.args[0]))
             continue
         yield Source(key, key, split, class_name, "file", item.path, 0, item.num_bytes, item.mtime_ns)
-
-
-def _csv_items(path: Path, split: str | None) -> Iterator[Item]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file, strict=True)
-        try:
-            columns = [name.strip().lower() for name in table.fieldnames or ()]
-            if not {"path", "label"} <= set(columns) or len(set(columns)) != len(columns):
-                raise _wrong_columns(path, columns)
-            table.fieldnames = columns
-            for row in table:
-                yield _csv_item(path, table.line_num, row, split)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"line {table.line_num + 1} cannot be read as UTF-8 CSV ({error})", path=path) from None
-
-
-def _wrong_columns(path: Path, columns: list[str]) -> ValueError:
-    wanted = "path, label (empty for unlabelled pictures) and, optionally, split and id, each once"
-    return ValueError(f"{path}: the first line must name the columns {wanted} (got {columns})")
-
-
-def _csv_item(table: Path, line: int, row: Mapping[str | None, object], split: str | None) -> Item:
-    def cell(column: str) -> str:
-        value = row.get(column)
-        return value.strip() if isinstance(value, str) else ""
-
-    given = cell("path").replace("\\", "/")
-    place = f"{table}: line {line}"
-    if not given or None in row:
-        problem = "has no path" if not given else "has more fields than the header (quote paths that hold a comma)"
-        return Rejection(f"{table.name}#line{line}", place, "bad_row", f"the row {problem}")
-    if split is not None and cell("split") not in ("", split):
-        return Rejection(given, place, "bad_row", f"the row says split {cell('split')!r}, the input is named {split!r}")
-    if _CONTROL.search(given):
-        return Rejection(f"{table.name}#line{line}", place, "bad_row", "the path holds a control character")
-    relative = os.path.normpath(given).replace(os.sep, "/")
-    inside = not os.path.isabs(given) and not relative.startswith("../")
-    key = cell("id") or relative
-    if not inside and not cell("id"):
-        return Rejection(given, place, "bad_row", "the path leads out of the table's folder: give the row an id")
-    source = table.parent / given
-    filename = relative if inside else f"{key}{source.suffix}"
-    if PurePosixPath(filename).is_absolute() or ".." in PurePosixPath(filename).parts:
-        return Rejection(key, place, "bad_row", "the id names the file to be, and would lead out of its folder")
-    try:
-        status = source.stat()
-    except OSError as error:
-        return Rejection(key, str(source), "unreadable", f"{error.strerror} (line {line} of {table.name})")
-    if not stat.S_ISREG(status.st_mode):
-        return Rejection(key, str(source), "unreadable", f"not a regular file (line {line} of {table.name})")
-    return Source(
-        key,
-        filename,
-        split or _SPLIT_FOLDERS.get(cell("split").lower(), cell("split")) or None,
-        cell("label") or None,
-        "file",
-        str(source),
-        0,
-        status.st_size,
-        status.st_mtime_ns,
-    )

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfpipe.conversion import row_checks
 from tfpipe.conversion.items import Item, Rejection, Source
 from tfpipe.conversion.tasks import Audited
 from tfpipe.records import seeds
@@ -21,13 +22,13 @@ _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE inputs (
     key TEXT, filename TEXT, given_split TEXT, class_name TEXT, kind TEXT, path TEXT, place INTEGER,
-    file_bytes INTEGER, mtime_ns INTEGER, fatal INTEGER DEFAULT 1,
+    file_bytes INTEGER, mtime_ns INTEGER, fatal INTEGER DEFAULT 1, row TEXT DEFAULT '',
     sha256 TEXT, crc32c INTEGER, image_bytes INTEGER, format TEXT, height INTEGER, width INTEGER, channels INTEGER,
     orientation INTEGER, color TEXT, reason TEXT, message TEXT,
-    split TEXT, label INTEGER, rank BLOB
+    split TEXT, label INTEGER, rank BLOB, traits TEXT
 );
 """
-_LISTED = "key, filename, given_split, class_name, kind, path, place, file_bytes, mtime_ns, fatal, reason, message"
+_LISTED = "key, filename, given_split, class_name, kind, path, place, file_bytes, mtime_ns, fatal, reason, message, row"
 _MAX_SHOWN = 1000  # differences; nobody reads on after these
 _MIN_SQLITE = (3, 35)  # UPDATE ... FROM, RETURNING
 _COMPARED = ("filename", "given_split", "class_name", "kind", "place", "file_bytes")
@@ -53,6 +54,10 @@ class State:
         self._database.execute("PRAGMA temp_store = FILE")
         if not self.value("SELECT count(*) FROM sqlite_master WHERE name = 'inputs'"):
             self._database.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        elif not self.value("SELECT count(*) FROM pragma_table_info('inputs') WHERE name = 'row'"):
+            self.write("ALTER TABLE inputs ADD COLUMN row TEXT DEFAULT ''")  # of an unfinished build by an earlier version
+        if not self.value("SELECT count(*) FROM pragma_table_info('inputs') WHERE name = 'traits'"):
+            self.write("ALTER TABLE inputs ADD COLUMN traits TEXT")  # of a build that an older version began
 
     def close(self) -> None:
         """Closes the file; what was written since the last `commit` or `note` is forgotten."""
@@ -101,6 +106,7 @@ class State:
     def _insert(self, table: str, items: Iterable[Item]) -> None:
         columns = _LISTED.count(",") + 1
         self.write_many(f"INSERT INTO {table} ({_LISTED}) VALUES ({', '.join('?' * columns)})", map(_listed, items))
+        row_checks.reject_rows(self._database, table)
 
     def pending(self, max_rows: int, max_bytes: int) -> Iterator[list[tuple[int, str, str, int]]]:
         """Yields batches of (row id, kind, path, place) that are not audited yet."""
@@ -173,7 +179,7 @@ class State:
 
 def _listed(item: Source | Rejection) -> tuple[Any, ...]:
     if isinstance(item, Rejection):
-        return (item.key, "", None, None, "", item.path, 0, 0, 0, item.fatal, item.reason, item.message)
+        return (item.key, "", None, None, "", item.path, 0, 0, 0, item.fatal, item.reason, item.message, "")
     return (
         item.key,
         item.filename,
@@ -187,4 +193,5 @@ def _listed(item: Source | Rejection) -> tuple[Any, ...]:
         True,
         None,
         None,
+        item.row,
     )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import tfpipe
 from tfpipe.conversion import plan, sidecars
-from tfpipe.conversion.items import Listing
+from tfpipe.conversion.items import Listing, Notes
 from tfpipe.conversion.options import Options
 from tfpipe.conversion.state import State
 from tfpipe.conversion.tasks import AuditTask, ShardTask
@@ -25,6 +25,7 @@ from tfpipe.records.errors import DataError
 from tfpipe.records.files import clear_folder, temporary_folder
 from tfpipe.records.manifest import Manifest, Shard, Split
 from tfpipe.records.progress import ProgressBar
+from tfpipe.records.samples import USUAL
 from tfpipe.records.workers import Progress, Workers
 
 _log = logging.getLogger("tfpipe")
@@ -128,9 +129,16 @@ class Build(NamedTuple):
         listing = self.list_inputs()
         state.list_inputs(listing.items)
         plan.check_keys(state)
+        self._note(state, listing.notes)
         state.note("class_order", listing.class_names)
         state.note("options", self.options.as_json())
         return listing.class_names
+
+    def _note(self, state: State, notes: Notes) -> None:
+        for given, split in sorted(notes.renamed.items()):
+            _log.info("split %r is taken as %r", given, split)
+        state.note("hidden", notes.hidden)
+        state.note("empty_folders", notes.empty_folders)
 
     def _relist(self, state: State, workers: Workers) -> Sequence[str] | None:
         differences = self.options.differences(state.fact("options"))
@@ -143,6 +151,7 @@ class Build(NamedTuple):
         if differences:
             raise _Refusal(f"{self.directory}: the inputs of the unfinished build here have changed:" + _advice(differences))
         state.accept(reopen=state.fact("planned") is None)
+        self._note(state, listing.notes)
         return listing.class_names
 
     def _changed(self, state: State, workers: Workers) -> list[str]:
@@ -163,8 +172,9 @@ class Build(NamedTuple):
     def _audit(self, state: State, workers: Workers) -> None:
         total = state.value("SELECT count(*) FROM inputs WHERE kind != ''")
         done = state.value("SELECT count(*) FROM inputs WHERE kind != '' AND (sha256 NOT NULL OR reason NOT NULL)")
-        decode = self.options.check == "decode"
-        tasks = (AuditTask(batch, self.options.max_pixels, decode) for batch in state.pending(_AUDIT_RECORDS, _AUDIT_BYTES))
+        options = self.options
+        facts = (options.max_pixels, options.check == "decode", options.png16 == USUAL.png16)
+        tasks = (AuditTask(batch, *facts) for batch in state.pending(_AUDIT_RECORDS, _AUDIT_BYTES))
         next_commit = time.monotonic() + _COMMIT_SECONDS
         with ProgressBar("audit", total, initial=done, enabled=self.progress) as bar:
             for message in workers.run("audit", tasks):
@@ -315,5 +325,8 @@ def _properties(state: State) -> dict[str, int]:
     counts = {
         name: state.value(f"SELECT count(*) FROM inputs WHERE reason IS NULL AND {query}") for name, query in queries.items()
     }
+    words = {"png16": "deep", "dim16": "dim", "transparent": "transparent", "profiles": "profile"}
+    counts |= {name: count for name, word in words.items() if (count := plan.count_trait(state, word))}
     copies = "SELECT count(*) - count(DISTINCT sha256) FROM inputs WHERE reason IS NULL"
-    return {**counts, "duplicates": state.value(copies)}
+    hidden = {f"passed over: {kind}": count for kind, count in sorted((state.fact("hidden") or {}).items())}
+    return {**counts, "duplicates": state.value(copies), **hidden}

@@ -7,13 +7,15 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import sqlite3
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
 import google_crc32c
@@ -22,8 +24,10 @@ from tfpipe.conversion import hdf5, prepared
 from tfpipe.records import images, schema, tfrecord
 from tfpipe.records.catalog import Row
 from tfpipe.records.errors import DataError, RejectedImage
-from tfpipe.records.files import written_atomically
+from tfpipe.records.files import open_regular, read_bytes, written_atomically
+from tfpipe.records.images import ImageHeader
 from tfpipe.records.manifest import Shard, index_file
+from tfpipe.records.samples import MAX_BITS
 from tfpipe.records.words import exactly
 
 Report = Callable[[int, int], None]  # records and bytes done since the last call
@@ -31,6 +35,7 @@ Report = Callable[[int, int], None]  # records and bytes done since the last cal
 _REPORT_SECONDS = 0.2
 _HEAD_BYTES = 4096
 _MAX_IMAGE_BYTES = (1 << 31) - (1 << 20)  # protobuf ends at 2 GiB, and the other features need some room
+_FIVE_BITS = 16  # levels: that many are held by four
 _CHANGED = "Put the file back as it was and run the same build again, or delete the output folder to start over"
 
 
@@ -40,20 +45,27 @@ def read_picture(kind: str, path: str, place: int) -> bytes:
         return hdf5.read_picture(path, place)
     if kind == "tfrecord":
         return prepared.read_picture(path, place)
-    with open(path, "rb", buffering=0) as file:
-        return file.readall()
+    return read_bytes(path)
 
 
 class AuditTask(NamedTuple):
-    """Pictures to look at: (row id in the state, kind, path, place) of each; `decode` as in `images.read_header`."""
+    """Pictures to look at: (row id in the state, kind, path, place) of each; `decode` as in `images.read_header`.
+
+    `high_bytes` looks whether those of a 16-bit PNG, which readers will take, hold an image.
+    """
 
     pictures: list[tuple[int, str, str, int]]
     max_pixels: int
     decode: bool = False
+    high_bytes: bool = False
 
 
 class Audited(NamedTuple):
-    """What the audit found of one picture; the fields are columns of the state."""
+    """What the audit found of one picture; the fields are columns of the state.
+
+    `traits` are words for what readers lose: "deep" (16 bits), "dim" (that, and hardly anything in the high bytes),
+    "transparent", "profile".
+    """
 
     sha256: str | None = None
     crc32c: int | None = None
@@ -64,6 +76,7 @@ class Audited(NamedTuple):
     channels: int | None = None
     orientation: int | None = None
     color: str | None = None
+    traits: str = ""
     reason: str | None = None
     message: str | None = None
 
@@ -73,24 +86,28 @@ def audit(task: AuditTask, report: Report) -> list[tuple[int, Audited]]:
     found = []
     num_bytes = 0
     for row, kind, path, place in task.pictures:
-        audited = _audit_one(kind, path, place, task.max_pixels, task.decode)
+        audited = _audit_one(task, kind, path, place)
         num_bytes += audited.image_bytes
         found.append((row, audited))
     report(len(found), num_bytes)
     return found
 
 
-def _audit_one(kind: str, path: str, place: int, max_pixels: int, decode: bool) -> Audited:
+def _audit_one(task: AuditTask, kind: str, path: str, place: int) -> Audited:
     try:
-        problem = _unfit(path, max_pixels) if kind == "file" else None
+        problem = _unfit(path, task.max_pixels) if kind == "file" else None
         data = b"" if problem else read_picture(kind, path, place)
     except OSError as error:
         return Audited(reason="unreadable", message=error.strerror or str(error))
+    except DataError as error:
+        if kind != "file":  # damage inside a file of many images is not one image's
+            raise
+        return Audited(reason="unreadable", message=error.message)
     if problem:
         return problem
     digest = hashlib.sha256(data).hexdigest()
     try:
-        header = images.read_header(data, max_pixels=max_pixels, decode=decode)
+        header = images.read_header(data, max_pixels=task.max_pixels, decode=task.decode)
     except RejectedImage as error:
         return Audited(sha256=digest, image_bytes=len(data), reason=error.reason, message=str(error))
     return Audited(
@@ -103,12 +120,41 @@ def _audit_one(kind: str, path: str, place: int, max_pixels: int, decode: bool) 
         header.channels,
         header.orientation,
         header.color,
+        _traits(data, header, high_bytes=task.high_bytes),
     )
+
+
+def _traits(data: bytes, header: ImageHeader, *, high_bytes: bool) -> str:
+    is_deep = header.precision == MAX_BITS  # no JPEG that is accepted has so many
+    is_declared = 0 < header.significant_bits < MAX_BITS  # then readers take those
+    found = {
+        "deep": is_deep,
+        "dim": is_deep and high_bytes and not is_declared and _is_dim(data),
+        "transparent": header.transparent,
+        "profile": header.has_profile,
+    }
+    return " ".join(word for word, is_so in found.items() if is_so)
+
+
+def _is_dim(data: bytes) -> bool:
+    """Returns whether the high bytes of a 16-bit PNG's colours lie so close together that fewer than 5 bits hold them."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the caller's limit holds
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                extrema: Any = image.getextrema()
+        except Exception:  # whatever a decoder raises: what is damaged is others' to find
+            return False
+    if isinstance(extrema[0], tuple):  # colours, and perhaps alpha, of which Pillow takes the high bytes
+        extrema = min(low for low, _ in extrema[:3]) * 256, max(high for _, high in extrema[:3]) * 256
+    return bool(extrema[1] // 256 - extrema[0] // 256 < _FIVE_BITS)
 
 
 def _unfit(path: str, max_pixels: int) -> Audited | None:
     """Returns why a file is no picture where its size or first bytes say so: a film in the folder is not read whole."""
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path) as file:
         num_bytes, head = os.fstat(file.fileno()).st_size, file.read(_HEAD_BYTES)
     if num_bytes > _MAX_IMAGE_BYTES:
         return Audited(reason="too_large", message=f"{exactly(num_bytes, 'byte')}, a record holds {_MAX_IMAGE_BYTES}")

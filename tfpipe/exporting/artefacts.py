@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.exporting import freezing, specifications
+from tfpipe.exporting import freezing, operations, specifications
 from tfpipe.exporting.onnx_files import open_onnx
 from tfpipe.exporting.predictors import Artefact
 from tfpipe.exporting.preflight import EXTRA_NAME as EXTRA_NAME
 from tfpipe.exporting.preflight import SAVED_MODEL_NAME as SAVED_MODEL_NAME
 from tfpipe.exporting.preflight import find_model, find_specification
 from tfpipe.exporting.tflite_files import open_tflite
-from tfpipe.records import arguments
+from tfpipe.records import arguments, checksums, files
 from tfpipe.records.errors import DataError, lines_of
 from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import Predictor
@@ -32,15 +32,16 @@ from tfpipe.transfer.classifiers import Predictor
 Array = np.ndarray[Any, Any]
 
 
-def load(path: str | os.PathLike[str], argument: str = "model") -> Predictor:
+def load(path: str | os.PathLike[str], argument: str = "model", *, trust: bool = False) -> Predictor:
     """Returns the model of a run's folder, a .keras file, or a file or folder of an export.
 
-    Of an export's folder, the SavedModel is taken. In errors, the path is called by the caller's `argument`.
+    Of an export's folder, the SavedModel is taken. In errors, the path is called by the caller's `argument`. What would do more
+    than compute, when it is opened or asked, is refused unless the caller says `trust`.
 
     Raises:
         ValueError: this is no path.
         FileNotFoundError: there is none.
-        DataError: it cannot be read, or is no model of tfpipe.
+        DataError: it cannot be read, is no model of tfpipe, is not what was written, or is not to be opened without `trust`.
         ImportError: its format needs an extra that is not installed.
     """
     if not isinstance(path, str | os.PathLike):
@@ -48,20 +49,22 @@ def load(path: str | os.PathLike[str], argument: str = "model") -> Predictor:
         raise ValueError(f"{argument} must be the path of a model (got {type(path).__name__}); {advice}")
     place, form = find_model(arguments.path(argument, path))
     if form == SAVED_MODEL_NAME:
-        return dataclasses.replace(open_saved_model(place), form=form)
+        return dataclasses.replace(open_saved_model(place, trust), form=form)
     if form in _OPENERS:
-        return dataclasses.replace(_OPENERS[form](place), form=form)
-    return classifiers.load_named(place)
+        checksums.check_file(place)
+        return dataclasses.replace(_OPENERS[form](place, trust), form=form)
+    return classifiers.load_named(place, trust=trust)
 
 
-def open_saved_model(path: Path) -> Artefact:
+def open_saved_model(path: Path, trust: bool) -> Artefact:
     """Returns the signature of pixels of a SavedModel.
 
     Raises:
-        DataError: it cannot be loaded, or is none that `tfpipe.export` wrote.
+        DataError: it cannot be loaded, is none that `tfpipe.export` wrote, or is not to be opened without `trust`.
     """
     extra = find_specification(path)
-    specification = specifications.from_json(extra.read_bytes(), extra)
+    specification = specifications.from_json(files.read_bytes(extra), extra)
+    operations.check_saved_model(path, trust=trust)
     try:
         loaded = tf.saved_model.load(os.fspath(path))
         loaded.signatures["image"]
@@ -76,9 +79,13 @@ def open_saved_model(path: Path) -> Artefact:
     return Artefact(specification, run)
 
 
-def _open_frozen(path: Path) -> Artefact:
-    graph = freezing.load_frozen(path)
+def _open_frozen(path: Path, trust: bool) -> Artefact:
+    graph = freezing.load_frozen(path, trust=trust)
     return Artefact(graph.specification, graph.classify)
 
 
-_OPENERS: dict[str, Callable[[Path], Artefact]] = {".pb": _open_frozen, ".tflite": open_tflite, ".onnx": open_onnx}
+_OPENERS: dict[str, Callable[[Path, bool], Artefact]] = {
+    ".pb": _open_frozen,
+    ".tflite": open_tflite,
+    ".onnx": lambda path, _: open_onnx(path),
+}

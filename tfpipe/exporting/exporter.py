@@ -33,10 +33,10 @@ import tfpipe
 from tfpipe.exporting import model_card, parity, preflight, rounding, sourcing, specifications, specimens, wrapping
 from tfpipe.exporting.formats import WRITERS, Work
 from tfpipe.exporting.parity import ExportedFile, Row
-from tfpipe.exporting.preflight import CHECKSUMS_NAME, EXTRA_NAME, SAVED_MODEL_NAME, list_files
+from tfpipe.exporting.preflight import EXTRA_NAME, SAVED_MODEL_NAME
 from tfpipe.exporting.preflight import FORMATS as FORMATS
 from tfpipe.exporting.specifications import Specification
-from tfpipe.records import arguments, files
+from tfpipe.records import arguments, checksums, files
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 from tfpipe.records.summary import format_bytes
 from tfpipe.records.words import exactly
@@ -89,6 +89,7 @@ def export(
     evaluations: Sequence[str | os.PathLike[str]] = (),
     tolerance: float = parity.TOLERANCE,
     overwrite: bool = False,
+    trust: bool = False,
     report: Callable[[str], None] = _log.info,
 ) -> Export:
     """Writes a model in several formats, and compares each with the model before any of them gets its name.
@@ -112,6 +113,7 @@ def export(
         evaluations: folders of `tfpipe.evaluate`, for the model card.
         tolerance: how far probabilities of TFLite and ONNX may be from the model's; those of TensorFlow's formats may not.
         overwrite: replace an export that is there, when the new one is complete.
+        trust: whoever made the model of a path, see `tfpipe.load`.
         report: called with lines that say what is being done.
 
     Raises:
@@ -121,11 +123,12 @@ def export(
         ImportError: a format needs an extra that is not installed.
         OSError: the output cannot be written.
     """
-    top_k, max_pixels, half, overwrite, tolerance, checkpoint = arguments.check(
+    top_k, max_pixels, half, overwrite, trust, tolerance, checkpoint = arguments.check(
         top_k=top_k,
         max_pixels=max_pixels,
         half=half,
         overwrite=overwrite,
+        trust=trust,
         tolerance=tolerance,
         checkpoint=os.fspath(checkpoint) if isinstance(checkpoint, Path) else checkpoint,
     )
@@ -144,7 +147,7 @@ def export(
     for name in formats:
         WRITERS[name].check()
     given = {"class_names": class_names, "preprocessing": preprocessing, "image_size": image_size, "resize": resize}
-    source = sourcing.find(model, checkpoint, {**given, "outputs": outputs})
+    source = sourcing.find(model, checkpoint, {**given, "outputs": outputs}, trust=trust)
     if class_names is not None:  # a wrong guess makes a model that is wrong without a word, here and everywhere alike
         report(f"taken to be right, given or by default: {_taken(source.model)}; nothing here can tell")
     pictures = sourcing.find_pictures(source, data, split, is_needed=half)
@@ -175,11 +178,9 @@ def export(
         rows = parity.compare(served, specification, written, compared, tolerance)
         parity.check(rows)
         _write_parity(folder, rows, cost)
-        text = card(parity=[_described(row) for row in rows], files=list_files(folder))
+        text = card(parity=[_described(row) for row in rows], files=checksums.list_files(folder))
         (folder / model_card.FILE_NAME).write_text(text, "utf-8")
-        listed = list_files(folder)
-        sums = "".join(f"{sha256}  {name}\n" for name, _, sha256 in listed)
-        (folder / CHECKSUMS_NAME).write_text(sums, "utf-8")
+        listed = checksums.write(folder, folder / checksums.FILE_NAME)
         preflight.check_target(target, overwrite)  # again: minutes have gone by, in which a card may have been filled in
     return Export(target, listed, rows, cost)
 
@@ -208,7 +209,7 @@ def _write(work: Work, formats: Sequence[str], report: Callable[[str], None]) ->
 def _specify(model: NamedModel, top_k: int, max_pixels: int) -> Specification:
     names = model.class_names
     size, top_k = model.image_size, min(top_k, len(names))
-    facts = (names, size, model.resize, model.preprocessing, model.sha256, top_k, max_pixels, tfpipe.__version__)
+    facts = (names, size, model.resize, model.preprocessing, model.sha256, top_k, max_pixels, tfpipe.__version__, model.samples)
     return Specification(*facts)
 
 
@@ -227,6 +228,8 @@ def _write_words(folder: Path, specification: Specification) -> None:
         place.mkdir(exist_ok=True)
         (place / specifications.FILE_NAME).write_text(specification.to_json(), "utf-8")
         (place / specifications.LABELS_NAME).write_bytes(labels)
+        if place != folder:
+            checksums.write(place.parent, place / checksums.FILE_NAME)
 
 
 def _write_parity(folder: Path, rows: Sequence[Row], half: Mapping[str, Any] | None) -> None:

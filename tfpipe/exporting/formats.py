@@ -18,11 +18,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfpipe.exporting import artefacts, freezing, logs, onnx_files, rounding, signatures, tflite_files
+from tfpipe.exporting import artefacts, freezing, logs, onnx_files, preflight, rounding, signatures, tflite_files
 from tfpipe.exporting.parity import ExportedFile
 from tfpipe.exporting.specifications import Specification
 from tfpipe.records.errors import DataError, lines_of
-from tfpipe.transfer import classifiers
+from tfpipe.transfer import classifiers, keras_files
 from tfpipe.transfer.classifiers import NamedModel
 
 _PB_LIMIT_BYTES = 2**31 - 1  # of one protobuf message
@@ -107,10 +107,10 @@ def _write_onnx(work: Work) -> dict[str, ExportedFile]:
 
 
 def _write_keras(work: Work) -> dict[str, ExportedFile]:
-    """Writes the Keras file and reads it again: the process that compares the others could not, it lacks tfpipe's layers."""
-    path = work.folder / "model.keras"
+    """Writes the Keras file and reads it again, as tfpipe does: for that, too, it must be the same model."""
+    path = work.folder / preflight.KERAS_NAME
     try:
-        work.model.model.save(path)
+        keras_files.save(work.model.model, path)
         again = classifiers.load_named(path)
     except (DataError, TypeError, ValueError, NotImplementedError) as error:  # of a class that Keras does not know, a lambda
         advice = "register the class (keras.saving.register_keras_serializable) or leave out keras"

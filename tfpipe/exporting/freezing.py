@@ -17,10 +17,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from tfpipe.exporting import graph_names, seals, signatures, specifications
+from tfpipe.exporting import graph_names, operations, seals, signatures, specifications
 from tfpipe.exporting.signatures import Answer
 from tfpipe.exporting.specifications import Specification
-from tfpipe.records import arguments
+from tfpipe.records import arguments, files
 from tfpipe.records.errors import DataError, lines_of
 from tfpipe.transfer import predictions
 from tfpipe.transfer.classifiers import NamedModel
@@ -214,18 +214,24 @@ def to_bytes(graph: Graph) -> bytes:
     return seals.seal(graph.SerializeToString(deterministic=True), seals.graph_entry)
 
 
-def load_frozen(path: str | os.PathLike[str]) -> FrozenGraph:
+def load_frozen(path: str | os.PathLike[str], *, trust: bool = False) -> FrozenGraph:
     """Returns a frozen graph of an export.
+
+    Args:
+        path: of the file.
+        trust: open it also where it has operations that do more than compute, on files, say.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no graph, none of tfpipe, or damaged.
+        DataError: it is no graph, none of tfpipe, damaged, or not to be opened without `trust`.
     """
-    graph, data = tf.compat.v1.GraphDef(), arguments.path("path", path).read_bytes()
+    (trust,) = arguments.check(trust=trust)
+    graph, data = tf.compat.v1.GraphDef(), files.read_bytes(arguments.path("path", path))
     try:
         graph.ParseFromString(data)
     except Exception as error:  # protobuf has one class for it in each of its implementations
         raise DataError("no frozen graph: the file was cut or is another kind of file", path=path) from error
     if any(node.name == _SPECIFICATION for node in graph.node) and not seals.is_sealed(data, seals.graph_entry):
         raise DataError("a damaged frozen graph: it is not what was written", path=path)
+    operations.check_graph(graph, path, trust=trust)
     return FrozenGraph(graph, path)

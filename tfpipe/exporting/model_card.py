@@ -11,12 +11,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from tfpipe.exporting import markdown, results
+from tfpipe.exporting.preflight import KERAS_NAME
 from tfpipe.exporting.results import Results
 from tfpipe.exporting.specifications import Specification
-from tfpipe.records.files import read_json
+from tfpipe.records import documents
 from tfpipe.records.summary import format_bytes, plural
 from tfpipe.transfer.run_folders import BACKBONE_NAME, RUN_NAME, SUMMARY_NAME
 
@@ -39,6 +40,59 @@ _HALF = {
 
 File = tuple[str, int, str]
 Blocks = Iterator[str]
+
+
+class _Data(TypedDict):
+    name: str
+    root_hash: str
+    num_train: int
+    num_val: int
+
+
+class _Run(TypedDict):
+    recipe: dict[str, Any]
+    chosen: dict[str, Any]
+    data: _Data
+    versions: dict[str, str]
+    precision: str
+
+
+class _Recipe(TypedDict):
+    backbone: str
+    weights: str
+    hidden: list[int]
+    pooling: str | None
+    dropout: float
+    mode: str
+    optimizer: str
+    batch_size: int
+    seed: int
+
+
+class _Backbone(TypedDict):
+    sha256: str
+
+
+class _Phase(TypedDict):
+    phase: str
+    num_epochs: int
+    best_epoch: int
+    num_trained: int
+
+
+class _Head(TypedDict):
+    pooling: str
+    strength: float
+    val_loss: float
+    val_accuracy: float
+
+
+class _Summary(TypedDict):
+    model_sha256: str
+    mode: str
+    val_accuracy: float
+    phases: list[_Phase]
+    head: NotRequired[_Head | None]
 
 
 def render(
@@ -88,12 +142,13 @@ def render(
 
 def _read_run(folder: Path, specification: Specification) -> dict[str, Any]:
     """Returns run.json with its recipe complete, "backbone_sha256", and "summary" if that is of the exported model."""
-    facts: dict[str, Any] = read_json(folder / RUN_NAME)
-    facts["recipe"] |= facts["chosen"]
-    if (folder / BACKBONE_NAME).exists():
-        facts["backbone_sha256"] = read_json(folder / BACKBONE_NAME)["sha256"]
-    summary = read_json(folder / SUMMARY_NAME) if (folder / SUMMARY_NAME).exists() else {}
-    facts["summary"] = summary if summary.get("model_sha256") == specification.sha256 else None
+    path, backbone, finished = (folder / name for name in (RUN_NAME, BACKBONE_NAME, SUMMARY_NAME))
+    facts: dict[str, Any] = {**documents.read(path, _Run)}
+    facts["recipe"] = documents.checked(facts["recipe"] | facts["chosen"], _Recipe, path)
+    if backbone.exists():
+        facts["backbone_sha256"] = documents.read(backbone, _Backbone)["sha256"]
+    summary = documents.read(finished, _Summary) if finished.exists() else None
+    facts["summary"] = summary if summary and summary["model_sha256"] == specification.sha256 else None
     return facts
 
 
@@ -116,6 +171,7 @@ def _details(specification: Specification, facts: Mapping[str, Any], half: Mappi
         **(_origin(facts) if facts else {"made by": "a program of its own; tfpipe only exported it"}),
         "input": f"uint8 [B, {height}, {width}, 3], RGB, 0..255; not scaled or normalised before",
         "resize": f"{specification.resize}: pictures are {_RESIZES[specification.resize]} (bilinear, antialiased)",
+        **{name: f"{value}, of files" for name, value in specification.samples.options().items()},
         "preprocessing": f"{specification.preprocessing}, a part of the model",
         "orientation": "that of EXIF is applied where the input is a file's bytes; arrays have to be upright",
         "largest picture": f"{plural(specification.max_pixels, 'pixel')}; larger files are refused, not decoded",
@@ -247,6 +303,9 @@ def _files(files: Sequence[File], parity: Sequence[Mapping[str, Any]], half: Map
         rows = [[name, format_bytes(size), sha256] for name, size, sha256 in files]
         yield markdown.table(["file", "size", "SHA-256"], rows)
         yield "`sha256sum --check SHA256SUMS` compares them."
+    if any(name == KERAS_NAME for name, _, _ in files):
+        yield f"Keras reads {KERAS_NAME} without tfpipe; images are uint8 [B, H, W, 3], RGB, of the input's size:"
+        yield markdown.code([f'probabilities = keras.saving.load_model("{KERAS_NAME}")(images)'])
     yield from _large_files([(name, size) for name, size, _ in files if size > _LARGE_BYTES])
     if half is not None:
         yield "Weights are stored in float16 (`--half`); the metrics above are those from before. What it cost, measured:"

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from tfpipe.exporting import logs, seals, signatures, specifications
 from tfpipe.exporting.predictors import Artefact
 from tfpipe.exporting.preflight import ONNX_PACKAGES
 from tfpipe.exporting.specifications import Specification
+from tfpipe.records import files
 from tfpipe.records.cores import count_cores
 from tfpipe.records.errors import DataError
 
@@ -32,6 +33,8 @@ Array = np.ndarray[Any, Any]
 OPSET = 15
 BATCH_NAME = "batch"  # of the first dimension
 
+# How a tensor begins the path of a file that it is read from, in any form of protobuf's numbers.
+_ELSEWHERE = re.compile(rb"(\n|\x8a\x80*\x00)(\x08|\x88\x80*\x00)location")
 _SPECIFICATION_KEY, _CLASS_NAMES_KEY = "tfpipe", "class_names"
 
 
@@ -156,21 +159,21 @@ def open_onnx(path: str | os.PathLike[str]) -> Artefact:
         ImportError: onnxruntime is missing.
     """
     onnxruntime = _import("onnxruntime")
-    is_whole = seals.is_sealed(Path(path).read_bytes(), seals.onnx_entry)
+    data = files.read_bytes(path)
+    if _ELSEWHERE.search(data):
+        raise DataError("an ONNX file with weights in other files: not one that tfpipe exported", path=path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = count_cores()  # its default counts those of the machine
     options.log_severity_level = 3  # errors
     try:
         # Its fallback is the same provider once more, with words on the terminal.
-        session = onnxruntime.InferenceSession(
-            os.fspath(path), options, providers=["CPUExecutionProvider"], enable_fallback=False
-        )
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=False)
         facts = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # a class for each kind of damage, made in C++
         raise DataError("cannot be run as an ONNX model: it was cut or is another kind of file", path=path) from error
     if _SPECIFICATION_KEY not in facts:
         raise DataError(f"an ONNX file without {_SPECIFICATION_KEY!r} in its metadata: not one that tfpipe exported", path=path)
-    if not is_whole:
+    if not seals.is_sealed(data, seals.onnx_entry):
         raise DataError("a damaged ONNX file: it is not what was written", path=path)
     return Artefact(specifications.from_json(facts[_SPECIFICATION_KEY], path), lambda images: _run(session, images))
 

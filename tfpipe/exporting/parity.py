@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -31,7 +32,6 @@ from tfpipe.records import images
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import temporary_folder
 from tfpipe.records.words import exactly
-from tfpipe.transfer import classifiers
 from tfpipe.transfer.classifiers import NamedModel
 from tfpipe.transfer.predictions import are_probabilities
 
@@ -170,7 +170,7 @@ def _expect(model: NamedModel, specification: Specification, batch: Sequence[Spe
 def _pixels(data: bytes, specification: Specification) -> Array | None:
     try:
         header = images.read_header(data, max_pixels=specification.max_pixels)
-        image = decoding.decode_image(tf.constant(data), header.orientation)
+        image = decoding.decode_image(tf.constant(data), header.orientation, specification.samples)
     except (DataError, tf.errors.InvalidArgumentError):
         return None
     pixels: Array = decoding.resize_image(image, specification.image_size, specification.resize).numpy()
@@ -193,11 +193,11 @@ def _ask(folder: Path) -> None:
 
 
 def _ask_keras(folder: Path, name: str, path: Path, expected: Sequence[dict[str, Array]]) -> None:
-    """Asks a Keras file here: elsewhere it cannot be read without tfpipe's layers."""
-    model = classifiers.load_named(path)
+    """Asks a Keras file here: elsewhere it cannot be read where the model has layers of its maker's classes."""
+    model = keras.saving.load_model(path, compile=False)
+    answer = tf.function(lambda images: model(images, training=False), autograph=False)
     for index, answers in enumerate(expected):
-        found = model.answer(answers["pixels"])
-        np.savez(folder / f"{name}.{index}.npz", **{f"image.{output}": value.numpy() for output, value in found.items()})
+        np.savez(folder / f"{name}.{index}.npz", **{"image.probabilities": answer(tf.constant(answers["pixels"])).numpy()})
 
 
 def _rows(

@@ -15,13 +15,16 @@ from tfpipe.exporting import headers
 from tfpipe.pipeline import decoding
 from tfpipe.pipeline.decoding import Resize
 from tfpipe.records import images
+from tfpipe.records.samples import USUAL, Samples
 
 # Not AUTOTUNE, which means all cores: a picture takes 3.5 bytes per pixel while it is decoded, a progressive JPEG up to 9, so
 # each that is decoded beside others can cost 1.6 GB at the default limit. A server decodes several requests at once anyway.
 _PARALLEL_CALLS = 2
 
 
-def decode_one(encoded: tf.Tensor, image_size: tuple[int, int], resize: Resize, max_pixels: int) -> tf.Tensor:
+def decode_one(
+    encoded: tf.Tensor, image_size: tuple[int, int], resize: Resize, max_pixels: int, samples: Samples = USUAL
+) -> tf.Tensor:
     """Decodes one file as evaluation does, turned upright by its own orientation and resized.
 
     Args:
@@ -29,6 +32,7 @@ def decode_one(encoded: tf.Tensor, image_size: tuple[int, int], resize: Resize, 
         image_size: (height, width) of the result.
         resize: how the picture is brought to that size, see `tfpipe.pipeline.decoding.resize_image`.
         max_pixels: height times width above which nothing is decoded.
+        samples: what becomes of 16 bits and of alpha.
 
     Returns:
         uint8 [height, width, 3], RGB, 0..255.
@@ -40,22 +44,24 @@ def decode_one(encoded: tf.Tensor, image_size: tuple[int, int], resize: Resize, 
     accepted = header.readable & (header.height * header.width <= min(max_pixels, images.TENSORFLOW_MAX_PIXELS))
     # Not an assertion: nothing but the data ties the decoder to the check, so no pruning of a graph can part them.
     decodable = tf.cond(accepted, lambda: encoded, lambda: tf.constant(b""))
-    image = decoding.decode_image(decodable, header.orientation)
+    image = decoding.decode_image(decodable, header.orientation, samples)
     return decoding.resize_image(image, image_size, resize)
 
 
 def decode_batch(
-    encoded: tf.Tensor, image_size: tuple[int, int], resize: Resize, max_pixels: int
+    encoded: tf.Tensor, image_size: tuple[int, int], resize: Resize, max_pixels: int, samples: Samples = USUAL
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes a batch of files, each as `decode_one` does; a bad one does not touch the others, and nothing is raised.
 
-    Memory is that of the result, twice, and of two pictures being decoded: at most 9 bytes times `max_pixels` each.
+    Memory is that of the result, twice, and of two pictures being decoded: at most 9 bytes times `max_pixels` each, or up to
+    14 where a PNG's 16 bits or alpha are not taken as usual, see `tfpipe.pipeline.stored`.
 
     Args:
         encoded: string [B].
         image_size: see `decode_one`.
         resize: see `decode_one`.
         max_pixels: see `decode_one`.
+        samples: see `decode_one`.
 
     Returns:
         uint8 [B, height, width, 3], zeros for bad files, and bool [B], whether the file is a picture.
@@ -63,7 +69,7 @@ def decode_batch(
     count = tf.size(encoded, tf.int64)
 
     def decode(index: tf.Tensor, one: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return index, decode_one(one, image_size, resize, max_pixels)
+        return index, decode_one(one, image_size, resize, max_pixels, samples)
 
     data = tf.data.Dataset.from_tensor_slices(encoded).enumerate()
     decode = tf.autograph.experimental.do_not_convert(decode)  # there is nothing to convert; looking for it takes seconds

@@ -16,6 +16,7 @@ import numpy as np
 
 from tfpipe.exporting.specifications import Specification
 from tfpipe.pipeline.decoding import Resize
+from tfpipe.records.samples import Samples
 
 Array = np.ndarray[Any, Any]
 
@@ -48,6 +49,11 @@ class Artefact:
     def resize(self) -> Resize:
         """How pictures are brought to that size, see `tfpipe.dataset`."""
         return self.specification.resize
+
+    @property
+    def samples(self) -> Samples:
+        """What becomes of 16 bits and of alpha in a file."""
+        return self.specification.samples
 
     @property
     def sha256(self) -> str:

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from tfpipe.exporting.specifications import FILE_NAME
-from tfpipe.records import arguments, files, manifest
+from tfpipe.records import arguments, checksums, files, manifest
 from tfpipe.records.errors import DataError
 from tfpipe.transfer.predictions import check_finished
 from tfpipe.transfer.run_folders import LAST_NAME, MODEL_NAME, RUN_NAME, find_model_file
 
 FORMATS = ("saved_model", "pb", "tflite", "onnx", "keras")
 CHECKPOINTS = {"best": MODEL_NAME, "last": LAST_NAME}
-CHECKSUMS_NAME = "SHA256SUMS"
 SAVED_MODEL_NAME = "saved_model"  # in an export's folder
+KERAS_NAME = "model.keras"  # in an export's folder
 EXTRA_NAME = "assets.extra"  # of a SavedModel: files that TensorFlow Serving leaves alone
 ONNX_PACKAGES = ("onnx", "tf2onnx", "onnxruntime")
 SPLIT = "val"  # to compare on, where none is named
@@ -136,7 +136,7 @@ def check_target(target: Path, overwrite: bool) -> None:
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not overwrite:
-        what = "an export; replace it with overwrite=True, or" if (target / CHECKSUMS_NAME).exists() else "files;"
+        what = "an export; replace it with overwrite=True, or" if (target / checksums.FILE_NAME).exists() else "files;"
         raise ValueError(f"{target}: holds {what} choose another folder")
     _check_replaceable(target)
 
@@ -144,13 +144,12 @@ def check_target(target: Path, overwrite: bool) -> None:
 def _check_replaceable(target: Path) -> None:
     """Raises ValueError unless a folder is an export and nothing else, as it was written: its card may have been filled in."""
     try:
-        lines = (target / CHECKSUMS_NAME).read_text("utf-8").splitlines()
-        known = {name: sha256 for sha256, name in (line.split("  ", 1) for line in lines)}
-    except (OSError, ValueError):
+        known = checksums.read(target / checksums.FILE_NAME)
+    except (OSError, DataError):
         known = {}
     if FILE_NAME not in known:
         raise ValueError(f"{target}: has other files than an export, which overwrite would delete; choose another folder")
-    found = {name: sha256 for name, _, sha256 in list_files(target) if name != CHECKSUMS_NAME}
+    found = {name: sha256 for name, _, sha256 in checksums.list_files(target) if name != checksums.FILE_NAME}
     changed = sorted(name for name, sha256 in found.items() if known.get(name) != sha256)
     if changed:
         raise ValueError(f"{target}: overwrite would delete what was added or changed: {', '.join(changed[:5])}; move it first")
@@ -161,12 +160,6 @@ def check_apart(target: Path, inputs: Iterable[Any]) -> None:
     for path in inputs:
         if isinstance(path, str | os.PathLike) and target in (real := Path(os.path.realpath(path)), *real.parents):
             raise ValueError(f"{target}: output must be another folder than that of {os.fspath(path)}, which is needed")
-
-
-def list_files(folder: Path) -> list[tuple[str, int, str]]:
-    """Returns path below the folder, bytes and SHA-256 of each file."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [(path.relative_to(folder).as_posix(), path.stat().st_size, files.sha256_of(path)) for path in paths]
 
 
 def find_checkpoint(path: Path, checkpoint: str) -> tuple[Path, Path | None]:

@@ -30,6 +30,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from tfpipe.records import arguments
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import read_bytes
 
 Array = np.ndarray[Any, Any]
 Form = Literal["row", "columnar"]
@@ -164,7 +165,7 @@ def _bytes(picture: Picture) -> bytes:
     if isinstance(picture, np.ndarray):
         raise ValueError("arrays go to the signature 'image'; the others take files, as paths or bytes")
     if isinstance(picture, str | os.PathLike):
-        return Path(picture).read_bytes()
+        return read_bytes(picture)
     content = picture.read() if hasattr(picture, "read") and not isinstance(picture, io.TextIOBase) else picture
     if not isinstance(content, bytes | bytearray | memoryview):
         wanted = "a path, the bytes of a file, or a file opened with open(path, 'rb')"
@@ -196,7 +197,7 @@ def _plain(values: Array) -> list[Any]:
 
 
 def _signatures(folder: Path) -> Mapping[str, Any]:
-    model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    model = saved_model_pb2.SavedModel.FromString(read_bytes(folder / "saved_model.pb"))
     graphs = [graph for graph in model.meta_graphs if "serve" in graph.meta_info_def.tags]
     if not graphs:
         raise ValueError(f"{folder}: has no graph with the tag 'serve', which is what a server looks for")

@@ -10,17 +10,32 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from tfpipe.exporting import markdown
 from tfpipe.exporting.specifications import Specification
-from tfpipe.records.files import read_json
+from tfpipe.records import documents
 from tfpipe.records.words import plural
 from tfpipe.transfer import metrics, predictions
 from tfpipe.transfer.report import TWINS_NAME, likely_label_errors
 
 _MAX_SHOWN = 5
 NONE = "-"
+
+
+class _Receipt(TypedDict):
+    split: str
+    model_sha256: str
+    data_root_hash: str
+    ids_sha256: str
+
+
+class _Twins(TypedDict):
+    against: list[str]
+    count: int
+    count_without: int
+    accuracy_without: float | None
+    accuracy_without_interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -34,16 +49,15 @@ class Results:
         twins: the content of near_duplicates.json, None where there is none.
     """
 
-    receipt: dict[str, Any]
+    receipt: _Receipt
     metrics: dict[str, Any]
     num_doubtful: int
-    twins: dict[str, Any] | None
+    twins: _Twins | None
 
     @property
     def split(self) -> str:
         """The split's name."""
-        name: str = self.receipt["split"]
-        return name
+        return self.receipt["split"]
 
 
 def read(path: str | os.PathLike[str], specification: Specification) -> Results:
@@ -56,10 +70,10 @@ def read(path: str | os.PathLike[str], specification: Specification) -> Results:
     """
     folder = Path(path)
     table = predictions.read(folder)
-    receipt, found = read_json(folder / predictions.RECEIPT_NAME), read_json(folder / predictions.METRICS_NAME)
-    if (of := receipt.get("model_sha256")) != specification.sha256:
+    receipt, found = documents.read(folder / predictions.RECEIPT_NAME, _Receipt), metrics.load(folder)
+    if (of := receipt["model_sha256"]) != specification.sha256:
         raise ValueError(f"{path}: is an evaluation of the model {of}, not of the exported one, {specification.sha256}")
-    twins = read_json(folder / TWINS_NAME) if (folder / TWINS_NAME).exists() else None
+    twins = documents.read(folder / TWINS_NAME, _Twins) if (folder / TWINS_NAME).exists() else None
     return Results(receipt, found, len(likely_label_errors(table)), twins)
 
 
@@ -97,8 +111,8 @@ def class_table(results: Results) -> str:
 
 
 def _recall_interval(results: Results, index: int) -> list[float] | None:
-    counts = results.metrics["confusion"]["matrix"][index]
-    return metrics.wilson(counts[index], sum(counts))
+    row = results.metrics["per_class"][index]
+    return metrics.wilson(round((row["recall"] or 0) * row["support"]), row["support"])
 
 
 def limits(results: Results) -> str:
@@ -131,10 +145,9 @@ def _worst_classes(results: Results) -> Iterator[str]:
 
 
 def _confusions(results: Results) -> Iterator[str]:
-    names, matrix = (results.metrics["confusion"][name] for name in ("class_names", "matrix"))
-    cells = [(-count, i, j) for i, row in enumerate(matrix) for j, count in enumerate(row) if i != j and count]
-    for count, i, j in sorted(cells)[:_MAX_SHOWN]:
-        share = f"{-count:,} of {plural(sum(matrix[i]), 'picture')}"
+    names, cells = (results.metrics["confusion"][name] for name in ("class_names", "cells"))
+    for i, j, count in sorted((cell for cell in cells if cell[0] != cell[1]), key=lambda cell: -cell[2])[:_MAX_SHOWN]:
+        share = f"{count:,} of {plural(results.metrics['per_class'][i]['support'], 'picture')}"
         yield f"Taken for class {markdown.text(names[j])}: {share} of class {markdown.text(names[i])}."
 
 

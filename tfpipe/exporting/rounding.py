@@ -16,12 +16,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.pipeline.loader import dataset
 from tfpipe.records import manifest
 from tfpipe.records.errors import lines_of
 from tfpipe.transfer import predictions, reading_errors
 from tfpipe.transfer.accounting import open_split
 from tfpipe.transfer.classifiers import NamedModel
+from tfpipe.transfer.pictures import seen_by
 
 _MIN_VALUES = 1024  # fewer are not worth an operation
 
@@ -61,10 +61,9 @@ def measure_cost(before: NamedModel, after: NamedModel, directory: str | os.Path
         DataError: what one of the models says of a picture is no probabilities.
     """
     open_split(before, directory, split)
-    options: dict[str, Any] = {"batch_size": 32, "image_size": before.image_size, "resize": before.resize}
     columns = [list(before.class_names).index(name) for name in manifest.load(directory).class_names]
     answers, labels = [], []
-    for batch in reading_errors.read(dataset(directory, split, as_dict=True, **options)):
+    for batch in reading_errors.read(seen_by(before, directory, split)):
         keys = [key.decode() for key in batch["key"].numpy().tolist()]
         answers.append(np.stack([model.predict(batch["image"]) for model in (before, after)]))
         for model, values in zip((before, after), answers[-1], strict=True):

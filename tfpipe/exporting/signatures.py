@@ -123,7 +123,8 @@ def _function(function: Callable[[tf.Tensor], Tensors], spec: tf.TensorSpec) -> 
 
 
 def _decode(specification: Specification, image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    return decode_batch(image_bytes, specification.image_size, specification.resize, specification.max_pixels)
+    size, resize = specification.image_size, specification.resize
+    return decode_batch(image_bytes, size, resize, specification.max_pixels, specification.samples)
 
 
 def _top(specification: Specification, probabilities: tf.Tensor) -> Tensors:

@@ -62,13 +62,16 @@ class Pictures:
         return [Specimen(row[schema.KEY].numpy().decode(), row[schema.ENCODED].numpy()) for row in records]
 
 
-def find(model: str | os.PathLike[str] | keras.Model | NamedModel, checkpoint: str, given: Mapping[str, Any]) -> Source:
+def find(
+    model: str | os.PathLike[str] | keras.Model | NamedModel, checkpoint: str, given: Mapping[str, Any], *, trust: bool = False
+) -> Source:
     """Returns the model of a run, of a .keras file, or one that is there already.
 
     Args:
         model: see `tfpipe.export`.
         checkpoint: see `tfpipe.export`.
         given: arguments of `wrap`, None where not given.
+        trust: see `tfpipe.export`.
 
     Raises:
         ValueError: the model says already what was given, or needs what was not.
@@ -77,7 +80,7 @@ def find(model: str | os.PathLike[str] | keras.Model | NamedModel, checkpoint: s
     run, named = None, "the model"
     if isinstance(model, str | os.PathLike):
         path, run = find_checkpoint(Path(model), checkpoint)
-        named, model = str(path), classifiers.load_model(path)[0]
+        named, model = str(path), classifiers.load_model(path, trust=trust)[0]
     elif not isinstance(model, keras.Model | NamedModel):
         raise arguments.wrong("model", "a path or a Keras model", model)
     elif checkpoint != "best":

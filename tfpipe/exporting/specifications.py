@@ -13,14 +13,15 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from tfpipe.records import arguments
-from tfpipe.records.errors import DataError
+from tfpipe.pipeline.presets import Resize
+from tfpipe.records import arguments, documents
+from tfpipe.records.errors import DataError, lines_of
+from tfpipe.records.files import parse_json
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
-
-if TYPE_CHECKING:
-    from tfpipe.pipeline.decoding import Resize
+from tfpipe.records.samples import USUAL, Samples
 
 FILE_NAME = "preprocessing.json"
 LABELS_NAME = "labels.txt"
@@ -41,6 +42,7 @@ class Specification:
         top_k: columns of "classes" and "scores".
         max_pixels: height times width above which a file is not decoded.
         version: of tfpipe.
+        samples: what becomes of 16 bits and of alpha in a file.
     """
 
     class_names: tuple[str, ...]
@@ -51,10 +53,14 @@ class Specification:
     top_k: int = 5
     max_pixels: int = DEFAULT_MAX_PIXELS
     version: str = ""
+    samples: Samples = USUAL
 
     def to_json(self) -> str:
         """Returns one JSON object, the same text for equal specifications."""
         facts = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        facts["samples"] = self.samples.options()
+        if not facts["samples"]:
+            del facts["samples"]  # as in files that were written before there was a choice
         return dump_json(facts, indent=2) + "\n"
 
 
@@ -77,13 +83,12 @@ def from_json(text: str | bytes, path: str | os.PathLike[str]) -> Specification:
     from tfpipe.pipeline import decoding  # here: the names of files are known without TensorFlow
 
     try:
-        facts: dict[str, Any] = json.loads(text)
+        facts: dict[str, Any] = parse_json(text.encode() if isinstance(text, str) else text, Path(path))
         if facts.pop("format_version") != FORMAT_VERSION:
             raise DataError(f"{FILE_NAME} is of another version of tfpipe than this one reads ({FORMAT_VERSION})", path=path)
-        facts["class_names"], facts["image_size"] = tuple(facts["class_names"]), tuple(facts["image_size"])
-        specification = Specification(**facts)
+        specification = documents.checked(facts, Specification, Path(path))
         arguments.check(image_size=specification.image_size)
         decoding.check_mode(specification.resize)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"holds no specification of a model: {type(error).__name__}: {error}", path=path) from error
+    except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
+        raise DataError(f"holds no specification of a model: {lines_of(error)[0]}", path=path) from error
     return specification

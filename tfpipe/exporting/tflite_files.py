@@ -9,16 +9,19 @@ The file gives probabilities alone: what reads labels from a TFLite file takes e
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import warnings
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.lite.python import schema_py_generated as schema
 
-from tfpipe.exporting import tflite_metadata
+from tfpipe.exporting import operations, tflite_metadata
 from tfpipe.exporting.predictors import Artefact
 from tfpipe.exporting.specifications import Specification
+from tfpipe.records import files
 from tfpipe.records.cores import count_cores
 from tfpipe.records.errors import DataError, lines_of
 
@@ -65,29 +68,43 @@ def _stores_halves(graph: Graph) -> bool:
     return any(node.op == "Const" and node.attr["dtype"].type == tf.float16.as_datatype_enum for node in graph.node)
 
 
-def open_tflite(path: str | os.PathLike[str]) -> Artefact:
+def open_tflite(path: str | os.PathLike[str], trust: bool = False) -> Artefact:
     """Returns the model of a TFLite file of an export.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no TFLite file, was cut or damaged, or is not from tfpipe.
+        DataError: it is no TFLite file, was cut or damaged, is not from tfpipe, or has operations that are none of TFLite's,
+            as those of TensorFlow, and is not to be trusted.
     """
-    specification = tflite_metadata.read(path)
+    data = files.read_bytes(path)
+    specification = tflite_metadata.read(data, path)
     try:
-        runner = _Runner(path, specification.image_size, len(specification.class_names))
-    except (ValueError, RuntimeError) as error:
+        operations.check(_custom_operations(data), path, trust=trust)
+        runner = _Runner(data, specification.image_size, len(specification.class_names))
+    except (ValueError, RuntimeError, IndexError, TypeError, struct.error) as error:
         raise DataError(f"cannot be run as a TFLite model: {lines_of(error)[0]}", path=path) from error
     return Artefact(specification, runner)
+
+
+def _custom_operations(data: bytes) -> list[str]:
+    model = schema.Model.GetRootAs(data, 0)
+    codes = [model.OperatorCodes(index) for index in range(model.OperatorCodesLength())]
+    custom = [
+        code.CustomCode() or b""
+        for code in codes
+        if schema.BuiltinOperator.CUSTOM in (code.BuiltinCode(), code.DeprecatedBuiltinCode())
+    ]
+    return sorted({name.decode("utf-8", "backslashreplace") for name in custom})
 
 
 class _Runner:
     """An interpreter, which has one set of buffers: threads take turns."""
 
-    def __init__(self, path: str | os.PathLike[str], image_size: tuple[int, int], num_classes: int) -> None:
+    def __init__(self, data: bytes, image_size: tuple[int, int], num_classes: int) -> None:
         with warnings.catch_warnings():
             # Its successor, the package ai-edge-litert, would be one more to install; TensorFlow 2.21 still has its own.
             warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated", category=UserWarning)
-            interpreter = tf.lite.Interpreter(os.fspath(path), num_threads=count_cores())
+            interpreter = tf.lite.Interpreter(model_content=data, num_threads=count_cores())
         self._shape, self._num_classes = (*image_size, 3), num_classes
         self._ask = interpreter.get_signature_runner(tflite_metadata.SIGNATURE)
         self._lock = threading.Lock()

@@ -16,7 +16,6 @@ import io
 import os
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import flatbuffers
@@ -26,6 +25,7 @@ from tensorflow.lite.tools import flatbuffer_utils
 from tfpipe.exporting import specifications
 from tfpipe.exporting.specifications import Specification
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import MAX_JSON_BYTES
 
 SIGNATURE = "serving_default"
 
@@ -83,18 +83,18 @@ def _append_files(model: bytes, files: dict[str, str]) -> bytes:
     return whole.getvalue()
 
 
-def read(path: str | os.PathLike[str]) -> Specification:
-    """Returns the specification in a TFLite file.
+def read(data: bytes, path: str | os.PathLike[str]) -> Specification:
+    """Returns the specification in a TFLite file; the path is for errors.
 
     Raises:
-        FileNotFoundError: there is no such file.
         DataError: it is no TFLite file, has no specification, or was damaged.
     """
-    data = Path(path).read_bytes()
     if data[4:8] != _MODEL_IDENTIFIER:
         raise DataError("no TFLite file: it does not begin as one", path=path)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if archive.getinfo(specifications.FILE_NAME).file_size > MAX_JSON_BYTES:
+                raise ValueError("it is too large")
             text = archive.read(specifications.FILE_NAME).decode("utf-8", "surrogateescape")
             model = memoryview(data)[: archive.infolist()[0].header_offset]
     except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError) as error:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tfpipe.records import manifest as manifests
+from tfpipe.records import walking
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.cores import count_cores
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import is_hidden, sha256_of
+from tfpipe.records.files import sha256_of
 from tfpipe.records.manifest import CATALOG_NAME
 
 _BATCH_FILES = 1024
@@ -122,29 +123,17 @@ def _files(root: Path, prefix: str, workers: int | None) -> Iterator[_Entry]:
         raise FileNotFoundError(f"{root}: neither a data set nor a folder")
     if (root / manifests.BUILD_FOLDER).exists():
         manifests.load(root)  # raises: a build that did not finish is no folder of pictures
-    found = _walk(root)
+    found = _found(root)
     with ThreadPoolExecutor(workers or count_cores()) as pool:
         while batch := list(itertools.islice(found, _BATCH_FILES)):
-            for path, digest in zip(batch, pool.map(sha256_of, batch), strict=True):
-                yield prefix + path.relative_to(root).as_posix(), digest, None, None
+            digests = pool.map(sha256_of, [Path(item.path) for item in batch])
+            for item, digest in zip(batch, digests, strict=True):
+                yield prefix + item.relative, digest, None, None
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Yields the files below a folder; links to folders last and once, as the build follows them."""
-    seen: set[tuple[int, int]] = set()
-    links = [root]
-    for start in links:  # grows while it is walked
-        stack = [start]
-        while stack:
-            folder = stack.pop()
-            status = folder.stat()
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-                if is_hidden(entry.name):
-                    continue
-                if not entry.is_dir():
-                    yield Path(entry.path)
-                else:
-                    (links if entry.is_symlink() else stack).append(Path(entry.path))
+def _found(root: Path) -> Iterator[walking.Found]:
+    for item in walking.walk(root):
+        if isinstance(item, walking.Found):
+            yield item
+        elif item.reason == "unreadable":
+            raise DataError(item.message, path=item.path)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import functools
 import heapq
-import io
 import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tfpipe.inspection import sheets
+from tfpipe.inspection.pixels import as_read
 from tfpipe.inspection.reading import checked_record
 from tfpipe.records import arguments, seeds, tfrecord
 from tfpipe.records import manifest as manifests
@@ -21,6 +21,7 @@ from tfpipe.records.catalog import Row, read_split
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import open_regular
 from tfpipe.records.manifest import Manifest
+from tfpipe.records.samples import Samples
 from tfpipe.records.schema import UNLABELLED, Record
 from tfpipe.records.words import plural
 
@@ -69,7 +70,7 @@ def show(
     tile: int = _USUAL["tile"],
     font: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Draws a PNG with one row of pictures per class and one per unlabelled split, turned upright.
+    """Draws a PNG with one row of pictures per class and one per unlabelled split, upright and in the colours of training.
 
     Equal data sets and arguments give equal samples, however the records are sharded. A picture that cannot be read or
     decoded, or has more pixels than Pillow's limit, is drawn as a crossed tile with the reason, also where its whole shard
@@ -100,13 +101,14 @@ def show(
     manifests.check_hashes(directory, manifest, names)
     groups = _groups(Path(directory), manifest, names, per_class, max_classes, seed)
     title, detail = _header(manifest, names, per_class, max_classes, seed)
-    sheet = sheets.Sheet(title, [detail], [_panel(group, tile) for group in groups], tile=tile, font=font)
+    samples = Samples.of(manifest.options)
+    sheet = sheets.Sheet(title, [detail], [_panel(group, samples, tile) for group in groups], tile=tile, font=font)
     sheet.save(Path(output), lower=sheets.to_lower({"tile": tile, "per_class": per_class, "max_classes": max_classes}, _USUAL))
 
 
-def _panel(group: _Group, tile: int) -> sheets.Panel:
+def _panel(group: _Group, samples: Samples, tile: int) -> sheets.Panel:
     label = None if group.label == UNLABELLED else group.label
-    tiles = [sheets.Tile(functools.partial(_thumbnail, sample, tile), sample.row.key) for sample in group.samples]
+    tiles = [sheets.Tile(functools.partial(_thumbnail, sample, samples, tile), sample.row.key) for sample in group.samples]
     return sheets.Panel(label, group.name, f"{group.num_records:,}", tiles)
 
 
@@ -153,7 +155,7 @@ def draw_samples(
     return {place: [sample for *_, sample in sorted(heap, reverse=True)] for place, heap in heaps.items()}
 
 
-def _thumbnail(sample: Sample, tile: int) -> Image.Image:
+def _thumbnail(sample: Sample, samples: Samples, tile: int) -> Image.Image:
     """Returns the picture, upright, no side longer than the tile.
 
     Raises:
@@ -165,7 +167,7 @@ def _thumbnail(sample: Sample, tile: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # a reason for a crossed tile, not for stderr
-            small = _scaled(record.encoded, tile)
+            small = _scaled(record.encoded, samples, tile)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         message = f"{record.width:,} x {record.height:,} pixels are more than Pillow's limit of {Image.MAX_IMAGE_PIXELS:,}"
         raise DataError(message, path=sample.shard, offset=sample.offset) from None
@@ -186,25 +188,11 @@ def _stored(sample: Sample) -> Record:
     return checked_record(data, sample.shard, sample.offset)
 
 
-def _scaled(encoded: bytes, tile: int) -> Image.Image:
-    """Returns a decoded picture, its longer side as long as the tile, on the mat where it is transparent."""
+def _scaled(encoded: bytes, samples: Samples, tile: int) -> Image.Image:
+    """Returns the image that readers make of a file, its longer side as long as the tile."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(encoded)) as opened:
-        opened.draft("RGB", (2 * tile, 2 * tile))  # a JPEG of 16 megapixels is decoded at an eighth of its size
-        whole = _scalable(opened)
+    whole = as_read(encoded, samples, 2 * tile)
     scale = tile / max(whole.size)
     size = max(1, round(whole.width * scale)), max(1, round(whole.height * scale))
-    small = whole.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
-    if small.mode == "RGBA":
-        return Image.alpha_composite(Image.new("RGBA", small.size, sheets.MAT), small).convert("RGB")
-    return small
-
-
-def _scalable(opened: Image.Image) -> Image.Image:
-    """Returns a decoded picture as RGB, or RGBA where parts are transparent; 16-bit grey at its real brightness."""
-    opened.load()
-    if opened.mode.startswith("I"):
-        return opened.convert("I").point(lambda level: level / 256).convert("RGB")
-    mode = "RGBA" if opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info else "RGB"
-    return opened if opened.mode == mode else opened.convert(mode)  # a picture may be large: no copy without need
+    return whole.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)

@@ -17,13 +17,16 @@ import tensorflow as tf
 
 from tfpipe.pipeline.presets import RESIZES as RESIZES
 from tfpipe.pipeline.presets import Resize as Resize
+from tfpipe.pipeline.stored import decode_stored
 from tfpipe.records import arguments, schema
+from tfpipe.records.samples import USUAL, Samples
 
 _STRINGS = (schema.ENCODED, schema.FORMAT, schema.FILENAME, schema.KEY, schema.SHA256, schema.CLASS_NAME)
 _INTEGERS = (schema.HEIGHT, schema.WIDTH, schema.CHANNELS, schema.ORIENTATION, schema.LABEL)
 
 _ABSENT = "\0absent"
 _LARGE_VALUES = 4_000_000
+_HUGE_VALUES = 32_000_000
 
 
 def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -72,16 +75,17 @@ def without(failed: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
     return tf.cond(tf.reduce_any(failed), lambda: tf.where(failed, _ABSENT, encoded), lambda: encoded)  # where copies
 
 
-def decode_image(encoded: tf.Tensor, orientation: tf.Tensor | int = 1) -> tf.Tensor:
+def decode_image(encoded: tf.Tensor, orientation: tf.Tensor | int = 1, samples: Samples = USUAL) -> tf.Tensor:
     """Decodes a JPEG or PNG file to RGB, turned upright.
 
     Equal to Pillow's `ImageOps.exif_transpose(image).convert("RGB")`, pixel by pixel, for JPEG in colour and grey and
-    for PNG of 8 bits. Alpha is dropped.
+    for PNG of 8 bits, where `samples` lays no background behind it: alpha is dropped.
 
     Args:
         encoded: string [], the bytes of the file.
         orientation: integer [], EXIF 1..8; any other value is taken as 1, as viewers do. The file's own tag is
             not read.
+        samples: what becomes of 16 bits and of alpha; a data set's are `Samples.of(manifest.options)`.
 
     Returns:
         uint8 [H, W, 3], RGB, 0..255; height and width after turning.
@@ -90,7 +94,9 @@ def decode_image(encoded: tf.Tensor, orientation: tf.Tensor | int = 1) -> tf.Ten
         tf.errors.InvalidArgumentError: the bytes cannot be decoded.
     """
     encoded, orientation = as_tensor("encoded", encoded, tf.string, []), as_tensor("orientation", orientation, "integer", [])
-    image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")  # takes PNG, too
+    if not isinstance(samples, Samples):
+        raise arguments.wrong("samples", "a tfpipe.records.samples.Samples", samples)
+    image = decode_stored(encoded, samples)
     orientation = tf.cast(orientation, tf.int32)
     return tf.ensure_shape(turn_image(image, orientation), [None, None, 3])
 
@@ -148,6 +154,9 @@ def sample_image(image: tf.Tensor, size: Any, scale: tf.Tensor, translation: tf.
     Bit for bit what one ScaleAndTranslate of the whole picture gives, in a quarter of its time: that op is fast along
     rows that are long, and slow along pixels of three values. So each axis is made the outer one in turn.
 
+    A long strip, of which that would make [height, W] pixels, takes its columns first, and may differ in a last bit of float32:
+    the fewer of [height, W] and [H, width] pixels are never more than the greater of image and result has.
+
     Args:
         image: uint8 [H, W, 3].
         size: (height, width) of the result, integers or int32 [].
@@ -158,11 +167,24 @@ def sample_image(image: tf.Tensor, size: Any, scale: tf.Tensor, translation: tf.
         float32 [height, width, 3], 0..255; zeros where the window shows what is beside the picture.
     """
     height, width = size
-    columns = tf.shape(image)[1]
-    rows = _sample_rows(tf.reshape(image, [-1, columns * 3]), height, scale[0], translation[0])
-    turned = _transposed(tf.reshape(rows, [height, columns, 3]), [1, 2, 0])
-    turned = _sample_rows(tf.reshape(turned, [columns, 3 * height]), width, scale[1], translation[1])
-    return _transposed(tf.reshape(turned, [width, 3, height]), [2, 0, 1])
+    rows, columns = tf.shape(image)[0], tf.shape(image)[1]
+
+    def rows_first() -> tf.Tensor:
+        shrunk = _sample_rows(tf.reshape(image, [-1, columns * 3]), height, scale[0], translation[0])
+        turned = _transposed(tf.reshape(shrunk, [height, columns, 3]), [1, 2, 0])
+        turned = _sample_rows(tf.reshape(turned, [columns, 3 * height]), width, scale[1], translation[1])
+        return _transposed(tf.reshape(turned, [width, 3, height]), [2, 0, 1])
+
+    def columns_first() -> tf.Tensor:
+        turned = tf.reshape(tf.transpose(image, [1, 2, 0]), [columns, 3 * rows])
+        turned = _sample_rows(turned, width, scale[1], translation[1])
+        shrunk = tf.reshape(_transposed(tf.reshape(turned, [width, 3, rows]), [2, 0, 1]), [rows, width * 3])
+        return tf.reshape(_sample_rows(shrunk, height, scale[0], translation[0]), [height, width, 3])
+
+    high, wide, new_high, new_wide = (tf.cast(length, tf.int64) for length in (rows, columns, height, width))
+    values, largest = 3 * new_high * wide, 3 * tf.maximum(high * wide, new_high * new_wide)
+    strip = (values > tf.maximum(2 * largest, _LARGE_VALUES)) | (values > tf.maximum(largest // 4, _HUGE_VALUES))
+    return tf.cond(strip & (values > 3 * high * new_wide), columns_first, rows_first)
 
 
 def _transposed(values: tf.Tensor, order: list[int]) -> tf.Tensor:

@@ -37,6 +37,7 @@ from tfpipe.pipeline.ordering import (
 from tfpipe.pipeline.reading import RecordReader, for_graphs, read_records
 from tfpipe.pipeline.rows import Rows
 from tfpipe.records import arguments, seeds
+from tfpipe.records.samples import Samples
 from tfpipe.records.words import exactly, plural
 
 _FOREVER = 1 << 31  # epochs
@@ -182,12 +183,14 @@ class Loader:
         num_parallel_calls: int | None,
         shuffle: bool = True,
         selection: np.ndarray[Any, Any] | None = None,
+        samples: Samples | None = None,
     ) -> None:
         """Checks the arguments, opens the split and chooses the order.
 
         Args beside those of `dataset`:
             shuffle: False keeps the stored order in training.
             selection: int64 [N], ascending positions of the records that take part, None for all.
+            samples: what becomes of 16 bits and of alpha, None for what the manifest has.
         """
         directory = arguments.path("directory", directory)
         training, balanced, repeat, as_dict, equal_steps = arguments.check(
@@ -259,6 +262,7 @@ class Loader:
             new_labels=new_labels,
             num_classes=len(self.class_names),
             names=as_dict,
+            samples=Samples.of(reader.manifest.options) if samples is None else samples,
             # What is to be read in one go must be asked for in one go.
             read_size=max(1, min(block * BLOCKS_PER_WINDOW, len(labels))) if block else reader.read_size,
         )

@@ -18,6 +18,7 @@ from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.pipeline.loader import Loader, dataset
 from tfpipe.records import arguments
 from tfpipe.records.catalog import read_catalog
+from tfpipe.records.samples import Samples
 
 Image = np.ndarray[Any, Any]
 
@@ -82,12 +83,13 @@ class Replayer:
         resize: decoding.Resize = "stretch",
         augment: Augmentation | str | None = None,
         scaled_decode: bool = True,
+        samples: Samples | None = None,
     ) -> None:
-        """Opens a split; arguments and errors as of `replay`."""
+        """Opens a split; arguments and errors as of `replay`, and `samples` as of `Loader`."""
         (scaled_decode,) = arguments.check(scaled_decode=scaled_decode)
         given: dict[str, Any] = {"image_size": image_size, "resize": resize, "augment": augment, "scaled_decode": scaled_decode}
         defaults = {**(dataset.__kwdefaults__ or {}), "training": True, "batch_size": 1}
-        self._training = Loader(directory, split, **{**defaults, **given, "seed": seed}).rows
+        self._training = Loader(directory, split, **{**defaults, **given, "seed": seed}, samples=samples).rows
         self._evaluation = dataclasses.replace(self._training, augmentation=None, scaled=False)
         self._directory, self._split = directory, split
         self.augmentation: Augmentation = self._training.augmentation or Augmentation()

@@ -19,8 +19,10 @@ from tfpipe.pipeline.draws import hash_keys
 from tfpipe.pipeline.mixing import mix
 from tfpipe.pipeline.ordering import BLANK, Order, Schedule
 from tfpipe.pipeline.reading import RecordReader, for_graphs, is_exiting
+from tfpipe.pipeline.stored import decode_stored
 from tfpipe.records import schema
 from tfpipe.records.errors import DataError
+from tfpipe.records.samples import Samples
 
 _TAIL = -2  # the number of the rows behind the last
 
@@ -44,6 +46,7 @@ class Rows:
         num_classes: labels are less than this.
         read_size: records that are read and parsed together.
         names: whether rows have "key" and "filename".
+        samples: what becomes of 16 bits and of alpha.
         layout: what "numbers" hold, in order: type and shape by name; known when `parse` has been traced.
     """
 
@@ -59,6 +62,7 @@ class Rows:
     num_classes: int
     read_size: int
     names: bool
+    samples: Samples
     layout: dict[str, tuple[tf.DType, tf.TensorShape]] = field(default_factory=dict, init=False)
 
     @functools.cached_property
@@ -151,13 +155,15 @@ class Rows:
         return {"image": image, **{name: value for name, value in row.items() if name != "encoded"}}
 
     def _picture(self, encoded: tf.Tensor, orientation: tf.Tensor, changes: Tensors) -> tf.Tensor:
-        if "window" not in changes:
-            return decoding.resize_image(decoding.decode_image(encoded, orientation), self.image_size, self.resize)
-        height, width = self.image_size
         traits = self.reader.traits
+        if "window" not in changes:
+            image = decoding.turn_image(decode_stored(encoded, self.samples, png=traits.png), orientation)
+            return decoding.resize_image(image, self.image_size, self.resize)
+        height, width = self.image_size
         # A picture whose longer side is less than twice the result is never made smaller, whatever the mode.
         scaled = self.scaled and traits.longer >= 2 * min(height, width)
-        part = sampling.decode_window(encoded, changes["window"], changes["decoder"], scaled=scaled, png=traits.png)
+        window, decoder = changes["window"], changes["decoder"]
+        part = sampling.decode_window(encoded, window, decoder, self.samples, scaled=scaled, png=traits.png)
         size: Any = self.image_size
         if height != width and traits.turned:
             size = tf.unstack(tf.where(orientation >= 5, [width, height], [height, width]))

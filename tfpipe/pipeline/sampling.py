@@ -14,6 +14,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfpipe.pipeline.decoding import Resize, sample_image, scaled_size
+from tfpipe.pipeline.stored import decode_stored
+from tfpipe.records.samples import USUAL, Samples
 
 RATIOS = (1, 2, 4, 8)
 _PNG = len(RATIOS)
@@ -137,13 +139,16 @@ def as_decoded(changes: Tensors, orientations: tf.Tensor, is_png: tf.Tensor, siz
     return {**decoded, "window": tf.concat([first, last - first], axis=1)}
 
 
-def decode_window(encoded: tf.Tensor, window: tf.Tensor, decoder: tf.Tensor, *, scaled: bool, png: bool = True) -> tf.Tensor:
+def decode_window(
+    encoded: tf.Tensor, window: tf.Tensor, decoder: tf.Tensor, samples: Samples = USUAL, *, scaled: bool, png: bool = True
+) -> tf.Tensor:
     """Decodes a part of a picture, as stored, in one of the decoder's sizes.
 
     Args:
         encoded: string [], the bytes of a JPEG or PNG file.
         window: int32 [4], top, left, height, width in pixels of that size.
         decoder: int32 [], what `as_decoded` says.
+        samples: see `decode_stored`.
         scaled: whether sizes other than 1/1 may be asked for.
         png: whether the file may be PNG.
 
@@ -158,7 +163,7 @@ def decode_window(encoded: tf.Tensor, window: tf.Tensor, decoder: tf.Tensor, *, 
         return tf.io.decode_and_crop_jpeg(encoded, window, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
     def whole() -> tf.Tensor:
-        return tf.slice(tf.io.decode_png(encoded, channels=3), [window[0], window[1], 0], [window[2], window[3], 3])
+        return tf.slice(decode_stored(encoded, samples), [window[0], window[1], 0], [window[2], window[3], 3])
 
     if not scaled and not png:
         return jpeg(1)

@@ -205,11 +205,12 @@ _RULES: dict[str, Rule] = {
     # Of evaluation and export.
     "specificity": _number(0, 1, above=True),
     "tolerance": _SHARE,
-    **dict.fromkeys(("allow_leaks", "as_dict", "balanced", "class_weights", "deterministic", "equal_steps", "grey"), _flag),
+    **dict.fromkeys(("allow_leaks", "as_dict", "balanced", "class_weights", "csv_safe", "deterministic", "equal_steps"), _flag),
     **dict.fromkeys(
-        ("cache_prefix", "deepen", "extend", "half", "near_duplicates", "overwrite", "progress", "repeat", "report"), _flag
+        ("cache_prefix", "deepen", "extend", "grey", "half", "near_duplicates", "overwrite", "progress", "repeat", "report"),
+        _flag,
     ),
-    **dict.fromkeys(("scaled_decode", "tensorboard", "train_batch_norm", "training"), _flag),
-    **dict.fromkeys(("backbone", "checkpoint", "feature_layer", "id_column", "label_pattern"), _text),
-    **dict.fromkeys(("model_name", "preprocessing", "value_column"), _text),
+    **dict.fromkeys(("scaled_decode", "tensorboard", "train_batch_norm", "training", "trust"), _flag),
+    **dict.fromkeys(("backbone", "checkpoint", "feature_layer", "id_column", "label_column", "label_pattern"), _text),
+    **dict.fromkeys(("model_name", "path_column", "preprocessing", "value_column"), _text),
 }

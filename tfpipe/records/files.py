@@ -259,25 +259,24 @@ def open_descriptor(path: str | os.PathLike[str]) -> int:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no regular file.
+        DataError: it is no regular file, or one that the kernel makes up (/proc/kmsg), which may wait, too.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and (status.st_size or not _is_made_up(status.st_dev)):
         return descriptor
     os.close(descriptor)
     raise DataError("not a regular file", path=path)
 
 
-def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """Opens a file to read its bytes, see `open_descriptor`; one without a size is empty.
+def _is_made_up(device: int) -> bool:
+    """True for the file systems of /proc and /sys, whose files have no size and yet give bytes."""
+    return any(os.path.isdir(place) and os.stat(place).st_dev == device for place in ("/proc", "/sys"))
 
-    Those of /proc have none, whatever they hold, and some wait for more.
-    """
-    file = open(open_descriptor(path), "rb")  # noqa: SIM115 (the caller closes it)
-    if os.fstat(file.fileno()).st_size:
-        return file
-    file.close()
-    return open(os.devnull, "rb")
+
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Opens a file to read its bytes, see `open_descriptor`."""
+    return open(open_descriptor(path), "rb")
 
 
 def read_bytes(path: str | os.PathLike[str], most_bytes: int | None = None) -> bytes:
@@ -289,7 +288,7 @@ def read_bytes(path: str | os.PathLike[str], most_bytes: int | None = None) -> b
     with open_regular(path) as file:
         data = file.read(-1 if most_bytes is None else most_bytes + 1)
     if most_bytes is not None and len(data) > most_bytes:
-        raise DataError(f"larger than {most_bytes:,}, which is the most for its kind, in bytes", path=path)
+        raise DataError(f"more than {most_bytes:,} bytes, which no such file of tfpipe has", path=path)
     return data
 
 
@@ -330,7 +329,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _small(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
-        raise ValueError(f"a number that 64 bits do not hold, {digits:.24}...")
+        raise ValueError(f"a number of {len(digits):,} digits, which 64 bits do not hold")
     return int(digits)
 
 
@@ -355,6 +354,9 @@ def check_plain_name(name: str, path: str | os.PathLike[str]) -> str:
         raise DataError(f"{name!r:.200} is not the plain name of a file in the same folder", path=path)
     return name
 
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
+"""What the names of images end with, in lower case."""
 
 _LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r", "__macosx"))  # what file managers and archivers leave behind
 

@@ -76,6 +76,9 @@ class ImageHeader:
         color: "grey", "ycbcr", "rgb", "cmyk", "ycck", "palette", "grey+alpha" or "rgb+alpha".
         restart_interval: JPEG, in MCUs; 0 for none.
         trailing_bytes: bytes behind the end of the picture.
+        significant_bits: those of `precision` that a PNG's sBIT chunk declares; 0 without one.
+        transparent: whether there is alpha, as samples or in a PNG's tRNS chunk.
+        has_profile: whether there is an ICC profile.
     """
 
     format: Literal["JPEG", "PNG"]
@@ -89,6 +92,9 @@ class ImageHeader:
     color: str
     restart_interval: int
     trailing_bytes: int
+    significant_bits: int = 0
+    transparent: bool = False
+    has_profile: bool = False
 
 
 def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, decode: bool = False) -> ImageHeader:
@@ -130,6 +136,7 @@ def _jpeg_header(data: bytes, decode: bool) -> ImageHeader:
         color=_jpeg_color(facts),
         restart_interval=facts.restart_interval,
         trailing_bytes=len(data) - facts.end,
+        has_profile=facts.has_profile,
     )
 
 
@@ -165,6 +172,9 @@ def _png_header(data: bytes, decode: bool) -> ImageHeader:
         color=color,
         restart_interval=0,
         trailing_bytes=len(data) - facts.end,
+        significant_bits=facts.significant_bits,
+        transparent=facts.has_alpha,
+        has_profile=facts.has_profile,
     )
 
 

@@ -24,7 +24,7 @@ from tfpipe.records.errors import RejectedImage
 from tfpipe.records.words import exactly, plural
 
 _SOI, _EOI, _SOS, _DQT, _DHT, _DAC, _DRI, _DNL, _COM = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xCC, 0xDD, 0xDC, 0xFE
-_APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
+_APP0, _APP1, _APP2, _APP14 = 0xE0, 0xE1, 0xE2, 0xEE
 _SKIPPED = {*range(_APP0, 0xF0), _COM, _DNL}
 
 # The start-of-frame markers that TensorFlow decodes.
@@ -115,6 +115,7 @@ class JpegFacts:
         adobe_transform: of the Adobe segment, None without one.
         exif: the EXIF block (several segments are joined, as Pillow does).
         xmp: the XMP packet.
+        has_profile: whether there is an ICC profile.
         end: the offset behind the end-of-image marker.
     """
 
@@ -124,6 +125,7 @@ class JpegFacts:
     adobe_transform: int | None
     exif: bytes
     xmp: bytes
+    has_profile: bool
     end: int
 
 
@@ -175,6 +177,7 @@ class _Walker:
     adobe_transform: int | None = None
     exif: bytes = b""
     xmp: bytes = b""
+    has_profile: bool = False
     scan: scans.Scan | None = None  # whose data follow, if they are to be decoded
     coefficients: scans.Coefficients = field(default_factory=dict)
 
@@ -419,6 +422,8 @@ class _Walker:
             self.exif += payload[6:] if self.exif else payload
         elif marker == _APP1 and payload.startswith(_XMP_PREFIX):
             self.xmp = payload[len(_XMP_PREFIX) :]
+        elif marker == _APP2 and payload.startswith(b"ICC_PROFILE\0"):
+            self.has_profile = True
 
     def _facts(self) -> JpegFacts:
         if self.frame is None or not self.num_scans:
@@ -431,6 +436,7 @@ class _Walker:
             adobe_transform=self.adobe_transform,
             exif=self.exif,
             xmp=self.xmp,
+            has_profile=self.has_profile,
             end=self.position,
         )
 

@@ -255,7 +255,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
             if shard.file != file:
                 yield f"{where}.file: must be {file} (got {shard.file!r:.200})"
             if not 0 <= shard.num_records <= shard.num_bytes < _MAX_COUNT:
-                yield f"{where}: num_records {shard.num_records} and num_bytes {shard.num_bytes} cannot be"
+                records, size = exactly(shard.num_records, "record"), exactly(shard.num_bytes, "byte")
+                yield f"{where}: {records} in {size} cannot be"
             if not (_SHA256.fullmatch(shard.sha256) and _SHA256.fullmatch(shard.index_sha256)):
                 yield f"{where}: sha256 and index_sha256 must be 64 hexadecimal digits"
 

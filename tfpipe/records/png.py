@@ -20,7 +20,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 # Bit depths that each colour type may have (section 11.2.1, table 11.1).
 _BIT_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-_PALETTE = 3
+_PALETTE, _ALPHA = 3, 4
 
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _LAST_FILTER = 4  # section 9.2
@@ -52,6 +52,9 @@ class PngFacts:
         bit_depth: bits per sample, or per palette index.
         color_type: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGB and alpha.
         interlaced: whether the rows come in Adam7 order.
+        significant_bits: the most that sBIT gives a colour; 0 without one that is in order.
+        has_alpha: whether samples or a tRNS chunk make pixels transparent.
+        has_profile: whether there is an iCCP chunk.
         exif: the EXIF block.
         xmp: the XMP packet.
         end: the offset behind the IEND chunk.
@@ -62,6 +65,9 @@ class PngFacts:
     bit_depth: int
     color_type: int
     interlaced: bool
+    significant_bits: int = 0
+    has_alpha: bool = False
+    has_profile: bool = False
     exif: bytes = b""
     xmp: bytes = b""
     end: int = 0
@@ -155,10 +161,23 @@ class _Walker:
                 self.pixels.append(payload)
             if self.facts.color_type == _PALETTE and b"PLTE" not in self.seen:
                 self._reject("missing_table", "IDAT comes before PLTE, and the colours are a palette's")
+        elif kind in (b"sBIT", b"tRNS", b"iCCP"):
+            self._read_samples(self.facts, kind, payload)
         elif kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
             _read_metadata(self.facts, kind, payload)
         elif kind == b"IHDR" or (kind[0:1].isupper() and kind != b"IEND"):
             self._reject("damaged_header", f"chunk {kind!r}: a critical chunk that is unknown or repeated")
+
+    def _read_samples(self, facts: PngFacts, kind: bytes, payload: bytes) -> None:
+        if kind in self.seen or b"IDAT" in self.seen:
+            return  # libpng passes over it
+        if kind == b"sBIT":
+            num_colours = 3 if facts.color_type & 2 else 1
+            depth, expected = 8 if facts.color_type == _PALETTE else facts.bit_depth, num_colours + facts.color_type // 4
+            bits = max(payload[:num_colours], default=0)
+            facts.significant_bits = bits if len(payload) == expected and bits <= depth else 0
+        facts.has_alpha |= kind == b"tRNS"
+        facts.has_profile |= kind == b"iCCP"
 
     def _count_compressed(self, kind: bytes, payload: bytes) -> None:
         flag = payload.partition(b"\0")[2][:1]
@@ -178,7 +197,7 @@ class _Walker:
         if compression or filtering or interlace > 1:
             message = f"compression {compression}, filter {filtering}, interlace {interlace}; 0, 0 and 0 or 1 are expected"
             self._reject("damaged_header", message)
-        return PngFacts(height, width, bit_depth, color_type, bool(interlace))
+        return PngFacts(height, width, bit_depth, color_type, bool(interlace), has_alpha=color_type >= _ALPHA)
 
     def _check_palette(self, facts: PngFacts, payload: bytes) -> None:
         if b"PLTE" in self.seen:

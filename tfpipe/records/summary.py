@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 from tfpipe.records.manifest import REJECTED_NAME, Manifest
+from tfpipe.records.samples import USUAL, Samples
 from tfpipe.records.words import plural as plural
 
 _MAX_CLASSES = 20  # more rows than this are shortened
@@ -19,6 +20,10 @@ _PROPERTIES = {  # words for `Manifest.properties`, in this order; a name that i
     "png": "PNG",
     "png_named_jpeg": "PNG named .jpg",
     "duplicates": "byte duplicates",
+    "png16": "16-bit PNG",
+    "dim16": "high bytes hold < 5 bits",
+    "transparent": "transparent",
+    "profiles": "colour profile",
 }
 
 
@@ -94,7 +99,10 @@ def _classes(manifest: Manifest) -> list[str]:
 def _oddities(manifest: Manifest) -> list[str]:
     named = [name for name in _PROPERTIES if name in manifest.properties]
     others = [name for name in manifest.properties if name not in _PROPERTIES]
-    facts = [(_PROPERTIES.get(name, name), f"{manifest.properties[name]:,}") for name in (*named, *others)]
+    samples = Samples.of(manifest.options)
+    background = "alpha is dropped" if samples.background == USUAL.background else f"on {samples.background}"
+    notes = {"png16": f" (read by {samples.png16})", "transparent": f" ({background})", "profiles": " (not applied)"}
+    facts = [(_PROPERTIES.get(name, name), f"{manifest.properties[name]:,}{notes.get(name, '')}") for name in (*named, *others)]
     facts.append(("conflicting labels", _groups(manifest.conflicts)))
     facts.append(("leaks across splits", _groups(manifest.leaks)))
     rejected = f"{sum(manifest.rejected.values()):,}"

@@ -1,6 +1,8 @@
-"""Words for people: what agrees with a number."""
+"""Words for people: what agrees with a number, and what is said in several places."""
 
 from __future__ import annotations
+
+TRUST = "a model is a program: open it only if you trust whoever made it, with trust=True (--trust)"
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:

@@ -23,7 +23,7 @@ from tfpipe.serving import picture_files
 from tfpipe.serving.galleries import Gallery, Neighbour, shrink
 from tfpipe.serving.picture_files import Problem
 from tfpipe.transfer import explanation
-from tfpipe.transfer.classifiers import Classifier, Predictor
+from tfpipe.transfer.classifiers import Classifier, Predictor, samples_of
 from tfpipe.transfer.predictions import are_probabilities
 
 _SHOWN_SIDE = 640  # pixels
@@ -96,7 +96,7 @@ class Answers:
 
     def answer(self, path: str) -> Answer | Problem:
         """Returns what there is to say of a file, or why there is nothing."""
-        image = _decode(path, self.max_pixels)
+        image = self._decode(path)
         if isinstance(image, Problem):
             return image
         seen, picture = self._resize(image), shrink(image, _SHOWN_SIDE)
@@ -145,8 +145,18 @@ class Answers:
 
     def _shown(self, path: str) -> tuple[tf.Tensor, Array] | Problem:
         """Returns what the model and what a person sees of a file; the decoded picture is not kept."""
-        image = _decode(path, self.max_pixels)
+        image = self._decode(path)
         return image if isinstance(image, Problem) else (self._resize(image), shrink(image, _THUMBNAIL_SIDE))
+
+    def _decode(self, path: str) -> tf.Tensor | Problem:
+        """Returns a file's picture, upright, uint8 [H, W, 3], or why there is none."""
+        encoded = picture_files.read(path, self.max_pixels)
+        if isinstance(encoded, Problem):
+            return encoded
+        try:
+            return decoding.decode_image(encoded.data, encoded.orientation, samples_of(self.predictor))
+        except tf.errors.OpError as error:
+            return picture_files.undecodable(decoding.plain_reason(error))
 
     def _resize(self, image: tf.Tensor) -> tf.Tensor:
         return decoding.resize_image(image, self.predictor.image_size, self.predictor.resize)
@@ -156,17 +166,6 @@ def _unsound(probabilities: Array) -> Problem | None:
     if are_probabilities(probabilities[np.newaxis]).all():
         return None
     return Problem("no_probabilities", f"the model gives no probabilities for it: {probabilities.tolist()}")
-
-
-def _decode(path: str, max_pixels: int) -> tf.Tensor | Problem:
-    """Returns a file's picture, upright, uint8 [H, W, 3], or why there is none."""
-    encoded = picture_files.read(path, max_pixels)
-    if isinstance(encoded, Problem):
-        return encoded
-    try:
-        return decoding.decode_image(encoded.data, encoded.orientation)
-    except tf.errors.OpError as error:
-        return picture_files.undecodable(decoding.plain_reason(error))
 
 
 def _enlarged(image: tf.Tensor, classifier: Classifier) -> Array:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from tfpipe.records import walking
 from tfpipe.records.files import is_hidden
 
 _TYPES = mimetypes.MimeTypes()  # Python's own table: what a machine has in /etc must not decide what a picture is
@@ -76,24 +77,13 @@ def make_place() -> Callable[[str], str]:
 
 def _in_folder(root: str, passed_over: list[str]) -> Iterator[Found]:
     """Yields the files below a folder. Links to folders are followed after all real folders, each folder once."""
-    walked: set[tuple[int, int]] = set()
-    pending, unreadable = [root], list[OSError]()
-    for start in pending:
-        for path, folders, files in os.walk(start, onerror=unreadable.append):
-            status = os.stat(path)
-            if (status.st_dev, status.st_ino) in walked:
-                passed_over.append(f"{os.path.relpath(path, root)}/")
-                folders.clear()
-                continue
-            walked.add((status.st_dev, status.st_ino))
-            passed_over += [f"{os.path.relpath(os.path.join(path, name), root)}/" for name in filter(is_hidden, folders)]
-            folders[:] = sorted(name for name in folders if not is_hidden(name))  # no file system's order decides
-            for name in files:
-                yield from _named_as_picture(root, os.path.join(path, name), passed_over)
-            pending += [link for link in (os.path.join(path, name) for name in folders) if os.path.islink(link)]
-    for error in unreadable:
-        folder = os.fspath(error.filename)
-        yield Found(os.path.relpath(folder, root), folder, f"cannot list the folder: {error.strerror}")
+    for item in walking.walk(root):
+        if isinstance(item, walking.Found):
+            yield from _named_as_picture(root, item.path, passed_over)
+        elif item.reason == "unreadable":
+            yield from (found._replace(problem=item.message) for found in _named_as_picture(root, item.path, passed_over))
+        elif item.reason != "empty":
+            passed_over.append(f"{item.relative}/" if os.path.isdir(item.path) else item.relative)
 
 
 def _in_glob(pattern: str, passed_over: list[str]) -> Iterator[Found]:

@@ -19,13 +19,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.pipeline import decoding
-from tfpipe.pipeline.loader import dataset
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import schema
 from tfpipe.records.errors import DataError
 from tfpipe.records.progress import ProgressBar
+from tfpipe.records.samples import Samples
 from tfpipe.transfer import reading_errors
 from tfpipe.transfer.classifiers import Classifier
+from tfpipe.transfer.pictures import seen_by
 
 BATCH_SIZE = 64
 
@@ -88,7 +89,8 @@ class Gallery:
         """
         row = decoding.parse_example(self.reader.read(neighbour.position))
         try:
-            return shrink(decoding.decode_image(row[schema.ENCODED], row[schema.ORIENTATION]), side)
+            samples = Samples.of(self.reader.manifest.options)
+            return shrink(decoding.decode_image(row[schema.ENCODED], row[schema.ORIENTATION], samples), side)
         except tf.errors.OpError as error:
             raise self.reader.error(neighbour.position, decoding.plain_reason(error)) from None
 
@@ -129,11 +131,10 @@ def collect(
     total = min(reader.num_records, num_batches * BATCH_SIZE)
     if not total:
         raise ValueError(f"{os.fspath(directory)}: there are no pictures in split {split!r} to compare with")
-    options = {"batch_size": BATCH_SIZE, "image_size": classifier.image_size, "resize": classifier.resize, "as_dict": True}
     keys: list[str] = []
     features: list[Array] = []
     with ProgressBar("features of the training pictures", total, enabled=progress) as bar:
-        for batch in reading_errors.read(dataset(directory, split, **options).take(num_batches)):
+        for batch in reading_errors.read(seen_by(classifier, directory, split, batch_size=BATCH_SIZE).take(num_batches)):
             keys += [key.decode() for key in batch["key"].numpy().tolist()]
             _, found = classifier.predict_with_features(batch["image"])
             if broken := np.flatnonzero(~np.isfinite(found).all(axis=1)).tolist():

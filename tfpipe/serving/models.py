@@ -26,11 +26,12 @@ from tfpipe.pipeline import decoding
 from tfpipe.pipeline.decoding import Resize
 from tfpipe.records import arguments, images
 from tfpipe.records.cores import count_cores
+from tfpipe.records.samples import Samples
 from tfpipe.serving import picture_files
 from tfpipe.serving.picture_files import Problem
 from tfpipe.serving.tables import TOP_K, best_of
 from tfpipe.transfer import predictions
-from tfpipe.transfer.classifiers import Predictor
+from tfpipe.transfer.classifiers import Predictor, samples_of
 
 Array = np.ndarray[Any, Any]
 Input = str | os.PathLike[str] | bytes | BinaryIO | Array
@@ -96,6 +97,11 @@ class Model:
         mode: Resize = self.predictor.resize
         return mode
 
+    @property
+    def samples(self) -> Samples:
+        """What becomes of 16 bits and of alpha in a file."""
+        return samples_of(self.predictor)
+
     def predict(self, inputs: Input | Iterable[Input], *, top_k: int = TOP_K, batch_size: int = 64) -> list[Prediction]:
         """Returns an answer for each input, in their order.
 
@@ -154,7 +160,8 @@ class Model:
     @cached_property
     def _decode(self) -> Any:
         def decode(encoded: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-            return decoding.resize_image(decoding.decode_image(encoded, orientation), self.image_size, self.resize)
+            image = decoding.decode_image(encoded, orientation, self.samples)
+            return decoding.resize_image(image, self.image_size, self.resize)
 
         signature = [tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int32)]
         return tf.function(decode, input_signature=signature, autograph=False)
@@ -167,21 +174,22 @@ class Model:
         return tf.function(resize, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)], autograph=False)
 
 
-def load(path: str | os.PathLike[str], *, max_pixels: int = images.DEFAULT_MAX_PIXELS) -> Model:
+def load(path: str | os.PathLike[str], *, max_pixels: int = images.DEFAULT_MAX_PIXELS, trust: bool = False) -> Model:
     """Returns the model of a run's folder, a .keras file, or a file or folder of an export.
 
     Args:
         path: of the model.
         max_pixels: height times width above which a file is not decoded.
+        trust: whoever made the model: open it also where it holds Python code, or operations that do more than compute.
 
     Raises:
         ValueError: this is no path.
         FileNotFoundError: there is none.
-        DataError: it cannot be read, or is no model of tfpipe.
+        DataError: it cannot be read, is no model of tfpipe, is not what was written, or is not to be opened without `trust`.
         ImportError: its format needs an extra that is not installed.
     """
-    (max_pixels,) = arguments.check(max_pixels=max_pixels)
-    return Model(artefacts.load(path, "path"), max_pixels)
+    max_pixels, trust = arguments.check(max_pixels=max_pixels, trust=trust)
+    return Model(artefacts.load(path, "path", trust=trust), max_pixels)
 
 
 def _listed(inputs: Any) -> list[_Item]:

@@ -9,11 +9,13 @@ It listens on 127.0.0.1 alone, asks nothing of any other machine, and keeps what
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -37,6 +39,7 @@ DEFAULT_MAX_BYTES = 20_000_000
 DEFAULT_MAX_TRAINING = 1000
 
 _KEPT_SECONDS = 3600
+_HOSTS = (HOST, "localhost", "::1")
 _FONTS = ("system-ui", "Segoe UI", "Roboto", "Noto Sans", "Noto Sans CJK SC", "sans-serif")
 # A picture that is pasted, or dropped beside the place for it, goes where a chosen file goes; so do the files of a folder that
 # is dropped, which Gradio would ask for as if it were a file. What cannot be read of it goes as an empty file, to be refused.
@@ -92,6 +95,8 @@ def serve(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     open_browser: bool = False,
     progress: bool = True,
+    allowed_hosts: Sequence[str] = (),
+    trust: bool = False,
 ) -> Iterator[str]:
     """Opens the page and yields its address; the page ends with the block.
 
@@ -105,6 +110,9 @@ def serve(
         max_pixels: height times width above which a picture is refused.
         open_browser: show the page in the browser.
         progress: show a bar while the training pictures are looked at.
+        allowed_hosts: names beside 127.0.0.1 and localhost under which the page answers: those of a proxy before it. Under
+            others, any page in the browser could ask it, once its name leads here ("DNS rebinding").
+        trust: whoever made the model, see `tfpipe.load`.
 
     Raises:
         ImportError: Gradio is not installed.
@@ -114,7 +122,7 @@ def serve(
     """
     gradio = _import_gradio()
     port = preflight.free_port(port)  # taken: better to know before minutes of work
-    predictor = artefacts.load(model)
+    predictor = artefacts.load(model, trust=trust)
     gallery, notes = _open_gallery(predictor, model, data, split, max_training, progress)
     answers = Answers(predictor, gallery, max_pixels)
     predictor.predict(np.zeros((1, *predictor.image_size, 3), np.uint8))  # the first call takes longest
@@ -137,10 +145,44 @@ def serve(
                 footer_links=[],
                 prevent_thread_lock=True,
                 quiet=True,
+                app_kwargs={"lifespan": functools.partial(_guarded, allowed_hosts=(*_HOSTS, *allowed_hosts))},
             )
             yield page.local_url
         finally:
             page.close(verbose=False)
+
+
+@contextlib.asynccontextmanager
+async def _guarded(app: Any, allowed_hosts: Sequence[str]) -> AsyncIterator[None]:
+    # When the server starts, and around all that Gradio has: its CORS answers whatever comes from inside, and any host's pages.
+    app.middleware_stack = _OwnPages(app.middleware_stack, allowed_hosts)
+    yield
+
+
+class _OwnPages:
+    """Answers those who ask under a name of the page, and, as a browser tells, from a page of it: no page of another site."""
+
+    def __init__(self, app: Any, allowed_hosts: Sequence[str]) -> None:
+        self._app, self._allowed_hosts = app, frozenset(allowed_hosts)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
+            host, origin = headers.get(b"host", ""), headers.get(b"origin")
+            if _host_name(host) not in self._allowed_hosts or (origin is not None and origin.partition("://")[2] != host):
+                await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+                await send(
+                    {"type": "http.response.body", "body": b"This page answers to its own names only (--allowed_hosts)."}
+                )
+                return
+        await self._app(scope, receive, send)
+
+
+def _host_name(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def _import_gradio() -> Any:

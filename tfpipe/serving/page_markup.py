@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tfpipe.records import cells
 from tfpipe.records.words import plural
 from tfpipe.serving.answers import Answer, Resemblance, Row
 from tfpipe.serving.tables import best_of
@@ -216,14 +217,9 @@ def to_csv(rows: Sequence[Row], class_names: Sequence[str]) -> bytes:
     writer.writerow(["file", *names, "problem"])
     for row in rows:
         best = [] if row.probabilities is None else _top(row.probabilities, class_names)
-        cells = [cell for name, share in best for cell in (_plain(name), f"{share:.9g}")] or [""] * len(names)
-        writer.writerow([_plain(row.name), *cells, _plain(row.problem)])
+        answers = [cell for name, share in best for cell in (cells.escape(name), f"{share:.9g}")] or [""] * len(names)
+        writer.writerow([cells.escape(row.name), *answers, cells.escape(row.problem)])
     return file.getvalue().encode("utf-8-sig", "replace")
-
-
-def _plain(text: str) -> str:
-    computed = text.lstrip().startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) or text.startswith(("\t", "\r", "\n"))  # noqa: RUF001
-    return f"'{text}" if computed else text
 
 
 def _top(probabilities: Array, class_names: Sequence[str]) -> list[tuple[str, float]]:

@@ -25,7 +25,7 @@ from tfpipe.serving import picture_files
 from tfpipe.serving.picture_files import Encoded, Problem
 from tfpipe.serving.sources import Listing, Picture
 from tfpipe.transfer import predictions
-from tfpipe.transfer.classifiers import Predictor
+from tfpipe.transfer.classifiers import Predictor, samples_of
 
 Array = np.ndarray[Any, Any]
 Item = TypeVar("Item")
@@ -139,7 +139,7 @@ class PictureBatches:
         return reading.read_records(reader, batches, num_parallel_calls=_THREADS).map(_parse_records).ignore_errors()
 
     def _decode(self, row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image = decoding.decode_image(row["encoded"], row["orientation"])
+        image = decoding.decode_image(row["encoded"], row["orientation"], samples_of(self._predictor))
         size, mode = self._predictor.image_size, self._predictor.resize
         return {"index": row["index"], "image": decoding.resize_image(image, size, mode)}
 

@@ -7,11 +7,11 @@ read("page.html").message      # why it is no picture
 from __future__ import annotations
 
 import os
-import stat
 from typing import NamedTuple
 
 from tfpipe.records import images
 from tfpipe.records.errors import DataError, RejectedImage
+from tfpipe.records.files import open_regular
 
 _HEAD_BYTES = 4096
 _UNREADABLE = "unreadable"
@@ -69,6 +69,8 @@ def read(path: str, max_pixels: int = images.DEFAULT_MAX_PIXELS) -> Encoded | Pr
     shown = path.encode("utf-8", "backslashreplace").decode()
     try:
         data = _read(path)
+    except DataError as error:
+        return unreadable(f"cannot be read: {error.message}", shown)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         return unreadable(f"cannot be read: {getattr(error, 'strerror', error)}", shown)
     return examine(data, max_pixels, shown)
@@ -76,8 +78,6 @@ def read(path: str, max_pixels: int = images.DEFAULT_MAX_PIXELS) -> Encoded | Pr
 
 def _read(path: str) -> bytes:
     """Returns a file's bytes; only the first where they say that it is no picture, so that a film is not read whole."""
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block for ever
-        raise OSError(0, "not a regular file")
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path) as file:
         head = file.read(_HEAD_BYTES)
-        return head + file.readall() if head.startswith(images.SIGNATURES) else head
+        return head + file.read(os.fstat(file.fileno()).st_size) if head.startswith(images.SIGNATURES) else head

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import tfpipe
 from tfpipe.exporting import artefacts
-from tfpipe.records import arguments, images
+from tfpipe.records import arguments, cells, images
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import clear_up, written_atomically
 from tfpipe.records.progress import ProgressBar
@@ -80,10 +80,12 @@ def predict(
     positive_class: str | None = None,
     id_column: str = "id",
     value_column: str = "label",
+    csv_safe: bool = True,
     on_error: Literal["fail", "report"] | None = None,
     batch_size: int = 64,
     max_pixels: int = images.DEFAULT_MAX_PIXELS,
     progress: bool = True,
+    trust: bool = False,
 ) -> Summary:
     """Writes one row per picture, ordered by id (1, 2, 10), and replaces the output when all rows are there.
 
@@ -111,12 +113,15 @@ def predict(
         positive_class: whose probability to write; of two classes the second if not given.
         id_column: header of the ids.
         value_column: header of the one value beside them.
+        csv_safe: put an apostrophe before names of a CSV that a spreadsheet would compute, those that begin with =, +, -, @ or
+            a control character; `tfpipe.records.cells.unescape` takes it away. columns="table" always does, as evaluation.
         on_error: "fail": bad pictures are named and nothing is written. "report": they have a row without a value, and are
             listed in OUTPUT.rejected.jsonl, without OUTPUT's ".csv" or ".jsonl". By default "report" where the row says the
             reason, "fail" where it has no place for it.
         batch_size: pictures that the model sees at once. Probabilities depend on it by about 1e-6.
         max_pixels: height times width above which a picture is bad.
         progress: show a bar.
+        trust: whoever made the model, see `tfpipe.load`.
 
     Raises:
         ValueError: an argument is not what it should be, two pictures have the same id, a picture has two, or there are none.
@@ -125,8 +130,14 @@ def predict(
         BlockingIOError: another process is writing this output.
         OSError: the output cannot be written.
     """
-    batch_size, max_pixels, progress, id_column, value_column = arguments.check(
-        batch_size=batch_size, max_pixels=max_pixels, progress=progress, id_column=id_column, value_column=value_column
+    batch_size, max_pixels, csv_safe, progress, trust, id_column, value_column = arguments.check(
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+        csv_safe=csv_safe,
+        progress=progress,
+        trust=trust,
+        id_column=id_column,
+        value_column=value_column,
     )
     (top_k,) = arguments.check_given(top_k=top_k)
     if on_error is not None:
@@ -139,9 +150,11 @@ def predict(
     listing = sources.list_pictures(inputs, split, tell_apart=columns not in tables.COMPETITION)
     _check_replaced(path, inputs, listing)
     _say_passed_over(listing.passed_over)
-    predictor = _loaded(model)
-    words = (positive_class, id_column, value_column)
+    predictor = _loaded(model, trust)
+    words = (positive_class, id_column, value_column, csv_safe)
     form = tables.choose_form(file_format, columns, predictor.class_names, top_k, *words)
+    if csv_safe and columns in tables.COMPETITION:
+        _say_escaped([*(picture.id for picture in listing.pictures), *predictor.class_names])
     on_error = on_error or ("report" if form.reports else "fail")
     # "scores": what parts hold, since others were without.
     options = ["scores", file_format, columns, top_k, *words, on_error, batch_size, max_pixels, tfpipe.__version__]
@@ -201,10 +214,10 @@ def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, c
     return Summary(len(listing.pictures), counts, means, messages, rejected_path, listing.passed_over)
 
 
-def _loaded(model: Any) -> Predictor:
+def _loaded(model: Any, trust: bool) -> Predictor:
     if isinstance(model, Model):
         return model.predictor
-    predictor: Predictor = model if hasattr(model, "class_names") else artefacts.load(model)
+    predictor: Predictor = model if hasattr(model, "class_names") else artefacts.load(model, trust=trust)
     return predictor
 
 
@@ -230,6 +243,14 @@ def _say_passed_over(names: Sequence[str]) -> None:
     if names:
         more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
         _log.info("passed over, by their names no pictures or walked already: %s%s", ", ".join(names[:_SHOWN]), more)
+
+
+def _say_escaped(names: Sequence[str]) -> None:
+    if escaped := [name for name in names if cells.escape(name) != name]:
+        advice = "if these rows are for a program: csv_safe=False (--nocsv_safe)"
+        _log.warning(
+            "%r is written as %r, so that no spreadsheet computes it; %s", escaped[0], cells.escape(escaped[0]), advice
+        )
 
 
 def _check_pictures(listing: Listing, max_pixels: int, progress: bool) -> None:

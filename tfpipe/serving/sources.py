@@ -18,13 +18,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from tfpipe.records import catalog, manifest
+from tfpipe.records.files import IMAGE_SUFFIXES
 from tfpipe.records.words import plural
 from tfpipe.serving import folders, path_lists
 from tfpipe.serving.folders import Found
 
 Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-
-_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
 
 
 class Picture(NamedTuple):
@@ -203,4 +202,4 @@ def _picture(found: Found) -> tuple[Picture, str]:
 
 def _short(name: str, suffix: str) -> str:
     """Returns a name without its suffix, if that is a picture's: "v1.5" is whole."""
-    return (name.removesuffix(suffix) or name) if suffix.lower() in _SUFFIXES else name
+    return (name.removesuffix(suffix) or name) if suffix.lower() in IMAGE_SUFFIXES else name

@@ -5,7 +5,7 @@
     form.row(picture, answer)     # 17,0.998712003
 
 Rows are bytes, UTF-8, and end with a line feed; cells are quoted where they must be. Numbers have nine significant digits,
-which name a float32 uniquely.
+which name a float32 uniquely. Names that a spreadsheet would compute are escaped, see `tfpipe.records.cells`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from tfpipe.records import arguments
+from tfpipe.records import arguments, cells
 from tfpipe.records.files import written_atomically
 from tfpipe.serving.picture_files import Problem
 from tfpipe.serving.sources import Picture
@@ -57,6 +57,7 @@ def choose_form(
     positive_class: str | None = None,
     id_column: str = "id",
     value_column: str = "label",
+    csv_safe: bool = True,
 ) -> Form:
     """Returns the form of the rows; arguments as in `tfpipe.serving.prediction.predict`.
 
@@ -77,8 +78,8 @@ def choose_form(
     if columns == "table":
         return _EvaluationTable(class_names)
     if columns == "full":
-        return _FullTable(class_names, top_k, id_column)
-    return _CompetitionTable(columns, class_names, positive_class, id_column, value_column)
+        return _FullTable(class_names, top_k, id_column, csv_safe)
+    return _CompetitionTable(columns, class_names, positive_class, id_column, value_column, csv_safe)
 
 
 def check_options(file_format: str, columns: str) -> None:
@@ -102,21 +103,23 @@ class _FullTable:
 
     reports = True
 
-    def __init__(self, class_names: Sequence[str], top_k: int, id_column: str) -> None:
-        self._class_names, self._top_k = class_names, top_k
+    def __init__(self, class_names: Sequence[str], top_k: int, id_column: str, csv_safe: bool) -> None:
+        self._class_names, self._top_k, self._cell = class_names, top_k, _escaping(csv_safe)
         top = [f"{name}_{place}" for place in range(1, top_k + 1) for name in ("class", "score")]
         self._columns = _different([id_column, "filename", "reason", *top, *_probability_names(class_names)])
 
     def header(self) -> bytes:
-        return _line(self._columns)
+        return _line(map(self._cell, self._columns))
 
     def row(self, picture: Picture, answer: Answer) -> bytes:
+        names = [self._cell(picture.id), self._cell(picture.filename)]
         if isinstance(answer, Problem):
-            return _line([picture.id, picture.filename, str(answer)] + [""] * (len(self._columns) - 3))
+            return _line([*names, str(answer)] + [""] * (len(self._columns) - 3))
         values = _texts(answer)
-        top = [cell for best in best_of(answer, self._top_k) for cell in (self._class_names[best], values[best])]
-        names = _line([picture.id, picture.filename, "", *top]).removesuffix(b"\n")
-        return names + f",{','.join(values)}\n".encode()  # a thousand numbers, none of which could need a quote
+        top = [cell for best in best_of(answer, self._top_k) for cell in (self._cell(self._class_names[best]), values[best])]
+        return (
+            _line([*names, "", *top]).removesuffix(b"\n") + f",{','.join(values)}\n".encode()
+        )  # a thousand numbers, none of which could need a quote
 
 
 class _CompetitionTable:
@@ -125,9 +128,15 @@ class _CompetitionTable:
     reports = False
 
     def __init__(
-        self, columns: str, class_names: Sequence[str], positive_class: str | None, id_column: str, value_column: str
+        self,
+        columns: str,
+        class_names: Sequence[str],
+        positive_class: str | None,
+        id_column: str,
+        value_column: str,
+        csv_safe: bool,
     ) -> None:
-        self._kind, self._class_names = columns, list(class_names)
+        self._kind, self._class_names, self._cell = columns, list(class_names), _escaping(csv_safe)
         if positive_class is None and len(class_names) == 2:
             positive_class = class_names[1]
         chosen = [] if positive_class is None else [self._class_names.index(positive_class)]
@@ -136,18 +145,19 @@ class _CompetitionTable:
         self._columns = _different([id_column, *(self._class_names if several else [value_column])])
 
     def header(self) -> bytes:
-        return _line(self._columns)
+        return _line(map(self._cell, self._columns))
 
     def row(self, picture: Picture, answer: Answer) -> bytes:
+        name = self._cell(picture.id)
         if isinstance(answer, Problem):
-            return _line([picture.id] + [""] * (len(self._columns) - 1))
-        return _line([picture.id, *self._values(answer)])
+            return _line([name] + [""] * (len(self._columns) - 1))
+        return _line([name, *self._values(answer)])
 
     def _values(self, probabilities: Array) -> list[str]:
         if self._kind == "probability":
             return _texts(probabilities[list(self._chosen)])
         best = int(probabilities.argmax())
-        return [str(best) if self._kind == "index" else self._class_names[best]]
+        return [str(best) if self._kind == "index" else self._cell(self._class_names[best])]
 
 
 class _EvaluationTable:
@@ -163,7 +173,7 @@ class _EvaluationTable:
 
     def row(self, picture: Picture, answer: Answer) -> bytes:
         if isinstance(answer, Problem):
-            return _line([picture.key, picture.filename, "", ""] + [""] * len(self._class_names))
+            return _line([cells.escape(picture.key), cells.escape(picture.filename), "", ""] + [""] * len(self._class_names))
         names, unlabelled = ([picture.key], [picture.filename]), np.array([-1])
         return predictions.rows(predictions.Predictions(*names, unlabelled, answer[np.newaxis], self._class_names))
 
@@ -210,9 +220,13 @@ def _texts(values: Array) -> list[str]:
     return ("%.9g " * len(values) % tuple(values.tolist())).split()  # in half the time that one by one takes
 
 
-def _line(cells: Sequence[str]) -> bytes:
+def _escaping(csv_safe: bool) -> Callable[[str], str]:
+    return cells.escape if csv_safe else str
+
+
+def _line(values: Iterable[str]) -> bytes:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(cells)  # a writer quotes the characters of its line's end only
+    csv.writer(line, lineterminator="\r\n").writerow(values)  # a writer quotes the characters of its line's end only
     return line.getvalue().removesuffix("\r\n").encode() + b"\n"
 
 

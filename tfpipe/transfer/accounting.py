@@ -7,7 +7,6 @@ claim with what was seen. Neither holds anything that depends on batch sizes, re
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.errors import DataError
+from tfpipe.records.files import read_json
 from tfpipe.transfer.predictions import RECEIPT_NAME, Predictions, hash_ids
 
 if TYPE_CHECKING:
@@ -134,12 +134,12 @@ def differences(one: Claim, other: Mapping[str, Any]) -> list[str]:
 def retract(folder: Path, promised: Claim, names: Sequence[str]) -> None:
     """Removes the receipt of another evaluation from a folder, and then the files `names` that it vouched for."""
     try:
-        old = json.loads((folder / RECEIPT_NAME).read_bytes())
+        old = read_json(folder / RECEIPT_NAME)
         if isinstance(old, dict) and not differences(promised, old):
             return
     except FileNotFoundError:
         return
-    except ValueError:
+    except DataError:
         pass
     for name in (RECEIPT_NAME, *names):
         (folder / name).unlink(missing_ok=True)

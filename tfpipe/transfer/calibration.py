@@ -76,10 +76,10 @@ def scale(table: Predictions, temperature: float) -> Predictions:
     winners = table.predicted
     tied = np.flatnonzero(scaled.argmax(axis=1) != winners)  # rounding made them equal, and an earlier class comes first
     scaled[tied, winners[tied]] = np.nextafter(scaled[tied, winners[tied]], np.float32(2))
-    return dataclasses.replace(table, probabilities=scaled.astype(np.float64))
+    return dataclasses.replace(table, probabilities=scaled)
 
 
 def _logits(table: Predictions) -> np.ndarray[Any, Any]:
     predictions.check(table.probabilities, table.keys)
-    logits: np.ndarray[Any, Any] = np.log(np.maximum(table.probabilities, SMALLEST_PROBABILITY))
+    logits: np.ndarray[Any, Any] = np.log(np.maximum(table.probabilities.astype(np.float64), SMALLEST_PROBABILITY))
     return logits

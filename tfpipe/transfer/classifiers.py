@@ -19,8 +19,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.records.errors import DataError, lines_of
-from tfpipe.transfer import layers, run_folders, weight_files
+from tfpipe.records import checksums
+from tfpipe.records.errors import DataError
+from tfpipe.records.samples import USUAL, Samples
+from tfpipe.transfer import keras_files, layers, run_folders, weight_files
 from tfpipe.transfer.cutting import hash_network
 
 _ENDS, _HEAD = ("preprocessing", "probabilities"), ("pooling", "logits")  # layers of every model, and of a `Classifier`'s
@@ -50,6 +52,12 @@ class Predictor(Protocol):
         """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
 
 
+def samples_of(predictor: Predictor) -> Samples:
+    """Returns what becomes of 16 bits and of alpha in a predictor's pictures; of one that does not tell, as usual."""
+    found: Samples = getattr(predictor, "samples", USUAL)
+    return found
+
+
 @dataclass(frozen=True)
 class NamedModel:
     """A Keras model from pixels to probabilities whose columns have names; a `Predictor`.
@@ -76,6 +84,12 @@ class NamedModel:
     def resize(self) -> Any:
         """How pictures are brought to that size, see `tfpipe.dataset`."""
         return self.model.get_layer("preprocessing").resize
+
+    @property
+    def samples(self) -> Samples:
+        """What becomes of 16 bits and of alpha in its pictures."""
+        samples: Samples = self.model.get_layer("preprocessing").samples
+        return samples
 
     @property
     def preprocessing(self) -> str:
@@ -150,39 +164,36 @@ class Classifier(NamedModel):
         return found["probabilities"].numpy(), found["features"].numpy()
 
 
-def load(path: str | os.PathLike[str]) -> Classifier:
+def load(path: str | os.PathLike[str], *, trust: bool = False) -> Classifier:
     """Returns the classifier of a run's folder or of a .keras file that `tfpipe.train` wrote.
 
     Raises:
         FileNotFoundError: there is none.
-        DataError: the file cannot be read, or holds another kind of model.
+        DataError: the file cannot be read, or holds another kind of model, or code, and is not to be trusted.
     """
-    model, file = load_model(path)
+    model, file = load_model(path, trust=trust)
     return check(model, file)
 
 
-def load_named(path: str | os.PathLike[str]) -> NamedModel:
+def load_named(path: str | os.PathLike[str], *, trust: bool = False) -> NamedModel:
     """Returns the classifier of a run's folder or .keras file, or the model of another program that `tfpipe.export` wrapped.
 
     Raises:
         FileNotFoundError, DataError: as `load`.
     """
-    model, file = load_model(path)
+    model, file = load_model(path, trust=trust)
     return NamedModel(model) if is_named(model) and _missing(model, _HEAD) else check(model, file)
 
 
-def load_model(path: str | os.PathLike[str]) -> tuple[keras.Model, Path]:
+def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> tuple[keras.Model, Path]:
     """Returns the Keras model of a run's folder or of any .keras file, and the file's path.
 
     Raises:
         FileNotFoundError, DataError: as `load`; DataError, too, for weights that are not finite.
     """
     file = run_folders.find_model_file(path)
-    try:
-        model = keras.saving.load_model(file, compile=False)
-    except Exception as error:  # of a damaged file Keras, zipfile and h5py raise anything
-        # The last line: Keras wraps the reason in the whole architecture, layer by layer.
-        raise DataError(f"cannot be loaded as a Keras model: {lines_of(error)[-1]}", path=file) from error
+    checksums.check_file(file)
+    model = keras_files.load(file, trust=trust)
     weight_files.check_finite(model, file)
     return model, file
 

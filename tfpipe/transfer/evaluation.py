@@ -27,13 +27,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tfpipe.pipeline.loader import dataset
 from tfpipe.records import arguments, files
 from tfpipe.records.files import clear_folder, clear_up, sha256_of, written_atomically
 from tfpipe.records.locking import locked
 from tfpipe.records.progress import ProgressBar
 from tfpipe.transfer import accounting, calibration, classifiers, metrics, parts, predictions, reading_errors
 from tfpipe.transfer.classifiers import Predictor
+from tfpipe.transfer.pictures import seen_by
 from tfpipe.transfer.predictions import Predictions
 
 _log = logging.getLogger("tfpipe")
@@ -97,6 +97,7 @@ def evaluate(
     report: bool = True,
     near_duplicates: bool = True,
     progress: bool = True,
+    trust: bool = False,
     on_found: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
     """Evaluates a model on a split: each picture once, or an error that says which one not.
@@ -121,6 +122,7 @@ def evaluate(
         report: write report.html, too.
         near_duplicates: look for pictures of the split in train and val, for the report: another pass over all three.
         progress: show it.
+        trust: whoever made the model, see `tfpipe.load`.
         on_found: called with what will be returned, when it is on the disk, and before the report is written.
 
     Raises:
@@ -129,13 +131,14 @@ def evaluate(
         OSError: `output` cannot be written to, or (BlockingIOError) another evaluation writes there; raised before the pass.
         DataError: a record is damaged or missing, the data set was replaced during the pass, or a part is damaged.
     """
-    batch_size, num_readers, specificity, report, near_duplicates, progress = arguments.check(
+    batch_size, num_readers, specificity, report, near_duplicates, progress, trust = arguments.check(
         batch_size=batch_size,
         num_readers=num_readers,
         specificity=specificity,
         report=report,
         near_duplicates=near_duplicates,
         progress=progress,
+        trust=trust,
     )
     (shard,) = arguments.check_given(shard=shard)
     if shard is not None and num_readers != 1:
@@ -143,7 +146,7 @@ def evaluate(
     if on_found is not None:
         arguments.callback("on_found", on_found)
     directory, folder = arguments.path("directory", directory), arguments.path("output", output)
-    predictor = _loaded(model)
+    predictor = _loaded(model, trust)
     options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
     run = _Run(predictor, directory, split, folder, batch_size, progress, options)
     claim = run.begin()
@@ -213,9 +216,8 @@ class _Run:
                     bar.add(len(batch["key"]), 0)
 
     def _batches(self, split: str, shard: tuple[int, int]) -> Iterator[dict[str, Any]]:
-        size, resize = self.predictor.image_size, self.predictor.resize
-        options = {"batch_size": self.batch_size, "image_size": size, "resize": resize, "scaled_decode": False}
-        return reading_errors.read(dataset(self.directory, split, as_dict=True, shard=shard, **options))
+        options = {"batch_size": self.batch_size, "scaled_decode": False, "shard": shard}
+        return reading_errors.read(seen_by(self.predictor, self.directory, split, **options))
 
     def _predict(self, batch: dict[str, Any], labels: np.ndarray[Any, Any]) -> Predictions:
         keys, filenames = ([value.decode() for value in batch[name].numpy().tolist()] for name in ("key", "filename"))
@@ -277,12 +279,12 @@ class _Run:
         return metrics.measure(table, positive_class=self.options["positive_class"], specificity=self.options["specificity"])
 
 
-def _loaded(model: str | os.PathLike[str] | Predictor | Loaded) -> Predictor:
+def _loaded(model: str | os.PathLike[str] | Predictor | Loaded, trust: bool) -> Predictor:
     if isinstance(model, str | os.PathLike):
         path = Path(model)
         if path.suffix in _EXPORTED_FILES or any((path / name).exists() for name in _IN_EXPORTS):
             raise ValueError(f"{path}: an exported model is loaded first: evaluate(tfpipe.load({os.fspath(path)!r}), ...)")
-        return classifiers.load(path)
+        return classifiers.load(path, trust=trust)
     given: Any = model
     predictor: Predictor = getattr(given, "predictor", given)
     if missing := [name for name in _NEEDED if not hasattr(predictor, name)]:

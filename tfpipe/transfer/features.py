@@ -22,17 +22,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import keras
 import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.records import documents
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import clear_folder, write_json, written_atomically
+from tfpipe.records.files import clear_folder, open_regular, write_json, written_atomically
 from tfpipe.records.locking import NO_LOCKS, locked
 from tfpipe.records.progress import ProgressBar
+from tfpipe.records.samples import Samples
 from tfpipe.transfer import reading_errors
 from tfpipe.transfer.backbones import hash_network
 from tfpipe.transfer.pictures import Pictures
@@ -83,7 +85,7 @@ class Features:
     def _open(self, index: int, crc: int) -> Array:
         path = _shard_path(self.folder, index)
         try:
-            values: Array = np.load(path, mmap_mode="r")
+            values = _map(path)
         except Exception as error:  # of a damaged header, NumPy's parser raises anything
             raise DataError(f"cannot be read: {error}; {_remedy(self.folder)}", path=path) from None
         if values.dtype != _stored(self.dtype) or values.shape[1:] != self.shape or zlib.crc32(values.data) != crc:
@@ -191,6 +193,7 @@ def describe(
         "preprocessing": getattr(preprocessing, "mode", preprocessing.name),
         "image_size": list(pictures.image_size),
         "resize": pictures.resize,
+        **Samples.of(pictures.manifest.options).options(),
         "dtype": network.outputs[0].dtype,
         **augmented,
     }
@@ -249,14 +252,21 @@ def check_frozen(expected: Array, images: tf.Tensor, in_training: Callable[[tf.T
     return difference
 
 
+class _Facts(TypedDict):
+    shape: list[int]
+    dtype: Literal["float32", "float16", "bfloat16"]
+    rows_per_shard: int
+    crcs: list[int]
+
+
 def _load(folder: Path) -> Features:
     path = folder / FACTS_NAME
-    content = path.read_bytes()
     try:
-        facts = json.loads(content)
-        return Features(folder, tuple(facts["shape"]), facts["dtype"], facts["rows_per_shard"], tuple(facts["crcs"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"cannot be understood ({error}); {_remedy(folder)}", path=path) from None
+        facts = documents.read(path, _Facts)
+    except DataError as error:
+        why = error.message.removeprefix("cannot be understood: ")
+        raise DataError(f"cannot be understood ({why}); {_remedy(folder)}", path=path) from None
+    return Features(folder, tuple(facts["shape"]), facts["dtype"], facts["rows_per_shard"], tuple(facts["crcs"]))
 
 
 def _remedy(folder: Path) -> str:
@@ -273,7 +283,13 @@ def _write(path: Path, values: Array, dtype: str) -> None:
 
 
 def _crc(path: Path) -> int:
-    return zlib.crc32(np.load(path, mmap_mode="r").data)
+    return zlib.crc32(_map(path).data)
+
+
+def _map(path: Path) -> Array:
+    open_regular(path).close()  # NumPy would wait for a pipe
+    values: Array = np.load(path, mmap_mode="r")
+    return values
 
 
 def _numpy(dtype: str) -> np.dtype[Any]:

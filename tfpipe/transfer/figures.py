@@ -15,6 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from scipy.sparse import coo_array
 
 INK, ACCENT, FAINT = "#22252a", "#1f6f8b", "#8a9099"
 # Okabe and Ito 2008, told apart by colour-blind readers; the last two are darker and lighter kins.
@@ -36,6 +37,7 @@ _STYLE = {
 }
 _SQUARE = (4.2, 4.0)  # inches
 _JPEG_QUALITY = 85
+_MAX_MATRIX_SIDE = 1000  # pixels that a figure of 8.5 inches at 110 per inch has, roughly
 
 Array = np.ndarray[Any, Any]
 Curve = tuple[Array, Array]
@@ -97,13 +99,22 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> str:
     return _svg((4.2, 4.6), draw)
 
 
-def matrix_image(matrix: Array) -> str:
-    """Returns a matrix of shares, float [C, C] in 0..1, as an image with a few pixels per cell; axes count from 0."""
+def matrix_image(matrix: coo_array) -> str:
+    """Returns a confusion matrix, counts [C, C], as an image of the shares of each row; axes count classes from 0.
+
+    Where there are more than 1,000 classes, which no page shows, a cell of the image stands for a square of them.
+    """
+    num_classes = matrix.shape[0]
+    side = min(num_classes, _MAX_MATRIX_SIDE)
+    counts = np.zeros((side, side))
+    np.add.at(counts, (matrix.row * side // num_classes, matrix.col * side // num_classes), matrix.data)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         axes.grid(visible=False)
-        shown = axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        extent = (-0.5, num_classes - 0.5, num_classes - 0.5, -0.5)
+        shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", extent=extent)
         axes.set(xlabel="predicted (number of class)", ylabel="true (number of class)")
         figure.colorbar(shown, ax=axes, fraction=0.04, label="share of the true class")
 

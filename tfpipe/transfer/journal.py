@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import written_atomically
+from tfpipe.records.files import open_regular, read_bytes, written_atomically
 from tfpipe.records.words import plural
 from tfpipe.transfer.profiling import Profile
 
@@ -149,9 +149,12 @@ class Journal:
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """Returns the rows of a run's history: phase is text, epoch an int, the others floats, NaN where there is no number."""
-    with open(folder / HISTORY_NAME, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{name: _parse(name, text) for name, text in row.items()} for row in rows]
+    path = folder / HISTORY_NAME
+    with io.TextIOWrapper(open_regular(path), "utf-8", newline="") as file:
+        try:
+            return [{name: _parse(name, row[name]) for name in COLUMNS} for row in csv.DictReader(file)]
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise DataError(f"not a history as tfpipe writes it ({type(error).__name__}: {error})", path=path) from None
 
 
 def _parse(name: str, text: str) -> Any:
@@ -164,7 +167,7 @@ def _parse(name: str, text: str) -> Any:
 
 def _read_lines(path: Path, position: int) -> list[bytes]:
     """Returns the first lines of a log, of which a torn last one is none."""
-    data = path.read_bytes() if position and path.exists() else b""
+    data = read_bytes(path) if position and path.exists() else b""
     lines = data.split(b"\n")[:-1][:position]
     if len(lines) < position:
         _log.warning("%s: %s before the checkpoint, left: %d", path, plural(position, "line"), len(lines))

@@ -6,12 +6,13 @@ Everything that a picture meets between its pixels and its class is a layer, so 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
+from tfpipe.records.samples import USUAL, Samples
 from tfpipe.transfer.architectures import PREPROCESSINGS as PREPROCESSINGS
 
 # Mean of ImageNet's training pictures in BGR, levels 0..255 (VGG, Simonyan and Zisserman 2014), and of RGB with its
@@ -32,13 +33,17 @@ class Preprocessing(keras.layers.Layer):  # type: ignore[misc]
         mode: one of PREPROCESSINGS: "caffe" (BGR minus mean), "tf" (-1..1), "torch" (standardised), "unit" (0..1), "grey"
             (luma, 0..1), "none".
         resize: how pictures were brought to the input's size, as in `tfpipe.dataset`; carried along for whoever feeds it.
+        samples: what became of 16 bits and of alpha, `Samples` or its options by name; carried along likewise.
     """
 
-    def __init__(self, mode: str, resize: str = "stretch", **options: Any) -> None:
+    def __init__(
+        self, mode: str, resize: str = "stretch", samples: Samples | Mapping[str, str] = USUAL, **options: Any
+    ) -> None:
         super().__init__(**options)
         if mode not in PREPROCESSINGS:
             raise ValueError(f"mode must be one of {', '.join(PREPROCESSINGS)} (got {mode!r})")
         self.mode, self.resize = mode, resize
+        self.samples = samples if isinstance(samples, Samples) else Samples(**samples)
 
     def call(self, images: Any) -> Any:
         """Returns the float pictures; computed in float32 and cast last, so that bfloat16 rounds once."""
@@ -48,7 +53,10 @@ class Preprocessing(keras.layers.Layer):  # type: ignore[misc]
         elif self.mode == "tf":
             values = values / 127.5 - 1.0
         elif self.mode == "torch":
-            values = (values / 255.0 - ops.array(_TORCH_MEAN, "float32")) / ops.array(_TORCH_DEVIATION, "float32")
+            if isinstance(values, keras.KerasTensor):
+                values = _standardise_channels(values / 255.0)
+            else:
+                values = (values / 255.0 - ops.array(_TORCH_MEAN, "float32")) / ops.array(_TORCH_DEVIATION, "float32")
         elif self.mode == "unit":
             values = values / 255.0
         elif self.mode == "grey":
@@ -62,7 +70,18 @@ class Preprocessing(keras.layers.Layer):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """Returns what builds the layer anew."""
-        return {**super().get_config(), "mode": self.mode, "resize": self.resize}
+        samples = self.samples.options()  # none: the hash of models made before stays
+        return {**super().get_config(), "mode": self.mode, "resize": self.resize, **({"samples": samples} if samples else {})}
+
+
+def _standardise_channels(values: keras.KerasTensor) -> keras.KerasTensor:
+    """Does what `Preprocessing` does with "torch", in operations for a file: with the same bits.
+
+    From a file, an array of constants is no constant to TensorFlow, which then divides where it multiplies by the inverse.
+    """
+    numbers = enumerate(zip(_TORCH_MEAN, _TORCH_DEVIATION, strict=True))
+    channels = [(values[..., index : index + 1] - mean) / deviation for index, (mean, deviation) in numbers]
+    return ops.concatenate(channels, axis=-1)
 
 
 @keras.saving.register_keras_serializable("tfpipe")

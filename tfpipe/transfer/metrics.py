@@ -10,19 +10,87 @@ None, never NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
-from tfpipe.records import arguments
+from tfpipe.records import arguments, documents
+from tfpipe.records.errors import DataError
+from tfpipe.records.files import read_json
 from tfpipe.transfer.calibration import SMALLEST_PROBABILITY
 from tfpipe.transfer.predictions import METRICS_NAME, Predictions
+
+if TYPE_CHECKING:
+    from scipy.sparse import coo_array
 
 FILE_NAME = METRICS_NAME
 
 _NUM_BINS = 15  # as Guo et al. 2017
 _MAX_K = 5
+
+
+class _Class(TypedDict):
+    class_name: str
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    auc: float | None
+    support: int
+
+
+class _Confusion(TypedDict):
+    class_names: list[str]
+    cells: NotRequired[list[tuple[int, int, int]]]
+    matrix: NotRequired[list[list[int]]]
+
+
+class _Sensitivity(TypedDict):
+    threshold: float | None
+    sensitivity: float | None
+    sensitivity_interval: tuple[float, float] | None
+    specificity: float | None
+    specificity_interval: tuple[float, float] | None
+
+
+class _Binary(TypedDict):
+    positive_class: str
+    roc_auc: float | None
+    average_precision: float | None
+    sensitivity_at_specificity: _Sensitivity
+
+
+class _Before(TypedDict):
+    ece: float
+
+
+class _Calibration(TypedDict):
+    split: str
+    temperature: float
+    before: _Before
+
+
+class _Bin(TypedDict):
+    count: int
+    accuracy: float | None
+    confidence: float | None
+
+
+class _Metrics(TypedDict):
+    count: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    balanced_accuracy: float | None
+    top_k: dict[str, float]
+    log_loss: float
+    auc: float | None
+    ece: float
+    per_class: list[_Class]
+    binary: _Binary | None
+    confusion: _Confusion
+    reliability: list[_Bin]
+    calibration: NotRequired[_Calibration | None]
 
 
 def measure(table: Predictions, *, positive_class: str | None = None, specificity: float = 0.95) -> dict[str, Any]:
@@ -37,7 +105,8 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
     - ece: expected calibration error, sum over bins of share * |accuracy - mean confidence|; confidence is the largest
       probability, in 15 bins of equal width, (0, 1/15] to (14/15, 1]. reliability: the bins; null where empty.
     - per_class: precision, recall, f1, auc (against the others), support (pictures of it), predicted (times).
-    - confusion: matrix[i][j] pictures of class i were taken for class j, both by class_names.
+    - confusion: cells of [i, j, n]: n images of class i were taken for class j, both by class_names; those with n > 0 alone.
+      `confusion_matrix` returns them as an array.
     - binary, with two classes or a positive class, else null: roc_auc; average_precision (the area under the PR curve);
       sensitivity_at_specificity: the lowest threshold, "positive where its probability is >= threshold", that reaches the
       specificity asked for, with 95 % Wilson intervals; a null threshold calls nothing positive. All null without negatives.
@@ -53,7 +122,7 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
     check_options(table.class_names, positive_class, specificity)
     if not len(table.labels) or (table.labels < 0).any():
         raise ValueError("metrics need labelled pictures, one or more")
-    classes, confidence = range(len(table.class_names)), table.probabilities.max(axis=1)
+    classes, confidence = range(len(table.class_names)), table.probabilities.max(axis=1).astype(np.float64)
     right, per_class = table.predicted == table.labels, _per_class(table)
     positive = len(classes) - 1 if len(classes) == 2 else None
     if positive_class is not None:
@@ -72,9 +141,28 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
         "ece": math.fsum(gaps) / len(right),
         "per_class": per_class,
         "binary": binary,
-        "confusion": {"class_names": list(table.class_names), "matrix": _confusion(table).tolist()},
+        "confusion": {"class_names": list(table.class_names), "cells": _confusion_cells(table)},
         "reliability": reliability,
     }
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """Returns the content of metrics.json in an evaluation's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it is damaged.
+    """
+    path = folder / FILE_NAME
+    found: dict[str, Any] = read_json(path)
+    confusion = documents.checked(found, _Metrics, path)["confusion"]
+    if matrix := confusion.get("matrix"):  # written before only what is not zero was
+        cells = [[i, j, n] for i, row in enumerate(matrix) for j, n in enumerate(row) if n]
+        found["confusion"] = {"class_names": confusion["class_names"], "cells": cells}
+    places = [place for cell in found["confusion"].get("cells", ()) for place in cell[:2]]
+    if not places or not 0 <= min(places) <= max(places) < len(found["per_class"]) == len(confusion["class_names"]):
+        raise DataError("its confusion matrix is not one of its classes", path=path)
+    return found
 
 
 def check_options(class_names: Iterable[str], positive_class: str | None, specificity: float) -> None:
@@ -103,15 +191,25 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return math.fsum(defined) / len(defined) if defined else None  # exact: the same in any order
 
 
-def _confusion(table: Predictions) -> np.ndarray[Any, Any]:
+def confusion_matrix(measured: Mapping[str, Any]) -> coo_array:
+    """Returns the confusion matrix of what `measure` returned, int64 [C, C], sparse: `toarray()` makes an ordinary one."""
+    from scipy.sparse import coo_array
+
+    cells = np.array(measured["confusion"]["cells"], np.int64).reshape(-1, 3)
+    return coo_array((cells[:, 2], (cells[:, 0], cells[:, 1])), shape=[len(measured["confusion"]["class_names"])] * 2)
+
+
+def _confusion_cells(table: Predictions) -> list[list[int]]:
     num_classes = len(table.class_names)
-    cells = np.bincount(table.labels * num_classes + table.predicted, minlength=num_classes**2)
-    return cells.reshape(num_classes, num_classes)
+    cells, counts = np.unique(table.labels * num_classes + table.predicted, return_counts=True)
+    rows: list[list[int]] = np.stack([cells // num_classes, cells % num_classes, counts], axis=1).tolist()
+    return rows
 
 
 def _per_class(table: Predictions) -> list[dict[str, Any]]:
-    matrix = _confusion(table)
-    hits, support, predicted = (counts.tolist() for counts in (matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)))
+    guesses = table.predicted
+    groups = table.labels[guesses == table.labels], table.labels, guesses
+    hits, support, predicted = (np.bincount(group, minlength=len(table.class_names)).tolist() for group in groups)
     return [
         {
             "class_name": name,
@@ -127,15 +225,16 @@ def _per_class(table: Predictions) -> list[dict[str, Any]]:
 
 
 def _top_k(table: Predictions) -> dict[str, float]:
-    own = table.probabilities[np.arange(len(table.labels)), table.labels][:, None]
-    columns = np.arange(len(table.class_names))
-    before = (table.probabilities > own) | ((table.probabilities == own) & (columns < table.labels[:, None]))
-    ranks = before.sum(axis=1)
+    columns, ranks = np.arange(len(table.class_names)), np.empty(len(table.labels), int)
+    for rows in table.blocks():
+        probabilities, labels = table.probabilities[rows], table.labels[rows, None]
+        own = np.take_along_axis(probabilities, labels, axis=1)
+        ranks[rows] = ((probabilities > own) | ((probabilities == own) & (columns < labels))).sum(axis=1)
     return {str(k): float((ranks < k).sum() / len(ranks)) for k in range(1, min(_MAX_K, len(columns) - 1) + 1)}
 
 
 def _log_loss(table: Predictions) -> float:
-    own = table.probabilities[np.arange(len(table.labels)), table.labels]
+    own = table.probabilities[np.arange(len(table.labels)), table.labels].astype(np.float64)
     return math.fsum(-np.log(np.maximum(own, SMALLEST_PROBABILITY))) / len(own)
 
 

@@ -35,12 +35,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.pipeline.loader import dataset
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.progress import ProgressBar
 from tfpipe.transfer import reading_errors
 from tfpipe.transfer.classifiers import Classifier
+from tfpipe.transfer.pictures import seen_by
 
 COSINE = 0.8
 COARSE = 0.97
@@ -159,8 +159,7 @@ def _identical(directory: str | os.PathLike[str], split: str, others: Sequence[s
 
 
 def _batches(classifier: Classifier, directory: str | os.PathLike[str], split: str, batch_size: int) -> Iterator[_Batch]:
-    options = {"batch_size": batch_size, "image_size": classifier.image_size, "resize": classifier.resize}
-    for batch in reading_errors.read(dataset(directory, split, as_dict=True, **options)):
+    for batch in reading_errors.read(seen_by(classifier, directory, split, batch_size=batch_size)):
         _, features = classifier.predict_with_features(batch["image"])
         keys = [key.decode() for key in batch["key"].numpy().tolist()]
         with np.errstate(invalid="ignore", over="ignore"):

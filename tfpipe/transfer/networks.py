@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from tfpipe.records import seeds
+from tfpipe.records.samples import USUAL, Samples
 from tfpipe.transfer import backbones, heads, layers
 from tfpipe.transfer.backbones import Backbone
 from tfpipe.transfer.classifiers import Classifier
@@ -56,7 +57,14 @@ class Networks:
         head_from: hash of the model whose head's weights the head begins with, or None.
     """
 
-    def __init__(self, recipe: Recipe, class_names: Sequence[str], precision: str, strategy: tf.distribute.Strategy) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        class_names: Sequence[str],
+        precision: str,
+        strategy: tf.distribute.Strategy,
+        samples: Samples = USUAL,
+    ) -> None:
         self.recipe, self._class_names, self._strategy = recipe, class_names, strategy
         self._pretrained = recipe.mode != "scratch" and recipe.weights != "none"
         weights = "none" if recipe.mode == "scratch" or recipe.weights == "own" else recipe.weights
@@ -65,7 +73,7 @@ class Networks:
         with strategy.scope(), heads.dtype_policy(precision):
             self.backbone = _build(recipe, weights)
             mode = self.backbone.preprocessing
-            self.preprocessing = layers.Preprocessing(mode, recipe.resize, name="preprocessing")
+            self.preprocessing = layers.Preprocessing(mode, recipe.resize, samples, name="preprocessing")
         self.choose_pooling(recipe.head.pooling)
         self.head_from: str | None = None
         self.unfrozen: set[str] = set()
@@ -217,7 +225,8 @@ class Networks:
         with heads.dtype_policy("float32"):
             # Not built anew: names that Keras makes up would be others, and a function by import path may draw its weights.
             twin = keras.models.clone_model(network, clone_function=_in_float32, recursive=True)
-            preprocessing = layers.Preprocessing(self.backbone.preprocessing, recipe.resize, name="preprocessing")
+            mode, samples = self.backbone.preprocessing, self.preprocessing.samples
+            preprocessing = layers.Preprocessing(mode, recipe.resize, samples, name="preprocessing")
             head = recipe.head.layers(len(self._class_names), recipe.seed)
             trunk = layers.Trunk(twin, True, name="trunk")
             model = heads.assemble([trunk], preprocessing, head, self._class_names, recipe.image_size or (0, 0))

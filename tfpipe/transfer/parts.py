@@ -10,13 +10,12 @@ finds all of them complete merges them.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfpipe.records.errors import DataError
-from tfpipe.records.files import sha256_of, write_json
+from tfpipe.records.errors import DataError, lines_of
+from tfpipe.records.files import open_regular, read_json, sha256_of, write_json
 from tfpipe.transfer.accounting import Claim, differences
 
 _log = logging.getLogger("tfpipe")
@@ -49,12 +48,12 @@ def missing_parts(folder: Path, count: int, claim: Claim) -> list[Path]:
 def _is_complete(path: Path, claim: Claim) -> bool:
     binding = path.with_suffix(".json")
     try:
-        content = json.loads(binding.read_bytes())
+        content = read_json(binding)
         sha256 = content["sha256"]
     except FileNotFoundError:
         return False
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"not the json of a part as tfpipe writes it ({error}): delete it", path=binding) from None
+    except (KeyError, TypeError, DataError) as error:
+        raise DataError(f"not the json of a part as tfpipe writes it ({lines_of(error)[0]}): delete it", path=binding) from None
     if other := differences(claim, content):
         _log.warning("%s: missing; what is there is a part of another evaluation: %s", path, "; ".join(other))
         return False
@@ -76,7 +75,7 @@ def merge(folder: Path, count: int, header: bytes, claim: Claim) -> Iterator[byt
     """
     yield header
     for index in range(count):
-        with open(part_path(folder, index, count), "rb") as file:
+        with open_regular(part_path(folder, index, count)) as file:
             file.seek(len(header))
             while block := file.read(_BLOCK_BYTES):
                 yield block

@@ -5,7 +5,8 @@
 
 `predictions.csv` has a row per picture: key, filename, label, predicted (names of classes; an unlabelled picture's label is
 empty), then probability_<class> for each class in the model's order. Nine significant digits name a float32 uniquely, so
-that the file says exactly what the model said.
+that the file says exactly what the model said. Names that a spreadsheet would compute ("=1+1.jpg") are escaped, see
+`tfpipe.records.cells`; `read` gives them back as they were.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-import json
+import io
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from tfpipe.records.errors import DataError
-from tfpipe.records.files import sha256_of
+from tfpipe.records import cells
+from tfpipe.records.errors import DataError, lines_of
+from tfpipe.records.files import open_regular, read_json, sha256_of
 from tfpipe.records.words import exactly
 
 FILE_NAME = "predictions.csv"
@@ -47,7 +49,7 @@ class Predictions:
         keys: of each picture.
         filenames: of each picture.
         labels: int64 [N], index in class_names, -1 for unlabelled pictures.
-        probabilities: float64 [N, C], as read back from 9 significant digits.
+        probabilities: float32 [N, C], what the model said to the last bit.
         class_names: name of each column, in the model's order.
     """
 
@@ -62,6 +64,11 @@ class Predictions:
         """int64 [N], the index of the largest probability; the first of equal ones."""
         predicted: np.ndarray[Any, Any] = self.probabilities.argmax(axis=1)
         return predicted
+
+    def blocks(self) -> Iterator[slice]:
+        """Yields which rows to take at a time where what is computed of a row is as long as the row."""
+        for start in range(0, len(self.keys), _BLOCK_ROWS):
+            yield slice(start, start + _BLOCK_ROWS)
 
 
 def are_probabilities(values: np.ndarray[Any, Any], tolerance: float = TOLERANCE) -> np.ndarray[Any, Any]:
@@ -116,14 +123,16 @@ def rows(table: Predictions) -> bytes:
     names = [*table.class_names, ""]  # -1 takes the last
     labels, predicted = ([names[index] for index in indices] for indices in (table.labels, values.argmax(axis=1)))
     texts = ([f"{value:.9g}" for value in row] for row in values.tolist())
-    return _lines([*names, *row] for *names, row in zip(table.keys, table.filenames, labels, predicted, texts, strict=True))
+    return _lines(
+        [*map(cells.escape, names), *row]
+        for *names, row in zip(table.keys, table.filenames, labels, predicted, texts, strict=True)
+    )
 
 
 def chunks(table: Predictions) -> Iterator[bytes]:
     """Yields the whole file of a table, piece by piece."""
     yield header(table.class_names)
-    for start in range(0, len(table.keys), _BLOCK_ROWS):
-        part = slice(start, start + _BLOCK_ROWS)
+    for part in table.blocks():
         columns = {name: getattr(table, name)[part] for name in ("keys", "filenames", "labels", "probabilities")}
         yield rows(dataclasses.replace(table, **columns))
 
@@ -188,17 +197,17 @@ def fields(path: Path, *names: str) -> list[Any]:
         DataError: it is damaged.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         return [content[name] for name in names]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"not a {path.name} as tfpipe writes it ({error})", path=path) from None
+    except (KeyError, TypeError, DataError) as error:
+        raise DataError(f"not a {path.name} as tfpipe writes it ({lines_of(error)[0]})", path=path) from None
 
 
 def _read_file(path: Path) -> Predictions:
-    with open(path, "rb") as binary:
+    with open_regular(path) as binary, io.TextIOWrapper(binary, "utf-8", newline="") as file:
         if binary.seek(0, os.SEEK_END) and (binary.seek(-1, os.SEEK_END), binary.read(1))[1] != b"\n":
             raise DataError("its last line has no end: the file is cut", path=path)
-    with open(path, encoding="utf-8", newline="") as file:
+        binary.seek(0)
         lines = csv.reader(file, strict=True)
         try:
             return _parse(_class_names(next(lines, [])), lines)
@@ -218,22 +227,22 @@ def _class_names(columns: list[str]) -> list[str]:
 def _parse(class_names: list[str], lines: Iterable[list[str]]) -> Predictions:
     indices = {"": -1, **{name: index for index, name in enumerate(class_names)}}
     keys: dict[str, None] = {}  # a set that keeps their order
-    filenames, labels, values = [], array("q"), array("d")
+    filenames, labels, values = [], array("q"), array("f")
     for line in lines:
         if len(line) != len(_COLUMNS) + len(class_names):
             raise ValueError(f"{exactly(len(line), 'field')}, expected {len(_COLUMNS) + len(class_names)}")
-        key, filename, label, predicted, *texts = line
+        key, filename, label, predicted = map(cells.unescape, line[: len(_COLUMNS)])
         if key in keys:
             raise ValueError(f"{key!r} is there twice")
         if label not in indices:
             raise ValueError(f"no class is called {label!r}")
-        row = [float(text) for text in texts]
+        row = [float(text) for text in line[len(_COLUMNS) :]]
         _check_row(row, predicted, class_names)
         keys[key] = None
         filenames.append(filename)
         labels.append(indices[label])
         values.extend(row)
-    probabilities = np.array(values).reshape(len(keys), len(class_names))
+    probabilities = np.frombuffer(values, np.float32).reshape(len(keys), len(class_names))  # no copy: 10,000 classes are large
     return Predictions(list(keys), filenames, np.array(labels, np.int64), probabilities, class_names)
 
 

@@ -24,7 +24,7 @@ from tfpipe.pipeline.replaying import Replayer
 from tfpipe.records import fonts
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import Row, read_catalog
-from tfpipe.records.files import write_json, written_atomically
+from tfpipe.records.files import read_json, write_json, written_atomically
 from tfpipe.records.words import plural
 from tfpipe.transfer import explanation, figures, metrics, neighbours, predictions
 from tfpipe.transfer.classifiers import Classifier, Predictor
@@ -69,7 +69,8 @@ class _Content:
         if not wanted:
             return {}
         size, resize = self.predictor.image_size, self.predictor.resize
-        reader = Replayer(self.directory, split, seed=0, image_size=size, resize=resize, augment="none")
+        samples = getattr(self.predictor, "samples", None)
+        reader = Replayer(self.directory, split, seed=0, image_size=size, resize=resize, augment="none", samples=samples)
         rows = enumerate(read_catalog(self.directory, split=split))
         return {row.key: (row, reader.evaluated(position)) for position, row in rows if row.key in wanted}
 
@@ -100,7 +101,7 @@ def write_report(
     """
     folder = Path(folder)
     predicted = predictions.read(folder)
-    found, receipt = (json.loads((folder / name).read_bytes()) for name in (metrics.FILE_NAME, predictions.RECEIPT_NAME))
+    found, receipt = metrics.load(folder), read_json(folder / predictions.RECEIPT_NAME)
     manifest = manifests.load(directory)
     _check_receipt(receipt, predictor, manifest, split)
     twins = None
@@ -158,7 +159,7 @@ def summarise_twins(predicted: Predictions, twins: Sequence[Twin], against: Sequ
 def worst_mistakes(predicted: Predictions) -> Array:
     """Returns the rows whose predicted class is wrong, int64 [M], the most confident first."""
     wrong = np.flatnonzero(predicted.predicted != predicted.labels)
-    return wrong[np.argsort(-predicted.probabilities[wrong].max(axis=1), kind="stable")]
+    return wrong[np.argsort(-predicted.probabilities.max(axis=1)[wrong], kind="stable")]
 
 
 def likely_label_errors(predicted: Predictions) -> Array:
@@ -168,14 +169,15 @@ def likely_label_errors(predicted: Predictions) -> Array:
     probability is at least the mean of what pictures labelled with it are given. A label is doubtful where, of the classes
     claimed, the most probable one is another. Ordered by how much more probable that is.
     """
-    labels, probabilities = predicted.labels, predicted.probabilities
-    rows, classes = np.arange(len(labels)), range(len(predicted.class_names))
-    own = probabilities[rows, labels]
+    labels, classes = predicted.labels, range(len(predicted.class_names))
+    own = predicted.probabilities[np.arange(len(labels)), labels].astype(np.float64)
     thresholds = np.array([own[labels == index].mean() if (labels == index).any() else np.inf for index in classes])
-    claimed = np.where(probabilities >= thresholds, probabilities, 0)
-    other = claimed.argmax(axis=1)
-    doubtful = np.flatnonzero((claimed.max(axis=1) > 0) & (other != labels))
-    margin = probabilities[doubtful, other[doubtful]] - own[doubtful]
+    other, largest = np.empty_like(labels), np.empty_like(own)
+    for rows in predicted.blocks():
+        claimed = np.where(predicted.probabilities[rows] >= thresholds, predicted.probabilities[rows], 0)
+        other[rows], largest[rows] = claimed.argmax(axis=1), claimed.max(axis=1)
+    doubtful = np.flatnonzero((largest > 0) & (other != labels))
+    margin = largest[doubtful] - own[doubtful]
     return doubtful[np.argsort(-margin, kind="stable")]
 
 
@@ -243,15 +245,16 @@ def _balance(content: _Content) -> Iterable[object]:
 
 
 def _confusion(content: _Content) -> Iterable[object]:
-    matrix, names = np.array(content.metrics["confusion"]["matrix"]), content.table.class_names
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    matrix, names = metrics.confusion_matrix(content.metrics), content.table.class_names
     yield element("p", "Rows are the true classes, columns the predicted ones; the colour is the share of the row.")
     if len(names) <= _MAX_CELLS:
-        rows = ([name, *map(_cell, matrix[i], shares[i])] for i, name in enumerate(names))
+        counts = matrix.toarray()
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        rows = ([name, *map(_cell, counts[i], shares[i])] for i, name in enumerate(names))
         yield table(["true \\ predicted", *names], rows, kind="matrix")
         return
-    yield element("figure", image(figures.matrix_image(shares), "confusion matrix"), class_="chart")
-    pairs = [(matrix[i, j], names[i], names[j]) for i, j in np.argwhere(matrix) if i != j]
+    yield element("figure", image(figures.matrix_image(matrix), "confusion matrix"), class_="chart")
+    pairs = [(count, names[i], names[j]) for i, j, count in content.metrics["confusion"]["cells"] if i != j]
     most = sorted(pairs, key=lambda pair: -pair[0])[:_MAX_SHOWN]
     yield element("h3", "Most frequent confusions" if most else "No picture was taken for another class.")
     if most:

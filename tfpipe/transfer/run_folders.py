@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import zipfile
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
-from tfpipe.records import manifest
+from tfpipe.records import documents, manifest
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import is_hidden, read_json
+from tfpipe.records.files import is_hidden, open_regular
+from tfpipe.records.words import exactly
 
 MODEL_NAME = "model.keras"  # the best weights
 LAST_NAME = "last.keras"  # those of the last step
@@ -30,6 +32,7 @@ def state_file(folder: Path, phase: str) -> Path:
     return folder / STATE_FOLDER / f"{phase}.npz"
 
 
+_MAX_INFLATED, _MIN_INFLATED_BYTES = 10, 1 << 24  # Keras does not compress; others might have
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 EXPORT = "tfpipe.export(keras.models.load_model(path), output, class_names=[...])"
 
@@ -48,14 +51,25 @@ def find_model_file(path: str | os.PathLike[str]) -> Path:
             raise FileNotFoundError(f"{path}: no {MODEL_NAME} in this folder: not a run, or one that is not finished")
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file: a run's folder or a .keras file is needed")
-    if not zipfile.is_zipfile(file):
-        raise DataError(f"cannot be loaded as a Keras model: {_why_no_archive(file)}", path=file)
+    with open_regular(file) as opened:
+        try:
+            members = zipfile.ZipFile(opened).infolist()
+        except (zipfile.BadZipFile, ValueError, NotImplementedError):
+            opened.seek(0)
+            why = _why_no_archive(file, opened.read(len(_HDF5)))
+            raise DataError(f"cannot be loaded as a Keras model: {why}", path=file) from None
+    for member in members:
+        if member.filename.startswith("/") or ".." in member.filename.split("/"):
+            raise DataError(f"its member {member.filename!r} leads out of it", path=file)
+        if member.file_size > _MAX_INFLATED * member.compress_size + _MIN_INFLATED_BYTES:
+            raise DataError(
+                f"its member {member.filename!r} would have {exactly(member.file_size, 'byte')}: none of Keras'",
+                path=file,
+            )
     return file
 
 
-def _why_no_archive(file: Path) -> str:
-    with file.open("rb") as opened:
-        start = opened.read(len(_HDF5))
+def _why_no_archive(file: Path, start: bytes) -> str:
     if start == _HDF5:
         return f"it is an HDF5 file; export it first: {EXPORT}"
     if file.suffix == ".keras" or start.startswith(b"PK"):
@@ -76,6 +90,15 @@ def state_files(folder: Path) -> list[Path]:
     return sorted((folder / STATE_FOLDER).glob("*.npz"))
 
 
+class _DataSet(TypedDict):
+    root_hash: str
+
+
+class _Trained(TypedDict):
+    data: _DataSet
+    directory: NotRequired[str | None]
+
+
 def locate_data(model: str | os.PathLike[str]) -> Path:
     """Returns the folder of the data set that a run was trained on, as its run.json has it.
 
@@ -89,11 +112,8 @@ def locate_data(model: str | os.PathLike[str]) -> Path:
     path = Path(model) / RUN_NAME if Path(model).is_dir() else Path(model).parent / RUN_NAME
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file, which would say where the training data are")
-    facts = read_json(path)
-    try:
-        directory, root_hash = facts.get("directory"), facts["data"]["root_hash"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"cannot be understood: {type(error).__name__}: {error}", path=path) from None
+    facts = documents.read(path, _Trained)
+    directory, root_hash = facts.get("directory"), facts["data"]["root_hash"]
     if not directory:
         raise FileNotFoundError(f"{path}: does not say where the training data are")
     if manifest.load(directory).root_hash != root_hash:

@@ -33,6 +33,7 @@ from tfpipe.records.errors import DataError
 from tfpipe.records.files import clear_folder, path_written_atomically, read_json, write_json
 from tfpipe.records.locking import locked
 from tfpipe.records.progress import say
+from tfpipe.records.samples import Samples
 from tfpipe.records.words import plural
 from tfpipe.transfer import classifiers, curves, extending, precision, preflight, states
 from tfpipe.transfer.backbones import hash_network
@@ -150,7 +151,7 @@ def train(
         if data.recipe.deterministic:
             tf.config.experimental.enable_op_determinism()
         strategy = strategy or tf.distribute.get_strategy()
-        networks = Networks(data.recipe, data.class_names, data.precision, strategy)
+        networks = Networks(data.recipe, data.class_names, data.precision, strategy, Samples.of(data.manifest.options))
         if from_run is not None:
             report(f"from {from_run}: {networks.take_head(classifiers.load(from_run))}")
         _begin(folder, data, networks)
@@ -215,6 +216,7 @@ class _Data:
             "data": {
                 "name": self.manifest.name,
                 "root_hash": self.manifest.root_hash,
+                **Samples.of(self.manifest.options).options(),
                 "class_names": list(self.class_names),
                 "num_train": len(self.train.positions),
                 "num_val": len(self.val.positions),

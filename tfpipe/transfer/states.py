@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import written_atomically
+from tfpipe.records.files import open_regular, written_atomically
 
 Array = np.ndarray[Any, Any]
 
@@ -40,10 +40,12 @@ def load(path: Path) -> tuple[dict[str, list[Array]], dict[str, Any]]:
         DataError: the file is damaged.
     """
     try:
-        with zipfile.ZipFile(path), np.load(path) as archive:  # NumPy would take any array of its own for it
+        with open_regular(path) as file, zipfile.ZipFile(file) as members, np.load(file) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members.infolist()):
+                raise ValueError("it is compressed")  # as no state is: it could be of any size
             content = json.loads(archive["json"].tobytes())
             sizes: dict[str, int] = content["sizes"]
             groups = {name: [archive[f"{name}/{index}"] for index in range(size)] for name, size in sizes.items()}
             return groups, content["facts"]
-    except (ValueError, KeyError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, TypeError, NotImplementedError, MemoryError, zipfile.BadZipFile) as error:
         raise DataError(f"damaged ({error}); delete it, and the run begins anew", path=path) from None

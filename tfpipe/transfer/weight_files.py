@@ -21,8 +21,9 @@ import h5py
 import keras
 import numpy as np
 
-from tfpipe.records.errors import DataError, lines_of
-from tfpipe.records.files import temporary_folder
+from tfpipe.records.errors import DataError
+from tfpipe.records.files import open_regular, temporary_folder
+from tfpipe.transfer import keras_files
 from tfpipe.transfer.layers import Trunk
 from tfpipe.transfer.preflight import check_weights_file
 
@@ -58,7 +59,9 @@ def load(network: keras.Model, path: str | os.PathLike[str]) -> None:
     file = check_weights_file(path)
     _unfreeze(network)
     try:
-        if zipfile.is_zipfile(file):
+        with open_regular(file) as opened:
+            is_archive = zipfile.is_zipfile(opened)
+        if is_archive:
             _fill_in_order(network, _saved_layers(file), file)
         else:
             with h5py.File(file, "r") as content:
@@ -106,11 +109,7 @@ def _strings(group: Any, name: str) -> list[str]:
 
 
 def _saved_layers(file: Path) -> list[_Entry]:
-    try:
-        model = keras.saving.load_model(file, compile=False)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        # The last line: Keras wraps the reason in the whole architecture, layer by layer.
-        raise DataError(f"cannot be loaded as a Keras model: {lines_of(error)[-1]}", path=file) from error
+    model = keras_files.load(file)
     _unfreeze(model)
     trunks = [layer.network for layer in model.layers if isinstance(layer, Trunk)]  # a model that tfpipe wrote
     return [_Entry(layer.name, _variables(layer)) for part in trunks or [model] for layer in part.layers]

@@ -1,0 +1,114 @@
+"""Images of one pixel's height or width: small files, and as little memory wherever they are read."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CHECKOUT, picture, write
+from PIL import Image
+from prediction_fixtures import Averages, read
+from test_images import chunk, encode, ihdr, make_png
+
+pytestmark = pytest.mark.tf
+
+SIZE = (224, 224)
+LIMIT_MB = 100  # 9 bytes for each of 4,000,000 pixels in two threads, and what varies between runs
+VALUES = bytes(range(1, 251))
+
+
+def png(width: int, height: int, depth: int = 8, color: int = 2, interlace: int = 0) -> bytes:
+    """A periodic image in few bytes; interlaced, one of a single row or column."""
+    bits = depth * {0: 1, 2: 3, 6: 4}[color]
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    packer = zlib.compressobj(9)
+    packed = b""
+    for left, top, across, down in passes if interlace else ((0, 0, 1, 1),):
+        row_bytes = -(-(width - left) // across) * bits // 8
+        row = (VALUES * (row_bytes // 250 + 1))[:row_bytes]
+        rows = -(-(height - top) // down) if row_bytes > 0 else 0
+        packed += b"".join(packer.compress(b"\0" + row) for _ in range(rows))
+    return make_png(ihdr(width, height, depth, color, interlace), chunk(b"IDAT", packed + packer.flush()))
+
+
+def strips() -> dict[str, bytes]:
+    """Of each kind of file, one that is long and one that is high."""
+    found = {}
+    for name, size in {"long": (400_000, 1), "high": (1, 400_000)}.items():
+        found[f"{name}.png"] = png(*size)
+        found[f"{name}_16.png"] = png(*size, depth=16)
+        found[f"{name}_alpha.png"] = png(*size, color=6)
+        found[f"{name}_interlaced.png"] = png(*size, interlace=1)
+        image = Image.new("RGB", tuple(min(side, 65_500) for side in size), (200, 100, 50))
+        found[f"{name}.jpg"] = encode(image)
+        found[f"{name}_progressive.jpg"] = encode(image, progressive=True)
+    return {**found, "large.png": png(100_000, 40)}
+
+
+def peak() -> int:
+    """The most memory that this process held at any time, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def read_everywhere(folder: Path) -> None:
+    """Builds a data set, reads it in both ways, and sends the files through the exported graph, `predict` and the page."""
+    import tensorflow as tf
+
+    import tfpipe
+    from tfpipe.exporting import pixels
+    from tfpipe.serving.answers import Answers
+
+    graph = tf.function(lambda files: pixels.decode_batch(files, SIZE, "stretch", 10**8), autograph=False)
+    for step, inputs in enumerate(("warm", "strips")):
+        before, count = peak(), len(os.listdir(folder / inputs))
+        splits = {"train": 1.0}
+        tfpipe.build_tfrecords(folder / inputs, folder / f"{step}", name="x", layout="flat", splits=splits, check="decode")
+        for training in (False, True):
+            data = tfpipe.dataset(folder / f"{step}", "train", batch_size=count, image_size=SIZE, training=training)
+            assert next(iter(data))[0].shape == (count, *SIZE, 3)
+        files = sorted((folder / inputs).iterdir())
+        assert graph(tf.constant([file.read_bytes() for file in files]))[1].numpy().all()
+        model = Averages(image_size=SIZE)
+        tfpipe.predict(model, folder / inputs, folder / f"{step}.csv", progress=False)
+        for file in files:
+            assert Answers(model).answer(str(file)).seen.shape == (*SIZE, 3)
+    assert peak() - before < LIMIT_MB, f"{before} MB, then {peak()} MB"
+
+
+def test_strips_take_memory_in_proportion_to_their_pixels(tmp_path):
+    for name, data in strips().items():
+        assert len(data) < 600_000
+        write(tmp_path / "strips" / name, data)
+    for kind in ("JPEG", "PNG"):
+        for index in range(6):
+            write(tmp_path / "warm" / f"{index}.{kind.lower()}", picture(index, (300, 200), kind))
+    code = "import sys, pathlib, test_strips; test_strips.read_everywhere(pathlib.Path(sys.argv[1]))"
+    paths = os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(read(tmp_path / "1.csv")) == 1 + len(strips())
+
+
+@pytest.mark.parametrize("source", [(1, 9001), (3, 7000), (40, 90_000), (9001, 1)])
+@pytest.mark.parametrize("mode", ["stretch", "crop", "pad"])
+def test_strips_have_the_pixels_of_the_whole_at_once(source, mode):
+    import tensorflow as tf
+
+    from tfpipe.pipeline import decoding
+
+    image = np.random.default_rng(1).integers(0, 256, (*source, 3), np.uint8)
+    scaled = decoding.scaled_size(tf.constant(source), tf.constant(SIZE), mode)
+    scale = tf.cast(scaled / source, tf.float32)
+    translation = tf.cast(tf.truncatediv(tf.constant(SIZE) - scaled, 2), tf.float32)
+    options = {"scale": scale, "translation": translation, "kernel_type": "triangle", "antialias": True}
+    expected = tf.raw_ops.ScaleAndTranslate(images=image[np.newaxis], size=SIZE, **options)[0]
+    found = decoding.sample_image(tf.constant(image), SIZE, scale, translation)
+    assert np.abs(found.numpy() - expected.numpy()).max() < 1e-3

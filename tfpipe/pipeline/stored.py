@@ -1,0 +1,176 @@
+"""From a file's bytes to RGB of 8 bits as it is stored, not turned: the one decoder of training, evaluation and exports.
+
+    image = decode_stored(encoded, Samples(png16="percentile", background="white"))    # uint8 [H, W, 3]
+
+The usual file takes one operation, and 3.5 to 9 bytes a pixel meanwhile; a PNG of 16 bits that is not read by its high bytes,
+or one that a background is laid behind, up to 14.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tfpipe.records.samples import HIGH_PERCENT, LOW_PERCENT, MAX_BITS, USUAL, Samples
+
+_Function = Callable[[tf.Tensor], tf.Tensor]
+
+_BLOCK = 1 << 18  # pixels
+_LEVELS = 1 << MAX_BITS
+_HEAD_BYTES = 26  # up to the colour type in IHDR
+_FIRST_CHUNK, _MAX_CHUNKS = 8, 1 << 14
+_PNG, _DEEP_PNG = r"\CPNG\r\n\C\n\C*", r"\CPNG\r\n\C\n\C{4}IHDR\C{8}\x10\C"
+
+
+def decode_stored(encoded: tf.Tensor, samples: Samples = USUAL, *, png: bool = True) -> tf.Tensor:
+    """Decodes a JPEG or PNG file.
+
+    Args:
+        encoded: string [], the bytes of the file.
+        samples: what becomes of 16 bits and of alpha.
+        png: whether the file may be PNG.
+
+    Returns:
+        uint8 [H, W, 3], RGB, 0..255.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the bytes cannot be decoded.
+    """
+
+    def usual() -> tf.Tensor:
+        return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")  # takes PNG, too
+
+    if not png:
+        return usual()
+    head = tf.strings.substr(encoded, 0, _HEAD_BYTES)
+    is_png, is_deep = tf.strings.regex_full_match(head, _PNG), tf.strings.regex_full_match(head, _DEEP_PNG)
+    if samples.background == USUAL.background:
+        image = tf.cond(is_deep, lambda: _decode_deep(encoded, samples.png16, 3, usual, tf.identity), usual)
+        return tf.ensure_shape(image, [None, None, 3])
+    lay = functools.partial(_lay, level=255 if samples.background == "white" else 0)
+
+    def laid() -> tf.Tensor:
+        return _by_blocks(lay, tf.io.decode_png(encoded, channels=4))
+
+    def png_laid() -> tf.Tensor:
+        return tf.cond(is_deep, lambda: _decode_deep(encoded, samples.png16, 4, laid, lay), laid)
+
+    return tf.ensure_shape(tf.cond(is_png, png_laid, usual), [None, None, 3])
+
+
+def _lay(pixels: tf.Tensor, level: int) -> tf.Tensor:
+    """Returns the colours of RGBA, uint8 [N, 4], before a grey level, rounded to the nearest."""
+    colours, alpha = (tf.cast(part, tf.uint16) for part in (pixels[:, :3], pixels[:, 3:]))
+    total = colours * alpha + ((255 - alpha) * level + 128)
+    return tf.cast(_shift(total + _shift(total, 8), 8), tf.uint8)  # divided by 255
+
+
+def _shift(values: tf.Tensor, bits: int) -> tf.Tensor:
+    return tf.bitwise.right_shift(values, tf.constant(bits, values.dtype))
+
+
+def _by_blocks(function: _Function, image: tf.Tensor) -> tf.Tensor:
+    """Returns a function of the pixels [N, C] of an image, uint8 [H, W, 3], some at a time: wider numbers take memory."""
+    pixels, size = tf.reshape(image, [-1, image.shape[-1]]), tf.shape(image)
+    blocks = tf.TensorArray(tf.uint8, _num_blocks(pixels), infer_shape=False, element_shape=[None, 3])
+
+    def step(index: tf.Tensor, blocks: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+        return index + 1, blocks.write(index, function(_block(pixels, index)))
+
+    _, blocks = tf.while_loop(lambda index, _: index < _num_blocks(pixels), step, (0, blocks), parallel_iterations=1)
+    return tf.reshape(blocks.concat(), [size[0], size[1], 3])
+
+
+def _num_blocks(pixels: tf.Tensor) -> tf.Tensor:
+    return -(-tf.shape(pixels)[0] // _BLOCK)
+
+
+def _block(pixels: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    return pixels[index * _BLOCK : (index + 1) * _BLOCK]
+
+
+# 16 bits. The levels of an image are counted, and each is looked up in a table that is made from the counts.
+
+
+def _decode_deep(encoded: tf.Tensor, png16: str, channels: int, usual: Callable[[], tf.Tensor], finish: _Function) -> tf.Tensor:
+    bits = _significant_bits(encoded)
+
+    def by_table() -> tf.Tensor:
+        image = tf.io.decode_png(encoded, channels=channels, dtype=tf.uint16)
+        table = _table(_count(tf.reshape(image, [-1, channels])), bits, png16)
+
+        def look_up(pixels: tf.Tensor) -> tf.Tensor:
+            colours = tf.gather(table, tf.cast(pixels[:, :3], tf.int32))
+            return finish(tf.concat([colours, tf.cast(_shift(pixels[:, 3:], 8), tf.uint8)], 1))
+
+        return _by_blocks(look_up, image)
+
+    return tf.cond(bits == 0, usual, by_table) if png16 == USUAL.png16 else by_table()
+
+
+def _count(pixels: tf.Tensor) -> tf.Tensor:
+    """Returns how many samples of the colours have each level, int32 [65536]."""
+
+    def step(index: tf.Tensor, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        levels = tf.reshape(tf.cast(_block(pixels, index)[:, :3], tf.int32), [-1])
+        return index + 1, counts + tf.raw_ops.DenseBincount(input=levels, size=_LEVELS, weights=tf.zeros([0], tf.int32))
+
+    start = 0, tf.zeros([_LEVELS], tf.int32)
+    return tf.while_loop(lambda index, _: index < _num_blocks(pixels), step, start, parallel_iterations=1)[1]
+
+
+def _table(counts: tf.Tensor, bits: tf.Tensor, png16: str) -> tf.Tensor:
+    """Returns the 8 bits of each level of 16, uint8 [65536], for an image of so many samples of each, int32 [65536]."""
+    levels, present = tf.range(_LEVELS), counts > 0
+    # By the specification (11.3.2.3) samples of n significant bits were moved to the high end, and a decoder shifts them back.
+    # Programs write them as they are, too. Then none needs more than n bits, and some have low bits that moving leaves
+    # empty (or 1, by rounding, where what is repeated of the high bits is 0).
+    num_declared = tf.bitwise.left_shift(1, bits)
+    step = _LEVELS // num_declared
+    fits = ~tf.reduce_any(present & (levels >= num_declared))
+    is_low = fits & tf.reduce_any(present & (levels % step > tf.cast(step > 2, tf.int32)))
+    declared = tf.where(is_low, levels % num_declared * step, levels) // 256
+    found = tf.where(bits == 0, _by_option(levels, counts, png16), declared)
+    return tf.cast(found, tf.uint8)
+
+
+def _by_option(levels: tf.Tensor, counts: tf.Tensor, png16: str) -> tf.Tensor:
+    if png16 == "high_byte":
+        return levels // 256
+    below = tf.cumsum(tf.cast(counts, tf.int64))
+    low, high = (LOW_PERCENT, HIGH_PERCENT) if png16 == "percentile" else (0, 100)
+    black = tf.argmax(below * 100 > low * below[-1], output_type=tf.int32)  # the first
+    white = tf.argmax(below * 100 >= high * below[-1], output_type=tf.int32)
+    width = tf.maximum(white - black, 1)
+    return tf.clip_by_value(((levels - black) * 510 + width) // (2 * width), 0, 255)
+
+
+def _significant_bits(encoded: tf.Tensor) -> tf.Tensor:
+    """Returns the most bits that the first sBIT chunk of a PNG gives a colour, int32 []; 0 for 16 and without one in order."""
+    length = tf.cast(tf.strings.length(encoded), tf.int64)
+
+    def bytes_at(place: tf.Tensor | int, size: int) -> tf.Tensor:
+        piece = tf.strings.substr(encoded, tf.minimum(tf.cast(place, tf.int64), length), size)
+        return tf.cast(tf.io.decode_raw(piece, tf.uint8, fixed_length=size), tf.int64)
+
+    def number_at(place: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(bytes_at(place, 4) * [1 << 24, 1 << 16, 1 << 8, 1])
+
+    def is_kind(place: tf.Tensor, *kinds: bytes) -> tf.Tensor:
+        return tf.reduce_any(tf.strings.substr(encoded, tf.minimum(place + 4, length), 4) == tf.constant(kinds))
+
+    def unfinished(place: tf.Tensor) -> tf.Tensor:
+        return (place < length) & ~is_kind(place, b"sBIT", b"IDAT")
+
+    def step(place: tf.Tensor) -> tuple[tf.Tensor]:
+        return (place + 12 + number_at(place),)
+
+    (place,) = tf.while_loop(unfinished, step, (tf.constant(_FIRST_CHUNK, tf.int64),), maximum_iterations=_MAX_CHUNKS)
+    color_type = bytes_at(_HEAD_BYTES - 1, 1)[0]
+    num_colours = 1 + (tf.bitwise.bitwise_and(color_type, 2))
+    bits = tf.reduce_max(bytes_at(place + 8, 3) * tf.cast(tf.range(3, dtype=tf.int64) < num_colours, tf.int64))
+    expected = num_colours + color_type // 4
+    in_order = is_kind(place, b"sBIT") & (number_at(place) == expected) & (bits < MAX_BITS)
+    return tf.where(in_order, tf.cast(bits, tf.int32), 0)

@@ -1,0 +1,53 @@
+"""How the samples of a file become RGB of 8 bits, where there is a choice: 16 bits, and transparency.
+
+    Samples.of(manifest.options)    # Samples(png16="high_byte", background="keep") unless the build was asked for others
+
+Whoever makes pixels is told by one of these: the data set's manifest, a trained model and its export hold it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tfpipe.records import arguments
+
+PNG16 = ("high_byte", "full_range", "percentile")
+BACKGROUNDS = ("keep", "white", "black")
+
+MAX_BITS = 16
+LOW_PERCENT, HIGH_PERCENT = 1, 99
+"""Of the samples of a 16-bit image, so many are at or below the black and the white of "percentile"."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What becomes of samples that 8 bits of RGB do not hold.
+
+    Attributes:
+        png16: of a PNG of 16 bits whose sBIT chunk declares no fewer (else that is obeyed): "high_byte" takes that of each
+            sample; "full_range" makes the darkest sample of an image 0 and the brightest 255; "percentile" does so with the
+            samples that 1 % and 99 % of them do not exceed.
+        background: "keep" takes the colours as stored, whatever the alpha; "white" and "black" are laid behind them.
+    """
+
+    png16: str = PNG16[0]
+    background: str = BACKGROUNDS[0]
+
+    def __post_init__(self) -> None:
+        arguments.choice("png16", self.png16, PNG16)
+        arguments.choice("background", self.background, BACKGROUNDS)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Samples:
+        """Returns those that `options` of a manifest or of another file name; the usual ones where they name none."""
+        return cls(**{field.name: options[field.name] for field in dataclasses.fields(cls) if field.name in options})
+
+    def options(self) -> dict[str, str]:
+        """Returns what is not as usual, by name: files that were written before there was a choice stay as they are."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value != getattr(USUAL, name)}
+
+
+USUAL = Samples()
