@@ -1,6 +1,5 @@
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import signal
@@ -295,11 +294,12 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
         files.read_bytes(path, 4)
 
 
-def test_a_file_without_a_size_is_empty(tmp_path):
-    """Those of /proc have none, whatever they hold, and some wait for more."""
+def test_a_file_that_the_kernel_makes_up_is_refused(tmp_path):
+    """Those of /proc have no size, whatever they hold, and some wait for more; others without one are empty."""
     (tmp_path / "link").symlink_to("/proc/self/status")
-    assert files.read_bytes(tmp_path / "link") == b""
-    assert files.sha256_of(tmp_path / "link") == hashlib.sha256().hexdigest()
+    with pytest.raises(DataError, match="link: not a regular file"):
+        files.read_bytes(tmp_path / "link")
+    assert files.read_bytes(write(tmp_path / "empty", b"")) == b""
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "/etc/passwd", "../x", "a/b", "a\\b", "a\0b", "a" * 256, "ä" * 128])
