@@ -54,7 +54,7 @@ def decode_batch(
     """Decodes a batch of files, each as `decode_one` does; a bad one does not touch the others, and nothing is raised.
 
     Memory is that of the result, twice, and of two pictures being decoded: at most 9 bytes times `max_pixels` each, or up to
-    14 where a PNG's 16 bits or alpha are not taken as usual, see `tfpipe.pipeline.stored`.
+    16 where a PNG's 16 bits or alpha are not taken as usual, see `tfpipe.pipeline.stored`.
 
     Args:
         encoded: string [B].

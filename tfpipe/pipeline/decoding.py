@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfpipe.pipeline.presets import RESIZES as RESIZES
 from tfpipe.pipeline.presets import Resize as Resize
-from tfpipe.pipeline.stored import decode_stored
+from tfpipe.pipeline.stored import apart, decode_stored
 from tfpipe.records import arguments, schema
 from tfpipe.records.samples import USUAL, Samples
 
@@ -166,25 +166,39 @@ def sample_image(image: tf.Tensor, size: Any, scale: tf.Tensor, translation: tf.
     Returns:
         float32 [height, width, 3], 0..255; zeros where the window shows what is beside the picture.
     """
-    height, width = size
-    rows, columns = tf.shape(image)[0], tf.shape(image)[1]
+    large = tf.cast(size[0], tf.float32) * tf.cast(tf.shape(image)[1], tf.float32) > _LARGE_VALUES / 3
+    return tf.cond(
+        large, lambda: _sample_large(image, size, scale, translation), lambda: _rows_first(image, size, scale, translation)
+    )
 
-    def rows_first() -> tf.Tensor:
-        shrunk = _sample_rows(tf.reshape(image, [-1, columns * 3]), height, scale[0], translation[0])
-        turned = _transposed(tf.reshape(shrunk, [height, columns, 3]), [1, 2, 0])
-        turned = _sample_rows(tf.reshape(turned, [columns, 3 * height]), width, scale[1], translation[1])
-        return _transposed(tf.reshape(turned, [width, 3, height]), [2, 0, 1])
 
-    def columns_first() -> tf.Tensor:
-        turned = tf.reshape(tf.transpose(image, [1, 2, 0]), [columns, 3 * rows])
-        turned = _sample_rows(turned, width, scale[1], translation[1])
-        shrunk = tf.reshape(_transposed(tf.reshape(turned, [width, 3, rows]), [2, 0, 1]), [rows, width * 3])
-        return tf.reshape(_sample_rows(shrunk, height, scale[0], translation[0]), [height, width, 3])
-
-    high, wide, new_high, new_wide = (tf.cast(length, tf.int64) for length in (rows, columns, height, width))
+@apart
+def _sample_large(image: tf.Tensor, size: Any, scale: tf.Tensor, translation: tf.Tensor) -> tf.Tensor:
+    high, wide, new_high, new_wide = (tf.cast(side, tf.int64) for side in (*tf.unstack(tf.shape(image)[:2]), *size))
     values, largest = 3 * new_high * wide, 3 * tf.maximum(high * wide, new_high * new_wide)
     strip = (values > tf.maximum(2 * largest, _LARGE_VALUES)) | (values > tf.maximum(largest // 4, _HUGE_VALUES))
-    return tf.cond(strip & (values > 3 * high * new_wide), columns_first, rows_first)
+    columns_first = strip & (values > 3 * high * new_wide)
+    return tf.cond(
+        columns_first,
+        lambda: _columns_first(image, size, scale, translation),
+        lambda: _rows_first(image, size, scale, translation),
+    )
+
+
+def _rows_first(image: tf.Tensor, size: Any, scale: tf.Tensor, translation: tf.Tensor) -> tf.Tensor:
+    (height, width), columns = size, tf.shape(image)[1]
+    rows = _sample_rows(tf.reshape(image, [-1, columns * 3]), height, scale[0], translation[0])
+    turned = _transposed(tf.reshape(rows, [height, columns, 3]), [1, 2, 0])
+    turned = _sample_rows(tf.reshape(turned, [columns, 3 * height]), width, scale[1], translation[1])
+    return _transposed(tf.reshape(turned, [width, 3, height]), [2, 0, 1])
+
+
+def _columns_first(image: tf.Tensor, size: Any, scale: tf.Tensor, translation: tf.Tensor) -> tf.Tensor:
+    (height, width), rows, columns = size, tf.shape(image)[0], tf.shape(image)[1]
+    turned = tf.reshape(tf.transpose(image, [1, 2, 0]), [columns, 3 * rows])
+    turned = _sample_rows(turned, width, scale[1], translation[1])
+    shrunk = tf.reshape(_transposed(tf.reshape(turned, [width, 3, rows]), [2, 0, 1]), [rows, width * 3])
+    return tf.reshape(_sample_rows(shrunk, height, scale[0], translation[0]), [height, width, 3])
 
 
 def _transposed(values: tf.Tensor, order: list[int]) -> tf.Tensor:

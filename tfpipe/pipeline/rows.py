@@ -22,7 +22,7 @@ from tfpipe.pipeline.reading import RecordReader, for_graphs, is_exiting
 from tfpipe.pipeline.stored import decode_stored
 from tfpipe.records import schema
 from tfpipe.records.errors import DataError
-from tfpipe.records.samples import Samples
+from tfpipe.records.samples import USUAL, Samples
 
 _TAIL = -2  # the number of the rows behind the last
 
@@ -157,13 +157,13 @@ class Rows:
     def _picture(self, encoded: tf.Tensor, orientation: tf.Tensor, changes: Tensors) -> tf.Tensor:
         traits = self.reader.traits
         if "window" not in changes:
-            image = decoding.turn_image(decode_stored(encoded, self.samples, png=traits.png), orientation)
+            image = decoding.turn_image(decode_stored(encoded, self.samples, rare=self._rare), orientation)
             return decoding.resize_image(image, self.image_size, self.resize)
         height, width = self.image_size
         # A picture whose longer side is less than twice the result is never made smaller, whatever the mode.
         scaled = self.scaled and traits.longer >= 2 * min(height, width)
         window, decoder = changes["window"], changes["decoder"]
-        part = sampling.decode_window(encoded, window, decoder, self.samples, scaled=scaled, png=traits.png)
+        part = sampling.decode_window(encoded, window, decoder, self.samples, scaled=scaled, png=traits.png, rare=self._rare)
         size: Any = self.image_size
         if height != width and traits.turned:
             size = tf.unstack(tf.where(orientation >= 5, [width, height], [height, width]))
@@ -172,6 +172,11 @@ class Rows:
         if traits.turned:
             image = tf.ensure_shape(decoding.turn_image(image, orientation), [height, width, 3])
         return rotate(image, changes)
+
+    @property
+    def _rare(self) -> bool:
+        """Whether some files take more than the usual decoder; the audit counted those of 16 bits."""
+        return self.reader.traits.png and (self.samples != USUAL or self.reader.manifest.properties.get("png16", 0) > 0)
 
     def is_before_end(self, index: tf.Tensor, batch: Tensors) -> tf.Tensor:
         """Returns whether a batch, the one after `index` others, is one of the steps of an epoch: bool []."""

@@ -140,7 +140,14 @@ def as_decoded(changes: Tensors, orientations: tf.Tensor, is_png: tf.Tensor, siz
 
 
 def decode_window(
-    encoded: tf.Tensor, window: tf.Tensor, decoder: tf.Tensor, samples: Samples = USUAL, *, scaled: bool, png: bool = True
+    encoded: tf.Tensor,
+    window: tf.Tensor,
+    decoder: tf.Tensor,
+    samples: Samples = USUAL,
+    *,
+    scaled: bool,
+    png: bool = True,
+    rare: bool = True,
 ) -> tf.Tensor:
     """Decodes a part of a picture, as stored, in one of the decoder's sizes.
 
@@ -151,6 +158,7 @@ def decode_window(
         samples: see `decode_stored`.
         scaled: whether sizes other than 1/1 may be asked for.
         png: whether the file may be PNG.
+        rare: see `decode_stored`.
 
     Returns:
         uint8 [h, w, 3], RGB, 0..255, not turned.
@@ -163,7 +171,7 @@ def decode_window(
         return tf.io.decode_and_crop_jpeg(encoded, window, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
     def whole() -> tf.Tensor:
-        return tf.slice(decode_stored(encoded, samples), [window[0], window[1], 0], [window[2], window[3], 3])
+        return tf.slice(decode_stored(encoded, samples, rare=rare), [window[0], window[1], 0], [window[2], window[3], 3])
 
     if not scaled and not png:
         return jpeg(1)
