@@ -388,7 +388,7 @@ def test_what_a_foreign_model_is_taken_for_is_said(tmp_path, asked_here, monkeyp
     said = []
     monkeypatch.chdir(tmp_path)  # where "best" is a folder like any other
     tfpipe.export(keras.Sequential(layers), "best", formats=("keras",), class_names=["a", "b"], report=said.append)
-    assert "preprocessing=none, resize=stretch, outputs=probabilities" in said[0]
+    assert "preprocessing=none, resize=stretch, outputs=probabilities, png16=high_byte, background=keep" in said[0]
     tfpipe.export(tmp_path / "best" / "model.keras", tmp_path / "again", formats=("keras",), report=said.append)
     assert sum("taken to be right" in line for line in said) == 1
 

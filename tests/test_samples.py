@@ -279,3 +279,48 @@ def test_a_run_takes_it_from_its_data_set(tmp_path):
     drawn = io.BytesIO()
     Image.fromarray(model._pixels(str(tmp_path / "in" / "a" / "0.png"))).save(drawn, "PNG")
     assert np.asarray(Image.open(drawn)).max() == 255
+
+
+@pytest.mark.parametrize(("given", "background"), [({}, "white"), ({"background": "black"}, "black")], ids=str)
+def test_a_model_of_another_program_is_exported_as_its_data_set_is_read(tmp_path, given, background):
+    for index in range(2):
+        write(tmp_path / "photos" / f"{'ab'[index]}" / f"{index}.png", transparent("RGBA"))
+    tfpipe.build_tfrecords(tmp_path / "photos", tmp_path / "shards", png16="percentile", background="white", on_conflict="keep")
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")])
+    said = []
+    known = {"data": tmp_path / "shards", "split": "train", "class_names": ["a", "b"], "formats": ("keras",), **given}
+    tfpipe.export(model, tmp_path / "export", **known, report=said.append)
+    assert f"png16=percentile, background={background}" in said[0]
+    assert from_json((tmp_path / "export" / "preprocessing.json").read_text(), "x").samples == Samples("percentile", background)
+
+
+def test_a_data_set_that_nobody_counted_is_read_as_its_files_say(tmp_path):
+    """Versions before the count of 16-bit PNG wrote manifests without it."""
+    write(tmp_path / "photos" / "a" / "0.png", png(RAMP, sbit=(12,)))
+    write(tmp_path / "photos" / "b" / "1.jpg", picture(1))
+    built = tfpipe.build_tfrecords(tmp_path / "photos", tmp_path / "shards", layout="folders")
+    assert built.properties["png16"] == 1
+
+    def read():
+        dataset = tfpipe.dataset(tmp_path / "shards", "train", as_dict=True, batch_size=2, image_size=(8, 8))
+        return {
+            key.decode(): image for batch in dataset for key, image in zip(batch["key"].numpy(), batch["image"], strict=True)
+        }
+
+    before = read()
+    assert before["a/0.png"].numpy().max() > 200
+    uncounted = {name: count for name, count in built.properties.items() if name != "png16"}
+    manifest.save(dataclasses.replace(built, properties=uncounted), tmp_path / "shards")
+    assert np.array_equal(read()["a/0.png"], before["a/0.png"])
+
+
+def test_manifests_with_options_that_there_are_not_are_refused(tmp_path):
+    write(tmp_path / "photos" / "a" / "0.jpg", picture(0))
+    write(tmp_path / "photos" / "b" / "1.jpg", picture(1))
+    built = tfpipe.build_tfrecords(tmp_path / "photos", tmp_path / "shards", layout="folders")
+    wrong = {"options": {"png16": "evil"}}, {"options": {"background": ["x"]}}, {"properties": {"grey": -1}}
+    for changes in wrong:
+        ((field, entry),) = changes.items()
+        manifest.save(dataclasses.replace(built, **{field: {**getattr(built, field), **entry}}), tmp_path / "shards")
+        with pytest.raises(tfpipe.DataError, match=rf"manifest\.json: .*{field}\.{next(iter(entry))}"):
+            tfpipe.load_manifest(tmp_path / "shards")

@@ -23,6 +23,7 @@ from absl import flags
 
 from tfpipe import commands
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.records.samples import BACKGROUNDS, PNG16
 from tfpipe.records.summary import format_bytes, plural
 
 _RUN = flags.DEFINE_string("run", None, "Needed. A run's folder, or a .keras file, of any program's.")
@@ -56,6 +57,18 @@ _OUTPUTS = flags.DEFINE_enum(
     ("probabilities", "logits", "sigmoid"),
     "Of such a model: what comes out. Default: sigmoid where one column has two names, else probabilities. Of one column, that"
     " of the second name.",
+)
+_PNG16 = flags.DEFINE_enum(
+    "png16",
+    None,
+    PNG16,
+    "Of such a model: how 16-bit PNG were read, see build_tfrecords. Default: that of --data, or high_byte.",
+)
+_BACKGROUND = flags.DEFINE_enum(
+    "background",
+    None,
+    BACKGROUNDS,
+    "Of such a model: what was laid behind transparent images. Default: that of --data, or keep.",
 )
 _TOP_K = flags.DEFINE_integer("top_k", 5, "How many classes an answer names.", 1)
 _MAX_PIXELS = flags.DEFINE_integer(
@@ -104,6 +117,8 @@ def main(arguments: list[str]) -> None:
         image_size=size,
         resize=_RESIZE.value,
         outputs=_OUTPUTS.value,
+        png16=_PNG16.value,
+        background=_BACKGROUND.value,
         top_k=_TOP_K.value,
         max_pixels=_MAX_PIXELS.value,
         half=_HALF.value,

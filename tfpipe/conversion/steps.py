@@ -327,6 +327,8 @@ def _properties(state: State) -> dict[str, int]:
     }
     words = {"png16": "deep", "dim16": "dim", "transparent": "transparent", "profiles": "profile"}
     counts |= {name: count for name, word in words.items() if (count := plan.count_trait(state, word))}
+    if counts["png"] and not state.value("SELECT count(*) FROM inputs WHERE reason IS NULL AND traits IS NULL"):
+        counts.setdefault("png16", 0)  # readers look for it: older versions, whose audits `traits` lacks, did not count
     copies = "SELECT count(*) - count(DISTINCT sha256) FROM inputs WHERE reason IS NULL"
     hidden = {f"passed over: {kind}": count for kind, count in sorted((state.fact("hidden") or {}).items())}
     return {**counts, "duplicates": state.value(copies), **hidden}

@@ -36,8 +36,9 @@ from tfpipe.exporting.parity import ExportedFile, Row
 from tfpipe.exporting.preflight import EXTRA_NAME, SAVED_MODEL_NAME
 from tfpipe.exporting.preflight import FORMATS as FORMATS
 from tfpipe.exporting.specifications import Specification
-from tfpipe.records import arguments, checksums, files
+from tfpipe.records import arguments, checksums, files, manifest
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.records.samples import Samples
 from tfpipe.records.summary import format_bytes
 from tfpipe.records.words import exactly
 from tfpipe.transfer.classifiers import NamedModel
@@ -81,6 +82,8 @@ def export(
     image_size: tuple[int, int] | None = None,
     resize: str | None = None,
     outputs: str | None = None,
+    png16: str | None = None,
+    background: str | None = None,
     top_k: int = 5,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     half: bool = False,
@@ -99,11 +102,13 @@ def export(
         output: the folder; it must not exist, or be empty, or hold an export and `overwrite` be set.
         formats: out of FORMATS. "tflite" writes two files, of floats and with weights of 8 bits; "onnx" needs an extra.
         checkpoint: of a run: "best", "last" (weights of the last step), or the path of a .keras file.
-        class_names: of a Keras model that is none of tfpipe's; see `wrapping.wrap`, as for the next four.
+        class_names: of a Keras model that is none of tfpipe's; see `wrapping.wrap`, as for the next six.
         preprocessing: what the model was trained behind; "none" if not given.
         image_size: (height, width) or the side of a square, where the model takes any.
         resize: how pictures were brought to that size; "stretch" if not given.
         outputs: "probabilities", "logits" or "sigmoid".
+        png16: how 16-bit PNG were read, see `tfpipe.build_tfrecords`; that of `data`, else "high_byte", if not given.
+        background: what was laid behind transparent images; that of `data`, else "keep", if not given.
         top_k: how many classes "classes" and "scores" name; no more than there are.
         max_pixels: height times width above which a file is refused: it bounds the memory that a file can ask for.
         half: store weights in float16, half the bytes; what that costs is measured on `data`.
@@ -134,7 +139,9 @@ def export(
     )
     (image_size,) = arguments.check_given(image_size=image_size)
     arguments.callback("report", report)
-    wrapping.check_words(preprocessing, resize, outputs)
+    given: dict[str, Any] = {"preprocessing": preprocessing, "resize": resize, "outputs": outputs}
+    given |= {"png16": png16, "background": background}
+    wrapping.check_words(given)
     formats = preflight.check_formats([formats] if isinstance(formats, str) else formats)
     folders = [arguments.path("evaluations", path) for path in _listed(evaluations)]
     if data is not None:
@@ -146,8 +153,10 @@ def export(
     preflight.check_apart(target, [model, *checkpoints, data, *folders])
     for name in formats:
         WRITERS[name].check()
-    given = {"class_names": class_names, "preprocessing": preprocessing, "image_size": image_size, "resize": resize}
-    source = sourcing.find(model, checkpoint, {**given, "outputs": outputs}, trust=trust)
+    if class_names is not None and data is not None:
+        usual = dataclasses.asdict(Samples.of(manifest.load(data).options))
+        given |= {name: given[name] or value for name, value in usual.items()}
+    source = sourcing.find(model, checkpoint, {**given, "class_names": class_names, "image_size": image_size}, trust=trust)
     if class_names is not None:  # a wrong guess makes a model that is wrong without a word, here and everywhere alike
         report(f"taken to be right, given or by default: {_taken(source.model)}; nothing here can tell")
     pictures = sourcing.find_pictures(source, data, split, is_needed=half)
@@ -188,7 +197,8 @@ def export(
 def _taken(model: NamedModel) -> str:
     one = model.model.get_layer("probabilities").input.shape[-1] == 1
     whose = f" of {model.class_names[1]!r}" if one else ""
-    return f"preprocessing={model.preprocessing}, resize={model.resize}, outputs={model.outputs}{whose}"
+    words = {"preprocessing": model.preprocessing, "resize": model.resize, "outputs": f"{model.outputs}{whose}"}
+    return ", ".join(f"{name}={value}" for name, value in {**words, **dataclasses.asdict(model.samples)}.items())
 
 
 def _listed(paths: Any) -> Iterable[Any]:

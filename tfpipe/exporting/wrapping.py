@@ -7,7 +7,7 @@ model.predict(images)    # uint8 [B, H, W, 3] -> float32 [B, C]
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,6 +15,7 @@ import numpy as np
 
 from tfpipe.pipeline import decoding
 from tfpipe.records import arguments
+from tfpipe.records.samples import BACKGROUNDS, PNG16, USUAL, Samples
 from tfpipe.records.words import exactly
 from tfpipe.transfer import cutting, layers
 from tfpipe.transfer.classifiers import NamedModel
@@ -33,6 +34,8 @@ def wrap(
     image_size: tuple[int, int] | None = None,
     resize: decoding.Resize = "stretch",
     outputs: str | None = None,
+    png16: str = USUAL.png16,
+    background: str = USUAL.background,
 ) -> NamedModel:
     """Returns a model with preprocessing before it and names behind it; Dropout and the like are off for good.
 
@@ -46,16 +49,19 @@ def wrap(
         resize: how its pictures were brought to that size.
         outputs: what comes out, one of `layers.OUTPUTS`. If not given, "sigmoid" for one column and two classes, if that is the
             last layer's activation; else "probabilities", if it has one and that is what they look like.
+        png16: how 16-bit PNG that it was trained on were read, see `Samples`.
+        background: what was laid behind transparent ones.
 
     Raises:
         ValueError: an argument does not fit the network, or its outputs are no probabilities.
     """
     class_names = _read_names(class_names)
-    check_words(preprocessing, resize, outputs)
+    words = {"preprocessing": preprocessing, "resize": resize, "outputs": outputs, "png16": png16, "background": background}
+    check_words(words)
     network = _with_one_input_and_output(network)
     size = _size(network, image_size)
     images = keras.Input((*size, 3), dtype="uint8", name="image")
-    values = layers.Preprocessing(preprocessing, resize, name="preprocessing")(images)
+    values = layers.Preprocessing(preprocessing, resize, Samples(png16, background), name="preprocessing")(images)
     _check_channels(network, values.shape[-1])
     for name, part in _parts(network).items():
         values = layers.Trunk(part, inference=True, name=name)(values)
@@ -78,12 +84,20 @@ def _read_names(class_names: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-def check_words(preprocessing: str | None, resize: str | None, outputs: str | None) -> None:
+_WORDS = {
+    "preprocessing": layers.PREPROCESSINGS,
+    "resize": decoding.RESIZES,
+    "outputs": layers.OUTPUTS,
+    "png16": PNG16,
+    "background": BACKGROUNDS,
+}
+
+
+def check_words(given: Mapping[str, str | None]) -> None:
     """Raises ValueError unless each is None or one of its words."""
-    known = {"preprocessing": layers.PREPROCESSINGS, "resize": decoding.RESIZES, "outputs": layers.OUTPUTS}
-    for name, value in zip(known, (preprocessing, resize, outputs), strict=True):
+    for name, value in given.items():
         if value is not None:
-            arguments.choice(name, value, known[name])
+            arguments.choice(name, value, _WORDS[name])
 
 
 def _with_one_input_and_output(network: keras.Model) -> keras.Model:

@@ -175,8 +175,8 @@ class Rows:
 
     @property
     def _rare(self) -> bool:
-        """Whether some files take more than the usual decoder; the audit counted those of 16 bits."""
-        return self.reader.traits.png and (self.samples != USUAL or self.reader.manifest.properties.get("png16", 0) > 0)
+        """Whether some files may take more than the usual decoder; the audit counts those of 16 bits where there is any PNG."""
+        return self.reader.traits.png and (self.samples != USUAL or self.reader.manifest.properties.get("png16", 1) > 0)
 
     def is_before_end(self, index: tf.Tensor, batch: Tensors) -> tf.Tensor:
         """Returns whether a batch, the one after `index` others, is one of the steps of an epoch: bool []."""

@@ -25,6 +25,7 @@ from typing import Any
 from tfpipe.records import arguments, documents, schema
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import parse_json, read_bytes, sha256_of, written_atomically
+from tfpipe.records.samples import Samples
 from tfpipe.records.words import exactly
 
 FORMAT_VERSION = 1
@@ -243,6 +244,13 @@ def _problems(manifest: Manifest) -> Iterator[str]:
             check_name(field, name)
         except ValueError as error:
             yield str(error)
+    try:
+        Samples.of(manifest.options)
+    except ValueError as error:
+        yield f"options.{error}"
+    for name, count in manifest.properties.items():
+        if count < 0:
+            yield f"properties.{name}: {count} is no count"
     for name, split in manifest.splits.items():
         if list(split.class_counts) != names or not all(0 <= count < _MAX_COUNT for count in split.class_counts.values()):
             yield f"splits.{name}.class_counts: must be a count for each of class_names, in their order"

@@ -102,7 +102,10 @@ def _oddities(manifest: Manifest) -> list[str]:
     samples = Samples.of(manifest.options)
     background = "alpha is dropped" if samples.background == USUAL.background else f"on {samples.background}"
     notes = {"png16": f" (read by {samples.png16})", "transparent": f" ({background})", "profiles": " (not applied)"}
-    facts = [(_PROPERTIES.get(name, name), f"{manifest.properties[name]:,}{notes.get(name, '')}") for name in (*named, *others)]
+    counts = {name: manifest.properties[name] for name in (*named, *others)}
+    facts = [
+        (_PROPERTIES.get(name, name), f"{count:,}{notes.get(name, '') if count else ''}") for name, count in counts.items()
+    ]
     facts.append(("conflicting labels", _groups(manifest.conflicts)))
     facts.append(("leaks across splits", _groups(manifest.leaks)))
     rejected = f"{sum(manifest.rejected.values()):,}"
