@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import random
@@ -24,6 +25,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("default")
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# Tracing makes objects by the million, of which hardly any is garbage: looking for it was a fifth of the tests' time.
+gc.set_threshold(200_000, 10, 10)
 
 # A shell starts `bash tools/test.sh &` with Ctrl-C ignored, nohup with SIGHUP: tests that send them are not about that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
