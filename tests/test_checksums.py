@@ -37,9 +37,14 @@ def add_a_pipe(folder):
     os.mkfifo(folder / "a.bin")
 
 
+def add_a_link_to_a_folder(folder):
+    (folder / "assets").symlink_to(folder / "below")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (add_a_link_to_a_folder, "folder/assets: not a regular file"),
         (lambda folder: write(folder / "a.bin", b"b"), "a.bin is another file: damaged or replaced"),
         (lambda folder: write(folder / "c", b""), "c is not in the list"),
         (lambda folder: (folder / "below" / "b é.bin").unlink(), "below/b é.bin is missing"),

@@ -63,8 +63,7 @@ def check_saved_model(folder: Path, *, trust: bool) -> None:
     """
     folder = folder.absolute()
     is_listed = checksums.check_folder(folder, *(place / checksums.FILE_NAME for place in (folder / EXTRA_NAME, folder.parent)))
-    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not path.is_dir())
-    others = [name for name in names if not _FILES.fullmatch(name)]
+    others = [name for name in checksums.names_in(folder) if not _FILES.fullmatch(name)]
     if others and not trust:
         raise DataError(f"has {others[0]}, which is no file of a SavedModel; {TRUST}", path=folder)
     found = _foreign(_operations_of_saved_model(folder))

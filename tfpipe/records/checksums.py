@@ -23,8 +23,13 @@ def list_files(folder: Path) -> list[tuple[str, int, str]]:
     Raises:
         DataError: something in the folder is neither a regular file nor a folder.
     """
-    paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
-    return [(path.relative_to(folder).as_posix(), path.stat().st_size, files.sha256_of(path)) for path in paths]
+    return [(name, (folder / name).stat().st_size, files.sha256_of(folder / name)) for name in names_in(folder)]
+
+
+def names_in(folder: Path) -> list[str]:
+    """Returns path below the folder of all that is no folder; a link to one, whose files TensorFlow would read, is none."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return [path.relative_to(folder).as_posix() for path in paths]
 
 
 def write(folder: Path, path: Path) -> list[tuple[str, int, str]]:
