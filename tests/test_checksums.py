@@ -56,3 +56,14 @@ def test_another_folder_is_refused(listed, spoil, message):
     spoil(listed)
     with pytest.raises(DataError, match=message):
         checksums.check_folder(listed, listed / "SHA256SUMS")
+
+
+def test_what_may_be_more_is_left_alone_and_nothing_else(listed):
+    os.mkfifo(listed / ".pipe")
+    write(listed / "c", b"")
+    with pytest.raises(DataError, match=r"c is not in the list; .*--trust"):
+        checksums.check_folder(listed, listed / "SHA256SUMS", may_be_more=lambda name: name.startswith("."))
+    assert checksums.check_folder(listed, listed / "SHA256SUMS", may_be_more=lambda _: True)
+    (listed / "a.bin").unlink()
+    with pytest.raises(DataError, match=r"a.bin is missing: damaged or replaced"):
+        checksums.check_folder(listed, listed / "SHA256SUMS", may_be_more=lambda _: True)

@@ -8,10 +8,12 @@ They find damage and what was replaced by itself, not malice: whoever can change
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from tfpipe.records import files
 from tfpipe.records.errors import DataError
+from tfpipe.records.words import TRUST
 
 FILE_NAME = "SHA256SUMS"
 _MAX_BYTES = 1 << 20
@@ -65,8 +67,13 @@ def check_file(path: Path) -> None:
         raise DataError(f"not the file that {FILE_NAME} beside it lists: damaged or replaced", path=path)
 
 
-def check_folder(folder: Path, *lists: Path) -> bool:
+def check_folder(folder: Path, *lists: Path, may_be_more: Callable[[str], bool] = lambda _: False) -> bool:
     """Compares a folder, file by file, with the lists that lie in it or in a folder above, and name what is in it.
+
+    Args:
+        folder: to compare.
+        lists: files of hashes; those that are not there, or name nothing in the folder, are passed over.
+        may_be_more: True for names, below the folder, that no list need have.
 
     Returns:
         Whether there is any.
@@ -74,22 +81,30 @@ def check_folder(folder: Path, *lists: Path) -> bool:
     Raises:
         DataError: a file is missing, another one or too many, or what is there is no file.
     """
-    found: dict[str, str] | None = None
-    for path in lists:
-        prefix = "" if folder in path.parents else f"{folder.relative_to(path.parent).as_posix()}/"
-        expected = {name.removeprefix(prefix): value for name, value in _read_if_there(path).items() if name.startswith(prefix)}
+    read_lists = {path: _read_below(folder, path) for path in lists}
+    listed = set[str]().union(*read_lists.values())
+    names = [name for name in names_in(folder) if name in listed or not may_be_more(name)] if listed else []
+    found = {name: files.sha256_of(folder / name) for name in names}
+    for path, expected in read_lists.items():
         if expected:
-            found = found or {name: sha256 for name, _, sha256 in list_files(folder)}
-            _compare(folder, {name: sha256 for name, sha256 in found.items() if folder / name != path}, expected, path)
-    return found is not None
+            more = [name for name in names if name not in expected and folder / name != path and not may_be_more(name)]
+            _compare(folder, found, expected, more, path)
+    return bool(listed)
 
 
-def _compare(folder: Path, found: dict[str, str], expected: dict[str, str], path: Path) -> None:
-    if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+def _read_below(folder: Path, path: Path) -> dict[str, str]:
+    prefix = "" if folder in path.parents else f"{folder.relative_to(path.parent).as_posix()}/"
+    return {name.removeprefix(prefix): value for name, value in _read_if_there(path).items() if name.startswith(prefix)}
+
+
+def _compare(folder: Path, found: dict[str, str], expected: dict[str, str], more: list[str], path: Path) -> None:
+    changed = sorted(name for name, sha256 in expected.items() if found.get(name) != sha256)
+    if wrong := changed or more:
         name = wrong[0]
-        what = "missing" if name not in found else "not in the list" if name not in expected else "another file"
-        more = f", and {len(wrong) - 1:,} more" if len(wrong) > 1 else ""
-        raise DataError(f"not what is listed in {path}: {name} is {what}{more}: damaged or replaced", path=folder)
+        what = "not in the list" if not changed else "another file" if name in found else "missing"
+        others = f", and {len(wrong) - 1:,} more" if len(wrong) > 1 else ""
+        advice = ": damaged or replaced" if changed else f"; {TRUST}"
+        raise DataError(f"not what is listed in {path}: {name} is {what}{others}{advice}", path=folder)
 
 
 def _read_if_there(path: Path) -> dict[str, str]:
