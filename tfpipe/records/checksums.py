@@ -8,6 +8,7 @@ They find damage and what was replaced by itself, not malice: whoever can change
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from tfpipe.records.errors import DataError
 from tfpipe.records.words import TRUST
 
 FILE_NAME = "SHA256SUMS"
+SPECIFICATION_NAME = "preprocessing.json"  # which every export has
 _MAX_BYTES = 1 << 20
+_LINE = re.compile(r"(?P<sha256>[0-9a-fA-F]+) [ *](?P<name>.+)")  # *: as sha256sum --binary writes it
 
 
 def list_files(folder: Path) -> list[tuple[str, int, str]]:
@@ -48,21 +51,30 @@ def read(path: Path) -> dict[str, str]:
         FileNotFoundError: there is no such file.
         DataError: it is no list of hashes.
     """
-    with files.open_regular(path) as file:
-        data = file.read(_MAX_BYTES)
+    data = files.read_bytes(path, _MAX_BYTES)
     try:
-        return {name: sha256 for sha256, name in (line.split("  ", 1) for line in data.decode().splitlines())}
-    except ValueError as error:
+        lines = [line for line in data.decode().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
         raise DataError(f"no list of hashes: {error}", path=path) from None
+    found = {}
+    for line in lines:
+        parts = _LINE.fullmatch(line)
+        if parts is None:
+            raise DataError(f"no list of hashes: {line!r:.200} is not a hash, two spaces and a name", path=path)
+        found[parts["name"]] = parts["sha256"].lower()
+    return found
 
 
 def check_file(path: Path) -> None:
-    """Compares a file with the list in its folder, if there is one that names it.
+    """Compares a file with the list in its folder; a list that does not name it counts in an export only.
 
     Raises:
-        DataError: it is another file than the one that was listed.
+        DataError: it is another file than the one that was listed, or lies in an export that does not list it.
     """
-    expected = _read_if_there(path.parent / FILE_NAME).get(path.name)
+    beside = path.parent / FILE_NAME
+    expected = _read_if_there(beside).get(path.name)
+    if expected is None and beside.exists() and _is_export(path.parent):
+        raise DataError(f"not in {FILE_NAME} of the export that it lies in: move it to another folder", path=path)
     if expected is not None and files.sha256_of(path) != expected:
         raise DataError(f"not the file that {FILE_NAME} beside it lists: damaged or replaced", path=path)
 
@@ -112,3 +124,11 @@ def _read_if_there(path: Path) -> dict[str, str]:
         return read(path)
     except FileNotFoundError:
         return {}
+    except DataError:
+        if _is_export(path.parent):
+            raise
+        return {}  # somebody's own, of other files
+
+
+def _is_export(folder: Path) -> bool:
+    return (folder / SPECIFICATION_NAME).exists()
