@@ -1,8 +1,12 @@
 """Files of Keras: Keras alone reads an export's, with the same bits; tfpipe reads them with its layers."""
 
+import io
+import json
 import subprocess
 import sys
+import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from tfpipe.transfer.classifiers import NamedModel, check
 pytestmark = pytest.mark.tf
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+LAYER = {"module": "keras.layers", "class_name": "Dense", "config": {"units": 1}}
 READ_ALONE = """
 import sys
 sys.modules["tfpipe"] = None  # nothing of it can be imported
@@ -72,3 +77,47 @@ def test_what_is_no_keras_file_is_damage(tmp_path):
     (tmp_path / "a.keras").write_bytes(b"PK\x05\x06" + bytes(18))
     with pytest.raises(DataError, match="cannot be loaded as a Keras model"):
         keras_files.load(tmp_path / "a.keras")
+
+
+def rewritten(path, member, data):
+    """The file of a model with one layer, with a member that is changed or put in."""
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]).save(path.with_name("whole.keras"))
+    with zipfile.ZipFile(path.with_name("whole.keras")) as whole, zipfile.ZipFile(path, "w") as archive:
+        members = {name: whole.read(name) for name in whole.namelist()}
+        members[member] = data(members[member]) if callable(data) else data
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def with_kernel(replace):
+    """Replaces the kernel among the weights."""
+
+    def change(data):
+        changed = io.BytesIO(data)
+        with h5py.File(changed, "r+") as file:
+            del file["layers/dense/vars/0"]
+            replace(file, "layers/dense/vars/0")
+        return changed.getvalue()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda file, name: None, "Layer 'dense' expected 2 variables, but received 1"),
+        (lambda file, name: file.create_dataset(name, (4, 5), "f4"), "The shape of the target variable"),
+        (lambda file, name: file.update({name: h5py.ExternalLink("x.h5", "/x")}), "Not allowed: H5 file with ExternalLink"),
+    ],
+)
+def test_the_reason_why_weights_are_refused_is_said(tmp_path, change, reason):
+    path = rewritten(tmp_path / "a.keras", "model.weights.h5", with_kernel(change))
+    with pytest.raises(DataError, match=f"cannot be loaded as a Keras model: {reason}"):
+        keras_files.load(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"text"', json.dumps(LAYER)])
+def test_an_architecture_that_is_none_is_said(tmp_path, text):
+    with pytest.raises(DataError, match=r"a.keras: .* its member tfpipe.json is no model, but (list|NoneType|str|Dense)"):
+        keras_files.load(rewritten(tmp_path / "a.keras", "tfpipe.json", text))

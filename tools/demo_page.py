@@ -37,7 +37,7 @@ _MAX_BYTES = flags.DEFINE_integer("max_bytes", 20_000_000, "Of an uploaded file.
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a picture is refused.", 1)
 _TRUST = flags.DEFINE_bool("trust", False, "Whoever made the model: open it even if it holds code, or uses files.")
 _ALLOWED_HOSTS = flags.DEFINE_list(
-    "allowed_hosts", [], "Names of a proxy under which the page answers, beside 127.0.0.1 and localhost."
+    "allowed_hosts", [], "Names of a proxy under which the page answers, on any port, beside 127.0.0.1 and localhost."
 )
 _OPEN = flags.DEFINE_bool("open", False, "Show the page in the browser.")
 
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     from tfpipe.serving import preflight
 
-    preflight.check_page(_MODEL.value, _DATA.value, _SPLIT.value, _PORT.value)
+    preflight.check_page(_MODEL.value, _DATA.value, _SPLIT.value, _PORT.value, _ALLOWED_HOSTS.value)
     from tfpipe.serving.page import serve  # takes seconds
 
     page = serve(

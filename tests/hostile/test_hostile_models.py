@@ -146,13 +146,29 @@ def test_an_export_of_before_is_vouched_for_by_the_list_beside_it(copy):
 def test_a_file_more_is_refused(copy, name):
     moved = shutil.move(copy / "saved_model", copy.parent / "moved")
     write(moved / name, b"")
-    with pytest.raises(DataError, match=f"{name} is not in the list"):
+    with pytest.raises(DataError, match=f"{name} is not in the list; .*--trust"):
         tfpipe.load(moved)
     (moved / "assets.extra" / "SHA256SUMS").unlink()
     checksums.write(moved, moved / "assets.extra" / "SHA256SUMS")
     if not name.startswith("assets"):
         with pytest.raises(DataError, match=f"has {name}, which is no file of a SavedModel"):
             tfpipe.load(moved)
+
+
+def test_what_people_add_is_no_hindrance(copy):
+    folder = copy / "saved_model"
+    for name in (".DS_Store", "variables/.nfs0001", "Thumbs.db", "assets.extra/tf_serving_warmup_requests"):
+        write(folder / name, b"x")
+    operations.check_saved_model(folder, trust=False)
+    write(folder / "notes.txt", b"x")
+    with pytest.raises(DataError, match=r"notes.txt is not in the list; .*--trust"):
+        operations.check_saved_model(folder, trust=False)
+    operations.check_saved_model(folder, trust=True)
+    shutil.move(folder / "variables", copy / "variables")
+    (folder / "variables").symlink_to(copy / "variables")
+    for trust in (False, True):
+        with pytest.raises(DataError, match=r"variables: not a regular file|: variables/\S+ is missing, and \d more: damaged"):
+            operations.check_saved_model(folder, trust=trust)
 
 
 # Of each kind: files, checkpoints, Python, network, other processes, logs to files, memory that is a file, extensions.

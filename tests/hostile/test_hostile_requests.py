@@ -1,5 +1,6 @@
 """The page: under the name of another site, from a page of one, or for an address, it gives nothing and fetches nothing."""
 
+import asyncio
 import http.client
 import http.server
 import json
@@ -9,6 +10,8 @@ import urllib.request
 import pytest
 from conftest import picture
 from evaluation_fixtures import make_classifier
+
+from tfpipe.serving import preflight
 
 pytestmark = pytest.mark.tf
 
@@ -59,6 +62,51 @@ def test_pages_of_other_sites_are_refused(served, origin):
         answer = ask(served, method, "/gradio_api/upload", Origin=origin, Access_Control_Request_Method="POST")
         assert answer.status == 403
         assert "access-control-allow-origin" not in answer.headers
+
+
+def status(given, host, origin=None):
+    """What `_OwnPages` answers, without a server."""
+    from tfpipe.serving.page import _OwnPages
+
+    answers = []
+
+    async def app(scope, receive, send):
+        await send({"status": 200})
+
+    async def send(message):
+        answers.append(message.get("status"))
+
+    named = {"host": host, "origin": origin}
+    headers = [(name.encode(), value.encode()) for name, value in named.items() if value is not None]
+    asyncio.run(_OwnPages(app, preflight.host_names(given))({"type": "http", "headers": headers}, None, send))
+    return answers[0]
+
+
+@pytest.mark.parametrize("given", [["demo.example"], ["Demo.Example"], ["demo.example:8443"], ["x.example", "demo.example"]])
+def test_a_proxy_may_pass_its_own_name_on_or_the_page_s(given):
+    for host in ("demo.example", "demo.example:443", "DEMO.example:8443", "127.0.0.1:7860", "localhost"):
+        assert status(given, host) == 200
+        for origin in ("https://demo.example", "https://Demo.example:8443"):
+            assert status(given, host, origin) == 200
+        for origin in ("https://evil.example", "null", "https://demo.example.evil.example", "http://localhost:1"):
+            assert status(given, host, origin) == 403
+    for origin in (None, "https://demo.example", "https://evil.example"):
+        assert status(given, "evil.example", origin) == 403
+
+
+def test_a_name_of_this_machine_that_is_given_adds_nothing():
+    assert status(["localhost"], "localhost:7860", "http://localhost:7860") == 200
+    assert status(["localhost"], "localhost:7860", "http://localhost:1") == 403
+    assert status([], "127.0.0.1:7860", "https://demo.example") == 403
+    assert status(["[fd00::1]:80"], "[FD00::1]", "http://[fd00::1]") == 200
+
+
+@pytest.mark.parametrize(
+    "given", ["demo.example", ["https://demo.example"], ["*.example"], ["fd00::1"], [""], ["a", "a"], ["[:]"]]
+)
+def test_what_is_no_name_of_a_host_is_said(given):
+    with pytest.raises(ValueError, match="allowed_hosts must be names of hosts, each once, as"):
+        preflight.check_page("model", None, "train", 0, given)
 
 
 @pytest.fixture

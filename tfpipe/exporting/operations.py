@@ -40,6 +40,7 @@ BatchDatasetV2 ConcatenateDataset DatasetToSingleElement IgnoreErrorsDataset Map
 RewriteDataset TensorDataset TensorSliceDataset ZipDataset"""
 _OF_CHECKPOINTS = frozenset(("MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"))  # what a SavedModel saves with
 _MAX_NAMED = 10
+_WARM_UP = f"{EXTRA_NAME}/tf_serving_warmup_requests"
 _FILES = re.compile(r"saved_model\.pb|fingerprint\.pb|variables/variables\.(index|data-\d{5}-of-\d{5})|assets(\.extra)?/.*")
 
 
@@ -58,13 +59,13 @@ def check_saved_model(folder: Path, *, trust: bool) -> None:
     What is replaced between this and the opening is not seen.
 
     Raises:
-        DataError: a file is not as it was listed; or, where it is not trusted: no list vouches for it, or it has operations
-            that do more than compute.
+        DataError: a file is not as it was listed; or, where it is not trusted: no list vouches for it, it has more files than
+            those of the list, or operations that do more than compute.
     """
     folder = folder.absolute()
-    is_listed = checksums.check_folder(folder, *(place / checksums.FILE_NAME for place in (folder / EXTRA_NAME, folder.parent)))
-    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not path.is_dir())
-    others = [name for name in names if not _FILES.fullmatch(name)]
+    lists = (place / checksums.FILE_NAME for place in (folder / EXTRA_NAME, folder.parent))
+    is_listed = checksums.check_folder(folder, *lists, may_be_more=lambda name: trust or _is_harmless(name))
+    others = [name for name in checksums.names_in(folder) if not (_FILES.fullmatch(name) or _is_harmless(name))]
     if others and not trust:
         raise DataError(f"has {others[0]}, which is no file of a SavedModel; {TRUST}", path=folder)
     found = _foreign(_operations_of_saved_model(folder))
@@ -74,6 +75,11 @@ def check_saved_model(folder: Path, *, trust: bool) -> None:
             f"no {EXTRA_NAME}/{checksums.FILE_NAME} says that it is as it was exported, and {what}; {TRUST}", path=folder
         )
     check(found, folder, trust=trust)
+
+
+def _is_harmless(name: str) -> bool:
+    """True for what people add and TensorFlow does not open: what file managers leave, requests for TensorFlow Serving."""
+    return name == _WARM_UP or any(map(files.is_hidden, name.split("/")))
 
 
 def _operations_of_saved_model(folder: Path) -> Iterator[str]:

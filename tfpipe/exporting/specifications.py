@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from tfpipe.pipeline.presets import Resize
-from tfpipe.records import arguments, documents
+from tfpipe.records import arguments, checksums, documents
 from tfpipe.records.errors import DataError, lines_of
 from tfpipe.records.files import parse_json
 from tfpipe.records.images import DEFAULT_MAX_PIXELS
 from tfpipe.records.samples import USUAL, Samples
 
-FILE_NAME = "preprocessing.json"
+FILE_NAME = checksums.SPECIFICATION_NAME
 LABELS_NAME = "labels.txt"
 FORMAT_VERSION = 1
 

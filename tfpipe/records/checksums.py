@@ -8,13 +8,18 @@ They find damage and what was replaced by itself, not malice: whoever can change
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from tfpipe.records import files
 from tfpipe.records.errors import DataError
+from tfpipe.records.words import TRUST
 
 FILE_NAME = "SHA256SUMS"
+SPECIFICATION_NAME = "preprocessing.json"  # which every export has
 _MAX_BYTES = 1 << 20
+_LINE = re.compile(r"(?P<sha256>[0-9a-fA-F]+) [ *](?P<name>.+)")  # *: as sha256sum --binary writes it
 
 
 def list_files(folder: Path) -> list[tuple[str, int, str]]:
@@ -23,8 +28,13 @@ def list_files(folder: Path) -> list[tuple[str, int, str]]:
     Raises:
         DataError: something in the folder is neither a regular file nor a folder.
     """
-    paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
-    return [(path.relative_to(folder).as_posix(), path.stat().st_size, files.sha256_of(path)) for path in paths]
+    return [(name, (folder / name).stat().st_size, files.sha256_of(folder / name)) for name in names_in(folder)]
+
+
+def names_in(folder: Path) -> list[str]:
+    """Returns path below the folder of all that is no folder; a link to one, whose files TensorFlow would read, is none."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return [path.relative_to(folder).as_posix() for path in paths]
 
 
 def write(folder: Path, path: Path) -> list[tuple[str, int, str]]:
@@ -41,27 +51,41 @@ def read(path: Path) -> dict[str, str]:
         FileNotFoundError: there is no such file.
         DataError: it is no list of hashes.
     """
-    with files.open_regular(path) as file:
-        data = file.read(_MAX_BYTES)
+    data = files.read_bytes(path, _MAX_BYTES)
     try:
-        return {name: sha256 for sha256, name in (line.split("  ", 1) for line in data.decode().splitlines())}
-    except ValueError as error:
+        lines = [line for line in data.decode().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
         raise DataError(f"no list of hashes: {error}", path=path) from None
+    found = {}
+    for line in lines:
+        parts = _LINE.fullmatch(line)
+        if parts is None:
+            raise DataError(f"no list of hashes: {line!r:.200} is not a hash, two spaces and a name", path=path)
+        found[parts["name"]] = parts["sha256"].lower()
+    return found
 
 
 def check_file(path: Path) -> None:
-    """Compares a file with the list in its folder, if there is one that names it.
+    """Compares a file with the list in its folder; a list that does not name it counts in an export only.
 
     Raises:
-        DataError: it is another file than the one that was listed.
+        DataError: it is another file than the one that was listed, or lies in an export that does not list it.
     """
-    expected = _read_if_there(path.parent / FILE_NAME).get(path.name)
+    beside = path.parent / FILE_NAME
+    expected = _read_if_there(beside).get(path.name)
+    if expected is None and beside.exists() and _is_export(path.parent):
+        raise DataError(f"not in {FILE_NAME} of the export that it lies in: move it to another folder", path=path)
     if expected is not None and files.sha256_of(path) != expected:
         raise DataError(f"not the file that {FILE_NAME} beside it lists: damaged or replaced", path=path)
 
 
-def check_folder(folder: Path, *lists: Path) -> bool:
+def check_folder(folder: Path, *lists: Path, may_be_more: Callable[[str], bool] = lambda _: False) -> bool:
     """Compares a folder, file by file, with the lists that lie in it or in a folder above, and name what is in it.
+
+    Args:
+        folder: to compare.
+        lists: files of hashes; those that are not there, or name nothing in the folder, are passed over.
+        may_be_more: True for names, below the folder, that no list need have.
 
     Returns:
         Whether there is any.
@@ -69,22 +93,30 @@ def check_folder(folder: Path, *lists: Path) -> bool:
     Raises:
         DataError: a file is missing, another one or too many, or what is there is no file.
     """
-    found: dict[str, str] | None = None
-    for path in lists:
-        prefix = "" if folder in path.parents else f"{folder.relative_to(path.parent).as_posix()}/"
-        expected = {name.removeprefix(prefix): value for name, value in _read_if_there(path).items() if name.startswith(prefix)}
+    read_lists = {path: _read_below(folder, path) for path in lists}
+    listed = set[str]().union(*read_lists.values())
+    names = [name for name in names_in(folder) if name in listed or not may_be_more(name)] if listed else []
+    found = {name: files.sha256_of(folder / name) for name in names}
+    for path, expected in read_lists.items():
         if expected:
-            found = found or {name: sha256 for name, _, sha256 in list_files(folder)}
-            _compare(folder, {name: sha256 for name, sha256 in found.items() if folder / name != path}, expected, path)
-    return found is not None
+            more = [name for name in names if name not in expected and folder / name != path and not may_be_more(name)]
+            _compare(folder, found, expected, more, path)
+    return bool(listed)
 
 
-def _compare(folder: Path, found: dict[str, str], expected: dict[str, str], path: Path) -> None:
-    if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+def _read_below(folder: Path, path: Path) -> dict[str, str]:
+    prefix = "" if folder in path.parents else f"{folder.relative_to(path.parent).as_posix()}/"
+    return {name.removeprefix(prefix): value for name, value in _read_if_there(path).items() if name.startswith(prefix)}
+
+
+def _compare(folder: Path, found: dict[str, str], expected: dict[str, str], more: list[str], path: Path) -> None:
+    changed = sorted(name for name, sha256 in expected.items() if found.get(name) != sha256)
+    if wrong := changed or more:
         name = wrong[0]
-        what = "missing" if name not in found else "not in the list" if name not in expected else "another file"
-        more = f", and {len(wrong) - 1:,} more" if len(wrong) > 1 else ""
-        raise DataError(f"not what is listed in {path}: {name} is {what}{more}: damaged or replaced", path=folder)
+        what = "not in the list" if not changed else "another file" if name in found else "missing"
+        others = f", and {len(wrong) - 1:,} more" if len(wrong) > 1 else ""
+        advice = ": damaged or replaced" if changed else f"; {TRUST}"
+        raise DataError(f"not what is listed in {path}: {name} is {what}{others}{advice}", path=folder)
 
 
 def _read_if_there(path: Path) -> dict[str, str]:
@@ -92,3 +124,11 @@ def _read_if_there(path: Path) -> dict[str, str]:
         return read(path)
     except FileNotFoundError:
         return {}
+    except DataError:
+        if _is_export(path.parent):
+            raise
+        return {}  # somebody's own, of other files
+
+
+def _is_export(folder: Path) -> bool:
+    return (folder / SPECIFICATION_NAME).exists()

@@ -15,7 +15,6 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -39,7 +38,7 @@ DEFAULT_MAX_BYTES = 20_000_000
 DEFAULT_MAX_TRAINING = 1000
 
 _KEPT_SECONDS = 3600
-_HOSTS = (HOST, "localhost", "::1")
+_HOSTS = frozenset((HOST, "localhost", "::1"))
 _FONTS = ("system-ui", "Segoe UI", "Roboto", "Noto Sans", "Noto Sans CJK SC", "sans-serif")
 # A picture that is pasted, or dropped beside the place for it, goes where a chosen file goes; so do the files of a folder that
 # is dropped, which Gradio would ask for as if it were a file. What cannot be read of it goes as an empty file, to be refused.
@@ -110,8 +109,9 @@ def serve(
         max_pixels: height times width above which a picture is refused.
         open_browser: show the page in the browser.
         progress: show a bar while the training pictures are looked at.
-        allowed_hosts: names beside 127.0.0.1 and localhost under which the page answers: those of a proxy before it. Under
-            others, any page in the browser could ask it, once its name leads here ("DNS rebinding").
+        allowed_hosts: names beside 127.0.0.1 and localhost under which the page answers, on any port: those of a proxy before
+            it, which may pass its own name on or 127.0.0.1. Under others, any page in the browser could ask it, once its name
+            leads here ("DNS rebinding").
         trust: whoever made the model, see `tfpipe.load`.
 
     Raises:
@@ -121,6 +121,7 @@ def serve(
             given with a model that cannot compare pictures.
     """
     gradio = _import_gradio()
+    own_names = preflight.host_names(allowed_hosts)
     port = preflight.free_port(port)  # taken: better to know before minutes of work
     predictor = artefacts.load(model, trust=trust)
     gallery, notes = _open_gallery(predictor, model, data, split, max_training, progress)
@@ -145,7 +146,7 @@ def serve(
                 footer_links=[],
                 prevent_thread_lock=True,
                 quiet=True,
-                app_kwargs={"lifespan": functools.partial(_guarded, allowed_hosts=(*_HOSTS, *allowed_hosts))},
+                app_kwargs={"lifespan": functools.partial(_guarded, own_names=own_names)},
             )
             yield page.local_url
         finally:
@@ -153,36 +154,34 @@ def serve(
 
 
 @contextlib.asynccontextmanager
-async def _guarded(app: Any, allowed_hosts: Sequence[str]) -> AsyncIterator[None]:
+async def _guarded(app: Any, own_names: frozenset[str]) -> AsyncIterator[None]:
     # When the server starts, and around all that Gradio has: its CORS answers whatever comes from inside, and any host's pages.
-    app.middleware_stack = _OwnPages(app.middleware_stack, allowed_hosts)
+    app.middleware_stack = _OwnPages(app.middleware_stack, own_names)
     yield
 
 
 class _OwnPages:
-    """Answers those who ask under a name of the page, and, as a browser tells, from a page of it: no page of another site."""
+    """Answers those who ask under a name of the page, and, as a browser tells, from a page of it: no page of another site.
 
-    def __init__(self, app: Any, allowed_hosts: Sequence[str]) -> None:
-        self._app, self._allowed_hosts = app, frozenset(allowed_hosts)
+    Under a name that was given, any port is the page's; of this machine, where others listen, too, its own alone.
+    """
+
+    def __init__(self, app: Any, own_names: frozenset[str]) -> None:
+        self._app, self._names, self._given = app, own_names | _HOSTS, own_names - _HOSTS
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "lifespan":
             headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
             host, origin = headers.get(b"host", ""), headers.get(b"origin")
-            if _host_name(host) not in self._allowed_hosts or (origin is not None and origin.partition("://")[2] != host):
+            asking = host if origin is None else origin.partition("://")[2]
+            is_own = asking == host or preflight.host_name(asking) in self._given
+            if preflight.host_name(host) not in self._names or not is_own:
                 await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
                 await send(
                     {"type": "http.response.body", "body": b"This page answers to its own names only (--allowed_hosts)."}
                 )
                 return
         await self._app(scope, receive, send)
-
-
-def _host_name(host: str) -> str | None:
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
 
 
 def _import_gradio() -> Any:

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tfpipe.exporting import preflight as models
 from tfpipe.exporting.specifications import FILE_NAME
-from tfpipe.records import manifest
+from tfpipe.records import arguments, manifest
 from tfpipe.serving import sources, tables
 
 HOST = "127.0.0.1"
+_WITH_PORT = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d+)?")
 
 
 def check_prediction(
@@ -42,12 +45,19 @@ def check_prediction(
     models.find_model(model)
 
 
-def check_page(model: str | os.PathLike[str], data: str | os.PathLike[str] | None, split: str, port: int) -> None:
+def check_page(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None,
+    split: str,
+    port: int,
+    allowed_hosts: Sequence[str] = (),
+) -> None:
     """Checks the arguments of a page.
 
     Raises:
         ValueError, FileNotFoundError, DataError, ImportError, OSError: as `tfpipe.serving.page.serve`.
     """
+    host_names(allowed_hosts)
     models.check_packages("the page needs", ("gradio",), "page")
     free_port(port)
     models.find_model(model)
@@ -85,6 +95,27 @@ def check_output(path: Path, model: Any) -> Path:
         if real == own or (own.is_dir() and real.is_relative_to(own)):
             raise ValueError(f"{path}: output must be another file than the model, and outside of its folder ({model})")
     return path
+
+
+def host_names(hosts: Sequence[str]) -> frozenset[str]:
+    """Returns names of hosts as they are compared: in lower case, each without its port, which plays no part.
+
+    Raises:
+        ValueError: one is none.
+    """
+    wanted = "names of hosts, each once, as demo.example or demo.example:8443"
+    names = {host: host_name(host) for host in (arguments.texts("allowed_hosts", hosts, wanted) if hosts else ())}
+    if wrong := [host for host, name in names.items() if not (name and _WITH_PORT.fullmatch(host))]:
+        raise arguments.wrong("allowed_hosts", wanted, wrong[0])
+    return frozenset(filter(None, names.values()))
+
+
+def host_name(host: str) -> str | None:
+    """Returns the name, in lower case, of a host that may have a port."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def free_port(port: int) -> int:

@@ -52,11 +52,14 @@ def load(file: Path, *, trust: bool = False) -> keras.Model:
                 return model
             config = json.loads(archive.read(_ARCHITECTURE))
         named: Any = keras.saving.deserialize_keras_object(config, safe_mode=not trust)
+        if not isinstance(named, keras.Model):
+            raise TypeError(f"its member {_ARCHITECTURE} is no model, but {type(named).__name__}")
         named.set_weights(model.get_weights())
         return named
     except Exception as error:  # of a damaged file Keras, zipfile and h5py raise anything
-        # The last line: Keras wraps the reason in the whole architecture, layer by layer.
-        reason = lines_of(error)[-1]
+        # Keras wraps the reason in the whole architecture, layer by layer; of weights, in between layers that have none.
+        first, *others = filter(None, lines_of(error))
+        reason = (others or [first])[0 if first.startswith("A total of ") else -1]
         if not trust and "safe_mode=False" in str(error):
             reason = f"it holds Python code, or would read other files; {TRUST}"
         raise DataError(f"cannot be loaded as a Keras model: {reason}", path=file) from error
