@@ -115,10 +115,19 @@ def test_the_message_names_a_folder_that_has_the_files(tmp_path):
 
 
 def test_splits_of_a_table_have_one_name(tmp_path):
-    names = ["train", "Valid", "validation", "dev", "val", "test", "other"]
-    rows = [f"{index}.jpg,a,{name}" for index, name in enumerate(names)]
-    source = table(tmp_path, "\n".join(["path,label,split", *rows]), *(f"{index}.jpg" for index in range(7)))
-    assert [split for split, _, _ in listed(source)[0].values()] == ["train", "val", "val", "val", "val", "test", "other"]
+    for name in ("Valid", "validation", "dev", "val"):
+        names = ["train", name, name.upper(), "test", "other"]
+        rows = [f"{index}.jpg,a,{name}" for index, name in enumerate(names)]
+        source = table(tmp_path, "\n".join(["path,label,split", *rows]), *(f"{index}.jpg" for index in range(5)))
+        assert [split for split, _, _ in listed(source)[0].values()] == ["train", "val", "val", "test", "other"]
+
+
+@pytest.mark.parametrize("names", [("valid", "dev"), ("val", "Validation")])
+def test_two_splits_of_a_table_are_not_made_one(tmp_path, names):
+    source = table(tmp_path, "path,label,split\n1.jpg,a,{}\n2.jpg,a,{}\n".format(*names), "1.jpg", "2.jpg")
+    double = " and ".join(names).lower()
+    with pytest.raises(DataError, match=rf"t\.csv: {double} would be one split: join them, or name one otherwise"):
+        listed(source)
 
 
 # Builds

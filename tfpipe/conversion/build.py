@@ -180,7 +180,7 @@ def _renamed(argument: str, given: Mapping[Any, Any], names: Mapping[str, str]) 
         if name != split:
             _log.info("%s: split %r is taken as %r", argument, name, split)
     if double := one_split(renamed):
-        raise ValueError(f"{argument}: {double} would be one split")
+        raise ValueError(f"{argument}: {double}")
     return {renamed[name]: value for name, value in given.items()}
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tfpipe.conversion.items import SPLIT_NAMES, Item, Notes, Rejection, Source
+from tfpipe.conversion.items import SPLIT_NAMES, Item, Notes, Rejection, Source, one_split
 from tfpipe.records import tables, walking
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import IMAGE_SUFFIXES
@@ -54,12 +54,12 @@ def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> It
 
     Raises:
         ValueError: a column is missing, or there twice.
-        DataError: the table is damaged, or none of its paths leads to a file.
+        DataError: the table is damaged, two of its splits would be one, or none of its paths leads to a file.
     """
     with tables.opened(path) as table:
         path_column, label_column = _columns(table, choice)
         finder = _Finder(os.path.abspath(choice.images or path.parent))
-        rows = _Rows(table, split, choice.split_names, path_column, label_column, finder, notes)
+        rows = _Rows(table, split, choice.split_names, path_column, label_column, finder, notes, {})
         missing: list[Rejection] = []
         found = False
         for line, fields in table.rows:
@@ -69,6 +69,8 @@ def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> It
             else:
                 found = found or isinstance(item, Source)
                 yield item
+    if double := one_split(rows.splits):
+        raise DataError(double, path=path)
     if missing and not found:
         raise finder.none_found(path, path_column, missing)
     yield from missing
@@ -101,6 +103,7 @@ class _Rows(NamedTuple):
     label_column: str
     finder: _Finder
     notes: Notes
+    splits: dict[str, str]  # by the names that the rows give them, in lower case
 
     def item(self, line: int, fields: list[str]) -> Item:
         """Returns what one row names."""
@@ -120,8 +123,10 @@ class _Rows(NamedTuple):
             return Rejection(given, place, "bad_row", f"the row says split {given_split!r}, the input is named {self.split!r}")
         if problem := _wrong_split(split):
             return Rejection(given, place, "bad_row", f"{given}: {problem}")
-        if split and given_split and split != given_split:
-            self.notes.renamed[given_split] = split
+        if split and given_split:
+            self.splits[given_split.lower()] = split
+            if split != given_split:
+                self.notes.renamed[given_split] = split
         given_id = cells.get("id", "") if self.path_column != "id" else ""
         try:
             key, filename, source, status = self._named(given, given_id)
