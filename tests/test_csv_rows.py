@@ -77,6 +77,20 @@ def test_an_id_of_several_files_is_refused_by_name(tmp_path):
     assert rejected == {"1": "'1' may be any of a/1.jpg, b/1.png: write the path of the one that is meant"}
 
 
+def test_ids_that_are_found_in_several_folders_are_counted_and_said(tmp_path, caplog):
+    paths = [f"train/{index}.jpg" for index in range(3)]
+    source = table(tmp_path, "id,label\n0,a\n1,b\n2,a\n3,b\n", *paths, "test/3.jpg")
+    assert len(listed(source)[0]) == 4
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning == "ids of t.csv were found in several folders: 3 in train, 1 in test; pass images=DIR to name one"
+    caplog.clear()
+    table(tmp_path, "id,label\ntrain/0,a\ntrain/1,b\ntest/3,a\n")  # folders that the table names
+    assert len(listed(source)[0]) == 3
+    table(tmp_path, "id,label\n0,a\n1,b\n")
+    assert len(listed(source)[0]) == 2
+    assert caplog.records == []
+
+
 def test_paths_are_found_in_another_unicode_form(tmp_path):
     composed = "caf\u00e9/1.jpg"
     source = table(tmp_path, f"path,label\n{composed}\n2.jpg,tea\n".replace(composed, f"{composed},cafe"), "2.jpg")

@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -24,6 +25,7 @@ _log = logging.getLogger("tfpipe")
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 _PATH_COLUMNS = (*tables.FILE_COLUMNS, "image_id", "img_id", "id")
+_SHOWN = 5  # folders in a warning
 _LABEL_COLUMNS = ("label", "class", "class_name", "category", "category_name", "label_name", "target")
 
 
@@ -73,6 +75,10 @@ def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> It
         raise DataError(double, path=path)
     if missing and not found:
         raise finder.none_found(path, path_column, missing)
+    if len(finder.folders) > 1:
+        counts = ", ".join(f"{count} in {folder or '.'}" for folder, count in finder.folders.most_common(_SHOWN))
+        more = ", ..." if len(finder.folders) > _SHOWN else ""
+        _log.warning("ids of %s were found in several folders: %s%s; pass images=DIR to name one", path.name, counts, more)
     yield from missing
 
 
@@ -179,6 +185,7 @@ class _Finder:
 
     def __init__(self, base: str) -> None:
         self.base = base
+        self.folders: Counter[str] = Counter()  # in which ids without one were found
         self._index: dict[str, list[str]] | None = None
 
     def below(self, given: str) -> str:
@@ -214,6 +221,8 @@ class _Finder:
         if found:
             path = os.path.join(self.base, found[0])
         is_by_id = bool(found) and unicodedata.normalize("NFC", found[0]) != name
+        if is_by_id and "/" not in name:
+            self.folders[os.path.dirname(found[0])] += 1
         return path, found[0] if is_by_id else "", os.stat(path)
 
     def _walked(self) -> dict[str, list[str]]:
