@@ -191,6 +191,10 @@ def test_a_refused_set_of_classes_leaves_nothing_and_insisting_builds(tmp_path):
     content = build(tmp_path / "in", tmp_path / "nfc", normalize="nfc")
     assert (list(content.class_names), content.options["normalize"]) == ([NFC], "nfc")
     build(tmp_path / "in", tmp_path / "nfc", normalize="nfc")  # complete: nothing to do
+    content = build(tmp_path / "in", tmp_path / "named", normalize="nfc", class_names=[NFD])
+    assert list(content.class_names) == content.options["class_names"] == [NFC]
+    with pytest.raises(ValueError, match="class_names must be different names of classes"):
+        build(tmp_path / "in", tmp_path / "twice", normalize="nfc", class_names=[NFD, NFC])
     assert unicodedata.is_normalized("NFC", content.class_names[0])
     with pytest.raises(ValueError, match="normalize was 'nfc' and is 'none'"):
         build(tmp_path / "in", tmp_path / "nfc")
