@@ -76,7 +76,7 @@ def build_tfrecords(
         unlabelled: folder of pictures without labels, by split name.
         label_pattern: for layout "filename": a regular expression with one named group, matched from the name's start.
         class_names: in the order of their labels. None: sorted by code point, or as numbers where all are. Names that are
-            given are not questioned: classes that are hardly meant, as "nan" or one for each image, are refused otherwise.
+            given are not questioned: classes that are hardly meant, as "nan" in a table, are refused otherwise.
         num_shards: per split: one number for all, or by split name. None: by `shard_bytes`.
         shard_bytes: the size that a shard should have, roughly; shards of a split differ by one record at most.
         seed: draws the splits and the order of records.
