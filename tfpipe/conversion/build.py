@@ -93,8 +93,8 @@ def build_tfrecords(
         path_column: for layout "csv": the column of paths, or of ids, which are names of files without their ending. None: the
             one called path, filename, image_id or the like.
         label_column: for layout "csv": the column of classes. None: the one called label, class, category or the like.
-        normalize: "nfc" makes one class of names that differ in their Unicode form only, in `class_names`, too; "none" takes them as
-            they are.
+        normalize: "nfc" makes one class of names that differ in their Unicode form only, in `class_names`, too; "none" takes
+            them as they are.
         png16: how PNG of 16 bits is read: "high_byte" takes that of each sample; "full_range" makes an image's darkest sample 0
             and its brightest 255; "percentile" does so with the samples that 1 % and 99 % do not exceed. Significant bits that
             a file declares (sBIT) are always obeyed. This and `background` change no record: the manifest holds them, and
