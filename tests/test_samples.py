@@ -186,11 +186,11 @@ def test_the_build_counts_and_names_what_is_lost(tmp_path, caplog):
     warned = [record.getMessage() for record in caplog.records]
     assert "3 images of 16 bits will be nearly of one colour (fewer than 5 bits hold the high bytes)" in warned[0]
     assert all(f"{tmp_path}/in/{name}.png" in warned[0] for name in "dgh")
-    assert "1 image will be read without transparency" in warned[1]
+    assert "1 image with an alpha channel will be read without it" in warned[1]
     assert warned[1].endswith(f"{tmp_path}/in/c.png")
     summary = describe_manifest(content)
     assert "16-bit PNG                5 (read by high_byte)" in summary
-    assert "transparent               1 (alpha is dropped)" in summary
+    assert "alpha channel             1 (dropped)" in summary
 
 
 def test_options_are_kept_and_nothing_else_changes(tmp_path, caplog):

@@ -22,7 +22,7 @@ _PROPERTIES = {  # words for `Manifest.properties`, in this order; a name that i
     "duplicates": "byte duplicates",
     "png16": "16-bit PNG",
     "dim16": "high bytes hold < 5 bits",
-    "transparent": "transparent",
+    "transparent": "alpha channel",
     "profiles": "colour profile",
 }
 
@@ -100,7 +100,7 @@ def _oddities(manifest: Manifest) -> list[str]:
     named = [name for name in _PROPERTIES if name in manifest.properties]
     others = [name for name in manifest.properties if name not in _PROPERTIES]
     samples = Samples.of(manifest.options)
-    background = "alpha is dropped" if samples.background == USUAL.background else f"on {samples.background}"
+    background = "dropped" if samples.background == USUAL.background else f"on {samples.background}"
     notes = {"png16": f" (read by {samples.png16})", "transparent": f" ({background})", "profiles": " (not applied)"}
     facts = [(_PROPERTIES.get(name, name), f"{manifest.properties[name]:,}{notes.get(name, '')}") for name in (*named, *others)]
     facts.append(("conflicting labels", _groups(manifest.conflicts)))
