@@ -102,13 +102,14 @@ def _oddities(manifest: Manifest) -> list[str]:
     samples = Samples.of(manifest.options)
     background = "dropped" if samples.background == USUAL.background else f"on {samples.background}"
     notes = {"png16": f" (read by {samples.png16})", "transparent": f" ({background})", "profiles": " (not applied)"}
-    facts = [(_PROPERTIES.get(name, name), f"{manifest.properties[name]:,}{notes.get(name, '')}") for name in (*named, *others)]
+    words = {name: _PROPERTIES.get(name) or _shortened(name) for name in (*named, *others)}
+    facts = [(word, f"{manifest.properties[name]:,}{notes.get(name, '')}") for name, word in words.items()]
     facts.append(("conflicting labels", _groups(manifest.conflicts)))
     facts.append(("leaks across splits", _groups(manifest.leaks)))
     rejected = f"{sum(manifest.rejected.values()):,}"
     if manifest.rejected:
         reasons = sorted(manifest.rejected.items(), key=lambda item: (-item[1], item[0]))
-        rejected += f" ({', '.join(f'{reason} {number:,}' for reason, number in reasons)}; see {REJECTED_NAME})"
+        rejected += f" ({', '.join(f'{_shortened(reason)} {number:,}' for reason, number in reasons)}; see {REJECTED_NAME})"
     facts.append(("rejected inputs", rejected))
     if manifest.options.get("check") == "decode":
         facts.append(("checked", "every image decoded"))
