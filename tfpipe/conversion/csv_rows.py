@@ -24,7 +24,7 @@ from tfpipe.records.words import plural
 _log = logging.getLogger("tfpipe")
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
-_PATH_COLUMNS = (*tables.FILE_COLUMNS, "image_id", "img_id", "id")
+_PATH_COLUMNS = (*tables.FILE_COLUMNS, *tables.ID_COLUMNS)
 _SHOWN = 5  # folders in a warning
 _LABEL_COLUMNS = ("label", "class", "class_name", "category", "category_name", "label_name", "target")
 
