@@ -112,7 +112,7 @@ def test_arrays_in_other_files_are_refused_before_they_are_read(tmp_path, name, 
         else:
             (tmp_path / "secret").write_bytes(array.tobytes())
             file.create_dataset(name, array.shape, array.dtype, external=[(str(tmp_path / "secret"), 0, array.nbytes)])
-    with pytest.raises(tfpipe.DataError, match=rf"x\.h5: array /{name} lies in other files: copy it into this one"):
+    with pytest.raises(tfpipe.DataError, match=rf"x\.h5: array '/{name}' lies in other files: copy it into this one"):
         hdf5.list_arrays(path, None)
 
 

@@ -297,7 +297,7 @@ def test_the_separator_and_the_column_of_paths_are_found_and_said(tmp_path, cont
 @pytest.mark.parametrize("column", ["image_id", "img_id", "ID"])
 def test_a_column_of_ids_is_taken_where_these_are_files(tmp_path, column):
     table = write(tmp_path / "list.csv", f"{column},label\n a/2.jpg ,x\ngone.jpg,x\n".encode())
-    with pytest.raises(DataError, match="none of the names in column .* is that of a file: a column called path is needed"):
+    with pytest.raises(DataError, match=r"none of the names in column .* is that of a file: a column called path is needed"):
         ids(table)
     (tmp_path / "gone.jpg").mkdir()
     with pytest.raises(DataError, match="none of the names"):

@@ -82,7 +82,7 @@ def _arrays(file: Any) -> dict[str, Any]:
 def _within(array: Any, path: Path) -> Any:
     """Returns an array that the file itself holds: another's could be any file of the machine."""
     if array.external or array.is_virtual:
-        raise DataError(f"array {array.name} lies in other files: copy it into this one", path=path)
+        raise DataError(f"array {array.name!r} lies in other files: copy it into this one", path=path)
     return array
 
 
