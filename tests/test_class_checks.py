@@ -85,9 +85,10 @@ def test_every_image_a_class_of_its_own_in_every_layout(tmp_path, caplog):
     (line,) = refused(tmp_path / "a", names, "filename")
     assert "10 images have 10 classes ('cat-000', " in line
     assert WHOLE_NAMES in line
-    assert "are these folders classes?" in refused(tmp_path / "b", [f"{name}/1.jpg" for name in names])[0]
+    assert "are these folders classes?" in warned(caplog, tmp_path / "b", [f"{name}/1.jpg" for name in names])[0]
     paths = [f"{index}.jpg" for index in range(10)]
-    assert "does label_column name the column of classes?" in refused(tmp_path / "c", paths, table=rows(*"abcdefghij"))[0]
+    (warning,) = warned(caplog, tmp_path / "c", paths, table=rows(*"abcdefghij"))
+    assert "does label_column name the column of classes?" in warning
     assert warned(caplog, tmp_path / "d", paths, table=rows(*"abcdeabcde")) == []
     assert warned(caplog, tmp_path / "e", names[:9], "filename") == []
 
@@ -138,6 +139,11 @@ def test_names_that_look_alike(tmp_path, caplog):
         "  the classes 'Cat' and 'cat'",
         "  the classes 'red fox' and 'red_fox'",
     ]
+    folders = ["Delta/1.jpg", "delta/2.jpg", "t-shirt/3.jpg", "t_shirt/4.jpg"]
+    expected = ["the classes 'Delta' and 'delta'", "the classes 't-shirt' and 't_shirt'"]
+    assert [line.strip().split(" look ")[0] for line in refused(tmp_path / "d", folders)] == expected
+    named = warned(caplog, tmp_path / "e", folders, guessed=False)
+    assert [line.split(" look ")[0] for line in named] == expected
     both = [f"{NFC}/1.jpg", f"{NFD}/2.jpg", "tea/3.jpg"]
     (line,) = refused(tmp_path / "b", both)
     assert "in their Unicode form only: normalize=nfc" in line
@@ -148,6 +154,11 @@ def test_names_that_look_alike(tmp_path, caplog):
 def test_lists_are_no_classes(tmp_path, label):
     (line,) = refused(tmp_path, ["0.jpg", "1.jpg", "2.jpg"], table=rows("cat", label, "dog"))
     assert "look like several classes each" in line
+
+
+def test_signs_are_classes(tmp_path, caplog):
+    paths = [f"{index}.jpg" for index in range(4)]
+    assert warned(caplog, tmp_path, paths, table=rows("|", ";", '","', "?x")) == []
 
 
 def test_measured_numbers_are_no_classes_and_counted_ones_are(tmp_path, caplog):
@@ -191,6 +202,10 @@ def test_a_refused_set_of_classes_leaves_nothing_and_insisting_builds(tmp_path):
     content = build(tmp_path / "in", tmp_path / "nfc", normalize="nfc")
     assert (list(content.class_names), content.options["normalize"]) == ([NFC], "nfc")
     build(tmp_path / "in", tmp_path / "nfc", normalize="nfc")  # complete: nothing to do
+    content = build(tmp_path / "in", tmp_path / "named", normalize="nfc", class_names=[NFD])
+    assert list(content.class_names) == content.options["class_names"] == [NFC]
+    with pytest.raises(ValueError, match="class_names must be different names of classes"):
+        build(tmp_path / "in", tmp_path / "twice", normalize="nfc", class_names=[NFD, NFC])
     assert unicodedata.is_normalized("NFC", content.class_names[0])
     with pytest.raises(ValueError, match="normalize was 'nfc' and is 'none'"):
         build(tmp_path / "in", tmp_path / "nfc")

@@ -77,6 +77,20 @@ def test_an_id_of_several_files_is_refused_by_name(tmp_path):
     assert rejected == {"1": "'1' may be any of a/1.jpg, b/1.png: write the path of the one that is meant"}
 
 
+def test_ids_that_are_found_in_several_folders_are_counted_and_said(tmp_path, caplog):
+    paths = [f"train/{index}.jpg" for index in range(3)]
+    source = table(tmp_path, "id,label\n0,a\n1,b\n2,a\n3,b\n", *paths, "test/3.jpg")
+    assert len(listed(source)[0]) == 4
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning == "ids of t.csv were found in several folders: 3 in train, 1 in test; pass images=DIR to name one"
+    caplog.clear()
+    table(tmp_path, "id,label\ntrain/0,a\ntrain/1,b\ntest/3,a\n")  # folders that the table names
+    assert len(listed(source)[0]) == 3
+    table(tmp_path, "id,label\n0,a\n1,b\n")
+    assert len(listed(source)[0]) == 2
+    assert caplog.records == []
+
+
 def test_paths_are_found_in_another_unicode_form(tmp_path):
     composed = "caf\u00e9/1.jpg"
     source = table(tmp_path, f"path,label\n{composed}\n2.jpg,tea\n".replace(composed, f"{composed},cafe"), "2.jpg")
@@ -115,10 +129,19 @@ def test_the_message_names_a_folder_that_has_the_files(tmp_path):
 
 
 def test_splits_of_a_table_have_one_name(tmp_path):
-    names = ["train", "Valid", "validation", "dev", "val", "test", "other"]
-    rows = [f"{index}.jpg,a,{name}" for index, name in enumerate(names)]
-    source = table(tmp_path, "\n".join(["path,label,split", *rows]), *(f"{index}.jpg" for index in range(7)))
-    assert [split for split, _, _ in listed(source)[0].values()] == ["train", "val", "val", "val", "val", "test", "other"]
+    for name in ("Valid", "validation", "dev", "val"):
+        names = ["train", name, name.upper(), "test", "other"]
+        rows = [f"{index}.jpg,a,{name}" for index, name in enumerate(names)]
+        source = table(tmp_path, "\n".join(["path,label,split", *rows]), *(f"{index}.jpg" for index in range(5)))
+        assert [split for split, _, _ in listed(source)[0].values()] == ["train", "val", "val", "test", "other"]
+
+
+@pytest.mark.parametrize("names", [("valid", "dev"), ("val", "Validation")])
+def test_two_splits_of_a_table_are_not_made_one(tmp_path, names):
+    source = table(tmp_path, "path,label,split\n1.jpg,a,{}\n2.jpg,a,{}\n".format(*names), "1.jpg", "2.jpg")
+    double = " and ".join(names).lower()
+    with pytest.raises(DataError, match=rf"t\.csv: {double} would be one split: join them, or name one otherwise"):
+        listed(source)
 
 
 # Builds

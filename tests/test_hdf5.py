@@ -97,6 +97,25 @@ def test_named_types_beside_the_arrays(tmp_path):
     assert tfpipe.build_tfrecords(path, tmp_path / "out", workers=1, progress=False).splits["train"].num_records == 2
 
 
+@pytest.mark.parametrize("name", ["x", "y", "list_classes"])
+@pytest.mark.parametrize("is_virtual", [False, True])
+def test_arrays_in_other_files_are_refused_before_they_are_read(tmp_path, name, is_virtual):
+    arrays = {"x": pixels(2, 4, 4, 3), "y": np.array([0, 1]), "list_classes": np.array([b"a", b"b"])}
+    store(tmp_path / "other.h5", **arrays)
+    array = arrays.pop(name)
+    path = store(tmp_path / "x.h5", **arrays)
+    with h5py.File(path, "a") as file:
+        if is_virtual:
+            layout = h5py.VirtualLayout(array.shape, array.dtype)
+            layout[:] = h5py.VirtualSource(tmp_path / "other.h5", name, array.shape)
+            file.create_virtual_dataset(name, layout)
+        else:
+            (tmp_path / "secret").write_bytes(array.tobytes())
+            file.create_dataset(name, array.shape, array.dtype, external=[(str(tmp_path / "secret"), 0, array.nbytes)])
+    with pytest.raises(tfpipe.DataError, match=rf"x\.h5: array '/{name}' lies in other files: copy it into this one"):
+        hdf5.list_arrays(path, None)
+
+
 def test_what_is_no_hdf5_is_named(tmp_path):
     path = tmp_path / "x.h5"
     path.write_bytes(b"not hdf5")

@@ -294,6 +294,28 @@ def test_the_separator_and_the_column_of_paths_are_found_and_said(tmp_path, cont
     assert re.search(r"list\.tsv: paths are taken from column '(filename|image)', separated by (semicolons|tabs)", caplog.text)
 
 
+@pytest.mark.parametrize("column", ["image_id", "img_id", "ID"])
+def test_a_column_of_ids_is_taken_where_these_are_files(tmp_path, column):
+    table = write(tmp_path / "list.csv", f"{column},label\n a/2.jpg ,x\ngone.jpg,x\n".encode())
+    with pytest.raises(DataError, match=r"none of the names in column .* is that of a file: a column called path is needed"):
+        ids(table)
+    (tmp_path / "gone.jpg").mkdir()
+    with pytest.raises(DataError, match="none of the names"):
+        ids(table)
+    write(tmp_path / "a" / "2.jpg", picture(2))
+    assert ids(table) == ["a/2", "gone"]
+    assert sources.list_pictures(table).pictures[0].path == str(tmp_path / "a/2.jpg")
+
+
+def test_names_that_predictions_hold_with_an_apostrophe_are_read_back(tmp_path):
+    for name in ("=1.jpg", "'-2.jpg", "'b.jpg"):
+        write(tmp_path / name, picture(1))
+    table = write(tmp_path / "list.csv", b"id,filename\n'=x,'=1.jpg\n'-y,'-2.jpg\n'z,'b.jpg\n'-gone,'-gone.jpg\n")
+    found = {picture.id: picture.path for picture in sources.list_pictures(table).pictures}
+    expected = {"=x": "=1.jpg", "'-y": "'-2.jpg", "'z": "'b.jpg", "-gone": "-gone.jpg"}
+    assert found == {name: str(tmp_path / path) for name, path in expected.items()}
+
+
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\0"])
 def test_standard_input_names_pictures(tmp_path, monkeypatch, end):
     for name in ("a/1.jpg", "a/2.jpg", "a/10.jpg"):

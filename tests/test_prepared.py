@@ -9,6 +9,8 @@ import pytest
 from conftest import picture
 
 import tfpipe
+from tfpipe.conversion import prepared as prepared_sets
+from tfpipe.conversion.items import SPLIT_NAMES
 from tfpipe.records import schema, tfrecord
 
 pytestmark = pytest.mark.tf
@@ -117,6 +119,18 @@ def test_incomplete_descriptions_are_named(prepared, tmp_path, file, content):
     (folder / file).write_text(json.dumps(content))
     with pytest.raises(tfpipe.DataError, match="copy"):
         tfpipe.build_tfrecords(folder, tmp_path / "out", layout="tfds", progress=False)
+
+
+def test_two_splits_are_not_made_one(tmp_path):
+    splits = [{"name": name, "shardLengths": ["1"]} for name in ("train", "valid", "dev")]
+    features = {"x": {"pythonClassName": "Image"}, "y": {"pythonClassName": "ClassLabel"}}
+    for file, content in (
+        ("dataset_info.json", {"name": "x", "splits": splits}),
+        ("features.json", {"featuresDict": {"features": features}}),
+    ):
+        (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(tfpipe.DataError, match=r"dataset_info\.json: valid and dev would be one split: join them"):
+        prepared_sets.list_records(tmp_path, None, SPLIT_NAMES)
 
 
 def test_tensorflow_datasets_opens_what_we_build(photos, tmp_path):

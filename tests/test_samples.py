@@ -38,12 +38,16 @@ NOISE = np.random.default_rng(1).integers(0, 1 << 16, (12, 16, 4))
 RAMP = np.arange(4096).reshape(64, 64)
 
 
-def png(samples: np.ndarray, sbit: tuple[int, ...] = (), trns: tuple[int, ...] = ()) -> bytes:
-    """A PNG file of 16 bits, of integers [H, W] or [H, W, C]."""
+def png(samples: np.ndarray, sbit: tuple[int, ...] = (), trns: tuple[int, ...] = (), depth: int = 16) -> bytes:
+    """A PNG file of 16 bits, of integers [H, W] or [H, W, C]; or of fewer, of [H, W] where W is a multiple of 8."""
     samples = samples.reshape(*samples.shape[:2], -1)
     height, width, channels = samples.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
-    chunks = [ihdr(width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels])]
+    if depth == 16:
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    else:
+        bits = np.unpackbits(samples.astype(np.uint8), axis=2)[..., 8 - depth :]
+        rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in bits)
+    chunks = [ihdr(width, height, depth, {1: 0, 2: 4, 3: 2, 4: 6}[channels])]
     chunks += [chunk(b"sBIT", bytes(sbit))] if sbit else []
     chunks += [chunk(b"tRNS", struct.pack(f">{len(trns)}H", *trns))] if trns else []
     return make_png(*chunks, chunk(b"IDAT", zlib.compress(rows)))
@@ -75,6 +79,8 @@ FILES = {
     "16 bits, one level": png(np.full((3, 5), 999)),
     **{f"16 bits, {count} channels": png(NOISE[..., :count]) for count in (1, 2, 3, 4)},
     **{f"12 bits, {count} channels": png(NOISE[..., :count] >> 4, sbit=(12, 9, 12, 16)[:count]) for count in (2, 3, 4)},
+    **{f"a transparent grey of {bits} bits": png(RAMP % (1 << bits), trns=(1,), depth=bits) for bits in (1, 2, 4)},
+    "a transparent grey beyond its bits": png(RAMP % 16, trns=(20,), depth=4),
     "16 bits, a transparent grey": png(RAMP * 16, trns=(1600,)),
     "16 bits, a transparent colour": png(NOISE[..., :3], trns=tuple(NOISE[3, 4, :3])),
 }
@@ -186,11 +192,11 @@ def test_the_build_counts_and_names_what_is_lost(tmp_path, caplog):
     warned = [record.getMessage() for record in caplog.records]
     assert "3 images of 16 bits will be nearly of one colour (fewer than 5 bits hold the high bytes)" in warned[0]
     assert all(f"{tmp_path}/in/{name}.png" in warned[0] for name in "dgh")
-    assert "1 image will be read without transparency" in warned[1]
+    assert "1 image with an alpha channel will be read without it" in warned[1]
     assert warned[1].endswith(f"{tmp_path}/in/c.png")
     summary = describe_manifest(content)
     assert "16-bit PNG                5 (read by high_byte)" in summary
-    assert "transparent               1 (alpha is dropped)" in summary
+    assert "alpha channel             1 (dropped)" in summary
 
 
 def test_options_are_kept_and_nothing_else_changes(tmp_path, caplog):

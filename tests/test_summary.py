@@ -54,6 +54,14 @@ def test_a_long_or_unprintable_class_name_keeps_the_table_narrow():
     assert "a?b" in text
 
 
+def test_names_that_only_another_program_writes_do_not_move_the_terminal():
+    name = "\x1b[2J\x9b1m\u202e\n" + "x" * 500
+    text = describe_manifest(made(["a", "b"], (1, 2), properties={name: 1}, rejected={name: 2}))
+    assert all(character.isprintable() for character in text.replace("\n", ""))
+    assert max(map(len, text.splitlines())) < 100
+    assert text.count("?[2J?1m??xxx") == 2
+
+
 def test_leaks_and_unlabelled_splits(tmp_path):
     manifest = manifests.load(build_tiny(tmp_path, layout="flat"))
     text = describe_manifest(dataclasses.replace(manifest, leaks=[["a", "b"], ["c", "d", "e"]]))

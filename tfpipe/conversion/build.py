@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -75,7 +76,7 @@ def build_tfrecords(
         unlabelled: folder of pictures without labels, by split name.
         label_pattern: for layout "filename": a regular expression with one named group, matched from the name's start.
         class_names: in the order of their labels. None: sorted by code point, or as numbers where all are. Names that are
-            given are not questioned: classes that are hardly meant, as "nan" or one for each image, are refused otherwise.
+            given are not questioned: classes that are hardly meant, as "nan" in a table, are refused otherwise.
         num_shards: per split: one number for all, or by split name. None: by `shard_bytes`.
         shard_bytes: the size that a shard should have, roughly; shards of a split differ by one record at most.
         seed: draws the splits and the order of records.
@@ -92,7 +93,8 @@ def build_tfrecords(
         path_column: for layout "csv": the column of paths, or of ids, which are names of files without their ending. None: the
             one called path, filename, image_id or the like.
         label_column: for layout "csv": the column of classes. None: the one called label, class, category or the like.
-        normalize: "nfc" makes one class of names that differ in their Unicode form only; "none" takes them as they are.
+        normalize: "nfc" makes one class of names that differ in their Unicode form only, in `class_names`, too; "none" takes
+            them as they are.
         png16: how PNG of 16 bits is read: "high_byte" takes that of each sample; "full_range" makes an image's darkest sample 0
             and its brightest 255; "percentile" does so with the samples that 1 % and 99 % do not exceed. Significant bits that
             a file declares (sBIT) are always obeyed. This and `background` change no record: the manifest holds them, and
@@ -131,7 +133,7 @@ def build_tfrecords(
         name=name,
         layout=layout,
         label_pattern=label_pattern,
-        class_names=None if class_names is None else arguments.class_names(class_names),
+        class_names=None if class_names is None else _class_names(class_names, normalize),
         input_splits=tuple(sorted(split for split in inputs if split is not None)),
         unlabelled_splits=tuple(sorted(bare)),
         splits=None if splits is None else _renamed("splits", _by_split("splits", splits), names),
@@ -180,7 +182,7 @@ def _renamed(argument: str, given: Mapping[Any, Any], names: Mapping[str, str]) 
         if name != split:
             _log.info("%s: split %r is taken as %r", argument, name, split)
     if double := one_split(renamed):
-        raise ValueError(f"{argument}: {double} would be one split")
+        raise ValueError(f"{argument}: {double}")
     return {renamed[name]: value for name, value in given.items()}
 
 
@@ -196,6 +198,13 @@ def _named_paths(name: str, given: Mapping[str, PathLike]) -> dict[str, Path]:
     if not isinstance(given, Mapping):
         raise ValueError(f"{name} must be a path by split name (got {given!r})")
     return {split: _path(name, path) for split, path in given.items()}
+
+
+def _class_names(given: Sequence[str], normalize: str) -> tuple[str, ...]:
+    names = arguments.class_names(given)
+    if normalize == "nfc":
+        names = arguments.class_names([unicodedata.normalize("NFC", name) for name in names])
+    return names
 
 
 def _path(name: str, given: PathLike) -> Path:

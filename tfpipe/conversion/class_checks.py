@@ -141,7 +141,7 @@ def _singles(_: State, options: Options, counts: Mapping[str, int]) -> Iterator[
         what = exactly(images, "image has", "images have")
         yield _Finding(
             f"{what} {exactly(len(counts), 'class', 'classes')} ({_some(sorted(counts))}): {remedy}",
-            options.layout != "folders" or options.guessed,
+            options.layout == "filename",  # tables and folders name each class themselves: there may be few images
         )
 
 
@@ -154,7 +154,7 @@ def _values(state: State, options: Options, counts: Mapping[str, int]) -> Iterat
             lines = f" ({', '.join(where)}{', ...' if counts[name] > len(where) else ''})" if where else ""
             message = f"the class {name!r} of {plural(counts[name], 'image')}{lines} is named like a missing value"
             yield _Finding(f"{message}: leave those images out, or give them a class", by_table)
-    several = [name for name in sorted(counts) if _SEVERAL.search(name) or _is_list(name, counts)]
+    several = [name for name in sorted(counts) if len(name) > 1 and (_SEVERAL.search(name) or _is_list(name, counts))]
     if several:
         yield _Finding(f"{_some(several)} look like several classes each: an image has one class here", by_table)
     numbers = [_number(name) for name in counts]
@@ -174,7 +174,8 @@ def _number(name: str) -> float | None:
     return float(name) if re.fullmatch(r"[-+]?[0-9]{0,15}\.?[0-9]{1,15}", name) else None
 
 
-def _alike(_: State, __: Options, counts: Mapping[str, int]) -> Iterator[_Finding]:
+def _alike(_: State, options: Options, counts: Mapping[str, int]) -> Iterator[_Finding]:
+    in_named_folders = options.layout == "folders" and not options.guessed  # Delta and delta may be two
     for form, what, remedy in (
         (_composed, "look the same: they differ in their Unicode form only", "normalize=nfc makes one class of them"),
         (_folded, "look alike: they differ in case or spaces only", "give them one name"),
@@ -183,7 +184,9 @@ def _alike(_: State, __: Options, counts: Mapping[str, int]) -> Iterator[_Findin
         for name in sorted(counts):
             other = seen.setdefault(form(name), name)
             if other != name and (form is _composed or _composed(other) != _composed(name)):
-                yield _Finding(f"the classes {other!r} and {name!r} {what}: {remedy}", True)
+                yield _Finding(
+                    f"the classes {other!r} and {name!r} {what}: {remedy}", form is _composed or not in_named_folders
+                )
 
 
 def _composed(name: str) -> str:

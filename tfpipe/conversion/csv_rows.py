@@ -9,11 +9,12 @@ import os
 import re
 import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tfpipe.conversion.items import SPLIT_NAMES, Item, Notes, Rejection, Source
+from tfpipe.conversion.items import SPLIT_NAMES, Item, Notes, Rejection, Source, one_split
 from tfpipe.records import tables, walking
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import IMAGE_SUFFIXES
@@ -23,7 +24,8 @@ from tfpipe.records.words import plural
 _log = logging.getLogger("tfpipe")
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
-_PATH_COLUMNS = (*tables.FILE_COLUMNS, "image_id", "img_id", "id")
+_PATH_COLUMNS = (*tables.FILE_COLUMNS, *tables.ID_COLUMNS)
+_SHOWN = 5  # folders in a warning
 _LABEL_COLUMNS = ("label", "class", "class_name", "category", "category_name", "label_name", "target")
 
 
@@ -54,12 +56,12 @@ def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> It
 
     Raises:
         ValueError: a column is missing, or there twice.
-        DataError: the table is damaged, or none of its paths leads to a file.
+        DataError: the table is damaged, two of its splits would be one, or none of its paths leads to a file.
     """
     with tables.opened(path) as table:
         path_column, label_column = _columns(table, choice)
         finder = _Finder(os.path.abspath(choice.images or path.parent))
-        rows = _Rows(table, split, choice.split_names, path_column, label_column, finder, notes)
+        rows = _Rows(table, split, choice.split_names, path_column, label_column, finder, notes, {})
         missing: list[Rejection] = []
         found = False
         for line, fields in table.rows:
@@ -69,8 +71,14 @@ def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> It
             else:
                 found = found or isinstance(item, Source)
                 yield item
+    if double := one_split(rows.splits):
+        raise DataError(double, path=path)
     if missing and not found:
         raise finder.none_found(path, path_column, missing)
+    if len(finder.folders) > 1:
+        counts = ", ".join(f"{count} in {folder or '.'}" for folder, count in finder.folders.most_common(_SHOWN))
+        more = ", ..." if len(finder.folders) > _SHOWN else ""
+        _log.warning("ids of %s were found in several folders: %s%s; pass images=DIR to name one", path.name, counts, more)
     yield from missing
 
 
@@ -101,6 +109,7 @@ class _Rows(NamedTuple):
     label_column: str
     finder: _Finder
     notes: Notes
+    splits: dict[str, str]  # by the names that the rows give them, in lower case
 
     def item(self, line: int, fields: list[str]) -> Item:
         """Returns what one row names."""
@@ -120,8 +129,10 @@ class _Rows(NamedTuple):
             return Rejection(given, place, "bad_row", f"the row says split {given_split!r}, the input is named {self.split!r}")
         if problem := _wrong_split(split):
             return Rejection(given, place, "bad_row", f"{given}: {problem}")
-        if split and given_split and split != given_split:
-            self.notes.renamed[given_split] = split
+        if split and given_split:
+            self.splits[given_split.lower()] = split
+            if split != given_split:
+                self.notes.renamed[given_split] = split
         given_id = cells.get("id", "") if self.path_column != "id" else ""
         try:
             key, filename, source, status = self._named(given, given_id)
@@ -174,6 +185,7 @@ class _Finder:
 
     def __init__(self, base: str) -> None:
         self.base = base
+        self.folders: Counter[str] = Counter()  # in which ids without one were found
         self._index: dict[str, list[str]] | None = None
 
     def below(self, given: str) -> str:
@@ -209,6 +221,8 @@ class _Finder:
         if found:
             path = os.path.join(self.base, found[0])
         is_by_id = bool(found) and unicodedata.normalize("NFC", found[0]) != name
+        if is_by_id and "/" not in name:
+            self.folders[os.path.dirname(found[0])] += 1
         return path, found[0] if is_by_id else "", os.stat(path)
 
     def _walked(self) -> dict[str, list[str]]:

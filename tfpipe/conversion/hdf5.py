@@ -25,7 +25,7 @@ def list_arrays(path: Path, split: str | None) -> Listing:
     """Returns the pictures of one file; keys are "FILE#000042".
 
     Raises:
-        DataError: the file is not HDF5, or does not hold exactly one array of pictures and one of labels.
+        DataError: the file is not HDF5, or does not itself hold exactly one array of pictures and one of labels.
     """
     with _opened(str(path)) as file:
         images = _images(file, path)
@@ -79,6 +79,13 @@ def _arrays(file: Any) -> dict[str, Any]:
     return found
 
 
+def _within(array: Any, path: Path) -> Any:
+    """Returns an array that the file itself holds: another's could be any file of the machine."""
+    if array.external or array.is_virtual:
+        raise DataError(f"array {array.name!r} lies in other files: copy it into this one", path=path)
+    return array
+
+
 def _images(file: Any, path: Path) -> Any:
     arrays = _arrays(file)
     fitting = [
@@ -90,7 +97,7 @@ def _images(file: Any, path: Path) -> Any:
         raise DataError(
             f"must hold exactly one uint8 array of pictures [N, H, W, channels]; it holds {_shapes(arrays)}", path=path
         )
-    return fitting[0]
+    return _within(fitting[0], path)
 
 
 def _labels(file: Any, path: Path, count: int) -> list[int]:
@@ -104,13 +111,13 @@ def _labels(file: Any, path: Path, count: int) -> list[int]:
         raise DataError(
             f"must hold exactly one array of {exactly(count, 'integer label')}; it holds {_shapes(arrays)}", path=path
         )
-    return [int(label) for label in fitting[0][()].ravel()]
+    return [int(label) for label in _within(fitting[0], path)[()].ravel()]
 
 
 def _class_names(file: Any, path: Path, labels: Sequence[int]) -> list[str]:
     arrays = [array for name, array in _arrays(file).items() if name.endswith(_CLASSES)]
     if arrays:
-        names = [x.decode("utf-8", "replace") if isinstance(x, bytes) else str(x) for x in arrays[0][()].ravel()]
+        names = [x.decode("utf-8", "replace") if isinstance(x, bytes) else str(x) for x in _within(arrays[0], path)[()].ravel()]
     else:
         names = [str(label) for label in range(min(max(labels, default=-1) + 1, _MAX_CLASSES))]
     outside = sorted({label for label in labels if not 0 <= label < len(names)})

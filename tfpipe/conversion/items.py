@@ -30,9 +30,10 @@ SPLIT_NAMES: Mapping[str, str] = {
 
 
 def one_split(by_name: Mapping[Any, Any]) -> str:
-    """Returns "val and valid", the names that stand for one split, or ""."""
+    """Returns what is wrong where several names stand for one split, or ""."""
     splits = list(by_name.values())
-    return " and ".join(str(name) for name, split in by_name.items() if splits.count(split) > 1)
+    double = " and ".join(str(name) for name, split in by_name.items() if splits.count(split) > 1)
+    return double and f"{double} would be one split: join them, or name one otherwise"
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def check_inputs(state: State, options: Options) -> None:
         what = "of 16 bits will be nearly of one colour (fewer than 5 bits hold the high bytes); build with png16=percentile"
         _warn_of(state, "dim", what)
     if options.background == USUAL.background:
-        what = "will be read without transparency; background=white or background=black lays that behind"
+        what = "with an alpha channel will be read without it; background=white or background=black lays that behind"
         _warn_of(state, "transparent", what)
     if not state.value("SELECT count(*) FROM inputs WHERE reason IS NULL"):
         why = f"all {exactly(len(rejected), 'input')} rejected" if rejected else "the input is empty"

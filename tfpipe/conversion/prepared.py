@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tfpipe.conversion.items import Item, Listing, Notes, Source
+from tfpipe.conversion.items import Item, Listing, Notes, Source, one_split
 from tfpipe.records import example, tfrecord
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import open_regular, read_bytes
@@ -40,7 +40,8 @@ def list_records(folder: Path, only: str | None, split_names: Mapping[str, str])
 
     Raises:
         ValueError: the folder is no prepared data set.
-        DataError: it does not have one Image and one ClassLabel, or a shard is missing or not complete.
+        DataError: it does not have one Image and one ClassLabel, two splits would be one, or a shard is missing or not
+            complete.
     """
     if not is_prepared(folder):
         raise ValueError(f"{folder}: layout 'tfds' takes the folder that holds {INFO_NAME} and {FEATURES_NAME}")
@@ -61,6 +62,8 @@ def _list_records(folder: Path, only: str | None, split_names: Mapping[str, str]
     names = [name for name in splits if only in (None, name, here[name])]
     if only is not None and not names:
         raise DataError(f"there is no split {only!r}: it has {', '.join(splits)}", path=folder / INFO_NAME)
+    if double := one_split({name: here[name] for name in names}):
+        raise DataError(double, path=folder / INFO_NAME)
     shards = [(here[name], *shard) for name in names for shard in _shards(folder, info["name"], splits[name])]
     renamed = {name: here[name] for name in names if here[name] != name}
     return Listing(

@@ -209,7 +209,7 @@ def _split_by_folder(root: Path, to_be_cut: bool, notes: Notes) -> SplitOf:
             " as in --input=train=DIR,test=DIR2 and --unlabelled=test1=DIR3; or, if they are classes, cut them with --splits"
         )
     if double := one_split(by_folder):
-        raise ValueError(f"{root}: {double} would be one split: name the folders with --input, or join them")
+        raise ValueError(f"{root}: {double}")
 
     notes.renamed |= {name: split for name, split in by_folder.items() if name != split}
 

@@ -46,7 +46,11 @@ def _in_8_bits(opened: PngImageFile, encoded: bytes, samples: Samples) -> Image.
     """Returns a PNG in 8 bits, whose alpha, if there is any, may be said beside it as Pillow does."""
     from PIL import Image, ImageChops
 
-    if str(MAX_BITS) not in str(opened.tile[0].args):  # the raw mode
+    raw = str(opened.tile[0].args)
+    if raw in ("L;2", "L;4") and "transparency" in opened.info:  # which Pillow leaves as it is while it scales the samples
+        highest = (1 << int(raw[-1])) - 1
+        opened.info["transparency"] = (opened.info["transparency"] & highest) * (255 // highest)
+    if str(MAX_BITS) not in raw:
         return opened
     header = images.read_header(encoded, max_pixels=opened.width * opened.height)
     bits, transparent = header.significant_bits % MAX_BITS, opened.info.get("transparency")

@@ -22,7 +22,7 @@ _PROPERTIES = {  # words for `Manifest.properties`, in this order; a name that i
     "duplicates": "byte duplicates",
     "png16": "16-bit PNG",
     "dim16": "high bytes hold < 5 bits",
-    "transparent": "transparent",
+    "transparent": "alpha channel",
     "profiles": "colour profile",
 }
 
@@ -100,18 +100,19 @@ def _oddities(manifest: Manifest) -> list[str]:
     named = [name for name in _PROPERTIES if name in manifest.properties]
     others = [name for name in manifest.properties if name not in _PROPERTIES]
     samples = Samples.of(manifest.options)
-    background = "alpha is dropped" if samples.background == USUAL.background else f"on {samples.background}"
+    background = "dropped" if samples.background == USUAL.background else f"on {samples.background}"
     notes = {"png16": f" (read by {samples.png16})", "transparent": f" ({background})", "profiles": " (not applied)"}
     counts = {name: manifest.properties[name] for name in (*named, *others)}
     facts = [
-        (_PROPERTIES.get(name, name), f"{count:,}{notes.get(name, '') if count else ''}") for name, count in counts.items()
+        (_PROPERTIES.get(name) or _shortened(name), f"{count:,}{notes.get(name, '') if count else ''}")
+        for name, count in counts.items()
     ]
     facts.append(("conflicting labels", _groups(manifest.conflicts)))
     facts.append(("leaks across splits", _groups(manifest.leaks)))
     rejected = f"{sum(manifest.rejected.values()):,}"
     if manifest.rejected:
         reasons = sorted(manifest.rejected.items(), key=lambda item: (-item[1], item[0]))
-        rejected += f" ({', '.join(f'{reason} {number:,}' for reason, number in reasons)}; see {REJECTED_NAME})"
+        rejected += f" ({', '.join(f'{_shortened(reason)} {number:,}' for reason, number in reasons)}; see {REJECTED_NAME})"
     facts.append(("rejected inputs", rejected))
     if manifest.options.get("check") == "decode":
         facts.append(("checked", "every image decoded"))

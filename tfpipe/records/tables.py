@@ -22,6 +22,8 @@ from tfpipe.records.files import open_regular
 SUFFIXES = (".csv", ".tsv")
 FILE_COLUMNS = ("path", "file_path", "filepath", "file_name", "filename", "file", "image_path", "image", "image_name", "img")
 """What columns of paths are called, the likeliest first."""
+ID_COLUMNS = ("image_id", "img_id", "id")
+"""What columns are called that hold paths where there is no other, or names of files without their endings."""
 
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 

@@ -1,11 +1,13 @@
-"""Pictures that a list names: a CSV file with a column `path`, or of a like name, or the lines of standard input.
+"""Pictures that a list names: a CSV file with a column of paths, or the lines of standard input.
 
     path,id
     photos/1.jpg,first         relative to the folder of the CSV file
 
     find photos -name '*.jpg' -print0 | tools/predict.py --input=- ...
 
-What a list names and what is not there is a picture that cannot be read, and not an error: each has its row.
+The columns are those that a build finds, but an id must be the whole name of a file. Names that predictions hold with an
+apostrophe before them (`records.cells`) are read back. What a list names and what is not there is a picture that cannot be
+read, and not an error: each has its row.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfpipe.records import tables
+from tfpipe.records import cells, tables
 from tfpipe.records.errors import DataError
 from tfpipe.records.words import exactly
 from tfpipe.serving.folders import Found
@@ -36,7 +38,7 @@ def read_list(given: str) -> Iterator[Found]:
     """Yields what a list names.
 
     Raises:
-        DataError: the CSV file is damaged or has no column `path`; names the line. Or the list is UTF-16.
+        DataError: the CSV file is damaged or has no column of paths; names the line. Or the list is UTF-16.
     """
     return _read_standard_input() if given == STANDARD_INPUT else _read_csv(Path(given))
 
@@ -54,20 +56,27 @@ def _read_standard_input() -> Iterator[Found]:
 def _read_csv(file: Path) -> Iterator[Found]:
     # A path is any bytes: those that are no UTF-8 become a name that is refused with its own row, not here.
     with tables.opened(file, errors="surrogateescape") as table:
-        names, path_column = table.columns, table.column(tables.FILE_COLUMNS)
+        names, path_column = table.columns, table.column((*tables.FILE_COLUMNS, *tables.ID_COLUMNS))
+        columns = f"a column called path is needed, and perhaps one called id (there are: {', '.join(names)})"
         if path_column is None or names.count(path_column) != 1 or names.count("id") > 1:
-            columns = f"a column called path is needed, and perhaps one called id (there are: {', '.join(names)})"
             raise DataError(f"line 1 of a list of paths: {columns}", path=file)
+        has_ids = "id" in names and path_column != "id"
+        found = path_column not in tables.ID_COLUMNS  # which may hold other names than those of files
         if (path_column, table.separator) != ("path", "comma"):
             _log.info("%s: paths are taken from column %r, separated by %ss", file, path_column, table.separator)
         for line, fields in table.rows:
-            row = dict(zip(names, fields, strict=False))
-            path, name = row.get(path_column, ""), row.get("id", "")
+            row = {column: cell.strip() for column, cell in zip(names, fields, strict=False)}
+            path, name = row.get(path_column, ""), row.get("id", "") if has_ids else ""
             problem = ""
             if len(fields) != len(names):
                 problem = f"{exactly(len(fields), 'field')}, expected {len(names)}"
-            elif not path or "\0" in path or ("id" in names and not name):
+            elif not path or "\0" in path or (has_ids and not name):
                 problem = "an empty path or id, or one with a NUL"
             if problem:
                 raise DataError(f"line {line} of a list of paths: {problem}", path=file)
+            if (plain := cells.unescape(path)) != path and not os.path.lexists(file.parent / path):
+                path, name = plain, cells.unescape(name)
+            found = found or os.path.isfile(file.parent / path)
             yield Found(os.path.normpath(path), os.path.join(file.parent, path), id=name)
+    if not found:
+        raise DataError(f"none of the names in column {path_column!r} is that of a file: {columns}", path=file)
