@@ -9,6 +9,7 @@ import pytest
 from conftest import CHECKOUT, picture, write
 
 import tfpipe
+from tfpipe.transfer.journal import Journal
 from tools.benchmarks import contenders, modes, rounds, worker
 
 WORKER = CHECKOUT / "tools" / "benchmarks" / "worker.py"
@@ -257,16 +258,10 @@ def test_modes_are_measured_and_compared(run_tool, tmp_path):
 def test_an_epoch_of_a_mode_is_one_of_its_last_phase_and_not_the_first(tmp_path):
     summary = {"phases": [{"phase": "head"}, {"phase": "finetune"}], "peak_memory_bytes": 2, "val_accuracy": 0.5}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    rows = [
-        "phase,epoch,train_seconds",
-        "head,1,70",
-        "head,2,80",
-        "finetune,1,50",
-        "finetune,2,4",
-        "finetune,3,1",
-        "finetune,4,3",
-    ]
-    (tmp_path / "history.csv").write_text("\n".join(rows) + "\n")
+    epochs = [("head", 1, 70), ("head", 2, 80), ("finetune", 1, 50), ("finetune", 2, 4), ("finetune", 3, 1), ("finetune", 4, 3)]
+    with Journal(tmp_path, tensorboard=False) as journal:
+        for phase, epoch, seconds in epochs:
+            journal.epoch({"phase": phase, "epoch": epoch, "train_seconds": float(seconds)})
     assert modes.read(tmp_path, 9.0) == modes.Result(3.0, 9.0, 2, 0.5)
 
 

@@ -20,9 +20,11 @@ from tfpipe.records.weights import class_weights
 def counted(out, counts, *, labelled=True, split="train"):
     """A data set that is a manifest alone: nothing else is looked at."""
     out.mkdir(exist_ok=True)
-    shard = manifests.Shard("x", sum(counts.values()), 0, "", "")
-    splits = {split: manifests.Split(labelled, 0, counts, (shard,))}
-    manifests.save(manifests.Manifest("pets", 0, tuple(counts), splits, {}, {}, "", {}, {}, (), (), "0"), out)
+    num_records, digest = sum(counts.values()), "0" * 64
+    shard = manifests.Shard(manifests.shard_file("pets", split, 0, 1), num_records, num_records, digest, digest)
+    splits = {split: manifests.Split(labelled, 0, counts if labelled else dict.fromkeys(counts, 0), (shard,))}
+    companions = dict.fromkeys(manifests.COMPANION_NAMES, digest)
+    manifests.save(manifests.Manifest("pets", 0, tuple(counts), splits, {}, companions, digest, {}, {}, (), (), "0"), out)
     return out
 
 
@@ -78,13 +80,13 @@ def test_what_has_no_weight_is_named(tmp_path, arguments, message):
 
 
 def test_without_labels_or_without_a_data_set(tmp_path):
-    out = counted(tmp_path / "bare", {"cat": 0}, labelled=False)
+    out = counted(tmp_path / "bare", {"cat": 3}, labelled=False)
     with pytest.raises(ValueError, match=re.escape(f"{out}: split 'train' has no labels")):
         class_weights(out, "train")
     with pytest.raises(FileNotFoundError, match="no manifest here"):
         class_weights(tmp_path, "train")
     path = out / manifests.FILE_NAME
-    path.write_text(path.read_text().replace('"cat": 0', '"cat": 1'))
+    path.write_text(path.read_text().replace('"num_bytes": 3', '"num_bytes": 4'))
     with pytest.raises(DataError, match="its hash does not match"):
         class_weights(out, "train")
 
