@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import io
 import os
@@ -9,7 +10,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hypothesis
@@ -28,6 +29,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # Tracing makes objects by the million, of which hardly any is garbage: looking for it was a fifth of the tests' time.
 gc.set_threshold(200_000, 10, 10)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_is_given_back() -> Iterator[None]:
+    """Graphs of TensorFlow are garbage in cycles, and whole files of tests run in one process."""
+    yield
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
 
 # A shell starts `bash tools/test.sh &` with Ctrl-C ignored, nohup with SIGHUP: tests that send them are not about that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

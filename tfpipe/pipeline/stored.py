@@ -44,8 +44,12 @@ def decode_stored(encoded: tf.Tensor, samples: Samples = USUAL, *, rare: bool = 
         return usual
     is_rare = tf.strings.regex_full_match(encoded, _DEEP_PNG if samples.background == USUAL.background else _PNG)
 
+    # Traced anew for each graph: functions that several share get other attributes in each, and a frozen copy of one graph
+    # could not be loaded beside the others.
+    decoder = (_rare_at_once if tf.executing_eagerly() else _rare)(samples)
+
     def again() -> tf.Tensor:
-        return tf.ensure_shape(_rare(samples)(encoded), [None, None, 3])
+        return tf.ensure_shape(decoder(encoded), [None, None, 3])
 
     return tf.cond(is_rare, again, lambda: usual)
 
@@ -60,7 +64,6 @@ def _decode_usual(encoded: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")  # takes PNG, too
 
 
-@functools.cache
 def _rare(samples: Samples) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns the decoder of PNG files that are not read as the usual ones are: string [] -> uint8 [H, W, 3]."""
     if samples.background == USUAL.background:
@@ -75,6 +78,9 @@ def _rare(samples: Samples) -> Callable[[tf.Tensor], tf.Tensor]:
         return tf.cond(is_deep, lambda: _decode_deep(encoded, samples.png16, 4, laid, lay), laid)
 
     return apart(decode)
+
+
+_rare_at_once = functools.cache(_rare)
 
 
 def _lay(pixels: tf.Tensor, level: int) -> tf.Tensor:
