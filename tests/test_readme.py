@@ -1,6 +1,6 @@
 """README.md's blocks, run as they are printed: in order, in one folder, with nothing importable but what they install.
 
-What is not as printed: ImageNet's weights are a file here, and images have 32 pixels a side, which takes a fortieth of the time;
+What is not as printed: ImageNet's weights are a file here, and images have 32 pixels a side, a fortieth of the time;
 the page's port is any that is free; and pip, which would have to download, makes importable what setup.cfg says it would bring.
 """
 
