@@ -65,7 +65,7 @@ def write_data_set(out: Path, pictures: list[bytes], num_shards: int, split: str
         (out / name).touch()
     companions = sidecars.hash_companions(out)
     splits = {split: manifest.Split(True, sum(map(len, pictures)), counts, tuple(shards))}
-    manifest.save(manifest.Manifest("pets", 0, CLASS_NAMES, splits, {}, companions, "", {}, {}, (), (), "0"), out)
+    manifest.save(manifest.Manifest("pets", 0, CLASS_NAMES, splits, {}, companions, "", {"png16": 0}, {}, (), (), "0"), out)
     return out
 
 

@@ -5,5 +5,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" test
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-# A file's tests stay together: they share what takes long to make. More processes than 4, each with its TensorFlow, take more memory than a laptop has.
-.venv/bin/python -m pytest -n auto --maxprocesses=4 --dist loadfile "$@"
+# A file's tests stay together: they share what takes long to make. In the order of names: by number of tests, the long ones that
+# run commands came last, beside idle processes. More processes than 4, each with its TensorFlow, take more memory than a laptop has.
+.venv/bin/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
