@@ -109,7 +109,7 @@ def test_verify_finds_what_others_refuse(light, heavy):
 
 def test_the_checks_can_fail():
     good = {"opened": [], "read": 1}
-    bad = {"opened": ["/root/outside/secret"], "read": 2}
+    bad = {"opened": ["/outside/secret"], "read": 2}
     raised = {"opened": [], "error": "KeyError", "message": "'x'"}
     found = {"none": {"verify": good}, "a": {"verify": bad}, "b": {"verify": raised}, "deep": {"verify": good}}
     assert [text.split(": ")[1].split()[0] for text in check(found)] == ["other", "opened", "KeyError", "taken"]

@@ -114,7 +114,7 @@ class Listing:
 
     items: Iterator[Item]
     class_names: Sequence[str] | None = None
-    notes: Notes = dataclasses.field(default_factory=lambda: Notes())
+    notes: Notes = dataclasses.field(default_factory=Notes)
 
     @staticmethod
     def joined(listings: Sequence[Listing]) -> Listing:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import cast
 
 import tensorflow as tf
 
@@ -44,26 +43,32 @@ def decode_stored(encoded: tf.Tensor, samples: Samples = USUAL, *, rare: bool = 
         return usual
     is_rare = tf.strings.regex_full_match(encoded, _DEEP_PNG if samples.background == USUAL.background else _PNG)
 
-    # Traced anew for each graph: functions that several share get other attributes in each, and a frozen copy of one graph
-    # could not be loaded beside the others.
-    decoder = (_rare_at_once if tf.executing_eagerly() else _rare)(samples)
-
     def again() -> tf.Tensor:
-        return tf.ensure_shape(decoder(encoded), [None, None, 3])
+        return tf.ensure_shape(_rare(samples)(encoded), [None, None, 3])
 
     return tf.cond(is_rare, again, lambda: usual)
 
 
 def apart(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Returns a function that is one operation where it is called: of a branch that is not taken, each costs a microsecond."""
-    made = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
-    return cast("Callable[..., tf.Tensor]", made)
+    """Returns a function that is one operation where it is called: of a branch that is not taken, each costs a microsecond.
+
+    It is traced anew for each graph: functions that several share get other attributes in each, and a frozen copy of one graph
+    could not be loaded beside the others.
+    """
+    make = functools.partial(tf.function, function, autograph=False, experimental_attributes={"_noinline": True})
+    at_once = make()
+
+    def call(*arguments: tf.Tensor) -> tf.Tensor:
+        return (at_once if tf.executing_eagerly() else make())(*arguments)
+
+    return call
 
 
 def _decode_usual(encoded: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")  # takes PNG, too
 
 
+@functools.cache
 def _rare(samples: Samples) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns the decoder of PNG files that are not read as the usual ones are: string [] -> uint8 [H, W, 3]."""
     if samples.background == USUAL.background:
@@ -78,9 +83,6 @@ def _rare(samples: Samples) -> Callable[[tf.Tensor], tf.Tensor]:
         return tf.cond(is_deep, lambda: _decode_deep(encoded, samples.png16, 4, laid, lay), laid)
 
     return apart(decode)
-
-
-_rare_at_once = functools.cache(_rare)
 
 
 def _lay(pixels: tf.Tensor, level: int) -> tf.Tensor:

@@ -24,7 +24,7 @@ from typing import Any
 
 from tfpipe.records import arguments, documents, schema
 from tfpipe.records.errors import DataError
-from tfpipe.records.files import parse_json, read_bytes, sha256_of, written_atomically
+from tfpipe.records.files import IMAGE_SUFFIXES, parse_json, read_bytes, sha256_of, written_atomically
 from tfpipe.records.samples import Samples
 from tfpipe.records.words import exactly
 
@@ -41,7 +41,6 @@ LABELS_NAME = f"{schema.LABEL.replace('/', '.')}.labels.txt"
 COMPANION_NAMES = (CATALOG_NAME, REJECTED_NAME, INFO_NAME, FEATURES_NAME, LABELS_NAME)
 BUILD_FOLDER = ".build"  # the state of an unfinished build
 
-_IMAGES = (".jpg", ".jpeg", ".png")
 _MAX_WALKED = 100  # folders that are looked into for images
 _USUAL_SPLITS = ("train", "val", "test")
 _MAX_NAME = 64  # characters; a shard's name must fit into the 255 bytes of a file system's
@@ -276,7 +275,7 @@ def _what_else(directory: Path) -> str:
     if not directory.exists():
         return "there is no such folder"
     some = itertools.islice(os.walk(directory), _MAX_WALKED)
-    if any(name.lower().endswith(_IMAGES) for _, _, names in some for name in names):
+    if any(name.lower().endswith(tuple(IMAGE_SUFFIXES)) for _, _, names in some for name in names):
         packed = f"tools/build_tfrecords.py --input={directory} --output=DATA"
         return f"not a tfpipe data set, but a folder of images, which are packed into one first: {packed}"
     return "not a tfpipe data set"
