@@ -24,6 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.pipeline import arithmetic
 from tfpipe.records.errors import DataError
 from tfpipe.records.progress import ProgressBar
 from tfpipe.records.words import exactly
@@ -64,6 +65,7 @@ class Phase:
         class_weights: float [C], weight of each class in the loss.
         ema: decay of the moving average of the weights, which validation and the result then take; 0 for none.
         continues: the weights are those of a phase before, and stay if no epoch makes them better.
+        tf32: float32 is multiplied in TF32, where the device can.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Phase:
     class_weights: Array | None = None
     ema: float = 0.0
     continues: bool = False
+    tf32: bool = False
 
     @property
     def trained(self) -> list[keras.Variable]:
@@ -258,7 +261,8 @@ class Loop:
         for group in self.phase.groups:
             group.optimizer.learning_rate = rate * group.multiplier
         rows = tf.constant(self._rows(self.progress.step), tf.float32)
-        loss, correct = self._train(*self._distribute(batch), rows)
+        with arithmetic.computing(tf32=self.phase.tf32):
+            loss, correct = self._train(*self._distribute(batch), rows)
         if self._averages:
             step = self.progress.epoch * self.phase.batches.num_steps + self.progress.step
             # Rises from 0.1: the first weights, drawn at random, would be most of a short run's average.
@@ -279,7 +283,8 @@ class Loop:
             if self._graph_is_new:
                 self.journal.graph(self._validate, *batch)
                 self._graph_is_new = False
-            sums += [float(value) for value in self._validate(*batch)]
+            with arithmetic.computing(tf32=self.phase.tf32):
+                sums += [float(value) for value in self._validate(*batch)]
             if self._interrupted.is_set():
                 break
         if current:
