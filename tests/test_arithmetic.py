@@ -1,7 +1,10 @@
 """What training computes in, and that all else computes in true float32 whatever the process is set to."""
 
 import contextlib
+import dataclasses
 import itertools
+import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +13,15 @@ import numpy as np
 import pytest
 from conftest import picture, write
 from evaluation_fixtures import CLASS_NAMES, build_pictures, make_classifier
+from transfer_fixtures import colours
 
 import tfpipe
 from tfpipe.pipeline import arithmetic
+from tfpipe.records.errors import DataError
 from tfpipe.serving.answers import Answers
 from tfpipe.serving.models import Model
+
+__all__ = ["colours"]  # a fixture
 
 
 @pytest.fixture
@@ -383,3 +390,161 @@ def test_what_is_not_training_computes_in_true_float32(noting, shards, tmp_path,
     compute(classifier, shards, tmp_path)
     assert set(seen) == {False}
     assert is_tf32()
+
+
+@pytest.mark.tf
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_training_computes_in_what_it_says(colours, tmp_path, monkeypatch, precision):
+    import tensorflow as tf
+
+    from tfpipe.transfer import training
+
+    count, seen, lines = training._count_correct, [], []
+
+    def note(correct):
+        seen.append(is_tf32())
+        return correct
+
+    def noted(*values):
+        return tf.ensure_shape(tf.numpy_function(note, [count(*values)], tf.float32), [])
+
+    def report(line):
+        lines.append(line)
+        assert is_tf32()  # as the caller left it
+
+    monkeypatch.setattr(training, "_count_correct", noted)
+    monkeypatch.setattr(arithmetic, "has_tf32", lambda: True)
+    network = {"backbone": "lenet", "weights": "none", "mode": "scratch", "image_size": (16, 16), "epochs": 1}
+    options = {"precision": precision, "tensorboard": False, "progress": False}
+    tfpipe.train(colours, tmp_path / "run", report=report, **network, **options)
+    assert set(seen) == {precision == "tf32"}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["precision"] == precision
+    assert f"precision={precision}: asked for" in lines
+
+
+# ---- what is not float32 is noticed
+
+
+def make_rounded():
+    """The classifier of `make_classifier`, but its convolution has factors of bfloat16's 8 bits: TF32 has 11."""
+    import tensorflow as tf
+
+    classifier = make_classifier()
+    convolution = classifier.model.get_layer("frozen").network.get_layer("convolution")
+    multiply = convolution.convolution_op
+
+    def rounded(*factors):
+        return multiply(*(tf.cast(tf.cast(factor, tf.bfloat16), tf.float32) for factor in factors))
+
+    convolution.convolution_op = rounded
+    return classifier
+
+
+@pytest.mark.tf
+def test_products_of_fewer_bits_are_refused_by_parity(tmp_path, monkeypatch):
+    from tfpipe.exporting import formats, parity, parity_process, specimens
+
+    monkeypatch.setattr(parity, "_ask", parity_process.answer)
+    right = make_classifier()
+    wrong, specification = make_rounded(), specification_of(right)
+    for writer in ("pb", "tflite"):
+        written = formats.WRITERS[writer].write(formats.Work(wrong, specification, tmp_path, False))
+        rows = parity.compare(right, specification, written, specimens.make()[:5])
+        with pytest.raises(DataError, match=r"differs at its (features|probabilities)"):
+            parity.check(rows)
+
+
+@pytest.mark.tf
+def test_products_of_fewer_bits_are_refused_by_the_check_of_frozen_layers():
+    from tfpipe.transfer import features
+
+    right = make_classifier()
+    network, coarse = (model.model.get_layer("frozen").network for model in (right, make_rounded()))
+    preprocessing = right.model.get_layer("preprocessing")
+    expected = features.computation(network, preprocessing, (8, 8))(PIXELS)
+    features.check_frozen(expected, PIXELS, lambda images: network(preprocessing(images), training=True))
+    with pytest.raises(DataError, match="frozen layers give other features"):
+        features.check_frozen(expected, PIXELS, lambda images: coarse(preprocessing(images), training=True))
+
+
+# ---- what results say of it
+
+
+@pytest.mark.tf
+def test_features_of_a_gpu_are_others_and_those_of_a_cpu_are_found_again(shards, monkeypatch):
+    from tfpipe.transfer import features
+    from tfpipe.transfer.pictures import Pictures
+
+    classifier = make_classifier()
+    network, preprocessing = classifier.model.get_layer("frozen").network, classifier.model.get_layer("preprocessing")
+    found = []
+    for device in ("CPU", "NVIDIA A", "NVIDIA B"):
+        monkeypatch.setattr(arithmetic, "device", lambda device=device: device)
+        found.append(features.describe(network, preprocessing, Pictures(shards, "test", (8, 8)), None))
+    assert "device" not in found[0]  # as caches that were made before have it
+    assert [one.get("device") for one in found[1:]] == ["NVIDIA A", "NVIDIA B"]
+
+
+@pytest.mark.tf
+def test_a_receipt_names_every_device_that_readers_computed_on(shards, tmp_path, monkeypatch):
+    classifier, options = make_classifier(), {"report": False, "progress": False}
+    tfpipe.evaluate(classifier, shards, "test", tmp_path / "whole", **options)
+    receipt = json.loads((tmp_path / "whole" / "receipt.json").read_text())
+    assert receipt["computed"] == [{"device": arithmetic.device(), "arithmetic": "float32"}]
+    tfpipe.evaluate(classifier, shards, "test", tmp_path / "parts", shard=(0, 4), **options)
+    monkeypatch.setattr(arithmetic, "device", lambda: "NVIDIA H100 80GB HBM3")
+    tfpipe.evaluate(classifier, shards, "test", tmp_path / "parts", shard=(1, 4), **options)
+    tfpipe.evaluate(Foreign(classifier), shards, "test", tmp_path / "foreign", **options)
+    assert json.loads((tmp_path / "foreign" / "receipt.json").read_text())["computed"] == [arithmetic.UNKNOWN]
+    tfpipe.evaluate(classifier, shards, "test", tmp_path / "parts", shard=(2, 4), **options)
+    part = tmp_path / "parts" / "parts" / "predictions-00002-of-00004.json"
+    before = json.loads(part.read_text())
+    del before["computed"]  # of an earlier version
+    part.write_text(json.dumps(before))
+    found = tfpipe.evaluate(classifier, shards, "test", tmp_path / "parts", shard=(3, 4), **options)
+    on_gpu = {"device": "NVIDIA H100 80GB HBM3", "arithmetic": "float32"}
+    assert found.receipt["computed"] == sorted(
+        [*receipt["computed"], on_gpu, arithmetic.UNKNOWN], key=lambda one: one["device"]
+    )
+
+
+@pytest.mark.tf
+def test_parity_has_rows_for_each_device_and_tells_what_tf32_costs(noting, tmp_path, monkeypatch):
+    from tfpipe.exporting import formats, model_card, parity, parity_process, specimens
+    from tfpipe.exporting.exporter import _described
+
+    classifier, seen = noting
+    specification = specification_of(classifier)
+    monkeypatch.setattr(parity, "_ask", parity_process.answer)
+    monkeypatch.setattr(arithmetic, "places", lambda: {"CPU": "/CPU:0", "NVIDIA A": "/CPU:0"})
+    monkeypatch.setattr(arithmetic, "has_tf32", lambda: True)
+    written = formats.WRITERS["pb"].write(formats.Work(classifier, specification, tmp_path, False))
+    written |= formats.WRITERS["tflite"].write(formats.Work(make_classifier(), specification, tmp_path, False))
+    seen.clear()
+    rows = parity.compare(classifier, specification, written, specimens.make()[:5], tolerance=1e-4)
+    assert set(seen) == {False, True}
+    assert is_tf32()
+    kinds = {name: {(row.device, row.arithmetic) for row in rows if row.artefact == name} for name in written}
+    on_cpu, on_gpu = {("CPU", "float32")}, {("NVIDIA A", "float32"), ("NVIDIA A", "tf32")}
+    assert kinds["frozen_image.pb"] == kinds["frozen_bytes.pb"] == on_cpu | on_gpu
+    assert kinds["model.tflite"] == kinds["model_dynamic_range.tflite"] == on_cpu
+    assert {row.stage for row in rows if row.arithmetic == "tf32"} == {"probabilities"}
+    far = [dataclasses.replace(row, difference=1e-3) if row.arithmetic == "tf32" else row for row in rows]
+    parity.check(far)
+    card = model_card.render(specification, parity=[_described(row) for row in far])
+    assert re.search(r"frozen_image\.pb \| image\.probabilities \| NVIDIA A, tf32 \| 0\.001 \| any", card)
+
+
+@pytest.mark.tf
+def test_the_arithmetic_of_a_model_is_that_of_its_products(tmp_path):
+    import keras
+
+    from tfpipe.exporting import freezing
+    from tfpipe.exporting.wrapping import wrap
+
+    for policy, expected in (("float32", "float32"), ("mixed_bfloat16", "bfloat16")):
+        network = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(2, dtype=policy)])
+        model = wrap(network, class_names=["a", "b"], outputs="logits")
+        assert model.computation == {"device": arithmetic.device(), "arithmetic": expected}
+        graph = freezing.freeze_images(model, specification_of(model))
+        assert freezing.FrozenGraph(graph, "x").products == {expected}

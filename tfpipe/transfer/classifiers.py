@@ -148,7 +148,7 @@ class NamedModel:
     @property
     def computation(self) -> dict[str, str]:
         """The device and the arithmetic of `predict`."""
-        return arithmetic.describe(layer.compute_dtype for layer in self.model._flatten_layers())
+        return arithmetic.describe(arithmetic.products_of(self.answer.get_concrete_function().graph.as_graph_def()))
 
     @arithmetic.exact()
     def predict(self, images: Any) -> np.ndarray[Any, Any]:
