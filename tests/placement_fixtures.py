@@ -133,6 +133,7 @@ def operations() -> Iterator[list[tuple[str, str]]]:
 
 def main(root: str) -> None:
     """Prints what computes on the second CPU, where that is the default, a strategy's or a replica's device."""
+    tf.config.set_visible_devices([], "GPU")
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     data_set, second = Path(root), "/CPU:1"
