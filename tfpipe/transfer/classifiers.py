@@ -22,7 +22,7 @@ import tensorflow as tf
 from tfpipe.records import checksums
 from tfpipe.records.errors import DataError
 from tfpipe.records.samples import USUAL, Samples
-from tfpipe.transfer import keras_files, layers, run_folders, weight_files
+from tfpipe.transfer import keras_files, layers, memory, run_folders, weight_files
 from tfpipe.transfer.cutting import hash_network
 
 _ENDS, _HEAD = ("preprocessing", "probabilities"), ("pooling", "logits")  # layers of every model, and of a `Classifier`'s
@@ -140,7 +140,8 @@ class NamedModel:
 
     def predict(self, images: Any) -> np.ndarray[Any, Any]:
         """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
-        probabilities: np.ndarray[Any, Any] = self.answer(images)["probabilities"].numpy()
+        with memory.needing(len(images)):
+            probabilities: np.ndarray[Any, Any] = self.answer(images)["probabilities"].numpy()
         return probabilities
 
 
@@ -160,7 +161,8 @@ class Classifier(NamedModel):
 
     def predict_with_features(self, images: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Returns probabilities, float32 [B, C], and pooled features, float32 [B, D], of uint8 pictures [B, H, W, 3]."""
-        found = self.answer(images)
+        with memory.needing(len(images)):
+            found = self.answer(images)
         return found["probabilities"].numpy(), found["features"].numpy()
 
 
