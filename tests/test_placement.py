@@ -43,9 +43,8 @@ def test_nothing_is_computed_on_another_device_that_is_the_callers(data_set):
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT / "tests", capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [tuple(line.split(" | ")) for line in done.stdout.splitlines()]
-    assert len(found) == 3 * (len(of_tensors()) + len(of_a_record(data_set)) + len(of_python(data_set)) + 1)
-    assert {(name, kinds) for _, name, kinds in found if kinds} == {("control", "Mul")}
-    assert sum(name == "control" for _, name, _ in found) == 3
+    assert len(found) == 2 * (len(of_tensors()) + len(of_a_record(data_set)) + len(of_python(data_set)) + 1)
+    assert [(name, kinds) for _, name, kinds in found if kinds] == [("control", "Mul")] * 2
 
 
 @pytest.mark.parametrize("name", [*of_tensors(), "parse_example", "parse_batch", "control"])
