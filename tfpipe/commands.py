@@ -178,7 +178,7 @@ def _answered(main: Callable[[list[str]], int | None], arguments: list[str], rec
     except BrokenPipeError:  # the reader of our output has seen enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (DataError, ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except (DataError, ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         _say(f"error: {in_flags(_words_of(error))}")
         return 1
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.pipeline import arithmetic
 from tfpipe.pipeline.placement import on_cpu
 from tfpipe.transfer.classifiers import Classifier
 
@@ -20,6 +21,7 @@ _COLOURS = "turbo"
 Array = np.ndarray[Any, Any]
 
 
+@arithmetic.exact()
 def explain(classifier: Classifier, images: Any, class_indices: Any) -> Array:
     """Returns what in a picture speaks for a class, by place of the last feature map.
 
