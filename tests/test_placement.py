@@ -39,8 +39,8 @@ def test_every_public_name_is_looked_at(data_set):
 
 
 def test_nothing_is_computed_on_another_device_that_is_the_callers(data_set):
-    code = f"import placement_fixtures; placement_fixtures.main({str(data_set)!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT / "tests", capture_output=True, text=True, timeout=300)
+    code = f"import sys; sys.path[:0] = ['tests']; import placement_fixtures; placement_fixtures.main({str(data_set)!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [tuple(line.split(" | ")) for line in done.stdout.splitlines()]
     assert len(found) == 2 * (len(of_tensors()) + len(of_a_record(data_set)) + len(of_python(data_set)) + 1)
