@@ -162,6 +162,22 @@ def test_on_a_gpu_what_is_replayed_and_seen_is_what_the_dataset_gives(data_set):
 
 
 @pytest.mark.gpu
+def test_on_a_gpu_a_dataset_is_the_same_wherever_it_is_made_and_read(data_set):
+    def images():
+        data = tfpipe.dataset(data_set, "train", training=True, batch_size=3, as_dict=True, **SEEN)
+        return next(iter(data))["image"]
+
+    expected = images()
+    with tf.device("/GPU:0"):
+        assert_equal_bits(images(), expected)
+    strategy = tf.distribute.MirroredStrategy(["GPU:0"])
+    with strategy.scope():
+        assert_equal_bits(images(), expected)
+    data = tfpipe.dataset(data_set, "train", training=True, batch_size=3, **SEEN)
+    assert_equal_bits(next(iter(strategy.experimental_distribute_dataset(data)))[0], expected)
+
+
+@pytest.mark.gpu
 def test_a_gpu_does_compute_what_nobody_places():
     # Else the tests above would show nothing.
     product = tf.matmul(tf.ones((2, 2)), tf.ones((2, 2)))
