@@ -83,7 +83,7 @@ def of_python(data_set: Path) -> dict[str, Callable[[], Any]]:
 
     def sheet() -> bytes:
         output = data_set.parent / "sheet.png"
-        show(data_set, output, images=2, tile=48, image_size=SIZE, augment=STRONG, seed=3)
+        show(data_set, output, images=1, tile=48, image_size=SIZE, augment=STRONG, seed=3)
         return output.read_bytes()
 
     def page() -> list[Any]:
@@ -132,7 +132,7 @@ def operations() -> Iterator[list[tuple[str, str]]]:
 
 
 def main(root: str) -> None:
-    """Prints what computes on the second CPU, where that is the default, a strategy's or a replica's device."""
+    """Prints the operations of each call that ran on the second CPU, the device of the caller or of a strategy's replica."""
     tf.config.set_visible_devices([], "GPU")
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -142,15 +142,14 @@ def main(root: str) -> None:
     calls |= {name: lambda call=call, given=given: call(*map(tf.constant, given)) for name, (call, given) in tensors.items()}
     strategy = tf.distribute.OneDeviceStrategy(second)
 
-    def in_scope(call: Callable[[], Any]) -> Any:
-        with strategy.scope():
-            return call()
-
     def by_default(call: Callable[[], Any]) -> Any:
         with tf.device(second):
             return call()
 
-    for way in (by_default, in_scope, strategy.run):
+    def in_replica(call: Callable[[], Any]) -> Any:
+        return strategy.run(tf.autograph.experimental.do_not_convert(call))
+
+    for way in (by_default, in_replica):
         for name, call in {**calls, "control": lambda: tf.constant(1.0) * 2.0}.items():
             with operations() as found:
                 way(call)

@@ -429,10 +429,9 @@ def test_a_plain_model_is_fitted_as_keras_does_by_itself(data_set: Path, compile
     model = keras.Sequential(layers)
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=compiled)
     assert model.jit_compile == (has_gpu() or compiled is True)
-    data = dataset(data_set, "train", training=True, batch_size=7, image_size=SIZE, seed=0)
-    losses = model.fit(data, epochs=12, verbose=0).history["loss"]
-    assert losses[-1] < losses[0]
-    assert model.predict(dataset(data_set, "train", image_size=SIZE), verbose=0).shape == (NUM_RECORDS, 3)
+    data = dataset(data_set, "train", training=True, batch_size=7, image_size=SIZE, seed=0, augment="none")
+    losses = model.fit(data, epochs=3, verbose=0).history["loss"]
+    assert losses == sorted(losses, reverse=True)
 
 
 # Some classes only, or all equally often

@@ -3,9 +3,9 @@
     @on_cpu
     def resize_image(image): ...
 
-A GPU rounds sums and products otherwise, so that what is called eagerly, in a `tf.function` or in a strategy's scope would give
-other pixels than a dataset does. Every function that other floors or callers get pixels, features of a record or drawn numbers
-from is `on_cpu`; what only such functions and datasets call need not be.
+A GPU rounds differently: pixels made eagerly, in a `tf.function` or in a strategy's replica would not be those of a dataset.
+Every function that makes pixels, or parses records, for callers outside this package is decorated; functions that only
+decorated ones and datasets call need not be.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def on_cpu(function: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
 
     @functools.wraps(function)
     def placed(*args: _Given.args, **kwargs: _Given.kwargs) -> _Made:
-        with tf.device("/CPU:0"):  # within a worker's device, whose job and task remain
+        with tf.device("/CPU:0"):  # merged with the caller's device: job and task of a worker remain
             return function(*args, **kwargs)
 
     return placed
