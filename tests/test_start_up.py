@@ -157,6 +157,9 @@ def main(arguments):
     import tensorflow as tf
     tf.constant(1) + 1
     print("after", file=sys.stderr, flush=True)
+    print(*sorted(sys.modules.keys() & {"matplotlib", "pandas", "sklearn"}))
+    import matplotlib, sklearn  # what a command uses is there
+    print(matplotlib.__name__, sklearn.__name__)
 
 commands.run(main, __name__)
 """
@@ -166,6 +169,7 @@ commands.run(main, __name__)
 def test_none_of_tensorflows_start_stands_among_a_commands_words():
     done = child(LIKE_A_COMMAND, TF_CPP_MIN_LOG_LEVEL=None)
     assert (done.returncode, done.stderr) == (0, "before\nafter\n")
+    assert done.stdout == "\nmatplotlib sklearn\n"  # Keras loaded none of the packages that commands do not give it
 
 
 @pytest.mark.tf
