@@ -23,7 +23,7 @@ from tfpipe.pipeline import arithmetic
 from tfpipe.records import checksums
 from tfpipe.records.errors import DataError
 from tfpipe.records.samples import USUAL, Samples
-from tfpipe.transfer import keras_files, layers, run_folders, weight_files
+from tfpipe.transfer import keras_files, layers, memory, run_folders, weight_files
 from tfpipe.transfer.cutting import hash_network
 
 _ENDS, _HEAD = ("preprocessing", "probabilities"), ("pooling", "logits")  # layers of every model, and of a `Classifier`'s
@@ -153,7 +153,8 @@ class NamedModel:
     @arithmetic.exact()
     def predict(self, images: Any) -> np.ndarray[Any, Any]:
         """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
-        probabilities: np.ndarray[Any, Any] = self.answer(images)["probabilities"].numpy()
+        with memory.needing(len(images)):
+            probabilities: np.ndarray[Any, Any] = self.answer(images)["probabilities"].numpy()
         return probabilities
 
 
@@ -174,7 +175,8 @@ class Classifier(NamedModel):
     @arithmetic.exact()
     def predict_with_features(self, images: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Returns probabilities, float32 [B, C], and pooled features, float32 [B, D], of uint8 pictures [B, H, W, 3]."""
-        found = self.answer(images)
+        with memory.needing(len(images)):
+            found = self.answer(images)
         return found["probabilities"].numpy(), found["features"].numpy()
 
 

@@ -26,7 +26,7 @@ from tfpipe.transfer.classifiers import Classifier
 from tfpipe.transfer.cutting import find_layers
 from tfpipe.transfer.head_options import Pooling
 from tfpipe.transfer.recipes import Recipe
-from tfpipe.transfer.training import RateGroup
+from tfpipe.transfer.steps import RateGroup
 
 
 @dataclass(frozen=True)

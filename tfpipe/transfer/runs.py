@@ -60,7 +60,8 @@ from tfpipe.transfer.run_folders import (
     state_files,
 )
 from tfpipe.transfer.schedules import RangeTest
-from tfpipe.transfer.training import Loop, Phase
+from tfpipe.transfer.steps import Phase
+from tfpipe.transfer.training import Loop
 
 HISTORY_PICTURE = "history.png"
 RATE_NAME = "learning_rate.json"
@@ -160,7 +161,17 @@ def train(
             extension.apply(folder)
         first_steps = read_json(folder / RUN_NAME).get("first_steps", {})
         phases = Phases(
-            data.recipe, networks, data.train, data.val, folder, place, strategy, progress, report, first_steps=first_steps
+            data.recipe,
+            networks,
+            data.train,
+            data.val,
+            folder,
+            place,
+            strategy,
+            progress,
+            report,
+            first_steps=first_steps,
+            fits=data.wanted.batch_size == "auto",
         )
         position = max((facts["journal"] for facts in _saved_facts(folder)), default=0)
         with Journal(folder, tensorboard=tensorboard, position=position, profile_steps=profile_steps) as journal:
@@ -250,6 +261,7 @@ class _Run:
             self._journal,
             self._checkpoint_seconds,
             phases.progress,
+            phases.report,
         )
         if phases.recipe.learning_rate == "find" and self._first:
             rate = self._found_rate(loop)
