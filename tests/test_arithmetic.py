@@ -393,13 +393,17 @@ def test_what_is_not_training_computes_in_true_float32(noting, shards, tmp_path,
 
 
 @pytest.mark.tf
-@pytest.mark.parametrize("precision", ["float32", "tf32"])
-def test_training_computes_in_what_it_says(colours, tmp_path, monkeypatch, precision):
+@pytest.mark.parametrize(
+    ("before", "precision", "mode"),
+    [(True, "float32", {"mode": "bottleneck", "solver": "gradient"}), (False, "tf32", {"mode": "scratch"})],
+    indirect=["before"],
+)
+def test_training_computes_in_what_it_says(colours, tmp_path, monkeypatch, before, precision, mode):
     import tensorflow as tf
 
-    from tfpipe.transfer import training
+    from tfpipe.transfer import steps
 
-    count, seen, lines = training._count_correct, [], []
+    count, seen, lines = steps._count_correct, [], []
 
     def note(correct):
         seen.append(is_tf32())
@@ -410,13 +414,13 @@ def test_training_computes_in_what_it_says(colours, tmp_path, monkeypatch, preci
 
     def report(line):
         lines.append(line)
-        assert is_tf32()  # as the caller left it
+        assert is_tf32() is before  # as the caller left it
 
-    monkeypatch.setattr(training, "_count_correct", noted)
+    monkeypatch.setattr(steps, "_count_correct", noted)
     monkeypatch.setattr(arithmetic, "has_tf32", lambda: True)
-    network = {"backbone": "lenet", "weights": "none", "mode": "scratch", "image_size": (16, 16), "epochs": 1}
-    options = {"precision": precision, "tensorboard": False, "progress": False}
-    tfpipe.train(colours, tmp_path / "run", report=report, **network, **options)
+    network = {"backbone": "lenet", "weights": "none", "image_size": (16, 16), "epochs": 1}
+    options = {"precision": precision, "deterministic": False, "tensorboard": False, "progress": False}
+    tfpipe.train(colours, tmp_path / "run", report=report, **network, **mode, **options)
     assert set(seen) == {precision == "tf32"}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["precision"] == precision
     assert f"precision={precision}: asked for" in lines

@@ -275,7 +275,9 @@ class Loop:
         if cached is not None:
             for block in cached.validation_blocks():
                 self._show_graph(steps.validate_block, block)
-                yield from np.stack(steps.validate_block(*block), axis=1).astype(np.float64)
+                with arithmetic.computing(tf32=self.phase.tf32):
+                    found = np.stack(steps.validate_block(*block), axis=1)
+                yield from found.astype(np.float64)
             return
         for batch in self.phase.batches.validation():
             self._show_graph(steps.validate, batch)
