@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import picture, write
 from evaluation_fixtures import CLASS_NAMES, build_pictures, make_classifier
+from export_fixtures import exported
 from transfer_fixtures import colours
 
 import tfpipe
@@ -21,7 +22,7 @@ from tfpipe.records.errors import DataError
 from tfpipe.serving.answers import Answers
 from tfpipe.serving.models import Model
 
-__all__ = ["colours"]  # a fixture
+__all__ = ["colours", "exported"]  # fixtures
 
 
 @pytest.fixture
@@ -552,3 +553,37 @@ def test_the_arithmetic_of_a_model_is_that_of_its_products(tmp_path):
         assert model.computation == {"device": arithmetic.device(), "arithmetic": expected}
         graph = freezing.freeze_images(model, specification_of(model))
         assert freezing.FrozenGraph(graph, "x").products == {expected}
+
+
+# ---- on a GPU
+
+
+@pytest.mark.tf
+@pytest.mark.gpu
+def test_on_a_gpu_probabilities_are_those_of_the_cpu_but_for_rounding():
+    import tensorflow as tf
+
+    model = make_classifier(size=(32, 32))
+    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    with tf.device("/CPU:0"):
+        expected = model.predict(images)
+    for size in (1, 7, 64):
+        found = np.concatenate([model.predict(images[first : first + size]) for first in range(0, 64, size)])
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    with arithmetic.computing(tf32=True):
+        unlike = model.answer(images)["probabilities"].numpy()
+    assert (np.abs(unlike - expected).max() > 1e-5) == arithmetic.has_tf32()  # or the flag would be of no effect
+
+
+@pytest.mark.tf
+@pytest.mark.gpu
+def test_on_a_gpu_files_are_compared_there_too(exported):
+    rows = exported.export.parity
+    files = {(row.artefact, row.device, row.arithmetic) for row in rows}
+    gpu = arithmetic.device()
+    assert gpu not in ("CPU", "GPU")
+    for name in ("saved_model", "frozen_image.pb", "frozen_bytes.pb", "model.keras"):
+        assert files >= {(name, "CPU", "float32"), (name, gpu, "float32")}
+    assert {device for name, device, _ in files if name.endswith(".tflite")} == {"CPU"}
+    if arithmetic.has_tf32():
+        assert max(row.difference for row in rows if row.arithmetic == "tf32") > 1e-5
