@@ -134,8 +134,7 @@ def compare(
     batches = [specimens[start : start + _BATCH_SIZE] for start in range(0, len(specimens), _BATCH_SIZE)]
     places = arithmetic.places()
     expected = {name: [_expect(model, specification, batch, place) for batch in batches] for name, place in places.items()}
-    for answers in expected.values():
-        _check_valid(specification, specimens, answers)
+    _check_valid(specification, specimens, expected["CPU"])
     asked = list(_asked(artefacts, places))
     with temporary_folder("parity") as folder:
         for index, (batch, answer) in enumerate(zip(batches, expected["CPU"], strict=True)):
