@@ -177,7 +177,7 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts(colours, tmp_path, in_pa
     recipe = dataclasses.replace(LARGE, batch_size="auto", dropout=0.2)
     run(colours, folder, recipe, report=lines.append)
     found = [line for line in lines if "out of memory" in line]
-    assert found == [f"scratch: out of memory; each batch is now computed in {parts} parts (accumulate)" for parts in (2, 4)]
+    assert found == [f"scratch: out of memory; batches are now computed in {parts} parts (accumulate)" for parts in (2, 4)]
     assert distance(weights_of(folder), in_parts) == 0  # nothing is left of the steps that failed: dropout draws the same
     assert classifiers.load(folder).sha256
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tfpipe.records.files import written_atomically
 from tfpipe.records.summary import format_bytes
+from tfpipe.records.words import exactly
 
 _SKIPPED_STEPS = 3  # the first ones trace the graph and fill caches
 _NO_WAIT_SECONDS = 2e-4  # to fetch a value that is already there
@@ -108,7 +109,7 @@ class Profile:
 
     def _text(self) -> str:
         times = sorted(1000 * sum(watch.seconds.values()) / watch.num_steps for watch in self._watches)
-        calls = f" in {len(times)} calls" if len(times) < self._num_measured else ""
+        calls = f" in {exactly(len(times), 'call')}" if len(times) < self._num_measured else ""
         peak = peak_memory_bytes()
         lines = [
             f"steps looked at: {self._num_measured}{calls}, after {_SKIPPED_STEPS} that were passed over",

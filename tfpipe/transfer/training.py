@@ -27,6 +27,7 @@ import tensorflow as tf
 
 from tfpipe.records.errors import DataError
 from tfpipe.records.progress import ProgressBar
+from tfpipe.records.words import exactly
 from tfpipe.transfer import memory, states
 from tfpipe.transfer.batches import Batch, Block
 from tfpipe.transfer.journal import Journal
@@ -310,7 +311,7 @@ class Loop:
             if before is not None:
                 steps.restore(before)
             steps.divide(2 * steps.parts)
-            self.report(f"{phase.name}: out of memory; each batch is now computed in {steps.parts} parts (accumulate)")
+            self.report(f"{phase.name}: out of memory; batches are now computed in {exactly(steps.parts, 'part')} (accumulate)")
 
     def _advice(self) -> str:
         return f", or accumulate={2 * self._steps.parts}: the same batch in as many parts (batch_size=auto finds how many)"
