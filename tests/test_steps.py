@@ -7,11 +7,12 @@ import keras
 import limited_backbone
 import numpy as np
 import pytest
+import tensorflow as tf
 from transfer_fixtures import colours
 
 from tfpipe import Recipe, train
 from tfpipe.pipeline.augmentation import Augmentation
-from tfpipe.transfer import batches, classifiers, states, steps, training
+from tfpipe.transfer import batches, classifiers, memory, states, steps, training
 
 pytestmark = pytest.mark.tf
 
@@ -213,6 +214,24 @@ def test_what_does_not_fit_in_any_number_of_parts_is_said(colours, tmp_path, mon
     monkeypatch.setattr(limited_backbone, "LIMIT", 0)
     with pytest.raises(MemoryError, match="out of memory with batch_size=32"):
         run(colours, tmp_path / "run", dataclasses.replace(LARGE, batch_size="auto"))
+
+
+def test_features_are_extracted_in_the_parts_that_fit(monkeypatch):
+    batches, layer = [], limited_backbone.Limited()
+    times_two = tf.function(lambda images: 2 * layer(images))
+
+    def double(images):
+        batches.append(len(images))
+        return times_two(images)
+
+    monkeypatch.setattr(limited_backbone, "LIMIT", 5)
+    compute, images = memory.in_parts(double), np.arange(24.0).reshape(12, 2)
+    for _ in range(2):
+        np.testing.assert_array_equal(compute(images), 2 * images)
+    assert batches == [12, 6, 3, 3, 3, 3, 3, 3, 3, 3]
+    monkeypatch.setattr(limited_backbone, "LIMIT", 0)
+    with pytest.raises(MemoryError, match="out of memory with batch_size=1; try a smaller image_size"):
+        compute(images)
 
 
 @pytest.mark.usefixtures("_ten_fit")

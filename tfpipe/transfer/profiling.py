@@ -113,7 +113,7 @@ class Profile:
         peak = peak_memory_bytes()
         lines = [
             f"steps looked at: {self._num_measured}{calls}, after {_SKIPPED_STEPS} that were passed over",
-            f"milliseconds per step, with the trace: median {statistics.median(times):.2f}, least {times[0]:.2f}, most {times[-1]:.2f}",
+            f"milliseconds per step, traced: median {statistics.median(times):.2f}, least {times[0]:.2f}, most {times[-1]:.2f}",
             *self._shares(),
             f"peak memory of the process: {format_bytes(peak)}, {format_bytes(peak - self._peak_before)} of it in these steps",
             *(f"peak memory of {name}: {format_bytes(size)}" for name, size in _gpu_peaks().items()),
