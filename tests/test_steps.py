@@ -40,6 +40,7 @@ CACHED = Recipe(
     views=2,
     precision="float32",
 )
+HEAD = {"mode": "bottleneck", "unfreeze": (), "cache_prefix": None, "train_batch_norm": None, "finetune_epochs": None}
 LARGE = Recipe(
     backbone="limited_backbone:limited",
     weights="none",
@@ -76,31 +77,27 @@ def distance(one, other):
 # ---- many steps in one call
 
 
-def count_rows(monkeypatch):
-    """Returns a list that is told how many rows each call has."""
-    sizes, real = [], training.Loop.train_block
+@pytest.fixture
+def sizes(monkeypatch):
+    """A list that is told how many rows each call of many steps has."""
+    found, real = [], training.Loop.train_block
 
     def counted(self, block):
-        sizes.append(len(block.places))
+        found.append(len(block.places))
         return real(self, block)
 
     monkeypatch.setattr(training.Loop, "train_block", counted)
-    return sizes
+    return found
 
 
-def test_many_steps_in_a_call_have_the_bits_of_single_ones(colours, tmp_path, monkeypatch):
-    """Whether the features are kept on the device or not, and however many steps a call has."""
-    sizes = []
-    real = training.Loop.train_block
-    monkeypatch.setattr(
-        training.Loop, "train_block", lambda self, block: (sizes.append(len(block.places)), real(self, block))[1]
-    )
-    summaries, taken = {}, {}
+def test_many_steps_in_a_call_have_the_bits_of_single_ones(colours, tmp_path, monkeypatch, sizes):
+    """Whether the features are kept on the device or not; `test_a_run_stopped_anywhere...` has calls of one step, too."""
+    hashes, taken = [], []
 
     def go(name):
         sizes.clear()
-        summaries[name] = run(colours, tmp_path / name, CACHED)["model_sha256"]
-        taken[name] = list(sizes)
+        hashes.append(run(colours, tmp_path / name, CACHED)["model_sha256"])
+        taken.append(list(sizes))
 
     monkeypatch.setattr(training, "_CALL_SECONDS", 1e9)
     go("epochs")
@@ -108,29 +105,19 @@ def test_many_steps_in_a_call_have_the_bits_of_single_ones(colours, tmp_path, mo
         patch.setattr(batches, "_RESIDENT_BYTES", 0)
         patch.setattr(batches, "_BLOCK_BYTES", 3 * 8 * 8 * 8 * 6 * 4)  # of 3 steps in fine-tuning
         go("blocks")
-    monkeypatch.setattr(training, "_CALL_SECONDS", 0.0)
-    go("single")
     monkeypatch.setattr(steps.Steps, "in_blocks", None)
     go("batches")
-    assert set(summaries.values()) == {summaries["batches"]}
-    assert [max(taken[name], default=0) for name in ("epochs", "blocks", "single", "batches")] == [41, 41, 8, 0]
-    assert 24 in taken["blocks"]
-    assert (
-        course(tmp_path / "epochs")
-        == course(tmp_path / "blocks")
-        == course(tmp_path / "single")
-        == course(tmp_path / "batches")
-    )
+    assert [max(found, default=0) for found in taken] == [41, 41, 0]
+    assert 24 in taken[1]
+    names = ("epochs", "blocks", "batches")
+    assert hashes == [hashes[0]] * 3
+    assert [course(tmp_path / name) for name in names] == [course(tmp_path / "batches")] * 3
     assert distance(weights_of(tmp_path / "epochs"), weights_of(tmp_path / "batches")) == 0
 
 
-def test_a_call_ends_in_time_for_the_next_checkpoint(colours, tmp_path, monkeypatch):
-    sizes = []
-    real = training.Loop.train_block
-    monkeypatch.setattr(
-        training.Loop, "train_block", lambda self, block: (sizes.append(len(block.places)), real(self, block))[1]
-    )
-    run(colours, tmp_path / "run", dataclasses.replace(CACHED, finetune_epochs=1), checkpoint_seconds=0.0)
+def test_a_call_ends_in_time_for_the_next_checkpoint(colours, tmp_path, sizes):
+    recipe = dataclasses.replace(CACHED, **HEAD, epochs=1)
+    run(colours, tmp_path / "run", recipe, checkpoint_seconds=0.0)
     assert set(sizes) == {8, 1}  # one step each: the last of an epoch has one image
 
 
@@ -140,11 +127,10 @@ def test_a_call_ends_in_time_for_the_next_checkpoint(colours, tmp_path, monkeypa
 @pytest.mark.parametrize(
     "options",
     [
-        {"label_smoothing": 0.2, "class_weights": True, "l2": 0.1},
         {"augment": Augmentation(mixup=0.4), "ema": 0.5},
-        {"mode": "bottleneck", "solver": "gradient", "l2": 0.1},
+        {"mode": "bottleneck", "label_smoothing": 0.2, "class_weights": True, "l2": 0.1},
     ],
-    ids=["weights", "mixup", "features"],
+    ids=["images", "features"],
 )
 def test_parts_of_a_batch_have_its_gradient(colours, tmp_path, options):
     recipe = dataclasses.replace(LARGE, **options)
@@ -152,8 +138,11 @@ def test_parts_of_a_batch_have_its_gradient(colours, tmp_path, options):
         run(colours, tmp_path / f"{parts}", dataclasses.replace(recipe, accumulate=parts))
     one, other = (weights_of(tmp_path / f"{parts}") for parts in (None, 3))
     assert distance(one, other) < 1e-6
-    run(colours, tmp_path / "smaller", dataclasses.replace(recipe, batch_size=11))
-    assert distance(one, weights_of(tmp_path / "smaller")) > 1e-4
+
+
+def test_smaller_batches_are_something_else(colours, in_parts, tmp_path):
+    run(colours, tmp_path / "run", dataclasses.replace(LARGE, dropout=0.2, batch_size=8))
+    assert distance(weights_of(in_parts), weights_of(tmp_path / "run")) > 1e-4
 
 
 # ---- out of memory
@@ -166,10 +155,10 @@ def _ten_fit(monkeypatch):
 
 @pytest.fixture(scope="module")
 def in_parts(colours, tmp_path_factory):
-    """The weights of a run whose batches were to be computed in 4 parts."""
+    """The folder of a run whose batches were to be computed in 4 parts."""
     folder = tmp_path_factory.mktemp("parts") / "run"
     run(colours, folder, dataclasses.replace(LARGE, accumulate=4, dropout=0.2))
-    return weights_of(folder)
+    return folder
 
 
 @pytest.mark.usefixtures("_ten_fit")
@@ -179,7 +168,7 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts(colours, tmp_path, in_pa
     run(colours, folder, recipe, report=lines.append)
     found = [line for line in lines if "out of memory" in line]
     assert found == [f"scratch: out of memory; batches are now computed in {parts} parts (accumulate)" for parts in (2, 4)]
-    assert distance(weights_of(folder), in_parts) == 0  # nothing is left of the steps that failed: dropout draws the same
+    assert distance(weights_of(folder), weights_of(in_parts)) == 0  # dropout too: nothing is left of what failed
     assert classifiers.load(folder).sha256
 
 
@@ -193,27 +182,21 @@ def test_a_run_that_goes_on_knows_how_many_parts_fit(colours, tmp_path, in_parts
     assert states.load(folder / "state" / "scratch.npz")[1]["accumulate"] == 4
     run(colours, folder, recipe, report=lines.append)
     assert not any("out of memory" in line for line in lines)
-    assert distance(weights_of(folder), in_parts) == 0
+    assert distance(weights_of(folder), weights_of(in_parts)) == 0
 
 
-@pytest.mark.usefixtures("_ten_fit")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, r"^out of memory with batch_size=32; try batch_size=16, or accumulate=2: the same batch in as many parts"),
         ({"accumulate": 2}, r"batch_size=32; try batch_size=16, or accumulate=4: "),
+        ({"batch_size": "auto"}, r"^out of memory with batch_size=1; try a smaller image_size$"),
     ],
 )
-def test_without_auto_it_is_said_what_to_try(colours, tmp_path, options, message):
+def test_what_does_not_fit_is_said_and_what_to_try(colours, tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr(limited_backbone, "LIMIT", 0)
     with pytest.raises(MemoryError, match=message):
         run(colours, tmp_path / "run", dataclasses.replace(LARGE, **options))
-    run(colours, tmp_path / "run", dataclasses.replace(LARGE, accumulate=4))  # what was not begun may be corrected
-
-
-def test_what_does_not_fit_in_any_number_of_parts_is_said(colours, tmp_path, monkeypatch):
-    monkeypatch.setattr(limited_backbone, "LIMIT", 0)
-    with pytest.raises(MemoryError, match="out of memory with batch_size=32"):
-        run(colours, tmp_path / "run", dataclasses.replace(LARGE, batch_size="auto"))
 
 
 def test_features_are_extracted_in_the_parts_that_fit(monkeypatch):
@@ -235,9 +218,8 @@ def test_features_are_extracted_in_the_parts_that_fit(monkeypatch):
 
 
 @pytest.mark.usefixtures("_ten_fit")
-def test_a_prediction_says_which_batch_to_try(colours, tmp_path):
-    run(colours, tmp_path / "run", dataclasses.replace(LARGE, accumulate=4, epochs=1))
-    found = classifiers.load(tmp_path / "run")
+def test_a_prediction_says_which_batch_to_try(in_parts):
+    found = classifiers.load(in_parts)
     images = np.zeros((12, 16, 16, 3), np.uint8)
     assert len(found.predict(images[:10])) == 10
     for predict in (found.predict, found.predict_with_features):

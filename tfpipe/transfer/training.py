@@ -275,7 +275,8 @@ class Loop:
         if cached is not None:
             for block in cached.validation_blocks():
                 self._show_graph(steps.validate_block, block)
-                yield from np.stack(steps.validate_block(*block), axis=1).astype(np.float64)
+                with memory.needing(cached.batch_size):
+                    yield from np.stack(steps.validate_block(*block), axis=1).astype(np.float64)
             return
         for batch in self.phase.batches.validation():
             self._show_graph(steps.validate, batch)
@@ -299,7 +300,8 @@ class Loop:
             # What fits once fits: copies before every step would take longer than the step.
             before = steps.values() if phase.fits and trains and not self._has_fit else None
             try:
-                with memory.needing(phase.batches.batch_size * steps.num_workers, self._advice()):
+                batch_size = phase.batches.batch_size * steps.num_workers if steps.part_size > 1 else 1
+                with memory.needing(batch_size, self._advice()):
                     found = call()
             except MemoryError:
                 can_divide = phase.fits and steps.part_size > 1 and steps.num_workers == 1
