@@ -206,6 +206,23 @@ def test_features_that_collapse_call_nothing_a_twin_and_features_that_differ_exc
     assert with_features(lambda count: np.full((count, 3), next(signs))) == ["test/0.jpg"]  # equal bytes in any case
 
 
+def test_features_are_computed_only_of_what_looks_alike(splits, monkeypatch):
+    classifier, computed = make_classifier(["cat", "dog"], side=48), []
+    predict = type(classifier).predict_with_features
+
+    def counted(self, images):
+        computed.append(len(images))
+        return predict(self, images)
+
+    monkeypatch.setattr(type(classifier), "predict_with_features", counted)
+    twins = neighbours.find_twins(classifier, splits, "test", progress=False, batch_size=2)
+    # test/1 and its twin in a batch, test/2 and its twin in the next; test/0 has the bytes of its twin.
+    assert (computed, len(twins)) == ([1, 1, 1, 1], 3)
+    computed.clear()
+    assert len(neighbours.find_twins(classifier, splits, "test", against=["other"], progress=False)) == 6
+    assert computed == []  # their bytes are equal
+
+
 def test_dead_features_do_not_divide_by_zero(splits, recwarn):
     classifier = make_classifier(["cat", "dog"], side=48)
     for weight in classifier.trunk.weights:

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from tfpipe.records.errors import DataError
 from tfpipe.transfer import curves, regression
@@ -91,6 +92,21 @@ def test_equal_rows_give_equal_bits():
     one, other = (regression.search(rows(1, 60), rows(2, 21), POOLINGS) for _ in range(2))
     assert one.kernel.tobytes() == other.kernel.tobytes()
     assert one.candidates == other.candidates
+
+
+def test_few_rows_are_fitted_by_one_thread_and_many_by_those_of_the_caller(monkeypatch):
+    seen, fit = [], LogisticRegression.fit
+
+    def watched(self, *arguments, **options):
+        seen.append({library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"})
+        return fit(self, *arguments, **options)
+
+    monkeypatch.setattr(LogisticRegression, "fit", watched)
+    with threadpool_limits(2, "blas"):
+        regression.search(rows(1, 60), rows(2, 21), ["average"])
+        monkeypatch.setattr(regression, "_SHARED_BYTES", 0)
+        regression.search(rows(1, 60), rows(2, 21), ["average"])
+    assert seen == [{1}] * 5 + [{2}] * 5
 
 
 def test_weights_count_and_positions_choose():

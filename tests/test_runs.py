@@ -403,6 +403,7 @@ def test_a_damaged_state_is_named(colours, tmp_path, monkeypatch):
 
 TWO_DEVICES = """
 import sys, tensorflow as tf
+tf.config.set_visible_devices([], "GPU")  # one device is to be a CPU, too
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 sys.path[:0] = [{tests!r}]

@@ -67,6 +67,7 @@ def run(main: Callable[[list[str]], int | None], module_name: str, *, when_stopp
             stream.reconfigure(errors="backslashreplace")
     _log_to_stderr()
     start_up.quieten()
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # else TensorFlow takes all: a GPU is for several processes
     app.run(lambda argv: sys.exit(_guarded(main, argv[1:], when_stopped)), flags_parser=_parse_flags)
     raise AssertionError  # app.run never returns
 

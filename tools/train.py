@@ -26,11 +26,11 @@ if not __package__:
 from absl import flags
 
 from tfpipe import commands
+from tfpipe.pipeline.arithmetic import PRECISIONS
 from tfpipe.pipeline.presets import Augmentation
 from tfpipe.transfer import devices, preflight
 from tfpipe.transfer.architectures import PREPROCESSINGS, TABLE
 from tfpipe.transfer.head_options import Pooling
-from tfpipe.transfer.precision import POLICIES
 from tfpipe.transfer.recipes import Mode, Recipe
 
 _DATA = flags.DEFINE_string("data", None, "Needed. Folder of the data set, with splits train and, if there is one, val.")
@@ -69,7 +69,7 @@ _CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
     "optimizer": (("adamw", "sgd"), "sgd with Nesterov momentum."),
     "schedule": (("cosine", "constant", "plateau"), "plateau: lower when validation no longer improves."),
     "mode": (get_args(Mode), "What trains, see above."),
-    "precision": (("auto", *POLICIES), "Of training and extraction."),
+    "precision": (("auto", *PRECISIONS), "Of training; features are extracted in bfloat16 or float32."),
 }
 _STRINGS = {
     "backbone": f"{', '.join(TABLE)}, or PACKAGE.MODULE:FUNCTION.",

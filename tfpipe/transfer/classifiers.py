@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.pipeline import arithmetic
 from tfpipe.records import checksums
 from tfpipe.records.errors import DataError
 from tfpipe.records.samples import USUAL, Samples
@@ -55,6 +56,12 @@ class Predictor(Protocol):
 def samples_of(predictor: Predictor) -> Samples:
     """Returns what becomes of 16 bits and of alpha in a predictor's pictures; of one that does not tell, as usual."""
     found: Samples = getattr(predictor, "samples", USUAL)
+    return found
+
+
+def computation_of(predictor: Predictor) -> dict[str, str]:
+    """Returns device and arithmetic of a predictor, as far as it tells."""
+    found: dict[str, str] = getattr(predictor, "computation", arithmetic.UNKNOWN)
     return found
 
 
@@ -138,6 +145,12 @@ class NamedModel:
             autograph=False,
         )
 
+    @property
+    def computation(self) -> dict[str, str]:
+        """The device and the arithmetic of `predict`."""
+        return arithmetic.describe(layer.compute_dtype for layer in self.model._flatten_layers())
+
+    @arithmetic.exact()
     def predict(self, images: Any) -> np.ndarray[Any, Any]:
         """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
         with memory.needing(len(images)):
@@ -159,6 +172,7 @@ class Classifier(NamedModel):
         """Feature map -> logits [B, C]."""
         return keras.Model(self.model.get_layer("pooling").input, self.model.get_layer("logits").output, name="head")
 
+    @arithmetic.exact()
     def predict_with_features(self, images: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Returns probabilities, float32 [B, C], and pooled features, float32 [B, D], of uint8 pictures [B, H, W, 3]."""
         with memory.needing(len(images)):

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+Array = np.ndarray[Any, Any]
+
 
 @contextlib.contextmanager
 def needing(batch_size: int, advice: str = "") -> Iterator[None]:
@@ -30,7 +32,7 @@ def needing(batch_size: int, advice: str = "") -> Iterator[None]:
         raise MemoryError(f"out of memory with batch_size={batch_size}; try {remedy}") from error
 
 
-def in_parts(compute: Callable[[Any], tf.Tensor]) -> Callable[[Any], np.ndarray[Any, Any]]:
+def in_parts(compute: Callable[[Any], Array]) -> Callable[[Any], Array]:
     """Returns a function that computes the same, of parts of a batch if all of it does not fit.
 
     Args:
@@ -38,14 +40,14 @@ def in_parts(compute: Callable[[Any], tf.Tensor]) -> Callable[[Any], np.ndarray[
     """
     most = sys.maxsize
 
-    def computed(batch: Any) -> np.ndarray[Any, Any]:
+    def computed(batch: Any) -> Array:
         nonlocal most
         while True:
             size = min(len(batch), most)
             firsts = range(0, len(batch), size)
             try:
                 with needing(size):
-                    return np.concatenate([compute(batch[first : first + size]).numpy() for first in firsts])
+                    return np.concatenate([compute(batch[first : first + size]) for first in firsts])
             except MemoryError:
                 if size == 1:
                     raise

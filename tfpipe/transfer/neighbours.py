@@ -14,8 +14,8 @@ A pair counts when three things agree:
 
 Byte-identical pictures count in any case, as the catalogue's hashes tell.
 
-Few pairs get as far as that: a bound on what any shift can make of a pair (see `_bounds`) costs a thirtieth of trying all 49,
-and loses none.
+Few pairs are tried: a bound on what any shift can make of a pair (see `_bounds`) costs a thirtieth of trying all 49, and loses
+none. And features, which cost a hundred times what the rest does, are computed last, of the pictures that are left.
 
 The last threshold was chosen on SIGNS, knowing its answer; its series of almost equal photographs make it hard. Of 120 test
 pictures, 12 have a byte-identical twin in train or val and 2 one that was taken a moment later, with 0.9980 and 0.9983; the
@@ -28,13 +28,15 @@ Turned or mirrored copies, and those cropped by more than that, are not.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.pipeline.placement import on_cpu
+from tfpipe.pipeline.replaying import Replayer
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.progress import ProgressBar
@@ -63,6 +65,7 @@ _MAX_PAIRS = 4096  # refined at once: some arrays of 20 MB
 _MIN_DEVIATION = 0.5  # levels: a picture of one colour correlates with nothing
 
 Array = np.ndarray[Any, Any]
+_Pair = tuple[int, int, float]  # position in the evaluated split, place in a batch of another, similarity
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class Twin:
 @dataclass(frozen=True)
 class _Batch:
     keys: Sequence[str]
-    features: Array  # [B, D], of length 1
+    images: Array  # uint8 [B, H, W, 3]
     grey: Array  # [B, 64, 64]
 
 
@@ -107,14 +110,15 @@ def find_twins(
 ) -> list[Twin]:
     """Returns the pictures of a split that have a near-duplicate in another split, in the order of the catalogue.
 
-    One pass over all these splits. Memory grows with the pictures of `split` alone, by their features and 1 kB each.
+    One pass over all these splits. Memory grows with the pictures of `split` alone, by 1 kB each and the features of those that
+    look like another one.
 
     Args:
         classifier: gives the features, and says how its pictures are resized.
         directory: of the data set.
         split: the one that is evaluated.
         against: the other splits, default train and val where there are.
-        batch_size: pictures that go through the classifier at once.
+        batch_size: pictures that are read, and go through the classifier, at once.
         progress: show it.
 
     Raises:
@@ -136,12 +140,19 @@ def find_twins(
                 yield batch
                 bar.add(len(batch.keys), 0)
 
-        queries = _Queries(list(batches(split)))
+        queries = _Queries(batches(split))
+        features = _Features(classifier, directory, split, batch_size)
         for name in others:
             for batch in batches(name):
-                for key, other, similarity in queries.compare(batch):
+                pairs = [
+                    (row, column, similarity)
+                    for row, column, similarity in queries.compare(batch)
+                    if (key := queries.keys[row]) not in best or best[key].similarity < similarity
+                ]
+                for row, column, similarity in features.alike(pairs, batch.images):
+                    key = queries.keys[row]
                     if key not in best or best[key].similarity < similarity:
-                        best[key] = Twin(key, other, name, similarity, identical=False)
+                        best[key] = Twin(key, batch.keys[column], name, similarity, identical=False)
     return [best[key] for key in queries.keys if key in best]
 
 
@@ -160,14 +171,11 @@ def _identical(directory: str | os.PathLike[str], split: str, others: Sequence[s
 
 def _batches(classifier: Classifier, directory: str | os.PathLike[str], split: str, batch_size: int) -> Iterator[_Batch]:
     for batch in reading_errors.read(seen_by(classifier, directory, split, batch_size=batch_size)):
-        _, features = classifier.predict_with_features(batch["image"])
         keys = [key.decode() for key in batch["key"].numpy().tolist()]
-        with np.errstate(invalid="ignore", over="ignore"):
-            lengths = np.linalg.norm(features, axis=1, keepdims=True)
-            features = features / np.maximum(lengths, np.finfo(np.float32).tiny)
-        yield _Batch(keys, features, shrink(batch["image"]))
+        yield _Batch(keys, batch["image"].numpy(), shrink(batch["image"]))
 
 
+@on_cpu
 def shrink(images: Any) -> Array:
     """Returns pictures in grey, float32 [B, 64, 64], 0..255, of uint8 [B, H, W, 3]."""
     grey = tf.reduce_sum(tf.cast(images, tf.float32) * _LUMA, axis=-1, keepdims=True)
@@ -175,17 +183,50 @@ def shrink(images: Any) -> Array:
     return small
 
 
+class _Features:
+    """Features of the evaluated split's pictures, computed when they are asked for, each once."""
+
+    def __init__(self, classifier: Classifier, directory: str | os.PathLike[str], split: str, batch_size: int) -> None:
+        size, resize, samples = classifier.image_size, classifier.resize, classifier.samples
+        self._reader = Replayer(directory, split, seed=0, image_size=size, resize=resize, augment="none", samples=samples)
+        self._classifier, self._batch_size = classifier, batch_size
+        self._known: dict[int, Array] = {}
+
+    def alike(self, pairs: Sequence[_Pair], images: Array) -> Iterator[_Pair]:
+        """Yields those of some pairs of a batch with `images` whose features are alike."""
+        missing = sorted({row for row, *_ in pairs} - self._known.keys())
+        for start in range(0, len(missing), self._batch_size):
+            rows = missing[start : start + self._batch_size]
+            self._known.update(zip(rows, self._compute(np.stack([self._reader.evaluated(row) for row in rows])), strict=True))
+        columns = sorted({column for _, column, _ in pairs})
+        found = dict(zip(columns, self._compute(images[columns]), strict=True)) if columns else {}
+        for row, column, similarity in pairs:
+            if not self._known[row] @ found[column] < COSINE:  # features that are no numbers exclude nothing
+                yield row, column, similarity
+
+    def _compute(self, images: Array) -> Array:
+        """Returns features of length 1, [B, D]."""
+        _, features = self._classifier.predict_with_features(images)
+        with np.errstate(invalid="ignore", over="ignore"):
+            lengths = np.linalg.norm(features, axis=1, keepdims=True)
+            directions: Array = features / np.maximum(lengths, np.finfo(np.float32).tiny)
+        return directions
+
+
 class _Queries:
     """The pictures of the evaluated split, ready to be compared with many others."""
 
-    def __init__(self, batches: Sequence[_Batch]) -> None:
-        self.keys = [key for batch in batches for key in batch.keys]
-        self._features = np.concatenate([batch.features for batch in batches])
-        self._cells = np.concatenate([_standardised(_window(batch.grey, 0, 0)) for batch in batches])
+    def __init__(self, batches: Iterable[_Batch]) -> None:
+        self.keys: list[str] = []
+        cells = []
+        for batch in batches:
+            self.keys += batch.keys
+            cells.append(_standardised(_window(batch.grey, 0, 0)))
+        self._cells = np.concatenate(cells)
         self._screened = _project(self._cells, np.ones((len(self._cells), 1), np.float32))
 
-    def compare(self, batch: _Batch) -> Iterator[tuple[str, str, float]]:
-        """Yields (key, other key, similarity) of the pairs that are twins."""
+    def compare(self, batch: _Batch) -> Iterator[_Pair]:
+        """Yields the pairs that are twins, if their features are alike."""
         windows = _windows(batch.grey)
         bounds = _bounds(windows)
         for start in range(0, len(self.keys), _MAX_PAIRS):
@@ -193,19 +234,17 @@ class _Queries:
             most = (self._screened[part] @ bounds).reshape(-1, len(_GROUPS), len(batch.keys)).max(axis=1)
             likely = most >= COARSE - _ROUNDING
             rows = start + np.flatnonzero(likely.any(axis=1))
-            # Features that are no numbers exclude nothing.
-            near = likely[rows - start] & ~(self._features[rows] @ batch.features.T < COSINE)
-            yield from self._compare(batch, windows, rows, near)
+            yield from self._compare(batch, windows, rows, likely[rows - start])
 
-    def _compare(self, batch: _Batch, windows: Array, rows: Array, near: Array) -> Iterator[tuple[str, str, float]]:
-        """Yields the twins among some rows and a batch; near: those that may be, bool [N, B]."""
+    def _compare(self, batch: _Batch, windows: Array, rows: Array, near: Array) -> Iterator[_Pair]:
+        """Yields the pairs among some rows and a batch; near: those that may be, bool [N, B]."""
         coarse, shifts = _align(self._cells[rows], windows, near)
         pairs = np.argwhere(coarse >= COARSE)
         for start in range(0, len(pairs), _MAX_PAIRS):
             row, column = pairs[start : start + _MAX_PAIRS].T
             found = _refine(self._cells[rows[row]], batch.grey, column, shifts[row, column])
             for pair in np.flatnonzero(found >= SIMILARITY):
-                yield self.keys[rows[row[pair]]], batch.keys[column[pair]], float(found[pair])
+                yield int(rows[row[pair]]), int(column[pair]), float(found[pair])
 
 
 def correlate(one: Array, other: Array) -> float:

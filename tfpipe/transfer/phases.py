@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.pipeline import arithmetic
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.records import weights
 from tfpipe.records.files import read_json, write_json
@@ -187,7 +188,7 @@ class Phases:
         view = 0 if batches is not None and self.train.augmentation != Augmentation() else None
         images = features.sample(self.train, view)
         if batches is None:
-            expected = features.computation(frozen, self.networks.preprocessing, self.train.image_size)(images).numpy()
+            expected = features.computation(frozen, self.networks.preprocessing, self.train.image_size)(images)
         else:
             expected = batches.views[0].rows(np.arange(len(images)))
         tapped = keras.Model(network.inputs, network.get_layer("frozen").output)
@@ -212,6 +213,7 @@ class Phases:
             class_weights=self._class_weights(),
             ema=recipe.ema,
             continues=not epochs or tuned or self.networks.head_from is not None,
+            tf32=self.networks.precision == "tf32",
             accumulate=recipe.accumulate or 1,
             fits=self.fits,
         )
@@ -244,6 +246,7 @@ class Phases:
         }
 
 
+@arithmetic.exact()
 def _loss(network: keras.Model, batches: FeatureBatches) -> float:
     """Returns the mean loss on the validation images."""
     losses = [

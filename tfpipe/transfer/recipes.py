@@ -11,10 +11,11 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from tfpipe.pipeline import arithmetic
 from tfpipe.pipeline.presets import RESIZES, Augmentation
 from tfpipe.records import arguments
 from tfpipe.records.words import exactly
-from tfpipe.transfer import architectures, precision
+from tfpipe.transfer import architectures
 from tfpipe.transfer.architectures import PREPROCESSINGS
 from tfpipe.transfer.head_options import Head, Pooling
 
@@ -107,7 +108,8 @@ class Recipe:
         train_batch_norm: BatchNorm of a pre-trained backbone uses and updates the batch's statistics where it is trained.
         patience: epochs without a better validation accuracy after which training ends.
         ema: decay of the moving average of the weights; 0 for none.
-        precision: "auto", "float32" or "mixed_bfloat16", of training and extraction.
+        precision: of training: "auto", "float32", "mixed_bfloat16", or "tf32" (weights of float32, products of 10 bits, on GPUs
+            that can). Features are extracted in bfloat16 or float32.
         deterministic: use TensorFlow's deterministic kernels: equal runs give equal bits. They stay on in this process.
     """
 
@@ -170,7 +172,7 @@ class Recipe:
             Augmentation.named(value)
             return str(value) if isinstance(value, str) else value
         if name == "precision":
-            return precision.check(value)
+            return arithmetic.check(value)
         if name == "unfreeze":
             words = (value,) if isinstance(value, str) else value
             nothing = isinstance(words, tuple | list) and not words

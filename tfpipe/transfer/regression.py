@@ -20,6 +20,7 @@ import numpy as np
 from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from tfpipe.records.errors import DataError
 from tfpipe.records.words import plural
@@ -33,6 +34,9 @@ STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 _MOST_BYTES = 1 << 30  # of the rows of a pooling; a larger one is left out
 _CHUNK = 256  # feature maps in memory at once
 _MAX_ITERATIONS, _TOLERANCE = 300, 1e-5  # where classes overlap, a weak decay would take thousands, for nothing
+# Of rows that are worth several threads of BLAS: with fewer they wait for each other more than they compute (864 rows of 864
+# numbers took 27 times the processor's time, on two busy cores).
+_SHARED_BYTES = 64 << 20
 
 _POOL: dict[Pooling, Callable[[Array], Array]] = {
     "average": lambda maps: maps.mean((1, 2)),
@@ -185,12 +189,15 @@ def _path(rows: Array, labels: Array, weights: Array | None) -> Iterator[tuple[f
     # One scale for all features: divided each by its own, those that are nearly always zero would count as much as the rest.
     scale = math.sqrt(float(np.mean(np.square(points, dtype=np.float64)))) or 1.0
     points, lift = _reduce(points / np.float32(scale))
+    doubled = points.astype(np.float64)
+    num_threads = 1 if doubled.nbytes < _SHARED_BYTES else None  # None: as many as BLAS takes
     model = LogisticRegression(max_iter=_MAX_ITERATIONS, tol=_TOLERANCE, warm_start=True)
     for strength in STRENGTHS:
         model.set_params(C=strength)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # it is judged by its loss, however far it came
-            model.fit(points.astype(np.float64), labels, sample_weight=weights)
+            with threadpool_limits(num_threads, "blas"):
+                model.fit(doubled, labels, sample_weight=weights)
         kernel = lift(model.coef_.T) / scale
         bias = model.intercept_ - mean @ kernel
         if kernel.shape[1] == 1:  # of two classes scikit-learn fits the difference

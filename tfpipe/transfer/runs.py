@@ -28,6 +28,7 @@ import keras
 import tensorflow as tf
 
 import tfpipe
+from tfpipe.pipeline import arithmetic
 from tfpipe.records import arguments
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import clear_folder, path_written_atomically, read_json, write_json
@@ -35,7 +36,7 @@ from tfpipe.records.locking import locked
 from tfpipe.records.progress import say
 from tfpipe.records.samples import Samples
 from tfpipe.records.words import plural
-from tfpipe.transfer import classifiers, curves, extending, precision, preflight, states
+from tfpipe.transfer import classifiers, curves, extending, preflight, states
 from tfpipe.transfer.backbones import hash_network
 from tfpipe.transfer.classifiers import Classifier
 from tfpipe.transfer.extending import Extension
@@ -150,7 +151,7 @@ def train(
         for line in data.reasons:
             report(line)
         if data.recipe.deterministic:
-            tf.config.experimental.enable_op_determinism()
+            arithmetic.make_deterministic()
         strategy = strategy or tf.distribute.get_strategy()
         networks = Networks(data.recipe, data.class_names, data.precision, strategy, Samples.of(data.manifest.options))
         if from_run is not None:
@@ -199,7 +200,7 @@ class _Data:
         self.manifest = preflight.open_training(directory)
         self.class_names = self.manifest.class_names
         self.recipe, self.reasons = complete(wanted, self.manifest.split("train").num_records, len(self.class_names))
-        self.precision, why = precision.choose(self.recipe.precision)
+        self.precision, why = arithmetic.choose(self.recipe.precision)
         self.reasons.append(f"precision={self.precision}: {why}")
         self.train, self.val = self._pictures()
 
