@@ -417,6 +417,7 @@ for mode in ("scratch", "finetune"):
     )
     if mode == "finetune":
         recipe = dataclasses.replace(recipe, finetune_epochs=1, finetune_learning_rate=1e-3)
+        recipe = dataclasses.replace(recipe, accumulate=2 if {several} else None)
     quiet = dict(progress=False, tensorboard=False)
     runs.train({data!r}, {out!r} + mode, recipe, strategy=strategy, cache={out!r} + "features", **quiet)
 recipe = tfpipe.Recipe(

@@ -112,12 +112,18 @@ class Steps:
         """Computes each step from now on in so many parts."""
         self.parts = parts
         self._take = tf.function(self._step, autograph=False, reduce_retracing=True)
-        self.__dict__.pop("_take_block", None)
+        for name in ("_take_block", "validate_block"):
+            self.__dict__.pop(name, None)
 
     @property
     def part_size(self) -> int:
         """Rows that are computed at once, on each replica."""
         return math.ceil(self._phase.batches.batch_size / self._replicas / self.parts)
+
+    @property
+    def validation_size(self) -> int:
+        """Rows that are validated at once, on one device."""
+        return math.ceil(self._phase.batches.batch_size / self.parts)
 
     @property
     def in_blocks(self) -> FeatureBatches | None:
@@ -234,7 +240,7 @@ class Steps:
                 rows = tf.cast(tf.shape(batch[0])[0], tf.float32)
                 return self._step(*batch, rows, rates[number], decays[number])
 
-            return self._over_batches(step, 2, features, places, labels)
+            return self._over_batches(step, 2, self._phase.batches.batch_size, features, places, labels)
 
         numbers = [tf.TensorSpec([None, len(self._phase.groups)], tf.float32), tf.TensorSpec([None], tf.float32)]
         return tf.function(take, input_signature=[*self._block_signature(), *numbers], autograph=False)
@@ -244,7 +250,8 @@ class Steps:
         """The function that does for each batch of a block what `validate` does for one."""
 
         def validate(features: Any, places: Any, labels: Any) -> tuple[Any, ...]:
-            return self._over_batches(lambda _, batch: self._validation(*batch), 3, features, places, labels)
+            size = self.validation_size
+            return self._over_batches(lambda _, batch: self._validation(*batch), 3, size, features, places, labels)
 
         return tf.function(validate, input_signature=self._block_signature(), autograph=False)
 
@@ -252,9 +259,11 @@ class Steps:
         places = tf.TensorSpec([None], tf.int64)
         return [] if self.in_blocks is None else [self.in_blocks.features_spec, places, places]
 
-    def _over_batches(self, function: Any, num_outputs: int, features: Any, places: Any, labels: Any) -> tuple[Any, ...]:
+    def _over_batches(
+        self, function: Any, num_outputs: int, size: int, features: Any, places: Any, labels: Any
+    ) -> tuple[Any, ...]:
         """Returns what a function of (number, batch) gives for each batch, float32 [batches] of each of its outputs."""
-        size, num_classes = self._phase.batches.batch_size, self._phase.batches.num_classes
+        num_classes = self._phase.batches.num_classes
         num_rows = tf.shape(places)[0]
         num_batches = (num_rows + size - 1) // size
 
