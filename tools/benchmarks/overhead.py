@@ -8,14 +8,14 @@ overhead, is what grows with images and epochs: names in `WORK`.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +67,20 @@ class _Clock:
     """Processor time by part; one thread's functions open and close parts."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self._open = [_REST]
         self._since = 0.0
 
-    def turn(self) -> None:
-        """Gives the time since the last turn to the innermost open part."""
+    def turn(self, part: str | None = None) -> None:
+        """Gives the time since the last turn to a part, default the innermost that is open."""
         now = time.process_time()
-        self.seconds[self._open[-1]] += now - self._since
+        self.seconds[part or self._open[-1]] += now - self._since
         self._since = now
 
     def wrap(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
         """Returns the function, its time counted."""
 
-        @functools.wraps(function)
+        @wraps(function)
         def counted(*arguments: Any, **options: Any) -> Any:
             self.turn()
             self._open.append(part)
@@ -98,19 +98,17 @@ def main(argv: Sequence[str]) -> None:
     from tfpipe import start_up
 
     clock = _Clock()
-    clock.seconds["Python"] = clock._since = time.process_time()
+    clock.turn("Python")
     command, library = _MODULES[argv[0]]
     start_up.quieten()
     importlib.import_module("tensorflow")
-    clock.seconds["importing TensorFlow and Keras"] = time.process_time() - clock._since
-    clock._since = time.process_time()
+    clock.turn("importing TensorFlow and Keras")
     module = importlib.import_module(command)
     importlib.import_module(library)
-    clock.seconds["other imports"] = time.process_time() - clock._since
-    clock._since = time.process_time()
+    clock.turn("other imports")
     for part, functions in _PARTS.items():
         for function in functions:
-            _replace(function, lambda found, part=part: clock.wrap(found, part))
+            _replace(function, partial(clock.wrap, part=part))
     sys.argv = list(argv)
     try:
         module.command()
@@ -119,16 +117,22 @@ def main(argv: Sequence[str]) -> None:
         print(_MARK + json.dumps(clock.seconds), file=sys.stderr, flush=True)
 
 
-def _replace(name: str, change: Callable[[Any], Any]) -> None:
-    """Replaces a function wherever it has been imported to."""
+def _find(name: str) -> tuple[Any, str]:
+    """Returns what holds a function, and its name there."""
     module, _, path = name.partition(":")
-    owner: Any = importlib.import_module(module)
     *parents, last = path.split(".")
+    owner: Any = importlib.import_module(module)
     for parent in parents:
         owner = getattr(owner, parent)
+    return owner, last
+
+
+def _replace(name: str, change: Callable[[Any], Any]) -> None:
+    """Replaces a function wherever it has been imported to."""
+    owner, last = _find(name)
     old = getattr(owner, last)
     new = change(old)
-    for place in [owner] if parents else [m for n, m in sys.modules.items() if n == module or n.startswith("tfpipe.")]:
+    for place in [owner, *(module for key, module in sys.modules.items() if key.startswith("tfpipe."))]:
         if getattr(place, last, None) is old:
             setattr(place, last, new)
 
