@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import io
 import os
@@ -26,6 +27,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("default")
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # tests run in several processes, and those start others
 
 # Tracing makes objects by the million, of which hardly any is garbage: looking for it was a fifth of the tests' time.
 gc.set_threshold(200_000, 10, 10)
@@ -43,6 +45,20 @@ def _memory_is_given_back() -> Iterator[None]:
 # A shell starts `bash tools/test.sh &` with Ctrl-C ignored, nohup with SIGHUP: tests that send them are not about that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what is marked `gpu` where there is none."""
+    if item.get_closest_marker("gpu") and not has_gpu():
+        pytest.skip("TensorFlow sees no GPU here")
+
+
+@functools.cache
+def has_gpu() -> bool:
+    """Whether TensorFlow sees a GPU; loads it."""
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def picture(seed: int, size: tuple[int, int] = (24, 16), format: str = "JPEG", **options: object) -> bytes:  # noqa: A002

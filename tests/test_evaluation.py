@@ -492,11 +492,12 @@ def test_a_specificity_of_numpy_is_a_number(classifier, shards, tmp_path):
 
 
 class Exported:
-    """A model that shows what a `Predictor` must, and nothing else."""
+    """A model that shows what a `Predictor` must, and in what it computes."""
 
     def __init__(self, classifier):
         self.class_names, self.image_size = classifier.class_names, classifier.image_size
         self.resize, self.sha256, self.predict = classifier.resize, classifier.sha256, classifier.predict
+        self.computation = classifier.computation
 
 
 @pytest.mark.usefixtures("quick")

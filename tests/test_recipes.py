@@ -22,7 +22,7 @@ STAY_NONE = {
     "finetune": set(),
 }
 OF_STEPS = {"pooling", "epochs", "learning_rate"}  # what a head by regression does not need, or finds out itself
-MAY_BE_NONE = {"preprocessing", "feature_layer", "cache_prefix"}
+MAY_BE_NONE = {"accumulate", "preprocessing", "feature_layer", "cache_prefix"}
 
 OTHERS = {
     "backbone": "lenet",

@@ -148,16 +148,22 @@ class Killed(BaseException):
 
 
 def stopping_after(num_steps, monkeypatch, action):
-    """Makes the loop do something instead of its step number `num_steps`."""
-    real, count = training.Loop.train_step, [0]
+    """Makes the loop do something instead of its step number `num_steps`; returns the numbers of the steps in their epochs."""
+    steps = []
 
-    def step(self, *arguments):
-        count[0] += 1
-        if count[0] > num_steps:
-            action()
-        return real(self, *arguments)
+    def stop_in(real):
+        def step(self, *arguments):
+            steps.append(self.progress.step)
+            if len(steps) > num_steps:
+                action()
+            return real(self, *arguments)
 
-    monkeypatch.setattr(training.Loop, "train_step", step)
+        return step
+
+    monkeypatch.setattr(training, "_CALL_SECONDS", 0.0)  # one step a call
+    for name in ("train_step", "train_block"):
+        monkeypatch.setattr(training.Loop, name, stop_in(getattr(training.Loop, name)))
+    return steps
 
 
 def kill():
@@ -397,6 +403,7 @@ def test_a_damaged_state_is_named(colours, tmp_path, monkeypatch):
 
 TWO_DEVICES = """
 import sys, tensorflow as tf
+tf.config.set_visible_devices([], "GPU")  # one device is to be a CPU, too
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 sys.path[:0] = [{tests!r}]

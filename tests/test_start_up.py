@@ -188,6 +188,51 @@ def test_the_last_words_of_tensorflow_are_shown(level):
     assert "I0000" not in done.stderr
 
 
+GROWTH = "TF_FORCE_GPU_ALLOW_GROWTH"
+SAYS = """
+'''Help.'''
+import os
+from tfpipe import commands
+commands.run(lambda _: print(os.environ["{name}"]), __name__)
+"""
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "true"), ("false", "false")])
+def test_a_commands_memory_on_a_gpu_grows_unless_its_user_says_otherwise(given, expected):
+    done = child(SAYS.format(name=GROWTH), **{GROWTH: given})
+    assert (done.returncode, done.stdout) == (0, f"{expected}\n"), done.stderr
+    assert "None" in child(f"import os, tfpipe.pipeline.loader; print(os.environ.get('{GROWTH}'))", **{GROWTH: None}).stdout
+
+
+TAKES = """
+'''Help.'''
+import ctypes, sys
+from tfpipe import commands
+
+def main(arguments):
+    import tensorflow as tf
+    assert "GPU:0" in tf.matmul(tf.ones((8, 8)), tf.ones((8, 8))).device
+    cuda, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    cuda.cuInit(0)
+    cuda.cuDeviceGet(ctypes.byref(device), 0)
+    cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+    cuda.cuCtxSetCurrent(context)
+    assert cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0
+    print(free.value / total.value)
+
+commands.run(main, __name__)
+"""
+
+
+@pytest.mark.tf
+@pytest.mark.gpu
+def test_a_command_leaves_a_gpus_memory_to_others():
+    done = child(TAKES, **{GROWTH: None})
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0.5  # by default nearly all would be taken; tests beside this one take little
+
+
 def test_what_a_process_says_when_it_aborts_is_shown():
     start = "import os; from tfpipe import start_up\nwith start_up._filtered(b'IWE'):"
     done = child(start + r" os.write(2, b'I0000 x\nF0000 y\nlast'); os.abort()")

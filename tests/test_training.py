@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import has_gpu
 from pipeline_fixtures import CLASS_NAMES, damaged, picture, write_data_set
 from test_loader import run_script
 
@@ -371,7 +372,9 @@ def fit(
     model = Recorder()
     if built:
         model.build((None, *SIZE, 3))
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), steps_per_execution=at_once)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    # On a GPU Keras compiles with XLA, which knows no numpy_function.
+    model.compile("sgd", loss, steps_per_execution=at_once, jit_compile=False)
     model.fit(data, epochs=num_epochs, verbose=0, callbacks=[Epochs(model.seen)], **options)
     return model.seen
 
@@ -417,6 +420,18 @@ def test_g8_fit_in_a_strategy_begins_where_it_shall_with_an_endless_dataset(data
     data = training(data_set, as_dict=False, repeat=True, first_epoch=1)
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
         assert fit(data, 2, steps_per_epoch=STEPS) == images(whole)[1:]
+
+
+@pytest.mark.parametrize("compiled", ["auto", True])  # Keras' default, and what it becomes on a GPU
+def test_a_plain_model_is_fitted_as_keras_does_by_itself(data_set: Path, compiled: str | bool):
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(3, "softmax")]
+    model = keras.Sequential(layers)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=compiled)
+    assert model.jit_compile == (has_gpu() or compiled is True)
+    data = dataset(data_set, "train", training=True, batch_size=7, image_size=SIZE, seed=0, augment="none")
+    losses = model.fit(data, epochs=3, verbose=0).history["loss"]
+    assert losses == sorted(losses, reverse=True)
 
 
 # Some classes only, or all equally often

@@ -67,6 +67,7 @@ def run(main: Callable[[list[str]], int | None], module_name: str, *, when_stopp
             stream.reconfigure(errors="backslashreplace")
     _log_to_stderr()
     start_up.quieten()
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # else TensorFlow takes all: a GPU is for several processes
     app.run(lambda argv: sys.exit(_guarded(main, argv[1:], when_stopped)), flags_parser=_parse_flags)
     raise AssertionError  # app.run never returns
 
@@ -177,7 +178,7 @@ def _answered(main: Callable[[list[str]], int | None], arguments: list[str], rec
     except BrokenPipeError:  # the reader of our output has seen enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (DataError, ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except (DataError, ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         _say(f"error: {in_flags(_words_of(error))}")
         return 1
 

@@ -26,11 +26,11 @@ if not __package__:
 from absl import flags
 
 from tfpipe import commands
+from tfpipe.pipeline.arithmetic import PRECISIONS
 from tfpipe.pipeline.presets import Augmentation
 from tfpipe.transfer import preflight
 from tfpipe.transfer.architectures import PREPROCESSINGS, TABLE
 from tfpipe.transfer.head_options import Pooling
-from tfpipe.transfer.precision import POLICIES
 from tfpipe.transfer.recipes import Mode, Recipe
 
 _DATA = flags.DEFINE_string("data", None, "Needed. Folder of the data set, with splits train and, if there is one, val.")
@@ -64,7 +64,7 @@ _CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
     "optimizer": (("adamw", "sgd"), "sgd with Nesterov momentum."),
     "schedule": (("cosine", "constant", "plateau"), "plateau: lower when validation no longer improves."),
     "mode": (get_args(Mode), "What trains, see above."),
-    "precision": (("auto", *POLICIES), "Of training and extraction."),
+    "precision": (("auto", *PRECISIONS), "Of training; features are extracted in bfloat16 or float32."),
 }
 _STRINGS = {
     "backbone": f"{', '.join(TABLE)}, or PACKAGE.MODULE:FUNCTION.",
@@ -75,7 +75,8 @@ _INTEGERS = {
     "views": "Augmented versions of each image in the cache of features. Default: 1 without --augment, else 8, 4 or 2: the more"
     " images, the fewer.",
     "seed": "Draws weights, order, augmentation and dropout.",
-    "batch_size": "Images of a step, on all devices together.",
+    "accumulate": "Parts that a batch is computed in, one after the other, where it does not fit into memory: the gradients are"
+    " added up before the weights change. Statistics of BatchNorm are then those of a part. Default: 1.",
     "epochs": "At most; in bottleneck, finetune and auto, of a head that is trained in steps. Default: there 60, in scratch 30,"
     " frozen 20, full 15.",
     "finetune_epochs": "At most, of fine-tuning. Default: 10.",
@@ -123,6 +124,11 @@ _LEARNING_RATE = flags.DEFINE_string(
     None,
     "At its peak; find: measured by a range test. Default: 1e-3, in full 5e-5; of sgd 1e-2 in scratch,"
     " 1e-4 in full, else find.",
+)
+_BATCH_SIZE = flags.DEFINE_string(
+    "batch_size",
+    str(_DEFAULTS["batch_size"]),
+    "Images of a step, on all devices together. auto: 32, computed in parts (--accumulate) where they do not fit into memory.",
 )
 _PLAIN = [
     # Not DEFINE_enum: the recipe knows the words, and suggests the nearest.
@@ -175,6 +181,10 @@ def _recipe() -> Recipe:
         given["unfreeze"] = tuple(_UNFREEZE.value)
     if _HIDDEN.value:
         given["hidden"] = tuple(commands.parse_number("hidden", text, int) for text in _HIDDEN.value)
+    if _BATCH_SIZE.value != "auto":
+        given["batch_size"] = commands.parse_number("batch_size", _BATCH_SIZE.value, int)
+    else:
+        given["batch_size"] = "auto"
     if _LEARNING_RATE.value is not None:
         given["learning_rate"] = (
             "find" if _LEARNING_RATE.value == "find" else commands.parse_number("learning_rate", _LEARNING_RATE.value, float)

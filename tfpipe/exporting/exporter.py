@@ -226,7 +226,14 @@ def _specify(model: NamedModel, top_k: int, max_pixels: int) -> Specification:
 def _described(row: Row) -> dict[str, Any]:
     """Returns a row of the model card."""
     allowed = "any" if row.allowed is None else f"{row.allowed:g}"
-    facts = {"file": row.artefact, "output": row.output, "largest difference": f"{row.difference:.3g}", "allowed": allowed}
+    on = f"{row.device}, {row.arithmetic}"
+    facts = {
+        "file": row.artefact,
+        "output": row.output,
+        "on": on,
+        "largest difference": f"{row.difference:.3g}",
+        "allowed": allowed,
+    }
     return {**facts, "in": row.picture, "pictures": row.num_pictures}
 
 

@@ -20,6 +20,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from tfpipe.exporting import graph_names, operations, seals, signatures, specifications
 from tfpipe.exporting.signatures import Answer
 from tfpipe.exporting.specifications import Specification
+from tfpipe.pipeline import arithmetic
 from tfpipe.records import arguments, files
 from tfpipe.records.errors import DataError, lines_of
 from tfpipe.transfer import predictions
@@ -195,6 +196,7 @@ class FrozenGraph:
             feeds = {self._sources["pixels"]: images, self._sources["valid"]: np.ones(len(images), bool)}
         return self._run(feeds, ("probabilities",))[0]
 
+    @arithmetic.exact()
     def _run(self, feeds: dict[str, Any], outputs: tuple[str, ...]) -> list[Array]:
         key = (*feeds, *outputs)
         if key not in self._pruned:

@@ -249,8 +249,11 @@ def _evaluation_data(found: Sequence[Results], facts: Mapping[str, Any]) -> Bloc
             ]
         )
         return
-    rows = [[one.split, f"{one.metrics['count']:,}", one.receipt["data_root_hash"], one.receipt["ids_sha256"]] for one in found]
-    yield markdown.table(["split", "pictures", "data root hash", "SHA-256 of their ids"], rows)
+    rows = [
+        [one.split, f"{one.metrics['count']:,}", one.receipt["data_root_hash"], one.receipt["ids_sha256"], one.computed]
+        for one in found
+    ]
+    yield markdown.table(["split", "pictures", "data root hash", "SHA-256 of their ids", "computed in"], rows)
     trained_on = facts["data"]["root_hash"] if facts else None
     if any(one.receipt["data_root_hash"] != trained_on for one in found):
         yield (
@@ -314,7 +317,10 @@ def _files(files: Sequence[File], parity: Sequence[Mapping[str, Any]], half: Map
     if not parity:
         yield "The files were not compared with the model that they came from."
         return
-    yield "The same pictures through every file, in a process without tfpipe; largest differences from the model itself:"
+    yield (
+        "The same pictures through every file, in a process without tfpipe; largest differences from the model itself on the"
+        " same device, in float32:"
+    )
     columns = list(parity[0])
     yield markdown.table(columns, [[_value(row.get(column)) for column in columns] for row in parity])
 

@@ -4,12 +4,16 @@
     check(rows)    # DataError that names the first stage that differs
 
 The model is asked here, by the functions of evaluation; the files are asked in a fresh process that does not import
-tfpipe. Both see the same pictures in the same batches, because another batch size rounds differently. A picture of which the
-model gives no probabilities must not be `valid` in the files either; what takes pixels is not compared on it.
+tfpipe. Both see the same pictures in the same batches, on the same device, because others round differently: all files on the
+CPU, those of TensorFlow on the GPU, too, where there is one. Both compute in true float32; how far TF32 would be off is told.
+A picture of which the model gives no probabilities must not be `valid` in the files either; what takes pixels is not compared
+on it.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -27,7 +31,7 @@ import tensorflow as tf
 from tfpipe.exporting import parity_process
 from tfpipe.exporting.specifications import Specification
 from tfpipe.exporting.specimens import Specimen
-from tfpipe.pipeline import decoding
+from tfpipe.pipeline import arithmetic, decoding
 from tfpipe.records import images
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import temporary_folder
@@ -41,7 +45,7 @@ _log = logging.getLogger("tfpipe")
 
 # In the order in which a picture passes them: the first that differs explains those after it.
 STAGES = ("valid", "pixels", "features", "probabilities", "scores", "classes")
-TOLERANCE = 1e-5  # of a probability, for programs that are not TensorFlow: sums of other order round differently
+TOLERANCE = 1e-5  # of a probability, where sums are of another order: programs that are not TensorFlow, and GPUs
 _DECODED = "decoded"  # whether a file is a picture, whatever the model says of it
 _KERAS = "keras"
 _TENSORFLOW = ("saved_model", "frozen", _KERAS)
@@ -60,6 +64,8 @@ class Row:
         allowed: the most that it may be; None where it is only told.
         picture: where it is largest; empty where there is none.
         num_pictures: that were compared.
+        device: on which both computed.
+        arithmetic: of the file, "float32" or "tf32"; the model's is always float32.
     """
 
     artefact: str
@@ -69,6 +75,8 @@ class Row:
     allowed: float | None
     picture: str
     num_pictures: int
+    device: str = "CPU"
+    arithmetic: str = "float32"
 
     @property
     def is_good(self) -> bool:
@@ -83,6 +91,23 @@ class ExportedFile:
     kind: str
     path: Path
     is_lossy: bool = False
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A file on a device, in an arithmetic; the answers' files begin with `answers`."""
+
+    name: str
+    artefact: ExportedFile
+    device: str
+    place: str
+    tf32: bool
+    answers: str
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether TensorFlow computes there as it did for the model: a GPU's kernels are chosen anew in each process."""
+        return self.artefact.kind in _TENSORFLOW and self.device == "CPU"
 
 
 def compare(
@@ -107,24 +132,36 @@ def compare(
         DataError: of most of the pictures the model gives no probabilities.
     """
     batches = [specimens[start : start + _BATCH_SIZE] for start in range(0, len(specimens), _BATCH_SIZE)]
-    expected = [_expect(model, specification, batch) for batch in batches]
-    _check_valid(specification, specimens, expected)
+    places = arithmetic.places()
+    expected = {name: [_expect(model, specification, batch, place) for batch in batches] for name, place in places.items()}
+    for answers in expected.values():
+        _check_valid(specification, specimens, answers)
+    asked = list(_asked(artefacts, places))
     with temporary_folder("parity") as folder:
-        for index, (batch, answers) in enumerate(zip(batches, expected, strict=True)):
-            _write_question(folder / f"question_{index}.npz", batch, answers["pixels"])
+        for index, (batch, answer) in enumerate(zip(batches, expected["CPU"], strict=True)):
+            _write_question(folder / f"question_{index}.npz", batch, answer["pixels"])
         listed = [
-            {"name": name, "kind": artefact.kind, "path": str(artefact.path)}
-            for name, artefact in artefacts.items()
-            if artefact.kind != _KERAS
+            {"kind": one.artefact.kind, "path": str(one.artefact.path)}
+            | {"answers": one.answers, "place": one.place, "tf32": one.tf32}
+            for one in asked
+            if one.artefact.kind != _KERAS
         ]
         (folder / "artefacts.json").write_text(json.dumps(listed), "utf-8")
         _ask(folder)
-        for name, artefact in artefacts.items():
-            if artefact.kind == _KERAS:
-                _ask_keras(folder, name, artefact.path, expected)
-        return [
-            row for name, artefact in artefacts.items() for row in _rows(folder, name, artefact, batches, expected, tolerance)
-        ]
+        for one in asked:
+            if one.artefact.kind == _KERAS:
+                _ask_keras(folder, one, expected[one.device])
+        return [row for one in asked for row in _rows(folder, one, batches, expected[one.device], tolerance)]
+
+
+def _asked(artefacts: Mapping[str, ExportedFile], places: Mapping[str, str]) -> Iterator[_Asked]:
+    """Yields what is to be asked: TFLite's and ONNX's programs compute on the CPU."""
+    numbers = itertools.count()
+    for name, artefact in artefacts.items():
+        for device, place in places.items() if artefact.kind in _TENSORFLOW else (("CPU", "/CPU:0"),):
+            is_told = device != "CPU" and artefact.kind != _KERAS and arithmetic.has_tf32()
+            for tf32 in (False, True) if is_told else (False,):
+                yield _Asked(name, artefact, device, place, tf32, f"answers_{next(numbers)}")
 
 
 def _check_valid(specification: Specification, specimens: Sequence[Specimen], expected: Sequence[dict[str, Array]]) -> None:
@@ -144,20 +181,22 @@ def check(rows: Sequence[Row]) -> None:
     bad = sorted((row for row in rows if not row.is_good), key=lambda row: STAGES.index(row.stage))
     if bad:
         first, rest = bad[0], f"; {exactly(len(bad) - 1, 'more output differs', 'more outputs differ')}" if len(bad) > 1 else ""
+        on = "" if first.device == "CPU" else f", on {first.device}"
         allowed = "any number" if first.allowed is None else f"{first.allowed:g}"
         raise DataError(
-            f"the export does not say what the model says: {first.artefact} differs at its {first.stage} ({first.output}),"
+            f"the export does not say what the model says: {first.artefact} differs at its {first.stage} ({first.output}{on}),"
             f" by {first.difference:g} where {allowed} is allowed, in {first.picture}{rest}. Nothing was kept"
         )
 
 
-def _expect(model: NamedModel, specification: Specification, batch: Sequence[Specimen]) -> dict[str, Array]:
+def _expect(model: NamedModel, specification: Specification, batch: Sequence[Specimen], place: str) -> dict[str, Array]:
     """Returns what evaluation makes of files: header, decoder, resize, model. One that is not valid is zeros in all."""
     pixels = [_pixels(specimen.data, specification) for specimen in batch]
     decoded = np.array([picture is not None for picture in pixels])
     blank = np.zeros((*specification.image_size, 3), np.uint8)
     seen = np.stack([blank if picture is None else picture for picture in pixels])
-    found = {name: tensor.numpy() for name, tensor in model.answer(seen).items()}
+    with arithmetic.exact(), tf.device(place):
+        found = {name: tensor.numpy() for name, tensor in model.answer(seen).items()}
     valid = decoded & are_probabilities(found["probabilities"])
     answers = {name: np.where(valid[:, np.newaxis], values, np.zeros_like(values)) for name, values in found.items()}
     order = np.argsort(-answers["probabilities"], axis=1, kind="stable")[:, : specification.top_k]
@@ -192,26 +231,29 @@ def _ask(folder: Path) -> None:
         raise DataError(f"the exported files could not be asked in a process without tfpipe: {reason[-1]}")
 
 
-def _ask_keras(folder: Path, name: str, path: Path, expected: Sequence[dict[str, Array]]) -> None:
+def _ask_keras(folder: Path, asked: _Asked, expected: Sequence[dict[str, Array]]) -> None:
     """Asks a Keras file here: elsewhere it cannot be read where the model has layers of its maker's classes."""
-    model = keras.saving.load_model(path, compile=False)
+    model = keras.saving.load_model(asked.artefact.path, compile=False)
     answer = tf.function(lambda images: model(images, training=False), autograph=False)
     for index, answers in enumerate(expected):
-        np.savez(folder / f"{name}.{index}.npz", **{"image.probabilities": answer(tf.constant(answers["pixels"])).numpy()})
+        with arithmetic.exact(), tf.device(asked.place):
+            found = {"image.probabilities": answer(tf.constant(answers["pixels"])).numpy()}
+        np.savez(folder / f"{asked.answers}.{index}.npz", **found)
 
 
 def _rows(
     folder: Path,
-    name: str,
-    artefact: ExportedFile,
+    asked: _Asked,
     batches: Sequence[Sequence[Specimen]],
     expected: Sequence[dict[str, Array]],
     tolerance: float,
 ) -> Iterator[Row]:
-    answers = [dict(np.load(folder / f"{name}.{index}.npz", allow_pickle=True)) for index in range(len(batches))]
+    answers = [dict(np.load(folder / f"{asked.answers}.{index}.npz", allow_pickle=True)) for index in range(len(batches))]
     names = [specimen.name for batch in batches for specimen in batch]
     for output in sorted(answers[0], key=lambda output: (STAGES.index(output.split(".")[-1]), output)):
         stage = output.split(".")[-1]
+        if asked.tf32 and stage != "probabilities":
+            continue
         # Of pixels, a picture that is not valid has an answer, too; of files, it has none.
         is_asked = np.concatenate([np.ones(len(batch), bool) for batch in batches])
         if output.startswith("image."):
@@ -220,16 +262,17 @@ def _rows(
         found, wanted = (np.concatenate([part[key] for part in parts]) for parts, key in ((answers, output), (expected, key)))
         far = np.where(is_asked, _distances(found, wanted), 0)
         worst = int(np.argmax(np.where(np.isnan(far), np.inf, far)))
-        allowed = None if artefact.is_lossy else _allowed(artefact.kind, stage, tolerance)
+        allowed = None if asked.artefact.is_lossy or asked.tf32 else _allowed(asked, stage, tolerance)
         picture = names[worst] if far[worst] != 0 else ""
-        yield Row(name, output, stage, float(far[worst]), allowed, picture, int(is_asked.sum()))
+        row = Row(asked.name, output, stage, float(far[worst]), allowed, picture, int(is_asked.sum()), asked.device)
+        yield dataclasses.replace(row, arithmetic="tf32" if asked.tf32 else "float32")
 
 
-def _allowed(kind: str, stage: str, tolerance: float) -> float | None:
+def _allowed(asked: _Asked, stage: str, tolerance: float) -> float | None:
     """Returns the most that may differ; features have no scale of their own, so elsewhere they are only told."""
-    if kind in _TENSORFLOW:
+    if asked.is_exact or stage in ("valid", "pixels"):
         return 0.0
-    return None if stage == "features" else tolerance
+    return tolerance if stage in ("probabilities", "scores") else None  # of scores that are as good as equal, any may be first
 
 
 def _distances(found: Array, wanted: Array) -> Array:

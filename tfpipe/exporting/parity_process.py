@@ -2,13 +2,15 @@
 
     python parity_process.py FOLDER
 
-FOLDER holds artefacts.json, a list of {"name", "kind", "path"}, and question_0.npz, ... each with "files" (the bytes of all
-files in one array of uint8), "lengths" and "pixels". It gets, per artefact and question, NAME.0.npz, ... with what came out.
+FOLDER holds artefacts.json, a list of {"kind", "path", "place", "tf32", "answers"}, and question_0.npz, ... each with "files"
+(the bytes of all files in one array of uint8), "lengths" and "pixels". It gets, per artefact and question, ANSWERS.0.npz, ...
+with what came out. TensorFlow computes at "place", a device, with float32 multiplied in TF32 if "tf32".
 It imports TensorFlow, or onnxruntime, and numpy: nothing of tfpipe.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -102,16 +104,33 @@ def read_questions(folder: Path) -> Iterator[tuple[list[bytes], Any]]:
             yield files, question["pixels"]
 
 
+@contextlib.contextmanager
+def placed(place: str, tf32: bool) -> Iterator[None]:
+    """TensorFlow computes there inside, and multiplies float32 so."""
+    import tensorflow as tf
+
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(tf32)
+    try:
+        with tf.device(place):
+            yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
 def answer(folder: Path) -> None:
     """Writes the answers of every artefact to every question into the folder that they lie in."""
     for artefact in json.loads((folder / "artefacts.json").read_text("utf-8")):
-        ask = KINDS[artefact["kind"]](artefact["path"])
-        for index, (files, pixels) in enumerate(read_questions(folder)):
-            np.savez(folder / f"{artefact['name']}.{index}.npz", **ask(files, pixels))
+        is_tensorflow = artefact["kind"] in ("saved_model", "frozen")
+        with placed(artefact["place"], artefact["tf32"]) if is_tensorflow else contextlib.nullcontext():
+            ask = KINDS[artefact["kind"]](artefact["path"])
+            for index, (files, pixels) in enumerate(read_questions(folder)):
+                np.savez(folder / f"{artefact['answers']}.{index}.npz", **ask(files, pixels))
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # the model's process has its part of the memory
     answer(Path(sys.argv[1]))
     if any(name.split(".")[0] == "tfpipe" for name in sys.modules):
         sys.exit("tfpipe was imported: this was to be a process without it")

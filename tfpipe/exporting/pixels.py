@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfpipe.exporting import headers
 from tfpipe.pipeline import decoding
 from tfpipe.pipeline.decoding import Resize
+from tfpipe.pipeline.placement import on_cpu
 from tfpipe.records import images
 from tfpipe.records.samples import USUAL, Samples
 
@@ -48,6 +49,7 @@ def decode_one(
     return decoding.resize_image(image, image_size, resize)
 
 
+@on_cpu
 def decode_batch(
     encoded: tf.Tensor, image_size: tuple[int, int], resize: Resize, max_pixels: int, samples: Samples = USUAL
 ) -> tuple[tf.Tensor, tf.Tensor]:

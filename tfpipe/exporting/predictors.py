@@ -8,17 +8,22 @@ It is a `tfpipe.transfer.classifiers.Predictor`, as a run's classifier is.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfpipe.exporting.specifications import Specification
+from tfpipe.pipeline import arithmetic
 from tfpipe.pipeline.decoding import Resize
 from tfpipe.records.samples import Samples
 
 Array = np.ndarray[Any, Any]
+
+_ON_CPU = (".tflite", ".onnx")  # forms whose programs know no other device
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,13 @@ class Artefact:
         """Hash of the model that was exported, see `Specification`."""
         return self.specification.sha256
 
+    @property
+    def computation(self) -> dict[str, str]:
+        """The device and the arithmetic of `predict`."""
+        with tf.device("/CPU:0") if self.form in _ON_CPU else contextlib.nullcontext():
+            return arithmetic.describe()
+
+    @arithmetic.exact()
     def predict(self, images: Any) -> Array:
         """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3].
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from tfpipe.exporting import markdown
 from tfpipe.exporting.specifications import Specification
@@ -28,6 +28,7 @@ class _Receipt(TypedDict):
     model_sha256: str
     data_root_hash: str
     ids_sha256: str
+    computed: NotRequired[list[dict[str, str]]]
 
 
 class _Twins(TypedDict):
@@ -58,6 +59,12 @@ class Results:
     def split(self) -> str:
         """The split's name."""
         return self.receipt["split"]
+
+    @property
+    def computed(self) -> str:
+        """In which arithmetic on which devices, in words."""
+        found = [f"{one['arithmetic']} on {one['device']}" for one in self.receipt.get("computed", ())]
+        return "; ".join(found) or NONE
 
 
 def read(path: str | os.PathLike[str], specification: Specification) -> Results:

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfpipe.pipeline import decoding
+from tfpipe.pipeline import arithmetic, decoding
 from tfpipe.records import arguments
 from tfpipe.records.samples import BACKGROUNDS, PNG16, USUAL, Samples
 from tfpipe.records.words import exactly
@@ -207,6 +207,7 @@ def _check_columns(shape: Sequence[int | None], num_names: int, name: str, outpu
         raise ValueError(f"{name}: outputs of shape {shape} for {exactly(num_names, 'class name')}, as outputs={outputs}")
 
 
+@arithmetic.exact()
 def _check_outputs(model: keras.Model, name: str, outputs: str) -> None:
     """Looks at answers to noise: logits taken for probabilities, or the reverse, would be wrong without a word."""
     noise = np.random.default_rng(0).integers(0, 256, (4, *model.input_shape[1:]), dtype=np.uint8)

@@ -22,6 +22,7 @@ import tensorflow as tf
 from tfpipe.pipeline import sampling
 from tfpipe.pipeline.decoding import Resize, as_tensor, check_mode
 from tfpipe.pipeline.draws import draw, hash_keys
+from tfpipe.pipeline.placement import on_cpu
 from tfpipe.pipeline.presets import PRESETS as PRESETS
 from tfpipe.pipeline.presets import Augmentation as Augmentation
 from tfpipe.records import arguments, seeds
@@ -58,6 +59,7 @@ _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.
 _RGB = np.linalg.inv(_YIQ)
 
 
+@on_cpu
 def augment_image(
     image: tf.Tensor,
     size: tuple[int, int],

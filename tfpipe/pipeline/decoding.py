@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import tensorflow as tf
 
+from tfpipe.pipeline.placement import on_cpu
 from tfpipe.pipeline.presets import RESIZES as RESIZES
 from tfpipe.pipeline.presets import Resize as Resize
 from tfpipe.pipeline.stored import apart, decode_stored
@@ -29,6 +30,7 @@ _LARGE_VALUES = 4_000_000
 _HUGE_VALUES = 32_000_000
 
 
+@on_cpu
 def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     """Returns the features of one serialised `tf.train.Example` as tfpipe writes it.
 
@@ -48,6 +50,7 @@ def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     return parsed
 
 
+@on_cpu
 def parse_batch(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     """Returns features of several serialised Examples at once, in a third of the time that one by one takes.
 
@@ -75,6 +78,7 @@ def without(failed: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
     return tf.cond(tf.reduce_any(failed), lambda: tf.where(failed, _ABSENT, encoded), lambda: encoded)  # where copies
 
 
+@on_cpu
 def decode_image(encoded: tf.Tensor, orientation: tf.Tensor | int = 1, samples: Samples = USUAL) -> tf.Tensor:
     """Decodes a JPEG or PNG file to RGB, turned upright.
 
@@ -120,6 +124,7 @@ def _turned(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.Reverse(tensor=image, dims=tf.stack([reversed_rows, reversed_columns, False]))
 
 
+@on_cpu
 def resize_image(image: tf.Tensor, size: tuple[int, int], mode: Resize = "stretch") -> tf.Tensor:
     """Resizes a picture, antialiased bilinear, rounded to the nearest level.
 

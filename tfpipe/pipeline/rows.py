@@ -18,6 +18,7 @@ from tfpipe.pipeline.augmentation import Augmentation, draw_changes, finish, rot
 from tfpipe.pipeline.draws import hash_keys
 from tfpipe.pipeline.mixing import mix
 from tfpipe.pipeline.ordering import BLANK, Order, Schedule
+from tfpipe.pipeline.placement import on_cpu
 from tfpipe.pipeline.reading import RecordReader, for_graphs, is_exiting
 from tfpipe.pipeline.stored import decode_stored
 from tfpipe.records import schema
@@ -85,6 +86,7 @@ class Rows:
         rows = tf.data.Dataset.range(start, stop).batch(self.read_size)
         return rows.map(lambda row: {"start": tf.zeros_like(row) + start, "row": row})
 
+    @on_cpu
     def locate(self, batch: Tensors) -> Tensors:
         """Returns "start", "row", "position" and "epoch", int64 [N] each, for "start" and "row"."""
         epochs, indices = self.schedule.indices(tf.maximum(batch["row"], 0))
@@ -221,6 +223,7 @@ class Rows:
         mixes = self.augmentation is not None and self.augmentation.mixes
         return self._mixed(columns["row"], row, self.augmentation) if mixes else row
 
+    @on_cpu
     def make(self, position: int, epoch: int) -> np.ndarray[Any, Any]:
         """Makes the picture of one record in one epoch, before it is mixed with others: uint8 [height, width, 3].
 

@@ -176,7 +176,7 @@ _COUNT, _FROM_ZERO, _SHARE = _integer(1), _integer(0), _number(0, 1)
 
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(("num_parallel_calls", "num_readers", "num_shards", "read_block", "top_k"), _COUNT),
-    **dict.fromkeys(("epochs", "finetune_epochs", "patience", "views", "workers"), _COUNT),
+    **dict.fromkeys(("accumulate", "epochs", "finetune_epochs", "patience", "views", "workers"), _COUNT),
     **dict.fromkeys(("images", "max_classes", "per_class"), _COUNT),  # of a contact sheet
     "tile": _integer(32),
     **dict.fromkeys(("batch_size", "max_pixels", "shard_bytes"), _integer(1, 63)),

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.pipeline import decoding, reading
+from tfpipe.pipeline import arithmetic, decoding, reading
 from tfpipe.records import images, schema
 from tfpipe.records.cores import count_cores
 from tfpipe.records.errors import DataError
@@ -82,7 +82,9 @@ class PictureBatches:
 
     def _predict(self, start: int) -> Generator[Predicted, None, None]:
         for batch in self._batches(start):
-            indices, values = batch["index"].numpy().tolist(), self._predictor.predict(batch["image"])
+            indices = batch["index"].numpy().tolist()
+            with arithmetic.exact():  # the model may be of another program
+                values = self._predictor.predict(batch["image"])
             predictions.check(values, [self._pictures[index].shown for index in indices], self._predictor)
             answers = dict(zip(indices, values, strict=True))
             rows = [

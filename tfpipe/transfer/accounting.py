@@ -1,7 +1,7 @@
 """Ids in, ids out: what an evaluation promises before its pass, and is held to after it.
 
 A claim says what will be evaluated: model, data, options, versions, and the ids that the catalogue lists. A receipt is the
-claim with what was seen. Neither holds anything that depends on batch sizes, readers or the time.
+claim with what was seen, and where that was computed. Neither holds anything that depends on batch sizes, readers or the time.
 """
 
 from __future__ import annotations
@@ -87,9 +87,14 @@ def claim(
     }
 
 
-def receipt(promised: Claim, table: Predictions) -> dict[str, Any]:
-    """Returns a claim with what was seen."""
-    return {**promised, "records_seen": len(table.keys), "ids_sha256": hash_ids(table.keys)}
+def receipt(promised: Claim, table: Predictions, computed: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Returns a claim with what was seen, and the devices and arithmetics that the table was computed in, each once.
+
+    Those are no part of the claim: readers of one evaluation may differ in them, as in the last digits.
+    """
+    kinds = sorted({tuple(one.items()) for one in computed})
+    seen = {"records_seen": len(table.keys), "ids_sha256": hash_ids(table.keys)}
+    return {**promised, **seen, "computed": [dict(one) for one in kinds]}
 
 
 def check_ids(keys: Sequence[str], directory: str | os.PathLike[str], split: str, path: Path) -> None:

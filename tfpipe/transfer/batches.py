@@ -7,11 +7,12 @@ has the weight 0.
 from __future__ import annotations
 
 import abc
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -22,6 +23,24 @@ from tfpipe.transfer.features import Features
 from tfpipe.transfer.pictures import Pictures
 
 Batch = tuple[Any, Any, Any]
+
+# Of all features of a phase: what is no larger stays in the memory of the device that trains; of others, blocks go there.
+_RESIDENT_BYTES = 2 << 30
+_BLOCK_BYTES = 256 << 20
+
+
+class Block(NamedTuple):
+    """Batches that follow each other, as one compiled call takes them.
+
+    Attributes:
+        features: tensor [N, h, w, D].
+        places: int64 [rows], which of them each row of the batches has.
+        labels: int64 [rows].
+    """
+
+    features: Any
+    places: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +142,70 @@ class FeatureBatches(Batches):
 
     def validation(self) -> Iterator[Batch]:
         """Returns each validation batch once."""
-        loader = self._val_loader
-        positions = loader.positions(0)
-        positions = positions[positions >= 0]
+        positions, labels = self._val_positions, self._val_loader.rows.reader.labels
         for first in range(0, len(positions), self.batch_size):
-            yield self._batch(self.val_features, positions[first : first + self.batch_size], loader.rows.reader.labels)
+            yield self._batch(self.val_features, positions[first : first + self.batch_size], labels)
+
+    @property
+    def features_spec(self) -> tf.TensorSpec:
+        """What the features of a block are like."""
+        return tf.TensorSpec([None, *self.val_features.shape], self.val_features.dtype)
+
+    def block(self, epoch: int, step: int, num_steps: int) -> Block:
+        """Returns the batches of an epoch from a step on: as many as are asked for, or as fit into memory, one at least.
+
+        They are those of `start`, of one reader and without blank rows.
+        """
+        positions = self._positions(epoch)
+        first = step * self.batch_size
+        last = first + min(num_steps, self._most_steps) * self.batch_size
+        return self._block(epoch % len(self.views), positions[first:last], self._loader.rows.reader.labels)
+
+    def validation_blocks(self) -> Iterator[Block]:
+        """Returns the batches of `validation`, many at a time."""
+        positions, labels = self._val_positions, self._val_loader.rows.reader.labels
+        size = self._most_steps * self.batch_size
+        for first in range(0, len(positions), size):
+            yield self._block(None, positions[first : first + size], labels)
+
+    def _block(self, view: int | None, positions: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Block:
+        if self._is_resident:
+            return Block(self._resident(view), positions, labels[positions])
+        features = self.val_features if view is None else self.views[view]
+        return Block(tf.constant(features.rows(positions)), np.arange(len(positions)), labels[positions])
+
+    @cached_property
+    def _positions(self) -> Callable[[int], np.ndarray[Any, Any]]:
+        def of_epoch(epoch: int) -> np.ndarray[Any, Any]:
+            positions = self._loader.positions(epoch)
+            return positions[positions >= 0]
+
+        return functools.lru_cache(maxsize=1)(of_epoch)
+
+    @cached_property
+    def _val_positions(self) -> np.ndarray[Any, Any]:
+        positions = self._val_loader.positions(0)
+        return positions[positions >= 0]
+
+    @cached_property
+    def _resident(self) -> Callable[[int | None], tf.Tensor]:
+        def of_view(view: int | None) -> tf.Tensor:
+            pictures, features = (self.val, self.val_features) if view is None else (self.train, self.views[view])
+            return tf.constant(features.rows(np.arange(pictures.num_records)))
+
+        return functools.cache(of_view)
+
+    @property
+    def _is_resident(self) -> bool:
+        return (len(self.views) * self.train.num_records + self.val.num_records) * self._row_bytes <= _RESIDENT_BYTES
+
+    @property
+    def _most_steps(self) -> int:
+        return self.num_steps if self._is_resident else max(1, _BLOCK_BYTES // (self._row_bytes * self.batch_size))
+
+    @property
+    def _row_bytes(self) -> int:
+        return int(np.prod(self.val_features.shape) * tf.as_dtype(self.val_features.dtype).size)
 
     def _batch(self, features: Features, positions: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Batch:
         mask = positions >= 0

@@ -19,10 +19,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.pipeline import arithmetic
 from tfpipe.records import checksums
 from tfpipe.records.errors import DataError
 from tfpipe.records.samples import USUAL, Samples
-from tfpipe.transfer import keras_files, layers, run_folders, weight_files
+from tfpipe.transfer import keras_files, layers, memory, run_folders, weight_files
 from tfpipe.transfer.cutting import hash_network
 
 _ENDS, _HEAD = ("preprocessing", "probabilities"), ("pooling", "logits")  # layers of every model, and of a `Classifier`'s
@@ -55,6 +56,12 @@ class Predictor(Protocol):
 def samples_of(predictor: Predictor) -> Samples:
     """Returns what becomes of 16 bits and of alpha in a predictor's pictures; of one that does not tell, as usual."""
     found: Samples = getattr(predictor, "samples", USUAL)
+    return found
+
+
+def computation_of(predictor: Predictor) -> dict[str, str]:
+    """Returns device and arithmetic of a predictor, as far as it tells."""
+    found: dict[str, str] = getattr(predictor, "computation", arithmetic.UNKNOWN)
     return found
 
 
@@ -138,9 +145,16 @@ class NamedModel:
             autograph=False,
         )
 
+    @property
+    def computation(self) -> dict[str, str]:
+        """The device and the arithmetic of `predict`."""
+        return arithmetic.describe(layer.compute_dtype for layer in self.model._flatten_layers())
+
+    @arithmetic.exact()
     def predict(self, images: Any) -> np.ndarray[Any, Any]:
         """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
-        probabilities: np.ndarray[Any, Any] = self.answer(images)["probabilities"].numpy()
+        with memory.needing(len(images)):
+            probabilities: np.ndarray[Any, Any] = self.answer(images)["probabilities"].numpy()
         return probabilities
 
 
@@ -158,9 +172,11 @@ class Classifier(NamedModel):
         """Feature map -> logits [B, C]."""
         return keras.Model(self.model.get_layer("pooling").input, self.model.get_layer("logits").output, name="head")
 
+    @arithmetic.exact()
     def predict_with_features(self, images: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Returns probabilities, float32 [B, C], and pooled features, float32 [B, D], of uint8 pictures [B, H, W, 3]."""
-        found = self.answer(images)
+        with memory.needing(len(images)):
+            found = self.answer(images)
         return found["probabilities"].numpy(), found["features"].numpy()
 
 

@@ -20,13 +20,14 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from tfpipe.pipeline import arithmetic
 from tfpipe.records import arguments, files
 from tfpipe.records.files import clear_folder, clear_up, sha256_of, written_atomically
 from tfpipe.records.locking import locked
@@ -165,9 +166,11 @@ def evaluate(
         _clear(run.folder)
         if shard is None:
             chunks = run.chunks(split, [(index, num_readers) for index in range(num_readers)])
+            computed = [classifiers.computation_of(predictor)]
         else:
+            computed = parts.computations(run.folder, shard[1])
             chunks = parts.merge(run.folder, shard[1], predictions.header(predictor.class_names), claim)
-        evaluation = run.finish(chunks, claim)
+        evaluation = run.finish(chunks, claim, computed)
         if on_found:
             on_found(evaluation)
         if report:
@@ -221,7 +224,8 @@ class _Run:
 
     def _predict(self, batch: dict[str, Any], labels: np.ndarray[Any, Any]) -> Predictions:
         keys, filenames = ([value.decode() for value in batch[name].numpy().tolist()] for name in ("key", "filename"))
-        probabilities = self.predictor.predict(batch["image"])
+        with arithmetic.exact():  # the model may be of another program
+            probabilities = self.predictor.predict(batch["image"])
         predictions.check(probabilities, keys, self.predictor)
         return Predictions(keys, filenames, labels[batch["label"].numpy()], probabilities, self.predictor.class_names)
 
@@ -235,13 +239,14 @@ class _Run:
             sha256 = sha256_of(Path(file.name))  # of these rows: under the final name another process may put its own
             parts.withdraw(path)
         accounting.check_unchanged(claim, self.directory)
-        parts.bind(path, sha256, claim)
+        parts.bind(path, sha256, claim, classifiers.computation_of(self.predictor))
 
-    def finish(self, chunks: Iterable[bytes], claim: accounting.Claim) -> Evaluation:
-        """Writes the table, and what follows from it."""
+    def finish(self, chunks: Iterable[bytes], claim: accounting.Claim, computed: Sequence[Mapping[str, str]]) -> Evaluation:
+        """Writes the table, and what follows from it; `computed` is where it was."""
         fitted = None
         if self.options["calibrate"] is not None:  # first: what fails here should not cost the longer pass
             fitted = self._fit(claim)
+            computed = [*computed, classifiers.computation_of(self.predictor)]
         table = self._write(UNCALIBRATED_NAME if fitted else predictions.FILE_NAME, self.split, chunks, claim)
         before = None
         if fitted:
@@ -251,7 +256,7 @@ class _Run:
         digest = sha256_of(self.folder / predictions.FILE_NAME)
         calibrated = fitted and {**fitted, "before": before}
         found = {**self._measure(table), "calibration": calibrated, "predictions_sha256": digest}
-        receipt = {**accounting.receipt(claim, table), "calibration": fitted}
+        receipt = {**accounting.receipt(claim, table, computed), "calibration": fitted}
         files.write_json(self.folder / metrics.FILE_NAME, found)
         files.write_json(self.folder / predictions.RECEIPT_NAME, receipt)
         return Evaluation(self.folder, found, receipt)

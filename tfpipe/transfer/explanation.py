@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.pipeline import arithmetic
+from tfpipe.pipeline.placement import on_cpu
 from tfpipe.transfer.classifiers import Classifier
 
 _STRENGTH = 0.65  # of the colour where the heat is 1
@@ -19,6 +21,7 @@ _COLOURS = "turbo"
 Array = np.ndarray[Any, Any]
 
 
+@arithmetic.exact()
 def explain(classifier: Classifier, images: Any, class_indices: Any) -> Array:
     """Returns what in a picture speaks for a class, by place of the last feature map.
 
@@ -47,6 +50,7 @@ def explain(classifier: Classifier, images: Any, class_indices: Any) -> Array:
     return heated
 
 
+@on_cpu
 def overlay(image: Array, heat: Array) -> Array:
     """Returns a picture, uint8 [H, W, 3], under the colours of its heat, float32 [h, w], 0..1; no colour where that is 0."""
     from matplotlib import colormaps

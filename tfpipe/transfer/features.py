@@ -29,6 +29,7 @@ import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.pipeline import arithmetic
 from tfpipe.records import documents
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import clear_folder, open_regular, write_json, written_atomically
@@ -164,7 +165,7 @@ def _compute(
     with ProgressBar(title, num_rows, initial=first, enabled=progress) as bar:
         waiting: list[Array] = []
         for images, _ in reading_errors.read(data) if first < num_rows else ():
-            waiting.append(compute(images).numpy())
+            waiting.append(compute(images))
             bar.add(len(images), 0)
             while sum(map(len, waiting)) >= rows_per_shard:
                 values = np.concatenate(waiting)
@@ -181,6 +182,7 @@ def describe(
     network: keras.Model, preprocessing: keras.layers.Layer, pictures: Pictures, view: int | None
 ) -> Mapping[str, Any]:
     """Returns everything that features depend on."""
+    device = arithmetic.device()
     augmented: dict[str, Any] = {}
     if view is not None:
         augmented = {"augmentation": dataclasses.asdict(pictures.augmentation), "seed": pictures.seed, "view": view}
@@ -195,6 +197,7 @@ def describe(
         "resize": pictures.resize,
         **Samples.of(pictures.manifest.options).options(),
         "dtype": network.outputs[0].dtype,
+        **({} if device == "CPU" else {"device": device}),  # without: caches of CPUs stay, those of GPUs were in TF32
         **augmented,
     }
 
@@ -206,13 +209,19 @@ def bytes_per_picture(network: keras.Model) -> int:
 
 def computation(
     network: keras.Model, preprocessing: keras.layers.Layer, image_size: tuple[int, int]
-) -> Callable[[tf.Tensor], tf.Tensor]:
+) -> Callable[[tf.Tensor], Array]:
     """Returns the function from uint8 pictures [B, H, W, 3] to features, in inference mode."""
     signature = [tf.TensorSpec([None, *image_size, 3], tf.uint8)]
-    function: Callable[[tf.Tensor], tf.Tensor] = tf.function(
+    function = tf.function(
         lambda images: network(preprocessing(images), training=False), input_signature=signature, autograph=False
     )
-    return function
+
+    @arithmetic.exact()
+    def compute(images: tf.Tensor) -> Array:
+        features: Array = function(images).numpy()
+        return features
+
+    return compute
 
 
 def sample(pictures: Pictures, view: int | None) -> tf.Tensor:
@@ -235,7 +244,8 @@ def check_frozen(expected: Array, images: tf.Tensor, in_training: Callable[[tf.T
             another way. Training would then not be what it says it is.
     """
     reference = expected.astype(np.float32)
-    found = in_training(images).numpy().astype(np.float32)
+    with arithmetic.exact():
+        found = in_training(images).numpy().astype(np.float32)
     if found.shape != reference.shape:
         difference = float("inf")
     elif not reference.any():

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.pipeline.placement import on_cpu
 from tfpipe.pipeline.replaying import Replayer
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
@@ -174,6 +175,7 @@ def _batches(classifier: Classifier, directory: str | os.PathLike[str], split: s
         yield _Batch(keys, batch["image"].numpy(), shrink(batch["image"]))
 
 
+@on_cpu
 def shrink(images: Any) -> Array:
     """Returns pictures in grey, float32 [B, 64, 64], 0..255, of uint8 [B, H, W, 3]."""
     grey = tf.reduce_sum(tf.cast(images, tf.float32) * _LUMA, axis=-1, keepdims=True)

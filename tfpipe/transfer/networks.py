@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfpipe.pipeline import arithmetic
 from tfpipe.records import seeds
 from tfpipe.records.samples import USUAL, Samples
 from tfpipe.transfer import backbones, heads, layers
@@ -25,7 +26,7 @@ from tfpipe.transfer.classifiers import Classifier
 from tfpipe.transfer.cutting import find_layers
 from tfpipe.transfer.head_options import Pooling
 from tfpipe.transfer.recipes import Recipe
-from tfpipe.transfer.training import RateGroup
+from tfpipe.transfer.steps import RateGroup
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ class Networks:
     Args:
         recipe: a complete one.
         class_names: of the data set.
-        precision: dtype policy of training.
+        precision: of training, one of `arithmetic.PRECISIONS`.
         strategy: in whose scope variables are made.
 
     Attributes:
         recipe: as given, with the pooling that was chosen.
+        precision: as given.
         backbone: up to the feature layer.
         preprocessing: the layer before it.
         head: the layers behind it.
@@ -65,12 +67,12 @@ class Networks:
         strategy: tf.distribute.Strategy,
         samples: Samples = USUAL,
     ) -> None:
-        self.recipe, self._class_names, self._strategy = recipe, class_names, strategy
+        self.recipe, self.precision, self._class_names, self._strategy = recipe, precision, class_names, strategy
         self._pretrained = recipe.mode != "scratch" and recipe.weights != "none"
         weights = "none" if recipe.mode == "scratch" or recipe.weights == "own" else recipe.weights
         # New weights and the dropout of backbones draw from Keras' seed; the head's layers have their own.
         keras.utils.set_random_seed(seeds.derive(recipe.seed, "weights") >> 32)
-        with strategy.scope(), heads.dtype_policy(precision):
+        with strategy.scope(), heads.dtype_policy(arithmetic.policy(precision)):
             self.backbone = _build(recipe, weights)
             mode = self.backbone.preprocessing
             self.preprocessing = layers.Preprocessing(mode, recipe.resize, samples, name="preprocessing")

@@ -11,9 +11,10 @@ finds all of them complete merges them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tfpipe.pipeline.arithmetic import UNKNOWN
 from tfpipe.records.errors import DataError, lines_of
 from tfpipe.records.files import open_regular, read_json, sha256_of, write_json
 from tfpipe.transfer.accounting import Claim, differences
@@ -30,9 +31,15 @@ def part_path(folder: Path, index: int, count: int) -> Path:
     return folder / FOLDER / f"predictions-{index:05d}-of-{count:05d}.csv"
 
 
-def bind(path: Path, sha256: str, claim: Claim) -> None:
+def bind(path: Path, sha256: str, claim: Claim, computed: Mapping[str, str]) -> None:
     """Declares a part complete; the hash is that of the rows that the claim is of, whatever stands at `path` by now."""
-    write_json(path.with_suffix(".json"), {"sha256": sha256, **claim})
+    write_json(path.with_suffix(".json"), {"sha256": sha256, **claim, "computed": computed})
+
+
+def computations(folder: Path, count: int) -> list[dict[str, str]]:
+    """Returns device and arithmetic of each part."""
+    bindings = [read_json(part_path(folder, index, count).with_suffix(".json")) for index in range(count)]
+    return [binding.get("computed", UNKNOWN) for binding in bindings]
 
 
 def missing_parts(folder: Path, count: int, claim: Claim) -> list[Path]:

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.pipeline import arithmetic
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.records import weights
 from tfpipe.records.files import read_json, write_json
@@ -32,7 +33,8 @@ from tfpipe.transfer.recipes import Recipe
 from tfpipe.transfer.regression import STRENGTHS, Found
 from tfpipe.transfer.run_folders import HEAD_NAME, state_file
 from tfpipe.transfer.schedules import Constant, EarlyStopping, Plateau, Schedule, WarmupCosine
-from tfpipe.transfer.training import BEFORE, Phase, count_workers
+from tfpipe.transfer.steps import Phase, count_workers
+from tfpipe.transfer.training import BEFORE
 
 _LOWEST_RATE = 0.01  # of the peak: plateau's floor
 
@@ -52,6 +54,7 @@ class Phases:
         progress: show bars.
         report: takes lines that tell what is done and why.
         first_steps: where the course of the learning rate begins anew, of phases of a run that was trained longer.
+        fits: compute a batch in parts where it does not fit into memory.
     """
 
     recipe: Recipe
@@ -64,6 +67,7 @@ class Phases:
     progress: bool
     report: Callable[[str], None]
     first_steps: Mapping[str, int] = field(default_factory=dict)
+    fits: bool = False
 
     def of_mode(self) -> Iterator[Phase]:
         """Yields the phases of the recipe's mode; each is to be trained before the next is asked for."""
@@ -184,7 +188,7 @@ class Phases:
         view = 0 if batches is not None and self.train.augmentation != Augmentation() else None
         images = features.sample(self.train, view)
         if batches is None:
-            expected = features.computation(frozen, self.networks.preprocessing, self.train.image_size)(images).numpy()
+            expected = features.computation(frozen, self.networks.preprocessing, self.train.image_size)(images)
         else:
             expected = batches.views[0].rows(np.arange(len(images)))
         tapped = keras.Model(network.inputs, network.get_layer("frozen").output)
@@ -209,6 +213,9 @@ class Phases:
             class_weights=self._class_weights(),
             ema=recipe.ema,
             continues=not epochs or tuned or self.networks.head_from is not None,
+            tf32=self.networks.precision == "tf32",
+            accumulate=recipe.accumulate or 1,
+            fits=self.fits,
         )
 
     def _class_weights(self, *, always: bool = False) -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:
@@ -224,20 +231,22 @@ class Phases:
     def _shared(self) -> dict[str, Any]:
         """Returns what both kinds of batches are made of, for this worker."""
         replicas, num_workers = self.strategy.num_replicas_in_sync, count_workers(self.strategy)
-        if self.recipe.batch_size % replicas:
-            raise ValueError(f"batch_size={self.recipe.batch_size} cannot be shared by {exactly(replicas, 'replica')}")
+        batch_size = int(self.recipe.batch_size)
+        if batch_size % replicas:
+            raise ValueError(f"batch_size={batch_size} cannot be shared by {exactly(replicas, 'replica')}")
         resolver = self.strategy.cluster_resolver
         index = resolver.task_id if resolver is not None and resolver.task_id is not None else 0
         return {
             "train": self.train,
             "val": self.val,
-            "batch_size": self.recipe.batch_size // num_workers,
+            "batch_size": batch_size // num_workers,
             "num_classes": self._num_classes,
             "reader": (index, num_workers),
             "equal": replicas > 1,
         }
 
 
+@arithmetic.exact()
 def _loss(network: keras.Model, batches: FeatureBatches) -> float:
     """Returns the mean loss on the validation images."""
     losses = [

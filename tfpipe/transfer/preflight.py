@@ -14,7 +14,7 @@ from pathlib import Path
 from tfpipe.records import manifest as manifests
 from tfpipe.records.files import check_folder
 from tfpipe.records.manifest import Manifest
-from tfpipe.transfer import architectures, precision
+from tfpipe.transfer import architectures
 from tfpipe.transfer.recipes import Recipe, complete
 from tfpipe.transfer.run_folders import MODEL_NAME, SUMMARY_NAME, check_vacant
 
@@ -34,8 +34,6 @@ def check_training(
     architectures.choose_input(recipe.backbone, size, weights, recipe.preprocessing, grey=recipe.grey)
     if weights not in ("imagenet", "none") and not (Path(output) / SUMMARY_NAME).exists():  # a finished run needs none
         check_weights_file(weights)
-    if recipe.precision != "auto":
-        precision.choose(recipe.precision)
     manifest = open_training(directory)
     complete(recipe, manifest.split("train").num_records, len(manifest.class_names))
     check_vacant(Path(output))

@@ -11,10 +11,11 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from tfpipe.pipeline import arithmetic
 from tfpipe.pipeline.presets import RESIZES, Augmentation
 from tfpipe.records import arguments
 from tfpipe.records.words import exactly
-from tfpipe.transfer import architectures, precision
+from tfpipe.transfer import architectures
 from tfpipe.transfer.architectures import PREPROCESSINGS
 from tfpipe.transfer.head_options import Head, Pooling
 
@@ -22,6 +23,7 @@ Mode = Literal["auto", "scratch", "bottleneck", "frozen", "finetune", "full"]
 _CACHED = ("bottleneck", "finetune")  # modes whose head is trained on cached features
 _FEW = 100  # pictures: fewer do not say whether fine-tuning helps
 _VIEWS = ((2_000, 8), (20_000, 4), (math.inf, 2))  # (up to so many pictures, versions of each): a version takes a pass
+_BATCH_SIZE = 32
 _EPOCHS = {"bottleneck": 60, "finetune": 60, "frozen": 20, "scratch": 30, "full": 15}
 # (first phase, fine-tuning) of AdamW; of SGD only those of pre-trained weights are usual: what a new head bears depends on the
 # size of its features.
@@ -32,7 +34,8 @@ _DEEPEN_PATIENCE = 2  # epochs of fine-tuning without a gain
 # What only a head that is trained step by step knows; in a run that is nothing else, the second line, too.
 _OF_GRADIENT = ("hidden", "dropout", "l2", "learning_rate", "epochs")
 _OF_STEPS = (
-    *("batch_size", "label_smoothing", "optimizer", "weight_decay", "momentum", "schedule", "warmup_epochs", "patience", "ema"),
+    *("batch_size", "accumulate", "label_smoothing", "optimizer", "weight_decay", "momentum", "schedule", "warmup_epochs"),
+    *("patience", "ema"),
 )
 _CHOICES = {
     "mode": get_args(Mode),
@@ -43,6 +46,7 @@ _CHOICES = {
     "schedule": ("cosine", "constant", "plateau"),
     "solver": ("regression", "gradient"),
 }
+_WORDS = {"batch_size": "auto", "learning_rate": "find"}  # in place of a number
 # Options that only some modes know.
 _MODES_OF = {
     "unfreeze": ("finetune",),
@@ -81,7 +85,9 @@ class Recipe:
         class_weights: weigh the loss by `tfpipe.class_weights`.
         val_fraction: of the training split, held out where there is no val split: at least one of each class.
         seed: of everything that is drawn.
-        batch_size: of all devices together.
+        batch_size: of all devices together. "auto": the usual one, accumulated where it does not fit into memory.
+        accumulate: parts that each batch is computed in on every device, for the memory of one of them; 1 where it is None.
+            The gradients are those of the whole batch, but BatchNorm's statistics those of a part.
         solver: of the head on cached features: "regression" tries logistic regressions, every pooling with several decays, and
             keeps the one that validates best (see `tfpipe.transfer.regression`); "gradient" trains it step by step.
         pooling: "average", "max" or "flatten"; None: by regression the best, else "average".
@@ -102,7 +108,8 @@ class Recipe:
         train_batch_norm: BatchNorm of a pre-trained backbone uses and updates the batch's statistics where it is trained.
         patience: epochs without a better validation accuracy after which training ends.
         ema: decay of the moving average of the weights; 0 for none.
-        precision: "auto", "float32" or "mixed_bfloat16", of training and extraction.
+        precision: of training: "auto", "float32", "mixed_bfloat16", or "tf32" (weights of float32, products of 10 bits, on GPUs
+            that can). Features are extracted in bfloat16 or float32.
         deterministic: use TensorFlow's deterministic kernels: equal runs give equal bits. They stay on in this process.
     """
 
@@ -123,7 +130,8 @@ class Recipe:
     class_weights: bool = False
     val_fraction: float = 0.1
     seed: int = 0
-    batch_size: int = 32
+    batch_size: int | Literal["auto"] = _BATCH_SIZE
+    accumulate: int | None = None  # not 1: what a run that was begun before there was a choice has is None
     solver: Literal["regression", "gradient"] | None = None
     pooling: Pooling | None = None
     hidden: tuple[int, ...] = ()
@@ -164,13 +172,13 @@ class Recipe:
             Augmentation.named(value)
             return str(value) if isinstance(value, str) else value
         if name == "precision":
-            return precision.check(value)
+            return arithmetic.check(value)
         if name == "unfreeze":
             words = (value,) if isinstance(value, str) else value
             nothing = isinstance(words, tuple | list) and not words
             return () if nothing else arguments.texts(name, words, "different names of blocks or layers")
-        if name == "learning_rate" and isinstance(value, str):
-            return arguments.choice(name, value, ["find"], or_else="a number or ")
+        if name in _WORDS and isinstance(value, str):
+            return arguments.choice(name, value, [_WORDS[name]], or_else="a number or ")
         return arguments.check(**{name: value})[0]
 
     @property
@@ -202,7 +210,7 @@ def complete(recipe: Recipe, num_pictures: int, num_classes: int) -> tuple[Recip
     reasons: list[str] = []
 
     def choose(name: str, value: Any, why: str) -> None:
-        if getattr(recipe, name) is None or (name == "mode" and recipe.mode == "auto"):
+        if getattr(recipe, name) is None or (name in ("mode", "batch_size") and getattr(recipe, name) == "auto"):
             choices[name] = value
             reasons.append(f"{name}={value}: {why}")
 
@@ -236,6 +244,7 @@ def complete(recipe: Recipe, num_pictures: int, num_classes: int) -> tuple[Recip
         choose("pooling", "average", "usual behind convolutions")
         choose("epochs", _EPOCHS[mode], f"usual for {mode}, at most")
         choose("learning_rate", *_choose_rate(recipe.optimizer, mode))
+    choose("batch_size", _BATCH_SIZE, "the usual one; computed in parts where it does not fit into memory")
     if mode == "finetune":
         deepens = recipe.mode == "auto" and not recipe.unfreeze
         choose("deepen", deepens, "as long as validation gains" if deepens else "unfreeze, or the uppermost block, alone")
@@ -264,7 +273,7 @@ def _choose_solver(recipe: Recipe, mode: str) -> tuple[str, str]:
 
 def _of_gradient(recipe: Recipe, mode: str) -> list[str]:
     names = _OF_GRADIENT if mode == "finetune" else (*_OF_GRADIENT, *_OF_STEPS)
-    return [name for name in names if _is_given(recipe, name)]
+    return [name for name in names if _is_given(recipe, name) and getattr(recipe, name) != "auto"]
 
 
 def _check_regression(recipe: Recipe, mode: str) -> None:

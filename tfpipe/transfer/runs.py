@@ -28,6 +28,7 @@ import keras
 import tensorflow as tf
 
 import tfpipe
+from tfpipe.pipeline import arithmetic
 from tfpipe.records import arguments
 from tfpipe.records.errors import DataError
 from tfpipe.records.files import clear_folder, path_written_atomically, read_json, write_json
@@ -35,7 +36,7 @@ from tfpipe.records.locking import locked
 from tfpipe.records.progress import say
 from tfpipe.records.samples import Samples
 from tfpipe.records.words import plural
-from tfpipe.transfer import classifiers, curves, extending, precision, preflight, states
+from tfpipe.transfer import classifiers, curves, extending, preflight, states
 from tfpipe.transfer.backbones import hash_network
 from tfpipe.transfer.classifiers import Classifier
 from tfpipe.transfer.extending import Extension
@@ -59,7 +60,8 @@ from tfpipe.transfer.run_folders import (
     state_files,
 )
 from tfpipe.transfer.schedules import RangeTest
-from tfpipe.transfer.training import Loop, Phase
+from tfpipe.transfer.steps import Phase
+from tfpipe.transfer.training import Loop
 
 HISTORY_PICTURE = "history.png"
 RATE_NAME = "learning_rate.json"
@@ -149,7 +151,7 @@ def train(
         for line in data.reasons:
             report(line)
         if data.recipe.deterministic:
-            tf.config.experimental.enable_op_determinism()
+            arithmetic.make_deterministic()
         strategy = strategy or tf.distribute.get_strategy()
         networks = Networks(data.recipe, data.class_names, data.precision, strategy, Samples.of(data.manifest.options))
         if from_run is not None:
@@ -159,7 +161,17 @@ def train(
             extension.apply(folder)
         first_steps = read_json(folder / RUN_NAME).get("first_steps", {})
         phases = Phases(
-            data.recipe, networks, data.train, data.val, folder, place, strategy, progress, report, first_steps=first_steps
+            data.recipe,
+            networks,
+            data.train,
+            data.val,
+            folder,
+            place,
+            strategy,
+            progress,
+            report,
+            first_steps=first_steps,
+            fits=data.wanted.batch_size == "auto",
         )
         position = max((facts["journal"] for facts in _saved_facts(folder)), default=0)
         with Journal(folder, tensorboard=tensorboard, position=position, profile_steps=profile_steps) as journal:
@@ -188,7 +200,7 @@ class _Data:
         self.manifest = preflight.open_training(directory)
         self.class_names = self.manifest.class_names
         self.recipe, self.reasons = complete(wanted, self.manifest.split("train").num_records, len(self.class_names))
-        self.precision, why = precision.choose(self.recipe.precision)
+        self.precision, why = arithmetic.choose(self.recipe.precision)
         self.reasons.append(f"precision={self.precision}: {why}")
         self.train, self.val = self._pictures()
 
@@ -249,6 +261,7 @@ class _Run:
             self._journal,
             self._checkpoint_seconds,
             phases.progress,
+            phases.report,
         )
         if phases.recipe.learning_rate == "find" and self._first:
             rate = self._found_rate(loop)

@@ -11,77 +11,39 @@ with the same bits as one that was not. Keras' `fit` cannot: its `BackupAndResto
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.pipeline import arithmetic
 from tfpipe.records.errors import DataError
 from tfpipe.records.progress import ProgressBar
-from tfpipe.records.words import exactly
-from tfpipe.transfer import states
-from tfpipe.transfer.batches import Batch, Batches
+from tfpipe.transfer import memory, states
+from tfpipe.transfer.batches import Batch, Block
 from tfpipe.transfer.journal import Journal
-from tfpipe.transfer.schedules import EarlyStopping, RangeTest, Schedule
+from tfpipe.transfer.profiling import Watch
+from tfpipe.transfer.schedules import EarlyStopping, RangeTest
+from tfpipe.transfer.steps import Phase, Steps, assign
 
 Array = np.ndarray[Any, Any]
+Result = TypeVar("Result")
+
+_log = logging.getLogger("tfpipe")
 
 BEFORE = -1  # best epoch of a phase whose first weights no epoch improved
 _LOG_STEPS = 20  # between two lines of the log
+_CALL_SECONDS = 0.25  # of many steps in one call, which no signal stops
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@dataclass(frozen=True)
-class RateGroup:
-    """Variables that are trained at `multiplier` times the learning rate, by an optimiser of their own."""
-
-    optimizer: keras.optimizers.Optimizer
-    variables: Sequence[keras.Variable]
-    multiplier: float
-
-
-@dataclass
-class Phase:
-    """One stretch of training: a network, what of it is trained, on what, and for how long.
-
-    Attributes:
-        name: in logs and files.
-        network: batch inputs -> logits float32 [B, C].
-        groups: what is trained.
-        batches: training and validation data.
-        epochs: at most.
-        schedule: of the learning rate.
-        stopping: when to end before.
-        label_smoothing: share of each target that is spread over all classes.
-        class_weights: float [C], weight of each class in the loss.
-        ema: decay of the moving average of the weights, which validation and the result then take; 0 for none.
-        continues: the weights are those of a phase before, and stay if no epoch makes them better.
-    """
-
-    name: str
-    network: keras.Sequential
-    groups: Sequence[RateGroup]
-    batches: Batches
-    epochs: int
-    schedule: Schedule
-    stopping: EarlyStopping
-    label_smoothing: float = 0.0
-    class_weights: Array | None = None
-    ema: float = 0.0
-    continues: bool = False
-
-    @property
-    def trained(self) -> list[keras.Variable]:
-        """All variables that are trained."""
-        return [variable for group in self.groups for variable in group.variables]
 
 
 @dataclass
@@ -107,6 +69,7 @@ class Loop:
         journal: where the course of it is written.
         checkpoint_seconds: a state is saved when the last is as old, at the end of every epoch, and on Ctrl-C or SIGTERM.
         show: whether to show a progress bar.
+        report: takes lines that tell what is done and why.
     """
 
     phase: Phase
@@ -115,30 +78,19 @@ class Loop:
     journal: Journal
     checkpoint_seconds: float = 60.0
     show: bool = True
+    report: Callable[[str], None] = _log.info
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        phase = self.phase
-        with self.strategy.scope():
-            for group in phase.groups:
-                group.optimizer.build(group.variables)
-        trained = {id(variable) for variable in phase.trained}
-        trained |= {id(variable) for layer in phase.network.layers if layer.name == "frozen" for variable in layer.variables}
-        # Seeds of dropout and statistics of BatchNorm change while training, too.
-        self._others = [variable for variable in phase.network.variables if id(variable) not in trained]
-        # What the network is after training: what is trained, and BatchNorm's statistics, which belong to these weights.
-        moving = [variable for variable in self._others if keras.backend.is_float_dtype(variable.dtype)]
-        self._result = [*phase.trained, *moving]
-        self._averages = [tf.Variable(variable.numpy()) for variable in self._result] if phase.ema else []
+        self._steps = Steps(self.phase, self.strategy)
         self._best: list[Array] = []
         self._batches: Iterator[Batch] | None = None
+        self._batch: Batch = (None, None, None)  # the next one
         self._graph_is_new = True
         self._interrupted = threading.Event()
-        self._num_workers = count_workers(self.strategy)
-        self._replicas = self.strategy.num_replicas_in_sync // self._num_workers
-        self._train = tf.function(self._train_step, autograph=False, reduce_retracing=True)
-        self._validate = tf.function(self._validation_step, autograph=False, reduce_retracing=True)
-        self._average = tf.function(self._average_step, autograph=False)
+        self._num_calls = 0
+        self._step_seconds = math.inf  # of the last call but the first, which traces the graph
+        self._has_fit = False
 
     # ---- the loop
 
@@ -155,27 +107,26 @@ class Loop:
             if self._interrupted.is_set():
                 raise KeyboardInterrupt  # it came in the last validation
         self._batches = None
-        last = [variable.numpy() for variable in self._result]
+        last = [variable.numpy() for variable in self._steps.result]
         self.assign(self._best or last)
         return last
 
     def assign(self, values: Sequence[Array]) -> None:
         """Gives the trained variables and BatchNorm's statistics values."""
-        _assign(self._result, values)
+        assign(self._steps.result, values)
 
     def explore(self, test: RangeTest) -> None:
         """Takes steps at rising rates and tells the test their losses; everything is as before afterwards."""
-        before = {name: [variable.numpy() for variable in group] for name, group in self._variables().items()}
+        before = self._steps.values()
         batches = self.phase.batches.start(0, 0)
         num_steps = self.phase.batches.num_steps
         for step, batch in enumerate(batches):
             self.progress.step = step % num_steps
             loss, _ = self.train_step(batch, test.rate(step))
-            if not test.observe(loss / self._rows(self.progress.step)):
+            if not test.observe(float(loss) / self._rows(self.progress.step)):
                 break
         self.progress = Progress()
-        for name, variables in self._variables().items():
-            _assign(variables, before[name])
+        self._steps.restore(before)
 
     def _run_epoch(self) -> None:
         phase, now = self.phase, self.progress
@@ -184,13 +135,10 @@ class Loop:
         title = f"{phase.name} {now.epoch + 1}/{phase.epochs}"
         with ProgressBar(title, num_steps, unit="steps", initial=now.step, enabled=self.show) as bar:
             while now.step < num_steps:
-                if self._batches is None:  # one for all epochs: opening the data takes longer than a step
-                    self._batches = phase.batches.start(now.epoch, now.step)
-                batch, rate = next(self._batches), phase.schedule.rate(now.epoch * num_steps + now.step)
-                with self.journal.step():
-                    loss, correct = self.train_step(batch, rate)
-                self._count(loss, correct)
-                bar.add(1, loss=now.loss / now.rows, accuracy=now.correct / now.rows)
+                with self.journal.step() as watch:
+                    for loss, correct in self._advance(saved + self.checkpoint_seconds, watch):
+                        self._count(loss, correct)
+                        bar.add(1, loss=now.loss / now.rows, accuracy=now.correct / now.rows)
                 if self._interrupted.is_set() or time.monotonic() - saved >= self.checkpoint_seconds:
                     now.seconds += time.monotonic() - begun
                     self._save()
@@ -198,6 +146,32 @@ class Loop:
                 if self._interrupted.is_set():
                     raise KeyboardInterrupt
             self._end_epoch(now.seconds + time.monotonic() - begun, bar)
+
+    def _advance(self, deadline: float, watch: Watch) -> list[tuple[float, float]]:
+        """Takes a step, or as many as one call takes before a deadline; returns (sum of the losses, right answers) of each."""
+        now, cached = self.progress, self._steps.in_blocks
+        if cached is not None:
+            begun = time.monotonic()
+            seconds = min(deadline - begun, _CALL_SECONDS)
+            block = cached.block(now.epoch, now.step, max(1, int(seconds / self._step_seconds)))
+            watch("input")
+            results: list[tuple[float, float]] = np.stack(self.train_block(block), axis=1).tolist()
+            watch("device", len(results))
+            if self._num_calls:
+                self._step_seconds = (time.monotonic() - begun) / len(results)
+            self._num_calls += 1
+            return results
+        if self._batches is None:  # one for all epochs: opening the data takes longer than a step
+            self._batches = self.phase.batches.start(now.epoch, now.step)
+            self._batch = next(self._batches)
+        watch("input")
+        loss, correct = self.train_step(self._batch, self._rate(0))
+        watch("device")
+        self._batch = next(self._batches)  # while a GPU computes
+        watch("ahead")
+        result = float(loss), float(correct)
+        watch("device")
+        return [result]
 
     def _count(self, loss: float, correct: float) -> None:
         """Takes note of a step; every few steps, the log does, too."""
@@ -248,129 +222,127 @@ class Loop:
     def _keep_if_best(self, epoch: int, val_loss: float, val_accuracy: float) -> bool:
         is_best = self.phase.stopping.observe(epoch, val_accuracy, val_loss)
         if is_best:
-            self._best = [variable.numpy() for variable in (self._averages or self._result)]
+            self._best = [variable.numpy() for variable in (self._steps.averages or self._steps.result)]
         return is_best
 
     # ---- steps
 
-    def train_step(self, batch: Batch, rate: float) -> tuple[float, float]:
-        """Takes one step; returns (sum of the losses, number of right answers) of this batch's pictures."""
-        for group in self.phase.groups:
-            group.optimizer.learning_rate = rate * group.multiplier
-        rows = tf.constant(self._rows(self.progress.step), tf.float32)
-        loss, correct = self._train(*self._distribute(batch), rows)
-        if self._averages:
-            step = self.progress.epoch * self.phase.batches.num_steps + self.progress.step
-            # Rises from 0.1: the first weights, drawn at random, would be most of a short run's average.
-            decay = min(self.phase.ema, (1 + step) / (10 + step))
-            self._average(tf.constant(decay, tf.float32))
-        return float(loss), float(correct)
+    def train_step(self, batch: Batch, rate: float) -> tuple[Any, Any]:
+        """Takes one step; returns (sum of the losses, number of right answers) of this batch's images, float32 []."""
+        return self._fitting(lambda: self._steps.take(batch, self._rows(self.progress.step), rate, self._decay(0)))
+
+    def train_block(self, block: Block) -> tuple[Any, Any]:
+        """Takes the steps of a block in one call; returns what `train_step` does of each, float32 [steps]."""
+        numbers = range(-(-len(block.places) // self.phase.batches.batch_size))
+        rates, decays = [self._rate(number) for number in numbers], [self._decay(number) for number in numbers]
+        return self._fitting(lambda: self._steps.take_block(block, rates, decays))
+
+    def _rate(self, ahead: int) -> float:
+        """Returns the learning rate of a step, so many after the present one."""
+        return self.phase.schedule.rate(self._number + ahead)
+
+    def _decay(self, ahead: int) -> float:
+        """Returns the decay of the averages, which rises: the first weights, drawn at random, would be most of them."""
+        number = self._number + ahead
+        return min(self.phase.ema, (1 + number) / (10 + number))
+
+    @property
+    def _number(self) -> int:
+        """Steps that were taken in this phase."""
+        return self.progress.epoch * self.phase.batches.num_steps + self.progress.step
 
     def validate(self) -> tuple[float, float]:
         """Returns (mean loss, accuracy) on the validation pictures; of the averaged weights where there are such.
 
         Of the first pictures only, once a signal has come that stops the run.
         """
-        current = [variable.numpy() for variable in self._result] if self._averages else []
+        steps = self._steps
+        current = [variable.numpy() for variable in steps.result] if steps.averages else []
         if current:
-            self.assign([average.numpy() for average in self._averages])
+            self.assign([average.numpy() for average in steps.averages])
         sums = np.zeros(3)
-        for batch in self.phase.batches.validation():
-            if self._graph_is_new:
-                self.journal.graph(self._validate, *batch)
-                self._graph_is_new = False
-            sums += [float(value) for value in self._validate(*batch)]
+        for found in self._validated():
+            sums += found
             if self._interrupted.is_set():
                 break
         if current:
             self.assign(current)
         return float(sums[0] / sums[2]), float(sums[1] / sums[2])
 
-    def _train_step(self, inputs: Any, targets: Any, weights: Any, rows: Any) -> tuple[Any, Any]:
-        loss, correct = self.strategy.run(self._replica_step, args=(inputs, targets, weights, rows))
-        total = tf.distribute.ReduceOp.SUM
-        return self.strategy.reduce(total, loss, axis=None), self.strategy.reduce(total, correct, axis=None)
+    def _validated(self) -> Iterator[Array]:
+        """Yields (sum of the losses, number of right answers, of images) of each batch."""
+        steps, cached = self._steps, self._steps.in_blocks
+        if cached is not None:
+            for block in cached.validation_blocks():
+                self._show_graph(steps.validate_block, block)
+                yield from np.stack(steps.validate_block(*block), axis=1).astype(np.float64)
+            return
+        for batch in self.phase.batches.validation():
+            self._show_graph(steps.validate, batch)
+            yield self._fitting(functools.partial(self._validated_batch, batch), trains=False)
 
-    def _replica_step(self, inputs: Any, targets: Any, weights: Any, rows: Any) -> tuple[Any, Any]:
-        phase = self.phase
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([variable.value for variable in phase.trained])
-            logits = phase.network(inputs, training=True)
-            losses = self._losses(logits, targets) * weights
-            # Gradients are summed over replicas: each has its share of the mean over the global batch.
-            loss = tf.reduce_sum(losses) / rows + _penalty(phase.network) / self.strategy.num_replicas_in_sync
-        gradients = tape.gradient(loss, [variable.value for variable in phase.trained])
-        for group in phase.groups:
-            size = len(group.variables)
-            group.optimizer.apply(gradients[:size], group.variables)
-            gradients = gradients[size:]
-        return tf.reduce_sum(losses), _count_correct(logits, targets, weights)
+    def _validated_batch(self, batch: Batch) -> Array:
+        size = -(-self.phase.batches.batch_size // self._steps.parts)
+        parts = [[values[first : first + size] for values in batch] for first in range(0, len(batch[0]), size)]
+        found: Array = np.sum([[float(value) for value in self._steps.validate(*part)] for part in parts], axis=0)
+        return found
 
-    def _validation_step(self, inputs: Any, targets: Any, weights: Any) -> tuple[Any, Any, Any]:
-        logits = self.phase.network(inputs, training=False)
-        losses = tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32)) * weights
-        return tf.reduce_sum(losses), _count_correct(logits, targets, weights), tf.reduce_sum(weights)
+    def _show_graph(self, function: Any, examples: Sequence[Any]) -> None:
+        if self._graph_is_new:
+            self.journal.graph(function, *examples)
+            self._graph_is_new = False
 
-    def _average_step(self, decay: Any) -> None:
-        for average, variable in zip(self._averages, self._result, strict=True):
-            average.assign_sub((1 - decay) * (average - variable.value))
+    def _fitting(self, call: Callable[[], Result], *, trains: bool = True) -> Result:
+        """Returns what a call gives; what needs too much memory is done again in smaller parts, where the phase allows it."""
+        steps, phase = self._steps, self.phase
+        while True:
+            # What fits once fits: copies before every step would take longer than the step.
+            before = steps.values() if phase.fits and trains and not self._has_fit else None
+            try:
+                advice = memory.needing(phase.batches.batch_size * steps.num_workers, self._advice())
+                with advice, arithmetic.computing(tf32=phase.tf32):
+                    found = call()
+            except MemoryError:
+                can_divide = phase.fits and steps.part_size > 1 and steps.num_workers == 1
+                if not can_divide or (trains and before is None):
+                    raise
+            else:
+                self._has_fit = self._has_fit or trains
+                return found
+            if before is not None:
+                steps.restore(before)
+            steps.divide(2 * steps.parts)
+            self.report(f"{phase.name}: out of memory; each batch is now computed in {steps.parts} parts (accumulate)")
 
-    def _losses(self, logits: Any, targets: Any) -> Any:
-        smoothing = self.phase.label_smoothing
-        smooth = targets * (1 - smoothing) + smoothing / targets.shape[-1]
-        losses = tf.nn.softmax_cross_entropy_with_logits(smooth, tf.cast(logits, tf.float32))
-        if self.phase.class_weights is None:
-            return losses
-        return losses * tf.linalg.matvec(targets, tf.constant(self.phase.class_weights, tf.float32))
+    def _advice(self) -> str:
+        return f", or accumulate={2 * self._steps.parts}: the same batch in as many parts (batch_size=auto finds how many)"
 
     def _rows(self, step: int) -> int:
         """Returns how many pictures a step of all workers has."""
-        size = self.phase.batches.batch_size * self._num_workers
+        size = self.phase.batches.batch_size * self._steps.num_workers
         return min(size, self.phase.batches.num_rows - step * size)
-
-    def _distribute(self, batch: Batch) -> tuple[Any, ...]:
-        """Returns the batch's parts, one for each replica of this worker."""
-        if self._replicas == 1:
-            return batch
-        inputs, targets, weights = (tf.convert_to_tensor(values) for values in batch)
-        # In place of blank rows, real pictures of the batch, still of weight 0: BatchNorm would take black ones into account.
-        real = tf.where(weights > 0)[:, 0]
-        if len(real):
-            places = tf.range(len(weights), dtype=tf.int64)
-            inputs = tf.gather(inputs, tf.where(weights > 0, places, tf.gather(real, places % len(real))))
-
-        def part(values: Any) -> Any:
-            size = len(values) // self._replicas
-            return self.strategy.experimental_distribute_values_from_function(
-                lambda context: values[context.replica_id_in_sync_group % self._replicas * size :][:size]
-            )
-
-        return part(inputs), part(targets), part(weights)
 
     # ---- state
 
-    def _variables(self) -> dict[str, list[Any]]:
-        optimizers = [variable for group in self.phase.groups for variable in group.optimizer.variables]
-        return {"trained": self.phase.trained, "others": self._others, "optimizers": optimizers, "averages": self._averages}
-
     def _save(self) -> None:
-        groups = {name: [variable.numpy() for variable in group] for name, group in self._variables().items()}
         facts = {
             "progress": vars(self.progress),
             "stopping": self.phase.stopping.state(),
             "schedule": self.phase.schedule.state(),
             "num_steps": self.phase.batches.num_steps,
+            "accumulate": self._steps.parts,
             "journal": self.journal.position(),
         }
-        states.save(self.state_file, {**groups, "best": self._best}, facts)
+        states.save(self.state_file, {**self._steps.values(), "best": self._best}, facts)
 
     def _restore(self) -> None:
         try:
             groups, facts = states.load(self.state_file)
         except FileNotFoundError:
             return
-        for name, variables in self._variables().items():
-            _assign(variables, groups[name])
+        self._steps.restore(groups)
+        if (parts := facts.get("accumulate", self._steps.parts)) != self._steps.parts:
+            self._steps.divide(parts)
         self._best = groups["best"]
         self.progress = Progress(**facts["progress"])
         self.phase.stopping.restore(facts["stopping"])
@@ -380,27 +352,6 @@ class Loop:
 def is_done(epoch: int, epochs: int, stopping: EarlyStopping) -> bool:
     """Returns whether a phase of at most `epochs` ends before `epoch`, counted from 0."""
     return epoch >= epochs or (epoch > 0 and stopping.should_stop)
-
-
-def count_workers(strategy: tf.distribute.Strategy) -> int:
-    """Returns how many processes train together; TensorFlow 2.21 has no public name for it."""
-    return int(getattr(strategy.extended, "_num_workers", 1))
-
-
-def _penalty(network: keras.Model) -> Any:
-    return tf.add_n(network.losses) if network.losses else tf.zeros([])
-
-
-def _count_correct(logits: Any, targets: Any, weights: Any) -> Any:
-    right = tf.equal(tf.argmax(logits, -1), tf.argmax(targets, -1))
-    return tf.reduce_sum(tf.cast(right, tf.float32) * tf.sign(weights))
-
-
-def _assign(variables: Sequence[Any], values: Sequence[Array]) -> None:
-    if len(variables) != len(values):
-        raise DataError(f"the saved state has {exactly(len(values), 'array')} where {len(variables)} are needed")
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
 
 
 @contextlib.contextmanager

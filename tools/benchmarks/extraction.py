@@ -24,9 +24,9 @@ _VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 
 
 def tfpipe_extract(task: Task) -> Pass:
     """The cache of features, made anew in every pass and read, in the precision that tfpipe chooses here."""
-    from tfpipe.transfer import precision
+    from tfpipe.pipeline import arithmetic
 
-    return _tfpipe(task, precision.choose("auto")[0])
+    return _tfpipe(task, arithmetic.choose("auto")[0])
 
 
 def tfpipe_extract_float32(task: Task) -> Pass:
