@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import re
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -550,6 +551,25 @@ def test_the_arithmetic_of_a_model_is_that_of_its_products(tmp_path):
         assert model.computation == {"device": arithmetic.device(), "arithmetic": expected}
         graph = freezing.freeze_images(model, specification_of(model))
         assert freezing.FrozenGraph(graph, "x").products == {expected}
+
+
+@pytest.mark.tf
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_a_graph_made_where_keras_sees_a_gpu_runs_on_a_cpu(monkeypatch, tmp_path, kind):
+    import keras
+
+    from tfpipe.exporting import freezing
+    from tfpipe.exporting.wrapping import wrap
+
+    layer = getattr(keras.layers, kind)(4)
+    network = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Reshape((4, 12)), layer, keras.layers.Dense(2)])
+    expected = wrap(network, class_names=["a", "b"], outputs="logits").predict(PIXELS[:, :4, :4])
+    model = wrap(network, class_names=["a", "b"], outputs="logits")
+    monkeypatch.setattr(sys.modules["keras.src.backend.tensorflow.rnn"], "_is_gpu_available", lambda: True)
+    np.testing.assert_array_equal(model.predict(PIXELS[:, :4, :4]), expected)
+    graph = freezing.FrozenGraph(freezing.freeze_images(model, specification_of(model)), tmp_path)
+    np.testing.assert_array_equal(graph.classify(PIXELS[:, :4, :4]), expected)
+    assert layer.use_cudnn == "auto"  # as its owner left it
 
 
 # ---- on a GPU

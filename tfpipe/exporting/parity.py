@@ -234,6 +234,8 @@ def _ask_keras(folder: Path, asked: _Asked, expected: Sequence[dict[str, Array]]
     """Asks a Keras file here: elsewhere it cannot be read where the model has layers of its maker's classes."""
     model = keras.saving.load_model(asked.artefact.path, compile=False)
     answer = tf.function(lambda images: model(images, training=False), autograph=False)
+    with arithmetic.portable(model):  # the first call traces it
+        answer.get_concrete_function(tf.TensorSpec(model.inputs[0].shape, tf.uint8))
     for index, answers in enumerate(expected):
         with arithmetic.exact(), tf.device(asked.place):
             found = {"image.probabilities": answer(tf.constant(answers["pixels"])).numpy()}

@@ -197,6 +197,20 @@ def exact() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def portable(model: Any) -> Iterator[None]:
+    """A Keras model traced inside has operations for any device: where Keras sees a GPU, recurrent layers take cuDNN's."""
+    layers = [layer for layer in model._flatten_layers() if getattr(layer, "use_cudnn", False)]
+    before = [layer.use_cudnn for layer in layers]
+    try:
+        for layer in layers:
+            layer.use_cudnn = False
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.use_cudnn = value
+
+
 def make_deterministic() -> None:
     """Makes TensorFlow take deterministic kernels, for the rest of the process."""
     import tensorflow as tf
