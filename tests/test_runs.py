@@ -508,9 +508,8 @@ def test_fine_tuning_never_ends_with_less_than_it_began_with(colours, tmp_path):
 
 def evaluated(folder, data, split="val"):
     """Returns (accuracy, mean loss) of a run's model."""
-    model = classifiers.load(folder).model
     images, labels = next(iter(tfpipe.dataset(data, split, batch_size=100, image_size=(16, 16))))
-    probabilities = model(images, training=False).numpy()
+    probabilities = classifiers.load(folder).predict(images)
     chosen = probabilities[np.arange(len(labels)), labels.numpy()]
     return float((probabilities.argmax(1) == labels.numpy()).mean()), float(-np.log(chosen).mean())
 
