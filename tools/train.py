@@ -50,7 +50,12 @@ _EXTEND = flags.DEFINE_bool(
 _FROM = flags.DEFINE_string(
     "from", None, "Run whose weights to begin with: the backbone's and, where it fits, the head's. Default: none."
 )
-_PROFILE = flags.DEFINE_integer("profile", 0, "Measure and trace as many steps: profile.txt and TensorBoard.", 0)
+_PROFILE = flags.DEFINE_integer(
+    "profile",
+    0,
+    "Trace as many steps for TensorBoard; profile.txt says what share of their time input, Python and device take.",
+    0,
+)
 
 # The recipe: a flag per field of tfpipe.Recipe, with its default; ranges are checked there.
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Recipe)}

@@ -10,7 +10,7 @@ A step that is computed in parts has the gradient of the whole batch, and needs 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -243,7 +243,7 @@ class Steps:
             return self._over_batches(step, 2, self._phase.batches.batch_size, features, places, labels)
 
         numbers = [tf.TensorSpec([None, len(self._phase.groups)], tf.float32), tf.TensorSpec([None], tf.float32)]
-        return tf.function(take, input_signature=[*self._block_signature(), *numbers], autograph=False)
+        return _compiled(take, [*self._block_signature(), *numbers])
 
     @cached_property
     def validate_block(self) -> Any:
@@ -253,7 +253,7 @@ class Steps:
             size = self.validation_size
             return self._over_batches(lambda _, batch: self._validation(*batch), 3, size, features, places, labels)
 
-        return tf.function(validate, input_signature=self._block_signature(), autograph=False)
+        return _compiled(validate, self._block_signature())
 
     def _block_signature(self) -> list[tf.TensorSpec]:
         places = tf.TensorSpec([None], tf.int64)
@@ -318,6 +318,11 @@ def assign(variables: Sequence[Any], values: Sequence[Array]) -> None:
         raise DataError(f"the saved state has {exactly(len(values), 'array')} where {len(variables)} are needed")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
+
+
+def _compiled(function: Callable[..., Any], signature: Sequence[tf.TensorSpec]) -> Any:
+    # Of a tf.function, TensorFlow would warn that it is traced too often: a short phase calls it a few times.
+    return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
 
 
 def _float(values: Any) -> tf.Tensor:
