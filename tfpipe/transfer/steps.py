@@ -263,21 +263,27 @@ class Steps:
         self, function: Any, num_outputs: int, size: int, features: Any, places: Any, labels: Any
     ) -> tuple[Any, ...]:
         """Returns what a function of (number, batch) gives for each batch, float32 [batches] of each of its outputs."""
-        num_classes = self._phase.batches.num_classes
         num_rows = tf.shape(places)[0]
-        num_batches = (num_rows + size - 1) // size
+        num_full, rest = num_rows // size, num_rows % size
+
+        def found(number: Any, count: Any) -> Any:
+            chosen, of_rows = (tf.slice(values, [number * size], [count]) for values in (places, labels))
+            targets = tf.one_hot(of_rows, self._phase.batches.num_classes)
+            return function(number, (tf.gather(features, chosen), targets, tf.ones([count])))
 
         def body(number: Any, *outputs: tf.TensorArray) -> tuple[Any, ...]:
-            rest = slice(number * size, tf.minimum((number + 1) * size, num_rows))
-            targets = tf.one_hot(labels[rest], num_classes)
-            batch = tf.gather(features, places[rest]), targets, tf.ones(tf.shape(targets)[:1])
-            found = zip(outputs, function(number, batch), strict=True)
-            return number + 1, *[output.write(number, value) for output, value in found]
+            # Of a size that is known in advance: a third of the time.
+            return number + 1, *map(lambda output, value: output.write(number, value), outputs, found(number, size))
 
-        outputs = [tf.TensorArray(tf.float32, num_batches) for _ in range(num_outputs)]
+        outputs = [tf.TensorArray(tf.float32, num_full) for _ in range(num_outputs)]
         # One after the other, whatever TensorFlow thinks of variables in loops.
-        _, *outputs = tf.while_loop(lambda number, *_: number < num_batches, body, (0, *outputs), parallel_iterations=1)
-        return tuple(output.stack() for output in outputs)
+        _, *outputs = tf.while_loop(lambda number, *_: number < num_full, body, (0, *outputs), parallel_iterations=1)
+        whole = tuple(output.stack() for output in outputs)
+
+        def with_rest() -> tuple[Any, ...]:
+            return tuple(tf.concat([values, [value]], 0) for values, value in zip(whole, found(num_full, rest), strict=True))
+
+        return tuple(tf.cond(rest > 0, with_rest, lambda: whole))
 
     # ---- validation
 
