@@ -27,6 +27,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("default")
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Several processes test at once: threads of NumPy's BLAS would wait for each other, busily.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # tests run in several processes, and those start others
 
 # Tracing makes objects by the million, of which hardly any is garbage: looking for it was a fifth of the tests' time.

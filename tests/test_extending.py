@@ -1,7 +1,6 @@
 """A run that is trained longer is one that was asked for more at first, bit for bit; and what cannot be so is refused."""
 
 import dataclasses
-import functools
 import json
 import re
 import shutil
@@ -14,7 +13,7 @@ import tensorflow as tf
 from conftest import CHECKOUT
 from test_runs import SMALL, TUNED, Killed, kill, run, stopping_after, weights_equal, weights_of
 from transfer_fixtures import *  # noqa: F403 (fixtures)
-from transfer_fixtures import build_colours
+from transfer_fixtures import build_colours, summary_of
 
 import tfpipe
 from tfpipe.transfer import backbones, classifiers
@@ -43,7 +42,7 @@ def assert_equal(extended, whole):
     assert classifiers.load(extended).sha256 == classifiers.load(whole).sha256
     assert weights_equal(extended, whole, "last.keras")
     assert history_of(extended) == history_of(whole)
-    one, two = (json.loads((folder / "summary.json").read_text()) for folder in (extended, whole))
+    one, two = (summary_of(folder) for folder in (extended, whole))
     for summary in (one, two):
         summary.pop("peak_memory_bytes")
         for phase in summary["phases"]:
@@ -52,19 +51,6 @@ def assert_equal(extended, whole):
     recipes = [json.loads((folder / "run.json").read_text()) for folder in (extended, whole)]
     assert recipes[0]["recipe"] == recipes[1]["recipe"]
     assert recipes[0]["chosen"] == recipes[1]["chosen"]
-
-
-@pytest.fixture(scope="module")
-def finished(colours, tmp_path_factory):
-    """Returns the folder of a finished run of a recipe, made once, or a copy of it to go on in."""
-
-    @functools.cache
-    def once(recipe):
-        folder = tmp_path_factory.mktemp("finished") / "run"
-        run(colours, folder, recipe)
-        return folder
-
-    return lambda recipe, copy=None: once(recipe) if copy is None else shutil.copytree(once(recipe), copy)
 
 
 CASES = {
@@ -231,7 +217,7 @@ def test_epochs_of_a_head_that_has_none_leave_the_run_as_it_is(colours, tmp_path
 
 def test_without_its_state_a_run_is_finished_but_cannot_go_on(colours, tmp_path, finished):
     folder = finished(SCRATCH, tmp_path / "run")
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = summary_of(folder)
     shutil.rmtree(folder / "state")
     assert run(colours, folder, SCRATCH) == summary
     with pytest.raises(ValueError, match=r"epochs=3 in place of 2: its folder state/ was deleted.*from_run \(--from\)"):
@@ -261,7 +247,7 @@ def test_a_run_begins_with_the_weights_of_another(colours, tmp_path, first):
 
 def test_what_began_with_trained_weights_never_ends_with_less(colours, tmp_path, first):
     summary = run(colours, tmp_path / "run", dataclasses.replace(FULL, learning_rate=0.5), from_run=first)
-    assert summary["val_accuracy"] >= json.loads((first / "summary.json").read_text())["val_accuracy"]
+    assert summary["val_accuracy"] >= summary_of(first)["val_accuracy"]
 
 
 @pytest.mark.parametrize("changes", [{"hidden": (9,)}, {"pooling": "max"}], ids=str)
@@ -360,6 +346,6 @@ def timeless(line):
 
 def test_the_state_is_about_four_times_what_is_trained(colours, tmp_path):
     run(colours, tmp_path / "run", dataclasses.replace(SCRATCH, ema=0.0, epochs=1, hidden=(512,)))
-    trained = json.loads((tmp_path / "run" / "summary.json").read_text())["phases"][0]["num_trained"]
+    trained = summary_of(tmp_path / "run")["phases"][0]["num_trained"]
     size = (tmp_path / "run" / "state" / "scratch.npz").stat().st_size
     assert 4 * 4 * trained <= size < 4 * 4 * trained + 30_000

@@ -1,7 +1,6 @@
 """Training as users start it: modes, what a stop costs, what is refused."""
 
 import dataclasses
-import functools
 import itertools
 import json
 import os
@@ -17,6 +16,7 @@ import tensorflow as tf
 import transfer_fixtures
 from conftest import CHECKOUT
 from transfer_fixtures import *  # noqa: F403 (fixtures)
+from transfer_fixtures import SMALL, run, summary_of
 
 import tfpipe
 from tfpipe import Recipe, train
@@ -27,18 +27,6 @@ from tfpipe.transfer.journal import read_history
 
 pytestmark = pytest.mark.tf
 
-SMALL = Recipe(
-    backbone="small_backbone:two_convolutions",
-    weights="none",
-    mode="frozen",
-    image_size=(16, 16),
-    epochs=3,
-    batch_size=8,
-    hidden=(8,),
-    dropout=0.3,
-    learning_rate=1e-2,
-    precision="float32",
-)
 TUNED = dataclasses.replace(SMALL, mode="finetune", unfreeze=("second_conv",), finetune_epochs=2, finetune_learning_rate=1e-3)
 
 
@@ -46,11 +34,6 @@ TUNED = dataclasses.replace(SMALL, mode="finetune", unfreeze=("second_conv",), f
 def _deterministic():
     yield
     tf.config.experimental.enable_op_determinism()  # what the first run switched on stays on, for all tests alike
-
-
-def run(data, folder, recipe=SMALL, **options):
-    given = {"progress": False, "tensorboard": False, "report": lambda line: None, **options}
-    return train(data, folder, recipe, cache=folder.parent / "features", **given)
 
 
 def weights_of(folder):
@@ -87,21 +70,18 @@ def test_each_mode_trains_what_it_says(colours, tmp_path, mode):
     assert kept == sorted(phase["phase"] for phase in summary["phases"])
 
 
-def test_frozen_weights_do_not_move_and_trained_ones_do(colours, tmp_path):
-    keras.utils.set_random_seed(0)
-    run(colours, tmp_path / "a", dataclasses.replace(SMALL, epochs=1))
-    run(colours, tmp_path / "b", dataclasses.replace(SMALL, epochs=2))
-    trunks = [classifiers.load(tmp_path / name).model.get_layer("trunk").get_weights() for name in "ab"]
+def test_frozen_weights_do_not_move_and_trained_ones_do(finished):
+    models = [classifiers.load(finished(recipe)).model for recipe in (SHORT, SMALL)]
+    trunks = [model.get_layer("trunk").get_weights() for model in models]
     assert all(np.array_equal(one, two) for one, two in zip(*trunks, strict=True))
-    heads = [classifiers.load(tmp_path / name).model.get_layer("logits").get_weights() for name in "ab"]
+    heads = [model.get_layer("logits").get_weights() for model in models]
     assert not np.array_equal(heads[0][0], heads[1][0])
 
 
-def test_g12_heads_trained_on_features_and_end_to_end_agree(colours, tmp_path):
-    run(colours, tmp_path / "frozen", dataclasses.replace(SMALL, mode="frozen"))
-    run(colours, tmp_path / "bottleneck", dataclasses.replace(SMALL, mode="bottleneck"))
-    run(colours, tmp_path / "other", dataclasses.replace(SMALL, mode="bottleneck", seed=1))
-    frozen, bottleneck, other = (weights_of(tmp_path / name) for name in ("frozen", "bottleneck", "other"))
+def test_g12_heads_trained_on_features_and_end_to_end_agree(finished):
+    on_features = dataclasses.replace(SMALL, mode="bottleneck")
+    recipes = (SMALL, on_features, dataclasses.replace(on_features, seed=1))
+    frozen, bottleneck, other = (weights_of(finished(recipe)) for recipe in recipes)
     assert max(np.abs(one - two).max() for one, two in zip(frozen, bottleneck, strict=True)) < 1e-4
     assert max(np.abs(one - two).max() for one, two in zip(other, bottleneck, strict=True)) > 1e-2
 
@@ -170,9 +150,9 @@ def kill():
 
 
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9])
-def test_a_run_stopped_anywhere_ends_with_the_same_bits(colours, tmp_path, monkeypatch, checkpoint_seconds):
+def test_a_run_stopped_anywhere_ends_with_the_same_bits(colours, tmp_path, monkeypatch, finished, checkpoint_seconds):
     recipe = dataclasses.replace(TUNED, ema=0.9, train_batch_norm=True, epochs=2)
-    run(colours, tmp_path / "whole", recipe)
+    whole = finished(recipe)
     folder = tmp_path / "stopped"
     for num_steps in (0, 3, 7, 4, 8):
         with monkeypatch.context() as patch:
@@ -183,9 +163,9 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bits(colours, tmp_path, monke
             except Killed:
                 pass
     run(colours, folder, recipe)
-    assert classifiers.load(folder).sha256 == classifiers.load(tmp_path / "whole").sha256
-    assert weights_equal(folder, tmp_path / "whole", "last.keras")
-    histories = [read_history(path) for path in (folder, tmp_path / "whole")]
+    assert classifiers.load(folder).sha256 == classifiers.load(whole).sha256
+    assert weights_equal(folder, whole, "last.keras")
+    histories = [read_history(path) for path in (folder, whole)]
     without = [[{name: row[name] for name in row if not name.endswith("_seconds")} for row in rows] for rows in histories]
     assert without[0] == without[1]
     assert len(without[0]) == 4
@@ -197,7 +177,7 @@ def weights_equal(a, b, name):
 
 
 @pytest.mark.parametrize("mode", ["frozen", "bottleneck"])
-def test_ctrl_c_saves_the_step_that_it_came_in(colours, tmp_path, monkeypatch, mode):
+def test_ctrl_c_saves_the_step_that_it_came_in(colours, tmp_path, monkeypatch, finished, mode):
     folder, recipe = tmp_path / "run", dataclasses.replace(SMALL, mode=mode)
     with monkeypatch.context() as patch:
         stopping_after(3, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -206,8 +186,7 @@ def test_ctrl_c_saves_the_step_that_it_came_in(colours, tmp_path, monkeypatch, m
     _, facts = states.load(folder / "state" / "head.npz")
     assert (facts["progress"]["epoch"], facts["progress"]["step"]) == (0, 4)
     run(colours, folder, recipe)
-    run(colours, tmp_path / "whole", recipe)
-    assert classifiers.load(folder).sha256 == classifiers.load(tmp_path / "whole").sha256
+    assert classifiers.load(folder).sha256 == classifiers.load(finished(recipe)).sha256
 
 
 def test_equal_runs_give_equal_bits_and_other_seeds_others(colours, tmp_path):
@@ -231,37 +210,21 @@ def test_kill_9_in_the_middle_of_a_file_leaves_nothing_after_the_next_run(colour
         patch.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process removes nothing
         for _ in range(2):
             with pytest.raises(Killed):
-                run(colours, folder, recipe)
+                run(colours, folder, recipe, cache=tmp_path / "features")
     with monkeypatch.context() as patch:
         patch.setattr(keras.Model, "save", lambda self, path: (path.write_bytes(b"half"), kill()))
         patch.setattr(Path, "unlink", lambda *_, **__: None)
         with pytest.raises(Killed):
-            run(colours, folder, recipe)
+            run(colours, folder, recipe, cache=tmp_path / "features")
     assert list(folder.glob(".*.keras*")), "nothing was left: the test shows nothing"
-    run(colours, folder, recipe)
+    run(colours, folder, recipe, cache=tmp_path / "features")
     assert not list(tmp_path.rglob(".*"))
 
 
 # ---- options
 
 
-@pytest.fixture(scope="module")
-def plain_runs(colours, tmp_path_factory):
-    """Runs a recipe once for all tests that compare with it; returns its summary."""
-
-    @functools.cache
-    def once(recipe):
-        return run(colours, tmp_path_factory.mktemp("plain") / "run", recipe)
-
-    return once
-
-
-@pytest.fixture(scope="module")
-def finished(colours, tmp_path_factory):
-    """The folder of a finished run of one epoch, which is not to be changed."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    run(colours, folder, dataclasses.replace(SMALL, epochs=1))
-    return folder
+SHORT = dataclasses.replace(SMALL, epochs=1)
 
 
 @pytest.mark.parametrize(
@@ -271,24 +234,24 @@ def finished(colours, tmp_path_factory):
         {"schedule": "plateau", "epochs": 4, "warmup_epochs": 0.0},
         {"schedule": "constant"},
         {"class_weights": True},
-        {"balanced": True, "mode": "bottleneck"},
+        {"balanced": True},
         {"label_smoothing": 0.1, "l2": 1e-3},
-        {"augment": Augmentation(mixup=0.2)},
-        {"ema": 0.9, "mode": "bottleneck"},
+        {"augment": Augmentation(mixup=0.2), "mode": "frozen"},
+        {"ema": 0.9},
         {"pooling": "max"},
         {"pooling": "flatten", "hidden": (8, 4)},
         {"grey": True, "backbone": "lenet", "mode": "scratch"},
-        {"precision": "mixed_bfloat16", "mode": "bottleneck"},
+        {"precision": "mixed_bfloat16"},
         {"image_size": (24, 40), "resize": "pad"},
     ],
     ids=str,
 )
-def test_each_option_runs_and_changes_the_result(colours, tmp_path, plain_runs, changes):
-    base = dataclasses.replace(SMALL, epochs=1)
+def test_each_option_runs_and_changes_the_result(colours, tmp_path, finished, changes):
+    base = dataclasses.replace(SHORT, mode="bottleneck")  # whose features are there
     summary = run(colours, tmp_path / "run", dataclasses.replace(base, **changes))
     assert np.isfinite(summary["val_accuracy"])
     kept = {name: changes[name] for name in ("mode", "backbone", "epochs", "warmup_epochs") if name in changes}
-    assert summary["model_sha256"] != plain_runs(dataclasses.replace(base, **kept))["model_sha256"]
+    assert summary["model_sha256"] != summary_of(finished(dataclasses.replace(base, **kept)))["model_sha256"]
 
 
 def test_the_range_test_leaves_no_trace_but_its_rate(colours, tmp_path):
@@ -352,21 +315,21 @@ def test_a_validation_loss_that_is_no_number_ends_the_run_with_a_word(colours, t
 
 
 def test_a_finished_run_is_left_alone(colours, finished):
-    before = {path.name: path.stat().st_mtime_ns for path in finished.iterdir()}
-    summary = run(colours, finished, dataclasses.replace(SMALL, epochs=1))
-    assert summary == json.loads((finished / "summary.json").read_text())
-    assert {path.name: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+    folder = finished(SHORT)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert run(colours, folder, SHORT) == summary_of(folder)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(("name", "value"), [("schedule", "plateau"), ("seed", 1), ("augment", "light"), ("hidden", (9,))])
 def test_another_run_in_the_same_folder_is_refused(colours, finished, name, value):
     with pytest.raises(ValueError, match=f"holds a run with {name}="):
-        run(colours, finished, dataclasses.replace(SMALL, **{"epochs": 1, name: value}))
+        run(colours, finished(SHORT), dataclasses.replace(SHORT, **{name: value}))
 
 
 def test_another_data_set_is_refused(colours_without_val, finished):
     with pytest.raises(ValueError, match="holds a run with"):
-        run(colours_without_val, finished, dataclasses.replace(SMALL, epochs=1))
+        run(colours_without_val, finished(SHORT), SHORT)
 
 
 def test_a_folder_with_other_files_is_not_taken(colours, tmp_path):
@@ -615,7 +578,9 @@ def test_outside_of_the_loop_the_library_handles_no_signal():
 
 
 @pytest.mark.parametrize(("number", "method", "step"), [(signal.SIGINT, "train_step", 5), (signal.SIGTERM, "validate", 6)])
-def test_a_validation_that_was_stopped_is_done_again_to_the_same_bits(colours, tmp_path, monkeypatch, number, method, step):
+def test_a_validation_that_was_stopped_is_done_again_to_the_same_bits(
+    colours, tmp_path, monkeypatch, finished, number, method, step
+):
     """Also one that had not begun: the signal came in the last step of the epoch."""
     recipe = dataclasses.replace(SMALL, mode="scratch", epochs=2, ema=0.9)
     real = getattr(training.Loop, method)
@@ -636,10 +601,10 @@ def test_a_validation_that_was_stopped_is_done_again_to_the_same_bits(colours, t
     _, facts = states.load(tmp_path / "stopped" / "state" / "scratch.npz")
     assert (facts["progress"]["epoch"], facts["progress"]["step"]) == (0, 6)
     assert read_history(tmp_path / "stopped") == []
-    for name in ("stopped", "whole"):
-        run(colours, tmp_path / name, recipe)
-    assert classifiers.load(tmp_path / "stopped").sha256 == classifiers.load(tmp_path / "whole").sha256
-    losses = [[row["val_loss"] for row in read_history(tmp_path / name)] for name in ("stopped", "whole")]
+    run(colours, tmp_path / "stopped", recipe)
+    folders = tmp_path / "stopped", finished(recipe)
+    assert classifiers.load(folders[0]).sha256 == classifiers.load(folders[1]).sha256
+    losses = [[row["val_loss"] for row in read_history(folder)] for folder in folders]
     assert losses[0] == losses[1]
 
 

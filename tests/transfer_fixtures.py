@@ -1,10 +1,14 @@
-"""Tiny data sets that a small network learns in seconds, built once per session: three colours under noise, in any size."""
+"""Tiny data sets that a small network learns in seconds, and its runs, made once: three colours under noise, in any size."""
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Mapping
+import json
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from conftest import write
 from PIL import Image
 
 import tfpipe
+from tfpipe import Recipe
 
 COLOURS = {"amber, dark": (150, 110, 60), "green": (70, 150, 90), "蓝 色": (70, 90, 170)}  # mean levels of each class
 CLASS_NAMES = tuple(COLOURS)
@@ -66,3 +71,40 @@ def colours_without_val(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same without a val split, and with three copies of a picture of each class."""
     counts = {split: count for split, count in COUNTS.items() if split != "val"}
     return build_colours(tmp_path_factory.mktemp("colours without val"), counts, copies=3)
+
+
+SMALL = Recipe(
+    backbone="small_backbone:two_convolutions",
+    weights="none",
+    mode="frozen",
+    image_size=(16, 16),
+    epochs=3,
+    batch_size=8,
+    hidden=(8,),
+    dropout=0.3,
+    learning_rate=1e-2,
+    precision="float32",
+)
+
+
+def run(data: Path, folder: Path, recipe: Recipe = SMALL, **options: Any) -> dict[str, Any]:
+    """Trains; features are shared by the runs of a data set, as by those of a user."""
+    given = {"progress": False, "tensorboard": False, "report": lambda line: None, "cache": data.parent / "features"}
+    return tfpipe.train(data, folder, recipe, **given | options)
+
+
+@pytest.fixture(scope="session")
+def finished(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Returns the folder of a finished run of a recipe, made once and not to be changed, or a copy of it to go on in."""
+
+    @functools.cache
+    def once(recipe: Recipe) -> Path:
+        folder = tmp_path_factory.mktemp("finished") / "run"
+        run(colours, folder, recipe)
+        return folder
+
+    return lambda recipe, copy=None: once(recipe) if copy is None else shutil.copytree(once(recipe), copy)
+
+
+def summary_of(folder: Path) -> Any:
+    return json.loads((folder / "summary.json").read_text())
