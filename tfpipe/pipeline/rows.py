@@ -27,6 +27,9 @@ from tfpipe.records.samples import USUAL, Samples
 
 _NONE = -2  # the number of the rows behind the last, and of those that only fill up a piece
 
+_LOST = "lost on the way, or an error before it was passed over"
+_AGAIN = "a second attempt read and decoded it"
+
 Tensors = dict[str, tf.Tensor]
 
 
@@ -358,17 +361,19 @@ class Rows:
         numbers = tf.range(row, row + max(self.read_size, self.piece_size), dtype=tf.int64)
         located = self.locate({"row": numbers})
         positions, epochs = located["position"].numpy().tolist(), located["epoch"].numpy().tolist()
-        first_failure = self.reader.failure(positions[0])
         for position, epoch in zip(positions, epochs, strict=True):
+            if position < 0:
+                continue
+            failure = self.reader.failure(position)
             try:
-                if position >= 0:
-                    self.make(position, epoch)
+                self.make(position, epoch)
             except DataError as error:
                 return str(error).encode()
+            if failure:
+                return str(self.reader.error(position, f"{failure}; {_AGAIN}")).encode()
         if positions[0] < 0:
-            return b"a blank row was lost on the way, or an error before it was passed over"
-        reason = first_failure or "lost on the way, or an error before it was passed over"
-        return str(self.reader.error(positions[0], f"{reason}; a second attempt read and decoded it")).encode()
+            return f"a blank row was {_LOST}".encode()
+        return str(self.reader.error(positions[0], f"{_LOST}; {_AGAIN}")).encode()
 
 
 def _as_integers(values: tf.Tensor) -> tf.Tensor:
