@@ -2,8 +2,8 @@
 
   stages.py SHARDS CORES IMAGES
 
-A pipeline is opened up to each stage in turn, endless, and drawn from after a warm-up. An iterator starts a pool of as many threads
-as there are cores, which do the work of all stages, and then one for each parallel stage, which hands its work out.
+A pipeline is opened up to each stage in turn, endless, and drawn from after a warm-up. An iterator starts a pool of as many
+threads as there are cores, which do the work of all stages, and then one for each parallel stage, which hands its work out.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def main(shards: str, cores: str, images: str) -> None:
     print(f"reading in Python: {lock:.1f} us of CPU a record, copying and CRC included, which leave its lock alone")
     first, early, steady = start(loader.dataset(), 2 * int(images))
     print(
-        f"first batch after {first:.3f} s; in the first second {early:,.0f} images, {early / steady:.2f} of {steady:,.0f}/s later"
+        f"first batch after {first:.3f} s; first second {early:,.0f} images, {early / steady:.2f} of {steady:,.0f}/s after it"
     )
     print(f"peak memory {_peak() / 1024:.0f} MiB, {(_peak() - before) / 1024:.0f} MiB more than after importing TensorFlow")
 
