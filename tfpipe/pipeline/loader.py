@@ -103,8 +103,8 @@ def dataset(
             split, whatever the number of files. In training, step s of all readers is step s of one reader whose batches are
             `count` times as large; without, the parts are contiguous and differ in size by one record at most.
         equal_steps: fill up with blank rows: all batches are full and all readers have the same number of steps.
-        num_parallel_calls: threads that decode, default (None or tf.data.AUTOTUNE) as many as tf.data finds useful. Changes
-            nothing but speed.
+        num_parallel_calls: pieces of a batch, of 64 pictures or less, that are decoded ahead; a thread of each core takes part
+            in each. Default (None or tf.data.AUTOTUNE): what keeps all cores busy. Changes nothing but speed.
 
     Returns:
         Elements (image, label), or (image, label, weight) with `equal_steps`: uint8 [B, height, width, 3], RGB, 0..255;
