@@ -146,7 +146,7 @@ class RecordReader:
             DataError: it is not what the catalogue says; names shard, offset, record and source file.
         """
         try:
-            return self._read(*self._places(np.array([position])))
+            return self._read(self._places(np.array([position]))[0])
         except DataError as error:
             raise self.error(position, error.message) from None
 
