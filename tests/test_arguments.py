@@ -41,7 +41,8 @@ PATH = [5, "", b"x"]
 
 # Values that arguments of these names may not have in any function. One that means something else by a name has its own row.
 _ROWS = {
-    "batch_size epochs finetune_epochs max_pixels num_readers patience read_block shard_bytes top_k views workers": COUNT,
+    "accumulate batch_size epochs finetune_epochs max_pixels num_readers patience read_block": COUNT,
+    "shard_bytes top_k views workers": COUNT,
     "num_parallel_calls": [0, -2, *COUNT[2:]],  # -1 is tf.data.AUTOTUNE
     "epoch first_epoch first_step profile_steps seed version": FROM_ZERO,
     "brightness contrast crop cutmix erasing greyscale horizontal_flip hue mixup rotation saturation vertical_flip": SHARE,

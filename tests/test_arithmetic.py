@@ -1,7 +1,11 @@
 """What training computes in, and that all else computes in true float32 whatever the process is set to."""
 
 import contextlib
+import dataclasses
 import itertools
+import json
+import re
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +14,17 @@ import numpy as np
 import pytest
 from conftest import picture, write
 from evaluation_fixtures import CLASS_NAMES, build_pictures, make_classifier
+from export_fixtures import exported
+from transfer_fixtures import colours
 
 import tfpipe
 from tfpipe.pipeline import arithmetic
+from tfpipe.records.errors import DataError
 from tfpipe.serving.answers import Answers
 from tfpipe.serving.models import Model
+from tfpipe.transfer import classifiers
+
+__all__ = ["colours", "exported"]  # fixtures
 
 
 @pytest.fixture
@@ -280,8 +290,8 @@ class Foreign:
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
 
 
-def evaluating(model, shards, folder):
-    tfpipe.evaluate(model, shards, "test", folder, calibrate="val", report=False, progress=False)
+def evaluating(model, shards, folder, calibrate="val"):
+    tfpipe.evaluate(model, shards, "test", folder, calibrate=calibrate, report=False, progress=False)
 
 
 def predicting(model, shards, folder):
@@ -364,7 +374,7 @@ def asking_an_artefact(model, shards, folder):
         lambda model, *_: Model(model).predict(PIXELS),
         lambda model, *_: Answers(model).answer(str(write(_[1] / "a.png", picture(0, format="PNG")))),
         evaluating,
-        lambda model, *_: evaluating(Foreign(model), *_),
+        lambda model, *_: evaluating(Foreign(model), *_, calibrate=None),
         predicting,
         lambda model, *_: predicting(Foreign(model), *_),
         explaining,
@@ -383,3 +393,214 @@ def test_what_is_not_training_computes_in_true_float32(noting, shards, tmp_path,
     compute(classifier, shards, tmp_path)
     assert set(seen) == {False}
     assert is_tf32()
+
+
+@pytest.mark.tf
+@pytest.mark.parametrize(
+    ("before", "precision", "mode"),
+    [(True, "float32", {"mode": "bottleneck", "solver": "gradient"}), (False, "tf32", {"mode": "scratch"})],
+    indirect=["before"],
+)
+def test_training_computes_in_what_it_says(colours, tmp_path, monkeypatch, before, precision, mode):
+    import tensorflow as tf
+
+    from tfpipe.transfer import steps
+
+    count, seen, lines = steps._count_correct, [], []
+
+    def note(correct):
+        seen.append(is_tf32())
+        return correct
+
+    def noted(*values):
+        return tf.ensure_shape(tf.numpy_function(note, [count(*values)], tf.float32), [])
+
+    def report(line):
+        lines.append(line)
+        assert is_tf32() is before  # as the caller left it
+
+    monkeypatch.setattr(steps, "_count_correct", noted)
+    monkeypatch.setattr(arithmetic, "has_tf32", lambda: True)
+    network = {"backbone": "lenet", "weights": "none", "image_size": (16, 16), "epochs": 1}
+    options = {"precision": precision, "deterministic": False, "tensorboard": False, "progress": False}
+    tfpipe.train(colours, tmp_path / "run", report=report, **network, **mode, **options)
+    assert set(seen) == {precision == "tf32"}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["precision"] == precision
+    assert f"precision={precision}: asked for" in lines
+
+
+# ---- what is not float32 is noticed
+
+
+def make_rounded():
+    """The classifier of `make_classifier`, but its convolution has factors of bfloat16's 8 bits: TF32 has 11."""
+    import tensorflow as tf
+
+    classifier = make_classifier()
+    convolution = classifier.model.get_layer("frozen").network.get_layer("convolution")
+    multiply = convolution.convolution_op
+
+    def rounded(*factors):
+        return multiply(*(tf.cast(tf.cast(factor, tf.bfloat16), tf.float32) for factor in factors))
+
+    convolution.convolution_op = rounded
+    return classifier
+
+
+@pytest.mark.tf
+def test_products_of_fewer_bits_are_refused_by_parity(tmp_path, monkeypatch):
+    from tfpipe.exporting import formats, parity, parity_process, specimens
+
+    monkeypatch.setattr(parity, "_ask", parity_process.answer)
+    right = make_classifier()
+    wrong, specification = make_rounded(), specification_of(right)
+    monkeypatch.setattr(arithmetic, "places", lambda: {"CPU": "/CPU:0", "NVIDIA A": "/CPU:0"})
+    for writer, devices in (("pb", {"CPU", "NVIDIA A"}), ("tflite", {"CPU"})):
+        written = formats.WRITERS[writer].write(formats.Work(wrong, specification, tmp_path, False))
+        rows = parity.compare(right, specification, written, specimens.make()[:3])
+        assert {row.device for row in rows} == devices
+        for device in devices:
+            with pytest.raises(DataError, match=r"differs at its (features|probabilities)"):
+                parity.check([row for row in rows if row.device == device])
+
+
+@pytest.mark.tf
+def test_products_of_fewer_bits_are_refused_by_the_check_of_frozen_layers():
+    from tfpipe.transfer import features
+
+    right = make_classifier()
+    network, coarse = (model.model.get_layer("frozen").network for model in (right, make_rounded()))
+    preprocessing = right.model.get_layer("preprocessing")
+    expected = features.computation(network, preprocessing, (8, 8))(PIXELS)
+    features.check_frozen(expected, PIXELS, lambda images: network(preprocessing(images), training=True))
+    with pytest.raises(DataError, match="frozen layers give other features"):
+        features.check_frozen(expected, PIXELS, lambda images: coarse(preprocessing(images), training=True))
+
+
+# ---- what results say of it
+
+
+@pytest.mark.tf
+def test_features_of_a_gpu_are_others_and_those_of_a_cpu_are_found_again(shards, monkeypatch):
+    from tfpipe.transfer import features
+    from tfpipe.transfer.pictures import Pictures
+
+    classifier = make_classifier()
+    network, preprocessing = classifier.model.get_layer("frozen").network, classifier.model.get_layer("preprocessing")
+    found = []
+    for device in ("CPU", "NVIDIA A", "NVIDIA B"):
+        monkeypatch.setattr(arithmetic, "device", lambda device=device: device)
+        found.append(features.describe(network, preprocessing, Pictures(shards, "test", (8, 8)), None))
+    assert "device" not in found[0]  # as caches that were made before have it
+    assert [one.get("device") for one in found[1:]] == ["NVIDIA A", "NVIDIA B"]
+
+
+@pytest.mark.tf
+def test_a_receipt_names_every_device_that_readers_computed_on(shards, tmp_path, monkeypatch):
+    classifier, options = make_classifier(), {"report": False, "progress": False}
+    gpu = {"device": "NVIDIA of another machine", "arithmetic": "float32"}
+    kinds = [classifier.computation, gpu, arithmetic.UNKNOWN]
+    tfpipe.evaluate(classifier, shards, "test", tmp_path, shard=(0, 3), **options)
+    monkeypatch.setattr(arithmetic, "device", lambda: gpu["device"])
+    tfpipe.evaluate(classifier, shards, "test", tmp_path, shard=(1, 3), **options)
+    binding = tmp_path / "parts" / "predictions-00001-of-00003.json"
+    before = json.loads(binding.read_text())
+    assert before.pop("computed") == gpu
+    binding.write_text(json.dumps(before))  # as an earlier version wrote it
+    found = tfpipe.evaluate(classifier, shards, "test", tmp_path, shard=(2, 3), **options)
+    assert found.receipt["computed"] == sorted(kinds, key=lambda one: one["device"])
+    assert json.loads((tmp_path / "receipt.json").read_text()) == found.receipt
+    assert classifiers.computation_of(Foreign(classifier)) == arithmetic.UNKNOWN
+
+
+@pytest.mark.tf
+def test_parity_has_rows_for_each_device_and_tells_what_tf32_costs(noting, tmp_path, monkeypatch):
+    from tfpipe.exporting import formats, model_card, parity, parity_process, specimens
+    from tfpipe.exporting.exporter import _described
+
+    classifier, seen = noting
+    specification = specification_of(classifier)
+    monkeypatch.setattr(parity, "_ask", parity_process.answer)
+    monkeypatch.setattr(arithmetic, "places", lambda: {"CPU": "/CPU:0", "NVIDIA A": "/CPU:0"})
+    monkeypatch.setattr(arithmetic, "has_tf32", lambda: True)
+    written = formats.WRITERS["pb"].write(formats.Work(classifier, specification, tmp_path, False))
+    seen.clear()
+    rows = parity.compare(classifier, specification, written, specimens.make()[:3], tolerance=1e-4)
+    assert set(seen) == {False, True}
+    assert is_tf32()
+    kinds = {name: {(row.device, row.arithmetic) for row in rows if row.artefact == name} for name in written}
+    on_cpu, on_gpu = {("CPU", "float32")}, {("NVIDIA A", "float32"), ("NVIDIA A", "tf32")}
+    assert kinds["frozen_image.pb"] == kinds["frozen_bytes.pb"] == on_cpu | on_gpu
+    assert {row.stage for row in rows if row.arithmetic == "tf32"} == {"probabilities"}
+    far = [dataclasses.replace(row, difference=1e-3) if row.arithmetic == "tf32" else row for row in rows]
+    parity.check(far)
+    card = model_card.render(specification, parity=[_described(row) for row in far])
+    assert re.search(r"frozen_image\.pb \| image\.probabilities \| NVIDIA A, tf32 \| 0\.001 \| any", card)
+
+
+@pytest.mark.tf
+def test_the_arithmetic_of_a_model_is_that_of_its_products(tmp_path):
+    import keras
+
+    from tfpipe.exporting import freezing
+    from tfpipe.exporting.wrapping import wrap
+
+    for policy, expected in (("float32", "float32"), ("mixed_bfloat16", "bfloat16")):
+        network = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(2, dtype=policy)])
+        model = wrap(network, class_names=["a", "b"], outputs="logits")
+        assert model.computation == {"device": arithmetic.device(), "arithmetic": expected}
+        graph = freezing.freeze_images(model, specification_of(model))
+        assert freezing.FrozenGraph(graph, "x").products == {expected}
+
+
+@pytest.mark.tf
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_a_graph_made_where_keras_sees_a_gpu_runs_on_a_cpu(monkeypatch, tmp_path, kind):
+    import keras
+
+    from tfpipe.exporting import freezing
+    from tfpipe.exporting.wrapping import wrap
+
+    layer = getattr(keras.layers, kind)(4)
+    network = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Reshape((4, 12)), layer, keras.layers.Dense(2)])
+    expected = wrap(network, class_names=["a", "b"], outputs="logits").predict(PIXELS[:, :4, :4])
+    model = wrap(network, class_names=["a", "b"], outputs="logits")
+    monkeypatch.setattr(sys.modules["keras.src.backend.tensorflow.rnn"], "_is_gpu_available", lambda: True)
+    np.testing.assert_array_equal(model.predict(PIXELS[:, :4, :4]), expected)
+    graph = freezing.FrozenGraph(freezing.freeze_images(model, specification_of(model)), tmp_path)
+    np.testing.assert_array_equal(graph.classify(PIXELS[:, :4, :4]), expected)
+    assert layer.use_cudnn == "auto"  # as its owner left it
+
+
+# ---- on a GPU
+
+
+@pytest.mark.tf
+@pytest.mark.gpu
+def test_on_a_gpu_probabilities_are_those_of_the_cpu_but_for_rounding():
+    import tensorflow as tf
+
+    model = make_classifier(size=(32, 32))
+    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    with tf.device("/CPU:0"):
+        expected = model.predict(images)
+    for size in (1, 7, 64):
+        found = np.concatenate([model.predict(images[first : first + size]) for first in range(0, 64, size)])
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    with arithmetic.computing(tf32=True):
+        unlike = model.answer(images)["probabilities"].numpy()
+    assert (np.abs(unlike - expected).max() > 1e-5) == arithmetic.has_tf32()  # or the flag would be of no effect
+
+
+@pytest.mark.tf
+@pytest.mark.gpu
+def test_on_a_gpu_files_are_compared_there_too(exported):
+    rows = exported.export.parity
+    files = {(row.artefact, row.device, row.arithmetic) for row in rows}
+    gpu = arithmetic.device()
+    assert gpu not in ("CPU", "GPU")
+    for name in ("saved_model", "frozen_image.pb", "frozen_bytes.pb", "model.keras"):
+        assert files >= {(name, "CPU", "float32"), (name, gpu, "float32")}
+    assert {device for name, device, _ in files if name.endswith(".tflite")} == {"CPU"}
+    if arithmetic.has_tf32():
+        assert max(row.difference for row in rows if row.arithmetic == "tf32") > 1e-5

@@ -10,7 +10,7 @@ from conftest import CHECKOUT, picture, write
 
 import tfpipe
 from tfpipe.transfer.journal import Journal
-from tools.benchmarks import contenders, modes, rounds, worker
+from tools.benchmarks import contenders, modes, overhead, rounds, worker
 
 WORKER = CHECKOUT / "tools" / "benchmarks" / "worker.py"
 
@@ -36,6 +36,24 @@ def test_every_contender_has_a_function_in_its_module():
     for name, module in contenders.MODULES.items():
         source = (WORKER.parent / f"{module}.py").read_text("utf-8")
         assert f"\ndef {name.replace('-', '_')}(task: Task)" in source
+
+
+@pytest.mark.tf
+def test_every_part_of_the_overhead_is_of_functions_that_there_are():
+    for names in overhead._PARTS.values():
+        for owner, name in map(overhead._find, names):
+            assert callable(getattr(owner, name))
+
+
+def test_seconds_go_to_the_innermost_part(monkeypatch):
+    monkeypatch.setattr(overhead.time, "process_time", iter([1, 3, 6, 10, 15, 21]).__next__)
+    clock = overhead._Clock()
+    clock.turn("Python")
+    inner = clock.wrap(lambda: 7, "inner")
+    outer = clock.wrap(lambda: inner(), "outer")
+    assert outer() == 7
+    clock.turn()
+    assert clock.seconds == {"Python": 1, "everything else": 2 + 6, "outer": 3 + 5, "inner": 4}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from conftest import CHECKOUT
 
 from tfpipe.records.errors import DataError
 from tfpipe.transfer.journal import COLUMNS, Journal, read_history
+from tfpipe.transfer.profiling import Watch
 
 NAN = math.nan
 
@@ -235,20 +236,45 @@ def test_tensorboard_reads_scalars_and_the_graph(tmp_path):
 def test_a_few_steps_are_traced_and_measured(tmp_path):
     import tensorflow as tf
 
-    taken = []
+    taken, watches = [], []
     with Journal(tmp_path, tensorboard=False, profile_steps=2) as journal:
         for _ in range(7):
             start = time.perf_counter()
-            with journal.step():
+            with journal.step() as watch:
+                time.sleep(0.005)
+                watch("input")
                 tf.linalg.matmul(tf.ones([50, 50]), tf.ones([50, 50]))
                 time.sleep(0.02)
+                watch("device")
+                time.sleep(0.001)
+            watches.append(watch)
             taken.append(1000 * (time.perf_counter() - start))
     text = (tmp_path / "profile.txt").read_text("utf-8")
     assert "steps looked at: 2, after 3" in text
     # Milliseconds, rounded; on a busy machine a step may take any time, but not more than from before it to behind it.
-    assert 20 <= float(text.split("median ")[1].split(",")[0]) <= max(taken[3:5]) + 1
+    assert 26 <= float(text.split("median ")[1].split(",")[0]) <= max(taken[3:5]) + 1
+    shares = [float(line.split(": ")[1].split(" %")[0]) for line in text.splitlines() if "% of the time" in line]
+    assert sum(shares) == pytest.approx(100, abs=0.16)
+    seconds = [watch.seconds for watch in watches[3:5]]
+    assert all(found["input"] >= 0.005 and found["device"] >= 0.02 and found["python"] >= 0.001 for found in seconds)
+    for share, part in zip(shares, ("input", "device", "python"), strict=True):
+        total = sum(sum(found.values()) for found in seconds)
+        assert share == pytest.approx(100 * sum(found[part] for found in seconds) / total, abs=0.06)
     assert "peak memory of the process" in text
     assert list(tmp_path.glob("tensorboard/plugins/profile/*/*.xplane.pb"))
+
+
+@pytest.mark.parametrize("is_computing", [True, False])
+def test_reading_ahead_is_waiting_only_where_no_device_is_at_work(is_computing):
+    watch = Watch()
+    watch("device")
+    time.sleep(0.01)
+    watch("ahead")
+    if is_computing:
+        time.sleep(0.005)
+    watch("device")
+    hidden, waiting = (watch.seconds[part] >= 0.01 for part in ("device", "input"))
+    assert (hidden, waiting) == ((True, False) if is_computing else (False, True))
 
 
 @pytest.mark.tf

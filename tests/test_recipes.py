@@ -42,6 +42,7 @@ OTHERS = {
     "val_fraction": 0.2,
     "seed": 1,
     "batch_size": 16,
+    "accumulate": 2,
     "solver": "gradient",
     "deepen": True,
     "pooling": "max",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import signal
@@ -148,13 +149,12 @@ class Killed(BaseException):
 
 
 def stopping_after(num_steps, monkeypatch, action):
-    """Makes the loop do something instead of its step number `num_steps`; returns the numbers of the steps in their epochs."""
-    steps = []
+    """Makes the loop do something instead of its step number `num_steps`."""
+    count = itertools.count(1)
 
     def stop_in(real):
         def step(self, *arguments):
-            steps.append(self.progress.step)
-            if len(steps) > num_steps:
+            if next(count) > num_steps:
                 action()
             return real(self, *arguments)
 
@@ -163,7 +163,6 @@ def stopping_after(num_steps, monkeypatch, action):
     monkeypatch.setattr(training, "_CALL_SECONDS", 0.0)  # one step a call
     for name in ("train_step", "train_block"):
         monkeypatch.setattr(training.Loop, name, stop_in(getattr(training.Loop, name)))
-    return steps
 
 
 def kill():
@@ -197,20 +196,17 @@ def weights_equal(a, b, name):
     return all(np.array_equal(x, y) for x, y in zip(one, two, strict=True))
 
 
-def test_ctrl_c_saves_the_step_that_it_came_in(colours, tmp_path, monkeypatch):
-    folder = tmp_path / "run"
+@pytest.mark.parametrize("mode", ["frozen", "bottleneck"])
+def test_ctrl_c_saves_the_step_that_it_came_in(colours, tmp_path, monkeypatch, mode):
+    folder, recipe = tmp_path / "run", dataclasses.replace(SMALL, mode=mode)
     with monkeypatch.context() as patch:
         stopping_after(3, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
-            run(colours, folder)
-    steps = []
-    real = training.Loop.train_step
-    monkeypatch.setattr(
-        training.Loop, "train_step", lambda self, *rest: (steps.append(self.progress.step), real(self, *rest))[1]
-    )
-    run(colours, folder)
-    assert steps[0] == 4
-    run(colours, tmp_path / "whole")
+            run(colours, folder, recipe)
+    _, facts = states.load(folder / "state" / "head.npz")
+    assert (facts["progress"]["epoch"], facts["progress"]["step"]) == (0, 4)
+    run(colours, folder, recipe)
+    run(colours, tmp_path / "whole", recipe)
     assert classifiers.load(folder).sha256 == classifiers.load(tmp_path / "whole").sha256
 
 
@@ -417,6 +413,7 @@ for mode in ("scratch", "finetune"):
     )
     if mode == "finetune":
         recipe = dataclasses.replace(recipe, finetune_epochs=1, finetune_learning_rate=1e-3)
+        recipe = dataclasses.replace(recipe, accumulate=2 if {several} else None)
     quiet = dict(progress=False, tensorboard=False)
     runs.train({data!r}, {out!r} + mode, recipe, strategy=strategy, cache={out!r} + "features", **quiet)
 recipe = tfpipe.Recipe(
@@ -507,9 +504,8 @@ def test_fine_tuning_never_ends_with_less_than_it_began_with(colours, tmp_path):
 
 def evaluated(folder, data, split="val"):
     """Returns (accuracy, mean loss) of a run's model."""
-    model = classifiers.load(folder).model
     images, labels = next(iter(tfpipe.dataset(data, split, batch_size=100, image_size=(16, 16))))
-    probabilities = model(images, training=False).numpy()
+    probabilities = classifiers.load(folder).predict(images)
     chosen = probabilities[np.arange(len(labels)), labels.numpy()]
     return float((probabilities.argmax(1) == labels.numpy()).mean()), float(-np.log(chosen).mean())
 

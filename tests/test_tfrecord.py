@@ -109,7 +109,11 @@ def test_every_flipped_byte_is_seen_and_costs_one_record(path):
             ]
 
 
-@pytest.mark.parametrize("garbage", [b"x", b"\0" * 50, b"\0" * 7 + b"y", os.urandom(1000), framed([b"cut"])[:-1]])
+@pytest.mark.parametrize(
+    "garbage",
+    [b"x", b"\0" * 50, b"\0" * 7 + b"y", os.urandom(1000), framed([b"cut"])[:-1]],
+    ids=["byte", "zeros", "mostly zeros", "random", "cut"],  # of random bytes, every process would make its own
+)
 @pytest.mark.parametrize("place", range(len(FEW) + 1))
 def test_inserted_garbage_costs_nothing(path, place, garbage):
     path.write_bytes(framed(FEW[:place]) + garbage + framed(FEW[place:]))

@@ -11,6 +11,7 @@
   benchmark stages --input=photos/ --workers=16     where the time of the training pipeline goes, stage by stage
   benchmark cores --input=photos/ --num_images=7680 --repetitions=3      input pipelines on 1, 2, 4 ... cores
   benchmark modes --data=shards/ --weights=vgg16.h5 --epochs=3      the modes of training side by side
+  benchmark overhead --data=shards/ --weights=vgg16.h5 --image_size=96      where the time of train and evaluate goes
 
 build: tfpipe's own command against `cp -r` followed by sha256sum of source and copy (--workers processes), and against a plain
 loop with tf.io.TFRecordWriter and tf.train.Example, each as a whole process. Medians, and ratios pair by pair.
@@ -31,6 +32,8 @@ cores: tfpipe's training with and without colour, the same by hand in tf.data, a
 cores at hand; then `stages` on all of them.
 
 modes: tfpipe.train in each mode, with equal options and no augmentation, as a process and with a cache of its own.
+
+overhead: train and evaluate, part by part, in seconds of the processor; data with splits train, val and test.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ from absl import flags
 import tfpipe
 from tfpipe import commands
 from tfpipe.records.cores import count_cores
-from tfpipe.tools.benchmarks import contenders, modes
+from tfpipe.tools.benchmarks import contenders, modes, overhead
 from tfpipe.tools.benchmarks.rounds import alternate, compared
 
 _INPUT = flags.DEFINE_string("input", None, "Folder of pictures to measure on. Default: pictures that the benchmark makes.")
@@ -69,7 +72,7 @@ _BACKBONE = flags.DEFINE_string("backbone", "vgg16", "Of extract and modes, one 
 _WEIGHTS = flags.DEFINE_string("weights", "imagenet", "Of the backbone: imagenet, none or a file.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the pictures of extract and modes.", 8)
 _MODEL = flags.DEFINE_string("model", None, "Needed for predict: a run's folder, or a .keras file of train.")
-_DATA = flags.DEFINE_string("data", None, "Needed for modes: a data set with splits train and, if there is one, val.")
+_DATA = flags.DEFINE_string("data", None, "Needed for modes and overhead: a data set with splits train and val.")
 _EPOCHS = flags.DEFINE_integer("epochs", 3, "Of each phase of modes; the first does not count.", 2)
 _ONLY = flags.DEFINE_list("only", [], "Contenders to run, of those of `input`, `extract` or `predict`, or modes. Default: all.")
 _PEER_PYTHON = flags.DEFINE_string(
@@ -123,6 +126,7 @@ def main(arguments: list[str]) -> None:
         "stages": measure_stages,
         "cores": measure_cores,
         "modes": measure_modes,
+        "overhead": measure_overhead,
     }
     if len(arguments) != 1 or arguments[0] not in benchmarks:
         raise commands.UsageError(f"name one benchmark of: {', '.join(benchmarks)}")
@@ -337,6 +341,17 @@ def measure_modes(folder: Path) -> None:
         results[name] = modes.measure(name, {**options, **lengths, "augment": "none", "seed": 0}, folder / name)
         shutil.rmtree(folder / name)  # features are large
     print(modes.table(results))
+
+
+def measure_overhead(folder: Path) -> None:
+    """Measures what training and evaluation take beside their work."""
+    if not _DATA.value:
+        raise commands.UsageError("--data is needed")
+    size, epochs = _IMAGE_SIZE.value, _EPOCHS.value
+    options = [f"--backbone={_BACKBONE.value}", f"--weights={_WEIGHTS.value}", f"--image_size={size}", "--seed=0"]
+    for mode, lengths in {"bottleneck": [], "finetune": [f"--finetune_epochs={epochs}"]}.items():
+        print(f"\n{mode}")
+        overhead.report(folder / mode, _DATA.value, mode, [*options, *lengths])
 
 
 def make_pictures(folder: Path, count: int, size: int) -> Path:

@@ -28,7 +28,7 @@ from absl import flags
 from tfpipe import commands
 from tfpipe.pipeline.arithmetic import PRECISIONS
 from tfpipe.pipeline.presets import Augmentation
-from tfpipe.transfer import preflight
+from tfpipe.transfer import devices, preflight
 from tfpipe.transfer.architectures import PREPROCESSINGS, TABLE
 from tfpipe.transfer.head_options import Pooling
 from tfpipe.transfer.recipes import Mode, Recipe
@@ -36,7 +36,12 @@ from tfpipe.transfer.recipes import Mode, Recipe
 _DATA = flags.DEFINE_string("data", None, "Needed. Folder of the data set, with splits train and, if there is one, val.")
 _OUTPUT = flags.DEFINE_string("output", None, "Needed. Folder of the run; made if need be.")
 _CACHE = flags.DEFINE_string("cache", None, "Folder for features, shared by runs. Default: features/ beside --output.")
-_DEVICES = flags.DEFINE_enum("devices", "auto", ("auto", "one", "all"), "GPUs to use; auto: all where there are several.")
+_DEVICES = flags.DEFINE_string(
+    "devices",
+    "auto",
+    "auto: all GPUs, or the CPU; all: all GPUs; one: the first; names: GPU:0,GPU:2 or CPU. Several trainings can share a GPU:"
+    " each takes the memory that it needs.",
+)
 _CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "What a kill can cost at most.", 0)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write event files into the run's folder.")
 _EXTEND = flags.DEFINE_bool(
@@ -45,7 +50,12 @@ _EXTEND = flags.DEFINE_bool(
 _FROM = flags.DEFINE_string(
     "from", None, "Run whose weights to begin with: the backbone's and, where it fits, the head's. Default: none."
 )
-_PROFILE = flags.DEFINE_integer("profile", 0, "Measure and trace as many steps: profile.txt and TensorBoard.", 0)
+_PROFILE = flags.DEFINE_integer(
+    "profile",
+    0,
+    "Trace as many steps for TensorBoard; profile.txt says what share of their time input, Python and device take.",
+    0,
+)
 
 # The recipe: a flag per field of tfpipe.Recipe, with its default; ranges are checked there.
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Recipe)}
@@ -147,6 +157,10 @@ def main(arguments: list[str]) -> None:
     if not _DATA.value or not _OUTPUT.value:
         raise commands.UsageError("--data and --output are needed")
     recipe, output = _recipe(), Path(_OUTPUT.value)
+    try:
+        chosen = devices.parse(_DEVICES.value)
+    except ValueError as error:
+        raise commands.UsageError(error) from error
     cache = Path(_CACHE.value or output.absolute().parent / "features")
     preflight.check_training(_DATA.value, output, cache, preflight.with_weights_of(_FROM.value, recipe))
     from tfpipe.transfer.runs import train  # takes seconds
@@ -156,7 +170,7 @@ def main(arguments: list[str]) -> None:
         output,
         recipe,
         cache=cache,
-        strategy=_strategy(),
+        strategy=devices.use(chosen),
         checkpoint_seconds=_CHECKPOINT_SECONDS.value,
         tensorboard=_TENSORBOARD.value,
         profile_steps=_PROFILE.value,
@@ -204,15 +218,6 @@ def _augmentation(text: str) -> Augmentation | str:
     if unknown:
         raise commands.UsageError(f"--augment: there is no {', '.join(unknown)}; there are {', '.join(known)}")
     return dataclasses.replace(base, **values) if values else preset
-
-
-def _strategy() -> Any:
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    if _DEVICES.value == "one" or len(gpus) < 2:
-        return None
-    return tf.distribute.MirroredStrategy()
 
 
 def command() -> None:

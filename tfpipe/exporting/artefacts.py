@@ -24,6 +24,7 @@ from tfpipe.exporting.preflight import EXTRA_NAME as EXTRA_NAME
 from tfpipe.exporting.preflight import SAVED_MODEL_NAME as SAVED_MODEL_NAME
 from tfpipe.exporting.preflight import find_model, find_specification
 from tfpipe.exporting.tflite_files import open_tflite
+from tfpipe.pipeline import arithmetic
 from tfpipe.records import arguments, checksums, files
 from tfpipe.records.errors import DataError, lines_of
 from tfpipe.transfer import classifiers
@@ -67,7 +68,7 @@ def open_saved_model(path: Path, trust: bool) -> Artefact:
     operations.check_saved_model(path, trust=trust)
     try:
         loaded = tf.saved_model.load(os.fspath(path))
-        loaded.signatures["image"]
+        products = arithmetic.products_of(loaded.signatures["image"].graph.as_graph_def())
     except Exception as error:  # of a damaged folder TensorFlow raises anything
         raise DataError(f"cannot be loaded as a SavedModel: {lines_of(error)[0]}", path=path) from error
 
@@ -76,12 +77,12 @@ def open_saved_model(path: Path, trust: bool) -> Artefact:
         probabilities: Array = loaded.signatures["image"](tf.convert_to_tensor(images))["probabilities"].numpy()
         return probabilities
 
-    return Artefact(specification, run)
+    return Artefact(specification, run, products=products)
 
 
 def _open_frozen(path: Path, trust: bool) -> Artefact:
     graph = freezing.load_frozen(path, trust=trust)
-    return Artefact(graph.specification, graph.classify)
+    return Artefact(graph.specification, graph.classify, products=graph.products)
 
 
 _OPENERS: dict[str, Callable[[Path, bool], Artefact]] = {

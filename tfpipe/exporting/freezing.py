@@ -135,6 +135,7 @@ class FrozenGraph:
         specification: of the model.
         inputs: names of its inputs.
         outputs: names of what it can be asked for.
+        products: dtypes in which it multiplies, see `arithmetic.products_of`.
     """
 
     def __init__(self, graph: Graph, path: str | os.PathLike[str]) -> None:
@@ -151,6 +152,7 @@ class FrozenGraph:
             self._graph = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
         except Exception as error:  # of a graph that was made by another program, or with operations of a later TensorFlow
             raise DataError(f"cannot be loaded as a frozen graph: {lines_of(error)[0]}", path=path) from error
+        self.products = arithmetic.products_of(graph)
         self._pruned: dict[tuple[str, ...], Any] = {}
 
     def __repr__(self) -> str:

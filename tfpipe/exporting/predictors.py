@@ -8,13 +8,11 @@ It is a `tfpipe.transfer.classifiers.Predictor`, as a run's classifier is.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfpipe.exporting.specifications import Specification
 from tfpipe.pipeline import arithmetic
@@ -23,7 +21,7 @@ from tfpipe.records.samples import Samples
 
 Array = np.ndarray[Any, Any]
 
-_ON_CPU = (".tflite", ".onnx")  # forms whose programs know no other device
+_OF_FILE = {"device": "CPU", "arithmetic": "that of the file"}  # of TFLite's and ONNX's programs
 
 
 @dataclass(frozen=True)
@@ -34,11 +32,13 @@ class Artefact:
         specification: what travelled with it.
         run: uint8 [B, H, W, 3] -> float32 [B, C].
         form: kind of the file: forms of one model have one hash (but lossy ones), and differ in the last digit.
+        products: dtypes in which its graph multiplies, see `arithmetic.products_of`; None where TensorFlow does not compute.
     """
 
     specification: Specification
     run: Callable[[Any], Array]
     form: str = ""
+    products: Collection[str] | None = None
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -68,8 +68,7 @@ class Artefact:
     @property
     def computation(self) -> dict[str, str]:
         """The device and the arithmetic of `predict`."""
-        with tf.device("/CPU:0") if self.form in _ON_CPU else contextlib.nullcontext():
-            return arithmetic.describe()
+        return _OF_FILE if self.products is None else arithmetic.describe(self.products)
 
     @arithmetic.exact()
     def predict(self, images: Any) -> Array:

@@ -85,7 +85,7 @@ def ask(model: NamedModel, *, allow_empty: bool = True) -> Answer:
     """
 
     def answer(image: tf.Tensor) -> Tensors:
-        return dict(model.network(image, training=False))
+        return dict(model.trace(image))
 
     def answer_padded(image: tf.Tensor) -> Tensors:
         count = tf.shape(image)[0]

@@ -12,10 +12,12 @@ between TF32, in which GPUs from Ampere on multiply float32 unless they are told
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tfpipe.records import arguments
 
@@ -24,6 +26,7 @@ UNKNOWN = {"device": "not known", "arithmetic": "not known"}
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # as Linux names them, and as people do; the faster first
+_PRODUCTS = ("Conv", "MatMul", "Einsum")  # in names of operations
 _AMPERE = (8, 0)  # the compute capability from which NVIDIA's tensor cores take bfloat16 and TF32
 
 
@@ -194,6 +197,20 @@ def exact() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def portable(model: Any) -> Iterator[None]:
+    """A Keras model traced inside has operations for any device: where Keras sees a GPU, recurrent layers take cuDNN's."""
+    layers = [layer for layer in model._flatten_layers() if getattr(layer, "use_cudnn", False)]
+    before = [layer.use_cudnn for layer in layers]
+    try:
+        for layer in layers:
+            layer.use_cudnn = False
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.use_cudnn = value
+
+
 def make_deterministic() -> None:
     """Makes TensorFlow take deterministic kernels, for the rest of the process."""
     import tensorflow as tf
@@ -227,6 +244,15 @@ def places() -> dict[str, str]:
     return found
 
 
-def describe(dtypes: Iterable[str] = ("float32",)) -> dict[str, str]:
-    """Returns device and arithmetic of what TensorFlow computes here, in these dtypes, inside of `exact`."""
-    return {"device": device(), "arithmetic": " and ".join(sorted(set(dtypes)))}
+def describe(dtypes: Iterable[str]) -> dict[str, str]:
+    """Returns device and arithmetic of what TensorFlow computes here with `products_of` these dtypes, inside of `exact`."""
+    return {"device": device(), "arithmetic": " and ".join(sorted(dtypes)) or "float32"}
+
+
+def products_of(graph: Any) -> set[str]:
+    """Returns the dtypes in which a GraphDef multiplies matrices: weights may be stored in others."""
+    import tensorflow as tf
+
+    nodes = itertools.chain(graph.node, *(function.node_def for function in graph.library.function))
+    types = {node.attr["T"].type for node in nodes if "T" in node.attr and any(name in node.op for name in _PRODUCTS)}
+    return {str(tf.dtypes.as_dtype(number).name) for number in types}

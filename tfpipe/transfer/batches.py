@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.pipeline.loader import Loader
+from tfpipe.pipeline.placement import on_cpu
 from tfpipe.transfer import reading_errors
 from tfpipe.transfer.features import Features
 from tfpipe.transfer.pictures import Pictures
@@ -176,6 +177,7 @@ class FeatureBatches(Batches):
 
     @cached_property
     def _positions(self) -> Callable[[int], np.ndarray[Any, Any]]:
+        @on_cpu  # many small operations, one by one
         def of_epoch(epoch: int) -> np.ndarray[Any, Any]:
             positions = self._loader.positions(epoch)
             return positions[positions >= 0]

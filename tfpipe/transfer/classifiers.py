@@ -136,11 +136,17 @@ class NamedModel:
     def _feature_layers(self) -> list[Any]:
         return [layer for layer in self.model.layers if layer.name in _FEATURES]
 
+    def trace(self, images: Any) -> dict[str, Any]:
+        """Returns what `network` gives, with operations for any device where it is called in a graph."""
+        with arithmetic.portable(self.model):
+            found: dict[str, Any] = self.network(images, training=False)
+            return found
+
     @cached_property
     def answer(self) -> Any:
         """The network as one function of a graph: uint8 [B, H, W, 3] -> tensors by name, as `network`'s."""
         return tf.function(
-            lambda images: self.network(images, training=False),
+            self.trace,
             input_signature=[tf.TensorSpec([None, *self.image_size, 3], tf.uint8)],
             autograph=False,
         )
@@ -148,7 +154,7 @@ class NamedModel:
     @property
     def computation(self) -> dict[str, str]:
         """The device and the arithmetic of `predict`."""
-        return arithmetic.describe(layer.compute_dtype for layer in self.model._flatten_layers())
+        return arithmetic.describe(arithmetic.products_of(self.answer.get_concrete_function().graph.as_graph_def()))
 
     @arithmetic.exact()
     def predict(self, images: Any) -> np.ndarray[Any, Any]:

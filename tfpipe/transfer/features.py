@@ -36,7 +36,7 @@ from tfpipe.records.files import clear_folder, open_regular, write_json, written
 from tfpipe.records.locking import NO_LOCKS, locked
 from tfpipe.records.progress import ProgressBar
 from tfpipe.records.samples import Samples
-from tfpipe.transfer import reading_errors
+from tfpipe.transfer import memory, reading_errors
 from tfpipe.transfer.backbones import hash_network
 from tfpipe.transfer.pictures import Pictures
 
@@ -161,7 +161,7 @@ def _compute(
     first = min(done * rows_per_shard, num_rows)
     data = pictures.plain(batch_size, first) if view is None else pictures.view(view, batch_size, first)
     title = f"features of {pictures.split}{'' if view is None else f', view {view}'}"
-    compute = computation(network, preprocessing, pictures.image_size)
+    compute = memory.in_parts(computation(network, preprocessing, pictures.image_size))
     with ProgressBar(title, num_rows, initial=first, enabled=progress) as bar:
         waiting: list[Array] = []
         for images, _ in reading_errors.read(data) if first < num_rows else ():

@@ -110,12 +110,13 @@ class Journal:
         return self._num_events
 
     def graph(self, function: Any, *examples: Any) -> None:
-        """Shows TensorBoard the graph of a `tf.function` called with examples."""
+        """Shows TensorBoard the graph of a `tf.function` called with examples, or of a concrete function."""
         if self._writer is not None:
             import tensorflow as tf
 
             with self._writer.as_default():
-                tf.summary.graph(function.get_concrete_function(*examples).graph)
+                concrete = function if hasattr(function, "graph") else function.get_concrete_function(*examples)
+                tf.summary.graph(concrete.graph)
 
     def step(self) -> Any:
         """Returns a context for a step of training, which measures it if `profile_steps` says so; see `Profile`."""

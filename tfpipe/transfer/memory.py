@@ -7,9 +7,15 @@ with needing(len(images)):
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
+
+Array = np.ndarray[Any, Any]
 
 
 @contextlib.contextmanager
@@ -22,7 +28,29 @@ def needing(batch_size: int, advice: str = "") -> Iterator[None]:
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
-        smaller = (
-            f"try batch_size={batch_size // 2}" if batch_size > 1 else "a smaller image_size, or another device, is needed"
-        )
-        raise MemoryError(f"out of memory with batch_size={batch_size}; {smaller}{advice}") from error
+        remedy = f"batch_size={batch_size // 2}{advice}" if batch_size > 1 else "a smaller image_size"
+        raise MemoryError(f"out of memory with batch_size={batch_size}; try {remedy}") from error
+
+
+def in_parts(compute: Callable[[Any], Array]) -> Callable[[Any], Array]:
+    """Returns a function that computes the same, of parts of a batch if all of it does not fit.
+
+    Args:
+        compute: batch -> a row for each of its rows, which depends on that alone.
+    """
+    most = sys.maxsize
+
+    def computed(batch: Any) -> Array:
+        nonlocal most
+        while True:
+            size = min(len(batch), most)
+            firsts = range(0, len(batch), size)
+            try:
+                with needing(size):
+                    return np.concatenate([compute(batch[first : first + size]) for first in firsts])
+            except MemoryError:
+                if size == 1:
+                    raise
+                most = math.ceil(size / 2)
+
+    return computed

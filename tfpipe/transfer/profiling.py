@@ -19,14 +19,15 @@ from pathlib import Path
 
 from tfpipe.records.files import written_atomically
 from tfpipe.records.summary import format_bytes
+from tfpipe.records.words import exactly
 
 _SKIPPED_STEPS = 3  # the first ones trace the graph and fill caches
 _NO_WAIT_SECONDS = 2e-4  # to fetch a value that is already there
 # What the time of a step is split into, and how each part is measured.
 _PARTS = {
-    "input": "waiting for input (reading the next batch while no device had work)",
-    "device": "computing (from the call of a step until its loss is there, with TensorFlow's own work on the processor)",
-    "python": "Python (the rest: bar, log, schedule)",
+    "input": ("waiting for input", "the next batch was being read and no device had work"),
+    "device": ("computing", "from the call of a step until its loss is there, TensorFlow's own work on the processor included"),
+    "python": ("Python", "all the rest: log, bar, schedule"),
 }
 
 
@@ -108,11 +109,11 @@ class Profile:
 
     def _text(self) -> str:
         times = sorted(1000 * sum(watch.seconds.values()) / watch.num_steps for watch in self._watches)
-        calls = f" in {len(times)} calls" if len(times) < self._num_measured else ""
+        calls = f" in {exactly(len(times), 'call')}" if len(times) < self._num_measured else ""
         peak = peak_memory_bytes()
         lines = [
             f"steps looked at: {self._num_measured}{calls}, after {_SKIPPED_STEPS} that were passed over",
-            f"milliseconds per step: median {statistics.median(times):.2f}, least {times[0]:.2f}, most {times[-1]:.2f}",
+            f"milliseconds per step, traced: median {statistics.median(times):.2f}, least {times[0]:.2f}, most {times[-1]:.2f}",
             *self._shares(),
             f"peak memory of the process: {format_bytes(peak)}, {format_bytes(peak - self._peak_before)} of it in these steps",
             *(f"peak memory of {name}: {format_bytes(size)}" for name, size in _gpu_peaks().items()),
@@ -124,7 +125,7 @@ class Profile:
         """Returns a line for each part of the time."""
         sums = {part: sum(watch.seconds[part] for watch in self._watches) for part in _PARTS}
         total = sum(sums.values())
-        return [f"share of the time, {_PARTS[part]}: {100 * seconds / total:.1f} %" for part, seconds in sums.items()]
+        return [f"{name}: {100 * sums[part] / total:.1f} % of the time ({how})" for part, (name, how) in _PARTS.items()]
 
 
 def peak_memory_bytes() -> int:

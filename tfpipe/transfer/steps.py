@@ -10,7 +10,7 @@ A step that is computed in parts has the gradient of the whole batch, and needs 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -112,12 +112,18 @@ class Steps:
         """Computes each step from now on in so many parts."""
         self.parts = parts
         self._take = tf.function(self._step, autograph=False, reduce_retracing=True)
-        self.__dict__.pop("_take_block", None)
+        for name in ("_take_block", "validate_block"):
+            self.__dict__.pop(name, None)
 
     @property
     def part_size(self) -> int:
         """Rows that are computed at once, on each replica."""
         return math.ceil(self._phase.batches.batch_size / self._replicas / self.parts)
+
+    @property
+    def validation_size(self) -> int:
+        """Rows that are validated at once, on one device."""
+        return math.ceil(self._phase.batches.batch_size / self.parts)
 
     @property
     def in_blocks(self) -> FeatureBatches | None:
@@ -234,27 +240,30 @@ class Steps:
                 rows = tf.cast(tf.shape(batch[0])[0], tf.float32)
                 return self._step(*batch, rows, rates[number], decays[number])
 
-            return self._over_batches(step, 2, features, places, labels)
+            return self._over_batches(step, 2, self._phase.batches.batch_size, features, places, labels)
 
         numbers = [tf.TensorSpec([None, len(self._phase.groups)], tf.float32), tf.TensorSpec([None], tf.float32)]
-        return tf.function(take, input_signature=[*self._block_signature(), *numbers], autograph=False)
+        return _compiled(take, [*self._block_signature(), *numbers])
 
     @cached_property
     def validate_block(self) -> Any:
         """The function that does for each batch of a block what `validate` does for one."""
 
         def validate(features: Any, places: Any, labels: Any) -> tuple[Any, ...]:
-            return self._over_batches(lambda _, batch: self._validation(*batch), 3, features, places, labels)
+            size = self.validation_size
+            return self._over_batches(lambda _, batch: self._validation(*batch), 3, size, features, places, labels)
 
-        return tf.function(validate, input_signature=self._block_signature(), autograph=False)
+        return _compiled(validate, self._block_signature())
 
     def _block_signature(self) -> list[tf.TensorSpec]:
         places = tf.TensorSpec([None], tf.int64)
         return [] if self.in_blocks is None else [self.in_blocks.features_spec, places, places]
 
-    def _over_batches(self, function: Any, num_outputs: int, features: Any, places: Any, labels: Any) -> tuple[Any, ...]:
+    def _over_batches(
+        self, function: Any, num_outputs: int, size: int, features: Any, places: Any, labels: Any
+    ) -> tuple[Any, ...]:
         """Returns what a function of (number, batch) gives for each batch, float32 [batches] of each of its outputs."""
-        size, num_classes = self._phase.batches.batch_size, self._phase.batches.num_classes
+        num_classes = self._phase.batches.num_classes
         num_rows = tf.shape(places)[0]
         num_batches = (num_rows + size - 1) // size
 
@@ -309,6 +318,11 @@ def assign(variables: Sequence[Any], values: Sequence[Array]) -> None:
         raise DataError(f"the saved state has {exactly(len(values), 'array')} where {len(variables)} are needed")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
+
+
+def _compiled(function: Callable[..., Any], signature: Sequence[tf.TensorSpec]) -> Any:
+    # Of a tf.function, TensorFlow would warn that it is traced too often: a short phase calls it a few times.
+    return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
 
 
 def _float(values: Any) -> tf.Tensor:

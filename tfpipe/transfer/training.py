@@ -28,6 +28,7 @@ import tensorflow as tf
 from tfpipe.pipeline import arithmetic
 from tfpipe.records.errors import DataError
 from tfpipe.records.progress import ProgressBar
+from tfpipe.records.words import exactly
 from tfpipe.transfer import memory, states
 from tfpipe.transfer.batches import Batch, Block
 from tfpipe.transfer.journal import Journal
@@ -275,14 +276,19 @@ class Loop:
         if cached is not None:
             for block in cached.validation_blocks():
                 self._show_graph(steps.validate_block, block)
-                yield from np.stack(steps.validate_block(*block), axis=1).astype(np.float64)
+                found = self._fitting(functools.partial(self._validated_block, block), trains=False)
+                yield from np.stack(found, axis=1).astype(np.float64)
             return
         for batch in self.phase.batches.validation():
             self._show_graph(steps.validate, batch)
             yield self._fitting(functools.partial(self._validated_batch, batch), trains=False)
 
+    def _validated_block(self, block: Block) -> Sequence[Any]:
+        found: Sequence[Any] = self._steps.validate_block(*block)
+        return found
+
     def _validated_batch(self, batch: Batch) -> Array:
-        size = -(-self.phase.batches.batch_size // self._steps.parts)
+        size = self._steps.validation_size
         parts = [[values[first : first + size] for values in batch] for first in range(0, len(batch[0]), size)]
         found: Array = np.sum([[float(value) for value in self._steps.validate(*part)] for part in parts], axis=0)
         return found
@@ -299,8 +305,8 @@ class Loop:
             # What fits once fits: copies before every step would take longer than the step.
             before = steps.values() if phase.fits and trains and not self._has_fit else None
             try:
-                advice = memory.needing(phase.batches.batch_size * steps.num_workers, self._advice())
-                with advice, arithmetic.computing(tf32=phase.tf32):
+                batch_size = phase.batches.batch_size * steps.num_workers if steps.part_size > 1 else 1
+                with memory.needing(batch_size, self._advice()), arithmetic.computing(tf32=phase.tf32):
                     found = call()
             except MemoryError:
                 can_divide = phase.fits and steps.part_size > 1 and steps.num_workers == 1
@@ -312,7 +318,7 @@ class Loop:
             if before is not None:
                 steps.restore(before)
             steps.divide(2 * steps.parts)
-            self.report(f"{phase.name}: out of memory; each batch is now computed in {steps.parts} parts (accumulate)")
+            self.report(f"{phase.name}: out of memory; batches are now computed in {exactly(steps.parts, 'part')} (accumulate)")
 
     def _advice(self) -> str:
         return f", or accumulate={2 * self._steps.parts}: the same batch in as many parts (batch_size=auto finds how many)"
