@@ -21,7 +21,7 @@ from pipeline_fixtures import CLASS_NAMES, damaged, open_descriptors, picture, w
 
 import tfpipe
 from tfpipe.pipeline import reading
-from tfpipe.pipeline.loader import dataset
+from tfpipe.pipeline.loader import Loader, dataset
 from tfpipe.records import manifest, schema, tfrecord
 from tfpipe.records.catalog import read_catalog
 
@@ -124,6 +124,23 @@ def test_threads_change_nothing(data_set: Path, read_size: int, monkeypatch: pyt
     for batches in runs[1:]:
         for batch, first in zip(batches, runs[0], strict=True):
             assert all((batch[name] == first[name]).all() for name in first)
+
+
+@pytest.mark.parametrize(("read_size", "pieces"), [(3, (4, 3)), (7, (2, 5)), (10, (1, 10)), (64, (1, 10))])
+def test_steps_in_pieces_are_those_of_whole_ones(
+    data_set: Path, tmp_path: Path, read_size: int, pieces: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
+    # Pieces of 4 x 3 hold two rows more than a step of 10 has.
+    whole = read(data_set, batch_size=10)
+    monkeypatch.setattr(reading, "_READ_RECORDS", read_size)
+    options = {**(dataset.__kwdefaults__ or {}), "image_size": SIZE, "as_dict": True, "batch_size": 10}
+    loader = Loader(data_set, "test", **options)
+    assert (loader.rows.num_pieces, loader.rows.piece_size) == pieces
+    for batch, first in zip(loader.dataset().as_numpy_iterator(), whole, strict=True):
+        assert all((batch[name] == first[name]).all() for name in first)
+    bad = with_damaged(tmp_path, [13])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=culprit(13)):
+        read(bad, batch_size=10)
 
 
 # Several readers

@@ -8,11 +8,13 @@
   benchmark input --only=tfpipe-train,dali --peer_python=dali=ENV/bin/python
   benchmark extract --input=photos/ --num_images=256 --weights=vgg16.h5 --peer_python=torch=ENV/bin/python
   benchmark predict --model=runs/a --input=photos/ --num_images=256      photos to a table of probabilities
+  benchmark stages --input=photos/ --workers=16     where the time of the training pipeline goes, stage by stage
+  benchmark cores --input=photos/ --num_images=7680 --repetitions=3      input pipelines on 1, 2, 4 ... cores
   benchmark modes --data=shards/ --weights=vgg16.h5 --epochs=3      the modes of training side by side
   benchmark overhead --data=shards/ --weights=vgg16.h5 --image_size=96      where the time of train and evaluate goes
 
-build: tfpipe's own command against `cp -r` followed by sha256sum of source and copy (two processes), and against a plain loop
-with tf.io.TFRecordWriter and tf.train.Example, each as a whole process. Medians, and ratios pair by pair.
+build: tfpipe's own command against `cp -r` followed by sha256sum of source and copy (--workers processes), and against a plain
+loop with tf.io.TFRecordWriter and tf.train.Example, each as a whole process. Medians, and ratios pair by pair.
 
 input: each contender is a process that stays, restricted to as many cores as it has threads or workers; one works at a time, on
 a whole pass over the same photos. A pass counts from opening the iterator to the last batch; starting, packing and the first
@@ -22,6 +24,12 @@ interpreter of their own.
 extract: the same for features of a frozen backbone: photos to numpy arrays, images/s. tfpipe makes its cache anew in each pass.
 
 predict: the same for a trained model: tfpipe.predict against Keras' predict on a reader of folders.
+
+stages: the training pipeline up to each of its stages: images/s, CPU of all threads, and what each of its own threads takes,
+which sets a ceiling however many cores there are; an epoch's first second against the rate after it; peak memory.
+
+cores: tfpipe's training with and without colour, the same by hand in tf.data, and reading alone, on every power of 2 of the
+cores at hand; then `stages` on all of them.
 
 modes: tfpipe.train in each mode, with equal options and no augmentation, as a process and with a cache of its own.
 
@@ -50,6 +58,7 @@ from absl import flags
 
 import tfpipe
 from tfpipe import commands
+from tfpipe.records.cores import count_cores
 from tfpipe.tools.benchmarks import contenders, modes, overhead
 from tfpipe.tools.benchmarks.rounds import alternate, compared
 
@@ -74,6 +83,8 @@ _PEER_PYTHON = flags.DEFINE_string(
 _SCRATCH = flags.DEFINE_string("scratch", None, "Folder to work in. Default: the system's folder for temporary files.")
 
 _ROOT = Path(tfpipe.__file__).parents[1]
+
+_ON_CORES = ("tfpipe-train", "tfdata-crop-colour", "tfpipe-train-nocolour", "tfdata-crop", "tfpipe-read-shuffled")
 
 # Each contender is the whole job as a user would start it, interpreter and imports included.
 _BUILD = """
@@ -100,7 +111,7 @@ for folder, _, names in os.walk({source!r}):
             read_header(file.readall())
 """
 _COPY = """
-cp -r "$0" "$1" && find "$0" "$1" -type f -print0 | xargs -0 -P 2 -n 64 sha256sum >/dev/null
+cp -r "$0" "$1" && find "$0" "$1" -type f -print0 | xargs -0 -P {workers} -n 64 sha256sum >/dev/null
 """
 
 
@@ -112,6 +123,8 @@ def main(arguments: list[str]) -> None:
         "input": measure_input,
         "extract": measure_extract,
         "predict": measure_predict,
+        "stages": measure_stages,
+        "cores": measure_cores,
         "modes": measure_modes,
         "overhead": measure_overhead,
     }
@@ -129,7 +142,7 @@ def measure_build(folder: Path) -> None:
     print(f"{len(files)} files, {num_bytes / 1e6:.0f} MB, mean {num_bytes / len(files) / 1e3:.0f} kB; {os.cpu_count()} cores")
     contenders = {
         "tfpipe": [sys.executable, "-c", _BUILD],
-        "cp, sha256sum of both, 2 jobs": ["sh", "-c", _COPY, str(source), str(folder / "out")],
+        "cp, sha256sum of both": ["sh", "-c", _COPY, str(source), str(folder / "out")],
         "tf.io.TFRecordWriter": [sys.executable, "-c", _PLAIN],
         "read + audit alone, 1 process": [sys.executable, "-c", _AUDIT],
         "tfpipe, import alone": [sys.executable, "-c", "import tfpipe.conversion.build"],
@@ -202,6 +215,35 @@ def children(pid: int) -> list[int]:
 def measure_input(folder: Path) -> None:
     """Compares input pipelines."""
     compete(folder, ("training", "evaluation", "reading"), contenders.BATCH)
+
+
+def measure_stages(folder: Path) -> None:
+    """Prints what each stage of the training pipeline takes."""
+    print_stages(make_task(folder)["shards"], _WORKERS.value)
+
+
+def print_stages(shards: str, cores: int) -> None:
+    """Runs `benchmarks/stages.py` on some cores."""
+    command = [sys.executable, "-m", "tfpipe.tools.benchmarks.stages", shards, str(cores), str(_IMAGES.value)]
+    subprocess.run(command, check=True, cwd=_ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"})
+
+
+def measure_cores(folder: Path) -> None:
+    """Compares input pipelines on more and more cores."""
+    task, most = {**make_task(folder), **contenders.BATCH}, count_cores()
+    for cores in dict.fromkeys([*(1 << power for power in range(most.bit_length())), most]):
+        workers = {
+            name: contenders.Worker(name, sys.executable, {**task, "workers": cores}, folder / f"{name}-{cores}")
+            for name in _ON_CORES
+        }
+        seconds = alternate(workers, contenders.Worker.measure, _REPETITIONS.value)
+        for worker in workers.values():
+            worker.close()
+        speeds = {name: _IMAGES.value / statistics.median(times) for name, times in seconds.items()}
+        print(f"{cores:3} cores, images/s: " + ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items()))
+        for ours, theirs in zip(_ON_CORES[:4:2], _ON_CORES[1:4:2], strict=True):
+            print(f"          {theirs}: {compared(ours, seconds[ours], seconds[theirs])}", flush=True)
+    print_stages(task["shards"], most)
 
 
 def measure_extract(folder: Path) -> None:

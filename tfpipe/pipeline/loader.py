@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,13 +34,17 @@ from tfpipe.pipeline.ordering import (
     ShuffledOrder,
     StoredOrder,
 )
-from tfpipe.pipeline.reading import RecordReader, for_graphs, read_records
+from tfpipe.pipeline.reading import RecordReader, for_graphs
 from tfpipe.pipeline.rows import Rows
 from tfpipe.records import arguments, seeds
+from tfpipe.records.cores import count_cores
 from tfpipe.records.samples import Samples
 from tfpipe.records.words import exactly, plural
 
 _FOREVER = 1 << 31  # epochs
+_READING = 4  # calls; storage that is slow answers several at a time
+_AHEAD = 4  # times the cores, pictures that are decoded or wait for their turn
+_COMPLETING = 4  # calls, at most
 
 
 def dataset(
@@ -99,8 +103,8 @@ def dataset(
             split, whatever the number of files. In training, step s of all readers is step s of one reader whose batches are
             `count` times as large; without, the parts are contiguous and differ in size by one record at most.
         equal_steps: fill up with blank rows: all batches are full and all readers have the same number of steps.
-        num_parallel_calls: threads that decode, default (None or tf.data.AUTOTUNE) as many as tf.data finds useful. Changes
-            nothing but speed.
+        num_parallel_calls: pieces of a batch, of 64 pictures or less, that are decoded ahead; a thread of each core takes part
+            in each. Default (None or tf.data.AUTOTUNE): what keeps all cores busy. Changes nothing but speed.
 
     Returns:
         Elements (image, label), or (image, label, weight) with `equal_steps`: uint8 [B, height, width, 3], RGB, 0..255;
@@ -315,7 +319,7 @@ class Loader:
         else:
             data = self._batches(self.rows.epoch(0) if rows_per_epoch else self.rows.numbered(0, 0))
             data = data.apply(tf.data.experimental.assert_cardinality(schedule.num_steps))
-        data = data.prefetch(tf.data.AUTOTUNE)
+        data = data.prefetch(2)
         if not tf.executing_eagerly():  # in a function or another dataset's: its graph outlives this call, and needs us
             setattr(tf.compat.v1.get_default_graph(), f"_tfpipe_loader_{id(self)}", self)
         data = data.with_options(self._options())
@@ -365,22 +369,45 @@ class Loader:
 
     def _batches(self, numbers: tf.data.Dataset) -> tf.data.Dataset:
         """Returns the elements of rows."""
-        rows, parallel = self.rows, self.num_parallel_calls or tf.data.AUTOTUNE
-        data = numbers.map(rows.locate)
-        data = read_records(rows.reader, data, num_parallel_calls=parallel)
-        data = data.map(rows.parse, num_parallel_calls=parallel, deterministic=True)
-        data = data.ignore_errors()  # until `check`, as below
-        data = data.unbatch()
-        data = data.map(rows.decode, num_parallel_calls=parallel, deterministic=True)
-        data = data.ignore_errors()
-        data = data.batch(rows.schedule.rows_per_step, drop_remainder=True)
+        return list(self.stages(numbers))[-1][1]
+
+    def stages(self, numbers: tf.data.Dataset) -> Iterator[tuple[str, tf.data.Dataset]]:
+        """Yields the name of each stage, and the dataset that ends with it; the last is the elements of rows.
+
+        Each stage runs in a fixed number of calls: those that tf.data tunes begin small, and an epoch is over meanwhile.
+        """
+        rows, cores = self.rows, count_cores()
+        decoding = self.num_parallel_calls or max(2, -(-_AHEAD * cores // rows.piece_size))
+        data = numbers.map(rows.prepare, num_parallel_calls=_READING, deterministic=True)
+        data = data.take_while(lambda rows: tf.size(rows["encoded"]) > 0)  # nothing comes when Python is about to exit
+        yield "read", data
+        if rows.is_read_apart:
+            data = data.unbatch().batch(rows.piece_size, drop_remainder=True)
+            yield "divide", data
+        data = data.map(
+            lambda piece: rows.decode(
+                {name: tf.ensure_shape(one, [rows.piece_size, *one.shape[1:]]) for name, one in piece.items()}
+            ),
+            num_parallel_calls=decoding,
+            deterministic=True,
+        )
+        data = data.ignore_errors()  # until `check`
+        yield "decode", data
+        if rows.num_pieces > 1:
+            data = data.batch(rows.num_pieces, drop_remainder=True, num_parallel_calls=2, deterministic=True)
+            yield "join", data
         data = data.enumerate()
         if not self.repeat:
             data = data.take_while(rows.is_before_end)
-        data = data.map(rows.check)
-        data = data.map(rows.complete, num_parallel_calls=parallel, deterministic=True)
-        data = data.map(self._element)
-        return data if self.batched else data.unbatch()
+        data = data.map(
+            lambda index, step: self._element(rows.complete(rows.check(index, step))),
+            num_parallel_calls=min(cores, _COMPLETING),
+            deterministic=True,
+        )
+        yield "complete", data
+        if not self.batched:
+            data = data.unbatch()
+            yield "unbatch", data
 
     def _element(self, row: dict[str, tf.Tensor]) -> Any:
         """Returns the row or batch as the caller wants it."""

@@ -55,6 +55,10 @@ _DARK_JPEG = bytes.fromhex(
 BLANK_RECORD = schema.encode(schema.Record(_DARK_JPEG, "JPEG", 1, 1, 1, 1, "", "", "", schema.UNLABELLED, ""))
 
 
+# A record's position, file, and there offset, length and CRC.
+_Place = tuple[int, str, int, int, int]
+
+
 @dataclass
 class Traits:
     """What all pictures of a split have in common: stages that none of them needs are left out.
@@ -142,7 +146,7 @@ class RecordReader:
             DataError: it is not what the catalogue says; names shard, offset, record and source file.
         """
         try:
-            return self._read(position)
+            return self._read(self._places(np.array([position]))[0])
         except DataError as error:
             raise self.error(position, error.message) from None
 
@@ -170,25 +174,33 @@ class RecordReader:
         data[:] = [contents.get(position, BLANK_RECORD) for position in positions.tolist()]
         return data
 
-    def _runs(self, positions: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
-        """Returns the positions in pieces of neighbours in one file, each of which is read in one go."""
+    def _runs(self, positions: np.ndarray[Any, Any]) -> Iterator[list[_Place]]:
+        """Yields the places of records in pieces of neighbours in one file, each of which is read in one go."""
         ordered = np.unique(positions[positions >= 0])
+        places = self._places(ordered)
         breaks = (np.diff(ordered) != 1) | np.isin(ordered[1:], self._starts)
         # Neither are runs longer than what is read in one go, about, nor does a long one become many single reads.
         breaks |= np.diff(np.cumsum(self._frames["length"][ordered], dtype=np.int64) // _READ_BYTES) > 0
-        return np.split(ordered, np.flatnonzero(breaks) + 1) if len(ordered) else []
+        ends = [*(np.flatnonzero(breaks) + 1).tolist(), len(places)]
+        return (places[start:end] for start, end in itertools.pairwise([0, *ends]) if start < end)
 
-    def _read_run(self, run: np.ndarray[Any, Any]) -> dict[int, bytes]:
-        frames = self._frames[run]
-        first, total = int(frames["offset"][0]), int(frames["length"].sum())
+    def _places(self, positions: np.ndarray[Any, Any]) -> list[_Place]:
+        # For all at once: with Python's lock held, each call of numpy for one record takes longer than to copy the record.
+        shards = np.searchsorted(self._starts, positions, side="right") - 1
+        frames = zip(positions.tolist(), shards.tolist(), self._frames[positions].tolist(), strict=True)
+        return [(position, self._paths[shard], *frame[:3]) for position, shard, frame in frames]
+
+    def _read_run(self, run: list[_Place]) -> dict[int, bytes]:
+        _, path, first, _, _ = run[0]
         content = b""
         if len(run) > 1:
             with contextlib.suppress(OSError, DataError):  # record by record below, for the name of the one that fails
-                content = self._open(self._paths[self._shard(int(run[0]))]).read(total, first)
+                content = self._open(path).read(sum(place[3] for place in run), first)
         data = {}
-        for position, (offset, length, _, _) in zip(run.tolist(), frames.tolist(), strict=True):
+        for place in run:
+            position, _, offset, length, _ = place
             try:
-                data[position] = self._read(position, content[offset - first : offset - first + length])
+                data[position] = self._read(place, content[offset - first : offset - first + length])
             except DataError as error:
                 data[position] = b""
                 if len(self._failures) < _MAX_REMEMBERED:
@@ -206,10 +218,9 @@ class RecordReader:
         where = f"record {record}{self._source(position)}"
         return DataError(f"{where}: {message}", path=self._paths[shard], offset=int(self._frames[position]["offset"]))
 
-    def _read(self, position: int, content: bytes = b"") -> bytes:
+    def _read(self, place: _Place, content: bytes = b"") -> bytes:
         """Returns the data of one record, checked: of its frame, if that has been read."""
-        offset, length, crc32c, _ = self._frames[position].item()
-        path = self._paths[self._shard(position)]
+        _, path, offset, length, crc32c = place
         try:
             content = content or self._open(path).read(length, offset)
         except OSError as error:

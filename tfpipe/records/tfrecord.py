@@ -8,6 +8,7 @@ why a file cut between two records reads as a clean, shorter one: only the manif
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import os
 import re
@@ -39,8 +40,13 @@ def masked_crc32c(data: bytes | memoryview) -> int:
 
 def frame(data: bytes) -> tuple[bytes, bytes, bytes]:
     """Returns the three pieces of one record (header, `data` itself, footer): written one after the other, a TFRecord."""
-    length = _LENGTH.pack(len(data))
-    return length + _FOOTER.pack(masked_crc32c(length)), data, _FOOTER.pack(masked_crc32c(data))
+    return _header(len(data)), data, _FOOTER.pack(masked_crc32c(data))
+
+
+@functools.lru_cache(4096)
+def _header(num_bytes: int) -> bytes:
+    length = _LENGTH.pack(num_bytes)
+    return length + _FOOTER.pack(masked_crc32c(length))
 
 
 class Frame(NamedTuple):

@@ -66,7 +66,7 @@ def tfrecord_offsets(task: Task) -> Pass:
         )
         return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string)).take(1)
 
-    data = loader.rows.numbered(0, count).map(loader.rows.locate).map(lambda rows: rows["position"]).unbatch()
+    data = _located(loader.rows, count).map(lambda rows: rows["position"]).unbatch()
     data = data.flat_map(record).batch(task.batch_size).prefetch(_AUTOTUNE)
     return lambda: data
 
@@ -92,10 +92,14 @@ def _records(task: Task, *, stored: bool) -> Pass:
     from tfpipe.pipeline.reading import read_records
 
     rows = _loader(task, stored=stored).rows
-    data = rows.numbered(0, rows.schedule.num_rows).map(rows.locate)
+    data = _located(rows, rows.schedule.num_rows)
     data = read_records(rows.reader, data, num_parallel_calls=_AUTOTUNE)
     data = data.map(lambda batch: batch["serialized"]).unbatch().batch(task.batch_size).prefetch(_AUTOTUNE)
     return lambda: data
+
+
+def _located(rows: Any, count: int) -> tf.data.Dataset:
+    return tf.data.Dataset.range(count).batch(rows.read_size).map(lambda row: rows.locate({"row": row}))
 
 
 def tfpipe_eval(task: Task) -> Pass:
