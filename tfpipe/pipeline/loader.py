@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ from tfpipe.pipeline.ordering import (
     ShuffledOrder,
     StoredOrder,
 )
-from tfpipe.pipeline.reading import RecordReader, for_graphs
+from tfpipe.pipeline.reading import Compiled, RecordReader, for_graphs
 from tfpipe.pipeline.rows import Rows
 from tfpipe.records import arguments, seeds
 from tfpipe.records.cores import count_cores
@@ -253,6 +253,7 @@ class Loader:
             )
         self.first_step = first_step
         self._first_row = first_epoch * schedule.rows_per_epoch + self.first_step * schedule.rows_per_step
+        self._stages: list[Compiled] = []
         self._starts = _Starts(self._first_row, schedule.rows_per_epoch or 1)
         self.rows = Rows(
             reader=reader,
@@ -384,13 +385,8 @@ class Loader:
         if rows.is_read_apart:
             data = data.unbatch().batch(rows.piece_size, drop_remainder=True)
             yield "divide", data
-        data = data.map(
-            lambda piece: rows.decode(
-                {name: tf.ensure_shape(one, [rows.piece_size, *one.shape[1:]]) for name, one in piece.items()}
-            ),
-            num_parallel_calls=decoding,
-            deterministic=True,
-        )
+        piece = {name: tf.TensorSpec([rows.piece_size, *one.shape[1:]], one.dtype) for name, one in data.element_spec.items()}
+        data = data.map(self._compiled(rows.decode, piece), num_parallel_calls=decoding, deterministic=True)
         data = data.ignore_errors()  # until `check`
         yield "decode", data
         if rows.num_pieces > 1:
@@ -399,15 +395,19 @@ class Loader:
         data = data.enumerate()
         if not self.repeat:
             data = data.take_while(rows.is_before_end)
-        data = data.map(
-            lambda index, step: self._element(rows.complete(rows.check(index, step))),
-            num_parallel_calls=min(cores, _COMPLETING),
-            deterministic=True,
-        )
+        data = data.map(self._compiled(rows.check, *data.element_spec), num_parallel_calls=2, deterministic=True)
+        data = data.map(_intact)
+        complete = self._compiled(lambda step: self._element(rows.complete(step)), data.element_spec)
+        data = data.map(complete, num_parallel_calls=min(cores, _COMPLETING), deterministic=True)
         yield "complete", data
         if not self.batched:
             data = data.unbatch()
             yield "unbatch", data
+
+    def _compiled(self, stage: Callable[..., Any], *specs: Any) -> Compiled:
+        """Returns a stage that lives as long as this loader: a graph keeps the loader alone, see `dataset`."""
+        self._stages.append(Compiled(stage, *specs))
+        return self._stages[-1]
 
     def _element(self, row: dict[str, tf.Tensor]) -> Any:
         """Returns the row or batch as the caller wants it."""
@@ -459,6 +459,12 @@ def _labels(
         raise ValueError("class_names: the split has no labels")
     places = {name: place for place, name in enumerate(chosen)}
     return chosen, np.array([places.get(name, -1) for name in known])
+
+
+def _intact(rows: dict[str, tf.Tensor], reason: tf.Tensor) -> dict[str, tf.Tensor]:
+    # The text of Assert reaches the user whole, of an exception in a call into Python with two tracebacks around it.
+    with tf.control_dependencies([tf.debugging.Assert(tf.equal(reason, ""), [reason])]):
+        return {name: tf.identity(value) for name, value in rows.items()}
 
 
 def _check_unused(**values: Any) -> None:
