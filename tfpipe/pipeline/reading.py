@@ -357,7 +357,7 @@ class Compiled:
         """Takes a function of tensors of these specifications, as `Dataset.element_spec` has them."""
         with tf.init_scope(), tf.device("/CPU:0"):  # of no graph, so that every graph can use it
             self._function = tf.function(stage, autograph=False).get_concrete_function(*specs)
-        self._specs = specs
+        self._stage, self._specs = stage, specs  # owned, with all that it needs: see `for_graphs`
 
     def __call__(self, *given: Any) -> Any:
         """Returns what the function does."""
