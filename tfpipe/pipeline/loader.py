@@ -43,7 +43,7 @@ from tfpipe.records.words import exactly, plural
 
 _FOREVER = 1 << 31  # epochs
 _READING = 4  # calls; storage that is slow answers several at a time
-_AHEAD = 4  # times the cores, pictures that are decoded or wait for their turn
+_AHEAD = 32  # times the cores, images that are decoded or wait for their turn: 16 cores want 8 pieces of 64
 _COMPLETING = 4  # calls, at most
 
 
@@ -378,7 +378,7 @@ class Loader:
         Each stage runs in a fixed number of calls: those that tf.data tunes begin small, and an epoch is over meanwhile.
         """
         rows, cores = self.rows, count_cores()
-        decoding = self.num_parallel_calls or max(2, -(-_AHEAD * cores // rows.piece_size))
+        decoding = self.num_parallel_calls or max(2, min(2 * cores, _AHEAD * cores // rows.piece_size))
         data = numbers.map(rows.prepare, num_parallel_calls=_READING, deterministic=True)
         data = data.take_while(lambda rows: tf.size(rows["encoded"]) > 0)  # nothing comes when Python is about to exit
         yield "read", data
