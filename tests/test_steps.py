@@ -12,7 +12,7 @@ from transfer_fixtures import colours
 
 from tfpipe import Recipe, train
 from tfpipe.pipeline.augmentation import Augmentation
-from tfpipe.transfer import batches, classifiers, memory, states, steps, training
+from tfpipe.transfer import batches, classifiers, features, memory, states, steps, training
 
 pytestmark = pytest.mark.tf
 
@@ -215,6 +215,15 @@ def test_features_are_extracted_in_the_parts_that_fit(monkeypatch):
     monkeypatch.setattr(limited_backbone, "LIMIT", 0)
     with pytest.raises(MemoryError, match="out of memory with batch_size=1; try a smaller image_size"):
         compute(images)
+
+
+@pytest.mark.usefixtures("_ten_fit")
+def test_frozen_layers_are_compared_in_the_parts_that_fit():
+    images = tf.random.stateless_uniform((16, 16, 16, 3), (0, 0), 0, 256, tf.int32)
+    network = keras.Sequential([limited_backbone.Limited()])
+    found = features.computation(network, keras.layers.Rescaling(1 / 255), (16, 16))(tf.cast(images, tf.uint8))
+    assert found.shape == images.shape
+    assert features.check_frozen(found, images / 255, limited_backbone.Limited()) < 1e-6
 
 
 @pytest.mark.usefixtures("_ten_fit")
