@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import keras
 import limited_backbone
@@ -11,6 +12,7 @@ import tensorflow as tf
 from transfer_fixtures import colours
 
 from tfpipe import Recipe, train
+from tfpipe.exporting.predictors import Artefact
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.transfer import batches, classifiers, features, memory, states, steps, training
 
@@ -231,6 +233,8 @@ def test_a_prediction_says_which_batch_to_try(in_parts):
     found = classifiers.load(in_parts)
     images = np.zeros((12, 16, 16, 3), np.uint8)
     assert len(found.predict(images[:10])) == 10
-    for predict in (found.predict, found.predict_with_features):
+    seen = SimpleNamespace(image_size=(16, 16))
+    exported = Artefact(seen, lambda images: tf.function(limited_backbone.Limited())(images).numpy())
+    for predict in (found.predict, found.predict_with_features, exported.predict):
         with pytest.raises(MemoryError, match=r"^out of memory with batch_size=12; try batch_size=6$"):
             predict(images)
