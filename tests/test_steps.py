@@ -104,7 +104,7 @@ def test_many_steps_in_a_call_have_the_bits_of_single_ones(colours, tmp_path, mo
     monkeypatch.setattr(training, "_CALL_SECONDS", 1e9)
     go("epochs")
     with monkeypatch.context() as patch:
-        patch.setattr(batches, "_RESIDENT_BYTES", 0)
+        patch.setattr(batches, "_RESIDENT_BYTES", {"CPU": 0, "GPU": 0})
         patch.setattr(batches, "_BLOCK_BYTES", 3 * 8 * 8 * 8 * 6 * 4)  # of 3 steps in fine-tuning
         go("blocks")
     monkeypatch.setattr(steps.Steps, "in_blocks", None)
@@ -115,6 +115,16 @@ def test_many_steps_in_a_call_have_the_bits_of_single_ones(colours, tmp_path, mo
     assert hashes == [hashes[0]] * 3
     assert [course(tmp_path / name) for name in names] == [course(tmp_path / "batches")] * 3
     assert distance(weights_of(tmp_path / "epochs"), weights_of(tmp_path / "batches")) == 0
+
+
+@pytest.mark.parametrize(("gpus", "most"), [([], 256 << 20), (["GPU:0"], 2 << 30)])
+def test_a_gpu_keeps_more_features_than_a_cpu_which_has_them_in_its_memory(monkeypatch, gpus, most):
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda _: gpus)
+    split, features = SimpleNamespace(num_records=512), SimpleNamespace(shape=(16, 16, 4), dtype="float32")
+    num_views = most // (512 * 4096) - 1
+    for views, is_resident in ((num_views, True), (num_views + 1, False)):
+        given = {"train": split, "val": split, "views": [features] * views, "val_features": features}
+        assert batches.FeatureBatches(**given, batch_size=8, num_classes=2)._is_resident == is_resident
 
 
 def test_a_call_ends_in_time_for_the_next_checkpoint(colours, tmp_path, sizes):
