@@ -45,6 +45,14 @@ def test_every_part_of_the_overhead_is_of_functions_that_there_are():
             assert callable(getattr(owner, name))
 
 
+@pytest.mark.tf
+def test_the_overhead_is_of_data_in_the_folder_that_it_is_started_in(monkeypatch, tmp_path):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match=r"here/manifest\.json: no manifest here(?!: there is no such folder)"):
+        overhead.measure(["train", "--data=here", "--output=run"])
+
+
 def test_seconds_go_to_the_innermost_part(monkeypatch):
     monkeypatch.setattr(overhead.time, "process_time", iter([1, 3, 6, 10, 15, 21]).__next__)
     clock = overhead._Clock()

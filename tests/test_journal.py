@@ -289,6 +289,15 @@ def test_a_trace_ends_with_the_run(tmp_path):
         assert "steps looked at: 2" in (tmp_path / name / "profile.txt").read_text("utf-8")
 
 
+@pytest.mark.tf
+def test_steps_are_passed_over_and_counted_where_a_call_has_many(tmp_path):
+    with Journal(tmp_path, tensorboard=False, profile_steps=4) as journal:
+        for num_steps in (1, 26, 27, 27):
+            with journal.step() as watch:
+                watch("device", num_steps)
+    assert "steps looked at: 27 in 1 call, after 27 that were" in (tmp_path / "profile.txt").read_text("utf-8")
+
+
 def test_without_profile_steps_nothing_is_measured(tmp_path):
     with Journal(tmp_path, tensorboard=False) as journal:
         for _ in range(9):

@@ -184,9 +184,10 @@ def test_an_evaluation_of_another_model_is_refused(tmp_path):
         model_card.render(specify(), evaluations=[evaluation])
     with pytest.raises(FileNotFoundError, match=r"no receipt\.json"):
         model_card.render(specify(), evaluations=[tmp_path])
-    (evaluation / "receipt.json").write_text("{")
-    with pytest.raises(DataError, match=r"receipt\.json"):
-        model_card.render(specify(), evaluations=[evaluation])
+    for damaged in ("{", evaluation.joinpath("receipt.json").read_text()[:-1] + ', "computed": [{"device": "CPU"}]}'):
+        (evaluation / "receipt.json").write_text(damaged)
+        with pytest.raises(DataError, match=r"receipt\.json"):
+            model_card.render(specify(), evaluations=[evaluation])
 
 
 def test_parity_half_and_checksums_are_shown():

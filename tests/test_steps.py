@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import keras
 import limited_backbone
@@ -11,8 +12,9 @@ import tensorflow as tf
 from transfer_fixtures import colours
 
 from tfpipe import Recipe, train
+from tfpipe.exporting.predictors import Artefact
 from tfpipe.pipeline.augmentation import Augmentation
-from tfpipe.transfer import batches, classifiers, memory, states, steps, training
+from tfpipe.transfer import batches, classifiers, features, memory, states, steps, training
 
 pytestmark = pytest.mark.tf
 
@@ -102,7 +104,7 @@ def test_many_steps_in_a_call_have_the_bits_of_single_ones(colours, tmp_path, mo
     monkeypatch.setattr(training, "_CALL_SECONDS", 1e9)
     go("epochs")
     with monkeypatch.context() as patch:
-        patch.setattr(batches, "_RESIDENT_BYTES", 0)
+        patch.setattr(batches, "_RESIDENT_BYTES", {"CPU": 0, "GPU": 0})
         patch.setattr(batches, "_BLOCK_BYTES", 3 * 8 * 8 * 8 * 6 * 4)  # of 3 steps in fine-tuning
         go("blocks")
     monkeypatch.setattr(steps.Steps, "in_blocks", None)
@@ -113,6 +115,16 @@ def test_many_steps_in_a_call_have_the_bits_of_single_ones(colours, tmp_path, mo
     assert hashes == [hashes[0]] * 3
     assert [course(tmp_path / name) for name in names] == [course(tmp_path / "batches")] * 3
     assert distance(weights_of(tmp_path / "epochs"), weights_of(tmp_path / "batches")) == 0
+
+
+@pytest.mark.parametrize(("gpus", "most"), [([], 256 << 20), (["GPU:0"], 2 << 30)])
+def test_a_gpu_keeps_more_features_than_a_cpu_which_has_them_in_its_memory(monkeypatch, gpus, most):
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda _: gpus)
+    split, features = SimpleNamespace(num_records=512), SimpleNamespace(shape=(16, 16, 4), dtype="float32")
+    num_views = most // (512 * 4096) - 1
+    for views, is_resident in ((num_views, True), (num_views + 1, False)):
+        given = {"train": split, "val": split, "views": [features] * views, "val_features": features}
+        assert batches.FeatureBatches(**given, batch_size=8, num_classes=2)._is_resident == is_resident
 
 
 def test_a_call_ends_in_time_for_the_next_checkpoint(colours, tmp_path, sizes):
@@ -218,10 +230,21 @@ def test_features_are_extracted_in_the_parts_that_fit(monkeypatch):
 
 
 @pytest.mark.usefixtures("_ten_fit")
+def test_frozen_layers_are_compared_in_the_parts_that_fit():
+    images = tf.random.stateless_uniform((16, 16, 16, 3), (0, 0), 0, 256, tf.int32)
+    network = keras.Sequential([limited_backbone.Limited()])
+    found = features.computation(network, keras.layers.Rescaling(1 / 255), (16, 16))(tf.cast(images, tf.uint8))
+    assert found.shape == images.shape
+    assert features.check_frozen(found, images / 255, limited_backbone.Limited()) < 1e-6
+
+
+@pytest.mark.usefixtures("_ten_fit")
 def test_a_prediction_says_which_batch_to_try(in_parts):
     found = classifiers.load(in_parts)
     images = np.zeros((12, 16, 16, 3), np.uint8)
     assert len(found.predict(images[:10])) == 10
-    for predict in (found.predict, found.predict_with_features):
+    seen = SimpleNamespace(image_size=(16, 16))
+    exported = Artefact(seen, lambda images: tf.function(limited_backbone.Limited())(images).numpy())
+    for predict in (found.predict, found.predict_with_features, exported.predict):
         with pytest.raises(MemoryError, match=r"^out of memory with batch_size=12; try batch_size=6$"):
             predict(images)

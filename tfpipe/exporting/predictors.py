@@ -18,6 +18,7 @@ from tfpipe.exporting.specifications import Specification
 from tfpipe.pipeline import arithmetic
 from tfpipe.pipeline.decoding import Resize
 from tfpipe.records.samples import Samples
+from tfpipe.transfer import memory
 
 Array = np.ndarray[Any, Any]
 
@@ -76,9 +77,11 @@ class Artefact:
 
         Raises:
             ValueError: they are of another dtype or size.
+            MemoryError: they are too many at once.
         """
         pictures = np.asarray(images)
         if pictures.dtype != np.uint8 or pictures.shape[1:] != (*self.image_size, 3):
             wanted = ", ".join(map(str, ("B", *self.image_size, 3)))
             raise ValueError(f"images must be uint8 [{wanted}] (got {pictures.dtype} {list(pictures.shape)})")
-        return self.run(pictures)
+        with memory.needing(len(pictures)):
+            return self.run(pictures)

@@ -23,12 +23,17 @@ _MAX_SHOWN = 5
 NONE = "-"
 
 
+class _Computed(TypedDict):
+    device: str
+    arithmetic: str
+
+
 class _Receipt(TypedDict):
     split: str
     model_sha256: str
     data_root_hash: str
     ids_sha256: str
-    computed: NotRequired[list[dict[str, str]]]
+    computed: NotRequired[list[_Computed]]
 
 
 class _Twins(TypedDict):

@@ -161,7 +161,7 @@ def _compute(
     first = min(done * rows_per_shard, num_rows)
     data = pictures.plain(batch_size, first) if view is None else pictures.view(view, batch_size, first)
     title = f"features of {pictures.split}{'' if view is None else f', view {view}'}"
-    compute = memory.in_parts(computation(network, preprocessing, pictures.image_size))
+    compute = computation(network, preprocessing, pictures.image_size)
     with ProgressBar(title, num_rows, initial=first, enabled=progress) as bar:
         waiting: list[Array] = []
         for images, _ in reading_errors.read(data) if first < num_rows else ():
@@ -221,7 +221,7 @@ def computation(
         features: Array = function(images).numpy()
         return features
 
-    return compute
+    return memory.in_parts(compute)
 
 
 def sample(pictures: Pictures, view: int | None) -> tf.Tensor:
@@ -246,7 +246,7 @@ def check_frozen(expected: Array, images: tf.Tensor, in_training: Callable[[tf.T
     """
     reference = expected.astype(np.float32)
     with arithmetic.exact():
-        found = in_training(images).numpy().astype(np.float32)
+        found = memory.in_parts(lambda part: in_training(part).numpy().astype(np.float32))(images)
     if found.shape != reference.shape:
         difference = float("inf")
     elif not reference.any():

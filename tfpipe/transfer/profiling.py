@@ -21,7 +21,7 @@ from tfpipe.records.files import written_atomically
 from tfpipe.records.summary import format_bytes
 from tfpipe.records.words import exactly
 
-_SKIPPED_STEPS = 3  # the first ones trace the graph and fill caches
+_SKIPPED_STEPS = 3  # at least: the first ones trace the graph and fill caches
 _NO_WAIT_SECONDS = 2e-4  # to fetch a value that is already there
 # What the time of a step is split into, and how each part is measured.
 _PARTS = {
@@ -66,7 +66,7 @@ class Profile:
 
     def __init__(self, trace_folder: Path, report: Path, num_steps: int) -> None:
         self._trace_folder, self._report, self._num_steps = trace_folder, report, num_steps
-        self._num_seen = 0
+        self._num_skipped = 0
         self._watches: list[Watch] = []
         self._running = False
         self._peak_before = 0
@@ -74,16 +74,17 @@ class Profile:
     @contextlib.contextmanager
     def step(self) -> Iterator[Watch]:
         """Surrounds a step of training, or several; has what splits its time, and has to have the results at its end."""
-        self._num_seen += 1
-        if self._num_seen <= _SKIPPED_STEPS or self._num_measured >= self._num_steps:
-            yield Watch()
+        if self._num_skipped < _SKIPPED_STEPS or self._num_measured >= self._num_steps:
+            watch = Watch()
+            yield watch
+            self._num_skipped += watch.num_steps
             return
         import tensorflow as tf
 
         if not self._running:
             self._running, self._peak_before = True, peak_memory_bytes()
             tf.profiler.experimental.start(str(self._trace_folder))
-        with tf.profiler.experimental.Trace("step", step_num=self._num_seen, _r=1):
+        with tf.profiler.experimental.Trace("step", step_num=self._num_skipped + self._num_measured, _r=1):
             watch = Watch()
             yield watch
             watch("python", watch.num_steps)
@@ -112,7 +113,7 @@ class Profile:
         calls = f" in {exactly(len(times), 'call')}" if len(times) < self._num_measured else ""
         peak = peak_memory_bytes()
         lines = [
-            f"steps looked at: {self._num_measured}{calls}, after {_SKIPPED_STEPS} that were passed over",
+            f"steps looked at: {self._num_measured}{calls}, after {self._num_skipped} that were passed over",
             f"milliseconds per step, traced: median {statistics.median(times):.2f}, least {times[0]:.2f}, most {times[-1]:.2f}",
             *self._shares(),
             f"peak memory of the process: {format_bytes(peak)}, {format_bytes(peak - self._peak_before)} of it in these steps",

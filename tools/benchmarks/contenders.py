@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tfpipe
+from tfpipe.tools.benchmarks.rounds import environment
 
 BATCH = {"batch_size": 64, "side": 224}
 
@@ -131,11 +131,8 @@ class Worker:
 
 def _environment(python: str) -> dict[str, str]:
     # No GPU for anyone. Our own interpreter is told where tfpipe is; another one must not find our packages beside it.
-    quiet = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    if python != sys.executable:
-        return quiet
-    places = [str(Path(tfpipe.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    return {**quiet, "PYTHONPATH": os.pathsep.join(filter(None, places))}
+    found = environment() if python == sys.executable else os.environ
+    return {**found, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def gather_photos(source: Path, folder: Path, count: int) -> int:

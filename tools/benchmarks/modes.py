@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tfpipe
+from tfpipe.tools.benchmarks.rounds import environment
 
 # How each differs from the others.
 RUNS: Mapping[str, Mapping[str, Any]] = {
@@ -63,11 +62,9 @@ def measure(name: str, options: Mapping[str, Any], folder: Path) -> Result:
     """
     tuning = {"finetune_epochs": options["epochs"]} if RUNS[name]["mode"] == "finetune" else {}
     arguments = {**options, **tuning, **RUNS[name], "output": str(folder / "run"), "cache": str(folder / "features")}
-    places = [str(Path(tfpipe.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
     start = time.perf_counter()
     command = [sys.executable, "-c", _TRAIN, json.dumps(arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, errors="replace", check=False)
     seconds = time.perf_counter() - start
     if done.returncode:
         raise RuntimeError(f"{name}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")

@@ -19,8 +19,9 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
+from tfpipe.tools.benchmarks import rounds
+
 WORK = ("extraction", "epochs", "the pass")
-_ROOT = Path(__file__).resolve().parents[2]
 _REST = "everything else"
 _MARK = "overhead: "
 
@@ -158,7 +159,8 @@ def report(folder: Path, data: str, mode: str, options: Sequence[str]) -> None:
 
 def measure(command: Sequence[str]) -> dict[str, float]:
     """Returns the seconds of processor time by part of a command in a process of its own."""
-    done = subprocess.run([sys.executable, "-m", __name__, *command], cwd=_ROOT, capture_output=True, text=True, check=False)
+    asked = [sys.executable, "-m", __name__, *command]
+    done = subprocess.run(asked, env=rounds.environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
     line = next(line for line in done.stderr.splitlines() if line.startswith(_MARK))
