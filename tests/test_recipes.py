@@ -231,6 +231,10 @@ def test_facts_are_json_and_tell_recipes_apart():
         assert set(recipe.facts()) == set(OTHERS)
 
 
+def test_one_part_is_the_default():
+    assert Recipe(accumulate=1) == Recipe()
+
+
 def test_the_head_and_the_augmentation_are_the_options():
     recipe = Recipe(pooling="max", hidden=(3,), dropout=0.2, l2=0.1, augment="strong")
     assert (recipe.head.pooling, recipe.head.hidden, recipe.head.dropout, recipe.head.l2) == ("max", (3,), 0.2, 0.1)

@@ -117,14 +117,26 @@ def test_many_steps_in_a_call_have_the_bits_of_single_ones(colours, tmp_path, mo
     assert distance(weights_of(tmp_path / "epochs"), weights_of(tmp_path / "batches")) == 0
 
 
+def feature_batches(num_views, rows):
+    """Of 512 images with 4 kB of features each."""
+    split, features = SimpleNamespace(num_records=512), SimpleNamespace(shape=(16, 16, 4), dtype="float32", rows=rows)
+    views = {"views": [features] * num_views, "val_features": features}
+    return batches.FeatureBatches(train=split, val=split, **views, batch_size=8, num_classes=2)
+
+
 @pytest.mark.parametrize(("gpus", "most"), [([], 256 << 20), (["GPU:0"], 2 << 30)])
 def test_a_gpu_keeps_more_features_than_a_cpu_which_has_them_in_its_memory(monkeypatch, gpus, most):
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda _: gpus)
-    split, features = SimpleNamespace(num_records=512), SimpleNamespace(shape=(16, 16, 4), dtype="float32")
     num_views = most // (512 * 4096) - 1
     for views, is_resident in ((num_views, True), (num_views + 1, False)):
-        given = {"train": split, "val": split, "views": [features] * views, "val_features": features}
-        assert batches.FeatureBatches(**given, batch_size=8, num_classes=2)._is_resident == is_resident
+        assert (feature_batches(views, lambda positions: positions)._resident is not None) == is_resident
+
+
+def test_features_that_a_device_has_no_memory_for_come_in_blocks():
+    def exhausted(positions):
+        raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+
+    assert feature_batches(1, exhausted)._resident is None
 
 
 def test_a_call_ends_in_time_for_the_next_checkpoint(colours, tmp_path, sizes):

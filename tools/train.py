@@ -39,8 +39,8 @@ _CACHE = flags.DEFINE_string("cache", None, "Folder for features, shared by runs
 _DEVICES = flags.DEFINE_string(
     "devices",
     "auto",
-    "auto: all GPUs, or the CPU; all: all GPUs; one: the first; names: GPU:0,GPU:2 or CPU. Several trainings can share a GPU:"
-    " each takes the memory that it needs.",
+    "auto: all GPUs, or the CPU; all: all GPUs; one: the first GPU, or the CPU; names: GPU:0,GPU:2 or CPU. Several"
+    " trainings can share a GPU: each takes the memory that it needs.",
 )
 _CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "What a kill can cost at most.", 0)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write event files into the run's folder.")

@@ -171,8 +171,8 @@ class FeatureBatches(Batches):
             yield self._block(None, positions[first : first + size], labels)
 
     def _block(self, view: int | None, positions: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Block:
-        if self._is_resident:
-            return Block(self._resident(view), positions, labels[positions])
+        if self._resident is not None:
+            return Block(self._resident[view], positions, labels[positions])
         features = self.val_features if view is None else self.views[view]
         return Block(tf.constant(features.rows(positions)), np.arange(len(positions)), labels[positions])
 
@@ -191,21 +191,20 @@ class FeatureBatches(Batches):
         return positions[positions >= 0]
 
     @cached_property
-    def _resident(self) -> Callable[[int | None], tf.Tensor]:
-        def of_view(view: int | None) -> tf.Tensor:
-            pictures, features = (self.val, self.val_features) if view is None else (self.train, self.views[view])
-            return tf.constant(features.rows(np.arange(pictures.num_records)))
-
-        return functools.cache(of_view)
-
-    @property
-    def _is_resident(self) -> bool:
+    def _resident(self) -> dict[int | None, tf.Tensor] | None:
+        """All features on the device, of each view and, under None, of validation; None if they take too much of its memory."""
         most = _RESIDENT_BYTES["GPU" if tf.config.list_logical_devices("GPU") else "CPU"]
-        return (len(self.views) * self.train.num_records + self.val.num_records) * self._row_bytes <= most
+        if (len(self.views) * self.train.num_records + self.val.num_records) * self._row_bytes > most:
+            return None
+        found = {None: (self.val, self.val_features)} | {view: (self.train, kept) for view, kept in enumerate(self.views)}
+        try:
+            return {view: tf.constant(kept.rows(np.arange(images.num_records))) for view, (images, kept) in found.items()}
+        except tf.errors.ResourceExhaustedError:
+            return None
 
     @property
     def _most_steps(self) -> int:
-        return self.num_steps if self._is_resident else max(1, _BLOCK_BYTES // (self._row_bytes * self.batch_size))
+        return self.num_steps if self._resident is not None else max(1, _BLOCK_BYTES // (self._row_bytes * self.batch_size))
 
     @property
     def _row_bytes(self) -> int:

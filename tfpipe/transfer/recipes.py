@@ -159,6 +159,8 @@ class Recipe:
             value = getattr(self, field.name)
             if value is not None or field.default is not None:
                 object.__setattr__(self, field.name, self._checked(field.name, value))
+        if self.accumulate == 1:  # as it is by default: the same run
+            object.__setattr__(self, "accumulate", None)
 
     def _checked(self, name: str, value: Any) -> Any:
         """Returns the value of a field as plain Python has it."""
