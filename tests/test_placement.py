@@ -104,7 +104,7 @@ def test_images_are_computed_by_nobody_else():
     }
     assert found == set()
     placed = [path.name for path in OTHER_FLOORS if "@on_cpu" in path.read_text("utf-8")]
-    assert sorted(placed) == ["explanation.py", "neighbours.py", "pixels.py"]
+    assert sorted(placed) == ["batches.py", "explanation.py", "neighbours.py", "pixels.py"]
 
 
 def test_arguments_and_documentation_stay_those_of_the_function():

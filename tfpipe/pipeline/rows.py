@@ -92,17 +92,19 @@ class Rows:
     def epoch(self, start: Any) -> tf.data.Dataset:
         """Returns what `prepare` takes, from a row that begins a step to the end of its epoch.
 
-        Behind it is a step whose rows are none, so that rows that are lost leave no batch short: nobody would see it.
+        Behind it are as many steps whose rows are none: whatever is lost leaves no batch short, and none out, which nobody
+        would see. Only those are made that are needed, and those that are prepared ahead.
         """
         per_epoch = self.schedule.rows_per_epoch
-        return self.numbered(start, start - start % per_epoch + per_epoch, extra_steps=1)
+        return self.numbered(start, start - start % per_epoch + per_epoch, times=2)
 
-    def numbered(self, start: Any, stop: Any, extra_steps: int = 0) -> tf.data.Dataset:
+    def numbered(self, start: Any, stop: Any, times: int = 1) -> tf.data.Dataset:
         """Returns what `prepare` takes for the rows in [start, stop), whole steps, as many at a time as are read at once."""
         first, last = (row // self.schedule.rows_per_step for row in (start, stop))
+        end = first + times * (last - first)
         slots, size = self.num_pieces * self.piece_size, self.read_size if self.is_read_apart else self.piece_size
         bounds = tf.data.Dataset.from_tensors(tf.cast(tf.stack([start, stop]), tf.int64)).repeat()
-        return tf.data.Dataset.zip(bounds, tf.data.Dataset.range(first * slots, (last + extra_steps) * slots).batch(size))
+        return tf.data.Dataset.zip(bounds, tf.data.Dataset.range(first * slots, end * slots).batch(size))
 
     def prepare(self, bounds: tf.Tensor, slots: tf.Tensor) -> Tensors:
         """Returns what `parse` returns for some places of steps, of rows that are read; for nothing when Python exits.
