@@ -276,16 +276,12 @@ class Loop:
         if cached is not None:
             for block in cached.validation_blocks():
                 self._show_graph(steps.validate_block, block)
-                found = self._fitting(functools.partial(self._validated_block, block), trains=False)
+                found = self._fitting(functools.partial(steps.validate_block, *block), trains=False)
                 yield from np.stack(found, axis=1).astype(np.float64)
             return
         for batch in self.phase.batches.validation():
             self._show_graph(steps.validate, batch)
             yield self._fitting(functools.partial(self._validated_batch, batch), trains=False)
-
-    def _validated_block(self, block: Block) -> Sequence[Any]:
-        found: Sequence[Any] = self._steps.validate_block(*block)
-        return found
 
     def _validated_batch(self, batch: Batch) -> Array:
         size = self._steps.validation_size
