@@ -104,13 +104,18 @@ def read_questions(folder: Path) -> Iterator[tuple[list[bytes], Any]]:
             yield files, question["pixels"]
 
 
-def placed(place: str, tf32: bool) -> contextlib.AbstractContextManager[Any]:
-    """Returns a context in which TensorFlow computes there; from now on it multiplies float32 in TF32 or not."""
+@contextlib.contextmanager
+def placed(place: str, tf32: bool) -> Iterator[None]:
+    """TensorFlow computes there inside, and multiplies float32 so."""
     import tensorflow as tf
 
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(tf32)
-    where: contextlib.AbstractContextManager[Any] = tf.device(place)
-    return where
+    try:
+        with tf.device(place):
+            yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
 def answer(folder: Path) -> None:
