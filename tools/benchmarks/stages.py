@@ -79,6 +79,8 @@ def start(data: Any, num_images: int) -> tuple[float, float, float]:
         if times[-1] > 1.0 and len(times) * BATCH_SIZE >= num_images:
             break
     early = sum(when <= 1.0 for when in times)
+    if early + 1 >= len(times):
+        sys.exit("a pass is over within its first second: ask for more --num_images")
     return times[0], early * BATCH_SIZE, (len(times) - early - 1) * BATCH_SIZE / (times[-1] - times[early])
 
 
