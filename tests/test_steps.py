@@ -9,7 +9,7 @@ import limited_backbone
 import numpy as np
 import pytest
 import tensorflow as tf
-from transfer_fixtures import colours
+from transfer_fixtures import SMALL, colours
 
 from tfpipe import Recipe, train
 from tfpipe.exporting.predictors import Artefact
@@ -20,27 +20,20 @@ pytestmark = pytest.mark.tf
 
 __all__ = ["colours"]  # a fixture
 
-CACHED = Recipe(
-    backbone="small_backbone:two_convolutions",
-    weights="none",
+CACHED = dataclasses.replace(
+    SMALL,
     mode="finetune",
     unfreeze=("second_conv",),
     cache_prefix=True,
     train_batch_norm=True,
-    image_size=(16, 16),
     epochs=4,
     finetune_epochs=2,
-    batch_size=8,
-    hidden=(8,),
-    dropout=0.3,
-    learning_rate=1e-2,
     schedule="plateau",
     label_smoothing=0.1,
     class_weights=True,
     ema=0.9,
     augment="light",
     views=2,
-    precision="float32",
 )
 HEAD = {"mode": "bottleneck", "unfreeze": (), "cache_prefix": None, "train_batch_norm": None, "finetune_epochs": None}
 LARGE = Recipe(

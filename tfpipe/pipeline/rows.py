@@ -109,8 +109,7 @@ class Rows:
     def prepare(self, bounds: tf.Tensor, slots: tf.Tensor) -> Tensors:
         """Returns what `parse` returns for some places of steps, of rows that are read; for nothing when Python exits.
 
-        In Python, where functions are optimised once and not anew for each iterator, which took longer than a second's
-        pictures.
+        Called from Python, as `Compiled` is and for its reason.
 
         Args:
             bounds: int64 [2], the iterator's first row and the end of its rows.
