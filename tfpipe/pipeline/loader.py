@@ -6,10 +6,10 @@
 Rows are numbered through all epochs. From a row's number follow its epoch, its record and its augmentation (see
 `tfpipe.pipeline.ordering` and `augmentation`), so that a run can begin anywhere and any thread can make any row.
 
-How a missing record is noticed, whatever went wrong with it: rows that fail to be read, parsed or decoded are dropped,
-and the numbers of what is left are compared with those of the step. The first difference is the culprit: only then is that
-one record read and decoded again, in Python, for an error in words. The graph alone could not say them: a decoder that
-fails knows nothing about the file its bytes came from.
+How a missing record is noticed, whatever went wrong with it: rows that fail to be read, parsed or decoded are dropped with
+their piece of a step, and the numbers of what is left are compared with those of the step. The first difference is the
+culprit: only then is that one record read and decoded again, in Python, for an error in words. The graph alone could not say
+them: a decoder that fails knows nothing about the file its bytes came from.
 """
 
 from __future__ import annotations
