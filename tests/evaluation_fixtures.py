@@ -11,11 +11,11 @@ import numpy as np
 from conftest import picture, write
 
 import tfpipe
-from tfpipe.records import seeds
+from tfpipe.common import seeds
+from tfpipe.models.classifiers import Classifier, check
+from tfpipe.models.predictions import Predictions
+from tfpipe.networks import layers
 from tfpipe.records.manifest import Manifest
-from tfpipe.transfer import layers
-from tfpipe.transfer.classifiers import Classifier, check
-from tfpipe.transfer.predictions import Predictions
 
 CLASS_NAMES = ("cat", "a, \"b\" 'c'", "小 猫")
 

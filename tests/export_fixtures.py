@@ -11,7 +11,7 @@ from evaluation_fixtures import make_classifier
 
 import tfpipe
 from tfpipe.exporting.exporter import Export
-from tfpipe.transfer.classifiers import Classifier
+from tfpipe.models.classifiers import Classifier
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "tf2onnx"))
 FORMATS = ("saved_model", "pb", "tflite", "keras", *(("onnx",) if HAS_ONNX else ()))

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from evaluation_fixtures import CLASS_NAMES
 
-from tfpipe.exporting.specifications import Specification
+from tfpipe.formats.specifications import Specification
 
 SIZE = (12, 10)
 SPECIFICATION = Specification(CLASS_NAMES, SIZE, "pad", "caffe", "5" * 64, top_k=3, version="1.2.3")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tfpipe.conversion import sidecars
+from tfpipe.building import metadata_files
 from tfpipe.records import catalog, manifest, schema, tfrecord
 
 CLASS_NAMES = ("cat", "dog", "owl")
@@ -63,7 +63,7 @@ def write_data_set(out: Path, pictures: list[bytes], num_shards: int, split: str
         csv.writer(file, lineterminator="\n").writerows([catalog.Row._fields, *rows])
     for name in set(manifest.COMPANION_NAMES) - {"catalog.csv"}:
         (out / name).touch()
-    companions = sidecars.hash_companions(out)
+    companions = metadata_files.hash_companions(out)
     splits = {split: manifest.Split(True, sum(map(len, pictures)), counts, tuple(shards))}
     manifest.save(manifest.Manifest("pets", 0, CLASS_NAMES, splits, {}, companions, "", {"png16": 0}, {}, (), (), "0"), out)
     return out

@@ -15,15 +15,14 @@ from prediction_fixtures import Averages
 from tensorflow.python.framework import op_callbacks
 
 import tfpipe
-from tfpipe.augmentation_sheet import show
-from tfpipe.exporting import pixels
-from tfpipe.pipeline import decoding
+from tfpipe.evaluation import feature_index, near_duplicates
+from tfpipe.images import decoding, graph_pixels
+from tfpipe.models import explanation
+from tfpipe.page.answers import Answers
 from tfpipe.pipeline.loader import Loader
+from tfpipe.prediction.models import Model
 from tfpipe.records.samples import Samples
-from tfpipe.serving import galleries
-from tfpipe.serving.answers import Answers
-from tfpipe.serving.models import Model
-from tfpipe.transfer import explanation, neighbours
+from tfpipe.report.augmentation_sheet import show
 
 SIZE = (40, 56)
 KEYS = ("cat/0.jpg", "cat/1.jpg", "dog/0.png")
@@ -101,10 +100,12 @@ def of_python(data_set: Path) -> dict[str, Callable[[], Any]]:
         "Answers.answer": page,
         "Model.predict": model,
         "Loader.positions": lambda: _loader(data_set).positions(5),
-        "galleries.shrink": lambda: galleries.shrink(tf.constant(NOISE), 50),
-        "neighbours.shrink": lambda: neighbours.shrink(tf.constant(NOISE[np.newaxis])),
+        "galleries.shrink": lambda: feature_index.shrink(tf.constant(NOISE), 50),
+        "neighbours.shrink": lambda: near_duplicates.shrink(tf.constant(NOISE[np.newaxis])),
         "explanation.overlay": lambda: explanation.overlay(NOISE, np.float32([[0, 0.5], [1, 0.3]])),
-        "decode_batch": lambda: pixels.decode_batch(tf.constant([photo.read_bytes(), b""]), SIZE, "pad", 10**8)[0].numpy(),
+        "decode_batch": lambda: graph_pixels.decode_batch(tf.constant([photo.read_bytes(), b""]), SIZE, "pad", 10**8)[
+            0
+        ].numpy(),
     }
 
 

@@ -11,9 +11,9 @@ import keras
 import numpy as np
 from PIL import Image
 
-from tfpipe.conversion.build import build_tfrecords
-from tfpipe.transfer import layers
-from tfpipe.transfer.classifiers import Classifier
+from tfpipe.building.build import build_tfrecords
+from tfpipe.models.classifiers import Classifier
+from tfpipe.networks import layers
 
 HOSTILE_NAMES = ('<b>&"', "小 猫, 深", "o'wl</td>")
 POOLINGS = {

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from tfpipe.records.errors import DataError
-from tfpipe.transfer import predictions
-from tfpipe.transfer.agreement import Comparison, compare
-from tfpipe.transfer.layers import hash_names
+from tfpipe.common.errors import DataError
+from tfpipe.evaluation.mcnemar import Comparison, compare
+from tfpipe.models import predictions
+from tfpipe.networks.layers import hash_names
 
 pytestmark = pytest.mark.tf
 

@@ -13,12 +13,12 @@ from evaluation_fixtures import make_classifier
 from transfer_fixtures import *  # noqa: F403 (fixtures)
 
 import tfpipe
+from tfpipe.common import arguments
+from tfpipe.models.images import Pictures, hold_out
 from tfpipe.pipeline.augmentation import Augmentation
-from tfpipe.records import arguments
+from tfpipe.prediction.models import Model
 from tfpipe.records.catalog import read_catalog
-from tfpipe.serving.models import Model
-from tfpipe.transfer.journal import read_history
-from tfpipe.transfer.pictures import Pictures, hold_out
+from tfpipe.training.run_log import read_history
 
 pytestmark = pytest.mark.tf
 

@@ -18,11 +18,11 @@ from export_fixtures import exported
 from transfer_fixtures import colours
 
 import tfpipe
-from tfpipe.pipeline import arithmetic
-from tfpipe.records.errors import DataError
-from tfpipe.serving.answers import Answers
-from tfpipe.serving.models import Model
-from tfpipe.transfer import classifiers
+from tfpipe.common.errors import DataError
+from tfpipe.models import classifiers
+from tfpipe.networks import arithmetic
+from tfpipe.page.answers import Answers
+from tfpipe.prediction.models import Model
 
 __all__ = ["colours", "exported"]  # fixtures
 
@@ -299,8 +299,8 @@ def predicting(model, shards, folder):
 
 
 def extracting(model, shards, folder):
-    from tfpipe.transfer import features
-    from tfpipe.transfer.pictures import Pictures
+    from tfpipe.models import features
+    from tfpipe.models.images import Pictures
 
     network, preprocessing = model.model.get_layer("frozen").network, model.model.get_layer("preprocessing")
     pictures = Pictures(shards, "test", (8, 8))
@@ -316,32 +316,33 @@ def specification_of(model):
 
 
 def frozen(model, shards, folder):
-    from tfpipe.exporting import freezing
+    from tfpipe.formats import frozen_graph
 
-    graph = freezing.FrozenGraph(freezing.freeze_images(model, specification_of(model)), folder / "frozen.pb")
+    graph = frozen_graph.FrozenGraph(frozen_graph.freeze_images(model, specification_of(model)), folder / "frozen.pb")
     graph(image=PIXELS)
     graph.classify(PIXELS)
 
 
 def comparing(model, shards, folder):
     """All that parity asks: the model, a frozen graph in the process' own function, and the Keras file."""
-    from tfpipe.exporting import freezing, parity, parity_process, specimens
+    from tfpipe.exporting import parity, parity_process, reference_images
+    from tfpipe.formats import frozen_graph
 
     path = folder / "frozen.pb"
-    path.write_bytes(freezing.to_bytes(freezing.freeze_images(model, specification_of(model))))
+    path.write_bytes(frozen_graph.to_bytes(frozen_graph.freeze_images(model, specification_of(model))))
     model.model.save(folder / "model.keras")
     files = {"frozen": parity.ExportedFile("frozen", path), "keras": parity.ExportedFile("keras", folder / "model.keras")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parity, "_ask", parity_process.answer)
         patch.setattr(arithmetic, "has_tf32", lambda: False)
-        rows = parity.compare(model, specification_of(model), files, specimens.make()[:3])
+        rows = parity.compare(model, specification_of(model), files, reference_images.make()[:3])
     assert {row.difference for row in rows if row.device == "CPU"} == {0.0}
 
 
 def rounding_cost(model, shards, folder):
-    from tfpipe.exporting import rounding
+    from tfpipe.exporting import half_precision
 
-    rounding.measure_cost(model, model, shards, "test")
+    half_precision.measure_cost(model, model, shards, "test")
 
 
 def wrapping_it(model, shards, folder):
@@ -354,13 +355,13 @@ def wrapping_it(model, shards, folder):
 
 
 def explaining(model, shards, folder):
-    from tfpipe.transfer.explanation import explain
+    from tfpipe.models.explanation import explain
 
     explain(model, PIXELS, [0, 1])
 
 
 def asking_an_artefact(model, shards, folder):
-    from tfpipe.exporting.predictors import Artefact
+    from tfpipe.formats.exported_model import Artefact
 
     Artefact(specification_of(model), Foreign(model).predict).predict(PIXELS)
 
@@ -404,7 +405,7 @@ def test_what_is_not_training_computes_in_true_float32(noting, shards, tmp_path,
 def test_training_computes_in_what_it_says(colours, tmp_path, monkeypatch, before, precision, mode):
     import tensorflow as tf
 
-    from tfpipe.transfer import steps
+    from tfpipe.training import steps
 
     count, seen, lines = steps._count_correct, [], []
 
@@ -449,7 +450,7 @@ def make_rounded():
 
 @pytest.mark.tf
 def test_products_of_fewer_bits_are_refused_by_parity(tmp_path, monkeypatch):
-    from tfpipe.exporting import formats, parity, parity_process, specimens
+    from tfpipe.exporting import formats, parity, parity_process, reference_images
 
     monkeypatch.setattr(parity, "_ask", parity_process.answer)
     right = make_classifier()
@@ -457,7 +458,7 @@ def test_products_of_fewer_bits_are_refused_by_parity(tmp_path, monkeypatch):
     monkeypatch.setattr(arithmetic, "places", lambda: {"CPU": "/CPU:0", "NVIDIA A": "/CPU:0"})
     for writer, devices in (("pb", {"CPU", "NVIDIA A"}), ("tflite", {"CPU"})):
         written = formats.WRITERS[writer].write(formats.Work(wrong, specification, tmp_path, False))
-        rows = parity.compare(right, specification, written, specimens.make()[:3])
+        rows = parity.compare(right, specification, written, reference_images.make()[:3])
         assert {row.device for row in rows} == devices
         for device in devices:
             with pytest.raises(DataError, match=r"differs at its (features|probabilities)"):
@@ -466,7 +467,7 @@ def test_products_of_fewer_bits_are_refused_by_parity(tmp_path, monkeypatch):
 
 @pytest.mark.tf
 def test_products_of_fewer_bits_are_refused_by_the_check_of_frozen_layers():
-    from tfpipe.transfer import features
+    from tfpipe.models import features
 
     right = make_classifier()
     network, coarse = (model.model.get_layer("frozen").network for model in (right, make_rounded()))
@@ -482,8 +483,8 @@ def test_products_of_fewer_bits_are_refused_by_the_check_of_frozen_layers():
 
 @pytest.mark.tf
 def test_features_of_a_gpu_are_others_and_those_of_a_cpu_are_found_again(shards, monkeypatch):
-    from tfpipe.transfer import features
-    from tfpipe.transfer.pictures import Pictures
+    from tfpipe.models import features
+    from tfpipe.models.images import Pictures
 
     classifier = make_classifier()
     network, preprocessing = classifier.model.get_layer("frozen").network, classifier.model.get_layer("preprocessing")
@@ -515,7 +516,7 @@ def test_a_receipt_names_every_device_that_readers_computed_on(shards, tmp_path,
 
 @pytest.mark.tf
 def test_parity_has_rows_for_each_device_and_tells_what_tf32_costs(noting, tmp_path, monkeypatch):
-    from tfpipe.exporting import formats, model_card, parity, parity_process, specimens
+    from tfpipe.exporting import formats, model_card, parity, parity_process, reference_images
     from tfpipe.exporting.exporter import _described
 
     classifier, seen = noting
@@ -525,7 +526,7 @@ def test_parity_has_rows_for_each_device_and_tells_what_tf32_costs(noting, tmp_p
     monkeypatch.setattr(arithmetic, "has_tf32", lambda: True)
     written = formats.WRITERS["pb"].write(formats.Work(classifier, specification, tmp_path, False))
     seen.clear()
-    rows = parity.compare(classifier, specification, written, specimens.make()[:3], tolerance=1e-4)
+    rows = parity.compare(classifier, specification, written, reference_images.make()[:3], tolerance=1e-4)
     assert set(seen) == {False, True}
     assert is_tf32()
     kinds = {name: {(row.device, row.arithmetic) for row in rows if row.artefact == name} for name in written}
@@ -542,15 +543,15 @@ def test_parity_has_rows_for_each_device_and_tells_what_tf32_costs(noting, tmp_p
 def test_the_arithmetic_of_a_model_is_that_of_its_products(tmp_path):
     import keras
 
-    from tfpipe.exporting import freezing
     from tfpipe.exporting.wrapping import wrap
+    from tfpipe.formats import frozen_graph
 
     for policy, expected in (("float32", "float32"), ("mixed_bfloat16", "bfloat16")):
         network = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(2, dtype=policy)])
         model = wrap(network, class_names=["a", "b"], outputs="logits")
         assert model.computation == {"device": arithmetic.device(), "arithmetic": expected}
-        graph = freezing.freeze_images(model, specification_of(model))
-        assert freezing.FrozenGraph(graph, "x").products == {expected}
+        graph = frozen_graph.freeze_images(model, specification_of(model))
+        assert frozen_graph.FrozenGraph(graph, "x").products == {expected}
 
 
 @pytest.mark.tf
@@ -558,8 +559,8 @@ def test_the_arithmetic_of_a_model_is_that_of_its_products(tmp_path):
 def test_a_graph_made_where_keras_sees_a_gpu_runs_on_a_cpu(monkeypatch, tmp_path, kind):
     import keras
 
-    from tfpipe.exporting import freezing
     from tfpipe.exporting.wrapping import wrap
+    from tfpipe.formats import frozen_graph
 
     layer = getattr(keras.layers, kind)(4)
     network = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Reshape((4, 12)), layer, keras.layers.Dense(2)])
@@ -567,7 +568,7 @@ def test_a_graph_made_where_keras_sees_a_gpu_runs_on_a_cpu(monkeypatch, tmp_path
     model = wrap(network, class_names=["a", "b"], outputs="logits")
     monkeypatch.setattr(sys.modules["keras.src.backend.tensorflow.rnn"], "_is_gpu_available", lambda: True)
     np.testing.assert_array_equal(model.predict(PIXELS[:, :4, :4]), expected)
-    graph = freezing.FrozenGraph(freezing.freeze_images(model, specification_of(model)), tmp_path)
+    graph = frozen_graph.FrozenGraph(frozen_graph.freeze_images(model, specification_of(model)), tmp_path)
     np.testing.assert_array_equal(graph.classify(PIXELS[:, :4, :4]), expected)
     assert layer.use_cudnn == "auto"  # as its owner left it
 

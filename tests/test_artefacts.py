@@ -3,7 +3,7 @@
 import pytest
 from conftest import write
 
-from tfpipe.exporting import artefacts
+from tfpipe.formats import opening
 
 pytestmark = pytest.mark.tf
 
@@ -13,9 +13,9 @@ def test_the_folder_of_an_export_without_a_saved_model_names_its_files(tmp_path)
         write(tmp_path / name, b"")
     message = "an export without saved_model; give one of its files: frozen_bytes.pb, frozen_image.pb, model.tflite$"
     with pytest.raises(FileNotFoundError, match=message):
-        artefacts.load(tmp_path)
+        opening.load(tmp_path)
     for file in tmp_path.glob("*.[pt]*"):
         if file.name != "labels.txt":
             file.unlink()
     with pytest.raises(FileNotFoundError, match="and there is no other model in it"):
-        artefacts.load(tmp_path)
+        opening.load(tmp_path)

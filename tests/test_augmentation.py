@@ -16,10 +16,10 @@ from PIL import Image, ImageOps
 from pipeline_fixtures import CLASS_NAMES
 
 import tfpipe
+from tfpipe.images.decoding import decode_image, resize_image
 from tfpipe.pipeline import augmentation as module
 from tfpipe.pipeline.augmentation import PRESETS, Augmentation, augment_image, draw_changes, finish, rotate
-from tfpipe.pipeline.decoding import decode_image, resize_image
-from tfpipe.pipeline.draws import hash_keys
+from tfpipe.pipeline.counter_rng import hash_keys
 from tfpipe.pipeline.loader import dataset
 from tfpipe.records.catalog import read_catalog
 

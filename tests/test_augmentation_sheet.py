@@ -13,13 +13,11 @@ from PIL import Image
 from pipeline_fixtures import write_data_set
 
 import tfpipe
-from tfpipe import augmentation_sheet
-from tfpipe.augmentation_sheet import show
-from tfpipe.inspection import sheets
+from tfpipe.common.errors import DataError
 from tfpipe.pipeline.augmentation import Augmentation
-from tfpipe.records import fonts
 from tfpipe.records import manifest as manifests
-from tfpipe.records.errors import DataError
+from tfpipe.report import augmentation_sheet, fonts, sheets
+from tfpipe.report.augmentation_sheet import show
 
 pytestmark = pytest.mark.tf
 

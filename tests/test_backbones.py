@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from test_cutting import randomised
 
-from tfpipe.records.errors import DataError
-from tfpipe.transfer import architectures
-from tfpipe.transfer.backbones import build, cut, cut_points, find_trainable, hash_network, names, native_size
-from tfpipe.transfer.cutting import find_layers
-from tfpipe.transfer.layers import PREPROCESSINGS, Preprocessing
+from tfpipe.common.errors import DataError
+from tfpipe.networks import architectures
+from tfpipe.networks.backbones import build, cut, cut_points, find_trainable, hash_network, names, native_size
+from tfpipe.networks.layers import PREPROCESSINGS, Preprocessing
+from tfpipe.networks.submodels import find_layers
 
 pytestmark = pytest.mark.tf
 

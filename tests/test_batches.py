@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from transfer_fixtures import CLASS_NAMES, IMAGE_SIZE, colours
 
+from tfpipe.models.features import extract
+from tfpipe.models.images import Pictures, hold_out
+from tfpipe.networks.layers import Preprocessing
 from tfpipe.pipeline.augmentation import Augmentation
-from tfpipe.transfer.batches import FeatureBatches, PictureBatches
-from tfpipe.transfer.features import extract
-from tfpipe.transfer.layers import Preprocessing
-from tfpipe.transfer.pictures import Pictures, hold_out
+from tfpipe.training.batches import FeatureBatches, PictureBatches
 
 pytestmark = pytest.mark.tf
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import CHECKOUT, picture, write
 
 import tfpipe
-from tfpipe.transfer.journal import Journal
+from tfpipe.training.run_log import Journal
 from tools.benchmarks import contenders, modes, overhead, rounds, worker
 
 WORKER = CHECKOUT / "tools" / "benchmarks" / "worker.py"
@@ -246,7 +246,7 @@ print(json.dumps(found))
 def test_contenders_of_extraction_compute_the_same(tmp_path):
     import keras
 
-    from tfpipe.transfer import backbones
+    from tfpipe.networks import backbones
 
     weights = tmp_path / "lenet.weights.h5"
     keras.utils.set_random_seed(0)

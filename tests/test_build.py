@@ -21,7 +21,7 @@ from conftest import CHECKOUT, cut_in_scan, picture, write
 from PIL import Image
 
 import tfpipe
-from tfpipe.conversion.steps import Build
+from tfpipe.building.steps import Build
 from tfpipe.records import catalog, manifest, schema, tfrecord
 from tfpipe.records.summary import describe_manifest
 
@@ -868,7 +868,7 @@ def test_without_a_stderr(photos, tmp_path):
 
 
 def test_two_builds_into_one_folder_the_second_refuses(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("tfpipe.records.locking._PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("tfpipe.common.locking._PATIENCE_SECONDS", 0.1)
     (tmp_path / "out").mkdir()
     descriptor = os.open(tmp_path / "out", os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -988,7 +988,7 @@ def test_splits_have_one_name_at_every_entrance(photos, tmp_path, caplog, name):
 
 def test_a_data_set_that_was_built_with_other_names_of_splits_is_complete_as_it_is(photos, tmp_path, monkeypatch):
     inputs = {"train": photos / "cat", "valid": photos / "dog"}
-    monkeypatch.setattr("tfpipe.conversion.build._split_names", lambda directory: {"validation": "val"})
+    monkeypatch.setattr("tfpipe.building.build._split_names", lambda directory: {"validation": "val"})
     assert list(build(inputs, tmp_path / "out", layout="flat").splits) == ["train", "valid"]
     monkeypatch.undo()
     assert list(build(inputs, tmp_path / "out", layout="flat").splits) == ["train", "valid"]
@@ -1022,7 +1022,7 @@ def test_what_is_passed_over_is_counted_by_its_kind(photos, tmp_path):
 
 def test_workers_never_import_tensorflow_or_numpy():
     code = (
-        "import sys; from tfpipe.conversion import tasks;"
+        "import sys; from tfpipe.building import tasks;"
         "bad = {'tensorflow', 'numpy', 'PIL', 'h5py', 'absl'} & set(sys.modules); sys.exit(repr(bad) if bad else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
@@ -1031,7 +1031,7 @@ def test_workers_never_import_tensorflow_or_numpy():
 
 def test_a_dead_worker_is_an_error_and_not_a_hang(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "tfpipe.records.workers._BOOTSTRAP", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)  # {path} {descriptor}"
+        "tfpipe.common.workers._BOOTSTRAP", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)  # {path} {descriptor}"
     )
     with pytest.raises(RuntimeError, match="a worker process was killed by signal 9"):
         build(photos, tmp_path / "out")

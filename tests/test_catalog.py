@@ -5,8 +5,8 @@ import pytest
 from conftest import picture, write
 
 import tfpipe
+from tfpipe.common.errors import DataError
 from tfpipe.records import catalog, manifest
-from tfpipe.records.errors import DataError
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfpipe.records.cells import escape, unescape
+from tfpipe.common.cells import escape, unescape
 
 FORMULAS = ["=cmd|calc.jpg", "+1", "-1.jpg", "@x", "\t=x", "\rx", "\x00", " =1", "'=x", "''@", "＝1"]  # noqa: RUF001
 

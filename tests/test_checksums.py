@@ -7,8 +7,8 @@ import subprocess
 import pytest
 from conftest import write
 
+from tfpipe.common.errors import DataError
 from tfpipe.records import checksums
-from tfpipe.records.errors import DataError
 
 
 @pytest.fixture

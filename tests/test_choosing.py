@@ -12,11 +12,12 @@ from transfer_fixtures import *  # noqa: F403 (fixtures)
 
 import tfpipe
 from tfpipe import Recipe
+from tfpipe.models import classifiers
 from tfpipe.records import catalog
-from tfpipe.transfer import classifiers, phases, regression
-from tfpipe.transfer.journal import read_history
-from tfpipe.transfer.schedules import EarlyStopping
-from tfpipe.transfer.training import BEFORE
+from tfpipe.training import phases, regression
+from tfpipe.training.loop import BEFORE
+from tfpipe.training.run_log import read_history
+from tfpipe.training.schedules import EarlyStopping
 
 pytestmark = pytest.mark.tf
 

@@ -7,10 +7,10 @@ import pytest
 from conftest import picture, write
 
 import tfpipe
-from tfpipe.conversion import class_checks
-from tfpipe.conversion.options import Options
-from tfpipe.conversion.sources import DEFAULT_LABEL_PATTERN, list_sources
-from tfpipe.conversion.state import State
+from tfpipe.building import class_checks
+from tfpipe.building.options import Options
+from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, list_sources
+from tfpipe.building.state import State
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 WHOLE_NAMES = class_checks._WHOLE_NAMES.removeprefix("label_pattern='").removesuffix("'")

@@ -13,11 +13,11 @@ from conftest import CHECKOUT
 from evaluation_fixtures import CLASS_NAMES, make_classifier
 from test_layers import edit_config
 
-from tfpipe.pipeline import arithmetic
-from tfpipe.records.errors import DataError
-from tfpipe.transfer import classifiers, heads
-from tfpipe.transfer.backbones import build
-from tfpipe.transfer.layers import Preprocessing, Trunk
+from tfpipe.common.errors import DataError
+from tfpipe.models import classifiers
+from tfpipe.networks import arithmetic, heads
+from tfpipe.networks.backbones import build
+from tfpipe.networks.layers import Preprocessing, Trunk
 
 pytestmark = pytest.mark.tf
 
@@ -119,7 +119,7 @@ def test_equal_classifiers_have_equal_hashes_wherever_keras_counts(backbone):
 def test_the_hash_is_equal_in_another_process_and_when_saved_twice(classifier, saved):
     custom = assembled("custom_backbone:unnamed")
     custom.model.save(saved.parent / "custom.keras")
-    code = "import sys; from tfpipe.transfer import classifiers; print(*(classifiers.load(p).sha256 for p in sys.argv[1:]))"
+    code = "import sys; from tfpipe.models import classifiers; print(*(classifiers.load(p).sha256 for p in sys.argv[1:]))"
     command = [sys.executable, "-c", code, str(saved), str(saved.parent / "custom.keras")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, check=True)
     assert done.stdout.split() == [classifier.sha256, custom.sha256]

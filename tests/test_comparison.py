@@ -8,10 +8,10 @@ from conftest import picture, write
 from inspection_fixtures import build_tiny, forge, records_of, replaced
 
 import tfpipe
-from tfpipe.inspection.comparison import diff, is_data_set
-from tfpipe.inspection.extraction import extract
+from tfpipe.common.errors import DataError
 from tfpipe.records import manifest as manifests
-from tfpipe.records.errors import DataError
+from tfpipe.verification.comparison import diff, is_data_set
+from tfpipe.verification.extraction import extract
 
 
 def build(source, out, **options):
@@ -136,7 +136,7 @@ def test_a_changed_catalogue_is_not_believed(photos, tmp_path):
 
 
 def test_more_files_than_one_batch(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("tfpipe.inspection.comparison._BATCH_FILES", 4)
+    monkeypatch.setattr("tfpipe.verification.comparison._BATCH_FILES", 4)
     out = build(photos, tmp_path / "out")
     assert list(diff(out, photos)) == []
 

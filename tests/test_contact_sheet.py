@@ -9,13 +9,12 @@ from inspection_fixtures import build_tiny, forge, replaced
 from PIL import Image, ImageFont, ImageOps
 
 import tfpipe
-from tfpipe.inspection import contact_sheet
-from tfpipe.inspection.contact_sheet import show
-from tfpipe.inspection.pixels import as_read
-from tfpipe.records import fonts
+from tfpipe.common.errors import DataError
+from tfpipe.images.pillow_decoding import as_read
 from tfpipe.records import manifest as manifests
-from tfpipe.records.errors import DataError
 from tfpipe.records.samples import Samples
+from tfpipe.report import contact_sheet, fonts
+from tfpipe.report.contact_sheet import show
 
 RED, BLUE = (230, 20, 20), (20, 20, 230)
 

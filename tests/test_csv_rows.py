@@ -9,10 +9,10 @@ import pytest
 from conftest import picture, write
 
 import tfpipe
-from tfpipe.conversion.csv_rows import Choice
-from tfpipe.conversion.items import Source
-from tfpipe.conversion.sources import list_sources
-from tfpipe.records.errors import DataError
+from tfpipe.building.csv_rows import Choice
+from tfpipe.building.items import Source
+from tfpipe.building.sources import list_sources
+from tfpipe.common.errors import DataError
 
 CHOICE = Choice()
 

@@ -11,7 +11,7 @@ from custom_backbone import small_inception, unnamed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfpipe.transfer.cutting import cut, cut_points, find_dependents, find_layers, hash_network
+from tfpipe.networks.submodels import cut, cut_points, find_dependents, find_layers, hash_network
 
 pytestmark = pytest.mark.tf
 
@@ -158,7 +158,7 @@ import sys; sys.path.insert(0, "tests")
 import keras
 from test_cutting import randomised, nested
 from custom_backbone import small_inception, unnamed
-from tfpipe.transfer.cutting import hash_network
+from tfpipe.networks.submodels import hash_network
 for _ in range(3): unnamed((8, 8, 3))
 print(*[hash_network(randomised(make((16, 16, 3)))) for make in (small_inception, unnamed, nested)])
 """

@@ -18,15 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from pipeline_fixtures import picture
 
-from tfpipe.pipeline.decoding import (
-    RESIZES,
-    decode_image,
-    parse_batch,
-    parse_example,
-    resize_image,
-    scaled_size,
-    turn_image,
-)
+from tfpipe.images.decoding import RESIZES, decode_image, parse_batch, parse_example, resize_image, scaled_size, turn_image
 from tfpipe.records import example, schema
 
 pytestmark = pytest.mark.tf

@@ -8,7 +8,7 @@ import pytest
 from conftest import CHECKOUT
 
 import tfpipe
-from tfpipe.records.files import read_json
+from tfpipe.common.files import read_json
 from tools import demo
 
 

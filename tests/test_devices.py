@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfpipe.transfer import devices
+from tfpipe.training import devices
 
 GPUS = ["GPU:0", "GPU:1", "GPU:2"]
 

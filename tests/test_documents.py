@@ -5,8 +5,8 @@ from typing import Literal, TypedDict
 import pytest
 from conftest import write
 
-from tfpipe.records import documents
-from tfpipe.records.errors import DataError
+from tfpipe.common import documents
+from tfpipe.common.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)

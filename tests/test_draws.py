@@ -10,7 +10,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfpipe.pipeline.draws import draw, draw_words, hash_keys
+from tfpipe.pipeline.counter_rng import draw, draw_words, hash_keys
 
 pytestmark = pytest.mark.tf
 

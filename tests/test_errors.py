@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfpipe.records.errors import DataError, lines_of
+from tfpipe.common.errors import DataError, lines_of
 
 
 @pytest.mark.parametrize(

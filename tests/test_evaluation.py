@@ -19,12 +19,14 @@ from conftest import CHECKOUT, has_gpu, picture, write
 from evaluation_fixtures import CLASS_NAMES, build_pictures, make_classifier
 
 import tfpipe
-from tfpipe.records import catalog, files, locking
-from tfpipe.records.errors import DataError
-from tfpipe.records.files import sha256_of
-from tfpipe.serving.models import Model
-from tfpipe.transfer import accounting, evaluation, metrics, parts, predictions
-from tfpipe.transfer.evaluation import evaluate
+from tfpipe.common import files, locking
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import sha256_of
+from tfpipe.evaluation import evaluation, metrics, partial_tables, receipts
+from tfpipe.evaluation.evaluation import evaluate
+from tfpipe.models import predictions
+from tfpipe.prediction.models import Model
+from tfpipe.records import catalog
 
 pytestmark = pytest.mark.tf
 
@@ -162,20 +164,20 @@ def test_a_data_set_that_is_replaced_during_the_pass_is_an_error(classifier, sha
 
 def test_a_catalogue_that_changes_during_the_pass_is_an_error(classifier, shards):
     manifest = tfpipe.load_manifest(shards)
-    claim = accounting.claim(classifier, shards, manifest, "test", {})
-    accounting.check_unchanged(claim, shards)
+    claim = receipts.claim(classifier, shards, manifest, "test", {})
+    receipts.check_unchanged(claim, shards)
     with pytest.raises(DataError, match="expected_ids_sha256"):
-        accounting.check_unchanged({**claim, "expected_ids_sha256": "0"}, shards)
+        receipts.check_unchanged({**claim, "expected_ids_sha256": "0"}, shards)
 
 
 def test_ids_are_compared_as_often_as_they_come(shards):
     keys = [row.key for row in catalog.read_catalog(shards, split="test")]
-    accounting.check_ids(keys, shards, "test", Path("t.csv"))
+    receipts.check_ids(keys, shards, "test", Path("t.csv"))
     with pytest.raises(DataError, match=r"t\.csv: not the pictures of 'test': 1 twice or more: ") as caught:
-        accounting.check_ids([*keys, keys[2]], shards, "test", Path("t.csv"))
+        receipts.check_ids([*keys, keys[2]], shards, "test", Path("t.csv"))
     assert repr(keys[2]) in str(caught.value)
     with pytest.raises(DataError, match=r"33 missing: .*, \.\.\.$"):
-        accounting.check_ids([], shards, "test", Path("t.csv"))
+        receipts.check_ids([], shards, "test", Path("t.csv"))
 
 
 def test_all_metrics_come_from_the_table(plain):
@@ -327,7 +329,7 @@ def test_parts_of_another_evaluation_are_as_good_as_missing(classifier, shards, 
     for options, name in [({}, "model_sha256"), ({"positive_class": CAT}, "options"), ({"split": "val"}, "split 'val'")]:
         output = tmp_path / name
         run(classifier if options else other, shards, output, shard=(0, 2), **options)
-        assert run(classifier, shards, output, shard=(1, 2)).missing_parts == [parts.part_path(output, 0, 2)]
+        assert run(classifier, shards, output, shard=(1, 2)).missing_parts == [partial_tables.part_path(output, 0, 2)]
         said = rf"predictions-00000-of-00002.csv: missing; what is there is a part of another evaluation: .*{name}"
         assert re.search(said, caplog.text)
         assert not (output / "predictions.csv").exists()
@@ -355,7 +357,7 @@ def test_a_part_that_is_replaced_during_the_merge_is_an_error(classifier, shards
 @pytest.mark.usefixtures("quick")
 def test_a_damaged_part_is_refused(classifier, shards, tmp_path):
     run(classifier, shards, tmp_path, shard=(0, 2))
-    path = parts.part_path(tmp_path, 0, 2)
+    path = partial_tables.part_path(tmp_path, 0, 2)
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
     with pytest.raises(DataError, match=r"00000-of-00002.csv: not as it was written"):
         run(classifier, shards, tmp_path, shard=(1, 2))
@@ -367,14 +369,14 @@ def test_a_damaged_part_is_refused(classifier, shards, tmp_path):
 @pytest.mark.usefixtures("quick")
 def test_a_claim_does_not_vouch_for_the_rows_of_another_evaluation(classifier, shards, tmp_path, monkeypatch):
     run(classifier, shards, tmp_path, shard=(1, 2))
-    check = accounting.check_unchanged
+    check = receipts.check_unchanged
 
     def check_late(claim, directory):  # the part has its name; another evaluation writes the same one before it is declared
-        monkeypatch.setattr(accounting, "check_unchanged", check)
+        monkeypatch.setattr(receipts, "check_unchanged", check)
         run(make_classifier(seed=1), shards, tmp_path, shard=(0, 2))
         check(claim, directory)
 
-    monkeypatch.setattr(accounting, "check_unchanged", check_late)
+    monkeypatch.setattr(receipts, "check_unchanged", check_late)
     with pytest.raises(DataError, match=r"00000-of-00002\.csv: not as it was written: evaluate this part anew"):
         run(classifier, shards, tmp_path, shard=(0, 2))
     assert not (tmp_path / "predictions.csv").exists()
@@ -384,11 +386,11 @@ def test_a_claim_does_not_vouch_for_the_rows_of_another_evaluation(classifier, s
 @pytest.mark.usefixtures("quick")
 def test_a_part_that_is_written_anew_is_missing_until_it_is_complete(classifier, shards, tmp_path, monkeypatch):
     in_parts(classifier, shards, tmp_path, 2)
-    bind = parts.bind
-    monkeypatch.setattr(parts, "bind", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    bind = partial_tables.bind
+    monkeypatch.setattr(partial_tables, "bind", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(classifier, shards, tmp_path, shard=(0, 2))
-    monkeypatch.setattr(parts, "bind", bind)
+    monkeypatch.setattr(partial_tables, "bind", bind)
     found = run(classifier, shards, tmp_path, shard=(1, 2))
     assert [path.name for path in found.missing_parts] == ["predictions-00000-of-00002.csv"]
 
@@ -399,7 +401,7 @@ def test_a_merge_that_was_killed_is_done_again(plain, classifier, shards, tmp_pa
     other = run(make_classifier(seed=1), shards, tmp_path)  # of another model, and still there
     run(classifier, shards, tmp_path, shard=(0, 2))
     killed = "the process is gone"
-    merge, write_json = parts.merge, files.write_json
+    merge, write_json = partial_tables.merge, files.write_json
 
     def cut_merge(*arguments):
         yield next(merge(*arguments))
@@ -411,7 +413,7 @@ def test_a_merge_that_was_killed_is_done_again(plain, classifier, shards, tmp_pa
         write_json(path, content)
 
     if stage == "merge":
-        monkeypatch.setattr(parts, "merge", cut_merge)
+        monkeypatch.setattr(partial_tables, "merge", cut_merge)
     monkeypatch.setattr(files, "write_json", stop_at)
     with pytest.raises(RuntimeError, match=killed):
         run(classifier, shards, tmp_path, shard=(1, 2))
@@ -421,7 +423,7 @@ def test_a_merge_that_was_killed_is_done_again(plain, classifier, shards, tmp_pa
     else:
         with pytest.raises(FileNotFoundError, match="did not finish"):
             predictions.read(tmp_path)
-    monkeypatch.setattr(parts, "merge", merge)
+    monkeypatch.setattr(partial_tables, "merge", merge)
     monkeypatch.setattr(files, "write_json", write_json)
     run(classifier, shards, tmp_path, shard=(1, 2))
     assert predictions.read(tmp_path).keys == predictions.read(plain.folder).keys
@@ -467,7 +469,7 @@ def test_two_evaluations_in_one_folder_do_not_mix(classifier, shards, tmp_path, 
 
     if stage == "pass":
         monkeypatch.setattr(evaluation._Run, "chunks", slow_chunks)
-    monkeypatch.setattr("tfpipe.transfer.report.write_report", intrude)
+    monkeypatch.setattr("tfpipe.evaluation.report.write_report", intrude)
     found = run(classifier, shards, tmp_path, report=stage == "report")
     assert calls == [stage]
     assert json.loads((tmp_path / "receipt.json").read_bytes()) == found.receipt
@@ -550,7 +552,7 @@ def test_the_report_is_asked_for_when_all_else_is_there(classifier, shards, tmp_
         def write_report(folder, model, directory, split, *, near_duplicates, progress):
             calls.append((folder, model, directory, split, (folder / "receipt.json").exists()))
 
-    monkeypatch.setitem(sys.modules, "tfpipe.transfer.report", Report)
+    monkeypatch.setitem(sys.modules, "tfpipe.evaluation.report", Report)
     run(classifier, shards, tmp_path, report=True)
     assert calls == [(tmp_path, classifier, shards, "test", True)]
 
@@ -589,7 +591,7 @@ def test_the_command_shows_what_it_found_whatever_becomes_of_the_report(
         shown.append(capsys.readouterr().out)
         raise error
 
-    monkeypatch.setattr("tfpipe.transfer.report.write_report", fail)
+    monkeypatch.setattr("tfpipe.evaluation.report.write_report", fail)
     given = {"_MODEL": saved, "_DATA": shards, "_OUTPUT": tmp_path / "eval", "_SPLIT": "test", "_BATCH_SIZE": 64}
     given |= {"_NUM_READERS": 1, "_SPECIFICITY": 0.95, "_REPORT": True, "_NEAR_DUPLICATES": False}
     for name in ("_SHARD", "_POSITIVE_CLASS", "_CALIBRATE"):
@@ -610,7 +612,7 @@ def test_the_command_shows_what_it_found_whatever_becomes_of_the_report(
 @pytest.mark.usefixtures("quick")
 def test_the_command_loads_a_model_of_any_form(plain, classifier, saved, shards, tmp_path, monkeypatch, tool):
     known = {(saved, True): Exported(classifier)}
-    monkeypatch.setattr("tfpipe.exporting.artefacts.load", lambda path, *, trust: known[path, trust])
+    monkeypatch.setattr("tfpipe.formats.opening.load", lambda path, *, trust: known[path, trust])
     given = {"_TRUST": True, "_MODEL": saved, "_DATA": shards, "_OUTPUT": tmp_path, "_REPORT": False}
     for name, value in given.items():
         monkeypatch.setattr(tool, name, types.SimpleNamespace(value=value))
@@ -645,7 +647,7 @@ def test_ctrl_c_leaves_earlier_results_as_they_were(saved, shards, tmp_path):
     write(tmp_path / "eval" / "predictions.csv", b"earlier")
     flags = [f"--model={saved}", f"--data={shards}", f"--output={tmp_path}/eval", "--noreport", "--batch_size=1"]
     code = (
-        "import os, signal, sys; sys.argv[0] = 'evaluate'; from tfpipe.transfer import predictions; rows = predictions.rows\n"
+        "import os, signal, sys; sys.argv[0] = 'evaluate'; from tfpipe.models import predictions; rows = predictions.rows\n"
         "def stop(table):\n    os.kill(os.getpid(), signal.SIGINT); return rows(table)\n"
         "predictions.rows = stop\nfrom tools.evaluate import command; command()"
     )

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfpipe.common.errors import DataError
 from tfpipe.records import example, schema
-from tfpipe.records.errors import DataError
 
 int64 = st.integers(-(1 << 63), (1 << 63) - 1)
 float32 = st.floats(width=32, allow_nan=False)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from report_fixtures import POOLINGS, make_classifier
 
-from tfpipe.pipeline import arithmetic
-from tfpipe.transfer.explanation import explain, overlay
+from tfpipe.models.explanation import explain, overlay
+from tfpipe.networks import arithmetic
 
 pytestmark = pytest.mark.tf
 

@@ -15,12 +15,13 @@ from export_fixtures import FORMATS, exported
 from PIL import Image
 
 import tfpipe
-from tfpipe.exporting import artefacts, parity, parity_process, specifications
+from tfpipe.common.errors import DataError
+from tfpipe.exporting import parity, parity_process
 from tfpipe.exporting.wrapping import wrap
-from tfpipe.pipeline import arithmetic
-from tfpipe.records import images
-from tfpipe.records.errors import DataError
-from tfpipe.transfer.layers import Preprocessing
+from tfpipe.formats import opening, specifications
+from tfpipe.images import headers
+from tfpipe.networks import arithmetic
+from tfpipe.networks.layers import Preprocessing
 
 pytestmark = pytest.mark.tf
 
@@ -46,7 +47,7 @@ FILES = [picture(1), turned(6), picture(2, (40, 9), "PNG"), turned(3), picture(5
 
 def evaluated(data):
     """What evaluation makes of a file."""
-    image = tfpipe.decode_image(tf.constant(data), images.read_header(data).orientation)
+    image = tfpipe.decode_image(tf.constant(data), headers.read_header(data).orientation)
     return tfpipe.resize_image(image, (8, 8)).numpy()
 
 
@@ -84,15 +85,15 @@ def test_g10_an_evaluation_of_the_export_is_byte_for_byte_that_of_the_model(expo
 
 def test_g10_an_export_that_says_anything_else_fails_and_names_the_first_stage(tmp_path, monkeypatch, asked_here):
     classifier = make_classifier()
-    from tfpipe.exporting import pixels
+    from tfpipe.images import graph_pixels
 
-    right = pixels.decoding.resize_image
+    right = graph_pixels.decoding.resize_image
 
     def wrong(image, size, mode):
         # What production code does who has not heard of antialiasing; evaluation's own resize stays.
         return tf.cast(tf.image.resize(image, size), tf.uint8) if tf.inside_function() else right(image, size, mode)
 
-    monkeypatch.setattr(pixels.decoding, "resize_image", wrong)
+    monkeypatch.setattr(graph_pixels.decoding, "resize_image", wrong)
     with pytest.raises(
         DataError, match=r"saved_model differs at its pixels \(pixels.pixels\), by \d+ where 0 is allowed, in .*"
     ):
@@ -157,7 +158,7 @@ def test_classes_and_scores_are_the_likeliest(exported):
 def test_every_file_answers_when_it_is_opened(exported, name):
     if name == "model.onnx" and "onnx" not in FORMATS:
         pytest.skip("the extra onnx is not installed")
-    predictor = artefacts.load(exported.folder / name)
+    predictor = opening.load(exported.folder / name)
     pictures = np.stack([evaluated(data) for data in FILES])
     assert tuple(predictor.class_names) == CLASS_NAMES
     assert getattr(predictor, "form", "") == {"": "saved_model", "saved_model": "saved_model", "model.keras": ""}.get(
@@ -197,15 +198,15 @@ def test_frozen_graphs_are_the_same_bytes_in_another_process_and_after_other_wor
     make_classifier(seed=5)  # Keras numbers what it makes through a session
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"
-        "from tfpipe.exporting import freezing, artefacts, specifications\n"
+        "from tfpipe.formats import frozen_graph, opening, specifications\n"
         "from pathlib import Path\n"
         "folder = Path(sys.argv[1])\n"
-        "model = artefacts.load(folder / 'model.keras')\n"
+        "model = opening.load(folder / 'model.keras')\n"
         "given = specifications.from_json((folder / 'preprocessing.json').read_text('utf-8'), folder)\n"
-        "images = freezing.freeze_images(model, given)\n"
-        "files = freezing.freeze_files(images, given)\n"
+        "images = frozen_graph.freeze_images(model, given)\n"
+        "files = frozen_graph.freeze_files(images, given)\n"
         "for name, graph in (('frozen_image.pb', images), ('frozen_bytes.pb', files)):\n"
-        "    assert freezing.to_bytes(graph) == (folder / name).read_bytes(), name\n"
+        "    assert frozen_graph.to_bytes(graph) == (folder / name).read_bytes(), name\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(exported.folder), str(CHECKOUT)], capture_output=True, text=True, check=False

@@ -16,9 +16,10 @@ from transfer_fixtures import *  # noqa: F403 (fixtures)
 from transfer_fixtures import build_colours, summary_of
 
 import tfpipe
-from tfpipe.transfer import backbones, classifiers
-from tfpipe.transfer.journal import read_history
-from tfpipe.transfer.recipes import Recipe
+from tfpipe.models import classifiers
+from tfpipe.networks import backbones
+from tfpipe.training.recipes import Recipe
+from tfpipe.training.run_log import read_history
 
 pytestmark = pytest.mark.tf
 
@@ -114,7 +115,7 @@ def test_a_kill_before_the_extension_is_written_down_costs_nothing(colours, tmp_
     for name, recipe in (("again", long), ("as it was", TWO_PHASES)):
         finished(TWO_PHASES, tmp_path / name)
         with monkeypatch.context() as patch:
-            patch.setattr("tfpipe.transfer.extending.write_json", lambda *_: kill())
+            patch.setattr("tfpipe.training.extending.write_json", lambda *_: kill())
             with pytest.raises(Killed):
                 run(colours, tmp_path / name, long)
         run(colours, tmp_path / name, recipe)

@@ -9,10 +9,10 @@ from conftest import picture, write
 from inspection_fixtures import build_tiny, forge, records_of, replaced
 
 import tfpipe
-from tfpipe.inspection.extraction import extract
+from tfpipe.common.errors import DataError
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_split
-from tfpipe.records.errors import DataError
+from tfpipe.verification.extraction import extract
 
 
 def tree(folder):

@@ -20,15 +20,15 @@ from hypothesis import strategies as st
 from test_networks import random_weight
 from transfer_fixtures import IMAGE_SIZE, colours, colours_without_val
 
-from tfpipe.pipeline import arithmetic
+from tfpipe.common import locking
+from tfpipe.common.errors import DataError
+from tfpipe.models import features
+from tfpipe.models.features import check_frozen, computation, describe, extract, sample
+from tfpipe.models.images import Pictures, hold_out
+from tfpipe.networks import arithmetic, backbones
+from tfpipe.networks.heads import dtype_policy
+from tfpipe.networks.layers import Preprocessing, Trunk
 from tfpipe.pipeline.augmentation import Augmentation
-from tfpipe.records import locking
-from tfpipe.records.errors import DataError
-from tfpipe.transfer import backbones, features
-from tfpipe.transfer.features import check_frozen, computation, describe, extract, sample
-from tfpipe.transfer.heads import dtype_policy
-from tfpipe.transfer.layers import Preprocessing, Trunk
-from tfpipe.transfer.pictures import Pictures, hold_out
 
 pytestmark = pytest.mark.tf
 

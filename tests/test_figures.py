@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy.sparse import coo_array
 
-from tfpipe.transfer import figures
+from tfpipe.report import figures
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 3, 60)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import CHECKOUT, write
 
-from tfpipe.records import files
-from tfpipe.records.errors import DataError
+from tfpipe.common import files
+from tfpipe.common.errors import DataError
 
 
 def test_a_file_is_whole_or_absent(tmp_path):
@@ -196,7 +196,7 @@ def test_what_killed_processes_left_in_a_folder_is_cleared_and_nothing_else(tmp_
 @pytest.mark.parametrize("writer", ["written_atomically", "path_written_atomically"])
 def test_what_a_killed_writer_left_the_next_one_removes(tmp_path, writer):
     code = (
-        "import os, pathlib, signal, sys; from tfpipe.records import files\n"
+        "import os, pathlib, signal, sys; from tfpipe.common import files\n"
         f"with files.{writer}(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", code, tmp_path / "x"], cwd=CHECKOUT, timeout=60)

@@ -8,12 +8,13 @@ from conftest import write
 from evaluation_fixtures import make_classifier
 from format_fixtures import draw_pictures, written
 
-from tfpipe.exporting import artefacts, freezing, rounding, signatures, specifications
+from tfpipe.common.errors import DataError
+from tfpipe.exporting import half_precision
 from tfpipe.exporting.formats import WRITERS, Work
-from tfpipe.exporting.specifications import Specification
 from tfpipe.exporting.wrapping import wrap
-from tfpipe.pipeline import arithmetic
-from tfpipe.records.errors import DataError
+from tfpipe.formats import frozen_graph, opening, signatures, specifications
+from tfpipe.formats.specifications import Specification
+from tfpipe.networks import arithmetic
 
 pytestmark = pytest.mark.tf
 
@@ -69,13 +70,13 @@ def describe(model):
 
 
 def opened(graph, path):
-    return freezing.load_frozen(written(path, freezing.to_bytes(graph)))
+    return frozen_graph.load_frozen(written(path, frozen_graph.to_bytes(graph)))
 
 
 @pytest.mark.parametrize("middle", [Branch, WeightyBranch, Loop, recurrent])
 def test_branches_and_loops_say_what_the_model_says(middle, tmp_path):
     model = make_model(middle)
-    graph = freezing.freeze_images(model, describe(model))
+    graph = frozen_graph.freeze_images(model, describe(model))
     assert not graph.library.function
     frozen = opened(graph, tmp_path / "image.pb")
     for pictures in BOTH_SIDES:
@@ -83,11 +84,11 @@ def test_branches_and_loops_say_what_the_model_says(middle, tmp_path):
 
 
 def test_they_do_so_behind_the_decoder_and_with_halves(tmp_path):
-    model = rounding.round_weights(make_model(lambda: keras.Sequential([Branch(), Loop(), keras.layers.GRU(24)])))
+    model = half_precision.round_weights(make_model(lambda: keras.Sequential([Branch(), Loop(), keras.layers.GRU(24)])))
     specification = describe(model)
-    graph = rounding.store_half(freezing.freeze_images(model, specification))
-    frozen = opened(freezing.freeze_files(graph, specification), tmp_path / "bytes.pb")
-    answer = freezing.trace(freezing.as_answer(graph), signatures.image_spec(specification))
+    graph = half_precision.store_half(frozen_graph.freeze_images(model, specification))
+    frozen = opened(frozen_graph.freeze_files(graph, specification), tmp_path / "bytes.pb")
+    answer = frozen_graph.trace(frozen_graph.as_answer(graph), signatures.image_spec(specification))
     in_saved_model = tf.function(lambda files: signatures.answer_files(answer, specification, files))
     for pictures in BOTH_SIDES:
         files, wanted = tf.constant([tf.io.encode_png(picture).numpy() for picture in pictures]), model.predict(pictures)
@@ -104,13 +105,13 @@ def test_they_do_so_behind_the_decoder_and_with_halves(tmp_path):
 def plain(tmp_path_factory):
     """A model and its frozen file."""
     model = make_model(lambda: keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(8, activation="relu")]))
-    graph = freezing.freeze_images(model, describe(model))
-    return model, written(tmp_path_factory.mktemp("plain") / "image.pb", freezing.to_bytes(graph))
+    graph = frozen_graph.freeze_images(model, describe(model))
+    return model, written(tmp_path_factory.mktemp("plain") / "image.pb", frozen_graph.to_bytes(graph))
 
 
 def test_an_empty_batch_has_no_answers(tmp_path):
     model, nothing = make_classifier(), np.zeros((0, 8, 8, 3), np.uint8)
-    graph = freezing.freeze_images(model, describe(model))
+    graph = frozen_graph.freeze_images(model, describe(model))
     found = opened(graph, tmp_path / "image.pb")(image=nothing)
     assert {name: values.shape for name, values in found.items()} == {"probabilities": (0, 3), "features": (0, 8)}
     functions = signatures.make(signatures.ask(model), describe(model), has_features=True)
@@ -126,7 +127,7 @@ def test_a_flipped_bit_anywhere_is_damage(plain, tmp_path):
         damaged = bytearray(data)
         damaged[place] ^= 1 << place % 8
         with pytest.raises(DataError) as caught:
-            freezing.load_frozen(written(tmp_path / "damaged.pb", bytes(damaged)))
+            frozen_graph.load_frozen(written(tmp_path / "damaged.pb", bytes(damaged)))
         assert caught.value.path == str(tmp_path / "damaged.pb")
 
 
@@ -134,7 +135,7 @@ def test_a_flipped_bit_anywhere_is_damage(plain, tmp_path):
 def test_a_cut_file_is_damage(plain, tmp_path, part):
     data = plain[1].read_bytes()
     with pytest.raises(DataError):
-        freezing.load_frozen(written(tmp_path / "cut.pb", data[: int(part * len(data))]))
+        frozen_graph.load_frozen(written(tmp_path / "cut.pb", data[: int(part * len(data))]))
 
 
 def test_graphs_that_cannot_be_loaded_are_said(tmp_path):
@@ -143,19 +144,19 @@ def test_graphs_that_cannot_be_loaded_are_said(tmp_path):
     graph = made.as_graph_def()
     graph.node.add(op="NoSuchOperation", name="probabilities")
     with pytest.raises(DataError, match=r"more than compute: NoSuchOperation; .*--trust"):
-        freezing.load_frozen(written(tmp_path / "other.pb", freezing.to_bytes(graph)))
+        frozen_graph.load_frozen(written(tmp_path / "other.pb", frozen_graph.to_bytes(graph)))
     with pytest.raises(DataError, match="cannot be loaded as a frozen graph"):
-        freezing.load_frozen(tmp_path / "other.pb", trust=True)
+        frozen_graph.load_frozen(tmp_path / "other.pb", trust=True)
     graph.node[0].attr["value"].tensor.string_val.append(b"\xff")
     with pytest.raises(DataError, match="holds no specification"):
-        freezing.load_frozen(written(tmp_path / "other.pb", freezing.to_bytes(graph)), trust=True)
+        frozen_graph.load_frozen(written(tmp_path / "other.pb", frozen_graph.to_bytes(graph)), trust=True)
 
 
 def test_words_that_are_no_utf8_are_damage_in_a_saved_model(tmp_path):
     write(tmp_path / "saved_model.pb", b"")
     write(tmp_path / "assets.extra" / "preprocessing.json", b'{"class_names": ["\xff"]}')
     with pytest.raises(DataError, match="holds no specification"):
-        artefacts.load(tmp_path)
+        opening.load(tmp_path)
 
 
 def test_names_that_are_no_utf8_come_back():
@@ -201,12 +202,12 @@ class Subclassed(keras.Model):
 def test_half_of_a_subclassed_model_is_refused():
     model = wrap(Subclassed(), class_names=("a", "b", "c"), image_size=SIZE)
     with pytest.raises(ValueError, match="half needs a model that Keras can build anew"):
-        rounding.round_weights(model)
+        half_precision.round_weights(model)
 
 
 def test_a_loaded_graph_says_what_it_takes(tmp_path):
     model = make_model(Branch)
-    image = opened(freezing.freeze_images(model, describe(model)), tmp_path / "image.pb")
+    image = opened(frozen_graph.freeze_images(model, describe(model)), tmp_path / "image.pb")
     pictures = np.zeros((2, *SIZE, 3), np.uint8)
     np.testing.assert_array_equal(image(pictures)["probabilities"], image(image=pictures)["probabilities"])
     for wrong in (pictures[0], pictures.astype(np.float32), pictures[:, :-1], [b"file"]):
@@ -218,7 +219,7 @@ def test_a_loaded_graph_says_what_it_takes(tmp_path):
     with pytest.raises(ValueError, match=r"inputs are image \(got number 1, image\)"):
         image(pictures, image=pictures)
     files = opened(
-        freezing.freeze_files(freezing.freeze_images(model, describe(model)), describe(model)), tmp_path / "bytes.pb"
+        frozen_graph.freeze_files(frozen_graph.freeze_images(model, describe(model)), describe(model)), tmp_path / "bytes.pb"
     )
     assert files([b"no picture"])["valid"].tolist() == [False]
     assert files([])["probabilities"].shape == (0, 3)

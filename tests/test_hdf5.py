@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import tfpipe
-from tfpipe.conversion import hdf5
+from tfpipe.building import hdf5
 from tfpipe.records import catalog, schema, tfrecord
 
 

@@ -38,9 +38,8 @@ from test_images import (
     xmp_segment,
 )
 
-from tfpipe.exporting import headers
-from tfpipe.records import images
-from tfpipe.records.errors import RejectedImage
+from tfpipe.common.errors import RejectedImage
+from tfpipe.images import graph_headers, headers
 
 pytestmark = pytest.mark.tf
 
@@ -53,7 +52,7 @@ EXAMPLES = settings(max_examples=60)
 
 @cache
 def reader() -> Any:
-    return tf.function(headers.read_header, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+    return tf.function(graph_headers.read_header, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 
 
 def read(data: bytes) -> tuple[bool, int, int, int]:
@@ -63,7 +62,7 @@ def read(data: bytes) -> tuple[bool, int, int, int]:
 
 def audited(data: bytes) -> tuple[bool, int, int, int] | None:
     try:
-        header = images.read_header(data)
+        header = headers.read_header(data)
     except RejectedImage:
         return None
     return True, header.height, header.width, header.orientation
@@ -296,7 +295,7 @@ def test_scans_are_counted_as_the_audit_does(data):
 
 def too_costly(data: bytes) -> bool:
     try:
-        images.read_header(data)
+        headers.read_header(data)
     except RejectedImage as rejected:
         return rejected.reason == "too_costly"
     return False

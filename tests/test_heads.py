@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfpipe.transfer import heads
-from tfpipe.transfer.backbones import build, cut_points
-from tfpipe.transfer.heads import Head, assemble, dtype_policy, truncate
-from tfpipe.transfer.layers import Preprocessing, Trunk
+from tfpipe.networks import heads
+from tfpipe.networks.backbones import build, cut_points
+from tfpipe.networks.heads import Head, assemble, dtype_policy, truncate
+from tfpipe.networks.layers import Preprocessing, Trunk
 
 pytestmark = pytest.mark.tf
 

@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tfpipe.records import images, jpeg
-from tfpipe.records.errors import RejectedImage
-from tfpipe.records.images import DEFAULT_MAX_PIXELS, REASONS, ImageHeader, read_header
+from tfpipe.common.errors import RejectedImage
+from tfpipe.images import headers, jpeg
+from tfpipe.images.headers import DEFAULT_MAX_PIXELS, REASONS, ImageHeader, read_header
 
 ORIENTATION_TAG = 0x0112
 BOUNDED = settings(deadline=timedelta(seconds=1), max_examples=200, suppress_health_check=[HealthCheck.too_slow])
@@ -517,7 +517,7 @@ def test_every_reason_is_tested_and_explained():
 
 
 def test_every_reason_in_the_source_is_listed():
-    folder = Path(images.__file__).parent
+    folder = Path(headers.__file__).parent
     source = "".join((folder / name).read_text() for name in ("images.py", "jpeg.py", "png.py"))
     used = set(re.findall(r'(?:_reject|RejectedImage)\(\s*"(\w+)"', source)) | {"damaged_scan"}
     assert used == set(REASONS)

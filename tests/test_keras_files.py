@@ -13,10 +13,10 @@ import pytest
 import tensorflow as tf
 from evaluation_fixtures import make_classifier
 
+from tfpipe.common.errors import DataError
 from tfpipe.exporting.wrapping import wrap
-from tfpipe.records.errors import DataError
-from tfpipe.transfer import cutting, keras_files, layers
-from tfpipe.transfer.classifiers import NamedModel, check
+from tfpipe.models.classifiers import NamedModel, check
+from tfpipe.networks import keras_files, layers, submodels
 
 pytestmark = pytest.mark.tf
 
@@ -70,7 +70,7 @@ def test_tfpipe_reads_the_model_that_was_saved(models, tmp_path):
     for model in models.values():
         keras_files.save(model, tmp_path / "model.keras")
         again = keras_files.load(tmp_path / "model.keras")
-        assert cutting.hash_network(again) == cutting.hash_network(model)
+        assert submodels.hash_network(again) == submodels.hash_network(model)
         assert again.get_layer("probabilities").class_names == model.get_layer("probabilities").class_names
     assert check(again).head.output_shape == (None, 3)  # a classifier that training made is one again
     assert check(models["trained"]).trunk.output_shape == check(again).trunk.output_shape  # and is still one itself

@@ -11,8 +11,8 @@ import tensorflow as tf
 from PIL import Image
 from test_cutting import randomised
 
-from tfpipe.transfer.heads import dtype_policy
-from tfpipe.transfer.layers import PREPROCESSINGS, Preprocessing, Probabilities, Trunk, hash_names
+from tfpipe.networks.heads import dtype_policy
+from tfpipe.networks.layers import PREPROCESSINGS, Preprocessing, Probabilities, Trunk, hash_names
 
 pytestmark = pytest.mark.tf
 

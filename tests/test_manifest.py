@@ -6,9 +6,9 @@ import re
 import pytest
 from conftest import write
 
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import sha256_of
 from tfpipe.records import manifest
-from tfpipe.records.errors import DataError
-from tfpipe.records.files import sha256_of
 from tfpipe.records.manifest import Manifest, Shard, Split
 
 

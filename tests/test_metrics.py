@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from tfpipe.records.files import write_json
-from tfpipe.transfer.calibration import fit_temperature, scale
-from tfpipe.transfer.figures import matrix_image
-from tfpipe.transfer.metrics import confusion_matrix, load, measure, wilson
-from tfpipe.transfer.predictions import Predictions
+from tfpipe.common.files import write_json
+from tfpipe.evaluation.calibration import fit_temperature, scale
+from tfpipe.evaluation.metrics import confusion_matrix, load, measure, wilson
+from tfpipe.models.predictions import Predictions
+from tfpipe.report.figures import matrix_image
 
 pytestmark = pytest.mark.tf
 

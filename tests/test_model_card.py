@@ -10,12 +10,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from tfpipe.exporting import markdown, model_card
-from tfpipe.exporting.specifications import Specification
-from tfpipe.records.errors import DataError
-from tfpipe.transfer import metrics, predictions
-from tfpipe.transfer.markup import is_harmful
-from tfpipe.transfer.recipes import Recipe
+from tfpipe.common.errors import DataError
+from tfpipe.evaluation import metrics
+from tfpipe.exporting import model_card
+from tfpipe.formats.specifications import Specification
+from tfpipe.models import predictions
+from tfpipe.report import markdown
+from tfpipe.report.markup import is_harmful
+from tfpipe.training.recipes import Recipe
 
 pytestmark = pytest.mark.tf
 

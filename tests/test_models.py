@@ -10,8 +10,8 @@ from evaluation_fixtures import CLASS_NAMES, make_classifier
 from PIL import Image
 from prediction_fixtures import AWKWARD, Averages, bad_files, kinds, read, undecodable
 
-from tfpipe.serving.models import Model, load
-from tfpipe.serving.prediction import predict
+from tfpipe.prediction.models import Model, load
+from tfpipe.prediction.prediction import predict
 
 pytestmark = pytest.mark.tf
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from report_fixtures import jpeg, make_classifier, write_splits
 
+from tfpipe.common.errors import DataError
+from tfpipe.evaluation import near_duplicates
 from tfpipe.records.catalog import read_catalog
-from tfpipe.records.errors import DataError
-from tfpipe.transfer import neighbours
 
 pytestmark = pytest.mark.tf
 
@@ -27,7 +27,7 @@ def textured(seed, side=96):
 
 
 def similarity(one, other):
-    return neighbours.correlate(*neighbours.shrink(np.stack([one, other])))
+    return near_duplicates.correlate(*near_duplicates.shrink(np.stack([one, other])))
 
 
 def reencoded(image, quality):
@@ -46,7 +46,7 @@ def test_a_picture_is_its_own_twin_reencoded_brighter_or_shifted(seed):
     }
     found = {name: similarity(image, other) for name, other in changed.items()}
     assert found["itself"] == pytest.approx(1, abs=1e-6)
-    assert {name: value for name, value in found.items() if value < neighbours.SIMILARITY} == {}
+    assert {name: value for name, value in found.items() if value < near_duplicates.SIMILARITY} == {}
 
 
 def test_different_pictures_are_no_twins_and_neither_are_plain_ones():
@@ -61,15 +61,15 @@ def test_different_pictures_are_no_twins_and_neither_are_plain_ones():
 def test_pairs_are_refined_together_as_each_alone_by_least_squares():
     ramp = np.tile(np.arange(96, dtype=np.uint8)[:, np.newaxis, np.newaxis], (1, 96, 3))  # one gradient says nothing
     images = [textured(seed) for seed in range(5)] + [np.uint8(textured(0) * 0.05), ramp, ramp * 0 + 7]
-    grey = neighbours.shrink(np.stack([*images, *(np.roll(image, 1, axis=1) for image in images)])).astype(float)
-    cells = neighbours._standardised(neighbours._window(grey, 0, 0))
+    grey = near_duplicates.shrink(np.stack([*images, *(np.roll(image, 1, axis=1) for image in images)])).astype(float)
+    cells = near_duplicates._standardised(near_duplicates._window(grey, 0, 0))
     one, other = np.indices((len(grey), len(grey))).reshape(2, -1)
-    _, shifts = neighbours._align(cells, neighbours._windows(grey), np.ones((len(grey), len(grey)), bool))
-    found = neighbours._refine(cells[one], grey, other, shifts[one, other])
+    _, shifts = near_duplicates._align(cells, near_duplicates._windows(grey), np.ones((len(grey), len(grey)), bool))
+    found = near_duplicates._refine(cells[one], grey, other, shifts[one, other])
     for a, b, similarity in zip(one, other, found, strict=True):
-        design = neighbours._design(grey[b : b + 1], *neighbours._SHIFTS[shifts[a, b]])[0]
+        design = near_duplicates._design(grey[b : b + 1], *near_duplicates._SHIFTS[shifts[a, b]])[0]
         weights = np.linalg.lstsq(design, cells[a], rcond=None)[0]
-        expected = cells[a] @ neighbours._standardised(design[:, 0])
+        expected = cells[a] @ near_duplicates._standardised(design[:, 0])
         if np.abs(weights[1:]).max() < weights[0] / 2:
             expected = max(expected, cells[a] @ design @ weights / np.linalg.norm(design @ weights))
         assert similarity == pytest.approx(min(1, expected), abs=1e-9)
@@ -87,53 +87,53 @@ def test_no_shift_correlates_by_more_than_the_screen_allows():
         np.full((96, 96, 3), 9, np.uint8),
         np.uint8(textured(0) * 0.03),
     ]
-    grey = neighbours.shrink(np.stack([*images, *(np.roll(image, (2, -3), axis=(0, 1)) for image in images)]))
-    windows = neighbours._windows(grey)
+    grey = near_duplicates.shrink(np.stack([*images, *(np.roll(image, (2, -3), axis=(0, 1)) for image in images)]))
+    windows = near_duplicates._windows(grey)
     # Beside pictures, what makes the bound tight: the way from a group's centre to each of its windows.
     centres = np.zeros_like(windows)
-    for group in neighbours._GROUPS:
+    for group in near_duplicates._GROUPS:
         centres[:, group] = windows[:, group].mean(axis=1, keepdims=True)
     ways = (windows - centres)[:8].reshape(-1, windows.shape[-1])
     ways /= np.maximum(np.linalg.norm(ways, axis=1, keepdims=True), 1e-3)
-    cells = np.concatenate([windows[:, neighbours._SHIFTS.index((0, 0))], ways])
+    cells = np.concatenate([windows[:, near_duplicates._SHIFTS.index((0, 0))], ways])
     exact = np.einsum("qc,bsc->qsb", cells, windows)
-    most = neighbours._project(cells, np.ones((len(cells), 1), np.float32)) @ neighbours._bounds(windows)
-    for index, group in enumerate(neighbours._GROUPS):
+    most = near_duplicates._project(cells, np.ones((len(cells), 1), np.float32)) @ near_duplicates._bounds(windows)
+    for index, group in enumerate(near_duplicates._GROUPS):
         part = most[:, index * len(grey) : (index + 1) * len(grey)]
-        assert (exact[:, group].max(axis=1) <= part + neighbours._ROUNDING).all()
-    plain = neighbours._project(cells, np.zeros((len(cells), 1), np.float32))
-    assert (plain @ plain.T >= cells @ cells.T - neighbours._ROUNDING).all()
+        assert (exact[:, group].max(axis=1) <= part + near_duplicates._ROUNDING).all()
+    plain = near_duplicates._project(cells, np.zeros((len(cells), 1), np.float32))
+    assert (plain @ plain.T >= cells @ cells.T - near_duplicates._ROUNDING).all()
     np.testing.assert_allclose((plain * plain).sum(axis=1), (cells * cells).sum(axis=1), atol=1e-5)
-    assert sorted(place for group in neighbours._GROUPS for place in group) == list(range(len(neighbours._SHIFTS)))
+    assert sorted(place for group in near_duplicates._GROUPS for place in group) == list(range(len(near_duplicates._SHIFTS)))
 
 
 def test_nearly_all_pairs_of_different_pictures_are_settled_by_the_screen(tmp_path, monkeypatch):
     pictures = {"train": [jpeg(textured(seed, 48)) for seed in range(40)], "test": [jpeg(textured(39, 48))]}
     pictures["test"] += [jpeg(textured(seed, 48)) for seed in range(100, 139)]
-    data, compared, align = write_splits(tmp_path, pictures), [], neighbours._align
+    data, compared, align = write_splits(tmp_path, pictures), [], near_duplicates._align
 
     def counted(cells, windows, near):
         compared.append(int(near.sum()))
         return align(cells, windows, near)
 
-    monkeypatch.setattr(neighbours, "_align", counted)
-    twins = neighbours.find_twins(make_classifier(["cat", "dog"], side=48), data, "test", progress=False)
+    monkeypatch.setattr(near_duplicates, "_align", counted)
+    twins = near_duplicates.find_twins(make_classifier(["cat", "dog"], side=48), data, "test", progress=False)
     assert [(twin.key, twin.twin) for twin in twins] == [("test/0.jpg", "train/39.jpg")]
     assert 1 <= sum(compared) <= 40 * 40 / 20
 
 
 def test_progress_says_what_is_looked_for_and_where(splits, caplog):
     caplog.set_level("INFO", "tfpipe")
-    neighbours.find_twins(make_classifier(["cat", "dog"], side=48), splits, "test")
+    near_duplicates.find_twins(make_classifier(["cat", "dog"], side=48), splits, "test")
     assert "near-duplicates of test in train, val: 13 of 13 records" in caplog.text
 
 
 def test_similar_frames_need_bounded_memory(splits, monkeypatch):
-    monkeypatch.setattr(neighbours, "_MAX_PAIRS", 3)
-    monkeypatch.setattr(neighbours, "COARSE", -2.0)
-    sizes, refine = [], neighbours._refine
-    monkeypatch.setattr(neighbours, "_refine", lambda cells, *rest: sizes.append(len(cells)) or refine(cells, *rest))
-    twins = neighbours.find_twins(make_classifier(["cat", "dog"], side=48), splits, "test", progress=False)
+    monkeypatch.setattr(near_duplicates, "_MAX_PAIRS", 3)
+    monkeypatch.setattr(near_duplicates, "COARSE", -2.0)
+    sizes, refine = [], near_duplicates._refine
+    monkeypatch.setattr(near_duplicates, "_refine", lambda cells, *rest: sizes.append(len(cells)) or refine(cells, *rest))
+    twins = near_duplicates.find_twins(make_classifier(["cat", "dog"], side=48), splits, "test", progress=False)
     assert sorted(twin.key for twin in twins) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
     assert max(sizes) == 3
 
@@ -143,7 +143,7 @@ def similar(image):
 
 
 def test_similar_pictures_are_no_twins():
-    assert neighbours.COARSE < similarity(textured(3, 48), similar(textured(3, 48))) < neighbours.SIMILARITY
+    assert near_duplicates.COARSE < similarity(textured(3, 48), similar(textured(3, 48))) < near_duplicates.SIMILARITY
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def splits(tmp_path_factory):
 
 def test_find_twins(splits):
     classifier = make_classifier(["cat", "dog"], side=48)
-    twins = neighbours.find_twins(classifier, splits, "test", batch_size=4, progress=False)
+    twins = near_duplicates.find_twins(classifier, splits, "test", batch_size=4, progress=False)
     order = [row.key for row in read_catalog(splits, split="test")]
     assert [order.index(twin.key) for twin in twins] == sorted(order.index(twin.key) for twin in twins)
     found = {twin.key: twin for twin in twins}
@@ -174,20 +174,20 @@ def test_find_twins(splits):
         ("test/2.jpg", "train/3.jpg", "train", False),
     ]
     assert found["test/0.jpg"].similarity == 1
-    assert neighbours.SIMILARITY <= found["test/1.jpg"].similarity <= 1
-    again = neighbours.find_twins(classifier, splits, "test", batch_size=64, progress=False)
+    assert near_duplicates.SIMILARITY <= found["test/1.jpg"].similarity <= 1
+    again = near_duplicates.find_twins(classifier, splits, "test", batch_size=64, progress=False)
     assert [(twin.key, twin.twin) for twin in again] == [(twin.key, twin.twin) for twin in twins]
 
 
 def test_splits_to_compare_with(splits):
     classifier = make_classifier(["cat", "dog"], side=48)
-    only = neighbours.find_twins(classifier, splits, "test", against=["val"], progress=False)
+    only = near_duplicates.find_twins(classifier, splits, "test", against=["val"], progress=False)
     assert [twin.key for twin in only] == ["test/0.jpg"]
-    assert len(neighbours.find_twins(classifier, splits, "test", against=["other"], progress=False)) == 6
-    assert neighbours.find_twins(classifier, splits, "test", against=[], progress=False) == []
-    assert neighbours.usual_splits(splits, "val") == ("train",)
+    assert len(near_duplicates.find_twins(classifier, splits, "test", against=["other"], progress=False)) == 6
+    assert near_duplicates.find_twins(classifier, splits, "test", against=[], progress=False) == []
+    assert near_duplicates.usual_splits(splits, "val") == ("train",)
     with pytest.raises(ValueError, match="cannot be compared with itself"):
-        neighbours.find_twins(classifier, splits, "test", against=["test"])
+        near_duplicates.find_twins(classifier, splits, "test", against=["test"])
 
 
 def test_features_that_collapse_call_nothing_a_twin_and_features_that_differ_exclude(splits, monkeypatch):
@@ -198,7 +198,7 @@ def test_features_that_collapse_call_nothing_a_twin_and_features_that_differ_exc
             return None, make(len(images)).astype(np.float32)
 
         monkeypatch.setattr(type(classifier), "predict_with_features", predict)
-        return sorted(twin.key for twin in neighbours.find_twins(classifier, splits, "test", progress=False))
+        return sorted(twin.key for twin in near_duplicates.find_twins(classifier, splits, "test", progress=False))
 
     assert with_features(lambda count: np.ones((count, 3))) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
     assert with_features(lambda count: np.full((count, 3), np.nan)) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
@@ -215,11 +215,11 @@ def test_features_are_computed_only_of_what_looks_alike(splits, monkeypatch):
         return predict(self, images)
 
     monkeypatch.setattr(type(classifier), "predict_with_features", counted)
-    twins = neighbours.find_twins(classifier, splits, "test", progress=False, batch_size=2)
+    twins = near_duplicates.find_twins(classifier, splits, "test", progress=False, batch_size=2)
     # test/1 and its twin in a batch, test/2 and its twin in the next; test/0 has the bytes of its twin.
     assert (computed, len(twins)) == ([1, 1, 1, 1], 3)
     computed.clear()
-    assert len(neighbours.find_twins(classifier, splits, "test", against=["other"], progress=False)) == 6
+    assert len(near_duplicates.find_twins(classifier, splits, "test", against=["other"], progress=False)) == 6
     assert computed == []  # their bytes are equal
 
 
@@ -227,7 +227,7 @@ def test_dead_features_do_not_divide_by_zero(splits, recwarn):
     classifier = make_classifier(["cat", "dog"], side=48)
     for weight in classifier.trunk.weights:
         weight.assign(weight * 0)
-    assert [twin.key for twin in neighbours.find_twins(classifier, splits, "test", progress=False)] == ["test/0.jpg"]
+    assert [twin.key for twin in near_duplicates.find_twins(classifier, splits, "test", progress=False)] == ["test/0.jpg"]
     assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
 
 
@@ -238,7 +238,7 @@ def test_a_damaged_record_is_an_error_that_says_where(tmp_path):
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     with pytest.raises(DataError, match="train") as caught:
-        neighbours.find_twins(make_classifier(["cat", "dog"], side=24), data, "test", progress=False)
+        near_duplicates.find_twins(make_classifier(["cat", "dog"], side=24), data, "test", progress=False)
     assert "{{" not in str(caught.value)
 
 
@@ -251,5 +251,5 @@ def test_signs_has_the_twins_that_its_readme_counts(test_data, tmp_path):
         for split in ("train", "val", "test")
     }
     data = write_splits(tmp_path, pictures)
-    found = neighbours.find_twins(make_classifier(["cat", "dog"], side=64), data, "test", progress=False)
+    found = near_duplicates.find_twins(make_classifier(["cat", "dog"], side=64), data, "test", progress=False)
     assert (len(found), sum(twin.identical for twin in found)) == (14, 12)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfpipe.pipeline import arithmetic
-from tfpipe.transfer import backbones, classifiers
-from tfpipe.transfer.networks import Networks
-from tfpipe.transfer.recipes import Recipe, complete
+from tfpipe.models import classifiers
+from tfpipe.networks import arithmetic, backbones
+from tfpipe.training.networks import Networks
+from tfpipe.training.recipes import Recipe, complete
 
 pytestmark = pytest.mark.tf
 

@@ -11,8 +11,9 @@ from evaluation_fixtures import CLASS_NAMES, make_classifier
 from export_fixtures import HAS_ONNX
 from format_fixtures import SIZE, SPECIFICATION, as_function, draw_pictures, make_graph, written
 
-from tfpipe.exporting import freezing, onnx_files, rounding
-from tfpipe.records.errors import DataError
+from tfpipe.common.errors import DataError
+from tfpipe.exporting import half_precision
+from tfpipe.formats import frozen_graph, onnx_files
 
 pytestmark = pytest.mark.tf
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="the extra is not installed: pip install 'tfpipe[onnx]'")
@@ -49,7 +50,7 @@ def test_a_classifier_answers_as_in_keras():
     import onnxruntime
 
     classifier, specification = make_classifier(), dataclasses.replace(SPECIFICATION, image_size=(8, 8))
-    data = onnx_files.convert(freezing.freeze_images(classifier, specification, to_convert=True), specification)
+    data = onnx_files.convert(frozen_graph.freeze_images(classifier, specification, to_convert=True), specification)
     images = draw_pictures(4, size=(8, 8))
     found = onnxruntime.InferenceSession(data).run(["probabilities", "features"], {"image": images})
     for values, wanted in zip(found, classifier.predict_with_features(images), strict=True):
@@ -106,7 +107,7 @@ def test_equal_models_give_equal_bytes(graph, path):
 def test_halves_stay_halves_and_nothing_is_lost(graph, tmp_path):
     import onnx
 
-    halves = rounding.store_half(graph)
+    halves = half_precision.store_half(graph)
     data = onnx_files.convert(halves, SPECIFICATION)
     stored = {tensor.data_type for tensor in onnx.load_from_string(data).graph.initializer if np.prod(tensor.dims) >= 1024}
     assert stored == {onnx.TensorProto.FLOAT16}

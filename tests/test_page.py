@@ -21,13 +21,15 @@ from evaluation_fixtures import build_pictures, make_classifier
 from PIL import Image
 from prediction_fixtures import Averages
 
-from tfpipe.records.errors import DataError
-from tfpipe.serving import galleries, page_markup
-from tfpipe.serving.answers import Answers, Row, Upload
-from tfpipe.serving.page import _open_gallery
-from tfpipe.serving.picture_files import Problem
-from tfpipe.serving.prediction import predict
-from tfpipe.transfer import classifiers, run_folders
+from tfpipe.common.errors import DataError
+from tfpipe.evaluation import feature_index
+from tfpipe.listing.image_files import Problem
+from tfpipe.models import classifiers
+from tfpipe.page import page_markup
+from tfpipe.page.answers import Answers, Row, Upload
+from tfpipe.page.page import _open_gallery
+from tfpipe.prediction.prediction import predict
+from tfpipe.records import run_folders
 
 pytestmark = pytest.mark.tf
 
@@ -91,7 +93,7 @@ def classifier(run):
 
 @pytest.fixture(scope="module")
 def gallery(run, classifier):
-    return galleries.collect(classifier, run / "shards", progress=False)
+    return feature_index.collect(classifier, run / "shards", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -165,16 +167,16 @@ def test_a_training_picture_is_its_own_nearest(answers, run, split_name):
 
 
 def test_a_sample_of_the_training_pictures_is_the_first_as_stored(gallery, classifier, run):
-    few = galleries.collect(classifier, run / "shards", max_pictures=5, progress=False)
-    assert few.keys == gallery.keys[: galleries.BATCH_SIZE]
+    few = feature_index.collect(classifier, run / "shards", max_pictures=5, progress=False)
+    assert few.keys == gallery.keys[: feature_index.BATCH_SIZE]
     assert len(gallery.keys) == 70
     with pytest.raises(ValueError, match="must be one of train"):
-        galleries.collect(classifier, run / "shards", "test", progress=False)
+        feature_index.collect(classifier, run / "shards", "test", progress=False)
 
 
 def test_a_neighbour_that_is_gone_is_said_and_the_rest_is_there(classifier, run, tmp_path):
     shutil.copytree(run / "shards", tmp_path / "shards")
-    answers = Answers(classifier, galleries.collect(classifier, tmp_path / "shards", progress=False))
+    answers = Answers(classifier, feature_index.collect(classifier, tmp_path / "shards", progress=False))
     for shard in (tmp_path / "shards").glob("*.tfrecord-*"):
         os.truncate(shard, 100)
     answer = answers.answer(str(run / "photos" / "train" / "cat" / "0.jpg"))
@@ -296,7 +298,7 @@ def test_the_csv_holds_all_and_no_formula():
 @pytest.fixture(scope="module")
 def serve():
     pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'tfpipe[page]'")
-    from tfpipe.serving.page import serve
+    from tfpipe.page.page import serve
 
     return serve
 

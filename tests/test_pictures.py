@@ -10,9 +10,9 @@ from conftest import write
 from transfer_fixtures import CLASS_NAMES, IMAGE_SIZE, colour_picture, colours, colours_without_val
 
 import tfpipe
+from tfpipe.models.images import Pictures, hold_out
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.records import catalog
-from tfpipe.transfer.pictures import Pictures, hold_out
 
 pytestmark = pytest.mark.tf
 

@@ -18,11 +18,9 @@ from PIL import Image
 from pipeline_fixtures import damaged
 from test_images import BASELINE, JPEGS, PNG, chunk, encode, exif_segment, ihdr, make_png, picture, tiff, with_segments
 
-from tfpipe.exporting import pixels
-from tfpipe.pipeline import decoding
-from tfpipe.pipeline.decoding import RESIZES, Resize
-from tfpipe.records import images
-from tfpipe.records.errors import RejectedImage
+from tfpipe.common.errors import RejectedImage
+from tfpipe.images import decoding, graph_pixels, headers
+from tfpipe.images.decoding import RESIZES, Resize
 
 pytestmark = pytest.mark.tf
 
@@ -81,7 +79,7 @@ BAD = {
 @cache
 def batch_decoder(resize: Resize = "stretch", max_pixels: int = MAX_PIXELS) -> Any:
     def decode(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return pixels.decode_batch(encoded, SIZE, resize, max_pixels)
+        return graph_pixels.decode_batch(encoded, SIZE, resize, max_pixels)
 
     return tf.function(decode, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
 
@@ -107,7 +105,7 @@ def evaluation(resize: Resize) -> Any:
 def evaluated(data: bytes, resize: Resize = "stretch") -> np.ndarray | None:
     """The pixels that evaluation sees; None for what the audit or the decoder refuses."""
     try:
-        return evaluation(resize)(data, images.read_header(data, max_pixels=MAX_PIXELS).orientation).numpy()
+        return evaluation(resize)(data, headers.read_header(data, max_pixels=MAX_PIXELS).orientation).numpy()
     except (RejectedImage, tf.errors.InvalidArgumentError):
         return None
 
@@ -140,7 +138,7 @@ def test_orientations_differ():
 @cache
 def one_decoder() -> Any:
     def decode(encoded: tf.Tensor) -> tf.Tensor:
-        return pixels.decode_one(encoded, SIZE, "stretch", MAX_PIXELS)
+        return graph_pixels.decode_one(encoded, SIZE, "stretch", MAX_PIXELS)
 
     return tf.function(decode, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 
@@ -171,7 +169,7 @@ def test_real_pictures(test_data: Path):
 
 def reason(data: bytes) -> str:
     with pytest.raises(RejectedImage) as rejected:
-        images.read_header(data, max_pixels=MAX_PIXELS)
+        headers.read_header(data, max_pixels=MAX_PIXELS)
     return rejected.value.reason
 
 
@@ -229,13 +227,13 @@ def bomb() -> bytes:
     return make_png(ihdr(30_000, 30_000, 8, 2), chunk(b"IDAT", packed))
 
 
-@pytest.mark.parametrize("max_pixels", [images.DEFAULT_MAX_PIXELS, 10**12])
+@pytest.mark.parametrize("max_pixels", [headers.DEFAULT_MAX_PIXELS, 10**12])
 def test_bombs_do_not_come_to_the_decoder(max_pixels, monkeypatch):
     seen, decoder = [], decoding.decode_image
     monkeypatch.setattr(decoding, "decode_image", lambda data, *rest: seen.append(data.numpy()) or decoder(data, *rest))
     for data in (bomb(), BAD["large jpeg"], BAD["huge png"], BASELINE):
         try:
-            pixels.decode_one(tf.constant(data), SIZE, "stretch", max_pixels)
+            graph_pixels.decode_one(tf.constant(data), SIZE, "stretch", max_pixels)
         except tf.errors.InvalidArgumentError:
             continue
     assert seen == [b"", b"", b"", BASELINE]

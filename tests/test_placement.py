@@ -14,15 +14,16 @@ from conftest import CHECKOUT
 from placement_fixtures import KEYS, SEEN, STRONG, of_a_record, of_python, of_tensors
 
 import tfpipe
-from tfpipe.pipeline import augmentation, decoding, draws, mixing, sampling, stored
-from tfpipe.pipeline.placement import on_cpu
+from tfpipe.images import decoding, sampling, stored
+from tfpipe.images.placement import on_cpu
+from tfpipe.pipeline import augmentation, counter_rng, mixing
 
 pytestmark = pytest.mark.tf
 
 # Of the public names, those that make no pixels, or make them in `tf.data` or inside a model.
 OTHERS = """Augmentation DataError Manifest Recipe __version__ build_tfrecords class_weights compare dataset describe evaluate
 export grpc_request load load_frozen load_manifest predict rest_request train"""
-MODULES = (augmentation, decoding, draws, mixing, sampling, stored)
+MODULES = (augmentation, decoding, counter_rng, mixing, sampling, stored)
 OTHER_FLOORS = [
     path for path in (CHECKOUT / "tfpipe").rglob("*.py") if not {"pipeline", "tools"} & set(path.relative_to(CHECKOUT).parts)
 ]

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from prediction_fixtures import AWKWARD, NAMES, Averages, bad_files, kinds, left_behind, read, undecodable
 
 import tfpipe
-from tfpipe.records.errors import DataError
+from tfpipe.common.errors import DataError
+from tfpipe.listing import image_files, selection
+from tfpipe.models import classifiers, predictions
+from tfpipe.prediction.prediction import predict
 from tfpipe.records.summary import display_width
-from tfpipe.serving import picture_files, sources
-from tfpipe.serving.prediction import predict
-from tfpipe.transfer import classifiers, predictions
 
 pytestmark = pytest.mark.tf
 
@@ -51,7 +51,7 @@ def folder(tmp_path):
 
 
 def ids(inputs, split=None):
-    return [found.id for found in sources.list_pictures(inputs, split).pictures]
+    return [found.id for found in selection.list_pictures(inputs, split).pictures]
 
 
 # Ids and their order
@@ -59,22 +59,22 @@ def ids(inputs, split=None):
 
 @given(st.lists(st.integers(0, 10**6), unique=True))
 def test_numbers_are_ordered_as_people_count(numbers):
-    assert sorted((f"img{number}.x" for number in numbers), key=sources.natural_key) == [f"img{n}.x" for n in sorted(numbers)]
+    assert sorted((f"img{number}.x" for number in numbers), key=selection.natural_key) == [f"img{n}.x" for n in sorted(numbers)]
 
 
 @given(st.lists(st.text("0123aB./٣ 猫", max_size=6), unique=True), st.randoms())
 def test_any_names_have_one_order(names, drawn):
     shuffled = drawn.sample(names, len(names))
-    assert sorted(names, key=sources.natural_key) == sorted(shuffled, key=sources.natural_key)
+    assert sorted(names, key=selection.natural_key) == sorted(shuffled, key=selection.natural_key)
 
 
 def test_a_name_is_before_those_that_begin_with_it():
     names = ["1", "1.5", "a", "a0", "a00", "a0b", "a1", "a10", "ab"]
-    assert sorted(names, key=sources.natural_key) == names
+    assert sorted(names, key=selection.natural_key) == names
 
 
 def test_numbers_beyond_pythons_limit_have_an_order():
-    assert sources.natural_key("9" * 5000) < sources.natural_key("1" + "0" * 5000)
+    assert selection.natural_key("9" * 5000) < selection.natural_key("1" + "0" * 5000)
 
 
 def test_ids_are_paths_below_what_was_given(tmp_path):
@@ -103,9 +103,9 @@ def test_records_that_would_have_one_id_keep_their_extensions(tmp_path):
     for name in ("a/1.jpg", "a/1.png", "a/2.png"):
         write(tmp_path / "in" / name, picture(len(name) + ord(name[2])))
     tfpipe.build_tfrecords({"test1": tmp_path / "in"}, tmp_path / "out", layout="flat", progress=False)
-    expected = [found.id for found in sources.list_pictures(tmp_path / "in", tell_apart=True).pictures]
+    expected = [found.id for found in selection.list_pictures(tmp_path / "in", tell_apart=True).pictures]
     assert expected == ["a/1.jpg", "a/1.png", "a/2"]
-    assert [found.id for found in sources.list_pictures(tmp_path / "out", tell_apart=True).pictures] == expected
+    assert [found.id for found in selection.list_pictures(tmp_path / "out", tell_apart=True).pictures] == expected
 
 
 def test_an_id_that_was_given_is_never_another(tmp_path):
@@ -113,7 +113,7 @@ def test_an_id_that_was_given_is_never_another(tmp_path):
         write(tmp_path / name, picture(ord(name[-1])))
     table = write(tmp_path / "list.csv", b"path,id\n1.jpg,a.jpg\n1.png,a.jpg\n")
     with pytest.raises(ValueError, match=r"have the same id, 'a\.jpg'"):
-        sources.list_pictures(table, tell_apart=True)
+        selection.list_pictures(table, tell_apart=True)
 
 
 def test_only_the_suffix_of_a_picture_is_no_part_of_the_id(tmp_path):
@@ -147,7 +147,7 @@ def test_two_pictures_with_one_id_are_named(tmp_path, names):
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert sorted((row["id"], row["filename"]) for row in rows) == sorted([("b", "b.jpg"), *((name, name) for name in names)])
     with pytest.raises(ValueError, match=r"a\.jpg is given twice" if names[0] == "a.jpg" else "is given twice"):
-        sources.list_pictures([paths[0], paths[0]])
+        selection.list_pictures([paths[0], paths[0]])
 
 
 # What is a picture
@@ -173,7 +173,7 @@ def test_links_are_followed_once_and_the_real_path_wins(tmp_path):
     os.symlink("..", root / "real" / "loop")
     os.symlink("real/1.jpg", root / "file.jpg")
     (root / "x.jpg").mkdir()
-    listing = sources.list_pictures(root)
+    listing = selection.list_pictures(root)
     assert [found.id for found in listing.pictures] == ["b link/2", "file", "real/1"]
     assert sorted(listing.passed_over) == ["a link/", "real/loop/"]
 
@@ -238,7 +238,7 @@ def test_what_the_kernel_makes_up_is_not_read(folder, target):
     if not os.path.exists(target):
         pytest.skip(f"no {target} here")
     os.symlink(target, folder / "link.jpg")
-    assert str(picture_files.read(str(folder / "link.jpg"))) == "unreadable: cannot be read: not a regular file"
+    assert str(image_files.read(str(folder / "link.jpg"))) == "unreadable: cannot be read: not a regular file"
 
 
 # Lists of paths
@@ -287,7 +287,7 @@ def test_a_csv_that_is_no_list_is_an_error_with_the_line(tmp_path, content, mess
 def test_the_separator_and_the_column_of_paths_are_found_and_said(tmp_path, content, caplog):
     table = write(tmp_path / "list.tsv", content)
     with caplog.at_level("INFO", "tfpipe"):
-        assert [(found.id, found.path) for found in sources.list_pictures(table).pictures] == [
+        assert [(found.id, found.path) for found in selection.list_pictures(table).pictures] == [
             ("a", str(tmp_path / "1.jpg")),
             ("b", str(tmp_path / "2.jpg")),
         ]
@@ -304,14 +304,14 @@ def test_a_column_of_ids_is_taken_where_these_are_files(tmp_path, column):
         ids(table)
     write(tmp_path / "a" / "2.jpg", picture(2))
     assert ids(table) == ["a/2", "gone"]
-    assert sources.list_pictures(table).pictures[0].path == str(tmp_path / "a/2.jpg")
+    assert selection.list_pictures(table).pictures[0].path == str(tmp_path / "a/2.jpg")
 
 
 def test_names_that_predictions_hold_with_an_apostrophe_are_read_back(tmp_path):
     for name in ("=1.jpg", "'-2.jpg", "'b.jpg"):
         write(tmp_path / name, picture(1))
     table = write(tmp_path / "list.csv", b"id,filename\n'=x,'=1.jpg\n'-y,'-2.jpg\n'z,'b.jpg\n'-gone,'-gone.jpg\n")
-    found = {picture.id: picture.path for picture in sources.list_pictures(table).pictures}
+    found = {picture.id: picture.path for picture in selection.list_pictures(table).pictures}
     expected = {"=x": "=1.jpg", "'-y": "'-2.jpg", "'z": "'b.jpg", "-gone": "-gone.jpg"}
     assert found == {name: str(tmp_path / path) for name, path in expected.items()}
 
@@ -323,7 +323,7 @@ def test_standard_input_names_pictures(tmp_path, monkeypatch, end):
     names = [b"a/10.jpg", b"./a/2.jpg", b"", b"a/1.jpg", b"caf\xe9.jpg"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(end.join(names) + end)))
     monkeypatch.chdir(tmp_path)
-    listed = sources.list_pictures("-").pictures
+    listed = selection.list_pictures("-").pictures
     assert [found.id for found in listed] == ["a/1", "a/2", "a/10", "caf\\udce9"]
     assert [bool(found.problem) for found in listed] == [False, False, False, True]
     assert listed[0].path == str(tmp_path / "a" / "1.jpg")
@@ -408,7 +408,7 @@ def test_full_rows(folder, tmp_path):
     header, *rows = read(tmp_path / "out.csv")
     best = ["class_1", "score_1", "class_2", "score_2", "class_3", "score_3"]
     assert header == ["id", "filename", "reason", *best, *(f"probability_{name}" for name in AWKWARD)]
-    listed = sources.list_pictures(folder).pictures
+    listed = selection.list_pictures(folder).pictures
     assert [row[:2] for row in rows] == [[found.id, found.filename] for found in listed]
     reasons = {row[0]: row[2] for row in rows if row[2]}
     assert set(reasons) == {*bad, "scan"} == {name.removesuffix(".jpg").removesuffix(".png") for name in summary.rejected}
@@ -462,7 +462,7 @@ def test_the_table_is_evaluations(folder, tmp_path):
     predictor = Averages()
     written(predictor, folder, tmp_path, columns="table")
     table = predictions.read(tmp_path / "out.csv")
-    listed = sources.list_pictures(folder).pictures
+    listed = selection.list_pictures(folder).pictures
     assert list(table.keys) == list(table.filenames) == [found.key for found in listed]
     assert table.labels.tolist() == [-1] * len(listed)
     assert list(table.class_names) == list(AWKWARD)
@@ -484,7 +484,7 @@ def check_equal_to_evaluation(folder, tmp_path, image_size, resize):
     for inputs in (folder, tmp_path / "shards"):
         predictor = Averages(image_size=image_size, resize=resize)
         predict(predictor, inputs, tmp_path / "out.csv", batch_size=5, progress=False)
-        keys = [found.key.removeprefix("test1/") for found in sources.list_pictures(inputs).pictures]
+        keys = [found.key.removeprefix("test1/") for found in selection.list_pictures(inputs).pictures]
         assert set(keys) == set(seen)
         for key, image in zip(keys, predictor.images, strict=True):
             np.testing.assert_array_equal(image, seen[key], err_msg=key)
@@ -745,7 +745,7 @@ def test_the_command_fails_where_every_picture_is_bad(tmp_path, count, status):
 import sys, types
 counts, scores = {{"cat": 0, "dog": {count}}}, {{"dog": 0.75}}
 summary = types.SimpleNamespace(num_rows=2, counts=counts, mean_scores=scores, rejected={{"a.jpg": ""}}, rejected_path="bad")
-sys.modules["tfpipe.serving.prediction"] = types.SimpleNamespace(predict=lambda *_, **__: summary)  # without TensorFlow
+sys.modules["tfpipe.prediction.prediction"] = types.SimpleNamespace(predict=lambda *_, **__: summary)  # without TensorFlow
 from tools.predict import command
 command()"""
     command = [sys.executable, "-c", code, f"--model={model}", f"--input={inputs}", "--output=out.csv"]

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfpipe.records.errors import DataError
-from tfpipe.records.files import sha256_of
-from tfpipe.transfer import predictions
-from tfpipe.transfer.layers import hash_names
-from tfpipe.transfer.predictions import Predictions
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import sha256_of
+from tfpipe.models import predictions
+from tfpipe.models.predictions import Predictions
+from tfpipe.networks.layers import hash_names
 
 pytestmark = pytest.mark.tf
 

@@ -9,8 +9,8 @@ import pytest
 from conftest import picture
 
 import tfpipe
-from tfpipe.conversion import prepared as prepared_sets
-from tfpipe.conversion.items import SPLIT_NAMES
+from tfpipe.building import prepared as prepared_sets
+from tfpipe.building.items import SPLIT_NAMES
 from tfpipe.records import schema, tfrecord
 
 pytestmark = pytest.mark.tf

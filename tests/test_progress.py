@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from conftest import CHECKOUT
 
-from tfpipe.records import progress
-from tfpipe.records.progress import ProgressBar
+from tfpipe.common import progress
+from tfpipe.common.progress import ProgressBar
 
 DONE = {"val_loss": 0.70012, "val_accuracy": 0.91234, "best": "so far"}
 
@@ -166,7 +166,7 @@ def test_a_notebook_has_a_bar(monkeypatch, capsys):
 
 
 def said(code):
-    code = f"import logging, sys; from tfpipe.records.progress import say; {code}"
+    code = f"import logging, sys; from tfpipe.common.progress import say; {code}"
     return subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
 
 

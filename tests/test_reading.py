@@ -21,11 +21,11 @@ import pytest
 import tensorflow as tf
 from pipeline_fixtures import open_descriptors, picture, write_data_set
 
+from tfpipe.common.errors import DataError
+from tfpipe.common.text import exactly
 from tfpipe.pipeline import reading
 from tfpipe.pipeline.reading import RecordReader, read_records
 from tfpipe.records import manifest, schema, tfrecord
-from tfpipe.records.errors import DataError
-from tfpipe.records.words import exactly
 
 pytestmark = pytest.mark.tf
 

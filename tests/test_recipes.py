@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfpipe.pipeline.augmentation import Augmentation
-from tfpipe.transfer.recipes import Mode, Recipe, complete
+from tfpipe.training.recipes import Mode, Recipe, complete
 
 pytestmark = pytest.mark.tf
 

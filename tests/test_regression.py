@@ -6,10 +6,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from tfpipe.pipeline import arithmetic
-from tfpipe.records.errors import DataError
-from tfpipe.transfer import curves, regression
-from tfpipe.transfer.heads import Head
+from tfpipe.common.errors import DataError
+from tfpipe.networks import arithmetic
+from tfpipe.networks.heads import Head
+from tfpipe.training import curves, regression
 
 pytestmark = pytest.mark.tf
 

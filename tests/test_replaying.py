@@ -8,11 +8,11 @@ from conftest import write
 from pipeline_fixtures import picture, write_data_set
 
 import tfpipe
+from tfpipe.common.errors import DataError
 from tfpipe.pipeline.augmentation import PRESETS, Augmentation
 from tfpipe.pipeline.replaying import Replayer, replay
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
-from tfpipe.records.errors import DataError
 
 pytestmark = pytest.mark.tf
 

@@ -11,11 +11,11 @@ from browser_fixtures import PATIENCE, browser
 from conftest import picture
 from report_fixtures import HOSTILE_NAMES, jpeg, make_classifier, write_splits
 
-from tfpipe.records import fonts
-from tfpipe.transfer import markup, report
-from tfpipe.transfer.evaluation import evaluate
-from tfpipe.transfer.predictions import Predictions
-from tfpipe.transfer.report import likely_label_errors, worst_mistakes, write_report
+from tfpipe.evaluation import report
+from tfpipe.evaluation.evaluation import evaluate
+from tfpipe.evaluation.report import likely_label_errors, worst_mistakes, write_report
+from tfpipe.models.predictions import Predictions
+from tfpipe.report import fonts, markup
 
 pytestmark = pytest.mark.tf
 

@@ -12,12 +12,12 @@ import tensorflow as tf
 from conftest import picture, write
 from evaluation_fixtures import CLASS_NAMES, make_classifier
 
-from tfpipe.exporting import signatures
-from tfpipe.exporting.requests import grpc_request, grpc_response, read_request, rest_request, rest_response
-from tfpipe.exporting.specifications import Specification
-from tfpipe.pipeline import arithmetic
-from tfpipe.pipeline.decoding import decode_image, resize_image
-from tfpipe.records.errors import DataError
+from tfpipe.common.errors import DataError
+from tfpipe.formats import signatures
+from tfpipe.formats.specifications import Specification
+from tfpipe.images.decoding import decode_image, resize_image
+from tfpipe.networks import arithmetic
+from tfpipe.prediction.requests import grpc_request, grpc_response, read_request, rest_request, rest_response
 
 pytestmark = pytest.mark.tf
 

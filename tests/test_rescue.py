@@ -3,12 +3,12 @@ import os
 import pytest
 from inspection_fixtures import build_tiny
 
-from tfpipe.inspection.rescue import salvage
+from tfpipe.common.errors import DataError
 from tfpipe.records import manifest as manifests
 from tfpipe.records import tfrecord
 from tfpipe.records.catalog import read_split
-from tfpipe.records.errors import DataError
 from tfpipe.records.tfrecord import Gap
+from tfpipe.verification.salvage import salvage
 
 
 @pytest.fixture

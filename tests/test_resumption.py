@@ -11,10 +11,10 @@ import pytest
 from conftest import picture, write
 from prediction_fixtures import Mixing, bad_files, left_behind, undecodable
 
-from tfpipe.records.errors import DataError
-from tfpipe.serving import prediction, resumption
-from tfpipe.serving.prediction import predict
-from tfpipe.serving.tables import rejected_path
+from tfpipe.common.errors import DataError
+from tfpipe.prediction import prediction, resumption
+from tfpipe.prediction.prediction import predict
+from tfpipe.prediction.tables import rejected_path
 
 pytestmark = pytest.mark.tf
 
@@ -226,7 +226,7 @@ _KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from prediction_fixtures import Mixing
-from tfpipe.serving.prediction import predict
+from tfpipe.prediction.prediction import predict
 class Killed(Mixing):
     def predict(self, images):
         if len(self.batches) == 2:

@@ -20,10 +20,11 @@ from transfer_fixtures import SMALL, run, summary_of
 
 import tfpipe
 from tfpipe import Recipe, train
+from tfpipe.common.errors import DataError
+from tfpipe.models import classifiers
 from tfpipe.pipeline.augmentation import Augmentation
-from tfpipe.records.errors import DataError
-from tfpipe.transfer import classifiers, runs, states, training
-from tfpipe.transfer.journal import read_history
+from tfpipe.training import checkpoints, loop, runs
+from tfpipe.training.run_log import read_history
 
 pytestmark = pytest.mark.tf
 
@@ -103,9 +104,9 @@ def test_fine_tuning_on_a_cached_prefix_is_fine_tuning(colours, tmp_path):
 
 
 def test_a_run_starts_only_if_what_is_frozen_is_frozen(colours, tmp_path, monkeypatch):
-    from tfpipe.transfer import layers
+    from tfpipe.networks import layers
 
-    monkeypatch.setattr(layers.Trunk, "call", lambda self, values, training=None: self.network(values, training=training))
+    monkeypatch.setattr(layers.Trunk, "call", lambda self, values, training=None: self.network(values, training=loop))
     with pytest.raises(DataError, match="frozen layers give other features in training"):
         run(colours, tmp_path / "run")
 
@@ -140,9 +141,9 @@ def stopping_after(num_steps, monkeypatch, action):
 
         return step
 
-    monkeypatch.setattr(training, "_CALL_SECONDS", 0.0)  # one step a call
+    monkeypatch.setattr(loop, "_CALL_SECONDS", 0.0)  # one step a call
     for name in ("train_step", "train_block"):
-        monkeypatch.setattr(training.Loop, name, stop_in(getattr(training.Loop, name)))
+        monkeypatch.setattr(loop.Loop, name, stop_in(getattr(loop.Loop, name)))
 
 
 def kill():
@@ -183,7 +184,7 @@ def test_ctrl_c_saves_the_step_that_it_came_in(colours, tmp_path, monkeypatch, f
         stopping_after(3, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             run(colours, folder, recipe)
-    _, facts = states.load(folder / "state" / "head.npz")
+    _, facts = checkpoints.load(folder / "state" / "head.npz")
     assert (facts["progress"]["epoch"], facts["progress"]["step"]) == (0, 4)
     run(colours, folder, recipe)
     assert classifiers.load(folder).sha256 == classifiers.load(finished(recipe)).sha256
@@ -278,7 +279,7 @@ def test_training_learns(colours, tmp_path):
 def test_a_rate_found_by_a_first_try_is_not_another_runs(colours, tmp_path, monkeypatch):
     found = dataclasses.replace(SMALL, mode="bottleneck", dropout=0.0, batch_size=41, learning_rate="find")
     with monkeypatch.context() as patch:
-        patch.setattr(training.Loop, "run", lambda self: kill())
+        patch.setattr(loop.Loop, "run", lambda self: kill())
         with pytest.raises(Killed):
             run(colours, tmp_path / "run", dataclasses.replace(found, hidden=()))
     first = json.loads((tmp_path / "run" / "learning_rate.json").read_text())
@@ -306,7 +307,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_a_word(colours, tmp_path):
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_validation_loss_that_is_no_number_ends_the_run_with_a_word(colours, tmp_path, monkeypatch, loss):
-    monkeypatch.setattr(training.Loop, "validate", lambda self: (loss, 0.5))
+    monkeypatch.setattr(loop.Loop, "validate", lambda self: (loss, 0.5))
     with pytest.raises(DataError, match=r"run: head, epoch 1: the validation loss is .*; take a lower learning rate"):
         run(colours, tmp_path / "run")
 
@@ -340,9 +341,9 @@ def test_a_folder_with_other_files_is_not_taken(colours, tmp_path):
 
 
 def test_the_same_folder_twice_at_once_is_refused(colours, tmp_path, monkeypatch):
-    from tfpipe.records.locking import locked
+    from tfpipe.common.locking import locked
 
-    monkeypatch.setattr("tfpipe.records.locking._PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("tfpipe.common.locking._PATIENCE_SECONDS", 0.1)
     with locked(tmp_path / "run", "training"), pytest.raises(BlockingIOError, match="another training is writing here"):
         run(colours, tmp_path / "run")
 
@@ -508,7 +509,7 @@ def test_litter_is_no_other_file(colours, tmp_path):
 
 
 def test_a_finished_run_does_not_need_its_weights_file(colours, tmp_path):
-    from tfpipe.transfer import backbones
+    from tfpipe.networks import backbones
 
     backbone = backbones.build("lenet", image_size=(16, 16), weights="none")
     file = tmp_path / "lenet.weights.h5"
@@ -521,14 +522,14 @@ def test_a_finished_run_does_not_need_its_weights_file(colours, tmp_path):
 
 def test_ctrl_c_in_the_last_validation_stops_the_run(colours, tmp_path, monkeypatch):
     recipe = dataclasses.replace(TUNED, epochs=1)
-    real = training.Loop.validate
+    real = loop.Loop.validate
 
     def validate(self):
         os.kill(os.getpid(), signal.SIGINT)
         return real(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Loop, "validate", validate)
+        patch.setattr(loop.Loop, "validate", validate)
         with pytest.raises(KeyboardInterrupt):
             run(colours, tmp_path / "run", recipe)
     assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == ["head.npz"]
@@ -536,11 +537,11 @@ def test_ctrl_c_in_the_last_validation_stops_the_run(colours, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(("handler", "is_seen"), [(signal.SIG_IGN, False), (signal.default_int_handler, True)])
-@pytest.mark.parametrize("number", training._STOPPING)
+@pytest.mark.parametrize("number", loop._STOPPING)
 def test_a_signal_that_is_ignored_stays_ignored(number, handler, is_seen):
     before = signal.signal(number, handler)
     try:
-        with training._interrupts() as interrupted:
+        with loop._interrupts() as interrupted:
             os.kill(os.getpid(), number)
         assert interrupted.is_set() == is_seen
         assert signal.getsignal(number) is handler
@@ -553,7 +554,7 @@ def test_who_handled_a_signal_gets_it_when_the_step_is_saved(number):
     received = []
 
     def stop():
-        with training._interrupts() as interrupted:
+        with loop._interrupts() as interrupted:
             for _ in range(2):
                 os.kill(os.getpid(), number)  # the second does not stop at once: `timeout` sends two
             assert interrupted.is_set()
@@ -570,10 +571,10 @@ def test_who_handled_a_signal_gets_it_when_the_step_is_saved(number):
 
 
 def test_outside_of_the_loop_the_library_handles_no_signal():
-    before = [signal.getsignal(number) for number in training._STOPPING]
-    with training._interrupts():
-        assert not any(signal.getsignal(number) in before for number in training._STOPPING)
-    assert [signal.getsignal(number) for number in training._STOPPING] == before
+    before = [signal.getsignal(number) for number in loop._STOPPING]
+    with loop._interrupts():
+        assert not any(signal.getsignal(number) in before for number in loop._STOPPING)
+    assert [signal.getsignal(number) for number in loop._STOPPING] == before
     assert before[1:] == [signal.SIG_DFL, signal.SIG_DFL]
 
 
@@ -583,7 +584,7 @@ def test_a_validation_that_was_stopped_is_done_again_to_the_same_bits(
 ):
     """Also one that had not begun: the signal came in the last step of the epoch."""
     recipe = dataclasses.replace(SMALL, mode="scratch", epochs=2, ema=0.9)
-    real = getattr(training.Loop, method)
+    real = getattr(loop.Loop, method)
 
     def stop(self, *rest):
         if self.progress.step == step:
@@ -593,12 +594,12 @@ def test_a_validation_that_was_stopped_is_done_again_to_the_same_bits(
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(training.Loop, method, stop)
+            patch.setattr(loop.Loop, method, stop)
             with pytest.raises(KeyboardInterrupt):
                 run(colours, tmp_path / "stopped", recipe)
     finally:
         signal.signal(signal.SIGTERM, before)
-    _, facts = states.load(tmp_path / "stopped" / "state" / "scratch.npz")
+    _, facts = checkpoints.load(tmp_path / "stopped" / "state" / "scratch.npz")
     assert (facts["progress"]["epoch"], facts["progress"]["step"]) == (0, 6)
     assert read_history(tmp_path / "stopped") == []
     run(colours, tmp_path / "stopped", recipe)
@@ -609,8 +610,8 @@ def test_a_validation_that_was_stopped_is_done_again_to_the_same_bits(
 
 
 def test_a_layer_that_keras_named_can_end_the_backbone(colours, tmp_path):
-    from tfpipe.transfer import backbones
-    from tfpipe.transfer.cutting import find_layers
+    from tfpipe.networks import backbones
+    from tfpipe.networks.submodels import find_layers
 
     found = list(find_layers(backbones.build("custom_backbone:unnamed", image_size=(16, 16)).network))
     numbers = [int(name.rpartition("_")[2]) for name in found if name.startswith("conv2d_")]

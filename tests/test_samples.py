@@ -20,17 +20,16 @@ from prediction_fixtures import Averages
 from test_images import chunk, encode, ihdr, make_png
 
 import tfpipe
-from tfpipe.exporting import pixels
-from tfpipe.exporting.specifications import Specification, from_json
-from tfpipe.inspection.pixels import as_read
-from tfpipe.pipeline import decoding
-from tfpipe.pipeline.stored import decode_stored
-from tfpipe.records import images, manifest
+from tfpipe.formats.specifications import Specification, from_json
+from tfpipe.images import decoding, graph_pixels, headers
+from tfpipe.images.pillow_decoding import as_read
+from tfpipe.images.stored import decode_stored
+from tfpipe.networks.layers import Preprocessing
+from tfpipe.page.answers import Answers
+from tfpipe.prediction.models import Model
+from tfpipe.records import manifest
 from tfpipe.records.samples import BACKGROUNDS, PNG16, Samples
 from tfpipe.records.summary import describe_manifest
-from tfpipe.serving.answers import Answers
-from tfpipe.serving.models import Model
-from tfpipe.transfer.layers import Preprocessing
 
 pytestmark = pytest.mark.tf
 
@@ -149,7 +148,7 @@ def test_usual_files_are_read_as_before():
 
 
 def traits(data: bytes) -> tuple[int, int, bool, bool]:
-    header = images.read_header(data)
+    header = headers.read_header(data)
     return header.precision, header.significant_bits, header.transparent, header.has_profile
 
 
@@ -242,7 +241,9 @@ def test_all_that_makes_pixels_makes_the_same(tmp_path):
     options = {"seed": 0, "epoch": 0, "image_size": size, "augment": "none"}
     replayed = [tfpipe.replay(tmp_path / "out", "train", file.name, **options) for file in files]
     assert np.abs(np.stack(replayed).astype(int) - expected).max() <= 1  # sampled two by two
-    found, valid = pixels.decode_batch(tf.constant([file.read_bytes() for file in files]), size, "stretch", 10**6, samples)
+    found, valid = graph_pixels.decode_batch(
+        tf.constant([file.read_bytes() for file in files]), size, "stretch", 10**6, samples
+    )
     assert valid.numpy().all()
     assert (found.numpy() == expected).all()
     model = Wanting(image_size=size)

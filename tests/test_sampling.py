@@ -13,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tfpipe.pipeline import sampling
-from tfpipe.pipeline.decoding import RESIZES, Resize, decode_image, resize_image, turn_image
+from tfpipe.images import sampling
+from tfpipe.images.decoding import RESIZES, Resize, decode_image, resize_image, turn_image
 
 pytestmark = pytest.mark.tf
 

@@ -12,9 +12,9 @@ import zlib
 import pytest
 from PIL import Image
 
-from tfpipe.records import jpeg
-from tfpipe.records.errors import RejectedImage
-from tfpipe.records.images import read_header
+from tfpipe.common.errors import RejectedImage
+from tfpipe.images import jpeg
+from tfpipe.images.headers import read_header
 
 END = b"\xff\xd9"
 SEGMENT = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")

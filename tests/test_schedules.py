@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfpipe.transfer.schedules import Constant, EarlyStopping, Plateau, RangeTest, WarmupCosine, smooth
+from tfpipe.training.schedules import Constant, EarlyStopping, Plateau, RangeTest, WarmupCosine, smooth
 
 NAN = math.nan
 RATES = st.floats(1e-8, 10.0)

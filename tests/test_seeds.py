@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tfpipe.records import seeds
+from tfpipe.common import seeds
 
 PACKAGE = Path(seeds.__file__).parents[1]
 

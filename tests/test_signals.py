@@ -13,8 +13,9 @@ from conftest import CHECKOUT
 from evaluation_fixtures import build_pictures, make_classifier
 from transfer_fixtures import colours
 
-from tfpipe.transfer import classifiers, states
-from tfpipe.transfer.journal import read_history
+from tfpipe.models import classifiers
+from tfpipe.training import checkpoints
+from tfpipe.training.run_log import read_history
 
 pytestmark = [
     pytest.mark.tf,
@@ -142,7 +143,7 @@ def test_a_script_that_trains_ends_when_the_step_is_saved(colours, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, timeout=300)
     assert done.returncode == -signal.SIGTERM  # as without tfpipe, and later by a step
     assert "Traceback" not in done.stderr
-    _, facts = states.load(tmp_path / "run" / "state" / "scratch.npz")
+    _, facts = checkpoints.load(tmp_path / "run" / "state" / "scratch.npz")
     assert facts["progress"]["step"] == 6
 
 

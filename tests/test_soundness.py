@@ -9,15 +9,15 @@ from export_fixtures import FORMATS
 from report_fixtures import jpeg, make_classifier, write_splits
 
 import tfpipe
-from tfpipe.exporting import parity, parity_process, rounding, specimens
+from tfpipe.common.errors import DataError
+from tfpipe.evaluation import calibration, feature_index
+from tfpipe.exporting import half_precision, parity, parity_process, reference_images
 from tfpipe.exporting.exporter import _specify
-from tfpipe.pipeline import arithmetic
-from tfpipe.records.errors import DataError
-from tfpipe.serving import galleries
-from tfpipe.serving.answers import Answers, Row, Upload
-from tfpipe.serving.picture_files import Problem
-from tfpipe.transfer import calibration, explanation, predictions
-from tfpipe.transfer.predictions import Predictions, are_probabilities
+from tfpipe.listing.image_files import Problem
+from tfpipe.models import explanation, predictions
+from tfpipe.models.predictions import Predictions, are_probabilities
+from tfpipe.networks import arithmetic
+from tfpipe.page.answers import Answers, Row, Upload
 
 pytestmark = pytest.mark.tf
 
@@ -118,7 +118,7 @@ def test_every_way_out_raises_and_names_the_picture(spoiled, export, data, files
 
 def test_rounding_is_not_measured_on_what_is_no_number(spoiled, data):
     with pytest.raises(DataError, match=r"'val/1\.jpg' are not numbers"):
-        rounding.measure_cost(spoiled, spoiled, data, "val")
+        half_precision.measure_cost(spoiled, spoiled, data, "val")
 
 
 def test_a_table_that_is_no_probabilities_is_not_calibrated():
@@ -142,9 +142,9 @@ def test_the_page_says_it_of_the_picture_alone(spoiled, export, files):
 
 
 def test_training_pictures_without_features_are_said(spoiled, data):
-    assert len(galleries.collect(spoiled, data, "train", progress=False).keys) == 4
+    assert len(feature_index.collect(spoiled, data, "train", progress=False).keys) == 4
     with pytest.raises(DataError, match=r"features of 'test/1.jpg' are not finite"):
-        galleries.collect(spoiled, data, "test", progress=False)
+        feature_index.collect(spoiled, data, "test", progress=False)
 
 
 def test_heat_is_all_zeros_where_there_are_no_numbers(spoiled):
@@ -227,7 +227,7 @@ def test_a_model_that_fails_at_most_pictures_is_not_exported(tmp_path, monkeypat
     ],
 )
 def test_the_rule_is_one_here_and_in_the_graph(spoiled, row, good, recwarn):
-    from tfpipe.exporting import signatures
+    from tfpipe.formats import signatures
 
     values = np.array([row], np.float32)
     assert are_probabilities(values).tolist() == [good]
@@ -241,4 +241,4 @@ def test_many_are_named_in_part():
     values = np.full((8, 2), np.nan)
     with pytest.raises(DataError, match=r"^the model's probabilities of '0', '1', '2', '3', '4' and 3 more are not numbers"):
         predictions.check(values, [str(index) for index in range(8)])
-    assert len(specimens.make()) == 29
+    assert len(reference_images.make()) == 29

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from conftest import picture, write
 
-from tfpipe.conversion.items import Rejection, Source
-from tfpipe.conversion.sources import DEFAULT_LABEL_PATTERN, guess_layout, list_sources
-from tfpipe.records.errors import DataError
+from tfpipe.building.items import Rejection, Source
+from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, guess_layout, list_sources
+from tfpipe.common.errors import DataError
 
 DATA = picture(1)
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tfpipe.records.errors import DataError
-from tfpipe.transfer import states
+from tfpipe.common.errors import DataError
+from tfpipe.training import checkpoints
 
 ARRAYS = hnp.arrays(
     st.sampled_from([np.float32, np.float64, np.int64, np.uint32, np.uint8, np.bool_]),
@@ -28,8 +28,8 @@ def equal_bits(one, other):
 )
 def test_what_is_saved_comes_back_bit_for_bit(tmp_path_factory, groups, facts):
     path = tmp_path_factory.mktemp("state") / "state.npz"
-    states.save(path, groups, facts)
-    found, found_facts = states.load(path)
+    checkpoints.save(path, groups, facts)
+    found, found_facts = checkpoints.load(path)
     assert found_facts == facts
     assert found.keys() == groups.keys()
     for name, group in groups.items():
@@ -39,8 +39,8 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path_factory, groups, facts):
 
 def test_nan_and_signed_zero(tmp_path):
     weights = np.array([np.nan, -0.0, np.inf, np.float32(1e-45)], np.float32)
-    states.save(tmp_path / "state.npz", {"weights": [weights]}, {"loss": math.nan, "zero": -0.0})
-    found, facts = states.load(tmp_path / "state.npz")
+    checkpoints.save(tmp_path / "state.npz", {"weights": [weights]}, {"loss": math.nan, "zero": -0.0})
+    found, facts = checkpoints.load(tmp_path / "state.npz")
     assert equal_bits(found["weights"][0], weights)
     assert math.isnan(facts["loss"])
     assert math.copysign(1, facts["zero"]) == -1
@@ -50,7 +50,9 @@ def test_nan_and_signed_zero(tmp_path):
 def saved(tmp_path):
     path = tmp_path / "state.npz"
     random = np.random.default_rng(0)
-    states.save(path, {"weights": [random.normal(size=(20, 3)), random.integers(0, 9, 5)]}, {"epoch": 3, "rates": [0.1, 0.2]})
+    checkpoints.save(
+        path, {"weights": [random.normal(size=(20, 3)), random.integers(0, 9, 5)]}, {"epoch": 3, "rates": [0.1, 0.2]}
+    )
     return path
 
 
@@ -59,21 +61,21 @@ def test_a_file_that_was_cut_anywhere_is_damaged(saved):
     for length in {*range(0, len(whole), len(whole) // 60), *range(30), *range(len(whole) - 30, len(whole))}:
         saved.write_bytes(whole[:length])
         with pytest.raises(DataError, match="damaged") as caught:
-            states.load(saved)
+            checkpoints.load(saved)
         assert caught.value.path == str(saved)
         assert len(str(caught.value)) < 400
     saved.write_bytes(whole)
-    states.load(saved)
+    checkpoints.load(saved)
 
 
 def test_a_flipped_bit_is_noticed_or_without_effect(saved):
-    whole, (expected, facts) = saved.read_bytes(), states.load(saved)
+    whole, (expected, facts) = saved.read_bytes(), checkpoints.load(saved)
     noticed = 0
     for place in range(0, len(whole), 7):
         for bit in (1, 64):
             saved.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
             try:
-                found, found_facts = states.load(saved)
+                found, found_facts = checkpoints.load(saved)
             except DataError:
                 noticed += 1
                 continue
@@ -86,22 +88,22 @@ def test_a_flipped_bit_is_noticed_or_without_effect(saved):
 def test_other_files_are_damaged(tmp_path, content):
     (tmp_path / "state.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"state\.npz: damaged .*delete it"):
-        states.load(tmp_path / "state.npz")
+        checkpoints.load(tmp_path / "state.npz")
 
 
 def test_other_numpy_files_are_damaged(tmp_path):
     with open(tmp_path / "state.npz", "wb") as file:
         np.save(file, np.arange(3))
     with pytest.raises(DataError, match="damaged"):
-        states.load(tmp_path / "state.npz")
+        checkpoints.load(tmp_path / "state.npz")
     np.savez(tmp_path / "state.npz", weights=np.arange(3))
     with pytest.raises(DataError, match="damaged"):
-        states.load(tmp_path / "state.npz")
+        checkpoints.load(tmp_path / "state.npz")
 
 
 def test_nothing_is_not_found(tmp_path):
     with pytest.raises(FileNotFoundError):
-        states.load(tmp_path / "state.npz")
+        checkpoints.load(tmp_path / "state.npz")
 
 
 def test_a_failed_write_leaves_the_state_before(saved, monkeypatch):
@@ -113,7 +115,7 @@ def test_a_failed_write_leaves_the_state_before(saved, monkeypatch):
 
     monkeypatch.setattr(np, "savez", fail)
     with pytest.raises(OSError, match="No space left on device"):
-        states.save(saved, {"weights": [np.zeros(3)]}, {"epoch": 4})
+        checkpoints.save(saved, {"weights": [np.zeros(3)]}, {"epoch": 4})
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
@@ -121,5 +123,5 @@ def test_a_failed_write_leaves_the_state_before(saved, monkeypatch):
 def test_what_json_cannot_hold_is_said_before_anything_is_written(saved):
     before = saved.read_bytes()
     with pytest.raises(TypeError):
-        states.save(saved, {}, {"weights": np.zeros(3)})
+        checkpoints.save(saved, {}, {"weights": np.zeros(3)})
     assert saved.read_bytes() == before

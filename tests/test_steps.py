@@ -12,9 +12,11 @@ import tensorflow as tf
 from transfer_fixtures import SMALL, colours
 
 from tfpipe import Recipe, train
-from tfpipe.exporting.predictors import Artefact
+from tfpipe.formats.exported_model import Artefact
+from tfpipe.models import classifiers, features
+from tfpipe.networks import memory
 from tfpipe.pipeline.augmentation import Augmentation
-from tfpipe.transfer import batches, classifiers, features, memory, states, steps, training
+from tfpipe.training import batches, checkpoints, loop, steps
 
 pytestmark = pytest.mark.tf
 
@@ -75,13 +77,13 @@ def distance(one, other):
 @pytest.fixture
 def sizes(monkeypatch):
     """A list that is told how many rows each call of many steps has."""
-    found, real = [], training.Loop.train_block
+    found, real = [], loop.Loop.train_block
 
     def counted(self, block):
         found.append(len(block.places))
         return real(self, block)
 
-    monkeypatch.setattr(training.Loop, "train_block", counted)
+    monkeypatch.setattr(loop.Loop, "train_block", counted)
     return found
 
 
@@ -94,7 +96,7 @@ def test_many_steps_in_a_call_have_the_bits_of_single_ones(colours, tmp_path, mo
         hashes.append(run(colours, tmp_path / name, CACHED)["model_sha256"])
         taken.append(list(sizes))
 
-    monkeypatch.setattr(training, "_CALL_SECONDS", 1e9)
+    monkeypatch.setattr(loop, "_CALL_SECONDS", 1e9)
     go("epochs")
     with monkeypatch.context() as patch:
         patch.setattr(batches, "_RESIDENT_BYTES", {"CPU": 0, "GPU": 0})
@@ -193,10 +195,10 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts(colours, tmp_path, in_pa
 def test_a_run_that_goes_on_knows_how_many_parts_fit(colours, tmp_path, in_parts, monkeypatch):
     recipe, lines, folder = dataclasses.replace(LARGE, batch_size="auto", dropout=0.2), [], tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(training.Loop, "validate", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(loop.Loop, "validate", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(colours, folder, recipe, checkpoint_seconds=0.0)
-    assert states.load(folder / "state" / "scratch.npz")[1]["accumulate"] == 4
+    assert checkpoints.load(folder / "state" / "scratch.npz")[1]["accumulate"] == 4
     run(colours, folder, recipe, report=lines.append)
     assert not any("out of memory" in line for line in lines)
     assert distance(weights_of(folder), weights_of(in_parts)) == 0

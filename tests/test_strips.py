@@ -61,10 +61,10 @@ def read_everywhere(folder: Path) -> None:
     import tensorflow as tf
 
     import tfpipe
-    from tfpipe.exporting import pixels
-    from tfpipe.serving.answers import Answers
+    from tfpipe.images import graph_pixels
+    from tfpipe.page.answers import Answers
 
-    graph = tf.function(lambda files: pixels.decode_batch(files, SIZE, "stretch", 10**8), autograph=False)
+    graph = tf.function(lambda files: graph_pixels.decode_batch(files, SIZE, "stretch", 10**8), autograph=False)
     for step, inputs in enumerate(("warm", "strips")):
         before, count = peak(), len(os.listdir(folder / inputs))
         splits = {"train": 1.0}
@@ -102,7 +102,7 @@ def test_strips_take_memory_in_proportion_to_their_pixels(tmp_path):
 def test_strips_have_the_pixels_of_the_whole_at_once(source, mode):
     import tensorflow as tf
 
-    from tfpipe.pipeline import decoding
+    from tfpipe.images import decoding
 
     image = np.random.default_rng(1).integers(0, 256, (*source, 3), np.uint8)
     scaled = decoding.scaled_size(tf.constant(source), tf.constant(SIZE), mode)

@@ -4,9 +4,10 @@ import pytest
 from inspection_fixtures import build_tiny
 
 import tfpipe
+from tfpipe.common.text import format_bytes, plural
 from tfpipe.records import manifest as manifests
 from tfpipe.records.manifest import Manifest, Shard, Split
-from tfpipe.records.summary import describe_manifest, display_width, format_bytes, plural
+from tfpipe.records.summary import describe_manifest, display_width
 
 
 def made(class_names, *counts, **changes):

@@ -12,8 +12,9 @@ import tensorflow as tf
 from evaluation_fixtures import CLASS_NAMES, make_classifier
 from format_fixtures import SIZE, SPECIFICATION, as_function, draw_pictures, make_graph, written
 
-from tfpipe.exporting import freezing, rounding, tflite_files, tflite_metadata
-from tfpipe.records.errors import DataError
+from tfpipe.common.errors import DataError
+from tfpipe.exporting import half_precision
+from tfpipe.formats import frozen_graph, tflite_files, tflite_metadata
 
 pytestmark = pytest.mark.tf
 
@@ -79,7 +80,7 @@ def test_an_empty_batch_gets_no_answers(path):
 
 def test_a_classifier_answers_as_in_keras(tmp_path):
     classifier, specification = make_classifier(), dataclasses.replace(SPECIFICATION, image_size=(8, 8))
-    frozen = freezing.freeze_images(classifier, specification, to_convert=True)
+    frozen = frozen_graph.freeze_images(classifier, specification, to_convert=True)
     file = written(tmp_path / "model.tflite", tflite_files.convert(frozen, specification, dynamic_range=False))
     images = draw_pictures(4, size=(8, 8))
     assert np.abs(tflite_files.open_tflite(file).predict(images) - classifier.predict(images)).max() < 1e-5
@@ -176,7 +177,7 @@ def stored_types(data):
 
 @pytest.mark.parametrize(("kind", "type_name", "error"), [("dynamic_range", "INT8", 0.02), ("half", "FLOAT16", 1e-3)])
 def test_smaller_numbers_answer_nearly_alike(graph, answer, path, tmp_path, kind, type_name, error):
-    asked = rounding.store_half(graph) if kind == "half" else graph
+    asked = half_precision.store_half(graph) if kind == "half" else graph
     data = tflite_files.convert(asked, SPECIFICATION, dynamic_range=kind == "dynamic_range")
     wanted = getattr(tflite_metadata.schema.TensorType, type_name)
     assert wanted in stored_types(data)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfpipe.common.errors import DataError
 from tfpipe.records import tfrecord
-from tfpipe.records.errors import DataError
 from tfpipe.records.tfrecord import Frame, Gap
 
 datas = st.lists(st.binary(max_size=40), max_size=6)

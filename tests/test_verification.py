@@ -10,14 +10,14 @@ from conftest import cut_in_scan, picture, write
 from inspection_fixtures import build_tiny, copied, forge, records_of, replaced
 
 import tfpipe
-from tfpipe.inspection.ledger import Ledger
-from tfpipe.inspection.rows import CatalogRows
-from tfpipe.inspection.shards import ShardReport, check_shard
-from tfpipe.inspection.verification import verify
+from tfpipe.common.files import sha256_of
 from tfpipe.records import manifest as manifests
 from tfpipe.records import schema, tfrecord
 from tfpipe.records.catalog import Row, read_catalog, read_split
-from tfpipe.records.files import sha256_of
+from tfpipe.verification.ledger import Ledger
+from tfpipe.verification.shards import ShardReport, check_shard
+from tfpipe.verification.tolerant_catalog import CatalogRows
+from tfpipe.verification.verification import verify
 
 CATALOG, MANIFEST = "catalog.csv", "manifest.json"
 
@@ -480,7 +480,7 @@ def test_the_ledger_compares_in_full_what_meets_by_hash():
 
 
 def test_many_findings_are_counted_and_not_all_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("tfpipe.inspection.findings.MAX_KEPT", 5)
+    monkeypatch.setattr("tfpipe.verification.findings.MAX_KEPT", 5)
     out = build_tiny(tmp_path, num=12)
     shards(out)[0].unlink()
     report = verify(out, progress=False)

@@ -8,9 +8,9 @@ from custom_backbone import small_inception
 from keras import layers
 from test_cutting import nested, randomised
 
-from tfpipe.records.errors import DataError
-from tfpipe.transfer import weight_files
-from tfpipe.transfer.layers import Preprocessing, Probabilities, Trunk
+from tfpipe.common.errors import DataError
+from tfpipe.networks import weight_files
+from tfpipe.networks.layers import Preprocessing, Probabilities, Trunk
 
 pytestmark = pytest.mark.tf
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tfpipe
+from tfpipe.common.errors import DataError
 from tfpipe.records import manifest as manifests
-from tfpipe.records.errors import DataError
-from tfpipe.records.weights import class_weights
+from tfpipe.records.class_weights import class_weights
 
 
 def counted(out, counts, *, labelled=True, split="train"):

@@ -7,7 +7,7 @@ import re
 import pytest
 from conftest import CHECKOUT
 
-from tfpipe.records.words import exactly, plural
+from tfpipe.common.text import exactly, plural
 
 COUNTED = re.compile(r" (?:[a-z-]+ ){0,2}?([a-z]+[^s]s)\b")
 # What follows a value and ends with an s is a noun in the plural, but for these; and adjectives alone come between the two.

@@ -8,10 +8,10 @@ from multiprocessing.connection import Pipe
 import pytest
 from conftest import CHECKOUT
 
-from tfpipe.conversion.tasks import AuditTask
-from tfpipe.records import workers
+from tfpipe.building.tasks import AuditTask
+from tfpipe.common import workers
 
-TASKS = "tfpipe.conversion.tasks"
+TASKS = "tfpipe.building.tasks"
 
 
 @pytest.mark.parametrize("task", ["report(1, 1)", "'a result'", "1 / 0"])
@@ -20,7 +20,7 @@ def test_a_worker_whose_parent_has_closed_the_connection_leaves_without_a_word(t
     ours.send(("do", None))
     ours.close()
     code = (
-        "from tfpipe.conversion import tasks\nfrom tfpipe.records import workers\n"
+        "from tfpipe.building import tasks\nfrom tfpipe.common import workers\n"
         "workers._listen = lambda connection, inbox: inbox.put(connection.recv())\n"  # sees the task, and not the end
         f"tasks.do = lambda task, report: {task}\n"
         f"workers.serve({theirs.fileno()}, {TASKS!r})"

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tfpipe.exporting.wrapping import wrap
-from tfpipe.pipeline import arithmetic
+from tfpipe.networks import arithmetic
 
 pytestmark = pytest.mark.tf
 
@@ -145,11 +145,11 @@ def test_names_in_any_kind_of_list_are_plain_texts(names):
 
 
 def test_what_was_wrapped_is_saved_and_loaded(tmp_path):
-    from tfpipe.exporting import artefacts
+    from tfpipe.formats import opening
 
     wrapped = wrap(network("sigmoid", 1), class_names=("no", "yes"), preprocessing="unit", resize="pad")
     wrapped.model.save(tmp_path / "model.keras")
-    again = artefacts.load(tmp_path / "model.keras")
+    again = opening.load(tmp_path / "model.keras")
     assert (again.sha256, again.class_names, again.resize) == (wrapped.sha256, ("no", "yes"), "pad")
     np.testing.assert_array_equal(again.predict(PICTURES), wrapped.predict(PICTURES))
 

@@ -12,29 +12,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfpipe.conversion.build import build_tfrecords as build_tfrecords
+    from tfpipe.building.build import build_tfrecords as build_tfrecords
+    from tfpipe.common.errors import DataError as DataError
+    from tfpipe.evaluation.evaluation import evaluate as evaluate
+    from tfpipe.evaluation.mcnemar import compare as compare
     from tfpipe.exporting.exporter import export as export
-    from tfpipe.exporting.freezing import load_frozen as load_frozen
-    from tfpipe.exporting.requests import grpc_request as grpc_request
-    from tfpipe.exporting.requests import rest_request as rest_request
+    from tfpipe.formats.frozen_graph import load_frozen as load_frozen
+    from tfpipe.images.decoding import decode_image as decode_image
+    from tfpipe.images.decoding import parse_example as parse_example
+    from tfpipe.images.decoding import resize_image as resize_image
     from tfpipe.pipeline.augmentation import augment_image as augment_image
-    from tfpipe.pipeline.decoding import decode_image as decode_image
-    from tfpipe.pipeline.decoding import parse_example as parse_example
-    from tfpipe.pipeline.decoding import resize_image as resize_image
     from tfpipe.pipeline.loader import dataset as dataset
     from tfpipe.pipeline.loader import describe as describe
     from tfpipe.pipeline.presets import Augmentation as Augmentation
     from tfpipe.pipeline.replaying import replay as replay
+    from tfpipe.prediction.models import load as load
+    from tfpipe.prediction.prediction import predict as predict
+    from tfpipe.prediction.requests import grpc_request as grpc_request
+    from tfpipe.prediction.requests import rest_request as rest_request
     from tfpipe.records import manifest as _manifest
-    from tfpipe.records.errors import DataError as DataError
+    from tfpipe.records.class_weights import class_weights as class_weights
     from tfpipe.records.manifest import Manifest as Manifest
-    from tfpipe.records.weights import class_weights as class_weights
-    from tfpipe.serving.models import load as load
-    from tfpipe.serving.prediction import predict as predict
-    from tfpipe.transfer.agreement import compare as compare
-    from tfpipe.transfer.evaluation import evaluate as evaluate
-    from tfpipe.transfer.recipes import Recipe as Recipe
-    from tfpipe.transfer.runs import train as train
+    from tfpipe.training.recipes import Recipe as Recipe
+    from tfpipe.training.runs import train as train
 
     load_manifest = _manifest.load  # imported under another name, type checkers take it for a private one
 
@@ -44,28 +44,28 @@ __version__ = "0.1.0"
 # replaced by the module when that is imported.
 _HOMES = {
     "Augmentation": ("tfpipe.pipeline.presets", "Augmentation"),
-    "DataError": ("tfpipe.records.errors", "DataError"),
+    "DataError": ("tfpipe.common.errors", "DataError"),
     "Manifest": ("tfpipe.records.manifest", "Manifest"),
-    "Recipe": ("tfpipe.transfer.recipes", "Recipe"),
+    "Recipe": ("tfpipe.training.recipes", "Recipe"),
     "augment_image": ("tfpipe.pipeline.augmentation", "augment_image"),
-    "build_tfrecords": ("tfpipe.conversion.build", "build_tfrecords"),
-    "class_weights": ("tfpipe.records.weights", "class_weights"),
-    "compare": ("tfpipe.transfer.agreement", "compare"),
+    "build_tfrecords": ("tfpipe.building.build", "build_tfrecords"),
+    "class_weights": ("tfpipe.records.class_weights", "class_weights"),
+    "compare": ("tfpipe.evaluation.mcnemar", "compare"),
     "dataset": ("tfpipe.pipeline.loader", "dataset"),
-    "decode_image": ("tfpipe.pipeline.decoding", "decode_image"),
+    "decode_image": ("tfpipe.images.decoding", "decode_image"),
     "describe": ("tfpipe.pipeline.loader", "describe"),
-    "evaluate": ("tfpipe.transfer.evaluation", "evaluate"),
+    "evaluate": ("tfpipe.evaluation.evaluation", "evaluate"),
     "export": ("tfpipe.exporting.exporter", "export"),
-    "grpc_request": ("tfpipe.exporting.requests", "grpc_request"),
-    "load": ("tfpipe.serving.models", "load"),
-    "load_frozen": ("tfpipe.exporting.freezing", "load_frozen"),
+    "grpc_request": ("tfpipe.prediction.requests", "grpc_request"),
+    "load": ("tfpipe.prediction.models", "load"),
+    "load_frozen": ("tfpipe.formats.frozen_graph", "load_frozen"),
     "load_manifest": ("tfpipe.records.manifest", "load"),
-    "parse_example": ("tfpipe.pipeline.decoding", "parse_example"),
-    "predict": ("tfpipe.serving.prediction", "predict"),
+    "parse_example": ("tfpipe.images.decoding", "parse_example"),
+    "predict": ("tfpipe.prediction.prediction", "predict"),
     "replay": ("tfpipe.pipeline.replaying", "replay"),
-    "rest_request": ("tfpipe.exporting.requests", "rest_request"),
-    "resize_image": ("tfpipe.pipeline.decoding", "resize_image"),
-    "train": ("tfpipe.transfer.runs", "train"),
+    "rest_request": ("tfpipe.prediction.requests", "rest_request"),
+    "resize_image": ("tfpipe.images.decoding", "resize_image"),
+    "train": ("tfpipe.training.runs", "train"),
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

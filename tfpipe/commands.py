@@ -24,8 +24,8 @@ from absl import app, flags
 
 import tfpipe
 from tfpipe import start_up
-from tfpipe.records.arguments import nearest
-from tfpipe.records.errors import DataError
+from tfpipe.common.arguments import nearest
+from tfpipe.common.errors import DataError
 
 _VERSION = flags.DEFINE_bool("version", False, "Show the version.")
 

@@ -58,7 +58,7 @@ from absl import flags
 
 import tfpipe
 from tfpipe import commands
-from tfpipe.records.cores import count_cores
+from tfpipe.common.cores import count_cores
 from tfpipe.tools.benchmarks import contenders, modes, overhead
 from tfpipe.tools.benchmarks.rounds import alternate, compared
 
@@ -104,7 +104,7 @@ for shard in range(shards):
             writer.write(tf.train.Example(features=tf.train.Features(feature=content)).SerializeToString())
 """
 _AUDIT = """
-import os, sys; from tfpipe.records.images import read_header
+import os, sys; from tfpipe.images.headers import read_header
 for folder, _, names in os.walk({source!r}):
     for name in names:
         with open(os.path.join(folder, name), "rb", buffering=0) as file:
@@ -145,7 +145,7 @@ def measure_build(folder: Path) -> None:
         "cp, sha256sum of both": ["sh", "-c", _COPY, str(source), str(folder / "out")],
         "tf.io.TFRecordWriter": [sys.executable, "-c", _PLAIN],
         "read + audit alone, 1 process": [sys.executable, "-c", _AUDIT],
-        "tfpipe, import alone": [sys.executable, "-c", "import tfpipe.conversion.build"],
+        "tfpipe, import alone": [sys.executable, "-c", "import tfpipe.building.build"],
     }
     seconds = alternate(contenders, lambda command: timed(command, source, folder / "out"), _REPETITIONS.value)
     for name, times in seconds.items():

@@ -22,10 +22,10 @@ if not __package__:  # run as a file: the checkout's own tfpipe, and none of thi
 from absl import flags
 
 from tfpipe import commands
-from tfpipe.conversion.build import build_tfrecords
-from tfpipe.conversion.options import CHECKS, DEFAULT_SHARD_BYTES, NORMALIZATIONS
-from tfpipe.conversion.sources import DEFAULT_LABEL_PATTERN, LAYOUTS
-from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.building.build import build_tfrecords
+from tfpipe.building.options import CHECKS, DEFAULT_SHARD_BYTES, NORMALIZATIONS
+from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, LAYOUTS
+from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.records.samples import BACKGROUNDS, PNG16, USUAL
 from tfpipe.records.summary import describe_manifest
 

@@ -23,7 +23,7 @@ from absl import flags
 
 import tfpipe
 from tfpipe import commands
-from tfpipe.records.files import read_json, sha256_of, write_json
+from tfpipe.common.files import read_json, sha256_of, write_json
 from tfpipe.records.summary import describe_manifest
 
 _OUTPUT = flags.DEFINE_string("output", "demo_output", "Folder for all that the demo makes.")
@@ -159,8 +159,8 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def _verify(shards: Path, sheet: Path) -> None:
-    from tfpipe.inspection.contact_sheet import show
-    from tfpipe.inspection.verification import verify
+    from tfpipe.report.contact_sheet import show
+    from tfpipe.verification.verification import verify
 
     report = verify(shards)
     if report.num_findings:

@@ -24,7 +24,7 @@ if not __package__:  # run as a file: the checkout's own tfpipe, and none of thi
 from absl import flags
 
 from tfpipe import commands
-from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 
 _MODEL = flags.DEFINE_string("model", None, "Needed. A run's folder, a .keras file, or a file or folder of an export.")
 _DATA = flags.DEFINE_string("data", None, "Data set with the training pictures. Default: the run's, if it is still there.")
@@ -47,10 +47,10 @@ def main(arguments: list[str]) -> None:
     if arguments or not _MODEL.value:
         raise commands.UsageError(f"unexpected: {' '.join(arguments)}" if arguments else "--model is needed")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
-    from tfpipe.serving import preflight
+    from tfpipe.prediction import preflight
 
     preflight.check_page(_MODEL.value, _DATA.value, _SPLIT.value, _PORT.value, _ALLOWED_HOSTS.value)
-    from tfpipe.serving.page import serve  # takes seconds
+    from tfpipe.page.page import serve  # takes seconds
 
     page = serve(
         _MODEL.value,

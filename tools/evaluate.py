@@ -24,10 +24,11 @@ if not __package__:  # run as a file: the checkout's own tfpipe, and none of thi
 from absl import flags
 
 from tfpipe import commands
-from tfpipe.records.summary import display_width, plural
+from tfpipe.common.text import plural
+from tfpipe.records.summary import display_width
 
 if TYPE_CHECKING:
-    from tfpipe.transfer.evaluation import Evaluation
+    from tfpipe.evaluation.evaluation import Evaluation
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Needed. A run's folder, a .keras file that train wrote, or a file or folder of an export."
@@ -69,9 +70,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _evaluate(shard: tuple[int, int] | None) -> None:
-    from tfpipe.exporting import preflight
-    from tfpipe.records.files import check_folder
-    from tfpipe.transfer.accounting import open_labelled
+    from tfpipe.common.files import check_folder
+    from tfpipe.evaluation.receipts import open_labelled
+    from tfpipe.formats import preflight
 
     if shard is not None and _NUM_READERS.value != 1:
         raise commands.UsageError("--shard and --num_readers exclude each other")
@@ -79,8 +80,8 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
         open_labelled(_DATA.value, split)
     preflight.find_model(_MODEL.value)
     check_folder(_OUTPUT.value)
-    from tfpipe.exporting import artefacts  # takes seconds
-    from tfpipe.transfer.evaluation import evaluate
+    from tfpipe.evaluation.evaluation import evaluate
+    from tfpipe.formats import opening  # takes seconds
 
     found: list[Evaluation] = []
 
@@ -90,7 +91,7 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
 
     try:
         evaluation = evaluate(
-            artefacts.load(_MODEL.value, trust=_TRUST.value),
+            opening.load(_MODEL.value, trust=_TRUST.value),
             _DATA.value,
             _SPLIT.value,
             _OUTPUT.value,
@@ -188,7 +189,7 @@ def _with_interval(value: float | None, interval: list[float] | None) -> str:
 
 
 def _compare(a: str, b: str) -> None:
-    from tfpipe.transfer.agreement import compare
+    from tfpipe.evaluation.mcnemar import compare
 
     found = compare(a, b)
     low, high = found.difference_interval

@@ -22,9 +22,9 @@ if not __package__:  # run as a file: the checkout's own tfpipe, and none of thi
 from absl import flags
 
 from tfpipe import commands
-from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.common.text import format_bytes, plural
+from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.records.samples import BACKGROUNDS, PNG16
-from tfpipe.records.summary import format_bytes, plural
 
 _RUN = flags.DEFINE_string("run", None, "Needed. A run's folder, or a .keras file, of any program's.")
 _OUTPUT = flags.DEFINE_string(
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> None:
     if not (_RUN.value and _OUTPUT.value):
         raise commands.UsageError("--run and --output are needed")
     size = None if _IMAGE_SIZE.value is None else commands.parse_size("image_size", _IMAGE_SIZE.value)
-    from tfpipe.exporting import preflight
+    from tfpipe.formats import preflight
 
     preflight.check_export(
         _RUN.value,

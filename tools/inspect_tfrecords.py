@@ -39,9 +39,11 @@ if not __package__:  # run as a file: the checkout's own tfpipe, and none of thi
 from absl import flags
 
 from tfpipe import commands
-from tfpipe.inspection import comparison, contact_sheet, extraction, rescue, verification
+from tfpipe.common.text import format_bytes, plural
 from tfpipe.records import manifest as manifests
-from tfpipe.records.summary import describe_manifest, format_bytes, plural
+from tfpipe.records.summary import describe_manifest
+from tfpipe.report import contact_sheet
+from tfpipe.verification import comparison, extraction, salvage, verification
 
 _CONTACT_SHEET, _AUGMENTATION_SHEET = "contact_sheet.png", "augmentation_sheet.png"
 
@@ -111,7 +113,7 @@ def _show(directory: str, output: str | None = None) -> None:
 
 
 def _show_augmentation(directory: str, output: str, preset: str) -> None:
-    from tfpipe import augmentation_sheet  # takes seconds, and none of the other commands need TensorFlow
+    from tfpipe.report import augmentation_sheet  # takes seconds, and none of the other commands need TensorFlow
 
     augmentation_sheet.show(
         directory,
@@ -166,7 +168,7 @@ def _side(value: str) -> comparison.Side:
 
 
 def _salvage(shard: str, output: str) -> int:
-    report = rescue.salvage(shard, output)
+    report = salvage.salvage(shard, output)
     for gap in report.gaps[: _LIMIT.value]:
         print(f"bytes {gap.start:,} to {gap.end:,}: no intact record in {plural(gap.end - gap.start, 'byte')}")
     _print_some([f"lost: {filename}" for filename in report.lost], len(report.lost))

@@ -35,12 +35,13 @@ if not __package__:  # run as a file: the checkout's own tfpipe, and none of thi
 from absl import flags
 
 from tfpipe import commands
-from tfpipe.records.cells import unescape
-from tfpipe.records.images import DEFAULT_MAX_PIXELS
-from tfpipe.records.summary import aligned, plural
+from tfpipe.common.cells import unescape
+from tfpipe.common.text import plural
+from tfpipe.images.headers import DEFAULT_MAX_PIXELS
+from tfpipe.records.summary import aligned
 
 if TYPE_CHECKING:
-    from tfpipe.serving.prediction import Summary
+    from tfpipe.prediction.prediction import Summary
 
 _MODEL = flags.DEFINE_string("model", None, "Needed. A run's folder, a .keras file of train, or a file or folder of an export.")
 _INPUT = flags.DEFINE_multi_string(
@@ -109,11 +110,11 @@ def main(arguments: list[str]) -> int:
 
 
 def _predict(inputs: list[str], output: str, file_format: str | None) -> Summary:
-    from tfpipe.serving import preflight
+    from tfpipe.prediction import preflight
 
     where: dict[str, Any] = {"split": _SPLIT.value, "columns": _COLUMNS.value, "format": file_format}
     preflight.check_prediction(_MODEL.value, inputs, output, **where)
-    from tfpipe.serving.prediction import predict  # takes seconds
+    from tfpipe.prediction.prediction import predict  # takes seconds
 
     return predict(
         _MODEL.value,

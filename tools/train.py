@@ -26,12 +26,12 @@ if not __package__:
 from absl import flags
 
 from tfpipe import commands
-from tfpipe.pipeline.arithmetic import PRECISIONS
+from tfpipe.networks.architectures import PREPROCESSINGS, TABLE
+from tfpipe.networks.arithmetic import PRECISIONS
+from tfpipe.networks.head_options import Pooling
 from tfpipe.pipeline.presets import Augmentation
-from tfpipe.transfer import devices, preflight
-from tfpipe.transfer.architectures import PREPROCESSINGS, TABLE
-from tfpipe.transfer.head_options import Pooling
-from tfpipe.transfer.recipes import Mode, Recipe
+from tfpipe.training import devices, preflight
+from tfpipe.training.recipes import Mode, Recipe
 
 _DATA = flags.DEFINE_string("data", None, "Needed. Folder of the data set, with splits train and, if there is one, val.")
 _OUTPUT = flags.DEFINE_string("output", None, "Needed. Folder of the run; made if need be.")
@@ -163,7 +163,7 @@ def main(arguments: list[str]) -> None:
         raise commands.UsageError(error) from error
     cache = Path(_CACHE.value or output.absolute().parent / "features")
     preflight.check_training(_DATA.value, output, cache, preflight.with_weights_of(_FROM.value, recipe))
-    from tfpipe.transfer.runs import train  # takes seconds
+    from tfpipe.training.runs import train  # takes seconds
 
     train(
         _DATA.value,

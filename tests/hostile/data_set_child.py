@@ -16,9 +16,9 @@ from pathlib import Path
 import data_set_attacks as attacks
 
 import tfpipe
+from tfpipe.common.files import sha256_of
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
-from tfpipe.records.files import sha256_of
 
 _SECONDS = 60
 opened: list[str] = []
@@ -30,7 +30,7 @@ def watch(event, arguments):
 
 
 def verify(folder, _):
-    from tfpipe.inspection.verification import verify
+    from tfpipe.verification.verification import verify
 
     report = verify(folder, workers=1, progress=False)
     if report.findings:
@@ -39,21 +39,21 @@ def verify(folder, _):
 
 
 def extract(folder, out):
-    from tfpipe.inspection.extraction import extract
+    from tfpipe.verification.extraction import extract
 
     extract(folder, out / "extracted", progress=False)
     return sorted((path.name, sha256_of(path)) for path in (out / "extracted").rglob("*") if path.is_file())
 
 
 def show(folder, out):
-    from tfpipe.inspection.contact_sheet import show
+    from tfpipe.report.contact_sheet import show
 
     show(folder, out / "sheet.png", tile=32, per_class=2)
     return (out / "sheet.png").exists()  # what cannot be read is a crossed tile
 
 
 def diff(folder, _):
-    from tfpipe.inspection.comparison import diff
+    from tfpipe.verification.comparison import diff
 
     return list(diff(folder, folder.parent / "base"))
 
@@ -66,8 +66,8 @@ def info(folder, _):
 
 def evaluation(folder, _):
     """What an evaluation reads of a data set before and after its pass."""
-    from tfpipe.transfer.accounting import open_labelled
-    from tfpipe.transfer.pictures import Pictures
+    from tfpipe.evaluation.receipts import open_labelled
+    from tfpipe.models.images import Pictures
 
     open_labelled(folder, "train")
     pictures = Pictures(folder, "train", (8, 8))

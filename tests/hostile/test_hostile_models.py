@@ -18,10 +18,13 @@ from tensorflow.lite.tools import flatbuffer_utils
 from tensorflow.python.framework import op_def_registry
 
 import tfpipe
-from tfpipe.exporting import artefacts, freezing, model_card, operations, seals, sourcing, specifications, tflite_metadata
-from tfpipe.records import checksums
-from tfpipe.records.errors import DataError
-from tfpipe.transfer import features, journal, metrics, predictions, run_folders, states
+from tfpipe.common.errors import DataError
+from tfpipe.evaluation import metrics
+from tfpipe.exporting import model_card, model_source
+from tfpipe.formats import frozen_graph, opening, operations, seals, specifications, tflite_metadata
+from tfpipe.models import features, predictions
+from tfpipe.records import checksums, run_folders
+from tfpipe.training import checkpoints, run_log
 
 pytestmark = pytest.mark.tf
 
@@ -92,7 +95,7 @@ def ask_by_predict(path, tmp_path, **options):
 
 def ask_by_page(path, tmp_path, **options):
     pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'tfpipe[page]'")
-    from tfpipe.serving.page import serve
+    from tfpipe.page.page import serve
 
     with serve(path, port=0, progress=False, **options):
         pass
@@ -215,7 +218,7 @@ def test_a_function_that_saves_is_no_hiding_place(copy):
         (moved / "assets.extra" / "SHA256SUMS").unlink()
         checksums.write(moved, moved / "assets.extra" / "SHA256SUMS")
         with pytest.raises(DataError, match=r"may do more than compute: .*SaveV2"):
-            artefacts.load(moved)
+            opening.load(moved)
 
     bare, called, swapped = (saved_model_pb2.SavedModel.FromString(content.SerializeToString()) for _ in range(3))
     node = next(node for node in bare.meta_graphs[0].object_graph_def.nodes if node.HasField("bare_concrete_function"))
@@ -237,10 +240,10 @@ def test_a_frozen_graph_that_reads_files_is_refused(exported, tmp_path):
     graph = tf.compat.v1.GraphDef.FromString((exported.folder / "frozen_image.pb").read_bytes())
     del graph.node[-1]  # the seal
     graph.node.add(op="ReadFile", name="x", input=["specification"])
-    path = write(tmp_path / "a.pb", freezing.to_bytes(graph))
-    for opening in (tfpipe.load, tfpipe.load_frozen):
+    path = write(tmp_path / "a.pb", frozen_graph.to_bytes(graph))
+    for open_model in (tfpipe.load, tfpipe.load_frozen):
         with pytest.raises(DataError, match="more than compute: ReadFile"):
-            opening(path)
+            open_model(path)
     assert tfpipe.load_frozen(path, trust=True).inputs == ("image",)
 
 
@@ -341,7 +344,7 @@ def test_no_code_of_a_lambda_layer_runs(with_lambda, shards, tmp_path):
         with pytest.raises(DataError, match=r"model.keras: .* it holds Python code, or would read other files; .*--trust"):
             ask()
     assert not written.exists()
-    sourcing.find(path, "best", {"class_names": ["a", "b"]}, trust=True)  # as export does, which looks at answers to noise
+    model_source.find(path, "best", {"class_names": ["a", "b"]}, trust=True)  # as export does, which looks at answers to noise
     assert written.exists()  # so that what was refused would have run
 
 
@@ -404,11 +407,11 @@ def test_a_pipe_in_the_place_of_any_file_of_an_export_is_refused(exported, tmp_p
     [
         ("model.keras", tfpipe.load),
         ("run.json", run_folders.locate_data),
-        ("history.csv", journal.read_history),
-        ("state/head.npz", lambda folder: states.load(folder / "state" / "head.npz")),
+        ("history.csv", run_log.read_history),
+        ("state/head.npz", lambda folder: checkpoints.load(folder / "state" / "head.npz")),
         ("features.json", features._load),
         ("receipt.json", predictions.read),
-        ("weights.h5", lambda folder: tfpipe.transfer.weight_files.load(make_classifier().model, folder / "weights.h5")),
+        ("weights.h5", lambda folder: tfpipe.networks.weight_files.load(make_classifier().model, folder / "weights.h5")),
     ],
 )
 def test_a_pipe_in_the_place_of_a_file_of_a_run_is_refused(tmp_path, name, read):
@@ -455,7 +458,7 @@ def test_what_is_no_document_is_refused(tmp_path, exported, text):
         lambda: model_card.render(specification, run=tmp_path),
         lambda: features._load(tmp_path),
         lambda: predictions.read(tmp_path),
-        lambda: tfpipe.transfer.parts.missing_parts(tmp_path, 1, {}),
+        lambda: tfpipe.evaluation.partial_tables.missing_parts(tmp_path, 1, {}),
     ):
         with pytest.raises(DataError):
             read()
@@ -506,10 +509,10 @@ def test_metrics_of_other_types_are_refused(tmp_path, change):
 
 
 def test_a_state_that_would_inflate_is_refused(tmp_path):
-    states.save(tmp_path / "a.npz", {"weights": [np.zeros(10)]}, {})
-    assert states.load(tmp_path / "a.npz")
+    checkpoints.save(tmp_path / "a.npz", {"weights": [np.zeros(10)]}, {})
+    assert checkpoints.load(tmp_path / "a.npz")
     with zipfile.ZipFile(tmp_path / "a.npz") as old, zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
     with pytest.raises(DataError, match="it is compressed"):
-        states.load(tmp_path / "b.npz")
+        checkpoints.load(tmp_path / "b.npz")

@@ -9,9 +9,9 @@ from conftest import picture, write
 from evaluation_fixtures import make_table
 from prediction_fixtures import Averages
 
-from tfpipe.records.cells import unescape
-from tfpipe.serving.prediction import predict
-from tfpipe.transfer import predictions
+from tfpipe.common.cells import unescape
+from tfpipe.models import predictions
+from tfpipe.prediction.prediction import predict
 
 pytestmark = pytest.mark.tf
 

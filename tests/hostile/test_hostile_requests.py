@@ -11,7 +11,7 @@ import pytest
 from conftest import picture
 from evaluation_fixtures import make_classifier
 
-from tfpipe.serving import preflight
+from tfpipe.prediction import preflight
 
 pytestmark = pytest.mark.tf
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.tf
 def served(tmp_path_factory):
     """The page's port; a name of its own is allowed."""
     pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'tfpipe[page]'")
-    from tfpipe.serving.page import serve
+    from tfpipe.page.page import serve
 
     path = tmp_path_factory.mktemp("page") / "model.keras"
     make_classifier(("cat", "dog")).model.save(path)
@@ -66,7 +66,7 @@ def test_pages_of_other_sites_are_refused(served, origin):
 
 def status(given, host, origin=None):
     """What `_OwnPages` answers, without a server."""
-    from tfpipe.serving.page import _OwnPages
+    from tfpipe.page.page import _OwnPages
 
     answers = []
 

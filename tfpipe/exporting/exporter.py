@@ -2,7 +2,7 @@
 
     export("runs/a", "export/", formats=("saved_model", "pb"))
 
-    OUTPUT/saved_model/               signatures: see `tfpipe.exporting.signatures`
+    OUTPUT/saved_model/               signatures: see `tfpipe.formats.signatures`
     OUTPUT/frozen_image.pb            pixels -> probabilities and features; no functions, no variables
     OUTPUT/frozen_bytes.pb            files -> all that a SavedModel says of them
     OUTPUT/model.tflite, model_dynamic_range.tflite, model.onnx, model.keras
@@ -30,18 +30,19 @@ import keras
 import tensorflow as tf
 
 import tfpipe
-from tfpipe.exporting import model_card, parity, preflight, rounding, sourcing, specifications, specimens, wrapping
+from tfpipe.common import arguments, files
+from tfpipe.common.text import exactly, format_bytes
+from tfpipe.exporting import half_precision, model_card, model_source, parity, reference_images, wrapping
 from tfpipe.exporting.formats import WRITERS, Work
 from tfpipe.exporting.parity import ExportedFile, Row
-from tfpipe.exporting.preflight import EXTRA_NAME, SAVED_MODEL_NAME
-from tfpipe.exporting.preflight import FORMATS as FORMATS
-from tfpipe.exporting.specifications import Specification
-from tfpipe.records import arguments, checksums, files, manifest
-from tfpipe.records.images import DEFAULT_MAX_PIXELS
+from tfpipe.formats import preflight, specifications
+from tfpipe.formats.preflight import EXTRA_NAME, SAVED_MODEL_NAME
+from tfpipe.formats.preflight import FORMATS as FORMATS
+from tfpipe.formats.specifications import Specification
+from tfpipe.images.headers import DEFAULT_MAX_PIXELS
+from tfpipe.models.classifiers import NamedModel
+from tfpipe.records import checksums, manifest
 from tfpipe.records.samples import Samples
-from tfpipe.records.summary import format_bytes
-from tfpipe.records.words import exactly
-from tfpipe.transfer.classifiers import NamedModel
 
 _log = logging.getLogger("tfpipe")
 
@@ -156,16 +157,16 @@ def export(
     if class_names is not None and data is not None:
         usual = dataclasses.asdict(Samples.of(manifest.load(data).options))
         given |= {name: given[name] or value for name, value in usual.items()}
-    source = sourcing.find(model, checkpoint, {**given, "class_names": class_names, "image_size": image_size}, trust=trust)
+    source = model_source.find(model, checkpoint, {**given, "class_names": class_names, "image_size": image_size}, trust=trust)
     if class_names is not None:  # a wrong guess makes a model that is wrong without a word, here and everywhere alike
         report(f"taken to be right, given or by default: {_taken(source.model)}; nothing here can tell")
-    pictures = sourcing.find_pictures(source, data, split, is_needed=half)
+    pictures = model_source.find_pictures(source, data, split, is_needed=half)
     cost = None
     served = source.model
     if half:
         report(f"rounding weights to float16, and counting what that costs on {pictures}")
-        served = rounding.round_weights(source.model)
-        cost = rounding.measure_cost(source.model, served, pictures.directory, pictures.split)
+        served = half_precision.round_weights(source.model)
+        cost = half_precision.measure_cost(source.model, served, pictures.directory, pictures.split)
         cost["sha256"] = served.sha256
     specification = _specify(served, top_k, max_pixels)
     card = functools.partial(
@@ -177,7 +178,7 @@ def export(
     )
     card()  # what is wrong with the evaluations is said before the work
     own = pictures.specimens()
-    compared = [*specimens.make(), *own]
+    compared = [*reference_images.make(), *own]
     with files.folder_written_atomically(target, replace=overwrite) as folder:
         work = Work(served, specification, folder, half)
         written = _write(work, formats, report)

@@ -18,12 +18,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfpipe.exporting import artefacts, freezing, logs, onnx_files, preflight, rounding, signatures, tflite_files
+from tfpipe.common.errors import DataError, lines_of
+from tfpipe.exporting import half_precision
 from tfpipe.exporting.parity import ExportedFile
-from tfpipe.exporting.specifications import Specification
-from tfpipe.records.errors import DataError, lines_of
-from tfpipe.transfer import classifiers, keras_files
-from tfpipe.transfer.classifiers import NamedModel
+from tfpipe.formats import frozen_graph, logs, onnx_files, opening, preflight, signatures, tflite_files
+from tfpipe.formats.specifications import Specification
+from tfpipe.models import classifiers
+from tfpipe.models.classifiers import NamedModel
+from tfpipe.networks import keras_files
 
 _PB_LIMIT_BYTES = 2**31 - 1  # of one protobuf message
 _LOGS = ("tensorflow", "absl")  # to which TensorFlow tells names of nodes and durations while it saves
@@ -38,15 +40,15 @@ class Work:
     @cached_property
     def plain(self) -> Any:
         """The frozen graph of pixels for other programs' converters, which must see its weights."""
-        return self._stored(freezing.freeze_images(self.model, self.specification, to_convert=True))
+        return self._stored(frozen_graph.freeze_images(self.model, self.specification, to_convert=True))
 
     @cached_property
     def hidden(self) -> Any:
         """The same for TensorFlow, which must not see them."""
-        return self._stored(freezing.freeze_images(self.model, self.specification))
+        return self._stored(frozen_graph.freeze_images(self.model, self.specification))
 
     def _stored(self, graph: Any) -> Any:
-        return rounding.store_half(graph) if self.half else graph
+        return half_precision.store_half(graph) if self.half else graph
 
     def write(self, name: str, data: bytes) -> Path:
         """Writes a file of the export."""
@@ -56,10 +58,10 @@ class Work:
 
 
 def _write_saved_model(work: Work) -> dict[str, ExportedFile]:
-    path, network = work.folder / artefacts.SAVED_MODEL_NAME, work.model.network
+    path, network = work.folder / opening.SAVED_MODEL_NAME, work.model.network
     answer = signatures.ask(work.model)
     if work.half:  # one function for all signatures, or each would have the weights of its own
-        answer = freezing.trace(freezing.as_answer(work.hidden), signatures.image_spec(work.specification))
+        answer = frozen_graph.trace(frozen_graph.as_answer(work.hidden), signatures.image_spec(work.specification))
     functions = signatures.make(answer, work.specification, has_features=work.model.has_features)
     # Not Keras' ExportArchive, which stores every weight twice (3.15.1). With `half`, weights are constants of the graph: a
     # variable cannot be of 16 bits and computed with in 32.
@@ -68,18 +70,18 @@ def _write_saved_model(work: Work) -> dict[str, ExportedFile]:
     with logs.quiet(*_LOGS):
         concrete = {name: function.get_concrete_function() for name, function in functions.items()}
         tf.saved_model.save(module, os.fspath(path), signatures=concrete)
-    return {artefacts.SAVED_MODEL_NAME: ExportedFile("saved_model", path)}
+    return {opening.SAVED_MODEL_NAME: ExportedFile("saved_model", path)}
 
 
 def _write_frozen(work: Work) -> dict[str, ExportedFile]:
-    graphs = {"frozen_image.pb": work.hidden, "frozen_bytes.pb": freezing.freeze_files(work.hidden, work.specification)}
+    graphs = {"frozen_image.pb": work.hidden, "frozen_bytes.pb": frozen_graph.freeze_files(work.hidden, work.specification)}
     found = {}
     for name, graph in graphs.items():
         if graph.ByteSize() > _PB_LIMIT_BYTES:
             raise ValueError(
                 f"{name} would have {graph.ByteSize()} bytes; TensorFlow reads 2 GiB of a .pb: half=True, or no pb"
             )
-        found[name] = ExportedFile("frozen", work.write(name, freezing.to_bytes(graph)))
+        found[name] = ExportedFile("frozen", work.write(name, frozen_graph.to_bytes(graph)))
     return found
 
 

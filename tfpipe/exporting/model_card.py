@@ -13,13 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from tfpipe.exporting import markdown, results
-from tfpipe.exporting.preflight import KERAS_NAME
+from tfpipe.common import documents
+from tfpipe.common.text import format_bytes, plural
+from tfpipe.exporting import results
 from tfpipe.exporting.results import Results
-from tfpipe.exporting.specifications import Specification
-from tfpipe.records import documents
-from tfpipe.records.summary import format_bytes, plural
-from tfpipe.transfer.run_folders import BACKBONE_NAME, RUN_NAME, SUMMARY_NAME
+from tfpipe.formats.preflight import KERAS_NAME
+from tfpipe.formats.specifications import Specification
+from tfpipe.records.run_folders import BACKBONE_NAME, RUN_NAME, SUMMARY_NAME
+from tfpipe.report import markdown
 
 FILE_NAME = "model_card.md"
 

@@ -28,16 +28,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import temporary_folder
+from tfpipe.common.text import exactly
 from tfpipe.exporting import parity_process
-from tfpipe.exporting.specifications import Specification
-from tfpipe.exporting.specimens import Specimen
-from tfpipe.pipeline import arithmetic, decoding
-from tfpipe.records import images
-from tfpipe.records.errors import DataError
-from tfpipe.records.files import temporary_folder
-from tfpipe.records.words import exactly
-from tfpipe.transfer.classifiers import NamedModel
-from tfpipe.transfer.predictions import are_probabilities
+from tfpipe.exporting.reference_images import Specimen
+from tfpipe.formats.specifications import Specification
+from tfpipe.images import decoding, headers
+from tfpipe.models.classifiers import NamedModel
+from tfpipe.models.predictions import are_probabilities
+from tfpipe.networks import arithmetic
 
 Array = np.ndarray[Any, Any]
 
@@ -207,7 +207,7 @@ def _expect(model: NamedModel, specification: Specification, batch: Sequence[Spe
 
 def _pixels(data: bytes, specification: Specification) -> Array | None:
     try:
-        header = images.read_header(data, max_pixels=specification.max_pixels)
+        header = headers.read_header(data, max_pixels=specification.max_pixels)
         image = decoding.decode_image(tf.constant(data), header.orientation, specification.samples)
     except (DataError, tf.errors.InvalidArgumentError):
         return None

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from tfpipe.exporting import markdown
-from tfpipe.exporting.specifications import Specification
-from tfpipe.records import documents
-from tfpipe.records.words import plural
-from tfpipe.transfer import metrics, predictions
-from tfpipe.transfer.report import TWINS_NAME, likely_label_errors
+from tfpipe.common import documents
+from tfpipe.common.text import plural
+from tfpipe.evaluation import metrics
+from tfpipe.evaluation.report import TWINS_NAME, likely_label_errors
+from tfpipe.formats.specifications import Specification
+from tfpipe.models import predictions
+from tfpipe.report import markdown
 
 _MAX_SHOWN = 5
 NONE = "-"

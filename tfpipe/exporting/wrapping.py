@@ -13,13 +13,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfpipe.pipeline import arithmetic, decoding
-from tfpipe.records import arguments
+from tfpipe.common import arguments
+from tfpipe.common.text import exactly
+from tfpipe.images import decoding
+from tfpipe.models.classifiers import NamedModel
+from tfpipe.models.predictions import TOLERANCE, are_probabilities
+from tfpipe.networks import arithmetic, layers, submodels
 from tfpipe.records.samples import BACKGROUNDS, PNG16, USUAL, Samples
-from tfpipe.records.words import exactly
-from tfpipe.transfer import cutting, layers
-from tfpipe.transfer.classifiers import NamedModel
-from tfpipe.transfer.predictions import TOLERANCE, are_probabilities
 
 _TOLERANCE = 1e-3  # of a sum of probabilities of 32 bits
 _NO_SIGNS = ("Cc", "Cs", "Zl", "Zp")  # of Unicode: control, surrogate, line separator, paragraph separator
@@ -112,7 +112,7 @@ def _with_one_input_and_output(network: keras.Model) -> keras.Model:
         raise ValueError(
             f"{network.name}: has {exactly(len(network.outputs), 'output')} ({names}); give a model of the one to export"
         )
-    if cutting.is_functional(network) and isinstance(network.input, _TENSOR) and isinstance(network.output, _TENSOR):
+    if submodels.is_functional(network) and isinstance(network.input, _TENSOR) and isinstance(network.output, _TENSOR):
         return network
     return keras.Model(network.inputs[0], network.outputs[0], name=network.name)
 
@@ -150,11 +150,11 @@ def _check_channels(network: keras.Model, channels: int) -> None:
 
 def _parts(network: keras.Model) -> dict[str, keras.Model]:
     """Returns the network in one piece, or in two where the values between them are features."""
-    if cutting.is_functional(network):
-        points, found = cutting.cut_points(network), cutting.find_layers(network)
+    if submodels.is_functional(network):
+        points, found = submodels.cut_points(network), submodels.find_layers(network)
         dense = [index for index, name in enumerate(points) if isinstance(found[name], keras.layers.Dense)]
         if dense and dense[-1] > 0:
-            front, back = cutting.cut(network, points[dense[-1] - 1])
+            front, back = submodels.cut(network, points[dense[-1] - 1])
             if len(front.output_shape) == 2:
                 return {"features": front, "outputs": back}
     return {"outputs": network}
@@ -185,8 +185,8 @@ def _last_layer(network: Any) -> Any:
     """Returns the last layer that makes other numbers of what it gets."""
     if isinstance(network, keras.Sequential):
         called = network.layers
-    elif cutting.is_functional(network):
-        called = cutting.called_layers(network)
+    elif submodels.is_functional(network):
+        called = submodels.called_layers(network)
     else:
         return network
     found = next((layer for layer in reversed(called) if not _passes_on(layer)), None)

@@ -1,1 +1,1 @@
-"""From shards to batches: a manifest and a split become a `tf.data.Dataset`. TensorFlow is imported here."""
+"""From shards to batches: a manifest and a split become a `tf.data.Dataset`."""

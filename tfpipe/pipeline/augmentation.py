@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.pipeline import sampling
-from tfpipe.pipeline.decoding import Resize, as_tensor, check_mode
-from tfpipe.pipeline.draws import draw, hash_keys
-from tfpipe.pipeline.placement import on_cpu
+from tfpipe.common import arguments, seeds
+from tfpipe.images import sampling
+from tfpipe.images.decoding import Resize, as_tensor, check_mode
+from tfpipe.images.placement import on_cpu
+from tfpipe.pipeline.counter_rng import draw, hash_keys
 from tfpipe.pipeline.presets import PRESETS as PRESETS
 from tfpipe.pipeline.presets import Augmentation as Augmentation
-from tfpipe.records import arguments, seeds
 
 Tensors = dict[str, tf.Tensor]
 
@@ -126,7 +126,7 @@ def draw_changes(
 
     Returns:
         "window", int32 [N, 4], and, unless pictures are cropped, "scale" and "translation", float32 [N, 2]: see
-        `tfpipe.pipeline.sampling`. Only where the operation is on: "mirrored" and "upside_down", bool [N]; "colour", "mean"
+        `tfpipe.images.sampling`. Only where the operation is on: "mirrored" and "upside_down", bool [N]; "colour", "mean"
         and "brightness", int32 [N, 3, 3], [N, 3, 3] and [N], in 1/4096: levels times colour, plus the picture's mean
         colour times mean, plus brightness; "angle" float32 [N], radians; "erased" int32 [N, 4], top, left, bottom, right.
     """

@@ -22,8 +22,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.pipeline import decoding
+from tfpipe.common import arguments, seeds
+from tfpipe.common.cores import count_cores
+from tfpipe.common.text import exactly, plural
+from tfpipe.images import decoding
 from tfpipe.pipeline.augmentation import Augmentation
+from tfpipe.pipeline.elements import Rows
 from tfpipe.pipeline.ordering import (
     BLOCKS_PER_WINDOW,
     BalancedOrder,
@@ -35,11 +39,7 @@ from tfpipe.pipeline.ordering import (
     StoredOrder,
 )
 from tfpipe.pipeline.reading import Compiled, RecordReader, for_graphs
-from tfpipe.pipeline.rows import Rows
-from tfpipe.records import arguments, seeds
-from tfpipe.records.cores import count_cores
 from tfpipe.records.samples import Samples
-from tfpipe.records.words import exactly, plural
 
 _FOREVER = 1 << 31  # epochs
 _READING = 4  # calls; storage that is slow answers several at a time

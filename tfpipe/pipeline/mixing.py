@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfpipe.pipeline.draws import draw, draw_words
-from tfpipe.records import seeds
+from tfpipe.common import seeds
+from tfpipe.pipeline.counter_rng import draw, draw_words
 
 _LEAST = 1e-300
 

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.pipeline.draws import draw_words
-from tfpipe.records import seeds
-from tfpipe.records.words import exactly
+from tfpipe.common import seeds
+from tfpipe.common.text import exactly
+from tfpipe.pipeline.counter_rng import draw_words
 
 BLANK = -1  # the index and the position of a row that only fills a batch
 

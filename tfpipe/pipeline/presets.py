@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-from tfpipe.records import arguments
-
-Resize = Literal["stretch", "crop", "pad"]  # of what is not cropped, see `tfpipe.resize_image`
-RESIZES: tuple[str, ...] = get_args(Resize)
+from tfpipe.common import arguments
 
 
 @dataclass(frozen=True, slots=True)

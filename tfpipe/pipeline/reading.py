@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import open_descriptor
+from tfpipe.common.text import exactly
 from tfpipe.records import catalog, manifest, schema, tfrecord
-from tfpipe.records.errors import DataError
-from tfpipe.records.files import open_descriptor
-from tfpipe.records.words import exactly
 
 _log = logging.getLogger("tfpipe")
 

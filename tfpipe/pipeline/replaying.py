@@ -2,7 +2,7 @@
 
     image = replay("shards/", "train", "cat/1.jpg", seed=0, epoch=3)      # uint8 [224, 224, 3]
 
-The path is training's own (`tfpipe.pipeline.rows`), for one record: an augmentation is a function of (seed, epoch, key).
+The path is training's own (`tfpipe.pipeline.elements`), for one record: an augmentation is a function of (seed, epoch, key).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tfpipe.pipeline import decoding
+from tfpipe.common import arguments
+from tfpipe.images import decoding
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.pipeline.loader import Loader, dataset
-from tfpipe.records import arguments
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.samples import Samples
 

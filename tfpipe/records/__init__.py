@@ -1,1 +1,1 @@
-"""The ground floor: what is on disk, byte by byte. No TensorFlow, no numpy."""
+"""What is on disk, byte by byte: records, shards, manifests, catalogs, run folders. No TensorFlow, no numpy."""

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tfpipe.records.errors import DataError
-from tfpipe.records.files import open_regular
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import open_regular
+from tfpipe.common.text import exactly
 from tfpipe.records.manifest import CATALOG_NAME, CONTROL, MAX_TEXT, Manifest, index_file
 from tfpipe.records.schema import UNLABELLED
 from tfpipe.records.tfrecord import FRAME_BYTES
-from tfpipe.records.words import exactly
 
 
 class Row(NamedTuple):

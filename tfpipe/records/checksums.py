@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from tfpipe.records import files
-from tfpipe.records.errors import DataError
-from tfpipe.records.words import TRUST
+from tfpipe.common import files
+from tfpipe.common.errors import DataError
+from tfpipe.common.text import TRUST
 
 FILE_NAME = "SHA256SUMS"
 SPECIFICATION_NAME = "preprocessing.json"  # which every export has

@@ -13,7 +13,7 @@ import functools
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 
-from tfpipe.records.errors import DataError
+from tfpipe.common.errors import DataError
 
 Value = bytes | int | float
 Features = dict[str, list[bytes] | list[int] | list[float]]

@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfpipe.records import arguments, documents, schema
-from tfpipe.records.errors import DataError
-from tfpipe.records.files import IMAGE_SUFFIXES, parse_json, read_bytes, sha256_of, written_atomically
+from tfpipe.common import arguments, documents
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import IMAGE_SUFFIXES, parse_json, read_bytes, sha256_of, written_atomically
+from tfpipe.common.text import exactly
+from tfpipe.records import schema
 from tfpipe.records.samples import Samples
-from tfpipe.records.words import exactly
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"

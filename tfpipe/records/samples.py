@@ -10,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
-from tfpipe.records import arguments
+from tfpipe.common import arguments
+
+Resize = Literal["stretch", "crop", "pad"]  # of what is not cropped, see `tfpipe.resize_image`
+RESIZES: tuple[str, ...] = get_args(Resize)
 
 PNG16 = ("high_byte", "full_range", "percentile")
 BACKGROUNDS = ("keep", "white", "black")

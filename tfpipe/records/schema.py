@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tfpipe.common.errors import DataError
 from tfpipe.records import example
-from tfpipe.records.errors import DataError
 
 ENCODED = "image/encoded"
 FORMAT = "image/format"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from tfpipe.common.text import format_bytes, plural
 from tfpipe.records.manifest import REJECTED_NAME, Manifest
 from tfpipe.records.samples import USUAL, Samples
-from tfpipe.records.words import plural as plural
 
 _MAX_CLASSES = 20  # more rows than this are shortened
 _SHOWN_CLASSES = 10
@@ -36,16 +36,6 @@ def describe_manifest(manifest: Manifest) -> str:
     )
     blocks = [[head], _splits(manifest), _classes(manifest), _oddities(manifest)]
     return "\n\n".join("\n".join(block) for block in blocks if block)
-
-
-def format_bytes(count: int) -> str:
-    """Returns a size in the unit that suits it: 999 B, 12.3 kB, 4.5 MB (powers of 1000)."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.95:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def display_width(text: str) -> int:

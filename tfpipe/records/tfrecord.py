@@ -18,9 +18,9 @@ from typing import BinaryIO, NamedTuple
 
 import google_crc32c
 
-from tfpipe.records.errors import DataError
-from tfpipe.records.files import open_regular
-from tfpipe.records.words import exactly
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import open_regular
+from tfpipe.common.text import exactly
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4

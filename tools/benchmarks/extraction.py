@@ -24,7 +24,7 @@ _VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 
 
 def tfpipe_extract(task: Task) -> Pass:
     """The cache of features, made anew in every pass and read, in the precision that tfpipe chooses here."""
-    from tfpipe.pipeline import arithmetic
+    from tfpipe.networks import arithmetic
 
     return _tfpipe(task, arithmetic.choose("auto")[0])
 
@@ -71,7 +71,7 @@ def torch_extract_compiled(task: Task) -> Pass:
 
 
 def _build(task: Task) -> Any:
-    from tfpipe.transfer import backbones
+    from tfpipe.networks import backbones
 
     return backbones.build(task.backbone, image_size=(task.side, task.side), weights=task.weights)
 
@@ -79,8 +79,9 @@ def _build(task: Task) -> Any:
 def _tfpipe(task: Task, policy: str) -> Pass:
     import numpy as np
 
-    from tfpipe.transfer import features, heads, layers
-    from tfpipe.transfer.pictures import Pictures
+    from tfpipe.models import features
+    from tfpipe.models.images import Pictures
+    from tfpipe.networks import heads, layers
 
     with heads.dtype_policy(policy):
         backbone = _build(task)

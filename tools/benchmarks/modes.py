@@ -73,7 +73,7 @@ def measure(name: str, options: Mapping[str, Any], folder: Path) -> Result:
 
 def read(run: Path, seconds: float) -> Result:
     """Returns what a run's folder says."""
-    from tfpipe.transfer.journal import read_history
+    from tfpipe.training.run_log import read_history
 
     summary = json.loads((run / "summary.json").read_bytes())
     last = summary["phases"][-1]["phase"]

@@ -31,36 +31,36 @@ _PARTS = {
         "tensorflow.python.eager.polymorphic_function.tracing_compilation:_maybe_define_function"
     ],
     "making and loading networks": [
-        "tfpipe.transfer.networks:Networks.__init__",
-        "tfpipe.transfer.networks:Networks.classifier",
-        "tfpipe.transfer.networks:Networks._sequence",
-        "tfpipe.transfer.classifiers:load_model",
+        "tfpipe.training.networks:Networks.__init__",
+        "tfpipe.training.networks:Networks.classifier",
+        "tfpipe.training.networks:Networks._sequence",
+        "tfpipe.models.classifiers:load_model",
     ],
-    "hashing weights": ["tfpipe.transfer.cutting:hash_network"],
-    "extraction": ["tfpipe.transfer.features:extract"],
-    "the check that frozen is frozen": ["tfpipe.transfer.phases:Phases._check"],
-    "regressions of the head": ["tfpipe.transfer.phases:Phases._search"],
-    "epochs": ["tfpipe.transfer.training:Loop._run_epoch"],
-    "validation before the first epoch": ["tfpipe.transfer.training:Loop.validate"],
+    "hashing weights": ["tfpipe.networks.submodels:hash_network"],
+    "extraction": ["tfpipe.models.features:extract"],
+    "the check that frozen is frozen": ["tfpipe.training.phases:Phases._check"],
+    "regressions of the head": ["tfpipe.training.phases:Phases._search"],
+    "epochs": ["tfpipe.training.loop:Loop._run_epoch"],
+    "validation before the first epoch": ["tfpipe.training.loop:Loop.validate"],
     "journal and TensorBoard": [
-        f"tfpipe.transfer.journal:Journal.{name}"
+        f"tfpipe.training.run_log:Journal.{name}"
         for name in ("__init__", "scalars", "epoch", "graph", "close", "position", "step")
     ],
-    "states and models": ["tfpipe.transfer.states:save", "tfpipe.transfer.runs:_save_model"],
+    "states and models": ["tfpipe.training.checkpoints:save", "tfpipe.training.runs:_save_model"],
     "figures": [
-        *[f"tfpipe.transfer.curves:{name}" for name in ("draw_candidates", "draw_history", "draw_range_test")],
-        "tfpipe.transfer.figures:_drawn",
+        *[f"tfpipe.training.curves:{name}" for name in ("draw_candidates", "draw_history", "draw_range_test")],
+        "tfpipe.report.figures:_drawn",
     ],
-    "metrics": ["tfpipe.transfer.metrics:measure"],
-    "the pass": ["tfpipe.transfer.evaluation:_Run._write"],
-    "near-duplicates": ["tfpipe.transfer.neighbours:find_twins"],
-    "Grad-CAM": ["tfpipe.transfer.explanation:explain", "tfpipe.transfer.explanation:overlay"],
-    "images of the report": ["tfpipe.transfer.report:_Content.pictures", "tfpipe.transfer.figures:photograph"],
-    "the rest of the report": ["tfpipe.transfer.report:write_report"],
+    "metrics": ["tfpipe.evaluation.metrics:measure"],
+    "the pass": ["tfpipe.evaluation.evaluation:_Run._write"],
+    "near-duplicates": ["tfpipe.evaluation.near_duplicates:find_twins"],
+    "Grad-CAM": ["tfpipe.models.explanation:explain", "tfpipe.models.explanation:overlay"],
+    "images of the report": ["tfpipe.evaluation.report:_Content.pictures", "tfpipe.report.figures:photograph"],
+    "the rest of the report": ["tfpipe.evaluation.report:write_report"],
 }
 _MODULES = {
-    "train": ("tfpipe.tools.train", "tfpipe.transfer.runs"),
-    "evaluate": ("tfpipe.tools.evaluate", "tfpipe.transfer.report"),
+    "train": ("tfpipe.tools.train", "tfpipe.training.runs"),
+    "evaluate": ("tfpipe.tools.evaluate", "tfpipe.evaluation.report"),
 }
 
 

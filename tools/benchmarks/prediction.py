@@ -18,10 +18,10 @@ Pass = Callable[[], Iterable[Any]]
 
 def tfpipe_predict(task: Task) -> Pass:
     """`tfpipe.predict`, the whole call: from listing the folder to the file in place."""
-    from tfpipe.exporting import artefacts
-    from tfpipe.serving import prediction
+    from tfpipe.formats import opening
+    from tfpipe.prediction import prediction
 
-    predictor = artefacts.load(task.model)
+    predictor = opening.load(task.model)
     folder, output = os.path.dirname(task.photos[0]), os.path.join(task.scratch, "predictions.csv")
 
     def predict() -> Iterator[Any]:
@@ -35,7 +35,7 @@ def keras_predict(task: Task) -> Pass:
     """Keras as its guides show it: a reader of folders, predict."""
     import keras
 
-    from tfpipe.transfer import classifiers
+    from tfpipe.models import classifiers
 
     model = classifiers.load(task.model).model
     folder, (height, width) = os.path.dirname(task.photos[0]), model.input_shape[1:3]

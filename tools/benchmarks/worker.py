@@ -34,7 +34,7 @@ class Task:
         batch_size: images per batch; divides their number, so that no contender has a smaller last batch.
         side: height and width of the images to yield.
         workers: threads or processes; also the cores that the process may use.
-        backbone: of extraction, see `tfpipe.transfer.backbones`.
+        backbone: of extraction, see `tfpipe.networks.backbones`.
         weights: of the backbone.
         model: of prediction, a run's folder or a .keras file.
     """

@@ -1,0 +1,1 @@
+"""Photographs in, shards and manifest out. Never imports TensorFlow."""

@@ -1,0 +1,240 @@
+"""Building a data set: list, audit, plan, write; killed anywhere, it goes on where it stopped.
+
+manifest = build_tfrecords("photos/", "shards/", name="pets", layout="folders", splits={"train": 0.8, "test": 0.2})
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from tfpipe.building.csv_rows import Choice
+from tfpipe.building.items import SPLIT_NAMES, one_split
+from tfpipe.building.options import DEFAULT_SHARD_BYTES, Options
+from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
+from tfpipe.building.steps import Build
+from tfpipe.common import arguments
+from tfpipe.common.cores import count_cores
+from tfpipe.common.locking import locked
+from tfpipe.images.headers import DEFAULT_MAX_PIXELS
+from tfpipe.records.manifest import FILE_NAME, Manifest, load, split_order
+from tfpipe.records.samples import USUAL
+
+_log = logging.getLogger("tfpipe")
+
+
+PathLike = str | os.PathLike[str]
+
+
+def build_tfrecords(
+    input: PathLike | Mapping[str, PathLike] | None,  # noqa: A002 (the word that the command's flag has, too)
+    output: PathLike,
+    *,
+    name: str = "images",
+    layout: str | None = None,
+    splits: Mapping[str, float] | None = None,
+    unlabelled: Mapping[str, PathLike] | None = None,
+    label_pattern: str = DEFAULT_LABEL_PATTERN,
+    class_names: Sequence[str] | None = None,
+    num_shards: int | Mapping[str, int] | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    seed: int = 0,
+    workers: int | None = None,
+    on_error: str = "fail",
+    on_conflict: str = "fail",
+    allow_leaks: bool = False,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    check: str = "header",
+    images: PathLike | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    normalize: str = "none",
+    png16: str = USUAL.png16,
+    background: str = USUAL.background,
+    progress: bool = True,
+) -> Manifest:
+    """Writes pictures, byte for byte, into sharded TFRecords with a manifest, and returns the manifest.
+
+    Equal inputs and options give equal bytes, for any number of workers and after any number of kills. A killed run goes on
+    when it is called again with the same options; a complete data set is left alone.
+
+    Args:
+        input: a folder, .csv or .h5 file; or one for each split by name; or None where there are only `unlabelled` ones.
+        output: folder for the data set; made if need be. Must be empty, or hold this very build, finished or not.
+        name: of the data set; shards are called NAME-SPLIT.tfrecord-00000-of-00016.
+        layout: "folders" (one folder per class), "filename" (the class is in the file's name), "csv" (columns of paths or ids,
+            of labels and, optionally, called split and id, between commas, semicolons or tabs), "flat" (no labels), "hdf5"
+            (arrays) or "tfds" (a prepared data set).
+            None: guessed where that is certain.
+        splits: fraction of each split, adding up to 1, as {"train": 0.8, "test": 0.2}; each class is cut at the fractions,
+            byte-identical pictures stay together. None: folders named train, val and test are splits, or all pictures go
+            into "train" ("test" for layout "flat"). Wherever a split is named, valid, validation and dev are "val".
+        unlabelled: folder of pictures without labels, by split name.
+        label_pattern: for layout "filename": a regular expression with one named group, matched from the name's start.
+        class_names: in the order of their labels. None: sorted by code point, or as numbers where all are. Names that are
+            given are not questioned: classes that are hardly meant, as "nan" in a table, are refused otherwise.
+        num_shards: per split: one number for all, or by split name. None: by `shard_bytes`.
+        shard_bytes: the size that a shard should have, roughly; shards of a split differ by one record at most.
+        seed: draws the splits and the order of records.
+        workers: processes; None: one per core.
+        on_error: "fail" lists every input that cannot be taken and writes nothing; "skip" leaves them out and lists them in
+            rejected.jsonl.
+        on_conflict: "fail" or "keep" byte-identical pictures with different labels.
+        allow_leaks: keep byte-identical pictures in different splits that were given, and note them in the manifest.
+        max_pixels: height times width above which a picture is rejected.
+        check: "header" looks at each file's headers and structure; "decode" follows its compressed data, too, and rejects what
+            TensorFlow's decoder would only warn of, a JPEG that was cut in its scan, say; some 5 to 20 ms for a photo. A data
+            set that is complete is looked at by `inspect_tfrecords verify --decode`.
+        images: for layout "csv": the folder that paths in tables start in. None: the table's own.
+        path_column: for layout "csv": the column of paths, or of ids, which are names of files without their ending. None: the
+            one called path, filename, image_id or the like.
+        label_column: for layout "csv": the column of classes. None: the one called label, class, category or the like.
+        normalize: "nfc" makes one class of names that differ in their Unicode form only, in `class_names`, too; "none" takes
+            them as they are.
+        png16: how PNG of 16 bits is read: "high_byte" takes that of each sample; "full_range" makes an image's darkest sample 0
+            and its brightest 255; "percentile" does so with the samples that 1 % and 99 % do not exceed. Significant bits that
+            a file declares (sBIT) are always obeyed. This and `background` change no record: the manifest holds them, and
+            whatever reads the data set, or a model that was trained on it, goes by them.
+        background: "keep" reads the colours of a transparent image as stored, whatever its alpha; "white" and "black" are laid
+            behind them.
+        progress: show it on stderr (a bar on a terminal, log lines otherwise).
+
+    Raises:
+        FileNotFoundError: an input is missing.
+        ValueError: an option is wrong, or the output holds a build with other options or other inputs.
+        DataError: pictures cannot be taken, labels conflict, splits leak; the message names each.
+        BlockingIOError: another build is writing to the same output, and still is after a few seconds.
+        OSError: the disk is full or the like; what was finished is kept, the same call goes on from there.
+    """
+    directory = _path("output", output)
+    names = _split_names(directory)
+    inputs = _inputs(input, names)
+    bare = cast("dict[str, Path]", _renamed("unlabelled", _named_paths("unlabelled", unlabelled or {}), names))
+    if not inputs and not bare:
+        raise ValueError("there is no input")
+    _check_places([*inputs.values(), *bare.values()], directory)
+    seed, allow_leaks, max_pixels, shard_bytes, progress = arguments.check(
+        seed=seed, allow_leaks=allow_leaks, max_pixels=max_pixels, shard_bytes=shard_bytes, progress=progress
+    )
+    path_column, label_column = arguments.check_given(path_column=path_column, label_column=label_column)
+    choice = Choice(None if images is None else _path("images", images), path_column, label_column, names)
+    (label_pattern,), (given_workers,) = arguments.check(label_pattern=label_pattern), arguments.check_given(workers=workers)
+    guessed = layout is None
+    layout = _guess(inputs) if layout is None else layout
+    if layout != "csv" and choice[:3] != (None, None, None):
+        raise ValueError(f"images, path_column and label_column are for layout=csv (the layout is {layout!r})")
+    if choice.images is not None and not choice.images.is_dir():
+        raise FileNotFoundError(f"images: {choice.images}: no such folder")
+    options = Options(
+        name=name,
+        layout=layout,
+        label_pattern=label_pattern,
+        class_names=None if class_names is None else _class_names(class_names, normalize),
+        input_splits=tuple(sorted(split for split in inputs if split is not None)),
+        unlabelled_splits=tuple(sorted(bare)),
+        splits=None if splits is None else _renamed("splits", _by_split("splits", splits), names),
+        num_shards=_renamed("num_shards", _by_split("num_shards", num_shards), names)
+        if isinstance(num_shards, Mapping)
+        else arguments.check_given(num_shards=num_shards)[0],
+        shard_bytes=shard_bytes,
+        seed=seed,
+        on_error=on_error,
+        on_conflict=on_conflict,
+        allow_leaks=allow_leaks,
+        max_pixels=max_pixels,
+        check=check,
+        normalize=normalize,
+        path_column=path_column,
+        label_column=label_column,
+        guessed=guessed,
+        png16=png16,
+        background=background,
+    )
+    with locked(directory, "build") as descriptor:
+        return Build(
+            directory,
+            options,
+            lambda: list_sources(
+                inputs, bare, layout, label_pattern, to_be_cut=splits is not None, normalize=normalize, choice=choice
+            ),
+            given_workers or count_cores(),
+            descriptor,
+            progress,
+        ).run()
+
+
+def _split_names(directory: Path) -> Mapping[str, str]:
+    """Returns what splits are called here: as in a complete data set that an earlier version made, if one is there."""
+    if (directory / FILE_NAME).is_file():
+        kept = set(load(directory).splits) & set(SPLIT_NAMES) - set(SPLIT_NAMES.values())
+        return {name: split for name, split in SPLIT_NAMES.items() if not kept or name == "validation"}
+    return SPLIT_NAMES
+
+
+def _renamed(argument: str, given: Mapping[Any, Any], names: Mapping[str, str]) -> dict[Any, Any]:
+    """Returns what was given by split, under the names that splits have here."""
+    renamed = {name: names.get(name.lower(), name) if isinstance(name, str) else name for name in given}
+    for name, split in renamed.items():
+        if name != split:
+            _log.info("%s: split %r is taken as %r", argument, name, split)
+    if double := one_split(renamed):
+        raise ValueError(f"{argument}: {double}")
+    return {renamed[name]: value for name, value in given.items()}
+
+
+def _inputs(given: PathLike | Mapping[str, PathLike] | None, names: Mapping[str, str]) -> Inputs:
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        return _renamed("input", _named_paths("input", given), names)
+    return {None: _path("input", given)}
+
+
+def _named_paths(name: str, given: Mapping[str, PathLike]) -> dict[str, Path]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{name} must be a path by split name (got {given!r})")
+    return {split: _path(name, path) for split, path in given.items()}
+
+
+def _class_names(given: Sequence[str], normalize: str) -> tuple[str, ...]:
+    names = arguments.class_names(given)
+    if normalize == "nfc":
+        names = arguments.class_names([unicodedata.normalize("NFC", name) for name in names])
+    return names
+
+
+def _path(name: str, given: PathLike) -> Path:
+    path = arguments.path(name, given)
+    if any("\ud800" <= character <= "\udfff" for character in os.fspath(path)):
+        raise ValueError(f"{name}: {os.fsencode(path)!r} is not UTF-8: rename the folder")
+    return path
+
+
+def _by_split(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(given, Mapping) or not all(isinstance(split, str) for split in given):
+        raise arguments.wrong(name, "a number by split name", given)
+    return {split: arguments.check(**{name: given[split]})[0] for split in sorted(given, key=split_order)}
+
+
+def _check_places(inputs: Iterable[Path], directory: Path) -> None:
+    for path in inputs:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such input")
+        if directory.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"{directory}: the output lies inside the input {path}: its own shards would become inputs")
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise ValueError(f"{directory}: the output must be a folder")
+
+
+def _guess(inputs: Inputs) -> str:
+    if not inputs:
+        return "flat"
+    guesses = {guess_layout(path) for path in inputs.values()}
+    if len(guesses) > 1:
+        raise ValueError(f"the inputs look like different layouts ({', '.join(sorted(guesses))}): pass layout")
+    _log.info("layout: %s (guessed; pass layout to be sure)", *guesses)
+    return guesses.pop()

@@ -1,0 +1,254 @@
+"""The rows of a table as sources: which columns count, and which file a path or an id means."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from tfpipe.building.items import SPLIT_NAMES, Item, Notes, Rejection, Source, one_split
+from tfpipe.common import tables
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import IMAGE_SUFFIXES
+from tfpipe.common.text import plural
+from tfpipe.listing import walking
+from tfpipe.records.manifest import check_name
+
+_log = logging.getLogger("tfpipe")
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
+_PATH_COLUMNS = (*tables.FILE_COLUMNS, *tables.ID_COLUMNS)
+_SHOWN = 5  # folders in a warning
+_LABEL_COLUMNS = ("label", "class", "class_name", "category", "category_name", "label_name", "target")
+
+
+class Choice(NamedTuple):
+    """How tables are read.
+
+    Attributes:
+        images: the folder that paths start in; None: the table's own.
+        path_column: name of the column of paths or ids; None: found.
+        label_column: name of the column of labels; None: found.
+        split_names: what splits that a table names are called here.
+    """
+
+    images: Path | None = None
+    path_column: str | None = None
+    label_column: str | None = None
+    split_names: Mapping[str, str] = SPLIT_NAMES
+
+
+def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> Iterator[Item]:
+    """Yields what each row of a table names.
+
+    Args:
+        path: of the table.
+        split: that all rows belong to, or None: the column `split` says it, if there is one.
+        choice: how to read it.
+        notes: gets the splits that are called otherwise here.
+
+    Raises:
+        ValueError: a column is missing, or there twice.
+        DataError: the table is damaged, two of its splits would be one, or none of its paths leads to a file.
+    """
+    with tables.opened(path) as table:
+        path_column, label_column = _columns(table, choice)
+        finder = _Finder(os.path.abspath(choice.images or path.parent))
+        rows = _Rows(table, split, choice.split_names, path_column, label_column, finder, notes, {})
+        missing: list[Rejection] = []
+        found = False
+        for line, fields in table.rows:
+            item = rows.item(line, fields)
+            if isinstance(item, Rejection) and item.message.startswith(_NOT_FOUND):
+                missing.append(item)
+            else:
+                found = found or isinstance(item, Source)
+                yield item
+    if double := one_split(rows.splits):
+        raise DataError(double, path=path)
+    if missing and not found:
+        raise finder.none_found(path, path_column, missing)
+    if len(finder.folders) > 1:
+        counts = ", ".join(f"{count} in {folder or '.'}" for folder, count in finder.folders.most_common(_SHOWN))
+        more = ", ..." if len(finder.folders) > _SHOWN else ""
+        _log.warning("ids of %s were found in several folders: %s%s; pass images=DIR to name one", path.name, counts, more)
+    yield from missing
+
+
+def _columns(table: tables.Table, choice: Choice) -> tuple[str, str]:
+    path = table.column(_PATH_COLUMNS, "path_column", choice.path_column)
+    label = table.column([name for name in _LABEL_COLUMNS if name != path], "label_column", choice.label_column)
+    used = [path, label, "split", "id"]
+    if path is None or label is None or any(table.columns.count(name) > 1 for name in used if name):
+        raise ValueError(
+            f"{table.path}: the first line must name the columns path, label (empty for unlabelled images) and, optionally,"
+            f" split and id, each once (got {table.columns}); say with path_column and label_column which are meant"
+        )
+    if (path, label, table.separator) != ("path", "label", "comma"):
+        _log.info(
+            "%s: paths are taken from column %r, labels from %r, separated by %ss", table.path, path, label, table.separator
+        )
+    return path, label
+
+
+_NOT_FOUND = os.strerror(errno.ENOENT)
+
+
+class _Rows(NamedTuple):
+    table: tables.Table
+    split: str | None
+    split_names: Mapping[str, str]
+    path_column: str
+    label_column: str
+    finder: _Finder
+    notes: Notes
+    splits: dict[str, str]  # by the names that the rows give them, in lower case
+
+    def item(self, line: int, fields: list[str]) -> Item:
+        """Returns what one row names."""
+        cells = {name: cell.strip() for name, cell in zip(self.table.columns, fields, strict=False)}
+        given = cells.get(self.path_column, "").replace("\\", "/")
+        place, numbered = f"{self.table.path}: line {line}", f"{self.table.path.name}#line{line}"
+        if not given:
+            return Rejection(numbered, place, "bad_row", "the row has no path")
+        if len(fields) > len(self.table.columns):
+            problem = f"the row has more fields than the header (quote paths that hold a {self.table.separator})"
+            return Rejection(numbered, place, "bad_row", problem)
+        if CONTROL.search(given):
+            return Rejection(numbered, place, "bad_row", "the path holds a control character")
+        given_split = cells.get("split", "")
+        split = self.split_names.get(given_split.lower(), given_split) or self.split
+        if self.split is not None and split != self.split:
+            return Rejection(given, place, "bad_row", f"the row says split {given_split!r}, the input is named {self.split!r}")
+        if problem := _wrong_split(split):
+            return Rejection(given, place, "bad_row", f"{given}: {problem}")
+        if split and given_split:
+            self.splits[given_split.lower()] = split
+            if split != given_split:
+                self.notes.renamed[given_split] = split
+        given_id = cells.get("id", "") if self.path_column != "id" else ""
+        try:
+            key, filename, source, status = self._named(given, given_id)
+        except LookupError as error:
+            return Rejection(given_id or given, place, "bad_row", str(error.args[0]))
+        except OSError as error:
+            key, path = given_id or os.path.normpath(given).replace(os.sep, "/"), os.path.join(self.finder.base, given)
+            return Rejection(key, path, "unreadable", f"{error.strerror or _NOT_FOUND} ({_at(place)})")
+        if not stat.S_ISREG(status.st_mode):
+            return Rejection(key, source, "unreadable", f"not a regular file ({_at(place)})")
+        label = cells.get(self.label_column) or None
+        return Source(key, filename, split, label, "file", source, 0, status.st_size, status.st_mtime_ns, place)
+
+    def _named(self, given: str, given_id: str) -> tuple[str, str, str, os.stat_result]:
+        """Returns (key, file name in the data set, path, its status) of what a row names.
+
+        Raises:
+            LookupError: the row cannot be taken; the message says why.
+            OSError: there is no such file, or it cannot be looked at.
+        """
+        relative = given if given_id else self.finder.below(given)
+        relative = os.path.normpath(relative).replace(os.sep, "/")
+        inside = not os.path.isabs(relative) and not relative.startswith("../")
+        if not inside and not given_id:
+            there = "" if os.path.lexists(os.path.join(self.finder.base, given)) else f"{_NOT_FOUND}, and "
+            raise LookupError(f"{there}the path leads out of the folder: pass images=DIR that holds it, or give the row an id")
+        filename = relative if inside else f"{given_id}{PurePosixPath(given).suffix}"
+        if filename.startswith("/") or ".." in filename.split("/"):
+            raise LookupError("the id names the file to be, and would lead out of its folder")
+        source, found, status = self.finder.find(given, relative if inside else "")
+        return given_id or found or relative, found or filename, source, status
+
+
+def _wrong_split(split: str | None) -> str:
+    try:
+        if split:
+            check_name("a split's name", split)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _at(place: str) -> str:
+    path, _, line = place.rpartition(": ")
+    return f"{line} of {os.path.basename(path)}"
+
+
+class _Finder:
+    """Finds files below a folder by a path, a path in another Unicode form, or an id, which is a name without its ending."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self.folders: Counter[str] = Counter()  # in which ids without one were found
+        self._index: dict[str, list[str]] | None = None
+
+    def below(self, given: str) -> str:
+        """Returns an absolute path that leads into the folder as a relative one, and any other as it is."""
+        if os.path.isabs(given):
+            for base in (self.base, os.path.realpath(self.base)):
+                if (path := os.path.normpath(given)).startswith(f"{base}{os.sep}"):
+                    return os.path.relpath(path, base)
+        return given
+
+    def find(self, given: str, relative: str) -> tuple[str, str, os.stat_result]:
+        """Returns (path of the file that is meant, its path below the folder where that was found by an id, its status).
+
+        Args:
+            given: the path or id.
+            relative: where that is below the folder, or "" where it is not.
+
+        Raises:
+            LookupError: an id belongs to several files.
+            OSError: there is no such file.
+        """
+        path = os.path.join(self.base, given)
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(path)
+            if not stat.S_ISDIR(status.st_mode):
+                return path, "", status
+        if self._index is None:
+            self._index = self._walked()
+        name = unicodedata.normalize("NFC", relative)
+        found = sorted(set(self._index.get(name, ())))
+        if len(found) > 1:
+            raise LookupError(f"{given!r} may be any of {', '.join(found[:5])}: write the path of the one that is meant")
+        if found:
+            path = os.path.join(self.base, found[0])
+        is_by_id = bool(found) and unicodedata.normalize("NFC", found[0]) != name
+        if is_by_id and "/" not in name:
+            self.folders[os.path.dirname(found[0])] += 1
+        return path, found[0] if is_by_id else "", os.stat(path)
+
+    def _walked(self) -> dict[str, list[str]]:
+        index: dict[str, list[str]] = {}
+        for item in walking.walk(self.base):
+            if isinstance(item, walking.Found):
+                name = unicodedata.normalize("NFC", item.relative)
+                index.setdefault(name, []).append(item.relative)
+                stem, suffix = os.path.splitext(name)
+                if suffix.lower() in IMAGE_SUFFIXES:
+                    for short in {stem, os.path.basename(stem)}:
+                        index.setdefault(short, []).append(item.relative)
+        return index
+
+    def none_found(self, table: Path, column: str, missing: list[Rejection]) -> DataError:
+        """Returns the error for a table none of whose paths leads to a file."""
+        first = missing[0]
+        name = os.path.basename(first.path)
+        known = (path for paths in (self._index or {}).values() for path in paths)
+        elsewhere = next((os.path.dirname(path) for path in known if os.path.basename(path) == name), "")
+        hint = f"; {name!r} is in {os.path.join(self.base, elsewhere)}" if elsewhere else ""
+        return DataError(
+            f"none of its {plural(len(missing), 'path')} in column {column!r} leads to a file, as {first.key!r}"
+            f"{first.message.removeprefix(_NOT_FOUND)}; looked in {self.base} for the path itself, for it in another Unicode"
+            f" form, and in all folders for one image of that name with an ending as .jpg or .png{hint}; pass images=DIR, the"
+            " folder that the paths start in, or path_column",
+            path=table,
+        )

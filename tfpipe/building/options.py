@@ -1,0 +1,115 @@
+"""What a build was asked for, checked before anything is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from tfpipe.building.sources import LAYOUTS
+from tfpipe.common import arguments
+from tfpipe.common.seeds import derive
+from tfpipe.records.manifest import check_name, split_order
+from tfpipe.records.samples import USUAL, Samples
+
+DEFAULT_SHARD_BYTES = 128 << 20
+CHECKS = ("header", "decode")
+NORMALIZATIONS = ("none", "nfc")
+# Options that older versions did not have.
+_LATER = {
+    "check": CHECKS[0],
+    "normalize": NORMALIZATIONS[0],
+    "path_column": None,
+    "label_column": None,
+    **dataclasses.asdict(USUAL),
+}
+_TOLERANCE = Fraction(1, 10**6)  # 0.333333 is a third
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that a data set's bytes depend on; arguments as in `build_tfrecords`.
+
+    Two builds with equal options and equal inputs give equal bytes; a build resumes only with equal options.
+    """
+
+    name: str
+    layout: str
+    label_pattern: str
+    class_names: tuple[str, ...] | None
+    input_splits: tuple[str, ...]
+    unlabelled_splits: tuple[str, ...]
+    splits: Mapping[str, float] | None
+    num_shards: int | Mapping[str, int] | None
+    shard_bytes: int
+    seed: int
+    on_error: str
+    on_conflict: str
+    allow_leaks: bool
+    max_pixels: int
+    check: str
+    normalize: str = "none"
+    path_column: str | None = None
+    label_column: str | None = None
+    guessed: bool = False  # the layout; no other choice of bytes
+    png16: str = USUAL.png16
+    background: str = USUAL.background
+
+    def __post_init__(self) -> None:
+        check_name("name", self.name)
+        arguments.choice("layout", self.layout, LAYOUTS)
+        arguments.choice("check", self.check, CHECKS)
+        arguments.choice("normalize", self.normalize, NORMALIZATIONS)
+        Samples(self.png16, self.background)
+        arguments.choice("on_error", self.on_error, ("fail", "skip"))
+        arguments.choice("on_conflict", self.on_conflict, ("fail", "keep"))
+        for split in (*self.input_splits, *self.unlabelled_splits, *(self.splits or ())):
+            check_name("a split's name", split)
+        both = set(self.unlabelled_splits) & {*self.input_splits, *(self.splits or ())}
+        if both:
+            raise ValueError(f"split {min(both)!r} cannot be both labelled and unlabelled")
+        if self.splits is not None:
+            if self.input_splits:
+                raise ValueError("splits cuts one input into parts; inputs that are named by split are not cut again")
+            self.cuts(0, 0)
+
+    def cuts(self, count: int, label: int) -> list[tuple[int, str]]:
+        """Returns where each split ends among the `count` records of a class in order: (end, split name), half-open.
+
+        Each end is the exact fraction, rounded at a place between 0 and 1 that is drawn for the class: rounded half up, a
+        thousand classes of five pictures would never give one to a split of a tenth.
+
+        Raises:
+            ValueError: the fractions are not positive, or do not add up to 1.
+        """
+        # The decimals that the user wrote, not the nearest binary doubles.
+        fractions = {split: Fraction(str(value)) for split, value in (self.splits or {}).items()}
+        whole = sum(fractions.values(), Fraction(0))
+        if abs(whole - 1) > _TOLERANCE:
+            raise ValueError(f"splits must add up to 1 (got {dict(self.splits or {})})")
+        rounding = Fraction(derive(self.seed, "rounding", label), 1 << 63)
+        ends, total = [], Fraction(0)
+        for split in sorted(fractions, key=split_order):
+            total += fractions[split] / whole
+            ends.append((int(total * count + rounding), split))
+        return ends
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the options as the manifest and the state of a build keep them."""
+        content = dataclasses.asdict(self)
+        del content["guessed"]
+        for name, usual in _LATER.items():
+            if content[name] == usual:
+                del content[name]  # as before there was another
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
+
+    def differences(self, before: Mapping[str, Any]) -> list[str]:
+        """Returns in words what differs from options stored by `as_json`."""
+        now, before = {**_LATER, **self.as_json()}, {**_LATER, **before}
+        return [
+            f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
+        ]

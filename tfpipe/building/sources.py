@@ -1,0 +1,245 @@
+"""Where pictures come from: every layout becomes a stream of `Source`, one per picture, and `Rejection`.
+
+    listing = list_sources({None: Path("photos")}, layout="folders")
+    for item in listing.items: ...            # Source(key="cat/1.jpg", class_name="cat", ...)
+
+Nothing is read here but directories and tables; the pictures themselves are read by the workers (`tasks.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from tfpipe.building import csv_rows, hdf5, prepared
+from tfpipe.building.csv_rows import CONTROL, Choice
+from tfpipe.building.items import SPLIT_NAMES, Item, Listing, Notes, Rejection, Source, one_split
+from tfpipe.common import tables
+from tfpipe.common.files import is_hidden
+from tfpipe.listing import walking
+
+LAYOUTS = ("folders", "filename", "csv", "flat", "hdf5", "tfds")
+DEFAULT_LABEL_PATTERN = r"(?P<label>[^._]+)[._]"
+
+_CLASSES_TOO = {"valid", "dev"}  # names of splits beside others, and alone of classes: valid and broken
+_KINDS = {name.lower(): name for name in (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX")}  # of hidden names
+_HDF5_SUFFIXES = (".h5", ".hdf5", ".he5")
+
+_FOUND = Choice()
+
+Inputs = Mapping[str | None, Path]  # by split; None: one input that says itself which splits it has, if any
+
+
+def list_sources(
+    inputs: Inputs,
+    unlabelled: Mapping[str, Path],
+    layout: str,
+    label_pattern: str = DEFAULT_LABEL_PATTERN,
+    *,
+    to_be_cut: bool = False,
+    normalize: str = "none",
+    choice: Choice = _FOUND,
+) -> Listing:
+    """Returns every picture of the inputs.
+
+    Args:
+        inputs: folder or file by split name, or one under None.
+        unlabelled: folders of pictures without labels, by split name.
+        layout: one of `LAYOUTS`.
+        label_pattern: for layout "filename": a regular expression with one named group, matched from the name's start.
+        to_be_cut: the caller cuts one input into splits, so that a folder called "train" beside others is a class.
+        normalize: "nfc" composes the characters of class names, so that two forms of one name are one class.
+        choice: how tables are read.
+
+    Raises:
+        FileNotFoundError: an input is missing.
+        ValueError: an input is not of the layout, or the pattern is wrong.
+        DataError: an input's own files contradict each other.
+    """
+    for path in (*inputs.values(), *unlabelled.values()):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such input")
+    pattern = _compile(label_pattern)
+    listings: list[Listing] = []
+    notes = Notes()
+    for split, path in inputs.items():
+        if layout == "csv":
+            listings.append(Listing(csv_rows.list_rows(_file(path, layout), split, choice, notes)))
+        elif layout == "hdf5":
+            listings.append(hdf5.list_arrays(_file(path, layout), split))
+        elif layout == "tfds":
+            listings.append(prepared.list_records(path, split, choice.split_names))
+        else:
+            label_of = {"folders": _first_folder, "filename": _in_name(pattern), "flat": _no_label}[layout]
+            split_of = _split_by_folder(path, to_be_cut, notes) if split is None else _named(split)
+            prefix = "" if split is None else f"{split}/"
+            listings.append(Listing(_picture_items(path, prefix, split_of, label_of, notes)))
+    for split, path in unlabelled.items():
+        listings.append(Listing(_picture_items(path, f"{split}/", _named(split), _no_label, notes)))
+    for listing in listings:
+        notes.renamed |= listing.notes.renamed
+    joined = Listing.joined(listings)
+    items, names = map(_with_good_names, joined.items), joined.class_names
+    if normalize == "nfc":
+        items, names = map(_composed, items), names and [unicodedata.normalize("NFC", name) for name in names]
+    return Listing(items, names, notes)
+
+
+def _composed(item: Item) -> Item:
+    if isinstance(item, Rejection) or item.class_name is None:
+        return item
+    return dataclasses.replace(item, class_name=unicodedata.normalize("NFC", item.class_name))
+
+
+def _with_good_names(item: Item) -> Item:
+    """Returns the item, or a rejection where one of its names could not be stored as one line of UTF-8."""
+    names = (item.key, item.filename, item.class_name or "") if isinstance(item, Source) else (item.key,)
+    # Bytes of a file's name that are not UTF-8 reach Python as lone surrogates, which are not printable either.
+    if not any(map(CONTROL.search, names)):
+        return item
+    key = CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), item.key)
+    path = item.path.encode("utf-8", "backslashreplace").decode()
+    return Rejection(
+        key, path, "bad_name", "a name is not UTF-8, or holds a line break or another control character: rename it"
+    )
+
+
+def guess_layout(path: Path) -> str:
+    """Returns the layout of an input where that is certain.
+
+    Raises:
+        ValueError: it is not; the message says between which.
+    """
+    if path.suffix.lower() in tables.SUFFIXES and path.is_file():
+        return "csv"
+    if path.suffix.lower() in _HDF5_SUFFIXES and path.is_file():
+        return "hdf5"
+    if path.is_file():
+        raise ValueError(f"{path}: input must be a folder, a .csv or an .h5 file")
+    if prepared.is_prepared(path):
+        return "tfds"
+    top = [entry for entry in os.scandir(path) if not is_hidden(entry.name)]
+    folders = [entry for entry in top if entry.is_dir()]
+    if folders and len(_split_folders(entry.name for entry in folders)) == len(folders):
+        top = [entry for folder in folders for entry in os.scandir(folder.path) if not is_hidden(entry.name)]
+    if top and all(entry.is_dir() for entry in top):
+        return "folders"
+    raise ValueError(
+        f"{path}: the layout is not certain here: pass layout=folders (one folder per class), filename (the class is in"
+        " the file's name), or flat (no labels)"
+    )
+
+
+def _file(path: Path, layout: str) -> Path:
+    if not path.is_file():
+        raise ValueError(f"{path}: layout {layout!r} takes a file")
+    return path
+
+
+def _compile(label_pattern: str) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(label_pattern)
+    except re.error as error:
+        raise ValueError(f"label_pattern {label_pattern!r} is not a regular expression: {error}") from None
+    if len(pattern.groupindex) != 1:
+        raise ValueError(f"label_pattern must have one named group, as in {DEFAULT_LABEL_PATTERN!r} (got {label_pattern!r})")
+    return pattern
+
+
+# A label function returns the class name of a picture at a path relative to its split, None where it has none by intent,
+# and raises a LookupError that says what is missing.
+LabelOf = Callable[[PurePosixPath], str | None]
+
+
+def _first_folder(relative: PurePosixPath) -> str:
+    if len(relative.parts) < 2:
+        raise LookupError("stands outside the class folders")
+    return relative.parts[0]
+
+
+def _in_name(pattern: re.Pattern[str]) -> LabelOf:
+    (group,) = pattern.groupindex
+
+    def label_of(relative: PurePosixPath) -> str:
+        match = pattern.match(relative.name)
+        if not match or not match.group(group):
+            raise LookupError(f"its name does not match the label pattern {pattern.pattern!r}")
+        return match.group(group)
+
+    return label_of
+
+
+def _no_label(_: PurePosixPath) -> None:
+    return None
+
+
+# A split function returns the split of a path relative to its input, the path below the split's folder, and raises a
+# LookupError where it stands beside them.
+SplitOf = Callable[[PurePosixPath], tuple[str | None, PurePosixPath]]
+
+
+def _named(split: str) -> SplitOf:
+    return lambda relative: (split, relative)
+
+
+def _no_split(relative: PurePosixPath) -> tuple[None, PurePosixPath]:
+    return None, relative
+
+
+def _split_folders(names: Iterable[str]) -> dict[str, str]:
+    """Returns the splits of the folders that are named after one, by the folder's name."""
+    found = {name: SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES}
+    return {} if {name.lower() for name in found} <= _CLASSES_TOO else found
+
+
+def _split_by_folder(root: Path, to_be_cut: bool, notes: Notes) -> SplitOf:
+    if not root.is_dir():
+        raise ValueError(f"{root}: not a folder")
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
+    by_folder = _split_folders(names)
+    others = [name for name in names if name not in by_folder]
+    if not by_folder or (others and to_be_cut):
+        return _no_split
+    if others:
+        raise ValueError(
+            f"{root}: beside the split folders {', '.join(by_folder)} stand {', '.join(others[:5])}: name each split's folder,"
+            " as in --input=train=DIR,test=DIR2 and --unlabelled=test1=DIR3; or, if they are classes, cut them with --splits"
+        )
+    if double := one_split(by_folder):
+        raise ValueError(f"{root}: {double}")
+
+    notes.renamed |= {name: split for name, split in by_folder.items() if name != split}
+
+    def split_of(relative: PurePosixPath) -> tuple[str, PurePosixPath]:
+        if len(relative.parts) < 2:
+            raise LookupError(f"stands outside the split folders {', '.join(by_folder)}")
+        return by_folder[relative.parts[0]], PurePosixPath(*relative.parts[1:])
+
+    return split_of
+
+
+def _picture_items(root: Path, prefix: str, split_of: SplitOf, label_of: LabelOf, notes: Notes) -> Iterator[Item]:
+    if not root.is_dir():
+        raise ValueError(f"{root}: not a folder")
+    for item in walking.walk(root):
+        key = prefix + item.relative
+        if isinstance(item, walking.Skipped):
+            if item.reason == "hidden":
+                name = os.path.basename(item.path)
+                notes.hidden[_KINDS.get(name.lower(), "._*" if name.startswith("._") else "other hidden names")] += 1
+            elif item.reason == "empty":
+                notes.empty_folders.append(key)
+            else:
+                yield Rejection(key, item.path, item.reason, item.message, fatal=item.reason != "link_loop")
+            continue
+        try:
+            split, below = split_of(PurePosixPath(item.relative))
+            class_name = label_of(below)
+        except LookupError as error:
+            yield Rejection(key, item.path, "no_class", str(error.args[0]))
+            continue
+        yield Source(key, key, split, class_name, "file", item.path, 0, item.num_bytes, item.mtime_ns)

@@ -1,0 +1,334 @@
+"""The steps of a build, each resumable: list, audit, plan, write, finish; and the confirmation of a complete data set."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import tfpipe
+from tfpipe.building import metadata_files, plan
+from tfpipe.building.items import Listing, Notes
+from tfpipe.building.options import Options
+from tfpipe.building.state import State
+from tfpipe.building.tasks import AuditTask, ShardTask
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import clear_folder, temporary_folder
+from tfpipe.common.progress import ProgressBar
+from tfpipe.common.workers import Progress, Workers
+from tfpipe.records import manifest as manifests
+from tfpipe.records.catalog import read_catalog
+from tfpipe.records.manifest import Manifest, Shard, Split
+from tfpipe.records.samples import USUAL
+
+_log = logging.getLogger("tfpipe")
+
+_TASKS = "tfpipe.building.tasks"
+_AUDIT_RECORDS = 256
+_AUDIT_BYTES = 16 << 20
+_COMMIT_SECONDS = 1.0
+_SHOWN = 20  # differences to inputs in an error message
+
+
+class _Refusal(ValueError):
+    """The output holds another build, which is left as it is."""
+
+
+@contextlib.contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    """Says of errors of the disk what has become of the build."""
+    advice = "what was finished is kept: mend the cause (free space?) and run the same build again"
+    try:
+        yield
+    except sqlite3.OperationalError as error:  # "database or disk is full", "disk I/O error", "unable to open database file"
+        raise OSError(f"{directory}: the state of the build cannot be written ({error}); {advice}") from error
+    except sqlite3.DatabaseError as error:
+        message = f"the state of the unfinished build is damaged ({error}): delete the folder and build anew"
+        raise DataError(message, path=directory) from error
+    except OSError as error:
+        if error.errno is None or isinstance(error, BlockingIOError):
+            raise
+        raise OSError(error.errno, f"{error.strerror}; {advice}", error.filename or os.fspath(directory)) from error
+
+
+def _advice(differences: Sequence[str]) -> str:
+    shown = "".join(f"\n  {difference}" for difference in differences[:_SHOWN])
+    more = f"\n  and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+    return f"{shown}{more}\nGive it what it was begun with, or delete the output folder to start over."
+
+
+def _order_differences(before: Sequence[str] | None, now: Sequence[str] | None) -> list[str]:
+    if (before is None) == (now is None) and list(before or ()) == list(now or ()):
+        return []
+    return [f"the order of the classes was {before} and is {now}"]
+
+
+class Build(NamedTuple):
+    """One call of `build_tfrecords`: where, what, and with how many hands.
+
+    Attributes:
+        directory: the output, locked by the caller.
+        options: of the build.
+        list_inputs: lists the inputs, anew at each call.
+        workers: number of processes.
+        lock: descriptor that holds the lock.
+        progress: whether to show it.
+    """
+
+    directory: Path
+    options: Options
+    list_inputs: Callable[[], Listing]
+    workers: int
+    lock: int
+    progress: bool
+
+    def run(self) -> Manifest:
+        """Builds, goes on with an unfinished build, or confirms a complete one; errors as in `build_tfrecords`."""
+        with _explained(self.directory):
+            if (self.directory / manifests.FILE_NAME).exists():
+                return self._confirm()
+            folder = self.directory / manifests.BUILD_FOLDER
+            if not folder.exists() and any(self.directory.iterdir()):
+                raise ValueError(f"{self.directory}: the output folder is not empty, and holds no build of tfpipe")
+            folder.mkdir(exist_ok=True)
+            for place in (self.directory, self.directory / manifests.INDEX_FOLDER, folder):
+                clear_folder(place)
+            with contextlib.closing(State(folder / "state.sqlite")) as state:
+                manifest = self._resume(state)
+            shutil.rmtree(folder)
+            return manifest
+
+    def _resume(self, state: State) -> Manifest:
+        known = state.fact("options") is not None
+        try:
+            with Workers(self.workers, _TASKS, self.lock) as workers:
+                order = self._relist(state, workers) if known else self._list(state)
+                known = True
+                self._audit(state, workers)
+                if state.fact("planned") is None:
+                    self._plan(state, order)
+                shards = self._write(state, workers)
+        except BaseException as error:
+            # Nothing is written before the plan: where nothing is listed yet, or inputs or options must change before it
+            # can be made, nothing stays behind, so that any other build may follow.
+            wrong = isinstance(error, DataError | ValueError) and not isinstance(error, _Refusal)
+            if not known or (wrong and state.fact("planned") is None):
+                shutil.rmtree(self.directory / manifests.BUILD_FOLDER)
+            raise
+        return self._finish(state, plan.Plan(*state.fact("planned")), shards)
+
+    def _list(self, state: State) -> Sequence[str] | None:
+        _log.info("listing the inputs")
+        listing = self.list_inputs()
+        state.list_inputs(listing.items)
+        plan.check_keys(state)
+        self._note(state, listing.notes)
+        state.note("class_order", listing.class_names)
+        state.note("options", self.options.as_json())
+        return listing.class_names
+
+    def _note(self, state: State, notes: Notes) -> None:
+        for given, split in sorted(notes.renamed.items()):
+            _log.info("split %r is taken as %r", given, split)
+        state.note("hidden", notes.hidden)
+        state.note("empty_folders", notes.empty_folders)
+
+    def _relist(self, state: State, workers: Workers) -> Sequence[str] | None:
+        differences = self.options.differences(state.fact("options"))
+        if differences:
+            raise _Refusal(f"{self.directory}: an unfinished build with other options is here:" + _advice(differences))
+        _log.info("going on with the unfinished build in %s", self.directory)
+        listing = self.list_inputs()
+        differences = _order_differences(state.fact("class_order"), listing.class_names)
+        differences = differences or state.relist(listing.items) or self._changed(state, workers)
+        if differences:
+            raise _Refusal(f"{self.directory}: the inputs of the unfinished build here have changed:" + _advice(differences))
+        state.accept(reopen=state.fact("planned") is None)
+        self._note(state, listing.notes)
+        return listing.class_names
+
+    def _changed(self, state: State, workers: Workers) -> list[str]:
+        """Returns which of the files that were touched or moved hold other bytes now."""
+        tasks = (AuditTask(batch, self.options.max_pixels) for batch in state.touched(_AUDIT_RECORDS))
+        total, differences = state.num_touched(), []
+        with ProgressBar("compare", total, enabled=self.progress and total > 0) as bar:
+            for message in workers.run("audit", tasks):
+                if isinstance(message, Progress):
+                    bar.add(*message)
+                    continue
+                for row, audited in message:
+                    key, sha256 = next(state.rows("SELECT key, sha256 FROM inputs WHERE rowid = ?", (row,)))
+                    if audited.sha256 != sha256:
+                        differences.append(f"changed: {key}")
+        return sorted(differences)
+
+    def _audit(self, state: State, workers: Workers) -> None:
+        total = state.value("SELECT count(*) FROM inputs WHERE kind != ''")
+        done = state.value("SELECT count(*) FROM inputs WHERE kind != '' AND (sha256 NOT NULL OR reason NOT NULL)")
+        options = self.options
+        facts = (options.max_pixels, options.check == "decode", options.png16 == USUAL.png16)
+        tasks = (AuditTask(batch, *facts) for batch in state.pending(_AUDIT_RECORDS, _AUDIT_BYTES))
+        next_commit = time.monotonic() + _COMMIT_SECONDS
+        with ProgressBar("audit", total, initial=done, enabled=self.progress) as bar:
+            for message in workers.run("audit", tasks):
+                if isinstance(message, Progress):
+                    bar.add(*message)
+                else:
+                    state.store_audit(message)
+                    if time.monotonic() > next_commit:  # each waits for the disk: a kill costs at most this much work
+                        state.commit()
+                        next_commit = time.monotonic() + _COMMIT_SECONDS
+        state.commit()
+
+    def _plan(self, state: State, order: Sequence[str] | None) -> None:
+        plan.check_inputs(state, self.options)
+        decided = plan.make_plan(state, self.options, order)
+        plan.shard_tasks(state, self.options, self.directory)  # raises on impossible numbers, before it is too late
+        state.note("planned", decided)
+
+    def _write(self, state: State, workers: Workers) -> dict[str, Shard]:
+        (self.directory / manifests.INDEX_FOLDER).mkdir(exist_ok=True)
+        tasks = plan.shard_tasks(state, self.options, self.directory)
+        shards = {task.file: shard for task in tasks if (shard := self._finished(state, task)) is not None}
+        todo = [task for task in tasks if task.file not in shards]
+        total, done = sum(task.end - task.start for task in tasks), sum(shard.num_records for shard in shards.values())
+        with ProgressBar("write", total, initial=done, enabled=self.progress) as bar:
+            for message in workers.run("write_shard", todo):
+                if isinstance(message, Progress):
+                    bar.add(*message)
+                else:
+                    shards[message.file] = message
+        return {task.file: shards[task.file] for task in tasks}
+
+    def _finished(self, state: State, task: ShardTask) -> Shard | None:
+        """Returns a shard that an earlier run finished, with all that belongs to it."""
+        try:
+            shard = Shard(**json.loads(state.path.with_name(f"{task.file}.json").read_bytes()))
+            sizes = [
+                path.stat().st_size
+                for path in (
+                    self.directory / task.file,
+                    self.directory / manifests.index_file(task.file),
+                    state.path.with_name(f"{task.file}.csv"),
+                )
+            ]
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+        return shard if sizes[0] == shard.num_bytes and all(sizes) else None
+
+    def _finish(self, state: State, decided: plan.Plan, shards: Mapping[str, Shard]) -> Manifest:
+        parts = [state.path.with_name(f"{file}.csv") for file in shards]
+        metadata_files.write_catalog(self.directory, parts)
+        splits = self._splits(state, decided.class_names, shards)
+        metadata_files.write_rejected(
+            self.directory,
+            state.rows("SELECT key, reason, message FROM inputs WHERE reason NOT NULL ORDER BY key"),
+        )
+        metadata_files.write_tfds_files(self.directory, self.options.name, decided.class_names, splits)
+        manifest = Manifest(
+            name=self.options.name,
+            seed=self.options.seed,
+            class_names=decided.class_names,
+            splits=splits,
+            options=self.options.as_json(),
+            companions=metadata_files.hash_companions(self.directory),
+            inputs_sha256=_inputs_digest(state),
+            properties=_properties(state),
+            rejected=dict(
+                state.rows("SELECT reason, count(*) FROM inputs WHERE reason NOT NULL GROUP BY reason ORDER BY reason")
+            ),
+            conflicts=decided.conflicts,
+            leaks=decided.leaks,
+            tfpipe_version=tfpipe.__version__,
+        )
+        manifests.save(manifest, self.directory)
+        return manifest
+
+    def _splits(self, state: State, class_names: Sequence[str], shards: Mapping[str, Shard]) -> dict[str, Split]:
+        tasks = plan.shard_tasks(state, self.options, self.directory)
+        splits = {}
+        for name in plan.split_names(state):
+            of_split = "FROM inputs WHERE reason IS NULL AND split = ?"
+            counts = dict(state.rows(f"SELECT label, count(*) {of_split} GROUP BY label", (name,)))
+            splits[name] = Split(
+                labelled=-1 not in counts,
+                image_bytes=state.value(f"SELECT sum(image_bytes) {of_split}", (name,)),
+                class_counts={class_name: counts.get(label, 0) for label, class_name in enumerate(class_names)},
+                shards=tuple(shards[task.file] for task in tasks if task.split == name),
+            )
+        return splits
+
+    def _confirm(self) -> Manifest:
+        """Returns the manifest of a complete data set after looking at every input again; never writes but to clean up.
+
+        Content counts and not times of modification: they differ between copies of the same input.
+        """
+        manifest = manifests.load(self.directory)
+        differences = self.options.differences(manifest.options)
+        if differences:
+            raise _Refusal(f"{self.directory}: a complete data set with other options is here:" + _advice(differences))
+        manifests.check_files(self.directory, manifest)
+        manifests.check_hashes(self.directory, manifest)
+        with temporary_folder("build") as folder, contextlib.closing(State(folder / "state.sqlite")) as state:
+            listing = self.list_inputs()
+            state.list_inputs(listing.items)
+            if listing.class_names is not None and self.options.class_names is None:
+                differences = _order_differences(manifest.class_names, listing.class_names)
+            with Workers(self.workers, _TASKS) as workers:
+                self._audit(state, workers)
+            if _inputs_digest(state) != manifest.inputs_sha256:
+                differences += self._content_differences(state)
+            if differences:
+                raise _Refusal(f"{self.directory}: made from inputs that have changed since:" + _advice(differences))
+        leftover = self.directory / manifests.BUILD_FOLDER  # killed between the manifest and the end
+        if leftover.exists():
+            shutil.rmtree(leftover)
+        _log.info("%s: complete, from equal inputs with equal options: nothing to do", self.directory)
+        return manifest
+
+    def _content_differences(self, state: State) -> list[str]:
+        state.write("CREATE TEMP TABLE before (key TEXT, sha256 TEXT, class_name TEXT)")
+        rows = ((row.key, row.sha256, row.class_name or None) for row in read_catalog(self.directory))
+        state.write_many("INSERT INTO before VALUES (?, ?, ?)", rows)
+        now = "SELECT key FROM inputs WHERE reason IS NULL"
+        both = "SELECT key FROM before JOIN inputs USING (key) WHERE reason IS NULL"
+        differences = state.differences(
+            removed=f"SELECT key FROM before EXCEPT {now}",
+            added=f"{now} EXCEPT SELECT key FROM before",
+            changed=f"{both} AND before.sha256 != inputs.sha256",
+            relabelled=f"{both} AND before.class_name IS NOT inputs.class_name",
+        )
+        return differences or ["splits or file names of inputs, or inputs that were rejected, are others"]
+
+
+def _inputs_digest(state: State) -> str:
+    return metadata_files.inputs_digest(
+        state.rows("SELECT key, filename, given_split, class_name, coalesce(reason, sha256) FROM inputs ORDER BY key")
+    )
+
+
+def _properties(state: State) -> dict[str, int]:
+    queries = {
+        "turned": "orientation > 1",
+        "grey": "color IN ('grey', 'grey+alpha')",
+        "cmyk": "color IN ('cmyk', 'ycck')",
+        "png": "format = 'PNG'",
+        "png_named_jpeg": plan.PNG_NAMED_JPEG,
+    }
+    counts = {
+        name: state.value(f"SELECT count(*) FROM inputs WHERE reason IS NULL AND {query}") for name, query in queries.items()
+    }
+    words = {"png16": "deep", "dim16": "dim", "transparent": "transparent", "profiles": "profile"}
+    counts |= {name: count for name, word in words.items() if (count := plan.count_trait(state, word))}
+    if counts["png"] and not state.value("SELECT count(*) FROM inputs WHERE reason IS NULL AND traits IS NULL"):
+        counts.setdefault("png16", 0)  # readers look for it: older versions, whose audits `traits` lacks, did not count
+    copies = "SELECT count(*) - count(DISTINCT sha256) FROM inputs WHERE reason IS NULL"
+    hidden = {f"passed over: {kind}": count for kind, count in sorted((state.fact("hidden") or {}).items())}
+    return {**counts, "duplicates": state.value(copies), **hidden}

@@ -1,0 +1,287 @@
+"""What workers do: audit pictures, and write one shard. Bytes are read and hashed here, and stored as they are."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import sqlite3
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import quote
+
+import google_crc32c
+
+from tfpipe.building import hdf5, prepared
+from tfpipe.common.errors import DataError, RejectedImage
+from tfpipe.common.files import open_regular, read_bytes, written_atomically
+from tfpipe.common.text import exactly
+from tfpipe.images import headers
+from tfpipe.images.headers import ImageHeader
+from tfpipe.records import schema, tfrecord
+from tfpipe.records.catalog import Row
+from tfpipe.records.manifest import Shard, index_file
+from tfpipe.records.samples import MAX_BITS
+
+Report = Callable[[int, int], None]  # records and bytes done since the last call
+
+_REPORT_SECONDS = 0.2
+_HEAD_BYTES = 4096
+_MAX_IMAGE_BYTES = (1 << 31) - (1 << 20)  # protobuf ends at 2 GiB, and the other features need some room
+_FIVE_BITS = 16  # levels: that many are held by four
+_CHANGED = "Put the file back as it was and run the same build again, or delete the output folder to start over"
+
+
+def read_picture(kind: str, path: str, place: int) -> bytes:
+    """Returns a picture's encoded bytes; arguments as in `items.Source`."""
+    if kind == "hdf5":
+        return hdf5.read_picture(path, place)
+    if kind == "tfrecord":
+        return prepared.read_picture(path, place)
+    return read_bytes(path)
+
+
+class AuditTask(NamedTuple):
+    """Pictures to look at: (row id in the state, kind, path, place) of each; `decode` as in `images.read_header`.
+
+    `high_bytes` looks whether those of a 16-bit PNG, which readers will take, hold an image.
+    """
+
+    pictures: list[tuple[int, str, str, int]]
+    max_pixels: int
+    decode: bool = False
+    high_bytes: bool = False
+
+
+class Audited(NamedTuple):
+    """What the audit found of one picture; the fields are columns of the state.
+
+    `traits` are words for what readers lose: "deep" (16 bits), "dim" (that, and hardly anything in the high bytes),
+    "transparent", "profile".
+    """
+
+    sha256: str | None = None
+    crc32c: int | None = None
+    image_bytes: int = 0
+    format: str | None = None
+    height: int | None = None
+    width: int | None = None
+    channels: int | None = None
+    orientation: int | None = None
+    color: str | None = None
+    traits: str = ""
+    reason: str | None = None
+    message: str | None = None
+
+
+def audit(task: AuditTask, report: Report) -> list[tuple[int, Audited]]:
+    """Returns (row id, findings) of each picture."""
+    found = []
+    num_bytes = 0
+    for row, kind, path, place in task.pictures:
+        audited = _audit_one(task, kind, path, place)
+        num_bytes += audited.image_bytes
+        found.append((row, audited))
+    report(len(found), num_bytes)
+    return found
+
+
+def _audit_one(task: AuditTask, kind: str, path: str, place: int) -> Audited:
+    try:
+        problem = _unfit(path, task.max_pixels) if kind == "file" else None
+        data = b"" if problem else read_picture(kind, path, place)
+    except OSError as error:
+        return Audited(reason="unreadable", message=error.strerror or str(error))
+    except DataError as error:
+        if kind != "file":  # damage inside a file of many images is not one image's
+            raise
+        return Audited(reason="unreadable", message=error.message)
+    if problem:
+        return problem
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        header = headers.read_header(data, max_pixels=task.max_pixels, decode=task.decode)
+    except RejectedImage as error:
+        return Audited(sha256=digest, image_bytes=len(data), reason=error.reason, message=str(error))
+    return Audited(
+        digest,
+        google_crc32c.value(data),
+        len(data),
+        header.format,
+        header.height,
+        header.width,
+        header.channels,
+        header.orientation,
+        header.color,
+        _traits(data, header, high_bytes=task.high_bytes),
+    )
+
+
+def _traits(data: bytes, header: ImageHeader, *, high_bytes: bool) -> str:
+    is_deep = header.precision == MAX_BITS  # no JPEG that is accepted has so many
+    is_declared = 0 < header.significant_bits < MAX_BITS  # then readers take those
+    found = {
+        "deep": is_deep,
+        "dim": is_deep and high_bytes and not is_declared and _is_dim(data),
+        "transparent": header.transparent,
+        "profile": header.has_profile,
+    }
+    return " ".join(word for word, is_so in found.items() if is_so)
+
+
+def _is_dim(data: bytes) -> bool:
+    """Returns whether the high bytes of a 16-bit PNG's colours lie so close together that fewer than 5 bits hold them."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the caller's limit holds
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                extrema: Any = image.getextrema()
+        except Exception:  # whatever a decoder raises: what is damaged is others' to find
+            return False
+    if isinstance(extrema[0], tuple):  # colours, and perhaps alpha, of which Pillow takes the high bytes
+        extrema = min(low for low, _ in extrema[:3]) * 256, max(high for _, high in extrema[:3]) * 256
+    return bool(extrema[1] // 256 - extrema[0] // 256 < _FIVE_BITS)
+
+
+def _unfit(path: str, max_pixels: int) -> Audited | None:
+    """Returns why a file is no picture where its size or first bytes say so: a film in the folder is not read whole."""
+    with open_regular(path) as file:
+        num_bytes, head = os.fstat(file.fileno()).st_size, file.read(_HEAD_BYTES)
+    if num_bytes > _MAX_IMAGE_BYTES:
+        return Audited(reason="too_large", message=f"{exactly(num_bytes, 'byte')}, a record holds {_MAX_IMAGE_BYTES}")
+    if num_bytes <= _HEAD_BYTES or head.startswith(headers.SIGNATURES):
+        return None
+    try:
+        headers.read_header(head, max_pixels=max_pixels)
+    except RejectedImage as error:
+        return Audited(image_bytes=num_bytes, reason=error.reason, message=str(error))
+    return None
+
+
+class ShardTask(NamedTuple):
+    """One shard to write: records [start, end) of a split in the order of the plan."""
+
+    directory: str
+    state: str
+    split: str
+    shard_index: int
+    file: str
+    start: int
+    end: int
+
+
+def write_shard(task: ShardTask, report: Report) -> Shard:
+    """Writes a shard, its index and its rows of the catalogue; each is synced, then renamed into place, the shard last.
+
+    Raises:
+        DataError: a picture is not what the audit saw.
+        OSError: the disk is full, or the like.
+    """
+    directory, state = Path(task.directory), Path(task.state)
+    output, index = _HashedFile(), _HashedFile()
+    with contextlib.ExitStack() as stack:
+        # Left in reverse order: the shard gets its name when all that tells of it has been written.
+        output.file = stack.enter_context(written_atomically(directory / task.file))
+        index.file = stack.enter_context(written_atomically(directory / index_file(task.file)))
+        part = stack.enter_context(written_atomically(state.with_name(f"{task.file}.csv")))
+        catalog = csv.writer(codecs.getwriter("utf-8")(part), lineterminator="\n")
+        ticker = stack.enter_context(contextlib.closing(_Ticker(report)))
+        for position, (record, crc, source) in enumerate(_planned(task)):
+            if google_crc32c.value(record.encoded) != crc:
+                raise DataError(f"changed since the audit. {_CHANGED}", path=source)
+            start, pieces = output.num_bytes, tfrecord.frame(schema.encode(record))
+            output.write(*pieces)
+            index.write(f"{start} {output.num_bytes - start}\n".encode())
+            catalog.writerow(_catalog_row(record, task, position, int.from_bytes(pieces[2], "little")))
+            ticker.tick(len(record.encoded))
+        shard = Shard(task.file, task.end - task.start, output.num_bytes, output.sha256(), index.sha256())
+        note = stack.enter_context(written_atomically(state.with_name(f"{task.file}.json")))
+        note.write(json.dumps(dataclasses.asdict(shard)).encode())
+    return shard
+
+
+class _HashedFile:
+    """Counts and hashes what goes into a file."""
+
+    file: BinaryIO
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self._hash = hashlib.sha256()
+
+    def write(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.file.write(piece)
+            self._hash.update(piece)
+            self.num_bytes += len(piece)
+
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _planned(task: ShardTask) -> Iterator[tuple[schema.Record, int, str]]:
+    """Yields (record, CRC of its picture, path it came from) in the order of the plan."""
+    # immutable: nothing writes to the state while shards are written, so no lock is needed, nor possible everywhere.
+    with contextlib.closing(
+        sqlite3.connect(f"file://{quote(os.path.abspath(task.state))}?mode=ro&immutable=1", uri=True)
+    ) as state:
+        query = """
+            SELECT kind, path, place, crc32c, format, height, width, channels, orientation,
+                   iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.png'), filename), key, sha256,
+                   label, coalesce(class_name, '')
+            FROM inputs WHERE split = ? ORDER BY rank, key LIMIT ? OFFSET ?"""
+        for row in state.execute(query, (task.split, task.end - task.start, task.start)):
+            kind, path, place, crc, *fields = row
+            try:
+                data = read_picture(kind, path, place)
+            except OSError as error:
+                raise DataError(f"cannot be read any more ({error.strerror}). {_CHANGED}", path=path) from None
+            yield schema.Record(data, *fields), crc, path
+
+
+def _catalog_row(record: schema.Record, task: ShardTask, position: int, crc32c: int) -> Row:
+    return Row(
+        key=record.key,
+        filename=record.filename,
+        split=task.split,
+        shard=task.shard_index,
+        position=position,
+        label=record.label,
+        class_name=record.class_name,
+        format=record.format,
+        height=record.height,
+        width=record.width,
+        orientation=record.orientation,
+        crc32c=crc32c,
+        sha256=record.sha256,
+    )
+
+
+class _Ticker:
+    """Reports a few times a second, however small the pictures are."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._num_records = self._num_bytes = 0
+        self._last = time.monotonic()
+
+    def tick(self, num_bytes: int) -> None:
+        self._num_records += 1
+        self._num_bytes += num_bytes
+        if time.monotonic() - self._last > _REPORT_SECONDS:
+            self.close()
+
+    def close(self) -> None:
+        self._report(self._num_records, self._num_bytes)
+        self._num_records = self._num_bytes = 0
+        self._last = time.monotonic()

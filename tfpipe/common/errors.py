@@ -1,0 +1,48 @@
+"""The errors of bad data. A caller's mistake is a builtin (ValueError, FileNotFoundError); bad data is one of these."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+
+_ESCAPED = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}  # what moves a terminal
+_MAX_CHARACTERS = 500  # of a line; Keras names its remedy at the end of a long one
+
+
+def lines_of(error: Exception) -> list[str]:
+    """Returns what an error of another program says, line by line, each cut at a word where it is long; at least one.
+
+    Some say nothing: their class stands for that. A `DataError` says its message without the place.
+    """
+    text = error.message if isinstance(error, DataError) else str(error)
+    return [textwrap.shorten(line, _MAX_CHARACTERS) for line in text.strip().splitlines()] or [type(error).__name__]
+
+
+class DataError(Exception):
+    """Data on disk that is not what it should be, and where.
+
+    Attributes:
+        path: the file, or None where no single file is at fault.
+        offset: the byte in it, or None.
+    """
+
+    def __init__(self, message: str, *, path: str | os.PathLike[str] | None = None, offset: int | None = None) -> None:
+        self.path = None if path is None else os.fspath(path)
+        self.offset = offset
+        self.message = message = message.translate(_ESCAPED)
+        where = "" if self.path is None else f"{self.path}: " if offset is None else f"{self.path}: at byte {offset}: "
+        super().__init__(where + message)
+
+
+class RejectedImage(DataError):
+    """Bytes that cannot go into a data set, with the reason as a short code for counting.
+
+    Attributes:
+        reason: one of `tfpipe.images.headers.REASONS`.
+    """
+
+    def __init__(
+        self, reason: str, message: str, *, path: str | os.PathLike[str] | None = None, offset: int | None = None
+    ) -> None:
+        self.reason = reason
+        super().__init__(message, path=path, offset=offset)

@@ -1,0 +1,381 @@
+"""Files that are whole or absent: nothing unfinished ever bears a final name."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tfpipe.common import locking
+from tfpipe.common.errors import DataError
+
+MAX_JSON_BYTES = 256 << 20
+_MAX_DIGITS = 20  # of an int64 with its sign, and of a uint64
+_MAX_NAME_BYTES = 255  # as file systems have it
+
+
+@contextlib.contextmanager
+def written_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside `path` that becomes `path`, synced to the disk, when the block ends without an error."""
+    with path_written_atomically(path) as temporary, open(temporary, "wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def path_written_atomically(path: Path, suffix: str = "") -> Iterator[Path]:
+    """Gives the name of a file to write that becomes `path`, synced to the disk, when the block ends without an error.
+
+    Else it vanishes, and what was at `path` is as before. What killed processes left beside `path` is removed first.
+
+    Args:
+        path: of the file.
+        suffix: what the name that is given must end with, for a library that looks at it.
+    """
+    clear_up(path)
+    try:
+        with temporary_beside(path, suffix) as temporary:
+            yield temporary
+            sync_directory(temporary)
+            os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None or _is_temporary(str(error.filename), path):
+            # Writing to a full disk does not say where; opening says a name that the user never gave.
+            raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
+        raise
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def temporary_beside(path: Path, suffix: str = "") -> Iterator[Path]:
+    """Gives the name of a new file beside `path`; what is still there under it when the block ends is removed.
+
+    The name begins with a dot and has digits drawn anew: two writers do not meet, a glob does not catch it. While the block
+    lasts, the file is locked: `clear_up` leaves it alone.
+    """
+
+    def make() -> Path:
+        temporary = _draw_name(path, suffix)
+        held.callback(_remove, temporary)
+        temporary.touch(exist_ok=False)
+        return temporary
+
+    with contextlib.ExitStack() as held:
+        yield _make_held(make, held)
+
+
+@contextlib.contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """Gives a folder among the system's temporary files that only this user can read; it is gone when the block ends.
+
+    Those that killed processes left there for the same purpose are removed first.
+    """
+    place, prefix = Path(tempfile.gettempdir()), f"tfpipe-{purpose}-"
+    for path in place.glob(f"{prefix}*"):
+        if path.name.removeprefix(prefix).isdecimal():
+            _remove_unless_held(path)
+
+    def make() -> Path:
+        folder = place / f"{prefix}{_draw_digits()}"
+        held.callback(_remove, folder)
+        folder.mkdir(mode=0o700)
+        return folder
+
+    with contextlib.ExitStack() as held:
+        yield _make_held(make, held)
+
+
+def _draw_name(path: Path, suffix: str = "") -> Path:
+    return path.with_name(f".{path.name}.{_draw_digits()}.tmp{suffix}")
+
+
+def _draw_digits() -> str:
+    # No process id: in a container, that of every program is 1.
+    return f"{secrets.randbelow(10**10):010d}"
+
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9]+\.(tmp|old)(\.[a-z]+)?", re.DOTALL)  # as `_draw_name` makes it
+
+
+def _is_temporary(name: str, path: Path) -> bool:
+    found = _TEMPORARY.fullmatch(os.path.basename(name))
+    return found is not None and found["name"] == path.name
+
+
+@contextlib.contextmanager
+def folder_written_atomically(target: Path, *, replace: bool) -> Iterator[Path]:
+    """Gives a folder to write into that becomes `target`, synced to the disk, when the block ends without an error.
+
+    Else it vanishes, and what was at `target` is as before. With `replace`, a folder that is there is replaced as a whole;
+    without, it must be empty.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    clear_up(target)
+
+    def make() -> Path:
+        folder = _draw_name(target)
+        held.callback(_remove, folder)
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(target)) from error
+        return folder
+
+    with contextlib.ExitStack() as held:
+        folder = _make_held(make, held)
+        old = folder.with_suffix(".old")
+        try:
+            yield folder
+            for path in (*sorted(folder.rglob("*")), folder):
+                sync_directory(path)
+            if replace and target.exists():
+                _hold(target, held)  # the lock goes with it to its other name
+                os.rename(target, old)
+            os.rename(folder, target)
+            if old.exists():
+                os.rename(old, folder)  # a name that is never put back, even where half of it is gone
+            sync_directory(target.parent)
+        except BaseException as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if old.exists():
+                os.rename(old, folder if target.exists() else target)
+                shutil.rmtree(folder, ignore_errors=True)
+            _raise_for_user(error, folder, target)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)  # the one that was there before
+
+
+def _raise_for_user(error: BaseException, folder: Path, target: Path) -> None:
+    """Raises an error with the name that the user gave, where the temporary one is in it."""
+    if not isinstance(error, OSError):
+        return
+    busy = errno.ENOTEMPTY, errno.EEXIST, errno.EWOULDBLOCK, errno.ENOENT
+    if error.errno in busy and error.filename in (os.fspath(folder), os.fspath(target)):
+        taken = "another process has written there meanwhile; its files are as they were, these are gone"
+        raise OSError(errno.EEXIST, taken, os.fspath(target)) from error
+    if os.fspath(folder) in os.fspath(error.filename or folder):  # none where the disk is full
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(target)) from error
+
+
+def _make_held(make: Callable[[], Path], held: contextlib.ExitStack) -> Path:
+    """Makes a file or folder; while it is locked, no other process takes it for that of a killed one.
+
+    `make` has it removed at the end, before it is there: a signal may come between any two lines.
+    """
+    while True:
+        made = make()
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # between the two lines another did
+            _hold(made, held)
+            return made
+
+
+def _hold(path: Path, held: contextlib.ExitStack) -> None:
+    try:
+        held.callback(os.close, locking.lock_at_once(path))
+    except OSError as error:  # a file system without locks: there, nothing is ever cleared up
+        if error.errno not in locking.NO_LOCKS:
+            raise
+
+
+def clear_up(target: Path) -> None:
+    """Removes what killed processes left beside a file or folder, and puts back a folder that one had moved away."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        if _is_temporary(path.name, target):
+            _remove_unless_held(path, target)
+
+
+def clear_folder(folder: Path) -> None:
+    """Removes what killed processes left beside any file in a folder, which is this program's own."""
+    for path in folder.glob(".*.tmp*"):
+        if _TEMPORARY.fullmatch(path.name):
+            _remove_unless_held(path)
+
+
+def _remove_unless_held(path: Path, target: Path | None = None) -> None:
+    try:
+        descriptor = locking.lock_at_once(path)
+    except OSError:  # somebody is writing it, or has just ended
+        return
+    try:
+        if target and path.suffix == ".old" and not target.exists():
+            os.rename(path, target)
+        else:
+            _remove(path)
+    finally:
+        os.close(descriptor)
+
+
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Checks that files can be written into a folder, which may have to be made first; writes nothing.
+
+    Raises:
+        NotADirectoryError: it, or what it would be made in, is a file.
+        PermissionError: nothing may be written there.
+    """
+    folder = Path(path).absolute()
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there}: a file; a folder is needed")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "the folder cannot be written to", os.fspath(there))
+
+
+def _remove(path: Path) -> None:
+    if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a file of JSON, in lines for people, whole or not at all.
+
+    Raises:
+        ValueError: a number is NaN or infinite, for which JSON has no word.
+    """
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with written_atomically(path) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))  # a file's name may be no UTF-8
+
+
+def open_descriptor(path: str | os.PathLike[str]) -> int:
+    """Opens a file to read its bytes, and returns the descriptor, which the caller closes.
+
+    What is no regular file is refused: opening a pipe or device would wait or have effects.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no regular file, or one that the kernel makes up (/proc/kmsg), which may wait, too.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and (status.st_size or not _is_made_up(status.st_dev)):
+        return descriptor
+    os.close(descriptor)
+    raise DataError("not a regular file", path=path)
+
+
+def _is_made_up(device: int) -> bool:
+    """True for the file systems of /proc and /sys, whose files have no size and yet give bytes."""
+    return any(os.path.isdir(place) and os.stat(place).st_dev == device for place in ("/proc", "/sys"))
+
+
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Opens a file to read its bytes, see `open_descriptor`."""
+    return open(open_descriptor(path), "rb")
+
+
+def read_bytes(path: str | os.PathLike[str], most_bytes: int | None = None) -> bytes:
+    """Returns all bytes of a regular file, see `open_descriptor`.
+
+    Raises:
+        DataError: there are more than `most_bytes`.
+    """
+    with open_regular(path) as file:
+        data = file.read(-1 if most_bytes is None else most_bytes + 1)
+    if most_bytes is not None and len(data) > most_bytes:
+        raise DataError(f"more than {most_bytes:,} bytes, which no such file of tfpipe has", path=path)
+    return data
+
+
+def read_json(path: Path) -> Any:
+    """Returns what `write_json` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no JSON, see `parse_json`, or no regular file.
+    """
+    return parse_json(read_bytes(path, MAX_JSON_BYTES), path)
+
+
+def parse_json(data: bytes, path: str | os.PathLike[str]) -> Any:
+    """Returns what bytes of JSON say.
+
+    Args:
+        data: the bytes.
+        path: of their file, for messages.
+
+    Raises:
+        DataError: they are no JSON, or a key stands twice, a number has more than 64 bits or is NaN, or it is too deep.
+    """
+    try:
+        text = data.decode("utf-8", "surrogateescape")
+        return json.loads(text, object_pairs_hook=_unique, parse_int=_small, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"cannot be understood: {error}", path=path) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice!r:.200} stands twice in one object")
+    return content
+
+
+def _small(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits, which 64 bits do not hold")
+    return int(digits)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text:.80} is no finite number")
+    return number
+
+
+def check_plain_name(name: str, path: str | os.PathLike[str]) -> str:
+    """Returns a name that a file gives for another one beside it.
+
+    Args:
+        name: what it gives.
+        path: of the file that gives it, for the message.
+
+    Raises:
+        DataError: it would lead to another folder, or is no name of a file.
+    """
+    if name in ("", ".", "..") or set(name) & set("/\\\0") or len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
+        raise DataError(f"{name!r:.200} is not the plain name of a file in the same folder", path=path)
+    return name
+
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
+"""What the names of images end with, in lower case."""
+
+_LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r", "__macosx"))  # what file managers and archivers leave behind
+
+
+def is_hidden(name: str) -> bool:
+    """True for the names that no one means as pictures: .DS_Store, Thumbs.db and the like."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory, or the bytes of a file, survive a power cut: renaming alone does not."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,169 @@
+"""Worker processes that never import TensorFlow, and die with their parent.
+
+    with Workers(2, "tfpipe.building.tasks", lock_descriptor) as workers:
+        for result in workers.run("audit", tasks): ...
+
+Why not `multiprocessing`: its children import the user's main script again, so that a plain script without an
+`if __name__ == "__main__"` guard would start itself over; and forked children would inherit a TensorFlow that the parent
+imported, with its threads gone. A child here is a fresh interpreter that imports the tasks' module only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, NamedTuple
+
+_PATIENCE_SECONDS = 2.0
+_SHARED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # reach the whole group; the parent decides
+_BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from tfpipe.common.workers import serve; serve({descriptor}, {module!r})"
+
+
+class Progress(NamedTuple):
+    """How much a task has done since its last word."""
+
+    num_records: int
+    num_bytes: int
+
+
+class _Child(NamedTuple):
+    process: subprocess.Popen[bytes]
+    connection: Connection
+
+
+class Workers:
+    """A fixed number of worker processes.
+
+    Args:
+        count: of processes, 1 or more.
+        module: whose functions `run` calls.
+        held_descriptor: a file descriptor that each worker holds open, so that a lock on it lasts until the last of them
+            is gone; None for none.
+    """
+
+    def __init__(self, count: int, module: str, held_descriptor: int | None = None) -> None:
+        self._children = [_start(module, held_descriptor) for _ in range(count)]
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        for child in self._children:
+            child.connection.close()  # the child leaves at once, whatever it is doing
+        for child in self._children:
+            try:
+                child.process.wait(_PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:  # stopped, or waiting for a disk that does not answer
+                child.process.kill()
+                child.process.wait()
+
+    def run(self, function: str, tasks: Iterable[Any]) -> Iterator[Any]:
+        """Yields `Progress` and results of `MODULE.FUNCTION(task, report)`, results in the order in which tasks finish.
+
+        Raises:
+            Exception: whatever a task raised.
+            RuntimeError: a worker died.
+        """
+        pending = iter(tasks)
+        busy: dict[Connection, _Child] = {}
+        idle = list(self._children)
+        while True:
+            while idle:
+                task = next(pending, None)
+                if task is None:
+                    break
+                child = idle.pop()
+                with contextlib.suppress(BrokenPipeError):  # it died: receiving will say so
+                    child.connection.send((function, task))
+                busy[child.connection] = child
+            if not busy:
+                return
+            for connection in wait(list(busy)):
+                child = busy[connection]  # type: ignore[index]  # wait() returns what it was given
+                kind, value = _receive(child)
+                if kind == "error":
+                    raise value
+                if kind == "result":
+                    idle.append(busy.pop(child.connection))
+                yield value
+
+
+def _receive(child: _Child) -> tuple[str, Any]:
+    try:
+        message: tuple[str, Any] = child.connection.recv()
+    except (EOFError, ConnectionResetError):
+        code = child.process.wait()
+        cause = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+        cause += " (out of memory?)" if code == -signal.SIGKILL else ""
+        raise RuntimeError(f"a worker process {cause}; what was finished is kept: run the same command again") from None
+    return message
+
+
+def _start(module: str, held_descriptor: int | None) -> _Child:
+    ours, theirs = Pipe()
+    # Absolute: "" stands for the folder that was current when tfpipe was imported, not for the one that is now.
+    path = [*(os.path.abspath(entry) for entry in map(str, sys.path)), str(Path(__file__).resolve().parents[2])]
+    command = _BOOTSTRAP.format(path=path, descriptor=theirs.fileno(), module=module)
+    inherited = (theirs.fileno(),) if held_descriptor is None else (theirs.fileno(), held_descriptor)
+    # The child inherits it: a Ctrl-C waits there until `serve` ignores the signal, and is gone.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SHARED)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=inherited
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    return _Child(process, ours)
+
+
+def serve(descriptor: int, module: str) -> None:
+    """Runs in a worker: answers tasks until the parent closes the connection or dies, then ends the process at once."""
+    for number in _SHARED:
+        signal.signal(number, signal.SIG_IGN)
+    tasks = importlib.import_module(module)
+    connection = Connection(descriptor)
+    inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+    while True:
+        function, task = inbox.get()
+        try:
+            result = getattr(tasks, function)(task, lambda *done: _tell(connection, "progress", Progress(*done)))
+            _tell(connection, "result", result)
+        except Exception as error:  # carried to the parent, which raises it
+            _tell(connection, "error", _portable(error))
+
+
+def _tell(connection: Connection, kind: str, value: Any) -> None:
+    try:
+        connection.send((kind, value))
+    except OSError:  # the parent closed the connection, and `_listen` has yet to see it
+        os._exit(1)
+
+
+def _listen(connection: Connection, inbox: SimpleQueue[tuple[str, Any]]) -> None:
+    try:
+        while True:
+            inbox.put(connection.recv())
+    except (EOFError, OSError):
+        # Not sys.exit: it would end this thread only, and the task would go on without its parent.
+        os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 (our own bytes)
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

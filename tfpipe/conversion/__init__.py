@@ -1,1 +1,0 @@
-"""Tower A: photographs in, shards and manifest out. Never imports TensorFlow."""

@@ -1,0 +1,1 @@
+"""Each image of a split once, one table, and every metric from that table."""

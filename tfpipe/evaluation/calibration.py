@@ -1,0 +1,85 @@
+"""Temperature scaling: probabilities that are as often right as they say.
+
+    temperature = fit_temperature(read("eval-val/predictions.csv"))
+    table = scale(read("eval-test/predictions.csv"), temperature)
+
+Logits are divided by one number, found on other pictures than those that are evaluated. What is predicted stays the same.
+Guo et al. 2017, "On calibration of modern neural networks".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from typing import Any
+
+import numpy as np
+
+from tfpipe.common.text import plural
+from tfpipe.models import predictions
+from tfpipe.models.predictions import Predictions
+
+_log = logging.getLogger("tfpipe")
+
+_RANGE = (0.05, 20.0)
+_USUAL = (0.1, 10.0)
+# Logarithms are taken of no less than the smallest normal float32: what a model calls impossible costs 87, not infinity.
+SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
+
+
+def fit_temperature(table: Predictions) -> float:
+    """Returns the temperature in [0.05, 20] with the least mean negative log-likelihood, rounded to 3 significant digits.
+
+    Rounded, so that another batch size, with which probabilities differ in their seventh digit, gives the same number. Where
+    every picture is taken rightly the best temperature would be 0, and say nothing of others: it is 1 then, with a warning.
+
+    Raises:
+        ValueError: the table is empty, or has pictures without a label.
+        DataError: it has rows that are no probabilities.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    if not len(table.labels) or (table.labels < 0).any():
+        raise ValueError("calibration needs labelled pictures")
+    if (table.predicted == table.labels).all():
+        pictures = plural(len(table.labels), "picture")
+        _log.warning("calibration: %s, all taken rightly: no temperature follows, 1 is used", pictures)
+        return 1.0
+    logits, here = _logits(table), np.arange(len(table.labels))
+
+    def loss(log_temperature: float) -> float:
+        return -float(log_softmax(logits / math.exp(log_temperature), axis=1)[here, table.labels].mean())
+
+    low, high = map(math.log, _RANGE)
+    found = math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
+    temperature = float(f"{found:.3g}")
+    if not _USUAL[0] <= temperature <= _USUAL[1]:
+        reason = "too few pictures, or hardly any taken wrongly" if temperature < 1 else "answers are hardly better than chance"
+        _log.warning("calibration: the temperature is %g, beyond %g to %g: %s", temperature, *_USUAL, reason)
+    return temperature
+
+
+def scale(table: Predictions, temperature: float) -> Predictions:
+    """Returns the table with softmax(log p / temperature) for each row, in float32 precision; `predicted` stays the same.
+
+    Raises:
+        ValueError: the temperature is not positive.
+        DataError: the table has rows that are no probabilities.
+    """
+    from scipy.special import softmax
+
+    if not temperature > 0 or math.isinf(temperature):
+        raise ValueError(f"temperature must be a positive number (got {temperature!r})")
+    scaled = softmax(_logits(table) / temperature, axis=1).astype(np.float32)
+    winners = table.predicted
+    tied = np.flatnonzero(scaled.argmax(axis=1) != winners)  # rounding made them equal, and an earlier class comes first
+    scaled[tied, winners[tied]] = np.nextafter(scaled[tied, winners[tied]], np.float32(2))
+    return dataclasses.replace(table, probabilities=scaled)
+
+
+def _logits(table: Predictions) -> np.ndarray[Any, Any]:
+    predictions.check(table.probabilities, table.keys)
+    logits: np.ndarray[Any, Any] = np.log(np.maximum(table.probabilities.astype(np.float64), SMALLEST_PROBABILITY))
+    return logits

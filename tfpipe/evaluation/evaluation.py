@@ -1,0 +1,315 @@
+"""`tfpipe.evaluate()`: every picture of a split once, one table, and all metrics from that table.
+
+    evaluation = evaluate("runs/a", "shards/", "test", "eval/")
+    evaluation.metrics["accuracy"], evaluation.metrics["accuracy_interval"]
+
+    OUTPUT/predictions.csv    a row per picture, in the catalogue's order
+    OUTPUT/metrics.json       see `tfpipe.evaluation.metrics.measure`; predictions_sha256 says of which table
+    OUTPUT/receipt.json       what was evaluated, and the proof that it was all of it
+    OUTPUT/report.html        if asked for
+    OUTPUT/uncalibrated.csv   with `calibrate`: the model's own probabilities
+    OUTPUT/calibration.csv    with `calibrate`: the table of the split that the temperature was fitted on
+    OUTPUT/parts/             with `shard`: see `tfpipe.evaluation.partial_tables`
+
+The receipt is written last: where it stands, table and metrics belong to it. One process at a time writes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from tfpipe.common import arguments, files
+from tfpipe.common.files import clear_folder, clear_up, sha256_of, written_atomically
+from tfpipe.common.locking import locked
+from tfpipe.common.progress import ProgressBar
+from tfpipe.evaluation import calibration, metrics, partial_tables, receipts
+from tfpipe.models import classifiers, predictions, reading_errors
+from tfpipe.models.classifiers import Predictor
+from tfpipe.models.images import seen_by
+from tfpipe.models.predictions import Predictions
+from tfpipe.networks import arithmetic
+
+_log = logging.getLogger("tfpipe")
+
+UNCALIBRATED_NAME = "uncalibrated.csv"
+CALIBRATION_NAME = "calibration.csv"
+REPORT_NAME = "report.html"
+NEAR_DUPLICATES_NAME = "near_duplicates.json"
+
+_EXPORTED_FILES = (".pb", ".tflite", ".onnx")
+_IN_EXPORTS = ("saved_model.pb", "preprocessing.json")
+_NEEDED = ("class_names", "image_size", "resize", "sha256", "predict")  # of a `Predictor`
+
+_VOUCHED = (metrics.FILE_NAME, REPORT_NAME, NEAR_DUPLICATES_NAME, UNCALIBRATED_NAME, CALIBRATION_NAME)
+
+
+class Loaded(Protocol):
+    """What `tfpipe.load` returns, as far as it matters here."""
+
+    @property
+    def predictor(self) -> Predictor:
+        """What answers for pictures of the right size."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        folder: where its files are.
+        metrics: the content of metrics.json; with `shard`, empty while parts are missing, or where another process writes in
+            the folder: one that merges, if all is well.
+        receipt: the content of receipt.json; empty where `metrics` is.
+        missing_parts: with `shard`, the tables that other readers have yet to write.
+    """
+
+    folder: Path
+    metrics: dict[str, Any] = field(default_factory=dict)
+    receipt: dict[str, Any] = field(default_factory=dict)
+    missing_parts: Sequence[Path] = ()
+
+    def __repr__(self) -> str:
+        known = {**self.receipt, **self.metrics, **({"missing_parts": len(self.missing_parts)} if self.missing_parts else {})}
+        names = ("split", "records_seen", "accuracy", "accuracy_interval", "missing_parts")
+        facts = [f"{name}={known[name]!r}" for name in names if name in known]
+        return f"Evaluation({', '.join([repr(os.fspath(self.folder)), *facts])})"
+
+
+def evaluate(
+    model: str | os.PathLike[str] | Predictor | Loaded,
+    directory: str | os.PathLike[str],
+    split: str,
+    output: str | os.PathLike[str],
+    *,
+    batch_size: int = 64,
+    shard: tuple[int, int] | None = None,
+    num_readers: int = 1,
+    positive_class: str | None = None,
+    specificity: float = 0.95,
+    calibrate: str | None = None,
+    report: bool = True,
+    near_duplicates: bool = True,
+    progress: bool = True,
+    trust: bool = False,
+    on_found: Callable[[Evaluation], None] | None = None,
+) -> Evaluation:
+    """Evaluates a model on a split: each picture once, or an error that says which one not.
+
+    Ids, their order, predicted classes and receipt.json are the same for any batch size and number of readers;
+    probabilities are within 1e-5. Classes are matched by name: their order in the data set does not matter, and the model
+    may know more of them. Memory grows with the table's rows alone.
+
+    Args:
+        model: a run's folder, a .keras file, or a loaded model of any form: `tfpipe.load("export/saved_model")`.
+        directory: of the data set.
+        split: its name; labelled.
+        output: folder, made if need be; files of an earlier evaluation are replaced, others left alone.
+        batch_size: pictures that go through the model at once.
+        shard: (index, count): only the part of reader `index` of `count`, for several processes or machines that share
+            `output`. Who finds all parts there merges them.
+        num_readers: read the split as that many contiguous parts, one after another.
+        positive_class: see `metrics.measure`.
+        specificity: see `metrics.measure`.
+        calibrate: another split, on which a temperature is fitted first. The table then holds calibrated probabilities, and
+            metrics["calibration"] the metrics before.
+        report: write report.html, too.
+        near_duplicates: look for pictures of the split in train and val, for the report: another pass over all three.
+        progress: show it.
+        trust: whoever made the model, see `tfpipe.load`.
+        on_found: called with what will be returned, when it is on the disk, and before the report is written.
+
+    Raises:
+        ValueError: an argument is not what it should be; the split is unlabelled or empty; the model does not know a class.
+        FileNotFoundError: there is no such model or data set.
+        OSError: `output` cannot be written to, or (BlockingIOError) another evaluation writes there; raised before the pass.
+        DataError: a record is damaged or missing, the data set was replaced during the pass, or a part is damaged.
+    """
+    batch_size, num_readers, specificity, report, near_duplicates, progress, trust = arguments.check(
+        batch_size=batch_size,
+        num_readers=num_readers,
+        specificity=specificity,
+        report=report,
+        near_duplicates=near_duplicates,
+        progress=progress,
+        trust=trust,
+    )
+    (shard,) = arguments.check_given(shard=shard)
+    if shard is not None and num_readers != 1:
+        raise ValueError(f"shard and num_readers exclude each other (got {shard!r} and {num_readers})")
+    if on_found is not None:
+        arguments.callback("on_found", on_found)
+    directory, folder = arguments.path("directory", directory), arguments.path("output", output)
+    predictor = _loaded(model, trust)
+    options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
+    run = _Run(predictor, directory, split, folder, batch_size, progress, options)
+    claim = run.begin()
+    if shard is not None:
+        run.write_part(shard, claim)
+        if missing := partial_tables.missing_parts(run.folder, shard[1], claim):
+            return Evaluation(run.folder, missing_parts=missing)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(run.folder, "evaluation"))
+        except BlockingIOError as error:
+            if shard is None:
+                raise
+            _log.warning("part %d of %d is complete, and not merged here: %s", *shard, error)
+            return Evaluation(run.folder)
+        _clear(run.folder)
+        if shard is None:
+            chunks = run.chunks(split, [(index, num_readers) for index in range(num_readers)])
+            computed = [classifiers.computation_of(predictor)]
+        else:
+            computed = partial_tables.computations(run.folder, shard[1])
+            chunks = partial_tables.merge(run.folder, shard[1], predictions.header(predictor.class_names), claim)
+        evaluation = run.finish(chunks, claim, computed)
+        if on_found:
+            on_found(evaluation)
+        if report:
+            from tfpipe.evaluation.report import write_report
+
+            write_report(run.folder, predictor, directory, split, near_duplicates=near_duplicates, progress=progress)
+    return evaluation
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation, or one reader's part of it."""
+
+    predictor: Predictor
+    directory: str | os.PathLike[str]
+    split: str
+    folder: Path
+    batch_size: int
+    progress: bool
+    options: dict[str, Any]
+
+    def begin(self) -> receipts.Claim:
+        """Raises what can be known before the pass, and returns what the evaluation will be of."""
+        calibrate = self.options["calibrate"]
+        if calibrate is not None and calibrate == self.split:
+            raise ValueError(f"calibrate must be another split than the one that is evaluated (got {calibrate!r} for both)")
+        metrics.check_options(self.predictor.class_names, self.options["positive_class"], self.options["specificity"])
+        manifest = receipts.open_split(self.predictor, self.directory, self.split)
+        if calibrate is not None:
+            receipts.open_split(self.predictor, self.directory, arguments.choice("calibrate", calibrate, manifest.splits))
+        _check_writable(self.folder)
+        return receipts.claim(self.predictor, self.directory, manifest, self.split, self.options)
+
+    def chunks(self, split: str, shards: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        """Yields the table of a split, or of parts of it, piece by piece."""
+        manifest = receipts.open_split(self.predictor, self.directory, split)
+        size = manifest.split(split).num_records
+        total = sum(size * (index + 1) // count - size * index // count for index, count in shards)
+        columns = {name: index for index, name in enumerate(self.predictor.class_names)}
+        labels = np.array([columns[name] for name in manifest.class_names])
+        yield predictions.header(self.predictor.class_names)
+        with ProgressBar(f"evaluate {split}", total, enabled=self.progress) as bar:
+            for shard in shards:
+                for batch in self._batches(split, shard):
+                    yield predictions.rows(self._predict(batch, labels))
+                    bar.add(len(batch["key"]), 0)
+
+    def _batches(self, split: str, shard: tuple[int, int]) -> Iterator[dict[str, Any]]:
+        options = {"batch_size": self.batch_size, "scaled_decode": False, "shard": shard}
+        return reading_errors.read(seen_by(self.predictor, self.directory, split, **options))
+
+    def _predict(self, batch: dict[str, Any], labels: np.ndarray[Any, Any]) -> Predictions:
+        keys, filenames = ([value.decode() for value in batch[name].numpy().tolist()] for name in ("key", "filename"))
+        with arithmetic.exact():  # the model may be of another program
+            probabilities = self.predictor.predict(batch["image"])
+        predictions.check(probabilities, keys, self.predictor)
+        return Predictions(keys, filenames, labels[batch["label"].numpy()], probabilities, self.predictor.class_names)
+
+    def write_part(self, shard: tuple[int, int], claim: receipts.Claim) -> None:
+        """Writes the table of one reader."""
+        path = partial_tables.part_path(self.folder, *shard)
+        path.parent.mkdir(exist_ok=True)
+        with written_atomically(path) as file:
+            file.writelines(self.chunks(self.split, [shard]))
+            file.flush()
+            sha256 = sha256_of(Path(file.name))  # of these rows: under the final name another process may put its own
+            partial_tables.withdraw(path)
+        receipts.check_unchanged(claim, self.directory)
+        partial_tables.bind(path, sha256, claim, classifiers.computation_of(self.predictor))
+
+    def finish(self, chunks: Iterable[bytes], claim: receipts.Claim, computed: Sequence[Mapping[str, str]]) -> Evaluation:
+        """Writes the table, and what follows from it; `computed` is where it was."""
+        fitted = None
+        if self.options["calibrate"] is not None:  # first: what fails here should not cost the longer pass
+            fitted = self._fit(claim)
+            computed = [*computed, classifiers.computation_of(self.predictor)]
+        table = self._write(UNCALIBRATED_NAME if fitted else predictions.FILE_NAME, self.split, chunks, claim)
+        before = None
+        if fitted:
+            before = self._measure(table)
+            scaled = predictions.chunks(calibration.scale(table, fitted["temperature"]))
+            table = self._write(predictions.FILE_NAME, self.split, scaled, claim)
+        digest = sha256_of(self.folder / predictions.FILE_NAME)
+        calibrated = fitted and {**fitted, "before": before}
+        found = {**self._measure(table), "calibration": calibrated, "predictions_sha256": digest}
+        receipt = {**receipts.receipt(claim, table, computed), "calibration": fitted}
+        files.write_json(self.folder / metrics.FILE_NAME, found)
+        files.write_json(self.folder / predictions.RECEIPT_NAME, receipt)
+        return Evaluation(self.folder, found, receipt)
+
+    def _fit(self, claim: receipts.Claim) -> dict[str, Any]:
+        split = self.options["calibrate"]
+        table = self._write(CALIBRATION_NAME, split, self.chunks(split, [(0, 1)]), claim)
+        ids = predictions.hash_ids(table.keys)
+        temperature = calibration.fit_temperature(table)
+        return {"split": split, "records_seen": len(table.keys), "ids_sha256": ids, "temperature": temperature}
+
+    def _write(self, name: str, split: str, chunks: Iterable[bytes], claim: receipts.Claim) -> Predictions:
+        """Writes a table and returns it as read back; it gets its name only if its ids are those of the catalogue."""
+        path = self.folder / name
+        with written_atomically(path) as file:
+            file.writelines(chunks)
+            file.flush()
+            table = predictions.read(file.name)
+            receipts.check_unchanged(claim, self.directory)
+            receipts.check_ids(table.keys, self.directory, split, path)
+            receipts.retract(self.folder, claim, _VOUCHED)
+        return table
+
+    def _measure(self, table: Predictions) -> dict[str, Any]:
+        return metrics.measure(table, positive_class=self.options["positive_class"], specificity=self.options["specificity"])
+
+
+def _loaded(model: str | os.PathLike[str] | Predictor | Loaded, trust: bool) -> Predictor:
+    if isinstance(model, str | os.PathLike):
+        path = Path(model)
+        if path.suffix in _EXPORTED_FILES or any((path / name).exists() for name in _IN_EXPORTS):
+            raise ValueError(f"{path}: an exported model is loaded first: evaluate(tfpipe.load({os.fspath(path)!r}), ...)")
+        return classifiers.load(path, trust=trust)
+    given: Any = model
+    predictor: Predictor = getattr(given, "predictor", given)
+    if missing := [name for name in _NEEDED if not hasattr(predictor, name)]:
+        kind = f"a {type(model).__name__}, which has no {' and no '.join(missing)}"
+        raise ValueError(f"model must be a path, or a model as tfpipe.load returns it (got {kind})")
+    return predictor
+
+
+def _clear(folder: Path) -> None:
+    """Removes what killed processes left: those that write these files hold the folder's lock."""
+    for name in (predictions.FILE_NAME, predictions.RECEIPT_NAME, *_VOUCHED):
+        clear_up(folder / name)
+    clear_folder(folder / partial_tables.FOLDER)
+
+
+def _check_writable(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    for name in (predictions.FILE_NAME, predictions.RECEIPT_NAME, *_VOUCHED):
+        if (folder / name).is_dir():
+            raise IsADirectoryError(f"{folder / name}: a folder stands where a file is to be written")

@@ -1,0 +1,140 @@
+"""Do two classifiers differ? McNemar's test, on the same pictures.
+
+    comparison = compare("eval-a/", "eval-b/")
+    comparison.difference, comparison.difference_interval, comparison.p_value
+
+Two accuracies on one test set are not independent: what tells the classifiers apart are the pictures that only one of
+them takes rightly.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfpipe.common import arguments
+from tfpipe.common.errors import DataError
+from tfpipe.common.text import exactly
+from tfpipe.models.predictions import RECEIPT_NAME, Predictions, fields, read
+
+_log = logging.getLogger("tfpipe")
+
+_SHOWN = 3
+_Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two classifiers on the same pictures.
+
+    Attributes:
+        both_right: pictures that both take rightly.
+        only_a: those that only A takes rightly.
+        only_b: those that only B does.
+        both_wrong: those that neither does.
+        p_value: of McNemar's exact test: how often two equally good classifiers differ as much, or more, by chance.
+        same_data: whether both were evaluated on the same data set and split, by their receipts; None where one has none.
+    """
+
+    both_right: int
+    only_a: int
+    only_b: int
+    both_wrong: int
+    p_value: float
+    same_data: bool | None = None
+
+    @property
+    def count(self) -> int:
+        """Pictures."""
+        return self.both_right + self.only_a + self.only_b + self.both_wrong
+
+    @property
+    def accuracy_a(self) -> float:
+        """Share that A takes rightly."""
+        return (self.both_right + self.only_a) / self.count
+
+    @property
+    def accuracy_b(self) -> float:
+        """Share that B takes rightly."""
+        return (self.both_right + self.only_b) / self.count
+
+    @property
+    def difference(self) -> float:
+        """Accuracy of A less that of B."""
+        return (self.only_a - self.only_b) / self.count
+
+    @property
+    def difference_interval(self) -> tuple[float, float]:
+        """95 % interval of the difference: Wald's, with 1/2 added to each of the four counts (Agresti and Min 2005)."""
+        total, a, b = self.count + 2, self.only_a + 0.5, self.only_b + 0.5
+        middle = (a - b) / total
+        half = _Z95 * math.sqrt(a + b - (a - b) ** 2 / total) / total
+        return max(middle - half, -1.0), min(middle + half, 1.0)
+
+
+def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
+    """Compares two evaluations, folders or predictions.csv files, of the same pictures; their order does not matter.
+
+    Ids and labels must be equal, pictures need not be: other sizes of them may be what is compared. Folders of other data sets
+    or splits are told with a warning, and `same_data`.
+
+    Raises:
+        FileNotFoundError: there is no table, or its evaluation did not finish.
+        DataError: a table is damaged, empty or unlabelled, or the two are of different pictures or labels.
+    """
+    from scipy.stats import binomtest
+
+    a, b = arguments.path("a", a), arguments.path("b", b)
+    tables = read(a), read(b)
+    for path, table in zip((a, b), tables, strict=True):
+        if not len(table.labels) or (table.labels < 0).any():
+            raise DataError("a table without pictures, or with unlabelled ones, cannot be compared", path=path)
+    right_a, right_b = _align(*tables, a, b)
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    both_right, both_wrong = int((right_a & right_b).sum()), int((~right_a & ~right_b).sum())
+    return Comparison(both_right, only_a, only_b, both_wrong, p_value, _same_data(a, b))
+
+
+def _same_data(a: Path, b: Path) -> bool | None:
+    if not (a.is_dir() and b.is_dir()):
+        return None
+    data_a, data_b = (fields(path / RECEIPT_NAME, "data_root_hash", "split") for path in (a, b))
+    if data_a != data_b:
+        said = [f"{path}: data set {root[:12]}, split {split!r}" for path, (root, split) in ((a, data_a), (b, data_b))]
+        _log.warning("not the same data set or split: %s; %s", *said)
+    return data_a == data_b
+
+
+def _align(a: Predictions, b: Predictions, path_a: Any, path_b: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Returns for each picture, in the same order, whether A and B take it rightly."""
+    rows = {key: row for row, key in enumerate(b.keys)}
+    known = set(a.keys)
+    sides = ((path_a, [key for key in a.keys if key not in rows]), (path_b, [key for key in b.keys if key not in known]))
+    if any(only for _, only in sides):
+        found = "; ".join(f"{exactly(len(only), 'id')} only in {path} ({_some(only)})" for path, only in sides if only)
+        raise DataError(f"not the same pictures: {found}")
+    order = [rows[key] for key in a.keys]
+    labels_a, names_b = _names(a), _names(b)
+    labels_b = [names_b[row] for row in order]
+    other = [f"{key!r}: {x!r}, {y!r}" for key, x, y in zip(a.keys, labels_a, labels_b, strict=True) if x != y]
+    if other:
+        raise DataError(
+            f"{exactly(len(other), 'picture has', 'pictures have')} another label in {path_a} than in {path_b}:"
+            f" {', '.join(other[:_SHOWN])}"
+        )
+    return a.predicted == a.labels, (b.predicted == b.labels)[order]
+
+
+def _names(table: Predictions) -> list[str]:
+    return [table.class_names[label] for label in table.labels]
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(map(repr, keys[:_SHOWN])) + (", ..." if len(keys) > _SHOWN else "")

@@ -1,0 +1,105 @@
+"""Weights of 16 bits: half the bytes to store, computed in 32 bits as before, and what the rounding costs.
+
+    rounded = round_weights(model)
+    measure_cost(model, rounded, "shards/", "val")["accuracy"]
+    graph = store_half(freeze_images(rounded, specification))    # the same numbers in half the bytes
+
+Only storing is exact: what follows is compared with the rounded model.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfpipe.common.errors import lines_of
+from tfpipe.evaluation.receipts import open_split
+from tfpipe.models import predictions, reading_errors
+from tfpipe.models.classifiers import NamedModel
+from tfpipe.models.images import seen_by
+from tfpipe.records import manifest
+
+_MIN_VALUES = 1024  # fewer are not worth an operation
+
+
+def round_weights(model: NamedModel) -> NamedModel:
+    """Returns a copy whose weights are numbers of float16, to the nearest.
+
+    Raises:
+        ValueError: a weight is beyond float16's 65,504, or the model cannot be built anew.
+    """
+    try:
+        copy = keras.models.clone_model(model.model)
+    except (TypeError, ValueError, NotImplementedError) as error:  # of a class without get_config, or of a subclassed model
+        reason = lines_of(error)[0]
+        raise ValueError(f"half needs a model that Keras can build anew from its configuration: {reason}") from error
+    rounded = []
+    for weight in model.model.weights:
+        values = weight.numpy()
+        if np.issubdtype(values.dtype, np.floating) and values.size >= _MIN_VALUES:
+            with np.errstate(over="ignore"):
+                values = values.astype(np.float16).astype(values.dtype)
+            if not np.isfinite(values).all():
+                raise ValueError(f"{weight.path}: has numbers beyond 65,504, which float16 cannot store")
+        rounded.append(values)
+    copy.set_weights(rounded)
+    return NamedModel(copy)
+
+
+def measure_cost(before: NamedModel, after: NamedModel, directory: str | os.PathLike[str], split: str) -> dict[str, Any]:
+    """Returns what the rounding changed on a split.
+
+    Returns:
+        "num_pictures", "accuracy_before", "accuracy", "num_changed" (other class), "largest_difference" (of a probability).
+
+    Raises:
+        ValueError: the split is unlabelled or empty, or the model does not know one of its classes.
+        DataError: what one of the models says of a picture is no probabilities.
+    """
+    open_split(before, directory, split)
+    columns = [list(before.class_names).index(name) for name in manifest.load(directory).class_names]
+    answers, labels = [], []
+    for batch in reading_errors.read(seen_by(before, directory, split)):
+        keys = [key.decode() for key in batch["key"].numpy().tolist()]
+        answers.append(np.stack([model.predict(batch["image"]) for model in (before, after)]))
+        for model, values in zip((before, after), answers[-1], strict=True):
+            predictions.check(values, keys, model)
+        labels += [columns[label] for label in batch["label"].numpy()]
+    both, truth = np.concatenate(answers, axis=1), np.array(labels)
+    chosen = both.argmax(axis=2)
+    return {
+        "num_pictures": len(truth),
+        "accuracy_before": float((chosen[0] == truth).mean()),
+        "accuracy": float((chosen[1] == truth).mean()),
+        "num_changed": int((chosen[0] != chosen[1]).sum()),
+        "largest_difference": float(np.abs(both[0] - both[1]).max()),
+    }
+
+
+def store_half(graph: Any) -> Any:
+    """Returns a graph whose large constants are stored as float16 and cast when it is loaded; no number changes.
+
+    Args:
+        graph: a GraphDef whose weights were rounded; other constants that float16 cannot hold are left as they are.
+    """
+    stored = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
+    for node in graph.node:
+        values = tf.make_ndarray(node.attr["value"].tensor) if node.op == "Const" else np.zeros(0)
+        if values.dtype != np.float32 or values.size < _MIN_VALUES or not _is_half(values):
+            stored.node.add().CopyFrom(node)
+            continue
+        halves = stored.node.add(op="Const", name=f"{node.name}/half", input=node.input)
+        halves.attr["dtype"].type = tf.float16.as_datatype_enum
+        halves.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(values.astype(np.float16)))
+        cast = stored.node.add(op="Cast", name=node.name, input=[halves.name])
+        cast.attr["SrcT"].type, cast.attr["DstT"].type = tf.float16.as_datatype_enum, tf.float32.as_datatype_enum
+    return stored
+
+
+def _is_half(values: np.ndarray[Any, Any]) -> bool:
+    with np.errstate(over="ignore"):
+        return bool((values.astype(np.float16) == values).all())

@@ -1,0 +1,86 @@
+"""A model that left its run: what a file of an export becomes when it is opened.
+
+    predictor = Artefact(specification, run)
+    predictor.predict(images)      # uint8 [B, H, W, 3] -> float32 [B, C]
+
+It is a `tfpipe.models.classifiers.Predictor`, as a run's classifier is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tfpipe.formats.specifications import Specification
+from tfpipe.images.decoding import Resize
+from tfpipe.networks import arithmetic, memory
+from tfpipe.records.samples import Samples
+
+Array = np.ndarray[Any, Any]
+
+_OF_FILE = {"device": "CPU", "arithmetic": "that of the file"}  # of TFLite's and ONNX's programs
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A model that was exported; a `Predictor`.
+
+    Attributes:
+        specification: what travelled with it.
+        run: uint8 [B, H, W, 3] -> float32 [B, C].
+        form: kind of the file: forms of one model have one hash (but lossy ones), and differ in the last digit.
+        products: dtypes in which its graph multiplies, see `arithmetic.products_of`; None where TensorFlow does not compute.
+    """
+
+    specification: Specification
+    run: Callable[[Any], Array]
+    form: str = ""
+    products: Collection[str] | None = None
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the columns."""
+        return self.specification.class_names
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of its input."""
+        return self.specification.image_size
+
+    @property
+    def resize(self) -> Resize:
+        """How pictures are brought to that size, see `tfpipe.dataset`."""
+        return self.specification.resize
+
+    @property
+    def samples(self) -> Samples:
+        """What becomes of 16 bits and of alpha in a file."""
+        return self.specification.samples
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the model that was exported, see `Specification`."""
+        return self.specification.sha256
+
+    @property
+    def computation(self) -> dict[str, str]:
+        """The device and the arithmetic of `predict`."""
+        return _OF_FILE if self.products is None else arithmetic.describe(self.products)
+
+    @arithmetic.exact()
+    def predict(self, images: Any) -> Array:
+        """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3].
+
+        Raises:
+            ValueError: they are of another dtype or size.
+            MemoryError: they are too many at once.
+        """
+        pictures = np.asarray(images)
+        if pictures.dtype != np.uint8 or pictures.shape[1:] != (*self.image_size, 3):
+            wanted = ", ".join(map(str, ("B", *self.image_size, 3)))
+            raise ValueError(f"images must be uint8 [{wanted}] (got {pictures.dtype} {list(pictures.shape)})")
+        with memory.needing(len(pictures)):
+            return self.run(pictures)

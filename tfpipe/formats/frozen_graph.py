@@ -1,0 +1,241 @@
+"""Frozen graphs: one `.pb` file with weights and all, which every version of TensorFlow can run without Python code.
+
+    images = freeze_images(model, specification)
+    path.write_bytes(to_bytes(freeze_files(images, specification)))
+    load_frozen(path)(image_bytes=[file])["probabilities"]
+
+Inputs and outputs are nodes with their names. Equal models give equal bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from tfpipe.common import arguments, files
+from tfpipe.common.errors import DataError, lines_of
+from tfpipe.formats import graph_names, operations, seals, signatures, specifications
+from tfpipe.formats.signatures import Answer
+from tfpipe.formats.specifications import Specification
+from tfpipe.models import predictions
+from tfpipe.models.classifiers import NamedModel
+from tfpipe.networks import arithmetic
+
+Graph = Any  # tf.compat.v1.GraphDef
+Array = np.ndarray[Any, Any]
+
+_SPECIFICATION = "specification"  # the node that carries it
+_MIN_WEIGHT_BYTES = 16
+
+
+def freeze_images(model: NamedModel, specification: Specification, *, to_convert: bool = False) -> Graph:
+    """Returns a model as a graph without variables and functions: `image` -> `probabilities`, `features`.
+
+    Args:
+        model: to be frozen.
+        specification: of the model.
+        to_convert: for other programs' converters: they must see the weights, and TFLite cannot hold what answers an empty
+            batch (see `signatures.ask`). If not, TensorFlow computes with it what the model computes, bit for bit.
+    """
+    answer, spec = signatures.ask(model, allow_empty=not to_convert), signatures.image_spec(specification)
+    concrete = tf.function(answer, input_signature=[spec], autograph=False).get_concrete_function()
+    frozen = convert_variables_to_constants_v2(concrete)
+    graph = _named(frozen, concrete, specification)
+    return graph if to_convert else _hide_weights(graph)
+
+
+def freeze_files(images: Graph, specification: Specification) -> Graph:
+    """Returns what `freeze_images` gave behind a decoder: `image_bytes` -> `signatures.answer_files`."""
+    answer = as_answer(images)
+    concrete = trace(lambda files: signatures.answer_files(answer, specification, files), signatures.bytes_spec())
+    return _named(concrete, concrete, specification)
+
+
+def as_answer(images: Graph) -> Answer:
+    """Returns what `freeze_images` gave as a function, see `signatures.ask`."""
+    names = [name for name in signatures.OUTPUTS if any(node.name == name for node in images.node)]
+    tensors = [f"{name}:0" for name in names]
+    return lambda image: dict(
+        zip(names, tf.graph_util.import_graph_def(images, {"image:0": image}, tensors, name="model"), strict=True)
+    )
+
+
+def trace(function: Answer, spec: tf.TensorSpec) -> Any:
+    """Returns a function of a graph, for one that holds a frozen graph.
+
+    Not `tf.function`: it makes the outputs wait for all that has a state, the datasets of the decoder and, in a model with
+    a loop, operations inside the loop, for which nothing outside may wait.
+    """
+    return tf.compat.v1.wrap_function(function, [spec])
+
+
+def _named(function: Any, traced: Any, specification: Specification) -> Graph:
+    """Returns a function's graph, its input and outputs called as when it was traced."""
+    (source,) = function.inputs
+    names = sorted(traced.structured_outputs)  # tf.nest flattens dictionaries in this order
+    (spec,) = traced.structured_input_signature[0]
+    with tf.Graph().as_default() as graph:
+        placeholder = tf.compat.v1.placeholder(spec.dtype, spec.shape, name=spec.name)
+        definition, tensors = function.graph.as_graph_def(), [tensor.name for tensor in function.outputs]
+        found = tf.graph_util.import_graph_def(definition, {source.name: placeholder}, tensors, name="model")
+        for name, tensor in zip(names, found, strict=True):
+            tf.identity(tensor, name=name)
+        tf.constant(specification.to_json(), name=_SPECIFICATION)
+    return graph_names.canonical(_pruned(graph.as_graph_def(), [*names, spec.name, _SPECIFICATION]))
+
+
+def _pruned(graph: Graph, needed: Sequence[str]) -> Graph:
+    """Returns the nodes that the needed ones are made of or wait for: a wait places a constant in its branch or loop."""
+    nodes = {node.name: node for node in graph.node}
+    pending, kept = list(needed), set[str]()
+    while pending:
+        name = pending.pop()
+        if name not in kept:
+            kept.add(name)
+            pending += [graph_names.node_of(source) for source in nodes[name].input]
+    return tf.compat.v1.GraphDef(
+        versions=graph.versions, library=graph.library, node=[node for node in graph.node if node.name in kept]
+    )
+
+
+def _hide_weights(graph: Graph) -> Graph:
+    """Returns the graph with its weights where TensorFlow's optimiser does not see that they are constant.
+
+    It would fold them (a BatchNorm into the convolution before it, say) and prepare others for oneDNN, which rounds
+    differently than the model that was trained: up to 2e-6 in a probability. So each weight passes a
+    PlaceholderWithDefault, as a variable passes its read.
+    """
+    hidden = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
+    for node in graph.node:
+        hidden.node.add().CopyFrom(node)
+        if _is_weight(node):
+            constant = hidden.node[-1]
+            constant.name = f"{node.name}/value"
+            shape = node.attr["value"].tensor.tensor_shape
+            attributes = {"dtype": node.attr["dtype"], "shape": tf.compat.v1.AttrValue(shape=shape)}
+            hidden.node.add(op="PlaceholderWithDefault", name=node.name, input=[constant.name], attr=attributes)
+    return hidden
+
+
+def _is_weight(node: Any) -> bool:
+    if node.op != "Const" or not tf.dtypes.as_dtype(node.attr["dtype"].type).is_floating:
+        return False
+    return len(node.attr["value"].tensor.tensor_content) > _MIN_WEIGHT_BYTES
+
+
+class FrozenGraph:
+    """A frozen graph that can be called: `frozen([file, ...])` or `frozen(image_bytes=[file, ...])` returns arrays by name.
+
+    Attributes:
+        specification: of the model.
+        inputs: names of its inputs.
+        outputs: names of what it can be asked for.
+        products: dtypes in which it multiplies, see `arithmetic.products_of`.
+    """
+
+    def __init__(self, graph: Graph, path: str | os.PathLike[str]) -> None:
+        everything, self._path = {node.name: node for node in graph.node}, os.fspath(path)
+        nodes = {name: node for name, node in everything.items() if "/" not in name}
+        if _SPECIFICATION not in nodes:
+            raise DataError(f"not a frozen graph of tfpipe: it has no node {_SPECIFICATION!r}", path=path)
+        text = b"".join(nodes[_SPECIFICATION].attr["value"].tensor.string_val)
+        self.specification = specifications.from_json(text, path)
+        self.inputs = tuple(name for name, node in nodes.items() if node.op == "Placeholder")
+        self.outputs = tuple(name for name, node in nodes.items() if node.op == "Identity")
+        self._sources = {name: _source(everything, name) for name in self.outputs}
+        try:
+            self._graph = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
+        except Exception as error:  # of a graph that was made by another program, or with operations of a later TensorFlow
+            raise DataError(f"cannot be loaded as a frozen graph: {lines_of(error)[0]}", path=path) from error
+        self.products = arithmetic.products_of(graph)
+        self._pruned: dict[tuple[str, ...], Any] = {}
+
+    def __repr__(self) -> str:
+        return f"FrozenGraph({self._path!r}, {', '.join(self.inputs)} -> {', '.join(self.outputs)})"
+
+    def __call__(self, *values: Any, **inputs: Any) -> dict[str, Array]:
+        """Returns all outputs.
+
+        Args:
+            *values: of the input, if it is not given by its name.
+            **inputs: `image_bytes`, string [B], or `image`, uint8 [B, H, W, 3]; see `inputs`.
+
+        Raises:
+            ValueError: an input has another name, type or shape.
+            DataError: of `image`: what the model says of a picture is no probabilities. Of `image_bytes`, it is not `valid`.
+        """
+        if len(values) + len(inputs) != len(self.inputs) or not set(inputs) <= set(self.inputs[len(values) :]):
+            got = ", ".join([*(f"number {place}" for place in range(1, len(values) + 1)), *inputs])
+            raise ValueError(f"inputs are {', '.join(self.inputs)} (got {got or 'none'})")
+        inputs |= dict(zip(self.inputs, values, strict=False))
+        feeds = {f"{name}:0": self._checked(name, value) for name, value in inputs.items()}
+        found = dict(zip(self.outputs, self._run(feeds, self.outputs), strict=True))
+        if "valid" not in found:
+            probabilities = found["probabilities"]
+            predictions.check(probabilities, [f"input {row}" for row in range(len(probabilities))], self.specification)
+        return found
+
+    def _checked(self, name: str, value: Any) -> tf.Tensor:
+        expected = self._graph.graph.get_tensor_by_name(f"{name}:0")
+        items = value.ravel() if isinstance(value, np.ndarray) else value if isinstance(value, list | tuple) else (value,)
+        if expected.dtype == tf.string and any(isinstance(item, str) for item in items):
+            raise ValueError(f"{name} must be the bytes of files, not their paths: open(path, 'rb').read()")
+        tensor = tf.convert_to_tensor(value, expected.dtype if len(items) == 0 else None)
+        if tensor.dtype != expected.dtype or not expected.shape.is_compatible_with(tensor.shape):
+            wanted, got = (f"{found.dtype.name} {found.shape}" for found in (expected, tensor))
+            raise ValueError(f"{name} must be {wanted}, with the batch first (got {got})")
+        return tensor
+
+    def classify(self, images: Any) -> Array:
+        """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3], also where the graph takes files."""
+        feeds = {"image:0": images}
+        if "image" not in self.inputs:  # what comes out as pixels goes in at the same place
+            feeds = {self._sources["pixels"]: images, self._sources["valid"]: np.ones(len(images), bool)}
+        return self._run(feeds, ("probabilities",))[0]
+
+    @arithmetic.exact()
+    def _run(self, feeds: dict[str, Any], outputs: tuple[str, ...]) -> list[Array]:
+        key = (*feeds, *outputs)
+        if key not in self._pruned:
+            self._pruned[key] = self._graph.prune(list(feeds), [f"{name}:0" for name in outputs])
+        return [tensor.numpy() for tensor in self._pruned[key](*map(tf.convert_to_tensor, feeds.values()))]
+
+
+def _source(nodes: Mapping[str, Any], name: str) -> str:
+    """Returns the tensor that a node passes on."""
+    while nodes[graph_names.node_of(name)].op == "Identity":
+        name = nodes[graph_names.node_of(name)].input[0]  # behind it come those that it waits for
+    return name if ":" in name else f"{name}:0"
+
+
+def to_bytes(graph: Graph) -> bytes:
+    """Returns the file of a graph, sealed against damage."""
+    return seals.seal(graph.SerializeToString(deterministic=True), seals.graph_entry)
+
+
+def load_frozen(path: str | os.PathLike[str], *, trust: bool = False) -> FrozenGraph:
+    """Returns a frozen graph of an export.
+
+    Args:
+        path: of the file.
+        trust: open it also where it has operations that do more than compute, on files, say.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no graph, none of tfpipe, damaged, or not to be opened without `trust`.
+    """
+    (trust,) = arguments.check(trust=trust)
+    graph, data = tf.compat.v1.GraphDef(), files.read_bytes(arguments.path("path", path))
+    try:
+        graph.ParseFromString(data)
+    except Exception as error:  # protobuf has one class for it in each of its implementations
+        raise DataError("no frozen graph: the file was cut or is another kind of file", path=path) from error
+    if any(node.name == _SPECIFICATION for node in graph.node) and not seals.is_sealed(data, seals.graph_entry):
+        raise DataError("a damaged frozen graph: it is not what was written", path=path)
+    operations.check_graph(graph, path, trust=trust)
+    return FrozenGraph(graph, path)

@@ -1,0 +1,183 @@
+"""ONNX: a model for every other runtime, in one file; written here with tf2onnx, and run with onnxruntime.
+
+    path.write_bytes(convert(graph, specification))
+    open_onnx(path).predict(images)      # uint8 [B, H, W, 3] -> float32 [B, C], any B
+
+Pictures go in as in TensorFlow, channels last. The packages are those of `pip install 'tfpipe[onnx]'`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfpipe.common import files
+from tfpipe.common.cores import count_cores
+from tfpipe.common.errors import DataError
+from tfpipe.formats import logs, seals, signatures, specifications
+from tfpipe.formats.exported_model import Artefact
+from tfpipe.formats.preflight import ONNX_PACKAGES
+from tfpipe.formats.specifications import Specification
+
+Graph = Any  # tf.compat.v1.GraphDef
+Array = np.ndarray[Any, Any]
+
+# What tf2onnx 1.17 takes unless told otherwise, and tests; onnxruntime reads it since 1.10 (2021). It can write up to 18, with
+# which the answers of all backbones are the same.
+OPSET = 15
+BATCH_NAME = "batch"  # of the first dimension
+
+# How a tensor begins the path of a file that it is read from, in any form of protobuf's numbers.
+_ELSEWHERE = re.compile(rb"(\n|\x8a\x80*\x00)(\x08|\x88\x80*\x00)location")
+_SPECIFICATION_KEY, _CLASS_NAMES_KEY = "tfpipe", "class_names"
+
+
+def check_installed() -> None:
+    """Raises ImportError where a package of the extra is missing; it says which, and how to install it."""
+    for name in ONNX_PACKAGES:
+        _import(name)
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        message = f"ONNX files need the package {name} ({error}): pip install 'tfpipe[onnx]'"
+        raise ImportError(message, name=name) from error
+
+
+def convert(graph: Graph, specification: Specification) -> bytes:
+    """Returns a frozen graph as an ONNX file; equal bytes for equal arguments.
+
+    Weights that the graph stores as float16 stay so, and are cast when the file is loaded.
+
+    Args:
+        graph: `image`, uint8 [B, H, W, 3] -> `probabilities`, float32 [B, C], and perhaps `features`, float32 [B, D].
+        specification: of the model; it goes into the file's metadata, and its class names once more as a list in JSON.
+
+    Raises:
+        ImportError: a package of the extra is missing.
+    """
+    check_installed()
+    onnx = _import("onnx")
+    open_graph, halves = _take_out_halves(graph)
+    model = _translate(open_graph, halves)
+    _put_in(model.graph, halves)
+    _sort(model.graph)
+    _number_names(model.graph)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = BATCH_NAME
+    names = specifications.dump_json(specification.class_names)
+    onnx.helper.set_model_props(model, {_SPECIFICATION_KEY: specification.to_json(), _CLASS_NAMES_KEY: names})
+    onnx.checker.check_model(model, full_check=True)
+    return seals.seal(model.SerializeToString(deterministic=True), seals.onnx_entry)
+
+
+def _take_out_halves(graph: Graph) -> tuple[Graph, dict[str, Array]]:
+    """Returns the graph with an input for each weight of float16, and the weights: constants would be expanded, and folded."""
+    halves, taken = {}, tf.compat.v1.GraphDef(versions=graph.versions)
+    for node in graph.node:
+        if node.op == "Const" and node.attr["dtype"].type == tf.float16.as_datatype_enum:
+            halves[node.name] = tf.make_ndarray(node.attr["value"].tensor)
+            shape = tf.compat.v1.AttrValue(shape=node.attr["value"].tensor.tensor_shape)
+            taken.node.add(op="Placeholder", name=node.name, attr={"dtype": node.attr["dtype"], "shape": shape})
+        else:
+            taken.node.add().CopyFrom(node)
+    return taken, halves
+
+
+def _translate(graph: Graph, more_inputs: Iterable[str]) -> Any:
+    tf2onnx = _import("tf2onnx")
+    found = {node.name for node in graph.node}
+    outputs = [name for name in signatures.OUTPUTS if name in found]
+    inputs = ["image", *more_inputs]
+    with logs.quiet("tensorflow", "tf2onnx"):  # of its work, and TensorFlow of what it still uses
+        model, _ = tf2onnx.convert.from_graph_def(
+            graph,
+            name="classifier",
+            input_names=[f"{name}:0" for name in inputs],
+            output_names=[f"{name}:0" for name in outputs],
+            opset=OPSET,
+            tensors_to_rename={f"{name}:0": name for name in (*inputs, *outputs)},
+        )
+    return model
+
+
+def _put_in(graph: Any, weights: Mapping[str, Array]) -> None:
+    """Gives inputs their values for good."""
+    onnx = _import("onnx")
+    graph.initializer.extend(onnx.numpy_helper.from_array(values, name) for name, values in weights.items())
+    inputs = [value for value in graph.input if value.name not in weights]
+    del graph.input[:]
+    graph.input.extend(inputs)
+
+
+def _sort(graph: Any) -> None:
+    """Brings nodes and constants into the order in which the outputs need them: tf2onnx takes some from sets."""
+    nodes = {name: node for node in graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    done: dict[str, None] = {}
+    pending = [value.name for value in reversed(graph.output)]
+    while pending:
+        inputs = nodes[pending[-1]].input if pending[-1] in nodes else ()
+        if missing := [name for name in inputs if name not in done]:
+            pending.extend(reversed(missing))
+        else:
+            done[pending.pop()] = None
+    for field, values in ((graph.node, nodes), (graph.initializer, constants)):
+        ordered = {id(values[name]): values[name] for name in done if name in values}  # once, whatever outputs a node has
+        del field[:]
+        field.extend(ordered.values())
+
+
+def _number_names(graph: Any) -> None:
+    """Numbers what is inside: tf2onnx counts the names that it makes on from one model to the next."""
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    names: dict[str, str] = {name: name for name in (*kept, "")}
+    for tensor in graph.initializer:
+        tensor.name = names.setdefault(tensor.name, f"constant_{len(names)}")
+    for index, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{index}"
+        for places in (node.input, node.output):
+            for place, name in enumerate(places):
+                places[place] = names.setdefault(name, f"value_{len(names)}")
+    del graph.value_info[:]  # shapes of the inside, which every runtime finds out for itself
+
+
+def open_onnx(path: str | os.PathLike[str]) -> Artefact:
+    """Returns the model of an ONNX file of an export.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no ONNX file, was cut or damaged, or is not from tfpipe.
+        ImportError: onnxruntime is missing.
+    """
+    onnxruntime = _import("onnxruntime")
+    data = files.read_bytes(path)
+    if _ELSEWHERE.search(data):
+        raise DataError("an ONNX file with weights in other files: not one that tfpipe exported", path=path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = count_cores()  # its default counts those of the machine
+    options.log_severity_level = 3  # errors
+    try:
+        # Its fallback is the same provider once more, with words on the terminal.
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=False)
+        facts = session.get_modelmeta().custom_metadata_map
+    except Exception as error:  # a class for each kind of damage, made in C++
+        raise DataError("cannot be run as an ONNX model: it was cut or is another kind of file", path=path) from error
+    if _SPECIFICATION_KEY not in facts:
+        raise DataError(f"an ONNX file without {_SPECIFICATION_KEY!r} in its metadata: not one that tfpipe exported", path=path)
+    if not seals.is_sealed(data, seals.onnx_entry):
+        raise DataError("a damaged ONNX file: it is not what was written", path=path)
+    return Artefact(specifications.from_json(facts[_SPECIFICATION_KEY], path), lambda images: _run(session, images))
+
+
+def _run(session: Any, images: Any) -> Array:
+    probabilities: Array = session.run(["probabilities"], {"image": np.asarray(images)})[0]
+    return probabilities

@@ -1,0 +1,185 @@
+"""What can be seen to be wrong with a model's place or an export before TensorFlow is loaded, which takes seconds.
+
+place, form = find_model("export/")       # Path("export/saved_model"), "saved_model"
+check_export("runs/a", "out/", formats=("saved_model", "onnx"))
+
+The library calls the same functions at their places; commands call them first.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tfpipe.common import arguments, files
+from tfpipe.common.errors import DataError
+from tfpipe.formats.specifications import FILE_NAME
+from tfpipe.models.predictions import check_finished
+from tfpipe.records import checksums, manifest
+from tfpipe.records.run_folders import LAST_NAME, MODEL_NAME, RUN_NAME, find_model_file
+
+FORMATS = ("saved_model", "pb", "tflite", "onnx", "keras")
+CHECKPOINTS = {"best": MODEL_NAME, "last": LAST_NAME}
+SAVED_MODEL_NAME = "saved_model"  # in an export's folder
+KERAS_NAME = "model.keras"  # in an export's folder
+EXTRA_NAME = "assets.extra"  # of a SavedModel: files that TensorFlow Serving leaves alone
+ONNX_PACKAGES = ("onnx", "tf2onnx", "onnxruntime")
+SPLIT = "val"  # to compare on, where none is named
+
+_GRAPH_NAME = "saved_model.pb"
+_FORMS = (".pb", ".tflite", ".onnx")
+
+
+def find_model(path: str | os.PathLike[str]) -> tuple[Path, str]:
+    """Returns where a model is, and its form: "saved_model", ".pb", ".tflite", ".onnx" or ".keras".
+
+    Of an export's folder, the SavedModel is taken.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it is no model of tfpipe, as far as can be seen from outside.
+    """
+    place = Path(path)
+    if (place / SAVED_MODEL_NAME / _GRAPH_NAME).exists():
+        place /= SAVED_MODEL_NAME
+    if (place / _GRAPH_NAME).exists():
+        find_specification(place)
+        return place, SAVED_MODEL_NAME
+    if not place.exists():
+        raise FileNotFoundError(
+            f"{place}: no such model: a run's folder, a .keras file, or an export or a file of it is needed"
+        )
+    if place.suffix in _FORMS and not place.is_dir():
+        if place.suffix == ".onnx":
+            check_packages("ONNX files need", ("onnxruntime",), "onnx")
+        return place, place.suffix
+    if (place / FILE_NAME).exists() and not (place / MODEL_NAME).exists():
+        others = sorted(file.name for file in place.iterdir() if file.suffix in _FORMS)
+        there = f"give one of its files: {', '.join(others)}" if others else "and there is no other model in it"
+        raise FileNotFoundError(f"{place}: an export without {SAVED_MODEL_NAME}; {there}")
+    return find_model_file(place), ".keras"
+
+
+def find_specification(saved_model: Path) -> Path:
+    """Returns the file of a SavedModel that says what it was exported with.
+
+    Raises:
+        DataError: there is none.
+    """
+    extra = saved_model / EXTRA_NAME / FILE_NAME
+    if not extra.exists():
+        raise DataError(f"not a SavedModel of tfpipe: it has no {extra.relative_to(saved_model)}", path=saved_model)
+    return extra
+
+
+def check_packages(what: str, names: Sequence[str], extra: str) -> None:
+    """Raises ImportError where a package of an extra is missing; it says which, and how to install it."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"{what} the package {name}: pip install 'tfpipe[{extra}]'", name=name)
+
+
+def check_export(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    formats: Sequence[str],
+    checkpoint: str = "best",
+    data: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    half: bool = False,
+    evaluations: Iterable[str | os.PathLike[str]] = (),
+    overwrite: bool = False,
+) -> None:
+    """Checks the arguments of an export of a run or a file.
+
+    Raises:
+        ValueError, FileNotFoundError, DataError, ImportError, OSError: as `tfpipe.export`.
+    """
+    check_formats(formats)
+    target = Path(os.path.realpath(output))
+    files.check_folder(target.parent)
+    check_target(target, overwrite)
+    checkpoints = [] if checkpoint in CHECKPOINTS else [checkpoint]
+    check_apart(target, [model, *checkpoints, data, *evaluations])
+    if "onnx" in formats:
+        check_packages("ONNX files need", ONNX_PACKAGES, "onnx")
+    file, run = find_checkpoint(Path(model), checkpoint)
+    find_model_file(file)
+    if data is not None:
+        manifest.load(data).split(split or SPLIT)
+    elif run is None and (half or split is not None):
+        raise ValueError("half=True, and a split, need pictures: give the data set, data=...")
+    for folder in evaluations:
+        check_finished(folder)
+
+
+def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of formats; raises ValueError unless they are some of FORMATS, each once."""
+    wanted = f"some of {', '.join(FORMATS)}, each once"
+    names = arguments.texts("formats", formats, wanted)
+    if unknown := [name for name in names if name not in FORMATS]:
+        raise arguments.wrong("formats", wanted, unknown[0], arguments.nearest(unknown[0], FORMATS))
+    return names
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raises ValueError where an export cannot be put: over other files, a mount point, the current folder."""
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target}: output must be a folder (this is a file)")
+    if target.is_mount():
+        raise ValueError(f"{target}: is a mount point, which cannot be replaced: choose a folder in it")
+    if target == Path.cwd():
+        raise ValueError(f"{target}: output must be another folder than the one that you are in")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not overwrite:
+        what = "an export; replace it with overwrite=True, or" if (target / checksums.FILE_NAME).exists() else "files;"
+        raise ValueError(f"{target}: holds {what} choose another folder")
+    _check_replaceable(target)
+
+
+def _check_replaceable(target: Path) -> None:
+    """Raises ValueError unless a folder is an export and nothing else, as it was written: its card may have been filled in."""
+    try:
+        known = checksums.read(target / checksums.FILE_NAME)
+    except (OSError, DataError):
+        known = {}
+    if FILE_NAME not in known:
+        raise ValueError(f"{target}: has other files than an export, which overwrite would delete; choose another folder")
+    found = {name: sha256 for name, _, sha256 in checksums.list_files(target) if name != checksums.FILE_NAME}
+    changed = sorted(name for name, sha256 in found.items() if known.get(name) != sha256)
+    if changed:
+        raise ValueError(f"{target}: overwrite would delete what was added or changed: {', '.join(changed[:5])}; move it first")
+
+
+def check_apart(target: Path, inputs: Iterable[Any]) -> None:
+    """Raises ValueError if an input lies in the folder that is to be replaced."""
+    for path in inputs:
+        if isinstance(path, str | os.PathLike) and target in (real := Path(os.path.realpath(path)), *real.parents):
+            raise ValueError(f"{target}: output must be another folder than that of {os.fspath(path)}, which is needed")
+
+
+def find_checkpoint(path: Path, checkpoint: str) -> tuple[Path, Path | None]:
+    """Returns the .keras file of a run's checkpoint, or the one that was given, and the run's folder where it is of one.
+
+    Raises:
+        ValueError: a checkpoint is named of what is no run.
+        FileNotFoundError: there is no such checkpoint.
+    """
+    if not path.is_dir():
+        if checkpoint != "best":
+            raise ValueError(f"checkpoint={checkpoint!r} is of a run's folder, and {path} is none")
+        return path, None
+    if checkpoint in CHECKPOINTS:
+        file = path / CHECKPOINTS[checkpoint]
+        if not file.exists():
+            raise FileNotFoundError(f"{path}: no {file.name} in this folder: not a run, or one that is not finished")
+        return file, path if (path / RUN_NAME).exists() else None
+    file = Path(checkpoint)
+    if not file.exists():
+        raise FileNotFoundError(f"{checkpoint}: no such file; checkpoint must be best, last or the path of a .keras file")
+    return file, path if path.resolve() in file.resolve().parents and (path / RUN_NAME).exists() else None

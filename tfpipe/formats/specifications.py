@@ -1,0 +1,94 @@
+"""What has to be known of a model to feed it and to read its answers.
+
+    specification = Specification(("cat", "dog"), (224, 224), "stretch", "caffe", sha256)
+    from_json(specification.to_json(), path) == specification
+
+It travels as JSON inside every file of an export.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfpipe.common import arguments, documents
+from tfpipe.common.errors import DataError, lines_of
+from tfpipe.common.files import parse_json
+from tfpipe.images.headers import DEFAULT_MAX_PIXELS
+from tfpipe.records import checksums
+from tfpipe.records.samples import USUAL, Resize, Samples
+
+FILE_NAME = checksums.SPECIFICATION_NAME
+LABELS_NAME = "labels.txt"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Specification:
+    """How pictures are brought to a model, and what its answers mean.
+
+    Attributes:
+        class_names: names of the columns of the probabilities.
+        image_size: (height, width) of its input.
+        resize: how pictures are brought to that size, see `tfpipe.dataset`.
+        preprocessing: what the model itself does with the pixels first, one of `tfpipe.networks.layers.PREPROCESSINGS`.
+        sha256: of the model that was exported, see `NamedModel.sha256`; of a lossy TFLite file, which answers otherwise,
+            one that was derived from it.
+        top_k: columns of "classes" and "scores".
+        max_pixels: height times width above which a file is not decoded.
+        version: of tfpipe.
+        samples: what becomes of 16 bits and of alpha in a file.
+    """
+
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]
+    resize: Resize
+    preprocessing: str
+    sha256: str
+    top_k: int = 5
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    version: str = ""
+    samples: Samples = USUAL
+
+    def to_json(self) -> str:
+        """Returns one JSON object, the same text for equal specifications."""
+        facts = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        facts["samples"] = self.samples.options()
+        if not facts["samples"]:
+            del facts["samples"]  # as in files that were written before there was a choice
+        return dump_json(facts, indent=2) + "\n"
+
+
+def dump_json(value: Any, *, indent: int | None = None) -> str:
+    """Returns JSON that is UTF-8: of a file system's names, what is none is written as an escape, and so comes back."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, indent=indent)
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def from_json(text: str | bytes, path: str | os.PathLike[str]) -> Specification:
+    """Returns what `to_json` wrote.
+
+    Args:
+        text: the JSON.
+        path: where it was found, for errors.
+
+    Raises:
+        DataError: it is no specification.
+    """
+    from tfpipe.images import decoding  # here: the names of files are known without TensorFlow
+
+    try:
+        facts: dict[str, Any] = parse_json(text.encode() if isinstance(text, str) else text, Path(path))
+        if facts.pop("format_version") != FORMAT_VERSION:
+            raise DataError(f"{FILE_NAME} is of another version of tfpipe than this one reads ({FORMAT_VERSION})", path=path)
+        specification = documents.checked(facts, Specification, Path(path))
+        arguments.check(image_size=specification.image_size)
+        decoding.check_mode(specification.resize)
+    except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
+        raise DataError(f"holds no specification of a model: {lines_of(error)[0]}", path=path) from error
+    return specification

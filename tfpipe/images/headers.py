@@ -1,0 +1,239 @@
+"""Reads what a picture's file says about itself, and rejects what TensorFlow could not decode, without decoding.
+
+    >>> header = read_header(path.read_bytes())
+    >>> header.format, header.height, header.width, header.orientation
+    ('JPEG', 375, 499, 1)
+
+An accepted file has its headers, tables, markers and end in order. What `decode=True` alone sees: damage inside a JPEG's
+entropy-coded data, and a PNG whose checksums are right but whose compressed data do not fill the picture (no damage does
+that, a program would have to). Most single flipped bits in a scan leave a valid one with other colours: only a hash of
+the bytes knows of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from tfpipe.common.errors import RejectedImage
+from tfpipe.common.text import exactly
+from tfpipe.images import exif, jpeg, png
+
+DEFAULT_MAX_PIXELS = 178_956_970
+"""Above this, Pillow raises DecompressionBombError: twice `PIL.Image.MAX_IMAGE_PIXELS` (a quarter GiB of RGB)."""
+
+TENSORFLOW_MAX_PIXELS = 2**29 - 1
+"""TensorFlow refuses more: tensorflow/core/lib/jpeg/jpeg_mem.cc and kernels/image/decode_image_op.cc."""
+
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
+SIGNATURES = (_JPEG_SIGNATURE, png.SIGNATURE)
+"""What the bytes of every file that can be accepted begin with."""
+
+REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "empty": "The file has no bytes.",
+        "not_an_image": "The first bytes are neither a JPEG's nor a PNG's nor those of another known format.",
+        "other_format": "The file is of another format (TensorFlow decodes some, WebP and GIF, as animations).",
+        "truncated": "The end-of-image marker (JPEG) or IEND chunk (PNG) is missing: the file was cut.",
+        "unsupported_coding": "TensorFlow cannot decode this kind of JPEG: 12-bit, lossless, hierarchical, JPEG-LS ...",
+        "unsupported_channels": "The number of components is not 1, 3 or 4: TensorFlow has no conversion to RGB.",
+        "bad_dimensions": "Height or width is zero (or left to a DNL marker), or more than the decoder takes.",
+        "too_many_pixels": "Height times width is above the limit, which guards the memory of whoever decodes.",
+        "too_costly": (
+            "A JPEG of more scans, or a PNG of more compressed texts and colour profiles, than pictures have: small files of "
+            "that kind cost their decoder minutes or gigabytes."
+        ),
+        "damaged_header": "A segment or chunk breaks the format: wrong length, forbidden value, twice or out of order.",
+        "damaged_table": "A Huffman, quantisation or arithmetic table, or a palette, breaks the format.",
+        "missing_table": "A quantisation or Huffman table or palette is used and never defined.",
+        "damaged_scan": (
+            "A JPEG scan has impossible parameters or comes too late, or its data hold a forbidden marker (which "
+            "TensorFlow steps over at some places between restart markers, returning a damaged picture); when files are "
+            "decoded, also: the compressed data of a JPEG or PNG end too early or too late, or cannot be decoded."
+        ),
+        "no_image_data": "The file ends in order, but holds no picture data.",
+        "bad_checksum": "The bytes of a PNG chunk do not match its CRC (TensorFlow lets that pass in optional chunks).",
+    }
+)
+"""The reason codes of `RejectedImage`, each with one explaining sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """What a picture's file says about itself.
+
+    Attributes:
+        format: "JPEG" or "PNG", by the bytes, whatever the file's name is.
+        height: in pixels, before orientation.
+        width: in pixels, before orientation.
+        channels: components in the header; a palette counts as 3.
+        orientation: EXIF 1..8, as Pillow's `ImageOps.exif_transpose` takes it; 1 where absent or out of range.
+        precision: bits per sample (per palette index).
+        coding: JPEG "baseline", "extended" or "progressive", with " arithmetic" where so; PNG "plain" or "interlaced".
+        subsampling: JPEG sampling factors, horizontal x vertical, as "2x2,1x1,1x1"; "" for PNG.
+        color: "grey", "ycbcr", "rgb", "cmyk", "ycck", "palette", "grey+alpha" or "rgb+alpha".
+        restart_interval: JPEG, in MCUs; 0 for none.
+        trailing_bytes: bytes behind the end of the picture.
+        significant_bits: those of `precision` that a PNG's sBIT chunk declares; 0 without one.
+        transparent: whether there is alpha, as samples or in a PNG's tRNS chunk.
+        has_profile: whether there is an ICC profile.
+    """
+
+    format: Literal["JPEG", "PNG"]
+    height: int
+    width: int
+    channels: int
+    orientation: int
+    precision: int
+    coding: str
+    subsampling: str
+    color: str
+    restart_interval: int
+    trailing_bytes: int
+    significant_bits: int = 0
+    transparent: bool = False
+    has_profile: bool = False
+
+
+def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, decode: bool = False) -> ImageHeader:
+    """Reads the header of a JPEG or PNG file's bytes and checks all that can be checked without decoding.
+
+    Args:
+        data: the whole file.
+        max_pixels: the most that height times width may be; above 2**29 - 1, TensorFlow's own limit holds.
+        decode: check the compressed data, too; takes some milliseconds for a photo.
+
+    Raises:
+        RejectedImage: with a reason out of `REASONS`, for whatever bytes; nothing else is raised.
+    """
+    if data.startswith(_JPEG_SIGNATURE):
+        header = _jpeg_header(data, decode)
+    elif data.startswith(png.SIGNATURE):
+        header = _png_header(data, decode)
+    else:
+        raise _foreign(data)
+    limit = min(max_pixels, TENSORFLOW_MAX_PIXELS)
+    if header.height * header.width > limit:
+        message = f"{header.height} x {header.width} = {exactly(header.height * header.width, 'pixel')}; the limit is {limit}"
+        raise RejectedImage("too_many_pixels", message)
+    return header
+
+
+def _jpeg_header(data: bytes, decode: bool) -> ImageHeader:
+    facts = jpeg.walk(data, decode=decode)
+    components = facts.frame.components
+    return ImageHeader(
+        format="JPEG",
+        height=facts.frame.height,
+        width=facts.frame.width,
+        channels=len(components),
+        orientation=exif.orientation(facts.exif, facts.xmp),
+        precision=facts.frame.precision,
+        coding=jpeg.CODINGS[facts.frame.marker],
+        subsampling=",".join(f"{c.horizontal}x{c.vertical}" for c in components),
+        color=_jpeg_color(facts),
+        restart_interval=facts.restart_interval,
+        trailing_bytes=len(data) - facts.end,
+        has_profile=facts.has_profile,
+    )
+
+
+def _jpeg_color(facts: jpeg.JpegFacts) -> str:
+    """Names the colour space as libjpeg guesses it: JFIF, else Adobe's transform, else the component ids."""
+    components = facts.frame.components
+    if len(components) == 1:
+        return "grey"
+    if len(components) == 4:
+        return "cmyk" if facts.adobe_transform in (None, 0) else "ycck"
+    if facts.has_jfif:
+        return "ycbcr"
+    if facts.adobe_transform is not None:
+        return "rgb" if facts.adobe_transform == 0 else "ycbcr"
+    return "rgb" if bytes(c.id for c in components) == b"RGB" else "ycbcr"
+
+
+_PNG_COLORS = {0: ("grey", 1), 2: ("rgb", 3), 3: ("palette", 3), 4: ("grey+alpha", 2), 6: ("rgb+alpha", 4)}
+
+
+def _png_header(data: bytes, decode: bool) -> ImageHeader:
+    facts = png.walk(data, decode=decode)
+    color, channels = _PNG_COLORS[facts.color_type]
+    return ImageHeader(
+        format="PNG",
+        height=facts.height,
+        width=facts.width,
+        channels=channels,
+        orientation=exif.orientation(facts.exif, facts.xmp),
+        precision=facts.bit_depth,
+        coding="interlaced" if facts.interlaced else "plain",
+        subsampling="",
+        color=color,
+        restart_interval=0,
+        trailing_bytes=len(data) - facts.end,
+        significant_bits=facts.significant_bits,
+        transparent=facts.has_alpha,
+        has_profile=facts.has_profile,
+    )
+
+
+# First bytes, and the format they belong to.
+_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "BigTIFF"),
+    (b"MM\0+", "BigTIFF"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000 codestream"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL codestream"),
+    (b"8BPS", "Photoshop"),
+    (b"\0\0\1\0", "ICO"),
+    (b"%PDF", "PDF"),
+    (b"\x8aMNG", "MNG"),
+    (b"\x8bJNG", "JNG"),
+    (b"PK\3\4", "ZIP"),
+    (b"version https://git-lfs", "Git LFS pointer"),
+)
+_HEIF_BRANDS = {
+    b"avif": "AVIF",
+    b"avis": "AVIF",
+    b"heic": "HEIC",
+    b"heix": "HEIC",
+    b"hevc": "HEIC",
+    b"mif1": "HEIF",
+    b"msf1": "HEIF",
+}
+
+
+def _foreign(data: bytes) -> RejectedImage:
+    """Returns the error for bytes that are neither a JPEG nor a PNG, naming the format where it is known."""
+    if not data:
+        return RejectedImage("empty", "no bytes")
+    name = _other_format(data)
+    if name is not None:
+        return RejectedImage("other_format", f"this is {name}; JPEG or PNG is expected", offset=0)
+    head = data[:16]
+    printable = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in head)
+    return RejectedImage(
+        "not_an_image", f"the first bytes are {head.hex(' ')} ({printable}); JPEG or PNG is expected", offset=0
+    )
+
+
+def _other_format(data: bytes) -> str | None:
+    for magic, name in _MAGIC:
+        if data.startswith(magic):
+            return name
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    if data[4:8] == b"ftyp":
+        return _HEIF_BRANDS.get(data[8:12], "an ISO media file")
+    if data[:1] == b"P" and data[1:2] in b"1234567" and data[2:3].isspace():
+        return "PNM"
+    text = data[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<svg", b"<?xml")):
+        return "SVG or other XML"
+    return "HTML" if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")) else None

@@ -1,0 +1,1 @@
+"""Which files there are: folders walked in a fixed order, globs, lists of paths, and what their first bytes show."""

@@ -1,0 +1,1 @@
+"""A trained classifier: how it is read, what it sees, its features, its predictions."""

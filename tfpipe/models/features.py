@@ -1,0 +1,317 @@
+"""Features of frozen layers, computed once, kept on disk, and checked against the layers that they stand for.
+
+    features = extract(Path("runs/features"), network, preprocessing, pictures, view=None)
+    features.rows(np.array([5, 2, 7]))      # [3, h, w, D], in the dtype that the network computed in
+
+A cache is found by its content: a folder is named by the hash of everything that its numbers depend on. Nothing in it is ever
+changed; another backbone, size or augmentation is another folder. Shards are files that `numpy.load` opens (bfloat16 as
+uint16), written one by one, whole or not at all: an extraction that was killed goes on behind its last shard. Of two that
+want the same features, one waits for the other; what is complete is read without a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import keras
+import ml_dtypes
+import numpy as np
+import tensorflow as tf
+
+from tfpipe.common import documents
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import clear_folder, open_regular, write_json, written_atomically
+from tfpipe.common.locking import NO_LOCKS, locked
+from tfpipe.common.progress import ProgressBar
+from tfpipe.models import reading_errors
+from tfpipe.models.images import Pictures
+from tfpipe.networks import arithmetic, memory
+from tfpipe.networks.backbones import hash_network
+from tfpipe.records.samples import Samples
+
+FORMAT_VERSION = 1
+FACTS_NAME = "features.json"
+_SHARD_BYTES = 64 << 20
+_CHECKED = 16  # pictures
+# Largest relative difference, as root mean squares, of features computed twice in batches of other sizes: rounding alone gives
+# 1e-6 in float32 and 5e-3 in bfloat16 (8 bits); dropout of 0.2 or live BatchNorm give over 0.1.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of one view of a split, by position.
+
+    Attributes:
+        folder: where they are.
+        shape: of one picture's, (h, w, D).
+        dtype: "float32" or "bfloat16".
+        rows_per_shard: of all shards but the last.
+        crcs: CRC-32 of each shard's numbers.
+    """
+
+    folder: Path
+    shape: tuple[int, ...]
+    dtype: str
+    rows_per_shard: int
+    crcs: Sequence[int]
+
+    def rows(self, positions: Array) -> Array:
+        """Returns the features at some positions, [N, h, w, D], in their dtype."""
+        shards, places = np.divmod(positions, self.rows_per_shard)
+        found = np.empty((len(positions), *self.shape), _stored(self.dtype))
+        for shard in np.unique(shards):
+            chosen = shards == shard
+            found[chosen] = self._shards[shard][places[chosen]]
+        return found.view(_numpy(self.dtype))
+
+    @cached_property
+    def _shards(self) -> list[Array]:
+        """The files, mapped into memory, each compared with its CRC once."""
+        return [self._open(index, crc) for index, crc in enumerate(self.crcs)]
+
+    def _open(self, index: int, crc: int) -> Array:
+        path = _shard_path(self.folder, index)
+        try:
+            values = _map(path)
+        except Exception as error:  # of a damaged header, NumPy's parser raises anything
+            raise DataError(f"cannot be read: {error}; {_remedy(self.folder)}", path=path) from None
+        if values.dtype != _stored(self.dtype) or values.shape[1:] != self.shape or zlib.crc32(values.data) != crc:
+            raise DataError(f"damaged: its numbers do not match their CRC; {_remedy(self.folder)}", path=path)
+        return values
+
+
+def extract(
+    cache: Path,
+    network: keras.Model,
+    preprocessing: keras.layers.Layer,
+    pictures: Pictures,
+    *,
+    view: int | None,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Features:
+    """Returns the features of a whole split, from the cache where they are there, else computed and kept.
+
+    Where another process computes them, it is waited for.
+
+    Args:
+        cache: folder of all caches.
+        network: frozen; float [B, H, W, C] -> [B, h, w, D]. The dtype of its output is the features'.
+        preprocessing: the layer before it.
+        pictures: of which split, and how they are shown; its selection and order are of no effect.
+        view: None for the pictures as evaluation sees them, else the epoch of training whose augmentation they have.
+        batch_size: of the computation.
+        progress: show a bar.
+
+    Raises:
+        DataError: a file of the cache is damaged.
+        OSError: there is not enough space.
+    """
+    facts = describe(network, preprocessing, pictures, view)
+    folder = cache / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+    with contextlib.suppress(FileNotFoundError):
+        return _load(folder)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder, "run", patience_seconds=math.inf))
+        except OSError as error:  # there, two at once may meet with shards that do not match their CRC, which is told
+            if error.errno not in NO_LOCKS:
+                raise
+        with contextlib.suppress(FileNotFoundError):  # of the one that was waited for
+            return _load(folder)
+        clear_folder(folder)
+        _compute(folder, facts, network, preprocessing, pictures, view=view, batch_size=batch_size, progress=progress)
+    return _load(folder)
+
+
+def _compute(
+    folder: Path,
+    facts: Mapping[str, Any],
+    network: keras.Model,
+    preprocessing: keras.layers.Layer,
+    pictures: Pictures,
+    *,
+    view: int | None,
+    batch_size: int,
+    progress: bool,
+) -> None:
+    """Writes the shards that are not there yet, and last what they are of."""
+    shape, dtype = tuple(network.output_shape[1:]), facts["dtype"]
+    row_bytes = bytes_per_picture(network)
+    rows_per_shard = max(1, _SHARD_BYTES // row_bytes)
+    num_rows, num_shards = pictures.num_records, -(-pictures.num_records // rows_per_shard)
+    done = 0
+    while done < num_shards and _shard_path(folder, done).exists():
+        done += 1
+    _check_space(folder.parent, (num_rows - done * rows_per_shard) * row_bytes)
+    first = min(done * rows_per_shard, num_rows)
+    data = pictures.plain(batch_size, first) if view is None else pictures.view(view, batch_size, first)
+    title = f"features of {pictures.split}{'' if view is None else f', view {view}'}"
+    compute = computation(network, preprocessing, pictures.image_size)
+    with ProgressBar(title, num_rows, initial=first, enabled=progress) as bar:
+        waiting: list[Array] = []
+        for images, _ in reading_errors.read(data) if first < num_rows else ():
+            waiting.append(compute(images))
+            bar.add(len(images), 0)
+            while sum(map(len, waiting)) >= rows_per_shard:
+                values = np.concatenate(waiting)
+                _write(_shard_path(folder, done), values[:rows_per_shard], dtype)
+                waiting, done = [values[rows_per_shard:]], done + 1
+        if waiting and sum(map(len, waiting)):
+            _write(_shard_path(folder, done), np.concatenate(waiting), dtype)
+    crcs = [_crc(_shard_path(folder, index)) for index in range(num_shards)]
+    content = {"of": facts, "shape": shape, "dtype": dtype, "rows_per_shard": rows_per_shard, "crcs": crcs}
+    write_json(folder / FACTS_NAME, content)
+
+
+def describe(
+    network: keras.Model, preprocessing: keras.layers.Layer, pictures: Pictures, view: int | None
+) -> Mapping[str, Any]:
+    """Returns everything that features depend on."""
+    device = arithmetic.device()
+    augmented: dict[str, Any] = {}
+    if view is not None:
+        augmented = {"augmentation": dataclasses.asdict(pictures.augmentation), "seed": pictures.seed, "view": view}
+    return {
+        "format_version": FORMAT_VERSION,
+        "tensorflow": tf.__version__,
+        "data": pictures.manifest.root_hash,
+        "split": pictures.split,
+        "network": hash_network(network),
+        "preprocessing": getattr(preprocessing, "mode", preprocessing.name),
+        "image_size": list(pictures.image_size),
+        "resize": pictures.resize,
+        **Samples.of(pictures.manifest.options).options(),
+        "dtype": network.outputs[0].dtype,
+        **({} if device == "CPU" else {"device": device}),  # without: caches of CPUs stay, those of GPUs were in TF32
+        **augmented,
+    }
+
+
+def bytes_per_picture(network: keras.Model) -> int:
+    """Returns what the features of one picture take on disk."""
+    return int(np.prod(network.output_shape[1:])) * _stored(network.outputs[0].dtype).itemsize
+
+
+def computation(
+    network: keras.Model, preprocessing: keras.layers.Layer, image_size: tuple[int, int]
+) -> Callable[[tf.Tensor], Array]:
+    """Returns the function from uint8 pictures [B, H, W, 3] to features, in inference mode."""
+    signature = [tf.TensorSpec([None, *image_size, 3], tf.uint8)]
+    function = tf.function(
+        lambda images: network(preprocessing(images), training=False), input_signature=signature, autograph=False
+    )
+
+    @arithmetic.exact()
+    def compute(images: tf.Tensor) -> Array:
+        features: Array = function(images).numpy()
+        return features
+
+    return memory.in_parts(compute)
+
+
+def sample(pictures: Pictures, view: int | None) -> tf.Tensor:
+    """Returns the first pictures of a split in stored order, uint8 [B, H, W, 3], as `extract` sees them."""
+    count = min(_CHECKED, pictures.num_records)
+    # One by one: an iterator of batches takes four times as long until the first one comes.
+    rows = (pictures.evaluation(count) if view is None else pictures.training(count)).rows
+    return tf.constant(np.stack([rows.make(position, view or 0) for position in range(count)]))
+
+
+def check_frozen(expected: Array, images: tf.Tensor, in_training: Callable[[tf.Tensor], tf.Tensor]) -> float:
+    """Compares features with what the frozen layers give in training; returns the relative difference.
+
+    Args:
+        expected: features of the pictures, [B, h, w, D], in the dtype that they were computed in.
+        images: uint8 [B, H, W, 3].
+        in_training: pictures -> features, as a training step computes them.
+
+    Raises:
+        DataError: they differ by more than rounding: something that is called frozen is not, or pictures are prepared in
+            another way. Training would then not be what it says it is.
+    """
+    reference = expected.astype(np.float32)
+    with arithmetic.exact():
+        found = memory.in_parts(lambda part: in_training(part).numpy().astype(np.float32))(images)
+    if found.shape != reference.shape:
+        difference = float("inf")
+    elif not reference.any():
+        raise DataError("all features are zero: nothing can be learned from them, nor can it be seen whether they are frozen")
+    else:
+        scale = float(np.sqrt(np.mean(np.square(reference))))
+        difference = float(np.sqrt(np.mean(np.square(found - reference)))) / scale
+    allowed = TOLERANCES[expected.dtype.name]
+    if not difference <= allowed:  # NaN is no match either
+        raise DataError(
+            f"frozen layers give other features in training than in inference: {difference:.2g} of their size apart,"
+            f" {allowed:.2g} allowed. Dropout or BatchNorm is on in a frozen layer, or preprocessing differs"
+        )
+    return difference
+
+
+class _Facts(TypedDict):
+    shape: list[int]
+    dtype: Literal["float32", "float16", "bfloat16"]
+    rows_per_shard: int
+    crcs: list[int]
+
+
+def _load(folder: Path) -> Features:
+    path = folder / FACTS_NAME
+    try:
+        facts = documents.read(path, _Facts)
+    except DataError as error:
+        why = error.message.removeprefix("cannot be understood: ")
+        raise DataError(f"cannot be understood ({why}); {_remedy(folder)}", path=path) from None
+    return Features(folder, tuple(facts["shape"]), facts["dtype"], facts["rows_per_shard"], tuple(facts["crcs"]))
+
+
+def _remedy(folder: Path) -> str:
+    return f"delete {folder}, and it is computed again"
+
+
+def _shard_path(folder: Path, index: int) -> Path:
+    return folder / f"features-{index:05d}.npy"
+
+
+def _write(path: Path, values: Array, dtype: str) -> None:
+    with written_atomically(path) as file:
+        np.save(file, np.ascontiguousarray(values).view(_stored(dtype)))
+
+
+def _crc(path: Path) -> int:
+    return zlib.crc32(_map(path).data)
+
+
+def _map(path: Path) -> Array:
+    open_regular(path).close()  # NumPy would wait for a pipe
+    values: Array = np.load(path, mmap_mode="r")
+    return values
+
+
+def _numpy(dtype: str) -> np.dtype[Any]:
+    return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+
+
+def _stored(dtype: str) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+
+
+def _check_space(cache: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(cache).free
+    if needed_bytes > free:
+        raise OSError(f"{cache}: {needed_bytes / 1e9:.1f} GB of features do not fit into the {free / 1e9:.1f} GB that are free")

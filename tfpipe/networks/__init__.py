@@ -1,0 +1,1 @@
+"""Layers, backbones, heads, their weights, and the arithmetic that they compute in."""

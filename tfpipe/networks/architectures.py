@@ -1,0 +1,158 @@
+"""The table of backbones: what builds each, what it was trained on, how its blocks are named, which sizes it takes.
+
+Without TensorFlow: what can be wrong with the choice of a backbone is known before it is loaded.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from tfpipe.common import arguments
+
+# none: 0..255 as it is, for networks with a rescaling of their own. grey: one channel, 0..1.
+PREPROCESSINGS = ("caffe", "tf", "torch", "unit", "grey", "none")
+_NATIVE_SIZE = 224  # of networks that are not in the table
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A row of the table.
+
+    Attributes:
+        application: the name of its builder in keras.applications; "" for one of `tfpipe.networks.backbones`.
+        preprocessing: what its ImageNet weights were trained on.
+        ends: name of each block -> name of its last layer, or "<NAME" for the last cut point before the layer NAME, where
+            the last layer has no name that is the same in every session.
+        native_size: height and width that it was made for.
+        smallest: height and width.
+    """
+
+    application: str
+    preprocessing: str
+    ends: Mapping[str, str]
+    native_size: int = 224
+    smallest: int = 32
+
+    @property
+    def has_imagenet(self) -> bool:
+        """Whether Keras has weights that were trained on ImageNet."""
+        return bool(self.application)
+
+
+_VGG_ENDS = {f"block{index}": f"block{index}_pool" for index in range(1, 6)}
+_RESNET_ENDS = {
+    "conv1": "pool1_pool",
+    "conv2": "conv2_block3_out",
+    "conv3": "conv3_block4_out",
+    "conv4": "conv4_block6_out",
+    "conv5": "post_relu",
+}
+_INCEPTION_ENDS = {"stem": "<mixed0", **{f"mixed{index}": f"mixed{index}" for index in range(11)}}
+_INCEPTION_RESNET_ENDS = {
+    "stem": "<mixed_5b",
+    "mixed_5b": "mixed_5b",
+    "block35": "block35_10_ac",
+    "mixed_6a": "mixed_6a",
+    "block17": "block17_20_ac",
+    "mixed_7a": "mixed_7a",
+    "block8": "<conv_7b",
+    "conv_7b": "conv_7b_ac",
+}
+_MOBILENET_ENDS = {
+    "Conv1": "Conv1_relu",
+    "expanded_conv": "expanded_conv_project_BN",
+    **{f"block_{index}": f"<block_{index + 1}_expand" for index in range(1, 16)},
+    "block_16": "block_16_project_BN",
+    "Conv_1": "out_relu",
+}
+_EFFICIENTNET_BLOCKS = [
+    f"block{stage}{letter}" for stage, last in enumerate("abbceh", start=1) for letter in "abcdefgh"[: ord(last) - 96]
+]
+_EFFICIENTNET_ENDS = {
+    "stem": "stem_activation",
+    "block1a": "block1a_project_activation",
+    **{block: f"<{following}_expand_conv" for block, following in itertools.pairwise(_EFFICIENTNET_BLOCKS[1:])},
+    _EFFICIENTNET_BLOCKS[-1]: "<top_conv",
+    "top": "top_activation",
+}
+
+_LENET_ENDS = {f"block{index}": f"block{index}_pool" for index in range(1, 4)}
+
+TABLE: Mapping[str, Architecture] = MappingProxyType(
+    {
+        "vgg16": Architecture("VGG16", "caffe", _VGG_ENDS),
+        "vgg19": Architecture("VGG19", "caffe", _VGG_ENDS),
+        "resnet50v2": Architecture("ResNet50V2", "tf", _RESNET_ENDS),
+        "inceptionv3": Architecture("InceptionV3", "tf", _INCEPTION_ENDS, 299, 75),
+        "inceptionresnetv2": Architecture("InceptionResNetV2", "tf", _INCEPTION_RESNET_ENDS, 299, 75),
+        "mobilenetv2": Architecture("MobileNetV2", "tf", _MOBILENET_ENDS),
+        # Its first two layers bring 0..255 to what it was trained on (include_preprocessing, True unless told otherwise).
+        "efficientnetv2b0": Architecture("EfficientNetV2B0", "none", _EFFICIENTNET_ENDS),
+        "lenet": Architecture("", "unit", _LENET_ENDS, 32, 8),
+    }
+)
+
+
+def names() -> tuple[str, ...]:
+    """Returns the names of the table."""
+    return tuple(TABLE)
+
+
+def native_size(name: str) -> tuple[int, int]:
+    """Returns the (height, width) that a backbone was made for; 224 x 224 for those by import path.
+
+    Raises:
+        ValueError: the name is neither in the table nor an import path.
+    """
+    size = _NATIVE_SIZE if ":" in name else _architecture(name).native_size
+    return size, size
+
+
+def check_name(name: str) -> str:
+    """Returns the name of a backbone; raises ValueError if it is neither in the table nor an import path."""
+    if not isinstance(name, str) or not (":" in name or name in TABLE):
+        wanted = f"one of {', '.join(TABLE)} or 'package.module:function'"
+        raise arguments.wrong("backbone", wanted, name, arguments.nearest(name, TABLE))
+    return str(name)
+
+
+def _architecture(name: str) -> Architecture:
+    return TABLE[check_name(name)]
+
+
+def choose_input(
+    name: str, image_size: tuple[int, int], weights: str, preprocessing: str | None, *, grey: bool
+) -> tuple[str, tuple[int, int, int]]:
+    """Returns the preprocessing and the input's shape (height, width, channels); arguments as of `backbones.build`.
+
+    Raises:
+        ValueError: a name, a size or a combination that cannot be.
+    """
+    by_path = ":" in name
+    mode = _choose_preprocessing("unit" if by_path else _architecture(name).preprocessing, preprocessing, grey=grey)
+    height, width = _checked_size(name, image_size)
+    channels = 1 if mode == "grey" else 3
+    if channels == 1 and not by_path and name != "lenet":
+        raise ValueError(f"backbone {name} takes three channels; grey is for lenet and for networks by import path")
+    if weights == "imagenet" and (by_path or not TABLE[name].has_imagenet):
+        raise ValueError(f"there are no ImageNet weights for {name}; weights must be 'none' or a file")
+    return mode, (height, width, channels)
+
+
+def _choose_preprocessing(default: str, wanted: str | None, *, grey: bool) -> str:
+    if wanted is not None:
+        arguments.choice("preprocessing", wanted, PREPROCESSINGS)
+    if grey and wanted not in (None, "grey"):
+        raise ValueError(f"grey means preprocessing 'grey', one channel (got {wanted!r}, which keeps three)")
+    return "grey" if grey else wanted or default
+
+
+def _checked_size(name: str, image_size: tuple[int, int]) -> tuple[int, int]:
+    height, width = image_size
+    smallest = 1 if ":" in name else TABLE[name].smallest
+    if min(height, width) < smallest:
+        raise ValueError(f"image_size {height}x{width} is too small for {name}: at least {smallest}x{smallest} is needed")
+    return height, width

@@ -1,0 +1,160 @@
+"""What a saved classifier is made of beside Keras' own layers: preprocessing, a trunk that can be frozen, named probabilities.
+
+Everything that a picture meets between its pixels and its class is a layer, so that one file carries all of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfpipe.networks.architectures import PREPROCESSINGS as PREPROCESSINGS
+from tfpipe.records.samples import USUAL, Samples
+
+# Mean of ImageNet's training pictures in BGR, levels 0..255 (VGG, Simonyan and Zisserman 2014), and of RGB with its
+# standard deviation, 0..1: the numbers that keras.applications subtracts and divides by.
+_CAFFE_MEAN = (103.939, 116.779, 123.68)
+_TORCH_MEAN = (0.485, 0.456, 0.406)
+_TORCH_DEVIATION = (0.229, 0.224, 0.225)
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode "L"
+
+OUTPUTS = ("logits", "probabilities", "sigmoid")
+
+
+@keras.saving.register_keras_serializable("tfpipe")
+class Preprocessing(keras.layers.Layer):  # type: ignore[misc]
+    """uint8 [B, H, W, 3], RGB, 0..255 -> float [B, H, W, C] as the backbone was trained on; C is 1 for "grey", else 3.
+
+    Args:
+        mode: one of PREPROCESSINGS: "caffe" (BGR minus mean), "tf" (-1..1), "torch" (standardised), "unit" (0..1), "grey"
+            (luma, 0..1), "none".
+        resize: how pictures were brought to the input's size, as in `tfpipe.dataset`; carried along for whoever feeds it.
+        samples: what became of 16 bits and of alpha, `Samples` or its options by name; carried along likewise.
+    """
+
+    def __init__(
+        self, mode: str, resize: str = "stretch", samples: Samples | Mapping[str, str] = USUAL, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        if mode not in PREPROCESSINGS:
+            raise ValueError(f"mode must be one of {', '.join(PREPROCESSINGS)} (got {mode!r})")
+        self.mode, self.resize = mode, resize
+        self.samples = samples if isinstance(samples, Samples) else Samples(**samples)
+
+    def call(self, images: Any) -> Any:
+        """Returns the float pictures; computed in float32 and cast last, so that bfloat16 rounds once."""
+        values = ops.cast(images, "float32")  # first: arithmetic on uint8 wraps around
+        if self.mode == "caffe":
+            values = ops.flip(values, axis=-1) - ops.array(_CAFFE_MEAN, "float32")
+        elif self.mode == "tf":
+            values = values / 127.5 - 1.0
+        elif self.mode == "torch":
+            if isinstance(values, keras.KerasTensor):
+                values = _standardise_channels(values / 255.0)
+            else:
+                values = (values / 255.0 - ops.array(_TORCH_MEAN, "float32")) / ops.array(_TORCH_DEVIATION, "float32")
+        elif self.mode == "unit":
+            values = values / 255.0
+        elif self.mode == "grey":
+            values = ops.sum(values * ops.array(_LUMA, "float32"), axis=-1, keepdims=True) / 255.0
+        return ops.cast(values, self.compute_dtype)
+
+    def compute_output_spec(self, images: Any) -> keras.KerasTensor:
+        """Returns the shape and dtype of the result."""
+        channels = 1 if self.mode == "grey" else images.shape[-1]
+        return keras.KerasTensor((*images.shape[:-1], channels), self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what builds the layer anew."""
+        samples = self.samples.options()  # none: the hash of models made before stays
+        return {**super().get_config(), "mode": self.mode, "resize": self.resize, **({"samples": samples} if samples else {})}
+
+
+def _standardise_channels(values: keras.KerasTensor) -> keras.KerasTensor:
+    """Does what `Preprocessing` does with "torch", in operations for a file: with the same bits.
+
+    From a file, an array of constants is no constant to TensorFlow, which then divides where it multiplies by the inverse.
+    """
+    numbers = enumerate(zip(_TORCH_MEAN, _TORCH_DEVIATION, strict=True))
+    channels = [(values[..., index : index + 1] - mean) / deviation for index, (mean, deviation) in numbers]
+    return ops.concatenate(channels, axis=-1)
+
+
+@keras.saving.register_keras_serializable("tfpipe")
+class Trunk(keras.layers.Layer):  # type: ignore[misc]
+    """A network, or the front or back part of one, that runs as the trunk of a classifier.
+
+    With `inference`, the network computes as in inference whoever calls and however: `fit`'s training=True reaches every
+    layer of a Functional model, past a `training=False` given while it was built (keras#20285), so that a frozen base has
+    its Dropout on. A layer of its own stops it.
+
+    Args:
+        network: a Functional model, float tensor in, one float tensor out.
+        inference: Dropout is off and BatchNorm uses its moving statistics, in training too.
+    """
+
+    def __init__(self, network: keras.Model, inference: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self.network, self.inference = network, inference
+
+    def call(self, values: Any, training: bool | None = None) -> Any:
+        """Returns the network's output."""
+        return self.network(values, training=False if self.inference else training)
+
+    def compute_output_spec(self, values: Any, training: bool | None = None) -> keras.KerasTensor:  # noqa: ARG002
+        """Returns the shape and dtype of the result."""
+        return self.network.compute_output_spec(values)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what builds the layer anew, the network's architecture included."""
+        network = keras.saving.serialize_keras_object(self.network)
+        return {**super().get_config(), "network": network, "inference": self.inference}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Trunk:
+        """Returns the layer that `get_config` described."""
+        config = dict(config)
+        return cls(keras.saving.deserialize_keras_object(config.pop("network")), **config)
+
+
+@keras.saving.register_keras_serializable("tfpipe")
+class Probabilities(keras.layers.Layer):  # type: ignore[misc]
+    """A network's outputs [B, C] -> float32 probabilities [B, C], whose columns have names.
+
+    Args:
+        class_names: name of each column.
+        sha256: of the names, as `hash_names` gives it; compared when a model is loaded.
+        source: what the outputs are, one of OUTPUTS: "logits", whose softmax is taken, or, [B, 1], the sigmoid, as that of the
+            second of two classes; "probabilities"; "sigmoid", [B, 1], the probability of the second of two classes.
+    """
+
+    def __init__(self, class_names: Sequence[str], sha256: str | None = None, source: str = "logits", **options: Any) -> None:
+        super().__init__(**{**options, "dtype": "float32"})
+        if source not in OUTPUTS:
+            raise ValueError(f"source must be one of {', '.join(OUTPUTS)} (got {source!r})")
+        self.class_names, self.source = tuple(class_names), source
+        self.sha256 = hash_names(self.class_names)
+        if sha256 not in (None, self.sha256):
+            raise ValueError(f"the model's class names were changed: they hash to {self.sha256}, not to {sha256}")
+
+    def call(self, outputs: Any) -> Any:
+        """Returns the probabilities."""
+        outputs = ops.cast(outputs, "float32")
+        one = outputs.shape[-1] == 1 < len(self.class_names)
+        if self.source == "logits":
+            outputs = ops.sigmoid(outputs) if one else ops.softmax(outputs, axis=-1)
+        return ops.concatenate([1.0 - outputs, outputs], axis=-1) if one else outputs
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what builds the layer anew."""
+        source = {} if self.source == "logits" else {"source": self.source}  # the hash of models made before stays
+        return {**super().get_config(), "class_names": list(self.class_names), "sha256": self.sha256, **source}
+
+
+def hash_names(class_names: Sequence[str]) -> str:
+    """Returns the SHA-256 of class names in their order, 64 hexadecimal digits."""
+    return hashlib.sha256("".join(f"{len(name)}:{name}" for name in class_names).encode("utf-8", "surrogateescape")).hexdigest()

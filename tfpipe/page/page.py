@@ -1,0 +1,279 @@
+"""A page on this machine to try a model on: drop a picture, read what the model says and why.
+
+    with serve("runs/a") as url:
+        ...    # http://127.0.0.1:7860/
+
+It listens on 127.0.0.1 alone, asks nothing of any other machine, and keeps what was uploaded for an hour at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import temporary_folder
+from tfpipe.common.text import plural
+from tfpipe.evaluation import feature_index
+from tfpipe.evaluation.feature_index import Gallery
+from tfpipe.formats import opening
+from tfpipe.images.headers import DEFAULT_MAX_PIXELS
+from tfpipe.listing.image_files import Problem
+from tfpipe.listing.selection import natural_key
+from tfpipe.models.classifiers import Classifier, Predictor
+from tfpipe.page import page_markup
+from tfpipe.page.answers import Answers, Upload
+from tfpipe.prediction import preflight
+from tfpipe.prediction.preflight import HOST
+from tfpipe.records import run_folders
+from tfpipe.report.markup import Html
+
+DEFAULT_PORT = 7860
+DEFAULT_MAX_BYTES = 20_000_000
+DEFAULT_MAX_TRAINING = 1000
+
+_KEPT_SECONDS = 3600
+_HOSTS = frozenset((HOST, "localhost", "::1"))
+_FONTS = ("system-ui", "Segoe UI", "Roboto", "Noto Sans", "Noto Sans CJK SC", "sans-serif")
+# A picture that is pasted, or dropped beside the place for it, goes where a chosen file goes; so do the files of a folder that
+# is dropped, which Gradio would ask for as if it were a file. What cannot be read of it goes as an empty file, to be refused.
+_SCRIPT = """() => {
+  const take = (event, files) => {
+    const input = document.querySelector("#pictures input[type=file]");
+    if (!input || !files || !files.length) return;
+    event.preventDefault();
+    const transfer = new DataTransfer();
+    for (const file of files) transfer.items.add(file);
+    input.files = transfer.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  };
+  const read = call => new Promise((resolve, reject) => call(resolve, reject));
+  const below = async entry => {
+    const name = entry.fullPath.slice(1);
+    if (entry.isFile) return read((done, failed) => entry.file(done, failed)).then(
+      file => [new File([file], name, { type: file.type })], () => [new File([], name)]);
+    const reader = entry.createReader(), found = [];
+    try {
+      for (let some; (some = await read((done, failed) => reader.readEntries(done, failed))).length;) found.push(...some);
+    } catch { return [new File([], name)]; }
+    return (await Promise.all(found.filter(each => !each.name.startsWith(".")).map(below))).flat();
+  };
+  document.addEventListener("paste", event => take(event, event.clipboardData.files));
+  document.addEventListener("dragover", event => event.preventDefault());
+  document.addEventListener("drop", async event => {
+    const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry()).filter(entry => entry);
+    if (entries.some(entry => entry.isDirectory)) {
+      event.preventDefault();
+      event.stopPropagation();
+      const files = (await Promise.all(entries.map(below))).flat();
+      if (files.length) take(event, files); else alert("There are no files in this folder.");
+    } else if (!event.target.closest("#pictures")) {
+      event.preventDefault();
+      take(event, event.dataTransfer.files);
+    }
+  }, true);
+}"""
+
+_log = logging.getLogger("tfpipe")
+
+
+@contextlib.contextmanager
+def serve(
+    model: str | os.PathLike[str],
+    *,
+    data: str | os.PathLike[str] | None = None,
+    split: str = "train",
+    max_training: int = DEFAULT_MAX_TRAINING,
+    port: int = DEFAULT_PORT,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    open_browser: bool = False,
+    progress: bool = True,
+    allowed_hosts: Sequence[str] = (),
+    trust: bool = False,
+) -> Iterator[str]:
+    """Opens the page and yields its address; the page ends with the block.
+
+    Args:
+        model: a run's folder or a .keras file: everything; a file or folder of an export: scores and the model's input.
+        data: training pictures to look for neighbours among; default the data set of the run, if it is still there.
+        split: of the data set.
+        max_training: of more training pictures than that, so many (up to a full batch) as they are stored; 0: no neighbours.
+        port: to listen on; 0: any that is free.
+        max_bytes: of an uploaded file.
+        max_pixels: height times width above which a picture is refused.
+        open_browser: show the page in the browser.
+        progress: show a bar while the training pictures are looked at.
+        allowed_hosts: names beside 127.0.0.1 and localhost under which the page answers, on any port: those of a proxy before
+            it, which may pass its own name on or 127.0.0.1. Under others, any page in the browser could ask it, once its name
+            leads here ("DNS rebinding").
+        trust: whoever made the model, see `tfpipe.load`.
+
+    Raises:
+        ImportError: Gradio is not installed.
+        OSError: the port is taken.
+        ValueError, FileNotFoundError, DataError: there is no such model or, where it is given, no such data set, or it is
+            given with a model that cannot compare pictures.
+    """
+    gradio = _import_gradio()
+    own_names = preflight.host_names(allowed_hosts)
+    port = preflight.free_port(port)  # taken: better to know before minutes of work
+    predictor = opening.load(model, trust=trust)
+    gallery, notes = _open_gallery(predictor, model, data, split, max_training, progress)
+    answers = Answers(predictor, gallery, max_pixels)
+    predictor.predict(np.zeros((1, *predictor.image_size, 3), np.uint8))  # the first call takes longest
+    with temporary_folder("page") as folder, _environment(folder):
+        title = os.path.basename(os.path.abspath(model))
+        page = _layout(gradio, title, page_markup.header(title, predictor, notes), answers)
+        try:
+            page.launch(
+                server_name=HOST,
+                server_port=port,
+                max_file_size=max_bytes,
+                inbrowser=open_browser,
+                theme=gradio.themes.Base(font=_FONTS, font_mono=["monospace"]),
+                css=page_markup.STYLE,
+                js=_SCRIPT,
+                share=False,
+                ssr_mode=False,
+                run_history=False,
+                enable_monitoring=False,
+                footer_links=[],
+                prevent_thread_lock=True,
+                quiet=True,
+                app_kwargs={"lifespan": functools.partial(_guarded, own_names=own_names)},
+            )
+            yield page.local_url
+        finally:
+            page.close(verbose=False)
+
+
+@contextlib.asynccontextmanager
+async def _guarded(app: Any, own_names: frozenset[str]) -> AsyncIterator[None]:
+    # When the server starts, and around all that Gradio has: its CORS answers whatever comes from inside, and any host's pages.
+    app.middleware_stack = _OwnPages(app.middleware_stack, own_names)
+    yield
+
+
+class _OwnPages:
+    """Answers those who ask under a name of the page, and, as a browser tells, from a page of it: no page of another site.
+
+    Under a name that was given, any port is the page's; of this machine, where others listen, too, its own alone.
+    """
+
+    def __init__(self, app: Any, own_names: frozenset[str]) -> None:
+        self._app, self._names, self._given = app, own_names | _HOSTS, own_names - _HOSTS
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
+            host, origin = headers.get(b"host", ""), headers.get(b"origin")
+            asking = host if origin is None else origin.partition("://")[2]
+            is_own = asking == host or preflight.host_name(asking) in self._given
+            if preflight.host_name(host) not in self._names or not is_own:
+                await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+                await send(
+                    {"type": "http.response.body", "body": b"This page answers to its own names only (--allowed_hosts)."}
+                )
+                return
+        await self._app(scope, receive, send)
+
+
+def _import_gradio() -> Any:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError(f"the page needs Gradio ({error}): pip install 'tfpipe[page]'") from error
+    return gradio
+
+
+@contextlib.contextmanager
+def _environment(folder: Path) -> Iterator[None]:
+    """Lets Gradio put uploads into a folder, and ask itself whether it is up without a proxy in between."""
+    direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), HOST)))
+    wanted = {"GRADIO_TEMP_DIR": os.path.realpath(folder), "no_proxy": direct, "NO_PROXY": direct}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _open_gallery(
+    predictor: Predictor,
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None,
+    split: str,
+    max_training: int,
+    progress: bool,
+) -> tuple[Gallery | None, list[str]]:
+    """Returns the training pictures, if there are any to be had, and what to say of them."""
+    if not isinstance(predictor, Classifier):
+        if data is not None:
+            raise ValueError(f"data={os.fspath(data)!r} needs a run's model to compare with; {model} has probabilities only")
+        return None, ["Probabilities only: Grad-CAM and the nearest training pictures need the run's folder."]
+    if not max_training:
+        return None, []
+    try:
+        directory = run_folders.locate_data(model) if data is None else Path(data)
+        gallery = feature_index.collect(predictor, directory, split, max_pictures=max_training, progress=progress)
+    except (DataError, FileNotFoundError, ValueError) as error:
+        if data is not None:
+            raise
+        _log.warning("no nearest training pictures: %s; --data=FOLDER says where they are", error)
+        return None, [f"No nearest training pictures: {error}."]
+    return gallery, []
+
+
+def _describe(gallery: Gallery | None) -> str:
+    if gallery is None:
+        return ""
+    num_all, num_here = gallery.reader.num_records, len(gallery.keys)
+    drawn = f"{num_here:,} drawn from its {plural(num_all, 'picture')}" if num_here < num_all else plural(num_all, "picture")
+    return f"{gallery.split}, {drawn}"
+
+
+def _layout(gradio: Any, title: str, header: Html, answers: Answers) -> Any:
+    """Returns the page, not served yet."""
+    respond = _responder(answers)
+
+    def taken(files: Sequence[Mapping[str, Any]], progress: Any = gradio.Progress()) -> tuple[str, None]:  # noqa: B008
+        uploads = [Upload(file.get("orig_name") or os.path.basename(file["path"]), file["path"]) for file in files or ()]
+        return str(respond(uploads, progress)), None  # None: ready for the next one
+
+    with gradio.Blocks(title=f"{title} · tfpipe", analytics_enabled=False, delete_cache=(60, _KEPT_SECONDS)) as page:
+        gradio.HTML(str(header), js_on_load=None)
+        pictures = gradio.File(file_count="multiple", show_label=False, elem_id="pictures", height=130)
+        said = gradio.HTML("", elem_id="answer", js_on_load=None)
+        # Without Gradio's preprocessing, which would drop the file's own name; where the path leads is checked all the same.
+        # multiple: by default Gradio drops what is uploaded while something else is in work.
+        options = {"preprocess": False, "api_visibility": "private", "trigger_mode": "multiple"}
+        pictures.upload(taken, [pictures], [said, pictures], **options)
+    return page
+
+
+def _responder(answers: Answers) -> Callable[[Sequence[Upload], Any], Html]:
+    predictor, described = answers.predictor, _describe(answers.gallery)
+
+    def respond(uploads: Sequence[Upload], progress: Any) -> Html:
+        if len(uploads) == 1:
+            name, path = uploads[0]
+            said = answers.answer(path)
+            if isinstance(said, Problem):
+                return page_markup.refusal(name, said.message)
+            return page_markup.answer(name, said, predictor, described)
+        ordered = sorted(uploads, key=lambda upload: natural_key(upload.name))
+        rows = list(progress.tqdm(answers.rows(ordered), total=len(ordered), desc="pictures", unit="pictures"))
+        return page_markup.table(rows, predictor.class_names)
+
+    return respond

@@ -1,0 +1,1 @@
+"""Predictions for new images, from a model in any form."""

@@ -1,0 +1,183 @@
+"""The pictures of a listing on their way through a model, batch by batch, each with its probabilities or its problem.
+
+    for batch in PictureBatches(listing, predictor, batch_size=64).predict():
+        for index, answer in batch.rows: ...     # float32 [C], or a Problem
+
+A batch is of pictures that can be decoded: which these are decides what shares a batch with what. Begun anew after any batch,
+at the place where that one stopped, the others are the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+from tfpipe.common.cores import count_cores
+from tfpipe.common.errors import DataError
+from tfpipe.images import decoding, headers
+from tfpipe.listing import image_files
+from tfpipe.listing.image_files import Encoded, Problem
+from tfpipe.listing.selection import Listing, Picture
+from tfpipe.models import predictions
+from tfpipe.models.classifiers import Predictor, samples_of
+from tfpipe.networks import arithmetic
+from tfpipe.pipeline import reading
+from tfpipe.records import schema
+
+Array = np.ndarray[Any, Any]
+Item = TypeVar("Item")
+
+_READ_FILES = 8  # in one call into Python, which costs; not more, since photographs are large
+_THREADS = count_cores()
+_PREFETCHED = 2  # batches, so that none is waited for
+
+
+class Predicted(NamedTuple):
+    """What came of the pictures from where the batch before stopped to `stop`, by their places in the listing."""
+
+    stop: int
+    rows: list[tuple[int, Array | Problem]]
+
+
+def look(picture: Picture, max_pixels: int) -> Encoded | Problem:
+    """Returns the bytes of a picture's file, or what can be said against it without decoding."""
+    if picture.problem:
+        return image_files.unreadable(picture.problem, picture.shown)
+    return image_files.read(picture.path, max_pixels)
+
+
+class PictureBatches:
+    """The way from a listing through a model; see the module.
+
+    Args:
+        listing: what to predict.
+        predictor: the model.
+        batch_size: pictures that it sees at once.
+        max_pixels: height times width above which a file is not decoded.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        predictor: Predictor,
+        batch_size: int,
+        max_pixels: int = headers.DEFAULT_MAX_PIXELS,
+    ) -> None:
+        self._pictures, self._predictor = listing.pictures, predictor
+        self._batch_size, self._max_pixels = batch_size, max_pixels
+        self._reader = reading.RecordReader(*listing.data_set) if listing.data_set else None
+        self._problems: dict[int, Problem] = {}  # of files that were read and not yet asked for
+
+    def predict(self, start: int = 0) -> Generator[Predicted, None, None]:
+        """Yields batches until every picture from `start` on had its row. The next is computed while one is dealt with.
+
+        Raises:
+            DataError: the model's answers are no probabilities.
+        """
+        with closing(_ahead(self._predict(start))) as batches:
+            yield from batches
+
+    def _predict(self, start: int) -> Generator[Predicted, None, None]:
+        for batch in self._batches(start):
+            indices = batch["index"].numpy().tolist()
+            with arithmetic.exact():  # the model may be of another program
+                values = self._predictor.predict(batch["image"])
+            predictions.check(values, [self._pictures[index].shown for index in indices], self._predictor)
+            answers = dict(zip(indices, values, strict=True))
+            rows = [
+                (index, answers[index] if index in answers else self._problem(index)) for index in range(start, indices[-1] + 1)
+            ]
+            start = indices[-1] + 1
+            yield Predicted(start, rows)
+        stop = len(self._pictures)
+        if start < stop:
+            yield Predicted(stop, [(index, self._problem(index)) for index in range(start, stop)])
+
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]  # nothing to convert; looking takes long
+    def _batches(self, start: int) -> tf.data.Dataset:
+        """Returns batches of "index" and "image". What cannot be decoded is missing: `predict` counts, and asks why."""
+        data = tf.data.Dataset.range(start, len(self._pictures))
+        data = self._files(data) if self._reader is None else self._records(self._reader, data)
+        data = data.unbatch()
+        data = data.map(self._decode, num_parallel_calls=_THREADS, deterministic=True)
+        data = data.ignore_errors()
+        data = data.batch(self._batch_size).prefetch(_PREFETCHED)
+        # Nothing is left to tune, and the thread that would do it is waited for when the iterator ends, for up to a minute.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return data.with_options(options)
+
+    def _files(self, indices: tf.data.Dataset) -> tf.data.Dataset:
+        read_batch = reading.for_graphs(self._read_batch)
+
+        def read(batch: tf.Tensor, _owner: PictureBatches = self) -> dict[str, tf.Tensor]:
+            encoded, orientations = tf.numpy_function(read_batch, [batch], (tf.string, tf.int32), stateful=False)
+            encoded, orientations = (tf.ensure_shape(tensor, batch.shape) for tensor in (encoded, orientations))
+            return {"index": batch, "encoded": encoded, "orientation": orientations}
+
+        data = indices.batch(_READ_FILES).map(read, num_parallel_calls=_THREADS, deterministic=True)
+        return data.take_while(lambda batch: tf.size(batch["encoded"]) > 0)  # nothing comes when Python is about to exit
+
+    def _read_batch(self, indices: Array) -> tuple[Array, Array]:
+        if reading.is_exiting():
+            return np.empty(0, object), np.empty(0, np.int32)
+        encoded, orientations = np.empty(len(indices), object), np.zeros(len(indices), np.int32)
+        for place, index in enumerate(indices.tolist()):
+            found = look(self._pictures[index], self._max_pixels)
+            if isinstance(found, Problem):
+                self._problems[index] = found
+                encoded[place] = b""  # which no decoder takes for a picture
+            else:
+                encoded[place], orientations[place] = found
+        return encoded, orientations
+
+    def _records(self, reader: reading.RecordReader, indices: tf.data.Dataset) -> tf.data.Dataset:
+        positions = tf.constant([picture.position for picture in self._pictures], tf.int64)
+        batches = indices.batch(reader.read_size)
+        batches = batches.map(lambda batch: {"index": batch, "position": tf.gather(positions, batch)})
+        return reading.read_records(reader, batches, num_parallel_calls=_THREADS).map(_parse_records).ignore_errors()
+
+    def _decode(self, row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        image = decoding.decode_image(row["encoded"], row["orientation"], samples_of(self._predictor))
+        size, mode = self._predictor.image_size, self._predictor.resize
+        return {"index": row["index"], "image": decoding.resize_image(image, size, mode)}
+
+    def _problem(self, index: int) -> Problem:
+        """Returns why a picture did not arrive: what was said when it was read, or what a second attempt says."""
+        return self._problems.pop(index, None) or self._explain(index)
+
+    def _explain(self, index: int) -> Problem:
+        picture = self._pictures[index]
+        try:
+            if self._reader is not None:
+                features = decoding.parse_example(self._reader.read(picture.position))
+                found: Encoded | Problem = Encoded(features[schema.ENCODED], features[schema.ORIENTATION])
+            else:
+                found = look(picture, self._max_pixels)
+            if isinstance(found, Problem):
+                return found
+            self._decode({"index": tf.constant(index), "encoded": found.data, "orientation": found.orientation})
+        except DataError as error:
+            return image_files.unreadable(error.message, error.path or "", error.offset)
+        except tf.errors.OpError as error:
+            return image_files.undecodable(decoding.plain_reason(error), picture.shown)
+        return image_files.unreadable("was lost on the way; a second attempt read and decoded it", picture.shown)
+
+
+def _parse_records(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    features = decoding.parse_batch(batch["serialized"])
+    return {"index": batch["index"], "encoded": features[schema.ENCODED], "orientation": features[schema.ORIENTATION]}
+
+
+def _ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """Yields items, and asks for the next one in a thread while the caller deals with one."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, items, None)
+            yield item

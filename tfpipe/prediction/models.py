@@ -1,0 +1,254 @@
+"""`tfpipe.load()`: a trained model to ask from Python, whatever form it has.
+
+    model = load("runs/a")                                   # or export/saved_model, export/frozen_image.pb, ...
+    for found in model.predict(["1.jpg", "2.png"]):
+        print(found.class_name, found.score, found.reason)
+
+Pixels are those that evaluation sees: the same look at the header, orientation, decoder and resize.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import reprlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfpipe.common import arguments
+from tfpipe.common.cores import count_cores
+from tfpipe.formats import opening
+from tfpipe.images import decoding, headers
+from tfpipe.images.decoding import Resize
+from tfpipe.listing import image_files
+from tfpipe.listing.image_files import Problem
+from tfpipe.models import predictions
+from tfpipe.models.classifiers import Predictor, samples_of
+from tfpipe.prediction.tables import TOP_K, best_of
+from tfpipe.records.samples import Samples
+
+Array = np.ndarray[Any, Any]
+Input = str | os.PathLike[str] | bytes | BinaryIO | Array
+_Item = str | bytes | Array
+
+_TEXTS = "OTU"  # kinds of dtype that keep text and bytes whole; S cuts off zeros at their end
+
+
+class Prediction(NamedTuple):
+    """What a model says of one picture.
+
+    Of what is no picture it says nothing: `class_name` is None, `score` 0, `top` empty, every probability 0, and `reason`
+    says why, a code and a sentence: "truncated: ...". Of a picture, `reason` is "".
+
+    Attributes:
+        class_name: the likeliest class.
+        score: its probability.
+        top: the likeliest classes with their probabilities, the likeliest first.
+        probabilities: float32 [C], in the order of the model's class names.
+        reason: why there is no answer.
+    """
+
+    class_name: str | None
+    score: float
+    top: Sequence[tuple[str, float]]
+    probabilities: Array
+    reason: str = ""
+
+    def __repr__(self) -> str:
+        rest = f"reason={self.reason!r}" if self.reason else f"top={reprlib.repr(list(self.top))}"
+        return f"Prediction({self.class_name!r}, {self.score!r}, {rest})"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to ask for pictures of any kind and size.
+
+    Attributes:
+        predictor: what answers for pictures of the right size, as `tfpipe.evaluate` and `tfpipe.predict` take it.
+        max_pixels: height times width above which a file is not decoded.
+    """
+
+    predictor: Predictor
+    max_pixels: int = headers.DEFAULT_MAX_PIXELS
+
+    def __repr__(self) -> str:
+        facts = f"class_names={reprlib.repr(list(self.class_names))}, image_size={self.image_size}, resize={self.resize!r}"
+        return f"Model({facts}, sha256={self.predictor.sha256[:12]!r})"
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes."""
+        return self.predictor.class_names
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) that pictures are brought to."""
+        return self.predictor.image_size
+
+    @property
+    def resize(self) -> Resize:
+        """How they are brought to it, see `tfpipe.dataset`."""
+        mode: Resize = self.predictor.resize
+        return mode
+
+    @property
+    def samples(self) -> Samples:
+        """What becomes of 16 bits and of alpha in a file."""
+        return samples_of(self.predictor)
+
+    def predict(self, inputs: Input | Iterable[Input], *, top_k: int = TOP_K, batch_size: int = 64) -> list[Prediction]:
+        """Returns an answer for each input, in their order.
+
+        Args:
+            inputs: paths of JPEG or PNG files, their bytes, files opened in binary mode, or pictures as uint8 [H, W, 3], RGB,
+                0..255, of any size, alone or in any iterable; or one array, uint8 [B, H, W, 3].
+            top_k: classes to name; never more than there are.
+            batch_size: pictures that the model sees at once. Probabilities depend on it by about 1e-6.
+
+        Raises:
+            ValueError: an argument is not what it should be. A file that is missing or no picture is none: its answer says so.
+            DataError: what the model says of a picture is no probabilities, as NaN; names the pictures.
+        """
+        top_k, batch_size = arguments.check(top_k=top_k, batch_size=batch_size)
+        items = _listed(inputs)
+        with ThreadPoolExecutor(count_cores()) as pool:
+            found: list[Prediction] = []
+            for start in range(0, len(items), batch_size):
+                part = items[start : start + batch_size]
+                names = [item if isinstance(item, str) else f"input {index}" for index, item in enumerate(part, start)]
+                found += self._answer(list(pool.map(self._pixels, part)), names, top_k)
+        return found
+
+    def _answer(self, pictures: Sequence[Array | Problem], names: Sequence[str], top_k: int) -> list[Prediction]:
+        good = {index: picture for index, picture in enumerate(pictures) if not isinstance(picture, Problem)}
+        values = self.predictor.predict(np.stack([*good.values()])) if good else np.empty((0, 1))
+        predictions.check(values, [names[index] for index in good], self.predictor)
+        answers = iter(values)
+        return [
+            self._refusal(picture) if isinstance(picture, Problem) else self._prediction(next(answers), top_k)
+            for picture in pictures
+        ]
+
+    def _prediction(self, probabilities: Array, top_k: int) -> Prediction:
+        top = [(self.class_names[best], float(probabilities[best])) for best in best_of(probabilities, top_k)]
+        return Prediction(*top[0], top, probabilities)
+
+    def _refusal(self, problem: Problem) -> Prediction:
+        return Prediction(None, 0.0, [], np.zeros(len(self.class_names), np.float32), str(problem))
+
+    def _pixels(self, item: _Item) -> Array | Problem:
+        """Returns what the model sees, uint8 [H, W, 3] of its size, or why there is nothing to see."""
+        if isinstance(item, np.ndarray):
+            resized: Array = self._resize(item).numpy()
+            return resized
+        limit = self.max_pixels
+        found = image_files.examine(item, limit) if isinstance(item, bytes) else image_files.read(item, limit)
+        if isinstance(found, Problem):
+            return found
+        try:
+            decoded: Array = self._decode(found.data, found.orientation).numpy()
+        except tf.errors.OpError as error:
+            return image_files.undecodable(decoding.plain_reason(error))
+        return decoded
+
+    @cached_property
+    def _decode(self) -> Any:
+        def decode(encoded: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+            image = decoding.decode_image(encoded, orientation, self.samples)
+            return decoding.resize_image(image, self.image_size, self.resize)
+
+        signature = [tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int32)]
+        return tf.function(decode, input_signature=signature, autograph=False)
+
+    @cached_property
+    def _resize(self) -> Any:
+        def resize(image: tf.Tensor) -> tf.Tensor:
+            return decoding.resize_image(image, self.image_size, self.resize)
+
+        return tf.function(resize, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)], autograph=False)
+
+
+def load(path: str | os.PathLike[str], *, max_pixels: int = headers.DEFAULT_MAX_PIXELS, trust: bool = False) -> Model:
+    """Returns the model of a run's folder, a .keras file, or a file or folder of an export.
+
+    Args:
+        path: of the model.
+        max_pixels: height times width above which a file is not decoded.
+        trust: whoever made the model: open it also where it holds Python code, or operations that do more than compute.
+
+    Raises:
+        ValueError: this is no path.
+        FileNotFoundError: there is none.
+        DataError: it cannot be read, is no model of tfpipe, is not what was written, or is not to be opened without `trust`.
+        ImportError: its format needs an extra that is not installed.
+    """
+    max_pixels, trust = arguments.check(max_pixels=max_pixels, trust=trust)
+    return Model(opening.load(path, "path", trust=trust), max_pixels)
+
+
+def _listed(inputs: Any) -> list[_Item]:
+    if isinstance(inputs, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(inputs, "read"):
+        return [_item(inputs)]  # an open file would be iterated line by line
+    if not hasattr(inputs, "__array__"):
+        return [_item(given) for given in inputs] if isinstance(inputs, Iterable) else [_item(inputs)]
+    values = np.asarray(inputs)
+    if values.dtype.kind in _TEXTS:  # a column of a table: paths or contents of files
+        return [_item(given) for given in values.ravel().tolist()]
+    pictures = _checked(values)
+    return list(pictures) if pictures.ndim == 4 else [pictures]
+
+
+def _item(given: Any) -> _Item:
+    if isinstance(given, str | os.PathLike):
+        return os.fsdecode(given)
+    if hasattr(given, "read"):
+        given = _content(given)
+    if isinstance(given, bytes | bytearray | memoryview):
+        return bytes(given)
+    if not hasattr(given, "__array__"):
+        advice = "; of a PIL image: np.asarray(image.convert('RGB'))" if hasattr(given, "__array_interface__") else ""
+        wanted = "a path, an open file or the bytes of one, or an array, uint8 [H, W, 3]"
+        raise ValueError(f"an input must be {wanted} (got {type(given).__name__}){advice}")
+    values = np.asarray(given)
+    if not values.ndim and values.dtype.kind in _TEXTS:  # tf.io.read_file
+        return _item(values.item())
+    picture = _checked(values)
+    if picture.ndim != 3:
+        raise ValueError(
+            f"a picture among others must be [H, W, 3] (got the shape {list(picture.shape)}); [B, H, W, 3] goes alone"
+        )
+    return picture
+
+
+def _content(file: Any) -> bytes:
+    content = None if isinstance(file, io.TextIOBase) else file.read()
+    if not isinstance(content, bytes):
+        raise ValueError(f"an open file must give bytes: open(path, 'rb') (got {type(file).__name__})")
+    return content
+
+
+def _checked(pictures: Array) -> Array:
+    if pictures.dtype.kind == "f":
+        advice = "0..1 and 0..255 cannot be told apart; give uint8, 0..255, as files have it"
+        raise ValueError(f"pictures must be uint8 (got {pictures.dtype}): in floats, {advice}")
+    if pictures.dtype.kind in "OSTU":
+        advice = "paths and bytes are given as they are, in a list"
+        raise ValueError(f"pictures in an array must be uint8, 0..255 (got {pictures.dtype}); {advice}")
+    if pictures.dtype != np.uint8:
+        raise ValueError(f"pictures must be uint8, 0..255 (got {pictures.dtype})")
+    shape = list(pictures.shape)
+    if len(shape) not in (3, 4) or shape[-1] != 3 or 0 in shape[-3:]:
+        raise ValueError(f"pictures must be [H, W, 3] or [B, H, W, 3], RGB (got the shape {shape}){_advice(shape)}")
+    return pictures
+
+
+def _advice(shape: Sequence[int]) -> str:
+    if len(shape) == 2:
+        return "; of a grey picture: np.stack([x] * 3, axis=-1)"
+    return {1: "; of grey pictures: np.repeat(x, 3, axis=-1)", 4: "; of RGBA: x[..., :3]"}.get(shape[-1] if shape else 0, "")

@@ -1,0 +1,267 @@
+"""Requests as TensorFlow Serving takes them, over REST and gRPC, and its answers, for the signatures of an export.
+
+    body = rest_request(["1.jpg", "2.png"])         # curl -d @body.json http://localhost:8501/v1/models/pets:predict
+    for found in rest_response(answer):             # {"classes": ["cat", ...], "scores": [...], "valid": True, ...}
+
+    channel = grpc.insecure_channel("localhost:8500")
+    ask = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+    grpc_response(ask(grpc_request(["1.jpg", "2.png"], model_name="pets")))
+
+Both answers are the same. `read_request` says what a server makes of a body, as its documentation has it
+(https://www.tensorflow.org/tfx/serving/api_rest): bytes are {"b64": ...}, the name of a single input may be left out, types and
+shapes are the signature's. That is what the tests go by: no server has been asked.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import saved_model_pb2
+
+from tfpipe.common import arguments
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import read_bytes
+
+Array = np.ndarray[Any, Any]
+Form = Literal["row", "columnar"]
+Picture = str | os.PathLike[str] | bytes | BinaryIO | Array
+
+_DEFAULT = "serving_default"
+_INPUTS = {_DEFAULT: "image_bytes", "features": "image_bytes", "pixels": "image_bytes", "image": "image"}
+
+
+def rest_request(pictures: Iterable[Picture], *, signature_name: str = _DEFAULT, form: Form = "row") -> str:
+    """Returns the JSON body of a POST to /v1/models/NAME:predict.
+
+    Args:
+        pictures: paths or contents of files, or files opened in binary mode; for the signature "image", arrays,
+            uint8 [H, W, 3] of the model's size. JSON writes those as numbers, 12 times the size of a usual JPEG.
+        signature_name: of the export.
+        form: "row" is answered picture by picture, "columnar" output by output; `rest_response` reads both.
+
+    Raises:
+        ValueError: an argument is not what it should be.
+        FileNotFoundError: there is no such file.
+    """
+    arguments.choice("form", form, get_args(Form))
+    name, values = _values(pictures, signature_name)
+    encoded = [value.tolist() if isinstance(value, np.ndarray) else _to_base64(value) for value in values]
+    content = {"instances": encoded} if form == "row" else {"inputs": {name: encoded}}
+    return json.dumps({"signature_name": signature_name, **content}, separators=(",", ":"))
+
+
+def rest_response(body: str | bytes) -> list[Any]:
+    """Returns the outputs for each picture by name, in the order of the request.
+
+    Raises:
+        DataError: the server answered with an error, or with something else.
+    """
+    try:
+        answer = json.loads(body)
+        if "error" in answer:
+            raise DataError(f"the server refused the request: {answer['error']}")
+        if "predictions" in answer:
+            return list(answer["predictions"])
+        return _rows(answer["outputs"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"not an answer of TensorFlow Serving ({type(error).__name__}: {error}): {body[:100]!r}") from None
+
+
+def grpc_request(
+    pictures: Iterable[Picture], *, model_name: str, signature_name: str = _DEFAULT, version: int | None = None
+) -> bytes:
+    """Returns a serialised PredictRequest, for the method /tensorflow.serving.PredictionService/Predict.
+
+    Args:
+        pictures: as for `rest_request`; arrays are sent as they are.
+        model_name: by which the server knows the model.
+        signature_name: of the export.
+        version: of the model, default the latest.
+
+    Raises:
+        ValueError, FileNotFoundError: as `rest_request`.
+        ImportError: the extra [serving] is not installed.
+    """
+    (model_name,), (version,) = arguments.check(model_name=model_name), arguments.check_given(version=version)
+    name, values = _values(pictures, signature_name)
+    request = _messages().PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = model_name, signature_name
+    if version is not None:
+        request.model_spec.version.value = version
+    request.inputs[name].CopyFrom(tf.make_tensor_proto(np.stack(values) if signature_name == "image" else values))
+    serialized: bytes = request.SerializeToString(deterministic=True)
+    return serialized
+
+
+def grpc_response(body: bytes) -> list[Any]:
+    """Returns the same as `rest_response`, of a serialised PredictResponse.
+
+    Raises:
+        DataError: it is something else.
+        ImportError: the extra [serving] is not installed.
+    """
+    try:
+        outputs = _messages().PredictResponse.FromString(body).outputs
+        return _rows({name: _plain(tf.make_ndarray(tensor)) for name, tensor in outputs.items()})
+    except (ValueError, TypeError, DecodeError) as error:
+        raise DataError(f"not an answer of TensorFlow Serving: {error}") from None
+
+
+def read_request(body: str | bytes, saved_model: str | os.PathLike[str]) -> tuple[str, dict[str, tf.Tensor]]:
+    """Returns the name of the signature and the inputs that a server makes of a body: for a check without a server.
+
+        name, inputs = read_request(body, "export/saved_model")
+        tf.saved_model.load("export/saved_model").signatures[name](**inputs)
+
+    Args:
+        body: text is that of a REST request, bytes that of a gRPC one.
+        saved_model: folder.
+
+    Raises:
+        ValueError: the body does not fit the model; a server would refuse it.
+        FileNotFoundError: there is no such model.
+        ImportError: the extra [serving] is not installed, and the body is for gRPC.
+    """
+    signatures = _signatures(Path(saved_model))
+    name, given = _read_json(body) if isinstance(body, str) else _read_message(body)
+    if name not in signatures:
+        raise ValueError(f"{saved_model}: has the signatures {', '.join(sorted(signatures))} (got {name!r})")
+    expected = signatures[name].inputs
+    if not isinstance(given, Mapping):  # the name is left out
+        if len(expected) != 1:
+            raise ValueError(f"{name!r} has the inputs {', '.join(sorted(expected))}: each must be named")
+        given = dict.fromkeys(expected, given)
+    if sorted(given) != sorted(expected):
+        raise ValueError(f"{name!r} has the inputs {', '.join(sorted(expected))} (got {', '.join(sorted(given))})")
+    return name, {key: _tensor(key, value, expected[key]) for key, value in given.items()}
+
+
+def _values(pictures: Iterable[Picture], signature_name: str) -> tuple[str, list[Any]]:
+    """Returns the name of the signature's input, and a value for it of each picture: bytes, or an array."""
+    arguments.choice("signature_name", signature_name, _INPUTS)
+    is_one = isinstance(pictures, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(pictures, "read")
+    if is_one or not isinstance(pictures, Iterable):
+        raise ValueError(f"pictures must be a list (got a single {type(pictures).__name__})")
+    read = _pixels if signature_name == "image" else _bytes
+    values = [read(picture) for picture in pictures]
+    if not values:
+        raise ValueError("pictures must be one or more: servers refuse an empty request")
+    if len(shapes := {value.shape for value in values if isinstance(value, np.ndarray)}) > 1:
+        raise ValueError(f"pictures must have one size (got {sorted(shapes)})")
+    return _INPUTS[signature_name], values
+
+
+def _bytes(picture: Picture) -> bytes:
+    if isinstance(picture, np.ndarray):
+        raise ValueError("arrays go to the signature 'image'; the others take files, as paths or bytes")
+    if isinstance(picture, str | os.PathLike):
+        return read_bytes(picture)
+    content = picture.read() if hasattr(picture, "read") and not isinstance(picture, io.TextIOBase) else picture
+    if not isinstance(content, bytes | bytearray | memoryview):
+        wanted = "a path, the bytes of a file, or a file opened with open(path, 'rb')"
+        raise ValueError(f"a picture must be {wanted} (got {type(picture).__name__})")
+    return bytes(content)
+
+
+def _pixels(picture: Picture) -> Array:
+    if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3):
+        got = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
+        raise ValueError(f"the signature 'image' takes arrays, uint8 [H, W, 3] (got {got})")
+    return picture
+
+
+def _to_base64(data: bytes) -> dict[str, str]:
+    return {"b64": base64.b64encode(data).decode()}
+
+
+def _rows(outputs: Mapping[str, Sequence[Any]]) -> list[Any]:
+    return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]
+
+
+def _plain(values: Array) -> list[Any]:
+    """Returns what JSON would give: numbers, and strings as text."""
+    if values.dtype == object:
+        values = np.vectorize(lambda value: value.decode("utf-8", "surrogateescape"), otypes=[object])(values)
+    plain: list[Any] = values.tolist()
+    return plain
+
+
+def _signatures(folder: Path) -> Mapping[str, Any]:
+    model = saved_model_pb2.SavedModel.FromString(read_bytes(folder / "saved_model.pb"))
+    graphs = [graph for graph in model.meta_graphs if "serve" in graph.meta_info_def.tags]
+    if not graphs:
+        raise ValueError(f"{folder}: has no graph with the tag 'serve', which is what a server looks for")
+    return {name: signature for name, signature in graphs[0].signature_def.items() if not name.startswith("__")}
+
+
+def _read_json(body: str) -> tuple[str, Any]:
+    request = json.loads(body)
+    if not isinstance(request, dict) or ("instances" in request) == ("inputs" in request):
+        raise ValueError("a request must have either instances or inputs")
+    name, rows = request.get("signature_name", _DEFAULT), request.get("instances")
+    if rows is None:
+        inputs = request["inputs"]
+        return name, _from_base64(inputs)
+    if not isinstance(rows, list) or not rows:
+        raise ValueError("instances must be a list of one or more")
+    values = [_from_base64(row) for row in rows]
+    if not isinstance(values[0], dict):
+        return name, values
+    if any(not isinstance(value, dict) or value.keys() != values[0].keys() for value in values):
+        raise ValueError("instances must be all values, or all objects with the same names")
+    return name, {key: [value[key] for value in values] for key in values[0]}
+
+
+def _from_base64(value: Any) -> Any:
+    """Returns a value of JSON with bytes for each {"b64": ...} in it."""
+    if isinstance(value, list):
+        return [_from_base64(item) for item in value]
+    if isinstance(value, dict) and value.keys() == {"b64"}:
+        try:
+            return base64.b64decode(value["b64"], validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"b64 cannot be decoded: {error}") from None
+    return {key: _from_base64(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _read_message(body: bytes) -> tuple[str, dict[str, Array]]:
+    try:
+        request = _messages().PredictRequest.FromString(body)
+    except DecodeError as error:
+        raise ValueError(f"not a PredictRequest: {error}") from None
+    if not request.model_spec.name:
+        raise ValueError("a request must name its model")
+    return request.model_spec.signature_name or _DEFAULT, {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
+
+
+def _tensor(name: str, value: Any, expected: Any) -> tf.Tensor:
+    """Returns an input as a signature expects it."""
+    dtype, shape = tf.as_dtype(expected.dtype), tf.TensorShape(expected.tensor_shape)
+    wanted = f"{name} must be {dtype.name} {shape.as_list()}"
+    if isinstance(value, np.ndarray) and tf.as_dtype(value.dtype) != dtype:
+        raise ValueError(f"{wanted} (got {value.dtype})")  # TensorFlow would convert it
+    try:
+        tensor = tf.constant(value, dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{wanted} ({error})") from None
+    if not shape.is_compatible_with(tensor.shape):
+        raise ValueError(f"{wanted} (got {tensor.shape.as_list()})")
+    return tensor
+
+
+def _messages() -> Any:
+    try:
+        from tensorflow_serving.apis import predict_pb2
+    except ModuleNotFoundError as error:
+        raise ImportError("gRPC needs TensorFlow Serving's messages: pip install 'tfpipe[serving]'") from error
+    return predict_pb2

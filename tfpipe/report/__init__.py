@@ -1,0 +1,1 @@
+"""What people look at: pieces of HTML and Markdown, figures, fonts, contact sheets."""

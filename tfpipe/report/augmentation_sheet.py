@@ -1,0 +1,134 @@
+"""Augmentation sheet: what training sees. A row per picture: as evaluation sees it, then as each of ten epochs does.
+
+show("shards/", "sheet.png", augment="standard", seed=0)
+
+On a floor of its own, above those that draw and those that augment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfpipe.common import arguments
+from tfpipe.common.text import plural
+from tfpipe.pipeline.presets import PRESETS, Augmentation
+from tfpipe.records import manifest as manifests
+from tfpipe.records.manifest import Manifest
+from tfpipe.records.schema import UNLABELLED
+from tfpipe.report import sheets
+from tfpipe.report.contact_sheet import Sample, draw_samples
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from tfpipe.images.decoding import Resize
+    from tfpipe.pipeline.replaying import Replayer
+
+_NUM_EPOCHS = 10
+_USUAL = {"tile": 160, "images": 8}
+_SEPARATOR = "  \u00b7  "
+
+
+def show(
+    directory: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    augment: Augmentation | str = "standard",
+    split: str | None = None,
+    images: int = _USUAL["images"],
+    seed: int = 0,
+    image_size: tuple[int, int] = (224, 224),
+    resize: Resize = "stretch",
+    tile: int = _USUAL["tile"],
+    font: str | os.PathLike[str] | None = None,
+) -> None:
+    """Draws a PNG with one row per picture: as evaluation sees it, then as training does in epochs 0 to 9.
+
+    The augmented pictures are those of `dataset(directory, split, training=True, augment=augment, seed=seed, ...)`, bit for
+    bit, but for MixUp and CutMix, which are not shown, and made smaller or larger for the sheet. A picture that cannot be
+    decoded is drawn as a crossed tile with the reason.
+
+    Args:
+        directory: the data set's folder.
+        output: the PNG file, not within the data set; written atomically. A PNG that is there is replaced, nothing else is.
+        augment: an `Augmentation` or the name of a preset.
+        split: the split to draw from, default the first, which is train where there is one.
+        images: rows; the classes take turns.
+        seed: draws the pictures and their augmentation.
+        image_size: (height, width), as given to `dataset`.
+        resize: as given to `dataset`.
+        tile: side of a picture's place, in pixels.
+        font: TrueType or OpenType file; None: the first of some well-known fonts that has every character of the names.
+
+    Raises:
+        FileExistsError: there is something at `output` that is no PNG file.
+        FileNotFoundError: there is no data set, or no folder for `output`.
+        ValueError: there is no such split or preset, a number is too small, `output` lies within the data set, or the sheet
+            would have more than 100 million pixels.
+        DataError: the data set is damaged.
+        OSError: the font cannot be read.
+    """
+    images, tile, image_size = arguments.check(images=images, tile=tile, image_size=image_size)
+    augmentation = Augmentation.named(augment)
+    manifest = manifests.load(directory)
+    sheets.check_target(Path(output), Path(directory), "augmentation sheet")  # before the drawing, which takes a while
+    split = next(iter(manifest.splits)) if split is None else split
+    manifest.split(split)
+    from tfpipe.pipeline.replaying import Replayer  # takes seconds: what can be wrong has been looked at
+
+    unmixed = dataclasses.replace(augmentation, mixup=0, cutmix=0)  # they would ask for labels
+    replayer = Replayer(directory, split, seed=seed, image_size=image_size, resize=resize, augment=unmixed)
+    samples = _choose(Path(directory), manifest, split, images, seed)
+    starts = [0, *itertools.accumulate(shard.num_records for shard in manifest.split(split).shards)]
+    panels = [_panel(replayer, sample, starts[sample.row.shard] + sample.row.position, tile) for sample in samples]
+    total = plural(manifest.split(split).num_records, "record")
+    shape = f"{image_size[0]} x {image_size[1]}"
+    facts = (f"{split}, {total}", f"{len(samples)} drawn with seed {seed}", f"as dataset() gives them, {shape}, {resize}")
+    details = [_SEPARATOR.join(facts), _described(augmentation)]
+    sheet = sheets.Sheet(manifest.name, details, panels, tile=tile, font=font, first_apart=True)
+    sheet.save(Path(output), lower=sheets.to_lower({"tile": tile, "images": images}, _USUAL))
+
+
+def _choose(directory: Path, manifest: Manifest, split: str, images: int, seed: int) -> list[Sample]:
+    """Returns some records of a split, as many of each class as of any other where there are enough, by label."""
+    by_class = draw_samples(directory, manifest, [split], images, max(1, len(manifest.class_names)), seed)
+    drawn = [(rank, label, sample) for (label, _), of_class in by_class.items() for rank, sample in enumerate(of_class)]
+    chosen = sorted(drawn, key=lambda entry: entry[:2])[:images]
+    return [sample for rank, label, sample in sorted(chosen, key=lambda entry: (entry[1], entry[0]))]
+
+
+def _described(augmentation: Augmentation) -> str:
+    preset = next((name for name, strengths in PRESETS.items() if strengths == augmentation), "custom")
+    strengths = {field.name: getattr(augmentation, field.name) for field in dataclasses.fields(augmentation)}
+    if not augmentation.crop:
+        del strengths["crop_aspect"]
+    unseen = {"mixup", "cutmix"}
+    words = [f"{name} {value:.3g}{' (not shown)' if name in unseen else ''}" for name, value in strengths.items() if value]
+    return _SEPARATOR.join([f"augment {preset}", *words])
+
+
+def _panel(replayer: Replayer, sample: Sample, position: int, tile: int) -> sheets.Panel:
+    def made(epoch: int | None) -> Image.Image:
+        return _fitted(replayer.evaluated(position) if epoch is None else replayer.image(position, epoch), tile)
+
+    tiles = [sheets.Tile(functools.partial(made, epoch), f"epoch {epoch}") for epoch in range(_NUM_EPOCHS)]
+    tiles.insert(0, sheets.Tile(functools.partial(made, None), "evaluation"))
+    row = sample.row
+    if row.label == UNLABELLED:
+        return sheets.Panel(None, row.key, "no label", tiles)
+    return sheets.Panel(row.label, row.class_name, row.key, tiles)
+
+
+def _fitted(pixels: Any, tile: int) -> Image.Image:
+    """Returns a picture, its longer side as long as the tile."""
+    from PIL import Image
+
+    picture = Image.fromarray(pixels)
+    scale = tile / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)

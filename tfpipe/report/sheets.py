@@ -1,0 +1,244 @@
+"""Sheets of pictures as PNG files: panels below each other, each a line of text above a row of tiles with captions.
+
+check_target(output, directory, "contact sheet")
+sheet = Sheet(title, [detail], panels, tile=160, font=None)
+sheet.save(output, lower="--tile")
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import written_atomically
+from tfpipe.report import fonts
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
+
+_log = logging.getLogger("tfpipe")
+
+MAT = "#eceae4"  # behind a picture that does not fill its tile
+_BACKGROUND, _PANEL = "#f4f4f1", "#ffffff"
+_INK, _FAINT, _ALARM = "#22252a", "#7d8087", "#b3412e"
+_MARGIN, _GAP, _CAPTION, _PADDING = 28, 10, 20, 14
+_HEADER, _LINE = 62, 22  # the title, and each line below it
+
+_MAX_PIXELS = 100_000_000  # of the whole sheet: 300 MB of memory, and few viewers open more
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+class Tile(NamedTuple):
+    """A picture and what stands below it.
+
+    Attributes:
+        draw: returns the picture, no side longer than the tile's. A `DataError` is drawn as a crossed tile with the reason.
+        caption: one line.
+    """
+
+    draw: Callable[[], Image.Image]
+    caption: str
+
+
+class Panel(NamedTuple):
+    """One row of tiles and the line above it.
+
+    Attributes:
+        label: stands on a chip before the name, None for no chip.
+        name: in ink.
+        note: behind the name, fainter.
+        tiles: from left to right.
+    """
+
+    label: int | None
+    name: str
+    note: str
+    tiles: Sequence[Tile]
+
+
+def check_target(target: Path, directory: Path, what: str) -> None:
+    """Refuses to write where something would be lost: a photograph, say, when the arguments stand in the wrong order.
+
+    Args:
+        target: the PNG file to be written.
+        directory: the data set's folder.
+        what: the sheet's name in messages.
+
+    Raises:
+        FileExistsError: there is something that is no PNG file.
+        FileNotFoundError: there is no folder for it.
+        ValueError: it lies within the data set.
+    """
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent}: no such folder, for the {what} {target.name}")
+    if target.parent.resolve().is_relative_to(directory.resolve()):
+        raise ValueError(f"{target}: the {what} must be written outside the data set's folder")
+    try:
+        mode = os.lstat(target).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISREG(mode):
+        with open(target, "rb") as file:
+            if file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE:
+                return
+    kind = "a folder" if stat.S_ISDIR(mode) else "something else than a PNG file"
+    raise FileExistsError(f"{target}: {kind} is there; it was not overwritten")
+
+
+def to_lower(arguments: Mapping[str, int], usual: Mapping[str, int]) -> str:
+    """Returns the flags that make a sheet smaller: those that were raised above the usual, or else all."""
+    raised = [f"--{name}" for name, value in arguments.items() if value > usual[name]]
+    return " or ".join(raised or [f"--{name}" for name in arguments])
+
+
+class Sheet:
+    """Where things stand on a sheet."""
+
+    def __init__(
+        self,
+        title: str,
+        details: Sequence[str],
+        panels: Sequence[Panel],
+        *,
+        tile: int,
+        font: str | os.PathLike[str] | None,
+        first_apart: bool = False,
+    ) -> None:
+        """Chooses the font.
+
+        Args:
+            title: of the whole sheet.
+            details: lines below it.
+            panels: from top to bottom.
+            tile: side of a picture's place, in pixels.
+            font: TrueType or OpenType file; None: the first of some well-known fonts that has every character.
+            first_apart: the first tile of each panel stands apart from the others.
+
+        Raises:
+            OSError: the font cannot be read.
+        """
+        captions = [tile.caption for panel in panels for tile in panel.tiles]
+        chosen = fonts.choose("".join([title, *captions, *(panel.name + panel.note for panel in panels)]), font)
+        self._text, self._tile, self._panels = chosen.shown, tile, panels
+        self._title, self._details = chosen.shown(title), details
+        self._large, self._medium, self._small = (chosen.of_size(size) for size in (28, 19, 13))
+        self._caption = chosen.of_size(max(9, min(12, tile // 13)))
+        self._panel_height = 34 + tile + _CAPTION + 2 * _PADDING
+        self._said: set[str] = set()
+        self._apart = 2 * _GAP if first_apart else 0
+
+    def save(self, output: Path, *, lower: str) -> None:
+        """Draws the sheet, and writes it atomically.
+
+        Args:
+            output: the PNG file.
+            lower: what to lower where there would be too many pixels.
+
+        Raises:
+            ValueError: the sheet would have more than 100 million pixels.
+        """
+        width, height = self._measure()
+        if width * height > _MAX_PIXELS:
+            raise ValueError(
+                f"the sheet would have {width:,} x {height:,} = {width * height:,} pixels, at most {_MAX_PIXELS:,} can be"
+                f" drawn: lower {lower}"
+            )
+        encoded = io.BytesIO()
+        self._draw(width, height).save(encoded, "PNG")
+        with written_atomically(output) as file:
+            file.write(encoded.getvalue())
+
+    @property
+    def _header(self) -> int:
+        return _HEADER + _LINE * len(self._details)
+
+    def _measure(self) -> tuple[int, int]:
+        columns = max((len(panel.tiles) for panel in self._panels), default=1) or 1
+        inside = columns * (self._tile + _GAP) - _GAP + self._apart + 2 * _PADDING
+        lines = [self._large.getlength(self._title), *(self._small.getlength(line) for line in self._details)]
+        width = 2 * _MARGIN + max(inside, int(max(lines)))
+        height = _MARGIN + self._header + len(self._panels) * (self._panel_height + _GAP) - _GAP + _MARGIN
+        return width, height
+
+    def _draw(self, width: int, height: int) -> Image.Image:
+        from PIL import Image, ImageDraw
+
+        picture = Image.new("RGB", (width, height), _BACKGROUND)
+        canvas = ImageDraw.Draw(picture)
+        canvas.text((_MARGIN, _MARGIN), self._title, _INK, self._large)
+        for index, line in enumerate(self._details):
+            canvas.text((_MARGIN, _MARGIN + 42 + _LINE * index), line, _FAINT, self._small)
+        for index, panel in enumerate(self._panels):
+            self._draw_panel(picture, canvas, panel, _MARGIN + self._header + index * (self._panel_height + _GAP))
+        return picture
+
+    def _draw_panel(self, picture: Image.Image, canvas: ImageDraw.ImageDraw, panel: Panel, top: int) -> None:
+        right = picture.width - _MARGIN
+        canvas.rounded_rectangle((_MARGIN, top, right, top + self._panel_height), 8, _PANEL)
+        left = _MARGIN + _PADDING
+        if panel.label is not None:
+            left += self._draw_label(canvas, panel.label, left, top + _PADDING) + 12
+        room = right - _PADDING - left
+        note = self._text(panel.note)
+        kept = min(int(self._small.getlength(note)), room // 2)
+        name = fonts.shortened(self._text(panel.name), self._medium, room - kept - 12)
+        canvas.text((left, top + _PADDING), name, _INK, self._medium)
+        used = int(self._medium.getlength(name)) + 12
+        note = fonts.shortened(note, self._small, room - used + 1)  # lengths are fractions of a pixel
+        canvas.text((left + used, top + _PADDING + 6), note, _FAINT, self._small)
+        for column, tile in enumerate(panel.tiles):
+            x = _MARGIN + _PADDING + column * (self._tile + _GAP) + (self._apart if column else 0)
+            self._draw_tile(picture, canvas, tile, (x, top + _PADDING + 34))
+
+    def _draw_label(self, canvas: ImageDraw.ImageDraw, label: int, left: int, top: int) -> int:
+        """Draws a label on a chip, so that it is not taken for the class's name; returns the chip's width."""
+        text = str(label)
+        width = max(24, int(self._small.getlength(text)) + 14)
+        canvas.rounded_rectangle((left, top, left + width, top + 24), 12, MAT)
+        canvas.text((left + width / 2, top + 12), text, _INK, self._small, anchor="mm")
+        return width
+
+    def _draw_tile(self, picture: Image.Image, canvas: ImageDraw.ImageDraw, tile: Tile, place: tuple[int, int]) -> None:
+        left, top = place
+        side = self._tile
+        canvas.rectangle((left - 1, top - 1, left + side, top + side), MAT)  # also the edge of a picture that is white there
+        try:
+            small = tile.draw()
+        except DataError as error:
+            if str(error) not in self._said:  # a missing shard is one piece of news, however many of its pictures are wanted
+                _log.warning("%s", error)
+            self._said.add(str(error))
+            self._draw_cross(canvas, place, error.message)
+        else:
+            picture.paste(small, (left + (side - small.width) // 2, top + (side - small.height) // 2))
+        caption = fonts.shortened(self._text(tile.caption), self._caption, side)
+        canvas.text((left, top + side + 4), caption, _FAINT, self._caption)
+
+    def _draw_cross(self, canvas: ImageDraw.ImageDraw, place: tuple[int, int], reason: str) -> None:
+        left, top = place
+        right, bottom = left + self._tile - 1, top + self._tile - 1
+        canvas.line((left, top, right, bottom), _ALARM)
+        canvas.line((left, bottom, right, top), _ALARM)
+        canvas.rectangle((left, top, right, bottom), outline=_ALARM)
+        lines = list(_wrapped(self._text(reason), self._caption, self._tile - 12))[:4]
+        y = top + (self._tile - 15 * len(lines)) // 2
+        canvas.rectangle((left + 4, y - 3, right - 4, y + 15 * len(lines) + 2), MAT)
+        for index, line in enumerate(lines):
+            canvas.text((left + 7, y + 15 * index), line, _ALARM, self._caption)
+
+
+def _wrapped(text: str, font: fonts.Font, width: int) -> Iterator[str]:
+    line = ""
+    for word in text.split():
+        longer = f"{line} {word}".strip()
+        if line and font.getlength(longer) > width:
+            yield fonts.shortened(line, font, width)
+            longer = word
+        line = longer
+    yield fonts.shortened(line, font, width)

@@ -1,0 +1,264 @@
+"""The networks of a run: one set of layers, put together in another way for each phase, and once more for the result.
+
+    networks = Networks(recipe, class_names, precision, strategy)
+    networks.partly_trained()               # uint8 [B, H, W, 3] -> logits
+    networks.classifier()                   # the result, in float32
+
+Layers are shared: what one phase trains, the next one goes on with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfpipe.common import seeds
+from tfpipe.models.classifiers import Classifier
+from tfpipe.networks import arithmetic, backbones, heads, layers
+from tfpipe.networks.backbones import Backbone
+from tfpipe.networks.head_options import Pooling
+from tfpipe.networks.submodels import find_layers
+from tfpipe.records.samples import USUAL, Samples
+from tfpipe.training.recipes import Recipe
+from tfpipe.training.steps import RateGroup
+
+
+@dataclass(frozen=True)
+class BlockCount:
+    """A line of the table of parameters."""
+
+    block: str
+    num_layers: int
+    num_trained: int
+    num_frozen: int
+
+
+class Networks:
+    """The layers of a run.
+
+    Args:
+        recipe: a complete one.
+        class_names: of the data set.
+        precision: of training, one of `arithmetic.PRECISIONS`.
+        strategy: in whose scope variables are made.
+
+    Attributes:
+        recipe: as given, with the pooling that was chosen.
+        precision: as given.
+        backbone: up to the feature layer.
+        preprocessing: the layer before it.
+        head: the layers behind it.
+        front: the part that fine-tuning does not train, or None where nothing can be cut off.
+        back: the rest.
+        head_from: hash of the model whose head's weights the head begins with, or None.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        class_names: Sequence[str],
+        precision: str,
+        strategy: tf.distribute.Strategy,
+        samples: Samples = USUAL,
+    ) -> None:
+        self.recipe, self.precision, self._class_names, self._strategy = recipe, precision, class_names, strategy
+        self._pretrained = recipe.mode != "scratch" and recipe.weights != "none"
+        weights = "none" if recipe.mode == "scratch" or recipe.weights == "own" else recipe.weights
+        # New weights and the dropout of backbones draw from Keras' seed; the head's layers have their own.
+        keras.utils.set_random_seed(seeds.derive(recipe.seed, "weights") >> 32)
+        with strategy.scope(), heads.dtype_policy(arithmetic.policy(precision)):
+            self.backbone = _build(recipe, weights)
+            mode = self.backbone.preprocessing
+            self.preprocessing = layers.Preprocessing(mode, recipe.resize, samples, name="preprocessing")
+        self.choose_pooling(recipe.head.pooling)
+        self.head_from: str | None = None
+        self.unfrozen: set[str] = set()
+        self.front: keras.Model | None = None
+        self.back = self.backbone.network
+        if recipe.mode == "finetune":
+            self.unfreeze(recipe.unfreeze or (list(self.backbone.blocks)[-1],))
+
+    def choose_pooling(self, pooling: Pooling) -> None:
+        """Makes the head anew, on another pooling."""
+        self.recipe = dataclasses.replace(self.recipe, pooling=pooling)
+        with self._strategy.scope():
+            self.head = self.recipe.head.layers(len(self._class_names), self.recipe.seed)
+
+    def unfreeze(self, words: Sequence[str]) -> None:
+        """Sets what fine-tuning trains: blocks or layers, with all that is behind them."""
+        boundary, self.unfrozen = backbones.find_trainable(self.backbone, words)
+        self.front, self.back = None, self.backbone.network
+        if boundary is not None:
+            self.front, self.back = backbones.cut(self.backbone.network, boundary)
+        self._check_unfrozen()
+
+    def take_head(self, other: Classifier) -> str:
+        """Gives the head the weights of another run's, if its classes and layers are the same; returns what was done."""
+        if other.class_names != tuple(self._class_names):
+            return "the head begins anew: the classes are others"
+        self.on_features()  # builds the head
+        names = [layer.name for layer in other.model.layers]
+        theirs = other.model.layers[names.index("pooling") :]
+        if _kind(theirs) != _kind(self.head):
+            return "the head begins anew: its layers are others"
+        for layer in self.head:
+            if layer.weights:
+                layer.set_weights(other.model.get_layer(layer.name).get_weights())
+        self.head_from = other.sha256
+        return "the head begins with its weights, too"
+
+    def _check_unfrozen(self) -> None:
+        """With live BatchNorm, a layer that stays frozen beside those that are trained would have its Dropout on."""
+        names = [name for name, layer in find_layers(self.back).items() if not isinstance(layer, keras.layers.InputLayer)]
+        beside = [name for name in names if name not in self.unfrozen]
+        if self.recipe.train_batch_norm and beside:
+            raise ValueError(
+                f"train_batch_norm: unfreeze={','.join(self.recipe.unfreeze)} leaves layers frozen beside those that are"
+                f" trained ({', '.join(beside[:3])}); unfreeze a whole block"
+            )
+
+    # ---- networks, one for each way of training; each sets what is trainable, for BatchNorm asks its layer
+
+    def on_features(self) -> keras.Sequential:
+        """Returns the head alone: features [B, h, w, D] -> logits."""
+        _set_trainable(self.backbone.network, False)
+        return self._sequence(self.backbone.network.outputs[0], self.head)
+
+    def frozen(self) -> keras.Sequential:
+        """Returns the whole, its backbone frozen: uint8 [B, H, W, 3] -> logits."""
+        _set_trainable(self.backbone.network, False)
+        return self._on_pictures([layers.Trunk(self.backbone.network, True, name="frozen")])
+
+    def all_trained(self) -> keras.Sequential:
+        """Returns the whole, all of it trained: uint8 [B, H, W, 3] -> logits."""
+        _set_trainable(self.backbone.network, True)
+        return self._on_pictures([layers.Trunk(self.backbone.network, self._is_inference, name="tuned")])
+
+    def partly_trained(self) -> keras.Sequential:
+        """Returns the whole, the unfrozen layers trained: uint8 [B, H, W, 3] -> logits."""
+        self._unfreeze()
+        front = [] if self.front is None else [layers.Trunk(self.front, True, name="frozen")]
+        return self._on_pictures([*front, layers.Trunk(self.back, self._is_inference, name="tuned")])
+
+    def partly_trained_on_features(self) -> keras.Sequential:
+        """Returns what is behind the boundary: features of `front` -> logits."""
+        self._unfreeze()
+        if self.front is None:
+            raise ValueError("nothing of the backbone stays frozen: there is no prefix to compute once")
+        return self._sequence(self.front.outputs[0], [layers.Trunk(self.back, self._is_inference, name="tuned"), *self.head])
+
+    def _unfreeze(self) -> None:
+        _set_trainable(self.backbone.network, True)
+        for layer in self.backbone.network.layers:
+            layer.trainable = layer.name in self.unfrozen
+
+    @property
+    def _is_inference(self) -> bool:
+        return not self.recipe.train_batch_norm
+
+    def _on_pictures(self, trunks: Sequence[keras.layers.Layer]) -> keras.Sequential:
+        images = keras.KerasTensor((None, *(self.recipe.image_size or ()), 3), "uint8")
+        return self._sequence(images, [self.preprocessing, *trunks, *self.head])
+
+    def _sequence(self, values: Any, parts: Sequence[keras.layers.Layer]) -> keras.Sequential:
+        with self._strategy.scope():
+            return keras.Sequential([keras.Input(values.shape[1:], dtype=values.dtype), *parts])
+
+    # ---- what is trained, and how fast
+
+    def groups(self, *, backbone: bool) -> list[RateGroup]:
+        """Returns the trained variables by rate: the head's, then, with `backbone`, each block's from the uppermost down."""
+        groups = [([variable for layer in self.head for variable in layer.trainable_variables], 1.0)]
+        if backbone:
+            groups += self._blocks_by_rate()
+        with self._strategy.scope():
+            return [RateGroup(self._optimizer(), variables, multiplier) for variables, multiplier in groups if variables]
+
+    def _blocks_by_rate(self) -> list[tuple[list[keras.Variable], float]]:
+        decay = self.recipe.layer_decay if self._pretrained else 1.0
+        variables = [[v for layer in block for v in layer.trainable_variables] for _, block in self._blocks()]
+        trained = [group for group in reversed(variables) if group]
+        if decay == 1.0:
+            return [([variable for group in trained for variable in group], 1.0)]
+        return [(group, decay**depth) for depth, group in enumerate(trained)]
+
+    def _blocks(self) -> list[tuple[str, list[Any]]]:
+        """Returns the layers of each block, from input to output."""
+        layers_by_name = find_layers(self.backbone.network)
+        order = list(layers_by_name)
+        ends = [order.index(last) + 1 for last in self.backbone.blocks.values()]
+        spans = zip(self.backbone.blocks, [0, *ends], ends, strict=False)
+        # Bare operations, x + y, are among them, and have no weights.
+        named = ((name, [layers_by_name[layer] for layer in order[start:end]]) for name, start, end in spans)
+        return [(name, [layer for layer in found if isinstance(layer, keras.layers.Layer)]) for name, found in named]
+
+    def _optimizer(self) -> keras.optimizers.Optimizer:
+        recipe = self.recipe
+        if recipe.optimizer == "adamw":
+            optimizer = keras.optimizers.AdamW(1e-3, weight_decay=recipe.weight_decay)
+        else:
+            optimizer = keras.optimizers.SGD(1e-3, momentum=recipe.momentum, nesterov=True, weight_decay=recipe.weight_decay)
+        if recipe.weight_decay:
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        return optimizer
+
+    def parameters(self, trained: Sequence[keras.Variable]) -> list[BlockCount]:
+        """Returns a line for each block of the backbone and one for the head: how much of it is trained, how much is not."""
+        ids = {id(variable) for variable in trained}
+        lines = []
+        for name, block in [*self._blocks(), ("head", self.head)]:
+            weights = [weight for layer in block for weight in layer.weights]
+            sizes = [(id(weight) in ids, int(tf.size(weight.value))) for weight in weights]
+            num_trained = sum(size for is_trained, size in sizes if is_trained)
+            lines.append(BlockCount(name, len(block), num_trained, sum(size for _, size in sizes) - num_trained))
+        return lines
+
+    # ---- the result
+
+    def classifier(self) -> keras.Model:
+        """Returns the classifier with the present weights, a copy that computes in float32 whatever training did."""
+        recipe, network = self.recipe, self.backbone.network
+        with heads.dtype_policy("float32"):
+            # Not built anew: names that Keras makes up would be others, and a function by import path may draw its weights.
+            twin = keras.models.clone_model(network, clone_function=_in_float32, recursive=True)
+            mode, samples = self.backbone.preprocessing, self.preprocessing.samples
+            preprocessing = layers.Preprocessing(mode, recipe.resize, samples, name="preprocessing")
+            head = recipe.head.layers(len(self._class_names), recipe.seed)
+            trunk = layers.Trunk(twin, True, name="trunk")
+            model = heads.assemble([trunk], preprocessing, head, self._class_names, recipe.image_size or (0, 0))
+        twin.set_weights(network.get_weights())
+        for layer, trained in zip(head, self.head, strict=True):
+            layer.set_weights(trained.get_weights())
+        return model
+
+
+def _in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
+    config = layer.get_config()
+    if "dtype" in config and not isinstance(layer, keras.layers.InputLayer):
+        config["dtype"] = "float32"
+    return type(layer).from_config(config)
+
+
+def _kind(head: Sequence[keras.layers.Layer]) -> list[Any]:
+    """Returns what two heads must have in common for one to take the other's weights."""
+    return [type(head[0]), *[(layer.name, [weight.shape for weight in layer.weights]) for layer in head if layer.weights]]
+
+
+def _build(recipe: Recipe, weights: str) -> Backbone:
+    if recipe.image_size is None:
+        raise ValueError("the recipe is not complete: image_size is None")
+    backbone = backbones.build(
+        recipe.backbone, image_size=recipe.image_size, weights=weights, preprocessing=recipe.preprocessing, grey=recipe.grey
+    )
+    return backbone if recipe.feature_layer is None else heads.truncate(backbone, recipe.feature_layer)
+
+
+def _set_trainable(network: keras.Model, value: bool) -> None:
+    # A model that says so already passes an assignment over, whatever its inner models say (Keras 3.15).
+    network.trainable = not value
+    network.trainable = value

@@ -1,0 +1,219 @@
+"""Logistic regression on cached features: the heads that a run chooses among, in seconds.
+
+    found = search(train, val, ["average", "max", "flatten"])
+    found.best.pooling, found.kernel, found.bias
+
+Every pooling is tried with every decay. The pooling of the least log loss on the validation rows wins, and of it the strongest
+decay whose loss is within one standard error of that (Breiman et al. 1984): it generalises as well as can be told, and leaves
+fine-tuning something to learn. Log loss, and not accuracy, which in a small split differs by an image or two.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+from tfpipe.common.errors import DataError
+from tfpipe.common.text import plural
+from tfpipe.models.features import Features
+from tfpipe.networks.head_options import Pooling
+
+Array = np.ndarray[Any, Any]
+
+# scikit-learn's C, for rows whose root mean square is 1: the loss of one row against half the squared norm of the kernel.
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
+_MOST_BYTES = 1 << 30  # of the rows of a pooling; a larger one is left out
+_CHUNK = 256  # feature maps in memory at once
+_MAX_ITERATIONS, _TOLERANCE = 300, 1e-5  # where classes overlap, a weak decay would take thousands, for nothing
+# Of rows that are worth several threads of BLAS: with fewer they wait for each other more than they compute (864 rows of 864
+# numbers took 27 times the processor's time, on two busy cores).
+_SHARED_BYTES = 64 << 20
+
+_POOL: dict[Pooling, Callable[[Array], Array]] = {
+    "average": lambda maps: maps.mean((1, 2)),
+    "max": lambda maps: maps.max((1, 2)),
+    "flatten": lambda maps: maps.reshape(len(maps), -1),
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Labelled feature maps: some positions of one or more views of a split.
+
+    Attributes:
+        views: of the split.
+        positions: int64 [N], those that take part.
+        labels: int64 [N], their classes.
+        weights: float64 [N], their weight in the loss.
+    """
+
+    views: Sequence[Features]
+    positions: Array
+    labels: Array
+    weights: Array | None = None
+
+    @property
+    def count(self) -> int:
+        """Rows of all views."""
+        return len(self.views) * len(self.positions)
+
+    def repeated(self, values: Array) -> Array:
+        """Returns a value of each position for each row."""
+        return np.tile(values, len(self.views))
+
+    def pooled(self, pooling: Pooling) -> Array:
+        """Returns the features as float32 [views * N, D]."""
+        return np.concatenate([_POOL[pooling](chunk) for chunk in self._chunks()])
+
+    def _chunks(self) -> Iterator[Array]:
+        for view in self.views:
+            for first in range(0, len(self.positions), _CHUNK):
+                yield view.rows(self.positions[first : first + _CHUNK]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A head that was tried.
+
+    Attributes:
+        pooling: what it sees of a feature map.
+        strength: one of STRENGTHS; the higher, the less the kernel is held down.
+        val_loss: mean log loss on the validation rows.
+        val_error: standard error of val_loss.
+        val_accuracy: on the same.
+    """
+
+    pooling: Pooling
+    strength: float
+    val_loss: float
+    val_error: float
+    val_accuracy: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        best: the candidate that was taken.
+        candidates: all of them, in the order in which they were tried.
+        kernel: float32 [D, C], of the best.
+        bias: float32 [C], of the best.
+    """
+
+    best: Candidate
+    candidates: Sequence[Candidate]
+    kernel: Array
+    bias: Array
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the best and all candidates as JSON can hold them."""
+        return {"best": asdict(self.best), "candidates": [asdict(candidate) for candidate in self.candidates]}
+
+    def __str__(self) -> str:
+        best, poolings = self.best, {candidate.pooling for candidate in self.candidates}
+        return (
+            f"logistic regression on {best.pooling} pooling with C={best.strength:g}: validation loss {best.val_loss:.4f},"
+            f" accuracy {best.val_accuracy:.4f}, the best of {len(self.candidates)} ({plural(len(poolings), 'pooling')} with"
+            f" {plural(len(STRENGTHS), 'decay')} each)"
+        )
+
+
+def fitting(rows: Rows, poolings: Sequence[Pooling]) -> list[Pooling]:
+    """Returns the poolings whose rows fit into memory, and of maps of one place a single one; the first one always."""
+    height, width, depth = rows.views[0].shape
+    if height * width == 1:  # they are all the same
+        return list(poolings[:1])
+    width_of = {"average": depth, "max": depth, "flatten": height * width * depth}
+    return [name for name in poolings if name == poolings[0] or rows.count * width_of[name] * 4 <= _MOST_BYTES]
+
+
+def search(train: Rows, val: Rows, poolings: Sequence[Pooling], report: Callable[[Candidate], None] | None = None) -> Found:
+    """Fits a logistic regression for every pooling and decay; returns the one that does best on the validation rows.
+
+    The same rows give the same head, whatever the seed of the run.
+
+    Args:
+        train: of every class at least one row.
+        val: at least one row; of a single view.
+        poolings: those to try, see `fitting`.
+        report: called with each candidate.
+
+    Raises:
+        DataError: a feature is not finite.
+    """
+    candidates: list[Candidate] = []
+    fits: list[tuple[Array, Array]] = []  # of the best pooling so far
+    for pooling in poolings:
+        val_rows = val.pooled(pooling)
+        weights = None if train.weights is None else train.repeated(train.weights)
+        tried: list[Candidate] = []
+        fitted: list[tuple[Array, Array]] = []
+        for strength, kernel, bias in _path(train.pooled(pooling), train.repeated(train.labels), weights):
+            losses = -log_softmax((val_rows @ kernel + bias).astype(np.float64), axis=1)
+            of_labels = losses[np.arange(len(losses)), val.labels]
+            error = float(of_labels.std() / math.sqrt(len(of_labels)))
+            accuracy = float((losses.argmin(1) == val.labels).mean())
+            tried.append(Candidate(pooling, strength, float(of_labels.mean()), error, accuracy))
+            fitted.append((kernel, bias))
+            if report is not None:
+                report(tried[-1])
+        if min(map(_loss, tried)) < min(map(_loss, candidates), default=math.inf):
+            fits = fitted
+        candidates += tried
+    least = min(candidates, key=_loss)
+    same = [candidate for candidate in candidates if candidate.pooling == least.pooling]
+    index = next(place for place, one in enumerate(same) if one.val_loss <= least.val_loss + least.val_error)
+    return Found(same[index], candidates, *fits[index])
+
+
+def _loss(candidate: Candidate) -> float:
+    return candidate.val_loss
+
+
+def _path(rows: Array, labels: Array, weights: Array | None) -> Iterator[tuple[float, Array, Array]]:
+    """Yields (strength, kernel float32 [D, C], bias float32 [C]) for each strength, each fit begun at the one before."""
+    if not np.isfinite(rows).all():
+        raise DataError("features are not finite: the backbone's weights are damaged, or overflow in this precision")
+    mean = rows.mean(0, dtype=np.float64)
+    points = rows - mean.astype(np.float32)  # changes the bias alone, and takes a tenth of the iterations
+    # One scale for all features: divided each by its own, those that are nearly always zero would count as much as the rest.
+    scale = math.sqrt(float(np.mean(np.square(points, dtype=np.float64)))) or 1.0
+    points, lift = _reduce(points / np.float32(scale))
+    doubled = points.astype(np.float64)
+    num_threads = 1 if doubled.nbytes < _SHARED_BYTES else None  # None: as many as BLAS takes
+    model = LogisticRegression(max_iter=_MAX_ITERATIONS, tol=_TOLERANCE, warm_start=True)
+    for strength in STRENGTHS:
+        model.set_params(C=strength)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # it is judged by its loss, however far it came
+            with threadpool_limits(num_threads, "blas"):
+                model.fit(doubled, labels, sample_weight=weights)
+        kernel = lift(model.coef_.T) / scale
+        bias = model.intercept_ - mean @ kernel
+        if kernel.shape[1] == 1:  # of two classes scikit-learn fits the difference
+            kernel, bias = np.hstack([-kernel, kernel]) / 2, np.concatenate([-bias, bias]) / 2
+        yield strength, kernel.astype(np.float32), bias.astype(np.float32)
+
+
+def _reduce(rows: Array) -> tuple[Array, Callable[[Array], Array]]:
+    """Returns the rows in as few coordinates as there are rows, and the way back for a kernel.
+
+    A penalised regression does not see a rotation, and its kernel lies in the span of the rows: the fit is the same.
+    """
+    if rows.shape[1] <= len(rows):
+        return rows, lambda kernel: kernel
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    kept = values > values[-1] * 1e-6  # float32 knows no more
+    lengths = np.sqrt(values[kept])
+    basis = rows.T @ (vectors[:, kept] / lengths)
+    return vectors[:, kept] * lengths, lambda kernel: basis @ kernel

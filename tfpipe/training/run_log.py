@@ -1,0 +1,213 @@
+"""The course of a run in files: log.jsonl, history.csv and TensorBoard's events.
+
+    journal = Journal(folder, position=saved)     # 0 for a new run
+    journal.scalars(step, epoch, "head", loss=0.3)
+    journal.epoch({"phase": "head", "epoch": 1, "train_loss": 0.3, "val_accuracy": 0.9, "train_seconds": 4.2})
+    saved = journal.position()                    # goes into the checkpoint
+    journal.close()
+
+log.jsonl holds everything, a line per event; history.csv is the table of its epochs. A run that was killed and went on from
+a checkpoint leaves the files of one that was not, but for values whose names end with _seconds. TensorBoard's events after
+the checkpoint stay, doubled: they are for looking at.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+import numbers
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import open_regular, read_bytes, written_atomically
+from tfpipe.common.text import plural
+from tfpipe.training.profiling import Profile
+
+LOG_NAME = "log.jsonl"
+HISTORY_NAME = "history.csv"
+TENSORBOARD_NAME = "tensorboard"
+PROFILE_NAME = "profile.txt"
+
+COLUMNS = (
+    "phase",
+    "epoch",  # of the phase, from 1
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "learning_rate",
+    "train_seconds",
+    "val_seconds",
+)
+
+_log = logging.getLogger("tfpipe")
+
+
+class Journal:
+    """Writes down what a run does, each line at once.
+
+    Args:
+        folder: of the run; made if it is not there.
+        tensorboard: False writes no events.
+        position: what `position()` was at the checkpoint from which the run goes on; later lines are removed. 0: all are.
+        profile_steps: number of steps to measure and trace; 0 for none.
+
+    Raises:
+        DataError: a line before `position` is damaged. A torn line at the end is what a kill leaves, and removed.
+    """
+
+    def __init__(self, folder: Path, *, tensorboard: bool = True, position: int = 0, profile_steps: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = _read_lines(folder / LOG_NAME, position)
+        epochs = [event for event in map(json.loads, lines) if event["event"] == "epoch"]
+        with written_atomically(folder / LOG_NAME) as file:
+            file.writelines(lines)
+        with written_atomically(folder / HISTORY_NAME) as file:  # from the log, so that the two agree wherever a kill came
+            file.writelines([_csv_line(COLUMNS), *map(_history_line, epochs)])
+        self._num_events, self._num_epochs = len(lines), len(epochs)
+        self._files = [open(folder / name, "ab", buffering=0) for name in (LOG_NAME, HISTORY_NAME)]  # noqa: SIM115 (close)
+        self._writer = _event_writer(folder / TENSORBOARD_NAME) if tensorboard else None
+        self._profile = Profile(folder / TENSORBOARD_NAME, folder / PROFILE_NAME, profile_steps)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def scalars(self, step: int, epoch: int, phase: str, **values: Any) -> None:
+        """Writes values of a step to the log and, named PHASE/NAME, to TensorBoard."""
+        self._write({"event": "step", "phase": phase, "epoch": epoch, "step": step, **values})
+        self._plot(phase, step, values)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Writes a row of the history, to the log too and, named epoch/NAME over the epochs of all phases, to TensorBoard.
+
+        Args:
+            row: a value for some or all of COLUMNS.
+
+        Raises:
+            ValueError: there are others.
+        """
+        if unknown := set(row) - set(COLUMNS):
+            raise ValueError(f"{HISTORY_NAME} has no column {', '.join(sorted(unknown))}; it has {', '.join(COLUMNS)}")
+        event = self._write({"event": "epoch", **row})
+        self._files[1].write(_history_line(event))
+        self._num_epochs += 1
+        self._plot("epoch", self._num_epochs, {name: row[name] for name in row if name not in ("phase", "epoch")})
+
+    def position(self) -> int:
+        """Returns what a checkpoint has to keep: how many lines were written, which are safe on the disk by then."""
+        for file in self._files:
+            os.fsync(file.fileno())
+        return self._num_events
+
+    def graph(self, function: Any, *examples: Any) -> None:
+        """Shows TensorBoard the graph of a `tf.function` called with examples, or of a concrete function."""
+        if self._writer is not None:
+            import tensorflow as tf
+
+            with self._writer.as_default():
+                concrete = function if hasattr(function, "graph") else function.get_concrete_function(*examples)
+                tf.summary.graph(concrete.graph)
+
+    def step(self) -> Any:
+        """Returns a context for a step of training, which measures it if `profile_steps` says so; see `Profile`."""
+        return self._profile.step()
+
+    def close(self) -> None:
+        """Ends the writing; a second time does nothing."""
+        self._profile.close()
+        for file in self._files:
+            file.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        plain = {name: _plain(value) for name, value in event.items()}
+        self._files[0].write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+        self._num_events += 1
+        return plain
+
+    def _plot(self, group: str, step: int, values: Mapping[str, Any]) -> None:
+        if self._writer is None:
+            return
+        import tensorflow as tf
+
+        with self._writer.as_default(step):  # flushes at its end
+            for name, value in values.items():
+                if value is not None and not isinstance(value, str):
+                    tf.summary.scalar(f"{group}/{name}", float(value))
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a run's history: phase is text, epoch an int, the others floats, NaN where there is no number."""
+    path = folder / HISTORY_NAME
+    with io.TextIOWrapper(open_regular(path), "utf-8", newline="") as file:
+        try:
+            return [{name: _parse(name, row[name]) for name in COLUMNS} for row in csv.DictReader(file)]
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise DataError(f"not a history as tfpipe writes it ({type(error).__name__}: {error})", path=path) from None
+
+
+def _parse(name: str, text: str) -> Any:
+    if name == "phase":
+        return text
+    if name == "epoch":
+        return int(text) if text else None
+    return float(text) if text else math.nan
+
+
+def _read_lines(path: Path, position: int) -> list[bytes]:
+    """Returns the first lines of a log, of which a torn last one is none."""
+    data = read_bytes(path) if position and path.exists() else b""
+    lines = data.split(b"\n")[:-1][:position]
+    if len(lines) < position:
+        _log.warning("%s: %s before the checkpoint, left: %d", path, plural(position, "line"), len(lines))
+    for index, line in enumerate(lines):
+        if not _is_event(line):
+            offset = sum(len(before) + 1 for before in lines[:index])
+            raise DataError(f"line {index + 1} is damaged; delete the file to go on without it", path=path, offset=offset)
+    return [line + b"\n" for line in lines]
+
+
+def _is_event(line: bytes) -> bool:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(event, dict) and "event" in event
+
+
+def _history_line(event: Mapping[str, Any]) -> bytes:
+    return _csv_line(["" if event.get(name) is None else event[name] for name in COLUMNS])
+
+
+def _csv_line(cells: Iterable[Any]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value as JSON can hold it: NaN and infinity, for which JSON has no word, as null."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, numbers.Integral):  # NumPy's, too
+        return int(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _event_writer(folder: Path) -> Any:
+    import tensorflow as tf
+
+    return tf.summary.create_file_writer(str(folder))

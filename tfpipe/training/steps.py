@@ -1,0 +1,344 @@
+"""The steps of a phase as compiled functions: one at a time, or many batches of features in one call.
+
+    steps = Steps(phase, strategy)
+    loss, correct = steps.take(batch, rows=32, rate=1e-3, decay=0.0)          # float32 []
+    losses, corrects = steps.take_block(block, rates, decays)                 # float32 [steps], the same bits
+
+A step that is computed in parts has the gradient of the whole batch, and needs memory for one part at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfpipe.common.errors import DataError
+from tfpipe.common.text import exactly
+from tfpipe.training.batches import Batch, Batches, Block, FeatureBatches
+from tfpipe.training.schedules import EarlyStopping, Schedule
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class RateGroup:
+    """Variables that are trained at `multiplier` times the learning rate, by an optimiser of their own."""
+
+    optimizer: keras.optimizers.Optimizer
+    variables: Sequence[keras.Variable]
+    multiplier: float
+
+
+@dataclass
+class Phase:
+    """One stretch of training: a network, what of it is trained, on what, and for how long.
+
+    Attributes:
+        name: in logs and files.
+        network: batch inputs -> logits float32 [B, C].
+        groups: what is trained.
+        batches: training and validation data.
+        epochs: at most.
+        schedule: of the learning rate.
+        stopping: when to end before.
+        label_smoothing: share of each target that is spread over all classes.
+        class_weights: float [C], weight of each class in the loss.
+        ema: decay of the moving average of the weights, which validation and the result then take; 0 for none.
+        continues: the weights are those of a phase before, and stay if no epoch makes them better.
+        tf32: float32 is multiplied in TF32, where the device can.
+        accumulate: parts that the batch of a step is computed in, on each replica.
+        fits: whether a batch that does not fit into memory is computed in more parts.
+    """
+
+    name: str
+    network: keras.Sequential
+    groups: Sequence[RateGroup]
+    batches: Batches
+    epochs: int
+    schedule: Schedule
+    stopping: EarlyStopping
+    label_smoothing: float = 0.0
+    class_weights: Array | None = None
+    ema: float = 0.0
+    continues: bool = False
+    tf32: bool = False
+    accumulate: int = 1
+    fits: bool = False
+
+    @property
+    def trained(self) -> list[keras.Variable]:
+        """All variables that are trained."""
+        return [variable for group in self.groups for variable in group.variables]
+
+
+class Steps:
+    """What is computed in a phase, and the variables that it changes.
+
+    Args:
+        phase: what is trained; its optimisers are built.
+        strategy: of the devices; the phase's variables were made in its scope.
+
+    Attributes:
+        result: what the network is after training: what is trained, and BatchNorm's statistics, which belong to these weights.
+        averages: moving averages of these; none without `ema`.
+        num_workers: processes that train together.
+        parts: `accumulate` as it is now.
+    """
+
+    def __init__(self, phase: Phase, strategy: tf.distribute.Strategy) -> None:
+        self._phase, self._strategy = phase, strategy
+        with strategy.scope():
+            for group in phase.groups:
+                group.optimizer.build(group.variables)
+        trained = {id(variable) for variable in phase.trained}
+        trained |= {id(variable) for layer in phase.network.layers if layer.name == "frozen" for variable in layer.variables}
+        # Seeds of dropout and statistics of BatchNorm change while training, too.
+        self._others = [variable for variable in phase.network.variables if id(variable) not in trained]
+        moving = [variable for variable in self._others if keras.backend.is_float_dtype(variable.dtype)]
+        self.result = [*phase.trained, *moving]
+        self.averages = [tf.Variable(variable.numpy()) for variable in self.result] if phase.ema else []
+        self.num_workers = count_workers(strategy)
+        self._replicas = int(strategy.num_replicas_in_sync) // self.num_workers
+        self.divide(phase.accumulate)
+
+    def divide(self, parts: int) -> None:
+        """Computes each step from now on in so many parts."""
+        self.parts = parts
+        self._take = tf.function(self._step, autograph=False, reduce_retracing=True)
+        for name in ("_take_block", "validate_block"):
+            self.__dict__.pop(name, None)
+
+    @property
+    def part_size(self) -> int:
+        """Rows that are computed at once, on each replica."""
+        return math.ceil(self._phase.batches.batch_size / self._replicas / self.parts)
+
+    @property
+    def validation_size(self) -> int:
+        """Rows that are validated at once, on one device."""
+        return math.ceil(self._phase.batches.batch_size / self.parts)
+
+    @property
+    def in_blocks(self) -> FeatureBatches | None:
+        """The phase's batches, if many steps on them can be taken in one call."""
+        batches, alone = self._phase.batches, self._strategy.num_replicas_in_sync == 1
+        return batches if alone and isinstance(batches, FeatureBatches) else None
+
+    # ---- training
+
+    def take(self, batch: Batch, rows: int, rate: float, decay: float) -> tuple[Any, Any]:
+        """Takes one step; returns (sum of the losses, number of right answers) of this batch's images, float32 [].
+
+        Args:
+            batch: of this worker.
+            rows: images of the step, of all workers.
+            rate: the learning rate.
+            decay: of the moving averages, if there are such.
+        """
+        numbers = _float(rows), _float(self._rates(rate)), _float(decay)
+        found: tuple[Any, Any] = self._take(*self._distribute(batch), *numbers)
+        return found
+
+    def take_block(self, block: Block, rates: Sequence[float], decays: Sequence[float]) -> tuple[Any, Any]:
+        """Takes the steps of a block in one call; returns what `take` does of each, float32 [steps]."""
+        found: tuple[Any, Any] = self._take_block(*block, _float([self._rates(rate) for rate in rates]), _float(decays))
+        return found
+
+    def _rates(self, rate: float) -> list[float]:
+        return [rate * group.multiplier for group in self._phase.groups]
+
+    def _step(self, inputs: Any, targets: Any, weights: Any, rows: Any, rates: Any, decay: Any) -> tuple[Any, Any]:
+        for group, rate in zip(self._phase.groups, tf.unstack(rates), strict=True):
+            group.optimizer.learning_rate.assign(rate)
+        loss, correct = self._strategy.run(self._replica_step, args=(inputs, targets, weights, rows))
+        for average, variable in zip(self.averages, self.result, strict=True) if self.averages else ():
+            average.assign_sub((1 - decay) * (average - variable.value))
+        total = tf.distribute.ReduceOp.SUM
+        return self._strategy.reduce(total, loss, axis=None), self._strategy.reduce(total, correct, axis=None)
+
+    def _replica_step(self, inputs: Any, targets: Any, weights: Any, rows: Any) -> tuple[Any, Any]:
+        loss, correct, *gradients = self._gradients_in_parts(inputs, targets, weights, rows)
+        for group in self._phase.groups:
+            size = len(group.variables)
+            group.optimizer.apply(gradients[:size], group.variables)
+            gradients = gradients[size:]
+        return loss, correct
+
+    def _gradients_in_parts(self, inputs: Any, targets: Any, weights: Any, rows: Any) -> Sequence[Any]:
+        if self.parts == 1:
+            return self._gradients(inputs, targets, weights, rows, 1.0)
+        size, part = tf.shape(inputs)[0], self.part_size
+        unused: set[int] = set()
+
+        def add(first: Any, sums: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
+            rest = slice(first, first + part)
+            share = tf.cast(tf.minimum(part, size - first), tf.float32) / tf.cast(size, tf.float32)
+            found = self._gradients(inputs[rest], targets[rest], weights[rest], rows, share)
+            unused.update(index for index, value in enumerate(found) if value is None)
+            pairs = zip(sums, found, strict=True)
+            return first + part, [one if other is None else one + tf.convert_to_tensor(other) for one, other in pairs]
+
+        zeros = [tf.zeros([]), tf.zeros([]), *[tf.zeros(variable.shape, variable.dtype) for variable in self._phase.trained]]
+        # One part at a time: side by side they would need the memory of the whole batch.
+        _, sums = tf.while_loop(lambda first, _: first < size, add, (0, zeros), parallel_iterations=1)
+        return [None if index in unused else value for index, value in enumerate(sums)]  # the optimiser passes None over
+
+    def _gradients(self, inputs: Any, targets: Any, weights: Any, rows: Any, share: Any) -> list[Any]:
+        """Returns the sum of the losses, the number of right answers, and the gradients of a part of the batch."""
+        phase = self._phase
+        variables = [variable.value for variable in phase.trained]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            logits = phase.network(inputs, training=True)
+            losses = self._losses(logits, targets) * weights
+            # Gradients are summed over parts and replicas: each has its share of the mean over the global batch.
+            penalty = _penalty(phase.network) / self._strategy.num_replicas_in_sync * share
+            loss = tf.reduce_sum(losses) / rows + penalty
+        gradients = tape.gradient(loss, variables)
+        return [tf.reduce_sum(losses), _count_correct(logits, targets, weights), *gradients]
+
+    def _losses(self, logits: Any, targets: Any) -> Any:
+        smoothing = self._phase.label_smoothing
+        smooth = targets * (1 - smoothing) + smoothing / targets.shape[-1]
+        losses = tf.nn.softmax_cross_entropy_with_logits(smooth, tf.cast(logits, tf.float32))
+        if self._phase.class_weights is None:
+            return losses
+        return losses * tf.linalg.matvec(targets, tf.constant(self._phase.class_weights, tf.float32))
+
+    def _distribute(self, batch: Batch) -> tuple[Any, ...]:
+        """Returns the batch's parts, one for each replica of this worker."""
+        if self._replicas == 1:
+            return batch
+        inputs, targets, weights = (tf.convert_to_tensor(values) for values in batch)
+        # In place of blank rows, real pictures of the batch, still of weight 0: BatchNorm would take black ones into account.
+        real = tf.where(weights > 0)[:, 0]
+        if len(real):
+            places = tf.range(len(weights), dtype=tf.int64)
+            inputs = tf.gather(inputs, tf.where(weights > 0, places, tf.gather(real, places % len(real))))
+
+        def part(values: Any) -> Any:
+            size = len(values) // self._replicas
+            return self._strategy.experimental_distribute_values_from_function(
+                lambda context: values[context.replica_id_in_sync_group % self._replicas * size :][:size]
+            )
+
+        return part(inputs), part(targets), part(weights)
+
+    # ---- many steps in one call
+
+    @cached_property
+    def _take_block(self) -> Any:
+        def take(features: Any, places: Any, labels: Any, rates: Any, decays: Any) -> tuple[Any, ...]:
+            def step(number: Any, batch: Batch) -> tuple[Any, Any]:
+                rows = tf.cast(tf.shape(batch[0])[0], tf.float32)
+                return self._step(*batch, rows, rates[number], decays[number])
+
+            return self._over_batches(step, 2, self._phase.batches.batch_size, features, places, labels)
+
+        numbers = [tf.TensorSpec([None, len(self._phase.groups)], tf.float32), tf.TensorSpec([None], tf.float32)]
+        return _compiled(take, [*self._block_signature(), *numbers])
+
+    @cached_property
+    def validate_block(self) -> Any:
+        """The function that does for each batch of a block what `validate` does for one."""
+
+        def validate(features: Any, places: Any, labels: Any) -> tuple[Any, ...]:
+            size = self.validation_size
+            return self._over_batches(lambda _, batch: self._validation(*batch), 3, size, features, places, labels)
+
+        return _compiled(validate, self._block_signature())
+
+    def _block_signature(self) -> list[tf.TensorSpec]:
+        places = tf.TensorSpec([None], tf.int64)
+        return [] if self.in_blocks is None else [self.in_blocks.features_spec, places, places]
+
+    def _over_batches(
+        self, function: Any, num_outputs: int, size: int, features: Any, places: Any, labels: Any
+    ) -> tuple[Any, ...]:
+        """Returns what a function of (number, batch) gives for each batch, float32 [batches] of each of its outputs."""
+        num_rows = tf.shape(places)[0]
+        num_full, rest = num_rows // size, num_rows % size
+
+        def found(number: Any, count: Any) -> Any:
+            chosen, of_rows = (tf.slice(values, [number * size], [count]) for values in (places, labels))
+            targets = tf.one_hot(of_rows, self._phase.batches.num_classes)
+            return function(number, (tf.gather(features, chosen), targets, tf.ones([count])))
+
+        def body(number: Any, *outputs: tf.TensorArray) -> tuple[Any, ...]:
+            # Of a size that is known in advance: a third of the time.
+            return number + 1, *map(lambda output, value: output.write(number, value), outputs, found(number, size))
+
+        outputs = [tf.TensorArray(tf.float32, num_full) for _ in range(num_outputs)]
+        # One after the other, whatever TensorFlow thinks of variables in loops.
+        _, *outputs = tf.while_loop(lambda number, *_: number < num_full, body, (0, *outputs), parallel_iterations=1)
+        whole = tuple(output.stack() for output in outputs)
+
+        def with_rest() -> tuple[Any, ...]:
+            return tuple(tf.concat([values, [value]], 0) for values, value in zip(whole, found(num_full, rest), strict=True))
+
+        return tuple(tf.cond(rest > 0, with_rest, lambda: whole))
+
+    # ---- validation
+
+    @cached_property
+    def validate(self) -> Any:
+        """The function from a batch to (sum of the losses, number of right answers, of images), float32 []."""
+        return tf.function(self._validation, autograph=False, reduce_retracing=True)
+
+    def _validation(self, inputs: Any, targets: Any, weights: Any) -> tuple[Any, Any, Any]:
+        logits = self._phase.network(inputs, training=False)
+        losses = tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32)) * weights
+        return tf.reduce_sum(losses), _count_correct(logits, targets, weights), tf.reduce_sum(weights)
+
+    # ---- variables
+
+    def values(self) -> dict[str, list[Array]]:
+        """Returns the value of each variable that a step changes."""
+        return {name: [variable.numpy() for variable in group] for name, group in self._variables().items()}
+
+    def restore(self, values: dict[str, list[Array]]) -> None:
+        """Gives the variables what `values` returned."""
+        for name, variables in self._variables().items():
+            assign(variables, values[name])
+
+    def _variables(self) -> dict[str, list[Any]]:
+        optimizers = [variable for group in self._phase.groups for variable in group.optimizer.variables]
+        return {"trained": self._phase.trained, "others": self._others, "optimizers": optimizers, "averages": self.averages}
+
+
+def count_workers(strategy: tf.distribute.Strategy) -> int:
+    """Returns how many processes train together; TensorFlow 2.21 has no public name for it."""
+    return int(getattr(strategy.extended, "_num_workers", 1))
+
+
+def assign(variables: Sequence[Any], values: Sequence[Array]) -> None:
+    """Gives variables values."""
+    if len(variables) != len(values):
+        raise DataError(f"the saved state has {exactly(len(values), 'array')} where {len(variables)} are needed")
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _compiled(function: Callable[..., Any], signature: Sequence[tf.TensorSpec]) -> Any:
+    # Of a tf.function, TensorFlow would warn that it is traced too often: a short phase calls it a few times.
+    return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
+
+
+def _float(values: Any) -> tf.Tensor:
+    return tf.constant(values, tf.float32)
+
+
+def _penalty(network: keras.Model) -> Any:
+    return tf.add_n(network.losses) if network.losses else tf.zeros([])
+
+
+def _count_correct(logits: Any, targets: Any, weights: Any) -> Any:
+    right = tf.equal(tf.argmax(logits, -1), tf.argmax(targets, -1))
+    return tf.reduce_sum(tf.cast(right, tf.float32) * tf.sign(weights))

@@ -1,1 +1,0 @@
-"""Transfer: backbones, the classifier, its training and its evaluation. TensorFlow and Keras."""

@@ -1,0 +1,1 @@
+"""A data set on disk: checked, compared, extracted and salvaged. No TensorFlow, no numpy."""

@@ -1,0 +1,139 @@
+"""Comparison of two data sets, or of a data set with the folders that it was made from.
+
+for difference in diff("shards/", {"train": "photos/train", "test": "photos/test"}): ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from tfpipe.common.cores import count_cores
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import sha256_of
+from tfpipe.listing import walking
+from tfpipe.records import manifest as manifests
+from tfpipe.records.catalog import read_catalog
+from tfpipe.records.manifest import CATALOG_NAME
+
+_BATCH_FILES = 1024
+
+PathLike = str | os.PathLike[str]
+Side = PathLike | Mapping[str, PathLike]
+
+_Entry = tuple[str, str, str | None, str | None]  # key, SHA-256, class name, split
+
+
+class Difference(NamedTuple):
+    """One way in which two sides differ.
+
+    Attributes:
+        kind: "added", "removed", "changed" (content), "relabelled" (class name) or "moved" (split).
+        key: of the record; its file name where a side is a plain folder.
+        before: what side a has: the hash, class name or split; "" where it has no such key.
+        after: what side b has.
+    """
+
+    kind: str
+    key: str
+    before: str
+    after: str
+
+
+# Where one side is a plain folder, its class name and split are NULL: unknown, which differs from nothing.
+_QUERIES = {
+    "removed": "SELECT key, a.sha256, '' FROM a LEFT JOIN b USING (key) WHERE b.sha256 IS NULL",
+    "added": "SELECT key, '', b.sha256 FROM b LEFT JOIN a USING (key) WHERE a.sha256 IS NULL",
+    "changed": "SELECT key, a.sha256, b.sha256 FROM a JOIN b USING (key) WHERE a.sha256 != b.sha256",
+    "relabelled": "SELECT key, a.class_name, b.class_name FROM a JOIN b USING (key) WHERE a.class_name != b.class_name",
+    "moved": "SELECT key, a.split, b.split FROM a JOIN b USING (key) WHERE a.split != b.split",
+}
+
+
+def diff(a: Side, b: Side, *, workers: int | None = None) -> Iterator[Difference]:
+    """Yields what differs from `a` to `b`; nothing where they hold the same.
+
+    Two data sets are compared by key. Against a folder, a record counts by its file name, under which `extract` writes it:
+    keys may be a table's ids or rows of an HDF5 file. A data set's catalogue is taken at its word (its hash is checked;
+    `verify` checks the shards against it); of a folder, every file is read. Memory is flat: the keys are in a temporary table
+    on disk.
+
+    Args:
+        a: a data set, or a folder of pictures: key is the path below it, hidden files are passed over, labels and splits are
+            not compared; or several by prefix: {"train": "photos/a"} gives keys like "train/1.jpg", "" gives bare paths.
+        b: the same.
+        workers: threads that hash files; None: one per core.
+
+    Raises:
+        FileNotFoundError: a side is no folder, or has no catalogue.
+        DataError: a side's manifest or catalogue is damaged, two files or records of a side have one key, or two records
+            with different bytes have one file name and the other side is a folder.
+    """
+    with contextlib.closing(sqlite3.connect("")) as table:  # "": in a temporary file, gone when closed
+        for name, side, other in (("a", a, b), ("b", b, a)):
+            _fill(table, name, side, workers, by_filename=not is_data_set(other))
+        for kind, query in _QUERIES.items():
+            for key, before, after in table.execute(f"{query} ORDER BY key"):
+                yield Difference(kind, key, before, after)
+
+
+def is_data_set(side: Side) -> bool:
+    """True where a side has labels and splits to compare: a data set, and no plain folder."""
+    return not isinstance(side, Mapping) and (Path(side) / manifests.FILE_NAME).exists()
+
+
+def _fill(table: sqlite3.Connection, name: str, side: Side, workers: int | None, *, by_filename: bool) -> None:
+    table.execute(f"CREATE TABLE {name} (key TEXT PRIMARY KEY, sha256 TEXT, class_name TEXT, split TEXT) WITHOUT ROWID")
+    for entry in _entries(side, workers, by_filename):
+        try:
+            table.execute(f"INSERT INTO {name} VALUES (?, ?, ?, ?)", entry)  # noqa: S608 (a or b)
+        except sqlite3.IntegrityError:
+            ((sha256,),) = table.execute(f"SELECT sha256 FROM {name} WHERE key = ?", entry[:1])  # noqa: S608
+            what = "file name" if by_filename and is_data_set(side) else "key"
+            if what == "key" or sha256 != entry[1]:  # records of one file name and equal bytes are extracted to one file
+                raise DataError(f"two files or records of {side} have the same {what}, {entry[0]!r}") from None
+
+
+def _entries(side: Side, workers: int | None, by_filename: bool) -> Iterator[_Entry]:
+    if isinstance(side, Mapping):
+        for prefix, folder in side.items():
+            yield from _files(Path(folder), f"{prefix}/" if prefix else "", workers)
+    elif is_data_set(side):
+        yield from _records(Path(side), by_filename)
+    else:
+        yield from _files(Path(side), "", workers)
+
+
+def _records(directory: Path, by_filename: bool) -> Iterator[_Entry]:
+    manifest = manifests.load(directory)
+    if problem := manifests.hash_problem(directory / CATALOG_NAME, manifest.companions[CATALOG_NAME]):
+        raise problem
+    for row in read_catalog(directory):
+        yield row.filename if by_filename else row.key, row.sha256, row.class_name, row.split
+
+
+def _files(root: Path, prefix: str, workers: int | None) -> Iterator[_Entry]:
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: neither a data set nor a folder")
+    if (root / manifests.BUILD_FOLDER).exists():
+        manifests.load(root)  # raises: a build that did not finish is no folder of pictures
+    found = _found(root)
+    with ThreadPoolExecutor(workers or count_cores()) as pool:
+        while batch := list(itertools.islice(found, _BATCH_FILES)):
+            digests = pool.map(sha256_of, [Path(item.path) for item in batch])
+            for item, digest in zip(batch, digests, strict=True):
+                yield prefix + item.relative, digest, None, None
+
+
+def _found(root: Path) -> Iterator[walking.Found]:
+    for item in walking.walk(root):
+        if isinstance(item, walking.Found):
+            yield item
+        elif item.reason == "unreadable":
+            raise DataError(item.message, path=item.path)

@@ -1,0 +1,156 @@
+"""Extraction: the original files back, bit for bit.
+
+extract("shards/", "photos/")                  # photos/cat/1.jpg, ...
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import clear_up, temporary_beside
+from tfpipe.common.progress import ProgressBar
+from tfpipe.records import manifest as manifests
+from tfpipe.records.catalog import Row, read_catalog, read_split
+from tfpipe.records.manifest import Manifest, Shard
+from tfpipe.records.schema import Record
+from tfpipe.verification.findings import Finding
+from tfpipe.verification.reading import name_problem, read_shard
+
+_SHORT_NAME = "tfpipe"  # of temporary files: a picture's own may be as long as names can be
+
+
+def extract(
+    directory: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    progress: bool = True,
+) -> int:
+    """Writes the picture of each record to `output`/`image/filename`, and returns the number of records.
+
+    Each picture's hash, and each shard's, is checked. A file that is there with the same bytes is left alone, one with other
+    bytes is never overwritten, nothing is written outside `output`, and no unfinished file bears a final name. After an error
+    the same call goes on with the files that are not there yet.
+
+    Args:
+        directory: the data set's folder.
+        output: folder to write to, not within the data set; made if need be.
+        split: the split to extract, default all.
+        progress: show it on stderr.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+        FileExistsError: another file is in the way; the message names it.
+        ValueError: there is no such split, or `output` lies within the data set.
+        DataError: the data set is damaged (the message names shard, offset and source file), or a record's file name leads
+            out of `output`.
+        OSError: a file cannot be written: `filename` is its path.
+    """
+    manifest = manifests.load(directory)
+    names = list(manifest.splits) if split is None else [split]
+    shards = [(name, shard) for name in names for shard in manifest.split(name).shards]
+    if Path(output).resolve().is_relative_to(Path(directory).resolve()):
+        raise ValueError(f"{os.fspath(output)}: the output must be outside the data set's folder")
+    manifests.check_files(directory, manifest, names)
+    count = sum(shard.num_records for _, shard in shards)
+    writer = _Writer(Path(directory), Path(output), names)
+    with ProgressBar("extract", count, enabled=progress) as bar:
+        for name, shard in shards:
+            for offset, record in _records(Path(directory), manifest, name, shard):
+                writer.write(record, Path(directory) / shard.file, offset)
+                bar.add(1, len(record.encoded))
+    # Once for all: a sync per file would take longer than everything else.
+    os.sync()
+    return count
+
+
+def _records(directory: Path, manifest: Manifest, split: str, shard: Shard) -> Iterator[tuple[int, Record]]:
+    try:
+        yield from read_shard(directory, shard)
+    except DataError as error:
+        source = _source(directory, manifest, split, shard, error.offset)
+        message = f"{error.message}; `verify` lists all that is damaged, `salvage` rescues what is intact of a shard"
+        raise Finding(message, path=error.path, offset=error.offset, source=source) from None
+
+
+def _source(directory: Path, manifest: Manifest, split: str, shard: Shard, offset: int | None) -> str:
+    """Returns the file name of the record at an offset, "" where index and catalogue do not tell it."""
+    try:
+        for row, start, _ in read_split(directory, manifest, split):
+            if start == offset and manifest.splits[split].shards[row.shard] == shard:
+                return row.filename
+    except (OSError, DataError):  # only needed for a better message
+        pass
+    return ""
+
+
+def _stopped(error: OSError, path: Path) -> OSError:
+    """Returns the error with the path that it is about, which writing to a full disk does not say, and what to do."""
+    advice = "what was extracted is kept: once this is mended, the same command goes on"
+    return OSError(error.errno, f"{error.strerror or error} ({advice})", os.fspath(path))
+
+
+class _Writer:
+    def __init__(self, directory: Path, output: Path, splits: Sequence[str]) -> None:
+        self._directory, self._splits = directory, splits
+        output.mkdir(parents=True, exist_ok=True)
+        self._root = output.resolve()
+        self._safe: set[Path] = set()
+
+    def write(self, record: Record, shard: Path, offset: int) -> None:
+        """Writes one picture, unless it is there."""
+        target = self._target(record, shard, offset)
+        if os.path.lexists(target):
+            self._compare(target, record)
+            return
+        try:
+            with temporary_beside(target.with_name(_SHORT_NAME)) as temporary:
+                temporary.write_bytes(record.encoded)
+                os.replace(temporary, target)
+        except OSError as error:
+            raise _stopped(error, target) from error
+
+    def _target(self, record: Record, shard: Path, offset: int) -> Path:
+        """Returns where the record's file goes; its folder exists and lies within the output."""
+        if problem := name_problem(record.filename):
+            raise DataError(problem, path=shard, offset=offset)
+        target = self._root / PurePosixPath(record.filename)
+        if target.parent not in self._safe:
+            self._make_folder(target.parent, record.filename)
+        return target
+
+    def _make_folder(self, folder: Path, filename: str) -> None:
+        existing = folder
+        while not os.path.lexists(existing):
+            existing = existing.parent
+        # Before anything is made: a link within the output may lead out of it.
+        if not existing.resolve().is_relative_to(self._root):
+            raise FileExistsError(f"{existing}: a link that leads out of the output folder is in the way of {filename!r}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise FileExistsError(f"{existing}: a file is in the way of the folder of {filename!r}") from None
+        except OSError as error:
+            raise _stopped(error, self._root / filename) from error
+        clear_up(folder / _SHORT_NAME)
+        self._safe.add(folder)
+
+    def _compare(self, target: Path, record: Record) -> None:
+        if target.is_file() and target.stat().st_size == len(record.encoded) and target.read_bytes() == record.encoded:
+            return
+        for row in self._rivals(record):
+            raise FileExistsError(
+                f"{target}: two records with different bytes have this file name: {record.key!r} and {row.key!r} (split"
+                f" {row.split!r}); extract one split at a time, each to its own folder, with --split"
+            )
+        raise FileExistsError(f"{target}: there is another file of this name; it was not overwritten")
+
+    def _rivals(self, record: Record) -> list[Row]:
+        try:
+            rows = read_catalog(self._directory)
+            return [row for row in rows if row.filename == record.filename and row.sha256 != record.sha256]
+        except (OSError, DataError):  # only needed for a better message
+            return []

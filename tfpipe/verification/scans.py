@@ -1,0 +1,105 @@
+"""The pictures of a data set, each followed to its last code: what a decoder would only warn of, by shard and source file.
+
+findings, num_decoded = check_pictures(folder, manifest, 2, progress=True)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tfpipe.common.errors import DataError, RejectedImage
+from tfpipe.common.files import open_regular
+from tfpipe.common.progress import ProgressBar
+from tfpipe.common.workers import Progress, Workers
+from tfpipe.images import headers
+from tfpipe.records import schema, tfrecord
+from tfpipe.records.catalog import read_index
+from tfpipe.records.manifest import Manifest, index_file
+from tfpipe.verification.findings import Finding
+
+_TASK_RECORDS = 32
+
+
+class DecodeTask(NamedTuple):
+    """Records of one shard to look at.
+
+    Attributes:
+        path: of the shard.
+        offsets: where the records begin.
+    """
+
+    path: str
+    offsets: tuple[int, ...]
+
+
+class Damaged(NamedTuple):
+    """A picture that the decoder would complain of."""
+
+    path: str
+    offset: int
+    filename: str
+    message: str
+
+
+def check_pictures(directory: Path, manifest: Manifest, workers: int, *, progress: bool) -> tuple[list[Finding], int]:
+    """Returns the damaged pictures of all records that can be read, in reading order, and how many these records are.
+
+    What cannot be read is `verify`'s to tell.
+
+    Args:
+        directory: the data set's folder.
+        manifest: its manifest.
+        workers: processes.
+        progress: show it on stderr.
+    """
+    total = sum(split.num_records for split in manifest.splits.values())
+    found: list[Damaged] = []
+    num_decoded = 0
+    with ProgressBar("decode", total, enabled=progress) as bar, Workers(workers, __name__) as pool:
+        for message in pool.run("decode", _tasks(directory, manifest)):
+            if isinstance(message, Progress):
+                bar.add(*message)
+            else:
+                num_decoded += message[0]
+                found += message[1]
+    order = {str(directory / shard.file): i for i, shard in enumerate(s for x in manifest.splits.values() for s in x.shards)}
+    found.sort(key=lambda damaged: (order[damaged.path], damaged.offset))
+    return [Finding(d.message, path=d.path, offset=d.offset, source=d.filename) for d in found], num_decoded
+
+
+def _tasks(directory: Path, manifest: Manifest) -> Iterator[DecodeTask]:
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            with contextlib.suppress(DataError, OSError):  # an index that cannot be read is a finding of its own
+                offsets = (offset for offset, _ in read_index(directory / index_file(shard.file)))
+                while batch := tuple(itertools.islice(offsets, _TASK_RECORDS)):
+                    yield DecodeTask(str(directory / shard.file), batch)
+
+
+def decode(task: DecodeTask, report: Callable[[int, int], None]) -> tuple[int, list[Damaged]]:
+    """Returns how many pictures of a task could be read, and which of them are damaged; runs in a worker."""
+    found, path = [], Path(task.path)
+    num_decoded = num_bytes = 0
+    with contextlib.suppress(OSError, DataError), open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        for offset in task.offsets:
+            try:
+                record = schema.decode(tfrecord.read_frame(file, offset, size, path))
+            except DataError:
+                continue
+            num_decoded, num_bytes = num_decoded + 1, num_bytes + len(record.encoded)
+            try:
+                header = headers.read_header(record.encoded, max_pixels=headers.TENSORFLOW_MAX_PIXELS, decode=True)
+                facts, told = ((of.format, of.height, of.width) for of in (header, record))
+                problem = "" if facts == told else f"the image's format, height and width are {facts}, the record has {told}"
+            except RejectedImage as error:
+                problem = f"{error.reason}: {error}"
+            if problem:
+                found.append(Damaged(task.path, offset, record.filename, problem))
+    report(len(task.offsets), num_bytes)
+    return num_decoded, found
