@@ -121,7 +121,7 @@ WRONG = [
     ("predict", [PREDICT[0], "--input={0}/none.jpg", PREDICT[2]], "{0}/none.jpg: no such file or folder"),
     ("predict", [*PREDICT[:2], "--output={0}/none/out.csv"], "{0}/none/out.csv: there is no folder {0}/none to write to"),
     ("predict", [*PREDICT, "--format=jsonl", "--columns=label"], "--columns=label is for CSV"),
-    ("predict", [*PREDICT, "--split=test"], "--split='test' is of a data set"),
+    ("predict", [*PREDICT, "--split=test"], "--split='test' needs a data set"),
     ("predict", [PREDICT[0], "--input={0}/data", PREDICT[2]], "{0}/data: which split? It has train, test"),
     ("demo_page", ["--model={0}/nothing", "--port=0"], "{0}/nothing: no such model"),
     ("demo_page", ["--model={0}/model.tflite", "--data={0}/photos", "--port=0"], "a folder of images"),

@@ -19,7 +19,7 @@ from tfpipe.common import tables
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import IMAGE_SUFFIXES
 from tfpipe.common.text import plural
-from tfpipe.listing import walking
+from tfpipe.listing.folders import walk
 from tfpipe.records.manifest import check_name
 
 _log = logging.getLogger("tfpipe")
@@ -228,14 +228,14 @@ class _Finder:
 
     def _walked(self) -> dict[str, list[str]]:
         index: dict[str, list[str]] = {}
-        for item in walking.walk(self.base):
-            if isinstance(item, walking.Found):
-                name = unicodedata.normalize("NFC", item.relative)
-                index.setdefault(name, []).append(item.relative)
+        for item in walk(self.base):
+            if not item.reason:
+                name = unicodedata.normalize("NFC", item.name)
+                index.setdefault(name, []).append(item.name)
                 stem, suffix = os.path.splitext(name)
                 if suffix.lower() in IMAGE_SUFFIXES:
                     for short in {stem, os.path.basename(stem)}:
-                        index.setdefault(short, []).append(item.relative)
+                        index.setdefault(short, []).append(item.name)
         return index
 
     def none_found(self, table: Path, column: str, missing: list[Rejection]) -> DataError:

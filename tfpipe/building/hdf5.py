@@ -41,7 +41,7 @@ def _items(path: Path, split: str | None, class_names: Sequence[str]) -> Iterato
         yield Source(key, "", split, class_name, "hdf5", str(path), row, status.st_size, status.st_mtime_ns)
 
 
-def read_picture(path: str, row: int) -> bytes:
+def read_image(path: str, row: int) -> bytes:
     """Returns one picture as the bytes of a PNG file.
 
     Equal pixels give equal bytes with equal versions of Pillow, whose bundled zlib decides on them.

@@ -71,7 +71,7 @@ def _list_records(folder: Path, only: str | None, split_names: Mapping[str, str]
     )
 
 
-def read_picture(path: str, offset: int) -> bytes:
+def read_image(path: str, offset: int) -> bytes:
     """Returns the encoded picture of the record whose frame begins at `offset` of a shard.
 
     Raises:

@@ -20,7 +20,7 @@ from tfpipe.building.csv_rows import CONTROL, Choice
 from tfpipe.building.items import SPLIT_NAMES, Item, Listing, Notes, Rejection, Source, one_split
 from tfpipe.common import tables
 from tfpipe.common.files import is_hidden
-from tfpipe.listing import walking
+from tfpipe.listing.folders import walk
 
 LAYOUTS = ("folders", "filename", "csv", "flat", "hdf5", "tfds")
 DEFAULT_LABEL_PATTERN = r"(?P<label>[^._]+)[._]"
@@ -225,9 +225,9 @@ def _split_by_folder(root: Path, to_be_cut: bool, notes: Notes) -> SplitOf:
 def _picture_items(root: Path, prefix: str, split_of: SplitOf, label_of: LabelOf, notes: Notes) -> Iterator[Item]:
     if not root.is_dir():
         raise ValueError(f"{root}: not a folder")
-    for item in walking.walk(root):
-        key = prefix + item.relative
-        if isinstance(item, walking.Skipped):
+    for item in walk(root):
+        key = prefix + item.name
+        if item.reason:
             if item.reason == "hidden":
                 name = os.path.basename(item.path)
                 notes.hidden[_KINDS.get(name.lower(), "._*" if name.startswith("._") else "other hidden names")] += 1
@@ -237,7 +237,7 @@ def _picture_items(root: Path, prefix: str, split_of: SplitOf, label_of: LabelOf
                 yield Rejection(key, item.path, item.reason, item.message, fatal=item.reason != "link_loop")
             continue
         try:
-            split, below = split_of(PurePosixPath(item.relative))
+            split, below = split_of(PurePosixPath(item.name))
             class_name = label_of(below)
         except LookupError as error:
             yield Rejection(key, item.path, "no_class", str(error.args[0]))

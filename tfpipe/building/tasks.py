@@ -22,10 +22,10 @@ import google_crc32c
 
 from tfpipe.building import hdf5, prepared
 from tfpipe.common.errors import DataError, RejectedImage
-from tfpipe.common.files import open_regular, read_bytes, written_atomically
-from tfpipe.common.text import exactly
+from tfpipe.common.files import read_bytes, written_atomically
 from tfpipe.images import headers
 from tfpipe.images.headers import ImageHeader
+from tfpipe.listing import image_files
 from tfpipe.records import schema, tfrecord
 from tfpipe.records.catalog import Row
 from tfpipe.records.manifest import Shard, index_file
@@ -34,18 +34,17 @@ from tfpipe.records.samples import MAX_BITS
 Report = Callable[[int, int], None]  # records and bytes done since the last call
 
 _REPORT_SECONDS = 0.2
-_HEAD_BYTES = 4096
 _MAX_IMAGE_BYTES = (1 << 31) - (1 << 20)  # protobuf ends at 2 GiB, and the other features need some room
 _FIVE_BITS = 16  # levels: that many are held by four
 _CHANGED = "Put the file back as it was and run the same build again, or delete the output folder to start over"
 
 
-def read_picture(kind: str, path: str, place: int) -> bytes:
+def read_image(kind: str, path: str, place: int) -> bytes:
     """Returns a picture's encoded bytes; arguments as in `items.Source`."""
     if kind == "hdf5":
-        return hdf5.read_picture(path, place)
+        return hdf5.read_image(path, place)
     if kind == "tfrecord":
-        return prepared.read_picture(path, place)
+        return prepared.read_image(path, place)
     return read_bytes(path)
 
 
@@ -96,21 +95,22 @@ def audit(task: AuditTask, report: Report) -> list[tuple[int, Audited]]:
 
 def _audit_one(task: AuditTask, kind: str, path: str, place: int) -> Audited:
     try:
-        problem = _unfit(path, task.max_pixels) if kind == "file" else None
-        data = b"" if problem else read_picture(kind, path, place)
+        data, num_bytes = image_files.read_start(path, _MAX_IMAGE_BYTES) if kind == "file" else (b"", 0)
+        data = data if kind == "file" else read_image(kind, path, place)
+    except RejectedImage as error:
+        return Audited(reason=error.reason, message=error.message)
     except OSError as error:
         return Audited(reason="unreadable", message=error.strerror or str(error))
     except DataError as error:
         if kind != "file":  # damage inside a file of many images is not one image's
             raise
         return Audited(reason="unreadable", message=error.message)
-    if problem:
-        return problem
-    digest = hashlib.sha256(data).hexdigest()
+    is_whole = kind != "file" or len(data) >= num_bytes
+    digest = hashlib.sha256(data).hexdigest() if is_whole else None
     try:
         header = headers.read_header(data, max_pixels=task.max_pixels, decode=task.decode)
     except RejectedImage as error:
-        return Audited(sha256=digest, image_bytes=len(data), reason=error.reason, message=str(error))
+        return Audited(digest, image_bytes=len(data) if is_whole else num_bytes, reason=error.reason, message=str(error))
     return Audited(
         digest,
         google_crc32c.value(data),
@@ -151,21 +151,6 @@ def _is_dim(data: bytes) -> bool:
     if isinstance(extrema[0], tuple):  # colours, and perhaps alpha, of which Pillow takes the high bytes
         extrema = min(low for low, _ in extrema[:3]) * 256, max(high for _, high in extrema[:3]) * 256
     return bool(extrema[1] // 256 - extrema[0] // 256 < _FIVE_BITS)
-
-
-def _unfit(path: str, max_pixels: int) -> Audited | None:
-    """Returns why a file is no picture where its size or first bytes say so: a film in the folder is not read whole."""
-    with open_regular(path) as file:
-        num_bytes, head = os.fstat(file.fileno()).st_size, file.read(_HEAD_BYTES)
-    if num_bytes > _MAX_IMAGE_BYTES:
-        return Audited(reason="too_large", message=f"{exactly(num_bytes, 'byte')}, a record holds {_MAX_IMAGE_BYTES}")
-    if num_bytes <= _HEAD_BYTES or head.startswith(headers.SIGNATURES):
-        return None
-    try:
-        headers.read_header(head, max_pixels=max_pixels)
-    except RejectedImage as error:
-        return Audited(image_bytes=num_bytes, reason=error.reason, message=str(error))
-    return None
 
 
 class ShardTask(NamedTuple):
@@ -243,7 +228,7 @@ def _planned(task: ShardTask) -> Iterator[tuple[schema.Record, int, str]]:
         for row in state.execute(query, (task.split, task.end - task.start, task.start)):
             kind, path, place, crc, *fields = row
             try:
-                data = read_picture(kind, path, place)
+                data = read_image(kind, path, place)
             except OSError as error:
                 raise DataError(f"cannot be read any more ({error.strerror}). {_CHANGED}", path=path) from None
             yield schema.Record(data, *fields), crc, path
