@@ -5,8 +5,8 @@ from typing import Literal, TypedDict
 import pytest
 from conftest import write
 
-from tfpipe.common import documents
 from tfpipe.common.errors import DataError
+from tfpipe.common.files import check_json, load_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,8 @@ GOOD = {"count": 3, "rate": 0.5, "names": ["x"], "parts": {"p": [1, 2]}}
 
 
 def test_what_is_right_comes_back_typed():
-    assert documents.checked({**GOOD, "new": 1}, Facts, "x.json") == Facts(3, 0.5, ["x"], {"p": (1, 2)})
-    assert documents.checked({"count": 3}, Part, "x.json") == {"count": 3}
+    assert check_json({**GOOD, "new": 1}, Facts, "x.json") == Facts(3, 0.5, ["x"], {"p": (1, 2)})
+    assert check_json({"count": 3}, Part, "x.json") == {"count": 3}
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,12 @@ def test_what_is_right_comes_back_typed():
 )
 def test_what_is_wrong_is_named(changes, field):
     with pytest.raises(DataError, match=rf"x\.json: not as tfpipe writes it: .* - at \$\.{field}$"):
-        documents.checked({**GOOD, **changes}, Facts, "x.json")
+        check_json({**GOOD, **changes}, Facts, "x.json")
 
 
 def test_what_is_missing_is_named(tmp_path):
     path = write(tmp_path / "x.json", b'{"count": 3}')
     with pytest.raises(DataError, match=r"x\.json: .*missing required field rate"):
-        documents.read(path, Facts)
+        load_json(path, Facts)
     with pytest.raises(DataError, match="Expected object, got array"):
-        documents.checked([], Facts, path)
+        check_json([], Facts, path)

@@ -166,7 +166,7 @@ def test_a_notebook_has_a_bar(monkeypatch, capsys):
 
 
 def said(code):
-    code = f"import logging, sys; from tfpipe.common.progress import say; {code}"
+    code = f"import logging, sys; from tfpipe.common.progress import log_line; {code}"
     return subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
 
 
@@ -182,9 +182,9 @@ SETTINGS = {
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_lines_are_seen_where_nobody_has_configured_logging(setting):
-    done = said(f"{setting}say('one'); say('two')")
+    done = said(f"{setting}log_line('one'); log_line('two')")
     assert (done.stdout, done.stderr) == ("", SETTINGS[setting])
 
 
 def test_lines_are_not_doubled_by_who_configures_logging_later():
-    assert said("say('one'); logging.basicConfig(); say('two')").stderr == "one\nINFO:tfpipe:two\n"
+    assert said("log_line('one'); logging.basicConfig(); log_line('two')").stderr == "one\nINFO:tfpipe:two\n"

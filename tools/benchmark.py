@@ -58,7 +58,7 @@ from absl import flags
 
 import tfpipe
 from tfpipe import commands
-from tfpipe.common.cores import count_cores
+from tfpipe.common.workers import count_cores
 from tfpipe.tools.benchmarks import contenders, modes, overhead
 from tfpipe.tools.benchmarks.rounds import alternate, compared
 

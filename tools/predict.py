@@ -35,7 +35,7 @@ if not __package__:  # run as a file: the checkout's own tfpipe, and none of thi
 from absl import flags
 
 from tfpipe import commands
-from tfpipe.common.cells import unescape
+from tfpipe.common.tables import unescape_formula
 from tfpipe.common.text import plural
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.records.summary import aligned
@@ -137,7 +137,7 @@ def _rows(path: Path) -> list[list[str]]:
     """Returns the rows of a table for people: a terminal has no room for every probability."""
     with open(path, encoding="utf-8", newline="") as file:
         if path.suffix == ".csv":
-            return [[unescape(cell) for cell in row] for row in csv.reader(file)]
+            return [[unescape_formula(cell) for cell in row] for row in csv.reader(file)]
         found = [json.loads(line) for line in file]
     count = min(_TOP_K.value or _SHOWN_BEST, max(len(line["top"]) for line in found))
     header = ["id", *(f"{name}_{place}" for place in range(1, count + 1) for name in ("class", "score")), "reason"]

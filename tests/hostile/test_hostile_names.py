@@ -9,7 +9,7 @@ from conftest import picture, write
 from evaluation_fixtures import make_table
 from prediction_fixtures import Averages
 
-from tfpipe.common.cells import unescape
+from tfpipe.common.tables import unescape_formula
 from tfpipe.models import predictions
 from tfpipe.prediction.prediction import predict
 
@@ -43,7 +43,7 @@ def test_no_cell_of_a_table_is_a_formula_and_each_reads_back(photos, tmp_path):
     predict(Model(), photos, tmp_path / "raw.csv", csv_safe=False, progress=False)
     safe, raw = cells(tmp_path / "safe.csv"), cells(tmp_path / "raw.csv")
     assert not [cell for row in safe for cell in row if cell[:1] in ("=", "+", "-", "@", "\t", "\x01")]
-    assert [[unescape(cell) for cell in row] for row in safe] == raw
+    assert [[unescape_formula(cell) for cell in row] for row in safe] == raw
     assert sorted(row[1] for row in raw[1:]) == sorted(f"{name}.jpg" for name in FORMULAS + PLAIN)
     plain = [(one, other) for one, other in zip(safe, raw, strict=True) if other[0] in PLAIN and other[3] == "dog"]
     assert all(one[:2] == other[:2] for one, other in plain)
@@ -61,7 +61,7 @@ def test_a_competition_is_warned_of_what_is_written_otherwise(photos, tmp_path, 
         assert not caplog.records
         predict(Model(), photos, tmp_path / "safe.csv", columns="label", progress=False)
     assert "--nocsv_safe" in caplog.text
-    assert [[unescape(cell) for cell in row] for row in cells(tmp_path / "safe.csv")] == cells(tmp_path / "raw.csv")
+    assert [[unescape_formula(cell) for cell in row] for row in cells(tmp_path / "safe.csv")] == cells(tmp_path / "raw.csv")
 
 
 def test_what_was_stopped_goes_on(photos, tmp_path):

@@ -18,8 +18,8 @@ from tfpipe.building.options import DEFAULT_SHARD_BYTES, Options
 from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
 from tfpipe.building.steps import Build
 from tfpipe.common import arguments
-from tfpipe.common.cores import count_cores
 from tfpipe.common.locking import locked
+from tfpipe.common.workers import count_cores
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.records.manifest import FILE_NAME, Manifest, load, split_order
 from tfpipe.records.samples import USUAL

@@ -18,10 +18,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from tfpipe.common import locking
 from tfpipe.common.errors import DataError
+
+T = TypeVar("T")
 
 MAX_JSON_BYTES = 256 << 20
 _MAX_DIGITS = 20  # of an int64 with its sign, and of a uint64
@@ -317,6 +319,25 @@ def parse_json(data: bytes, path: str | os.PathLike[str]) -> Any:
         return json.loads(text, object_pairs_hook=_unique, parse_int=_small, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise DataError(f"cannot be understood: {error}", path=path) from None
+
+
+def check_json(content: Any, kind: type[T], path: Path) -> T:
+    """Returns parsed JSON as a dataclass, TypedDict or other annotated type; unknown keys are dropped, nothing is converted.
+
+    Raises:
+        DataError: a field is missing or of another type; names it.
+    """
+    import msgspec  # here: processes that only write need not load it
+
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        raise DataError(f"not as tfpipe writes it: {str(error).replace('`', '')}", path=path) from None
+
+
+def load_json(path: Path, kind: type[T]) -> T:
+    """Returns the content of a JSON file, see `read_json` and `check_json`."""
+    return check_json(read_json(path), kind, path)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

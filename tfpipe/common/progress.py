@@ -4,7 +4,7 @@
         bar.add(1, loss=0.3)
         bar.finish(val_loss=0.4, best="so far")    # the last line of the bar, or in the log
 
-Lines go to the logger "tfpipe", at level INFO; `say` makes them visible where nobody has configured logging.
+Lines go to the logger "tfpipe", at level INFO; `log_line` makes them visible where nobody has configured logging.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<
 _BAR_COLUMNS = 31  # what this takes beside title, counts and postfix, with a bar of 4
 
 
-def say(line: str) -> None:
+def log_line(line: str) -> None:
     """Logs a line; where neither the logger nor the root has a handler, shows it on stderr, as Keras shows its progress."""
     if not _log.hasHandlers():
         _log.addHandler(_Console())
@@ -152,7 +152,7 @@ class ProgressBar:
 
     def _line(self) -> None:
         self._shown = time.monotonic()
-        say(f"{self._title}: {', '.join([*self._counts(), *self._shown_values()])}")
+        log_line(f"{self._title}: {', '.join([*self._counts(), *self._shown_values()])}")
 
 
 def _terminal_columns() -> int:

@@ -11,6 +11,7 @@ import codecs
 import contextlib
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -111,3 +112,17 @@ def check_encoding(start: bytes, path: str | Path) -> None:
     """Raises `DataError` for the first two bytes of a list in UTF-16."""
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError("a list of paths in UTF-16: save it as UTF-8", path=path)
+
+
+# Text that begins with a formula's sign or a control character; and, to be unambiguous, text that looks escaped.
+_FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\x00-\x1f\x7f])")  # noqa: RUF001
+
+
+def escape_formula(text: str) -> str:
+    """Returns a CSV cell that no spreadsheet computes: "=1+1.jpg" becomes "'=1+1.jpg", other text stays as it is."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def unescape_formula(text: str) -> str:
+    """Returns the text that `escape_formula` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

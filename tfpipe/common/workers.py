@@ -30,6 +30,13 @@ _SHARED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # reach the whole grou
 _BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from tfpipe.common.workers import serve; serve({descriptor}, {module!r})"
 
 
+def count_cores() -> int:
+    """Returns the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Progress(NamedTuple):
     """How much a task has done since its last word."""
 

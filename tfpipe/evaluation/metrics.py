@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
-from tfpipe.common import arguments, documents
+from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
-from tfpipe.common.files import read_json
+from tfpipe.common.files import check_json, read_json
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
 from tfpipe.models.predictions import METRICS_NAME, Predictions
 
@@ -155,7 +155,7 @@ def load(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE_NAME
     found: dict[str, Any] = read_json(path)
-    confusion = documents.checked(found, _Metrics, path)["confusion"]
+    confusion = check_json(found, _Metrics, path)["confusion"]
     if matrix := confusion.get("matrix"):  # written before only what is not zero was
         cells = [[i, j, n] for i, row in enumerate(matrix) for j, n in enumerate(row) if n]
         found["confusion"] = {"class_names": confusion["class_names"], "cells": cells}

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from tfpipe.common import documents
+from tfpipe.common.files import check_json, load_json
 from tfpipe.common.text import format_bytes, plural
 from tfpipe.exporting import results
 from tfpipe.exporting.results import Results
@@ -144,11 +144,11 @@ def render(
 def _read_run(folder: Path, specification: Specification) -> dict[str, Any]:
     """Returns run.json with its recipe complete, "backbone_sha256", and "summary" if that is of the exported model."""
     path, backbone, finished = (folder / name for name in (RUN_NAME, BACKBONE_NAME, SUMMARY_NAME))
-    facts: dict[str, Any] = {**documents.read(path, _Run)}
-    facts["recipe"] = documents.checked(facts["recipe"] | facts["chosen"], _Recipe, path)
+    facts: dict[str, Any] = {**load_json(path, _Run)}
+    facts["recipe"] = check_json(facts["recipe"] | facts["chosen"], _Recipe, path)
     if backbone.exists():
-        facts["backbone_sha256"] = documents.read(backbone, _Backbone)["sha256"]
-    summary = documents.read(finished, _Summary) if finished.exists() else None
+        facts["backbone_sha256"] = load_json(backbone, _Backbone)["sha256"]
+    summary = load_json(finished, _Summary) if finished.exists() else None
     facts["summary"] = summary if summary and summary["model_sha256"] == specification.sha256 else None
     return facts
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from tfpipe.common import documents
+from tfpipe.common.files import load_json
 from tfpipe.common.text import plural
 from tfpipe.evaluation import metrics
 from tfpipe.evaluation.report import TWINS_NAME, likely_label_errors
@@ -83,10 +83,10 @@ def read(path: str | os.PathLike[str], specification: Specification) -> Results:
     """
     folder = Path(path)
     table = predictions.read(folder)
-    receipt, found = documents.read(folder / predictions.RECEIPT_NAME, _Receipt), metrics.load(folder)
+    receipt, found = load_json(folder / predictions.RECEIPT_NAME, _Receipt), metrics.load(folder)
     if (of := receipt["model_sha256"]) != specification.sha256:
         raise ValueError(f"{path}: is an evaluation of the model {of}, not of the exported one, {specification.sha256}")
-    twins = documents.read(folder / TWINS_NAME, _Twins) if (folder / TWINS_NAME).exists() else None
+    twins = load_json(folder / TWINS_NAME, _Twins) if (folder / TWINS_NAME).exists() else None
     return Results(receipt, found, len(likely_label_errors(table)), twins)
 
 

@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.common import files
-from tfpipe.common.cores import count_cores
 from tfpipe.common.errors import DataError
+from tfpipe.common.workers import count_cores
 from tfpipe.formats import logs, seals, signatures, specifications
 from tfpipe.formats.exported_model import Artefact
 from tfpipe.formats.preflight import ONNX_PACKAGES

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfpipe.common import arguments, documents
+from tfpipe.common import arguments
 from tfpipe.common.errors import DataError, lines_of
-from tfpipe.common.files import parse_json
+from tfpipe.common.files import check_json, parse_json
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.records import checksums
 from tfpipe.records.samples import USUAL, Resize, Samples
@@ -86,7 +86,7 @@ def from_json(text: str | bytes, path: str | os.PathLike[str]) -> Specification:
         facts: dict[str, Any] = parse_json(text.encode() if isinstance(text, str) else text, Path(path))
         if facts.pop("format_version") != FORMAT_VERSION:
             raise DataError(f"{FILE_NAME} is of another version of tfpipe than this one reads ({FORMAT_VERSION})", path=path)
-        specification = documents.checked(facts, Specification, Path(path))
+        specification = check_json(facts, Specification, Path(path))
         arguments.check(image_size=specification.image_size)
         decoding.check_mode(specification.resize)
     except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:

@@ -19,8 +19,8 @@ import tensorflow as tf
 from tensorflow.lite.python import schema_py_generated as schema
 
 from tfpipe.common import files
-from tfpipe.common.cores import count_cores
 from tfpipe.common.errors import DataError, lines_of
+from tfpipe.common.workers import count_cores
 from tfpipe.formats import operations, tflite_metadata
 from tfpipe.formats.exported_model import Artefact
 from tfpipe.formats.specifications import Specification

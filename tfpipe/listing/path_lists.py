@@ -6,7 +6,7 @@
     find photos -name '*.jpg' -print0 | tools/predict.py --input=- ...
 
 The columns are those that a build finds, but an id must be the whole name of a file. Names that predictions hold with an
-apostrophe before them (`records.cells`) are read back. What a list names and what is not there is a picture that cannot be
+apostrophe before them (`tables.escape_formula`) are read back. What a list names and what is not there is a picture that cannot be
 read, and not an error: each has its row.
 """
 
@@ -19,8 +19,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfpipe.common import cells, tables
+from tfpipe.common import tables
 from tfpipe.common.errors import DataError
+from tfpipe.common.tables import unescape_formula
 from tfpipe.common.text import exactly
 from tfpipe.listing.folders import Found
 
@@ -74,8 +75,8 @@ def _read_csv(file: Path) -> Iterator[Found]:
                 problem = "an empty path or id, or one with a NUL"
             if problem:
                 raise DataError(f"line {line} of a list of paths: {problem}", path=file)
-            if (plain := cells.unescape(path)) != path and not os.path.lexists(file.parent / path):
-                path, name = plain, cells.unescape(name)
+            if (plain := unescape_formula(path)) != path and not os.path.lexists(file.parent / path):
+                path, name = plain, unescape_formula(name)
             found = found or os.path.isfile(file.parent / path)
             yield Found(os.path.normpath(path), os.path.join(file.parent, path), id=name)
     if not found:

@@ -29,9 +29,8 @@ import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.common import documents
 from tfpipe.common.errors import DataError
-from tfpipe.common.files import clear_folder, open_regular, write_json, written_atomically
+from tfpipe.common.files import clear_folder, load_json, open_regular, write_json, written_atomically
 from tfpipe.common.locking import NO_LOCKS, locked
 from tfpipe.common.progress import ProgressBar
 from tfpipe.models import reading_errors
@@ -273,7 +272,7 @@ class _Facts(TypedDict):
 def _load(folder: Path) -> Features:
     path = folder / FACTS_NAME
     try:
-        facts = documents.read(path, _Facts)
+        facts = load_json(path, _Facts)
     except DataError as error:
         why = error.message.removeprefix("cannot be understood: ")
         raise DataError(f"cannot be understood ({why}); {_remedy(folder)}", path=path) from None

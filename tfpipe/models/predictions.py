@@ -6,7 +6,7 @@
 `predictions.csv` has a row per picture: key, filename, label, predicted (names of classes; an unlabelled picture's label is
 empty), then probability_<class> for each class in the model's order. Nine significant digits name a float32 uniquely, so
 that the file says exactly what the model said. Names that a spreadsheet would compute ("=1+1.jpg") are escaped, see
-`tfpipe.common.cells`; `read` gives them back as they were.
+`tfpipe.common.tables.escape_formula`; `read` gives them back as they were.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from tfpipe.common import cells
 from tfpipe.common.errors import DataError, lines_of
 from tfpipe.common.files import open_regular, read_json, sha256_of
+from tfpipe.common.tables import escape_formula, unescape_formula
 from tfpipe.common.text import exactly
 
 FILE_NAME = "predictions.csv"
@@ -124,7 +124,7 @@ def rows(table: Predictions) -> bytes:
     labels, predicted = ([names[index] for index in indices] for indices in (table.labels, values.argmax(axis=1)))
     texts = ([f"{value:.9g}" for value in row] for row in values.tolist())
     return _lines(
-        [*map(cells.escape, names), *row]
+        [*map(escape_formula, names), *row]
         for *names, row in zip(table.keys, table.filenames, labels, predicted, texts, strict=True)
     )
 
@@ -231,7 +231,7 @@ def _parse(class_names: list[str], lines: Iterable[list[str]]) -> Predictions:
     for line in lines:
         if len(line) != len(_COLUMNS) + len(class_names):
             raise ValueError(f"{exactly(len(line), 'field')}, expected {len(_COLUMNS) + len(class_names)}")
-        key, filename, label, predicted = map(cells.unescape, line[: len(_COLUMNS)])
+        key, filename, label, predicted = map(unescape_formula, line[: len(_COLUMNS)])
         if key in keys:
             raise ValueError(f"{key!r} is there twice")
         if label not in indices:

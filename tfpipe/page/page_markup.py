@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tfpipe.common import cells
+from tfpipe.common.tables import escape_formula
 from tfpipe.common.text import plural
 from tfpipe.models.classifiers import Predictor
 from tfpipe.page.answers import Answer, Resemblance, Row
@@ -217,8 +217,8 @@ def to_csv(rows: Sequence[Row], class_names: Sequence[str]) -> bytes:
     writer.writerow(["file", *names, "problem"])
     for row in rows:
         best = [] if row.probabilities is None else _top(row.probabilities, class_names)
-        answers = [cell for name, share in best for cell in (cells.escape(name), f"{share:.9g}")] or [""] * len(names)
-        writer.writerow([cells.escape(row.name), *answers, cells.escape(row.problem)])
+        answers = [cell for name, share in best for cell in (escape_formula(name), f"{share:.9g}")] or [""] * len(names)
+        writer.writerow([escape_formula(row.name), *answers, escape_formula(row.problem)])
     return file.getvalue().encode("utf-8-sig", "replace")
 
 

@@ -23,8 +23,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.common import arguments, seeds
-from tfpipe.common.cores import count_cores
 from tfpipe.common.text import exactly, plural
+from tfpipe.common.workers import count_cores
 from tfpipe.images import decoding
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.pipeline.elements import Rows

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.common.cores import count_cores
 from tfpipe.common.errors import DataError
+from tfpipe.common.workers import count_cores
 from tfpipe.images import decoding, headers
 from tfpipe.listing import image_files
 from tfpipe.listing.image_files import Encoded, Problem

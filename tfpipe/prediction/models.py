@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.common import arguments
-from tfpipe.common.cores import count_cores
+from tfpipe.common.workers import count_cores
 from tfpipe.formats import opening
 from tfpipe.images import decoding, headers
 from tfpipe.images.decoding import Resize

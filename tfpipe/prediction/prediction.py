@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tfpipe
-from tfpipe.common import arguments, cells
+from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import clear_up, written_atomically
 from tfpipe.common.progress import ProgressBar
+from tfpipe.common.tables import escape_formula
 from tfpipe.common.text import plural
 from tfpipe.formats import opening
 from tfpipe.images import headers
@@ -116,7 +117,7 @@ def predict(
         id_column: header of the ids.
         value_column: header of the one value beside them.
         csv_safe: put an apostrophe before names of a CSV that a spreadsheet would compute, those that begin with =, +, -, @ or
-            a control character; `tfpipe.common.cells.unescape` takes it away. columns="table" always does, as evaluation.
+            a control character; `tfpipe.common.tables.unescape_formula` removes it. columns="table" always does, as evaluation.
         on_error: "fail": bad pictures are named and nothing is written. "report": they have a row without a value, and are
             listed in OUTPUT.rejected.jsonl, without OUTPUT's ".csv" or ".jsonl". By default "report" where the row says the
             reason, "fail" where it has no place for it.
@@ -248,10 +249,10 @@ def _say_passed_over(names: Sequence[str]) -> None:
 
 
 def _say_escaped(names: Sequence[str]) -> None:
-    if escaped := [name for name in names if cells.escape(name) != name]:
+    if escaped := [name for name in names if escape_formula(name) != name]:
         advice = "if these rows are for a program: csv_safe=False (--nocsv_safe)"
         _log.warning(
-            "%r is written as %r, so that no spreadsheet computes it; %s", escaped[0], cells.escape(escaped[0]), advice
+            "%r is written as %r, so that no spreadsheet computes it; %s", escaped[0], escape_formula(escaped[0]), advice
         )
 
 

@@ -5,7 +5,7 @@
     form.row(picture, answer)     # 17,0.998712003
 
 Rows are bytes, UTF-8, and end with a line feed; cells are quoted where they must be. Numbers have nine significant digits,
-which name a float32 uniquely. Names that a spreadsheet would compute are escaped, see `tfpipe.common.cells`.
+which name a float32 uniquely. Names that a spreadsheet would compute are escaped, see `escape_formula`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from tfpipe.common import arguments, cells
+from tfpipe.common import arguments
 from tfpipe.common.files import written_atomically
+from tfpipe.common.tables import escape_formula
 from tfpipe.listing.image_files import Problem
 from tfpipe.listing.selection import Picture
 from tfpipe.models import predictions
@@ -173,7 +174,7 @@ class _EvaluationTable:
 
     def row(self, picture: Picture, answer: Answer) -> bytes:
         if isinstance(answer, Problem):
-            return _line([cells.escape(picture.key), cells.escape(picture.filename), "", ""] + [""] * len(self._class_names))
+            return _line([*map(escape_formula, (picture.key, picture.filename)), "", ""] + [""] * len(self._class_names))
         names, unlabelled = ([picture.key], [picture.filename]), np.array([-1])
         return predictions.rows(predictions.Predictions(*names, unlabelled, answer[np.newaxis], self._class_names))
 
@@ -221,7 +222,7 @@ def _texts(values: Array) -> list[str]:
 
 
 def _escaping(csv_safe: bool) -> Callable[[str], str]:
-    return cells.escape if csv_safe else str
+    return escape_formula if csv_safe else str
 
 
 def _line(values: Iterable[str]) -> bytes:

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfpipe.common import arguments, documents
+from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
-from tfpipe.common.files import IMAGE_SUFFIXES, parse_json, read_bytes, sha256_of, written_atomically
+from tfpipe.common.files import IMAGE_SUFFIXES, check_json, parse_json, read_bytes, sha256_of, written_atomically
 from tfpipe.common.text import exactly
 from tfpipe.records import schema
 from tfpipe.records.samples import Samples
@@ -219,7 +219,7 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(f"format version {version!r:.80}, this tfpipe reads version {FORMAT_VERSION}", path=path)
-    manifest = documents.checked(content, Manifest, path)
+    manifest = check_json(content, Manifest, path)
     for problem in _problems(manifest):
         raise DataError(problem, path=path)
     try:

@@ -12,9 +12,8 @@ import zipfile
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from tfpipe.common import documents
 from tfpipe.common.errors import DataError
-from tfpipe.common.files import is_hidden, open_regular
+from tfpipe.common.files import is_hidden, load_json, open_regular
 from tfpipe.common.text import exactly
 from tfpipe.records import manifest
 
@@ -113,7 +112,7 @@ def locate_data(model: str | os.PathLike[str]) -> Path:
     path = Path(model) / RUN_NAME if Path(model).is_dir() else Path(model).parent / RUN_NAME
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file, which would say where the training data are")
-    facts = documents.read(path, _Trained)
+    facts = load_json(path, _Trained)
     directory, root_hash = facts.get("directory"), facts["data"]["root_hash"]
     if not directory:
         raise FileNotFoundError(f"{path}: does not say where the training data are")

@@ -32,7 +32,6 @@ from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import clear_folder, path_written_atomically, read_json, write_json
 from tfpipe.common.locking import locked
-from tfpipe.common.progress import say
 from tfpipe.common.text import plural
 from tfpipe.models import classifiers
 from tfpipe.models.classifiers import Classifier
@@ -83,7 +82,7 @@ def train(
     tensorboard: bool = True,
     profile_steps: int = 0,
     progress: bool = True,
-    report: Report | None = say,
+    report: Report | None = log_line,
     extend: bool = False,
     from_run: str | os.PathLike[str] | None = None,
     **changes: Any,

@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from tfpipe.common.cores import count_cores
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import sha256_of
+from tfpipe.common.workers import count_cores
 from tfpipe.listing import walking
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog

@@ -18,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tfpipe.common.cores import count_cores
 from tfpipe.common.errors import DataError
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import exactly
+from tfpipe.common.workers import count_cores
 from tfpipe.records import manifest as manifests
 from tfpipe.records import schema, tfrecord
 from tfpipe.records.catalog import read_split

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfpipe.common.cores import count_cores
+from tfpipe.common.workers import count_cores
 from tfpipe.tools.benchmarks.worker import restrict
 
 BATCH_SIZE, SIDE = 64, 224
