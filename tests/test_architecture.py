@@ -22,7 +22,8 @@ LAYERS = (
     *("start_up", "common", "records", "images", "listing", "building", "verification", "pipeline", "report", "networks"),
     *("models", "training", "evaluation", "formats", "exporting", "prediction", "page"),
 )
-FLOORS = {name: set(LAYERS[:index]) for index, name in enumerate(LAYERS)} | {"commands": {"start_up", "common"}}
+FLOORS = {name: set(LAYERS[:index]) for index, name in enumerate(LAYERS)}
+FLOORS |= {"commands": {"start_up", "common"}, "cli": {"common"}}
 PEERS = {"ffcv", "nvidia", "simplejpeg", "torch", "torchvision"}  # of tools/benchmark.py, in environments of their own
 USED_BY_TENSORFLOW = {"tensorboard"}  # holds tf.summary, and TensorFlow does not require it
 PROGRAMS = {"build", "mypy", "pytest-xdist", "ruff", "setuptools", "wheel"}  # of the extra `test`
@@ -86,6 +87,7 @@ def test_imports_go_down():
         ("verification/x.py", "from tfpipe.pipeline import replaying"),
         ("pipeline/x.py", "from tfpipe.report import sheets"),
         ("commands.py", "from tfpipe.building import build"),
+        ("cli.py", "from tfpipe.building import build"),
     ],
 )
 def test_the_check_of_floors_can_fail(file, source):
@@ -139,7 +141,7 @@ def test_the_lower_floors_import_nothing_heavy_at_their_top():
     heavy = {
         str(path): found
         for path, source in sources().items()
-        if path.relative_to(PACKAGE).parts[0] in ("start_up.py", "commands.py", *LAYERS[1 : LAYERS.index("pipeline")])
+        if path.relative_to(PACKAGE).parts[0] in ("start_up.py", "commands.py", "cli.py", *LAYERS[1 : LAYERS.index("pipeline")])
         and path.name not in TENSORFLOW_IMAGES
         if (found := {name.split(".")[0] for name in imports(source, top_level_only=True)} & HEAVY)
     }

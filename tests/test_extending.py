@@ -221,7 +221,7 @@ def test_without_its_state_a_run_is_finished_but_cannot_go_on(colours, tmp_path,
     summary = summary_of(folder)
     shutil.rmtree(folder / "state")
     assert run(colours, folder, SCRATCH) == summary
-    with pytest.raises(ValueError, match=r"epochs=3 in place of 2: its folder state/ was deleted.*from_run \(--from\)"):
+    with pytest.raises(ValueError, match=r"epochs=3 in place of 2: its folder state/ was deleted.*from_run"):
         run(colours, folder, dataclasses.replace(SCRATCH, epochs=3))
 
 

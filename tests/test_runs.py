@@ -419,7 +419,7 @@ def test_each_field_of_the_recipe_has_a_flag():
 def test_the_command_says_what_it_does(colours, tmp_path, run_tool):
     out = tmp_path / "run"
     flags = [f"--data={colours}", f"--output={out}", "--backbone=lenet", "--weights=none", "--image_size=16", "--epochs=3"]
-    done = run_tool("train", *flags, "--augment=light,horizontal_flip=0", "--hidden=8,4", "--profile=2")
+    done = run_tool("train", *flags, "--augment=light,horizontal_flip=0", "--hidden=8,4", "--profile_steps=2")
     assert "mode=scratch: there are no weights to transfer" in done.stdout
     assert "block1" in done.stdout
     assert "head" in done.stdout

@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> None:
         _OUTPUT.value,
         name=_NAME.value,
         layout=_LAYOUT.value,
-        splits=_SPLITS.value and commands.parse_numbers("splits", commands.parse_pairs("splits", _SPLITS.value), _fraction),
+        splits=_SPLITS.value and commands.parse_numbers("splits", _SPLITS.value, _fraction),
         unlabelled=_UNLABELLED.value and commands.parse_pairs("unlabelled", _UNLABELLED.value),
         label_pattern=_LABEL_PATTERN.value,
         class_names=_CLASS_NAMES.value,
@@ -129,7 +129,7 @@ def _fraction(text: str) -> float:
 def _num_shards(value: str | None) -> int | dict[str, int] | None:
     if value is None or value.isdigit():
         return None if value is None else int(value)
-    return commands.parse_numbers("num_shards", commands.parse_pairs("num_shards", value), int)
+    return commands.parse_numbers("num_shards", value, int)
 
 
 def command() -> None:
