@@ -32,6 +32,7 @@ from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import clear_folder, path_written_atomically, read_json, write_json
 from tfpipe.common.locking import locked
+from tfpipe.common.progress import log_line
 from tfpipe.common.text import plural
 from tfpipe.models import classifiers
 from tfpipe.models.classifiers import Classifier
