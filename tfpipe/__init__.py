@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tfpipe.building.build import build_tfrecords as build_tfrecords
     from tfpipe.common.errors import DataError as DataError
-    from tfpipe.evaluation.evaluation import evaluate as evaluate
+    from tfpipe.evaluation.evaluator import evaluate as evaluate
     from tfpipe.evaluation.mcnemar import compare as compare
     from tfpipe.exporting.exporter import export as export
     from tfpipe.formats.frozen_graph import load_frozen as load_frozen
@@ -54,7 +54,7 @@ _HOMES = {
     "dataset": ("tfpipe.pipeline.loader", "dataset"),
     "decode_image": ("tfpipe.images.decoding", "decode_image"),
     "describe": ("tfpipe.pipeline.loader", "describe"),
-    "evaluate": ("tfpipe.evaluation.evaluation", "evaluate"),
+    "evaluate": ("tfpipe.evaluation.evaluator", "evaluate"),
     "export": ("tfpipe.exporting.exporter", "export"),
     "grpc_request": ("tfpipe.prediction.requests", "grpc_request"),
     "load": ("tfpipe.prediction.models", "load"),

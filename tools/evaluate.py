@@ -28,7 +28,7 @@ from tfpipe.common.text import plural
 from tfpipe.records.summary import display_width
 
 if TYPE_CHECKING:
-    from tfpipe.evaluation.evaluation import Evaluation
+    from tfpipe.evaluation.evaluator import Evaluation
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Needed. A run's folder, a .keras file that train wrote, or a file or folder of an export."
@@ -80,7 +80,7 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
         open_labelled(_DATA.value, split)
     preflight.find_model(_MODEL.value)
     check_folder(_OUTPUT.value)
-    from tfpipe.evaluation.evaluation import evaluate
+    from tfpipe.evaluation.evaluator import evaluate
     from tfpipe.formats import opening  # takes seconds
 
     found: list[Evaluation] = []
