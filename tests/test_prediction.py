@@ -20,10 +20,10 @@ from prediction_fixtures import AWKWARD, NAMES, Averages, bad_files, kinds, left
 
 import tfpipe
 from tfpipe.common.errors import DataError
+from tfpipe.common.text import display_width
 from tfpipe.listing import image_files, selection
 from tfpipe.models import classifiers, predictions
 from tfpipe.prediction.prediction import predict
-from tfpipe.records.summary import display_width
 
 pytestmark = pytest.mark.tf
 

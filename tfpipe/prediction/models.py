@@ -140,7 +140,7 @@ class Model:
         return Prediction(*top[0], top, probabilities)
 
     def _refusal(self, problem: RejectedImage) -> Prediction:
-        return Prediction(None, 0.0, [], np.zeros(len(self.class_names), np.float32), f"{problem.reason}: {problem.message}")
+        return Prediction(None, 0.0, [], np.zeros(len(self.class_names), np.float32), problem.summary)
 
     def _pixels(self, item: _Item) -> Array | RejectedImage:
         """Returns what the model sees, uint8 [H, W, 3] of its size, or why there is nothing to see."""
