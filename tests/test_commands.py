@@ -132,7 +132,7 @@ def test_named_inputs_and_paths_with_an_equals_sign(tmp_path):
 )
 def test_a_home_that_the_shell_did_not_put_in_is_refused(word, meant, capsys):
     with pytest.raises(SystemExit) as ended:
-        commands._parse_flags(["tool", word])
+        commands._parse_flags({}, ["tool", word])
     assert ended.value.code == 2
     assert f'error: {word}: the shell leaves ~ as it is here; write "{meant}"' in capsys.readouterr().err
 
@@ -154,19 +154,17 @@ def test_errors_name_flags(words, shown):
 
 
 def test_errors_of_the_system_are_words(tmp_path):
-    found = [
-        commands._words_of(error) for error in (PermissionError(13, "Permission denied", "a.csv"), OSError(28, "No space"))
-    ]
+    found = [commands._message(error) for error in (PermissionError(13, "Permission denied", "a.csv"), OSError(28, "No space"))]
     assert found == ["a.csv: permission denied", "no space"]
     with pytest.raises(OSError, match="Errno") as raised:
         os.rename(tmp_path / "a", tmp_path / "b")
-    assert commands._words_of(raised.value) == f"{tmp_path}/a -> {tmp_path}/b: no such file or directory"
+    assert commands._message(raised.value) == f"{tmp_path}/a -> {tmp_path}/b: no such file or directory"
 
 
 def test_other_tildes_are_left_alone():
     words = ["/a/~/b", "./~", "a~/b", "a=b~/c", "~old.jpg"]
     commands._check_homes(["--flagfile=~/flags"])  # absl knows what is meant
-    assert commands._parse_flags(["tool", *words]) == ["tool", *words]
+    assert commands._parse_flags({}, ["tool", *words]) == ["tool", *words]
 
 
 def test_closed_streams_are_empty_ones():

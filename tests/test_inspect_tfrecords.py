@@ -157,7 +157,7 @@ def test_each_flag_belongs_to_the_commands_that_its_help_names():
     defined = flags.FLAGS.flags_by_module_dict()["tools.inspect_tfrecords"]
     for flag in defined:
         named = flag.help.partition(":")[0].split(", ")
-        assert named == [name for name, command in inspect_tfrecords._COMMANDS.items() if flag.name in command.flags]
+        assert named == [name for name, command in inspect_tfrecords.SUBCOMMANDS.items() if flag.name in command.flags]
     assert {flag.name for flag in defined} == set(inspect_tfrecords._FLAGS)
 
 

@@ -48,7 +48,7 @@ def weights_of(folder):
 def test_each_mode_trains_what_it_says(colours, tmp_path, mode):
     lines = []
     recipe = TUNED if mode == "finetune" else dataclasses.replace(SMALL, mode=mode)
-    summary = run(colours, tmp_path / "run", recipe, report=lines.append)
+    summary = run(colours, tmp_path / "run", recipe, log=lines.append)
     assert [phase["phase"] for phase in summary["phases"]] == {
         "scratch": ["scratch"],
         "bottleneck": ["head"],
@@ -117,7 +117,7 @@ def test_any_network_by_import_path(colours, tmp_path):
     )
     recipe = dataclasses.replace(recipe, epochs=1, finetune_epochs=1)
     lines = []
-    summary = run(colours, tmp_path / "run", recipe, report=lines.append)
+    summary = run(colours, tmp_path / "run", recipe, log=lines.append)
     assert [phase["phase"] for phase in summary["phases"]] == ["head", "finetune"]
     assert any("inception_b" in line for line in lines)
 
@@ -289,7 +289,7 @@ def test_a_rate_found_by_a_first_try_is_not_another_runs(colours, tmp_path, monk
 
 def test_without_a_val_split_a_part_is_held_out_and_that_is_said(colours_without_val, tmp_path):
     lines = []
-    run(colours_without_val, tmp_path / "run", dataclasses.replace(SMALL, val_fraction=0.25, epochs=1), report=lines.append)
+    run(colours_without_val, tmp_path / "run", dataclasses.replace(SMALL, val_fraction=0.25, epochs=1), log=lines.append)
     facts = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
     num_all = tfpipe.load_manifest(colours_without_val).split("train").num_records
     assert facts["num_train"] + facts["num_val"] == num_all
@@ -419,7 +419,7 @@ def test_each_field_of_the_recipe_has_a_flag():
 def test_the_command_says_what_it_does(colours, tmp_path, run_tool):
     out = tmp_path / "run"
     flags = [f"--data={colours}", f"--output={out}", "--backbone=lenet", "--weights=none", "--image_size=16", "--epochs=3"]
-    done = run_tool("train", *flags, "--augment=light,horizontal_flip=0", "--hidden=8,4", "--profile=2")
+    done = run_tool("train", *flags, "--augment=light,horizontal_flip=0", "--hidden=8,4", "--profile_steps=2")
     assert "mode=scratch: there are no weights to transfer" in done.stdout
     assert "block1" in done.stdout
     assert "head" in done.stdout

@@ -195,7 +195,7 @@ def test_an_export_ends_with_the_process_that_compares(model, tmp_path, whole_gr
         found[:] = children_of(process)
         return bool(found)
 
-    words = command("export_model", f"--run={model}", f"--output={tmp_path / 'export'}")
+    words = command("export_model", f"--model={model}", f"--output={tmp_path / 'export'}")
     (tmp_path / "tmp").mkdir()
     environment = {"TMPDIR": str(tmp_path / "tmp")}
     status, said = stop(words, is_comparing, signal.SIGTERM, whole_group=whole_group, environment=environment.items())

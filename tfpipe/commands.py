@@ -1,21 +1,22 @@
-"""What every command of tools/ shares: flags shown by --help however it is started, errors as one line, signals that tell.
+"""What the commands of tools/ share: help, one-line errors, exit statuses, signals, and parsers of compound flags.
 
-def command() -> None:
-    commands.run(main, __name__)
+    def command() -> None:
+        commands.run(main, __name__)
 
-A command checks what it can, and imports what needs TensorFlow after that: errors come at once.
+A command checks what it can before it imports TensorFlow, so that errors come at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -31,75 +32,110 @@ _VERSION = flags.DEFINE_bool("version", False, "Show the version.")
 
 Number = TypeVar("Number", int, float)
 
+# Former names of flags, by tool: they work, with a warning, until 1.0.
+RENAMED_FLAGS = {
+    "export_model": {"run": "model"},
+    "train": {"from": "from_run", "profile": "profile_steps"},
+}
+
 _USAGE = 2
-_SIGNALLED = 128  # and the number of the signal, as shells count
-_ENDING = (signal.SIGTERM, signal.SIGHUP)  # of systemd, Docker, SLURM, Kubernetes, timeout; of a terminal that is closed
+_SIGNALLED = 128  # plus the signal's number, as in shells
+_ENDING = (signal.SIGTERM, signal.SIGHUP)  # of systemd, Docker, SLURM, Kubernetes, timeout; of a closed terminal
 _AGAIN_SECONDS = 5.0
 _HOME = re.compile(r"(?:(?<=[=,])|^)~(?=/|$)")
-# A parameter of Python in the library's words: "batch_size must be ...", "top_k=0", "(on_error=skip)", "unfreeze: ...".
+# A Python parameter in an error message: "batch_size must be ...", "top_k=0", "(on_error=skip)", "unfreeze: ...".
 _PARAMETER = re.compile(
     r"(?<![\w./-])([a-z]+_[a-z_]+\b(?![\w./-])|[a-z][a-z0-9]*(?==(?!=)))|^([a-z][a-z0-9]*)(?= must be |: | is of )"
 )
 
 
 class UsageError(Exception):
-    """The command's words are wrong; the message says how they should be."""
+    """The command line is wrong; the message says what is right."""
 
 
-def run(main: Callable[[list[str]], int | None], module_name: str, *, when_stopped: str = "") -> NoReturn:
+def run(
+    main: Callable[[list[str]], int | None],
+    module_name: str,
+    *,
+    key_flags: Collection[str] | None = None,
+    when_stopped: str = "",
+) -> NoReturn:
     """Runs a command and ends the process.
 
     Its status is 0, or what `main` returns; 1 for an error, 2 for wrong usage, 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
 
     Args:
-        main: takes the arguments that are no flags, without the program's name.
-        module_name: `__name__` of the module that defines the flags and whose docstring is the help text.
-        when_stopped: what to say after a signal: what is kept, and how to go on. Notes of the KeyboardInterrupt replace it.
+        main: takes the positional arguments, without the program's name.
+        module_name: `__name__` of the module that defines the flags, with the help text as its docstring.
+        key_flags: those that --help shows; None: all of the module.
+        when_stopped: message after a signal: what is kept, and how to continue. Notes of the KeyboardInterrupt replace it.
     """
+    module = sys.modules[module_name]
+    tool = Path(getattr(module, "__file__", None) or sys.argv[0]).stem
     # absl shows the flags of the main module only, and knows it by the program's name: a console script's is another file.
     for flag in flags.FLAGS.flags_by_module_dict().get(module_name, []):
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+        if key_flags is None or flag.name in key_flags:
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["version"])
-    sys.modules["__main__"].__doc__ = sys.modules[module_name].__doc__
+    renamed = RENAMED_FLAGS.get(tool, {})
+    for old, new in renamed.items():
+        flags.DEFINE_alias(old, new)
+    sys.modules["__main__"].__doc__ = _help_text(module.__doc__ or "", tool)
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a class name that the terminal cannot show is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):  # a class name that the terminal cannot show must not be an error
             stream.reconfigure(errors="backslashreplace")
     _log_to_stderr()
     start_up.quieten()
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # else TensorFlow takes all: a GPU is for several processes
-    app.run(lambda argv: sys.exit(_guarded(main, argv[1:], when_stopped)), flags_parser=_parse_flags)
+    app.run(
+        lambda argv: sys.exit(_guarded(main, argv[1:], when_stopped)), flags_parser=functools.partial(_parse_flags, renamed)
+    )
     raise AssertionError  # app.run never returns
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    # absl exits with 1 after --help as after a flag that does not exist; scripts tell the two from a failure.
+def _help_text(text: str, tool: str) -> str:
+    """Returns a docstring with the program's name in place of the tool's in its examples, comments in their columns."""
+    program = Path(sys.argv[0]).name
+    shift = " " * (len(tool) - len(program))
+    example = re.compile(rf"^(  (?:.*\| )?){tool}(?= )(.*?)((?: {{2,}}\S.*)?)$", re.MULTILINE)
+    return example.sub(lambda found: found[1] + program + found[2] + (shift if found[3] else "") + found[3], text)
+
+
+def _parse_flags(renamed: Mapping[str, str], argv: list[str]) -> list[str]:
+    # absl exits with 1 after --help as after an unknown flag; scripts must be able to tell them from a failure.
     try:
         _check_homes(argv[1:])
         remaining: list[str] = flags.FLAGS(argv)
     except (flags.Error, UsageError) as error:
         hint = ""
-        if isinstance(error, flags.UnrecognizedFlagError) and "Did you mean" not in str(error):  # absl passes over short words
+        if isinstance(error, flags.UnrecognizedFlagError) and "Did you mean" not in str(error):  # absl skips short words
             hint = nearest(error.flagname, [flag.name for flag in flags.FLAGS.get_key_flags_for_module(argv[0])])
-        _say(f"error: {error}{hint}\nSee --help.")
+        _warn(f"error: {error}{hint}\nSee --help.")
         sys.exit(_USAGE)
+    except BrokenPipeError:  # --help | head
+        _drop_output()
+        sys.exit(0)
     except SystemExit:  # --help has been shown
         sys.exit(0)
     if _VERSION.value:
         sys.stdout.write(f"tfpipe {tfpipe.__version__}\n")
         sys.exit(0)
+    for old, new in renamed.items():
+        if flags.FLAGS[old].present:
+            _warn(f"warning: --{old} is now called --{new}; the old name works until 1.0")
     return remaining
 
 
 def _check_homes(words: list[str]) -> None:
-    """Raises UsageError for --output=~/a, which a shell hands on as it is: a folder called ~ would be made."""
+    """Raises UsageError for --output=~/a, where the shell does not expand ~: a folder named ~ would be made."""
     for word in words:
         if (meant := _HOME.sub("$HOME", word)) != word and not word.startswith(("--flagfile", "-flagfile")):  # absl's own
-            raise UsageError(f'{word}: the shell leaves ~ as it is here; write "{meant}" (or ./~ for what is called so)')
+            raise UsageError(f'{word}: the shell leaves ~ as it is here; write "{meant}" (or ./~ for a folder of that name)')
 
 
 def _open_closed_streams() -> None:
-    """Puts the null device where the caller closed a stream: the next file to be opened would take its number."""
+    """Opens the null device in place of closed streams: the next opened file would take their numbers."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -117,18 +153,18 @@ def _log_to_stderr() -> None:
     log = logging.getLogger("tfpipe")
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler(sys.stderr))
-    log.propagate = False  # absl's handler would say everything again, with a prefix meant for servers
-    absl.logging.set_verbosity(absl.logging.ERROR)  # TensorFlow tells through it how long it took to save
+    log.propagate = False  # absl's handler would repeat every line, with a prefix meant for servers
+    absl.logging.set_verbosity(absl.logging.ERROR)  # TensorFlow logs how long it took to save
 
 
 def _guarded(main: Callable[[list[str]], int | None], arguments: list[str], when_stopped: str) -> int:
     received: list[int] = []
     try:
         _raise_on_signals(received)
-        return _answered(main, arguments, received)
+        return _call(main, arguments, received)
     except KeyboardInterrupt as stop:
         _settle_signals()
-        _say(f"\nstopped. {' '.join(getattr(stop, '__notes__', ())) or when_stopped}".rstrip())
+        _warn(f"\nstopped. {' '.join(getattr(stop, '__notes__', ())) or when_stopped}".rstrip())
         return _SIGNALLED + (received or [signal.SIGINT])[0]
     finally:
         _settle_signals()
@@ -143,7 +179,7 @@ def _raise_on_signals(received: list[int]) -> None:
                 return
             received.append(number)
             sys.unraisablehook = lambda _: None
-        # What is raised in a callback of the interpreter, in the middle of an import, say, is lost.
+        # An exception raised in a callback of the interpreter, in the middle of an import, say, is lost.
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
         raise KeyboardInterrupt
 
@@ -154,7 +190,7 @@ def _raise_on_signals(received: list[int]) -> None:
 
 
 def _settle_signals() -> None:
-    """Lets no signal raise anything any more: the work is over, and an exception would only be seen as a traceback."""
+    """Stops signals from raising: the work is over, and an exception would only be seen as a traceback."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in (signal.SIGALRM, *_ENDING):
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -163,28 +199,32 @@ def _settle_signals() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _answered(main: Callable[[list[str]], int | None], arguments: list[str], received: list[int]) -> int:
-    """Returns the exit status after saying what is wrong, if anything is."""
+def _call(main: Callable[[list[str]], int | None], arguments: list[str], received: list[int]) -> int:
+    """Returns the exit status, after reporting an error if there is one."""
     try:
         try:
             return main(arguments) or 0
         except Exception:
-            if received:  # of something that was stopped in its middle
+            if received:  # an error of interrupted work
                 raise KeyboardInterrupt from None
             raise
     except UsageError as error:
-        _say(f"error: {in_flags(str(error))}\nSee --help.")
+        _warn(f"error: {in_flags(str(error))}\nSee --help.")
         return _USAGE
-    except BrokenPipeError:  # the reader of our output has seen enough: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our output is done: `| head`
+        _drop_output()
         return 1
     except (DataError, ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
-        _say(f"error: {in_flags(_words_of(error))}")
+        _warn(f"error: {in_flags(_message(error))}")
         return 1
 
 
-def _words_of(error: Exception) -> str:
-    """Returns what an error says; one of the system without its number."""
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _message(error: Exception) -> str:
+    """Returns an error's message; one of the system without its number."""
     if not isinstance(error, OSError) or error.errno is None or not error.strerror:
         return str(error)
     files = [os.fsdecode(file) for file in (error.filename, error.filename2) if isinstance(file, str | bytes)]
@@ -193,7 +233,7 @@ def _words_of(error: Exception) -> str:
 
 
 def in_flags(message: str) -> str:
-    """Returns what the library says in Python's words with the command's flags instead of the parameters of their names."""
+    """Returns a message of the library with the command's flags in place of parameters of the same names."""
 
     def named(found: re.Match[str]) -> str:
         name = found[1] or found[2]
@@ -202,28 +242,20 @@ def in_flags(message: str) -> str:
     return _PARAMETER.sub(named, message)
 
 
-def _say(text: str) -> None:
+def _warn(text: str) -> None:
     with contextlib.suppress(OSError):  # a terminal that was closed
         sys.stderr.write(f"{text}\n")
 
 
 def parse_paths(flag: str, value: str) -> str | dict[str, str]:
-    """Returns a flag's path, or its paths by name: "photos" or "train=photos/a,test=photos/b".
-
-    Raises:
-        UsageError: it is neither.
-    """
+    """Returns a flag's path, or its paths by name: "photos" or "train=photos/a,test=photos/b"."""
     if "=" not in value or Path(value).exists():  # a path may hold an equals sign or a comma
         return value
     return parse_pairs(flag, value)
 
 
 def parse_pairs(flag: str, value: str) -> dict[str, str]:
-    """Returns {"train": "0.8", "test": "0.2"} for "train=0.8,test=0.2".
-
-    Raises:
-        UsageError: an item has no "=", an empty side, or a name that was given before.
-    """
+    """Returns {"train": "a", "test": "b"} for "train=a,test=b"."""
     pairs: dict[str, str] = {}
     for item in value.split(","):
         name, equals, text = item.partition("=")
@@ -234,11 +266,7 @@ def parse_pairs(flag: str, value: str) -> dict[str, str]:
 
 
 def parse_size(flag: str, text: str) -> tuple[int, int]:
-    """Returns (height, width) for "224" or "240x320".
-
-    Raises:
-        UsageError: it is neither.
-    """
+    """Returns (height, width) for "224" or "240x320"."""
     sides = text.split("x")
     if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
         raise UsageError(f"--{flag} must be SIDE or HEIGHTxWIDTH, as 224 or 240x320 (got {text!r})")
@@ -246,22 +274,13 @@ def parse_size(flag: str, text: str) -> tuple[int, int]:
 
 
 def parse_number(flag: str, text: str, kind: Callable[[str], Number]) -> Number:
-    """Returns a number.
-
-    Raises:
-        UsageError: it is none of that kind.
-    """
+    """Returns `kind(text)`."""
     try:
         return kind(text)
     except (ValueError, ZeroDivisionError):
-        what = "a whole number" if kind is int else "a number"
-        raise UsageError(f"--{flag}: {text!r} is not {what}") from None
+        raise UsageError(f"--{flag}: {text!r} is not {'a whole number' if kind is int else 'a number'}") from None
 
 
-def parse_numbers(flag: str, pairs: Mapping[str, str], kind: Callable[[str], Number]) -> dict[str, Number]:
-    """Returns the pairs with their values as numbers.
-
-    Raises:
-        UsageError: a value is no number of that kind.
-    """
-    return {name: parse_number(flag, text, kind) for name, text in pairs.items()}
+def parse_numbers(flag: str, value: str, kind: Callable[[str], Number]) -> dict[str, Number]:
+    """Returns {"train": 0.8, "test": 0.2} for "train=0.8,test=0.2"."""
+    return {name: parse_number(flag, text, kind) for name, text in parse_pairs(flag, value).items()}

@@ -98,11 +98,10 @@ def main(arguments: list[str]) -> None:
         raise commands.UsageError(f"arguments without a flag: {' '.join(arguments)}")
     if not _OUTPUT.value or _INPUT.value == "" or (_INPUT.value is None and _UNLABELLED.value is None):
         raise commands.UsageError("--input (or --unlabelled) and --output are needed")
-    splits = _SPLITS.value and commands.parse_numbers("splits", commands.parse_pairs("splits", _SPLITS.value), _fraction)
     manifest = build_tfrecords(
         None if _INPUT.value is None else commands.parse_paths("input", _INPUT.value),
         _OUTPUT.value,
-        splits=splits,
+        splits=_SPLITS.value and commands.parse_numbers("splits", _SPLITS.value, _fraction),
         unlabelled=_UNLABELLED.value and commands.parse_pairs("unlabelled", _UNLABELLED.value),
         num_shards=_num_shards(_NUM_SHARDS.value),
         shard_bytes=_SHARD_MIB.value << 20,
@@ -118,7 +117,7 @@ def _fraction(text: str) -> float:
 def _num_shards(value: str | None) -> int | dict[str, int] | None:
     if value is None or value.isdigit():
         return None if value is None else int(value)
-    return commands.parse_numbers("num_shards", commands.parse_pairs("num_shards", value), int)
+    return commands.parse_numbers("num_shards", value, int)
 
 
 def command() -> None:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Exports a trained classifier as files that give the same answer elsewhere, and proves that they do.
 
-  export_model --run=runs/a --output=export/                                           SavedModel and frozen .pb
-  export_model --run=runs/a --output=export/ --formats=saved_model,pb,tflite,onnx,keras --evaluation=eval/
-  export_model --run=mine.keras --class_names='cat,dog' --preprocessing=tf --output=export/
+  export_model --model=runs/a --output=export/                                         SavedModel and frozen .pb
+  export_model --model=runs/a --output=export/ --formats=saved_model,pb,tflite,onnx,keras --evaluation=eval/
+  export_model --model=mine.keras --class_names='cat,dog' --preprocessing=tf --output=export/
 
 In EXPORT lie saved_model/ (takes the bytes of JPEG and PNG files, for TensorFlow Serving, too), frozen_image.pb and
 frozen_bytes.pb, model.tflite, model.onnx, and for people labels.txt, preprocessing.json, model_card.md, parity.json and
@@ -26,7 +26,7 @@ from tfpipe.common.text import format_bytes, plural
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.records.samples import BACKGROUNDS, PNG16
 
-_RUN = flags.DEFINE_string("run", None, "Needed. A run's folder, or a .keras file, of any program's.")
+_MODEL = flags.DEFINE_string("model", None, "Needed. A run's folder, or a .keras file, of any program's.")
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Needed. The folder to write: new or empty; or, with --overwrite, an unchanged export."
 )
@@ -89,13 +89,13 @@ def main(arguments: list[str]) -> None:
     """Exports, then prints what lies where and how far each file is from the model."""
     if arguments:
         raise commands.UsageError(f"arguments without a flag: {' '.join(arguments)}")
-    if not (_RUN.value and _OUTPUT.value):
-        raise commands.UsageError("--run and --output are needed")
+    if not (_MODEL.value and _OUTPUT.value):
+        raise commands.UsageError("--model and --output are needed")
     size = None if _IMAGE_SIZE.value is None else commands.parse_size("image_size", _IMAGE_SIZE.value)
     from tfpipe.formats import preflight
 
     preflight.check_export(
-        _RUN.value,
+        _MODEL.value,
         _OUTPUT.value,
         formats=_FORMATS.value,
         checkpoint=_CHECKPOINT.value,
@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> None:
     from tfpipe.exporting.exporter import export  # takes seconds
 
     done = export(
-        _RUN.value,
+        _MODEL.value,
         _OUTPUT.value,
         formats=_FORMATS.value,
         checkpoint=_CHECKPOINT.value,
@@ -124,7 +124,7 @@ def main(arguments: list[str]) -> None:
         half=_HALF.value,
         data=_DATA.value,
         split=_SPLIT.value,
-        evaluations=_EVALUATION.value,
+        evaluation=_EVALUATION.value,
         tolerance=_TOLERANCE.value,
         overwrite=_OVERWRITE.value,
         trust=_TRUST.value,

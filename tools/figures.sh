@@ -30,8 +30,8 @@ tool cores benchmark cores --input="$photos" --num_images=7680 --repetitions=3
 tool data build_tfrecords --input="$photos" --output="$output/shards" --name=figures --layout=filename --splits=train=0.7,val=0.15,test=0.15
 common=(--data="$output/shards" --backbone=vgg16 --weights=none)
 tool modes benchmark modes --data="$output/shards" --weights=none --epochs=20 --only=bottleneck
-tool profile train "${common[@]}" --output="$output/run" --mode=finetune --unfreeze=block5 --nocache_prefix --pooling=average --profile=100
+tool profile train "${common[@]}" --output="$output/run" --mode=finetune --unfreeze=block5 --nocache_prefix --pooling=average --profile_steps=100
 tool overhead benchmark overhead --data="$output/shards" --weights=none --image_size=96
 tool evaluate evaluate --model="$output/run" --data="$output/shards" --split=test --output="$output/eval"
-tool export export_model --run="$output/run" --output="$output/export" --formats=saved_model,pb,tflite,onnx
+tool export export_model --model="$output/run" --output="$output/export" --formats=saved_model,pb,tflite,onnx
 step tests "$python" -m pytest -q -n auto --maxprocesses=16 --dist loadfile -rfEs tests

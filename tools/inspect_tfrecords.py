@@ -194,7 +194,7 @@ class _Command(NamedTuple):
     flags: tuple[str, ...] = ()
 
 
-_COMMANDS = {
+SUBCOMMANDS = {
     "info": _Command(_info, "DIR"),
     "verify": _Command(_verify, "DIR", ("decode", "workers", "limit")),
     "extract": _Command(_extract, "DIR OUTPUT", ("split",)),
@@ -202,16 +202,16 @@ _COMMANDS = {
     "diff": _Command(_diff, "A B", ("workers", "limit")),
     "salvage": _Command(_salvage, "SHARD OUTPUT", ("limit",)),
 }
-_FLAGS = sorted({flag for described in _COMMANDS.values() for flag in described.flags})
+_FLAGS = sorted({flag for described in SUBCOMMANDS.values() for flag in described.flags})
 
 
 def main(arguments: list[str]) -> int | None:
     """Runs the sub-command."""
     name, *rest = arguments or [""]
-    if name not in _COMMANDS:
-        usage = "".join(f"\n  {known} {described.words}" for known, described in _COMMANDS.items())
+    if name not in SUBCOMMANDS:
+        usage = "".join(f"\n  {known} {described.words}" for known, described in SUBCOMMANDS.items())
         raise commands.UsageError(f"{f'no command {name!r}' if name else 'a command is missing'}; there are:{usage}")
-    chosen = _COMMANDS[name]
+    chosen = SUBCOMMANDS[name]
     words = chosen.words.split()
     needed = sum(not word.startswith("[") for word in words)
     if not needed <= len(rest) <= len(words):
@@ -222,7 +222,8 @@ def main(arguments: list[str]) -> int | None:
 
 def command() -> None:
     """Runs the command; the console script's entry point."""
-    commands.run(main, __name__)
+    chosen = SUBCOMMANDS.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    commands.run(main, __name__, key_flags=chosen and chosen.flags)
 
 
 if __name__ == "__main__":

@@ -47,11 +47,11 @@ _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write event files into th
 _EXTEND = flags.DEFINE_bool(
     "extend", False, "Train longer also where the learning rates would have been others from the start: cosine warms up again."
 )
-_FROM = flags.DEFINE_string(
-    "from", None, "Run whose weights to begin with: the backbone's and, where it fits, the head's. Default: none."
+_FROM_RUN = flags.DEFINE_string(
+    "from_run", None, "Run whose weights to begin with: the backbone's and, where it fits, the head's. Default: none."
 )
-_PROFILE = flags.DEFINE_integer(
-    "profile",
+_PROFILE_STEPS = flags.DEFINE_integer(
+    "profile_steps",
     0,
     "Trace as many steps for TensorBoard; profile.txt says what share of their time input, Python and device take.",
     0,
@@ -162,7 +162,7 @@ def main(arguments: list[str]) -> None:
     except ValueError as error:
         raise commands.UsageError(error) from error
     cache = Path(_CACHE.value or output.absolute().parent / "features")
-    preflight.check_training(_DATA.value, output, cache, preflight.with_weights_of(_FROM.value, recipe))
+    preflight.check_training(_DATA.value, output, cache, preflight.with_weights_of(_FROM_RUN.value, recipe))
     from tfpipe.training.runs import train  # takes seconds
 
     train(
@@ -173,10 +173,10 @@ def main(arguments: list[str]) -> None:
         strategy=devices.use(chosen),
         checkpoint_seconds=_CHECKPOINT_SECONDS.value,
         tensorboard=_TENSORBOARD.value,
-        profile_steps=_PROFILE.value,
-        report=_say,
+        profile_steps=_PROFILE_STEPS.value,
+        log=_say,
         extend=_EXTEND.value,
-        from_run=_FROM.value,
+        from_run=_FROM_RUN.value,
     )
 
 
@@ -212,7 +212,7 @@ def _recipe() -> Recipe:
 def _augmentation(text: str) -> Augmentation | str:
     preset, _, changes = text.partition(",")
     base = Augmentation.named(preset)
-    values = commands.parse_numbers("augment", commands.parse_pairs("augment", changes), float) if changes else {}
+    values = commands.parse_numbers("augment", changes, float) if changes else {}
     known = [field.name for field in dataclasses.fields(Augmentation)]
     unknown = [name for name in values if name not in known]
     if unknown:

@@ -195,7 +195,8 @@ def _fields(item: Any) -> dict[str, Any]:
     return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
 
 
-def load(directory: str | os.PathLike[str]) -> Manifest:
+@arguments.renamed(directory="data")
+def load(data: str | os.PathLike[str]) -> Manifest:
     """Reads `manifest.json`, for every reader: all accept and refuse the same data sets.
 
     Nothing else is opened. Every name in it is that of a file of this folder, and its bytes are
@@ -205,12 +206,12 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
         FileNotFoundError: there is none: not a data set, or its build did not finish.
         DataError: it is not as tfpipe wrote it; names the field, where there is one.
     """
-    path = arguments.path("directory", directory) / FILE_NAME
+    path = arguments.path("data", data) / FILE_NAME
     try:
-        data = read_bytes(path, _MAX_BYTES)
+        encoded = read_bytes(path, _MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{path}: no manifest here: {_what_else(Path(directory))}") from None
-    content = parse_json(data, path)
+        raise FileNotFoundError(f"{path}: no manifest here: {_what_else(path.parent)}") from None
+    content = parse_json(encoded, path)
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(f"format version {version!r:.80}, this tfpipe reads version {FORMAT_VERSION}", path=path)
@@ -218,7 +219,7 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
     for problem in _problems(manifest):
         raise DataError(problem, path=path)
     try:
-        is_whole = _encode(manifest) == data
+        is_whole = _encode(manifest) == encoded
     except UnicodeEncodeError:  # half of a character
         is_whole = False
     if not is_whole:

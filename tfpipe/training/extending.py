@@ -106,7 +106,7 @@ def plan(
     if not state_file(folder, names[0]).exists():
         raise ValueError(
             f"{folder}: {numbers}: its folder {STATE_FOLDER}/ was deleted, and the run cannot go on without; train another from"
-            " its weights, with from_run (--from), in another folder"
+            " its weights, with from_run, in another folder"
         )
     lines, first_steps, dropped = [f"{folder}: goes on with {numbers}"], dict(found.get("first_steps", {})), []
     goes_on = False
@@ -125,7 +125,7 @@ def plan(
                 raise ValueError(
                     f"{folder}: {numbers}: the learning rates of phase {name} so far would have been others (schedule="
                     f"{recipe.schedule}); {keep}go on all the same with extend (--extend), where a cosine warms up again,"
-                    " or train another run from its weights with from_run (--from)"
+                    " or train another run from its weights with from_run"
                 )
             lines.append(f"{name}: will not be what it had been with these numbers from the start")
             if recipe.schedule == "cosine" and not is_over:
