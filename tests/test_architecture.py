@@ -299,12 +299,14 @@ def distributions(modules):
 
 def test_what_is_imported_is_required_and_what_is_required_is_imported():
     required = requirements()
-    tests = required.pop("test")
+    tests, site = required.pop("test"), required.pop("docs")
+    named = set(re.findall(r"[a-z]+", (CHECKOUT / "mkdocs.yml").read_text("utf-8")))
+    assert {name.removeprefix("mkdocs-") for name in site} <= named
     ours = distributions(third_party([PACKAGE, CHECKOUT / "tools"]) - PEERS)
     theirs = distributions(third_party([CHECKOUT / "tests"]))
     known = set().union(*required.values())
     assert {name for name, found in ours.items() if not found & known} == set()
-    assert {name for name, found in theirs.items() if not found & (known | tests)} == set()
+    assert {name for name, found in theirs.items() if not found & (known | tests | site)} == set()
     assert known - USED_BY_TENSORFLOW - set().union(*ours.values()) == set()
     assert tests - PROGRAMS - set().union(*theirs.values()) == set()
 
