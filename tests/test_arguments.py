@@ -54,11 +54,11 @@ _ROWS = {
     "allow_leaks as_dict balanced cache_prefix class_weights csv_safe deterministic equal_steps grey half": FLAG,
     "deepen extend near_duplicates overwrite progress repeat report scaled_decode tensorboard train_batch_norm": FLAG,
     "training trust": FLAG,
-    "a b cache data directory from_run images output path weights": PATH,
+    "a b cache data from_run images load_frozen.model output weights": PATH,
     "calibrate check columns form format layout mode on_conflict on_error optimizer outputs pooling positive_class": WORD,
     "normalize precision preprocessing resize schedule signature_name solver split": WORD,
     "checkpoint feature_layer id_column label_column model_name path_column value_column": TEXT,
-    "export.report on_found train.report": [5, "yes"],
+    "export.log on_found train.log": [5, "yes"],
     "image_size size": [0, (224, 0), (224,), (1, 2, 3), (1.5, 2), "224", True, NAN],
     "shard": [(2, 2), (-1, 2), (0, 0), 3, (0.0, 2), "02", (True, 2), (0,), (0, 1, 2)],
     "class_names": ["cat", ["cat", "cat"], [], {"cat"}, [1], 5],
@@ -66,21 +66,21 @@ _ROWS = {
     "augmentation": ["light", 5, None],
     "backbone": ["resnet", 5, ""],
     "encoded serialized": [5, [b"x"]],
-    "evaluations": [5, Said([5], "5"), ""],
+    "evaluation": [5, Said([5], "5"), ""],
     "formats": ["nothing", 5, [], Said(["pb", "pb"], "'pb', 'pb'")],
     "hidden": [0, (0,), (1.5,), "1024", True],
     "image": [Said(5, "int32 ()"), Said(np.zeros((2, 2, 3), np.float32), "float32 (2, 2, 3)"), np.zeros((2, 2), object)],
     "input": [5, "", Said({"train": 5}, "5")],
-    "inputs": [Said(5, "int"), Said([b"x"], "bytes")],
+    "predict.input": [Said(5, "int"), Said([b"x"], "bytes")],
     "Model.predict.inputs": [Said(5, "int"), Said([None], "NoneType")],
     "key": [5, Said(["a"], "a")],
     "label_pattern": [5, "", "(", "no_group"],
-    "load.path": [Said(5, "int"), "", Said(b"x", "bytes")],
+    "load.model": [Said(5, "int"), "", Said(b"x", "bytes")],
     "model": [Said(5, ""), Said(object(), "object")],
     "name": ["my-pets", 5, ""],
     "num_shards": [*COUNT, Said({"train": 0}, "0"), Said({"train": "4"}, "'4'")],
     "orientation": [1.5, "1", [1]],
-    "pictures": [Said("1.jpg", "str"), Said([], "")],
+    "grpc_request.images rest_request.images": [Said("1.jpg", "str"), Said([], "")],
     "png16 background": ["grey", 5, ""],
     "recipe": [5, {"mode": "full"}],
     "samples": ["white", 5, {"background": "white"}],
@@ -110,7 +110,7 @@ def parameters_of(name):
     named = [parameter for parameter in found if parameter.kind != parameter.VAR_KEYWORD and parameter.name != "self"]
     if len(named) < len([parameter for parameter in found if parameter.name != "self"]):
         more = {"train": tfpipe.Recipe, "describe": tfpipe.dataset}[name]
-        named += [one for one in inspect.signature(more).parameters.values() if one.name not in ("directory", "split")]
+        named += [one for one in inspect.signature(more).parameters.values() if one.name not in ("data", "split")]
     return {one.name: "None" in str(one.annotation) for one in named}
 
 
@@ -125,7 +125,7 @@ def valid(colours, tmp_path_factory):
     network = keras.Sequential(
         [keras.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, "softmax")]
     )
-    of_dataset = {"directory": colours, "split": "train"}
+    of_dataset = {"data": colours, "split": "train"}
     image, file = tf.zeros([8, 8, 3], tf.uint8), photos / "a" / "0.jpg"
     return {
         "Augmentation": {},
@@ -138,18 +138,18 @@ def valid(colours, tmp_path_factory):
         "dataset": {**of_dataset, "training": True},
         "decode_image": {"encoded": tf.constant(file.read_bytes())},
         "describe": {**of_dataset, "training": True},
-        "evaluate": {"model": model, "directory": colours, "split": "test", "output": out},
+        "evaluate": {"model": model, "data": colours, "split": "test", "output": out},
         "export": {"model": network, "output": out, "class_names": list("abc"), "data": colours, "split": "test"},
-        "grpc_request": {"pictures": [file], "model_name": "pets"},
-        "load": {"path": folder},
-        "load_frozen": {"path": folder / "frozen.pb"},
-        "load_manifest": {"directory": colours},
+        "grpc_request": {"images": [file], "model_name": "pets"},
+        "load": {"model": folder},
+        "load_frozen": {"model": folder / "frozen.pb"},
+        "load_manifest": {"data": colours},
         "parse_example": {"serialized": tf.constant(b"")},
-        "predict": {"model": model, "inputs": colours, "output": folder / "table.csv", "split": "test"},
+        "predict": {"model": model, "input": colours, "output": folder / "table.csv", "split": "test"},
         "replay": {**of_dataset, "key": next(iter(read_catalog(colours, split="train"))).key, "seed": 0, "epoch": 0},
         "resize_image": {"image": image, "size": 8},
-        "rest_request": {"pictures": [file]},
-        "train": {"directory": colours, "output": out, "backbone": "lenet", "weights": "none", "image_size": 32},
+        "rest_request": {"images": [file]},
+        "train": {"data": colours, "output": out, "backbone": "lenet", "weights": "none", "image_size": 32},
     }
 
 
@@ -180,6 +180,45 @@ def test_the_check_fails_for_an_argument_without_a_row_and_for_one_that_is_not_c
     monkeypatch.setitem(tfpipe.__dict__, "compare", lambda a, b: None)
     with pytest.raises(AssertionError, match="not refused: None"):
         test_every_argument_of_every_public_function_is_checked_by_its_name(valid, "compare")
+
+
+# ---- former names
+
+_DATA = {"directory": "data"}
+RENAMED = {
+    **dict.fromkeys(("class_weights", "dataset", "describe", "evaluate", "load_manifest", "replay"), _DATA),
+    "train": {**_DATA, "report": "log"},
+    "export": {"evaluations": "evaluation", "report": "log"},
+    "load": {"path": "model"},
+    "load_frozen": {"path": "model"},
+    "predict": {"inputs": "input"},
+    "grpc_request": {"pictures": "images"},
+    "rest_request": {"pictures": "images"},
+}
+
+
+def test_former_names_are_listed():
+    found = {name: vars(function_of(name))["renamed"] for name in PUBLIC if "renamed" in vars(function_of(name))}
+    assert found == RENAMED
+
+
+@pytest.mark.parametrize(("name", "old", "new"), [(name, *pair) for name in RENAMED for pair in RENAMED[name].items()])
+def test_a_former_name_of_an_argument_works_with_a_warning(valid, name, old, new):
+    function, given = function_of(name), dict(valid[name])
+    given.pop(new, None)
+    with pytest.warns(
+        DeprecationWarning, match=rf"{function.__name__}\(\): the argument '{old}' is now called '{new}'"
+    ) as caught:
+        message = refusal(function, {**given, old: 5})  # seen as the new one, which may not be 5
+    assert message.startswith((f"{new} must ", "a list"))
+    assert caught[0].filename == __file__  # the caller's line
+    with pytest.raises(TypeError, match=f"got '{new}' and its former name '{old}'"):
+        function(**{**given, new: 5, old: 5})
+
+
+def test_a_former_name_gives_what_the_new_one_does(colours):
+    with pytest.warns(DeprecationWarning, match="data"):
+        assert tfpipe.class_weights(directory=colours, split="train") == tfpipe.class_weights(colours, "train")
 
 
 # ---- what is taken, and how it is written

@@ -382,7 +382,7 @@ def test_what_is_added_while_an_export_is_made_anew_is_not_deleted(tmp_path, ask
             write(target / "notes.txt", b"mine")
 
     with pytest.raises(ValueError, match=r"added or changed: notes\.txt; move it first"):
-        tfpipe.export(make_classifier(seed=1), target, formats=("keras",), overwrite=True, report=fill_in)
+        tfpipe.export(make_classifier(seed=1), target, formats=("keras",), overwrite=True, log=fill_in)
     assert (target / "notes.txt").read_bytes() == b"mine"
     assert (target / "model.keras").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
@@ -392,9 +392,9 @@ def test_what_a_foreign_model_is_taken_for_is_said(tmp_path, asked_here, monkeyp
     layers = [keras.layers.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
     said = []
     monkeypatch.chdir(tmp_path)  # where "best" is a folder like any other
-    tfpipe.export(keras.Sequential(layers), "best", formats=("keras",), class_names=["a", "b"], report=said.append)
+    tfpipe.export(keras.Sequential(layers), "best", formats=("keras",), class_names=["a", "b"], log=said.append)
     assert "preprocessing=none, resize=stretch, outputs=probabilities, png16=high_byte, background=keep" in said[0]
-    tfpipe.export(tmp_path / "best" / "model.keras", tmp_path / "again", formats=("keras",), report=said.append)
+    tfpipe.export(tmp_path / "best" / "model.keras", tmp_path / "again", formats=("keras",), log=said.append)
     assert sum("taken to be right" in line for line in said) == 1
 
 

@@ -69,12 +69,12 @@ def run_demo(output: Path, *, num_digits: int = NUM_DIGITS, recipe: dict[str, An
 
     def train() -> None:
         start = time.monotonic()
-        tfpipe.train(shards, run, report=print, **recipe)
+        tfpipe.train(shards, run, log=print, **recipe)
         print(f"   {time.monotonic() - start:.0f} s, see {run / 'history.png'}")
 
     def export() -> None:
         formats = ("saved_model", "pb", "tflite")
-        tfpipe.export(run, exported, formats=formats, evaluations=[evaluation], overwrite=True)
+        tfpipe.export(run, exported, formats=formats, evaluation=evaluation, overwrite=True)
 
     def predict() -> None:
         summary = tfpipe.predict(exported / "saved_model", shards, table, split="test")

@@ -10,11 +10,38 @@ look alike in what is written of them. A bool or a text is no number, and NaN an
 
 from __future__ import annotations
 
+import functools
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorates a function with former names of arguments, `old="new"`: they work, with a DeprecationWarning, until 1.0."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            for old in names.keys() & kwargs.keys():
+                new = names[old]
+                if new in kwargs:
+                    raise TypeError(f"{function.__name__}() got {new!r} and its former name {old!r}")
+                message = f"{function.__name__}(): the argument {old!r} is now called {new!r}; the old name works until 1.0"
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        vars(call)["renamed"] = names
+        setattr(call, "__kwdefaults__", getattr(function, "__kwdefaults__"))  # noqa: B009, B010 (read by callers of `Loader`)
+        return call
+
+    return decorate
 
 
 def check(**values: Any) -> tuple[Any, ...]:

@@ -84,9 +84,10 @@ class Evaluation:
         return f"Evaluation({', '.join([repr(os.fspath(self.folder)), *facts])})"
 
 
+@arguments.renamed(directory="data")
 def evaluate(
     model: str | os.PathLike[str] | Predictor | Loaded,
-    directory: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     split: str,
     output: str | os.PathLike[str],
     *,
@@ -110,7 +111,7 @@ def evaluate(
 
     Args:
         model: a run's folder, a .keras file, or a loaded model of any form: `tfpipe.load("export/saved_model")`.
-        directory: of the data set.
+        data: folder of the data set.
         split: its name; labelled.
         output: folder, made if need be; files of an earlier evaluation are replaced, others left alone.
         batch_size: pictures that go through the model at once.
@@ -147,10 +148,10 @@ def evaluate(
         raise ValueError(f"shard and num_readers exclude each other (got {shard!r} and {num_readers})")
     if on_found is not None:
         arguments.callback("on_found", on_found)
-    directory, folder = arguments.path("directory", directory), arguments.path("output", output)
+    data, folder = arguments.path("data", data), arguments.path("output", output)
     predictor = _loaded(model, trust)
     options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
-    run = _Run(predictor, directory, split, folder, batch_size, progress, options)
+    run = _Run(predictor, data, split, folder, batch_size, progress, options)
     claim = run.begin()
     if shard is not None:
         run.write_part(shard, claim)
@@ -177,7 +178,7 @@ def evaluate(
         if report:
             from tfpipe.evaluation.report import write_report
 
-            write_report(run.folder, predictor, directory, split, near_duplicates=near_duplicates, progress=progress)
+            write_report(run.folder, predictor, data, split, near_duplicates=near_duplicates, progress=progress)
     return evaluation
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.files import open_regular
+from tfpipe.common.text import exactly
 from tfpipe.images import headers
 
 _HEAD_BYTES = 4096
@@ -60,6 +61,6 @@ def read_start(path: str, max_bytes: int | None = None) -> tuple[bytes, int]:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if max_bytes is not None and size > max_bytes:
-            raise RejectedImage("too_large", f"{size} bytes, a record holds {max_bytes}", path=path)
+            raise RejectedImage("too_large", f"{exactly(size, 'byte')}, a record holds {max_bytes}", path=path)
         head = file.read(_HEAD_BYTES)
         return (head + file.read(size) if head.startswith(headers.SIGNATURES) else head), size

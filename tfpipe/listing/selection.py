@@ -81,7 +81,7 @@ def list_images(inputs: Inputs, split: str | None = None, *, tell_apart: bool = 
     _check_once(images)
     if not images:
         passed = f"; passed over: {', '.join(passed_over[:10])}" if passed_over else ""
-        raise ValueError(f"{', '.join(map(str, paths)) or 'inputs'}: there is no image{passed}")
+        raise ValueError(f"{', '.join(map(str, paths)) or 'input'}: there is no image{passed}")
     return Listing(images, passed_over, data_set)
 
 
@@ -122,7 +122,7 @@ def given_paths(inputs: Any) -> list[str | os.PathLike[str]]:
     for path in paths:
         if not isinstance(path, str | os.PathLike):
             advice = "bytes and arrays are for tfpipe.load(model).predict(inputs)"
-            raise ValueError(f"inputs must be paths (got {type(path).__name__}); {advice}")
+            raise ValueError(f"input must be paths (got {type(path).__name__}); {advice}")
     return paths
 
 

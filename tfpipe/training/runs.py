@@ -72,8 +72,9 @@ _log = logging.getLogger("tfpipe")
 Report = Callable[[str], None]
 
 
+@arguments.renamed(directory="data", report="log")
 def train(
-    directory: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     output: str | os.PathLike[str],
     recipe: Recipe | None = None,
     *,
@@ -83,7 +84,7 @@ def train(
     tensorboard: bool = True,
     profile_steps: int = 0,
     progress: bool = True,
-    report: Report | None = log_line,
+    log: Report | None = log_line,
     extend: bool = False,
     from_run: str | os.PathLike[str] | None = None,
     **changes: Any,
@@ -95,7 +96,7 @@ def train(
     was asked for these numbers from the start. A longer head makes fine-tuning begin anew.
 
     Args:
-        directory: a data set that `build_tfrecords` wrote, with a split "train"; "val" is validated on, and where there is
+        data: folder of a data set that `build_tfrecords` wrote, with a split "train"; "val" is validated on, and where there is
             none, a part of "train" is held out.
         output: the run's folder.
         recipe: how to train; default `Recipe()`.
@@ -105,8 +106,8 @@ def train(
         tensorboard: write event files.
         profile_steps: measure and trace as many steps.
         progress: show bars, or log a line per epoch where there is no terminal.
-        report: takes lines that tell what is done and why; default the logger "tfpipe", whose lines are seen on stderr where
-            nobody has configured logging. None: silence, bars and lines per epoch included.
+        log: called with lines that report what is done and why; default the logger "tfpipe", whose lines are
+            seen on stderr where nobody has configured logging. None: silence, bars and lines per epoch included.
         extend: train a run longer also where its learning rates would have been others from the start: a cosine begins anew
             with a warm-up.
         from_run: a finished run's folder (or its .keras file), whose weights are those to begin with: the backbone's, and, if
@@ -129,57 +130,58 @@ def train(
         progress=progress,
         extend=extend,
     )
-    if report is None:
-        progress, report = False, _nothing
-    arguments.callback("report", report)
+    if log is None:
+        progress, log = False, _nothing
+    arguments.callback("log", log)
     if not isinstance(strategy, tf.distribute.Strategy | None):
         raise arguments.wrong("strategy", "a tf.distribute.Strategy", strategy)
     if from_run is not None:
         from_run = arguments.path("from_run", from_run)
     wanted = preflight.with_weights_of(from_run, _changed(Recipe() if recipe is None else recipe, changes))
-    directory, folder = arguments.path("directory", directory), arguments.path("output", output)
+    directory, folder = arguments.path("data", data), arguments.path("output", output)
     place = folder.absolute().parent / "features" if cache is None else arguments.path("cache", cache)
     preflight.check_training(directory, folder, place, wanted)
-    data = _Data(directory, wanted)
+    prepared = _Data(directory, wanted)
     with locked(folder, "training"):
         clear_folder(folder)
-        summary, extension = _open(folder, data, extend)
+        summary, extension = _open(folder, prepared, extend)
         for line in extension.lines if extension else ():
-            report(line)
+            log(line)
         if summary is not None:
-            _report_summary(folder, summary, report)
+            _report_summary(folder, summary, log)
             return summary
-        for line in data.reasons:
-            report(line)
-        if data.recipe.deterministic:
+        for line in prepared.reasons:
+            log(line)
+        if prepared.recipe.deterministic:
             arithmetic.make_deterministic()
         strategy = strategy or tf.distribute.get_strategy()
-        networks = Networks(data.recipe, data.class_names, data.precision, strategy, Samples.of(data.manifest.options))
+        samples = Samples.of(prepared.manifest.options)
+        networks = Networks(prepared.recipe, prepared.class_names, prepared.precision, strategy, samples)
         if from_run is not None:
-            report(f"from {from_run}: {networks.take_head(classifiers.load(from_run))}")
-        _begin(folder, data, networks)
+            log(f"from {from_run}: {networks.take_head(classifiers.load(from_run))}")
+        _begin(folder, prepared, networks)
         if extension:
             extension.apply(folder)
         first_steps = read_json(folder / RUN_NAME).get("first_steps", {})
         phases = Phases(
-            data.recipe,
+            prepared.recipe,
             networks,
-            data.train,
-            data.val,
+            prepared.train,
+            prepared.val,
             folder,
             place,
             strategy,
             progress,
-            report,
+            log,
             first_steps=first_steps,
-            fits=data.wanted.batch_size == "auto",
+            fits=prepared.wanted.batch_size == "auto",
         )
         position = max((facts["journal"] for facts in _saved_facts(folder)), default=0)
         with Journal(folder, tensorboard=tensorboard, position=position, profile_steps=profile_steps) as journal:
             run = _Run(folder, phases, journal, checkpoint_seconds)
             results = [run.train(phase) for phase in phases.of_mode()]
         summary = _finish(folder, networks, run, results)
-    _report_summary(folder, summary, report)
+    _report_summary(folder, summary, log)
     return summary
 
 
