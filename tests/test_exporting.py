@@ -245,8 +245,8 @@ def test_a_frozen_graph_runs_in_a_session_of_old(exported):
     np.testing.assert_array_equal(found, exported.classifier.predict(pictures))
 
 
-def test_the_lines_of_the_readme_run_on_an_export(exported, tmp_path, monkeypatch, capsys):
-    source = (CHECKOUT / "README.md").read_text("utf-8").split("### Export")[1].split("```python\n")[1].split("```")[0]
+def test_the_lines_of_the_documentation_run_on_an_export(exported, tmp_path, monkeypatch, capsys):
+    source = (CHECKOUT / "docs/how-to/export.md").read_text("utf-8").split("```python\n")[1].split("```")[0]
     (tmp_path / "export").symlink_to(exported.folder)
     for name, data in {"new_photos/1.jpg": FILES[0], "new_photos/2.png": FILES[1], "README.md": b"# tfpipe"}.items():
         write(tmp_path / name, data)
