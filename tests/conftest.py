@@ -8,11 +8,13 @@ import gc
 import io
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -47,6 +49,27 @@ def _memory_is_given_back() -> Iterator[None]:
 # A shell starts `bash tools/test.sh &` with Ctrl-C ignored, nohup with SIGHUP: tests that send them are not about that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out files that `-m "not tf"` would deselect as a whole: importing them would load TensorFlow."""
+    if "not tf" not in config.option.markexpr or collection_path.suffix != ".py":
+        return None
+    return re.search(r"^pytestmark = (\[\s*)?pytest\.mark\.tf\b", collection_path.read_text("utf-8"), re.MULTILINE) and True
+
+
+@pytest.fixture
+def thinned(request: pytest.FixtureRequest) -> Callable[[Sequence[Any], int], Sequence[Any]]:
+    """Returns the first, the last and some others of many cases; all of them with `-m exhaustive`."""
+    every = re.search(r"\bexhaustive\b", request.config.option.markexpr) is not None
+
+    def thin(cases: Sequence[Any], count: int) -> Sequence[Any]:
+        if every or len(cases) <= count:
+            return cases
+        places = random.Random(request.node.nodeid).sample(range(1, len(cases) - 1), count - 2)
+        return [cases[place] for place in (0, *sorted(places), len(cases) - 1)]
+
+    return thin
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -3,6 +3,7 @@
 import ast
 import collections
 import configparser
+import functools
 import importlib.metadata
 import re
 import resource
@@ -168,25 +169,32 @@ def test_the_commands_of_the_lower_floors_load_no_tensorflow(name):
     assert not loaded_by(f"import {name}") & {"tensorflow", "keras", "tensorflow_datasets"}
 
 
-def processor_seconds(code, repetitions=7):
-    times = []
-    for _ in range(repetitions):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(times)
+def processor_seconds(code):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@functools.cache
+def bare_seconds():
+    return min(processor_seconds("pass") for _ in range(5))
+
+
+def takes_less_than(seconds, code, repetitions=7):
+    """Whether the fastest of several runs takes less than `seconds` more than a bare interpreter.
+
+    The processor's time, and the least of several runs, keep the neighbours' noise out; the first that is fast enough decides.
+    """
+    return any(processor_seconds(code) - bare_seconds() < seconds for _ in range(repetitions))
 
 
 def test_importing_tfpipe_takes_little():
-    # The promise is 50 ms over a bare interpreter; the processor's time, and the least of several runs, keep the neighbours'
-    # noise out.
-    assert processor_seconds("import tfpipe") - processor_seconds("pass") < 0.05
+    assert takes_less_than(0.05, "import tfpipe")  # which is the promise
 
 
 def test_the_check_of_the_time_can_fail():
-    slow = "import time\nwhile time.process_time() < 0.2: pass"
-    assert processor_seconds(slow, 1) - processor_seconds("pass") > 0.05
+    assert not takes_less_than(0.05, "import time\nwhile time.process_time() < 0.2: pass", 2)
 
 
 def test_exported_names_exist_and_are_pinned():

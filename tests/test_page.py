@@ -21,9 +21,8 @@ from evaluation_fixtures import build_pictures, make_classifier
 from PIL import Image
 from prediction_fixtures import Averages
 
-from tfpipe.common.errors import DataError
+from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.evaluation import feature_index
-from tfpipe.listing.image_files import Problem
 from tfpipe.models import classifiers
 from tfpipe.page import page_markup
 from tfpipe.page.answers import Answers, Row, Upload
@@ -143,14 +142,14 @@ def test_probabilities_are_those_of_predict(answers, classifier, tmp_path, name)
 def test_what_is_no_picture_is_refused_with_a_reason(answers, tmp_path, name):
     data, word = BAD[name]
     said = answers.answer(str(write(tmp_path / name, data)))
-    assert isinstance(said, Problem)
+    assert isinstance(said, RejectedImage)
     assert word in said.message
 
 
 def test_the_limit_of_pixels_is_the_callers(classifier, tmp_path):
     path = str(write(tmp_path / "a.jpg", picture(1, (40, 30))))
-    assert isinstance(Answers(classifier, max_pixels=1199).answer(path), Problem)
-    assert not isinstance(Answers(classifier, max_pixels=1200).answer(path), Problem)
+    assert isinstance(Answers(classifier, max_pixels=1199).answer(path), RejectedImage)
+    assert not isinstance(Answers(classifier, max_pixels=1200).answer(path), RejectedImage)
 
 
 @pytest.mark.parametrize("split_name", ["cat/0.jpg", f"{NAMES[2]}/39.jpg"])

@@ -20,10 +20,10 @@ from prediction_fixtures import AWKWARD, NAMES, Averages, bad_files, kinds, left
 
 import tfpipe
 from tfpipe.common.errors import DataError
+from tfpipe.common.text import display_width
 from tfpipe.listing import image_files, selection
 from tfpipe.models import classifiers, predictions
 from tfpipe.prediction.prediction import predict
-from tfpipe.records.summary import display_width
 
 pytestmark = pytest.mark.tf
 
@@ -51,7 +51,7 @@ def folder(tmp_path):
 
 
 def ids(inputs, split=None):
-    return [found.id for found in selection.list_pictures(inputs, split).pictures]
+    return [found.id for found in selection.list_images(inputs, split).images]
 
 
 # Ids and their order
@@ -103,9 +103,9 @@ def test_records_that_would_have_one_id_keep_their_extensions(tmp_path):
     for name in ("a/1.jpg", "a/1.png", "a/2.png"):
         write(tmp_path / "in" / name, picture(len(name) + ord(name[2])))
     tfpipe.build_tfrecords({"test1": tmp_path / "in"}, tmp_path / "out", layout="flat", progress=False)
-    expected = [found.id for found in selection.list_pictures(tmp_path / "in", tell_apart=True).pictures]
+    expected = [found.id for found in selection.list_images(tmp_path / "in", tell_apart=True).images]
     assert expected == ["a/1.jpg", "a/1.png", "a/2"]
-    assert [found.id for found in selection.list_pictures(tmp_path / "out", tell_apart=True).pictures] == expected
+    assert [found.id for found in selection.list_images(tmp_path / "out", tell_apart=True).images] == expected
 
 
 def test_an_id_that_was_given_is_never_another(tmp_path):
@@ -113,7 +113,7 @@ def test_an_id_that_was_given_is_never_another(tmp_path):
         write(tmp_path / name, picture(ord(name[-1])))
     table = write(tmp_path / "list.csv", b"path,id\n1.jpg,a.jpg\n1.png,a.jpg\n")
     with pytest.raises(ValueError, match=r"have the same id, 'a\.jpg'"):
-        selection.list_pictures(table, tell_apart=True)
+        selection.list_images(table, tell_apart=True)
 
 
 def test_only_the_suffix_of_a_picture_is_no_part_of_the_id(tmp_path):
@@ -147,7 +147,7 @@ def test_two_pictures_with_one_id_are_named(tmp_path, names):
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert sorted((row["id"], row["filename"]) for row in rows) == sorted([("b", "b.jpg"), *((name, name) for name in names)])
     with pytest.raises(ValueError, match=r"a\.jpg is given twice" if names[0] == "a.jpg" else "is given twice"):
-        selection.list_pictures([paths[0], paths[0]])
+        selection.list_images([paths[0], paths[0]])
 
 
 # What is a picture
@@ -173,8 +173,8 @@ def test_links_are_followed_once_and_the_real_path_wins(tmp_path):
     os.symlink("..", root / "real" / "loop")
     os.symlink("real/1.jpg", root / "file.jpg")
     (root / "x.jpg").mkdir()
-    listing = selection.list_pictures(root)
-    assert [found.id for found in listing.pictures] == ["b link/2", "file", "real/1"]
+    listing = selection.list_images(root)
+    assert [found.id for found in listing.images] == ["b link/2", "file", "real/1"]
     assert sorted(listing.passed_over) == ["a link/", "real/loop/"]
 
 
@@ -238,7 +238,8 @@ def test_what_the_kernel_makes_up_is_not_read(folder, target):
     if not os.path.exists(target):
         pytest.skip(f"no {target} here")
     os.symlink(target, folder / "link.jpg")
-    assert str(image_files.read(str(folder / "link.jpg"))) == "unreadable: cannot be read: not a regular file"
+    found = image_files.read(str(folder / "link.jpg"))
+    assert (found.reason, found.message) == ("unreadable", "cannot be read: not a regular file")
 
 
 # Lists of paths
@@ -287,7 +288,7 @@ def test_a_csv_that_is_no_list_is_an_error_with_the_line(tmp_path, content, mess
 def test_the_separator_and_the_column_of_paths_are_found_and_said(tmp_path, content, caplog):
     table = write(tmp_path / "list.tsv", content)
     with caplog.at_level("INFO", "tfpipe"):
-        assert [(found.id, found.path) for found in selection.list_pictures(table).pictures] == [
+        assert [(found.id, found.path) for found in selection.list_images(table).images] == [
             ("a", str(tmp_path / "1.jpg")),
             ("b", str(tmp_path / "2.jpg")),
         ]
@@ -304,14 +305,14 @@ def test_a_column_of_ids_is_taken_where_these_are_files(tmp_path, column):
         ids(table)
     write(tmp_path / "a" / "2.jpg", picture(2))
     assert ids(table) == ["a/2", "gone"]
-    assert selection.list_pictures(table).pictures[0].path == str(tmp_path / "a/2.jpg")
+    assert selection.list_images(table).images[0].path == str(tmp_path / "a/2.jpg")
 
 
 def test_names_that_predictions_hold_with_an_apostrophe_are_read_back(tmp_path):
     for name in ("=1.jpg", "'-2.jpg", "'b.jpg"):
         write(tmp_path / name, picture(1))
     table = write(tmp_path / "list.csv", b"id,filename\n'=x,'=1.jpg\n'-y,'-2.jpg\n'z,'b.jpg\n'-gone,'-gone.jpg\n")
-    found = {picture.id: picture.path for picture in selection.list_pictures(table).pictures}
+    found = {picture.id: picture.path for picture in selection.list_images(table).images}
     expected = {"=x": "=1.jpg", "'-y": "'-2.jpg", "'z": "'b.jpg", "-gone": "-gone.jpg"}
     assert found == {name: str(tmp_path / path) for name, path in expected.items()}
 
@@ -323,7 +324,7 @@ def test_standard_input_names_pictures(tmp_path, monkeypatch, end):
     names = [b"a/10.jpg", b"./a/2.jpg", b"", b"a/1.jpg", b"caf\xe9.jpg"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(end.join(names) + end)))
     monkeypatch.chdir(tmp_path)
-    listed = selection.list_pictures("-").pictures
+    listed = selection.list_images("-").images
     assert [found.id for found in listed] == ["a/1", "a/2", "a/10", "caf\\udce9"]
     assert [bool(found.problem) for found in listed] == [False, False, False, True]
     assert listed[0].path == str(tmp_path / "a" / "1.jpg")
@@ -408,7 +409,7 @@ def test_full_rows(folder, tmp_path):
     header, *rows = read(tmp_path / "out.csv")
     best = ["class_1", "score_1", "class_2", "score_2", "class_3", "score_3"]
     assert header == ["id", "filename", "reason", *best, *(f"probability_{name}" for name in AWKWARD)]
-    listed = selection.list_pictures(folder).pictures
+    listed = selection.list_images(folder).images
     assert [row[:2] for row in rows] == [[found.id, found.filename] for found in listed]
     reasons = {row[0]: row[2] for row in rows if row[2]}
     assert set(reasons) == {*bad, "scan"} == {name.removesuffix(".jpg").removesuffix(".png") for name in summary.rejected}
@@ -462,7 +463,7 @@ def test_the_table_is_evaluations(folder, tmp_path):
     predictor = Averages()
     written(predictor, folder, tmp_path, columns="table")
     table = predictions.read(tmp_path / "out.csv")
-    listed = selection.list_pictures(folder).pictures
+    listed = selection.list_images(folder).images
     assert list(table.keys) == list(table.filenames) == [found.key for found in listed]
     assert table.labels.tolist() == [-1] * len(listed)
     assert list(table.class_names) == list(AWKWARD)
@@ -484,7 +485,7 @@ def check_equal_to_evaluation(folder, tmp_path, image_size, resize):
     for inputs in (folder, tmp_path / "shards"):
         predictor = Averages(image_size=image_size, resize=resize)
         predict(predictor, inputs, tmp_path / "out.csv", batch_size=5, progress=False)
-        keys = [found.key.removeprefix("test1/") for found in selection.list_pictures(inputs).pictures]
+        keys = [found.key.removeprefix("test1/") for found in selection.list_images(inputs).images]
         assert set(keys) == set(seen)
         for key, image in zip(keys, predictor.images, strict=True):
             np.testing.assert_array_equal(image, seen[key], err_msg=key)
@@ -539,7 +540,7 @@ def test_a_split_must_be_clear(photos, tmp_path):
         predict(Untouched(), tmp_path / "shards", tmp_path / "out.csv")
     with pytest.raises(ValueError, match="'val'"):
         predict(Untouched(), tmp_path / "shards", tmp_path / "out.csv", split="val")
-    with pytest.raises(ValueError, match="split='test' is of a data set"):
+    with pytest.raises(ValueError, match="split='test' needs a data set"):
         predict(Untouched(), photos, tmp_path / "out.csv", split="test")
     with pytest.raises(ValueError, match="is predicted alone"):
         predict(Untouched(), [tmp_path / "shards", photos], tmp_path / "out.csv", split="test")
@@ -579,9 +580,9 @@ def test_mistakes_are_found_before_the_model_is_asked(folder, tmp_path):
         (ValueError, r"input must be paths \(got NoneType\)", None, out, {}),
         (FileNotFoundError, "missing: no such file or folder", tmp_path / "missing", out, {}),
         (FileNotFoundError, "matches no file", f"{folder}/*.gif", out, {}),
-        (ValueError, "there is no picture$", tmp_path / "empty", out, {}),
-        (ValueError, "there is no picture; passed over: README.txt", tmp_path / "texts", out, {}),
-        (ValueError, "there is no picture", [], out, {}),
+        (ValueError, "there is no image$", tmp_path / "empty", out, {}),
+        (ValueError, "there is no image; passed over: README.txt", tmp_path / "texts", out, {}),
+        (ValueError, "there is no image", [], out, {}),
         (ValueError, "columns must be one of full, label, ", folder, out, {"columns": "labels"}),
         (ValueError, "on_error must be", folder, out, {"on_error": "skip"}),
         (ValueError, "batch_size must be", folder, out, {"batch_size": 0}),

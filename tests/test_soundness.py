@@ -9,11 +9,10 @@ from export_fixtures import FORMATS
 from report_fixtures import jpeg, make_classifier, write_splits
 
 import tfpipe
-from tfpipe.common.errors import DataError
+from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.evaluation import calibration, feature_index
 from tfpipe.exporting import half_precision, parity, parity_process, reference_images
 from tfpipe.exporting.exporter import _specify
-from tfpipe.listing.image_files import Problem
 from tfpipe.models import explanation, predictions
 from tfpipe.models.predictions import Predictions, are_probabilities
 from tfpipe.networks import arithmetic
@@ -133,12 +132,12 @@ def test_the_page_says_it_of_the_picture_alone(spoiled, export, files):
         answers = Answers(predictor)
         uploads = [Upload(name, str(files / name)) for name in ("dark.jpg", "white.jpg", "other.jpg")]
         said = answers.answer(uploads[1].path)
-        assert isinstance(said, Problem)
+        assert isinstance(said, RejectedImage)
         assert said.code == "no_probabilities"
         rows = list(answers.rows(uploads))
         assert [isinstance(row, Row) and row.problem[:32] for row in rows] == ["", "the model gives no probabilities", ""]
         assert [row.probabilities is None for row in rows] == [False, True, False]
-        assert not isinstance(answers.answer(uploads[0].path), Problem)
+        assert not isinstance(answers.answer(uploads[0].path), RejectedImage)
 
 
 def test_training_pictures_without_features_are_said(spoiled, data):

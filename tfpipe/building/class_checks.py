@@ -1,7 +1,7 @@
-"""The set of classes, questioned once for every layout before anything is written: is it what somebody meant?
+"""Checks of the set of classes before anything is written, the same for every layout.
 
-What nobody would want is refused, all of it at once; naming the classes with `class_names`, or an input that defines them
-itself, makes a warning of it. What makes training refuse later is a warning, since a data set may be for evaluation.
+Classes that nobody would want are refused, all at once; naming them with `class_names`, or an input that defines them itself,
+turns that into a warning. What training would refuse later is a warning, since a data set may be for evaluation.
 """
 
 from __future__ import annotations
@@ -30,29 +30,27 @@ _WHOLE_NAMES = r"label_pattern='(?P<label>.+?)[-._ (]*\d+\)?\.\w+$'"
 
 
 class _Finding(NamedTuple):
-    """`is_refused`: nobody would want it, so that only an explicit option lets it through."""
-
     message: str
-    is_refused: bool
+    is_refused: bool  # nobody would want it: only an explicit option lets it through
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raises `DataError` for names that could not stand one per line in a file that tensorflow-datasets strips."""
+    """Raises DataError for names that cannot be lines of a file that tensorflow-datasets strips."""
     broken = sorted(name for name in names if name != name.strip() or len(name.splitlines()) > 1)
     if broken:
         raise DataError(f"a class name holds a line break, or begins or ends with a space: {_some(broken)}")
 
 
 def check_classes(state: State, options: Options, *, defined: bool) -> None:
-    """Refuses or warns of a set of classes that is hardly what was meant.
+    """Refuses a set of classes that is hardly what was meant, or warns of it.
 
     Args:
         state: with labels.
         options: of the build.
-        defined: the input defines them itself.
+        defined: the input defines the classes itself.
 
     Raises:
-        ValueError: what nobody would want; the message names all of it, and the option that insists.
+        ValueError: nobody would want these; the message names all reasons, and the option that overrides them.
     """
     counts = dict(
         state.rows("SELECT class_name, count(*) FROM inputs WHERE reason IS NULL AND class_name NOT NULL GROUP BY class_name")

@@ -1,4 +1,4 @@
-"""HDF5 files of uint8 pictures and labels, as course assignments hand them out; stored as PNG, without loss.
+"""HDF5 files of uint8 images and labels, as course assignments hand them out; stored as PNG, without loss.
 
 Expected: one array uint8 [N, H, W], [N, H, W, 1], [N, H, W, 3] or [N, H, W, 4], one integer array of N labels, and, optionally,
 `list_classes` with the classes' names in the order of their labels. h5py and numpy are imported where an array is read.
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfpipe.building.items import Item, Listing, Source
+from tfpipe.building.items import Source, SourceList
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular
 from tfpipe.common.text import exactly
@@ -21,36 +21,35 @@ _CLASSES = "list_classes"
 _MAX_CLASSES = 100_000  # without names for them; one label of a billion is damage, and would fill the memory
 
 
-def list_arrays(path: Path, split: str | None) -> Listing:
-    """Returns the pictures of one file; keys are "FILE#000042".
+def list_arrays(path: Path, split: str | None) -> SourceList:
+    """Returns the images of one file; keys are "FILE#000042".
 
     Raises:
-        DataError: the file is not HDF5, or does not itself hold exactly one array of pictures and one of labels.
+        DataError: the file is not HDF5, or does not itself hold exactly one array of images and one of labels.
     """
     with _opened(str(path)) as file:
         images = _images(file, path)
         labels = _labels(file, path, images.shape[0])
         class_names = _class_names(file, path, labels)
-    return Listing(_items(path, split, [class_names[label] for label in labels]), class_names)
+    return SourceList(_items(path, split, [class_names[label] for label in labels]), class_names)
 
 
-def _items(path: Path, split: str | None, class_names: Sequence[str]) -> Iterator[Item]:
+def _items(path: Path, split: str | None, class_names: Sequence[str]) -> Iterator[Source]:
     status = path.stat()
     for row, class_name in enumerate(class_names):
         key = f"{path.name}#{row:06d}"
         yield Source(key, "", split, class_name, "hdf5", str(path), row, status.st_size, status.st_mtime_ns)
 
 
-def read_picture(path: str, row: int) -> bytes:
-    """Returns one picture as the bytes of a PNG file.
+def read_image(path: str, row: int) -> bytes:
+    """Returns one image as the bytes of a PNG file.
 
     Equal pixels give equal bytes with equal versions of Pillow, whose bundled zlib decides on them.
     """
     from PIL import Image
 
     pixels = _kept_open(path)[row]
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
+    pixels = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG", compress_level=6)
     return out.getvalue()
@@ -95,7 +94,7 @@ def _images(file: Any, path: Path) -> Any:
     ]
     if len(fitting) != 1:
         raise DataError(
-            f"must hold exactly one uint8 array of pictures [N, H, W, channels]; it holds {_shapes(arrays)}", path=path
+            f"must hold exactly one uint8 array of images [N, H, W, channels]; it holds {_shapes(arrays)}", path=path
         )
     return _within(fitting[0], path)
 

@@ -35,10 +35,11 @@ class DataError(Exception):
 
 
 class RejectedImage(DataError):
-    """Bytes that cannot go into a data set, with the reason as a short code for counting.
+    """An image that cannot be packed or predicted, with the reason as a short code for counting.
 
     Attributes:
-        reason: one of `tfpipe.images.headers.REASONS`.
+        reason: one of `tfpipe.images.headers.REASONS`; "unreadable" (the file), "too_large", "undecodable" (the
+            decoder fails after a valid header) or "no_probabilities" (the model fails at it).
     """
 
     def __init__(
@@ -46,3 +47,8 @@ class RejectedImage(DataError):
     ) -> None:
         self.reason = reason
         super().__init__(message, path=path, offset=offset)
+
+    @property
+    def summary(self) -> str:
+        """Reason and message, for a table that names the file already."""
+        return f"{self.reason}: {self.message}"

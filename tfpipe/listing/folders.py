@@ -1,68 +1,147 @@
-"""What lies in folders and matches globs: files that are pictures by their names, each once whatever links lead to it.
+"""Folders walked in a fixed order, and the image files in folders and globs: each once, whatever links lead to it.
 
 passed_over = []
-[found.name for found in find_pictures("test1/", passed_over)]     # "cat/1.jpg": below what was given
+[found.name for found in find_images("test1/", passed_over)]     # "cat/1.jpg": relative to the folder
 """
 
 from __future__ import annotations
 
 import glob
+import heapq
 import itertools
 import mimetypes
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from tfpipe.common.files import is_hidden
-from tfpipe.listing import walking
 
-_TYPES = mimetypes.MimeTypes()  # Python's own table: what a machine has in /etc must not decide what a picture is
-_TYPES.add_type("application/jsonl", ".jsonl")  # predictions and lists of bad pictures, of a run before
+_TYPES = mimetypes.MimeTypes()  # Python's own table: a machine's /etc must not decide which files are images
+_TYPES.add_type("application/jsonl", ".jsonl")  # predictions and lists of rejected images, of an earlier run
 
 
 class Found(NamedTuple):
-    """A file that may be a picture.
+    """A file, or the reason why a path is not taken.
 
-    `name` is its path below what was given. `problem` says why it is known to be no picture before anyone has looked into it.
-    `id` is what a list calls it, "" where the name decides.
+    Attributes:
+        name: relative to the folder that was walked, POSIX separators.
+        path: of the file.
+        num_bytes: its size.
+        mtime_ns: its time of modification.
+        reason: "" for a file, else "unreadable", "link_loop" (a link to a folder that was walked already), "hidden" (see
+            `files.is_hidden`) or "empty" (a folder that holds nothing but hidden files).
+        message: the reason in words.
+        id: given by a list of paths; "" where the name decides.
     """
 
     name: str
     path: str
-    problem: str = ""
+    num_bytes: int = 0
+    mtime_ns: int = 0
+    reason: str = ""
+    message: str = ""
     id: str = ""
 
 
-def find_pictures(given: str, passed_over: list[str]) -> Iterator[Found]:
-    """Yields the file that was given, or the files of a folder with all folders below it, or of a glob.
+def walk(root: str | Path) -> Iterator[Found]:
+    """Yields every file below a folder, and what could not be followed or read.
+
+    A link to a file counts as a file. A link to a folder is followed after all real folders, and only where that folder
+    was not walked already: each is walked once, and the real path wins over the link.
+    """
+    walked: set[tuple[int, int]] = set()
+    links = [("", str(root))]  # a heap, so that the order in which a file system lists names changes nothing
+    while links:
+        name, path = heapq.heappop(links)
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in walked:
+            yield _walked_already(name, path)
+        else:
+            walked.add((status.st_dev, status.st_ino))
+            yield from _walk_folder(path, f"{name}/" if name else "", walked, links)
+
+
+def _walk_folder(path: str, prefix: str, walked: set[tuple[int, int]], links: list[tuple[str, str]]) -> Iterator[Found]:
+    # A stack, not recursion: a deep tree must not end in a RecursionError. Entries are not sorted: a folder of a million
+    # files would have to be held in memory, and whoever needs an order sorts anyway.
+    stack = [(path, prefix)]
+    while stack:
+        folder, below = stack.pop()
+        try:
+            entries = os.scandir(folder)
+        except OSError as error:
+            message = f"cannot list the folder: {error.strerror}"
+            yield Found(below.rstrip("/") or ".", folder, reason="unreadable", message=message)
+            continue
+        is_empty = True
+        with entries:
+            for entry in entries:
+                name = below + entry.name
+                if is_hidden(entry.name):
+                    yield Found(name, entry.path, reason="hidden")
+                    continue
+                is_empty = False
+                try:
+                    status = os.stat(entry.path)
+                except OSError as error:
+                    what = "the link leads nowhere" if entry.is_symlink() else "cannot be read"
+                    yield Found(name, entry.path, reason="unreadable", message=f"{what}: {error.strerror}")
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    yield Found(name, entry.path, status.st_size, status.st_mtime_ns)
+                elif not stat.S_ISDIR(status.st_mode):  # reading a pipe or a device would block for ever
+                    yield Found(name, entry.path, reason="unreadable", message="not a regular file")
+                elif entry.is_symlink():
+                    heapq.heappush(links, (name, entry.path))
+                elif (status.st_dev, status.st_ino) in walked:  # below a link that leads above folders walked before
+                    yield _walked_already(name, entry.path)
+                else:
+                    walked.add((status.st_dev, status.st_ino))
+                    stack.append((entry.path, f"{name}/"))
+        if is_empty:
+            yield Found(below.rstrip("/"), folder, reason="empty")
+
+
+def _walked_already(name: str, path: str) -> Found:
+    message = f"a link leads to a folder that is walked already: {os.path.realpath(path)}"
+    return Found(name, path, reason="link_loop", message=message)
+
+
+def find_images(given: str, passed_over: list[str]) -> Iterator[Found]:
+    """Yields the given file, or the files in and below a folder, or those that match a glob.
 
     Args:
         given: a path or a glob.
-        passed_over: gets the names that are not taken for pictures.
+        passed_over: gets the names that are not taken for images.
 
     Raises:
         FileNotFoundError: it is missing, or a glob that matches nothing.
     """
     check_given(given)
     if os.path.isdir(given):
-        yield from _in_folder(given, passed_over)
-    elif os.path.lexists(given):  # a name may hold a bracket: what is there is no glob
+        for item in walk(given):
+            if item.reason in ("", "unreadable"):
+                yield from _named_as_image(item, passed_over)
+            elif item.reason != "empty":
+                passed_over.append(f"{item.name}/" if os.path.isdir(item.path) else item.name)
+    elif os.path.lexists(given):  # a file's name may hold a bracket: it is not a glob then
         yield Found(os.path.basename(given), given)
     else:
         yield from _in_glob(given, passed_over)
 
 
 def check_given(given: str) -> None:
-    """Raises FileNotFoundError for a path where nothing is, unless it is a glob."""
+    """Raises FileNotFoundError for a path that does not exist, unless it is a glob."""
     if not os.path.lexists(given) and not glob.has_magic(given):
         raise FileNotFoundError(f"{given}: no such file or folder")
 
 
 def make_place() -> Callable[[str], str]:
-    """Returns a function from a path to where its file is, whatever links its folders were reached by.
+    """Returns a function from a path to the file's real place, whatever links its folders were reached by.
 
-    A link to a file is a picture of its own. Folders are looked up once: a hundred thousand files may be in one.
+    A link to a file is an image of its own. Folders are resolved once: one may hold a hundred thousand files.
     """
     folders: dict[str, str] = {}
 
@@ -75,17 +154,6 @@ def make_place() -> Callable[[str], str]:
     return place
 
 
-def _in_folder(root: str, passed_over: list[str]) -> Iterator[Found]:
-    """Yields the files below a folder. Links to folders are followed after all real folders, each folder once."""
-    for item in walking.walk(root):
-        if isinstance(item, walking.Found):
-            yield from _named_as_picture(root, item.path, passed_over)
-        elif item.reason == "unreadable":
-            yield from (found._replace(problem=item.message) for found in _named_as_picture(root, item.path, passed_over))
-        elif item.reason != "empty":
-            passed_over.append(f"{item.relative}/" if os.path.isdir(item.path) else item.relative)
-
-
 def _in_glob(pattern: str, passed_over: list[str]) -> Iterator[Found]:
     """Yields the files that match, each by one path, however many links lead to its folder."""
     matches = _matches(pattern)
@@ -96,46 +164,45 @@ def _in_glob(pattern: str, passed_over: list[str]) -> Iterator[Found]:
     matches.sort(key=lambda path: (place(path) != os.path.abspath(path), path.count(os.sep), path))  # real folders first
     places: set[str] = set()
     for path in matches:
+        name = os.path.relpath(path, root)
         if place(path) in places:
-            passed_over.append(os.path.relpath(path, root))
+            passed_over.append(name)
             continue
         places.add(place(path))
         if not os.path.isdir(path):
-            yield from _named_as_picture(root, path, passed_over)
+            yield from _named_as_image(Found(name, path), passed_over)
         elif "**" not in pattern:  # which matches the folders on the way, too
-            passed_over.append(f"{os.path.relpath(path, root)}/")
+            passed_over.append(f"{name}/")
 
 
 def _matches(pattern: str) -> list[str]:
-    """Returns what matches a glob; `**` enters every folder once, where Python's multiplies them at every link."""
+    """Returns the paths that match a glob; `**` enters every folder once, where Python's multiplies them at every link."""
     parts = Path(pattern).parts
     if "**" not in parts:
         return glob.glob(pattern)
     place = parts.index("**")
     roots = glob.glob(os.path.join(*parts[:place])) if place else [os.curdir]
     tail = os.path.join(*(parts[place + 1 :] or ("*",)))
-    folders = (folder for root in roots for folder in _folders_below(root))
+    folders = (folder for root in roots for folder in _folders_in(root))
     return [path for folder in folders for path in _matches(os.path.join(glob.escape(folder), tail))]
 
 
-def _folders_below(root: str) -> Iterator[str]:
-    walked: set[str] = set()
-    pending = [root]
-    for start in pending:
-        for path, folders, _ in os.walk(start):
-            if os.path.realpath(path) in walked:
-                folders.clear()
-                continue
-            walked.add(os.path.realpath(path))
-            folders[:] = sorted(name for name in folders if not is_hidden(name))
-            pending += [link for link in (os.path.join(path, name) for name in folders) if os.path.islink(link)]
-            yield path
+def _folders_in(root: str) -> list[str]:
+    """Returns a folder and all folders below it, each by one path; nothing for a file."""
+    if not os.path.isdir(root):
+        return []
+    names = {""}
+    for item in walk(root):
+        folder = item.name if item.reason == "empty" else os.path.dirname(item.name)
+        while folder not in names:
+            names.add(folder)
+            folder = os.path.dirname(folder)
+    return [os.path.join(root, name) if name else root for name in sorted(names)]
 
 
-def _named_as_picture(root: str, path: str, passed_over: list[str]) -> Iterator[Found]:
-    relative = os.path.relpath(path, root)
-    kind = _TYPES.guess_type(PurePosixPath(relative.lower()).name)[0] or "image"
-    if is_hidden(os.path.basename(path)) or not kind.startswith(("image", "application/octet-stream")):
-        passed_over.append(relative)
+def _named_as_image(item: Found, passed_over: list[str]) -> Iterator[Found]:
+    kind = _TYPES.guess_type(PurePosixPath(item.name.lower()).name)[0] or "image"
+    if is_hidden(os.path.basename(item.path)) or not kind.startswith(("image", "application/octet-stream")):
+        passed_over.append(item.name)
     else:
-        yield Found(relative, path)
+        yield item

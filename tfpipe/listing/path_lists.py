@@ -1,13 +1,12 @@
-"""Pictures that a list names: a CSV file with a column of paths, or the lines of standard input.
+"""Images named by a list: a CSV file with a column of paths, or the lines of standard input.
 
     path,id
     photos/1.jpg,first         relative to the folder of the CSV file
 
     find photos -name '*.jpg' -print0 | tools/predict.py --input=- ...
 
-The columns are those that a build finds, but an id must be the whole name of a file. Names that predictions hold with an
-apostrophe before them (`tables.escape_formula`) are read back. What a list names and what is not there is a picture that cannot be
-read, and not an error: each has its row.
+The columns are found as a build finds them, but an id must be the whole name of a file. Names that predictions hold with an
+apostrophe before them are read back. A missing file is an unreadable image and not an error: it has its row.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from pathlib import Path
 
 from tfpipe.common import tables
 from tfpipe.common.errors import DataError
-from tfpipe.common.tables import unescape_formula
 from tfpipe.common.text import exactly
 from tfpipe.listing.folders import Found
 
@@ -36,10 +34,10 @@ def is_list(given: str) -> bool:
 
 
 def read_list(given: str) -> Iterator[Found]:
-    """Yields what a list names.
+    """Yields the files that a list names.
 
     Raises:
-        DataError: the CSV file is damaged or has no column of paths; names the line. Or the list is UTF-16.
+        DataError: the CSV file is damaged (names the line), has no column of paths, or is UTF-16.
     """
     return _read_standard_input() if given == STANDARD_INPUT else _read_csv(Path(given))
 
@@ -49,13 +47,12 @@ def _read_standard_input() -> Iterator[Found]:
     data = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
     tables.check_encoding(data, STANDARD_INPUT)
     pieces = data.split(b"\0") if b"\0" in data else (line.removesuffix(b"\r") for line in data.split(b"\n"))
-    for piece in filter(None, pieces):
-        path = os.fsdecode(piece)
+    for path in map(os.fsdecode, filter(None, pieces)):
         yield Found(os.path.normpath(path), path)
 
 
 def _read_csv(file: Path) -> Iterator[Found]:
-    # A path is any bytes: those that are no UTF-8 become a name that is refused with its own row, not here.
+    # A path may hold any bytes: those that are not UTF-8 become a name that is rejected with its own row, not here.
     with tables.opened(file, errors="surrogateescape") as table:
         names, path_column = table.columns, table.column((*tables.FILE_COLUMNS, *tables.ID_COLUMNS))
         columns = f"a column called path is needed, and perhaps one called id (there are: {', '.join(names)})"
@@ -75,8 +72,8 @@ def _read_csv(file: Path) -> Iterator[Found]:
                 problem = "an empty path or id, or one with a NUL"
             if problem:
                 raise DataError(f"line {line} of a list of paths: {problem}", path=file)
-            if (plain := unescape_formula(path)) != path and not os.path.lexists(file.parent / path):
-                path, name = plain, unescape_formula(name)
+            if (plain := tables.unescape_formula(path)) != path and not os.path.lexists(file.parent / path):
+                path, name = plain, tables.unescape_formula(name)
             found = found or os.path.isfile(file.parent / path)
             yield Found(os.path.normpath(path), os.path.join(file.parent, path), id=name)
     if not found:

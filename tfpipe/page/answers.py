@@ -1,7 +1,7 @@
 """What a model says of one picture, or of many, and what helps to understand it: all that the demo page shows.
 
     answers = Answers(load("runs/a"), gallery)
-    answer = answers.answer("cat.jpg")                 # probabilities, Grad-CAM, neighbours, what the model saw; or a Problem
+    answer = answers.answer("cat.jpg")                 # probabilities, Grad-CAM, neighbours, what the model saw
     for row in answers.rows([Upload("a.jpg", path)]): ...
 
 Files go the way of `predict` and of evaluation: the same look at the header, decoder, orientation and resize.
@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.common.errors import DataError
+from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.evaluation.feature_index import Gallery, Neighbour, shrink
 from tfpipe.images import decoding, headers
 from tfpipe.listing import image_files
-from tfpipe.listing.image_files import Problem
 from tfpipe.models import explanation
 from tfpipe.models.classifiers import Classifier, Predictor, samples_of
 from tfpipe.models.predictions import are_probabilities
@@ -93,10 +92,10 @@ class Answers:
     gallery: Gallery | None = None
     max_pixels: int = headers.DEFAULT_MAX_PIXELS
 
-    def answer(self, path: str) -> Answer | Problem:
+    def answer(self, path: str) -> Answer | RejectedImage:
         """Returns what there is to say of a file, or why there is nothing."""
         image = self._decode(path)
-        if isinstance(image, Problem):
+        if isinstance(image, RejectedImage):
             return image
         seen, picture = self._resize(image), shrink(image, _SHOWN_SIDE)
         if isinstance(self.predictor, Classifier):
@@ -104,7 +103,7 @@ class Answers:
         probabilities = self.predictor.predict(seen[tf.newaxis])
         return _unsound(probabilities[0]) or Answer(probabilities[0], picture, seen.numpy())
 
-    def _explained(self, classifier: Classifier, image: tf.Tensor, seen: tf.Tensor, picture: Array) -> Answer | Problem:
+    def _explained(self, classifier: Classifier, image: tf.Tensor, seen: tf.Tensor, picture: Array) -> Answer | RejectedImage:
         batch = seen[tf.newaxis]
         probabilities, features = classifier.predict_with_features(batch)
         if problem := _unsound(probabilities[0]):
@@ -132,25 +131,25 @@ class Answers:
 
     def _rows(self, uploads: Sequence[Upload]) -> Iterator[Row]:
         shown = [self._shown(upload.path) for upload in uploads]
-        seen = [found[0] for found in shown if not isinstance(found, Problem)]
+        seen = [found[0] for found in shown if not isinstance(found, RejectedImage)]
         probabilities = iter(self.predictor.predict(tf.stack(seen)) if seen else ())
         for upload, found in zip(uploads, shown, strict=True):
-            if isinstance(found, Problem):
+            if isinstance(found, RejectedImage):
                 yield Row(upload.name, problem=found.message)
                 continue
             said = next(probabilities)
             problem = _unsound(said)
             yield Row(upload.name, problem=problem.message) if problem else Row(upload.name, said, found[1])
 
-    def _shown(self, path: str) -> tuple[tf.Tensor, Array] | Problem:
+    def _shown(self, path: str) -> tuple[tf.Tensor, Array] | RejectedImage:
         """Returns what the model and what a person sees of a file; the decoded picture is not kept."""
         image = self._decode(path)
-        return image if isinstance(image, Problem) else (self._resize(image), shrink(image, _THUMBNAIL_SIDE))
+        return image if isinstance(image, RejectedImage) else (self._resize(image), shrink(image, _THUMBNAIL_SIDE))
 
-    def _decode(self, path: str) -> tf.Tensor | Problem:
+    def _decode(self, path: str) -> tf.Tensor | RejectedImage:
         """Returns a file's picture, upright, uint8 [H, W, 3], or why there is none."""
         encoded = image_files.read(path, self.max_pixels)
-        if isinstance(encoded, Problem):
+        if isinstance(encoded, RejectedImage):
             return encoded
         try:
             return decoding.decode_image(encoded.data, encoded.orientation, samples_of(self.predictor))
@@ -161,10 +160,10 @@ class Answers:
         return decoding.resize_image(image, self.predictor.image_size, self.predictor.resize)
 
 
-def _unsound(probabilities: Array) -> Problem | None:
+def _unsound(probabilities: Array) -> RejectedImage | None:
     if are_probabilities(probabilities[np.newaxis]).all():
         return None
-    return Problem("no_probabilities", f"the model gives no probabilities for it: {probabilities.tolist()}")
+    return RejectedImage("no_probabilities", f"the model gives no probabilities for it: {probabilities.tolist()}")
 
 
 def _enlarged(image: tf.Tensor, classifier: Classifier) -> Array:

@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from tfpipe.common.errors import DataError
+from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.files import temporary_folder
 from tfpipe.common.text import plural
 from tfpipe.evaluation import feature_index
 from tfpipe.evaluation.feature_index import Gallery
 from tfpipe.formats import opening
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
-from tfpipe.listing.image_files import Problem
 from tfpipe.listing.selection import natural_key
 from tfpipe.models.classifiers import Classifier, Predictor
 from tfpipe.page import page_markup
@@ -269,7 +268,7 @@ def _responder(answers: Answers) -> Callable[[Sequence[Upload], Any], Html]:
         if len(uploads) == 1:
             name, path = uploads[0]
             said = answers.answer(path)
-            if isinstance(said, Problem):
+            if isinstance(said, RejectedImage):
                 return page_markup.refusal(name, said.message)
             return page_markup.answer(name, said, predictor, described)
         ordered = sorted(uploads, key=lambda upload: natural_key(upload.name))

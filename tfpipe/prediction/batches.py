@@ -1,7 +1,7 @@
 """The pictures of a listing on their way through a model, batch by batch, each with its probabilities or its problem.
 
     for batch in PictureBatches(listing, predictor, batch_size=64).predict():
-        for index, answer in batch.rows: ...     # float32 [C], or a Problem
+        for index, answer in batch.rows: ...     # float32 [C], or a RejectedImage
 
 A batch is of pictures that can be decoded: which these are decides what shares a batch with what. Begun anew after any batch,
 at the place where that one stopped, the others are the same, bit for bit.
@@ -17,12 +17,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import tensorflow as tf
 
-from tfpipe.common.errors import DataError
+from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.workers import count_cores
 from tfpipe.images import decoding, headers
 from tfpipe.listing import image_files
-from tfpipe.listing.image_files import Encoded, Problem
-from tfpipe.listing.selection import Listing, Picture
+from tfpipe.listing.image_files import Encoded
+from tfpipe.listing.selection import Image, Listing
 from tfpipe.models import predictions
 from tfpipe.models.classifiers import Predictor, samples_of
 from tfpipe.networks import arithmetic
@@ -41,13 +41,13 @@ class Predicted(NamedTuple):
     """What came of the pictures from where the batch before stopped to `stop`, by their places in the listing."""
 
     stop: int
-    rows: list[tuple[int, Array | Problem]]
+    rows: list[tuple[int, Array | RejectedImage]]
 
 
-def look(picture: Picture, max_pixels: int) -> Encoded | Problem:
+def look(picture: Image, max_pixels: int) -> Encoded | RejectedImage:
     """Returns the bytes of a picture's file, or what can be said against it without decoding."""
     if picture.problem:
-        return image_files.unreadable(picture.problem, picture.shown)
+        return RejectedImage("unreadable", picture.problem, path=picture.shown)
     return image_files.read(picture.path, max_pixels)
 
 
@@ -68,10 +68,10 @@ class PictureBatches:
         batch_size: int,
         max_pixels: int = headers.DEFAULT_MAX_PIXELS,
     ) -> None:
-        self._pictures, self._predictor = listing.pictures, predictor
+        self._pictures, self._predictor = listing.images, predictor
         self._batch_size, self._max_pixels = batch_size, max_pixels
         self._reader = reading.RecordReader(*listing.data_set) if listing.data_set else None
-        self._problems: dict[int, Problem] = {}  # of files that were read and not yet asked for
+        self._problems: dict[int, RejectedImage] = {}  # of files that were read and not yet asked for
 
     def predict(self, start: int = 0) -> Generator[Predicted, None, None]:
         """Yields batches until every picture from `start` on had its row. The next is computed while one is dealt with.
@@ -129,7 +129,7 @@ class PictureBatches:
         encoded, orientations = np.empty(len(indices), object), np.zeros(len(indices), np.int32)
         for place, index in enumerate(indices.tolist()):
             found = look(self._pictures[index], self._max_pixels)
-            if isinstance(found, Problem):
+            if isinstance(found, RejectedImage):
                 self._problems[index] = found
                 encoded[place] = b""  # which no decoder takes for a picture
             else:
@@ -147,26 +147,26 @@ class PictureBatches:
         size, mode = self._predictor.image_size, self._predictor.resize
         return {"index": row["index"], "image": decoding.resize_image(image, size, mode)}
 
-    def _problem(self, index: int) -> Problem:
+    def _problem(self, index: int) -> RejectedImage:
         """Returns why a picture did not arrive: what was said when it was read, or what a second attempt says."""
         return self._problems.pop(index, None) or self._explain(index)
 
-    def _explain(self, index: int) -> Problem:
+    def _explain(self, index: int) -> RejectedImage:
         picture = self._pictures[index]
         try:
             if self._reader is not None:
                 features = decoding.parse_example(self._reader.read(picture.position))
-                found: Encoded | Problem = Encoded(features[schema.ENCODED], features[schema.ORIENTATION])
+                found: Encoded | RejectedImage = Encoded(features[schema.ENCODED], features[schema.ORIENTATION])
             else:
                 found = look(picture, self._max_pixels)
-            if isinstance(found, Problem):
+            if isinstance(found, RejectedImage):
                 return found
             self._decode({"index": tf.constant(index), "encoded": found.data, "orientation": found.orientation})
         except DataError as error:
-            return image_files.unreadable(error.message, error.path or "", error.offset)
+            return RejectedImage("unreadable", error.message, path=error.path, offset=error.offset)
         except tf.errors.OpError as error:
             return image_files.undecodable(decoding.plain_reason(error), picture.shown)
-        return image_files.unreadable("was lost on the way; a second attempt read and decoded it", picture.shown)
+        return RejectedImage("unreadable", "lost on the way; a second attempt read and decoded it", path=picture.shown)
 
 
 def _parse_records(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

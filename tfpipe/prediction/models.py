@@ -22,12 +22,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.common import arguments
+from tfpipe.common.errors import RejectedImage
 from tfpipe.common.workers import count_cores
 from tfpipe.formats import opening
 from tfpipe.images import decoding, headers
 from tfpipe.images.decoding import Resize
 from tfpipe.listing import image_files
-from tfpipe.listing.image_files import Problem
 from tfpipe.models import predictions
 from tfpipe.models.classifiers import Predictor, samples_of
 from tfpipe.prediction.tables import TOP_K, best_of
@@ -125,13 +125,13 @@ class Model:
                 found += self._answer(list(pool.map(self._pixels, part)), names, top_k)
         return found
 
-    def _answer(self, pictures: Sequence[Array | Problem], names: Sequence[str], top_k: int) -> list[Prediction]:
-        good = {index: picture for index, picture in enumerate(pictures) if not isinstance(picture, Problem)}
+    def _answer(self, pictures: Sequence[Array | RejectedImage], names: Sequence[str], top_k: int) -> list[Prediction]:
+        good = {index: picture for index, picture in enumerate(pictures) if not isinstance(picture, RejectedImage)}
         values = self.predictor.predict(np.stack([*good.values()])) if good else np.empty((0, 1))
         predictions.check(values, [names[index] for index in good], self.predictor)
         answers = iter(values)
         return [
-            self._refusal(picture) if isinstance(picture, Problem) else self._prediction(next(answers), top_k)
+            self._refusal(picture) if isinstance(picture, RejectedImage) else self._prediction(next(answers), top_k)
             for picture in pictures
         ]
 
@@ -139,17 +139,17 @@ class Model:
         top = [(self.class_names[best], float(probabilities[best])) for best in best_of(probabilities, top_k)]
         return Prediction(*top[0], top, probabilities)
 
-    def _refusal(self, problem: Problem) -> Prediction:
-        return Prediction(None, 0.0, [], np.zeros(len(self.class_names), np.float32), str(problem))
+    def _refusal(self, problem: RejectedImage) -> Prediction:
+        return Prediction(None, 0.0, [], np.zeros(len(self.class_names), np.float32), problem.summary)
 
-    def _pixels(self, item: _Item) -> Array | Problem:
+    def _pixels(self, item: _Item) -> Array | RejectedImage:
         """Returns what the model sees, uint8 [H, W, 3] of its size, or why there is nothing to see."""
         if isinstance(item, np.ndarray):
             resized: Array = self._resize(item).numpy()
             return resized
         limit = self.max_pixels
         found = image_files.examine(item, limit) if isinstance(item, bytes) else image_files.read(item, limit)
-        if isinstance(found, Problem):
+        if isinstance(found, RejectedImage):
             return found
         try:
             decoded: Array = self._decode(found.data, found.orientation).numpy()

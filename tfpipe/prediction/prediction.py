@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import tfpipe
 from tfpipe.common import arguments
-from tfpipe.common.errors import DataError
+from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.files import clear_up, written_atomically
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.tables import escape_formula
@@ -34,7 +34,6 @@ from tfpipe.common.text import plural
 from tfpipe.formats import opening
 from tfpipe.images import headers
 from tfpipe.listing import selection
-from tfpipe.listing.image_files import Problem
 from tfpipe.listing.selection import Listing
 from tfpipe.models.classifiers import Predictor
 from tfpipe.prediction import preflight, resumption, tables
@@ -151,14 +150,14 @@ def predict(
     tables.check_options(file_format, columns)
     # Whoever asks for ids alone would meet one that he does not know.
     inputs = selection.given_paths(input)  # an iterator can be asked once
-    listing = selection.list_pictures(inputs, split, tell_apart=columns not in tables.COMPETITION)
+    listing = selection.list_images(inputs, split, tell_apart=columns not in tables.COMPETITION)
     _check_replaced(path, inputs, listing)
     _say_passed_over(listing.passed_over)
     predictor = _loaded(model, trust)
     words = (positive_class, id_column, value_column, csv_safe)
     form = tables.choose_form(file_format, columns, predictor.class_names, top_k, *words)
     if csv_safe and columns in tables.COMPETITION:
-        _say_escaped([*(picture.id for picture in listing.pictures), *predictor.class_names])
+        _say_escaped([*(picture.id for picture in listing.images), *predictor.class_names])
     on_error = on_error or ("report" if form.reports else "fail")
     # "scores": what parts hold, since others were without.
     options = ["scores", file_format, columns, top_k, *words, on_error, batch_size, max_pixels, tfpipe.__version__]
@@ -176,29 +175,31 @@ def _predict_rest(
 ) -> None:
     """Adds a part for each batch that is not done."""
     if work.following:
-        _log.info("goes on after %s of %s", f"{work.following:,}", plural(len(listing.pictures), "picture"))
-    bar = ProgressBar("predict", len(listing.pictures), initial=work.following, enabled=progress)
+        _log.info("goes on after %s of %s", f"{work.following:,}", plural(len(listing.images), "picture"))
+    bar = ProgressBar("predict", len(listing.images), initial=work.following, enabled=progress)
     with bar, closing(batches.predict(work.following)) as predicted:
         for batch in predicted:
-            problems = [(index, answer) for index, answer in batch.rows if isinstance(answer, Problem)]
+            problems = [(index, answer) for index, answer in batch.rows if isinstance(answer, RejectedImage)]
             if problems and fail:
-                raise problems[0][1].error()
+                raise problems[0][1]
             work.append(batch.stop, _part(batch, listing, form, problems))
             bar.add(len(batch.rows), 0)
 
 
-def _part(batch: Predicted, listing: Listing, form: tables.Form, problems: Sequence[tuple[int, Problem]]) -> dict[str, Any]:
-    rows = b"".join(form.row(listing.pictures[index], answer) for index, answer in batch.rows)
-    answers = [answer for _, answer in batch.rows if not isinstance(answer, Problem)]
+def _part(
+    batch: Predicted, listing: Listing, form: tables.Form, problems: Sequence[tuple[int, RejectedImage]]
+) -> dict[str, Any]:
+    rows = b"".join(form.row(listing.images[index], answer) for index, answer in batch.rows)
+    answers = [answer for _, answer in batch.rows if not isinstance(answer, RejectedImage)]
     best = [[int(answer.argmax()), float(answer.max())] for answer in answers]
-    rejected = [[index, problem.code, problem.message] for index, problem in problems]
+    rejected = [[index, problem.reason, problem.message] for index, problem in problems]
     return {"rows": rows.decode(), "best": best, "rejected": rejected}
 
 
 def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, class_names: Sequence[str]) -> Summary:
     """Puts the output in place, and the list of bad pictures beside it."""
     best, sums = Counter[int](), Counter[int]()
-    rejected: dict[selection.Picture, Problem] = {}
+    rejected: dict[selection.Image, RejectedImage] = {}
     clear_up(tables.rejected_path(path))  # which may not be written this time
     with written_atomically(path) as file:
         file.write(form.header())
@@ -207,15 +208,15 @@ def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, c
             for label, score in part["best"]:
                 best[label] += 1
                 sums[label] += score
-            rejected |= {listing.pictures[index]: Problem(code, message) for index, code, message in part["rejected"]}
+            rejected |= {listing.images[index]: RejectedImage(code, message) for index, code, message in part["rejected"]}
         num_rows = best.total() + len(rejected)
-        if num_rows != len(listing.pictures):
-            raise DataError(f"{plural(num_rows, 'row')}, expected {len(listing.pictures):,}: predict again", path=path)
+        if num_rows != len(listing.images):
+            raise DataError(f"{plural(num_rows, 'row')}, expected {len(listing.images):,}: predict again", path=path)
         rejected_path = tables.write_rejected(path, rejected.items())
     counts = {name: best[index] for index, name in enumerate(class_names)}
     means = {name: sums[index] / best[index] for index, name in enumerate(class_names) if best[index]}
     messages = {picture.key: problem.message for picture, problem in rejected.items()}
-    return Summary(len(listing.pictures), counts, means, messages, rejected_path, listing.passed_over)
+    return Summary(len(listing.images), counts, means, messages, rejected_path, listing.passed_over)
 
 
 def _loaded(model: Any, trust: bool) -> Predictor:
@@ -238,7 +239,7 @@ def _identity(model: Any, predictor: Predictor) -> str:
 def _check_replaced(path: Path, inputs: Sequence[str | os.PathLike[str]], listing: Listing) -> None:
     if not path.exists():
         return
-    for name in (*inputs, *(picture.path for picture in listing.pictures)):
+    for name in (*inputs, *(picture.path for picture in listing.images)):
         if os.path.exists(name) and os.path.samefile(name, path):
             raise ValueError(f"{path}: output must be another file than the inputs, of which this is one")
 
@@ -262,18 +263,17 @@ def _check_pictures(listing: Listing, max_pixels: int, progress: bool) -> None:
     if listing.data_set is not None:
         return
     problems = []
-    with ProgressBar("look at the headers", len(listing.pictures), enabled=progress) as bar:
-        for picture in listing.pictures:
+    with ProgressBar("look at the headers", len(listing.images), enabled=progress) as bar:
+        for picture in listing.images:
             found = look(picture, max_pixels)
-            problems += [found] if isinstance(found, Problem) else []
-            bar.add(1, 0 if isinstance(found, Problem) else len(found.data))
+            problems += [found] if isinstance(found, RejectedImage) else []
+            bar.add(1, 0 if isinstance(found, RejectedImage) else len(found.data))
     if problems:
         raise _all_bad(problems)
 
 
-def _all_bad(problems: Sequence[Problem]) -> DataError:
+def _all_bad(problems: Sequence[RejectedImage]) -> DataError:
     advice = "mend or remove them, choose with a glob ('test1/**/*.jpg'), or give them rows without a value (on_error=report)"
     return DataError(
-        f"{plural(len(problems), 'input')} cannot be predicted;"
-        f" {advice}:" + "".join(f"\n  {problem.error()}" for problem in problems)
+        f"{plural(len(problems), 'input')} cannot be predicted; {advice}:" + "".join(f"\n  {problem}" for problem in problems)
     )

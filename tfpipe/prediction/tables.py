@@ -20,10 +20,10 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from tfpipe.common import arguments
+from tfpipe.common.errors import RejectedImage
 from tfpipe.common.files import written_atomically
 from tfpipe.common.tables import escape_formula
-from tfpipe.listing.image_files import Problem
-from tfpipe.listing.selection import Picture
+from tfpipe.listing.selection import Image
 from tfpipe.models import predictions
 
 Columns = Literal["full", "label", "index", "probability", "table"]
@@ -35,7 +35,7 @@ TOP_K = 5
 COMPETITION = ("label", "index", "probability")  # those that have a column of values to name, and no file names
 
 Array = np.ndarray[Any, Any]
-Answer = Array | Problem
+Answer = Array | RejectedImage
 
 
 class Form(Protocol):
@@ -46,7 +46,7 @@ class Form(Protocol):
     def header(self) -> bytes:
         """Returns what comes before the rows."""
 
-    def row(self, picture: Picture, answer: Answer) -> bytes:
+    def row(self, picture: Image, answer: Answer) -> bytes:
         """Returns the line of a picture, whose answer is probabilities, float32 [C], or why there are none."""
 
 
@@ -112,10 +112,10 @@ class _FullTable:
     def header(self) -> bytes:
         return _line(map(self._cell, self._columns))
 
-    def row(self, picture: Picture, answer: Answer) -> bytes:
+    def row(self, picture: Image, answer: Answer) -> bytes:
         names = [self._cell(picture.id), self._cell(picture.filename)]
-        if isinstance(answer, Problem):
-            return _line([*names, str(answer)] + [""] * (len(self._columns) - 3))
+        if isinstance(answer, RejectedImage):
+            return _line([*names, answer.summary] + [""] * (len(self._columns) - 3))
         values = _texts(answer)
         top = [cell for best in best_of(answer, self._top_k) for cell in (self._cell(self._class_names[best]), values[best])]
         return (
@@ -148,9 +148,9 @@ class _CompetitionTable:
     def header(self) -> bytes:
         return _line(map(self._cell, self._columns))
 
-    def row(self, picture: Picture, answer: Answer) -> bytes:
+    def row(self, picture: Image, answer: Answer) -> bytes:
         name = self._cell(picture.id)
-        if isinstance(answer, Problem):
+        if isinstance(answer, RejectedImage):
             return _line([name] + [""] * (len(self._columns) - 1))
         return _line([name, *self._values(answer)])
 
@@ -172,8 +172,8 @@ class _EvaluationTable:
     def header(self) -> bytes:
         return predictions.header(self._class_names)
 
-    def row(self, picture: Picture, answer: Answer) -> bytes:
-        if isinstance(answer, Problem):
+    def row(self, picture: Image, answer: Answer) -> bytes:
+        if isinstance(answer, RejectedImage):
             return _line([*map(escape_formula, (picture.key, picture.filename)), "", ""] + [""] * len(self._class_names))
         names, unlabelled = ([picture.key], [picture.filename]), np.array([-1])
         return predictions.rows(predictions.Predictions(*names, unlabelled, answer[np.newaxis], self._class_names))
@@ -192,11 +192,11 @@ class _JsonLines:
     def header(self) -> bytes:
         return b""
 
-    def row(self, picture: Picture, answer: Answer) -> bytes:
+    def row(self, picture: Image, answer: Answer) -> bytes:
         content: dict[str, Any] = {"id": picture.id, "filename": picture.filename, "class": None, "score": None}
         content |= {"top": [], "probabilities": None, "reason": None}
-        if isinstance(answer, Problem):
-            content["reason"] = {"code": answer.code, "message": answer.message}
+        if isinstance(answer, RejectedImage):
+            content["reason"] = {"code": answer.reason, "message": answer.message}
         else:
             values = dict(zip(self._class_names, map(float, _texts(answer)), strict=True))
             names = [self._class_names[best] for best in best_of(answer, self._top_k)]
@@ -243,7 +243,7 @@ def rejected_path(output: Path) -> Path:
     return output.with_name(f"{name}.rejected.jsonl")
 
 
-def write_rejected(output: Path, rejected: Iterable[tuple[Picture, Problem]]) -> Path | None:
+def write_rejected(output: Path, rejected: Iterable[tuple[Image, RejectedImage]]) -> Path | None:
     """Writes the list of bad pictures beside the output and returns its path; without any, removes that of an output before."""
     path, lines = rejected_path(output), list(rejected)
     if not lines:
@@ -251,6 +251,6 @@ def write_rejected(output: Path, rejected: Iterable[tuple[Picture, Problem]]) ->
         return None
     with written_atomically(path) as file:
         for picture, problem in lines:
-            line = {"id": picture.id, "key": picture.key, "reason": problem.code, "message": problem.message}
+            line = {"id": picture.id, "key": picture.key, "reason": problem.reason, "message": problem.message}
             file.write(_json_line(line))
     return path

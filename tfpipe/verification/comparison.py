@@ -17,7 +17,7 @@ from typing import NamedTuple
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import sha256_of
 from tfpipe.common.workers import count_cores
-from tfpipe.listing import walking
+from tfpipe.listing.folders import Found, walk
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.manifest import CATALOG_NAME
@@ -128,12 +128,12 @@ def _files(root: Path, prefix: str, workers: int | None) -> Iterator[_Entry]:
         while batch := list(itertools.islice(found, _BATCH_FILES)):
             digests = pool.map(sha256_of, [Path(item.path) for item in batch])
             for item, digest in zip(batch, digests, strict=True):
-                yield prefix + item.relative, digest, None, None
+                yield prefix + item.name, digest, None, None
 
 
-def _found(root: Path) -> Iterator[walking.Found]:
-    for item in walking.walk(root):
-        if isinstance(item, walking.Found):
-            yield item
-        elif item.reason == "unreadable":
+def _found(root: Path) -> Iterator[Found]:
+    for item in walk(root):
+        if item.reason == "unreadable":
             raise DataError(item.message, path=item.path)
+        if not item.reason:
+            yield item

@@ -16,10 +16,9 @@ from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import Row, read_catalog, read_split
 from tfpipe.records.manifest import Manifest, Shard
 from tfpipe.records.schema import Record
-from tfpipe.verification.findings import Finding
-from tfpipe.verification.reading import name_problem, read_shard
+from tfpipe.verification.reading import Finding, name_problem, read_shard
 
-_SHORT_NAME = "tfpipe"  # of temporary files: a picture's own may be as long as names can be
+_SHORT_NAME = "tfpipe"  # of temporary files: an image's own may be as long as names can be
 
 
 def extract(
@@ -29,15 +28,15 @@ def extract(
     split: str | None = None,
     progress: bool = True,
 ) -> int:
-    """Writes the picture of each record to `output`/`image/filename`, and returns the number of records.
+    """Writes the image of each record to `output`/`image/filename`, and returns the number of records.
 
-    Each picture's hash, and each shard's, is checked. A file that is there with the same bytes is left alone, one with other
+    Each image's hash, and each shard's, is checked. A file that is there with the same bytes is left alone, one with other
     bytes is never overwritten, nothing is written outside `output`, and no unfinished file bears a final name. After an error
-    the same call goes on with the files that are not there yet.
+    the same call continues with the missing files.
 
     Args:
         directory: the data set's folder.
-        output: folder to write to, not within the data set; made if need be.
+        output: folder to write to, not within the data set; created if missing.
         split: the split to extract, default all.
         progress: show it on stderr.
 
@@ -77,7 +76,7 @@ def _records(directory: Path, manifest: Manifest, split: str, shard: Shard) -> I
 
 
 def _source(directory: Path, manifest: Manifest, split: str, shard: Shard, offset: int | None) -> str:
-    """Returns the file name of the record at an offset, "" where index and catalogue do not tell it."""
+    """Returns the file name of the record at an offset, "" where index and catalogue cannot tell."""
     try:
         for row, start, _ in read_split(directory, manifest, split):
             if start == offset and manifest.splits[split].shards[row.shard] == shard:
@@ -88,7 +87,7 @@ def _source(directory: Path, manifest: Manifest, split: str, shard: Shard, offse
 
 
 def _stopped(error: OSError, path: Path) -> OSError:
-    """Returns the error with the path that it is about, which writing to a full disk does not say, and what to do."""
+    """Returns the error with its path, which writing to a full disk does not give, and what to do."""
     advice = "what was extracted is kept: once this is mended, the same command goes on"
     return OSError(error.errno, f"{error.strerror or error} ({advice})", os.fspath(path))
 
@@ -101,7 +100,7 @@ class _Writer:
         self._safe: set[Path] = set()
 
     def write(self, record: Record, shard: Path, offset: int) -> None:
-        """Writes one picture, unless it is there."""
+        """Writes one image, unless it is there."""
         target = self._target(record, shard, offset)
         if os.path.lexists(target):
             self._compare(target, record)
