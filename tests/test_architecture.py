@@ -27,7 +27,17 @@ FLOORS = {name: set(LAYERS[:index]) for index, name in enumerate(LAYERS)}
 FLOORS |= {"commands": {"start_up", "common"}, "cli": {"common"}}
 PEERS = {"ffcv", "nvidia", "simplejpeg", "torch", "torchvision"}  # of tools/benchmark.py, in environments of their own
 USED_BY_TENSORFLOW = {"tensorboard"}  # holds tf.summary, and TensorFlow does not require it
-PROGRAMS = {"build", "mypy", "pytest-xdist", "ruff", "setuptools", "wheel"}  # of the extra `test`
+PROGRAMS = {
+    "build",
+    "mkdocs",
+    "mkdocs-material",
+    "mkdocstrings",
+    "mypy",
+    "pytest-xdist",
+    "ruff",
+    "setuptools",
+    "wheel",
+}  # of the extras `test` and `docs`
 TENSORFLOW_IMAGES = {"graph_headers.py", "graph_pixels.py", "decoding.py", "placement.py", "sampling.py", "stored.py"}
 HEAVY = {"tensorflow", "keras", "numpy", "h5py", "PIL", "tensorflow_datasets"}
 
@@ -321,7 +331,7 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported():
     known = set().union(*required.values())
     assert {name for name, found in ours.items() if not found & known} == set()
     assert {name for name, found in theirs.items() if not found & (known | tests)} == set()
-    assert known - USED_BY_TENSORFLOW - set().union(*ours.values()) == set()
+    assert known - USED_BY_TENSORFLOW - PROGRAMS - set().union(*ours.values()) == set()
     assert tests - PROGRAMS - set().union(*theirs.values()) == set()
 
 
