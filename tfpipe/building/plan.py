@@ -45,11 +45,7 @@ def check_keys(state: State) -> None:
 
 
 def check_inputs(state: State, options: Options) -> None:
-    """Raises if the audit found what cannot be built from, naming everything at once.
-
-    Raises:
-        DataError: an input was rejected and `on_error` is "fail"; or nothing is left.
-    """
+    """Raises DataError with all rejected inputs if `on_error` is "fail", or if none is left."""
     query = "SELECT reason, path, message FROM inputs WHERE reason IS NOT NULL AND fatal ORDER BY reason, key"
     rejected = [f"{reason}: {path}: {message}" for reason, path, message in state.rows(query)]
     if rejected and options.on_error == "fail":
@@ -92,12 +88,9 @@ class Plan(NamedTuple):
 
 
 def make_plan(state: State, options: Options, class_order: Sequence[str] | None) -> Plan:
-    """Fills in split, label and rank of every accepted row.
+    """Sets split, label and rank of every accepted row of an audited state.
 
-    Args:
-        state: audited.
-        options: of the build.
-        class_order: names in label order where the source defines it.
+    `class_order` has the names in label order where the source defines it.
 
     Raises:
         DataError: conflicting labels or leaks that the options do not allow, naming each group.
@@ -134,11 +127,7 @@ def split_names(state: State) -> list[str]:
 
 
 def shard_tasks(state: State, options: Options, directory: Path) -> list[ShardTask]:
-    """Returns the shards of a planned state, in reading order; records are divided evenly by count.
-
-    Raises:
-        ValueError: more shards than records.
-    """
+    """Returns the shards of a planned state in reading order, records divided evenly by count."""
     tasks = []
     names = split_names(state)
     if isinstance(options.num_shards, Mapping) and (unknown := set(options.num_shards) - set(names)):

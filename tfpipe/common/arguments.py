@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorates a function with former names of arguments, `old="new"`: they work, with a DeprecationWarning, until 1.0."""
+    """Decorates a function with former names of arguments, `old="new"`; they work until 1.0."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
