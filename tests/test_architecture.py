@@ -28,7 +28,7 @@ FLOORS |= {"commands": {"start_up", "common"}, "cli": {"common"}}
 PEERS = {"ffcv", "nvidia", "simplejpeg", "torch", "torchvision"}  # of tools/benchmark.py, in environments of their own
 USED_BY_TENSORFLOW = {"tensorboard"}  # holds tf.summary, and TensorFlow does not require it
 PROGRAMS = {"build", "mypy", "pytest-xdist", "ruff", "setuptools", "wheel"}  # of the extra `test`
-TENSORFLOW_IMAGES = {"graph_headers.py", "graph_pixels.py", "decoding.py", "placement.py", "sampling.py", "stored.py"}
+TENSORFLOW_IMAGES = {"graph_headers.py", "decoding.py", "resizing.py", "placement.py", "sampling.py", "stored.py"}
 HEAVY = {"tensorflow", "keras", "numpy", "h5py", "PIL", "tensorflow_datasets"}
 
 

@@ -518,7 +518,7 @@ def test_every_reason_is_tested_and_explained():
 
 def test_every_reason_in_the_source_is_listed():
     folder = Path(headers.__file__).parent
-    source = "".join((folder / name).read_text() for name in ("images.py", "jpeg.py", "png.py"))
+    source = "".join((folder / name).read_text() for name in ("headers.py", "jpeg.py", "png.py"))
     used = set(re.findall(r'(?:_reject|RejectedImage)\(\s*"(\w+)"', source)) | {"damaged_scan"}
     assert used == set(REASONS)
 
