@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import inspect
 import io
 import itertools
 import os
@@ -146,7 +147,8 @@ def test_steps_in_pieces_are_those_of_whole_ones(
 
 
 def test_options_are_the_keyword_arguments_of_dataset():
-    of_dataset = dataset.__kwdefaults__
+    keywords = inspect.signature(dataset).parameters.values()
+    of_dataset = {keyword.name: keyword.default for keyword in keywords if keyword.kind == keyword.KEYWORD_ONLY}
     of_options = {field.name: field.default for field in dataclasses.fields(Options)}
     assert {name: default for name, default in of_options.items() if name in of_dataset} == of_dataset
     assert of_options.keys() - of_dataset.keys() == {"shuffle", "selection", "samples"}

@@ -50,8 +50,9 @@ _AHEAD = 32  # images per core that are decoded or wait for it: 16 cores need 8 
 _COMPLETING = 4  # calls, at most
 
 
+@arguments.renamed(directory="data")
 def dataset(
-    directory: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     split: str,
     *,
     batch_size: int | None = 32,
@@ -83,7 +84,7 @@ def dataset(
     begins: from there on, the elements are those of an uninterrupted run.
 
     Args:
-        directory: of a data set that `build_tfrecords` wrote.
+        data: folder of a data set that `build_tfrecords` wrote.
         split: its name.
         batch_size: records per element, or None for single records without a batch axis.
         image_size: (height, width), or the side of a square.
@@ -144,17 +145,18 @@ def dataset(
     TensorFlow does not survive a fork of the process: start readers in processes of their own
     before using it.
     """
-    options = {name: value for name, value in locals().items() if name not in ("directory", "split")}
-    return Loader(directory, split, Options(**options)).dataset()
+    options = {name: value for name, value in locals().items() if name not in ("data", "split")}
+    return Loader(data, split, Options(**options)).dataset()
 
 
-def describe(directory: str | os.PathLike[str], split: str, **options: Any) -> str:
+@arguments.renamed(directory="data")
+def describe(data: str | os.PathLike[str], split: str, **options: Any) -> str:
     """Describes what `dataset` does with the same arguments, in one line per stage.
 
     Raises:
         ValueError, FileNotFoundError, DataError: as `dataset` does on opening.
     """
-    return Loader(directory, split, Options(**options)).describe()
+    return Loader(data, split, Options(**options)).describe()
 
 
 class Loader:
@@ -169,7 +171,7 @@ class Loader:
 
     def __init__(self, directory: str | os.PathLike[str], split: str, options: Options) -> None:
         """Opens the split and chooses the order; errors as of `dataset`."""
-        directory = arguments.path("directory", directory)
+        directory = arguments.path("data", directory)
         reader = RecordReader(directory, split)
         labelled = reader.manifest.split(split).labelled
         self.split, self.options = split, options

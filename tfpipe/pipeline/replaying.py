@@ -25,8 +25,9 @@ from tfpipe.records.samples import Samples
 Image = np.ndarray[Any, Any]
 
 
+@arguments.renamed(directory="data")
 def replay(
-    directory: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     split: str,
     key: str | bytes,
     *,
@@ -39,13 +40,13 @@ def replay(
 ) -> Image:
     """Returns the image that training saw for a key in an epoch.
 
-    Bit for bit the row of `dataset(directory, split, training=True, as_dict=True, ...)` with this
+    Bit for bit the row of `dataset(data, split, training=True, as_dict=True, ...)` with this
     "key" and "epoch", whatever the batches, the order and the readers were. MixUp and CutMix, which
     take a batch, are left out: this is the image before them. To replay many, use a `Replayer`:
     opening the data set takes longer than an image.
 
     Args:
-        directory: the data set's folder.
+        data: the data set's folder.
         split: the one that was trained on.
         key: of the record, as the catalogue and the dataset's "key" have it.
         seed: the run's, as given to `dataset`.
@@ -65,7 +66,7 @@ def replay(
         DataError: the data set or the record is damaged.
     """
     replayer = Replayer(
-        directory, split, seed=seed, image_size=image_size, resize=resize, augment=augment, scaled_decode=scaled_decode
+        data, split, seed=seed, image_size=image_size, resize=resize, augment=augment, scaled_decode=scaled_decode
     )
     return replayer.image(replayer.position(key), epoch)
 
