@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pipeline_fixtures import damaged
-from test_images import BASELINE, JPEGS, PNG, chunk, encode, exif_segment, ihdr, make_png, picture, tiff, with_segments
+from test_headers import BASELINE, JPEGS, PNG, chunk, encode, exif_segment, ihdr, make_png, picture, tiff, with_segments
 
 from tfpipe.common.errors import RejectedImage
 from tfpipe.images import decoding, headers

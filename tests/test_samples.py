@@ -17,7 +17,7 @@ import tensorflow as tf
 from conftest import picture, write
 from PIL import Image, ImageCms
 from prediction_fixtures import Averages
-from test_images import chunk, encode, ihdr, make_png
+from test_headers import chunk, encode, ihdr, make_png
 
 import tfpipe
 from tfpipe.formats.specifications import Specification, from_json

@@ -14,7 +14,7 @@ import pytest
 from conftest import CHECKOUT, picture, write
 from PIL import Image
 from prediction_fixtures import Averages, read
-from test_images import chunk, encode, ihdr, make_png
+from test_headers import chunk, encode, ihdr, make_png
 
 pytestmark = pytest.mark.tf
 

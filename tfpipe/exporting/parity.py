@@ -208,8 +208,8 @@ def _expect(model: NamedModel, specification: Specification, batch: Sequence[Spe
 def _pixels(data: bytes, specification: Specification) -> Array | None:
     try:
         header = headers.read_header(data, max_pixels=specification.max_pixels)
-        size, resize = specification.image_size, specification.resize
-        pixels: Array = decoding.decode_and_resize(data, header.orientation, size, resize, specification.samples).numpy()
+        size, mode = specification.image_size, specification.resize
+        pixels: Array = decoding.decode_and_resize(data, header.orientation, size, mode, specification.samples).numpy()
     except (DataError, tf.errors.InvalidArgumentError):
         return None
     return pixels

@@ -7,7 +7,7 @@ The syntax is that of ITU-T T.81 (09/92), annex B. A file is refused where libjp
 decoder inside TensorFlow, refuses it: each of its fatal errors concerns a marker, a table or a
 parameter, all of which are read here. What it repairs with a warning (stray bytes between segments,
 a damaged scan) is let through, unless the walk is to decode, too. The two agree on a corpus and on
-thousands of mutated headers: tests/test_images.py, and on damaged scans: tests/test_scans.py.
+thousands of mutated headers: tests/test_headers.py, and on damaged scans: tests/test_jpeg_scans.py.
 """
 
 from __future__ import annotations
@@ -194,18 +194,10 @@ class _Walker:
             self._reject("unsupported_coding", f"{_OTHER_CODINGS[marker]} coding (marker 0x{marker:02x})")
         if marker in CODINGS:
             self._read_frame(marker, self._payload(marker))
-        elif marker == _SOS:
-            self._read_scan(self._payload(marker))
-        elif marker == _DQT:
-            self._read_quantization_tables(self._payload(marker))
-        elif marker == _DHT:
-            self._read_huffman_tables(self._payload(marker))
-        elif marker == _DAC:
-            self._read_arithmetic_conditioning(self._payload(marker))
-        elif marker == _DRI:
-            self._read_restart_interval(self._payload(marker))
         elif marker in _SKIPPED:
             self._read_application(marker, self._payload(marker))
+        elif marker in _READERS:
+            _READERS[marker](self, self._payload(marker))
         elif marker == _SOI:
             self._reject("damaged_header", "a second start-of-image marker")
         else:
@@ -444,3 +436,12 @@ class _Walker:
 
     def _reject(self, reason: str, message: str, offset: int | None = None) -> NoReturn:
         raise RejectedImage(reason, message, offset=self.position if offset is None else offset)
+
+
+_READERS = {
+    _SOS: _Walker._read_scan,
+    _DQT: _Walker._read_quantization_tables,
+    _DHT: _Walker._read_huffman_tables,
+    _DAC: _Walker._read_arithmetic_conditioning,
+    _DRI: _Walker._read_restart_interval,
+}

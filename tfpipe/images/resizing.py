@@ -100,15 +100,9 @@ def _sample_rows(rows: tf.Tensor, count: Any, scale: tf.Tensor, translation: tf.
 
 
 def scaled_size(source: tf.Tensor, target: tf.Tensor, mode: Resize) -> tf.Tensor:
-    """Returns the size that an image is scaled to before it is cut or padded.
+    """Returns the size that an image is scaled to before it is cut or padded, int32 [..., 2].
 
-    Args:
-        source: int32 [..., 2], height and width.
-        target: int32 [..., 2] of the result.
-        mode: see `tfpipe.resize_image`.
-
-    Returns:
-        int32 [..., 2].
+    `source` and `target` are heights and widths, int32 [..., 2]; for the mode see `tfpipe.resize_image`.
     """
     if mode == "stretch":
         return tf.broadcast_to(target, tf.shape(source))

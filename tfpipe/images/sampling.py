@@ -26,12 +26,7 @@ Tensors = dict[str, tf.Tensor]
 
 
 def fit(sources: tf.Tensor, size: tuple[int, int], resize: Resize) -> Tensors:
-    """Returns the sampling of `resize_image`.
-
-    Args:
-        sources: int32 [N, 2], heights and widths of the upright images.
-        size: (height, width) of the results.
-        resize: "stretch", "crop" or "pad".
+    """Returns the sampling of `resize_image` for upright images of sizes int32 [N, 2].
 
     Returns:
         "scale" and "translation", float32 [N, 2]; "window", int32 [N, 4], top, left, height, width:
@@ -51,17 +46,13 @@ def fit(sources: tf.Tensor, size: tuple[int, int], resize: Resize) -> Tensors:
 
 
 def sample(part: tf.Tensor, size: Any, changes: Tensors, *, large: bool = True) -> tf.Tensor:
-    """Samples the window of an image.
+    """Samples the window of an image: float32 [height, width, 3], 0..255, of uint8 [h, w, 3].
 
     Args:
-        part: uint8 [h, w, 3], the window's content.
+        part: the window's content.
         size: (height, width) of the result, integers or int32 [].
-        changes: "scale" and "translation", float32 [2], for the part; without them all of it is
-            shown.
-        large: whether the part may be more than `MOST_REDUCED` times as high or wide as the result.
-
-    Returns:
-        float32 [height, width, 3], 0..255.
+        changes: "scale" and "translation", float32 [2], for the part; without them, all of it.
+        large: whether the part may be over `MOST_REDUCED` times as high or wide as the result.
     """
     if "scale" in changes:
         return sample_image(part, size, changes["scale"], changes["translation"])
@@ -76,11 +67,10 @@ def sample(part: tf.Tensor, size: Any, changes: Tensors, *, large: bool = True) 
 
 
 def as_stored(changes: Tensors, sizes: tf.Tensor, orientations: tf.Tensor, size: tuple[int, int]) -> Tensors:
-    """Returns the same sampling for images as stored; its results must still be turned upright.
+    """Returns the sampling of upright images for images as stored; its results must still be turned.
 
     Args:
-        changes: "window" and, if any, "scale" and "translation", for upright images; others are
-            kept.
+        changes: "window" and, if any, "scale" and "translation"; others are kept.
         sizes: int32 [N, 2], heights and widths of the upright images.
         orientations: int32 [N], EXIF 1..8.
         size: (height, width) of the upright results.
@@ -104,21 +94,21 @@ def as_stored(changes: Tensors, sizes: tf.Tensor, orientations: tf.Tensor, size:
 
 
 def as_decoded(changes: Tensors, orientations: tf.Tensor, is_png: tf.Tensor, size: tuple[int, int], *, scaled: bool) -> Tensors:
-    """Returns the same sampling for what `decode_window` gives.
+    """Returns the sampling of images as stored for the output of `decode_window`.
 
-    The smallest of the decoder's sizes is taken that does not have to be enlarged: at least as many
-    pixels along both axes as the result takes from it.
+    The smallest of the decoder's sizes is chosen that need not be enlarged: along both axes at least
+    as many pixels as the result takes from it.
 
     Args:
-        changes: "window" and, if any, "scale" and "translation", for images as stored.
+        changes: see `as_stored`.
         orientations: int32 [N], EXIF 1..8.
         is_png: bool [N], decoded whole.
         size: (height, width) of the upright results.
-        scaled: whether sizes other than 1/1 are taken.
+        scaled: whether sizes other than 1/1 may be chosen.
 
     Returns:
-        "window" in whole pixels of that size; "decoder", int32 [N], which `decode_window` takes;
-        "scale" and "translation" for the decoded window, if there are.
+        "window" in whole pixels of that size; "decoder", int32 [N], for `decode_window`; "scale" and
+        "translation" for the decoded window, if any.
     """
     corners, windows = tf.split(changes["window"], 2, axis=1)
     if "scale" in changes:
@@ -153,10 +143,10 @@ def decode_window(
     png: bool = True,
     rare: bool = True,
 ) -> tf.Tensor:
-    """Decodes a part of an image, as stored, in one of the decoder's sizes.
+    """Decodes a part of a JPEG or PNG file, as stored, in one of the decoder's sizes.
 
     Args:
-        encoded: string [], the bytes of a JPEG or PNG file.
+        encoded: string [], the bytes of the file.
         window: int32 [4], top, left, height, width in pixels of that size.
         decoder: int32 [], of `as_decoded`.
         samples: see `decode_stored`.

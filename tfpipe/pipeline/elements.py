@@ -37,19 +37,11 @@ class Rows:
     """How a row is made.
 
     Attributes:
-        reader: of the records.
-        order: of the records.
-        schedule: of the rows.
-        image_size: (height, width).
-        resize: see `decoding.resize_image`.
-        scaled: whether large JPEG files are decoded to less than their size.
+        scaled: whether large JPEG files are decoded at a reduced size.
         augmentation: None in a single pass.
-        seed: of the augmentation.
-        new_labels: int64 [C], the label that replaces each of the data set's, None for the same.
-        num_classes: labels are less than this.
+        new_labels: int64 [C], the label that replaces each of the data set's; None keeps them.
         read_size: records that may be read together.
         names: whether rows have "key" and "filename".
-        samples: treatment of 16 bits and alpha.
         layout: columns of "numbers" in order, type and shape by name; known after `parse` has been
             traced.
     """
@@ -109,7 +101,7 @@ class Rows:
     def prepare(self, bounds: tf.Tensor, slots: tf.Tensor) -> Tensors:
         """Reads, and returns the result of `parse`; empty when Python exits.
 
-        Called from Python, as `Compiled` is and for its reason.
+        Called from Python, as `Compiled` is, for the same reason.
 
         Args:
             bounds: int64 [2], the iterator's first row and the end of its rows.
@@ -347,12 +339,7 @@ class Rows:
         return {**row, "image": images, "label": labels}
 
     def explain(self, start: np.int64, offset: np.int64) -> bytes:
-        """Returns why a row was lost, by trying again.
-
-        Args:
-            start: number of the iterator's first row.
-            offset: of the first row that is missing.
-        """
+        """Returns why the row at an offset from an iterator's first one was lost, by trying again."""
         if is_exiting():
             return b"Python is exiting: nothing is read any more"
         row = int(start) + int(offset)

@@ -30,11 +30,10 @@ def mix(
     Args:
         images: uint8 [B, H, W, 3].
         labels: float32 [B, C], probabilities.
-        other_images: uint8 [B, H, W, 3], the images to mix in.
+        other_images: uint8 [B, H, W, 3], to mix in.
         other_labels: float32 [B, C].
         mixup: alpha of the Beta distribution of the weights, 0 for never.
-        cutmix: alpha of the Beta distribution of the areas, 0 for never. With both, one of them at
-            even odds.
+        cutmix: the same for the areas. With both, one of them at even odds.
         seed: the run's.
         epoch: int64 [].
         step: int64 [], in its epoch.

@@ -52,10 +52,10 @@ def replay(
         seed: the run's, as given to `dataset`.
         epoch: the dataset's "epoch", 0 or more. With `balanced`, that is how often the record came
             before.
-        image_size: as given to `dataset`.
-        resize: as given to `dataset`.
-        augment: as given to `dataset`, default "standard".
-        scaled_decode: as given to `dataset`.
+        image_size: this and the following as given to `dataset`.
+        resize: see above.
+        augment: default "standard".
+        scaled_decode: see above.
 
     Returns:
         uint8 [height, width, 3], RGB, 0..255, a numpy array.
