@@ -52,15 +52,15 @@ _PARTS = {
         "tfpipe.report.figures:_drawn",
     ],
     "metrics": ["tfpipe.evaluation.metrics:measure"],
-    "the pass": ["tfpipe.evaluation.evaluation:_Run._write"],
-    "near-duplicates": ["tfpipe.evaluation.near_duplicates:find_twins"],
+    "the pass": ["tfpipe.evaluation.evaluator:_Run._write"],
+    "near-duplicates": ["tfpipe.evaluation.near_duplicates:find_near_duplicates"],
     "Grad-CAM": ["tfpipe.models.explanation:explain", "tfpipe.models.explanation:overlay"],
-    "images of the report": ["tfpipe.evaluation.report:_Content.pictures", "tfpipe.report.figures:photograph"],
-    "the rest of the report": ["tfpipe.evaluation.report:write_report"],
+    "images of the report": ["tfpipe.evaluation.html_report:_Images.read", "tfpipe.report.figures:photograph"],
+    "the rest of the report": ["tfpipe.evaluation.html_report:write_report"],
 }
 _MODULES = {
     "train": ("tfpipe.tools.train", "tfpipe.training.runs"),
-    "evaluate": ("tfpipe.tools.evaluate", "tfpipe.evaluation.report"),
+    "evaluate": ("tfpipe.tools.evaluate", "tfpipe.evaluation.html_report"),
 }
 
 
