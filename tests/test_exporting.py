@@ -245,8 +245,8 @@ def test_a_frozen_graph_runs_in_a_session_of_old(exported):
     np.testing.assert_array_equal(found, exported.classifier.predict(pictures))
 
 
-def test_the_lines_of_the_readme_run_on_an_export(exported, tmp_path, monkeypatch, capsys):
-    source = (CHECKOUT / "README.md").read_text("utf-8").split("### Export")[1].split("```python\n")[1].split("```")[0]
+def test_the_lines_of_the_documentation_run_on_an_export(exported, tmp_path, monkeypatch, capsys):
+    source = (CHECKOUT / "docs/how-to/export.md").read_text("utf-8").split("```python\n")[1].split("```")[0]
     (tmp_path / "export").symlink_to(exported.folder)
     for name, data in {"new_photos/1.jpg": FILES[0], "new_photos/2.png": FILES[1], "README.md": b"# tfpipe"}.items():
         write(tmp_path / name, data)
@@ -274,7 +274,7 @@ def test_half_stores_half_and_says_what_it_costs(tmp_path, asked_here):
     large = keras.Model(inputs, values)
     wrapped = keras.Model(large.input, large.output)
     plain = wrap(_headless(wrapped), class_names=CLASS_NAMES, preprocessing="unit")
-    whole = tfpipe.export(plain, tmp_path / "whole", formats=("pb", "saved_model"))
+    whole = tfpipe.export(plain, tmp_path / "whole", formats=("pb",))
     done = tfpipe.export(plain, tmp_path / "half", formats=("pb", "saved_model"), half=True, data=tmp_path / "shards")
     sizes = [{name: size for name, size, _ in export.files} for export in (whole, done)]
     assert sizes[1]["frozen_image.pb"] < 0.6 * sizes[0]["frozen_image.pb"]

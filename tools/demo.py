@@ -40,9 +40,9 @@ RECIPE = {
     "augment": "none",
 }
 OWN_PHOTOS = """\
-tools/build_tfrecords.py --input=photos/ --output=shards/ --name=pets --layout=folders --splits=train=0.7,val=0.15,test=0.15
-tools/train.py --data=shards/ --output=runs/a --backbone=vgg16 --weights=imagenet --mode=auto
-tools/evaluate.py --model=runs/a --data=shards/ --split=test --output=eval/"""  # as in README.md, where a test runs them
+tfpipe build --input=photos/ --output=shards/ --name=pets --layout=folders --splits=train=0.7,val=0.15,test=0.15
+tfpipe train --data=shards/ --output=runs/a --backbone=vgg16 --weights=imagenet --mode=auto
+tfpipe evaluate --model=runs/a --data=shards/ --split=test --output=eval/"""  # as in README.md, where a test runs them
 
 _SIDE = 64  # pixels; the digits themselves are 8 x 8
 _RECORD_NAME = "done.json"
