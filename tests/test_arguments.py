@@ -1,6 +1,8 @@
 """Arguments: one rule for each name, in every public function; numbers of any type are taken and written alike."""
 
+import dataclasses
 import inspect
+import re
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -14,11 +16,13 @@ from transfer_fixtures import *  # noqa: F403 (fixtures)
 
 import tfpipe
 from tfpipe.common import arguments
+from tfpipe.common.errors import DataError
 from tfpipe.models.images import Pictures, hold_out
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.prediction.models import Model
 from tfpipe.records.catalog import read_catalog
 from tfpipe.training.run_log import read_history
+from tfpipe.training.runs import Run
 
 pytestmark = pytest.mark.tf
 
@@ -51,7 +55,7 @@ _ROWS = {
     "crop_aspect": [*SHARE, 0.99],
     "checkpoint_seconds layer_decay warmup_epochs weight_decay": [-1, True, "1", NAN, 10**400],
     "finetune_learning_rate learning_rate": [0, -1, True, "0.1", "fast", NAN, 10**400],
-    "allow_leaks as_dict balanced cache_prefix class_weights csv_safe deterministic equal_steps grey half": FLAG,
+    "allow_leaks as_dict balanced cache_prefix class_weights csv_safe decode deterministic equal_steps grey half": FLAG,
     "deepen extend near_duplicates overwrite progress repeat report scaled_decode tensorboard train_batch_norm": FLAG,
     "training trust": FLAG,
     "a b cache data from_run images load_frozen.model output weights": PATH,
@@ -96,7 +100,19 @@ WRONG = {name: values for names, values in _ROWS.items() for name in names.split
 # Their message begins in another way.
 SAID_OTHERWISE = {"label_pattern": "label_pattern ", "Model.predict.inputs": "an input must be "}
 
-PUBLIC = sorted({*tfpipe.__all__, "Model.predict"} - {"DataError", "Manifest", "__version__"})
+CLASSES = {
+    "Comparison",
+    "DataError",
+    "Evaluation",
+    "Export",
+    "Manifest",
+    "Model",
+    "RejectedImage",
+    "Run",
+    "Summary",
+    "__version__",
+}
+PUBLIC = sorted({*tfpipe.__all__, "Model.predict"} - CLASSES)
 
 
 def function_of(name):
@@ -150,6 +166,7 @@ def valid(colours, tmp_path_factory):
         "resize_image": {"image": image, "size": 8},
         "rest_request": {"images": [file]},
         "train": {"data": colours, "output": out, "backbone": "lenet", "weights": "none", "image_size": 32},
+        "verify": {"data": colours},
     }
 
 
@@ -343,7 +360,13 @@ def test_what_is_returned_says_what_it_is_in_a_line(colours, tmp_path):
     answers = loaded.predict([np.zeros((8, 8, 3), np.uint8), tmp_path / "none.jpg"])
     frozen = tfpipe.load_frozen(tmp_path / "export" / "frozen_image.pb")
     summary = tfpipe.predict(classifier, colours, tmp_path / "table.csv", split="test", progress=False)
+    comparison = tfpipe.compare(tmp_path / "eval", tmp_path / "eval")
+    report = tfpipe.verify(colours, progress=False)
+    run = Run(tmp_path, "frozen", 0.5, [{"phase": "head", "val_accuracy": 0.5}], None, "0" * 64, 10**9)
     for value, words in (
+        (comparison, ["Comparison(count=13", "difference=+0.0000, 95 % [", "p_value=1, same_data=True"]),
+        (report, ["Report(num_findings=0, num_records=66", "root_hash='"]),
+        (run, ["Run(", "val_accuracy=0.5000", "phases=[head 0.5000]"]),
         (tfpipe.load_manifest(colours), ["Manifest('colours'", "'train': 41", "'test': 13", "'green'"]),
         (evaluation, ["Evaluation(", "eval'", "split='test'", "records_seen=13", f"accuracy={evaluation.metrics['accuracy']}"]),
         (part, ["Evaluation(", "missing_parts=1"]),
@@ -359,6 +382,36 @@ def test_what_is_returned_says_what_it_is_in_a_line(colours, tmp_path):
         assert len(text) < 300 + len(str(tmp_path))
         for word in words:
             assert word in text
+
+
+def test_what_is_returned_is_a_table_in_a_notebook(colours, tmp_path):
+    classifier = make_classifier(tfpipe.load_manifest(colours).class_names)
+    evaluation = tfpipe.evaluate(classifier, colours, "test", tmp_path / "eval", report=False, progress=False)
+    phase = {"phase": "<head>", "num_epochs": 1, "best_epoch": 1, "val_accuracy": 0.5, "val_loss": 1.0}
+    phase |= {"num_trained": 1, "num_frozen": 2, "on": "features"}
+    report = dataclasses.replace(tfpipe.verify(colours, progress=False), findings=[DataError("bad", path="a", offset=7)])
+    for value, cells in (
+        (tfpipe.load_manifest(colours), ["green", "records", "41", "13"]),
+        (evaluation, ["accuracy", f"{evaluation.metrics['accuracy']:.4f}", "log_loss"]),
+        (tfpipe.compare(tmp_path / "eval", tmp_path / "eval"), ["A right", "B wrong"]),
+        (tfpipe.export(make_classifier(), tmp_path / "export", formats="pb"), ["frozen_image.pb", "labels.txt"]),
+        (tfpipe.predict(classifier, colours, tmp_path / "table.csv", split="test", progress=False), ["green", "mean score"]),
+        (report, ["a", "7", "bad"]),
+        (Run(tmp_path, "frozen", 0.5, [phase], None, "0" * 64, 10**9), ["&lt;head&gt;", "0.5000", "features"]),
+    ):
+        shown = value._repr_html_()
+        assert shown.startswith("<table>")
+        for cell in cells:
+            assert re.search(f"<t[dh]>{re.escape(cell)}</t[dh]>", shown)
+
+
+def test_a_run_is_a_mapping_as_before(tmp_path):
+    run = Run(tmp_path, "frozen", 0.5, [], None, "0" * 64, 10**9)
+    assert (run["mode"], run.get("nothing"), "folder" in run) == ("frozen", None, False)
+    assert run == dict(run)
+    assert list(run) == ["mode", "val_accuracy", "phases", "head", "model_sha256", "peak_memory_bytes"]
+    with pytest.raises(KeyError, match="folder"):
+        run["folder"]
 
 
 def test_the_command_suggests_a_flag(run_tool):

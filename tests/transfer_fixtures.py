@@ -87,7 +87,7 @@ SMALL = Recipe(
 )
 
 
-def run(data: Path, folder: Path, recipe: Recipe = SMALL, **options: Any) -> dict[str, Any]:
+def run(data: Path, folder: Path, recipe: Recipe = SMALL, **options: Any) -> tfpipe.Run:
     """Trains; features are shared by the runs of a data set, as by those of a user."""
     given = {"progress": False, "tensorboard": False, "log": lambda line: None, "cache": data.parent / "features"}
     return tfpipe.train(data, folder, recipe, **given | options)

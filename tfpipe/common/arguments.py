@@ -232,12 +232,10 @@ _RULES: dict[str, Rule] = {
     # Of evaluation and export.
     "specificity": _number(0, 1, above=True),
     "tolerance": _SHARE,
-    **dict.fromkeys(("allow_leaks", "as_dict", "balanced", "class_weights", "csv_safe", "deterministic", "equal_steps"), _flag),
-    **dict.fromkeys(
-        ("cache_prefix", "deepen", "extend", "grey", "half", "near_duplicates", "overwrite", "progress", "repeat", "report"),
-        _flag,
-    ),
-    **dict.fromkeys(("scaled_decode", "tensorboard", "train_batch_norm", "training", "trust"), _flag),
+    **dict.fromkeys(("allow_leaks", "as_dict", "balanced", "cache_prefix", "class_weights", "csv_safe", "decode"), _flag),
+    **dict.fromkeys(("deepen", "deterministic", "equal_steps", "extend", "grey", "half", "near_duplicates"), _flag),
+    **dict.fromkeys(("overwrite", "progress", "repeat", "report", "scaled_decode", "tensorboard"), _flag),
+    **dict.fromkeys(("train_batch_norm", "training", "trust"), _flag),
     **dict.fromkeys(("backbone", "checkpoint", "feature_layer", "id_column", "label_column", "label_pattern"), _text),
     **dict.fromkeys(("model_name", "path_column", "preprocessing", "value_column"), _text),
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import unicodedata
+from collections.abc import Iterable, Sequence
 
 TRUST = "a model is a program: open it only if you trust whoever made it, with trust (--trust)"
 
@@ -40,3 +42,14 @@ def shortened(text: str, columns: int, mark: str = "…") -> str:
     while text and display_width(text + mark) > columns:
         text = text[:-1]
     return text + mark
+
+
+def html_table(caption: str, header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """Returns an HTML table, for `_repr_html_`; floats with 4 digits."""
+
+    def line(tag: str, cells: Sequence[object]) -> str:
+        texts = (f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        return f"<tr>{''.join(f'<{tag}>{html.escape(text)}</{tag}>' for text in texts)}</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    return f"<table><caption>{html.escape(caption)}</caption><thead>{line('th', header)}</thead><tbody>{body}</tbody></table>"

@@ -31,6 +31,7 @@ from tfpipe.common import arguments, files
 from tfpipe.common.files import clear_folder, clear_up, sha256_of, written_atomically
 from tfpipe.common.locking import locked
 from tfpipe.common.progress import ProgressBar
+from tfpipe.common.text import html_table
 from tfpipe.evaluation import calibration, metrics, partial_tables, receipts
 from tfpipe.models import classifiers, predictions, reading_errors
 from tfpipe.models.classifiers import Predictor
@@ -82,6 +83,13 @@ class Evaluation:
         names = ("split", "records_seen", "accuracy", "accuracy_interval", "missing_parts")
         facts = [f"{name}={known[name]!r}" for name in names if name in known]
         return f"Evaluation({', '.join([repr(os.fspath(self.folder)), *facts])})"
+
+    def _repr_html_(self) -> str:
+        known = {**self.metrics, **((self.metrics.get("binary") or {}).get("sensitivity_at_specificity") or {})}
+        names = ("accuracy", "auc", "log_loss", "ece", "sensitivity", "specificity")
+        values = {name: known[name] for name in names if known.get(name) is not None}
+        rows = [[name, value, *(known.get(f"{name}_interval") or ("", ""))] for name, value in values.items()]
+        return html_table(repr(self), ["metric", "value", "95 % from", "to"], rows)
 
 
 @arguments.renamed(directory="data")

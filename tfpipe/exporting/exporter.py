@@ -31,7 +31,7 @@ import tensorflow as tf
 
 import tfpipe
 from tfpipe.common import arguments, files
-from tfpipe.common.text import exactly, format_bytes
+from tfpipe.common.text import exactly, format_bytes, html_table
 from tfpipe.exporting import half_precision, model_card, model_source, parity, reference_images, wrapping
 from tfpipe.exporting.formats import WRITERS, Work
 from tfpipe.exporting.parity import ExportedFile, Row
@@ -70,6 +70,10 @@ class Export:
         furthest = max((row.difference for row in self.parity), default=0.0)
         names = reprlib.repr(sorted({row.artefact for row in self.parity}))
         return f"Export({os.fspath(self.folder)!r}, {names}, {size}, largest difference {furthest:.3g})"
+
+    def _repr_html_(self) -> str:
+        rows = [[name, format_bytes(num_bytes), sha256[:12]] for name, num_bytes, sha256 in self.files]
+        return html_table(repr(self), ["file", "size", "SHA-256"], rows)
 
 
 @arguments.renamed(evaluations="evaluation", report="log")

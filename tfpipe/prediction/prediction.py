@@ -30,7 +30,7 @@ from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.files import clear_up, written_atomically
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.tables import escape_formula
-from tfpipe.common.text import plural
+from tfpipe.common.text import html_table, plural
 from tfpipe.formats import opening
 from tfpipe.images import headers
 from tfpipe.listing import selection
@@ -68,6 +68,10 @@ class Summary:
     def __repr__(self) -> str:
         others = f"{len(self.rejected)} rejected, {len(self.passed_over)} passed over"
         return f"Summary(num_rows={self.num_rows}, counts={reprlib.repr(dict(self.counts))}, {others})"
+
+    def _repr_html_(self) -> str:
+        rows = [[name, count, self.mean_scores.get(name, "")] for name, count in self.counts.items()]
+        return html_table(repr(self), ["predicted class", "images", "mean score"], rows)
 
 
 @arguments.renamed(inputs="input")

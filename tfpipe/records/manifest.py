@@ -27,7 +27,7 @@ import msgspec
 from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import IMAGE_SUFFIXES, check_json, parse_json, read_bytes, sha256_of, written_atomically
-from tfpipe.common.text import exactly
+from tfpipe.common.text import exactly, html_table
 from tfpipe.records import schema
 from tfpipe.records.samples import Samples
 
@@ -157,6 +157,11 @@ class Manifest:
     def __repr__(self) -> str:
         records = {name: split.num_records for name, split in self.splits.items()}
         return f"Manifest({self.name!r}, records={records}, class_names={reprlib.repr(list(self.class_names))})"
+
+    def _repr_html_(self) -> str:
+        counts = [[name, *(split.class_counts.get(name, 0) for split in self.splits.values())] for name in self.class_names]
+        totals = ["records", *(split.num_records for split in self.splits.values())]
+        return html_table(f"Manifest {self.name!r}", ["class", *self.splits], [*counts, totals])
 
     @property
     def root_hash(self) -> str:

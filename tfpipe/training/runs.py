@@ -1,6 +1,6 @@
 """`tfpipe.train()`: from a data set to a run's folder with a classifier in it.
 
-    summary = train("shards/", "runs/a", backbone="vgg16", weights="imagenet", mode="auto", seed=0)
+    run = train("shards/", "runs/a", backbone="vgg16", weights="imagenet", mode="auto", seed=0)
 
 A run's folder holds model.keras (the best weights), last.keras (those of the last step), run.json (recipe, choices,
 versions, hashes: all that is needed to do it again), summary.json (written last), log.jsonl, history.csv, history.png,
@@ -20,7 +20,8 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.files import clear_folder, path_written_atomically, read_json, write_json
 from tfpipe.common.locking import locked
 from tfpipe.common.progress import log_line
-from tfpipe.common.text import plural
+from tfpipe.common.text import html_table, plural
 from tfpipe.models import classifiers
 from tfpipe.models.classifiers import Classifier
 from tfpipe.models.images import Pictures, hold_out
@@ -72,6 +73,52 @@ _log = logging.getLogger("tfpipe")
 Report = Callable[[str], None]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Run(Mapping[str, Any]):
+    """A finished run; as a mapping, what summary.json holds: run["val_accuracy"].
+
+    Attributes:
+        folder: the run's folder.
+        mode: of training, "auto" replaced by what was chosen.
+        val_accuracy: of the best weights.
+        phases: per phase its name, epochs, accuracy, loss, numbers of weights and seconds per epoch.
+        head: the regression that was chosen for the head on cached features, or None.
+        model_sha256: of the classifier.
+        peak_memory_bytes: of this process.
+    """
+
+    folder: Path
+    mode: str
+    val_accuracy: float
+    phases: Sequence[dict[str, Any]]
+    head: dict[str, Any] | None
+    model_sha256: str
+    peak_memory_bytes: int
+
+    def __repr__(self) -> str:
+        phases = ", ".join(f"{phase['phase']} {phase['val_accuracy']:.4f}" for phase in self.phases)
+        facts = f"mode={self.mode!r}, val_accuracy={self.val_accuracy:.4f}, phases=[{phases}]"
+        return f"Run({os.fspath(self.folder)!r}, {facts}, model_sha256={self.model_sha256[:12]!r})"
+
+    def _repr_html_(self) -> str:
+        names = ("phase", "num_epochs", "best_epoch", "val_accuracy", "val_loss", "num_trained", "num_frozen", "on")
+        return html_table(repr(self), names, [[phase[name] for name in names] for phase in self.phases])
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in tuple(self)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([field.name for field in dataclasses.fields(self)][1:])
+
+    def __len__(self) -> int:
+        return len(dataclasses.fields(self)) - 1
+
+
 @arguments.renamed(directory="data", report="log")
 def train(
     data: str | os.PathLike[str],
@@ -88,8 +135,8 @@ def train(
     extend: bool = False,
     from_run: str | os.PathLike[str] | None = None,
     **changes: Any,
-) -> dict[str, Any]:
-    """Trains a classifier, or goes on with a run that was stopped or is to be trained longer; returns its summary.
+) -> Run:
+    """Trains a classifier, or goes on with a run that was stopped or is to be trained longer; returns it.
 
     A run goes on from its last step when `epochs`, `finetune_epochs` or `patience` are raised. Where its learning rates so
     far would have been the same (schedules "constant" and "plateau", or patience alone), it ends with the bits of one that
@@ -115,7 +162,7 @@ def train(
         changes: fields of the recipe: `train("shards/", "runs/a", mode="finetune")`.
 
     Returns:
-        What summary.json holds.
+        The run, with what summary.json holds.
 
     Raises:
         ValueError: an option is not what it should be, options do not go together, or the folder has another run.
@@ -149,7 +196,7 @@ def train(
             log(line)
         if summary is not None:
             _report_summary(folder, summary, log)
-            return summary
+            return Run(folder, **summary)
         for line in prepared.reasons:
             log(line)
         if prepared.recipe.deterministic:
@@ -182,7 +229,7 @@ def train(
             results = [run.train(phase) for phase in phases.of_mode()]
         summary = _finish(folder, networks, run, results)
     _report_summary(folder, summary, log)
-    return summary
+    return Run(folder, **summary)
 
 
 def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:

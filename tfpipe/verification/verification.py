@@ -19,9 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.progress import ProgressBar
-from tfpipe.common.text import exactly
+from tfpipe.common.text import exactly, html_table
 from tfpipe.common.workers import count_cores
 from tfpipe.records import manifest as manifests
 from tfpipe.records import schema, tfrecord
@@ -35,7 +36,7 @@ from tfpipe.verification.tolerant_catalog import CatalogRows
 _BUCKETS = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """The result of `verify`.
 
@@ -63,17 +64,24 @@ class Report:
     num_decoded: int = 0
     decode_seconds: float = 0.0
 
+    def __repr__(self) -> str:
+        names = ("num_findings", "num_records", "num_shards", "num_bytes", "num_decoded")
+        facts = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return f"Report({facts}, root_hash={self.root_hash[:12]!r})"
 
-def verify(
-    directory: str | os.PathLike[str], *, workers: int | None = None, decode: bool = False, progress: bool = True
-) -> Report:
+    def _repr_html_(self) -> str:
+        rows = [["" if fact is None else fact for fact in (each.path, each.offset, each.message)] for each in self.findings]
+        return html_table(repr(self), ["file", "byte", "finding"], rows)
+
+
+def verify(data: str | os.PathLike[str], *, workers: int | None = None, decode: bool = False, progress: bool = True) -> Report:
     """Checks every byte of a data set, and continues after whatever it finds.
 
     Manifest, sizes and hashes of all shards, indexes and the catalogue, extra shards, the CRCs of each record, its row of the
     catalogue, the hash of its image, labels, keys, counts per class, split and shard, leaks, and the files beside them.
 
     Args:
-        directory: the data set's folder.
+        data: the data set's folder.
         workers: threads, one shard each; None: one per core. Hashing runs beside Python code, parsing does not. As many
             processes decode.
         decode: also follow each image's compressed data, to find what was damaged before it was packed: what TensorFlow's
@@ -83,7 +91,9 @@ def verify(
     Raises:
         FileNotFoundError: there is no manifest here.
     """
-    folder = Path(directory)
+    decode, progress = arguments.check(decode=decode, progress=progress)
+    (workers,) = arguments.check_given(workers=workers)
+    folder = arguments.path("data", data)
     try:
         manifest = manifests.load(folder)
     except DataError as error:
