@@ -127,13 +127,13 @@ def test_a_signal_during_an_import_ends_the_command(colours, tmp_path, library):
 SCRIPT = """
 import os, signal
 from tfpipe import train
-from tfpipe.transfer import training
-real = training.Loop.train_step
+from tfpipe.training import loop
+real = loop.Loop.train_step
 def step(self, *rest):
     if (self.progress.epoch, self.progress.step) == (0, 5):
         os.kill(os.getpid(), signal.SIGTERM)
     return real(self, *rest)
-training.Loop.train_step = step
+loop.Loop.train_step = step
 train({data!r}, {output!r}, backbone="lenet", weights="none", image_size=(16, 16), epochs=2, batch_size=4, tensorboard=False)
 """
 

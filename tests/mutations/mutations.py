@@ -111,7 +111,7 @@ MUTATIONS = [
         (
             "a shard that is not listed is passed over",
             "if name.startswith(prefix) and name not in known)",
-            "if name.startswith(prefix) and name in known)",
+            "if name.startswith(f'{prefix}x') and name not in known)",
         ),
     ),
     *_of(

@@ -56,57 +56,73 @@ def build_tfrecords(
     background: str = USUAL.background,
     progress: bool = True,
 ) -> Manifest:
-    """Writes images, byte for byte, into sharded TFRecords with a manifest, and returns the manifest.
+    """Writes images, byte for byte, into sharded TFRecords, and returns the manifest.
 
-    Equal inputs and options give equal bytes, for any number of workers and after any number of kills. A killed run continues
-    when it is called again with the same options; a complete data set is left alone.
+    Equal inputs and options give equal bytes, for any number of workers and after any number of
+    kills. A killed run continues when it is called again with the same options; a complete data set
+    is left alone.
 
     Args:
-        input: a folder, .csv or .h5 file; or one for each split by name; or None where there are only `unlabelled` ones.
-        output: folder for the data set; created if missing. Must be empty, or hold this very build, finished or not.
+        input: a folder, .csv or .h5 file; or one for each split by name; or None where there are
+            only `unlabelled` ones.
+        output: folder for the data set; created if missing. Must be empty, or hold this very build,
+            finished or not.
         name: of the data set; shards are called NAME-SPLIT.tfrecord-00000-of-00016.
-        layout: "folders" (one folder per class), "filename" (the class is in the file's name), "csv" (columns of paths or ids,
-            of labels and, optionally, called split and id, between commas, semicolons or tabs), "flat" (no labels), "hdf5"
-            (arrays) or "tfds" (a prepared data set).
-            None: guessed where that is certain.
-        splits: fraction of each split, adding up to 1, as {"train": 0.8, "test": 0.2}; each class is cut at the fractions,
-            byte-identical images stay together. None: folders named train, val and test are splits, or all images go
-            into "train" ("test" for layout "flat"). Wherever a split is named, valid, validation and dev are "val".
+        layout: "folders" (one folder per class), "filename" (the class is in the file's name),
+            "csv" (columns of paths or ids, of labels and, optionally, called split and id, between
+            commas, semicolons or tabs), "flat" (no labels), "hdf5" (arrays) or "tfds" (a prepared
+            data set). None: guessed where that is certain.
+        splits: fraction of each split, adding up to 1, as {"train": 0.8, "test": 0.2}; each class
+            is cut at the fractions, byte-identical images stay together. None: folders named train,
+            val and test are splits, or all images go into "train" ("test" for layout "flat").
+            Wherever a split is named, valid, validation and dev are "val".
         unlabelled: folder of images without labels, by split name.
-        label_pattern: for layout "filename": a regular expression with one named group, matched from the name's start.
-        class_names: in the order of their labels. None: sorted by code point, or as numbers where all are. Names given here
-            are not questioned: unlikely classes, as "nan" in a table, are refused otherwise.
+        label_pattern: for layout "filename": a regular expression with one named group, matched
+            from the name's start.
+        class_names: in the order of their labels. None: sorted by code point, or as numbers where
+            all are. Names given here are not questioned: unlikely classes, as "nan" in a table, are
+            refused otherwise.
         num_shards: per split: one number for all, or by split name. None: by `shard_bytes`.
-        shard_bytes: the approximate size of a shard; shards of a split differ by one record at most.
+        shard_bytes: the approximate size of a shard; shards of a split differ by one record at
+            most.
         seed: draws the splits and the order of records.
         workers: processes; None: one per core.
-        on_error: "fail" lists every bad input and writes nothing; "skip" leaves them out and lists them in rejected.jsonl.
+        on_error: "fail" lists every bad input and writes nothing; "skip" leaves them out and lists
+            them in rejected.jsonl.
         on_conflict: "fail" or "keep" byte-identical images with different labels.
-        allow_leaks: keep byte-identical images in different given splits, and note them in the manifest.
+        allow_leaks: keep byte-identical images in different given splits, and note them in the
+            manifest.
         max_pixels: height times width above which an image is rejected.
-        check: "header" checks each file's headers and structure; "decode" also follows its compressed data, and rejects what
-            TensorFlow's decoder would only warn of, such as a JPEG cut in its scan; some 5 to 20 ms per photo. For a complete
-            data set, see `inspect_tfrecords verify --decode`.
-        images: for layout "csv": the folder that paths in tables are relative to. None: the table's own.
-        path_column: for layout "csv": the column of paths, or of ids, which are file names without their ending. None: the
-            one called path, filename, image_id or the like.
-        label_column: for layout "csv": the column of classes. None: the one called label, class, category or the like.
-        normalize: "nfc" makes one class of names that differ in their Unicode form only, in `class_names`, too; "none" takes
-            them unchanged.
-        png16: how PNG of 16 bits is read: "high_byte" takes that of each sample; "full_range" makes an image's darkest sample 0
-            and its brightest 255; "percentile" does so with the samples that 1 % and 99 % do not exceed. Significant bits that
-            a file declares (sBIT) are always obeyed. This and `background` change no record: they are stored in the manifest,
-            and applied by whatever reads the data set, and by models trained on it.
-        background: "keep" reads the colours of a transparent image as stored, whatever its alpha; "white" and "black" are laid
-            behind them.
+        check: "header" checks each file's headers and structure; "decode" also follows its
+            compressed data, and rejects what TensorFlow's decoder would only warn of, such as a
+            JPEG cut in its scan; some 5 to 20 ms per photo. For a complete data set, see
+            `inspect_tfrecords verify --decode`.
+        images: for layout "csv": the folder that paths in tables are relative to. None: the table's
+            own.
+        path_column: for layout "csv": the column of paths, or of ids, which are file names without
+            their ending. None: the one called path, filename, image_id or the like.
+        label_column: for layout "csv": the column of classes. None: the one called label, class,
+            category or the like.
+        normalize: "nfc" makes one class of names that differ in their Unicode form only, in
+            `class_names`, too; "none" takes them unchanged.
+        png16: how PNG of 16 bits is read: "high_byte" takes that of each sample; "full_range" makes
+            an image's darkest sample 0 and its brightest 255; "percentile" does so with the samples
+            that 1 % and 99 % do not exceed. Significant bits that a file declares (sBIT) are always
+            obeyed. This and `background` change no record: they are stored in the manifest, and
+            applied by whatever reads the data set, and by models trained on it.
+        background: "keep" reads the colours of a transparent image as stored, whatever its alpha;
+            "white" and "black" are laid behind them.
         progress: show it on stderr (a bar on a terminal, log lines otherwise).
 
     Raises:
         FileNotFoundError: an input is missing.
-        ValueError: an option is wrong, or the output holds a build with other options or other inputs.
+        ValueError: an option is wrong, or the output holds a build with other options or other
+            inputs.
         DataError: bad images, conflicting labels or leaking splits; the message names each.
-        BlockingIOError: another build is writing to the same output, and still is after a few seconds.
-        OSError: the disk is full or the like; what was finished is kept, the same call continues from there.
+        BlockingIOError: another build is writing to the same output, and still is after a few
+            seconds.
+        OSError: the disk is full or the like; what was finished is kept, the same call continues
+            from there.
     """
     directory = _path("output", output)
     names = _split_names(directory)
@@ -171,7 +187,7 @@ def build_tfrecords(
 
 
 def _split_names(directory: Path) -> Mapping[str, str]:
-    """Returns the names of splits used here: those of a complete data set that an earlier version made, if there is one."""
+    """Returns the names of splits here: those of a complete older data set, if there is one."""
     if (directory / FILE_NAME).is_file():
         kept = set(load(directory).splits) & set(SPLIT_NAMES) - set(SPLIT_NAMES.values())
         return {name: split for name, split in SPLIT_NAMES.items() if not kept or name == "validation"}

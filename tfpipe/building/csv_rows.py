@@ -56,7 +56,8 @@ def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> It
 
     Raises:
         ValueError: a column is missing, or there twice.
-        DataError: the table is damaged, two of its splits would be one, or none of its paths leads to a file.
+        DataError: the table is damaged, two of its splits would be one, or none of its paths leads
+            to a file.
     """
     with tables.opened(path) as table:
         path_column, label_column = _columns(table, choice)
@@ -166,7 +167,7 @@ class _Rows(NamedTuple):
 
 
 class _Finder:
-    """Finds files below a folder by a path, a path in another Unicode form, or an id, which is a name without its ending."""
+    """Finds files below a folder by path, in any Unicode form, or by id (name without ending)."""
 
     def __init__(self, base: str) -> None:
         self.base = base
@@ -174,7 +175,7 @@ class _Finder:
         self._index: dict[str, list[str]] | None = None
 
     def below(self, given: str) -> str:
-        """Returns an absolute path that leads into the folder as a relative one, and any other unchanged."""
+        """Returns an absolute path into the folder as a relative one, and others unchanged."""
         if os.path.isabs(given):
             for base in (self.base, os.path.realpath(self.base)):
                 if (path := os.path.normpath(given)).startswith(f"{base}{os.sep}"):
@@ -182,7 +183,7 @@ class _Finder:
         return given
 
     def find(self, given: str, relative: str) -> tuple[str, str, os.stat_result]:
-        """Returns (path of the file, its path below the folder where it was found by an id, its status).
+        """Returns (path, path below the folder where an id was found, status) of a file.
 
         Args:
             given: the path or id.

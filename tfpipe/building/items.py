@@ -17,7 +17,7 @@ SPLIT_NAMES: Mapping[str, str] = {
 
 
 def one_split(by_name: Mapping[Any, Any]) -> str:
-    """Returns what is wrong where several names stand for one split, or ""."""
+    """Returns an error message if several names stand for one split, else ""."""
     splits = list(by_name.values())
     double = " and ".join(str(name) for name, split in by_name.items() if splits.count(split) > 1)
     return double and f"{double} would be one split: join them, or name one otherwise"
@@ -28,7 +28,8 @@ class Source(NamedTuple):
 
     Attributes:
         key: unique in the data set, independent of the input's location.
-        filename: relative; "" where the image is not a file of its own: then it follows from key and format.
+        filename: relative; "" where the image is not a file of its own: then it follows from key
+            and format.
         split: as the input gives it, or None.
         class_name: None where the image is meant to have no label.
         kind: how a worker reads it: "file", "hdf5" or "tfrecord"; "" for a rejected input.
@@ -37,10 +38,11 @@ class Source(NamedTuple):
         num_bytes: size of the file at `path`.
         mtime_ns: of the file at `path`.
         row: "labels.csv: line 7" where a table names it.
-        reason: of a rejected input, for counting: "unreadable", "bad_name" (not one line of UTF-8), "no_class" (the path does
-            not tell the class), "bad_row" (of a table) or "link_loop".
+        reason: of a rejected input, for counting: "unreadable", "bad_name" (not one line of UTF-8),
+            "no_class" (the path does not name the class), "bad_row" (of a table) or "link_loop".
         message: the reason in words.
-        fatal: False where rejecting it loses nothing (a link that leads back), so that it does not fail a build.
+        fatal: False where rejecting it loses nothing (a link that leads back), so that it does not
+            fail a build.
     """
 
     key: str
@@ -65,7 +67,7 @@ def rejected(key: str, path: str, reason: str, message: str, *, fatal: bool = Tr
 
 @dataclass
 class Notes:
-    """What a listing finds besides inputs.
+    """Findings of a listing besides inputs.
 
     Attributes:
         hidden: number of files and folders passed over, by kind: .DS_Store, __MACOSX, ...

@@ -1,4 +1,4 @@
-"""The files beside the shards: catalogue, rejected inputs, and those by which tensorflow-datasets opens the folder."""
+"""The files beside the shards: catalogue, rejected inputs, those for tensorflow-datasets."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def write_catalog(directory: Path, parts: Iterable[Path]) -> None:
 
 
 def write_rejected(directory: Path, rejected: Iterable[tuple[str, str, str]]) -> None:
-    """Writes `rejected.jsonl`: (key, reason, message) of every rejected input; no paths, which differ between machines."""
+    """Writes key, reason and message of rejected inputs; paths differ between machines."""
     with written_atomically(directory / REJECTED_NAME) as file:
         for key, reason, message in rejected:
             file.write(_line({"key": key, "reason": reason, "message": message}))
 
 
 def write_tfds_files(directory: Path, name: str, class_names: Sequence[str], splits: Mapping[str, Split]) -> None:
-    """Writes dataset_info.json, features.json and the class names, in the form of tensorflow-datasets 4.9."""
+    """Writes dataset_info.json, features.json and class names for tensorflow-datasets 4.9."""
     for file_name, content in ((INFO_NAME, _dataset_info(name, splits)), (FEATURES_NAME, _features(len(class_names)))):
         with written_atomically(directory / file_name) as file:
             file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
@@ -85,7 +85,7 @@ def hash_companions(directory: Path) -> dict[str, str]:
 
 
 def inputs_digest(rows: Iterable[tuple[Any, ...]]) -> str:
-    """Returns one SHA-256 over every input's key, split, class and content or reason, in the given order."""
+    """Returns one SHA-256 over every input's key, split, class and content or reason."""
     state = hashlib.sha256()
     for row in rows:
         state.update(_line(row))

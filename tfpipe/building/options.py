@@ -33,7 +33,8 @@ _TOLERANCE = Fraction(1, 10**6)  # 0.333333 is a third
 class Options:
     """The options that a data set's bytes depend on; arguments as in `build_tfrecords`.
 
-    Two builds with equal options and equal inputs give equal bytes; a build resumes only with equal options.
+    Two builds with equal options and equal inputs give equal bytes; a build resumes only with equal
+    options.
     """
 
     name: str
@@ -74,10 +75,11 @@ class Options:
             self.cuts(0, 0)
 
     def cuts(self, count: int, label: int) -> list[tuple[int, str]]:
-        """Returns where each split ends among the `count` records of a class in order: (end, split name), half-open.
+        """Returns the end of each split among `count` records of a class: (end, split name).
 
-        Each end is the exact fraction, rounded at a place between 0 and 1 that is drawn for the class: rounded half up, a
-        thousand classes of five images would never give one to a split of a tenth.
+        Each end is the exact fraction, rounded at a place between 0 and 1 that is drawn for the
+        class: rounded half up, a thousand classes of five images would never give one to a split of
+        a tenth.
 
         Raises:
             ValueError: the fractions are not positive, or do not add up to 1.
@@ -95,7 +97,7 @@ class Options:
         return ends
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the options as the manifest and the state of a build keep them; those of later versions only if not usual."""
+        """Returns the options as stored; those that older versions lack only if unusual."""
         content = {name: value for name, value in dataclasses.asdict(self).items() if (name, value) not in _LATER.items()}
         del content["guessed"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}

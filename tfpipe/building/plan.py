@@ -1,6 +1,7 @@
 """Labels, splits and the order of records, decided once from the audited rows and the seed.
 
-Nothing here depends on the order in which a file system lists names, on the number of workers, or on where the input lies.
+Nothing here depends on the order in which a file system lists names, on the number of workers, or
+on where the input lies.
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
             " with on_conflict=keep:" + _listing(_shown(state, group) for group in conflicts)
         )
     _split(state, options)
-    class_checks.warn_of_training(state, class_names)
+    for problem in class_checks.training_problems(state, class_names):
+        _log.warning("%s", problem)
     leaks = _groups(state, "split", "")
     if leaks and not options.allow_leaks:
         raise DataError(
@@ -221,7 +223,7 @@ def _split(state: State, options: Options) -> None:
 
 
 def _cut(state: State, options: Options) -> None:
-    """Cuts each class at the fractions, groups of equal bytes whole, in an order drawn from the seed and the bytes."""
+    """Cuts each class at the fractions, equal bytes together, in an order drawn by the seed."""
     state.register("group_order", options.seed, "split")
     state.write("CREATE TABLE IF NOT EXISTS cut (sha256 TEXT PRIMARY KEY, split TEXT)")
     state.write("DELETE FROM cut")

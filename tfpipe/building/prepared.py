@@ -1,7 +1,7 @@
-"""Data sets that tensorflow-datasets prepared as TFRecords: their shards read with our own reader, no TensorFlow needed.
+"""Data sets prepared by tensorflow-datasets as TFRecords, read without TensorFlow.
 
-The encoded bytes of the one Image feature are taken over; the labels keep their numbers. Formats: dataset_info.json and
-features.json as tensorflow-datasets 4.9 writes them.
+The encoded bytes of the one Image feature are taken over; the labels keep their numbers. Formats:
+dataset_info.json and features.json as tensorflow-datasets 4.9 writes them.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def list_records(folder: Path, only: str | None, split_names: Mapping[str, str],
     """Returns the records of a prepared data set, split by split; keys are "SHARD#000042".
 
     Args:
-        folder: of one version of the data set, where dataset_info.json stands.
+        folder: of one version of the data set, with dataset_info.json.
         only: the split to take, or None for all.
         split_names: usual names of splits to those used here.
         notes: gets the splits that are renamed.
 
     Raises:
         ValueError: the folder is not a prepared data set.
-        DataError: it does not have one Image and one ClassLabel, two splits would be one, or a shard is missing or not
-            complete.
+        DataError: it does not have one Image and one ClassLabel, two splits would be one, or a
+            shard is missing or not complete.
     """
     if not is_prepared(folder):
         raise ValueError(f"{folder}: layout 'tfds' takes the folder that holds {INFO_NAME} and {FEATURES_NAME}")

@@ -1,4 +1,4 @@
-"""The inputs of a build: every layout becomes a stream of `Source`, one per image or rejected input.
+"""The inputs of a build: every layout becomes a stream of `Source`, one per input.
 
     listing = list_sources({None: Path("photos")}, layout="folders")
     for item in listing.items: ...            # Source(key="cat/1.jpg", class_name="cat", ...)
@@ -52,9 +52,12 @@ def list_sources(
         inputs: folder or file by split name, or one under None.
         unlabelled: folders of images without labels, by split name.
         layout: one of `LAYOUTS`.
-        label_pattern: for layout "filename": a regular expression with one named group, matched from the name's start.
-        to_be_cut: the caller cuts one input into splits, so that a folder called "train" beside others is a class.
-        normalize: "nfc" composes the characters of class names, so that two forms of one name are one class.
+        label_pattern: for layout "filename": a regular expression with one named group, matched
+            from the name's start.
+        to_be_cut: the caller cuts one input into splits, so that a folder called "train" beside
+            others is a class.
+        normalize: "nfc" composes the characters of class names, so that two forms of one name are
+            one class.
         choice: how tables are read.
 
     Raises:
@@ -107,7 +110,8 @@ def _composed(item: Source) -> Source:
 
 def _with_good_names(item: Source) -> Source:
     """Returns the input, rejected if one of its names could not be stored as one line of UTF-8."""
-    # Bytes of a file's name that are not UTF-8 reach Python as lone surrogates, which are not printable either.
+    # Bytes of a file's name that are not UTF-8 reach Python as lone surrogates, which are not
+    # printable either.
     if not any(map(CONTROL.search, (item.key, item.filename, item.class_name or ""))):
         return item
     key = CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), item.key)
@@ -152,8 +156,8 @@ def _compile(label_pattern: str) -> re.Pattern[str]:
     return pattern
 
 
-# A label function returns the class name of an image by its path relative to its split, None where it is meant to have none,
-# and raises a LookupError with the reason where it cannot tell.
+# A label function returns the class name of an image by its path relative to its split, None where
+# it is meant to have none, and raises a LookupError with the reason where it cannot tell.
 LabelOf = Callable[[PurePosixPath], str | None]
 
 
@@ -179,8 +183,8 @@ def _no_label(_: PurePosixPath) -> None:
     return None
 
 
-# A split function returns the split of a path relative to its input, and the path relative to the split's folder; it raises a
-# LookupError for a path outside of these.
+# A split function returns the split of a path relative to its input, and the path relative to the
+# split's folder; it raises a LookupError for a path outside of these.
 SplitOf = Callable[[PurePosixPath], tuple[str | None, PurePosixPath]]
 
 

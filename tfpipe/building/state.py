@@ -1,7 +1,8 @@
-"""The state of a build, on disk: a killed run continues from it, and memory stays flat for any number of images.
+"""The state of a build, on disk: a killed run continues from it, and memory stays flat.
 
-One SQLite table holds a row per input, filled in three steps: listed (sources), audited (workers), planned (splits, labels,
-order). Whatever needs the whole set at once (duplicates, leaks, fractions, order) is a query.
+One SQLite table holds a row per input, filled in three steps: listed (sources), audited (workers),
+planned (splits, labels, order). Whatever needs the whole set at once (duplicates, leaks, fractions,
+order) is a query.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class State:
             raise OSError(f"this Python has SQLite {sqlite3.sqlite_version}; 3.35 or newer is needed")
         self.path = path
         self._database = sqlite3.connect(path)
-        # Survives kill -9 of this process at any point; a power cut costs at most the last commits, never order.
+        # Survives kill -9 of this process at any point; a power cut costs at most the last commits,
+        # never order.
         self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.execute("PRAGMA temp_store = FILE")
         columns = {name for (name,) in self.rows("SELECT name FROM pragma_table_info('inputs')")}
@@ -116,9 +118,10 @@ class State:
             self._reject_rows(table)
 
     def _reject_rows(self, table: str) -> None:
-        """Rejects rows of tables that repeat a key, lack a split that other rows have, or lack a label that others have.
+        """Rejects rows that repeat a key, or lack a split or label that other rows have.
 
-        Of rows that agree about one file the first stays; of rows that contradict each other none can be believed.
+        Of rows that agree about one file the first stays; of rows that contradict each other none
+        can be believed.
         """
         twice = f"SELECT key FROM {table} WHERE kind != '' GROUP BY key HAVING count(*) > 1 AND min(row) != ''"
         columns = "key, rowid, row, class_name, given_split, path"
@@ -160,10 +163,10 @@ class State:
         self.write_many(f"UPDATE inputs SET {assignments} WHERE rowid = ?", [(*audited, row) for row, audited in found])
 
     def relist(self, items: Iterable[Source]) -> list[str]:
-        """Compares a new listing with the rows; returns the differences in words, the first ones if there are many.
+        """Compares a new listing with the rows; returns the first differences in words.
 
-        Files that were only touched or moved do not count as different yet: `touched` yields them, their content decides, and
-        `accept` stores their new places.
+        Files that were only touched or moved do not count as different yet: `touched` yields them,
+        their content decides, and `accept` stores their new places.
         """
         self.write(f"CREATE TEMP TABLE now AS SELECT {_LISTED} FROM inputs WHERE false")
         self._insert("now", items)
@@ -177,7 +180,7 @@ class State:
         )
 
     def differences(self, **queries: str) -> list[str]:
-        """Returns "WORD: key" for every key that the query of that word selects, the first ones if there are many."""
+        """Returns "WORD: key" for the keys that each word's query selects, up to a limit."""
         return [
             f"{word}: {key}"
             for word, query in queries.items()
@@ -189,7 +192,7 @@ class State:
         return int(self.value(f"SELECT count(*) {_TOUCHED}"))
 
     def touched(self, max_rows: int) -> Iterator[list[tuple[int, str, str, int]]]:
-        """Yields batches, as `pending` does, of audited images whose file is another or newer one since `relist`."""
+        """Yields batches, as `pending`, of audited images with another or newer file."""
         cursor = self._database.execute(f"SELECT inputs.rowid, now.kind, now.path, now.place {_TOUCHED}")
         while batch := cursor.fetchmany(max_rows):
             yield batch
@@ -198,7 +201,8 @@ class State:
         """Takes over paths and times of modification from the new listing, and commits.
 
         Args:
-            reopen: audit inputs again that could not be read; not where a plan was made without them.
+            reopen: audit inputs again that could not be read; not where a plan was made without
+                them.
         """
         self.write("UPDATE inputs SET path = now.path, mtime_ns = now.mtime_ns FROM now WHERE now.key = inputs.key")
         if reopen:
@@ -208,7 +212,7 @@ class State:
 
 
 def _repeated(key: str, rows: list[tuple[Any, ...]]) -> list[tuple[str, str, int]]:
-    """Returns (message, new key, row id) of the rows to reject, out of those (row id, row, class, split, path) of one key."""
+    """Returns (message, new key, row id) of the rows of one key that must be rejected."""
     meant = {(*row[2:4], os.path.normpath(row[4])) for row in rows}
     labels = list(dict.fromkeys(row[2] or "no label" for row in rows))
     lines = [os.path.basename(row[1]).rpartition(": line ") for row in rows[:_SHOWN]]

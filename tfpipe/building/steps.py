@@ -1,4 +1,4 @@
-"""The steps of a build, each resumable: list, audit, plan, write, finish; and the check of a complete data set."""
+"""The steps of a build, each resumable: list, audit, plan, write, finish."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Build(NamedTuple):
     progress: bool
 
     def run(self) -> Manifest:
-        """Builds, continues an unfinished build, or checks a complete one; errors as in `build_tfrecords`."""
+        """Builds, resumes or checks a complete build; errors as in `build_tfrecords`."""
         with _explained(self.directory):
             if (self.directory / manifests.FILE_NAME).exists():
                 return self._confirm()
@@ -116,8 +116,9 @@ class Build(NamedTuple):
                     self._plan(state, order)
                 shards = self._write(state, workers)
         except BaseException as error:
-            # Nothing is written before the plan: where nothing is listed yet, or inputs or options must change before it
-            # can be made, nothing is kept, so that any other build may follow.
+            # Nothing is written before the plan: where nothing is listed yet, or inputs or options
+            # must change before it can be made, nothing is kept, so that any other build may
+            # follow.
             wrong = isinstance(error, DataError | ValueError) and not isinstance(error, _Refusal)
             if not known or (wrong and state.fact("planned") is None):
                 shutil.rmtree(self.directory / manifests.BUILD_FOLDER)
@@ -254,7 +255,7 @@ class Build(NamedTuple):
         return splits
 
     def _confirm(self) -> Manifest:
-        """Returns the manifest of a complete data set after reading every input again; never writes but to clean up.
+        """Returns the manifest of a complete data set after reading every input again.
 
         Content counts and not times of modification: they differ between copies of the same input.
         """

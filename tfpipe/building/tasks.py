@@ -1,4 +1,4 @@
-"""The workers' tasks: audit images, and write one shard. Bytes are read and hashed here, and stored unchanged."""
+"""The workers' tasks: audit images, and write one shard with bytes unchanged."""
 
 from __future__ import annotations
 
@@ -47,9 +47,10 @@ def read_image(kind: str, path: str, place: int) -> bytes:
 
 
 class AuditTask(NamedTuple):
-    """Images to audit: (row id in the state, kind, path, place) of each; `decode` as in `headers.read_header`.
+    """Images to audit: (row id, kind, path, place) of each; `decode` as in `read_header`.
 
-    With `high_bytes`, checks that the high bytes of a 16-bit PNG, which readers will use, hold an image.
+    With `high_bytes`, checks that the high bytes of a 16-bit PNG, which readers will use, hold an
+    image.
     """
 
     images: list[tuple[int, str, str, int]]
@@ -61,8 +62,8 @@ class AuditTask(NamedTuple):
 class Audited(NamedTuple):
     """Findings about one image; the fields are columns of the state.
 
-    `traits` names what readers lose: "deep" (16 bits), "dim" (and hardly anything in the high bytes),
-    "transparent", "profile".
+    `traits` names what readers lose: "deep" (16 bits), "dim" (and hardly anything in the high
+    bytes), "transparent", "profile".
     """
 
     sha256: str | None = None
@@ -131,7 +132,7 @@ def _traits(data: bytes, header: ImageHeader, *, high_bytes: bool) -> str:
 
 
 def _is_dim(data: bytes) -> bool:
-    """True where the high bytes of a 16-bit PNG's colours lie so close together that fewer than 5 bits hold them."""
+    """True where fewer than 5 bits hold the high bytes of a 16-bit PNG's colours."""
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -159,7 +160,7 @@ class ShardTask(NamedTuple):
 
 
 def write_shard(task: ShardTask, report: Report) -> Shard:
-    """Writes a shard, its index and its rows of the catalogue; each is synced, then renamed into place, the shard last.
+    """Writes a shard, its index and its catalogue rows, each synced and renamed into place.
 
     Raises:
         DataError: an image is not as audited.
@@ -211,7 +212,8 @@ class _HashedFile:
 
 def _planned(task: ShardTask) -> Iterator[tuple[schema.Record, int, str]]:
     """Yields (record, CRC of its image, path it came from) in the order of the plan."""
-    # immutable: nothing writes to the state while shards are written, so no lock is needed, nor possible everywhere.
+    # immutable: nothing writes to the state while shards are written, so no lock is needed, nor
+    # possible everywhere.
     with contextlib.closing(
         sqlite3.connect(f"file://{quote(os.path.abspath(task.state))}?mode=ro&immutable=1", uri=True)
     ) as state:

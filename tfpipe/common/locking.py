@@ -22,8 +22,8 @@ _log = logging.getLogger("tfpipe")
 def locked(directory: Path, writer: str, *, patience_seconds: float = _PATIENCE_SECONDS) -> Iterator[int]:
     """Holds an advisory lock on a folder; yields the descriptor that holds it.
 
-    The folder itself is locked, so that no lock file remains. It is created if missing, and then removed again, with the
-    folders above it that were created, if it is left empty.
+    The folder itself is locked, so that no lock file remains. It is created if missing, and then
+    removed again, with the folders above it that were created, if it is left empty.
 
     Args:
         directory: the folder.
@@ -61,7 +61,7 @@ def locked(directory: Path, writer: str, *, patience_seconds: float = _PATIENCE_
 
 
 def lock_at_once(path: Path) -> int:
-    """Returns a descriptor that holds the lock on a file or folder until it is closed; does not wait.
+    """Returns a descriptor that holds the lock on a file or folder until closed; does not wait.
 
     Raises:
         BlockingIOError: another process, or another thread, holds it.

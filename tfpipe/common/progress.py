@@ -4,7 +4,8 @@
         bar.add(1, loss=0.3)
         bar.finish(val_loss=0.4, best="so far")    # the last line of the bar, or in the log
 
-Lines go to the logger "tfpipe", at level INFO; `log_line` shows them where nobody has configured logging.
+Lines go to the logger "tfpipe", at level INFO; `log_line` shows them where nobody has configured
+logging.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _BAR_COLUMNS = 31  # what this takes beside title, counts and postfix, with a ba
 
 
 def log_line(line: str) -> None:
-    """Logs a line; where neither the logger nor the root has a handler, shows it on stderr, as Keras shows its progress."""
+    """Logs a line; shows it on stderr, as Keras does, where nobody has configured logging."""
     if not _log.hasHandlers():
         _log.addHandler(_Console())
         if _log.level == logging.NOTSET:
@@ -39,7 +40,7 @@ def log_line(line: str) -> None:
 
 
 class _Console(logging.Handler):
-    """Writes to the current stderr, until the root logger has a handler, which then writes the line."""
+    """Writes to the current stderr while the root logger has no handler."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if sys.stderr is not None and not logging.getLogger().handlers:
@@ -48,7 +49,7 @@ class _Console(logging.Handler):
 
 
 class ProgressBar:
-    """Counts records or steps; shows them with the speed and the time left. Where no bytes are counted, none are shown.
+    """Counts records or steps; shows them with the speed and the time left.
 
     Args:
         title: of the work.
@@ -79,7 +80,7 @@ class ProgressBar:
             self._line()
 
     def add(self, num_done: int, num_bytes: int = 0, **values: Any) -> None:
-        """Counts units done since the last call; the latest of each value, say loss=0.3, is shown beside them."""
+        """Counts units done since the last call; shows the latest of each value, say loss=0.3."""
         self._done += num_done
         self._num_bytes += num_bytes
         self._values |= values
@@ -101,7 +102,8 @@ class ProgressBar:
 
         options = {"total": self._total, "initial": self._initial, "desc": self._title, "unit": f" {self._unit}"}
         if self._columns:
-            # Not tqdm's own measure of the width: it draws nothing on a terminal that does not know its size
+            # Not tqdm's own measure of the width: it draws nothing on a terminal that does not know
+            # its size
             options |= {"ncols": self._columns, "nrows": 2, "bar_format": _BAR_FORMAT, "desc": self._fitted(self._room, [])[0]}
         return tqdm(**options)
 
@@ -156,7 +158,7 @@ class ProgressBar:
 
 
 def _terminal_columns() -> int:
-    """Returns the width of lines on stderr: one less than the terminal's, as a full line may wrap; 0 without a terminal."""
+    """Returns the width of lines on stderr, one less than the terminal's; 0 without a terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         return 0
     try:

@@ -30,7 +30,7 @@ def format_bytes(count: int) -> str:
 
 
 def display_width(text: str) -> int:
-    """Returns the columns that a text takes in a terminal: Chinese characters two, combining marks none."""
+    """Returns a text's columns in a terminal: Chinese characters two, combining marks none."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 

@@ -1,4 +1,4 @@
-"""Image files read and checked without decoding: the build, prediction and the demo page call these.
+"""Image files read and checked without decoding, for build, prediction and demo page.
 
 read("1.jpg").orientation      # 6
 read("page.html")              # RejectedImage: reason "not_an_image"
@@ -52,7 +52,7 @@ def read(path: str, max_pixels: int = headers.DEFAULT_MAX_PIXELS) -> Encoded | R
 
 
 def read_start(path: str, max_bytes: int | None = None) -> tuple[bytes, int]:
-    """Returns a file's bytes and its size; only its first 4096 bytes where these are not an image's, so that no film is read.
+    """Returns a file's bytes and size; only 4096 bytes of what is not an image, say a film.
 
     Raises:
         RejectedImage: it has more than `max_bytes`.

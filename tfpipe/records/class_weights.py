@@ -1,4 +1,4 @@
-"""Class weights: how much each class counts in a loss, so that rare ones are not drowned out.
+"""Class weights: factors of the classes in a loss, so that rare ones count as much as common ones.
 
 model.fit(data, class_weight=class_weights("shards/", "train"))
 """
@@ -14,21 +14,24 @@ from tfpipe.records import manifest as manifests
 
 @arguments.renamed(directory="data")
 def class_weights(data: str | os.PathLike[str], split: str, class_names: Sequence[str] | None = None) -> dict[int, float]:
-    """Returns a weight per label, for the `class_weight` of Keras' `fit`, from the counts in the manifest.
+    """Returns a weight per label, for `class_weight` of Keras' `fit`, from the manifest.
 
-    N / (C * n_c) for a class with n_c of the N records of C classes: all classes weigh the same in all, and the mean weight
-    of a record is 1. This is scikit-learn's "balanced" (King and Zeng: Logistic Regression in Rare Events Data, Political
-    Analysis 9, 2001). It takes the place of `dataset(balanced=True)`, and does not go together with it, nor, in Keras, with
-    sample weights (`equal_steps`).
+    N / (C * n_c) for a class with n_c of the N records of C classes: all classes have the same
+    total weight, and the mean weight of a record is 1. This is scikit-learn's "balanced" (King and
+    Zeng: Logistic Regression in Rare Events Data, Political Analysis 9, 2001). It replaces
+    `dataset(balanced=True)`, and cannot be combined with it, nor, in Keras, with sample weights
+    (`equal_steps`).
 
     Args:
         data: the data set's folder.
         split: the one to train on.
-        class_names: those that `dataset` is given, labelled by their place in this list. Default: all, as in the manifest.
+        class_names: those that `dataset` is given, labelled by their place in this list. Default:
+            all, as in the manifest.
 
     Raises:
         FileNotFoundError: there is no data set.
-        ValueError: there is no such split or class, the split has no labels, or there are no records of a class.
+        ValueError: there is no such split or class, the split has no labels, or there are no
+            records of a class.
         DataError: the manifest was changed or damaged.
 
     >>> class_weights("shards/", "train")     # 750 cats, 250 dogs

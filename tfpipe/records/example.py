@@ -3,9 +3,10 @@
     serialized = encode({"image/encoded": jpeg_bytes, "image/height": 375})
     decode(serialized)["image/height"]            # [375]
 
-The bytes of `encode` equal TensorFlow's `SerializeToString(deterministic=True)`. They are written here, and not by protobuf,
-which promises no order of a map's keys across its versions: equal inputs must give equal shards for good. Reading is
-protobuf's. Messages and field numbers: tensorflow/core/example/feature.proto.
+The bytes of `encode` equal TensorFlow's `SerializeToString(deterministic=True)`. They are written
+here, and not by protobuf, which promises no order of a map's keys across its versions: equal inputs
+must give equal shards for good. Reading is protobuf's. Messages and field numbers:
+tensorflow/core/example/feature.proto.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ _UINT64 = (1 << 64) - 1
 
 
 def encode(features: Mapping[str, Value | Sequence[Value]]) -> bytes:
-    """Returns one serialised `tf.train.Example`, keys in the order of TensorFlow's deterministic serialisation.
+    """Returns one serialised `tf.train.Example`, keys in TensorFlow's deterministic order.
 
     Args:
-        features: name to a bytes, int (int64) or float (float32) value, or a non-empty sequence of one of these.
+        features: name to a bytes, int (int64) or float (float32) value, or a non-empty sequence of
+            one of these.
 
     Raises:
         TypeError: a value is none of these.
@@ -45,8 +47,9 @@ def encode(features: Mapping[str, Value | Sequence[Value]]) -> bytes:
 
 @functools.lru_cache(maxsize=64)  # one data set has one tuple of names
 def _in_map_order(names: tuple[str, ...]) -> list[str]:
-    # protobuf's upb sorts map keys by their bytes, but a key after the longer ones that it begins (found by a property
-    # test against TensorFlow: "image/key/sha256" comes before "image/key"). 256 is greater than any byte.
+    # protobuf's upb sorts map keys by their bytes, but a key after the longer ones that it begins
+    # (found by a property test against TensorFlow: "image/key/sha256" comes before "image/key").
+    # 256 is greater than any byte.
     return sorted(names, key=lambda name: (*name.encode(), 256))
 
 
@@ -86,12 +89,13 @@ def _varint(value: int) -> bytes:
 
 
 def _delimited(field: int, pieces: list[bytes]) -> list[bytes]:
-    # Pieces are joined once, at the very end: a photograph's bytes are copied once and not once per level of nesting.
+    # Pieces are joined once, at the very end: a photograph's bytes are copied once and not once per
+    # level of nesting.
     return [_varint(field << 3 | _DELIMITED) + _varint(sum(map(len, pieces))), *pieces]
 
 
 def decode(serialized: bytes) -> Features:
-    """Returns the features of one serialised `tf.train.Example`, each as a list; unset features are empty lists.
+    """Returns the features of one serialised `tf.train.Example`, each as a list.
 
     Raises:
         DataError: the bytes are not an Example.

@@ -4,7 +4,7 @@
     content.splits["test"].num_records
     manifest.check_files("shards/", content)  # raises DataError if a shard is missing, cut, longer, or one too many
 
-`manifest.json` is written last, atomically: where it stands, the data set is complete.
+`manifest.json` is written last, atomically: where it exists, the data set is complete.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ FILE_NAME = "manifest.json"
 CATALOG_NAME = "catalog.csv"
 REJECTED_NAME = "rejected.jsonl"
 INDEX_FOLDER = "index"
-# For tensorflow-datasets. It looks for class names under the feature's name with dots (4.9.10), and silently falls back to "0",
-# "1", ...
+# For tensorflow-datasets. It looks for class names under the feature's name with dots (4.9.10), and
+# silently falls back to "0", "1", ...
 INFO_NAME = "dataset_info.json"
 FEATURES_NAME = "features.json"
 LABELS_NAME = f"{schema.LABEL.replace('/', '.')}.labels.txt"
@@ -79,14 +79,14 @@ def shard_file(name: str, split: str, shard: int, num_shards: int) -> str:
 
 
 def index_file(shard: str) -> str:
-    """Returns the path of a shard's index relative to the data set; `shard` as `shard_file` gives it."""
+    """Returns the path of a shard's index relative to the data set."""
     # In a folder of its own, so that a glob for the shards does not catch it.
     return f"{INDEX_FOLDER}/{shard.replace('.tfrecord-', '-')}.idx"
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file of records: its name in the data set's folder, size and hash, and the hash of its index file."""
+    """One file of records in the data set's folder, and the hash of its index file."""
 
     file: str
     num_records: _Count
@@ -132,7 +132,8 @@ class Manifest:
         class_names: label i is the name at i.
         splits: by name, in the order of the catalogue.
         options: of the build that the bytes depend on.
-        companions: SHA-256 of `catalog.csv`, `rejected.jsonl` and the files for tensorflow-datasets, by name.
+        companions: SHA-256 of `catalog.csv`, `rejected.jsonl` and the files for
+            tensorflow-datasets, by name.
         inputs_sha256: of every input's key, split, class and content.
         properties: counts for people: images turned by EXIF, grey, CMYK, byte duplicates.
         rejected: number of rejected inputs by reason; `rejected.jsonl` names each.
@@ -148,7 +149,7 @@ class Manifest:
     options: Mapping[str, Any]
     companions: Mapping[str, _Sha256]
     inputs_sha256: str
-    properties: Mapping[str, _Count]
+    properties: Mapping[str, int]
     rejected: Mapping[str, int]
     conflicts: Sequence[Sequence[str]]
     leaks: Sequence[Sequence[str]]
@@ -165,7 +166,7 @@ class Manifest:
 
     @property
     def root_hash(self) -> str:
-        """One SHA-256 over the name, size, count and hash of every shard: equal data sets, equal root hash."""
+        """One SHA-256 over name, size, count and hash of every shard: equal for equal data sets."""
         lines = sorted(
             f"{shard.file}\t{shard.num_records}\t{shard.num_bytes}\t{shard.sha256}\n"
             for split in self.splits.values()
@@ -201,10 +202,10 @@ def _fields(item: Any) -> dict[str, Any]:
 
 @arguments.renamed(directory="data")
 def load(data: str | os.PathLike[str]) -> Manifest:
-    """Reads `manifest.json`; every reader of a data set calls this, so that all accept and refuse the same ones.
+    """Reads `manifest.json`, for every reader: all accept and refuse the same data sets.
 
-    Nothing else is opened. Every name in it is that of a file of this folder, and its bytes are those that tfpipe writes for
-    its content.
+    Nothing else is opened. Every name in it is that of a file of this folder, and its bytes are
+    those that tfpipe writes for its content.
 
     Raises:
         FileNotFoundError: there is none: not a data set, or its build did not finish.
@@ -248,6 +249,9 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         Samples.of(manifest.options)
     except ValueError as error:
         yield f"options.{error}"
+    for name, count in manifest.properties.items():
+        if count < 0:
+            yield f"properties.{name}: {count} is not a count"
     for name, split in manifest.splits.items():
         if list(split.class_counts) != names:
             yield f"splits.{name}.class_counts: must be a count for each of class_names, in their order"
@@ -278,7 +282,7 @@ def _what_else(directory: Path) -> str:
 def file_problems(
     directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None
 ) -> list[DataError]:
-    """Returns the shards that are missing, cut, longer than written, or too many; reads no bytes of them.
+    """Returns the shards that are missing, cut, longer or too many; reads no bytes of them.
 
     Args:
         directory: the data set's folder.
@@ -345,12 +349,13 @@ def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: 
 
 
 def hash_problem(path: Path, sha256: str) -> DataError | None:
-    """Returns what is wrong with a file whose SHA-256 the manifest lists, or None."""
+    """Returns the error for a file that is not as the manifest lists it, or None."""
     try:
         actual = sha256_of(path)
     except FileNotFoundError:
         return DataError("missing, though the manifest lists it", path=path)
     except (OSError, DataError) as error:
         return DataError(f"cannot be read: {error.message if isinstance(error, DataError) else error.strerror}", path=path)
-    # The other hash is not shown: a link may lead to a file that whoever wrote the manifest cannot read.
+    # The other hash is not shown: a link may lead to a file that whoever wrote the manifest cannot
+    # read.
     return None if actual == sha256 else DataError("not as the manifest says: its SHA-256 is another", path=path)

@@ -27,7 +27,7 @@ _PROPERTIES = {  # words for `Manifest.properties`, in this order; a name that i
 
 
 def describe_manifest(manifest: Manifest) -> str:
-    """Returns the data set in some lines: records, bytes and shards per split, classes, oddities, the root hash."""
+    """Returns the data set in some lines: splits, classes, oddities, the root hash."""
     total = sum(split.num_records for split in manifest.splits.values())
     head = (
         f"{manifest.name}: {plural(total, 'record')} in {plural(len(manifest.splits), 'split')},"
@@ -106,7 +106,7 @@ def _shortened(name: str) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int]) -> Iterator[str]:
-    """Yields rows as lines whose columns stand below one another; those at `left` begin at one place, the others end there."""
+    """Yields rows as lines of a table, right-aligned but for the columns at `left`."""
     widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = []

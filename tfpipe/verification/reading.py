@@ -1,4 +1,4 @@
-"""Strict reading of shards: records exactly as they were written, or a finding with shard, offset and source file."""
+"""Strict reading of shards: records as they were written, or a finding with its place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class Finding(DataError):
     """One thing in a data set that is not as it was written.
 
     Attributes:
-        source: file name of the image concerned, as the catalogue or the record gives it; "" where unknown.
+        source: file name of the image concerned, as the catalogue or the record gives it; "" where
+            unknown.
     """
 
     def __init__(
@@ -34,7 +35,8 @@ def read_shard(directory: Path, shard: Shard) -> Iterator[tuple[int, Record]]:
     """Yields (offset, record) of every record of a shard; needs neither index nor catalogue.
 
     Raises:
-        DataError: a frame, an image's hash, or, raised at the end, the count or the shard's hash is not as written.
+        DataError: a frame, an image's hash, or, raised at the end, the count or the shard's hash is
+            not as written.
     """
     path = directory / shard.file
     whole = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Images whose compressed data are damaged, which a decoder would only warn of, by shard and source file.
+"""Images with damaged compressed data, which a decoder would only warn of.
 
 findings, num_decoded = check_images(folder, manifest, 2, progress=True)
 """
@@ -42,7 +42,7 @@ class Damaged(NamedTuple):
 
 
 def check_images(directory: Path, manifest: Manifest, workers: int, *, progress: bool) -> tuple[list[Finding], int]:
-    """Returns the damaged images in reading order, and the number of readable records; `verify` reports the others."""
+    """Returns the damaged images in reading order, and the number of readable records."""
     total = sum(split.num_records for split in manifest.splits.values())
     found: list[Damaged] = []
     num_decoded = 0
@@ -68,7 +68,7 @@ def _tasks(directory: Path, manifest: Manifest) -> Iterator[DecodeTask]:
 
 
 def decode(task: DecodeTask, report: Callable[[int, int], None]) -> tuple[int, list[Damaged]]:
-    """Returns how many images of a task could be read, and which of them are damaged; runs in a worker."""
+    """Returns the number of readable images of a task, and the damaged ones; runs in a worker."""
     found, path = [], Path(task.path)
     num_decoded = num_bytes = 0
     with contextlib.suppress(OSError, DataError), open_regular(path) as file:

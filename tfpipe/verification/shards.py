@@ -3,9 +3,9 @@
     report = check_shard("shards/", manifest, "train", 0, rows)
     report.findings.kept                       # [] where all is well
 
-Records are found by the index, so that a damaged one does not hide those after it; where the index itself is damaged, by
-their CRCs. Bytes after those that the manifest lists are never read, however long a shard has become: `manifest.file_problems`
-reports sizes.
+Records are found by the index, so that a damaged one does not hide those after it; where the index
+itself is damaged, by their CRCs. Bytes after those that the manifest lists are never read, however
+long a shard has become: `manifest.file_problems` reports sizes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class ShardReport:
         num_records: intact records.
         image_bytes: the sum of their images' sizes.
         labels: intact records by label.
-        properties: intact records by name, as in `Manifest.properties`, of those that a record itself shows.
+        properties: intact records by name, as in `Manifest.properties`, of those that a record
+            itself shows.
         key_hashes: 8 bytes that stand for each key.
         content_hashes: 8 bytes that stand for each image's bytes.
     """
@@ -87,7 +88,7 @@ def check_shard(
     rows: Iterator[Row] | None,
     tick: Tick = lambda _records, _bytes: None,
 ) -> ShardReport:
-    """Checks one shard: its hash, its index, each frame's CRCs, each record against its row, each image's hash.
+    """Checks one shard: its hash, index, CRCs, records against rows, and image hashes.
 
     A wrong size is not a finding here, see `manifest.file_problems`; the records that it costs are.
 
@@ -130,7 +131,8 @@ class _ShardCheck:
         with open_regular(self._path) as file:
             found = os.fstat(file.fileno()).st_size
             self._size = min(found, self._shard.num_bytes)
-            # The hash of a shorter one differs anyway. The other hash is not shown, see `manifest.hash_problem`.
+            # The hash of a shorter one differs anyway. The other hash is not shown, see
+            # `manifest.hash_problem`.
             if found >= self._shard.num_bytes and _sha256_of_start(file, self._size) != self._shard.sha256:
                 self._add("the shard's SHA-256 is not the one that the manifest lists")
             problem = hash_problem(self._index_path, self._shard.index_sha256)
@@ -166,7 +168,7 @@ class _ShardCheck:
             self._add(f"{exactly(self._size - done, 'byte')} after the last record", offset=done)
 
     def _check_in_order(self, file: BinaryIO) -> None:
-        """Checks the records up to the first damage: after it, a search would run to the end of a file of any length."""
+        """Checks records up to the first damage; a search could take as long as any file."""
         count = offset = 0
         try:
             while offset < self._size:

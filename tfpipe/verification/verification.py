@@ -77,15 +77,16 @@ class Report:
 def verify(data: str | os.PathLike[str], *, workers: int | None = None, decode: bool = False, progress: bool = True) -> Report:
     """Checks every byte of a data set, and continues after whatever it finds.
 
-    Manifest, sizes and hashes of all shards, indexes and the catalogue, extra shards, the CRCs of each record, its row of the
-    catalogue, the hash of its image, labels, keys, counts per class, split and shard, leaks, and the files beside them.
+    Manifest, sizes and hashes of all shards, indexes and the catalogue, extra shards, the CRCs of
+    each record, its row of the catalogue, the hash of its image, labels, keys, counts per class,
+    split and shard, leaks, and the files beside them.
 
     Args:
         data: the data set's folder.
-        workers: threads, one shard each; None: one per core. Hashing runs beside Python code, parsing does not. As many
-            processes decode.
-        decode: also follow each image's compressed data, to find what was damaged before it was packed: what TensorFlow's
-            decoder warns of, without a name, and what it ignores.
+        workers: threads, one shard each; None: one per core. Hashing runs beside Python code,
+            parsing does not. As many processes decode.
+        decode: also follow each image's compressed data, to find what was damaged before it was
+            packed: what TensorFlow's decoder warns of, without a name, and what it ignores.
         progress: show it on stderr.
 
     Raises:
@@ -104,10 +105,11 @@ def verify(data: str | os.PathLike[str], *, workers: int | None = None, decode: 
 class Ledger:
     """Hashes of the keys and contents of all records: keys must be unique, and leaks be noted.
 
-    Of every key and image 8 bytes of a hash are kept, in arrays, spread over 256 buckets, 16 bytes a record: 16 MB for a
-    million records where a set of keys would take 150 MB. One bucket at a time becomes a set. Keys whose hashes meet are looked
-    up again and compared in full, so that a chance meeting (1 in 40 million for a million records) is not a finding. A table on
-    disk (SQLite) would need less memory, and takes longer than hashing the images.
+    Of every key and image 8 bytes of a hash are kept, in arrays, spread over 256 buckets, 16 bytes
+    a record: 16 MB for a million records where a set of keys would take 150 MB. One bucket at a
+    time becomes a set. Keys whose hashes meet are looked up again and compared in full, so that a
+    chance meeting (1 in 40 million for a million records) is not a finding. A table on disk
+    (SQLite) would need less memory, and takes longer than hashing the images.
 
     Attributes:
         num_records: that were entered.
@@ -130,13 +132,13 @@ class Ledger:
         return {value for bucket in doubtful for value, count in Counter(bucket).items() if count > 1}
 
     def num_duplicates(self) -> int:
-        """Returns how many records would go if each image were kept once."""
+        """Returns the number of records with the bytes of an earlier one."""
         splits = self._contents.values()
         distinct = sum(len({value for split in splits for value in split[bucket]}) for bucket in range(_BUCKETS))
         return self.num_records - distinct
 
     def num_leaks(self) -> int:
-        """Returns how many images are in more than one split."""
+        """Returns the number of images in more than one split."""
         leaks = 0
         for bucket in range(_BUCKETS):
             splits = Counter(value for split in self._contents.values() for value in set(split[bucket]))
@@ -195,7 +197,7 @@ class _Verification:
         )
 
     def _check_strangers(self) -> None:
-        """Finds files that a glob for shards would read by mistake, and notes others that do not belong here."""
+        """Finds files that a glob for shards would match, and notes others that do not belong."""
         manifest, folder = self._manifest, self._directory / manifests.INDEX_FOLDER
         shards = {shard.file for split in manifest.splits.values() for shard in split.shards}
         known = {*shards, *manifest.companions, manifests.FILE_NAME, manifests.INDEX_FOLDER}
