@@ -1,4 +1,4 @@
-"""Near-duplicates across splits: images of an evaluated split that training has, more or less, already seen.
+"""Near-duplicates across splits: images of an evaluated split that are in the training data, more or less.
 
     for pair in find_near_duplicates(classifier, "shards/", "test"):
         print(pair.key, pair.other, pair.similarity)
@@ -12,15 +12,15 @@ A pair counts when three things agree:
 3. With the rest of the shift, a fraction of a pixel, taken out by least squares over brightness and both gradients (Lucas
    and Kanade 1981), they correlate by 0.9972 or more.
 
-Byte-identical images count in any case, as the catalogue's hashes tell.
+Byte-identical images always count, by the hashes of the catalogue.
 
-Few pairs are tried: a bound on what any shift can make of a pair (see `_bounds`) costs a thirtieth of trying all 49, and loses
-none. And features, which cost a hundred times what the rest does, are computed last, of the images that are left.
+Few pairs are tried: an upper bound over all shifts of a pair (see `_bounds`) costs a thirtieth of trying all 49, and loses
+none. Features, a hundred times as expensive as the rest, are computed last, of the remaining images.
 
 The last threshold was chosen on SIGNS, knowing its answer; its series of almost equal photographs make it hard. Of 120 test
-images, 12 have a byte-identical twin in train or val and 2 one that was taken a moment later, with 0.9980 and 0.9983; the
-next, in which the hand has moved visibly, reaches 0.9966. So the gap is narrow, and what counts as a twin there is a matter of
-taste. Elsewhere, over all pairs and features left aside: cats and dogs, 300 images against 1,702, reach 0.88, and
+images, 12 have a byte-identical copy in train or val and 2 one that was taken a moment later, with 0.9980 and 0.9983; the
+next, in which the hand has moved visibly, reaches 0.9966. So the gap is narrow, and what counts as a near-duplicate there is a
+matter of taste. Elsewhere, over all pairs and features left aside: cats and dogs, 300 images against 1,702, reach 0.88, and
 scikit-learn's digits, 360 against 1,437, reach 0.9960. Of 100 cats and dogs shifted by up to 3 pixels of 96, all are found.
 Turned or mirrored copies, and those cropped by more than that, are not.
 """
@@ -120,7 +120,7 @@ def find_near_duplicates(
     look like another one.
 
     Args:
-        classifier: gives the features, and says how its images are resized.
+        classifier: computes the features, and defines how images are resized.
         directory: of the data set.
         split: the one that is evaluated.
         against: the other splits, default train and val where there are.
@@ -190,7 +190,7 @@ def shrink(images: Any) -> Array:
 
 
 class _Features:
-    """Features of the evaluated split's images, computed when they are asked for, each once."""
+    """Features of the evaluated split's images, computed on demand, each once."""
 
     def __init__(self, classifier: Classifier, directory: str | os.PathLike[str], split: str, batch_size: int) -> None:
         size, resize, samples = classifier.image_size, classifier.resize, classifier.samples
@@ -207,7 +207,7 @@ class _Features:
         columns = sorted({column for _, column, _ in pairs})
         found = dict(zip(columns, self._compute(images[columns]), strict=True)) if columns else {}
         for row, column, similarity in pairs:
-            if not self._known[row] @ found[column] < COSINE:  # features that are no numbers exclude nothing
+            if not self._known[row] @ found[column] < COSINE:  # non-finite features exclude nothing
                 yield row, column, similarity
 
     def _compute(self, images: Array) -> Array:
@@ -229,7 +229,7 @@ class _Queries:
         self._screened = _project(self._cells, np.ones((len(self._cells), 1), np.float32))
 
     def compare(self, batch: _Batch) -> Iterator[_Pair]:
-        """Yields the pairs that are twins, if their features are alike."""
+        """Yields the pairs of similar images, whatever their features."""
         windows = _windows(batch.grey)
         bounds = _bounds(windows)
         for start in range(0, len(self.keys), _MAX_PAIRS):
@@ -248,13 +248,6 @@ class _Queries:
             found = _refine(self._cells[rows[row]], batch.grey, column, shifts[row, column])
             for pair in np.flatnonzero(found >= SIMILARITY):
                 yield int(rows[row[pair]]), int(column[pair]), float(found[pair])
-
-
-def correlate(one: Array, other: Array) -> float:
-    """Returns the similarity of two images from `shrink`, float32 [64, 64]: their correlation, aligned."""
-    cells = _standardised(_window(one[np.newaxis], 0, 0))
-    _, shifts = _align(cells, _windows(other[np.newaxis]), np.ones((1, 1), bool))
-    return float(_refine(cells, other[np.newaxis], np.zeros(1, np.int64), shifts[0])[0])
 
 
 def _window(grey: Array, down: int, right: int) -> Array:
@@ -323,7 +316,7 @@ def _align(cells: Array, windows: Array, near: Array) -> tuple[Array, Array]:
     Args:
         cells: standardised, [N, 196].
         windows: from `_windows`, [B, 49, 196].
-        near: which are to be compared, bool [N, B]; of the others the correlation is minus infinity.
+        near: pairs to compare, bool [N, B]; of the others the correlation is minus infinity.
     """
     best = np.full(near.shape, -np.inf, np.float32)
     shifts = np.zeros(near.shape, np.int64)
@@ -336,7 +329,7 @@ def _align(cells: Array, windows: Array, near: Array) -> tuple[Array, Array]:
 
 
 def _refine(cells: Array, grey: Array, columns: Array, shifts: Array) -> Array:
-    """Returns what a fraction of a pixel makes of the correlation of cells with images at a shift, float64 [P].
+    """Returns the correlation of cells with images at a shift and the best fraction of a pixel, float64 [P].
 
     Args:
         cells: standardised, [P, 196].

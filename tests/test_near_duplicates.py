@@ -27,7 +27,10 @@ def textured(seed, side=96):
 
 
 def similarity(one, other):
-    return near_duplicates.correlate(*near_duplicates.shrink(np.stack([one, other])))
+    grey = near_duplicates.shrink(np.stack([one, other]))
+    cells = near_duplicates._standardised(near_duplicates._window(grey[:1], 0, 0))
+    _, shifts = near_duplicates._align(cells, near_duplicates._windows(grey[1:]), np.ones((1, 1), bool))
+    return float(near_duplicates._refine(cells, grey[1:], np.zeros(1, np.int64), shifts[0])[0])
 
 
 def reencoded(image, quality):
