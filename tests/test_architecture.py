@@ -27,7 +27,17 @@ FLOORS = {name: set(LAYERS[:index]) for index, name in enumerate(LAYERS)}
 FLOORS |= {"commands": {"start_up", "common"}, "cli": {"common"}}
 PEERS = {"ffcv", "nvidia", "simplejpeg", "torch", "torchvision"}  # of tools/benchmark.py, in environments of their own
 USED_BY_TENSORFLOW = {"tensorboard"}  # holds tf.summary, and TensorFlow does not require it
-PROGRAMS = {"build", "mypy", "pytest-xdist", "ruff", "setuptools", "wheel"}  # of the extra `test`
+PROGRAMS = {
+    "build",
+    "mkdocs",
+    "mkdocs-material",
+    "mkdocstrings",
+    "mypy",
+    "pytest-xdist",
+    "ruff",
+    "setuptools",
+    "wheel",
+}  # of the extras `test` and `docs`
 TENSORFLOW_IMAGES = {"graph_headers.py", "graph_pixels.py", "decoding.py", "placement.py", "sampling.py", "stored.py"}
 HEAVY = {"tensorflow", "keras", "numpy", "h5py", "PIL", "tensorflow_datasets"}
 
@@ -55,7 +65,7 @@ def floors_of(source):
     if "tfpipe" in names:
         nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)]
         taken |= {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "tfpipe"}
-    return {tfpipe._HOMES[name][0].split(".")[1] if name in tfpipe._HOMES else name for name in taken} & set(FLOORS)
+    return {tfpipe._HOMES[name].split(".")[1] if name in tfpipe._HOMES else name for name in taken} & set(FLOORS)
 
 
 def sources():
@@ -201,9 +211,16 @@ def test_exported_names_exist_and_are_pinned():
     assert tfpipe.__all__ == dir(tfpipe)
     assert tfpipe.__all__ == [
         "Augmentation",
+        "Comparison",
         "DataError",
+        "Evaluation",
+        "Export",
         "Manifest",
+        "Model",
         "Recipe",
+        "RejectedImage",
+        "Run",
+        "Summary",
         "__version__",
         "augment_image",
         "build_tfrecords",
@@ -224,10 +241,19 @@ def test_exported_names_exist_and_are_pinned():
         "resize_image",
         "rest_request",
         "train",
+        "verify",
     ]
     assert all(getattr(tfpipe, name) is not None for name in tfpipe.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         tfpipe.nothing  # noqa: B018
+
+
+def test_type_checkers_see_the_same_names():
+    source = (PACKAGE / "__init__.py").read_text("utf-8")
+    (block,) = [node for node in ast.parse(source).body if isinstance(node, ast.If)]
+    seen = {node.names[0].name: node.module for node in block.body if isinstance(node, ast.ImportFrom)}
+    assert seen.pop("manifest") == "tfpipe.records"  # load_manifest is its load
+    assert {**seen, "load_manifest": "tfpipe.records.manifest"} == tfpipe._HOMES
 
 
 def test_no_exported_name_is_a_modules_name():
@@ -305,7 +331,7 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported():
     known = set().union(*required.values())
     assert {name for name, found in ours.items() if not found & known} == set()
     assert {name for name, found in theirs.items() if not found & (known | tests)} == set()
-    assert known - USED_BY_TENSORFLOW - set().union(*ours.values()) == set()
+    assert known - USED_BY_TENSORFLOW - PROGRAMS - set().union(*ours.values()) == set()
     assert tests - PROGRAMS - set().union(*theirs.values()) == set()
 
 

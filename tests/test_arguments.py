@@ -1,6 +1,8 @@
 """Arguments: one rule for each name, in every public function; numbers of any type are taken and written alike."""
 
+import dataclasses
 import inspect
+import re
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -14,11 +16,13 @@ from transfer_fixtures import *  # noqa: F403 (fixtures)
 
 import tfpipe
 from tfpipe.common import arguments
+from tfpipe.common.errors import DataError
 from tfpipe.models.images import Pictures, hold_out
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.prediction.models import Model
 from tfpipe.records.catalog import read_catalog
 from tfpipe.training.run_log import read_history
+from tfpipe.training.runs import Run
 
 pytestmark = pytest.mark.tf
 
@@ -51,14 +55,14 @@ _ROWS = {
     "crop_aspect": [*SHARE, 0.99],
     "checkpoint_seconds layer_decay warmup_epochs weight_decay": [-1, True, "1", NAN, 10**400],
     "finetune_learning_rate learning_rate": [0, -1, True, "0.1", "fast", NAN, 10**400],
-    "allow_leaks as_dict balanced cache_prefix class_weights csv_safe deterministic equal_steps grey half": FLAG,
+    "allow_leaks as_dict balanced cache_prefix class_weights csv_safe decode deterministic equal_steps grey half": FLAG,
     "deepen extend near_duplicates overwrite progress repeat report scaled_decode tensorboard train_batch_norm": FLAG,
     "training trust": FLAG,
-    "a b cache data directory from_run images output path weights": PATH,
+    "a b cache data from_run images load_frozen.model output weights": PATH,
     "calibrate check columns form format layout mode on_conflict on_error optimizer outputs pooling positive_class": WORD,
     "normalize precision preprocessing resize schedule signature_name solver split": WORD,
     "checkpoint feature_layer id_column label_column model_name path_column value_column": TEXT,
-    "export.report on_found train.report": [5, "yes"],
+    "export.log on_found train.log": [5, "yes"],
     "image_size size": [0, (224, 0), (224,), (1, 2, 3), (1.5, 2), "224", True, NAN],
     "shard": [(2, 2), (-1, 2), (0, 0), 3, (0.0, 2), "02", (True, 2), (0,), (0, 1, 2)],
     "class_names": ["cat", ["cat", "cat"], [], {"cat"}, [1], 5],
@@ -66,21 +70,21 @@ _ROWS = {
     "augmentation": ["light", 5, None],
     "backbone": ["resnet", 5, ""],
     "encoded serialized": [5, [b"x"]],
-    "evaluations": [5, Said([5], "5"), ""],
+    "evaluation": [5, Said([5], "5"), ""],
     "formats": ["nothing", 5, [], Said(["pb", "pb"], "'pb', 'pb'")],
     "hidden": [0, (0,), (1.5,), "1024", True],
     "image": [Said(5, "int32 ()"), Said(np.zeros((2, 2, 3), np.float32), "float32 (2, 2, 3)"), np.zeros((2, 2), object)],
     "input": [5, "", Said({"train": 5}, "5")],
-    "inputs": [Said(5, "int"), Said([b"x"], "bytes")],
+    "predict.input": [Said(5, "int"), Said([b"x"], "bytes")],
     "Model.predict.inputs": [Said(5, "int"), Said([None], "NoneType")],
     "key": [5, Said(["a"], "a")],
     "label_pattern": [5, "", "(", "no_group"],
-    "load.path": [Said(5, "int"), "", Said(b"x", "bytes")],
+    "load.model": [Said(5, "int"), "", Said(b"x", "bytes")],
     "model": [Said(5, ""), Said(object(), "object")],
     "name": ["my-pets", 5, ""],
     "num_shards": [*COUNT, Said({"train": 0}, "0"), Said({"train": "4"}, "'4'")],
     "orientation": [1.5, "1", [1]],
-    "pictures": [Said("1.jpg", "str"), Said([], "")],
+    "grpc_request.images rest_request.images": [Said("1.jpg", "str"), Said([], "")],
     "png16 background": ["grey", 5, ""],
     "recipe": [5, {"mode": "full"}],
     "samples": ["white", 5, {"background": "white"}],
@@ -96,7 +100,19 @@ WRONG = {name: values for names, values in _ROWS.items() for name in names.split
 # Their message begins in another way.
 SAID_OTHERWISE = {"label_pattern": "label_pattern ", "Model.predict.inputs": "an input must be "}
 
-PUBLIC = sorted({*tfpipe.__all__, "Model.predict"} - {"DataError", "Manifest", "__version__"})
+CLASSES = {
+    "Comparison",
+    "DataError",
+    "Evaluation",
+    "Export",
+    "Manifest",
+    "Model",
+    "RejectedImage",
+    "Run",
+    "Summary",
+    "__version__",
+}
+PUBLIC = sorted({*tfpipe.__all__, "Model.predict"} - CLASSES)
 
 
 def function_of(name):
@@ -110,7 +126,7 @@ def parameters_of(name):
     named = [parameter for parameter in found if parameter.kind != parameter.VAR_KEYWORD and parameter.name != "self"]
     if len(named) < len([parameter for parameter in found if parameter.name != "self"]):
         more = {"train": tfpipe.Recipe, "describe": tfpipe.dataset}[name]
-        named += [one for one in inspect.signature(more).parameters.values() if one.name not in ("directory", "split")]
+        named += [one for one in inspect.signature(more).parameters.values() if one.name not in ("data", "split")]
     return {one.name: "None" in str(one.annotation) for one in named}
 
 
@@ -125,7 +141,7 @@ def valid(colours, tmp_path_factory):
     network = keras.Sequential(
         [keras.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, "softmax")]
     )
-    of_dataset = {"directory": colours, "split": "train"}
+    of_dataset = {"data": colours, "split": "train"}
     image, file = tf.zeros([8, 8, 3], tf.uint8), photos / "a" / "0.jpg"
     return {
         "Augmentation": {},
@@ -138,18 +154,19 @@ def valid(colours, tmp_path_factory):
         "dataset": {**of_dataset, "training": True},
         "decode_image": {"encoded": tf.constant(file.read_bytes())},
         "describe": {**of_dataset, "training": True},
-        "evaluate": {"model": model, "directory": colours, "split": "test", "output": out},
+        "evaluate": {"model": model, "data": colours, "split": "test", "output": out},
         "export": {"model": network, "output": out, "class_names": list("abc"), "data": colours, "split": "test"},
-        "grpc_request": {"pictures": [file], "model_name": "pets"},
-        "load": {"path": folder},
-        "load_frozen": {"path": folder / "frozen.pb"},
-        "load_manifest": {"directory": colours},
+        "grpc_request": {"images": [file], "model_name": "pets"},
+        "load": {"model": folder},
+        "load_frozen": {"model": folder / "frozen.pb"},
+        "load_manifest": {"data": colours},
         "parse_example": {"serialized": tf.constant(b"")},
-        "predict": {"model": model, "inputs": colours, "output": folder / "table.csv", "split": "test"},
+        "predict": {"model": model, "input": colours, "output": folder / "table.csv", "split": "test"},
         "replay": {**of_dataset, "key": next(iter(read_catalog(colours, split="train"))).key, "seed": 0, "epoch": 0},
         "resize_image": {"image": image, "size": 8},
-        "rest_request": {"pictures": [file]},
-        "train": {"directory": colours, "output": out, "backbone": "lenet", "weights": "none", "image_size": 32},
+        "rest_request": {"images": [file]},
+        "train": {"data": colours, "output": out, "backbone": "lenet", "weights": "none", "image_size": 32},
+        "verify": {"data": colours},
     }
 
 
@@ -180,6 +197,45 @@ def test_the_check_fails_for_an_argument_without_a_row_and_for_one_that_is_not_c
     monkeypatch.setitem(tfpipe.__dict__, "compare", lambda a, b: None)
     with pytest.raises(AssertionError, match="not refused: None"):
         test_every_argument_of_every_public_function_is_checked_by_its_name(valid, "compare")
+
+
+# ---- former names
+
+_DATA = {"directory": "data"}
+RENAMED = {
+    **dict.fromkeys(("class_weights", "dataset", "describe", "evaluate", "load_manifest", "replay"), _DATA),
+    "train": {**_DATA, "report": "log"},
+    "export": {"evaluations": "evaluation", "report": "log"},
+    "load": {"path": "model"},
+    "load_frozen": {"path": "model"},
+    "predict": {"inputs": "input"},
+    "grpc_request": {"pictures": "images"},
+    "rest_request": {"pictures": "images"},
+}
+
+
+def test_former_names_are_listed():
+    found = {name: vars(function_of(name))["renamed"] for name in PUBLIC if "renamed" in vars(function_of(name))}
+    assert found == RENAMED
+
+
+@pytest.mark.parametrize(("name", "old", "new"), [(name, *pair) for name in RENAMED for pair in RENAMED[name].items()])
+def test_a_former_name_of_an_argument_works_with_a_warning(valid, name, old, new):
+    function, given = function_of(name), dict(valid[name])
+    given.pop(new, None)
+    with pytest.warns(
+        DeprecationWarning, match=rf"{function.__name__}\(\): the argument '{old}' is now called '{new}'"
+    ) as caught:
+        message = refusal(function, {**given, old: 5})  # seen as the new one, which may not be 5
+    assert message.startswith((f"{new} must ", "a list"))
+    assert caught[0].filename == __file__  # the caller's line
+    with pytest.raises(TypeError, match=f"got '{new}' and its former name '{old}'"):
+        function(**{**given, new: 5, old: 5})
+
+
+def test_a_former_name_gives_what_the_new_one_does(colours):
+    with pytest.warns(DeprecationWarning, match="data"):
+        assert tfpipe.class_weights(directory=colours, split="train") == tfpipe.class_weights(colours, "train")
 
 
 # ---- what is taken, and how it is written
@@ -304,7 +360,13 @@ def test_what_is_returned_says_what_it_is_in_a_line(colours, tmp_path):
     answers = loaded.predict([np.zeros((8, 8, 3), np.uint8), tmp_path / "none.jpg"])
     frozen = tfpipe.load_frozen(tmp_path / "export" / "frozen_image.pb")
     summary = tfpipe.predict(classifier, colours, tmp_path / "table.csv", split="test", progress=False)
+    comparison = tfpipe.compare(tmp_path / "eval", tmp_path / "eval")
+    report = tfpipe.verify(colours, progress=False)
+    run = Run(tmp_path, "frozen", 0.5, [{"phase": "head", "val_accuracy": 0.5}], None, "0" * 64, 10**9)
     for value, words in (
+        (comparison, ["Comparison(count=13", "difference=+0.0000, 95 % [", "p_value=1, same_data=True"]),
+        (report, ["Report(num_findings=0, num_records=66", "root_hash='"]),
+        (run, ["Run(", "val_accuracy=0.5000", "phases=[head 0.5000]"]),
         (tfpipe.load_manifest(colours), ["Manifest('colours'", "'train': 41", "'test': 13", "'green'"]),
         (evaluation, ["Evaluation(", "eval'", "split='test'", "records_seen=13", f"accuracy={evaluation.metrics['accuracy']}"]),
         (part, ["Evaluation(", "missing_parts=1"]),
@@ -320,6 +382,36 @@ def test_what_is_returned_says_what_it_is_in_a_line(colours, tmp_path):
         assert len(text) < 300 + len(str(tmp_path))
         for word in words:
             assert word in text
+
+
+def test_what_is_returned_is_a_table_in_a_notebook(colours, tmp_path):
+    classifier = make_classifier(tfpipe.load_manifest(colours).class_names)
+    evaluation = tfpipe.evaluate(classifier, colours, "test", tmp_path / "eval", report=False, progress=False)
+    phase = {"phase": "<head>", "num_epochs": 1, "best_epoch": 1, "val_accuracy": 0.5, "val_loss": 1.0}
+    phase |= {"num_trained": 1, "num_frozen": 2, "on": "features"}
+    report = dataclasses.replace(tfpipe.verify(colours, progress=False), findings=[DataError("bad", path="a", offset=7)])
+    for value, cells in (
+        (tfpipe.load_manifest(colours), ["green", "records", "41", "13"]),
+        (evaluation, ["accuracy", f"{evaluation.metrics['accuracy']:.4f}", "log_loss"]),
+        (tfpipe.compare(tmp_path / "eval", tmp_path / "eval"), ["A right", "B wrong"]),
+        (tfpipe.export(make_classifier(), tmp_path / "export", formats="pb"), ["frozen_image.pb", "labels.txt"]),
+        (tfpipe.predict(classifier, colours, tmp_path / "table.csv", split="test", progress=False), ["green", "mean score"]),
+        (report, ["a", "7", "bad"]),
+        (Run(tmp_path, "frozen", 0.5, [phase], None, "0" * 64, 10**9), ["&lt;head&gt;", "0.5000", "features"]),
+    ):
+        shown = value._repr_html_()
+        assert shown.startswith("<table>")
+        for cell in cells:
+            assert re.search(f"<t[dh]>{re.escape(cell)}</t[dh]>", shown)
+
+
+def test_a_run_is_a_mapping_as_before(tmp_path):
+    run = Run(tmp_path, "frozen", 0.5, [], None, "0" * 64, 10**9)
+    assert (run["mode"], run.get("nothing"), "folder" in run) == ("frozen", None, False)
+    assert run == dict(run)
+    assert list(run) == ["mode", "val_accuracy", "phases", "head", "model_sha256", "peak_memory_bytes"]
+    with pytest.raises(KeyError, match="folder"):
+        run["folder"]
 
 
 def test_the_command_suggests_a_flag(run_tool):

@@ -424,7 +424,7 @@ def test_training_computes_in_what_it_says(colours, tmp_path, monkeypatch, befor
     monkeypatch.setattr(arithmetic, "has_tf32", lambda: True)
     network = {"backbone": "lenet", "weights": "none", "image_size": (16, 16), "epochs": 1}
     options = {"precision": precision, "deterministic": False, "tensorboard": False, "progress": False}
-    tfpipe.train(colours, tmp_path / "run", report=report, **network, **mode, **options)
+    tfpipe.train(colours, tmp_path / "run", log=report, **network, **mode, **options)
     assert set(seen) == {precision == "tf32"}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["precision"] == precision
     assert f"precision={precision}: asked for" in lines

@@ -299,7 +299,7 @@ def test_modes_are_compared_by_their_epochs():
 @pytest.mark.tf
 def test_a_mode_that_fails_says_why(tmp_path):
     with pytest.raises(RuntimeError, match=r"^frozen: .*nowhere"):
-        modes.measure("frozen", {"directory": str(tmp_path / "nowhere")}, tmp_path / "out")
+        modes.measure("frozen", {"data": str(tmp_path / "nowhere")}, tmp_path / "out")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")

@@ -491,10 +491,10 @@ def test_a_loop_of_links_does_not_fail_a_build_but_is_listed(photos, tmp_path):
 
 def test_an_empty_folder_or_only_bad_pictures_is_an_error(tmp_path):
     (tmp_path / "in").mkdir()
-    with pytest.raises(tfpipe.DataError, match="there is no picture to take"):
+    with pytest.raises(tfpipe.DataError, match="there is no image to pack"):
         build(tmp_path / "in", tmp_path / "out")
     write(tmp_path / "in/a/1.jpg", b"")
-    with pytest.raises(tfpipe.DataError, match="there is no picture to take"):
+    with pytest.raises(tfpipe.DataError, match="there is no image to pack"):
         build(tmp_path / "in", tmp_path / "out", on_error="skip")
     assert not (tmp_path / "out").exists()
 
@@ -688,7 +688,7 @@ def test_a_class_name_that_would_not_survive_is_named(tmp_path):
         ({"num_shards": 0}, "num_shards must be an integer, 1 or more"),
         ({"workers": 0}, "workers must be an integer, 1 or more"),
         ({"on_error": "ignore"}, "on_error must be one of fail, skip"),
-        ({"splits": {"train": 0.9999, "test": 0.0001}}, "split 'test' would get no picture"),
+        ({"splits": {"train": 0.9999, "test": 0.0001}}, "split 'test' would get no image"),
         ({"class_names": ["a", "a"]}, "class_names must be different names"),
         ({"class_names": "ab"}, "class_names must be different names of classes"),
         ({"num_shards": {"tset": 3}}, "num_shards names the split 'tset'; there are train"),
@@ -820,7 +820,7 @@ def test_what_is_warned_of(tmp_path, caplog):
     content = build(tmp_path / "in", tmp_path / "out", on_error="skip", class_names=classes)
     assert "look the same" in caplog.text
     assert "1 file named .jpg is a PNG file and taken as such: " in caplog.text
-    assert "class 'lost' has no picture left" in caplog.text
+    assert "class 'lost' has no image left" in caplog.text
     assert (content.properties["png"], content.properties["png_named_jpeg"]) == (1, 1)
 
 
@@ -1039,7 +1039,7 @@ def test_a_dead_worker_is_an_error_and_not_a_hang(photos, tmp_path, monkeypatch)
 
 def test_signs_and_large_pictures(test_data, tmp_path):
     signs = {split: test_data / f"signs/{split}_signs" for split in ("train", "val", "test")}
-    with pytest.raises(tfpipe.DataError, match="27 groups of byte-identical pictures in more than one split"):
+    with pytest.raises(tfpipe.DataError, match="27 groups of byte-identical images in more than one split"):
         build(signs, tmp_path / "out", layout="filename")
     content = build(signs, tmp_path / "out", layout="filename", allow_leaks=True, workers=2)
     assert len(content.leaks) == 27

@@ -55,7 +55,7 @@ def add_a_link_to_a_folder(folder):
         (lambda folder: write(folder / "c", b""), "c is not in the list"),
         (lambda folder: (folder / "below" / "b é.bin").unlink(), "below/b é.bin is missing"),
         (add_a_pipe, "not a regular file"),
-        (lambda folder: put_a_list(folder, b"\xff"), "SHA256SUMS: no list of hashes"),
+        (lambda folder: put_a_list(folder, b"\xff"), "SHA256SUMS: not a list of hashes"),
         (lambda folder: put_a_list(folder, b"\n" * (1 << 20) + b"0  a.bin"), "SHA256SUMS: more than 1,048,576 bytes"),
     ],
 )
@@ -91,7 +91,7 @@ def test_lists_of_other_programs_are_read(listed, form):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("see the website", "no list of hashes: 'see the website' is not"),
+        ("see the website", "not a list of hashes: 'see the website' is not"),
         ("00  other", "a.bin: not in SHA256SUMS of the export"),
         ("", "a.bin: not in SHA256SUMS of the export"),
     ],

@@ -113,7 +113,7 @@ def test_blocks_are_unfrozen_as_long_as_that_gains(colours, tmp_path, monkeypatc
     monkeypatch.setattr(phases, "EarlyStopping", Judge)
     monkeypatch.setattr(Judge, "gains", [True, *gains])
     lines = []
-    summary = run(colours, tmp_path / "run", TUNING, report=lines.append)
+    summary = run(colours, tmp_path / "run", TUNING, log=lines.append)
     assert [phase["phase"] for phase in summary["phases"]] == ["head", *expected]
     numbers = [phase["num_trained"] for phase in summary["phases"]]
     assert numbers == sorted(set(numbers))
@@ -125,7 +125,7 @@ def test_blocks_are_unfrozen_as_long_as_that_gains(colours, tmp_path, monkeypatc
 def test_where_every_image_is_right_nothing_more_is_unfrozen(colours, tmp_path, monkeypatch):
     monkeypatch.setattr(EarlyStopping, "observe", observe_all_right)
     lines = []
-    summary = run(colours, tmp_path / "run", TUNING, report=lines.append)
+    summary = run(colours, tmp_path / "run", TUNING, log=lines.append)
     assert [phase["phase"] for phase in summary["phases"]] == ["head", "finetune"]
     assert any("every validation image is right" in line for line in lines)
 
@@ -166,14 +166,14 @@ def test_more_epochs_of_fine_tuning_begin_deeper_phases_anew(colours, tmp_path, 
     run(colours, tmp_path / "whole", long)
     run(colours, tmp_path / "extended", short)
     lines = []
-    run(colours, tmp_path / "extended", long, report=lines.append)
+    run(colours, tmp_path / "extended", long, log=lines.append)
     assert {"finetune_block2: begins anew", "finetune_block1: begins anew"} <= set(lines)
     assert weights_equal(tmp_path / "extended", tmp_path / "whole", "model.keras")
 
 
 def test_sgd_measures_the_rate_of_a_head_and_trains_at_it(colours, tmp_path):
     lines = []
-    run(colours, tmp_path / "run", dataclasses.replace(CHOOSING, optimizer="sgd", epochs=3, batch_size=8), report=lines.append)
+    run(colours, tmp_path / "run", dataclasses.replace(CHOOSING, optimizer="sgd", epochs=3, batch_size=8), log=lines.append)
     assert any(line.startswith("learning_rate=find: ") and "SGD" in line for line in lines)
     rate = json.loads((tmp_path / "run/learning_rate.json").read_text())["learning_rate"]
     assert max(row["learning_rate"] for row in read_history(tmp_path / "run")) <= rate
@@ -181,7 +181,7 @@ def test_sgd_measures_the_rate_of_a_head_and_trains_at_it(colours, tmp_path):
 
 def test_the_card_says_what_was_chosen(tmp_path, finished):
     best = head_of(finished(CHOOSING))["best"]
-    tfpipe.export(finished(CHOOSING), tmp_path / "export", formats=("keras",), report=lambda line: None)
+    tfpipe.export(finished(CHOOSING), tmp_path / "export", formats=("keras",), log=lambda line: None)
     card = (tmp_path / "export" / "model_card.md").read_text("utf-8")
     assert f"{best['pooling']} pooling" in card
     assert f"C={best['strength']:g}" in card

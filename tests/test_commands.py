@@ -235,7 +235,7 @@ def test_a_signal_stops_a_build_and_the_next_run_goes_on(long_build, tmp_path, n
         os.killpg(process.pid, sent)  # as a terminal or systemd does: to parent and workers
     _, said = process.communicate(timeout=60)
     assert process.returncode == status
-    assert "run the same command again to go on" in said
+    assert "run the same command again to continue" in said
     assert "Traceback" not in said
     shards = {path: path.stat().st_ino for path in tmp_path.glob("out/images-*")}
     assert 0 < len(shards) < 50

@@ -141,7 +141,7 @@ def test_more_files_than_one_batch(photos, tmp_path, monkeypatch):
     assert list(diff(out, photos)) == []
 
 
-def test_real_pictures(test_data, tmp_path):
+def test_real_images(test_data, tmp_path):
     parts = {name: test_data / "signs" / f"{name}_signs" for name in ("train", "val", "test")}
     out = build(parts, tmp_path / "out", layout="filename", allow_leaks=True)
     assert list(diff(out, parts)) == []

@@ -10,7 +10,6 @@ from conftest import picture, write
 
 import tfpipe
 from tfpipe.building.csv_rows import Choice
-from tfpipe.building.items import Source
 from tfpipe.building.sources import list_sources
 from tfpipe.common.errors import DataError
 
@@ -20,8 +19,8 @@ CHOICE = Choice()
 def listed(table, **choice):
     """{key: (split, class name, file name)} of what is taken, {key: message} of what is not."""
     items = list(list_sources({None: table}, {}, "csv", choice=CHOICE._replace(**choice)).items)
-    taken = {item.key: (item.split, item.class_name, item.filename) for item in items if isinstance(item, Source)}
-    return taken, {item.key: item.message for item in items if not isinstance(item, Source)}
+    taken = {item.key: (item.split, item.class_name, item.filename) for item in items if not item.reason}
+    return taken, {item.key: item.message for item in items if item.reason}
 
 
 def table(folder, text, *files):
@@ -51,7 +50,7 @@ def test_columns_that_are_named(tmp_path):
     assert listed(source, path_column="Photo", label_column="breed")[0] == {"1.jpg": (None, "cat", "1.jpg")}
     with pytest.raises(ValueError, match=r"t\.csv: path_column=foto: needed once; .*did you mean photo\?"):
         listed(source, path_column="foto")
-    with pytest.raises(ValueError, match="say with path_column and label_column which are meant"):
+    with pytest.raises(ValueError, match="name them with path_column and label_column"):
         listed(table(tmp_path, "photo,breed\n1.jpg,cat\n"))
 
 

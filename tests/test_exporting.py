@@ -245,8 +245,8 @@ def test_a_frozen_graph_runs_in_a_session_of_old(exported):
     np.testing.assert_array_equal(found, exported.classifier.predict(pictures))
 
 
-def test_the_lines_of_the_readme_run_on_an_export(exported, tmp_path, monkeypatch, capsys):
-    source = (CHECKOUT / "README.md").read_text("utf-8").split("### Export")[1].split("```python\n")[1].split("```")[0]
+def test_the_lines_of_the_documentation_run_on_an_export(exported, tmp_path, monkeypatch, capsys):
+    source = (CHECKOUT / "docs/how-to/export.md").read_text("utf-8").split("```python\n")[1].split("```")[0]
     (tmp_path / "export").symlink_to(exported.folder)
     for name, data in {"new_photos/1.jpg": FILES[0], "new_photos/2.png": FILES[1], "README.md": b"# tfpipe"}.items():
         write(tmp_path / name, data)
@@ -382,7 +382,7 @@ def test_what_is_added_while_an_export_is_made_anew_is_not_deleted(tmp_path, ask
             write(target / "notes.txt", b"mine")
 
     with pytest.raises(ValueError, match=r"added or changed: notes\.txt; move it first"):
-        tfpipe.export(make_classifier(seed=1), target, formats=("keras",), overwrite=True, report=fill_in)
+        tfpipe.export(make_classifier(seed=1), target, formats=("keras",), overwrite=True, log=fill_in)
     assert (target / "notes.txt").read_bytes() == b"mine"
     assert (target / "model.keras").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
@@ -392,9 +392,9 @@ def test_what_a_foreign_model_is_taken_for_is_said(tmp_path, asked_here, monkeyp
     layers = [keras.layers.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
     said = []
     monkeypatch.chdir(tmp_path)  # where "best" is a folder like any other
-    tfpipe.export(keras.Sequential(layers), "best", formats=("keras",), class_names=["a", "b"], report=said.append)
+    tfpipe.export(keras.Sequential(layers), "best", formats=("keras",), class_names=["a", "b"], log=said.append)
     assert "preprocessing=none, resize=stretch, outputs=probabilities, png16=high_byte, background=keep" in said[0]
-    tfpipe.export(tmp_path / "best" / "model.keras", tmp_path / "again", formats=("keras",), report=said.append)
+    tfpipe.export(tmp_path / "best" / "model.keras", tmp_path / "again", formats=("keras",), log=said.append)
     assert sum("taken to be right" in line for line in said) == 1
 
 

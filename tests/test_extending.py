@@ -72,7 +72,7 @@ def test_more_epochs_are_those_of_a_run_that_was_asked_for_them(colours, tmp_pat
     long = dataclasses.replace(short, **more)
     folder, lines = finished(short, tmp_path / "extended"), []
     assert len(history_of(folder)) < len(history_of(finished(long)))
-    run(colours, folder, long, report=lines.append)
+    run(colours, folder, long, log=lines.append)
     assert_equal(folder, finished(long))
     assert any(f"{name}={value} in place of" in lines[0] for name, value in more.items())
     assert ("finetune: begins anew" in lines) == (case not in list(CASES)[:2] and case != "fine-tuning")
@@ -151,7 +151,7 @@ def test_a_cosine_is_longer_only_if_that_is_asked_for(colours, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(colours, folder, long)
     assert files_of(folder) == before
-    run(colours, folder, long, extend=True, report=lines.append)
+    run(colours, folder, long, extend=True, log=lines.append)
     assert any("warms up again, and falls along a new cosine, from step 12 on" in line for line in lines)
     rates = [row["learning_rate"] for row in read_history(folder)]
     assert len(rates) == 4
@@ -179,7 +179,7 @@ def test_a_plateau_whose_patience_would_have_fallen_elsewhere_is_said(colours, t
     with pytest.raises(ValueError, match=r"the learning rates of phase scratch so far .*keep patience=2, go on"):
         run(colours, tmp_path / "run", more)
     lines = []
-    run(colours, tmp_path / "run", more, extend=True, report=lines.append)
+    run(colours, tmp_path / "run", more, extend=True, log=lines.append)
     assert "scratch: will not be what it had been with these numbers from the start" in lines
 
 
@@ -239,7 +239,7 @@ FULL = dataclasses.replace(CONSTANT, mode="full", epochs=1, learning_rate=1e-9, 
 
 def test_a_run_begins_with_the_weights_of_another(colours, tmp_path, first):
     lines = []
-    run(colours, tmp_path / "run", FULL, from_run=first, report=lines.append)
+    run(colours, tmp_path / "run", FULL, from_run=first, log=lines.append)
     assert f"from {first}: the head begins with its weights, too" in lines
     pairs = zip(weights_of(first), weights_of(tmp_path / "run"), strict=True)
     assert all(np.allclose(one, two, atol=1e-6) for one, two in pairs)
@@ -254,7 +254,7 @@ def test_what_began_with_trained_weights_never_ends_with_less(colours, tmp_path,
 @pytest.mark.parametrize("changes", [{"hidden": (9,)}, {"pooling": "max"}], ids=str)
 def test_another_head_begins_anew(colours, tmp_path, first, changes):
     lines = []
-    run(colours, tmp_path / "run", dataclasses.replace(FULL, **changes), from_run=first, report=lines.append)
+    run(colours, tmp_path / "run", dataclasses.replace(FULL, **changes), from_run=first, log=lines.append)
     assert f"from {first}: the head begins anew: its layers are others" in lines
     trunks = [classifiers.load(folder).model.get_layer("trunk").get_weights() for folder in (first, tmp_path / "run")]
     assert all(np.allclose(one, two, atol=1e-6) for one, two in zip(*trunks, strict=True))
@@ -270,7 +270,7 @@ def test_other_classes_have_another_head(tmp_path, first):
         (photos / split / "green").rename(photos / split / "grün")
     inputs = {split: photos / split for split in ("train", "val")}
     tfpipe.build_tfrecords(inputs, tmp_path / "others", layout="folders", workers=1, progress=False)
-    run(tmp_path / "others", tmp_path / "run", FULL, from_run=first / "model.keras", report=lines.append)
+    run(tmp_path / "others", tmp_path / "run", FULL, from_run=first / "model.keras", log=lines.append)
     assert f"from {first / 'model.keras'}: the head begins anew: the classes are others" in lines
 
 
@@ -311,7 +311,7 @@ recipe = tfpipe.Recipe(backbone="lenet", weights="none", image_size=(16, 16), ep
 tfpipe.train({data!r}, sys.argv[1], recipe, tensorboard=False)
 for stream in (sys.stdout, sys.stderr):
     print("{silent}", file=stream, flush=True)
-tfpipe.train({data!r}, sys.argv[1] + "/silent", recipe, tensorboard=False, report=None)
+tfpipe.train({data!r}, sys.argv[1] + "/silent", recipe, tensorboard=False, log=None)
 """
 SILENT = "---- silent"
 

@@ -141,7 +141,7 @@ def test_damage_names_the_place_and_the_source_file_and_what_to_do(tmp_path):
     content = bytearray(shard.read_bytes())
     content[offset + 40] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(DataError, match="`verify` lists all that is damaged, `salvage` rescues") as caught:
+    with pytest.raises(DataError, match="`verify` lists all damage, `salvage` rescues") as caught:
         extract(out, tmp_path / "back", progress=False)
     assert (caught.value.path, caught.value.offset) == (str(shard), offset)
     assert str(caught.value).startswith(f"{shard}: at byte {offset}: the record's data does not match its CRC")
@@ -157,7 +157,7 @@ def test_a_full_disk_is_told_with_the_file(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with pytest.raises(OSError, match=r"what was extracted is kept.*the same command goes on") as caught:
+        with pytest.raises(OSError, match=r"what was extracted is kept.*the same command continues") as caught:
             extract(out, tmp_path / "back", progress=False)
     finally:
         signal.signal(signal.SIGXFSZ, handler)
@@ -184,7 +184,7 @@ def test_a_folder_that_cannot_be_made_is_told_with_the_file(tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "mkdir", lambda path, *rest: None if str(path) == str(tmp_path / "back") else refuse(path))
-        with pytest.raises(PermissionError, match=r"Permission denied .*the same command goes on") as caught:
+        with pytest.raises(PermissionError, match=r"Permission denied .*the same command continues") as caught:
             extract(out, tmp_path / "back", progress=False)
     assert caught.value.filename.startswith(str(tmp_path / "back" / "小 猫" / "猫 "))
 

@@ -20,10 +20,10 @@ from prediction_fixtures import AWKWARD, NAMES, Averages, bad_files, kinds, left
 
 import tfpipe
 from tfpipe.common.errors import DataError
+from tfpipe.common.text import display_width
 from tfpipe.listing import image_files, selection
 from tfpipe.models import classifiers, predictions
 from tfpipe.prediction.prediction import predict
-from tfpipe.records.summary import display_width
 
 pytestmark = pytest.mark.tf
 
@@ -573,11 +573,11 @@ def test_mistakes_are_found_before_the_model_is_asked(folder, tmp_path):
         (ValueError, "output must be a file", folder, tmp_path, {}),
         (ValueError, "-: output must be the name of a file: rows are not written to standard output", folder, "-", {}),
         (ValueError, r"out\.json: lines of JSON are called \.jsonl: rename", folder, tmp_path / "out.json", {}),
-        (ValueError, r"inputs must be paths \(got bytes\); bytes and arrays are for tfpipe\.load", picture(1), out, {}),
-        (ValueError, r"inputs must be paths \(got bytes\)", [folder, picture(1)], out, {}),
-        (ValueError, r"inputs must be paths \(got ndarray\)", np.zeros((2, 4, 4, 3), np.uint8), out, {}),
-        (ValueError, r"inputs must be paths \(got StringIO\)", io.StringIO("a.jpg\n"), out, {}),
-        (ValueError, r"inputs must be paths \(got NoneType\)", None, out, {}),
+        (ValueError, r"input must be paths \(got bytes\); bytes and arrays are for tfpipe\.load", picture(1), out, {}),
+        (ValueError, r"input must be paths \(got bytes\)", [folder, picture(1)], out, {}),
+        (ValueError, r"input must be paths \(got ndarray\)", np.zeros((2, 4, 4, 3), np.uint8), out, {}),
+        (ValueError, r"input must be paths \(got StringIO\)", io.StringIO("a.jpg\n"), out, {}),
+        (ValueError, r"input must be paths \(got NoneType\)", None, out, {}),
         (FileNotFoundError, "missing: no such file or folder", tmp_path / "missing", out, {}),
         (FileNotFoundError, "matches no file", f"{folder}/*.gif", out, {}),
         (ValueError, "there is no image$", tmp_path / "empty", out, {}),

@@ -10,7 +10,7 @@ from conftest import picture
 
 import tfpipe
 from tfpipe.building import prepared as prepared_sets
-from tfpipe.building.items import SPLIT_NAMES
+from tfpipe.building.items import SPLIT_NAMES, Notes
 from tfpipe.records import schema, tfrecord
 
 pytestmark = pytest.mark.tf
@@ -130,7 +130,7 @@ def test_two_splits_are_not_made_one(tmp_path):
     ):
         (tmp_path / file).write_text(json.dumps(content))
     with pytest.raises(tfpipe.DataError, match=r"dataset_info\.json: valid and dev would be one split: join them"):
-        prepared_sets.list_records(tmp_path, None, SPLIT_NAMES)
+        prepared_sets.list_records(tmp_path, None, SPLIT_NAMES, Notes())
 
 
 def test_tensorflow_datasets_opens_what_we_build(photos, tmp_path):

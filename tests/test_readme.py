@@ -1,20 +1,21 @@
-"""README.md's blocks, run as they are printed: in order, in one folder, with nothing importable but what they install.
+"""The blocks of README.md and docs/, run as printed: in order, in one folder, with nothing importable but what they install.
 
-What is not as printed: ImageNet's weights are a file here, and images have 32 pixels a side, a fortieth of the time;
-the page's port is any that is free; and pip, which would have to download, makes importable what setup.cfg says it would bring.
+What is not as printed: ImageNet's weights are a file here, and images have 32 pixels a side, a fortieth of the time. A block
+that cannot run has `<!-- not run: reason -->` before it; tests/test_documentation.py checks the names in it. Commands and
+pages run in forks of one process that has imported TensorFlow, as its import takes longer than most of them.
 """
 
 import importlib.metadata
+import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import urllib.request
 
 import pytest
 from conftest import CHECKOUT, write
+from documentation_fixtures import blocks, pages, present
 from test_architecture import requirements
 from transfer_fixtures import CLASS_NAMES, colour_picture
 
@@ -22,6 +23,9 @@ pytestmark = pytest.mark.tf
 
 SIDE = 32
 VGG16 = "weights/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+PAGES = ("README.md", *(f"docs/how-to/{name}.md" for name in ("training", "evaluation", "export", "prediction", "reading")))
+TUTORIAL = "docs/tutorial.md"
+ALONE = "import tensorflow as tf"  # begins the block that needs TensorFlow and nothing else
 
 HIDE = """
 import importlib.machinery, os, pathlib
@@ -30,9 +34,34 @@ find = importlib.machinery.PathFinder.find_spec
 importlib.machinery.PathFinder.find_spec = lambda name, *place: None if name in hidden else find(name, *place)
 """
 
-
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", (CHECKOUT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
+RUN_ALL = """
+import json, os, runpy, sys, traceback
+import keras, tensorflow, tfpipe
+jobs, weights = json.load(open(sys.argv[1])), sys.argv[2]
+for index, job in enumerate(jobs):
+    child = os.fork()
+    if child:
+        job["status"] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        continue
+    log = os.open(f"{index}.log", os.O_CREAT | os.O_WRONLY)
+    os.dup2(log, 1), os.dup2(log, 2)
+    status = 1
+    try:
+        if not os.path.exists(weights):
+            keras.applications.VGG16(include_top=False, weights=None).save_weights(weights)
+        if job["argv"]:
+            sys.argv = job["argv"]
+            runpy.run_module("tfpipe", run_name="__main__", alter_sys=True)
+        exec(compile(job["source"], job["name"], "exec"), {"__name__": "__main__"})
+        status = 0
+    except SystemExit as error:
+        status = error.code or 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(status)
+json.dump(jobs, open(sys.argv[1], "w"))
+"""
 
 
 def brought(roots):
@@ -56,23 +85,18 @@ def brought(roots):
 
 
 class Environment:
-    """A folder as the reader's: tools/, README.md, photographs; and a Python that has what was installed, and no more."""
+    """A folder as the reader's: README.md, photographs; and a Python that has what was installed, and no more."""
 
-    def __init__(self, folder, weights):
-        self.folder, self.weights = folder, weights
-        (folder / "tools").symlink_to(CHECKOUT / "tools")
+    def __init__(self, folder):
+        self.folder = folder
         (folder / "README.md").symlink_to(CHECKOUT / "README.md")
-        python = write(folder / ".venv/bin/python3", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'.encode())
-        python.chmod(0o755)
         write(folder / ".venv/hide/sitecustomize.py", HIDE.encode())
         self.hidden = folder / ".venv" / "hidden"
-        path = os.pathsep.join([str(python.parent), os.environ["PATH"]])
-        hide = {"PYTHONPATH": str(self.hidden.parent / "hide"), "HIDDEN_MODULES": str(self.hidden)}
-        self.variables = {**os.environ, **hide, "PATH": path, "TMPDIR": str(folder)}
-        self.install()
+        path = os.pathsep.join([str(self.hidden.parent / "hide"), str(CHECKOUT)])
+        self.variables = {**os.environ, "PYTHONPATH": path, "HIDDEN_MODULES": str(self.hidden), "TMPDIR": str(folder)}
 
     def install(self, *extras):
-        """Makes importable what comes with tfpipe, "", and with its extras."""
+        """Makes importable what comes with tfpipe, and with its extras."""
         self.allow(set().union(*(requirements()[extra] for extra in ("", *extras))))
 
     def allow(self, roots):
@@ -81,36 +105,11 @@ class Environment:
         hidden = [module for module, found in names.items() if not found & wanted and module != "tfpipe"]
         self.hidden.write_text("\n".join(hidden))
 
-    def run(self, *command):
-        done = subprocess.run(command, cwd=self.folder, env=self.variables, capture_output=True, text=True, timeout=1200)
-        assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    def run(self, *arguments):
+        command = [sys.executable, *map(str, arguments)]
+        done = subprocess.run(command, cwd=self.folder, env=self.variables, capture_output=True, text=True, timeout=1800)
+        assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done.stdout
-
-    def run_line(self, line):
-        """Runs a line of the shell."""
-        if match := re.match(r"pip install --quiet --editable '\.\[([\w,]+)\]'", line):
-            self.install(*match[1].split(","))
-        elif line.startswith("tools/demo_page.py"):
-            self._open_page(line.partition("#")[0])
-        elif not line.startswith("source .venv/bin/activate"):
-            self.run(
-                "bash",
-                "-ec",
-                line.replace("--weights=imagenet", f"--weights={shlex.quote(str(self.weights))} --image_size={SIDE}"),
-            )
-
-    def _open_page(self, line):
-        command, pipe = ["bash", "-ec", f"exec {line} --port=0"], subprocess.PIPE
-        process = subprocess.Popen(command, cwd=self.folder, env=self.variables, stdout=pipe, stderr=pipe, text=True)
-        try:
-            url = process.stdout.readline().split(" ")[0]
-            assert url.startswith("http://127.0.0.1:"), process.communicate(timeout=60)
-            with urllib.request.urlopen(url) as answer:  # noqa: S310
-                assert answer.status == 200
-            process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -121,58 +120,77 @@ def environment(tmp_path_factory):
             write(folder / "photos" / name / f"{index}.jpg", colour_picture(class_name, 100 * class_index + index, (60, 40)))
     write(folder / "new_photos" / "1.jpg", colour_picture(CLASS_NAMES[0], 400))
     write(folder / "new_photos" / "2.png", colour_picture(CLASS_NAMES[1], 401, image_format="PNG"))
+    return Environment(folder)
+
+
+def blocks_to_run():
+    texts = present(pages())
+    return {name: [block for block in blocks(name, texts[name]) if not block.not_run] for name in texts}
+
+
+def jobs_of(weights):
+    """Commands of README.md one by one, then the Python of each page."""
+    found, size = blocks_to_run(), f"image_size=({SIDE}, {SIDE}), "
+    for line in [block for block in found["README.md"] if block.language == "sh"][1].text.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["tfpipe"]:
+            argv = [f"--weights={weights}" if word == "--weights=imagenet" else word for word in words]
+            yield {"name": line, "argv": argv + [f"--image_size={SIDE}"] * (argv != words), "source": ""}
+    for name in (*PAGES, TUTORIAL):
+        sources = [block.text for block in found[name] if block.language == "python" and not block.text.startswith(ALONE)]
+        source = "\n".join(sources).replace('backbone="vgg16", ', f'backbone="vgg16", weights={str(weights)!r}, {size}')
+        yield {"name": name, "argv": [], "source": source}
+
+
+@pytest.fixture(scope="module")
+def done(environment):
+    """(name, exit status, what it printed) of each job."""
+    environment.install()
     weights = os.path.join(os.environ.get("TFPIPE_TEST_DATA", ""), VGG16)
-    if not os.path.exists(weights):
-        import keras
-
-        weights = folder / "vgg16.weights.h5"
-        keras.applications.VGG16(include_top=False, weights=None).save_weights(weights)
-    return Environment(folder, weights)
-
-
-def test_the_first_block_names_scripts_that_are_there():
-    lines = [line.partition("#")[0].split() for line in blocks("sh")[0].splitlines()]
-    assert lines == [
-        ["bash", "tools/demo.sh"],
-        ["bash", "tools/test.sh"],
-    ]  # the second one runs this; tests/test_demo.py the first
-    for _, script in lines:
-        subprocess.run(["bash", "-n", CHECKOUT / script], check=True)
+    weights = weights if os.path.exists(weights) else environment.folder / "vgg16.weights.h5"
+    jobs = environment.folder / "jobs.json"
+    jobs.write_text(json.dumps(list(jobs_of(weights))))
+    script = write(environment.folder / "run_all.py", RUN_ALL.encode())
+    environment.run(script, jobs, weights)
+    finished = json.loads(jobs.read_text())
+    logs = [(environment.folder / f"{index}.log").read_text("utf-8", "replace") for index in range(len(finished))]
+    return [(job["name"], job["status"], log) for job, log in zip(finished, logs, strict=True)]
 
 
-def test_every_block_is_run_here():
-    text = (CHECKOUT / "README.md").read_text("utf-8")
-    assert (len(blocks("sh")), len(blocks("python"))) == (2, 4)
-    assert text.count("```") == 2 * 6
+def test_every_block_that_can_run_is_run_here():
+    found = {name: [block.language for block in of_page] for name, of_page in blocks_to_run().items() if of_page}
+    assert set(found) - {"CONTRIBUTING.md"} == {*PAGES, TUTORIAL}
+    assert found["README.md"] == ["sh", "sh", "python"]
+    others = [languages for name, languages in found.items() if name not in ("README.md", "CONTRIBUTING.md")]
+    assert {language for languages in others for language in languages} == {"python"}
 
 
 def test_what_is_not_installed_cannot_be_imported(environment):
     names = ["numpy", "tensorflow", "keras", "onnx", "tf2onnx", "gradio", "tensorflow_datasets", "pytest"]
     script = f"from importlib.util import find_spec\nprint(*(name for name in {names} if find_spec(name)))"
     environment.install()
-    assert environment.run("python3", "-c", script).split() == names[:3]
+    assert environment.run("-c", script).split() == names[:3]
     environment.install("onnx", "page")
-    assert environment.run("python3", "-c", script).split() == names[:6]
+    assert environment.run("-c", script).split() == names[:6]
 
 
-def test_the_blocks_run_as_printed(environment):
-    environment.install()
-    for line in blocks("sh")[1].splitlines():
-        environment.run_line(line)
+def test_the_blocks_run_as_printed(environment, done):
+    failed = [f"{name}: status {status}\n{log[-3000:]}" for name, status, log in done if status != 0]
+    assert not failed, "\n\n".join(failed)
+    assert [name.split()[:2] for name, _, _ in done[:6]] == [
+        ["tfpipe", command] for command in ("build", "verify", "train", "evaluate", "export", "predict")
+    ]
     assert (environment.folder / "predictions.csv").read_text().count("\n") == 3
-
-    library = [block for block in blocks("python") if "import tensorflow" not in block]
-    named = 'backbone="vgg16", '
-    script = "\n".join(library).replace(named, f"{named}weights={str(environment.weights)!r}, image_size=({SIDE}, {SIDE}), ")
-    environment.run("python3", "-c", script)
+    assert (environment.folder / "eval/report.html").exists()
+    assert "digit 0" in done[-1][2].splitlines()[0]
 
 
-def test_the_exported_files_need_tensorflow_alone(environment):
-    (block,) = [block for block in blocks("python") if "import tensorflow" in block]
+def test_the_exported_files_need_tensorflow_alone(environment, done):
+    (block,) = [block.text for block in blocks_to_run()["docs/how-to/export.md"] if block.text.startswith(ALONE)]
     environment.allow({"tensorflow"})
     with open(environment.hidden, "a") as file:
         file.write("\ntfpipe")
-    one, two, text = environment.run("python3", "-c", block).splitlines()
+    one, two, text = environment.run("-c", block).splitlines()
     assert text == "b'' b'' 0.0 False"
     for row in (one, two):
         assert re.fullmatch(r"(b'\w+') \1 0\.\d+ True|(b'\w+') \2 1\.0 True", row)

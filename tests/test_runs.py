@@ -116,7 +116,7 @@ def test_any_network_by_import_path(colours, tmp_path):
     )
     recipe = dataclasses.replace(recipe, epochs=1, finetune_epochs=1)
     lines = []
-    summary = run(colours, tmp_path / "run", recipe, report=lines.append)
+    summary = run(colours, tmp_path / "run", recipe, log=lines.append)
     assert [phase["phase"] for phase in summary["phases"]] == ["head", "finetune"]
     assert any("inception_b" in line for line in lines)
 
@@ -289,7 +289,7 @@ def test_a_rate_found_by_a_first_try_is_not_another_runs(colours, tmp_path, monk
 def test_without_a_val_split_a_part_is_held_out_and_that_is_said(colours_without_val, tmp_path):
     lines = []
     recipe = dataclasses.replace(SMALL, mode="bottleneck", val_fraction=0.25, epochs=1)
-    run(colours_without_val, tmp_path / "run", recipe, report=lines.append)
+    run(colours_without_val, tmp_path / "run", recipe, log=lines.append)
     facts = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
     num_all = tfpipe.load_manifest(colours_without_val).split("train").num_records
     assert facts["num_train"] + facts["num_val"] == num_all

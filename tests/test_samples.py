@@ -296,7 +296,7 @@ def test_a_model_of_another_program_is_exported_as_its_data_set_is_read(tmp_path
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")])
     said = []
     known = {"data": tmp_path / "shards", "split": "train", "class_names": ["a", "b"], "formats": ("keras",), **given}
-    tfpipe.export(model, tmp_path / "export", **known, report=said.append)
+    tfpipe.export(model, tmp_path / "export", **known, log=said.append)
     assert f"png16=percentile, background={background}" in said[0]
     assert from_json((tmp_path / "export" / "preprocessing.json").read_text(), "x").samples == Samples("percentile", background)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from conftest import picture, write
 
-from tfpipe.building.items import Rejection, Source
 from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, guess_layout, list_sources
 from tfpipe.common.errors import DataError
 
@@ -15,8 +14,8 @@ DATA = picture(1)
 def listed(inputs, layout, unlabelled=None, pattern=DEFAULT_LABEL_PATTERN):
     """{key: (split, class name)} of what is taken, {key: reason} of what is not."""
     items = list(list_sources(inputs, unlabelled or {}, layout, pattern).items)
-    taken = {item.key: (item.split, item.class_name) for item in items if isinstance(item, Source)}
-    return taken, {item.key: item.reason for item in items if isinstance(item, Rejection)}
+    taken = {item.key: (item.split, item.class_name) for item in items if not item.reason}
+    return taken, {item.key: item.reason for item in items if item.reason}
 
 
 def test_folders(photos):
@@ -235,7 +234,7 @@ def test_an_input_of_the_wrong_kind_is_named(tmp_path):
     file = write(tmp_path / "x.jpg", DATA)
     with pytest.raises(ValueError, match=r"x.jpg: not a folder"):
         listed({None: file}, "folders")
-    with pytest.raises(ValueError, match="layout 'csv' takes a file"):
+    with pytest.raises(ValueError, match="layout 'csv' needs a file"):
         listed({None: tmp_path}, "csv")
 
 

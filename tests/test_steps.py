@@ -184,7 +184,7 @@ def in_parts(colours, tmp_path_factory):
 def test_a_batch_that_does_not_fit_is_computed_in_parts(colours, tmp_path, in_parts):
     lines, folder = [], tmp_path / "run"
     recipe = dataclasses.replace(LARGE, batch_size="auto", dropout=0.2)
-    run(colours, folder, recipe, report=lines.append)
+    run(colours, folder, recipe, log=lines.append)
     found = [line for line in lines if "out of memory" in line]
     assert found == [f"scratch: out of memory; batches are now computed in {parts} parts (accumulate)" for parts in (2, 4)]
     assert distance(weights_of(folder), weights_of(in_parts)) == 0  # dropout too: nothing is left of what failed
@@ -199,7 +199,7 @@ def test_a_run_that_goes_on_knows_how_many_parts_fit(colours, tmp_path, in_parts
         with pytest.raises(KeyboardInterrupt):
             run(colours, folder, recipe, checkpoint_seconds=0.0)
     assert checkpoints.load(folder / "state" / "scratch.npz")[1]["accumulate"] == 4
-    run(colours, folder, recipe, report=lines.append)
+    run(colours, folder, recipe, log=lines.append)
     assert not any("out of memory" in line for line in lines)
     assert distance(weights_of(folder), weights_of(in_parts)) == 0
 

@@ -4,10 +4,10 @@ import pytest
 from inspection_fixtures import build_tiny
 
 import tfpipe
-from tfpipe.common.text import format_bytes, plural
+from tfpipe.common.text import display_width, format_bytes, plural
 from tfpipe.records import manifest as manifests
 from tfpipe.records.manifest import Manifest, Shard, Split
-from tfpipe.records.summary import describe_manifest, display_width
+from tfpipe.records.summary import describe_manifest
 
 
 def made(class_names, *counts, **changes):

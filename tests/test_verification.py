@@ -14,10 +14,9 @@ from tfpipe.common.files import sha256_of
 from tfpipe.records import manifest as manifests
 from tfpipe.records import schema, tfrecord
 from tfpipe.records.catalog import Row, read_catalog, read_split
-from tfpipe.verification.ledger import Ledger
 from tfpipe.verification.shards import ShardReport, check_shard
 from tfpipe.verification.tolerant_catalog import CatalogRows
-from tfpipe.verification.verification import verify
+from tfpipe.verification.verification import Ledger, verify
 
 CATALOG, MANIFEST = "catalog.csv", "manifest.json"
 
@@ -144,7 +143,7 @@ def test_g3_deleted_emptied_appended_and_extra_shards(three):
     assert f"{first.name}: missing" in text
     assert f"{second.name}: cut: 0 bytes" in text
     assert f"{third.name}: longer than written" in text
-    assert "behind the last record" not in text  # nor is it told twice
+    assert "after the last record" not in text  # nor is it told twice
     assert "00003-of-00004: a shard that the manifest does not list" in text
     assert "tiny-other.tfrecord-00000-of-00001: a TFRecord file that the manifest does not list" in text
     report = verify(three, progress=False)
@@ -225,7 +224,7 @@ def test_g3_a_duplicated_shard(three):
     assert re.search(rf"{second.name}: (cut|longer than written): ", text)
     assert re.search(rf"{second.name}: at byte 0: record 0", text)
     index_of(three).replace(three / manifests.index_file(second.name))
-    assert "stands twice" in found(three)
+    assert "occurs twice" in found(three)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete", "garbage"])
@@ -361,11 +360,11 @@ def test_leftovers_are_notes(tiny):
 
 # Forged data sets: every hash of a file agrees, only the records themselves tell.
 FORGED = {
-    "the picture's SHA-256": replaced(1, encoded=b"another"),
+    "the image's SHA-256": replaced(1, encoded=b"another"),
     "label 5 is not one of the 1 class": replaced(1, label=5),
     "label -1 is not one of": replaced(1, label=-1),
     "class name 'dog', label 0 is": replaced(1, class_name="dog"),
-    "stands twice": lambda records: [records[0], dataclasses.replace(records[1], key=records[0].key), records[2]],
+    "occurs twice": lambda records: [records[0], dataclasses.replace(records[1], key=records[0].key), records[2]],
     "png: 1 record,": replaced(1, format="PNG"),
     "turned: 1 record,": replaced(1, orientation=6),
     "splits.train.class_counts: they do not add up": lambda records: records[:2],
@@ -395,7 +394,7 @@ def test_a_leak_that_nobody_noted(tmp_path):
     out = build_tiny(tmp_path, num=8, splits={"train": 0.5, "test": 0.5})
     other = records_of(out, manifests.load(out).splits["test"].shards[0])[0]
     forge(out, replaced(0, encoded=other.encoded, sha256=other.sha256))
-    assert "1 picture stands in more than one split, the manifest notes 0" in found(out)
+    assert "1 image is in more than one split, the manifest notes 0" in found(out)
 
 
 @pytest.mark.parametrize("field", [field for field in Row._fields if field not in ("split", "shard", "position")])
@@ -481,7 +480,7 @@ def test_the_ledger_compares_in_full_what_meets_by_hash():
 
 
 def test_many_findings_are_counted_and_not_all_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("tfpipe.verification.findings.MAX_KEPT", 5)
+    monkeypatch.setattr("tfpipe.verification.shards.MAX_KEPT", 5)
     out = build_tiny(tmp_path, num=12)
     shards(out)[0].unlink()
     report = verify(out, progress=False)
@@ -495,7 +494,7 @@ def test_any_number_of_threads_tells_the_same(three):
     assert found(three, workers=1) == found(three, workers=3)
 
 
-def test_real_pictures(test_data, tmp_path):
+def test_real_images(test_data, tmp_path):
     out = tmp_path / "out"
     tfpipe.build_tfrecords(
         {"train": test_data / "signs/train_signs", "test": test_data / "signs/test_signs"},

@@ -13,7 +13,7 @@ from conftest import CHECKOUT, picture, write
 pytestmark = pytest.mark.wheel
 
 # What the first tower needs: that it works without TensorFlow and numpy is part of what is tested.
-LIGHT = ["absl-py", "google-crc32c", "msgspec", "pillow", "tqdm"]
+LIGHT = ["absl-py", "google-crc32c", "msgspec", "pillow", "protobuf", "tqdm"]
 
 
 def run(*command, cwd):

@@ -87,9 +87,9 @@ SMALL = Recipe(
 )
 
 
-def run(data: Path, folder: Path, recipe: Recipe = SMALL, **options: Any) -> dict[str, Any]:
+def run(data: Path, folder: Path, recipe: Recipe = SMALL, **options: Any) -> tfpipe.Run:
     """Trains; features are shared by the runs of a data set, as by those of a user."""
-    given = {"progress": False, "tensorboard": False, "report": lambda line: None, "cache": data.parent / "features"}
+    given = {"progress": False, "tensorboard": False, "log": lambda line: None, "cache": data.parent / "features"}
     return tfpipe.train(data, folder, recipe, **given | options)
 
 
@@ -101,7 +101,7 @@ def finished(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     def once(recipe: Recipe) -> Path:
         folder = tmp_path_factory.mktemp("finished") / "run"
         lines: list[str] = []
-        run(colours, folder, recipe, report=lines.append)
+        run(colours, folder, recipe, log=lines.append)
         (folder.parent / "lines").write_text("\n".join(lines), "utf-8")  # what it reported; no file of the run
         return folder
 

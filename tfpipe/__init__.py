@@ -11,11 +11,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the same table for type checkers; a test compares the two
     from tfpipe.building.build import build_tfrecords as build_tfrecords
     from tfpipe.common.errors import DataError as DataError
+    from tfpipe.common.errors import RejectedImage as RejectedImage
+    from tfpipe.evaluation.evaluation import Evaluation as Evaluation
     from tfpipe.evaluation.evaluation import evaluate as evaluate
+    from tfpipe.evaluation.mcnemar import Comparison as Comparison
     from tfpipe.evaluation.mcnemar import compare as compare
+    from tfpipe.exporting.exporter import Export as Export
     from tfpipe.exporting.exporter import export as export
     from tfpipe.formats.frozen_graph import load_frozen as load_frozen
     from tfpipe.images.decoding import decode_image as decode_image
@@ -26,7 +30,9 @@ if TYPE_CHECKING:
     from tfpipe.pipeline.loader import describe as describe
     from tfpipe.pipeline.presets import Augmentation as Augmentation
     from tfpipe.pipeline.replaying import replay as replay
+    from tfpipe.prediction.models import Model as Model
     from tfpipe.prediction.models import load as load
+    from tfpipe.prediction.prediction import Summary as Summary
     from tfpipe.prediction.prediction import predict as predict
     from tfpipe.prediction.requests import grpc_request as grpc_request
     from tfpipe.prediction.requests import rest_request as rest_request
@@ -34,39 +40,38 @@ if TYPE_CHECKING:
     from tfpipe.records.class_weights import class_weights as class_weights
     from tfpipe.records.manifest import Manifest as Manifest
     from tfpipe.training.recipes import Recipe as Recipe
+    from tfpipe.training.runs import Run as Run
     from tfpipe.training.runs import train as train
+    from tfpipe.verification.verification import verify as verify
 
     load_manifest = _manifest.load  # imported under another name, type checkers take it for a private one
 
 __version__ = "0.1.0"
 
-# Public name -> where it lives. Modules are nouns and functions are verbs: a name that equals a submodule's would be
-# replaced by the module when that is imported.
-_HOMES = {
-    "Augmentation": ("tfpipe.pipeline.presets", "Augmentation"),
-    "DataError": ("tfpipe.common.errors", "DataError"),
-    "Manifest": ("tfpipe.records.manifest", "Manifest"),
-    "Recipe": ("tfpipe.training.recipes", "Recipe"),
-    "augment_image": ("tfpipe.pipeline.augmentation", "augment_image"),
-    "build_tfrecords": ("tfpipe.building.build", "build_tfrecords"),
-    "class_weights": ("tfpipe.records.class_weights", "class_weights"),
-    "compare": ("tfpipe.evaluation.mcnemar", "compare"),
-    "dataset": ("tfpipe.pipeline.loader", "dataset"),
-    "decode_image": ("tfpipe.images.decoding", "decode_image"),
-    "describe": ("tfpipe.pipeline.loader", "describe"),
-    "evaluate": ("tfpipe.evaluation.evaluation", "evaluate"),
-    "export": ("tfpipe.exporting.exporter", "export"),
-    "grpc_request": ("tfpipe.prediction.requests", "grpc_request"),
-    "load": ("tfpipe.prediction.models", "load"),
-    "load_frozen": ("tfpipe.formats.frozen_graph", "load_frozen"),
-    "load_manifest": ("tfpipe.records.manifest", "load"),
-    "parse_example": ("tfpipe.images.decoding", "parse_example"),
-    "predict": ("tfpipe.prediction.prediction", "predict"),
-    "replay": ("tfpipe.pipeline.replaying", "replay"),
-    "rest_request": ("tfpipe.prediction.requests", "rest_request"),
-    "resize_image": ("tfpipe.images.decoding", "resize_image"),
-    "train": ("tfpipe.training.runs", "train"),
+# Module -> its public names. Modules are nouns and functions are verbs: a name that equals a submodule's would be replaced
+# by the module when that is imported.
+_NAMES = {
+    "building.build": "build_tfrecords",
+    "common.errors": "DataError RejectedImage",
+    "evaluation.evaluation": "Evaluation evaluate",
+    "evaluation.mcnemar": "Comparison compare",
+    "exporting.exporter": "Export export",
+    "formats.frozen_graph": "load_frozen",
+    "images.decoding": "decode_image parse_example resize_image",
+    "pipeline.augmentation": "augment_image",
+    "pipeline.loader": "dataset describe",
+    "pipeline.presets": "Augmentation",
+    "pipeline.replaying": "replay",
+    "prediction.models": "Model load",
+    "prediction.prediction": "Summary predict",
+    "prediction.requests": "grpc_request rest_request",
+    "records.class_weights": "class_weights",
+    "records.manifest": "Manifest load_manifest",
+    "training.recipes": "Recipe",
+    "training.runs": "Run train",
+    "verification.verification": "verify",
 }
+_HOMES = {name: f"tfpipe.{module}" for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = sorted([*_HOMES, "__version__"])
 
@@ -74,8 +79,7 @@ __all__ = sorted([*_HOMES, "__version__"])
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tfpipe' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    value = getattr(importlib.import_module(module), attribute)
+    value = getattr(importlib.import_module(_HOMES[name]), "load" if name == "load_manifest" else name)
     globals()[name] = value  # next time without this function
     return value
 

@@ -335,7 +335,7 @@ def measure_modes(folder: Path) -> None:
         raise commands.UsageError("--data is needed")
     check_known("only", _ONLY.value, list(modes.RUNS))
     size, epochs = _IMAGE_SIZE.value, _EPOCHS.value
-    options = {"directory": _DATA.value, "backbone": _BACKBONE.value, "weights": _WEIGHTS.value, "image_size": [size, size]}
+    options = {"data": _DATA.value, "backbone": _BACKBONE.value, "weights": _WEIGHTS.value, "image_size": [size, size]}
     lengths = {"epochs": epochs, "patience": epochs}
     results: dict[str, modes.Result] = {}
     for name in _ONLY.value or modes.RUNS:

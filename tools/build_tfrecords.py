@@ -5,9 +5,9 @@
   build_tfrecords --input=train=signs/train,test=signs/test --output=shards/ --layout=filename
   build_tfrecords --input=cats_dogs/train --unlabelled=test1=cats_dogs/test1 --splits=train=0.9,val=0.1 --output=shards/
 
-JPEG and PNG files are stored as they are, after a look at their headers that names every file that TensorFlow could not read,
-and with --check=decode at their compressed data, which names those that it would read with a warning, as a photo that is half
-grey. A run that was stopped goes on when it is started again with the same flags; a complete data set is left alone.
+JPEG and PNG files are stored unchanged. A check of their headers names every file that TensorFlow could not read;
+--check=decode also checks their compressed data, and names those that it would read with a warning, such as a photo that is
+half grey. A stopped run continues when it is started again with the same flags; a complete data set is left alone.
 """
 
 from __future__ import annotations
@@ -32,60 +32,64 @@ from tfpipe.records.summary import describe_manifest
 _INPUT = flags.DEFINE_string(
     "input", None, "Needed, or --unlabelled. Folder, .csv or .h5 file; or one per split: train=DIR,test=DIR2."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Needed. Folder for the data set; made if need be.")
-_NAME = flags.DEFINE_string("name", "images", "Name of the data set; shards are NAME-SPLIT.tfrecord-00000-of-00016.")
-_LAYOUT = flags.DEFINE_enum(
+_OUTPUT = flags.DEFINE_string("output", None, "Needed. Folder for the data set; created if missing.")
+flags.DEFINE_string("name", "images", "Name of the data set; shards are NAME-SPLIT.tfrecord-00000-of-00016.")
+flags.DEFINE_enum(
     "layout",
     None,
     LAYOUTS,
     "folders: one folder per class. filename: the class is in the file's name. csv: columns of paths or ids, of labels and,"
-    " optionally, called split and id. flat: no labels. hdf5: arrays of pictures and labels. tfds: a data set that"
+    " optionally, called split and id. flat: no labels. hdf5: arrays of images and labels. tfds: a data set that"
     " tensorflow-datasets prepared. Default: guessed where that is certain.",
 )
 _SPLITS = flags.DEFINE_string(
     "splits", None, "Fraction of each split, adding up to 1: train=0.8,val=0.1,test=0.1. Default: one, train."
 )
-_UNLABELLED = flags.DEFINE_string("unlabelled", None, "Folders of pictures without labels, by split: test1=DIR. Default: none.")
-_LABEL_PATTERN = flags.DEFINE_string(
+_UNLABELLED = flags.DEFINE_string("unlabelled", None, "Folders of images without labels, by split: test1=DIR. Default: none.")
+flags.DEFINE_string(
     "label_pattern",
     DEFAULT_LABEL_PATTERN,
     "For --layout=filename: regular expression with one named group, matched from the start of the file's name.",
 )
-_CLASS_NAMES = flags.DEFINE_list("class_names", None, "Classes in the order of labels, taken as they are. Default: sorted.")
-_IMAGES = flags.DEFINE_string("images", None, "For --layout=csv: folder that paths start in. Default: the table's own.")
-_PATH_COLUMN = flags.DEFINE_string(
+flags.DEFINE_list("class_names", None, "Classes in the order of labels, not checked further. Default: sorted.")
+flags.DEFINE_string("images", None, "For --layout=csv: folder that paths are relative to. Default: the table's own.")
+flags.DEFINE_string(
     "path_column",
     None,
     "For --layout=csv: column of paths, or of names without an ending. Default: path, filename, image_id, ...",
 )
-_LABEL_COLUMN = flags.DEFINE_string("label_column", None, "For --layout=csv: column of classes. Default: label, class, ...")
-_NORMALIZE = flags.DEFINE_enum(
-    "normalize", "none", NORMALIZATIONS, "nfc: class names that differ in their Unicode form only are one class."
-)
+flags.DEFINE_string("label_column", None, "For --layout=csv: column of classes. Default: label, class, ...")
+flags.DEFINE_enum("normalize", "none", NORMALIZATIONS, "nfc: class names that differ in their Unicode form only are one class.")
 _NUM_SHARDS = flags.DEFINE_string("num_shards", None, "Shards per split: 16, or train=16,test=2. Default: by --shard_mib.")
-_SHARD_MIB = flags.DEFINE_integer("shard_mib", DEFAULT_SHARD_BYTES >> 20, "Size that a shard should have, in MiB.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Draws the splits and the order of records.")
-_WORKERS = flags.DEFINE_integer("workers", None, "Processes. Default: one per core.", 1)
-_ON_ERROR = flags.DEFINE_enum(
-    "on_error", "fail", ("fail", "skip"), "Bad pictures: list all and write nothing, or leave out and list in rejected.jsonl."
+_SHARD_MIB = flags.DEFINE_integer("shard_mib", DEFAULT_SHARD_BYTES >> 20, "Approximate size of a shard, in MiB.", 1)
+flags.DEFINE_integer("seed", 0, "Draws the splits and the order of records.")
+flags.DEFINE_integer("workers", None, "Processes. Default: one per core.", 1)
+flags.DEFINE_enum(
+    "on_error", "fail", ("fail", "skip"), "Bad images: list all and write nothing, or leave out and list in rejected.jsonl."
 )
-_ON_CONFLICT = flags.DEFINE_enum("on_conflict", "fail", ("fail", "keep"), "Equal bytes under different labels.")
-_ALLOW_LEAKS = flags.DEFINE_bool("allow_leaks", False, "Keep equal bytes in different given splits, noted in the manifest.")
-_CHECK = flags.DEFINE_enum(
+flags.DEFINE_enum("on_conflict", "fail", ("fail", "keep"), "Equal bytes under different labels.")
+flags.DEFINE_bool("allow_leaks", False, "Keep equal bytes in different given splits, noted in the manifest.")
+flags.DEFINE_enum(
     "check", "header", CHECKS, "header: structure only. decode: compressed data, too; some 5 to 20 ms for a photo."
 )
-_PNG16 = flags.DEFINE_enum(
+flags.DEFINE_enum(
     "png16",
     USUAL.png16,
     PNG16,
     "How PNG of 16 bits is read, where the file does not declare its significant bits (sBIT). high_byte: that of each sample."
     " full_range: an image's darkest sample is 0, its brightest 255. percentile: the same for the samples that 1 % and 99 % of"
-    " them do not exceed. The files are stored as they are.",
+    " them do not exceed. The files are stored unchanged.",
 )
-_BACKGROUND = flags.DEFINE_enum(
-    "background", USUAL.background, BACKGROUNDS, "What is laid behind transparent images when they are read; keep: drops alpha."
+flags.DEFINE_enum(
+    "background", USUAL.background, BACKGROUNDS, "Colour behind transparent images when they are read; keep: drops alpha."
 )
-_MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a picture is rejected.", 1)
+flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which an image is rejected.", 1)
+
+
+_PASSED_ON = (  # unchanged
+    *("name", "layout", "label_pattern", "class_names", "seed", "workers", "on_error", "on_conflict", "allow_leaks"),
+    *("max_pixels", "check", "images", "path_column", "label_column", "normalize", "png16", "background"),
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -97,27 +101,11 @@ def main(arguments: list[str]) -> None:
     manifest = build_tfrecords(
         None if _INPUT.value is None else commands.parse_paths("input", _INPUT.value),
         _OUTPUT.value,
-        name=_NAME.value,
-        layout=_LAYOUT.value,
         splits=_SPLITS.value and commands.parse_numbers("splits", _SPLITS.value, _fraction),
         unlabelled=_UNLABELLED.value and commands.parse_pairs("unlabelled", _UNLABELLED.value),
-        label_pattern=_LABEL_PATTERN.value,
-        class_names=_CLASS_NAMES.value,
         num_shards=_num_shards(_NUM_SHARDS.value),
         shard_bytes=_SHARD_MIB.value << 20,
-        seed=_SEED.value,
-        workers=_WORKERS.value,
-        on_error=_ON_ERROR.value,
-        on_conflict=_ON_CONFLICT.value,
-        allow_leaks=_ALLOW_LEAKS.value,
-        max_pixels=_MAX_PIXELS.value,
-        check=_CHECK.value,
-        images=_IMAGES.value,
-        path_column=_PATH_COLUMN.value,
-        label_column=_LABEL_COLUMN.value,
-        normalize=_NORMALIZE.value,
-        png16=_PNG16.value,
-        background=_BACKGROUND.value,
+        **{name: flags.FLAGS[name].value for name in _PASSED_ON},
     )
     print(describe_manifest(manifest))
 
@@ -134,7 +122,7 @@ def _num_shards(value: str | None) -> int | dict[str, int] | None:
 
 def command() -> None:
     """Runs the command; the console script's entry point."""
-    commands.run(main, __name__, when_stopped="What was finished is kept: run the same command again to go on.")
+    commands.run(main, __name__, when_stopped="What was finished is kept: run the same command again to continue.")
 
 
 if __name__ == "__main__":

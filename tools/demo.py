@@ -40,9 +40,9 @@ RECIPE = {
     "augment": "none",
 }
 OWN_PHOTOS = """\
-tools/build_tfrecords.py --input=photos/ --output=shards/ --name=pets --layout=folders --splits=train=0.7,val=0.15,test=0.15
-tools/train.py --data=shards/ --output=runs/a --backbone=vgg16 --weights=imagenet --mode=auto
-tools/evaluate.py --model=runs/a --data=shards/ --split=test --output=eval/"""  # as in README.md, where a test runs them
+tfpipe build --input=photos/ --output=shards/ --name=pets --layout=folders --splits=train=0.7,val=0.15,test=0.15
+tfpipe train --data=shards/ --output=runs/a --backbone=vgg16 --weights=imagenet --mode=auto
+tfpipe evaluate --model=runs/a --data=shards/ --split=test --output=eval/"""  # as in README.md, where a test runs them
 
 _SIDE = 64  # pixels; the digits themselves are 8 x 8
 _RECORD_NAME = "done.json"
@@ -69,12 +69,12 @@ def run_demo(output: Path, *, num_digits: int = NUM_DIGITS, recipe: dict[str, An
 
     def train() -> None:
         start = time.monotonic()
-        tfpipe.train(shards, run, report=print, **recipe)
+        tfpipe.train(shards, run, log=print, **recipe)
         print(f"   {time.monotonic() - start:.0f} s, see {run / 'history.png'}")
 
     def export() -> None:
         formats = ("saved_model", "pb", "tflite")
-        tfpipe.export(run, exported, formats=formats, evaluations=[evaluation], overwrite=True)
+        tfpipe.export(run, exported, formats=formats, evaluation=evaluation, overwrite=True)
 
     def predict() -> None:
         summary = tfpipe.predict(exported / "saved_model", shards, table, split="test")

@@ -24,8 +24,7 @@ if not __package__:  # run as a file: the checkout's own tfpipe, and none of thi
 from absl import flags
 
 from tfpipe import commands
-from tfpipe.common.text import plural
-from tfpipe.records.summary import display_width
+from tfpipe.common.text import display_width, plural
 
 if TYPE_CHECKING:
     from tfpipe.evaluation.evaluation import Evaluation

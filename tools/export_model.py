@@ -124,7 +124,7 @@ def main(arguments: list[str]) -> None:
         half=_HALF.value,
         data=_DATA.value,
         split=_SPLIT.value,
-        evaluations=_EVALUATION.value,
+        evaluation=_EVALUATION.value,
         tolerance=_TOLERANCE.value,
         overwrite=_OVERWRITE.value,
         trust=_TRUST.value,

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Looks at a data set of build_tfrecords: checks, shows, compares, extracts, rescues. Only show --augment needs TensorFlow.
+"""Inspects a data set of build_tfrecords: checks, shows, compares, extracts, rescues. Only show --augment needs TensorFlow.
 
   inspect_tfrecords info DIR                  the data set at a glance
   inspect_tfrecords verify DIR [--decode]     every byte against what was written; exit code 1 if anything is wrong.
-                                              --decode: and each picture's compressed data, for damage that is older
+                                              --decode: also each image's compressed data, for older damage
   inspect_tfrecords extract DIR OUTPUT        the original files back, bit for bit
-  inspect_tfrecords show DIR [OUTPUT]         a contact sheet: some pictures of each class, turned upright; a PNG file,
+  inspect_tfrecords show DIR [OUTPUT]         a contact sheet: some images of each class, turned upright; a PNG file,
                                               default contact_sheet.png in the current folder
   inspect_tfrecords show DIR [OUTPUT] --augment=standard
-                                              what training sees: a row per picture, as evaluation sees it and as epochs
+                                              what training sees: a row per image, as evaluation sees it and as epochs
                                               0 to 9 do; default augmentation_sheet.png
   inspect_tfrecords diff A B                  what was added, removed, changed, relabelled, moved; exit code 1 if anything
   inspect_tfrecords salvage SHARD OUTPUT      every intact record of a damaged shard, to a new file; exit code 1 if
@@ -48,20 +48,20 @@ from tfpipe.verification import comparison, extraction, salvage, verification
 _CONTACT_SHEET, _AUGMENTATION_SHEET = "contact_sheet.png", "augmentation_sheet.png"
 
 _SPLIT = flags.DEFINE_string("split", None, "extract, show: this split only. Default: all; with --augment, the first.")
-_PER_CLASS = flags.DEFINE_integer("per_class", 8, "show: pictures of each class.", 1)
-_MAX_CLASSES = flags.DEFINE_integer("max_classes", 50, "show: classes at most; the header says when there are more.", 1)
+_PER_CLASS = flags.DEFINE_integer("per_class", 8, "show: images of each class.", 1)
+_MAX_CLASSES = flags.DEFINE_integer("max_classes", 50, "show: classes at most; the header mentions when there are more.", 1)
 _AUGMENT = flags.DEFINE_string(
     "augment", None, "show: draw augmentations by this preset: none, light, standard or strong. Default: a contact sheet."
 )
-_IMAGES = flags.DEFINE_integer("images", 8, "show: with --augment, pictures, a row each; the classes take turns.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "show: draws the pictures, and their augmentation as in a run with this seed.")
-_TILE = flags.DEFINE_integer("tile", 160, "show: side of a picture's place, in pixels.", 32)
+_IMAGES = flags.DEFINE_integer("images", 8, "show: with --augment, images, a row each; the classes take turns.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "show: draws the images, and their augmentation as in a run with this seed.")
+_TILE = flags.DEFINE_integer("tile", 160, "show: side of an image's tile, in pixels.", 32)
 _FONT = flags.DEFINE_string(
     "font", None, "show: font file, for class names. Default: the first font found that can write them."
 )
-_DECODE = flags.DEFINE_bool("decode", False, "verify: follow each picture's compressed data, too; some 5 to 20 ms for a photo.")
+_DECODE = flags.DEFINE_bool("decode", False, "verify: also check each image's compressed data; some 5 to 20 ms for a photo.")
 _WORKERS = flags.DEFINE_integer("workers", None, "verify, diff: threads, and processes that decode. Default: one per core.", 1)
-_LIMIT = flags.DEFINE_integer("limit", 50, "verify, diff, salvage: lines to print of what was found.", 0)
+_LIMIT = flags.DEFINE_integer("limit", 50, "verify, diff, salvage: lines of findings to print.", 0)
 
 
 def _info(directory: str) -> None:

@@ -174,7 +174,7 @@ def main(arguments: list[str]) -> None:
         checkpoint_seconds=_CHECKPOINT_SECONDS.value,
         tensorboard=_TENSORBOARD.value,
         profile_steps=_PROFILE_STEPS.value,
-        report=_say,
+        log=_say,
         extend=_EXTEND.value,
         from_run=_FROM_RUN.value,
     )

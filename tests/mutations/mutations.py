@@ -105,8 +105,8 @@ MUTATIONS = [
         ("damaged data are read", "if not content.endswith(footer):", "if not content:"),
         (
             "a longer shard is read",
-            "elif size != shard.num_bytes:",
-            "elif size < shard.num_bytes:",
+            "if status.st_size == shard.num_bytes:",
+            "if status.st_size >= shard.num_bytes:",
         ),
         (
             "a shard that is not listed is passed over",

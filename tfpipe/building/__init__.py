@@ -1,1 +1,1 @@
-"""Photographs in, shards and manifest out. Never imports TensorFlow."""
+"""Building a data set: images in, shards and manifest out. Never imports TensorFlow."""

@@ -1,4 +1,4 @@
-"""Building a data set: list, audit, plan, write; killed anywhere, it goes on where it stopped.
+"""Building a data set: list, audit, plan, write; killed anywhere, it continues where it stopped.
 
 manifest = build_tfrecords("photos/", "shards/", name="pets", layout="folders", splits={"train": 0.8, "test": 0.2})
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tfpipe.building.csv_rows import Choice
-from tfpipe.building.items import SPLIT_NAMES, one_split
+from tfpipe.building.items import SPLIT_NAMES, SourceList, one_split
 from tfpipe.building.options import DEFAULT_SHARD_BYTES, Options
 from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
 from tfpipe.building.steps import Build
@@ -25,7 +25,6 @@ from tfpipe.records.manifest import FILE_NAME, Manifest, load, split_order
 from tfpipe.records.samples import USUAL
 
 _log = logging.getLogger("tfpipe")
-
 
 PathLike = str | os.PathLike[str]
 
@@ -57,81 +56,105 @@ def build_tfrecords(
     background: str = USUAL.background,
     progress: bool = True,
 ) -> Manifest:
-    """Writes pictures, byte for byte, into sharded TFRecords with a manifest, and returns the manifest.
+    """Writes images, byte for byte, into sharded TFRecords, and returns the manifest.
 
-    Equal inputs and options give equal bytes, for any number of workers and after any number of kills. A killed run goes on
-    when it is called again with the same options; a complete data set is left alone.
+    Equal inputs and options give equal bytes, for any number of workers and after any number of
+    kills. A killed run continues when it is called again with the same options; a complete data set
+    is left alone.
 
     Args:
-        input: a folder, .csv or .h5 file; or one for each split by name; or None where there are only `unlabelled` ones.
-        output: folder for the data set; made if need be. Must be empty, or hold this very build, finished or not.
+        input: a folder, .csv or .h5 file; or one for each split by name; or None where there are
+            only `unlabelled` ones.
+        output: folder for the data set; created if missing. Must be empty, or hold this very build,
+            finished or not.
         name: of the data set; shards are called NAME-SPLIT.tfrecord-00000-of-00016.
-        layout: "folders" (one folder per class), "filename" (the class is in the file's name), "csv" (columns of paths or ids,
-            of labels and, optionally, called split and id, between commas, semicolons or tabs), "flat" (no labels), "hdf5"
-            (arrays) or "tfds" (a prepared data set).
-            None: guessed where that is certain.
-        splits: fraction of each split, adding up to 1, as {"train": 0.8, "test": 0.2}; each class is cut at the fractions,
-            byte-identical pictures stay together. None: folders named train, val and test are splits, or all pictures go
-            into "train" ("test" for layout "flat"). Wherever a split is named, valid, validation and dev are "val".
-        unlabelled: folder of pictures without labels, by split name.
-        label_pattern: for layout "filename": a regular expression with one named group, matched from the name's start.
-        class_names: in the order of their labels. None: sorted by code point, or as numbers where all are. Names that are
-            given are not questioned: classes that are hardly meant, as "nan" in a table, are refused otherwise.
+        layout: "folders" (one folder per class), "filename" (the class is in the file's name),
+            "csv" (columns of paths or ids, of labels and, optionally, called split and id, between
+            commas, semicolons or tabs), "flat" (no labels), "hdf5" (arrays) or "tfds" (a prepared
+            data set). None: guessed where that is certain.
+        splits: fraction of each split, adding up to 1, as {"train": 0.8, "test": 0.2}; each class
+            is cut at the fractions, byte-identical images stay together. None: folders named train,
+            val and test are splits, or all images go into "train" ("test" for layout "flat").
+            Wherever a split is named, valid, validation and dev are "val".
+        unlabelled: folder of images without labels, by split name.
+        label_pattern: for layout "filename": a regular expression with one named group, matched
+            from the name's start.
+        class_names: in the order of their labels. None: sorted by code point, or as numbers where
+            all are. Names given here are not questioned: unlikely classes, as "nan" in a table, are
+            refused otherwise.
         num_shards: per split: one number for all, or by split name. None: by `shard_bytes`.
-        shard_bytes: the size that a shard should have, roughly; shards of a split differ by one record at most.
+        shard_bytes: the approximate size of a shard; shards of a split differ by one record at
+            most.
         seed: draws the splits and the order of records.
         workers: processes; None: one per core.
-        on_error: "fail" lists every input that cannot be taken and writes nothing; "skip" leaves them out and lists them in
-            rejected.jsonl.
-        on_conflict: "fail" or "keep" byte-identical pictures with different labels.
-        allow_leaks: keep byte-identical pictures in different splits that were given, and note them in the manifest.
-        max_pixels: height times width above which a picture is rejected.
-        check: "header" looks at each file's headers and structure; "decode" follows its compressed data, too, and rejects what
-            TensorFlow's decoder would only warn of, a JPEG that was cut in its scan, say; some 5 to 20 ms for a photo. A data
-            set that is complete is looked at by `inspect_tfrecords verify --decode`.
-        images: for layout "csv": the folder that paths in tables start in. None: the table's own.
-        path_column: for layout "csv": the column of paths, or of ids, which are names of files without their ending. None: the
-            one called path, filename, image_id or the like.
-        label_column: for layout "csv": the column of classes. None: the one called label, class, category or the like.
-        normalize: "nfc" makes one class of names that differ in their Unicode form only, in `class_names`, too; "none" takes
-            them as they are.
-        png16: how PNG of 16 bits is read: "high_byte" takes that of each sample; "full_range" makes an image's darkest sample 0
-            and its brightest 255; "percentile" does so with the samples that 1 % and 99 % do not exceed. Significant bits that
-            a file declares (sBIT) are always obeyed. This and `background` change no record: the manifest holds them, and
-            whatever reads the data set, or a model that was trained on it, goes by them.
-        background: "keep" reads the colours of a transparent image as stored, whatever its alpha; "white" and "black" are laid
-            behind them.
+        on_error: "fail" lists every bad input and writes nothing; "skip" leaves them out and lists
+            them in rejected.jsonl.
+        on_conflict: "fail" or "keep" byte-identical images with different labels.
+        allow_leaks: keep byte-identical images in different given splits, and note them in the
+            manifest.
+        max_pixels: height times width above which an image is rejected.
+        check: "header" checks each file's headers and structure; "decode" also follows its
+            compressed data, and rejects what TensorFlow's decoder would only warn of, such as a
+            JPEG cut in its scan; some 5 to 20 ms per photo. For a complete data set, see
+            `inspect_tfrecords verify --decode`.
+        images: for layout "csv": the folder that paths in tables are relative to. None: the table's
+            own.
+        path_column: for layout "csv": the column of paths, or of ids, which are file names without
+            their ending. None: the one called path, filename, image_id or the like.
+        label_column: for layout "csv": the column of classes. None: the one called label, class,
+            category or the like.
+        normalize: "nfc" makes one class of names that differ in their Unicode form only, in
+            `class_names`, too; "none" takes them unchanged.
+        png16: how PNG of 16 bits is read: "high_byte" takes that of each sample; "full_range" makes
+            an image's darkest sample 0 and its brightest 255; "percentile" does so with the samples
+            that 1 % and 99 % do not exceed. Significant bits that a file declares (sBIT) are always
+            obeyed. This and `background` change no record: they are stored in the manifest, and
+            applied by whatever reads the data set, and by models trained on it.
+        background: "keep" reads the colours of a transparent image as stored, whatever its alpha;
+            "white" and "black" are laid behind them.
         progress: show it on stderr (a bar on a terminal, log lines otherwise).
 
     Raises:
         FileNotFoundError: an input is missing.
-        ValueError: an option is wrong, or the output holds a build with other options or other inputs.
-        DataError: pictures cannot be taken, labels conflict, splits leak; the message names each.
-        BlockingIOError: another build is writing to the same output, and still is after a few seconds.
-        OSError: the disk is full or the like; what was finished is kept, the same call goes on from there.
+        ValueError: an option is wrong, or the output holds a build with other options or other
+            inputs.
+        DataError: bad images, conflicting labels or leaking splits; the message names each.
+        BlockingIOError: another build is writing to the same output, and still is after a few
+            seconds.
+        OSError: the disk is full or the like; what was finished is kept, the same call continues
+            from there.
     """
     directory = _path("output", output)
     names = _split_names(directory)
-    inputs = _inputs(input, names)
+    inputs: Inputs = {}
+    if isinstance(input, Mapping):
+        inputs = _renamed("input", _named_paths("input", input), names)
+    elif input is not None:
+        inputs = {None: _path("input", input)}
     bare = cast("dict[str, Path]", _renamed("unlabelled", _named_paths("unlabelled", unlabelled or {}), names))
     if not inputs and not bare:
         raise ValueError("there is no input")
     _check_places([*inputs.values(), *bare.values()], directory)
-    seed, allow_leaks, max_pixels, shard_bytes, progress = arguments.check(
-        seed=seed, allow_leaks=allow_leaks, max_pixels=max_pixels, shard_bytes=shard_bytes, progress=progress
+    seed, allow_leaks, max_pixels, shard_bytes, progress, label_pattern = arguments.check(
+        seed=seed,
+        allow_leaks=allow_leaks,
+        max_pixels=max_pixels,
+        shard_bytes=shard_bytes,
+        progress=progress,
+        label_pattern=label_pattern,
     )
-    path_column, label_column = arguments.check_given(path_column=path_column, label_column=label_column)
+    path_column, label_column, workers = arguments.check_given(
+        path_column=path_column, label_column=label_column, workers=workers
+    )
     choice = Choice(None if images is None else _path("images", images), path_column, label_column, names)
-    (label_pattern,), (given_workers,) = arguments.check(label_pattern=label_pattern), arguments.check_given(workers=workers)
-    guessed = layout is None
-    layout = _guess(inputs) if layout is None else layout
-    if layout != "csv" and choice[:3] != (None, None, None):
-        raise ValueError(f"images, path_column and label_column are for layout=csv (the layout is {layout!r})")
+    known_layout = _guess(inputs) if layout is None else layout
+    if known_layout != "csv" and choice[:3] != (None, None, None):
+        raise ValueError(f"images, path_column and label_column are for layout=csv (the layout is {known_layout!r})")
     if choice.images is not None and not choice.images.is_dir():
         raise FileNotFoundError(f"images: {choice.images}: no such folder")
     options = Options(
         name=name,
-        layout=layout,
+        layout=known_layout,
         label_pattern=label_pattern,
         class_names=None if class_names is None else _class_names(class_names, normalize),
         input_splits=tuple(sorted(split for split in inputs if split is not None)),
@@ -150,25 +173,21 @@ def build_tfrecords(
         normalize=normalize,
         path_column=path_column,
         label_column=label_column,
-        guessed=guessed,
+        guessed=layout is None,
         png16=png16,
         background=background,
     )
+    to_be_cut = splits is not None
+
+    def list_inputs() -> SourceList:
+        return list_sources(inputs, bare, known_layout, label_pattern, to_be_cut=to_be_cut, normalize=normalize, choice=choice)
+
     with locked(directory, "build") as descriptor:
-        return Build(
-            directory,
-            options,
-            lambda: list_sources(
-                inputs, bare, layout, label_pattern, to_be_cut=splits is not None, normalize=normalize, choice=choice
-            ),
-            given_workers or count_cores(),
-            descriptor,
-            progress,
-        ).run()
+        return Build(directory, options, list_inputs, workers or count_cores(), descriptor, progress).run()
 
 
 def _split_names(directory: Path) -> Mapping[str, str]:
-    """Returns what splits are called here: as in a complete data set that an earlier version made, if one is there."""
+    """Returns the names of splits here: those of a complete older data set, if there is one."""
     if (directory / FILE_NAME).is_file():
         kept = set(load(directory).splits) & set(SPLIT_NAMES) - set(SPLIT_NAMES.values())
         return {name: split for name, split in SPLIT_NAMES.items() if not kept or name == "validation"}
@@ -176,7 +195,7 @@ def _split_names(directory: Path) -> Mapping[str, str]:
 
 
 def _renamed(argument: str, given: Mapping[Any, Any], names: Mapping[str, str]) -> dict[Any, Any]:
-    """Returns what was given by split, under the names that splits have here."""
+    """Returns an argument by split, under the names of splits used here."""
     renamed = {name: names.get(name.lower(), name) if isinstance(name, str) else name for name in given}
     for name, split in renamed.items():
         if name != split:
@@ -184,14 +203,6 @@ def _renamed(argument: str, given: Mapping[Any, Any], names: Mapping[str, str]) 
     if double := one_split(renamed):
         raise ValueError(f"{argument}: {double}")
     return {renamed[name]: value for name, value in given.items()}
-
-
-def _inputs(given: PathLike | Mapping[str, PathLike] | None, names: Mapping[str, str]) -> Inputs:
-    if given is None:
-        return {}
-    if isinstance(given, Mapping):
-        return _renamed("input", _named_paths("input", given), names)
-    return {None: _path("input", given)}
 
 
 def _named_paths(name: str, given: Mapping[str, PathLike]) -> dict[str, Path]:
@@ -231,10 +242,9 @@ def _check_places(inputs: Iterable[Path], directory: Path) -> None:
 
 
 def _guess(inputs: Inputs) -> str:
-    if not inputs:
-        return "flat"
-    guesses = {guess_layout(path) for path in inputs.values()}
+    guesses = {guess_layout(path) for path in inputs.values()} or {"flat"}
     if len(guesses) > 1:
         raise ValueError(f"the inputs look like different layouts ({', '.join(sorted(guesses))}): pass layout")
-    _log.info("layout: %s (guessed; pass layout to be sure)", *guesses)
+    if inputs:
+        _log.info("layout: %s (guessed; pass layout to be sure)", *guesses)
     return guesses.pop()

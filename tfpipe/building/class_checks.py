@@ -1,7 +1,8 @@
-"""The set of classes, questioned once for every layout before anything is written: is it what somebody meant?
+"""Checks of the set of classes before anything is written, the same for every layout.
 
-What nobody would want is refused, all of it at once; naming the classes with `class_names`, or an input that defines them
-itself, makes a warning of it. What makes training refuse later is a warning, since a data set may be for evaluation.
+Classes that nobody would want are refused, all at once; naming them with `class_names`, or an input
+that defines them itself, turns that into a warning. What training would refuse later is a warning,
+since a data set may be for evaluation.
 """
 
 from __future__ import annotations
@@ -30,29 +31,28 @@ _WHOLE_NAMES = r"label_pattern='(?P<label>.+?)[-._ (]*\d+\)?\.\w+$'"
 
 
 class _Finding(NamedTuple):
-    """`is_refused`: nobody would want it, so that only an explicit option lets it through."""
-
     message: str
-    is_refused: bool
+    is_refused: bool  # nobody would want it: only an explicit option lets it through
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raises `DataError` for names that could not stand one per line in a file that tensorflow-datasets strips."""
+    """Raises DataError for names that cannot be lines of a file that tensorflow-datasets strips."""
     broken = sorted(name for name in names if name != name.strip() or len(name.splitlines()) > 1)
     if broken:
         raise DataError(f"a class name holds a line break, or begins or ends with a space: {_some(broken)}")
 
 
 def check_classes(state: State, options: Options, *, defined: bool) -> None:
-    """Refuses or warns of a set of classes that is hardly what was meant.
+    """Refuses a set of classes that is hardly what was meant, or warns of it.
 
     Args:
         state: with labels.
         options: of the build.
-        defined: the input defines them itself.
+        defined: the input defines the classes itself.
 
     Raises:
-        ValueError: what nobody would want; the message names all of it, and the option that insists.
+        ValueError: nobody would want these; the message names all reasons, and the option that
+            overrides them.
     """
     counts = dict(
         state.rows("SELECT class_name, count(*) FROM inputs WHERE reason IS NULL AND class_name NOT NULL GROUP BY class_name")
@@ -69,12 +69,6 @@ def check_classes(state: State, options: Options, *, defined: bool) -> None:
         raise ValueError(f"the classes are hardly what was meant; mend this, or name all of them with class_names:{lines}")
     for finding in findings:
         _log.warning("%s", finding.message)
-
-
-def warn_of_training(state: State, class_names: Sequence[str]) -> None:
-    """Warns of what `train` would refuse, in a state with splits."""
-    for message in _for_training(state, class_names):
-        _log.warning("%s", message)
 
 
 def _levels(state: State, options: Options, _: Mapping[str, int]) -> Iterator[_Finding]:
@@ -113,7 +107,7 @@ def _levels(state: State, options: Options, _: Mapping[str, int]) -> Iterator[_F
 
 
 def _dropped(state: State, options: Options, counts: Mapping[str, int]) -> Iterator[_Finding]:
-    """Names of which the default pattern drops a part that tells classes apart: english_setter_1, english_cocker_2."""
+    """Classes that lose a part of the name: english_setter_1, english_cocker_2."""
     if options.layout != "filename" or options.label_pattern != DEFAULT_LABEL_PATTERN:
         return
     words: dict[str, Counter[str]] = defaultdict(Counter)
@@ -125,7 +119,8 @@ def _dropped(state: State, options: Options, counts: Mapping[str, int]) -> Itera
     owners = Counter(word for of_class in words.values() for word in of_class)
     for name, of_class in sorted(words.items()):
         own = [word for word in of_class if owners[word] == 1]
-        # A word of one image is its title and no class, unless there is hardly more than one of any.
+        # A word of one image is its title and no class, unless there is hardly more than one of
+        # any.
         if len(own) > 1 and 2 * sum(of_class.values()) > counts[name] and len(own) <= max(2, counts[name] // 2):
             merged = _some(f"{name}_{word}" for word in own)
             yield _Finding(f"{merged} become one class, {name!r}: for whole names pass {_WHOLE_NAMES}", True)
@@ -146,7 +141,7 @@ def _singles(_: State, options: Options, counts: Mapping[str, int]) -> Iterator[
 
 
 def _values(state: State, options: Options, counts: Mapping[str, int]) -> Iterator[_Finding]:
-    """Labels that are no names of classes: of a missing value, of several classes, measured numbers."""
+    """Labels that are not names: of a missing value, of several classes, measurements."""
     by_table = options.layout == "csv"  # a person who makes a folder "none" means it, a program that fills a cell does not
     for name in sorted(counts):
         if name.lower() in _NO_VALUE:
@@ -199,7 +194,8 @@ def _folded(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name)).casefold()
 
 
-def _for_training(state: State, class_names: Sequence[str]) -> Iterator[str]:
+def training_problems(state: State, class_names: Sequence[str]) -> Iterator[str]:
+    """Yields what `train` would refuse, in a state with splits."""
     counts: dict[str, set[int]] = defaultdict(set)
     for split, label in state.rows("SELECT DISTINCT split, label FROM inputs WHERE reason IS NULL"):
         counts[split].add(label)

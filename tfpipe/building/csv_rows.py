@@ -6,7 +6,6 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import stat
 import unicodedata
 from collections import Counter
@@ -14,30 +13,30 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tfpipe.building.items import SPLIT_NAMES, Item, Notes, Rejection, Source, one_split
+from tfpipe.building.items import SPLIT_NAMES, Notes, Source, one_split, rejected
 from tfpipe.common import tables
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import IMAGE_SUFFIXES
 from tfpipe.common.text import plural
 from tfpipe.listing.folders import walk
-from tfpipe.records.manifest import check_name
+from tfpipe.records.manifest import CONTROL, check_name
 
 _log = logging.getLogger("tfpipe")
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 _PATH_COLUMNS = (*tables.FILE_COLUMNS, *tables.ID_COLUMNS)
-_SHOWN = 5  # folders in a warning
 _LABEL_COLUMNS = ("label", "class", "class_name", "category", "category_name", "label_name", "target")
+_NOT_FOUND = os.strerror(errno.ENOENT)
+_SHOWN = 5  # folders in a warning, and files in a message
 
 
 class Choice(NamedTuple):
     """How tables are read.
 
     Attributes:
-        images: the folder that paths start in; None: the table's own.
+        images: the folder that paths are relative to; None: the table's own.
         path_column: name of the column of paths or ids; None: found.
         label_column: name of the column of labels; None: found.
-        split_names: what splits that a table names are called here.
+        split_names: a table's names of splits to those used here.
     """
 
     images: Path | None = None
@@ -46,31 +45,32 @@ class Choice(NamedTuple):
     split_names: Mapping[str, str] = SPLIT_NAMES
 
 
-def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> Iterator[Item]:
-    """Yields what each row of a table names.
+def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> Iterator[Source]:
+    """Yields the input that each row of a table names.
 
     Args:
         path: of the table.
-        split: that all rows belong to, or None: the column `split` says it, if there is one.
+        split: of all rows, or None: as in the column `split`, if there is one.
         choice: how to read it.
-        notes: gets the splits that are called otherwise here.
+        notes: gets the splits that are renamed.
 
     Raises:
         ValueError: a column is missing, or there twice.
-        DataError: the table is damaged, two of its splits would be one, or none of its paths leads to a file.
+        DataError: the table is damaged, two of its splits would be one, or none of its paths leads
+            to a file.
     """
     with tables.opened(path) as table:
         path_column, label_column = _columns(table, choice)
         finder = _Finder(os.path.abspath(choice.images or path.parent))
         rows = _Rows(table, split, choice.split_names, path_column, label_column, finder, notes, {})
-        missing: list[Rejection] = []
+        missing: list[Source] = []
         found = False
         for line, fields in table.rows:
             item = rows.item(line, fields)
-            if isinstance(item, Rejection) and item.message.startswith(_NOT_FOUND):
+            if item.message and item.message.startswith(_NOT_FOUND):
                 missing.append(item)
             else:
-                found = found or isinstance(item, Source)
+                found = found or not item.reason
                 yield item
     if double := one_split(rows.splits):
         raise DataError(double, path=path)
@@ -90,16 +90,12 @@ def _columns(table: tables.Table, choice: Choice) -> tuple[str, str]:
     if path is None or label is None or any(table.columns.count(name) > 1 for name in used if name):
         raise ValueError(
             f"{table.path}: the first line must name the columns path, label (empty for unlabelled images) and, optionally,"
-            f" split and id, each once (got {table.columns}); say with path_column and label_column which are meant"
+            f" split and id, each once (got {table.columns}); name them with path_column and label_column"
         )
     if (path, label, table.separator) != ("path", "label", "comma"):
-        _log.info(
-            "%s: paths are taken from column %r, labels from %r, separated by %ss", table.path, path, label, table.separator
-        )
+        found = table.path, path, label, table.separator
+        _log.info("%s: paths are taken from column %r, labels from %r, separated by %ss", *found)
     return path, label
-
-
-_NOT_FOUND = os.strerror(errno.ENOENT)
 
 
 class _Rows(NamedTuple):
@@ -110,48 +106,51 @@ class _Rows(NamedTuple):
     label_column: str
     finder: _Finder
     notes: Notes
-    splits: dict[str, str]  # by the names that the rows give them, in lower case
+    splits: dict[str, str]  # by the names in the rows, in lower case
 
-    def item(self, line: int, fields: list[str]) -> Item:
-        """Returns what one row names."""
+    def item(self, line: int, fields: list[str]) -> Source:
+        """Returns the input that one row names."""
         cells = {name: cell.strip() for name, cell in zip(self.table.columns, fields, strict=False)}
         given = cells.get(self.path_column, "").replace("\\", "/")
         place, numbered = f"{self.table.path}: line {line}", f"{self.table.path.name}#line{line}"
+        at = f"line {line} of {self.table.path.name}"
         if not given:
-            return Rejection(numbered, place, "bad_row", "the row has no path")
+            return rejected(numbered, place, "bad_row", "the row has no path")
         if len(fields) > len(self.table.columns):
             problem = f"the row has more fields than the header (quote paths that hold a {self.table.separator})"
-            return Rejection(numbered, place, "bad_row", problem)
+            return rejected(numbered, place, "bad_row", problem)
         if CONTROL.search(given):
-            return Rejection(numbered, place, "bad_row", "the path holds a control character")
+            return rejected(numbered, place, "bad_row", "the path holds a control character")
         given_split = cells.get("split", "")
         split = self.split_names.get(given_split.lower(), given_split) or self.split
         if self.split is not None and split != self.split:
-            return Rejection(given, place, "bad_row", f"the row says split {given_split!r}, the input is named {self.split!r}")
-        if problem := _wrong_split(split):
-            return Rejection(given, place, "bad_row", f"{given}: {problem}")
+            return rejected(given, place, "bad_row", f"the row has split {given_split!r}, the input is named {self.split!r}")
+        try:
+            check_name("a split's name", split or "none")
+        except ValueError as error:
+            return rejected(given, place, "bad_row", f"{given}: {error}")
         if split and given_split:
             self.splits[given_split.lower()] = split
             if split != given_split:
                 self.notes.renamed[given_split] = split
         given_id = cells.get("id", "") if self.path_column != "id" else ""
         try:
-            key, filename, source, status = self._named(given, given_id)
+            key, filename, path, status = self._named(given, given_id)
         except LookupError as error:
-            return Rejection(given_id or given, place, "bad_row", str(error.args[0]))
+            return rejected(given_id or given, place, "bad_row", str(error.args[0]))
         except OSError as error:
             key, path = given_id or os.path.normpath(given).replace(os.sep, "/"), os.path.join(self.finder.base, given)
-            return Rejection(key, path, "unreadable", f"{error.strerror or _NOT_FOUND} ({_at(place)})")
+            return rejected(key, path, "unreadable", f"{error.strerror or _NOT_FOUND} ({at})")
         if not stat.S_ISREG(status.st_mode):
-            return Rejection(key, source, "unreadable", f"not a regular file ({_at(place)})")
+            return rejected(key, path, "unreadable", f"not a regular file ({at})")
         label = cells.get(self.label_column) or None
-        return Source(key, filename, split, label, "file", source, 0, status.st_size, status.st_mtime_ns, place)
+        return Source(key, filename, split, label, "file", path, 0, status.st_size, status.st_mtime_ns, place)
 
     def _named(self, given: str, given_id: str) -> tuple[str, str, str, os.stat_result]:
-        """Returns (key, file name in the data set, path, its status) of what a row names.
+        """Returns (key, file name in the data set, path, its status) of a row.
 
         Raises:
-            LookupError: the row cannot be taken; the message says why.
+            LookupError: the row cannot be taken; the message is the reason.
             OSError: there is no such file, or it cannot be looked at.
         """
         relative = given if given_id else self.finder.below(given)
@@ -162,27 +161,13 @@ class _Rows(NamedTuple):
             raise LookupError(f"{there}the path leads out of the folder: pass images=DIR that holds it, or give the row an id")
         filename = relative if inside else f"{given_id}{PurePosixPath(given).suffix}"
         if filename.startswith("/") or ".." in filename.split("/"):
-            raise LookupError("the id names the file to be, and would lead out of its folder")
-        source, found, status = self.finder.find(given, relative if inside else "")
-        return given_id or found or relative, found or filename, source, status
-
-
-def _wrong_split(split: str | None) -> str:
-    try:
-        if split:
-            check_name("a split's name", split)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def _at(place: str) -> str:
-    path, _, line = place.rpartition(": ")
-    return f"{line} of {os.path.basename(path)}"
+            raise LookupError("the id becomes the file's name, and would lead out of its folder")
+        path, found, status = self.finder.find(given, relative if inside else "")
+        return given_id or found or relative, found or filename, path, status
 
 
 class _Finder:
-    """Finds files below a folder by a path, a path in another Unicode form, or an id, which is a name without its ending."""
+    """Finds files below a folder by path, in any Unicode form, or by id (name without ending)."""
 
     def __init__(self, base: str) -> None:
         self.base = base
@@ -190,7 +175,7 @@ class _Finder:
         self._index: dict[str, list[str]] | None = None
 
     def below(self, given: str) -> str:
-        """Returns an absolute path that leads into the folder as a relative one, and any other as it is."""
+        """Returns an absolute path into the folder as a relative one, and others unchanged."""
         if os.path.isabs(given):
             for base in (self.base, os.path.realpath(self.base)):
                 if (path := os.path.normpath(given)).startswith(f"{base}{os.sep}"):
@@ -198,11 +183,11 @@ class _Finder:
         return given
 
     def find(self, given: str, relative: str) -> tuple[str, str, os.stat_result]:
-        """Returns (path of the file that is meant, its path below the folder where that was found by an id, its status).
+        """Returns (path, path below the folder where an id was found, status) of a file.
 
         Args:
             given: the path or id.
-            relative: where that is below the folder, or "" where it is not.
+            relative: the same relative to the folder, or "" where it leads out.
 
         Raises:
             LookupError: an id belongs to several files.
@@ -218,7 +203,7 @@ class _Finder:
         name = unicodedata.normalize("NFC", relative)
         found = sorted(set(self._index.get(name, ())))
         if len(found) > 1:
-            raise LookupError(f"{given!r} may be any of {', '.join(found[:5])}: write the path of the one that is meant")
+            raise LookupError(f"{given!r} may be any of {', '.join(found[:_SHOWN])}: write the path of the one that is meant")
         if found:
             path = os.path.join(self.base, found[0])
         is_by_id = bool(found) and unicodedata.normalize("NFC", found[0]) != name
@@ -238,7 +223,7 @@ class _Finder:
                         index.setdefault(short, []).append(item.name)
         return index
 
-    def none_found(self, table: Path, column: str, missing: list[Rejection]) -> DataError:
+    def none_found(self, table: Path, column: str, missing: list[Source]) -> DataError:
         """Returns the error for a table none of whose paths leads to a file."""
         first = missing[0]
         name = os.path.basename(first.path)
@@ -247,8 +232,8 @@ class _Finder:
         hint = f"; {name!r} is in {os.path.join(self.base, elsewhere)}" if elsewhere else ""
         return DataError(
             f"none of its {plural(len(missing), 'path')} in column {column!r} leads to a file, as {first.key!r}"
-            f"{first.message.removeprefix(_NOT_FOUND)}; looked in {self.base} for the path itself, for it in another Unicode"
-            f" form, and in all folders for one image of that name with an ending as .jpg or .png{hint}; pass images=DIR, the"
-            " folder that the paths start in, or path_column",
+            f"{(first.message or '').removeprefix(_NOT_FOUND)}; looked in {self.base} for the path itself, for it in another"
+            " Unicode form, and in all folders for one image of that name with an ending as .jpg or .png"
+            f"{hint}; pass images=DIR, the folder that the paths are relative to, or path_column",
             path=table,
         )

@@ -1,4 +1,4 @@
-"""The files beside the shards: catalogue, rejected inputs, and what lets tensorflow-datasets open the folder."""
+"""The files beside the shards: catalogue, rejected inputs, those for tensorflow-datasets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tfpipe.records.manifest import CATALOG_NAME, COMPANION_NAMES, FEATURES_NAME
 
 
 def write_catalog(directory: Path, parts: Iterable[Path]) -> None:
-    """Joins the shards' rows, in reading order, to `catalog.csv`."""
+    """Joins the shards' rows, in reading order, into `catalog.csv`."""
     header = io.StringIO()
     csv.writer(header, lineterminator="\n").writerow(Row._fields)
     with written_atomically(directory / CATALOG_NAME) as file:
@@ -29,23 +29,19 @@ def write_catalog(directory: Path, parts: Iterable[Path]) -> None:
 
 
 def write_rejected(directory: Path, rejected: Iterable[tuple[str, str, str]]) -> None:
-    """Writes `rejected.jsonl`: (key, reason, message) of every input that was not taken; paths differ between machines."""
+    """Writes key, reason and message of rejected inputs; paths differ between machines."""
     with written_atomically(directory / REJECTED_NAME) as file:
         for key, reason, message in rejected:
-            line = {"key": key, "reason": reason, "message": message}
-            file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+            file.write(_line({"key": key, "reason": reason, "message": message}))
 
 
 def write_tfds_files(directory: Path, name: str, class_names: Sequence[str], splits: Mapping[str, Split]) -> None:
-    """Writes dataset_info.json, features.json and the class names, in the form of tensorflow-datasets 4.9."""
-    files = {
-        INFO_NAME: _json(_dataset_info(name, splits)),
-        FEATURES_NAME: _json(_features(len(class_names))),
-        LABELS_NAME: "".join(f"{class_name}\n" for class_name in class_names).encode(),
-    }
-    for file_name, content in files.items():
+    """Writes dataset_info.json, features.json and class names for tensorflow-datasets 4.9."""
+    for file_name, content in ((INFO_NAME, _dataset_info(name, splits)), (FEATURES_NAME, _features(len(class_names)))):
         with written_atomically(directory / file_name) as file:
-            file.write(content)
+            file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    with written_atomically(directory / LABELS_NAME) as file:
+        file.write("".join(f"{class_name}\n" for class_name in class_names).encode())
 
 
 def _dataset_info(name: str, splits: Mapping[str, Split]) -> dict[str, Any]:
@@ -53,9 +49,7 @@ def _dataset_info(name: str, splits: Mapping[str, Split]) -> dict[str, Any]:
         "name": name,
         "version": "1.0.0",
         "fileFormat": "tfrecord",
-        "supervisedKeys": {
-            "tuple": {"items": [{"featureKey": schema.ENCODED}, {"featureKey": schema.LABEL}]},
-        },
+        "supervisedKeys": {"tuple": {"items": [{"featureKey": schema.ENCODED}, {"featureKey": schema.LABEL}]}},
         "splits": [
             {
                 "name": split_name,
@@ -69,33 +63,20 @@ def _dataset_info(name: str, splits: Mapping[str, Split]) -> dict[str, Any]:
 
 
 def _features(num_classes: int) -> dict[str, Any]:
-    package = "tensorflow_datasets.core.features"
+    def feature(kind: str, key: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+        return {"pythonClassName": f"tensorflow_datasets.core.features.{kind}", key: facts}
 
-    def text() -> dict[str, Any]:
-        return {"pythonClassName": f"{package}.text_feature.Text", "text": {}}
-
-    def integer() -> dict[str, Any]:
-        scalar = {"shape": {}, "dtype": "int64", "encoding": "none"}
-        return {"pythonClassName": f"{package}.scalar.Scalar", "tensor": scalar}
-
+    scalar = {"shape": {}, "dtype": "int64", "encoding": "none"}
     image = {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8"}
+    texts = (schema.CLASS_NAME, schema.FILENAME, schema.FORMAT, schema.KEY, schema.SHA256)
+    integers = (schema.CHANNELS, schema.HEIGHT, schema.ORIENTATION, schema.WIDTH)
     features = {
-        schema.ENCODED: {"pythonClassName": f"{package}.image_feature.Image", "image": image},
-        schema.LABEL: {
-            "pythonClassName": f"{package}.class_label_feature.ClassLabel",
-            "classLabel": {"numClasses": str(num_classes)},
-        },
-        **{name: text() for name in (schema.CLASS_NAME, schema.FILENAME, schema.FORMAT, schema.KEY, schema.SHA256)},
-        **{name: integer() for name in (schema.CHANNELS, schema.HEIGHT, schema.ORIENTATION, schema.WIDTH)},
+        schema.ENCODED: feature("image_feature.Image", "image", image),
+        schema.LABEL: feature("class_label_feature.ClassLabel", "classLabel", {"numClasses": str(num_classes)}),
+        **{name: feature("text_feature.Text", "text", {}) for name in texts},
+        **{name: feature("scalar.Scalar", "tensor", scalar) for name in integers},
     }
-    return {
-        "pythonClassName": f"{package}.features_dict.FeaturesDict",
-        "featuresDict": {"features": features},
-    }
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    return feature("features_dict.FeaturesDict", "featuresDict", {"features": features})
 
 
 def hash_companions(directory: Path) -> dict[str, str]:
@@ -104,8 +85,12 @@ def hash_companions(directory: Path) -> dict[str, str]:
 
 
 def inputs_digest(rows: Iterable[tuple[Any, ...]]) -> str:
-    """Returns one SHA-256 over every input's key, split, class and content or reason, in the order given."""
+    """Returns one SHA-256 over every input's key, split, class and content or reason."""
     state = hashlib.sha256()
     for row in rows:
-        state.update((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        state.update(_line(row))
     return state.hexdigest()
+
+
+def _line(content: Any) -> bytes:
+    return (json.dumps(content, ensure_ascii=False) + "\n").encode()

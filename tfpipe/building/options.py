@@ -1,4 +1,4 @@
-"""What a build was asked for, checked before anything is read."""
+"""The options of a build, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from tfpipe.records.samples import USUAL, Samples
 DEFAULT_SHARD_BYTES = 128 << 20
 CHECKS = ("header", "decode")
 NORMALIZATIONS = ("none", "nfc")
-# Options that older versions did not have.
-_LATER = {
-    "check": CHECKS[0],
-    "normalize": NORMALIZATIONS[0],
-    "path_column": None,
-    "label_column": None,
-    **dataclasses.asdict(USUAL),
+_CHOICES = {
+    "layout": LAYOUTS,
+    "check": CHECKS,
+    "normalize": NORMALIZATIONS,
+    "on_error": ("fail", "skip"),
+    "on_conflict": ("fail", "keep"),
 }
+# Options that older versions did not have.
+_LATER = {"check": "header", "normalize": "none", "path_column": None, "label_column": None, **dataclasses.asdict(USUAL)}
 _TOLERANCE = Fraction(1, 10**6)  # 0.333333 is a third
 
 
@@ -32,7 +33,8 @@ _TOLERANCE = Fraction(1, 10**6)  # 0.333333 is a third
 class Options:
     """The options that a data set's bytes depend on; arguments as in `build_tfrecords`.
 
-    Two builds with equal options and equal inputs give equal bytes; a build resumes only with equal options.
+    Two builds with equal options and equal inputs give equal bytes; a build resumes only with equal
+    options.
     """
 
     name: str
@@ -53,18 +55,15 @@ class Options:
     normalize: str = "none"
     path_column: str | None = None
     label_column: str | None = None
-    guessed: bool = False  # the layout; no other choice of bytes
+    guessed: bool = False  # the layout; changes no bytes
     png16: str = USUAL.png16
     background: str = USUAL.background
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
-        arguments.choice("layout", self.layout, LAYOUTS)
-        arguments.choice("check", self.check, CHECKS)
-        arguments.choice("normalize", self.normalize, NORMALIZATIONS)
+        for name, known in _CHOICES.items():
+            arguments.choice(name, getattr(self, name), known)
         Samples(self.png16, self.background)
-        arguments.choice("on_error", self.on_error, ("fail", "skip"))
-        arguments.choice("on_conflict", self.on_conflict, ("fail", "keep"))
         for split in (*self.input_splits, *self.unlabelled_splits, *(self.splits or ())):
             check_name("a split's name", split)
         both = set(self.unlabelled_splits) & {*self.input_splits, *(self.splits or ())}
@@ -76,10 +75,11 @@ class Options:
             self.cuts(0, 0)
 
     def cuts(self, count: int, label: int) -> list[tuple[int, str]]:
-        """Returns where each split ends among the `count` records of a class in order: (end, split name), half-open.
+        """Returns the end of each split among `count` records of a class: (end, split name).
 
-        Each end is the exact fraction, rounded at a place between 0 and 1 that is drawn for the class: rounded half up, a
-        thousand classes of five pictures would never give one to a split of a tenth.
+        Each end is the exact fraction, rounded at a place between 0 and 1 that is drawn for the
+        class: rounded half up, a thousand classes of five images would never give one to a split of
+        a tenth.
 
         Raises:
             ValueError: the fractions are not positive, or do not add up to 1.
@@ -97,16 +97,13 @@ class Options:
         return ends
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the options as the manifest and the state of a build keep them."""
-        content = dataclasses.asdict(self)
+        """Returns the options as stored; those that older versions lack only if unusual."""
+        content = {name: value for name, value in dataclasses.asdict(self).items() if (name, value) not in _LATER.items()}
         del content["guessed"]
-        for name, usual in _LATER.items():
-            if content[name] == usual:
-                del content[name]  # as before there was another
         return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
 
     def differences(self, before: Mapping[str, Any]) -> list[str]:
-        """Returns in words what differs from options stored by `as_json`."""
+        """Returns in words how these options differ from options stored by `as_json`."""
         now, before = {**_LATER, **self.as_json()}, {**_LATER, **before}
         return [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"

@@ -1,6 +1,7 @@
-"""Who goes where: labels, splits and the order of records, decided once from the audited rows and the seed.
+"""Labels, splits and the order of records, decided once from the audited rows and the seed.
 
-Nothing here depends on the order in which a file system lists names, on the number of workers, or on where the input lies.
+Nothing here depends on the order in which a file system lists names, on the number of workers, or
+on where the input lies.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from tfpipe.records.schema import UNLABELLED
 
 _log = logging.getLogger("tfpipe")
 
-PNG_NAMED_JPEG = "format = 'PNG' AND (lower(filename) LIKE '%.jpg' OR lower(filename) LIKE '%.jpeg')"
-"""A condition on the rows of a state."""
+_ACCEPTED = "FROM inputs WHERE reason IS NULL"
 
-_WITH_TRAIT = "FROM inputs WHERE reason IS NULL AND ' ' || traits || ' ' LIKE '% ' || ? || ' %'"
+PNG_NAMED_JPEG = "format = 'PNG' AND (lower(filename) LIKE '%.jpg' OR lower(filename) LIKE '%.jpeg')"
+_WITH_TRAIT = f"{_ACCEPTED} AND ' ' || traits || ' ' LIKE '% ' || ? || ' %'"
 _SHOWN = 10  # paths in a warning
-_OVERHEAD_BYTES = 380  # of a record beside its picture, about
+_OVERHEAD_BYTES = 380  # of a record besides its image, about
 
 
 def check_keys(state: State) -> None:
-    """Raises `DataError` if two inputs have one key, naming each."""
+    """Raises DataError if two inputs have one key, naming each."""
     state.write("CREATE INDEX IF NOT EXISTS inputs_key ON inputs (key)")
-    taken = "SELECT key FROM inputs WHERE kind != ''"  # rows of two tables that were not taken may share a name
+    taken = "SELECT key FROM inputs WHERE kind != ''"  # rejected rows of two tables may share a name
     double = [key for (key,) in state.rows(f"{taken} GROUP BY key HAVING count(*) > 1 ORDER BY key")]
     if double:
         lines = [" = ".join(path for (path,) in state.rows("SELECT path FROM inputs WHERE key = ?", (key,))) for key in double]
@@ -49,19 +50,15 @@ def check_inputs(state: State, options: Options) -> None:
     Raises:
         DataError: an input was rejected and `on_error` is "fail"; or nothing is left.
     """
-    rejected = [
-        f"{reason}: {path}: {message}"
-        for reason, path, message in state.rows(
-            "SELECT reason, path, message FROM inputs WHERE reason IS NOT NULL AND fatal ORDER BY reason, key"
-        )
-    ]
+    query = "SELECT reason, path, message FROM inputs WHERE reason IS NOT NULL AND fatal ORDER BY reason, key"
+    rejected = [f"{reason}: {path}: {message}" for reason, path, message in state.rows(query)]
     if rejected and options.on_error == "fail":
         raise DataError(
             f"{exactly(len(rejected), 'input')} cannot be taken; mend or remove them, or leave them out with on_error=skip:"
             + _listing(rejected)
         )
-    if count := state.value(f"SELECT count(*) FROM inputs WHERE reason IS NULL AND {PNG_NAMED_JPEG}"):
-        path = state.value(f"SELECT path FROM inputs WHERE reason IS NULL AND {PNG_NAMED_JPEG} ORDER BY key")
+    if count := state.value(f"SELECT count(*) {_ACCEPTED} AND {PNG_NAMED_JPEG}"):
+        path = state.value(f"SELECT path {_ACCEPTED} AND {PNG_NAMED_JPEG} ORDER BY key")
         what = plural(count, "file named .jpg is a PNG file", "files named .jpg are PNG files")
         _log.warning("%s and taken as such: %s%s", what, path, ", ..." if count > 1 else "")
     if options.png16 == USUAL.png16:
@@ -70,25 +67,24 @@ def check_inputs(state: State, options: Options) -> None:
     if options.background == USUAL.background:
         what = "with an alpha channel will be read without it; background=white or background=black lays that behind"
         _warn_of(state, "transparent", what)
-    if not state.value("SELECT count(*) FROM inputs WHERE reason IS NULL"):
+    if not state.value(f"SELECT count(*) {_ACCEPTED}"):
         why = f"all {exactly(len(rejected), 'input')} rejected" if rejected else "the input is empty"
-        raise DataError(f"there is no picture to take: {why}" + _listing(rejected))
+        raise DataError(f"there is no image to pack: {why}" + _listing(rejected))
 
 
 def count_trait(state: State, word: str) -> int:
-    """Returns how many accepted rows have a word among their traits, see `tasks.Audited`."""
+    """Returns the number of accepted rows that have a trait, see `tasks.Audited`."""
     return int(state.value(f"SELECT count(*) {_WITH_TRAIT}", (word,)))
 
 
 def _warn_of(state: State, word: str, what: str) -> None:
-    """Says what will become of the images of a trait, with the names of the first."""
     if count := count_trait(state, word):
         paths = [path for (path,) in state.rows(f"SELECT path {_WITH_TRAIT} ORDER BY key LIMIT {_SHOWN}", (word,))]
         _log.warning("%s %s: %s%s", plural(count, "image"), what, ", ".join(paths), ", ..." if count > len(paths) else "")
 
 
 class Plan(NamedTuple):
-    """What is decided beside the rows themselves: label order, and the groups of keys that were let through."""
+    """Decisions about the whole set: label order, and the groups of keys that were let through."""
 
     class_names: list[str]
     conflicts: list[list[str]]
@@ -113,17 +109,16 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
     conflicts = _groups(state, "label", "AND label >= 0")
     if conflicts and options.on_conflict == "fail":
         raise DataError(
-            f"{exactly(len(conflicts), 'group')} of byte-identical pictures with different labels; mend"
-            " them, or keep them all with"
-            " on_conflict=keep:" + _listing(_shown(state, group) for group in conflicts)
+            f"{exactly(len(conflicts), 'group')} of byte-identical images with different labels; mend them, or keep them all"
+            " with on_conflict=keep:" + _listing(_shown(state, group) for group in conflicts)
         )
     _split(state, options)
-    class_checks.warn_of_training(state, class_names)
+    for problem in class_checks.training_problems(state, class_names):
+        _log.warning("%s", problem)
     leaks = _groups(state, "split", "")
     if leaks and not options.allow_leaks:
         raise DataError(
-            f"{exactly(len(leaks), 'group')} of byte-identical pictures in more than one split; remove"
-            " copies, let splits=... cut"
+            f"{exactly(len(leaks), 'group')} of byte-identical images in more than one split; remove copies, let splits=... cut"
             " the whole set, or accept the leak with allow_leaks:" + _listing(_shown(state, group) for group in leaks)
         )
     state.register("record_order", options.seed, "order")
@@ -134,7 +129,7 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
 
 def split_names(state: State) -> list[str]:
     """Returns the splits of a planned state: train, val, test, then others by name."""
-    names = [name for (name,) in state.rows("SELECT DISTINCT split FROM inputs WHERE reason IS NULL")]
+    names = [name for (name,) in state.rows(f"SELECT DISTINCT split {_ACCEPTED}")]
     return sorted(names, key=split_order)
 
 
@@ -142,67 +137,50 @@ def shard_tasks(state: State, options: Options, directory: Path) -> list[ShardTa
     """Returns the shards of a planned state, in reading order; records are divided evenly by count.
 
     Raises:
-        ValueError: more shards than records are asked for.
+        ValueError: more shards than records.
     """
     tasks = []
-    if isinstance(options.num_shards, Mapping) and (unknown := set(options.num_shards) - set(split_names(state))):
-        raise ValueError(f"num_shards names the split {min(unknown)!r}; there are {', '.join(split_names(state))}")
-    for split in split_names(state):
-        records = state.value("SELECT count(*) FROM inputs WHERE split = ? AND reason IS NULL", (split,))
-        image_bytes = state.value("SELECT sum(image_bytes) FROM inputs WHERE split = ? AND reason IS NULL", (split,))
+    names = split_names(state)
+    if isinstance(options.num_shards, Mapping) and (unknown := set(options.num_shards) - set(names)):
+        raise ValueError(f"num_shards names the split {min(unknown)!r}; there are {', '.join(names)}")
+    for split in names:
+        ((records, image_bytes),) = state.rows(f"SELECT count(*), sum(image_bytes) {_ACCEPTED} AND split = ?", (split,))
         count = _num_shards(options, split, records, image_bytes)
-        tasks += [
-            ShardTask(
-                str(directory),
-                str(state.path),
-                split,
-                index,
-                shard_file(options.name, split, index, count),
-                index * records // count,
-                (index + 1) * records // count,
-            )
-            for index in range(count)
-        ]
+        for index in range(count):
+            start, end = index * records // count, (index + 1) * records // count
+            file = shard_file(options.name, split, index, count)
+            tasks.append(ShardTask(str(directory), str(state.path), split, index, file, start, end))
     return tasks
 
 
 def _num_shards(options: Options, split: str, records: int, image_bytes: int) -> int:
-    asked = options.num_shards.get(split) if isinstance(options.num_shards, Mapping) else options.num_shards
-    if asked is None:
+    wanted = options.num_shards.get(split) if isinstance(options.num_shards, Mapping) else options.num_shards
+    if wanted is None:
         return min(records, max(1, -(-(image_bytes + records * _OVERHEAD_BYTES) // options.shard_bytes)))
-    if asked > records:
+    if wanted > records:
         raise ValueError(
-            f"num_shards: {exactly(asked, 'shard')} for the {exactly(records, 'record')} of split {split!r};"
-            " give each split its own number, as"
-            f" in num_shards={{'{split}': {records}}}"
+            f"num_shards: {exactly(wanted, 'shard')} for the {exactly(records, 'record')} of split {split!r};"
+            f" give each split its own number, as in num_shards={{'{split}': {records}}}"
         )
-    return asked
+    return wanted
 
 
 def _label(state: State, options: Options, class_order: Sequence[str] | None) -> list[str]:
-    found = [
-        name for (name,) in state.rows("SELECT DISTINCT class_name FROM inputs WHERE reason IS NULL AND class_name NOT NULL")
-    ]
+    found = [name for (name,) in state.rows(f"SELECT DISTINCT class_name {_ACCEPTED} AND class_name NOT NULL")]
     class_checks.check_names({*found, *(options.class_names or class_order or ())})
     order = list(options.class_names or class_order or sorted(found, key=_class_order(found)))
-    double = sorted({name for name in order if order.count(name) > 1}) if len(set(order)) < len(order) else []
-    if double:
+    if len(set(order)) < len(order):
+        double = sorted({name for name in order if order.count(name) > 1})
         raise DataError(f"two labels have one name: {', '.join(double)}; names of classes must differ")
     unknown = sorted(set(found) - set(order))
     if unknown:
         raise DataError(f"classes that class_names does not list: {', '.join(unknown[:20])} (it lists {', '.join(order)})")
-    lost = state.rows(
-        "SELECT DISTINCT class_name FROM inputs WHERE class_name NOT NULL EXCEPT"
-        " SELECT class_name FROM inputs WHERE reason IS NULL"
-    )
-    for (name,) in lost:
-        _log.warning("class %r has no picture left: all of its inputs were rejected", name)
+    lost = f"SELECT DISTINCT class_name FROM inputs WHERE class_name NOT NULL EXCEPT SELECT class_name {_ACCEPTED}"
+    for (name,) in state.rows(lost):
+        _log.warning("class %r has no image left: all of its inputs were rejected", name)
     state.write("UPDATE inputs SET label = ? WHERE reason IS NULL AND class_name IS NULL", (UNLABELLED,))
     state.write("CREATE INDEX IF NOT EXISTS inputs_class ON inputs (class_name)")
-    state.write_many(
-        "UPDATE inputs SET label = ? WHERE class_name = ? AND reason IS NULL",
-        ((label, name) for label, name in enumerate(order)),
-    )
+    state.write_many("UPDATE inputs SET label = ? WHERE class_name = ? AND reason IS NULL", enumerate(order))
     return order
 
 
@@ -213,13 +191,11 @@ def _class_order(names: Sequence[str]) -> Callable[[str], tuple[int, str]]:
 
 
 def _split(state: State, options: Options) -> None:
-    given = "UPDATE inputs SET split = given_split WHERE reason IS NULL AND given_split NOT NULL"
-    state.write(given)
+    state.write("UPDATE inputs SET split = given_split WHERE reason IS NULL AND given_split NOT NULL")
     without = "reason IS NULL AND split IS NULL"
+    bare = ", ".join("?" * len(options.unlabelled_splits))
     inherent = state.value(
-        "SELECT given_split FROM inputs WHERE reason IS NULL AND given_split NOT NULL AND given_split NOT IN"
-        f" ({', '.join('?' * len(options.unlabelled_splits))})",
-        options.unlabelled_splits,
+        f"SELECT given_split {_ACCEPTED} AND given_split NOT NULL AND given_split NOT IN ({bare})", options.unlabelled_splits
     )
     if options.splits is not None:
         if inherent is not None:
@@ -233,22 +209,21 @@ def _split(state: State, options: Options) -> None:
         default = "test" if options.layout == "flat" else "train"
         if default in options.unlabelled_splits:
             raise ValueError(f"split {default!r} is the unlabelled input's: name the other input's split, as in train=DIR")
-        _log.info("no splits given: all pictures go into split %r", default)
+        _log.info("no splits given: all images go into split %r", default)
         state.write(f"UPDATE inputs SET split = ? WHERE {without}", (default,))
-    for (split,) in list(state.rows("SELECT DISTINCT split FROM inputs WHERE reason IS NULL")):
+    first = f"SELECT key {_ACCEPTED} AND split = ?"
+    for split in split_names(state):
         try:
             check_name("a split's name", split)
         except ValueError as error:
-            key = state.value("SELECT key FROM inputs WHERE reason IS NULL AND split = ? ORDER BY key", (split,))
-            raise DataError(f"{key}: {error}") from None
-    mixed = state.rows("SELECT split FROM inputs WHERE reason IS NULL GROUP BY split HAVING min(label) < 0 AND max(label) >= 0")
-    for (split,) in mixed:
-        key = state.value("SELECT key FROM inputs WHERE reason IS NULL AND label < 0 AND split = ? ORDER BY key", (split,))
-        raise DataError(f"split {split!r} has pictures with a label and others without: {key}")
+            raise DataError(f"{state.value(f'{first} ORDER BY key', (split,))}: {error}") from None
+    for (split,) in state.rows(f"SELECT split {_ACCEPTED} GROUP BY split HAVING min(label) < 0 AND max(label) >= 0"):
+        key = state.value(f"{first} AND label < 0 ORDER BY key", (split,))
+        raise DataError(f"split {split!r} has images with a label and others without: {key}")
 
 
 def _cut(state: State, options: Options) -> None:
-    """Cuts each class at the fractions, groups of equal bytes whole, in an order drawn from the seed and the bytes."""
+    """Cuts each class at the fractions, equal bytes together, in an order drawn by the seed."""
     state.register("group_order", options.seed, "split")
     state.write("CREATE TABLE IF NOT EXISTS cut (sha256 TEXT PRIMARY KEY, split TEXT)")
     state.write("DELETE FROM cut")
@@ -273,17 +248,14 @@ def _cut(state: State, options: Options) -> None:
     )
     for split in options.splits or ():
         if not state.value("SELECT 1 FROM inputs WHERE split = ? LIMIT 1", (split,)):
-            raise ValueError(f"split {split!r} would get no picture: too few for its fraction {options.splits}")
+            raise ValueError(f"split {split!r} would get no image: too few for its fraction {options.splits}")
 
 
 def _groups(state: State, column: str, condition: str) -> list[list[str]]:
     """Returns groups of keys with equal bytes that differ in a column."""
     groups: dict[str, list[str]] = {}
-    query = f"""
-        SELECT sha256, key FROM inputs WHERE reason IS NULL AND sha256 IN (
-            SELECT sha256 FROM inputs WHERE reason IS NULL {condition} GROUP BY sha256
-            HAVING count(DISTINCT {column}) > 1
-        ) ORDER BY key"""
+    differing = f"SELECT sha256 {_ACCEPTED} {condition} GROUP BY sha256 HAVING count(DISTINCT {column}) > 1"
+    query = f"SELECT sha256, key {_ACCEPTED} AND sha256 IN ({differing}) ORDER BY key"
     for sha256, key in state.rows(query):
         groups.setdefault(sha256, []).append(key)
     return list(groups.values())

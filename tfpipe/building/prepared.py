@@ -1,17 +1,19 @@
-"""Data sets that tensorflow-datasets prepared as TFRecords: their shards read with our own reader, no TensorFlow needed.
+"""Data sets prepared by tensorflow-datasets as TFRecords, read without TensorFlow.
 
-The encoded bytes of the one Image feature are taken over; the labels keep their numbers. Formats: dataset_info.json and
-features.json as tensorflow-datasets 4.9 writes them.
+The encoded bytes of the one Image feature are taken over; the labels keep their numbers. Formats:
+dataset_info.json and features.json as tensorflow-datasets 4.9 writes them.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tfpipe.building.items import Item, Listing, Notes, Source, one_split
+from tfpipe.building.items import Notes, Source, SourceList, one_split
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular, read_bytes
 from tfpipe.common.text import exactly
@@ -26,33 +28,34 @@ class _Layout(NamedTuple):
 
 
 def is_prepared(folder: Path) -> bool:
-    """True where the two files of a prepared data set stand."""
+    """True for a folder with the two files of a prepared data set."""
     return (folder / INFO_NAME).is_file() and (folder / FEATURES_NAME).is_file()
 
 
-def list_records(folder: Path, only: str | None, split_names: Mapping[str, str]) -> Listing:
+def list_records(folder: Path, only: str | None, split_names: Mapping[str, str], notes: Notes) -> SourceList:
     """Returns the records of a prepared data set, split by split; keys are "SHARD#000042".
 
     Args:
-        folder: of one version of the data set, where dataset_info.json stands.
+        folder: of one version of the data set, with dataset_info.json.
         only: the split to take, or None for all.
-        split_names: what splits are called here, where they have another name.
+        split_names: usual names of splits to those used here.
+        notes: gets the splits that are renamed.
 
     Raises:
-        ValueError: the folder is no prepared data set.
-        DataError: it does not have one Image and one ClassLabel, two splits would be one, or a shard is missing or not
-            complete.
+        ValueError: the folder is not a prepared data set.
+        DataError: it does not have one Image and one ClassLabel, two splits would be one, or a
+            shard is missing or not complete.
     """
     if not is_prepared(folder):
         raise ValueError(f"{folder}: layout 'tfds' takes the folder that holds {INFO_NAME} and {FEATURES_NAME}")
     try:
-        return _list_records(folder, only, split_names)
+        return _list_records(folder, only, split_names, notes)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         message = f"{INFO_NAME} or {FEATURES_NAME} is not as tensorflow-datasets writes it ({type(error).__name__}: {error})"
         raise DataError(message, path=folder) from None
 
 
-def _list_records(folder: Path, only: str | None, split_names: Mapping[str, str]) -> Listing:
+def _list_records(folder: Path, only: str | None, split_names: Mapping[str, str], notes: Notes) -> SourceList:
     info = _json(folder / INFO_NAME)
     if info.get("fileFormat", "tfrecord") != "tfrecord":
         raise DataError(f"file format {info['fileFormat']!r}, only 'tfrecord' can be read", path=folder / INFO_NAME)
@@ -65,20 +68,19 @@ def _list_records(folder: Path, only: str | None, split_names: Mapping[str, str]
     if double := one_split({name: here[name] for name in names}):
         raise DataError(double, path=folder / INFO_NAME)
     shards = [(here[name], *shard) for name in names for shard in _shards(folder, info["name"], splits[name])]
-    renamed = {name: here[name] for name in names if here[name] != name}
-    return Listing(
-        (item for shard in shards for item in _shard_items(*shard, layout)), layout.class_names, Notes(renamed=renamed)
-    )
+    notes.renamed |= {name: here[name] for name in names if here[name] != name}
+    return SourceList((item for shard in shards for item in _shard_items(*shard, layout)), layout.class_names)
 
 
 def read_image(path: str, offset: int) -> bytes:
-    """Returns the encoded picture of the record whose frame begins at `offset` of a shard.
+    """Returns the encoded image of the record whose frame begins at `offset` of a shard.
 
     Raises:
-        DataError: the record is damaged, or does not hold one picture.
+        DataError: the record is damaged, or does not hold one image.
     """
-    image, _ = _read(Path(path), offset, _layout_of(str(Path(path).parent)))
-    return image
+    with open_regular(path) as file:
+        data = tfrecord.read_frame(file, offset, os.path.getsize(path), path)
+    return _parse(data, _cached_layout(Path(path).parent), Path(path), offset)[0]
 
 
 def _shards(folder: Path, name: str, split: Mapping[str, Any]) -> list[tuple[Path, int]]:
@@ -93,7 +95,7 @@ def _shards(folder: Path, name: str, split: Mapping[str, Any]) -> list[tuple[Pat
     return [(folder / file, length) for file, length in zip(files, lengths, strict=True)]
 
 
-def _shard_items(split: str, path: Path, expected: int, layout: _Layout) -> Iterator[Item]:
+def _shard_items(split: str, path: Path, expected: int, layout: _Layout) -> Iterator[Source]:
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -107,12 +109,6 @@ def _shard_items(split: str, path: Path, expected: int, layout: _Layout) -> Iter
         count += 1
     if count != expected:
         raise DataError(f"{exactly(count, 'record')}, {INFO_NAME} says {expected} (cut file)", path=path)
-
-
-def _read(path: Path, offset: int, layout: _Layout) -> tuple[bytes, int]:
-    with open_regular(path) as file:
-        data = tfrecord.read_frame(file, offset, path.stat().st_size, path)
-    return _parse(data, layout, path, offset)
 
 
 def _parse(data: bytes, layout: _Layout, path: Path, offset: int) -> tuple[bytes, int]:
@@ -130,13 +126,9 @@ def _parse(data: bytes, layout: _Layout, path: Path, offset: int) -> tuple[bytes
     return image[0], label[0]
 
 
-_layouts: dict[str, _Layout] = {}
-
-
-def _layout_of(folder: str) -> _Layout:
-    if folder not in _layouts:
-        _layouts[folder] = _layout(Path(folder))
-    return _layouts[folder]
+@functools.lru_cache(maxsize=16)  # in a worker; the parent lists a folder once
+def _cached_layout(folder: Path) -> _Layout:
+    return _layout(folder)
 
 
 def _layout(folder: Path) -> _Layout:

@@ -1,26 +1,28 @@
-"""Where pictures come from: every layout becomes a stream of `Source`, one per picture, and `Rejection`.
+"""The inputs of a build: every layout becomes a stream of `Source`, one per input.
 
     listing = list_sources({None: Path("photos")}, layout="folders")
     for item in listing.items: ...            # Source(key="cat/1.jpg", class_name="cat", ...)
 
-Nothing is read here but directories and tables; the pictures themselves are read by the workers (`tasks.py`).
+Only folders and tables are read here; the images themselves are read by the workers (`tasks.py`).
 """
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from tfpipe.building import csv_rows, hdf5, prepared
-from tfpipe.building.csv_rows import CONTROL, Choice
-from tfpipe.building.items import SPLIT_NAMES, Item, Listing, Notes, Rejection, Source, one_split
+from tfpipe.building.csv_rows import Choice
+from tfpipe.building.items import SPLIT_NAMES, Notes, Source, SourceList, one_split, rejected
 from tfpipe.common import tables
+from tfpipe.common.errors import DataError
 from tfpipe.common.files import is_hidden
 from tfpipe.listing.folders import walk
+from tfpipe.records.manifest import CONTROL
 
 LAYOUTS = ("folders", "filename", "csv", "flat", "hdf5", "tfds")
 DEFAULT_LABEL_PATTERN = r"(?P<label>[^._]+)[._]"
@@ -31,7 +33,7 @@ _HDF5_SUFFIXES = (".h5", ".hdf5", ".he5")
 
 _FOUND = Choice()
 
-Inputs = Mapping[str | None, Path]  # by split; None: one input that says itself which splits it has, if any
+Inputs = Mapping[str | None, Path]  # by split; None: one input that defines its splits itself, if any
 
 
 def list_sources(
@@ -43,16 +45,19 @@ def list_sources(
     to_be_cut: bool = False,
     normalize: str = "none",
     choice: Choice = _FOUND,
-) -> Listing:
-    """Returns every picture of the inputs.
+) -> SourceList:
+    """Returns every image of the inputs.
 
     Args:
         inputs: folder or file by split name, or one under None.
-        unlabelled: folders of pictures without labels, by split name.
+        unlabelled: folders of images without labels, by split name.
         layout: one of `LAYOUTS`.
-        label_pattern: for layout "filename": a regular expression with one named group, matched from the name's start.
-        to_be_cut: the caller cuts one input into splits, so that a folder called "train" beside others is a class.
-        normalize: "nfc" composes the characters of class names, so that two forms of one name are one class.
+        label_pattern: for layout "filename": a regular expression with one named group, matched
+            from the name's start.
+        to_be_cut: the caller cuts one input into splits, so that a folder called "train" beside
+            others is a class.
+        normalize: "nfc" composes the characters of class names, so that two forms of one name are
+            one class.
         choice: how tables are read.
 
     Raises:
@@ -64,61 +69,68 @@ def list_sources(
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such input")
     pattern = _compile(label_pattern)
-    listings: list[Listing] = []
+    listings: list[SourceList] = []
     notes = Notes()
     for split, path in inputs.items():
+        if layout in ("csv", "hdf5") and not path.is_file():
+            raise ValueError(f"{path}: layout {layout!r} needs a file")
         if layout == "csv":
-            listings.append(Listing(csv_rows.list_rows(_file(path, layout), split, choice, notes)))
+            listings.append(SourceList(csv_rows.list_rows(path, split, choice, notes)))
         elif layout == "hdf5":
-            listings.append(hdf5.list_arrays(_file(path, layout), split))
+            listings.append(hdf5.list_arrays(path, split))
         elif layout == "tfds":
-            listings.append(prepared.list_records(path, split, choice.split_names))
+            listings.append(prepared.list_records(path, split, choice.split_names, notes))
         else:
             label_of = {"folders": _first_folder, "filename": _in_name(pattern), "flat": _no_label}[layout]
             split_of = _split_by_folder(path, to_be_cut, notes) if split is None else _named(split)
             prefix = "" if split is None else f"{split}/"
-            listings.append(Listing(_picture_items(path, prefix, split_of, label_of, notes)))
+            listings.append(SourceList(_image_items(path, prefix, split_of, label_of, notes)))
     for split, path in unlabelled.items():
-        listings.append(Listing(_picture_items(path, f"{split}/", _named(split), _no_label, notes)))
-    for listing in listings:
-        notes.renamed |= listing.notes.renamed
-    joined = Listing.joined(listings)
-    items, names = map(_with_good_names, joined.items), joined.class_names
+        listings.append(SourceList(_image_items(path, f"{split}/", _named(split), _no_label, notes)))
+    names = _joined_order(listings)
+    items = map(_with_good_names, itertools.chain.from_iterable(listing.items for listing in listings))
     if normalize == "nfc":
         items, names = map(_composed, items), names and [unicodedata.normalize("NFC", name) for name in names]
-    return Listing(items, names, notes)
+    return SourceList(items, names, notes)
 
 
-def _composed(item: Item) -> Item:
-    if isinstance(item, Rejection) or item.class_name is None:
-        return item
-    return dataclasses.replace(item, class_name=unicodedata.normalize("NFC", item.class_name))
+def _joined_order(listings: Sequence[SourceList]) -> Sequence[str] | None:
+    """Returns the longest order of classes; raises DataError if another is not its beginning."""
+    orders = [listing.class_names for listing in listings if listing.class_names is not None]
+    longest = max(orders, key=len, default=None)
+    for other in orders:
+        if longest is not None and list(other) != list(longest[: len(other)]):
+            raise DataError(f"the inputs name their classes differently: {list(longest)} and {list(other)}")
+    return longest
 
 
-def _with_good_names(item: Item) -> Item:
-    """Returns the item, or a rejection where one of its names could not be stored as one line of UTF-8."""
-    names = (item.key, item.filename, item.class_name or "") if isinstance(item, Source) else (item.key,)
-    # Bytes of a file's name that are not UTF-8 reach Python as lone surrogates, which are not printable either.
-    if not any(map(CONTROL.search, names)):
+def _composed(item: Source) -> Source:
+    return item._replace(class_name=item.class_name and unicodedata.normalize("NFC", item.class_name))
+
+
+def _with_good_names(item: Source) -> Source:
+    """Returns the input, rejected if one of its names could not be stored as one line of UTF-8."""
+    # Bytes of a file's name that are not UTF-8 reach Python as lone surrogates, which are not
+    # printable either.
+    if not any(map(CONTROL.search, (item.key, item.filename, item.class_name or ""))):
         return item
     key = CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), item.key)
     path = item.path.encode("utf-8", "backslashreplace").decode()
-    return Rejection(
-        key, path, "bad_name", "a name is not UTF-8, or holds a line break or another control character: rename it"
-    )
+    message = "a name is not UTF-8, or holds a line break or another control character: rename it"
+    return rejected(key, path, "bad_name", message)
 
 
 def guess_layout(path: Path) -> str:
     """Returns the layout of an input where that is certain.
 
     Raises:
-        ValueError: it is not; the message says between which.
+        ValueError: it is not; the message names the candidates.
     """
-    if path.suffix.lower() in tables.SUFFIXES and path.is_file():
-        return "csv"
-    if path.suffix.lower() in _HDF5_SUFFIXES and path.is_file():
-        return "hdf5"
     if path.is_file():
+        if path.suffix.lower() in tables.SUFFIXES:
+            return "csv"
+        if path.suffix.lower() in _HDF5_SUFFIXES:
+            return "hdf5"
         raise ValueError(f"{path}: input must be a folder, a .csv or an .h5 file")
     if prepared.is_prepared(path):
         return "tfds"
@@ -134,12 +146,6 @@ def guess_layout(path: Path) -> str:
     )
 
 
-def _file(path: Path, layout: str) -> Path:
-    if not path.is_file():
-        raise ValueError(f"{path}: layout {layout!r} takes a file")
-    return path
-
-
 def _compile(label_pattern: str) -> re.Pattern[str]:
     try:
         pattern = re.compile(label_pattern)
@@ -150,8 +156,8 @@ def _compile(label_pattern: str) -> re.Pattern[str]:
     return pattern
 
 
-# A label function returns the class name of a picture at a path relative to its split, None where it has none by intent,
-# and raises a LookupError that says what is missing.
+# A label function returns the class name of an image by its path relative to its split, None where
+# it is meant to have none, and raises a LookupError with the reason where it cannot tell.
 LabelOf = Callable[[PurePosixPath], str | None]
 
 
@@ -177,17 +183,13 @@ def _no_label(_: PurePosixPath) -> None:
     return None
 
 
-# A split function returns the split of a path relative to its input, the path below the split's folder, and raises a
-# LookupError where it stands beside them.
+# A split function returns the split of a path relative to its input, and the path relative to the
+# split's folder; it raises a LookupError for a path outside of these.
 SplitOf = Callable[[PurePosixPath], tuple[str | None, PurePosixPath]]
 
 
-def _named(split: str) -> SplitOf:
+def _named(split: str | None) -> SplitOf:
     return lambda relative: (split, relative)
-
-
-def _no_split(relative: PurePosixPath) -> tuple[None, PurePosixPath]:
-    return None, relative
 
 
 def _split_folders(names: Iterable[str]) -> dict[str, str]:
@@ -203,7 +205,7 @@ def _split_by_folder(root: Path, to_be_cut: bool, notes: Notes) -> SplitOf:
     by_folder = _split_folders(names)
     others = [name for name in names if name not in by_folder]
     if not by_folder or (others and to_be_cut):
-        return _no_split
+        return _named(None)
     if others:
         raise ValueError(
             f"{root}: beside the split folders {', '.join(by_folder)} stand {', '.join(others[:5])}: name each split's folder,"
@@ -211,7 +213,6 @@ def _split_by_folder(root: Path, to_be_cut: bool, notes: Notes) -> SplitOf:
         )
     if double := one_split(by_folder):
         raise ValueError(f"{root}: {double}")
-
     notes.renamed |= {name: split for name, split in by_folder.items() if name != split}
 
     def split_of(relative: PurePosixPath) -> tuple[str, PurePosixPath]:
@@ -222,24 +223,21 @@ def _split_by_folder(root: Path, to_be_cut: bool, notes: Notes) -> SplitOf:
     return split_of
 
 
-def _picture_items(root: Path, prefix: str, split_of: SplitOf, label_of: LabelOf, notes: Notes) -> Iterator[Item]:
+def _image_items(root: Path, prefix: str, split_of: SplitOf, label_of: LabelOf, notes: Notes) -> Iterator[Source]:
     if not root.is_dir():
         raise ValueError(f"{root}: not a folder")
     for item in walk(root):
         key = prefix + item.name
-        if item.reason:
-            if item.reason == "hidden":
-                name = os.path.basename(item.path)
-                notes.hidden[_KINDS.get(name.lower(), "._*" if name.startswith("._") else "other hidden names")] += 1
-            elif item.reason == "empty":
-                notes.empty_folders.append(key)
-            else:
-                yield Rejection(key, item.path, item.reason, item.message, fatal=item.reason != "link_loop")
-            continue
-        try:
-            split, below = split_of(PurePosixPath(item.name))
-            class_name = label_of(below)
-        except LookupError as error:
-            yield Rejection(key, item.path, "no_class", str(error.args[0]))
-            continue
-        yield Source(key, key, split, class_name, "file", item.path, 0, item.num_bytes, item.mtime_ns)
+        if item.reason == "hidden":
+            name = os.path.basename(item.path)
+            notes.hidden[_KINDS.get(name.lower(), "._*" if name.startswith("._") else "other hidden names")] += 1
+        elif item.reason == "empty":
+            notes.empty_folders.append(key)
+        elif item.reason:
+            yield rejected(key, item.path, item.reason, item.message, fatal=item.reason != "link_loop")
+        else:
+            try:
+                split, below = split_of(PurePosixPath(item.name))
+                yield Source(key, key, split, label_of(below), "file", item.path, 0, item.num_bytes, item.mtime_ns)
+            except LookupError as error:
+                yield rejected(key, item.path, "no_class", str(error.args[0]))

@@ -1,20 +1,21 @@
-"""The state of a build, on disk: a killed run continues from it, and memory stays flat for any number of pictures.
+"""The state of a build, on disk: a killed run continues from it, and memory stays flat.
 
-One SQLite table holds a row per input, filled in three steps: listed (sources), audited (workers), planned (splits, labels,
-order). Everything that needs the whole set at once (duplicates, leaks, fractions, order) is a query.
+One SQLite table holds a row per input, filled in three steps: listed (sources), audited (workers),
+planned (splits, labels, order). Whatever needs the whole set at once (duplicates, leaks, fractions,
+order) is a query.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfpipe.building import row_checks
-from tfpipe.building.items import Item, Rejection, Source
+from tfpipe.building.items import Source
 from tfpipe.building.tasks import Audited
 from tfpipe.common import seeds
 
@@ -28,7 +29,9 @@ CREATE TABLE inputs (
     split TEXT, label INTEGER, rank BLOB, traits TEXT
 );
 """
-_LISTED = "key, filename, given_split, class_name, kind, path, place, file_bytes, mtime_ns, fatal, reason, message, row"
+# The fields of a `Source`, in their order.
+_LISTED = "key, filename, given_split, class_name, kind, path, place, file_bytes, mtime_ns, row, reason, message, fatal"
+_LATER = {"row": "TEXT DEFAULT ''", "traits": "TEXT"}  # columns that builds begun by older versions lack
 _MAX_SHOWN = 1000  # differences; nobody reads on after these
 _MIN_SQLITE = (3, 35)  # UPDATE ... FROM, RETURNING
 _COMPARED = ("filename", "given_split", "class_name", "kind", "place", "file_bytes")
@@ -36,12 +39,17 @@ _TOUCHED = """
 FROM inputs JOIN now USING (key)
 WHERE (inputs.path, inputs.mtime_ns) != (now.path, now.mtime_ns) AND inputs.sha256 NOT NULL"""
 
+_FROM_TABLES = "row != '' AND kind != ''"  # rows of tables that are not rejected yet
+_SHOWN = 5  # rows of a table in one message
+
+Parameters = Sequence[Any] | Mapping[str, Any]
+
 
 class State:
     """The rows of one build, in a file.
 
     Args:
-        path: of the SQLite file; made when it is not there.
+        path: of the SQLite file; created if missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,15 +57,15 @@ class State:
             raise OSError(f"this Python has SQLite {sqlite3.sqlite_version}; 3.35 or newer is needed")
         self.path = path
         self._database = sqlite3.connect(path)
-        # Survives kill -9 of this process at any point; a power cut costs at most the last commits, never order.
+        # Survives kill -9 of this process at any point; a power cut costs at most the last commits,
+        # never order.
         self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.execute("PRAGMA temp_store = FILE")
-        if not self.value("SELECT count(*) FROM sqlite_master WHERE name = 'inputs'"):
+        columns = {name for (name,) in self.rows("SELECT name FROM pragma_table_info('inputs')")}
+        if not columns:
             self._database.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-        elif not self.value("SELECT count(*) FROM pragma_table_info('inputs') WHERE name = 'row'"):
-            self.write("ALTER TABLE inputs ADD COLUMN row TEXT DEFAULT ''")  # of an unfinished build by an earlier version
-        if not self.value("SELECT count(*) FROM pragma_table_info('inputs') WHERE name = 'traits'"):
-            self.write("ALTER TABLE inputs ADD COLUMN traits TEXT")  # of a build that an older version began
+        for name in _LATER.keys() - columns if columns else ():
+            self.write(f"ALTER TABLE inputs ADD COLUMN {name} {_LATER[name]}")
 
     def close(self) -> None:
         """Closes the file; what was written since the last `commit` or `note` is forgotten."""
@@ -67,16 +75,16 @@ class State:
         """Makes what was written survive a kill."""
         self._database.commit()
 
-    def rows(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Iterator[tuple[Any, ...]]:
+    def rows(self, query: str, parameters: Parameters = ()) -> Iterator[tuple[Any, ...]]:
         """Yields the rows of a query."""
         return self._database.execute(query, parameters)
 
-    def value(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Any:
+    def value(self, query: str, parameters: Parameters = ()) -> Any:
         """Returns the first column of a query's first row, or None."""
         row = self._database.execute(query, parameters).fetchone()
         return None if row is None else row[0]
 
-    def write(self, statement: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> None:
+    def write(self, statement: str, parameters: Parameters = ()) -> None:
         """Runs one statement."""
         self._database.execute(statement, parameters)
 
@@ -98,42 +106,67 @@ class State:
         self.write("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
         self.commit()
 
-    def list_inputs(self, items: Iterable[Item]) -> None:
-        """Replaces all rows by what the sources list."""
+    def list_inputs(self, items: Iterable[Source]) -> None:
+        """Replaces all rows by a listing."""
         self.write("DELETE FROM inputs")
         self._insert("inputs", items)
 
-    def _insert(self, table: str, items: Iterable[Item]) -> None:
-        columns = _LISTED.count(",") + 1
-        self.write_many(f"INSERT INTO {table} ({_LISTED}) VALUES ({', '.join('?' * columns)})", map(_listed, items))
-        row_checks.reject_rows(self._database, table)
+    def _insert(self, table: str, items: Iterable[Source]) -> None:
+        places = ", ".join("?" * len(Source._fields))
+        self.write_many(f"INSERT INTO {table} ({_LISTED}) VALUES ({places})", items)
+        if self.value(f"SELECT 1 FROM {table} WHERE {_FROM_TABLES} LIMIT 1"):
+            self._reject_rows(table)
+
+    def _reject_rows(self, table: str) -> None:
+        """Rejects rows that repeat a key, or lack a split or label that other rows have.
+
+        Of rows that agree about one file the first stays; of rows that contradict each other none
+        can be believed.
+        """
+        twice = f"SELECT key FROM {table} WHERE kind != '' GROUP BY key HAVING count(*) > 1 AND min(row) != ''"
+        columns = "key, rowid, row, class_name, given_split, path"
+        groups: dict[str, list[tuple[Any, ...]]] = {}
+        for key, *row in self.rows(f"SELECT {columns} FROM {table} WHERE {_FROM_TABLES} AND key IN ({twice}) ORDER BY rowid"):
+            groups.setdefault(key, []).append(tuple(row))
+        changes = [change for key, rows in groups.items() for change in _repeated(key, rows)]
+        reject = f"UPDATE {table} SET kind = '', reason = 'bad_row', path = row"
+        self.write_many(f"{reject}, message = ?, key = ? WHERE rowid = ?", changes)
+
+        def reject_where(condition: str, others: str, message: str, split: str | None = None) -> None:
+            exists = f"EXISTS (SELECT 1 FROM {table} WHERE {_FROM_TABLES} AND {others})"
+            statement = f"{reject}, message = key || ': ' || :message WHERE {_FROM_TABLES} AND {condition} AND {exists}"
+            self.write(statement, {"message": message, "split": split})
+
+        message = "the row names no split, and other rows do: name one"
+        reject_where("given_split IS NULL", "given_split NOT NULL", message)
+        for (split,) in list(self.rows(f"SELECT DISTINCT given_split FROM {table} WHERE {_FROM_TABLES}")):
+            where, same = f"split {split!r}" if split else "the table", "given_split IS :split"
+            advice = "fill it in, or give those without a split of their own"
+            message = f"others of {where} have a label, this one has none: {advice}"
+            reject_where(f"class_name IS NULL AND {same}", f"class_name NOT NULL AND {same}", message, split)
 
     def pending(self, max_rows: int, max_bytes: int) -> Iterator[list[tuple[int, str, str, int]]]:
         """Yields batches of (row id, kind, path, place) that are not audited yet."""
         after = 0
-        while True:
-            query = """
-                SELECT rowid, kind, path, place, file_bytes FROM inputs
-                WHERE rowid > ? AND sha256 IS NULL AND reason IS NULL ORDER BY rowid LIMIT ?"""
-            rows = self._database.execute(query, (after, max_rows)).fetchall()
-            if not rows:
-                return
+        query = """
+            SELECT rowid, kind, path, place, file_bytes FROM inputs
+            WHERE rowid > ? AND sha256 IS NULL AND reason IS NULL ORDER BY rowid LIMIT ?"""
+        while rows := self._database.execute(query, (after, max_rows)).fetchall():
             total = itertools.accumulate(row[4] if row[1] == "file" else 0 for row in rows)
             count = max(1, sum(1 for size in total if size <= max_bytes))
             after = rows[count - 1][0]
             yield [row[:4] for row in rows[:count]]
 
     def store_audit(self, found: Sequence[tuple[int, Audited]]) -> None:
-        """Fills in what workers found."""
+        """Stores what workers found, by row id."""
         assignments = ", ".join(f"{field} = ?" for field in Audited._fields)
-        statement = f"UPDATE inputs SET {assignments} WHERE rowid = ?"
-        self.write_many(statement, [(*audited, row) for row, audited in found])
+        self.write_many(f"UPDATE inputs SET {assignments} WHERE rowid = ?", [(*audited, row) for row, audited in found])
 
-    def relist(self, items: Iterable[Item]) -> list[str]:
-        """Holds a new listing against the rows; returns the differences in words, the first ones if there are many.
+    def relist(self, items: Iterable[Source]) -> list[str]:
+        """Compares a new listing with the rows; returns the first differences in words.
 
-        Files that were only touched or moved are no difference yet: `touched` yields them, their content will tell, and
-        `accept` takes over where they lie now.
+        Files that were only touched or moved do not count as different yet: `touched` yields them,
+        their content decides, and `accept` stores their new places.
         """
         self.write(f"CREATE TEMP TABLE now AS SELECT {_LISTED} FROM inputs WHERE false")
         self._insert("now", items)
@@ -147,7 +180,7 @@ class State:
         )
 
     def differences(self, **queries: str) -> list[str]:
-        """Returns "WORD: key" for every key that the query of that word selects, the first ones if there are many."""
+        """Returns "WORD: key" for the keys that each word's query selects, up to a limit."""
         return [
             f"{word}: {key}"
             for word, query in queries.items()
@@ -155,20 +188,21 @@ class State:
         ]
 
     def num_touched(self) -> int:
-        """Returns how many pictures `touched` yields."""
+        """Returns the number of images that `touched` yields."""
         return int(self.value(f"SELECT count(*) {_TOUCHED}"))
 
     def touched(self, max_rows: int) -> Iterator[list[tuple[int, str, str, int]]]:
-        """Yields batches, as `pending` does, of audited pictures whose file is another or newer one since `relist`."""
+        """Yields batches, as `pending`, of audited images with another or newer file."""
         cursor = self._database.execute(f"SELECT inputs.rowid, now.kind, now.path, now.place {_TOUCHED}")
         while batch := cursor.fetchmany(max_rows):
             yield batch
 
     def accept(self, *, reopen: bool) -> None:
-        """Takes over from the new listing where the inputs lie and when they were modified, and commits.
+        """Takes over paths and times of modification from the new listing, and commits.
 
         Args:
-            reopen: let inputs that could not be read be audited again; not where a plan was made without them.
+            reopen: audit inputs again that could not be read; not where a plan was made without
+                them.
         """
         self.write("UPDATE inputs SET path = now.path, mtime_ns = now.mtime_ns FROM now WHERE now.key = inputs.key")
         if reopen:
@@ -177,21 +211,24 @@ class State:
         self.commit()
 
 
-def _listed(item: Source | Rejection) -> tuple[Any, ...]:
-    if isinstance(item, Rejection):
-        return (item.key, "", None, None, "", item.path, 0, 0, 0, item.fatal, item.reason, item.message, "")
-    return (
-        item.key,
-        item.filename,
-        item.split,
-        item.class_name,
-        item.kind,
-        item.path,
-        item.place,
-        item.num_bytes,
-        item.mtime_ns,
-        True,
-        None,
-        None,
-        item.row,
+def _repeated(key: str, rows: list[tuple[Any, ...]]) -> list[tuple[str, str, int]]:
+    """Returns (message, new key, row id) of the rows of one key that must be rejected."""
+    meant = {(*row[2:4], os.path.normpath(row[4])) for row in rows}
+    labels = list(dict.fromkeys(row[2] or "no label" for row in rows))
+    lines = [os.path.basename(row[1]).rpartition(": line ") for row in rows[:_SHOWN]]
+    shown = ", ".join(
+        f"line {line} of {name} ({row[2] or 'no label'}{f', {row[3]}' if row[3] else ''})"
+        for (name, _, line), row in zip(lines, rows, strict=False)
     )
+    shown += f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+    if len(meant) == 1:
+        what = "say the same: remove all but one"
+    elif len(labels) > 1:
+        what = f"contradict each other, {' or '.join(labels[:_SHOWN])}: keep the right one"
+    elif len({path for *_, path in meant}) > 1:
+        what = "name different files: give them ids that differ"
+    else:
+        what = "name different splits: keep one"
+    message = f"{key}: given more than once, rows that {what}: {shown}"
+    wrong = rows[1:] if len(meant) == 1 else rows
+    return [(message, os.path.basename(row[1]).replace(": line ", "#line"), row[0]) for row in wrong]

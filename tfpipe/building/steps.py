@@ -1,4 +1,4 @@
-"""The steps of a build, each resumable: list, audit, plan, write, finish; and the confirmation of a complete data set."""
+"""The steps of a build, each resumable: list, audit, plan, write, finish."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tfpipe
 from tfpipe.building import metadata_files, plan
-from tfpipe.building.items import Listing, Notes
+from tfpipe.building.items import Notes, SourceList
 from tfpipe.building.options import Options
 from tfpipe.building.state import State
 from tfpipe.building.tasks import AuditTask, ShardTask
@@ -38,12 +38,18 @@ _SHOWN = 20  # differences to inputs in an error message
 
 
 class _Refusal(ValueError):
-    """The output holds another build, which is left as it is."""
+    """The output holds another build, which stays untouched."""
+
+    def __init__(self, message: str, differences: Sequence[str]) -> None:
+        shown = "".join(f"\n  {difference}" for difference in differences[:_SHOWN])
+        more = f"\n  and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+        advice = "Give it what it was begun with, or delete the output folder to start over."
+        super().__init__(f"{message}:{shown}{more}\n{advice}")
 
 
 @contextlib.contextmanager
 def _explained(directory: Path) -> Iterator[None]:
-    """Says of errors of the disk what has become of the build."""
+    """Adds to errors of the disk what becomes of the build."""
     advice = "what was finished is kept: mend the cause (free space?) and run the same build again"
     try:
         yield
@@ -58,12 +64,6 @@ def _explained(directory: Path) -> Iterator[None]:
         raise OSError(error.errno, f"{error.strerror}; {advice}", error.filename or os.fspath(directory)) from error
 
 
-def _advice(differences: Sequence[str]) -> str:
-    shown = "".join(f"\n  {difference}" for difference in differences[:_SHOWN])
-    more = f"\n  and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-    return f"{shown}{more}\nGive it what it was begun with, or delete the output folder to start over."
-
-
 def _order_differences(before: Sequence[str] | None, now: Sequence[str] | None) -> list[str]:
     if (before is None) == (now is None) and list(before or ()) == list(now or ()):
         return []
@@ -71,7 +71,7 @@ def _order_differences(before: Sequence[str] | None, now: Sequence[str] | None) 
 
 
 class Build(NamedTuple):
-    """One call of `build_tfrecords`: where, what, and with how many hands.
+    """One call of `build_tfrecords`.
 
     Attributes:
         directory: the output, locked by the caller.
@@ -84,13 +84,13 @@ class Build(NamedTuple):
 
     directory: Path
     options: Options
-    list_inputs: Callable[[], Listing]
+    list_inputs: Callable[[], SourceList]
     workers: int
     lock: int
     progress: bool
 
     def run(self) -> Manifest:
-        """Builds, goes on with an unfinished build, or confirms a complete one; errors as in `build_tfrecords`."""
+        """Builds, resumes or checks a complete build; errors as in `build_tfrecords`."""
         with _explained(self.directory):
             if (self.directory / manifests.FILE_NAME).exists():
                 return self._confirm()
@@ -116,8 +116,9 @@ class Build(NamedTuple):
                     self._plan(state, order)
                 shards = self._write(state, workers)
         except BaseException as error:
-            # Nothing is written before the plan: where nothing is listed yet, or inputs or options must change before it
-            # can be made, nothing stays behind, so that any other build may follow.
+            # Nothing is written before the plan: where nothing is listed yet, or inputs or options
+            # must change before it can be made, nothing is kept, so that any other build may
+            # follow.
             wrong = isinstance(error, DataError | ValueError) and not isinstance(error, _Refusal)
             if not known or (wrong and state.fact("planned") is None):
                 shutil.rmtree(self.directory / manifests.BUILD_FOLDER)
@@ -143,30 +144,35 @@ class Build(NamedTuple):
     def _relist(self, state: State, workers: Workers) -> Sequence[str] | None:
         differences = self.options.differences(state.fact("options"))
         if differences:
-            raise _Refusal(f"{self.directory}: an unfinished build with other options is here:" + _advice(differences))
+            raise _Refusal(f"{self.directory}: an unfinished build with other options is here", differences)
         _log.info("going on with the unfinished build in %s", self.directory)
         listing = self.list_inputs()
         differences = _order_differences(state.fact("class_order"), listing.class_names)
         differences = differences or state.relist(listing.items) or self._changed(state, workers)
         if differences:
-            raise _Refusal(f"{self.directory}: the inputs of the unfinished build here have changed:" + _advice(differences))
+            raise _Refusal(f"{self.directory}: the inputs of the unfinished build here have changed", differences)
         state.accept(reopen=state.fact("planned") is None)
         self._note(state, listing.notes)
         return listing.class_names
 
-    def _changed(self, state: State, workers: Workers) -> list[str]:
-        """Returns which of the files that were touched or moved hold other bytes now."""
-        tasks = (AuditTask(batch, self.options.max_pixels) for batch in state.touched(_AUDIT_RECORDS))
-        total, differences = state.num_touched(), []
-        with ProgressBar("compare", total, enabled=self.progress and total > 0) as bar:
-            for message in workers.run("audit", tasks):
+    def _results(self, workers: Workers, function: str, tasks: Iterable[Any], title: str, total: int, done: int = 0) -> Any:
+        """Yields the results of tasks while a bar shows their progress."""
+        with ProgressBar(title, total, initial=done, enabled=self.progress and total > 0) as bar:
+            for message in workers.run(function, tasks):
                 if isinstance(message, Progress):
                     bar.add(*message)
-                    continue
-                for row, audited in message:
-                    key, sha256 = next(state.rows("SELECT key, sha256 FROM inputs WHERE rowid = ?", (row,)))
-                    if audited.sha256 != sha256:
-                        differences.append(f"changed: {key}")
+                else:
+                    yield message
+
+    def _changed(self, state: State, workers: Workers) -> list[str]:
+        """Returns which of the files that were touched or moved have other bytes now."""
+        tasks = (AuditTask(batch, self.options.max_pixels) for batch in state.touched(_AUDIT_RECORDS))
+        differences = []
+        for found in self._results(workers, "audit", tasks, "compare", state.num_touched()):
+            for row, audited in found:
+                key, sha256 = next(state.rows("SELECT key, sha256 FROM inputs WHERE rowid = ?", (row,)))
+                if audited.sha256 != sha256:
+                    differences.append(f"changed: {key}")
         return sorted(differences)
 
     def _audit(self, state: State, workers: Workers) -> None:
@@ -176,15 +182,11 @@ class Build(NamedTuple):
         facts = (options.max_pixels, options.check == "decode", options.png16 == USUAL.png16)
         tasks = (AuditTask(batch, *facts) for batch in state.pending(_AUDIT_RECORDS, _AUDIT_BYTES))
         next_commit = time.monotonic() + _COMMIT_SECONDS
-        with ProgressBar("audit", total, initial=done, enabled=self.progress) as bar:
-            for message in workers.run("audit", tasks):
-                if isinstance(message, Progress):
-                    bar.add(*message)
-                else:
-                    state.store_audit(message)
-                    if time.monotonic() > next_commit:  # each waits for the disk: a kill costs at most this much work
-                        state.commit()
-                        next_commit = time.monotonic() + _COMMIT_SECONDS
+        for found in self._results(workers, "audit", tasks, "audit", total, done):
+            state.store_audit(found)
+            if time.monotonic() > next_commit:  # each waits for the disk: a kill costs at most this much work
+                state.commit()
+                next_commit = time.monotonic() + _COMMIT_SECONDS
         state.commit()
 
     def _plan(self, state: State, order: Sequence[str] | None) -> None:
@@ -199,39 +201,28 @@ class Build(NamedTuple):
         shards = {task.file: shard for task in tasks if (shard := self._finished(state, task)) is not None}
         todo = [task for task in tasks if task.file not in shards]
         total, done = sum(task.end - task.start for task in tasks), sum(shard.num_records for shard in shards.values())
-        with ProgressBar("write", total, initial=done, enabled=self.progress) as bar:
-            for message in workers.run("write_shard", todo):
-                if isinstance(message, Progress):
-                    bar.add(*message)
-                else:
-                    shards[message.file] = message
+        for shard in self._results(workers, "write_shard", todo, "write", total, done):
+            shards[shard.file] = shard
         return {task.file: shards[task.file] for task in tasks}
 
     def _finished(self, state: State, task: ShardTask) -> Shard | None:
-        """Returns a shard that an earlier run finished, with all that belongs to it."""
+        """Returns a shard that an earlier run finished, with all files about it."""
+        note, rows = (state.path.with_name(f"{task.file}.{ending}") for ending in ("json", "csv"))
         try:
-            shard = Shard(**json.loads(state.path.with_name(f"{task.file}.json").read_bytes()))
-            sizes = [
-                path.stat().st_size
-                for path in (
-                    self.directory / task.file,
-                    self.directory / manifests.index_file(task.file),
-                    state.path.with_name(f"{task.file}.csv"),
-                )
-            ]
+            shard = Shard(**json.loads(note.read_bytes()))
+            files = (self.directory / task.file, self.directory / manifests.index_file(task.file), rows)
+            sizes = [path.stat().st_size for path in files]
         except (FileNotFoundError, ValueError, TypeError):
             return None
         return shard if sizes[0] == shard.num_bytes and all(sizes) else None
 
     def _finish(self, state: State, decided: plan.Plan, shards: Mapping[str, Shard]) -> Manifest:
-        parts = [state.path.with_name(f"{file}.csv") for file in shards]
-        metadata_files.write_catalog(self.directory, parts)
+        metadata_files.write_catalog(self.directory, [state.path.with_name(f"{file}.csv") for file in shards])
         splits = self._splits(state, decided.class_names, shards)
-        metadata_files.write_rejected(
-            self.directory,
-            state.rows("SELECT key, reason, message FROM inputs WHERE reason NOT NULL ORDER BY key"),
-        )
+        rejected = state.rows("SELECT key, reason, message FROM inputs WHERE reason NOT NULL ORDER BY key")
+        metadata_files.write_rejected(self.directory, rejected)
         metadata_files.write_tfds_files(self.directory, self.options.name, decided.class_names, splits)
+        reasons = state.rows("SELECT reason, count(*) FROM inputs WHERE reason NOT NULL GROUP BY reason ORDER BY reason")
         manifest = Manifest(
             name=self.options.name,
             seed=self.options.seed,
@@ -241,9 +232,7 @@ class Build(NamedTuple):
             companions=metadata_files.hash_companions(self.directory),
             inputs_sha256=_inputs_digest(state),
             properties=_properties(state),
-            rejected=dict(
-                state.rows("SELECT reason, count(*) FROM inputs WHERE reason NOT NULL GROUP BY reason ORDER BY reason")
-            ),
+            rejected=dict(reasons),
             conflicts=decided.conflicts,
             leaks=decided.leaks,
             tfpipe_version=tfpipe.__version__,
@@ -266,14 +255,14 @@ class Build(NamedTuple):
         return splits
 
     def _confirm(self) -> Manifest:
-        """Returns the manifest of a complete data set after looking at every input again; never writes but to clean up.
+        """Returns the manifest of a complete data set after reading every input again.
 
         Content counts and not times of modification: they differ between copies of the same input.
         """
         manifest = manifests.load(self.directory)
         differences = self.options.differences(manifest.options)
         if differences:
-            raise _Refusal(f"{self.directory}: a complete data set with other options is here:" + _advice(differences))
+            raise _Refusal(f"{self.directory}: a complete data set with other options is here", differences)
         manifests.check_files(self.directory, manifest)
         manifests.check_hashes(self.directory, manifest)
         with temporary_folder("build") as folder, contextlib.closing(State(folder / "state.sqlite")) as state:
@@ -286,7 +275,7 @@ class Build(NamedTuple):
             if _inputs_digest(state) != manifest.inputs_sha256:
                 differences += self._content_differences(state)
             if differences:
-                raise _Refusal(f"{self.directory}: made from inputs that have changed since:" + _advice(differences))
+                raise _Refusal(f"{self.directory}: made from inputs that have changed since", differences)
         leftover = self.directory / manifests.BUILD_FOLDER  # killed between the manifest and the end
         if leftover.exists():
             shutil.rmtree(leftover)
@@ -309,9 +298,8 @@ class Build(NamedTuple):
 
 
 def _inputs_digest(state: State) -> str:
-    return metadata_files.inputs_digest(
-        state.rows("SELECT key, filename, given_split, class_name, coalesce(reason, sha256) FROM inputs ORDER BY key")
-    )
+    query = "SELECT key, filename, given_split, class_name, coalesce(reason, sha256) FROM inputs ORDER BY key"
+    return metadata_files.inputs_digest(state.rows(query))
 
 
 def _properties(state: State) -> dict[str, int]:
@@ -322,13 +310,12 @@ def _properties(state: State) -> dict[str, int]:
         "png": "format = 'PNG'",
         "png_named_jpeg": plan.PNG_NAMED_JPEG,
     }
-    counts = {
-        name: state.value(f"SELECT count(*) FROM inputs WHERE reason IS NULL AND {query}") for name, query in queries.items()
-    }
+    accepted = "FROM inputs WHERE reason IS NULL"
+    counts = {name: state.value(f"SELECT count(*) {accepted} AND {query}") for name, query in queries.items()}
     words = {"png16": "deep", "dim16": "dim", "transparent": "transparent", "profiles": "profile"}
     counts |= {name: count for name, word in words.items() if (count := plan.count_trait(state, word))}
-    if counts["png"] and not state.value("SELECT count(*) FROM inputs WHERE reason IS NULL AND traits IS NULL"):
+    if counts["png"] and not state.value(f"SELECT count(*) {accepted} AND traits IS NULL"):
         counts.setdefault("png16", 0)  # readers look for it: older versions, whose audits `traits` lacks, did not count
-    copies = "SELECT count(*) - count(DISTINCT sha256) FROM inputs WHERE reason IS NULL"
+    duplicates = state.value(f"SELECT count(*) - count(DISTINCT sha256) {accepted}")
     hidden = {f"passed over: {kind}": count for kind, count in sorted((state.fact("hidden") or {}).items())}
-    return {**counts, "duplicates": state.value(copies), **hidden}
+    return {**counts, "duplicates": duplicates, **hidden}

@@ -1,4 +1,4 @@
-"""What workers do: audit pictures, and write one shard. Bytes are read and hashed here, and stored as they are."""
+"""The workers' tasks: audit images, and write one shard with bytes unchanged."""
 
 from __future__ import annotations
 
@@ -35,36 +35,35 @@ Report = Callable[[int, int], None]  # records and bytes done since the last cal
 
 _REPORT_SECONDS = 0.2
 _MAX_IMAGE_BYTES = (1 << 31) - (1 << 20)  # protobuf ends at 2 GiB, and the other features need some room
-_FIVE_BITS = 16  # levels: that many are held by four
+_FIVE_BITS = 16  # levels: four bits hold as many
 _CHANGED = "Put the file back as it was and run the same build again, or delete the output folder to start over"
 
 
 def read_image(kind: str, path: str, place: int) -> bytes:
-    """Returns a picture's encoded bytes; arguments as in `items.Source`."""
-    if kind == "hdf5":
-        return hdf5.read_image(path, place)
-    if kind == "tfrecord":
-        return prepared.read_image(path, place)
-    return read_bytes(path)
+    """Returns an image's encoded bytes; arguments as in `items.Source`."""
+    if kind == "file":
+        return read_bytes(path)
+    return hdf5.read_image(path, place) if kind == "hdf5" else prepared.read_image(path, place)
 
 
 class AuditTask(NamedTuple):
-    """Pictures to look at: (row id in the state, kind, path, place) of each; `decode` as in `images.read_header`.
+    """Images to audit: (row id, kind, path, place) of each; `decode` as in `read_header`.
 
-    `high_bytes` looks whether those of a 16-bit PNG, which readers will take, hold an image.
+    With `high_bytes`, checks that the high bytes of a 16-bit PNG, which readers will use, hold an
+    image.
     """
 
-    pictures: list[tuple[int, str, str, int]]
+    images: list[tuple[int, str, str, int]]
     max_pixels: int
     decode: bool = False
     high_bytes: bool = False
 
 
 class Audited(NamedTuple):
-    """What the audit found of one picture; the fields are columns of the state.
+    """Findings about one image; the fields are columns of the state.
 
-    `traits` are words for what readers lose: "deep" (16 bits), "dim" (that, and hardly anything in the high bytes),
-    "transparent", "profile".
+    `traits` names what readers lose: "deep" (16 bits), "dim" (and hardly anything in the high
+    bytes), "transparent", "profile".
     """
 
     sha256: str | None = None
@@ -82,14 +81,9 @@ class Audited(NamedTuple):
 
 
 def audit(task: AuditTask, report: Report) -> list[tuple[int, Audited]]:
-    """Returns (row id, findings) of each picture."""
-    found = []
-    num_bytes = 0
-    for row, kind, path, place in task.pictures:
-        audited = _audit_one(task, kind, path, place)
-        num_bytes += audited.image_bytes
-        found.append((row, audited))
-    report(len(found), num_bytes)
+    """Returns (row id, findings) of each image."""
+    found = [(row, _audit_one(task, kind, path, place)) for row, kind, path, place in task.images]
+    report(len(found), sum(audited.image_bytes for _, audited in found))
     return found
 
 
@@ -138,7 +132,7 @@ def _traits(data: bytes, header: ImageHeader, *, high_bytes: bool) -> str:
 
 
 def _is_dim(data: bytes) -> bool:
-    """Returns whether the high bytes of a 16-bit PNG's colours lie so close together that fewer than 5 bits hold them."""
+    """True where fewer than 5 bits hold the high bytes of a 16-bit PNG's colours."""
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -146,7 +140,7 @@ def _is_dim(data: bytes) -> bool:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 extrema: Any = image.getextrema()
-        except Exception:  # whatever a decoder raises: what is damaged is others' to find
+        except Exception:  # whatever a decoder raises: damage is reported elsewhere
             return False
     if isinstance(extrema[0], tuple):  # colours, and perhaps alpha, of which Pillow takes the high bytes
         extrema = min(low for low, _ in extrema[:3]) * 256, max(high for _, high in extrema[:3]) * 256
@@ -166,16 +160,16 @@ class ShardTask(NamedTuple):
 
 
 def write_shard(task: ShardTask, report: Report) -> Shard:
-    """Writes a shard, its index and its rows of the catalogue; each is synced, then renamed into place, the shard last.
+    """Writes a shard, its index and its catalogue rows, each synced and renamed into place.
 
     Raises:
-        DataError: a picture is not what the audit saw.
+        DataError: an image is not as audited.
         OSError: the disk is full, or the like.
     """
     directory, state = Path(task.directory), Path(task.state)
     output, index = _HashedFile(), _HashedFile()
     with contextlib.ExitStack() as stack:
-        # Left in reverse order: the shard gets its name when all that tells of it has been written.
+        # Left in reverse order: the shard gets its name when all files about it are written.
         output.file = stack.enter_context(written_atomically(directory / task.file))
         index.file = stack.enter_context(written_atomically(directory / index_file(task.file)))
         part = stack.enter_context(written_atomically(state.with_name(f"{task.file}.csv")))
@@ -187,7 +181,9 @@ def write_shard(task: ShardTask, report: Report) -> Shard:
             start, pieces = output.num_bytes, tfrecord.frame(schema.encode(record))
             output.write(*pieces)
             index.write(f"{start} {output.num_bytes - start}\n".encode())
-            catalog.writerow(_catalog_row(record, task, position, int.from_bytes(pieces[2], "little")))
+            crc32c = int.from_bytes(pieces[2], "little")
+            here = {"split": task.split, "shard": task.shard_index, "position": position, "crc32c": crc32c}
+            catalog.writerow(here[name] if name in here else getattr(record, name) for name in Row._fields)
             ticker.tick(len(record.encoded))
         shard = Shard(task.file, task.end - task.start, output.num_bytes, output.sha256(), index.sha256())
         note = stack.enter_context(written_atomically(state.with_name(f"{task.file}.json")))
@@ -215,8 +211,9 @@ class _HashedFile:
 
 
 def _planned(task: ShardTask) -> Iterator[tuple[schema.Record, int, str]]:
-    """Yields (record, CRC of its picture, path it came from) in the order of the plan."""
-    # immutable: nothing writes to the state while shards are written, so no lock is needed, nor possible everywhere.
+    """Yields (record, CRC of its image, path it came from) in the order of the plan."""
+    # immutable: nothing writes to the state while shards are written, so no lock is needed, nor
+    # possible everywhere.
     with contextlib.closing(
         sqlite3.connect(f"file://{quote(os.path.abspath(task.state))}?mode=ro&immutable=1", uri=True)
     ) as state:
@@ -234,26 +231,8 @@ def _planned(task: ShardTask) -> Iterator[tuple[schema.Record, int, str]]:
             yield schema.Record(data, *fields), crc, path
 
 
-def _catalog_row(record: schema.Record, task: ShardTask, position: int, crc32c: int) -> Row:
-    return Row(
-        key=record.key,
-        filename=record.filename,
-        split=task.split,
-        shard=task.shard_index,
-        position=position,
-        label=record.label,
-        class_name=record.class_name,
-        format=record.format,
-        height=record.height,
-        width=record.width,
-        orientation=record.orientation,
-        crc32c=crc32c,
-        sha256=record.sha256,
-    )
-
-
 class _Ticker:
-    """Reports a few times a second, however small the pictures are."""
+    """Reports a few times a second, however small the images are."""
 
     def __init__(self, report: Report) -> None:
         self._report = report

@@ -1,1 +1,1 @@
-"""What every part of tfpipe uses and what knows nothing of images: files, errors, arguments, progress, worker processes."""
+"""Shared helpers: files, locks, errors, argument checks, tables, progress, worker processes."""

@@ -1,52 +1,69 @@
-"""What an argument may be: one rule for each name, whichever function takes it.
+"""Checks of arguments: one rule per name, whichever function takes it.
 
     batch_size, image_size = check(batch_size=np.int64(64), image_size=96)    # 64, (96, 96)
     check(batch_size=0)                  # ValueError: batch_size must be an integer, 1 or more and less than 2**63 (got 0)
     choice("mode", "fintune", MODES)     # ValueError: mode must be one of ... (got 'fintune') (did you mean finetune?)
 
-Integers are Python's and NumPy's, numbers `Fraction` and the like, too; they are returned as int and float, so that equal ones
-look alike in what is written of them. A bool or a text is no number, and NaN and infinity are in no range.
+Integers are Python's and NumPy's, numbers also `Fraction` and the like; they are returned as int
+and float, so that equal ones are written alike. A bool or a text is not a number, and NaN and
+infinity are in no range.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorates a function with former names of arguments, `old="new"`: they work, with a DeprecationWarning, until 1.0."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            for old in names.keys() & kwargs.keys():
+                new = names[old]
+                if new in kwargs:
+                    raise TypeError(f"{function.__name__}() got {new!r} and its former name {old!r}")
+                message = f"{function.__name__}(): the argument {old!r} is now called {new!r}; the old name works until 1.0"
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        vars(call)["renamed"] = names
+        setattr(call, "__kwdefaults__", getattr(function, "__kwdefaults__"))  # noqa: B009, B010 (read by callers of `Loader`)
+        return call
+
+    return decorate
 
 
 def check(**values: Any) -> tuple[Any, ...]:
-    """Returns the values as plain Python has them, in their order.
-
-    Raises:
-        ValueError: one is not what an argument of its name may be.
-    """
+    """Returns the values as plain Python types; raises ValueError for one against its rule."""
     return tuple(_RULES[name](name, value) for name, value in values.items())
 
 
 def check_given(**values: Any) -> tuple[Any, ...]:
-    """Does what `check` does, for arguments that may be None."""
+    """Checks like `check` arguments that may be None."""
     return tuple(None if value is None else _RULES[name](name, value) for name, value in values.items())
 
 
 def wrong(name: str, wanted: str, value: object, hint: str = "") -> ValueError:
-    """Returns the error that says what an argument must be."""
+    """Returns the error for an argument that must be something else."""
     return ValueError(f"{name} must be {wanted} (got {value!r:.200}){hint}")
 
 
 def choice(name: str, value: Any, known: Iterable[str], *, or_else: str = "") -> str:
-    """Returns the one of the known words that was given.
+    """Returns one of the known words; otherwise raises ValueError, which names the nearest.
 
-    Args:
-        name: of the argument.
-        value: what was given.
-        known: the words.
-        or_else: what else it may be, for the message.
-
-    Raises:
-        ValueError: it is none of them; the message names the nearest.
+    `or_else` names further possibilities, for the message.
     """
     words = list(known)
     if not isinstance(value, str) or value not in words:
@@ -55,7 +72,7 @@ def choice(name: str, value: Any, known: Iterable[str], *, or_else: str = "") ->
 
 
 def nearest(value: object, known: Iterable[str]) -> str:
-    """Returns " (did you mean learning_rate?)" for a word that is nearly a known one, or its initials; else ""."""
+    """Returns " (did you mean learning_rate?)" for a word that is nearly a known one, else ""."""
     import difflib
 
     names, word = list(known), str(value).lower()
@@ -65,7 +82,7 @@ def nearest(value: object, known: Iterable[str]) -> str:
 
 
 def texts(name: str, value: Any, wanted: str) -> tuple[str, ...]:
-    """Returns one or more different texts in an order, as plain strings."""
+    """Returns one or more different texts in an order, which a set does not have."""
     unordered = isinstance(value, Mapping | Set)
     listed = [] if unordered or isinstance(value, str | bytes) or not isinstance(value, Iterable) else list(value)
     if not listed or not all(isinstance(item, str) and item for item in listed) or len(set(listed)) < len(listed):
@@ -74,12 +91,12 @@ def texts(name: str, value: Any, wanted: str) -> tuple[str, ...]:
 
 
 def class_names(value: Any) -> tuple[str, ...]:
-    """Returns names of classes in an order, which a set has not, as plain strings."""
+    """Returns different names of classes in an order."""
     return texts("class_names", value, "different names of classes")
 
 
 def class_places(value: Any, known: Sequence[str]) -> tuple[str, ...]:
-    """Returns some of the known names of classes, in the order that was given."""
+    """Returns some of the known names of classes, in the given order."""
     names = class_names(value)
     missing = [name for name in names if name not in known]
     if missing:
@@ -96,7 +113,7 @@ def callback(name: str, value: Any) -> Any:
 
 
 def path(name: str, value: Any) -> Path:
-    """Returns a path; an empty one would be the current folder: an unset variable in a shell."""
+    """Returns a path; an empty one, from an unset variable in a shell, is refused."""
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str) or not text:
         raise wrong(name, "a path", value)
@@ -116,7 +133,6 @@ def _integer(least: int, bits: int = 31) -> Rule:
 
 
 def _number(least: float, most: float, *, above: bool = False, below: bool = False) -> Rule:
-    """Returns the rule for a number from `least` to `most`, or `above` the one, or `below` the other."""
     bounds = f", {f'more than {least}' if above else f'{least} or more'} and {'less than' if below else 'at most'} {most}"
 
     def check(name: str, value: Any) -> float:
@@ -174,43 +190,36 @@ def _is_listed(value: Any) -> bool:
 
 _COUNT, _FROM_ZERO, _SHARE = _integer(1), _integer(0), _number(0, 1)
 
-_RULES: dict[str, Rule] = {
-    **dict.fromkeys(("num_parallel_calls", "num_readers", "num_shards", "read_block", "top_k"), _COUNT),
-    **dict.fromkeys(("accumulate", "epochs", "finetune_epochs", "patience", "views", "workers"), _COUNT),
-    **dict.fromkeys(("images", "max_classes", "per_class"), _COUNT),  # of a contact sheet
-    "tile": _integer(32),
-    **dict.fromkeys(("batch_size", "max_pixels", "shard_bytes"), _integer(1, 63)),
-    **dict.fromkeys(("epoch", "first_epoch", "first_step", "profile_steps", "seed"), _FROM_ZERO),
-    "version": _integer(0, 63),
-    "hidden": _units,
-    "shard": _shard,
-    **dict.fromkeys(("image_size", "size"), _size),
-    # Of training.
-    **dict.fromkeys(("dropout", "l2"), _number(0, 1, below=True)),
-    "splits": _number(0, 1, above=True),
-    "val_fraction": _number(0, 0.9),
-    "label_smoothing": _number(0, 0.99),
-    "momentum": _number(0, 0.9999),
-    "ema": _number(0, 0.99999),
-    **dict.fromkeys(("layer_decay", "warmup_epochs", "weight_decay"), _number(0, 1e6)),
-    **dict.fromkeys(("finetune_learning_rate", "learning_rate"), _number(1e-12, 1e3)),
-    "checkpoint_seconds": _number(0, 1e9),
-    # Of augmentation.
-    **dict.fromkeys(("brightness", "contrast", "crop", "erasing", "greyscale", "saturation"), _SHARE),
-    **dict.fromkeys(("horizontal_flip", "vertical_flip"), _SHARE),
-    "crop_aspect": _number(1, 100),
-    "hue": _number(0, 0.5),
-    "rotation": _number(0, 45),
-    **dict.fromkeys(("cutmix", "mixup"), _number(0, 100)),
-    # Of evaluation and export.
-    "specificity": _number(0, 1, above=True),
-    "tolerance": _SHARE,
-    **dict.fromkeys(("allow_leaks", "as_dict", "balanced", "class_weights", "csv_safe", "deterministic", "equal_steps"), _flag),
-    **dict.fromkeys(
-        ("cache_prefix", "deepen", "extend", "grey", "half", "near_duplicates", "overwrite", "progress", "repeat", "report"),
-        _flag,
-    ),
-    **dict.fromkeys(("scaled_decode", "tensorboard", "train_batch_norm", "training", "trust"), _flag),
-    **dict.fromkeys(("backbone", "checkpoint", "feature_layer", "id_column", "label_column", "label_pattern"), _text),
-    **dict.fromkeys(("model_name", "path_column", "preprocessing", "value_column"), _text),
-}
+# The rule, and the names that it is for.
+_TABLE: list[tuple[Rule, str]] = [
+    (_COUNT, "num_parallel_calls num_readers num_shards read_block top_k accumulate epochs finetune_epochs patience"),
+    (_COUNT, "views workers"),
+    (_COUNT, "images max_classes per_class"),  # of a contact sheet
+    (_integer(32), "tile"),
+    (_integer(1, 63), "batch_size max_pixels shard_bytes"),
+    (_FROM_ZERO, "epoch first_epoch first_step profile_steps seed"),
+    (_integer(0, 63), "version"),
+    (_units, "hidden"),
+    (_shard, "shard"),
+    (_size, "image_size size"),
+    (_number(0, 1, below=True), "dropout l2"),
+    (_number(0, 1, above=True), "splits specificity"),
+    (_number(0, 0.9), "val_fraction"),
+    (_number(0, 0.99), "label_smoothing"),
+    (_number(0, 0.9999), "momentum"),
+    (_number(0, 0.99999), "ema"),
+    (_number(0, 1e6), "layer_decay warmup_epochs weight_decay"),
+    (_number(1e-12, 1e3), "finetune_learning_rate learning_rate"),
+    (_number(0, 1e9), "checkpoint_seconds"),
+    (_SHARE, "brightness contrast crop erasing greyscale saturation horizontal_flip vertical_flip tolerance"),
+    (_number(1, 100), "crop_aspect"),
+    (_number(0, 0.5), "hue"),
+    (_number(0, 45), "rotation"),
+    (_number(0, 100), "cutmix mixup"),
+    (_flag, "allow_leaks as_dict balanced class_weights csv_safe deterministic equal_steps cache_prefix deepen extend"),
+    (_flag, "decode grey half"),
+    (_flag, "near_duplicates overwrite progress repeat report scaled_decode tensorboard train_batch_norm training trust"),
+    (_text, "backbone checkpoint feature_layer id_column label_column label_pattern model_name path_column preprocessing"),
+    (_text, "value_column"),
+]
+_RULES = {name: rule for rule, names in _TABLE for name in names.split()}

@@ -1,4 +1,4 @@
-"""The errors of bad data. A caller's mistake is a builtin (ValueError, FileNotFoundError); bad data is one of these."""
+"""Errors about bad data. A caller's mistake is a builtin (ValueError, FileNotFoundError)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ _MAX_CHARACTERS = 500  # of a line; Keras names its remedy at the end of a long 
 
 
 def lines_of(error: Exception) -> list[str]:
-    """Returns what an error of another program says, line by line, each cut at a word where it is long; at least one.
+    """Returns the lines of another library's error, each cut at a word where long; at least one.
 
-    Some say nothing: their class stands for that. A `DataError` says its message without the place.
+    An empty message is replaced by the error's class; a `DataError` gives its message without the
+    place.
     """
     text = error.message if isinstance(error, DataError) else str(error)
     return [textwrap.shorten(line, _MAX_CHARACTERS) for line in text.strip().splitlines()] or [type(error).__name__]
 
 
 class DataError(Exception):
-    """Data on disk that is not what it should be, and where.
+    """Bad data on disk, with its place.
 
     Attributes:
         path: the file, or None where no single file is at fault.
@@ -35,10 +36,12 @@ class DataError(Exception):
 
 
 class RejectedImage(DataError):
-    """Bytes that cannot go into a data set, with the reason as a short code for counting.
+    """An image that cannot be packed or predicted, with the reason as a short code for counting.
 
     Attributes:
-        reason: one of `tfpipe.images.headers.REASONS`.
+        reason: one of `tfpipe.images.headers.REASONS`; "unreadable" (the file), "too_large",
+            "undecodable" (the decoder fails after a valid header) or "no_probabilities" (the model
+            fails at it).
     """
 
     def __init__(
@@ -46,3 +49,8 @@ class RejectedImage(DataError):
     ) -> None:
         self.reason = reason
         super().__init__(message, path=path, offset=offset)
+
+    @property
+    def summary(self) -> str:
+        """Reason and message, for a table that names the file already."""
+        return f"{self.reason}: {self.message}"

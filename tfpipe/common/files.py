@@ -1,4 +1,4 @@
-"""Files that are whole or absent: nothing unfinished ever bears a final name."""
+"""Files that are whole or absent: nothing unfinished ever has a final name."""
 
 from __future__ import annotations
 
@@ -27,25 +27,26 @@ T = TypeVar("T")
 
 MAX_JSON_BYTES = 256 << 20
 _MAX_DIGITS = 20  # of an int64 with its sign, and of a uint64
-_MAX_NAME_BYTES = 255  # as file systems have it
+_MAX_NAME_BYTES = 255  # in most file systems
 
 
 @contextlib.contextmanager
 def written_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file beside `path` that becomes `path`, synced to the disk, when the block ends without an error."""
+    """Opens a file that becomes `path`, synced, when the block ends without an error."""
     with path_written_atomically(path) as temporary, open(temporary, "wb") as file:
         yield file
 
 
 @contextlib.contextmanager
 def path_written_atomically(path: Path, suffix: str = "") -> Iterator[Path]:
-    """Gives the name of a file to write that becomes `path`, synced to the disk, when the block ends without an error.
+    """Yields the name of a file that becomes `path`, synced, if the block ends without error.
 
-    Else it vanishes, and what was at `path` is as before. What killed processes left beside `path` is removed first.
+    Else it vanishes, and `path` stays unchanged. Temporary files of killed processes beside `path`
+    are removed first.
 
     Args:
         path: of the file.
-        suffix: what the name that is given must end with, for a library that looks at it.
+        suffix: of the temporary name, for a library that looks at it.
     """
     clear_up(path)
     try:
@@ -55,7 +56,7 @@ def path_written_atomically(path: Path, suffix: str = "") -> Iterator[Path]:
             os.replace(temporary, path)
     except OSError as error:
         if error.filename is None or _is_temporary(str(error.filename), path):
-            # Writing to a full disk does not say where; opening says a name that the user never gave.
+            # Writing to a full disk gives no name; opening gives one that the user does not know.
             raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
         raise
     sync_directory(path.parent)
@@ -63,25 +64,18 @@ def path_written_atomically(path: Path, suffix: str = "") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_beside(path: Path, suffix: str = "") -> Iterator[Path]:
-    """Gives the name of a new file beside `path`; what is still there under it when the block ends is removed.
+    """Yields the name of a new file beside `path`, which is removed when the block ends.
 
-    The name begins with a dot and has digits drawn anew: two writers do not meet, a glob does not catch it. While the block
-    lasts, the file is locked: `clear_up` leaves it alone.
+    The name begins with a dot and has random digits: two writers do not meet, a glob does not match
+    it. During the block the file is locked: `clear_up` leaves it alone.
     """
-
-    def make() -> Path:
-        temporary = _draw_name(path, suffix)
-        held.callback(_remove, temporary)
-        temporary.touch(exist_ok=False)
-        return temporary
-
-    with contextlib.ExitStack() as held:
-        yield _make_held(make, held)
+    with _held(lambda: _draw_name(path, suffix), lambda made: made.touch(exist_ok=False)) as (temporary, _):
+        yield temporary
 
 
 @contextlib.contextmanager
 def temporary_folder(purpose: str) -> Iterator[Path]:
-    """Gives a folder among the system's temporary files that only this user can read; it is gone when the block ends.
+    """Yields a private temporary folder, which is removed when the block ends.
 
     Those that killed processes left there for the same purpose are removed first.
     """
@@ -89,55 +83,27 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
     for path in place.glob(f"{prefix}*"):
         if path.name.removeprefix(prefix).isdecimal():
             _remove_unless_held(path)
-
-    def make() -> Path:
-        folder = place / f"{prefix}{_draw_digits()}"
-        held.callback(_remove, folder)
-        folder.mkdir(mode=0o700)
-        return folder
-
-    with contextlib.ExitStack() as held:
-        yield _make_held(make, held)
-
-
-def _draw_name(path: Path, suffix: str = "") -> Path:
-    return path.with_name(f".{path.name}.{_draw_digits()}.tmp{suffix}")
-
-
-def _draw_digits() -> str:
-    # No process id: in a container, that of every program is 1.
-    return f"{secrets.randbelow(10**10):010d}"
-
-
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9]+\.(tmp|old)(\.[a-z]+)?", re.DOTALL)  # as `_draw_name` makes it
-
-
-def _is_temporary(name: str, path: Path) -> bool:
-    found = _TEMPORARY.fullmatch(os.path.basename(name))
-    return found is not None and found["name"] == path.name
+    with _held(lambda: place / f"{prefix}{_draw_digits()}", lambda made: made.mkdir(mode=0o700)) as (folder, _):
+        yield folder
 
 
 @contextlib.contextmanager
 def folder_written_atomically(target: Path, *, replace: bool) -> Iterator[Path]:
-    """Gives a folder to write into that becomes `target`, synced to the disk, when the block ends without an error.
+    """Yields a folder that becomes `target`, synced, when the block ends without an error.
 
-    Else it vanishes, and what was at `target` is as before. With `replace`, a folder that is there is replaced as a whole;
-    without, it must be empty.
+    Else it vanishes, and `target` stays unchanged. With `replace`, an existing folder is replaced
+    as a whole; without, it must be empty.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_up(target)
 
-    def make() -> Path:
-        folder = _draw_name(target)
-        held.callback(_remove, folder)
+    def create(folder: Path) -> None:
         try:
             folder.mkdir()
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fspath(target)) from error
-        return folder
 
-    with contextlib.ExitStack() as held:
-        folder = _make_held(make, held)
+    with _held(lambda: _draw_name(target), create) as (folder, held):
         old = folder.with_suffix(".old")
         try:
             yield folder
@@ -161,7 +127,7 @@ def folder_written_atomically(target: Path, *, replace: bool) -> Iterator[Path]:
 
 
 def _raise_for_user(error: BaseException, folder: Path, target: Path) -> None:
-    """Raises an error with the name that the user gave, where the temporary one is in it."""
+    """Raises an OSError about the temporary folder with the name that the user gave."""
     if not isinstance(error, OSError):
         return
     busy = errno.ENOTEMPTY, errno.EEXIST, errno.EWOULDBLOCK, errno.ENOENT
@@ -172,16 +138,35 @@ def _raise_for_user(error: BaseException, folder: Path, target: Path) -> None:
         raise OSError(error.errno, error.strerror or str(error), os.fspath(target)) from error
 
 
-def _make_held(make: Callable[[], Path], held: contextlib.ExitStack) -> Path:
-    """Makes a file or folder; while it is locked, no other process takes it for that of a killed one.
+def _draw_name(path: Path, suffix: str = "") -> Path:
+    return path.with_name(f".{path.name}.{_draw_digits()}.tmp{suffix}")
 
-    `make` has it removed at the end, before it is there: a signal may come between any two lines.
-    """
-    while True:
-        made = make()
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # between the two lines another did
-            _hold(made, held)
-            return made
+
+def _draw_digits() -> str:
+    # No process id: in a container, that of every program is 1.
+    return f"{secrets.randbelow(10**10):010d}"
+
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9]+\.(tmp|old)(\.[a-z]+)?", re.DOTALL)  # as `_draw_name` makes it
+
+
+def _is_temporary(name: str, path: Path) -> bool:
+    found = _TEMPORARY.fullmatch(os.path.basename(name))
+    return found is not None and found["name"] == path.name
+
+
+@contextlib.contextmanager
+def _held(draw: Callable[[], Path], create: Callable[[Path], None]) -> Iterator[tuple[Path, contextlib.ExitStack]]:
+    """Creates a file or folder, locked against clearing up, and removes it at the end."""
+    with contextlib.ExitStack() as held:
+        while True:
+            made = draw()
+            held.callback(_remove, made)  # before it is there: a signal may come between any two lines
+            create(made)
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):  # another process removed it before it was locked
+                _hold(made, held)
+                break
+        yield made, held
 
 
 def _hold(path: Path, held: contextlib.ExitStack) -> None:
@@ -193,14 +178,14 @@ def _hold(path: Path, held: contextlib.ExitStack) -> None:
 
 
 def clear_up(target: Path) -> None:
-    """Removes what killed processes left beside a file or folder, and puts back a folder that one had moved away."""
+    """Removes leftovers of killed processes beside `target`; restores a folder moved away."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
         if _is_temporary(path.name, target):
             _remove_unless_held(path, target)
 
 
 def clear_folder(folder: Path) -> None:
-    """Removes what killed processes left beside any file in a folder, which is this program's own."""
+    """Removes temporary files of killed processes from a folder of this program's own."""
     for path in folder.glob(".*.tmp*"):
         if _TEMPORARY.fullmatch(path.name):
             _remove_unless_held(path)
@@ -220,8 +205,16 @@ def _remove_unless_held(path: Path, target: Path | None = None) -> None:
         os.close(descriptor)
 
 
+def _remove(path: Path) -> None:
+    if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
 def check_folder(path: str | os.PathLike[str]) -> None:
-    """Checks that files can be written into a folder, which may have to be made first; writes nothing.
+    """Checks that files can be written into a folder, which may not exist yet; writes nothing.
 
     Raises:
         NotADirectoryError: it, or what it would be made in, is a file.
@@ -235,45 +228,24 @@ def check_folder(path: str | os.PathLike[str]) -> None:
         raise PermissionError(errno.EACCES, "the folder cannot be written to", os.fspath(there))
 
 
-def _remove(path: Path) -> None:
-    if os.path.isdir(path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a file of JSON, in lines for people, whole or not at all.
-
-    Raises:
-        ValueError: a number is NaN or infinite, for which JSON has no word.
-    """
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    with written_atomically(path) as file:
-        file.write(text.encode("utf-8", "surrogateescape"))  # a file's name may be no UTF-8
-
-
 def open_descriptor(path: str | os.PathLike[str]) -> int:
-    """Opens a file to read its bytes, and returns the descriptor, which the caller closes.
+    """Opens a regular file to read its bytes, and returns the descriptor, which the caller closes.
 
-    What is no regular file is refused: opening a pipe or device would wait or have effects.
+    Anything else is refused: opening a pipe or device would wait or have effects.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no regular file, or one that the kernel makes up (/proc/kmsg), which may wait, too.
+        DataError: it is not a regular file, or one that the kernel makes up (/proc/kmsg), which may
+            wait, too.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     status = os.fstat(descriptor)
-    if stat.S_ISREG(status.st_mode) and (status.st_size or not _is_made_up(status.st_dev)):
+    # The files of /proc and /sys have no size and yet give bytes.
+    made_up = not status.st_size and any(os.path.isdir(p) and os.stat(p).st_dev == status.st_dev for p in ("/proc", "/sys"))
+    if stat.S_ISREG(status.st_mode) and not made_up:
         return descriptor
     os.close(descriptor)
     raise DataError("not a regular file", path=path)
-
-
-def _is_made_up(device: int) -> bool:
-    """True for the file systems of /proc and /sys, whose files have no size and yet give bytes."""
-    return any(os.path.isdir(place) and os.stat(place).st_dev == device for place in ("/proc", "/sys"))
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
@@ -282,11 +254,7 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 
 def read_bytes(path: str | os.PathLike[str], most_bytes: int | None = None) -> bytes:
-    """Returns all bytes of a regular file, see `open_descriptor`.
-
-    Raises:
-        DataError: there are more than `most_bytes`.
-    """
+    """Returns a regular file's bytes; raises DataError if there are more than `most_bytes`."""
     with open_regular(path) as file:
         data = file.read(-1 if most_bytes is None else most_bytes + 1)
     if most_bytes is not None and len(data) > most_bytes:
@@ -294,25 +262,24 @@ def read_bytes(path: str | os.PathLike[str], most_bytes: int | None = None) -> b
     return data
 
 
-def read_json(path: Path) -> Any:
-    """Returns what `write_json` wrote.
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes an indented JSON file, whole or not at all; raises ValueError for NaN and infinity."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with written_atomically(path) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))  # a file's name may not be UTF-8
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        DataError: it is no JSON, see `parse_json`, or no regular file.
-    """
+
+def read_json(path: Path) -> Any:
+    """Returns the content of a JSON file; raises FileNotFoundError, or as `parse_json`."""
     return parse_json(read_bytes(path, MAX_JSON_BYTES), path)
 
 
 def parse_json(data: bytes, path: str | os.PathLike[str]) -> Any:
-    """Returns what bytes of JSON say.
-
-    Args:
-        data: the bytes.
-        path: of their file, for messages.
+    """Returns the content of JSON bytes; `path` is for messages.
 
     Raises:
-        DataError: they are no JSON, or a key stands twice, a number has more than 64 bits or is NaN, or it is too deep.
+        DataError: they are not JSON, or a key occurs twice, a number has more than 64 bits or is
+            NaN, or it is too deep.
     """
     try:
         text = data.decode("utf-8", "surrogateescape")
@@ -322,7 +289,7 @@ def parse_json(data: bytes, path: str | os.PathLike[str]) -> Any:
 
 
 def check_json(content: Any, kind: type[T], path: Path) -> T:
-    """Returns parsed JSON as a dataclass, TypedDict or other annotated type; unknown keys are dropped, nothing is converted.
+    """Returns parsed JSON as a dataclass, TypedDict or other type; drops unknown keys.
 
     Raises:
         DataError: a field is missing or of another type; names it.
@@ -344,7 +311,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {twice!r:.200} stands twice in one object")
+        raise ValueError(f"the key {twice!r:.200} occurs twice in one object")
     return content
 
 
@@ -357,19 +324,15 @@ def _small(digits: str) -> int:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text:.80} is no finite number")
+        raise ValueError(f"{text:.80} is not a finite number")
     return number
 
 
 def check_plain_name(name: str, path: str | os.PathLike[str]) -> str:
-    """Returns a name that a file gives for another one beside it.
-
-    Args:
-        name: what it gives.
-        path: of the file that gives it, for the message.
+    """Returns a name that the file at `path` gives for another one beside it.
 
     Raises:
-        DataError: it would lead to another folder, or is no name of a file.
+        DataError: it would lead to another folder, or is not a file's name.
     """
     if name in ("", ".", "..") or set(name) & set("/\\\0") or len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
         raise DataError(f"{name!r:.200} is not the plain name of a file in the same folder", path=path)
@@ -377,18 +340,18 @@ def check_plain_name(name: str, path: str | os.PathLike[str]) -> str:
 
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
-"""What the names of images end with, in lower case."""
+"""Endings of the names of images, in lower case."""
 
-_LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r", "__macosx"))  # what file managers and archivers leave behind
+_LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r", "__macosx"))  # left behind by file managers and archivers
 
 
 def is_hidden(name: str) -> bool:
-    """True for the names that no one means as pictures: .DS_Store, Thumbs.db and the like."""
+    """True for names that nobody means as images: .DS_Store, Thumbs.db and the like."""
     return name.startswith(".") or name.lower() in _LITTER
 
 
 def sync_directory(path: Path) -> None:
-    """Makes the names in a directory, or the bytes of a file, survive a power cut: renaming alone does not."""
+    """Makes a directory's names, or a file's bytes, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

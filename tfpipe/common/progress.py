@@ -4,7 +4,8 @@
         bar.add(1, loss=0.3)
         bar.finish(val_loss=0.4, best="so far")    # the last line of the bar, or in the log
 
-Lines go to the logger "tfpipe", at level INFO; `log_line` makes them visible where nobody has configured logging.
+Lines go to the logger "tfpipe", at level INFO; `log_line` shows them where nobody has configured
+logging.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import os
 import shutil
 import sys
 import time
-import unicodedata
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
+
+from tfpipe.common.text import display_width, shortened
 
 _log = logging.getLogger("tfpipe")
 
@@ -29,7 +31,7 @@ _BAR_COLUMNS = 31  # what this takes beside title, counts and postfix, with a ba
 
 
 def log_line(line: str) -> None:
-    """Logs a line; where neither the logger nor the root has a handler, shows it on stderr, as Keras shows its progress."""
+    """Logs a line; shows it on stderr, as Keras does, where nobody has configured logging."""
     if not _log.hasHandlers():
         _log.addHandler(_Console())
         if _log.level == logging.NOTSET:
@@ -38,23 +40,22 @@ def log_line(line: str) -> None:
 
 
 class _Console(logging.Handler):
-    """Writes to what stderr is at the time, until the root logger has a handler, which then writes the line."""
+    """Writes to the current stderr while the root logger has no handler."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes a line."""
         if sys.stderr is not None and not logging.getLogger().handlers:
             sys.stderr.write(self.format(record) + "\n")
             sys.stderr.flush()
 
 
 class ProgressBar:
-    """Counts records or steps; shows them with the speed and the time left. Where no bytes are counted, none are shown.
+    """Counts records or steps; shows them with the speed and the time left.
 
     Args:
-        title: what is being done.
-        total: units there will be.
-        unit: what is counted.
-        initial: units that were done before.
+        title: of the work.
+        total: number of units.
+        unit: their name.
+        initial: units done before.
         enabled: False shows nothing.
     """
 
@@ -79,7 +80,7 @@ class ProgressBar:
             self._line()
 
     def add(self, num_done: int, num_bytes: int = 0, **values: Any) -> None:
-        """Counts what was done since the last call; values, say loss=0.3, are shown beside it, the latest of each."""
+        """Counts units done since the last call; shows the latest of each value, say loss=0.3."""
         self._done += num_done
         self._num_bytes += num_bytes
         self._values |= values
@@ -92,7 +93,7 @@ class ProgressBar:
             self._line()
 
     def finish(self, **values: Any) -> None:
-        """Shows what came of it: on a terminal in place of the bar."""
+        """Shows the results: on a terminal in place of the bar."""
         self._values |= values
         self._is_finished = True
 
@@ -101,17 +102,18 @@ class ProgressBar:
 
         options = {"total": self._total, "initial": self._initial, "desc": self._title, "unit": f" {self._unit}"}
         if self._columns:
-            # Not tqdm's own measure of the width: it draws nothing on a terminal that does not know its size
+            # Not tqdm's own measure of the width: it draws nothing on a terminal that does not know
+            # its size
             options |= {"ncols": self._columns, "nrows": 2, "bar_format": _BAR_FORMAT, "desc": self._fitted(self._room, [])[0]}
         return tqdm(**options)
 
     @property
     def _room(self) -> int:
-        """Columns that the bar leaves to title and values."""
+        """Columns for title and values beside the bar."""
         return self._columns - _BAR_COLUMNS - 2 * len(str(self._total))
 
     def _describe(self) -> None:
-        """Puts the values beside the bar, as many of the latest as there is room for, or at the end in its place."""
+        """Shows the latest values that fit beside the bar, or, at the end, all in its place."""
         if self._bar is None:
             return
         self._shown = time.monotonic()
@@ -127,12 +129,12 @@ class ProgressBar:
             self._bar.set_postfix_str(text, refresh=False)
 
     def _fitted(self, room: int, parts: Sequence[str]) -> tuple[str, str]:
-        """Returns the title and the last of the parts, together no wider than `room`."""
+        """Returns the title and the last parts that fit, together no wider than `room`."""
         parts = list(parts)
-        while len(parts) > 1 and min(_width(self._title), room // 3) + _width(", ".join(parts)) > room:
+        while len(parts) > 1 and min(display_width(self._title), room // 3) + display_width(", ".join(parts)) > room:
             parts.pop(0)
         text = ", ".join(parts)
-        return _shortened(self._title, room - _width(text)), text
+        return shortened(self._title, room - display_width(text)), text
 
     def _speed(self) -> list[str]:
         seconds = max(time.monotonic() - self._start, 1e-9)
@@ -156,7 +158,7 @@ class ProgressBar:
 
 
 def _terminal_columns() -> int:
-    """Returns how wide lines on stderr may be, one less than it is, as a full one may wrap; 0 where it is no terminal."""
+    """Returns the width of lines on stderr, one less than the terminal's; 0 without a terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         return 0
     try:
@@ -164,17 +166,3 @@ def _terminal_columns() -> int:
     except (OSError, ValueError):
         columns = 0
     return min(columns or shutil.get_terminal_size().columns, _MAX_COLUMNS) - 1
-
-
-def _width(text: str) -> int:
-    """Returns how many columns a terminal shows a text in."""
-    wide = sum(unicodedata.east_asian_width(letter) in "FW" for letter in text)
-    return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)
-
-
-def _shortened(text: str, columns: int) -> str:
-    if _width(text) <= columns:
-        return text
-    while text and _width(text) >= columns:
-        text = text[:-1]
-    return f"{text}…"

@@ -1,4 +1,4 @@
-"""Tables of paths: CSV files in UTF-8, whose separator is found by their first line.
+"""Tables of paths: CSV files in UTF-8; the first line shows the separator.
 
 with tables.opened(Path("labels.csv")) as table:
     table.columns                      # ["image_id", "label"]
@@ -22,15 +22,15 @@ from tfpipe.common.files import open_regular
 
 SUFFIXES = (".csv", ".tsv")
 FILE_COLUMNS = ("path", "file_path", "filepath", "file_name", "filename", "file", "image_path", "image", "image_name", "img")
-"""What columns of paths are called, the likeliest first."""
+"""Usual names of columns of paths, the likeliest first."""
 ID_COLUMNS = ("image_id", "img_id", "id")
-"""What columns are called that hold paths where there is no other, or names of files without their endings."""
+"""Names of columns that hold paths if no other does, or names of files without their endings."""
 
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
 class Table(NamedTuple):
-    """An open table: its columns in lower case, the word for its separator, and its rows as (line number, fields).
+    """An open table: columns in lower case, separator in words, rows as (line number, fields).
 
     Blank lines are left out. Iterating raises `DataError` where a line is not CSV in UTF-8.
     """
@@ -41,10 +41,11 @@ class Table(NamedTuple):
     rows: Iterator[tuple[int, list[str]]]
 
     def column(self, known: Sequence[str], name: str = "", given: str | None = None) -> str | None:
-        """Returns the column to take: the one that was given, or the first of the known ones that is there, or None.
+        """Returns the given column, or the first known one that exists, or None.
 
         Raises:
-            ValueError: there is no column, or more than one, that is called as `given`; `name` is that argument's.
+            ValueError: no column, or more than one, is called as `given`, the value of argument
+                `name`.
         """
         if given is None:
             return next((column for column in known if column in self.columns), None)
@@ -56,11 +57,7 @@ class Table(NamedTuple):
 
 @contextlib.contextmanager
 def opened(path: Path, *, errors: str = "strict") -> Iterator[Table]:
-    """Opens a table.
-
-    Args:
-        path: of the file.
-        errors: what bytes that are not UTF-8 are, as for `open`.
+    """Opens a table; `errors` handles bytes that are not UTF-8, as for `open`.
 
     Raises:
         DataError: the file is empty, in UTF-16, or its first line is not CSV in UTF-8.
@@ -79,14 +76,14 @@ def opened(path: Path, *, errors: str = "strict") -> Iterator[Table]:
 
 
 def _header(path: Path, text: io.TextIOWrapper) -> tuple[str, list[str]]:
-    """Returns the separator by which the first line has a column of paths or else the most columns, and those columns."""
+    """Returns the separator that gives a column of paths, or else the most columns, and those."""
     found: list[tuple[bool, int, str, list[str]]] = []
     error: DataError | None = None
     for separator in _SEPARATORS:
         text.seek(0)
         try:
             _, fields = next(_lines(path, text, separator), (1, []))
-        except DataError as caught:  # a quoted name before another separator is no CSV
+        except DataError as caught:  # a quoted name before another separator is not CSV
             error = error or caught
             continue
         columns = [name.strip().lower() for name in fields]
@@ -109,17 +106,18 @@ def _lines(path: Path, text: Iterable[str], separator: str) -> Iterator[tuple[in
 
 
 def check_encoding(start: bytes, path: str | Path) -> None:
-    """Raises `DataError` for the first two bytes of a list in UTF-16."""
+    """Raises DataError for the first two bytes of a list in UTF-16."""
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError("a list of paths in UTF-16: save it as UTF-8", path=path)
 
 
-# Text that begins with a formula's sign or a control character; and, to be unambiguous, text that looks escaped.
+# Text that begins with a formula's sign or a control character; and, to be unambiguous, text that
+# looks escaped.
 _FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\x00-\x1f\x7f])")  # noqa: RUF001
 
 
 def escape_formula(text: str) -> str:
-    """Returns a CSV cell that no spreadsheet computes: "=1+1.jpg" becomes "'=1+1.jpg", other text stays as it is."""
+    """Returns a CSV cell that no spreadsheet computes: "=1+1.jpg" becomes "'=1+1.jpg"."""
     return f"'{text}" if _FORMULA.match(text) else text
 
 

@@ -1,29 +1,55 @@
-"""Words for people: what agrees with a number, and what is said in several places."""
+"""Words and numbers for people."""
 
 from __future__ import annotations
+
+import html
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 TRUST = "a model is a program: open it only if you trust whoever made it, with trust (--trust)"
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
-    """Returns "1 record", "1,200 records"; `many` where an s does not do."""
-    return f"{count:,} {_agreeing(count, one, many)}"
+    """Returns "1 record", "1,200 records"; `many` where appending an s is wrong."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 def exactly(count: int, one: str, many: str | None = None) -> str:
-    """Returns "1 byte", "1200 bytes": digits as a file or a program has them, to be compared."""
-    return f"{count} {_agreeing(count, one, many)}"
-
-
-def _agreeing(count: int, one: str, many: str | None) -> str:
-    return one if count == 1 else many or f"{one}s"
+    """Returns "1 byte", "1200 bytes": digits without separators, to be compared."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
 def format_bytes(count: int) -> str:
-    """Returns a size in the unit that suits it: 999 B, 12.3 kB, 4.5 MB (powers of 1000)."""
+    """Returns a size in a suitable unit: 999 B, 12.3 kB, 4.5 MB (powers of 1000)."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 999.95:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def display_width(text: str) -> int:
+    """Returns a text's columns in a terminal: Chinese characters two, combining marks none."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def shortened(text: str, columns: int, mark: str = "…") -> str:
+    """Returns a text that takes at most so many columns, cut before `mark` where it is longer."""
+    if display_width(text) <= columns:
+        return text
+    text = text[:columns]
+    while text and display_width(text + mark) > columns:
+        text = text[:-1]
+    return text + mark
+
+
+def html_table(caption: str, header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """Returns an HTML table, for `_repr_html_`; floats with 4 digits."""
+
+    def line(tag: str, cells: Sequence[object]) -> str:
+        texts = (f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        return f"<tr>{''.join(f'<{tag}>{html.escape(text)}</{tag}>' for text in texts)}</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    return f"<table><caption>{html.escape(caption)}</caption><thead>{line('th', header)}</thead><tbody>{body}</tbody></table>"

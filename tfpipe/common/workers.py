@@ -3,9 +3,10 @@
     with Workers(2, "tfpipe.building.tasks", lock_descriptor) as workers:
         for result in workers.run("audit", tasks): ...
 
-Why not `multiprocessing`: its children import the user's main script again, so that a plain script without an
-`if __name__ == "__main__"` guard would start itself over; and forked children would inherit a TensorFlow that the parent
-imported, with its threads gone. A child here is a fresh interpreter that imports the tasks' module only.
+Why not `multiprocessing`: its children import the user's main script again, so that a plain script
+without an `if __name__ == "__main__"` guard would start itself over; and forked children would
+inherit a TensorFlow that the parent imported, with its threads gone. A child here is a fresh
+interpreter that imports the tasks' module only.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def count_cores() -> int:
 
 
 class Progress(NamedTuple):
-    """How much a task has done since its last word."""
+    """Work that a task has done since its last report."""
 
     num_records: int
     num_bytes: int
@@ -54,9 +55,9 @@ class Workers:
 
     Args:
         count: of processes, 1 or more.
-        module: whose functions `run` calls.
-        held_descriptor: a file descriptor that each worker holds open, so that a lock on it lasts until the last of them
-            is gone; None for none.
+        module: of the functions that `run` calls.
+        held_descriptor: a file descriptor that each worker holds open, so that a lock on it lasts
+            until the last of them has ended; or None.
     """
 
     def __init__(self, count: int, module: str, held_descriptor: int | None = None) -> None:
@@ -67,7 +68,7 @@ class Workers:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         for child in self._children:
-            child.connection.close()  # the child leaves at once, whatever it is doing
+            child.connection.close()  # the child ends at once, whatever it is doing
         for child in self._children:
             try:
                 child.process.wait(_PATIENCE_SECONDS)
@@ -76,7 +77,7 @@ class Workers:
                 child.process.wait()
 
     def run(self, function: str, tasks: Iterable[Any]) -> Iterator[Any]:
-        """Yields `Progress` and results of `MODULE.FUNCTION(task, report)`, results in the order in which tasks finish.
+        """Yields `Progress` and results of `MODULE.FUNCTION(task, report)`, as tasks finish.
 
         Raises:
             Exception: whatever a task raised.
@@ -91,7 +92,7 @@ class Workers:
                 if task is None:
                     break
                 child = idle.pop()
-                with contextlib.suppress(BrokenPipeError):  # it died: receiving will say so
+                with contextlib.suppress(BrokenPipeError):  # it died: receiving will raise
                     child.connection.send((function, task))
                 busy[child.connection] = child
             if not busy:
@@ -119,7 +120,8 @@ def _receive(child: _Child) -> tuple[str, Any]:
 
 def _start(module: str, held_descriptor: int | None) -> _Child:
     ours, theirs = Pipe()
-    # Absolute: "" stands for the folder that was current when tfpipe was imported, not for the one that is now.
+    # Absolute: "" stands for the folder that was current when tfpipe was imported, not for the one
+    # that is now.
     path = [*(os.path.abspath(entry) for entry in map(str, sys.path)), str(Path(__file__).resolve().parents[2])]
     command = _BOOTSTRAP.format(path=path, descriptor=theirs.fileno(), module=module)
     inherited = (theirs.fileno(),) if held_descriptor is None else (theirs.fileno(), held_descriptor)
@@ -136,7 +138,7 @@ def _start(module: str, held_descriptor: int | None) -> _Child:
 
 
 def serve(descriptor: int, module: str) -> None:
-    """Runs in a worker: answers tasks until the parent closes the connection or dies, then ends the process at once."""
+    """Runs a worker: carries out tasks until the parent closes the connection or dies."""
     for number in _SHARED:
         signal.signal(number, signal.SIG_IGN)
     tasks = importlib.import_module(module)
@@ -146,13 +148,13 @@ def serve(descriptor: int, module: str) -> None:
     while True:
         function, task = inbox.get()
         try:
-            result = getattr(tasks, function)(task, lambda *done: _tell(connection, "progress", Progress(*done)))
-            _tell(connection, "result", result)
+            result = getattr(tasks, function)(task, lambda *done: _send(connection, "progress", Progress(*done)))
+            _send(connection, "result", result)
         except Exception as error:  # carried to the parent, which raises it
-            _tell(connection, "error", _portable(error))
+            _send(connection, "error", _portable(error))
 
 
-def _tell(connection: Connection, kind: str, value: Any) -> None:
+def _send(connection: Connection, kind: str, value: Any) -> None:
     try:
         connection.send((kind, value))
     except OSError:  # the parent closed the connection, and `_listen` has yet to see it

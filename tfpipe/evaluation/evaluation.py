@@ -31,6 +31,7 @@ from tfpipe.common import arguments, files
 from tfpipe.common.files import clear_folder, clear_up, sha256_of, written_atomically
 from tfpipe.common.locking import locked
 from tfpipe.common.progress import ProgressBar
+from tfpipe.common.text import html_table
 from tfpipe.evaluation import calibration, metrics, partial_tables, receipts
 from tfpipe.models import classifiers, predictions, reading_errors
 from tfpipe.models.classifiers import Predictor
@@ -83,10 +84,18 @@ class Evaluation:
         facts = [f"{name}={known[name]!r}" for name in names if name in known]
         return f"Evaluation({', '.join([repr(os.fspath(self.folder)), *facts])})"
 
+    def _repr_html_(self) -> str:
+        known = {**self.metrics, **((self.metrics.get("binary") or {}).get("sensitivity_at_specificity") or {})}
+        names = ("accuracy", "auc", "log_loss", "ece", "sensitivity", "specificity")
+        values = {name: known[name] for name in names if known.get(name) is not None}
+        rows = [[name, value, *(known.get(f"{name}_interval") or ("", ""))] for name, value in values.items()]
+        return html_table(repr(self), ["metric", "value", "95 % from", "to"], rows)
 
+
+@arguments.renamed(directory="data")
 def evaluate(
     model: str | os.PathLike[str] | Predictor | Loaded,
-    directory: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     split: str,
     output: str | os.PathLike[str],
     *,
@@ -110,7 +119,7 @@ def evaluate(
 
     Args:
         model: a run's folder, a .keras file, or a loaded model of any form: `tfpipe.load("export/saved_model")`.
-        directory: of the data set.
+        data: folder of the data set.
         split: its name; labelled.
         output: folder, made if need be; files of an earlier evaluation are replaced, others left alone.
         batch_size: pictures that go through the model at once.
@@ -147,10 +156,10 @@ def evaluate(
         raise ValueError(f"shard and num_readers exclude each other (got {shard!r} and {num_readers})")
     if on_found is not None:
         arguments.callback("on_found", on_found)
-    directory, folder = arguments.path("directory", directory), arguments.path("output", output)
+    data, folder = arguments.path("data", data), arguments.path("output", output)
     predictor = _loaded(model, trust)
     options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
-    run = _Run(predictor, directory, split, folder, batch_size, progress, options)
+    run = _Run(predictor, data, split, folder, batch_size, progress, options)
     claim = run.begin()
     if shard is not None:
         run.write_part(shard, claim)
@@ -177,7 +186,7 @@ def evaluate(
         if report:
             from tfpipe.evaluation.report import write_report
 
-            write_report(run.folder, predictor, directory, split, near_duplicates=near_duplicates, progress=progress)
+            write_report(run.folder, predictor, data, split, near_duplicates=near_duplicates, progress=progress)
     return evaluation
 
 

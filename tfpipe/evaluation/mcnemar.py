@@ -20,7 +20,7 @@ import numpy as np
 
 from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
-from tfpipe.common.text import exactly
+from tfpipe.common.text import exactly, html_table
 from tfpipe.models.predictions import RECEIPT_NAME, Predictions, fields, read
 
 _log = logging.getLogger("tfpipe")
@@ -29,7 +29,7 @@ _SHOWN = 3
 _Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Comparison:
     """Two classifiers on the same pictures.
 
@@ -48,6 +48,16 @@ class Comparison:
     both_wrong: int
     p_value: float
     same_data: bool | None = None
+
+    def __repr__(self) -> str:
+        low, high = self.difference_interval
+        facts = f"count={self.count}, accuracy_a={self.accuracy_a:.4f}, accuracy_b={self.accuracy_b:.4f}"
+        difference = f"difference={self.difference:+.4f}, 95 % [{low:+.4f}, {high:+.4f}]"
+        return f"Comparison({facts}, {difference}, p_value={self.p_value:.3g}, same_data={self.same_data})"
+
+    def _repr_html_(self) -> str:
+        rows = [["A right", self.both_right, self.only_a], ["A wrong", self.only_b, self.both_wrong]]
+        return html_table(repr(self), ["images", "B right", "B wrong"], rows)
 
     @property
     def count(self) -> int:

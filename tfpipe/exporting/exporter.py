@@ -31,7 +31,7 @@ import tensorflow as tf
 
 import tfpipe
 from tfpipe.common import arguments, files
-from tfpipe.common.text import exactly, format_bytes
+from tfpipe.common.text import exactly, format_bytes, html_table
 from tfpipe.exporting import half_precision, model_card, model_source, parity, reference_images, wrapping
 from tfpipe.exporting.formats import WRITERS, Work
 from tfpipe.exporting.parity import ExportedFile, Row
@@ -71,7 +71,12 @@ class Export:
         names = reprlib.repr(sorted({row.artefact for row in self.parity}))
         return f"Export({os.fspath(self.folder)!r}, {names}, {size}, largest difference {furthest:.3g})"
 
+    def _repr_html_(self) -> str:
+        rows = [[name, format_bytes(num_bytes), sha256[:12]] for name, num_bytes, sha256 in self.files]
+        return html_table(repr(self), ["file", "size", "SHA-256"], rows)
 
+
+@arguments.renamed(evaluations="evaluation", report="log")
 def export(
     model: str | os.PathLike[str] | keras.Model | NamedModel,
     output: str | os.PathLike[str],
@@ -90,11 +95,11 @@ def export(
     half: bool = False,
     data: str | os.PathLike[str] | None = None,
     split: str | None = None,
-    evaluations: Sequence[str | os.PathLike[str]] = (),
+    evaluation: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     tolerance: float = parity.TOLERANCE,
     overwrite: bool = False,
     trust: bool = False,
-    report: Callable[[str], None] = _log.info,
+    log: Callable[[str], None] = _log.info,
 ) -> Export:
     """Writes a model in several formats, and compares each with the model before any of them gets its name.
 
@@ -116,11 +121,11 @@ def export(
         data: a data set: eight pictures of `split` join those that files are compared on. If not given, the run's, where it is
             still there.
         split: of `data`; "val" if not given.
-        evaluations: folders of `tfpipe.evaluate`, for the model card.
+        evaluation: folder of `tfpipe.evaluate`, or several, for the model card.
         tolerance: how far probabilities of TFLite and ONNX may be from the model's; those of TensorFlow's formats may not.
         overwrite: replace an export that is there, when the new one is complete.
         trust: whoever made the model of a path, see `tfpipe.load`.
-        report: called with lines that say what is being done.
+        log: called with a line for each thing that is done.
 
     Raises:
         ValueError: an argument is not what it should be.
@@ -139,12 +144,12 @@ def export(
         checkpoint=os.fspath(checkpoint) if isinstance(checkpoint, Path) else checkpoint,
     )
     (image_size,) = arguments.check_given(image_size=image_size)
-    arguments.callback("report", report)
+    arguments.callback("log", log)
     given: dict[str, Any] = {"preprocessing": preprocessing, "resize": resize, "outputs": outputs}
     given |= {"png16": png16, "background": background}
     wrapping.check_words(given)
     formats = preflight.check_formats([formats] if isinstance(formats, str) else formats)
-    folders = [arguments.path("evaluations", path) for path in _listed(evaluations)]
+    folders = [arguments.path("evaluation", path) for path in _listed(evaluation)]
     if data is not None:
         data = arguments.path("data", data)
     target = Path(os.path.realpath(arguments.path("output", output)))  # a link is not to be replaced, but what it leads to
@@ -159,12 +164,12 @@ def export(
         given |= {name: given[name] or value for name, value in usual.items()}
     source = model_source.find(model, checkpoint, {**given, "class_names": class_names, "image_size": image_size}, trust=trust)
     if class_names is not None:  # a wrong guess makes a model that is wrong without a word, here and everywhere alike
-        report(f"taken to be right, given or by default: {_taken(source.model)}; nothing here can tell")
+        log(f"taken to be right, given or by default: {_taken(source.model)}; nothing here can tell")
     pictures = model_source.find_pictures(source, data, split, is_needed=half)
     cost = None
     served = source.model
     if half:
-        report(f"rounding weights to float16, and counting what that costs on {pictures}")
+        log(f"rounding weights to float16, and counting what that costs on {pictures}")
         served = half_precision.round_weights(source.model)
         cost = half_precision.measure_cost(source.model, served, pictures.directory, pictures.split)
         cost["sha256"] = served.sha256
@@ -181,10 +186,10 @@ def export(
     compared = [*reference_images.make(), *own]
     with files.folder_written_atomically(target, replace=overwrite) as folder:
         work = Work(served, specification, folder, half)
-        written = _write(work, formats, report)
+        written = _write(work, formats, log)
         _write_words(folder, specification)
         of_data = f", {len(own)} of them of {pictures}" if own else ""
-        report(f"comparing with the model on {exactly(len(compared), 'file')}{of_data}, in a process without tfpipe")
+        log(f"comparing with the model on {exactly(len(compared), 'file')}{of_data}, in a process without tfpipe")
         rows = parity.compare(served, specification, written, compared, tolerance)
         parity.check(rows)
         _write_parity(folder, rows, cost)

@@ -218,11 +218,12 @@ def to_bytes(graph: Graph) -> bytes:
     return seals.seal(graph.SerializeToString(deterministic=True), seals.graph_entry)
 
 
-def load_frozen(path: str | os.PathLike[str], *, trust: bool = False) -> FrozenGraph:
+@arguments.renamed(path="model")
+def load_frozen(model: str | os.PathLike[str], *, trust: bool = False) -> FrozenGraph:
     """Returns a frozen graph of an export.
 
     Args:
-        path: of the file.
+        model: path of the file.
         trust: open it also where it has operations that do more than compute, on files, say.
 
     Raises:
@@ -230,7 +231,8 @@ def load_frozen(path: str | os.PathLike[str], *, trust: bool = False) -> FrozenG
         DataError: it is no graph, none of tfpipe, damaged, or not to be opened without `trust`.
     """
     (trust,) = arguments.check(trust=trust)
-    graph, data = tf.compat.v1.GraphDef(), files.read_bytes(arguments.path("path", path))
+    path = arguments.path("model", model)
+    graph, data = tf.compat.v1.GraphDef(), files.read_bytes(path)
     try:
         graph.ParseFromString(data)
     except Exception as error:  # protobuf has one class for it in each of its implementations

@@ -34,11 +34,11 @@ from tfpipe.records import checksums
 Array = np.ndarray[Any, Any]
 
 
-def load(path: str | os.PathLike[str], argument: str = "model", *, trust: bool = False) -> Predictor:
+def load(path: str | os.PathLike[str], *, trust: bool = False) -> Predictor:
     """Returns the model of a run's folder, a .keras file, or a file or folder of an export.
 
-    Of an export's folder, the SavedModel is taken. In errors, the path is called by the caller's `argument`. What would do more
-    than compute, when it is opened or asked, is refused unless the caller says `trust`.
+    Of an export's folder, the SavedModel is taken. What would do more than compute, when opened or called, is refused without
+    `trust`.
 
     Raises:
         ValueError: this is no path.
@@ -48,8 +48,8 @@ def load(path: str | os.PathLike[str], argument: str = "model", *, trust: bool =
     """
     if not isinstance(path, str | os.PathLike):
         advice = "export a Keras model first: tfpipe.export(model, output, class_names=[...])"
-        raise ValueError(f"{argument} must be the path of a model (got {type(path).__name__}); {advice}")
-    place, form = find_model(arguments.path(argument, path))
+        raise ValueError(f"model must be the path of a model (got {type(path).__name__}); {advice}")
+    place, form = find_model(arguments.path("model", path))
     if form == SAVED_MODEL_NAME:
         return dataclasses.replace(open_saved_model(place, trust), form=form)
     if form in _OPENERS:

@@ -1,1 +1,1 @@
-"""Which files there are: folders walked in a fixed order, globs, lists of paths, and what their first bytes show."""
+"""Finding image files: folders, globs, lists of paths, and checks of their first bytes."""

@@ -1,4 +1,4 @@
-"""Folders walked in a fixed order, and the image files in folders and globs: each once, whatever links lead to it.
+"""Folders walked in a fixed order, and the image files in folders and globs, each once.
 
 passed_over = []
 [found.name for found in find_images("test1/", passed_over)]     # "cat/1.jpg": relative to the folder
@@ -30,8 +30,9 @@ class Found(NamedTuple):
         path: of the file.
         num_bytes: its size.
         mtime_ns: its time of modification.
-        reason: "" for a file, else "unreadable", "link_loop" (a link to a folder that was walked already), "hidden" (see
-            `files.is_hidden`) or "empty" (a folder that holds nothing but hidden files).
+        reason: "" for a file, else "unreadable", "link_loop" (a link to a folder that was walked
+            already), "hidden" (see `files.is_hidden`) or "empty" (a folder that holds nothing but
+            hidden files).
         message: the reason in words.
         id: given by a list of paths; "" where the name decides.
     """
@@ -48,8 +49,9 @@ class Found(NamedTuple):
 def walk(root: str | Path) -> Iterator[Found]:
     """Yields every file below a folder, and what could not be followed or read.
 
-    A link to a file counts as a file. A link to a folder is followed after all real folders, and only where that folder
-    was not walked already: each is walked once, and the real path wins over the link.
+    A link to a file counts as a file. A link to a folder is followed after all real folders, and
+    only where that folder was not walked already: each is walked once, and the real path wins over
+    the link.
     """
     walked: set[tuple[int, int]] = set()
     links = [("", str(root))]  # a heap, so that the order in which a file system lists names changes nothing
@@ -64,8 +66,9 @@ def walk(root: str | Path) -> Iterator[Found]:
 
 
 def _walk_folder(path: str, prefix: str, walked: set[tuple[int, int]], links: list[tuple[str, str]]) -> Iterator[Found]:
-    # A stack, not recursion: a deep tree must not end in a RecursionError. Entries are not sorted: a folder of a million
-    # files would have to be held in memory, and whoever needs an order sorts anyway.
+    # A stack, not recursion: a deep tree must not end in a RecursionError. Entries are not sorted:
+    # a folder of a million files would have to be held in memory, and whoever needs an order sorts
+    # anyway.
     stack = [(path, prefix)]
     while stack:
         folder, below = stack.pop()
@@ -139,9 +142,10 @@ def check_given(given: str) -> None:
 
 
 def make_place() -> Callable[[str], str]:
-    """Returns a function from a path to the file's real place, whatever links its folders were reached by.
+    """Returns a function from a path to its real place, whatever links lead to its folder.
 
-    A link to a file is an image of its own. Folders are resolved once: one may hold a hundred thousand files.
+    A link to a file is an image of its own. Folders are resolved once: one may hold a hundred
+    thousand files.
     """
     folders: dict[str, str] = {}
 
@@ -176,7 +180,7 @@ def _in_glob(pattern: str, passed_over: list[str]) -> Iterator[Found]:
 
 
 def _matches(pattern: str) -> list[str]:
-    """Returns the paths that match a glob; `**` enters every folder once, where Python's multiplies them at every link."""
+    """Returns the paths that match a glob; unlike Python's, `**` enters every folder once."""
     parts = Path(pattern).parts
     if "**" not in parts:
         return glob.glob(pattern)

@@ -1,4 +1,4 @@
-"""Image files read and checked without decoding: the build, prediction and the demo page call these.
+"""Image files read and checked without decoding, for build, prediction and demo page.
 
 read("1.jpg").orientation      # 6
 read("page.html")              # RejectedImage: reason "not_an_image"
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.files import open_regular
+from tfpipe.common.text import exactly
 from tfpipe.images import headers
 
 _HEAD_BYTES = 4096
@@ -51,7 +52,7 @@ def read(path: str, max_pixels: int = headers.DEFAULT_MAX_PIXELS) -> Encoded | R
 
 
 def read_start(path: str, max_bytes: int | None = None) -> tuple[bytes, int]:
-    """Returns a file's bytes and its size; only its first 4096 bytes where these are not an image's, so that no film is read.
+    """Returns a file's bytes and size; only 4096 bytes of what is not an image, say a film.
 
     Raises:
         RejectedImage: it has more than `max_bytes`.
@@ -60,6 +61,6 @@ def read_start(path: str, max_bytes: int | None = None) -> tuple[bytes, int]:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if max_bytes is not None and size > max_bytes:
-            raise RejectedImage("too_large", f"{size} bytes, a record holds {max_bytes}", path=path)
+            raise RejectedImage("too_large", f"{exactly(size, 'byte')}, a record holds {max_bytes}", path=path)
         head = file.read(_HEAD_BYTES)
         return (head + file.read(size) if head.startswith(headers.SIGNATURES) else head), size

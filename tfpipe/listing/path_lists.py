@@ -5,8 +5,9 @@
 
     find photos -name '*.jpg' -print0 | tools/predict.py --input=- ...
 
-The columns are found as a build finds them, but an id must be the whole name of a file. Names that predictions hold with an
-apostrophe before them are read back. A missing file is an unreadable image and not an error: it has its row.
+The columns are found as a build finds them, but an id must be the whole name of a file. Names that
+predictions hold with an apostrophe before them are read back. A missing file is an unreadable image
+and not an error: it has its row.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def _read_standard_input() -> Iterator[Found]:
 
 
 def _read_csv(file: Path) -> Iterator[Found]:
-    # A path may hold any bytes: those that are not UTF-8 become a name that is rejected with its own row, not here.
+    # A path may hold any bytes: those that are not UTF-8 become a name that is rejected with its
+    # own row, not here.
     with tables.opened(file, errors="surrogateescape") as table:
         names, path_column = table.columns, table.column((*tables.FILE_COLUMNS, *tables.ID_COLUMNS))
         columns = f"a column called path is needed, and perhaps one called id (there are: {', '.join(names)})"

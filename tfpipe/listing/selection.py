@@ -1,4 +1,4 @@
-"""The images to predict, out of files, folders, globs, lists of paths or a data set, each with an id.
+"""The images to predict: files, folders, globs, lists of paths or a data set.
 
     listing = list_images("test1/")
     listing.images[0].id                    # "1"
@@ -28,8 +28,9 @@ Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 class Image(NamedTuple):
     """One image to predict.
 
-    `id` is unique among the inputs. `path` is the absolute path of its file, or "" where it is the record at `position` of
-    a split. `problem` tells why it is known to be unreadable before it is opened.
+    `id` is unique among the inputs. `path` is the absolute path of its file, or "" where it is the
+    record at `position` of a split. `problem` tells why it is known to be unreadable before it is
+    opened.
     """
 
     id: str
@@ -46,7 +47,7 @@ class Image(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """Images ordered by id; names that were passed over; data set and split where the images come from one."""
+    """Images ordered by id, the names passed over, and data set and split, if any."""
 
     images: Sequence[Image]
     passed_over: Sequence[str]
@@ -56,16 +57,19 @@ class Listing(NamedTuple):
 def list_images(inputs: Inputs, split: str | None = None, *, tell_apart: bool = False) -> Listing:
     """Returns the images of the inputs, each once, in the natural order of their ids.
 
-    The id is the path without an image's extension: relative to the given folder, relative to the part of a glob before its
-    first wildcard, as written in a list of paths (unless that has ids of its own), or the name of a given file. The id of a
-    record is its key, without the name of the split before it. With `tell_apart`, images that would share an id, x.jpg and
-    x.png, keep their extensions.
+    The id is the path without an image's extension: relative to the given folder, relative to the
+    part of a glob before its first wildcard, as written in a list of paths (unless that has ids of
+    its own), or the name of a given file. The id of a record is its key, without the name of the
+    split before it. With `tell_apart`, images that would share an id, x.jpg and x.png, keep their
+    extensions.
 
-    In folders and globs, hidden files are passed over, and files named as something else (README.txt).
+    In folders and globs, hidden files are passed over, and files named as something else
+    (README.txt).
 
     Raises:
         FileNotFoundError: an input is missing, or a glob matches nothing.
-        ValueError: two images have the same id, there are none, the split is not clear, or an input is not a path.
+        ValueError: two images have the same id, there are none, the split is not clear, or an input
+            is not a path.
         DataError: the data set's files contradict each other, or a list of paths cannot be read.
     """
     paths = given_paths(inputs)
@@ -81,12 +85,12 @@ def list_images(inputs: Inputs, split: str | None = None, *, tell_apart: bool = 
     _check_once(images)
     if not images:
         passed = f"; passed over: {', '.join(passed_over[:10])}" if passed_over else ""
-        raise ValueError(f"{', '.join(map(str, paths)) or 'inputs'}: there is no image{passed}")
+        raise ValueError(f"{', '.join(map(str, paths)) or 'input'}: there is no image{passed}")
     return Listing(images, passed_over, data_set)
 
 
 def check_given(inputs: Inputs, split: str | None = None) -> None:
-    """Raises as `list_images` for an input that is missing or a split that is not clear; walks no folder."""
+    """Raises as `list_images` for a missing input or an unclear split; walks no folder."""
     paths = given_paths(inputs)
     if not _data_set(paths, split):
         for path in [os.fspath(path) for path in paths]:
@@ -122,12 +126,12 @@ def given_paths(inputs: Any) -> list[str | os.PathLike[str]]:
     for path in paths:
         if not isinstance(path, str | os.PathLike):
             advice = "bytes and arrays are for tfpipe.load(model).predict(inputs)"
-            raise ValueError(f"inputs must be paths (got {type(path).__name__}); {advice}")
+            raise ValueError(f"input must be paths (got {type(path).__name__}); {advice}")
     return paths
 
 
 def hash_listing(listing: Listing) -> str:
-    """Returns a hash that changes with the images, their order, and, by size and time of modification, their bytes."""
+    """Returns a hash that changes with the images, their order, sizes and times."""
     state = hashlib.sha256()
     if listing.data_set is not None:
         state.update(manifest.load(listing.data_set[0]).root_hash.encode())
@@ -161,7 +165,8 @@ def natural_key(text: str) -> tuple[str, str]:
     """Returns a sorting key by which 2 comes before 10, and "a2" before "a10"."""
 
     def counted(number: re.Match[str]) -> str:
-        # Before any other character; by length and digits, not as an integer, which may have at most 4300 digits.
+        # Before any other character; by length and digits, not as an integer, which may have at
+        # most 4300 digits.
         digits = number[0].lstrip("0")
         return f"\0{chr(min(len(digits), 0x10FFFF))}{digits}"
 
@@ -170,7 +175,8 @@ def natural_key(text: str) -> tuple[str, str]:
 
 def _records(directory: Path, split: str) -> Iterator[tuple[Image, str]]:
     rows = list(catalog.read_catalog(directory, split=split))
-    # The prefix that the build gave them, so that ids are those of the folder that the split was made from.
+    # The prefix that the build gave them, so that ids are those of the folder that the split was
+    # made from.
     prefix = f"{split}/" if all(row.key.startswith(f"{split}/") for row in rows) else ""
     for position, row in enumerate(rows):
         name = row.key.removeprefix(prefix)

@@ -47,8 +47,9 @@ _AHEAD = 32  # times the cores, images that are decoded or wait for their turn: 
 _COMPLETING = 4  # calls, at most
 
 
+@arguments.renamed(directory="data")
 def dataset(
-    directory: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     split: str,
     *,
     batch_size: int | None = 32,
@@ -79,7 +80,7 @@ def dataset(
     uninterrupted run would have given from there on.
 
     Args:
-        directory: of a data set that `build_tfrecords` wrote.
+        data: folder of a data set that `build_tfrecords` wrote.
         split: its name.
         batch_size: records per element, or None for single records without a batch axis.
         image_size: (height, width), or the side of a square.
@@ -129,7 +130,7 @@ def dataset(
     TensorFlow does not survive a fork of the process: start readers in processes of their own before using it.
     """
     return Loader(
-        directory,
+        data,
         split,
         batch_size=batch_size,
         image_size=image_size,
@@ -151,13 +152,14 @@ def dataset(
     ).dataset()
 
 
-def describe(directory: str | os.PathLike[str], split: str, **options: Any) -> str:
+@arguments.renamed(directory="data")
+def describe(data: str | os.PathLike[str], split: str, **options: Any) -> str:
     """Returns what `dataset` does with the same arguments, in one line per stage.
 
     Raises:
         ValueError, FileNotFoundError, DataError: as `dataset` does on opening.
     """
-    return Loader(directory, split, **{**(dataset.__kwdefaults__ or {}), **options}).describe()
+    return Loader(data, split, **{**(dataset.__kwdefaults__ or {}), **options}).describe()
 
 
 class Loader:
@@ -196,7 +198,7 @@ class Loader:
             selection: int64 [N], ascending positions of the records that take part, None for all.
             samples: what becomes of 16 bits and of alpha, None for what the manifest has.
         """
-        directory = arguments.path("directory", directory)
+        directory = arguments.path("data", directory)
         training, balanced, repeat, as_dict, equal_steps = arguments.check(
             training=training, balanced=balanced, repeat=repeat, as_dict=as_dict, equal_steps=equal_steps
         )

@@ -23,8 +23,9 @@ from tfpipe.records.samples import Samples
 Image = np.ndarray[Any, Any]
 
 
+@arguments.renamed(directory="data")
 def replay(
-    directory: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     split: str,
     key: str | bytes,
     *,
@@ -37,12 +38,12 @@ def replay(
 ) -> Image:
     """Makes the picture again that training saw for a key in an epoch.
 
-    Bit for bit the row of `dataset(directory, split, training=True, as_dict=True, ...)` with this "key" and "epoch", whatever
+    Bit for bit the row of `dataset(data, split, training=True, as_dict=True, ...)` with this "key" and "epoch", whatever
     the batches, the order and the readers were. MixUp and CutMix, which take a batch, are left out: the picture is
     what went into them. To replay many, take a `Replayer`: opening the data set takes longer than a picture.
 
     Args:
-        directory: the data set's folder.
+        data: the data set's folder.
         split: the one that was trained on.
         key: of the record, as the catalogue and the dataset's "key" have it.
         seed: the run's, as given to `dataset`.
@@ -61,7 +62,7 @@ def replay(
         DataError: the data set or the record is damaged.
     """
     replayer = Replayer(
-        directory, split, seed=seed, image_size=image_size, resize=resize, augment=augment, scaled_decode=scaled_decode
+        data, split, seed=seed, image_size=image_size, resize=resize, augment=augment, scaled_decode=scaled_decode
     )
     return replayer.image(replayer.position(key), epoch)
 

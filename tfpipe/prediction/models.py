@@ -140,7 +140,7 @@ class Model:
         return Prediction(*top[0], top, probabilities)
 
     def _refusal(self, problem: RejectedImage) -> Prediction:
-        return Prediction(None, 0.0, [], np.zeros(len(self.class_names), np.float32), f"{problem.reason}: {problem.message}")
+        return Prediction(None, 0.0, [], np.zeros(len(self.class_names), np.float32), problem.summary)
 
     def _pixels(self, item: _Item) -> Array | RejectedImage:
         """Returns what the model sees, uint8 [H, W, 3] of its size, or why there is nothing to see."""
@@ -174,11 +174,12 @@ class Model:
         return tf.function(resize, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)], autograph=False)
 
 
-def load(path: str | os.PathLike[str], *, max_pixels: int = headers.DEFAULT_MAX_PIXELS, trust: bool = False) -> Model:
+@arguments.renamed(path="model")
+def load(model: str | os.PathLike[str], *, max_pixels: int = headers.DEFAULT_MAX_PIXELS, trust: bool = False) -> Model:
     """Returns the model of a run's folder, a .keras file, or a file or folder of an export.
 
     Args:
-        path: of the model.
+        model: its path.
         max_pixels: height times width above which a file is not decoded.
         trust: whoever made the model: open it also where it holds Python code, or operations that do more than compute.
 
@@ -189,7 +190,7 @@ def load(path: str | os.PathLike[str], *, max_pixels: int = headers.DEFAULT_MAX_
         ImportError: its format needs an extra that is not installed.
     """
     max_pixels, trust = arguments.check(max_pixels=max_pixels, trust=trust)
-    return Model(opening.load(path, "path", trust=trust), max_pixels)
+    return Model(opening.load(model, trust=trust), max_pixels)
 
 
 def _listed(inputs: Any) -> list[_Item]:

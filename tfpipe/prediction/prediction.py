@@ -30,7 +30,7 @@ from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.files import clear_up, written_atomically
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.tables import escape_formula
-from tfpipe.common.text import plural
+from tfpipe.common.text import html_table, plural
 from tfpipe.formats import opening
 from tfpipe.images import headers
 from tfpipe.listing import selection
@@ -69,10 +69,15 @@ class Summary:
         others = f"{len(self.rejected)} rejected, {len(self.passed_over)} passed over"
         return f"Summary(num_rows={self.num_rows}, counts={reprlib.repr(dict(self.counts))}, {others})"
 
+    def _repr_html_(self) -> str:
+        rows = [[name, count, self.mean_scores.get(name, "")] for name, count in self.counts.items()]
+        return html_table(repr(self), ["predicted class", "images", "mean score"], rows)
 
+
+@arguments.renamed(inputs="input")
 def predict(
     model: Predictor | Model | str | os.PathLike[str],
-    inputs: selection.Inputs,
+    input: selection.Inputs,  # noqa: A002 (as the flag)
     output: str | os.PathLike[str],
     *,
     split: str | None = None,
@@ -100,7 +105,7 @@ def predict(
 
     Args:
         model: a run's folder, a .keras file of `tfpipe.train`, a file or folder of an export, or what `tfpipe.load` returns.
-        inputs: files, folders (with all folders below), globs, CSV files with a column `path` (relative to the CSV's folder)
+        input: files, folders (with all folders below), globs, CSV files with a column `path` (relative to the CSV's folder)
             and, if you like, `id`, or "-": paths on standard input, one a line or separated by NULs; or one data set.
         output: the file to write.
         split: of the data set; needed where it has several.
@@ -148,7 +153,7 @@ def predict(
     file_format = preflight.format_of(path) if format is None else format
     tables.check_options(file_format, columns)
     # Whoever asks for ids alone would meet one that he does not know.
-    inputs = selection.given_paths(inputs)  # an iterator can be asked once
+    inputs = selection.given_paths(input)  # an iterator can be asked once
     listing = selection.list_images(inputs, split, tell_apart=columns not in tables.COMPETITION)
     _check_replaced(path, inputs, listing)
     _say_passed_over(listing.passed_over)

@@ -40,11 +40,12 @@ _DEFAULT = "serving_default"
 _INPUTS = {_DEFAULT: "image_bytes", "features": "image_bytes", "pixels": "image_bytes", "image": "image"}
 
 
-def rest_request(pictures: Iterable[Picture], *, signature_name: str = _DEFAULT, form: Form = "row") -> str:
+@arguments.renamed(pictures="images")
+def rest_request(images: Iterable[Picture], *, signature_name: str = _DEFAULT, form: Form = "row") -> str:
     """Returns the JSON body of a POST to /v1/models/NAME:predict.
 
     Args:
-        pictures: paths or contents of files, or files opened in binary mode; for the signature "image", arrays,
+        images: paths or contents of files, or files opened in binary mode; for the signature "image", arrays,
             uint8 [H, W, 3] of the model's size. JSON writes those as numbers, 12 times the size of a usual JPEG.
         signature_name: of the export.
         form: "row" is answered picture by picture, "columnar" output by output; `rest_response` reads both.
@@ -54,7 +55,7 @@ def rest_request(pictures: Iterable[Picture], *, signature_name: str = _DEFAULT,
         FileNotFoundError: there is no such file.
     """
     arguments.choice("form", form, get_args(Form))
-    name, values = _values(pictures, signature_name)
+    name, values = _values(images, signature_name)
     encoded = [value.tolist() if isinstance(value, np.ndarray) else _to_base64(value) for value in values]
     content = {"instances": encoded} if form == "row" else {"inputs": {name: encoded}}
     return json.dumps({"signature_name": signature_name, **content}, separators=(",", ":"))
@@ -77,13 +78,14 @@ def rest_response(body: str | bytes) -> list[Any]:
         raise DataError(f"not an answer of TensorFlow Serving ({type(error).__name__}: {error}): {body[:100]!r}") from None
 
 
+@arguments.renamed(pictures="images")
 def grpc_request(
-    pictures: Iterable[Picture], *, model_name: str, signature_name: str = _DEFAULT, version: int | None = None
+    images: Iterable[Picture], *, model_name: str, signature_name: str = _DEFAULT, version: int | None = None
 ) -> bytes:
     """Returns a serialised PredictRequest, for the method /tensorflow.serving.PredictionService/Predict.
 
     Args:
-        pictures: as for `rest_request`; arrays are sent as they are.
+        images: as for `rest_request`; arrays are sent as they are.
         model_name: by which the server knows the model.
         signature_name: of the export.
         version: of the model, default the latest.
@@ -93,7 +95,7 @@ def grpc_request(
         ImportError: the extra [serving] is not installed.
     """
     (model_name,), (version,) = arguments.check(model_name=model_name), arguments.check_given(version=version)
-    name, values = _values(pictures, signature_name)
+    name, values = _values(images, signature_name)
     request = _messages().PredictRequest()
     request.model_spec.name, request.model_spec.signature_name = model_name, signature_name
     if version is not None:
@@ -151,13 +153,13 @@ def _values(pictures: Iterable[Picture], signature_name: str) -> tuple[str, list
     arguments.choice("signature_name", signature_name, _INPUTS)
     is_one = isinstance(pictures, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(pictures, "read")
     if is_one or not isinstance(pictures, Iterable):
-        raise ValueError(f"pictures must be a list (got a single {type(pictures).__name__})")
+        raise ValueError(f"images must be a list (got a single {type(pictures).__name__})")
     read = _pixels if signature_name == "image" else _bytes
     values = [read(picture) for picture in pictures]
     if not values:
-        raise ValueError("pictures must be one or more: servers refuse an empty request")
+        raise ValueError("images must be one or more: servers refuse an empty request")
     if len(shapes := {value.shape for value in values if isinstance(value, np.ndarray)}) > 1:
-        raise ValueError(f"pictures must have one size (got {sorted(shapes)})")
+        raise ValueError(f"images must have one size (got {sorted(shapes)})")
     return _INPUTS[signature_name], values
 
 

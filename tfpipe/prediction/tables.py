@@ -115,7 +115,7 @@ class _FullTable:
     def row(self, picture: Image, answer: Answer) -> bytes:
         names = [self._cell(picture.id), self._cell(picture.filename)]
         if isinstance(answer, RejectedImage):
-            return _line([*names, str(answer)] + [""] * (len(self._columns) - 3))
+            return _line([*names, answer.summary] + [""] * (len(self._columns) - 3))
         values = _texts(answer)
         top = [cell for best in best_of(answer, self._top_k) for cell in (self._cell(self._class_names[best]), values[best])]
         return (

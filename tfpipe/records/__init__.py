@@ -1,1 +1,1 @@
-"""What is on disk, byte by byte: records, shards, manifests, catalogs, run folders. No TensorFlow, no numpy."""
+"""Files of data sets and runs: records, shards, manifests, catalogues. No TensorFlow."""

@@ -1,8 +1,8 @@
 """The catalogue, one row per record, and the indexes, one line per record.
 
-`catalog.csv` is for people and for tools: it opens in a spreadsheet, and answers to grep. It is ordered by split, shard
-and position, as the records are read. An index holds "offset length" per record of one shard (DALI's tfrecord2idx form),
-the only home of the offsets.
+`catalog.csv` is for people and for tools, for spreadsheets and grep. It is ordered by split, shard
+and position, as the records are read. An index holds "offset length" per record of one shard
+(DALI's tfrecord2idx form); offsets are stored nowhere else.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from tfpipe.records.tfrecord import FRAME_BYTES
 class Row(NamedTuple):
     """One record of the catalogue.
 
-    `shard` and `position` are 0-based, `position` within the shard; `crc32c` is the masked CRC-32C of the record's data,
-    as the shard stores it: what a reader expects to find there, so that a swapped record is noticed like a damaged one.
+    `shard` and `position` are 0-based, `position` within the shard; `crc32c` is the masked CRC-32C
+    of the record's data, as stored in the shard, so that readers notice a swapped record like a
+    damaged one.
     """
 
     key: str
@@ -52,11 +53,7 @@ _INDEX_LINE_BYTES = 40
 
 
 def parse_row(fields: list[str]) -> Row:
-    """Returns the row in the fields of one line.
-
-    Raises:
-        ValueError: they are none, or a number or name is not one that tfpipe writes.
-    """
+    """Returns the row of a line; raises ValueError for a number or name that is not tfpipe's."""
     key, filename, split, *numbers, class_name, image_format, height, width, orientation, crc32c, sha256 = fields
     shard, position, label = map(int, numbers)
     size, turn, crc = (int(height), int(width)), int(orientation), int(crc32c)
@@ -86,12 +83,12 @@ def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None)
             for line in lines:
                 if split is None or line[split_field] == split:
                     yield parse_row(line)
-        except (ValueError, IndexError, csv.Error):  # without their words, which quote what may be another file's
+        except (ValueError, IndexError, csv.Error):  # without their message, which may quote another file
             raise DataError(f"line {lines.line_num} is not a row of a catalogue", path=path) from None
 
 
 def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str) -> Iterator[tuple[Row, int, int]]:
-    """Yields (row, offset, length) of a split's records in reading order; the frame stands at [offset, offset + length).
+    """Yields (row, offset, length) of a split's records in reading order, frames included.
 
     Raises:
         DataError: catalogue, indexes and manifest do not agree.
@@ -104,9 +101,9 @@ def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str
         for position, (offset, length) in enumerate(read_index(path)):
             row = next(rows, None)
             if row is None or (row.shard, row.position) != (shard_index, position):
-                raise DataError(f"record {position} of {shard.file} does not stand in the catalogue at its place", path=path)
+                raise DataError(f"record {position} of {shard.file} is not in the catalogue at its place", path=path)
             if class_names.get(row.label) != row.class_name:
-                message = f"record {position} of {shard.file} has label {row.label}, {row.class_name!r}, which is no class"
+                message = f"record {position} of {shard.file} has label {row.label}, {row.class_name!r}, which is not a class"
                 raise DataError(message, path=catalog)
             if length < FRAME_BYTES:
                 raise DataError(f"record {position} has {exactly(length, 'byte')}, less than its frame", path=path)

@@ -3,7 +3,8 @@
     write(folder, folder / "SHA256SUMS")
     check_folder(folder, folder / "SHA256SUMS")    # raises, or returns whether there is such a list
 
-They find damage and what was replaced by itself, not malice: whoever can change a folder can list it anew.
+They find damage and single replaced files, not malice: whoever can change a folder can list it
+anew.
 """
 
 from __future__ import annotations
@@ -23,22 +24,18 @@ _LINE = re.compile(r"(?P<sha256>[0-9a-fA-F]+) [ *](?P<name>.+)")  # *: as sha256
 
 
 def list_files(folder: Path) -> list[tuple[str, int, str]]:
-    """Returns path below the folder, bytes and SHA-256 of each file.
-
-    Raises:
-        DataError: something in the folder is neither a regular file nor a folder.
-    """
+    """Returns relative path, bytes and SHA-256 of each file; raises DataError for a device."""
     return [(name, (folder / name).stat().st_size, files.sha256_of(folder / name)) for name in names_in(folder)]
 
 
 def names_in(folder: Path) -> list[str]:
-    """Returns path below the folder of all that is no folder; a link to one, whose files TensorFlow would read, is none."""
+    """Returns the relative paths of all files and links, as TensorFlow would read them."""
     paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return [path.relative_to(folder).as_posix() for path in paths]
 
 
 def write(folder: Path, path: Path) -> list[tuple[str, int, str]]:
-    """Writes the list of a folder's files, which is not there yet, and returns what `list_files` found."""
+    """Writes the list of a folder's files to a new file, and returns it, see `list_files`."""
     listed = list_files(folder)
     path.write_text("".join(f"{sha256}  {name}\n" for name, _, sha256 in listed), "utf-8")
     return listed
@@ -49,27 +46,26 @@ def read(path: Path) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no list of hashes.
+        DataError: it is not a list of hashes.
     """
     data = files.read_bytes(path, _MAX_BYTES)
     try:
         lines = [line for line in data.decode().splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise DataError(f"no list of hashes: {error}", path=path) from None
+        raise DataError(f"not a list of hashes: {error}", path=path) from None
     found = {}
     for line in lines:
         parts = _LINE.fullmatch(line)
         if parts is None:
-            raise DataError(f"no list of hashes: {line!r:.200} is not a hash, two spaces and a name", path=path)
+            raise DataError(f"not a list of hashes: {line!r:.200} is not a hash, two spaces and a name", path=path)
         found[parts["name"]] = parts["sha256"].lower()
     return found
 
 
 def check_file(path: Path) -> None:
-    """Compares a file with the list in its folder; a list that does not name it counts in an export only.
+    """Compares a file with the list in its folder, if there is one; raises DataError if it differs.
 
-    Raises:
-        DataError: it is another file than the one that was listed, or lies in an export that does not list it.
+    A list that does not name the file counts only in an export.
     """
     beside = path.parent / FILE_NAME
     expected = _read_if_there(beside).get(path.name)
@@ -80,18 +76,15 @@ def check_file(path: Path) -> None:
 
 
 def check_folder(folder: Path, *lists: Path, may_be_more: Callable[[str], bool] = lambda _: False) -> bool:
-    """Compares a folder, file by file, with the lists that lie in it or in a folder above, and name what is in it.
+    """Compares a folder with lists of hashes in or above it; returns whether any names its files.
 
     Args:
         folder: to compare.
-        lists: files of hashes; those that are not there, or name nothing in the folder, are passed over.
-        may_be_more: True for names, below the folder, that no list need have.
-
-    Returns:
-        Whether there is any.
+        lists: files of hashes; those that are missing, or name nothing in the folder, are ignored.
+        may_be_more: True for relative paths that no list has to name.
 
     Raises:
-        DataError: a file is missing, another one or too many, or what is there is no file.
+        DataError: a file is missing, differs or is not listed, or something is not a file.
     """
     read_lists = {path: _read_below(folder, path) for path in lists}
     listed = set[str]().union(*read_lists.values())

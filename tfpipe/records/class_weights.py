@@ -1,4 +1,4 @@
-"""Class weights: how much each class counts in a loss, so that rare ones are not drowned out.
+"""Class weights: factors of the classes in a loss, so that rare ones count as much as common ones.
 
 model.fit(data, class_weight=class_weights("shards/", "train"))
 """
@@ -12,37 +12,41 @@ from tfpipe.common import arguments
 from tfpipe.records import manifest as manifests
 
 
-def class_weights(directory: str | os.PathLike[str], split: str, class_names: Sequence[str] | None = None) -> dict[int, float]:
-    """Returns a weight per label, for the `class_weight` of Keras' `fit`, from the counts in the manifest.
+@arguments.renamed(directory="data")
+def class_weights(data: str | os.PathLike[str], split: str, class_names: Sequence[str] | None = None) -> dict[int, float]:
+    """Returns a weight per label, for `class_weight` of Keras' `fit`, from the manifest.
 
-    N / (C * n_c) for a class with n_c of the N records of C classes: all classes weigh the same in all, and the mean weight
-    of a record is 1. This is scikit-learn's "balanced" (King and Zeng: Logistic Regression in Rare Events Data, Political
-    Analysis 9, 2001). It takes the place of `dataset(balanced=True)`, and does not go together with it, nor, in Keras, with
-    sample weights (`equal_steps`).
+    N / (C * n_c) for a class with n_c of the N records of C classes: all classes have the same
+    total weight, and the mean weight of a record is 1. This is scikit-learn's "balanced" (King and
+    Zeng: Logistic Regression in Rare Events Data, Political Analysis 9, 2001). It replaces
+    `dataset(balanced=True)`, and cannot be combined with it, nor, in Keras, with sample weights
+    (`equal_steps`).
 
     Args:
-        directory: the data set's folder.
+        data: the data set's folder.
         split: the one to train on.
-        class_names: those that `dataset` is given, labelled by their place in this list. Default: all, as in the manifest.
+        class_names: those that `dataset` is given, labelled by their place in this list. Default:
+            all, as in the manifest.
 
     Raises:
         FileNotFoundError: there is no data set.
-        ValueError: there is no such split or class, the split has no labels, or there are no records of a class.
+        ValueError: there is no such split or class, the split has no labels, or there are no
+            records of a class.
         DataError: the manifest was changed or damaged.
 
     >>> class_weights("shards/", "train")     # 750 cats, 250 dogs
     {0: 0.6666666666666666, 1: 2.0}
     """
-    manifest = manifests.load(directory)
+    manifest = manifests.load(data)
     known = manifest.split(split)
     if not known.labelled:
-        raise ValueError(f"{os.fspath(directory)}: split {split!r} has no labels, so no class weights")
+        raise ValueError(f"{os.fspath(data)}: split {split!r} has no labels, so no class weights")
     names = manifest.class_names if class_names is None else arguments.class_places(class_names, manifest.class_names)
     counts = [known.class_counts[name] for name in names]
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
     if empty:
         raise ValueError(
-            f"{os.fspath(directory)}: split {split!r} has no records of: {', '.join(empty)}; a class without records has no"
+            f"{os.fspath(data)}: split {split!r} has no records of: {', '.join(empty)}; a class without records has no"
             " weight (leave it out of class_names)"
         )
     return {label: sum(counts) / (len(counts) * count) for label, count in enumerate(counts)}

@@ -1,17 +1,20 @@
-"""The wire format of `tf.train.Example`, written and read without TensorFlow.
+"""`tf.train.Example`, written and read without TensorFlow.
 
     serialized = encode({"image/encoded": jpeg_bytes, "image/height": 375})
     decode(serialized)["image/height"]            # [375]
 
-The bytes of `encode` equal TensorFlow's `SerializeToString(deterministic=True)`; plain `SerializeToString()` leaves the
-order of a map open. Messages and field numbers: tensorflow/core/example/feature.proto.
+The bytes of `encode` equal TensorFlow's `SerializeToString(deterministic=True)`. They are written
+here, and not by protobuf, which promises no order of a map's keys across its versions: equal inputs
+must give equal shards for good. Reading is protobuf's. Messages and field numbers:
+tensorflow/core/example/feature.proto.
 """
 
 from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tfpipe.common.errors import DataError
 
@@ -19,16 +22,16 @@ Value = bytes | int | float
 Features = dict[str, list[bytes] | list[int] | list[float]]
 
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
-_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+_DELIMITED = 2  # wire type
 _UINT64 = (1 << 64) - 1
-_MAX_VARINT_BYTES = 10
 
 
 def encode(features: Mapping[str, Value | Sequence[Value]]) -> bytes:
-    """Returns one serialised `tf.train.Example`, keys in the order of TensorFlow's deterministic serialisation.
+    """Returns one serialised `tf.train.Example`, keys in TensorFlow's deterministic order.
 
     Args:
-        features: name to a bytes, int (int64) or float (float32) value, or a non-empty sequence of one of these.
+        features: name to a bytes, int (int64) or float (float32) value, or a non-empty sequence of
+            one of these.
 
     Raises:
         TypeError: a value is none of these.
@@ -44,8 +47,9 @@ def encode(features: Mapping[str, Value | Sequence[Value]]) -> bytes:
 
 @functools.lru_cache(maxsize=64)  # one data set has one tuple of names
 def _in_map_order(names: tuple[str, ...]) -> list[str]:
-    # protobuf's upb sorts map keys by their bytes, but a key behind the longer ones that it begins (found by a property
-    # test against TensorFlow: "image/key/sha256" comes before "image/key"). 256 is greater than any byte.
+    # protobuf's upb sorts map keys by their bytes, but a key after the longer ones that it begins
+    # (found by a property test against TensorFlow: "image/key/sha256" comes before "image/key").
+    # 256 is greater than any byte.
     return sorted(names, key=lambda name: (*name.encode(), 256))
 
 
@@ -85,104 +89,53 @@ def _varint(value: int) -> bytes:
 
 
 def _delimited(field: int, pieces: list[bytes]) -> list[bytes]:
-    # Pieces are joined once, at the very end: a photograph's bytes are copied once and not once per level of nesting.
+    # Pieces are joined once, at the very end: a photograph's bytes are copied once and not once per
+    # level of nesting.
     return [_varint(field << 3 | _DELIMITED) + _varint(sum(map(len, pieces))), *pieces]
 
 
 def decode(serialized: bytes) -> Features:
-    """Returns the features of one serialised `tf.train.Example`, each as a list; unset features are empty lists.
+    """Returns the features of one serialised `tf.train.Example`, each as a list.
 
     Raises:
-        DataError: the bytes are not an Example; `offset` is the position within them.
+        DataError: the bytes are not an Example.
     """
+    from google.protobuf.message import DecodeError
+
+    try:
+        parsed = _message().FromString(serialized)
+    except DecodeError as error:
+        raise DataError(f"not a tf.train.Example: {error}") from None
     features: Features = {}
-    for field, start, end, _ in _fields(serialized, 0, len(serialized)):
-        if field == 1:
-            for entry_field, entry_start, entry_end, _ in _fields(serialized, start, end):
-                if entry_field == 1:
-                    name, value = _entry(serialized, entry_start, entry_end)
-                    features[name] = value
+    for entry in parsed.features.feature:
+        kind = entry.value.WhichOneof("kind")
+        features[entry.key] = list(getattr(entry.value, kind).value) if kind else []
     return features
 
 
-def _entry(data: bytes, start: int, end: int) -> tuple[str, list[bytes] | list[int] | list[float]]:
-    name, value = "", _no_values()
-    for field, field_start, field_end, _ in _fields(data, start, end):
-        if field == 1:
-            try:
-                name = data[field_start:field_end].decode()
-            except UnicodeDecodeError:
-                raise DataError("a feature's name is not UTF-8", offset=field_start) from None
-        elif field == 2:
-            for kind, list_start, list_end, _ in _fields(data, field_start, field_end):
-                value = _values(data, kind, list_start, list_end)
-    return name, value
+# feature.proto, without TensorFlow. The map is the list of entries that it is on the wire.
+_PROTO = """
+name: "example.proto" syntax: "proto3"
+message_type { name: "Bytes" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+message_type { name: "Floats" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
+message_type { name: "Ints" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+message_type { name: "Feature" oneof_decl { name: "kind" }
+  field { name: "bytes" number: 1 label: LABEL_OPTIONAL type_name: "Bytes" type: TYPE_MESSAGE oneof_index: 0 }
+  field { name: "floats" number: 2 label: LABEL_OPTIONAL type_name: "Floats" type: TYPE_MESSAGE oneof_index: 0 }
+  field { name: "ints" number: 3 label: LABEL_OPTIONAL type_name: "Ints" type: TYPE_MESSAGE oneof_index: 0 } }
+message_type { name: "Entry" field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+  field { name: "value" number: 2 label: LABEL_OPTIONAL type_name: "Feature" type: TYPE_MESSAGE } }
+message_type { name: "Features"
+  field { name: "feature" number: 1 label: LABEL_REPEATED type_name: "Entry" type: TYPE_MESSAGE } }
+message_type { name: "Example"
+  field { name: "features" number: 1 label: LABEL_OPTIONAL type_name: "Features" type: TYPE_MESSAGE } }
+"""
 
 
-def _no_values() -> list[bytes] | list[int] | list[float]:
-    return list[bytes]()
+@functools.cache
+def _message() -> Any:
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-
-def _values(data: bytes, kind: int, start: int, end: int) -> list[bytes] | list[int] | list[float]:
-    if kind == _BYTES_LIST:
-        return [data[s:e] for field, s, e, wire in _fields(data, start, end) if field == 1 and wire == _DELIMITED]
-    if kind == _INT64_LIST:
-        integers: list[int] = []
-        for field, s, e, wire in _fields(data, start, end):
-            if field == 1 and wire == _VARINT:
-                integers.append(_signed(_read_varint(data, s, e)[0]))
-            elif field == 1 and wire == _DELIMITED:  # packed, the form that protobuf writes today
-                while s < e:
-                    number, s = _read_varint(data, s, e)
-                    integers.append(_signed(number))
-        return integers
-    if kind == _FLOAT_LIST:
-        floats: list[float] = []
-        for field, s, e, wire in _fields(data, start, end):
-            if field == 1 and wire in (_DELIMITED, _FIXED32):
-                if (e - s) % 4:
-                    raise DataError("a packed float list's size is not a multiple of 4", offset=s)
-                floats.extend(struct.unpack_from(f"<{(e - s) // 4}f", data, s))
-        return floats
-    return _no_values()
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yields (field number, start of payload, end of payload, wire type) of one message in data[start:end]."""
-    at = start
-    while at < end:
-        tag, payload = data[at], at + 1
-        if tag > 0x7F:  # here and below: nearly every number has one byte, and a call costs more than reading it
-            tag, payload = _read_varint(data, at, end)
-        wire = tag & 7
-        if wire == _DELIMITED:
-            if payload < end and data[payload] <= 0x7F:
-                length, payload = data[payload], payload + 1
-            else:
-                length, payload = _read_varint(data, payload, end)
-            at = payload + length
-        elif wire == _VARINT:
-            _, at = _read_varint(data, payload, end)
-        elif wire in (_FIXED32, _FIXED64):
-            at = payload + (4 if wire == _FIXED32 else 8)
-        else:
-            raise DataError(f"wire type {wire} is none of an Example's", offset=at)
-        if at > end or tag >> 3 == 0:
-            raise DataError("a field reaches past the end of its message, or has no number", offset=payload)
-        yield tag >> 3, payload, at, wire
-
-
-def _read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    value = 0
-    for index in range(_MAX_VARINT_BYTES):
-        if at + index >= end:
-            break
-        byte = data[at + index]
-        value |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
-            return value & _UINT64, at + index + 1
-    raise DataError("a number does not end within its message", offset=at)
+    pool = descriptor_pool.DescriptorPool()  # a pool of its own: TensorFlow registers its messages in the common one
+    pool.Add(text_format.Parse(_PROTO, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("Example"))

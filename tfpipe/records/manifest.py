@@ -1,10 +1,10 @@
-"""The manifest: what a complete data set consists of, so that anything less is noticed.
+"""The manifest: all files of a complete data set, so that anything less is noticed.
 
     content = manifest.load("shards/")
     content.splits["test"].num_records
     manifest.check_files("shards/", content)  # raises DataError if a shard is missing, cut, longer, or one too many
 
-`manifest.json` is written last, atomically: where it stands, the data set is complete.
+`manifest.json` is written last, atomically: where it exists, the data set is complete.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import IMAGE_SUFFIXES, check_json, parse_json, read_bytes, sha256_of, written_atomically
-from tfpipe.common.text import exactly
+from tfpipe.common.text import exactly, html_table
 from tfpipe.records import schema
 from tfpipe.records.samples import Samples
 
@@ -34,8 +36,8 @@ FILE_NAME = "manifest.json"
 CATALOG_NAME = "catalog.csv"
 REJECTED_NAME = "rejected.jsonl"
 INDEX_FOLDER = "index"
-# For tensorflow-datasets. It looks for class names under the feature's name with dots (4.9.10), and falls back to "0", "1", ...
-# without a word.
+# For tensorflow-datasets. It looks for class names under the feature's name with dots (4.9.10), and
+# silently falls back to "0", "1", ...
 INFO_NAME = "dataset_info.json"
 FEATURES_NAME = "features.json"
 LABELS_NAME = f"{schema.LABEL.replace('/', '.')}.labels.txt"
@@ -47,9 +49,9 @@ _USUAL_SPLITS = ("train", "val", "test")
 _MAX_NAME = 64  # characters; a shard's name must fit into the 255 bytes of a file system's
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _MAX_BYTES = 64 << 20  # of a manifest: some 200,000 shards, or a million classes
-_MAX_COUNT = 1 << 63
 MAX_TEXT = 4096  # characters of a class's name, a key or a file's
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 
 
@@ -77,28 +79,20 @@ def shard_file(name: str, split: str, shard: int, num_shards: int) -> str:
 
 
 def index_file(shard: str) -> str:
-    """Returns the path of a shard's index relative to the data set; `shard` as `shard_file` gives it."""
+    """Returns the path of a shard's index relative to the data set."""
     # In a folder of its own, so that a glob for the shards does not catch it.
     return f"{INDEX_FOLDER}/{shard.replace('.tfrecord-', '-')}.idx"
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file of records.
-
-    Attributes:
-        file: its name in the data set's folder.
-        num_records: how many records it holds.
-        num_bytes: its size.
-        sha256: of its bytes.
-        index_sha256: of the bytes of its index file.
-    """
+    """One file of records in the data set's folder, and the hash of its index file."""
 
     file: str
-    num_records: int
-    num_bytes: int
-    sha256: str
-    index_sha256: str
+    num_records: _Count
+    num_bytes: _Count
+    sha256: _Sha256
+    index_sha256: _Sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +101,14 @@ class Split:
 
     Attributes:
         labelled: False where every label is -1.
-        image_bytes: the sum of the pictures' own sizes.
+        image_bytes: the sum of the images' own sizes.
         class_counts: records per class name, every class of the data set named.
         shards: in reading order.
     """
 
     labelled: bool
-    image_bytes: int
-    class_counts: Mapping[str, int]
+    image_bytes: _Count
+    class_counts: Mapping[str, _Count]
     shards: tuple[Shard, ...]
 
     @property
@@ -137,11 +131,12 @@ class Manifest:
         seed: of splits and record order.
         class_names: label i is the name at i.
         splits: by name, in the order of the catalogue.
-        options: those that the bytes depend on.
-        companions: SHA-256 of `catalog.csv`, `rejected.jsonl` and the files for tensorflow-datasets, by name.
-        inputs_sha256: stands for every input's key, split, class and content.
-        properties: counts for people: pictures turned by EXIF, grey, CMYK, byte duplicates.
-        rejected: inputs that were not taken, by reason; `rejected.jsonl` names each.
+        options: of the build that the bytes depend on.
+        companions: SHA-256 of `catalog.csv`, `rejected.jsonl` and the files for
+            tensorflow-datasets, by name.
+        inputs_sha256: of every input's key, split, class and content.
+        properties: counts for people: images turned by EXIF, grey, CMYK, byte duplicates.
+        rejected: number of rejected inputs by reason; `rejected.jsonl` names each.
         conflicts: groups of keys with equal bytes and different labels, kept on request.
         leaks: groups of keys with equal bytes in different splits, kept on request.
         tfpipe_version: that wrote it.
@@ -152,7 +147,7 @@ class Manifest:
     class_names: Sequence[str]
     splits: Mapping[str, Split]
     options: Mapping[str, Any]
-    companions: Mapping[str, str]
+    companions: Mapping[str, _Sha256]
     inputs_sha256: str
     properties: Mapping[str, int]
     rejected: Mapping[str, int]
@@ -164,9 +159,14 @@ class Manifest:
         records = {name: split.num_records for name, split in self.splits.items()}
         return f"Manifest({self.name!r}, records={records}, class_names={reprlib.repr(list(self.class_names))})"
 
+    def _repr_html_(self) -> str:
+        counts = [[name, *(split.class_counts.get(name, 0) for split in self.splits.values())] for name in self.class_names]
+        totals = ["records", *(split.num_records for split in self.splits.values())]
+        return html_table(f"Manifest {self.name!r}", ["class", *self.splits], [*counts, totals])
+
     @property
     def root_hash(self) -> str:
-        """One SHA-256 over the name, size, count and hash of every shard: equal data sets, equal root hash."""
+        """One SHA-256 over name, size, count and hash of every shard: equal for equal data sets."""
         lines = sorted(
             f"{shard.file}\t{shard.num_records}\t{shard.num_bytes}\t{shard.sha256}\n"
             for split in self.splits.values()
@@ -200,22 +200,23 @@ def _fields(item: Any) -> dict[str, Any]:
     return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
 
 
-def load(directory: str | os.PathLike[str]) -> Manifest:
-    """Reads `manifest.json`: the one way in, so that all that read a data set accept and refuse the same ones.
+@arguments.renamed(directory="data")
+def load(data: str | os.PathLike[str]) -> Manifest:
+    """Reads `manifest.json`, for every reader: all accept and refuse the same data sets.
 
-    Nothing else is opened. Every name in it is that of a file of this folder, and its bytes are those that tfpipe writes for
-    its content.
+    Nothing else is opened. Every name in it is that of a file of this folder, and its bytes are
+    those that tfpipe writes for its content.
 
     Raises:
-        FileNotFoundError: there is none: not a data set, or one whose build did not finish.
+        FileNotFoundError: there is none: not a data set, or its build did not finish.
         DataError: it is not as tfpipe wrote it; names the field, where there is one.
     """
-    path = arguments.path("directory", directory) / FILE_NAME
+    path = arguments.path("data", data) / FILE_NAME
     try:
-        data = read_bytes(path, _MAX_BYTES)
+        encoded = read_bytes(path, _MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{path}: no manifest here: {_what_else(Path(directory))}") from None
-    content = parse_json(data, path)
+        raise FileNotFoundError(f"{path}: no manifest here: {_what_else(path.parent)}") from None
+    content = parse_json(encoded, path)
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(f"format version {version!r:.80}, this tfpipe reads version {FORMAT_VERSION}", path=path)
@@ -223,7 +224,7 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
     for problem in _problems(manifest):
         raise DataError(problem, path=path)
     try:
-        is_whole = _encode(manifest) == data
+        is_whole = _encode(manifest) == encoded
     except UnicodeEncodeError:  # half of a character
         is_whole = False
     if not is_whole:
@@ -233,11 +234,11 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:
-    """Yields what no data set can be, by field."""
+    """Yields contradictions between fields."""
     names = list(manifest.class_names)
     if len(set(names)) < len(names) or any(map(CONTROL.search, names)) or max(map(len, names), default=0) > MAX_TEXT:
-        yield f"class_names: a name stands twice, has more than {MAX_TEXT} characters, or a control character"
-    if sorted(manifest.companions) != sorted(COMPANION_NAMES) or not all(map(_SHA256.fullmatch, manifest.companions.values())):
+        yield f"class_names: a name occurs twice, has more than {MAX_TEXT} characters, or a control character"
+    if sorted(manifest.companions) != sorted(COMPANION_NAMES):
         yield f"companions: must be a SHA-256 for each of {', '.join(COMPANION_NAMES)}"
     for field, name in (("name", manifest.name), *(("splits", split) for split in manifest.splits)):
         try:
@@ -250,27 +251,23 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield f"options.{error}"
     for name, count in manifest.properties.items():
         if count < 0:
-            yield f"properties.{name}: {count} is no count"
+            yield f"properties.{name}: {count} is not a count"
     for name, split in manifest.splits.items():
-        if list(split.class_counts) != names or not all(0 <= count < _MAX_COUNT for count in split.class_counts.values()):
+        if list(split.class_counts) != names:
             yield f"splits.{name}.class_counts: must be a count for each of class_names, in their order"
         if sum(split.class_counts.values()) != (split.num_records if split.labelled else 0):
             yield f"splits.{name}.class_counts: they do not add up to the records that have labels"
-        if not 0 <= split.image_bytes < _MAX_COUNT:
-            yield f"splits.{name}.image_bytes: {split.image_bytes} is no size"
         for index, shard in enumerate(split.shards):
             where, file = f"splits.{name}.shards[{index}]", shard_file(manifest.name, name, index, len(split.shards))
             if shard.file != file:
                 yield f"{where}.file: must be {file} (got {shard.file!r:.200})"
-            if not 0 <= shard.num_records <= shard.num_bytes < _MAX_COUNT:
+            if shard.num_records > shard.num_bytes:
                 records, size = exactly(shard.num_records, "record"), exactly(shard.num_bytes, "byte")
                 yield f"{where}: {records} in {size} cannot be"
-            if not (_SHA256.fullmatch(shard.sha256) and _SHA256.fullmatch(shard.index_sha256)):
-                yield f"{where}: sha256 and index_sha256 must be 64 hexadecimal digits"
 
 
 def _what_else(directory: Path) -> str:
-    """Returns what a folder is that is no data set, and what to do."""
+    """Returns what a folder without a manifest is, and what to do."""
     if (directory / BUILD_FOLDER).exists():
         return "its build did not finish: run the same build again"
     if not directory.exists():
@@ -285,7 +282,7 @@ def _what_else(directory: Path) -> str:
 def file_problems(
     directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None
 ) -> list[DataError]:
-    """Returns what a look at the folder alone shows: shards that are missing, cut, longer, or too many.
+    """Returns the shards that are missing, cut, longer or too many; reads no bytes of them.
 
     Args:
         directory: the data set's folder.
@@ -297,26 +294,8 @@ def file_problems(
     for split_name, split in manifest.splits.items():
         if splits is not None and split_name not in splits:
             continue
-        for shard in split.shards:
-            path = folder / shard.file
-            try:
-                status = path.stat()
-            except FileNotFoundError:
-                problems.append(DataError(f"missing: a shard of {exactly(shard.num_records, 'record')}", path=path))
-                continue
-            except OSError as error:  # a link that leads back to itself, say
-                problems.append(DataError(f"cannot be read: {error.strerror}", path=path))
-                continue
-            size = status.st_size
-            if not stat.S_ISREG(status.st_mode):
-                problems.append(DataError("not a regular file", path=path))
-            elif size != shard.num_bytes:
-                kind = "cut" if size < shard.num_bytes else "longer than written"
-                message = (
-                    f"{kind}: {exactly(size, 'byte')}, the manifest says {shard.num_bytes}"
-                    f" ({exactly(shard.num_records, 'record')})"
-                )
-                problems.append(DataError(message, path=path))
+        found = ((folder / shard.file, _shard_problem(folder / shard.file, shard)) for shard in split.shards)
+        problems += [DataError(problem, path=path) for path, problem in found if problem]
         # A plain glob would read these as part of the data.
         known = {shard.file for shard in split.shards}
         prefix = f"{manifest.name}-{split_name}.tfrecord-"
@@ -325,20 +304,35 @@ def file_problems(
     return problems
 
 
+def _shard_problem(path: Path, shard: Shard) -> str:
+    records = exactly(shard.num_records, "record")
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return f"missing: a shard of {records}"
+    except OSError as error:  # a link that leads back to itself, say
+        return f"cannot be read: {error.strerror}"
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    if status.st_size == shard.num_bytes:
+        return ""
+    kind = "cut" if status.st_size < shard.num_bytes else "longer than written"
+    return f"{kind}: {exactly(status.st_size, 'byte')}, the manifest says {shard.num_bytes} ({records})"
+
+
 def check_files(directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None) -> None:
-    """Raises one `DataError` that names every problem of `file_problems`."""
+    """Raises one DataError that names every problem of `file_problems`."""
     problems = file_problems(directory, manifest, splits)
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        lines = "\n  ".join(str(problem) for problem in problems)
-        raise DataError(
-            f"{exactly(len(problems), 'shard is', 'shards are')} not as the manifest says:\n  {lines}", path=directory
-        )
+        lines = "\n  ".join(map(str, problems))
+        wrong = exactly(len(problems), "shard is", "shards are")
+        raise DataError(f"{wrong} not as the manifest says:\n  {lines}", path=directory)
 
 
 def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None) -> None:
-    """Raises `DataError` unless the catalogue and the indexes are those that the manifest was written with.
+    """Raises DataError unless the catalogue and the indexes have the hashes in the manifest.
 
     Args:
         directory: the data set's folder.
@@ -355,12 +349,13 @@ def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: 
 
 
 def hash_problem(path: Path, sha256: str) -> DataError | None:
-    """Returns what is wrong with a file whose SHA-256 the manifest lists, or None."""
+    """Returns the error for a file that is not as the manifest lists it, or None."""
     try:
         actual = sha256_of(path)
     except FileNotFoundError:
         return DataError("missing, though the manifest lists it", path=path)
     except (OSError, DataError) as error:
         return DataError(f"cannot be read: {error.message if isinstance(error, DataError) else error.strerror}", path=path)
-    # What it is instead is nobody's business: a link may lead to a file that whoever wrote the manifest cannot read.
+    # The other hash is not shown: a link may lead to a file that whoever wrote the manifest cannot
+    # read.
     return None if actual == sha256 else DataError("not as the manifest says: its SHA-256 is another", path=path)

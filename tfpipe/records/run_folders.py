@@ -1,8 +1,6 @@
-"""What lies in a run's folder, by name, for those who read it without training.
+"""The files of a run's folder, by name; `tfpipe.training.runs` writes them.
 
-    locate_data("runs/a")    # the folder of the data set that it was trained on
-
-What writes them is `tfpipe.training.runs`, which exporting and serving do not import.
+locate_data("runs/a")    # the folder of the data set that it was trained on
 """
 
 from __future__ import annotations
@@ -24,11 +22,11 @@ SUMMARY_NAME = "summary.json"
 BACKBONE_NAME = "backbone.json"
 HEAD_NAME = "head.json"  # the heads that were tried, and the best
 HEAD_PICTURE = "head.png"
-STATE_FOLDER = "state"  # a file for each phase, from which the run goes on
+STATE_FOLDER = "state"  # a file for each phase, from which the run resumes
 
 
 def state_file(folder: Path, phase: str) -> Path:
-    """Returns where a run keeps the state of a phase."""
+    """Returns the path of the state of a phase."""
     return folder / STATE_FOLDER / f"{phase}.npz"
 
 
@@ -38,11 +36,11 @@ EXPORT = "tfpipe.export(keras.models.load_model(path), output, class_names=[...]
 
 
 def find_model_file(path: str | os.PathLike[str]) -> Path:
-    """Returns the .keras file of a run's folder, or the file that was given.
+    """Returns the .keras file of a run's folder, or the given file.
 
     Raises:
         FileNotFoundError: there is none.
-        DataError: it is no .keras file.
+        DataError: it is not a .keras file.
     """
     file = Path(path)
     if file.is_dir():
@@ -73,12 +71,12 @@ def _why_no_archive(file: Path, start: bytes) -> str:
     if start == _HDF5:
         return f"it is an HDF5 file; export it first: {EXPORT}"
     if file.suffix == ".keras" or start.startswith(b"PK"):
-        return "it is no .keras file, or one that was cut"
-    return "it is none; a run's folder, a .keras file, or a file or folder of an export is needed"
+        return "it is not a .keras file, or was cut"
+    return "a run's folder, a .keras file, or a file or folder of an export is needed"
 
 
 def check_vacant(folder: Path) -> None:
-    """Raises ValueError for a folder with other files than a run's, which could be lost among them."""
+    """Raises ValueError for a folder that holds files and no run."""
     if folder.is_dir() and not (folder / RUN_NAME).exists():
         others = sorted(entry.name for entry in folder.iterdir() if not is_hidden(entry.name))
         if others:
@@ -86,7 +84,7 @@ def check_vacant(folder: Path) -> None:
 
 
 def state_files(folder: Path) -> list[Path]:
-    """Returns the states that are there, by name."""
+    """Returns the existing states, by name."""
     return sorted((folder / STATE_FOLDER).glob("*.npz"))
 
 
@@ -106,16 +104,16 @@ def locate_data(model: str | os.PathLike[str]) -> Path:
         model: the run's folder or a .keras file in it.
 
     Raises:
-        FileNotFoundError: there is no run.json, it does not say where the data were, or they are no longer there.
+        FileNotFoundError: there is no run.json, it does not name the data, or they have gone.
         DataError: it cannot be read, or there is another data set at that place now.
     """
     path = Path(model) / RUN_NAME if Path(model).is_dir() else Path(model).parent / RUN_NAME
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file, which would say where the training data are")
+        raise FileNotFoundError(f"{path}: no such file, which would name the training data's folder")
     facts = load_json(path, _Trained)
     directory, root_hash = facts.get("directory"), facts["data"]["root_hash"]
     if not directory:
-        raise FileNotFoundError(f"{path}: does not say where the training data are")
+        raise FileNotFoundError(f"{path}: does not name the training data's folder")
     if manifest.load(directory).root_hash != root_hash:
         raise DataError(f"the model was trained on another data set than the one that is there now ({path})", path=directory)
     return Path(directory)

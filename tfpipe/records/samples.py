@@ -1,8 +1,9 @@
-"""How the samples of a file become RGB of 8 bits, where there is a choice: 16 bits, and transparency.
+"""Options for samples that 8 bits of RGB do not hold: 16 bits, and transparency.
 
-    Samples.of(manifest.options)    # Samples(png16="high_byte", background="keep") unless the build was asked for others
+    Samples.of(manifest.options)    # Samples(png16="high_byte", background="keep") by default
 
-Whoever makes pixels is told by one of these: the data set's manifest, a trained model and its export hold it.
+Stored in a data set's manifest, a trained model and its export, and applied wherever pixels are
+decoded.
 """
 
 from __future__ import annotations
@@ -22,18 +23,20 @@ BACKGROUNDS = ("keep", "white", "black")
 
 MAX_BITS = 16
 LOW_PERCENT, HIGH_PERCENT = 1, 99
-"""Of the samples of a 16-bit image, so many are at or below the black and the white of "percentile"."""
+"""Percentages of a 16-bit image's samples at or below the black and the white of "percentile"."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What becomes of samples that 8 bits of RGB do not hold.
+    """Conversion of samples to 8 bits of RGB.
 
     Attributes:
-        png16: of a PNG of 16 bits whose sBIT chunk declares no fewer (else that is obeyed): "high_byte" takes that of each
-            sample; "full_range" makes the darkest sample of an image 0 and the brightest 255; "percentile" does so with the
-            samples that 1 % and 99 % of them do not exceed.
-        background: "keep" takes the colours as stored, whatever the alpha; "white" and "black" are laid behind them.
+        png16: of a PNG of 16 bits whose sBIT chunk declares no fewer (else that is obeyed):
+            "high_byte" takes that of each sample; "full_range" makes the darkest sample of an image
+            0 and the brightest 255; "percentile" does so with the samples that 1 % and 99 % of them
+            do not exceed.
+        background: "keep" takes the colours as stored, whatever the alpha; "white" and "black" are
+            laid behind them.
     """
 
     png16: str = PNG16[0]
@@ -45,11 +48,11 @@ class Samples:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Samples:
-        """Returns those that `options` of a manifest or of another file name; the usual ones where they name none."""
+        """Returns those in the options of a manifest or another file; the usual ones by default."""
         return cls(**{field.name: options[field.name] for field in dataclasses.fields(cls) if field.name in options})
 
     def options(self) -> dict[str, str]:
-        """Returns what is not as usual, by name: files that were written before there was a choice stay as they are."""
+        """Returns the unusual ones by name: files written before there was a choice have none."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value != getattr(USUAL, name)}
 
 

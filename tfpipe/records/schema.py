@@ -1,11 +1,13 @@
-"""What one record holds: the feature names of the ImageNet / TF-Slim tradition, Model Garden's defaults.
+"""The fields of a record, with the feature names of ImageNet, TF-Slim and Model Garden.
 
-Feature names stand here and nowhere else. `Record` is the Python side; `encode` and `decode` are the bytes.
+Feature names are defined here and nowhere else. `Record` is the Python side; `encode` and `decode`
+are the bytes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tfpipe.common.errors import DataError
 from tfpipe.records import example
@@ -30,7 +32,7 @@ class Record:
     """One photograph of a data set.
 
     Attributes:
-        encoded: the file's own bytes, untouched.
+        encoded: the file's own bytes, unchanged.
         format: "JPEG" or "PNG".
         height: pixels, of the file's header, before orientation.
         width: pixels, of the file's header, before orientation.
@@ -56,61 +58,46 @@ class Record:
     class_name: str
 
 
+_FEATURES = {
+    "encoded": ENCODED,
+    "format": FORMAT,
+    "height": HEIGHT,
+    "width": WIDTH,
+    "channels": CHANNELS,
+    "orientation": ORIENTATION,
+    "filename": FILENAME,
+    "key": KEY,
+    "sha256": SHA256,
+    "label": LABEL,
+    "class_name": CLASS_NAME,
+}
+_KINDS = {"bytes": bytes, "str": bytes, "int": int}  # of a field, in the Example
+
+
 def encode(record: Record) -> bytes:
     """Returns the record as a serialised `tf.train.Example`."""
-    return example.encode(
-        {
-            ENCODED: record.encoded,
-            FORMAT: record.format.encode(),
-            HEIGHT: record.height,
-            WIDTH: record.width,
-            CHANNELS: record.channels,
-            ORIENTATION: record.orientation,
-            FILENAME: record.filename.encode(),
-            KEY: record.key.encode(),
-            SHA256: record.sha256.encode(),
-            LABEL: record.label,
-            CLASS_NAME: record.class_name.encode(),
-        }
-    )
+    values = {feature: getattr(record, name) for name, feature in _FEATURES.items()}
+    return example.encode({name: value.encode() if isinstance(value, str) else value for name, value in values.items()})
 
 
 def decode(serialized: bytes) -> Record:
     """Returns the record of a serialised `tf.train.Example`.
 
     Raises:
-        DataError: the bytes are not an Example, or one of the features is missing or of another type.
+        DataError: the bytes are not an Example, or one of the features is missing or of another
+            type.
     """
     features = example.decode(serialized)
-
-    def integer(name: str) -> int:
-        values = features.get(name)
-        if not values or len(values) != 1 or not isinstance(values[0], int):
-            raise DataError(f"feature {name!r} must be one int64 (got {values!r:.80})")
-        return values[0]
-
-    def blob(name: str) -> bytes:
-        values = features.get(name)
-        if not values or len(values) != 1 or not isinstance(values[0], bytes):
-            raise DataError(f"feature {name!r} must be one bytes value (got {values!r:.80})")
-        return values[0]
-
-    def text(name: str) -> str:
-        try:
-            return blob(name).decode()
-        except UnicodeDecodeError:
-            raise DataError(f"feature {name!r} is not UTF-8") from None
-
-    return Record(
-        encoded=blob(ENCODED),
-        format=text(FORMAT),
-        height=integer(HEIGHT),
-        width=integer(WIDTH),
-        channels=integer(CHANNELS),
-        orientation=integer(ORIENTATION),
-        filename=text(FILENAME),
-        key=text(KEY),
-        sha256=text(SHA256),
-        label=integer(LABEL),
-        class_name=text(CLASS_NAME),
-    )
+    fields: dict[str, Any] = {}
+    for name, feature in _FEATURES.items():
+        values, kind = features.get(feature), Record.__annotations__[name]
+        if not values or len(values) != 1 or not isinstance(values[0], _KINDS[kind]):
+            what = "int64" if kind == "int" else "bytes value"
+            raise DataError(f"feature {feature!r} must be one {what} (got {values!r:.80})")
+        fields[name] = values[0]
+        if kind == "str":
+            try:
+                fields[name] = fields[name].decode()
+            except UnicodeDecodeError:
+                raise DataError(f"feature {feature!r} is not UTF-8") from None
+    return Record(**fields)

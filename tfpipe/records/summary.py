@@ -1,11 +1,10 @@
-"""A data set at a glance, as text for people: what a build prints at its end, and `inspect_tfrecords info`."""
+"""A data set at a glance, as text: printed after a build, and by `inspect_tfrecords info`."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 
-from tfpipe.common.text import format_bytes, plural
+from tfpipe.common.text import display_width, format_bytes, plural, shortened
 from tfpipe.records.manifest import REJECTED_NAME, Manifest
 from tfpipe.records.samples import USUAL, Samples
 
@@ -28,7 +27,7 @@ _PROPERTIES = {  # words for `Manifest.properties`, in this order; a name that i
 
 
 def describe_manifest(manifest: Manifest) -> str:
-    """Returns the data set in some lines: records, bytes and shards per split, classes, oddities, the root hash."""
+    """Returns the data set in some lines: splits, classes, oddities, the root hash."""
     total = sum(split.num_records for split in manifest.splits.values())
     head = (
         f"{manifest.name}: {plural(total, 'record')} in {plural(len(manifest.splits), 'split')},"
@@ -38,30 +37,18 @@ def describe_manifest(manifest: Manifest) -> str:
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
-def display_width(text: str) -> int:
-    """Returns the columns that a text takes in a terminal: Chinese characters two, combining marks none."""
-    return sum(
-        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        for character in text
-    )
-
-
 def _splits(manifest: Manifest) -> list[str]:
-    rows: list[tuple[str, ...]] = [("split", "records", "labelled", "pictures", "in shards", "shards")]
-    for name, split in manifest.splits.items():
-        labelled = "yes" if split.labelled else "no"
-        rows.append(_split_row(name, split.num_records, labelled, split.image_bytes, split.num_bytes, len(split.shards)))
-    if len(manifest.splits) > 1:
-        splits = manifest.splits.values()
-        sums = [sum(column) for column in zip(*((s.image_bytes, s.num_bytes, len(s.shards)) for s in splits), strict=True)]
-        rows.append(_split_row("total", sum(split.num_records for split in splits), "", *sums))
+    splits = manifest.splits.values()
+    counts = [(split.num_records, split.image_bytes, split.num_bytes, len(split.shards)) for split in splits]
+    names = [(name, "yes" if split.labelled else "no") for name, split in manifest.splits.items()]
+    if len(counts) > 1:
+        records, images, shards, files = map(sum, zip(*counts, strict=True))
+        counts.append((records, images, shards, files))
+        names.append(("total", ""))
+    rows: list[tuple[str, ...]] = [("split", "records", "labelled", "images", "in shards", "shards")]
+    for (name, labelled), (records, images, shards, files) in zip(names, counts, strict=True):
+        rows.append((name, f"{records:,}", labelled, format_bytes(images), format_bytes(shards), f"{files:,}"))
     return list(aligned(rows, left=(0,)))
-
-
-def _split_row(
-    name: str, num_records: int, labelled: str, image_bytes: int, shard_bytes: int, num_shards: int
-) -> tuple[str, ...]:
-    return name, f"{num_records:,}", labelled, format_bytes(image_bytes), format_bytes(shard_bytes), f"{num_shards:,}"
 
 
 def _classes(manifest: Manifest) -> list[str]:
@@ -115,17 +102,11 @@ def _groups(groups: Sequence[Sequence[str]]) -> str:
 
 
 def _shortened(name: str) -> str:
-    shown = "".join(character if character.isprintable() else "?" for character in name)
-    if display_width(shown) <= _MAX_NAME:
-        return shown
-    shown = shown[:_MAX_NAME]
-    while display_width(shown) > _MAX_NAME - 3:
-        shown = shown[:-1]
-    return shown + "..."
+    return shortened("".join(character if character.isprintable() else "?" for character in name), _MAX_NAME, "...")
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int]) -> Iterator[str]:
-    """Yields rows as lines whose columns stand below one another; those at `left` begin at one place, the others end there."""
+    """Yields rows as lines of a table, right-aligned but for the columns at `left`."""
     widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = []

@@ -1,8 +1,10 @@
-"""TFRecord framing: writing, checked reading, and rescue of what is intact in a damaged file.
+"""TFRecord framing: writing, checked reading, and rescue of intact records in a damaged file.
 
-A record on disk is `length` (uint64, little endian), the masked CRC-32C of those 8 bytes, `length` bytes of data, and the
-masked CRC-32C of the data; numbers as in tensorflow/core/lib/io/record_writer.h. Nothing marks the end of a file, which is
-why a file cut between two records reads as a clean, shorter one: only the manifest's counts can tell (`manifest.py`).
+A record on disk is `length` (uint64, little endian), the masked CRC-32C of those 8 bytes, `length`
+bytes of data, and the masked CRC-32C of the data; numbers as in
+tensorflow/core/lib/io/record_writer.h. Nothing marks the end of a file, which is why a file cut
+between two records reads as a clean, shorter one: only the manifest's counts reveal it
+(`manifest.py`).
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def masked_crc32c(data: bytes | memoryview) -> int:
 
 
 def frame(data: bytes) -> tuple[bytes, bytes, bytes]:
-    """Returns the three pieces of one record (header, `data` itself, footer): written one after the other, a TFRecord."""
+    """Returns a record's header, `data` itself and footer: a TFRecord, written one by one."""
     return _header(len(data)), data, _FOOTER.pack(masked_crc32c(data))
 
 
@@ -50,7 +52,7 @@ def _header(num_bytes: int) -> bytes:
 
 
 class Frame(NamedTuple):
-    """One intact record and where it stands: its frame covers the bytes [offset, offset + FRAME_BYTES + len(data))."""
+    """One intact record; its frame covers the bytes [offset, offset + FRAME_BYTES + len(data))."""
 
     offset: int
     data: bytes
@@ -65,7 +67,8 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[Frame]:
     """Yields every record of a TFRecord file in order, both CRCs checked.
 
     Raises:
-        DataError: with path and offset, at the first byte that is not as written, or where the file ends inside a record.
+        DataError: with path and offset, at the first byte that is not as written, or where the file
+            ends inside a record.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -77,7 +80,7 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[Frame]:
 
 
 def read_frame(file: BinaryIO, offset: int, size: int, path: str | os.PathLike[str]) -> bytes:
-    """Returns the data of the record whose frame begins at `offset` of a file of `size` bytes, open at any position.
+    """Returns the data of the record at `offset` of an open file of `size` bytes.
 
     Raises:
         DataError: as `read_frames`.
@@ -93,7 +96,8 @@ def read_frame(file: BinaryIO, offset: int, size: int, path: str | os.PathLike[s
     length, length_crc = _HEADER.unpack(header)
     if masked_crc32c(header[:8]) != length_crc:
         raise DataError("the record's length does not match its CRC (damaged, or not a TFRecord)", path=path, offset=offset)
-    # Checked before reading, so that no length, however wrong, makes us allocate more than the file holds.
+    # Checked before reading, so that no length, however wrong, makes us allocate more than the file
+    # holds.
     if offset + FRAME_BYTES + length > size:
         raise DataError(
             f"the record needs {exactly(FRAME_BYTES + length, 'byte')}, the file has {size - offset} left (cut file)",
@@ -115,10 +119,11 @@ class Gap(NamedTuple):
 
 
 def salvage_frames(path: str | os.PathLike[str]) -> Iterator[Frame | Gap]:
-    """Yields every intact record of a damaged file, and a `Gap` for each stretch of bytes between them.
+    """Yields every intact record of a damaged file, and a `Gap` for the bytes between them.
 
-    After damage, the next record is the first later position whose length matches its CRC and whose data matches its own:
-    a chance match has a probability of 2**-64, a record is lost only where its own bytes are hit.
+    After damage, the next record is the first later position whose length matches its CRC and whose
+    data matches its own: a chance match has a probability of 2**-64, a record is lost only where
+    its own bytes are hit.
     """
     with open_regular(path) as file, contextlib.ExitStack() as stack:
         size, offset = os.fstat(file.fileno()).st_size, 0
@@ -131,7 +136,8 @@ def salvage_frames(path: str | os.PathLike[str]) -> Iterator[Frame | Gap]:
                 yield Frame(offset, data)
                 offset += FRAME_BYTES + len(data)
                 continue
-            # With an intact header the next record begins where this one ends, whatever its data may look like inside.
+            # With an intact header the next record begins where this one ends, whatever its data
+            # may look like inside.
             end = _frame_end(view, offset, size)
             if end is None or (end < size and _intact(view, end, size) is None):
                 end = _next_intact(view, offset + 1, size)
@@ -148,7 +154,7 @@ def _intact(view: mmap.mmap, offset: int, size: int) -> bytes | None:
 
 
 def _frame_end(view: mmap.mmap, offset: int, size: int) -> int | None:
-    """Returns where the record at `offset` ends by its header, or None where no intact header of one stands."""
+    """Returns the end of the record at `offset` by its header, or None without an intact header."""
     if offset + FRAME_BYTES > size:
         return None
     length, length_crc = _HEADER.unpack_from(view, offset)
@@ -158,9 +164,9 @@ def _frame_end(view: mmap.mmap, offset: int, size: int) -> int | None:
     return end
 
 
-# A record is shorter than 4 GiB, so the upper half of its length is four zero bytes: a regular expression skips the rest
-# in C, 1 GB/s. In a long stretch of zeros (a hole in a file) only the two ends can belong to a header, since the CRC of the
-# length 0 is not 0: the middle is not looked at.
+# A record is shorter than 4 GiB, so the upper half of its length is four zero bytes: a regular
+# expression skips the rest in C, 1 GB/s. In a long stretch of zeros (a hole in a file) only the two
+# ends can belong to a header, since the CRC of the length 0 is not 0: the middle is not looked at.
 _ZEROS = re.compile(rb"\0{4,}")
 
 

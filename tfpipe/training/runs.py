@@ -1,6 +1,6 @@
 """`tfpipe.train()`: from a data set to a run's folder with a classifier in it.
 
-    summary = train("shards/", "runs/a", backbone="vgg16", weights="imagenet", mode="auto", seed=0)
+    run = train("shards/", "runs/a", backbone="vgg16", weights="imagenet", mode="auto", seed=0)
 
 A run's folder holds model.keras (the best weights), last.keras (those of the last step), run.json (recipe, choices,
 versions, hashes: all that is needed to do it again), summary.json (written last), log.jsonl, history.csv, history.png,
@@ -20,7 +20,8 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.files import clear_folder, path_written_atomically, read_json, write_json
 from tfpipe.common.locking import locked
 from tfpipe.common.progress import log_line
-from tfpipe.common.text import plural
+from tfpipe.common.text import html_table, plural
 from tfpipe.models import classifiers
 from tfpipe.models.classifiers import Classifier
 from tfpipe.models.images import Pictures, hold_out
@@ -72,8 +73,55 @@ _log = logging.getLogger("tfpipe")
 Report = Callable[[str], None]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Run(Mapping[str, Any]):
+    """A finished run; as a mapping, what summary.json holds: run["val_accuracy"].
+
+    Attributes:
+        folder: the run's folder.
+        mode: of training, "auto" replaced by what was chosen.
+        val_accuracy: of the best weights.
+        phases: per phase its name, epochs, accuracy, loss, numbers of weights and seconds per epoch.
+        head: the regression that was chosen for the head on cached features, or None.
+        model_sha256: of the classifier.
+        peak_memory_bytes: of this process.
+    """
+
+    folder: Path
+    mode: str
+    val_accuracy: float
+    phases: Sequence[dict[str, Any]]
+    head: dict[str, Any] | None
+    model_sha256: str
+    peak_memory_bytes: int
+
+    def __repr__(self) -> str:
+        phases = ", ".join(f"{phase['phase']} {phase['val_accuracy']:.4f}" for phase in self.phases)
+        facts = f"mode={self.mode!r}, val_accuracy={self.val_accuracy:.4f}, phases=[{phases}]"
+        return f"Run({os.fspath(self.folder)!r}, {facts}, model_sha256={self.model_sha256[:12]!r})"
+
+    def _repr_html_(self) -> str:
+        names = ("phase", "num_epochs", "best_epoch", "val_accuracy", "val_loss", "num_trained", "num_frozen", "on")
+        return html_table(repr(self), names, [[phase[name] for name in names] for phase in self.phases])
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in tuple(self)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([field.name for field in dataclasses.fields(self)][1:])
+
+    def __len__(self) -> int:
+        return len(dataclasses.fields(self)) - 1
+
+
+@arguments.renamed(directory="data", report="log")
 def train(
-    directory: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     output: str | os.PathLike[str],
     recipe: Recipe | None = None,
     *,
@@ -83,19 +131,19 @@ def train(
     tensorboard: bool = True,
     profile_steps: int = 0,
     progress: bool = True,
-    report: Report | None = log_line,
+    log: Report | None = log_line,
     extend: bool = False,
     from_run: str | os.PathLike[str] | None = None,
     **changes: Any,
-) -> dict[str, Any]:
-    """Trains a classifier, or goes on with a run that was stopped or is to be trained longer; returns its summary.
+) -> Run:
+    """Trains a classifier, or goes on with a run that was stopped or is to be trained longer; returns it.
 
     A run goes on from its last step when `epochs`, `finetune_epochs` or `patience` are raised. Where its learning rates so
     far would have been the same (schedules "constant" and "plateau", or patience alone), it ends with the bits of one that
     was asked for these numbers from the start. A longer head makes fine-tuning begin anew.
 
     Args:
-        directory: a data set that `build_tfrecords` wrote, with a split "train"; "val" is validated on, and where there is
+        data: folder of a data set that `build_tfrecords` wrote, with a split "train"; "val" is validated on, and where there is
             none, a part of "train" is held out.
         output: the run's folder.
         recipe: how to train; default `Recipe()`.
@@ -105,8 +153,8 @@ def train(
         tensorboard: write event files.
         profile_steps: measure and trace as many steps.
         progress: show bars, or log a line per epoch where there is no terminal.
-        report: takes lines that tell what is done and why; default the logger "tfpipe", whose lines are seen on stderr where
-            nobody has configured logging. None: silence, bars and lines per epoch included.
+        log: called with lines that report what is done and why; default the logger "tfpipe", whose lines are
+            seen on stderr where nobody has configured logging. None: silence, bars and lines per epoch included.
         extend: train a run longer also where its learning rates would have been others from the start: a cosine begins anew
             with a warm-up.
         from_run: a finished run's folder (or its .keras file), whose weights are those to begin with: the backbone's, and, if
@@ -114,7 +162,7 @@ def train(
         changes: fields of the recipe: `train("shards/", "runs/a", mode="finetune")`.
 
     Returns:
-        What summary.json holds.
+        The run, with what summary.json holds.
 
     Raises:
         ValueError: an option is not what it should be, options do not go together, or the folder has another run.
@@ -129,58 +177,59 @@ def train(
         progress=progress,
         extend=extend,
     )
-    if report is None:
-        progress, report = False, _nothing
-    arguments.callback("report", report)
+    if log is None:
+        progress, log = False, _nothing
+    arguments.callback("log", log)
     if not isinstance(strategy, tf.distribute.Strategy | None):
         raise arguments.wrong("strategy", "a tf.distribute.Strategy", strategy)
     if from_run is not None:
         from_run = arguments.path("from_run", from_run)
     wanted = preflight.with_weights_of(from_run, _changed(Recipe() if recipe is None else recipe, changes))
-    directory, folder = arguments.path("directory", directory), arguments.path("output", output)
+    directory, folder = arguments.path("data", data), arguments.path("output", output)
     place = folder.absolute().parent / "features" if cache is None else arguments.path("cache", cache)
     preflight.check_training(directory, folder, place, wanted)
-    data = _Data(directory, wanted)
+    prepared = _Data(directory, wanted)
     with locked(folder, "training"):
         clear_folder(folder)
-        summary, extension = _open(folder, data, extend)
+        summary, extension = _open(folder, prepared, extend)
         for line in extension.lines if extension else ():
-            report(line)
+            log(line)
         if summary is not None:
-            _report_summary(folder, summary, report)
-            return summary
-        for line in data.reasons:
-            report(line)
-        if data.recipe.deterministic:
+            _report_summary(folder, summary, log)
+            return Run(folder, **summary)
+        for line in prepared.reasons:
+            log(line)
+        if prepared.recipe.deterministic:
             arithmetic.make_deterministic()
         strategy = strategy or tf.distribute.get_strategy()
-        networks = Networks(data.recipe, data.class_names, data.precision, strategy, Samples.of(data.manifest.options))
+        samples = Samples.of(prepared.manifest.options)
+        networks = Networks(prepared.recipe, prepared.class_names, prepared.precision, strategy, samples)
         if from_run is not None:
-            report(f"from {from_run}: {networks.take_head(classifiers.load(from_run))}")
-        _begin(folder, data, networks)
+            log(f"from {from_run}: {networks.take_head(classifiers.load(from_run))}")
+        _begin(folder, prepared, networks)
         if extension:
             extension.apply(folder)
         first_steps = read_json(folder / RUN_NAME).get("first_steps", {})
         phases = Phases(
-            data.recipe,
+            prepared.recipe,
             networks,
-            data.train,
-            data.val,
+            prepared.train,
+            prepared.val,
             folder,
             place,
             strategy,
             progress,
-            report,
+            log,
             first_steps=first_steps,
-            fits=data.wanted.batch_size == "auto",
+            fits=prepared.wanted.batch_size == "auto",
         )
         position = max((facts["journal"] for facts in _saved_facts(folder)), default=0)
         with Journal(folder, tensorboard=tensorboard, position=position, profile_steps=profile_steps) as journal:
             run = _Run(folder, phases, journal, checkpoint_seconds)
             results = [run.train(phase) for phase in phases.of_mode()]
         summary = _finish(folder, networks, run, results)
-    _report_summary(folder, summary, report)
-    return summary
+    _report_summary(folder, summary, log)
+    return Run(folder, **summary)
 
 
 def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:

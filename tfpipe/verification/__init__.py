@@ -1,1 +1,1 @@
-"""A data set on disk: checked, compared, extracted and salvaged. No TensorFlow, no numpy."""
+"""Checking, comparing, extracting and salvaging a data set. No TensorFlow, no numpy."""

@@ -46,7 +46,8 @@ class Difference(NamedTuple):
     after: str
 
 
-# Where one side is a plain folder, its class name and split are NULL: unknown, which differs from nothing.
+# Where one side is a plain folder, its class name and split are NULL: unknown, which differs from
+# nothing.
 _QUERIES = {
     "removed": "SELECT key, a.sha256, '' FROM a LEFT JOIN b USING (key) WHERE b.sha256 IS NULL",
     "added": "SELECT key, '', b.sha256 FROM b LEFT JOIN a USING (key) WHERE a.sha256 IS NULL",
@@ -59,21 +60,23 @@ _QUERIES = {
 def diff(a: Side, b: Side, *, workers: int | None = None) -> Iterator[Difference]:
     """Yields what differs from `a` to `b`; nothing where they hold the same.
 
-    Two data sets are compared by key. Against a folder, a record counts by its file name, under which `extract` writes it:
-    keys may be a table's ids or rows of an HDF5 file. A data set's catalogue is taken at its word (its hash is checked;
-    `verify` checks the shards against it); of a folder, every file is read. Memory is flat: the keys are in a temporary table
-    on disk.
+    Two data sets are compared by key. Against a folder, a record is identified by its file name,
+    under which `extract` writes it: keys may be a table's ids or rows of an HDF5 file. A data set's
+    catalogue is trusted (its hash is checked; `verify` checks the shards against it); of a folder,
+    every file is read. Memory is flat: the keys are in a temporary table on disk.
 
     Args:
-        a: a data set, or a folder of pictures: key is the path below it, hidden files are passed over, labels and splits are
-            not compared; or several by prefix: {"train": "photos/a"} gives keys like "train/1.jpg", "" gives bare paths.
+        a: a data set, or a folder of images: keys are relative paths, hidden files are passed over,
+            labels and splits are not compared; or several by prefix: {"train": "photos/a"} gives
+            keys like "train/1.jpg", "" gives bare paths.
         b: the same.
         workers: threads that hash files; None: one per core.
 
     Raises:
-        FileNotFoundError: a side is no folder, or has no catalogue.
-        DataError: a side's manifest or catalogue is damaged, two files or records of a side have one key, or two records
-            with different bytes have one file name and the other side is a folder.
+        FileNotFoundError: a side is not a folder, or has no catalogue.
+        DataError: a side's manifest or catalogue is damaged, two files or records of a side have
+            one key, or two records with different bytes have one file name and the other side is a
+            folder.
     """
     with contextlib.closing(sqlite3.connect("")) as table:  # "": in a temporary file, gone when closed
         for name, side, other in (("a", a, b), ("b", b, a)):
@@ -84,7 +87,7 @@ def diff(a: Side, b: Side, *, workers: int | None = None) -> Iterator[Difference
 
 
 def is_data_set(side: Side) -> bool:
-    """True where a side has labels and splits to compare: a data set, and no plain folder."""
+    """True for a data set, which has labels and splits to compare, and not a plain folder."""
     return not isinstance(side, Mapping) and (Path(side) / manifests.FILE_NAME).exists()
 
 
@@ -122,7 +125,7 @@ def _files(root: Path, prefix: str, workers: int | None) -> Iterator[_Entry]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: neither a data set nor a folder")
     if (root / manifests.BUILD_FOLDER).exists():
-        manifests.load(root)  # raises: a build that did not finish is no folder of pictures
+        manifests.load(root)  # raises: an unfinished build is not a folder of images
     found = _found(root)
     with ThreadPoolExecutor(workers or count_cores()) as pool:
         while batch := list(itertools.islice(found, _BATCH_FILES)):

@@ -5,21 +5,21 @@ extract("shards/", "photos/")                  # photos/cat/1.jpg, ...
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import clear_up, temporary_beside
 from tfpipe.common.progress import ProgressBar
 from tfpipe.records import manifest as manifests
-from tfpipe.records.catalog import Row, read_catalog, read_split
+from tfpipe.records.catalog import read_catalog, read_split
 from tfpipe.records.manifest import Manifest, Shard
 from tfpipe.records.schema import Record
-from tfpipe.verification.findings import Finding
-from tfpipe.verification.reading import name_problem, read_shard
+from tfpipe.verification.reading import Finding, name_problem, read_shard
 
-_SHORT_NAME = "tfpipe"  # of temporary files: a picture's own may be as long as names can be
+_SHORT_NAME = "tfpipe"  # of temporary files: an image's own may be as long as names can be
 
 
 def extract(
@@ -29,15 +29,16 @@ def extract(
     split: str | None = None,
     progress: bool = True,
 ) -> int:
-    """Writes the picture of each record to `output`/`image/filename`, and returns the number of records.
+    """Writes each record's image to `output`/`image/filename`; returns their number.
 
-    Each picture's hash, and each shard's, is checked. A file that is there with the same bytes is left alone, one with other
-    bytes is never overwritten, nothing is written outside `output`, and no unfinished file bears a final name. After an error
-    the same call goes on with the files that are not there yet.
+    Each image's hash, and each shard's, is checked. A file that is there with the same bytes is
+    left alone, one with other bytes is never overwritten, nothing is written outside `output`, and
+    no unfinished file has a final name. After an error the same call continues with the missing
+    files.
 
     Args:
         directory: the data set's folder.
-        output: folder to write to, not within the data set; made if need be.
+        output: folder to write to, not within the data set; created if missing.
         split: the split to extract, default all.
         progress: show it on stderr.
 
@@ -45,8 +46,8 @@ def extract(
         FileNotFoundError: there is no manifest.
         FileExistsError: another file is in the way; the message names it.
         ValueError: there is no such split, or `output` lies within the data set.
-        DataError: the data set is damaged (the message names shard, offset and source file), or a record's file name leads
-            out of `output`.
+        DataError: the data set is damaged (the message names shard, offset and source file), or a
+            record's file name leads out of `output`.
         OSError: a file cannot be written: `filename` is its path.
     """
     manifest = manifests.load(directory)
@@ -56,7 +57,7 @@ def extract(
         raise ValueError(f"{os.fspath(output)}: the output must be outside the data set's folder")
     manifests.check_files(directory, manifest, names)
     count = sum(shard.num_records for _, shard in shards)
-    writer = _Writer(Path(directory), Path(output), names)
+    writer = _Writer(Path(directory), Path(output))
     with ProgressBar("extract", count, enabled=progress) as bar:
         for name, shard in shards:
             for offset, record in _records(Path(directory), manifest, name, shard):
@@ -71,37 +72,31 @@ def _records(directory: Path, manifest: Manifest, split: str, shard: Shard) -> I
     try:
         yield from read_shard(directory, shard)
     except DataError as error:
-        source = _source(directory, manifest, split, shard, error.offset)
-        message = f"{error.message}; `verify` lists all that is damaged, `salvage` rescues what is intact of a shard"
+        source = ""
+        with contextlib.suppress(OSError, DataError):  # only needed for a better message
+            for row, start, _ in read_split(directory, manifest, split):
+                if start == error.offset and manifest.splits[split].shards[row.shard] == shard:
+                    source = row.filename
+                    break
+        message = f"{error.message}; `verify` lists all damage, `salvage` rescues the intact records of a shard"
         raise Finding(message, path=error.path, offset=error.offset, source=source) from None
 
 
-def _source(directory: Path, manifest: Manifest, split: str, shard: Shard, offset: int | None) -> str:
-    """Returns the file name of the record at an offset, "" where index and catalogue do not tell it."""
-    try:
-        for row, start, _ in read_split(directory, manifest, split):
-            if start == offset and manifest.splits[split].shards[row.shard] == shard:
-                return row.filename
-    except (OSError, DataError):  # only needed for a better message
-        pass
-    return ""
-
-
 def _stopped(error: OSError, path: Path) -> OSError:
-    """Returns the error with the path that it is about, which writing to a full disk does not say, and what to do."""
-    advice = "what was extracted is kept: once this is mended, the same command goes on"
+    """Returns the error with its path, which a full disk does not give, and advice."""
+    advice = "what was extracted is kept: once this is mended, the same command continues"
     return OSError(error.errno, f"{error.strerror or error} ({advice})", os.fspath(path))
 
 
 class _Writer:
-    def __init__(self, directory: Path, output: Path, splits: Sequence[str]) -> None:
-        self._directory, self._splits = directory, splits
+    def __init__(self, directory: Path, output: Path) -> None:
+        self._directory = directory
         output.mkdir(parents=True, exist_ok=True)
         self._root = output.resolve()
         self._safe: set[Path] = set()
 
     def write(self, record: Record, shard: Path, offset: int) -> None:
-        """Writes one picture, unless it is there."""
+        """Writes one image, unless it is there."""
         target = self._target(record, shard, offset)
         if os.path.lexists(target):
             self._compare(target, record)
@@ -141,16 +136,13 @@ class _Writer:
     def _compare(self, target: Path, record: Record) -> None:
         if target.is_file() and target.stat().st_size == len(record.encoded) and target.read_bytes() == record.encoded:
             return
-        for row in self._rivals(record):
+        rival = None
+        with contextlib.suppress(OSError, DataError):  # only needed for a better message
+            rows = read_catalog(self._directory)
+            rival = next((row for row in rows if row.filename == record.filename and row.sha256 != record.sha256), None)
+        if rival is not None:
             raise FileExistsError(
-                f"{target}: two records with different bytes have this file name: {record.key!r} and {row.key!r} (split"
-                f" {row.split!r}); extract one split at a time, each to its own folder, with --split"
+                f"{target}: two records with different bytes have this file name: {record.key!r} and {rival.key!r} (split"
+                f" {rival.split!r}); extract one split at a time, each to its own folder, with --split"
             )
         raise FileExistsError(f"{target}: there is another file of this name; it was not overwritten")
-
-    def _rivals(self, record: Record) -> list[Row]:
-        try:
-            rows = read_catalog(self._directory)
-            return [row for row in rows if row.filename == record.filename and row.sha256 != record.sha256]
-        except (OSError, DataError):  # only needed for a better message
-            return []

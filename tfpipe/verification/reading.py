@@ -1,8 +1,9 @@
-"""Strict reading: records as they were written, or an error."""
+"""Strict reading of shards: records as they were written, or a finding with its place."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -15,11 +16,27 @@ from tfpipe.records.schema import Record
 _MOST = 255  # bytes of a name in a path, and such names
 
 
+class Finding(DataError):
+    """One thing in a data set that is not as it was written.
+
+    Attributes:
+        source: file name of the image concerned, as the catalogue or the record gives it; "" where
+            unknown.
+    """
+
+    def __init__(
+        self, message: str, *, path: str | os.PathLike[str] | None = None, offset: int | None = None, source: str = ""
+    ) -> None:
+        self.source = source
+        super().__init__(f"{message} [source file {source!r}]" if source else message, path=path, offset=offset)
+
+
 def read_shard(directory: Path, shard: Shard) -> Iterator[tuple[int, Record]]:
-    """Yields (offset, record) of every record of a shard, which need have neither index nor catalogue.
+    """Yields (offset, record) of every record of a shard; needs neither index nor catalogue.
 
     Raises:
-        DataError: a frame, a picture's hash, or, told at the end, the count or the shard's hash is not as written.
+        DataError: a frame, an image's hash, or, raised at the end, the count or the shard's hash is
+            not as written.
     """
     path = directory / shard.file
     whole = hashlib.sha256()
@@ -49,7 +66,7 @@ def checked_record(data: bytes, path: Path, offset: int) -> Record:
     """Returns the record in a frame's data.
 
     Raises:
-        DataError: it is none, or its picture is not the one that was stored.
+        DataError: it is not one, or its image is not the one that was stored.
     """
     try:
         record = schema.decode(data)
@@ -57,6 +74,6 @@ def checked_record(data: bytes, path: Path, offset: int) -> Record:
         raise DataError(error.message, path=path, offset=offset) from None
     digest = hashlib.sha256(record.encoded).hexdigest()
     if digest != record.sha256:
-        message = f"the picture of {record.key!r} has SHA-256 {digest}, the record says {record.sha256}"
+        message = f"the image of {record.key!r} has SHA-256 {digest}, the record says {record.sha256}"
         raise DataError(message, path=path, offset=offset)
     return record

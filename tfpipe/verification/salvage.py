@@ -1,4 +1,4 @@
-"""Rescue: the intact records of a damaged shard, and what was lost.
+"""Rescue: the intact records of a damaged shard, and the lost ones.
 
 report = salvage("shards/pets-train.tfrecord-00003-of-00016", "rescued.tfrecord")
 """
@@ -24,14 +24,14 @@ _SHARD_NAME = re.compile(r"\w+-(?P<split>\w+)\.tfrecord-(?P<shard>\d{5,})-of-\d{
 
 @dataclass(frozen=True)
 class RescueReport:
-    """What `salvage` found.
+    """The result of `salvage`.
 
     Attributes:
         num_records: intact records, all of them in the output.
         num_bytes: their bytes, frames included.
         gaps: stretches of bytes that hold no intact record.
-        num_expected: records that the catalogue lists for this shard; None where there is no catalogue.
-        lost: file names of the listed records that are not intact.
+        num_expected: records of this shard in the catalogue; None without a catalogue.
+        lost: file names of these records that are not intact.
     """
 
     num_records: int
@@ -42,9 +42,9 @@ class RescueReport:
 
 
 def salvage(shard: str | os.PathLike[str], output: str | os.PathLike[str]) -> RescueReport:
-    """Writes every intact record of a TFRecord file to a new one; a record is lost only where its own bytes are hit.
+    """Writes every intact record of a TFRecord file to a new one.
 
-    Any TFRecord file will do. Where it is a shard beside its catalogue, the files that were lost are named.
+    Works for any TFRecord file. Of a shard beside its catalogue, the lost files are named.
 
     Args:
         shard: the damaged file; it is not changed.
@@ -52,7 +52,7 @@ def salvage(shard: str | os.PathLike[str], output: str | os.PathLike[str]) -> Re
 
     Raises:
         FileNotFoundError: there is no such shard, or no folder for `output`.
-        FileExistsError: there is something at `output`.
+        FileExistsError: `output` exists.
         ValueError: `shard` is a folder, a device or the like.
         DataError: no record is intact; nothing is written.
     """
@@ -79,7 +79,7 @@ def salvage(shard: str | os.PathLike[str], output: str | os.PathLike[str]) -> Re
 def _check_paths(source: Path, target: Path) -> None:
     mode = source.stat().st_mode
     if not stat.S_ISREG(mode):  # a named pipe would wait for a writer, a device may have no end
-        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise ValueError(f"{source}: {kind}; a TFRecord file was expected, one shard of a data set")
     if os.path.lexists(target):
         raise FileExistsError(f"{target}: exists already; it was not overwritten")
@@ -88,7 +88,7 @@ def _check_paths(source: Path, target: Path) -> None:
 
 
 def _lost(shard: Path, rescued: Path) -> tuple[int | None, list[str]]:
-    """Returns how many records the catalogue beside a shard lists, and the file names of those that were not rescued."""
+    """Returns the number of a shard's records by its catalogue, and names of lost files."""
     match = _SHARD_NAME.fullmatch(shard.name)
     if not match:
         return None, []

@@ -1,6 +1,6 @@
-"""The pictures of a data set, each followed to its last code: what a decoder would only warn of, by shard and source file.
+"""Images with damaged compressed data, which a decoder would only warn of.
 
-findings, num_decoded = check_pictures(folder, manifest, 2, progress=True)
+findings, num_decoded = check_images(folder, manifest, 2, progress=True)
 """
 
 from __future__ import annotations
@@ -20,25 +20,20 @@ from tfpipe.images import headers
 from tfpipe.records import schema, tfrecord
 from tfpipe.records.catalog import read_index
 from tfpipe.records.manifest import Manifest, index_file
-from tfpipe.verification.findings import Finding
+from tfpipe.verification.reading import Finding
 
 _TASK_RECORDS = 32
 
 
 class DecodeTask(NamedTuple):
-    """Records of one shard to look at.
-
-    Attributes:
-        path: of the shard.
-        offsets: where the records begin.
-    """
+    """Records of one shard to decode: the shard's path, and where the records begin."""
 
     path: str
     offsets: tuple[int, ...]
 
 
 class Damaged(NamedTuple):
-    """A picture that the decoder would complain of."""
+    """An image that the decoder would complain of."""
 
     path: str
     offset: int
@@ -46,17 +41,8 @@ class Damaged(NamedTuple):
     message: str
 
 
-def check_pictures(directory: Path, manifest: Manifest, workers: int, *, progress: bool) -> tuple[list[Finding], int]:
-    """Returns the damaged pictures of all records that can be read, in reading order, and how many these records are.
-
-    What cannot be read is `verify`'s to tell.
-
-    Args:
-        directory: the data set's folder.
-        manifest: its manifest.
-        workers: processes.
-        progress: show it on stderr.
-    """
+def check_images(directory: Path, manifest: Manifest, workers: int, *, progress: bool) -> tuple[list[Finding], int]:
+    """Returns the damaged images in reading order, and the number of readable records."""
     total = sum(split.num_records for split in manifest.splits.values())
     found: list[Damaged] = []
     num_decoded = 0
@@ -82,7 +68,7 @@ def _tasks(directory: Path, manifest: Manifest) -> Iterator[DecodeTask]:
 
 
 def decode(task: DecodeTask, report: Callable[[int, int], None]) -> tuple[int, list[Damaged]]:
-    """Returns how many pictures of a task could be read, and which of them are damaged; runs in a worker."""
+    """Returns the number of readable images of a task, and the damaged ones; runs in a worker."""
     found, path = [], Path(task.path)
     num_decoded = num_bytes = 0
     with contextlib.suppress(OSError, DataError), open_regular(path) as file:
@@ -95,8 +81,8 @@ def decode(task: DecodeTask, report: Callable[[int, int], None]) -> tuple[int, l
             num_decoded, num_bytes = num_decoded + 1, num_bytes + len(record.encoded)
             try:
                 header = headers.read_header(record.encoded, max_pixels=headers.TENSORFLOW_MAX_PIXELS, decode=True)
-                facts, told = ((of.format, of.height, of.width) for of in (header, record))
-                problem = "" if facts == told else f"the image's format, height and width are {facts}, the record has {told}"
+                facts, known = ((of.format, of.height, of.width) for of in (header, record))
+                problem = "" if facts == known else f"the image's format, height and width are {facts}, the record has {known}"
             except RejectedImage as error:
                 problem = f"{error.reason}: {error}"
             if problem:

@@ -1,13 +1,11 @@
-"""One shard, checked to the last byte against manifest, index and catalogue.
+"""Checks of one shard, to the last byte, against manifest, index and catalogue.
 
     report = check_shard("shards/", manifest, "train", 0, rows)
     report.findings.kept                       # [] where all is well
 
-Records are found by the index, so that a damaged one does not hide those behind it. Where the index itself is damaged,
-they are found by their CRCs.
-
-What follows on the bytes that the manifest tells of is never read, however long a shard has become: that its size differs is
-`manifest.file_problems`' to tell.
+Records are found by the index, so that a damaged one does not hide those after it; where the index
+itself is damaged, by their CRCs. Bytes after those that the manifest lists are never read, however
+long a shard has become: `manifest.file_problems` reports sizes.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular
@@ -28,10 +26,10 @@ from tfpipe.records import schema, tfrecord
 from tfpipe.records.catalog import Row, read_index
 from tfpipe.records.manifest import Manifest, hash_problem, index_file
 from tfpipe.records.schema import UNLABELLED, Record
-from tfpipe.verification.findings import Finding, Findings
-from tfpipe.verification.reading import name_problem
+from tfpipe.verification.reading import Finding, name_problem
 from tfpipe.verification.tolerant_catalog import Cursor
 
+MAX_KEPT = 1000  # findings of one report: a million damaged records must not fill the memory
 _TICK_RECORDS = 64
 _PIECE_BYTES = 1 << 20
 _SIGNATURES = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n"}
@@ -40,18 +38,37 @@ _COMPARED = ("key", "filename", "label", "class_name", "format", "height", "widt
 Tick = Callable[[int, int], None]  # records and bytes done since the last call
 
 
+class Findings:
+    """Collects findings: all are counted, the first `MAX_KEPT` are kept."""
+
+    def __init__(self) -> None:
+        self.kept: list[DataError] = []
+        self.count = 0
+
+    def add(self, *findings: DataError) -> None:
+        """Counts findings, and keeps those that there is room for."""
+        self.count += len(findings)
+        self.kept += findings[: max(0, MAX_KEPT - len(self.kept))]
+
+    def extend(self, other: Findings) -> None:
+        """Takes over the findings of another collection."""
+        self.kept += other.kept[: max(0, MAX_KEPT - len(self.kept))]
+        self.count += other.count
+
+
 @dataclass
 class ShardReport:
-    """What one shard holds.
+    """The content of one shard.
 
     Attributes:
         findings: everything that is not as written.
         num_records: intact records.
-        image_bytes: the sum of their pictures' sizes.
+        image_bytes: the sum of their images' sizes.
         labels: intact records by label.
-        properties: intact records by name, as in `Manifest.properties`: those that a record itself tells.
+        properties: intact records by name, as in `Manifest.properties`, of those that a record
+            itself shows.
         key_hashes: 8 bytes that stand for each key.
-        content_hashes: 8 bytes that stand for each picture's bytes.
+        content_hashes: 8 bytes that stand for each image's bytes.
     """
 
     findings: Findings = field(default_factory=Findings)
@@ -63,15 +80,6 @@ class ShardReport:
     content_hashes: array[int] = field(default_factory=lambda: array("Q"))
 
 
-class _Piece(NamedTuple):
-    """What stands at one place of a shard: a record's data, or what is wrong there."""
-
-    offset: int
-    data: bytes | None
-    problem: str = ""
-    end: int = 0
-
-
 def check_shard(
     directory: str | os.PathLike[str],
     manifest: Manifest,
@@ -80,9 +88,9 @@ def check_shard(
     rows: Iterator[Row] | None,
     tick: Tick = lambda _records, _bytes: None,
 ) -> ShardReport:
-    """Checks one shard: its hash, its index, each frame's CRCs, each record against its row, each picture's hash.
+    """Checks one shard: its hash, index, CRCs, records against rows, and image hashes.
 
-    A size that is not the manifest's is no finding here, see `manifest.file_problems`; what it costs in records is one.
+    A wrong size is not a finding here, see `manifest.file_problems`; the records that it costs are.
 
     Args:
         directory: the data set's folder.
@@ -90,7 +98,7 @@ def check_shard(
         split: the split's name.
         shard_index: of the shard within its split.
         rows: the shard's rows of the catalogue; None where there is no catalogue.
-        tick: told now and then about records and bytes done.
+        tick: called now and then with the records and bytes done.
     """
     return _ShardCheck(Path(directory), manifest, split, shard_index, rows, tick).run()
 
@@ -99,90 +107,74 @@ class _ShardCheck:
     def __init__(
         self, directory: Path, manifest: Manifest, split: str, shard_index: int, rows: Iterator[Row] | None, tick: Tick
     ) -> None:
-        self._manifest = manifest
-        self._split = manifest.split(split)
+        self._class_names, self._split = manifest.class_names, manifest.split(split)
         self._shard = self._split.shards[shard_index]
-        self._path = directory / self._shard.file
-        self._index_path = directory / index_file(self._shard.file)
+        self._path, self._index_path = directory / self._shard.file, directory / index_file(self._shard.file)
         self._rows = None if rows is None else Cursor(rows)
         self._tick = tick
-        self._ticked = 0  # bytes told so far
+        self._ticked = 0  # bytes reported so far
         self._size = 0  # bytes to look at
         self.report = ShardReport()
 
     def run(self) -> ShardReport:
         try:
             self._check()
-        except (FileNotFoundError, DataError):  # `manifest.file_problems` says so; what is lost is told here
+        except (FileNotFoundError, DataError):  # reported by `manifest.file_problems`; the lost records follow below
             pass
         except OSError as error:  # a bad sector, say
             self._add(f"cannot be read: {error.strerror or error}")
-        if self._rows is not None:
-            for row in self._rows.rest():
-                self._add("lost: the catalogue has this record, the shard has not", source=row.filename)
+        for row in self._rows.rest() if self._rows else ():
+            self._add("lost: the catalogue has this record, the shard has not", source=row.filename)
         return self.report
 
     def _check(self) -> None:
         with open_regular(self._path) as file:
             found = os.fstat(file.fileno()).st_size
             self._size = min(found, self._shard.num_bytes)
-            # The hash of a shorter one differs anyway. Which it is instead is not told, see `manifest.hash_problem`.
+            # The hash of a shorter one differs anyway. The other hash is not shown, see
+            # `manifest.hash_problem`.
             if found >= self._shard.num_bytes and _sha256_of_start(file, self._size) != self._shard.sha256:
                 self._add("the shard's SHA-256 is not the one that the manifest lists")
-        if self._index_is_whole():
-            self._check_by_index()
-        elif found > self._shard.num_bytes:
-            self._check_in_order()
-        else:
-            self._check_by_scan()
-
-    def _add(self, message: str, offset: int | None = None, source: str = "", path: Path | None = None) -> None:
-        self.report.findings.add(Finding(message, path=path or self._path, offset=offset, source=source))
-
-    def _index_is_whole(self) -> bool:
-        problem = hash_problem(self._index_path, self._shard.index_sha256)
-        if problem:
+            problem = hash_problem(self._index_path, self._shard.index_sha256)
+            if problem is None:
+                self._check_by_index(file)
+                return
             self.report.findings.add(problem)
-        return problem is None
+            if found > self._shard.num_bytes:
+                self._check_in_order(file)
+                return
+        self._check_by_scan()
 
-    def _check_by_index(self) -> None:
+    def _add(self, message: str, offset: int | None = None, source: str = "") -> None:
+        self.report.findings.add(Finding(message, path=self._path, offset=offset, source=source))
+
+    def _check_by_index(self, file: BinaryIO) -> None:
         position, done = -1, 0
         try:
-            for position, piece in enumerate(self._pieces_by_index()):
+            for position, (offset, length) in enumerate(read_index(self._index_path)):
                 row = self._rows.take(position) if self._rows else None
-                self._check_piece(piece, row, position)
-                done = piece.end
+                try:
+                    data = tfrecord.read_frame(file, offset, self._size, self._path)
+                    found = tfrecord.FRAME_BYTES + len(data)
+                    problem = "" if found == length else f"a record of {exactly(found, 'byte')}, the index says {length}"
+                except DataError as error:
+                    data, problem = b"", error.message
+                self._check_record(data, offset, row, position, problem)
+                done = offset + length
         except DataError as error:  # an index that is wrong and yet as the manifest says: never written by tfpipe
             self.report.findings.add(error)
         self._check_count(position + 1, "the index lists")
         if self._size > done:
-            self._add(f"{exactly(self._size - done, 'byte')} behind the last record", offset=done)
+            self._add(f"{exactly(self._size - done, 'byte')} after the last record", offset=done)
 
-    def _pieces_by_index(self) -> Iterator[_Piece]:
-        with open_regular(self._path) as file:
-            for offset, length in read_index(self._index_path):
-                try:
-                    data = tfrecord.read_frame(file, offset, self._size, self._path)
-                except DataError as error:
-                    yield _Piece(offset, None, error.message, offset + length)
-                    continue
-                found = tfrecord.FRAME_BYTES + len(data)
-                if found == length:
-                    yield _Piece(offset, data, "", offset + length)
-                else:
-                    yield _Piece(
-                        offset, None, f"a record of {exactly(found, 'byte')}, the index says {length}", offset + length
-                    )
-
-    def _check_in_order(self) -> None:
-        """Checks the records up to the first damage: behind it, a search would run to the end of a file of any length."""
+    def _check_in_order(self, file: BinaryIO) -> None:
+        """Checks records up to the first damage; a search could take as long as any file."""
         count = offset = 0
         try:
-            with open_regular(self._path) as file:
-                while offset < self._size:
-                    data = tfrecord.read_frame(file, offset, self._size, self._path)
-                    self._check_piece(_Piece(offset, data), self._rows.take(None) if self._rows else None, count)
-                    count, offset = count + 1, offset + tfrecord.FRAME_BYTES + len(data)
+            while offset < self._size:
+                data = tfrecord.read_frame(file, offset, self._size, self._path)
+                self._check_record(data, offset, self._rows.take(None) if self._rows else None, count)
+                count, offset = count + 1, offset + tfrecord.FRAME_BYTES + len(data)
         except DataError as error:
             self._add(f"{error.message}; index and size are wrong too: not searched for records from here on", offset=offset)
         self._check_count(count, "the shard begins with")
@@ -191,17 +183,13 @@ class _ShardCheck:
         count, after_gap = 0, False
         for piece in tfrecord.salvage_frames(self._path):
             if isinstance(piece, tfrecord.Gap):
-                self._add(
-                    f"{exactly(piece.end - piece.start, 'byte holds', 'bytes hold')} no intact record", offset=piece.start
-                )
+                size = exactly(piece.end - piece.start, "byte holds", "bytes hold")
+                self._add(f"{size} no intact record", offset=piece.start)
                 after_gap = True
                 continue
-            row = None
-            if self._rows:
-                if after_gap:
-                    self._resume_rows(piece)
-                row = self._rows.take(None)
-            self._check_piece(_Piece(piece.offset, piece.data), row, count)
+            if after_gap:
+                self._resume_rows(piece)
+            self._check_record(piece.data, piece.offset, self._rows.take(None) if self._rows else None, count)
             count, after_gap = count + 1, False
         self._check_count(count, "the shard holds")
 
@@ -219,60 +207,47 @@ class _ShardCheck:
         if count != self._shard.num_records:
             self._add(f"{what} {exactly(count, 'record')}, the manifest says {self._shard.num_records}")
 
-    def _check_piece(self, piece: _Piece, row: Row | None, position: int) -> None:
-        if piece.data is None:
-            self._add(f"record {position}: {piece.problem}", offset=piece.offset, source=row.filename if row else "")
-        else:
-            self._check_record(piece.data, piece.offset, row, position)
-        if position % _TICK_RECORDS == _TICK_RECORDS - 1 or position == self._shard.num_records - 1:
-            self._tick(position % _TICK_RECORDS + 1, piece.offset - self._ticked)
-            self._ticked = piece.offset
-
-    def _check_record(self, data: bytes, offset: int, row: Row | None, position: int) -> None:
+    def _check_record(self, data: bytes, offset: int, row: Row | None, position: int, problem: str = "") -> None:
+        """Checks one record; `problem` tells why it could not be read."""
         try:
-            record = schema.decode(data)
+            record = None if problem else schema.decode(data)
         except DataError as error:
-            self._add(f"record {position}: {error.message}", offset=offset, source=row.filename if row else "")
-            return
-        digest = hashlib.sha256(record.encoded)
-        problems = self._row_problems(record, data, row)
-        if digest.hexdigest() != record.sha256:
-            problems.append(f"the picture's SHA-256 is {digest.hexdigest()}, the record says {record.sha256}")
+            record, problem = None, error.message
+        if record is None:
+            self._add(f"record {position}: {problem}", offset=offset, source=row.filename if row else "")
+        else:
+            digest = hashlib.sha256(record.encoded)
+            if problems := self._problems(record, data, digest.hexdigest(), row):
+                self._add(f"record {position} ({record.key}): {'; '.join(problems)}", offset=offset, source=record.filename)
+            self._count(record, digest.digest())
+        if position % _TICK_RECORDS == _TICK_RECORDS - 1 or position == self._shard.num_records - 1:
+            self._tick(position % _TICK_RECORDS + 1, offset - self._ticked)
+            self._ticked = offset
+
+    def _problems(self, record: Record, data: bytes, digest: str, row: Row | None) -> list[str]:
+        problems = []
+        if row is not None:
+            crc = tfrecord.masked_crc32c(data)
+            facts = [(name, getattr(record, name), getattr(row, name)) for name in _COMPARED]
+            problems += [f"{name} is {is_!r}, the catalogue says {was!r}" for name, is_, was in facts if is_ != was]
+            problems += [f"the record's CRC is {crc}, the catalogue says {row.crc32c}"] if crc != row.crc32c else []
+        elif self._rows is not None:
+            problems.append("the catalogue has no row for it")
+        if digest != record.sha256:
+            problems.append(f"the image's SHA-256 is {digest}, the record says {record.sha256}")
         if schema.encode(record) != data:  # two readers may understand it differently
             problems.append("the record has these features, but not the bytes that tfpipe writes for them")
         if not record.encoded.startswith(_SIGNATURES.get(record.format, ())):
-            problems.append(f"the image is no {record.format!r:.20}")
-        if problem := name_problem(record.filename):
-            problems.append(problem)
-        problems += self._label_problems(record)
-        if problems:
-            message = f"record {position} ({record.key}): {'; '.join(problems)}"
-            self._add(message, offset=offset, source=record.filename)
-        self._count(record, digest.digest())
+            problems.append(f"the image is not {record.format!r:.20}")
+        return [*problems, *filter(None, (name_problem(record.filename), self._label_problem(record)))]
 
-    def _row_problems(self, record: Record, data: bytes, row: Row | None) -> list[str]:
-        if row is None:
-            return [] if self._rows is None else ["the catalogue has no row for it"]
-        problems = [
-            f"{name} is {getattr(record, name)!r}, the catalogue says {getattr(row, name)!r}"
-            for name in _COMPARED
-            if getattr(record, name) != getattr(row, name)
-        ]
-        crc = tfrecord.masked_crc32c(data)
-        if crc != row.crc32c:
-            problems.append(f"the record's CRC is {crc}, the catalogue says {row.crc32c}")
-        return problems
-
-    def _label_problems(self, record: Record) -> list[str]:
-        names = self._manifest.class_names
+    def _label_problem(self, record: Record) -> str:
+        names, label, name = self._class_names, record.label, record.class_name
         if not self._split.labelled:
-            bare = record.label == UNLABELLED and not record.class_name
-            return [] if bare else [f"label {record.label} ({record.class_name!r}) in a split without labels"]
-        if not 0 <= record.label < len(names):
-            return [f"label {record.label} is not one of the {exactly(len(names), 'class', 'classes')}"]
-        if record.class_name != names[record.label]:
-            return [f"class name {record.class_name!r}, label {record.label} is {names[record.label]!r}"]
-        return []
+            return "" if label == UNLABELLED and not name else f"label {label} ({name!r}) in a split without labels"
+        if not 0 <= label < len(names):
+            return f"label {label} is not one of the {exactly(len(names), 'class', 'classes')}"
+        return "" if name == names[label] else f"class name {name!r}, label {label} is {names[label]!r}"
 
     def _count(self, record: Record, digest: bytes) -> None:
         report = self.report

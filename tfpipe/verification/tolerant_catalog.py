@@ -1,10 +1,10 @@
-"""The catalogue's rows, shard by shard, also where the file is damaged: what is readable of it is read.
+"""The catalogue's rows, shard by shard, as far as they are readable in a damaged file.
 
     rows = CatalogRows(directory)
     for row in rows.of_shard("train", 3): ...
 
-`catalog.read_catalog` is the strict reader. This one is for `verify` and `salvage`, which must name the source file of a
-damaged record even when the catalogue has seen damage itself.
+`catalog.read_catalog` is the strict reader. This one is for `verify` and `salvage`, which must name
+the source file of a damaged record even where the catalogue is damaged itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tfpipe.common.errors import DataError
-from tfpipe.common.files import open_regular, sha256_of
+from tfpipe.common.files import open_regular
 from tfpipe.records.catalog import MAX_LINE, Row, parse_row
 from tfpipe.records.manifest import CATALOG_NAME
 
@@ -25,26 +25,22 @@ _SHOWN_PROBLEMS = 20
 
 
 class CatalogRows:
-    """Where each shard's rows stand in `catalog.csv`, found in one pass; memory grows with the shards, not the records.
+    """The places of each shard's rows in `catalog.csv`, found in one pass.
 
     Attributes:
-        problems: what is wrong with lines; the first ones, if many.
-        sha256: of the whole file.
+        problems: of lines; the first ones, if many.
+
+    Raises:
+        OSError: there is no catalogue, or it cannot be read.
+        DataError: it is not a regular file.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        """Reads the catalogue once.
-
-        Raises:
-            OSError: there is none, or it cannot be read.
-            DataError: it is no regular file.
-        """
         self._path = Path(directory) / CATALOG_NAME
         self._runs: dict[tuple[str, str], list[tuple[int, int]]] = {}
         self.problems: list[DataError] = []
         with open_regular(self._path) as file:
             self._locate(_Lines(file))
-        self.sha256 = sha256_of(self._path)
 
     def of_shard(self, split: str, shard_index: int) -> Iterator[Row]:
         """Yields the readable rows of one shard in their order."""
@@ -66,18 +62,13 @@ class CatalogRows:
             self._complain(f"line 1 must be {','.join(Row._fields)}")
         start = lines.position
         for fields in rows:
-            place = None
             if isinstance(fields, csv.Error) or _row(fields) is None:
                 why = f" ({fields})" if isinstance(fields, csv.Error) else ""
                 self._complain(f"line {lines.count} is not a row of a catalogue{why}")
             else:
-                place = fields[_SPLIT], fields[_SHARD]
-            if place is not None:
-                runs = self._runs.setdefault(place, [])
-                if runs and runs[-1][1] == start:  # goes on where the row before ended
-                    runs[-1] = runs[-1][0], lines.position
-                else:
-                    runs.append((start, lines.position))
+                runs = self._runs.setdefault((fields[_SPLIT], fields[_SHARD]), [])
+                first = runs.pop()[0] if runs and runs[-1][1] == start else start  # continues where the row before ended
+                runs.append((first, lines.position))
             start = lines.position
 
     def _complain(self, message: str) -> None:
@@ -86,7 +77,7 @@ class CatalogRows:
 
 
 class _Lines:
-    """Lines of a file as text, counted, and where the next one begins; csv.reader alone does not know its position."""
+    """Lines of a file as text, with their number and the next one's position."""
 
     def __init__(self, file: BinaryIO, num_bytes: int | None = None) -> None:
         self._file = file
@@ -109,7 +100,7 @@ def _parsed(lines: _Lines) -> Iterator[list[str] | csv.Error]:
             yield next(reader)
         except StopIteration:
             return
-        except csv.Error as error:  # the reader goes on with the next line
+        except csv.Error as error:  # the reader continues with the next line
             yield error
 
 
@@ -132,7 +123,7 @@ class Cursor:
         return self._next
 
     def take(self, position: int | None) -> Row | None:
-        """Returns the row at a position (None: the next row, whatever its position), or None where it is missing."""
+        """Returns the row at a position (None: the next row), or None where it is missing."""
         while self._next is not None and position is not None and self._next.position < position:
             self._next = next(self._rows, None)  # out of order or twice: the row that is missing instead is noticed
         row = self._next

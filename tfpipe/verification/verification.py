@@ -2,7 +2,7 @@
 
 report = verify("shards/")
 report.findings          # [] where all is well; each one names shard, offset and source file
-verify("shards/", decode=True)          # and whether each picture's compressed data are whole
+verify("shards/", decode=True)          # also follows each image's compressed data
 """
 
 from __future__ import annotations
@@ -12,42 +12,45 @@ import contextlib
 import os
 import threading
 import time
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.progress import ProgressBar
-from tfpipe.common.text import exactly
+from tfpipe.common.text import exactly, html_table
 from tfpipe.common.workers import count_cores
 from tfpipe.records import manifest as manifests
 from tfpipe.records import schema, tfrecord
 from tfpipe.records.catalog import read_split
 from tfpipe.records.manifest import CATALOG_NAME, Manifest
-from tfpipe.verification import companions, scans
-from tfpipe.verification.findings import Finding, Findings
-from tfpipe.verification.ledger import Ledger
-from tfpipe.verification.shards import ShardReport, check_shard, hash_key
+from tfpipe.verification import scans
+from tfpipe.verification.reading import Finding
+from tfpipe.verification.shards import Findings, ShardReport, check_shard, hash_key
 from tfpipe.verification.tolerant_catalog import CatalogRows
 
+_BUCKETS = 256
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Report:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
         findings: everything that is not as written; the first 1000, if more.
-        num_findings: how many there are.
+        num_findings: their number.
         notes: what is odd and harms nothing: leftovers of a build, other files in the folder.
         num_records: intact records.
         num_shards: shards that the manifest lists.
         num_bytes: of all shards, by the manifest.
         root_hash: the manifest's; "" where that cannot be read.
-        num_damaged: findings that concern images as they were before they were packed; only where they were to be decoded.
+        num_damaged: findings about images as they were before they were packed; only with `decode`.
         num_decoded: images that were decoded.
-        decode_seconds: that this took.
+        decode_seconds: the time this took.
     """
 
     findings: Sequence[DataError]
@@ -61,27 +64,37 @@ class Report:
     num_decoded: int = 0
     decode_seconds: float = 0.0
 
+    def __repr__(self) -> str:
+        names = ("num_findings", "num_records", "num_shards", "num_bytes", "num_decoded")
+        facts = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return f"Report({facts}, root_hash={self.root_hash[:12]!r})"
 
-def verify(
-    directory: str | os.PathLike[str], *, workers: int | None = None, decode: bool = False, progress: bool = True
-) -> Report:
-    """Checks every byte of a data set, and goes on behind whatever it finds.
+    def _repr_html_(self) -> str:
+        rows = [["" if fact is None else fact for fact in (each.path, each.offset, each.message)] for each in self.findings]
+        return html_table(repr(self), ["file", "byte", "finding"], rows)
 
-    Manifest, sizes and hashes of all shards, indexes and the catalogue, extra shards, the CRCs of each record, its row of the
-    catalogue, the hash of its picture, labels, keys, counts per class, split and shard, leaks, and the files beside them.
+
+def verify(data: str | os.PathLike[str], *, workers: int | None = None, decode: bool = False, progress: bool = True) -> Report:
+    """Checks every byte of a data set, and continues after whatever it finds.
+
+    Manifest, sizes and hashes of all shards, indexes and the catalogue, extra shards, the CRCs of
+    each record, its row of the catalogue, the hash of its image, labels, keys, counts per class,
+    split and shard, leaks, and the files beside them.
 
     Args:
-        directory: the data set's folder.
-        workers: threads, one shard each; None: one per core. Hashing runs beside Python code, parsing does not. As many
-            processes decode.
-        decode: follow each picture's compressed data, too, to find what was damaged before it was packed: what TensorFlow's
-            decoder warns of, without a name, and what it passes over.
+        data: the data set's folder.
+        workers: threads, one shard each; None: one per core. Hashing runs beside Python code,
+            parsing does not. As many processes decode.
+        decode: also follow each image's compressed data, to find what was damaged before it was
+            packed: what TensorFlow's decoder warns of, without a name, and what it ignores.
         progress: show it on stderr.
 
     Raises:
         FileNotFoundError: there is no manifest here.
     """
-    folder = Path(directory)
+    decode, progress = arguments.check(decode=decode, progress=progress)
+    (workers,) = arguments.check_given(workers=workers)
+    folder = arguments.path("data", data)
     try:
         manifest = manifests.load(folder)
     except DataError as error:
@@ -89,73 +102,133 @@ def verify(
     return _Verification(folder, manifest).run(workers or count_cores(), decode, progress)
 
 
+class Ledger:
+    """Hashes of the keys and contents of all records: keys must be unique, and leaks be noted.
+
+    Of every key and image 8 bytes of a hash are kept, in arrays, spread over 256 buckets, 16 bytes
+    a record: 16 MB for a million records where a set of keys would take 150 MB. One bucket at a
+    time becomes a set. Keys whose hashes meet are looked up again and compared in full, so that a
+    chance meeting (1 in 40 million for a million records) is not a finding. A table on disk
+    (SQLite) would need less memory, and takes longer than hashing the images.
+
+    Attributes:
+        num_records: that were entered.
+    """
+
+    def __init__(self) -> None:
+        self.num_records = 0
+        self._keys = _buckets()
+        self._contents: dict[str, list[array[int]]] = {}
+
+    def enter(self, split: str, report: ShardReport) -> None:
+        """Adds the records of one shard."""
+        self.num_records += report.num_records
+        _spread(report.key_hashes, self._keys)
+        _spread(report.content_hashes, self._contents.setdefault(split, _buckets()))
+
+    def repeated_keys(self) -> set[int]:
+        """Returns the hashes that more than one key has."""
+        doubtful = (bucket for bucket in self._keys if len(set(bucket)) < len(bucket))
+        return {value for bucket in doubtful for value, count in Counter(bucket).items() if count > 1}
+
+    def num_duplicates(self) -> int:
+        """Returns the number of records with the bytes of an earlier one."""
+        splits = self._contents.values()
+        distinct = sum(len({value for split in splits for value in split[bucket]}) for bucket in range(_BUCKETS))
+        return self.num_records - distinct
+
+    def num_leaks(self) -> int:
+        """Returns the number of images in more than one split."""
+        leaks = 0
+        for bucket in range(_BUCKETS):
+            splits = Counter(value for split in self._contents.values() for value in set(split[bucket]))
+            leaks += sum(count > 1 for count in splits.values())
+        return leaks
+
+
+def _buckets() -> list[array[int]]:
+    return [array("Q") for _ in range(_BUCKETS)]
+
+
+def _spread(values: Iterable[int], buckets: list[array[int]]) -> None:
+    for value in values:
+        buckets[value % _BUCKETS].append(value)
+
+
 class _Verification:
     def __init__(self, directory: Path, manifest: Manifest) -> None:
-        self._directory = directory
-        self._manifest = manifest
-        self._findings = Findings()
+        self._directory, self._manifest = directory, manifest
+        self._findings, self._notes = Findings(), list[str]()
         self._ledger = Ledger()
         self._properties: Counter[str] = Counter()
+        self._num_records = sum(split.num_records for split in manifest.splits.values())
+        self._places = [(name, index) for name, split in manifest.splits.items() for index in range(len(split.shards))]
 
     def run(self, workers: int, decode: bool, progress: bool) -> Report:
-        problems, notes = companions.strangers(self._directory, self._manifest)
-        for finding in (
-            *companions.check_companions(self._directory, self._manifest),
-            *manifests.file_problems(self._directory, self._manifest),
-            *problems,
-        ):
-            self._findings.add(finding)
+        directory, manifest, splits = self._directory, self._manifest, self._manifest.splits.values()
+        hashed = (manifests.hash_problem(directory / name, sha256) for name, sha256 in manifest.companions.items())
+        self._findings.add(*filter(None, hashed), *manifests.file_problems(directory, manifest))
+        self._check_strangers()
         self._check_shards(self._catalog_rows(), workers, progress)
-        if self._ledger.num_records == self._num_records():
+        if self._ledger.num_records == self._num_records:
             self._check_properties()
         self._check_keys()
         start = time.monotonic()
-        damaged: list[Finding] = []
-        num_decoded = 0
-        if decode:
-            damaged, num_decoded = scans.check_pictures(self._directory, self._manifest, workers, progress=progress)
-        for finding in damaged:
-            self._findings.add(finding)
-        if not self._findings.count:  # what no reader would open is not in order, whatever the reason
-            for name in self._manifest.splits:
+        damaged, num_decoded = scans.check_images(directory, manifest, workers, progress=progress) if decode else ([], 0)
+        decode_seconds = time.monotonic() - start
+        self._findings.add(*damaged)
+        if not self._findings.count:  # a data set that no reader would open is not in order, whatever the reason
+            for name in manifest.splits:
                 try:
-                    collections.deque(read_split(self._directory, self._manifest, name), 0)
+                    collections.deque(read_split(directory, manifest, name), 0)
                 except DataError as error:
                     self._findings.add(error)
-        splits = self._manifest.splits.values()
         return Report(
             self._findings.kept,
             self._findings.count,
-            notes,
+            self._notes,
             self._ledger.num_records,
-            sum(len(split.shards) for split in splits),
+            len(self._places),
             sum(split.num_bytes for split in splits),
-            self._manifest.root_hash,
+            manifest.root_hash,
             len(damaged),
             num_decoded,
-            time.monotonic() - start,
+            decode_seconds,
         )
 
-    def _num_records(self) -> int:
-        return sum(split.num_records for split in self._manifest.splits.values())
+    def _check_strangers(self) -> None:
+        """Finds files that a glob for shards would match, and notes others that do not belong."""
+        manifest, folder = self._manifest, self._directory / manifests.INDEX_FOLDER
+        shards = {shard.file for split in manifest.splits.values() for shard in split.shards}
+        known = {*shards, *manifest.companions, manifests.FILE_NAME, manifests.INDEX_FOLDER}
+        # Extra shards of the data set's own splits are among `manifest.file_problems`.
+        reported = tuple(f"{manifest.name}-{split}.tfrecord-" for split in manifest.splits)
+        for name in sorted(set(os.listdir(self._directory)) - known):
+            if name == manifests.BUILD_FOLDER:
+                self._notes.append(f"{name}/: left by a build that was stopped at its very end; the same build removes it")
+            elif ".tfrecord" not in name or name.startswith("."):
+                self._notes.append(f"{name}: not part of the data set")
+            elif not name.startswith(reported):
+                path = self._directory / name
+                self._findings.add(Finding("a TFRecord file that the manifest does not list", path=path))
+        present = [f"{manifests.INDEX_FOLDER}/{name}" for name in sorted(os.listdir(folder))] if folder.is_dir() else []
+        indexes = set(map(manifests.index_file, shards))
+        self._notes += [f"{path}: the index of no shard" for path in present if path not in indexes]
 
     def _catalog_rows(self) -> CatalogRows | None:
-        path = self._directory / CATALOG_NAME
         try:
             rows = CatalogRows(self._directory)
-        except (OSError, DataError):  # `check_companions` says so
+        except (OSError, DataError):  # its hash was a finding already
             return None
-        for problem in rows.problems:
-            self._findings.add(problem)
-        known = {(name, index) for name, split in self._manifest.splits.items() for index in range(len(split.shards))}
-        for split_name, index in sorted(set(rows.shards()) - known):
-            self._findings.add(Finding(f"rows of a shard that does not exist: {index} of split {split_name!r}", path=path))
+        self._findings.add(*rows.problems)
+        for split_name, index in sorted(set(rows.shards()) - set(self._places)):
+            message = f"rows of a shard that does not exist: {index} of split {split_name!r}"
+            self._findings.add(Finding(message, path=self._directory / CATALOG_NAME))
         return rows
 
     def _check_shards(self, rows: CatalogRows | None, workers: int, progress: bool) -> None:
-        places = [(name, index) for name, split in self._manifest.splits.items() for index in range(len(split.shards))]
         lock, stop = threading.Lock(), threading.Event()
-        bar = ProgressBar("verify", self._num_records(), enabled=progress)
+        bar = ProgressBar("verify", self._num_records, enabled=progress)
 
         def tick(num_records: int, num_bytes: int) -> None:
             if stop.is_set():  # Ctrl-C reaches the main thread only
@@ -167,70 +240,57 @@ class _Verification:
             of_shard = None if rows is None else rows.of_shard(*place)
             return check_shard(self._directory, self._manifest, *place, of_shard, tick)
 
-        totals = {name: _Total() for name in self._manifest.splits}
+        totals = {name: ShardReport() for name in self._manifest.splits}
         with bar, ThreadPoolExecutor(workers) as pool:
             try:
-                for (name, _), report in zip(places, pool.map(check, places), strict=True):
+                for (name, _), report in zip(self._places, pool.map(check, self._places), strict=True):
                     self._findings.extend(report.findings)
                     self._ledger.enter(name, report)
                     self._properties.update(report.properties)
-                    totals[name].add(report)
+                    totals[name].num_records += report.num_records
+                    totals[name].image_bytes += report.image_bytes
+                    totals[name].labels += report.labels
             except BaseException:
                 stop.set()
                 raise
         for name, total in totals.items():
-            self._check_split(name, total)
+            if total.num_records == self._manifest.splits[name].num_records:  # else lost ones were reported
+                self._check_split(name, total)
 
-    def _check_split(self, name: str, total: _Total) -> None:
-        """Compares what a split's records add up to; only where all are intact, lost ones being told already."""
-        split, path = self._manifest.splits[name], self._directory / manifests.FILE_NAME
-        if total.num_records != split.num_records:
-            return
-        counts = {class_name: total.labels[label] for label, class_name in enumerate(self._manifest.class_names)}
-        wrong = {
-            class_name: (count, split.class_counts.get(class_name))
-            for class_name, count in counts.items()
-            if count != split.class_counts.get(class_name)
-        }
-        for class_name, (count, expected) in wrong.items():
-            message = f"split {name!r} has {exactly(count, 'record')} of class {class_name!r}, the manifest says {expected}"
-            self._findings.add(Finding(message, path=path))
+    def _disagree(self, message: str) -> None:
+        self._findings.add(Finding(message, path=self._directory / manifests.FILE_NAME))
+
+    def _check_split(self, name: str, total: ShardReport) -> None:
+        """Compares the sums over a split's records with the manifest."""
+        split = self._manifest.splits[name]
+        for label, class_name in enumerate(self._manifest.class_names):
+            count, expected = total.labels[label], split.class_counts.get(class_name)
+            if count != expected:
+                records = exactly(count, "record")
+                self._disagree(f"split {name!r} has {records} of class {class_name!r}, the manifest says {expected}")
         if total.image_bytes != split.image_bytes:
-            message = (
-                f"pictures of split {name!r} have {exactly(total.image_bytes, 'byte')}, the manifest says {split.image_bytes}"
-            )
-            self._findings.add(Finding(message, path=path))
+            size = exactly(total.image_bytes, "byte")
+            self._disagree(f"images of split {name!r} have {size}, the manifest says {split.image_bytes}")
 
     def _check_properties(self) -> None:
-        path = self._directory / manifests.FILE_NAME
-        found = {
-            "turned": self._properties["turned"],
-            "png": self._properties["png"],
-            "duplicates": self._ledger.num_duplicates(),
-        }
+        found = {name: self._properties[name] for name in ("turned", "png")} | {"duplicates": self._ledger.num_duplicates()}
         for name, count in found.items():
             if count != self._manifest.properties.get(name):
-                message = f"{name}: {exactly(count, 'record')}, the manifest says {self._manifest.properties.get(name)}"
-                self._findings.add(Finding(message, path=path))
-        leaks = self._ledger.num_leaks()
-        if leaks != len(self._manifest.leaks):
-            message = (
-                f"{exactly(leaks, 'picture stands', 'pictures stand')} in more than one split, the manifest notes"
-                f" {len(self._manifest.leaks)}"
-            )
-            self._findings.add(Finding(message, path=path))
+                expected = self._manifest.properties.get(name)
+                self._disagree(f"{name}: {exactly(count, 'record')}, the manifest says {expected}")
+        leaks, noted = self._ledger.num_leaks(), len(self._manifest.leaks)
+        if leaks != noted:
+            self._disagree(f"{exactly(leaks, 'image is', 'images are')} in more than one split, the manifest notes {noted}")
 
     def _check_keys(self) -> None:
         suspects = self._ledger.repeated_keys()
         first: dict[str, str] = {}
         for path, offset, key in self._keys() if suspects else ():
-            if hash_key(key) not in suspects:
-                continue
-            here = f"{path.name} at byte {offset}"
-            if key in first:
-                message = f"the key {key!r} stands twice: also in {first[key]}"
-                self._findings.add(Finding(message, path=path, offset=offset))
-            first.setdefault(key, here)
+            if hash_key(key) in suspects:
+                if key in first:
+                    message = f"the key {key!r} occurs twice: also in {first[key]}"
+                    self._findings.add(Finding(message, path=path, offset=offset))
+                first.setdefault(key, f"{path.name} at byte {offset}")
 
     def _keys(self) -> Iterator[tuple[Path, int, str]]:
         for split in self._manifest.splits.values():
@@ -240,17 +300,3 @@ class _Verification:
                     if isinstance(piece, tfrecord.Frame):
                         with contextlib.suppress(DataError):
                             yield path, piece.offset, schema.decode(piece.data).key
-
-
-@dataclass
-class _Total:
-    """What the intact records of a split add up to."""
-
-    num_records: int = 0
-    image_bytes: int = 0
-    labels: Counter[int] = field(default_factory=Counter)
-
-    def add(self, report: ShardReport) -> None:
-        self.num_records += report.num_records
-        self.image_bytes += report.image_bytes
-        self.labels += report.labels

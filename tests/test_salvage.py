@@ -138,8 +138,8 @@ def test_only_a_regular_file_is_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for path, kind in (
-        ("/dev/zero", "no regular file"),
-        (tmp_path / "pipe", "no regular file"),
+        ("/dev/zero", "not a regular file"),
+        (tmp_path / "pipe", "not a regular file"),
         (tmp_path / "folder", "a folder"),
     ):
         with pytest.raises(ValueError, match=f"^{path}: {kind}; a TFRecord file was expected"):
