@@ -15,7 +15,7 @@ from tfpipe.building import class_checks
 from tfpipe.building.options import Options
 from tfpipe.building.state import State
 from tfpipe.building.tasks import ShardTask
-from tfpipe.common.errors import DataError
+from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.text import exactly, plural
 from tfpipe.records.manifest import check_name, shard_file, split_order
 from tfpipe.records.samples import USUAL
@@ -47,11 +47,13 @@ def check_keys(state: State) -> None:
 def check_inputs(state: State, options: Options) -> None:
     """Raises DataError with all rejected inputs if `on_error` is "fail", or if none is left."""
     query = "SELECT reason, path, message FROM inputs WHERE reason IS NOT NULL AND fatal ORDER BY reason, key"
-    rejected = [f"{reason}: {path}: {message}" for reason, path, message in state.rows(query)]
+    rejected = [RejectedImage(reason, message, path=path) for reason, path, message in state.rows(query)]
+    lines = _listing(f"{each.reason}: {each}" for each in rejected)
     if rejected and options.on_error == "fail":
         raise DataError(
             f"{exactly(len(rejected), 'input')} cannot be taken; mend or remove them, or leave them out with on_error=skip:"
-            + _listing(rejected)
+            + lines,
+            problems=rejected,
         )
     if count := state.value(f"SELECT count(*) {_ACCEPTED} AND {PNG_NAMED_JPEG}"):
         path = state.value(f"SELECT path {_ACCEPTED} AND {PNG_NAMED_JPEG} ORDER BY key")
@@ -65,7 +67,7 @@ def check_inputs(state: State, options: Options) -> None:
         _warn_of(state, "transparent", what)
     if not state.value(f"SELECT count(*) {_ACCEPTED}"):
         why = f"all {exactly(len(rejected), 'input')} rejected" if rejected else "the input is empty"
-        raise DataError(f"there is no image to pack: {why}" + _listing(rejected))
+        raise DataError(f"there is no image to pack: {why}{lines}", problems=rejected)
 
 
 def count_trait(state: State, word: str) -> int:

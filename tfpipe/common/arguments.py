@@ -39,7 +39,6 @@ def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             return function(*args, **kwargs)
 
         vars(call)["renamed"] = names
-        setattr(call, "__kwdefaults__", getattr(function, "__kwdefaults__"))  # noqa: B009, B010 (read by callers of `Loader`)
         return call
 
     return decorate

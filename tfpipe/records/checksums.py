@@ -9,6 +9,7 @@ anew.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -116,3 +117,19 @@ def _read_if_there(path: Path) -> dict[str, str]:
 
 def _is_export(folder: Path) -> bool:
     return (folder / SPECIFICATION_NAME).exists()
+
+
+def append_entry(data: bytes, entry: bytes) -> bytes:
+    """Returns a protobuf file with its own SHA-256 as one more entry: messages are continued by appending.
+
+    Args:
+        data: the file.
+        entry: a field of its message, with %b for the 64 digits.
+    """
+    return data + entry % hashlib.sha256(data).hexdigest().encode()
+
+
+def has_valid_entry(data: bytes, entry: bytes) -> bool:
+    """Returns whether a file is unchanged since `append_entry`."""
+    length = len(entry) - len(b"%b") + 64
+    return data[-length:] == entry % hashlib.sha256(memoryview(data)[:-length]).hexdigest().encode()

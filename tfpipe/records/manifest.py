@@ -322,7 +322,7 @@ def check_files(directory: str | os.PathLike[str], manifest: Manifest, splits: C
     if problems:
         lines = "\n  ".join(map(str, problems))
         wrong = exactly(len(problems), "shard is", "shards are")
-        raise DataError(f"{wrong} not as the manifest says:\n  {lines}", path=directory)
+        raise DataError(f"{wrong} not as the manifest says:\n  {lines}", path=directory, problems=problems)
 
 
 def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None) -> None:
