@@ -150,7 +150,7 @@ def test_without_labels_rows_are_named_by_their_keys(data_set, tmp_path, monkeyp
 @pytest.mark.parametrize("image_size", [(20, 96), (96, 20), (500, 500)])
 def test_pictures_are_brought_to_the_tile_with_their_aspect(image_size):
     pixels = np.zeros((*image_size, 3), np.uint8)
-    fitted = augmentation_sheet._fitted(pixels, 48)
+    fitted = sheets.fit(Image.fromarray(pixels), 48)
     assert fitted.size == (round(48 * image_size[1] / max(image_size)), round(48 * image_size[0] / max(image_size)))
 
 

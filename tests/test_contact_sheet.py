@@ -14,7 +14,7 @@ from tfpipe.common.errors import DataError
 from tfpipe.images.pillow_decoding import as_read
 from tfpipe.records import manifest as manifests
 from tfpipe.records.samples import Samples
-from tfpipe.report import contact_sheet, fonts
+from tfpipe.report import contact_sheet, fonts, sheets
 from tfpipe.report.contact_sheet import show
 
 RED, BLUE = (230, 20, 20), (20, 20, 230)
@@ -158,7 +158,7 @@ def test_transparent_parts_show_what_training_sees():
     out = io.BytesIO()
     half.save(out, "PNG")
     for background, level in {"keep": 0, "white": 255, "black": 0}.items():
-        small = contact_sheet._scaled(out.getvalue(), Samples(background=background), 80)
+        small = sheets.fit(as_read(out.getvalue(), Samples(background=background), 160), 80)
         assert (small.mode, small.size) == ("RGB", (80, 80))
         assert (small.getpixel((40, 10)), small.getpixel((40, 70))) == (RED, (level, level, level))
 

@@ -173,7 +173,7 @@ def test_a_catalogue_that_changes_during_the_pass_is_an_error(classifier, shards
 def test_ids_are_compared_as_often_as_they_come(shards):
     keys = [row.key for row in catalog.read_catalog(shards, split="test")]
     receipts.check_ids(keys, shards, "test", Path("t.csv"))
-    with pytest.raises(DataError, match=r"t\.csv: not the pictures of 'test': 1 twice or more: ") as caught:
+    with pytest.raises(DataError, match=r"t\.csv: not the images of 'test': 1 twice or more: ") as caught:
         receipts.check_ids([*keys, keys[2]], shards, "test", Path("t.csv"))
     assert repr(keys[2]) in str(caught.value)
     with pytest.raises(DataError, match=r"33 missing: .*, \.\.\.$"):
@@ -567,7 +567,7 @@ def saved(classifier, tmp_path_factory):
 def test_the_command_evaluates_and_compares(run_tool, plain, saved, shards, tmp_path):
     done = run_tool("evaluate", f"--model={saved}", f"--data={shards}", f"--output={tmp_path}/eval", "--noreport")
     assert f"{plain.metrics['accuracy']:.2%} (95 %: " in done.stdout
-    assert "on 33 pictures of 'test', every one once" in done.stdout
+    assert "on 33 images of 'test', each exactly once" in done.stdout
     assert re.search(r"^小 猫 +(0\.\d{4}|-) +0\.\d{4} .* 11$", done.stdout, re.MULTILINE)
     assert f"{tmp_path}/eval/receipt.json" in done.stdout
     assert re.search(r"evaluate test: 33 of 33 records, \d+ s", done.stderr)
@@ -605,7 +605,7 @@ def test_the_command_shows_what_it_found_whatever_becomes_of_the_report(
     else:
         with pytest.raises(DataError, match="a damaged picture"):
             tool.main([])
-    assert "on 33 pictures of 'test', every one once" in shown[0]
+    assert "on 33 images of 'test', each exactly once" in shown[0]
     assert predictions.read(tmp_path / "eval").keys
 
 

@@ -206,9 +206,9 @@ def test_wrong_options_are_said(options, message):
 @pytest.mark.parametrize("labels", [[], [0, -1]])
 def test_tables_without_labels_are_refused(labels):
     table = make_table(labels, [[0.5, 0.5]] * len(labels) or np.zeros((0, 2)))
-    with pytest.raises(ValueError, match="metrics need labelled pictures"):
+    with pytest.raises(ValueError, match="metrics need labelled images"):
         measure(table)
-    with pytest.raises(ValueError, match="calibration needs labelled pictures"):
+    with pytest.raises(ValueError, match="calibration needs labelled images"):
         fit_temperature(table)
 
 
@@ -258,7 +258,7 @@ def test_the_temperature_one_changes_nothing():
 def test_no_temperature_is_fitted_where_every_picture_is_taken_rightly(caplog):
     with caplog.at_level(logging.WARNING, "tfpipe"):
         assert fit_temperature(make_table([0, 1], [[0.6, 0.4], [0.4, 0.6]])) == 1.0
-    assert "2 pictures, all taken rightly" in caplog.text
+    assert "2 images, all classified correctly" in caplog.text
 
 
 @pytest.mark.parametrize(

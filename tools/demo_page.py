@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Opens a page on this machine to try a model on: drop a picture, and see what the model says of it, and why.
+"""Opens a page on this machine to try a model on: drop an image, and see the prediction and its reasons.
 
-  demo_page --model=runs/a                       probabilities, Grad-CAM, the nearest training pictures, the model's input
-  demo_page --model=runs/a --data=shards/        where the training pictures are, if the run does not know or they moved
+  demo_page --model=runs/a                       probabilities, Grad-CAM, the nearest training images, the model's input
+  demo_page --model=runs/a --data=shards/        place of the training images, if the run does not know it or they moved
   demo_page --model=export/saved_model           an exported model: probabilities and its input
 
-One picture, dropped, chosen or pasted, is looked at closely; several become a table that can be kept as CSV. The page listens
+One image, dropped, chosen or pasted, is explained in detail; several become a table that can be kept as CSV. The page listens
 on 127.0.0.1 only and works without a network. Uploads are deleted after an hour, and when the page ends: with Ctrl-C or
 SIGTERM.
 Needs Gradio: pip install 'tfpipe[page]'.
@@ -27,15 +27,13 @@ from tfpipe import commands
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 
 _MODEL = flags.DEFINE_string("model", None, "Needed. A run's folder, a .keras file, or a file or folder of an export.")
-_DATA = flags.DEFINE_string("data", None, "Data set with the training pictures. Default: the run's, if it is still there.")
+_DATA = flags.DEFINE_string("data", None, "Data set with the training images. Default: the run's, if it is still there.")
 _SPLIT = flags.DEFINE_string("split", "train", "Of the data set.")
-_MAX_TRAINING = flags.DEFINE_integer(
-    "max_training", 1000, "Of more training pictures than that, so many drawn at random; 0: none are looked at.", 0
-)
+_MAX_TRAINING = flags.DEFINE_integer("max_training", 1000, "At most so many training images, drawn at random; 0: none.", 0)
 _PORT = flags.DEFINE_integer("port", 7860, "To listen on; 0: any that is free.", 0, 65535)
 _MAX_BYTES = flags.DEFINE_integer("max_bytes", 20_000_000, "Of an uploaded file.", 1)
-_MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a picture is refused.", 1)
-_TRUST = flags.DEFINE_bool("trust", False, "Whoever made the model: open it even if it holds code, or uses files.")
+_MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which an image is rejected.", 1)
+_TRUST = flags.DEFINE_bool("trust", False, "Trust the model's author: open it even if it holds code, or uses files.")
 _ALLOWED_HOSTS = flags.DEFINE_list(
     "allowed_hosts", [], "Names of a proxy under which the page answers, on any port, beside 127.0.0.1 and localhost."
 )

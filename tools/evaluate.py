@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Evaluates a classifier on a labelled split: each picture once, one table, and all metrics from that table.
+"""Evaluates a classifier on a labelled split: each image once, one table, and all metrics from that table.
 
   evaluate --model=runs/a --data=shards/ --split=test --output=eval/
   evaluate --model=export/saved_model --data=shards/ --split=test --output=eval/     or a .pb, .tflite or .onnx file
   evaluate --model=runs/a --data=shards/ --split=test --output=eval/ --positive_class=ill --specificity=0.9 --calibrate=val
   evaluate --model=runs/a --data=shards/ --split=test --output=eval/ --shard=0/3     one of three processes or machines
-  evaluate compare A B         McNemar's test: do two evaluations (folders or predictions.csv) of the same pictures differ?
+  evaluate compare A B         McNemar's test: do two evaluations (folders or predictions.csv) of the same images differ?
 
-OUTPUT gets predictions.csv (a row per picture), metrics.json, receipt.json (what was evaluated, and that it was all of it)
+OUTPUT gets predictions.csv (a row per image), metrics.json, receipt.json (what was evaluated, and proof of completeness)
 and report.html. With --shard, who finds the parts of all others there puts them together.
 """
 
@@ -35,7 +35,7 @@ _MODEL = flags.DEFINE_string(
 _DATA = flags.DEFINE_string("data", None, "Needed. Folder of a data set of build_tfrecords.")
 _SPLIT = flags.DEFINE_string("split", "test", "Split to evaluate on.")
 _OUTPUT = flags.DEFINE_string("output", None, "Needed. Folder for the results; made if need be, earlier results are replaced.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pictures that go through the model at once.", 1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images that go through the model at once.", 1)
 _NUM_READERS = flags.DEFINE_integer("num_readers", 1, "Read the split as so many parts, one after another.", 1)
 _SHARD = flags.DEFINE_string(
     "shard", None, "INDEX/COUNT: only this part of the split, 0-based; all parts share --output. Default: 0/1."
@@ -129,8 +129,8 @@ def _missing(shard: str, evaluation: Evaluation) -> str:
 def _summary(evaluation: Evaluation) -> str:
     found, folder = evaluation.metrics, evaluation.folder
     lines = [
-        f"accuracy {with_interval(found['accuracy'], found['accuracy_interval'])} on {plural(found['count'], 'picture')}"
-        f" of {evaluation.receipt['split']!r}, every one once",
+        f"accuracy {with_interval(found['accuracy'], found['accuracy_interval'])} on {plural(found['count'], 'image')}"
+        f" of {evaluation.receipt['split']!r}, each exactly once",
         f"AUC {number(found['auc'])}, log loss {found['log_loss']:.4f}, ECE {found['ece']:.4f}",
         *_binary_lines(found["binary"]),
         *_calibration_lines(found["calibration"], found),
@@ -165,7 +165,7 @@ def _calibration_lines(calibration: Mapping[str, Any] | None, found: Mapping[str
 
 def _class_lines(classes: list[dict[str, Any]]) -> list[str]:
     width = max(display_width(name) for name in ("class", *(row["class_name"] for row in classes)))
-    lines = [f"{_padded('class', width)}  precision  recall      F1  pictures"]
+    lines = [f"{_padded('class', width)}  precision  recall      F1  images"]
     for row in classes:
         numbers = f"{number(row['precision']):>9}  {number(row['recall']):>6}  {number(row['f1']):>6}  {row['support']:8,}"
         lines.append(f"{_padded(row['class_name'], width)}  {numbers}")
@@ -183,7 +183,7 @@ def _compare(a: str, b: str) -> None:
     low, high = found.difference_interval
     print(f"A: {found.accuracy_a:.2%} {a}")
     print(f"B: {found.accuracy_b:.2%} {b}")
-    print(f"difference {found.difference:+.2%} (95 %: {low:+.2%} to {high:+.2%}) on {plural(found.count, 'picture')}")
+    print(f"difference {found.difference:+.2%} (95 %: {low:+.2%} to {high:+.2%}) on {plural(found.count, 'image')}")
     same = {True: "yes", False: "no", None: "unknown, without two receipts"}[found.same_data]
     print(f"same data set and split: {same}")
     print(

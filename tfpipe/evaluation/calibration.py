@@ -3,7 +3,7 @@
     temperature = fit_temperature(read("eval-val/predictions.csv"))
     table = scale(read("eval-test/predictions.csv"), temperature)
 
-Logits are divided by one number, found on other pictures than those that are evaluated. What is predicted stays the same.
+Logits are divided by one number, fitted on other images than those evaluated. Predicted classes stay the same.
 Guo et al. 2017, "On calibration of modern neural networks".
 """
 
@@ -24,7 +24,7 @@ _log = logging.getLogger("tfpipe")
 
 _RANGE = (0.05, 20.0)
 _USUAL = (0.1, 10.0)
-# Logarithms are taken of no less than the smallest normal float32: what a model calls impossible costs 87, not infinity.
+# Logarithms are taken of no less than the smallest normal float32: an impossible class costs 87, not infinity.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
@@ -32,20 +32,20 @@ def fit_temperature(table: Predictions) -> float:
     """Returns the temperature in [0.05, 20] with the least mean negative log-likelihood, rounded to 3 significant digits.
 
     Rounded, so that another batch size, with which probabilities differ in their seventh digit, gives the same number. Where
-    every picture is taken rightly the best temperature would be 0, and say nothing of others: it is 1 then, with a warning.
+    every image is classified correctly the best temperature would be 0, and useless for others: it is 1 then, with a warning.
 
     Raises:
-        ValueError: the table is empty, or has pictures without a label.
-        DataError: it has rows that are no probabilities.
+        ValueError: the table is empty, or has images without a label.
+        DataError: it has rows that are not probabilities.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
     if not len(table.labels) or (table.labels < 0).any():
-        raise ValueError("calibration needs labelled pictures")
+        raise ValueError("calibration needs labelled images")
     if (table.predicted == table.labels).all():
-        pictures = plural(len(table.labels), "picture")
-        _log.warning("calibration: %s, all taken rightly: no temperature follows, 1 is used", pictures)
+        images = plural(len(table.labels), "image")
+        _log.warning("calibration: %s, all classified correctly: no temperature can be fitted, 1 is used", images)
         return 1.0
     logits, here = _logits(table), np.arange(len(table.labels))
 
@@ -56,7 +56,7 @@ def fit_temperature(table: Predictions) -> float:
     found = math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
     temperature = float(f"{found:.3g}")
     if not _USUAL[0] <= temperature <= _USUAL[1]:
-        reason = "too few pictures, or hardly any taken wrongly" if temperature < 1 else "answers are hardly better than chance"
+        reason = "too few images, or hardly any misclassified" if temperature < 1 else "hardly better than chance"
         _log.warning("calibration: the temperature is %g, beyond %g to %g: %s", temperature, *_USUAL, reason)
     return temperature
 
@@ -66,7 +66,7 @@ def scale(table: Predictions, temperature: float) -> Predictions:
 
     Raises:
         ValueError: the temperature is not positive.
-        DataError: the table has rows that are no probabilities.
+        DataError: the table has rows that are not probabilities.
     """
     from scipy.special import softmax
 

@@ -1,12 +1,12 @@
-"""`tfpipe.evaluate()`: every picture of a split once, one table, and all metrics from that table.
+"""`tfpipe.evaluate()`: every image of a split once, one table, and all metrics from that table.
 
     evaluation = evaluate("runs/a", "shards/", "test", "eval/")
     evaluation.metrics["accuracy"], evaluation.metrics["accuracy_interval"]
 
-    OUTPUT/predictions.csv    a row per picture, in the catalogue's order
-    OUTPUT/metrics.json       see `tfpipe.evaluation.metrics.measure`; predictions_sha256 says of which table
+    OUTPUT/predictions.csv    a row per image, in the catalogue's order
+    OUTPUT/metrics.json       see `tfpipe.evaluation.metrics.measure`; predictions_sha256 identifies the table
     OUTPUT/receipt.json       what was evaluated, and the proof that it was all of it
-    OUTPUT/report.html        if asked for
+    OUTPUT/report.html        if requested
     OUTPUT/uncalibrated.csv   with `calibrate`: the model's own probabilities
     OUTPUT/calibration.csv    with `calibrate`: the table of the split that the temperature was fitted on
     OUTPUT/parts/             with `shard`: see `tfpipe.evaluation.partial_tables`
@@ -54,16 +54,16 @@ _VOUCHED = (metrics.FILE_NAME, REPORT_NAME, NEAR_DUPLICATES_NAME, UNCALIBRATED_N
 
 
 class Loaded(Protocol):
-    """What `tfpipe.load` returns, as far as it matters here."""
+    """The part of `tfpipe.load`'s result that is used here."""
 
     @property
     def predictor(self) -> Predictor:
-        """What answers for pictures of the right size."""
+        """Predicts for images of the right size."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
         folder: where its files are.
@@ -111,33 +111,33 @@ def evaluate(
     trust: bool = False,
     on_found: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
-    """Evaluates a model on a split: each picture once, or an error that says which one not.
+    """Evaluates a model on a split: each image once, or an error that names the one that was not.
 
     Ids, their order, predicted classes and receipt.json are the same for any batch size and number of readers;
     probabilities are within 1e-5. Classes are matched by name: their order in the data set does not matter, and the model
-    may know more of them. Memory grows with the table's rows alone.
+    may know further classes. Memory grows with the table's rows alone.
 
     Args:
         model: a run's folder, a .keras file, or a loaded model of any form: `tfpipe.load("export/saved_model")`.
         data: folder of the data set.
         split: its name; labelled.
         output: folder, made if need be; files of an earlier evaluation are replaced, others left alone.
-        batch_size: pictures that go through the model at once.
+        batch_size: images that go through the model at once.
         shard: (index, count): only the part of reader `index` of `count`, for several processes or machines that share
-            `output`. Who finds all parts there merges them.
+            `output`. Whoever finds all parts there merges them.
         num_readers: read the split as that many contiguous parts, one after another.
         positive_class: see `metrics.measure`.
         specificity: see `metrics.measure`.
         calibrate: another split, on which a temperature is fitted first. The table then holds calibrated probabilities, and
             metrics["calibration"] the metrics before.
         report: write report.html, too.
-        near_duplicates: look for pictures of the split in train and val, for the report: another pass over all three.
+        near_duplicates: look for images of the split in train and val, for the report: another pass over all three.
         progress: show it.
-        trust: whoever made the model, see `tfpipe.load`.
-        on_found: called with what will be returned, when it is on the disk, and before the report is written.
+        trust: the model's author, see `tfpipe.load`.
+        on_found: called with the result when it is on disk, before the report is written.
 
     Raises:
-        ValueError: an argument is not what it should be; the split is unlabelled or empty; the model does not know a class.
+        ValueError: an argument is invalid; the split is unlabelled or empty; the model does not know a class.
         FileNotFoundError: there is no such model or data set.
         OSError: `output` cannot be written to, or (BlockingIOError) another evaluation writes there; raised before the pass.
         DataError: a record is damaged or missing, the data set was replaced during the pass, or a part is damaged.
@@ -203,7 +203,7 @@ class _Run:
     options: dict[str, Any]
 
     def begin(self) -> receipts.Claim:
-        """Raises what can be known before the pass, and returns what the evaluation will be of."""
+        """Checks the arguments before the pass, and returns the claim."""
         calibrate = self.options["calibrate"]
         if calibrate is not None and calibrate == self.split:
             raise ValueError(f"calibrate must be another split than the one that is evaluated (got {calibrate!r} for both)")
@@ -252,7 +252,7 @@ class _Run:
         partial_tables.bind(path, sha256, claim, classifiers.computation_of(self.predictor))
 
     def finish(self, chunks: Iterable[bytes], claim: receipts.Claim, computed: Sequence[Mapping[str, str]]) -> Evaluation:
-        """Writes the table, and what follows from it; `computed` is where it was."""
+        """Writes the table, and all files that follow from it; `computed`: devices and arithmetics."""
         fitted = None
         if self.options["calibrate"] is not None:  # first: what fails here should not cost the longer pass
             fitted = self._fit(claim)
@@ -279,7 +279,7 @@ class _Run:
         return {"split": split, "records_seen": len(table.keys), "ids_sha256": ids, "temperature": temperature}
 
     def _write(self, name: str, split: str, chunks: Iterable[bytes], claim: receipts.Claim) -> Predictions:
-        """Writes a table and returns it as read back; it gets its name only if its ids are those of the catalogue."""
+        """Writes a table and reads it back; it gets its name only if its ids equal the catalogue's."""
         path = self.folder / name
         with written_atomically(path) as file:
             file.writelines(chunks)

@@ -1,10 +1,10 @@
-"""Do two classifiers differ? McNemar's test, on the same pictures.
+"""Do two classifiers differ? McNemar's test, on the same images.
 
     comparison = compare("eval-a/", "eval-b/")
     comparison.difference, comparison.difference_interval, comparison.p_value
 
-Two accuracies on one test set are not independent: what tells the classifiers apart are the pictures that only one of
-them takes rightly.
+Two accuracies on one test set are not independent: the classifiers differ in the images that only one of
+them classifies correctly.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Comparison:
-    """Two classifiers on the same pictures.
+    """Two classifiers on the same images.
 
     Attributes:
-        both_right: pictures that both take rightly.
-        only_a: those that only A takes rightly.
-        only_b: those that only B does.
-        both_wrong: those that neither does.
+        both_right: images that both classify correctly.
+        only_a: images that only A classifies correctly.
+        only_b: images that only B classifies correctly.
+        both_wrong: images that neither classifies correctly.
         p_value: of McNemar's exact test: how often two equally good classifiers differ as much, or more, by chance.
         same_data: whether both were evaluated on the same data set and split, by their receipts; None where one has none.
     """
@@ -61,17 +61,17 @@ class Comparison:
 
     @property
     def count(self) -> int:
-        """Pictures."""
+        """Number of images."""
         return self.both_right + self.only_a + self.only_b + self.both_wrong
 
     @property
     def accuracy_a(self) -> float:
-        """Share that A takes rightly."""
+        """Share that A classifies correctly."""
         return (self.both_right + self.only_a) / self.count
 
     @property
     def accuracy_b(self) -> float:
-        """Share that B takes rightly."""
+        """Share that B classifies correctly."""
         return (self.both_right + self.only_b) / self.count
 
     @property
@@ -89,14 +89,14 @@ class Comparison:
 
 
 def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
-    """Compares two evaluations, folders or predictions.csv files, of the same pictures; their order does not matter.
+    """Compares two evaluations, folders or predictions.csv files, of the same images; their order does not matter.
 
-    Ids and labels must be equal, pictures need not be: other sizes of them may be what is compared. Folders of other data sets
-    or splits are told with a warning, and `same_data`.
+    Ids and labels must be equal, images need not be: other sizes of them may be what is compared. Folders of other data sets
+    or splits cause a warning, and `same_data` is False.
 
     Raises:
         FileNotFoundError: there is no table, or its evaluation did not finish.
-        DataError: a table is damaged, empty or unlabelled, or the two are of different pictures or labels.
+        DataError: a table is damaged, empty or unlabelled, or the two are of different images or labels.
     """
     from scipy.stats import binomtest
 
@@ -104,7 +104,7 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     tables = read(a), read(b)
     for path, table in zip((a, b), tables, strict=True):
         if not len(table.labels) or (table.labels < 0).any():
-            raise DataError("a table without pictures, or with unlabelled ones, cannot be compared", path=path)
+            raise DataError("a table without images, or with unlabelled ones, cannot be compared", path=path)
     right_a, right_b = _align(*tables, a, b)
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
@@ -117,26 +117,26 @@ def _same_data(a: Path, b: Path) -> bool | None:
         return None
     data_a, data_b = (fields(path / RECEIPT_NAME, "data_root_hash", "split") for path in (a, b))
     if data_a != data_b:
-        said = [f"{path}: data set {root[:12]}, split {split!r}" for path, (root, split) in ((a, data_a), (b, data_b))]
-        _log.warning("not the same data set or split: %s; %s", *said)
+        described = [f"{path}: data set {root[:12]}, split {split!r}" for path, (root, split) in ((a, data_a), (b, data_b))]
+        _log.warning("not the same data set or split: %s; %s", *described)
     return data_a == data_b
 
 
 def _align(a: Predictions, b: Predictions, path_a: Any, path_b: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Returns for each picture, in the same order, whether A and B take it rightly."""
+    """Returns for each image, in the same order, whether A and B classify it correctly."""
     rows = {key: row for row, key in enumerate(b.keys)}
     known = set(a.keys)
     sides = ((path_a, [key for key in a.keys if key not in rows]), (path_b, [key for key in b.keys if key not in known]))
     if any(only for _, only in sides):
         found = "; ".join(f"{exactly(len(only), 'id')} only in {path} ({_some(only)})" for path, only in sides if only)
-        raise DataError(f"not the same pictures: {found}")
+        raise DataError(f"not the same images: {found}")
     order = [rows[key] for key in a.keys]
     labels_a, names_b = _names(a), _names(b)
     labels_b = [names_b[row] for row in order]
     other = [f"{key!r}: {x!r}, {y!r}" for key, x, y in zip(a.keys, labels_a, labels_b, strict=True) if x != y]
     if other:
         raise DataError(
-            f"{exactly(len(other), 'picture has', 'pictures have')} another label in {path_a} than in {path_b}:"
+            f"{exactly(len(other), 'image has', 'images have')} another label in {path_a} than in {path_b}:"
             f" {', '.join(other[:_SHOWN])}"
         )
     return a.predicted == a.labels, (b.predicted == b.labels)[order]

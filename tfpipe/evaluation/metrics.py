@@ -1,9 +1,9 @@
-"""Metrics of a table of predictions, as what `metrics.json` holds.
+"""Metrics of a table of predictions, as in metrics.json.
 
     metrics = measure(read("eval/"))
     metrics["accuracy"], metrics["accuracy_interval"]
 
-No metric depends on the order of the rows, to the last bit. What is not defined (the recall of a class without pictures) is
+No metric depends on the order of the rows, to the last bit. Undefined values (the recall of a class without images) are
 None, never NaN.
 """
 
@@ -97,19 +97,19 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
     """Returns all metrics of a labelled table; ready for JSON.
 
     - count; accuracy; accuracy_interval: 95 %, Wilson's score interval; balanced_accuracy: mean recall of the classes with
-      pictures.
+      images.
     - top_k: {"1": ..., up to "5"} for every k below the number of classes; equal probabilities rank as their columns do.
     - log_loss: mean of -ln p of the right class, p at least 1.2e-38.
     - auc: area under the ROC curve. With two classes that of the positive one, with more the mean of each class against the
       others (macro), over the classes for which it is defined.
     - ece: expected calibration error, sum over bins of share * |accuracy - mean confidence|; confidence is the largest
       probability, in 15 bins of equal width, (0, 1/15] to (14/15, 1]. reliability: the bins; null where empty.
-    - per_class: precision, recall, f1, auc (against the others), support (pictures of it), predicted (times).
-    - confusion: cells of [i, j, n]: n images of class i were taken for class j, both by class_names; those with n > 0 alone.
+    - per_class: precision, recall, f1, auc (against the others), support (images of it), predicted (times).
+    - confusion: cells of [i, j, n]: n images of class i were predicted as class j, both by class_names; those with n > 0 alone.
       `confusion_matrix` returns them as an array.
     - binary, with two classes or a positive class, else null: roc_auc; average_precision (the area under the PR curve);
       sensitivity_at_specificity: the lowest threshold, "positive where its probability is >= threshold", that reaches the
-      specificity asked for, with 95 % Wilson intervals; a null threshold calls nothing positive. All null without negatives.
+      requested specificity, with 95 % Wilson intervals; a null threshold calls nothing positive. All null without negatives.
 
     Args:
         table: labelled.
@@ -121,7 +121,7 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
     """
     check_options(table.class_names, positive_class, specificity)
     if not len(table.labels) or (table.labels < 0).any():
-        raise ValueError("metrics need labelled pictures, one or more")
+        raise ValueError("metrics need labelled images, one or more")
     classes, confidence = range(len(table.class_names)), table.probabilities.max(axis=1).astype(np.float64)
     right, per_class = table.predicted == table.labels, _per_class(table)
     positive = len(classes) - 1 if len(classes) == 2 else None

@@ -1,4 +1,4 @@
-"""Near-duplicates across splits: pictures of an evaluated split that training has, more or less, already seen.
+"""Near-duplicates across splits: images of an evaluated split that training has, more or less, already seen.
 
     for pair in find_near_duplicates(classifier, "shards/", "test"):
         print(pair.key, pair.other, pair.similarity)
@@ -7,20 +7,20 @@ A pair counts when three things agree:
 
 1. The classifier's pooled features have a cosine of 0.8 or more. That alone would not do: features of a fine-tuned network
    collapse into one point per class. And it is lenient, since a few pixels' shift moves features of a good network to 0.9.
-2. In grey, 64 x 64, the pictures correlate by 0.97 or more at their best shift of up to 3 pixels (a twentieth of the side),
+2. In grey, 64 x 64, the images correlate by 0.97 or more at their best shift of up to 3 pixels (a twentieth of the side),
    compared in 14 x 14 cells.
 3. With the rest of the shift, a fraction of a pixel, taken out by least squares over brightness and both gradients (Lucas
    and Kanade 1981), they correlate by 0.9972 or more.
 
-Byte-identical pictures count in any case, as the catalogue's hashes tell.
+Byte-identical images count in any case, as the catalogue's hashes tell.
 
 Few pairs are tried: a bound on what any shift can make of a pair (see `_bounds`) costs a thirtieth of trying all 49, and loses
-none. And features, which cost a hundred times what the rest does, are computed last, of the pictures that are left.
+none. And features, which cost a hundred times what the rest does, are computed last, of the images that are left.
 
 The last threshold was chosen on SIGNS, knowing its answer; its series of almost equal photographs make it hard. Of 120 test
-pictures, 12 have a byte-identical twin in train or val and 2 one that was taken a moment later, with 0.9980 and 0.9983; the
+images, 12 have a byte-identical twin in train or val and 2 one that was taken a moment later, with 0.9980 and 0.9983; the
 next, in which the hand has moved visibly, reaches 0.9966. So the gap is narrow, and what counts as a twin there is a matter of
-taste. Elsewhere, over all pairs and features left aside: cats and dogs, 300 pictures against 1,702, reach 0.88, and
+taste. Elsewhere, over all pairs and features left aside: cats and dogs, 300 images against 1,702, reach 0.88, and
 scikit-learn's digits, 360 against 1,437, reach 0.9960. Of 100 cats and dogs shifted by up to 3 pixels of 96, all are found.
 Turned or mirrored copies, and those cropped by more than that, are not.
 """
@@ -49,7 +49,7 @@ COSINE = 0.8
 COARSE = 0.97
 SIMILARITY = 0.9972
 
-_SIDE, _MARGIN, _CELL = 64, 4, 4  # of the grey picture, what a shift may need of it, and of what is averaged; in its pixels
+_SIDE, _MARGIN, _CELL = 64, 4, 4  # of the grey image, what a shift may need of it, and of what is averaged; in its pixels
 _SHIFTS = [(y, x) for y in range(1 - _MARGIN, _MARGIN) for x in range(1 - _MARGIN, _MARGIN)]
 _GROUPS = [  # of shifts that look alike, by their places
     [place for place, (y, x) in enumerate(_SHIFTS) if (np.sign(int(y / 2)), np.sign(int(x / 2))) == (down, right)]
@@ -63,7 +63,7 @@ _WAVES = (np.kron(_COSINES, _COSINES) / np.linalg.norm(np.kron(_COSINES, _COSINE
 _ROUNDING = 1e-4  # more than float32 loses in a bound
 _LUMA = (0.299, 0.587, 0.114)
 _MAX_PAIRS = 4096  # refined at once: some arrays of 20 MB
-_MIN_DEVIATION = 0.5  # levels: a picture of one colour correlates with nothing
+_MIN_DEVIATION = 0.5  # levels: an image of one colour correlates with nothing
 
 Array = np.ndarray[Any, Any]
 _Pair = tuple[int, int, float]  # position in the evaluated split, place in a batch of another, similarity
@@ -114,17 +114,17 @@ def find_near_duplicates(
     batch_size: int = 64,
     progress: bool = True,
 ) -> list[NearDuplicate]:
-    """Returns the pictures of a split that have a near-duplicate in another split, in the order of the catalogue.
+    """Returns the images of a split that have a near-duplicate in another split, in the order of the catalogue.
 
-    One pass over all these splits. Memory grows with the pictures of `split` alone, by 1 kB each and the features of those that
+    One pass over all these splits. Memory grows with the images of `split` alone, by 1 kB each and the features of those that
     look like another one.
 
     Args:
-        classifier: gives the features, and says how its pictures are resized.
+        classifier: gives the features, and says how its images are resized.
         directory: of the data set.
         split: the one that is evaluated.
         against: the other splits, default train and val where there are.
-        batch_size: pictures that are read, and go through the classifier, at once.
+        batch_size: images that are read, and go through the classifier, at once.
         progress: show it.
 
     Raises:
@@ -183,14 +183,14 @@ def _batches(classifier: Classifier, directory: str | os.PathLike[str], split: s
 
 @on_cpu
 def shrink(images: Any) -> Array:
-    """Returns pictures in grey, float32 [B, 64, 64], 0..255, of uint8 [B, H, W, 3]."""
+    """Returns images in grey, float32 [B, 64, 64], 0..255, of uint8 [B, H, W, 3]."""
     grey = tf.reduce_sum(tf.cast(images, tf.float32) * _LUMA, axis=-1, keepdims=True)
     small: Array = tf.image.resize(grey, (_SIDE, _SIDE), method="area")[..., 0].numpy()
     return small
 
 
 class _Features:
-    """Features of the evaluated split's pictures, computed when they are asked for, each once."""
+    """Features of the evaluated split's images, computed when they are asked for, each once."""
 
     def __init__(self, classifier: Classifier, directory: str | os.PathLike[str], split: str, batch_size: int) -> None:
         size, resize, samples = classifier.image_size, classifier.resize, classifier.samples
@@ -217,7 +217,7 @@ class _Features:
 
 
 class _Queries:
-    """The pictures of the evaluated split, ready to be compared with many others."""
+    """The images of the evaluated split, ready to be compared with many others."""
 
     def __init__(self, batches: Iterable[_Batch]) -> None:
         self.keys: list[str] = []
@@ -251,14 +251,14 @@ class _Queries:
 
 
 def correlate(one: Array, other: Array) -> float:
-    """Returns the similarity of two pictures from `shrink`, float32 [64, 64]: their correlation, aligned."""
+    """Returns the similarity of two images from `shrink`, float32 [64, 64]: their correlation, aligned."""
     cells = _standardised(_window(one[np.newaxis], 0, 0))
     _, shifts = _align(cells, _windows(other[np.newaxis]), np.ones((1, 1), bool))
     return float(_refine(cells, other[np.newaxis], np.zeros(1, np.int64), shifts[0])[0])
 
 
 def _window(grey: Array, down: int, right: int) -> Array:
-    """Returns the cells [..., 196] of what a window shows that stays within the picture at every shift."""
+    """Returns the cells [..., 196] of what a window shows that stays within the image at every shift."""
     return _cells(_boxes(grey), down, right)
 
 
@@ -277,7 +277,7 @@ def _cells(boxes: Array, down: int, right: int) -> Array:
 
 
 def _windows(grey: Array) -> Array:
-    """Returns the standardised cells of pictures at every one of `_SHIFTS`, [B, 49, 196]."""
+    """Returns the standardised cells of images at every one of `_SHIFTS`, [B, 49, 196]."""
     boxes = _boxes(grey)
     return _standardised(np.stack([_cells(boxes, *shift) for shift in _SHIFTS], axis=1))
 
@@ -336,12 +336,12 @@ def _align(cells: Array, windows: Array, near: Array) -> tuple[Array, Array]:
 
 
 def _refine(cells: Array, grey: Array, columns: Array, shifts: Array) -> Array:
-    """Returns what a fraction of a pixel makes of the correlation of cells with pictures at a shift, float64 [P].
+    """Returns what a fraction of a pixel makes of the correlation of cells with images at a shift, float64 [P].
 
     Args:
         cells: standardised, [P, 196].
-        grey: pictures, [B, 64, 64].
-        columns: the picture of each pair, int64 [P].
+        grey: images, [B, 64, 64].
+        columns: the image of each pair, int64 [P].
         shifts: the place in `_SHIFTS` of each pair's shift, int64 [P].
     """
     seen, places = np.unique(np.stack([shifts, columns]), axis=1, return_inverse=True)
@@ -349,7 +349,7 @@ def _refine(cells: Array, grey: Array, columns: Array, shifts: Array) -> Array:
     for shift in np.unique(seen[0]):
         chosen = seen[0] == shift
         designs[chosen] = _design(grey[seen[1, chosen]], *_SHIFTS[shift])
-    # Columns of length 1, so that a dark picture is not ill-conditioned; the least solution where gradients say the same.
+    # Columns of length 1, so that a dark image is not ill-conditioned; the least solution where gradients say the same.
     scales = np.maximum(np.linalg.norm(designs, axis=1), np.finfo(np.float64).tiny)
     plain = scales[:, 0] < _MIN_DEVIATION * cells.shape[1] ** 0.5
     designs /= scales[:, np.newaxis]
@@ -361,14 +361,14 @@ def _refine(cells: Array, grey: Array, columns: Array, shifts: Array) -> Array:
     whole = np.where(plain, 0, products[:, 0])
     fitted = np.einsum("pci,pi->pc", designs, solutions)
     fits = np.einsum("pc,pc->p", cells, fitted) / np.maximum(np.linalg.norm(fitted, axis=1), np.finfo(np.float64).tiny)
-    # A larger shift, or none of a picture of one colour: something else was fitted.
+    # A larger shift, or none of an image of one colour: something else was fitted.
     small = np.abs(weights[:, 1:]).max(axis=1) < weights[:, 0] / 2
     refined: Array = np.minimum(1, np.where(small, np.maximum(whole, fits), whole))
     return refined
 
 
 def _design(grey: Array, down: int, right: int) -> Array:
-    """Returns brightness and both gradients of pictures at a shift, each with a mean of 0, float64 [B, 196, 3]."""
+    """Returns brightness and both gradients of images at a shift, each with a mean of 0, float64 [B, 196, 3]."""
     boxes = _boxes(grey.astype(np.float64))
     # Twice the gradients: a coefficient of half the brightness' own, or less, is a shift by less than a pixel.
     gradients = [_cells(boxes, down + y, right + x) - _cells(boxes, down - y, right - x) for y, x in ((1, 0), (0, 1))]

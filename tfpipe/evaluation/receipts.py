@@ -1,6 +1,6 @@
-"""Ids in, ids out: what an evaluation promises before its pass, and is held to after it.
+"""Ids in, ids out: the claim of an evaluation before its pass, and the receipt after it.
 
-A claim says what will be evaluated: model, data, options, versions, and the ids that the catalogue lists. A receipt is the
+A claim states what will be evaluated: model, data, options, versions, and the ids that the catalogue lists. A receipt is the
 claim with what was seen, and where that was computed. Neither holds anything that depends on batch sizes, readers or the time.
 """
 
@@ -39,7 +39,7 @@ def open_labelled(directory: str | os.PathLike[str], split: str) -> manifests.Ma
     if not content.num_records:
         raise ValueError(f"{directory}: split {split!r} is empty: there is nothing to evaluate")
     if not content.labelled:
-        raise ValueError(f"{directory}: split {split!r} has no labels: tools/predict writes what a model says of its pictures")
+        raise ValueError(f"{directory}: split {split!r} has no labels: tools/predict writes predictions for such images")
     return manifest
 
 
@@ -116,7 +116,7 @@ def check_ids(keys: Sequence[str], directory: str | os.PathLike[str], split: str
         "not in the catalogue": [key for key in seen if key not in expected],
     }
     parts = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in found.items() if keys]
-    raise DataError(f"not the pictures of {split!r}: {'; '.join(parts) or 'in another order than the catalogue'}", path=path)
+    raise DataError(f"not the images of {split!r}: {'; '.join(parts) or 'in another order than the catalogue'}", path=path)
 
 
 def check_unchanged(promised: Claim, directory: str | os.PathLike[str]) -> None:
@@ -132,7 +132,7 @@ def _some(keys: Sequence[str]) -> str:
 
 
 def differences(one: Claim, other: Mapping[str, Any]) -> list[str]:
-    """Returns in words where another claim differs."""
+    """Describes each difference of another claim."""
     return [f"{name} {other.get(name)!r}, not {one[name]!r}" for name in one if other.get(name) != one[name]]
 
 

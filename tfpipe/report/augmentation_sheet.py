@@ -1,4 +1,4 @@
-"""Augmentation sheet: what training sees. A row per picture: as evaluation sees it, then as each of ten epochs does.
+"""Augmentation sheet: what training sees. A row per image: as evaluation sees it, then as each of ten epochs does.
 
 show("shards/", "sheet.png", augment="standard", seed=0)
 
@@ -12,7 +12,7 @@ import functools
 import itertools
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfpipe.common import arguments
 from tfpipe.common.text import plural
@@ -47,10 +47,10 @@ def show(
     tile: int = _USUAL["tile"],
     font: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Draws a PNG with one row per picture: as evaluation sees it, then as training does in epochs 0 to 9.
+    """Draws a PNG with one row per image: as evaluation sees it, then as training does in epochs 0 to 9.
 
-    The augmented pictures are those of `dataset(directory, split, training=True, augment=augment, seed=seed, ...)`, bit for
-    bit, but for MixUp and CutMix, which are not shown, and made smaller or larger for the sheet. A picture that cannot be
+    The augmented images are those of `dataset(directory, split, training=True, augment=augment, seed=seed, ...)`, bit for
+    bit, but for MixUp and CutMix, which are not shown, and made smaller or larger for the sheet. An image that cannot be
     decoded is drawn as a crossed tile with the reason.
 
     Args:
@@ -59,10 +59,10 @@ def show(
         augment: an `Augmentation` or the name of a preset.
         split: the split to draw from, default the first, which is train where there is one.
         images: rows; the classes take turns.
-        seed: draws the pictures and their augmentation.
+        seed: draws the images and their augmentation.
         image_size: (height, width), as given to `dataset`.
         resize: as given to `dataset`.
-        tile: side of a picture's place, in pixels.
+        tile: side of an image's place, in pixels.
         font: TrueType or OpenType file; None: the first of some well-known fonts that has every character of the names.
 
     Raises:
@@ -113,22 +113,15 @@ def _described(augmentation: Augmentation) -> str:
 
 
 def _panel(replayer: Replayer, sample: Sample, position: int, tile: int) -> sheets.Panel:
-    def made(epoch: int | None) -> Image.Image:
-        return _fitted(replayer.evaluated(position) if epoch is None else replayer.image(position, epoch), tile)
+    def draw(epoch: int | None) -> Image.Image:
+        from PIL import Image
 
-    tiles = [sheets.Tile(functools.partial(made, epoch), f"epoch {epoch}") for epoch in range(_NUM_EPOCHS)]
-    tiles.insert(0, sheets.Tile(functools.partial(made, None), "evaluation"))
+        pixels = replayer.evaluated(position) if epoch is None else replayer.image(position, epoch)
+        return sheets.fit(Image.fromarray(pixels), tile)
+
+    tiles = [sheets.Tile(functools.partial(draw, epoch), f"epoch {epoch}") for epoch in range(_NUM_EPOCHS)]
+    tiles.insert(0, sheets.Tile(functools.partial(draw, None), "evaluation"))
     row = sample.row
     if row.label == UNLABELLED:
         return sheets.Panel(None, row.key, "no label", tiles)
     return sheets.Panel(row.label, row.class_name, row.key, tiles)
-
-
-def _fitted(pixels: Any, tile: int) -> Image.Image:
-    """Returns a picture, its longer side as long as the tile."""
-    from PIL import Image
-
-    picture = Image.fromarray(pixels)
-    scale = tile / max(picture.size)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Contact sheet: some pictures of each class at a glance.
+"""Contact sheet: some images of each class at a glance.
 
 show("shards/", "sheet.png", split="train", per_class=8)
 """
@@ -71,9 +71,9 @@ def show(
     tile: int = _USUAL["tile"],
     font: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Draws a PNG with one row of pictures per class and one per unlabelled split, upright and in the colours of training.
+    """Draws a PNG with one row of images per class and one per unlabelled split, upright and in the colours of training.
 
-    Equal data sets and arguments give equal samples, however the records are sharded. A picture that cannot be read or
+    Equal data sets and arguments give equal samples, however the records are sharded. An image that cannot be read or
     decoded, or has more pixels than Pillow's limit, is drawn as a crossed tile with the reason, also where its whole shard
     is missing.
 
@@ -81,10 +81,10 @@ def show(
         directory: the data set's folder.
         output: the PNG file, not within the data set; written atomically. A PNG that is there is replaced, nothing else is.
         split: the split to draw from, default all.
-        per_class: pictures in a row.
+        per_class: images in a row.
         max_classes: rows at most; the header says how many classes there are.
         seed: draws the sample.
-        tile: side of a picture's place, in pixels.
+        tile: side of an image's place, in pixels.
         font: TrueType or OpenType file; None: the first of some well-known fonts that has every character of the names.
 
     Raises:
@@ -157,10 +157,10 @@ def draw_samples(
 
 
 def _thumbnail(sample: Sample, samples: Samples, tile: int) -> Image.Image:
-    """Returns the picture, upright, no side longer than the tile.
+    """Returns the image, upright, no side longer than the tile.
 
     Raises:
-        DataError: the record is damaged, its shard cannot be read, or Pillow cannot decode its picture.
+        DataError: the record is damaged, its shard cannot be read, or Pillow cannot decode its image.
     """
     from PIL import Image
 
@@ -168,7 +168,7 @@ def _thumbnail(sample: Sample, samples: Samples, tile: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # a reason for a crossed tile, not for stderr
-            small = _scaled(record.encoded, samples, tile)
+            small = sheets.fit(as_read(record.encoded, samples, 2 * tile), tile)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         message = f"{record.width:,} x {record.height:,} pixels are more than Pillow's limit of {Image.MAX_IMAGE_PIXELS:,}"
         raise DataError(message, path=sample.shard, offset=sample.offset) from None
@@ -187,13 +187,3 @@ def _stored(sample: Sample) -> Record:
     except OSError as error:
         raise DataError(f"the shard cannot be read: {error.strerror or error}", path=sample.shard) from None
     return checked_record(data, sample.shard, sample.offset)
-
-
-def _scaled(encoded: bytes, samples: Samples, tile: int) -> Image.Image:
-    """Returns the image that readers make of a file, its longer side as long as the tile."""
-    from PIL import Image
-
-    whole = as_read(encoded, samples, 2 * tile)
-    scale = tile / max(whole.size)
-    size = max(1, round(whole.width * scale)), max(1, round(whole.height * scale))
-    return whole.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Sheets of pictures as PNG files: panels below each other, each a line of text above a row of tiles with captions.
+"""Sheets of images as PNG files: panels below each other, each a line of text above a row of tiles with captions.
 
 check_target(output, directory, "contact sheet")
 sheet = Sheet(title, [detail], panels, tile=160, font=None)
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("tfpipe")
 
-MAT = "#eceae4"  # behind a picture that does not fill its tile
+MAT = "#eceae4"  # behind an image that does not fill its tile
 _BACKGROUND, _PANEL = "#f4f4f1", "#ffffff"
 _INK, _FAINT, _ALARM = "#22252a", "#7d8087", "#b3412e"
 _MARGIN, _GAP, _CAPTION, _PADDING = 28, 10, 20, 14
@@ -35,10 +35,10 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class Tile(NamedTuple):
-    """A picture and what stands below it.
+    """An image and what stands below it.
 
     Attributes:
-        draw: returns the picture, no side longer than the tile's. A `DataError` is drawn as a crossed tile with the reason.
+        draw: returns the image, no side longer than the tile's. A `DataError` is drawn as a crossed tile with the reason.
         caption: one line.
     """
 
@@ -91,6 +91,15 @@ def check_target(target: Path, directory: Path, what: str) -> None:
     raise FileExistsError(f"{target}: {kind} is there; it was not overwritten")
 
 
+def fit(image: Image.Image, side: int) -> Image.Image:
+    """Returns an image resized so that its longer side has `side` pixels."""
+    from PIL import Image
+
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
+
+
 def to_lower(arguments: Mapping[str, int], usual: Mapping[str, int]) -> str:
     """Returns the flags that make a sheet smaller: those that were raised above the usual, or else all."""
     raised = [f"--{name}" for name, value in arguments.items() if value > usual[name]]
@@ -116,7 +125,7 @@ class Sheet:
             title: of the whole sheet.
             details: lines below it.
             panels: from top to bottom.
-            tile: side of a picture's place, in pixels.
+            tile: side of an image's place, in pixels.
             font: TrueType or OpenType file; None: the first of some well-known fonts that has every character.
             first_apart: the first tile of each panel stands apart from the others.
 
@@ -169,17 +178,17 @@ class Sheet:
     def _draw(self, width: int, height: int) -> Image.Image:
         from PIL import Image, ImageDraw
 
-        picture = Image.new("RGB", (width, height), _BACKGROUND)
-        canvas = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (width, height), _BACKGROUND)
+        canvas = ImageDraw.Draw(image)
         canvas.text((_MARGIN, _MARGIN), self._title, _INK, self._large)
         for index, line in enumerate(self._details):
             canvas.text((_MARGIN, _MARGIN + 42 + _LINE * index), line, _FAINT, self._small)
         for index, panel in enumerate(self._panels):
-            self._draw_panel(picture, canvas, panel, _MARGIN + self._header + index * (self._panel_height + _GAP))
-        return picture
+            self._draw_panel(image, canvas, panel, _MARGIN + self._header + index * (self._panel_height + _GAP))
+        return image
 
-    def _draw_panel(self, picture: Image.Image, canvas: ImageDraw.ImageDraw, panel: Panel, top: int) -> None:
-        right = picture.width - _MARGIN
+    def _draw_panel(self, image: Image.Image, canvas: ImageDraw.ImageDraw, panel: Panel, top: int) -> None:
+        right = image.width - _MARGIN
         canvas.rounded_rectangle((_MARGIN, top, right, top + self._panel_height), 8, _PANEL)
         left = _MARGIN + _PADDING
         if panel.label is not None:
@@ -194,7 +203,7 @@ class Sheet:
         canvas.text((left + used, top + _PADDING + 6), note, _FAINT, self._small)
         for column, tile in enumerate(panel.tiles):
             x = _MARGIN + _PADDING + column * (self._tile + _GAP) + (self._apart if column else 0)
-            self._draw_tile(picture, canvas, tile, (x, top + _PADDING + 34))
+            self._draw_tile(image, canvas, tile, (x, top + _PADDING + 34))
 
     def _draw_label(self, canvas: ImageDraw.ImageDraw, label: int, left: int, top: int) -> int:
         """Draws a label on a chip, so that it is not taken for the class's name; returns the chip's width."""
@@ -204,19 +213,19 @@ class Sheet:
         canvas.text((left + width / 2, top + 12), text, _INK, self._small, anchor="mm")
         return width
 
-    def _draw_tile(self, picture: Image.Image, canvas: ImageDraw.ImageDraw, tile: Tile, place: tuple[int, int]) -> None:
+    def _draw_tile(self, image: Image.Image, canvas: ImageDraw.ImageDraw, tile: Tile, place: tuple[int, int]) -> None:
         left, top = place
         side = self._tile
-        canvas.rectangle((left - 1, top - 1, left + side, top + side), MAT)  # also the edge of a picture that is white there
+        canvas.rectangle((left - 1, top - 1, left + side, top + side), MAT)  # also the edge of an image that is white there
         try:
             small = tile.draw()
         except DataError as error:
-            if str(error) not in self._said:  # a missing shard is one piece of news, however many of its pictures are wanted
+            if str(error) not in self._said:  # a missing shard is one piece of news, however many of its images are wanted
                 _log.warning("%s", error)
             self._said.add(str(error))
             self._draw_cross(canvas, place, error.message)
         else:
-            picture.paste(small, (left + (side - small.width) // 2, top + (side - small.height) // 2))
+            image.paste(small, (left + (side - small.width) // 2, top + (side - small.height) // 2))
         caption = fonts.shortened(self._text(tile.caption), self._caption, side)
         canvas.text((left, top + side + 4), caption, _FAINT, self._caption)
 

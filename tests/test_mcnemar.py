@@ -100,7 +100,7 @@ def test_other_pictures_are_refused_by_name(tmp_path):
         with pytest.raises(DataError, match=message):
             compare(a, b)
     b = save(tmp_path / "b.csv", two_columns([1] * 5))
-    with pytest.raises(DataError, match=r"not the same pictures: 1 id only in \S*a\.csv \('5'\)$"):
+    with pytest.raises(DataError, match=r"not the same images: 1 id only in \S*a\.csv \('5'\)$"):
         compare(a, b)
 
 
@@ -131,12 +131,12 @@ def test_other_labels_are_refused_by_name(tmp_path):
     table = two_columns([1, 1, 1])
     a = save(tmp_path / "a.csv", table)
     b = save(tmp_path / "b.csv", dataclasses.replace(table, labels=np.array([0, 1, 0])))
-    with pytest.raises(DataError, match=r"1 picture has another label .*'1': 'a', 'b'"):
+    with pytest.raises(DataError, match=r"1 image has another label .*'1': 'a', 'b'"):
         compare(a, b)
 
 
 @pytest.mark.parametrize("labels", [[], [0, -1]])
 def test_tables_without_labels_are_refused(tmp_path, labels):
     a = save(tmp_path / "a.csv", make_table(labels, [[0.9, 0.1]] * len(labels) or np.zeros((0, 2)), ["a", "b"]))
-    with pytest.raises(DataError, match="without pictures, or with unlabelled ones"):
+    with pytest.raises(DataError, match="without images, or with unlabelled ones"):
         compare(a, a)
