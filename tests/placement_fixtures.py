@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from tensorflow.python.framework import op_callbacks
 
 import tfpipe
 from tfpipe.evaluation import feature_index, near_duplicates
-from tfpipe.images import decoding, graph_pixels
+from tfpipe.images import decoding
 from tfpipe.models import explanation
 from tfpipe.page.answers import Answers
 from tfpipe.pipeline.loader import Loader
+from tfpipe.pipeline.options import Options
 from tfpipe.prediction.models import Model
 from tfpipe.records.samples import Samples
 from tfpipe.report.augmentation_sheet import show
@@ -103,15 +104,12 @@ def of_python(data_set: Path) -> dict[str, Callable[[], Any]]:
         "galleries.shrink": lambda: feature_index.shrink(tf.constant(NOISE), 50),
         "neighbours.shrink": lambda: near_duplicates.shrink(tf.constant(NOISE[np.newaxis])),
         "explanation.overlay": lambda: explanation.overlay(NOISE, np.float32([[0, 0.5], [1, 0.3]])),
-        "decode_batch": lambda: graph_pixels.decode_batch(tf.constant([photo.read_bytes(), b""]), SIZE, "pad", 10**8)[
-            0
-        ].numpy(),
+        "decode_batch": lambda: decoding.decode_batch(tf.constant([photo.read_bytes(), b""]), SIZE, "pad", 10**8)[0].numpy(),
     }
 
 
 def _loader(data_set: Path) -> Loader:
-    given: Mapping[str, Any] = {**(tfpipe.dataset.__kwdefaults__ or {}), "training": True, "seed": 3}
-    return Loader(data_set, "train", **given)
+    return Loader(data_set, "train", Options(training=True, seed=3))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from conftest import CHECKOUT, picture, write
 
 import tfpipe
 from tfpipe.training.run_log import Journal
-from tools.benchmarks import contenders, modes, overhead, rounds, worker
+from tools.benchmarks import contenders, modes, overhead, worker
 
 WORKER = CHECKOUT / "tools" / "benchmarks" / "worker.py"
 
@@ -23,13 +23,13 @@ def test_contenders_alternate_and_the_first_round_is_not_counted():
         calls.append(item)
         return next(clock)
 
-    assert rounds.alternate({"a": "A", "b": "B"}, measure, 2) == {"a": [102, 104], "b": [103, 105]}
+    assert contenders.alternate({"a": "A", "b": "B"}, measure, 2) == {"a": [102, 104], "b": [103, 105]}
     assert calls == ["A", "B"] * 3
 
 
 def test_ratios_are_made_within_rounds():
     # The machine was ten times slower in the last round: ratios of medians, or of minima, would say something else.
-    assert rounds.compared("tfpipe", [1.0, 2.0, 10.0], [2.0, 3.0, 40.0]) == "tfpipe is   2.00 x as fast (1.50 to 4.00)"
+    assert contenders.compared("tfpipe", [1.0, 2.0, 10.0], [2.0, 3.0, 40.0]) == "tfpipe is   2.00 x as fast (1.50 to 4.00)"
 
 
 def test_every_contender_has_a_function_in_its_module():

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from pipeline_fixtures import picture
 
-from tfpipe.images.decoding import RESIZES, decode_image, parse_batch, parse_example, resize_image, scaled_size, turn_image
+from tfpipe.images.decoding import RESIZES, decode_image, parse_batch, parse_example, resize_image, turn_image
+from tfpipe.images.resizing import scaled_size
 from tfpipe.records import example, schema
 
 pytestmark = pytest.mark.tf

@@ -22,8 +22,8 @@ import tfpipe
 from tfpipe.common import files, locking
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import sha256_of
-from tfpipe.evaluation import evaluation, metrics, partial_tables, receipts
-from tfpipe.evaluation.evaluation import evaluate
+from tfpipe.evaluation import evaluator, metrics, partial_tables, receipts
+from tfpipe.evaluation.evaluator import evaluate
 from tfpipe.models import predictions
 from tfpipe.prediction.models import Model
 from tfpipe.records import catalog
@@ -72,7 +72,7 @@ def quick(stored, monkeypatch):
         for first in range(start, end, self.batch_size):
             yield {name: value[first : min(first + self.batch_size, end)] for name, value in stored[split].items()}
 
-    monkeypatch.setattr(evaluation._Run, "_batches", batches)
+    monkeypatch.setattr(evaluator._Run, "_batches", batches)
 
 
 def rows_of(folder):
@@ -139,7 +139,7 @@ def test_g11_a_record_lost_on_the_way_is_an_error(classifier, shards, tmp_path, 
 
     run(classifier, shards, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(evaluation._Run, "_batches", batches)
+    monkeypatch.setattr(evaluator._Run, "_batches", batches)
     with pytest.raises(DataError, match=message):
         run(classifier, shards, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -149,14 +149,14 @@ def test_g11_a_record_lost_on_the_way_is_an_error(classifier, shards, tmp_path, 
 @pytest.mark.usefixtures("quick")
 def test_a_data_set_that_is_replaced_during_the_pass_is_an_error(classifier, shards, tmp_path, monkeypatch, shard):
     build_pictures(tmp_path, COUNTS, class_names=[CHINESE, CAT, QUOTED], num_shards=1)  # the same ids, other labels
-    data, batches = shutil.copytree(shards, tmp_path / "data"), evaluation._Run._batches
+    data, batches = shutil.copytree(shards, tmp_path / "data"), evaluator._Run._batches
 
     def replace(self, *arguments):
         yield from batches(self, *arguments)
         data.rename(tmp_path / "old")
         (tmp_path / "shards").rename(data)
 
-    monkeypatch.setattr(evaluation._Run, "_batches", replace)
+    monkeypatch.setattr(evaluator._Run, "_batches", replace)
     with pytest.raises(DataError, match="data: the data set was replaced during the evaluation: data_root_hash"):
         run(classifier, data, tmp_path / "eval", shard=shard)
     assert not list((tmp_path / "eval").glob("*.*")) + list((tmp_path / "eval").rglob("*.json"))
@@ -253,7 +253,7 @@ def test_an_empty_split_is_said(classifier, tmp_path):
 
 
 def test_an_output_that_cannot_be_written_to_fails_before_the_pass(classifier, shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation._Run, "chunks", lambda *_: pytest.fail("the pass has begun"))
+    monkeypatch.setattr(evaluator._Run, "chunks", lambda *_: pytest.fail("the pass has begun"))
     write(tmp_path / "file", b"")
     (tmp_path / "eval" / "metrics.json").mkdir(parents=True)
     for output in (tmp_path / "file", tmp_path / "file" / "eval", Path("/proc/eval"), tmp_path / "eval"):
@@ -446,7 +446,7 @@ def test_two_readers_that_merge_at_once_do_no_harm(plain, classifier, shards, tm
 
     monkeypatch.setattr(files, "write_json", write_late)
     outer = run(classifier, shards, tmp_path, shard=(1, 2))
-    assert inner == [evaluation.Evaluation(tmp_path)]
+    assert inner == [evaluator.Evaluation(tmp_path)]
     assert "part 0 of 2 is complete, and not merged here" in caplog.text
     assert outer.receipt == plain.receipt == json.loads((tmp_path / "receipt.json").read_text("utf-8"))
     assert outer.metrics == json.loads((tmp_path / "metrics.json").read_text("utf-8"))
@@ -456,7 +456,7 @@ def test_two_readers_that_merge_at_once_do_no_harm(plain, classifier, shards, tm
 @pytest.mark.usefixtures("quick")
 def test_two_evaluations_in_one_folder_do_not_mix(classifier, shards, tmp_path, monkeypatch, stage):
     monkeypatch.setattr(locking, "_PATIENCE_SECONDS", 0)
-    calls, other, chunks = [], make_classifier(seed=1), evaluation._Run.chunks
+    calls, other, chunks = [], make_classifier(seed=1), evaluator._Run.chunks
 
     def intrude(*_, **__):
         calls.append(stage)
@@ -468,8 +468,8 @@ def test_two_evaluations_in_one_folder_do_not_mix(classifier, shards, tmp_path, 
         yield from chunks(self, *arguments)
 
     if stage == "pass":
-        monkeypatch.setattr(evaluation._Run, "chunks", slow_chunks)
-    monkeypatch.setattr("tfpipe.evaluation.report.write_report", intrude)
+        monkeypatch.setattr(evaluator._Run, "chunks", slow_chunks)
+    monkeypatch.setattr("tfpipe.evaluation.html_report.write_report", intrude)
     found = run(classifier, shards, tmp_path, report=stage == "report")
     assert calls == [stage]
     assert json.loads((tmp_path / "receipt.json").read_bytes()) == found.receipt
@@ -552,7 +552,7 @@ def test_the_report_is_asked_for_when_all_else_is_there(classifier, shards, tmp_
         def write_report(folder, model, directory, split, *, near_duplicates, progress):
             calls.append((folder, model, directory, split, (folder / "receipt.json").exists()))
 
-    monkeypatch.setitem(sys.modules, "tfpipe.evaluation.report", Report)
+    monkeypatch.setitem(sys.modules, "tfpipe.evaluation.html_report", Report)
     run(classifier, shards, tmp_path, report=True)
     assert calls == [(tmp_path, classifier, shards, "test", True)]
 
@@ -591,7 +591,7 @@ def test_the_command_shows_what_it_found_whatever_becomes_of_the_report(
         shown.append(capsys.readouterr().out)
         raise error
 
-    monkeypatch.setattr("tfpipe.evaluation.report.write_report", fail)
+    monkeypatch.setattr("tfpipe.evaluation.html_report.write_report", fail)
     given = {"_MODEL": saved, "_DATA": shards, "_OUTPUT": tmp_path / "eval", "_SPLIT": "test", "_BATCH_SIZE": 64}
     given |= {"_NUM_READERS": 1, "_SPECIFICITY": 0.95, "_REPORT": True, "_NEAR_DUPLICATES": False}
     for name in ("_SHARD", "_POSITIVE_CLASS", "_CALIBRATE"):

@@ -85,15 +85,15 @@ def test_g10_an_evaluation_of_the_export_is_byte_for_byte_that_of_the_model(expo
 
 def test_g10_an_export_that_says_anything_else_fails_and_names_the_first_stage(tmp_path, monkeypatch, asked_here):
     classifier = make_classifier()
-    from tfpipe.images import graph_pixels
+    from tfpipe.images import decoding
 
-    right = graph_pixels.decoding.resize_image
+    right = decoding.resize_image
 
     def wrong(image, size, mode):
         # What production code does who has not heard of antialiasing; evaluation's own resize stays.
         return tf.cast(tf.image.resize(image, size), tf.uint8) if tf.inside_function() else right(image, size, mode)
 
-    monkeypatch.setattr(graph_pixels.decoding, "resize_image", wrong)
+    monkeypatch.setattr(decoding, "resize_image", wrong)
     with pytest.raises(
         DataError, match=r"saved_model differs at its pixels \(pixels.pixels\), by \d+ where 0 is allowed, in .*"
     ):

@@ -300,14 +300,3 @@ def test_a_file_that_the_kernel_makes_up_is_refused(tmp_path):
     with pytest.raises(DataError, match="link: not a regular file"):
         files.read_bytes(tmp_path / "link")
     assert files.read_bytes(write(tmp_path / "empty", b"")) == b""
-
-
-@pytest.mark.parametrize("name", ["", ".", "..", "/etc/passwd", "../x", "a/b", "a\\b", "a\0b", "a" * 256, "ä" * 128])
-def test_names_that_lead_elsewhere(name):
-    with pytest.raises(DataError, match=r"here\.json: .* is not the plain name of a file in the same folder"):
-        files.check_plain_name(name, "here.json")
-
-
-def test_plain_names():
-    for name in ("a", "...", "-a", "=a", "a b", "ä" * 127, "a" * 255):
-        assert files.check_plain_name(name, "here.json") == name

@@ -56,7 +56,7 @@ def test_labels_keep_their_numbers_and_names(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"y": np.arange(3)}, "exactly one uint8 array of pictures"),
+        ({"y": np.arange(3)}, "exactly one uint8 array of images"),
         ({"a": pixels(3, 4, 4, 3), "b": pixels(3, 4, 4, 3), "y": np.arange(3)}, r"it holds a uint8\[3, 4, 4, 3\], b uint8"),
         ({"x": pixels(3, 4, 4, 3).astype("float32"), "y": np.arange(3)}, "exactly one uint8 array"),
         ({"x": pixels(3, 4, 4, 3), "y": np.arange(4)}, "exactly one array of 3 integer labels"),

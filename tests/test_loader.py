@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import inspect
 import io
 import itertools
 import os
@@ -22,6 +24,7 @@ from pipeline_fixtures import CLASS_NAMES, damaged, open_descriptors, picture, w
 import tfpipe
 from tfpipe.pipeline import reading
 from tfpipe.pipeline.loader import Loader, dataset
+from tfpipe.pipeline.options import Options
 from tfpipe.records import manifest, schema, tfrecord
 from tfpipe.records.catalog import read_catalog
 
@@ -133,14 +136,22 @@ def test_steps_in_pieces_are_those_of_whole_ones(
     # Pieces of 4 x 3 hold two rows more than a step of 10 has.
     whole = read(data_set, batch_size=10)
     monkeypatch.setattr(reading, "_READ_RECORDS", read_size)
-    options = {**(dataset.__kwdefaults__ or {}), "image_size": SIZE, "as_dict": True, "batch_size": 10}
-    loader = Loader(data_set, "test", **options)
+    options = Options(image_size=SIZE, as_dict=True, batch_size=10)
+    loader = Loader(data_set, "test", options)
     assert (loader.rows.num_pieces, loader.rows.piece_size) == pieces
     for batch, first in zip(loader.dataset().as_numpy_iterator(), whole, strict=True):
         assert all((batch[name] == first[name]).all() for name in first)
     bad = with_damaged(tmp_path, [13])
     with pytest.raises(tf.errors.InvalidArgumentError, match=culprit(13)):
         read(bad, batch_size=10)
+
+
+def test_options_are_the_keyword_arguments_of_dataset():
+    keywords = inspect.signature(dataset).parameters.values()
+    of_dataset = {keyword.name: keyword.default for keyword in keywords if keyword.kind == keyword.KEYWORD_ONLY}
+    of_options = {field.name: field.default for field in dataclasses.fields(Options)}
+    assert {name: default for name, default in of_options.items() if name in of_dataset} == of_dataset
+    assert of_options.keys() - of_dataset.keys() == {"shuffle", "selection", "samples"}
 
 
 # Several readers

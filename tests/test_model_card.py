@@ -15,8 +15,7 @@ from tfpipe.evaluation import metrics
 from tfpipe.exporting import model_card
 from tfpipe.formats.specifications import Specification
 from tfpipe.models import predictions
-from tfpipe.report import markdown
-from tfpipe.report.markup import is_harmful
+from tfpipe.report.templates import escape_markdown, is_harmful, markdown_table
 from tfpipe.training.recipes import Recipe
 
 pytestmark = pytest.mark.tf
@@ -74,18 +73,18 @@ def write_run(folder, *, sha256=SHA256, **changes):
     return folder
 
 
-def write_evaluation(folder, labels, predicted, *, class_names=HOSTILE, sha256=SHA256, calibration=None, twins=None):
+def write_evaluation(folder, labels, predicted, *, class_names=HOSTILE, sha256=SHA256, calibration=None, pairs=None):
     folder.mkdir()
     probabilities = np.full((len(labels), len(class_names)), 0.1 / (len(class_names) - 1))
     probabilities[np.arange(len(labels)), predicted] = 0.9
     (folder / "predictions.csv").write_bytes(b"".join(predictions.chunks(make_table(labels, probabilities, class_names))))
     table = predictions.read(folder / "predictions.csv")
     found = {**metrics.measure(table), "calibration": calibration}
-    found["predictions_sha256"] = model_card.results.predictions.sha256_of(folder / "predictions.csv")
+    found["predictions_sha256"] = predictions.sha256_of(folder / "predictions.csv")
     ids, names = predictions.hash_ids(table.keys), predictions.hash_ids(class_names)
     receipt = {"split": "te_st", "records_seen": len(labels), "ids_sha256": ids, "class_names_sha256": names}
     receipt |= {"model_sha256": sha256, "data_root_hash": "d" * 64}
-    written = {"metrics": found, "receipt": receipt} | ({"near_duplicates": twins} if twins else {})
+    written = {"metrics": found, "receipt": receipt} | ({"near_duplicates": pairs} if pairs else {})
     for name, content in written.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     return folder
@@ -115,12 +114,12 @@ def test_the_model_is_described_by_its_run(card):
     assert content["backbone SHA-256, before training"] == "b" * 64
     assert content["mode"] == "finetune"
     assert content["input"].startswith("uint8 [B, 8, 6, 3]")
-    assert content["resize"].startswith("pad: pictures are scaled until they fit")
+    assert content["resize"].startswith("pad: images are scaled until they fit")
     assert content["validation accuracy"].startswith("93.75%")
     assert content["phase head"] == "27 epochs, best 12, 1,026 parameters trained"
     assert content["model SHA-256"] == SHA256
     data = dict(next(rows for rows in tables_of(card) if ["data set", "pe|ts"] in rows))
-    assert (data["train, pictures"], data["validation, pictures"]) == ("1,400", "30")
+    assert (data["train, images"], data["validation, images"]) == ("1,400", "30")
     assert "# Model card: vgg16 on pe&#124;ts\n" in card
 
 
@@ -143,7 +142,7 @@ def test_numbers_are_those_of_the_evaluation(card, tmp_path):
     rows = {row[0]: row[1:] for row in table_of(card, "metric")}
     low, high = metrics.wilson(9, 13)
     assert rows["accuracy"] == [f"{9 / 13:.2%}", f"{low:.2%} to {high:.2%}"]
-    assert rows["pictures, each exactly once"] == ["13", ""]
+    assert rows["images, each exactly once"] == ["13", ""]
     assert rows["expected calibration error"] == [f"{found['ece']:.4f}", ""]
     classes = table_of(card, "class")
     assert [row[0] for row in classes[1:]] == list(HOSTILE)
@@ -154,30 +153,30 @@ def test_numbers_are_those_of_the_evaluation(card, tmp_path):
 
 def test_limits_are_what_went_worst(card):
     listed = [line[2:] for line in card.split("## Caveats")[1].split("What holds")[0].splitlines() if line.startswith("- ")]
-    name = [markdown.text(name) for name in HOSTILE]
+    name = [escape_markdown(name) for name in HOSTILE]
     assert f"the rarest class, {name[4]}, has 1." in listed[0]
-    assert listed[1] == f"Nothing is known of classes without a picture: {name[5]}."
-    assert listed[2].startswith(f"Of class {name[2]}, 0.00% (95 %: 0.00% to 56.15%) of 3 pictures")
+    assert listed[1] == f"Nothing is known of classes without an image: {name[5]}."
+    assert listed[2].startswith(f"Of class {name[2]}, 0.00% (95 %: 0.00% to 56.15%) of 3 images")
     assert listed[3].startswith(f"Of class {name[1]}, 66.67% (95 %: ")
-    assert listed[4] == f"Taken for class {name[0]}: 2 of 3 pictures of class {name[2]}."
-    assert sum(line.startswith("Taken for") for line in listed) == 3
-    assert any("pictures of 13 have labels that the model contradicts" in line for line in listed)
-    assert listed[-1].startswith("Whether pictures of te_st have near-duplicates")
+    assert listed[4] == f"Predicted as class {name[0]}: 2 of 3 images of class {name[2]}."
+    assert sum(line.startswith("Predicted as") for line in listed) == 3
+    assert any("images of 13 have labels that the model contradicts" in line for line in listed)
+    assert listed[-1].startswith("Near-duplicates of images of te_st")
 
 
 def test_calibration_that_the_export_does_not_have_and_near_duplicates_are_told(tmp_path):
     calibration = {"temperature": 1.75, "split": "val", "before": {"ece": 0.25}}
-    twins = {"against": ["train", "val"], "count": 3, "count_without": 10, "accuracy_without": 0.5}
-    twins["accuracy_without_interval"] = [0.25, 0.75]
-    evaluation = write_evaluation(tmp_path / "eval", LABELS, LABELS, calibration=calibration, twins=twins)
+    pairs = {"against": ["train", "val"], "count": 3, "count_without": 10, "accuracy_without": 0.5}
+    pairs["accuracy_without_interval"] = [0.25, 0.75]
+    evaluation = write_evaluation(tmp_path / "eval", LABELS, LABELS, calibration=calibration, pairs=pairs)
     card = model_card.render(specify(), evaluations=[evaluation])
     assert "temperature scaling (1.75, fitted on val)" in card
     assert "off by 25.0 points" in card
     expected = (
-        "3 pictures of te_st have near-duplicates in train and val; accuracy on the 10 without: 50.00% (95 %: 25.00% to 75.00%)"
+        "3 images of te_st have near-duplicates in train and val; accuracy on the 10 without: 50.00% (95 %: 25.00% to 75.00%)"
     )
     assert expected in card
-    assert "Every picture was recognised" in card
+    assert "Every image was recognised" in card
 
 
 def test_an_evaluation_of_another_model_is_refused(tmp_path):
@@ -199,10 +198,10 @@ def test_parity_half_and_checksums_are_shown():
     card = model_card.render(specify(), parity=parity, files=files, half={**cost, "sha256": "f" * 64})
     assert table_of(card, "file")[1] == ["model.onnx", "100.0 MB", "a" * 64]
     assert [["file", "pixels", "probabilities"], ["model.onnx", "0", "1.23e-06"], ["a|b", "-", "-"]] in tables_of(card)
-    shown = next(dict(rows) for rows in tables_of(card) if ["pictures", "120"] in rows)
+    shown = next(dict(rows) for rows in tables_of(card) if ["images", "120"] in rows)
     assert shown["accuracy before"] == "0.99"
     assert shown["accuracy with rounded weights"] == "0.98"
-    assert shown["pictures that get another class"] == "1"
+    assert shown["images that get another class"] == "1"
     details = dict(tables_of(card)[0])
     assert details["model SHA-256, before its weights were rounded"] == specify().sha256
     assert details["model SHA-256, as it is here"] == "f" * 64
@@ -227,7 +226,7 @@ def test_the_commands_for_large_files_do_what_they_say(tmp_path):
 @example(["[a](b)", "(_a_)", "__a__b", "a_b", "<b>", "&lt;", "~~a~~", "![a](b)"])
 @example(["\ud800", "\u202e", "1. a", "- a", "| --- |", "<!--"])
 def test_any_name_is_shown_as_it_is(names):
-    rows = tables_of(markdown.table(["x", "class"], [["1", name] for name in names]))
+    rows = tables_of(markdown_table(["x", "class"], [["1", name] for name in names]))
     expected = ["".join("\ufffd" if is_harmful(character) else character for character in name) for name in names]
     assert [row[1].strip() for row in rows[0][1:]] == [name.strip(" \u3000") if name.strip() else "" for name in expected]
-    markdown.text(names[0]).encode()
+    escape_markdown(names[0]).encode()

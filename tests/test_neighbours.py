@@ -117,14 +117,14 @@ def test_nearly_all_pairs_of_different_pictures_are_settled_by_the_screen(tmp_pa
         return align(cells, windows, near)
 
     monkeypatch.setattr(near_duplicates, "_align", counted)
-    twins = near_duplicates.find_twins(make_classifier(["cat", "dog"], side=48), data, "test", progress=False)
-    assert [(twin.key, twin.twin) for twin in twins] == [("test/0.jpg", "train/39.jpg")]
+    twins = near_duplicates.find_near_duplicates(make_classifier(["cat", "dog"], side=48), data, "test", progress=False)
+    assert [(twin.key, twin.other) for twin in twins] == [("test/0.jpg", "train/39.jpg")]
     assert 1 <= sum(compared) <= 40 * 40 / 20
 
 
 def test_progress_says_what_is_looked_for_and_where(splits, caplog):
     caplog.set_level("INFO", "tfpipe")
-    near_duplicates.find_twins(make_classifier(["cat", "dog"], side=48), splits, "test")
+    near_duplicates.find_near_duplicates(make_classifier(["cat", "dog"], side=48), splits, "test")
     assert "near-duplicates of test in train, val: 13 of 13 records" in caplog.text
 
 
@@ -133,7 +133,7 @@ def test_similar_frames_need_bounded_memory(splits, monkeypatch):
     monkeypatch.setattr(near_duplicates, "COARSE", -2.0)
     sizes, refine = [], near_duplicates._refine
     monkeypatch.setattr(near_duplicates, "_refine", lambda cells, *rest: sizes.append(len(cells)) or refine(cells, *rest))
-    twins = near_duplicates.find_twins(make_classifier(["cat", "dog"], side=48), splits, "test", progress=False)
+    twins = near_duplicates.find_near_duplicates(make_classifier(["cat", "dog"], side=48), splits, "test", progress=False)
     assert sorted(twin.key for twin in twins) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
     assert max(sizes) == 3
 
@@ -162,32 +162,32 @@ def splits(tmp_path_factory):
     )
 
 
-def test_find_twins(splits):
+def test_find_near_duplicates(splits):
     classifier = make_classifier(["cat", "dog"], side=48)
-    twins = near_duplicates.find_twins(classifier, splits, "test", batch_size=4, progress=False)
+    twins = near_duplicates.find_near_duplicates(classifier, splits, "test", batch_size=4, progress=False)
     order = [row.key for row in read_catalog(splits, split="test")]
     assert [order.index(twin.key) for twin in twins] == sorted(order.index(twin.key) for twin in twins)
     found = {twin.key: twin for twin in twins}
-    assert sorted((key, twin.twin, twin.split, twin.identical) for key, twin in found.items()) == [
+    assert sorted((key, twin.other, twin.split, twin.identical) for key, twin in found.items()) == [
         ("test/0.jpg", "val/1.jpg", "val", True),
         ("test/1.jpg", "train/1.jpg", "train", False),
         ("test/2.jpg", "train/3.jpg", "train", False),
     ]
     assert found["test/0.jpg"].similarity == 1
     assert near_duplicates.SIMILARITY <= found["test/1.jpg"].similarity <= 1
-    again = near_duplicates.find_twins(classifier, splits, "test", batch_size=64, progress=False)
-    assert [(twin.key, twin.twin) for twin in again] == [(twin.key, twin.twin) for twin in twins]
+    again = near_duplicates.find_near_duplicates(classifier, splits, "test", batch_size=64, progress=False)
+    assert [(twin.key, twin.other) for twin in again] == [(twin.key, twin.other) for twin in twins]
 
 
 def test_splits_to_compare_with(splits):
     classifier = make_classifier(["cat", "dog"], side=48)
-    only = near_duplicates.find_twins(classifier, splits, "test", against=["val"], progress=False)
+    only = near_duplicates.find_near_duplicates(classifier, splits, "test", against=["val"], progress=False)
     assert [twin.key for twin in only] == ["test/0.jpg"]
-    assert len(near_duplicates.find_twins(classifier, splits, "test", against=["other"], progress=False)) == 6
-    assert near_duplicates.find_twins(classifier, splits, "test", against=[], progress=False) == []
-    assert near_duplicates.usual_splits(splits, "val") == ("train",)
+    assert len(near_duplicates.find_near_duplicates(classifier, splits, "test", against=["other"], progress=False)) == 6
+    assert near_duplicates.find_near_duplicates(classifier, splits, "test", against=[], progress=False) == []
+    assert near_duplicates.training_splits(splits, "val") == ("train",)
     with pytest.raises(ValueError, match="cannot be compared with itself"):
-        near_duplicates.find_twins(classifier, splits, "test", against=["test"])
+        near_duplicates.find_near_duplicates(classifier, splits, "test", against=["test"])
 
 
 def test_features_that_collapse_call_nothing_a_twin_and_features_that_differ_exclude(splits, monkeypatch):
@@ -198,7 +198,7 @@ def test_features_that_collapse_call_nothing_a_twin_and_features_that_differ_exc
             return None, make(len(images)).astype(np.float32)
 
         monkeypatch.setattr(type(classifier), "predict_with_features", predict)
-        return sorted(twin.key for twin in near_duplicates.find_twins(classifier, splits, "test", progress=False))
+        return sorted(twin.key for twin in near_duplicates.find_near_duplicates(classifier, splits, "test", progress=False))
 
     assert with_features(lambda count: np.ones((count, 3))) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
     assert with_features(lambda count: np.full((count, 3), np.nan)) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
@@ -215,11 +215,11 @@ def test_features_are_computed_only_of_what_looks_alike(splits, monkeypatch):
         return predict(self, images)
 
     monkeypatch.setattr(type(classifier), "predict_with_features", counted)
-    twins = near_duplicates.find_twins(classifier, splits, "test", progress=False, batch_size=2)
+    twins = near_duplicates.find_near_duplicates(classifier, splits, "test", progress=False, batch_size=2)
     # test/1 and its twin in a batch, test/2 and its twin in the next; test/0 has the bytes of its twin.
     assert (computed, len(twins)) == ([1, 1, 1, 1], 3)
     computed.clear()
-    assert len(near_duplicates.find_twins(classifier, splits, "test", against=["other"], progress=False)) == 6
+    assert len(near_duplicates.find_near_duplicates(classifier, splits, "test", against=["other"], progress=False)) == 6
     assert computed == []  # their bytes are equal
 
 
@@ -227,7 +227,9 @@ def test_dead_features_do_not_divide_by_zero(splits, recwarn):
     classifier = make_classifier(["cat", "dog"], side=48)
     for weight in classifier.trunk.weights:
         weight.assign(weight * 0)
-    assert [twin.key for twin in near_duplicates.find_twins(classifier, splits, "test", progress=False)] == ["test/0.jpg"]
+    assert [twin.key for twin in near_duplicates.find_near_duplicates(classifier, splits, "test", progress=False)] == [
+        "test/0.jpg"
+    ]
     assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
 
 
@@ -238,7 +240,7 @@ def test_a_damaged_record_is_an_error_that_says_where(tmp_path):
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     with pytest.raises(DataError, match="train") as caught:
-        near_duplicates.find_twins(make_classifier(["cat", "dog"], side=24), data, "test", progress=False)
+        near_duplicates.find_near_duplicates(make_classifier(["cat", "dog"], side=24), data, "test", progress=False)
     assert "{{" not in str(caught.value)
 
 
@@ -251,5 +253,5 @@ def test_signs_has_the_twins_that_its_readme_counts(test_data, tmp_path):
         for split in ("train", "val", "test")
     }
     data = write_splits(tmp_path, pictures)
-    found = near_duplicates.find_twins(make_classifier(["cat", "dog"], side=64), data, "test", progress=False)
+    found = near_duplicates.find_near_duplicates(make_classifier(["cat", "dog"], side=64), data, "test", progress=False)
     assert (len(found), sum(twin.identical for twin in found)) == (14, 12)

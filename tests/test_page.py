@@ -25,8 +25,8 @@ from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.evaluation import feature_index
 from tfpipe.models import classifiers
 from tfpipe.page import page_markup
-from tfpipe.page.answers import Answers, Row, Upload
-from tfpipe.page.page import _open_gallery
+from tfpipe.page.answers import Answer, Answers, Row, Upload
+from tfpipe.page.page import _open_index
 from tfpipe.prediction.prediction import predict
 from tfpipe.records import run_folders
 
@@ -127,7 +127,7 @@ def test_probabilities_are_those_of_predict(answers, classifier, tmp_path, name)
     answer = answers.answer(str(path))
     np.testing.assert_array_equal(answer.probabilities, predicted(classifier, path, tmp_path))
     assert answer.seen.shape == (8, 8, 3)
-    height, width = answer.picture.shape[:2]
+    height, width = answer.image.shape[:2]
     assert max(height, width) <= 640
     if name == "turned.jpg":
         assert (height, width) == (40, 28)  # upright
@@ -162,11 +162,11 @@ def test_a_training_picture_is_its_own_nearest(answers, run, split_name):
     assert len(others) == 7
     similarities = [found.neighbour.similarity for found in answer.neighbours]
     assert similarities == sorted(similarities, reverse=True)
-    assert np.array_equal(shown, answer.picture)  # smaller than it is shown: as it is
+    assert np.array_equal(shown, answer.image)  # smaller than it is shown: as it is
 
 
 def test_a_sample_of_the_training_pictures_is_the_first_as_stored(gallery, classifier, run):
-    few = feature_index.collect(classifier, run / "shards", max_pictures=5, progress=False)
+    few = feature_index.collect(classifier, run / "shards", max_images=5, progress=False)
     assert few.keys == gallery.keys[: feature_index.BATCH_SIZE]
     assert len(gallery.keys) == 70
     with pytest.raises(ValueError, match="must be one of train"):
@@ -179,7 +179,7 @@ def test_a_neighbour_that_is_gone_is_said_and_the_rest_is_there(classifier, run,
     for shard in (tmp_path / "shards").glob("*.tfrecord-*"):
         os.truncate(shard, 100)
     answer = answers.answer(str(run / "photos" / "train" / "cat" / "0.jpg"))
-    assert [found.picture for found in answer.neighbours] == [None] * 8
+    assert [found.image for found in answer.neighbours] == [None] * 8
     assert "cannot be read any more" in page_markup.answer("a", answer, classifier, "train")
 
 
@@ -241,7 +241,7 @@ def test_data_are_found_where_the_run_has_them(run, tmp_path):
 
 
 def test_training_data_for_a_model_that_cannot_compare_are_refused():
-    opened = lambda data: _open_gallery(Averages(), "export", data, "train", 10, progress=False)  # noqa: E731
+    opened = lambda data: _open_index(Averages(), "export", data, "train", 10, progress=False)  # noqa: E731
     with pytest.raises(ValueError, match="data='nope' needs a run's model to compare with; export has probabilities only"):
         opened("nope")
     assert opened(None)[0] is None
@@ -254,7 +254,7 @@ def test_markup_escapes_names(answers, classifier, run):
     answer = answers.answer(str(run / "photos" / "train" / "cat" / "0.jpg"))
     markup = [
         page_markup.answer(HOSTILE_NAME, answer, classifier, "train"),
-        page_markup.refusal(HOSTILE_NAME, "<script>"),
+        page_markup.rejection(HOSTILE_NAME, "<script>"),
         page_markup.table([Row(HOSTILE_NAME, problem="<script>")], NAMES),
         page_markup.header("<script>", classifier, ["<script>"]),
     ]
@@ -265,10 +265,11 @@ def test_markup_escapes_names(answers, classifier, run):
 
 
 def test_many_classes_are_ten_bars_and_a_line():
-    answer = Answers(make_classifier([f"c{number}" for number in range(30)]))
+    classifier = make_classifier([f"c{number}" for number in range(30)])
     probabilities = np.linspace(0, 1, 30, dtype=np.float32) / 15
-    markup = "".join(page_markup._bars(probabilities, answer.predictor.class_names))
-    assert markup.count("track") == 10
+    image = np.zeros((4, 4, 3), np.uint8)
+    markup = page_markup.answer("a.jpg", Answer(probabilities, image, image), classifier, "")
+    assert markup.count('class="track"') == 10
     assert markup.index(">c29<") < markup.index(">c28<")
     assert f"20 more classes with {probabilities[:20].sum():.2%} together" in markup
 
@@ -317,14 +318,14 @@ def page(serve, browser, run):
 def upload(page, files):
     """Chooses files, (name, content), and returns the text of what the page says when it is ready for the next ones."""
     page.evaluate("document.querySelector('#answer .tfpipe')?.remove()")
-    chosen = page.locator("#pictures input[type=file]")
+    chosen = page.locator("#images input[type=file]")
     chosen.set_input_files([{"name": name, "mimeType": "", "buffer": data} for name, data in files])
     return said(page)
 
 
 def said(page):
     page.wait_for_selector("#answer .tfpipe section")
-    page.wait_for_selector("#pictures input[type=file]", state="attached")
+    page.wait_for_selector("#images input[type=file]", state="attached")
     return page.inner_text("#answer")
 
 
@@ -343,7 +344,7 @@ def test_a_picture_is_answered_as_predict_answers(page, classifier, tmp_path):
     assert list(bars(page).items()) == list(expected.items())
     assert page.inner_text("#answer .label") == next(iter(expected))
     assert HOSTILE_NAME in text
-    for words in ("Grad-CAM", "Nearest training pictures", "70 pictures", "What the model sees", "resized to 8 x 8"):
+    for words in ("Grad-CAM", "Nearest training images", "70 images", "What the model sees", "resized to 8 x 8"):
         assert words in text
     assert page.locator("#answer .neighbours figure").count() == 8
     assert page.evaluate("window.harmed") is None
@@ -365,7 +366,7 @@ def test_no_picture_is_refused_in_words(page, name):
     text = upload(page, [(name, data)])
     assert name in text
     assert word in text
-    assert "JPEG and PNG files are taken" in text
+    assert "JPEG and PNG files are accepted" in text
 
 
 def test_several_files_are_a_table(page, classifier, tmp_path):
@@ -417,7 +418,7 @@ def test_a_folder_can_be_dropped(page, tmp_path):
         write(tmp_path / "a folder" / name, picture(1, (9, 9)))
     write(tmp_path / "a folder" / "notes.txt", b"hello")
     drop(page, tmp_path / "a folder", write(tmp_path / "beside.jpg", picture(2)))
-    assert "113 files, 1 of them no pictures" in said(page)
+    assert "113 files, 1 of them not readable" in said(page)
     rows = page.locator("#answer tbody tr")
     shown = [rows.nth(index).inner_text().strip().partition("\t")[0] for index in range(rows.count())]
     assert shown == [*(f"a folder/{name}" for name in names), "a folder/notes.txt", "a folder/小 猫/1.jpg", "beside.jpg"]
@@ -438,7 +439,7 @@ def test_an_empty_folder_is_said_to_be_empty(page, tmp_path):
 
 
 def test_a_file_that_is_too_large_is_refused(page):
-    page.locator("#pictures input[type=file]").set_input_files([{"name": "big.jpg", "mimeType": "", "buffer": bytes(200_001)}])
+    page.locator("#images input[type=file]").set_input_files([{"name": "big.jpg", "mimeType": "", "buffer": bytes(200_001)}])
     page.wait_for_selector("text=exceed the maximum allowed size")
 
 
@@ -466,7 +467,7 @@ def test_the_page_works_without_the_training_data_and_leaves_nothing(serve, run,
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
     assert list((tmp_path / "tmp").iterdir()) == []
-    assert "no nearest training pictures" in caplog.text
+    assert "no nearest training images" in caplog.text
     ours = {
         "GRADIO_ANALYTICS_ENABLED",
         "GRADIO_TEMP_DIR",

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pipeline_fixtures import damaged
-from test_images import BASELINE, JPEGS, PNG, chunk, encode, exif_segment, ihdr, make_png, picture, tiff, with_segments
+from test_headers import BASELINE, JPEGS, PNG, chunk, encode, exif_segment, ihdr, make_png, picture, tiff, with_segments
 
 from tfpipe.common.errors import RejectedImage
-from tfpipe.images import decoding, graph_pixels, headers
+from tfpipe.images import decoding, headers
 from tfpipe.images.decoding import RESIZES, Resize
 
 pytestmark = pytest.mark.tf
@@ -79,7 +79,7 @@ BAD = {
 @cache
 def batch_decoder(resize: Resize = "stretch", max_pixels: int = MAX_PIXELS) -> Any:
     def decode(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return graph_pixels.decode_batch(encoded, SIZE, resize, max_pixels)
+        return decoding.decode_batch(encoded, SIZE, resize, max_pixels)
 
     return tf.function(decode, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
 
@@ -138,7 +138,7 @@ def test_orientations_differ():
 @cache
 def one_decoder() -> Any:
     def decode(encoded: tf.Tensor) -> tf.Tensor:
-        return graph_pixels.decode_one(encoded, SIZE, "stretch", MAX_PIXELS)
+        return decoding.decode_file(encoded, SIZE, "stretch", MAX_PIXELS)
 
     return tf.function(decode, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 
@@ -229,11 +229,13 @@ def bomb() -> bytes:
 
 @pytest.mark.parametrize("max_pixels", [headers.DEFAULT_MAX_PIXELS, 10**12])
 def test_bombs_do_not_come_to_the_decoder(max_pixels, monkeypatch):
-    seen, decoder = [], decoding.decode_image
-    monkeypatch.setattr(decoding, "decode_image", lambda data, *rest: seen.append(data.numpy()) or decoder(data, *rest))
+    seen, decoder = [], decoding.decode_stored
+    monkeypatch.setattr(
+        decoding, "decode_stored", lambda data, *rest, **more: seen.append(data.numpy()) or decoder(data, *rest, **more)
+    )
     for data in (bomb(), BAD["large jpeg"], BAD["huge png"], BASELINE):
         try:
-            graph_pixels.decode_one(tf.constant(data), SIZE, "stretch", max_pixels)
+            decoding.decode_file(tf.constant(data), SIZE, "stretch", max_pixels)
         except tf.errors.InvalidArgumentError:
             continue
     assert seen == [b"", b"", b"", BASELINE]

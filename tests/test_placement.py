@@ -14,7 +14,7 @@ from conftest import CHECKOUT
 from placement_fixtures import KEYS, SEEN, STRONG, of_a_record, of_python, of_tensors
 
 import tfpipe
-from tfpipe.images import decoding, sampling, stored
+from tfpipe.images import decoding, resizing, sampling, stored
 from tfpipe.images.placement import on_cpu
 from tfpipe.pipeline import augmentation, counter_rng, mixing
 
@@ -23,9 +23,11 @@ pytestmark = pytest.mark.tf
 # Of the public names, those that make no pixels, or make them in `tf.data` or inside a model.
 OTHERS = """Augmentation DataError Manifest Recipe __version__ build_tfrecords class_weights compare dataset describe evaluate
 export grpc_request load load_frozen load_manifest predict rest_request train"""
-MODULES = (augmentation, decoding, counter_rng, mixing, sampling, stored)
+MODULES = (augmentation, decoding, counter_rng, mixing, resizing, sampling, stored)
 OTHER_FLOORS = [
-    path for path in (CHECKOUT / "tfpipe").rglob("*.py") if not {"pipeline", "tools"} & set(path.relative_to(CHECKOUT).parts)
+    path
+    for path in (CHECKOUT / "tfpipe").rglob("*.py")
+    if not {"images", "pipeline", "tools"} & set(path.relative_to(CHECKOUT).parts)
 ]
 
 
@@ -79,7 +81,7 @@ def makes_tensors(function):
     return inspect.isfunction(function) and "Tensor" in str(inspect.unwrap(function).__annotations__.get("return"))
 
 
-TAKEN = r"\b{module}\.{name}\(|\btfpipe\.pipeline\.{module} import [\w, ]*\b{name}\b"
+TAKEN = r"\b{module}\.{name}\(|\btfpipe\.(?:images|pipeline)\.{module} import [\w, ]*\b{name}\b"
 
 
 def test_what_other_floors_take_from_the_pipeline_is_placed():
@@ -105,7 +107,7 @@ def test_images_are_computed_by_nobody_else():
     }
     assert found == set()
     placed = [path.name for path in OTHER_FLOORS if "@on_cpu" in path.read_text("utf-8")]
-    assert sorted(placed) == ["batches.py", "explanation.py", "neighbours.py", "pixels.py"]
+    assert sorted(placed) == ["batches.py", "explanation.py", "near_duplicates.py"]
 
 
 def test_arguments_and_documentation_stay_those_of_the_function():

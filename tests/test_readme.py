@@ -129,13 +129,16 @@ def blocks_to_run():
 
 
 def jobs_of(weights):
-    """Commands of README.md one by one, then the Python of each page."""
+    """Commands of README.md one by one, then the Python of each notebook and each page."""
     found, size = blocks_to_run(), f"image_size=({SIDE}, {SIDE}), "
     for line in [block for block in found["README.md"] if block.language == "sh"][1].text.splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["tfpipe"]:
             argv = [f"--weights={weights}" if word == "--weights=imagenet" else word for word in words]
             yield {"name": line, "argv": argv + [f"--image_size={SIDE}"] * (argv != words), "source": ""}
+    for path in sorted((CHECKOUT / "docs/notebooks").glob("*.ipynb")):
+        cells = [cell["source"] for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+        yield {"name": path.name, "argv": [], "source": "\n".join("".join(lines) for lines in cells)}
     for name in (*PAGES, TUTORIAL):
         sources = [block.text for block in found[name] if block.language == "python" and not block.text.startswith(ALONE)]
         source = "\n".join(sources).replace('backbone="vgg16", ', f'backbone="vgg16", weights={str(weights)!r}, {size}')
@@ -182,6 +185,7 @@ def test_the_blocks_run_as_printed(environment, done):
     ]
     assert (environment.folder / "predictions.csv").read_text().count("\n") == 3
     assert (environment.folder / "eval/report.html").exists()
+    assert len(done) == 6 + 3 + len(PAGES) + 1
     assert "digit 0" in done[-1][2].splitlines()[0]
 
 

@@ -11,11 +11,12 @@ from browser_fixtures import PATIENCE, browser
 from conftest import picture
 from report_fixtures import HOSTILE_NAMES, jpeg, make_classifier, write_splits
 
-from tfpipe.evaluation import report
-from tfpipe.evaluation.evaluation import evaluate
-from tfpipe.evaluation.report import likely_label_errors, worst_mistakes, write_report
+from tfpipe.common import text
+from tfpipe.evaluation import html_report as report
+from tfpipe.evaluation.evaluator import evaluate
+from tfpipe.evaluation.html_report import likely_label_errors, worst_mistakes, write_report
 from tfpipe.models.predictions import Predictions
-from tfpipe.report import fonts, markup
+from tfpipe.report import fonts, templates
 
 pytestmark = pytest.mark.tf
 
@@ -122,7 +123,7 @@ def test_numbers_are_those_of_the_files(hostile):
     for shown in (f"{found['accuracy']:.2%}", f"{low:.2%} to {high:.2%}", " 12 ", f"{found['ece']:.4f}", f"{found['auc']:.4f}"):
         assert shown in result
     for row in found["per_class"]:
-        assert f"{row['precision']:.4f}" if row["precision"] is not None else "\u2013" in page.section("Classes")
+        assert f"{row['precision']:.4f}" if row["precision"] is not None else "-" in page.section("Classes")
     receipt = json.loads((folder / "receipt.json").read_bytes())
     assert receipt["ids_sha256"] in page.section("Receipt")
     assert receipt["model_sha256"][:12] in result
@@ -138,13 +139,13 @@ def test_metrics_on_the_page_come_from_the_file_and_are_not_measured_anew(hostil
     page = read_page(write_report(tmp_path, classifier, data, "test", near_duplicates=False, progress=False))
     assert "12.35%" in page.section("Result")
     assert "0.9877" in page.section("Reliability")
-    assert "Not looked for" in page.section("Near-duplicates")
-    assert not (tmp_path / report.TWINS_NAME).exists()
+    assert "Not searched for" in page.section("Near-duplicates")
+    assert not (tmp_path / report.NEAR_DUPLICATES_NAME).exists()
 
 
 def test_near_duplicates_are_shown_counted_and_left_out(hostile):
     folder = hostile[0].parent
-    twins = json.loads((folder / report.TWINS_NAME).read_bytes())
+    twins = json.loads((folder / report.NEAR_DUPLICATES_NAME).read_bytes())
     assert sorted((pair["key"], pair["twin"]) for pair in twins["pairs"]) == [
         ("test/1.jpg", "train/1.jpg"),
         ("test/4.jpg", "train/2.jpg"),
@@ -155,9 +156,9 @@ def test_near_duplicates_are_shown_counted_and_left_out(hostile):
     assert twins["accuracy_without"] == np.mean(table.predicted[rest] == table.labels[rest])
     section = Page(hostile[0].read_text("utf-8")).section("Near-duplicates")
     assert f"{twins['accuracy_without']:.2%}" in section
-    assert "2 pictures of test have a near-duplicate in train, 2 of them byte for byte" in section
+    assert "2 images of test have a near-duplicate in train, 2 of them byte for byte" in section
     result = Page(hostile[0].read_text("utf-8")).section("Result")
-    assert "accuracy without near-duplicates in train, on 10 pictures left (2 taken away)" in result
+    assert "accuracy without near-duplicates in train, on 10 images left (2 removed)" in result
     assert "different labels" in section  # 4 is of class 1 here, and 2 in train
     assert "train: " in section
 
@@ -184,10 +185,10 @@ def test_of_a_model_with_no_more_than_probabilities_the_page_says_what_it_lacks(
     names = ("class_names", "image_size", "resize", "sha256")
     exported = types.SimpleNamespace(**{name: getattr(classifier, name) for name in names})
     page, whole = read_page(write_report(tmp_path, exported, data, "test", progress=False)), Page(path.read_text("utf-8"))
-    assert not (tmp_path / report.TWINS_NAME).exists()
+    assert not (tmp_path / report.NEAR_DUPLICATES_NAME).exists()
     mistakes, twins = page.section("Worst mistakes"), page.section("Near-duplicates")
-    assert "(Grad-CAM) is not shown: this model gives probabilities alone" in mistakes
-    assert "Not looked for: this model gives probabilities alone" in twins
+    assert "(Grad-CAM) is not shown: this model gives probabilities only" in mistakes
+    assert "Not searched for: this model gives probabilities only" in twins
     same = [name for name in SECTIONS if name not in ("Result", "Worst mistakes", "Near-duplicates")]
     assert all(page.section(name) == whole.section(name) for name in same)
     wrong = len(worst_mistakes(report.predictions.read(tmp_path)))
@@ -206,7 +207,7 @@ def test_a_set_without_mistakes_and_without_train(tmp_path):
     found = evaluate(classifier, data, "test", tmp_path / "eval", report=False, progress=False)
     assert found.metrics["accuracy"] == 1
     page = read_page(write_report(tmp_path / "eval", classifier, data, "test", progress=False))
-    assert "every picture was recognised" in page.section("Worst mistakes")
+    assert "every image was recognised" in page.section("Worst mistakes")
     assert "no label is contradicted" in page.section("Likely label errors")
     assert "no train or val split" in page.section("Near-duplicates")
     assert "bright : AUC 1.0000" in page.section("ROC and precision-recall").replace("bright:", "bright :")
@@ -307,11 +308,8 @@ def table(labels, probabilities):
     return Predictions(keys, keys, np.array(labels), probabilities, [str(i) for i in range(probabilities.shape[1])])
 
 
-def test_a_threshold_is_shown_as_it_is_to_be_used():
-    at = dict.fromkeys(("sensitivity", "sensitivity_interval", "specificity", "specificity_interval"))
-    for threshold, shown in ((float(np.float32(0.99996)), "0.999960005"), (None, report._NONE)):
-        binary = {"positive_class": "a", "average_precision": 1.0, "sensitivity_at_specificity": {**at, "threshold": threshold}}
-        assert f"threshold {shown}." in "".join(report._sensitivity(binary))
+def test_a_threshold_is_shown_with_all_digits_that_count():
+    assert [text.threshold(value) for value in (float(np.float32(0.99996)), None)] == ["0.999960005", "none"]
 
 
 def test_the_worst_mistakes_are_the_most_confident():
@@ -333,9 +331,11 @@ def test_a_label_is_doubtful_where_another_class_is_claimed_with_confidence():
     assert likely_label_errors(nobody).tolist() == []  # a class without pictures claims nothing
 
 
-def test_markup_escapes_everything_but_markup():
-    made = markup.element("p", "<i>", markup.Html("<i>x</i>"), class_='"a"')
-    assert made == '<p class="&quot;a&quot;">&lt;i&gt;<i>x</i></p>'
-    assert markup.text("a\x00b\x1b\ud800\u202ec\u2069") == "a\ufffdb" + "\ufffd" * 3 + "c\ufffd"
-    assert markup.text("猫\u3000狗 a\u00a0b\u200d\u2028") == "猫\u3000狗 a\u00a0b\u200d\u2028"
-    assert Page(markup.page("<t>", "x & y")).joined == "<t> x & y"
+def test_templates_escape_everything_but_markup():
+    page = templates.render("page_rejection.html", name="<i>", reason="x & \"y\" 'z'")
+    assert "<b>&lt;i&gt;</b>" in page
+    assert "x &amp; &#34;y&#34; &#39;z&#39;" in page
+    harmful, harmless = "a\x00b\x1b\ud800\u202ec\u2069", "猫\u3000狗 a\u00a0b\u200d\u2028"
+    page = templates.render("page_rejection.html", name=harmful, reason=harmless)
+    assert "a\ufffdb" + "\ufffd" * 3 + "c\ufffd" in page
+    assert harmless in page

@@ -1,9 +1,12 @@
 """Requests for TensorFlow Serving: what a server makes of them, by its documentation, gives the model's probabilities."""
 
 import base64
+import binascii
 import io
 import json
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,13 +14,16 @@ import pytest
 import tensorflow as tf
 from conftest import picture, write
 from evaluation_fixtures import CLASS_NAMES, make_classifier
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import saved_model_pb2
 
 from tfpipe.common.errors import DataError
+from tfpipe.common.files import read_bytes
 from tfpipe.formats import signatures
 from tfpipe.formats.specifications import Specification
 from tfpipe.images.decoding import decode_image, resize_image
 from tfpipe.networks import arithmetic
-from tfpipe.prediction.requests import grpc_request, grpc_response, read_request, rest_request, rest_response
+from tfpipe.prediction.requests import grpc_request, grpc_response, rest_request, rest_response
 
 pytestmark = pytest.mark.tf
 
@@ -51,6 +57,89 @@ def loaded(saved_model):
 @pytest.fixture(scope="module")
 def messages():
     return pytest.importorskip("tensorflow_serving.apis.predict_pb2", reason="the extra [serving] is not installed")
+
+
+def read_request(body, saved_model):
+    """Returns the signature name and the inputs that a server, by its documentation, reads from a REST (str) or gRPC body."""
+    signatures = _signatures(Path(saved_model))
+    name, given = _read_json(body) if isinstance(body, str) else _read_message(body)
+    if name not in signatures:
+        raise ValueError(f"{saved_model}: has the signatures {', '.join(sorted(signatures))} (got {name!r})")
+    expected = signatures[name].inputs
+    if not isinstance(given, Mapping):  # the name is left out
+        if len(expected) != 1:
+            raise ValueError(f"{name!r} has the inputs {', '.join(sorted(expected))}: each must be named")
+        given = dict.fromkeys(expected, given)
+    if sorted(given) != sorted(expected):
+        raise ValueError(f"{name!r} has the inputs {', '.join(sorted(expected))} (got {', '.join(sorted(given))})")
+    return name, {key: _tensor(key, value, expected[key]) for key, value in given.items()}
+
+
+def _signatures(folder):
+    model = saved_model_pb2.SavedModel.FromString(read_bytes(folder / "saved_model.pb"))
+    graphs = [graph for graph in model.meta_graphs if "serve" in graph.meta_info_def.tags]
+    if not graphs:
+        raise ValueError(f"{folder}: has no graph with the tag 'serve', which is what a server looks for")
+    return {name: signature for name, signature in graphs[0].signature_def.items() if not name.startswith("__")}
+
+
+def _read_json(body):
+    request = json.loads(body)
+    if not isinstance(request, dict) or ("instances" in request) == ("inputs" in request):
+        raise ValueError("a request must have either instances or inputs")
+    name, rows = request.get("signature_name", "serving_default"), request.get("instances")
+    if rows is None:
+        inputs = request["inputs"]
+        return name, _from_base64(inputs)
+    if not isinstance(rows, list) or not rows:
+        raise ValueError("instances must be a list of one or more")
+    values = [_from_base64(row) for row in rows]
+    if not isinstance(values[0], dict):
+        return name, values
+    if any(not isinstance(value, dict) or value.keys() != values[0].keys() for value in values):
+        raise ValueError("instances must be all values, or all objects with the same names")
+    return name, {key: [value[key] for value in values] for key in values[0]}
+
+
+def _from_base64(value):
+    """Returns a value of JSON with bytes for each {"b64": ...} in it."""
+    if isinstance(value, list):
+        return [_from_base64(item) for item in value]
+    if isinstance(value, dict) and value.keys() == {"b64"}:
+        try:
+            return base64.b64decode(value["b64"], validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"b64 cannot be decoded: {error}") from None
+    return {key: _from_base64(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _read_message(body):
+    from tensorflow_serving.apis import predict_pb2
+
+    try:
+        request = predict_pb2.PredictRequest.FromString(body)
+    except DecodeError as error:
+        raise ValueError(f"not a PredictRequest: {error}") from None
+    if not request.model_spec.name:
+        raise ValueError("a request must name its model")
+    return request.model_spec.signature_name or "serving_default", {
+        key: tf.make_ndarray(value) for key, value in request.inputs.items()
+    }
+
+
+def _tensor(name, value, expected):
+    """Returns an input as a signature expects it."""
+    dtype, shape = tf.as_dtype(expected.dtype), tf.TensorShape(expected.tensor_shape)
+    wanted = f"{name} must be {dtype.name} {shape.as_list()}"
+    if isinstance(value, np.ndarray) and tf.as_dtype(value.dtype) != dtype:
+        raise ValueError(f"{wanted} (got {value.dtype})")  # TensorFlow would convert it
+    try:
+        tensor = tf.constant(value, dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{wanted} ({error})") from None
+    if not shape.is_compatible_with(tensor.shape):
+        raise ValueError(f"{wanted} (got {tensor.shape.as_list()})")
+    return tensor
 
 
 def make_body(form, pictures, signature_name):

@@ -17,11 +17,11 @@ import tensorflow as tf
 from conftest import picture, write
 from PIL import Image, ImageCms
 from prediction_fixtures import Averages
-from test_images import chunk, encode, ihdr, make_png
+from test_headers import chunk, encode, ihdr, make_png
 
 import tfpipe
 from tfpipe.formats.specifications import Specification, from_json
-from tfpipe.images import decoding, graph_pixels, headers
+from tfpipe.images import decoding, headers
 from tfpipe.images.pillow_decoding import as_read
 from tfpipe.images.stored import decode_stored
 from tfpipe.networks.layers import Preprocessing
@@ -241,9 +241,7 @@ def test_all_that_makes_pixels_makes_the_same(tmp_path):
     options = {"seed": 0, "epoch": 0, "image_size": size, "augment": "none"}
     replayed = [tfpipe.replay(tmp_path / "out", "train", file.name, **options) for file in files]
     assert np.abs(np.stack(replayed).astype(int) - expected).max() <= 1  # sampled two by two
-    found, valid = graph_pixels.decode_batch(
-        tf.constant([file.read_bytes() for file in files]), size, "stretch", 10**6, samples
-    )
+    found, valid = decoding.decode_batch(tf.constant([file.read_bytes() for file in files]), size, "stretch", 10**6, samples)
     assert valid.numpy().all()
     assert (found.numpy() == expected).all()
     model = Wanting(image_size=size)

@@ -14,7 +14,7 @@ import pytest
 from conftest import CHECKOUT, picture, write
 from PIL import Image
 from prediction_fixtures import Averages, read
-from test_images import chunk, encode, ihdr, make_png
+from test_headers import chunk, encode, ihdr, make_png
 
 pytestmark = pytest.mark.tf
 
@@ -61,10 +61,10 @@ def read_everywhere(folder: Path) -> None:
     import tensorflow as tf
 
     import tfpipe
-    from tfpipe.images import graph_pixels
+    from tfpipe.images import decoding
     from tfpipe.page.answers import Answers
 
-    graph = tf.function(lambda files: graph_pixels.decode_batch(files, SIZE, "stretch", 10**8), autograph=False)
+    graph = tf.function(lambda files: decoding.decode_batch(files, SIZE, "stretch", 10**8), autograph=False)
     for step, inputs in enumerate(("warm", "strips")):
         before, count = peak(), len(os.listdir(folder / inputs))
         splits = {"train": 1.0}
@@ -102,13 +102,13 @@ def test_strips_take_memory_in_proportion_to_their_pixels(tmp_path):
 def test_strips_have_the_pixels_of_the_whole_at_once(source, mode):
     import tensorflow as tf
 
-    from tfpipe.images import decoding
+    from tfpipe.images import resizing
 
     image = np.random.default_rng(1).integers(0, 256, (*source, 3), np.uint8)
-    scaled = decoding.scaled_size(tf.constant(source), tf.constant(SIZE), mode)
+    scaled = resizing.scaled_size(tf.constant(source), tf.constant(SIZE), mode)
     scale = tf.cast(scaled / source, tf.float32)
     translation = tf.cast(tf.truncatediv(tf.constant(SIZE) - scaled, 2), tf.float32)
     options = {"scale": scale, "translation": translation, "kernel_type": "triangle", "antialias": True}
     expected = tf.raw_ops.ScaleAndTranslate(images=image[np.newaxis], size=SIZE, **options)[0]
-    found = decoding.sample_image(tf.constant(image), SIZE, scale, translation)
+    found = resizing.sample_image(tf.constant(image), SIZE, scale, translation)
     assert np.abs(found.numpy() - expected.numpy()).max() < 1e-3

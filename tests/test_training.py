@@ -23,6 +23,7 @@ import tfpipe
 from tfpipe.pipeline.augmentation import PRESETS, Augmentation
 from tfpipe.pipeline.loader import Loader, dataset, describe
 from tfpipe.pipeline.mixing import mix
+from tfpipe.pipeline.options import Options
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import manifest
 
@@ -274,8 +275,8 @@ def positions(loader: Loader) -> list[int]:
 def test_g5_readers_locate_every_record_once(folder: Path, num_shards: int, count: int):
     found = []
     for index in range(count):
-        options = {**(dataset.__kwdefaults__ or {}), "training": True, "batch_size": 2, "shard": (index, count)}
-        loader = Loader(written(folder, num_shards), "train", **options)
+        options = Options(training=True, batch_size=2, shard=(index, count))
+        loader = Loader(written(folder, num_shards), "train", options)
         found += positions(loader)
     assert sorted(position for position in found if position >= 0) == list(range(NUM_RECORDS))
 
@@ -602,7 +603,7 @@ def test_g3_a_resumed_run_comes_to_the_damage_too(tmp_path: Path, whole: list[li
 def test_g3_the_partner_of_a_mixed_picture_is_named_too(tmp_path: Path):
     harmed = write_data_set(tmp_path / "shards", PICTURES, 3, "train")
     options = {"batch_size": 12, "augment": MIXED, "shard": (1, 2)}
-    read = positions(Loader(harmed, "train", **{**(dataset.__kwdefaults__ or {}), "training": True, **options}))
+    read = positions(Loader(harmed, "train", Options(training=True, **options)))
     number = next(position for position in read[12:] if position not in read[:12])
     path = corrupt(harmed, number)
     _, (error,) = failures(training(harmed, **options))

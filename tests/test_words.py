@@ -34,9 +34,6 @@ NEVER_ONE = {
     ("freezing.py", "name"),  # a name
     ("predictions.py", "whose"),  # a model's name
     ("inspect_tfrecords.py", "speed"),  # a rate
-    ("results.py", "100 * (high - low)"),  # with a decimal, as the next
-    ("results.py", "100 * found['ece']"),
-    ("results.py", "before"),
 }
 
 

@@ -37,5 +37,5 @@ def test_a_signal_does_not_reach_a_worker_that_is_about_to_begin(monkeypatch, nu
     monkeypatch.setattr(workers, "_BOOTSTRAP", struck)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     with workers.Workers(1, TASKS) as started:
-        assert list(started.run("audit", [AuditTask([], 1)])) == [workers.Progress(0, 0), []]
+        assert list(started.run("audit", [AuditTask([], 1)])) == [workers.Done(0, 0), []]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

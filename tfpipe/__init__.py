@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # the same table for type checkers; a test compares the two
     from tfpipe.building.build import build_tfrecords as build_tfrecords
     from tfpipe.common.errors import DataError as DataError
     from tfpipe.common.errors import RejectedImage as RejectedImage
-    from tfpipe.evaluation.evaluation import Evaluation as Evaluation
-    from tfpipe.evaluation.evaluation import evaluate as evaluate
+    from tfpipe.evaluation.evaluator import Evaluation as Evaluation
+    from tfpipe.evaluation.evaluator import evaluate as evaluate
     from tfpipe.evaluation.mcnemar import Comparison as Comparison
     from tfpipe.evaluation.mcnemar import compare as compare
     from tfpipe.exporting.exporter import Export as Export
@@ -53,7 +53,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "building.build": "build_tfrecords",
     "common.errors": "DataError RejectedImage",
-    "evaluation.evaluation": "Evaluation evaluate",
+    "evaluation.evaluator": "Evaluation evaluate",
     "evaluation.mcnemar": "Comparison compare",
     "exporting.exporter": "Export export",
     "formats.frozen_graph": "load_frozen",

@@ -136,17 +136,13 @@ def _check_homes(words: list[str]) -> None:
 
 def _open_closed_streams() -> None:
     """Opens the null device in place of closed streams: the next opened file would take their numbers."""
-    for descriptor in range(3):
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (for the life of the process)
-    if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-    if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115 (for the life of the process)
 
 
 def _log_to_stderr() -> None:
@@ -161,7 +157,12 @@ def _guarded(main: Callable[[list[str]], int | None], arguments: list[str], when
     received: list[int] = []
     try:
         _raise_on_signals(received)
-        return _call(main, arguments, received)
+        try:
+            return main(arguments) or 0
+        except Exception as error:
+            if received:  # an error of interrupted work
+                raise KeyboardInterrupt from None
+            return _report(error)
     except KeyboardInterrupt as stop:
         _settle_signals()
         _warn(f"\nstopped. {' '.join(getattr(stop, '__notes__', ())) or when_stopped}".rstrip())
@@ -199,24 +200,18 @@ def _settle_signals() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _call(main: Callable[[list[str]], int | None], arguments: list[str], received: list[int]) -> int:
-    """Returns the exit status, after reporting an error if there is one."""
-    try:
-        try:
-            return main(arguments) or 0
-        except Exception:
-            if received:  # an error of interrupted work
-                raise KeyboardInterrupt from None
-            raise
-    except UsageError as error:
-        _warn(f"error: {in_flags(str(error))}\nSee --help.")
-        return _USAGE
-    except BrokenPipeError:  # the reader of our output is done: `| head`
+def _report(error: Exception) -> int:
+    """Returns the exit status, after writing one line; raises an error that only a bug explains."""
+    if isinstance(error, BrokenPipeError):  # the reader of our output is done: `| head`
         _drop_output()
         return 1
-    except (DataError, ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
-        _warn(f"error: {in_flags(_message(error))}")
-        return 1
+    if isinstance(error, UsageError):
+        _warn(f"error: {in_flags(str(error))}\nSee --help.")
+        return _USAGE
+    if not isinstance(error, DataError | ValueError | TypeError | OSError | ImportError | RuntimeError | MemoryError):
+        raise error
+    _warn(f"error: {in_flags(_message(error))}")
+    return 1
 
 
 def _drop_output() -> None:

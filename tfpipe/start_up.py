@@ -1,10 +1,9 @@
-"""What TensorFlow says while it starts, kept from the terminal of a command: its words there are about the user's images.
+"""Keeps TensorFlow's startup messages off the terminal of a command, and unused packages out of Keras' imports.
 
-TF_CPP_MIN_LOG_LEVEL decides, as everywhere in TensorFlow: 2, errors alone, where the user has not set it. TensorFlow 2.21 looks
-at it only after its first lines have been written, which are therefore taken out on their way. Another process does that: what
-TensorFlow says when it aborts, it says to a process that lives on.
+TF_CPP_MIN_LOG_LEVEL decides, as everywhere in TensorFlow: 2, errors alone, unless the user has set it. TensorFlow 2.21 reads it
+only after its first lines are written, so they pass a filter: a process of its own, which outlives a TensorFlow that aborts.
 
-Keras imports packages that no command gives it anything of, where they are installed: 1.8 s of its 5 s. They are kept from it.
+Keras imports packages that no command passes it data of, where they are installed: 1.8 s of its 5 s.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from typing import Any, BinaryIO
 
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _SEVERITIES = b"IWE"  # in TensorFlow's order, as its lines begin: I0000 00:00:17...; those of F, fatal, are always shown
-# Keras (3.15) goes without: its wrappers for scikit-learn, its galleries and tables as inputs are then unavailable.
-_NOT_FOR_KERAS = ("matplotlib", "pandas", "sklearn")
+# Without them, Keras 3.15 has no wrappers for scikit-learn, no galleries, and takes no tables as inputs.
+_HIDDEN = ("matplotlib", "pandas", "sklearn")
 _NO_GPU = re.compile(rb"E\d{4} .*failed call to cuInit")  # an error only where there is a GPU
 _GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")
 
 
 def quieten() -> None:
-    """Sets the level, and has the import of TensorFlow, whenever it comes, say no more than that and load what is needed."""
+    """Sets the level, and filters the messages and imports of TensorFlow whenever it is imported."""
     level = os.environ.setdefault(_LEVEL, "2")
     hidden = _SEVERITIES[: int(level)] if level.isdecimal() else b""
     if "tensorflow" not in sys.modules:
@@ -38,7 +37,7 @@ def quieten() -> None:
 
 
 class _Importer(MetaPathFinder):
-    """Finds TensorFlow where it is, filters what it says while it is imported, and keeps packages from Keras."""
+    """Imports TensorFlow with its messages filtered and some packages hidden."""
 
     def __init__(self, hidden: bytes) -> None:
         self._hidden = hidden
@@ -53,18 +52,18 @@ class _Importer(MetaPathFinder):
         load = spec.loader.exec_module
 
         def load_quietly(module: ModuleType) -> None:
-            with _filtered(self._hidden) if self._hidden else contextlib.nullcontext(), _kept_from_keras():
+            with _filtered(self._hidden) if self._hidden else contextlib.nullcontext(), _hidden_from_keras():
                 load(module)
-                module.config.list_physical_devices()  # where there is no GPU, it says so now
+                module.config.list_physical_devices()  # logs now if there is no GPU
 
         spec.loader.exec_module = load_quietly  # type: ignore[method-assign]
         return spec
 
 
 @contextlib.contextmanager
-def _kept_from_keras() -> Iterator[None]:
-    """Lets imports of some packages fail, which Keras is prepared for; those that are loaded stay so."""
-    absent: dict[str, Any] = {name: None for name in _NOT_FOR_KERAS if name not in sys.modules}
+def _hidden_from_keras() -> Iterator[None]:
+    """Makes imports of some packages fail, which Keras handles; loaded ones stay loaded."""
+    absent: dict[str, Any] = {name: None for name in _HIDDEN if name not in sys.modules}
     sys.modules.update(absent)
     try:
         yield
@@ -75,14 +74,14 @@ def _kept_from_keras() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _filtered(hidden: bytes) -> Iterator[None]:
-    """Sends standard error, of this process's libraries too, through a process that leaves out lines of some severities."""
+    """Passes standard error, including that of C++ libraries, through a process that drops lines of some severities."""
     sys.stderr.flush()
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         try:
             os.close(writing)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # ends with its parent, whose last words it has
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # it ends with its parent, after its last messages
                 signal.signal(number, signal.SIG_IGN)
             with open(reading, "rb") as lines:
                 _pass_on(lines, hidden)

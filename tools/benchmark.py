@@ -2,7 +2,7 @@
 """Measures speed as a ratio to a named reference, in one run, with alternating repetitions.
 
   benchmark build --files=4000 --file_kb=100 --repetitions=5
-  benchmark build --input=photos/                        your own pictures
+  benchmark build --input=photos/                        your own images
   benchmark memory --files=200000                        memory of each process while many small files are packed
   benchmark input --input=photos/ --num_images=1280      images/s of input pipelines: JPEG files to batches of 64 x 224 x 224
   benchmark input --only=tfpipe-train,dali --peer_python=dali=ENV/bin/python
@@ -60,17 +60,17 @@ import tfpipe
 from tfpipe import commands
 from tfpipe.common.workers import count_cores
 from tfpipe.tools.benchmarks import contenders, modes, overhead
-from tfpipe.tools.benchmarks.rounds import alternate, compared
+from tfpipe.tools.benchmarks.contenders import alternate, compared
 
-_INPUT = flags.DEFINE_string("input", None, "Folder of pictures to measure on. Default: pictures that the benchmark makes.")
-_FILES = flags.DEFINE_integer("files", 4000, "Pictures to make.", 1)
+_INPUT = flags.DEFINE_string("input", None, "Folder of images to measure on. Default: images that the benchmark makes.")
+_FILES = flags.DEFINE_integer("files", 4000, "Images to make.", 1)
 _FILE_KB = flags.DEFINE_integer("file_kb", 100, "Their size, about, in kB; 1 unless given for memory.", 1)
 _REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Rounds; each runs every contender once.", 1)
 _WORKERS = flags.DEFINE_integer("workers", 2, "Worker processes of tfpipe; threads or processes of each input pipeline.", 1)
 _IMAGES = flags.DEFINE_integer("num_images", 1280, "Images of a pass; a multiple of 64. Fewer photos are repeated.", 64)
 _BACKBONE = flags.DEFINE_string("backbone", "vgg16", "Of extract and modes, one that train takes.")
 _WEIGHTS = flags.DEFINE_string("weights", "imagenet", "Of the backbone: imagenet, none or a file.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the pictures of extract and modes.", 8)
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the images of extract and modes.", 8)
 _MODEL = flags.DEFINE_string("model", None, "Needed for predict: a run's folder, or a .keras file of train.")
 _DATA = flags.DEFINE_string("data", None, "Needed for modes and overhead: a data set with splits train and val.")
 _EPOCHS = flags.DEFINE_integer("epochs", 3, "Of each phase of modes; the first does not count.", 2)
@@ -136,18 +136,18 @@ def main(arguments: list[str]) -> None:
 
 def measure_build(folder: Path) -> None:
     """Compares building with copying and hashing, and with a plain TensorFlow loop."""
-    source = pictures(folder / "source", _FILE_KB.value << 10)
+    source = images(folder / "source", _FILE_KB.value << 10)
     files = [path for path in source.rglob("*") if path.is_file()]
     num_bytes = sum(path.stat().st_size for path in files)
     print(f"{len(files)} files, {num_bytes / 1e6:.0f} MB, mean {num_bytes / len(files) / 1e3:.0f} kB; {os.cpu_count()} cores")
-    contenders = {
+    commands_by_name = {
         "tfpipe": [sys.executable, "-c", _BUILD],
         "cp, sha256sum of both": ["sh", "-c", _COPY, str(source), str(folder / "out")],
         "tf.io.TFRecordWriter": [sys.executable, "-c", _PLAIN],
         "read + audit alone, 1 process": [sys.executable, "-c", _AUDIT],
         "tfpipe, import alone": [sys.executable, "-c", "import tfpipe.building.build"],
     }
-    seconds = alternate(contenders, lambda command: timed(command, source, folder / "out"), _REPETITIONS.value)
+    seconds = alternate(commands_by_name, lambda command: timed(command, source, folder / "out"), _REPETITIONS.value)
     for name, times in seconds.items():
         print(
             f"{name:32} median {statistics.median(times):7.2f} s (min {min(times):.2f}, max {max(times):.2f})"
@@ -155,9 +155,9 @@ def measure_build(folder: Path) -> None:
         )
 
 
-def pictures(folder: Path, size: int) -> Path:
-    """Returns the user's folder, or one with new pictures of about `size` bytes."""
-    return Path(_INPUT.value).resolve() if _INPUT.value else make_pictures(folder, _FILES.value, size)
+def images(folder: Path, size: int) -> Path:
+    """Returns the user's folder, or one with new images of about `size` bytes."""
+    return Path(_INPUT.value).resolve() if _INPUT.value else make_images(folder, _FILES.value, size)
 
 
 def timed(command: list[str], source: Path, output: Path) -> float:
@@ -174,9 +174,9 @@ def timed(command: list[str], source: Path, output: Path) -> float:
 
 
 def measure_memory(folder: Path) -> None:
-    """Prints the peak resident memory of the parent and of each worker while small pictures are packed."""
+    """Prints the peak resident memory of the parent and of each worker while small images are packed."""
     size = _FILE_KB.value << 10 if flags.FLAGS["file_kb"].present else 1000
-    source = pictures(folder / "source", size)
+    source = images(folder / "source", size)
     values = {"source": str(source), "output": str(folder / "out"), "workers": _WORKERS.value}
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", _BUILD.format(**values)], cwd=_ROOT)
@@ -227,7 +227,7 @@ def print_stages(shards: str, cores: int) -> None:
     command = [sys.executable, "-m", "tfpipe.tools.benchmarks.stages", shards, str(cores), str(_IMAGES.value)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
     if status := subprocess.run(command, check=False, cwd=_ROOT, env=environment).returncode:
-        sys.exit(status)  # it has told why
+        sys.exit(status)  # the reason has been printed
 
 
 def measure_cores(folder: Path) -> None:
@@ -251,7 +251,7 @@ def measure_cores(folder: Path) -> None:
 def measure_extract(folder: Path) -> None:
     """Compares ways to get features."""
     weights = str(Path(_WEIGHTS.value).resolve()) if Path(_WEIGHTS.value).is_file() else _WEIGHTS.value
-    print(f"{_BACKBONE.value}, pictures of {_IMAGE_SIZE.value} x {_IMAGE_SIZE.value}")
+    print(f"{_BACKBONE.value}, images of {_IMAGE_SIZE.value} x {_IMAGE_SIZE.value}")
     options = {"batch_size": 32, "side": _IMAGE_SIZE.value, "backbone": _BACKBONE.value, "weights": weights}
     compete(folder, ("extraction",), options)
 
@@ -346,7 +346,7 @@ def measure_modes(folder: Path) -> None:
 
 
 def measure_overhead(folder: Path) -> None:
-    """Measures what training and evaluation take beside their work."""
+    """Measures the overhead of training and evaluation."""
     if not _DATA.value:
         raise commands.UsageError("--data is needed")
     size, epochs = _IMAGE_SIZE.value, _EPOCHS.value
@@ -356,8 +356,8 @@ def measure_overhead(folder: Path) -> None:
         overhead.report(folder / mode, _DATA.value, mode, [*options, *lengths])
 
 
-def make_pictures(folder: Path, count: int, size: int) -> Path:
-    """Writes JPEG files of about `size` bytes, all different: one picture of noise, with a comment that varies."""
+def make_images(folder: Path, count: int, size: int) -> Path:
+    """Writes JPEG files of about `size` bytes, all different: one image of noise, with a comment that varies."""
     from PIL import Image
 
     folder.mkdir(parents=True)

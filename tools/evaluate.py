@@ -24,10 +24,10 @@ if not __package__:  # run as a file: the checkout's own tfpipe, and none of thi
 from absl import flags
 
 from tfpipe import commands
-from tfpipe.common.text import display_width, plural
+from tfpipe.common.text import display_width, number, plural, threshold, with_interval
 
 if TYPE_CHECKING:
-    from tfpipe.evaluation.evaluation import Evaluation
+    from tfpipe.evaluation.evaluator import Evaluation
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Needed. A run's folder, a .keras file that train wrote, or a file or folder of an export."
@@ -79,7 +79,7 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
         open_labelled(_DATA.value, split)
     preflight.find_model(_MODEL.value)
     check_folder(_OUTPUT.value)
-    from tfpipe.evaluation.evaluation import evaluate
+    from tfpipe.evaluation.evaluator import evaluate
     from tfpipe.formats import opening  # takes seconds
 
     found: list[Evaluation] = []
@@ -129,9 +129,9 @@ def _missing(shard: str, evaluation: Evaluation) -> str:
 def _summary(evaluation: Evaluation) -> str:
     found, folder = evaluation.metrics, evaluation.folder
     lines = [
-        f"accuracy {_with_interval(found['accuracy'], found['accuracy_interval'])} on {plural(found['count'], 'picture')}"
+        f"accuracy {with_interval(found['accuracy'], found['accuracy_interval'])} on {plural(found['count'], 'picture')}"
         f" of {evaluation.receipt['split']!r}, every one once",
-        f"AUC {_number(found['auc'])}, log loss {found['log_loss']:.4f}, ECE {found['ece']:.4f}",
+        f"AUC {number(found['auc'])}, log loss {found['log_loss']:.4f}, ECE {found['ece']:.4f}",
         *_binary_lines(found["binary"]),
         *_calibration_lines(found["calibration"], found),
     ]
@@ -144,13 +144,12 @@ def _binary_lines(binary: Mapping[str, Any] | None) -> list[str]:
     if binary is None:
         return []
     at = binary["sensitivity_at_specificity"]
-    sensitivity = _with_interval(at["sensitivity"], at["sensitivity_interval"])
-    specificity = _with_interval(at["specificity"], at["specificity_interval"])
-    threshold = "none" if at["threshold"] is None else f"{at['threshold']:.9g}"
+    sensitivity = with_interval(at["sensitivity"], at["sensitivity_interval"])
+    specificity = with_interval(at["specificity"], at["specificity_interval"])
     return [
-        f"{binary['positive_class']!r} against the rest: ROC-AUC {_number(binary['roc_auc'])},"
-        f" PR-AUC {_number(binary['average_precision'])}",
-        f"sensitivity {sensitivity} at specificity {specificity}, threshold {threshold}",
+        f"{binary['positive_class']!r} against the rest: ROC-AUC {number(binary['roc_auc'])},"
+        f" PR-AUC {number(binary['average_precision'])}",
+        f"sensitivity {sensitivity} at specificity {specificity}, threshold {threshold(at['threshold'])}",
     ]
 
 
@@ -168,23 +167,13 @@ def _class_lines(classes: list[dict[str, Any]]) -> list[str]:
     width = max(display_width(name) for name in ("class", *(row["class_name"] for row in classes)))
     lines = [f"{_padded('class', width)}  precision  recall      F1  pictures"]
     for row in classes:
-        numbers = f"{_number(row['precision']):>9}  {_number(row['recall']):>6}  {_number(row['f1']):>6}  {row['support']:8,}"
+        numbers = f"{number(row['precision']):>9}  {number(row['recall']):>6}  {number(row['f1']):>6}  {row['support']:8,}"
         lines.append(f"{_padded(row['class_name'], width)}  {numbers}")
     return lines
 
 
 def _padded(text: str, width: int) -> str:
     return text + " " * (width - display_width(text))
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _with_interval(value: float | None, interval: list[float] | None) -> str:
-    if value is None or interval is None:
-        return "-"
-    return f"{value:.2%} (95 %: {interval[0]:.2%} to {interval[1]:.2%})"
 
 
 def _compare(a: str, b: str) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fills the tables of README.md for this machine, GPUs included, in one call; about 20 minutes on 16 cores:
+# Fills the tables of docs/figures.md for this machine, GPUs included, in one call; about 20 minutes on 16 cores:
 #   bash tools/figures.sh PHOTOS [OUTPUT]      PHOTOS: JPEG files named after their class (cat.1.jpg), 1,000 or more
 # Takes the environment that demo.sh or test.sh made, or PYTHON=... where TensorFlow came another way.
 set -uo pipefail

@@ -21,7 +21,7 @@ import tfpipe
 from tfpipe.common.errors import DataError
 from tfpipe.evaluation import metrics
 from tfpipe.exporting import model_card, model_source
-from tfpipe.formats import frozen_graph, opening, operations, seals, specifications, tflite_metadata
+from tfpipe.formats import frozen_graph, onnx_files, opening, operations, specifications, tflite_metadata
 from tfpipe.models import features, predictions
 from tfpipe.records import checksums, run_folders
 from tfpipe.training import checkpoints, run_log
@@ -275,7 +275,7 @@ def test_an_onnx_file_with_weights_elsewhere_is_refused(exported, tmp_path, monk
     weight.data_location = onnx.TensorProto.EXTERNAL
     for key, value in facts.items():
         weight.external_data.add(key=key, value=value)
-    path = write(tmp_path / "a.onnx", seals.seal(model.SerializeToString(), seals.onnx_entry))
+    path = write(tmp_path / "a.onnx", checksums.append_entry(model.SerializeToString(), onnx_files.CHECKSUM_ENTRY))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="weights in other files"):
         tfpipe.load(path)

@@ -21,7 +21,7 @@ TESTS = {
     "G1": (["test_build.py", "test_extraction.py"], "test_g1"),
     "G2": (["test_build.py"], "test_g2"),
     "G3": (["test_verification.py", "test_reading.py", "test_loader.py"], "test_g3"),
-    "G4": (["test_build.py", "test_images.py", "test_scans.py"], "test_g4 or test_scans"),
+    "G4": (["test_build.py", "test_headers.py", "test_jpeg_scans.py"], "test_g4 or test_jpeg_scans"),
     "G5": (["test_loader.py"], "test_g5"),
     "G6": (["test_ordering.py", "test_training.py"], "test_g6"),
     "G7": (["test_augmentation.py", "test_training.py", "test_replaying.py"], "test_g7"),

@@ -45,14 +45,8 @@ def check_names(names: Iterable[str]) -> None:
 def check_classes(state: State, options: Options, *, defined: bool) -> None:
     """Refuses a set of classes that is hardly what was meant, or warns of it.
 
-    Args:
-        state: with labels.
-        options: of the build.
-        defined: the input defines the classes itself.
-
-    Raises:
-        ValueError: nobody would want these; the message names all reasons, and the option that
-            overrides them.
+    The input may have `defined` the classes itself. Raises ValueError if nobody would want these;
+    the message names all reasons, and the option that overrides them.
     """
     counts = dict(
         state.rows("SELECT class_name, count(*) FROM inputs WHERE reason IS NULL AND class_name NOT NULL GROUP BY class_name")

@@ -30,34 +30,21 @@ _SHOWN = 5  # folders in a warning, and files in a message
 
 
 class Choice(NamedTuple):
-    """How tables are read.
+    """How tables are read; None: found."""
 
-    Attributes:
-        images: the folder that paths are relative to; None: the table's own.
-        path_column: name of the column of paths or ids; None: found.
-        label_column: name of the column of labels; None: found.
-        split_names: a table's names of splits to those used here.
-    """
-
-    images: Path | None = None
-    path_column: str | None = None
+    images: Path | None = None  # the folder that paths are relative to; None: the table's own
+    path_column: str | None = None  # of paths or ids
     label_column: str | None = None
-    split_names: Mapping[str, str] = SPLIT_NAMES
+    split_names: Mapping[str, str] = SPLIT_NAMES  # a table's names to those used here
 
 
 def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> Iterator[Source]:
-    """Yields the input that each row of a table names.
-
-    Args:
-        path: of the table.
-        split: of all rows, or None: as in the column `split`, if there is one.
-        choice: how to read it.
-        notes: gets the splits that are renamed.
+    """Yields the input that each row of a table names; all rows are of `split`, unless it is None.
 
     Raises:
         ValueError: a column is missing, or there twice.
-        DataError: the table is damaged, two of its splits would be one, or none of its paths leads
-            to a file.
+        DataError: the table is damaged, two of its splits would be one, or none of its paths
+            exists.
     """
     with tables.opened(path) as table:
         path_column, label_column = _columns(table, choice)
@@ -147,12 +134,7 @@ class _Rows(NamedTuple):
         return Source(key, filename, split, label, "file", path, 0, status.st_size, status.st_mtime_ns, place)
 
     def _named(self, given: str, given_id: str) -> tuple[str, str, str, os.stat_result]:
-        """Returns (key, file name in the data set, path, its status) of a row.
-
-        Raises:
-            LookupError: the row cannot be taken; the message is the reason.
-            OSError: there is no such file, or it cannot be looked at.
-        """
+        """Returns (key, file name in the data set, path, status) of a row, or raises as `find`."""
         relative = given if given_id else self.finder.below(given)
         relative = os.path.normpath(relative).replace(os.sep, "/")
         inside = not os.path.isabs(relative) and not relative.startswith("../")
@@ -183,15 +165,10 @@ class _Finder:
         return given
 
     def find(self, given: str, relative: str) -> tuple[str, str, os.stat_result]:
-        """Returns (path, path below the folder where an id was found, status) of a file.
+        """Returns (path, path below the folder if found by an id, status) of a given path or id.
 
-        Args:
-            given: the path or id.
-            relative: the same relative to the folder, or "" where it leads out.
-
-        Raises:
-            LookupError: an id belongs to several files.
-            OSError: there is no such file.
+        `relative` is the same relative to the folder, or "" where it leads out. Raises LookupError
+        for an id of several files, OSError if there is none.
         """
         path = os.path.join(self.base, given)
         with contextlib.suppress(FileNotFoundError):

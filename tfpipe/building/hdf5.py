@@ -25,9 +25,8 @@ _MAX_CLASSES = 100_000  # without names for them; one label of a billion is dama
 def list_arrays(path: Path, split: str | None) -> SourceList:
     """Returns the images of one file; keys are "FILE#000042".
 
-    Raises:
-        DataError: the file is not HDF5, or does not itself hold exactly one array of images and one
-            of labels.
+    Raises DataError unless it is HDF5, with exactly one array of images and one of labels in
+    itself.
     """
     with _opened(path) as file:
         labels = _labels(file, path, _images(file, path).shape[0])

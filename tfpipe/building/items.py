@@ -24,40 +24,21 @@ def one_split(by_name: Mapping[Any, Any]) -> str:
 
 
 class Source(NamedTuple):
-    """One input.
+    """One input: an image to pack, or a rejected input, which has a reason."""
 
-    Attributes:
-        key: unique in the data set, independent of the input's location.
-        filename: relative; "" where the image is not a file of its own: then it follows from key
-            and format.
-        split: as the input gives it, or None.
-        class_name: None where the image is meant to have no label.
-        kind: how a worker reads it: "file", "hdf5" or "tfrecord"; "" for a rejected input.
-        path: of the file that holds it.
-        place: in that file: the row of an array, the offset of a record; 0 for a file of its own.
-        num_bytes: size of the file at `path`.
-        mtime_ns: of the file at `path`.
-        row: "labels.csv: line 7" where a table names it.
-        reason: of a rejected input, for counting: "unreadable", "bad_name" (not one line of UTF-8),
-            "no_class" (the path does not name the class), "bad_row" (of a table) or "link_loop".
-        message: the reason in words.
-        fatal: False where rejecting it loses nothing (a link that leads back), so that it does not
-            fail a build.
-    """
-
-    key: str
-    filename: str
+    key: str  # unique in the data set, independent of the input's location
+    filename: str  # relative; "" where the image is not a file: then it follows from key and format
     split: str | None
-    class_name: str | None
-    kind: str
-    path: str
-    place: int = 0
-    num_bytes: int = 0
-    mtime_ns: int = 0
-    row: str = ""
-    reason: str | None = None
-    message: str | None = None
-    fatal: bool = True
+    class_name: str | None  # None: meant to have no label
+    kind: str  # how a worker reads it: "file", "hdf5" or "tfrecord"; "" for a rejected input
+    path: str  # of the file that holds it
+    place: int = 0  # in that file: the row of an array, the offset of a record
+    num_bytes: int = 0  # of the file
+    mtime_ns: int = 0  # of the file
+    row: str = ""  # "labels.csv: line 7" where a table names it
+    reason: str | None = None  # "unreadable", "bad_name", "no_class", "bad_row" or "link_loop"
+    message: str | None = None  # the reason in words
+    fatal: bool = True  # False where nothing is lost (a link that leads back): it does not fail a build
 
 
 def rejected(key: str, path: str, reason: str, message: str, *, fatal: bool = True) -> Source:
@@ -67,29 +48,17 @@ def rejected(key: str, path: str, reason: str, message: str, *, fatal: bool = Tr
 
 @dataclass
 class Notes:
-    """Findings of a listing besides inputs.
+    """Findings of a listing besides inputs."""
 
-    Attributes:
-        hidden: number of files and folders passed over, by kind: .DS_Store, __MACOSX, ...
-        empty_folders: keys of folders that hold nothing.
-        renamed: the input's name of a split to the name used here, where they differ.
-    """
-
-    hidden: Counter[str] = dataclasses.field(default_factory=Counter)
-    empty_folders: list[str] = dataclasses.field(default_factory=list)
-    renamed: dict[str, str] = dataclasses.field(default_factory=dict)
+    hidden: Counter[str] = dataclasses.field(default_factory=Counter)  # .DS_Store, __MACOSX, ...
+    empty_folders: list[str] = dataclasses.field(default_factory=list)  # their keys
+    renamed: dict[str, str] = dataclasses.field(default_factory=dict)  # splits, by the input's names
 
 
 @dataclass(frozen=True)
 class SourceList:
-    """A stream of inputs, in no particular order.
-
-    Attributes:
-        items: the inputs.
-        class_names: in label order, where the input defines it; None where names must be sorted.
-        notes: complete once all items were taken.
-    """
+    """A stream of inputs, in no particular order."""
 
     items: Iterator[Source]
-    class_names: Sequence[str] | None = None
-    notes: Notes = dataclasses.field(default_factory=Notes)
+    class_names: Sequence[str] | None = None  # in label order, where the input defines it
+    notes: Notes = dataclasses.field(default_factory=Notes)  # complete once all items were taken

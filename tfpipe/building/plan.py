@@ -15,7 +15,7 @@ from tfpipe.building import class_checks
 from tfpipe.building.options import Options
 from tfpipe.building.state import State
 from tfpipe.building.tasks import ShardTask
-from tfpipe.common.errors import DataError
+from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.text import exactly, plural
 from tfpipe.records.manifest import check_name, shard_file, split_order
 from tfpipe.records.samples import USUAL
@@ -45,17 +45,15 @@ def check_keys(state: State) -> None:
 
 
 def check_inputs(state: State, options: Options) -> None:
-    """Raises if the audit found what cannot be built from, naming everything at once.
-
-    Raises:
-        DataError: an input was rejected and `on_error` is "fail"; or nothing is left.
-    """
+    """Raises DataError with all rejected inputs if `on_error` is "fail", or if none is left."""
     query = "SELECT reason, path, message FROM inputs WHERE reason IS NOT NULL AND fatal ORDER BY reason, key"
-    rejected = [f"{reason}: {path}: {message}" for reason, path, message in state.rows(query)]
+    rejected = [RejectedImage(reason, message, path=path) for reason, path, message in state.rows(query)]
+    lines = _listing(f"{each.reason}: {each}" for each in rejected)
     if rejected and options.on_error == "fail":
         raise DataError(
             f"{exactly(len(rejected), 'input')} cannot be taken; mend or remove them, or leave them out with on_error=skip:"
-            + _listing(rejected)
+            + lines,
+            problems=rejected,
         )
     if count := state.value(f"SELECT count(*) {_ACCEPTED} AND {PNG_NAMED_JPEG}"):
         path = state.value(f"SELECT path {_ACCEPTED} AND {PNG_NAMED_JPEG} ORDER BY key")
@@ -69,7 +67,7 @@ def check_inputs(state: State, options: Options) -> None:
         _warn_of(state, "transparent", what)
     if not state.value(f"SELECT count(*) {_ACCEPTED}"):
         why = f"all {exactly(len(rejected), 'input')} rejected" if rejected else "the input is empty"
-        raise DataError(f"there is no image to pack: {why}" + _listing(rejected))
+        raise DataError(f"there is no image to pack: {why}{lines}", problems=rejected)
 
 
 def count_trait(state: State, word: str) -> int:
@@ -92,12 +90,9 @@ class Plan(NamedTuple):
 
 
 def make_plan(state: State, options: Options, class_order: Sequence[str] | None) -> Plan:
-    """Fills in split, label and rank of every accepted row.
+    """Sets split, label and rank of every accepted row of an audited state.
 
-    Args:
-        state: audited.
-        options: of the build.
-        class_order: names in label order where the source defines it.
+    `class_order` has the names in label order where the source defines it.
 
     Raises:
         DataError: conflicting labels or leaks that the options do not allow, naming each group.
@@ -134,11 +129,7 @@ def split_names(state: State) -> list[str]:
 
 
 def shard_tasks(state: State, options: Options, directory: Path) -> list[ShardTask]:
-    """Returns the shards of a planned state, in reading order; records are divided evenly by count.
-
-    Raises:
-        ValueError: more shards than records.
-    """
+    """Returns the shards of a planned state in reading order, records divided evenly by count."""
     tasks = []
     names = split_names(state)
     if isinstance(options.num_shards, Mapping) and (unknown := set(options.num_shards) - set(names)):

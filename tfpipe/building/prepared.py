@@ -33,13 +33,9 @@ def is_prepared(folder: Path) -> bool:
 
 
 def list_records(folder: Path, only: str | None, split_names: Mapping[str, str], notes: Notes) -> SourceList:
-    """Returns the records of a prepared data set, split by split; keys are "SHARD#000042".
+    """Returns the records of a prepared data set (of one split, or all); keys are "SHARD#000042".
 
-    Args:
-        folder: of one version of the data set, with dataset_info.json.
-        only: the split to take, or None for all.
-        split_names: usual names of splits to those used here.
-        notes: gets the splits that are renamed.
+    `folder` is of one version of the data set, with dataset_info.json; `notes` gets renamed splits.
 
     Raises:
         ValueError: the folder is not a prepared data set.
@@ -73,11 +69,7 @@ def _list_records(folder: Path, only: str | None, split_names: Mapping[str, str]
 
 
 def read_image(path: str, offset: int) -> bytes:
-    """Returns the encoded image of the record whose frame begins at `offset` of a shard.
-
-    Raises:
-        DataError: the record is damaged, or does not hold one image.
-    """
+    """Returns the encoded image of the record at `offset`; raises DataError if damaged."""
     with open_regular(path) as file:
         data = tfrecord.read_frame(file, offset, os.path.getsize(path), path)
     return _parse(data, _cached_layout(Path(path).parent), Path(path), offset)[0]

@@ -46,19 +46,10 @@ def list_sources(
     normalize: str = "none",
     choice: Choice = _FOUND,
 ) -> SourceList:
-    """Returns every image of the inputs.
+    """Returns every input: of `inputs` by split (or None) in a layout, and of `unlabelled` folders.
 
-    Args:
-        inputs: folder or file by split name, or one under None.
-        unlabelled: folders of images without labels, by split name.
-        layout: one of `LAYOUTS`.
-        label_pattern: for layout "filename": a regular expression with one named group, matched
-            from the name's start.
-        to_be_cut: the caller cuts one input into splits, so that a folder called "train" beside
-            others is a class.
-        normalize: "nfc" composes the characters of class names, so that two forms of one name are
-            one class.
-        choice: how tables are read.
+    With `to_be_cut`, the caller cuts one input into splits, and a folder called "train" beside
+    others is a class. Other arguments as in `build_tfrecords`.
 
     Raises:
         FileNotFoundError: an input is missing.
@@ -121,11 +112,7 @@ def _with_good_names(item: Source) -> Source:
 
 
 def guess_layout(path: Path) -> str:
-    """Returns the layout of an input where that is certain.
-
-    Raises:
-        ValueError: it is not; the message names the candidates.
-    """
+    """Returns an input's layout; raises ValueError with the candidates if it is not certain."""
     if path.is_file():
         if path.suffix.lower() in tables.SUFFIXES:
             return "csv"

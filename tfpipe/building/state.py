@@ -46,11 +46,7 @@ Parameters = Sequence[Any] | Mapping[str, Any]
 
 
 class State:
-    """The rows of one build, in a file.
-
-    Args:
-        path: of the SQLite file; created if missing.
-    """
+    """The rows of one build, in an SQLite file, created if missing."""
 
     def __init__(self, path: Path) -> None:
         if sqlite3.sqlite_version_info < _MIN_SQLITE:
@@ -200,9 +196,7 @@ class State:
     def accept(self, *, reopen: bool) -> None:
         """Takes over paths and times of modification from the new listing, and commits.
 
-        Args:
-            reopen: audit inputs again that could not be read; not where a plan was made without
-                them.
+        With `reopen`, unreadable inputs are audited again; not where a plan was made without them.
         """
         self.write("UPDATE inputs SET path = now.path, mtime_ns = now.mtime_ns FROM now WHERE now.key = inputs.key")
         if reopen:

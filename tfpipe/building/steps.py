@@ -22,7 +22,7 @@ from tfpipe.building.tasks import AuditTask, ShardTask
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import clear_folder, temporary_folder
 from tfpipe.common.progress import ProgressBar
-from tfpipe.common.workers import Progress, Workers
+from tfpipe.common.workers import Done, Workers
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.manifest import Manifest, Shard, Split
@@ -71,22 +71,13 @@ def _order_differences(before: Sequence[str] | None, now: Sequence[str] | None) 
 
 
 class Build(NamedTuple):
-    """One call of `build_tfrecords`.
+    """One call of `build_tfrecords`."""
 
-    Attributes:
-        directory: the output, locked by the caller.
-        options: of the build.
-        list_inputs: lists the inputs, anew at each call.
-        workers: number of processes.
-        lock: descriptor that holds the lock.
-        progress: whether to show it.
-    """
-
-    directory: Path
+    directory: Path  # the output, locked by the caller
     options: Options
-    list_inputs: Callable[[], SourceList]
+    list_inputs: Callable[[], SourceList]  # anew at each call
     workers: int
-    lock: int
+    lock: int  # the descriptor that holds it
     progress: bool
 
     def run(self) -> Manifest:
@@ -159,7 +150,7 @@ class Build(NamedTuple):
         """Yields the results of tasks while a bar shows their progress."""
         with ProgressBar(title, total, initial=done, enabled=self.progress and total > 0) as bar:
             for message in workers.run(function, tasks):
-                if isinstance(message, Progress):
+                if isinstance(message, Done):
                     bar.add(*message)
                 else:
                     yield message

@@ -162,9 +162,7 @@ class ShardTask(NamedTuple):
 def write_shard(task: ShardTask, report: Report) -> Shard:
     """Writes a shard, its index and its catalogue rows, each synced and renamed into place.
 
-    Raises:
-        DataError: an image is not as audited.
-        OSError: the disk is full, or the like.
+    Raises DataError if an image is not as audited, OSError if the disk is full or the like.
     """
     directory, state = Path(task.directory), Path(task.state)
     output, index = _HashedFile(), _HashedFile()

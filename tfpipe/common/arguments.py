@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorates a function with former names of arguments, `old="new"`: they work, with a DeprecationWarning, until 1.0."""
+    """Decorates a function with former names of arguments, `old="new"`; they work until 1.0."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
@@ -39,7 +39,6 @@ def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             return function(*args, **kwargs)
 
         vars(call)["renamed"] = names
-        setattr(call, "__kwdefaults__", getattr(function, "__kwdefaults__"))  # noqa: B009, B010 (read by callers of `Loader`)
         return call
 
     return decorate

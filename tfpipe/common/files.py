@@ -27,7 +27,6 @@ T = TypeVar("T")
 
 MAX_JSON_BYTES = 256 << 20
 _MAX_DIGITS = 20  # of an int64 with its sign, and of a uint64
-_MAX_NAME_BYTES = 255  # in most file systems
 
 
 @contextlib.contextmanager
@@ -42,11 +41,7 @@ def path_written_atomically(path: Path, suffix: str = "") -> Iterator[Path]:
     """Yields the name of a file that becomes `path`, synced, if the block ends without error.
 
     Else it vanishes, and `path` stays unchanged. Temporary files of killed processes beside `path`
-    are removed first.
-
-    Args:
-        path: of the file.
-        suffix: of the temporary name, for a library that looks at it.
+    are removed first. The name ends with `suffix`, for a library that looks at it.
     """
     clear_up(path)
     try:
@@ -231,12 +226,8 @@ def check_folder(path: str | os.PathLike[str]) -> None:
 def open_descriptor(path: str | os.PathLike[str]) -> int:
     """Opens a regular file to read its bytes, and returns the descriptor, which the caller closes.
 
-    Anything else is refused: opening a pipe or device would wait or have effects.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        DataError: it is not a regular file, or one that the kernel makes up (/proc/kmsg), which may
-            wait, too.
+    Anything else raises DataError: opening a pipe or device would wait or have effects, and so may
+    files that the kernel makes up (/proc/kmsg).
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     status = os.fstat(descriptor)
@@ -291,8 +282,7 @@ def parse_json(data: bytes, path: str | os.PathLike[str]) -> Any:
 def check_json(content: Any, kind: type[T], path: Path) -> T:
     """Returns parsed JSON as a dataclass, TypedDict or other type; drops unknown keys.
 
-    Raises:
-        DataError: a field is missing or of another type; names it.
+    Raises DataError, which names the field, if one is missing or of another type.
     """
     import msgspec  # here: processes that only write need not load it
 
@@ -326,17 +316,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{text:.80} is not a finite number")
     return number
-
-
-def check_plain_name(name: str, path: str | os.PathLike[str]) -> str:
-    """Returns a name that the file at `path` gives for another one beside it.
-
-    Raises:
-        DataError: it would lead to another folder, or is not a file's name.
-    """
-    if name in ("", ".", "..") or set(name) & set("/\\\0") or len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
-        raise DataError(f"{name!r:.200} is not the plain name of a file in the same folder", path=path)
-    return name
 
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))

@@ -23,15 +23,11 @@ def locked(directory: Path, writer: str, *, patience_seconds: float = _PATIENCE_
     """Holds an advisory lock on a folder; yields the descriptor that holds it.
 
     The folder itself is locked, so that no lock file remains. It is created if missing, and then
-    removed again, with the folders above it that were created, if it is left empty.
-
-    Args:
-        directory: the folder.
-        writer: what another process would be, for messages: "build", "training".
-        patience_seconds: how long to wait for the lock. A wait longer than the default is logged.
+    removed again, with the folders above it that were created, if it is left empty. `writer` names
+    another process in messages: "build", "training". A wait longer than the default is logged.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds it, and still does after the wait.
         OSError: the file system has no locks.
     """
     begun, is_logged = time.monotonic(), patience_seconds <= _PATIENCE_SECONDS

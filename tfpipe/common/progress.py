@@ -51,12 +51,7 @@ class _Console(logging.Handler):
 class ProgressBar:
     """Counts records or steps; shows them with the speed and the time left.
 
-    Args:
-        title: of the work.
-        total: number of units.
-        unit: their name.
-        initial: units done before.
-        enabled: False shows nothing.
+    Of `total` units, `initial` were done before. Bytes are shown where any are counted.
     """
 
     def __init__(self, title: str, total: int, *, unit: str = "records", initial: int = 0, enabled: bool = True) -> None:

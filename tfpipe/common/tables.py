@@ -43,9 +43,8 @@ class Table(NamedTuple):
     def column(self, known: Sequence[str], name: str = "", given: str | None = None) -> str | None:
         """Returns the given column, or the first known one that exists, or None.
 
-        Raises:
-            ValueError: no column, or more than one, is called as `given`, the value of argument
-                `name`.
+        Raises ValueError if no column, or more than one, is called as `given`, the value of
+        argument `name`.
         """
         if given is None:
             return next((column for column in known if column in self.columns), None)

@@ -29,6 +29,31 @@ def format_bytes(count: int) -> str:
     return f"{size:.1f} TB"
 
 
+def percent(share: float | None) -> str:
+    """Returns "12.34%", or "-" for None."""
+    return "-" if share is None else f"{share:.2%}"
+
+
+def number(value: float | None) -> str:
+    """Returns four decimals, or "-" for None."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """Returns "10.00% to 15.00%", or "-" for None."""
+    return "-" if bounds is None else f"{bounds[0]:.2%} to {bounds[1]:.2%}"
+
+
+def with_interval(share: float | None, bounds: Sequence[float] | None) -> str:
+    """Returns "12.34% (95 %: 10.00% to 15.00%)", or "-" where one is None."""
+    return "-" if share is None or bounds is None else f"{percent(share)} (95 %: {interval(bounds)})"
+
+
+def threshold(value: float | None) -> str:
+    """Returns the digits that give the same float32 when read, or "none"."""
+    return "none" if value is None else f"{value:.9g}"
+
+
 def display_width(text: str) -> int:
     """Returns a text's columns in a terminal: Chinese characters two, combining marks none."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

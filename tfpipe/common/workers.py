@@ -38,7 +38,7 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-class Progress(NamedTuple):
+class Done(NamedTuple):
     """Work that a task has done since its last report."""
 
     num_records: int
@@ -51,13 +51,9 @@ class _Child(NamedTuple):
 
 
 class Workers:
-    """A fixed number of worker processes.
+    """A fixed number of processes that call the functions of a module.
 
-    Args:
-        count: of processes, 1 or more.
-        module: of the functions that `run` calls.
-        held_descriptor: a file descriptor that each worker holds open, so that a lock on it lasts
-            until the last of them has ended; or None.
+    Each holds `held_descriptor` open, so that a lock on it lasts until the last of them has ended.
     """
 
     def __init__(self, count: int, module: str, held_descriptor: int | None = None) -> None:
@@ -77,7 +73,7 @@ class Workers:
                 child.process.wait()
 
     def run(self, function: str, tasks: Iterable[Any]) -> Iterator[Any]:
-        """Yields `Progress` and results of `MODULE.FUNCTION(task, report)`, as tasks finish.
+        """Yields `Done` and results of `MODULE.FUNCTION(task, report)`, as tasks finish.
 
         Raises:
             Exception: whatever a task raised.
@@ -148,7 +144,7 @@ def serve(descriptor: int, module: str) -> None:
     while True:
         function, task = inbox.get()
         try:
-            result = getattr(tasks, function)(task, lambda *done: _send(connection, "progress", Progress(*done)))
+            result = getattr(tasks, function)(task, lambda *done: _send(connection, "progress", Done(*done)))
             _send(connection, "result", result)
         except Exception as error:  # carried to the parent, which raises it
             _send(connection, "error", _portable(error))

@@ -1,11 +1,11 @@
-"""The training pictures that a classifier finds most like a new one.
+"""The training images that a classifier finds most like a new one.
 
-    gallery = collect(classifier, "shards/", "train")
-    for found in gallery.nearest(features):                          # those of `predict_with_features`
+    index = collect(classifier, "shards/", "train")
+    for found in index.nearest(features):                          # those of `predict_with_features`
         print(found.key, found.class_name, found.similarity)
-        gallery.picture(found, 256)                                  # uint8 [H, W, 3]
+        index.image(found, 256)                                  # uint8 [H, W, 3]
 
-Features are in memory, 4 D bytes a picture; pictures stay in their shards and are read when they are shown.
+Features are in memory, 4 D bytes an image; images stay in their shards and are read when they are shown.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A training picture, and how alike its features are.
+    """A training image, and how alike its features are.
 
     Attributes:
         key: of its record.
         class_name: "" where it has none.
-        similarity: cosine of the pooled features, 1 for the same picture.
+        similarity: cosine of the pooled features, 1 for the same image.
         position: of its record in the split.
     """
 
@@ -51,8 +51,8 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """Training pictures by their features.
+class FeatureIndex:
+    """Training images by their features.
 
     Attributes:
         reader: of the split that they are in; the first `len(keys)` of its records are here.
@@ -67,13 +67,13 @@ class Gallery:
     features: Array
 
     def nearest(self, features: Array, count: int = 8) -> list[Neighbour]:
-        """Returns the most similar pictures, the first of equal ones first.
+        """Returns the most similar images, the first of equal ones first.
 
         Args:
-            features: float32 [D], pooled, of the picture to compare with.
-            count: how many; fewer where there are not so many.
+            features: float32 [D], pooled, of the image to compare with.
+            count: at most so many.
         """
-        similarities = self.features @ _unit(features)
+        similarities = self.features @ unit_vectors(features)
         nearest = np.argsort(-similarities, kind="stable")[:count].tolist()
         return [Neighbour(self.keys[place], self._class_name(place), float(similarities[place]), place) for place in nearest]
 
@@ -81,8 +81,8 @@ class Gallery:
         label = int(self.reader.labels[place])
         return "" if label == schema.UNLABELLED else self.reader.manifest.class_names[label]
 
-    def picture(self, neighbour: Neighbour, side: int) -> Array:
-        """Returns the picture, upright, uint8 [H, W, 3], its longer side no longer than `side`.
+    def image(self, neighbour: Neighbour, side: int) -> Array:
+        """Returns the image, upright, uint8 [H, W, 3], its longer side no longer than `side`.
 
         Raises:
             DataError: its record cannot be read any more.
@@ -96,7 +96,7 @@ class Gallery:
 
 
 def shrink(image: tf.Tensor, side: int) -> Array:
-    """Returns a picture, uint8 [H, W, 3], with its longer side at most `side`; smaller ones as they are."""
+    """Returns an image, uint8 [H, W, 3], with its longer side at most `side`; smaller ones as they are."""
     height, width = image.shape[:2]
     scale = min(1.0, side / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -109,44 +109,43 @@ def collect(
     directory: str | os.PathLike[str],
     split: str = "train",
     *,
-    max_pictures: int | None = None,
+    max_images: int | None = None,
     progress: bool = True,
-) -> Gallery:
-    """Sends the pictures of a split through a classifier and keeps their features.
+) -> FeatureIndex:
+    """Sends the images of a split through a classifier and keeps their features.
 
     Args:
-        classifier: gives the features, and says how its pictures are resized.
+        classifier: computes the features, and defines how images are resized.
         directory: of the data set.
         split: its name.
-        max_pictures: where there are more, so many of them (up to a full batch): the first as stored, which is in random order;
-            0: all.
+        max_images: at most so many, up to a full batch: the first as stored, which is in random order; 0: all.
         progress: show a bar.
 
     Raises:
-        ValueError, FileNotFoundError, DataError: as `tfpipe.dataset`; ValueError if there are no pictures, DataError if the
+        ValueError, FileNotFoundError, DataError: as `tfpipe.dataset`; ValueError if there are no images, DataError if the
             model's features of one are not finite.
     """
     reader = RecordReader(directory, split)
-    num_batches = -(-min(reader.num_records, max_pictures or reader.num_records) // BATCH_SIZE)
+    num_batches = -(-min(reader.num_records, max_images or reader.num_records) // BATCH_SIZE)
     total = min(reader.num_records, num_batches * BATCH_SIZE)
     if not total:
-        raise ValueError(f"{os.fspath(directory)}: there are no pictures in split {split!r} to compare with")
+        raise ValueError(f"{os.fspath(directory)}: there are no images in split {split!r} to compare with")
     keys: list[str] = []
     features: list[Array] = []
-    with ProgressBar("features of the training pictures", total, enabled=progress) as bar:
+    with ProgressBar("features of the training images", total, enabled=progress) as bar:
         for batch in reading_errors.read(seen_by(classifier, directory, split, batch_size=BATCH_SIZE).take(num_batches)):
             keys += [key.decode() for key in batch["key"].numpy().tolist()]
             _, found = classifier.predict_with_features(batch["image"])
             if broken := np.flatnonzero(~np.isfinite(found).all(axis=1)).tolist():
                 name = keys[broken[0] - len(found)]
                 raise DataError(f"model {classifier.sha256[:12]}: its features of {name!r} are not finite numbers")
-            features.append(_unit(found))
+            features.append(unit_vectors(found))
             bar.add(len(features[-1]), 0)
-    return Gallery(reader, split, keys, np.concatenate(features))
+    return FeatureIndex(reader, split, keys, np.concatenate(features))
 
 
-def _unit(features: Array) -> Array:
+def unit_vectors(features: Array) -> Array:
     """Returns vectors of length 1; zeros stay zeros."""
     lengths = np.linalg.norm(features, axis=-1, keepdims=True)
-    united: Array = features / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return united
+    scaled: Array = features / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return scaled

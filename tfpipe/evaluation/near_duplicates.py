@@ -1,7 +1,7 @@
 """Near-duplicates across splits: pictures of an evaluated split that training has, more or less, already seen.
 
-    for twin in find_twins(classifier, "shards/", "test"):
-        print(twin.key, twin.twin, twin.similarity)
+    for pair in find_near_duplicates(classifier, "shards/", "test"):
+        print(pair.key, pair.other, pair.similarity)
 
 A pair counts when three things agree:
 
@@ -36,6 +36,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.common.progress import ProgressBar
+from tfpipe.evaluation.feature_index import unit_vectors
 from tfpipe.images.placement import on_cpu
 from tfpipe.models import reading_errors
 from tfpipe.models.classifiers import Classifier
@@ -69,22 +70,27 @@ _Pair = tuple[int, int, float]  # position in the evaluated split, place in a ba
 
 
 @dataclass(frozen=True, slots=True)
-class Twin:
-    """A picture of the evaluated split and the most similar one of another split.
+class NearDuplicate:
+    """An image of the evaluated split and the most similar one of another split.
 
     Attributes:
-        key: of the picture.
-        twin: key of the other one.
+        key: of the image.
+        other: key of the other one.
         split: of the other one.
         similarity: correlation of the two, aligned; 1 for identical bytes.
         identical: their files have the same bytes.
     """
 
     key: str
-    twin: str
+    other: str
     split: str
     similarity: float
     identical: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the pair as in near_duplicates.json."""
+        facts = {"split": self.split, "similarity": self.similarity, "identical": self.identical}
+        return {"key": self.key, "twin": self.other, **facts}
 
 
 @dataclass(frozen=True)
@@ -94,12 +100,12 @@ class _Batch:
     grey: Array  # [B, 64, 64]
 
 
-def usual_splits(directory: str | os.PathLike[str], split: str) -> tuple[str, ...]:
-    """Returns the splits that a classifier that is evaluated on `split` has learned from: train and val, where there are."""
+def training_splits(directory: str | os.PathLike[str], split: str) -> tuple[str, ...]:
+    """Returns the splits that an evaluated classifier was trained on: train and val, without `split`."""
     return tuple(name for name in manifests.load(directory).splits if name in ("train", "val") and name != split)
 
 
-def find_twins(
+def find_near_duplicates(
     classifier: Classifier,
     directory: str | os.PathLike[str],
     split: str,
@@ -107,7 +113,7 @@ def find_twins(
     against: Sequence[str] | None = None,
     batch_size: int = 64,
     progress: bool = True,
-) -> list[Twin]:
+) -> list[NearDuplicate]:
     """Returns the pictures of a split that have a near-duplicate in another split, in the order of the catalogue.
 
     One pass over all these splits. Memory grows with the pictures of `split` alone, by 1 kB each and the features of those that
@@ -125,7 +131,7 @@ def find_twins(
         ValueError: there is no such split, or it is compared with itself.
         FileNotFoundError, DataError: as `tfpipe.dataset`.
     """
-    others = usual_splits(directory, split) if against is None else tuple(against)
+    others = training_splits(directory, split) if against is None else tuple(against)
     if split in others:
         raise ValueError(f"against: {split!r} cannot be compared with itself")
     manifest = manifests.load(directory)
@@ -152,21 +158,21 @@ def find_twins(
                 for row, column, similarity in features.alike(pairs, batch.images):
                     key = queries.keys[row]
                     if key not in best or best[key].similarity < similarity:
-                        best[key] = Twin(key, batch.keys[column], name, similarity, identical=False)
+                        best[key] = NearDuplicate(key, batch.keys[column], name, similarity, identical=False)
     return [best[key] for key in queries.keys if key in best]
 
 
-def _identical(directory: str | os.PathLike[str], split: str, others: Sequence[str]) -> dict[str, Twin]:
-    """Returns the byte-identical twins by key."""
+def _identical(directory: str | os.PathLike[str], split: str, others: Sequence[str]) -> dict[str, NearDuplicate]:
+    """Returns the byte-identical pairs by key."""
     by_hash: dict[str, list[str]] = {}
     for row in read_catalog(directory, split=split):
         by_hash.setdefault(row.sha256, []).append(row.key)
-    twins: dict[str, Twin] = {}
+    pairs: dict[str, NearDuplicate] = {}
     for other in others:
         for row in read_catalog(directory, split=other):
             for key in by_hash.get(row.sha256, ()):
-                twins.setdefault(key, Twin(key, row.key, other, 1.0, identical=True))
-    return twins
+                pairs.setdefault(key, NearDuplicate(key, row.key, other, 1.0, identical=True))
+    return pairs
 
 
 def _batches(classifier: Classifier, directory: str | os.PathLike[str], split: str, batch_size: int) -> Iterator[_Batch]:
@@ -206,11 +212,8 @@ class _Features:
 
     def _compute(self, images: Array) -> Array:
         """Returns features of length 1, [B, D]."""
-        _, features = self._classifier.predict_with_features(images)
         with np.errstate(invalid="ignore", over="ignore"):
-            lengths = np.linalg.norm(features, axis=1, keepdims=True)
-            directions: Array = features / np.maximum(lengths, np.finfo(np.float32).tiny)
-        return directions
+            return unit_vectors(self._classifier.predict_with_features(images)[1])
 
 
 class _Queries:

@@ -21,14 +21,14 @@ import tensorflow as tf
 from tfpipe.common.errors import DataError, lines_of
 from tfpipe.exporting import half_precision
 from tfpipe.exporting.parity import ExportedFile
-from tfpipe.formats import frozen_graph, logs, onnx_files, opening, preflight, signatures, tflite_files
+from tfpipe.formats import frozen_graph, onnx_files, opening, preflight, signatures, tflite_files
 from tfpipe.formats.specifications import Specification
 from tfpipe.models import classifiers
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.networks import keras_files
 
 _PB_LIMIT_BYTES = 2**31 - 1  # of one protobuf message
-_LOGS = ("tensorflow", "absl")  # to which TensorFlow tells names of nodes and durations while it saves
+_LOGS = ("tensorflow", "absl")  # where TensorFlow logs names of nodes and durations while it saves
 
 
 class Work:
@@ -67,7 +67,7 @@ def _write_saved_model(work: Work) -> dict[str, ExportedFile]:
     # variable cannot be of 16 bits and computed with in 32.
     module = tf.Module()
     module.weights = [] if work.half else [weight.value for weight in network.weights]
-    with logs.quiet(*_LOGS):
+    with onnx_files.quiet(*_LOGS):
         concrete = {name: function.get_concrete_function() for name, function in functions.items()}
         tf.saved_model.save(module, os.fspath(path), signatures=concrete)
     return {opening.SAVED_MODEL_NAME: ExportedFile("saved_model", path)}
@@ -91,7 +91,7 @@ def _write_tflite(work: Work) -> dict[str, ExportedFile]:
         # TFLite rounds to 16 bits by itself, and more than the weights that were rounded before.
         is_lossy = dynamic_range or work.half
         given = _other(work.specification, name) if is_lossy else work.specification
-        with logs.quiet(*_LOGS), _converting("tflite"):
+        with onnx_files.quiet(*_LOGS), _converting("tflite"):
             data = tflite_files.convert(work.plain, given, dynamic_range=dynamic_range)
         found[name] = ExportedFile("tflite", work.write(name, data), is_lossy)
     return found

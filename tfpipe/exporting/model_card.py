@@ -1,26 +1,29 @@
-"""The model card of an export: what a model is, what it was measured to do, and what nobody has said of it yet.
+"""The model card of an export: what a model is, its measured quality, and what nobody has said of it yet.
 
     text = render(specification, run=Path("runs/a"), evaluations=[Path("eval/")], parity=rows, files=files)
 
-Sections are those of Mitchell et al. 2019, "Model cards for model reporting" (https://arxiv.org/abs/1810.03993). Everything is
-read from files and hashes; what only a person can know is marked as to be filled in. No date: equal exports have equal cards.
+Sections are those of Mitchell et al. 2019, "Model cards for model reporting" (https://arxiv.org/abs/1810.03993).
+Everything is read from files and hashes; only a person can fill in the rest. No date: equal exports have equal cards.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from tfpipe.common import text
 from tfpipe.common.files import check_json, load_json
-from tfpipe.common.text import format_bytes, plural
-from tfpipe.exporting import results
-from tfpipe.exporting.results import Results
+from tfpipe.common.text import interval, number, percent, plural
+from tfpipe.evaluation import metrics
+from tfpipe.evaluation.html_report import NEAR_DUPLICATES_NAME, likely_label_errors
 from tfpipe.formats.preflight import KERAS_NAME
 from tfpipe.formats.specifications import Specification
+from tfpipe.models import predictions
 from tfpipe.records.run_folders import BACKBONE_NAME, RUN_NAME, SUMMARY_NAME
-from tfpipe.report import markdown
+from tfpipe.report import templates
 
 FILE_NAME = "model_card.md"
 
@@ -32,15 +35,14 @@ _RESIZES = {
     "pad": "scaled until they fit into that size, with black around them",
 }
 _HALF = {
-    "num_pictures": "pictures",
+    "num_pictures": "images",
     "accuracy_before": "accuracy before",
     "accuracy": "accuracy with rounded weights",
-    "num_changed": "pictures that get another class",
+    "num_changed": "images that get another class",
     "largest_difference": "largest difference of a probability",
 }
 
 File = tuple[str, int, str]
-Blocks = Iterator[str]
 
 
 class _Data(TypedDict):
@@ -96,6 +98,27 @@ class _Summary(TypedDict):
     head: NotRequired[_Head | None]
 
 
+class _Computed(TypedDict):
+    device: str
+    arithmetic: str
+
+
+class _Receipt(TypedDict):
+    split: str
+    model_sha256: str
+    data_root_hash: str
+    ids_sha256: str
+    computed: NotRequired[list[_Computed]]
+
+
+class _Pairs(TypedDict):
+    against: list[str]
+    count: int
+    count_without: int
+    accuracy_without: float | None
+    accuracy_without_interval: tuple[float, float] | None
+
+
 def render(
     specification: Specification,
     *,
@@ -113,32 +136,35 @@ def render(
         evaluations: folders that `tfpipe.evaluate` wrote, each of this very model.
         parity: rows of the comparison of the exported files; the first one's names are the columns.
         files: (path in the export, bytes, SHA-256) of each.
-        half: what storing weights in float16 cost, see `rounding.measure_cost`, and "sha256", the hash of the rounded model;
-            None if it was not done. `specification` is then that of the model before.
+        half: the cost of float16 weights, see `half_precision.measure_cost`, and "sha256", the hash of the rounded model.
+            `specification` is then that of the model before.
 
     Raises:
         ValueError: an evaluation is of another model.
-        FileNotFoundError: the run or an evaluation is not there, or not finished.
+        FileNotFoundError: the run or an evaluation is missing or not finished.
         DataError: their files are damaged.
     """
-    facts = _read_run(run, specification) if run is not None else {}
-    found = [results.read(path, specification) for path in evaluations]
-    sections: dict[str, Iterable[str]] = {
-        "Model details": _details(specification, facts, half),
-        "Intended use": _intended_use(),
-        "Factors": _factors(),
-        "Metrics": _metrics(),
-        "Evaluation data": _evaluation_data(found, facts),
-        "Training data": _training_data(facts),
-        "Quantitative analyses": _analyses(found),
-        "Ethical considerations": _ethics(),
-        "Caveats and recommendations": _caveats(specification, found),
-        "Files": _files(files, parity, half),
-    }
-    blocks = [f"# Model card: {_title(specification, facts)}"]
-    for name, content in sections.items():
-        blocks += [f"## {name}", *content]
-    return "\n\n".join(blocks) + "\n"
+    facts = _read_run(run, specification) if run is not None else None
+    found = [_Evaluation.read(path, specification) for path in evaluations]
+    columns = list(parity[0]) if parity else []
+    large = [(name, text.format_bytes(size), shlex.quote(name)) for name, size, _ in files if size > _LARGE_BYTES]
+    return templates.render(
+        "model_card.md",
+        title=_title(specification, facts),
+        num_classes=len(specification.class_names),
+        details=_details(specification, facts, half),
+        evaluations=found,
+        evaluation_rows=[one.facts() for one in found],
+        same_data=facts and all(one.receipt["data_root_hash"] == facts["data"]["root_hash"] for one in found),
+        data=_data(facts["data"]) if facts else {},
+        files=[(name, text.format_bytes(size), sha256) for name, size, sha256 in files],
+        keras_name=KERAS_NAME,
+        has_keras=any(name == KERAS_NAME for name, _, _ in files),
+        large=large,
+        half={shown: _value(half[name]) for name, shown in _HALF.items()} if half else {},
+        parity=[[_value(row.get(column)) for column in columns] for row in parity],
+        parity_columns=columns,
+    )
 
 
 def _read_run(folder: Path, specification: Specification) -> dict[str, Any]:
@@ -153,199 +179,128 @@ def _read_run(folder: Path, specification: Specification) -> dict[str, Any]:
     return facts
 
 
-def _title(specification: Specification, facts: Mapping[str, Any]) -> str:
-    if not facts:
+def _title(specification: Specification, facts: Mapping[str, Any] | None) -> str:
+    if facts is None:
         return f"a classifier of {plural(len(specification.class_names), 'class', 'classes')}"
-    return markdown.text(f"{facts['recipe']['backbone']} on {facts['data']['name']}")
+    return f"{facts['recipe']['backbone']} on {facts['data']['name']}"
 
 
-def _to_fill_in(question: str) -> str:
-    return f"> **TO BE FILLED IN:** {question}"
-
-
-def _details(specification: Specification, facts: Mapping[str, Any], half: Mapping[str, Any] | None) -> Blocks:
+def _details(
+    specification: Specification, facts: Mapping[str, Any] | None, half: Mapping[str, Any] | None
+) -> dict[str, object]:
     names, (height, width) = specification.class_names, specification.image_size
     shown = ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else "")
-    content = {
-        "task": f"one of {plural(len(names), 'class', 'classes')} for a picture, with a probability for each",
+    hashes = {"model SHA-256": specification.sha256}
+    if half is not None:
+        hashes = {"model SHA-256, before its weights were rounded": specification.sha256}
+        hashes |= {"model SHA-256, as it is here": half["sha256"]}
+    return {
+        "task": f"one of {plural(len(names), 'class', 'classes')} for an image, with a probability for each",
         "classes, in the order of the probabilities": shown,
         **(_origin(facts) if facts else {"made by": "a program of its own; tfpipe only exported it"}),
         "input": f"uint8 [B, {height}, {width}, 3], RGB, 0..255; not scaled or normalised before",
-        "resize": f"{specification.resize}: pictures are {_RESIZES[specification.resize]} (bilinear, antialiased)",
+        "resize": f"{specification.resize}: images are {_RESIZES[specification.resize]} (bilinear, antialiased)",
         **{name: f"{value}, of files" for name, value in specification.samples.options().items()},
         "preprocessing": f"{specification.preprocessing}, a part of the model",
-        "orientation": "that of EXIF is applied where the input is a file's bytes; arrays have to be upright",
-        "largest picture": f"{plural(specification.max_pixels, 'pixel')}; larger files are refused, not decoded",
-        **({"model SHA-256": specification.sha256} if half is None else _hashes(specification, half)),
+        "orientation": "that of EXIF is applied where the input is a file's bytes; arrays must be upright",
+        "largest image": f"{plural(specification.max_pixels, 'pixel')}; larger files are refused, not decoded",
+        **hashes,
         "tfpipe": specification.version,
-    }
-    yield markdown.facts(content)
-    yield _to_fill_in("who made the model, whom to write to, its licence and those of its weights and pictures.")
-
-
-def _hashes(specification: Specification, half: Mapping[str, Any]) -> dict[str, object]:
-    return {
-        "model SHA-256, before its weights were rounded": specification.sha256,
-        "model SHA-256, as it is here": half["sha256"],
     }
 
 
 def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
-    recipe, versions = facts["recipe"], facts["versions"]
+    recipe, summary = facts["recipe"], facts["summary"]
     hidden = f", hidden layers {', '.join(map(str, recipe['hidden']))}" if recipe["hidden"] else ""
-    chosen = (facts["summary"] or {}).get("head")
-    pooling = f"{chosen['pooling'] if chosen else recipe['pooling']} pooling"
+    chosen = (summary or {}).get("head")
     content = {
         "backbone": f"{recipe['backbone']}, weights {recipe['weights']}",
         "backbone SHA-256, before training": facts.get("backbone_sha256", "not known"),
-        "head": f"{pooling}{hidden}, dropout {recipe['dropout']:g}",
+        "head": f"{(chosen or recipe)['pooling']} pooling{hidden}, dropout {recipe['dropout']:g}",
         "mode": recipe["mode"],
         "training": f"{recipe['optimizer']}, batch size {recipe['batch_size']}, seed {recipe['seed']}, {facts['precision']}",
     }
-    summary = facts["summary"]
     if summary is None:
         return {**content, "weights": "of another checkpoint than the run's best; their validation accuracy is not known"}
     for phase in summary["phases"]:
-        numbers = (
-            f"{plural(phase['num_epochs'], 'epoch')}, best {phase['best_epoch']}, {plural(phase['num_trained'], 'parameter')}"
-            " trained"
-        )
-        content[f"phase {phase['phase']}"] = numbers
+        epochs, trained = plural(phase["num_epochs"], "epoch"), plural(phase["num_trained"], "parameter")
+        content[f"phase {phase['phase']}"] = f"{epochs}, best {phase['best_epoch']}, {trained} trained"
     if chosen:
         content["head, before fine-tuning"] = (
             f"the logistic regression that validates best: C={chosen['strength']:g},"
-            f" loss {chosen['val_loss']:.4f}, accuracy {results.percent(chosen['val_accuracy'])}"
+            f" loss {chosen['val_loss']:.4f}, accuracy {percent(chosen['val_accuracy'])}"
         )
-    content["mode"] = summary["mode"]  # "auto" was the wish
-    content["validation accuracy"] = results.percent(summary["val_accuracy"]) + ", on which the weights were chosen"
-    content["trained with"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    content["mode"] = summary["mode"]  # the recipe may say "auto"
+    content["validation accuracy"] = percent(summary["val_accuracy"]) + ", on which the weights were chosen"
+    content["trained with"] = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return content
 
 
-def _intended_use() -> Blocks:
-    yield _to_fill_in("primary uses: on which pictures, for which decision, with which person in the loop.")
-    yield _to_fill_in("primary users.")
-    yield _to_fill_in("uses out of scope: what it must not be used for.")
-
-
-def _factors() -> Blocks:
-    yield _to_fill_in("what may matter and differ from the pictures below: cameras, light, places, groups of people, seasons.")
-
-
-def _metrics() -> Blocks:
-    yield (
-        "Accuracy, recall, sensitivity and specificity are shares of pictures, with 95 % score intervals (Wilson 1927). The"
-        " interval is about chance in the choice of pictures, not about pictures of another kind. Probabilities are judged by"
-        " log loss and the expected calibration error (15 bins, Guo et al. 2017)."
-    )
-
-
-def _evaluation_data(found: Sequence[Results], facts: Mapping[str, Any]) -> Blocks:
-    if not found:
-        yield "**No evaluation was given.** Nothing is known of how well this model does. To add one:"
-        yield markdown.code(
-            [
-                "tfpipe-evaluate --model=RUN --data=SHARDS --split=test --output=EVAL",
-                "tfpipe-export-model ... --evaluation=EVAL",
-            ]
-        )
-        return
-    rows = [
-        [one.split, f"{one.metrics['count']:,}", one.receipt["data_root_hash"], one.receipt["ids_sha256"], one.computed]
-        for one in found
-    ]
-    yield markdown.table(["split", "pictures", "data root hash", "SHA-256 of their ids", "computed in"], rows)
-    trained_on = facts["data"]["root_hash"] if facts else None
-    if any(one.receipt["data_root_hash"] != trained_on for one in found):
-        yield (
-            "Not all of this is from the data set that the model was trained on."
-            if facts
-            else "Of the training data nothing is known."
-        )
-
-
-def _training_data(facts: Mapping[str, Any]) -> Blocks:
-    if facts:
-        data = facts["data"]
-        counts = {"train, pictures": f"{data['num_train']:,}", "validation, pictures": f"{data['num_val']:,}"}
-        yield markdown.facts({"data set": data["name"], "data root hash": data["root_hash"], **counts})
-        yield "The root hash names the shards bit for bit: `tfpipe-inspect-tfrecords` shows that of any copy."
-    yield _to_fill_in("where the pictures come from, who labelled them and how, and whether the people in them agreed.")
-
-
-def _analyses(found: Sequence[Results]) -> Blocks:
-    if not found:
-        yield "None: see *Evaluation data*."
-    for one in found:
-        yield f"### Split {markdown.text(one.split)}, data {one.receipt['data_root_hash'][:12]}"
-        yield results.metrics_table(one)
-        yield results.class_table(one)
-
-
-def _ethics() -> Blocks:
-    yield _to_fill_in("what a wrong answer can do to whom; what in the pictures is sensitive.")
-
-
-def _caveats(specification: Specification, found: Sequence[Results]) -> Blocks:
-    for one in found:
-        yield f"What the evaluation on {markdown.text(one.split)} showed:"
-        yield results.limits(one)
-    yield "What holds without one:"
-    yield markdown.bullets(
-        [
-            f"The model knows {plural(len(specification.class_names), 'class', 'classes')} and no other answer: a picture of"
-            " something else gets one of them, often with a high probability.",
-            "Pictures must be decoded, turned and resized as described above. Another decoder or resize changes pixels by some"
-            " levels, and probabilities with them; the signatures that take bytes do all of it.",
-        ]
-    )
-    yield _to_fill_in("recommendations for those who use it.")
-
-
-def _files(files: Sequence[File], parity: Sequence[Mapping[str, Any]], half: Mapping[str, Any] | None) -> Blocks:
-    if files:
-        rows = [[name, format_bytes(size), sha256] for name, size, sha256 in files]
-        yield markdown.table(["file", "size", "SHA-256"], rows)
-        yield "`sha256sum --check SHA256SUMS` compares them."
-    if any(name == KERAS_NAME for name, _, _ in files):
-        yield f"Keras reads {KERAS_NAME} without tfpipe; images are uint8 [B, H, W, 3], RGB, of the input's size:"
-        yield markdown.code([f'probabilities = keras.saving.load_model("{KERAS_NAME}")(images)'])
-    yield from _large_files([(name, size) for name, size, _ in files if size > _LARGE_BYTES])
-    if half is not None:
-        yield "Weights are stored in float16 (`--half`); the metrics above are those from before. What it cost, measured:"
-        yield markdown.facts({shown: _value(half[name]) for name, shown in _HALF.items()})
-    yield "### Parity"
-    if not parity:
-        yield "The files were not compared with the model that they came from."
-        return
-    yield (
-        "The same pictures through every file, in a process without tfpipe; largest differences from the model itself on the"
-        " same device, in float32:"
-    )
-    columns = list(parity[0])
-    yield markdown.table(columns, [[_value(row.get(column)) for column in columns] for row in parity])
+def _data(data: _Data) -> dict[str, object]:
+    counts = {"train, images": f"{data['num_train']:,}", "validation, images": f"{data['num_val']:,}"}
+    return {"data set": data["name"], "data root hash": data["root_hash"], **counts}
 
 
 def _value(value: object) -> object:
     if isinstance(value, float):
         return f"{value:.3g}"
-    return results.NONE if value is None else value
+    return "-" if value is None else value
 
 
-def _large_files(large: Sequence[tuple[str, int]]) -> Blocks:
-    if not large:
-        return
-    yield "### Files over 100 MB"
-    names = ", ".join(f"{markdown.text(name)} ({format_bytes(size)})" for name, size in large)
-    yield f"GitHub refuses a push with a file of more than 100 MiB (104.9 MB). That concerns: {names}. Ways out:"
-    quoted = [shlex.quote(name) for name, _ in large]
-    yield markdown.bullets(
-        [
-            "an asset of a release, which may have up to 2 GiB and does not burden those who clone;",
-            "Git LFS, within its quotas:",
-        ]
-    )
-    yield markdown.code(["git lfs install", f"git lfs track {' '.join(quoted)}", f"git add .gitattributes {' '.join(quoted)}"])
-    yield markdown.bullets(["parts of less than 100 MiB, put together and compared after the download:"])
-    lines = [f"split -b 95M {name} {name}.part-" for name in quoted] + [f"cat {name}.part-* > {name}" for name in quoted]
-    yield markdown.code([*lines, "sha256sum --check SHA256SUMS"])
+@dataclass(frozen=True)
+class _Evaluation:
+    """The files of an evaluation: receipt.json, metrics.json, near_duplicates.json if there is one, and the table."""
+
+    receipt: _Receipt
+    metrics: dict[str, Any]
+    num_doubtful: int
+    pairs: _Pairs | None
+
+    @classmethod
+    def read(cls, folder: Path, specification: Specification) -> _Evaluation:
+        table = predictions.read(folder)
+        receipt, found = load_json(folder / predictions.RECEIPT_NAME, _Receipt), metrics.load(folder)
+        if (of := receipt["model_sha256"]) != specification.sha256:
+            raise ValueError(f"{folder}: is an evaluation of the model {of}, not of the exported one, {specification.sha256}")
+        for row in found["per_class"]:
+            row["recall_interval"] = metrics.wilson(round((row["recall"] or 0) * row["support"]), row["support"])
+        path = folder / NEAR_DUPLICATES_NAME
+        return cls(receipt, found, len(likely_label_errors(table)), load_json(path, _Pairs) if path.exists() else None)
+
+    @property
+    def split(self) -> str:
+        return self.receipt["split"]
+
+    def facts(self) -> Sequence[object]:
+        computed = [f"{one['arithmetic']} on {one['device']}" for one in self.receipt.get("computed", ())]
+        hashes = self.receipt["data_root_hash"], self.receipt["ids_sha256"]
+        return self.split, f"{self.metrics['count']:,}", *hashes, "; ".join(computed) or "-"
+
+    def metric_rows(self) -> Iterator[Sequence[object]]:
+        found = self.metrics
+        yield "images, each exactly once", f"{found['count']:,}", ""
+        yield "accuracy", percent(found["accuracy"]), interval(found["accuracy_interval"])
+        yield "balanced accuracy (mean recall of the classes)", percent(found["balanced_accuracy"]), ""
+        for k, share in list(found["top_k"].items())[1:][-1:]:
+            yield f"top-{k} accuracy", percent(share), ""
+        yield "AUC" if len(found["per_class"]) == 2 else "AUC, mean of the classes", number(found["auc"]), ""
+        yield "log loss", number(found["log_loss"]), ""
+        yield "expected calibration error", number(found["ece"]), ""
+        if found["binary"]:
+            at, name = found["binary"]["sensitivity_at_specificity"], found["binary"]["positive_class"]
+            sensitivity = f"sensitivity for {name}, threshold {text.threshold(at['threshold'])}"
+            yield f"average precision of {name}", number(found["binary"]["average_precision"]), ""
+            yield sensitivity, percent(at["sensitivity"]), interval(at["sensitivity_interval"])
+            yield "specificity at this threshold", percent(at["specificity"]), interval(at["specificity_interval"])
+
+    def class_rows(self) -> Iterator[Sequence[object]]:
+        for row in self.metrics["per_class"]:
+            recall = percent(row["recall"]), interval(row["recall_interval"])
+            others = percent(row["precision"]), number(row["f1"]), number(row["auc"])
+            yield row["class_name"], f"{row['support']:,}", *recall, *others
+
+    def confusions(self) -> list[tuple[int, str, str, int]]:
+        """Returns (images, true class, predicted class, images of the true class), the most frequent first."""
+        rows, cells = self.metrics["per_class"], self.metrics["confusion"]["cells"]
+        wrong = [(count, rows[i]["class_name"], rows[j]["class_name"], rows[i]["support"]) for i, j, count in cells if i != j]
+        return sorted(wrong, key=lambda one: -one[0])

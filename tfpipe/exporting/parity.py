@@ -208,10 +208,10 @@ def _expect(model: NamedModel, specification: Specification, batch: Sequence[Spe
 def _pixels(data: bytes, specification: Specification) -> Array | None:
     try:
         header = headers.read_header(data, max_pixels=specification.max_pixels)
-        image = decoding.decode_image(tf.constant(data), header.orientation, specification.samples)
+        size, mode = specification.image_size, specification.resize
+        pixels: Array = decoding.decode_and_resize(data, header.orientation, size, mode, specification.samples).numpy()
     except (DataError, tf.errors.InvalidArgumentError):
         return None
-    pixels: Array = decoding.resize_image(image, specification.image_size, specification.resize).numpy()
     return pixels
 
 

@@ -9,8 +9,10 @@ Inputs and outputs are nodes with their names. Equal models give equal bytes.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,18 +21,21 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from tfpipe.common import arguments, files
 from tfpipe.common.errors import DataError, lines_of
-from tfpipe.formats import graph_names, operations, seals, signatures, specifications
+from tfpipe.formats import operations, signatures, specifications
 from tfpipe.formats.signatures import Answer
 from tfpipe.formats.specifications import Specification
 from tfpipe.models import predictions
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.networks import arithmetic
+from tfpipe.records import checksums
 
 Graph = Any  # tf.compat.v1.GraphDef
 Array = np.ndarray[Any, Any]
 
 _SPECIFICATION = "specification"  # the node that carries it
 _MIN_WEIGHT_BYTES = 16
+# Of protobuf: a last node without effect, NodeDef(name="sha256_...", op="NoOp").
+_CHECKSUM_ENTRY = b"\n\x4f\n\x47sha256_%b\x12\x04NoOp"
 
 
 def freeze_images(model: NamedModel, specification: Specification, *, to_convert: bool = False) -> Graph:
@@ -86,7 +91,88 @@ def _named(function: Any, traced: Any, specification: Specification) -> Graph:
         for name, tensor in zip(names, found, strict=True):
             tf.identity(tensor, name=name)
         tf.constant(specification.to_json(), name=_SPECIFICATION)
-    return graph_names.canonical(_pruned(graph.as_graph_def(), [*names, spec.name, _SPECIFICATION]))
+    return _canonical(_pruned(graph.as_graph_def(), [*names, spec.name, _SPECIFICATION]))
+
+
+def _canonical(graph: Graph) -> Graph:
+    """Removes what depends on the session: numbers in names of nodes, functions and arguments.
+
+    Keras and TensorFlow count these through a session. Functions are named by their content, as a process has one library
+    for all graphs and refuses two functions with the same name.
+    """
+    _renumber_nodes(graph)
+    library = {function.signature.name: function for function in graph.library.function}
+    renamed: dict[str, Any] = {}  # by the old name
+
+    def rename_references(nodes: Iterable[Any]) -> None:
+        for node in nodes:
+            for attribute in ("_gradient_op_type", "_class"):
+                node.attr.pop(attribute, None)
+            for reference in _references(node):
+                if reference.name in library:
+                    reference.name = rename(reference.name).signature.name
+
+    def rename(name: str) -> Any:
+        if name not in renamed:
+            function = library[name]
+            rename_references(function.node_def)
+            _rename_arguments(function)
+            function.signature.name = ""
+            digest = hashlib.sha256(function.SerializeToString(deterministic=True)).hexdigest()
+            function.signature.name = f"function_{digest[:24]}"
+            renamed[name] = function
+        return renamed[name]
+
+    rename_references(graph.node)
+    functions = {function.signature.name: function for function in renamed.values()}
+    content = tf.compat.v1.GraphDef(versions=graph.versions, node=graph.node)
+    content.library.function.extend(functions[name] for name in sorted(functions))
+    return content
+
+
+def _renumber_nodes(graph: Graph) -> None:
+    """Numbers what has a number in its name anew: Keras calls a network that is called again network_1, network_2."""
+    scopes: dict[tuple[str, str], str] = {}  # (new parent, old part) -> new part
+    counts: dict[tuple[str, str], int] = {}
+    names: dict[str, str] = {}
+    for node in graph.node:
+        parent = ""
+        for part in node.name.split("/"):
+            if (parent, part) not in scopes:
+                base = re.sub(r"(_\d+)+$", "", part) or "part"
+                count = counts[parent, base] = counts.get((parent, base), -1) + 1
+                scopes[parent, part] = f"{base}_{count}" if count else base
+            parent = f"{parent}/{scopes[parent, part]}".lstrip("/")
+        names[node.name] = parent
+    for node in graph.node:
+        node.name = names[node.name]
+        for index, reference in enumerate(node.input):
+            source = _node_of(reference)
+            node.input[index] = reference.replace(source, names[source], 1)
+
+
+def _rename_arguments(function: Any) -> None:
+    """Numbers a function's arguments: those of loops are called after the loop's number in the session."""
+    order = {argument.name: f"argument_{index}" for index, argument in enumerate(function.signature.input_arg)}
+    for argument in function.signature.input_arg:
+        argument.name = order[argument.name]
+    for node in function.node_def:
+        for index, name in enumerate(node.input):
+            node.input[index] = order.get(name, name)
+    for result, name in list(function.ret.items()):
+        function.ret[result] = order.get(name, name)
+
+
+def _references(node: Any) -> Iterator[Any]:
+    for _, value in sorted(node.attr.items()):
+        if value.HasField("func"):
+            yield value.func
+        yield from value.list.func
+
+
+def _node_of(source: str) -> str:
+    """Returns the node that an input comes from: "^a" and "a:1" are of "a"."""
+    return source.removeprefix("^").split(":")[0]
 
 
 def _pruned(graph: Graph, needed: Sequence[str]) -> Graph:
@@ -97,7 +183,7 @@ def _pruned(graph: Graph, needed: Sequence[str]) -> Graph:
         name = pending.pop()
         if name not in kept:
             kept.add(name)
-            pending += [graph_names.node_of(source) for source in nodes[name].input]
+            pending += [_node_of(source) for source in nodes[name].input]
     return tf.compat.v1.GraphDef(
         versions=graph.versions, library=graph.library, node=[node for node in graph.node if node.name in kept]
     )
@@ -208,14 +294,14 @@ class FrozenGraph:
 
 def _source(nodes: Mapping[str, Any], name: str) -> str:
     """Returns the tensor that a node passes on."""
-    while nodes[graph_names.node_of(name)].op == "Identity":
-        name = nodes[graph_names.node_of(name)].input[0]  # behind it come those that it waits for
+    while nodes[_node_of(name)].op == "Identity":
+        name = nodes[_node_of(name)].input[0]  # behind it come those that it waits for
     return name if ":" in name else f"{name}:0"
 
 
 def to_bytes(graph: Graph) -> bytes:
-    """Returns the file of a graph, sealed against damage."""
-    return seals.seal(graph.SerializeToString(deterministic=True), seals.graph_entry)
+    """Returns the content of a graph's file, ending with its checksum."""
+    return checksums.append_entry(graph.SerializeToString(deterministic=True), _CHECKSUM_ENTRY)
 
 
 @arguments.renamed(path="model")
@@ -237,7 +323,7 @@ def load_frozen(model: str | os.PathLike[str], *, trust: bool = False) -> Frozen
         graph.ParseFromString(data)
     except Exception as error:  # protobuf has one class for it in each of its implementations
         raise DataError("no frozen graph: the file was cut or is another kind of file", path=path) from error
-    if any(node.name == _SPECIFICATION for node in graph.node) and not seals.is_sealed(data, seals.graph_entry):
+    if any(node.name == _SPECIFICATION for node in graph.node) and not checksums.has_valid_entry(data, _CHECKSUM_ENTRY):
         raise DataError("a damaged frozen graph: it is not what was written", path=path)
     operations.check_graph(graph, path, trust=trust)
     return FrozenGraph(graph, path)

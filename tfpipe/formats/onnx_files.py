@@ -8,10 +8,12 @@ Pictures go in as in TensorFlow, channels last. The packages are those of `pip i
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,11 @@ import tensorflow as tf
 from tfpipe.common import files
 from tfpipe.common.errors import DataError
 from tfpipe.common.workers import count_cores
-from tfpipe.formats import logs, seals, signatures, specifications
+from tfpipe.formats import signatures, specifications
 from tfpipe.formats.exported_model import Artefact
 from tfpipe.formats.preflight import ONNX_PACKAGES
 from tfpipe.formats.specifications import Specification
+from tfpipe.records import checksums
 
 Graph = Any  # tf.compat.v1.GraphDef
 Array = np.ndarray[Any, Any]
@@ -35,7 +38,23 @@ BATCH_NAME = "batch"  # of the first dimension
 
 # How a tensor begins the path of a file that it is read from, in any form of protobuf's numbers.
 _ELSEWHERE = re.compile(rb"(\n|\x8a\x80*\x00)(\x08|\x88\x80*\x00)location")
+# Of protobuf: the last of the metadata, StringStringEntryProto(key="sha256", value=...).
+CHECKSUM_ENTRY = b"r\x4a\n\x06sha256\x12\x40%b"
 _SPECIFICATION_KEY, _CLASS_NAMES_KEY = "tfpipe", "class_names"
+
+
+@contextlib.contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Limits loggers to errors until the block ends."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def check_installed() -> None:
@@ -76,7 +95,7 @@ def convert(graph: Graph, specification: Specification) -> bytes:
     names = specifications.dump_json(specification.class_names)
     onnx.helper.set_model_props(model, {_SPECIFICATION_KEY: specification.to_json(), _CLASS_NAMES_KEY: names})
     onnx.checker.check_model(model, full_check=True)
-    return seals.seal(model.SerializeToString(deterministic=True), seals.onnx_entry)
+    return checksums.append_entry(model.SerializeToString(deterministic=True), CHECKSUM_ENTRY)
 
 
 def _take_out_halves(graph: Graph) -> tuple[Graph, dict[str, Array]]:
@@ -97,7 +116,7 @@ def _translate(graph: Graph, more_inputs: Iterable[str]) -> Any:
     found = {node.name for node in graph.node}
     outputs = [name for name in signatures.OUTPUTS if name in found]
     inputs = ["image", *more_inputs]
-    with logs.quiet("tensorflow", "tf2onnx"):  # of its work, and TensorFlow of what it still uses
+    with quiet("tensorflow", "tf2onnx"):  # of its work, and TensorFlow of what it still uses
         model, _ = tf2onnx.convert.from_graph_def(
             graph,
             name="classifier",
@@ -173,7 +192,7 @@ def open_onnx(path: str | os.PathLike[str]) -> Artefact:
         raise DataError("cannot be run as an ONNX model: it was cut or is another kind of file", path=path) from error
     if _SPECIFICATION_KEY not in facts:
         raise DataError(f"an ONNX file without {_SPECIFICATION_KEY!r} in its metadata: not one that tfpipe exported", path=path)
-    if not seals.is_sealed(data, seals.onnx_entry):
+    if not checksums.has_valid_entry(data, CHECKSUM_ENTRY):
         raise DataError("a damaged ONNX file: it is not what was written", path=path)
     return Artefact(specifications.from_json(facts[_SPECIFICATION_KEY], path), lambda images: _run(session, images))
 

@@ -23,7 +23,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfpipe.formats.specifications import Specification
-from tfpipe.images.graph_pixels import decode_batch
+from tfpipe.images.decoding import decode_batch
 from tfpipe.models import predictions
 from tfpipe.models.classifiers import NamedModel
 

@@ -1,10 +1,11 @@
-r"""The orientation of a picture: from its EXIF block, and else from its XMP packet.
+r"""The orientation of an image: from its EXIF block, else from its XMP packet.
 
     >>> orientation(b"MM\0*\0\0\0\x08" + b"\0\1" + b"\x01\x12\0\3\0\0\0\1\0\6\0\0", b"")
     6
 
-EXIF is a TIFF file (TIFF 6.0, June 1992, section 2) of which only the first directory matters here. Where a block is
-damaged, the answer is what Pillow's `ImageOps.exif_transpose` acts on, so that viewers and this library agree.
+EXIF is a TIFF file (TIFF 6.0, June 1992, section 2) of which only the first directory matters here.
+Where a block is damaged, the result is that of Pillow's `ImageOps.exif_transpose`, so that viewers
+and this library agree.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import struct
 _ORIENTATION_TAG = 0x0112
 _ENTRY_BYTES = 12
 
-# TIFF field types: bytes per value, and how to unpack one number (None: not a number, so never an orientation).
+# TIFF field types: bytes per value, and how to unpack one number (None: not a number, so never an
+# orientation).
 _TYPES: dict[int, tuple[int, str | None]] = {
     1: (1, None),  # BYTE: Pillow gives the bytes, which equal no orientation
     2: (1, None),  # ASCII
@@ -42,7 +44,7 @@ def orientation(exif: bytes, xmp: bytes) -> int:
 
     Args:
         exif: the EXIF block, with or without its "Exif\0\0" prefix; empty where there is none.
-        xmp: the XMP packet, asked only where the EXIF block has no orientation.
+        xmp: the XMP packet, searched only if the EXIF block has no orientation.
     """
     tiff = _EXIF_PREFIX.sub(b"", exif)
     value: float | None = None

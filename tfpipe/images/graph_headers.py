@@ -1,20 +1,23 @@
-r"""What a picture's file says of itself, read by a TensorFlow graph: its size and its orientation, without decoding.
+r"""Size and orientation of an image file, read by a TensorFlow graph, without decoding.
 
     header = read_header(encoded)     # string [] -> readable bool [], height int64 [], width int64 [], orientation int32 []
 
-`tfpipe.images.headers.read_header` says the same in Python, and more; wherever that accepts a file, this agrees (EXIF in JPEG
-segments, in PNG's eXIf and in ImageMagick's text chunks, all TIFF field types, XMP where EXIF has no orientation), but for:
+`tfpipe.images.headers.read_header` is its counterpart in Python; wherever that accepts a file, this
+agrees (EXIF in JPEG segments, in PNG's eXIf and in ImageMagick's text chunks, all TIFF field types,
+XMP where EXIF has no orientation), but for:
 
-- compressed text chunks of a PNG (zTXt, iTXt with its flag set) are not inflated: an orientation in there is not seen;
-- of several "Raw profile type exif" chunks the first counts, also if its digits are not hexadecimal, and an empty eXIf chunk
-  does not stand against it;
+- compressed text chunks of a PNG (zTXt, iTXt with its flag set) are not inflated: an orientation in
+  there is not seen;
+- of several "Raw profile type exif" chunks the first counts, also if its digits are not
+  hexadecimal, and an empty eXIf chunk does not stand against it;
 - of an EXIF block (its segments joined) or an XMP packet, the first MiB is read;
-- a file with more than 16,384 segments and fill bytes, or chunks, is not readable, nor one with 16 MB of junk between segments.
+- a file with more than 16,384 segments and fill bytes, or chunks, is not readable, nor one with 16
+  MB of junk between segments.
 
-The last two bound what hostile bytes can cost here: about a second. What they can cost the decoder behind it is bounded by the
-audit's own limits, which hold here too: `jpeg.MAX_SCANS` and `png.MAX_COMPRESSED_CHUNKS`. A file that is readable may still
-be damaged: the decoder will say so. Reading takes some 40 us a segment: 0.6 ms for a photo of ten, 0.8 ms with an EXIF block
-(two cores, busy), and 0.5 ms for each MB.
+The last two bound the cost of hostile bytes here to about a second; the audit's limits, which hold
+here too, bound that of the decoder: `jpeg.MAX_SCANS` and `png.MAX_COMPRESSED_CHUNKS`. A readable
+file may still be damaged: the decoder reports that. Reading takes some 40 us a segment: 0.6 ms for
+a photo of ten, 0.8 ms with an EXIF block (two cores, busy), and 0.5 ms for each MB.
 """
 
 from __future__ import annotations
@@ -32,8 +35,8 @@ _MAX_STEPS = 2**14
 _MAX_METADATA_BYTES = 2**20
 _WINDOW_BYTES = 1024
 
-# By the byte behind ff. Stuffed zeros, TEM (01) and restart markers (d0 to d7) carry no segment; of fill bytes (ff), each may
-# be the one before the marker.
+# By the byte after ff. Stuffed zeros, TEM (01) and restart markers (d0 to d7) carry no segment; of
+# fill bytes (ff), each may be the one before the marker.
 _APP1, _SOS = 0xE1, 0xDA
 _FRAMES = [0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC) for code in range(256)]
 _HAS_LENGTH = [code not in (0x00, 0x01, 0xFF) and not 0xD0 <= code <= 0xD7 for code in range(256)]
@@ -50,10 +53,10 @@ _TYPE_BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 0)  # by TIFF'
 
 
 class Header(NamedTuple):
-    """What a file says of itself.
+    """Size and orientation of a file.
 
     Attributes:
-        readable: bool [], whether this is a JPEG or PNG that says how large it is.
+        readable: bool [], whether this is a JPEG or PNG with a known size.
         height: int64 [], in pixels, before orientation; 0 where not readable.
         width: int64 [], likewise.
         orientation: int32 [], EXIF 1..8; 1 where absent or out of range.
@@ -76,7 +79,7 @@ class _Facts(NamedTuple):
 
 
 def read_header(encoded: tf.Tensor) -> Header:
-    """Reads the header of a JPEG or PNG file, told by its first bytes; never raises, whatever the bytes.
+    """Reads the header of a JPEG or PNG file; never raises, whatever the bytes.
 
     Args:
         encoded: string [], the bytes of the file.
@@ -90,8 +93,8 @@ def read_header(encoded: tf.Tensor) -> Header:
     return Header(readable, tf.where(readable, height, 0), tf.where(readable, width, 0), orientation)
 
 
-# JPEG: from marker to marker up to the first scan, as `tfpipe.images.jpeg` and libjpeg do. The loop has few operations, for
-# each costs a microsecond per segment.
+# JPEG: from marker to marker up to the first scan, as `tfpipe.images.jpeg` and libjpeg do. The loop
+# has few operations, for each costs a microsecond per segment.
 
 
 def _walk_jpeg(encoded: tf.Tensor) -> _Facts:
@@ -109,11 +112,11 @@ def _walk_jpeg(encoded: tf.Tensor) -> _Facts:
         place = tf.argmax(window[tf.newaxis, :-3] == 0xFF, axis=1)  # [1]
         first, marker, high, low = tf.unstack(tf.cast(tf.slice(window, place, [4]), tf.int64), num=4)
         place += position
-        size = high * 256 + low  # its own two bytes included; if it says less, they are passed as stray bytes
-        behind = place[0] + tf.gather(bare, marker) + tf.gather(lengths, marker) * size
+        size = high * 256 + low  # its own two bytes included; if it is less, they are passed over as stray bytes
+        after = place[0] + tf.gather(bare, marker) + tf.gather(lengths, marker) * size
         frame = tf.where(tf.gather(frames, marker), place[0], frame)
         segments = tf.concat([segments, place[: tf.cast(marker == _APP1, tf.int32)]], 0)
-        return steps + 1, tf.where(first == 0xFF, behind, position + _WINDOW_BYTES - 3), marker, frame, segments
+        return steps + 1, tf.where(first == 0xFF, after, position + _WINDOW_BYTES - 3), marker, frame, segments
 
     *_, marker, frame, segments = _collect(unfinished, step, (_integer(0), _integer(2), _integer(0), _integer(-1)))
     exif, xmp = _fold(segments, lambda place, exif, xmp: _application(encoded, place, exif, xmp), b"", b"")
@@ -138,7 +141,7 @@ def _application(encoded: tf.Tensor, place: tf.Tensor, exif: tf.Tensor, xmp: tf.
     return exif, tf.where(is_xmp, payload, xmp)
 
 
-# PNG: from chunk to chunk up to IEND, for eXIf may stand behind the pixels.
+# PNG: from chunk to chunk up to IEND, for eXIf may come after the pixels.
 
 
 def _walk_png(encoded: tf.Tensor) -> _Facts:
@@ -168,7 +171,7 @@ def _metadata(
 ) -> tuple[tf.Tensor, ...]:
     """Returns how many chunks are compressed, EXIF block, ImageMagick's EXIF profile and XMP packet after the chunk at a place.
 
-    The latter two as they stand in the chunk, with what is before the text.
+    The latter two as they stand in the chunk, keyword included.
     """
     kind, payload = _slice(encoded, place + 4, 4), _slice(encoded, place + 8, _number(_window(encoded, place, 4)))
     text = tf.strings.join([payload, b"\0"])  # keyword, 0; iTXt: compression flag, method, language, 0, keyword, 0; text
@@ -208,7 +211,7 @@ def _orientation(exif: tf.Tensor, xmp: tf.Tensor) -> tf.Tensor:
 
 
 def _exif_orientation(exif: tf.Tensor) -> tf.Tensor:
-    """Returns 1..8, or 0 where there is none and XMP is to be asked."""
+    """Returns 1..8, or 0 where there is none and XMP decides."""
     tiff = tf.strings.regex_replace(exif, r"^(?:Exif\x00\x00){1,2}", "", replace_global=False)
     little = _slice(tiff, 0, 1) == b"I"
     valid = tf.reduce_any(_slice(tiff, 0, 4) == tf.constant(_TIFF_SIGNATURES)) & (_length(tiff) >= 8)
@@ -224,8 +227,8 @@ def _directory_orientation(tiff: tf.Tensor, position: tf.Tensor, little: tf.Tens
     entries = tf.reshape(tf.io.decode_raw(_slice(tiff, position + 2, 12 * count), tf.uint8), [count, 12])
     tag, num_bytes = _number(entries[:, :2], little), _num_bytes(entries, little)
     index = tf.range(count)
-    # What lies outside of the entries adds up, but for repeated tags. An entry with which it is more than there is is passed
-    # over; behind one that is cut, nothing counts.
+    # What lies outside of the entries adds up, but for repeated tags. An entry with which it is
+    # more than there is is passed over; after one that is cut, nothing counts.
     _, group = tf.unique(tag)
     first = tf.math.unsorted_segment_min(tf.where(num_bytes > 0, index, count), group, count)
     outside = num_bytes > 4
@@ -253,7 +256,7 @@ def _entry_orientation(tiff: tf.Tensor, start: tf.Tensor, little: tf.Tensor) -> 
 
 
 def _numbers(value: tf.Tensor, little: tf.Tensor) -> tf.Tensor:
-    """Returns what 8 bytes mean as each of TIFF's field types 0..16, float64 [17]; NaN for those that are no numbers.
+    """Returns 8 bytes read as each of TIFF's field types 0..16, float64 [17]; NaN for types that hold no number.
 
     Whether a number is signed matters to fractions only: no other negative one is an orientation.
     """
@@ -292,7 +295,7 @@ def _fold(places: tf.Tensor, add: _Step, *initial: int | bytes) -> tuple[tf.Tens
     return tuple(found)
 
 
-# Bytes. `tf.strings.substr` raises for a start behind the end: here it is clipped.
+# Bytes. `tf.strings.substr` raises for a start after the end: here it is clipped.
 
 
 def _integer(value: int) -> tf.Tensor:

@@ -1,25 +1,24 @@
-"""Reads what a picture's file says about itself, and rejects what TensorFlow could not decode, without decoding.
+"""Reads the header of an image file, and rejects what TensorFlow could not decode, without decoding.
 
     >>> header = read_header(path.read_bytes())
     >>> header.format, header.height, header.width, header.orientation
     ('JPEG', 375, 499, 1)
 
-An accepted file has its headers, tables, markers and end in order. What `decode=True` alone sees: damage inside a JPEG's
-entropy-coded data, and a PNG whose checksums are right but whose compressed data do not fill the picture (no damage does
-that, a program would have to). Most single flipped bits in a scan leave a valid one with other colours: only a hash of
-the bytes knows of these.
+An accepted file has its headers, tables, markers and end in order. `decode=True` alone detects
+damage inside a JPEG's entropy-coded data, and a PNG with right checksums whose compressed data do
+not fill the image (no damage does that, only a program). Most single flipped bits in a scan leave a
+valid one with other colours: only a hash of the bytes detects these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
 
 from tfpipe.common.errors import RejectedImage
 from tfpipe.common.text import exactly
-from tfpipe.images import exif, jpeg, png
+from tfpipe.images import jpeg, png
+from tfpipe.images.image_header import ImageHeader as ImageHeader
 
 DEFAULT_MAX_PIXELS = 178_956_970
 """Above this, Pillow raises DecompressionBombError: twice `PIL.Image.MAX_IMAGE_PIXELS` (a quarter GiB of RGB)."""
@@ -42,7 +41,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "bad_dimensions": "Height or width is zero (or left to a DNL marker), or more than the decoder takes.",
         "too_many_pixels": "Height times width is above the limit, which guards the memory of whoever decodes.",
         "too_costly": (
-            "A JPEG of more scans, or a PNG of more compressed texts and colour profiles, than pictures have: small files of "
+            "A JPEG of more scans, or a PNG of more compressed texts and colour profiles, than images have: small files of "
             "that kind cost their decoder minutes or gigabytes."
         ),
         "damaged_header": "A segment or chunk breaks the format: wrong length, forbidden value, twice or out of order.",
@@ -50,51 +49,14 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "missing_table": "A quantisation or Huffman table or palette is used and never defined.",
         "damaged_scan": (
             "A JPEG scan has impossible parameters or comes too late, or its data hold a forbidden marker (which "
-            "TensorFlow steps over at some places between restart markers, returning a damaged picture); when files are "
+            "TensorFlow steps over at some places between restart markers, returning a damaged image); when files are "
             "decoded, also: the compressed data of a JPEG or PNG end too early or too late, or cannot be decoded."
         ),
-        "no_image_data": "The file ends in order, but holds no picture data.",
+        "no_image_data": "The file ends in order, but holds no image data.",
         "bad_checksum": "The bytes of a PNG chunk do not match its CRC (TensorFlow lets that pass in optional chunks).",
     }
 )
 """The reason codes of `RejectedImage`, each with one explaining sentence."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageHeader:
-    """What a picture's file says about itself.
-
-    Attributes:
-        format: "JPEG" or "PNG", by the bytes, whatever the file's name is.
-        height: in pixels, before orientation.
-        width: in pixels, before orientation.
-        channels: components in the header; a palette counts as 3.
-        orientation: EXIF 1..8, as Pillow's `ImageOps.exif_transpose` takes it; 1 where absent or out of range.
-        precision: bits per sample (per palette index).
-        coding: JPEG "baseline", "extended" or "progressive", with " arithmetic" where so; PNG "plain" or "interlaced".
-        subsampling: JPEG sampling factors, horizontal x vertical, as "2x2,1x1,1x1"; "" for PNG.
-        color: "grey", "ycbcr", "rgb", "cmyk", "ycck", "palette", "grey+alpha" or "rgb+alpha".
-        restart_interval: JPEG, in MCUs; 0 for none.
-        trailing_bytes: bytes behind the end of the picture.
-        significant_bits: those of `precision` that a PNG's sBIT chunk declares; 0 without one.
-        transparent: whether there is alpha, as samples or in a PNG's tRNS chunk.
-        has_profile: whether there is an ICC profile.
-    """
-
-    format: Literal["JPEG", "PNG"]
-    height: int
-    width: int
-    channels: int
-    orientation: int
-    precision: int
-    coding: str
-    subsampling: str
-    color: str
-    restart_interval: int
-    trailing_bytes: int
-    significant_bits: int = 0
-    transparent: bool = False
-    has_profile: bool = False
 
 
 def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, decode: bool = False) -> ImageHeader:
@@ -102,16 +64,17 @@ def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, decode: bo
 
     Args:
         data: the whole file.
-        max_pixels: the most that height times width may be; above 2**29 - 1, TensorFlow's own limit holds.
+        max_pixels: the most that height times width may be; above 2**29 - 1, TensorFlow's own limit
+            holds.
         decode: check the compressed data, too; takes some milliseconds for a photo.
 
     Raises:
         RejectedImage: with a reason out of `REASONS`, for whatever bytes; nothing else is raised.
     """
     if data.startswith(_JPEG_SIGNATURE):
-        header = _jpeg_header(data, decode)
+        header = jpeg.read(data, decode=decode)
     elif data.startswith(png.SIGNATURE):
-        header = _png_header(data, decode)
+        header = png.read(data, decode=decode)
     else:
         raise _foreign(data)
     limit = min(max_pixels, TENSORFLOW_MAX_PIXELS)
@@ -119,63 +82,6 @@ def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, decode: bo
         message = f"{header.height} x {header.width} = {exactly(header.height * header.width, 'pixel')}; the limit is {limit}"
         raise RejectedImage("too_many_pixels", message)
     return header
-
-
-def _jpeg_header(data: bytes, decode: bool) -> ImageHeader:
-    facts = jpeg.walk(data, decode=decode)
-    components = facts.frame.components
-    return ImageHeader(
-        format="JPEG",
-        height=facts.frame.height,
-        width=facts.frame.width,
-        channels=len(components),
-        orientation=exif.orientation(facts.exif, facts.xmp),
-        precision=facts.frame.precision,
-        coding=jpeg.CODINGS[facts.frame.marker],
-        subsampling=",".join(f"{c.horizontal}x{c.vertical}" for c in components),
-        color=_jpeg_color(facts),
-        restart_interval=facts.restart_interval,
-        trailing_bytes=len(data) - facts.end,
-        has_profile=facts.has_profile,
-    )
-
-
-def _jpeg_color(facts: jpeg.JpegFacts) -> str:
-    """Names the colour space as libjpeg guesses it: JFIF, else Adobe's transform, else the component ids."""
-    components = facts.frame.components
-    if len(components) == 1:
-        return "grey"
-    if len(components) == 4:
-        return "cmyk" if facts.adobe_transform in (None, 0) else "ycck"
-    if facts.has_jfif:
-        return "ycbcr"
-    if facts.adobe_transform is not None:
-        return "rgb" if facts.adobe_transform == 0 else "ycbcr"
-    return "rgb" if bytes(c.id for c in components) == b"RGB" else "ycbcr"
-
-
-_PNG_COLORS = {0: ("grey", 1), 2: ("rgb", 3), 3: ("palette", 3), 4: ("grey+alpha", 2), 6: ("rgb+alpha", 4)}
-
-
-def _png_header(data: bytes, decode: bool) -> ImageHeader:
-    facts = png.walk(data, decode=decode)
-    color, channels = _PNG_COLORS[facts.color_type]
-    return ImageHeader(
-        format="PNG",
-        height=facts.height,
-        width=facts.width,
-        channels=channels,
-        orientation=exif.orientation(facts.exif, facts.xmp),
-        precision=facts.bit_depth,
-        coding="interlaced" if facts.interlaced else "plain",
-        subsampling="",
-        color=color,
-        restart_interval=0,
-        trailing_bytes=len(data) - facts.end,
-        significant_bits=facts.significant_bits,
-        transparent=facts.has_alpha,
-        has_profile=facts.has_profile,
-    )
 
 
 # First bytes, and the format they belong to.

@@ -1,12 +1,13 @@
-"""Walks the markers of a JPEG file, and on request the data between them, without decoding a pixel.
+"""Reads the markers of a JPEG file, and on request the data between them, without decoding a pixel.
 
-    >>> facts = walk(data)
-    >>> facts.frame.height, facts.frame.width, facts.end == len(data)
+    >>> header = read(data)
+    >>> header.height, header.width, header.trailing_bytes == 0
 
-The syntax is that of ITU-T T.81 (09/92), annex B. A file is refused where libjpeg-turbo, the decoder inside TensorFlow,
-refuses it: each of its fatal errors concerns a marker, a table or a parameter, all of which are read here. What it
-repairs with a warning (stray bytes between segments, a damaged scan) is let through, unless the walk is to decode, too. The
-two agree on a corpus and on thousands of mutated headers: tests/test_images.py, and on damaged scans: tests/test_scans.py.
+The syntax is that of ITU-T T.81 (09/92), annex B. A file is refused where libjpeg-turbo, the
+decoder inside TensorFlow, refuses it: each of its fatal errors concerns a marker, a table or a
+parameter, all of which are read here. What it repairs with a warning (stray bytes between segments,
+a damaged scan) is let through, unless the walk is to decode, too. The two agree on a corpus and on
+thousands of mutated headers: tests/test_headers.py, and on damaged scans: tests/test_jpeg_scans.py.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import NoReturn
 
 from tfpipe.common.errors import RejectedImage
 from tfpipe.common.text import exactly, plural
-from tfpipe.images import jpeg_scans
+from tfpipe.images import exif, jpeg_scans
+from tfpipe.images.image_header import ImageHeader
 
 _SOI, _EOI, _SOS, _DQT, _DHT, _DAC, _DRI, _DNL, _COM = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xCC, 0xDD, 0xDC, 0xFE
 _APP0, _APP1, _APP2, _APP14 = 0xE0, 0xE1, 0xE2, 0xEE
@@ -49,8 +51,9 @@ _OTHER_CODINGS = {
     0xF7: "JPEG-LS",
 }
 
-# The next marker that means something: 0xFF and a code. Stuffed zeros, fill bytes, restart markers and TEM (01) carry
-# no segment. One 0xFF only, not 0xFF+: a run of a million fill bytes would be scanned from each of its bytes.
+# The next marker that means something: 0xFF and a code. Stuffed zeros, fill bytes, restart markers
+# and TEM (01) carry no segment. One 0xFF only, not 0xFF+: a run of a million fill bytes would be
+# scanned from each of its bytes.
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 
 _MAX_DIMENSION = 65_500  # libjpeg's JPEG_MAX_DIMENSION
@@ -65,9 +68,9 @@ SCAN_START = b"\xff\xda\0"
 MAX_SCANS = 100
 """So often `SCAN_START` may stand in a file, whatever it stands in.
 
-A scan of 31 bytes that changes nothing costs the decoder a walk over all blocks, 13 ms for 16 million pixels: a file of 1 MB
-could take minutes. Encoders write about 10 scans; the most in a corpus of oddities are 64, one for each coefficient of a grey
-picture.
+A scan of 31 bytes that changes nothing costs the decoder a walk over all blocks, 13 ms for 16
+million pixels: a file of 1 MB could take minutes. Encoders write about 10 scans; the most in a
+corpus of oddities are 64, one for each coefficient of a grey image.
 """
 
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
@@ -104,42 +107,19 @@ class Frame:
         return bool(self.marker & 8)
 
 
-@dataclass(slots=True)
-class JpegFacts:
-    """What the markers of a file say.
-
-    Attributes:
-        frame: the one frame.
-        restart_interval: that of the first scan, 0 for none.
-        has_jfif: whether there is a JFIF header, which makes three components YCbCr.
-        adobe_transform: of the Adobe segment, None without one.
-        exif: the EXIF block (several segments are joined, as Pillow does).
-        xmp: the XMP packet.
-        has_profile: whether there is an ICC profile.
-        end: the offset behind the end-of-image marker.
-    """
-
-    frame: Frame
-    restart_interval: int
-    has_jfif: bool
-    adobe_transform: int | None
-    exif: bytes
-    xmp: bytes
-    has_profile: bool
-    end: int
-
-
-def walk(data: bytes, *, decode: bool = False) -> JpegFacts:
-    """Reads the markers from the start-of-image marker, which the caller has seen, to the end-of-image marker.
+def read(data: bytes, *, decode: bool = False) -> ImageHeader:
+    """Reads the header of a file with a start-of-image marker, and checks all its markers up to the end-of-image marker.
 
     Time and memory are linear in the length of the data.
 
     Args:
         data: the whole file.
-        decode: follow the scans' data, too, and refuse what the decoder warns of; not those that are coded arithmetically.
+        decode: also check the scans' data, unless coded arithmetically, and reject what the decoder
+            warns of.
 
     Raises:
-        RejectedImage: TensorFlow would not decode the file, or it would take out of proportion, or it is cut.
+        RejectedImage: TensorFlow would not decode the file, or it would take out of proportion, or
+            it is cut.
     """
     num_scans = data.count(SCAN_START)
     if num_scans > MAX_SCANS:
@@ -149,7 +129,7 @@ def walk(data: bytes, *, decode: bool = False) -> JpegFacts:
 
 @functools.cache
 def _usual_tables() -> Mapping[int, bytes]:
-    """Returns the Huffman tables of T.81 annex K, which Motion JPEG leaves out: those of an encoder that makes none itself."""
+    """Returns the Huffman tables of T.81 annex K, which Motion JPEG leaves out: taken from an encoder's default."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -178,10 +158,10 @@ class _Walker:
     exif: bytes = b""
     xmp: bytes = b""
     has_profile: bool = False
-    scan: jpeg_scans.Scan | None = None  # whose data follow, if they are to be decoded
+    scan: jpeg_scans.Scan | None = None  # the one to check next, if decoding
     coefficients: jpeg_scans.Coefficients = field(default_factory=dict)
 
-    def walk(self) -> JpegFacts:
+    def walk(self) -> ImageHeader:
         while True:
             found = _MARKER.search(self.data, self.position)
             if found is None:
@@ -195,7 +175,7 @@ class _Walker:
             if self.decode:
                 self._decode(self.data[start : found.start()], marker)
             if marker == _EOI:
-                return self._facts()
+                return self._header()
             self._read_segment(marker)
 
     def _decode(self, between: bytes, marker: int) -> None:
@@ -214,18 +194,10 @@ class _Walker:
             self._reject("unsupported_coding", f"{_OTHER_CODINGS[marker]} coding (marker 0x{marker:02x})")
         if marker in CODINGS:
             self._read_frame(marker, self._payload(marker))
-        elif marker == _SOS:
-            self._read_scan(self._payload(marker))
-        elif marker == _DQT:
-            self._read_quantization_tables(self._payload(marker))
-        elif marker == _DHT:
-            self._read_huffman_tables(self._payload(marker))
-        elif marker == _DAC:
-            self._read_arithmetic_conditioning(self._payload(marker))
-        elif marker == _DRI:
-            self._read_restart_interval(self._payload(marker))
         elif marker in _SKIPPED:
             self._read_application(marker, self._payload(marker))
+        elif marker in _READERS:
+            _READERS[marker](self, self._payload(marker))
         elif marker == _SOI:
             self._reject("damaged_header", "a second start-of-image marker")
         else:
@@ -233,7 +205,7 @@ class _Walker:
             self._reject(place, f"unknown marker 0x{marker:02x}")
 
     def _payload(self, marker: int) -> bytes:
-        """Returns the segment's bytes behind its length, and steps over them."""
+        """Returns the segment's bytes after its length, and steps over them."""
         start = self.position + 2
         length = int.from_bytes(self.data[self.position : start], "big")
         if length < 2 and marker in _SKIPPED:
@@ -284,7 +256,8 @@ class _Walker:
             self._reject("damaged_scan", f"start of scan has a wrong length, {exactly(len(payload), 'byte')}")
         if self.num_scans == 0:
             self.first_restart_interval = self.restart_interval
-            # A sequential frame whose first scan has all components is decoded as it is read: nothing may follow.
+            # A sequential frame whose first scan has all components is decoded as it is read:
+            # nothing may follow.
             self.single_scan = not self.frame.progressive and payload[0] == len(self.frame.components)
         elif self.single_scan:
             self._reject("damaged_scan", "another scan after one that has all components")
@@ -331,7 +304,8 @@ class _Walker:
         places: list[int] = []
         ids = [component.id for component in frame.components]
         for i, wanted in enumerate(payload[1:-3:2]):
-            # The decoder looks from place i on only, so that frames that give the same id to several components work.
+            # The decoder looks from place i on only, so that frames that give the same id to
+            # several components work.
             if wanted not in ids[i:]:
                 self._reject("damaged_scan", f"the scan names component {wanted}; the frame has {ids}, in this order")
             place = ids.index(wanted, i)
@@ -362,7 +336,8 @@ class _Walker:
         name = f"{'AC' if key & 0x10 else 'DC'} Huffman table {key & 15}"
         table = self.huffman_tables.get(key)
         if table is None:
-            # Motion JPEG leaves out the tables of T.81 annex K: the decoder fills them in, in sequential frames.
+            # Motion JPEG leaves out the tables of T.81 annex K: the decoder fills them in, in
+            # sequential frames.
             if frame.progressive or key & 15 > 1:
                 self._reject("missing_table", f"{name} is used and not defined")
             return
@@ -382,7 +357,7 @@ class _Walker:
             self.quantization_tables.add(payload[i] & 15)
             i += 129 if payload[i] >> 4 else 65
         if i != len(payload):
-            self._reject("damaged_table", f"quantisation tables end {exactly(i - len(payload), 'byte')} behind their segment")
+            self._reject("damaged_table", f"quantisation tables end {exactly(i - len(payload), 'byte')} beyond their segment")
 
     def _read_huffman_tables(self, payload: bytes) -> None:
         i = 0
@@ -399,7 +374,7 @@ class _Walker:
             self.huffman_tables[key] = payload[i + 1 : end]
             i = end
         if i != len(payload):
-            self._reject("damaged_table", f"{exactly(len(payload) - i, 'byte')} too many behind the Huffman tables")
+            self._reject("damaged_table", f"{exactly(len(payload) - i, 'byte')} too many after the Huffman tables")
 
     def _read_arithmetic_conditioning(self, payload: bytes) -> None:
         if len(payload) % 2:
@@ -415,7 +390,7 @@ class _Walker:
 
     def _read_application(self, marker: int, payload: bytes) -> None:
         if self.num_scans:
-            return  # a second picture's, or damage: the picture is described before its first scan
+            return  # of a second image, or damage: an image is described before its first scan
         if marker == _APP0 and payload.startswith(b"JFIF\0") and len(payload) >= 14:
             self.has_jfif = True
         elif marker == _APP14 and payload.startswith(b"Adobe") and len(payload) >= 12:
@@ -427,20 +402,46 @@ class _Walker:
         elif marker == _APP2 and payload.startswith(b"ICC_PROFILE\0"):
             self.has_profile = True
 
-    def _facts(self) -> JpegFacts:
+    def _header(self) -> ImageHeader:
         if self.frame is None or not self.num_scans:
             what = "start of frame" if self.frame is None else "scan"
             self._reject("no_image_data", f"the end-of-image marker comes before any {what}")
-        return JpegFacts(
-            frame=self.frame,
+        components = self.frame.components
+        return ImageHeader(
+            format="JPEG",
+            height=self.frame.height,
+            width=self.frame.width,
+            channels=len(components),
+            orientation=exif.orientation(self.exif, self.xmp),
+            precision=self.frame.precision,
+            coding=CODINGS[self.frame.marker],
+            subsampling=",".join(f"{c.horizontal}x{c.vertical}" for c in components),
+            color=self._color(components),
             restart_interval=self.first_restart_interval,
-            has_jfif=self.has_jfif,
-            adobe_transform=self.adobe_transform,
-            exif=self.exif,
-            xmp=self.xmp,
+            trailing_bytes=len(self.data) - self.position,
             has_profile=self.has_profile,
-            end=self.position,
         )
+
+    def _color(self, components: tuple[Component, ...]) -> str:
+        """Names the colour space as libjpeg guesses it: JFIF, else Adobe's transform, else the component ids."""
+        if len(components) == 1:
+            return "grey"
+        if len(components) == 4:
+            return "cmyk" if self.adobe_transform in (None, 0) else "ycck"
+        if self.has_jfif:
+            return "ycbcr"
+        if self.adobe_transform is not None:
+            return "rgb" if self.adobe_transform == 0 else "ycbcr"
+        return "rgb" if bytes(c.id for c in components) == b"RGB" else "ycbcr"
 
     def _reject(self, reason: str, message: str, offset: int | None = None) -> NoReturn:
         raise RejectedImage(reason, message, offset=self.position if offset is None else offset)
+
+
+_READERS = {
+    _SOS: _Walker._read_scan,
+    _DQT: _Walker._read_quantization_tables,
+    _DHT: _Walker._read_huffman_tables,
+    _DAC: _Walker._read_arithmetic_conditioning,
+    _DRI: _Walker._read_restart_interval,
+}

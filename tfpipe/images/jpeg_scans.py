@@ -2,14 +2,16 @@
 
     check(scan, data[start:end], {})     # raises ScanDamage("Corrupt JPEG data: premature end of data segment, ...")
 
-What libjpeg-turbo, the decoder inside TensorFlow, only warns of ("Corrupt JPEG data: ...") is an error here, and so is a run
-that leads out of its block, which it passes over in silence. Damage that leaves a valid stream of as many blocks cannot be
-seen by any decoder. Pillow, which has the same decoder, discards its warnings; so this is T.81 (09/92), annexes F and G.
+What libjpeg-turbo, the decoder inside TensorFlow, only warns of ("Corrupt JPEG data: ...") is an
+error here, and so is a run that leads out of its block, which it passes over in silence. Damage
+that leaves a valid stream of as many blocks cannot be seen by any decoder. Pillow, which has the
+same decoder, discards its warnings; so this is T.81 (09/92), annexes F and G.
 
-Design: Python looks up 16 bits at a time. An entry of a table says how many bits all the codes take that begin in them, and
-how far they lead into the block: 2 to 3 codes at once, the extra bits of each stepped over unread. Entries are made when they
-are met first, and kept for the next file with that table; in an array, where they stay in the processor's cache (a dict of
-as many takes 2.6 times as long).
+Design: Python looks up 16 bits at a time. An entry of a table says how many bits all the codes take
+that begin in them, and how far they lead into the block: 2 to 3 codes at once, the extra bits of
+each stepped over unread. Entries are made when they are met first, and kept for the next file with
+that table; in an array, where they stay in the processor's cache (a dict of as many takes 2.6 times
+as long).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import NamedTuple, NoReturn
 
 from tfpipe.common.text import plural
 
-_END_OF_BLOCK = 64  # the index behind a block's last coefficient
+_END_OF_BLOCK = 64  # the index after a block's last coefficient
 _EOB = 64  # the flag of an entry
 _WINDOW = 16  # bits; no code is longer
 _NEAR_BITS = 64  # more than two steps take
@@ -33,7 +35,7 @@ _STUFFED = re.compile(rb"\xff+\x00")
 
 
 class ScanDamage(Exception):
-    """What is wrong with the data, in libjpeg's words where it has some.
+    """Damage of the data, in libjpeg's words where it has some.
 
     Args:
         what: is wrong.
@@ -66,14 +68,15 @@ class ScanComponent(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What a scan's header and the frame say about its data.
+    """Parameters of a scan, from its header and the frame.
 
     Attributes:
         components: in the scan's order.
         units: of the scan, if it has several components (T.81 A.2.3).
         restart_interval: in units; 0 for none.
         progressive: whether scans refine each other.
-        band: first and last coefficient, and the bit positions high and low; (0, 63, 0, 0) in a sequential frame.
+        band: first and last coefficient, and the bit positions high and low; (0, 63, 0, 0) in a
+            sequential frame.
     """
 
     components: Sequence[ScanComponent]
@@ -84,7 +87,7 @@ class Scan(NamedTuple):
 
 
 Coefficients = dict[int, list[int]]
-"""By component: for each block, a bit for each coefficient that is not 0 so far. What refines them is as long as they say."""
+"""By component: for each block, a bit for each coefficient that is not 0 so far. They determine how long a refinement is."""
 
 
 def check(scan: Scan, data: bytes, coefficients: Coefficients) -> None:
@@ -92,7 +95,7 @@ def check(scan: Scan, data: bytes, coefficients: Coefficients) -> None:
 
     Args:
         scan: coded by Huffman tables.
-        data: from behind its header to the next marker that is no restart.
+        data: from the end of its header to the next marker other than a restart.
         coefficients: of the frame, empty before its first scan; kept up to date.
 
     Raises:
@@ -111,14 +114,14 @@ def check(scan: Scan, data: bytes, coefficients: Coefficients) -> None:
         _check_piece(walk, pieces[2 * number], start, min(start + interval, total), total)
     rest = b"".join(pieces[2 * -(-total // interval) :: 2])
     if rest:
-        raise ScanDamage(plural(len(rest), "extraneous byte"), " behind the last unit")
+        raise ScanDamage(plural(len(rest), "extraneous byte"), " after the last unit")
 
 
 class _Bits:
     """Data as 32 bits from every other byte on, so that 16 from any bit on are one look-up away.
 
     Attributes:
-        words: 32 bits from bit 16 * i on; behind the last there are none.
+        words: 32 bits from bit 16 * i on; none after the last.
         num_bits: of the data.
         position: the next bit.
         unit: the next unit.
@@ -147,11 +150,11 @@ def _check_piece(walk: Walk, piece: bytes, start: int, stop: int, total: int) ->
     except ScanDamage as error:
         if bits.position + _NEAR_BITS <= bits.num_bits:
             raise ScanDamage(error.what, f", in unit {bits.unit:,} of {total:,}") from None
-        bits.position = bits.num_bits + 1  # what is wrong may be the zeros behind the end
+        bits.position = bits.num_bits + 1  # the zeros after the end may be the cause
     if bits.position > bits.num_bits:
         raise ScanDamage("premature end of data segment", f", in unit {min(bits.unit, stop - 1):,} of {total:,}")
     if left := (bits.num_bits - bits.position) // 8:
-        raise ScanDamage(plural(left, "extraneous byte"), f" behind unit {stop:,} of {total:,}")
+        raise ScanDamage(plural(left, "extraneous byte"), f" after unit {stop:,} of {total:,}")
 
 
 def _walker(scan: Scan, coefficients: Coefficients) -> Walk:
@@ -299,7 +302,7 @@ class _Band(NamedTuple):
                         empty, p = _run_of_blocks(words, p, run)
                         break
                     p += size
-                    while k <= self.last:  # past those that are known, a bit for each, and as many others as the run says
+                    while k <= self.last:  # past the known ones, a bit for each, and as many others as the run has
                         if known >> k & 1:
                             p += 1
                         elif run:
@@ -322,7 +325,7 @@ class _Band(NamedTuple):
 
 
 def _run_of_blocks(words: Sequence[int], p: int, size: int) -> tuple[int, int]:
-    """Returns how many blocks, this one included, have no further code, and the bit behind that number."""
+    """Returns how many blocks, this one included, have no further code, and the bit after that number."""
     extra = words[p >> 4] >> 16 - (p & 15) & 0xFFFF
     return (1 << size) + (extra >> _WINDOW - size), p + size
 
@@ -344,7 +347,7 @@ class _Steps:
     """For 16 bits, all the codes that end in them, up to one that ends a block.
 
     Attributes:
-        entries: coefficients << 7 | `_EOB` | bits; 0 where it has to be filled in first.
+        entries: coefficients << 7 | `_EOB` | bits; 0 where not filled in yet.
     """
 
     def __init__(self, codes: array[int], first: array[int] | None) -> None:

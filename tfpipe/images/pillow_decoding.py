@@ -1,4 +1,4 @@
-"""What readers make of a stored image, without TensorFlow: the twin of `tfpipe.images.stored`, by Pillow.
+"""Decodes a stored image by Pillow, as `tfpipe.images.stored` does by TensorFlow.
 
     image = as_read(encoded, Samples(png16="percentile"), 320)     # RGB, with the pixels that training sees
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngImageFile
 
 _LEVELS = 1 << MAX_BITS
-# Of samples that Pillow's decoder makes 8 bits, the raw modes that take their high bytes, and their low ones.
+# Of samples that Pillow's decoder makes 8 bits, the raw modes that take their high bytes, and their
+# low ones.
 _HALVES = {"RGB;16B": ("RGB;16B", "RGB;16L"), "RGBA;16B": ("RGBA;16B", "RGBA;16L"), "LA;16B": ("RGBA",)}
 
 
@@ -43,7 +44,7 @@ def as_read(encoded: bytes, samples: Samples, side: int) -> Image.Image:
 
 
 def _in_8_bits(opened: PngImageFile, encoded: bytes, samples: Samples) -> Image.Image:
-    """Returns a PNG in 8 bits, whose alpha, if there is any, may be said beside it as Pillow does."""
+    """Returns a PNG in 8 bits; its alpha may be in `info`, as Pillow leaves it."""
     from PIL import Image, ImageChops
 
     raw = str(opened.tile[0].args)

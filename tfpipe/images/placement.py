@@ -1,11 +1,7 @@
-"""Where pixels are made: on the CPU, as in `tf.data`, whatever device is at hand.
+"""Where pixels are computed: on the CPU, as in `tf.data`, because a GPU rounds differently.
 
-    @on_cpu
-    def resize_image(image): ...
-
-A GPU rounds differently: pixels made eagerly, in a `tf.function` or in a strategy's replica would not be those of a dataset.
-Every function that makes pixels, or parses records, for callers outside this package is decorated; functions that only
-decorated ones and datasets call need not be.
+Decorated is every function that makes pixels, or parses records, for callers outside `images` and
+`pipeline`.
 """
 
 from __future__ import annotations
@@ -16,15 +12,15 @@ from typing import ParamSpec, TypeVar
 
 import tensorflow as tf
 
-_Given = ParamSpec("_Given")
-_Made = TypeVar("_Made")
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
-def on_cpu(function: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
+def on_cpu(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """Returns the function with all its operations on the CPU of this machine."""
 
     @functools.wraps(function)
-    def placed(*args: _Given.args, **kwargs: _Given.kwargs) -> _Made:
+    def placed(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         with tf.device("/CPU:0"):  # merged with the caller's device: job and task of a worker remain
             return function(*args, **kwargs)
 

@@ -1,9 +1,10 @@
-"""Walks the chunks of a PNG file, checking each one's CRC, without inflating the pixels.
+"""Reads the chunks of a PNG file, checking each one's CRC, without inflating the pixels.
 
-    >>> facts = walk(data)
-    >>> facts.height, facts.width, facts.color_type
+    >>> header = read(data)
+    >>> header.height, header.width, header.color
 
-The format is that of the W3C's Portable Network Graphics specification (third edition, 2025), sections 5 and 11.
+The format is that of the W3C's Portable Network Graphics specification (third edition, 2025),
+sections 5 and 11.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import NoReturn
 
 from tfpipe.common.errors import RejectedImage
 from tfpipe.common.text import exactly
+from tfpipe.images import exif
+from tfpipe.images.image_header import ImageHeader
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -22,6 +25,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BIT_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _PALETTE, _ALPHA = 3, 4
 
+_COLORS = {0: ("grey", 1), 2: ("rgb", 3), 3: ("palette", 3), 4: ("grey+alpha", 2), 6: ("rgb+alpha", 4)}
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _LAST_FILTER = 4  # section 9.2
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -37,54 +41,25 @@ _MAX_TEXT_BYTES = 2**20  # inflated; the same limit as Pillow's PngImagePlugin.M
 MAX_COMPRESSED_CHUNKS = 8
 """Of zTXt, iCCP and compressed iTXt together, a file may have so many.
 
-The decoder inflates each, to 8 MB at most, and keeps a thousand of them: 300 in a file of 2.3 MB take 2.3 GB. Of 4,981 files
-(a test suite's, and those that come with software) nine have one and one has two; eight leave room for a profile of each kind.
+The decoder inflates each, to 8 MB at most, and keeps a thousand of them: 300 in a file of 2.3 MB
+take 2.3 GB. Of 4,981 files (a test suite's, and those that come with software) nine have one and
+one has two; eight leave room for a profile of each kind.
 """
 
 
-@dataclass(slots=True)
-class PngFacts:
-    """What the chunks of a file say.
-
-    Attributes:
-        height: in pixels.
-        width: in pixels.
-        bit_depth: bits per sample, or per palette index.
-        color_type: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGB and alpha.
-        interlaced: whether the rows come in Adam7 order.
-        significant_bits: the most that sBIT gives a colour; 0 without one that is in order.
-        has_alpha: whether samples or a tRNS chunk make pixels transparent.
-        has_profile: whether there is an iCCP chunk.
-        exif: the EXIF block.
-        xmp: the XMP packet.
-        end: the offset behind the IEND chunk.
-    """
-
-    height: int
-    width: int
-    bit_depth: int
-    color_type: int
-    interlaced: bool
-    significant_bits: int = 0
-    has_alpha: bool = False
-    has_profile: bool = False
-    exif: bytes = b""
-    xmp: bytes = b""
-    end: int = 0
-
-
-def walk(data: bytes, *, decode: bool = False) -> PngFacts:
-    """Reads the chunks behind the signature, which the caller has seen, up to IEND.
+def read(data: bytes, *, decode: bool = False) -> ImageHeader:
+    """Reads the header of a file with PNG's signature, and checks all its chunks up to IEND.
 
     Time is linear in the length of the data; at most 1 MiB of a text chunk is inflated.
 
     Args:
         data: the whole file.
-        decode: inflate the pixels, too, a row at a time: they must fill the image, and each row name a filter that exists.
+        decode: inflate the pixels, too, a row at a time: they must fill the image, and each row
+            name a filter that exists.
 
     Raises:
-        RejectedImage: TensorFlow would not decode the file, or it would take out of proportion, or it is cut, or a checksum is
-            wrong.
+        RejectedImage: TensorFlow would not decode the file, or it would take out of proportion, or
+            it is cut, or a checksum is wrong.
     """
     return _Walker(data, decode).walk()
 
@@ -94,32 +69,56 @@ class _Walker:
     data: bytes
     decode: bool = False
     position: int = len(SIGNATURE)
-    facts: PngFacts | None = None
+    height: int = 0
+    width: int = 0
+    bit_depth: int = 0
+    color_type: int = 0
+    interlaced: bool = False
+    significant_bits: int = 0
+    transparent: bool = False
+    has_profile: bool = False
+    exif: bytes = b""
+    xmp: bytes = b""
     seen: set[bytes] = field(default_factory=set)
     previous: bytes = b""
     num_compressed: int = 0
-    pixels: list[bytes] = field(default_factory=list)  # compressed, if they are to be decoded
+    pixels: list[bytes] = field(default_factory=list)  # compressed, if decoding
 
-    def walk(self) -> PngFacts:
+    def walk(self) -> ImageHeader:
         while self.previous != b"IEND":
             kind, payload = self._chunk()
             self._count_compressed(kind, payload)
             self._read(kind, payload)
             self.seen.add(kind)
             self.previous = kind
-        if self.facts is None or b"IDAT" not in self.seen:
+        if b"IDAT" not in self.seen:
             self._reject("no_image_data", "no IDAT chunk before IEND")
-        self.facts.end = self.position
         if self.decode:
-            self._decode(self.facts)
-        return self.facts
+            self._decode()
+        color, channels = _COLORS[self.color_type]
+        return ImageHeader(
+            format="PNG",
+            height=self.height,
+            width=self.width,
+            channels=channels,
+            orientation=exif.orientation(self.exif, self.xmp),
+            precision=self.bit_depth,
+            coding="interlaced" if self.interlaced else "plain",
+            subsampling="",
+            color=color,
+            restart_interval=0,
+            trailing_bytes=len(self.data) - self.position,
+            significant_bits=self.significant_bits,
+            transparent=self.transparent,
+            has_profile=self.has_profile,
+        )
 
-    def _decode(self, facts: PngFacts) -> None:
-        pixels, bits = _Inflated(self.pixels), facts.bit_depth * _SAMPLES[facts.color_type]
-        passes = _ADAM7 if facts.interlaced else ((0, 0, 1, 1),)
+    def _decode(self) -> None:
+        pixels, bits = _Inflated(self.pixels), self.bit_depth * _SAMPLES[self.color_type]
+        passes = _ADAM7 if self.interlaced else ((0, 0, 1, 1),)
         try:
             for number, (left, top, across, down) in enumerate(passes, start=1):
-                width, height = -(-(facts.width - left) // across), -(-(facts.height - top) // down)
+                width, height = -(-(self.width - left) // across), -(-(self.height - top) // down)
                 for row in range(height if width > 0 else 0):
                     size = 1 + -(-width * bits // 8)
                     line, where = pixels.read(size), f"row {row} of {height}, pass {number} of {len(passes)}"
@@ -150,34 +149,34 @@ class _Walker:
         return kind, payload
 
     def _read(self, kind: bytes, payload: bytes) -> None:
-        if self.facts is None:
+        if not self.seen:
             if kind != b"IHDR":
                 self._reject("damaged_header", f"the first chunk is {kind!r}; IHDR is expected")
-            self.facts = self._header(payload)
+            self._read_header(payload)
         elif kind == b"PLTE":
-            self._check_palette(self.facts, payload)
+            self._check_palette(payload)
         elif kind == b"IDAT":
             if self.decode:
                 self.pixels.append(payload)
-            if self.facts.color_type == _PALETTE and b"PLTE" not in self.seen:
+            if self.color_type == _PALETTE and b"PLTE" not in self.seen:
                 self._reject("missing_table", "IDAT comes before PLTE, and the colours are a palette's")
         elif kind in (b"sBIT", b"tRNS", b"iCCP"):
-            self._read_samples(self.facts, kind, payload)
+            self._read_samples(kind, payload)
         elif kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
-            _read_metadata(self.facts, kind, payload)
+            self._read_metadata(kind, payload)
         elif kind == b"IHDR" or (kind[0:1].isupper() and kind != b"IEND"):
             self._reject("damaged_header", f"chunk {kind!r}: a critical chunk that is unknown or repeated")
 
-    def _read_samples(self, facts: PngFacts, kind: bytes, payload: bytes) -> None:
+    def _read_samples(self, kind: bytes, payload: bytes) -> None:
         if kind in self.seen or b"IDAT" in self.seen:
             return  # libpng passes over it
         if kind == b"sBIT":
-            num_colours = 3 if facts.color_type & 2 else 1
-            depth, expected = 8 if facts.color_type == _PALETTE else facts.bit_depth, num_colours + facts.color_type // 4
+            num_colours = 3 if self.color_type & 2 else 1
+            depth, expected = 8 if self.color_type == _PALETTE else self.bit_depth, num_colours + self.color_type // 4
             bits = max(payload[:num_colours], default=0)
-            facts.significant_bits = bits if len(payload) == expected and bits <= depth else 0
-        facts.has_alpha |= kind == b"tRNS"
-        facts.has_profile |= kind == b"iCCP"
+            self.significant_bits = bits if len(payload) == expected and bits <= depth else 0
+        self.transparent |= kind == b"tRNS"
+        self.has_profile |= kind == b"iCCP"
 
     def _count_compressed(self, kind: bytes, payload: bytes) -> None:
         flag = payload.partition(b"\0")[2][:1]
@@ -185,7 +184,7 @@ class _Walker:
         if self.num_compressed > MAX_COMPRESSED_CHUNKS:
             self._reject("too_costly", f"more than {MAX_COMPRESSED_CHUNKS} chunks of compressed text or colour profiles")
 
-    def _header(self, payload: bytes) -> PngFacts:
+    def _read_header(self, payload: bytes) -> None:
         if len(payload) != 13:
             self._reject("damaged_header", f"IHDR of {exactly(len(payload), 'byte')}; 13 are expected")
         width, height = int.from_bytes(payload[:4], "big"), int.from_bytes(payload[4:8], "big")
@@ -197,44 +196,44 @@ class _Walker:
         if compression or filtering or interlace > 1:
             message = f"compression {compression}, filter {filtering}, interlace {interlace}; 0, 0 and 0 or 1 are expected"
             self._reject("damaged_header", message)
-        return PngFacts(height, width, bit_depth, color_type, bool(interlace), has_alpha=color_type >= _ALPHA)
+        self.height, self.width, self.bit_depth, self.color_type = height, width, bit_depth, color_type
+        self.interlaced, self.transparent = bool(interlace), color_type >= _ALPHA
 
-    def _check_palette(self, facts: PngFacts, payload: bytes) -> None:
+    def _check_palette(self, payload: bytes) -> None:
         if b"PLTE" in self.seen:
             self._reject("damaged_table", "a second PLTE chunk")
         if b"IDAT" in self.seen:
             return  # too late to matter, and the decoder passes over it
-        if facts.color_type & 2 and not payload:
+        if self.color_type & 2 and not payload:
             self._reject("damaged_table", "an empty PLTE chunk")
-        if facts.color_type == _PALETTE and (len(payload) % 3 or not 3 <= len(payload) <= 768):
+        if self.color_type == _PALETTE and (len(payload) % 3 or not 3 <= len(payload) <= 768):
             self._reject(
                 "damaged_table", f"PLTE of {exactly(len(payload), 'byte')}; 3 for each of 1 to 256 colours are expected"
             )
 
+    def _read_metadata(self, kind: bytes, payload: bytes) -> None:
+        """Takes the EXIF block or XMP packet out of a chunk: eXIf, or text (ImageMagick writes EXIF as hexadecimal)."""
+        if kind == b"eXIf":
+            self.exif = payload
+            return
+        keyword, _, text = payload.partition(b"\0")
+        if kind == b"zTXt":
+            text = _inflate(text[1:])
+        elif kind == b"iTXt":
+            compressed = text[:1] == b"\1"
+            text = text[2:].split(b"\0", 2)[-1]  # after the language and the translated keyword
+            text = _inflate(text) if compressed else text
+        if keyword == b"XML:com.adobe.xmp":
+            self.xmp = text
+        elif keyword == b"Raw profile type exif" and not self.exif:
+            # A blank line, the profile's name, its length, and lines of hexadecimal digits.
+            try:
+                self.exif = bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
+            except ValueError:
+                self.exif = b""
+
     def _reject(self, reason: str, message: str) -> NoReturn:
         raise RejectedImage(reason, message, offset=self.position)
-
-
-def _read_metadata(facts: PngFacts, kind: bytes, payload: bytes) -> None:
-    """Takes the EXIF block or XMP packet out of a chunk: eXIf, or text (ImageMagick writes EXIF as hexadecimal)."""
-    if kind == b"eXIf":
-        facts.exif = payload
-        return
-    keyword, _, text = payload.partition(b"\0")
-    if kind == b"zTXt":
-        text = _inflate(text[1:])
-    elif kind == b"iTXt":
-        compressed = text[:1] == b"\1"
-        text = text[2:].split(b"\0", 2)[-1]  # behind the language and the translated keyword
-        text = _inflate(text) if compressed else text
-    if keyword == b"XML:com.adobe.xmp":
-        facts.xmp = text
-    elif keyword == b"Raw profile type exif" and not facts.exif:
-        # A blank line, the profile's name, its length, and lines of hexadecimal digits.
-        try:
-            facts.exif = bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
-        except ValueError:
-            facts.exif = b""
 
 
 class _Inflated:

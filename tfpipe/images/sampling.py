@@ -1,9 +1,10 @@
-"""Where the pixels of a result come from, and so what part of a file has to be decoded, in which size, however it is turned.
+"""Which part of a file to decode, in which size and orientation, for a crop or a resize.
 
     changes = as_stored(fit(sizes, (224, 224), "crop"), sizes, orientations, (224, 224))
 
-A crop is a window of the picture; a resize also has two numbers per axis, output = scale * input + translation. All functions
-take N pictures at once: in a pipeline these few numbers are computed for a whole batch, and only pixels one by one.
+A crop is a window of the image; a resize also has two numbers per axis, output = scale * input +
+translation. All functions take N images at once: a pipeline computes these numbers for a whole
+batch, and only pixels one by one.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfpipe.images.decoding import Resize, sample_image, scaled_size
+from tfpipe.images.resizing import sample_image, scaled_size
 from tfpipe.images.stored import decode_stored
-from tfpipe.records.samples import USUAL, Samples
+from tfpipe.records.samples import USUAL, Resize, Samples
 
 RATIOS = (1, 2, 4, 8)
 _PNG = len(RATIOS)
@@ -25,23 +26,18 @@ Tensors = dict[str, tf.Tensor]
 
 
 def fit(sources: tf.Tensor, size: tuple[int, int], resize: Resize) -> Tensors:
-    """Returns the sampling of `resize_image`.
-
-    Args:
-        sources: int32 [N, 2], heights and widths of the upright pictures.
-        size: (height, width) of the results.
-        resize: "stretch", "crop" or "pad".
+    """Returns the sampling of `resize_image` for upright images of sizes int32 [N, 2].
 
     Returns:
-        "scale" and "translation", float32 [N, 2]; "window", int32 [N, 4], top, left, height, width: nothing outside it
-        is looked at.
+        "scale" and "translation", float32 [N, 2]; "window", int32 [N, 4], top, left, height, width:
+        nothing outside it is used.
     """
     target = tf.constant([size])
     scaled = scaled_size(sources, target, resize)
     scale = tf.cast(scaled / sources, tf.float32)
     translation = tf.cast(tf.truncatediv(target - scaled, 2), tf.float32)
-    # What a window cuts off has no part in the averages at its edge, so the whole picture is the window, but for the
-    # pixels that no average reaches.
+    # What a window cuts off has no part in the averages at its edge, so the whole image is the
+    # window, but for the pixels that no average reaches.
     reach = tf.maximum(1.0 / scale, 1.0) + 1.0
     top = tf.cast(tf.floor(-translation / scale - reach), tf.int32)
     bottom = tf.cast(tf.math.ceil((tf.cast(target, tf.float32) - translation) / scale + reach), tf.int32)
@@ -50,21 +46,19 @@ def fit(sources: tf.Tensor, size: tuple[int, int], resize: Resize) -> Tensors:
 
 
 def sample(part: tf.Tensor, size: Any, changes: Tensors, *, large: bool = True) -> tf.Tensor:
-    """Returns what a sampling makes of the window of a picture.
+    """Samples the window of an image: float32 [height, width, 3], 0..255, of uint8 [h, w, 3].
 
     Args:
-        part: uint8 [h, w, 3], what is in the window.
+        part: the window's content.
         size: (height, width) of the result, integers or int32 [].
-        changes: "scale" and "translation", float32 [2], for the part; without them all of it is shown.
-        large: whether the part may be more than `MOST_REDUCED` times as high or wide as the result.
-
-    Returns:
-        float32 [height, width, 3], 0..255.
+        changes: "scale" and "translation", float32 [2], for the part; without them, all of it.
+        large: whether the part may be over `MOST_REDUCED` times as high or wide as the result.
     """
     if "scale" in changes:
         return sample_image(part, size, changes["scale"], changes["translation"])
-    # Two pixels by two, not averaged, where that passes over few: crops are small, and of large JPEG files the decoder gives
-    # less than twice the size. Averaging takes three times as long, and longer than decoding.
+    # Two pixels by two, not averaged, where that passes over few: crops are small, and of large
+    # JPEG files the decoder gives less than twice the size. Averaging takes three times as long,
+    # and longer than decoding.
     if not large:
         return tf.image.resize(part, size)
     fast = tf.reduce_all(tf.shape(part)[:2] <= MOST_REDUCED * tf.stack(size))
@@ -73,11 +67,11 @@ def sample(part: tf.Tensor, size: Any, changes: Tensors, *, large: bool = True) 
 
 
 def as_stored(changes: Tensors, sizes: tf.Tensor, orientations: tf.Tensor, size: tuple[int, int]) -> Tensors:
-    """Returns the same sampling for pictures as they are stored, giving results that are yet to be turned upright.
+    """Returns the sampling of upright images for images as stored; its results must still be turned.
 
     Args:
-        changes: "window" and, if there are, "scale" and "translation", for upright pictures; others are kept as they are.
-        sizes: int32 [N, 2], heights and widths of the upright pictures.
+        changes: "window" and, if any, "scale" and "translation"; others are kept.
+        sizes: int32 [N, 2], heights and widths of the upright images.
         orientations: int32 [N], EXIF 1..8.
         size: (height, width) of the upright results.
     """
@@ -100,21 +94,21 @@ def as_stored(changes: Tensors, sizes: tf.Tensor, orientations: tf.Tensor, size:
 
 
 def as_decoded(changes: Tensors, orientations: tf.Tensor, is_png: tf.Tensor, size: tuple[int, int], *, scaled: bool) -> Tensors:
-    """Returns the same sampling for what `decode_window` gives.
+    """Returns the sampling of images as stored for the output of `decode_window`.
 
-    The smallest of the decoder's sizes is taken that does not have to be enlarged: at least as many pixels along both axes as
-    the result takes from it.
+    The smallest of the decoder's sizes is chosen that need not be enlarged: along both axes at least
+    as many pixels as the result takes from it.
 
     Args:
-        changes: "window" and, if there are, "scale" and "translation", for pictures as stored.
+        changes: see `as_stored`.
         orientations: int32 [N], EXIF 1..8.
-        is_png: bool [N], of those that are only decoded whole.
+        is_png: bool [N], decoded whole.
         size: (height, width) of the upright results.
-        scaled: whether sizes other than 1/1 are taken.
+        scaled: whether sizes other than 1/1 may be chosen.
 
     Returns:
-        "window" in whole pixels of that size; "decoder", int32 [N], which `decode_window` takes; "scale"
-        and "translation" for the decoded window, if there are.
+        "window" in whole pixels of that size; "decoder", int32 [N], for `decode_window`; "scale" and
+        "translation" for the decoded window, if any.
     """
     corners, windows = tf.split(changes["window"], 2, axis=1)
     if "scale" in changes:
@@ -149,14 +143,14 @@ def decode_window(
     png: bool = True,
     rare: bool = True,
 ) -> tf.Tensor:
-    """Decodes a part of a picture, as stored, in one of the decoder's sizes.
+    """Decodes a part of a JPEG or PNG file, as stored, in one of the decoder's sizes.
 
     Args:
-        encoded: string [], the bytes of a JPEG or PNG file.
+        encoded: string [], the bytes of the file.
         window: int32 [4], top, left, height, width in pixels of that size.
-        decoder: int32 [], what `as_decoded` says.
+        decoder: int32 [], of `as_decoded`.
         samples: see `decode_stored`.
-        scaled: whether sizes other than 1/1 may be asked for.
+        scaled: whether `decoder` may be another size than 1/1.
         png: whether the file may be PNG.
         rare: see `decode_stored`.
 

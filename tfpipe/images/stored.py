@@ -1,9 +1,9 @@
-"""From a file's bytes to RGB of 8 bits as it is stored, not turned: the one decoder of training, evaluation and exports.
+"""Decodes a file to RGB of 8 bits, as stored, not turned: the one decoder of training, evaluation and exports.
 
     image = decode_stored(encoded, Samples(png16="percentile", background="white"))    # uint8 [H, W, 3]
 
-The usual file takes one operation, and 3.5 to 9 bytes a pixel meanwhile; a PNG of 16 bits that is not read by its high bytes,
-or one that a background is laid behind, up to 16.
+The usual file takes one operation, and 3.5 to 9 bytes a pixel of memory; a PNG of 16 bits not read
+by its high bytes, or one laid on a background, up to 16.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Function = Callable[[tf.Tensor], tf.Tensor]
 
 _BLOCK = 1 << 18  # pixels
 _LEVELS = 1 << MAX_BITS
-_COLOR_TYPE = 25  # its place, behind the depth's, in IHDR
+_COLOR_TYPE = 25  # its place in IHDR, after the depth
 _FIRST_CHUNK, _MAX_CHUNKS = 8, 1 << 14
 _PNG, _DEEP_PNG = r"\CPNG\r\n\C\n\C*", r"\CPNG\r\n\C\n\C{4}IHDR\C{8}\x10\C*"
 
@@ -29,8 +29,9 @@ def decode_stored(encoded: tf.Tensor, samples: Samples = USUAL, *, rare: bool = 
 
     Args:
         encoded: string [], the bytes of the file.
-        samples: what becomes of 16 bits and of alpha.
-        rare: whether the file may be one that takes more than the usual decoder: looking costs a tenth of the time.
+        samples: treatment of 16 bits and alpha.
+        rare: whether the file may need more than the usual decoder: the check costs a tenth of the
+            time.
 
     Returns:
         uint8 [H, W, 3], RGB, 0..255.
@@ -52,8 +53,8 @@ def decode_stored(encoded: tf.Tensor, samples: Samples = USUAL, *, rare: bool = 
 def apart(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """Returns a function that is one operation where it is called: of a branch that is not taken, each costs a microsecond.
 
-    It is traced anew for each graph: functions that several share get other attributes in each, and a frozen copy of one graph
-    could not be loaded beside the others.
+    It is traced anew for each graph: functions that several share get other attributes in each, and
+    a frozen copy of one graph could not be loaded with the others.
     """
     make = functools.partial(tf.function, function, autograph=False, experimental_attributes={"_noinline": True})
     at_once = make()
@@ -70,7 +71,7 @@ def _decode_usual(encoded: tf.Tensor) -> tf.Tensor:
 
 @functools.cache
 def _rare(samples: Samples) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns the decoder of PNG files that are not read as the usual ones are: string [] -> uint8 [H, W, 3]."""
+    """Returns the decoder of unusual PNG files: string [] -> uint8 [H, W, 3]."""
     if samples.background == USUAL.background:
         return apart(lambda encoded: _decode_deep(encoded, samples.png16, 3, lambda: _decode_usual(encoded), tf.identity))
     lay = functools.partial(_lay, level=255 if samples.background == "white" else 0)
@@ -116,7 +117,8 @@ def _block(pixels: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     return pixels[index * _BLOCK : (index + 1) * _BLOCK]
 
 
-# 16 bits. The levels of an image are counted, and each is looked up in a table that is made from the counts.
+# 16 bits. The levels of an image are counted, and each is looked up in a table that is made from
+# the counts.
 
 
 def _decode_deep(encoded: tf.Tensor, png16: str, channels: int, usual: Callable[[], tf.Tensor], finish: _Function) -> tf.Tensor:
@@ -149,9 +151,10 @@ def _count(pixels: tf.Tensor) -> tf.Tensor:
 def _table(counts: tf.Tensor, bits: tf.Tensor, png16: str) -> tf.Tensor:
     """Returns the 8 bits of each level of 16, uint8 [65536], for an image of so many samples of each, int32 [65536]."""
     levels, present = tf.range(_LEVELS), counts > 0
-    # By the specification (11.3.2.3) samples of n significant bits were moved to the high end, and a decoder shifts them back.
-    # Programs write them as they are, too. Then none needs more than n bits, and some have low bits that moving leaves
-    # empty (or 1, by rounding, where what is repeated of the high bits is 0).
+    # By the specification (11.3.2.3) samples of n significant bits were moved to the high end, and
+    # a decoder shifts them back. Programs write them as they are, too. Then none needs more than n
+    # bits, and some have low bits that moving leaves empty (or 1, by rounding, where the repeated
+    # high bits are 0).
     num_declared = tf.bitwise.left_shift(1, bits)
     step = _LEVELS // num_declared
     fits = ~tf.reduce_any(present & (levels >= num_declared))

@@ -23,27 +23,17 @@ _TYPES.add_type("application/jsonl", ".jsonl")  # predictions and lists of rejec
 
 
 class Found(NamedTuple):
-    """A file, or the reason why a path is not taken.
+    """A file, or a path that is not taken, with the reason."""
 
-    Attributes:
-        name: relative to the folder that was walked, POSIX separators.
-        path: of the file.
-        num_bytes: its size.
-        mtime_ns: its time of modification.
-        reason: "" for a file, else "unreadable", "link_loop" (a link to a folder that was walked
-            already), "hidden" (see `files.is_hidden`) or "empty" (a folder that holds nothing but
-            hidden files).
-        message: the reason in words.
-        id: given by a list of paths; "" where the name decides.
-    """
-
-    name: str
+    name: str  # relative to the folder that was walked, POSIX separators
     path: str
     num_bytes: int = 0
     mtime_ns: int = 0
+    # "" for a file, else "unreadable", "link_loop" (a link to a folder walked already), "hidden"
+    # (see `files.is_hidden`) or "empty" (a folder that holds nothing but hidden files).
     reason: str = ""
-    message: str = ""
-    id: str = ""
+    message: str = ""  # the reason in words
+    id: str = ""  # given by a list of paths
 
 
 def walk(root: str | Path) -> Iterator[Found]:
@@ -115,12 +105,8 @@ def _walked_already(name: str, path: str) -> Found:
 def find_images(given: str, passed_over: list[str]) -> Iterator[Found]:
     """Yields the given file, or the files in and below a folder, or those that match a glob.
 
-    Args:
-        given: a path or a glob.
-        passed_over: gets the names that are not taken for images.
-
-    Raises:
-        FileNotFoundError: it is missing, or a glob that matches nothing.
+    `passed_over` gets the names that are not taken for images. Raises FileNotFoundError for a
+    missing path, or a glob that matches nothing.
     """
     check_given(given)
     if os.path.isdir(given):

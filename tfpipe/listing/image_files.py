@@ -54,9 +54,7 @@ def read(path: str, max_pixels: int = headers.DEFAULT_MAX_PIXELS) -> Encoded | R
 def read_start(path: str, max_bytes: int | None = None) -> tuple[bytes, int]:
     """Returns a file's bytes and size; only 4096 bytes of what is not an image, say a film.
 
-    Raises:
-        RejectedImage: it has more than `max_bytes`.
-        DataError: not a regular file.
+    Raises RejectedImage above `max_bytes`, DataError for what is not a regular file.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size

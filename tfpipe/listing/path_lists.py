@@ -37,8 +37,7 @@ def is_list(given: str) -> bool:
 def read_list(given: str) -> Iterator[Found]:
     """Yields the files that a list names.
 
-    Raises:
-        DataError: the CSV file is damaged (names the line), has no column of paths, or is UTF-16.
+    Raises DataError for a damaged CSV file (names the line), one without paths, or UTF-16.
     """
     return _read_standard_input() if given == STANDARD_INPUT else _read_csv(Path(given))
 

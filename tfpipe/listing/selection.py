@@ -26,19 +26,14 @@ Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class Image(NamedTuple):
-    """One image to predict.
+    """One image to predict."""
 
-    `id` is unique among the inputs. `path` is the absolute path of its file, or "" where it is the
-    record at `position` of a split. `problem` tells why it is known to be unreadable before it is
-    opened.
-    """
-
-    id: str
+    id: str  # unique among the inputs
     key: str
     filename: str
-    path: str
-    position: int = -1
-    problem: str = ""
+    path: str  # absolute; "" for a record of a data set
+    position: int = -1  # of a record in its split
+    problem: str = ""  # why it is known to be unreadable before it is opened
 
     @property
     def shown(self) -> str:
@@ -116,11 +111,7 @@ def _data_set(paths: Sequence[str | os.PathLike[str]], split: str | None) -> tup
 
 
 def given_paths(inputs: Any) -> list[str | os.PathLike[str]]:
-    """Returns the inputs as a list, also where there is one, or an iterator.
-
-    Raises:
-        ValueError: one of them is not a path.
-    """
+    """Returns one or more inputs as a list; raises ValueError if one is not a path."""
     is_one = isinstance(inputs, str | bytes | os.PathLike) or hasattr(inputs, "read") or not isinstance(inputs, Iterable)
     paths = [inputs] if is_one else list(inputs)
     for path in paths:

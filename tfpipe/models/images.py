@@ -18,7 +18,8 @@ import tensorflow as tf
 from tfpipe.common import seeds
 from tfpipe.models.classifiers import Predictor
 from tfpipe.pipeline.augmentation import Augmentation
-from tfpipe.pipeline.loader import Loader, dataset
+from tfpipe.pipeline.loader import Loader
+from tfpipe.pipeline.options import Options
 from tfpipe.records import catalog, manifest
 
 NOT_AUGMENTED = Augmentation()
@@ -99,15 +100,15 @@ class Pictures:
         return self.manifest.split(self.split).num_records
 
     def _loader(self, options: dict[str, Any]) -> Loader:
-        defaults = {**(dataset.__kwdefaults__ or {}), "image_size": self.image_size, "resize": self.resize}
-        return Loader(self.directory, self.split, **{**defaults, **options}, selection=self.selection)
+        given = {"image_size": self.image_size, "resize": self.resize, "selection": self.selection}
+        return Loader(self.directory, self.split, Options(**given, **options))
 
 
 def seen_by(predictor: Predictor, directory: str | os.PathLike[str], split: str, **options: Any) -> tf.data.Dataset:
     """Returns a split as a model sees it, in dictionaries; options and errors as of `tfpipe.dataset`."""
     seen = {"image_size": predictor.image_size, "resize": predictor.resize, "as_dict": True}
     samples = getattr(predictor, "samples", None)  # a model that does not tell takes those of the data set
-    return Loader(directory, split, **{**(dataset.__kwdefaults__ or {}), **seen, **options}, samples=samples).dataset()
+    return Loader(directory, split, Options(**{**seen, **options}, samples=samples)).dataset()
 
 
 def hold_out(pictures: Pictures, fraction: float) -> tuple[Pictures, Pictures]:

@@ -1,10 +1,10 @@
-"""What a model says of one picture, or of many, and what helps to understand it: all that the demo page shows.
+"""Predictions for one image, or for many, and what explains them: all that the demo page shows.
 
-    answers = Answers(load("runs/a"), gallery)
-    answer = answers.answer("cat.jpg")                 # probabilities, Grad-CAM, neighbours, what the model saw
+    answers = Answers(load("runs/a"), index)
+    answer = answers.answer("cat.jpg")                 # probabilities, Grad-CAM, neighbours, the model's input
     for row in answers.rows([Upload("a.jpg", path)]): ...
 
-Files go the way of `predict` and of evaluation: the same look at the header, decoder, orientation and resize.
+Files are read as in `predict` and in evaluation: the same header checks, decoder, orientation and resize.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.common.errors import DataError, RejectedImage
-from tfpipe.evaluation.feature_index import Gallery, Neighbour, shrink
+from tfpipe.evaluation.feature_index import FeatureIndex, Neighbour, shrink
 from tfpipe.images import decoding, headers
 from tfpipe.listing import image_files
 from tfpipe.models import explanation
@@ -39,93 +39,97 @@ class Upload(NamedTuple):
 
 
 class Resemblance(NamedTuple):
-    """A neighbour and its picture, uint8 [H, W, 3]; None where it cannot be read any more."""
+    """A neighbour and its image, uint8 [H, W, 3]; None where it cannot be read any more."""
 
     neighbour: Neighbour
-    picture: Array | None
+    image: Array | None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is said of one picture.
+    """The prediction for one image, and what explains it.
 
     Attributes:
         probabilities: float32 [C].
-        picture: as a person sees it, upright, uint8 [H, W, 3].
-        seen: what the model is given, uint8 [h, w, 3].
-        prepared: what the model itself makes of that first, float32 [h, w, 1 or 3]; None for an exported model.
-        heat: what speaks for the most probable class (Grad-CAM) over the part that the model sees, uint8 [H, W, 3]; None for an
+        image: as a person sees it, upright, uint8 [H, W, 3].
+        seen: the model's input, uint8 [h, w, 3].
+        prepared: after the model's preprocessing, float32 [h, w, 1 or 3]; None for an exported model.
+        heat: Grad-CAM of the most probable class over the part that the model sees, uint8 [H, W, 3]; None for an
             exported model.
-        speaks: False where the heat is all zeros.
-        neighbours: training pictures, the most similar first.
+        has_heatmap: False where Grad-CAM is all zeros.
+        neighbours: training images, the most similar first.
     """
 
     probabilities: Array
-    picture: Array
+    image: Array
     seen: Array
     prepared: Array | None = None
     heat: Array | None = None
-    speaks: bool = False
+    has_heatmap: bool = False
     neighbours: Sequence[Resemblance] = ()
 
 
 class Row(NamedTuple):
-    """One of many files: probabilities, float32 [C], and a small picture, uint8 [H, W, 3]; or why it has none."""
+    """One of many files: probabilities, float32 [C], and a thumbnail, uint8 [H, W, 3]; or the reason for having none."""
 
     name: str
     probabilities: Array | None = None
-    picture: Array | None = None
+    image: Array | None = None
     problem: str = ""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A model, ready to be asked.
+    """A model that predicts and explains uploaded images.
 
     Attributes:
         predictor: the model; what goes beyond probabilities needs a `Classifier`.
-        gallery: training pictures to compare with; of a `Classifier` only.
-        max_pixels: height times width above which a picture is refused.
+        index: training images to compare with; of a `Classifier` only.
+        max_pixels: height times width above which an image is rejected.
     """
 
     predictor: Predictor
-    gallery: Gallery | None = None
+    index: FeatureIndex | None = None
     max_pixels: int = headers.DEFAULT_MAX_PIXELS
 
     def answer(self, path: str) -> Answer | RejectedImage:
-        """Returns what there is to say of a file, or why there is nothing."""
-        image = self._decode(path)
-        if isinstance(image, RejectedImage):
-            return image
-        seen, picture = self._resize(image), shrink(image, _SHOWN_SIDE)
-        if isinstance(self.predictor, Classifier):
-            return self._explained(self.predictor, image, seen, picture)
-        probabilities = self.predictor.predict(seen[tf.newaxis])
-        return _unsound(probabilities[0]) or Answer(probabilities[0], picture, seen.numpy())
-
-    def _explained(self, classifier: Classifier, image: tf.Tensor, seen: tf.Tensor, picture: Array) -> Answer | RejectedImage:
-        batch = seen[tf.newaxis]
-        probabilities, features = classifier.predict_with_features(batch)
-        if problem := _unsound(probabilities[0]):
+        """Returns the prediction for a file, or why there is none."""
+        decoded = self._decode(path)
+        if isinstance(decoded, RejectedImage):
+            return decoded
+        seen, shown = self._resize(decoded), shrink(decoded, _SHOWN_SIDE)
+        batch, classifier = seen[tf.newaxis], self.predictor
+        if not isinstance(classifier, Classifier):
+            probabilities = classifier.predict(batch)[0]
+            return _unsound(probabilities) or Answer(probabilities, shown, seen.numpy())
+        (probabilities,), (features,) = classifier.predict_with_features(batch)
+        if problem := _unsound(probabilities):
             return problem
-        heat = explanation.explain(classifier, batch, probabilities.argmax(axis=1))[0]
+        heat = explanation.explain(classifier, batch, probabilities[np.newaxis].argmax(axis=1))[0]
         return Answer(
-            probabilities[0],
-            picture,
+            probabilities,
+            shown,
             seen.numpy(),
             prepared=classifier.model.get_layer("preprocessing")(batch)[0].numpy(),
-            heat=explanation.overlay(_enlarged(image, classifier), heat),
-            speaks=bool(heat.any()),
-            neighbours=self._neighbours(features[0]),
+            heat=explanation.overlay(_enlarged(decoded, classifier), heat),
+            has_heatmap=bool(heat.any()),
+            neighbours=self._neighbours(features),
         )
 
     def _neighbours(self, features: Array) -> list[Resemblance]:
-        if self.gallery is None:
+        if self.index is None:
             return []
-        return [Resemblance(found, _picture_of(self.gallery, found)) for found in self.gallery.nearest(features)]
+        found = []
+        for neighbour in self.index.nearest(features):
+            try:
+                image = self.index.image(neighbour, 2 * _THUMBNAIL_SIDE)
+            except DataError:
+                image = None
+            found.append(Resemblance(neighbour, image))
+        return found
 
     def rows(self, uploads: Sequence[Upload]) -> Iterator[Row]:
-        """Yields what there is to say of each file, in their order; what is no picture does not stop the others."""
+        """Yields a row for each file, in their order; a rejected one does not stop the others."""
         for start in range(0, len(uploads), _BATCH_SIZE):
             yield from self._rows(uploads[start : start + _BATCH_SIZE])
 
@@ -137,17 +141,17 @@ class Answers:
             if isinstance(found, RejectedImage):
                 yield Row(upload.name, problem=found.message)
                 continue
-            said = next(probabilities)
-            problem = _unsound(said)
-            yield Row(upload.name, problem=problem.message) if problem else Row(upload.name, said, found[1])
+            predicted = next(probabilities)
+            problem = _unsound(predicted)
+            yield Row(upload.name, problem=problem.message) if problem else Row(upload.name, predicted, found[1])
 
     def _shown(self, path: str) -> tuple[tf.Tensor, Array] | RejectedImage:
-        """Returns what the model and what a person sees of a file; the decoded picture is not kept."""
+        """Returns the model's input and a thumbnail; the decoded image is not kept."""
         image = self._decode(path)
         return image if isinstance(image, RejectedImage) else (self._resize(image), shrink(image, _THUMBNAIL_SIDE))
 
     def _decode(self, path: str) -> tf.Tensor | RejectedImage:
-        """Returns a file's picture, upright, uint8 [H, W, 3], or why there is none."""
+        """Returns a file's image, upright, uint8 [H, W, 3], or why there is none."""
         encoded = image_files.read(path, self.max_pixels)
         if isinstance(encoded, RejectedImage):
             return encoded
@@ -167,8 +171,8 @@ def _unsound(probabilities: Array) -> RejectedImage | None:
 
 
 def _enlarged(image: tf.Tensor, classifier: Classifier) -> Array:
-    """Returns what the model sees of a picture, in a size that a person can look at, and not distorted."""
-    if classifier.resize == "stretch":  # all of the picture: as it is
+    """Returns the part of an image that the model sees, enlarged and not distorted."""
+    if classifier.resize == "stretch":  # all of the image
         height, width = image.shape[:2]
     else:
         height, width = classifier.image_size
@@ -176,10 +180,3 @@ def _enlarged(image: tf.Tensor, classifier: Classifier) -> Array:
     size = max(1, round(height * scale)), max(1, round(width * scale))
     enlarged: Array = decoding.resize_image(image, size, classifier.resize).numpy()
     return enlarged
-
-
-def _picture_of(gallery: Gallery, neighbour: Neighbour) -> Array | None:
-    try:
-        return gallery.picture(neighbour, 2 * _THUMBNAIL_SIDE)
-    except DataError:
-        return None

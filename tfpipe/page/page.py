@@ -1,9 +1,9 @@
-"""A page on this machine to try a model on: drop a picture, read what the model says and why.
+"""A page on this machine to try a model on: drop an image, read the prediction and its reasons.
 
     with serve("runs/a") as url:
         ...    # http://127.0.0.1:7860/
 
-It listens on 127.0.0.1 alone, asks nothing of any other machine, and keeps what was uploaded for an hour at most.
+It listens on 127.0.0.1 alone, contacts no other machine, and keeps what was uploaded for an hour at most.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.files import temporary_folder
 from tfpipe.common.text import plural
 from tfpipe.evaluation import feature_index
-from tfpipe.evaluation.feature_index import Gallery
+from tfpipe.evaluation.feature_index import FeatureIndex
 from tfpipe.formats import opening
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.listing.selection import natural_key
@@ -32,7 +32,7 @@ from tfpipe.page.answers import Answers, Upload
 from tfpipe.prediction import preflight
 from tfpipe.prediction.preflight import HOST
 from tfpipe.records import run_folders
-from tfpipe.report.markup import Html
+from tfpipe.report import templates
 
 DEFAULT_PORT = 7860
 DEFAULT_MAX_BYTES = 20_000_000
@@ -41,11 +41,11 @@ DEFAULT_MAX_TRAINING = 1000
 _KEPT_SECONDS = 3600
 _HOSTS = frozenset((HOST, "localhost", "::1"))
 _FONTS = ("system-ui", "Segoe UI", "Roboto", "Noto Sans", "Noto Sans CJK SC", "sans-serif")
-# A picture that is pasted, or dropped beside the place for it, goes where a chosen file goes; so do the files of a folder that
+# An image that is pasted, or dropped beside the place for it, goes where a chosen file goes; so do the files of a folder that
 # is dropped, which Gradio would ask for as if it were a file. What cannot be read of it goes as an empty file, to be refused.
 _SCRIPT = """() => {
   const take = (event, files) => {
-    const input = document.querySelector("#pictures input[type=file]");
+    const input = document.querySelector("#images input[type=file]");
     if (!input || !files || !files.length) return;
     event.preventDefault();
     const transfer = new DataTransfer();
@@ -73,7 +73,7 @@ _SCRIPT = """() => {
       event.stopPropagation();
       const files = (await Promise.all(entries.map(below))).flat();
       if (files.length) take(event, files); else alert("There are no files in this folder.");
-    } else if (!event.target.closest("#pictures")) {
+    } else if (!event.target.closest("#images")) {
       event.preventDefault();
       take(event, event.dataTransfer.files);
     }
@@ -102,14 +102,14 @@ def serve(
 
     Args:
         model: a run's folder or a .keras file: everything; a file or folder of an export: scores and the model's input.
-        data: training pictures to look for neighbours among; default the data set of the run, if it is still there.
+        data: training images to look for neighbours among; default the data set of the run, if it is still there.
         split: of the data set.
-        max_training: of more training pictures than that, so many (up to a full batch) as they are stored; 0: no neighbours.
+        max_training: of more training images than that, so many (up to a full batch) as they are stored; 0: no neighbours.
         port: to listen on; 0: any that is free.
         max_bytes: of an uploaded file.
-        max_pixels: height times width above which a picture is refused.
+        max_pixels: height times width above which an image is rejected.
         open_browser: show the page in the browser.
-        progress: show a bar while the training pictures are looked at.
+        progress: show a bar while the training images are looked at.
         allowed_hosts: names beside 127.0.0.1 and localhost under which the page answers, on any port: those of a proxy before
             it, which may pass its own name on or 127.0.0.1. Under others, any page in the browser could ask it, once its name
             leads here ("DNS rebinding").
@@ -119,14 +119,14 @@ def serve(
         ImportError: Gradio is not installed.
         OSError: the port is taken.
         ValueError, FileNotFoundError, DataError: there is no such model or, where it is given, no such data set, or it is
-            given with a model that cannot compare pictures.
+            given with a model that cannot compare images.
     """
     gradio = _import_gradio()
     own_names = preflight.host_names(allowed_hosts)
     port = preflight.free_port(port)  # taken: better to know before minutes of work
     predictor = opening.load(model, trust=trust)
-    gallery, notes = _open_gallery(predictor, model, data, split, max_training, progress)
-    answers = Answers(predictor, gallery, max_pixels)
+    index, notes = _open_index(predictor, model, data, split, max_training, progress)
+    answers = Answers(predictor, index, max_pixels)
     predictor.predict(np.zeros((1, *predictor.image_size, 3), np.uint8))  # the first call takes longest
     with temporary_folder("page") as folder, _environment(folder):
         title = os.path.basename(os.path.abspath(model))
@@ -138,7 +138,7 @@ def serve(
                 max_file_size=max_bytes,
                 inbrowser=open_browser,
                 theme=gradio.themes.Base(font=_FONTS, font_mono=["monospace"]),
-                css=page_markup.STYLE,
+                css=templates.render("page.css"),
                 js=_SCRIPT,
                 share=False,
                 ssr_mode=False,
@@ -208,71 +208,71 @@ def _environment(folder: Path) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _open_gallery(
+def _open_index(
     predictor: Predictor,
     model: str | os.PathLike[str],
     data: str | os.PathLike[str] | None,
     split: str,
     max_training: int,
     progress: bool,
-) -> tuple[Gallery | None, list[str]]:
-    """Returns the training pictures, if there are any to be had, and what to say of them."""
+) -> tuple[FeatureIndex | None, list[str]]:
+    """Returns the features of the training images where available, and notes for the page."""
     if not isinstance(predictor, Classifier):
         if data is not None:
             raise ValueError(f"data={os.fspath(data)!r} needs a run's model to compare with; {model} has probabilities only")
-        return None, ["Probabilities only: Grad-CAM and the nearest training pictures need the run's folder."]
+        return None, ["Probabilities only: Grad-CAM and the nearest training images need the run's folder."]
     if not max_training:
         return None, []
     try:
         directory = run_folders.locate_data(model) if data is None else Path(data)
-        gallery = feature_index.collect(predictor, directory, split, max_pictures=max_training, progress=progress)
+        index = feature_index.collect(predictor, directory, split, max_images=max_training, progress=progress)
     except (DataError, FileNotFoundError, ValueError) as error:
         if data is not None:
             raise
-        _log.warning("no nearest training pictures: %s; --data=FOLDER says where they are", error)
-        return None, [f"No nearest training pictures: {error}."]
-    return gallery, []
+        _log.warning("no nearest training images: %s; give their place with --data=FOLDER", error)
+        return None, [f"No nearest training images: {error}."]
+    return index, []
 
 
-def _describe(gallery: Gallery | None) -> str:
-    if gallery is None:
+def _describe(index: FeatureIndex | None) -> str:
+    if index is None:
         return ""
-    num_all, num_here = gallery.reader.num_records, len(gallery.keys)
-    drawn = f"{num_here:,} drawn from its {plural(num_all, 'picture')}" if num_here < num_all else plural(num_all, "picture")
-    return f"{gallery.split}, {drawn}"
+    num_all, num_here = index.reader.num_records, len(index.keys)
+    drawn = f"{num_here:,} drawn from its {plural(num_all, 'image')}" if num_here < num_all else plural(num_all, "image")
+    return f"{index.split}, {drawn}"
 
 
-def _layout(gradio: Any, title: str, header: Html, answers: Answers) -> Any:
+def _layout(gradio: Any, title: str, header: str, answers: Answers) -> Any:
     """Returns the page, not served yet."""
     respond = _responder(answers)
 
-    def taken(files: Sequence[Mapping[str, Any]], progress: Any = gradio.Progress()) -> tuple[str, None]:  # noqa: B008
+    def receive(files: Sequence[Mapping[str, Any]], progress: Any = gradio.Progress()) -> tuple[str, None]:  # noqa: B008
         uploads = [Upload(file.get("orig_name") or os.path.basename(file["path"]), file["path"]) for file in files or ()]
-        return str(respond(uploads, progress)), None  # None: ready for the next one
+        return respond(uploads, progress), None  # None: ready for the next one
 
     with gradio.Blocks(title=f"{title} · tfpipe", analytics_enabled=False, delete_cache=(60, _KEPT_SECONDS)) as page:
-        gradio.HTML(str(header), js_on_load=None)
-        pictures = gradio.File(file_count="multiple", show_label=False, elem_id="pictures", height=130)
-        said = gradio.HTML("", elem_id="answer", js_on_load=None)
+        gradio.HTML(header, js_on_load=None)
+        images = gradio.File(file_count="multiple", show_label=False, elem_id="images", height=130)
+        shown = gradio.HTML("", elem_id="answer", js_on_load=None)
         # Without Gradio's preprocessing, which would drop the file's own name; where the path leads is checked all the same.
         # multiple: by default Gradio drops what is uploaded while something else is in work.
         options = {"preprocess": False, "api_visibility": "private", "trigger_mode": "multiple"}
-        pictures.upload(taken, [pictures], [said, pictures], **options)
+        images.upload(receive, [images], [shown, images], **options)
     return page
 
 
-def _responder(answers: Answers) -> Callable[[Sequence[Upload], Any], Html]:
-    predictor, described = answers.predictor, _describe(answers.gallery)
+def _responder(answers: Answers) -> Callable[[Sequence[Upload], Any], str]:
+    predictor, described = answers.predictor, _describe(answers.index)
 
-    def respond(uploads: Sequence[Upload], progress: Any) -> Html:
+    def respond(uploads: Sequence[Upload], progress: Any) -> str:
         if len(uploads) == 1:
             name, path = uploads[0]
-            said = answers.answer(path)
-            if isinstance(said, RejectedImage):
-                return page_markup.refusal(name, said.message)
-            return page_markup.answer(name, said, predictor, described)
+            found = answers.answer(path)
+            if isinstance(found, RejectedImage):
+                return page_markup.rejection(name, found.message)
+            return page_markup.answer(name, found, predictor, described)
         ordered = sorted(uploads, key=lambda upload: natural_key(upload.name))
-        rows = list(progress.tqdm(answers.rows(ordered), total=len(ordered), desc="pictures", unit="pictures"))
+        rows = list(progress.tqdm(answers.rows(ordered), total=len(ordered), desc="images", unit="images"))
         return page_markup.table(rows, predictor.class_names)
 
     return respond

@@ -1,14 +1,15 @@
-"""Augmentation that can be replayed: what happens to a picture is a function of (seed, epoch, key) alone.
+"""Augmentation that can be replayed: it is a function of (seed, epoch, key) alone.
 
     augmentation = Augmentation.named("standard")
     image = augment_image(image, (224, 224), augmentation, key="cat/1.jpg", seed=0, epoch=3)
 
-Only the crop is decoded. Brightness, contrast, saturation, hue and greyscale are one affine map of each pixel's colour,
-applied with the flip to a whole batch by one compiled loop.
+Only the crop is decoded. Brightness, contrast, saturation, hue and greyscale are one affine map of
+each pixel's colour, applied with the flip to a whole batch by one compiled loop.
 
-Two programs, for one picture and for a batch, must agree in every bit, so that a picture can be replayed. What is drawn is
-computed in float64 and rounded (the last bit of exp, cos or sqrt depends on a value's place in its batch: in a vector register
-or beside it). Coefficients are whole numbers of 1/4096, so that float32 holds each of their sums exactly, in any order.
+Two programs, for one image and for a batch, must agree in every bit, so that an image can be
+replayed. Random strengths are computed in float64 and rounded (the last bit of exp, cos or sqrt
+depends on a value's place in its batch: in a vector register or not). Coefficients are whole
+numbers of 1/4096, so that float32 holds each of their sums exactly, in any order.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ _ERASED_LEVELS = (124, 116, 104)  # the mean pixel of ImageNet, as the paper fil
 _UNIT = 4096  # of coefficients: 255 * 3 * 4 levels in this unit are below 2**24, where float32 is exact
 _MEAN_SIDE = 28
 
-# Places of the drawn numbers, one home for all: switching an operation off does not change what the others draw.
+# Places of the drawn numbers, one home for all: switching an operation off does not change what the
+# others draw.
 _DRAWS = {
     "areas": _CROP_TRIES,
     "aspects": _CROP_TRIES,
@@ -54,7 +56,8 @@ _DRAWS = {
     "erased_place": 2,
 }
 
-# ITU-R BT.601 luma and the NTSC axes I and Q: hue is an angle between them, saturation the distance from luma.
+# ITU-R BT.601 luma and the NTSC axes I and Q: hue is an angle between them, saturation the distance
+# from luma.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _RGB = np.linalg.inv(_YIQ)
 
@@ -70,22 +73,22 @@ def augment_image(
     epoch: int | tf.Tensor,
     resize: Resize = "stretch",
 ) -> tf.Tensor:
-    """Augments one decoded picture, as `tfpipe.dataset(..., training=True)` does without scaled decoding.
+    """Augments one decoded image, as `tfpipe.dataset(..., training=True)` does without scaled decoding.
 
     Args:
         image: uint8 [H, W, 3], upright.
         size: (height, width) of the result, or the side of a square.
-        augmentation: what to do. MixUp and CutMix take a batch and are left out.
+        augmentation: MixUp and CutMix take a batch and are left out.
         key: string [], the record's key.
         seed: the run's seed, 0 or more.
         epoch: integer [], 0 or more.
-        resize: how the picture, if it is not cropped, is brought to `size`, see `resize_image`.
+        resize: how an image that is not cropped is resized, see `resize_image`.
 
     Returns:
         uint8 [height, width, 3].
 
     Raises:
-        ValueError: an argument is not what it should be.
+        ValueError: an argument is wrong.
     """
     size, seed = arguments.check(size=size, seed=seed)  # as plain integers: seeds are hashed with their type
     resize = check_mode(resize)
@@ -113,22 +116,23 @@ def draw_changes(
     epochs: tf.Tensor,
     sources: tf.Tensor,
 ) -> Tensors:
-    """Draws what is done to each of some pictures.
+    """Draws the changes of N images.
 
     Args:
         augmentation: the strengths.
         size: (height, width) of the results.
-        resize: how a picture that is not cropped is brought to `size`.
+        resize: how an image that is not cropped is resized.
         keys: int64 [N], see `hash_keys`.
         seed: the run's.
         epochs: int64 [N].
-        sources: int32 [N, 2], heights and widths of the upright pictures.
+        sources: int32 [N, 2], heights and widths of the upright images.
 
     Returns:
-        "window", int32 [N, 4], and, unless pictures are cropped, "scale" and "translation", float32 [N, 2]: see
-        `tfpipe.images.sampling`. Only where the operation is on: "mirrored" and "upside_down", bool [N]; "colour", "mean"
-        and "brightness", int32 [N, 3, 3], [N, 3, 3] and [N], in 1/4096: levels times colour, plus the picture's mean
-        colour times mean, plus brightness; "angle" float32 [N], radians; "erased" int32 [N, 4], top, left, bottom, right.
+        "window", int32 [N, 4], and, unless images are cropped, "scale" and "translation", float32
+        [N, 2]: see `tfpipe.images.sampling`. Only where the operation is on: "mirrored" and
+        "upside_down", bool [N]; "colour", "mean" and "brightness", int32 [N, 3, 3], [N, 3, 3] and
+        [N], in 1/4096: levels times colour, plus the image's mean colour times mean, plus
+        brightness; "angle" float32 [N], radians; "erased" int32 [N, 4], top, left, bottom, right.
     """
     uniforms = tf.cast(draw(keys, seeds.derive(seed, "augment"), epochs, sum(_DRAWS.values())), tf.float64)
     drawn = dict(zip(_DRAWS, tf.split(uniforms, list(_DRAWS.values()), axis=1), strict=True))
@@ -204,14 +208,14 @@ def _draw_erased(augmentation: Augmentation, size: tuple[int, int], drawn: Tenso
 
 
 def rotate(image: tf.Tensor, changes: Tensors) -> tf.Tensor:
-    """Rotates a picture by its changes' "angle", if there is one, and rounds it: uint8 [H, W, 3] of float32 [H, W, 3]."""
+    """Rotates an image by its changes' "angle", if there is one, and rounds it: uint8 [H, W, 3] of float32 [H, W, 3]."""
     if "angle" in changes:
         image = _rotated(image, changes["angle"])
     return tf.cast(tf.round(image), tf.uint8)
 
 
 def finish(images: tf.Tensor, changes: Tensors) -> tf.Tensor:
-    """Colours, flips and erases the pictures of a batch: uint8 [B, H, W, 3], as are the results."""
+    """Colours, flips and erases the images of a batch: uint8 [B, H, W, 3], as are the results."""
     height, width = images.shape[1:3]
     for program, names in ((_coloured, ("colour", "mean", "brightness", "mirrored")), (_covered, ("upside_down", "erased"))):
         used = {name: changes[name] for name in names if name in changes}
@@ -239,8 +243,9 @@ def _colour(images: tf.Tensor, changes: Tensors) -> tf.Tensor:
 
 
 def _offset(images: tf.Tensor, changes: Tensors) -> tf.Tensor:
-    """Returns what is added to the levels, int32 [B, 3], in 1/4096."""
-    # The mean of some 28 x 28 pixels: contrast needs no better one. In whole numbers, like all that a replay must repeat.
+    """Returns the offset of the levels, int32 [B, 3], in 1/4096."""
+    # The mean of some 28 x 28 pixels: contrast needs no better one. In whole numbers, like all that
+    # a replay must repeat.
     height, width = images.shape[1:3]
     stride = max(1, min(height, width) // _MEAN_SIDE)
     samples = tf.cast(images[:, stride // 2 :: stride, stride // 2 :: stride], tf.int64)
@@ -267,7 +272,8 @@ _covered: Any = tf.function(_cover, jit_compile=True, autograph=False)
 
 
 def _rotated(image: tf.Tensor, angle: tf.Tensor) -> tf.Tensor:
-    # About the middle, pixel centres at whole numbers; the transform maps places of the result to places of the source.
+    # About the middle, pixel centres at whole numbers; the transform maps places of the result to
+    # places of the source.
     size = tf.shape(image)[:2]
     middle_y, middle_x = tf.unstack(tf.cast(size - 1, tf.float32) / 2.0)
     cosine, sine = tf.cos(angle), tf.sin(angle)

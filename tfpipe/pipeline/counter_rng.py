@@ -2,10 +2,11 @@
 
     uniforms = draw(hash_keys(keys), seed, epochs, 8)      # float32 [N, 8] in [0, 1)
 
-`tf.random.stateless_uniform` takes one seed per call: a call per batch would make a row's numbers depend on its place in
-the batch, a call per row is four times as slow. This is splitmix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom
-Number Generators, OOPSLA 2014) as a keyed counter: each argument is mixed in before the next, nothing is ever added to
-a seed by its user, so (seed 1, epoch 0) and (seed 0, epoch 1) are unrelated.
+`tf.random.stateless_uniform` takes one seed per call: a call per batch would make a row's numbers
+depend on its place in the batch, a call per row is four times as slow. This is splitmix64 (Steele,
+Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014) as a keyed counter: each
+argument is mixed in before the next, nothing is ever added to a seed by its user, so (seed 1, epoch
+0) and (seed 0, epoch 1) are unrelated.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The steps between the number of a row and the row: record, features, pixels; and why a row did not arrive.
+"""From a row's number to the row: record, features, pixels; and why a row was lost.
 
-Each method is a stage of `tfpipe.pipeline.loader.Loader`, for `Dataset.map`. From a row's number follow its epoch, its record
-and its augmentation, so that any thread can make any row.
+Each method is a stage of `tfpipe.pipeline.loader.Loader`, for `Dataset.map`. From a row's number
+follow its epoch, its record and its augmentation, so that any thread can make any row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import tensorflow as tf
 from tfpipe.common.errors import DataError
 from tfpipe.images import decoding, sampling
 from tfpipe.images.placement import on_cpu
-from tfpipe.images.stored import decode_stored
 from tfpipe.pipeline.augmentation import Augmentation, draw_changes, finish, rotate
 from tfpipe.pipeline.counter_rng import hash_keys
 from tfpipe.pipeline.mixing import mix
@@ -25,7 +24,7 @@ from tfpipe.pipeline.reading import RecordReader, for_graphs, is_exiting
 from tfpipe.records import schema
 from tfpipe.records.samples import USUAL, Samples
 
-_NONE = -2  # the number of the rows behind the last, and of those that only fill up a piece
+_NONE = -2  # the number of rows after the last, and of those that only fill up a piece
 
 _LOST = "lost on the way, or an error before it was passed over"
 _AGAIN = "a second attempt read and decoded it"
@@ -38,20 +37,13 @@ class Rows:
     """How a row is made.
 
     Attributes:
-        reader: of the records.
-        order: of the records.
-        schedule: of the rows.
-        image_size: (height, width).
-        resize: see `decoding.resize_image`.
-        scaled: whether large JPEG files are decoded to less than their size.
+        scaled: whether large JPEG files are decoded at a reduced size.
         augmentation: None in a single pass.
-        seed: of the augmentation.
-        new_labels: int64 [C], the label that replaces each of the data set's, None for the same.
-        num_classes: labels are less than this.
+        new_labels: int64 [C], the label that replaces each of the data set's; None keeps them.
         read_size: records that may be read together.
         names: whether rows have "key" and "filename".
-        samples: what becomes of 16 bits and of alpha.
-        layout: what "numbers" hold, in order: type and shape by name; known when `parse` has been traced.
+        layout: columns of "numbers" in order, type and shape by name; known after `parse` has been
+            traced.
     """
 
     reader: RecordReader
@@ -81,25 +73,25 @@ class Rows:
 
     @property
     def piece_size(self) -> int:
-        """Rows of a piece; the last of a step may have some that are none."""
+        """Rows of a piece; the last piece of a step may be filled up."""
         return -(-self.schedule.rows_per_step // self.num_pieces)
 
     @property
     def is_read_apart(self) -> bool:
-        """Whether more is read in one go than decoded: small steps, or what is asked for in one go."""
+        """Whether more is read in one call than decoded: for small steps, or with `read_block`."""
         return self.read_size > max(self.reader.read_size, 2 * self.piece_size - 1)
 
     def epoch(self, start: Any) -> tf.data.Dataset:
-        """Returns what `prepare` takes, from a row that begins a step to the end of its epoch.
+        """Returns the input of `prepare`, from a row that begins a step to the end of its epoch.
 
-        Behind it are as many steps whose rows are none: whatever is lost leaves no batch short, and none out, which nobody
-        would see. Only those are made that are needed, and those that are prepared ahead.
+        As many steps without rows follow: otherwise a lost row could shorten or drop the last
+        batch, unnoticed. Only those needed, or prepared ahead, are made.
         """
         per_epoch = self.schedule.rows_per_epoch
         return self.numbered(start, start - start % per_epoch + per_epoch, times=2)
 
     def numbered(self, start: Any, stop: Any, times: int = 1) -> tf.data.Dataset:
-        """Returns what `prepare` takes for the rows in [start, stop), whole steps, as many at a time as are read at once."""
+        """Returns the input of `prepare` for the rows in [start, stop), whole steps, divided as they are read."""
         first, last = (row // self.schedule.rows_per_step for row in (start, stop))
         end = first + times * (last - first)
         slots, size = self.num_pieces * self.piece_size, self.read_size if self.is_read_apart else self.piece_size
@@ -107,9 +99,9 @@ class Rows:
         return tf.data.Dataset.zip(bounds, tf.data.Dataset.range(first * slots, end * slots).batch(size))
 
     def prepare(self, bounds: tf.Tensor, slots: tf.Tensor) -> Tensors:
-        """Returns what `parse` returns for some places of steps, of rows that are read; for nothing when Python exits.
+        """Reads, and returns the result of `parse`; empty when Python exits.
 
-        Called from Python, as `Compiled` is and for its reason.
+        Called from Python, as `Compiled` is, for the same reason.
 
         Args:
             bounds: int64 [2], the iterator's first row and the end of its rows.
@@ -153,11 +145,12 @@ class Rows:
         return {**batch, "position": tf.where(blank, np.int64(BLANK), positions), "epoch": passes}
 
     def parse(self, batch: Tensors) -> Tensors:
-        """Returns all that a batch of records needs to be decoded one by one.
+        """Returns all that decoding a batch of records one by one needs.
 
         Returns:
-            "encoded" and, if asked for, "key" and "filename", string [N]; "numbers", int64 [N, K], all else, see `_unpacked`:
-            what is taken apart into records and put together to batches again costs by the piece.
+            "encoded" and, with `names`, "key" and "filename", string [N]; "numbers", int64 [N, K],
+            all else, see `_unpacked`: each tensor that is split into records and batched again
+            costs time.
         """
         features = decoding.parse_batch(batch["serialized"])
         label, orientation = features[schema.LABEL], tf.cast(features[schema.ORIENTATION], tf.int32)
@@ -213,8 +206,8 @@ class Rows:
         encoded, numbers = batch["encoded"], batch["numbers"]
         specs = [tf.TensorSpec([], tf.string), tf.TensorSpec(numbers.shape[1:], tf.int64)]
         function = tf.function(self._decoded, autograph=False).get_concrete_function(*specs)
-        # What it makes of each goes straight to its place in the batch. And no operation on one picture wakes other threads,
-        # as they do in `Dataset.map`: that costs a fifth of the time.
+        # Each result goes straight to its place in the batch. And no operation on one image wakes
+        # other threads, as in `Dataset.map`: that costs a fifth of the time.
         (images,) = tf.raw_ops.MapDefun(
             arguments=[encoded, numbers],
             captured_inputs=function.captured_inputs,
@@ -227,15 +220,15 @@ class Rows:
 
     def _decoded(self, encoded: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
         columns = self._unpacked(numbers)
-        return self._picture(encoded, columns["orientation"], columns)
+        return self._image(encoded, columns["orientation"], columns)
 
-    def _picture(self, encoded: tf.Tensor, orientation: tf.Tensor, changes: Tensors) -> tf.Tensor:
+    def _image(self, encoded: tf.Tensor, orientation: tf.Tensor, changes: Tensors) -> tf.Tensor:
         traits = self.reader.traits
         if "window" not in changes:
-            image = decoding.turn_image(decode_stored(encoded, self.samples, rare=self._rare), orientation)
-            return decoding.resize_image(image, self.image_size, self.resize)
+            return decoding.decode_and_resize(encoded, orientation, self.image_size, self.resize, self.samples, rare=self._rare)
         height, width = self.image_size
-        # A picture whose longer side is less than twice the result is never made smaller, whatever the mode.
+        # An image whose longer side is less than twice the result is never made smaller, whatever
+        # the mode.
         scaled = self.scaled and traits.longer >= 2 * min(height, width)
         window, decoder = changes["window"], changes["decoder"]
         part = sampling.decode_window(encoded, window, decoder, self.samples, scaled=scaled, png=traits.png, rare=self._rare)
@@ -259,11 +252,11 @@ class Rows:
         return start % self.schedule.rows_per_epoch + index * self.schedule.rows_per_step < self.schedule.rows_per_epoch
 
     def check(self, index: tf.Tensor, batch: Tensors) -> tuple[Tensors, tf.Tensor]:
-        """Returns the rows of a step, and why they are not those of the step that it is, string [], "" where they are.
+        """Returns the rows of a step, and an error if they are not the expected ones, string [], else "".
 
         Args:
-            index: int64 [], how many steps came before.
-            batch: pieces of `decode`, a batch of them if a step has several; some may have been lost.
+            index: int64 [], number of steps before it.
+            batch: pieces of `decode`, batched if a step has several; some may be lost.
         """
         if self.num_pieces > 1:
             batch = {name: tf.reshape(value, [-1, *value.shape[2:]]) for name, value in batch.items()}
@@ -282,7 +275,7 @@ class Rows:
         return batch, tf.cond(intact, lambda: tf.constant(""), why)
 
     def complete(self, batch: Tensors) -> Tensors:
-        """Returns a batch of `decode`'s rows as it is given out, with colours and flips, blank rows blank, pictures mixed."""
+        """Returns a batch of `decode` with colours and flips, blank rows blank, and images mixed."""
         columns, image = self._unpacked(batch["numbers"]), batch["image"]
         row = {"label": columns["label"], "mask": columns["mask"]}
         row |= {name: batch[name] for name in ("key", "filename") if self.names}
@@ -298,7 +291,7 @@ class Rows:
 
     @on_cpu
     def make(self, position: int, epoch: int) -> np.ndarray[Any, Any]:
-        """Makes the picture of one record in one epoch, before it is mixed with others: uint8 [height, width, 3].
+        """Returns the image of one record in one epoch, before mixing: uint8 [height, width, 3].
 
         Raises:
             DataError: the record is damaged.
@@ -312,7 +305,7 @@ class Rows:
             image = self._decoded(parsed["encoded"][0], parsed["numbers"][0])[tf.newaxis]
             if self.augmentation is not None:
                 image = finish(image, self._unpacked(parsed["numbers"]))
-        except Exception as error:  # whatever it is, it is the answer (bytes in TensorFlow's message can be no UTF-8)
+        except Exception as error:  # of whatever class: bytes in TensorFlow's message need not be UTF-8
             raise self.reader.error(position, f"cannot be decoded: {decoding.plain_reason(error)}") from error
         made: np.ndarray[Any, Any] = image[0].numpy()
         return made
@@ -346,16 +339,12 @@ class Rows:
         return {**row, "image": images, "label": labels}
 
     def explain(self, start: np.int64, offset: np.int64) -> bytes:
-        """Returns why a row did not arrive, by trying again.
-
-        Args:
-            start: number of the iterator's first row.
-            offset: of the first row that is missing.
-        """
+        """Returns why the row at an offset from an iterator's first one was lost, by trying again."""
         if is_exiting():
             return b"Python is exiting: nothing is read any more"
         row = int(start) + int(offset)
-        # Records that are read or decoded together are lost together: the first that fails again is the culprit.
+        # Records that are read or decoded together are lost together: the first that fails again is
+        # the culprit.
         numbers = tf.range(row, row + max(self.read_size, self.piece_size), dtype=tf.int64)
         located = self.locate({"row": numbers})
         positions, epochs = located["position"].numpy().tolist(), located["epoch"].numpy().tolist()

@@ -1,15 +1,17 @@
-"""`tfpipe.dataset()`: a split as a `tf.data.Dataset`, each record exactly once or an error that says why not.
+"""`tfpipe.dataset()`: a split as a `tf.data.Dataset`, each record exactly once, or an error with the reason.
 
     for images, labels in dataset("shards/", "test", batch_size=64, image_size=(224, 224)): ...
     model.fit(dataset("shards/", "train", training=True, batch_size=64, seed=0), epochs=10)
 
-Rows are numbered through all epochs. From a row's number follow its epoch, its record and its augmentation (see
-`tfpipe.pipeline.ordering` and `augmentation`), so that a run can begin anywhere and any thread can make any row.
+Rows are numbered through all epochs. From a row's number follow its epoch, its record and its
+augmentation (see `tfpipe.pipeline.ordering` and `augmentation`), so that a run can begin anywhere
+and any thread can make any row.
 
-How a missing record is noticed, whatever went wrong with it: rows that fail to be read, parsed or decoded are dropped with
-their piece of a step, and the numbers of what is left are compared with those of the step. The first difference is the
-culprit: only then is that one record read and decoded again, in Python, for an error in words. The graph alone could not say
-them: a decoder that fails knows nothing about the file its bytes came from.
+How a missing record is detected, whatever went wrong with it: rows that fail to be read, parsed or
+decoded are dropped with their piece of a step, and the numbers of the remaining rows are compared
+with those of the step. The first difference is the culprit: only then is that record read and
+decoded again, in Python, for a precise error. The graph alone could not give one: a decoder does
+not know which file its bytes came from.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from tfpipe.common.workers import count_cores
 from tfpipe.images import decoding
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.pipeline.elements import Rows
+from tfpipe.pipeline.options import Options
 from tfpipe.pipeline.ordering import (
     BLOCKS_PER_WINDOW,
     BalancedOrder,
@@ -42,8 +45,8 @@ from tfpipe.pipeline.reading import Compiled, RecordReader, for_graphs
 from tfpipe.records.samples import Samples
 
 _FOREVER = 1 << 31  # epochs
-_READING = 4  # calls; storage that is slow answers several at a time
-_AHEAD = 32  # times the cores, images that are decoded or wait for their turn: 16 cores want 8 pieces of 64
+_READING = 4  # calls; slow storage serves several at a time
+_AHEAD = 32  # images per core that are decoded or wait for it: 16 cores need 8 pieces of 64
 _COMPLETING = 4  # calls, at most
 
 
@@ -72,227 +75,167 @@ def dataset(
 ) -> tf.data.Dataset:
     """Reads a split: once, in stored order; or, for training, in a new order and newly augmented every epoch.
 
-    Every record comes exactly once, an epoch, or an error is raised. Equal arguments give equal elements, bit for bit, for any
-    number of threads. `len()` of the result is the number of steps of an epoch; the last batch may be smaller.
+    Every record comes exactly once, an epoch, or an error is raised. Equal arguments give equal
+    elements, bit for bit, for any number of threads. `len()` of the result is the number of steps
+    of an epoch; the last batch may be smaller.
 
-    In training every iterator is the next epoch, whoever opens it: `fit` opens one per epoch, a look at
-    `next(iter(data))` is one, too. `first_epoch` and `first_step` say where the first iterator begins, and give what an
-    uninterrupted run would have given from there on.
+    In training every iterator is the next epoch, whoever opens it: `fit` opens one per epoch, and
+    `next(iter(data))` is one, too. `first_epoch` and `first_step` define where the first iterator
+    begins: from there on, the elements are those of an uninterrupted run.
 
     Args:
         data: folder of a data set that `build_tfrecords` wrote.
         split: its name.
         batch_size: records per element, or None for single records without a batch axis.
         image_size: (height, width), or the side of a square.
-        resize: "stretch", "crop" or "pad", see `resize_image`; of no effect where the augmentation crops.
-        class_names: only records of these classes, labelled by their place in this list. Default: all, as in the manifest.
+        resize: "stretch", "crop" or "pad", see `resize_image`; of no effect where the augmentation
+            crops.
+        class_names: only records of these classes, labelled by their place in this list. Default:
+            all, as in the manifest.
         training: shuffle and augment.
-        augment: an `Augmentation` or the name of a preset ("none", "light", "standard", "strong"); in training only, default
-            "standard".
+        augment: an `Augmentation` or the name of a preset ("none", "light", "standard", "strong");
+            in training only, default "standard".
         seed: of order and augmentation, 0 or more.
         balanced: every class equally often, see `BalancedOrder`; in training only.
-        read_block: records that are read together, for slow storage, see `BlockOrder` for what that costs in randomness;
-            in training only.
-        repeat: without end, epoch after epoch; every iterator begins where the first does. In training only.
+        read_block: records that are read together, for slow storage, see `BlockOrder` for what that
+            costs in randomness; in training only.
+        repeat: without end, epoch after epoch; every iterator begins where the first does. In
+            training only.
         first_epoch: where to begin, 0 or more; in training only.
         first_step: step of `first_epoch` to begin with, less than `len()`; in training only.
-        scaled_decode: large JPEG files are decoded to 1/2, 1/4 or 1/8 of their size where that is no smaller than what is
-            needed. Faster; levels differ by 0.6, 0.9 and 1.2 on average in evaluation, by 3 to 5 in a training crop, whose
-            window moves by up to half a pixel of the smaller picture. Default: in training only.
+        scaled_decode: large JPEG files are decoded to 1/2, 1/4 or 1/8 of their size where that is
+            large enough. Faster; levels differ by 0.6, 0.9 and 1.2 on average in evaluation, by 3
+            to 5 in a training crop, whose window moves by up to half a pixel of the smaller image.
+            Default: in training only.
         as_dict: elements are dictionaries instead of tuples.
-        shard: (index, count): only the part of reader `index` of `count`, 0-based. The parts are disjoint and together the
-            split, whatever the number of files. In training, step s of all readers is step s of one reader whose batches are
-            `count` times as large; without, the parts are contiguous and differ in size by one record at most.
-        equal_steps: fill up with blank rows: all batches are full and all readers have the same number of steps.
-        num_parallel_calls: pieces of a batch, of 64 pictures or less, that are decoded ahead; a thread of each core takes part
-            in each. Default (None or tf.data.AUTOTUNE): what keeps all cores busy. Changes nothing but speed.
+        shard: (index, count): only the part of reader `index` of `count`, 0-based. The parts are
+            disjoint and together the split, whatever the number of files. In training, step s of
+            all readers is step s of one reader whose batches are `count` times as large; without,
+            the parts are contiguous and differ in size by one record at most.
+        equal_steps: fill up with blank rows: all batches are full and all readers have the same
+            number of steps.
+        num_parallel_calls: pieces of a batch, of 64 images or less, that are decoded ahead; a
+            thread of each core takes part in each. Default (None or tf.data.AUTOTUNE): what keeps
+            all cores busy. Changes nothing but speed.
 
     Returns:
-        Elements (image, label), or (image, label, weight) with `equal_steps`: uint8 [B, height, width, 3], RGB, 0..255;
-        int64 [B], -1 in an unlabelled split, or, where the augmentation mixes pictures, float32 [B, C], probabilities;
-        float32 [B], 0 for blank rows and 1 for the others, Keras' sample_weight.
-        With `as_dict`, {"image", "label", "key", "filename", "mask"} and, in training, "epoch": key and filename string [B];
-        mask bool [B], False for blank rows; epoch int64 [B], the epoch to `replay` the picture with. Blank rows are zeros
-        with key and filename ""; their label is -1 in a dictionary, and 0 in a tuple, where Keras' losses refuse a negative
-        one whatever its weight. Keras' `weighted_metrics` are then those of the records; its `loss` is divided by the number
-        of rows, blank ones included.
-        The dataset has the attribute `class_names`, a list: the name of label i is at i. `map`, `take` and the like return a
-        new dataset without it: TensorFlow copies no attributes.
+        Elements (image, label), or (image, label, weight) with `equal_steps`: uint8 [B, height,
+        width, 3], RGB, 0..255; int64 [B], -1 in an unlabelled split, or, where the augmentation
+        mixes images, float32 [B, C], probabilities; float32 [B], 0 for blank rows and 1 for the
+        others, Keras' sample_weight.
+
+        With `as_dict`, {"image", "label", "key", "filename", "mask"} and, in training, "epoch": key
+        and filename string [B]; mask bool [B], False for blank rows; epoch int64 [B], the epoch to
+        `replay` the image with. Blank rows are zeros with key and filename ""; their label is -1 in
+        a dictionary, and 0 in a tuple, where Keras' losses refuse a negative one whatever its
+        weight. Keras' `weighted_metrics` are then those of the records; its `loss` is divided by
+        the number of rows, blank ones included.
+
+        The attribute `class_names` is a list: the name of label i is at i. `map`, `take` and the
+        like return a new dataset without it: TensorFlow copies no attributes.
 
     Raises:
-        ValueError: an argument is not what it should be.
+        ValueError: an argument is wrong.
         FileNotFoundError: there is no data set.
-        DataError: on opening, a shard is missing, cut, longer or one too many, or the manifest, the catalogue or an index
-            was changed or cannot be read.
-        tf.errors.InvalidArgumentError: while iterating, a record is not what the catalogue says or cannot be decoded;
-            the message names shard, offset and source file.
+        DataError: on opening, a shard is missing, cut, longer or one too many, or the manifest, the
+            catalogue or an index was changed or cannot be read.
+        tf.errors.InvalidArgumentError: while iterating, a record differs from the catalogue or
+            cannot be decoded; the message names shard, offset and source file.
 
-    TensorFlow does not survive a fork of the process: start readers in processes of their own before using it.
+    TensorFlow does not survive a fork of the process: start readers in processes of their own
+    before using it.
     """
-    return Loader(
-        data,
-        split,
-        batch_size=batch_size,
-        image_size=image_size,
-        resize=resize,
-        class_names=class_names,
-        training=training,
-        augment=augment,
-        seed=seed,
-        balanced=balanced,
-        read_block=read_block,
-        repeat=repeat,
-        first_epoch=first_epoch,
-        first_step=first_step,
-        scaled_decode=scaled_decode,
-        as_dict=as_dict,
-        shard=shard,
-        equal_steps=equal_steps,
-        num_parallel_calls=num_parallel_calls,
-    ).dataset()
+    options = {name: value for name, value in locals().items() if name not in ("data", "split")}
+    return Loader(data, split, Options(**options)).dataset()
 
 
 @arguments.renamed(directory="data")
 def describe(data: str | os.PathLike[str], split: str, **options: Any) -> str:
-    """Returns what `dataset` does with the same arguments, in one line per stage.
+    """Describes what `dataset` does with the same arguments, in one line per stage.
 
     Raises:
         ValueError, FileNotFoundError, DataError: as `dataset` does on opening.
     """
-    return Loader(data, split, **{**(dataset.__kwdefaults__ or {}), **options}).describe()
+    return Loader(data, split, Options(**options)).describe()
 
 
 class Loader:
-    """One way to read a split: the arguments of `dataset`, checked, and the stages that they lead to."""
+    """One way to read a split: a `tf.data.Dataset` and its stages.
 
-    def __init__(
-        self,
-        directory: str | os.PathLike[str],
-        split: str,
-        *,
-        batch_size: int | None,
-        image_size: tuple[int, int],
-        resize: decoding.Resize,
-        class_names: Sequence[str] | None,
-        training: bool,
-        augment: Augmentation | str | None,
-        seed: int,
-        balanced: bool,
-        read_block: int | None,
-        repeat: bool,
-        first_epoch: int,
-        first_step: int,
-        scaled_decode: bool | None,
-        as_dict: bool,
-        shard: tuple[int, int] | None,
-        equal_steps: bool,
-        num_parallel_calls: int | None,
-        shuffle: bool = True,
-        selection: np.ndarray[Any, Any] | None = None,
-        samples: Samples | None = None,
-    ) -> None:
-        """Checks the arguments, opens the split and chooses the order.
+    Attributes:
+        split: its name.
+        options: see `Options`.
+        class_names: the name of label i is at i.
+        rows: the stages' functions.
+    """
 
-        Args beside those of `dataset`:
-            shuffle: False keeps the stored order in training.
-            selection: int64 [N], ascending positions of the records that take part, None for all.
-            samples: what becomes of 16 bits and of alpha, None for what the manifest has.
-        """
+    def __init__(self, directory: str | os.PathLike[str], split: str, options: Options) -> None:
+        """Opens the split and chooses the order; errors as of `dataset`."""
         directory = arguments.path("data", directory)
-        training, balanced, repeat, as_dict, equal_steps = arguments.check(
-            training=training, balanced=balanced, repeat=repeat, as_dict=as_dict, equal_steps=equal_steps
-        )
-        image_size, seed, first_epoch, first_step = arguments.check(
-            image_size=image_size, seed=seed, first_epoch=first_epoch, first_step=first_step
-        )
-        batch_size, num_parallel_calls, read_block, shard, scaled_decode = arguments.check_given(
-            batch_size=batch_size,
-            num_parallel_calls=None if num_parallel_calls == tf.data.AUTOTUNE else num_parallel_calls,
-            read_block=read_block,
-            shard=shard,
-            scaled_decode=scaled_decode,
-        )
-        resize = decoding.check_mode(resize)
-        augmentation = Augmentation.named("standard" if augment is None else augment)
-        if not training:
-            _check_unused(augment=augment, balanced=balanced, read_block=read_block, repeat=repeat)
-            _check_unused(seed=seed, first_epoch=first_epoch, first_step=first_step)
-        if balanced and read_block:
-            raise ValueError(f"balanced and read_block={read_block} exclude each other: a class has no neighbours")
-        self.split, self.training, self.repeat, self.as_dict = split, training, repeat, as_dict
-        self.batched, self.shard, self.num_parallel_calls = batch_size is not None, shard, num_parallel_calls
-        index, count = shard or (0, 1)
-
         reader = RecordReader(directory, split)
         labelled = reader.manifest.split(split).labelled
-        self.class_names, new_labels = _labels(reader.manifest.class_names, class_names, labelled)
-        mixes = training and augmentation.mixes
-        if mixes and not (labelled and self.batched):
+        self.split, self.options = split, options
+        self.class_names, new_labels = _labels(reader.manifest.class_names, options.class_names, labelled)
+        mixes = options.augmentation is not None and options.augmentation.mixes
+        if mixes and not (labelled and options.batch_size):
             raise ValueError("mixup and cutmix need labels and batches (batch_size is None, or the split has no labels)")
-        labels = reader.labels if new_labels is None else new_labels[reader.labels]
-        block = min(read_block, max(1, len(labels))) if read_block else None
-        if balanced and not labelled:
+        if options.balanced and not labelled:
             raise ValueError(f"balanced: split {split!r} has no labels")
-        if new_labels is not None and bool((labels < 0).any()):
-            kept = np.flatnonzero(labels >= 0)
-            selection = kept if selection is None else np.intersect1d(selection, kept)
-        order = self._order(labels, selection, seeds.derive(seed, "order"), balanced, shuffle, block)
-        # A batch larger than a reader's part would be filled up with blank rows, only to be cut again.
-        largest = max(1, -(-order.num_rows // count))
-        batch_size = batch_size or 1 if equal_steps else min(batch_size or 1, largest)
+        labels, selection = reader.labels, options.selection
+        if new_labels is not None:
+            labels = new_labels[labels]
+            if bool((labels < 0).any()):
+                kept = np.flatnonzero(labels >= 0)
+                selection = kept if selection is None else np.intersect1d(selection, kept)
+        block = min(options.read_block, max(1, len(labels))) if options.read_block else None
+        order = self._order(labels, selection, block)
+        index, count = options.shard or (0, 1)
+        # A batch larger than a reader's part would be filled up with blank rows, only to be cut
+        # again.
+        batch_size, largest = options.batch_size or 1, max(1, -(-order.num_rows // count))
         schedule = Schedule(
             num_rows=order.num_rows,
-            batch_size=batch_size,
+            batch_size=batch_size if options.equal_steps else min(batch_size, largest),
             shard=(index, count),
-            equal_steps=equal_steps,
-            contiguous=not training,
+            equal_steps=options.equal_steps,
+            contiguous=not options.training,
             partners=mixes and count > 1,
-            seed=seeds.derive(seed, "partners"),
+            seed=seeds.derive(options.seed, "partners"),
         )
-        if first_step and first_step >= schedule.num_steps:
-            raise ValueError(
-                f"first_step must be less than the {exactly(schedule.num_steps, 'step')} of an epoch (got {first_step})"
-            )
-        self.first_step = first_step
-        self._first_row = first_epoch * schedule.rows_per_epoch + self.first_step * schedule.rows_per_step
+        if options.first_step and options.first_step >= schedule.num_steps:
+            steps = exactly(schedule.num_steps, "step")
+            raise ValueError(f"first_step must be less than the {steps} of an epoch (got {options.first_step})")
+        self._first_row = options.first_epoch * schedule.rows_per_epoch + options.first_step * schedule.rows_per_step
         self._stages: list[Compiled] = []
         self._starts = _Starts(self._first_row, schedule.rows_per_epoch or 1)
         self.rows = Rows(
             reader=reader,
             order=order,
             schedule=schedule,
-            image_size=image_size,
-            resize=resize,
-            scaled=training if scaled_decode is None else scaled_decode,
-            augmentation=augmentation if training else None,
-            seed=seed,
+            image_size=options.image_size,
+            resize=options.resize,
+            scaled=options.scaled,
+            augmentation=options.augmentation,
+            seed=options.seed,
             new_labels=new_labels,
             num_classes=len(self.class_names),
-            names=as_dict,
-            samples=Samples.of(reader.manifest.options) if samples is None else samples,
-            # What is to be read in one go must be asked for in one go.
+            names=options.as_dict,
+            samples=options.samples or Samples.of(reader.manifest.options),
+            # What is read in one call must be requested in one call.
             read_size=max(1, min(block * BLOCKS_PER_WINDOW, len(labels))) if block else reader.read_size,
         )
 
-    def _order(
-        self,
-        labels: np.ndarray[Any, Any],
-        selection: np.ndarray[Any, Any] | None,
-        seed: int,
-        balanced: bool,
-        shuffle: bool,
-        read_block: int | None,
-    ) -> Order:
-        """Returns the order of all records, or of the selected ones."""
+    def _order(self, labels: np.ndarray[Any, Any], selection: np.ndarray[Any, Any] | None, read_block: int | None) -> Order:
         labels = labels if selection is None else labels[selection]
+        seed = seeds.derive(self.options.seed, "order")
         order: Order
-        if balanced:
+        if self.options.balanced:
             counts = np.bincount(labels[labels >= 0], minlength=len(self.class_names))
             missing = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
             if missing:
                 raise ValueError(f"balanced needs records of every class; there are none of: {', '.join(missing)}")
             order = BalancedOrder(labels, seed)
-        elif not self.training or not shuffle:
+        elif not self.options.training or not self.options.shuffle:
             order = StoredOrder(len(labels))
         elif read_block:
             order = BlockOrder(len(labels), seed, read_block)
@@ -308,17 +251,19 @@ class Loader:
         """Returns the dataset; see the function of that name."""
         schedule = self.rows.schedule
         rows_per_epoch = schedule.rows_per_epoch
-        if self.repeat:
+        if self.options.repeat:
             data = self._batches(self.rows.numbered(self._first_row, self._first_row + _FOREVER * rows_per_epoch))
             endless = tf.data.INFINITE_CARDINALITY if rows_per_epoch else 0
             data = data.apply(tf.data.experimental.assert_cardinality(endless))
-        elif self.training and rows_per_epoch:
+        elif self.options.training and rows_per_epoch:
             next_start = for_graphs(self._starts.next)
-            # Asked for when an iterator's first element is.
+            # Called when an iterator's first element is requested.
             data = tf.data.Dataset.from_tensors(0).map(
                 lambda _: tf.ensure_shape(tf.numpy_function(next_start, [], tf.int64, stateful=True), [])
             )
-            data = _counted(self._batches(data.flat_map(self.rows.epoch)), schedule.num_steps, whole=self.first_step == 0)
+            data = _counted(
+                self._batches(data.flat_map(self.rows.epoch)), schedule.num_steps, whole=self.options.first_step == 0
+            )
         else:
             data = self._batches(self.rows.epoch(0) if rows_per_epoch else self.rows.numbered(0, 0))
             data = data.apply(tf.data.experimental.assert_cardinality(schedule.num_steps))
@@ -347,26 +292,28 @@ class Loader:
         height, width = rows.image_size
         crops = rows.augmentation is not None and rows.augmentation.crop > 0
         how = "the crop, bilinear" if crops else f"antialiased bilinear, {rows.resize}"
+        batch = f"of {schedule.batch_size}, {exactly(schedule.num_steps, 'step')} an epoch"
         stages = {
             "read": f"{plural(reader.num_records, 'record')} of {self.split!r}, {rows.read_size} at a"
             f" time, CRC compared{chosen}",
-            "order": f"{rows.order}{f', seed {rows.seed}' if self.training else ''}",
+            "order": f"{rows.order}{f', seed {rows.seed}' if self.options.training else ''}",
             "reader": f"{index} of {count}, {'blank rows for equal steps' if schedule.equal_steps else 'no blank rows'}",
             "decode": f"RGB, upright{', large JPEG files to 1/2, 1/4 or 1/8' if rows.scaled else ''}",
             "augment": str(rows.augmentation) if rows.augmentation else "no",
             "resize": f"to {height} x {width}, {how}",
-            "batch": f"of {schedule.batch_size}, {exactly(schedule.num_steps, 'step')} an epoch" if self.batched else "no",
-            "elements": f"{'dictionaries' if self.as_dict else 'tuples'} with uint8 images, labels {labels}",
+            "batch": batch if self.options.batch_size else "no",
+            "elements": f"{'dictionaries' if self.options.as_dict else 'tuples'} with uint8 images, labels {labels}",
         }
-        if self.training:
-            epoch, step = self._first_row // max(schedule.rows_per_epoch, 1), self.first_step
-            stages["epochs"] = f"from epoch {epoch}, step {step}, {'without end' if self.repeat else 'one per iterator'}"
+        if self.options.training:
+            epochs = "without end" if self.options.repeat else "one per iterator"
+            stages["epochs"] = f"from epoch {self.options.first_epoch}, step {self.options.first_step}, {epochs}"
         return "\n".join(f"{name:9} {text}" for name, text in stages.items())
 
     def _options(self) -> tf.data.Options:
         options = tf.data.Options()
-        if self.shard is not None:
-            # A strategy with several workers would take every n-th record of this reader's part, and lose the others.
+        if self.options.shard is not None:
+            # A strategy with several workers would take every n-th record of this reader's part,
+            # and lose the others.
             options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         return options
 
@@ -377,10 +324,11 @@ class Loader:
     def stages(self, numbers: tf.data.Dataset) -> Iterator[tuple[str, tf.data.Dataset]]:
         """Yields the name of each stage, and the dataset that ends with it; the last is the elements of rows.
 
-        Each stage runs in a fixed number of calls: those that tf.data tunes begin small, and an epoch is over meanwhile.
+        Each stage runs in a fixed number of calls: those that tf.data tunes begin small, and an
+        epoch is over meanwhile.
         """
         rows, cores = self.rows, count_cores()
-        decoding = self.num_parallel_calls or max(2, min(2 * cores, _AHEAD * cores // rows.piece_size))
+        decoding = self.options.num_parallel_calls or max(2, min(2 * cores, _AHEAD * cores // rows.piece_size))
         data = numbers.map(rows.prepare, num_parallel_calls=_READING, deterministic=True)
         data = data.take_while(lambda rows: tf.size(rows["encoded"]) > 0)  # nothing comes when Python is about to exit
         yield "read", data
@@ -395,14 +343,14 @@ class Loader:
             data = data.batch(rows.num_pieces, drop_remainder=True, num_parallel_calls=2, deterministic=True)
             yield "join", data
         data = data.enumerate()
-        if not self.repeat:
+        if not self.options.repeat:
             data = data.take_while(rows.is_before_end)
         data = data.map(self._compiled(rows.check, *data.element_spec), num_parallel_calls=2, deterministic=True)
         data = data.map(_intact)
         complete = self._compiled(lambda step: self._element(rows.complete(step)), data.element_spec)
         data = data.map(complete, num_parallel_calls=min(cores, _COMPLETING), deterministic=True)
         yield "complete", data
-        if not self.batched:
+        if not self.options.batch_size:
             data = data.unbatch()
             yield "unbatch", data
 
@@ -414,10 +362,10 @@ class Loader:
     def _element(self, row: dict[str, tf.Tensor]) -> Any:
         """Returns the row or batch as the caller wants it."""
         schedule = self.rows.schedule
-        if not schedule.equal_steps and self.batched:
+        if not schedule.equal_steps and self.options.batch_size:
             count = tf.math.count_nonzero(row["mask"])
             row = {name: value[:count] for name, value in row.items()}
-        if self.as_dict:
+        if self.options.as_dict:
             return row
         if not schedule.equal_steps:
             return row["image"], row["label"]
@@ -426,7 +374,7 @@ class Loader:
 
 
 class _Starts:
-    """Where each iterator begins: the first where it is told to, each other one with the next epoch."""
+    """Where each iterator begins: the first at a given row, each other one with the next epoch."""
 
     def __init__(self, first: int, rows_per_epoch: int) -> None:
         self._next, self._rows_per_epoch = first, rows_per_epoch
@@ -444,7 +392,8 @@ def _counted(data: tf.data.Dataset, num_steps: int, *, whole: bool) -> tf.data.D
     """Returns the dataset with its length known; unless `whole`, its first pass may be shorter."""
     if whole:
         return data.apply(tf.data.experimental.assert_cardinality(num_steps))
-    # An empty dataset that tf.data takes for an endless one makes the whole endless before `take` gives it its length.
+    # An empty dataset that tf.data takes for an endless one makes the whole endless before `take`
+    # gives it its length.
     none = tf.data.Dataset.range(1).filter(lambda _: False)
     empty = tf.nest.map_structure(lambda spec: tf.zeros([side or 0 for side in spec.shape], spec.dtype), data.element_spec)
     return data.concatenate(none.map(lambda _: empty).repeat()).take(num_steps)
@@ -464,12 +413,7 @@ def _labels(
 
 
 def _intact(rows: dict[str, tf.Tensor], reason: tf.Tensor) -> dict[str, tf.Tensor]:
-    # The text of Assert reaches the user whole, of an exception in a call into Python with two tracebacks around it.
+    # The text of Assert reaches the user whole, of an exception in a call into Python with two
+    # tracebacks around it.
     with tf.control_dependencies([tf.debugging.Assert(tf.equal(reason, ""), [reason])]):
         return {name: tf.identity(value) for name, value in rows.items()}
-
-
-def _check_unused(**values: Any) -> None:
-    for name, value in values.items():
-        if value:
-            raise ValueError(f"{name} is of training only: training=True is missing (got {value!r})")

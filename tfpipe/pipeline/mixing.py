@@ -1,6 +1,6 @@
-"""MixUp and CutMix of a batch: functions of (seed, epoch, step), whoever reads which part of the global batch.
+"""MixUp and CutMix of a batch: functions of (seed, epoch, step), however the global batch is divided among readers.
 
-images, labels = mix(images, labels, other_images, other_labels, mixup=0.2, cutmix=1.0, seed=0, epoch=3, step=17)
+images, labels = mix(images, labels, others, other_labels, mixup=0.2, cutmix=1, seed=0, epoch=3, step=17)
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def mix(
     epoch: tf.Tensor,
     step: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mixes each picture of a batch with another one, all in the same way.
+    """Mixes each image of a batch with another one, all by the same share.
 
     Args:
         images: uint8 [B, H, W, 3].
         labels: float32 [B, C], probabilities.
-        other_images: uint8 [B, H, W, 3], the pictures to mix in.
+        other_images: uint8 [B, H, W, 3], to mix in.
         other_labels: float32 [B, C].
         mixup: alpha of the Beta distribution of the weights, 0 for never.
-        cutmix: alpha of the Beta distribution of the areas, 0 for never. With both, one of them at even odds.
+        cutmix: the same for the areas. With both, one of them at even odds.
         seed: the run's.
         epoch: int64 [].
         step: int64 [], in its epoch.
@@ -69,7 +69,8 @@ def mix(
 
 def _beta(alpha: float, words: tf.Tensor) -> tf.Tensor:
     first, second = (tf.random.stateless_gamma([], seed=seed, alpha=alpha, dtype=tf.float64) for seed in (words[:2], words[2:]))
-    # With a small alpha both can be too small for a number and come as the smallest there is; then nothing is mixed.
+    # With a small alpha both can be too small for a number and come as the smallest there is; then
+    # nothing is mixed.
     share = tf.where(first + second > _LEAST, first / (first + second), 1.0)
     return tf.cast(share, tf.float32)
 

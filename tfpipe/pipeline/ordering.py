@@ -3,9 +3,9 @@
     order = ShuffledOrder(num_rows=50_000, seed=derive(0, "order"))
     positions, passes = order.positions(epochs, indices)              # int64 [N], int64 [N]
 
-An order is a permutation of the records per epoch, computed index by index: there is no buffer to fill, none to save
-in a checkpoint, and the middle of epoch 90 costs what the beginning of epoch 0 costs. A `Schedule` says which indices
-of an epoch make up a step of one of several readers.
+An order is a permutation of the records per epoch, computed index by index: there is no buffer to
+fill, none to save in a checkpoint, and the middle of epoch 90 costs what the beginning of epoch 0
+costs. A `Schedule` defines which indices of an epoch make up a step of one of several readers.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Order(Protocol):
 
         Returns:
             positions: int64 [N], of the records in stored order.
-            passes: int64 [N], which time it is that a record comes, from 0: the epoch of its augmentation. That is
-                the epoch itself where every record comes once in every epoch.
+            passes: int64 [N], which time it is that a record comes, from 0: the epoch of its
+                augmentation. That is the epoch itself where every record comes once in every epoch.
         """
 
 
@@ -64,8 +64,9 @@ class StoredOrder:
 class ShuffledOrder:
     """A new permutation of all records per epoch.
 
-    The op of `tf.random.experimental.index_shuffle`, a block cipher (Simon) with cycle walking: a true permutation of any size.
-    With 6 records and fewer all orders occur, but not equally often. Sets of less than a hundred cost more per index.
+    The op of `tf.random.experimental.index_shuffle`, a block cipher (Simon) with cycle walking: a
+    true permutation of any size. With 6 records and fewer all orders occur, but not equally often.
+    Sets of less than a hundred cost more per index.
     """
 
     num_rows: int
@@ -83,9 +84,10 @@ class ShuffledOrder:
 class BlockOrder:
     """Neighbours together: blocks of records in random order, and the records of 8 blocks at a time shuffled.
 
-    For storage where each access is slow. What it costs in randomness: two records of a block are never more than 8
-    blocks apart. Where blocks begin is drawn anew for each epoch. What it costs in memory: 8 blocks of files are read at a
-    time, some of them ahead. Several readers each read their own records of every block, so that their reads are smaller.
+    For storage where each access is slow. What it costs in randomness: two records of a block are
+    never more than 8 blocks apart. Where blocks begin is drawn anew for each epoch. What it costs
+    in memory: 8 blocks of files are read at a time, some of them ahead. Several readers each read
+    their own records of every block, so that their reads are smaller.
     """
 
     num_rows: int
@@ -115,9 +117,9 @@ class BlockOrder:
 class BalancedOrder:
     """Every class equally often: an epoch of N records has ceil(N / C) rows of each of C classes.
 
-    The rows of a class go through its records in passes, each a new permutation, on from epoch to epoch: small classes
-    come several times in an epoch, large ones in several epochs once; at the end of an epoch no record has come two times more
-    often than another of its class.
+    The rows of a class go through its records in passes, each a new permutation, on from epoch to
+    epoch: small classes come several times in an epoch, large ones in several epochs once; at the
+    end of an epoch no record has come two times more often than another of its class.
     """
 
     def __init__(self, labels: np.ndarray[Any, Any], seed: int) -> None:
@@ -178,7 +180,8 @@ class SelectedOrder:
 def _shuffled(
     indices: tf.Tensor, sizes: int | tf.Tensor, seed: int, purpose: str, epochs: tf.Tensor, parts: tf.Tensor | None = None
 ) -> tf.Tensor:
-    # Not tf.random.experimental.index_shuffle, the function before this op: it takes one seed for all indices only.
+    # Not tf.random.experimental.index_shuffle, the function before this op: it takes one seed for
+    # all indices only.
     words = _words(seed, purpose, epochs, parts)
     return tf.raw_ops.RandomIndexShuffle(index=indices, seed=words, max_index=tf.cast(sizes, tf.int64) - 1, rounds=4)
 
@@ -192,9 +195,10 @@ def _words(seed: int, purpose: str, epochs: tf.Tensor, parts: tf.Tensor | None =
 class Schedule:
     """The steps of one of several readers: which row of which epoch is which index of the order.
 
-    Rows are numbered through all epochs. Every step has `rows_per_step` of them; those beyond the last record are blank.
-    In training, step s of all readers together is the s-th global batch of the order: n readers with batches of B see
-    what one reader with batches of n * B sees. In a single pass, each reader has a contiguous part of the order.
+    Rows are numbered through all epochs. Every step has `rows_per_step` of them; those beyond the
+    last record are blank. In training, step s of all readers together is the s-th global batch of
+    the order: n readers with batches of B see what one reader with batches of n * B sees. In a
+    single pass, each reader has a contiguous part of the order.
 
     Attributes:
         num_rows: of the order, an epoch.
@@ -202,7 +206,8 @@ class Schedule:
         shard: (index, count), this reader and how many there are.
         equal_steps: all readers have the same number of steps.
         contiguous: see above.
-        partners: of several readers: behind the rows of each batch come those that they are mixed with.
+        partners: with several readers: the rows of each batch are followed by those that they are
+            mixed with.
         seed: draws the partners.
     """
 

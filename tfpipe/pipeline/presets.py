@@ -1,4 +1,4 @@
-"""How strongly images are augmented: the numbers alone, and the presets. What they do is in `tfpipe.pipeline.augmentation`.
+"""Strengths of augmentation, and presets; `tfpipe.pipeline.augmentation` applies them.
 
 augmentation = dataclasses.replace(Augmentation.named("standard"), horizontal_flip=0)
 """
@@ -13,24 +13,28 @@ from tfpipe.common import arguments
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """How strongly pictures are changed at random; 0 switches an operation off.
+    """Strengths of random changes of images; 0 switches an operation off.
 
     Attributes:
-        crop: least share of the picture's area that is cut out, the share being uniform in [crop, 1]; 0 takes the whole.
-        crop_aspect: the aspect ratio of what is cut out lies in [1 / crop_aspect, crop_aspect], uniform in its logarithm.
+        crop: least share of the image's area that is cut out, the share being uniform in [crop, 1];
+            0 takes the whole.
+        crop_aspect: the aspect ratio of what is cut out lies in [1 / crop_aspect, crop_aspect],
+            uniform in its logarithm.
         horizontal_flip: probability.
         vertical_flip: probability.
         brightness: share of full scale that is added to or taken from all levels, at most.
-        contrast: distances from the picture's mean colour are multiplied by 1 - contrast to 1 + contrast.
+        contrast: distances from the image's mean colour are multiplied by 1 - contrast to 1 +
+            contrast.
         saturation: distances from grey are multiplied by 1 - saturation to 1 + saturation.
         hue: colours are turned by at most this share of the colour circle, either way.
         greyscale: probability.
         rotation: degrees, at most, either way; the corners are filled with a reflection.
-        erasing: probability that a rectangle (2 % to 33 % of the area, aspect 0.3 to 3.3) is made grey.
-        mixup: alpha of the Beta distribution of the weights with which the pictures of a batch are added in pairs
-            (Zhang et al., mixup, ICLR 2018). Labels become probabilities.
-        cutmix: the same for the area of a rectangle that is taken from the other picture (Yun et al., CutMix, ICCV 2019).
-            With both, each batch has one of them, at even odds.
+        erasing: probability that a rectangle (2 % to 33 % of the area, aspect 0.3 to 3.3) is made
+            grey.
+        mixup: alpha of the Beta distribution of the weights with which the images of a batch are
+            added in pairs (Zhang et al., mixup, ICLR 2018). Labels become probabilities.
+        cutmix: the same for the area of a rectangle that is taken from the other image (Yun et al.,
+            CutMix, ICCV 2019). With both, each batch has one of them, at even odds.
 
     Raises:
         ValueError: a strength is out of range.
@@ -64,9 +68,9 @@ class Augmentation:
     def named(cls, preset: str | Augmentation) -> Augmentation:
         """Returns one of the presets, none, light, standard or strong; an augmentation as it is.
 
-        `standard` is the random crop of Szegedy et al. (Going Deeper with Convolutions, CVPR 2015) with a flip and moderate
-        colour changes; `light` keeps at least half of the picture and its colours nearly; `strong` adds greyscale,
-        rotation and erasing.
+        `standard` is the random crop of Szegedy et al. (Going Deeper with Convolutions, CVPR 2015)
+        with a flip and moderate colour changes; `light` keeps at least half of the image and its
+        colours nearly; `strong` adds greyscale, rotation and erasing.
 
         Raises:
             ValueError: there is none of that name.
@@ -82,7 +86,7 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
-        """Whether pictures of a batch are mixed."""
+        """Whether images of a batch are mixed."""
         return bool(self.mixup or self.cutmix)
 
 

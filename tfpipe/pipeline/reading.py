@@ -1,13 +1,14 @@
 """Records of a split by position, each checked byte for byte against the catalogue.
 
     reader = RecordReader("shards/", "test")
-    reader.read(17)                                         # one serialised Example, or DataError: shard and offset
-    read_records(reader, batches, num_parallel_calls=2)     # batches of positions; "" where a read failed
+    reader.read(17)                                        # one serialised Example, or DataError
+    read_records(reader, batches, num_parallel_calls=2)    # of batches of positions; "" for a failure
 
-What makes a smaller or another data set impossible to miss: the manifest holds the hashes of the catalogue and
-of every index, and the size of every shard, all checked on opening; the catalogue holds the CRC of each record, checked
-when it is read. A flipped bit, a swapped record and a swapped shard fail the same comparison. Random access is by
-`os.pread`: stored order, the part of one of several readers and a shuffled order are the same code.
+What makes a smaller or another data set impossible to miss: the manifest holds the hashes of the
+catalogue and of every index, and the size of every shard, all checked on opening; the catalogue
+holds the CRC of each record, checked when it is read. A flipped bit, a swapped record and a swapped
+shard fail the same comparison. Random access is by `os.pread`: stored order, the part of one of
+several readers and a shuffled order are the same code.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _log = logging.getLogger("tfpipe")
 _FRAME = np.dtype([("offset", "<i8"), ("length", "<u4"), ("crc32c", "<u4"), ("label", "<i4")])
 _MAX_OPEN_FILES = 32
 _MAX_REMEMBERED = 1000
-# One call reads several records, since each call into Python costs; not so many that large photographs fill the memory.
+# One call reads several records, since each call into Python costs; not so many that large
+# photographs fill the memory.
 _READ_RECORDS = 64
 _READ_BYTES = 4 << 20
 _QUIET_SECONDS = 0.1
@@ -61,7 +63,7 @@ _Place = tuple[int, str, int, int, int]
 
 @dataclass
 class Traits:
-    """What all pictures of a split have in common: stages that none of them needs are left out.
+    """Properties shared by all images of a split: stages that none of them needs are left out.
 
     Attributes:
         png: some are PNG files.
@@ -76,7 +78,7 @@ class Traits:
     longer: int = 1
 
     def include(self, row: catalog.Row) -> None:
-        """Takes a picture into account."""
+        """Takes an image into account."""
         self.png |= row.format == "PNG"
         self.turned |= row.orientation != 1
         self.shorter = max(self.shorter, min(row.height, row.width))
@@ -84,9 +86,9 @@ class Traits:
 
 
 @functools.cache  # once for each data set
-def _tell_unchecked(directory: Path) -> None:
-    # The decoder writes past Python to the process's own stderr, and knows no name. Whoever takes that away from it for a
-    # look loses the last words of a process that dies, in a container with all that might have passed them on.
+def _log_unchecked(directory: Path) -> None:
+    # The decoder writes to the process's own stderr, without a file's name. Capturing that would
+    # lose the last messages of a process that dies.
     _log.info(
         '%s: only the headers of its images were checked; if the decoder says "Corrupt JPEG data", inspect_tfrecords verify'
         " --decode names the files",
@@ -103,7 +105,7 @@ class RecordReader:
         manifest: the data set's.
         num_records: how many the split holds.
         labels: int32 [num_records], as the catalogue has them.
-        traits: of the pictures.
+        traits: of the images.
         read_size: how many to read in one call of `read_batch`.
     """
 
@@ -113,13 +115,14 @@ class RecordReader:
         Raises:
             FileNotFoundError: there is no data set.
             ValueError: it has no such split.
-            DataError: a shard is missing, cut, longer or one too many; or catalogue, index and manifest do not agree.
+            DataError: a shard is missing, cut, longer or one too many; or catalogue, index and
+                manifest do not agree.
         """
         directory = Path(directory).absolute()  # the current folder may be another when records are read
         account = manifest.load(directory)
         shards = account.split(split).shards
         if account.options.get("check") != "decode":
-            _tell_unchecked(directory)
+            _log_unchecked(directory)
         manifest.check_files(directory, account, splits=[split])
         manifest.check_hashes(directory, account, splits=[split])
         self.traits = Traits()
@@ -143,7 +146,7 @@ class RecordReader:
         """Returns the data of one record.
 
         Raises:
-            DataError: it is not what the catalogue says; names shard, offset, record and source file.
+            DataError: it differs from the catalogue; names shard, offset, record and source file.
         """
         try:
             return self._read(self._places(np.array([position]))[0])
@@ -154,16 +157,16 @@ class RecordReader:
         """Raises `DataError` if a record's label is not the one that the catalogue lists."""
         try:
             label = schema.decode(data).label
-        except DataError:  # the decoder's to tell
+        except DataError:  # left to the decoder
             return
         if label != self.labels[position]:
             raise self.error(position, f"its label is {label}, the catalogue says {self.labels[position]}")
 
     def read_batch(self, positions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Returns the data of several records, an object array of bytes: b"" where one is not what it should be.
+        """Returns the data of several records, an object array of bytes: b"" where a check failed.
 
-        An empty string is no Example, so no decoder takes it for one; `failure` has the reason. A negative position gives
-        a record with one dark pixel, no label and no key.
+        An empty string is not an Example, so no decoder takes it for one; `failure` has the reason.
+        A negative position gives a record with one dark pixel, no label and no key.
         """
         if _calls.exiting:
             return np.empty(0, object)
@@ -179,13 +182,14 @@ class RecordReader:
         ordered = np.unique(positions[positions >= 0])
         places = self._places(ordered)
         breaks = (np.diff(ordered) != 1) | np.isin(ordered[1:], self._starts)
-        # Neither are runs longer than what is read in one go, about, nor does a long one become many single reads.
+        # Runs are about as long as one read, and a long one does not become many single reads.
         breaks |= np.diff(np.cumsum(self._frames["length"][ordered], dtype=np.int64) // _READ_BYTES) > 0
         ends = [*(np.flatnonzero(breaks) + 1).tolist(), len(places)]
         return (places[start:end] for start, end in itertools.pairwise([0, *ends]) if start < end)
 
     def _places(self, positions: np.ndarray[Any, Any]) -> list[_Place]:
-        # For all at once: with Python's lock held, each call of numpy for one record takes longer than to copy the record.
+        # For all at once: with Python's lock held, each call of numpy for one record takes longer
+        # than to copy the record.
         shards = np.searchsorted(self._starts, positions, side="right") - 1
         frames = zip(positions.tolist(), shards.tolist(), self._frames[positions].tolist(), strict=True)
         return [(position, self._paths[shard], *frame[:3]) for position, shard, frame in frames]
@@ -208,7 +212,7 @@ class RecordReader:
         return data
 
     def failure(self, position: int) -> str | None:
-        """Returns why `read_batch` could not read a record, once: what the storage said then, it may not say again."""
+        """Returns why `read_batch` could not read a record, once: a second attempt may not fail again."""
         return self._failures.pop(position, None)
 
     def error(self, position: int, message: str) -> DataError:
@@ -256,8 +260,9 @@ class RecordReader:
 class _OpenFile:
     """A file that is closed when nothing refers to it: neither the cache nor a thread that is reading.
 
-    The cache may forget a file at any moment, and of two threads that open the same one it keeps only the first's. So the
-    number of the descriptor never leaves the object: once closed, it is that of the next file that is opened, anywhere.
+    The cache may forget a file at any moment, and of two threads that open the same one it keeps
+    only the first's. So the number of the descriptor never leaves the object: once closed, it is
+    that of the next file that is opened, anywhere.
     """
 
     def __init__(self, path: str) -> None:
@@ -275,9 +280,10 @@ class _OpenFile:
 
 
 def read_records(reader: RecordReader, batches: tf.data.Dataset, *, num_parallel_calls: int) -> tf.data.Dataset:
-    """Returns the same elements, dictionaries with "position", int64 [N], with "serialized", string [N], besides.
+    """Adds "serialized", string [N], to elements with "position", int64 [N].
 
-    A record that fails its check comes as "": no decoder takes it, and whoever misses it asks the reader why.
+    A record that fails its check comes as "", which no decoder takes; `RecordReader.failure` has
+    the reason.
     """
     read_batch = for_graphs(reader.read_batch)
 
@@ -293,9 +299,10 @@ def read_records(reader: RecordReader, batches: tf.data.Dataset, *, num_parallel
 class _Calls:
     """The calls of graphs into Python, which must have ended when the interpreter does.
 
-    A thread of TensorFlow that waits for the interpreter's lock when Python exits is ended there and then, and the
-    iterator that waits for its result hangs the process, its work done or its error shown. So at exit no record is read
-    any more, which stalls every pipeline, and Python waits until none has called for a while.
+    A thread of TensorFlow that waits for the interpreter's lock when Python exits is ended there
+    and then, and the iterator that waits for its result hangs the process, its work done or its
+    error shown. So at exit no record is read any more, which stalls every pipeline, and Python
+    waits until none has called for a while.
     """
 
     def __init__(self) -> None:
@@ -332,8 +339,9 @@ def is_exiting() -> bool:
 def for_graphs(method: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a bound method as a function for `tf.numpy_function`, which does not keep its object alive.
 
-    TensorFlow keeps every function given to `tf.numpy_function` until the process ends: a method would keep its reader,
-    a million offsets and the open files, with it. The function given to `Dataset.map` must own the object instead.
+    TensorFlow keeps every function given to `tf.numpy_function` until the process ends: a method
+    would keep its reader, a million offsets and the open files, with it. The function given to
+    `Dataset.map` must own the object instead.
     """
     reference = weakref.WeakMethod(method)
 
@@ -350,7 +358,8 @@ def for_graphs(method: Callable[..., Any]) -> Callable[..., Any]:
 class Compiled:
     """A stage for `Dataset.map`, called from Python, where it is compiled once: each iterator would optimise it anew.
 
-    That takes a tenth of a second, in which a processor of many cores makes a thousand images. It computes on the CPU.
+    That takes a tenth of a second, in which a processor of many cores makes a thousand images. It
+    computes on the CPU.
     """
 
     def __init__(self, stage: Callable[..., Any], *specs: Any) -> None:

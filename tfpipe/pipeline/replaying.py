@@ -1,8 +1,9 @@
-"""What training saw: the augmented picture of one key in one epoch, made again.
+"""Replays what training saw: the augmented image of one key in one epoch.
 
     image = replay("shards/", "train", "cat/1.jpg", seed=0, epoch=3)      # uint8 [224, 224, 3]
 
-The path is training's own (`tfpipe.pipeline.elements`), for one record: an augmentation is a function of (seed, epoch, key).
+The path is training's own (`tfpipe.pipeline.elements`), for one record: an augmentation is a
+function of (seed, epoch, key).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 from tfpipe.common import arguments
 from tfpipe.images import decoding
 from tfpipe.pipeline.augmentation import Augmentation
-from tfpipe.pipeline.loader import Loader, dataset
+from tfpipe.pipeline.loader import Loader
+from tfpipe.pipeline.options import Options
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.samples import Samples
 
@@ -36,28 +38,30 @@ def replay(
     augment: Augmentation | str | None = None,
     scaled_decode: bool = True,
 ) -> Image:
-    """Makes the picture again that training saw for a key in an epoch.
+    """Returns the image that training saw for a key in an epoch.
 
-    Bit for bit the row of `dataset(data, split, training=True, as_dict=True, ...)` with this "key" and "epoch", whatever
-    the batches, the order and the readers were. MixUp and CutMix, which take a batch, are left out: the picture is
-    what went into them. To replay many, take a `Replayer`: opening the data set takes longer than a picture.
+    Bit for bit the row of `dataset(data, split, training=True, as_dict=True, ...)` with this
+    "key" and "epoch", whatever the batches, the order and the readers were. MixUp and CutMix, which
+    take a batch, are left out: this is the image before them. To replay many, use a `Replayer`:
+    opening the data set takes longer than an image.
 
     Args:
         data: the data set's folder.
         split: the one that was trained on.
         key: of the record, as the catalogue and the dataset's "key" have it.
         seed: the run's, as given to `dataset`.
-        epoch: as the dataset's "epoch" says, 0 or more. With `balanced`, that is how often the record came before.
-        image_size: as given to `dataset`.
-        resize: as given to `dataset`.
-        augment: as given to `dataset`, default "standard".
-        scaled_decode: as given to `dataset`.
+        epoch: the dataset's "epoch", 0 or more. With `balanced`, that is how often the record came
+            before.
+        image_size: this and the following as given to `dataset`.
+        resize: see above.
+        augment: default "standard".
+        scaled_decode: see above.
 
     Returns:
         uint8 [height, width, 3], RGB, 0..255, a numpy array.
 
     Raises:
-        ValueError: there is no such key or split, or an argument is not what it should be.
+        ValueError: there is no such key or split, or an argument is wrong.
         FileNotFoundError: there is no data set.
         DataError: the data set or the record is damaged.
     """
@@ -68,10 +72,10 @@ def replay(
 
 
 class Replayer:
-    """Pictures of a split one at a time, as training sees them and as evaluation does.
+    """Images of a split one at a time, as training sees them and as evaluation does.
 
     Attributes:
-        augmentation: what is done to them.
+        augmentation: of training.
     """
 
     def __init__(
@@ -87,10 +91,18 @@ class Replayer:
         samples: Samples | None = None,
     ) -> None:
         """Opens a split; arguments and errors as of `replay`, and `samples` as of `Loader`."""
-        (scaled_decode,) = arguments.check(scaled_decode=scaled_decode)
-        given: dict[str, Any] = {"image_size": image_size, "resize": resize, "augment": augment, "scaled_decode": scaled_decode}
-        defaults = {**(dataset.__kwdefaults__ or {}), "training": True, "batch_size": 1}
-        self._training = Loader(directory, split, **{**defaults, **given, "seed": seed}, samples=samples).rows
+        (scaled_decode,) = arguments.check(scaled_decode=scaled_decode)  # here, None is not a choice
+        options = Options(
+            training=True,
+            batch_size=1,
+            seed=seed,
+            image_size=image_size,
+            resize=resize,
+            augment=augment,
+            scaled_decode=scaled_decode,
+            samples=samples,
+        )
+        self._training = Loader(directory, split, options).rows
         self._evaluation = dataclasses.replace(self._training, augmentation=None, scaled=False)
         self._directory, self._split = directory, split
         self.augmentation: Augmentation = self._training.augmentation or Augmentation()
@@ -110,16 +122,16 @@ class Replayer:
         raise ValueError(f"{os.fspath(self._directory)}: no record of split {self._split!r} has the key {text!r}")
 
     def image(self, position: int, epoch: int) -> Image:
-        """Returns the picture that training sees in an epoch, uint8 [height, width, 3].
+        """Returns the image that training sees in an epoch, uint8 [height, width, 3].
 
         Raises:
-            ValueError: the epoch is none.
+            ValueError: not an epoch.
             DataError: the record is damaged.
         """
         return self._training.make(position, *arguments.check(epoch=epoch))
 
     def evaluated(self, position: int) -> Image:
-        """Returns the picture that a pass without training gives, uint8 [height, width, 3].
+        """Returns the image as evaluation sees it, uint8 [height, width, 3].
 
         Raises:
             DataError: the record is damaged.

@@ -143,9 +143,10 @@ class PictureBatches:
         return reading.read_records(reader, batches, num_parallel_calls=_THREADS).map(_parse_records).ignore_errors()
 
     def _decode(self, row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image = decoding.decode_image(row["encoded"], row["orientation"], samples_of(self._predictor))
         size, mode = self._predictor.image_size, self._predictor.resize
-        return {"index": row["index"], "image": decoding.resize_image(image, size, mode)}
+        samples = samples_of(self._predictor)
+        image = decoding.decode_and_resize(row["encoded"], row["orientation"], size, mode, samples)
+        return {"index": row["index"], "image": image}
 
     def _problem(self, index: int) -> RejectedImage:
         """Returns why a picture did not arrive: what was said when it was read, or what a second attempt says."""

@@ -160,8 +160,7 @@ class Model:
     @cached_property
     def _decode(self) -> Any:
         def decode(encoded: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-            image = decoding.decode_image(encoded, orientation, self.samples)
-            return decoding.resize_image(image, self.image_size, self.resize)
+            return decoding.decode_and_resize(encoded, orientation, self.image_size, self.resize, self.samples)
 
         signature = [tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int32)]
         return tf.function(decode, input_signature=signature, autograph=False)

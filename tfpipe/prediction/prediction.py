@@ -279,5 +279,6 @@ def _check_pictures(listing: Listing, max_pixels: int, progress: bool) -> None:
 def _all_bad(problems: Sequence[RejectedImage]) -> DataError:
     advice = "mend or remove them, choose with a glob ('test1/**/*.jpg'), or give them rows without a value (on_error=report)"
     return DataError(
-        f"{plural(len(problems), 'input')} cannot be predicted; {advice}:" + "".join(f"\n  {problem}" for problem in problems)
+        f"{plural(len(problems), 'input')} cannot be predicted; {advice}:" + "".join(f"\n  {problem}" for problem in problems),
+        problems=problems,
     )

@@ -1,4 +1,4 @@
-"""Requests as TensorFlow Serving takes them, over REST and gRPC, and its answers, for the signatures of an export.
+"""Request bodies and responses of TensorFlow Serving, over REST and gRPC, for the signatures of an export.
 
     body = rest_request(["1.jpg", "2.png"])         # curl -d @body.json http://localhost:8501/v1/models/pets:predict
     for found in rest_response(answer):             # {"classes": ["cat", ...], "scores": [...], "valid": True, ...}
@@ -7,26 +7,22 @@
     ask = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
     grpc_response(ask(grpc_request(["1.jpg", "2.png"], model_name="pets")))
 
-Both answers are the same. `read_request` says what a server makes of a body, as its documentation has it
-(https://www.tensorflow.org/tfx/serving/api_rest): bytes are {"b64": ...}, the name of a single input may be left out, types and
-shapes are the signature's. That is what the tests go by: no server has been asked.
+Both responses are the same. Bodies follow the documentation, https://www.tensorflow.org/tfx/serving/api_rest; the tests read
+them by it, without a server.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from tensorflow.core.protobuf import saved_model_pb2
 
 from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
@@ -119,35 +115,6 @@ def grpc_response(body: bytes) -> list[Any]:
         raise DataError(f"not an answer of TensorFlow Serving: {error}") from None
 
 
-def read_request(body: str | bytes, saved_model: str | os.PathLike[str]) -> tuple[str, dict[str, tf.Tensor]]:
-    """Returns the name of the signature and the inputs that a server makes of a body: for a check without a server.
-
-        name, inputs = read_request(body, "export/saved_model")
-        tf.saved_model.load("export/saved_model").signatures[name](**inputs)
-
-    Args:
-        body: text is that of a REST request, bytes that of a gRPC one.
-        saved_model: folder.
-
-    Raises:
-        ValueError: the body does not fit the model; a server would refuse it.
-        FileNotFoundError: there is no such model.
-        ImportError: the extra [serving] is not installed, and the body is for gRPC.
-    """
-    signatures = _signatures(Path(saved_model))
-    name, given = _read_json(body) if isinstance(body, str) else _read_message(body)
-    if name not in signatures:
-        raise ValueError(f"{saved_model}: has the signatures {', '.join(sorted(signatures))} (got {name!r})")
-    expected = signatures[name].inputs
-    if not isinstance(given, Mapping):  # the name is left out
-        if len(expected) != 1:
-            raise ValueError(f"{name!r} has the inputs {', '.join(sorted(expected))}: each must be named")
-        given = dict.fromkeys(expected, given)
-    if sorted(given) != sorted(expected):
-        raise ValueError(f"{name!r} has the inputs {', '.join(sorted(expected))} (got {', '.join(sorted(given))})")
-    return name, {key: _tensor(key, value, expected[key]) for key, value in given.items()}
-
-
 def _values(pictures: Iterable[Picture], signature_name: str) -> tuple[str, list[Any]]:
     """Returns the name of the signature's input, and a value for it of each picture: bytes, or an array."""
     arguments.choice("signature_name", signature_name, _INPUTS)
@@ -196,69 +163,6 @@ def _plain(values: Array) -> list[Any]:
         values = np.vectorize(lambda value: value.decode("utf-8", "surrogateescape"), otypes=[object])(values)
     plain: list[Any] = values.tolist()
     return plain
-
-
-def _signatures(folder: Path) -> Mapping[str, Any]:
-    model = saved_model_pb2.SavedModel.FromString(read_bytes(folder / "saved_model.pb"))
-    graphs = [graph for graph in model.meta_graphs if "serve" in graph.meta_info_def.tags]
-    if not graphs:
-        raise ValueError(f"{folder}: has no graph with the tag 'serve', which is what a server looks for")
-    return {name: signature for name, signature in graphs[0].signature_def.items() if not name.startswith("__")}
-
-
-def _read_json(body: str) -> tuple[str, Any]:
-    request = json.loads(body)
-    if not isinstance(request, dict) or ("instances" in request) == ("inputs" in request):
-        raise ValueError("a request must have either instances or inputs")
-    name, rows = request.get("signature_name", _DEFAULT), request.get("instances")
-    if rows is None:
-        inputs = request["inputs"]
-        return name, _from_base64(inputs)
-    if not isinstance(rows, list) or not rows:
-        raise ValueError("instances must be a list of one or more")
-    values = [_from_base64(row) for row in rows]
-    if not isinstance(values[0], dict):
-        return name, values
-    if any(not isinstance(value, dict) or value.keys() != values[0].keys() for value in values):
-        raise ValueError("instances must be all values, or all objects with the same names")
-    return name, {key: [value[key] for value in values] for key in values[0]}
-
-
-def _from_base64(value: Any) -> Any:
-    """Returns a value of JSON with bytes for each {"b64": ...} in it."""
-    if isinstance(value, list):
-        return [_from_base64(item) for item in value]
-    if isinstance(value, dict) and value.keys() == {"b64"}:
-        try:
-            return base64.b64decode(value["b64"], validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"b64 cannot be decoded: {error}") from None
-    return {key: _from_base64(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def _read_message(body: bytes) -> tuple[str, dict[str, Array]]:
-    try:
-        request = _messages().PredictRequest.FromString(body)
-    except DecodeError as error:
-        raise ValueError(f"not a PredictRequest: {error}") from None
-    if not request.model_spec.name:
-        raise ValueError("a request must name its model")
-    return request.model_spec.signature_name or _DEFAULT, {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
-
-
-def _tensor(name: str, value: Any, expected: Any) -> tf.Tensor:
-    """Returns an input as a signature expects it."""
-    dtype, shape = tf.as_dtype(expected.dtype), tf.TensorShape(expected.tensor_shape)
-    wanted = f"{name} must be {dtype.name} {shape.as_list()}"
-    if isinstance(value, np.ndarray) and tf.as_dtype(value.dtype) != dtype:
-        raise ValueError(f"{wanted} (got {value.dtype})")  # TensorFlow would convert it
-    try:
-        tensor = tf.constant(value, dtype)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{wanted} ({error})") from None
-    if not shape.is_compatible_with(tensor.shape):
-        raise ValueError(f"{wanted} (got {tensor.shape.as_list()})")
-    return tensor
 
 
 def _messages() -> Any:

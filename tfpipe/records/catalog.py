@@ -14,7 +14,9 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+import msgspec
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular
@@ -23,27 +25,29 @@ from tfpipe.records.manifest import CATALOG_NAME, CONTROL, MAX_TEXT, Manifest, i
 from tfpipe.records.schema import UNLABELLED
 from tfpipe.records.tfrecord import FRAME_BYTES
 
+_INT31 = (1 << 31) - 1
+_Label = Annotated[int, msgspec.Meta(ge=-1, le=_INT31)]
+_Place = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Side = Annotated[int, msgspec.Meta(ge=1, le=_INT31)]
+
 
 class Row(NamedTuple):
-    """One record of the catalogue.
-
-    `shard` and `position` are 0-based, `position` within the shard; `crc32c` is the masked CRC-32C
-    of the record's data, as stored in the shard, so that readers notice a swapped record like a
-    damaged one.
-    """
+    """One record of the catalogue."""
 
     key: str
     filename: str
     split: str
-    shard: int
-    position: int
-    label: int
+    shard: Annotated[int, msgspec.Meta(ge=0, le=_INT31)]  # 0-based, as the position within it
+    position: _Place
+    label: _Label
     class_name: str
     format: str
-    height: int
-    width: int
-    orientation: int
-    crc32c: int
+    height: _Side
+    width: _Side
+    orientation: Annotated[int, msgspec.Meta(ge=1, le=8)]
+    # The masked CRC-32C of the record's data, as in the shard: a swapped record is noticed like a
+    # damaged one.
+    crc32c: Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
     sha256: str
 
 
@@ -54,16 +58,14 @@ _INDEX_LINE_BYTES = 40
 
 def parse_row(fields: list[str]) -> Row:
     """Returns the row of a line; raises ValueError for a number or name that is not tfpipe's."""
-    key, filename, split, *numbers, class_name, image_format, height, width, orientation, crc32c, sha256 = fields
-    shard, position, label = map(int, numbers)
-    size, turn, crc = (int(height), int(width)), int(orientation), int(crc32c)
-    in_range = 0 <= shard < 1 << 31 and 0 <= position < 1 << 63 and -1 <= label < 1 << 31
-    if not (in_range and 0 < min(size) <= max(size) < 1 << 31 and 0 < turn <= 8 and 0 <= crc < 1 << 32):
-        raise ValueError("a number is out of its range")
-    names = key + filename + class_name
+    try:
+        row = msgspec.convert(fields, Row, strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
+    names = row.key + row.filename + row.class_name
     if len(names) > 3 * MAX_TEXT or (not names.isprintable() and CONTROL.search(names)):  # the second is the fast one
         raise ValueError("a name is too long, or holds a control character")
-    return Row(key, filename, split, shard, position, label, class_name, image_format, *size, turn, crc, sha256)
+    return row
 
 
 def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None) -> Iterator[Row]:
@@ -88,11 +90,7 @@ def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None)
 
 
 def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str) -> Iterator[tuple[Row, int, int]]:
-    """Yields (row, offset, length) of a split's records in reading order, frames included.
-
-    Raises:
-        DataError: catalogue, indexes and manifest do not agree.
-    """
+    """Yields (row, offset, length) of a split's records in reading order, or raises DataError."""
     rows, catalog = read_catalog(directory, split=split), Path(directory) / CATALOG_NAME
     class_names = dict(enumerate(manifest.class_names)) if manifest.split(split).labelled else {UNLABELLED: ""}
     for shard_index, shard in enumerate(manifest.split(split).shards):
@@ -118,11 +116,7 @@ def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str
 
 
 def read_index(path: Path) -> Iterator[tuple[int, int]]:
-    """Yields (offset, length) of every record of one shard, frame included.
-
-    Raises:
-        DataError: missing, or a line is not two numbers that follow on the line before.
-    """
+    """Yields (offset, length) of every frame of one shard; raises DataError for anything else."""
     try:
         file = open_regular(path)
     except FileNotFoundError:

@@ -9,6 +9,7 @@ anew.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -42,12 +43,7 @@ def write(folder: Path, path: Path) -> list[tuple[str, int, str]]:
 
 
 def read(path: Path) -> dict[str, str]:
-    """Returns SHA-256 by path.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        DataError: it is not a list of hashes.
-    """
+    """Returns SHA-256 by path; raises FileNotFoundError, or DataError for other content."""
     data = files.read_bytes(path, _MAX_BYTES)
     try:
         lines = [line for line in data.decode().splitlines() if line.strip()]
@@ -78,13 +74,9 @@ def check_file(path: Path) -> None:
 def check_folder(folder: Path, *lists: Path, may_be_more: Callable[[str], bool] = lambda _: False) -> bool:
     """Compares a folder with lists of hashes in or above it; returns whether any names its files.
 
-    Args:
-        folder: to compare.
-        lists: files of hashes; those that are missing, or name nothing in the folder, are ignored.
-        may_be_more: True for relative paths that no list has to name.
-
-    Raises:
-        DataError: a file is missing, differs or is not listed, or something is not a file.
+    Lists that are missing, or name nothing in the folder, are ignored; `may_be_more` is True for
+    relative paths that no list has to name. Raises DataError if a file is missing, differs or is
+    not listed.
     """
     read_lists = {path: _read_below(folder, path) for path in lists}
     listed = set[str]().union(*read_lists.values())
@@ -125,3 +117,19 @@ def _read_if_there(path: Path) -> dict[str, str]:
 
 def _is_export(folder: Path) -> bool:
     return (folder / SPECIFICATION_NAME).exists()
+
+
+def append_entry(data: bytes, entry: bytes) -> bytes:
+    """Returns a protobuf file with its own SHA-256 as one more entry: messages are continued by appending.
+
+    Args:
+        data: the file.
+        entry: a field of its message, with %b for the 64 digits.
+    """
+    return data + entry % hashlib.sha256(data).hexdigest().encode()
+
+
+def has_valid_entry(data: bytes, entry: bytes) -> bool:
+    """Returns whether a file is unchanged since `append_entry`."""
+    length = len(entry) - len(b"%b") + 64
+    return data[-length:] == entry % hashlib.sha256(memoryview(data)[:-length]).hexdigest().encode()

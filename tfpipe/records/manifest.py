@@ -282,13 +282,7 @@ def _what_else(directory: Path) -> str:
 def file_problems(
     directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None
 ) -> list[DataError]:
-    """Returns the shards that are missing, cut, longer or too many; reads no bytes of them.
-
-    Args:
-        directory: the data set's folder.
-        manifest: its manifest.
-        splits: names of the splits to look at, default all.
-    """
+    """Returns the shards that are missing, cut, longer or too many; reads no bytes of them."""
     folder = Path(directory)
     problems = []
     for split_name, split in manifest.splits.items():
@@ -328,17 +322,11 @@ def check_files(directory: str | os.PathLike[str], manifest: Manifest, splits: C
     if problems:
         lines = "\n  ".join(map(str, problems))
         wrong = exactly(len(problems), "shard is", "shards are")
-        raise DataError(f"{wrong} not as the manifest says:\n  {lines}", path=directory)
+        raise DataError(f"{wrong} not as the manifest says:\n  {lines}", path=directory, problems=problems)
 
 
 def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None) -> None:
-    """Raises DataError unless the catalogue and the indexes have the hashes in the manifest.
-
-    Args:
-        directory: the data set's folder.
-        manifest: its manifest.
-        splits: names of the splits whose indexes to look at, default all.
-    """
+    """Raises DataError unless catalogue and indexes have the hashes in the manifest."""
     expected = {CATALOG_NAME: manifest.companions[CATALOG_NAME]}
     for name, split in manifest.splits.items():
         if splits is None or name in splits:

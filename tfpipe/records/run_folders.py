@@ -38,9 +38,7 @@ EXPORT = "tfpipe.export(keras.models.load_model(path), output, class_names=[...]
 def find_model_file(path: str | os.PathLike[str]) -> Path:
     """Returns the .keras file of a run's folder, or the given file.
 
-    Raises:
-        FileNotFoundError: there is none.
-        DataError: it is not a .keras file.
+    Raises FileNotFoundError, or DataError if it is not a .keras file.
     """
     file = Path(path)
     if file.is_dir():
@@ -98,10 +96,7 @@ class _Trained(TypedDict):
 
 
 def locate_data(model: str | os.PathLike[str]) -> Path:
-    """Returns the folder of the data set that a run was trained on, as its run.json has it.
-
-    Args:
-        model: the run's folder or a .keras file in it.
+    """Returns the folder of the training data of a run (its folder, or a .keras file in it).
 
     Raises:
         FileNotFoundError: there is no run.json, it does not name the data, or they have gone.
@@ -120,12 +115,7 @@ def locate_data(model: str | os.PathLike[str]) -> Path:
 
 
 def check_weights_file(path: str | os.PathLike[str]) -> Path:
-    """Returns the path of a file of weights.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is a directory.
-    """
+    """Returns the path of a weights file; raises FileNotFoundError, or ValueError for a folder."""
     file = Path(path)
     if file.is_dir():
         raise ValueError(f"weights: {file} is a directory; a .h5, .weights.h5 or .keras file is needed")

@@ -29,33 +29,19 @@ UNLABELLED = -1
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One photograph of a data set.
+    """One image of a data set."""
 
-    Attributes:
-        encoded: the file's own bytes, unchanged.
-        format: "JPEG" or "PNG".
-        height: pixels, of the file's header, before orientation.
-        width: pixels, of the file's header, before orientation.
-        channels: components of the file's header.
-        orientation: EXIF, 1..8.
-        filename: relative, POSIX separators.
-        key: unique in the data set, independent of the input's location.
-        sha256: of `encoded`, 64 hexadecimal digits.
-        label: 0-based, or -1 in an unlabelled split.
-        class_name: the label's name, "" in an unlabelled split.
-    """
-
-    encoded: bytes
-    format: str
-    height: int
+    encoded: bytes  # the file's own bytes, unchanged
+    format: str  # "JPEG" or "PNG"
+    height: int  # pixels, by the file's header, before orientation
     width: int
-    channels: int
-    orientation: int
-    filename: str
-    key: str
-    sha256: str
-    label: int
-    class_name: str
+    channels: int  # by the file's header
+    orientation: int  # EXIF, 1..8
+    filename: str  # relative, POSIX separators
+    key: str  # unique in the data set, independent of the input's location
+    sha256: str  # of `encoded`, 64 hexadecimal digits
+    label: int  # 0-based, or -1 in an unlabelled split
+    class_name: str  # "" in an unlabelled split
 
 
 _FEATURES = {

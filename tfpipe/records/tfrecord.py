@@ -80,11 +80,7 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[Frame]:
 
 
 def read_frame(file: BinaryIO, offset: int, size: int, path: str | os.PathLike[str]) -> bytes:
-    """Returns the data of the record at `offset` of an open file of `size` bytes.
-
-    Raises:
-        DataError: as `read_frames`.
-    """
+    """Returns the record's data at `offset` of an open file of `size` bytes, or raises DataError."""
     file.seek(offset)
     header = file.read(HEADER_BYTES)
     if len(header) < HEADER_BYTES:

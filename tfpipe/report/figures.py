@@ -1,6 +1,6 @@
 """Drawings of a report as images for an HTML page: SVG for curves, PNG for large matrices, JPEG for photographs.
 
-None of them contains a class's name: the page writes those, in whatever font the browser has for them.
+None contains a class name: the page writes those, in whatever font the browser has for them.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _curves(curves: Sequence[Curve], x_label: str, y_label: str, *, diagonal: bo
 
 
 def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> str:
-    """Returns accuracy against confidence by bin, above the number of pictures by bin; bins as in metrics.json."""
+    """Returns accuracy against confidence by bin, above the number of images by bin; bins as in metrics.json."""
     lows = [bin_["low"] for bin_ in bins]
     widths = [bin_["high"] - bin_["low"] for bin_ in bins]
     filled = [bin_ for bin_ in bins if bin_["count"]]
@@ -93,7 +93,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> str:
         upper.plot([bin_["confidence"] for bin_ in filled], [bin_["accuracy"] for bin_ in filled], "o", color=ACCENT, ms=5)
         upper.set(ylim=(0, 1.02), ylabel="accuracy")
         lower.bar(lows, [bin_["count"] for bin_ in bins], widths, align="edge", color=FAINT, edgecolor="white")
-        lower.set(xlim=(0, 1), xlabel="confidence (largest probability)", ylabel="pictures")
+        lower.set(xlim=(0, 1), xlabel="confidence (largest probability)", ylabel="images")
         lower.yaxis.get_major_locator().set_params(integer=True, nbins=3)
 
     return _svg((4.2, 4.6), draw)
@@ -143,14 +143,23 @@ def _drawn(inches: tuple[float, float], draw: Any, kind: str, media_type: str) -
 
 
 def photograph(image: Array, side: int) -> str:
-    """Returns a picture, uint8 [H, W, 3], as JPEG, no side longer than `side` pixels; smaller ones as they are."""
+    """Returns an image, uint8 [H, W, 3], as JPEG, no side longer than `side` pixels; smaller ones as they are."""
     from PIL import Image
 
-    picture = Image.fromarray(image)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    small = Image.fromarray(image)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    small.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return data_uri(file.getvalue(), "image/jpeg")
+
+
+def png(image: Array) -> str:
+    """Returns an image, uint8 [H, W, 3], as PNG."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG")
+    return data_uri(file.getvalue(), "image/png")
 
 
 def data_uri(content: bytes, media_type: str) -> str:

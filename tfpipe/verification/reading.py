@@ -34,9 +34,7 @@ class Finding(DataError):
 def read_shard(directory: Path, shard: Shard) -> Iterator[tuple[int, Record]]:
     """Yields (offset, record) of every record of a shard; needs neither index nor catalogue.
 
-    Raises:
-        DataError: a frame, an image's hash, or, raised at the end, the count or the shard's hash is
-            not as written.
+    Raises DataError if a frame, an image's hash, or, at the end, count or hash is not as written.
     """
     path = directory / shard.file
     whole = hashlib.sha256()
@@ -63,11 +61,7 @@ def name_problem(filename: str) -> str:
 
 
 def checked_record(data: bytes, path: Path, offset: int) -> Record:
-    """Returns the record in a frame's data.
-
-    Raises:
-        DataError: it is not one, or its image is not the one that was stored.
-    """
+    """Returns the record in a frame's data; raises DataError unless its image has its hash."""
     try:
         record = schema.decode(data)
     except DataError as error:

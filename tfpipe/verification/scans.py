@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.files import open_regular
 from tfpipe.common.progress import ProgressBar
-from tfpipe.common.workers import Progress, Workers
+from tfpipe.common.workers import Done, Workers
 from tfpipe.images import headers
 from tfpipe.records import schema, tfrecord
 from tfpipe.records.catalog import read_index
@@ -48,7 +48,7 @@ def check_images(directory: Path, manifest: Manifest, workers: int, *, progress:
     num_decoded = 0
     with ProgressBar("decode", total, enabled=progress) as bar, Workers(workers, __name__) as pool:
         for message in pool.run("decode", _tasks(directory, manifest)):
-            if isinstance(message, Progress):
+            if isinstance(message, Done):
                 bar.add(*message)
             else:
                 num_decoded += message[0]

@@ -58,25 +58,14 @@ class Findings:
 
 @dataclass
 class ShardReport:
-    """The content of one shard.
+    """The content of one shard."""
 
-    Attributes:
-        findings: everything that is not as written.
-        num_records: intact records.
-        image_bytes: the sum of their images' sizes.
-        labels: intact records by label.
-        properties: intact records by name, as in `Manifest.properties`, of those that a record
-            itself shows.
-        key_hashes: 8 bytes that stand for each key.
-        content_hashes: 8 bytes that stand for each image's bytes.
-    """
-
-    findings: Findings = field(default_factory=Findings)
-    num_records: int = 0
+    findings: Findings = field(default_factory=Findings)  # everything that is not as written
+    num_records: int = 0  # intact ones, as the following counts
     image_bytes: int = 0
     labels: Counter[int] = field(default_factory=Counter)
-    properties: Counter[str] = field(default_factory=Counter)
-    key_hashes: array[int] = field(default_factory=lambda: array("Q"))
+    properties: Counter[str] = field(default_factory=Counter)  # see `Manifest.properties`
+    key_hashes: array[int] = field(default_factory=lambda: array("Q"))  # 8 bytes each
     content_hashes: array[int] = field(default_factory=lambda: array("Q"))
 
 
@@ -91,14 +80,8 @@ def check_shard(
     """Checks one shard: its hash, index, CRCs, records against rows, and image hashes.
 
     A wrong size is not a finding here, see `manifest.file_problems`; the records that it costs are.
-
-    Args:
-        directory: the data set's folder.
-        manifest: its manifest.
-        split: the split's name.
-        shard_index: of the shard within its split.
-        rows: the shard's rows of the catalogue; None where there is no catalogue.
-        tick: called now and then with the records and bytes done.
+    `rows` are the shard's rows of the catalogue, None without one; `tick` is called now and then
+    with the records and bytes done.
     """
     return _ShardCheck(Path(directory), manifest, split, shard_index, rows, tick).run()
 

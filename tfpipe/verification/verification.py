@@ -105,14 +105,11 @@ def verify(data: str | os.PathLike[str], *, workers: int | None = None, decode: 
 class Ledger:
     """Hashes of the keys and contents of all records: keys must be unique, and leaks be noted.
 
-    Of every key and image 8 bytes of a hash are kept, in arrays, spread over 256 buckets, 16 bytes
-    a record: 16 MB for a million records where a set of keys would take 150 MB. One bucket at a
-    time becomes a set. Keys whose hashes meet are looked up again and compared in full, so that a
-    chance meeting (1 in 40 million for a million records) is not a finding. A table on disk
-    (SQLite) would need less memory, and takes longer than hashing the images.
-
-    Attributes:
-        num_records: that were entered.
+    Of every key and image 8 bytes of a hash are kept, in arrays of 256 buckets: 16 MB for a million
+    records where a set of keys would take 150 MB. One bucket at a time becomes a set. Keys whose
+    hashes meet are looked up again and compared in full, so that a chance meeting (1 in 40 million
+    for a million records) is not a finding. SQLite would need less memory, and longer than hashing
+    the images.
     """
 
     def __init__(self) -> None:

@@ -7,12 +7,16 @@ import json
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tfpipe.tools.benchmarks.rounds import environment
+import tfpipe
+
+Item = TypeVar("Item")
 
 BATCH = {"batch_size": 64, "side": 224}
 
@@ -53,8 +57,8 @@ CONTENDERS = {
         "torch-extract-compiled": "extraction",
     },
     "prediction": {
-        "tfpipe-predict": "prediction",
-        "keras-predict": "prediction",
+        "tfpipe-predict": "tensorflow_inputs",
+        "keras-predict": "tensorflow_inputs",
     },
 }
 MODULES = {name: module for kind in CONTENDERS.values() for name, module in kind.items()}
@@ -62,13 +66,31 @@ MODULES = {name: module for kind in CONTENDERS.values() for name, module in kind
 _PACKAGES = {"dali": "nvidia-dali-cuda120", "ffcv": "ffcv", "torch": "torch torchvision", "simplejpeg": "simplejpeg"}
 
 
+def alternate(contenders: dict[str, Item], measure: Callable[[Item], float], repetitions: int) -> dict[str, list[float]]:
+    """Returns the seconds of each contender; a round measures each once, the first round warms up and does not count."""
+    rounds = [{name: measure(item) for name, item in contenders.items()} for _ in range(1 + repetitions)]
+    return {name: [times[name] for times in rounds[1:]] for name in contenders}
+
+
+def compared(name: str, own: list[float], others: list[float]) -> str:
+    """Returns how fast `name` is relative to others: ratios within rounds, as a machine's speed varies between them."""
+    ratios = [other / mine for mine, other in zip(own, others, strict=True)]
+    return f"{name} is {statistics.median(ratios):6.2f} x as fast ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def environment() -> dict[str, str]:
+    """Returns the environment of a process that imports this tfpipe, from whatever folder it is started."""
+    places = [str(Path(tfpipe.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
+
+
 def peer(name: str) -> str:
-    """Returns whose contender it is: "dali" for "dali-bilinear"."""
+    """Returns the library of a contender: "dali" for "dali-bilinear"."""
     return name.split("-")[0]
 
 
 class GaveUp(RuntimeError):
-    """A contender cannot run here; the message says which, and why."""
+    """A contender cannot run here; the message names it and the reason."""
 
 
 class Worker:
@@ -130,7 +152,7 @@ class Worker:
 
 
 def _environment(python: str) -> dict[str, str]:
-    # No GPU for anyone. Our own interpreter is told where tfpipe is; another one must not find our packages beside it.
+    # No GPU for any. Our own interpreter needs the path of tfpipe; others must not find our packages there.
     found = environment() if python == sys.executable else os.environ
     return {**found, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
@@ -139,7 +161,7 @@ def gather_photos(source: Path, folder: Path, count: int) -> int:
     """Fills a new flat folder with `count` JPEG files, drawn from those below `source`, repeated where they are too few.
 
     Returns:
-        How many different files there are among them.
+        The number of different files among them.
     """
     found = sorted(path for path in source.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg"} and path.is_file())
     if not found:

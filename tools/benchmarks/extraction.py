@@ -8,16 +8,13 @@ which makes no difference to time.
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfpipe.tools.benchmarks.worker import Task
-
-Pass = Callable[[], Iterable[Any]]
+    from tfpipe.tools.benchmarks.worker import Pass, Task
 
 _VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # filters; 0: pooling
 
@@ -38,6 +35,7 @@ def keras_extract(task: Task) -> Pass:
     """Keras as its guides show it, float32: a reader of folders, preprocess_input, predict."""
     import keras
     import tensorflow as tf
+    from tensorflow_inputs import read_folder
 
     backbone = _build(task)
 
@@ -46,14 +44,7 @@ def keras_extract(task: Task) -> Pass:
             return images / 255.0
         return keras.applications.imagenet_utils.preprocess_input(images, mode=backbone.preprocessing)
 
-    images = keras.utils.image_dataset_from_directory(
-        os.path.dirname(task.photos[0]),
-        labels=None,
-        image_size=(task.side, task.side),
-        batch_size=task.batch_size,
-        shuffle=False,
-        verbose=False,
-    )
+    images = read_folder(task, (task.side, task.side), shuffle=False)
     if backbone.preprocessing != "none":
         images = images.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE)
     images = images.prefetch(tf.data.AUTOTUNE)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfpipe.tools.benchmarks.rounds import environment
+from tfpipe.tools.benchmarks.contenders import environment
 
 # How each differs from the others.
 RUNS: Mapping[str, Mapping[str, Any]] = {
@@ -72,7 +72,7 @@ def measure(name: str, options: Mapping[str, Any], folder: Path) -> Result:
 
 
 def read(run: Path, seconds: float) -> Result:
-    """Returns what a run's folder says."""
+    """Returns the result in a run's folder."""
     from tfpipe.training.run_log import read_history
 
     summary = json.loads((run / "summary.json").read_bytes())

@@ -19,13 +19,13 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-from tfpipe.tools.benchmarks import rounds
+from tfpipe.tools.benchmarks.contenders import environment
 
 WORK = ("extraction", "epochs", "the pass")
 _REST = "everything else"
 _MARK = "overhead: "
 
-# Functions by the name of the part that they are. What is in none of them is the rest.
+# Functions by part; all others are the rest.
 _PARTS = {
     "tracing functions into graphs": [
         "tensorflow.python.eager.polymorphic_function.tracing_compilation:_maybe_define_function"
@@ -52,15 +52,15 @@ _PARTS = {
         "tfpipe.report.figures:_drawn",
     ],
     "metrics": ["tfpipe.evaluation.metrics:measure"],
-    "the pass": ["tfpipe.evaluation.evaluation:_Run._write"],
-    "near-duplicates": ["tfpipe.evaluation.near_duplicates:find_twins"],
+    "the pass": ["tfpipe.evaluation.evaluator:_Run._write"],
+    "near-duplicates": ["tfpipe.evaluation.near_duplicates:find_near_duplicates"],
     "Grad-CAM": ["tfpipe.models.explanation:explain", "tfpipe.models.explanation:overlay"],
-    "images of the report": ["tfpipe.evaluation.report:_Content.pictures", "tfpipe.report.figures:photograph"],
-    "the rest of the report": ["tfpipe.evaluation.report:write_report"],
+    "images of the report": ["tfpipe.evaluation.html_report:_Images.read", "tfpipe.report.figures:photograph"],
+    "the rest of the report": ["tfpipe.evaluation.html_report:write_report"],
 }
 _MODULES = {
     "train": ("tfpipe.tools.train", "tfpipe.training.runs"),
-    "evaluate": ("tfpipe.tools.evaluate", "tfpipe.evaluation.report"),
+    "evaluate": ("tfpipe.tools.evaluate", "tfpipe.evaluation.html_report"),
 }
 
 
@@ -145,7 +145,7 @@ def report(folder: Path, data: str, mode: str, options: Sequence[str]) -> None:
         folder: to work in.
         data: a data set with the splits train, val and test.
         mode: of training.
-        options: flags of train, beside those.
+        options: more flags of train.
     """
     run = [f"--data={data}", f"--output={folder / 'run'}", f"--mode={mode}", *options]
     evaluation = [f"--data={data}", f"--model={folder / 'run'}", f"--output={folder / 'eval'}"]
@@ -159,8 +159,8 @@ def report(folder: Path, data: str, mode: str, options: Sequence[str]) -> None:
 
 def measure(command: Sequence[str]) -> dict[str, float]:
     """Returns the seconds of processor time by part of a command in a process of its own."""
-    asked = [sys.executable, "-m", __name__, *command]
-    done = subprocess.run(asked, env=rounds.environment(), capture_output=True, text=True, check=False)
+    started = [sys.executable, "-m", __name__, *command]
+    done = subprocess.run(started, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
     line = next(line for line in done.stderr.splitlines() if line.startswith(_MARK))

@@ -5,20 +5,18 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfpipe.tools.benchmarks.worker import Task
-
-Pass = Callable[[], Iterable[Any]]
+    from tfpipe.tools.benchmarks.worker import Pass, Task
 
 _AREA, _ASPECT_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 def dali(task: Task) -> Pass:
-    """DALI on the processor: decodes the crop alone; its resize is antialiased unless told otherwise."""
+    """DALI on the processor: decodes the crop alone; its resize is antialiased by default."""
     return _dali(task, antialias=True)
 
 

@@ -89,12 +89,11 @@ def main(shards: str, cores: str, images: str) -> None:
     restrict(int(cores))
     import numpy as np
 
-    import tfpipe
     from tfpipe.pipeline.loader import Loader
+    from tfpipe.pipeline.options import Options
 
     before = _peak()
-    options = {"training": True, "batch_size": BATCH_SIZE, "image_size": (SIDE, SIDE), "repeat": True}
-    loader = Loader(shards, "train", **{**(tfpipe.dataset.__kwdefaults__ or {}), **options})
+    loader = Loader(shards, "train", Options(training=True, batch_size=BATCH_SIZE, image_size=(SIDE, SIDE), repeat=True))
     measure(loader.dataset(), BATCH_SIZE, 1)  # the first one starts the pool
     print(f"{'up to and including':20} {'images/s':>9} {'CPU us':>8} {'own threads, us an image':>26}")
     last = 0.0

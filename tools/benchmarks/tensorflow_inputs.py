@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 if TYPE_CHECKING:
-    from tfpipe.tools.benchmarks.worker import Task
-
-Pass = Callable[[], Iterable[Any]]
+    from tfpipe.tools.benchmarks.worker import Pass, Task
 
 # No fixed number of calls was measurably faster in what follows, nor was leaving out the shuffle buffer.
 _AUTOTUNE = tf.data.AUTOTUNE
@@ -34,7 +32,7 @@ def tfpipe_train_nocolour(task: Task) -> Pass:
 
 
 def tfpipe_train_stored(task: Task) -> Pass:
-    """The training pipeline in stored order: what the shuffled one is to be compared with."""
+    """The training pipeline in stored order, to compare the shuffled one with."""
     return _images(_loader(task, stored=True).dataset())
 
 
@@ -77,12 +75,11 @@ def _offsets(index: str) -> list[int]:
 
 
 def _loader(task: Task, *, stored: bool) -> Any:
-    import tfpipe
     from tfpipe.pipeline.loader import Loader
+    from tfpipe.pipeline.options import Options
     from tfpipe.pipeline.ordering import StoredOrder
 
-    options = {"training": True, "batch_size": task.batch_size, "image_size": (task.side, task.side)}
-    loader = Loader(task.shards, "train", **{**(tfpipe.dataset.__kwdefaults__ or {}), **options})
+    loader = Loader(task.shards, "train", Options(training=True, batch_size=task.batch_size, image_size=(task.side, task.side)))
     if stored:
         loader.rows = dataclasses.replace(loader.rows, order=StoredOrder(loader.rows.order.num_rows))
     return loader
@@ -108,7 +105,7 @@ def tfpipe_eval(task: Task) -> Pass:
 
 
 def tfpipe_eval_scaled(task: Task) -> Pass:
-    """The evaluation pipeline with the decoder's own reduction of large pictures."""
+    """The evaluation pipeline with the decoder's own reduction of large images."""
     return _images(_tfpipe(task, scaled_decode=True))
 
 
@@ -144,18 +141,49 @@ def tfdata_bilinear(task: Task) -> Pass:
 
 def keras(task: Task) -> Pass:
     """Keras' reader of folders: decodes all, stretches, no augmentation."""
+    data = read_folder(task, (task.side, task.side), shuffle=True, seed=0)
+    return lambda: data
+
+
+def tfpipe_predict(task: Task) -> Pass:
+    """`tfpipe.predict`, the whole call: from listing the folder to the CSV of probabilities."""
+    from tfpipe.formats import opening
+    from tfpipe.prediction import prediction
+
+    predictor = opening.load(task.model)
+    folder, output = os.path.dirname(task.photos[0]), os.path.join(task.scratch, "predictions.csv")
+
+    def predict() -> Iterator[Any]:
+        summary = prediction.predict(predictor, folder, output, batch_size=task.batch_size, progress=False)
+        yield range(summary.num_rows)
+
+    return predict
+
+
+def keras_predict(task: Task) -> Pass:
+    """Keras as its guides show it: a reader of folders, predict, the probabilities as an array."""
+    from tfpipe.models import classifiers
+
+    model = classifiers.load(task.model).model
+
+    def predict() -> Iterator[Any]:
+        yield model.predict(read_folder(task, model.input_shape[1:3], shuffle=False), verbose=0)
+
+    return predict
+
+
+def read_folder(task: Task, image_size: tuple[int, int], **options: Any) -> tf.data.Dataset:
+    """Returns Keras' reader of the folder of photos."""
     import keras
 
-    data = keras.utils.image_dataset_from_directory(
+    return keras.utils.image_dataset_from_directory(
         os.path.dirname(task.photos[0]),
         labels=None,
-        image_size=(task.side, task.side),
+        image_size=image_size,
         batch_size=task.batch_size,
-        shuffle=True,
-        seed=0,
         verbose=False,
+        **options,
     )
-    return lambda: data
 
 
 def _tfpipe(task: Task, **options: Any) -> tf.data.Dataset:

@@ -1,4 +1,4 @@
-"""One contender in a process of its own: prepares, then measures one pass each time it is told to.
+"""One contender in a process of its own: prepares, then measures one pass per request.
 
   worker.py MODULE CONTENDER
 
@@ -25,11 +25,11 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What every contender of a run is given.
+    """Input of every contender of a run.
 
     Attributes:
         photos: paths of the JPEG files, in one flat folder.
-        shards: the data set that tfpipe built from them, split "train".
+        shards: the data set built from them, split "train".
         scratch: an empty folder of the contender's own.
         batch_size: images per batch; divides their number, so that no contender has a smaller last batch.
         side: height and width of the images to yield.
@@ -50,11 +50,11 @@ class Task:
     model: str = ""
 
 
-# Prepares, and returns what opens a pass: batches, whose len() is their number of images.
-Contender = Callable[[Task], Callable[[], Iterable[Any]]]
+# Opens a pass: yields batches; len() of each is its number of images.
+Pass = Callable[[], Iterable[Any]]
 
 
-def serve(contender: Contender, task: Task, answer: Callable[[dict[str, Any]], None]) -> None:
+def serve(contender: Callable[[Task], Pass], task: Task, answer: Callable[[dict[str, Any]], None]) -> None:
     """Prepares, then measures a pass for each line on stdin."""
     open_pass = contender(task)
     answer({"ready": True})
@@ -62,8 +62,8 @@ def serve(contender: Contender, task: Task, answer: Callable[[dict[str, Any]], N
         answer(measure(open_pass))
 
 
-def measure(open_pass: Callable[[], Iterable[Any]]) -> dict[str, Any]:
-    """Returns the images of one pass, and the seconds until the last of them was there."""
+def measure(open_pass: Pass) -> dict[str, Any]:
+    """Returns the number of images of one pass, and the seconds until the last one."""
     num_images, seconds, start = 0, 0.0, time.perf_counter()
     for batch in open_pass():
         num_images += len(batch)
@@ -72,7 +72,7 @@ def measure(open_pass: Callable[[], Iterable[Any]]) -> dict[str, Any]:
 
 
 def restrict(num_cores: int) -> None:
-    """Takes all but the first cores away from this process (Linux): some libraries start a thread for each they see."""
+    """Restricts this process to the first cores (Linux): some libraries start a thread for each core they see."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:num_cores])
 

@@ -114,12 +114,12 @@ def test_a_cut_is_told_in_the_decoders_words_with_its_place():
 @pytest.mark.parametrize(
     ("name", "edit", "message"),
     [
-        ("grey", lambda d: d[:-2] + b"abc" + END, "3 extraneous bytes behind unit 21 of 21$"),
-        ("grey", lambda d: d[:-2] + b"a" + END, "1 extraneous byte behind"),
+        ("grey", lambda d: d[:-2] + b"abc" + END, "3 extraneous bytes after unit 21 of 21$"),
+        ("grey", lambda d: d[:-2] + b"a" + END, "1 extraneous byte after"),
         ("grey", lambda d: d.replace(b"\xff\xdb", b"ab\xff\xdb", 1), "2 extraneous bytes before marker 0xdb$"),
         ("restarts by row", lambda d: d.replace(b"\xff\xd1", b"\xff\xd2", 1), "found marker 0xd2 instead of RST1$"),
-        ("restarts by row", lambda d: d.replace(b"\xff\xd1", b"", 1), "255 extraneous bytes behind unit 24 of 120$"),
-        ("grey", lambda d: d[:-2] + b"\xff\xd0ab" + END, "2 extraneous bytes behind the last unit$"),
+        ("restarts by row", lambda d: d.replace(b"\xff\xd1", b"", 1), "255 extraneous bytes after unit 24 of 120$"),
+        ("grey", lambda d: d[:-2] + b"\xff\xd0ab" + END, "2 extraneous bytes after the last unit$"),
         ("progressive", lambda d: d[: d.index(b"\xff\xda")] + d[scans_of(d)[0][1] :], "inconsistent progression"),
     ],
 )
@@ -144,7 +144,7 @@ def test_runs_that_lead_out_of_a_block_and_codes_that_no_table_has_are_told():
 def test_what_follows_the_end_of_the_image_is_none_of_the_scans_business():
     assert complaint(SOUND["grey"] + b"abc\xff\xd8\xff\xda") == ""
     assert complaint(SOUND["grey"][:-2] + b"\xff\xff\xff" + END) == ""  # fill bytes
-    assert complaint(SOUND["restarts by row"][:-2] + b"\xff\xd2" + END) == ""  # a restart too many, with nothing behind it
+    assert complaint(SOUND["restarts by row"][:-2] + b"\xff\xd2" + END) == ""  # a restart too many, with nothing after it
 
 
 def test_the_usual_tables_are_those_of_an_encoder_without_its_own():

@@ -184,7 +184,7 @@ def evaluate(
         if on_found:
             on_found(evaluation)
         if report:
-            from tfpipe.evaluation.report import write_report
+            from tfpipe.evaluation.html_report import write_report
 
             write_report(run.folder, predictor, data, split, near_duplicates=near_duplicates, progress=progress)
     return evaluation

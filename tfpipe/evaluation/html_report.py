@@ -1,0 +1,259 @@
+"""The report of an evaluation: one self-contained HTML file.
+
+    write_report(Path("eval/"), classifier, "shards/", "test")      # eval/report.html, eval/near_duplicates.json
+
+Numbers come from metrics.json, and curves and lists from predictions.csv beside it; nothing is measured in another way.
+For a model that gives only probabilities, as an exported one, the page lacks Grad-CAM and near-duplicates, and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfpipe.common.files import read_json, write_json, written_atomically
+from tfpipe.common.text import number, plural
+from tfpipe.evaluation import metrics
+from tfpipe.evaluation.near_duplicates import NearDuplicate, find_near_duplicates, training_splits
+from tfpipe.models import explanation, predictions
+from tfpipe.models.classifiers import Classifier, Predictor
+from tfpipe.models.predictions import Predictions
+from tfpipe.pipeline.replaying import Replayer
+from tfpipe.records import manifest as manifests
+from tfpipe.records.catalog import Row, read_catalog
+from tfpipe.report import figures, fonts, templates
+
+_log = logging.getLogger("tfpipe")
+
+FILE_NAME = "report.html"
+NEAR_DUPLICATES_NAME = "near_duplicates.json"
+
+_MAX_SHOWN = 24  # images, or pairs of images, in one list
+_MAX_SIDE = 160  # pixels of an image on the page
+_MAX_CURVES = len(figures.COLOURS)
+_MAX_CELLS = 20  # classes whose confusion matrix is a table with counts
+
+Array = np.ndarray[Any, Any]
+
+
+def write_report(
+    folder: str | os.PathLike[str],
+    predictor: Predictor,
+    directory: str | os.PathLike[str],
+    split: str,
+    *,
+    near_duplicates: bool = True,
+    progress: bool = True,
+) -> Path:
+    """Writes report.html, and near_duplicates.json, into the folder of an evaluation; returns the report's path.
+
+    Args:
+        folder: with predictions.csv, metrics.json and receipt.json, as `tfpipe.evaluate` writes them.
+        predictor: the model that was evaluated.
+        directory: of the data set.
+        split: the one that was evaluated.
+        near_duplicates: search for them, in a pass over train, val and the split; needs the features of a `Classifier`.
+        progress: show it.
+
+    Raises:
+        ValueError: the model, data or split are not those of the receipt.
+        FileNotFoundError: a file of the evaluation is missing.
+        DataError: a file of the evaluation or the data set is damaged.
+    """
+    folder = Path(folder)
+    table = predictions.read(folder)
+    found, receipt = metrics.load(folder), read_json(folder / predictions.RECEIPT_NAME)
+    manifest = manifests.load(directory)
+    _check_receipt(receipt, predictor, manifest, split)
+    pairs = None
+    if near_duplicates and isinstance(predictor, Classifier):
+        duplicates = find_near_duplicates(predictor, directory, split, progress=progress)
+        pairs = summarise_pairs(table, duplicates, training_splits(directory, split))
+        write_json(folder / NEAR_DUPLICATES_NAME, pairs)
+    _warn_of_fonts(table)
+    images = _Images(predictor, directory, split)
+    wrong, doubtful = worst_mistakes(table), likely_label_errors(table)
+    page = templates.render(
+        "report.html",
+        name=manifest.name,
+        split=split,
+        root_hash=manifest.root_hash,
+        model_sha256=receipt["model_sha256"],
+        class_names=table.class_names,
+        data_classes=manifest.class_names,
+        labelled={name: content for name, content in manifest.splits.items() if content.labelled},
+        metrics={"calibration": None, **found},
+        confusion=_confusion(found, table.class_names),
+        classes=[_class_row(index, row) for index, row in enumerate(found["per_class"])],
+        curves=_curves(found, table),
+        reliability=figures.reliability_diagram(found["reliability"]),
+        explained=isinstance(predictor, Classifier),
+        mistakes={"count": len(wrong), "shown": images.predictions(table, wrong[:_MAX_SHOWN], explained=True)},
+        label_errors={"count": len(doubtful), "shown": images.predictions(table, doubtful[:_MAX_SHOWN], explained=False)},
+        pairs=pairs,
+        pair_figures=images.pairs(pairs["pairs"]) if pairs else [],
+        receipt=json.dumps(receipt, indent=1, ensure_ascii=False),
+    )
+    with written_atomically(folder / FILE_NAME) as file:
+        file.write(page.encode())
+    return folder / FILE_NAME
+
+
+def _warn_of_fonts(table: Predictions) -> None:
+    if missing := fonts.lacking("".join({*table.class_names, *table.filenames})):
+        _log.warning(
+            "%s: %s of names in no font found here, %s: a browser on this machine may show boxes; Debian has one in %s",
+            FILE_NAME,
+            plural(len(missing), "character"),
+            "".join(sorted(missing)[:20]),
+            fonts.packages(missing),
+        )
+
+
+def _check_receipt(receipt: dict[str, Any], predictor: Predictor, manifest: manifests.Manifest, split: str) -> None:
+    given = {"split": split, "data_root_hash": manifest.root_hash, "model_sha256": predictor.sha256}
+    for name, value in given.items():
+        if receipt.get(name) != value:
+            raise ValueError(f"the evaluation is of {name} {receipt.get(name)!r} (got {value!r})")
+
+
+def summarise_pairs(predicted: Predictions, pairs: Sequence[NearDuplicate], against: Sequence[str]) -> dict[str, Any]:
+    """Returns the content of near_duplicates.json: the pairs, and the accuracy on the images without a near-duplicate."""
+    keys = {pair.key for pair in pairs}
+    rest = np.array([key not in keys for key in predicted.keys], bool)
+    right = int((predicted.predicted == predicted.labels)[rest].sum())
+    return {
+        "against": list(against),
+        "count": len(pairs),
+        "count_identical": sum(pair.identical for pair in pairs),
+        "count_without": int(rest.sum()),
+        "accuracy_without": right / int(rest.sum()) if rest.any() else None,
+        "accuracy_without_interval": metrics.wilson(right, int(rest.sum())),
+        "pairs": [pair.to_json() for pair in pairs],
+    }
+
+
+def worst_mistakes(predicted: Predictions) -> Array:
+    """Returns the rows with a wrong predicted class, int64 [M], the most confident first."""
+    wrong = np.flatnonzero(predicted.predicted != predicted.labels)
+    return wrong[np.argsort(-predicted.probabilities.max(axis=1)[wrong], kind="stable")]
+
+
+def likely_label_errors(predicted: Predictions) -> Array:
+    """Returns the rows with a doubtful label, int64 [M], the most doubtful first.
+
+    Confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068): the model claims a class where its
+    probability is at least the mean that images labelled with it receive. A label is doubtful where the most probable
+    of the claimed classes is another. Ordered by the difference of the two probabilities.
+    """
+    labels, classes = predicted.labels, range(len(predicted.class_names))
+    own = predicted.probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    thresholds = np.array([own[labels == index].mean() if (labels == index).any() else np.inf for index in classes])
+    other, largest = np.empty_like(labels), np.empty_like(own)
+    for rows in predicted.blocks():
+        claimed = np.where(predicted.probabilities[rows] >= thresholds, predicted.probabilities[rows], 0)
+        other[rows], largest[rows] = claimed.argmax(axis=1), claimed.max(axis=1)
+    doubtful = np.flatnonzero((largest > 0) & (other != labels))
+    margin = largest[doubtful] - own[doubtful]
+    return doubtful[np.argsort(-margin, kind="stable")]
+
+
+def _confusion(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Returns the rows of (count, share), or for many classes an image and the largest confusions."""
+    matrix = metrics.confusion_matrix(found)
+    if len(names) <= _MAX_CELLS:
+        counts = matrix.toarray()
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        return {"rows": [list(zip(*row, strict=True)) for row in zip(counts.tolist(), shares.tolist(), strict=True)]}
+    wrong = [(count, names[i], names[j]) for i, j, count in found["confusion"]["cells"] if i != j]
+    return {"image": figures.matrix_image(matrix), "largest": sorted(wrong, key=lambda one: -one[0])[:_MAX_SHOWN]}
+
+
+def _class_row(index: int, row: Mapping[str, Any]) -> list[object]:
+    scores = (number(row[column]) for column in ("precision", "recall", "f1", "auc"))
+    return [row["class_name"], index, *scores, f"{row['support']:,}", f"{row['predicted']:,}"]
+
+
+def _curves(found: Mapping[str, Any], table: Predictions) -> dict[str, Any]:
+    per_class, binary = found["per_class"], found["binary"]
+    chosen = [index for index, row in enumerate(per_class) if row["auc"] is not None]
+    note = "Each class against all others."
+    if len(table.class_names) == 2 and binary:
+        chosen = [index for index in chosen if table.class_names[index] == binary["positive_class"]]
+        note = "The positive class against the other."
+    elif len(chosen) > _MAX_CURVES:
+        chosen = sorted(chosen, key=lambda index: float(per_class[index]["auc"]))[:_MAX_CURVES]
+        note = f"The {_MAX_CURVES} classes with the smallest AUC, each against all others."
+    if not chosen:
+        return {"legend": []}
+    return {
+        "note": note,
+        "roc": figures.roc_curves(table.labels, table.probabilities, chosen),
+        "precision_recall": figures.precision_recall_curves(table.labels, table.probabilities, chosen),
+        "legend": [
+            (colour, table.class_names[index], per_class[index]["auc"])
+            for colour, index in zip(figures.COLOURS, chosen, strict=False)
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images of a data set, as the model sees them and as the page shows them."""
+
+    predictor: Predictor
+    directory: str | os.PathLike[str]
+    split: str
+
+    def read(self, keys: Collection[str], split: str) -> dict[str, tuple[Row, Array]]:
+        """Returns records by key: the row of the catalogue, and the image as the model sees it, uint8 [H, W, 3]."""
+        if not keys:
+            return {}
+        size, resize = self.predictor.image_size, self.predictor.resize
+        samples = getattr(self.predictor, "samples", None)
+        reader = Replayer(self.directory, split, seed=0, image_size=size, resize=resize, augment="none", samples=samples)
+        rows = enumerate(read_catalog(self.directory, split=split))
+        return {row.key: (row, reader.evaluated(position)) for position, row in rows if row.key in keys}
+
+    def predictions(self, table: Predictions, rows: Array, *, explained: bool) -> list[dict[str, Any]]:
+        """Returns rows of the table for the page, each with Grad-CAM for the predicted class if it is to be explained."""
+        keys = [table.keys[row] for row in rows]
+        found = self.read(set(keys), self.split)
+        shown = [[found[key][1]] for key in keys]
+        if shown and explained and isinstance(self.predictor, Classifier):
+            heats = explanation.explain(self.predictor, np.stack([image for (image,) in shown]), table.predicted[rows])
+            shown = [[image, explanation.overlay(image, heat)] for (image,), heat in zip(shown, heats, strict=True)]
+        return [
+            {
+                "images": _encoded(images),
+                "label": table.class_names[table.labels[row]],
+                "own": float(table.probabilities[row, table.labels[row]]),
+                "predicted": table.class_names[table.predicted[row]],
+                "other": float(table.probabilities[row, table.predicted[row]]),
+                "filename": table.filenames[row],
+            }
+            for row, images in zip(rows, shown, strict=True)
+        ]
+
+    def pairs(self, pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Returns near-duplicates for the page, those with different bytes first."""
+        chosen = sorted(pairs, key=lambda pair: (pair["identical"], -pair["similarity"]))[:_MAX_SHOWN]
+        own = self.read({pair["key"] for pair in chosen}, self.split)
+        splits = {pair["split"] for pair in chosen}
+        others = {split: self.read({pair["twin"] for pair in chosen if pair["split"] == split}, split) for split in splits}
+        shown = []
+        for pair in chosen:
+            members = own[pair["key"]], others[pair["split"]][pair["twin"]]
+            shown.append({**pair, "rows": [row for row, _ in members], "images": _encoded([image for _, image in members])})
+        return shown
+
+
+def _encoded(images: Iterable[Array]) -> list[str]:
+    return [figures.photograph(image, _MAX_SIDE) for image in images]
