@@ -67,7 +67,9 @@ LONG = ("readme", "runs", "extending", "exporting", "benchmark", "signals", "loa
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest files first; the others stay in the order of their names."""
+    """Puts the longest files first where several processes test; the others stay in the order of their names."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
     places = {f"test_{name}.py": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
 

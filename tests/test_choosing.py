@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from test_runs import Killed, kill, run, stopping_after, weights_equal, weights_of
 from transfer_fixtures import *  # noqa: F403 (fixtures)
+from transfer_fixtures import summary_of
 
 import tfpipe
 from tfpipe import Recipe
@@ -37,22 +38,22 @@ def head_of(folder):
     return json.loads((folder / "head.json").read_text())
 
 
-def test_the_head_of_a_run_is_the_best_regression(colours, tmp_path):
-    lines = []
-    summary = run(colours, tmp_path / "run", CHOOSING, log=lines.append)
+def test_the_head_of_a_run_is_the_best_regression(finished):
+    folder = finished(CHOOSING)
+    summary, lines = summary_of(folder), (folder.parent / "lines").read_text("utf-8").splitlines()
     (phase,) = summary["phases"]
-    found = head_of(tmp_path / "run")
+    found = head_of(folder)
     assert (phase["phase"], phase["num_epochs"], phase["on"]) == ("head", 0, "features")
     assert summary["head"] == found["best"]
     assert summary["val_accuracy"] == pytest.approx(found["best"]["val_accuracy"])
     assert phase["val_loss"] == pytest.approx(found["best"]["val_loss"], rel=1e-4, abs=1e-7)
     assert len(found["candidates"]) == 3 * len(regression.STRENGTHS)
-    model = classifiers.load(tmp_path / "run").model
+    model = classifiers.load(folder).model
     pooling = {"average": "GlobalAveragePooling2D", "max": "GlobalMaxPooling2D", "flatten": "Flatten"}
     assert type(model.get_layer("pooling")).__name__ == pooling[found["best"]["pooling"]]
     assert any(line.startswith("head: logistic regression on ") for line in lines)
-    assert lines[-1].endswith("look at " + str(tmp_path / "run" / "head.png") + ".")
-    assert read_history(tmp_path / "run") == []
+    assert lines[-1].endswith(f"look at {folder / 'head.png'}.")
+    assert read_history(folder) == []
 
 
 def test_a_pooling_that_is_asked_for_is_the_only_one(colours, tmp_path):
@@ -60,9 +61,9 @@ def test_a_pooling_that_is_asked_for_is_the_only_one(colours, tmp_path):
     assert {candidate["pooling"] for candidate in head_of(tmp_path / "run")["candidates"]} == {"max"}
 
 
-def test_rare_classes_weigh_more_if_that_is_asked_for(colours, tmp_path):
-    found = []
-    for name, changes in {"plain": {}, "balanced": {"balanced": True}, "weighted": {"class_weights": True}}.items():
+def test_rare_classes_weigh_more_if_that_is_asked_for(colours, tmp_path, finished):
+    found = [weights_of(finished(CHOOSING))[-2]]
+    for name, changes in {"balanced": {"balanced": True}, "weighted": {"class_weights": True}}.items():
         run(colours, tmp_path / name, dataclasses.replace(CHOOSING, **changes))
         found.append(weights_of(tmp_path / name)[-2])
     assert not np.array_equal(found[0], found[1])
@@ -143,7 +144,7 @@ def test_a_choosing_run_stopped_anywhere_ends_with_the_same_bits(colours, tmp_pa
     monkeypatch.setattr(Judge, "observe", lambda self, epoch, *rest: EarlyStopping.observe(self, epoch, 0.5, 1 / (epoch + 2)))
     run(colours, tmp_path / "whole", TUNING)
     folder = tmp_path / "stopped"
-    for num_steps in (0, 0, 3, 8, 13, 99):
+    for num_steps in (0, 8, 13, 99):
         with monkeypatch.context() as patch:
             stopping_after(num_steps, patch, kill)
             try:
@@ -178,10 +179,9 @@ def test_sgd_measures_the_rate_of_a_head_and_trains_at_it(colours, tmp_path):
     assert max(row["learning_rate"] for row in read_history(tmp_path / "run")) <= rate
 
 
-def test_the_card_says_what_was_chosen(colours, tmp_path):
-    run(colours, tmp_path / "run", CHOOSING)
-    best = head_of(tmp_path / "run")["best"]
-    tfpipe.export(tmp_path / "run", tmp_path / "export", formats=("keras",), log=lambda line: None)
+def test_the_card_says_what_was_chosen(tmp_path, finished):
+    best = head_of(finished(CHOOSING))["best"]
+    tfpipe.export(finished(CHOOSING), tmp_path / "export", formats=("keras",), log=lambda line: None)
     card = (tmp_path / "export" / "model_card.md").read_text("utf-8")
     assert f"{best['pooling']} pooling" in card
     assert f"C={best['strength']:g}" in card

@@ -97,7 +97,7 @@ def test_an_extension_stopped_anywhere_ends_with_the_same_bits(colours, tmp_path
     short = dataclasses.replace(TWO_PHASES, finetune_epochs=2, ema=0.9)
     long = dataclasses.replace(short, **more)
     folder, num_kills = finished(short, tmp_path / "extended"), 0
-    for num_steps in (0, 1, 3):
+    for num_steps in (0, 3):
         with monkeypatch.context() as patch:
             stopping_after(num_steps, patch, kill)
             try:
@@ -105,7 +105,7 @@ def test_an_extension_stopped_anywhere_ends_with_the_same_bits(colours, tmp_path
                 break
             except Killed:
                 num_kills += 1
-    assert num_kills >= 3
+    assert num_kills == 2
     run(colours, folder, long)
     assert_equal(folder, finished(long))
 
@@ -162,7 +162,7 @@ def test_a_cosine_is_longer_only_if_that_is_asked_for(colours, tmp_path):
 def test_a_cosine_that_is_extended_and_stopped_is_one_that_is_not(colours, tmp_path, monkeypatch, finished):
     short = dataclasses.replace(TUNED, epochs=1, finetune_epochs=2)
     long = dataclasses.replace(short, finetune_epochs=4)
-    for name, steps in (("whole", ()), ("stopped", (0, 5))):
+    for name, steps in (("whole", ()), ("stopped", (5,))):
         finished(short, tmp_path / name)
         for num_steps in steps:
             stop_after(num_steps, monkeypatch, colours, tmp_path / name, long, extend=True)

@@ -45,10 +45,9 @@ def weights_of(folder):
 
 
 @pytest.mark.parametrize("mode", ["scratch", "bottleneck", "frozen", "finetune", "full"])
-def test_each_mode_trains_what_it_says(colours, tmp_path, mode):
-    lines = []
-    recipe = TUNED if mode == "finetune" else dataclasses.replace(SMALL, mode=mode)
-    summary = run(colours, tmp_path / "run", recipe, log=lines.append)
+def test_each_mode_trains_what_it_says(colours, finished, mode):
+    folder = finished(TUNED if mode == "finetune" else dataclasses.replace(SMALL, mode=mode))
+    summary, lines = summary_of(folder), (folder.parent / "lines").read_text("utf-8").splitlines()
     assert [phase["phase"] for phase in summary["phases"]] == {
         "scratch": ["scratch"],
         "bottleneck": ["head"],
@@ -63,11 +62,11 @@ def test_each_mode_trains_what_it_says(colours, tmp_path, mode):
     assert last["num_trained"] == trained.get("scratch" if mode == "full" else mode, head)
     assert last["num_trained"] + last["num_frozen"] == first + second + 2 * sum(norms) + head
     assert any(line.startswith(last["phase"]) and "frozen" in line for line in lines)
-    found = classifiers.load(tmp_path / "run")
+    found = classifiers.load(folder)
     assert found.sha256 == summary["model_sha256"]
     assert found.class_names == tuple(tfpipe.load_manifest(colours).class_names)
-    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"model.keras", "last.keras", "run.json", "history.png"}
-    kept = sorted(path.stem for path in (tmp_path / "run" / "state").iterdir())  # to be trained longer
+    assert {path.name for path in folder.iterdir()} >= {"model.keras", "last.keras", "run.json", "history.png"}
+    kept = sorted(path.stem for path in (folder / "state").iterdir())  # to be trained longer
     assert kept == sorted(phase["phase"] for phase in summary["phases"])
 
 
@@ -155,7 +154,7 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bits(colours, tmp_path, monke
     recipe = dataclasses.replace(TUNED, ema=0.9, train_batch_norm=True, epochs=2)
     whole = finished(recipe)
     folder = tmp_path / "stopped"
-    for num_steps in (0, 3, 7, 4, 8):
+    for num_steps in (0, 8, 9):  # before the first step, and in the second epoch of the head and the first of what follows
         with monkeypatch.context() as patch:
             stopping_after(num_steps, patch, kill)
             try:
@@ -190,12 +189,10 @@ def test_ctrl_c_saves_the_step_that_it_came_in(colours, tmp_path, monkeypatch, f
     assert classifiers.load(folder).sha256 == classifiers.load(finished(recipe)).sha256
 
 
-def test_equal_runs_give_equal_bits_and_other_seeds_others(colours, tmp_path):
-    recipe = dataclasses.replace(SMALL, mode="scratch", epochs=2)
-    found = [
-        run(colours, tmp_path / name, dataclasses.replace(recipe, seed=seed)) for name, seed in (("a", 0), ("b", 0), ("c", 1))
-    ]
-    assert found[0]["model_sha256"] == found[1]["model_sha256"] != found[2]["model_sha256"]
+def test_equal_runs_give_equal_bits_and_other_seeds_others(colours, tmp_path, finished):
+    recipe = dataclasses.replace(SMALL, mode="scratch")
+    again, other = (run(colours, tmp_path / str(seed), dataclasses.replace(recipe, seed=seed)) for seed in (0, 1))
+    assert summary_of(finished(recipe))["model_sha256"] == again["model_sha256"] != other["model_sha256"]
 
 
 def test_kill_9_in_the_middle_of_a_file_leaves_nothing_after_the_next_run(colours, tmp_path, monkeypatch):
@@ -271,9 +268,11 @@ def test_the_range_test_leaves_no_trace_but_its_rate(colours, tmp_path):
     assert found["model_sha256"] == given["model_sha256"]
 
 
-def test_training_learns(colours, tmp_path):
-    summary = run(colours, tmp_path / "run", dataclasses.replace(SMALL, mode="scratch", epochs=15, dropout=0.0))
-    assert summary["val_accuracy"] > 0.8  # a third by chance
+LEARNING = dataclasses.replace(SMALL, mode="scratch", epochs=10, dropout=0.0)
+
+
+def test_training_learns(finished):
+    assert summary_of(finished(LEARNING))["val_accuracy"] > 0.8  # a third by chance
 
 
 def test_a_rate_found_by_a_first_try_is_not_another_runs(colours, tmp_path, monkeypatch):
@@ -289,7 +288,8 @@ def test_a_rate_found_by_a_first_try_is_not_another_runs(colours, tmp_path, monk
 
 def test_without_a_val_split_a_part_is_held_out_and_that_is_said(colours_without_val, tmp_path):
     lines = []
-    run(colours_without_val, tmp_path / "run", dataclasses.replace(SMALL, val_fraction=0.25, epochs=1), log=lines.append)
+    recipe = dataclasses.replace(SMALL, mode="bottleneck", val_fraction=0.25, epochs=1)
+    run(colours_without_val, tmp_path / "run", recipe, log=lines.append)
     facts = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
     num_all = tfpipe.load_manifest(colours_without_val).split("train").num_records
     assert facts["num_train"] + facts["num_val"] == num_all
@@ -367,33 +367,34 @@ tf.config.set_visible_devices([], "GPU")  # one device is to be a CPU, too
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 sys.path[:0] = [{tests!r}]
-import dataclasses, tfpipe
-from tfpipe.transfer import runs
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]) if {several} else None
-for mode in ("scratch", "finetune"):
-    recipe = tfpipe.Recipe(
-        backbone="lenet", weights="none", mode=mode, image_size=(16, 16), epochs=2, batch_size=8,
-        learning_rate=1e-2, precision="float32", augment="none", hidden=(8,), optimizer="sgd",
-    )
-    if mode == "finetune":
-        recipe = dataclasses.replace(recipe, finetune_epochs=1, finetune_learning_rate=1e-3)
-        recipe = dataclasses.replace(recipe, accumulate=2 if {several} else None)
-    quiet = dict(progress=False, tensorboard=False)
-    runs.train({data!r}, {out!r} + mode, recipe, strategy=strategy, cache={out!r} + "features", **quiet)
-recipe = tfpipe.Recipe(
-    backbone="small_backbone:two_convolutions", weights="none", mode="scratch", image_size=(16, 16), epochs=3, batch_size=32,
-    learning_rate=1e-9, precision="float32", augment="none", optimizer="sgd", ema=0.5,
-)
-runs.train({data!r}, {out!r} + "norms", recipe, strategy=strategy, **quiet)
+from test_runs import train_on
+train_on(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), {data!r}, {out!r})
 """
 
 
+def train_on(strategy, data, out):
+    """Trains in two modes, with sums of gradients in the second, and looks at statistics of batches alone."""
+    plain = {"weights": "none", "image_size": (16, 16), "precision": "float32", "augment": "none", "optimizer": "sgd"}
+    quiet = {"progress": False, "tensorboard": False, "strategy": strategy}
+    scratch = Recipe(backbone="lenet", mode="scratch", epochs=2, batch_size=8, learning_rate=1e-2, hidden=(8,), **plain)
+    tuned = dataclasses.replace(scratch, mode="finetune", finetune_epochs=1, finetune_learning_rate=1e-3)
+    for recipe in (scratch, dataclasses.replace(tuned, accumulate=2 if strategy else None)):
+        runs.train(data, out + recipe.mode, recipe, cache=f"{out}features", **quiet)
+    norms = {
+        "backbone": "small_backbone:two_convolutions",
+        "mode": "scratch",
+        "batch_size": 32,
+        "learning_rate": 1e-9,
+        "ema": 0.5,
+    }
+    runs.train(data, f"{out}norms", Recipe(**norms, epochs=3, **plain), **quiet)
+
+
 def test_two_devices_train_what_one_trains(colours, tmp_path):
-    for several in (True, False):
-        out = f"{tmp_path}/{several}-"
-        code = TWO_DEVICES.format(tests=str(CHECKOUT / "tests"), several=several, data=str(colours), out=out)
-        done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+    train_on(None, colours, f"{tmp_path}/False-")
+    code = TWO_DEVICES.format(tests=str(CHECKOUT / "tests"), data=str(colours), out=f"{tmp_path}/True-")
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
     for mode in ("scratch", "finetune"):
         one, two = (weights_of(tmp_path / f"{several}-{mode}") for several in (False, True))
         assert max(np.abs(a - b).max() for a, b in zip(one, two, strict=True)) < 1e-3, mode
@@ -485,18 +486,16 @@ def test_the_saved_model_is_the_one_that_was_validated(colours, tmp_path, ema):
     assert loss == pytest.approx(phase["val_loss"], rel=1e-3)
 
 
-def test_an_average_of_few_steps_is_not_one_of_the_first_weights(colours, tmp_path):
-    recipe = dataclasses.replace(SMALL, mode="scratch", epochs=10, dropout=0.0)
-    plain = run(colours, tmp_path / "plain", recipe)
-    averaged = run(colours, tmp_path / "averaged", dataclasses.replace(recipe, ema=0.9999))
-    assert averaged["val_accuracy"] > plain["val_accuracy"] - 0.2
+def test_an_average_of_few_steps_is_not_one_of_the_first_weights(colours, tmp_path, finished):
+    averaged = run(colours, tmp_path / "averaged", dataclasses.replace(LEARNING, ema=0.9999))
+    assert averaged["val_accuracy"] > summary_of(finished(LEARNING))["val_accuracy"] - 0.2
 
 
 # ---- a wrong first try
 
 
 def test_options_can_be_corrected_before_the_first_step(colours, tmp_path):
-    wrong = dataclasses.replace(SMALL, backbone="lenet", weights="imagenet", mode="frozen", epochs=1)
+    wrong = dataclasses.replace(SMALL, backbone="lenet", weights="imagenet", mode="bottleneck", epochs=1)
     with pytest.raises(ValueError, match="there are no ImageNet weights for lenet"):
         run(colours, tmp_path / "run", wrong)
     run(colours, tmp_path / "run", dataclasses.replace(wrong, weights="none"))
@@ -505,7 +504,7 @@ def test_options_can_be_corrected_before_the_first_step(colours, tmp_path):
 def test_litter_is_no_other_file(colours, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".run.json.123.tmp").write_text("{")
-    run(colours, tmp_path / "run", dataclasses.replace(SMALL, epochs=1))
+    run(colours, tmp_path / "run", dataclasses.replace(SMALL, mode="bottleneck", epochs=1))
 
 
 def test_a_finished_run_does_not_need_its_weights_file(colours, tmp_path):
@@ -514,7 +513,7 @@ def test_a_finished_run_does_not_need_its_weights_file(colours, tmp_path):
     backbone = backbones.build("lenet", image_size=(16, 16), weights="none")
     file = tmp_path / "lenet.weights.h5"
     backbone.network.save_weights(file)
-    recipe = dataclasses.replace(SMALL, backbone="lenet", weights=str(file), epochs=1)
+    recipe = dataclasses.replace(SMALL, backbone="lenet", weights=str(file), mode="bottleneck", epochs=1)
     first = run(colours, tmp_path / "run", recipe)
     file.unlink()
     assert run(colours, tmp_path / "run", recipe) == first

@@ -133,7 +133,7 @@ def test_the_page_says_it_of_the_picture_alone(spoiled, export, files):
         uploads = [Upload(name, str(files / name)) for name in ("dark.jpg", "white.jpg", "other.jpg")]
         said = answers.answer(uploads[1].path)
         assert isinstance(said, RejectedImage)
-        assert said.code == "no_probabilities"
+        assert said.reason == "no_probabilities"
         rows = list(answers.rows(uploads))
         assert [isinstance(row, Row) and row.problem[:32] for row in rows] == ["", "the model gives no probabilities", ""]
         assert [row.probabilities is None for row in rows] == [False, True, False]

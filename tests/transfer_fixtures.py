@@ -100,7 +100,9 @@ def finished(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     @functools.cache
     def once(recipe: Recipe) -> Path:
         folder = tmp_path_factory.mktemp("finished") / "run"
-        run(colours, folder, recipe)
+        lines: list[str] = []
+        run(colours, folder, recipe, log=lines.append)
+        (folder.parent / "lines").write_text("\n".join(lines), "utf-8")  # what it reported; no file of the run
         return folder
 
     return lambda recipe, copy=None: once(recipe) if copy is None else shutil.copytree(once(recipe), copy)

@@ -105,8 +105,8 @@ MUTATIONS = [
         ("damaged data are read", "if not content.endswith(footer):", "if not content:"),
         (
             "a longer shard is read",
-            "elif size != shard.num_bytes:",
-            "elif size < shard.num_bytes:",
+            "if status.st_size == shard.num_bytes:",
+            "if status.st_size >= shard.num_bytes:",
         ),
         (
             "a shard that is not listed is passed over",
@@ -232,14 +232,13 @@ MUTATIONS = [
         "G8",
         (
             "a run goes on a step too late",
-            "self._first_row = options.first_epoch * schedule.rows_per_epoch + options.first_step * schedule.rows_per_step",
-            "self._first_row = options.first_epoch * schedule.rows_per_epoch + (options.first_step + (options.first_step > 0))"
-            " * schedule.rows_per_step",
+            "_Starts(self._first_row, ",
+            "_Starts(self._first_row + schedule.rows_per_step * (self._first_row > 0), ",
         ),
         (
             "the epoch to begin with is of no effect",
-            "self._first_row = options.first_epoch * schedule.rows_per_epoch + options.first_step * schedule.rows_per_step",
-            "self._first_row = options.first_step * schedule.rows_per_step",
+            "_Starts(self._first_row, ",
+            "_Starts(self._first_row % (schedule.rows_per_epoch or 1), ",
         ),
         (
             "the epoch after a partial one begins in its middle",
@@ -286,8 +285,8 @@ MUTATIONS = [
         "G10",
         (
             "an export resizes in another way",
-            "size, resize = specification.image_size, specification.resize",
-            'size, resize = specification.image_size, {"stretch": "crop"}.get(specification.resize, "stretch")',
+            "return decode_batch(image_bytes, size, resize, specification",
+            'return decode_batch(image_bytes, size, "stretch" if resize == "crop" else "crop", specification',
         ),
         (
             "orientation is left out of an export",
