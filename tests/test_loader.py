@@ -493,7 +493,9 @@ def test_within_a_function_and_another_dataset(data_set: Path):
     @tf.function
     def count() -> tf.Tensor:
         total = tf.constant(0)
-        for _, labels in dataset(data_set, "test", image_size=SIZE, batch_size=4):
+        data = dataset(data_set, "test", image_size=SIZE, batch_size=4)
+        assert data.element_spec[0].shape.as_list() == [None, *SIZE, 3]  # the arguments, not the defaults
+        for _, labels in data:
             total += tf.size(labels)
         return total
 

@@ -16,6 +16,7 @@ not know which file its bytes came from.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -145,7 +146,8 @@ def dataset(
     TensorFlow does not survive a fork of the process: start readers in processes of their own
     before using it.
     """
-    options = {name: value for name, value in locals().items() if name not in ("data", "split")}
+    given = locals()  # in a function that AutoGraph converts, other names too
+    options = {field.name: given[field.name] for field in dataclasses.fields(Options) if field.name in given}
     return Loader(data, split, Options(**options)).dataset()
 
 

@@ -50,7 +50,7 @@ def measure(data: Any, images_each: int, num_images: int) -> Speed:
     _draw(iterator, count)
     wall, cpu, after = time.perf_counter() - wall, time.process_time() - cpu, _thread_times()
     scale = 1e6 / (count * images_each)
-    threads = sorted(after.keys() - known, key=int)[count_cores() :]  # behind the pool's
+    threads = sorted(after.keys() - known, key=int)[count_cores() :]  # after the pool's
     own = sorted((after[thread] - before.get(thread, 0.0) for thread in threads), reverse=True)
     return Speed(wall * scale, cpu * scale, tuple(seconds * scale for seconds in own))
 
