@@ -457,7 +457,7 @@ def test_products_of_fewer_bits_are_refused_by_parity(tmp_path, monkeypatch):
     wrong, specification = make_rounded(), specification_of(right)
     monkeypatch.setattr(arithmetic, "places", lambda: {"CPU": "/CPU:0", "NVIDIA A": "/CPU:0"})
     for writer, devices in (("pb", {"CPU", "NVIDIA A"}), ("tflite", {"CPU"})):
-        written = formats.WRITERS[writer].write(formats.Work(wrong, specification, tmp_path, False))
+        written = formats.WRITERS[writer](formats.Work(wrong, specification, tmp_path, False))
         rows = parity.compare(right, specification, written, reference_images.make()[:3])
         assert {row.device for row in rows} == devices
         for device in devices:
@@ -524,7 +524,7 @@ def test_parity_has_rows_for_each_device_and_tells_what_tf32_costs(noting, tmp_p
     monkeypatch.setattr(parity, "_ask", parity_process.answer)
     monkeypatch.setattr(arithmetic, "places", lambda: {"CPU": "/CPU:0", "NVIDIA A": "/CPU:0"})
     monkeypatch.setattr(arithmetic, "has_tf32", lambda: True)
-    written = formats.WRITERS["pb"].write(formats.Work(classifier, specification, tmp_path, False))
+    written = formats.WRITERS["pb"](formats.Work(classifier, specification, tmp_path, False))
     seen.clear()
     rows = parity.compare(classifier, specification, written, reference_images.make()[:3], tolerance=1e-4)
     assert set(seen) == {False, True}

@@ -175,7 +175,7 @@ class Unregistered(keras.layers.Layer):
 def test_models_that_a_format_cannot_hold_are_said(tmp_path):
     model = make_model(Unregistered)
     with pytest.raises(DataError, match=r"format keras: .*; register the class") as caught:
-        WRITERS["keras"].write(Work(model, describe(model), tmp_path, half=False))
+        WRITERS["keras"](Work(model, describe(model), tmp_path, half=False))
     assert str(tmp_path) not in str(caught.value)
 
 
@@ -185,9 +185,9 @@ def test_what_a_converter_raises_is_one_line(tmp_path, monkeypatch):
 
     model = make_model(Unregistered)
     for name in ("tflite", "onnx"):
-        monkeypatch.setattr(f"tfpipe.exporting.{name}_files.convert", fail)
+        monkeypatch.setattr(f"tfpipe.formats.{name}_files.convert", fail)
         with pytest.raises(DataError, match=f"^the model cannot be converted to {name}: no such operation; leave it out of fo"):
-            WRITERS[name].write(Work(model, describe(model), tmp_path, half=False))
+            WRITERS[name](Work(model, describe(model), tmp_path, half=False))
 
 
 class Subclassed(keras.Model):
@@ -238,5 +238,5 @@ def test_what_computes_in_16_bits_is_named_before_tflite_fails_on_it(policy, tmp
     finally:
         keras.mixed_precision.set_global_policy("float32")
     with pytest.raises(DataError, match=r"converted to tflite: it computes in 16 bits .* the policy float32; leave it out"):
-        WRITERS["tflite"].write(Work(model, describe(model), tmp_path, False))
+        WRITERS["tflite"](Work(model, describe(model), tmp_path, False))
     assert list(tmp_path.iterdir()) == []

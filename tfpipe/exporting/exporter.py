@@ -35,7 +35,7 @@ from tfpipe.common.text import exactly, format_bytes, html_table
 from tfpipe.exporting import half_precision, model_card, model_source, parity, reference_images, wrapping
 from tfpipe.exporting.formats import WRITERS, Work
 from tfpipe.exporting.parity import ExportedFile, Row
-from tfpipe.formats import preflight, specifications
+from tfpipe.formats import onnx_files, preflight, specifications
 from tfpipe.formats.preflight import EXTRA_NAME, SAVED_MODEL_NAME
 from tfpipe.formats.preflight import FORMATS as FORMATS
 from tfpipe.formats.specifications import Specification
@@ -157,8 +157,8 @@ def export(
     preflight.check_target(target, overwrite)
     checkpoints = [] if checkpoint in preflight.CHECKPOINTS else [checkpoint]
     preflight.check_apart(target, [model, *checkpoints, data, *folders])
-    for name in formats:
-        WRITERS[name].check()
+    if "onnx" in formats:
+        onnx_files.check_installed()
     if class_names is not None and data is not None:
         usual = dataclasses.asdict(Samples.of(manifest.load(data).options))
         given |= {name: given[name] or value for name, value in usual.items()}
@@ -216,7 +216,7 @@ def _write(work: Work, formats: Sequence[str], report: Callable[[str], None]) ->
     for name in formats:
         report(f"writing {name}")
         try:
-            written |= WRITERS[name].write(work)
+            written |= WRITERS[name](work)
         except (tf.errors.ResourceExhaustedError, tf.errors.OutOfRangeError) as error:  # TensorFlow's words for a full disk
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(work.folder)) from error
     return written

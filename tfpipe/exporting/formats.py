@@ -1,7 +1,7 @@
-"""The formats of an export: who writes each of them, and what is then to be asked.
+"""Writers of an export's formats. Each returns the files to compare with the model.
 
 work = Work(model, specification, folder, half=False)
-artefacts = WRITERS["pb"].write(work)     # {"frozen_image.pb": ExportedFile("frozen", path), ...}
+WRITERS["pb"](work)     # {"frozen_image.pb": ExportedFile("frozen", path), ...}
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -133,23 +132,10 @@ def _converting(name: str) -> Iterator[None]:
         raise DataError(f"the model cannot be converted to {name}: {lines_of(error)[0]}; leave it out of formats") from error
 
 
-@dataclass(frozen=True)
-class Writer:
-    """Of one format.
-
-    Attributes:
-        write: writes the files and returns those that are to be compared with the model.
-        check: raises ImportError where an extra is missing.
-    """
-
-    write: Callable[[Work], dict[str, ExportedFile]]
-    check: Callable[[], None] = lambda: None
-
-
-WRITERS: Mapping[str, Writer] = {
-    "saved_model": Writer(_write_saved_model),
-    "pb": Writer(_write_frozen),
-    "tflite": Writer(_write_tflite),
-    "onnx": Writer(_write_onnx, onnx_files.check_installed),
-    "keras": Writer(_write_keras),
+WRITERS: Mapping[str, Callable[[Work], dict[str, ExportedFile]]] = {
+    "saved_model": _write_saved_model,
+    "pb": _write_frozen,
+    "tflite": _write_tflite,
+    "onnx": _write_onnx,
+    "keras": _write_keras,
 }

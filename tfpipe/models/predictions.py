@@ -34,7 +34,7 @@ RECEIPT_NAME = "receipt.json"
 METRICS_NAME = "metrics.json"
 
 _COLUMNS = ("key", "filename", "label", "predicted")
-_PREFIX = "probability_"
+PREFIX = "probability_"
 _SUM_TOLERANCE = 1e-3  # a softmax in float32 over 10,000 classes is off by 1e-5
 TOLERANCE = 1e-2  # of what a model says: one that ends in 16 bits is off by a few thousandths
 _MAX_NAMED = 5  # pictures, or numbers, in a message
@@ -109,7 +109,7 @@ def hash_ids(keys: Iterable[str]) -> str:
 
 def header(class_names: Sequence[str]) -> bytes:
     """Returns the file's first line."""
-    return _lines([[*_COLUMNS, *(f"{_PREFIX}{name}" for name in class_names)]])
+    return lines([[*_COLUMNS, *(f"{PREFIX}{name}" for name in class_names)]])
 
 
 def rows(table: Predictions) -> bytes:
@@ -123,7 +123,7 @@ def rows(table: Predictions) -> bytes:
     names = [*table.class_names, ""]  # -1 takes the last
     labels, predicted = ([names[index] for index in indices] for indices in (table.labels, values.argmax(axis=1)))
     texts = ([f"{value:.9g}" for value in row] for row in values.tolist())
-    return _lines(
+    return lines(
         [*map(escape_formula, names), *row]
         for *names, row in zip(table.keys, table.filenames, labels, predicted, texts, strict=True)
     )
@@ -144,10 +144,11 @@ class _Lines(list[bytes]):
         self.append(line.removesuffix("\r\n").encode() + b"\n")
 
 
-def _lines(records: Iterable[Sequence[str]]) -> bytes:
-    lines = _Lines()
-    csv.writer(lines, lineterminator="\r\n").writerows(records)
-    return b"".join(lines)
+def lines(records: Iterable[Iterable[str]]) -> bytes:
+    """Returns rows as CSV, UTF-8, each ending with a line feed."""
+    found = _Lines()
+    csv.writer(found, lineterminator="\r\n").writerows(records)
+    return b"".join(found)
 
 
 def read(path: str | os.PathLike[str]) -> Predictions:
@@ -217,11 +218,11 @@ def _read_file(path: Path) -> Predictions:
 
 def _class_names(columns: list[str]) -> list[str]:
     first, others = tuple(columns[: len(_COLUMNS)]), columns[len(_COLUMNS) :]
-    if first != _COLUMNS or not others or not all(name.startswith(_PREFIX) for name in others):
-        raise ValueError(f"the columns must be {','.join(_COLUMNS)}, then {_PREFIX}<class> for each class")
+    if first != _COLUMNS or not others or not all(name.startswith(PREFIX) for name in others):
+        raise ValueError(f"the columns must be {','.join(_COLUMNS)}, then {PREFIX}<class> for each class")
     if len(set(others)) < len(others):
         raise ValueError("two columns are of the same class")
-    return [name.removeprefix(_PREFIX) for name in others]
+    return [name.removeprefix(PREFIX) for name in others]
 
 
 def _parse(class_names: list[str], lines: Iterable[list[str]]) -> Predictions:
