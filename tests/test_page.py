@@ -228,7 +228,7 @@ def test_data_are_found_where_the_run_has_them(run, tmp_path):
     assert run_folders.locate_data(run / "run") == run_folders.locate_data(run / "run" / "model.keras") == run / "shards"
     facts = json.loads((run / "run" / "run.json").read_bytes())
     for changed, error, message in (
-        ({}, FileNotFoundError, "does not say"),
+        ({}, FileNotFoundError, "does not name"),
         ({"directory": str(tmp_path / "gone")}, FileNotFoundError, "gone"),
         ({"directory": facts["directory"], "data": {"root_hash": "0" * 64}}, DataError, "another data set"),
         ({"directory": facts["directory"], "data": []}, DataError, r"not as tfpipe writes it: .*\$\.data"),
