@@ -88,7 +88,7 @@ def of_python(data_set: Path) -> dict[str, Callable[[], Any]]:
 
     def page() -> list[Any]:
         answer = Answers(Averages()).answer(str(photo))
-        return [answer.seen, answer.picture]
+        return [answer.seen, answer.image]
 
     def model() -> Any:
         predictor = Averages()
@@ -101,8 +101,8 @@ def of_python(data_set: Path) -> dict[str, Callable[[], Any]]:
         "Answers.answer": page,
         "Model.predict": model,
         "Loader.positions": lambda: _loader(data_set).positions(5),
-        "galleries.shrink": lambda: feature_index.shrink(tf.constant(NOISE), 50),
-        "neighbours.shrink": lambda: near_duplicates.shrink(tf.constant(NOISE[np.newaxis])),
+        "feature_index.shrink": lambda: feature_index.shrink(tf.constant(NOISE), 50),
+        "near_duplicates.shrink": lambda: near_duplicates.shrink(tf.constant(NOISE[np.newaxis])),
         "explanation.overlay": lambda: explanation.overlay(NOISE, np.float32([[0, 0.5], [1, 0.3]])),
         "decode_batch": lambda: decoding.decode_batch(tf.constant([photo.read_bytes(), b""]), SIZE, "pad", 10**8)[0].numpy(),
     }

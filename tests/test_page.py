@@ -236,7 +236,7 @@ def test_data_are_found_where_the_run_has_them(run, tmp_path):
         write(tmp_path / "run.json", json.dumps({"data": facts["data"], **changed}).encode())
         with pytest.raises(error, match=message):
             run_folders.locate_data(tmp_path)
-    with pytest.raises(FileNotFoundError, match="would say where"):
+    with pytest.raises(FileNotFoundError, match="would name the training data"):
         run_folders.locate_data(tmp_path / "elsewhere" / "model.keras")
 
 

@@ -53,7 +53,7 @@ LARGE = Recipe(
 
 
 def run(data, folder, recipe, **options):
-    given = {"progress": False, "tensorboard": False, "report": None, "cache": folder.parent / "features", **options}
+    given = {"progress": False, "tensorboard": False, "log": None, "cache": folder.parent / "features", **options}
     return train(data, folder, recipe, **given)
 
 

@@ -41,7 +41,9 @@ def test_the_wheel_holds_the_library_and_the_commands(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     library = {path.relative_to(CHECKOUT).as_posix() for path in CHECKOUT.glob("tfpipe/**/*.py")}
     commands = {f"tfpipe/{path.relative_to(CHECKOUT).as_posix()}" for path in CHECKOUT.glob("tools/**/*.py")}
-    assert names == {*library, *commands, "tfpipe/py.typed"}
+    templates = {path.relative_to(CHECKOUT).as_posix() for path in CHECKOUT.glob("tfpipe/report/templates/*")}
+    assert len(templates) > 5
+    assert names == {*library, *commands, *templates, "tfpipe/py.typed"}
 
 
 def test_installed_commands_build_and_verify_without_tensorflow(wheel, tmp_path):
