@@ -276,7 +276,7 @@ def test_a_run_takes_it_from_its_data_set(tmp_path):
         tmp_path / "in", tmp_path / "data", layout="folders", background="white", allow_leaks=True, progress=False
     )
     assert built.options["background"] == "white"
-    options = {"backbone": "lenet", "mode": "scratch", "image_size": 8, "epochs": 1, "batch_size": 4, "report": None}
+    options = {"backbone": "lenet", "mode": "scratch", "image_size": 8, "epochs": 1, "batch_size": 4, "log": None}
     tfpipe.train(tmp_path / "data", tmp_path / "run", progress=False, tensorboard=False, augment="none", **options)
     model = tfpipe.load(tmp_path / "run")
     assert model.samples == Samples(background="white")
