@@ -60,19 +60,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.num_parallel_calls == tf.data.AUTOTUNE:
             object.__setattr__(self, "num_parallel_calls", None)
-        required = (
-            "training",
-            "balanced",
-            "repeat",
-            "as_dict",
-            "equal_steps",
-            "image_size",
-            "seed",
-            "first_epoch",
-            "first_step",
-        )
-        optional = ("batch_size", "num_parallel_calls", "read_block", "shard", "scaled_decode")
-        for names, check in ((required, arguments.check), (optional, arguments.check_given)):
+        for names, check in ((_REQUIRED, arguments.check), (_OPTIONAL, arguments.check_given)):
             for name, value in zip(names, check(**{name: getattr(self, name) for name in names}), strict=True):
                 object.__setattr__(self, name, value)
         check_mode(self.resize)
