@@ -1,4 +1,4 @@
-"""Pictures that tests build from: small ones that are made, real ones from TFPIPE_TEST_DATA where it is set."""
+"""Images that tests build from: small ones that are made, real ones from TFPIPE_TEST_DATA where it is set."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def has_gpu() -> bool:
 
 
 def picture(seed: int, size: tuple[int, int] = (24, 16), format: str = "JPEG", **options: object) -> bytes:  # noqa: A002
-    """A small picture of noise in a few colours: different for every seed."""
+    """A small image of noise in a few colours: different for every seed."""
     drawn = random.Random(seed)
     coarse = Image.frombytes("RGB", (4, 4), drawn.randbytes(48))
     out = io.BytesIO()
@@ -125,7 +125,7 @@ def write(path: Path, data: bytes) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """folders layout: 12 cats, 8 dogs, and a class in Chinese with a space, one picture in a folder below."""
+    """folders layout: 12 cats, 8 dogs, and a class in Chinese with a space, one image in a folder below."""
     root = tmp_path / "photos"
     for index in range(12):
         write(root / "cat" / f"{index}.jpg", picture(index))
@@ -138,10 +138,10 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """The folder of real pictures; skips where there is none."""
+    """The folder of real images; skips where there is none."""
     path = os.environ.get("TFPIPE_TEST_DATA")
     if not path:
-        pytest.skip("TFPIPE_TEST_DATA is not set: no real pictures here")
+        pytest.skip("TFPIPE_TEST_DATA is not set: no real images here")
     return Path(path)
 
 

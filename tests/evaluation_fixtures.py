@@ -21,7 +21,7 @@ CLASS_NAMES = ("cat", "a, \"b\" 'c'", "小 猫")
 
 
 def make_classifier(class_names: Sequence[str] = CLASS_NAMES, *, seed: int = 0, size: tuple[int, int] = (8, 8)) -> Classifier:
-    """An untrained classifier whose answers differ between pictures, and between seeds."""
+    """An untrained classifier whose answers differ between images, and between seeds."""
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((*size, 3), dtype="uint8", name="image")
     values = layers.Preprocessing("tf", name="preprocessing")(inputs)
@@ -37,10 +37,10 @@ def make_classifier(class_names: Sequence[str] = CLASS_NAMES, *, seed: int = 0, 
     return check(keras.Model(inputs, outputs))
 
 
-def build_pictures(
+def build_images(
     root: Path, counts: Mapping[str, Mapping[str, int]], *, class_names: Sequence[str] = CLASS_NAMES, **options: Any
 ) -> Manifest:
-    """Builds root/shards of counts[split][class] pictures, each different; its bytes follow from split, class and number."""
+    """Builds root/shards of counts[split][class] images, each different; its bytes follow from split, class and number."""
     for split, classes in counts.items():
         for name, count in classes.items():
             for number in range(count):
@@ -57,7 +57,7 @@ def hash_of(*parts: object) -> int:
 
 
 def make_table(labels: Sequence[int], probabilities: Any, class_names: Sequence[str] | None = None) -> Predictions:
-    """A table whose pictures are called 0, 1, ..."""
+    """A table whose images are called 0, 1, ..."""
     values = np.float32(probabilities)
     keys = [str(number) for number in range(len(labels))]
     names = list(class_names or [f"class {index}" for index in range(values.shape[1])])

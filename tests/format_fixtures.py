@@ -42,8 +42,8 @@ def as_function(graph: Any, output: str = "probabilities") -> Callable[[Any], An
     return lambda images: function(tf.constant(images)).numpy()
 
 
-def draw_pictures(number: int, seed: int = 0, size: tuple[int, int] = SIZE) -> Any:
-    """Noise, each picture of another brightness."""
+def draw_images(number: int, seed: int = 0, size: tuple[int, int] = SIZE) -> Any:
+    """Noise, each image of another brightness."""
     random = np.random.default_rng([seed, number])
     brightness = random.uniform(0, 255, (number, 1, 1, 3))
     return np.uint8(np.clip(brightness + random.normal(0, 40, (number, *size, 3)), 0, 255))

@@ -19,7 +19,7 @@ CLASS_NAMES = ("cat", "dog", "owl")
 
 
 def picture(seed: int, height: int = 8, width: int = 8, *, image_format: str = "JPEG", orientation: int = 1) -> bytes:
-    """A small smooth picture's file, different for every seed."""
+    """A small smooth image's file, different for every seed."""
     random = np.random.default_rng(seed)
     corners = Image.fromarray(random.integers(0, 256, (3, 3, 3), dtype=np.uint8))
     exif = Image.Exif()

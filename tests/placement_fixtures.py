@@ -35,7 +35,7 @@ SEEN = {"seed": 3, "image_size": SIZE, "augment": STRONG}
 
 
 def build(root: Path) -> Path:
-    """A data set of a small, a large and a turned picture."""
+    """A data set of a small, a large and a turned image."""
     write(root / "in/cat/0.jpg", picture(0, (90, 60)))
     write(root / "in/cat/1.jpg", picture(1, (700, 500)))
     write(root / "in/dog/0.png", picture(2, (70, 80), format="PNG"))

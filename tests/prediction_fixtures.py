@@ -1,4 +1,4 @@
-"""Pictures of every kind, and a model whose answers are known, for the tests of prediction."""
+"""Images of every kind, and a model whose answers are known, for the tests of prediction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AWKWARD = ("cat", 'b, "q"', "小 猫")
 
 
 class Averages:
-    """A predictor whose answer is a function of each picture alone, so that it is the same in any batch; remembers them."""
+    """A predictor whose answer is a function of each image alone, so that it is the same in any batch; remembers them."""
 
     sha256 = "0" * 64
 
@@ -36,7 +36,7 @@ class Averages:
 
 
 class Mixing(Averages):
-    """Its answers depend on all pictures of a batch and on their order, as a real model's do in the last digits."""
+    """Its answers depend on all images of a batch and on their order, as a real model's do in the last digits."""
 
     def predict(self, images):
         values = super().predict(images)
@@ -46,7 +46,7 @@ class Mixing(Averages):
 
 
 def kinds():
-    """A picture of each kind that a decoder treats in its own way."""
+    """An image of each kind that a decoder treats in its own way."""
     found = {}
     for orientation in range(1, 9):
         exif = Image.Exif()

@@ -30,7 +30,7 @@ def jpeg(image: np.ndarray, quality: int = 95) -> bytes:
 
 
 def write_splits(folder: Path, pictures: Mapping[str, Sequence[bytes]], class_names: Sequence[str] = ("cat", "dog")) -> Path:
-    """Builds a data set whose picture i of a split has the key SPLIT/i.jpg and the i-th class, over and over."""
+    """Builds a data set whose image i of a split has the key SPLIT/i.jpg and the i-th class, over and over."""
     rows = [["path", "label", "split"]]
     for split, contents in pictures.items():
         (folder / "in" / split).mkdir(parents=True)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from conftest import picture, write
-from evaluation_fixtures import CLASS_NAMES, build_pictures, make_classifier
+from evaluation_fixtures import CLASS_NAMES, build_images, make_classifier
 from export_fixtures import exported
 from transfer_fixtures import colours
 
@@ -251,7 +251,7 @@ def test_who_waits_is_not_kept_out_by_two_that_take_turns(before):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     root = tmp_path_factory.mktemp("shards")
-    build_pictures(root, {"test": dict.fromkeys(CLASS_NAMES, 3), "val": dict.fromkeys(CLASS_NAMES, 2)})
+    build_images(root, {"test": dict.fromkeys(CLASS_NAMES, 3), "val": dict.fromkeys(CLASS_NAMES, 2)})
     return root / "shards"
 
 
@@ -300,10 +300,10 @@ def predicting(model, shards, folder):
 
 def extracting(model, shards, folder):
     from tfpipe.models import features
-    from tfpipe.models.images import Pictures
+    from tfpipe.models.images import Images
 
     network, preprocessing = model.model.get_layer("frozen").network, model.model.get_layer("preprocessing")
-    pictures = Pictures(shards, "test", (8, 8))
+    pictures = Images(shards, "test", (8, 8))
     rows = features.extract(folder, network, preprocessing, pictures, view=None, progress=False).rows(np.arange(9))
     images = features.sample(pictures, None)
     features.check_frozen(rows, images, lambda pixels: network(preprocessing(pixels), training=True))
@@ -484,14 +484,14 @@ def test_products_of_fewer_bits_are_refused_by_the_check_of_frozen_layers():
 @pytest.mark.tf
 def test_features_of_a_gpu_are_others_and_those_of_a_cpu_are_found_again(shards, monkeypatch):
     from tfpipe.models import features
-    from tfpipe.models.images import Pictures
+    from tfpipe.models.images import Images
 
     classifier = make_classifier()
     network, preprocessing = classifier.model.get_layer("frozen").network, classifier.model.get_layer("preprocessing")
     found = []
     for device in ("CPU", "NVIDIA A", "NVIDIA B"):
         monkeypatch.setattr(arithmetic, "device", lambda device=device: device)
-        found.append(features.describe(network, preprocessing, Pictures(shards, "test", (8, 8)), None))
+        found.append(features.describe(network, preprocessing, Images(shards, "test", (8, 8)), None))
     assert "device" not in found[0]  # as caches that were made before have it
     assert [one.get("device") for one in found[1:]] == ["NVIDIA A", "NVIDIA B"]
 

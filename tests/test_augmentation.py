@@ -60,7 +60,7 @@ def draws(
 
 
 def finished(picture: np.ndarray, augmentation: Augmentation, changes: dict[str, np.ndarray], index: int = 0) -> np.ndarray:
-    """A picture that already has its size, with the changes that were drawn for one key."""
+    """An image that already has its size, with the changes that were drawn for one key."""
     one = {name: tf.constant(value[index : index + 1]) for name, value in changes.items()}
     rotated = rotate(tf.constant(picture, tf.float32), {name: value[0] for name, value in one.items()})
     return finish(rotated[tf.newaxis], one)[0].numpy()
@@ -476,7 +476,7 @@ def test_grey_comes_as_often_as_it_shall():
     assert np.abs(colours[~grey] - np.eye(3)).max() < 1e-6
 
 
-def test_a_grey_picture_stays_grey_and_keeps_its_levels():
+def test_a_grey_image_stays_grey_and_keeps_its_levels():
     levels = np.repeat(made(*SIZE)[..., :1], 3, axis=-1)
     augmentation = Augmentation(saturation=1, hue=0.5)
     changes = draws(augmentation, 10)
@@ -593,7 +593,7 @@ def test_what_is_erased_is_as_large_and_as_wide_as_documented(size: tuple[int, i
     assert (bottom.max(), right.max()) == size
     assert min(height.min(), width.min()) >= 1
     area = size[0] * size[1]
-    whole = (height < size[0]) & (width < size[1])  # others were cut to the picture
+    whole = (height < size[0]) & (width < size[1])  # others were cut to the image
     assert ((height + 0.5) * (width + 0.5) >= 0.02 * area)[whole].all()
     assert ((height - 0.5) * (width - 0.5) <= area / 3).all()
     assert (np.maximum((height - 0.5) / (width + 0.5), (width - 0.5) / (height + 0.5)) <= 3.3)[whole].all()
@@ -693,14 +693,14 @@ def test_a_wrong_strength_is_named_with_its_value(field: str):
         assert f"(got {value!r})" in str(error.value)
 
 
-# G7: what happens to a picture is a function of (seed, epoch, key)
+# G7: what happens to an image is a function of (seed, epoch, key)
 
 
 def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
     return all((first[name] == second[name]).all() for name in first)
 
 
-def test_g7_a_picture_alone_is_that_picture_in_a_batch():
+def test_g7_a_image_alone_is_that_image_in_a_batch():
     # To the last bit: vectors of numbers may be computed otherwise than the rest that fills no vector.
     keys = [f"cat/{i}.jpg" for i in range(203)]
     batch, backwards = draws(STRONG, keys), draws(STRONG, keys[::-1])
@@ -742,7 +742,7 @@ def test_g7_seeds_epochs_and_keys_are_unrelated():
     first = strengths(0, 0)
     assert (first == strengths(0, 0)).all()
     for other in (strengths(0, 1), strengths(1, 0), strengths(1, 1), strengths(0, 0, first=1)):
-        assert (first != other).any(axis=1).all()  # no picture is treated as before
+        assert (first != other).any(axis=1).all()  # no image is treated as before
         correlations = np.corrcoef(first.T, other.T)[: first.shape[1], first.shape[1] :]
         assert np.abs(correlations).max() < 5 / np.sqrt(4000)
     assert (strengths(0, 1) != strengths(1, 0)).any(axis=1).all()
@@ -840,7 +840,7 @@ def test_g7_the_function_gives_what_the_pipeline_gives(built: Path, preset: str,
     for key, orientation, most, mean in compared(built, PRESETS[preset], size, resize=resize):
         if preset == "none":
             assert most <= (orientation > 1), (key, orientation)  # turned after it was sampled: sums in another order
-        # The first and last column of a crop have the chroma of a picture that ends there.
+        # The first and last column of a crop have the chroma of an image that ends there.
         assert mean < (0.01 if preset == "none" else 0.5), (key, orientation)
 
 
@@ -862,7 +862,7 @@ def test_g7_neither_batches_nor_threads_nor_readers_nor_the_order_matter(built: 
     assert all((expected[key] == found[key]).all() for key in expected)
 
 
-def test_contrast_of_a_large_picture_keeps_nearly_its_mean():
+def test_contrast_of_a_large_image_keeps_nearly_its_mean():
     # The mean is that of some of the pixels.
     augmentation = Augmentation(contrast=0.9)
     changes = draws(augmentation, 8)

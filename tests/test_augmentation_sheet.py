@@ -1,4 +1,4 @@
-"""The augmentation sheet: the pictures of training, and nothing lost on the disk."""
+"""The augmentation sheet: the images of training, and nothing lost on the disk."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ SIZE = (TILE, TILE)
 
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory):
-    """12 cats and one kitten in three shards, and 4 pictures without labels."""
+    """12 cats and one kitten in three shards, and 4 images without labels."""
     root = tmp_path_factory.mktemp("augmentation")
     for index in range(12):
         write(root / "in" / "cat" / f"{index}.jpg", picture(index, (90, 60)))
@@ -47,7 +47,7 @@ def drawn(directory, path, **options):
 
 
 def place(sheet, image):
-    """(top, left) of a picture that stands on a sheet, pixel by pixel; None where it does not."""
+    """(top, left) of an image that stands on a sheet, pixel by pixel; None where it does not."""
     corners = np.argwhere((sheet[: -TILE + 1, : -TILE + 1] == image[0, 0]).all(axis=2)).tolist()
     return next(((y, x) for y, x in corners if (sheet[y : y + TILE, x : x + TILE] == image).all()), None)
 
@@ -58,7 +58,7 @@ def chosen(directory, split="train", images=8, seed=0):
 
 
 @pytest.mark.parametrize("preset", ["standard", "strong"])
-def test_a_row_is_the_picture_of_evaluation_and_those_of_ten_epochs(data_set, tmp_path, preset):
+def test_a_row_is_the_image_of_evaluation_and_those_of_ten_epochs(data_set, tmp_path, preset):
     sheet = drawn(data_set, tmp_path / "sheet.png", augment=preset, images=3, seed=4)
     keys = chosen(data_set, images=3, seed=4)
     assert len(set(keys)) == 3
@@ -148,14 +148,14 @@ def test_without_labels_rows_are_named_by_their_keys(data_set, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("image_size", [(20, 96), (96, 20), (500, 500)])
-def test_pictures_are_brought_to_the_tile_with_their_aspect(image_size):
+def test_images_are_brought_to_the_tile_with_their_aspect(image_size):
     pixels = np.zeros((*image_size, 3), np.uint8)
     fitted = sheets.fit(Image.fromarray(pixels), 48)
     assert fitted.size == (round(48 * image_size[1] / max(image_size)), round(48 * image_size[0] / max(image_size)))
 
 
-def test_a_picture_that_cannot_be_decoded_is_crossed_tiles(tmp_path, caplog):
-    out = write_data_set(tmp_path / "out", [picture(0, (8, 8)), b"no picture"], 1)
+def test_a_image_that_cannot_be_decoded_is_crossed_tiles(tmp_path, caplog):
+    out = write_data_set(tmp_path / "out", [picture(0, (8, 8)), b"no image"], 1)
     with caplog.at_level(logging.WARNING, "tfpipe"):
         sheet = drawn(out, tmp_path / "sheet.png", image_size=(8, 8))
     assert caplog.text.count("(source dog/1.jpg): cannot be decoded: Unknown image") == 1

@@ -1,4 +1,4 @@
-"""Batches of pictures and of features: one order, one set of labels, from any place in training."""
+"""Batches of images and of features: one order, one set of labels, from any place in training."""
 
 import itertools
 
@@ -8,10 +8,10 @@ import pytest
 from transfer_fixtures import CLASS_NAMES, IMAGE_SIZE, colours
 
 from tfpipe.models.features import extract
-from tfpipe.models.images import Pictures, hold_out
+from tfpipe.models.images import Images, hold_out
 from tfpipe.networks.layers import Preprocessing
 from tfpipe.pipeline.augmentation import Augmentation
-from tfpipe.training.batches import FeatureBatches, PictureBatches
+from tfpipe.training.batches import FeatureBatches, ImageBatches
 
 pytestmark = pytest.mark.tf
 
@@ -23,7 +23,7 @@ NUM_VIEWS = 2
 
 @pytest.fixture(scope="module")
 def make(colours, tmp_path_factory):
-    """Both kinds for the same pictures; the features are the pixels."""
+    """Both kinds for the same images; the features are the pixels."""
     cache = tmp_path_factory.mktemp("cache")
     network = keras.Sequential([keras.Input((*IMAGE_SIZE, 3)), keras.layers.Identity()])
     preprocessing = Preprocessing("none")
@@ -31,8 +31,8 @@ def make(colours, tmp_path_factory):
     def make(batch_size=8, *, held_out=False, augmented=False, **options):
         balanced, given = options.pop("balanced", False), {"reader": (0, 1), "equal": False, **options}
         augmentation = Augmentation(horizontal_flip=0.5) if augmented else Augmentation()
-        train = Pictures(colours, "train", IMAGE_SIZE, augmentation=augmentation, seed=4, balanced=balanced)
-        val = Pictures(colours, "val", IMAGE_SIZE, seed=4)
+        train = Images(colours, "train", IMAGE_SIZE, augmentation=augmentation, seed=4, balanced=balanced)
+        val = Images(colours, "val", IMAGE_SIZE, seed=4)
         if held_out:
             train, val = hold_out(train, 0.3)
         views = [
@@ -41,7 +41,7 @@ def make(colours, tmp_path_factory):
         ]
         val_features = extract(cache, network, preprocessing, val, view=None, progress=False)
         shared = {"train": train, "val": val, "batch_size": batch_size, "num_classes": NUM_CLASSES, **given}
-        pictures = PictureBatches(**shared)
+        pictures = ImageBatches(**shared)
         return pictures, FeatureBatches(views=views, val_features=val_features, **shared)
 
     return make
@@ -59,7 +59,7 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.parametrize("options", [{}, {"held_out": True}, {"augmented": True}, {"equal": True}, {"balanced": True}])
-def test_pictures_and_features_come_in_the_same_order(make, options):
+def test_images_and_features_come_in_the_same_order(make, options):
     pictures, features = make(**options)
     assert (pictures.num_steps, pictures.num_rows) == (features.num_steps, features.num_rows)
     assert (pictures.is_cached, features.is_cached) == (False, True)
@@ -116,7 +116,7 @@ def test_views_come_in_turn(make):
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("batch_size", [4, 5])
-def test_readers_together_see_each_picture_once_and_blank_rows_weigh_nothing(make, count, batch_size):
+def test_readers_together_see_each_image_once_and_blank_rows_weigh_nothing(make, count, batch_size):
     kinds = [make(batch_size, reader=(index, count), equal=True) for index in range(count)]
     for readers in zip(*kinds, strict=True):
         assert len({reader.num_steps for reader in readers}) == 1
@@ -140,7 +140,7 @@ def test_without_equal_there_are_no_blank_rows(make):
 
 @pytest.mark.parametrize("options", [{}, {"held_out": True}, {"reader": (1, 2), "equal": True}])
 @pytest.mark.parametrize("batch_size", [5, 64])
-def test_validation_covers_each_picture_once(make, options, batch_size):
+def test_validation_covers_each_image_once(make, options, batch_size):
     kinds = make(batch_size, **options)
     found = [[tuple(map(np.asarray, batch)) for batch in kind.validation()] for kind in kinds]
     assert_equal(found[1], found[0])
@@ -154,8 +154,8 @@ def test_validation_covers_each_picture_once(make, options, batch_size):
 
 
 def test_mixed_targets_come_through(colours):
-    train = Pictures(colours, "train", IMAGE_SIZE, augmentation=Augmentation(mixup=1.0))
-    batches = PictureBatches(train=train, val=Pictures(colours, "val", IMAGE_SIZE), batch_size=8, num_classes=NUM_CLASSES)
+    train = Images(colours, "train", IMAGE_SIZE, augmentation=Augmentation(mixup=1.0))
+    batches = ImageBatches(train=train, val=Images(colours, "val", IMAGE_SIZE), batch_size=8, num_classes=NUM_CLASSES)
     targets = np.concatenate([batch[1] for batch in first(batches, batches.num_steps)])
     assert targets.dtype == np.float32
     np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)

@@ -133,7 +133,7 @@ def test_made_photos_are_photos_and_too_few_are_repeated(tmp_path):
     from PIL import Image
 
     contenders.make_photos(tmp_path / "source", 2)
-    write(tmp_path / "source" / "notes.txt", b"no picture")
+    write(tmp_path / "source" / "notes.txt", b"no image")
     assert contenders.gather_photos(tmp_path / "source", tmp_path / "photos", 5) == 2
     files = sorted((tmp_path / "photos").iterdir())
     assert len(files) == 5

@@ -391,7 +391,7 @@ def test_a_damaged_state_is_named(photos, tmp_path, monkeypatch):
         build(photos, tmp_path / "out")
 
 
-def test_a_picture_that_changes_between_audit_and_writing_is_named(photos, tmp_path, monkeypatch):
+def test_a_image_that_changes_between_audit_and_writing_is_named(photos, tmp_path, monkeypatch):
     real = Build._write
 
     def change_first(self, state, workers):
@@ -478,7 +478,7 @@ def test_on_error_skip_lists_what_was_left_out(photos, tmp_path):
     assert str(tmp_path) not in str(lines)  # the file is the same wherever the input lies
 
 
-def test_pictures_above_the_pixel_limit_are_rejected(photos, tmp_path):
+def test_images_above_the_pixel_limit_are_rejected(photos, tmp_path):
     with pytest.raises(tfpipe.DataError, match=r"too_many_pixels: .*dog/0\.jpg"):
         build(photos, tmp_path / "out", max_pixels=32 * 20 - 1)
     assert build(photos, tmp_path / "out", max_pixels=32 * 20).splits["train"].num_records == 25
@@ -489,7 +489,7 @@ def test_a_loop_of_links_does_not_fail_a_build_but_is_listed(photos, tmp_path):
     assert build(photos, tmp_path / "out").rejected == {"link_loop": 1}
 
 
-def test_an_empty_folder_or_only_bad_pictures_is_an_error(tmp_path):
+def test_an_empty_folder_or_only_bad_images_is_an_error(tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(tfpipe.DataError, match="there is no image to pack"):
         build(tmp_path / "in", tmp_path / "out")
@@ -544,7 +544,7 @@ def cut_two(photos):
         (photos / name).write_bytes(cut_in_scan((photos / name).read_bytes()))
 
 
-def test_g4_decoded_pictures_that_are_cut_in_their_scan_are_named_all_at_once(photos, tmp_path):
+def test_g4_decoded_images_that_are_cut_in_their_scan_are_named_all_at_once(photos, tmp_path):
     cut_two(photos)
     build(photos, tmp_path / "headers", splits=HALVES)  # headers and ends are in order
     expected = (
@@ -593,7 +593,7 @@ def test_a_data_set_is_not_decoded_afterwards_by_building_again(photos, tmp_path
         build(photos, tmp_path / "out", check="pixels")
 
 
-def test_g9_byte_identical_pictures_stay_in_one_split(tmp_path):
+def test_g9_byte_identical_images_stay_in_one_split(tmp_path):
     for group in range(20):
         for copy in range(3):
             write(tmp_path / f"in/{group % 2}/{group}-{copy}.jpg", picture(group))
@@ -649,7 +649,7 @@ def test_every_shard_is_a_sample_of_its_split(many, tmp_path):
     assert min(shards.values()) >= 12  # 25 expected; in the order of names a shard would hold one or two classes
 
 
-def test_unlabelled_pictures_have_label_minus_one(photos, tmp_path):
+def test_unlabelled_images_have_label_minus_one(photos, tmp_path):
     write(tmp_path / "bare/7.jpg", picture(777))
     content = build(photos, tmp_path / "out", unlabelled={"test1": tmp_path / "bare"})
     assert [(record.key, record.label, record.class_name) for record in records(tmp_path / "out", "test1")] == [
@@ -720,7 +720,7 @@ def test_splits_of_inputs_that_have_splits_are_refused(tmp_path):
         build({"train": tmp_path / "in/train"}, tmp_path / "out", splits=HALVES)
 
 
-def test_layout_filename_where_every_picture_is_a_class_of_its_own(tmp_path):
+def test_layout_filename_where_every_image_is_a_class_of_its_own(tmp_path):
     for index in range(12):
         write(tmp_path / f"in/{index}.jpg", picture(index))
     with pytest.raises(ValueError, match="is this layout=flat"):
@@ -797,7 +797,7 @@ def test_a_split_partly_labelled_or_partly_given(tmp_path):
         build(table, tmp_path / "out", layout="csv")
 
 
-def test_a_film_among_the_pictures_is_not_read(photos, tmp_path):
+def test_a_film_among_the_images_is_not_read(photos, tmp_path):
     with open(photos / "cat/film.mp4", "wb") as file:
         file.write(b"\0\0\0\x18ftypmp42")
         file.truncate(60 << 30)  # sparse
@@ -824,7 +824,7 @@ def test_what_is_warned_of(tmp_path, caplog):
     assert (content.properties["png"], content.properties["png_named_jpeg"]) == (1, 1)
 
 
-def test_grey_and_cmyk_pictures_are_counted(tmp_path):
+def test_grey_and_cmyk_images_are_counted(tmp_path):
     for mode in ("L", "CMYK"):
         path = tmp_path / f"in/a/{mode}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -833,7 +833,7 @@ def test_grey_and_cmyk_pictures_are_counted(tmp_path):
     assert (content.properties["grey"], content.properties["cmyk"]) == (1, 1)
 
 
-def test_the_default_split_is_train_or_for_unlabelled_pictures_test(photos, tmp_path):
+def test_the_default_split_is_train_or_for_unlabelled_images_test(photos, tmp_path):
     assert list(build(photos, tmp_path / "a").splits) == ["train"]
     assert list(build(photos, tmp_path / "b", layout="flat").splits) == ["test"]
 
@@ -934,7 +934,7 @@ def test_a_full_disk_ends_with_an_error_and_resumes(tmp_path):
         subprocess.run(["umount", mounted], check=True)
 
 
-def test_an_unreadable_picture_is_named(photos, tmp_path):
+def test_an_unreadable_image_is_named(photos, tmp_path):
     target = photos / "cat/3.jpg"
     target.unlink()
     target.symlink_to("/proc/self/mem")  # a regular file that nobody can read, root or not
@@ -942,7 +942,7 @@ def test_an_unreadable_picture_is_named(photos, tmp_path):
         build(photos, tmp_path / "out")
 
 
-def test_what_the_kernel_makes_up_is_no_picture_and_is_not_waited_for(photos, tmp_path):
+def test_what_the_kernel_makes_up_is_no_image_and_is_not_waited_for(photos, tmp_path):
     """/proc/kmsg says that it is a regular file of no bytes, and reading it waits for the kernel's next message."""
     for name, target in (("1.jpg", "/proc/kmsg"), ("2.jpg", "/proc/self/mem"), ("3.jpg", "/dev/zero")):
         (photos / "dog" / f"link {name}").symlink_to(target)
@@ -1037,7 +1037,7 @@ def test_a_dead_worker_is_an_error_and_not_a_hang(photos, tmp_path, monkeypatch)
         build(photos, tmp_path / "out")
 
 
-def test_signs_and_large_pictures(test_data, tmp_path):
+def test_signs_and_large_images(test_data, tmp_path):
     signs = {split: test_data / f"signs/{split}_signs" for split in ("train", "val", "test")}
     with pytest.raises(tfpipe.DataError, match="27 groups of byte-identical images in more than one split"):
         build(signs, tmp_path / "out", layout="filename")
@@ -1051,7 +1051,7 @@ def test_signs_and_large_pictures(test_data, tmp_path):
     assert {record.filename: record.encoded for record in records(tmp_path / "large")} == files_of(test_data / "large")
 
 
-def test_shards_are_hardly_larger_than_the_pictures(test_data, tmp_path):
+def test_shards_are_hardly_larger_than_the_images(test_data, tmp_path):
     content = build(test_data / "cats_dogs/train", tmp_path / "out", layout="filename", splits=HALVES, workers=2)
     for part in content.splits.values():
         assert 1 < part.num_bytes / part.image_bytes < 1.02

@@ -21,7 +21,7 @@ from tfpipe.networks.layers import Preprocessing, Trunk
 
 pytestmark = pytest.mark.tf
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype="uint8")
+IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype="uint8")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_saved_and_loaded_it_is_the_same(classifier, saved):
         assert again.image_size == (8, 8)
         assert again.resize == "stretch"
         assert again.sha256 == classifier.sha256
-        np.testing.assert_array_equal(again.predict(PICTURES), classifier.predict(PICTURES))
+        np.testing.assert_array_equal(again.predict(IMAGES), classifier.predict(IMAGES))
 
 
 def test_the_way_of_resizing_travels_with_it(tmp_path):
@@ -84,26 +84,26 @@ def test_the_way_of_resizing_travels_with_it(tmp_path):
 
 
 def test_predictions(classifier):
-    probabilities, features = classifier.predict_with_features(PICTURES)
+    probabilities, features = classifier.predict_with_features(IMAGES)
     assert (probabilities.dtype, probabilities.shape) == (np.float32, (7, 3))
     assert (features.dtype, features.shape) == (np.float32, (7, 8))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
-    np.testing.assert_array_equal(classifier.predict(tf.constant(PICTURES)), probabilities)
+    np.testing.assert_array_equal(classifier.predict(tf.constant(IMAGES)), probabilities)
     assert np.ptp(probabilities, axis=0).max() > 0.01
 
 
 def test_batches_of_one_and_of_seven_agree(classifier):
-    one = np.concatenate([classifier.predict(PICTURES[i : i + 1]) for i in range(7)])
-    np.testing.assert_allclose(one, classifier.predict(PICTURES), atol=1e-5)
+    one = np.concatenate([classifier.predict(IMAGES[i : i + 1]) for i in range(7)])
+    np.testing.assert_allclose(one, classifier.predict(IMAGES), atol=1e-5)
 
 
 def test_trunk_and_head_are_the_model(classifier):
     with arithmetic.exact():
-        features = classifier.trunk(PICTURES)
+        features = classifier.trunk(IMAGES)
         logits = classifier.head(features)
-        expected = keras.Model(classifier.model.input, classifier.model.get_layer("logits").output)(PICTURES)
+        expected = keras.Model(classifier.model.input, classifier.model.get_layer("logits").output)(IMAGES)
     assert features.shape == (7, 8, 8, 8)
-    np.testing.assert_allclose(keras.ops.softmax(logits), classifier.predict(PICTURES), atol=1e-6)
+    np.testing.assert_allclose(keras.ops.softmax(logits), classifier.predict(IMAGES), atol=1e-6)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 

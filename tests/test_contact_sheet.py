@@ -72,7 +72,7 @@ def test_size_grows_with_classes_and_samples(photos, tmp_path):
     assert len(few.getcolors(1 << 20)) > 100
 
 
-def test_equal_arguments_equal_bytes_another_seed_other_pictures(photos, tmp_path):
+def test_equal_arguments_equal_bytes_another_seed_other_images(photos, tmp_path):
     tfpipe.build_tfrecords(photos, tmp_path / "a", layout="folders", num_shards=1, progress=False)
     tfpipe.build_tfrecords(photos, tmp_path / "b", layout="folders", num_shards=5, seed=5, progress=False)
     sheets = []
@@ -95,9 +95,9 @@ def test_samples_come_from_the_split_and_of_their_class(photos, tmp_path):
         assert len({sample.row.key for sample in group.samples}) == 5
 
 
-def test_a_picture_that_cannot_be_decoded_is_a_crossed_tile(tmp_path, caplog):
+def test_a_image_that_cannot_be_decoded_is_a_crossed_tile(tmp_path, caplog):
     out = build_tiny(tmp_path)
-    forge(out, replaced(1, encoded=b"no picture", sha256=hashlib.sha256(b"no picture").hexdigest()))
+    forge(out, replaced(1, encoded=b"no image", sha256=hashlib.sha256(b"no image").hexdigest()))
     with caplog.at_level(logging.WARNING, "tfpipe"):
         sheet = drawn(out, tmp_path / "sheet.png", tile=120)
     assert "Pillow cannot decode it" in caplog.text
@@ -148,7 +148,7 @@ def test_more_pixels_than_pillow_likes_are_a_crossed_tile_and_no_warning(tmp_pat
     assert not [warning for warning in recwarn if issubclass(warning.category, Image.DecompressionBombWarning)]
 
 
-def test_a_picture_in_rgb_is_not_copied():
+def test_a_image_in_rgb_is_not_copied():
     assert as_read(picture(1), Samples(), 1000).format == "JPEG"  # of a copy, None
 
 
@@ -244,7 +244,7 @@ def test_fonts_that_are_none(tmp_path):
 
 def test_long_names_are_cut_in_the_middle():
     font = ImageFont.load_default(12)
-    text = fonts.shortened("a/very/long/path/to/a/picture_000123.jpg", font, 120)
+    text = fonts.shortened("a/very/long/path/to/a/image_000123.jpg", font, 120)
     assert font.getlength(text) <= 120
     assert text.startswith("a/")
     assert text.endswith("123.jpg")

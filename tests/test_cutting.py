@@ -15,7 +15,7 @@ from tfpipe.networks.submodels import cut, cut_points, find_dependents, find_lay
 
 pytestmark = pytest.mark.tf
 
-PICTURES = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype("float32")
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype("float32")
 
 
 def randomised(network, seed=0):
@@ -101,41 +101,41 @@ def test_a_layer_that_is_called_twice_is_no_cut_point():
     network = keras.Model(images, keras.layers.ReLU(name="last")(shared(keras.layers.ReLU(name="between")(shared(images)))))
     assert cut_points(network) == ["between", "last"]
     front, back = cut(network, "between")
-    values = PICTURES[0, 0]
+    values = IMAGES[0, 0]
     np.testing.assert_array_equal(back(front(values)), network(values))
 
 
 @pytest.mark.parametrize("make", [small_inception, unnamed])
 def test_the_parts_make_the_whole(make):
     network = randomised(make((16, 16, 3)))
-    expected = network(PICTURES).numpy()
+    expected = network(IMAGES).numpy()
     assert np.ptp(expected) > 0
     points = cut_points(network)
     assert len(points) > 4
     for point in points:
         front, back = cut(network, point)
-        np.testing.assert_array_equal(back(front(PICTURES)), expected, err_msg=point)
+        np.testing.assert_array_equal(back(front(IMAGES)), expected, err_msg=point)
         assert len(front.weights) + len(back.weights) == len(network.weights)
 
 
 def test_parts_can_be_cut_again():
     network = randomised(small_inception((16, 16, 3)))
-    expected = network(PICTURES).numpy()
+    expected = network(IMAGES).numpy()
     front, back = cut(network, "stem")
     assert cut_points(front) == cut_points(network)[: len(cut_points(front))]
     assert cut_points(back) == cut_points(network)[len(cut_points(front)) :]
     middle, last = cut(back, "reduction")
-    np.testing.assert_array_equal(last(middle(front(PICTURES))), expected)
+    np.testing.assert_array_equal(last(middle(front(IMAGES))), expected)
     first, _ = cut(network, "reduction")  # and cutting left the whole as it was
-    np.testing.assert_array_equal(first(PICTURES), middle(front(PICTURES)))
+    np.testing.assert_array_equal(first(IMAGES), middle(front(IMAGES)))
 
 
 def test_parts_share_weights_with_the_whole():
     network = randomised(small_inception((16, 16, 3)))
     _, back = cut(network, "reduction")
-    before = network(PICTURES).numpy()
+    before = network(IMAGES).numpy()
     back.weights[0].assign(back.weights[0] + 1)
-    assert not np.array_equal(network(PICTURES), before)
+    assert not np.array_equal(network(IMAGES), before)
 
 
 def test_parts_survive_saving(tmp_path):

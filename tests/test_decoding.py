@@ -1,4 +1,4 @@
-"""Decoding: pixels are Pillow's, exactly where the picture is only decoded, within 1.5 levels where it is resized."""
+"""Decoding: pixels are Pillow's, exactly where the image is only decoded, within 1.5 levels where it is resized."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ NEEDED = (
 )
 
 
-def test_an_example_without_a_feature_has_no_picture_and_its_neighbours_have_theirs():
+def test_an_example_without_a_feature_has_no_image_and_its_neighbours_have_theirs():
     whole = schema.encode(RECORD)
     for name in NEEDED:
         batch = parse_batch(tf.constant([whole, without(name), b"", whole]))
@@ -146,8 +146,8 @@ def test_orientation_turns_as_pillow_does(orientation: int, image_format: str):
     assert difference(decode_image(encoded, orientation), pillow(encoded)) == 0
 
 
-def test_the_eight_orientations_give_eight_pictures():
-    # Twin of the test above: a picture whose symmetry hides a wrong turn would prove nothing.
+def test_the_eight_orientations_give_eight_images():
+    # Twin of the test above: an image whose symmetry hides a wrong turn would prove nothing.
     turned = {decode_image(picture(1, 16, 16), orientation).numpy().tobytes() for orientation in range(1, 9)}
     assert len(turned) == 8
 
@@ -224,7 +224,7 @@ def test_shapes_are_static_in_a_graph():
     assert len(list(data)) == 1
 
 
-@pytest.mark.skipif("TFPIPE_TEST_DATA" not in os.environ, reason="TFPIPE_TEST_DATA is unset: no real pictures")
+@pytest.mark.skipif("TFPIPE_TEST_DATA" not in os.environ, reason="TFPIPE_TEST_DATA is unset: no real images")
 def test_real_exif_files_decode_as_pillow_decodes_them():
     files = sorted((Path(os.environ["TFPIPE_TEST_DATA"]) / "jpeg" / "exif_orientation_recurser").glob("*.jpg"))
     turned = 0
@@ -240,7 +240,7 @@ def test_real_exif_files_decode_as_pillow_decodes_them():
 
 
 def reference(image: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
-    """The slow, obvious way: the whole picture scaled by Pillow, then cut or laid on zeros."""
+    """The slow, obvious way: the whole image scaled by Pillow, then cut or laid on zeros."""
     height, width = image.shape[:2]
     if mode == "stretch":
         scaled = size
@@ -280,7 +280,7 @@ def test_resize_any_size_to_any_size(source: tuple[int, int], size: tuple[int, i
 
 
 @pytest.mark.parametrize("mode", RESIZES)
-def test_a_picture_of_the_right_size_is_not_changed(mode: str):
+def test_a_image_of_the_right_size_is_not_changed(mode: str):
     image = photograph(31, 47)
     assert difference(resize_image(image, (31, 47), mode), image) == 0
 
@@ -345,7 +345,7 @@ wanted = st.one_of(st.integers(1, 300), st.integers(1, 32_767))
 
 @given(st.lists(st.tuples(lengths, lengths), min_size=1, max_size=5), st.tuples(wanted, wanted))
 @settings(max_examples=100)
-def test_a_scaled_picture_covers_or_fits_and_keeps_its_aspect(sources: list[tuple[int, int]], target: tuple[int, int]):
+def test_a_scaled_image_covers_or_fits_and_keeps_its_aspect(sources: list[tuple[int, int]], target: tuple[int, int]):
     covered, padded = (scaled_size(tf.constant(sources), tf.constant([target]), mode).numpy() for mode in ("crop", "pad"))
     for source, cover, fit in zip(sources, covered.tolist(), padded.tolist(), strict=True):
         most, least = (pick(Fraction(target[axis], source[axis]) for axis in (0, 1)) for pick in (max, min))

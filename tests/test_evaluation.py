@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 from absl import flags
 from conftest import CHECKOUT, has_gpu, picture, write
-from evaluation_fixtures import CLASS_NAMES, build_pictures, make_classifier
+from evaluation_fixtures import CLASS_NAMES, build_images, make_classifier
 
 import tfpipe
 from tfpipe.common import files, locking
@@ -38,7 +38,7 @@ COUNTS = {"val": {CAT: 8, QUOTED: 7, CHINESE: 8}, "test": {CAT: 13, QUOTED: 9, C
 def shards(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     write(root / "unlabelled" / "1.jpg", picture(1))
-    build_pictures(root, COUNTS, num_shards={"val": 1, "test": 3, "test1": 1}, unlabelled={"test1": root / "unlabelled"})
+    build_images(root, COUNTS, num_shards={"val": 1, "test": 3, "test1": 1}, unlabelled={"test1": root / "unlabelled"})
     return root / "shards"
 
 
@@ -148,7 +148,7 @@ def test_g11_a_record_lost_on_the_way_is_an_error(classifier, shards, tmp_path, 
 @pytest.mark.parametrize("shard", [None, (0, 2)])
 @pytest.mark.usefixtures("quick")
 def test_a_data_set_that_is_replaced_during_the_pass_is_an_error(classifier, shards, tmp_path, monkeypatch, shard):
-    build_pictures(tmp_path, COUNTS, class_names=[CHINESE, CAT, QUOTED], num_shards=1)  # the same ids, other labels
+    build_images(tmp_path, COUNTS, class_names=[CHINESE, CAT, QUOTED], num_shards=1)  # the same ids, other labels
     data, batches = shutil.copytree(shards, tmp_path / "data"), evaluator._Run._batches
 
     def replace(self, *arguments):
@@ -207,8 +207,8 @@ def test_the_receipt_names_what_was_evaluated(plain, classifier, shards, tmp_pat
 
 
 def test_classes_are_matched_by_name(classifier, plain, tmp_path):
-    # The same pictures; the data set counts its classes otherwise.
-    build_pictures(tmp_path, {"test": COUNTS["test"]}, class_names=[CHINESE, CAT, QUOTED], num_shards=1)
+    # The same images; the data set counts its classes otherwise.
+    build_images(tmp_path, {"test": COUNTS["test"]}, class_names=[CHINESE, CAT, QUOTED], num_shards=1)
     run(classifier, tmp_path / "shards", tmp_path / "eval")
     ours, theirs = ({row["key"].removeprefix("test/"): row for row in rows_of(at)} for at in (tmp_path / "eval", plain.folder))
     assert ours.keys() == theirs.keys()
@@ -580,7 +580,7 @@ def test_the_command_evaluates_and_compares(run_tool, plain, saved, shards, tmp_
     assert "same data set and split: yes" in done.stdout
 
 
-@pytest.mark.parametrize("error", [DataError("a damaged picture"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [DataError("a damaged image"), KeyboardInterrupt()])
 @pytest.mark.usefixtures("quick")
 def test_the_command_shows_what_it_found_whatever_becomes_of_the_report(
     saved, shards, tmp_path, monkeypatch, capsys, tool, error
@@ -603,7 +603,7 @@ def test_the_command_shows_what_it_found_whatever_becomes_of_the_report(
             tool.main([])
         assert stopped.value.__notes__ == ["There is no report; table, metrics and receipt are complete."]
     else:
-        with pytest.raises(DataError, match="a damaged picture"):
+        with pytest.raises(DataError, match="a damaged image"):
             tool.main([])
     assert "on 33 images of 'test', each exactly once" in shown[0]
     assert predictions.read(tmp_path / "eval").keys

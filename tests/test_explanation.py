@@ -24,7 +24,7 @@ def test_heat_has_the_shape_of_the_map_and_is_between_0_and_1(pooling):
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_other_logits_and_other_pictures_do_not_matter(pooling):
+def test_other_logits_and_other_images_do_not_matter(pooling):
     classifier = make_classifier("abc", pooling=pooling)
     before = explain(classifier, IMAGES, CLASSES)
     kernel, bias = classifier.model.get_layer("logits").get_weights()
@@ -39,7 +39,7 @@ def test_other_logits_and_other_pictures_do_not_matter(pooling):
 
 
 def test_heat_is_where_the_features_of_the_class_are():
-    # The network answers to brightness alone; a picture is dark but for one place of the map.
+    # The network answers to brightness alone; an image is dark but for one place of the map.
     classifier = make_classifier("ab", pooling="average")
     convolution = classifier.model.get_layer("frozen").network.layers[-1]
     kernel, bias = convolution.get_weights()

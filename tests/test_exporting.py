@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import CHECKOUT, picture, write
-from evaluation_fixtures import CLASS_NAMES, build_pictures, make_classifier
+from evaluation_fixtures import CLASS_NAMES, build_images, make_classifier
 from export_fixtures import FORMATS, exported
 from PIL import Image
 
@@ -73,7 +73,7 @@ def test_g10_the_pixels_of_a_saved_model_are_those_that_evaluation_reads_from_re
 
 
 def test_g10_an_evaluation_of_the_export_is_byte_for_byte_that_of_the_model(exported, tmp_path):
-    build_pictures(tmp_path, {"test": dict.fromkeys(CLASS_NAMES, 5)})
+    build_images(tmp_path, {"test": dict.fromkeys(CLASS_NAMES, 5)})
     tables = []
     for name in ("", "saved_model", "frozen_image.pb", "frozen_bytes.pb"):
         model = tfpipe.load(exported.folder / name) if name else exported.classifier
@@ -264,7 +264,7 @@ def test_the_lines_of_the_documentation_run_on_an_export(exported, tmp_path, mon
 
 
 def test_half_stores_half_and_says_what_it_costs(tmp_path, asked_here):
-    build_pictures(tmp_path, {"val": dict.fromkeys(CLASS_NAMES, 4)})
+    build_images(tmp_path, {"val": dict.fromkeys(CLASS_NAMES, 4)})
     classifier = make_classifier(size=(16, 16))
     network = classifier.model.get_layer("frozen").network
     inputs = keras.Input((16, 16, 3), dtype="uint8")
@@ -281,7 +281,7 @@ def test_half_stores_half_and_says_what_it_costs(tmp_path, asked_here):
     assert {row.difference for row in done.parity if row.device == "CPU"} == {0.0}
     assert done.half["num_pictures"] == 12
     assert 0 < done.half["largest_difference"] < 0.05
-    with pytest.raises(ValueError, match="need pictures"):
+    with pytest.raises(ValueError, match="need images"):
         tfpipe.export(plain, tmp_path / "other", half=True)
 
 
@@ -328,8 +328,8 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch, asked_he
         ({"class_names": ["a"]}, "says its class_names itself"),
         ({"top_k": 0}, "top_k must be an integer, 1 or more"),
         ({"checkpoint": "last"}, "is of a run's folder"),
-        ({"half": True}, "need pictures"),
-        ({"split": "val"}, "need pictures"),
+        ({"half": True}, "need images"),
+        ({"split": "val"}, "need images"),
         ({"max_pixels": 20}, "only 1 of 29 files could be compared"),
     ],
 )

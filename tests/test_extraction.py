@@ -46,7 +46,7 @@ def test_one_split(photos, tmp_path):
         extract(tmp_path / "out", tmp_path / "back", split="nix", progress=False)
 
 
-def test_a_table_with_ids_and_a_picture_outside_its_folder(tmp_path):
+def test_a_table_with_ids_and_a_image_outside_its_folder(tmp_path):
     near = write(tmp_path / "in" / "sub" / "a.jpg", picture(1))
     far = write(tmp_path / "far" / "b.JPG", picture(2))
     (tmp_path / "in" / "t.csv").write_text("path,label,id\nsub/a.jpg,x,\n../far/b.JPG,y,the b\n", "utf-8")

@@ -24,7 +24,7 @@ from tfpipe.common import locking
 from tfpipe.common.errors import DataError
 from tfpipe.models import features
 from tfpipe.models.features import check_frozen, computation, describe, extract, sample
-from tfpipe.models.images import Pictures, hold_out
+from tfpipe.models.images import Images, hold_out
 from tfpipe.networks import arithmetic, backbones
 from tfpipe.networks.heads import dtype_policy
 from tfpipe.networks.layers import Preprocessing, Trunk
@@ -50,7 +50,7 @@ def make_network(precision="float32", seed=0):
 
 
 class Counting(keras.layers.Layer):
-    """Counts the pictures that go through it."""
+    """Counts the images that go through it."""
 
     seen = 0
 
@@ -76,12 +76,12 @@ def preprocessing_of(precision, mode="tf"):
 
 @pytest.fixture
 def pictures(colours):
-    return Pictures(colours, "train", IMAGE_SIZE, augmentation=Augmentation(crop=0.5), seed=3)
+    return Images(colours, "train", IMAGE_SIZE, augmentation=Augmentation(crop=0.5), seed=3)
 
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(features, "_SHARD_BYTES", ROWS_PER_SHARD * features.bytes_per_picture(NETWORK["float32"]) + 1)
+    monkeypatch.setattr(features, "_SHARD_BYTES", ROWS_PER_SHARD * features.bytes_per_image(NETWORK["float32"]) + 1)
 
 
 def run(cache, pictures, *, view=None, precision="float32", batch_size=4, network=None, mode="tf"):
@@ -187,7 +187,7 @@ def test_an_extraction_that_was_killed_goes_on(tmp_path, pictures, small_shards,
 
 
 class Waiting(Counting):
-    """Counts the pictures that go through it, and stands still at the first batch."""
+    """Counts the images that go through it, and stands still at the first batch."""
 
     seen = 0
     is_reached, may_go_on = threading.Event(), threading.Event()
@@ -405,7 +405,7 @@ def precision(request):
 
 @pytest.fixture(scope="module")
 def all_cached(tmp_path_factory, colours):
-    pictures = Pictures(colours, "train", IMAGE_SIZE)
+    pictures = Images(colours, "train", IMAGE_SIZE)
     images = sample(pictures, None)
     cache = tmp_path_factory.mktemp("cache")
     return {name: (run(cache, pictures, precision=name).rows(np.arange(len(images))), images) for name in NETWORK}
@@ -413,7 +413,7 @@ def all_cached(tmp_path_factory, colours):
 
 @pytest.fixture
 def cached(all_cached, precision):
-    """Features of the first pictures from the cache, and the pictures."""
+    """Features of the first images from the cache, and the images."""
     return all_cached[precision]
 
 
@@ -466,7 +466,7 @@ def test_g12_another_size_or_number_is_caught(cached, precision):
             check_frozen(wrong, images, right)
 
 
-def test_g12_pictures_in_another_order_are_caught(cached, precision):
+def test_g12_images_in_another_order_are_caught(cached, precision):
     expected, images = cached
     trunk = Trunk(NETWORK[precision], inference=True)
     with pytest.raises(DataError, match="other features"):

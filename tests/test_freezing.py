@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from conftest import write
 from evaluation_fixtures import make_classifier
-from format_fixtures import draw_pictures, written
+from format_fixtures import draw_images, written
 
 from tfpipe.common.errors import DataError
 from tfpipe.exporting import half_precision
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.tf
 
 SIZE = (12, 10)
 LEVEL = 0.45
-BOTH_SIDES = (draw_pictures(3) // 4, draw_pictures(3) // 4 + 190)
+BOTH_SIDES = (draw_images(3) // 4, draw_images(3) // 4 + 190)
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -33,7 +33,7 @@ class Branch(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tests")
 class WeightyBranch(keras.layers.Layer):
-    """Adds one of two pictures, which are large enough to be taken for weights."""
+    """Adds one of two images, which are large enough to be taken for weights."""
 
     def call(self, values):
         added = [tf.constant(np.random.default_rng(seed).normal(size=(*SIZE, 3)), values.dtype) for seed in (0, 1)]
@@ -42,7 +42,7 @@ class WeightyBranch(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tests")
 class Loop(keras.layers.Layer):
-    """Each picture plus a constant made in the loop, which is large enough to be stored as float16."""
+    """Each image plus a constant made in the loop, which is large enough to be stored as float16."""
 
     def call(self, values):
         return tf.map_fn(
@@ -221,7 +221,7 @@ def test_a_loaded_graph_says_what_it_takes(tmp_path):
     files = opened(
         frozen_graph.freeze_files(frozen_graph.freeze_images(model, describe(model)), describe(model)), tmp_path / "bytes.pb"
     )
-    assert files([b"no picture"])["valid"].tolist() == [False]
+    assert files([b"no image"])["valid"].tolist() == [False]
     assert files([])["probabilities"].shape == (0, 3)
     for wrong in (["a.jpg"], "a.jpg", ("a.jpg",), np.array(["a.jpg"])):
         with pytest.raises(ValueError, match="image_bytes must be the bytes of files, not their paths"):

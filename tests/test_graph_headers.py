@@ -83,7 +83,7 @@ def turned(orientation: int, *files: bytes) -> None:
         assert check(data)[3] == orientation
 
 
-# --- what is a picture, and how large -------------------------------------------------------------
+# --- what is an image, and how large -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("data", [*JPEGS.values(), PNG], ids=[*JPEGS, "png"])

@@ -29,7 +29,7 @@ def read_back(directory, split):
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1), (6, 5, 3), (6, 5, 4)])
-def test_pictures_are_stored_without_loss(tmp_path, shape):
+def test_images_are_stored_without_loss(tmp_path, shape):
     images = pixels(7, *shape)
     path = store(tmp_path / "x.h5", set_x=images, set_y=np.arange(7) % 3)
     tfpipe.build_tfrecords(path, tmp_path / "out", workers=1, progress=False)

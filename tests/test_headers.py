@@ -164,7 +164,7 @@ def pillow_orientation(data: bytes) -> int:
         warnings.simplefilter("ignore")
         image = Image.open(io.BytesIO(data))
         if image.format == "PNG":
-            image.load()  # exif_transpose does; chunks may follow the picture
+            image.load()  # exif_transpose does; chunks may follow the image
         value = image.getexif().get(ORIENTATION_TAG, 1)
     return int(value) if value in range(1, 9) else 1
 
@@ -234,7 +234,7 @@ def test_interlaced_png():
 def test_trailing_bytes_are_counted(data):
     assert read_header(data).trailing_bytes == 0
     assert read_header(data + b"\xff\xd9\0trailer").trailing_bytes == 10
-    assert read_header(data + data).trailing_bytes == len(data)  # two pictures in one file, as MPO has
+    assert read_header(data + data).trailing_bytes == len(data)  # two images in one file, as MPO has
 
 
 def test_fill_bytes_stray_bytes_and_tem_markers_are_stepped_over():
@@ -333,7 +333,7 @@ def test_orientation_among_several_segments(expected, inserted):
         assert pillow_orientation(data) == expected
 
 
-def test_exif_behind_the_first_scan_is_not_the_pictures():
+def test_exif_behind_the_first_scan_is_not_the_images():
     data = BASELINE[:-2] + exif_segment(tiff(">", 6)) + BASELINE[-2:]
     assert read_header(data).orientation == 1 == pillow_orientation(data)
 
@@ -697,7 +697,7 @@ def test_tensorflow_takes_a_table_of_256_symbols_too():
 @pytest.mark.tf
 def test_tensorflow_agrees_on_the_rejected_examples():
     found = {message for _, message, data in REJECTED if disagreement(data) is not None}
-    assert found == {"GIF"}  # one frame, so a still picture to TensorFlow; with more it refuses
+    assert found == {"GIF"}  # one frame, so a still image to TensorFlow; with more it refuses
 
 
 @pytest.mark.tf
@@ -736,7 +736,7 @@ TOLERATED = {
 def data_folder() -> Path:
     folder = os.environ.get("TFPIPE_TEST_DATA")
     if not folder:
-        pytest.skip("TFPIPE_TEST_DATA is not set: no folder of real pictures")
+        pytest.skip("TFPIPE_TEST_DATA is not set: no folder of real images")
     return Path(folder)
 
 

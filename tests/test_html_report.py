@@ -87,7 +87,7 @@ def read_page(path):
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """Twelve test pictures of three classes with awkward names; 1 and 4 are in train, too."""
+    """Twelve test images of three classes with awkward names; 1 and 4 are in train, too."""
     folder = tmp_path_factory.mktemp("hostile")
     pictures = {"train": [picture(100), picture(1), picture(4), picture(101)], "test": [picture(i) for i in range(12)]}
     data = write_splits(folder, pictures, HOSTILE_NAMES)
@@ -285,7 +285,7 @@ def test_packages_that_have_fonts():
     assert fonts.lacking("cat") == frozenset()
 
 
-def test_a_hundred_classes_and_classes_without_pictures(tmp_path):
+def test_a_hundred_classes_and_classes_without_images(tmp_path):
     names = [f"class {i}" if i % 2 else f"类 {i}" for i in range(100)]
     folder, classifier, data = evaluated(tmp_path, names, 60)
     page = read_page(write_report(folder, classifier, data, "test", progress=False))
@@ -296,7 +296,7 @@ def test_a_hundred_classes_and_classes_without_pictures(tmp_path):
     assert (folder / "report.html").stat().st_size < 3_000_000
 
 
-def test_one_picture(tmp_path):
+def test_one_image(tmp_path):
     folder, classifier, data = evaluated(tmp_path, ["a", "b"], 1, train=0)
     page = read_page(write_report(folder, classifier, data, "test", progress=False))
     assert "No curves" in page.section("ROC and precision-recall")
@@ -328,7 +328,7 @@ def test_a_label_is_doubtful_where_another_class_is_claimed_with_confidence():
     third = table([0, 1, 2], [[0.9, 0.1, 0], [0.65, 0.35, 0], [0.5, 0.4, 0.1]])
     assert likely_label_errors(third).tolist() == [2]
     nobody = table([0, 0], [[0.3, 0.7, 0], [0.9, 0.1, 0]])
-    assert likely_label_errors(nobody).tolist() == []  # a class without pictures claims nothing
+    assert likely_label_errors(nobody).tolist() == []  # a class without images claims nothing
 
 
 def test_templates_escape_everything_but_markup():

@@ -32,16 +32,16 @@ pytestmark = pytest.mark.tf
 
 SIZE = (8, 8)
 NUM_RECORDS = 23
-PICTURES = [picture(number) for number in range(NUM_RECORDS)]
+IMAGES = [picture(number) for number in range(NUM_RECORDS)]
 
 
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data_set(tmp_path_factory.mktemp("data") / "shards", PICTURES, 3)
+    return write_data_set(tmp_path_factory.mktemp("data") / "shards", IMAGES, 3)
 
 
 def with_damaged(out: Path, bad: list[int]) -> Path:
-    pictures = [damaged(jpeg) if number in bad else jpeg for number, jpeg in enumerate(PICTURES)]
+    pictures = [damaged(jpeg) if number in bad else jpeg for number, jpeg in enumerate(IMAGES)]
     return write_data_set(out / "shards", pictures, 3)
 
 
@@ -72,7 +72,7 @@ def test_g5_every_record_once_in_stored_order(data_set: Path, batch_size: int | 
     assert column(batches, "label") == [number % 3 for number in range(NUM_RECORDS)]
     assert column(batches, "mask") == [True] * NUM_RECORDS
     images = [batch["image"] for batch in batches] if batch_size is None else [x for b in batches for x in b["image"]]
-    for image, jpeg in zip(images, PICTURES, strict=True):
+    for image, jpeg in zip(images, IMAGES, strict=True):
         assert (image == np.asarray(Image.open(io.BytesIO(jpeg)))).all()
 
 
@@ -161,7 +161,7 @@ def test_options_are_the_keyword_arguments_of_dataset():
 # the batches, is shown where it is decided: of `Schedule`, in test_ordering.py.
 @pytest.mark.parametrize(("num_shards", "count"), [(1, 3), (2, 1), (3, 2), (4, 7), (5, 4)])
 def test_g5_readers_divide_a_split_exactly(tmp_path: Path, num_shards: int, count: int):
-    data_set = write_data_set(tmp_path / "shards", PICTURES, num_shards)
+    data_set = write_data_set(tmp_path / "shards", IMAGES, num_shards)
     parts = [keys(read(data_set, batch_size=4, shard=(index, count))) for index in range(count)]
     assert list(itertools.chain(*parts)) == names(data_set)  # disjoint, complete, in order
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -171,7 +171,7 @@ def test_g5_readers_divide_a_split_exactly(tmp_path: Path, num_shards: int, coun
     ("num_records", "count", "batch_size"), [(23, 1, 4), (23, 2, None), (23, 2, 64), (23, 3, 1), (3, 5, 4)]
 )
 def test_g5_equal_steps_fill_up_with_masked_rows(tmp_path: Path, num_records: int, count: int, batch_size: int | None):
-    data_set = write_data_set(tmp_path / "shards", PICTURES[:num_records], 3)
+    data_set = write_data_set(tmp_path / "shards", IMAGES[:num_records], 3)
     parts = [read(data_set, batch_size=batch_size, shard=(i, count), equal_steps=True) for i in range(count)]
     assert len({len(part) for part in parts}) == 1
     batches = [batch for part in parts for batch in part]
@@ -216,7 +216,7 @@ def culprit(bad: int) -> str:
 
 @pytest.mark.parametrize("bad", [[0], [11], [NUM_RECORDS - 1], [11, 12, 13, 20], list(range(NUM_RECORDS))])
 @pytest.mark.parametrize("options", [{"batch_size": None}, {"batch_size": 1}, {"batch_size": 4}, {"equal_steps": True}])
-def test_g3_a_picture_that_cannot_be_decoded_is_named_where_it_stands(tmp_path: Path, bad: list[int], options: dict):
+def test_g3_a_image_that_cannot_be_decoded_is_named_where_it_stands(tmp_path: Path, bad: list[int], options: dict):
     iterator = iter(dataset(with_damaged(tmp_path, bad), "test", image_size=SIZE, **options))
     before = 0
     with pytest.raises(tf.errors.InvalidArgumentError, match=culprit(bad[0])):  # noqa: PT012 (counts what comes before)
@@ -316,7 +316,7 @@ HARM = {
 @pytest.mark.parametrize("harm", HARM)
 @pytest.mark.parametrize("shard", [0, 2])
 def test_g3_harm_is_reported_and_nothing_is_read_as_a_smaller_set(tmp_path: Path, harm: str, shard: int, before: bool):
-    data_set = write_data_set(tmp_path / "shards", PICTURES, 3)
+    data_set = write_data_set(tmp_path / "shards", IMAGES, 3)
     file = data_set / manifest.shard_file("pets", "test", shard, 3)
     opened = [] if before else [dataset(data_set, "test", image_size=SIZE, shard=(i, 2), batch_size=4) for i in (0, 1)]
     HARM[harm](file)
@@ -346,7 +346,7 @@ def test_g5_storage_that_fails_once_is_reported_too(data_set: Path, monkeypatch:
 
 def test_a_record_that_is_no_example_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(schema, "encode", lambda record: b"\xff" + record.key.encode())
-    data_set = write_data_set(tmp_path / "shards", PICTURES, 3)
+    data_set = write_data_set(tmp_path / "shards", IMAGES, 3)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"record 0 \(source cat/0.jpg\): cannot be decoded"):
         read(data_set)
 
@@ -465,8 +465,8 @@ def test_tensorflow_datasets_reads_the_same(built: Path):
     assert (label.numpy(), image.shape) == (theirs[0][schema.LABEL], theirs[0][schema.ENCODED].shape)
 
 
-@pytest.mark.skipif("TFPIPE_TEST_DATA" not in os.environ, reason="TFPIPE_TEST_DATA is unset: no real pictures")
-def test_real_pictures_come_back(tmp_path: Path):
+@pytest.mark.skipif("TFPIPE_TEST_DATA" not in os.environ, reason="TFPIPE_TEST_DATA is unset: no real images")
+def test_real_images_come_back(tmp_path: Path):
     source = Path(os.environ["TFPIPE_TEST_DATA"]) / "signs" / "test_signs"
     tfpipe.build_tfrecords({"test": source}, tmp_path / "shards", name="signs", layout="filename", workers=1, progress=False)
     rows = dataset(tmp_path / "shards", "test", image_size=(64, 64), batch_size=None, as_dict=True).as_numpy_iterator()
@@ -486,7 +486,7 @@ def test_a_relative_directory_stays_the_same_folder(data_set: Path, monkeypatch:
     monkeypatch.chdir(data_set.parent)
     data = dataset(data_set.name, "test", image_size=SIZE)
     monkeypatch.chdir("/")
-    assert sum(len(labels) for _, labels in data) == len(PICTURES)
+    assert sum(len(labels) for _, labels in data) == len(IMAGES)
 
 
 def test_within_a_function_and_another_dataset(data_set: Path):
@@ -499,9 +499,9 @@ def test_within_a_function_and_another_dataset(data_set: Path):
             total += tf.size(labels)
         return total
 
-    assert count().numpy() == len(PICTURES)
+    assert count().numpy() == len(IMAGES)
     nested = tf.data.Dataset.range(2).flat_map(lambda _: dataset(data_set, "test", image_size=SIZE, batch_size=4))
-    assert sum(len(labels) for _, labels in nested) == 2 * len(PICTURES)
+    assert sum(len(labels) for _, labels in nested) == 2 * len(IMAGES)
 
 
 def test_a_readers_part_is_not_divided_again(data_set: Path):
@@ -509,15 +509,15 @@ def test_a_readers_part_is_not_divided_again(data_set: Path):
 
     parts = [dataset(data_set, "test", image_size=SIZE, batch_size=4, shard=(index, 2)) for index in (0, 1)]
     read = [sum(len(labels) for _, labels in _AutoShardDataset(part, 2, index)) for index, part in enumerate(parts)]
-    assert sum(read) == len(PICTURES)
+    assert sum(read) == len(IMAGES)
 
 
 def test_numbers_of_numpy_and_autotune_are_taken(data_set: Path):
     size = (np.int64(8), np.int32(6))
     data = dataset(data_set, "test", image_size=size, batch_size=np.int64(3), num_parallel_calls=tf.data.AUTOTUNE)
     assert data.element_spec[0].shape == [None, 8, 6, 3]
-    assert sum(len(labels) for _, labels in data) == len(PICTURES)
+    assert sum(len(labels) for _, labels in data) == len(IMAGES)
 
 
 def test_opening_takes_no_memory_for_images(data_set: Path):
-    assert len(dataset(data_set, "test", image_size=(100_000, 100_000), batch_size=1)) == len(PICTURES)
+    assert len(dataset(data_set, "test", image_size=(100_000, 100_000), batch_size=1)) == len(IMAGES)

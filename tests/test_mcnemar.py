@@ -1,4 +1,4 @@
-"""McNemar's test: equal pictures, equal labels, and a verdict that does not depend on who is called A."""
+"""McNemar's test: equal images, equal labels, and a verdict that does not depend on who is called A."""
 
 import dataclasses
 import json
@@ -80,7 +80,7 @@ def test_a_classifier_against_itself(tmp_path):
     found = compare(path, path)
     assert (found.p_value, found.difference) == (1.0, 0.0)
     low, high = found.difference_interval
-    assert low < 0 < high  # three pictures prove nothing
+    assert low < 0 < high  # three images prove nothing
 
 
 def test_classes_may_stand_in_another_order(tmp_path):
@@ -89,7 +89,7 @@ def test_classes_may_stand_in_another_order(tmp_path):
     assert compare(a, b) == Comparison(both_right=1, only_a=0, only_b=1, both_wrong=0, p_value=1.0)
 
 
-def test_other_pictures_are_refused_by_name(tmp_path):
+def test_other_images_are_refused_by_name(tmp_path):
     table = two_columns([1] * 6)
     a = save(tmp_path / "a.csv", table)
     for keys, message in [

@@ -170,7 +170,7 @@ def test_calibration_error_is_the_weighted_gap(table):
     assert all(row["low"] < row["confidence"] + 1e-9 <= row["high"] + 2e-9 for row in rows)
 
 
-def test_a_class_without_pictures_is_null_and_not_nan():
+def test_a_class_without_images_is_null_and_not_nan():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = measure(make_table([0, 0], [[0.9, 0.1], [0.8, 0.2]]))
@@ -255,7 +255,7 @@ def test_the_temperature_one_changes_nothing():
     assert scale(table, 1.0).probabilities == pytest.approx(table.probabilities, abs=1e-7)
 
 
-def test_no_temperature_is_fitted_where_every_picture_is_taken_rightly(caplog):
+def test_no_temperature_is_fitted_where_every_image_is_taken_rightly(caplog):
     with caplog.at_level(logging.WARNING, "tfpipe"):
         assert fit_temperature(make_table([0, 1], [[0.6, 0.4], [0.4, 0.6]])) == 1.0
     assert "2 images, all classified correctly" in caplog.text

@@ -35,7 +35,7 @@ def step_of(
 
 
 def shares(count: int, *, mixup: float = 0.0, cutmix: float = 0.0, seed: int = 0, epoch: int = 0) -> np.ndarray:
-    """[count, 2], for each step the share of the first picture: what the labels say, and what the pixels do."""
+    """[count, 2], for each step the share of the first image: what the labels say, and what the pixels do."""
     labels = tf.one_hot([0], 2), tf.one_hot([1], 2)
 
     def both(step: tf.Tensor) -> tf.Tensor:
@@ -48,7 +48,7 @@ def shares(count: int, *, mixup: float = 0.0, cutmix: float = 0.0, seed: int = 0
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
-def test_mixup_adds_pictures_and_labels_with_one_share(alpha: float):
+def test_mixup_adds_images_and_labels_with_one_share(alpha: float):
     shares = []
     for step in range(20):
         images, labels = step_of(step, mixup=alpha)
@@ -72,7 +72,7 @@ def test_cutmix_takes_a_rectangle_whose_area_is_in_the_labels(alpha: float):
         assert (images == np.where(taken[..., None], OTHERS, IMAGES)).all()
         rows, columns = (np.flatnonzero(taken[0].any(axis=axis)) for axis in (1, 0))
         area = len(rows) * len(columns) / math.prod(SIZE)
-        if area:  # one rectangle, the same in all pictures of the batch (equal pixels of noise are rare)
+        if area:  # one rectangle, the same in all images of the batch (equal pixels of noise are rare)
             assert (rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1) == (len(rows), len(columns))
             assert taken[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.999
         assert np.allclose(labels[:, 4], area, atol=1e-6)
@@ -81,7 +81,7 @@ def test_cutmix_takes_a_rectangle_whose_area_is_in_the_labels(alpha: float):
     assert len(set(areas)) > 10
 
 
-def test_the_rectangle_is_where_the_other_picture_has_it():
+def test_the_rectangle_is_where_the_other_image_has_it():
     # It is taken from its own place, and is not always in the middle.
     tops = set()
     for step in range(30):

@@ -97,7 +97,7 @@ def test_paths_and_bytes_may_come_in_arrays(averages, tmp_path):
         assert found.top == expected.top
 
 
-def test_bad_pictures_are_answered_one_by_one(averages, tmp_path):
+def test_bad_images_are_answered_one_by_one(averages, tmp_path):
     bad_files(tmp_path)
     good = write(tmp_path / "good.jpg", picture(1))
     bad = sorted(file for file in tmp_path.iterdir() if file != good and not file.name.startswith("caf"))
@@ -130,8 +130,8 @@ def test_the_best_are_as_many_as_asked_for(averages):
         (np.zeros((4, 4, 3), np.float32), "must be uint8 .got float32.: in floats, 0..1 and 0..255 cannot be told apart"),
         ([np.zeros((4, 4, 3), np.float64)], "cannot be told apart"),
         (np.zeros((4, 4, 3), np.int64), "must be uint8, 0..255 .got int64"),
-        (np.zeros((4, 4), np.uint8), r"the shape \[4, 4\]\); of a grey picture: np.stack\(\[x\] \* 3, axis=-1\)"),
-        ([np.zeros((4, 4, 1), np.uint8)], r"the shape \[4, 4, 1\]\); of grey pictures: np.repeat\(x, 3, axis=-1\)"),
+        (np.zeros((4, 4), np.uint8), r"the shape \[4, 4\]\); of a grey image: np.stack\(\[x\] \* 3, axis=-1\)"),
+        ([np.zeros((4, 4, 1), np.uint8)], r"the shape \[4, 4, 1\]\); of grey images: np.repeat\(x, 3, axis=-1\)"),
         (np.zeros((4, 4, 4), np.uint8), r"the shape \[4, 4, 4\]\); of RGBA: x\[..., :3\]"),
         (np.array([b"a.jpg"]), r"must be uint8, 0..255 \(got \|S5\); paths and bytes are given as they are, in a list"),
         (np.array(["a.jpg", 3], object), r"must be a path, .* \(got int\)"),

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.tf
 
 
 def textured(seed, side=96):
-    """A picture with detail at several scales, as photographs have."""
+    """An image with detail at several scales, as photographs have."""
     random = np.random.default_rng(seed)
     layers = [
         np.asarray(
@@ -38,7 +38,7 @@ def reencoded(image, quality):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_picture_is_its_own_twin_reencoded_brighter_or_shifted(seed):
+def test_a_image_is_its_own_twin_reencoded_brighter_or_shifted(seed):
     image = textured(seed)
     wide = np.pad(image, ((4, 4), (4, 4), (0, 0)), mode="reflect")
     changed = {
@@ -52,7 +52,7 @@ def test_a_picture_is_its_own_twin_reencoded_brighter_or_shifted(seed):
     assert {name: value for name, value in found.items() if value < near_duplicates.SIMILARITY} == {}
 
 
-def test_different_pictures_are_no_twins_and_neither_are_plain_ones():
+def test_different_images_are_no_twins_and_neither_are_plain_ones():
     values = [similarity(textured(a), textured(a + 100)) for a in range(30)]
     assert max(values) < 0.95
     grey = np.full((32, 32, 3), 128, np.uint8)
@@ -92,7 +92,7 @@ def test_no_shift_correlates_by_more_than_the_screen_allows():
     ]
     grey = near_duplicates.shrink(np.stack([*images, *(np.roll(image, (2, -3), axis=(0, 1)) for image in images)]))
     windows = near_duplicates._windows(grey)
-    # Beside pictures, what makes the bound tight: the way from a group's centre to each of its windows.
+    # Beside images, what makes the bound tight: the way from a group's centre to each of its windows.
     centres = np.zeros_like(windows)
     for group in near_duplicates._GROUPS:
         centres[:, group] = windows[:, group].mean(axis=1, keepdims=True)
@@ -110,7 +110,7 @@ def test_no_shift_correlates_by_more_than_the_screen_allows():
     assert sorted(place for group in near_duplicates._GROUPS for place in group) == list(range(len(near_duplicates._SHIFTS)))
 
 
-def test_nearly_all_pairs_of_different_pictures_are_settled_by_the_screen(tmp_path, monkeypatch):
+def test_nearly_all_pairs_of_different_images_are_settled_by_the_screen(tmp_path, monkeypatch):
     pictures = {"train": [jpeg(textured(seed, 48)) for seed in range(40)], "test": [jpeg(textured(39, 48))]}
     pictures["test"] += [jpeg(textured(seed, 48)) for seed in range(100, 139)]
     data, compared, align = write_splits(tmp_path, pictures), [], near_duplicates._align
@@ -145,7 +145,7 @@ def similar(image):
     return np.uint8(image * 0.88 + textured(52, len(image)) * 0.12)
 
 
-def test_similar_pictures_are_no_twins():
+def test_similar_images_are_no_twins():
     assert near_duplicates.COARSE < similarity(textured(3, 48), similar(textured(3, 48))) < near_duplicates.SIMILARITY
 
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.tf
 NAMES = ("cat", 'a, "b"', "小 猫")
 CUSTOM = "custom_backbone:small_inception"
 BACKBONES = [CUSTOM, "lenet", "custom_backbone:unnamed"]
-PICTURES = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype="uint8")
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype="uint8")
 
 
 def make(backbone=CUSTOM, precision="float32", **changes):
@@ -119,21 +119,21 @@ def test_nothing_stays_frozen_and_there_is_no_prefix():
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_prefix_and_the_rest_are_the_whole(backbone):
     networks = make(backbone)
-    features = networks.front(networks.preprocessing(PICTURES), training=False)
+    features = networks.front(networks.preprocessing(IMAGES), training=False)
     assert features.shape[1:] == networks.front.output_shape[1:]
-    expected = networks.partly_trained()(PICTURES, training=False)
+    expected = networks.partly_trained()(IMAGES, training=False)
     assert np.ptp(expected) > 0
     np.testing.assert_allclose(networks.partly_trained_on_features()(features, training=False), expected, rtol=1e-5, atol=1e-6)
-    pooled = networks.backbone.network(networks.preprocessing(PICTURES), training=False)
+    pooled = networks.backbone.network(networks.preprocessing(IMAGES), training=False)
     np.testing.assert_allclose(networks.on_features()(pooled, training=False), expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(networks.frozen()(PICTURES, training=True), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(networks.frozen()(IMAGES, training=True), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("way", ["frozen", "partly_trained", "partly_trained_on_features", "all_trained"])
 def test_dropout_and_batch_norm_are_off_in_training_unless_asked(way):
     networks = make(mode="full" if way == "all_trained" else "finetune")
     network = getattr(networks, way)()
-    inputs = networks.front(networks.preprocessing(PICTURES)) if way.endswith("features") else PICTURES
+    inputs = networks.front(networks.preprocessing(IMAGES)) if way.endswith("features") else IMAGES
     before = [weight.numpy() for weight in network.weights]
     np.testing.assert_array_equal(network(inputs, training=True), network(inputs, training=False))
     for weight, value in zip(network.weights, before, strict=True):
@@ -145,7 +145,7 @@ def test_batch_norm_that_is_asked_for_is_on_where_it_is_trained(mode):
     networks = make(mode=mode, train_batch_norm=True)
     network = networks.partly_trained() if mode == "finetune" else networks.all_trained()
     before = {id(weight): weight.numpy() for weight in network.weights}
-    network(PICTURES, training=True)
+    network(IMAGES, training=True)
     changed = {id(weight) for weight in network.weights if not np.array_equal(before[id(weight)], weight.numpy())}
     front = paths(networks.front.weights) if networks.front else set()
     assert changed
@@ -243,16 +243,16 @@ def test_the_classifier_is_what_was_trained(backbone, precision, tmp_path):
     for variable in networks.head[-1].trainable_variables:
         variable.assign(variable + 0.25)
     with arithmetic.exact():
-        logits = trained(PICTURES, training=False)
+        logits = trained(IMAGES, training=False)
         model = networks.classifier()
-        found = model(PICTURES, training=False).numpy()
+        found = model(IMAGES, training=False).numpy()
     assert logits.dtype == tf.float32
     np.testing.assert_allclose(found, keras.ops.softmax(logits), atol=1e-6 if precision == "float32" else 0.05)
     assert np.ptp(found, axis=0).max() > 1e-3
     assert {layer.compute_dtype for layer in flat(model)} == {"float32"}
     assert {weight.dtype for weight in model.weights} == {"float32"}
     model.save(tmp_path / "model.keras")
-    np.testing.assert_allclose(classifiers.load(tmp_path).predict(PICTURES), found, atol=1e-6)
+    np.testing.assert_allclose(classifiers.load(tmp_path).predict(IMAGES), found, atol=1e-6)
     assert keras.config.dtype_policy().name == "float32"
 
 
@@ -280,8 +280,8 @@ def test_training_in_bfloat16_computes_in_bfloat16():
 def test_a_feature_layer_cuts_the_rest_away_and_weights_stay_in_order(backbone, after, shape):
     networks = make(backbone, feature_layer=after, mode="bottleneck")
     assert networks.backbone.network.output_shape[1:] == shape
-    full = keras.ops.softmax(networks.frozen()(PICTURES, training=False))
-    np.testing.assert_allclose(networks.classifier()(PICTURES), full, atol=1e-6)
+    full = keras.ops.softmax(networks.frozen()(IMAGES, training=False))
+    np.testing.assert_allclose(networks.classifier()(IMAGES), full, atol=1e-6)
     assert np.ptp(full) > 0
     lines = networks.parameters(networks.frozen().trainable_variables)
     assert sum(line.num_trained + line.num_frozen for line in lines) == networks.frozen().count_params()
@@ -290,17 +290,17 @@ def test_a_feature_layer_cuts_the_rest_away_and_weights_stay_in_order(backbone, 
 def test_fine_tuning_of_what_is_left():
     networks = make(feature_layer="inception_a")
     assert list(networks.backbone.blocks)[-1] == "inception_a"
-    features = networks.front(networks.preprocessing(PICTURES))
+    features = networks.front(networks.preprocessing(IMAGES))
     np.testing.assert_allclose(
-        networks.partly_trained_on_features()(features), networks.partly_trained()(PICTURES), rtol=1e-5, atol=1e-6
+        networks.partly_trained_on_features()(features), networks.partly_trained()(IMAGES), rtol=1e-5, atol=1e-6
     )
 
 
 def test_grey():
     networks = make("lenet", grey=True)
     assert networks.backbone.network.input_shape == (None, 16, 16, 1)
-    expected = keras.ops.softmax(networks.frozen()(PICTURES))
-    np.testing.assert_allclose(networks.classifier()(PICTURES), expected, atol=1e-6)
+    expected = keras.ops.softmax(networks.frozen()(IMAGES))
+    np.testing.assert_allclose(networks.classifier()(IMAGES), expected, atol=1e-6)
 
 
 def test_an_unknown_feature_layer():

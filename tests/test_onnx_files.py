@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from evaluation_fixtures import CLASS_NAMES, make_classifier
 from export_fixtures import HAS_ONNX
-from format_fixtures import SIZE, SPECIFICATION, as_function, draw_pictures, make_graph, written
+from format_fixtures import SIZE, SPECIFICATION, as_function, draw_images, make_graph, written
 
 from tfpipe.common.errors import DataError
 from tfpipe.exporting import half_precision
@@ -34,15 +34,15 @@ def path(graph, tmp_path_factory):
 def test_batches_of_any_size_after_each_other_get_the_answers_of_the_graph(graph, path):
     model, answer = onnx_files.open_onnx(path), as_function(graph)
     for number in (2, 5, 1, 5, 3):
-        images = draw_pictures(number, number)
+        images = draw_images(number, number)
         found = model.predict(images)
         assert (found.dtype, found.shape) == (np.float32, (number, len(CLASS_NAMES)))
         assert np.abs(found - answer(images)).max() < 1e-6
-    assert np.ptp(answer(draw_pictures(9)), axis=0).max() > 0.1  # answers differ, or the comparison would say nothing
+    assert np.ptp(answer(draw_images(9)), axis=0).max() > 0.1  # answers differ, or the comparison would say nothing
 
 
 def test_an_empty_batch_gets_no_answers(path):
-    assert onnx_files.open_onnx(path).predict(draw_pictures(0)).shape == (0, len(CLASS_NAMES))
+    assert onnx_files.open_onnx(path).predict(draw_images(0)).shape == (0, len(CLASS_NAMES))
 
 
 @needs_onnx
@@ -51,7 +51,7 @@ def test_a_classifier_answers_as_in_keras():
 
     classifier, specification = make_classifier(), dataclasses.replace(SPECIFICATION, image_size=(8, 8))
     data = onnx_files.convert(frozen_graph.freeze_images(classifier, specification, to_convert=True), specification)
-    images = draw_pictures(4, size=(8, 8))
+    images = draw_images(4, size=(8, 8))
     found = onnxruntime.InferenceSession(data).run(["probabilities", "features"], {"image": images})
     for values, wanted in zip(found, classifier.predict_with_features(images), strict=True):
         assert np.abs(values - wanted).max() < 1e-5
@@ -77,7 +77,7 @@ def test_others_can_read_it(graph, path):
 def test_features_are_those_of_the_graph(graph, path):
     import onnxruntime
 
-    images = draw_pictures(3)
+    images = draw_images(3)
     (found,) = onnxruntime.InferenceSession(path).run(["features"], {"image": images})
     assert np.abs(found - as_function(graph, "features")(images)).max() < 1e-4
     assert found.max() > 1
@@ -112,7 +112,7 @@ def test_halves_stay_halves_and_nothing_is_lost(graph, tmp_path):
     stored = {tensor.data_type for tensor in onnx.load_from_string(data).graph.initializer if np.prod(tensor.dims) >= 1024}
     assert stored == {onnx.TensorProto.FLOAT16}
     assert onnx_files.convert(halves, SPECIFICATION) == data
-    images = draw_pictures(5)
+    images = draw_images(5)
     found = onnx_files.open_onnx(written(tmp_path / "half.onnx", data)).predict(images)
     assert np.abs(found - as_function(graph)(images)).max() < 1e-6
 

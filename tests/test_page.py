@@ -1,4 +1,4 @@
-"""The page: it says of a picture what predict says, or why it is none; in a real browser, and on this machine alone."""
+"""The page: it says of an image what predict says, or why it is none; in a real browser, and on this machine alone."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from browser_fixtures import PATIENCE, browser
 from conftest import CHECKOUT, picture, write
-from evaluation_fixtures import build_pictures, make_classifier
+from evaluation_fixtures import build_images, make_classifier
 from PIL import Image
 from prediction_fixtures import Averages
 
@@ -55,7 +55,7 @@ def with_damaged_data():
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*part) for part in parts)
 
 
-# What is no picture, and a word of the reason.
+# What is no image, and a word of the reason.
 BAD = {
     "page.html": (b"<!DOCTYPE html><p>hello", "HTML"),
     "anim.gif": (b"GIF89a" + bytes(20), "GIF"),
@@ -77,7 +77,7 @@ def turned(orientation, size=(40, 28)):
 def run(tmp_path_factory):
     """A run's folder as train leaves it, as far as the page looks into it, and its data set."""
     root = tmp_path_factory.mktemp("run")
-    account = build_pictures(root, {"train": {"cat": 30, NAMES[2]: 40}}, class_names=NAMES)
+    account = build_images(root, {"train": {"cat": 30, NAMES[2]: 40}}, class_names=NAMES)
     (root / "run").mkdir()
     make_classifier(NAMES).model.save(root / "run" / "model.keras")
     facts = {"directory": str(root / "shards"), "data": {"root_hash": account.root_hash}}
@@ -139,7 +139,7 @@ def test_probabilities_are_those_of_predict(answers, classifier, tmp_path, name)
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_picture_is_refused_with_a_reason(answers, tmp_path, name):
+def test_what_is_no_image_is_refused_with_a_reason(answers, tmp_path, name):
     data, word = BAD[name]
     said = answers.answer(str(write(tmp_path / name, data)))
     assert isinstance(said, RejectedImage)
@@ -153,7 +153,7 @@ def test_the_limit_of_pixels_is_the_callers(classifier, tmp_path):
 
 
 @pytest.mark.parametrize("split_name", ["cat/0.jpg", f"{NAMES[2]}/39.jpg"])
-def test_a_training_picture_is_its_own_nearest(answers, run, split_name):
+def test_a_training_image_is_its_own_nearest(answers, run, split_name):
     answer = answers.answer(str(run / "photos" / "train" / split_name))
     (first, shown), *others = answer.neighbours
     assert first.key == f"train/{split_name}"
@@ -165,7 +165,7 @@ def test_a_training_picture_is_its_own_nearest(answers, run, split_name):
     assert np.array_equal(shown, answer.image)  # smaller than it is shown: as it is
 
 
-def test_a_sample_of_the_training_pictures_is_the_first_as_stored(gallery, classifier, run):
+def test_a_sample_of_the_training_images_is_the_first_as_stored(gallery, classifier, run):
     few = feature_index.collect(classifier, run / "shards", max_images=5, progress=False)
     assert few.keys == gallery.keys[: feature_index.BATCH_SIZE]
     assert len(gallery.keys) == 70
@@ -221,7 +221,7 @@ def test_rows_are_in_order_and_bad_ones_do_not_stop_the_rest(answers, tmp_path):
     assert "cannot be read" in rows[-1].problem
 
 
-# Where the training pictures are
+# Where the training images are
 
 
 def test_data_are_found_where_the_run_has_them(run, tmp_path):
@@ -336,7 +336,7 @@ def bars(page):
     return dict(zip(texts[::3], texts[2::3], strict=True))
 
 
-def test_a_picture_is_answered_as_predict_answers(page, classifier, tmp_path):
+def test_a_image_is_answered_as_predict_answers(page, classifier, tmp_path):
     data = turned(6)
     text = upload(page, [(HOSTILE_NAME, data)])
     probabilities = predicted(classifier, write(tmp_path / "a.jpg", data), tmp_path)
@@ -361,7 +361,7 @@ def test_a_narrow_page_does_not_overflow(page):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_no_picture_is_refused_in_words(page, name):
+def test_no_image_is_refused_in_words(page, name):
     data, word = BAD[name]
     text = upload(page, [(name, data)])
     assert name in text
@@ -388,7 +388,7 @@ def test_several_files_are_a_table(page, classifier, tmp_path):
         assert float(row["score"]) == pytest.approx(float(probabilities.max()), abs=1e-5)
 
 
-def test_a_picture_can_be_pasted(page):
+def test_a_image_can_be_pasted(page):
     page.evaluate("document.querySelector('#answer .tfpipe')?.remove()")
     page.evaluate(
         """bytes => {

@@ -1,4 +1,4 @@
-"""Which pictures a run sees: held-out parts, tails, views that are replayed, training without augmentation."""
+"""Which images a run sees: held-out parts, tails, views that are replayed, training without augmentation."""
 
 import dataclasses
 from collections import Counter
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import transfer_fixtures
 from conftest import write
-from transfer_fixtures import CLASS_NAMES, IMAGE_SIZE, colour_picture, colours, colours_without_val
+from transfer_fixtures import CLASS_NAMES, IMAGE_SIZE, colour_image, colours, colours_without_val
 
 import tfpipe
-from tfpipe.models.images import Pictures, hold_out
+from tfpipe.models.images import Images, hold_out
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.records import catalog
 
@@ -24,7 +24,7 @@ def rows_of(pictures):
 
 
 def order_of(loader, epoch):
-    """Positions of an epoch's pictures, without those of blank rows."""
+    """Positions of an epoch's images, without those of blank rows."""
     positions = loader.positions(epoch)
     return positions[positions >= 0]
 
@@ -39,8 +39,8 @@ def stacked(data):
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.3, 0.5, 0.9])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_held_out_pictures_are_disjoint_complete_stratified_and_copies_stay_together(colours_without_val, fraction, seed):
-    whole = Pictures(colours_without_val, "train", IMAGE_SIZE, seed=seed)
+def test_held_out_images_are_disjoint_complete_stratified_and_copies_stay_together(colours_without_val, fraction, seed):
+    whole = Images(colours_without_val, "train", IMAGE_SIZE, seed=seed)
     rest, held = hold_out(whole, fraction)
     assert sorted([*rest.positions, *held.positions]) == list(range(whole.num_records))
     assert list(held.positions) == sorted(held.positions)
@@ -52,12 +52,12 @@ def test_held_out_pictures_are_disjoint_complete_stratified_and_copies_stay_toge
     for label in range(len(CLASS_NAMES)):
         wanted = min(max(1, round(counts[label] * fraction)), counts[label] - 1)
         assert wanted <= held_counts[label] < counts[label]
-        assert held_counts[label] <= wanted + 3  # the copies of a picture
+        assert held_counts[label] <= wanted + 3  # the copies of an image
 
 
 def test_some_copies_are_held_out_and_some_are_not(colours_without_val):
     """Else the test above would prove nothing."""
-    whole = Pictures(colours_without_val, "train", IMAGE_SIZE)
+    whole = Images(colours_without_val, "train", IMAGE_SIZE)
     rows = rows_of(whole)
     doubles = {sha256 for sha256, count in Counter(row.sha256 for row in rows).items() if count > 1}
     assert len(doubles) == 3
@@ -71,14 +71,14 @@ def test_some_copies_are_held_out_and_some_are_not(colours_without_val):
 
 def test_equal_seeds_hold_out_the_same_and_others_do_not(colours):
     def held(seed):
-        return hold_out(Pictures(colours, "train", IMAGE_SIZE, seed=seed), 0.3)[1].positions.tolist()
+        return hold_out(Images(colours, "train", IMAGE_SIZE, seed=seed), 0.3)[1].positions.tolist()
 
     assert held(5) == held(5)
     assert held(5) != held(6)
 
 
 def test_what_is_held_out_keeps_all_else(colours):
-    whole = Pictures(colours, "train", (8, 9), "crop", Augmentation.named("light"), 3, balanced=True)
+    whole = Images(colours, "train", (8, 9), "crop", Augmentation.named("light"), 3, balanced=True)
     for part in hold_out(whole, 0.2):
         assert dataclasses.replace(part, selection=None) == whole
 
@@ -86,19 +86,19 @@ def test_what_is_held_out_keeps_all_else(colours):
 @pytest.fixture
 def build(tmp_path):
     def build(classes, **options):
-        """Builds a train split of lists of pictures' numbers by class; equal numbers are equal bytes."""
+        """Builds a train split of lists of images' numbers by class; equal numbers are equal bytes."""
         for name, numbers in classes.items():
             for index, number in enumerate(numbers):
-                write(tmp_path / "photos" / name / f"{index}.jpg", colour_picture(CLASS_NAMES[0], number))
+                write(tmp_path / "photos" / name / f"{index}.jpg", colour_image(CLASS_NAMES[0], number))
         tfpipe.build_tfrecords(
             {"train": tmp_path / "photos"}, tmp_path / "shards", layout="folders", workers=1, progress=False, **options
         )
-        return Pictures(tmp_path / "shards", "train", IMAGE_SIZE)
+        return Images(tmp_path / "shards", "train", IMAGE_SIZE)
 
     return build
 
 
-def test_a_class_of_one_picture_stays_where_it_is_trained_on(build):
+def test_a_class_of_one_image_stays_where_it_is_trained_on(build):
     pictures = build({"one": [1], "several": [2, 3, 4]})
     rest, held = hold_out(pictures, 0.9)
     rows = rows_of(pictures)
@@ -129,7 +129,7 @@ def test_copies_with_other_labels_are_not_held_out(build):
 
 @pytest.mark.parametrize(("first", "batch_size"), [(0, 7), (1, 1), (20, 7), (40, 7)])
 def test_plain_from_a_position_is_the_tail_of_the_whole(colours, first, batch_size):
-    pictures = Pictures(colours, "train", IMAGE_SIZE)
+    pictures = Images(colours, "train", IMAGE_SIZE)
     images, labels = stacked(pictures.once(64))
     tail, tail_labels = stacked(pictures.plain(batch_size, first))
     np.testing.assert_array_equal(tail, images[first:])
@@ -139,7 +139,7 @@ def test_plain_from_a_position_is_the_tail_of_the_whole(colours, first, batch_si
 
 @pytest.mark.parametrize("first", [5, 40])
 def test_a_view_from_a_position_is_the_tail_of_the_whole(colours, first):
-    pictures = Pictures(
+    pictures = Images(
         colours, "train", IMAGE_SIZE, augmentation=Augmentation(crop=0.5, horizontal_flip=0.5), seed=3, balanced=True
     )
     images, labels = stacked(pictures.view(2, 64, 0))
@@ -151,7 +151,7 @@ def test_a_view_from_a_position_is_the_tail_of_the_whole(colours, first):
 
 
 def test_views_and_tails_are_of_the_whole_split_whatever_is_selected(colours):
-    whole = Pictures(colours, "train", IMAGE_SIZE, augmentation=Augmentation(crop=0.5))
+    whole = Images(colours, "train", IMAGE_SIZE, augmentation=Augmentation(crop=0.5))
     part, _ = hold_out(whole, 0.3)
     np.testing.assert_array_equal(stacked(part.view(1, 16, 3))[0], stacked(whole.view(1, 16, 3))[0])
     np.testing.assert_array_equal(stacked(part.plain(16, 3))[0], stacked(whole.plain(16, 3))[0])
@@ -160,7 +160,7 @@ def test_views_and_tails_are_of_the_whole_split_whatever_is_selected(colours):
 @pytest.mark.parametrize(("epoch", "resize"), [(0, "stretch"), (3, "crop")])
 def test_a_view_is_what_replay_gives(colours, epoch, resize):
     augmentation = Augmentation(crop=0.5, rotation=10, horizontal_flip=0.5, brightness=0.1)
-    pictures = Pictures(colours, "train", IMAGE_SIZE, resize, augmentation, 7)
+    pictures = Images(colours, "train", IMAGE_SIZE, resize, augmentation, 7)
     images, _ = stacked(pictures.view(epoch, 16, 0))
     rows = rows_of(pictures)
     for position in (0, 13, len(rows) - 1):
@@ -177,8 +177,8 @@ def test_a_view_is_what_replay_gives(colours, epoch, resize):
         np.testing.assert_array_equal(images[position], expected)
 
 
-def test_training_sees_in_an_epoch_the_pictures_of_its_view(colours):
-    pictures = Pictures(colours, "train", IMAGE_SIZE, augmentation=Augmentation(horizontal_flip=0.5), seed=1)
+def test_training_sees_in_an_epoch_the_images_of_its_view(colours):
+    pictures = Images(colours, "train", IMAGE_SIZE, augmentation=Augmentation(horizontal_flip=0.5), seed=1)
     loader = pictures.training(8, first_epoch=2)
     images, labels = stacked(loader.dataset())
     positions = order_of(loader, 2)
@@ -191,9 +191,9 @@ def test_training_sees_in_an_epoch_the_pictures_of_its_view(colours):
 
 def test_training_without_augmentation_sees_the_pixels_of_evaluation(tmp_path):
     for index in range(4):  # large enough for a decoder that scales, which training else takes
-        write(tmp_path / "photos" / "ab"[index % 2] / f"{index}.jpg", colour_picture(CLASS_NAMES[index % 2], index, (90, 70)))
+        write(tmp_path / "photos" / "ab"[index % 2] / f"{index}.jpg", colour_image(CLASS_NAMES[index % 2], index, (90, 70)))
     tfpipe.build_tfrecords({"train": tmp_path / "photos"}, tmp_path / "shards", layout="folders", workers=1, progress=False)
-    pictures = Pictures(tmp_path / "shards", "train", IMAGE_SIZE)
+    pictures = Images(tmp_path / "shards", "train", IMAGE_SIZE)
     loader = pictures.training(3)
     images, labels = stacked(loader.dataset())
     expected, expected_labels = stacked(pictures.once(4))
@@ -205,7 +205,7 @@ def test_training_without_augmentation_sees_the_pixels_of_evaluation(tmp_path):
 
 
 def test_only_what_is_selected_is_trained_on_and_evaluated(colours):
-    rest, held = hold_out(Pictures(colours, "train", IMAGE_SIZE), 0.3)
+    rest, held = hold_out(Images(colours, "train", IMAGE_SIZE), 0.3)
     for part in (rest, held):
         assert sorted(order_of(part.training(4), 1)) == part.positions.tolist()
         assert stacked(part.once(5))[0].shape[0] == len(part.positions)
@@ -214,7 +214,7 @@ def test_only_what_is_selected_is_trained_on_and_evaluated(colours):
 def test_the_fixture_is_what_it_says(colours, colours_without_val):
     assert set(tfpipe.load_manifest(colours).splits) == {"train", "val", "test"}
     assert set(tfpipe.load_manifest(colours_without_val).splits) == {"train", "test"}
-    rows = rows_of(Pictures(colours, "train", IMAGE_SIZE))
+    rows = rows_of(Images(colours, "train", IMAGE_SIZE))
     assert {row.format for row in rows} == {"JPEG", "PNG"}
     assert len({(row.height, row.width) for row in rows}) > 10
     assert len(rows) == sum(transfer_fixtures.COUNTS["train"])

@@ -1,4 +1,4 @@
-"""Pixels from bytes in a graph: those of evaluation, each picture for itself, whatever the bytes."""
+"""Pixels from bytes in a graph: those of evaluation, each image for itself, whatever the bytes."""
 
 from __future__ import annotations
 
@@ -143,14 +143,14 @@ def one_decoder() -> Any:
     return tf.function(decode, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 
 
-def test_one_picture_is_as_in_a_batch():
+def test_one_image_is_as_in_a_batch():
     found, _ = decode(*GOOD.values())
     for index, data in enumerate(GOOD.values()):
         assert (one_decoder()(data).numpy() == found[index]).all()
         assert (decode(data)[0][0] == found[index]).all()
 
 
-def test_real_pictures(test_data: Path):
+def test_real_images(test_data: Path):
     hostile = sorted(path for path in (test_data / "jpeg").rglob("*") if path.is_file())
     paths = [
         *hostile,
@@ -173,10 +173,10 @@ def reason(data: bytes) -> str:
     return rejected.value.reason
 
 
-# --- bad pictures, each for itself ----------------------------------------------------------------
+# --- bad images, each for itself ----------------------------------------------------------------
 
 
-def test_bad_pictures_do_not_touch_the_others():
+def test_bad_images_do_not_touch_the_others():
     names = [name for pair in zip(GOOD, [*BAD, *BAD], strict=False) for name in pair]
     found, valid = decode(*[{**GOOD, **BAD}[name] for name in names])
     assert dict(zip(names, valid.tolist(), strict=True)) == {name: name in GOOD for name in names}
@@ -191,7 +191,7 @@ def test_bad_alone(name):
         one_decoder()(BAD[name])
 
 
-def test_no_picture_and_no_good_picture():
+def test_no_image_and_no_good_image():
     assert decode()[1].tolist() == []
     assert decode(*BAD.values())[1].tolist() == [False] * len(BAD)
 

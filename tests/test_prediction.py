@@ -1,4 +1,4 @@
-"""predict: as many rows as pictures, in the order people count in, from the pixels that evaluation sees; or nothing at all."""
+"""predict: as many rows as images, in the order people count in, from the pixels that evaluation sees; or nothing at all."""
 
 import contextlib
 import io
@@ -44,7 +44,7 @@ def model_path(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    root = tmp_path / "input" / "小 pictures"
+    root = tmp_path / "input" / "小 images"
     for name, data in kinds().items():
         write(root / name, data)
     return root
@@ -116,7 +116,7 @@ def test_an_id_that_was_given_is_never_another(tmp_path):
         selection.list_images(table, tell_apart=True)
 
 
-def test_only_the_suffix_of_a_picture_is_no_part_of_the_id(tmp_path):
+def test_only_the_suffix_of_a_image_is_no_part_of_the_id(tmp_path):
     names = ["plain", "scan.1", "scan.2", "v1.5", "x.JPG", "y.1.Tiff"]
     for index, name in enumerate(names):
         write(tmp_path / "in" / name, picture(index))
@@ -136,7 +136,7 @@ def test_ids_of_arrays_are_their_keys(tmp_path):
 
 
 @pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("x/1.jpeg", "x/1.JPG")])
-def test_two_pictures_with_one_id_are_named(tmp_path, names):
+def test_two_images_with_one_id_are_named(tmp_path, names):
     paths = [write(tmp_path / "in" / name, picture(index)) for index, name in enumerate(names)]
     with pytest.raises(ValueError, match="have the same id") as caught:
         predict(Untouched(), tmp_path / "in", tmp_path / "out.csv", columns="label")
@@ -150,10 +150,10 @@ def test_two_pictures_with_one_id_are_named(tmp_path, names):
         selection.list_images([paths[0], paths[0]])
 
 
-# What is a picture
+# What is an image
 
 
-def test_what_is_no_picture_by_its_name_is_passed_over_and_said(folder, tmp_path, caplog):
+def test_what_is_no_image_by_its_name_is_passed_over_and_said(folder, tmp_path, caplog):
     for name in ("README.txt", "Thumbs.db", ".DS_Store", ".git/1.jpg", "table.csv", "old.rejected.jsonl"):
         write(folder / name, b"x")
     with caplog.at_level("INFO", "tfpipe"):
@@ -178,7 +178,7 @@ def test_links_are_followed_once_and_the_real_path_wins(tmp_path):
     assert sorted(listing.passed_over) == ["a link/", "real/loop/"]
 
 
-def test_a_glob_does_not_multiply_pictures_through_links(tmp_path):
+def test_a_glob_does_not_multiply_images_through_links(tmp_path):
     root = tmp_path / "in"
     write(root / "b" / "1.jpg", picture(1))
     os.symlink("..", root / "b" / "loop")
@@ -190,7 +190,7 @@ def test_a_glob_does_not_multiply_pictures_through_links(tmp_path):
 
 
 @pytest.mark.parametrize("other", ["test/no/*.jpg", "test/no", "link/no"])
-def test_a_picture_that_has_two_ids_is_an_error(tmp_path, other):
+def test_a_image_that_has_two_ids_is_an_error(tmp_path, other):
     write(tmp_path / "test" / "no" / "1.jpg", picture(1))
     os.symlink("test", tmp_path / "link")
     for inputs in ([tmp_path / "test", tmp_path / other], [tmp_path / other, tmp_path / "test"]):
@@ -198,7 +198,7 @@ def test_a_picture_that_has_two_ids_is_an_error(tmp_path, other):
             ids(inputs)
 
 
-def test_bad_pictures_are_named_all_at_once_before_the_model_is_asked(folder, tmp_path):
+def test_bad_images_are_named_all_at_once_before_the_model_is_asked(folder, tmp_path):
     bad = bad_files(folder)
     write(tmp_path / "out.csv", b"before")
     with pytest.raises(DataError, match=r"^7 inputs cannot be predicted; .*on_error=report") as caught:
@@ -209,7 +209,7 @@ def test_bad_pictures_are_named_all_at_once_before_the_model_is_asked(folder, tm
 
 
 @pytest.mark.parametrize("columns", ["label", "table"])
-def test_bad_pictures_are_rows_without_a_value(folder, tmp_path, columns):
+def test_bad_images_are_rows_without_a_value(folder, tmp_path, columns):
     good = {row[0]: row for row in written(Averages(), folder, tmp_path, columns=columns)}
     bad = bad_files(folder)
     write(folder / "scan.png", undecodable())
@@ -245,7 +245,7 @@ def test_what_the_kernel_makes_up_is_not_read(folder, target):
 # Lists of paths
 
 
-def test_a_csv_names_pictures_below_its_own_folder(tmp_path):
+def test_a_csv_names_images_below_its_own_folder(tmp_path):
     write(tmp_path / "in" / "a" / "2.jpg", picture(2))
     write(tmp_path / "in" / "a" / "10.jpg", picture(10))
     elsewhere = write(tmp_path / "elsewhere" / "1.png", picture(1, format="PNG"))
@@ -318,7 +318,7 @@ def test_names_that_predictions_hold_with_an_apostrophe_are_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\0"])
-def test_standard_input_names_pictures(tmp_path, monkeypatch, end):
+def test_standard_input_names_images(tmp_path, monkeypatch, end):
     for name in ("a/1.jpg", "a/2.jpg", "a/10.jpg"):
         write(tmp_path / name, picture(1))
     names = [b"a/10.jpg", b"./a/2.jpg", b"", b"a/1.jpg", b"caf\xe9.jpg"]
@@ -338,7 +338,7 @@ def test_a_byte_order_mark_is_no_part_of_a_path(monkeypatch):
         ids("-")
 
 
-def test_the_same_picture_twice_in_a_list_is_an_error(tmp_path):
+def test_the_same_image_twice_in_a_list_is_an_error(tmp_path):
     write(tmp_path / "1.jpg", picture(1))
     with pytest.raises(ValueError, match="is given twice, with the ids 'x' and 'y'"):
         ids(write(tmp_path / "list.csv", b"path,id\n1.jpg,x\n1.jpg,y\n"))
@@ -349,14 +349,14 @@ def test_the_same_picture_twice_in_a_list_is_an_error(tmp_path):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The row of each of seven pictures that was predicted alone."""
+    """The row of each of seven images that was predicted alone."""
     root = tmp_path_factory.mktemp("alone")
     paths = [write(root / f"{index}.jpg", picture(index)) for index in range(7)]
     return [written(Averages(), path, root, columns="probability")[1] for path in paths]
 
 
 @pytest.mark.parametrize("failing", [{0, 1, 2}, {2, 3}, {6}, set(range(7)), set()])
-def test_rows_stay_with_their_pictures_whatever_the_decoder_refuses(tmp_path, alone, failing):
+def test_rows_stay_with_their_images_whatever_the_decoder_refuses(tmp_path, alone, failing):
     for index in range(7):
         write(tmp_path / "in" / f"{index}.jpg", undecodable() if index in failing else picture(index))
     rows = written(Averages(), tmp_path / "in", tmp_path, on_error="report", columns="probability", batch_size=3)
@@ -365,7 +365,7 @@ def test_rows_stay_with_their_pictures_whatever_the_decoder_refuses(tmp_path, al
     assert [row for row in rows[1:] if row[1]] == [alone[index] for index in range(7) if index not in failing]
 
 
-def test_a_picture_that_the_decoder_refuses_is_an_error_that_names_it(folder, tmp_path):
+def test_a_image_that_the_decoder_refuses_is_an_error_that_names_it(folder, tmp_path):
     path = write(folder / "scan.png", undecodable())
     write(tmp_path / "out.csv", b"before")
     with pytest.raises(DataError, match=r"scan\.png: cannot be decoded: .*PNG") as caught:
@@ -496,7 +496,7 @@ def test_pixels_are_those_of_evaluation(folder, tmp_path, resize):
     check_equal_to_evaluation(folder, tmp_path, (16, 24), resize)
 
 
-def test_pixels_of_real_pictures_are_those_of_evaluation(test_data, tmp_path):
+def test_pixels_of_real_images_are_those_of_evaluation(test_data, tmp_path):
     real = sorted((test_data / "jpeg" / "exif_orientation_recurser").glob("*.jpg"))
     real += sorted((test_data / "jpeg").glob("libjpeg_turbo_testimages/testimages/*.jpg"))
     real += sorted((test_data / "cats_dogs" / "test1").glob("1?.jpg"))
@@ -526,7 +526,7 @@ def test_probabilities_are_those_of_evaluation(folder, tmp_path, model_path):
             tolerance = 0 if batch_size == 1 else 1e-5
             np.testing.assert_allclose(table.probabilities.astype(np.float32), expected, rtol=0, atol=tolerance)
             assert sum(summary.counts.values()) == summary.num_rows == len(expected)
-            assert np.ptp(expected[:, 0]) > 0.01  # else any row would do for any picture
+            assert np.ptp(expected[:, 0]) > 0.01  # else any row would do for any image
 
 
 # Data sets
@@ -632,7 +632,7 @@ def test_an_output_never_replaces_a_list_of_paths(folder, tmp_path, several):
     assert table.read_bytes() == f"path\n{folder}/2.jpg\n".encode()
 
 
-def test_two_outputs_have_their_own_lists_of_bad_pictures(folder, tmp_path):
+def test_two_outputs_have_their_own_lists_of_bad_images(folder, tmp_path):
     write(folder / "bad.jpg", b"")
     paths = {predict(Averages(), folder, tmp_path / f"o.{end}", progress=False).rejected_path for end in ("csv", "jsonl")}
     assert paths == {tmp_path / "o.rejected.jsonl", tmp_path / "o.jsonl.rejected.jsonl"}
@@ -640,7 +640,7 @@ def test_two_outputs_have_their_own_lists_of_bad_pictures(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["2.jpg", "link.csv", "sub/../2.jpg"])
-def test_an_output_never_replaces_a_picture(folder, tmp_path, name):
+def test_an_output_never_replaces_a_image(folder, tmp_path, name):
     (folder / "sub").mkdir()
     os.symlink("2.jpg", folder / "link.csv")
     with pytest.raises(ValueError, match="another file than the inputs"):
@@ -740,7 +740,7 @@ def test_on_a_terminal_there_is_a_table(folder, tmp_path, model_path):
 
 
 @pytest.mark.parametrize(("count", "status"), [(0, 1), (1, 0)])
-def test_the_command_fails_where_every_picture_is_bad(tmp_path, count, status):
+def test_the_command_fails_where_every_image_is_bad(tmp_path, count, status):
     model, inputs = write(tmp_path / "model.tflite", b"not asked"), write(tmp_path / "in/a.jpg", b"").parent
     code = f"""
 import sys, types

@@ -108,7 +108,7 @@ def width(text):
     return sum(2 if unicodedata.east_asian_width(letter) in "FW" else 1 for letter in text)
 
 
-TITLES = ["head 7/60", "finetune 10/10", "features of the training pictures, view 3", "评估 训练集 的 图片 特征 " * 4]
+TITLES = ["head 7/60", "finetune 10/10", "features of the training images, view 3", "评估 训练集 的 图片 特征 " * 4]
 
 
 @pytest.mark.parametrize("title", TITLES)

@@ -18,7 +18,7 @@ import pytest
 from conftest import CHECKOUT, write
 from documentation_fixtures import blocks, pages, present
 from test_architecture import requirements
-from transfer_fixtures import CLASS_NAMES, colour_picture
+from transfer_fixtures import CLASS_NAMES, colour_image
 
 pytestmark = pytest.mark.tf
 
@@ -118,9 +118,9 @@ def environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader's folder")
     for class_index, (name, class_name) in enumerate(zip(("bird", "cat", "dog"), CLASS_NAMES, strict=True)):
         for index in range(12):
-            write(folder / "photos" / name / f"{index}.jpg", colour_picture(class_name, 100 * class_index + index, (60, 40)))
-    write(folder / "new_photos" / "1.jpg", colour_picture(CLASS_NAMES[0], 400))
-    write(folder / "new_photos" / "2.png", colour_picture(CLASS_NAMES[1], 401, image_format="PNG"))
+            write(folder / "photos" / name / f"{index}.jpg", colour_image(class_name, 100 * class_index + index, (60, 40)))
+    write(folder / "new_photos" / "1.jpg", colour_image(CLASS_NAMES[0], 400))
+    write(folder / "new_photos" / "2.png", colour_image(CLASS_NAMES[1], 401, image_format="PNG"))
     return Environment(folder)
 
 

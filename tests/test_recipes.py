@@ -94,9 +94,9 @@ recipes = st.builds(
 ).map(lambda recipe: without_what_has_no_effect(recipe))
 
 
-@given(recipe=recipes, num_pictures=st.integers(1, 50_000))
-def test_every_choice_is_made_and_said_and_nothing_else_changes(recipe, num_pictures):
-    done, reasons = complete(recipe, num_pictures, 3)
+@given(recipe=recipes, num_images=st.integers(1, 50_000))
+def test_every_choice_is_made_and_said_and_nothing_else_changes(recipe, num_images):
+    done, reasons = complete(recipe, num_images, 3)
     assert done.mode in MODES
     said = {reason.split("=")[0] for reason in reasons}
     assert len(said) == len(reasons)
@@ -113,10 +113,10 @@ def test_every_choice_is_made_and_said_and_nothing_else_changes(recipe, num_pict
         assert len(reason.split(": ", 1)[1]) > 5
 
 
-@given(recipe=recipes, num_pictures=st.integers(1, 50_000))
-def test_what_is_complete_stays_as_it_is(recipe, num_pictures):
-    done, _ = complete(recipe, num_pictures, 3)
-    assert complete(done, num_pictures, 3) == (done, [])
+@given(recipe=recipes, num_images=st.integers(1, 50_000))
+def test_what_is_complete_stays_as_it_is(recipe, num_images):
+    done, _ = complete(recipe, num_images, 3)
+    assert complete(done, num_images, 3) == (done, [])
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_what_is_complete_stays_as_it_is(recipe, num_pictures):
         ({"mode": "frozen"}, 50, "frozen"),
     ],
 )
-def test_the_mode_that_auto_takes(options, num_pictures, mode):
-    done, reasons = complete(Recipe(**options), num_pictures, 2)
+def test_the_mode_that_auto_takes(options, num_images, mode):
+    done, reasons = complete(Recipe(**options), num_images, 2)
     assert done.mode == mode
     assert any(reason.startswith(f"mode={mode}: ") for reason in reasons) == ("mode" not in options)
 
@@ -148,7 +148,7 @@ def test_only_networks_with_new_weights_or_all_trained_are_augmented_by_themselv
         assert done.train_batch_norm is {"scratch": True, "finetune": False, "full": False}.get(mode)
 
 
-def test_many_pictures_get_few_views():
+def test_many_images_get_few_views():
     found = [complete(Recipe(augment="light"), count, 2)[0].views for count in (100, 1_999, 5_000, 100_000)]
     assert found == sorted(found, reverse=True)
     assert len(set(found)) == 3

@@ -70,13 +70,13 @@ def test_g7_every_row_of_training_is_replayed_bit_for_bit(data_set, given, other
     assert len({epoch for _, epoch in seen}) >= 2
 
 
-def test_one_call_gives_the_same_picture(data_set):
+def test_one_call_gives_the_same_image(data_set):
     rows = list(epochs(data_set, 1, seed=5, image_size=SIZE, first_epoch=2))
     for key, epoch, image in rows[::9]:
         assert (replay(data_set, "train", key.decode(), seed=5, epoch=epoch, image_size=SIZE) == image).all()
 
 
-def test_another_epoch_seed_key_or_preset_gives_another_picture(data_set):
+def test_another_epoch_seed_key_or_preset_gives_another_image(data_set):
     def made(key="rare/0.jpg", **changes):
         return replay(data_set, "train", key, **{"seed": 0, "epoch": 0, "image_size": SIZE, **changes})
 
@@ -101,7 +101,7 @@ def test_mixup_and_cutmix_are_left_out(data_set):
 
 
 @pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
-def test_the_picture_of_evaluation_is_that_of_a_pass_without_training(data_set, resize):
+def test_the_image_of_evaluation_is_that_of_a_pass_without_training(data_set, resize):
     replayer = Replayer(data_set, "train", seed=0, image_size=SIZE, resize=resize)
     data = tfpipe.dataset(data_set, "train", image_size=SIZE, resize=resize, batch_size=None)
     for position, (image, _) in enumerate(data.as_numpy_iterator()):
@@ -139,7 +139,7 @@ def test_wrong_arguments(data_set, changes, message):
 def test_what_is_damaged_is_named(data_set, tmp_path):
     with pytest.raises(FileNotFoundError, match="no manifest here"):
         replay(tmp_path, "train", "cat/1.jpg", seed=0, epoch=0)
-    out = write_data_set(tmp_path / "out", [picture(0), b"no picture"], 1)
+    out = write_data_set(tmp_path / "out", [picture(0), b"no image"], 1)
     shard = out / manifests.load(out).splits["test"].shards[0].file
     with pytest.raises(DataError, match=r"record 1 \(source dog/1.jpg\): cannot be decoded: Unknown image") as error:
         replay(out, "test", "dog/1.jpg", seed=0, epoch=0)

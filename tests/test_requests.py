@@ -259,7 +259,7 @@ def test_grpc_without_its_package_says_what_to_install(monkeypatch):
         (IMAGES, {}, "arrays go to the signature 'image'"),
         (io.BytesIO(FILES[0]), {}, r"must be a list \(got a single BytesIO\)"),
         (bytearray(FILES[0]), {}, r"must be a list \(got a single bytearray\)"),
-        ([None], {}, r"a picture must be a path, the bytes of a file, or a file opened with .* \(got NoneType\)"),
+        ([None], {}, r"an image must be a path, the bytes of a file, or a file opened with .* \(got NoneType\)"),
         ([io.StringIO("a")], {}, r"opened with open\(path, 'rb'\) \(got StringIO\)"),
         ([IMAGES[0], IMAGES[0, :4]], {"signature_name": "image"}, "must have one size"),
     ],

@@ -18,7 +18,7 @@ from tfpipe.prediction.tables import rejected_path
 
 pytestmark = pytest.mark.tf
 
-# 3 + 7 pictures, those that the header gives away and those that only the decoder refuses: batches end anywhere among them.
+# 3 + 7 images, those that the header gives away and those that only the decoder refuses: batches end anywhere among them.
 OPTIONS = {"batch_size": 3, "on_error": "report", "progress": False}
 
 
@@ -67,7 +67,7 @@ def stop(folder, output, last=2, **options):
     return output.with_name(f".{output.name}.partial")
 
 
-def test_these_pictures_are_of_all_kinds(expected):
+def test_these_images_are_of_all_kinds(expected):
     rows, rejected = (content.splitlines() for content in expected["out.csv"])
     assert len(rows) == 1 + 10 + 7
     assert len(rejected) == 3 + 7
@@ -153,7 +153,7 @@ def test_going_on_is_said(folder, tmp_path, caplog):
     stop(folder, tmp_path / "out.csv", 1)
     with caplog.at_level("INFO", "tfpipe"):
         run(Mixing(), folder, tmp_path / "out.csv")
-    assert "goes on after 4 of 17 pictures" in caplog.text
+    assert "goes on after 4 of 17 images" in caplog.text
 
 
 def test_stopped_while_what_is_done_is_read_nothing_is_lost(folder, tmp_path, expected, monkeypatch):

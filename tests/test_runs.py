@@ -293,7 +293,7 @@ def test_without_a_val_split_a_part_is_held_out_and_that_is_said(colours_without
     facts = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
     num_all = tfpipe.load_manifest(colours_without_val).split("train").num_records
     assert facts["num_train"] + facts["num_val"] == num_all
-    assert any(f"no val split: {facts['num_val']} of the {num_all} training pictures are held out" in line for line in lines)
+    assert any(f"no val split: {facts['num_val']} of the {num_all} training images are held out" in line for line in lines)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_a_word(colours, tmp_path):
@@ -398,7 +398,7 @@ def test_two_devices_train_what_one_trains(colours, tmp_path):
     for mode in ("scratch", "finetune"):
         one, two = (weights_of(tmp_path / f"{several}-{mode}") for several in (False, True))
         assert max(np.abs(a - b).max() for a, b in zip(one, two, strict=True)) < 1e-3, mode
-    # The last batch has 9 pictures: the rows that fill it up must not darken BatchNorm's statistics.
+    # The last batch has 9 images: the rows that fill it up must not darken BatchNorm's statistics.
     one, two = (moving_mean(tmp_path / f"{several}-norms") for several in (False, True))
     assert np.abs(one - two).max() < 0.05 * np.abs(one).max()
 
@@ -441,7 +441,7 @@ def test_the_command_says_what_it_does(colours, tmp_path, run_tool):
         (["--weights=nowhere.h5"], "nowhere.h5"),
         (["--backbone=vgg99"], "vgg99"),
         (["--image_size=1x2x3"], "--image_size must be"),
-        (["--mode=bottleneck", "--augment=none,mixup=0.2", "--weights=none"], "mixup and cutmix mix pictures"),
+        (["--mode=bottleneck", "--augment=none,mixup=0.2", "--weights=none"], "mixup and cutmix mix images"),
         (["--unfreeze=block5", "--mode=frozen", "--weights=none"], "unfreeze is of no effect in mode frozen"),
         (["nonsense"], "arguments without a flag"),
     ],

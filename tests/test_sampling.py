@@ -1,4 +1,4 @@
-"""Sampling: the same pixels whichever way a picture is stored, cropped by the decoder, or made smaller by it."""
+"""Sampling: the same pixels whichever way an image is stored, cropped by the decoder, or made smaller by it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def decoded(file: bytes, changes: Changes, size: tuple[int, int], *, orientation
 
 
 def sampled(picture: np.ndarray, changes: Changes, size: tuple[int, int]) -> np.ndarray:
-    """The same of a picture that is decoded as a whole."""
+    """The same of an image that is decoded as a whole."""
     stage = one(staged(changes, size, scaled=False))
     top, left, height, width = stage["window"].numpy()
     return sampling.sample(tf.constant(picture[top : top + height, left : left + width]), size, stage).numpy()
@@ -82,14 +82,14 @@ fractions = st.floats(0, 1)
 
 @st.composite
 def windows(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """A picture's size, and the corner and size of a window on it."""
+    """An image's size, and the corner and size of a window on it."""
     picture = draw(sides), draw(sides)
     window = tuple(draw(st.integers(1, side)) for side in picture)
     corner = tuple(draw(st.integers(0, side - part)) for side, part in zip(picture, window, strict=True))
     return picture, corner, window
 
 
-# Windows and whole pictures
+# Windows and whole images
 
 
 @given(windows(), st.tuples(sides, sides))
@@ -144,7 +144,7 @@ def test_fit_is_resize_image(mode: Resize):
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 5000)), min_size=1, max_size=20), st.tuples(sides, sides))
 @settings(max_examples=50)
-def test_a_window_is_never_outside_the_picture(sources: list[tuple[int, int]], size: tuple[int, int]):
+def test_a_window_is_never_outside_the_image(sources: list[tuple[int, int]], size: tuple[int, int]):
     for mode in RESIZES:
         changes = sampling.fit(tf.constant(sources), size, mode)
         corners, shapes = np.split(changes["window"].numpy(), 2, axis=1)
@@ -167,7 +167,7 @@ INVERSES = {**{orientation: orientation for orientation in range(1, 9)}, 6: 8, 8
 
 
 def stored(picture: np.ndarray, orientation: int) -> np.ndarray:
-    """What `turn_image` makes the picture of."""
+    """What `turn_image` makes the image of."""
     turned = turn_image(tf.constant(picture), INVERSES[orientation]).numpy()
     assert (turn_image(tf.constant(turned), orientation).numpy() == picture).all()
     return turned
@@ -180,7 +180,7 @@ def as_stored(changes: Changes, source: tuple[int, int], orientation: int, size:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @given(windows(), st.tuples(sides, sides))
 @settings(max_examples=15)
-def test_a_turned_picture_is_sampled_where_the_upright_one_is(orientation: int, shape: tuple, size: tuple[int, int]):
+def test_a_turned_image_is_sampled_where_the_upright_one_is(orientation: int, shape: tuple, size: tuple[int, int]):
     source, corner, window = shape
     picture, changes = made(*source), cropped(corner, window)
     turned_changes, turned = as_stored(changes, source, orientation, size), stored(picture, orientation)
@@ -194,7 +194,7 @@ def test_a_turned_picture_is_sampled_where_the_upright_one_is(orientation: int, 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", RESIZES)
-def test_a_turned_picture_is_fitted_as_the_upright_one(orientation: int, mode: Resize):
+def test_a_turned_image_is_fitted_as_the_upright_one(orientation: int, mode: Resize):
     for source, size in [((37, 60), (24, 31)), ((60, 37), (31, 24)), ((5, 9), (40, 40)), ((3, 333), (20, 31))]:
         picture, changes = made(*source), sampling.fit(tf.constant([source]), size, mode)
         file, turned = encoded(stored(picture, orientation), "PNG"), as_stored(changes, source, orientation, size)
@@ -210,7 +210,7 @@ def test_each_orientation_is_another_window():
 
 
 @pytest.mark.parametrize("mode", ["", *RESIZES])
-def test_many_pictures_at_once_are_each_alone(mode: str):
+def test_many_images_at_once_are_each_alone(mode: str):
     random = np.random.default_rng(0)
     sources = random.integers(20, 900, (64, 2))
     shapes = np.maximum(1, sources // random.integers(1, 9, (64, 1)))
@@ -284,7 +284,7 @@ def test_a_windows_ends_are_rounded_to_the_nearest_of_the_decoders_pixels():
 
 
 def test_the_ratio_is_that_of_the_result_as_it_is_stored():
-    # 400 x 200 of a picture that lies on its side become 200 x 100, not 100 x 200.
+    # 400 x 200 of an image that lies on its side become 200 x 100, not 100 x 200.
     changes, size = cropped((0, 0), (200, 400)), (200, 100)
     assert staged(changes, size, orientation=6)["decoder"].numpy().tolist() == [1]
     assert staged(changes, size, orientation=1)["decoder"].numpy().tolist() == [0]
@@ -292,7 +292,7 @@ def test_the_ratio_is_that_of_the_result_as_it_is_stored():
 
 @given(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), st.tuples(sides, sides), st.sampled_from(RESIZES))
 @settings(max_examples=60)
-def test_the_decoders_window_of_a_whole_picture_leaves_nothing_out(
+def test_the_decoders_window_of_a_whole_image_leaves_nothing_out(
     source: tuple[int, int], size: tuple[int, int], mode: Resize
 ):
     changes = sampling.fit(tf.constant([source]), size, mode)
@@ -366,7 +366,7 @@ def test_without_scaling_only_what_is_decoded_changes(shape: tuple, size: tuple[
 
 
 @pytest.mark.parametrize("kind", ["4:4:4", "4:2:0", "PNG"])
-def test_a_window_beyond_the_picture_and_damaged_bytes_raise(kind: str):
+def test_a_window_beyond_the_image_and_damaged_bytes_raise(kind: str):
     file, decoder = encoded(made(40, 30), kind), tf.constant(len(sampling.RATIOS) if kind == "PNG" else 0)
     inside = staged(cropped((0, 0), (40, 30)), (40, 30), png=kind == "PNG", scaled=False)
     assert sampling.decode_window(file, inside["window"][0], decoder, scaled=False).shape == (40, 30, 3)
@@ -384,7 +384,7 @@ def test_a_window_beyond_the_picture_and_damaged_bytes_raise(kind: str):
 
 
 def scaled_differences(file: bytes, size: tuple[int, int], ratio: int, *, shift: int = 0) -> list[float]:
-    """Mean differences of what the decoder made smaller from the same part of the picture, averaged, for three windows."""
+    """Mean differences of what the decoder made smaller from the same part of the image, averaged, for three windows."""
     picture, means = decode_image(file).numpy(), []
     height, width = picture.shape[:2]
     window = [min(int(side * 1.3) * ratio, have // ratio * ratio) for side, have in zip(size, (height, width), strict=True)]

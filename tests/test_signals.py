@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import CHECKOUT
-from evaluation_fixtures import build_pictures, make_classifier
+from evaluation_fixtures import build_images, make_classifier
 from transfer_fixtures import colours
 
 from tfpipe.models import classifiers
@@ -24,20 +24,20 @@ pytestmark = [
 
 __all__ = ["colours"]  # a fixture
 
-NUM_PICTURES = {"cat": 200, "dog": 200}
+NUM_IMAGES = {"cat": 200, "dog": 200}
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
-    build_pictures(root, {"test": NUM_PICTURES}, class_names=list(NUM_PICTURES))
+    build_images(root, {"test": NUM_IMAGES}, class_names=list(NUM_IMAGES))
     return root / "shards"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.keras"
-    make_classifier(list(NUM_PICTURES)).model.save(path)
+    make_classifier(list(NUM_IMAGES)).model.save(path)
     return path
 
 

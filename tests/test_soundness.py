@@ -1,4 +1,4 @@
-"""A model that gives no numbers for some pictures: every way out of it says so, and of which, or that they are not valid."""
+"""A model that gives no numbers for some images: every way out of it says so, and of which, or that they are not valid."""
 
 import logging
 
@@ -30,7 +30,7 @@ def dark(seed):
 
 
 def make_spoiled():
-    """A classifier with a channel that is infinite where a picture is white, and counts for nothing elsewhere."""
+    """A classifier with a channel that is infinite where an image is white, and counts for nothing elsewhere."""
     classifier = make_classifier(["cat", "dog"], SIDE, pooling="max")
     kernel, bias = (weight.numpy() for weight in classifier.trunk.weights)
     kernel[..., 0] = 0
@@ -50,7 +50,7 @@ def spoiled():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """train: all sound; val and test: the second picture is white."""
+    """train: all sound; val and test: the second image is white."""
     pictures = {"train": [jpeg(dark(seed)) for seed in range(4)]}
     pictures |= {split: [jpeg(dark(50)), jpeg(WHITE), *map(jpeg, map(dark, range(51, 54)))] for split in ("val", "test")}
     return write_splits(tmp_path_factory.mktemp("spoiled"), pictures)
@@ -85,7 +85,7 @@ def model_of(spoiled, export, name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_load_names_the_picture_and_answers_the_others(export, spoiled, files, name):
+def test_load_names_the_image_and_answers_the_others(export, spoiled, files, name):
     model = model_of(spoiled, export, name)
     paths = [str(files / name) for name in ("dark.jpg", "white.jpg", "other.jpg")]
     with pytest.raises(DataError, match=f"^model [0-9a-f]{{12}}: its probabilities of '{paths[1]}' are not numbers in 0"):
@@ -109,7 +109,7 @@ OUT = {
 
 @pytest.mark.parametrize("out", OUT)
 @pytest.mark.parametrize("name", ["run", "saved_model"])
-def test_every_way_out_raises_and_names_the_picture(spoiled, export, data, files, tmp_path, out, name):
+def test_every_way_out_raises_and_names_the_image(spoiled, export, data, files, tmp_path, out, name):
     with pytest.raises(DataError, match=r"^model [0-9a-f]{12}: its probabilities of '\S*(white|1)\.jpg' are not numbers"):
         OUT[out](model_of(spoiled, export, name), data, files, tmp_path)
     assert not any(path.suffix in (".csv", ".json", ".html") for path in tmp_path.iterdir())
@@ -127,7 +127,7 @@ def test_a_table_that_is_no_probabilities_is_not_calibrated():
             act(table)
 
 
-def test_the_page_says_it_of_the_picture_alone(spoiled, export, files):
+def test_the_page_says_it_of_the_image_alone(spoiled, export, files):
     for predictor in (spoiled, tfpipe.load(export[0].folder / "saved_model").predictor):
         answers = Answers(predictor)
         uploads = [Upload(name, str(files / name)) for name in ("dark.jpg", "white.jpg", "other.jpg")]
@@ -140,7 +140,7 @@ def test_the_page_says_it_of_the_picture_alone(spoiled, export, files):
         assert not isinstance(answers.answer(uploads[0].path), RejectedImage)
 
 
-def test_training_pictures_without_features_are_said(spoiled, data):
+def test_training_images_without_features_are_said(spoiled, data):
     assert len(feature_index.collect(spoiled, data, "train", progress=False).keys) == 4
     with pytest.raises(DataError, match=r"features of 'test/1.jpg' are not finite"):
         feature_index.collect(spoiled, data, "test", progress=False)
@@ -159,8 +159,8 @@ def test_heat_is_all_zeros_where_there_are_no_numbers(spoiled):
 
 
 @arithmetic.exact()
-def test_in_an_export_such_a_picture_is_not_valid_and_the_others_keep_their_bits(spoiled, export):
-    contents = [jpeg(dark(1)), jpeg(WHITE), b"no picture", jpeg(dark(2))]
+def test_in_an_export_such_a_image_is_not_valid_and_the_others_keep_their_bits(spoiled, export):
+    contents = [jpeg(dark(1)), jpeg(WHITE), b"no image", jpeg(dark(2))]
     served = tf.saved_model.load(str(export[0].folder / "saved_model"))
     found = [{key: value.numpy() for key, value in served.signatures["serving_default"](tf.constant(contents)).items()}]
     found.append(tfpipe.load_frozen(export[0].folder / "frozen_bytes.pb")(contents))
@@ -189,14 +189,14 @@ def test_a_frozen_graph_of_pixels_raises(export):
     assert are_probabilities(frozen(dark(1)[np.newaxis])["probabilities"]).all()
 
 
-def test_an_export_is_compared_on_the_rest_and_says_which_picture_fails(export):
+def test_an_export_is_compared_on_the_rest_and_says_which_image_fails(export):
     done, warned = export
     assert any("val/1.jpg" in line and "not valid" in line for line in warned)
     exact = [row for row in done.parity if row.artefact in ("saved_model", "frozen_bytes.pb", "frozen_image.pb")]
     assert {row.difference for row in exact if row.device == "CPU"} == {0}
 
 
-def test_a_model_that_fails_at_most_pictures_is_not_exported(tmp_path, monkeypatch):
+def test_a_model_that_fails_at_most_images_is_not_exported(tmp_path, monkeypatch):
     monkeypatch.setattr(parity, "_ask", parity_process.answer)
     broken = make_classifier(["cat", "dog"], SIDE)
     broken.model.get_layer("logits").bias.assign([np.nan] * 2)

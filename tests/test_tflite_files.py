@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from evaluation_fixtures import CLASS_NAMES, make_classifier
-from format_fixtures import SIZE, SPECIFICATION, as_function, draw_pictures, make_graph, written
+from format_fixtures import SIZE, SPECIFICATION, as_function, draw_images, make_graph, written
 
 from tfpipe.common.errors import DataError
 from tfpipe.exporting import half_precision
@@ -64,32 +64,32 @@ def text_at(data, place):
 def test_batches_of_any_size_after_each_other_get_the_answers_of_the_graph(answer, path):
     model = tflite_files.open_tflite(path)
     for number in (2, 5, 1, 5, 3):
-        images = draw_pictures(number, number)
+        images = draw_images(number, number)
         found = model.predict(images)
         assert (found.dtype, found.shape) == (np.float32, (number, len(CLASS_NAMES)))
         assert np.abs(found - answer(images)).max() < 1e-6
-    assert np.ptp(answer(draw_pictures(9)), axis=0).max() > 0.1  # answers differ, or the comparison would say nothing
+    assert np.ptp(answer(draw_images(9)), axis=0).max() > 0.1  # answers differ, or the comparison would say nothing
 
 
 def test_an_empty_batch_gets_no_answers(path):
     """Asked for one, the interpreter refuses or ends the process, as the model is."""
     model = tflite_files.open_tflite(path)
     model.run._ask = None
-    assert model.predict(draw_pictures(0)).shape == (0, len(CLASS_NAMES))
+    assert model.predict(draw_images(0)).shape == (0, len(CLASS_NAMES))
 
 
 def test_a_classifier_answers_as_in_keras(tmp_path):
     classifier, specification = make_classifier(), dataclasses.replace(SPECIFICATION, image_size=(8, 8))
     frozen = frozen_graph.freeze_images(classifier, specification, to_convert=True)
     file = written(tmp_path / "model.tflite", tflite_files.convert(frozen, specification, dynamic_range=False))
-    images = draw_pictures(4, size=(8, 8))
+    images = draw_images(4, size=(8, 8))
     assert np.abs(tflite_files.open_tflite(file).predict(images) - classifier.predict(images)).max() < 1e-5
 
 
 def test_threads_take_turns(answer, path):
     """The interpreter has one set of buffers."""
     model = tflite_files.open_tflite(path)
-    batches = [draw_pictures(1 + index % 3, index) for index in range(8)]
+    batches = [draw_images(1 + index % 3, index) for index in range(8)]
     ask, inside = model.run._ask, []
 
     def watched(image):
@@ -106,8 +106,8 @@ def test_threads_take_turns(answer, path):
     assert all(np.abs(found[index] - answer(images)).max() < 1e-6 for index, images in enumerate(batches))
 
 
-@pytest.mark.parametrize("images", [draw_pictures(2).astype(np.float32), draw_pictures(2)[:, :-1], draw_pictures(2)[0]])
-def test_what_is_no_batch_of_pictures_is_refused(path, images):
+@pytest.mark.parametrize("images", [draw_images(2).astype(np.float32), draw_images(2)[:, :-1], draw_images(2)[0]])
+def test_what_is_no_batch_of_images_is_refused(path, images):
     with pytest.raises(ValueError, match=r"images must be uint8 \[B, 12, 10, 3\] \(got .*\)"):
         tflite_files.open_tflite(path).predict(images)
 
@@ -183,7 +183,7 @@ def test_smaller_numbers_answer_nearly_alike(graph, answer, path, tmp_path, kind
     assert wanted in stored_types(data)
     assert wanted not in stored_types(path.read_bytes())
     model = tflite_files.open_tflite(written(tmp_path / "model.tflite", data))
-    images = draw_pictures(6)
+    images = draw_images(6)
     difference = np.abs(model.predict(images) - answer(images)).max()
     assert 0 < difference < error
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.tf
 
 SIZE = (8, 8)
 NUM_RECORDS = 23
-PICTURES = [picture(number) for number in range(NUM_RECORDS)]
+IMAGES = [picture(number) for number in range(NUM_RECORDS)]
 KEYS = sorted(f"{CLASS_NAMES[number % 3]}/{number}.jpg" for number in range(NUM_RECORDS))
 MIXED = dataclasses.replace(PRESETS["light"], mixup=0.4, cutmix=1.0)
 
@@ -40,7 +40,7 @@ Batch = dict[str, np.ndarray]
 
 @functools.cache
 def written(folder: Path, num_shards: int) -> Path:
-    return write_data_set(folder / f"shards-{num_shards}", PICTURES, num_shards, "train")
+    return write_data_set(folder / f"shards-{num_shards}", IMAGES, num_shards, "train")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def contents(batches: list[Batch]) -> list[tuple]:
 
 
 def pictures(batches: list[Batch], name: str = "image") -> dict[tuple[str, int], bytes]:
-    """The picture of each key and epoch, wherever it stands."""
+    """The image of each key and epoch, wherever it stands."""
     found = {}
     for batch in batches:
         for values in zip(batch["key"], batch["epoch"], batch["mask"], batch[name], strict=True):
@@ -124,13 +124,13 @@ def test_g6_equal_seeds_are_equal_and_others_differ(data_set: Path, whole: list[
         assert sum(mine[key, 0] == theirs[key, epoch] for key, _ in mine) <= 2
 
 
-def test_g7_a_picture_is_another_one_every_epoch(whole: list[list[Batch]]):
+def test_g7_a_image_is_another_one_every_epoch(whole: list[list[Batch]]):
     first, second, third = (pictures(batches) for batches in whole)
     assert sum(first[key, 0] == second[key, 1] for key, _ in first) <= 2
     assert sum(second[key, 1] == third[key, 2] for key, _ in second) <= 2
 
 
-def test_without_augmentation_pictures_are_those_of_a_single_pass(data_set: Path):
+def test_without_augmentation_images_are_those_of_a_single_pass(data_set: Path):
     (batches,) = epochs(training(data_set, augment="none", scaled_decode=False), 1)
     single = list(dataset(data_set, "train", image_size=SIZE, as_dict=True).as_numpy_iterator())
     expected = dict(zip(single[0]["key"], single[0]["image"], strict=True))
@@ -200,7 +200,7 @@ def test_g8_epoch_ninety_is_the_ninetieth(data_set: Path, whole: list[list[Batch
     assert keys(late) not in [keys(batches) for batches in whole]
 
 
-# On what a picture does not depend
+# On what an image does not depend
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_g5_a_step_of_all_readers_is_a_step_of_one(data_set: Path):
 
 
 def test_more_readers_than_records(tmp_path: Path):
-    data_set = write_data_set(tmp_path / "shards", PICTURES[:2], 1, "train")
+    data_set = write_data_set(tmp_path / "shards", IMAGES[:2], 1, "train")
     lengths, found = [], []
     for index in range(4):
         data = training(data_set, shard=(index, 4), augment="none")
@@ -338,7 +338,7 @@ def test_augmentation_leaves_blank_rows_black(data_set: Path):
 
 
 class Recorder(keras.Model):
-    """Writes down the labels' pictures of every batch of every epoch."""
+    """Writes down the labels' images of every batch of every epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -370,7 +370,7 @@ class Epochs(keras.callbacks.Callback):
 def fit(
     data: tf.data.Dataset, num_epochs: int, *, built: bool = True, at_once: int = 1, **options: object
 ) -> list[list[bytes]]:
-    """The pictures that a model sees in each epoch of `fit`."""
+    """The images that a model sees in each epoch of `fit`."""
     model = Recorder()
     if built:
         model.build((None, *SIZE, 3))
@@ -385,7 +385,7 @@ def images(whole: list[list[Batch]]) -> list[list[bytes]]:
     return [[image.tobytes() for batch in batches for image in batch["image"]] for batches in whole]
 
 
-def test_g6_fit_sees_every_picture_every_epoch_in_another_order(data_set: Path, whole: list[list[Batch]]):
+def test_g6_fit_sees_every_image_every_epoch_in_another_order(data_set: Path, whole: list[list[Batch]]):
     assert fit(training(data_set, as_dict=False), 3) == images(whole)
 
 
@@ -467,7 +467,7 @@ def test_g5_chosen_classes_in_a_single_pass(data_set: Path):
 
 @pytest.mark.parametrize("options", [{}, {"training": True}])
 def test_g5_a_chosen_class_without_records_gives_none(tmp_path: Path, options: dict):
-    data_set = write_data_set(tmp_path / "shards", PICTURES[:2], 1, "train")  # no owl
+    data_set = write_data_set(tmp_path / "shards", IMAGES[:2], 1, "train")  # no owl
     assert list(dataset(data_set, "train", image_size=SIZE, class_names=["owl"], **options)) == []
 
 
@@ -506,7 +506,7 @@ def test_g8_balanced_goes_on_as_if_never_stopped(data_set: Path):
 
 
 def test_balanced_needs_records_of_every_class(tmp_path: Path):
-    data_set = write_data_set(tmp_path / "shards", PICTURES[:2], 1, "train")
+    data_set = write_data_set(tmp_path / "shards", IMAGES[:2], 1, "train")
     with pytest.raises(ValueError, match=re.escape("balanced needs records of every class; there are none of: owl")):
         dataset(data_set, "train", training=True, balanced=True)
     (batches,) = epochs(training(data_set, balanced=True, class_names=["dog", "cat"]), 1)
@@ -564,8 +564,8 @@ UNCROPPED = Augmentation(horizontal_flip=0.5, mixup=0.4, cutmix=1.0)
         (11, {"augment": UNCROPPED}),
     ],
 )
-def test_g3_a_damaged_picture_is_named_and_nothing_follows(tmp_path: Path, bad: int, options: dict):
-    files = [damaged(jpeg) if number == bad else jpeg for number, jpeg in enumerate(PICTURES)]
+def test_g3_a_damaged_image_is_named_and_nothing_follows(tmp_path: Path, bad: int, options: dict):
+    files = [damaged(jpeg) if number == bad else jpeg for number, jpeg in enumerate(IMAGES)]
     before, errors = failures(training(write_data_set(tmp_path / "shards", files, 3, "train"), **options))
     shard, name = int(np.searchsorted([7, 15], bad, side="right")), f"{CLASS_NAMES[bad % 3]}/{bad}.jpg"
     assert re.search(f"{manifest.shard_file('pets', 'train', shard, 3)}: at byte .*source {name}.*cannot be decoded", errors[0])
@@ -575,7 +575,7 @@ def test_g3_a_damaged_picture_is_named_and_nothing_follows(tmp_path: Path, bad: 
 
 @pytest.mark.parametrize(("bad", "options"), [(0, {}), (11, {"read_block": 2}), (NUM_RECORDS - 1, {"first_epoch": 1})])
 def test_g3_a_damaged_record_is_named_and_nothing_follows(tmp_path: Path, bad: int, options: dict):
-    data_set = write_data_set(tmp_path / "shards", PICTURES, 3, "train")
+    data_set = write_data_set(tmp_path / "shards", IMAGES, 3, "train")
     path = corrupt(data_set, bad)
     before, errors = failures(training(data_set, **options))
     assert f"{path}: at byte" in errors[0]
@@ -583,16 +583,16 @@ def test_g3_a_damaged_record_is_named_and_nothing_follows(tmp_path: Path, bad: i
     assert len(before) + len(errors) == 4
 
 
-def test_g3_a_damaged_picture_is_named_once_its_end_is_decoded(tmp_path: Path):
+def test_g3_a_damaged_image_is_named_once_its_end_is_decoded(tmp_path: Path):
     # A crop that ends above is decoded without a word: the decoder stops at the crop's last row (see the known limits).
-    files = [damaged(jpeg) for jpeg in PICTURES]
+    files = [damaged(jpeg) for jpeg in IMAGES]
     data_set = write_data_set(tmp_path / "shards", files, 3, "train")
     with pytest.raises(tf.errors.InvalidArgumentError, match="cannot be decoded"):
         next(iter(training(data_set, batch_size=1, first_epoch=1, augment="none")))
 
 
 def test_g3_a_resumed_run_comes_to_the_damage_too(tmp_path: Path, whole: list[list[Batch]]):
-    data_set = write_data_set(tmp_path / "shards", PICTURES, 3, "train")
+    data_set = write_data_set(tmp_path / "shards", IMAGES, 3, "train")
     last = whole[0][-1]["key"][-1].decode()
     corrupt(data_set, int(re.findall(r"\d+", last)[0]))
     iterator = training(data_set, first_step=2).as_numpy_iterator()
@@ -600,8 +600,8 @@ def test_g3_a_resumed_run_comes_to_the_damage_too(tmp_path: Path, whole: list[li
         list(iterator)
 
 
-def test_g3_the_partner_of_a_mixed_picture_is_named_too(tmp_path: Path):
-    harmed = write_data_set(tmp_path / "shards", PICTURES, 3, "train")
+def test_g3_the_partner_of_a_mixed_image_is_named_too(tmp_path: Path):
+    harmed = write_data_set(tmp_path / "shards", IMAGES, 3, "train")
     options = {"batch_size": 12, "augment": MIXED, "shard": (1, 2)}
     read = positions(Loader(harmed, "train", Options(training=True, **options)))
     number = next(position for position in read[12:] if position not in read[:12])
@@ -612,7 +612,7 @@ def test_g3_the_partner_of_a_mixed_picture_is_named_too(tmp_path: Path):
 
 
 def test_g3_fit_shows_the_name(tmp_path: Path):
-    data_set = write_data_set(tmp_path / "shards", PICTURES, 3, "train")
+    data_set = write_data_set(tmp_path / "shards", IMAGES, 3, "train")
     corrupt(data_set, 11)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"source owl/11\.jpg"):
         fit(training(data_set, as_dict=False), 1)
@@ -648,12 +648,12 @@ def test_g8_mixing_goes_on_as_if_never_stopped(data_set: Path, mixed: dict, name
 
 
 @pytest.mark.parametrize("of", ["seed", "epoch", "step"])
-def test_g7_how_pictures_are_mixed_depends_on_seed_epoch_and_step(of: str):
+def test_g7_how_images_are_mixed_depends_on_seed_epoch_and_step(of: str):
     black, white = np.zeros((1, *SIZE, 3), np.uint8), np.full((1, *SIZE, 3), 255, np.uint8)
     labels = np.eye(2, dtype=np.float32)
 
     def mixed(number: int) -> tuple[bool, float]:
-        """Whether the picture was pasted, and its share."""
+        """Whether the image was pasted, and its share."""
         place = {"seed": 5, "epoch": tf.constant(5, tf.int64), "step": tf.constant(5, tf.int64)}
         place[of] = number if of == "seed" else tf.constant(number, tf.int64)
         image, label = mix(black, labels[:1], white, labels[1:], mixup=1.0, cutmix=1.0, **place)
@@ -684,7 +684,7 @@ def test_mixed_labels_are_probabilities_with_most_of_some_class(mixed: dict, nam
     assert ((labels > 0).sum(1) == 2).any()  # something was mixed
 
 
-def test_mixup_adds_pictures_in_the_shares_of_their_labels(data_set: Path, mixed: dict):
+def test_mixup_adds_images_in_the_shares_of_their_labels(data_set: Path, mixed: dict):
     plain = next(epochs(training(data_set, batch_size=6, augment=Augmentation(crop=0.5)), 1))
     for batch, alone in zip(mixed["mixup"][0], plain, strict=True):
         assert batch["key"].tolist() == alone["key"].tolist()
@@ -804,7 +804,7 @@ def test_numbers_of_numpy_are_taken(data_set: Path, whole: list[list[Batch]]):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
-def test_pictures_whose_shorter_side_alone_is_small_are_scaled_in_one_way(tmp_path: Path, resize: str, training: bool):
+def test_images_whose_shorter_side_alone_is_small_are_scaled_in_one_way(tmp_path: Path, resize: str, training: bool):
     # Enough for "pad" to take the decoder's half size, not for the others: who decodes must choose as who places does.
     for number in range(3):
         path = tmp_path / "photos" / "a" / f"{number}.jpg"
@@ -828,7 +828,7 @@ def test_pictures_whose_shorter_side_alone_is_small_are_scaled_in_one_way(tmp_pa
 def test_a_batch_larger_than_the_split_holds_no_more_than_that(data_set: Path, options: dict):
     data = dataset(data_set, "train", batch_size=1 << 40, image_size=SIZE, **options)
     (batch,) = data.as_numpy_iterator()
-    assert len(batch[0]) == -(-len(PICTURES) // options.get("shard", (0, 1))[1])
+    assert len(batch[0]) == -(-len(IMAGES) // options.get("shard", (0, 1))[1])
 
 
 def test_numbers_of_numpy_are_taken_whatever_their_width(data_set: Path):

@@ -145,13 +145,13 @@ def test_a_cut_file(tmp_path, name):
 
 
 def test_not_a_file_of_weights(tmp_path):
-    (tmp_path / "picture.h5").write_bytes(b"\xff\xd8\xff\xe0 a picture")
+    (tmp_path / "image.h5").write_bytes(b"\xff\xd8\xff\xe0 an image")
     with h5py.File(tmp_path / "table.h5", "w") as file:
         file["images"] = np.zeros(3)
     with h5py.File(tmp_path / "lost.h5", "w") as file:
         file.attrs["layer_names"] = [b"conv0"]
-    with pytest.raises(DataError, match=r"picture.h5: cannot be read as HDF5"):
-        weight_files.load(chain(4), tmp_path / "picture.h5")
+    with pytest.raises(DataError, match=r"image.h5: cannot be read as HDF5"):
+        weight_files.load(chain(4), tmp_path / "image.h5")
     with pytest.raises(DataError, match=r"table.h5: .*holds images"):
         weight_files.load(chain(4), tmp_path / "table.h5")
     with pytest.raises(DataError, match=r"lost.h5: .*conv0"):

@@ -10,7 +10,7 @@ from tfpipe.networks import arithmetic
 
 pytestmark = pytest.mark.tf
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3), dtype=np.uint8)
 NAMES = ("cat", "dog", "小 猫")
 
 
@@ -33,23 +33,23 @@ def test_wrapped_it_says_what_it_said():
     plain = network()
     wrapped = wrap(plain, class_names=NAMES)
     with arithmetic.exact(), tf.device("/CPU:0"):
-        np.testing.assert_array_equal(wrapped.predict(PICTURES), plain(PICTURES.astype(np.float32), training=False))
-        expected = plain(PICTURES / np.float32(127.5) - 1)
+        np.testing.assert_array_equal(wrapped.predict(IMAGES), plain(IMAGES.astype(np.float32), training=False))
+        expected = plain(IMAGES / np.float32(127.5) - 1)
     assert wrapped.class_names == NAMES
     scaled = wrap(plain, class_names=NAMES, preprocessing="tf")
-    np.testing.assert_allclose(scaled.predict(PICTURES), expected, atol=1e-6)
-    assert abs(scaled.predict(PICTURES) - wrapped.predict(PICTURES)).max() > 0.01
+    np.testing.assert_allclose(scaled.predict(IMAGES), expected, atol=1e-6)
+    assert abs(scaled.predict(IMAGES) - wrapped.predict(IMAGES)).max() > 0.01
 
 
 def test_dropout_is_off_even_in_training():
     wrapped = wrap(network(), class_names=NAMES)
-    np.testing.assert_array_equal(wrapped.model(PICTURES, training=True), wrapped.model(PICTURES, training=False))
+    np.testing.assert_array_equal(wrapped.model(IMAGES, training=True), wrapped.model(IMAGES, training=False))
 
 
 def test_features_are_what_goes_into_the_last_dense_layer():
     plain = network()
-    found = wrap(plain, class_names=NAMES).network(PICTURES)
-    pooled = keras.Model(plain.inputs, plain.layers[2].output)(PICTURES.astype(np.float32), training=False)
+    found = wrap(plain, class_names=NAMES).network(IMAGES)
+    pooled = keras.Model(plain.inputs, plain.layers[2].output)(IMAGES.astype(np.float32), training=False)
     np.testing.assert_allclose(found["features"], pooled, atol=1e-4)
     assert found["probabilities"].shape == (3, 3)
 
@@ -65,33 +65,33 @@ def test_a_model_that_is_no_graph_has_no_features_and_answers_all_the_same():
 
     wrapped = wrap(Own(), class_names=NAMES, image_size=(12, 12))
     assert not wrapped.has_features
-    np.testing.assert_array_equal(wrapped.predict(PICTURES), network()(PICTURES.astype(np.float32), training=False))
+    np.testing.assert_array_equal(wrapped.predict(IMAGES), network()(IMAGES.astype(np.float32), training=False))
 
 
 def test_logits_become_probabilities_and_one_sigmoid_two_of_them():
     logits = wrap(network(None), class_names=NAMES, outputs="logits", preprocessing="unit")
-    np.testing.assert_allclose(logits.predict(PICTURES).sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(logits.predict(IMAGES).sum(axis=1), 1, atol=1e-6)
     plain = network("sigmoid", 1)
-    found = wrap(plain, class_names=("no", "yes"), preprocessing="unit").predict(PICTURES)
-    yes = np.asarray(plain(PICTURES / np.float32(255), training=False))
+    found = wrap(plain, class_names=("no", "yes"), preprocessing="unit").predict(IMAGES)
+    yes = np.asarray(plain(IMAGES / np.float32(255), training=False))
     np.testing.assert_allclose(found, np.concatenate([1 - yes, yes], axis=1), atol=1e-6)
 
 
 def test_one_logit_is_that_of_the_second_class():
     plain = network(None, 1)
-    found = wrap(plain, class_names=("no", "yes"), outputs="logits", preprocessing="unit").predict(PICTURES)
-    yes = 1 / (1 + np.exp(-np.asarray(plain(PICTURES / np.float32(255), training=False), np.float64)))
+    found = wrap(plain, class_names=("no", "yes"), outputs="logits", preprocessing="unit").predict(IMAGES)
+    yes = 1 / (1 + np.exp(-np.asarray(plain(IMAGES / np.float32(255), training=False), np.float64)))
     np.testing.assert_allclose(found, np.concatenate([1 - yes, yes], axis=1), atol=1e-6)
 
 
 @pytest.mark.parametrize("inside", [lambda model: model, lambda model: keras.Sequential([keras.Input((12, 12, 3)), model])])
 def test_what_a_layer_without_activation_says_is_not_guessed(inside):
-    # For noise it is between 0 and 1, like a probability; for a picture it need not be.
+    # For noise it is between 0 and 1, like a probability; for an image it need not be.
     plain = network(None, 1)
     plain.layers[-1].set_weights([np.zeros((4, 1)), np.full(1, 0.5)])
     with pytest.raises(ValueError, match="has no activation; say outputs=logits if a sigmoid is missing"):
         wrap(inside(plain), class_names=("no", "yes"))
-    assert wrap(inside(plain), class_names=("no", "yes"), outputs="sigmoid").predict(PICTURES)[0, 1] == 0.5
+    assert wrap(inside(plain), class_names=("no", "yes"), outputs="sigmoid").predict(IMAGES)[0, 1] == 0.5
 
 
 def with_behind(layer, last, columns):
@@ -107,7 +107,7 @@ CAST = keras.layers.Activation("linear", dtype="float32")  # as mixed precision 
 def test_what_passes_numbers_on_hides_nothing(layer):
     for last, columns, names in (("sigmoid", 1, NAMES[:2]), ("softmax", 3, NAMES)):
         plain = with_behind(layer, last, columns)
-        assert wrap(plain, class_names=names, preprocessing="unit").predict(PICTURES).shape == (3, len(names))
+        assert wrap(plain, class_names=names, preprocessing="unit").predict(IMAGES).shape == (3, len(names))
     with pytest.raises(ValueError, match="has no activation; say outputs=logits if a sigmoid"):
         wrap(with_behind(layer, None, 1), class_names=NAMES[:2])
     with pytest.raises(ValueError, match="probabilities already, of a sigmoid"):
@@ -118,9 +118,9 @@ def test_one_column_of_which_nothing_tells_what_it_is_has_to_be_named():
     scaled = with_behind(keras.layers.Rescaling(0.1), None, 1)
     with pytest.raises(ValueError, match="say outputs=sigmoid or outputs=logits"):
         wrap(scaled, class_names=NAMES[:2])
-    assert wrap(scaled, class_names=NAMES[:2], outputs="logits").predict(PICTURES).shape == (3, 2)
+    assert wrap(scaled, class_names=NAMES[:2], outputs="logits").predict(IMAGES).shape == (3, 2)
     by_operation = with_behind(keras.ops.sigmoid, None, 1)
-    assert wrap(by_operation, class_names=NAMES[:2]).predict(PICTURES).shape == (3, 2)
+    assert wrap(by_operation, class_names=NAMES[:2]).predict(IMAGES).shape == (3, 2)
 
 
 def test_an_activation_that_is_used_twice_counts_where_it_is_last():
@@ -128,7 +128,7 @@ def test_an_activation_that_is_used_twice_counts_where_it_is_last():
     given = keras.Input((12, 12, 3))
     attended = softmax(keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(given)))
     twice = keras.Model(given, softmax(keras.layers.Dense(3)(attended)))
-    assert wrap(twice, class_names=NAMES).predict(PICTURES).shape == (3, 3)
+    assert wrap(twice, class_names=NAMES).predict(IMAGES).shape == (3, 3)
 
 
 @pytest.mark.parametrize("names", [{"dog": 1, "cat": 0, "小 猫": 2}, set(NAMES), dict.fromkeys(NAMES).keys(), 3])
@@ -151,7 +151,7 @@ def test_what_was_wrapped_is_saved_and_loaded(tmp_path):
     wrapped.model.save(tmp_path / "model.keras")
     again = opening.load(tmp_path / "model.keras")
     assert (again.sha256, again.class_names, again.resize) == (wrapped.sha256, ("no", "yes"), "pad")
-    np.testing.assert_array_equal(again.predict(PICTURES), wrapped.predict(PICTURES))
+    np.testing.assert_array_equal(again.predict(IMAGES), wrapped.predict(IMAGES))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_refused(model, options, message):
 
 
 def several(outputs=2, inputs=1):
-    given = [keras.Input((12, 12, 3), name=f"picture_{index}") for index in range(inputs)]
+    given = [keras.Input((12, 12, 3), name=f"image_{index}") for index in range(inputs)]
     pooled = keras.layers.GlobalAveragePooling2D()(sum(given) if inputs > 1 else given[0])
     heads = [keras.layers.Dense(3, activation="softmax", name=name)(pooled) for name in ("colour", "species")[:outputs]]
     return keras.Model(given, heads)
@@ -205,14 +205,14 @@ class Spoiled(keras.layers.Layer):
     ("model", "options", "message"),
     [
         (lambda: several(2), {}, r"has 2 outputs \(colour, species\)"),
-        (lambda: several(1, 2), {}, r"has 2 inputs \(picture_0, picture_1\)"),
+        (lambda: several(1, 2), {}, r"has 2 inputs \(image_0, image_1\)"),
         (lambda: Subclassed(lambda p: {"a": p, "b": p}), {"image_size": (12, 12)}, r"one tensor .* gives a, b"),
         (lambda: Subclassed(lambda p: [p, p]), {"image_size": (12, 12)}, r"one tensor .* gives list"),
         (lambda: network(), {"outputs": "logits", "preprocessing": "unit"}, "are probabilities already"),
         (lambda: network(), {"outputs": "softmax"}, "outputs must be one of"),
         (lambda: network(), {"outputs": "sigmoid"}, "as outputs=sigmoid"),
         (lambda: network(), {"preprocessing": "imagenet"}, "preprocessing must be one of"),
-        (lambda: network("sigmoid"), {"preprocessing": "unit"}, "one label per picture"),
+        (lambda: network("sigmoid"), {"preprocessing": "unit"}, "one label per image"),
         (lambda: keras.Sequential([keras.Input((12, 12, 3)), Spoiled(), network()]), {}, r"noise \[nan, nan, nan\]\); the wei"),
         (lambda: network(), {"class_names": "abc"}, "different names of classes .*'abc'"),
         *[
@@ -231,7 +231,7 @@ def test_what_would_mislead_is_refused(model, options, message):
 
 
 def test_a_list_of_one_output_is_that_output():
-    np.testing.assert_allclose(wrap(several(1), class_names=NAMES).predict(PICTURES).sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(wrap(several(1), class_names=NAMES).predict(IMAGES).sum(axis=1), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -242,8 +242,8 @@ def test_mixed_precision_answers_in_float32(policy):
     finally:
         keras.mixed_precision.set_global_policy("float32")
     wrapped = wrap(model, class_names=NAMES, preprocessing="unit")
-    np.testing.assert_allclose(wrapped.predict(PICTURES).sum(axis=1), 1, atol=1e-2)
-    assert {name: values.dtype.name for name, values in wrapped.answer(PICTURES).items()} == {
+    np.testing.assert_allclose(wrapped.predict(IMAGES).sum(axis=1), 1, atol=1e-2)
+    assert {name: values.dtype.name for name, values in wrapped.answer(IMAGES).items()} == {
         "probabilities": "float32",
         "features": "float32",
     }

@@ -20,11 +20,11 @@ from tfpipe import Recipe
 
 COLOURS = {"amber, dark": (150, 110, 60), "green": (70, 150, 90), "蓝 色": (70, 90, 170)}  # mean levels of each class
 CLASS_NAMES = tuple(COLOURS)
-COUNTS = {"train": (14, 12, 15), "val": (4, 4, 4), "test": (4, 4, 5)}  # pictures of each class
+COUNTS = {"train": (14, 12, 15), "val": (4, 4, 4), "test": (4, 4, 5)}  # images of each class
 IMAGE_SIZE = (16, 16)
 
 
-def colour_picture(class_name: str, seed: int, size: tuple[int, int] = (20, 16), image_format: str = "JPEG") -> bytes:
+def colour_image(class_name: str, seed: int, size: tuple[int, int] = (20, 16), image_format: str = "JPEG") -> bytes:
     """A file of noise around the colour of its class; size is (width, height)."""
     noise = np.random.default_rng(seed).normal(0, 25, (size[1], size[0], 3))
     levels = np.clip(np.array(COLOURS[class_name]) + noise, 0, 255).astype(np.uint8)
@@ -34,7 +34,7 @@ def colour_picture(class_name: str, seed: int, size: tuple[int, int] = (20, 16),
 
 
 def build_colours(root: Path, counts: Mapping[str, tuple[int, ...]], *, copies: int = 0) -> Path:
-    """Builds root/shards of counts[split] pictures per class, every third a PNG, with `copies` copies of the first of each."""
+    """Builds root/shards of counts[split] images per class, every third a PNG, with `copies` copies of the first of each."""
     number = 0
     for split, of_classes in counts.items():
         for name, count in zip(CLASS_NAMES, of_classes, strict=True):
@@ -42,7 +42,7 @@ def build_colours(root: Path, counts: Mapping[str, tuple[int, ...]], *, copies: 
                 number += 1
                 image_format, ending = ("PNG", "png") if number % 3 == 0 else ("JPEG", "jpg")
                 size = (16 + number % 5, 16 + number % 7)
-                data = colour_picture(name, number, size, image_format)
+                data = colour_image(name, number, size, image_format)
                 write(root / "photos" / split / name / f"{index}.{ending}", data)
                 for copy in range(copies if index == 0 else 0):
                     write(root / "photos" / split / name / f"{index} copy {copy}.{ending}", data)
@@ -62,13 +62,13 @@ def build_colours(root: Path, counts: Mapping[str, tuple[int, ...]], *, copies: 
 
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of 41 pictures to train on, 12 to validate, 13 to test."""
+    """A data set of 41 images to train on, 12 to validate, 13 to test."""
     return build_colours(tmp_path_factory.mktemp("colours"), COUNTS)
 
 
 @pytest.fixture(scope="session")
 def colours_without_val(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same without a val split, and with three copies of a picture of each class."""
+    """The same without a val split, and with three copies of an image of each class."""
     counts = {split: count for split, count in COUNTS.items() if split != "val"}
     return build_colours(tmp_path_factory.mktemp("colours without val"), counts, copies=3)
 

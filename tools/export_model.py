@@ -7,7 +7,7 @@
 
 In EXPORT lie saved_model/ (takes the bytes of JPEG and PNG files, for TensorFlow Serving, too), frozen_image.pb and
 frozen_bytes.pb, model.tflite, model.onnx, and for people labels.txt, preprocessing.json, model_card.md, parity.json and
-SHA256SUMS. Before the folder appears, every file answers for the same pictures, large and small, grey and CMYK, turned
+SHA256SUMS. Before the folder appears, every file answers for the same images, large and small, grey and CMYK, turned
 and damaged, in a process that knows nothing of tfpipe; where one says anything else than the model, nothing is kept.
 """
 
@@ -49,7 +49,7 @@ _IMAGE_SIZE = flags.DEFINE_string(
     "image_size", None, "Of such a model, where it takes any: SIDE or HEIGHTxWIDTH. Default: the model's."
 )
 _RESIZE = flags.DEFINE_enum(
-    "resize", None, ("stretch", "crop", "pad"), "Of such a model: how its pictures were resized. Default: stretch."
+    "resize", None, ("stretch", "crop", "pad"), "Of such a model: how its images were resized. Default: stretch."
 )
 _OUTPUTS = flags.DEFINE_enum(
     "outputs",
@@ -77,7 +77,7 @@ _MAX_PIXELS = flags.DEFINE_integer(
 _HALF = flags.DEFINE_bool(
     "half", False, "Store weights in float16, half the bytes (.keras: all); the cost is measured on --data."
 )
-_DATA = flags.DEFINE_string("data", None, "Data set for --half, and for more pictures to compare on. Default: the run's.")
+_DATA = flags.DEFINE_string("data", None, "Data set for --half, and for more images to compare on. Default: the run's.")
 _SPLIT = flags.DEFINE_string("split", None, "Of --data. Default: val.")
 _EVALUATION = flags.DEFINE_multi_string("evaluation", [], "Folder of evaluate, for the model card; may be given several times.")
 _TOLERANCE = flags.DEFINE_float("tolerance", 1e-5, "How far probabilities of TFLite and ONNX may be from the model's.", 0.0)
@@ -136,7 +136,7 @@ def main(arguments: list[str]) -> None:
     if done.half is not None:
         told = done.half
         print(f"\nfloat16 weights: accuracy {told['accuracy_before']:.4f} before, {told['accuracy']:.4f} after,", end=" ")
-        changed = plural(told["num_changed"], "picture gets", "pictures get")
+        changed = plural(told["num_changed"], "image gets", "images get")
         print(f"of {told['num_pictures']:,}, {changed} another class")
     print()
     for name, num_bytes, _ in done.files:

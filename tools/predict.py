@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes what a model says of pictures: a CSV, or lines of JSON, with one row per picture, ordered by id.
+"""Writes what a model says of images: a CSV, or lines of JSON, with one row per image, ordered by id.
 
   predict --model=runs/a --input=photos/ --output=predictions.csv      id, filename, reason, best classes, every probability
-  predict --model=export/saved_model --output=predictions.jsonl a.jpg b.png 'more/*.jpg'     an object per picture
+  predict --model=export/saved_model --output=predictions.jsonl a.jpg b.png 'more/*.jpg'     an object per image
   predict --model=runs/a --input=list.csv --output=predictions.csv                           a column path, perhaps one id
   predict --model=runs/a --output=- a.jpg b.png                                              a table on the terminal
   find photos -name '*.jpg' -print0 | predict --model=runs/a --input=- --output=predictions.csv
@@ -13,10 +13,10 @@ As a competition asks for it, or as evaluation writes it:
   predict --model=runs/a --input=shards/ --split=test1 --output=table.csv --columns=table
 
 Inputs are folders (with all folders below), files, globs, lists of paths, or one data set of build_tfrecords. The id is the
-path in the folder without a picture's extension, or with it where two would have the same id. Bad pictures have a row that
+path in the folder without an image's extension, or with it where two would have the same id. Bad images have a row that
 says why; where the columns have no place for that, all are named before the model runs and nothing is written, or, with
 --on_error=report, their rows have no value. The output is replaced when all rows are there. Stopped or killed, the same
-command goes on where it was. Exit status: 0, or 1 where nothing was written, or where every picture is bad.
+command goes on where it was. Exit status: 0, or 1 where nothing was written, or where every image is bad.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _COLUMNS = flags.DEFINE_enum(
     "columns",
     "full",
     ("full", "label", "index", "probability", "table"),
-    "full: id, filename, reason (of a bad picture), class_1, score_1, ..., every probability. label: id and predicted class."
+    "full: id, filename, reason (of a bad image), class_1, score_1, ..., every probability. label: id and predicted class."
     " index: id and its number, 0-based. probability: id and that of --positive_class, or of every class where there are more"
     " than two. table: key, filename, label (empty), predicted and every probability.",
 )
@@ -75,19 +75,19 @@ _ON_ERROR = flags.DEFINE_enum(
     "on_error",
     None,
     ("fail", "report"),
-    "Bad pictures: name them and write nothing, or give them a row without a value and list them in OUTPUT.rejected.jsonl."
+    "Bad images: name them and write nothing, or give them a row without a value and list them in OUTPUT.rejected.jsonl."
     " Default: report where the row says the reason, else fail.",
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pictures that the model sees at once.", 1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images that the model sees at once.", 1)
 _TRUST = flags.DEFINE_bool("trust", False, "Whoever made the model: open it even if it holds code, or uses files.")
-_MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a picture is bad.", 1)
+_MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which an image is bad.", 1)
 
 _SHOWN = 20  # classes, in the summary
 _SHOWN_BEST = 3  # classes of an image on a terminal, unless --top_k asks for others
 
 
 def main(arguments: list[str]) -> int:
-    """Predicts, then prints the summary; returns 1 where there is a value for no picture."""
+    """Predicts, then prints the summary; returns 1 where there is a value for no image."""
     inputs = [*_INPUT.value, *arguments]
     if not (_MODEL.value and inputs and _OUTPUT.value):
         raise commands.UsageError("--model, --input and --output are needed")

@@ -67,10 +67,10 @@ def info(folder, _):
 def evaluation(folder, _):
     """What an evaluation reads of a data set before and after its pass."""
     from tfpipe.evaluation.receipts import open_labelled
-    from tfpipe.models.images import Pictures
+    from tfpipe.models.images import Images
 
     open_labelled(folder, "train")
-    pictures = Pictures(folder, "train", (8, 8))
+    pictures = Images(folder, "train", (8, 8))
     pictures.evaluation(4)
     return [pictures.labels.tolist(), *(row.key for row in read_catalog(folder, split="train"))]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import write
-from evaluation_fixtures import build_pictures, make_classifier, make_table
+from evaluation_fixtures import build_images, make_classifier, make_table
 from export_fixtures import FORMATS, exported
 from tensorflow.lite.tools import flatbuffer_utils
 from tensorflow.python.framework import op_def_registry
@@ -329,7 +329,7 @@ def with_lambda(tmp_path_factory):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
-    build_pictures(root, {"test": {"cat": 2}})
+    build_images(root, {"test": {"cat": 2}})
     return root / "shards"
 
 

@@ -203,7 +203,7 @@ MUTATIONS = [
     *_of(
         "G7",
         (
-            "a picture's numbers depend on its place in the batch",
+            "an image's numbers depend on its place in the batch",
             "state = _mix(state + _bits(keys))",
             "state = _mix(state + _bits(keys) + _bits(tf.range(tf.size(keys, tf.int64))))",
         ),
@@ -352,7 +352,7 @@ MUTATIONS = [
         ),
         ("differences are not told", "if not difference <= allowed:", "if difference > 1e9 * allowed:"),
         (
-            "features are those of pictures without preprocessing",
+            "features are those of images without preprocessing",
             "lambda images: network(preprocessing(images), training=False), input_signature=signature",
             "lambda images: network(preprocessing(images) * 0.5, training=False), input_signature=signature",
         ),

@@ -111,14 +111,14 @@ def export(
         class_names: of a Keras model that is none of tfpipe's; see `wrapping.wrap`, as for the next six.
         preprocessing: what the model was trained behind; "none" if not given.
         image_size: (height, width) or the side of a square, where the model takes any.
-        resize: how pictures were brought to that size; "stretch" if not given.
+        resize: how images were brought to that size; "stretch" if not given.
         outputs: "probabilities", "logits" or "sigmoid".
         png16: how 16-bit PNG were read, see `tfpipe.build_tfrecords`; that of `data`, else "high_byte", if not given.
         background: what was laid behind transparent images; that of `data`, else "keep", if not given.
         top_k: how many classes "classes" and "scores" name; no more than there are.
         max_pixels: height times width above which a file is refused: it bounds the memory that a file can ask for.
         half: store weights in float16, half the bytes; what that costs is measured on `data`.
-        data: a data set: eight pictures of `split` join those that files are compared on. If not given, the run's, where it is
+        data: a data set: eight images of `split` join those that files are compared on. If not given, the run's, where it is
             still there.
         split: of `data`; "val" if not given.
         evaluation: folder of `tfpipe.evaluate`, or several, for the model card.
@@ -165,7 +165,7 @@ def export(
     source = model_source.find(model, checkpoint, {**given, "class_names": class_names, "image_size": image_size}, trust=trust)
     if class_names is not None:  # a wrong guess makes a model that is wrong without a word, here and everywhere alike
         log(f"taken to be right, given or by default: {_taken(source.model)}; nothing here can tell")
-    pictures = model_source.find_pictures(source, data, split, is_needed=half)
+    pictures = model_source.find_images(source, data, split, is_needed=half)
     cost = None
     served = source.model
     if half:
@@ -240,7 +240,7 @@ def _described(row: Row) -> dict[str, Any]:
         "largest difference": f"{row.difference:.3g}",
         "allowed": allowed,
     }
-    return {**facts, "in": row.picture, "pictures": row.num_pictures}
+    return {**facts, "in": row.picture, "pictures": row.num_images}
 
 
 def _write_words(folder: Path, specification: Specification) -> None:

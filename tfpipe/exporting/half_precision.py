@@ -54,11 +54,11 @@ def measure_cost(before: NamedModel, after: NamedModel, directory: str | os.Path
     """Returns what the rounding changed on a split.
 
     Returns:
-        "num_pictures", "accuracy_before", "accuracy", "num_changed" (other class), "largest_difference" (of a probability).
+        "num_images", "accuracy_before", "accuracy", "num_changed" (other class), "largest_difference" (of a probability).
 
     Raises:
         ValueError: the split is unlabelled or empty, or the model does not know one of its classes.
-        DataError: what one of the models says of a picture is no probabilities.
+        DataError: what one of the models says of an image is no probabilities.
     """
     open_split(before, directory, split)
     columns = [list(before.class_names).index(name) for name in manifest.load(directory).class_names]

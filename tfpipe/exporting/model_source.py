@@ -1,4 +1,4 @@
-"""What an export begins with: the model, wherever it is, and pictures of the data that it was trained for.
+"""What an export begins with: the model, wherever it is, and images of the data that it was trained for.
 
     source = find("runs/a", "best", {})
     source.model, source.run
@@ -31,7 +31,7 @@ from tfpipe.records.run_folders import locate_data
 
 _log = logging.getLogger("tfpipe")
 
-_NUM_PICTURES = 8
+_NUM_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """A split of a data set, or nothing where `directory` is empty."""
 
     directory: str = ""
@@ -58,7 +58,7 @@ class Pictures:
             return []
         reader = RecordReader(Path(self.directory), self.split)
         num_records = manifest.load(self.directory).split(self.split).num_records
-        positions = sorted({index * num_records // _NUM_PICTURES for index in range(_NUM_PICTURES)}) if num_records else []
+        positions = sorted({index * num_records // _NUM_IMAGES for index in range(_NUM_IMAGES)}) if num_records else []
         records = [parse_example(reader.read(position)) for position in positions]
         return [Specimen(row[schema.KEY].numpy().decode(), row[schema.ENCODED].numpy()) for row in records]
 
@@ -98,7 +98,7 @@ def find(
     return Source(wrap(model, **words), run)
 
 
-def find_pictures(source: Source, data: str | os.PathLike[str] | None, split: str | None, *, is_needed: bool) -> Pictures:
+def find_images(source: Source, data: str | os.PathLike[str] | None, split: str | None, *, is_needed: bool) -> Images:
     """Returns the split that was named, or that of the run's data set, where it is still the same.
 
     Raises:
@@ -108,18 +108,18 @@ def find_pictures(source: Source, data: str | os.PathLike[str] | None, split: st
     directory = os.fspath(data) if data is not None else _trained_on(source.run)
     if not directory:
         if is_needed or split is not None:
-            raise ValueError("half=True, and a split, need pictures: give the data set, data=...")
-        return Pictures()
+            raise ValueError("half=True, and a split, need images: give the data set, data=...")
+        return Images()
     splits = manifest.load(directory).splits
     if split is None and data is None and SPLIT not in splits and not is_needed:
-        return Pictures()
+        return Images()
     manifest.load(directory).split(split or SPLIT)
-    return Pictures(directory, split or SPLIT)
+    return Images(directory, split or SPLIT)
 
 
 def _trained_on(run: Path | None) -> str:
     try:
         return os.fspath(locate_data(run)) if run is not None else ""
     except (FileNotFoundError, DataError) as error:
-        _log.info("no pictures of the run's own data to compare on: %s", error)
+        _log.info("no images of the run's own data to compare on: %s", error)
         return ""

@@ -4,9 +4,9 @@
     check(rows)    # DataError that names the first stage that differs
 
 The model is asked here, by the functions of evaluation; the files are asked in a fresh process that does not import
-tfpipe. Both see the same pictures in the same batches, on the same device, because others round differently: all files on the
+tfpipe. Both see the same images in the same batches, on the same device, because others round differently: all files on the
 CPU, those of TensorFlow on the GPU, too, where there is one. Both compute in true float32; how far TF32 would be off is told.
-A picture of which the model gives no probabilities must not be `valid` in the files either; what takes pixels is not compared
+An image of which the model gives no probabilities must not be `valid` in the files either; what takes pixels is not compared
 on it.
 """
 
@@ -43,10 +43,10 @@ Array = np.ndarray[Any, Any]
 
 _log = logging.getLogger("tfpipe")
 
-# In the order in which a picture passes them: the first that differs explains those after it.
+# In the order in which an image passes them: the first that differs explains those after it.
 STAGES = ("valid", "pixels", "features", "probabilities", "scores", "classes")
 TOLERANCE = 1e-5  # of a probability, where sums are of another order: programs that are not TensorFlow, and GPUs
-_DECODED = "decoded"  # whether a file is a picture, whatever the model says of it
+_DECODED = "decoded"  # whether a file is an image, whatever the model says of it
 _KERAS = "keras"
 _TENSORFLOW = ("saved_model", "frozen", _KERAS)
 _BATCH_SIZE = 16
@@ -62,8 +62,8 @@ class Row:
         stage: one of STAGES.
         difference: the largest, in levels, probabilities, or whatever features have; of classes and valid, how many differ.
         allowed: the most that it may be; None where it is only told.
-        picture: where it is largest; empty where there is none.
-        num_pictures: that were compared.
+        image: where it is largest; empty where there is none.
+        num_images: that were compared.
         device: on which both computed.
         arithmetic: of the file, "float32" or "tf32"; the model's is always float32.
     """
@@ -74,7 +74,7 @@ class Row:
     difference: float
     allowed: float | None
     picture: str
-    num_pictures: int
+    num_images: int
     device: str = "CPU"
     arithmetic: str = "float32"
 
@@ -117,19 +117,19 @@ def compare(
     specimens: Sequence[Specimen],
     tolerance: float = TOLERANCE,
 ) -> list[Row]:
-    """Returns how far every output of every artefact is from what the model says of the same pictures.
+    """Returns how far every output of every artefact is from what the model says of the same images.
 
     Args:
         model: that the artefacts were made from.
         specification: of it.
         artefacts: by their names.
-        specimens: the pictures, and what is none.
+        specimens: the images, and what is none.
         tolerance: for the probabilities of programs that are not TensorFlow.
 
     Raises:
         DataError: an artefact could not be asked.
-        ValueError: the specification refuses most of the pictures.
-        DataError: of most of the pictures the model gives no probabilities.
+        ValueError: the specification refuses most of the images.
+        DataError: of most of the images the model gives no probabilities.
     """
     batches = [specimens[start : start + _BATCH_SIZE] for start in range(0, len(specimens), _BATCH_SIZE)]
     places = arithmetic.places()
@@ -172,7 +172,7 @@ def _check_valid(specification: Specification, specimens: Sequence[Specimen], ex
     if 2 * valid.sum() < len(specimens):
         raise DataError(f"{counted}: the model gives no probabilities for {unsound}")
     if unsound:
-        _log.warning("the model gives no probabilities for %s: in what is exported, such a picture is not valid", unsound)
+        _log.warning("the model gives no probabilities for %s: in what is exported, such an image is not valid", unsound)
 
 
 def check(rows: Sequence[Row]) -> None:
@@ -255,7 +255,7 @@ def _rows(
         stage = output.split(".")[-1]
         if asked.tf32 and stage != "probabilities":
             continue
-        # Of pixels, a picture that is not valid has an answer, too; of files, it has none.
+        # Of pixels, an image that is not valid has an answer, too; of files, it has none.
         is_asked = np.concatenate([np.ones(len(batch), bool) for batch in batches])
         if output.startswith("image."):
             is_asked = np.concatenate([answer["valid"] for answer in expected])

@@ -1,4 +1,4 @@
-"""Asks the files of an export what they make of pictures, as a program would that has never heard of tfpipe.
+"""Asks the files of an export what they make of images, as a program would that has never heard of tfpipe.
 
     python parity_process.py FOLDER
 

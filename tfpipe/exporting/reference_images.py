@@ -1,4 +1,4 @@
-"""Pictures on which every export is compared with the model it came from: real ones, in every form that a file can have.
+"""Images on which every export is compared with the model it came from: real ones, in every form that a file can have.
 
     for specimen in make(): specimen.name, specimen.data     # "orientation_6.jpg", b"..."
 
@@ -27,7 +27,7 @@ class Specimen(NamedTuple):
 
 def make() -> list[Specimen]:
     """Returns the files, the same ones every time with the same versions of Pillow and scikit-learn."""
-    return [*_photographs(), *_pngs(), *_no_pictures()]
+    return [*_photographs(), *_pngs(), *_no_images()]
 
 
 def _photographs() -> Iterator[Specimen]:
@@ -62,7 +62,7 @@ def _pngs() -> Iterator[Specimen]:
     yield Specimen("png_called.jpg", _encoded(flower.resize((50, 70)), "PNG"))
 
 
-def _no_pictures() -> Iterator[Specimen]:
+def _no_images() -> Iterator[Specimen]:
     whole = _encoded(_load()[0], "JPEG")
     yield Specimen("cut.jpg", whole[: len(whole) // 2])
     yield Specimen("empty.jpg", b"")

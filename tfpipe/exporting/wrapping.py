@@ -46,7 +46,7 @@ def wrap(
         class_names: of the columns, in their order; of one column, whose probability is that of the second name, two.
         preprocessing: what it was trained behind, see `layers.Preprocessing`.
         image_size: (height, width); needed where the network takes any.
-        resize: how its pictures were brought to that size.
+        resize: how its images were brought to that size.
         outputs: what comes out, one of `layers.OUTPUTS`. If not given, "sigmoid" for one column and two classes, if that is the
             last layer's activation; else "probabilities", if it has one and that is what they look like.
         png16: how 16-bit PNG that it was trained on were read, see `Samples`.
@@ -131,7 +131,7 @@ def _size(network: keras.Model, image_size: tuple[int, int] | None) -> tuple[int
         shape = (None, None, None, 3)
     height, width = shape[1:3]
     if image_size is None and (height is None or width is None):
-        raise ValueError(f"{network.name}: takes pictures of any size: say image_size, (height, width)")
+        raise ValueError(f"{network.name}: takes images of any size: say image_size, (height, width)")
     size: tuple[int, int]
     (size,) = arguments.check(image_size=(height, width) if image_size is None else image_size)
     if (height or size[0], width or size[1]) != tuple(size):
@@ -163,7 +163,7 @@ def _parts(network: keras.Model) -> dict[str, keras.Model]:
 def _guess_outputs(network: keras.Model, *, is_binary: bool) -> str:
     """Returns what comes out of a network, if its last layer says that these are probabilities.
 
-    Numbers cannot tell it of one column: BinaryCrossentropy(from_logits=True) leaves logits between 0 and 1 for many pictures.
+    Numbers cannot tell it of one column: BinaryCrossentropy(from_logits=True) leaves logits between 0 and 1 for many images.
     """
     last = _last_layer(network)
     if getattr(last, "activation", None) is keras.activations.linear:
@@ -222,7 +222,7 @@ def _check_outputs(model: keras.Model, name: str, outputs: str) -> None:
         advice = "the weights may be damaged"
         if np.isfinite(bad).all():
             in_range = (values >= 0).all() and (values <= 1).all()
-            several = "tfpipe exports classifiers of one label per picture, whose outputs sum to 1"
+            several = "tfpipe exports classifiers of one label per image, whose outputs sum to 1"
             advice = several if in_range else "say outputs=logits if an activation is missing"
         raise ValueError(f"{name}: its outputs are no probabilities (for noise {_first(bad)}); {advice}")
 

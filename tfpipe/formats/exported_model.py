@@ -52,7 +52,7 @@ class Artefact:
 
     @property
     def resize(self) -> Resize:
-        """How pictures are brought to that size, see `tfpipe.dataset`."""
+        """How images are brought to that size, see `tfpipe.dataset`."""
         return self.specification.resize
 
     @property
@@ -72,7 +72,7 @@ class Artefact:
 
     @arithmetic.exact()
     def predict(self, images: Any) -> Array:
-        """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3].
+        """Returns probabilities, float32 [B, C], of uint8 images [B, H, W, 3].
 
         Raises:
             ValueError: they are of another dtype or size.

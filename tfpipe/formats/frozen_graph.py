@@ -253,7 +253,7 @@ class FrozenGraph:
 
         Raises:
             ValueError: an input has another name, type or shape.
-            DataError: of `image`: what the model says of a picture is no probabilities. Of `image_bytes`, it is not `valid`.
+            DataError: of `image`: what the model says of an image is no probabilities. Of `image_bytes`, it is not `valid`.
         """
         if len(values) + len(inputs) != len(self.inputs) or not set(inputs) <= set(self.inputs[len(values) :]):
             got = ", ".join([*(f"number {place}" for place in range(1, len(values) + 1)), *inputs])
@@ -278,7 +278,7 @@ class FrozenGraph:
         return tensor
 
     def classify(self, images: Any) -> Array:
-        """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3], also where the graph takes files."""
+        """Returns probabilities, float32 [B, C], of uint8 images [B, H, W, 3], also where the graph takes files."""
         feeds = {"image:0": images}
         if "image" not in self.inputs:  # what comes out as pixels goes in at the same place
             feeds = {self._sources["pixels"]: images, self._sources["valid"]: np.ones(len(images), bool)}

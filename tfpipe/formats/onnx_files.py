@@ -3,7 +3,7 @@
     path.write_bytes(convert(graph, specification))
     open_onnx(path).predict(images)      # uint8 [B, H, W, 3] -> float32 [B, C], any B
 
-Pictures go in as in TensorFlow, channels last. The packages are those of `pip install 'tfpipe[onnx]'`.
+Images go in as in TensorFlow, channels last. The packages are those of `pip install 'tfpipe[onnx]'`.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def check_export(
     if data is not None:
         manifest.load(data).split(split or SPLIT)
     elif run is None and (half or split is not None):
-        raise ValueError("half=True, and a split, need pictures: give the data set, data=...")
+        raise ValueError("half=True, and a split, need images: give the data set, data=...")
     for folder in evaluations:
         check_finished(folder)
 

@@ -30,12 +30,12 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Specification:
-    """How pictures are brought to a model, and what its answers mean.
+    """How images are brought to a model, and what its answers mean.
 
     Attributes:
         class_names: names of the columns of the probabilities.
         image_size: (height, width) of its input.
-        resize: how pictures are brought to that size, see `tfpipe.dataset`.
+        resize: how images are brought to that size, see `tfpipe.dataset`.
         preprocessing: what the model itself does with the pixels first, one of `tfpipe.networks.layers.PREPROCESSINGS`.
         sha256: of the model that was exported, see `NamedModel.sha256`; of a lossy TFLite file, which answers otherwise,
             one that was derived from it.

@@ -110,7 +110,7 @@ def read(data: bytes, path: str | os.PathLike[str]) -> Specification:
 
 
 def _describe(specification: Specification) -> bytes:
-    """Returns the metadata of a classifier: a picture goes in, a score for each line of the labels comes out."""
+    """Returns the metadata of a classifier: an image goes in, a score for each line of the labels comes out."""
     builder = flatbuffers.Builder()
     height, width = specification.image_size
     size = _table(builder, [("Uint32", width), ("Uint32", height)])
@@ -122,7 +122,7 @@ def _describe(specification: Specification) -> bytes:
     probabilities = _tensor(builder, "probabilities", "one for each class", files=[labels])
     inputs, outputs = _offsets(builder, [image]), _offsets(builder, [probabilities])
     graph = _table(builder, [None, None, ("UOffsetTRelative", inputs), ("UOffsetTRelative", outputs)])
-    ours = _file(builder, specifications.FILE_NAME, "how pictures are brought to the model", _DESCRIPTIONS)
+    ours = _file(builder, specifications.FILE_NAME, "how images are brought to the model", _DESCRIPTIONS)
     return _finish(builder, graph, ours, specification)
 
 

@@ -1,4 +1,4 @@
-"""A trained classifier: one Keras model that carries its preprocessing, its class names and how its pictures are resized.
+"""A trained classifier: one Keras model that carries its preprocessing, its class names and how its images are resized.
 
     classifier = load("runs/a")
     probabilities = classifier.predict(images)   # uint8 [B, H, W, 3] -> float32 [B, C]
@@ -42,18 +42,18 @@ class Predictor(Protocol):
 
     @property
     def resize(self) -> Any:
-        """How pictures are brought to that size, see `tfpipe.dataset`."""
+        """How images are brought to that size, see `tfpipe.dataset`."""
 
     @property
     def sha256(self) -> str:
         """Hash of the trained model, whatever form it has: 64 hexadecimal digits."""
 
     def predict(self, images: Any) -> np.ndarray[Any, Any]:
-        """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
+        """Returns probabilities, float32 [B, C], of uint8 images [B, H, W, 3]."""
 
 
 def samples_of(predictor: Predictor) -> Samples:
-    """Returns what becomes of 16 bits and of alpha in a predictor's pictures; of one that does not tell, as usual."""
+    """Returns what becomes of 16 bits and of alpha in a predictor's images; of one that does not tell, as usual."""
     found: Samples = getattr(predictor, "samples", USUAL)
     return found
 
@@ -88,12 +88,12 @@ class NamedModel:
 
     @property
     def resize(self) -> Any:
-        """How pictures are brought to that size, see `tfpipe.dataset`."""
+        """How images are brought to that size, see `tfpipe.dataset`."""
         return self.model.get_layer("preprocessing").resize
 
     @property
     def samples(self) -> Samples:
-        """What becomes of 16 bits and of alpha in its pictures."""
+        """What becomes of 16 bits and of alpha in its images."""
         samples: Samples = self.model.get_layer("preprocessing").samples
         return samples
 
@@ -119,7 +119,7 @@ class NamedModel:
 
     @cached_property
     def network(self) -> keras.Model:
-        """Pictures -> {"probabilities"} and, where a layer is known to have them, "features" [B, D]."""
+        """Images -> {"probabilities"} and, where a layer is known to have them, "features" [B, D]."""
         outputs = {"probabilities": self.model.output}
         if self._feature_layers:
             features = self._feature_layers[0].output
@@ -157,7 +157,7 @@ class NamedModel:
 
     @arithmetic.exact()
     def predict(self, images: Any) -> np.ndarray[Any, Any]:
-        """Returns probabilities, float32 [B, C], of uint8 pictures [B, H, W, 3]."""
+        """Returns probabilities, float32 [B, C], of uint8 images [B, H, W, 3]."""
         with memory.needing(len(images)):
             probabilities: np.ndarray[Any, Any] = self.answer(images)["probabilities"].numpy()
         return probabilities
@@ -169,7 +169,7 @@ class Classifier(NamedModel):
 
     @cached_property
     def trunk(self) -> keras.Model:
-        """Pictures -> feature map [B, h, w, D] that goes into the head."""
+        """Images -> feature map [B, h, w, D] that goes into the head."""
         return keras.Model(self.model.input, self.model.get_layer("pooling").input, name="trunk")
 
     @cached_property
@@ -179,7 +179,7 @@ class Classifier(NamedModel):
 
     @arithmetic.exact()
     def predict_with_features(self, images: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Returns probabilities, float32 [B, C], and pooled features, float32 [B, D], of uint8 pictures [B, H, W, 3]."""
+        """Returns probabilities, float32 [B, C], and pooled features, float32 [B, D], of uint8 images [B, H, W, 3]."""
         with memory.needing(len(images)):
             found = self.answer(images)
         return found["probabilities"].numpy(), found["features"].numpy()

@@ -1,7 +1,7 @@
 """Where a classifier looked: Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391).
 
 heat = explain(classifier, images, class_indices)     # float32 [B, h, w], 0..1
-picture = overlay(images[0], heat[0])                 # uint8 [H, W, 3]
+image = overlay(images[0], heat[0])                 # uint8 [H, W, 3]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 @arithmetic.exact()
 def explain(classifier: Classifier, images: Any, class_indices: Any) -> Array:
-    """Returns what in a picture speaks for a class, by place of the last feature map.
+    """Returns what in an image speaks for a class, by place of the last feature map.
 
     Each channel of the map is weighted with the mean gradient of the class's logit over its places; what is left above zero
     of the weighted sum is divided by its maximum. It is all zeros where nothing speaks for the class, and where the network
@@ -32,7 +32,7 @@ def explain(classifier: Classifier, images: Any, class_indices: Any) -> Array:
     Args:
         classifier: with any trunk and head; the map is what its head begins with.
         images: uint8 [B, H, W, 3].
-        class_indices: int [B], the class to be explained for each picture.
+        class_indices: int [B], the class to be explained for each image.
 
     Returns:
         float32 [B, h, w], 0..1.
@@ -42,7 +42,7 @@ def explain(classifier: Classifier, images: Any, class_indices: Any) -> Array:
         tape.watch(features)
         logits = classifier.head(features, training=False)
         scores = tf.gather(logits, tf.cast(class_indices, tf.int32), batch_dims=1)
-    gradients = tape.gradient(scores, features)  # of the sum, in which each picture has a term of its own
+    gradients = tape.gradient(scores, features)  # of the sum, in which each image has a term of its own
     weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
     heat = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1))
     heated: Array = tf.math.divide_no_nan(heat, tf.reduce_max(heat, axis=(1, 2), keepdims=True)).numpy()
@@ -52,7 +52,7 @@ def explain(classifier: Classifier, images: Any, class_indices: Any) -> Array:
 
 @on_cpu
 def overlay(image: Array, heat: Array) -> Array:
-    """Returns a picture, uint8 [H, W, 3], under the colours of its heat, float32 [h, w], 0..1; no colour where that is 0."""
+    """Returns an image, uint8 [H, W, 3], under the colours of its heat, float32 [h, w], 0..1; no colour where that is 0."""
     from matplotlib import colormaps
 
     smooth = tf.image.resize(heat[..., np.newaxis], image.shape[:2], method="bilinear").numpy().clip(0, 1)

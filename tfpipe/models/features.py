@@ -1,6 +1,6 @@
 """Features of frozen layers, computed once, kept on disk, and checked against the layers that they stand for.
 
-    features = extract(Path("runs/features"), network, preprocessing, pictures, view=None)
+    features = extract(Path("runs/features"), network, preprocessing, images, view=None)
     features.rows(np.array([5, 2, 7]))      # [3, h, w, D], in the dtype that the network computed in
 
 A cache is found by its content: a folder is named by the hash of everything that its numbers depend on. Nothing in it is ever
@@ -34,7 +34,7 @@ from tfpipe.common.files import clear_folder, load_json, open_regular, write_jso
 from tfpipe.common.locking import NO_LOCKS, locked
 from tfpipe.common.progress import ProgressBar
 from tfpipe.models import reading_errors
-from tfpipe.models.images import Pictures
+from tfpipe.models.images import Images
 from tfpipe.networks import arithmetic, memory
 from tfpipe.networks.backbones import hash_network
 from tfpipe.records.samples import Samples
@@ -42,7 +42,7 @@ from tfpipe.records.samples import Samples
 FORMAT_VERSION = 1
 FACTS_NAME = "features.json"
 _SHARD_BYTES = 64 << 20
-_CHECKED = 16  # pictures
+_CHECKED = 16  # images
 # Largest relative difference, as root mean squares, of features computed twice in batches of other sizes: rounding alone gives
 # 1e-6 in float32 and 5e-3 in bfloat16 (8 bits); dropout of 0.2 or live BatchNorm give over 0.1.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}
@@ -56,7 +56,7 @@ class Features:
 
     Attributes:
         folder: where they are.
-        shape: of one picture's, (h, w, D).
+        shape: of one image's, (h, w, D).
         dtype: "float32" or "bfloat16".
         rows_per_shard: of all shards but the last.
         crcs: CRC-32 of each shard's numbers.
@@ -97,7 +97,7 @@ def extract(
     cache: Path,
     network: keras.Model,
     preprocessing: keras.layers.Layer,
-    pictures: Pictures,
+    pictures: Images,
     *,
     view: int | None,
     batch_size: int = 32,
@@ -111,8 +111,8 @@ def extract(
         cache: folder of all caches.
         network: frozen; float [B, H, W, C] -> [B, h, w, D]. The dtype of its output is the features'.
         preprocessing: the layer before it.
-        pictures: of which split, and how they are shown; its selection and order are of no effect.
-        view: None for the pictures as evaluation sees them, else the epoch of training whose augmentation they have.
+        images: of which split, and how they are shown; its selection and order are of no effect.
+        view: None for the images as evaluation sees them, else the epoch of training whose augmentation they have.
         batch_size: of the computation.
         progress: show a bar.
 
@@ -142,7 +142,7 @@ def _compute(
     facts: Mapping[str, Any],
     network: keras.Model,
     preprocessing: keras.layers.Layer,
-    pictures: Pictures,
+    pictures: Images,
     *,
     view: int | None,
     batch_size: int,
@@ -150,7 +150,7 @@ def _compute(
 ) -> None:
     """Writes the shards that are not there yet, and last what they are of."""
     shape, dtype = tuple(network.output_shape[1:]), facts["dtype"]
-    row_bytes = bytes_per_picture(network)
+    row_bytes = bytes_per_image(network)
     rows_per_shard = max(1, _SHARD_BYTES // row_bytes)
     num_rows, num_shards = pictures.num_records, -(-pictures.num_records // rows_per_shard)
     done = 0
@@ -178,7 +178,7 @@ def _compute(
 
 
 def describe(
-    network: keras.Model, preprocessing: keras.layers.Layer, pictures: Pictures, view: int | None
+    network: keras.Model, preprocessing: keras.layers.Layer, pictures: Images, view: int | None
 ) -> Mapping[str, Any]:
     """Returns everything that features depend on."""
     device = arithmetic.device()
@@ -201,15 +201,15 @@ def describe(
     }
 
 
-def bytes_per_picture(network: keras.Model) -> int:
-    """Returns what the features of one picture take on disk."""
+def bytes_per_image(network: keras.Model) -> int:
+    """Returns what the features of one image take on disk."""
     return int(np.prod(network.output_shape[1:])) * _stored(network.outputs[0].dtype).itemsize
 
 
 def computation(
     network: keras.Model, preprocessing: keras.layers.Layer, image_size: tuple[int, int]
 ) -> Callable[[tf.Tensor], Array]:
-    """Returns the function from uint8 pictures [B, H, W, 3] to features, in inference mode."""
+    """Returns the function from uint8 images [B, H, W, 3] to features, in inference mode."""
     signature = [tf.TensorSpec([None, *image_size, 3], tf.uint8)]
     function = tf.function(
         lambda images: network(preprocessing(images), training=False), input_signature=signature, autograph=False
@@ -223,8 +223,8 @@ def computation(
     return memory.in_parts(compute)
 
 
-def sample(pictures: Pictures, view: int | None) -> tf.Tensor:
-    """Returns the first pictures of a split in stored order, uint8 [B, H, W, 3], as `extract` sees them."""
+def sample(pictures: Images, view: int | None) -> tf.Tensor:
+    """Returns the first images of a split in stored order, uint8 [B, H, W, 3], as `extract` sees them."""
     count = min(_CHECKED, pictures.num_records)
     # One by one: an iterator of batches takes four times as long until the first one comes.
     rows = (pictures.evaluation(count) if view is None else pictures.training(count)).rows
@@ -235,12 +235,12 @@ def check_frozen(expected: Array, images: tf.Tensor, in_training: Callable[[tf.T
     """Compares features with what the frozen layers give in training; returns the relative difference.
 
     Args:
-        expected: features of the pictures, [B, h, w, D], in the dtype that they were computed in.
+        expected: features of the images, [B, h, w, D], in the dtype that they were computed in.
         images: uint8 [B, H, W, 3].
-        in_training: pictures -> features, as a training step computes them.
+        in_training: images -> features, as a training step computes them.
 
     Raises:
-        DataError: they differ by more than rounding: something that is called frozen is not, or pictures are prepared in
+        DataError: they differ by more than rounding: something that is called frozen is not, or images are prepared in
             another way. Training would then not be what it says it is.
     """
     reference = expected.astype(np.float32)

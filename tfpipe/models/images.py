@@ -1,8 +1,8 @@
-"""Which pictures a run sees, and how: the arguments of `tfpipe.dataset` that training, extraction and validation share.
+"""Which images a run sees, and how: the arguments of `tfpipe.dataset` that training, extraction and validation share.
 
-train = Pictures("shards/", "train", image_size=(224, 224), augment="light", seed=0)
+train = Images("shards/", "train", image_size=(224, 224), augment="light", seed=0)
 train.batches(32, first_epoch=3)        # endless, for training
-train.once(64)                          # each picture once, as evaluation sees it
+train.once(64)                          # each image once, as evaluation sees it
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ NOT_AUGMENTED = Augmentation()
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A split, or some positions of it, and how its pictures are shown.
+class Images:
+    """A split, or some positions of it, and how its images are shown.
 
     Attributes:
         directory: of the data set.
@@ -61,7 +61,7 @@ class Pictures:
         return self.training(batch_size, repeat=True, **options).dataset()
 
     def once(self, batch_size: int) -> tf.data.Dataset:
-        """Returns each picture once, in stored order, as evaluation sees it: uint8 [B, H, W, 3], int64 [B]."""
+        """Returns each image once, in stored order, as evaluation sees it: uint8 [B, H, W, 3], int64 [B]."""
         return self.evaluation(batch_size).dataset()
 
     def evaluation(self, batch_size: int) -> Loader:
@@ -69,12 +69,12 @@ class Pictures:
         return self._loader({"batch_size": batch_size})
 
     def view(self, epoch: int, batch_size: int, first: int) -> tf.data.Dataset:
-        """Returns the pictures from a position on, in stored order, augmented as training sees them in an epoch."""
+        """Returns the images from a position on, in stored order, augmented as training sees them in an epoch."""
         rest = dataclasses.replace(self, selection=np.arange(first, self.num_records), balanced=False)
         return rest.training(batch_size, shuffle=False, first_epoch=epoch).dataset()
 
     def plain(self, batch_size: int, first: int) -> tf.data.Dataset:
-        """Returns the pictures from a position on, in stored order, as evaluation sees them."""
+        """Returns the images from a position on, in stored order, as evaluation sees them."""
         return dataclasses.replace(self, selection=np.arange(first, self.num_records)).once(batch_size)
 
     @property
@@ -111,11 +111,11 @@ def seen_by(predictor: Predictor, directory: str | os.PathLike[str], split: str,
     return Loader(directory, split, Options(**{**seen, **options}, samples=samples)).dataset()
 
 
-def hold_out(pictures: Pictures, fraction: float) -> tuple[Pictures, Pictures]:
+def hold_out(pictures: Images, fraction: float) -> tuple[Images, Images]:
     """Divides a split by class into (the larger part, the part held out): the same for equal seeds.
 
-    Byte-identical pictures stay together, so that no picture is held out and trained on; those that are in two classes, and a
-    class of one picture, stay in the larger part. Of every other class at least one is held out, however small the fraction.
+    Byte-identical images stay together, so that no image is held out and trained on; those that are in two classes, and a
+    class of one image, stay in the larger part. Of every other class at least one is held out, however small the fraction.
 
     Raises:
         ValueError: the fraction is 0, or the split is too small.

@@ -3,7 +3,7 @@
     table = read("eval/predictions.csv")
     table.probabilities[table.labels == 0]
 
-`predictions.csv` has a row per picture: key, filename, label, predicted (names of classes; an unlabelled picture's label is
+`predictions.csv` has a row per image: key, filename, label, predicted (names of classes; an unlabelled image's label is
 empty), then probability_<class> for each class in the model's order. Nine significant digits name a float32 uniquely, so
 that the file says exactly what the model said. Names that a spreadsheet would compute ("=1+1.jpg") are escaped, see
 `tfpipe.common.tables.escape_formula`; `read` gives them back as they were.
@@ -37,18 +37,18 @@ _COLUMNS = ("key", "filename", "label", "predicted")
 PREFIX = "probability_"
 _SUM_TOLERANCE = 1e-3  # a softmax in float32 over 10,000 classes is off by 1e-5
 TOLERANCE = 1e-2  # of what a model says: one that ends in 16 bits is off by a few thousandths
-_MAX_NAMED = 5  # pictures, or numbers, in a message
+_MAX_NAMED = 5  # images, or numbers, in a message
 _BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a classifier said of every picture of a split, in the order of the catalogue.
+    """What a classifier said of every image of a split, in the order of the catalogue.
 
     Attributes:
-        keys: of each picture.
-        filenames: of each picture.
-        labels: int64 [N], index in class_names, -1 for unlabelled pictures.
+        keys: of each image.
+        filenames: of each image.
+        labels: int64 [N], index in class_names, -1 for unlabelled images.
         probabilities: float32 [N, C], what the model said to the last bit.
         class_names: name of each column, in the model's order.
     """
@@ -83,11 +83,11 @@ def are_probabilities(values: np.ndarray[Any, Any], tolerance: float = TOLERANCE
 
 
 def check(values: np.ndarray[Any, Any], names: Sequence[str], model: Any = None) -> None:
-    """Raises DataError unless what a model said is probabilities; names the pictures, and the model if it is given.
+    """Raises DataError unless what a model said is probabilities; names the images, and the model if it is given.
 
     Args:
         values: float [B, C].
-        names: of the pictures.
+        names: of the images.
         model: a `Predictor`.
     """
     broken = np.flatnonzero(~are_probabilities(values)).tolist()
@@ -116,7 +116,7 @@ def rows(table: Predictions) -> bytes:
     """Returns the lines of a table, or of a part of one.
 
     Raises:
-        DataError: what is said of a picture is no probabilities; see `check`.
+        DataError: what is said of an image is no probabilities; see `check`.
     """
     values = np.asarray(table.probabilities, np.float32)
     check(values, table.keys)

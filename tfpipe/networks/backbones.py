@@ -1,4 +1,4 @@
-"""Backbones: networks that turn pictures into feature maps, with the names of their blocks and their preprocessing.
+"""Backbones: networks that turn images into feature maps, with the names of their blocks and their preprocessing.
 
     backbone = build("vgg16", image_size=(224, 224), weights="imagenet")
     boundary, trainable = find_trainable(backbone, ["block5"])   # "block4_pool", {"block5_conv1", ...}

@@ -1,6 +1,6 @@
 """What a saved classifier is made of beside Keras' own layers: preprocessing, a trunk that can be frozen, named probabilities.
 
-Everything that a picture meets between its pixels and its class is a layer, so that one file carries all of it.
+Everything that an image meets between its pixels and its class is a layer, so that one file carries all of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from keras import ops
 from tfpipe.networks.architectures import PREPROCESSINGS as PREPROCESSINGS
 from tfpipe.records.samples import USUAL, Samples
 
-# Mean of ImageNet's training pictures in BGR, levels 0..255 (VGG, Simonyan and Zisserman 2014), and of RGB with its
+# Mean of ImageNet's training images in BGR, levels 0..255 (VGG, Simonyan and Zisserman 2014), and of RGB with its
 # standard deviation, 0..1: the numbers that keras.applications subtracts and divides by.
 _CAFFE_MEAN = (103.939, 116.779, 123.68)
 _TORCH_MEAN = (0.485, 0.456, 0.406)
@@ -32,7 +32,7 @@ class Preprocessing(keras.layers.Layer):  # type: ignore[misc]
     Args:
         mode: one of PREPROCESSINGS: "caffe" (BGR minus mean), "tf" (-1..1), "torch" (standardised), "unit" (0..1), "grey"
             (luma, 0..1), "none".
-        resize: how pictures were brought to the input's size, as in `tfpipe.dataset`; carried along for whoever feeds it.
+        resize: how images were brought to the input's size, as in `tfpipe.dataset`; carried along for whoever feeds it.
         samples: what became of 16 bits and of alpha, `Samples` or its options by name; carried along likewise.
     """
 
@@ -46,7 +46,7 @@ class Preprocessing(keras.layers.Layer):  # type: ignore[misc]
         self.samples = samples if isinstance(samples, Samples) else Samples(**samples)
 
     def call(self, images: Any) -> Any:
-        """Returns the float pictures; computed in float32 and cast last, so that bfloat16 rounds once."""
+        """Returns the float images; computed in float32 and cast last, so that bfloat16 rounds once."""
         values = ops.cast(images, "float32")  # first: arithmetic on uint8 wraps around
         if self.mode == "caffe":
             values = ops.flip(values, axis=-1) - ops.array(_CAFFE_MEAN, "float32")

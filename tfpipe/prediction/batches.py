@@ -1,9 +1,9 @@
-"""The pictures of a listing on their way through a model, batch by batch, each with its probabilities or its problem.
+"""The images of a listing on their way through a model, batch by batch, each with its probabilities or its problem.
 
-    for batch in PictureBatches(listing, predictor, batch_size=64).predict():
+    for batch in ImageBatches(listing, predictor, batch_size=64).predict():
         for index, answer in batch.rows: ...     # float32 [C], or a RejectedImage
 
-A batch is of pictures that can be decoded: which these are decides what shares a batch with what. Begun anew after any batch,
+A batch is of images that can be decoded: which these are decides what shares a batch with what. Begun anew after any batch,
 at the place where that one stopped, the others are the same, bit for bit.
 """
 
@@ -38,26 +38,26 @@ _PREFETCHED = 2  # batches, so that none is waited for
 
 
 class Predicted(NamedTuple):
-    """What came of the pictures from where the batch before stopped to `stop`, by their places in the listing."""
+    """What came of the images from where the batch before stopped to `stop`, by their places in the listing."""
 
     stop: int
     rows: list[tuple[int, Array | RejectedImage]]
 
 
 def look(picture: Image, max_pixels: int) -> Encoded | RejectedImage:
-    """Returns the bytes of a picture's file, or what can be said against it without decoding."""
+    """Returns the bytes of an image's file, or what can be said against it without decoding."""
     if picture.problem:
         return RejectedImage("unreadable", picture.problem, path=picture.shown)
     return image_files.read(picture.path, max_pixels)
 
 
-class PictureBatches:
+class ImageBatches:
     """The way from a listing through a model; see the module.
 
     Args:
         listing: what to predict.
         predictor: the model.
-        batch_size: pictures that it sees at once.
+        batch_size: images that it sees at once.
         max_pixels: height times width above which a file is not decoded.
     """
 
@@ -68,13 +68,13 @@ class PictureBatches:
         batch_size: int,
         max_pixels: int = headers.DEFAULT_MAX_PIXELS,
     ) -> None:
-        self._pictures, self._predictor = listing.images, predictor
+        self._images, self._predictor = listing.images, predictor
         self._batch_size, self._max_pixels = batch_size, max_pixels
         self._reader = reading.RecordReader(*listing.data_set) if listing.data_set else None
         self._problems: dict[int, RejectedImage] = {}  # of files that were read and not yet asked for
 
     def predict(self, start: int = 0) -> Generator[Predicted, None, None]:
-        """Yields batches until every picture from `start` on had its row. The next is computed while one is dealt with.
+        """Yields batches until every image from `start` on had its row. The next is computed while one is dealt with.
 
         Raises:
             DataError: the model's answers are no probabilities.
@@ -87,21 +87,21 @@ class PictureBatches:
             indices = batch["index"].numpy().tolist()
             with arithmetic.exact():  # the model may be of another program
                 values = self._predictor.predict(batch["image"])
-            predictions.check(values, [self._pictures[index].shown for index in indices], self._predictor)
+            predictions.check(values, [self._images[index].shown for index in indices], self._predictor)
             answers = dict(zip(indices, values, strict=True))
             rows = [
                 (index, answers[index] if index in answers else self._problem(index)) for index in range(start, indices[-1] + 1)
             ]
             start = indices[-1] + 1
             yield Predicted(start, rows)
-        stop = len(self._pictures)
+        stop = len(self._images)
         if start < stop:
             yield Predicted(stop, [(index, self._problem(index)) for index in range(start, stop)])
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]  # nothing to convert; looking takes long
     def _batches(self, start: int) -> tf.data.Dataset:
         """Returns batches of "index" and "image". What cannot be decoded is missing: `predict` counts, and asks why."""
-        data = tf.data.Dataset.range(start, len(self._pictures))
+        data = tf.data.Dataset.range(start, len(self._images))
         data = self._files(data) if self._reader is None else self._records(self._reader, data)
         data = data.unbatch()
         data = data.map(self._decode, num_parallel_calls=_THREADS, deterministic=True)
@@ -115,7 +115,7 @@ class PictureBatches:
     def _files(self, indices: tf.data.Dataset) -> tf.data.Dataset:
         read_batch = reading.for_graphs(self._read_batch)
 
-        def read(batch: tf.Tensor, _owner: PictureBatches = self) -> dict[str, tf.Tensor]:
+        def read(batch: tf.Tensor, _owner: ImageBatches = self) -> dict[str, tf.Tensor]:
             encoded, orientations = tf.numpy_function(read_batch, [batch], (tf.string, tf.int32), stateful=False)
             encoded, orientations = (tf.ensure_shape(tensor, batch.shape) for tensor in (encoded, orientations))
             return {"index": batch, "encoded": encoded, "orientation": orientations}
@@ -128,16 +128,16 @@ class PictureBatches:
             return np.empty(0, object), np.empty(0, np.int32)
         encoded, orientations = np.empty(len(indices), object), np.zeros(len(indices), np.int32)
         for place, index in enumerate(indices.tolist()):
-            found = look(self._pictures[index], self._max_pixels)
+            found = look(self._images[index], self._max_pixels)
             if isinstance(found, RejectedImage):
                 self._problems[index] = found
-                encoded[place] = b""  # which no decoder takes for a picture
+                encoded[place] = b""  # which no decoder takes for an image
             else:
                 encoded[place], orientations[place] = found
         return encoded, orientations
 
     def _records(self, reader: reading.RecordReader, indices: tf.data.Dataset) -> tf.data.Dataset:
-        positions = tf.constant([picture.position for picture in self._pictures], tf.int64)
+        positions = tf.constant([picture.position for picture in self._images], tf.int64)
         batches = indices.batch(reader.read_size)
         batches = batches.map(lambda batch: {"index": batch, "position": tf.gather(positions, batch)})
         return reading.read_records(reader, batches, num_parallel_calls=_THREADS).map(_parse_records).ignore_errors()
@@ -149,11 +149,11 @@ class PictureBatches:
         return {"index": row["index"], "image": image}
 
     def _problem(self, index: int) -> RejectedImage:
-        """Returns why a picture did not arrive: what was said when it was read, or what a second attempt says."""
+        """Returns why an image did not arrive: what was said when it was read, or what a second attempt says."""
         return self._problems.pop(index, None) or self._explain(index)
 
     def _explain(self, index: int) -> RejectedImage:
-        picture = self._pictures[index]
+        picture = self._images[index]
         try:
             if self._reader is not None:
                 features = decoding.parse_example(self._reader.read(picture.position))

@@ -41,10 +41,10 @@ _TEXTS = "OTU"  # kinds of dtype that keep text and bytes whole; S cuts off zero
 
 
 class Prediction(NamedTuple):
-    """What a model says of one picture.
+    """What a model says of one image.
 
-    Of what is no picture it says nothing: `class_name` is None, `score` 0, `top` empty, every probability 0, and `reason`
-    says why, a code and a sentence: "truncated: ...". Of a picture, `reason` is "".
+    Of what is no image it says nothing: `class_name` is None, `score` 0, `top` empty, every probability 0, and `reason`
+    says why, a code and a sentence: "truncated: ...". Of an image, `reason` is "".
 
     Attributes:
         class_name: the likeliest class.
@@ -67,10 +67,10 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """A model to ask for pictures of any kind and size.
+    """A model to ask for images of any kind and size.
 
     Attributes:
-        predictor: what answers for pictures of the right size, as `tfpipe.evaluate` and `tfpipe.predict` take it.
+        predictor: what answers for images of the right size, as `tfpipe.evaluate` and `tfpipe.predict` take it.
         max_pixels: height times width above which a file is not decoded.
     """
 
@@ -88,7 +88,7 @@ class Model:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) that pictures are brought to."""
+        """(height, width) that images are brought to."""
         return self.predictor.image_size
 
     @property
@@ -106,14 +106,14 @@ class Model:
         """Returns an answer for each input, in their order.
 
         Args:
-            inputs: paths of JPEG or PNG files, their bytes, files opened in binary mode, or pictures as uint8 [H, W, 3], RGB,
+            inputs: paths of JPEG or PNG files, their bytes, files opened in binary mode, or images as uint8 [H, W, 3], RGB,
                 0..255, of any size, alone or in any iterable; or one array, uint8 [B, H, W, 3].
             top_k: classes to name; never more than there are.
-            batch_size: pictures that the model sees at once. Probabilities depend on it by about 1e-6.
+            batch_size: images that the model sees at once. Probabilities depend on it by about 1e-6.
 
         Raises:
-            ValueError: an argument is not what it should be. A file that is missing or no picture is none: its answer says so.
-            DataError: what the model says of a picture is no probabilities, as NaN; names the pictures.
+            ValueError: an argument is not what it should be. A file that is missing or no image is none: its answer says so.
+            DataError: what the model says of an image is no probabilities, as NaN; names the images.
         """
         top_k, batch_size = arguments.check(top_k=top_k, batch_size=batch_size)
         items = _listed(inputs)
@@ -221,7 +221,7 @@ def _item(given: Any) -> _Item:
     picture = _checked(values)
     if picture.ndim != 3:
         raise ValueError(
-            f"a picture among others must be [H, W, 3] (got the shape {list(picture.shape)}); [B, H, W, 3] goes alone"
+            f"an image among others must be [H, W, 3] (got the shape {list(picture.shape)}); [B, H, W, 3] goes alone"
         )
     return picture
 
@@ -236,19 +236,19 @@ def _content(file: Any) -> bytes:
 def _checked(pictures: Array) -> Array:
     if pictures.dtype.kind == "f":
         advice = "0..1 and 0..255 cannot be told apart; give uint8, 0..255, as files have it"
-        raise ValueError(f"pictures must be uint8 (got {pictures.dtype}): in floats, {advice}")
+        raise ValueError(f"images must be uint8 (got {pictures.dtype}): in floats, {advice}")
     if pictures.dtype.kind in "OSTU":
         advice = "paths and bytes are given as they are, in a list"
-        raise ValueError(f"pictures in an array must be uint8, 0..255 (got {pictures.dtype}); {advice}")
+        raise ValueError(f"images in an array must be uint8, 0..255 (got {pictures.dtype}); {advice}")
     if pictures.dtype != np.uint8:
-        raise ValueError(f"pictures must be uint8, 0..255 (got {pictures.dtype})")
+        raise ValueError(f"images must be uint8, 0..255 (got {pictures.dtype})")
     shape = list(pictures.shape)
     if len(shape) not in (3, 4) or shape[-1] != 3 or 0 in shape[-3:]:
-        raise ValueError(f"pictures must be [H, W, 3] or [B, H, W, 3], RGB (got the shape {shape}){_advice(shape)}")
+        raise ValueError(f"images must be [H, W, 3] or [B, H, W, 3], RGB (got the shape {shape}){_advice(shape)}")
     return pictures
 
 
 def _advice(shape: Sequence[int]) -> str:
     if len(shape) == 2:
-        return "; of a grey picture: np.stack([x] * 3, axis=-1)"
-    return {1: "; of grey pictures: np.repeat(x, 3, axis=-1)", 4: "; of RGBA: x[..., :3]"}.get(shape[-1] if shape else 0, "")
+        return "; of a grey image: np.stack([x] * 3, axis=-1)"
+    return {1: "; of grey images: np.repeat(x, 3, axis=-1)", 4: "; of RGBA: x[..., :3]"}.get(shape[-1] if shape else 0, "")

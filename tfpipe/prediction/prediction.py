@@ -1,7 +1,7 @@
-"""`tfpipe.predict()`: one row per picture, whatever becomes of the picture.
+"""`tfpipe.predict()`: one row per image, whatever becomes of the image.
 
     predict("runs/a", "photos/", "predictions.csv")                            # id,filename,reason,class_1,score_1,...
-    predict("runs/a", "photos/", "predictions.jsonl")                          # an object per picture
+    predict("runs/a", "photos/", "predictions.jsonl")                          # an object per image
     predict("runs/a", "test1/", "submission.csv", columns="label")             # id,label: 1,dog
     predict("runs/a", "test1/", "submission.csv", columns="probability")       # id,label: 1,0.998712003
     predict("runs/a", "shards/", "table.csv", split="test1", columns="table")  # the columns of evaluate's predictions.csv
@@ -37,7 +37,7 @@ from tfpipe.listing import selection
 from tfpipe.listing.selection import Listing
 from tfpipe.models.classifiers import Predictor
 from tfpipe.prediction import preflight, resumption, tables
-from tfpipe.prediction.batches import PictureBatches, Predicted, look
+from tfpipe.prediction.batches import ImageBatches, Predicted, look
 from tfpipe.prediction.models import Model
 from tfpipe.prediction.resumption import Unfinished
 
@@ -50,12 +50,12 @@ class Summary:
     """What was written.
 
     Attributes:
-        num_rows: of the output, one per picture.
-        counts: pictures by predicted class, in the model's order.
-        mean_scores: of the pictures of each predicted class: how sure the model is; without those that have none.
-        rejected: reason by picture, for those whose row has no value.
+        num_rows: of the output, one per image.
+        counts: images by predicted class, in the model's order.
+        mean_scores: of the images of each predicted class: how sure the model is; without those that have none.
+        rejected: reason by image, for those whose row has no value.
         rejected_path: where those are listed, None where there are none.
-        passed_over: names in folders and globs that were not taken for pictures.
+        passed_over: names in folders and globs that were not taken for images.
     """
 
     num_rows: int
@@ -94,13 +94,13 @@ def predict(
     progress: bool = True,
     trust: bool = False,
 ) -> Summary:
-    """Writes one row per picture, ordered by id (1, 2, 10), and replaces the output when all rows are there.
+    """Writes one row per image, ordered by id (1, 2, 10), and replaces the output when all rows are there.
 
     Stopped, by Ctrl-C, a full disk or kill -9, it goes on when it is called again with the same arguments, and the output is
     the same, byte by byte. What is done until then lies in a hidden file beside the output. With another model, other
-    pictures or other arguments, it begins anew.
+    images or other arguments, it begins anew.
 
-    An id is the path below what was given, without a picture's extension; x.jpg beside x.png keep theirs, where rows hold
+    An id is the path below what was given, without an image's extension; x.jpg beside x.png keep theirs, where rows hold
     file names.
 
     Args:
@@ -114,7 +114,7 @@ def predict(
             and that of `positive_class`, or of every class where there are more than two and none is named. "table": key,
             filename, label (empty), predicted and every probability, as evaluation writes them. Probabilities have 9
             significant digits.
-        format: "csv", or "jsonl" for an object per picture: id, filename, class, score, top, probabilities, reason. By
+        format: "csv", or "jsonl" for an object per image: id, filename, class, score, top, probabilities, reason. By
             default what the output's name ends with, else "csv".
         top_k: how many classes "full" and "jsonl" name; by default 5, and never more than there are.
         positive_class: whose probability to write; of two classes the second if not given.
@@ -122,18 +122,18 @@ def predict(
         value_column: header of the one value beside them.
         csv_safe: put an apostrophe before names of a CSV that a spreadsheet would compute, those that begin with =, +, -, @ or
             a control character; `tfpipe.common.tables.unescape_formula` removes it. columns="table" always does, as evaluation.
-        on_error: "fail": bad pictures are named and nothing is written. "report": they have a row without a value, and are
+        on_error: "fail": bad images are named and nothing is written. "report": they have a row without a value, and are
             listed in OUTPUT.rejected.jsonl, without OUTPUT's ".csv" or ".jsonl". By default "report" where the row says the
             reason, "fail" where it has no place for it.
-        batch_size: pictures that the model sees at once. Probabilities depend on it by about 1e-6.
-        max_pixels: height times width above which a picture is bad.
+        batch_size: images that the model sees at once. Probabilities depend on it by about 1e-6.
+        max_pixels: height times width above which an image is bad.
         progress: show a bar.
         trust: whoever made the model, see `tfpipe.load`.
 
     Raises:
-        ValueError: an argument is not what it should be, two pictures have the same id, a picture has two, or there are none.
+        ValueError: an argument is not what it should be, two images have the same id, an image has two, or there are none.
         FileNotFoundError: there is no such model or input.
-        DataError: a picture is bad; all that can be seen to be so without decoding them are named at once.
+        DataError: an image is bad; all that can be seen to be so without decoding them are named at once.
         BlockingIOError: another process is writing this output.
         OSError: the output cannot be written.
     """
@@ -168,18 +168,18 @@ def predict(
     purpose = {"model": _identity(model, predictor), "inputs": selection.hash_listing(listing), "options": repr(options)}
     with resumption.unfinished(path, purpose) as work:  # opened first: a folder that cannot be written to fails here
         if on_error == "fail" and not work.following:
-            _check_pictures(listing, max_pixels, progress)
-        batches = PictureBatches(listing, predictor, batch_size, max_pixels)
+            _check_images(listing, max_pixels, progress)
+        batches = ImageBatches(listing, predictor, batch_size, max_pixels)
         _predict_rest(work, batches, listing, form, fail=on_error == "fail", progress=progress)
         return _finish(work, path, listing, form, predictor.class_names)
 
 
 def _predict_rest(
-    work: Unfinished, batches: PictureBatches, listing: Listing, form: tables.Form, *, fail: bool, progress: bool
+    work: Unfinished, batches: ImageBatches, listing: Listing, form: tables.Form, *, fail: bool, progress: bool
 ) -> None:
     """Adds a part for each batch that is not done."""
     if work.following:
-        _log.info("goes on after %s of %s", f"{work.following:,}", plural(len(listing.images), "picture"))
+        _log.info("goes on after %s of %s", f"{work.following:,}", plural(len(listing.images), "image"))
     bar = ProgressBar("predict", len(listing.images), initial=work.following, enabled=progress)
     with bar, closing(batches.predict(work.following)) as predicted:
         for batch in predicted:
@@ -201,7 +201,7 @@ def _part(
 
 
 def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, class_names: Sequence[str]) -> Summary:
-    """Puts the output in place, and the list of bad pictures beside it."""
+    """Puts the output in place, and the list of bad images beside it."""
     best, sums = Counter[int](), Counter[int]()
     rejected: dict[selection.Image, RejectedImage] = {}
     clear_up(tables.rejected_path(path))  # which may not be written this time
@@ -251,7 +251,7 @@ def _check_replaced(path: Path, inputs: Sequence[str | os.PathLike[str]], listin
 def _say_passed_over(names: Sequence[str]) -> None:
     if names:
         more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-        _log.info("passed over, by their names no pictures or walked already: %s%s", ", ".join(names[:_SHOWN]), more)
+        _log.info("passed over, by their names no images or walked already: %s%s", ", ".join(names[:_SHOWN]), more)
 
 
 def _say_escaped(names: Sequence[str]) -> None:
@@ -262,8 +262,8 @@ def _say_escaped(names: Sequence[str]) -> None:
         )
 
 
-def _check_pictures(listing: Listing, max_pixels: int, progress: bool) -> None:
-    """Raises DataError if a file is no picture, as far as can be seen without decoding; names all. Records were looked at."""
+def _check_images(listing: Listing, max_pixels: int, progress: bool) -> None:
+    """Raises DataError if a file is no image, as far as can be seen without decoding; names all. Records were looked at."""
     if listing.data_set is not None:
         return
     problems = []

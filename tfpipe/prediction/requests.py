@@ -30,21 +30,21 @@ from tfpipe.common.files import read_bytes
 
 Array = np.ndarray[Any, Any]
 Form = Literal["row", "columnar"]
-Picture = str | os.PathLike[str] | bytes | BinaryIO | Array
+Image = str | os.PathLike[str] | bytes | BinaryIO | Array
 
 _DEFAULT = "serving_default"
 _INPUTS = {_DEFAULT: "image_bytes", "features": "image_bytes", "pixels": "image_bytes", "image": "image"}
 
 
 @arguments.renamed(pictures="images")
-def rest_request(images: Iterable[Picture], *, signature_name: str = _DEFAULT, form: Form = "row") -> str:
+def rest_request(images: Iterable[Image], *, signature_name: str = _DEFAULT, form: Form = "row") -> str:
     """Returns the JSON body of a POST to /v1/models/NAME:predict.
 
     Args:
         images: paths or contents of files, or files opened in binary mode; for the signature "image", arrays,
             uint8 [H, W, 3] of the model's size. JSON writes those as numbers, 12 times the size of a usual JPEG.
         signature_name: of the export.
-        form: "row" is answered picture by picture, "columnar" output by output; `rest_response` reads both.
+        form: "row" is answered image by image, "columnar" output by output; `rest_response` reads both.
 
     Raises:
         ValueError: an argument is not what it should be.
@@ -58,7 +58,7 @@ def rest_request(images: Iterable[Picture], *, signature_name: str = _DEFAULT, f
 
 
 def rest_response(body: str | bytes) -> list[Any]:
-    """Returns the outputs for each picture by name, in the order of the request.
+    """Returns the outputs for each image by name, in the order of the request.
 
     Raises:
         DataError: the server answered with an error, or with something else.
@@ -76,7 +76,7 @@ def rest_response(body: str | bytes) -> list[Any]:
 
 @arguments.renamed(pictures="images")
 def grpc_request(
-    images: Iterable[Picture], *, model_name: str, signature_name: str = _DEFAULT, version: int | None = None
+    images: Iterable[Image], *, model_name: str, signature_name: str = _DEFAULT, version: int | None = None
 ) -> bytes:
     """Returns a serialised PredictRequest, for the method /tensorflow.serving.PredictionService/Predict.
 
@@ -115,8 +115,8 @@ def grpc_response(body: bytes) -> list[Any]:
         raise DataError(f"not an answer of TensorFlow Serving: {error}") from None
 
 
-def _values(pictures: Iterable[Picture], signature_name: str) -> tuple[str, list[Any]]:
-    """Returns the name of the signature's input, and a value for it of each picture: bytes, or an array."""
+def _values(pictures: Iterable[Image], signature_name: str) -> tuple[str, list[Any]]:
+    """Returns the name of the signature's input, and a value for it of each image: bytes, or an array."""
     arguments.choice("signature_name", signature_name, _INPUTS)
     is_one = isinstance(pictures, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(pictures, "read")
     if is_one or not isinstance(pictures, Iterable):
@@ -130,7 +130,7 @@ def _values(pictures: Iterable[Picture], signature_name: str) -> tuple[str, list
     return _INPUTS[signature_name], values
 
 
-def _bytes(picture: Picture) -> bytes:
+def _bytes(picture: Image) -> bytes:
     if isinstance(picture, np.ndarray):
         raise ValueError("arrays go to the signature 'image'; the others take files, as paths or bytes")
     if isinstance(picture, str | os.PathLike):
@@ -138,11 +138,11 @@ def _bytes(picture: Picture) -> bytes:
     content = picture.read() if hasattr(picture, "read") and not isinstance(picture, io.TextIOBase) else picture
     if not isinstance(content, bytes | bytearray | memoryview):
         wanted = "a path, the bytes of a file, or a file opened with open(path, 'rb')"
-        raise ValueError(f"a picture must be {wanted} (got {type(picture).__name__})")
+        raise ValueError(f"an image must be {wanted} (got {type(picture).__name__})")
     return bytes(content)
 
 
-def _pixels(picture: Picture) -> Array:
+def _pixels(picture: Image) -> Array:
     if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3):
         got = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
         raise ValueError(f"the signature 'image' takes arrays, uint8 [H, W, 3] (got {got})")

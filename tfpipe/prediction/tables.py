@@ -1,8 +1,8 @@
-"""What `predict` writes: rows of a CSV or lines of JSON, one per picture, and the list of pictures that have no value.
+"""What `predict` writes: rows of a CSV or lines of JSON, one per image, and the list of images that have no value.
 
     form = choose_form("csv", "probability", ["cat", "dog"], positive_class="dog")
     form.header()                 # id,label
-    form.row(picture, answer)     # 17,0.998712003
+    form.row(image, answer)     # 17,0.998712003
 
 Rows are bytes, UTF-8, and end with a line feed; cells are quoted where they must be. Numbers have nine significant digits,
 which name a float32 uniquely. Names that a spreadsheet would compute are escaped, see `escape_formula`.
@@ -45,7 +45,7 @@ class Form(Protocol):
         """Returns what comes before the rows."""
 
     def row(self, picture: Image, answer: Answer) -> bytes:
-        """Returns the line of a picture, whose answer is probabilities, float32 [C], or why there are none."""
+        """Returns the line of an image, whose answer is probabilities, float32 [C], or why there are none."""
 
 
 def choose_form(
@@ -179,7 +179,7 @@ class _EvaluationTable:
 
 
 class _JsonLines:
-    """An object for each picture."""
+    """An object for each image."""
 
     reports = True
 
@@ -227,7 +227,7 @@ def _json_line(content: dict[str, Any]) -> bytes:
 
 
 def rejected_path(output: Path) -> Path:
-    """Returns where bad pictures are listed: "a.rejected.jsonl" for "a.csv", and for "a.jsonl" where that is not beside it."""
+    """Returns where bad images are listed: "a.rejected.jsonl" for "a.csv", and for "a.jsonl" where that is not beside it."""
     name = output.name.removesuffix(".csv")
     if output.suffix == ".jsonl" and not output.with_suffix(".csv").exists():
         name = output.stem
@@ -235,7 +235,7 @@ def rejected_path(output: Path) -> Path:
 
 
 def write_rejected(output: Path, rejected: Iterable[tuple[Image, RejectedImage]]) -> Path | None:
-    """Writes the list of bad pictures beside the output and returns its path; without any, removes that of an output before."""
+    """Writes the list of bad images beside the output and returns its path; without any, removes that of an output before."""
     path, lines = rejected_path(output), list(rejected)
     if not lines:
         path.unlink(missing_ok=True)

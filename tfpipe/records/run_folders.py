@@ -21,7 +21,7 @@ RUN_NAME = "run.json"
 SUMMARY_NAME = "summary.json"
 BACKBONE_NAME = "backbone.json"
 HEAD_NAME = "head.json"  # the heads that were tried, and the best
-HEAD_PICTURE = "head.png"
+HEAD_IMAGE = "head.png"
 STATE_FOLDER = "state"  # a file for each phase, from which the run resumes
 
 

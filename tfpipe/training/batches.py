@@ -1,4 +1,4 @@
-"""What a training step is fed with: pictures, or features from the cache, in the same order.
+"""What a training step is fed with: images, or features from the cache, in the same order.
 
 A batch is (inputs, targets float32 [B, C], weights float32 [B]); a blank row
 has the weight 0.
@@ -20,7 +20,7 @@ import tensorflow as tf
 from tfpipe.images.placement import on_cpu
 from tfpipe.models import reading_errors
 from tfpipe.models.features import Features
-from tfpipe.models.images import Pictures
+from tfpipe.models.images import Images
 from tfpipe.pipeline.loader import Loader
 
 Batch = tuple[Any, Any, Any]
@@ -59,8 +59,8 @@ class Batches(abc.ABC):
         is_cached: whether they are features.
     """
 
-    train: Pictures
-    val: Pictures
+    train: Images
+    val: Images
     batch_size: int
     num_classes: int
     reader: tuple[int, int] = (0, 1)
@@ -78,7 +78,7 @@ class Batches(abc.ABC):
 
     @property
     def num_rows(self) -> int:
-        """Pictures of an epoch, of all workers."""
+        """Images of an epoch, of all workers."""
         return self._loader.rows.order.num_rows
 
     @abc.abstractmethod
@@ -91,8 +91,8 @@ class Batches(abc.ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureBatches(Batches):
-    """Pictures, decoded and augmented for every step."""
+class ImageBatches(Batches):
+    """Images, decoded and augmented for every step."""
 
     is_cached: ClassVar[bool] = False
 
@@ -115,7 +115,7 @@ class PictureBatches(Batches):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureBatches(Batches):
-    """Features, in the order in which their pictures would come; no picture is read.
+    """Features, in the order in which their images would come; no image is read.
 
     Attributes:
         views: features of the training split; epoch e takes view e modulo their number.

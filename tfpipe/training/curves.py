@@ -1,4 +1,4 @@
-"""Pictures of a training: how it went, and how its learning rate was found.
+"""Images of a training: how it went, and how its learning rate was found.
 
     draw_history(read_history(folder), folder / "history.png")
     draw_range_test(*test.curve(), test.suggestion(), folder / "learning_rate.png")

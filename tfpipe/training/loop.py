@@ -191,7 +191,7 @@ class Loop:
         self._check_finite("training", train_loss)
         begun = time.monotonic()
         val_loss, val_accuracy = self.validate()
-        if self._interrupted.is_set():  # they may be of some pictures only: the next process validates again
+        if self._interrupted.is_set():  # they may be of some images only: the next process validates again
             now.seconds = train_seconds
             self._save()
             raise KeyboardInterrupt
@@ -253,9 +253,9 @@ class Loop:
         return self.progress.epoch * self.phase.batches.num_steps + self.progress.step
 
     def validate(self) -> tuple[float, float]:
-        """Returns (mean loss, accuracy) on the validation pictures; of the averaged weights where there are such.
+        """Returns (mean loss, accuracy) on the validation images; of the averaged weights where there are such.
 
-        Of the first pictures only, once a signal has come that stops the run.
+        Of the first images only, once a signal has come that stops the run.
         """
         steps = self._steps
         current = [variable.numpy() for variable in steps.result] if steps.averages else []
@@ -320,7 +320,7 @@ class Loop:
         return f", or accumulate={2 * self._steps.parts}: the same batch in as many parts (batch_size=auto finds how many)"
 
     def _rows(self, step: int) -> int:
-        """Returns how many pictures a step of all workers has."""
+        """Returns how many images a step of all workers has."""
         size = self.phase.batches.batch_size * self._steps.num_workers
         return min(size, self.phase.batches.num_rows - step * size)
 

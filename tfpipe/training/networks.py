@@ -132,18 +132,18 @@ class Networks:
     def frozen(self) -> keras.Sequential:
         """Returns the whole, its backbone frozen: uint8 [B, H, W, 3] -> logits."""
         _set_trainable(self.backbone.network, False)
-        return self._on_pictures([layers.Trunk(self.backbone.network, True, name="frozen")])
+        return self._on_images([layers.Trunk(self.backbone.network, True, name="frozen")])
 
     def all_trained(self) -> keras.Sequential:
         """Returns the whole, all of it trained: uint8 [B, H, W, 3] -> logits."""
         _set_trainable(self.backbone.network, True)
-        return self._on_pictures([layers.Trunk(self.backbone.network, self._is_inference, name="tuned")])
+        return self._on_images([layers.Trunk(self.backbone.network, self._is_inference, name="tuned")])
 
     def partly_trained(self) -> keras.Sequential:
         """Returns the whole, the unfrozen layers trained: uint8 [B, H, W, 3] -> logits."""
         self._unfreeze()
         front = [] if self.front is None else [layers.Trunk(self.front, True, name="frozen")]
-        return self._on_pictures([*front, layers.Trunk(self.back, self._is_inference, name="tuned")])
+        return self._on_images([*front, layers.Trunk(self.back, self._is_inference, name="tuned")])
 
     def partly_trained_on_features(self) -> keras.Sequential:
         """Returns what is behind the boundary: features of `front` -> logits."""
@@ -161,7 +161,7 @@ class Networks:
     def _is_inference(self) -> bool:
         return not self.recipe.train_batch_norm
 
-    def _on_pictures(self, trunks: Sequence[keras.layers.Layer]) -> keras.Sequential:
+    def _on_images(self, trunks: Sequence[keras.layers.Layer]) -> keras.Sequential:
         images = keras.KerasTensor((None, *(self.recipe.image_size or ()), 3), "uint8")
         return self._sequence(images, [self.preprocessing, *trunks, *self.head])
 

@@ -22,14 +22,14 @@ from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import exactly
 from tfpipe.models import features
 from tfpipe.models.features import Features
-from tfpipe.models.images import Pictures
+from tfpipe.models.images import Images
 from tfpipe.networks import arithmetic
 from tfpipe.networks.head_options import Pooling
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.records import class_weights
 from tfpipe.records.run_folders import HEAD_NAME, state_file
 from tfpipe.training import curves, regression
-from tfpipe.training.batches import Batches, FeatureBatches, PictureBatches
+from tfpipe.training.batches import Batches, FeatureBatches, ImageBatches
 from tfpipe.training.loop import BEFORE
 from tfpipe.training.networks import Networks
 from tfpipe.training.recipes import Recipe
@@ -47,8 +47,8 @@ class Phases:
     Attributes:
         recipe: a complete one.
         networks: the layers.
-        train: pictures to train on.
-        val: pictures to validate on.
+        train: images to train on.
+        val: images to validate on.
         folder: of the run.
         cache: folder for features.
         strategy: of the devices.
@@ -60,8 +60,8 @@ class Phases:
 
     recipe: Recipe
     networks: Networks
-    train: Pictures
-    val: Pictures
+    train: Images
+    val: Images
     folder: Path
     cache: Path
     strategy: tf.distribute.Strategy
@@ -102,12 +102,12 @@ class Phases:
         return make_schedule(self.recipe, name, rate, num_steps, self.first_steps.get(name, 0))
 
     def _all(self) -> Phase:
-        return self._phase(self.recipe.mode, self.networks.all_trained(), self._pictures(), backbone=True)
+        return self._phase(self.recipe.mode, self.networks.all_trained(), self._images(), backbone=True)
 
     def _frozen(self) -> Phase:
         network = self.networks.frozen()
         self._check(self.networks.backbone.network, network, None)
-        return self._phase("head", network, self._pictures(), backbone=False)
+        return self._phase("head", network, self._images(), backbone=False)
 
     def _head(self) -> Phase:
         batches = self._features(self.networks.backbone.network)
@@ -156,27 +156,27 @@ class Phases:
         networks, network = self.networks, self.networks.partly_trained()
         if networks.front is None:
             self.report("finetune: no single tensor separates what stays frozen; all of it is computed in each step")
-            return self._phase(name, network, self._pictures(), backbone=True)
+            return self._phase(name, network, self._images(), backbone=True)
         cached = self._features(networks.front) if self._caches_prefix(networks.front) else None
         self._check(networks.front, network, cached)
         if cached is None:
-            return self._phase(name, network, self._pictures(), backbone=True)
+            return self._phase(name, network, self._images(), backbone=True)
         return self._phase(name, networks.partly_trained_on_features(), cached, backbone=True)
 
     def _caches_prefix(self, front: keras.Model) -> bool:
         """Returns `caches_prefix`, and says so."""
         views, epochs = self.recipe.views or 1, self.recipe.finetune_epochs or 1
         caches = caches_prefix(self.recipe)
-        gigabytes = views * features.bytes_per_picture(front) * self.train.num_records / 1e9
+        gigabytes = views * features.bytes_per_image(front) * self.train.num_records / 1e9
         how = f"computed once ({gigabytes:.2f} GB)" if caches else "computed in each step"
         self.report(f"finetune: the frozen part is {how}: {exactly(views, 'pass', 'passes')} against {epochs}")
         return caches
 
-    def _pictures(self) -> PictureBatches:
-        return PictureBatches(**self._shared())
+    def _images(self) -> ImageBatches:
+        return ImageBatches(**self._shared())
 
     def _features(self, network: keras.Model) -> FeatureBatches:
-        def extract(pictures: Pictures, view: int | None) -> Features:
+        def extract(pictures: Images, view: int | None) -> Features:
             preprocessing = self.networks.preprocessing
             return features.extract(self.cache, network, preprocessing, pictures, view=view, progress=self.progress)
 

@@ -65,9 +65,9 @@ def open_training(directory: str | os.PathLike[str]) -> Manifest:
     missing = [name for name in manifest.class_names if not split.class_counts[name]]
     if not split.labelled or missing:
         lacks = f"there are none of {', '.join(missing)}" if split.labelled else "it has no labels"
-        raise ValueError(f"{directory}: split 'train' must have pictures of every class; {lacks}")
+        raise ValueError(f"{directory}: split 'train' must have images of every class; {lacks}")
     if "val" in manifest.splits:
         held = manifest.split("val")
         if not held.labelled or not held.num_records:
-            raise ValueError(f"{directory}: split 'val' has no labelled pictures to validate with")
+            raise ValueError(f"{directory}: split 'val' has no labelled images to validate with")
     return manifest

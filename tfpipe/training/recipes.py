@@ -1,6 +1,6 @@
 """What a training run is: the recipe, and what is chosen where it leaves a choice.
 
-recipe, reasons = complete(Recipe(mode="auto"), num_pictures=1400, num_blocks=5)
+recipe, reasons = complete(Recipe(mode="auto"), num_images=1400, num_blocks=5)
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tfpipe.records.samples import RESIZES
 
 Mode = Literal["auto", "scratch", "bottleneck", "frozen", "finetune", "full"]
 _CACHED = ("bottleneck", "finetune")  # modes whose head is trained on cached features
-_FEW = 100  # pictures: fewer do not say whether fine-tuning helps
-_VIEWS = ((2_000, 8), (20_000, 4), (math.inf, 2))  # (up to so many pictures, versions of each): a version takes a pass
+_FEW = 100  # images: fewer do not say whether fine-tuning helps
+_VIEWS = ((2_000, 8), (20_000, 4), (math.inf, 2))  # (up to so many images, versions of each): a version takes a pass
 _BATCH_SIZE = 32
 _EPOCHS = {"bottleneck": 60, "finetune": 60, "frozen": 20, "scratch": 30, "full": 15}
 # (first phase, fine-tuning) of AdamW; of SGD only those of pre-trained weights are usual: what a new head bears depends on the
@@ -77,7 +77,7 @@ class Recipe:
         resize: see `tfpipe.dataset`.
         feature_layer: the backbone ends behind this layer or block; None: at its end.
         unfreeze: blocks or layers that fine-tuning trains, with all that is behind them.
-        views: augmented versions of each picture in the cache; 1 without augmentation.
+        views: augmented versions of each image in the cache; 1 without augmentation.
         deepen: in fine-tuning, once the unfrozen blocks have made it better, go on with the block below unfrozen, too.
         cache_prefix: in fine-tuning, compute the frozen part once and train the rest on its features.
         augment: an `Augmentation` or the name of a preset; see `tfpipe.dataset`.
@@ -202,7 +202,7 @@ class Recipe:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in facts.items()}
 
 
-def complete(recipe: Recipe, num_pictures: int, num_classes: int) -> tuple[Recipe, list[str]]:
+def complete(recipe: Recipe, num_images: int, num_classes: int) -> tuple[Recipe, list[str]]:
     """Returns the recipe with every choice made, and a line for each that says why.
 
     Raises:
@@ -222,10 +222,10 @@ def complete(recipe: Recipe, num_pictures: int, num_classes: int) -> tuple[Recip
         )
     if recipe.weights == "none" and recipe.mode == "auto":
         choose("mode", "scratch", "there are no weights to transfer")
-    elif num_pictures < _FEW and not any(_is_given(recipe, name) for name, modes in _MODES_OF.items() if modes != _CACHED):
-        choose("mode", "bottleneck", f"{exactly(num_pictures, 'training picture')}: too few to say whether fine-tuning helps")
+    elif num_images < _FEW and not any(_is_given(recipe, name) for name, modes in _MODES_OF.items() if modes != _CACHED):
+        choose("mode", "bottleneck", f"{exactly(num_images, 'training image')}: too few to say whether fine-tuning helps")
     else:
-        choose("mode", "finetune", f"{num_pictures:,} training pictures: the head first, then the last block at a lower rate")
+        choose("mode", "finetune", f"{num_images:,} training images: the head first, then the last block at a lower rate")
     mode = choices.get("mode", recipe.mode)
     _check_effect(recipe, mode)
     choose("image_size", architectures.native_size(recipe.backbone), f"what {recipe.backbone} was made for")
@@ -236,7 +236,7 @@ def complete(recipe: Recipe, num_pictures: int, num_classes: int) -> tuple[Recip
         choose("augment", "none", "what is computed once does not change; --augment with --views=K keeps K versions")
     augmented = dataclasses.replace(recipe, **choices).augmentation != Augmentation()
     if mode in _CACHED:
-        views = next(views for most, views in _VIEWS if num_pictures < most) if augmented else 1
+        views = next(views for most, views in _VIEWS if num_images < most) if augmented else 1
         choose("views", views, "augmentation survives caching in as many versions" if augmented else "without augmentation")
         choose("solver", *_choose_solver(recipe, mode))
     solver = choices.get("solver", recipe.solver)
@@ -299,7 +299,7 @@ def _check_together(recipe: Recipe, num_classes: int) -> None:
         raise ValueError(f"a classifier needs two classes or more (the data set has {num_classes})")
     if recipe.mode in _CACHED and recipe.augmentation.mixes:
         raise ValueError(
-            f"mixup and cutmix mix pictures, and mode {recipe.mode} trains its head on features: take frozen, full or scratch"
+            f"mixup and cutmix mix images, and mode {recipe.mode} trains its head on features: take frozen, full or scratch"
         )
     if recipe.views and recipe.views > 1 and not augmented:
         raise ValueError(f"views={recipe.views} without augmentation would be {recipe.views} times the same: set augment")

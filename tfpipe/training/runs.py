@@ -37,13 +37,13 @@ from tfpipe.common.progress import log_line
 from tfpipe.common.text import html_table, plural
 from tfpipe.models import classifiers
 from tfpipe.models.classifiers import Classifier
-from tfpipe.models.images import Pictures, hold_out
+from tfpipe.models.images import Images, hold_out
 from tfpipe.networks import arithmetic
 from tfpipe.networks.backbones import hash_network
 from tfpipe.records.run_folders import (
     BACKBONE_NAME,
     HEAD_NAME,
-    HEAD_PICTURE,
+    HEAD_IMAGE,
     LAST_NAME,
     MODEL_NAME,
     RUN_NAME,
@@ -65,7 +65,7 @@ from tfpipe.training.run_log import Journal, read_history
 from tfpipe.training.schedules import RangeTest
 from tfpipe.training.steps import Phase
 
-HISTORY_PICTURE = "history.png"
+HISTORY_IMAGE = "history.png"
 RATE_NAME = "learning_rate.json"
 
 _log = logging.getLogger("tfpipe")
@@ -252,17 +252,17 @@ class _Data:
         self.recipe, self.reasons = complete(wanted, self.manifest.split("train").num_records, len(self.class_names))
         self.precision, why = arithmetic.choose(self.recipe.precision)
         self.reasons.append(f"precision={self.precision}: {why}")
-        self.train, self.val = self._pictures()
+        self.train, self.val = self._images()
 
-    def _pictures(self) -> tuple[Pictures, Pictures]:
+    def _images(self) -> tuple[Images, Images]:
         recipe = self.recipe
         common: dict[str, Any] = {"image_size": recipe.image_size, "resize": recipe.resize, "seed": recipe.seed}
-        train = Pictures(self.directory, "train", augmentation=recipe.augmentation, balanced=recipe.balanced, **common)
+        train = Images(self.directory, "train", augmentation=recipe.augmentation, balanced=recipe.balanced, **common)
         if "val" in self.manifest.splits:
-            return train, Pictures(self.directory, "val", **common)
+            return train, Images(self.directory, "val", **common)
         train, held = hold_out(train, recipe.val_fraction)
         num_held, num_all = len(held.positions), train.num_records
-        self.reasons.append(f"no val split: {num_held:,} of the {num_all:,} training pictures are held out for validation")
+        self.reasons.append(f"no val split: {num_held:,} of the {num_all:,} training images are held out for validation")
         return train, held
 
     def facts(self) -> dict[str, Any]:
@@ -405,12 +405,12 @@ def _saved_facts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _finish(folder: Path, networks: Networks, run: _Run, phases: list[dict[str, Any]]) -> dict[str, Any]:
-    """Writes the models, the picture and, last, the summary."""
+    """Writes the models, the image and, last, the summary."""
     model = networks.classifier()
     _save_model(model, folder / MODEL_NAME)
     history = read_history(folder)
     if history:
-        curves.draw_history(history, folder / HISTORY_PICTURE)
+        curves.draw_history(history, folder / HISTORY_IMAGE)
     for phase in phases:
         seconds = [row["train_seconds"] for row in history if row["phase"] == phase["phase"]]
         phase["seconds_per_epoch"] = statistics.median(seconds) if seconds else None
@@ -435,7 +435,7 @@ def _report_summary(folder: Path, summary: dict[str, Any], report: Report) -> No
         best = f" in epoch {phase['best_epoch']}" if phase["best_epoch"] else ""
         report(f"{phase['phase']}: {epochs} on {phase['on']}, validation accuracy {phase['val_accuracy']:.4f}{best}")
     report(f"peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")
-    drawing = next((path for path in (folder / HISTORY_PICTURE, folder / HEAD_PICTURE) if path.exists()), folder)
+    drawing = next((path for path in (folder / HISTORY_IMAGE, folder / HEAD_IMAGE) if path.exists()), folder)
     report(f"{folder}: this run is finished. The classifier is {folder / MODEL_NAME}; look at {drawing}.")
 
 

@@ -217,7 +217,7 @@ class Steps:
         if self._replicas == 1:
             return batch
         inputs, targets, weights = (tf.convert_to_tensor(values) for values in batch)
-        # In place of blank rows, real pictures of the batch, still of weight 0: BatchNorm would take black ones into account.
+        # In place of blank rows, real images of the batch, still of weight 0: BatchNorm would take black ones into account.
         real = tf.where(weights > 0)[:, 0]
         if len(real):
             places = tf.range(len(weights), dtype=tf.int64)
