@@ -102,7 +102,7 @@ def has_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def picture(seed: int, size: tuple[int, int] = (24, 16), format: str = "JPEG", **options: object) -> bytes:  # noqa: A002
+def make_image(seed: int, size: tuple[int, int] = (24, 16), format: str = "JPEG", **options: object) -> bytes:  # noqa: A002
     """A small image of noise in a few colours: different for every seed."""
     drawn = random.Random(seed)
     coarse = Image.frombytes("RGB", (4, 4), drawn.randbytes(48))
@@ -128,11 +128,11 @@ def photos(tmp_path: Path) -> Path:
     """folders layout: 12 cats, 8 dogs, and a class in Chinese with a space, one image in a folder below."""
     root = tmp_path / "photos"
     for index in range(12):
-        write(root / "cat" / f"{index}.jpg", picture(index))
+        write(root / "cat" / f"{index}.jpg", make_image(index))
     for index in range(8):
-        write(root / "dog" / f"{index}.jpg", picture(100 + index, (32, 20)))
+        write(root / "dog" / f"{index}.jpg", make_image(100 + index, (32, 20)))
     for index in range(5):
-        write(root / "小 猫" / "深" / f"猫 {index}.jpg", picture(200 + index))
+        write(root / "小 猫" / "深" / f"猫 {index}.jpg", make_image(200 + index))
     return root
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from conftest import picture, write
+from conftest import make_image, write
 
 import tfpipe
 from tfpipe.common import seeds
@@ -45,7 +45,7 @@ def build_images(
         for name, count in classes.items():
             for number in range(count):
                 seed = hash_of(split, name, number)
-                write(root / "photos" / split / name / f"{number}.jpg", picture(seed, (12, 10)))
+                write(root / "photos" / split / name / f"{number}.jpg", make_image(seed, (12, 10)))
     inputs = {split: root / "photos" / split for split in counts}
     return tfpipe.build_tfrecords(
         inputs, root / "shards", layout="folders", class_names=class_names, workers=1, progress=False, **options

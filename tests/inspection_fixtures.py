@@ -6,7 +6,7 @@ import hashlib
 import io
 import shutil
 
-from conftest import picture, write
+from conftest import make_image, write
 
 import tfpipe
 from tfpipe.records import manifest as manifests
@@ -18,7 +18,7 @@ from tfpipe.records.manifest import CATALOG_NAME, index_file
 def build_tiny(root, *, num=3, **options):
     """One class, one split, one shard of `num` records, unless the options say otherwise."""
     for index in range(num):
-        write(root / "in" / "小 猫" / f"猫 {index}.jpg", picture(index, (8, 8), quality=20))
+        write(root / "in" / "小 猫" / f"猫 {index}.jpg", make_image(index, (8, 8), quality=20))
     arguments = {"name": "tiny", "layout": "folders", "progress": False, "workers": 1, **options}
     tfpipe.build_tfrecords(root / "in", root / "out", **arguments)
     return root / "out"

@@ -18,7 +18,7 @@ from tfpipe.records import catalog, manifest, schema, tfrecord
 CLASS_NAMES = ("cat", "dog", "owl")
 
 
-def picture(seed: int, height: int = 8, width: int = 8, *, image_format: str = "JPEG", orientation: int = 1) -> bytes:
+def make_image(seed: int, height: int = 8, width: int = 8, *, image_format: str = "JPEG", orientation: int = 1) -> bytes:
     """A small smooth image's file, different for every seed."""
     random = np.random.default_rng(seed)
     corners = Image.fromarray(random.integers(0, 256, (3, 3, 3), dtype=np.uint8))
@@ -36,17 +36,17 @@ def damaged(jpeg: bytes) -> bytes:
     return jpeg[:scan] + b"\xff\x94" * ((len(jpeg) - 2 - scan) // 2) + jpeg[-2:]
 
 
-def write_data_set(out: Path, pictures: list[bytes], num_shards: int, split: str = "test") -> Path:
+def write_data_set(out: Path, images: list[bytes], num_shards: int, split: str = "test") -> Path:
     (out / "index").mkdir(parents=True)
     rows, shards, counts = [], [], dict.fromkeys(CLASS_NAMES, 0)
     for shard in range(num_shards):
         file = manifest.shard_file("pets", split, shard, num_shards)
         content, index = b"", ""
-        first, end = (len(pictures) * i // num_shards for i in (shard, shard + 1))
+        first, end = (len(images) * i // num_shards for i in (shard, shard + 1))
         for position, number in enumerate(range(first, end)):
             label = number % len(CLASS_NAMES)
             name = f"{CLASS_NAMES[label]}/{number}.jpg"
-            jpeg = pictures[number]
+            jpeg = images[number]
             sha256 = hashlib.sha256(jpeg).hexdigest()
             record = schema.Record(jpeg, "JPEG", 8, 8, 3, 1, name, name, sha256, label, CLASS_NAMES[label])
             frame = b"".join(tfrecord.frame(schema.encode(record)))
@@ -64,7 +64,7 @@ def write_data_set(out: Path, pictures: list[bytes], num_shards: int, split: str
     for name in set(manifest.COMPANION_NAMES) - {"catalog.csv"}:
         (out / name).touch()
     companions = metadata_files.hash_companions(out)
-    splits = {split: manifest.Split(True, sum(map(len, pictures)), counts, tuple(shards))}
+    splits = {split: manifest.Split(True, sum(map(len, images)), counts, tuple(shards))}
     manifest.save(manifest.Manifest("pets", 0, CLASS_NAMES, splits, {}, companions, "", {"png16": 0}, {}, (), (), "0"), out)
     return out
 

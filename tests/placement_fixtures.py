@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from conftest import picture, write
+from conftest import make_image, write
 from prediction_fixtures import Averages
 from tensorflow.python.framework import op_callbacks
 
@@ -36,9 +36,9 @@ SEEN = {"seed": 3, "image_size": SIZE, "augment": STRONG}
 
 def build(root: Path) -> Path:
     """A data set of a small, a large and a turned image."""
-    write(root / "in/cat/0.jpg", picture(0, (90, 60)))
-    write(root / "in/cat/1.jpg", picture(1, (700, 500)))
-    write(root / "in/dog/0.png", picture(2, (70, 80), format="PNG"))
+    write(root / "in/cat/0.jpg", make_image(0, (90, 60)))
+    write(root / "in/cat/1.jpg", make_image(1, (700, 500)))
+    write(root / "in/dog/0.png", make_image(2, (70, 80), format="PNG"))
     tfpipe.build_tfrecords(root / "in", root / "out", layout="folders", splits={"train": 1}, workers=1, progress=False)
     return root / "out"
 
@@ -52,7 +52,7 @@ def deep_png() -> bytes:
 
 def of_tensors() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
     """Functions from tensors to tensors, with arguments: usable in a graph."""
-    jpeg, uncropped = picture(1, (60, 44)), tfpipe.Augmentation(rotation=20, hue=0.1, contrast=0.2)
+    jpeg, uncropped = make_image(1, (60, 44)), tfpipe.Augmentation(rotation=20, hue=0.1, contrast=0.2)
     deep = Samples(png16="percentile", background="white")
 
     def augmented(image: tf.Tensor, augmentation: tfpipe.Augmentation) -> tf.Tensor:

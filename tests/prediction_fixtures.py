@@ -9,7 +9,7 @@ import struct
 import zlib
 
 import numpy as np
-from conftest import picture, write
+from conftest import make_image, write
 from PIL import Image
 
 NAMES = ("cat", "dog")
@@ -51,16 +51,22 @@ def kinds():
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        found[f"turned {orientation}.jpg"] = picture(orientation, (40, 28), exif=exif)
-    found["11.png"] = picture(11, (30, 50), format="PNG")
-    found["9.png.jpg"] = picture(9, (30, 50), format="PNG")
+        found[f"turned {orientation}.jpg"] = make_image(orientation, (40, 28), exif=exif)
+    found["11.png"] = make_image(11, (30, 50), format="PNG")
+    found["9.png.jpg"] = make_image(9, (30, 50), format="PNG")
     for mode, name in {"L": "grey.jpg", "CMYK": "cmyk.JPEG"}.items():
         file = io.BytesIO()
-        Image.open(io.BytesIO(picture(12, (33, 21)))).convert(mode).save(file, "JPEG")
+        Image.open(io.BytesIO(make_image(12, (33, 21)))).convert(mode).save(file, "JPEG")
         found[f"深 {mode}/{name}"] = file.getvalue()
     file = io.BytesIO()
-    Image.open(io.BytesIO(picture(13, (33, 21)))).convert("RGBA").save(file, "PNG")
-    return {**found, "alpha.png": file.getvalue(), "10.jpg": picture(10), "2.jpg": picture(2), "tiny.jpg": picture(3, (1, 1))}
+    Image.open(io.BytesIO(make_image(13, (33, 21)))).convert("RGBA").save(file, "PNG")
+    return {
+        **found,
+        "alpha.png": file.getvalue(),
+        "10.jpg": make_image(10),
+        "2.jpg": make_image(2),
+        "tiny.jpg": make_image(3, (1, 1)),
+    }
 
 
 def read(path):
@@ -84,10 +90,10 @@ def undecodable():
 def bad_files(root):
     """Files that no decoder takes, by their ids."""
     write(root / "empty.jpg", b"")
-    write(root / "cut.jpg", picture(1, (300, 200))[:-500])
+    write(root / "cut.jpg", make_image(1, (300, 200))[:-500])
     write(root / "page.jpg", b"<html>not found</html>" * 1000)
     write(root / "NOTES", b"no suffix")
     os.symlink("nowhere", root / "broken.jpg")
     os.mkfifo(root / "pipe.jpg")
-    write(root / os.fsdecode(b"caf\xe9.jpg"), picture(1))
+    write(root / os.fsdecode(b"caf\xe9.jpg"), make_image(1))
     return ["NOTES", "broken", "caf\\udce9", "cut", "empty", "page", "pipe"]

@@ -29,10 +29,10 @@ def jpeg(image: np.ndarray, quality: int = 95) -> bytes:
     return file.getvalue()
 
 
-def write_splits(folder: Path, pictures: Mapping[str, Sequence[bytes]], class_names: Sequence[str] = ("cat", "dog")) -> Path:
+def write_splits(folder: Path, images: Mapping[str, Sequence[bytes]], class_names: Sequence[str] = ("cat", "dog")) -> Path:
     """Builds a data set whose image i of a split has the key SPLIT/i.jpg and the i-th class, over and over."""
     rows = [["path", "label", "split"]]
-    for split, contents in pictures.items():
+    for split, contents in images.items():
         (folder / "in" / split).mkdir(parents=True)
         for index, content in enumerate(contents):
             path = Path(split, f"{index}.jpg")

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import picture, write
+from conftest import make_image, write
 from evaluation_fixtures import make_classifier
 from transfer_fixtures import *  # noqa: F403 (fixtures)
 
@@ -135,7 +135,7 @@ def valid(colours, tmp_path_factory):
     """Arguments that each public function takes, by its name."""
     folder = tmp_path_factory.mktemp("valid")
     for index in range(4):
-        write(folder / "photos" / "ab"[index % 2] / f"{index}.jpg", picture(index))
+        write(folder / "photos" / "ab"[index % 2] / f"{index}.jpg", make_image(index))
     model = make_classifier(tfpipe.load_manifest(colours).class_names)
     photos, out = folder / "photos", folder / "out"
     network = keras.Sequential(

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import picture, write
+from conftest import make_image, write
 from evaluation_fixtures import CLASS_NAMES, build_images, make_classifier
 from export_fixtures import exported
 from transfer_fixtures import colours
@@ -303,9 +303,9 @@ def extracting(model, shards, folder):
     from tfpipe.models.images import Images
 
     network, preprocessing = model.model.get_layer("frozen").network, model.model.get_layer("preprocessing")
-    pictures = Images(shards, "test", (8, 8))
-    rows = features.extract(folder, network, preprocessing, pictures, view=None, progress=False).rows(np.arange(9))
-    images = features.sample(pictures, None)
+    split_images = Images(shards, "test", (8, 8))
+    rows = features.extract(folder, network, preprocessing, split_images, view=None, progress=False).rows(np.arange(9))
+    images = features.sample(split_images, None)
     features.check_frozen(rows, images, lambda pixels: network(preprocessing(pixels), training=True))
 
 
@@ -373,7 +373,7 @@ def asking_an_artefact(model, shards, folder):
         lambda model, *_: model.predict(PIXELS),
         lambda model, *_: model.predict_with_features(PIXELS),
         lambda model, *_: Model(model).predict(PIXELS),
-        lambda model, *_: Answers(model).answer(str(write(_[1] / "a.png", picture(0, format="PNG")))),
+        lambda model, *_: Answers(model).answer(str(write(_[1] / "a.png", make_image(0, format="PNG")))),
         evaluating,
         lambda model, *_: evaluating(Foreign(model), *_, calibrate=None),
         predicting,

@@ -40,12 +40,12 @@ def made(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def photographs(height: int, width: int) -> list[np.ndarray]:
     """Two that are made, and real ones where they are at hand."""
-    pictures = [made(height, width), made(height, width, 1)]
+    images = [made(height, width), made(height, width, 1)]
     if folder := os.environ.get("TFPIPE_TEST_DATA"):
         for name in ("cat.1.jpg", "dog.1.jpg", "dog.10.jpg"):
             with Image.open(Path(folder) / "cats_dogs" / "train" / name) as image:
-                pictures.append(np.asarray(ImageOps.fit(image.convert("RGB"), (width, height))))
-    return pictures
+                images.append(np.asarray(ImageOps.fit(image.convert("RGB"), (width, height))))
+    return images
 
 
 def draws(
@@ -59,10 +59,10 @@ def draws(
     return {name: value.numpy() for name, value in changes.items()}
 
 
-def finished(picture: np.ndarray, augmentation: Augmentation, changes: dict[str, np.ndarray], index: int = 0) -> np.ndarray:
+def finished(image: np.ndarray, augmentation: Augmentation, changes: dict[str, np.ndarray], index: int = 0) -> np.ndarray:
     """An image that already has its size, with the changes that were drawn for one key."""
     one = {name: tf.constant(value[index : index + 1]) for name, value in changes.items()}
-    rotated = rotate(tf.constant(picture, tf.float32), {name: value[0] for name, value in one.items()})
+    rotated = rotate(tf.constant(image, tf.float32), {name: value[0] for name, value in one.items()})
     return finish(rotated[tf.newaxis], one)[0].numpy()
 
 
@@ -132,9 +132,9 @@ def forced(monkeypatch: pytest.MonkeyPatch):
 # Crops
 
 
-def bilinear(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Two pixels by two about each place of the result."""
-    levels = picture.astype(float)
+    levels = image.astype(float)
     for axis, count in enumerate(size):
         length = levels.shape[axis]
         places = np.clip((np.arange(count) + 0.5) * length / count - 0.5, 0, length - 1)
@@ -149,13 +149,13 @@ def bilinear(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def test_a_crop_is_cut_out_and_resized(source: tuple[int, int]):
     augmentation = Augmentation(crop=0.08)
     changes = draws(augmentation, [str(i) for i in range(12)], source=source)
-    for picture in photographs(*source):
+    for image in photographs(*source):
         for index in range(12):
             top, left, height, width = map(int, changes["window"][index])
             if height > 3 * SIZE[0] or width > 3 * SIZE[1]:
                 continue  # averaged, see test_sampling.py
-            expected = rounded(bilinear(picture[top : top + height, left : left + width], SIZE))
-            ours = augment_image(picture, SIZE, augmentation, key=str(index), seed=0, epoch=0)
+            expected = rounded(bilinear(image[top : top + height, left : left + width], SIZE))
+            ours = augment_image(image, SIZE, augmentation, key=str(index), seed=0, epoch=0)
             assert difference(ours.numpy(), expected) <= 1
     assert len({tuple(window) for window in changes["window"].tolist()}) >= 3  # twin: different windows
 
@@ -263,11 +263,11 @@ def test_the_middle_of_an_extreme_strip_is_taken(source: tuple[int, int], window
 @pytest.mark.parametrize("mode", ["stretch", "pad", "crop"])
 def test_no_augmentation_is_resize_image(mode: str):
     for source in [(75, 100), (64, 48), SIZE, (333, 47), (17, 201), (1, 9), (9, 1)]:
-        for picture in photographs(*source):
-            ours = augment_image(picture, SIZE, Augmentation.named("none"), key="a", seed=0, epoch=0, resize=mode)
+        for image in photographs(*source):
+            ours = augment_image(image, SIZE, Augmentation.named("none"), key="a", seed=0, epoch=0, resize=mode)
             # Of a "crop" only a part is looked at: its place, in float32, is another number than that of the whole.
-            assert difference(ours.numpy(), resize_image(picture, SIZE, mode).numpy()) <= (mode == "crop")
-        other = augment_image(picture, SIZE, Augmentation(crop=0.3, vertical_flip=1), key="a", seed=0, epoch=0, resize=mode)
+            assert difference(ours.numpy(), resize_image(image, SIZE, mode).numpy()) <= (mode == "crop")
+        other = augment_image(image, SIZE, Augmentation(crop=0.3, vertical_flip=1), key="a", seed=0, epoch=0, resize=mode)
         assert (ours.numpy() != other.numpy()).any()  # twin
 
 
@@ -315,9 +315,9 @@ def test_a_flip_is_the_exact_mirror(field: str, axis: int, drawn: str):
     changes = draws(always, 1000)
     assert changes.keys() & {"upside_down", "mirrored"} == {drawn}
     assert changes[drawn].all()
-    for picture in photographs(*SIZE):
-        assert (finished(picture, always, changes) == np.flip(picture, axis)).all()
-        assert (finished(picture, always, still(changes)) == picture).all()  # twin
+    for image in photographs(*SIZE):
+        assert (finished(image, always, changes) == np.flip(image, axis)).all()
+        assert (finished(image, always, still(changes)) == image).all()  # twin
 
 
 def test_a_flip_comes_as_often_as_it_shall():
@@ -331,31 +331,31 @@ def test_a_flip_comes_as_often_as_it_shall():
 # Colours
 
 
-def luma(picture: np.ndarray) -> np.ndarray:
-    return picture @ np.array([0.299, 0.587, 0.114])
+def luma(image: np.ndarray) -> np.ndarray:
+    return image @ np.array([0.299, 0.587, 0.114])
 
 
 NTSC = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 
 
-def contrast(picture: np.ndarray, factor: float) -> np.ndarray:
-    mean = picture.mean(axis=(0, 1))
-    return mean + factor * (picture - mean)
+def contrast(image: np.ndarray, factor: float) -> np.ndarray:
+    mean = image.mean(axis=(0, 1))
+    return mean + factor * (image - mean)
 
 
-def saturation(picture: np.ndarray, factor: float) -> np.ndarray:
-    grey = luma(picture)[..., None]
-    return grey + factor * (picture - grey)
+def saturation(image: np.ndarray, factor: float) -> np.ndarray:
+    grey = luma(image)[..., None]
+    return grey + factor * (image - grey)
 
 
-def hue(picture: np.ndarray, angle: float) -> np.ndarray:
-    y, i, q = np.moveaxis(picture @ NTSC.T, -1, 0)
+def hue(image: np.ndarray, angle: float) -> np.ndarray:
+    y, i, q = np.moveaxis(image @ NTSC.T, -1, 0)
     turned = np.stack([y, i * np.cos(angle) - q * np.sin(angle), i * np.sin(angle) + q * np.cos(angle)], axis=-1)
     return turned @ np.linalg.inv(NTSC).T
 
 
-def greyscale(picture: np.ndarray) -> np.ndarray:
-    return np.repeat(luma(picture)[..., None], 3, axis=-1)
+def greyscale(image: np.ndarray) -> np.ndarray:
+    return np.repeat(luma(image)[..., None], 3, axis=-1)
 
 
 def factor_of(colour: np.ndarray) -> np.ndarray:
@@ -370,27 +370,27 @@ def angle_of(colour: np.ndarray) -> np.ndarray:
 
 
 def test_luma_is_that_of_pillow():
-    picture = made(*SIZE)
-    assert np.abs(luma(picture) - np.asarray(Image.fromarray(picture).convert("L"))).max() < 1
+    image = made(*SIZE)
+    assert np.abs(luma(image) - np.asarray(Image.fromarray(image).convert("L"))).max() < 1
 
 
 def test_brightness_is_added():
     augmentation = Augmentation(brightness=0.4)
     changes = draws(augmentation, 8)
-    for picture in photographs(*SIZE):
+    for image in photographs(*SIZE):
         for index in range(8):
-            ours = finished(picture, augmentation, changes, index)
-            assert difference(ours, rounded(picture + float(brightness_of(changes)[index]))) <= 1
+            ours = finished(image, augmentation, changes, index)
+            assert difference(ours, rounded(image + float(brightness_of(changes)[index]))) <= 1
     assert np.ptp(brightness_of(changes)) > 50
 
 
 def test_contrast_keeps_the_mean_of_each_channel():
     augmentation = Augmentation(contrast=0.9)
     changes = draws(augmentation, 8)
-    for picture in photographs(*SIZE):
+    for image in photographs(*SIZE):
         for index in range(8):
-            ours = finished(picture, augmentation, changes, index)
-            assert difference(ours, rounded(contrast(picture.astype(float), float(contrast_of(changes)[index])))) <= 1
+            ours = finished(image, augmentation, changes, index)
+            assert difference(ours, rounded(contrast(image.astype(float), float(contrast_of(changes)[index])))) <= 1
     assert np.ptp(contrast_of(changes)) > 0.5
     flat = np.broadcast_to(np.uint8([10, 100, 200]), [*SIZE, 3])  # one mean for all channels would pull them together
     assert (finished(flat, augmentation, changes, 0) == flat).all()
@@ -400,10 +400,10 @@ def test_saturation_moves_colours_from_and_to_their_grey():
     augmentation = Augmentation(saturation=0.9)
     changes = draws(augmentation, 8)
     factors = factor_of(matrix_of(changes))
-    for picture in photographs(*SIZE):
+    for image in photographs(*SIZE):
         for index in range(8):
-            ours = finished(picture, augmentation, changes, index)
-            assert difference(ours, rounded(saturation(picture.astype(float), factors[index]))) <= 1
+            ours = finished(image, augmentation, changes, index)
+            assert difference(ours, rounded(saturation(image.astype(float), factors[index]))) <= 1
     assert np.ptp(factors) > 0.5
 
 
@@ -412,10 +412,10 @@ def test_hue_turns_i_and_q(strength: float):
     augmentation = Augmentation(hue=strength)
     changes = draws(augmentation, 8)
     angles = angle_of(matrix_of(changes))
-    for picture in photographs(*SIZE):
+    for image in photographs(*SIZE):
         for index in range(8):
-            ours = finished(picture, augmentation, changes, index)
-            assert difference(ours, rounded(hue(picture.astype(float), angles[index]))) <= 1
+            ours = finished(image, augmentation, changes, index)
+            assert difference(ours, rounded(hue(image.astype(float), angles[index]))) <= 1
     assert np.ptp(angles) > strength * np.pi
 
 
@@ -425,12 +425,12 @@ def test_the_ends_of_hue(forced, strength: float, value: float, end: int):
     forced(value)
     augmentation = Augmentation(hue=strength)
     changes = still(draws(augmentation, 1))
-    for picture in photographs(*SIZE):
+    for image in photographs(*SIZE):
         # The hue of HSV grows from red to yellow to green; I and Q turn the other way.
-        expected = rounded(hue(picture.astype(float), -end * strength * 2 * np.pi))
-        assert difference(finished(picture, augmentation, changes), expected) <= 1
+        expected = rounded(hue(image.astype(float), -end * strength * 2 * np.pi))
+        assert difference(finished(image, augmentation, changes), expected) <= 1
         if strength == 0.5 and end:  # the complement
-            assert difference(finished(picture, augmentation, changes), rounded(saturation(picture.astype(float), -1.0))) <= 1
+            assert difference(finished(image, augmentation, changes), rounded(saturation(image.astype(float), -1.0))) <= 1
 
 
 @pytest.mark.parametrize("value", [0.0, LARGEST])
@@ -439,9 +439,9 @@ def test_hue_turns_as_tf_image_turns_it(forced, value: float):
     forced(value)
     changes = still(draws(Augmentation(hue=0.1), 1))
     delta = np.float32(0.1 * (2 * value - 1))
-    for picture in photographs(*SIZE):
-        ours = finished(picture, Augmentation(hue=0.1), changes)
-        same, opposite = (tf.image.adjust_hue(picture, sign * delta).numpy() for sign in (1, -1))
+    for image in photographs(*SIZE):
+        ours = finished(image, Augmentation(hue=0.1), changes)
+        same, opposite = (tf.image.adjust_hue(image, sign * delta).numpy() for sign in (1, -1))
         assert mean_difference(ours, same) < 0.8 * mean_difference(ours, opposite)
 
 
@@ -451,9 +451,9 @@ def test_no_colour_turns_the_wrong_way(forced, value: float, degrees: int):
     forced(value)
     strength = 0.03
     colour = np.multiply(colorsys.hsv_to_rgb(degrees / 360, 0.5, 0.7), 255).round().astype(np.uint8)
-    picture = np.broadcast_to(colour, [*SIZE, 3])
-    ours = finished(picture, Augmentation(hue=strength), still(draws(Augmentation(hue=strength), 1)))
-    before, after = (colorsys.rgb_to_hsv(*(pixels[0, 0] / 255.0))[0] for pixels in (picture, ours))
+    image = np.broadcast_to(colour, [*SIZE, 3])
+    ours = finished(image, Augmentation(hue=strength), still(draws(Augmentation(hue=strength), 1)))
+    before, after = (colorsys.rgb_to_hsv(*(pixels[0, 0] / 255.0))[0] for pixels in (image, ours))
     moved = ((after - before + 0.5) % 1 - 0.5) * np.sign(value - 0.5)
     assert 0.3 * strength < moved < 2.5 * strength
 
@@ -462,11 +462,11 @@ def test_grey_is_the_luma():
     augmentation = Augmentation(greyscale=1)
     changes = draws(augmentation, 1000)
     assert np.allclose(matrix_of(changes), [0.299, 0.587, 0.114], atol=2e-4)
-    for picture in photographs(*SIZE):
-        ours = finished(picture, augmentation, changes)
+    for image in photographs(*SIZE):
+        ours = finished(image, augmentation, changes)
         assert (ours == ours[..., :1]).all()
-        assert difference(ours, rounded(greyscale(picture.astype(float)))) <= 1
-        assert difference(ours[..., 0], np.asarray(Image.fromarray(picture).convert("L"))) <= 1
+        assert difference(ours, rounded(greyscale(image.astype(float)))) <= 1
+        assert difference(ours[..., 0], np.asarray(Image.fromarray(image).convert("L"))) <= 1
 
 
 def test_grey_comes_as_often_as_it_shall():
@@ -491,14 +491,14 @@ def test_all_together_are_one_after_another():
     factors, angles = factor_of(matrix_of(alone["saturation"])), angle_of(matrix_of(alone["hue"]))
     grey = np.isclose(matrix_of(alone["greyscale"])[:, 0, 0], 0.299, atol=1e-3)
     assert 0 < grey.sum() < 12
-    for picture in photographs(*SIZE):
+    for image in photographs(*SIZE):
         for index in range(12):
             # One rounding at the end, and one clip: what is too bright in between is not lost.
-            levels = contrast(picture.astype(float), float(contrast_of(alone["contrast"])[index]))
+            levels = contrast(image.astype(float), float(contrast_of(alone["contrast"])[index]))
             levels = hue(saturation(levels, factors[index]), angles[index])
             levels = greyscale(levels) if grey[index] else levels
             levels = rounded(levels + float(brightness_of(alone["brightness"])[index]))
-            assert difference(finished(picture, augmentation, changes, index), levels) <= 1
+            assert difference(finished(image, augmentation, changes, index), levels) <= 1
 
 
 def test_strengths_are_uniform_between_their_bounds():
@@ -537,40 +537,40 @@ def reflected(place: np.ndarray, length: int) -> np.ndarray:
     return np.where(place < length, place, 2 * length - 1 - place)
 
 
-def rotated(picture: np.ndarray, angle: float) -> np.ndarray:
+def rotated(image: np.ndarray, angle: float) -> np.ndarray:
     """Counter-clockwise about the middle, bilinear, reflected beyond the edges, pixel by pixel of the result."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     y, x = np.mgrid[:height, :width].astype(float)
     y, x = y - (height - 1) / 2, x - (width - 1) / 2
     from_y = np.sin(angle) * x + np.cos(angle) * y + (height - 1) / 2
     from_x = np.cos(angle) * x - np.sin(angle) * y + (width - 1) / 2
     top, left = np.floor(from_y).astype(int), np.floor(from_x).astype(int)
-    result = np.zeros(picture.shape)
+    result = np.zeros(image.shape)
     for below in (0, 1):
         for right in (0, 1):
             weight = np.abs(1 - below - (from_y - top)) * np.abs(1 - right - (from_x - left))
-            pixels = picture[reflected(top + below, height), reflected(left + right, width)]
+            pixels = image[reflected(top + below, height), reflected(left + right, width)]
             result += weight[..., None] * pixels
     return result
 
 
-def inner(picture: np.ndarray) -> np.ndarray:
+def inner(image: np.ndarray) -> np.ndarray:
     """What no rotation by 15 degrees brings in from beyond the edges."""
-    return picture[12:-12, 12:-12]
+    return image[12:-12, 12:-12]
 
 
 def test_rotation_is_bilinear_about_the_middle():
     augmentation = Augmentation(rotation=15)
     changes = draws(augmentation, 8)
-    for picture in photographs(*SIZE):
+    for image in photographs(*SIZE):
         for index in range(8):
-            ours, angle = finished(picture, augmentation, changes, index), float(changes["angle"][index])
-            expected = rounded(rotated(picture.astype(float), angle))
+            ours, angle = finished(image, augmentation, changes, index), float(changes["angle"][index])
+            expected = rounded(rotated(image.astype(float), angle))
             assert difference(inner(ours), inner(expected)) <= 1
             assert mean_difference(ours, expected) < 0.5  # the corners, too: reflected
-            turned = Image.fromarray(picture).rotate(np.degrees(angle), Image.Resampling.BILINEAR)
+            turned = Image.fromarray(image).rotate(np.degrees(angle), Image.Resampling.BILINEAR)
             assert difference(inner(ours), inner(np.asarray(turned))) <= 2
-            other_way = Image.fromarray(picture).rotate(-np.degrees(angle), Image.Resampling.BILINEAR)
+            other_way = Image.fromarray(image).rotate(-np.degrees(angle), Image.Resampling.BILINEAR)
             assert difference(inner(ours), inner(np.asarray(other_way))) > 8  # twin
 
 
@@ -617,12 +617,12 @@ def test_an_erased_place_is_uniform():
 def test_only_the_rectangle_is_erased():
     augmentation = Augmentation(erasing=1)
     changes = draws(augmentation, 8)
-    for picture in photographs(*SIZE):
+    for image in photographs(*SIZE):
         for index in range(8):
             top, left, bottom, right = changes["erased"][index]
-            expected = picture.copy()
+            expected = image.copy()
             expected[top:bottom, left:right] = (124, 116, 104)
-            assert (finished(picture, augmentation, changes, index) == expected).all()
+            assert (finished(image, augmentation, changes, index) == expected).all()
 
 
 def test_the_rectangle_is_where_it_was_drawn_whatever_else_is_done():
@@ -639,8 +639,8 @@ def test_erasing_comes_as_often_as_it_shall():
     some = (erased[:, 2:] > erased[:, :2]).all(axis=1)
     assert abs(some.mean() - 0.25) < 4 * np.sqrt(0.1875 / MANY)
     assert not erased[~some].any()
-    picture, index = made(*SIZE), int(np.flatnonzero(~some)[0])
-    assert (finished(picture, Augmentation(erasing=0.25), draws(Augmentation(erasing=0.25), 100), index) == picture).all()
+    image, index = made(*SIZE), int(np.flatnonzero(~some)[0])
+    assert (finished(image, Augmentation(erasing=0.25), draws(Augmentation(erasing=0.25), 100), index) == image).all()
 
 
 @pytest.mark.parametrize("value", [0.0, LARGEST])
@@ -700,7 +700,7 @@ def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
     return all((first[name] == second[name]).all() for name in first)
 
 
-def test_g7_a_image_alone_is_that_image_in_a_batch():
+def test_g7_an_image_alone_is_that_image_in_a_batch():
     # To the last bit: vectors of numbers may be computed otherwise than the rest that fills no vector.
     keys = [f"cat/{i}.jpg" for i in range(203)]
     batch, backwards = draws(STRONG, keys), draws(STRONG, keys[::-1])
@@ -749,11 +749,11 @@ def test_g7_seeds_epochs_and_keys_are_unrelated():
 
 
 def test_g7_augment_image_depends_on_seed_epoch_and_key():
-    picture = made(75, 100)
+    image = made(75, 100)
     options = {"key": "cat/1.jpg", "seed": 3, "epoch": 5}
 
     def augmented(**changed: object) -> bytes:
-        return augment_image(picture, SIZE, STRONG, **{**options, **changed}).numpy().tobytes()
+        return augment_image(image, SIZE, STRONG, **{**options, **changed}).numpy().tobytes()
 
     assert augmented() == augmented() == augmented(key=tf.constant("cat/1.jpg"), epoch=tf.constant(5))
     different = [augmented(), augmented(key="cat/2.jpg"), augmented(seed=4), augmented(epoch=6), augmented(seed=5, epoch=3)]
@@ -771,14 +771,14 @@ def test_g7_a_graph_draws_what_eager_execution_draws():
 
 
 def test_g7_the_graph_does_what_eager_execution_does():
-    picture, keys = made(75, 100), ["a", "b", "c", "d"]
+    decoded, keys = made(75, 100), ["a", "b", "c", "d"]
     data = tf.data.Dataset.from_tensor_slices((keys, tf.range(4))).map(
-        lambda key, epoch: augment_image(tf.constant(picture), SIZE, STRONG, key=key, seed=3, epoch=epoch),
+        lambda key, epoch: augment_image(tf.constant(decoded), SIZE, STRONG, key=key, seed=3, epoch=epoch),
         num_parallel_calls=2,
     )
     assert data.element_spec == tf.TensorSpec([*SIZE, 3], tf.uint8)
     for epoch, (key, image) in enumerate(zip(keys, data.as_numpy_iterator(), strict=True)):
-        assert (image == augment_image(picture, SIZE, STRONG, key=key, seed=3, epoch=epoch).numpy()).all()
+        assert (image == augment_image(decoded, SIZE, STRONG, key=key, seed=3, epoch=epoch).numpy()).all()
 
 
 # The function and the pipeline
@@ -816,9 +816,9 @@ def compared(
     found = []
     for row in dataset(built / "shards", "train", training=True, scaled_decode=False, as_dict=True, **options):
         key, image = row["key"].numpy().decode(), row["image"].numpy()
-        picture = decode_image((built / "photos" / key).read_bytes(), orientations[key])
+        decoded = decode_image((built / "photos" / key).read_bytes(), orientations[key])
         resize = options.get("resize", "stretch")
-        expected = augment_image(picture, size, augmentation, key=key, seed=7, epoch=3, resize=resize).numpy()
+        expected = augment_image(decoded, size, augmentation, key=key, seed=7, epoch=3, resize=resize).numpy()
         assert int(row["epoch"]) == 3
         found.append((key, orientations[key], difference(image, expected), mean_difference(image, expected)))
     assert len(found) == len(orientations)
@@ -850,14 +850,14 @@ def test_g7_the_pipeline_with_another_seed_gives_something_else(built: Path):
 
 
 def test_g7_neither_batches_nor_threads_nor_readers_nor_the_order_matter(built: Path):
-    def pictures(**options: object) -> dict[bytes, np.ndarray]:
+    def images(**options: object) -> dict[bytes, np.ndarray]:
         options = {"batch_size": 16, "image_size": (48, 48), "augment": "strong", "seed": 7, **options}
         data = dataset(built / "shards", "train", training=True, as_dict=True, **options)
         return dict(row for batch in data.as_numpy_iterator() for row in zip(batch["key"], batch["image"], strict=True))
 
-    expected = pictures()
+    expected = images()
     others = {"batch_size": 7, "num_parallel_calls": 1, "read_block": 3}
-    found = pictures(**others, shard=(0, 2)) | pictures(**others, shard=(1, 2))
+    found = images(**others, shard=(0, 2)) | images(**others, shard=(1, 2))
     assert expected.keys() == found.keys()
     assert all((expected[key] == found[key]).all() for key in expected)
 
@@ -866,7 +866,7 @@ def test_contrast_of_a_large_image_keeps_nearly_its_mean():
     # The mean is that of some of the pixels.
     augmentation = Augmentation(contrast=0.9)
     changes = draws(augmentation, 8)
-    for picture in photographs(224, 280):
+    for image in photographs(224, 280):
         for index in range(8):
-            expected = rounded(contrast(picture.astype(float), float(contrast_of(changes)[index])))
-            assert mean_difference(finished(picture, augmentation, changes, index), expected) < 3
+            expected = rounded(contrast(image.astype(float), float(contrast_of(changes)[index])))
+            assert mean_difference(finished(image, augmentation, changes, index), expected) < 3

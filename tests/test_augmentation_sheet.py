@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture, write
+from conftest import make_image, write
 from PIL import Image
 from pipeline_fixtures import write_data_set
 
@@ -30,10 +30,10 @@ def data_set(tmp_path_factory):
     """12 cats and one kitten in three shards, and 4 images without labels."""
     root = tmp_path_factory.mktemp("augmentation")
     for index in range(12):
-        write(root / "in" / "cat" / f"{index}.jpg", picture(index, (90, 60)))
-    write(root / "in" / "小 猫" / "0.png", picture(100, (70, 80), format="PNG"))
+        write(root / "in" / "cat" / f"{index}.jpg", make_image(index, (90, 60)))
+    write(root / "in" / "小 猫" / "0.png", make_image(100, (70, 80), format="PNG"))
     for index in range(4):
-        write(root / "bare" / f"{index}.jpg", picture(200 + index, (60, 60)))
+        write(root / "bare" / f"{index}.jpg", make_image(200 + index, (60, 60)))
     bare, shards = {"bare": root / "bare"}, {"train": 3, "bare": 1}
     tfpipe.build_tfrecords(
         {"train": root / "in"}, root / "out", layout="folders", unlabelled=bare, num_shards=shards, progress=False
@@ -104,7 +104,7 @@ def test_classes_take_turns(data_set):
 def test_many_classes_share_few_rows(tmp_path):
     for label in range(6):
         for index in range(3):
-            write(tmp_path / "in" / f"class {label}" / f"{index}.jpg", picture(10 * label + index))
+            write(tmp_path / "in" / f"class {label}" / f"{index}.jpg", make_image(10 * label + index))
     tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", layout="folders", progress=False)
     counts = Counter(Path(key).parent.name for key in chosen(tmp_path / "out", images=8))
     assert sorted(counts.values()) == [1, 1, 1, 1, 2, 2]
@@ -154,8 +154,8 @@ def test_images_are_brought_to_the_tile_with_their_aspect(image_size):
     assert fitted.size == (round(48 * image_size[1] / max(image_size)), round(48 * image_size[0] / max(image_size)))
 
 
-def test_a_image_that_cannot_be_decoded_is_crossed_tiles(tmp_path, caplog):
-    out = write_data_set(tmp_path / "out", [picture(0, (8, 8)), b"no image"], 1)
+def test_an_image_that_cannot_be_decoded_is_crossed_tiles(tmp_path, caplog):
+    out = write_data_set(tmp_path / "out", [make_image(0, (8, 8)), b"no image"], 1)
     with caplog.at_level(logging.WARNING, "tfpipe"):
         sheet = drawn(out, tmp_path / "sheet.png", image_size=(8, 8))
     assert caplog.text.count("(source dog/1.jpg): cannot be decoded: Unknown image") == 1
@@ -164,7 +164,7 @@ def test_a_image_that_cannot_be_decoded_is_crossed_tiles(tmp_path, caplog):
 
 
 def test_a_shard_that_is_not_there_is_an_error_as_in_training(tmp_path):
-    out = write_data_set(tmp_path / "out", [picture(0, (8, 8))], 1)
+    out = write_data_set(tmp_path / "out", [make_image(0, (8, 8))], 1)
     shard = out / manifests.load(out).splits["test"].shards[0].file
     shard.unlink()
     with pytest.raises(DataError, match=f"{shard}: missing"):
@@ -174,9 +174,9 @@ def test_a_shard_that_is_not_there_is_an_error_as_in_training(tmp_path):
 @pytest.mark.parametrize("kind", ["photo", "folder", "link", "pipe"])
 def test_nothing_but_a_png_is_replaced(data_set, tmp_path, kind, monkeypatch):
     target = tmp_path / "target"
-    photo = write(tmp_path / "photo.png", picture(1, format="PNG"))
+    photo = write(tmp_path / "photo.png", make_image(1, format="PNG"))
     {
-        "photo": lambda: target.write_bytes(picture(1)),
+        "photo": lambda: target.write_bytes(make_image(1)),
         "folder": target.mkdir,
         "link": lambda: target.symlink_to(photo),
         "pipe": lambda: os.mkfifo(target),
@@ -189,7 +189,7 @@ def test_nothing_but_a_png_is_replaced(data_set, tmp_path, kind, monkeypatch):
 
 
 def test_a_png_is_replaced(data_set, tmp_path):
-    target = write(tmp_path / "sheet.png", picture(1, format="PNG"))
+    target = write(tmp_path / "sheet.png", make_image(1, format="PNG"))
     assert drawn(data_set, target, images=1).shape[1] > 11 * TILE
     assert os.listdir(tmp_path) == ["sheet.png"]
 

@@ -49,20 +49,20 @@ def test_every_row_builds_and_can_be_cut(name):
     assert ends[-1] == order[-1] == cut_points(network)[-1]
     assert set(ends) <= set(cut_points(network))
     assert len(backbone.blocks) < 25
-    pictures = np.random.default_rng(0).uniform(-1, 1, (1, height, width, 3)).astype("float32")
-    expected = network(pictures).numpy()
+    images = np.random.default_rng(0).uniform(-1, 1, (1, height, width, 3)).astype("float32")
+    expected = network(images).numpy()
     assert np.ptp(expected) > 0
     front, back = cut(network, ends[len(ends) // 2 - 1])
-    np.testing.assert_array_equal(back(front(pictures)), expected)
+    np.testing.assert_array_equal(back(front(images)), expected)
     assert front.weights
     assert back.weights
 
 
 @pytest.mark.parametrize("name", PREPROCESSED_BY)
 def test_preprocessing_is_what_keras_applies(name):
-    pictures = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3)).astype("uint8")
-    expected = PREPROCESSED_BY[name].preprocess_input(pictures.astype("float32"))
-    ours = Preprocessing(architectures.TABLE[name].preprocessing)(pictures)
+    images = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3)).astype("uint8")
+    expected = PREPROCESSED_BY[name].preprocess_input(images.astype("float32"))
+    ours = Preprocessing(architectures.TABLE[name].preprocessing)(images)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 

@@ -41,8 +41,8 @@ def make(colours, tmp_path_factory):
         ]
         val_features = extract(cache, network, preprocessing, val, view=None, progress=False)
         shared = {"train": train, "val": val, "batch_size": batch_size, "num_classes": NUM_CLASSES, **given}
-        pictures = ImageBatches(**shared)
-        return pictures, FeatureBatches(views=views, val_features=val_features, **shared)
+        images = ImageBatches(**shared)
+        return images, FeatureBatches(views=views, val_features=val_features, **shared)
 
     return make
 
@@ -60,12 +60,12 @@ def assert_equal(found, expected):
 
 @pytest.mark.parametrize("options", [{}, {"held_out": True}, {"augmented": True}, {"equal": True}, {"balanced": True}])
 def test_images_and_features_come_in_the_same_order(make, options):
-    pictures, features = make(**options)
-    assert (pictures.num_steps, pictures.num_rows) == (features.num_steps, features.num_rows)
-    assert (pictures.is_cached, features.is_cached) == (False, True)
+    images, features = make(**options)
+    assert (images.num_steps, images.num_rows) == (features.num_steps, features.num_rows)
+    assert (images.is_cached, features.is_cached) == (False, True)
     epochs = NUM_VIEWS if options.get("augmented") else 3
-    count = epochs * pictures.num_steps
-    found, expected = first(features, count), first(pictures, count)
+    count = epochs * images.num_steps
+    found, expected = first(features, count), first(images, count)
     real = [batch[2] > 0 for batch in expected]
     assert_equal(
         [(x[r], y[r], w) for (x, y, w), r in zip(found, real, strict=True)],
@@ -80,15 +80,15 @@ def test_images_and_features_come_in_the_same_order(make, options):
 
 @pytest.mark.parametrize(("epoch", "step", "held_out"), [(0, 3, False), (2, 0, False), (3, 5, False), (1, 2, True)])
 def test_from_any_epoch_and_step_it_is_the_tail_of_the_whole(make, epoch, step, held_out):
-    pictures, features = make(held_out=held_out, augmented=True)
-    skipped = epoch * pictures.num_steps + step
+    images, features = make(held_out=held_out, augmented=True)
+    skipped = epoch * images.num_steps + step
     whole = first(features, skipped + 4)
     assert_equal(first(features, 4, epoch, step), whole[skipped:])
-    tail = first(pictures, 4, epoch, step)
+    tail = first(images, 4, epoch, step)
     assert_equal([batch[1:] for batch in tail], [batch[1:] for batch in whole[skipped:]])
-    following = first(pictures, pictures.num_steps - step + 2, epoch, step)
+    following = first(images, images.num_steps - step + 2, epoch, step)
     assert_equal(following[:2], tail[:2])
-    assert_equal(following[-2:], first(pictures, 2, epoch + 1, 0))
+    assert_equal(following[-2:], first(images, 2, epoch + 1, 0))
 
 
 def test_every_epoch_has_another_order(make):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import CHECKOUT, picture, write
+from conftest import CHECKOUT, make_image, write
 
 import tfpipe
 from tfpipe.training.run_log import Journal
@@ -83,7 +83,7 @@ def test_wrong_words_exit_with_2_and_say_what_is_right(run_tool, flag, message):
 def test_a_peer_that_is_missing_is_skipped_and_said(run_tool, tmp_path):
     bare = tmp_path / "bare"  # an interpreter without any package
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
-    write(tmp_path / "photos" / "a" / "1.JPG", picture(1))
+    write(tmp_path / "photos" / "a" / "1.JPG", make_image(1))
     arguments = ["--num_images=64", "--repetitions=1", "--only=simplejpeg-full,dali", f"--scratch={tmp_path}"]
     pythons = f"--peer_python=dali={bare}/bin/python,simplejpeg={bare}/bin/python"
     done = run_tool("benchmark", "input", f"--input={tmp_path}/photos", pythons, *arguments)
@@ -147,7 +147,7 @@ def test_made_photos_are_photos_and_too_few_are_repeated(tmp_path):
 def task(tmp_path_factory):
     folder = tmp_path_factory.mktemp("input")
     for index in range(3):
-        write(folder / "source" / f"{index}.jpg", picture(index, (300 + index, 260)))
+        write(folder / "source" / f"{index}.jpg", make_image(index, (300 + index, 260)))
     contenders.gather_photos(folder / "source", folder / "photos", 128)
     tfpipe.build_tfrecords({"train": folder / "photos"}, folder / "shards", layout="flat", num_shards=4, progress=False)
     photos = sorted(map(str, (folder / "photos").iterdir()))
@@ -198,7 +198,7 @@ def test_speeds_are_measured_and_compared(run_tool, tmp_path):
 @pytest.mark.tf
 def test_extraction_is_measured_and_compared(run_tool, tmp_path):
     for index in range(3):
-        write(tmp_path / "photos" / f"{index}.jpg", picture(index, (20, 30)))
+        write(tmp_path / "photos" / f"{index}.jpg", make_image(index, (20, 30)))
     arguments = ["--num_images=64", "--repetitions=1", "--only=tfpipe-extract,keras-extract", f"--scratch={tmp_path}"]
     network = ["--backbone=lenet", "--weights=none", "--image_size=16"]
     done = run_tool("benchmark", "extract", f"--input={tmp_path}/photos", *network, *arguments)
@@ -216,7 +216,7 @@ def test_prediction_is_measured_and_compared(run_tool, tmp_path):
 
     make_classifier().model.save(tmp_path / "model.keras")
     for index in range(3):
-        write(tmp_path / "photos" / f"{index}.jpg", picture(index, (20, 30)))
+        write(tmp_path / "photos" / f"{index}.jpg", make_image(index, (20, 30)))
     arguments = [f"--input={tmp_path}/photos", "--num_images=64", "--repetitions=1", f"--scratch={tmp_path}"]
     done = run_tool("benchmark", "predict", f"--model={tmp_path}/model.keras", *arguments)
     title, ours, theirs = done.stdout.strip().splitlines()[-3:]
@@ -252,7 +252,7 @@ def test_contenders_of_extraction_compute_the_same(tmp_path):
     keras.utils.set_random_seed(0)
     backbones.build("lenet", image_size=(16, 16)).network.save_weights(weights)
     # As large as the network wants them: the kinds of resizing differ.
-    photos = sorted(str(write(tmp_path / "photos" / f"{index:02d}.jpg", picture(index, (16, 16)))) for index in range(64))
+    photos = sorted(str(write(tmp_path / "photos" / f"{index:02d}.jpg", make_image(index, (16, 16)))) for index in range(64))
     tfpipe.build_tfrecords({"train": tmp_path / "photos"}, tmp_path / "shards", layout="flat", progress=False)
     changes = {"photos": photos, "shards": str(tmp_path / "shards"), "scratch": str(tmp_path), "side": 16, "batch_size": 32}
     given = {**changes, "workers": 2, "backbone": "lenet", "weights": str(weights)}
@@ -267,7 +267,7 @@ def test_contenders_of_extraction_compute_the_same(tmp_path):
 @pytest.mark.tf
 def test_modes_are_measured_and_compared(run_tool, tmp_path):
     for index in range(16):
-        write(tmp_path / "photos" / "ab"[index % 2] / f"{index}.jpg", picture(index))
+        write(tmp_path / "photos" / "ab"[index % 2] / f"{index}.jpg", make_image(index))
     splits = {"train": 0.75, "val": 0.25}
     tfpipe.build_tfrecords(tmp_path / "photos", tmp_path / "shards", layout="folders", splits=splits, progress=False)
     arguments = ["--backbone=lenet", "--weights=none", "--image_size=16", "--epochs=2", f"--scratch={tmp_path}"]

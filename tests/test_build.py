@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, cut_in_scan, picture, write
+from conftest import CHECKOUT, cut_in_scan, make_image, write
 from PIL import Image
 
 import tfpipe
@@ -59,10 +59,10 @@ def test_g1_records_hold_the_input_files_bit_for_bit(photos, tmp_path):
 
 
 def test_records_say_what_the_files_say(tmp_path):
-    write(tmp_path / "in/a/1.jpg", picture(1, (30, 20)))
+    write(tmp_path / "in/a/1.jpg", make_image(1, (30, 20)))
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
-    write(tmp_path / "in/a/2.jpg", picture(2, (30, 20), exif=exif))
-    write(tmp_path / "in/b/3.png", picture(3, (5, 7), format="PNG"))
+    write(tmp_path / "in/a/2.jpg", make_image(2, (30, 20), exif=exif))
+    write(tmp_path / "in/b/3.png", make_image(3, (5, 7), format="PNG"))
     build(tmp_path / "in", tmp_path / "out")
     found = {record.key: record for record in records(tmp_path / "out", "train")}
     one, two, three = (found[key] for key in ("a/1.jpg", "a/2.jpg", "b/3.png"))
@@ -91,8 +91,8 @@ def test_index_and_catalog_say_where_each_record_stands(photos, tmp_path):
 def many(tmp_path_factory):
     root = tmp_path_factory.mktemp("many")
     for index in range(300):
-        write(root / f"class {index % 3}" / f"{index}.jpg", picture(index))
-    write(root / "class 0" / "copy.jpg", picture(0))
+        write(root / f"class {index % 3}" / f"{index}.jpg", make_image(index))
+    write(root / "class 0" / "copy.jpg", make_image(0))
     return root
 
 
@@ -270,7 +270,7 @@ def test_a_resumed_build_refuses_other_options_and_inputs(photos, tmp_path, monk
         "label": r"(added|removed): cat/moved\.jpg",
     }[change]
     if change == "added":
-        write(photos / "dog/new.jpg", picture(999))
+        write(photos / "dog/new.jpg", make_image(999))
     elif change == "removed":
         (photos / "dog/3.jpg").unlink()
     elif change == "content":
@@ -278,7 +278,7 @@ def test_a_resumed_build_refuses_other_options_and_inputs(photos, tmp_path, monk
         data[-10] ^= 1
         (photos / "dog/3.jpg").write_bytes(data)  # the same size: only the content tells
     elif change == "size":
-        write(photos / "dog/3.jpg", picture(12345, (50, 50)))
+        write(photos / "dog/3.jpg", make_image(12345, (50, 50)))
     elif change == "label":
         (photos / "dog/3.jpg").rename(photos / "cat/moved.jpg")
     for _ in range(2):  # refused once, refused for ever
@@ -324,7 +324,7 @@ def test_a_resumed_build_writes_again_what_was_lost_of_a_finished_shard(photos, 
 
 def test_a_table_with_ids_whose_paths_change_is_another_input(tmp_path, monkeypatch):
     for index in (1, 2):
-        write(tmp_path / f"{index}.jpg", picture(index))
+        write(tmp_path / f"{index}.jpg", make_image(index))
     table = write(tmp_path / "t.csv", b"path,label,id\n1.jpg,a,x\n2.jpg,a,y\n")
     stop_before(monkeypatch, "_write")
     with pytest.raises(KeyboardInterrupt):
@@ -368,14 +368,14 @@ def test_an_output_with_two_slashes(photos, tmp_path):
 
 
 def test_an_unlabelled_split_is_not_filled_by_another_input(photos, tmp_path):
-    write(tmp_path / "bare/x.jpg", picture(5000))
+    write(tmp_path / "bare/x.jpg", make_image(5000))
     with pytest.raises(ValueError, match="split 'test' is the unlabelled input's"):
         build(photos, tmp_path / "out", layout="flat", unlabelled={"test": tmp_path / "bare"})
 
 
 def test_two_tables_of_one_name_with_bad_rows(tmp_path):
     for folder in ("p", "q"):
-        write(tmp_path / folder / f"{folder}.jpg", picture(ord(folder)))
+        write(tmp_path / folder / f"{folder}.jpg", make_image(ord(folder)))
         write(tmp_path / folder / "t.csv", f"path,label\n,a\n{folder}.jpg,a\n".encode())
     inputs = {"train": tmp_path / "p/t.csv", "test": tmp_path / "q/t.csv"}
     assert build(inputs, tmp_path / "out", layout="csv", on_error="skip").rejected == {"bad_row": 2}
@@ -391,11 +391,11 @@ def test_a_damaged_state_is_named(photos, tmp_path, monkeypatch):
         build(photos, tmp_path / "out")
 
 
-def test_a_image_that_changes_between_audit_and_writing_is_named(photos, tmp_path, monkeypatch):
+def test_an_image_that_changes_between_audit_and_writing_is_named(photos, tmp_path, monkeypatch):
     real = Build._write
 
     def change_first(self, state, workers):
-        write(photos / "dog/3.jpg", picture(12345))
+        write(photos / "dog/3.jpg", make_image(12345))
         return real(self, state, workers)
 
     monkeypatch.setattr(Build, "_write", change_first)
@@ -421,10 +421,10 @@ def test_over_a_complete_data_set_anything_else_is_refused(photos, tmp_path, cha
     if change == "option":
         options, expected = {"num_shards": 2}, "num_shards was None and is 2"
     elif change == "added":
-        write(photos / "dog/new.jpg", picture(999))
+        write(photos / "dog/new.jpg", make_image(999))
         expected = "added: dog/new.jpg"
     elif change == "content":
-        write(photos / "dog/3.jpg", picture(999))
+        write(photos / "dog/3.jpg", make_image(999))
     elif change == "shard":
         os.truncate(next((tmp_path / "out").glob("images-*")), 100)
         expected = "cut: 100 bytes"
@@ -451,7 +451,7 @@ def test_over_a_complete_data_set_anything_else_is_refused(photos, tmp_path, cha
 
 
 def test_g4_every_bad_input_is_named_and_nothing_written(photos, tmp_path):
-    good = picture(5)
+    good = make_image(5)
     bad = {
         "cat/cut.jpg": (good[:-20], "truncated"),
         "cat/empty.jpg": (b"", "empty"),
@@ -469,7 +469,7 @@ def test_g4_every_bad_input_is_named_and_nothing_written(photos, tmp_path):
 
 
 def test_on_error_skip_lists_what_was_left_out(photos, tmp_path):
-    write(photos / "cat/cut.jpg", picture(5)[:-20])
+    write(photos / "cat/cut.jpg", make_image(5)[:-20])
     content = build(photos, tmp_path / "out", on_error="skip")
     assert content.rejected == {"truncated": 1}
     assert content.splits["train"].num_records == 25
@@ -521,7 +521,7 @@ def test_fractions_cut_every_class(many, tmp_path):
 
 def test_many_small_classes_give_every_split_its_share(tmp_path):
     for index in range(200):
-        write(tmp_path / f"in/{index % 50:02d}/{index}.jpg", picture(index, (8, 8), quality=30 + index % 60))
+        write(tmp_path / f"in/{index % 50:02d}/{index}.jpg", make_image(index, (8, 8), quality=30 + index % 60))
     build(tmp_path / "in", tmp_path / "out", splits={"train": 0.8, "val": 0.1, "test": 0.1})
     sizes = [sum(counts.values()) for counts in by_split(tmp_path / "out").values()]
     assert sum(sizes) == 200
@@ -596,7 +596,7 @@ def test_a_data_set_is_not_decoded_afterwards_by_building_again(photos, tmp_path
 def test_g9_byte_identical_images_stay_in_one_split(tmp_path):
     for group in range(20):
         for copy in range(3):
-            write(tmp_path / f"in/{group % 2}/{group}-{copy}.jpg", picture(group))
+            write(tmp_path / f"in/{group % 2}/{group}-{copy}.jpg", make_image(group))
     content = build(tmp_path / "in", tmp_path / "out", splits=HALVES)
     rows = list(catalog.read_catalog(tmp_path / "out"))
     splits_of = {row.sha256: {other.split for other in rows if other.sha256 == row.sha256} for row in rows}
@@ -607,9 +607,9 @@ def test_g9_byte_identical_images_stay_in_one_split(tmp_path):
 
 
 def test_g9_leaks_between_given_splits_are_listed_or_noted(tmp_path):
-    write(tmp_path / "in/train/a/1.jpg", picture(1))
-    write(tmp_path / "in/test/a/2.jpg", picture(1))
-    write(tmp_path / "in/test/a/3.jpg", picture(3))
+    write(tmp_path / "in/train/a/1.jpg", make_image(1))
+    write(tmp_path / "in/test/a/2.jpg", make_image(1))
+    write(tmp_path / "in/test/a/3.jpg", make_image(3))
     with pytest.raises(tfpipe.DataError, match=r"test/a/2\.jpg \(test, a\) = train/a/1\.jpg \(train, a\)"):
         build(tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -650,7 +650,7 @@ def test_every_shard_is_a_sample_of_its_split(many, tmp_path):
 
 
 def test_unlabelled_images_have_label_minus_one(photos, tmp_path):
-    write(tmp_path / "bare/7.jpg", picture(777))
+    write(tmp_path / "bare/7.jpg", make_image(777))
     content = build(photos, tmp_path / "out", unlabelled={"test1": tmp_path / "bare"})
     assert [(record.key, record.label, record.class_name) for record in records(tmp_path / "out", "test1")] == [
         ("test1/7.jpg", -1, "")
@@ -660,7 +660,7 @@ def test_unlabelled_images_have_label_minus_one(photos, tmp_path):
 
 def test_classes_are_sorted_or_counted_or_as_given(tmp_path):
     for name in ("10", "9", "2"):
-        write(tmp_path / f"in/{name}/1.jpg", picture(int(name)))
+        write(tmp_path / f"in/{name}/1.jpg", make_image(int(name)))
     assert list(build(tmp_path / "in", tmp_path / "a").class_names) == ["2", "9", "10"]
     assert list(build(tmp_path / "in", tmp_path / "b", class_names=["9", "10", "2", "0"]).class_names) == ["9", "10", "2", "0"]
     assert {record.class_name: record.label for record in records(tmp_path / "b")} == {"9": 0, "10": 1, "2": 2}
@@ -669,7 +669,7 @@ def test_classes_are_sorted_or_counted_or_as_given(tmp_path):
 
 
 def test_a_class_name_that_would_not_survive_is_named(tmp_path):
-    write(tmp_path / "in/cat /1.jpg", picture(1))
+    write(tmp_path / "in/cat /1.jpg", make_image(1))
     with pytest.raises(tfpipe.DataError, match="begins or ends with a space: 'cat '"):
         build(tmp_path / "in", tmp_path / "out")
 
@@ -713,7 +713,7 @@ def test_wrong_options_are_named_and_leave_nothing(photos, tmp_path, options, me
 
 def test_splits_of_inputs_that_have_splits_are_refused(tmp_path):
     for split in ("train", "test"):
-        write(tmp_path / f"in/{split}/a/1.jpg", picture(len(split)))
+        write(tmp_path / f"in/{split}/a/1.jpg", make_image(len(split)))
     with pytest.raises(ValueError, match="already has splits"):
         build(tmp_path / "in", tmp_path / "out", splits=HALVES)
     with pytest.raises(ValueError, match="are not cut again"):
@@ -722,7 +722,7 @@ def test_splits_of_inputs_that_have_splits_are_refused(tmp_path):
 
 def test_layout_filename_where_every_image_is_a_class_of_its_own(tmp_path):
     for index in range(12):
-        write(tmp_path / f"in/{index}.jpg", picture(index))
+        write(tmp_path / f"in/{index}.jpg", make_image(index))
     with pytest.raises(ValueError, match="is this layout=flat"):
         build(tmp_path / "in", tmp_path / "out", layout="filename")
 
@@ -774,7 +774,7 @@ def test_a_class_called_train_among_others(photos, tmp_path):
 
 
 def test_a_split_of_a_table_that_cannot_stand_in_a_file_name(tmp_path):
-    write(tmp_path / "1.jpg", picture(1))
+    write(tmp_path / "1.jpg", make_image(1))
     for split in ("../../evil", "训练", "a-b"):
         table = write(tmp_path / "t.csv", f"path,label,split\n1.jpg,a,{split}\n".encode())
         with pytest.raises(tfpipe.DataError, match=r"1\.jpg: a split's name must be a letter"):
@@ -784,7 +784,7 @@ def test_a_split_of_a_table_that_cannot_stand_in_a_file_name(tmp_path):
 
 def test_a_split_partly_labelled_or_partly_given(tmp_path):
     for index in (1, 2):
-        write(tmp_path / f"{index}.jpg", picture(index))
+        write(tmp_path / f"{index}.jpg", make_image(index))
     table = write(tmp_path / "t.csv", b"path,label\n1.jpg,a\n2.jpg,\n")
     with pytest.raises(tfpipe.DataError, match=r"line 3: 2\.jpg: others of the table have a label, this one has none"):
         build(table, tmp_path / "out", layout="csv")
@@ -805,16 +805,16 @@ def test_a_film_among_the_images_is_not_read(photos, tmp_path):
         build(photos, tmp_path / "out")
     os.truncate(photos / "cat/film.mp4", 0)
     with open(photos / "cat/film.mp4", "wb") as file:
-        file.write(picture(1)[:100])
+        file.write(make_image(1)[:100])
         file.truncate(3 << 30)
     with pytest.raises(tfpipe.DataError, match=r"too_large: .*film\.mp4: 3221225472 bytes"):
         build(photos, tmp_path / "out")
 
 
 def test_what_is_warned_of(tmp_path, caplog):
-    write(tmp_path / "in/cafe\u0301/1.jpg", picture(1))
-    write(tmp_path / "in/caf\u00e9/2.jpg", picture(2))
-    write(tmp_path / "in/png/3.jpg", picture(3, format="PNG"))
+    write(tmp_path / "in/cafe\u0301/1.jpg", make_image(1))
+    write(tmp_path / "in/caf\u00e9/2.jpg", make_image(2))
+    write(tmp_path / "in/png/3.jpg", make_image(3, format="PNG"))
     write(tmp_path / "in/lost/4.jpg", b"")
     classes = ["caf\u00e9", "cafe\u0301", "png"]
     content = build(tmp_path / "in", tmp_path / "out", on_error="skip", class_names=classes)
@@ -879,7 +879,7 @@ def test_two_builds_into_one_folder_the_second_refuses(photos, tmp_path, monkeyp
 
 
 def test_a_double_key_is_an_error(tmp_path):
-    write(tmp_path / "1.jpg", picture(1))
+    write(tmp_path / "1.jpg", make_image(1))
     table = write(tmp_path / "t.csv", b"path,label,id\n1.jpg,a,x\n1.jpg,a,x\n")
     with pytest.raises(tfpipe.DataError, match=r"line 3: x: given more than once, rows that say the same: .* line 2 of "):
         build(table, tmp_path / "out", layout="csv")
@@ -900,7 +900,7 @@ def limited_build(photos, output, limit):
 
 def test_where_no_more_can_be_written_the_error_says_so_and_the_build_resumes(tmp_path):
     for index in range(60):
-        write(tmp_path / f"in/a/{index}.jpg", picture(index, (200, 200), quality=95))
+        write(tmp_path / f"in/a/{index}.jpg", make_image(index, (200, 200), quality=95))
     limit = 200_000
     assert limit < sum(map(len, files_of(tmp_path / "in").values()))
     done = limited_build(tmp_path / "in", tmp_path / "out", limit)
@@ -921,7 +921,7 @@ def test_a_full_disk_ends_with_an_error_and_resumes(tmp_path):
         pytest.skip("may not mount a small disk here")
     try:
         for index in range(60):
-            write(tmp_path / f"in/a/{index}.jpg", picture(index, (200, 200), quality=95))
+            write(tmp_path / f"in/a/{index}.jpg", make_image(index, (200, 200), quality=95))
         with pytest.raises(OSError, match=r"No space left|disk is full"):
             build(tmp_path / "in", mounted / "out")
         assert not list(mounted.glob("out/images-*"))
@@ -975,7 +975,7 @@ def test_splits_have_one_name_at_every_entrance(photos, tmp_path, caplog, name):
     assert f"input: split {name!r} is taken as 'val'" in caplog.text
     content = build(photos, tmp_path / "b", splits={"train": 0.5, name: 0.5}, num_shards={name: 2})
     assert [(split, len(part.shards)) for split, part in content.splits.items()] == [("train", 1), ("val", 2)]
-    write(tmp_path / "bare/x.jpg", picture(5000))
+    write(tmp_path / "bare/x.jpg", make_image(5000))
     assert list(build(photos, tmp_path / "c", unlabelled={name: tmp_path / "bare"}).splits) == ["train", "val"]
     for split, animal in inputs.items():
         (tmp_path / "in" / split).mkdir(parents=True)

@@ -2,7 +2,7 @@ import dataclasses
 import shutil
 
 import pytest
-from conftest import picture, write
+from conftest import make_image, write
 
 import tfpipe
 from tfpipe.common.errors import DataError
@@ -12,7 +12,7 @@ from tfpipe.records import catalog, manifest
 @pytest.fixture
 def built(tmp_path):
     for index in range(5):
-        write(tmp_path / "in" / 'a "quoted", name' / f"{index}, {index}.jpg", picture(index))
+        write(tmp_path / "in" / 'a "quoted", name' / f"{index}, {index}.jpg", make_image(index))
     return tmp_path / "out", tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", num_shards=2, workers=1, progress=False)
 
 

@@ -4,7 +4,7 @@ import logging
 import unicodedata
 
 import pytest
-from conftest import picture, write
+from conftest import make_image, write
 
 import tfpipe
 from tfpipe.building import class_checks
@@ -177,7 +177,7 @@ def build(source, output, **options):
 
 def test_what_training_refuses_is_said_at_build(tmp_path, caplog):
     for index, path in enumerate(("one/a/1.jpg", "one/a/2.jpg", "two/train/a/1.jpg", "two/train/b/2.jpg", "two/test/c/3.jpg")):
-        write(tmp_path / path, picture(index))
+        write(tmp_path / path, make_image(index))
     build(tmp_path / "one", tmp_path / "1")
     assert "there is one class, 'a': training needs two or more" in caplog.text
     build(tmp_path / "two", tmp_path / "2")
@@ -194,7 +194,7 @@ def test_what_training_refuses_is_said_at_build(tmp_path, caplog):
 
 def test_a_refused_set_of_classes_leaves_nothing_and_insisting_builds(tmp_path):
     for index, path in enumerate((NFC, NFD)):
-        write(tmp_path / "in" / path / "1.jpg", picture(index))
+        write(tmp_path / "in" / path / "1.jpg", make_image(index))
     with pytest.raises(ValueError, match="normalize=nfc makes one class of them"):
         build(tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out").exists()

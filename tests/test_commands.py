@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, picture, write
+from conftest import CHECKOUT, make_image, write
 
 from tfpipe import commands
 from tfpipe.records import manifest
@@ -111,8 +111,8 @@ def test_a_terminal_that_cannot_show_a_name_is_no_reason_to_fail(photos, tmp_pat
 
 
 def test_named_inputs_and_paths_with_an_equals_sign(tmp_path):
-    write(tmp_path / "a=b" / "x" / "1.jpg", picture(1))
-    write(tmp_path / "c" / "x" / "2.jpg", picture(2))
+    write(tmp_path / "a=b" / "x" / "1.jpg", make_image(1))
+    write(tmp_path / "c" / "x" / "2.jpg", make_image(2))
     done = run(sys.executable, "tools/build_tfrecords.py", f"--input={tmp_path}/a=b", f"--output={tmp_path}/one")
     assert done.returncode == 0, done.stderr
     both = f"--input=train={tmp_path}/a=b,test={tmp_path}/c"
@@ -194,7 +194,7 @@ def long_build(tmp_path):
     if not Path("/proc/self/task").exists():
         pytest.skip("no /proc here to find the workers in")
     for index in range(3000):
-        write(tmp_path / f"in/a/{index}.jpg", picture(index % 50, quality=50 + index % 50))
+        write(tmp_path / f"in/a/{index}.jpg", make_image(index % 50, quality=50 + index % 50))
     command = [
         sys.executable,
         "tools/build_tfrecords.py",

@@ -4,7 +4,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from conftest import picture, write
+from conftest import make_image, write
 from inspection_fixtures import build_tiny, forge, records_of, replaced
 
 import tfpipe
@@ -32,8 +32,8 @@ def test_equal_data_sets_differ_in_nothing_however_they_are_sharded(photos, tmp_
 def test_every_kind(photos, tmp_path):
     a = build({"train": photos}, tmp_path / "a")
     (photos / "cat" / "0.jpg").unlink()
-    write(photos / "cat" / "new.jpg", picture(77))
-    write(photos / "dog" / "3.jpg", picture(78))
+    write(photos / "cat" / "new.jpg", make_image(77))
+    write(photos / "dog" / "3.jpg", make_image(78))
     b = build({"train": photos}, tmp_path / "b")
     assert kinds(a, b) == [("added", "train/cat/new.jpg"), ("changed", "train/dog/3.jpg"), ("removed", "train/cat/0.jpg")]
     assert [kind for kind, _ in kinds(b, a)] == ["added", "changed", "removed"]
@@ -41,7 +41,7 @@ def test_every_kind(photos, tmp_path):
 
 def test_relabelled_and_moved(tmp_path):
     for index in range(4):
-        write(tmp_path / f"{index}.jpg", picture(index))
+        write(tmp_path / f"{index}.jpg", make_image(index))
     table = tmp_path / "t.csv"
     table.write_text("path,label,split\n0.jpg,x,train\n1.jpg,y,train\n2.jpg,x,test\n3.jpg,x,test\n", "utf-8")
     a = build(table, tmp_path / "a", layout="csv")
@@ -83,7 +83,7 @@ def test_folders_by_split(photos, tmp_path):
 
 def test_a_table_with_ids_against_what_was_extracted(tmp_path):
     for index in range(3):
-        write(tmp_path / "in" / f"{index}.jpg", picture(index))
+        write(tmp_path / "in" / f"{index}.jpg", make_image(index))
     (tmp_path / "in" / "t.csv").write_text("path,label,id\n0.jpg,x,one\n1.jpg,y,two\n2.jpg,y,\n", "utf-8")
     out = build(tmp_path / "in" / "t.csv", tmp_path / "out", layout="csv")
     extract(out, tmp_path / "back", progress=False)

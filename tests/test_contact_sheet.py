@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from conftest import picture, write
+from conftest import make_image, write
 from inspection_fixtures import build_tiny, forge, replaced
 from PIL import Image, ImageFont, ImageOps
 
@@ -95,7 +95,7 @@ def test_samples_come_from_the_split_and_of_their_class(photos, tmp_path):
         assert len({sample.row.key for sample in group.samples}) == 5
 
 
-def test_a_image_that_cannot_be_decoded_is_a_crossed_tile(tmp_path, caplog):
+def test_an_image_that_cannot_be_decoded_is_a_crossed_tile(tmp_path, caplog):
     out = build_tiny(tmp_path)
     forge(out, replaced(1, encoded=b"no image", sha256=hashlib.sha256(b"no image").hexdigest()))
     with caplog.at_level(logging.WARNING, "tfpipe"):
@@ -138,7 +138,7 @@ def test_a_shard_that_is_not_there_is_crossed_tiles(tmp_path, caplog, place, rea
 @pytest.mark.parametrize("limit", [100_000, 50_000])
 def test_more_pixels_than_pillow_likes_are_a_crossed_tile_and_no_warning(tmp_path, caplog, recwarn, monkeypatch, limit):
     out = build_tiny(tmp_path, num=2)
-    big = picture(9, (400, 300))  # above one limit, and above twice the other, which Pillow makes an error
+    big = make_image(9, (400, 300))  # above one limit, and above twice the other, which Pillow makes an error
     forge(out, replaced(0, encoded=big, sha256=hashlib.sha256(big).hexdigest(), width=400, height=300))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with caplog.at_level(logging.WARNING, "tfpipe"):
@@ -148,8 +148,8 @@ def test_more_pixels_than_pillow_likes_are_a_crossed_tile_and_no_warning(tmp_pat
     assert not [warning for warning in recwarn if issubclass(warning.category, Image.DecompressionBombWarning)]
 
 
-def test_a_image_in_rgb_is_not_copied():
-    assert as_read(picture(1), Samples(), 1000).format == "JPEG"  # of a copy, None
+def test_an_image_in_rgb_is_not_copied():
+    assert as_read(make_image(1), Samples(), 1000).format == "JPEG"  # of a copy, None
 
 
 def test_transparent_parts_show_what_training_sees():
@@ -166,9 +166,9 @@ def test_transparent_parts_show_what_training_sees():
 @pytest.mark.parametrize("kind", ["photo", "cut", "empty", "folder", "link", "pipe"])
 def test_nothing_but_a_png_is_replaced(tmp_path, kind, monkeypatch):
     out, target = build_tiny(tmp_path), tmp_path / "target"
-    photo = write(tmp_path / "photo.png", picture(1, format="PNG"))
+    photo = write(tmp_path / "photo.png", make_image(1, format="PNG"))
     if kind in ("photo", "cut", "empty"):
-        target.write_bytes({"photo": picture(1), "cut": photo.read_bytes()[:7], "empty": b""}[kind])
+        target.write_bytes({"photo": make_image(1), "cut": photo.read_bytes()[:7], "empty": b""}[kind])
     else:
         {"folder": target.mkdir, "link": lambda: target.symlink_to(photo), "pipe": lambda: os.mkfifo(target)}[kind]()
     before = os.lstat(target)
@@ -181,7 +181,7 @@ def test_nothing_but_a_png_is_replaced(tmp_path, kind, monkeypatch):
 
 def test_a_png_is_replaced(tmp_path):
     out = build_tiny(tmp_path)
-    target = write(tmp_path / "sheet.png", picture(1, format="PNG"))
+    target = write(tmp_path / "sheet.png", make_image(1, format="PNG"))
     show(out, target)
     assert Image.open(target).width > 24
 
@@ -197,7 +197,7 @@ def test_where_no_sheet_can_be_written(tmp_path):
 
 def test_a_sheet_that_is_too_large_is_refused(tmp_path):
     for index in range(60):
-        write(tmp_path / "in" / f"class {index}" / "a.jpg", picture(index))
+        write(tmp_path / "in" / f"class {index}" / "a.jpg", make_image(index))
     tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", layout="folders", progress=False)
     for options, advice in (
         ({"tile": 100_000}, "--tile"),
@@ -269,7 +269,7 @@ def test_wrong_arguments(tmp_path):
 
 def test_many_classes_are_capped_and_the_header_says_so(tmp_path):
     for index in range(5):
-        write(tmp_path / "in" / f"class {index}" / "a.jpg", picture(index))
+        write(tmp_path / "in" / f"class {index}" / "a.jpg", make_image(index))
     tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", layout="folders", progress=False)
     manifest = manifests.load(tmp_path / "out")
     assert [group.label for group in contact_sheet._groups(tmp_path / "out", manifest, ["train"], 8, 3, 0)] == [0, 1, 2]

@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 import pytest
-from conftest import picture, write
+from conftest import make_image, write
 
 import tfpipe
 from tfpipe.building.csv_rows import Choice
@@ -153,7 +153,7 @@ def build(source, output, **options):
 @pytest.fixture
 def photos_and_table(tmp_path):
     for index in range(8):
-        write(tmp_path / f"{index}.jpg", picture(index))
+        write(tmp_path / f"{index}.jpg", make_image(index))
     rows = ["0.jpg,cat", "1.jpg,", "2.jpg,dog", "3.jpg,", "4.jpg,", "5.jpg,cat", "./5.jpg,cat", "6.jpg,cat", "6.jpg,dog"]
     rows += [",dog", "no.jpg,cat", "7.jpg,a,b"]
     return write(tmp_path / "t.csv", "\n".join(["path,label", *rows]).encode())
@@ -185,7 +185,7 @@ def test_rows_are_skipped_like_any_input(photos_and_table, tmp_path):
 
 def test_rows_without_a_split_or_with_one_that_cannot_be_are_rows(tmp_path):
     for index in range(4):
-        write(tmp_path / f"{index}.jpg", picture(index))
+        write(tmp_path / f"{index}.jpg", make_image(index))
     source = write(tmp_path / "t.csv", b"path,label,split\n0.jpg,a,train\n1.jpg,b,\n2.jpg,b,tr-ain\n3.jpg,b,train\n")
     with pytest.raises(DataError) as caught:
         build(source, tmp_path / "out")
@@ -195,7 +195,7 @@ def test_rows_without_a_split_or_with_one_that_cannot_be_are_rows(tmp_path):
 
 
 def test_a_path_that_is_given_in_every_row_is_told_in_short_lines(tmp_path):
-    write(tmp_path / "1.jpg", picture(1))
+    write(tmp_path / "1.jpg", make_image(1))
     rows = [f"1.jpg,{index}" for index in range(2000)]
     with pytest.raises(DataError) as caught:
         build(write(tmp_path / "t.csv", "\n".join(["path,label", *rows]).encode()), tmp_path / "out")
@@ -205,7 +205,7 @@ def test_a_path_that_is_given_in_every_row_is_told_in_short_lines(tmp_path):
 
 
 def test_two_tables_that_name_one_image_say_both_lines(tmp_path):
-    write(tmp_path / "1.jpg", picture(1))
+    write(tmp_path / "1.jpg", make_image(1))
     for name in ("train", "test"):
         write(tmp_path / f"{name}.csv", b"path,label\n1.jpg,a\n")
     with pytest.raises(DataError, match=r"different splits: keep one: line 2 of train\.csv \(a, train\), line 2 of test"):
@@ -213,8 +213,8 @@ def test_two_tables_that_name_one_image_say_both_lines(tmp_path):
 
 
 def test_the_options_of_tables_are_part_of_a_build_and_no_other_layout_s(tmp_path, photos):
-    write(tmp_path / "images/1.jpg", picture(1))
-    write(tmp_path / "images/2.jpg", picture(2))
+    write(tmp_path / "images/1.jpg", make_image(1))
+    write(tmp_path / "images/2.jpg", make_image(2))
     source = write(tmp_path / "t.csv", b"id,breed\n1,a\n2,b\n")
     content = build(source, tmp_path / "out", images=tmp_path / "images", label_column="breed")
     assert content.options["label_column"] == "breed"

@@ -56,7 +56,7 @@ def pixels(path, color):
         [{}],
     ],
 )
-def test_any_history_becomes_a_image(tmp_path, rows):
+def test_any_history_becomes_an_image(tmp_path, rows):
     draw_history(rows, tmp_path / "history.png")
     image = Image.open(tmp_path / "history.png")
     image.load()
@@ -107,7 +107,7 @@ def noisy(num_losses, explosion=()):
 
 @pytest.mark.parametrize("losses", [[1.0], [1.0, 1.0], [0.0] * 9, noisy(100), noisy(50, [10.0, 1e30]), [5.0, 1e300]])
 @pytest.mark.parametrize("suggestion", [None, 1e-4])
-def test_any_range_test_becomes_a_image(tmp_path, losses, suggestion):
+def test_any_range_test_becomes_an_image(tmp_path, losses, suggestion):
     rates = [1e-6 * 1.1**index for index in range(len(losses))]
     draw_range_test(rates, losses, suggestion, tmp_path / "learning_rate.png")
     image = Image.open(tmp_path / "learning_rate.png")

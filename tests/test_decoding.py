@@ -16,7 +16,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from pipeline_fixtures import picture
+from pipeline_fixtures import make_image
 
 from tfpipe.images.decoding import RESIZES, decode_image, parse_batch, parse_example, resize_image, turn_image
 from tfpipe.images.resizing import scaled_size
@@ -142,19 +142,19 @@ def test_a_batch_with_a_feature_of_another_type_is_refused(name: str, value: obj
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
 def test_orientation_turns_as_pillow_does(orientation: int, image_format: str):
-    encoded = picture(orientation, 23, 37, image_format=image_format, orientation=orientation)
+    encoded = make_image(orientation, 23, 37, image_format=image_format, orientation=orientation)
     assert difference(decode_image(encoded, orientation), pillow(encoded)) == 0
 
 
 def test_the_eight_orientations_give_eight_images():
     # Twin of the test above: an image whose symmetry hides a wrong turn would prove nothing.
-    turned = {decode_image(picture(1, 16, 16), orientation).numpy().tobytes() for orientation in range(1, 9)}
+    turned = {decode_image(make_image(1, 16, 16), orientation).numpy().tobytes() for orientation in range(1, 9)}
     assert len(turned) == 8
 
 
 @pytest.mark.parametrize("orientation", [-1, 0, 9, 65535])
 def test_an_orientation_that_exif_does_not_know_turns_nothing(orientation: int):
-    encoded = picture(1, 23, 37)
+    encoded = make_image(1, 23, 37)
     assert difference(decode_image(encoded, tf.constant(orientation, tf.int64)), pillow(encoded)) == 0
 
 
@@ -210,14 +210,14 @@ def test_cmyk_differs_from_pillow_by_one_level_at_most():
     assert difference(decode_image(file.getvalue()), pillow(file.getvalue())) <= 1
 
 
-@pytest.mark.parametrize("encoded", [b"", b"\xff\xd8\xff", b"<html>", picture(0)[:-40]])
+@pytest.mark.parametrize("encoded", [b"", b"\xff\xd8\xff", b"<html>", make_image(0)[:-40]])
 def test_what_cannot_be_decoded_raises(encoded: bytes):
     with pytest.raises(tf.errors.InvalidArgumentError):
         decode_image(encoded)
 
 
 def test_shapes_are_static_in_a_graph():
-    data = tf.data.Dataset.from_tensors((picture(0), 6)).map(decode_image)
+    data = tf.data.Dataset.from_tensors((make_image(0), 6)).map(decode_image)
     assert data.element_spec == tf.TensorSpec([None, None, 3], tf.uint8)
     data = data.map(lambda image: resize_image(image, (5, 7), "crop"))
     assert data.element_spec == tf.TensorSpec([5, 7, 3], tf.uint8)
@@ -247,14 +247,14 @@ def reference(image: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray
     else:
         scale = (max if mode == "crop" else min)(size[0] / height, size[1] / width)
         scaled = [max(1, int(side * scale + 0.5 + 1e-9)) for side in (height, width)]
-    picture = np.asarray(Image.fromarray(image).resize((scaled[1], scaled[0]), Image.Resampling.BILINEAR))
+    resized = np.asarray(Image.fromarray(image).resize((scaled[1], scaled[0]), Image.Resampling.BILINEAR))
     result = np.zeros([*size, 3], np.uint8)
     ours, theirs = [], []
     for have, want in zip(scaled, size, strict=True):
         both = min(have, want)
         ours.append(slice((want - both) // 2, (want - both) // 2 + both))
         theirs.append(slice((have - both) // 2, (have - both) // 2 + both))
-    result[tuple(ours)] = picture[tuple(theirs)]
+    result[tuple(ours)] = resized[tuple(theirs)]
     return result
 
 
@@ -280,7 +280,7 @@ def test_resize_any_size_to_any_size(source: tuple[int, int], size: tuple[int, i
 
 
 @pytest.mark.parametrize("mode", RESIZES)
-def test_a_image_of_the_right_size_is_not_changed(mode: str):
+def test_an_image_of_the_right_size_is_not_changed(mode: str):
     image = photograph(31, 47)
     assert difference(resize_image(image, (31, 47), mode), image) == 0
 

@@ -1,7 +1,7 @@
 """What is told of the errors of other programs, which may say nothing, or a whole architecture."""
 
 import pytest
-from conftest import picture, write
+from conftest import make_image, write
 
 import tfpipe
 from tfpipe.common.errors import DataError, lines_of
@@ -24,7 +24,7 @@ def test_lines_of_an_error_are_short_and_at_least_one(error, lines):
 
 
 def test_an_error_of_several_files_has_one_of_each_in_a_field(tmp_path):
-    good = write(tmp_path / "in/a/1.jpg", picture(1))
+    good = write(tmp_path / "in/a/1.jpg", make_image(1))
     for name in ("2.jpg", "3.jpg"):
         write(tmp_path / "in/a" / name, b"no image")
     with pytest.raises(tfpipe.DataError, match="2 inputs cannot be taken") as caught:
@@ -35,7 +35,7 @@ def test_an_error_of_several_files_has_one_of_each_in_a_field(tmp_path):
     ]
     assert {each.reason for each in caught.value.problems} <= set(str(caught.value).replace(":", " ").split())
     for name in ("2.jpg", "3.jpg"):
-        write(tmp_path / "in/a" / name, picture(int(name[0])))
+        write(tmp_path / "in/a" / name, make_image(int(name[0])))
     manifest = tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", progress=False, workers=1, num_shards=2)
     shards = [tmp_path / "out" / shard.file for shard in manifest.split("train").shards]
     for shard in shards:

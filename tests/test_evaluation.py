@@ -15,7 +15,7 @@ import pipeline_fixtures
 import pytest
 import tensorflow as tf
 from absl import flags
-from conftest import CHECKOUT, has_gpu, picture, write
+from conftest import CHECKOUT, has_gpu, make_image, write
 from evaluation_fixtures import CLASS_NAMES, build_images, make_classifier
 
 import tfpipe
@@ -37,7 +37,7 @@ COUNTS = {"val": {CAT: 8, QUOTED: 7, CHINESE: 8}, "test": {CAT: 13, QUOTED: 9, C
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
-    write(root / "unlabelled" / "1.jpg", picture(1))
+    write(root / "unlabelled" / "1.jpg", make_image(1))
     build_images(root, COUNTS, num_shards={"val": 1, "test": 3, "test1": 1}, unlabelled={"test1": root / "unlabelled"})
     return root / "shards"
 
@@ -109,8 +109,8 @@ def test_g11_readers_and_batch_sizes_change_nothing(plain, classifier, shards, t
 
 
 def test_more_readers_than_records(tmp_path):
-    pictures = [pipeline_fixtures.picture(number) for number in range(2)]
-    pipeline_fixtures.write_data_set(tmp_path / "shards", pictures, 1)
+    images = [pipeline_fixtures.make_image(number) for number in range(2)]
+    pipeline_fixtures.write_data_set(tmp_path / "shards", images, 1)
     found = run(make_classifier(pipeline_fixtures.CLASS_NAMES), tmp_path / "shards", tmp_path / "eval", num_readers=3)
     assert found.metrics["count"] == 2
 
@@ -273,9 +273,9 @@ def test_other_files_of_the_folder_are_left_alone(classifier, shards, tmp_path):
 
 
 def test_a_damaged_record_is_named_and_leaves_no_table(tmp_path):
-    pictures = [pipeline_fixtures.picture(number) for number in range(9)]
-    pictures[4] = pipeline_fixtures.damaged(pipeline_fixtures.picture(4, 64, 64))
-    pipeline_fixtures.write_data_set(tmp_path / "shards", pictures, 2)
+    images = [pipeline_fixtures.make_image(number) for number in range(9)]
+    images[4] = pipeline_fixtures.damaged(pipeline_fixtures.make_image(4, 64, 64))
+    pipeline_fixtures.write_data_set(tmp_path / "shards", images, 2)
     with pytest.raises(DataError, match=r"^\S*pets-test.tfrecord-00001-of-00002: at byte 0: record 0 \(source dog/4.jpg\): \w"):
         run(make_classifier(pipeline_fixtures.CLASS_NAMES), tmp_path / "shards", tmp_path / "eval")
     assert list((tmp_path / "eval").iterdir()) == []

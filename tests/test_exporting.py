@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import CHECKOUT, picture, write
+from conftest import CHECKOUT, make_image, write
 from evaluation_fixtures import CLASS_NAMES, build_images, make_classifier
 from export_fixtures import FORMATS, exported
 from PIL import Image
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.tf
 
 __all__ = ["exported"]  # a fixture
 
-BAD = (b"", b"<html>", picture(3)[:100], b"\xff\xd8\xff")
+BAD = (b"", b"<html>", make_image(3)[:100], b"\xff\xd8\xff")
 
 
 @pytest.fixture
@@ -39,10 +39,10 @@ def asked_here(monkeypatch):
 def turned(orientation, size=(31, 17)):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return picture(orientation, size, exif=exif)
+    return make_image(orientation, size, exif=exif)
 
 
-FILES = [picture(1), turned(6), picture(2, (40, 9), "PNG"), turned(3), picture(5, (8, 8)), turned(8)]
+FILES = [make_image(1), turned(6), make_image(2, (40, 9), "PNG"), turned(3), make_image(5, (8, 8)), turned(8)]
 
 
 def evaluated(data):
@@ -159,14 +159,14 @@ def test_every_file_answers_when_it_is_opened(exported, name):
     if name == "model.onnx" and "onnx" not in FORMATS:
         pytest.skip("the extra onnx is not installed")
     predictor = opening.load(exported.folder / name)
-    pictures = np.stack([evaluated(data) for data in FILES])
+    images = np.stack([evaluated(data) for data in FILES])
     assert tuple(predictor.class_names) == CLASS_NAMES
     assert getattr(predictor, "form", "") == {"": "saved_model", "saved_model": "saved_model", "model.keras": ""}.get(
         name, f".{name.split('.')[-1]}"
     )
     assert (predictor.image_size, predictor.resize, predictor.sha256) == ((8, 8), "stretch", exported.classifier.sha256)
     tolerance = 1e-5 if name in ("model.tflite", "model.onnx") else 0
-    np.testing.assert_allclose(predictor.predict(pictures), exported.classifier.predict(pictures), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(predictor.predict(images), exported.classifier.predict(images), rtol=0, atol=tolerance)
 
 
 def test_beside_the_files_lies_what_people_need(exported):
@@ -238,11 +238,11 @@ def test_frozen_images_have_no_functions_and_no_variables(exported):
 
 def test_a_frozen_graph_runs_in_a_session_of_old(exported):
     graph = tf.compat.v1.GraphDef.FromString((exported.folder / "frozen_image.pb").read_bytes())
-    pictures = np.stack([evaluated(data) for data in FILES])
+    images = np.stack([evaluated(data) for data in FILES])
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         tf.import_graph_def(graph, name="")
-        found = session.run("probabilities:0", {"image:0": pictures})
-    np.testing.assert_array_equal(found, exported.classifier.predict(pictures))
+        found = session.run("probabilities:0", {"image:0": images})
+    np.testing.assert_array_equal(found, exported.classifier.predict(images))
 
 
 def test_the_lines_of_the_documentation_run_on_an_export(exported, tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import resource
 import signal
 
 import pytest
-from conftest import picture, write
+from conftest import make_image, write
 from inspection_fixtures import build_tiny, forge, records_of, replaced
 
 import tfpipe
@@ -20,7 +20,7 @@ def tree(folder):
 
 
 def test_g1_bit_for_bit(photos, tmp_path):
-    write(photos / "dog" / "a.png", picture(1, format="PNG"))
+    write(photos / "dog" / "a.png", make_image(1, format="PNG"))
     tfpipe.build_tfrecords(photos, tmp_path / "out", layout="folders", num_shards=3, progress=False)
     assert extract(tmp_path / "out", tmp_path / "back", progress=False) == 26
     assert tree(tmp_path / "back") == tree(photos)
@@ -46,9 +46,9 @@ def test_one_split(photos, tmp_path):
         extract(tmp_path / "out", tmp_path / "back", split="nix", progress=False)
 
 
-def test_a_table_with_ids_and_a_image_outside_its_folder(tmp_path):
-    near = write(tmp_path / "in" / "sub" / "a.jpg", picture(1))
-    far = write(tmp_path / "far" / "b.JPG", picture(2))
+def test_a_table_with_ids_and_an_image_outside_its_folder(tmp_path):
+    near = write(tmp_path / "in" / "sub" / "a.jpg", make_image(1))
+    far = write(tmp_path / "far" / "b.JPG", make_image(2))
     (tmp_path / "in" / "t.csv").write_text("path,label,id\nsub/a.jpg,x,\n../far/b.JPG,y,the b\n", "utf-8")
     tfpipe.build_tfrecords(tmp_path / "in" / "t.csv", tmp_path / "out", progress=False)
     extract(tmp_path / "out", tmp_path / "back", progress=False)

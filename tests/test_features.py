@@ -75,7 +75,7 @@ def preprocessing_of(precision, mode="tf"):
 
 
 @pytest.fixture
-def pictures(colours):
+def images(colours):
     return Images(colours, "train", IMAGE_SIZE, augmentation=Augmentation(crop=0.5), seed=3)
 
 
@@ -84,11 +84,9 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(features, "_SHARD_BYTES", ROWS_PER_SHARD * features.bytes_per_image(NETWORK["float32"]) + 1)
 
 
-def run(cache, pictures, *, view=None, precision="float32", batch_size=4, network=None, mode="tf"):
+def run(cache, images, *, view=None, precision="float32", batch_size=4, network=None, mode="tf"):
     network = network or NETWORK[precision]
-    return extract(
-        cache, network, preprocessing_of(precision, mode), pictures, view=view, batch_size=batch_size, progress=False
-    )
+    return extract(cache, network, preprocessing_of(precision, mode), images, view=view, batch_size=batch_size, progress=False)
 
 
 def files_of(folder):
@@ -103,9 +101,9 @@ def all_rows(found, count=41):
 
 
 @pytest.mark.parametrize(("precision", "view"), [("float32", None), ("mixed_bfloat16", None), ("float32", 2)])
-def test_features_are_those_of_the_network(tmp_path, pictures, small_shards, precision, view):
-    found = all_rows(run(tmp_path, pictures, view=view, precision=precision))
-    data = pictures.once(41) if view is None else pictures.view(view, 41, 0)
+def test_features_are_those_of_the_network(tmp_path, split_images, small_shards, precision, view):
+    found = all_rows(run(tmp_path, split_images, view=view, precision=precision))
+    data = split_images.once(41) if view is None else split_images.view(view, 41, 0)
     images = next(iter(data))[0]
     with arithmetic.exact():
         expected = NETWORK[precision](preprocessing_of(precision)(images), training=False).numpy()
@@ -115,34 +113,34 @@ def test_features_are_those_of_the_network(tmp_path, pictures, small_shards, pre
     assert np.ptp(found.astype("float32"), axis=0).max() > 0.1
 
 
-def test_bfloat16_is_stored_exactly(tmp_path, pictures):
-    found = all_rows(run(tmp_path, pictures, precision="mixed_bfloat16", batch_size=41))
+def test_bfloat16_is_stored_exactly(tmp_path, images):
+    found = all_rows(run(tmp_path, images, precision="mixed_bfloat16", batch_size=41))
     compute = computation(NETWORK["mixed_bfloat16"], preprocessing_of("mixed_bfloat16"), IMAGE_SIZE)
-    expected = compute(next(iter(pictures.once(41)))[0])
+    expected = compute(next(iter(images.once(41)))[0])
     np.testing.assert_array_equal(found.view(np.uint16), expected.view(np.uint16))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_shards_are_the_same_whatever_the_batches(tmp_path, pictures, small_shards, batch_size):
+def test_shards_are_the_same_whatever_the_batches(tmp_path, images, small_shards, batch_size):
     """Batches may be larger than a shard: a feature map of an early layer takes megabytes."""
-    found = run(tmp_path, pictures, batch_size=batch_size)
+    found = run(tmp_path, images, batch_size=batch_size)
     lengths = [len(np.load(path)) for path in sorted(found.folder.glob("*.npy"))]
     assert lengths == [6] * 6 + [5]
-    np.testing.assert_allclose(all_rows(found), all_rows(run(tmp_path / "other", pictures, batch_size=5)), atol=1e-5)
+    np.testing.assert_allclose(all_rows(found), all_rows(run(tmp_path / "other", images, batch_size=5)), atol=1e-5)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(positions=st.lists(st.integers(0, 40), max_size=60))
-def test_rows_at_any_positions(tmp_path, pictures, small_shards, positions):
-    found = run(tmp_path, pictures)
+def test_rows_at_any_positions(tmp_path, images, small_shards, positions):
+    found = run(tmp_path, images)
     assert len(found.crcs) == 7
     whole = np.concatenate([np.load(path) for path in sorted(found.folder.glob("*.npy"))])
     np.testing.assert_array_equal(found.rows(np.array(positions, np.int64)), whole[np.array(positions, np.int64)])
 
 
-def test_positions_behind_the_end_are_refused(tmp_path, pictures):
+def test_positions_behind_the_end_are_refused(tmp_path, images):
     with pytest.raises(IndexError):
-        run(tmp_path, pictures).rows(np.array([41]))
+        run(tmp_path, images).rows(np.array([41]))
 
 
 # ---- once
@@ -153,25 +151,25 @@ def counting_network():
     return keras.Model(images, keras.layers.AveragePooling2D(8)(Counting(name="counting")(images)))
 
 
-def test_the_second_time_nothing_is_computed(tmp_path, pictures):
+def test_the_second_time_nothing_is_computed(tmp_path, images):
     network = counting_network()
     Counting.seen = 0
-    first = run(tmp_path, pictures, network=network)
+    first = run(tmp_path, images, network=network)
     assert Counting.seen == 41
     before = files_of(first.folder)
-    second = run(tmp_path, dataclasses.replace(pictures, seed=9), network=network, batch_size=7)
+    second = run(tmp_path, dataclasses.replace(images, seed=9), network=network, batch_size=7)
     assert Counting.seen == 41
     assert second.folder == first.folder
     assert files_of(first.folder) == before
     np.testing.assert_array_equal(all_rows(second), all_rows(first))
-    third = run(tmp_path, pictures, network=network, view=0)
+    third = run(tmp_path, images, network=network, view=0)
     assert Counting.seen == 82
     assert third.folder != first.folder
 
 
 @pytest.mark.parametrize(("lost", "view"), [(0, None), (1, None), (7, None), (3, 1)])
-def test_an_extraction_that_was_killed_goes_on(tmp_path, pictures, small_shards, monkeypatch, lost, view):
-    whole = run(tmp_path, pictures, view=view, batch_size=6)
+def test_an_extraction_that_was_killed_goes_on(tmp_path, images, small_shards, monkeypatch, lost, view):
+    whole = run(tmp_path, images, view=view, batch_size=6)
     expected = files_of(whole.folder)
     (whole.folder / "features.json").unlink()
     shards = sorted(whole.folder.glob("*.npy"))
@@ -181,7 +179,7 @@ def test_an_extraction_that_was_killed_goes_on(tmp_path, pictures, small_shards,
     written = []
     write = features._write
     monkeypatch.setattr(features, "_write", lambda path, *rest: (written.append(path), write(path, *rest)))
-    again = run(tmp_path, pictures, view=view, batch_size=6)
+    again = run(tmp_path, images, view=view, batch_size=6)
     assert len(written) == lost
     assert files_of(again.folder) == expected
 
@@ -199,15 +197,15 @@ class Waiting(Counting):
         return super()._count(values)
 
 
-def test_of_two_runs_one_waits_and_finds_the_features_ready(tmp_path, pictures, caplog):
+def test_of_two_runs_one_waits_and_finds_the_features_ready(tmp_path, split_images, caplog):
     images = keras.Input((*IMAGE_SIZE, 3))
     network = keras.Model(images, keras.layers.AveragePooling2D(8)(Waiting(name="waiting")(images)))
     caplog.set_level("INFO", "tfpipe")
     with ThreadPoolExecutor(2) as pool:
         try:
-            first = pool.submit(run, tmp_path, pictures, network=network)
+            first = pool.submit(run, tmp_path, split_images, network=network)
             assert Waiting.is_reached.wait(60)
-            second = pool.submit(run, tmp_path, pictures, network=network)
+            second = pool.submit(run, tmp_path, split_images, network=network)
             deadline = time.monotonic() + 60
             while "another run is writing here; waiting for it" not in caplog.text and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -219,22 +217,22 @@ def test_of_two_runs_one_waits_and_finds_the_features_ready(tmp_path, pictures, 
     assert Waiting.seen == 41
 
 
-def test_features_that_are_complete_are_read_without_a_lock(tmp_path, pictures):
-    found = run(tmp_path, pictures)
+def test_features_that_are_complete_are_read_without_a_lock(tmp_path, images):
+    found = run(tmp_path, images)
     with locking.locked(found.folder, "test"):
-        np.testing.assert_array_equal(all_rows(run(tmp_path, pictures)), all_rows(found))
+        np.testing.assert_array_equal(all_rows(run(tmp_path, images)), all_rows(found))
 
 
-def test_without_locks_features_are_computed_all_the_same(tmp_path, pictures, monkeypatch):
+def test_without_locks_features_are_computed_all_the_same(tmp_path, images, monkeypatch):
     def refuse(descriptor, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    assert len(all_rows(run(tmp_path, pictures))) == 41
+    assert len(all_rows(run(tmp_path, images))) == 41
 
 
-def test_an_error_in_the_middle_leaves_whole_shards_and_no_facts(tmp_path, pictures, small_shards, monkeypatch):
-    expected = files_of(run(tmp_path / "expected", pictures, batch_size=6).folder)
+def test_an_error_in_the_middle_leaves_whole_shards_and_no_facts(tmp_path, images, small_shards, monkeypatch):
+    expected = files_of(run(tmp_path / "expected", images, batch_size=6).folder)
     save, calls = np.save, []
 
     def fail(file, values):
@@ -247,71 +245,71 @@ def test_an_error_in_the_middle_leaves_whole_shards_and_no_facts(tmp_path, pictu
     with monkeypatch.context() as patch:
         patch.setattr(np, "save", fail)
         with pytest.raises(OSError, match="No space left") as caught:
-            run(tmp_path / "cache", pictures, batch_size=6)
+            run(tmp_path / "cache", images, batch_size=6)
     assert "features-00002.npy" in str(caught.value)
     (folder,) = (tmp_path / "cache").iterdir()
     assert files_of(folder) == {name: expected[name] for name in ("features-00000.npy", "features-00001.npy")}
-    assert files_of(run(tmp_path / "cache", pictures, batch_size=6).folder) == expected
+    assert files_of(run(tmp_path / "cache", images, batch_size=6).folder) == expected
 
 
 # ---- found by content
 
 
-def test_the_key_is_all_that_the_numbers_depend_on(pictures, colours_without_val):
+def test_the_key_is_all_that_the_numbers_depend_on(images, colours_without_val):
     network, preprocessing = NETWORK["float32"], preprocessing_of("float32")
     changed = make_network()
     weight = changed.weights[-1]
     weight.assign(weight.numpy() + np.eye(1, 5, 2, dtype="float32")[0] * 1e-6)
-    strong = dataclasses.replace(pictures, augmentation=Augmentation.named("strong"))
+    strong = dataclasses.replace(images, augmentation=Augmentation.named("strong"))
     keys = [
-        describe(network, preprocessing, pictures, None),
-        describe(changed, preprocessing, pictures, None),
-        describe(NETWORK["mixed_bfloat16"], preprocessing, pictures, None),
-        describe(network, preprocessing_of("float32", "unit"), pictures, None),
-        describe(network, preprocessing, dataclasses.replace(pictures, image_size=(16, 17)), None),
-        describe(network, preprocessing, dataclasses.replace(pictures, image_size=(17, 16)), None),
-        describe(network, preprocessing, dataclasses.replace(pictures, resize="crop"), None),
-        describe(network, preprocessing, dataclasses.replace(pictures, directory=colours_without_val), None),
-        describe(network, preprocessing, dataclasses.replace(pictures, split="test"), None),
-        *(describe(network, preprocessing, pictures, view) for view in (0, 1)),
-        describe(network, preprocessing, dataclasses.replace(pictures, seed=4), 0),
+        describe(network, preprocessing, images, None),
+        describe(changed, preprocessing, images, None),
+        describe(NETWORK["mixed_bfloat16"], preprocessing, images, None),
+        describe(network, preprocessing_of("float32", "unit"), images, None),
+        describe(network, preprocessing, dataclasses.replace(images, image_size=(16, 17)), None),
+        describe(network, preprocessing, dataclasses.replace(images, image_size=(17, 16)), None),
+        describe(network, preprocessing, dataclasses.replace(images, resize="crop"), None),
+        describe(network, preprocessing, dataclasses.replace(images, directory=colours_without_val), None),
+        describe(network, preprocessing, dataclasses.replace(images, split="test"), None),
+        *(describe(network, preprocessing, images, view) for view in (0, 1)),
+        describe(network, preprocessing, dataclasses.replace(images, seed=4), 0),
         describe(network, preprocessing, strong, 0),
     ]
     texts = {json.dumps(key, sort_keys=True) for key in keys}
     assert len(texts) == len(keys)
 
 
-def test_the_key_is_nothing_else(tmp_path, pictures):
+def test_the_key_is_nothing_else(tmp_path, images):
     network, preprocessing = NETWORK["float32"], preprocessing_of("float32")
-    expected = describe(network, preprocessing, pictures, None)
-    moved = shutil.copytree(pictures.directory, tmp_path / "elsewhere")
-    part, _ = hold_out(pictures, 0.2)
+    expected = describe(network, preprocessing, images, None)
+    moved = shutil.copytree(images.directory, tmp_path / "elsewhere")
+    part, _ = hold_out(images, 0.2)
     for same in (
-        dataclasses.replace(pictures, seed=4),
-        dataclasses.replace(pictures, augmentation=Augmentation()),
-        dataclasses.replace(pictures, balanced=True),
-        dataclasses.replace(pictures, directory=moved),
+        dataclasses.replace(images, seed=4),
+        dataclasses.replace(images, augmentation=Augmentation()),
+        dataclasses.replace(images, balanced=True),
+        dataclasses.replace(images, directory=moved),
         part,
     ):
         assert describe(network, preprocessing, same, None) == expected
-    assert describe(make_network(), Preprocessing("tf", "crop", name="other"), pictures, None) == expected
-    assert describe(network, preprocessing, part, 1) == describe(network, preprocessing, pictures, 1)
+    assert describe(make_network(), Preprocessing("tf", "crop", name="other"), images, None) == expected
+    assert describe(network, preprocessing, part, 1) == describe(network, preprocessing, images, 1)
 
 
 # ---- damage
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-def test_any_flipped_byte_is_noticed(tmp_path, pictures, precision):
-    folder = run(tmp_path, pictures, precision=precision).folder
+def test_any_flipped_byte_is_noticed(tmp_path, images, precision):
+    folder = run(tmp_path, images, precision=precision).folder
     path = folder / "features-00000.npy"
     whole = path.read_bytes()
-    expected = all_rows(run(tmp_path, pictures, precision=precision))
+    expected = all_rows(run(tmp_path, images, precision=precision))
     for place in [*range(70), *range(128, len(whole), len(whole) // 30), len(whole) - 1]:
         for bit in (1, 2):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
             try:
-                found = all_rows(run(tmp_path, pictures, precision=precision))
+                found = all_rows(run(tmp_path, images, precision=precision))
             except DataError as error:
                 message = str(error)
             else:
@@ -323,72 +321,72 @@ def test_any_flipped_byte_is_noticed(tmp_path, pictures, precision):
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, 128, 1000, -1])
-def test_a_shard_that_was_cut(tmp_path, pictures, small_shards, length):
-    folder = run(tmp_path, pictures).folder
+def test_a_shard_that_was_cut(tmp_path, images, small_shards, length):
+    folder = run(tmp_path, images).folder
     path = folder / "features-00002.npy"
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(DataError, match=rf"{path}: .*delete {folder}, and it is computed again"):
-        all_rows(run(tmp_path, pictures))
+        all_rows(run(tmp_path, images))
 
 
-def test_a_shard_that_is_missing(tmp_path, pictures, small_shards):
-    folder = run(tmp_path, pictures).folder
+def test_a_shard_that_is_missing(tmp_path, images, small_shards):
+    folder = run(tmp_path, images).folder
     (folder / "features-00002.npy").unlink()
     with pytest.raises(DataError, match=rf"features-00002\.npy: .*delete {folder}"):
-        all_rows(run(tmp_path, pictures))
+        all_rows(run(tmp_path, images))
 
 
-def test_shards_that_changed_places(tmp_path, pictures, small_shards):
-    folder = run(tmp_path, pictures).folder
+def test_shards_that_changed_places(tmp_path, images, small_shards):
+    folder = run(tmp_path, images).folder
     (folder / "features-00002.npy").rename(folder / "x")
     (folder / "features-00001.npy").rename(folder / "features-00002.npy")
     (folder / "x").rename(folder / "features-00001.npy")
     with pytest.raises(DataError, match=r"features-00001\.npy: damaged"):
-        all_rows(run(tmp_path, pictures))
+        all_rows(run(tmp_path, images))
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"shape": [1', b'{"shape": 3, "dtype": "float32"}', b"\xff\xfe"])
-def test_facts_that_cannot_be_understood(tmp_path, pictures, content):
-    folder = run(tmp_path, pictures).folder
+def test_facts_that_cannot_be_understood(tmp_path, images, content):
+    folder = run(tmp_path, images).folder
     (folder / "features.json").write_bytes(content)
     with pytest.raises(DataError, match=rf"features\.json: cannot be understood .*delete {folder}"):
-        run(tmp_path, pictures)
+        run(tmp_path, images)
 
 
-def test_deleted_it_is_computed_again(tmp_path, pictures):
-    found = run(tmp_path, pictures)
+def test_deleted_it_is_computed_again(tmp_path, images):
+    found = run(tmp_path, images)
     expected = files_of(found.folder)
     shutil.rmtree(found.folder)
-    assert files_of(run(tmp_path, pictures).folder) == expected
+    assert files_of(run(tmp_path, images).folder) == expected
 
 
 # ---- places that cannot be written
 
 
-def test_a_full_disk_is_said_before_anything_is_computed(tmp_path, pictures, monkeypatch):
+def test_a_full_disk_is_said_before_anything_is_computed(tmp_path, images, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1000))
     with pytest.raises(OSError, match=r"deeper/cache: .* GB of features do not fit into the .* GB that are free"):
-        run(tmp_path / "deeper" / "cache", pictures)
+        run(tmp_path / "deeper" / "cache", images)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_cache_that_is_there_needs_no_space(tmp_path, pictures, monkeypatch):
-    expected = all_rows(run(tmp_path, pictures))
+def test_a_cache_that_is_there_needs_no_space(tmp_path, images, monkeypatch):
+    expected = all_rows(run(tmp_path, images))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
-    np.testing.assert_array_equal(all_rows(run(tmp_path, pictures)), expected)
+    np.testing.assert_array_equal(all_rows(run(tmp_path, images)), expected)
 
 
-def test_a_folder_that_is_none(tmp_path, pictures):
+def test_a_folder_that_is_none(tmp_path, images):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=str(tmp_path / "file")):
-        run(tmp_path / "file" / "cache", pictures)
+        run(tmp_path / "file" / "cache", images)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_is_read_only(tmp_path, pictures):
+def test_a_folder_that_is_read_only(tmp_path, images):
     (tmp_path / "cache").mkdir(mode=0o555)
     with pytest.raises(PermissionError, match=str(tmp_path / "cache")):
-        run(tmp_path / "cache", pictures)
+        run(tmp_path / "cache", images)
 
 
 # ---- G12
@@ -405,10 +403,10 @@ def precision(request):
 
 @pytest.fixture(scope="module")
 def all_cached(tmp_path_factory, colours):
-    pictures = Images(colours, "train", IMAGE_SIZE)
-    images = sample(pictures, None)
+    split_images = Images(colours, "train", IMAGE_SIZE)
+    images = sample(split_images, None)
     cache = tmp_path_factory.mktemp("cache")
-    return {name: (run(cache, pictures, precision=name).rows(np.arange(len(images))), images) for name in NETWORK}
+    return {name: (run(cache, split_images, precision=name).rows(np.arange(len(images))), images) for name in NETWORK}
 
 
 @pytest.fixture
@@ -418,9 +416,9 @@ def cached(all_cached, precision):
 
 
 @pytest.mark.parametrize(("precision", "view"), [("float32", None), ("mixed_bfloat16", None), ("mixed_bfloat16", 0)])
-def test_g12_a_frozen_trunk_passes(tmp_path, pictures, precision, view):
-    images = sample(pictures, view)
-    expected = run(tmp_path, pictures, view=view, precision=precision, batch_size=5).rows(np.arange(len(images)))
+def test_g12_a_frozen_trunk_passes(tmp_path, split_images, precision, view):
+    images = sample(split_images, view)
+    expected = run(tmp_path, split_images, view=view, precision=precision, batch_size=5).rows(np.arange(len(images)))
     trunk = Trunk(NETWORK[precision], inference=True)
     difference = check_frozen(expected, images, in_training(trunk, preprocessing_of(precision)))
     assert 0 <= difference <= features.TOLERANCES[expected.dtype.name] / 3
@@ -492,13 +490,13 @@ def test_g12_features_that_are_all_zero_are_no_way_around(precision):
             check_frozen(zeros, images, lambda _, found=found: tf.constant(found))
 
 
-def test_g12_parts_of_a_network_are_frozen_as_well(tmp_path, pictures):
+def test_g12_parts_of_a_network_are_frozen_as_well(tmp_path, split_images):
     """With a real network that has all the traps: the part in front of what fine-tuning trains."""
     backbone = backbones.build("custom_backbone:small_inception", image_size=IMAGE_SIZE)
     boundary, _ = backbones.find_trainable(backbone, list(backbone.blocks)[-1:])
     front, _ = backbones.cut(backbone.network, boundary)
-    images, preprocessing = sample(pictures, None), Preprocessing("unit")
-    expected = extract(tmp_path, front, preprocessing, pictures, view=None, progress=False).rows(np.arange(len(images)))
+    images, preprocessing = sample(split_images, None), Preprocessing("unit")
+    expected = extract(tmp_path, front, preprocessing, split_images, view=None, progress=False).rows(np.arange(len(images)))
     check_frozen(expected, images, in_training(Trunk(front, inference=True), preprocessing))
     with pytest.raises(DataError, match="other features"):
         check_frozen(expected, images, in_training(front, preprocessing))

@@ -75,6 +75,6 @@ def test_a_large_table_gives_a_small_drawing():
 def test_photographs_become_smaller_and_never_larger(height, width, shown):
     image = np.full((height, width, 3), (200, 100, 50), np.uint8)
     kind, data = content(figures.photograph(image, 160))
-    picture = Image.open(io.BytesIO(data))
-    assert (kind, picture.format, picture.size) == ("image/jpeg", "JPEG", shown)
-    assert np.abs(np.asarray(picture, int) - (200, 100, 50)).max() <= 3
+    decoded = Image.open(io.BytesIO(data))
+    assert (kind, decoded.format, decoded.size) == ("image/jpeg", "JPEG", shown)
+    assert np.abs(np.asarray(decoded, int) - (200, 100, 50)).max() <= 3

@@ -46,7 +46,7 @@ class Loop(keras.layers.Layer):
 
     def call(self, values):
         return tf.map_fn(
-            lambda picture: picture * 2 + tf.constant([*range(30)] * 40, tf.float32)[:30], tf.reshape(values, [-1, 12, 30])
+            lambda image: image * 2 + tf.constant([*range(30)] * 40, tf.float32)[:30], tf.reshape(values, [-1, 12, 30])
         )
 
     def compute_output_spec(self, values):
@@ -79,8 +79,8 @@ def test_branches_and_loops_say_what_the_model_says(middle, tmp_path):
     graph = frozen_graph.freeze_images(model, describe(model))
     assert not graph.library.function
     frozen = opened(graph, tmp_path / "image.pb")
-    for pictures in BOTH_SIDES:
-        np.testing.assert_array_equal(frozen.classify(pictures), model.predict(pictures))
+    for images in BOTH_SIDES:
+        np.testing.assert_array_equal(frozen.classify(images), model.predict(images))
 
 
 def test_they_do_so_behind_the_decoder_and_with_halves(tmp_path):
@@ -90,10 +90,10 @@ def test_they_do_so_behind_the_decoder_and_with_halves(tmp_path):
     frozen = opened(frozen_graph.freeze_files(graph, specification), tmp_path / "bytes.pb")
     answer = frozen_graph.trace(frozen_graph.as_answer(graph), signatures.image_spec(specification))
     in_saved_model = tf.function(lambda files: signatures.answer_files(answer, specification, files))
-    for pictures in BOTH_SIDES:
-        files, wanted = tf.constant([tf.io.encode_png(picture).numpy() for picture in pictures]), model.predict(pictures)
+    for images in BOTH_SIDES:
+        files, wanted = tf.constant([tf.io.encode_png(image).numpy() for image in images]), model.predict(images)
         np.testing.assert_array_equal(frozen(image_bytes=files)["probabilities"], wanted)
-        np.testing.assert_array_equal(frozen.classify(pictures), wanted)
+        np.testing.assert_array_equal(frozen.classify(images), wanted)
         with arithmetic.exact():
             np.testing.assert_array_equal(in_saved_model(files)["probabilities"], wanted)
 
@@ -208,16 +208,16 @@ def test_half_of_a_subclassed_model_is_refused():
 def test_a_loaded_graph_says_what_it_takes(tmp_path):
     model = make_model(Branch)
     image = opened(frozen_graph.freeze_images(model, describe(model)), tmp_path / "image.pb")
-    pictures = np.zeros((2, *SIZE, 3), np.uint8)
-    np.testing.assert_array_equal(image(pictures)["probabilities"], image(image=pictures)["probabilities"])
-    for wrong in (pictures[0], pictures.astype(np.float32), pictures[:, :-1], [b"file"]):
+    images = np.zeros((2, *SIZE, 3), np.uint8)
+    np.testing.assert_array_equal(image(images)["probabilities"], image(image=images)["probabilities"])
+    for wrong in (images[0], images.astype(np.float32), images[:, :-1], [b"file"]):
         with pytest.raises(ValueError, match=r"image must be uint8 \(None, .*, with the batch first \(got "):
             image(wrong)
-    for arguments in ((), (pictures, pictures)):
+    for arguments in ((), (images, images)):
         with pytest.raises(ValueError, match="inputs are image"):
             image(*arguments)
     with pytest.raises(ValueError, match=r"inputs are image \(got number 1, image\)"):
-        image(pictures, image=pictures)
+        image(images, image=images)
     files = opened(
         frozen_graph.freeze_files(frozen_graph.freeze_images(model, describe(model)), describe(model)), tmp_path / "bytes.pb"
     )

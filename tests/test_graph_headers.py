@@ -28,8 +28,8 @@ from test_headers import (
     exif_segment,
     ihdr,
     join,
+    make_image,
     make_png,
-    picture,
     segment,
     tiff,
     with_compressed,
@@ -93,7 +93,7 @@ def test_sizes_are_the_audits(data):
 
 def test_height_and_width_are_not_swapped():
     for kind in ("JPEG", "PNG"):
-        assert read(encode(picture("RGB", (24, 20)), kind)) == (True, 20, 24, 1)
+        assert read(encode(make_image("RGB", (24, 20)), kind)) == (True, 20, 24, 1)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_height_and_width_are_not_swapped():
         *(b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xd9", b"\xff\xd8\0" + BASELINE[2:]),
         *(b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a" + PNG[8:], PNG[:8] + PNG[33:], make_png(ihdr(0, 4), ONE_PIXEL)),
         *(b"<!doctype html><html>", b"RIFF\0\0\0\0WEBP" + bytes(40), b"BM" + bytes(60), b"GIF89a" + bytes(60)),
-        *(encode(picture("L"), kind) for kind in ("GIF", "BMP", "TIFF")),
+        *(encode(make_image("L"), kind) for kind in ("GIF", "BMP", "TIFF")),
         *(BASELINE[: BASELINE.index(b"\xff\xc0")] + b"\xff\xd9", BASELINE[: BASELINE.index(b"\xff\xda")]),
     ],
 )
@@ -156,7 +156,7 @@ def test_exif_in_both_byte_orders_and_in_all_places(byte_order, orientation):
 def test_files_that_pillow_writes(kind, orientation):
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = orientation, "a maker"
-    turned(orientation, encode(picture("RGB"), kind, exif=exif))
+    turned(orientation, encode(make_image("RGB"), kind, exif=exif))
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ def test_real_files(test_data: Path):
 
 
 def test_reading_takes_a_fraction_of_a_millisecond():
-    data = encode(picture("RGB", (640, 480)), exif=tiff("<", 6))
+    data = encode(make_image("RGB", (640, 480)), exif=tiff("<", 6))
     read(data)
     best = min(_seconds(data) for _ in range(50))
     assert best < 0.005  # measured: 0.0008, as called from Python; a busy machine takes longer, a loop over bytes for ever

@@ -31,7 +31,7 @@ BOUNDED = settings(deadline=timedelta(seconds=1), max_examples=200, suppress_hea
 # --- files of our own -----------------------------------------------------------------------------
 
 
-def picture(mode: str, size: tuple[int, int] = (24, 20)) -> Image.Image:
+def make_image(mode: str, size: tuple[int, int] = (24, 20)) -> Image.Image:
     noise = random.Random(7)
     num_bands = len(Image.new(mode, (1, 1)).getbands())
     return Image.frombytes(mode, size, noise.randbytes(size[0] * size[1] * num_bands))
@@ -126,20 +126,20 @@ def ihdr(width: int = 1, height: int = 1, depth: int = 8, color: int = 0, interl
 
 ONE_PIXEL = chunk(b"IDAT", zlib.compress(b"\0\x80"))
 
-BASELINE = encode(picture("RGB"))
-PROGRESSIVE = encode(picture("RGB"), progressive=True)
-GREY = encode(picture("L"))
-RESTARTS = encode(picture("RGB"), restart_marker_blocks=1)
+BASELINE = encode(make_image("RGB"))
+PROGRESSIVE = encode(make_image("RGB"), progressive=True)
+GREY = encode(make_image("L"))
+RESTARTS = encode(make_image("RGB"), restart_marker_blocks=1)
 JPEGS = {
     "baseline": BASELINE,
     "progressive": PROGRESSIVE,
     "grey": GREY,
     "restarts": RESTARTS,
-    "cmyk": encode(picture("CMYK")),
-    "optimised": encode(picture("RGB"), optimize=True, subsampling=0),
-    "progressive grey with restarts": encode(picture("L"), progressive=True, restart_marker_blocks=1),
+    "cmyk": encode(make_image("CMYK")),
+    "optimised": encode(make_image("RGB"), optimize=True, subsampling=0),
+    "progressive grey with restarts": encode(make_image("L"), progressive=True, restart_marker_blocks=1),
 }
-PNG = encode(picture("RGB", (5, 4)), "PNG")
+PNG = encode(make_image("RGB", (5, 4)), "PNG")
 
 
 def read_or_reject(data: bytes) -> ImageHeader | RejectedImage:
@@ -192,7 +192,7 @@ def pillow_orientation(data: bytes) -> int:
     ],
 )
 def test_jpeg_header_equals_pillow(mode, options, color, coding):
-    data = encode(picture(mode, (37, 23)), **options)
+    data = encode(make_image(mode, (37, 23)), **options)
     header = read_header(data)
     image = Image.open(io.BytesIO(data))
     assert (header.format, header.width, header.height) == ("JPEG", *image.size)
@@ -207,14 +207,14 @@ def test_jpeg_header_equals_pillow(mode, options, color, coding):
 @pytest.mark.parametrize(
     ("image", "kind", "color", "channels", "precision"),
     [
-        (picture("L").convert("1"), "plain", "grey", 1, 1),
-        (picture("L"), "plain", "grey", 1, 8),
+        (make_image("L").convert("1"), "plain", "grey", 1, 1),
+        (make_image("L"), "plain", "grey", 1, 8),
         (Image.new("I;16", (24, 20)), "plain", "grey", 1, 16),
-        (picture("LA"), "plain", "grey+alpha", 2, 8),
-        (picture("RGB"), "plain", "rgb", 3, 8),
-        (picture("RGBA"), "plain", "rgb+alpha", 4, 8),
-        (picture("RGB").quantize(4), "plain", "palette", 3, 2),
-        (picture("RGB").quantize(200), "plain", "palette", 3, 8),
+        (make_image("LA"), "plain", "grey+alpha", 2, 8),
+        (make_image("RGB"), "plain", "rgb", 3, 8),
+        (make_image("RGBA"), "plain", "rgb+alpha", 4, 8),
+        (make_image("RGB").quantize(4), "plain", "palette", 3, 2),
+        (make_image("RGB").quantize(200), "plain", "palette", 3, 8),
     ],
 )
 def test_png_header_equals_pillow(image, kind, color, channels, precision):
@@ -422,11 +422,11 @@ REJECTED = [
     ("empty", "no bytes", b""),
     ("not_an_image", r"00 01 02 41 42 \(\.\.\.AB\)", b"\0\1\2AB"),
     ("not_an_image", "ff d8", b"\xff\xd8\0" + BASELINE[2:]),
-    ("other_format", "GIF", encode(picture("L"), "GIF")),
-    ("other_format", "BMP", encode(picture("RGB"), "BMP")),
-    ("other_format", "TIFF", encode(picture("RGB"), "TIFF")),
+    ("other_format", "GIF", encode(make_image("L"), "GIF")),
+    ("other_format", "BMP", encode(make_image("RGB"), "BMP")),
+    ("other_format", "TIFF", encode(make_image("RGB"), "TIFF")),
     ("other_format", "WebP", b"RIFF\x24\0\0\0WEBPVP8 "),
-    ("other_format", "PNM", encode(picture("RGB"), "PPM")),
+    ("other_format", "PNM", encode(make_image("RGB"), "PPM")),
     ("other_format", "AVIF", b"\0\0\0\x1cftypavif\0\0\0\0"),
     ("other_format", "HEIC", b"\0\0\0\x1cftypheic\0\0\0\0"),
     ("other_format", "JPEG 2000", b"\0\0\0\x0cjP  \r\n\x87\n\0\0"),
@@ -523,7 +523,7 @@ def test_every_reason_in_the_source_is_listed():
     assert used == set(REASONS)
 
 
-THUMBNAIL = tiff("<", 6) + encode(picture("RGB", (8, 8)))  # ends in an EOI of its own: a search for EOI would be content
+THUMBNAIL = tiff("<", 6) + encode(make_image("RGB", (8, 8)))  # ends in an EOI of its own: a search for EOI would be content
 
 
 @pytest.mark.parametrize(
@@ -603,7 +603,7 @@ def test_hostile_megabytes_take_under_a_second(body):
 
 
 def test_a_photo_takes_milliseconds():
-    data = encode(picture("RGB", (640, 480)), quality=95)
+    data = encode(make_image("RGB", (640, 480)), quality=95)
     assert len(data) > 300_000
     best = min(_seconds(data) for _ in range(5))
     assert best < 0.005
@@ -702,10 +702,10 @@ def test_tensorflow_agrees_on_the_rejected_examples():
 
 @pytest.mark.tf
 def test_tensorflow_agrees_on_png_chunks():
-    palette = encode(picture("RGB").quantize(16), "PNG")
+    palette = encode(make_image("RGB").quantize(16), "PNG")
     extras = [chunk(kind, body) for kind in (b"PLTE", b"tRNS", b"gAMA", b"eXIf", b"QQQQ", b"qqQq") for body in (b"", b"abc")]
     found = {}
-    for name, good in {"rgb": PNG, "palette": palette, "grey": encode(picture("L"), "PNG")}.items():
+    for name, good in {"rgb": PNG, "palette": palette, "grey": encode(make_image("L"), "PNG")}.items():
         assert disagreement(good) is None
         chunks = []
         position = 8

@@ -135,18 +135,18 @@ def test_assemble_is_its_layers_one_after_the_other():
     head = Head(hidden=(4,), dropout=0.5).layers(2, 0)
     model = assemble(parts[1:], parts[0], head, ("a", "小 猫"), (8, 12))
     assert (model.input_shape, model.input.dtype, model.output_shape) == ((None, 8, 12, 3), "uint8", (None, 2))
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 12, 3), dtype="uint8")
-    values = pictures
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 12, 3), dtype="uint8")
+    values = images
     for layer in (*parts, *head):
         values = layer(values)
-    np.testing.assert_allclose(model(pictures), keras.ops.softmax(values), atol=1e-6)
+    np.testing.assert_allclose(model(images), keras.ops.softmax(values), atol=1e-6)
     assert model.get_layer("probabilities").class_names == ("a", "小 猫")
 
 
 @pytest.mark.parametrize("name", ["lenet", "custom_backbone:small_inception", "custom_backbone:unnamed"])
 def test_a_truncated_backbone_has_the_blocks_of_what_is_left(name):
     backbone = build(name, image_size=(16, 16))
-    pictures = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype("float32")
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype("float32")
     for after in cut_points(backbone.network):
         if after == cut_points(backbone.network)[-1]:
             continue
@@ -155,7 +155,7 @@ def test_a_truncated_backbone_has_the_blocks_of_what_is_left(name):
         assert ends[-1] == after
         assert ends[:-1] == list(backbone.blocks.values())[: len(ends) - 1]
         assert (short.name, short.preprocessing) == (backbone.name, backbone.preprocessing)
-        assert short.network(pictures).shape[1:] == short.network.output_shape[1:]
+        assert short.network(images).shape[1:] == short.network.output_shape[1:]
 
 
 def test_truncated_behind_a_block():
@@ -169,8 +169,8 @@ def test_truncated_at_its_end_it_is_whole():
     backbone = build("custom_backbone:unnamed", image_size=(16, 16))
     short = heads.truncate(backbone, list(backbone.blocks)[-1])
     assert dict(short.blocks) == dict(backbone.blocks)
-    pictures = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype("float32")
-    np.testing.assert_array_equal(short.network(pictures), backbone.network(pictures))
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype("float32")
+    np.testing.assert_array_equal(short.network(images), backbone.network(images))
 
 
 def test_truncated_at_no_layer():

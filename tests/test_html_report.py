@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from browser_fixtures import PATIENCE, browser
-from conftest import picture
+from conftest import make_image
 from report_fixtures import HOSTILE_NAMES, jpeg, make_classifier, write_splits
 
 from tfpipe.common import text
@@ -68,9 +68,9 @@ class Page(HTMLParser):
 
 
 def evaluated(folder, class_names, num_test, *, classifier=None, train=4):
-    pictures = {"train": [picture(1000 + i) for i in range(train)], "test": [picture(i) for i in range(num_test)]}
-    pictures = {split: contents for split, contents in pictures.items() if contents}
-    data = write_splits(folder, pictures, class_names)
+    images = {"train": [make_image(1000 + i) for i in range(train)], "test": [make_image(i) for i in range(num_test)]}
+    images = {split: contents for split, contents in images.items() if contents}
+    data = write_splits(folder, images, class_names)
     classifier = classifier or make_classifier(class_names)
     evaluate(classifier, data, "test", folder / "eval", report=False, progress=False)
     return folder / "eval", classifier, data
@@ -89,8 +89,11 @@ def read_page(path):
 def hostile(tmp_path_factory):
     """Twelve test images of three classes with awkward names; 1 and 4 are in train, too."""
     folder = tmp_path_factory.mktemp("hostile")
-    pictures = {"train": [picture(100), picture(1), picture(4), picture(101)], "test": [picture(i) for i in range(12)]}
-    data = write_splits(folder, pictures, HOSTILE_NAMES)
+    images = {
+        "train": [make_image(100), make_image(1), make_image(4), make_image(101)],
+        "test": [make_image(i) for i in range(12)],
+    }
+    data = write_splits(folder, images, HOSTILE_NAMES)
     classifier = make_classifier(HOSTILE_NAMES)
     evaluate(classifier, data, "test", folder / "eval", report=False, progress=False)
     path = write_report(folder / "eval", classifier, data, "test", progress=False)

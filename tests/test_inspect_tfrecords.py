@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from absl import flags
-from conftest import CHECKOUT, cut_in_scan, picture, write
+from conftest import CHECKOUT, cut_in_scan, make_image, write
 from inspection_fixtures import build_tiny, copied
 from PIL import Image
 
@@ -56,7 +56,7 @@ def test_verify_decode(tool, made, tmp_path):
     assert done.returncode == 0
     assert re.search(r"root hash \w+\n.*out: 3 images decoded, none damaged, [\d,]+ images/s\n$", done.stdout)
     for index in range(3):
-        data = picture(index, (64, 48))
+        data = make_image(index, (64, 48))
         write(tmp_path / "in/cat" / f"{index}.jpg", cut_in_scan(data) if index == 1 else data)
     tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "cut", layout="folders", progress=False, workers=1)
     assert tool("verify", tmp_path / "cut").returncode == 0

@@ -47,20 +47,20 @@ def test_preprocessing_equals_keras(mode, module):
 
 
 def test_grey_equals_pillow_within_rounding():
-    pictures = all_levels()
-    expected = np.stack([np.asarray(Image.fromarray(picture).convert("L")) for picture in pictures])
-    found = Preprocessing("grey")(pictures).numpy()
+    images = all_levels()
+    expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])
+    found = Preprocessing("grey")(images).numpy()
     assert found.shape == (4, 8, 8, 1)
     assert np.abs(found[..., 0] * 255 - expected).max() <= 0.51
 
 
 @pytest.mark.parametrize("mode", PREPROCESSINGS)
 def test_uint8_never_wraps_and_is_not_changed(mode):
-    pictures, layer = all_levels(), Preprocessing(mode)
-    expected = layer(pictures.astype("float32")).numpy()
-    np.testing.assert_array_equal(layer(pictures), expected)
-    np.testing.assert_array_equal(layer(tf.constant(pictures)), expected)
-    np.testing.assert_array_equal(pictures, all_levels())
+    images, layer = all_levels(), Preprocessing(mode)
+    expected = layer(images.astype("float32")).numpy()
+    np.testing.assert_array_equal(layer(images), expected)
+    np.testing.assert_array_equal(layer(tf.constant(images)), expected)
+    np.testing.assert_array_equal(images, all_levels())
     whole_range = {"caffe": 255, "tf": 2, "torch": 4, "unit": 1, "grey": 0.7, "none": 255}[mode]
     assert np.ptp(expected) >= whole_range
 
@@ -102,13 +102,13 @@ def make_base():
     return randomised(keras.Model(images, values, name="base"))
 
 
-def pictures(seed=0):
+def make_images(seed=0):
     return np.random.default_rng(seed).normal(size=(8, *SHAPE)).astype("float32")
 
 
 def features_and_state(model, *, training):
     before = [weight.numpy().copy() for weight in model.weights]
-    found = model(pictures(), training=training).numpy()
+    found = model(make_images(), training=training).numpy()
     changed = [w.path for w, b in zip(model.weights, before, strict=True) if not np.array_equal(w.numpy(), b)]
     return found, changed
 
@@ -134,7 +134,7 @@ def test_a_trunk_in_inference_is_frozen(trainable, saved, tmp_path):
     base.trainable = trainable  # a BatchNorm that is trainable would use the batch's statistics
     images = keras.Input(SHAPE)
     model = keras.Model(images, Trunk(base, inference=True, name="frozen")(images))
-    expected = base(pictures(), training=False).numpy()
+    expected = base(make_images(), training=False).numpy()
     if saved:
         model.save(tmp_path / "model.keras")
         model = keras.saving.load_model(tmp_path / "model.keras")
@@ -146,7 +146,7 @@ def test_a_trunk_in_inference_is_frozen(trainable, saved, tmp_path):
     model.compile("sgd", "mse")
     bn = model.get_layer("frozen").network.get_layer("bn")
     statistics = [bn.moving_mean.numpy().copy(), bn.moving_variance.numpy().copy()]
-    model.fit(pictures(), expected + 1, epochs=1, verbose=0)
+    model.fit(make_images(), expected + 1, epochs=1, verbose=0)
     np.testing.assert_array_equal(bn.moving_mean.numpy(), statistics[0])
     np.testing.assert_array_equal(bn.moving_variance.numpy(), statistics[1])
 
@@ -154,10 +154,10 @@ def test_a_trunk_in_inference_is_frozen(trainable, saved, tmp_path):
 def test_a_trunk_in_training_is_as_the_network():
     base = make_base()
     trunk = Trunk(base, inference=False)
-    expected = base(pictures(), training=False).numpy()
-    np.testing.assert_array_equal(trunk(pictures(), training=False), expected)
+    expected = base(make_images(), training=False).numpy()
+    np.testing.assert_array_equal(trunk(make_images(), training=False), expected)
     before = base.get_layer("bn").moving_mean.numpy().copy()
-    assert np.abs(trunk(pictures(), training=True).numpy() - expected).max() > 0.1
+    assert np.abs(trunk(make_images(), training=True).numpy() - expected).max() > 0.1
     assert not np.array_equal(base.get_layer("bn").moving_mean.numpy(), before)
 
 

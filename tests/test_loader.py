@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
-from pipeline_fixtures import CLASS_NAMES, damaged, open_descriptors, picture, write_data_set
+from pipeline_fixtures import CLASS_NAMES, damaged, make_image, open_descriptors, write_data_set
 
 import tfpipe
 from tfpipe.pipeline import reading
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.tf
 
 SIZE = (8, 8)
 NUM_RECORDS = 23
-IMAGES = [picture(number) for number in range(NUM_RECORDS)]
+IMAGES = [make_image(number) for number in range(NUM_RECORDS)]
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_damaged(out: Path, bad: list[int]) -> Path:
-    pictures = [damaged(jpeg) if number in bad else jpeg for number, jpeg in enumerate(IMAGES)]
-    return write_data_set(out / "shards", pictures, 3)
+    images = [damaged(jpeg) if number in bad else jpeg for number, jpeg in enumerate(IMAGES)]
+    return write_data_set(out / "shards", images, 3)
 
 
 def read(data_set: Path, **options: object) -> list[dict[str, np.ndarray]]:
@@ -216,7 +216,7 @@ def culprit(bad: int) -> str:
 
 @pytest.mark.parametrize("bad", [[0], [11], [NUM_RECORDS - 1], [11, 12, 13, 20], list(range(NUM_RECORDS))])
 @pytest.mark.parametrize("options", [{"batch_size": None}, {"batch_size": 1}, {"batch_size": 4}, {"equal_steps": True}])
-def test_g3_a_image_that_cannot_be_decoded_is_named_where_it_stands(tmp_path: Path, bad: list[int], options: dict):
+def test_g3_an_image_that_cannot_be_decoded_is_named_where_it_stands(tmp_path: Path, bad: list[int], options: dict):
     iterator = iter(dataset(with_damaged(tmp_path, bad), "test", image_size=SIZE, **options))
     before = 0
     with pytest.raises(tf.errors.InvalidArgumentError, match=culprit(bad[0])):  # noqa: PT012 (counts what comes before)
@@ -411,7 +411,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = root / "photos" / CLASS_NAMES[number % 3] / f"ü{number}.{'png' if png else 'jpg'}"
         path.parent.mkdir(parents=True, exist_ok=True)
         image_format, orientation = "PNG" if png else "JPEG", 1 if png else number % 8 + 1
-        path.write_bytes(picture(number, 20 + number, 30, image_format=image_format, orientation=orientation))
+        path.write_bytes(make_image(number, 20 + number, 30, image_format=image_format, orientation=orientation))
     splits = {"train": 0.5, "test": 0.5}
     options = {"name": "pets", "layout": "folders", "splits": splits, "workers": 1, "num_shards": 3, "progress": False}
     tfpipe.build_tfrecords(root / "photos", root / "shards", **options)
@@ -431,8 +431,8 @@ def test_what_was_built_comes_back(built: Path):
             scale = 64 / max(upright.size)
             expected = upright.resize([round(side * scale) for side in upright.size], Image.Resampling.BILINEAR)
             top, left = (64 - expected.height) // 2, (64 - expected.width) // 2
-            picture = row["image"][top : top + expected.height, left : left + expected.width]
-            assert np.abs(picture.astype(int) - np.asarray(expected)).max() <= 1
+            decoded = row["image"][top : top + expected.height, left : left + expected.width]
+            assert np.abs(decoded.astype(int) - np.asarray(expected)).max() <= 1
     assert sorted(seen) == sorted(path.relative_to(built / "photos").as_posix() for path in built.glob("photos/*/*"))
 
 

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import picture, write
+from conftest import make_image, write
 from evaluation_fixtures import CLASS_NAMES, make_classifier
 from PIL import Image
 from prediction_fixtures import AWKWARD, Averages, bad_files, kinds, read, undecodable
@@ -58,7 +58,7 @@ def test_paths_and_bytes_are_answered_as_files_are_predicted(model, path, tmp_pa
 
 
 def test_arrays_are_resized_as_files_are(averages, tmp_path):
-    data = picture(1, (40, 28), "PNG")
+    data = make_image(1, (40, 28), "PNG")
     array = np.asarray(Image.open(io.BytesIO(data)))
     assert array.shape == (28, 40, 3)
     (from_bytes,) = averages.predict(data)
@@ -74,20 +74,20 @@ def test_arrays_are_resized_as_files_are(averages, tmp_path):
 
 
 def test_open_files_are_read_whole(averages, tmp_path):
-    file = write(tmp_path / "1.jpg", picture(1) + b"\n")
+    file = write(tmp_path / "1.jpg", make_image(1) + b"\n")
     (expected,) = averages.predict(file)
     for wrap in (lambda opened: opened, lambda opened: [opened], lambda opened: iter([opened])):
         for opened in (io.BytesIO(file.read_bytes()), open(file, "rb")):  # noqa: SIM115
             with opened:
                 (found,) = averages.predict(wrap(opened))
             assert found.top == expected.top
-    for text in (io.StringIO("a\nb"), [io.TextIOWrapper(io.BytesIO(picture(1)))]):
+    for text in (io.StringIO("a\nb"), [io.TextIOWrapper(io.BytesIO(make_image(1)))]):
         with pytest.raises(ValueError, match=r"an open file must give bytes: open.path, 'rb'"):
             averages.predict(text)
 
 
 def test_paths_and_bytes_may_come_in_arrays(averages, tmp_path):
-    data = picture(1) + bytes(3)
+    data = make_image(1) + bytes(3)
     file = write(tmp_path / "1.jpg", data)
     (expected,) = averages.predict(file)
     columns = [np.array([str(file)]), np.array([[file]]), np.array([data], object), tf.constant([data]), tf.constant(data)]
@@ -99,7 +99,7 @@ def test_paths_and_bytes_may_come_in_arrays(averages, tmp_path):
 
 def test_bad_images_are_answered_one_by_one(averages, tmp_path):
     bad_files(tmp_path)
-    good = write(tmp_path / "good.jpg", picture(1))
+    good = write(tmp_path / "good.jpg", make_image(1))
     bad = sorted(file for file in tmp_path.iterdir() if file != good and not file.name.startswith("caf"))
     files = [b"", good, *bad, undecodable(), tmp_path / "missing.jpg", good, "no\0path"]
     found = averages.predict(files, batch_size=3)
@@ -115,13 +115,13 @@ def test_bad_images_are_answered_one_by_one(averages, tmp_path):
 
 
 def test_a_limit_of_pixels():
-    (answer,) = Model(Averages(), max_pixels=100).predict(picture(1))
+    (answer,) = Model(Averages(), max_pixels=100).predict(make_image(1))
     assert answer.reason.startswith("too_many_pixels: ")
 
 
 def test_the_best_are_as_many_as_asked_for(averages):
-    assert len(averages.predict(picture(1), top_k=2)[0].top) == 2
-    assert {name for name, _ in averages.predict(picture(1), top_k=9)[0].top} == set(AWKWARD)
+    assert len(averages.predict(make_image(1), top_k=2)[0].top) == 2
+    assert {name for name, _ in averages.predict(make_image(1), top_k=9)[0].top} == set(AWKWARD)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def reencoded(image, quality):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_image_is_its_own_twin_reencoded_brighter_or_shifted(seed):
+def test_an_image_is_its_own_twin_reencoded_brighter_or_shifted(seed):
     image = textured(seed)
     wide = np.pad(image, ((4, 4), (4, 4), (0, 0)), mode="reflect")
     changed = {
@@ -111,9 +111,9 @@ def test_no_shift_correlates_by_more_than_the_screen_allows():
 
 
 def test_nearly_all_pairs_of_different_images_are_settled_by_the_screen(tmp_path, monkeypatch):
-    pictures = {"train": [jpeg(textured(seed, 48)) for seed in range(40)], "test": [jpeg(textured(39, 48))]}
-    pictures["test"] += [jpeg(textured(seed, 48)) for seed in range(100, 139)]
-    data, compared, align = write_splits(tmp_path, pictures), [], near_duplicates._align
+    images = {"train": [jpeg(textured(seed, 48)) for seed in range(40)], "test": [jpeg(textured(39, 48))]}
+    images["test"] += [jpeg(textured(seed, 48)) for seed in range(100, 139)]
+    data, compared, align = write_splits(tmp_path, images), [], near_duplicates._align
 
     def counted(cells, windows, near):
         compared.append(int(near.sum()))
@@ -154,14 +154,14 @@ def splits(tmp_path_factory):
     """test: 0 copied byte for byte in val; 1 shifted, 2 encoded anew and 3 with another one shining through in train."""
     images = [textured(seed, 48) for seed in range(6)]
     moved = np.roll(images[1], 1, axis=1)
-    pictures = {
+    images_of = {
         "train": [textured(50, 48), moved, textured(51, 48), reencoded(images[2], 60), similar(images[3])],
         "val": [textured(60, 48), images[0]],
         "test": images,
         "other": images,
     }
     return write_splits(
-        tmp_path_factory.mktemp("twins"), {split: [jpeg(image) for image in of] for split, of in pictures.items()}
+        tmp_path_factory.mktemp("twins"), {split: [jpeg(image) for image in of] for split, of in images_of.items()}
     )
 
 
@@ -251,10 +251,10 @@ def test_signs_has_the_twins_that_its_readme_counts(test_data, tmp_path):
     names = sorted((test_data / "signs").glob("*_signs/*.jpg"))
     # All of class 0, where every twin is, and a third of the others.
     chosen = [path for index, path in enumerate(names) if path.name.startswith("0") or index % 3 == 0]
-    pictures = {
+    images = {
         split: [path.read_bytes() for path in chosen if path.parent.name == f"{split}_signs"]
         for split in ("train", "val", "test")
     }
-    data = write_splits(tmp_path, pictures)
+    data = write_splits(tmp_path, images)
     found = near_duplicates.find_near_duplicates(make_classifier(["cat", "dog"], side=64), data, "test", progress=False)
     assert (len(found), sum(twin.identical for twin in found)) == (14, 12)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser_fixtures import PATIENCE, browser
-from conftest import CHECKOUT, picture, write
+from conftest import CHECKOUT, make_image, write
 from evaluation_fixtures import build_images, make_classifier
 from PIL import Image
 from prediction_fixtures import Averages
@@ -61,8 +61,8 @@ BAD = {
     "anim.gif": (b"GIF89a" + bytes(20), "GIF"),
     "bomb.png": (bomb(), "pixels"),
     "empty.jpg": (b"", "no bytes"),
-    "cut.jpg": (picture(1, (60, 40))[:-40], "cut"),
-    "12 bit.jpg": (picture(1).replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc1\x00\x11\x0c"), "12"),
+    "cut.jpg": (make_image(1, (60, 40))[:-40], "cut"),
+    "12 bit.jpg": (make_image(1).replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc1\x00\x11\x0c"), "12"),
     "damaged.png": (with_damaged_data(), "cannot be decoded"),
 }
 
@@ -70,7 +70,7 @@ BAD = {
 def turned(orientation, size=(40, 28)):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return picture(orientation, size, exif=exif)
+    return make_image(orientation, size, exif=exif)
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +121,8 @@ def predicted(model, path, tmp_path):
 @pytest.mark.parametrize("name", ["turned.jpg", "alpha.png", "large.jpg"])
 def test_probabilities_are_those_of_predict(answers, classifier, tmp_path, name):
     file = io.BytesIO()
-    Image.open(io.BytesIO(picture(13, (33, 21)))).convert("RGBA").save(file, "PNG")
-    made = {"turned.jpg": turned(6), "alpha.png": file.getvalue(), "large.jpg": picture(3, (1500, 900))}
+    Image.open(io.BytesIO(make_image(13, (33, 21)))).convert("RGBA").save(file, "PNG")
+    made = {"turned.jpg": turned(6), "alpha.png": file.getvalue(), "large.jpg": make_image(3, (1500, 900))}
     path = write(tmp_path / name, made[name])
     answer = answers.answer(str(path))
     np.testing.assert_array_equal(answer.probabilities, predicted(classifier, path, tmp_path))
@@ -147,7 +147,7 @@ def test_what_is_no_image_is_refused_with_a_reason(answers, tmp_path, name):
 
 
 def test_the_limit_of_pixels_is_the_callers(classifier, tmp_path):
-    path = str(write(tmp_path / "a.jpg", picture(1, (40, 30))))
+    path = str(write(tmp_path / "a.jpg", make_image(1, (40, 30))))
     assert isinstance(Answers(classifier, max_pixels=1199).answer(path), RejectedImage)
     assert not isinstance(Answers(classifier, max_pixels=1200).answer(path), RejectedImage)
 
@@ -207,7 +207,7 @@ def test_an_exported_model_has_scores_and_its_input(answers, classifier, run):
 
 
 def test_rows_are_in_order_and_bad_ones_do_not_stop_the_rest(answers, tmp_path):
-    files = {f"{number}.jpg": picture(number) for number in range(40)}  # more than a batch
+    files = {f"{number}.jpg": make_image(number) for number in range(40)}  # more than a batch
     files |= {name: data for name, (data, _) in BAD.items()}
     uploads = [Upload(name, str(write(tmp_path / name, data))) for name, data in sorted(files.items())]
     rows = list(answers.rows([*uploads, Upload("gone.jpg", str(tmp_path / "gone.jpg"))]))
@@ -336,7 +336,7 @@ def bars(page):
     return dict(zip(texts[::3], texts[2::3], strict=True))
 
 
-def test_a_image_is_answered_as_predict_answers(page, classifier, tmp_path):
+def test_an_image_is_answered_as_predict_answers(page, classifier, tmp_path):
     data = turned(6)
     text = upload(page, [(HOSTILE_NAME, data)])
     probabilities = predicted(classifier, write(tmp_path / "a.jpg", data), tmp_path)
@@ -352,7 +352,7 @@ def test_a_image_is_answered_as_predict_answers(page, classifier, tmp_path):
 
 
 def test_a_narrow_page_does_not_overflow(page):
-    upload(page, [("a" * 150 + ".jpg", picture(1))])
+    upload(page, [("a" * 150 + ".jpg", make_image(1))])
     for width in (1400, 400):
         page.set_viewport_size({"width": width, "height": 900})
         wide = "[...document.querySelectorAll('html, #answer section, #answer p, #answer figcaption')]"
@@ -370,7 +370,7 @@ def test_no_image_is_refused_in_words(page, name):
 
 
 def test_several_files_are_a_table(page, classifier, tmp_path):
-    files = {"=1+1.jpg": picture(1), "10.png": picture(2, format="PNG"), "2.jpg": turned(8)}
+    files = {"=1+1.jpg": make_image(1), "10.png": make_image(2, format="PNG"), "2.jpg": turned(8)}
     text = upload(page, [*files.items(), *((name, data) for name, (data, _) in BAD.items())])
     assert f"{len(files) + len(BAD)} files, {len(BAD)} of them" in text
     for name, (_, word) in BAD.items():
@@ -388,7 +388,7 @@ def test_several_files_are_a_table(page, classifier, tmp_path):
         assert float(row["score"]) == pytest.approx(float(probabilities.max()), abs=1e-5)
 
 
-def test_a_image_can_be_pasted(page):
+def test_an_image_can_be_pasted(page):
     page.evaluate("document.querySelector('#answer .tfpipe')?.remove()")
     page.evaluate(
         """bytes => {
@@ -396,7 +396,7 @@ def test_a_image_can_be_pasted(page):
           transfer.items.add(new File([new Uint8Array(bytes)], "image.png", { type: "image/png" }));
           document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer }));
         }""",
-        list(picture(5, format="PNG")),
+        list(make_image(5, format="PNG")),
     )
     assert "image.png" in said(page)
     assert len(bars(page)) == 3
@@ -415,9 +415,9 @@ def drop(page, *paths):
 def test_a_folder_can_be_dropped(page, tmp_path):
     names = [f"{number}.jpg" for number in range(110)]  # a browser lists a hundred at a time
     for name in (*names, "小 猫/1.jpg", ".hidden/1.jpg", ".DS_Store"):
-        write(tmp_path / "a folder" / name, picture(1, (9, 9)))
+        write(tmp_path / "a folder" / name, make_image(1, (9, 9)))
     write(tmp_path / "a folder" / "notes.txt", b"hello")
-    drop(page, tmp_path / "a folder", write(tmp_path / "beside.jpg", picture(2)))
+    drop(page, tmp_path / "a folder", write(tmp_path / "beside.jpg", make_image(2)))
     assert "113 files, 1 of them not readable" in said(page)
     rows = page.locator("#answer tbody tr")
     shown = [rows.nth(index).inner_text().strip().partition("\t")[0] for index in range(rows.count())]
@@ -425,7 +425,7 @@ def test_a_folder_can_be_dropped(page, tmp_path):
 
 
 def test_a_file_can_be_dropped_beside_its_place(page, tmp_path):
-    drop(page, write(tmp_path / "beside.jpg", picture(2)))
+    drop(page, write(tmp_path / "beside.jpg", make_image(2)))
     assert "beside.jpg" in said(page)
     assert len(bars(page)) == 3
 

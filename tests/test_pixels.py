@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pipeline_fixtures import damaged
-from test_headers import BASELINE, JPEGS, PNG, chunk, encode, exif_segment, ihdr, make_png, picture, tiff, with_segments
+from test_headers import BASELINE, JPEGS, PNG, chunk, encode, exif_segment, ihdr, make_image, make_png, tiff, with_segments
 
 from tfpipe.common.errors import RejectedImage
 from tfpipe.images import decoding, headers
@@ -31,18 +31,18 @@ TURNED = {f"orientation {value}": with_segments(BASELINE, exif_segment(tiff("<",
 PNGS = {
     "png": PNG,
     "16 bits": make_png(ihdr(3, 2, 16, 2), chunk(b"IDAT", zlib.compress((b"\0" + random.Random(1).randbytes(18)) * 2))),
-    "palette": encode(picture("P"), "PNG"),
-    "grey png": encode(picture("L"), "PNG"),
-    "alpha": encode(picture("RGBA"), "PNG"),
-    "turned png": encode(picture("RGB"), "PNG", exif=tiff(">", 8)),
+    "palette": encode(make_image("P"), "PNG"),
+    "grey png": encode(make_image("L"), "PNG"),
+    "alpha": encode(make_image("RGBA"), "PNG"),
+    "turned png": encode(make_image("RGB"), "PNG", exif=tiff(">", 8)),
 }
 GOOD = {
     **JPEGS,
     **TURNED,
     **PNGS,
-    "one pixel": encode(picture("RGB", (1, 1))),
-    "one pixel png": encode(picture("RGB", (1, 1)), "PNG"),
-    "a strip": encode(picture("RGB", (1, 3000))),
+    "one pixel": encode(make_image("RGB", (1, 1))),
+    "one pixel png": encode(make_image("RGB", (1, 1)), "PNG"),
+    "a strip": encode(make_image("RGB", (1, 3000))),
 }
 
 
@@ -61,14 +61,14 @@ BAD = {
     "one byte": b"\xff",
     "start only": b"\xff\xd8\xff",
     "html": b"<!doctype html><html><body>not found</body></html>",
-    "gif": encode(picture("L"), "GIF"),
-    "bmp": encode(picture("RGB"), "BMP"),
+    "gif": encode(make_image("L"), "GIF"),
+    "bmp": encode(make_image("RGB"), "BMP"),
     "webp": b"RIFF\x1a\0\0\0WEBPVP8L" + bytes(20),
     "12 bits": with_precision(12),
     "lossless": BASELINE.replace(b"\xff\xc0", b"\xff\xc3", 1),
     "half": BASELINE[: len(BASELINE) // 2],
     "no end": BASELINE[:-2],
-    "damaged scan": damaged(encode(picture("RGB", (64, 64)))),
+    "damaged scan": damaged(encode(make_image("RGB", (64, 64)))),
     "huge jpeg": declaring(65_535, 65_535),
     "large jpeg": declaring(65_500, 65_500),
     "huge png": make_png(ihdr(2**31 - 1, 2**31 - 1, 8, 2), chunk(b"IDAT", zlib.compress(bytes(100)))),

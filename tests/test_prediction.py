@@ -12,7 +12,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import CHECKOUT, picture, write
+from conftest import CHECKOUT, make_image, write
 from evaluation_fixtures import make_classifier
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,7 +79,7 @@ def test_numbers_beyond_pythons_limit_have_an_order():
 
 def test_ids_are_paths_below_what_was_given(tmp_path):
     for name in ("a/1.jpg", "a/10.png", "a/2.JPG", "b/1.jpg", "b.x/c.d.jpg", "[1].jpg"):
-        write(tmp_path / "in" / name, picture(1))
+        write(tmp_path / "in" / name, make_image(1))
     root = tmp_path / "in"
     assert ids(root) == ["[1]", "a/1", "a/2", "a/10", "b.x/c.d", "b/1"]
     assert ids(root / "a") == ["1", "2", "10"]
@@ -101,7 +101,7 @@ def test_ids_of_records_are_those_of_their_folder(folder, tmp_path):
 
 def test_records_that_would_have_one_id_keep_their_extensions(tmp_path):
     for name in ("a/1.jpg", "a/1.png", "a/2.png"):
-        write(tmp_path / "in" / name, picture(len(name) + ord(name[2])))
+        write(tmp_path / "in" / name, make_image(len(name) + ord(name[2])))
     tfpipe.build_tfrecords({"test1": tmp_path / "in"}, tmp_path / "out", layout="flat", progress=False)
     expected = [found.id for found in selection.list_images(tmp_path / "in", tell_apart=True).images]
     assert expected == ["a/1.jpg", "a/1.png", "a/2"]
@@ -110,16 +110,16 @@ def test_records_that_would_have_one_id_keep_their_extensions(tmp_path):
 
 def test_an_id_that_was_given_is_never_another(tmp_path):
     for name in ("1.jpg", "1.png"):
-        write(tmp_path / name, picture(ord(name[-1])))
+        write(tmp_path / name, make_image(ord(name[-1])))
     table = write(tmp_path / "list.csv", b"path,id\n1.jpg,a.jpg\n1.png,a.jpg\n")
     with pytest.raises(ValueError, match=r"have the same id, 'a\.jpg'"):
         selection.list_images(table, tell_apart=True)
 
 
-def test_only_the_suffix_of_a_image_is_no_part_of_the_id(tmp_path):
+def test_only_the_suffix_of_an_image_is_no_part_of_the_id(tmp_path):
     names = ["plain", "scan.1", "scan.2", "v1.5", "x.JPG", "y.1.Tiff"]
     for index, name in enumerate(names):
-        write(tmp_path / "in" / name, picture(index))
+        write(tmp_path / "in" / name, make_image(index))
     assert ids(tmp_path / "in") == [*names[:4], "x", "y.1"]
     (tmp_path / "in" / "y.1.Tiff").rename(tmp_path / "in" / "y.1.png")
     tfpipe.build_tfrecords({"test": tmp_path / "in"}, tmp_path / "out", layout="flat", progress=False)
@@ -137,12 +137,12 @@ def test_ids_of_arrays_are_their_keys(tmp_path):
 
 @pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("x/1.jpeg", "x/1.JPG")])
 def test_two_images_with_one_id_are_named(tmp_path, names):
-    paths = [write(tmp_path / "in" / name, picture(index)) for index, name in enumerate(names)]
+    paths = [write(tmp_path / "in" / name, make_image(index)) for index, name in enumerate(names)]
     with pytest.raises(ValueError, match="have the same id") as caught:
         predict(Untouched(), tmp_path / "in", tmp_path / "out.csv", columns="label")
     assert all(str(path) in str(caught.value) for path in paths)
     assert left_behind(tmp_path) == []
-    write(tmp_path / "in" / "b.jpg", picture(2))
+    write(tmp_path / "in" / "b.jpg", make_image(2))
     predict(Averages(), tmp_path / "in", tmp_path / "out.jsonl", progress=False)
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert sorted((row["id"], row["filename"]) for row in rows) == sorted([("b", "b.jpg"), *((name, name) for name in names)])
@@ -166,8 +166,8 @@ def test_what_is_no_image_by_its_name_is_passed_over_and_said(folder, tmp_path, 
 
 def test_links_are_followed_once_and_the_real_path_wins(tmp_path):
     root = tmp_path / "in"
-    write(root / "real" / "1.jpg", picture(1))
-    write(tmp_path / "elsewhere" / "2.jpg", picture(2))
+    write(root / "real" / "1.jpg", make_image(1))
+    write(tmp_path / "elsewhere" / "2.jpg", make_image(2))
     os.symlink("real", root / "a link")
     os.symlink(tmp_path / "elsewhere", root / "b link")
     os.symlink("..", root / "real" / "loop")
@@ -180,7 +180,7 @@ def test_links_are_followed_once_and_the_real_path_wins(tmp_path):
 
 def test_a_glob_does_not_multiply_images_through_links(tmp_path):
     root = tmp_path / "in"
-    write(root / "b" / "1.jpg", picture(1))
+    write(root / "b" / "1.jpg", make_image(1))
     os.symlink("..", root / "b" / "loop")
     os.symlink("b", root / "a")
     os.symlink("b/1.jpg", root / "file.jpg")
@@ -190,8 +190,8 @@ def test_a_glob_does_not_multiply_images_through_links(tmp_path):
 
 
 @pytest.mark.parametrize("other", ["test/no/*.jpg", "test/no", "link/no"])
-def test_a_image_that_has_two_ids_is_an_error(tmp_path, other):
-    write(tmp_path / "test" / "no" / "1.jpg", picture(1))
+def test_an_image_that_has_two_ids_is_an_error(tmp_path, other):
+    write(tmp_path / "test" / "no" / "1.jpg", make_image(1))
     os.symlink("test", tmp_path / "link")
     for inputs in ([tmp_path / "test", tmp_path / other], [tmp_path / other, tmp_path / "test"]):
         with pytest.raises(ValueError, match=r"no/1\.jpg is given twice, with the ids '1' and 'no/1'"):
@@ -246,9 +246,9 @@ def test_what_the_kernel_makes_up_is_not_read(folder, target):
 
 
 def test_a_csv_names_images_below_its_own_folder(tmp_path):
-    write(tmp_path / "in" / "a" / "2.jpg", picture(2))
-    write(tmp_path / "in" / "a" / "10.jpg", picture(10))
-    elsewhere = write(tmp_path / "elsewhere" / "1.png", picture(1, format="PNG"))
+    write(tmp_path / "in" / "a" / "2.jpg", make_image(2))
+    write(tmp_path / "in" / "a" / "10.jpg", make_image(10))
+    elsewhere = write(tmp_path / "elsewhere" / "1.png", make_image(1, format="PNG"))
     lines = ["path", "a/10.jpg", "./a/2.jpg", "gone.jpg", str(elsewhere)]
     table = write(tmp_path / "in" / "list.CSV", "\r\n".join(lines).encode("utf-8-sig"))
     assert ids(table) == [str(elsewhere)[:-4], "a/2", "a/10", "gone"]
@@ -303,16 +303,16 @@ def test_a_column_of_ids_is_taken_where_these_are_files(tmp_path, column):
     (tmp_path / "gone.jpg").mkdir()
     with pytest.raises(DataError, match="none of the names"):
         ids(table)
-    write(tmp_path / "a" / "2.jpg", picture(2))
+    write(tmp_path / "a" / "2.jpg", make_image(2))
     assert ids(table) == ["a/2", "gone"]
     assert selection.list_images(table).images[0].path == str(tmp_path / "a/2.jpg")
 
 
 def test_names_that_predictions_hold_with_an_apostrophe_are_read_back(tmp_path):
     for name in ("=1.jpg", "'-2.jpg", "'b.jpg"):
-        write(tmp_path / name, picture(1))
+        write(tmp_path / name, make_image(1))
     table = write(tmp_path / "list.csv", b"id,filename\n'=x,'=1.jpg\n'-y,'-2.jpg\n'z,'b.jpg\n'-gone,'-gone.jpg\n")
-    found = {picture.id: picture.path for picture in selection.list_images(table).images}
+    found = {image.id: image.path for image in selection.list_images(table).images}
     expected = {"=x": "=1.jpg", "'-y": "'-2.jpg", "'z": "'b.jpg", "-gone": "-gone.jpg"}
     assert found == {name: str(tmp_path / path) for name, path in expected.items()}
 
@@ -320,7 +320,7 @@ def test_names_that_predictions_hold_with_an_apostrophe_are_read_back(tmp_path):
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\0"])
 def test_standard_input_names_images(tmp_path, monkeypatch, end):
     for name in ("a/1.jpg", "a/2.jpg", "a/10.jpg"):
-        write(tmp_path / name, picture(1))
+        write(tmp_path / name, make_image(1))
     names = [b"a/10.jpg", b"./a/2.jpg", b"", b"a/1.jpg", b"caf\xe9.jpg"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(end.join(names) + end)))
     monkeypatch.chdir(tmp_path)
@@ -339,7 +339,7 @@ def test_a_byte_order_mark_is_no_part_of_a_path(monkeypatch):
 
 
 def test_the_same_image_twice_in_a_list_is_an_error(tmp_path):
-    write(tmp_path / "1.jpg", picture(1))
+    write(tmp_path / "1.jpg", make_image(1))
     with pytest.raises(ValueError, match="is given twice, with the ids 'x' and 'y'"):
         ids(write(tmp_path / "list.csv", b"path,id\n1.jpg,x\n1.jpg,y\n"))
 
@@ -351,21 +351,21 @@ def test_the_same_image_twice_in_a_list_is_an_error(tmp_path):
 def alone(tmp_path_factory):
     """The row of each of seven images that was predicted alone."""
     root = tmp_path_factory.mktemp("alone")
-    paths = [write(root / f"{index}.jpg", picture(index)) for index in range(7)]
+    paths = [write(root / f"{index}.jpg", make_image(index)) for index in range(7)]
     return [written(Averages(), path, root, columns="probability")[1] for path in paths]
 
 
 @pytest.mark.parametrize("failing", [{0, 1, 2}, {2, 3}, {6}, set(range(7)), set()])
 def test_rows_stay_with_their_images_whatever_the_decoder_refuses(tmp_path, alone, failing):
     for index in range(7):
-        write(tmp_path / "in" / f"{index}.jpg", undecodable() if index in failing else picture(index))
+        write(tmp_path / "in" / f"{index}.jpg", undecodable() if index in failing else make_image(index))
     rows = written(Averages(), tmp_path / "in", tmp_path, on_error="report", columns="probability", batch_size=3)
     assert [row[0] for row in rows] == ["id", *map(str, range(7))]
     assert {int(row[0]) for row in rows[1:] if not row[1]} == failing
     assert [row for row in rows[1:] if row[1]] == [alone[index] for index in range(7) if index not in failing]
 
 
-def test_a_image_that_the_decoder_refuses_is_an_error_that_names_it(folder, tmp_path):
+def test_an_image_that_the_decoder_refuses_is_an_error_that_names_it(folder, tmp_path):
     path = write(folder / "scan.png", undecodable())
     write(tmp_path / "out.csv", b"before")
     with pytest.raises(DataError, match=r"scan\.png: cannot be decoded: .*PNG") as caught:
@@ -573,8 +573,8 @@ def test_mistakes_are_found_before_the_model_is_asked(folder, tmp_path):
         (ValueError, "output must be a file", folder, tmp_path, {}),
         (ValueError, "-: output must be the name of a file: rows are not written to standard output", folder, "-", {}),
         (ValueError, r"out\.json: lines of JSON are called \.jsonl: rename", folder, tmp_path / "out.json", {}),
-        (ValueError, r"input must be paths \(got bytes\); bytes and arrays are for tfpipe\.load", picture(1), out, {}),
-        (ValueError, r"input must be paths \(got bytes\)", [folder, picture(1)], out, {}),
+        (ValueError, r"input must be paths \(got bytes\); bytes and arrays are for tfpipe\.load", make_image(1), out, {}),
+        (ValueError, r"input must be paths \(got bytes\)", [folder, make_image(1)], out, {}),
         (ValueError, r"input must be paths \(got ndarray\)", np.zeros((2, 4, 4, 3), np.uint8), out, {}),
         (ValueError, r"input must be paths \(got StringIO\)", io.StringIO("a.jpg\n"), out, {}),
         (ValueError, r"input must be paths \(got NoneType\)", None, out, {}),
@@ -640,12 +640,12 @@ def test_two_outputs_have_their_own_lists_of_bad_images(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["2.jpg", "link.csv", "sub/../2.jpg"])
-def test_an_output_never_replaces_a_image(folder, tmp_path, name):
+def test_an_output_never_replaces_an_image(folder, tmp_path, name):
     (folder / "sub").mkdir()
     os.symlink("2.jpg", folder / "link.csv")
     with pytest.raises(ValueError, match="another file than the inputs"):
         predict(Untouched(), [folder / "2.jpg", folder / "10.jpg"], folder / name, progress=False)
-    assert (folder / "2.jpg").read_bytes() == picture(2)
+    assert (folder / "2.jpg").read_bytes() == make_image(2)
     assert (folder / "link.csv").is_symlink()
 
 
@@ -697,7 +697,7 @@ def test_a_limit_of_pixels(folder, tmp_path):
 
 
 def test_the_command(run_tool, folder, tmp_path, model_path):
-    out, other, bad = tmp_path / "table.csv", write(tmp_path / "100.jpg", picture(100)), write(tmp_path / "bad.jpg", b"")
+    out, other, bad = tmp_path / "table.csv", write(tmp_path / "100.jpg", make_image(100)), write(tmp_path / "bad.jpg", b"")
     flags = [f"--model={model_path}", f"--input={folder}", f"--output={out}", "--columns=table", "--on_error=report"]
     done = run_tool("predict", *flags, other, bad)
     assert {row[0] for row in read(out)[1:]} == {*kinds(), "100.jpg", "bad.jpg"}
@@ -718,7 +718,11 @@ def test_rows_on_standard_output_are_those_of_a_file(run_tool, folder, tmp_path,
 
 
 def test_on_a_terminal_there_is_a_table(folder, tmp_path, model_path):
-    given = [write(tmp_path / "10.jpg", picture(1)), write(tmp_path / "小猫.jpg", picture(2)), write(tmp_path / "bad.jpg", b"")]
+    given = [
+        write(tmp_path / "10.jpg", make_image(1)),
+        write(tmp_path / "小猫.jpg", make_image(2)),
+        write(tmp_path / "bad.jpg", b""),
+    ]
     parent, child = pty.openpty()
     command = [sys.executable, str(CHECKOUT / "tools/predict.py"), f"--model={model_path}", "--output=-", *map(str, given)]
     process = subprocess.Popen(command, cwd=CHECKOUT, stdout=child, stderr=subprocess.PIPE, text=True)

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import make_image
 
 import tfpipe
 from tfpipe.building import prepared as prepared_sets
@@ -37,10 +37,10 @@ def prepared(tmp_path_factory):
             return {"train": self._examples(12, 0), "validation": self._examples(5, 50)}
 
         def _examples(self, count, seed):
-            folder = tmp_path_factory.mktemp("pictures")
+            folder = tmp_path_factory.mktemp("images")
             for index in range(count):
                 path = folder / f"{index}.jpg"
-                path.write_bytes(picture(seed + index))
+                path.write_bytes(make_image(seed + index))
                 yield index, {"image": path, "label": index % 2, "note": f"n{index}"}
 
         def _generate_examples(self):
@@ -63,7 +63,7 @@ def test_encoded_bytes_and_labels_are_taken_over(prepared, tmp_path):
         for shard in part.shards
         for frame in tfrecord.read_frames(tmp_path / "out" / shard.file)
     ]
-    assert {record.encoded: record.label for record in stored} == {picture(seed): label for seed, label in labels.items()}
+    assert {record.encoded: record.label for record in stored} == {make_image(seed): label for seed, label in labels.items()}
     assert len({record.key for record in stored}) == 17
     assert all("#" in record.key and record.filename == f"{record.key}.jpg" for record in stored)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from pipeline_fixtures import open_descriptors, picture, write_data_set
+from pipeline_fixtures import make_image, open_descriptors, write_data_set
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import exactly
@@ -239,7 +239,7 @@ def test_threads_share_one_descriptor_of_ten_shards(tmp_path: Path, monkeypatch:
     # The cache closes descriptors all the time, while other threads read: not one may lose the file it reads from, nor
     # read from a file that was given the same number.
     monkeypatch.setattr(reading, "_MAX_OPEN_FILES", 1)
-    data_set = write_data_set(tmp_path / "shards", [picture(number) for number in range(40)], 10)
+    data_set = write_data_set(tmp_path / "shards", [make_image(number) for number in range(40)], 10)
     reader = RecordReader(data_set, "test")
     expected = [reader.read(position) for position in range(40)]
     start = threading.Barrier(8)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from conftest import write
-from pipeline_fixtures import picture, write_data_set
+from pipeline_fixtures import make_image, write_data_set
 
 import tfpipe
 from tfpipe.common.errors import DataError
@@ -25,14 +25,14 @@ def data_set(tmp_path_factory):
     """Every orientation, JPEG and PNG, small and large, in classes of 16, 8 and 3."""
     root = tmp_path_factory.mktemp("replaying")
     for orientation in range(1, 9):
-        jpeg = picture(orientation, 60 + orientation, 90, orientation=orientation)
-        png = picture(20 + orientation, 70, 50 + orientation, image_format="PNG", orientation=orientation)
-        large = picture(40 + orientation, 700, 500 + orientation, orientation=orientation)
+        jpeg = make_image(orientation, 60 + orientation, 90, orientation=orientation)
+        png = make_image(20 + orientation, 70, 50 + orientation, image_format="PNG", orientation=orientation)
+        large = make_image(40 + orientation, 700, 500 + orientation, orientation=orientation)
         write(root / "in" / "cat" / f"{orientation}.jpg", jpeg)
         write(root / "in" / "cat" / f"{orientation}.png", png)
         write(root / "in" / "小 猫" / f"{orientation}.jpg", large)
     for index in range(3):
-        write(root / "in" / "rare" / f"{index}.jpg", picture(60 + index, 33, 21))
+        write(root / "in" / "rare" / f"{index}.jpg", make_image(60 + index, 33, 21))
     tfpipe.build_tfrecords(root / "in", root / "out", layout="folders", progress=False)
     return root / "out"
 
@@ -96,8 +96,8 @@ def test_standard_is_the_default_as_in_training(data_set):
 def test_mixup_and_cutmix_are_left_out(data_set):
     mixed = Augmentation(crop=0.3, mixup=1, cutmix=1)
     unmixed = Augmentation(crop=0.3)
-    pictures = [replay(data_set, "train", "rare/2.jpg", seed=1, epoch=0, image_size=SIZE, augment=a) for a in (mixed, unmixed)]
-    assert (pictures[0] == pictures[1]).all()
+    images = [replay(data_set, "train", "rare/2.jpg", seed=1, epoch=0, image_size=SIZE, augment=a) for a in (mixed, unmixed)]
+    assert (images[0] == images[1]).all()
 
 
 @pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
@@ -139,7 +139,7 @@ def test_wrong_arguments(data_set, changes, message):
 def test_what_is_damaged_is_named(data_set, tmp_path):
     with pytest.raises(FileNotFoundError, match="no manifest here"):
         replay(tmp_path, "train", "cat/1.jpg", seed=0, epoch=0)
-    out = write_data_set(tmp_path / "out", [picture(0), b"no image"], 1)
+    out = write_data_set(tmp_path / "out", [make_image(0), b"no image"], 1)
     shard = out / manifests.load(out).splits["test"].shards[0].file
     with pytest.raises(DataError, match=r"record 1 \(source dog/1.jpg\): cannot be decoded: Unknown image") as error:
         replay(out, "test", "dog/1.jpg", seed=0, epoch=0)

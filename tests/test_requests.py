@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import picture, write
+from conftest import make_image, write
 from evaluation_fixtures import CLASS_NAMES, make_classifier
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
@@ -27,7 +27,7 @@ from tfpipe.prediction.requests import grpc_request, grpc_response, rest_request
 
 pytestmark = pytest.mark.tf
 
-FILES = [picture(1), picture(2, (20, 30), "PNG"), b"GIF89a\x00\x00", picture(3) + b"\x00\x00"]
+FILES = [make_image(1), make_image(2, (20, 30), "PNG"), b"GIF89a\x00\x00", make_image(3) + b"\x00\x00"]
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
 SIGNATURES = ("serving_default", "image")  # of four; the others take what the first does, and making them takes seconds
 
@@ -142,11 +142,11 @@ def _tensor(name, value, expected):
     return tensor
 
 
-def make_body(form, pictures, signature_name):
+def make_body(form, images, signature_name):
     if form == "grpc":
         pytest.importorskip("tensorflow_serving.apis.predict_pb2", reason="the extra [serving] is not installed")
-        return grpc_request(pictures, model_name="pets", signature_name=signature_name)
-    return rest_request(pictures, signature_name=signature_name, form=form)
+        return grpc_request(images, model_name="pets", signature_name=signature_name)
+    return rest_request(images, signature_name=signature_name, form=form)
 
 
 def given(signature_name):
@@ -264,9 +264,9 @@ def test_grpc_without_its_package_says_what_to_install(monkeypatch):
         ([IMAGES[0], IMAGES[0, :4]], {"signature_name": "image"}, "must have one size"),
     ],
 )
-def test_mistakes_are_named(pictures, options, message):
+def test_mistakes_are_named(images, options, message):
     with pytest.raises(ValueError, match=message):
-        rest_request(pictures, **options)
+        rest_request(images, **options)
 
 
 @pytest.mark.parametrize(

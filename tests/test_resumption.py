@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import picture, write
+from conftest import make_image, write
 from prediction_fixtures import Mixing, bad_files, left_behind, undecodable
 
 from tfpipe.common.errors import DataError
@@ -42,7 +42,7 @@ Stopping.__qualname__ = Mixing.__qualname__  # one model for what is done and wh
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("resumption") / "input"
     for number in range(10):
-        write(root / f"{number}.jpg", undecodable() if number in {0, 4, 9} else picture(number))
+        write(root / f"{number}.jpg", undecodable() if number in {0, 4, 9} else make_image(number))
     bad_files(root / "b")
     return root
 
@@ -127,7 +127,7 @@ def test_an_output_with_rows_missing_gets_no_name(folder, tmp_path, monkeypatch)
 def test_other_work_begins_anew_and_says_so(tmp_path, caplog):
     inputs, output = tmp_path / "input", tmp_path / "out.csv"
     for number in range(5):
-        write(inputs / f"{number}.jpg", picture(number))
+        write(inputs / f"{number}.jpg", make_image(number))
     other = Mixing()
     other.sha256 = "1" * 64
 
@@ -172,7 +172,7 @@ def test_stopped_while_what_is_done_is_read_nothing_is_lost(folder, tmp_path, ex
 
 def test_bad_data_leaves_nothing_to_go_on_from(tmp_path):
     for number in range(5):
-        write(tmp_path / "input" / f"{number}.png", undecodable() if number == 4 else picture(number))
+        write(tmp_path / "input" / f"{number}.png", undecodable() if number == 4 else make_image(number))
     with pytest.raises(DataError, match=r"4\.png: cannot be decoded"):
         predict(Mixing(), tmp_path / "input", tmp_path / "out.csv", **{**OPTIONS, "on_error": "fail"})
     assert left_behind(tmp_path) == []

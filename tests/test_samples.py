@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import picture, write
+from conftest import make_image, write
 from PIL import Image, ImageCms
 from prediction_fixtures import Averages
 from test_headers import chunk, encode, ihdr, make_png
@@ -63,8 +63,8 @@ def transparent(mode: str) -> bytes:
 
 
 FILES = {
-    "jpeg": picture(1),
-    "opaque": picture(1, format="PNG"),
+    "jpeg": make_image(1),
+    "opaque": make_image(1, format="PNG"),
     **{f"transparent {mode}": transparent(mode) for mode in ("RGBA", "LA", "P", "L", "RGB")},
     "12 bits": png(RAMP),
     "12 bits, declared": png(RAMP, sbit=(12,)),
@@ -302,7 +302,7 @@ def test_a_model_of_another_program_is_exported_as_its_data_set_is_read(tmp_path
 def test_a_data_set_that_nobody_counted_is_read_as_its_files_say(tmp_path):
     """Versions before the count of 16-bit PNG wrote manifests without it."""
     write(tmp_path / "photos" / "a" / "0.png", png(RAMP, sbit=(12,)))
-    write(tmp_path / "photos" / "b" / "1.jpg", picture(1))
+    write(tmp_path / "photos" / "b" / "1.jpg", make_image(1))
     built = tfpipe.build_tfrecords(tmp_path / "photos", tmp_path / "shards", layout="folders")
     assert built.properties["png16"] == 1
 
@@ -320,8 +320,8 @@ def test_a_data_set_that_nobody_counted_is_read_as_its_files_say(tmp_path):
 
 
 def test_manifests_with_options_that_there_are_not_are_refused(tmp_path):
-    write(tmp_path / "photos" / "a" / "0.jpg", picture(0))
-    write(tmp_path / "photos" / "b" / "1.jpg", picture(1))
+    write(tmp_path / "photos" / "a" / "0.jpg", make_image(0))
+    write(tmp_path / "photos" / "b" / "1.jpg", make_image(1))
     built = tfpipe.build_tfrecords(tmp_path / "photos", tmp_path / "shards", layout="folders")
     wrong = {"options": {"png16": "evil"}}, {"options": {"background": ["x"]}}, {"properties": {"grey": -1}}
     for changes in wrong:

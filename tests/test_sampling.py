@@ -38,11 +38,11 @@ def made(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.clip(np.asarray(smooth) + random.integers(-60, 60, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
-def encoded(picture: np.ndarray, kind: str) -> bytes:
+def encoded(image: np.ndarray, kind: str) -> bytes:
     mode, options = KINDS[kind]
     file = io.BytesIO()
     image_format = "PNG" if kind == "PNG" else "JPEG"
-    Image.fromarray(picture).convert(mode).save(file, image_format, **({} if kind == "PNG" else {"quality": 85}), **options)
+    Image.fromarray(image).convert(mode).save(file, image_format, **({} if kind == "PNG" else {"quality": 85}), **options)
     return file.getvalue()
 
 
@@ -65,11 +65,11 @@ def decoded(file: bytes, changes: Changes, size: tuple[int, int], *, orientation
     return turn_image(sampling.sample(part, size[::-1] if orientation >= 5 else size, stage), tf.constant(orientation))
 
 
-def sampled(picture: np.ndarray, changes: Changes, size: tuple[int, int]) -> np.ndarray:
+def sampled(image: np.ndarray, changes: Changes, size: tuple[int, int]) -> np.ndarray:
     """The same of an image that is decoded as a whole."""
     stage = one(staged(changes, size, scaled=False))
     top, left, height, width = stage["window"].numpy()
-    return sampling.sample(tf.constant(picture[top : top + height, left : left + width]), size, stage).numpy()
+    return sampling.sample(tf.constant(image[top : top + height, left : left + width]), size, stage).numpy()
 
 
 def ratio_of(changes: Changes, size: tuple[int, int], *, png: bool = False, scaled: bool = True) -> int:
@@ -83,10 +83,10 @@ fractions = st.floats(0, 1)
 @st.composite
 def windows(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """An image's size, and the corner and size of a window on it."""
-    picture = draw(sides), draw(sides)
-    window = tuple(draw(st.integers(1, side)) for side in picture)
-    corner = tuple(draw(st.integers(0, side - part)) for side, part in zip(picture, window, strict=True))
-    return picture, corner, window
+    image = draw(sides), draw(sides)
+    window = tuple(draw(st.integers(1, side)) for side in image)
+    corner = tuple(draw(st.integers(0, side - part)) for side, part in zip(image, window, strict=True))
+    return image, corner, window
 
 
 # Windows and whole images
@@ -97,25 +97,25 @@ def windows(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[int, int], tuple[in
 def test_a_crop_is_the_window_resized(shape: tuple, size: tuple[int, int]):
     source, (top, left), (height, width) = shape
     assume(height <= 3 * size[0] and width <= 3 * size[1])  # larger ones are averaged
-    picture = made(*source)
-    ours = sampled(picture, cropped((top, left), (height, width)), size)
+    image = made(*source)
+    ours = sampled(image, cropped((top, left), (height, width)), size)
     places = [np.clip((np.arange(n) + 0.5) * m / n - 0.5, 0, m - 1) for n, m in zip(size, (height, width), strict=True)]
     weights = [np.maximum(0, 1 - np.abs(p[:, None] - np.arange(m))) for p, m in zip(places, (height, width), strict=True)]
-    expected = np.einsum("yh,hwc,xw->yxc", weights[0], picture[top : top + height, left : left + width], weights[1])
+    expected = np.einsum("yh,hwc,xw->yxc", weights[0], image[top : top + height, left : left + width], weights[1])
     assert np.abs(ours - expected).max() < 0.05  # two pixels by two
 
 
 @pytest.mark.parametrize(("window", "size"), [((200, 50), (60, 40)), ((50, 200), (40, 60)), ((181, 20), (60, 20))])
 def test_a_crop_of_which_most_would_be_passed_over_is_averaged(window: tuple[int, int], size: tuple[int, int]):
-    picture = made(220, 220)
-    ours = sampled(picture, cropped((7, 9), window), size)
-    expected = Image.fromarray(picture[7 : 7 + window[0], 9 : 9 + window[1]]).resize(size[::-1], Image.Resampling.BILINEAR)
+    image = made(220, 220)
+    ours = sampled(image, cropped((7, 9), window), size)
+    expected = Image.fromarray(image[7 : 7 + window[0], 9 : 9 + window[1]]).resize(size[::-1], Image.Resampling.BILINEAR)
     assert np.abs(ours - np.asarray(expected)).max() <= 1
 
 
-def fitted(picture: np.ndarray, size: tuple[int, int], mode: Resize) -> np.ndarray:
-    changes = sampling.fit(tf.constant([picture.shape[:2]]), size, mode)
-    return np.round(sampled(picture, changes, size)).astype(np.uint8)
+def fitted(image: np.ndarray, size: tuple[int, int], mode: Resize) -> np.ndarray:
+    changes = sampling.fit(tf.constant([image.shape[:2]]), size, mode)
+    return np.round(sampled(image, changes, size)).astype(np.uint8)
 
 
 LINES = [((1, 500), (50, 81)), ((500, 1), (50, 81)), ((1, 60_000), (64, 64)), ((60_000, 1), (64, 64)), ((1, 1), (60, 1))]
@@ -125,8 +125,8 @@ LINES = [((1, 500), (50, 81)), ((500, 1), (50, 81)), ((1, 60_000), (64, 64)), ((
 @given(st.tuples(sides, st.integers(1, 300)), st.tuples(sides, sides))
 @settings(max_examples=40)
 def test_fit_is_resize_image_within_a_level(mode: Resize, source: tuple[int, int], size: tuple[int, int]):
-    picture = made(*source)
-    difference = np.abs(fitted(picture, size, mode).astype(int) - resize_image(picture, size, mode).numpy())
+    image = made(*source)
+    difference = np.abs(fitted(image, size, mode).astype(int) - resize_image(image, size, mode).numpy())
     assert difference.max() <= 1
 
 
@@ -135,8 +135,8 @@ def test_fit_is_resize_image(mode: Resize):
     random = np.random.default_rng(0)
     shapes = [(tuple(random.integers(1, 200, 2).tolist()), tuple(random.integers(1, 61, 2).tolist())) for _ in range(40)]
     for source, size in LINES + shapes:
-        picture = made(*source)
-        difference = np.abs(fitted(picture, size, mode).astype(int) - resize_image(picture, size, mode).numpy())
+        image = made(*source)
+        difference = np.abs(fitted(image, size, mode).astype(int) - resize_image(image, size, mode).numpy())
         # Of a "crop" only a part is looked at: its place, in float32, is another number than that of the whole.
         assert difference.max() <= (mode == "crop"), (source, size)
         assert difference.mean() < 0.01, (source, size)
@@ -166,10 +166,10 @@ def test_a_strip_is_not_decoded_as_a_whole_where_little_of_it_is_shown():
 INVERSES = {**{orientation: orientation for orientation in range(1, 9)}, 6: 8, 8: 6}
 
 
-def stored(picture: np.ndarray, orientation: int) -> np.ndarray:
+def stored(image: np.ndarray, orientation: int) -> np.ndarray:
     """What `turn_image` makes the image of."""
-    turned = turn_image(tf.constant(picture), INVERSES[orientation]).numpy()
-    assert (turn_image(tf.constant(turned), orientation).numpy() == picture).all()
+    turned = turn_image(tf.constant(image), INVERSES[orientation]).numpy()
+    assert (turn_image(tf.constant(turned), orientation).numpy() == image).all()
     return turned
 
 
@@ -182,24 +182,24 @@ def as_stored(changes: Changes, source: tuple[int, int], orientation: int, size:
 @settings(max_examples=15)
 def test_a_turned_image_is_sampled_where_the_upright_one_is(orientation: int, shape: tuple, size: tuple[int, int]):
     source, corner, window = shape
-    picture, changes = made(*source), cropped(corner, window)
-    turned_changes, turned = as_stored(changes, source, orientation, size), stored(picture, orientation)
+    image, changes = made(*source), cropped(corner, window)
+    turned_changes, turned = as_stored(changes, source, orientation, size), stored(image, orientation)
     top, left, height, width = turned_changes["window"][0].numpy()
     part = turn_image(tf.constant(turned[top : top + height, left : left + width]), orientation).numpy()
-    assert (part == picture[corner[0] : corner[0] + window[0], corner[1] : corner[1] + window[1]]).all()
+    assert (part == image[corner[0] : corner[0] + window[0], corner[1] : corner[1] + window[1]]).all()
 
     ours = decoded(encoded(turned, "PNG"), turned_changes, size, orientation=orientation, scaled=False, png=True).numpy()
-    assert np.abs(ours - sampled(picture, changes, size)).max() < 0.02
+    assert np.abs(ours - sampled(image, changes, size)).max() < 0.02
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", RESIZES)
 def test_a_turned_image_is_fitted_as_the_upright_one(orientation: int, mode: Resize):
     for source, size in [((37, 60), (24, 31)), ((60, 37), (31, 24)), ((5, 9), (40, 40)), ((3, 333), (20, 31))]:
-        picture, changes = made(*source), sampling.fit(tf.constant([source]), size, mode)
-        file, turned = encoded(stored(picture, orientation), "PNG"), as_stored(changes, source, orientation, size)
+        image, changes = made(*source), sampling.fit(tf.constant([source]), size, mode)
+        file, turned = encoded(stored(image, orientation), "PNG"), as_stored(changes, source, orientation, size)
         ours = decoded(file, turned, size, orientation=orientation, scaled=False, png=True).numpy()
-        assert np.abs(ours - sampled(picture, changes, size)).max() < 0.02
+        assert np.abs(ours - sampled(image, changes, size)).max() < 0.02
 
 
 def test_each_orientation_is_another_window():
@@ -292,9 +292,7 @@ def test_the_ratio_is_that_of_the_result_as_it_is_stored():
 
 @given(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), st.tuples(sides, sides), st.sampled_from(RESIZES))
 @settings(max_examples=60)
-def test_the_decoders_window_of_a_whole_image_leaves_nothing_out(
-    source: tuple[int, int], size: tuple[int, int], mode: Resize
-):
+def test_the_decoders_window_of_a_whole_image_leaves_nothing_out(source: tuple[int, int], size: tuple[int, int], mode: Resize):
     changes = sampling.fit(tf.constant([source]), size, mode)
     ratio, (corner, window) = ratio_of(changes, size), np.split(changes["window"][0].numpy(), 2)
     start, length = np.split(staged(changes, size)["window"][0].numpy(), 2)
@@ -385,15 +383,15 @@ def test_a_window_beyond_the_image_and_damaged_bytes_raise(kind: str):
 
 def scaled_differences(file: bytes, size: tuple[int, int], ratio: int, *, shift: int = 0) -> list[float]:
     """Mean differences of what the decoder made smaller from the same part of the image, averaged, for three windows."""
-    picture, means = decode_image(file).numpy(), []
-    height, width = picture.shape[:2]
+    image, means = decode_image(file).numpy(), []
+    height, width = image.shape[:2]
     window = [min(int(side * 1.3) * ratio, have // ratio * ratio) for side, have in zip(size, (height, width), strict=True)]
     for places in [(0.5, 0.5), (0.1, 0.8), (0.83, 0.21)]:
         rooms = [have - part for have, part in zip((height, width), window, strict=True)]
         top, left = (int(room * place) // ratio * ratio for room, place in zip(rooms, places, strict=True))
         changes = cropped((top, left), window)
         assert ratio_of(changes, size) == ratio
-        part = picture[top + shift : top + shift + window[0], left : left + window[1]]
+        part = image[top + shift : top + shift + window[0], left : left + window[1]]
         expected = tf.image.resize(part, size, antialias=True).numpy()
         means.append(float(np.abs(decoded(file, changes, size, scaled=True).numpy() - expected).mean()))
     return means
@@ -443,11 +441,11 @@ def test_real_exif_files_are_sampled_upright(test_data: Path):
         file = path.read_bytes()
         with Image.open(path) as image:
             orientation = image.getexif().get(0x0112, 1) or 1  # two say 0; records say 1 of them
-        picture = decode_image(file, orientation).numpy()
-        source, size = picture.shape[:2], (60, 90)
+        decoded = decode_image(file, orientation).numpy()
+        source, size = decoded.shape[:2], (60, 90)
         changes = cropped((source[0] // 3, source[1] // 5), (source[0] // 2, source[1] // 2))
         ours = decoded(file, as_stored(changes, source, orientation, size), size, orientation=orientation, scaled=False)
-        difference = np.abs(ours.numpy() - sampled(picture, changes, size))
+        difference = np.abs(ours.numpy() - sampled(decoded, changes, size))
         assert difference[2:-2, 2:-2].max() < 0.02
         assert difference.mean() < 0.1
         turned += orientation > 1

@@ -51,9 +51,9 @@ def spoiled():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """train: all sound; val and test: the second image is white."""
-    pictures = {"train": [jpeg(dark(seed)) for seed in range(4)]}
-    pictures |= {split: [jpeg(dark(50)), jpeg(WHITE), *map(jpeg, map(dark, range(51, 54)))] for split in ("val", "test")}
-    return write_splits(tmp_path_factory.mktemp("spoiled"), pictures)
+    images = {"train": [jpeg(dark(seed)) for seed in range(4)]}
+    images |= {split: [jpeg(dark(50)), jpeg(WHITE), *map(jpeg, map(dark, range(51, 54)))] for split in ("val", "test")}
+    return write_splits(tmp_path_factory.mktemp("spoiled"), images)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_heat_is_all_zeros_where_there_are_no_numbers(spoiled):
 
 
 @arithmetic.exact()
-def test_in_an_export_such_a_image_is_not_valid_and_the_others_keep_their_bits(spoiled, export):
+def test_in_an_export_such_an_image_is_not_valid_and_the_others_keep_their_bits(spoiled, export):
     contents = [jpeg(dark(1)), jpeg(WHITE), b"no image", jpeg(dark(2))]
     served = tf.saved_model.load(str(export[0].folder / "saved_model"))
     found = [{key: value.numpy() for key, value in served.signatures["serving_default"](tf.constant(contents)).items()}]

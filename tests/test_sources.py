@@ -3,12 +3,12 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import picture, write
+from conftest import make_image, write
 
 from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, guess_layout, list_sources
 from tfpipe.common.errors import DataError
 
-DATA = picture(1)
+DATA = make_image(1)
 
 
 def listed(inputs, layout, unlabelled=None, pattern=DEFAULT_LABEL_PATTERN):

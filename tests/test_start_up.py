@@ -7,7 +7,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from conftest import CHECKOUT, picture, write
+from conftest import CHECKOUT, make_image, write
 from test_architecture import HEAVY, takes_less_than
 from test_commands import TOOLS
 
@@ -60,7 +60,7 @@ def test_help_and_usage_take_little(tool, arguments):
 def places(tmp_path_factory):
     root = tmp_path_factory.mktemp("places")
     for index in range(12):
-        write(root / "photos" / ("cat" if index % 2 else "dog") / f"{index}.jpg", picture(index))
+        write(root / "photos" / ("cat" if index % 2 else "dog") / f"{index}.jpg", make_image(index))
     tfpipe.build_tfrecords(root / "photos", root / "data", splits={"train": 0.5, "test": 0.5}, workers=1, progress=False)
     write(root / "file", b"")
     write(root / "other/file", b"")

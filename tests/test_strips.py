@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CHECKOUT, picture, write
+from conftest import CHECKOUT, make_image, write
 from PIL import Image
 from prediction_fixtures import Averages, read
 from test_headers import chunk, encode, ihdr, make_png
@@ -87,7 +87,7 @@ def test_strips_take_memory_in_proportion_to_their_pixels(tmp_path):
         write(tmp_path / "strips" / name, data)
     for kind in ("JPEG", "PNG"):
         for index in range(6):
-            write(tmp_path / "warm" / f"{index}.{kind.lower()}", picture(index, (300, 200), kind))
+            write(tmp_path / "warm" / f"{index}.{kind.lower()}", make_image(index, (300, 200), kind))
     code = "import sys, pathlib, test_strips; test_strips.read_everywhere(pathlib.Path(sys.argv[1]))"
     paths = os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests")])
     done = subprocess.run(

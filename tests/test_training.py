@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import has_gpu
-from pipeline_fixtures import CLASS_NAMES, damaged, picture, write_data_set
+from pipeline_fixtures import CLASS_NAMES, damaged, make_image, write_data_set
 from tensorflow.python.framework.config import is_op_determinism_enabled
 from test_loader import run_script
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.tf
 
 SIZE = (8, 8)
 NUM_RECORDS = 23
-IMAGES = [picture(number) for number in range(NUM_RECORDS)]
+IMAGES = [make_image(number) for number in range(NUM_RECORDS)]
 KEYS = sorted(f"{CLASS_NAMES[number % 3]}/{number}.jpg" for number in range(NUM_RECORDS))
 MIXED = dataclasses.replace(PRESETS["light"], mixup=0.4, cutmix=1.0)
 
@@ -75,7 +75,7 @@ def contents(batches: list[Batch]) -> list[tuple]:
     return [tuple((name, str(value.dtype), value.tolist()) for name, value in sorted(batch.items())) for batch in batches]
 
 
-def pictures(batches: list[Batch], name: str = "image") -> dict[tuple[str, int], bytes]:
+def images_by_key(batches: list[Batch], name: str = "image") -> dict[tuple[str, int], bytes]:
     """The image of each key and epoch, wherever it stands."""
     found = {}
     for batch in batches:
@@ -117,15 +117,15 @@ def test_g6_equal_seeds_are_equal_and_others_differ(data_set: Path, whole: list[
     (other,) = epochs(training(data_set, seed=1), 1)
     assert sorted(keys(other)) == sorted(keys(whole[0]))
     assert keys(other) not in [keys(batches) for batches in whole]
-    mine, theirs = pictures(other), pictures(whole[0])
+    mine, theirs = images_by_key(other), images_by_key(whole[0])
     assert sum(mine[row] == theirs[row] for row in mine) <= 2  # seed 1 is augmented otherwise, too
     for epoch, batches in enumerate(whole[1:], 1):  # nor is it another epoch of seed 0
-        theirs = pictures(batches)
+        theirs = images_by_key(batches)
         assert sum(mine[key, 0] == theirs[key, epoch] for key, _ in mine) <= 2
 
 
-def test_g7_a_image_is_another_one_every_epoch(whole: list[list[Batch]]):
-    first, second, third = (pictures(batches) for batches in whole)
+def test_g7_an_image_is_another_one_every_epoch(whole: list[list[Batch]]):
+    first, second, third = (images_by_key(batches) for batches in whole)
     assert sum(first[key, 0] == second[key, 1] for key, _ in first) <= 2
     assert sum(second[key, 1] == third[key, 2] for key, _ in second) <= 2
 
@@ -220,7 +220,7 @@ def test_g7_threads_and_batches_change_nothing(data_set: Path, whole: list[list[
     data = training(data_set, **options)
     steps = -(-NUM_RECORDS // options.get("batch_size", 7))
     batches = list(data.take(steps).as_numpy_iterator())
-    assert pictures(batches) == pictures(whole[0])
+    assert images_by_key(batches) == images_by_key(whole[0])
     assert [key for key in keys(batches) if key] == keys(whole[0])
     if "num_parallel_calls" in options:
         assert contents(batches) == contents(whole[0])
@@ -240,8 +240,8 @@ def test_g7_what_is_read_together_changes_nothing(data_set, whole, read_size: in
 @pytest.mark.parametrize("count", [2, 3])
 def test_g7_readers_change_nothing(data_set: Path, whole: list[list[Batch]], count: int):
     parts = [next(epochs(training(data_set, batch_size=4, shard=(index, count)), 1)) for index in range(count)]
-    found = {row: image for part in parts for row, image in pictures(part).items()}
-    assert found == pictures(whole[0])
+    found = {row: image for part in parts for row, image in images_by_key(part).items()}
+    assert found == images_by_key(whole[0])
 
 
 DIGEST = """
@@ -450,7 +450,7 @@ def test_chosen_classes_are_labelled_by_their_place(data_set: Path):
 def test_another_order_of_classes_changes_labels_only(data_set: Path, whole: list[list[Batch]]):
     (batches,) = epochs(training(data_set, class_names=["owl", "cat", "dog"]), 1)
     assert column(batches, "label") == [(label + 1) % 3 for label in column(whole[0], "label")]
-    assert pictures(batches) == pictures(whole[0])
+    assert images_by_key(batches) == images_by_key(whole[0])
     assert keys(batches) == keys(whole[0])
 
 
@@ -493,7 +493,7 @@ def test_balanced_classes_come_equally_often(data_set: Path):
     for batches in both:
         assert np.bincount(column(batches, "label")).tolist() == [8, 8, 8]
         assert len(batches) == len(data) == 4
-    seen = pictures(list(itertools.chain(*both)))  # which fails where a record comes twice in a pass
+    seen = images_by_key(list(itertools.chain(*both)))  # which fails where a record comes twice in a pass
     assert len(seen) == 48
     assert len({image for (key, _), image in seen.items() if key == b"owl/2.jpg"}) > 1  # newly augmented every time
 
@@ -518,7 +518,7 @@ def test_g6_blocks_give_every_record_once(data_set: Path, whole: list[list[Batch
     found = list(epochs(data, 2))
     assert all(sorted(keys(batches)) == KEYS for batches in found)
     assert keys(found[0]) != keys(found[1])
-    assert pictures(found[0]) == pictures(whole[0])  # the order is another, augmentation is not
+    assert images_by_key(found[0]) == images_by_key(whole[0])  # the order is another, augmentation is not
     resumed = [contents(batches) for batches in epochs(training(data_set, read_block=2, first_step=1), 2)]
     assert resumed == [contents(found[0])[1:], contents(found[1])]
 
@@ -809,7 +809,7 @@ def test_images_whose_shorter_side_alone_is_small_are_scaled_in_one_way(tmp_path
     for number in range(3):
         path = tmp_path / "photos" / "a" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(number, 30, 60))
+        path.write_bytes(make_image(number, 30, 60))
     tfpipe.build_tfrecords(tmp_path / "photos", tmp_path / "shards", layout="folders", splits={"train": 1.0}, progress=False)
     options = {"image_size": (24, 24), "resize": resize, "batch_size": None, "as_dict": True}
     way = {"training": True, "augment": "none"} if training else {"scaled_decode": True}

@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from conftest import cut_in_scan, picture, write
+from conftest import cut_in_scan, make_image, write
 from inspection_fixtures import build_tiny, copied, forge, records_of, replaced
 
 import tfpipe
@@ -69,7 +69,7 @@ def shard_findings(directory, manifest):
 
 
 def test_a_whole_data_set_has_no_findings(photos, tmp_path):
-    write(photos / "cat" / "z.png", picture(9, format="PNG"))
+    write(photos / "cat" / "z.png", make_image(9, format="PNG"))
     manifest = tfpipe.build_tfrecords(
         photos, tmp_path / "out", layout="folders", splits={"train": 0.6, "test": 0.4}, num_shards=2, progress=False
     )
@@ -438,7 +438,7 @@ def test_an_index_that_is_wrong_and_has_the_hash_of_the_manifest(tiny):
 
 
 def test_a_label_moved_to_another_class(tmp_path):
-    write(tmp_path / "in" / "dog" / "a.jpg", picture(50))
+    write(tmp_path / "in" / "dog" / "a.jpg", make_image(50))
     out = build_tiny(tmp_path)
     assert manifests.load(out).class_names == ["dog", "小 猫"]
     cat = next(
@@ -512,7 +512,7 @@ def test_real_images(test_data, tmp_path):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_images_that_were_damaged_before_they_were_packed_are_named(tmp_path, workers):
     for index in range(40):
-        data = picture(index, (64, 48))
+        data = make_image(index, (64, 48))
         write(tmp_path / "in/cat" / f"{index}.jpg", cut_in_scan(data) if index in (7, 31) else data)
     options = {"name": "tiny", "layout": "folders", "num_shards": 2, "progress": False, "workers": 1}
     tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", **options)

@@ -170,9 +170,9 @@ def test_vgg16_as_keras_loads_it(test_data):
     network = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3))
     weight_files.load(network, vgg16_file(test_data))
     expected = keras.applications.VGG16(include_top=False, weights=vgg16_file(test_data), input_shape=(32, 32, 3))
-    pictures = np.random.default_rng(0).uniform(-120, 130, (2, 32, 32, 3)).astype("float32")
-    assert np.ptp(network(pictures)) > 0
-    np.testing.assert_array_equal(network(pictures), expected(pictures))
+    images = np.random.default_rng(0).uniform(-120, 130, (2, 32, 32, 3)).astype("float32")
+    assert np.ptp(network(images)) > 0
+    np.testing.assert_array_equal(network(images), expected(images))
 
 
 def test_mobilenetv2_without_its_top(test_data):
@@ -182,9 +182,9 @@ def test_mobilenetv2_without_its_top(test_data):
     whole = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
     whole.load_weights(path)
     expected = keras.Model(whole.input, whole.get_layer("out_relu").output)
-    pictures = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype("float32")
-    assert np.ptp(network(pictures)) > 0
-    np.testing.assert_array_equal(network(pictures), expected(pictures))
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype("float32")
+    assert np.ptp(network(images)) > 0
+    np.testing.assert_array_equal(network(images), expected(images))
 
 
 def test_vgg16_is_not_vgg19(test_data):

@@ -8,7 +8,7 @@ import venv
 import zipfile
 
 import pytest
-from conftest import CHECKOUT, picture, write
+from conftest import CHECKOUT, make_image, write
 
 pytestmark = pytest.mark.wheel
 
@@ -53,7 +53,7 @@ def test_installed_commands_build_and_verify_without_tensorflow(wheel, tmp_path)
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *LIGHT, cwd=tmp_path)
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", wheel, cwd=tmp_path)
     for index in range(6):
-        write(tmp_path / "photos" / "ab"[index % 2] / f"{index}.jpg", picture(index))
+        write(tmp_path / "photos" / "ab"[index % 2] / f"{index}.jpg", make_image(index))
     build = environment / "bin" / "tfpipe-build-tfrecords"
     inspect = environment / "bin" / "tfpipe-inspect-tfrecords"
     assert "--label_pattern" in subprocess.run([build, "--help"], capture_output=True, text=True, cwd=tmp_path).stdout

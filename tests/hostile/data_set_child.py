@@ -70,9 +70,9 @@ def evaluation(folder, _):
     from tfpipe.models.images import Images
 
     open_labelled(folder, "train")
-    pictures = Images(folder, "train", (8, 8))
-    pictures.evaluation(4)
-    return [pictures.labels.tolist(), *(row.key for row in read_catalog(folder, split="train"))]
+    images = Images(folder, "train", (8, 8))
+    images.evaluation(4)
+    return [images.labels.tolist(), *(row.key for row in read_catalog(folder, split="train"))]
 
 
 def reader(folder, _):

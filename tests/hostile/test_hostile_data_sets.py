@@ -8,7 +8,7 @@ from pathlib import Path
 
 import data_set_attacks as attacks
 import pytest
-from conftest import CHECKOUT, picture, write
+from conftest import CHECKOUT, make_image, write
 
 import tfpipe
 
@@ -36,8 +36,8 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("hostile")
     for place, name in enumerate(["=1+1", "<b>&amp;"]):  # for a spreadsheet and for a browser
         for index in range(3):
-            write(root / "in" / "train" / name / f"{index}.jpg", picture(10 * place + index, (16, 8)))
-        write(root / "in" / "test" / name / "0.jpg", picture(10 * place + 9, (16, 8)))
+            write(root / "in" / "train" / name / f"{index}.jpg", make_image(10 * place + index, (16, 8)))
+        write(root / "in" / "test" / name / "0.jpg", make_image(10 * place + 9, (16, 8)))
     options = {"name": "pets", "layout": "folders", "num_shards": 2, "workers": 1, "progress": False}
     tfpipe.build_tfrecords(root / "in", root / "base", **options)
     return root

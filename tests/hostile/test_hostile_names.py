@@ -5,7 +5,7 @@ import json
 import logging
 
 import pytest
-from conftest import picture, write
+from conftest import make_image, write
 from evaluation_fixtures import make_table
 from prediction_fixtures import Averages
 
@@ -29,7 +29,7 @@ class Model(Averages):
 def photos(tmp_path_factory):
     root = tmp_path_factory.mktemp("names") / "photos"
     for index, name in enumerate(FORMULAS + PLAIN):
-        write(root / f"{name}.jpg", picture(index))
+        write(root / f"{name}.jpg", make_image(index))
     return root
 
 

@@ -8,7 +8,7 @@ import threading
 import urllib.request
 
 import pytest
-from conftest import picture
+from conftest import make_image
 from evaluation_fixtures import make_classifier
 
 from tfpipe.prediction import preflight
@@ -119,7 +119,7 @@ def counting():
             asked.append(self.path)
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(picture(1))
+            self.wfile.write(make_image(1))
 
         do_HEAD = do_GET  # noqa: N815
 
@@ -155,7 +155,7 @@ def say(port, file, session):
 def test_an_address_is_never_fetched(served, counting):
     address, asked = counting
     boundary = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
-    (path,) = post(served, "upload", boundary + picture(1) + b"\r\n--x--\r\n", "multipart/form-data; boundary=x")
+    (path,) = post(served, "upload", boundary + make_image(1) + b"\r\n--x--\r\n", "multipart/form-data; boundary=x")
     event = say(served, {"path": path, "orig_name": "a.jpg"}, "control")
     assert event["success"]
     assert "cat" in json.dumps(event["output"])

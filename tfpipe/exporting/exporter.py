@@ -165,13 +165,13 @@ def export(
     source = model_source.find(model, checkpoint, {**given, "class_names": class_names, "image_size": image_size}, trust=trust)
     if class_names is not None:  # a wrong guess makes a model that is wrong without a word, here and everywhere alike
         log(f"taken to be right, given or by default: {_taken(source.model)}; nothing here can tell")
-    pictures = model_source.find_images(source, data, split, is_needed=half)
+    images = model_source.find_images(source, data, split, is_needed=half)
     cost = None
     served = source.model
     if half:
-        log(f"rounding weights to float16, and counting what that costs on {pictures}")
+        log(f"rounding weights to float16, and counting what that costs on {images}")
         served = half_precision.round_weights(source.model)
-        cost = half_precision.measure_cost(source.model, served, pictures.directory, pictures.split)
+        cost = half_precision.measure_cost(source.model, served, images.directory, images.split)
         cost["sha256"] = served.sha256
     specification = _specify(served, top_k, max_pixels)
     card = functools.partial(
@@ -182,13 +182,13 @@ def export(
         half=cost,
     )
     card()  # what is wrong with the evaluations is said before the work
-    own = pictures.specimens()
+    own = images.specimens()
     compared = [*reference_images.make(), *own]
     with files.folder_written_atomically(target, replace=overwrite) as folder:
         work = Work(served, specification, folder, half)
         written = _write(work, formats, log)
         _write_words(folder, specification)
-        of_data = f", {len(own)} of them of {pictures}" if own else ""
+        of_data = f", {len(own)} of them of {images}" if own else ""
         log(f"comparing with the model on {exactly(len(compared), 'file')}{of_data}, in a process without tfpipe")
         rows = parity.compare(served, specification, written, compared, tolerance)
         parity.check(rows)
@@ -240,7 +240,7 @@ def _described(row: Row) -> dict[str, Any]:
         "largest difference": f"{row.difference:.3g}",
         "allowed": allowed,
     }
-    return {**facts, "in": row.picture, "pictures": row.num_images}
+    return {**facts, "in": row.image, "pictures": row.num_images}
 
 
 def _write_words(folder: Path, specification: Specification) -> None:

@@ -73,7 +73,7 @@ class Row:
     stage: str
     difference: float
     allowed: float | None
-    picture: str
+    image: str
     num_images: int
     device: str = "CPU"
     arithmetic: str = "float32"
@@ -184,16 +184,16 @@ def check(rows: Sequence[Row]) -> None:
         allowed = "any number" if first.allowed is None else f"{first.allowed:g}"
         raise DataError(
             f"the export does not say what the model says: {first.artefact} differs at its {first.stage} ({first.output}{on}),"
-            f" by {first.difference:g} where {allowed} is allowed, in {first.picture}{rest}. Nothing was kept"
+            f" by {first.difference:g} where {allowed} is allowed, in {first.image}{rest}. Nothing was kept"
         )
 
 
 def _expect(model: NamedModel, specification: Specification, batch: Sequence[Specimen], place: str) -> dict[str, Array]:
     """Returns what evaluation makes of files: header, decoder, resize, model. One that is not valid is zeros in all."""
     pixels = [_pixels(specimen.data, specification) for specimen in batch]
-    decoded = np.array([picture is not None for picture in pixels])
+    decoded = np.array([image is not None for image in pixels])
     blank = np.zeros((*specification.image_size, 3), np.uint8)
-    seen = np.stack([blank if picture is None else picture for picture in pixels])
+    seen = np.stack([blank if image is None else image for image in pixels])
     with arithmetic.exact(), tf.device(place):
         found = {name: tensor.numpy() for name, tensor in model.answer(seen).items()}
     valid = decoded & are_probabilities(found["probabilities"])
@@ -264,8 +264,8 @@ def _rows(
         far = np.where(is_asked, _distances(found, wanted), 0)
         worst = int(np.argmax(np.where(np.isnan(far), np.inf, far)))
         allowed = None if asked.artefact.is_lossy or asked.tf32 else _allowed(asked, stage, tolerance)
-        picture = names[worst] if far[worst] != 0 else ""
-        row = Row(asked.name, output, stage, float(far[worst]), allowed, picture, int(is_asked.sum()), asked.device)
+        image = names[worst] if far[worst] != 0 else ""
+        row = Row(asked.name, output, stage, float(far[worst]), allowed, image, int(is_asked.sum()), asked.device)
         yield dataclasses.replace(row, arithmetic="tf32" if asked.tf32 else "float32")
 
 

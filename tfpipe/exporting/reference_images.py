@@ -45,7 +45,7 @@ def _photographs() -> Iterator[Specimen]:
 
 
 def _pngs() -> Iterator[Specimen]:
-    china, flower = (picture.resize(_SMALL) for picture in _load())
+    china, flower = (image.resize(_SMALL) for image in _load())
     turned = Image.Exif()
     turned[_ORIENTATION] = 8
     alpha = flower.copy()
@@ -78,7 +78,7 @@ def _load() -> tuple[Image.Image, Image.Image]:
     return Image.fromarray(china), Image.fromarray(flower)
 
 
-def _encoded(picture: Image.Image, image_format: str, **options: object) -> bytes:
+def _encoded(image: Image.Image, image_format: str, **options: object) -> bytes:
     file = io.BytesIO()
-    picture.save(file, image_format, **options)
+    image.save(file, image_format, **options)
     return file.getvalue()

@@ -78,9 +78,9 @@ class Artefact:
             ValueError: they are of another dtype or size.
             MemoryError: they are too many at once.
         """
-        pictures = np.asarray(images)
-        if pictures.dtype != np.uint8 or pictures.shape[1:] != (*self.image_size, 3):
+        array = np.asarray(images)
+        if array.dtype != np.uint8 or array.shape[1:] != (*self.image_size, 3):
             wanted = ", ".join(map(str, ("B", *self.image_size, 3)))
-            raise ValueError(f"images must be uint8 [{wanted}] (got {pictures.dtype} {list(pictures.shape)})")
-        with memory.needing(len(pictures)):
-            return self.run(pictures)
+            raise ValueError(f"images must be uint8 [{wanted}] (got {array.dtype} {list(array.shape)})")
+        with memory.needing(len(array)):
+            return self.run(array)

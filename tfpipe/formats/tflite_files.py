@@ -109,9 +109,9 @@ class _Runner:
         self._ask = interpreter.get_signature_runner(tflite_metadata.SIGNATURE)
         self._lock = threading.Lock()
 
-    def __call__(self, pictures: Array) -> Array:
-        if not len(pictures):  # of which the interpreter may crash
+    def __call__(self, images: Array) -> Array:
+        if not len(images):  # of which the interpreter may crash
             return np.zeros((0, self._num_classes), np.float32)
         with self._lock:
-            probabilities: Array = self._ask(image=pictures)["probabilities"]
+            probabilities: Array = self._ask(image=images)["probabilities"]
         return probabilities

@@ -97,7 +97,7 @@ def extract(
     cache: Path,
     network: keras.Model,
     preprocessing: keras.layers.Layer,
-    pictures: Images,
+    images: Images,
     *,
     view: int | None,
     batch_size: int = 32,
@@ -120,7 +120,7 @@ def extract(
         DataError: a file of the cache is damaged.
         OSError: there is not enough space.
     """
-    facts = describe(network, preprocessing, pictures, view)
+    facts = describe(network, preprocessing, images, view)
     folder = cache / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
     with contextlib.suppress(FileNotFoundError):
         return _load(folder)
@@ -133,7 +133,7 @@ def extract(
         with contextlib.suppress(FileNotFoundError):  # of the one that was waited for
             return _load(folder)
         clear_folder(folder)
-        _compute(folder, facts, network, preprocessing, pictures, view=view, batch_size=batch_size, progress=progress)
+        _compute(folder, facts, network, preprocessing, images, view=view, batch_size=batch_size, progress=progress)
     return _load(folder)
 
 
@@ -142,7 +142,7 @@ def _compute(
     facts: Mapping[str, Any],
     network: keras.Model,
     preprocessing: keras.layers.Layer,
-    pictures: Images,
+    split_images: Images,
     *,
     view: int | None,
     batch_size: int,
@@ -152,15 +152,15 @@ def _compute(
     shape, dtype = tuple(network.output_shape[1:]), facts["dtype"]
     row_bytes = bytes_per_image(network)
     rows_per_shard = max(1, _SHARD_BYTES // row_bytes)
-    num_rows, num_shards = pictures.num_records, -(-pictures.num_records // rows_per_shard)
+    num_rows, num_shards = split_images.num_records, -(-split_images.num_records // rows_per_shard)
     done = 0
     while done < num_shards and _shard_path(folder, done).exists():
         done += 1
     _check_space(folder.parent, (num_rows - done * rows_per_shard) * row_bytes)
     first = min(done * rows_per_shard, num_rows)
-    data = pictures.plain(batch_size, first) if view is None else pictures.view(view, batch_size, first)
-    title = f"features of {pictures.split}{'' if view is None else f', view {view}'}"
-    compute = computation(network, preprocessing, pictures.image_size)
+    data = split_images.plain(batch_size, first) if view is None else split_images.view(view, batch_size, first)
+    title = f"features of {split_images.split}{'' if view is None else f', view {view}'}"
+    compute = computation(network, preprocessing, split_images.image_size)
     with ProgressBar(title, num_rows, initial=first, enabled=progress) as bar:
         waiting: list[Array] = []
         for images, _ in reading_errors.read(data) if first < num_rows else ():
@@ -177,24 +177,22 @@ def _compute(
     write_json(folder / FACTS_NAME, content)
 
 
-def describe(
-    network: keras.Model, preprocessing: keras.layers.Layer, pictures: Images, view: int | None
-) -> Mapping[str, Any]:
+def describe(network: keras.Model, preprocessing: keras.layers.Layer, images: Images, view: int | None) -> Mapping[str, Any]:
     """Returns everything that features depend on."""
     device = arithmetic.device()
     augmented: dict[str, Any] = {}
     if view is not None:
-        augmented = {"augmentation": dataclasses.asdict(pictures.augmentation), "seed": pictures.seed, "view": view}
+        augmented = {"augmentation": dataclasses.asdict(images.augmentation), "seed": images.seed, "view": view}
     return {
         "format_version": FORMAT_VERSION,
         "tensorflow": tf.__version__,
-        "data": pictures.manifest.root_hash,
-        "split": pictures.split,
+        "data": images.manifest.root_hash,
+        "split": images.split,
         "network": hash_network(network),
         "preprocessing": getattr(preprocessing, "mode", preprocessing.name),
-        "image_size": list(pictures.image_size),
-        "resize": pictures.resize,
-        **Samples.of(pictures.manifest.options).options(),
+        "image_size": list(images.image_size),
+        "resize": images.resize,
+        **Samples.of(images.manifest.options).options(),
         "dtype": network.outputs[0].dtype,
         **({} if device == "CPU" else {"device": device}),  # without: caches of CPUs stay, those of GPUs were in TF32
         **augmented,
@@ -223,11 +221,11 @@ def computation(
     return memory.in_parts(compute)
 
 
-def sample(pictures: Images, view: int | None) -> tf.Tensor:
+def sample(images: Images, view: int | None) -> tf.Tensor:
     """Returns the first images of a split in stored order, uint8 [B, H, W, 3], as `extract` sees them."""
-    count = min(_CHECKED, pictures.num_records)
+    count = min(_CHECKED, images.num_records)
     # One by one: an iterator of batches takes four times as long until the first one comes.
-    rows = (pictures.evaluation(count) if view is None else pictures.training(count)).rows
+    rows = (images.evaluation(count) if view is None else images.training(count)).rows
     return tf.constant(np.stack([rows.make(position, view or 0) for position in range(count)]))
 
 

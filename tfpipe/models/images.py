@@ -111,7 +111,7 @@ def seen_by(predictor: Predictor, directory: str | os.PathLike[str], split: str,
     return Loader(directory, split, Options(**{**seen, **options}, samples=samples)).dataset()
 
 
-def hold_out(pictures: Images, fraction: float) -> tuple[Images, Images]:
+def hold_out(images: Images, fraction: float) -> tuple[Images, Images]:
     """Divides a split by class into (the larger part, the part held out): the same for equal seeds.
 
     Byte-identical images stay together, so that no image is held out and trained on; those that are in two classes, and a
@@ -122,13 +122,13 @@ def hold_out(pictures: Images, fraction: float) -> tuple[Images, Images]:
     """
     if not fraction:
         raise ValueError(
-            f"val_fraction=0 holds nothing out, and {os.fspath(pictures.directory)} has no val split: there would be nothing to"
+            f"val_fraction=0 holds nothing out, and {os.fspath(images.directory)} has no val split: there would be nothing to"
             " choose the best epoch by; give val_fraction=0.1 or the like, or build the data set with a val split"
         )
     by_class: dict[int, list[tuple[bytes, int]]] = {}
     labels: dict[bytes, set[int]] = {}
-    for position, row in enumerate(catalog.read_catalog(pictures.directory, split=pictures.split)):
-        digest = seeds.digest(pictures.seed, "hold out", row.sha256)
+    for position, row in enumerate(catalog.read_catalog(images.directory, split=images.split)):
+        digest = seeds.digest(images.seed, "hold out", row.sha256)
         by_class.setdefault(row.label, []).append((digest, position))
         labels.setdefault(digest, set()).add(row.label)
     held: list[int] = []
@@ -140,9 +140,9 @@ def hold_out(pictures: Images, fraction: float) -> tuple[Images, Images]:
         held += [position for _, position in ranked[:size]] if size < len(ranked) else []
     if not held:
         raise ValueError(
-            f"{os.fspath(pictures.directory)}: split {pictures.split!r} is too small to hold a part out for validation;"
+            f"{os.fspath(images.directory)}: split {images.split!r} is too small to hold a part out for validation;"
             " build the data set with a val split"
         )
     chosen = np.array(sorted(held), np.int64)
-    rest = np.setdiff1d(np.arange(pictures.num_records), chosen)
-    return dataclasses.replace(pictures, selection=rest), dataclasses.replace(pictures, selection=chosen)
+    rest = np.setdiff1d(np.arange(images.num_records), chosen)
+    return dataclasses.replace(images, selection=rest), dataclasses.replace(images, selection=chosen)

@@ -44,11 +44,11 @@ class Predicted(NamedTuple):
     rows: list[tuple[int, Array | RejectedImage]]
 
 
-def look(picture: Image, max_pixels: int) -> Encoded | RejectedImage:
+def look(image: Image, max_pixels: int) -> Encoded | RejectedImage:
     """Returns the bytes of an image's file, or what can be said against it without decoding."""
-    if picture.problem:
-        return RejectedImage("unreadable", picture.problem, path=picture.shown)
-    return image_files.read(picture.path, max_pixels)
+    if image.problem:
+        return RejectedImage("unreadable", image.problem, path=image.shown)
+    return image_files.read(image.path, max_pixels)
 
 
 class ImageBatches:
@@ -137,7 +137,7 @@ class ImageBatches:
         return encoded, orientations
 
     def _records(self, reader: reading.RecordReader, indices: tf.data.Dataset) -> tf.data.Dataset:
-        positions = tf.constant([picture.position for picture in self._images], tf.int64)
+        positions = tf.constant([image.position for image in self._images], tf.int64)
         batches = indices.batch(reader.read_size)
         batches = batches.map(lambda batch: {"index": batch, "position": tf.gather(positions, batch)})
         return reading.read_records(reader, batches, num_parallel_calls=_THREADS).map(_parse_records).ignore_errors()
@@ -153,21 +153,21 @@ class ImageBatches:
         return self._problems.pop(index, None) or self._explain(index)
 
     def _explain(self, index: int) -> RejectedImage:
-        picture = self._images[index]
+        image = self._images[index]
         try:
             if self._reader is not None:
-                features = decoding.parse_example(self._reader.read(picture.position))
+                features = decoding.parse_example(self._reader.read(image.position))
                 found: Encoded | RejectedImage = Encoded(features[schema.ENCODED], features[schema.ORIENTATION])
             else:
-                found = look(picture, self._max_pixels)
+                found = look(image, self._max_pixels)
             if isinstance(found, RejectedImage):
                 return found
             self._decode({"index": tf.constant(index), "encoded": found.data, "orientation": found.orientation})
         except DataError as error:
             return RejectedImage("unreadable", error.message, path=error.path, offset=error.offset)
         except tf.errors.OpError as error:
-            return image_files.undecodable(decoding.plain_reason(error), picture.shown)
-        return RejectedImage("unreadable", "lost on the way; a second attempt read and decoded it", path=picture.shown)
+            return image_files.undecodable(decoding.plain_reason(error), image.shown)
+        return RejectedImage("unreadable", "lost on the way; a second attempt read and decoded it", path=image.shown)
 
 
 def _parse_records(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

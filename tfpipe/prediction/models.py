@@ -125,14 +125,14 @@ class Model:
                 found += self._answer(list(pool.map(self._pixels, part)), names, top_k)
         return found
 
-    def _answer(self, pictures: Sequence[Array | RejectedImage], names: Sequence[str], top_k: int) -> list[Prediction]:
-        good = {index: picture for index, picture in enumerate(pictures) if not isinstance(picture, RejectedImage)}
+    def _answer(self, images: Sequence[Array | RejectedImage], names: Sequence[str], top_k: int) -> list[Prediction]:
+        good = {index: image for index, image in enumerate(images) if not isinstance(image, RejectedImage)}
         values = self.predictor.predict(np.stack([*good.values()])) if good else np.empty((0, 1))
         predictions.check(values, [names[index] for index in good], self.predictor)
         answers = iter(values)
         return [
-            self._refusal(picture) if isinstance(picture, RejectedImage) else self._prediction(next(answers), top_k)
-            for picture in pictures
+            self._refusal(image) if isinstance(image, RejectedImage) else self._prediction(next(answers), top_k)
+            for image in images
         ]
 
     def _prediction(self, probabilities: Array, top_k: int) -> Prediction:
@@ -200,8 +200,8 @@ def _listed(inputs: Any) -> list[_Item]:
     values = np.asarray(inputs)
     if values.dtype.kind in _TEXTS:  # a column of a table: paths or contents of files
         return [_item(given) for given in values.ravel().tolist()]
-    pictures = _checked(values)
-    return list(pictures) if pictures.ndim == 4 else [pictures]
+    images = _checked(values)
+    return list(images) if images.ndim == 4 else [images]
 
 
 def _item(given: Any) -> _Item:
@@ -218,12 +218,12 @@ def _item(given: Any) -> _Item:
     values = np.asarray(given)
     if not values.ndim and values.dtype.kind in _TEXTS:  # tf.io.read_file
         return _item(values.item())
-    picture = _checked(values)
-    if picture.ndim != 3:
+    image = _checked(values)
+    if image.ndim != 3:
         raise ValueError(
-            f"an image among others must be [H, W, 3] (got the shape {list(picture.shape)}); [B, H, W, 3] goes alone"
+            f"an image among others must be [H, W, 3] (got the shape {list(image.shape)}); [B, H, W, 3] goes alone"
         )
-    return picture
+    return image
 
 
 def _content(file: Any) -> bytes:
@@ -233,19 +233,19 @@ def _content(file: Any) -> bytes:
     return content
 
 
-def _checked(pictures: Array) -> Array:
-    if pictures.dtype.kind == "f":
+def _checked(images: Array) -> Array:
+    if images.dtype.kind == "f":
         advice = "0..1 and 0..255 cannot be told apart; give uint8, 0..255, as files have it"
-        raise ValueError(f"images must be uint8 (got {pictures.dtype}): in floats, {advice}")
-    if pictures.dtype.kind in "OSTU":
+        raise ValueError(f"images must be uint8 (got {images.dtype}): in floats, {advice}")
+    if images.dtype.kind in "OSTU":
         advice = "paths and bytes are given as they are, in a list"
-        raise ValueError(f"images in an array must be uint8, 0..255 (got {pictures.dtype}); {advice}")
-    if pictures.dtype != np.uint8:
-        raise ValueError(f"images must be uint8, 0..255 (got {pictures.dtype})")
-    shape = list(pictures.shape)
+        raise ValueError(f"images in an array must be uint8, 0..255 (got {images.dtype}); {advice}")
+    if images.dtype != np.uint8:
+        raise ValueError(f"images must be uint8, 0..255 (got {images.dtype})")
+    shape = list(images.shape)
     if len(shape) not in (3, 4) or shape[-1] != 3 or 0 in shape[-3:]:
         raise ValueError(f"images must be [H, W, 3] or [B, H, W, 3], RGB (got the shape {shape}){_advice(shape)}")
-    return pictures
+    return images
 
 
 def _advice(shape: Sequence[int]) -> str:

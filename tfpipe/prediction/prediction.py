@@ -161,7 +161,7 @@ def predict(
     words = (positive_class, id_column, value_column, csv_safe)
     form = tables.choose_form(file_format, columns, predictor.class_names, top_k, *words)
     if csv_safe and columns in tables.COMPETITION:
-        _say_escaped([*(picture.id for picture in listing.images), *predictor.class_names])
+        _say_escaped([*(image.id for image in listing.images), *predictor.class_names])
     on_error = on_error or ("report" if form.reports else "fail")
     # "scores": what parts hold, since others were without.
     options = ["scores", file_format, columns, top_k, *words, on_error, batch_size, max_pixels, tfpipe.__version__]
@@ -219,7 +219,7 @@ def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, c
         rejected_path = tables.write_rejected(path, rejected.items())
     counts = {name: best[index] for index, name in enumerate(class_names)}
     means = {name: sums[index] / best[index] for index, name in enumerate(class_names) if best[index]}
-    messages = {picture.key: problem.message for picture, problem in rejected.items()}
+    messages = {image.key: problem.message for image, problem in rejected.items()}
     return Summary(len(listing.images), counts, means, messages, rejected_path, listing.passed_over)
 
 
@@ -243,7 +243,7 @@ def _identity(model: Any, predictor: Predictor) -> str:
 def _check_replaced(path: Path, inputs: Sequence[str | os.PathLike[str]], listing: Listing) -> None:
     if not path.exists():
         return
-    for name in (*inputs, *(picture.path for picture in listing.images)):
+    for name in (*inputs, *(image.path for image in listing.images)):
         if os.path.exists(name) and os.path.samefile(name, path):
             raise ValueError(f"{path}: output must be another file than the inputs, of which this is one")
 
@@ -268,8 +268,8 @@ def _check_images(listing: Listing, max_pixels: int, progress: bool) -> None:
         return
     problems = []
     with ProgressBar("look at the headers", len(listing.images), enabled=progress) as bar:
-        for picture in listing.images:
-            found = look(picture, max_pixels)
+        for image in listing.images:
+            found = look(image, max_pixels)
             problems += [found] if isinstance(found, RejectedImage) else []
             bar.add(1, 0 if isinstance(found, RejectedImage) else len(found.data))
     if problems:

@@ -115,14 +115,14 @@ def grpc_response(body: bytes) -> list[Any]:
         raise DataError(f"not an answer of TensorFlow Serving: {error}") from None
 
 
-def _values(pictures: Iterable[Image], signature_name: str) -> tuple[str, list[Any]]:
+def _values(images: Iterable[Image], signature_name: str) -> tuple[str, list[Any]]:
     """Returns the name of the signature's input, and a value for it of each image: bytes, or an array."""
     arguments.choice("signature_name", signature_name, _INPUTS)
-    is_one = isinstance(pictures, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(pictures, "read")
-    if is_one or not isinstance(pictures, Iterable):
-        raise ValueError(f"images must be a list (got a single {type(pictures).__name__})")
+    is_one = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(images, "read")
+    if is_one or not isinstance(images, Iterable):
+        raise ValueError(f"images must be a list (got a single {type(images).__name__})")
     read = _pixels if signature_name == "image" else _bytes
-    values = [read(picture) for picture in pictures]
+    values = [read(image) for image in images]
     if not values:
         raise ValueError("images must be one or more: servers refuse an empty request")
     if len(shapes := {value.shape for value in values if isinstance(value, np.ndarray)}) > 1:
@@ -130,23 +130,23 @@ def _values(pictures: Iterable[Image], signature_name: str) -> tuple[str, list[A
     return _INPUTS[signature_name], values
 
 
-def _bytes(picture: Image) -> bytes:
-    if isinstance(picture, np.ndarray):
+def _bytes(image: Image) -> bytes:
+    if isinstance(image, np.ndarray):
         raise ValueError("arrays go to the signature 'image'; the others take files, as paths or bytes")
-    if isinstance(picture, str | os.PathLike):
-        return read_bytes(picture)
-    content = picture.read() if hasattr(picture, "read") and not isinstance(picture, io.TextIOBase) else picture
+    if isinstance(image, str | os.PathLike):
+        return read_bytes(image)
+    content = image.read() if hasattr(image, "read") and not isinstance(image, io.TextIOBase) else image
     if not isinstance(content, bytes | bytearray | memoryview):
         wanted = "a path, the bytes of a file, or a file opened with open(path, 'rb')"
-        raise ValueError(f"an image must be {wanted} (got {type(picture).__name__})")
+        raise ValueError(f"an image must be {wanted} (got {type(image).__name__})")
     return bytes(content)
 
 
-def _pixels(picture: Image) -> Array:
-    if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3):
-        got = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
+def _pixels(image: Image) -> Array:
+    if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
+        got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"the signature 'image' takes arrays, uint8 [H, W, 3] (got {got})")
-    return picture
+    return image
 
 
 def _to_base64(data: bytes) -> dict[str, str]:

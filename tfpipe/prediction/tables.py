@@ -44,7 +44,7 @@ class Form(Protocol):
     def header(self) -> bytes:
         """Returns what comes before the rows."""
 
-    def row(self, picture: Image, answer: Answer) -> bytes:
+    def row(self, image: Image, answer: Answer) -> bytes:
         """Returns the line of an image, whose answer is probabilities, float32 [C], or why there are none."""
 
 
@@ -112,8 +112,8 @@ class _FullTable:
     def header(self) -> bytes:
         return _line(map(self._cell, self._columns))
 
-    def row(self, picture: Image, answer: Answer) -> bytes:
-        names = [self._cell(picture.id), self._cell(picture.filename)]
+    def row(self, image: Image, answer: Answer) -> bytes:
+        names = [self._cell(image.id), self._cell(image.filename)]
         if isinstance(answer, RejectedImage):
             return _line([*names, answer.summary] + [""] * (len(self._columns) - 3))
         values = _texts(answer)
@@ -147,8 +147,8 @@ class _CompetitionTable:
     def header(self) -> bytes:
         return _line(map(self._cell, self._columns))
 
-    def row(self, picture: Image, answer: Answer) -> bytes:
-        name = self._cell(picture.id)
+    def row(self, image: Image, answer: Answer) -> bytes:
+        name = self._cell(image.id)
         if isinstance(answer, RejectedImage):
             return _line([name] + [""] * (len(self._columns) - 1))
         return _line([name, *self._values(answer)])
@@ -171,10 +171,10 @@ class _EvaluationTable:
     def header(self) -> bytes:
         return predictions.header(self._class_names)
 
-    def row(self, picture: Image, answer: Answer) -> bytes:
+    def row(self, image: Image, answer: Answer) -> bytes:
         if isinstance(answer, RejectedImage):
-            return _line([*map(escape_formula, (picture.key, picture.filename)), "", ""] + [""] * len(self._class_names))
-        names, unlabelled = ([picture.key], [picture.filename]), np.array([-1])
+            return _line([*map(escape_formula, (image.key, image.filename)), "", ""] + [""] * len(self._class_names))
+        names, unlabelled = ([image.key], [image.filename]), np.array([-1])
         return predictions.rows(predictions.Predictions(*names, unlabelled, answer[np.newaxis], self._class_names))
 
 
@@ -191,8 +191,8 @@ class _JsonLines:
     def header(self) -> bytes:
         return b""
 
-    def row(self, picture: Image, answer: Answer) -> bytes:
-        content: dict[str, Any] = {"id": picture.id, "filename": picture.filename, "class": None, "score": None}
+    def row(self, image: Image, answer: Answer) -> bytes:
+        content: dict[str, Any] = {"id": image.id, "filename": image.filename, "class": None, "score": None}
         content |= {"top": [], "probabilities": None, "reason": None}
         if isinstance(answer, RejectedImage):
             content["reason"] = {"code": answer.reason, "message": answer.message}
@@ -241,7 +241,7 @@ def write_rejected(output: Path, rejected: Iterable[tuple[Image, RejectedImage]]
         path.unlink(missing_ok=True)
         return None
     with written_atomically(path) as file:
-        for picture, problem in lines:
-            line = {"id": picture.id, "key": picture.key, "reason": problem.reason, "message": problem.message}
+        for image, problem in lines:
+            line = {"id": image.id, "key": image.key, "reason": problem.reason, "message": problem.message}
             file.write(_json_line(line))
     return path

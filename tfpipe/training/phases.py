@@ -176,9 +176,9 @@ class Phases:
         return ImageBatches(**self._shared())
 
     def _features(self, network: keras.Model) -> FeatureBatches:
-        def extract(pictures: Images, view: int | None) -> Features:
+        def extract(images: Images, view: int | None) -> Features:
             preprocessing = self.networks.preprocessing
-            return features.extract(self.cache, network, preprocessing, pictures, view=view, progress=self.progress)
+            return features.extract(self.cache, network, preprocessing, images, view=view, progress=self.progress)
 
         augmented = self.train.augmentation != Augmentation()
         views = [extract(self.train, view if augmented else None) for view in range(self.recipe.views or 1)]
@@ -193,7 +193,7 @@ class Phases:
         else:
             expected = batches.views[0].rows(np.arange(len(images)))
         tapped = keras.Model(network.inputs, network.get_layer("frozen").output)
-        difference = features.check_frozen(expected, images, lambda pictures: tapped(pictures, training=True))
+        difference = features.check_frozen(expected, images, lambda batch: tapped(batch, training=True))
         self.report(
             f"frozen layers in training equal {'inference' if batches is None else 'the cache'} within {difference:.1g}"
         )

@@ -42,8 +42,8 @@ from tfpipe.networks import arithmetic
 from tfpipe.networks.backbones import hash_network
 from tfpipe.records.run_folders import (
     BACKBONE_NAME,
-    HEAD_NAME,
     HEAD_IMAGE,
+    HEAD_NAME,
     LAST_NAME,
     MODEL_NAME,
     RUN_NAME,

@@ -77,13 +77,13 @@ def _tfpipe(task: Task, policy: str) -> Pass:
     with heads.dtype_policy(policy):
         backbone = _build(task)
         preprocessing = layers.Preprocessing(backbone.preprocessing)
-    pictures = Images(task.shards, "train", (task.side, task.side))
+    images = Images(task.shards, "train", (task.side, task.side))
     options: dict[str, Any] = {"view": None, "batch_size": task.batch_size, "progress": False}
 
     def extract() -> Iterator[Any]:
         with tempfile.TemporaryDirectory(dir=task.scratch) as cache:
-            found = features.extract(Path(cache), backbone.network, preprocessing, pictures, **options)
-            yield found.rows(np.arange(pictures.num_records))
+            found = features.extract(Path(cache), backbone.network, preprocessing, images, **options)
+            yield found.rows(np.arange(images.num_records))
 
     return extract
 

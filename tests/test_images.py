@@ -19,8 +19,8 @@ pytestmark = pytest.mark.tf
 __all__ = ["colours", "colours_without_val"]  # fixtures
 
 
-def rows_of(pictures):
-    return list(catalog.read_catalog(pictures.directory, split=pictures.split))
+def rows_of(images):
+    return list(catalog.read_catalog(images.directory, split=images.split))
 
 
 def order_of(loader, epoch):
@@ -99,9 +99,9 @@ def build(tmp_path):
 
 
 def test_a_class_of_one_image_stays_where_it_is_trained_on(build):
-    pictures = build({"one": [1], "several": [2, 3, 4]})
-    rest, held = hold_out(pictures, 0.9)
-    rows = rows_of(pictures)
+    images = build({"one": [1], "several": [2, 3, 4]})
+    rest, held = hold_out(images, 0.9)
+    rows = rows_of(images)
     assert "one" in {rows[p].class_name for p in rest.positions}
     assert {rows[p].class_name for p in held.positions} == {"several"}
     assert len(held.positions) == 2
@@ -109,17 +109,17 @@ def test_a_class_of_one_image_stays_where_it_is_trained_on(build):
 
 @pytest.mark.parametrize("classes", [{"a": [1], "b": [2]}, {"a": [1, 1, 1], "b": [2]}])
 def test_too_small_a_split_is_refused(build, classes):
-    pictures = build(classes)
+    images = build(classes)
     with pytest.raises(ValueError, match=r"shards: split 'train' is too small to hold a part out.*build .* with a val split"):
-        hold_out(pictures, 0.1)
+        hold_out(images, 0.1)
 
 
 def test_copies_with_other_labels_are_not_held_out(build):
     """G9 also for the data sets that were built with on_conflict="keep"."""
-    pictures = build({"a": range(1, 12), "b": range(8, 20)}, on_conflict="keep")
-    rows = rows_of(pictures)
+    images = build({"a": range(1, 12), "b": range(8, 20)}, on_conflict="keep")
+    rows = rows_of(images)
     for seed in range(6):
-        rest, held = hold_out(dataclasses.replace(pictures, seed=seed), 0.4)
+        rest, held = hold_out(dataclasses.replace(images, seed=seed), 0.4)
         assert not {rows[p].sha256 for p in rest.positions} & {rows[p].sha256 for p in held.positions}
         assert len(held.positions) >= 6
 
@@ -129,25 +129,25 @@ def test_copies_with_other_labels_are_not_held_out(build):
 
 @pytest.mark.parametrize(("first", "batch_size"), [(0, 7), (1, 1), (20, 7), (40, 7)])
 def test_plain_from_a_position_is_the_tail_of_the_whole(colours, first, batch_size):
-    pictures = Images(colours, "train", IMAGE_SIZE)
-    images, labels = stacked(pictures.once(64))
-    tail, tail_labels = stacked(pictures.plain(batch_size, first))
+    split_images = Images(colours, "train", IMAGE_SIZE)
+    images, labels = stacked(split_images.once(64))
+    tail, tail_labels = stacked(split_images.plain(batch_size, first))
     np.testing.assert_array_equal(tail, images[first:])
     np.testing.assert_array_equal(tail_labels, labels[first:])
-    assert labels.tolist() == [row.label for row in rows_of(pictures)]
+    assert labels.tolist() == [row.label for row in rows_of(split_images)]
 
 
 @pytest.mark.parametrize("first", [5, 40])
 def test_a_view_from_a_position_is_the_tail_of_the_whole(colours, first):
-    pictures = Images(
+    split_images = Images(
         colours, "train", IMAGE_SIZE, augmentation=Augmentation(crop=0.5, horizontal_flip=0.5), seed=3, balanced=True
     )
-    images, labels = stacked(pictures.view(2, 64, 0))
-    tail, tail_labels = stacked(pictures.view(2, 7, first))
+    images, labels = stacked(split_images.view(2, 64, 0))
+    tail, tail_labels = stacked(split_images.view(2, 7, first))
     np.testing.assert_array_equal(tail, images[first:])
     np.testing.assert_array_equal(tail_labels, labels[first:])
-    assert labels.tolist() == [row.label for row in rows_of(pictures)]
-    assert not np.array_equal(images, stacked(pictures.view(1, 64, 0))[0])
+    assert labels.tolist() == [row.label for row in rows_of(split_images)]
+    assert not np.array_equal(images, stacked(split_images.view(1, 64, 0))[0])
 
 
 def test_views_and_tails_are_of_the_whole_split_whatever_is_selected(colours):
@@ -160,9 +160,9 @@ def test_views_and_tails_are_of_the_whole_split_whatever_is_selected(colours):
 @pytest.mark.parametrize(("epoch", "resize"), [(0, "stretch"), (3, "crop")])
 def test_a_view_is_what_replay_gives(colours, epoch, resize):
     augmentation = Augmentation(crop=0.5, rotation=10, horizontal_flip=0.5, brightness=0.1)
-    pictures = Images(colours, "train", IMAGE_SIZE, resize, augmentation, 7)
-    images, _ = stacked(pictures.view(epoch, 16, 0))
-    rows = rows_of(pictures)
+    split_images = Images(colours, "train", IMAGE_SIZE, resize, augmentation, 7)
+    images, _ = stacked(split_images.view(epoch, 16, 0))
+    rows = rows_of(split_images)
     for position in (0, 13, len(rows) - 1):
         expected = tfpipe.replay(
             colours,
@@ -178,14 +178,14 @@ def test_a_view_is_what_replay_gives(colours, epoch, resize):
 
 
 def test_training_sees_in_an_epoch_the_images_of_its_view(colours):
-    pictures = Images(colours, "train", IMAGE_SIZE, augmentation=Augmentation(horizontal_flip=0.5), seed=1)
-    loader = pictures.training(8, first_epoch=2)
+    split_images = Images(colours, "train", IMAGE_SIZE, augmentation=Augmentation(horizontal_flip=0.5), seed=1)
+    loader = split_images.training(8, first_epoch=2)
     images, labels = stacked(loader.dataset())
     positions = order_of(loader, 2)
-    view, view_labels = stacked(pictures.view(2, 8, 0))
+    view, view_labels = stacked(split_images.view(2, 8, 0))
     np.testing.assert_array_equal(images, view[positions])
     np.testing.assert_array_equal(labels, view_labels[positions])
-    assert sorted(positions) == list(range(pictures.num_records))
+    assert sorted(positions) == list(range(split_images.num_records))
     assert list(positions) != sorted(positions)
 
 
@@ -193,14 +193,14 @@ def test_training_without_augmentation_sees_the_pixels_of_evaluation(tmp_path):
     for index in range(4):  # large enough for a decoder that scales, which training else takes
         write(tmp_path / "photos" / "ab"[index % 2] / f"{index}.jpg", colour_image(CLASS_NAMES[index % 2], index, (90, 70)))
     tfpipe.build_tfrecords({"train": tmp_path / "photos"}, tmp_path / "shards", layout="folders", workers=1, progress=False)
-    pictures = Images(tmp_path / "shards", "train", IMAGE_SIZE)
-    loader = pictures.training(3)
+    split_images = Images(tmp_path / "shards", "train", IMAGE_SIZE)
+    loader = split_images.training(3)
     images, labels = stacked(loader.dataset())
-    expected, expected_labels = stacked(pictures.once(4))
+    expected, expected_labels = stacked(split_images.once(4))
     np.testing.assert_array_equal(images, expected[order_of(loader, 0)])
     np.testing.assert_array_equal(labels, expected_labels[order_of(loader, 0)])
-    np.testing.assert_array_equal(stacked(pictures.view(0, 2, 0))[0], expected)
-    scaled, _ = stacked(pictures.training(3, scaled_decode=True).dataset())
+    np.testing.assert_array_equal(stacked(split_images.view(0, 2, 0))[0], expected)
+    scaled, _ = stacked(split_images.training(3, scaled_decode=True).dataset())
     assert not np.array_equal(scaled, images)
 
 
