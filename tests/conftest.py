@@ -33,7 +33,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # tests run in several processes, and those start others
 
-# Tracing makes objects by the million, of which hardly any is garbage: looking for it was a fifth of the tests' time.
+# Tracing makes objects by the million, of which hardly any is garbage: looking for it was a fifth
+# of the tests' time.
 gc.set_threshold(200_000, 10, 10)
 
 
@@ -46,7 +47,8 @@ def _memory_is_given_back() -> Iterator[None]:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-# A shell starts `bash tools/test.sh &` with Ctrl-C ignored, nohup with SIGHUP: tests that send them are not about that.
+# A shell starts `bash tools/test.sh &` with Ctrl-C ignored, nohup with SIGHUP: tests that send them
+# are not about that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -62,7 +64,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return is_left_out or None
 
 
-# Begun first: where several processes test, each with files of its own, none waits long for the last one. In order of length.
+# Begun first: where several processes test, each with files of its own, none waits long for the
+# last one. In order of length.
 LONG = ("readme", "runs", "extending", "exporting", "benchmark", "signals", "loader", "choosing", "training")
 
 

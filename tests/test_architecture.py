@@ -18,7 +18,8 @@ import tfpipe
 PACKAGE = CHECKOUT / "tfpipe"
 MOST_MODULES = 16
 
-# A package may import those above it in this list, so that data flows down and no two import each other.
+# A package may import those above it in this list, so that data flows down and no two import each
+# other.
 LAYERS = (
     *("start_up", "common", "records", "images", "listing", "building", "verification", "pipeline", "report", "networks"),
     *("models", "training", "evaluation", "formats", "exporting", "prediction", "page"),
@@ -194,7 +195,8 @@ def bare_seconds():
 def takes_less_than(seconds, code, repetitions=7):
     """Whether the fastest of several runs takes less than `seconds` more than a bare interpreter.
 
-    The processor's time, and the least of several runs, keep the neighbours' noise out; the first that is fast enough decides.
+    The processor's time, and the least of several runs, keep the neighbours' noise out; the first
+    that is fast enough decides.
     """
     return any(processor_seconds(code) - bare_seconds() < seconds for _ in range(repetitions))
 

@@ -43,7 +43,8 @@ WORD = ["nothing", 5]
 TEXT = [5, ""]
 PATH = [5, "", b"x"]
 
-# Values that arguments of these names may not have in any function. One that means something else by a name has its own row.
+# Values that arguments of these names may not have in any function. One that means something else
+# by a name has its own row.
 _ROWS = {
     "accumulate batch_size epochs finetune_epochs max_pixels num_readers patience read_block": COUNT,
     "shard_bytes top_k views workers": COUNT,

@@ -249,7 +249,8 @@ def test_shares_and_aspects_are_distributed_as_those_of_the_loop_with_ten_tries(
     ],
 )
 def test_the_middle_of_an_extreme_strip_is_taken(source: tuple[int, int], window: tuple[int, ...]):
-    # A quarter of such a strip would be too wide: the tries fail, and there is a window all the same.
+    # A quarter of such a strip would be too wide: the tries fail, and there is a window all the
+    # same.
     windows = draws(Augmentation(crop=0.5), 200, source=source)["window"].tolist()
     assert {tuple(found) for found in windows} == {window}
     image = augment_image(made(*source), SIZE, Augmentation(crop=0.5), key="a", seed=0, epoch=0)
@@ -265,7 +266,8 @@ def test_no_augmentation_is_resize_image(mode: str):
     for source in [(75, 100), (64, 48), SIZE, (333, 47), (17, 201), (1, 9), (9, 1)]:
         for image in photographs(*source):
             ours = augment_image(image, SIZE, Augmentation.named("none"), key="a", seed=0, epoch=0, resize=mode)
-            # Of a "crop" only a part is looked at: its place, in float32, is another number than that of the whole.
+            # Of a "crop" only a part is looked at: its place, in float32, is another number than
+            # that of the whole.
             assert difference(ours.numpy(), resize_image(image, SIZE, mode).numpy()) <= (mode == "crop")
         other = augment_image(image, SIZE, Augmentation(crop=0.3, vertical_flip=1), key="a", seed=0, epoch=0, resize=mode)
         assert (ours.numpy() != other.numpy()).any()  # twin
@@ -435,7 +437,8 @@ def test_the_ends_of_hue(forced, strength: float, value: float, end: int):
 
 @pytest.mark.parametrize("value", [0.0, LARGEST])
 def test_hue_turns_as_tf_image_turns_it(forced, value: float):
-    # Another rotation than that of HSV, so no more than alike: 0.4 to 0.7 of the difference to the opposite one.
+    # Another rotation than that of HSV, so no more than alike: 0.4 to 0.7 of the difference to the
+    # opposite one.
     forced(value)
     changes = still(draws(Augmentation(hue=0.1), 1))
     delta = np.float32(0.1 * (2 * value - 1))
@@ -701,7 +704,8 @@ def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
 
 
 def test_g7_an_image_alone_is_that_image_in_a_batch():
-    # To the last bit: vectors of numbers may be computed otherwise than the rest that fills no vector.
+    # To the last bit: vectors of numbers may be computed otherwise than the rest that fills no
+    # vector.
     keys = [f"cat/{i}.jpg" for i in range(203)]
     batch, backwards = draws(STRONG, keys), draws(STRONG, keys[::-1])
     for index in range(203):

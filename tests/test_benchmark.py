@@ -28,7 +28,8 @@ def test_contenders_alternate_and_the_first_round_is_not_counted():
 
 
 def test_ratios_are_made_within_rounds():
-    # The machine was ten times slower in the last round: ratios of medians, or of minima, would say something else.
+    # The machine was ten times slower in the last round: ratios of medians, or of minima, would say
+    # something else.
     assert contenders.compared("tfpipe", [1.0, 2.0, 10.0], [2.0, 3.0, 40.0]) == "tfpipe is   2.00 x as fast (1.50 to 4.00)"
 
 
@@ -154,7 +155,8 @@ def task(tmp_path_factory):
     return {"photos": photos, "shards": str(folder / "shards"), "scratch": str(folder), "workers": 2, **contenders.BATCH}
 
 
-# Fails in a contender's own process, as the benchmark runs it, on the second pass of a contender that works only once.
+# Fails in a contender's own process, as the benchmark runs it, on the second pass of a contender
+# that works only once.
 _CHECK = """
 import json, sys
 sys.path.insert(0, sys.argv[1])

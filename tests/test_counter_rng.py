@@ -141,6 +141,7 @@ def test_hashes_of_keys_are_those_of_every_machine():
 
 
 def test_golden_numbers():
-    # Changing them changes order and augmentation of every run: resumed ones would not go on as they began.
+    # Changing them changes order and augmentation of every run: resumed ones would not go on as
+    # they began.
     words = draw_words(tf.constant([0, 1, 2**62], tf.int64), 42, tf.constant([0, 7, 2**40], tf.int64), 3)
     assert words.numpy().tolist() == WORDS

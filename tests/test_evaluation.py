@@ -433,7 +433,8 @@ def test_a_merge_that_was_killed_is_done_again(plain, classifier, shards, tmp_pa
 
 @pytest.mark.usefixtures("quick")
 def test_two_readers_that_merge_at_once_do_no_harm(plain, classifier, shards, tmp_path, monkeypatch, caplog):
-    # Both have found all parts; the second would merge while the first is about to write its receipt.
+    # Both have found all parts; the second would merge while the first is about to write its
+    # receipt.
     monkeypatch.setattr(locking, "_PATIENCE_SECONDS", 0)
     in_parts(classifier, shards, tmp_path, 2)
     write_json, begun, inner = files.write_json, [], []

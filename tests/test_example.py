@@ -12,7 +12,8 @@ int64 = st.integers(-(1 << 63), (1 << 63) - 1)
 float32 = st.floats(width=32, allow_nan=False)
 kinds = (st.binary(), int64, float32)
 values = st.one_of(*kinds, *(st.lists(kind, min_size=1, max_size=5) for kind in kinds))
-# Few letters, so that names which begin other names, where the order of keys is peculiar, come up often.
+# Few letters, so that names which begin other names, where the order of keys is peculiar, come up
+# often.
 names = st.one_of(st.text("ab/é", max_size=4), st.text(max_size=8).filter(lambda name: name.isprintable()))
 features = st.dictionaries(names, values, max_size=8)
 

@@ -90,7 +90,8 @@ def test_g10_an_export_that_says_anything_else_fails_and_names_the_first_stage(t
     right = decoding.resize_image
 
     def wrong(image, size, mode):
-        # What production code does who has not heard of antialiasing; evaluation's own resize stays.
+        # What production code does who has not heard of antialiasing; evaluation's own resize
+        # stays.
         return tf.cast(tf.image.resize(image, size), tf.uint8) if tf.inside_function() else right(image, size, mode)
 
     monkeypatch.setattr(decoding, "resize_image", wrong)

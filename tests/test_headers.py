@@ -723,7 +723,8 @@ def test_tensorflow_agrees_on_png_chunks():
 
 # --- real files -----------------------------------------------------------------------------------
 
-# Rejected, and decoded by TensorFlow all the same. The four have restart markers, and a forbidden marker in the scan.
+# Rejected, and decoded by TensorFlow all the same. The four have restart markers, and a forbidden
+# marker in the scan.
 TOLERATED = {
     "7997b6b229f25315d33f5c7085e37500.jpg": "damaged_scan",
     "8e5e74dbf9b68a322fbb9512db837329.jpg": "damaged_scan",

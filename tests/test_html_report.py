@@ -327,7 +327,8 @@ def test_a_label_is_doubtful_where_another_class_is_claimed_with_confidence():
     unsure = table([0, 0, 0, 1, 1, 1], [[0.9, 0.1], [0.9, 0.1], [0.45, 0.55], [0.2, 0.8], [0.2, 0.8], [0.55, 0.45]])
     assert likely_label_errors(unsure).tolist() == []
     assert worst_mistakes(unsure).tolist() == [2, 5]
-    # Of 0.5 for class 0, whose own have 0.9, and 0.4 for class 1, whose own have 0.35, the latter is a claim.
+    # Of 0.5 for class 0, whose own have 0.9, and 0.4 for class 1, whose own have 0.35, the latter
+    # is a claim.
     third = table([0, 1, 2], [[0.9, 0.1, 0], [0.65, 0.35, 0], [0.5, 0.4, 0.1]])
     assert likely_label_errors(third).tolist() == [2]
     nobody = table([0, 0], [[0.3, 0.7, 0], [0.9, 0.1, 0]])

@@ -251,7 +251,8 @@ def test_a_few_steps_are_traced_and_measured(tmp_path):
             taken.append(1000 * (time.perf_counter() - start))
     text = (tmp_path / "profile.txt").read_text("utf-8")
     assert "steps looked at: 2, after 3" in text
-    # Milliseconds, rounded; on a busy machine a step may take any time, but not more than from before it to behind it.
+    # Milliseconds, rounded; on a busy machine a step may take any time, but not more than from
+    # before it to behind it.
     assert 26 <= float(text.split("median ")[1].split(",")[0]) <= max(taken[3:5]) + 1
     shares = [float(line.split(": ")[1].split(" %")[0]) for line in text.splitlines() if "% of the time" in line]
     assert sum(shares) == pytest.approx(100, abs=0.16)

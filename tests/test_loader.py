@@ -157,8 +157,9 @@ def test_options_are_the_keyword_arguments_of_dataset():
 # Several readers
 
 
-# Each reader compiles a pipeline, for most of a second. That any number of readers divides any number of records, whatever
-# the batches, is shown where it is decided: of `Schedule`, in test_ordering.py.
+# Each reader compiles a pipeline, for most of a second. That any number of readers divides any
+# number of records, whatever the batches, is shown where it is decided: of `Schedule`, in
+# test_ordering.py.
 @pytest.mark.parametrize(("num_shards", "count"), [(1, 3), (2, 1), (3, 2), (4, 7), (5, 4)])
 def test_g5_readers_divide_a_split_exactly(tmp_path: Path, num_shards: int, count: int):
     data_set = write_data_set(tmp_path / "shards", IMAGES, num_shards)
@@ -226,7 +227,8 @@ def test_g3_an_image_that_cannot_be_decoded_is_named_where_it_stands(tmp_path: P
 
 
 def test_g5_no_later_batch_passes_either(tmp_path: Path):
-    # Someone may catch the error and go on: rows have moved up, and must not come as if nothing had been.
+    # Someone may catch the error and go on: rows have moved up, and must not come as if nothing had
+    # been.
     iterator = iter(dataset(with_damaged(tmp_path, [0]), "test", image_size=SIZE, batch_size=4))
     for _ in range(6):
         with pytest.raises(tf.errors.InvalidArgumentError):
@@ -273,7 +275,8 @@ def test_a_process_that_fails_ends(tmp_path: Path, inter_op_threads: int):
 
 
 def test_a_process_ends_with_an_iterator_in_the_middle_of_reading(tmp_path: Path):
-    # Four endless pipelines that do nothing but read: some thread is in Python, or waits for it, when the process ends.
+    # Four endless pipelines that do nothing but read: some thread is in Python, or waits for it,
+    # when the process ends.
     data_set = write_data_set(tmp_path / "shards", [bytes(100_000)] * 200, 3)
     done = run_script(
         "from tfpipe.pipeline.reading import RecordReader, read_records\n"

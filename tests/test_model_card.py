@@ -90,7 +90,8 @@ def write_evaluation(folder, labels, predicted, *, class_names=HOSTILE, sha256=S
     return folder
 
 
-# Of six classes 4, 3, 3, 2, 1 and 0 images; of the third one, two were taken for the first and one for the second.
+# Of six classes 4, 3, 3, 2, 1 and 0 images; of the third one, two were taken for the first and one
+# for the second.
 LABELS = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 4]
 PREDICTED = [0, 0, 0, 0, 1, 1, 2, 0, 0, 1, 3, 3, 4]
 

@@ -92,7 +92,8 @@ def test_no_shift_correlates_by_more_than_the_screen_allows():
     ]
     grey = near_duplicates.shrink(np.stack([*images, *(np.roll(image, (2, -3), axis=(0, 1)) for image in images)]))
     windows = near_duplicates._windows(grey)
-    # Beside images, what makes the bound tight: the way from a group's centre to each of its windows.
+    # Beside images, what makes the bound tight: the way from a group's centre to each of its
+    # windows.
     centres = np.zeros_like(windows)
     for group in near_duplicates._GROUPS:
         centres[:, group] = windows[:, group].mean(axis=1, keepdims=True)
@@ -219,7 +220,8 @@ def test_features_are_computed_only_of_what_looks_alike(splits, monkeypatch):
 
     monkeypatch.setattr(type(classifier), "predict_with_features", counted)
     twins = near_duplicates.find_near_duplicates(classifier, splits, "test", progress=False, batch_size=2)
-    # test/1 and its twin in a batch, test/2 and its twin in the next; test/0 has the bytes of its twin.
+    # test/1 and its twin in a batch, test/2 and its twin in the next; test/0 has the bytes of its
+    # twin.
     assert (computed, len(twins)) == ([1, 1, 1, 1], 3)
     computed.clear()
     assert len(near_duplicates.find_near_duplicates(classifier, splits, "test", against=["other"], progress=False)) == 6

@@ -161,7 +161,8 @@ def test_real_images(test_data: Path):
     files = [path.read_bytes() for path in paths]
     taken, valid = compare(*files)
     assert taken.sum() > 285 + 50 + 12
-    # Nothing is valid that the audit rejects, but for damaged scans, which the decoder mends in its way.
+    # Nothing is valid that the audit rejects, but for damaged scans, which the decoder mends in its
+    # way.
     surplus = [files[index] for index in np.flatnonzero(valid & ~taken)]
     assert {reason(data) for data in surplus} == {"damaged_scan"}
     assert len(surplus) == 4

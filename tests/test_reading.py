@@ -1,7 +1,8 @@
 """Reading: every record is what the catalogue says, or an error with shard, offset and source; never fewer records.
 
-The exhaustive loops (every byte, every length) exercise the reader alone, at microseconds a case: `dataset()` reads through
-`RecordReader` and nothing else, and test_loader.py shows for a sample that what the reader refuses reaches the user.
+The exhaustive loops (every byte, every length) exercise the reader alone, at microseconds a case:
+`dataset()` reads through `RecordReader` and nothing else, and test_loader.py shows for a sample
+that what the reader refuses reaches the user.
 """
 
 from __future__ import annotations
@@ -236,8 +237,8 @@ def test_few_descriptors_are_open_and_none_after_the_reader(tmp_path: Path, monk
 
 
 def test_threads_share_one_descriptor_of_ten_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    # The cache closes descriptors all the time, while other threads read: not one may lose the file it reads from, nor
-    # read from a file that was given the same number.
+    # The cache closes descriptors all the time, while other threads read: not one may lose the file
+    # it reads from, nor read from a file that was given the same number.
     monkeypatch.setattr(reading, "_MAX_OPEN_FILES", 1)
     data_set = write_data_set(tmp_path / "shards", [make_image(number) for number in range(40)], 10)
     reader = RecordReader(data_set, "test")
@@ -257,8 +258,9 @@ def test_threads_share_one_descriptor_of_ten_shards(tmp_path: Path, monkeypatch:
 def test_a_file_that_the_cache_does_not_keep_stays_open_until_it_is_read(
     data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    # Two threads that open a file at once: the cache keeps one of the two. Here it keeps none, and before each read another
-    # file is opened, which is given the number of a descriptor that was closed too early.
+    # Two threads that open a file at once: the cache keeps one of the two. Here it keeps none, and
+    # before each read another file is opened, which is given the number of a descriptor that was
+    # closed too early.
     reader = RecordReader(data_set, "test")
     positions = np.arange(reader.num_records)
     expected = [reader.read(position) for position in positions.tolist()]

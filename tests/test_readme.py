@@ -1,9 +1,10 @@
 """The blocks of README.md and docs/, run as printed: in order, in one folder, with nothing importable but what they install.
 
-What is not as printed: ImageNet's weights are a file here, images have 32 pixels a side, a fortieth of the time, and small
-networks train for 2 epochs, not 8. A block that cannot run has `<!-- not run: reason -->` before it; the names in it are
-checked by tests/test_documentation.py. Commands and pages run in forks of one process that has imported TensorFlow, as its
-import takes longer than most of them.
+What is not as printed: ImageNet's weights are a file here, images have 32 pixels a side, a fortieth
+of the time, and small networks train for 2 epochs, not 8. A block that cannot run has `<!-- not
+run: reason -->` before it; the names in it are checked by tests/test_documentation.py. Commands and
+pages run in forks of one process that has imported TensorFlow, as its import takes longer than most
+of them.
 """
 
 import importlib.metadata

@@ -120,7 +120,7 @@ def test_what_is_complete_stays_as_it_is(recipe, num_images):
 
 
 @pytest.mark.parametrize(
-    ("options", "num_pictures", "mode"),
+    ("options", "num_images", "mode"),
     [
         ({}, 1400, "finetune"),
         ({}, 100, "finetune"),

@@ -114,7 +114,8 @@ def test_few_rows_are_fitted_by_one_thread_and_many_by_those_of_the_caller(monke
 def test_weights_count_and_positions_choose():
     doubled = regression.Rows(rows(1, 30).views, np.r_[0:30, 0:10], np.r_[rows(1, 30).labels, rows(1, 30).labels[:10]])
     weighted = rows(1, 30, weights=np.r_[np.full(10, 2.0), np.ones(20)])
-    # One scale, from the rows: that of doubled ones differs a little, and with it what a strength means
+    # One scale, from the rows: that of doubled ones differs a little, and with it what a strength
+    # means
     found = [next(iter(regression._path(some.pooled("average"), some.labels, some.weights)))[1] for some in (doubled, weighted)]
     plain = next(iter(regression._path(rows(1, 30).pooled("average"), rows(1, 30).labels, None)))[1]
     assert np.abs(found[0] - found[1]).max() < np.abs(found[0] - plain).max()

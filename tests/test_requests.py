@@ -248,7 +248,7 @@ def test_grpc_without_its_package_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "options", "message"),
+    ("images", "options", "message"),
     [
         ([], {}, "must be one or more"),
         ("1.jpg", {}, r"must be a list \(got a single str\)"),

@@ -18,7 +18,8 @@ from tfpipe.prediction.tables import rejected_path
 
 pytestmark = pytest.mark.tf
 
-# 3 + 7 images, those that the header gives away and those that only the decoder refuses: batches end anywhere among them.
+# 3 + 7 images, those that the header gives away and those that only the decoder refuses: batches
+# end anywhere among them.
 OPTIONS = {"batch_size": 3, "on_error": "report", "progress": False}
 
 

@@ -137,7 +137,8 @@ def test_fit_is_resize_image(mode: Resize):
     for source, size in LINES + shapes:
         image = made(*source)
         difference = np.abs(fitted(image, size, mode).astype(int) - resize_image(image, size, mode).numpy())
-        # Of a "crop" only a part is looked at: its place, in float32, is another number than that of the whole.
+        # Of a "crop" only a part is looked at: its place, in float32, is another number than that
+        # of the whole.
         assert difference.max() <= (mode == "crop"), (source, size)
         assert difference.mean() < 0.01, (source, size)
 
@@ -309,7 +310,8 @@ def test_a_part_is_decoded_as_that_part_of_the_whole_but_for_its_outer_columns(k
     assert max(difference[:, 1:-1].max() for difference in worst) == 0
 
 
-# A window's first and last column have no neighbour whose chroma would be mixed in (up to 60 levels on noise).
+# A window's first and last column have no neighbour whose chroma would be mixed in (up to 60 levels
+# on noise).
 WITHOUT_NEIGHBOURS = {("4:2:2", 1), ("4:2:2", 2), ("4:2:2", 4), ("4:2:0", 1), ("4:2:0 progressive", 1)}
 
 
@@ -412,8 +414,9 @@ def test_scaled_decoding_is_in_place(kind: str, ratio: int):
 
 @pytest.mark.parametrize(("ratio", "most"), [(2, 1.1), (4, 1.7), (8, 2.2)])
 def test_scaled_decoding_of_camera_photos_differs_by_a_level_or_two(test_data: Path, ratio: int, most: float):
-    # Measured on all 14, three windows each: 0.76, 1.17 and 1.56 levels on average, 2.0, 3.1 and 3.9 for the worst window. Of
-    # windows that do not lie on the decoder's pixels, which are moved by up to half of one: 3 to 5, at worst 12.
+    # Measured on all 14, three windows each: 0.76, 1.17 and 1.56 levels on average, 2.0, 3.1 and
+    # 3.9 for the worst window. Of windows that do not lie on the decoder's pixels, which are moved
+    # by up to half of one: 3 to 5, at worst 12.
     files = sorted((test_data / "large").iterdir())[::3]
     assert len(files) >= 4
     means = [mean for file in files for mean in scaled_differences(file.read_bytes(), (224, 224), ratio)]

@@ -52,7 +52,8 @@ def test_help_and_usage_take_little(tool, arguments):
         pytest.skip("the demo needs no flags")
     code = COMMAND.format(tool=tool, arguments=arguments, modules=set())
     quiet = f"import os; os.dup2(os.open(os.devnull, os.O_WRONLY), 1); os.dup2(1, 2)\n{code}"
-    # The promise is half a second over a bare interpreter; the processor's time, as for `import tfpipe`.
+    # The promise is half a second over a bare interpreter; the processor's time, as for `import
+    # tfpipe`.
     assert takes_less_than(0.5, quiet, 3)
 
 

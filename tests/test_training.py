@@ -167,7 +167,8 @@ def test_the_uninterrupted_run_is_as_long_as_thought(tail: list[tuple]):
     assert len(tail) == len(set(map(str, tail))) == 3 * STEPS
 
 
-# Of `Schedule`, any step may be the first: test_ordering.py. Here, steps at both sides of an epoch's end, and others.
+# Of `Schedule`, any step may be the first: test_ordering.py. Here, steps at both sides of an
+# epoch's end, and others.
 @pytest.mark.parametrize("first", [0, 1, STEPS - 1, STEPS, STEPS + 2])
 def test_g8_from_any_step_on_all_is_as_if_never_stopped(data_set: Path, tail: list[tuple], first: int):
     epoch, step = divmod(first, STEPS)
@@ -402,7 +403,8 @@ def test_g6_fit_of_a_model_that_is_not_built_takes_no_epoch(data_set: Path, whol
 
 
 def test_g8_fit_goes_on_in_the_middle_of_an_epoch(data_set: Path, whole: list[list[Batch]]):
-    # Keras expects `len()` steps of the first epoch, too: it warns, and goes on with the next epoch.
+    # Keras expects `len()` steps of the first epoch, too: it warns, and goes on with the next
+    # epoch.
     first, *rest = images(whole)
     with pytest.warns(UserWarning, match="ran out of data"):
         assert fit(training(data_set, as_dict=False, first_step=3), 3) == [first[3 * 7 :], *rest]
@@ -413,7 +415,8 @@ def test_g8_fit_goes_on_with_initial_epoch(data_set: Path, whole: list[list[Batc
 
 
 def test_fit_in_a_strategy_takes_an_epoch_to_look_at_a_batch(data_set: Path, whole: list[list[Batch]]):
-    # Keras 3.15 does so before the first epoch of every model in a strategy; the epochs that it trains on are whole.
+    # Keras 3.15 does so before the first epoch of every model in a strategy; the epochs that it
+    # trains on are whole.
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
         assert fit(training(data_set, as_dict=False), 2) == images(whole)[1:]
 
@@ -584,7 +587,8 @@ def test_g3_a_damaged_record_is_named_and_nothing_follows(tmp_path: Path, bad: i
 
 
 def test_g3_a_damaged_image_is_named_once_its_end_is_decoded(tmp_path: Path):
-    # A crop that ends above is decoded without a word: the decoder stops at the crop's last row (see the known limits).
+    # A crop that ends above is decoded without a word: the decoder stops at the crop's last row
+    # (see the known limits).
     files = [damaged(jpeg) for jpeg in IMAGES]
     data_set = write_data_set(tmp_path / "shards", files, 3, "train")
     with pytest.raises(tf.errors.InvalidArgumentError, match="cannot be decoded"):
@@ -805,7 +809,8 @@ def test_numbers_of_numpy_are_taken(data_set: Path, whole: list[list[Batch]]):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
 def test_images_whose_shorter_side_alone_is_small_are_scaled_in_one_way(tmp_path: Path, resize: str, training: bool):
-    # Enough for "pad" to take the decoder's half size, not for the others: who decodes must choose as who places does.
+    # Enough for "pad" to take the decoder's half size, not for the others: who decodes must choose
+    # as who places does.
     for number in range(3):
         path = tmp_path / "photos" / "a" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

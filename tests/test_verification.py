@@ -302,7 +302,8 @@ def test_every_flipped_digit_of_what_a_manifest_counts_is_found(tiny):
             elif isinstance(value, int) and not isinstance(value, bool):
                 yield (*where, key)
 
-    # Those that nothing else on disk repeats: colours are not in the records, options are what the user chose.
+    # Those that nothing else on disk repeats: colours are not in the records, options are what the
+    # user chose.
     loose = {("properties", "grey"), ("properties", "cmyk"), ("properties", "png_named_jpeg")}
     places = [place for place in numbers(content) if place[0] != "options" and place not in loose]
     assert len(places) > 8

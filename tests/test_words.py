@@ -10,7 +10,8 @@ from conftest import CHECKOUT
 from tfpipe.common.text import exactly, plural
 
 COUNTED = re.compile(r" (?:[a-z-]+ ){0,2}?([a-z]+[^s]s)\b")
-# What follows a value and ends with an s is a noun in the plural, but for these; and adjectives alone come between the two.
+# What follows a value and ends with an s is a noun in the plural, but for these; and adjectives
+# alone come between the two.
 NO_NOUNS = {
     *("is", "was", "has", "as", "this", "its", "us", "does", "holds", "says", "gives", "means", "takes", "needs", "reads"),
     *("makes", "matches", "leaves", "stands", "refuses", "brings", "ends", "trains", "differs", "times", "lacks", "overfits"),
@@ -27,7 +28,7 @@ NEVER_ONE = {
     ("contact_sheet.py", "record.height"),  # more than Pillow's limit
     ("jpeg.py", "blocks"),  # more than ten
     ("summary.py", "count - len(shown)"),  # of twenty and more, ten are shown
-    ("recipes.py", "num_pictures"),  # a hundred or more
+    ("recipes.py", "num_images"),  # a hundred or more
     ("files.py", "len(digits)"),  # more than twenty
     ("files.py", "most_bytes"),  # a limit
     ("runs.py", "num_all"),  # a class of one is not divided

@@ -48,8 +48,8 @@ if TYPE_CHECKING:  # the same table for type checkers; a test compares the two
 
 __version__ = "0.1.0"
 
-# Module -> its public names. Modules are nouns and functions are verbs: a name that equals a submodule's would be replaced
-# by the module when that is imported.
+# Module -> its public names. Modules are nouns and functions are verbs: a name that equals a
+# submodule's would be replaced by the module when that is imported.
 _NAMES = {
     "building.build": "build_tfrecords",
     "common.errors": "DataError RejectedImage",

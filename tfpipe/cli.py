@@ -1,6 +1,7 @@
 """`tfpipe COMMAND`: one program for the commands of tools/, which keep their own names as aliases.
 
-Help, version and errors of this module import neither absl nor anything heavy; a command's module is imported when it runs.
+Help, version and errors of this module import neither absl nor anything heavy; a command's module
+is imported when it runs.
 """
 
 from __future__ import annotations

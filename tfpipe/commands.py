@@ -43,7 +43,8 @@ _SIGNALLED = 128  # plus the signal's number, as in shells
 _ENDING = (signal.SIGTERM, signal.SIGHUP)  # of systemd, Docker, SLURM, Kubernetes, timeout; of a closed terminal
 _AGAIN_SECONDS = 5.0
 _HOME = re.compile(r"(?:(?<=[=,])|^)~(?=/|$)")
-# A Python parameter in an error message: "batch_size must be ...", "top_k=0", "(on_error=skip)", "unfreeze: ...".
+# A Python parameter in an error message: "batch_size must be ...", "top_k=0", "(on_error=skip)",
+# "unfreeze: ...".
 _PARAMETER = re.compile(
     r"(?<![\w./-])([a-z]+_[a-z_]+\b(?![\w./-])|[a-z][a-z0-9]*(?==(?!=)))|^([a-z][a-z0-9]*)(?= must be |: | is of )"
 )
@@ -62,17 +63,21 @@ def run(
 ) -> NoReturn:
     """Runs a command and ends the process.
 
-    Its status is 0, or what `main` returns; 1 for an error, 2 for wrong usage, 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    Its status is 0, or what `main` returns; 1 for an error, 2 for wrong usage, 130 for Ctrl-C, 143
+    for SIGTERM, 129 for SIGHUP.
 
     Args:
         main: takes the positional arguments, without the program's name.
-        module_name: `__name__` of the module that defines the flags, with the help text as its docstring.
+        module_name: `__name__` of the module that defines the flags, with the help text as its
+            docstring.
         key_flags: those that --help shows; None: all of the module.
-        when_stopped: message after a signal: what is kept, and how to continue. Notes of the KeyboardInterrupt replace it.
+        when_stopped: message after a signal: what is kept, and how to continue. Notes of the
+            KeyboardInterrupt replace it.
     """
     module = sys.modules[module_name]
     tool = Path(getattr(module, "__file__", None) or sys.argv[0]).stem
-    # absl shows the flags of the main module only, and knows it by the program's name: a console script's is another file.
+    # absl shows the flags of the main module only, and knows it by the program's name: a console
+    # script's is another file.
     for flag in flags.FLAGS.flags_by_module_dict().get(module_name, []):
         if key_flags is None or flag.name in key_flags:
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
@@ -103,7 +108,8 @@ def _help_text(text: str, tool: str) -> str:
 
 
 def _parse_flags(renamed: Mapping[str, str], argv: list[str]) -> list[str]:
-    # absl exits with 1 after --help as after an unknown flag; scripts must be able to tell them from a failure.
+    # absl exits with 1 after --help as after an unknown flag; scripts must be able to tell them
+    # from a failure.
     try:
         _check_homes(argv[1:])
         remaining: list[str] = flags.FLAGS(argv)
@@ -180,7 +186,8 @@ def _raise_on_signals(received: list[int]) -> None:
                 return
             received.append(number)
             sys.unraisablehook = lambda _: None
-        # An exception raised in a callback of the interpreter, in the middle of an import, say, is lost.
+        # An exception raised in a callback of the interpreter, in the middle of an import, say, is
+        # lost.
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
         raise KeyboardInterrupt
 

@@ -1,9 +1,11 @@
 """Keeps TensorFlow's startup messages off the terminal of a command, and unused packages out of Keras' imports.
 
-TF_CPP_MIN_LOG_LEVEL decides, as everywhere in TensorFlow: 2, errors alone, unless the user has set it. TensorFlow 2.21 reads it
-only after its first lines are written, so they pass a filter: a process of its own, which outlives a TensorFlow that aborts.
+TF_CPP_MIN_LOG_LEVEL decides, as everywhere in TensorFlow: 2, errors alone, unless the user has set
+it. TensorFlow 2.21 reads it only after its first lines are written, so they pass a filter: a
+process of its own, which outlives a TensorFlow that aborts.
 
-Keras imports packages that no command passes it data of, where they are installed: 1.8 s of its 5 s.
+Keras imports packages that no command passes it data of, where they are installed: 1.8 s of its 5
+s.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from typing import Any, BinaryIO
 
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _SEVERITIES = b"IWE"  # in TensorFlow's order, as its lines begin: I0000 00:00:17...; those of F, fatal, are always shown
-# Without them, Keras 3.15 has no wrappers for scikit-learn, no galleries, and takes no tables as inputs.
+# Without them, Keras 3.15 has no wrappers for scikit-learn, no galleries, and takes no tables as
+# inputs.
 _HIDDEN = ("matplotlib", "pandas", "sklearn")
 _NO_GPU = re.compile(rb"E\d{4} .*failed call to cuInit")  # an error only where there is a GPU
 _GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")

@@ -13,27 +13,33 @@
   benchmark modes --data=shards/ --weights=vgg16.h5 --epochs=3      the modes of training side by side
   benchmark overhead --data=shards/ --weights=vgg16.h5 --image_size=96      where the time of train and evaluate goes
 
-build: tfpipe's own command against `cp -r` followed by sha256sum of source and copy (--workers processes), and against a plain
-loop with tf.io.TFRecordWriter and tf.train.Example, each as a whole process. Medians, and ratios pair by pair.
+build: tfpipe's own command against `cp -r` followed by sha256sum of source and copy (--workers
+processes), and against a plain loop with tf.io.TFRecordWriter and tf.train.Example, each as a whole
+process. Medians, and ratios pair by pair.
 
-input: each contender is a process that stays, restricted to as many cores as it has threads or workers; one works at a time, on
-a whole pass over the same photos. A pass counts from opening the iterator to the last batch; starting, packing and the first
-pass do not count. Contenders whose packages are missing are skipped; those that cannot be installed beside TensorFlow get an
+input: each contender is a process that stays, restricted to as many cores as it has threads or
+workers; one works at a time, on a whole pass over the same photos. A pass counts from opening the
+iterator to the last batch; starting, packing and the first pass do not count. Contenders whose
+packages are missing are skipped; those that cannot be installed beside TensorFlow get an
 interpreter of their own.
 
-extract: the same for features of a frozen backbone: photos to numpy arrays, images/s. tfpipe makes its cache anew in each pass.
+extract: the same for features of a frozen backbone: photos to numpy arrays, images/s. tfpipe makes
+its cache anew in each pass.
 
 predict: the same for a trained model: tfpipe.predict against Keras' predict on a reader of folders.
 
-stages: the training pipeline up to each of its stages: images/s, CPU of all threads, and what each of its own threads takes,
-which sets a ceiling however many cores there are; an epoch's first second against the rate after it; peak memory.
+stages: the training pipeline up to each of its stages: images/s, CPU of all threads, and what each
+of its own threads takes, which sets a ceiling however many cores there are; an epoch's first second
+against the rate after it; peak memory.
 
-cores: tfpipe's training with and without colour, the same by hand in tf.data, and reading alone, on every power of 2 of the
-cores at hand; then `stages` on all of them.
+cores: tfpipe's training with and without colour, the same by hand in tf.data, and reading alone, on
+every power of 2 of the cores at hand; then `stages` on all of them.
 
-modes: tfpipe.train in each mode, with equal options and no augmentation, as a process and with a cache of its own.
+modes: tfpipe.train in each mode, with equal options and no augmentation, as a process and with a
+cache of its own.
 
-overhead: train and evaluate, part by part, in seconds of the processor; data with splits train, val and test.
+overhead: train and evaluate, part by part, in seconds of the processor; data with splits train, val
+and test.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@
   build_tfrecords --input=train=signs/train,test=signs/test --output=shards/ --layout=filename
   build_tfrecords --input=cats_dogs/train --unlabelled=test1=cats_dogs/test1 --splits=train=0.9,val=0.1 --output=shards/
 
-JPEG and PNG files are stored unchanged. A check of their headers names every file that TensorFlow could not read;
---check=decode also checks their compressed data, and names those that it would read with a warning, such as a photo that is
-half grey. A stopped run continues when it is started again with the same flags; a complete data set is left alone.
+JPEG and PNG files are stored unchanged. A check of their headers names every file that TensorFlow
+could not read; --check=decode also checks their compressed data, and names those that it would read
+with a warning, such as a photo that is half grey. A stopped run continues when it is started again
+with the same flags; a complete data set is left alone.
 """
 
 from __future__ import annotations

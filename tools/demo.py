@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Runs the main job on images that it makes: digits to TFRecords, a classifier, its evaluation, export and predictions.
 
-Started again, it does what is missing, and what was made from other files, or by other code, than there are now.
+Started again, it does what is missing, and what was made from other files, or by other code, than
+there are now.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@
   demo_page --model=runs/a --data=shards/        place of the training images, if the run does not know it or they moved
   demo_page --model=export/saved_model           an exported model: probabilities and its input
 
-One image, dropped, chosen or pasted, is explained in detail; several become a table that can be kept as CSV. The page listens
-on 127.0.0.1 only and works without a network. Uploads are deleted after an hour, and when the page ends: with Ctrl-C or
-SIGTERM.
-Needs Gradio: pip install 'tfpipe[page]'.
+One image, dropped, chosen or pasted, is explained in detail; several become a table that can be
+kept as CSV. The page listens on 127.0.0.1 only and works without a network. Uploads are deleted
+after an hour, and when the page ends: with Ctrl-C or SIGTERM. Needs Gradio: pip install
+'tfpipe[page]'.
 """
 
 from __future__ import annotations

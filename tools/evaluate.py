@@ -7,8 +7,9 @@
   evaluate --model=runs/a --data=shards/ --split=test --output=eval/ --shard=0/3     one of three processes or machines
   evaluate compare A B         McNemar's test: do two evaluations (folders or predictions.csv) of the same images differ?
 
-OUTPUT gets predictions.csv (a row per image), metrics.json, receipt.json (what was evaluated, and proof of completeness)
-and report.html. With --shard, who finds the parts of all others there puts them together.
+OUTPUT gets predictions.csv (a row per image), metrics.json, receipt.json (what was evaluated, and
+proof of completeness) and report.html. With --shard, who finds the parts of all others there puts
+them together.
 """
 
 from __future__ import annotations

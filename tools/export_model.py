@@ -5,10 +5,11 @@
   export_model --model=runs/a --output=export/ --formats=saved_model,pb,tflite,onnx,keras --evaluation=eval/
   export_model --model=mine.keras --class_names='cat,dog' --preprocessing=tf --output=export/
 
-In EXPORT lie saved_model/ (takes the bytes of JPEG and PNG files, for TensorFlow Serving, too), frozen_image.pb and
-frozen_bytes.pb, model.tflite, model.onnx, and for people labels.txt, preprocessing.json, model_card.md, parity.json and
-SHA256SUMS. Before the folder appears, every file answers for the same images, large and small, grey and CMYK, turned
-and damaged, in a process that knows nothing of tfpipe; where one says anything else than the model, nothing is kept.
+In EXPORT lie saved_model/ (takes the bytes of JPEG and PNG files, for TensorFlow Serving, too),
+frozen_image.pb and frozen_bytes.pb, model.tflite, model.onnx, and for people labels.txt,
+preprocessing.json, model_card.md, parity.json and SHA256SUMS. Before the folder appears, every file
+answers for the same images, large and small, grey and CMYK, turned and damaged, in a process that
+knows nothing of tfpipe; where one says anything else than the model, nothing is kept.
 """
 
 from __future__ import annotations

@@ -14,14 +14,16 @@
   inspect_tfrecords salvage SHARD OUTPUT      every intact record of a damaged shard, to a new file; exit code 1 if
                                               anything was lost
 
-Each side of diff is a data set, or the folders it was made from, named as the build's --input and --unlabelled were:
+Each side of diff is a data set, or the folders it was made from, named as the build's --input and
+--unlabelled were:
 
   inspect_tfrecords diff shards/ photos/
   inspect_tfrecords diff shards/ train=signs/train,test=signs/test
   inspect_tfrecords diff shards/ cats_dogs/train,test1=cats_dogs/test1
 
-Lines of diff are KIND KEY, or KIND KEY BEFORE -> AFTER. Against a folder, KEY is the file name. A name that is empty or has
-spaces, quotes, backslashes or unprintable characters is a JSON string: removed "my cat.jpg".
+Lines of diff are KIND KEY, or KIND KEY BEFORE -> AFTER. Against a folder, KEY is the file name. A
+name that is empty or has spaces, quotes, backslashes or unprintable characters is a JSON string:
+removed "my cat.jpg".
 """
 
 from __future__ import annotations

@@ -12,11 +12,13 @@ As a competition asks for it, or as evaluation writes it:
   predict --model=runs/a --input=test1/ --output=submission.csv --columns=index --id_column=Id --value_column=Category
   predict --model=runs/a --input=shards/ --split=test1 --output=table.csv --columns=table
 
-Inputs are folders (with all folders below), files, globs, lists of paths, or one data set of build_tfrecords. The id is the
-path in the folder without an image's extension, or with it where two would have the same id. Bad images have a row that
-says why; where the columns have no place for that, all are named before the model runs and nothing is written, or, with
---on_error=report, their rows have no value. The output is replaced when all rows are there. Stopped or killed, the same
-command goes on where it was. Exit status: 0, or 1 where nothing was written, or where every image is bad.
+Inputs are folders (with all folders below), files, globs, lists of paths, or one data set of
+build_tfrecords. The id is the path in the folder without an image's extension, or with it where two
+would have the same id. Bad images have a row that says why; where the columns have no place for
+that, all are named before the model runs and nothing is written, or, with --on_error=report, their
+rows have no value. The output is replaced when all rows are there. Stopped or killed, the same
+command goes on where it was. Exit status: 0, or 1 where nothing was written, or where every image
+is bad.
 """
 
 from __future__ import annotations

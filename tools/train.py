@@ -6,11 +6,13 @@
   train --data=shards/ --output=runs/c --mode=frozen --augment=light,horizontal_flip=0
   train --data=shards/ --output=runs/d --backbone=lenet --mode=scratch --image_size=32 --learning_rate=find
 
-Modes: scratch (all weights new), bottleneck (features of the frozen backbone computed once, the head trained on them),
-frozen (the same end to end), finetune (bottleneck, then the last blocks at a lower rate), full (everything trains), auto
-(finetune; bottleneck for a small set). What is not given is chosen, and it is said why. A run that was stopped goes on, at
-the very step, when it is started again with the same flags; and one that is finished, with more --epochs, --finetune_epochs
-or --patience, until its folder state/ is deleted. --schedule=constant and plateau then end as if asked for them at first.
+Modes: scratch (all weights new), bottleneck (features of the frozen backbone computed once, the
+head trained on them), frozen (the same end to end), finetune (bottleneck, then the last blocks at a
+lower rate), full (everything trains), auto (finetune; bottleneck for a small set). What is not
+given is chosen, and it is said why. A run that was stopped goes on, at the very step, when it is
+started again with the same flags; and one that is finished, with more --epochs, --finetune_epochs
+or --patience, until its folder state/ is deleted. --schedule=constant and plateau then end as if
+asked for them at first.
 """
 
 from __future__ import annotations

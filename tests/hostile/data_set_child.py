@@ -1,7 +1,7 @@
 """Runs attacks, each through every way in, in this process: python data_set_child.py ROOT light|tensorflow [NAME ...].
 
-Prints a line of JSON for each: {"attack", "way", "outcome", "opened"}, where the outcome is what was read, or the error.
-ROOT/base is the data set that is copied and attacked.
+Prints a line of JSON for each: {"attack", "way", "outcome", "opened"}, where the outcome is what
+was read, or the error. ROOT/base is the data set that is copied and attacked.
 """
 
 import json

@@ -53,7 +53,8 @@ def heavy(root):
     return outcomes(root, "tensorflow")
 
 
-# Another image is another data set, which `extract` writes as it is; `dataset` compares labels, `verify` keys.
+# Another image is another data set, which `extract` writes as it is; `dataset` compares labels,
+# `verify` keys.
 OTHER_RECORDS = {"record: key 'other'", "record: encoded b'no image'"}
 
 

@@ -174,7 +174,8 @@ def test_what_people_add_is_no_hindrance(copy):
             operations.check_saved_model(folder, trust=trust)
 
 
-# Of each kind: files, checkpoints, Python, network, other processes, logs to files, memory that is a file, extensions.
+# Of each kind: files, checkpoints, Python, network, other processes, logs to files, memory that is
+# a file, extensions.
 FOREIGN = """ReadFile WriteFile MatchingFiles SaveV2 RestoreV2 MergeV2Checkpoints LoadAndRemapMatrix PyFunc PyFuncStateless
 EagerPyFunc TextLineDataset TFRecordDatasetV2 FixedLengthRecordDatasetV2 CacheDatasetV2 GeneratorDataset SnapshotDatasetV2
 DataServiceDatasetV4 SqlDataset WholeFileReaderV2 DecodeProtoV2 EncodeProto PrintV2 DebugIdentityV2 WriteSummary

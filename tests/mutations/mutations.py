@@ -1,7 +1,8 @@
 """Five ways to break each guarantee, each a small replacement of text that stands exactly once in the package.
 
-The file is found by its text, so that moving code from one module to another breaks nothing here. Where a piece of code is
-rewritten, its mutation is written anew: `python tests/mutations/run.py --check` tells which no longer apply.
+The file is found by its text, so that moving code from one module to another breaks nothing here.
+Where a piece of code is rewritten, its mutation is written anew: `python tests/mutations/run.py
+--check` tells which no longer apply.
 """
 
 from typing import NamedTuple

@@ -9,8 +9,8 @@
         ├── RejectedImage         an image that cannot be packed or predicted: and reason, a code for counting
         └── Finding               of `tfpipe.verify`: and source, the file name of the image
 
-While a `tfpipe.dataset` is iterated, TensorFlow raises its own `tf.errors.InvalidArgumentError`, with file, byte and source
-file in its message.
+While a `tfpipe.dataset` is iterated, TensorFlow raises its own `tf.errors.InvalidArgumentError`,
+with file, byte and source file in its message.
 """
 
 from __future__ import annotations

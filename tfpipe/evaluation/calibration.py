@@ -3,8 +3,8 @@
     temperature = fit_temperature(read("eval-val/predictions.csv"))
     table = scale(read("eval-test/predictions.csv"), temperature)
 
-Logits are divided by one number, fitted on other images than those evaluated. Predicted classes stay the same.
-Guo et al. 2017, "On calibration of modern neural networks".
+Logits are divided by one number, fitted on other images than those evaluated. Predicted classes
+stay the same. Guo et al. 2017, "On calibration of modern neural networks".
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ _log = logging.getLogger("tfpipe")
 
 _RANGE = (0.05, 20.0)
 _USUAL = (0.1, 10.0)
-# Logarithms are taken of no less than the smallest normal float32: an impossible class costs 87, not infinity.
+# Logarithms are taken of no less than the smallest normal float32: an impossible class costs 87,
+# not infinity.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
 def fit_temperature(table: Predictions) -> float:
     """Returns the temperature in [0.05, 20] with the least mean negative log-likelihood, rounded to 3 significant digits.
 
-    Rounded, so that another batch size, with which probabilities differ in their seventh digit, gives the same number. Where
-    every image is classified correctly the best temperature would be 0, and useless for others: it is 1 then, with a warning.
+    Rounded, so that another batch size, with which probabilities differ in their seventh digit,
+    gives the same number. Where every image is classified correctly the best temperature would be
+    0, and useless for others: it is 1 then, with a warning.
 
     Raises:
         ValueError: the table is empty, or has images without a label.

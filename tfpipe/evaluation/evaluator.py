@@ -11,7 +11,8 @@
     OUTPUT/calibration.csv    with `calibrate`: the table of the split that the temperature was fitted on
     OUTPUT/parts/             with `shard`: see `tfpipe.evaluation.partial_tables`
 
-The receipt is written last: where it stands, table and metrics belong to it. One process at a time writes them.
+The receipt is written last: where it stands, table and metrics belong to it. One process at a time
+writes them.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ class Evaluation:
 
     Attributes:
         folder: where its files are.
-        metrics: the content of metrics.json; with `shard`, empty while parts are missing, or where another process writes in
-            the folder: one that merges, if all is well.
+        metrics: the content of metrics.json; with `shard`, empty while parts are missing, or where
+            another process writes in the folder: one that merges, if all is well.
         receipt: the content of receipt.json; empty where `metrics` is.
         missing_parts: with `shard`, the tables that other readers have yet to write.
     """
@@ -113,34 +114,41 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a model on a split: each image once, or an error that names the one that was not.
 
-    Ids, their order, predicted classes and receipt.json are the same for any batch size and number of readers;
-    probabilities are within 1e-5. Classes are matched by name: their order in the data set does not matter, and the model
-    may know further classes. Memory grows with the table's rows alone.
+    Ids, their order, predicted classes and receipt.json are the same for any batch size and number
+    of readers; probabilities are within 1e-5. Classes are matched by name: their order in the data
+    set does not matter, and the model may know further classes. Memory grows with the table's rows
+    alone.
 
     Args:
-        model: a run's folder, a .keras file, or a loaded model of any form: `tfpipe.load("export/saved_model")`.
+        model: a run's folder, a .keras file, or a loaded model of any form:
+            `tfpipe.load("export/saved_model")`.
         data: folder of the data set.
         split: its name; labelled.
-        output: folder, made if need be; files of an earlier evaluation are replaced, others left alone.
+        output: folder, made if need be; files of an earlier evaluation are replaced, others left
+            alone.
         batch_size: images that go through the model at once.
-        shard: (index, count): only the part of reader `index` of `count`, for several processes or machines that share
-            `output`. Whoever finds all parts there merges them.
+        shard: (index, count): only the part of reader `index` of `count`, for several processes or
+            machines that share `output`. Whoever finds all parts there merges them.
         num_readers: read the split as that many contiguous parts, one after another.
         positive_class: see `metrics.measure`.
         specificity: see `metrics.measure`.
-        calibrate: another split, on which a temperature is fitted first. The table then holds calibrated probabilities, and
-            metrics["calibration"] the metrics before.
+        calibrate: another split, on which a temperature is fitted first. The table then holds
+            calibrated probabilities, and metrics["calibration"] the metrics before.
         report: write report.html, too.
-        near_duplicates: look for images of the split in train and val, for the report: another pass over all three.
+        near_duplicates: look for images of the split in train and val, for the report: another pass
+            over all three.
         progress: show it.
         trust: the model's author, see `tfpipe.load`.
         on_found: called with the result when it is on disk, before the report is written.
 
     Raises:
-        ValueError: an argument is invalid; the split is unlabelled or empty; the model does not know a class.
+        ValueError: an argument is invalid; the split is unlabelled or empty; the model does not
+            know a class.
         FileNotFoundError: there is no such model or data set.
-        OSError: `output` cannot be written to, or (BlockingIOError) another evaluation writes there; raised before the pass.
-        DataError: a record is damaged or missing, the data set was replaced during the pass, or a part is damaged.
+        OSError: `output` cannot be written to, or (BlockingIOError) another evaluation writes
+            there; raised before the pass.
+        DataError: a record is damaged or missing, the data set was replaced during the pass, or a
+            part is damaged.
     """
     batch_size, num_readers, specificity, report, near_duplicates, progress, trust = arguments.check(
         batch_size=batch_size,

@@ -5,7 +5,8 @@
         print(found.key, found.class_name, found.similarity)
         index.image(found, 256)                                  # uint8 [H, W, 3]
 
-Features are in memory, 4 D bytes an image; images stay in their shards and are read when they are shown.
+Features are in memory, 4 D bytes an image; images stay in their shards and are read when they are
+shown.
 """
 
 from __future__ import annotations
@@ -118,12 +119,13 @@ def collect(
         classifier: computes the features, and defines how images are resized.
         directory: of the data set.
         split: its name.
-        max_images: at most so many, up to a full batch: the first as stored, which is in random order; 0: all.
+        max_images: at most so many, up to a full batch: the first as stored, which is in random
+            order; 0: all.
         progress: show a bar.
 
     Raises:
-        ValueError, FileNotFoundError, DataError: as `tfpipe.dataset`; ValueError if there are no images, DataError if the
-            model's features of one are not finite.
+        ValueError, FileNotFoundError, DataError: as `tfpipe.dataset`; ValueError if there are no
+            images, DataError if the model's features of one are not finite.
     """
     reader = RecordReader(directory, split)
     num_batches = -(-min(reader.num_records, max_images or reader.num_records) // BATCH_SIZE)

@@ -2,8 +2,9 @@
 
     write_report(Path("eval/"), classifier, "shards/", "test")      # eval/report.html, eval/near_duplicates.json
 
-Numbers come from metrics.json, and curves and lists from predictions.csv beside it; nothing is measured in another way.
-For a model that gives only probabilities, as an exported one, the page lacks Grad-CAM and near-duplicates, and says so.
+Numbers come from metrics.json, and curves and lists from predictions.csv beside it; nothing is
+measured in another way. For a model that gives only probabilities, as an exported one, the page
+lacks Grad-CAM and near-duplicates, and says so.
 """
 
 from __future__ import annotations
@@ -55,11 +56,13 @@ def write_report(
     """Writes report.html, and near_duplicates.json, into the folder of an evaluation; returns the report's path.
 
     Args:
-        folder: with predictions.csv, metrics.json and receipt.json, as `tfpipe.evaluate` writes them.
+        folder: with predictions.csv, metrics.json and receipt.json, as `tfpipe.evaluate` writes
+            them.
         predictor: the model that was evaluated.
         directory: of the data set.
         split: the one that was evaluated.
-        near_duplicates: search for them, in a pass over train, val and the split; needs the features of a `Classifier`.
+        near_duplicates: search for them, in a pass over train, val and the split; needs the
+            features of a `Classifier`.
         progress: show it.
 
     Raises:
@@ -149,9 +152,10 @@ def worst_mistakes(predicted: Predictions) -> Array:
 def likely_label_errors(predicted: Predictions) -> Array:
     """Returns the rows with a doubtful label, int64 [M], the most doubtful first.
 
-    Confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068): the model claims a class where its
-    probability is at least the mean that images labelled with it receive. A label is doubtful where the most probable
-    of the claimed classes is another. Ordered by the difference of the two probabilities.
+    Confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068): the model claims a
+    class where its probability is at least the mean that images labelled with it receive. A label
+    is doubtful where the most probable of the claimed classes is another. Ordered by the difference
+    of the two probabilities.
     """
     labels, classes = predicted.labels, range(len(predicted.class_names))
     own = predicted.probabilities[np.arange(len(labels)), labels].astype(np.float64)

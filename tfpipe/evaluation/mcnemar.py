@@ -3,8 +3,8 @@
     comparison = compare("eval-a/", "eval-b/")
     comparison.difference, comparison.difference_interval, comparison.p_value
 
-Two accuracies on one test set are not independent: the classifiers differ in the images that only one of
-them classifies correctly.
+Two accuracies on one test set are not independent: the classifiers differ in the images that only
+one of them classifies correctly.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ class Comparison:
         only_a: images that only A classifies correctly.
         only_b: images that only B classifies correctly.
         both_wrong: images that neither classifies correctly.
-        p_value: of McNemar's exact test: how often two equally good classifiers differ as much, or more, by chance.
-        same_data: whether both were evaluated on the same data set and split, by their receipts; None where one has none.
+        p_value: of McNemar's exact test: how often two equally good classifiers differ as much, or
+            more, by chance.
+        same_data: whether both were evaluated on the same data set and split, by their receipts;
+            None where one has none.
     """
 
     both_right: int
@@ -91,12 +93,13 @@ class Comparison:
 def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     """Compares two evaluations, folders or predictions.csv files, of the same images; their order does not matter.
 
-    Ids and labels must be equal, images need not be: other sizes of them may be what is compared. Folders of other data sets
-    or splits cause a warning, and `same_data` is False.
+    Ids and labels must be equal, images need not be: other sizes of them may be what is compared.
+    Folders of other data sets or splits cause a warning, and `same_data` is False.
 
     Raises:
         FileNotFoundError: there is no table, or its evaluation did not finish.
-        DataError: a table is damaged, empty or unlabelled, or the two are of different images or labels.
+        DataError: a table is damaged, empty or unlabelled, or the two are of different images or
+            labels.
     """
     from scipy.stats import binomtest
 

@@ -3,8 +3,8 @@
     metrics = measure(read("eval/"))
     metrics["accuracy"], metrics["accuracy_interval"]
 
-No metric depends on the order of the rows, to the last bit. Undefined values (the recall of a class without images) are
-None, never NaN.
+No metric depends on the order of the rows, to the last bit. Undefined values (the recall of a class
+without images) are None, never NaN.
 """
 
 from __future__ import annotations
@@ -96,18 +96,23 @@ class _Metrics(TypedDict):
 def measure(table: Predictions, *, positive_class: str | None = None, specificity: float = 0.95) -> dict[str, Any]:
     """Returns all metrics of a labelled table; ready for JSON.
 
-    - count; accuracy; accuracy_interval: 95 %, Wilson's score interval; balanced_accuracy: mean recall of the classes with
+    - count; accuracy; accuracy_interval: 95 %, Wilson's score interval; balanced_accuracy: mean
+    recall of the classes with
       images.
-    - top_k: {"1": ..., up to "5"} for every k below the number of classes; equal probabilities rank as their columns do.
-    - log_loss: mean of -ln p of the right class, p at least 1.2e-38.
-    - auc: area under the ROC curve. With two classes that of the positive one, with more the mean of each class against the
+    - top_k: {"1": ..., up to "5"} for every k below the number of classes; equal probabilities rank
+    as their columns do. - log_loss: mean of -ln p of the right class, p at least 1.2e-38. - auc:
+    area under the ROC curve. With two classes that of the positive one, with more the mean of each
+    class against the
       others (macro), over the classes for which it is defined.
-    - ece: expected calibration error, sum over bins of share * |accuracy - mean confidence|; confidence is the largest
+    - ece: expected calibration error, sum over bins of share * |accuracy - mean confidence|;
+    confidence is the largest
       probability, in 15 bins of equal width, (0, 1/15] to (14/15, 1]. reliability: the bins; null where empty.
-    - per_class: precision, recall, f1, auc (against the others), support (images of it), predicted (times).
-    - confusion: cells of [i, j, n]: n images of class i were predicted as class j, both by class_names; those with n > 0 alone.
+    - per_class: precision, recall, f1, auc (against the others), support (images of it), predicted
+    (times). - confusion: cells of [i, j, n]: n images of class i were predicted as class j, both by
+    class_names; those with n > 0 alone.
       `confusion_matrix` returns them as an array.
-    - binary, with two classes or a positive class, else null: roc_auc; average_precision (the area under the PR curve);
+    - binary, with two classes or a positive class, else null: roc_auc; average_precision (the area
+    under the PR curve);
       sensitivity_at_specificity: the lowest threshold, "positive where its probability is >= threshold", that reaches the
       requested specificity, with 95 % Wilson intervals; a null threshold calls nothing positive. All null without negatives.
 
@@ -117,7 +122,8 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
         specificity: to be reached at least, in (0, 1].
 
     Raises:
-        ValueError: the table is empty or unlabelled, there is no such class, or the specificity is out of range.
+        ValueError: the table is empty or unlabelled, there is no such class, or the specificity is
+            out of range.
     """
     check_options(table.class_names, positive_class, specificity)
     if not len(table.labels) or (table.labels < 0).any():

@@ -5,24 +5,30 @@
 
 A pair counts when three things agree:
 
-1. The classifier's pooled features have a cosine of 0.8 or more. That alone would not do: features of a fine-tuned network
+1. The classifier's pooled features have a cosine of 0.8 or more. That alone would not do: features
+of a fine-tuned network
    collapse into one point per class. And it is lenient, since a few pixels' shift moves features of a good network to 0.9.
-2. In grey, 64 x 64, the images correlate by 0.97 or more at their best shift of up to 3 pixels (a twentieth of the side),
+2. In grey, 64 x 64, the images correlate by 0.97 or more at their best shift of up to 3 pixels (a
+twentieth of the side),
    compared in 14 x 14 cells.
-3. With the rest of the shift, a fraction of a pixel, taken out by least squares over brightness and both gradients (Lucas
+3. With the rest of the shift, a fraction of a pixel, taken out by least squares over brightness and
+both gradients (Lucas
    and Kanade 1981), they correlate by 0.9972 or more.
 
 Byte-identical images always count, by the hashes of the catalogue.
 
-Few pairs are tried: an upper bound over all shifts of a pair (see `_bounds`) costs a thirtieth of trying all 49, and loses
-none. Features, a hundred times as expensive as the rest, are computed last, of the remaining images.
+Few pairs are tried: an upper bound over all shifts of a pair (see `_bounds`) costs a thirtieth of
+trying all 49, and loses none. Features, a hundred times as expensive as the rest, are computed
+last, of the remaining images.
 
-The last threshold was chosen on SIGNS, knowing its answer; its series of almost equal photographs make it hard. Of 120 test
-images, 12 have a byte-identical copy in train or val and 2 one that was taken a moment later, with 0.9980 and 0.9983; the
-next, in which the hand has moved visibly, reaches 0.9966. So the gap is narrow, and what counts as a near-duplicate there is a
-matter of taste. Elsewhere, over all pairs and features left aside: cats and dogs, 300 images against 1,702, reach 0.88, and
-scikit-learn's digits, 360 against 1,437, reach 0.9960. Of 100 cats and dogs shifted by up to 3 pixels of 96, all are found.
-Turned or mirrored copies, and those cropped by more than that, are not.
+The last threshold was chosen on SIGNS, knowing its answer; its series of almost equal photographs
+make it hard. Of 120 test images, 12 have a byte-identical copy in train or val and 2 one that was
+taken a moment later, with 0.9980 and 0.9983; the next, in which the hand has moved visibly, reaches
+0.9966. So the gap is narrow, and what counts as a near-duplicate there is a matter of taste.
+Elsewhere, over all pairs and features left aside: cats and dogs, 300 images against 1,702, reach
+0.88, and scikit-learn's digits, 360 against 1,437, reach 0.9960. Of 100 cats and dogs shifted by up
+to 3 pixels of 96, all are found. Turned or mirrored copies, and those cropped by more than that,
+are not.
 """
 
 from __future__ import annotations
@@ -58,7 +64,8 @@ _GROUPS = [  # of shifts that look alike, by their places
 ]
 _NUM_CELLS, _NUM_WAVES = (_SIDE - 2 * _MARGIN) // _CELL, 6  # of a side of the window
 _COSINES = np.cos(np.pi / _NUM_CELLS * np.outer(np.arange(_NUM_CELLS) + 0.5, np.arange(_NUM_WAVES)))
-# [196, 35], orthonormal: the coarse waves of the discrete cosine transform, but the mean, which is 0.
+# [196, 35], orthonormal: the coarse waves of the discrete cosine transform, but the mean, which is
+# 0.
 _WAVES = (np.kron(_COSINES, _COSINES) / np.linalg.norm(np.kron(_COSINES, _COSINES), axis=0))[:, 1:].astype(np.float32)
 _ROUNDING = 1e-4  # more than float32 loses in a bound
 _LUMA = (0.299, 0.587, 0.114)
@@ -116,8 +123,8 @@ def find_near_duplicates(
 ) -> list[NearDuplicate]:
     """Returns the images of a split that have a near-duplicate in another split, in the order of the catalogue.
 
-    One pass over all these splits. Memory grows with the images of `split` alone, by 1 kB each and the features of those that
-    look like another one.
+    One pass over all these splits. Memory grows with the images of `split` alone, by 1 kB each and
+    the features of those that look like another one.
 
     Args:
         classifier: computes the features, and defines how images are resized.
@@ -278,9 +285,10 @@ def _windows(grey: Array) -> Array:
 def _bounds(windows: Array) -> Array:
     """Returns what `_project` of a query is multiplied with for the most that any window of a group can correlate with it.
 
-    The windows of a group lie in a ball: none correlates with a query by more than its centre does, plus the radius. And of
-    the centre, coarse waves are multiplied as they are, and of all the rest the lengths (Cauchy-Schwarz). So of nine products
-    of 37 numbers the largest is no less than the largest of 49 of 196.
+    The windows of a group lie in a ball: none correlates with a query by more than its centre does,
+    plus the radius. And of the centre, coarse waves are multiplied as they are, and of all the rest
+    the lengths (Cauchy-Schwarz). So of nine products of 37 numbers the largest is no less than the
+    largest of 49 of 196.
 
     Returns:
         float32 [37, 9 B], those of a group side by side.
@@ -342,7 +350,8 @@ def _refine(cells: Array, grey: Array, columns: Array, shifts: Array) -> Array:
     for shift in np.unique(seen[0]):
         chosen = seen[0] == shift
         designs[chosen] = _design(grey[seen[1, chosen]], *_SHIFTS[shift])
-    # Columns of length 1, so that a dark image is not ill-conditioned; the least solution where gradients say the same.
+    # Columns of length 1, so that a dark image is not ill-conditioned; the least solution where
+    # gradients say the same.
     scales = np.maximum(np.linalg.norm(designs, axis=1), np.finfo(np.float64).tiny)
     plain = scales[:, 0] < _MIN_DEVIATION * cells.shape[1] ** 0.5
     designs /= scales[:, np.newaxis]
@@ -363,7 +372,8 @@ def _refine(cells: Array, grey: Array, columns: Array, shifts: Array) -> Array:
 def _design(grey: Array, down: int, right: int) -> Array:
     """Returns brightness and both gradients of images at a shift, each with a mean of 0, float64 [B, 196, 3]."""
     boxes = _boxes(grey.astype(np.float64))
-    # Twice the gradients: a coefficient of half the brightness' own, or less, is a shift by less than a pixel.
+    # Twice the gradients: a coefficient of half the brightness' own, or less, is a shift by less
+    # than a pixel.
     gradients = [_cells(boxes, down + y, right + x) - _cells(boxes, down - y, right - x) for y, x in ((1, 0), (0, 1))]
     columns = np.stack([_cells(boxes, down, right), *gradients], axis=-1)
     centred: Array = columns - columns.mean(axis=1, keepdims=True)

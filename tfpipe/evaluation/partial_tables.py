@@ -3,9 +3,9 @@
     OUTPUT/parts/predictions-00000-of-00003.csv     rows of reader 0
     OUTPUT/parts/predictions-00000-of-00003.json    written after them: their hash, and what they are of
 
-A part is complete when its json is there, and of the same evaluation: of another model, data or options it is as good as
-missing, until its reader replaces it. The parts are contiguous: one after another they are in the catalogue's order. Whoever
-finds all of them complete merges them.
+A part is complete when its json is there, and of the same evaluation: of another model, data or
+options it is as good as missing, until its reader replaces it. The parts are contiguous: one after
+another they are in the catalogue's order. Whoever finds all of them complete merges them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Ids in, ids out: the claim of an evaluation before its pass, and the receipt after it.
 
-A claim states what will be evaluated: model, data, options, versions, and the ids that the catalogue lists. A receipt is the
-claim with what was seen, and where that was computed. Neither holds anything that depends on batch sizes, readers or the time.
+A claim states what will be evaluated: model, data, options, versions, and the ids that the
+catalogue lists. A receipt is the claim with what was seen, and where that was computed. Neither
+holds anything that depends on batch sizes, readers or the time.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def open_split(predictor: Predictor, directory: str | os.PathLike[str], split: s
     """Returns the manifest of a data set whose split the model can be evaluated on.
 
     Raises:
-        ValueError: there is no such split, it is unlabelled or empty, or the model does not know one of the data set's classes.
+        ValueError: there is no such split, it is unlabelled or empty, or the model does not know
+            one of the data set's classes.
         FileNotFoundError, DataError: as `manifest.load`.
     """
     manifest = open_labelled(directory, split)
@@ -90,7 +92,8 @@ def claim(
 def receipt(promised: Claim, table: Predictions, computed: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """Returns a claim with what was seen, and the devices and arithmetics that the table was computed in, each once.
 
-    Those are no part of the claim: readers of one evaluation may differ in them, as in the last digits.
+    Those are no part of the claim: readers of one evaluation may differ in them, as in the last
+    digits.
     """
     kinds = sorted({tuple(one.items()) for one in computed})
     seen = {"records_seen": len(table.keys), "ids_sha256": hash_ids(table.keys)}

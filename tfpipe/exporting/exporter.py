@@ -57,7 +57,8 @@ class Export:
         folder: where.
         files: path below the folder, bytes, SHA-256.
         parity: how far each output of each file is from the model.
-        half: what float16 weights cost, see `rounding.measure_cost`; None if they were not asked for.
+        half: what float16 weights cost, see `rounding.measure_cost`; None if they were not asked
+            for.
     """
 
     folder: Path
@@ -105,24 +106,32 @@ def export(
 
     Args:
         model: a run's folder, a .keras file, or a Keras model.
-        output: the folder; it must not exist, or be empty, or hold an export and `overwrite` be set.
-        formats: out of FORMATS. "tflite" writes two files, of floats and with weights of 8 bits; "onnx" needs an extra.
-        checkpoint: of a run: "best", "last" (weights of the last step), or the path of a .keras file.
-        class_names: of a Keras model that is none of tfpipe's; see `wrapping.wrap`, as for the next six.
+        output: the folder; it must not exist, or be empty, or hold an export and `overwrite` be
+            set.
+        formats: out of FORMATS. "tflite" writes two files, of floats and with weights of 8 bits;
+            "onnx" needs an extra.
+        checkpoint: of a run: "best", "last" (weights of the last step), or the path of a .keras
+            file.
+        class_names: of a Keras model that is none of tfpipe's; see `wrapping.wrap`, as for the next
+            six.
         preprocessing: what the model was trained behind; "none" if not given.
         image_size: (height, width) or the side of a square, where the model takes any.
         resize: how images were brought to that size; "stretch" if not given.
         outputs: "probabilities", "logits" or "sigmoid".
-        png16: how 16-bit PNG were read, see `tfpipe.build_tfrecords`; that of `data`, else "high_byte", if not given.
-        background: what was laid behind transparent images; that of `data`, else "keep", if not given.
+        png16: how 16-bit PNG were read, see `tfpipe.build_tfrecords`; that of `data`, else
+            "high_byte", if not given.
+        background: what was laid behind transparent images; that of `data`, else "keep", if not
+            given.
         top_k: how many classes "classes" and "scores" name; no more than there are.
-        max_pixels: height times width above which a file is refused: it bounds the memory that a file can ask for.
+        max_pixels: height times width above which a file is refused: it bounds the memory that a
+            file can ask for.
         half: store weights in float16, half the bytes; what that costs is measured on `data`.
-        data: a data set: eight images of `split` join those that files are compared on. If not given, the run's, where it is
-            still there.
+        data: a data set: eight images of `split` join those that files are compared on. If not
+            given, the run's, where it is still there.
         split: of `data`; "val" if not given.
         evaluation: folder of `tfpipe.evaluate`, or several, for the model card.
-        tolerance: how far probabilities of TFLite and ONNX may be from the model's; those of TensorFlow's formats may not.
+        tolerance: how far probabilities of TFLite and ONNX may be from the model's; those of
+            TensorFlow's formats may not.
         overwrite: replace an export that is there, when the new one is complete.
         trust: whoever made the model of a path, see `tfpipe.load`.
         log: called with a line for each thing that is done.

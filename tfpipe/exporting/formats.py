@@ -62,8 +62,8 @@ def _write_saved_model(work: Work) -> dict[str, ExportedFile]:
     if work.half:  # one function for all signatures, or each would have the weights of its own
         answer = frozen_graph.trace(frozen_graph.as_answer(work.hidden), signatures.image_spec(work.specification))
     functions = signatures.make(answer, work.specification, has_features=work.model.has_features)
-    # Not Keras' ExportArchive, which stores every weight twice (3.15.1). With `half`, weights are constants of the graph: a
-    # variable cannot be of 16 bits and computed with in 32.
+    # Not Keras' ExportArchive, which stores every weight twice (3.15.1). With `half`, weights are
+    # constants of the graph: a variable cannot be of 16 bits and computed with in 32.
     module = tf.Module()
     module.weights = [] if work.half else [weight.value for weight in network.weights]
     with onnx_files.quiet(*_LOGS):

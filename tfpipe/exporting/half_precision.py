@@ -54,7 +54,8 @@ def measure_cost(before: NamedModel, after: NamedModel, directory: str | os.Path
     """Returns what the rounding changed on a split.
 
     Returns:
-        "num_images", "accuracy_before", "accuracy", "num_changed" (other class), "largest_difference" (of a probability).
+        "num_images", "accuracy_before", "accuracy", "num_changed" (other class),
+        "largest_difference" (of a probability).
 
     Raises:
         ValueError: the split is unlabelled or empty, or the model does not know one of its classes.
@@ -84,7 +85,8 @@ def store_half(graph: Any) -> Any:
     """Returns a graph whose large constants are stored as float16 and cast when it is loaded; no number changes.
 
     Args:
-        graph: a GraphDef whose weights were rounded; other constants that float16 cannot hold are left as they are.
+        graph: a GraphDef whose weights were rounded; other constants that float16 cannot hold are
+            left as they are.
     """
     stored = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
     for node in graph.node:

@@ -2,8 +2,9 @@
 
     text = render(specification, run=Path("runs/a"), evaluations=[Path("eval/")], parity=rows, files=files)
 
-Sections are those of Mitchell et al. 2019, "Model cards for model reporting" (https://arxiv.org/abs/1810.03993).
-Everything is read from files and hashes; only a person can fill in the rest. No date: equal exports have equal cards.
+Sections are those of Mitchell et al. 2019, "Model cards for model reporting"
+(https://arxiv.org/abs/1810.03993). Everything is read from files and hashes; only a person can fill
+in the rest. No date: equal exports have equal cards.
 """
 
 from __future__ import annotations
@@ -136,8 +137,8 @@ def render(
         evaluations: folders that `tfpipe.evaluate` wrote, each of this very model.
         parity: rows of the comparison of the exported files; the first one's names are the columns.
         files: (path in the export, bytes, SHA-256) of each.
-        half: the cost of float16 weights, see `half_precision.measure_cost`, and "sha256", the hash of the rounded model.
-            `specification` is then that of the model before.
+        half: the cost of float16 weights, see `half_precision.measure_cost`, and "sha256", the hash
+            of the rounded model. `specification` is then that of the model before.
 
     Raises:
         ValueError: an evaluation is of another model.

@@ -3,11 +3,12 @@
     rows = compare(model, specification, {"saved_model": ExportedFile("saved_model", path)}, specimens.make())
     check(rows)    # DataError that names the first stage that differs
 
-The model is asked here, by the functions of evaluation; the files are asked in a fresh process that does not import
-tfpipe. Both see the same images in the same batches, on the same device, because others round differently: all files on the
-CPU, those of TensorFlow on the GPU, too, where there is one. Both compute in true float32; how far TF32 would be off is told.
-An image of which the model gives no probabilities must not be `valid` in the files either; what takes pixels is not compared
-on it.
+The model is asked here, by the functions of evaluation; the files are asked in a fresh process that
+does not import tfpipe. Both see the same images in the same batches, on the same device, because
+others round differently: all files on the CPU, those of TensorFlow on the GPU, too, where there is
+one. Both compute in true float32; how far TF32 would be off is told. An image of which the model
+gives no probabilities must not be `valid` in the files either; what takes pixels is not compared on
+it.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class Row:
         artefact: the file.
         output: its signature or input, and the output's name.
         stage: one of STAGES.
-        difference: the largest, in levels, probabilities, or whatever features have; of classes and valid, how many differ.
+        difference: the largest, in levels, probabilities, or whatever features have; of classes and
+            valid, how many differ.
         allowed: the most that it may be; None where it is only told.
         image: where it is largest; empty where there is none.
         num_images: that were compared.
@@ -222,7 +224,8 @@ def _write_question(path: Path, batch: Sequence[Specimen], pixels: Array) -> Non
 
 
 def _ask(folder: Path) -> None:
-    # -P: the script's folder is tfpipe's own, whose modules must not be found as the packages that they are named after.
+    # -P: the script's folder is tfpipe's own, whose modules must not be found as the packages that
+    # they are named after.
     command = [sys.executable, "-P", parity_process.__file__, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -2,10 +2,11 @@
 
     python parity_process.py FOLDER
 
-FOLDER holds artefacts.json, a list of {"kind", "path", "place", "tf32", "answers"}, and question_0.npz, ... each with "files"
-(the bytes of all files in one array of uint8), "lengths" and "pixels". It gets, per artefact and question, ANSWERS.0.npz, ...
-with what came out. TensorFlow computes at "place", a device, with float32 multiplied in TF32 if "tf32".
-It imports TensorFlow, or onnxruntime, and numpy: nothing of tfpipe.
+FOLDER holds artefacts.json, a list of {"kind", "path", "place", "tf32", "answers"}, and
+question_0.npz, ... each with "files" (the bytes of all files in one array of uint8), "lengths" and
+"pixels". It gets, per artefact and question, ANSWERS.0.npz, ... with what came out. TensorFlow
+computes at "place", a device, with float32 multiplied in TF32 if "tf32". It imports TensorFlow, or
+onnxruntime, and numpy: nothing of tfpipe.
 """
 
 from __future__ import annotations

@@ -39,16 +39,19 @@ def wrap(
 ) -> NamedModel:
     """Returns a model with preprocessing before it and names behind it; Dropout and the like are off for good.
 
-    Features are what goes into the last Dense layer, where the model is a graph of layers and that is [B, D].
+    Features are what goes into the last Dense layer, where the model is a graph of layers and that
+    is [B, D].
 
     Args:
         network: float [B, H, W, 3 or 1] -> [B, C].
-        class_names: of the columns, in their order; of one column, whose probability is that of the second name, two.
+        class_names: of the columns, in their order; of one column, whose probability is that of the
+            second name, two.
         preprocessing: what it was trained behind, see `layers.Preprocessing`.
         image_size: (height, width); needed where the network takes any.
         resize: how its images were brought to that size.
-        outputs: what comes out, one of `layers.OUTPUTS`. If not given, "sigmoid" for one column and two classes, if that is the
-            last layer's activation; else "probabilities", if it has one and that is what they look like.
+        outputs: what comes out, one of `layers.OUTPUTS`. If not given, "sigmoid" for one column and
+            two classes, if that is the last layer's activation; else "probabilities", if it has one
+            and that is what they look like.
         png16: how 16-bit PNG that it was trained on were read, see `Samples`.
         background: what was laid behind transparent ones.
 
@@ -163,7 +166,8 @@ def _parts(network: keras.Model) -> dict[str, keras.Model]:
 def _guess_outputs(network: keras.Model, *, is_binary: bool) -> str:
     """Returns what comes out of a network, if its last layer says that these are probabilities.
 
-    Numbers cannot tell it of one column: BinaryCrossentropy(from_logits=True) leaves logits between 0 and 1 for many images.
+    Numbers cannot tell it of one column: BinaryCrossentropy(from_logits=True) leaves logits between
+    0 and 1 for many images.
     """
     last = _last_layer(network)
     if getattr(last, "activation", None) is keras.activations.linear:

@@ -31,8 +31,10 @@ class Artefact:
     Attributes:
         specification: what travelled with it.
         run: uint8 [B, H, W, 3] -> float32 [B, C].
-        form: kind of the file: forms of one model have one hash (but lossy ones), and differ in the last digit.
-        products: dtypes in which its graph multiplies, see `arithmetic.products_of`; None where TensorFlow does not compute.
+        form: kind of the file: forms of one model have one hash (but lossy ones), and differ in the
+            last digit.
+        products: dtypes in which its graph multiplies, see `arithmetic.products_of`; None where
+            TensorFlow does not compute.
     """
 
     specification: Specification

@@ -44,8 +44,9 @@ def freeze_images(model: NamedModel, specification: Specification, *, to_convert
     Args:
         model: to be frozen.
         specification: of the model.
-        to_convert: for other programs' converters: they must see the weights, and TFLite cannot hold what answers an empty
-            batch (see `signatures.ask`). If not, TensorFlow computes with it what the model computes, bit for bit.
+        to_convert: for other programs' converters: they must see the weights, and TFLite cannot
+            hold what answers an empty batch (see `signatures.ask`). If not, TensorFlow computes
+            with it what the model computes, bit for bit.
     """
     answer, spec = signatures.ask(model, allow_empty=not to_convert), signatures.image_spec(specification)
     concrete = tf.function(answer, input_signature=[spec], autograph=False).get_concrete_function()
@@ -73,8 +74,9 @@ def as_answer(images: Graph) -> Answer:
 def trace(function: Answer, spec: tf.TensorSpec) -> Any:
     """Returns a function of a graph, for one that holds a frozen graph.
 
-    Not `tf.function`: it makes the outputs wait for all that has a state, the datasets of the decoder and, in a model with
-    a loop, operations inside the loop, for which nothing outside may wait.
+    Not `tf.function`: it makes the outputs wait for all that has a state, the datasets of the
+    decoder and, in a model with a loop, operations inside the loop, for which nothing outside may
+    wait.
     """
     return tf.compat.v1.wrap_function(function, [spec])
 
@@ -97,7 +99,8 @@ def _named(function: Any, traced: Any, specification: Specification) -> Graph:
 def _canonical(graph: Graph) -> Graph:
     """Removes what depends on the session: numbers in names of nodes, functions and arguments.
 
-    Keras and TensorFlow count these through a session. Functions are named by their content, as a process has one library
+    Keras and TensorFlow count these through a session. Functions are named by their content, as a
+    process has one library
     for all graphs and refuses two functions with the same name.
     """
     _renumber_nodes(graph)
@@ -192,9 +195,9 @@ def _pruned(graph: Graph, needed: Sequence[str]) -> Graph:
 def _hide_weights(graph: Graph) -> Graph:
     """Returns the graph with its weights where TensorFlow's optimiser does not see that they are constant.
 
-    It would fold them (a BatchNorm into the convolution before it, say) and prepare others for oneDNN, which rounds
-    differently than the model that was trained: up to 2e-6 in a probability. So each weight passes a
-    PlaceholderWithDefault, as a variable passes its read.
+    It would fold them (a BatchNorm into the convolution before it, say) and prepare others for
+    oneDNN, which rounds differently than the model that was trained: up to 2e-6 in a probability.
+    So each weight passes a PlaceholderWithDefault, as a variable passes its read.
     """
     hidden = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
     for node in graph.node:
@@ -253,7 +256,8 @@ class FrozenGraph:
 
         Raises:
             ValueError: an input has another name, type or shape.
-            DataError: of `image`: what the model says of an image is no probabilities. Of `image_bytes`, it is not `valid`.
+            DataError: of `image`: what the model says of an image is no probabilities. Of
+                `image_bytes`, it is not `valid`.
         """
         if len(values) + len(inputs) != len(self.inputs) or not set(inputs) <= set(self.inputs[len(values) :]):
             got = ", ".join([*(f"number {place}" for place in range(1, len(values) + 1)), *inputs])

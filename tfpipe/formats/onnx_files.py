@@ -3,7 +3,8 @@
     path.write_bytes(convert(graph, specification))
     open_onnx(path).predict(images)      # uint8 [B, H, W, 3] -> float32 [B, C], any B
 
-Images go in as in TensorFlow, channels last. The packages are those of `pip install 'tfpipe[onnx]'`.
+Images go in as in TensorFlow, channels last. The packages are those of `pip install
+'tfpipe[onnx]'`.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from tfpipe.records import checksums
 Graph = Any  # tf.compat.v1.GraphDef
 Array = np.ndarray[Any, Any]
 
-# What tf2onnx 1.17 takes unless told otherwise, and tests; onnxruntime reads it since 1.10 (2021). It can write up to 18, with
-# which the answers of all backbones are the same.
+# What tf2onnx 1.17 takes unless told otherwise, and tests; onnxruntime reads it since 1.10 (2021).
+# It can write up to 18, with which the answers of all backbones are the same.
 OPSET = 15
 BATCH_NAME = "batch"  # of the first dimension
 
@@ -77,8 +78,10 @@ def convert(graph: Graph, specification: Specification) -> bytes:
     Weights that the graph stores as float16 stay so, and are cast when the file is loaded.
 
     Args:
-        graph: `image`, uint8 [B, H, W, 3] -> `probabilities`, float32 [B, C], and perhaps `features`, float32 [B, D].
-        specification: of the model; it goes into the file's metadata, and its class names once more as a list in JSON.
+        graph: `image`, uint8 [B, H, W, 3] -> `probabilities`, float32 [B, C], and perhaps
+            `features`, float32 [B, D].
+        specification: of the model; it goes into the file's metadata, and its class names once more
+            as a list in JSON.
 
     Raises:
         ImportError: a package of the extra is missing.

@@ -37,13 +37,14 @@ Array = np.ndarray[Any, Any]
 def load(path: str | os.PathLike[str], *, trust: bool = False) -> Predictor:
     """Returns the model of a run's folder, a .keras file, or a file or folder of an export.
 
-    Of an export's folder, the SavedModel is taken. What would do more than compute, when opened or called, is refused without
-    `trust`.
+    Of an export's folder, the SavedModel is taken. What would do more than compute, when opened or
+    called, is refused without `trust`.
 
     Raises:
         ValueError: this is no path.
         FileNotFoundError: there is none.
-        DataError: it cannot be read, is no model of tfpipe, is not what was written, or is not to be opened without `trust`.
+        DataError: it cannot be read, is no model of tfpipe, is not what was written, or is not to
+            be opened without `trust`.
         ImportError: its format needs an extra that is not installed.
     """
     if not isinstance(path, str | os.PathLike):
@@ -62,7 +63,8 @@ def open_saved_model(path: Path, trust: bool) -> Artefact:
     """Returns the signature of pixels of a SavedModel.
 
     Raises:
-        DataError: it cannot be loaded, is none that `tfpipe.export` wrote, or is not to be opened without `trust`.
+        DataError: it cannot be loaded, is none that `tfpipe.export` wrote, or is not to be opened
+            without `trust`.
     """
     extra = find_specification(path)
     specification = specifications.from_json(files.read_bytes(extra), extra)
@@ -74,7 +76,8 @@ def open_saved_model(path: Path, trust: bool) -> Artefact:
         raise DataError(f"cannot be loaded as a SavedModel: {lines_of(error)[0]}", path=path) from error
 
     def run(images: Any) -> Array:
-        # Looked up each time: a signature holds its variables weakly, so the whole model must live as long as this does.
+        # Looked up each time: a signature holds its variables weakly, so the whole model must live
+        # as long as this does.
         probabilities: Array = loaded.signatures["image"](tf.convert_to_tensor(images))["probabilities"].numpy()
         return probabilities
 

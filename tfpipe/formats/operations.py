@@ -3,8 +3,8 @@
     check_graph(graph_def, "frozen.pb", trust=False)          # raises for ReadFile
     check_saved_model(Path("export/saved_model"), trust=False)
 
-Known are operations that turn tensors into tensors. All others, of files, network and Python and those of extensions, are named
-and refused, unless the caller trusts whoever made the model.
+Known are operations that turn tensors into tensors. All others, of files, network and Python and
+those of extensions, are named and refused, unless the caller trusts whoever made the model.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def check_saved_model(folder: Path, *, trust: bool) -> None:
     What is replaced between this and the opening is not seen.
 
     Raises:
-        DataError: a file is not as it was listed; or, where it is not trusted: no list vouches for it, it has more files than
-            those of the list, or operations that do more than compute.
+        DataError: a file is not as it was listed; or, where it is not trusted: no list vouches for
+            it, it has more files than those of the list, or operations that do more than compute.
     """
     folder = folder.absolute()
     lists = (place / checksums.FILE_NAME for place in (folder / EXTRA_NAME, folder.parent))
@@ -92,7 +92,8 @@ def _operations_of_saved_model(folder: Path) -> Iterator[str]:
     except (DecodeError, ValueError) as error:
         raise DataError(f"no SavedModel with one graph, as TensorFlow 2 writes it: {error}", path=path) from None
     functions = {function.signature.name: function for function in content.graph_def.library.function}
-    # Of what is never called but by the graph of version 1, which is not imported, some writes and reads checkpoints.
+    # Of what is never called but by the graph of version 1, which is not imported, some writes and
+    # reads checkpoints.
     called = _reachable(functions, _callable_from_python(content))
     yield from _operations(function.node_def for name, function in functions.items() if name in called)
     rest = [content.graph_def.node, *(function.node_def for name, function in functions.items() if name not in called)]

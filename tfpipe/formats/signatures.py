@@ -9,10 +9,11 @@
     features          image_bytes string [B] -> features float32 [B, D], valid; only where the model knows its features
     pixels            image_bytes string [B] -> image uint8 [B, H, W, 3], valid: what the model sees
 
-A file that is no image is not valid: its probabilities, scores and features are 0 and its classes empty; the others of
-the batch are what they are without it. The same is said of an image of which the model gives no probabilities, as NaN; only
-`pixels` knows nothing of it. Names follow TensorFlow Serving's conventions: `_bytes` ends what is base64 in
-JSON, "classes" and "scores" are those of its classification API.
+A file that is no image is not valid: its probabilities, scores and features are 0 and its classes
+empty; the others of the batch are what they are without it. The same is said of an image of which
+the model gives no probabilities, as NaN; only `pixels` knows nothing of it. Names follow TensorFlow
+Serving's conventions: `_bytes` ends what is base64 in JSON, "classes" and "scores" are those of its
+classification API.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def ask(model: NamedModel, *, allow_empty: bool = True) -> Answer:
 
     Args:
         model: to be asked.
-        allow_empty: a batch of no images is answered, too: TensorFlow's fused product of matrices fails on one.
+        allow_empty: a batch of no images is answered, too: TensorFlow's fused product of matrices
+            fails on one.
     """
 
     def answer(image: tf.Tensor) -> Tensors:
@@ -101,7 +103,8 @@ def ask(model: NamedModel, *, allow_empty: bool = True) -> Answer:
 def answer_files(answer: Answer, specification: Specification, image_bytes: tf.Tensor) -> Tensors:
     """Returns all that can be said of files: what `answer` says of their pixels, "classes", "scores", "valid", "pixels".
 
-    The model sees zeros for a bad file: a batch keeps its size, and with it every other row its bits.
+    The model sees zeros for a bad file: a batch keeps its size, and with it every other row its
+    bits.
     """
     image, valid = _decode(specification, image_bytes)
     return {**_sound(specification, answer(image), valid), "pixels": image}

@@ -36,9 +36,10 @@ class Specification:
         class_names: names of the columns of the probabilities.
         image_size: (height, width) of its input.
         resize: how images are brought to that size, see `tfpipe.dataset`.
-        preprocessing: what the model itself does with the pixels first, one of `tfpipe.networks.layers.PREPROCESSINGS`.
-        sha256: of the model that was exported, see `NamedModel.sha256`; of a lossy TFLite file, which answers otherwise,
-            one that was derived from it.
+        preprocessing: what the model itself does with the pixels first, one of
+            `tfpipe.networks.layers.PREPROCESSINGS`.
+        sha256: of the model that was exported, see `NamedModel.sha256`; of a lossy TFLite file,
+            which answers otherwise, one that was derived from it.
         top_k: columns of "classes" and "scores".
         max_pixels: height times width above which a file is not decoded.
         version: of tfpipe.

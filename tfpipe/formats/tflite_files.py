@@ -3,7 +3,8 @@
     path.write_bytes(convert(graph, specification, dynamic_range=False))
     open_tflite(path).predict(images)      # uint8 [B, H, W, 3] -> float32 [B, C], any B
 
-The file gives probabilities alone: what reads labels from a TFLite file takes every output for one of scores.
+The file gives probabilities alone: what reads labels from a TFLite file takes every output for one
+of scores.
 """
 
 from __future__ import annotations
@@ -35,16 +36,19 @@ Array = np.ndarray[Any, Any]
 def convert(graph: Graph, specification: Specification, *, dynamic_range: bool) -> bytes:
     """Returns a frozen graph as a TFLite file; equal bytes for equal arguments.
 
-    Where the graph stores weights as float16, so does the file. TFLite's own means does it, which rounds biases, and weights
-    into which it folded a BatchNorm, once more: answers change about as much as by the first rounding.
+    Where the graph stores weights as float16, so does the file. TFLite's own means does it, which
+    rounds biases, and weights into which it folded a BatchNorm, once more: answers change about as
+    much as by the first rounding.
 
     Args:
         graph: `image`, uint8 [B, H, W, 3] -> `probabilities`, float32 [B, C].
         specification: of the model; it goes into the file, and its class names as labels.
-        dynamic_range: weights of 8 bits, for a quarter of the size and other numbers in each answer.
+        dynamic_range: weights of 8 bits, for a quarter of the size and other numbers in each
+            answer.
 
     Raises:
-        ValueError: the model computes in 16 bits, as Keras' mixed precision does; TFLite's operations do not.
+        ValueError: the model computes in 16 bits, as Keras' mixed precision does; TFLite's
+            operations do not.
     """
     if found := next(filter(_computes_in_16_bits, graph.node), None):
         raise ValueError(f"it computes in 16 bits ({found.name}), which TFLite does not: build it with the policy float32")
@@ -73,8 +77,8 @@ def open_tflite(path: str | os.PathLike[str], trust: bool = False) -> Artefact:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no TFLite file, was cut or damaged, is not from tfpipe, or has operations that are none of TFLite's,
-            as those of TensorFlow, and is not to be trusted.
+        DataError: it is no TFLite file, was cut or damaged, is not from tfpipe, or has operations
+            that are none of TFLite's, as those of TensorFlow, and is not to be trusted.
     """
     data = files.read_bytes(path)
     specification = tflite_metadata.read(data, path)
@@ -102,7 +106,8 @@ class _Runner:
 
     def __init__(self, data: bytes, image_size: tuple[int, int], num_classes: int) -> None:
         with warnings.catch_warnings():
-            # Its successor, the package ai-edge-litert, would be one more to install; TensorFlow 2.21 still has its own.
+            # Its successor, the package ai-edge-litert, would be one more to install; TensorFlow
+            # 2.21 still has its own.
             warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated", category=UserWarning)
             interpreter = tf.lite.Interpreter(model_content=data, num_threads=count_cores())
         self._shape, self._num_classes = (*image_size, 3), num_classes

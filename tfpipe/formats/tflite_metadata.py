@@ -3,9 +3,10 @@
     whole = attach(model_bytes, specification)
     specification = read(path)
 
-By TensorFlow Lite's convention, metadata are a flatbuffer in the model's buffer TFLITE_METADATA, and the files it names are
-a zip archive appended to the model; MediaPipe and Android Studio read the labels from there. Beside labels.txt lies our
-specification; the archive's comment is the SHA-256 of the model before it. A signature names input and output.
+By TensorFlow Lite's convention, metadata are a flatbuffer in the model's buffer TFLITE_METADATA,
+and the files it names are a zip archive appended to the model; MediaPipe and Android Studio read
+the labels from there. Beside labels.txt lies our specification; the archive's comment is the
+SHA-256 of the model before it. A signature names input and output.
 https://ai.google.dev/edge/litert/models/metadata
 """
 
@@ -33,7 +34,8 @@ _BUFFER_NAME = b"TFLITE_METADATA"
 _MODEL_IDENTIFIER = b"TFL3"  # bytes 4 to 8 of a model
 _METADATA_IDENTIFIER = b"M001"
 _MIN_PARSER_VERSION = "1.0.0"
-# Numbers of metadata_schema.fbs. The package that has them in Python, tflite-support, needs a protobuf that TensorFlow refuses.
+# Numbers of metadata_schema.fbs. The package that has them in Python, tflite-support, needs a
+# protobuf that TensorFlow refuses.
 _IMAGE_PROPERTIES, _RGB, _TENSOR_AXIS_LABELS, _DESCRIPTIONS = 2, 1, 2, 1
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # of zip; the time of writing would make equal models differ
 

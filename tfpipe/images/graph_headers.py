@@ -10,8 +10,8 @@ XMP where EXIF has no orientation), but for:
   there is not seen;
 - of several "Raw profile type exif" chunks the first counts, also if its digits are not
   hexadecimal, and an empty eXIf chunk does not stand against it;
-- of an EXIF block (its segments joined) or an XMP packet, the first MiB is read;
-- a file with more than 16,384 segments and fill bytes, or chunks, is not readable, nor one with 16
+- of an EXIF block (its segments joined) or an XMP packet, the first MiB is read; - a file with more
+than 16,384 segments and fill bytes, or chunks, is not readable, nor one with 16
   MB of junk between segments.
 
 The last two bound the cost of hostile bytes here to about a second; the audit's limits, which hold

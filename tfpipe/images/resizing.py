@@ -102,7 +102,8 @@ def _sample_rows(rows: tf.Tensor, count: Any, scale: tf.Tensor, translation: tf.
 def scaled_size(source: tf.Tensor, target: tf.Tensor, mode: Resize) -> tf.Tensor:
     """Returns the size that an image is scaled to before it is cut or padded, int32 [..., 2].
 
-    `source` and `target` are heights and widths, int32 [..., 2]; for the mode see `tfpipe.resize_image`.
+    `source` and `target` are heights and widths, int32 [..., 2]; for the mode see
+    `tfpipe.resize_image`.
     """
     if mode == "stretch":
         return tf.broadcast_to(target, tf.shape(source))

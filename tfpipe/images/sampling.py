@@ -96,8 +96,8 @@ def as_stored(changes: Tensors, sizes: tf.Tensor, orientations: tf.Tensor, size:
 def as_decoded(changes: Tensors, orientations: tf.Tensor, is_png: tf.Tensor, size: tuple[int, int], *, scaled: bool) -> Tensors:
     """Returns the sampling of images as stored for the output of `decode_window`.
 
-    The smallest of the decoder's sizes is chosen that need not be enlarged: along both axes at least
-    as many pixels as the result takes from it.
+    The smallest of the decoder's sizes is chosen that need not be enlarged: along both axes at
+    least as many pixels as the result takes from it.
 
     Args:
         changes: see `as_stored`.
@@ -107,7 +107,8 @@ def as_decoded(changes: Tensors, orientations: tf.Tensor, is_png: tf.Tensor, siz
         scaled: whether sizes other than 1/1 may be chosen.
 
     Returns:
-        "window" in whole pixels of that size; "decoder", int32 [N], for `decode_window`; "scale" and
+        "window" in whole pixels of that size; "decoder", int32 [N], for `decode_window`; "scale"
+        and
         "translation" for the decoded window, if any.
     """
     corners, windows = tf.split(changes["window"], 2, axis=1)

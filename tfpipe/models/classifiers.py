@@ -3,7 +3,8 @@
     classifier = load("runs/a")
     probabilities = classifier.predict(images)   # uint8 [B, H, W, 3] -> float32 [B, C]
 
-Its layers have fixed names: "preprocessing", "trunk", the head from "pooling" to "logits", and "probabilities".
+Its layers have fixed names: "preprocessing", "trunk", the head from "pooling" to "logits", and
+"probabilities".
 """
 
 from __future__ import annotations
@@ -190,7 +191,8 @@ def load(path: str | os.PathLike[str], *, trust: bool = False) -> Classifier:
 
     Raises:
         FileNotFoundError: there is none.
-        DataError: the file cannot be read, or holds another kind of model, or code, and is not to be trusted.
+        DataError: the file cannot be read, or holds another kind of model, or code, and is not to
+            be trusted.
     """
     model, file = load_model(path, trust=trust)
     return check(model, file)

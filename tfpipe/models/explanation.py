@@ -25,9 +25,9 @@ Array = np.ndarray[Any, Any]
 def explain(classifier: Classifier, images: Any, class_indices: Any) -> Array:
     """Returns what in an image speaks for a class, by place of the last feature map.
 
-    Each channel of the map is weighted with the mean gradient of the class's logit over its places; what is left above zero
-    of the weighted sum is divided by its maximum. It is all zeros where nothing speaks for the class, and where the network
-    or its gradients give no numbers.
+    Each channel of the map is weighted with the mean gradient of the class's logit over its places;
+    what is left above zero of the weighted sum is divided by its maximum. It is all zeros where
+    nothing speaks for the class, and where the network or its gradients give no numbers.
 
     Args:
         classifier: with any trunk and head; the map is what its head begins with.

@@ -3,10 +3,11 @@
     features = extract(Path("runs/features"), network, preprocessing, images, view=None)
     features.rows(np.array([5, 2, 7]))      # [3, h, w, D], in the dtype that the network computed in
 
-A cache is found by its content: a folder is named by the hash of everything that its numbers depend on. Nothing in it is ever
-changed; another backbone, size or augmentation is another folder. Shards are files that `numpy.load` opens (bfloat16 as
-uint16), written one by one, whole or not at all: an extraction that was killed goes on behind its last shard. Of two that
-want the same features, one waits for the other; what is complete is read without a lock.
+A cache is found by its content: a folder is named by the hash of everything that its numbers depend
+on. Nothing in it is ever changed; another backbone, size or augmentation is another folder. Shards
+are files that `numpy.load` opens (bfloat16 as uint16), written one by one, whole or not at all: an
+extraction that was killed goes on behind its last shard. Of two that want the same features, one
+waits for the other; what is complete is read without a lock.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ FORMAT_VERSION = 1
 FACTS_NAME = "features.json"
 _SHARD_BYTES = 64 << 20
 _CHECKED = 16  # images
-# Largest relative difference, as root mean squares, of features computed twice in batches of other sizes: rounding alone gives
-# 1e-6 in float32 and 5e-3 in bfloat16 (8 bits); dropout of 0.2 or live BatchNorm give over 0.1.
+# Largest relative difference, as root mean squares, of features computed twice in batches of other
+# sizes: rounding alone gives 1e-6 in float32 and 5e-3 in bfloat16 (8 bits); dropout of 0.2 or live
+# BatchNorm give over 0.1.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}
 
 Array = np.ndarray[Any, Any]
@@ -109,10 +111,12 @@ def extract(
 
     Args:
         cache: folder of all caches.
-        network: frozen; float [B, H, W, C] -> [B, h, w, D]. The dtype of its output is the features'.
+        network: frozen; float [B, H, W, C] -> [B, h, w, D]. The dtype of its output is the
+            features'.
         preprocessing: the layer before it.
         images: of which split, and how they are shown; its selection and order are of no effect.
-        view: None for the images as evaluation sees them, else the epoch of training whose augmentation they have.
+        view: None for the images as evaluation sees them, else the epoch of training whose
+            augmentation they have.
         batch_size: of the computation.
         progress: show a bar.
 
@@ -238,8 +242,8 @@ def check_frozen(expected: Array, images: tf.Tensor, in_training: Callable[[tf.T
         in_training: images -> features, as a training step computes them.
 
     Raises:
-        DataError: they differ by more than rounding: something that is called frozen is not, or images are prepared in
-            another way. Training would then not be what it says it is.
+        DataError: they differ by more than rounding: something that is called frozen is not, or
+            images are prepared in another way. Training would then not be what it says it is.
     """
     reference = expected.astype(np.float32)
     with arithmetic.exact():

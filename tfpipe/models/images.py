@@ -114,8 +114,9 @@ def seen_by(predictor: Predictor, directory: str | os.PathLike[str], split: str,
 def hold_out(images: Images, fraction: float) -> tuple[Images, Images]:
     """Divides a split by class into (the larger part, the part held out): the same for equal seeds.
 
-    Byte-identical images stay together, so that no image is held out and trained on; those that are in two classes, and a
-    class of one image, stay in the larger part. Of every other class at least one is held out, however small the fraction.
+    Byte-identical images stay together, so that no image is held out and trained on; those that are
+    in two classes, and a class of one image, stay in the larger part. Of every other class at least
+    one is held out, however small the fraction.
 
     Raises:
         ValueError: the fraction is 0, or the split is too small.

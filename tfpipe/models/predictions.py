@@ -3,9 +3,10 @@
     table = read("eval/predictions.csv")
     table.probabilities[table.labels == 0]
 
-`predictions.csv` has a row per image: key, filename, label, predicted (names of classes; an unlabelled image's label is
-empty), then probability_<class> for each class in the model's order. Nine significant digits name a float32 uniquely, so
-that the file says exactly what the model said. Names that a spreadsheet would compute ("=1+1.jpg") are escaped, see
+`predictions.csv` has a row per image: key, filename, label, predicted (names of classes; an
+unlabelled image's label is empty), then probability_<class> for each class in the model's order.
+Nine significant digits name a float32 uniquely, so that the file says exactly what the model said.
+Names that a spreadsheet would compute ("=1+1.jpg") are escaped, see
 `tfpipe.common.tables.escape_formula`; `read` gives them back as they were.
 """
 
@@ -154,8 +155,8 @@ def lines(records: Iterable[Iterable[str]]) -> bytes:
 def read(path: str | os.PathLike[str]) -> Predictions:
     """Reads the table of an evaluation: its folder, or a predictions.csv alone.
 
-    A folder's table is compared with receipt.json and metrics.json beside it, so that no other is taken for it, nor one from
-    which rows were lost.
+    A folder's table is compared with receipt.json and metrics.json beside it, so that no other is
+    taken for it, nor one from which rows were lost.
 
     Raises:
         FileNotFoundError: there is none, or its evaluation did not finish.

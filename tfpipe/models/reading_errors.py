@@ -33,6 +33,7 @@ def read(data: tf.data.Dataset) -> Iterator[Any]:
 
 def plain(message: str) -> str:
     """Returns what went wrong, without the nodes of the graph that it went wrong in."""
-    # "{{function_node ...}} Error in user-defined function ...: assertion failed: [WHAT]\n\t [[{{node Assert/Assert}}]] ..."
+    # "{{function_node ...}} Error in user-defined function ...: assertion failed: [WHAT]\n\t
+    # [[{{node Assert/Assert}}]] ..."
     found = re.search(r"assertion failed: \[(.*)\]\s*\[\[\{\{node", message, flags=re.DOTALL)
     return found[1] if found else message

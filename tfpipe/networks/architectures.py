@@ -22,10 +22,11 @@ class Architecture:
     """A row of the table.
 
     Attributes:
-        application: the name of its builder in keras.applications; "" for one of `tfpipe.networks.backbones`.
+        application: the name of its builder in keras.applications; "" for one of
+            `tfpipe.networks.backbones`.
         preprocessing: what its ImageNet weights were trained on.
-        ends: name of each block -> name of its last layer, or "<NAME" for the last cut point before the layer NAME, where
-            the last layer has no name that is the same in every session.
+        ends: name of each block -> name of its last layer, or "<NAME" for the last cut point before
+            the layer NAME, where the last layer has no name that is the same in every session.
         native_size: height and width that it was made for.
         smallest: height and width.
     """
@@ -89,7 +90,8 @@ TABLE: Mapping[str, Architecture] = MappingProxyType(
         "inceptionv3": Architecture("InceptionV3", "tf", _INCEPTION_ENDS, 299, 75),
         "inceptionresnetv2": Architecture("InceptionResNetV2", "tf", _INCEPTION_RESNET_ENDS, 299, 75),
         "mobilenetv2": Architecture("MobileNetV2", "tf", _MOBILENET_ENDS),
-        # Its first two layers bring 0..255 to what it was trained on (include_preprocessing, True unless told otherwise).
+        # Its first two layers bring 0..255 to what it was trained on (include_preprocessing, True
+        # unless told otherwise).
         "efficientnetv2b0": Architecture("EfficientNetV2B0", "none", _EFFICIENTNET_ENDS),
         "lenet": Architecture("", "unit", _LENET_ENDS, 32, 8),
     }

@@ -4,9 +4,10 @@
         probabilities = network(images).numpy()
     precision, reason = choose("auto")             # ("mixed_bfloat16", "the processor has AVX512-BF16")
 
-Evaluation, prediction, explanation, extraction of float32 features and export compute in true float32. Training computes in
-what its recipe says; the probabilities of one model differ by up to 0.05 between bfloat16 and float32, and by up to 1e-3
-between TF32, in which GPUs from Ampere on multiply float32 unless they are told otherwise, and float32.
+Evaluation, prediction, explanation, extraction of float32 features and export compute in true
+float32. Training computes in what its recipe says; the probabilities of one model differ by up to
+0.05 between bfloat16 and float32, and by up to 1e-3 between TF32, in which GPUs from Ampere on
+multiply float32 unless they are told otherwise, and float32.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def choose(precision: str) -> tuple[str, str]:
         precision: "auto" or one of PRECISIONS.
 
     Raises:
-        ValueError: it is something else, mixed_float16 included: that needs its loss scaled, which is not done here; or it is
-            "tf32", and a device lacks it.
+        ValueError: it is something else, mixed_float16 included: that needs its loss scaled, which
+            is not done here; or it is "tf32", and a device lacks it.
     """
     if check(precision) == "auto":
         capabilities = gpu_capabilities()
@@ -170,8 +171,8 @@ _setting = _Setting()
 def computing(*, tf32: bool) -> Iterator[None]:
     """Float32 is multiplied in TF32 inside, where the device can, or else in true float32; then all is as it was before.
 
-    The flag is the process': who wants the other waits until no thread is inside any more. So it is to be held for a
-    computation, up to its numbers in NumPy, and never while a caller's code runs.
+    The flag is the process': who wants the other waits until no thread is inside any more. So it is
+    to be held for a computation, up to its numbers in NumPy, and never while a caller's code runs.
     """
     outer = _setting.mine
     if outer is tf32:

@@ -36,7 +36,8 @@ class Backbone:
         name: of the table, or "package.module:function".
         network: Functional, float [B, H, W, C] -> feature map [B, h, w, D].
         preprocessing: what its input is, one of `layers.PREPROCESSINGS`.
-        blocks: name of each block -> name of its last layer, from input to output; together they are all layers.
+        blocks: name of each block -> name of its last layer, from input to output; together they
+            are all layers.
     """
 
     name: str
@@ -58,13 +59,17 @@ def build(
     Args:
         name: of the table (`names()`), or "package.module:function": see `import_paths`.
         image_size: (height, width).
-        weights: "imagenet" (downloaded by Keras, once), "none" (new ones; a network by import path keeps those that its
-            function gave it), or a .h5, .weights.h5 or .keras file, with or without the Dense layers of a classifier.
-        preprocessing: one of `layers.PREPROCESSINGS`; by default what the table says, "unit" (0..1) for import paths.
-        grey: one channel instead of three, only for lenet and import paths; preprocessing is "grey" then.
+        weights: "imagenet" (downloaded by Keras, once), "none" (new ones; a network by import path
+            keeps those that its function gave it), or a .h5, .weights.h5 or .keras file, with or
+            without the Dense layers of a classifier.
+        preprocessing: one of `layers.PREPROCESSINGS`; by default what the table says, "unit" (0..1)
+            for import paths.
+        grey: one channel instead of three, only for lenet and import paths; preprocessing is "grey"
+            then.
 
     Raises:
-        ValueError: a name, a size or a combination that cannot be; a function that does not return what it must.
+        ValueError: a name, a size or a combination that cannot be; a function that does not return
+            what it must.
         ImportError: the module or the function cannot be imported.
         ConnectionError: ImageNet's weights could not be downloaded.
         FileNotFoundError: there is no such weights file.
@@ -128,12 +133,13 @@ def _find_blocks(network: keras.Model, ends: Mapping[str, str]) -> dict[str, str
 def find_trainable(backbone: Backbone, unfreeze: Sequence[str]) -> tuple[str | None, set[str]]:
     """Returns the last cut point before everything that is unfrozen, and the names of the layers to train.
 
-    The cut point is None where no part of the network stays frozen in front, and the output's layer where nothing is unfrozen.
+    The cut point is None where no part of the network stays frozen in front, and the output's layer
+    where nothing is unfrozen.
 
     Args:
         backbone: whose blocks the words mean.
-        unfreeze: a block means all its layers and all blocks behind it; a layer means itself and all layers that depend on
-            it. A word that is both means the block.
+        unfreeze: a block means all its layers and all blocks behind it; a layer means itself and
+            all layers that depend on it. A word that is both means the block.
 
     Raises:
         ValueError: a word is neither.

@@ -55,8 +55,9 @@ class Head:
             if self.dropout:
                 name = f"dropout_{index}"
                 stack.append(keras.layers.Dropout(self.dropout, seed=draw("dropout", index), dtype="float32", name=name))
-        # From zero: random weights times features of any size (34 for VGG16's maxima) are logits of tens before the first step,
-        # and what was left of them at the end cost 1 to 10 % of accuracy.
+        # From zero: random weights times features of any size (34 for VGG16's maxima) are logits of
+        # tens before the first step, and what was left of them at the end cost 1 to 10 % of
+        # accuracy.
         return [*stack, keras.layers.Dense(num_classes, kernel_initializer="zeros", name="logits", **dense)]
 
 

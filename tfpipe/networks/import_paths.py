@@ -1,6 +1,7 @@
 """Networks by import path, "package.module:function", whose code is not ours.
 
-The function is called with the keyword input_shape=(height, width, channels) and returns a new Functional keras.Model,
+The function is called with the keyword input_shape=(height, width, channels) and returns a new
+Functional keras.Model,
 [B, H, W, C] -> [B, h, w, D], without a head.
 """
 
@@ -79,8 +80,8 @@ def _check_network(name: str, network: Any, shape: tuple[int, ...]) -> None:
 def derive_blocks(network: keras.Model) -> dict[str, str]:
     """Returns blocks that end at cut points and hold a kernel each, so that BatchNorm and ReLU stay with what they follow.
 
-    A block has the name of its last layer, or a number where Keras made that name up, since then it is another one in
-    another session.
+    A block has the name of its last layer, or a number where Keras made that name up, since then it
+    is another one in another session.
     """
     members, boundaries = find_layers(network), set(cut_points(network))
     ends, last, block_has_kernel, has_kernel = list[str](), "", False, False

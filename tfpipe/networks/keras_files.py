@@ -3,8 +3,9 @@
     save(model, path)                               # keras.saving.load_model(path) needs no class of tfpipe
     load(path)                                      # the model that was saved, with tfpipe's layers
 
-A file that `save` wrote holds the model as Keras' own operations, and in one more member, which Keras leaves alone, its
-architecture with tfpipe's layers. Both have the same weights in the same order.
+A file that `save` wrote holds the model as Keras' own operations, and in one more member, which
+Keras leaves alone, its architecture with tfpipe's layers. Both have the same weights in the same
+order.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def load(file: Path, *, trust: bool = False) -> keras.Model:
 
     Raises:
         FileNotFoundError: there is none.
-        DataError: it cannot be read; or it holds Python code (a Lambda layer), or would read other files, and is not trusted.
+        DataError: it cannot be read; or it holds Python code (a Lambda layer), or would read other
+            files, and is not trusted.
     """
     find_model_file(file)  # which looks at the archive
     try:
@@ -57,7 +59,8 @@ def load(file: Path, *, trust: bool = False) -> keras.Model:
         named.set_weights(model.get_weights())
         return named
     except Exception as error:  # of a damaged file Keras, zipfile and h5py raise anything
-        # Keras wraps the reason in the whole architecture, layer by layer; of weights, in between layers that have none.
+        # Keras wraps the reason in the whole architecture, layer by layer; of weights, in between
+        # layers that have none.
         first, *others = filter(None, lines_of(error))
         reason = (others or [first])[0 if first.startswith("A total of ") else -1]
         if not trust and "safe_mode=False" in str(error):

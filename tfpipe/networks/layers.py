@@ -1,6 +1,7 @@
 """What a saved classifier is made of beside Keras' own layers: preprocessing, a trunk that can be frozen, named probabilities.
 
-Everything that an image meets between its pixels and its class is a layer, so that one file carries all of it.
+Everything that an image meets between its pixels and its class is a layer, so that one file carries
+all of it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from keras import ops
 from tfpipe.networks.architectures import PREPROCESSINGS as PREPROCESSINGS
 from tfpipe.records.samples import USUAL, Samples
 
-# Mean of ImageNet's training images in BGR, levels 0..255 (VGG, Simonyan and Zisserman 2014), and of RGB with its
-# standard deviation, 0..1: the numbers that keras.applications subtracts and divides by.
+# Mean of ImageNet's training images in BGR, levels 0..255 (VGG, Simonyan and Zisserman 2014), and
+# of RGB with its standard deviation, 0..1: the numbers that keras.applications subtracts and
+# divides by.
 _CAFFE_MEAN = (103.939, 116.779, 123.68)
 _TORCH_MEAN = (0.485, 0.456, 0.406)
 _TORCH_DEVIATION = (0.229, 0.224, 0.225)
@@ -30,10 +32,12 @@ class Preprocessing(keras.layers.Layer):  # type: ignore[misc]
     """uint8 [B, H, W, 3], RGB, 0..255 -> float [B, H, W, C] as the backbone was trained on; C is 1 for "grey", else 3.
 
     Args:
-        mode: one of PREPROCESSINGS: "caffe" (BGR minus mean), "tf" (-1..1), "torch" (standardised), "unit" (0..1), "grey"
-            (luma, 0..1), "none".
-        resize: how images were brought to the input's size, as in `tfpipe.dataset`; carried along for whoever feeds it.
-        samples: what became of 16 bits and of alpha, `Samples` or its options by name; carried along likewise.
+        mode: one of PREPROCESSINGS: "caffe" (BGR minus mean), "tf" (-1..1), "torch" (standardised),
+            "unit" (0..1), "grey" (luma, 0..1), "none".
+        resize: how images were brought to the input's size, as in `tfpipe.dataset`; carried along
+            for whoever feeds it.
+        samples: what became of 16 bits and of alpha, `Samples` or its options by name; carried
+            along likewise.
     """
 
     def __init__(
@@ -77,7 +81,8 @@ class Preprocessing(keras.layers.Layer):  # type: ignore[misc]
 def _standardise_channels(values: keras.KerasTensor) -> keras.KerasTensor:
     """Does what `Preprocessing` does with "torch", in operations for a file: with the same bits.
 
-    From a file, an array of constants is no constant to TensorFlow, which then divides where it multiplies by the inverse.
+    From a file, an array of constants is no constant to TensorFlow, which then divides where it
+    multiplies by the inverse.
     """
     numbers = enumerate(zip(_TORCH_MEAN, _TORCH_DEVIATION, strict=True))
     channels = [(values[..., index : index + 1] - mean) / deviation for index, (mean, deviation) in numbers]
@@ -88,9 +93,9 @@ def _standardise_channels(values: keras.KerasTensor) -> keras.KerasTensor:
 class Trunk(keras.layers.Layer):  # type: ignore[misc]
     """A network, or the front or back part of one, that runs as the trunk of a classifier.
 
-    With `inference`, the network computes as in inference whoever calls and however: `fit`'s training=True reaches every
-    layer of a Functional model, past a `training=False` given while it was built (keras#20285), so that a frozen base has
-    its Dropout on. A layer of its own stops it.
+    With `inference`, the network computes as in inference whoever calls and however: `fit`'s
+    training=True reaches every layer of a Functional model, past a `training=False` given while it
+    was built (keras#20285), so that a frozen base has its Dropout on. A layer of its own stops it.
 
     Args:
         network: a Functional model, float tensor in, one float tensor out.
@@ -128,8 +133,9 @@ class Probabilities(keras.layers.Layer):  # type: ignore[misc]
     Args:
         class_names: name of each column.
         sha256: of the names, as `hash_names` gives it; compared when a model is loaded.
-        source: what the outputs are, one of OUTPUTS: "logits", whose softmax is taken, or, [B, 1], the sigmoid, as that of the
-            second of two classes; "probabilities"; "sigmoid", [B, 1], the probability of the second of two classes.
+        source: what the outputs are, one of OUTPUTS: "logits", whose softmax is taken, or, [B, 1],
+            the sigmoid, as that of the second of two classes; "probabilities"; "sigmoid", [B, 1],
+            the probability of the second of two classes.
     """
 
     def __init__(self, class_names: Sequence[str], sha256: str | None = None, source: str = "logits", **options: Any) -> None:

@@ -24,8 +24,9 @@ def is_functional(network: Any) -> bool:
 def _calls(network: keras.Model) -> list[Any]:
     """Returns the nodes of a network, one for each call of a layer, each behind all that it reads.
 
-    Keras has no public name for them. `layer.output` will not do: it is the tensor of the first network that the layer was
-    ever in, and a layer of a part that `cut` returned was in the whole network before.
+    Keras has no public name for them. `layer.output` will not do: it is the tensor of the first
+    network that the layer was ever in, and a layer of a part that `cut` returned was in the whole
+    network before.
     """
     by_depth = network._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
@@ -50,8 +51,8 @@ def called_layers(network: keras.Model) -> list[Any]:
 def cut_points(network: keras.Model) -> list[str]:
     """Returns the names of the layers whose output is the only tensor that anything behind them reads, in order.
 
-    The input is none of them; the last one is the layer of the output. A layer that is called twice is no cut point: its
-    name says two places.
+    The input is none of them; the last one is the layer of the output. A layer that is called twice
+    is no cut point: its name says two places.
     """
     return [node.operation.name for node in _cut_calls(network)]
 
@@ -107,8 +108,9 @@ def find_dependents(network: keras.Model, names: Iterable[str]) -> set[str]:
 def hash_network(network: keras.Model) -> str:
     """Returns the SHA-256 of a network's architecture and weights, 64 hexadecimal digits, equal in every process.
 
-    Keras numbers unnamed layers through a session ("conv2d_17"), so names count by their place only. Which layers are
-    trainable does not count; their precision does. Whatever else changes here makes every cache of features obsolete.
+    Keras numbers unnamed layers through a session ("conv2d_17"), so names count by their place
+    only. Which layers are trainable does not count; their precision does. Whatever else changes
+    here makes every cache of features obsolete.
     """
     config = json.loads(network.to_json())["config"]
     places = {name: f"layer {index}" for index, name in enumerate(dict.fromkeys(_names(network)))}

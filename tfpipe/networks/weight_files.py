@@ -2,9 +2,10 @@
 
     load(network, "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5")
 
-Three kinds of file: Keras' old HDF5 (layers in their order), its new .weights.h5 (layers by class and number) and .keras
-(whole models, those that `tfpipe.train` wrote among them). Dense layers that the file has beyond the network, a classifier's
-top, are left out; anything else that does not fit is an error. Keras' own loader takes any file that has more.
+Three kinds of file: Keras' old HDF5 (layers in their order), its new .weights.h5 (layers by class
+and number) and .keras (whole models, those that `tfpipe.train` wrote among them). Dense layers that
+the file has beyond the network, a classifier's top, are left out; anything else that does not fit
+is an error. Keras' own loader takes any file that has more.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def load(network: keras.Model, path: str | os.PathLike[str]) -> None:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is a directory.
-        DataError: it cannot be read, holds a weight that is not finite, or is of another network; the first layer that differs
-            is named.
+        DataError: it cannot be read, holds a weight that is not finite, or is of another network;
+            the first layer that differs is named.
     """
     file = check_weights_file(path)
     _unfreeze(network)
@@ -118,7 +119,8 @@ def _saved_layers(file: Path) -> list[_Entry]:
 def _unfreeze(network: keras.Model) -> None:
     """Makes all layers trainable, since `_variables` orders by it.
 
-    TensorFlow skips an assignment that changes nothing, so True on a model that is trainable leaves frozen layers in it frozen.
+    TensorFlow skips an assignment that changes nothing, so True on a model that is trainable leaves
+    frozen layers in it frozen.
     """
     network.trainable = False
     network.trainable = True

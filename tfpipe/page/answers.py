@@ -4,7 +4,8 @@
     answer = answers.answer("cat.jpg")                 # probabilities, Grad-CAM, neighbours, the model's input
     for row in answers.rows([Upload("a.jpg", path)]): ...
 
-Files are read as in `predict` and in evaluation: the same header checks, decoder, orientation and resize.
+Files are read as in `predict` and in evaluation: the same header checks, decoder, orientation and
+resize.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ class Answer:
         probabilities: float32 [C].
         image: as a person sees it, upright, uint8 [H, W, 3].
         seen: the model's input, uint8 [h, w, 3].
-        prepared: after the model's preprocessing, float32 [h, w, 1 or 3]; None for an exported model.
-        heat: Grad-CAM of the most probable class over the part that the model sees, uint8 [H, W, 3]; None for an
-            exported model.
+        prepared: after the model's preprocessing, float32 [h, w, 1 or 3]; None for an exported
+            model.
+        heat: Grad-CAM of the most probable class over the part that the model sees, uint8 [H, W,
+            3]; None for an exported model.
         has_heatmap: False where Grad-CAM is all zeros.
         neighbours: training images, the most similar first.
     """

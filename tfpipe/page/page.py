@@ -3,7 +3,8 @@
     with serve("runs/a") as url:
         ...    # http://127.0.0.1:7860/
 
-It listens on 127.0.0.1 alone, contacts no other machine, and keeps what was uploaded for an hour at most.
+It listens on 127.0.0.1 alone, contacts no other machine, and keeps what was uploaded for an hour at
+most.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ DEFAULT_MAX_TRAINING = 1000
 _KEPT_SECONDS = 3600
 _HOSTS = frozenset((HOST, "localhost", "::1"))
 _FONTS = ("system-ui", "Segoe UI", "Roboto", "Noto Sans", "Noto Sans CJK SC", "sans-serif")
-# An image that is pasted, or dropped beside the place for it, goes where a chosen file goes; so do the files of a folder that
-# is dropped, which Gradio would ask for as if it were a file. What cannot be read of it goes as an empty file, to be refused.
+# An image that is pasted, or dropped beside the place for it, goes where a chosen file goes; so do
+# the files of a folder that is dropped, which Gradio would ask for as if it were a file. What
+# cannot be read of it goes as an empty file, to be refused.
 _SCRIPT = """() => {
   const take = (event, files) => {
     const input = document.querySelector("#images input[type=file]");
@@ -101,25 +103,29 @@ def serve(
     """Opens the page and yields its address; the page ends with the block.
 
     Args:
-        model: a run's folder or a .keras file: everything; a file or folder of an export: scores and the model's input.
-        data: training images to look for neighbours among; default the data set of the run, if it is still there.
+        model: a run's folder or a .keras file: everything; a file or folder of an export: scores
+            and the model's input.
+        data: training images to look for neighbours among; default the data set of the run, if it
+            is still there.
         split: of the data set.
-        max_training: of more training images than that, so many (up to a full batch) as they are stored; 0: no neighbours.
+        max_training: of more training images than that, so many (up to a full batch) as they are
+            stored; 0: no neighbours.
         port: to listen on; 0: any that is free.
         max_bytes: of an uploaded file.
         max_pixels: height times width above which an image is rejected.
         open_browser: show the page in the browser.
         progress: show a bar while the training images are looked at.
-        allowed_hosts: names beside 127.0.0.1 and localhost under which the page answers, on any port: those of a proxy before
-            it, which may pass its own name on or 127.0.0.1. Under others, any page in the browser could ask it, once its name
-            leads here ("DNS rebinding").
+        allowed_hosts: names beside 127.0.0.1 and localhost under which the page answers, on any
+            port: those of a proxy before it, which may pass its own name on or 127.0.0.1. Under
+            others, any page in the browser could ask it, once its name leads here ("DNS
+            rebinding").
         trust: whoever made the model, see `tfpipe.load`.
 
     Raises:
         ImportError: Gradio is not installed.
         OSError: the port is taken.
-        ValueError, FileNotFoundError, DataError: there is no such model or, where it is given, no such data set, or it is
-            given with a model that cannot compare images.
+        ValueError, FileNotFoundError, DataError: there is no such model or, where it is given, no
+            such data set, or it is given with a model that cannot compare images.
     """
     gradio = _import_gradio()
     own_names = preflight.host_names(allowed_hosts)
@@ -156,7 +162,8 @@ def serve(
 
 @contextlib.asynccontextmanager
 async def _guarded(app: Any, own_names: frozenset[str]) -> AsyncIterator[None]:
-    # When the server starts, and around all that Gradio has: its CORS answers whatever comes from inside, and any host's pages.
+    # When the server starts, and around all that Gradio has: its CORS answers whatever comes from
+    # inside, and any host's pages.
     app.middleware_stack = _OwnPages(app.middleware_stack, own_names)
     yield
 
@@ -164,7 +171,8 @@ async def _guarded(app: Any, own_names: frozenset[str]) -> AsyncIterator[None]:
 class _OwnPages:
     """Answers those who ask under a name of the page, and, as a browser tells, from a page of it: no page of another site.
 
-    Under a name that was given, any port is the page's; of this machine, where others listen, too, its own alone.
+    Under a name that was given, any port is the page's; of this machine, where others listen, too,
+    its own alone.
     """
 
     def __init__(self, app: Any, own_names: frozenset[str]) -> None:
@@ -254,8 +262,9 @@ def _layout(gradio: Any, title: str, header: str, answers: Answers) -> Any:
         gradio.HTML(header, js_on_load=None)
         images = gradio.File(file_count="multiple", show_label=False, elem_id="images", height=130)
         shown = gradio.HTML("", elem_id="answer", js_on_load=None)
-        # Without Gradio's preprocessing, which would drop the file's own name; where the path leads is checked all the same.
-        # multiple: by default Gradio drops what is uploaded while something else is in work.
+        # Without Gradio's preprocessing, which would drop the file's own name; where the path leads
+        # is checked all the same. multiple: by default Gradio drops what is uploaded while
+        # something else is in work.
         options = {"preprocess": False, "api_visibility": "private", "trigger_mode": "multiple"}
         images.upload(receive, [images], [shown, images], **options)
     return page

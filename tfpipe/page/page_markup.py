@@ -1,6 +1,7 @@
 """The demo page's answers as HTML, in the colours and the font of the page that shows them.
 
-Images and the CSV are part of the HTML, so that no file is made for them; the templates escape every name.
+Images and the CSV are part of the HTML, so that no file is made for them; the templates escape
+every name.
 """
 
 from __future__ import annotations
@@ -105,8 +106,9 @@ def table(rows: Sequence[Row], class_names: Sequence[str]) -> str:
 def to_csv(rows: Sequence[Row], class_names: Sequence[str]) -> bytes:
     """Returns the rows as a CSV for spreadsheets: UTF-8 with a byte order mark, every cell quoted, none a formula.
 
-    A text that a spreadsheet would compute ("=1+1.jpg", "-3", "@x") has an apostrophe before it, its sign for text. Scores
-    have 9 significant digits: read back as float32, they are the same numbers.
+    A text that a spreadsheet would compute ("=1+1.jpg", "-3", "@x") has an apostrophe before it,
+    its sign for text. Scores have 9 significant digits: read back as float32, they are the same
+    numbers.
     """
     ranks = range(min(_TOP, len(class_names)))
     file = io.StringIO()

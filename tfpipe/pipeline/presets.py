@@ -39,7 +39,8 @@ class Augmentation:
     Raises:
         ValueError: a strength is out of range.
 
-    >>> dataclasses.replace(Augmentation.named("standard"), horizontal_flip=0)    # for digits, text, X-rays, hand signs
+    >>> dataclasses.replace(Augmentation.named("standard"), horizontal_flip=0)    # for digits,
+    text, X-rays, hand signs
     """
 
     crop: float = 0.0

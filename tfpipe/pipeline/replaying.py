@@ -40,10 +40,10 @@ def replay(
 ) -> Image:
     """Returns the image that training saw for a key in an epoch.
 
-    Bit for bit the row of `dataset(data, split, training=True, as_dict=True, ...)` with this
-    "key" and "epoch", whatever the batches, the order and the readers were. MixUp and CutMix, which
-    take a batch, are left out: this is the image before them. To replay many, use a `Replayer`:
-    opening the data set takes longer than an image.
+    Bit for bit the row of `dataset(data, split, training=True, as_dict=True, ...)` with this "key"
+    and "epoch", whatever the batches, the order and the readers were. MixUp and CutMix, which take
+    a batch, are left out: this is the image before them. To replay many, use a `Replayer`: opening
+    the data set takes longer than an image.
 
     Args:
         data: the data set's folder.

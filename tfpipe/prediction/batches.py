@@ -3,8 +3,9 @@
     for batch in ImageBatches(listing, predictor, batch_size=64).predict():
         for index, answer in batch.rows: ...     # float32 [C], or a RejectedImage
 
-A batch is of images that can be decoded: which these are decides what shares a batch with what. Begun anew after any batch,
-at the place where that one stopped, the others are the same, bit for bit.
+A batch is of images that can be decoded: which these are decides what shares a batch with what.
+Begun anew after any batch, at the place where that one stopped, the others are the same, bit for
+bit.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ class ImageBatches:
         data = data.map(self._decode, num_parallel_calls=_THREADS, deterministic=True)
         data = data.ignore_errors()
         data = data.batch(self._batch_size).prefetch(_PREFETCHED)
-        # Nothing is left to tune, and the thread that would do it is waited for when the iterator ends, for up to a minute.
+        # Nothing is left to tune, and the thread that would do it is waited for when the iterator
+        # ends, for up to a minute.
         options = tf.data.Options()
         options.autotune.enabled = False
         return data.with_options(options)

@@ -43,8 +43,9 @@ _TEXTS = "OTU"  # kinds of dtype that keep text and bytes whole; S cuts off zero
 class Prediction(NamedTuple):
     """What a model says of one image.
 
-    Of what is no image it says nothing: `class_name` is None, `score` 0, `top` empty, every probability 0, and `reason`
-    says why, a code and a sentence: "truncated: ...". Of an image, `reason` is "".
+    Of what is no image it says nothing: `class_name` is None, `score` 0, `top` empty, every
+    probability 0, and `reason` says why, a code and a sentence: "truncated: ...". Of an image,
+    `reason` is "".
 
     Attributes:
         class_name: the likeliest class.
@@ -70,7 +71,8 @@ class Model:
     """A model to ask for images of any kind and size.
 
     Attributes:
-        predictor: what answers for images of the right size, as `tfpipe.evaluate` and `tfpipe.predict` take it.
+        predictor: what answers for images of the right size, as `tfpipe.evaluate` and
+            `tfpipe.predict` take it.
         max_pixels: height times width above which a file is not decoded.
     """
 
@@ -106,14 +108,18 @@ class Model:
         """Returns an answer for each input, in their order.
 
         Args:
-            inputs: paths of JPEG or PNG files, their bytes, files opened in binary mode, or images as uint8 [H, W, 3], RGB,
-                0..255, of any size, alone or in any iterable; or one array, uint8 [B, H, W, 3].
+            inputs: paths of JPEG or PNG files, their bytes, files opened in binary mode, or images
+                as uint8 [H, W, 3], RGB, 0..255, of any size, alone or in any iterable; or one
+                array, uint8 [B, H, W, 3].
             top_k: classes to name; never more than there are.
-            batch_size: images that the model sees at once. Probabilities depend on it by about 1e-6.
+            batch_size: images that the model sees at once. Probabilities depend on it by about
+                1e-6.
 
         Raises:
-            ValueError: an argument is not what it should be. A file that is missing or no image is none: its answer says so.
-            DataError: what the model says of an image is no probabilities, as NaN; names the images.
+            ValueError: an argument is not what it should be. A file that is missing or no image is
+                none: its answer says so.
+            DataError: what the model says of an image is no probabilities, as NaN; names the
+                images.
         """
         top_k, batch_size = arguments.check(top_k=top_k, batch_size=batch_size)
         items = _listed(inputs)
@@ -180,12 +186,14 @@ def load(model: str | os.PathLike[str], *, max_pixels: int = headers.DEFAULT_MAX
     Args:
         model: its path.
         max_pixels: height times width above which a file is not decoded.
-        trust: whoever made the model: open it also where it holds Python code, or operations that do more than compute.
+        trust: whoever made the model: open it also where it holds Python code, or operations that
+            do more than compute.
 
     Raises:
         ValueError: this is no path.
         FileNotFoundError: there is none.
-        DataError: it cannot be read, is no model of tfpipe, is not what was written, or is not to be opened without `trust`.
+        DataError: it cannot be read, is no model of tfpipe, is not what was written, or is not to
+            be opened without `trust`.
         ImportError: its format needs an extra that is not installed.
     """
     max_pixels, trust = arguments.check(max_pixels=max_pixels, trust=trust)

@@ -6,9 +6,9 @@
     predict("runs/a", "test1/", "submission.csv", columns="probability")       # id,label: 1,0.998712003
     predict("runs/a", "shards/", "table.csv", split="test1", columns="table")  # the columns of evaluate's predictions.csv
 
-Pixels are those that evaluation sees: the same decoder, orientation and resize. Which rows there are, and in which order,
-is known before the model runs, so rows are written as they come, memory does not grow with them, and a prediction that was
-stopped goes on at its next batch.
+Pixels are those that evaluation sees: the same decoder, orientation and resize. Which rows there
+are, and in which order, is known before the model runs, so rows are written as they come, memory
+does not grow with them, and a prediction that was stopped goes on at its next batch.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Summary:
     Attributes:
         num_rows: of the output, one per image.
         counts: images by predicted class, in the model's order.
-        mean_scores: of the images of each predicted class: how sure the model is; without those that have none.
+        mean_scores: of the images of each predicted class: how sure the model is; without those
+            that have none.
         rejected: reason by image, for those whose row has no value.
         rejected_path: where those are listed, None where there are none.
         passed_over: names in folders and globs that were not taken for images.
@@ -96,44 +97,53 @@ def predict(
 ) -> Summary:
     """Writes one row per image, ordered by id (1, 2, 10), and replaces the output when all rows are there.
 
-    Stopped, by Ctrl-C, a full disk or kill -9, it goes on when it is called again with the same arguments, and the output is
-    the same, byte by byte. What is done until then lies in a hidden file beside the output. With another model, other
-    images or other arguments, it begins anew.
+    Stopped, by Ctrl-C, a full disk or kill -9, it goes on when it is called again with the same
+    arguments, and the output is the same, byte by byte. What is done until then lies in a hidden
+    file beside the output. With another model, other images or other arguments, it begins anew.
 
-    An id is the path below what was given, without an image's extension; x.jpg beside x.png keep theirs, where rows hold
-    file names.
+    An id is the path below what was given, without an image's extension; x.jpg beside x.png keep
+    theirs, where rows hold file names.
 
     Args:
-        model: a run's folder, a .keras file of `tfpipe.train`, a file or folder of an export, or what `tfpipe.load` returns.
-        input: files, folders (with all folders below), globs, CSV files with a column `path` (relative to the CSV's folder)
-            and, if you like, `id`, or "-": paths on standard input, one a line or separated by NULs; or one data set.
+        model: a run's folder, a .keras file of `tfpipe.train`, a file or folder of an export, or
+            what `tfpipe.load` returns.
+        input: files, folders (with all folders below), globs, CSV files with a column `path`
+            (relative to the CSV's folder) and, if you like, `id`, or "-": paths on standard input,
+            one a line or separated by NULs; or one data set.
         output: the file to write.
         split: of the data set; needed where it has several.
-        columns: "full": id, filename, reason (empty where there is nothing to say), class_1, score_1, class_2, ...,
-            then every probability. "label": id and predicted class. "index": id and its number, 0-based. "probability": id
-            and that of `positive_class`, or of every class where there are more than two and none is named. "table": key,
-            filename, label (empty), predicted and every probability, as evaluation writes them. Probabilities have 9
-            significant digits.
-        format: "csv", or "jsonl" for an object per image: id, filename, class, score, top, probabilities, reason. By
-            default what the output's name ends with, else "csv".
-        top_k: how many classes "full" and "jsonl" name; by default 5, and never more than there are.
+        columns: "full": id, filename, reason (empty where there is nothing to say), class_1,
+            score_1, class_2, ..., then every probability. "label": id and predicted class. "index":
+            id and its number, 0-based. "probability": id and that of `positive_class`, or of every
+            class where there are more than two and none is named. "table": key, filename, label
+            (empty), predicted and every probability, as evaluation writes them. Probabilities have
+            9 significant digits.
+        format: "csv", or "jsonl" for an object per image: id, filename, class, score, top,
+            probabilities, reason. By default what the output's name ends with, else "csv".
+        top_k: how many classes "full" and "jsonl" name; by default 5, and never more than there
+            are.
         positive_class: whose probability to write; of two classes the second if not given.
         id_column: header of the ids.
         value_column: header of the one value beside them.
-        csv_safe: put an apostrophe before names of a CSV that a spreadsheet would compute, those that begin with =, +, -, @ or
-            a control character; `tfpipe.common.tables.unescape_formula` removes it. columns="table" always does, as evaluation.
-        on_error: "fail": bad images are named and nothing is written. "report": they have a row without a value, and are
-            listed in OUTPUT.rejected.jsonl, without OUTPUT's ".csv" or ".jsonl". By default "report" where the row says the
-            reason, "fail" where it has no place for it.
+        csv_safe: put an apostrophe before names of a CSV that a spreadsheet would compute, those
+            that begin with =, +, -, @ or a control character;
+            `tfpipe.common.tables.unescape_formula` removes it. columns="table" always does, as
+            evaluation.
+        on_error: "fail": bad images are named and nothing is written. "report": they have a row
+            without a value, and are listed in OUTPUT.rejected.jsonl, without OUTPUT's ".csv" or
+            ".jsonl". By default "report" where the row says the reason, "fail" where it has no
+            place for it.
         batch_size: images that the model sees at once. Probabilities depend on it by about 1e-6.
         max_pixels: height times width above which an image is bad.
         progress: show a bar.
         trust: whoever made the model, see `tfpipe.load`.
 
     Raises:
-        ValueError: an argument is not what it should be, two images have the same id, an image has two, or there are none.
+        ValueError: an argument is not what it should be, two images have the same id, an image has
+            two, or there are none.
         FileNotFoundError: there is no such model or input.
-        DataError: an image is bad; all that can be seen to be so without decoding them are named at once.
+        DataError: an image is bad; all that can be seen to be so without decoding them are named at
+            once.
         BlockingIOError: another process is writing this output.
         OSError: the output cannot be written.
     """

@@ -7,8 +7,8 @@
     ask = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
     grpc_response(ask(grpc_request(["1.jpg", "2.png"], model_name="pets")))
 
-Both responses are the same. Bodies follow the documentation, https://www.tensorflow.org/tfx/serving/api_rest; the tests read
-them by it, without a server.
+Both responses are the same. Bodies follow the documentation,
+https://www.tensorflow.org/tfx/serving/api_rest; the tests read them by it, without a server.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ def rest_request(images: Iterable[Image], *, signature_name: str = _DEFAULT, for
     """Returns the JSON body of a POST to /v1/models/NAME:predict.
 
     Args:
-        images: paths or contents of files, or files opened in binary mode; for the signature "image", arrays,
-            uint8 [H, W, 3] of the model's size. JSON writes those as numbers, 12 times the size of a usual JPEG.
+        images: paths or contents of files, or files opened in binary mode; for the signature
+            "image", arrays, uint8 [H, W, 3] of the model's size. JSON writes those as numbers, 12
+            times the size of a usual JPEG.
         signature_name: of the export.
-        form: "row" is answered image by image, "columnar" output by output; `rest_response` reads both.
+        form: "row" is answered image by image, "columnar" output by output; `rest_response` reads
+            both.
 
     Raises:
         ValueError: an argument is not what it should be.

@@ -6,9 +6,10 @@
         with written_atomically(Path("out.csv")) as file:
             for part in work.parts(): ...
 
-`.out.csv.partial` is lines of JSON, each after its CRC: what the work belongs to, then a part in each, with its place and that
-of what follows it. From the first line on that is damaged, or does not follow the one before, nothing is taken, nor are parts
-of other work. The file is locked while a process has it, and gone when the block ends well.
+`.out.csv.partial` is lines of JSON, each after its CRC: what the work belongs to, then a part in
+each, with its place and that of what follows it. From the first line on that is damaged, or does
+not follow the one before, nothing is taken, nor are parts of other work. The file is locked while a
+process has it, and gone when the block ends well.
 """
 
 from __future__ import annotations
@@ -110,8 +111,8 @@ def _sealed(payload: bytes) -> bytes:
 def unfinished(output: Path, purpose: Mapping[str, str]) -> Iterator[Unfinished]:
     """Opens what is done of an output, and holds it against other processes.
 
-    Stays behind when the block is left by an error or Ctrl-C after a part was done, unless that error is bad data, which
-    the same command would only meet again.
+    Stays behind when the block is left by an error or Ctrl-C after a part was done, unless that
+    error is bad data, which the same command would only meet again.
 
     Args:
         output: the file to write in the block.

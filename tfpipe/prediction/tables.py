@@ -4,8 +4,9 @@
     form.header()                 # id,label
     form.row(image, answer)     # 17,0.998712003
 
-Rows are bytes, UTF-8, and end with a line feed; cells are quoted where they must be. Numbers have nine significant digits,
-which name a float32 uniquely. Names that a spreadsheet would compute are escaped, see `escape_formula`.
+Rows are bytes, UTF-8, and end with a line feed; cells are quoted where they must be. Numbers have
+nine significant digits, which name a float32 uniquely. Names that a spreadsheet would compute are
+escaped, see `escape_formula`.
 """
 
 from __future__ import annotations

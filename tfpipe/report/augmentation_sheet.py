@@ -49,13 +49,15 @@ def show(
 ) -> None:
     """Draws a PNG with one row per image: as evaluation sees it, then as training does in epochs 0 to 9.
 
-    The augmented images are those of `dataset(directory, split, training=True, augment=augment, seed=seed, ...)`, bit for
-    bit, but for MixUp and CutMix, which are not shown, and made smaller or larger for the sheet. An image that cannot be
-    decoded is drawn as a crossed tile with the reason.
+    The augmented images are those of `dataset(directory, split, training=True, augment=augment,
+    seed=seed, ...)`, bit for bit, but for MixUp and CutMix, which are not shown, and made smaller
+    or larger for the sheet. An image that cannot be decoded is drawn as a crossed tile with the
+    reason.
 
     Args:
         directory: the data set's folder.
-        output: the PNG file, not within the data set; written atomically. A PNG that is there is replaced, nothing else is.
+        output: the PNG file, not within the data set; written atomically. A PNG that is there is
+            replaced, nothing else is.
         augment: an `Augmentation` or the name of a preset.
         split: the split to draw from, default the first, which is train where there is one.
         images: rows; the classes take turns.
@@ -63,13 +65,14 @@ def show(
         image_size: (height, width), as given to `dataset`.
         resize: as given to `dataset`.
         tile: side of an image's place, in pixels.
-        font: TrueType or OpenType file; None: the first of some well-known fonts that has every character of the names.
+        font: TrueType or OpenType file; None: the first of some well-known fonts that has every
+            character of the names.
 
     Raises:
         FileExistsError: there is something at `output` that is no PNG file.
         FileNotFoundError: there is no data set, or no folder for `output`.
-        ValueError: there is no such split or preset, a number is too small, `output` lies within the data set, or the sheet
-            would have more than 100 million pixels.
+        ValueError: there is no such split or preset, a number is too small, `output` lies within
+            the data set, or the sheet would have more than 100 million pixels.
         DataError: the data set is damaged.
         OSError: the font cannot be read.
     """

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 _USUAL = {"tile": 160, "per_class": 8, "max_classes": 50}
 
-# What ImageOps.exif_transpose does, by the orientation that the record stores: Image.Transpose members by name.
+# What ImageOps.exif_transpose does, by the orientation that the record stores: Image.Transpose
+# members by name.
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -73,25 +74,27 @@ def show(
 ) -> None:
     """Draws a PNG with one row of images per class and one per unlabelled split, upright and in the colours of training.
 
-    Equal data sets and arguments give equal samples, however the records are sharded. An image that cannot be read or
-    decoded, or has more pixels than Pillow's limit, is drawn as a crossed tile with the reason, also where its whole shard
-    is missing.
+    Equal data sets and arguments give equal samples, however the records are sharded. An image that
+    cannot be read or decoded, or has more pixels than Pillow's limit, is drawn as a crossed tile
+    with the reason, also where its whole shard is missing.
 
     Args:
         directory: the data set's folder.
-        output: the PNG file, not within the data set; written atomically. A PNG that is there is replaced, nothing else is.
+        output: the PNG file, not within the data set; written atomically. A PNG that is there is
+            replaced, nothing else is.
         split: the split to draw from, default all.
         per_class: images in a row.
         max_classes: rows at most; the header says how many classes there are.
         seed: draws the sample.
         tile: side of an image's place, in pixels.
-        font: TrueType or OpenType file; None: the first of some well-known fonts that has every character of the names.
+        font: TrueType or OpenType file; None: the first of some well-known fonts that has every
+            character of the names.
 
     Raises:
         FileExistsError: there is something at `output` that is no PNG file.
         FileNotFoundError: there is no manifest, no catalogue, or no folder for `output`.
-        ValueError: there is no such split, a number is too small, `output` lies within the data set, or the sheet would have
-            more than 100 million pixels.
+        ValueError: there is no such split, a number is too small, `output` lies within the data
+            set, or the sheet would have more than 100 million pixels.
         DataError: the catalogue or an index is damaged.
         OSError: the font cannot be read.
     """
@@ -160,7 +163,8 @@ def _thumbnail(sample: Sample, samples: Samples, tile: int) -> Image.Image:
     """Returns the image, upright, no side longer than the tile.
 
     Raises:
-        DataError: the record is damaged, its shard cannot be read, or Pillow cannot decode its image.
+        DataError: the record is damaged, its shard cannot be read, or Pillow cannot decode its
+            image.
     """
     from PIL import Image
 

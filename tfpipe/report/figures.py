@@ -102,7 +102,8 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> str:
 def matrix_image(matrix: coo_array) -> str:
     """Returns a confusion matrix, counts [C, C], as an image of the shares of each row; axes count classes from 0.
 
-    Where there are more than 1,000 classes, which no page shows, a cell of the image stands for a square of them.
+    Where there are more than 1,000 classes, which no page shows, a cell of the image stands for a
+    square of them.
     """
     num_classes = matrix.shape[0]
     side = min(num_classes, _MAX_MATRIX_SIDE)

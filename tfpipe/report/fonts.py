@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("tfpipe")
 
-# File names; Pillow looks for them where Linux, macOS and Windows keep their fonts. Handsome ones come first, those that
-# cover most of the world's scripts behind them.
+# File names; Pillow looks for them where Linux, macOS and Windows keep their fonts. Handsome ones
+# come first, those that cover most of the world's scripts behind them.
 _NAMES = (
     "NotoSans-Regular.ttf",
     "DejaVuSans.ttf",
@@ -48,7 +48,8 @@ _NAMES = (
     "unifont.ttf",
 )
 
-# Words of the names of characters, and the package of Debian whose font has them; _OTHER_PACKAGE has all others, if coarsely.
+# Words of the names of characters, and the package of Debian whose font has them; _OTHER_PACKAGE
+# has all others, if coarsely.
 _PACKAGES = {"CJK": "fonts-noto-cjk", "HIRAGANA": "fonts-noto-cjk", "KATAKANA": "fonts-noto-cjk", "HANGUL": "fonts-noto-cjk"}
 _OTHER_PACKAGE = "fonts-unifont"
 
@@ -159,7 +160,8 @@ def _best(text: str) -> Fonts:
 
 
 def _missing(font: Font, text: str) -> set[str]:
-    # Pillow does not say which characters a font has; a missing one looks like a code point that is no character.
+    # Pillow does not say which characters a font has; a missing one looks like a code point that is
+    # no character.
     sign = font.getmask(_NOT_A_CHARACTER)
     absent = bytes(sign), sign.size
     candidates = {character for character in text if character.isprintable() and not character.isspace()}

@@ -38,7 +38,8 @@ class Tile(NamedTuple):
     """An image and what stands below it.
 
     Attributes:
-        draw: returns the image, no side longer than the tile's. A `DataError` is drawn as a crossed tile with the reason.
+        draw: returns the image, no side longer than the tile's. A `DataError` is drawn as a crossed
+            tile with the reason.
         caption: one line.
     """
 
@@ -126,7 +127,8 @@ class Sheet:
             details: lines below it.
             panels: from top to bottom.
             tile: side of an image's place, in pixels.
-            font: TrueType or OpenType file; None: the first of some well-known fonts that has every character.
+            font: TrueType or OpenType file; None: the first of some well-known fonts that has every
+                character.
             first_apart: the first tile of each panel stands apart from the others.
 
         Raises:

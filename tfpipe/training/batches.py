@@ -1,7 +1,6 @@
 """What a training step is fed with: images, or features from the cache, in the same order.
 
-A batch is (inputs, targets float32 [B, C], weights float32 [B]); a blank row
-has the weight 0.
+A batch is (inputs, targets float32 [B, C], weights float32 [B]); a blank row has the weight 0.
 """
 
 from __future__ import annotations
@@ -25,8 +24,9 @@ from tfpipe.pipeline.loader import Loader
 
 Batch = tuple[Any, Any, Any]
 
-# Of all features of a phase: what is no larger stays in the memory of the device that trains; of others, blocks go there. On
-# the CPU that is one more copy in the same memory: of 1.7 GB it took 4.7 GB more, and a fifth more time than blocks of 64 MB.
+# Of all features of a phase: what is no larger stays in the memory of the device that trains; of
+# others, blocks go there. On the CPU that is one more copy in the same memory: of 1.7 GB it took
+# 4.7 GB more, and a fifth more time than blocks of 64 MB.
 _RESIDENT_BYTES = {"GPU": 2 << 30, "CPU": 256 << 20}
 _BLOCK_BYTES = 64 << 20
 

@@ -3,7 +3,8 @@
     draw_history(read_history(folder), folder / "history.png")
     draw_range_test(*test.curve(), test.suggestion(), folder / "learning_rate.png")
 
-They are drawn without pyplot: nothing that the caller has set up in matplotlib is touched, and no screen is needed.
+They are drawn without pyplot: nothing that the caller has set up in matplotlib is touched, and no
+screen is needed.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
     raised = find_raised(folder, found, recipe)     # {"epochs": (2, 4)}
     plan(folder, found, facts, recipe, raised, rewarm=False).apply(folder)
 
-The state of a run is kept when it is finished. Raised numbers go on from there, and the run ends with the bits of one that
-was asked for them from the start, if its steps so far would have been the same. Where they would not, that is an error,
-unless `rewarm` says to go on all the same. What a phase began with must be what the one before ended with: a phase behind
-one that goes on begins anew.
+The state of a run is kept when it is finished. Raised numbers go on from there, and the run ends
+with the bits of one that was asked for them from the start, if its steps so far would have been the
+same. Where they would not, that is an error, unless `rewarm` says to go on all the same. What a
+phase began with must be what the one before ended with: a phase behind one that goes on begins
+anew.
 """
 
 from __future__ import annotations

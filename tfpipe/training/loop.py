@@ -2,10 +2,11 @@
 
     last = Loop(phase, strategy, state_file, journal).run()     # the network has the best weights; these are the last
 
-Everything that decides the next step (weights, optimisers, averages, stopping, schedule, the place in the data) is saved
-together; data and augmentation follow from (seed, epoch, step). So a run that is killed at any point and started again ends
-with the same bits as one that was not. Keras' `fit` cannot: its `BackupAndRestore` begins the epoch anew and forgets
-`EarlyStopping`, and it fails under `MultiWorkerMirroredStrategy` (Keras 3.15).
+Everything that decides the next step (weights, optimisers, averages, stopping, schedule, the place
+in the data) is saved together; data and augmentation follow from (seed, epoch, step). So a run that
+is killed at any point and started again ends with the same bits as one that was not. Keras' `fit`
+cannot: its `BackupAndRestore` begins the epoch anew and forgets `EarlyStopping`, and it fails under
+`MultiWorkerMirroredStrategy` (Keras 3.15).
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class Loop:
         strategy: of the devices; the phase's variables were made in its scope.
         state_file: where the state is kept.
         journal: where the course of it is written.
-        checkpoint_seconds: a state is saved when the last is as old, at the end of every epoch, and on Ctrl-C or SIGTERM.
+        checkpoint_seconds: a state is saved when the last is as old, at the end of every epoch, and
+            on Ctrl-C or SIGTERM.
         show: whether to show a progress bar.
         report: takes lines that tell what is done and why.
     """
@@ -360,8 +362,8 @@ def is_done(epoch: int, epochs: int, stopping: EarlyStopping) -> bool:
 def _interrupts() -> Iterator[threading.Event]:
     """Yields an event that the first Ctrl-C, SIGTERM or SIGHUP sets: a step is not to be stopped in its middle.
 
-    When the block is left for that, SIGTERM and SIGHUP get to whoever would have got them: a process without a handler ends.
-    A second Ctrl-C stops at once.
+    When the block is left for that, SIGTERM and SIGHUP get to whoever would have got them: a
+    process without a handler ends. A second Ctrl-C stops at once.
     """
     event = threading.Event()
     received: list[int] = []

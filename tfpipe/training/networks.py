@@ -69,7 +69,8 @@ class Networks:
         self.recipe, self.precision, self._class_names, self._strategy = recipe, precision, class_names, strategy
         self._pretrained = recipe.mode != "scratch" and recipe.weights != "none"
         weights = "none" if recipe.mode == "scratch" or recipe.weights == "own" else recipe.weights
-        # New weights and the dropout of backbones draw from Keras' seed; the head's layers have their own.
+        # New weights and the dropout of backbones draw from Keras' seed; the head's layers have
+        # their own.
         keras.utils.set_random_seed(seeds.derive(recipe.seed, "weights") >> 32)
         with strategy.scope(), heads.dtype_policy(arithmetic.policy(precision)):
             self.backbone = _build(recipe, weights)
@@ -224,7 +225,8 @@ class Networks:
         """Returns the classifier with the present weights, a copy that computes in float32 whatever training did."""
         recipe, network = self.recipe, self.backbone.network
         with heads.dtype_policy("float32"):
-            # Not built anew: names that Keras makes up would be others, and a function by import path may draw its weights.
+            # Not built anew: names that Keras makes up would be others, and a function by import
+            # path may draw its weights.
             twin = keras.models.clone_model(network, clone_function=_in_float32, recursive=True)
             mode, samples = self.backbone.preprocessing, self.preprocessing.samples
             preprocessing = layers.Preprocessing(mode, recipe.resize, samples, name="preprocessing")
@@ -259,6 +261,7 @@ def _build(recipe: Recipe, weights: str) -> Backbone:
 
 
 def _set_trainable(network: keras.Model, value: bool) -> None:
-    # A model that says so already passes an assignment over, whatever its inner models say (Keras 3.15).
+    # A model that says so already passes an assignment over, whatever its inner models say (Keras
+    # 3.15).
     network.trainable = not value
     network.trainable = value

@@ -3,7 +3,8 @@
     for phase in Phases(recipe, networks, train, val, ...).of_mode():
         ...  # train it: what comes next depends on it
 
-Where something is frozen, its features in training mode are compared with those in inference mode before the first step.
+Where something is frozen, its features in training mode are compared with those in inference mode
+before the first step.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class Phases:
         strategy: of the devices.
         progress: show bars.
         report: takes lines that tell what is done and why.
-        first_steps: where the course of the learning rate begins anew, of phases of a run that was trained longer.
+        first_steps: where the course of the learning rate begins anew, of phases of a run that was
+            trained longer.
         fits: compute a batch in parts where it does not fit into memory.
     """
 

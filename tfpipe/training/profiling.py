@@ -42,7 +42,8 @@ class Watch:
     def __call__(self, part: str, num_steps: int = 1) -> None:
         """Counts the time since the last call as "input", as "device", as "python", or as "ahead".
 
-        "ahead" is reading while the device computes: it is the device's if that is found at work afterwards, else input's.
+        "ahead" is reading while the device computes: it is the device's if that is found at work
+        afterwards, else input's.
         """
         now = time.perf_counter()
         elapsed, self._last, self.num_steps = now - self._last, now, num_steps
@@ -130,7 +131,8 @@ class Profile:
 
 def peak_memory_bytes() -> int:
     """Returns the most memory that this process had in RAM at any time."""
-    # Linux' getrusage counts what the parent had when it started this process, too; the file does not.
+    # Linux' getrusage counts what the parent had when it started this process, too; the file does
+    # not.
     status = Path("/proc/self/status")
     lines = status.read_text("utf-8").splitlines() if status.exists() else []
     for line in lines:

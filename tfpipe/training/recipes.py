@@ -25,13 +25,14 @@ _FEW = 100  # images: fewer do not say whether fine-tuning helps
 _VIEWS = ((2_000, 8), (20_000, 4), (math.inf, 2))  # (up to so many images, versions of each): a version takes a pass
 _BATCH_SIZE = 32
 _EPOCHS = {"bottleneck": 60, "finetune": 60, "frozen": 20, "scratch": 30, "full": 15}
-# (first phase, fine-tuning) of AdamW; of SGD only those of pre-trained weights are usual: what a new head bears depends on the
-# size of its features.
+# (first phase, fine-tuning) of AdamW; of SGD only those of pre-trained weights are usual: what a
+# new head bears depends on the size of its features.
 _RATES = {"full": 5e-5}
 _SGD_RATES = {"full": 1e-4, "scratch": 1e-2}
 _FINETUNE_RATES = {"adamw": 2e-5, "sgd": 1e-4}
 _DEEPEN_PATIENCE = 2  # epochs of fine-tuning without a gain
-# What only a head that is trained step by step knows; in a run that is nothing else, the second line, too.
+# What only a head that is trained step by step knows; in a run that is nothing else, the second
+# line, too.
 _OF_GRADIENT = ("hidden", "dropout", "l2", "learning_rate", "epochs")
 _OF_STEPS = (
     *("batch_size", "accumulate", "label_smoothing", "optimizer", "weight_decay", "momentum", "schedule", "warmup_epochs"),
@@ -65,31 +66,38 @@ class Recipe:
     """How to train. None leaves the choice to `complete`, which says what it chose and why.
 
     Attributes:
-        backbone: see `tfpipe.networks.backbones`: a name of its table, or "package.module:function".
-        weights: "imagenet" (Keras' download), "none", a file, or, for a backbone by import path, "own": those that the
-            function gives are pre-trained.
+        backbone: see `tfpipe.networks.backbones`: a name of its table, or
+            "package.module:function".
+        weights: "imagenet" (Keras' download), "none", a file, or, for a backbone by import path,
+            "own": those that the function gives are pre-trained.
         preprocessing: of a backbone by import path, one of `tfpipe.networks.layers.PREPROCESSINGS`.
         grey: one channel; for `lenet` and networks by import path.
-        mode: "scratch" (all weights new), "bottleneck" (features computed once, the head trained on them), "frozen" (the same
-            end to end), "finetune" (bottleneck, then the last blocks at a lower rate), "full" (everything, lower layers
-            slower), "auto".
+        mode: "scratch" (all weights new), "bottleneck" (features computed once, the head trained on
+            them), "frozen" (the same end to end), "finetune" (bottleneck, then the last blocks at a
+            lower rate), "full" (everything, lower layers slower), "auto".
         image_size: (height, width), or the side of a square.
         resize: see `tfpipe.dataset`.
         feature_layer: the backbone ends behind this layer or block; None: at its end.
         unfreeze: blocks or layers that fine-tuning trains, with all that is behind them.
         views: augmented versions of each image in the cache; 1 without augmentation.
-        deepen: in fine-tuning, once the unfrozen blocks have made it better, go on with the block below unfrozen, too.
-        cache_prefix: in fine-tuning, compute the frozen part once and train the rest on its features.
+        deepen: in fine-tuning, once the unfrozen blocks have made it better, go on with the block
+            below unfrozen, too.
+        cache_prefix: in fine-tuning, compute the frozen part once and train the rest on its
+            features.
         augment: an `Augmentation` or the name of a preset; see `tfpipe.dataset`.
         balanced: every class equally often.
         class_weights: weigh the loss by `tfpipe.class_weights`.
-        val_fraction: of the training split, held out where there is no val split: at least one of each class.
+        val_fraction: of the training split, held out where there is no val split: at least one of
+            each class.
         seed: of everything that is drawn.
-        batch_size: of all devices together. "auto": the usual one, accumulated where it does not fit into memory.
-        accumulate: parts that each batch is computed in on every device, for the memory of one of them; 1 where it is None.
-            The gradients are those of the whole batch, but BatchNorm's statistics those of a part.
-        solver: of the head on cached features: "regression" tries logistic regressions, every pooling with several decays, and
-            keeps the one that validates best (see `tfpipe.training.regression`); "gradient" trains it step by step.
+        batch_size: of all devices together. "auto": the usual one, accumulated where it does not
+            fit into memory.
+        accumulate: parts that each batch is computed in on every device, for the memory of one of
+            them; 1 where it is None. The gradients are those of the whole batch, but BatchNorm's
+            statistics those of a part.
+        solver: of the head on cached features: "regression" tries logistic regressions, every
+            pooling with several decays, and keeps the one that validates best (see
+            `tfpipe.training.regression`); "gradient" trains it step by step.
         pooling: "average", "max" or "flatten"; None: by regression the best, else "average".
         hidden: units of the head's hidden layers.
         dropout: rate in the head.
@@ -104,13 +112,16 @@ class Recipe:
         warmup_epochs: in which the rate rises to its peak; at most half of a phase's epochs.
         finetune_learning_rate: of the uppermost block in fine-tuning.
         finetune_epochs: at most, of fine-tuning.
-        layer_decay: each block below has this times the rate of the one above, where several are trained.
-        train_batch_norm: BatchNorm of a pre-trained backbone uses and updates the batch's statistics where it is trained.
+        layer_decay: each block below has this times the rate of the one above, where several are
+            trained.
+        train_batch_norm: BatchNorm of a pre-trained backbone uses and updates the batch's
+            statistics where it is trained.
         patience: epochs without a better validation accuracy after which training ends.
         ema: decay of the moving average of the weights; 0 for none.
-        precision: of training: "auto", "float32", "mixed_bfloat16", or "tf32" (weights of float32, products of 10 bits, on GPUs
-            that can). Features are extracted in bfloat16 or float32.
-        deterministic: use TensorFlow's deterministic kernels: equal runs give equal bits. They stay on in this process.
+        precision: of training: "auto", "float32", "mixed_bfloat16", or "tf32" (weights of float32,
+            products of 10 bits, on GPUs that can). Features are extracted in bfloat16 or float32.
+        deterministic: use TensorFlow's deterministic kernels: equal runs give equal bits. They stay
+            on in this process.
     """
 
     backbone: str = "vgg16"

@@ -3,9 +3,10 @@
     found = search(train, val, ["average", "max", "flatten"])
     found.best.pooling, found.kernel, found.bias
 
-Every pooling is tried with every decay. The pooling of the least log loss on the validation rows wins, and of it the strongest
-decay whose loss is within one standard error of that (Breiman et al. 1984): it generalises as well as can be told, and leaves
-fine-tuning something to learn. Log loss, and not accuracy, which in a small split differs by an image or two.
+Every pooling is tried with every decay. The pooling of the least log loss on the validation rows
+wins, and of it the strongest decay whose loss is within one standard error of that (Breiman et al.
+1984): it generalises as well as can be told, and leaves fine-tuning something to learn. Log loss,
+and not accuracy, which in a small split differs by an image or two.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from tfpipe.networks.head_options import Pooling
 
 Array = np.ndarray[Any, Any]
 
-# scikit-learn's C, for rows whose root mean square is 1: the loss of one row against half the squared norm of the kernel.
+# scikit-learn's C, for rows whose root mean square is 1: the loss of one row against half the
+# squared norm of the kernel.
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 _MOST_BYTES = 1 << 30  # of the rows of a pooling; a larger one is left out
 _CHUNK = 256  # feature maps in memory at once
 _MAX_ITERATIONS, _TOLERANCE = 300, 1e-5  # where classes overlap, a weak decay would take thousands, for nothing
-# Of rows that are worth several threads of BLAS: with fewer they wait for each other more than they compute (864 rows of 864
-# numbers took 27 times the processor's time, on two busy cores).
+# Of rows that are worth several threads of BLAS: with fewer they wait for each other more than they
+# compute (864 rows of 864 numbers took 27 times the processor's time, on two busy cores).
 _SHARED_BYTES = 64 << 20
 
 _POOL: dict[Pooling, Callable[[Array], Array]] = {
@@ -186,7 +188,8 @@ def _path(rows: Array, labels: Array, weights: Array | None) -> Iterator[tuple[f
         raise DataError("features are not finite: the backbone's weights are damaged, or overflow in this precision")
     mean = rows.mean(0, dtype=np.float64)
     points = rows - mean.astype(np.float32)  # changes the bias alone, and takes a tenth of the iterations
-    # One scale for all features: divided each by its own, those that are nearly always zero would count as much as the rest.
+    # One scale for all features: divided each by its own, those that are nearly always zero would
+    # count as much as the rest.
     scale = math.sqrt(float(np.mean(np.square(points, dtype=np.float64)))) or 1.0
     points, lift = _reduce(points / np.float32(scale))
     doubled = points.astype(np.float64)
@@ -208,7 +211,8 @@ def _path(rows: Array, labels: Array, weights: Array | None) -> Iterator[tuple[f
 def _reduce(rows: Array) -> tuple[Array, Callable[[Array], Array]]:
     """Returns the rows in as few coordinates as there are rows, and the way back for a kernel.
 
-    A penalised regression does not see a rotation, and its kernel lies in the span of the rows: the fit is the same.
+    A penalised regression does not see a rotation, and its kernel lies in the span of the rows: the
+    fit is the same.
     """
     if rows.shape[1] <= len(rows):
         return rows, lambda kernel: kernel

@@ -6,9 +6,10 @@
     saved = journal.position()                    # goes into the checkpoint
     journal.close()
 
-log.jsonl holds everything, a line per event; history.csv is the table of its epochs. A run that was killed and went on from
-a checkpoint leaves the files of one that was not, but for values whose names end with _seconds. TensorBoard's events after
-the checkpoint stay, doubled: they are for looking at.
+log.jsonl holds everything, a line per event; history.csv is the table of its epochs. A run that was
+killed and went on from a checkpoint leaves the files of one that was not, but for values whose
+names end with _seconds. TensorBoard's events after the checkpoint stay, doubled: they are for
+looking at.
 """
 
 from __future__ import annotations
@@ -56,11 +57,13 @@ class Journal:
     Args:
         folder: of the run; made if it is not there.
         tensorboard: False writes no events.
-        position: what `position()` was at the checkpoint from which the run goes on; later lines are removed. 0: all are.
+        position: what `position()` was at the checkpoint from which the run goes on; later lines
+            are removed. 0: all are.
         profile_steps: number of steps to measure and trace; 0 for none.
 
     Raises:
-        DataError: a line before `position` is damaged. A torn line at the end is what a kill leaves, and removed.
+        DataError: a line before `position` is damaged. A torn line at the end is what a kill
+            leaves, and removed.
     """
 
     def __init__(self, folder: Path, *, tensorboard: bool = True, position: int = 0, profile_steps: int = 0) -> None:

@@ -2,11 +2,12 @@
 
     run = train("shards/", "runs/a", backbone="vgg16", weights="imagenet", mode="auto", seed=0)
 
-A run's folder holds model.keras (the best weights), last.keras (those of the last step), run.json (recipe, choices,
-versions, hashes: all that is needed to do it again), summary.json (written last), log.jsonl, history.csv, history.png,
-tensorboard/, and state/, all that is needed to go on: about four times the weights that are trained. The same command again
-goes on where a run was stopped; one with more epochs or patience trains a finished run longer; another is refused. Without
-its state/, which may be deleted, a finished run is as good as before, but cannot be trained longer.
+A run's folder holds model.keras (the best weights), last.keras (those of the last step), run.json
+(recipe, choices, versions, hashes: all that is needed to do it again), summary.json (written last),
+log.jsonl, history.csv, history.png, tensorboard/, and state/, all that is needed to go on: about
+four times the weights that are trained. The same command again goes on where a run was stopped; one
+with more epochs or patience trains a finished run longer; another is refused. Without its state/,
+which may be deleted, a finished run is as good as before, but cannot be trained longer.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class Run(Mapping[str, Any]):
         folder: the run's folder.
         mode: of training, "auto" replaced by what was chosen.
         val_accuracy: of the best weights.
-        phases: per phase its name, epochs, accuracy, loss, numbers of weights and seconds per epoch.
+        phases: per phase its name, epochs, accuracy, loss, numbers of weights and seconds per
+            epoch.
         head: the regression that was chosen for the head on cached features, or None.
         model_sha256: of the classifier.
         peak_memory_bytes: of this process.
@@ -138,36 +140,43 @@ def train(
 ) -> Run:
     """Trains a classifier, or goes on with a run that was stopped or is to be trained longer; returns it.
 
-    A run goes on from its last step when `epochs`, `finetune_epochs` or `patience` are raised. Where its learning rates so
-    far would have been the same (schedules "constant" and "plateau", or patience alone), it ends with the bits of one that
-    was asked for these numbers from the start. A longer head makes fine-tuning begin anew.
+    A run goes on from its last step when `epochs`, `finetune_epochs` or `patience` are raised.
+    Where its learning rates so far would have been the same (schedules "constant" and "plateau", or
+    patience alone), it ends with the bits of one that was asked for these numbers from the start. A
+    longer head makes fine-tuning begin anew.
 
     Args:
-        data: folder of a data set that `build_tfrecords` wrote, with a split "train"; "val" is validated on, and where there is
-            none, a part of "train" is held out.
+        data: folder of a data set that `build_tfrecords` wrote, with a split "train"; "val" is
+            validated on, and where there is none, a part of "train" is held out.
         output: the run's folder.
         recipe: how to train; default `Recipe()`.
-        cache: folder for features, default "features" beside the run's folder. Shared by all runs, safe to delete.
+        cache: folder for features, default "features" beside the run's folder. Shared by all runs,
+            safe to delete.
         strategy: of several devices; default one device.
-        checkpoint_seconds: how often the state is saved: what a kill can cost at most. Also at each epoch's end and on Ctrl-C.
+        checkpoint_seconds: how often the state is saved: what a kill can cost at most. Also at each
+            epoch's end and on Ctrl-C.
         tensorboard: write event files.
         profile_steps: measure and trace as many steps.
         progress: show bars, or log a line per epoch where there is no terminal.
-        log: called with lines that report what is done and why; default the logger "tfpipe", whose lines are
-            seen on stderr where nobody has configured logging. None: silence, bars and lines per epoch included.
-        extend: train a run longer also where its learning rates would have been others from the start: a cosine begins anew
-            with a warm-up.
-        from_run: a finished run's folder (or its .keras file), whose weights are those to begin with: the backbone's, and, if
-            classes and layers are the same, the head's. In place of `weights`.
+        log: called with lines that report what is done and why; default the logger "tfpipe", whose
+            lines are seen on stderr where nobody has configured logging. None: silence, bars and
+            lines per epoch included.
+        extend: train a run longer also where its learning rates would have been others from the
+            start: a cosine begins anew with a warm-up.
+        from_run: a finished run's folder (or its .keras file), whose weights are those to begin
+            with: the backbone's, and, if classes and layers are the same, the head's. In place of
+            `weights`.
         changes: fields of the recipe: `train("shards/", "runs/a", mode="finetune")`.
 
     Returns:
         The run, with what summary.json holds.
 
     Raises:
-        ValueError: an option is not what it should be, options do not go together, or the folder has another run.
+        ValueError: an option is not what it should be, options do not go together, or the folder
+            has another run.
         FileNotFoundError: there is no data set or no file of weights.
-        DataError: the data set, the cache or the saved state is damaged, or the loss is no longer finite.
+        DataError: the data set, the cache or the saved state is damaged, or the loss is no longer
+            finite.
         BlockingIOError: another process trains in this folder.
     """
     checkpoint_seconds, tensorboard, profile_steps, progress, extend = arguments.check(

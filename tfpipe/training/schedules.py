@@ -93,7 +93,8 @@ class Plateau:
     Args:
         peak: the highest rate, > 0.
         factor: between 0 and 1.
-        patience: epochs without a better value after which the rate falls; they are counted anew from there.
+        patience: epochs without a better value after which the rate falls; they are counted anew
+            from there.
         floor: the rate falls no lower, 0..peak.
         warmup_steps: steps of a straight rise to the peak.
     """
@@ -138,9 +139,10 @@ class Plateau:
 class EarlyStopping:
     """Knows the best epoch, and when there was none for long enough.
 
-    An epoch is better if its accuracy is no lower than the best one's, and its accuracy is higher or its loss lower by more
-    than `min_delta`: of equal accuracies, which small validation sets give all the time, the smaller loss wins. Without
-    `min_delta`, that is the order of (accuracy, -loss), the first of equal ones. NaN and infinity are never better.
+    An epoch is better if its accuracy is no lower than the best one's, and its accuracy is higher
+    or its loss lower by more than `min_delta`: of equal accuracies, which small validation sets
+    give all the time, the smaller loss wins. Without `min_delta`, that is the order of (accuracy,
+    -loss), the first of equal ones. NaN and infinity are never better.
 
     Args:
         patience: epochs without a better one before it is time to stop, >= 1.
@@ -252,10 +254,11 @@ class RangeTest:
     def suggestion(self) -> float | None:
         """Returns the rate to train with, or None where the curve says nothing.
 
-        Straight lines are fitted to the loss over the logarithm of the rate, in windows of a sixth of the curve, which
-        levels noise without the lag of a running mean. The suggestion is the middle of the steepest one, of those between
-        the first fifth of the fall and the last, but no more than a tenth of the rate at which the loss diverged. The fall
-        must stand out of the noise; where it does not (a trained head has nothing to learn), a tenth of the diverging
+        Straight lines are fitted to the loss over the logarithm of the rate, in windows of a sixth
+        of the curve, which levels noise without the lag of a running mean. The suggestion is the
+        middle of the steepest one, of those between the first fifth of the fall and the last, but
+        no more than a tenth of the rate at which the loss diverged. The fall must stand out of the
+        noise; where it does not (a trained head has nothing to learn), a tenth of the diverging
         rate is left, and where nothing diverged either, None.
         """
         highest = self.rate(len(self._losses)) / 10.0 if self._diverged else math.inf
@@ -299,7 +302,8 @@ def _steepest_fall(losses: Sequence[float]) -> int | None:
     noise = statistics.median(map(_deviation, windows[: lowest + 1], lines))
     if fall <= 4.0 * noise * math.sqrt(2.0 / size):  # four standard errors of a difference of means
         return None
-    # Only where a fifth of the fall is done and a fifth is left: a wiggle of the flat part at the start can be steep, too
+    # Only where a fifth of the fall is done and a fifth is left: a wiggle of the flat part at the
+    # start can be steep, too
     inside = [start for start in range(lowest) if abs(means[start] - means[lowest] - fall / 2.0) <= 0.3 * fall]
     return min(inside or [lowest], key=lambda start: lines[start].slope) + size // 2
 

@@ -4,7 +4,8 @@
     loss, correct = steps.take(batch, rows=32, rate=1e-3, decay=0.0)          # float32 []
     losses, corrects = steps.take_block(block, rates, decays)                 # float32 [steps], the same bits
 
-A step that is computed in parts has the gradient of the whole batch, and needs memory for one part at a time.
+A step that is computed in parts has the gradient of the whole batch, and needs memory for one part
+at a time.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Phase:
         stopping: when to end before.
         label_smoothing: share of each target that is spread over all classes.
         class_weights: float [C], weight of each class in the loss.
-        ema: decay of the moving average of the weights, which validation and the result then take; 0 for none.
+        ema: decay of the moving average of the weights, which validation and the result then take;
+            0 for none.
         continues: the weights are those of a phase before, and stay if no epoch makes them better.
         tf32: float32 is multiplied in TF32, where the device can.
         accumulate: parts that the batch of a step is computed in, on each replica.
@@ -86,7 +88,8 @@ class Steps:
         strategy: of the devices; the phase's variables were made in its scope.
 
     Attributes:
-        result: what the network is after training: what is trained, and BatchNorm's statistics, which belong to these weights.
+        result: what the network is after training: what is trained, and BatchNorm's statistics,
+            which belong to these weights.
         averages: moving averages of these; none without `ema`.
         num_workers: processes that train together.
         parts: `accumulate` as it is now.
@@ -198,7 +201,8 @@ class Steps:
             tape.watch(variables)
             logits = phase.network(inputs, training=True)
             losses = self._losses(logits, targets) * weights
-            # Gradients are summed over parts and replicas: each has its share of the mean over the global batch.
+            # Gradients are summed over parts and replicas: each has its share of the mean over the
+            # global batch.
             penalty = _penalty(phase.network) / self._strategy.num_replicas_in_sync * share
             loss = tf.reduce_sum(losses) / rows + penalty
         gradients = tape.gradient(loss, variables)
@@ -217,7 +221,8 @@ class Steps:
         if self._replicas == 1:
             return batch
         inputs, targets, weights = (tf.convert_to_tensor(values) for values in batch)
-        # In place of blank rows, real images of the batch, still of weight 0: BatchNorm would take black ones into account.
+        # In place of blank rows, real images of the batch, still of weight 0: BatchNorm would take
+        # black ones into account.
         real = tf.where(weights > 0)[:, 0]
         if len(real):
             places = tf.range(len(weights), dtype=tf.int64)
@@ -327,7 +332,8 @@ def assign(variables: Sequence[Any], values: Sequence[Array]) -> None:
 
 
 def _compiled(function: Callable[..., Any], signature: Sequence[tf.TensorSpec]) -> Any:
-    # Of a tf.function, TensorFlow would warn that it is traced too often: a short phase calls it a few times.
+    # Of a tf.function, TensorFlow would warn that it is traced too often: a short phase calls it a
+    # few times.
     return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
 
 

@@ -20,8 +20,8 @@ Item = TypeVar("Item")
 
 BATCH = {"batch_size": 64, "side": 224}
 
-# Kind -> name of the contender -> module in this folder that holds the function of that name, "_" for "-".
-# Each contender is compared with every tfpipe of its kind.
+# Kind -> name of the contender -> module in this folder that holds the function of that name, "_"
+# for "-". Each contender is compared with every tfpipe of its kind.
 CONTENDERS = {
     "training": {
         "tfpipe-train": "tensorflow_inputs",
@@ -152,7 +152,8 @@ class Worker:
 
 
 def _environment(python: str) -> dict[str, str]:
-    # No GPU for any. Our own interpreter needs the path of tfpipe; others must not find our packages there.
+    # No GPU for any. Our own interpreter needs the path of tfpipe; others must not find our
+    # packages there.
     found = environment() if python == sys.executable else os.environ
     return {**found, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
 

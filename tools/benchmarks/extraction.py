@@ -1,8 +1,8 @@
 # mypy: disable-error-code="import-not-found"
 """Contenders of `benchmark.py extract`: photos -> features of a frozen network, as numpy arrays in memory.
 
-All of them decode, bring to the same size, preprocess and compute, with the same layers; PyTorch's have weights of their own,
-which makes no difference to time.
+All of them decode, bring to the same size, preprocess and compute, with the same layers; PyTorch's
+have weights of their own, which makes no difference to time.
 """
 
 from __future__ import annotations

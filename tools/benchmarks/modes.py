@@ -37,7 +37,8 @@ class Result:
     """What a run took and reached.
 
     Attributes:
-        seconds_per_epoch: median of its last phase without validation; without the first epoch, which traces the graph.
+        seconds_per_epoch: median of its last phase without validation; without the first epoch,
+            which traces the graph.
         seconds: of the whole process, extraction of features included.
         peak_bytes: most memory at any time, extraction included.
         val_accuracy: of the best epoch of the last phase.

@@ -2,8 +2,8 @@
 
     python -m tfpipe.tools.benchmarks.overhead train --data=shards/ --output=runs/a      # prints JSON: seconds by part
 
-A part's seconds are those of its functions without those of other parts that they call, of all threads. Work, as opposed to
-overhead, is what grows with images and epochs: names in `WORK`.
+A part's seconds are those of its functions without those of other parts that they call, of all
+threads. Work, as opposed to overhead, is what grows with images and epochs: names in `WORK`.
 """
 
 from __future__ import annotations

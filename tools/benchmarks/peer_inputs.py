@@ -110,7 +110,8 @@ def _dali(task: Task, *, antialias: bool) -> Pass:
         return batch
 
     def batches() -> Iterator[Any]:
-        # Its run() always works ahead, also past the pass, where other contenders are measured: so scheduled by hand.
+        # Its run() always works ahead, also past the pass, where other contenders are measured: so
+        # scheduled by hand.
         for _ in range(min(depth, num_steps)):
             running.schedule_run()
         for step in range(num_steps):

@@ -2,8 +2,9 @@
 
   stages.py SHARDS CORES IMAGES
 
-A pipeline is opened up to each stage in turn, endless, and drawn from after a warm-up. An iterator starts a pool of as many
-threads as there are cores, which do the work of all stages, and then one for each parallel stage, which hands its work out.
+A pipeline is opened up to each stage in turn, endless, and drawn from after a warm-up. An iterator
+starts a pool of as many threads as there are cores, which do the work of all stages, and then one
+for each parallel stage, which hands its work out.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ import tensorflow as tf
 if TYPE_CHECKING:
     from tfpipe.tools.benchmarks.worker import Pass, Task
 
-# No fixed number of calls was measurably faster in what follows, nor was leaving out the shuffle buffer.
+# No fixed number of calls was measurably faster in what follows, nor was leaving out the shuffle
+# buffer.
 _AUTOTUNE = tf.data.AUTOTUNE
 
 

@@ -2,13 +2,15 @@
 
   worker.py MODULE CONTENDER
 
-It reads a task, one line of JSON, from stdin, and answers in lines of JSON on the stdout it was started with: {"ready": true}
-once prepared, then {"images": 1280, "seconds": 1.5} for each line "go", and {"error": ..., "missing": true if a package is}
-when it gives up. Between two passes it waits on stdin with nothing prefetched. A pass counts from opening the iterator to its
-last batch. Closing the iterator does not count: tf.data's waits now and then for the thread that tunes it, which sleeps for up
-to as long as the iterator has lived (TensorFlow 2.21).
+It reads a task, one line of JSON, from stdin, and answers in lines of JSON on the stdout it was
+started with: {"ready": true} once prepared, then {"images": 1280, "seconds": 1.5} for each line
+"go", and {"error": ..., "missing": true if a package is} when it gives up. Between two passes it
+waits on stdin with nothing prefetched. A pass counts from opening the iterator to its last batch.
+Closing the iterator does not count: tf.data's waits now and then for the thread that tunes it,
+which sleeps for up to as long as the iterator has lived (TensorFlow 2.21).
 
-Needs no package: the contenders' modules import theirs, in whatever environment this interpreter belongs to.
+Needs no package: the contenders' modules import theirs, in whatever environment this interpreter
+belongs to.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Task:
         photos: paths of the JPEG files, in one flat folder.
         shards: the data set built from them, split "train".
         scratch: an empty folder of the contender's own.
-        batch_size: images per batch; divides their number, so that no contender has a smaller last batch.
+        batch_size: images per batch; divides their number, so that no contender has a smaller last
+            batch.
         side: height and width of the images to yield.
         workers: threads or processes; also the cores that the process may use.
         backbone: of extraction, see `tfpipe.networks.backbones`.
