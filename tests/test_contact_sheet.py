@@ -11,11 +11,10 @@ from PIL import Image, ImageFont, ImageOps
 
 import tfpipe
 from tfpipe.common.errors import DataError
-from tfpipe.images.pillow_decoding import as_read
 from tfpipe.records import manifest as manifests
 from tfpipe.records.samples import Samples
 from tfpipe.report import contact_sheet, fonts, sheets
-from tfpipe.report.contact_sheet import show
+from tfpipe.report.contact_sheet import as_read, show
 
 RED, BLUE = (230, 20, 20), (20, 20, 230)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+import io
 import os
 import warnings
 from pathlib import Path
@@ -16,12 +17,11 @@ from tfpipe.common import arguments, seeds
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular
 from tfpipe.common.text import plural
-from tfpipe.images.pillow_decoding import as_read
 from tfpipe.records import manifest as manifests
 from tfpipe.records import tfrecord
 from tfpipe.records.catalog import Row, read_split
 from tfpipe.records.manifest import Manifest
-from tfpipe.records.samples import Samples
+from tfpipe.records.samples import MAX_BITS, USUAL, Samples
 from tfpipe.records.schema import UNLABELLED, Record
 from tfpipe.report import sheets
 from tfpipe.verification.reading import checked_record
@@ -30,18 +30,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _USUAL = {"tile": 160, "per_class": 8, "max_classes": 50}
-
-# What ImageOps.exif_transpose does, by the orientation that the record stores: Image.Transpose
-# members by name.
-_TURNS = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
 
 
 class Sample(NamedTuple):
@@ -160,13 +148,8 @@ def draw_samples(
 
 
 def _thumbnail(sample: Sample, samples: Samples, tile: int) -> Image.Image:
-    """Returns the image, upright, no side longer than the tile.
-
-    Raises:
-        DataError: the record is damaged, its shard cannot be read, or Pillow cannot decode its
-            image.
-    """
-    from PIL import Image
+    """Returns the image, upright, its longer side as long as the tile's; raises DataError where that is impossible."""
+    from PIL import ExifTags, Image, ImageOps
 
     record = _stored(sample)
     try:
@@ -179,9 +162,27 @@ def _thumbnail(sample: Sample, samples: Samples, tile: int) -> Image.Image:
     except Exception as error:  # whatever a decoder raises on damaged bytes: one tile, not the sheet
         message = f"Pillow cannot decode it: {error or type(error).__name__}"
         raise DataError(message, path=sample.shard, offset=sample.offset) from None
-    if record.orientation in _TURNS:
-        small = small.transpose(Image.Transpose[_TURNS[record.orientation]])
-    return small
+    small.getexif()[ExifTags.Base.Orientation] = record.orientation
+    return ImageOps.exif_transpose(small)
+
+
+def as_read(encoded: bytes, samples: Samples, side: int) -> Image.Image:
+    """Returns an image in RGB, not turned, with the pixels that training sees; CMYK as Pillow converts it.
+
+    A large JPEG comes in a smaller size, but no smaller than `side` along its longer side.
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded)) as image:
+        is_deep = str(MAX_BITS) in str(image.tile[0].args)
+        if image.format == "PNG" and (is_deep or samples.background != USUAL.background):
+            from tfpipe.images.decoding import decode_image
+
+            return Image.fromarray(decode_image(encoded, samples=samples).numpy())
+        image.draft("RGB", (side, side))  # a JPEG of 16 megapixels is decoded at an eighth of its size
+        image.load()
+        image.info.pop("transparency", None)  # Pillow would warn that it is lost
+        return image if image.mode == "RGB" else image.convert("RGB")  # may be large: no copy without need
 
 
 def _stored(sample: Sample) -> Record:
