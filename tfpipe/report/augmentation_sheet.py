@@ -1,8 +1,6 @@
 """Augmentation sheet: what training sees. A row per image: as evaluation sees it, then as each of ten epochs does.
 
 show("shards/", "sheet.png", augment="standard", seed=0)
-
-On a floor of its own, above those that draw and those that augment.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from tfpipe.pipeline.replaying import Replayer
 
 _NUM_EPOCHS = 10
-_USUAL = {"tile": 160, "images": 8}
+_DEFAULTS = {"tile": 160, "images": 8}
 _SEPARATOR = "  \u00b7  "
 
 
@@ -40,28 +38,26 @@ def show(
     *,
     augment: Augmentation | str = "standard",
     split: str | None = None,
-    images: int = _USUAL["images"],
+    images: int = _DEFAULTS["images"],
     seed: int = 0,
     image_size: tuple[int, int] = (224, 224),
     resize: Resize = "stretch",
-    tile: int = _USUAL["tile"],
+    tile: int = _DEFAULTS["tile"],
     font: str | os.PathLike[str] | None = None,
 ) -> None:
     """Draws a PNG with one row per image: as evaluation sees it, then as training does in epochs 0 to 9.
 
     The augmented images are those of `dataset(directory, split, training=True, augment=augment,
-    seed=seed, ...)`, bit for bit, but for MixUp and CutMix, which are not shown, and made smaller
-    or larger for the sheet. An image that cannot be decoded is drawn as a crossed tile with the
-    reason.
+    seed=seed, ...)`, bit for bit, scaled to the tile; MixUp and CutMix are not shown. An image that
+    cannot be decoded is drawn as a crossed tile with the reason.
 
     Args:
         directory: the data set's folder.
-        output: the PNG file, not within the data set; written atomically. A PNG that is there is
-            replaced, nothing else is.
+        output: the PNG file, outside the data set; an earlier PNG is replaced, atomically.
         augment: an `Augmentation` or the name of a preset.
         split: the split to draw from, default the first, which is train where there is one.
         images: rows; the classes take turns.
-        seed: draws the images and their augmentation.
+        seed: of the sample and the augmentation.
         image_size: (height, width), as given to `dataset`.
         resize: as given to `dataset`.
         tile: side of an image's place, in pixels.
@@ -69,8 +65,8 @@ def show(
             character of the names.
 
     Raises:
-        FileExistsError: there is something at `output` that is no PNG file.
-        FileNotFoundError: there is no data set, or no folder for `output`.
+        FileExistsError: `output` is something else than a PNG file.
+        FileNotFoundError: the data set or the folder for `output` is missing.
         ValueError: there is no such split or preset, a number is too small, `output` lies within
             the data set, or the sheet would have more than 100 million pixels.
         DataError: the data set is damaged.
@@ -82,9 +78,9 @@ def show(
     sheets.check_target(Path(output), Path(directory), "augmentation sheet")  # before the drawing, which takes a while
     split = next(iter(manifest.splits)) if split is None else split
     manifest.split(split)
-    from tfpipe.pipeline.replaying import Replayer  # takes seconds: what can be wrong has been looked at
+    from tfpipe.pipeline.replaying import Replayer  # takes seconds: after the checks
 
-    unmixed = dataclasses.replace(augmentation, mixup=0, cutmix=0)  # they would ask for labels
+    unmixed = dataclasses.replace(augmentation, mixup=0, cutmix=0)  # these need labels
     replayer = Replayer(directory, split, seed=seed, image_size=image_size, resize=resize, augment=unmixed)
     samples = _choose(Path(directory), manifest, split, images, seed)
     starts = [0, *itertools.accumulate(shard.num_records for shard in manifest.split(split).shards)]
@@ -94,7 +90,7 @@ def show(
     facts = (f"{split}, {total}", f"{len(samples)} drawn with seed {seed}", f"as dataset() gives them, {shape}, {resize}")
     details = [_SEPARATOR.join(facts), _described(augmentation)]
     sheet = sheets.Sheet(manifest.name, details, panels, tile=tile, font=font, first_apart=True)
-    sheet.save(Path(output), lower=sheets.to_lower({"tile": tile, "images": images}, _USUAL))
+    sheet.save(Path(output), lower=sheets.to_lower({"tile": tile, "images": images}, _DEFAULTS))
 
 
 def _choose(directory: Path, manifest: Manifest, split: str, images: int, seed: int) -> list[Sample]:
@@ -122,8 +118,8 @@ def _panel(replayer: Replayer, sample: Sample, position: int, tile: int) -> shee
         pixels = replayer.evaluated(position) if epoch is None else replayer.image(position, epoch)
         return sheets.fit(Image.fromarray(pixels), tile)
 
-    tiles = [sheets.Tile(functools.partial(draw, epoch), f"epoch {epoch}") for epoch in range(_NUM_EPOCHS)]
-    tiles.insert(0, sheets.Tile(functools.partial(draw, None), "evaluation"))
+    epochs: list[tuple[int | None, str]] = [(None, "evaluation"), *((epoch, f"epoch {epoch}") for epoch in range(_NUM_EPOCHS))]
+    tiles = [sheets.Tile(functools.partial(draw, epoch), caption) for epoch, caption in epochs]
     row = sample.row
     if row.label == UNLABELLED:
         return sheets.Panel(None, row.key, "no label", tiles)

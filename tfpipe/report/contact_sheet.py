@@ -29,11 +29,11 @@ from tfpipe.verification.reading import checked_record
 if TYPE_CHECKING:
     from PIL import Image
 
-_USUAL = {"tile": 160, "per_class": 8, "max_classes": 50}
+_DEFAULTS = {"tile": 160, "per_class": 8, "max_classes": 50}
 
 
 class Sample(NamedTuple):
-    """A record that was drawn: its row of the catalogue, and where it stands."""
+    """A record that was drawn: its row of the catalogue, and its place."""
 
     row: Row
     shard: Path
@@ -54,33 +54,32 @@ def show(
     output: str | os.PathLike[str],
     *,
     split: str | None = None,
-    per_class: int = _USUAL["per_class"],
-    max_classes: int = _USUAL["max_classes"],
+    per_class: int = _DEFAULTS["per_class"],
+    max_classes: int = _DEFAULTS["max_classes"],
     seed: int = 0,
-    tile: int = _USUAL["tile"],
+    tile: int = _DEFAULTS["tile"],
     font: str | os.PathLike[str] | None = None,
 ) -> None:
     """Draws a PNG with one row of images per class and one per unlabelled split, upright and in the colours of training.
 
     Equal data sets and arguments give equal samples, however the records are sharded. An image that
     cannot be read or decoded, or has more pixels than Pillow's limit, is drawn as a crossed tile
-    with the reason, also where its whole shard is missing.
+    with the reason.
 
     Args:
         directory: the data set's folder.
-        output: the PNG file, not within the data set; written atomically. A PNG that is there is
-            replaced, nothing else is.
+        output: the PNG file, outside the data set; an earlier PNG is replaced, atomically.
         split: the split to draw from, default all.
         per_class: images in a row.
-        max_classes: rows at most; the header says how many classes there are.
-        seed: draws the sample.
+        max_classes: rows at most; the header gives the number of classes.
+        seed: of the sample.
         tile: side of an image's place, in pixels.
         font: TrueType or OpenType file; None: the first of some well-known fonts that has every
             character of the names.
 
     Raises:
-        FileExistsError: there is something at `output` that is no PNG file.
-        FileNotFoundError: there is no manifest, no catalogue, or no folder for `output`.
+        FileExistsError: `output` is something else than a PNG file.
+        FileNotFoundError: the manifest, the catalogue or the folder for `output` is missing.
         ValueError: there is no such split, a number is too small, `output` lies within the data
             set, or the sheet would have more than 100 million pixels.
         DataError: the catalogue or an index is damaged.
@@ -91,26 +90,29 @@ def show(
     sheets.check_target(Path(output), Path(directory), "contact sheet")  # before the drawing, which takes a while
     names = list(manifest.splits) if split is None else [split]
     manifests.check_hashes(directory, manifest, names)
-    groups = _groups(Path(directory), manifest, names, per_class, max_classes, seed)
-    title, detail = _header(manifest, names, per_class, max_classes, seed)
     samples = Samples.of(manifest.options)
-    sheet = sheets.Sheet(title, [detail], [_panel(group, samples, tile) for group in groups], tile=tile, font=font)
-    sheet.save(Path(output), lower=sheets.to_lower({"tile": tile, "per_class": per_class, "max_classes": max_classes}, _USUAL))
+    panels = [
+        sheets.Panel(
+            None if group.label == UNLABELLED else group.label,
+            group.name,
+            f"{group.num_records:,}",
+            [sheets.Tile(functools.partial(_thumbnail, one, samples, tile), one.row.key) for one in group.samples],
+        )
+        for group in _groups(Path(directory), manifest, names, per_class, max_classes, seed)
+    ]
+    detail = _header(manifest, names, per_class, max_classes, seed)
+    sheet = sheets.Sheet(manifest.name, [detail], panels, tile=tile, font=font)
+    numbers = {"tile": tile, "per_class": per_class, "max_classes": max_classes}
+    sheet.save(Path(output), lower=sheets.to_lower(numbers, _DEFAULTS))
 
 
-def _panel(group: _Group, samples: Samples, tile: int) -> sheets.Panel:
-    label = None if group.label == UNLABELLED else group.label
-    tiles = [sheets.Tile(functools.partial(_thumbnail, sample, samples, tile), sample.row.key) for sample in group.samples]
-    return sheets.Panel(label, group.name, f"{group.num_records:,}", tiles)
-
-
-def _header(manifest: Manifest, names: list[str], per_class: int, max_classes: int, seed: int) -> tuple[str, str]:
+def _header(manifest: Manifest, names: list[str], per_class: int, max_classes: int, seed: int) -> str:
     splits = ", ".join(f"{name} {manifest.split(name).num_records:,}" for name in names)
     total = sum(manifest.split(name).num_records for name in names)
     classes = len(manifest.class_names)
     shown = f"the first {max_classes} of {classes:,} classes" if classes > max_classes else plural(classes, "class", "classes")
     facts = (f"{plural(total, 'record')} ({splits})", shown, f"up to {per_class} of each, drawn with seed {seed}")
-    return manifest.name, "  \u00b7  ".join(facts)
+    return "  \u00b7  ".join(facts)
 
 
 def _groups(directory: Path, manifest: Manifest, names: list[str], per_class: int, max_classes: int, seed: int) -> list[_Group]:

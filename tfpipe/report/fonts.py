@@ -6,8 +6,8 @@ import contextlib
 import logging
 import os
 import unicodedata
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from tfpipe.common.text import plural
 
@@ -18,34 +18,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("tfpipe")
 
-# File names; Pillow looks for them where Linux, macOS and Windows keep their fonts. Handsome ones
-# come first, those that cover most of the world's scripts behind them.
+# File names; Pillow looks for them where Linux, macOS and Windows keep their fonts. Handsome ones come
+# first, those that cover most of the world's scripts last.
+_SCRIPTS = ("Arabic", "Hebrew", "Devanagari", "Bengali", "Tamil", "Thai", "Georgian")
 _NAMES = (
-    "NotoSans-Regular.ttf",
-    "DejaVuSans.ttf",
-    "Arial.ttf",
-    "arial.ttf",
-    "NotoSansCJK-Regular.ttc",
-    "NotoSansCJKsc-Regular.otf",
-    "NotoSansSC-Regular.otf",
-    "SourceHanSansSC-Regular.otf",
-    "wqy-microhei.ttc",
-    "wqy-zenhei.ttc",
-    "DroidSansFallbackFull.ttf",
-    "DroidSansFallback.ttf",
-    "uming.ttc",
-    "PingFang.ttc",
-    "Hiragino Sans GB.ttc",
-    "STHeiti Light.ttc",
-    "msyh.ttc",
-    "simsun.ttc",
-    "YuGothR.ttc",
-    "malgun.ttf",
-    *(f"NotoSans{script}-Regular.ttf" for script in ("Arabic", "Hebrew", "Devanagari", "Bengali", "Tamil", "Thai", "Georgian")),
-    "Arial Unicode.ttf",
-    "ARIALUNI.TTF",
-    "unifont.otf",
-    "unifont.ttf",
+    *("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial.ttf", "arial.ttf"),
+    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "NotoSansSC-Regular.otf", "SourceHanSansSC-Regular.otf"),
+    *("wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf", "DroidSansFallback.ttf", "uming.ttc"),
+    *("PingFang.ttc", "Hiragino Sans GB.ttc", "STHeiti Light.ttc"),
+    *("msyh.ttc", "simsun.ttc", "YuGothR.ttc", "malgun.ttf"),
+    *(f"NotoSans{script}-Regular.ttf" for script in _SCRIPTS),
+    *("Arial Unicode.ttf", "ARIALUNI.TTF", "unifont.otf", "unifont.ttf"),
 )
 
 # Words of the names of characters, and the package of Debian whose font has them; _OTHER_PACKAGE
@@ -56,12 +39,8 @@ _OTHER_PACKAGE = "fonts-unifont"
 _NOT_A_CHARACTER = "\U0010ffff"  # every font draws its sign for missing glyphs here
 
 
-class _Measured(Protocol):
-    def getlength(self, text: str) -> float: ...
-
-
 class Fonts:
-    """One font at any size, and what it cannot write.
+    """One font at any size.
 
     Attributes:
         missing: characters of the text it was chosen for that it does not have.
@@ -69,7 +48,7 @@ class Fonts:
 
     def __init__(self, path: str | None, text: str) -> None:
         self._path = path
-        self.missing = frozenset(_missing(self.of_size(16), text))
+        self.missing = _missing(self.of_size(16), text)
 
     def of_size(self, size: int) -> Font:
         """Returns the font with letters of `size` pixels."""
@@ -93,35 +72,31 @@ class Fonts:
 
 
 def choose(text: str, path: str | os.PathLike[str] | None = None) -> Fonts:
-    """Returns the first font that has every character of a text, or else the one that lacks the fewest.
+    """Returns the first font that has every character of a text, or else the one that lacks the fewest, with a warning.
 
     Args:
         text: everything that will be written.
         path: the font file to take, whatever it lacks.
 
     Raises:
-        OSError: there is no such font file, or it is none.
+        OSError: the file cannot be read as a font, or no font was found.
     """
-    if path is not None:
+    if path is None:
+        best = min(_found(text), key=lambda font: len(font.missing), default=None)
+        if best is None:
+            raise OSError("no font was found: give a font file with --font (in Python font=)")
+    else:
         try:
             best = Fonts(os.fspath(path), text)
         except OSError as error:
             raise OSError(f"{os.fspath(path)}: cannot be read as a font ({error})") from None
-    else:
-        best = _best(text)
     if best.missing:
-        count = len(best.missing)
-        verb, them = ("is", "it") if count == 1 else ("are", "them")
-        where = "not in this font" if path is not None else "in no font found here"
         _log.warning(
-            "%s %s %s and drawn as %s: %s; a font file that has %s can be given with --font (in Python font=),"
-            " or installed: Debian calls it %s",
-            plural(count, "character"),
-            verb,
-            where,
-            "an escape" if count == 1 else "escapes",
+            "%s %s, drawn as escapes: %s; a font file that has them can be given with --font (in Python font=), or"
+            " installed: Debian calls it %s",
+            plural(len(best.missing), "character"),
+            "in no font found here" if path is None else "not in this font",
             "".join(sorted(best.missing)[:20]),
-            them,
             packages(best.missing),
         )
     return best
@@ -129,12 +104,17 @@ def choose(text: str, path: str | os.PathLike[str] | None = None) -> Fonts:
 
 def lacking(text: str) -> frozenset[str]:
     """Returns the characters that no font found here has: boxes on a page, whose letters may be of several fonts."""
-    missing = frozenset(text)
+    return frozenset(text).intersection(*(font.missing for font in _found(text)))
+
+
+def _found(text: str) -> Iterator[Fonts]:
+    """Yields the fonts of this machine up to the first that has every character; the last is Pillow's own."""
     for name in (*_NAMES, None):
-        if missing:
-            with contextlib.suppress(OSError):
-                missing = Fonts(name, "".join(missing)).missing
-    return missing
+        with contextlib.suppress(OSError):
+            font = Fonts(name, text)
+            yield font
+            if not font.missing:
+                return
 
 
 def packages(characters: Iterable[str]) -> str:
@@ -143,41 +123,20 @@ def packages(characters: Iterable[str]) -> str:
     return " and ".join(sorted({_PACKAGES.get(word, _OTHER_PACKAGE) for word in words}))
 
 
-def _best(text: str) -> Fonts:
-    best: Fonts | None = None
-    for name in (*_NAMES, None):
-        try:
-            found = Fonts(name, text)
-        except OSError:
-            continue
-        if best is None or len(found.missing) < len(best.missing):
-            best = found
-        if not best.missing:
-            break
-    if best is None:
-        raise OSError("no font was found: give a font file with --font (in Python font=)")
-    return best
-
-
-def _missing(font: Font, text: str) -> set[str]:
-    # Pillow does not say which characters a font has; a missing one looks like a code point that is
-    # no character.
+def _missing(font: Font, text: str) -> frozenset[str]:
+    # Pillow does not report which characters a font has; a missing one looks like a code point that
+    # is not a character.
     sign = font.getmask(_NOT_A_CHARACTER)
-    absent = bytes(sign), sign.size
-    candidates = {character for character in text if character.isprintable() and not character.isspace()}
-    return {
-        character
-        for character in candidates
-        if not unicodedata.combining(character) and (bytes(mask := font.getmask(character)), mask.size) == absent
-    }
+    visible = (c for c in set(text) if c.isprintable() and not c.isspace() and not unicodedata.combining(c))
+    return frozenset(c for c in visible if (mask := font.getmask(c)).size == sign.size and bytes(mask) == bytes(sign))
 
 
-def shortened(text: str, font: _Measured, width: int) -> str:
+def shortened(text: str, font: Font, width: int) -> str:
     """Returns the text, cut in its middle if it is wider than `width` pixels: names differ at their ends."""
     if font.getlength(text) <= width:
         return text
     for kept in range(min(len(text) - 1, width), 0, -1):  # a character has a pixel, or else there is one the less
-        head, tail = text[: kept // 3], text[len(text) - (kept - kept // 3) :]
-        if font.getlength(f"{head}\u2026{tail}") <= width:
-            return f"{head}\u2026{tail}"
+        cut = f"{text[: kept // 3]}\u2026{text[len(text) - (kept - kept // 3) :]}"
+        if font.getlength(cut) <= width:
+            return cut
     return ""
