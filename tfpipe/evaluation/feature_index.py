@@ -36,19 +36,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A training image, and how alike its features are.
-
-    Attributes:
-        key: of its record.
-        class_name: "" where it has none.
-        similarity: cosine of the pooled features, 1 for the same image.
-        position: of its record in the split.
-    """
+    """A training image: its key, its class ("" without), and the cosine of its features with those of the new image."""
 
     key: str
     class_name: str
     similarity: float
-    position: int
+    position: int  # in the split
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,7 @@ class FeatureIndex:
     """Training images by their features.
 
     Attributes:
-        reader: of the split that they are in; the first `len(keys)` of its records are here.
+        reader: of their split; the first `len(keys)` of its records are here.
         split: its name.
         keys: of the records.
         features: float32 [N, D], each of length 1.
@@ -68,19 +61,13 @@ class FeatureIndex:
     features: Array
 
     def nearest(self, features: Array, count: int = 8) -> list[Neighbour]:
-        """Returns the most similar images, the first of equal ones first.
-
-        Args:
-            features: float32 [D], pooled, of the image to compare with.
-            count: at most so many.
-        """
+        """Returns the most similar images, the first of equal ones first, to one with features float32 [D]."""
         similarities = self.features @ unit_vectors(features)
-        nearest = np.argsort(-similarities, kind="stable")[:count].tolist()
-        return [Neighbour(self.keys[place], self._class_name(place), float(similarities[place]), place) for place in nearest]
-
-    def _class_name(self, place: int) -> str:
-        label = int(self.reader.labels[place])
-        return "" if label == schema.UNLABELLED else self.reader.manifest.class_names[label]
+        names = {schema.UNLABELLED: "", **dict(enumerate(self.reader.manifest.class_names))}
+        return [
+            Neighbour(self.keys[place], names[int(self.reader.labels[place])], float(similarities[place]), place)
+            for place in np.argsort(-similarities, kind="stable")[:count].tolist()
+        ]
 
     def image(self, neighbour: Neighbour, side: int) -> Array:
         """Returns the image, upright, uint8 [H, W, 3], its longer side no longer than `side`.

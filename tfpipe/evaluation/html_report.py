@@ -2,9 +2,8 @@
 
     write_report(Path("eval/"), classifier, "shards/", "test")      # eval/report.html, eval/near_duplicates.json
 
-Numbers come from metrics.json, and curves and lists from predictions.csv beside it; nothing is
-measured in another way. For a model that gives only probabilities, as an exported one, the page
-lacks Grad-CAM and near-duplicates, and says so.
+Numbers come from metrics.json, curves and lists from predictions.csv beside it. For a model that gives
+only probabilities, as an exported one, the page lacks Grad-CAM and near-duplicates, and states so.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tfpipe.common.files import read_json, write_json, written_atomically
-from tfpipe.common.text import number, plural
+from tfpipe.common.text import plural
 from tfpipe.evaluation import metrics
 from tfpipe.evaluation.near_duplicates import NearDuplicate, find_near_duplicates, training_splits
 from tfpipe.models import explanation, predictions
@@ -53,17 +52,17 @@ def write_report(
     near_duplicates: bool = True,
     progress: bool = True,
 ) -> Path:
-    """Writes report.html, and near_duplicates.json, into the folder of an evaluation; returns the report's path.
+    """Writes report.html and near_duplicates.json into the folder of an evaluation; returns the report's path.
 
     Args:
         folder: with predictions.csv, metrics.json and receipt.json, as `tfpipe.evaluate` writes
             them.
         predictor: the model that was evaluated.
         directory: of the data set.
-        split: the one that was evaluated.
+        split: the evaluated one.
         near_duplicates: search for them, in a pass over train, val and the split; needs the
             features of a `Classifier`.
-        progress: show it.
+        progress: show a bar.
 
     Raises:
         ValueError: the model, data or split are not those of the receipt.
@@ -74,7 +73,10 @@ def write_report(
     table = predictions.read(folder)
     found, receipt = metrics.load(folder), read_json(folder / predictions.RECEIPT_NAME)
     manifest = manifests.load(directory)
-    _check_receipt(receipt, predictor, manifest, split)
+    given = {"split": split, "data_root_hash": manifest.root_hash, "model_sha256": predictor.sha256}
+    for name, value in given.items():
+        if receipt.get(name) != value:
+            raise ValueError(f"the evaluation is of {name} {receipt.get(name)!r} (got {value!r})")
     pairs = None
     if near_duplicates and isinstance(predictor, Classifier):
         duplicates = find_near_duplicates(predictor, directory, split, progress=progress)
@@ -94,12 +96,11 @@ def write_report(
         labelled={name: content for name, content in manifest.splits.items() if content.labelled},
         metrics={"calibration": None, **found},
         confusion=_confusion(found, table.class_names),
-        classes=[_class_row(index, row) for index, row in enumerate(found["per_class"])],
         curves=_curves(found, table),
         reliability=figures.reliability_diagram(found["reliability"]),
         explained=isinstance(predictor, Classifier),
         mistakes={"count": len(wrong), "shown": images.predictions(table, wrong[:_MAX_SHOWN], explained=True)},
-        label_errors={"count": len(doubtful), "shown": images.predictions(table, doubtful[:_MAX_SHOWN], explained=False)},
+        label_errors={"count": len(doubtful), "shown": images.predictions(table, doubtful[:_MAX_SHOWN])},
         pairs=pairs,
         pair_figures=images.pairs(pairs["pairs"]) if pairs else [],
         receipt=json.dumps(receipt, indent=1, ensure_ascii=False),
@@ -118,13 +119,6 @@ def _warn_of_fonts(table: Predictions) -> None:
             "".join(sorted(missing)[:20]),
             fonts.packages(missing),
         )
-
-
-def _check_receipt(receipt: dict[str, Any], predictor: Predictor, manifest: manifests.Manifest, split: str) -> None:
-    given = {"split": split, "data_root_hash": manifest.root_hash, "model_sha256": predictor.sha256}
-    for name, value in given.items():
-        if receipt.get(name) != value:
-            raise ValueError(f"the evaluation is of {name} {receipt.get(name)!r} (got {value!r})")
 
 
 def summarise_pairs(predicted: Predictions, pairs: Sequence[NearDuplicate], against: Sequence[str]) -> dict[str, Any]:
@@ -180,11 +174,6 @@ def _confusion(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
     return {"image": figures.matrix_image(matrix), "largest": sorted(wrong, key=lambda one: -one[0])[:_MAX_SHOWN]}
 
 
-def _class_row(index: int, row: Mapping[str, Any]) -> list[object]:
-    scores = (number(row[column]) for column in ("precision", "recall", "f1", "auc"))
-    return [row["class_name"], index, *scores, f"{row['support']:,}", f"{row['predicted']:,}"]
-
-
 def _curves(found: Mapping[str, Any], table: Predictions) -> dict[str, Any]:
     per_class, binary = found["per_class"], found["binary"]
     chosen = [index for index, row in enumerate(per_class) if row["auc"] is not None]
@@ -217,7 +206,7 @@ class _Images:
     split: str
 
     def read(self, keys: Collection[str], split: str) -> dict[str, tuple[Row, Array]]:
-        """Returns records by key: the row of the catalogue, and the image as the model sees it, uint8 [H, W, 3]."""
+        """Returns by key: the record's row of the catalogue, and the model's input, uint8 [H, W, 3]."""
         if not keys:
             return {}
         size, resize = self.predictor.image_size, self.predictor.resize
@@ -226,8 +215,8 @@ class _Images:
         rows = enumerate(read_catalog(self.directory, split=split))
         return {row.key: (row, reader.evaluated(position)) for position, row in rows if row.key in keys}
 
-    def predictions(self, table: Predictions, rows: Array, *, explained: bool) -> list[dict[str, Any]]:
-        """Returns rows of the table for the page, each with Grad-CAM for the predicted class if it is to be explained."""
+    def predictions(self, table: Predictions, rows: Array, *, explained: bool = False) -> list[dict[str, Any]]:
+        """Returns rows of the table for the page; if explained, with Grad-CAM for the predicted class."""
         keys = [table.keys[row] for row in rows]
         found = self.read(set(keys), self.split)
         shown = [[found[key][1]] for key in keys]
@@ -254,8 +243,8 @@ class _Images:
         others = {split: self.read({pair["twin"] for pair in chosen if pair["split"] == split}, split) for split in splits}
         shown = []
         for pair in chosen:
-            members = own[pair["key"]], others[pair["split"]][pair["twin"]]
-            shown.append({**pair, "rows": [row for row, _ in members], "images": _encoded([image for _, image in members])})
+            rows, images = zip(own[pair["key"]], others[pair["split"]][pair["twin"]], strict=True)
+            shown.append({**pair, "rows": rows, "images": _encoded(images)})
         return shown
 
 
