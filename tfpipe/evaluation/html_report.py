@@ -243,8 +243,8 @@ class _Images:
         others = {split: self.read({pair["twin"] for pair in chosen if pair["split"] == split}, split) for split in splits}
         shown = []
         for pair in chosen:
-            rows, images = zip(own[pair["key"]], others[pair["split"]][pair["twin"]], strict=True)
-            shown.append({**pair, "rows": rows, "images": _encoded(images)})
+            members = own[pair["key"]], others[pair["split"]][pair["twin"]]
+            shown.append({**pair, "rows": [row for row, _ in members], "images": _encoded(image for _, image in members)})
         return shown
 
 

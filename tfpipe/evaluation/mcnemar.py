@@ -21,11 +21,11 @@ import numpy as np
 from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import exactly, html_table
+from tfpipe.evaluation.receipts import some
 from tfpipe.models.predictions import RECEIPT_NAME, Predictions, fields, read
 
 _log = logging.getLogger("tfpipe")
 
-_SHOWN = 3
 _Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
@@ -38,10 +38,10 @@ class Comparison:
         only_a: images that only A classifies correctly.
         only_b: images that only B classifies correctly.
         both_wrong: images that neither classifies correctly.
-        p_value: of McNemar's exact test: how often two equally good classifiers differ as much, or
-            more, by chance.
-        same_data: whether both were evaluated on the same data set and split, by their receipts;
-            None where one has none.
+        p_value: of McNemar's exact test: probability that two equally good classifiers differ as
+            much, or more, by chance.
+        same_data: both were evaluated on the same data set and split, by their receipts; None where
+            one has none.
     """
 
     both_right: int
@@ -99,7 +99,7 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     Raises:
         FileNotFoundError: there is no table, or its evaluation did not finish.
         DataError: a table is damaged, empty or unlabelled, or the two are of different images or
-            labels.
+            labels; then `problems` has an error for each file.
     """
     from scipy.stats import binomtest
 
@@ -125,29 +125,25 @@ def _same_data(a: Path, b: Path) -> bool | None:
     return data_a == data_b
 
 
-def _align(a: Predictions, b: Predictions, path_a: Any, path_b: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _align(a: Predictions, b: Predictions, path_a: Path, path_b: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Returns for each image, in the same order, whether A and B classify it correctly."""
     rows = {key: row for row, key in enumerate(b.keys)}
     known = set(a.keys)
-    sides = ((path_a, [key for key in a.keys if key not in rows]), (path_b, [key for key in b.keys if key not in known]))
-    if any(only for _, only in sides):
-        found = "; ".join(f"{exactly(len(only), 'id')} only in {path} ({_some(only)})" for path, only in sides if only)
-        raise DataError(f"not the same images: {found}")
-    order = [rows[key] for key in a.keys]
-    labels_a, names_b = _names(a), _names(b)
-    labels_b = [names_b[row] for row in order]
-    other = [f"{key!r}: {x!r}, {y!r}" for key, x, y in zip(a.keys, labels_a, labels_b, strict=True) if x != y]
-    if other:
-        raise DataError(
-            f"{exactly(len(other), 'image has', 'images have')} another label in {path_a} than in {path_b}:"
-            f" {', '.join(other[:_SHOWN])}"
-        )
+    only_a, only_b = [key for key in a.keys if key not in rows], [key for key in b.keys if key not in known]
+    if only_a or only_b:
+        problems = [
+            DataError(f"{exactly(len(only), 'id')} only here: {some(only)}", path=path)
+            for path, only in ((path_a, only_a), (path_b, only_b))
+            if only
+        ]
+        raise DataError(f"not the same images: {'; '.join(map(str, problems))}", problems=problems)
+    order = np.array([rows[key] for key in a.keys])
+    names_a, names_b = (np.array(table.class_names, object)[labels] for table, labels in ((a, a.labels), (b, b.labels[order])))
+    if len(other := np.flatnonzero(names_a != names_b)):
+        problems = [
+            DataError(", ".join(f"{a.keys[row]!r} is {names[row]!r}" for row in other[:3]), path=path)
+            for path, names in ((path_a, names_a), (path_b, names_b))
+        ]
+        images = exactly(len(other), "image has another label", "images have other labels")
+        raise DataError(f"{images} in one table than in the other: {'; '.join(map(str, problems))}", problems=problems)
     return a.predicted == a.labels, (b.predicted == b.labels)[order]
-
-
-def _names(table: Predictions) -> list[str]:
-    return [table.class_names[label] for label in table.labels]
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(map(repr, keys[:_SHOWN])) + (", ..." if len(keys) > _SHOWN else "")

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 Claim = dict[str, Any]
 
-_SHOWN = 3
-
 
 def open_labelled(directory: str | os.PathLike[str], split: str) -> manifests.Manifest:
     """Returns the manifest of a data set with a split that a model can be evaluated on.
@@ -45,13 +43,7 @@ def open_labelled(directory: str | os.PathLike[str], split: str) -> manifests.Ma
 
 
 def open_split(predictor: Predictor, directory: str | os.PathLike[str], split: str) -> manifests.Manifest:
-    """Returns the manifest of a data set whose split the model can be evaluated on.
-
-    Raises:
-        ValueError: there is no such split, it is unlabelled or empty, or the model does not know
-            one of the data set's classes.
-        FileNotFoundError, DataError: as `manifest.load`.
-    """
+    """Returns the manifest as `open_labelled` does; raises ValueError where the model does not know a class, too."""
     manifest = open_labelled(directory, split)
     known = set(predictor.class_names)
     unknown = [name for name in manifest.class_names if name not in known]
@@ -90,10 +82,9 @@ def claim(
 
 
 def receipt(promised: Claim, table: Predictions, computed: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Returns a claim with what was seen, and the devices and arithmetics that the table was computed in, each once.
+    """Returns a claim with what was seen, and the devices and arithmetics of the computation, each once.
 
-    Those are no part of the claim: readers of one evaluation may differ in them, as in the last
-    digits.
+    Those do not belong to the claim: readers of one evaluation may differ in them.
     """
     kinds = sorted({tuple(one.items()) for one in computed})
     seen = {"records_seen": len(table.keys), "ids_sha256": hash_ids(table.keys)}
@@ -101,14 +92,7 @@ def receipt(promised: Claim, table: Predictions, computed: Sequence[Mapping[str,
 
 
 def check_ids(keys: Sequence[str], directory: str | os.PathLike[str], split: str, path: Path) -> None:
-    """Raises `DataError` unless the keys are those of the catalogue, each once, in its order; names some that are not.
-
-    Args:
-        keys: of a table.
-        directory: the data set's.
-        split: name.
-        path: the table's file, for the message.
-    """
+    """Raises DataError unless the keys of the table at `path` are those of the catalogue, each once, in its order."""
     pairs = itertools.zip_longest(keys, (row.key for row in read_catalog(directory, split=split)))
     if all(seen == expected for seen, expected in pairs):
         return
@@ -118,20 +102,21 @@ def check_ids(keys: Sequence[str], directory: str | os.PathLike[str], split: str
         "twice or more": [key for key, count in seen.items() if key in expected and count > expected[key]],
         "not in the catalogue": [key for key in seen if key not in expected],
     }
-    parts = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in found.items() if keys]
+    parts = [f"{len(keys)} {what}: {some(keys)}" for what, keys in found.items() if keys]
     raise DataError(f"not the images of {split!r}: {'; '.join(parts) or 'in another order than the catalogue'}", path=path)
 
 
 def check_unchanged(promised: Claim, directory: str | os.PathLike[str]) -> None:
-    """Raises `DataError` if a data set is not the one that was promised: it was replaced in the meantime."""
+    """Raises DataError if a data set was replaced since the claim was made."""
     ids = hash_ids(row.key for row in read_catalog(directory, split=promised["split"]))
     found = {"data_root_hash": manifests.load(directory).root_hash, "expected_ids_sha256": ids}
     if other := [f"{name} {value!r}, not {promised[name]!r}" for name, value in found.items() if value != promised[name]]:
         raise DataError(f"the data set was replaced during the evaluation: {'; '.join(other)}", path=directory)
 
 
-def _some(keys: Sequence[str]) -> str:
-    return ", ".join(map(repr, keys[:_SHOWN])) + (", ..." if len(keys) > _SHOWN else "")
+def some(keys: Sequence[str]) -> str:
+    """Returns the first three ids, for a message."""
+    return ", ".join(map(repr, keys[:3])) + (", ..." if len(keys) > 3 else "")
 
 
 def differences(one: Claim, other: Mapping[str, Any]) -> list[str]:
@@ -140,14 +125,14 @@ def differences(one: Claim, other: Mapping[str, Any]) -> list[str]:
 
 
 def retract(folder: Path, promised: Claim, names: Sequence[str]) -> None:
-    """Removes the receipt of another evaluation from a folder, and then the files `names` that it vouched for."""
+    """Removes the receipt of another evaluation from a folder, and then its files `names`."""
     try:
         old = read_json(folder / RECEIPT_NAME)
-        if isinstance(old, dict) and not differences(promised, old):
-            return
     except FileNotFoundError:
         return
     except DataError:
-        pass
+        old = None
+    if isinstance(old, dict) and not differences(promised, old):
+        return
     for name in (RECEIPT_NAME, *names):
         (folder / name).unlink(missing_ok=True)
