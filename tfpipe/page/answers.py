@@ -33,17 +33,10 @@ Array = np.ndarray[Any, Any]
 
 
 class Upload(NamedTuple):
-    """A file: the name that it had where it came from, and the path where it is now."""
+    """A file: its original name, and its path here."""
 
     name: str
     path: str
-
-
-class Resemblance(NamedTuple):
-    """A neighbour and its image, uint8 [H, W, 3]; None where it cannot be read any more."""
-
-    neighbour: Neighbour
-    image: Array | None
 
 
 @dataclass(frozen=True)
@@ -52,14 +45,15 @@ class Answer:
 
     Attributes:
         probabilities: float32 [C].
-        image: as a person sees it, upright, uint8 [H, W, 3].
+        image: upright, uint8 [H, W, 3].
         seen: the model's input, uint8 [h, w, 3].
         prepared: after the model's preprocessing, float32 [h, w, 1 or 3]; None for an exported
             model.
         heat: Grad-CAM of the most probable class over the part that the model sees, uint8 [H, W,
             3]; None for an exported model.
         has_heatmap: False where Grad-CAM is all zeros.
-        neighbours: training images, the most similar first.
+        neighbours: training images, the most similar first, and their pixels, uint8 [H, W, 3];
+            None where they cannot be read any more.
     """
 
     probabilities: Array
@@ -68,11 +62,11 @@ class Answer:
     prepared: Array | None = None
     heat: Array | None = None
     has_heatmap: bool = False
-    neighbours: Sequence[Resemblance] = ()
+    neighbours: Sequence[tuple[Neighbour, Array | None]] = ()
 
 
-class Row(NamedTuple):
-    """One of many files: probabilities, float32 [C], and a thumbnail, uint8 [H, W, 3]; or the reason for having none."""
+class FileResult(NamedTuple):
+    """One of many files: probabilities, float32 [C], and a thumbnail, uint8 [H, W, 3]; or why there are none."""
 
     name: str
     probabilities: Array | None = None
@@ -118,34 +112,30 @@ class Answers:
             neighbours=self._neighbours(features),
         )
 
-    def _neighbours(self, features: Array) -> list[Resemblance]:
+    def _neighbours(self, features: Array) -> list[tuple[Neighbour, Array | None]]:
         if self.index is None:
             return []
-        found = []
+        found: list[tuple[Neighbour, Array | None]] = []
         for neighbour in self.index.nearest(features):
             try:
-                image = self.index.image(neighbour, 2 * _THUMBNAIL_SIDE)
+                found.append((neighbour, self.index.image(neighbour, 2 * _THUMBNAIL_SIDE)))
             except DataError:
-                image = None
-            found.append(Resemblance(neighbour, image))
+                found.append((neighbour, None))
         return found
 
-    def rows(self, uploads: Sequence[Upload]) -> Iterator[Row]:
-        """Yields a row for each file, in their order; a rejected one does not stop the others."""
+    def rows(self, uploads: Sequence[Upload]) -> Iterator[FileResult]:
+        """Yields a result for each file, in their order; a rejected one does not stop the others."""
         for start in range(0, len(uploads), _BATCH_SIZE):
-            yield from self._rows(uploads[start : start + _BATCH_SIZE])
-
-    def _rows(self, uploads: Sequence[Upload]) -> Iterator[Row]:
-        shown = [self._shown(upload.path) for upload in uploads]
-        seen = [found[0] for found in shown if not isinstance(found, RejectedImage)]
-        probabilities = iter(self.predictor.predict(tf.stack(seen)) if seen else ())
-        for upload, found in zip(uploads, shown, strict=True):
-            if isinstance(found, RejectedImage):
-                yield Row(upload.name, problem=found.message)
-                continue
-            predicted = next(probabilities)
-            problem = _unsound(predicted)
-            yield Row(upload.name, problem=problem.message) if problem else Row(upload.name, predicted, found[1])
+            batch = [(upload.name, self._shown(upload.path)) for upload in uploads[start : start + _BATCH_SIZE]]
+            seen = [shown[0] for _, shown in batch if not isinstance(shown, RejectedImage)]
+            probabilities = iter(self.predictor.predict(tf.stack(seen)) if seen else ())
+            for name, shown in batch:
+                if isinstance(shown, RejectedImage):
+                    yield FileResult(name, problem=shown.message)
+                elif problem := _unsound(predicted := next(probabilities)):
+                    yield FileResult(name, problem=problem.message)
+                else:
+                    yield FileResult(name, predicted, shown[1])
 
     def _shown(self, path: str) -> tuple[tf.Tensor, Array] | RejectedImage:
         """Returns the model's input and a thumbnail; the decoded image is not kept."""
@@ -174,10 +164,7 @@ def _unsound(probabilities: Array) -> RejectedImage | None:
 
 def _enlarged(image: tf.Tensor, classifier: Classifier) -> Array:
     """Returns the part of an image that the model sees, enlarged and not distorted."""
-    if classifier.resize == "stretch":  # all of the image
-        height, width = image.shape[:2]
-    else:
-        height, width = classifier.image_size
+    height, width = image.shape[:2] if classifier.resize == "stretch" else classifier.image_size
     scale = _SHOWN_SIDE / max(height, width)
     size = max(1, round(height * scale)), max(1, round(width * scale))
     enlarged: Array = decoding.resize_image(image, size, classifier.resize).numpy()

@@ -1,21 +1,17 @@
-"""The demo page's answers as HTML, in the colours and the font of the page that shows them.
-
-Images and the CSV are part of the HTML, so that no file is made for them; the templates escape
-every name.
-"""
+"""The demo page's answers as HTML, with images and the CSV in it; the templates escape every name."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tfpipe.common.tables import escape_formula
 from tfpipe.models.classifiers import Predictor
-from tfpipe.page.answers import Answer, Row
+from tfpipe.page.answers import Answer, FileResult
 from tfpipe.prediction.tables import best_of
 from tfpipe.report import figures
 from tfpipe.report.templates import render
@@ -43,7 +39,12 @@ def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) ->
         gallery_name: where the neighbours come from: "train, 1,080 images".
     """
     order = best_of(found.probabilities, len(found.probabilities))
-    images = ((one.neighbour, one.image) for one in found.neighbours)
+    neighbours = [(one, None if image is None else figures.photograph(image, _SMALL_SIDE)) for one, image in found.neighbours]
+    height, width = found.seen.shape[:2]
+    inputs = [(figures.png(found.seen), f"the image, resized to {height} x {width}, 8 bits a channel")]
+    if found.prepared is not None:
+        shown, caption = visible(found.prepared)
+        inputs.append((figures.png(shown), caption))
     return render(
         "page_answer.html",
         name=name,
@@ -54,27 +55,16 @@ def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) ->
         bars=[(predictor.class_names[place], float(found.probabilities[place])) for place in order[:_MAX_BARS]],
         num_others=len(order[_MAX_BARS:]),
         other_share=float(found.probabilities[order[_MAX_BARS:]].sum()),
-        neighbours=[(one, None if image is None else figures.photograph(image, _SMALL_SIDE)) for one, image in images],
+        neighbours=[
+            (one, None if image is None else figures.photograph(image, _SMALL_SIDE)) for one, image in found.neighbours
+        ],
         gallery_name=gallery_name,
-        inputs=list(_inputs(found)),
+        inputs=inputs,
     )
 
 
-def _inputs(found: Answer) -> Iterator[tuple[str, str]]:
-    """Yields what the model is given, with exact levels, and captions."""
-    height, width = found.seen.shape[:2]
-    yield figures.png(found.seen), f"the image, resized to {height} x {width}, 8 bits a channel"
-    if found.prepared is not None:
-        shown, caption = visible(found.prepared)
-        yield figures.png(shown), caption
-
-
 def visible(prepared: Array) -> tuple[Array, str]:
-    """Returns an array as an image, uint8 [H, W, 3], and how its values were made visible.
-
-    Args:
-        prepared: float32 [H, W, 1 or 3].
-    """
+    """Returns a model's preprocessed input, float32 [H, W, 1 or 3], as an image, uint8 [H, W, 3], and its caption."""
     low, high = float(prepared.min()), float(prepared.max())
     levels = np.rint((prepared - low) / ((high - low) or 1) * 255).astype(np.uint8)
     channels = "as grey" if prepared.shape[-1] == 1 else "the channels, in the network's order, as red, green and blue"
@@ -87,7 +77,7 @@ def rejection(name: str, reason: str) -> str:
     return render("page_rejection.html", name=name, reason=reason)
 
 
-def table(rows: Sequence[Row], class_names: Sequence[str]) -> str:
+def table(rows: Sequence[FileResult], class_names: Sequence[str]) -> str:
     """Returns a line per file, and a link to the same as CSV."""
     shown = [
         {
@@ -103,7 +93,7 @@ def table(rows: Sequence[Row], class_names: Sequence[str]) -> str:
     return render("page_table.html", count=len(rows), num_bad=num_bad, csv=uri, rows=shown)
 
 
-def to_csv(rows: Sequence[Row], class_names: Sequence[str]) -> bytes:
+def to_csv(rows: Sequence[FileResult], class_names: Sequence[str]) -> bytes:
     """Returns the rows as a CSV for spreadsheets: UTF-8 with a byte order mark, every cell quoted, none a formula.
 
     A text that a spreadsheet would compute ("=1+1.jpg", "-3", "@x") has an apostrophe before it,
@@ -112,7 +102,7 @@ def to_csv(rows: Sequence[Row], class_names: Sequence[str]) -> bytes:
     """
     ranks = range(min(_TOP, len(class_names)))
     file = io.StringIO()
-    writer = csv.writer(file, quoting=csv.QUOTE_ALL)  # quoted, so that a ";" in a name is no border where commas are not
+    writer = csv.writer(file, quoting=csv.QUOTE_ALL)  # quoted: some programs split at ";"
     names = [f"{word}{f' {rank + 1}' if rank else ''}" for rank in ranks for word in ("class", "score")]
     writer.writerow(["file", *names, "problem"])
     for row in rows:
