@@ -55,9 +55,7 @@ def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) ->
         bars=[(predictor.class_names[place], float(found.probabilities[place])) for place in order[:_MAX_BARS]],
         num_others=len(order[_MAX_BARS:]),
         other_share=float(found.probabilities[order[_MAX_BARS:]].sum()),
-        neighbours=[
-            (one, None if image is None else figures.photograph(image, _SMALL_SIDE)) for one, image in found.neighbours
-        ],
+        neighbours=neighbours,
         gallery_name=gallery_name,
         inputs=inputs,
     )
