@@ -105,28 +105,22 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "Git LFS pointer"),
 )
 _HEIF_BRANDS = {
-    b"avif": "AVIF",
-    b"avis": "AVIF",
-    b"heic": "HEIC",
-    b"heix": "HEIC",
-    b"hevc": "HEIC",
-    b"mif1": "HEIF",
-    b"msf1": "HEIF",
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"hevc"), "HEIC"),
+    **dict.fromkeys((b"mif1", b"msf1"), "HEIF"),
 }
 
 
 def _foreign(data: bytes) -> RejectedImage:
-    """Returns the error for bytes that are neither a JPEG nor a PNG, naming the format where it is known."""
+    """Returns the error for bytes that are neither a JPEG nor a PNG; names the format where known."""
     if not data:
         return RejectedImage("empty", "no bytes")
-    name = _other_format(data)
-    if name is not None:
+    if name := _other_format(data):
         return RejectedImage("other_format", f"this is {name}; JPEG or PNG is expected", offset=0)
     head = data[:16]
     printable = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in head)
-    return RejectedImage(
-        "not_an_image", f"the first bytes are {head.hex(' ')} ({printable}); JPEG or PNG is expected", offset=0
-    )
+    message = f"the first bytes are {head.hex(' ')} ({printable}); JPEG or PNG is expected"
+    return RejectedImage("not_an_image", message, offset=0)
 
 
 def _other_format(data: bytes) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from tfpipe.images.graph_headers import byte_length, byte_window, slice_bytes, to_number
 from tfpipe.records.samples import HIGH_PERCENT, LOW_PERCENT, MAX_BITS, USUAL, Samples
 
 _Function = Callable[[tf.Tensor], tf.Tensor]
@@ -177,28 +178,21 @@ def _by_option(levels: tf.Tensor, counts: tf.Tensor, png16: str) -> tf.Tensor:
 
 def _significant_bits(encoded: tf.Tensor) -> tf.Tensor:
     """Returns the most bits that the first sBIT chunk of a PNG gives a colour, int32 []; 0 for 16 and without one in order."""
-    length = tf.cast(tf.strings.length(encoded), tf.int64)
-
-    def bytes_at(place: tf.Tensor | int, size: int) -> tf.Tensor:
-        piece = tf.strings.substr(encoded, tf.minimum(tf.cast(place, tf.int64), length), size)
-        return tf.cast(tf.io.decode_raw(piece, tf.uint8, fixed_length=size), tf.int64)
-
-    def number_at(place: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_sum(bytes_at(place, 4) * [1 << 24, 1 << 16, 1 << 8, 1])
 
     def is_kind(place: tf.Tensor, *kinds: bytes) -> tf.Tensor:
-        return tf.reduce_any(tf.strings.substr(encoded, tf.minimum(place + 4, length), 4) == tf.constant(kinds))
+        return tf.reduce_any(slice_bytes(encoded, place + 4, 4) == tf.constant(kinds))
 
     def unfinished(place: tf.Tensor) -> tf.Tensor:
-        return (place < length) & ~is_kind(place, b"sBIT", b"IDAT")
+        return (place < byte_length(encoded)) & ~is_kind(place, b"sBIT", b"IDAT")
 
     def step(place: tf.Tensor) -> tuple[tf.Tensor]:
-        return (place + 12 + number_at(place),)
+        return (place + 12 + to_number(byte_window(encoded, place, 4)),)
 
     (place,) = tf.while_loop(unfinished, step, (tf.constant(_FIRST_CHUNK, tf.int64),), maximum_iterations=_MAX_CHUNKS)
-    color_type = bytes_at(_COLOR_TYPE, 1)[0]
+    color_type = tf.cast(byte_window(encoded, _COLOR_TYPE, 1)[0], tf.int64)
     num_colours = 1 + (tf.bitwise.bitwise_and(color_type, 2))
-    bits = tf.reduce_max(bytes_at(place + 8, 3) * tf.cast(tf.range(3, dtype=tf.int64) < num_colours, tf.int64))
+    is_colour = tf.range(3, dtype=tf.int64) < num_colours
+    bits = tf.reduce_max(tf.cast(byte_window(encoded, place + 8, 3), tf.int32) * tf.cast(is_colour, tf.int32))
     expected = num_colours + color_type // 4
-    in_order = is_kind(place, b"sBIT") & (number_at(place) == expected) & (bits < MAX_BITS)
-    return tf.where(in_order, tf.cast(bits, tf.int32), 0)
+    in_order = is_kind(place, b"sBIT") & (to_number(byte_window(encoded, place, 4)) == expected) & (bits < MAX_BITS)
+    return tf.where(in_order, bits, 0)
