@@ -52,14 +52,7 @@ _TYPE_BYTES = [TYPES[kind][0] if kind in TYPES else 0 for kind in range(18)]
 
 
 class Header(NamedTuple):
-    """Size and orientation of a file.
-
-    Attributes:
-        readable: bool [], whether this is a JPEG or PNG with a known size.
-        height: int64 [], in pixels, before orientation; 0 where not readable.
-        width: int64 [], likewise.
-        orientation: int32 [], EXIF 1..8; 1 where absent or out of range.
-    """
+    """Size before orientation, int64 [], 0 where not readable (bool []); EXIF orientation 1..8, int32 []."""
 
     readable: tf.Tensor
     height: tf.Tensor
@@ -78,11 +71,7 @@ class _Facts(NamedTuple):
 
 
 def read_header(encoded: tf.Tensor) -> Header:
-    """Reads the header of a JPEG or PNG file; never raises, whatever the bytes.
-
-    Args:
-        encoded: string [], the bytes of the file.
-    """
+    """Reads the header of a JPEG or PNG file, string []; never raises, whatever the bytes."""
     jpeg, png = (tf.strings.substr(encoded, 0, len(signature)) == signature for signature in headers.SIGNATURES)
     nothing = _Facts(tf.constant(False), _integer(0), _integer(0), tf.constant(b""), tf.constant(b""))
     found = tf.cond(jpeg, lambda: _walk_jpeg(encoded), lambda: tf.cond(png, lambda: _walk_png(encoded), lambda: nothing))
@@ -168,9 +157,9 @@ def _walk_png(encoded: tf.Tensor) -> _Facts:
 def _metadata(
     encoded: tf.Tensor, place: tf.Tensor, num_compressed: tf.Tensor, exif: tf.Tensor, profile: tf.Tensor, xmp: tf.Tensor
 ) -> tuple[tf.Tensor, ...]:
-    """Returns how many chunks are compressed, EXIF block, ImageMagick's EXIF profile and XMP packet after the chunk at a place.
+    """Returns the number of compressed chunks and the metadata, with the chunk at a place added.
 
-    The latter two as they stand in the chunk, keyword included.
+    ImageMagick's EXIF profile and the XMP packet are as in the chunk, keyword included.
     """
     kind, payload = (
         slice_bytes(encoded, place + 4, 4),
@@ -191,7 +180,7 @@ def _metadata(
 
 
 def _from_hexadecimal(profile: tf.Tensor) -> tf.Tensor:
-    """Returns the bytes of a profile: three lines (blank, name, length), then hexadecimal digits in lines."""
+    """Returns a profile's bytes: three lines (blank, name, length), then lines of hexadecimal digits."""
     text = tf.strings.substr(profile, 0, 4 * _MAX_METADATA_BYTES)
     digits = tf.strings.regex_replace(text, r"^\C*?\n\C*?\n\C*?\n", "", replace_global=False)
     digits = tf.strings.lower(tf.strings.regex_replace(digits, r"\s", ""))
@@ -223,7 +212,7 @@ def _exif_orientation(exif: tf.Tensor) -> tf.Tensor:
 
 
 def _directory_orientation(tiff: tf.Tensor, position: tf.Tensor, little: tf.Tensor) -> tf.Tensor:
-    """Looks for the tag among all entries at once; an entry counts where reading one after the other would have come to it."""
+    """Looks for the tag among all entries at once, with the result of reading them one by one."""
     end = byte_length(tiff)
     count = tf.clip_by_value(to_number(byte_window(tiff, position, 2), little), 0, tf.maximum((end - position - 2) // 12, 0))
     entries = tf.reshape(tf.io.decode_raw(slice_bytes(tiff, position + 2, 12 * count), tf.uint8), [count, 12])
@@ -258,7 +247,7 @@ def _entry_orientation(tiff: tf.Tensor, start: tf.Tensor, little: tf.Tensor) -> 
 
 
 def _numbers(value: tf.Tensor, little: tf.Tensor) -> tf.Tensor:
-    """Returns 8 bytes read as each of TIFF's field types 0..16, float64 [17]; NaN for types that hold no number.
+    """Returns 8 bytes read as each of TIFF's field types 0..16, float64 [17]; NaN where not a number.
 
     Whether a number is signed matters to fractions only: no other negative one is an orientation.
     """
@@ -282,7 +271,7 @@ def _xmp_orientation(xmp: tf.Tensor) -> tf.Tensor:
 
 
 def _collect(unfinished: _Step, step: _Step, scalars: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
-    """Returns scalars and a list of places, int64 [N], empty at first, after the steps of a loop."""
+    """Returns scalars and a list of places, int64 [N], after the steps of a loop."""
     shapes = (*[tf.TensorShape([])] * len(scalars), tf.TensorShape([None]))
     return tuple(tf.while_loop(unfinished, step, (*scalars, tf.zeros([0], tf.int64)), shapes))
 

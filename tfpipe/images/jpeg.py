@@ -118,18 +118,15 @@ class FrameHeader:
 
 
 def read(data: bytes, *, decode: bool = False) -> ImageHeader:
-    """Reads the header of a file with a start-of-image marker, and checks all its markers up to the end-of-image marker.
-
-    Time and memory are linear in the length of the data.
+    """Reads the header of a file, and checks all its markers, in linear time.
 
     Args:
-        data: the whole file.
+        data: the whole file, with a start-of-image marker.
         decode: also check the scans' data, unless coded arithmetically, and reject what the decoder
             warns of.
 
     Raises:
-        RejectedImage: TensorFlow would not decode the file, or it would take out of proportion, or
-            it is cut.
+        RejectedImage: the file is cut, undecodable by TensorFlow, or out of proportion in cost.
     """
     num_scans = data.count(SCAN_START)
     if num_scans > MAX_SCANS:
@@ -139,7 +136,7 @@ def read(data: bytes, *, decode: bool = False) -> ImageHeader:
 
 @functools.cache
 def _usual_tables() -> Mapping[int, bytes]:
-    """Returns the Huffman tables of T.81 annex K, which Motion JPEG leaves out: taken from an encoder's default."""
+    """Returns the Huffman tables of T.81 annex K, which Motion JPEG omits, from an encoder's default."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -151,7 +148,7 @@ def _usual_tables() -> Mapping[int, bytes]:
 
 @dataclass(slots=True)
 class _Walker:
-    """The state of the decoder that T.81 describes: the tables and parameters in force at this byte."""
+    """The state of T.81's decoder: the tables and parameters in force at this byte."""
 
     data: bytes
     decode: bool = False
@@ -314,7 +311,7 @@ class _Walker:
         return places
 
     def _check_progression(self, parameters: bytes, num_components: int) -> tuple[bool, bool]:
-        """Checks the spectral band and bit positions (T.81 G.1.1.1); returns whether DC and AC tables are used."""
+        """Checks the spectral band and bit positions (T.81 G.1.1.1); returns the use of DC and AC tables."""
         first, last, high, low = _band(parameters)
         band_is_valid = last == 0 if first == 0 else first <= last <= 63 and num_components == 1
         if not band_is_valid or low > _MAX_SUCCESSIVE_BIT or (high and high - 1 != low):
@@ -414,7 +411,7 @@ class _Walker:
         )
 
     def _color(self, components: tuple[Component, ...]) -> str:
-        """Names the colour space as libjpeg guesses it: JFIF, else Adobe's transform, else the component ids."""
+        """Returns the colour space as libjpeg guesses it: JFIF, else Adobe's transform, else component ids."""
         if len(components) == 1:
             return "grey"
         if len(components) == 4:

@@ -3,8 +3,7 @@
     >>> header = read(data)
     >>> header.height, header.width, header.color
 
-The format is that of the W3C's Portable Network Graphics specification (third edition, 2025),
-sections 5 and 11.
+By the W3C's Portable Network Graphics specification (third edition, 2025), sections 5 and 11.
 """
 
 from __future__ import annotations
@@ -47,18 +46,16 @@ one has two; eight allow a profile of each kind.
 
 
 def read(data: bytes, *, decode: bool = False) -> ImageHeader:
-    """Reads the header of a file with PNG's signature, and checks all its chunks up to IEND.
-
-    Time is linear in the length of the data; at most 1 MiB of a text chunk is inflated.
+    """Reads the header of a file, and checks all its chunks up to IEND, in linear time.
 
     Args:
-        data: the whole file.
+        data: the whole file, with PNG's signature.
         decode: inflate the pixels, too, a row at a time: they must fill the image, and each row
             name a filter that exists.
 
     Raises:
-        RejectedImage: TensorFlow would not decode the file, or it would take out of proportion, or
-            it is cut, or a checksum is wrong.
+        RejectedImage: the file is cut, a checksum is wrong, or decoding would fail, or cost out of
+            proportion.
     """
     return _Walker(data, decode).walk()
 
@@ -212,7 +209,7 @@ class _Walker:
             )
 
     def _read_metadata(self, kind: bytes, payload: bytes) -> None:
-        """Takes the EXIF block or XMP packet out of a chunk: eXIf, or text (ImageMagick writes EXIF as hexadecimal)."""
+        """Keeps the EXIF block or XMP packet of an eXIf or text chunk (ImageMagick's EXIF is hexadecimal)."""
         if kind == b"eXIf":
             self.exif = payload
             return

@@ -1,4 +1,4 @@
-"""Decodes a file to RGB of 8 bits, as stored, not turned: the one decoder of training, evaluation and exports.
+"""The one decoder of training, evaluation and exports: RGB of 8 bits, as stored, not turned.
 
     image = decode_stored(encoded, Samples(png16="percentile", background="white"))    # uint8 [H, W, 3]
 
@@ -26,16 +26,13 @@ _PNG, _DEEP_PNG = r"\CPNG\r\n\C\n\C*", r"\CPNG\r\n\C\n\C{4}IHDR\C{8}\x10\C*"
 
 
 def decode_stored(encoded: tf.Tensor, samples: Samples = USUAL, *, rare: bool = True) -> tf.Tensor:
-    """Decodes a JPEG or PNG file.
+    """Decodes a JPEG or PNG file, string [], to uint8 [H, W, 3], RGB, 0..255.
 
     Args:
-        encoded: string [], the bytes of the file.
+        encoded: the bytes of the file.
         samples: treatment of 16 bits and alpha.
         rare: whether the file may need more than the usual decoder: the check costs a tenth of the
             time.
-
-    Returns:
-        uint8 [H, W, 3], RGB, 0..255.
 
     Raises:
         tf.errors.InvalidArgumentError: the bytes cannot be decoded.
@@ -52,7 +49,7 @@ def decode_stored(encoded: tf.Tensor, samples: Samples = USUAL, *, rare: bool = 
 
 
 def apart(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Returns a function that is one operation where it is called: of a branch that is not taken, each costs a microsecond.
+    """Returns a function that is one operation in its caller's graph: an untaken branch costs a microsecond an operation.
 
     It is traced anew for each graph: functions that several share get other attributes in each, and
     a frozen copy of one graph could not be loaded with the others.
@@ -99,7 +96,7 @@ def _shift(values: tf.Tensor, bits: int) -> tf.Tensor:
 
 
 def _by_blocks(function: _Function, image: tf.Tensor) -> tf.Tensor:
-    """Returns a function of the pixels [N, C] of an image, uint8 [H, W, 3], some at a time: wider numbers take memory."""
+    """Returns a function of an image's pixels, [N, C] -> uint8 [N, 3], by blocks, which saves memory."""
     pixels, size = tf.reshape(image, [-1, image.shape[-1]]), tf.shape(image)
     blocks = tf.TensorArray(tf.uint8, _num_blocks(pixels), infer_shape=False, element_shape=[None, 3])
 
@@ -150,7 +147,7 @@ def _count(pixels: tf.Tensor) -> tf.Tensor:
 
 
 def _table(counts: tf.Tensor, bits: tf.Tensor, png16: str) -> tf.Tensor:
-    """Returns the 8 bits of each level of 16, uint8 [65536], for an image of so many samples of each, int32 [65536]."""
+    """Returns the 8 bits of each level of 16, uint8 [65536], from the counts of each, int32 [65536]."""
     levels, present = tf.range(_LEVELS), counts > 0
     # By the specification (11.3.2.3) samples of n significant bits were moved to the high end, and
     # a decoder shifts them back. Programs write them as they are, too. Then none needs more than n
@@ -177,7 +174,7 @@ def _by_option(levels: tf.Tensor, counts: tf.Tensor, png16: str) -> tf.Tensor:
 
 
 def _significant_bits(encoded: tf.Tensor) -> tf.Tensor:
-    """Returns the most bits that the first sBIT chunk of a PNG gives a colour, int32 []; 0 for 16 and without one in order."""
+    """Returns the most bits that a PNG's sBIT chunk gives a colour, int32 []; 0 for 16 and without one."""
 
     def is_kind(place: tf.Tensor, *kinds: bytes) -> tf.Tensor:
         return tf.reduce_any(slice_bytes(encoded, place + 4, 4) == tf.constant(kinds))
