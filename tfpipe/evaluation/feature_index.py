@@ -5,8 +5,7 @@
         print(found.key, found.class_name, found.similarity)
         index.image(found, 256)                                  # uint8 [H, W, 3]
 
-Features are in memory, 4 D bytes an image; images stay in their shards and are read when they are
-shown.
+Features are in memory, 4 D bytes an image; images stay in their shards.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A training image: its key, its class ("" without), and the cosine of its features with those of the new image."""
+    """A training image: key, class ("" without), and cosine of its features with those of the new one."""
 
     key: str
     class_name: str
@@ -46,13 +45,9 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class FeatureIndex:
-    """Training images by their features.
+    """Training images by their features, float32 [N, D], each of length 1.
 
-    Attributes:
-        reader: of their split; the first `len(keys)` of its records are here.
-        split: its name.
-        keys: of the records.
-        features: float32 [N, D], each of length 1.
+    `reader` is that of their split; the first `len(keys)` of its records are here.
     """
 
     reader: RecordReader
@@ -61,7 +56,7 @@ class FeatureIndex:
     features: Array
 
     def nearest(self, features: Array, count: int = 8) -> list[Neighbour]:
-        """Returns the most similar images, the first of equal ones first, to one with features float32 [D]."""
+        """Returns the images most similar to one with features float32 [D], the first of equal ones first."""
         similarities = self.features @ unit_vectors(features)
         names = {schema.UNLABELLED: "", **dict(enumerate(self.reader.manifest.class_names))}
         return [
@@ -70,7 +65,7 @@ class FeatureIndex:
         ]
 
     def image(self, neighbour: Neighbour, side: int) -> Array:
-        """Returns the image, upright, uint8 [H, W, 3], its longer side no longer than `side`.
+        """Returns the image, upright, uint8 [H, W, 3], its longer side at most `side`.
 
         Raises:
             DataError: its record cannot be read any more.
@@ -84,7 +79,7 @@ class FeatureIndex:
 
 
 def shrink(image: tf.Tensor, side: int) -> Array:
-    """Returns an image, uint8 [H, W, 3], with its longer side at most `side`; smaller ones as they are."""
+    """Returns an image, uint8 [H, W, 3], with its longer side at most `side`; never enlarged."""
     height, width = image.shape[:2]
     scale = min(1.0, side / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -100,7 +95,7 @@ def collect(
     max_images: int | None = None,
     progress: bool = True,
 ) -> FeatureIndex:
-    """Sends the images of a split through a classifier and keeps their features.
+    """Computes a classifier's features of a split's images.
 
     Args:
         classifier: computes the features, and defines how images are resized.

@@ -2,8 +2,9 @@
 
     write_report(Path("eval/"), classifier, "shards/", "test")      # eval/report.html, eval/near_duplicates.json
 
-Numbers come from metrics.json, curves and lists from predictions.csv beside it. For a model that gives
-only probabilities, as an exported one, the page lacks Grad-CAM and near-duplicates, and states so.
+Numbers come from metrics.json, curves and lists from predictions.csv beside it. For a model that
+gives only probabilities, as an exported one, the page lacks Grad-CAM and near-duplicates, and
+states so.
 """
 
 from __future__ import annotations
@@ -52,12 +53,11 @@ def write_report(
     near_duplicates: bool = True,
     progress: bool = True,
 ) -> Path:
-    """Writes report.html and near_duplicates.json into the folder of an evaluation; returns the report's path.
+    """Writes report.html and near_duplicates.json into an evaluation's folder; returns the report's path.
 
     Args:
-        folder: with predictions.csv, metrics.json and receipt.json, as `tfpipe.evaluate` writes
-            them.
-        predictor: the model that was evaluated.
+        folder: with predictions.csv, metrics.json and receipt.json of `tfpipe.evaluate`.
+        predictor: the evaluated model.
         directory: of the data set.
         split: the evaluated one.
         near_duplicates: search for them, in a pass over train, val and the split; needs the
@@ -122,7 +122,7 @@ def _warn_of_fonts(table: Predictions) -> None:
 
 
 def summarise_pairs(predicted: Predictions, pairs: Sequence[NearDuplicate], against: Sequence[str]) -> dict[str, Any]:
-    """Returns the content of near_duplicates.json: the pairs, and the accuracy on the images without a near-duplicate."""
+    """Returns the content of near_duplicates.json: the pairs, and the accuracy on the other images."""
     keys = {pair.key for pair in pairs}
     rest = np.array([key not in keys for key in predicted.keys], bool)
     right = int((predicted.predicted == predicted.labels)[rest].sum())
@@ -164,7 +164,7 @@ def likely_label_errors(predicted: Predictions) -> Array:
 
 
 def _confusion(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Returns the rows of (count, share), or for many classes an image and the largest confusions."""
+    """Returns rows of (count, share), or for many classes an image and the largest confusions."""
     matrix = metrics.confusion_matrix(found)
     if len(names) <= _MAX_CELLS:
         counts = matrix.toarray()

@@ -31,13 +31,13 @@ _Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Comparison:
-    """Two classifiers on the same images.
+    """Two classifiers on the same images: how many both, one or neither classify correctly.
 
     Attributes:
-        both_right: images that both classify correctly.
-        only_a: images that only A classifies correctly.
-        only_b: images that only B classifies correctly.
-        both_wrong: images that neither classifies correctly.
+        both_right: correct by both.
+        only_a: correct by A alone.
+        only_b: correct by B alone.
+        both_wrong: correct by neither.
         p_value: of McNemar's exact test: probability that two equally good classifiers differ as
             much, or more, by chance.
         same_data: both were evaluated on the same data set and split, by their receipts; None where
@@ -83,7 +83,7 @@ class Comparison:
 
     @property
     def difference_interval(self) -> tuple[float, float]:
-        """95 % interval of the difference: Wald's, with 1/2 added to each of the four counts (Agresti and Min 2005)."""
+        """95 % interval: Wald's, with 1/2 added to each of the four counts (Agresti and Min 2005)."""
         total, a, b = self.count + 2, self.only_a + 0.5, self.only_b + 0.5
         middle = (a - b) / total
         half = _Z95 * math.sqrt(a + b - (a - b) ** 2 / total) / total
@@ -91,7 +91,7 @@ class Comparison:
 
 
 def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
-    """Compares two evaluations, folders or predictions.csv files, of the same images; their order does not matter.
+    """Compares two evaluations, folders or predictions.csv files, of the same images in any order.
 
     Ids and labels must be equal, images need not be: other sizes of them may be what is compared.
     Folders of other data sets or splits cause a warning, and `same_data` is False.

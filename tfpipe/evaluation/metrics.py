@@ -33,7 +33,7 @@ _MAX_K = 5
 
 
 def _record(**kinds: Any) -> Any:
-    """Returns the type of a JSON object with these fields; a field that may be missing has a (type, default)."""
+    """Returns the type of a JSON object with these fields; (type, default) for one that may be missing."""
     return msgspec.defstruct(
         "Record", [(name, *kind) if isinstance(kind, tuple) else (name, kind) for name, kind in kinds.items()]
     )
@@ -121,12 +121,7 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """Returns the content of metrics.json in an evaluation's folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-        DataError: it is damaged.
-    """
+    """Returns the content of metrics.json in an evaluation's folder; raises DataError if it is damaged."""
     path = folder / FILE_NAME
     found: dict[str, Any] = read_json(path)
     confusion = check_json(found, _Metrics, path).confusion
@@ -166,7 +161,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def confusion_matrix(measured: Mapping[str, Any]) -> coo_array:
-    """Returns the confusion matrix of `measure`'s result, int64 [C, C], sparse: `toarray()` makes an ordinary one."""
+    """Returns the confusion matrix of `measure`'s result, int64 [C, C], sparse."""
     from scipy.sparse import coo_array
 
     cells = np.array(measured["confusion"]["cells"], np.int64).reshape(-1, 3)

@@ -115,7 +115,7 @@ def find_near_duplicates(
     batch_size: int = 64,
     progress: bool = True,
 ) -> list[NearDuplicate]:
-    """Returns the images of a split that have a near-duplicate in another split, in the order of the catalogue.
+    """Returns the images of a split that have a near-duplicate in another, in the catalogue's order.
 
     One pass over all these splits. Memory grows with the images of `split` alone, by 1 kB each and
     the features of those that look like another one.
@@ -275,7 +275,7 @@ def _windows(grey: Array) -> Array:
 
 
 def _bounds(windows: Array) -> Array:
-    """Returns float32 [37, 9 B]: times `_project` of a query, the most that any window of a group can correlate with it.
+    """Returns float32 [37, 9 B]: times `_project` of a query, its largest correlation with a group's windows.
 
     The windows of a group lie in a ball: none correlates with a query by more than its centre does,
     plus the radius. Of the centre, coarse waves are multiplied as they are, and of the rest the
@@ -292,14 +292,14 @@ def _bounds(windows: Array) -> Array:
 
 
 def _project(cells: Array, last: Array) -> Array:
-    """Returns the coarse waves of cells [..., 196], the length of what is left, and one number more, float32 [..., 37]."""
+    """Returns the coarse waves of cells [..., 196], the length of the rest, and `last`, float32 [..., 37]."""
     coarse = cells @ _WAVES
     rest = np.sqrt(np.maximum(np.square(cells).sum(-1) - np.square(coarse).sum(-1), 0))
     return np.concatenate([coarse, rest[..., np.newaxis], last], axis=-1, dtype=np.float32)
 
 
 def _standardised(cells: Array) -> Array:
-    """Returns cells with a mean of 0 and a length of 1, so that their product is a correlation; zeros for one colour."""
+    """Returns cells of mean 0 and length 1, whose products are correlations; zeros for one colour."""
     centred = cells - cells.mean(-1, keepdims=True)
     lengths = np.linalg.norm(centred, axis=-1, keepdims=True)
     plain = lengths < _MIN_DEVIATION * cells.shape[-1] ** 0.5
@@ -308,7 +308,7 @@ def _standardised(cells: Array) -> Array:
 
 
 def _align(cells: Array, windows: Array, near: Array) -> tuple[Array, Array]:
-    """Returns the correlation of each pair at the best of `_SHIFTS`, float32 [N, B], and that shift's place, int64 [N, B].
+    """Returns correlation and index of the best of `_SHIFTS`, float32 and int64 [N, B].
 
     Args:
         cells: standardised, [N, 196].
@@ -326,13 +326,13 @@ def _align(cells: Array, windows: Array, near: Array) -> tuple[Array, Array]:
 
 
 def _refine(cells: Array, grey: Array, columns: Array, shifts: Array) -> Array:
-    """Returns the correlation of cells with images at a shift and the best fraction of a pixel, float64 [P].
+    """Returns the correlation at the best fraction of a pixel beside a shift, float64 [P].
 
     Args:
         cells: standardised, [P, 196].
         grey: images, [B, 64, 64].
         columns: the image of each pair, int64 [P].
-        shifts: the place in `_SHIFTS` of each pair's shift, int64 [P].
+        shifts: the index in `_SHIFTS` of each pair's shift, int64 [P].
     """
     seen, places = np.unique(np.stack([shifts, columns]), axis=1, return_inverse=True)
     designs = np.empty((seen.shape[1], cells.shape[1], 3))
@@ -358,7 +358,7 @@ def _refine(cells: Array, grey: Array, columns: Array, shifts: Array) -> Array:
 
 
 def _design(grey: Array, down: int, right: int) -> Array:
-    """Returns brightness and both gradients of images at a shift, each with a mean of 0, float64 [B, 196, 3]."""
+    """Returns brightness and gradients of images at a shift, with means of 0, float64 [B, 196, 3]."""
     boxes = _boxes(grey.astype(np.float64))
     # Twice the gradients: a coefficient of at most half the brightness' own is a shift by less than a pixel.
     gradients = [_cells(boxes, down + y, right + x) - _cells(boxes, down - y, right - x) for y, x in ((1, 0), (0, 1))]

@@ -1,8 +1,8 @@
 """Ids in, ids out: the claim of an evaluation before its pass, and the receipt after it.
 
-A claim states what will be evaluated: model, data, options, versions, and the ids that the
-catalogue lists. A receipt is the claim with what was seen, and where that was computed. Neither
-holds anything that depends on batch sizes, readers or the time.
+A claim states what will be evaluated: model, data, options, versions, and the catalogue's ids. A
+receipt is the claim with the ids seen, and the devices. Neither holds anything that depends on
+batch sizes, readers or the time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def open_labelled(directory: str | os.PathLike[str], split: str) -> manifests.Ma
 
 
 def open_split(predictor: Predictor, directory: str | os.PathLike[str], split: str) -> manifests.Manifest:
-    """Returns the manifest as `open_labelled` does; raises ValueError where the model does not know a class, too."""
+    """Does as `open_labelled`; raises ValueError where the model does not know a class, too."""
     manifest = open_labelled(directory, split)
     known = set(predictor.class_names)
     unknown = [name for name in manifest.class_names if name not in known]
@@ -62,7 +62,7 @@ def claim(
     split: str,
     options: Mapping[str, Any],
 ) -> Claim:
-    """Returns what an evaluation is of, hashes included; equal claims give equal tables, but for rounding."""
+    """Returns the inputs of an evaluation by hash; equal claims give equal tables, but for rounding."""
     import keras
     import tensorflow as tf
 
@@ -82,17 +82,14 @@ def claim(
 
 
 def receipt(promised: Claim, table: Predictions, computed: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Returns a claim with what was seen, and the devices and arithmetics of the computation, each once.
-
-    Those do not belong to the claim: readers of one evaluation may differ in them.
-    """
+    """Returns a claim with the ids seen, and the devices and arithmetics of the computation, each once."""
     kinds = sorted({tuple(one.items()) for one in computed})
     seen = {"records_seen": len(table.keys), "ids_sha256": hash_ids(table.keys)}
     return {**promised, **seen, "computed": [dict(one) for one in kinds]}
 
 
 def check_ids(keys: Sequence[str], directory: str | os.PathLike[str], split: str, path: Path) -> None:
-    """Raises DataError unless the keys of the table at `path` are those of the catalogue, each once, in its order."""
+    """Raises DataError unless the keys of the table at `path` are the catalogue's, in its order."""
     pairs = itertools.zip_longest(keys, (row.key for row in read_catalog(directory, split=split)))
     if all(seen == expected for seen, expected in pairs):
         return

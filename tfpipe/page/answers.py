@@ -4,8 +4,7 @@
     answer = answers.answer("cat.jpg")                 # probabilities, Grad-CAM, neighbours, the model's input
     for row in answers.rows([Upload("a.jpg", path)]): ...
 
-Files are read as in `predict` and in evaluation: the same header checks, decoder, orientation and
-resize.
+Header checks, decoder, orientation and resize are those of `predict` and of evaluation.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class Answer:
 
 
 class FileResult(NamedTuple):
-    """One of many files: probabilities, float32 [C], and a thumbnail, uint8 [H, W, 3]; or why there are none."""
+    """One of many files: probabilities, float32 [C], and thumbnail, uint8 [H, W, 3]; or the problem."""
 
     name: str
     probabilities: Array | None = None

@@ -3,8 +3,7 @@
     with serve("runs/a") as url:
         ...    # http://127.0.0.1:7860/
 
-It listens on 127.0.0.1 alone, contacts no other machine, and keeps what was uploaded for an hour at
-most.
+It listens on 127.0.0.1 alone, contacts no other machine, and keeps uploads for an hour at most.
 """
 
 from __future__ import annotations
@@ -128,9 +127,9 @@ async def _guarded(app: Any, own_names: frozenset[str]) -> AsyncIterator[None]:
 
 
 class _OwnPages:
-    """Accepts requests under a name of the page and, by the browser's word, from one of its own pages, not another site's.
+    """Accepts requests under the page's names, and from its own pages, as the browser reports them.
 
-    Under a given name, any port is the page's; of this machine, where others listen, too, only its own.
+    Under a given name, any port is the page's; of this machine, where others listen, too, its own.
     """
 
     def __init__(self, app: Any, own_names: frozenset[str]) -> None:

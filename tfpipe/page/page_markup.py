@@ -30,14 +30,7 @@ def header(title: str, predictor: Predictor, notes: Sequence[str]) -> str:
 
 
 def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) -> str:
-    """Returns the prediction for one image.
-
-    Args:
-        name: of its file.
-        found: the prediction, and what explains it.
-        predictor: the model.
-        gallery_name: where the neighbours come from: "train, 1,080 images".
-    """
+    """Returns the prediction for one image; `gallery_name` is the neighbours' source: "train, 1,080 images"."""
     order = best_of(found.probabilities, len(found.probabilities))
     neighbours = [(one, None if image is None else figures.photograph(image, _SMALL_SIDE)) for one, image in found.neighbours]
     height, width = found.seen.shape[:2]
@@ -62,7 +55,7 @@ def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) ->
 
 
 def visible(prepared: Array) -> tuple[Array, str]:
-    """Returns a model's preprocessed input, float32 [H, W, 1 or 3], as an image, uint8 [H, W, 3], and its caption."""
+    """Returns a model's preprocessed input, float32 [H, W, 1 or 3], as uint8 [H, W, 3], and its caption."""
     low, high = float(prepared.min()), float(prepared.max())
     levels = np.rint((prepared - low) / ((high - low) or 1) * 255).astype(np.uint8)
     channels = "as grey" if prepared.shape[-1] == 1 else "the channels, in the network's order, as red, green and blue"
@@ -92,11 +85,10 @@ def table(rows: Sequence[FileResult], class_names: Sequence[str]) -> str:
 
 
 def to_csv(rows: Sequence[FileResult], class_names: Sequence[str]) -> bytes:
-    """Returns the rows as a CSV for spreadsheets: UTF-8 with a byte order mark, every cell quoted, none a formula.
+    """Returns the rows as a CSV for spreadsheets: UTF-8 with a byte order mark, every cell quoted.
 
-    A text that a spreadsheet would compute ("=1+1.jpg", "-3", "@x") has an apostrophe before it,
-    its sign for text. Scores have 9 significant digits: read back as float32, they are the same
-    numbers.
+    A text that a spreadsheet would compute ("=1+1.jpg", "-3", "@x") has an apostrophe before it, its
+    sign for text. Scores have 9 significant digits, which give the same float32.
     """
     ranks = range(min(_TOP, len(class_names)))
     file = io.StringIO()

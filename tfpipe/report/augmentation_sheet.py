@@ -1,4 +1,4 @@
-"""Augmentation sheet: what training sees. A row per image: as evaluation sees it, then as each of ten epochs does.
+"""Augmentation sheet: what training sees. A row per image: in evaluation, then in each of ten epochs.
 
 show("shards/", "sheet.png", augment="standard", seed=0)
 """
@@ -53,7 +53,7 @@ def show(
 
     Args:
         directory: the data set's folder.
-        output: the PNG file, outside the data set; an earlier PNG is replaced, atomically.
+        output: the PNG file, as of `contact_sheet.show`.
         augment: an `Augmentation` or the name of a preset.
         split: the split to draw from, default the first, which is train where there is one.
         images: rows; the classes take turns.
@@ -61,16 +61,10 @@ def show(
         image_size: (height, width), as given to `dataset`.
         resize: as given to `dataset`.
         tile: side of an image's place, in pixels.
-        font: TrueType or OpenType file; None: the first of some well-known fonts that has every
-            character of the names.
+        font: as of `contact_sheet.show`.
 
     Raises:
-        FileExistsError: `output` is something else than a PNG file.
-        FileNotFoundError: the data set or the folder for `output` is missing.
-        ValueError: there is no such split or preset, a number is too small, `output` lies within
-            the data set, or the sheet would have more than 100 million pixels.
-        DataError: the data set is damaged.
-        OSError: the font cannot be read.
+        As `contact_sheet.show`; ValueError also for an unknown preset.
     """
     images, tile, image_size = arguments.check(images=images, tile=tile, image_size=image_size)
     augmentation = Augmentation.named(augment)
@@ -94,7 +88,7 @@ def show(
 
 
 def _choose(directory: Path, manifest: Manifest, split: str, images: int, seed: int) -> list[Sample]:
-    """Returns some records of a split, as many of each class as of any other where there are enough, by label."""
+    """Returns records of a split, by label, with as many of each class as possible."""
     by_class = draw_samples(directory, manifest, [split], images, max(1, len(manifest.class_names)), seed)
     drawn = [(rank, label, sample) for (label, _), of_class in by_class.items() for rank, sample in enumerate(of_class)]
     chosen = sorted(drawn, key=lambda entry: entry[:2])[:images]

@@ -60,7 +60,7 @@ def show(
     tile: int = _DEFAULTS["tile"],
     font: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Draws a PNG with one row of images per class and one per unlabelled split, upright and in the colours of training.
+    """Draws a PNG with a row of images per class and per unlabelled split, upright, in training's colours.
 
     Equal data sets and arguments give equal samples, however the records are sharded. An image that
     cannot be read or decoded, or has more pixels than Pillow's limit, is drawn as a crossed tile
@@ -133,7 +133,7 @@ def _groups(directory: Path, manifest: Manifest, names: list[str], per_class: in
 def draw_samples(
     directory: Path, manifest: Manifest, names: list[str], per_class: int, max_classes: int, seed: int
 ) -> dict[tuple[int, str], list[Sample]]:
-    """Returns the records with the smallest seeded hashes of their keys, by (label, split where unlabelled)."""
+    """Returns the records with the smallest seeded hashes, by (label, split where unlabelled)."""
     heaps: dict[tuple[int, str], list[tuple[int, str, Sample]]] = {}
     for name in names:
         for row, offset, _ in read_split(directory, manifest, name):
@@ -150,7 +150,7 @@ def draw_samples(
 
 
 def _thumbnail(sample: Sample, samples: Samples, tile: int) -> Image.Image:
-    """Returns the image, upright, its longer side as long as the tile's; raises DataError where that is impossible."""
+    """Returns the image, upright, its longer side as long as the tile's; raises DataError where it cannot."""
     from PIL import ExifTags, Image, ImageOps
 
     record = _stored(sample)
@@ -169,9 +169,9 @@ def _thumbnail(sample: Sample, samples: Samples, tile: int) -> Image.Image:
 
 
 def as_read(encoded: bytes, samples: Samples, side: int) -> Image.Image:
-    """Returns an image in RGB, not turned, with the pixels that training sees; CMYK as Pillow converts it.
+    """Returns an image in RGB, not turned, with training's pixels; CMYK as Pillow converts it.
 
-    A large JPEG comes in a smaller size, but no smaller than `side` along its longer side.
+    A large JPEG is decoded smaller, but no smaller than `side` along its longer side.
     """
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Drawings of a report as images for an HTML page: SVG for curves, PNG for large matrices, JPEG for photographs.
+"""Drawings as images for an HTML page: SVG for curves, PNG for large matrices, JPEG for photographs.
 
 None contains a class name: the page writes those, in whatever font the browser has for them.
 """
@@ -72,7 +72,7 @@ def _curves(curves: Sequence[Curve], x_label: str, y_label: str, *, diagonal: bo
 
 
 def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> str:
-    """Returns accuracy against confidence by bin, above the number of images by bin; bins as in metrics.json."""
+    """Returns accuracy against confidence above the number of images; bins as in metrics.json."""
     lows = [bin_["low"] for bin_ in bins]
     bars = {"width": [bin_["high"] - bin_["low"] for bin_ in bins], "align": "edge", "edgecolor": "white"}
     filled = [bin_ for bin_ in bins if bin_["count"]]
@@ -91,7 +91,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> str:
 
 
 def matrix_image(matrix: coo_array) -> str:
-    """Returns a confusion matrix, counts [C, C], as an image of the shares of each row; axes count classes from 0.
+    """Returns a confusion matrix, counts [C, C], as an image of the shares of each row.
 
     Of more than 1,000 classes, one cell of the image stands for several.
     """
@@ -125,7 +125,7 @@ def _drawn(inches: tuple[float, float], draw: Callable[[Figure], None], kind: st
 
 
 def photograph(image: Array, side: int) -> str:
-    """Returns an image, uint8 [H, W, 3], as JPEG, no side longer than `side` pixels; smaller ones as they are."""
+    """Returns an image, uint8 [H, W, 3], as JPEG, no side longer than `side` pixels; never enlarged."""
     from PIL import Image
 
     small = Image.fromarray(image)

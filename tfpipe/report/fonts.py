@@ -40,11 +40,7 @@ _NOT_A_CHARACTER = "\U0010ffff"  # every font draws its sign for missing glyphs 
 
 
 class Fonts:
-    """One font at any size.
-
-    Attributes:
-        missing: characters of the text it was chosen for that it does not have.
-    """
+    """One font at any size; `missing`: the characters of a text that it does not have."""
 
     def __init__(self, path: str | None, text: str) -> None:
         self._path = path
@@ -62,7 +58,7 @@ class Fonts:
         return built_in
 
     def shown(self, text: str) -> str:
-        r"""Returns the text with what the font does not have, and what is not printable, as escapes: \u732b."""
+        r"""Returns the text with missing and unprintable characters as escapes: \u732b."""
         return "".join(
             character.encode("unicode_escape").decode()
             if character in self.missing or not character.isprintable()
@@ -72,7 +68,7 @@ class Fonts:
 
 
 def choose(text: str, path: str | os.PathLike[str] | None = None) -> Fonts:
-    """Returns the first font that has every character of a text, or else the one that lacks the fewest, with a warning.
+    """Returns the first font with all characters of a text, or the one that lacks the fewest, and warns.
 
     Args:
         text: everything that will be written.
@@ -103,12 +99,12 @@ def choose(text: str, path: str | os.PathLike[str] | None = None) -> Fonts:
 
 
 def lacking(text: str) -> frozenset[str]:
-    """Returns the characters that no font found here has: boxes on a page, whose letters may be of several fonts."""
+    """Returns the characters that no font found here has: boxes on a page, which may use several fonts."""
     return frozenset(text).intersection(*(font.missing for font in _found(text)))
 
 
 def _found(text: str) -> Iterator[Fonts]:
-    """Yields the fonts of this machine up to the first that has every character; the last is Pillow's own."""
+    """Yields this machine's fonts up to the first that has every character; the last is Pillow's own."""
     for name in (*_NAMES, None):
         with contextlib.suppress(OSError):
             font = Fonts(name, text)
@@ -132,7 +128,7 @@ def _missing(font: Font, text: str) -> frozenset[str]:
 
 
 def shortened(text: str, font: Font, width: int) -> str:
-    """Returns the text, cut in its middle if it is wider than `width` pixels: names differ at their ends."""
+    """Returns the text, cut in its middle if wider than `width` pixels: names differ at their ends."""
     if font.getlength(text) <= width:
         return text
     for kept in range(min(len(text) - 1, width), 0, -1):  # a character has a pixel, or else there is one the less

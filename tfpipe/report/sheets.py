@@ -1,4 +1,4 @@
-"""Sheets of images as PNG files: panels below each other, each a line of text above a row of tiles with captions.
+"""Sheets of images as PNG files: panels below each other, each a line of text above a row of tiles.
 
 check_target(output, directory, "contact sheet")
 sheet = Sheet(title, [detail], panels, tile=160, font=None)
@@ -35,7 +35,7 @@ _MAX_PIXELS = 100_000_000  # of the whole sheet: 300 MB of memory, and few viewe
 
 
 class Tile(NamedTuple):
-    """An image, drawn no larger than the tile, and a line below it; a `DataError` is drawn as a cross with the reason."""
+    """An image no larger than the tile, and its caption; a `DataError` is drawn as a cross with the reason."""
 
     draw: Callable[[], Image.Image]
     caption: str
@@ -51,12 +51,7 @@ class Panel(NamedTuple):
 
 
 def check_target(target: Path, directory: Path, what: str) -> None:
-    """Checks that writing a sheet would overwrite only a PNG file: not a photograph in a wrong order of the arguments.
-
-    Args:
-        target: the PNG file to be written.
-        directory: the data set's folder.
-        what: the sheet's name in messages.
+    """Checks that writing a sheet would overwrite only a PNG file, outside the data set's folder.
 
     Raises:
         FileExistsError: the target is something else than a PNG file.
@@ -100,8 +95,7 @@ class Sheet:
         details: lines below it.
         panels: from top to bottom.
         tile: side of an image's place, in pixels.
-        font: TrueType or OpenType file; None: the first of some well-known fonts that has every
-            character.
+        font: TrueType or OpenType file, or None to choose one.
         first_apart: leave a gap after the first tile of each panel.
 
     Raises:
@@ -133,8 +127,7 @@ class Sheet:
         """Draws the sheet into a PNG file, atomically.
 
         Raises:
-            ValueError: the sheet would have more than 100 million pixels; `lower` names the
-                arguments to lower.
+            ValueError: the sheet would have more than 100 million pixels; `lower` names what to lower.
         """
         width, height = self._measure()
         if width * height > _MAX_PIXELS:

@@ -1,4 +1,4 @@
-"""HTML and Markdown from the files in templates/. Text from outside shows as it is, and never becomes markup.
+"""HTML and Markdown from the files in templates/. Text from outside never becomes markup.
 
 render("report.html", title="<cats>", ...)      # &lt;cats&gt;
 render("model_card.md", title="a|b", ...)       # a&#124;b
@@ -50,7 +50,7 @@ def _environment(language: str) -> jinja2.Environment:
 
 
 def is_harmful(character: str) -> bool:
-    """True for control, surrogate and unassigned characters, and for those that change the direction of text."""
+    """True for control, surrogate and unassigned characters, and those that change text's direction."""
     return unicodedata.category(character) in ("Cc", "Cs", "Cn") or character in _DIRECTIONAL
 
 
