@@ -1,5 +1,6 @@
 """The page: it says of an image what predict says, or why it is none; in a real browser, and on this machine alone."""
 
+import base64
 import csv
 import io
 import json
@@ -29,6 +30,7 @@ from tfpipe.page.answers import Answer, Answers, FileResult, Upload
 from tfpipe.page.page import _open_index
 from tfpipe.prediction.prediction import predict
 from tfpipe.records import run_folders
+from tfpipe.report import figures
 
 pytestmark = pytest.mark.tf
 
@@ -128,7 +130,8 @@ def test_probabilities_are_those_of_predict(answers, classifier, tmp_path, name)
     np.testing.assert_array_equal(answer.probabilities, predicted(classifier, path, tmp_path))
     assert answer.seen.shape == (8, 8, 3)
     height, width = answer.image.shape[:2]
-    assert max(height, width) <= 640
+    shown = page_markup.answer(name, answer, classifier, "").partition("data:image/jpeg;base64,")[2].partition('"')[0]
+    assert max(Image.open(io.BytesIO(base64.b64decode(shown))).size) == min(640, max(height, width))
     if name == "turned.jpg":
         assert (height, width) == (40, 28)  # upright
         upright = write(
@@ -162,7 +165,7 @@ def test_a_training_image_is_its_own_nearest(answers, run, split_name):
     assert len(others) == 7
     similarities = [found.similarity for found, _ in answer.neighbours]
     assert similarities == sorted(similarities, reverse=True)
-    assert np.array_equal(shown, answer.image)  # smaller than it is shown: as it is
+    assert shown == figures.photograph(answer.image, 192)
 
 
 def test_a_sample_of_the_training_images_is_the_first_as_stored(gallery, classifier, run):
@@ -179,7 +182,7 @@ def test_a_neighbour_that_is_gone_is_reported_and_the_rest_is_there(classifier, 
     for shard in (tmp_path / "shards").glob("*.tfrecord-*"):
         os.truncate(shard, 100)
     answer = answers.answer(str(run / "photos" / "train" / "cat" / "0.jpg"))
-    assert [image for _, image in answer.neighbours] == [None] * 8
+    assert [uri for _, uri in answer.neighbours] == [""] * 8
     assert "cannot be read any more" in page_markup.answer("a", answer, classifier, "train")
 
 
@@ -278,7 +281,7 @@ def test_the_csv_holds_all_and_no_formula():
     names = ["=1+1", "-b", "c", "d"]
     given = np.float32([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]])
     files = ["=cmd|' /C calc'!A0.jpg", '小 猫, "q";=1.jpg', "\t=x", " @sum", "-1.jpg", "+1", "plain.jpg"]
-    rows = [FileResult(name, given[index % 2], None) for index, name in enumerate(files)] + [
+    rows = [FileResult(name, given[index % 2]) for index, name in enumerate(files)] + [
         FileResult("bad.jpg", problem="-x is bad")
     ]
     content = page_markup.to_csv(rows, names)

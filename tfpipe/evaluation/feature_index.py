@@ -3,7 +3,7 @@
     index = collect(classifier, "shards/", "train")
     for found in index.nearest(features):                          # those of `predict_with_features`
         print(found.key, found.class_name, found.similarity)
-        index.image(found, 256)                                  # uint8 [H, W, 3]
+        index.image(found)                                       # uint8 [H, W, 3]
 
 Features are in memory, 4 D bytes an image; images stay in their shards.
 """
@@ -64,27 +64,19 @@ class FeatureIndex:
             for place in np.argsort(-similarities, kind="stable")[:count].tolist()
         ]
 
-    def image(self, neighbour: Neighbour, side: int) -> Array:
-        """Returns the image, upright, uint8 [H, W, 3], its longer side at most `side`.
+    def image(self, neighbour: Neighbour) -> Array:
+        """Returns the image, upright, uint8 [H, W, 3].
 
         Raises:
             DataError: its record cannot be read any more.
         """
         row = decoding.parse_example(self.reader.read(neighbour.position))
+        samples = Samples.of(self.reader.manifest.options)
         try:
-            samples = Samples.of(self.reader.manifest.options)
-            return shrink(decoding.decode_image(row[schema.ENCODED], row[schema.ORIENTATION], samples), side)
+            image: Array = decoding.decode_image(row[schema.ENCODED], row[schema.ORIENTATION], samples).numpy()
         except tf.errors.OpError as error:
             raise self.reader.error(neighbour.position, decoding.plain_reason(error)) from None
-
-
-def shrink(image: tf.Tensor, side: int) -> Array:
-    """Returns an image, uint8 [H, W, 3], with its longer side at most `side`; never enlarged."""
-    height, width = image.shape[:2]
-    scale = min(1.0, side / max(height, width))
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    shrunk: Array = (image if scale == 1 else decoding.resize_image(image, size)).numpy()
-    return shrunk
+        return image
 
 
 def collect(

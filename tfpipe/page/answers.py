@@ -17,15 +17,15 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.common.errors import DataError, RejectedImage
-from tfpipe.evaluation.feature_index import FeatureIndex, Neighbour, shrink
+from tfpipe.evaluation.feature_index import FeatureIndex, Neighbour
 from tfpipe.images import decoding, headers
 from tfpipe.listing import image_files
 from tfpipe.models import explanation
 from tfpipe.models.classifiers import Classifier, Predictor, samples_of
 from tfpipe.models.predictions import are_probabilities
+from tfpipe.report import figures
 
-_SHOWN_SIDE = 640  # pixels
-_THUMBNAIL_SIDE = 96
+_SHOWN_SIDE, _NEIGHBOUR_SIDE, _THUMBNAIL_SIDE = 640, 192, 96  # pixels
 _BATCH_SIZE = 32
 
 Array = np.ndarray[Any, Any]
@@ -51,8 +51,8 @@ class Answer:
         heat: Grad-CAM of the most probable class over the part that the model sees, uint8 [H, W,
             3]; None for an exported model.
         has_heatmap: False where Grad-CAM is all zeros.
-        neighbours: training images, the most similar first, and their pixels, uint8 [H, W, 3];
-            None where they cannot be read any more.
+        neighbours: training images, the most similar first, each with a data URI; "" where it
+            cannot be read any more.
     """
 
     probabilities: Array
@@ -61,15 +61,15 @@ class Answer:
     prepared: Array | None = None
     heat: Array | None = None
     has_heatmap: bool = False
-    neighbours: Sequence[tuple[Neighbour, Array | None]] = ()
+    neighbours: Sequence[tuple[Neighbour, str]] = ()
 
 
 class FileResult(NamedTuple):
-    """One of many files: probabilities, float32 [C], and thumbnail, uint8 [H, W, 3]; or the problem."""
+    """One of many files: probabilities, float32 [C], and thumbnail, a data URI; or the problem."""
 
     name: str
     probabilities: Array | None = None
-    image: Array | None = None
+    thumbnail: str = ""
     problem: str = ""
 
 
@@ -92,7 +92,7 @@ class Answers:
         decoded = self._decode(path)
         if isinstance(decoded, RejectedImage):
             return decoded
-        seen, shown = self._resize(decoded), shrink(decoded, _SHOWN_SIDE)
+        seen, shown = self._resize(decoded), decoded.numpy()
         batch, classifier = seen[tf.newaxis], self.predictor
         if not isinstance(classifier, Classifier):
             probabilities = classifier.predict(batch)[0]
@@ -108,19 +108,17 @@ class Answers:
             prepared=classifier.model.get_layer("preprocessing")(batch)[0].numpy(),
             heat=explanation.overlay(_enlarged(decoded, classifier), heat),
             has_heatmap=bool(heat.any()),
-            neighbours=self._neighbours(features),
+            neighbours=list(self._neighbours(features)),
         )
 
-    def _neighbours(self, features: Array) -> list[tuple[Neighbour, Array | None]]:
+    def _neighbours(self, features: Array) -> Iterator[tuple[Neighbour, str]]:
         if self.index is None:
-            return []
-        found: list[tuple[Neighbour, Array | None]] = []
+            return
         for neighbour in self.index.nearest(features):
             try:
-                found.append((neighbour, self.index.image(neighbour, 2 * _THUMBNAIL_SIDE)))
+                yield neighbour, figures.photograph(self.index.image(neighbour), _NEIGHBOUR_SIDE)
             except DataError:
-                found.append((neighbour, None))
-        return found
+                yield neighbour, ""
 
     def rows(self, uploads: Sequence[Upload]) -> Iterator[FileResult]:
         """Yields a result for each file, in their order; a rejected one does not stop the others."""
@@ -136,10 +134,12 @@ class Answers:
                 else:
                     yield FileResult(name, predicted, shown[1])
 
-    def _shown(self, path: str) -> tuple[tf.Tensor, Array] | RejectedImage:
+    def _shown(self, path: str) -> tuple[tf.Tensor, str] | RejectedImage:
         """Returns the model's input and a thumbnail; the decoded image is not kept."""
         image = self._decode(path)
-        return image if isinstance(image, RejectedImage) else (self._resize(image), shrink(image, _THUMBNAIL_SIDE))
+        if isinstance(image, RejectedImage):
+            return image
+        return self._resize(image), figures.photograph(image.numpy(), _THUMBNAIL_SIDE)
 
     def _decode(self, path: str) -> tf.Tensor | RejectedImage:
         """Returns a file's image, upright, uint8 [H, W, 3], or why there is none."""

@@ -19,7 +19,7 @@ from tfpipe.report.templates import render
 _MAX_BARS = 10
 _MAX_ROWS = 1000
 _TOP = 3
-_SIDE, _SMALL_SIDE, _THUMBNAIL_SIDE = 640, 256, 96  # pixels of images on the page
+_SIDE = 640  # pixels of images on the page
 
 Array = np.ndarray[Any, Any]
 
@@ -32,7 +32,6 @@ def header(title: str, predictor: Predictor, notes: Sequence[str]) -> str:
 def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) -> str:
     """Returns the prediction for one image; `gallery_name` is the neighbours' source: "train, 1,080 images"."""
     order = best_of(found.probabilities, len(found.probabilities))
-    neighbours = [(one, None if image is None else figures.photograph(image, _SMALL_SIDE)) for one, image in found.neighbours]
     height, width = found.seen.shape[:2]
     inputs = [(figures.png(found.seen), f"the image, resized to {height} x {width}, 8 bits a channel")]
     if found.prepared is not None:
@@ -48,7 +47,7 @@ def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) ->
         bars=[(predictor.class_names[place], float(found.probabilities[place])) for place in order[:_MAX_BARS]],
         num_others=len(order[_MAX_BARS:]),
         other_share=float(found.probabilities[order[_MAX_BARS:]].sum()),
-        neighbours=neighbours,
+        neighbours=found.neighbours,
         gallery_name=gallery_name,
         inputs=inputs,
     )
@@ -74,7 +73,7 @@ def table(rows: Sequence[FileResult], class_names: Sequence[str]) -> str:
         {
             "name": row.name,
             "problem": row.problem,
-            "image": "" if row.image is None else figures.photograph(row.image, _THUMBNAIL_SIDE),
+            "image": row.thumbnail,
             "scores": [] if row.probabilities is None else _top(row.probabilities, class_names),
         }
         for row in rows[:_MAX_ROWS]
