@@ -22,11 +22,10 @@ import numpy as np
 from tfpipe.common.files import read_json, write_json, written_atomically
 from tfpipe.common.text import plural
 from tfpipe.evaluation import metrics
-from tfpipe.evaluation.near_duplicates import NearDuplicate, find_near_duplicates, training_splits
+from tfpipe.evaluation.near_duplicates import NearDuplicate, find_near_duplicates, reader_of, training_splits
 from tfpipe.models import explanation, predictions
 from tfpipe.models.classifiers import Classifier, Predictor
 from tfpipe.models.predictions import Predictions
-from tfpipe.pipeline.replaying import Replayer
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import Row, read_catalog
 from tfpipe.report import figures, fonts, templates
@@ -83,7 +82,7 @@ def write_report(
         pairs = summarise_pairs(table, duplicates, training_splits(directory, split))
         write_json(folder / NEAR_DUPLICATES_NAME, pairs)
     _warn_of_fonts(table)
-    images = _Images(predictor, directory, split)
+    images = _ReportImages(predictor, directory, split)
     wrong, doubtful = worst_mistakes(table), likely_label_errors(table)
     page = templates.render(
         "report.html",
@@ -198,7 +197,7 @@ def _curves(found: Mapping[str, Any], table: Predictions) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Images:
+class _ReportImages:
     """Images of a data set, as the model sees them and as the page shows them."""
 
     predictor: Predictor
@@ -209,9 +208,7 @@ class _Images:
         """Returns by key: the record's row of the catalogue, and the model's input, uint8 [H, W, 3]."""
         if not keys:
             return {}
-        size, resize = self.predictor.image_size, self.predictor.resize
-        samples = getattr(self.predictor, "samples", None)
-        reader = Replayer(self.directory, split, seed=0, image_size=size, resize=resize, augment="none", samples=samples)
+        reader = reader_of(self.predictor, self.directory, split)
         rows = enumerate(read_catalog(self.directory, split=split))
         return {row.key: (row, reader.evaluated(position)) for position, row in rows if row.key in keys}
 

@@ -41,7 +41,7 @@ from tfpipe.common.progress import ProgressBar
 from tfpipe.evaluation.feature_index import unit_vectors
 from tfpipe.images.placement import on_cpu
 from tfpipe.models import reading_errors
-from tfpipe.models.classifiers import Classifier
+from tfpipe.models.classifiers import Classifier, Predictor
 from tfpipe.models.images import seen_by
 from tfpipe.pipeline.replaying import Replayer
 from tfpipe.records import manifest as manifests
@@ -104,6 +104,13 @@ class _Batch:
 def training_splits(directory: str | os.PathLike[str], split: str) -> tuple[str, ...]:
     """Returns the splits that an evaluated classifier was trained on: train and val, without `split`."""
     return tuple(name for name in manifests.load(directory).splits if name in ("train", "val") and name != split)
+
+
+def reader_of(predictor: Predictor, directory: str | os.PathLike[str], split: str) -> Replayer:
+    """Returns the reader of single images as a model sees them, see `Replayer.evaluated`."""
+    size, resize = predictor.image_size, predictor.resize
+    samples = getattr(predictor, "samples", None)  # None: those of the data set, as in `seen_by`
+    return Replayer(directory, split, seed=0, image_size=size, resize=resize, augment="none", samples=samples)
 
 
 def find_near_duplicates(
@@ -194,8 +201,7 @@ class _Features:
     """Features of the evaluated split's images, computed on demand, each once."""
 
     def __init__(self, classifier: Classifier, directory: str | os.PathLike[str], split: str, batch_size: int) -> None:
-        size, resize, samples = classifier.image_size, classifier.resize, classifier.samples
-        self._reader = Replayer(directory, split, seed=0, image_size=size, resize=resize, augment="none", samples=samples)
+        self._reader = reader_of(classifier, directory, split)
         self._classifier, self._batch_size = classifier, batch_size
         self._known: dict[int, Array] = {}
 

@@ -144,8 +144,8 @@ def draw_samples(
             entry = (-seeds.derive(seed, "show", row.key), row.key, Sample(row, shard, offset))
             if len(heap) < per_class:
                 heapq.heappush(heap, entry)
-            elif entry > heap[0]:
-                heapq.heapreplace(heap, entry)
+            else:
+                heapq.heappushpop(heap, entry)
     return {place: [sample for *_, sample in sorted(heap, reverse=True)] for place, heap in heaps.items()}
 
 
