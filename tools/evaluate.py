@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Evaluates a classifier on a labelled split: each image once, one table, and all metrics from that table.
+"""Evaluates a classifier on a labelled split: each image once, one table, all metrics from it.
 
   evaluate --model=runs/a --data=shards/ --split=test --output=eval/
   evaluate --model=export/saved_model --data=shards/ --split=test --output=eval/     or a .pb, .tflite or .onnx file
@@ -8,7 +8,8 @@
   evaluate compare A B         do two evaluations of the same images differ?
 
 OUTPUT gets predictions.csv (a row per image), metrics.json, receipt.json (what was evaluated, and
-proof of completeness) and report.html. With --shard, the reader that completes the parts merges them.
+proof of completeness) and report.html. With --shard, the reader that completes the parts merges
+them.
 """
 
 from __future__ import annotations

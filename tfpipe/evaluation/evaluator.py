@@ -284,7 +284,7 @@ class _Run:
         return {"split": split, "records_seen": len(table.keys), "ids_sha256": ids, "temperature": temperature}
 
     def _write(self, name: str, split: str, chunks: Iterable[bytes], claim: receipts.Claim) -> Predictions:
-        """Writes a table and reads it back; it gets its name only if its ids equal the catalogue's."""
+        """Writes a table and reads it back; it gets its name if its ids are the catalogue's."""
         path = self.folder / name
         with written_atomically(path) as file:
             file.writelines(chunks)

@@ -35,7 +35,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A training image: key, class ("" without), and cosine of its features with those of the new one."""
+    """A training image: key, class ("" without), and cosine with the features of the new one."""
 
     key: str
     class_name: str
@@ -56,7 +56,7 @@ class FeatureIndex:
     features: Array
 
     def nearest(self, features: Array, count: int = 8) -> list[Neighbour]:
-        """Returns the images most similar to one with features float32 [D], the first of equal ones first."""
+        """Returns the images with the most similar features, float32 [D]; stable."""
         similarities = self.features @ unit_vectors(features)
         names = {schema.UNLABELLED: "", **dict(enumerate(self.reader.manifest.class_names))}
         return [

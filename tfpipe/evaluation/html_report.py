@@ -52,7 +52,7 @@ def write_report(
     near_duplicates: bool = True,
     progress: bool = True,
 ) -> Path:
-    """Writes report.html and near_duplicates.json into an evaluation's folder; returns the report's path.
+    """Writes report.html and near_duplicates.json into an evaluation's folder; returns the former.
 
     Args:
         folder: with predictions.csv, metrics.json and receipt.json of `tfpipe.evaluate`.
@@ -121,7 +121,7 @@ def _warn_of_fonts(table: Predictions) -> None:
 
 
 def summarise_pairs(predicted: Predictions, pairs: Sequence[NearDuplicate], against: Sequence[str]) -> dict[str, Any]:
-    """Returns the content of near_duplicates.json: the pairs, and the accuracy on the other images."""
+    """Returns the content of near_duplicates.json: pairs, and accuracy on the other images."""
     keys = {pair.key for pair in pairs}
     rest = np.array([key not in keys for key in predicted.keys], bool)
     right = int((predicted.predicted == predicted.labels)[rest].sum())
@@ -205,7 +205,7 @@ class _ReportImages:
     split: str
 
     def read(self, keys: Collection[str], split: str) -> dict[str, tuple[Row, Array]]:
-        """Returns by key: the record's row of the catalogue, and the model's input, uint8 [H, W, 3]."""
+        """Returns catalogue row and model input, uint8 [H, W, 3], by key."""
         if not keys:
             return {}
         reader = reader_of(self.predictor, self.directory, split)
@@ -213,7 +213,7 @@ class _ReportImages:
         return {row.key: (row, reader.evaluated(position)) for position, row in rows if row.key in keys}
 
     def predictions(self, table: Predictions, rows: Array, *, explained: bool = False) -> list[dict[str, Any]]:
-        """Returns rows of the table for the page; if explained, with Grad-CAM for the predicted class."""
+        """Returns rows for the page; if explained, with Grad-CAM for the predicted class."""
         keys = [table.keys[row] for row in rows]
         found = self.read(set(keys), self.split)
         shown = [[found[key][1]] for key in keys]

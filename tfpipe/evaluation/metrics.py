@@ -33,7 +33,7 @@ _MAX_K = 5
 
 
 def _record(**kinds: Any) -> Any:
-    """Returns the type of a JSON object with these fields; (type, default) for one that may be missing."""
+    """Returns the type of a JSON object with fields of a type or, if optional, (type, default)."""
     return msgspec.defstruct(
         "Record", [(name, *kind) if isinstance(kind, tuple) else (name, kind) for name, kind in kinds.items()]
     )
@@ -121,7 +121,7 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """Returns the content of metrics.json in an evaluation's folder; raises DataError if it is damaged."""
+    """Returns the content of metrics.json in a folder; raises DataError if it is damaged."""
     path = folder / FILE_NAME
     found: dict[str, Any] = read_json(path)
     confusion = check_json(found, _Metrics, path).confusion
@@ -142,7 +142,7 @@ def check_options(class_names: Iterable[str], positive_class: str | None, specif
 
 
 def wilson(count: int, total: int) -> list[float] | None:
-    """Returns the 95 % score interval of a share, [low, high] (Wilson 1927); None for a total of 0."""
+    """Returns the 95 % score interval of a share (Wilson 1927); None for a total of 0."""
     from scipy.stats import binomtest
 
     if not total:

@@ -1,4 +1,4 @@
-"""Near-duplicates across splits: images of an evaluated split that are in the training data, more or less.
+"""Near-duplicates across splits: images of an evaluated split that are also in the training data.
 
     for pair in find_near_duplicates(classifier, "shards/", "test"):
         print(pair.key, pair.other, pair.similarity)
@@ -102,7 +102,7 @@ class _Batch:
 
 
 def training_splits(directory: str | os.PathLike[str], split: str) -> tuple[str, ...]:
-    """Returns the splits that an evaluated classifier was trained on: train and val, without `split`."""
+    """Returns the splits that a classifier was trained on: train and val, without `split`."""
     return tuple(name for name in manifests.load(directory).splits if name in ("train", "val") and name != split)
 
 
@@ -122,7 +122,7 @@ def find_near_duplicates(
     batch_size: int = 64,
     progress: bool = True,
 ) -> list[NearDuplicate]:
-    """Returns the images of a split that have a near-duplicate in another, in the catalogue's order.
+    """Returns a split's images with a near-duplicate in another split, in the catalogue's order.
 
     One pass over all these splits. Memory grows with the images of `split` alone, by 1 kB each and
     the features of those that look like another one.
@@ -281,7 +281,7 @@ def _windows(grey: Array) -> Array:
 
 
 def _bounds(windows: Array) -> Array:
-    """Returns float32 [37, 9 B]: times `_project` of a query, its largest correlation with a group's windows.
+    """Returns float32 [37, 9 B]; times `_project` of a query, a bound of its correlations by group.
 
     The windows of a group lie in a ball: none correlates with a query by more than its centre does,
     plus the radius. Of the centre, coarse waves are multiplied as they are, and of the rest the
@@ -298,14 +298,14 @@ def _bounds(windows: Array) -> Array:
 
 
 def _project(cells: Array, last: Array) -> Array:
-    """Returns the coarse waves of cells [..., 196], the length of the rest, and `last`, float32 [..., 37]."""
+    """Returns coarse waves of cells [..., 196], the rest's length, and `last`, float32 [..., 37]."""
     coarse = cells @ _WAVES
     rest = np.sqrt(np.maximum(np.square(cells).sum(-1) - np.square(coarse).sum(-1), 0))
     return np.concatenate([coarse, rest[..., np.newaxis], last], axis=-1, dtype=np.float32)
 
 
 def _standardised(cells: Array) -> Array:
-    """Returns cells of mean 0 and length 1, whose products are correlations; zeros for one colour."""
+    """Returns cells of mean 0 and length 1: products are correlations; zeros for one colour."""
     centred = cells - cells.mean(-1, keepdims=True)
     lengths = np.linalg.norm(centred, axis=-1, keepdims=True)
     plain = lengths < _MIN_DEVIATION * cells.shape[-1] ** 0.5
@@ -345,7 +345,8 @@ def _refine(cells: Array, grey: Array, columns: Array, shifts: Array) -> Array:
     for shift in np.unique(seen[0]):
         chosen = seen[0] == shift
         designs[chosen] = _design(grey[seen[1, chosen]], *_SHIFTS[shift])
-    # Columns of length 1, so that a dark image is not ill-conditioned; the least solution where gradients are parallel.
+    # Columns of length 1, so that a dark image is not ill-conditioned; parallel gradients give the
+    # least solution.
     scales = np.maximum(np.linalg.norm(designs, axis=1), np.finfo(np.float64).tiny)
     plain = scales[:, 0] < _MIN_DEVIATION * cells.shape[1] ** 0.5
     designs /= scales[:, np.newaxis]
@@ -364,9 +365,9 @@ def _refine(cells: Array, grey: Array, columns: Array, shifts: Array) -> Array:
 
 
 def _design(grey: Array, down: int, right: int) -> Array:
-    """Returns brightness and gradients of images at a shift, with means of 0, float64 [B, 196, 3]."""
+    """Returns centred brightness and gradients of images at a shift, float64 [B, 196, 3]."""
     boxes = _boxes(grey.astype(np.float64))
-    # Twice the gradients: a coefficient of at most half the brightness' own is a shift by less than a pixel.
+    # Twice the gradients: up to half the brightness' coefficient is a shift by less than a pixel.
     gradients = [_cells(boxes, down + y, right + x) - _cells(boxes, down - y, right - x) for y, x in ((1, 0), (0, 1))]
     columns = np.stack([_cells(boxes, down, right), *gradients], axis=-1)
     centred: Array = columns - columns.mean(axis=1, keepdims=True)

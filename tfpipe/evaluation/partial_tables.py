@@ -1,7 +1,7 @@
 """Parts of a table, written by several readers, and their merging.
 
     OUTPUT/parts/predictions-00000-of-00003.csv     rows of reader 0
-    OUTPUT/parts/predictions-00000-of-00003.json    written after them: their hash and their evaluation's claim
+    OUTPUT/parts/predictions-00000-of-00003.json    written after them: their hash and claim
 
 A part is complete when its json exists, with the same claim: a part of another model, data set or
 options counts as missing, until its reader replaces it. The parts are contiguous, in the
@@ -27,7 +27,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 def part_path(folder: Path, index: int, count: int) -> Path:
-    """Returns where part `index` of `count` stands in an evaluation's folder."""
+    """Returns the path of part `index` of `count` in an evaluation's folder."""
     return folder / FOLDER / f"predictions-{index:05d}-of-{count:05d}.csv"
 
 
@@ -43,7 +43,7 @@ def computations(folder: Path, count: int) -> list[dict[str, str]]:
 
 
 def missing_parts(folder: Path, count: int, claim: Claim) -> list[Path]:
-    """Returns the parts that are missing, or of another claim; raises DataError for a damaged one."""
+    """Returns the parts missing, or of another claim; raises DataError for a damaged one."""
     paths = [part_path(folder, index, count) for index in range(count)]
     return [path for path in paths if not _is_complete(path, claim)]
 
@@ -58,7 +58,7 @@ def _is_complete(path: Path, claim: Claim) -> bool:
     except (KeyError, TypeError, DataError) as error:
         raise DataError(f"not the json of a part as tfpipe writes it ({lines_of(error)[0]}): delete it", path=binding) from None
     if other := differences(claim, content):
-        _log.warning("%s: missing; what is there is a part of another evaluation: %s", path, "; ".join(other))
+        _log.warning("%s: missing; the file is a part of another evaluation: %s", path, "; ".join(other))
         return False
     if not path.exists() or sha256_of(path) != sha256:
         raise DataError("not as it was written: evaluate this part anew", path=path)

@@ -62,7 +62,7 @@ def claim(
     split: str,
     options: Mapping[str, Any],
 ) -> Claim:
-    """Returns the inputs of an evaluation by hash; equal claims give equal tables, but for rounding."""
+    """Returns an evaluation's inputs by hash; equal claims give equal tables, but for rounding."""
     import keras
     import tensorflow as tf
 
@@ -82,7 +82,7 @@ def claim(
 
 
 def receipt(promised: Claim, table: Predictions, computed: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Returns a claim with the ids seen, and the devices and arithmetics of the computation, each once."""
+    """Returns a claim with the ids seen, and the devices and arithmetics used, each once."""
     kinds = sorted({tuple(one.items()) for one in computed})
     seen = {"records_seen": len(table.keys), "ids_sha256": hash_ids(table.keys)}
     return {**promised, **seen, "computed": [dict(one) for one in kinds]}

@@ -59,7 +59,7 @@ def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
 
 @on_cpu
 def parse_batch(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Returns the features that reading needs of serialised Examples, string [N], at three times the speed.
+    """Returns the features that reading needs of serialised Examples, string [N]; 3 times faster.
 
     An empty string, or an Example that lacks a feature, gives an undecodable "image/encoded".
 
@@ -164,7 +164,7 @@ def decode_and_resize(
     *,
     rare: bool = True,
 ) -> tf.Tensor:
-    """Returns the image that evaluation, prediction and exports give a model: decoded, turned, resized.
+    """Returns what evaluation, prediction and exports give a model: decoded, turned, resized.
 
     Args:
         encoded: string [], the bytes of a JPEG or PNG file.
@@ -203,9 +203,9 @@ def decode_batch(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes files, string [B], each as `decode_file` does; a bad one does not affect the others.
 
-    Uses TensorFlow's own operations alone, so a saved graph runs where tfpipe is not installed. Memory
-    is that of the result, twice, and of two images being decoded: at most 9 bytes times `max_pixels`
-    each, or up to 16 for a PNG with unusual treatment of 16 bits or alpha.
+    Uses TensorFlow's own operations alone, so a saved graph runs where tfpipe is not installed.
+    Memory is that of the result, twice, and of two images being decoded: at most 9 bytes times
+    `max_pixels` each, or up to 16 for a PNG with unusual treatment of 16 bits or alpha.
 
     Returns:
         uint8 [B, height, width, 3], zeros for bad files, and bool [B], whether the file was decoded.
@@ -228,7 +228,7 @@ def decode_batch(
 
 
 def as_tensor(name: str, value: Any, dtype: Any, shape: list[int | None]) -> tf.Tensor:
-    """Returns an argument as a tensor; raises ValueError for another shape or type ("integer": any)."""
+    """Returns an argument as a tensor; raises ValueError for another shape or type."""
     try:
         tensor = tf.convert_to_tensor(value)
     except (ValueError, TypeError):

@@ -60,7 +60,7 @@ def orientation(exif: bytes, xmp: bytes) -> int:
 
 
 def _find_tag(tiff: bytes, byte_order: str) -> float | None:
-    """Returns the tag's value in the first directory; NaN where it is not a number, None where absent."""
+    """Returns the tag's value in the first directory; NaN if not a number, None if absent."""
     (position,) = struct.unpack_from(byte_order + "L", tiff, 4)
     if position + 2 > len(tiff):
         return None

@@ -2,8 +2,8 @@ r"""Size and orientation of an image file, read by a TensorFlow graph, without d
 
     header = read_header(encoded)     # string [] -> readable bool [], height int64 [], width int64 [], orientation int32 []
 
-Agrees with `tfpipe.images.headers.read_header` wherever that accepts a file (EXIF in JPEG segments, in
-PNG's eXIf and in ImageMagick's text chunks, all TIFF field types, XMP where EXIF has no
+Agrees with `tfpipe.images.headers.read_header` wherever that accepts a file (EXIF in JPEG segments,
+in PNG's eXIf and in ImageMagick's text chunks, all TIFF field types, XMP where EXIF has no
 orientation), but for:
 
 - compressed text chunks of a PNG (zTXt, iTXt with its flag set) are not inflated: an orientation in
@@ -52,7 +52,7 @@ _TYPE_BYTES = [TYPES[kind][0] if kind in TYPES else 0 for kind in range(18)]
 
 
 class Header(NamedTuple):
-    """Size before orientation, int64 [], 0 where not readable (bool []); EXIF orientation 1..8, int32 []."""
+    """Size before orientation, int64 [], 0 where not readable; orientation 1..8, int32 []."""
 
     readable: tf.Tensor
     height: tf.Tensor
@@ -180,7 +180,7 @@ def _metadata(
 
 
 def _from_hexadecimal(profile: tf.Tensor) -> tf.Tensor:
-    """Returns a profile's bytes: three lines (blank, name, length), then lines of hexadecimal digits."""
+    """Returns a profile's bytes: after three lines (blank, name, length), hexadecimal digits."""
     text = tf.strings.substr(profile, 0, 4 * _MAX_METADATA_BYTES)
     digits = tf.strings.regex_replace(text, r"^\C*?\n\C*?\n\C*?\n", "", replace_global=False)
     digits = tf.strings.lower(tf.strings.regex_replace(digits, r"\s", ""))

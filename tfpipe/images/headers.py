@@ -111,7 +111,7 @@ _HEIF_BRANDS = {
 
 
 def _foreign(data: bytes) -> RejectedImage:
-    """Returns the error for bytes that are neither a JPEG nor a PNG; names the format where known."""
+    """Returns the error for bytes of another format, with its name where known."""
     if not data:
         return RejectedImage("empty", "no bytes")
     if name := _other_format(data):

@@ -136,7 +136,7 @@ def read(data: bytes, *, decode: bool = False) -> ImageHeader:
 
 @functools.cache
 def _usual_tables() -> Mapping[int, bytes]:
-    """Returns the Huffman tables of T.81 annex K, which Motion JPEG omits, from an encoder's default."""
+    """Returns the Huffman tables of T.81 annex K, which Motion JPEG omits, from an encoder."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -183,7 +183,7 @@ class _Walker:
             self._read_segment(marker)
 
     def _decode(self, between: bytes, marker: int) -> None:
-        """Follows what stands before a marker: a scan's data, or nothing but fill bytes."""
+        """Checks the bytes before a marker: a scan's data, or only fill bytes."""
         scan, self.scan = self.scan, None
         try:
             if scan is not None:
@@ -311,7 +311,7 @@ class _Walker:
         return places
 
     def _check_progression(self, parameters: bytes, num_components: int) -> tuple[bool, bool]:
-        """Checks the spectral band and bit positions (T.81 G.1.1.1); returns the use of DC and AC tables."""
+        """Checks band and bit positions (T.81 G.1.1.1); returns the use of DC and AC tables."""
         first, last, high, low = _band(parameters)
         band_is_valid = last == 0 if first == 0 else first <= last <= 63 and num_components == 1
         if not band_is_valid or low > _MAX_SUCCESSIVE_BIT or (high and high - 1 != low):
@@ -411,7 +411,7 @@ class _Walker:
         )
 
     def _color(self, components: tuple[Component, ...]) -> str:
-        """Returns the colour space as libjpeg guesses it: JFIF, else Adobe's transform, else component ids."""
+        """Returns the colour space as libjpeg guesses it."""
         if len(components) == 1:
             return "grey"
         if len(components) == 4:

@@ -209,7 +209,7 @@ class _Walker:
             )
 
     def _read_metadata(self, kind: bytes, payload: bytes) -> None:
-        """Keeps the EXIF block or XMP packet of an eXIf or text chunk (ImageMagick's EXIF is hexadecimal)."""
+        """Keeps the EXIF block or XMP packet of an eXIf or text chunk."""
         if kind == b"eXIf":
             self.exif = payload
             return

@@ -18,7 +18,7 @@ _HUGE_VALUES = 32_000_000
 
 
 def sample_image(image: tf.Tensor, size: Any, scale: tf.Tensor, translation: tf.Tensor) -> tf.Tensor:
-    """Returns the window `size` of a scaled image, antialiased bilinear: output = scale * input + translation.
+    """Samples an image at output = scale * input + translation, antialiased bilinear.
 
     Bit for bit one ScaleAndTranslate of the whole image, in a quarter of its time: that op is fast
     along long rows, and slow along pixels of three values, so each axis is made the outer one in turn.
@@ -98,7 +98,7 @@ def _sample_rows(rows: tf.Tensor, count: Any, scale: tf.Tensor, translation: tf.
 
 
 def scaled_size(source: tf.Tensor, target: tf.Tensor, mode: Resize) -> tf.Tensor:
-    """Returns the size of a scaled image before it is cut or padded, int32 [..., 2], of int32 [..., 2]."""
+    """Returns the size of a scaled image before it is cut or padded, int32 [..., 2]."""
     if mode == "stretch":
         return tf.broadcast_to(target, tf.shape(source))
     height, width = tf.unstack(tf.cast(source, tf.int64), axis=-1)

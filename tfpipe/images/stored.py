@@ -49,8 +49,9 @@ def decode_stored(encoded: tf.Tensor, samples: Samples = USUAL, *, rare: bool = 
 
 
 def apart(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Returns a function that is one operation in its caller's graph: an untaken branch costs a microsecond an operation.
+    """Returns a function that is one operation in its caller's graph.
 
+    Of a branch that is not taken, each operation costs a microsecond.
     It is traced anew for each graph: functions that several share get other attributes in each, and
     a frozen copy of one graph could not be loaded with the others.
     """
@@ -96,7 +97,7 @@ def _shift(values: tf.Tensor, bits: int) -> tf.Tensor:
 
 
 def _by_blocks(function: _Function, image: tf.Tensor) -> tf.Tensor:
-    """Returns a function of an image's pixels, [N, C] -> uint8 [N, 3], by blocks, which saves memory."""
+    """Applies a function of pixels, [N, C] -> uint8 [N, 3], by blocks, which saves memory."""
     pixels, size = tf.reshape(image, [-1, image.shape[-1]]), tf.shape(image)
     blocks = tf.TensorArray(tf.uint8, _num_blocks(pixels), infer_shape=False, element_shape=[None, 3])
 
@@ -147,7 +148,7 @@ def _count(pixels: tf.Tensor) -> tf.Tensor:
 
 
 def _table(counts: tf.Tensor, bits: tf.Tensor, png16: str) -> tf.Tensor:
-    """Returns the 8 bits of each level of 16, uint8 [65536], from the counts of each, int32 [65536]."""
+    """Returns 8 bits for each level of 16, uint8 [65536], by its counts, int32 [65536]."""
     levels, present = tf.range(_LEVELS), counts > 0
     # By the specification (11.3.2.3) samples of n significant bits were moved to the high end, and
     # a decoder shifts them back. Programs write them as they are, too. Then none needs more than n
@@ -174,7 +175,7 @@ def _by_option(levels: tf.Tensor, counts: tf.Tensor, png16: str) -> tf.Tensor:
 
 
 def _significant_bits(encoded: tf.Tensor) -> tf.Tensor:
-    """Returns the most bits that a PNG's sBIT chunk gives a colour, int32 []; 0 for 16 and without one."""
+    """Returns the most bits of a colour by a PNG's sBIT chunk, int32 []; 0 for 16 and none."""
 
     def is_kind(place: tf.Tensor, *kinds: bytes) -> tf.Tensor:
         return tf.reduce_any(slice_bytes(encoded, place + 4, 4) == tf.constant(kinds))

@@ -30,7 +30,7 @@ def header(title: str, predictor: Predictor, notes: Sequence[str]) -> str:
 
 
 def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) -> str:
-    """Returns the prediction for one image; `gallery_name` is the neighbours' source: "train, 1,080 images"."""
+    """Returns the prediction for one image; `gallery_name`: "train, 1,080 images"."""
     order = best_of(found.probabilities, len(found.probabilities))
     height, width = found.seen.shape[:2]
     inputs = [(figures.png(found.seen), f"the image, resized to {height} x {width}, 8 bits a channel")]
@@ -54,7 +54,7 @@ def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) ->
 
 
 def visible(prepared: Array) -> tuple[Array, str]:
-    """Returns a model's preprocessed input, float32 [H, W, 1 or 3], as uint8 [H, W, 3], and its caption."""
+    """Returns a preprocessed input, float32 [H, W, 1 or 3], as uint8 [H, W, 3], and a caption."""
     low, high = float(prepared.min()), float(prepared.max())
     levels = np.rint((prepared - low) / ((high - low) or 1) * 255).astype(np.uint8)
     channels = "as grey" if prepared.shape[-1] == 1 else "the channels, in the network's order, as red, green and blue"

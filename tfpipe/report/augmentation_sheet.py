@@ -1,4 +1,4 @@
-"""Augmentation sheet: what training sees. A row per image: in evaluation, then in each of ten epochs.
+"""Augmentation sheet: images as evaluation and each of ten epochs of training see them.
 
 show("shards/", "sheet.png", augment="standard", seed=0)
 """
@@ -45,7 +45,7 @@ def show(
     tile: int = _DEFAULTS["tile"],
     font: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Draws a PNG with one row per image: as evaluation sees it, then as training does in epochs 0 to 9.
+    """Draws a PNG with a row per image: as evaluation sees it, then training in epochs 0 to 9.
 
     The augmented images are those of `dataset(directory, split, training=True, augment=augment,
     seed=seed, ...)`, bit for bit, scaled to the tile; MixUp and CutMix are not shown. An image that

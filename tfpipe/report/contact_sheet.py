@@ -60,7 +60,7 @@ def show(
     tile: int = _DEFAULTS["tile"],
     font: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Draws a PNG with a row of images per class and per unlabelled split, upright, in training's colours.
+    """Draws a PNG with a row of images per class and per unlabelled split, as training sees them.
 
     Equal data sets and arguments give equal samples, however the records are sharded. An image that
     cannot be read or decoded, or has more pixels than Pillow's limit, is drawn as a crossed tile
@@ -150,7 +150,7 @@ def draw_samples(
 
 
 def _thumbnail(sample: Sample, samples: Samples, tile: int) -> Image.Image:
-    """Returns the image, upright, its longer side as long as the tile's; raises DataError where it cannot."""
+    """Returns the image, upright, as large as the tile; raises DataError where it cannot."""
     from PIL import ExifTags, Image, ImageOps
 
     record = _stored(sample)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scipy.sparse import coo_array
 
 INK, ACCENT, FAINT = "#22252a", "#1f6f8b", "#8a9099"
-# Okabe and Ito 2008, told apart by colour-blind readers; the last two are darker and lighter kins.
+# Okabe and Ito 2008, distinct to colour-blind readers; the last two are a darker and a lighter variant.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#5b5b5b", "#a05a2c", "#8fbc3b")
 
 _STYLE = {
@@ -125,7 +125,7 @@ def _drawn(inches: tuple[float, float], draw: Callable[[Figure], None], kind: st
 
 
 def photograph(image: Array, side: int) -> str:
-    """Returns an image, uint8 [H, W, 3], as JPEG, no side longer than `side` pixels; never enlarged."""
+    """Returns an image, uint8 [H, W, 3], as JPEG of at most `side` pixels; never enlarged."""
     from PIL import Image
 
     small = Image.fromarray(image)

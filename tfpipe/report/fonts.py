@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("tfpipe")
 
-# File names; Pillow looks for them where Linux, macOS and Windows keep their fonts. Handsome ones come
-# first, those that cover most of the world's scripts last.
+# File names; Pillow looks for them where Linux, macOS and Windows keep their fonts. Handsome ones
+# come first, those that cover most of the world's scripts last.
 _SCRIPTS = ("Arabic", "Hebrew", "Devanagari", "Bengali", "Tamil", "Thai", "Georgian")
 _NAMES = (
     *("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial.ttf", "arial.ttf"),
@@ -31,8 +31,8 @@ _NAMES = (
     *("Arial Unicode.ttf", "ARIALUNI.TTF", "unifont.otf", "unifont.ttf"),
 )
 
-# Words of the names of characters, and the package of Debian whose font has them; _OTHER_PACKAGE
-# has all others, if coarsely.
+# Words of the names of characters, and Debian's package with a font; _OTHER_PACKAGE has all
+# others, if coarsely.
 _PACKAGES = {"CJK": "fonts-noto-cjk", "HIRAGANA": "fonts-noto-cjk", "KATAKANA": "fonts-noto-cjk", "HANGUL": "fonts-noto-cjk"}
 _OTHER_PACKAGE = "fonts-unifont"
 
@@ -68,7 +68,7 @@ class Fonts:
 
 
 def choose(text: str, path: str | os.PathLike[str] | None = None) -> Fonts:
-    """Returns the first font with all characters of a text, or the one that lacks the fewest, and warns.
+    """Returns the first font with all characters of a text, or with a warning the best one.
 
     Args:
         text: everything that will be written.
@@ -99,12 +99,12 @@ def choose(text: str, path: str | os.PathLike[str] | None = None) -> Fonts:
 
 
 def lacking(text: str) -> frozenset[str]:
-    """Returns the characters that no font found here has: boxes on a page, which may use several fonts."""
+    """Returns the characters that no font found here has: on a page, boxes."""
     return frozenset(text).intersection(*(font.missing for font in _found(text)))
 
 
 def _found(text: str) -> Iterator[Fonts]:
-    """Yields this machine's fonts up to the first that has every character; the last is Pillow's own."""
+    """Yields this machine's fonts, and Pillow's own, up to the first with every character."""
     for name in (*_NAMES, None):
         with contextlib.suppress(OSError):
             font = Fonts(name, text)
@@ -128,7 +128,7 @@ def _missing(font: Font, text: str) -> frozenset[str]:
 
 
 def shortened(text: str, font: Font, width: int) -> str:
-    """Returns the text, cut in its middle if wider than `width` pixels: names differ at their ends."""
+    """Returns the text, cut in its middle if wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
     for kept in range(min(len(text) - 1, width), 0, -1):  # a character has a pixel, or else there is one the less

@@ -35,14 +35,14 @@ _MAX_PIXELS = 100_000_000  # of the whole sheet: 300 MB of memory, and few viewe
 
 
 class Tile(NamedTuple):
-    """An image no larger than the tile, and its caption; a `DataError` is drawn as a cross with the reason."""
+    """An image no larger than the tile, or a `DataError`, which is drawn, and its caption."""
 
     draw: Callable[[], Image.Image]
     caption: str
 
 
 class Panel(NamedTuple):
-    """A row of tiles, and the line above it: `label` on a chip if any, the name, and a fainter note."""
+    """A row of tiles, and the line above it: label if any, name, and a fainter note."""
 
     label: int | None
     name: str
@@ -127,7 +127,7 @@ class Sheet:
         """Draws the sheet into a PNG file, atomically.
 
         Raises:
-            ValueError: the sheet would have more than 100 million pixels; `lower` names what to lower.
+            ValueError: the sheet would have more than 100 million pixels; `lower` is the advice.
         """
         width, height = self._measure()
         if width * height > _MAX_PIXELS:

@@ -50,7 +50,7 @@ def _environment(language: str) -> jinja2.Environment:
 
 
 def is_harmful(character: str) -> bool:
-    """True for control, surrogate and unassigned characters, and those that change text's direction."""
+    """True for control, surrogate, unassigned and direction-changing characters."""
     return unicodedata.category(character) in ("Cc", "Cs", "Cn") or character in _DIRECTIONAL
 
 
