@@ -149,15 +149,9 @@ def evaluate(
         DataError: a record is damaged or missing, the data set was replaced during the pass, or a
             part is damaged.
     """
-    batch_size, num_readers, specificity, report, near_duplicates, progress, trust = arguments.check(
-        batch_size=batch_size,
-        num_readers=num_readers,
-        specificity=specificity,
-        report=report,
-        near_duplicates=near_duplicates,
-        progress=progress,
-        trust=trust,
-    )
+    batch_size, num_readers = arguments.check(batch_size=batch_size, num_readers=num_readers)
+    specificity, progress, trust = arguments.check(specificity=specificity, progress=progress, trust=trust)
+    report, near_duplicates = arguments.check(report=report, near_duplicates=near_duplicates)
     (shard,) = arguments.check_given(shard=shard)
     if shard is not None and num_readers != 1:
         raise ValueError(f"shard and num_readers exclude each other (got {shard!r} and {num_readers})")

@@ -107,7 +107,7 @@ def check_unchanged(promised: Claim, directory: str | os.PathLike[str]) -> None:
     """Raises DataError if a data set was replaced since the claim was made."""
     ids = hash_ids(row.key for row in read_catalog(directory, split=promised["split"]))
     found = {"data_root_hash": manifests.load(directory).root_hash, "expected_ids_sha256": ids}
-    if other := [f"{name} {value!r}, not {promised[name]!r}" for name, value in found.items() if value != promised[name]]:
+    if other := differences({name: promised[name] for name in found}, found):
         raise DataError(f"the data set was replaced during the evaluation: {'; '.join(other)}", path=directory)
 
 
@@ -116,7 +116,7 @@ def some(keys: Sequence[str]) -> str:
     return ", ".join(map(repr, keys[:3])) + (", ..." if len(keys) > 3 else "")
 
 
-def differences(one: Claim, other: Mapping[str, Any]) -> list[str]:
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Describes each difference of another claim."""
     return [f"{name} {other.get(name)!r}, not {one[name]!r}" for name in one if other.get(name) != one[name]]
 

@@ -59,12 +59,8 @@ class Fonts:
 
     def shown(self, text: str) -> str:
         r"""Returns the text with missing and unprintable characters as escapes: \u732b."""
-        return "".join(
-            character.encode("unicode_escape").decode()
-            if character in self.missing or not character.isprintable()
-            else character
-            for character in text
-        )
+        shown = frozenset(c for c in text if c.isprintable()) - self.missing
+        return "".join(c if c in shown else c.encode("unicode_escape").decode() for c in text)
 
 
 def choose(text: str, path: str | os.PathLike[str] | None = None) -> Fonts:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import jinja2
 from markupsafe import Markup
@@ -44,7 +43,7 @@ def _environment(language: str) -> jinja2.Environment:
         finalize=escape_markdown if language == "md" else None,
     )
     names = ("percent", "number", "interval", "with_interval", "threshold", "plural", "format_bytes")
-    environment.globals |= {name: getattr(text, name) for name in names} | {"table": markdown_table, "facts": _facts}
+    environment.globals |= {name: getattr(text, name) for name in names} | {"table": markdown_table}
     environment.filters["md"] = escape_markdown
     return environment
 
@@ -72,7 +71,3 @@ def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -
     """Returns a Markdown table of escaped cells."""
     lines = [header, ["---"] * len(header), *rows]
     return Markup("\n".join(f"| {' | '.join(map(escape_markdown, cells))} |" for cells in lines))  # noqa: S704 - escaped
-
-
-def _facts(content: Mapping[str, Any]) -> Markup:
-    return markdown_table(["property", "value"], content.items())
