@@ -198,34 +198,22 @@ def test_speeds_are_measured_and_compared(run_tool, tmp_path):
 
 
 @pytest.mark.tf
-def test_extraction_is_measured_and_compared(run_tool, tmp_path):
-    for index in range(3):
-        write(tmp_path / "photos" / f"{index}.jpg", make_image(index, (20, 30)))
-    arguments = ["--num_images=64", "--repetitions=1", "--only=tfpipe-extract,keras-extract", f"--scratch={tmp_path}"]
-    network = ["--backbone=lenet", "--weights=none", "--image_size=16"]
-    done = run_tool("benchmark", "extract", f"--input={tmp_path}/photos", *network, *arguments)
-    title, ours, theirs = done.stdout.strip().splitlines()[-3:]
-    assert title == "extraction, images/s"
-    assert ours.startswith("tfpipe-extract ")
-    assert theirs.startswith("keras-extract ")
-    assert "tfpipe-extract is " in theirs
-    assert not [path for path in tmp_path.iterdir() if path.name != "photos"]
-
-
-@pytest.mark.tf
-def test_prediction_is_measured_and_compared(run_tool, tmp_path):
+@pytest.mark.parametrize("name", ["extract", "predict"])
+def test_extraction_and_prediction_are_measured(run_tool, tmp_path, name):
     from evaluation_fixtures import make_classifier
 
-    make_classifier().model.save(tmp_path / "model.keras")
     for index in range(3):
         write(tmp_path / "photos" / f"{index}.jpg", make_image(index, (20, 30)))
+    make_classifier().model.save(tmp_path / "model.keras")
+    flags = {
+        "extract": ["--backbone=lenet", "--weights=none", "--image_size=16"],
+        "predict": [f"--model={tmp_path}/model.keras"],
+    }
     arguments = [f"--input={tmp_path}/photos", "--num_images=64", "--repetitions=1", f"--scratch={tmp_path}"]
-    done = run_tool("benchmark", "predict", f"--model={tmp_path}/model.keras", *arguments)
-    title, ours, theirs = done.stdout.strip().splitlines()[-3:]
-    assert title == "prediction, images/s"
-    assert ours.startswith("tfpipe-predict ")
-    assert theirs.startswith("keras-predict ")
-    assert "tfpipe-predict is " in theirs
+    done = run_tool("benchmark", name, f"--only=tfpipe-{name}", *flags[name], *arguments)
+    title, ours = done.stdout.strip().splitlines()[-2:]
+    assert title == {"extract": "extraction, images/s", "predict": "prediction, images/s"}[name]
+    assert ours.startswith(f"tfpipe-{name} ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.keras", "photos"]
 
 
