@@ -42,7 +42,7 @@ _DEVICES = flags.DEFINE_string(
 _CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "What a kill can cost at most.", 0)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write event files into the run's folder.")
 _EXTEND = flags.DEFINE_bool(
-    "extend", False, "Train longer also where the learning rates would have been others from the start: cosine warms up again."
+    "extend", False, "Train longer also where the learning rates would have differed from the start: cosine warms up again."
 )
 _FROM_RUN = flags.DEFINE_string(
     "from_run", None, "Run whose weights to begin with: the backbone's and, where it fits, the head's. Default: none."

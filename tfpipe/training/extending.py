@@ -6,7 +6,7 @@
 
 Training goes on from the state that a finished run keeps, and ends with the bits of a run that had
 the raised numbers from the start, if its steps so far would have been the same. Where they would
-not, that is an error, unless `rewarm` allows it. A phase after one that goes on begins anew, as it
+not, that is an error, unless `rewarm` allows it. A phase after one that goes on starts over, as it
 begins with the weights that the one before ends with.
 """
 
@@ -62,10 +62,10 @@ def plan(
         facts: its content in a run that had the raised numbers from the start.
         recipe: of that run, complete.
         raised: see `find_raised`.
-        rewarm: go on also where the learning rates so far would have been others.
+        rewarm: go on also where the learning rates so far would have differed.
 
     Raises:
-        ValueError: they would have been others, or there is no state any more.
+        ValueError: they would have differed, or there is no state any more.
     """
     lower: dict[str, Any] = {name: pair[0] for name, pair in raised.items()}
     before = dataclasses.replace(recipe, **lower)
@@ -85,7 +85,7 @@ def plan(
         if goes_on or not path.exists() or (is_tuning(name) and caches_prefix(before) != caches_prefix(recipe)):
             dropped.append(path)
             first_steps.pop(name, None)
-            lines += [f"{name}: begins anew"] if path.exists() else []
+            lines += [f"{name}: starts over"] if path.exists() else []
             continue
         state = checkpoints.load(path)[1]
         stopping = EarlyStopping(recipe.patience or 1)
@@ -96,7 +96,7 @@ def plan(
             if not rewarm:
                 keep = f"keep patience={before.patience}, " if recipe.schedule == "plateau" else ""
                 raise ValueError(
-                    f"{folder}: {numbers}: the learning rates of phase {name} so far would have been others (schedule="
+                    f"{folder}: {numbers}: the learning rates of phase {name} so far would have differed (schedule="
                     f"{recipe.schedule}); {keep}go on all the same with extend (--extend), where a cosine warms up again,"
                     " or train another run from its weights with from_run"
                 )

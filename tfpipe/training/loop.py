@@ -5,7 +5,7 @@
 Everything that decides the next step (weights, optimisers, averages, stopping, schedule, the place
 in the data) is saved together; data and augmentation follow from (seed, epoch, step). So a run that
 is killed at any point and started again ends with the same bits as one that was not. Keras' `fit`
-cannot: its `BackupAndRestore` begins the epoch anew and forgets `EarlyStopping`, and it fails under
+cannot: its `BackupAndRestore` restarts the epoch and forgets `EarlyStopping`, and it fails under
 `MultiWorkerMirroredStrategy` (Keras 3.15).
 """
 

@@ -88,7 +88,7 @@ class Networks:
             self.unfreeze(recipe.unfreeze or (list(self.backbone.blocks)[-1],))
 
     def choose_pooling(self, pooling: Pooling) -> None:
-        """Makes the head anew, on another pooling."""
+        """Makes a new head, on another pooling."""
         self.recipe = dataclasses.replace(self.recipe, pooling=pooling)
         with self._strategy.scope():
             self.head = self.recipe.head.layers(len(self._class_names), self.recipe.seed)
@@ -110,12 +110,12 @@ class Networks:
     def take_head(self, other: Classifier) -> str:
         """Assigns the weights of another run's head, if classes and layers are the same; returns what was done, as text."""
         if other.class_names != tuple(self._class_names):
-            return "the head begins anew: the classes are others"
+            return "the head starts over: the classes differ"
         self.on_features()  # builds the head
         names = [layer.name for layer in other.model.layers]
         theirs = other.model.layers[names.index("pooling") :]
         if _structure(theirs) != _structure(self.head):
-            return "the head begins anew: its layers are others"
+            return "the head starts over: its layers differ"
         for layer in self.head:
             if layer.weights:
                 layer.set_weights(other.model.get_layer(layer.name).get_weights())
@@ -221,7 +221,7 @@ class Networks:
         """Returns a classifier with the present weights, a copy that computes in float32."""
         recipe, network = self.recipe, self.backbone.network
         with heads.dtype_policy("float32"):
-            # Not built anew: Keras would give other names, and a function by import path may draw
+            # Not rebuilt: Keras would give other names, and a function by import path may draw
             # its weights.
             clone = keras.models.clone_model(network, clone_function=_in_float32, recursive=True)
             mode, samples = self.backbone.preprocessing, self.preprocessing.samples

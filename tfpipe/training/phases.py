@@ -48,7 +48,7 @@ class Phases:
         strategy: of the devices.
         progress: show bars.
         report: called with lines about what is done and why.
-        first_steps: where the schedule begins anew, by phase, in a run that is trained longer.
+        first_steps: where the schedule starts over, by phase, in a run that is trained longer.
         fits: compute a batch in parts where it does not fit into memory.
     """
 

@@ -44,7 +44,7 @@ def with_weights_of(run: str | os.PathLike[str] | None, recipe: Recipe) -> Recip
     if run is None:
         return recipe
     if recipe.weights != Recipe.weights or recipe.mode == "scratch":
-        given = "mode=scratch makes all weights new" if recipe.mode == "scratch" else f"weights={recipe.weights} are others"
+        given = "mode=scratch makes all weights new" if recipe.mode == "scratch" else f"weights={recipe.weights} differ"
         raise ValueError(f"from_run={os.fspath(run)} gives the weights to begin with, and {given}: take one of the two")
     return dataclasses.replace(recipe, weights=str(Path(run) / MODEL_NAME if Path(run).is_dir() else Path(run)))
 

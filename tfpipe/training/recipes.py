@@ -252,7 +252,9 @@ def complete(recipe: Recipe, num_images: int, num_classes: int) -> tuple[Recipe,
     else:
         many = f"{num_images:,} training images"
         mode = choose("mode", "finetune", f"{many}: the head first, then the last block at a lower rate")
-    _check_effect(recipe, mode)
+    for name, modes in _MODES_OF.items():
+        if mode not in modes and _is_given(recipe, name):  # who gives an option expects an effect
+            raise ValueError(f"{name} is of no effect in mode {mode}; it is of {' and '.join(modes)}")
     choose("image_size", architectures.native_size(recipe.backbone), f"what {recipe.backbone} was made for")
     if mode in ("scratch", "full") and recipe.augment is None:
         choices["augment"] = dataclasses.replace(Augmentation.named("light"), horizontal_flip=0.0)
@@ -339,13 +341,6 @@ def _check_together(recipe: Recipe, num_classes: int) -> None:
     for is_wrong, message in contradictions:
         if is_wrong:
             raise ValueError(message)
-
-
-def _check_effect(recipe: Recipe, mode: str) -> None:
-    """Rejects an option of no effect: who gives it expects one."""
-    for name, modes in _MODES_OF.items():
-        if mode not in modes and _is_given(recipe, name):
-            raise ValueError(f"{name} is of no effect in mode {mode}; it is of {' and '.join(modes)}")
 
 
 def _is_given(recipe: Recipe, name: str) -> bool:

@@ -130,7 +130,7 @@ def train(
     A run goes on from its last step when `epochs`, `finetune_epochs` or `patience` are raised.
     Where its learning rates so far would have been the same (schedules "constant" and "plateau", or
     patience alone), it ends with the bits of one that had these numbers from the start. A longer
-    head makes fine-tuning begin anew.
+    head makes fine-tuning start over.
 
     Args:
         data: folder of a data set of `build_tfrecords`, with a split "train"; without a split
@@ -148,8 +148,8 @@ def train(
         log: called with lines that report what is done and why; default the logger "tfpipe", which
             writes to stderr where nobody has configured logging. None: silence, bars and lines per
             epoch included.
-        extend: train a run longer also where its learning rates would have been others from the
-            start: a cosine begins anew with a warm-up.
+        extend: train a run longer also where its learning rates would have differed from the
+            start: a cosine starts over with a warm-up.
         from_run: a finished run's folder (or its .keras file) to begin with, in place of `weights`:
             the backbone's weights, and, if classes and layers are the same, the head's.
         changes: fields of the recipe: `train("shards/", "runs/a", mode="finetune")`.
