@@ -33,38 +33,23 @@ _BLOCK_BYTES = 64 << 20
 
 
 class Block(NamedTuple):
-    """Consecutive batches, as one compiled call takes them.
+    """Consecutive batches, as one compiled call takes them."""
 
-    Attributes:
-        features: tensor [N, h, w, D].
-        places: int64 [rows], the index in `features` of each row of the batches.
-        labels: int64 [rows].
-    """
-
-    features: Any
-    places: Array
-    labels: Array
+    features: Any  # tensor [N, h, w, D]
+    places: Array  # int64 [rows], the index in `features` of each row of the batches
+    labels: Array  # int64 [rows]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batches(abc.ABC):
-    """Batches of either kind.
-
-    Attributes:
-        train: training images.
-        val: validation images.
-        batch_size: of one worker; its replicas share it.
-        num_classes: columns of the targets.
-        reader: (index, count) of this worker.
-        equal: fill the last batch of an epoch with blank rows, so that replicas can share it.
-    """
+    """Batches of either kind."""
 
     train: Images
     val: Images
-    batch_size: int
+    batch_size: int  # of one worker; its replicas share it
     num_classes: int
-    reader: tuple[int, int] = (0, 1)
-    equal: bool = False
+    reader: tuple[int, int] = (0, 1)  # (index, count) of this worker
+    equal: bool = False  # fill the last batch of an epoch with blank rows, so that replicas can share it
 
     @cached_property  # opening the data set takes longer than an epoch of features
     def _loader(self) -> Loader:
@@ -110,14 +95,9 @@ class ImageBatches(Batches):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureBatches(Batches):
-    """Features [B, h, w, D] in the order of their images; no image is read.
+    """Features [B, h, w, D] in the order of their images; no image is read."""
 
-    Attributes:
-        views: features of the training split; epoch e takes view e modulo their number.
-        val_features: of the validation split.
-    """
-
-    views: Sequence[Features]
+    views: Sequence[Features]  # of the training split; epoch e takes view e modulo their number
     val_features: Features
 
     def start(self, epoch: int, step: int) -> Iterator[Batch]:  # noqa: D102 (inherited)

@@ -54,18 +54,14 @@ def find_raised(folder: Path, found: Mapping[str, Any], recipe: Recipe) -> Raise
 def plan(
     folder: Path, found: Mapping[str, Any], facts: Mapping[str, Any], recipe: Recipe, raised: Raised, *, rewarm: bool
 ) -> tuple[list[str], Callable[[], None]]:
-    """Returns what will be done, as lines, and the function that changes the folder; a kill at any point costs nothing.
+    """Returns lines about what will be done, and the function that changes the folder; a kill at any point costs nothing.
 
-    Args:
-        folder: of the run.
-        found: the content of run.json.
-        facts: its content in a run that had the raised numbers from the start.
-        recipe: of that run, complete.
-        raised: see `find_raised`.
-        rewarm: go on also where the learning rates so far would have differed.
+    `found` is the content of run.json; `facts` and `recipe` those of a run that had the raised
+    numbers from the start.
 
     Raises:
-        ValueError: they would have differed, or there is no state any more.
+        ValueError: the learning rates so far would have differed, without `rewarm`, or the state was
+            deleted.
     """
     lower: dict[str, Any] = {name: pair[0] for name, pair in raised.items()}
     before = dataclasses.replace(recipe, **lower)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import math
 import signal
 import threading
@@ -40,8 +39,6 @@ from tfpipe.training.steps import Phase, Steps, assign
 Array = np.ndarray[Any, Any]
 Result = TypeVar("Result")
 
-_log = logging.getLogger("tfpipe")
-
 BEFORE = -1  # best epoch of a phase whose first weights no epoch improved
 _LOG_STEPS = 20  # between two lines of the log
 _CALL_SECONDS = 0.25  # of many steps in one call, which no signal stops
@@ -62,24 +59,15 @@ class Position:
 
 @dataclass(repr=False)  # TensorFlow's warnings would print all weights
 class Loop:
-    """Runs a phase, from where it was left.
-
-    Attributes:
-        strategy: of the devices; the phase's variables were made in its scope.
-        state_file: the checkpoint.
-        checkpoint_seconds: the state is saved at this interval, at the end of every epoch, and on
-            Ctrl-C or SIGTERM.
-        show: whether to show a progress bar.
-        report: called with lines about what is done and why.
-    """
+    """Runs a phase, from where it was left; saves its state regularly, after every epoch, and on Ctrl-C or SIGTERM."""
 
     phase: Phase
-    strategy: tf.distribute.Strategy
+    strategy: tf.distribute.Strategy  # the phase's variables were made in its scope
     state_file: Path
     run_log: RunLog
-    checkpoint_seconds: float = 60.0
-    show: bool = True
-    report: Callable[[str], None] = _log.info
+    checkpoint_seconds: float
+    show: bool  # a progress bar
+    report: Callable[[str], None]  # called with lines about what is done and why
     position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:

@@ -40,20 +40,13 @@ class BlockCount:
 class Networks:
     """The layers of a run.
 
-    Args:
-        recipe: a complete one.
-        class_names: of the data set.
-        precision: of training, one of `arithmetic.PRECISIONS`.
-        strategy: in whose scope variables are made.
-
     Attributes:
-        recipe: as given, with the chosen pooling.
-        backbone: up to the feature layer.
-        preprocessing: the layer before it.
-        head: the layers after it.
+        recipe: a complete one, with the chosen pooling.
+        precision: of training, one of `arithmetic.PRECISIONS`.
+        backbone: up to the feature layer; `preprocessing` comes before, `head` after it.
         front: the part that fine-tuning does not train, or None where nothing can be cut off.
         back: the rest.
-        head_from: hash of the model whose head's weights the head begins with, or None.
+        head_from: hash of the model that the head's first weights are of, or None.
     """
 
     def __init__(

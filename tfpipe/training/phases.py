@@ -10,7 +10,7 @@ before the first step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,30 +39,19 @@ from tfpipe.training.steps import Phase, count_workers
 
 @dataclass(frozen=True)
 class Phases:
-    """Makes the phases of a run.
+    """Makes the phases of a run."""
 
-    Attributes:
-        recipe: a complete one.
-        folder: of the run.
-        cache: folder for features.
-        strategy: of the devices.
-        progress: show bars.
-        report: called with lines about what is done and why.
-        first_steps: where the schedule starts over, by phase, in a run that is trained longer.
-        fits: compute a batch in parts where it does not fit into memory.
-    """
-
-    recipe: Recipe
+    recipe: Recipe  # a complete one
     networks: Networks
     train: Images
     val: Images
-    folder: Path
-    cache: Path
+    folder: Path  # of the run
+    cache: Path  # folder for features
     strategy: tf.distribute.Strategy
-    progress: bool
-    report: Callable[[str], None]
-    first_steps: Mapping[str, int] = field(default_factory=dict)
-    fits: bool = False
+    progress: bool  # show bars
+    report: Callable[[str], None]  # called with lines about what is done and why
+    first_steps: Mapping[str, int]  # where the schedule starts over, by phase, in a run that is trained longer
+    fits: bool  # compute a batch in parts where it does not fit into memory
 
     def of_mode(self) -> Iterator[Phase]:
         """Yields the phases of the recipe's mode; each must be trained before the next is requested."""

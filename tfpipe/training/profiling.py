@@ -56,13 +56,7 @@ class Watch:
 
 
 class Profile:
-    """Measures and traces some steps, once.
-
-    Args:
-        trace_folder: TensorBoard's; the trace goes to plugins/profile in it.
-        report: the text file, written after the last step, or at `close`.
-        num_steps: to measure, after the first three of a run.
-    """
+    """Measures and traces some steps, after the first three; the report is written after the last, or at `close`."""
 
     def __init__(self, trace_folder: Path, report: Path, num_steps: int) -> None:
         self._trace_folder, self._report, self._num_steps = trace_folder, report, num_steps

@@ -117,13 +117,8 @@ def fitting(rows: Rows, poolings: Sequence[Pooling]) -> list[Pooling]:
 def search(train: Rows, val: Rows, poolings: Sequence[Pooling], report: Callable[[Candidate], None] | None = None) -> Search:
     """Fits a logistic regression for every pooling and decay; returns the best one on the validation rows.
 
-    The same rows give the same head, whatever the seed of the run.
-
-    Args:
-        train: of every class at least one row.
-        val: at least one row; of a single view.
-        poolings: those to try, see `fitting`.
-        report: called with each candidate.
+    The same rows give the same head, whatever the seed of the run. `train` has at least one row of
+    every class, `val` a single view; `report` is called with each candidate.
 
     Raises:
         DataError: a feature is not finite.
@@ -179,11 +174,9 @@ def _path(rows: Array, labels: Array, weights: Array | None) -> Iterator[tuple[f
 
 
 def _reduce(rows: Array) -> tuple[Array, Array | None]:
-    """Returns the rows in as few coordinates as there are rows, and the basis [D, coordinates]; None where they stay.
-
-    A penalised regression does not see a rotation, and its kernel lies in the span of the rows: the
-    fit is the same.
-    """
+    """Returns the rows in as few coordinates as there are rows, and the basis [D, coordinates]; None where they stay."""
+    # A penalised regression does not see a rotation, and its kernel lies in the span of the rows:
+    # the fit is the same.
     if rows.shape[1] <= len(rows):
         return rows, None
     values, vectors = np.linalg.eigh(rows @ rows.T)

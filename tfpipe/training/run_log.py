@@ -53,16 +53,11 @@ _log = logging.getLogger("tfpipe")
 class RunLog:
     """Writes the events of a run, each line at once.
 
-    Args:
-        folder: of the run; made if it does not exist.
-        tensorboard: False writes no events.
-        position: `position()` at the checkpoint from which the run goes on; later lines are
-            removed.
-        profile_steps: number of steps to measure and trace.
+    Lines after `position`, that of the checkpoint from which the run goes on, are removed, and a
+    torn one that a kill left.
 
     Raises:
-        DataError: a line before `position` is damaged. A torn line at the end, left by a kill, is
-            removed.
+        DataError: a line before `position` is damaged.
     """
 
     def __init__(self, folder: Path, *, tensorboard: bool = True, position: int = 0, profile_steps: int = 0) -> None:

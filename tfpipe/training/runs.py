@@ -201,19 +201,9 @@ def train(
             log(f"from {from_run}: {networks.take_head(classifiers.load(from_run))}")
         _begin(folder, job, networks)
         apply_extension()
-        phases = Phases(
-            job.recipe,
-            networks,
-            job.train,
-            job.val,
-            folder,
-            place,
-            strategy,
-            progress,
-            log,
-            first_steps=read_json(folder / run_folders.RUN_NAME).get("first_steps", {}),
-            fits=wanted.batch_size == "auto",
-        )
+        first_steps, fits = read_json(folder / run_folders.RUN_NAME).get("first_steps", {}), wanted.batch_size == "auto"
+        inputs = job.recipe, networks, job.train, job.val
+        phases = Phases(*inputs, folder, place, strategy, progress, log, first_steps, fits)
         position = max((checkpoints.load(path)[1]["journal"] for path in state_files(folder)), default=0)
         results: list[dict[str, Any]] = []
         with RunLog(folder, tensorboard=tensorboard, position=position, profile_steps=profile_steps) as run_log:

@@ -17,22 +17,16 @@ class LearningRate:
 
     "constant" stays at the peak. "cosine" falls along a cosine to 0 (Loshchilov, Hutter 2016).
     "plateau" is multiplied by `factor` after `patience` epochs without a better validation.
-
-    Attributes:
-        warmup_steps: the step of this number is the first at the peak.
-        total_steps: a cosine is at 0 from this step on.
-        first_step: where a cosine begins; later than 0 in a run that is trained longer.
-        floor: the lowest rate of "plateau".
     """
 
     schedule: str
     peak: float
-    warmup_steps: int = 0
-    total_steps: int = 0
-    first_step: int = 0
+    warmup_steps: int = 0  # the step of this number is the first at the peak
+    total_steps: int = 0  # a cosine is at 0 from this step on
+    first_step: int = 0  # where a cosine begins; later than 0 in a run that is trained longer
     patience: int = 3
     factor: float = 0.3
-    floor: float = 0.0
+    floor: float = 0.0  # the lowest rate of "plateau"
     _best: float | None = None
     _num_waited: int = 0
     _num_falls: int = 0

@@ -39,36 +39,22 @@ class RateGroup:
 
 @dataclass
 class Phase:
-    """One stretch of training: a network, its trained variables, its data, and its length.
+    """One stretch of training: a network, its trained variables, its data, and its length."""
 
-    Attributes:
-        name: in logs and files.
-        network: batch inputs -> logits float32 [B, C].
-        groups: the trained variables.
-        batches: training and validation data.
-        epochs: at most; `stopping` may end before.
-        class_weights: float [C], weight of each class in the loss.
-        ema: decay of the moving average of the weights, used by validation and the result; 0: none.
-        continues: the weights are those of a phase before, and stay if no epoch makes them better.
-        tf32: float32 is multiplied in TF32, where the device can.
-        accumulate: parts that the batch of a step is computed in, on each replica.
-        fits: whether a batch that does not fit into memory is computed in more parts.
-    """
-
-    name: str
-    network: keras.Sequential
+    name: str  # in logs and files
+    network: keras.Sequential  # batch inputs -> logits float32 [B, C]
     groups: Sequence[RateGroup]
     batches: Batches
-    epochs: int
+    epochs: int  # at most; `stopping` may end before
     schedule: LearningRate
     stopping: EarlyStopping
-    label_smoothing: float = 0.0
-    class_weights: Array | None = None
-    ema: float = 0.0
-    continues: bool = False
-    tf32: bool = False
-    accumulate: int = 1
-    fits: bool = False
+    label_smoothing: float
+    class_weights: Array | None  # float [C], in the loss
+    ema: float  # decay of the moving average of the weights, used by validation and the result; 0: none
+    continues: bool  # the weights are those of a phase before, and stay if no epoch makes them better
+    tf32: bool  # float32 is multiplied in TF32, where the device can
+    accumulate: int  # parts that the batch of a step is computed in, on each replica
+    fits: bool  # compute a batch that does not fit into memory in more parts
 
     @property
     def trained(self) -> list[keras.Variable]:
@@ -77,11 +63,7 @@ class Phase:
 
 
 class Steps:
-    """The computations of a phase, and the variables that they change.
-
-    Args:
-        phase: its optimisers are built here.
-        strategy: of the devices; the phase's variables were made in its scope.
+    """The computations of a phase, and the variables that they change, made in the scope of the strategy.
 
     Attributes:
         result: the trained variables, and BatchNorm's statistics, which belong to these weights.
