@@ -118,7 +118,7 @@ class FeatureBatches(Batches):
         return tf.TensorSpec([None, *self.val_features.shape], self.val_features.dtype)
 
     def block(self, epoch: int, step: int, num_steps: int) -> Block:
-        """Returns at most `num_steps` batches of `start`, fewer if they take too much memory; for one reader."""
+        """Returns at most `num_steps` batches of `start`, as many as fit into memory."""
         num_rows = min(num_steps, self._max_steps) * self.batch_size
         positions = self._positions(epoch)[step * self.batch_size :][:num_rows]
         return self._block(epoch % len(self.views), positions, self._labels[positions])
@@ -164,7 +164,7 @@ class FeatureBatches(Batches):
 
     @cached_property
     def _resident(self) -> dict[int | None, tf.Tensor] | None:
-        """The features of each view and, under None, of validation on the device; None if they take too much of its memory."""
+        """The features by view, and of validation under None, on the device; None if too large."""
         most = _RESIDENT_BYTES["GPU" if tf.config.list_logical_devices("GPU") else "CPU"]
         if (len(self.views) * self.train.num_records + self.val.num_records) * self._row_bytes > most:
             return None

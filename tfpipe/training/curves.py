@@ -42,7 +42,7 @@ def _figure(path: Path, height: float) -> Iterator[Any]:
 
 
 def draw_history(rows: Sequence[HistoryRow], path: Path) -> None:
-    """Draws accuracy, loss and learning rate over the epochs of all phases; rows as of `run_log.read_history`."""
+    """Draws accuracy, loss and learning rate over the epochs of `run_log.read_history`."""
     if not rows:
         raise ValueError("no epochs to draw: rows is empty")
     from matplotlib.ticker import MaxNLocator
@@ -83,7 +83,7 @@ def draw_range_test(rates: Sequence[float], losses: Sequence[float], suggestion:
 
 
 def draw_candidates(candidates: Sequence[Candidate], best: Candidate, path: Path) -> None:
-    """Draws the validation loss of each head over its strength, a line for each pooling, and marks the best."""
+    """Draws the validation loss of each head over its strength, and marks the best."""
     with _figure(path, 5.0) as figure:
         axes = figure.subplots()
         for pooling, group in itertools.groupby(candidates, lambda candidate: candidate.pooling):

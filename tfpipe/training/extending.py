@@ -33,7 +33,7 @@ Raised = Mapping[str, tuple[int, int]]
 
 
 def find_raised(folder: Path, found: Mapping[str, Any], recipe: Recipe) -> Raised:
-    """Returns (before, now) of each number that is higher than in run.json, whose content is `found`.
+    """Returns (before, now) of each number that is higher than in `found`, the content of run.json.
 
     Raises:
         ValueError: one is lower, or the head's solver is another one.
@@ -54,14 +54,14 @@ def find_raised(folder: Path, found: Mapping[str, Any], recipe: Recipe) -> Raise
 def plan(
     folder: Path, found: Mapping[str, Any], facts: Mapping[str, Any], recipe: Recipe, raised: Raised, *, rewarm: bool
 ) -> tuple[list[str], Callable[[], None]]:
-    """Returns lines about what will be done, and the function that changes the folder; a kill at any point costs nothing.
+    """Returns lines about what will be done, and the function that changes the folder.
 
-    `found` is the content of run.json; `facts` and `recipe` those of a run that had the raised
-    numbers from the start.
+    A kill at any point costs nothing. `found` is the content of run.json; `facts` and `recipe` those
+    of a run that had the raised numbers from the start.
 
     Raises:
-        ValueError: the learning rates so far would have differed, without `rewarm`, or the state was
-            deleted.
+        ValueError: the learning rates so far would have differed, without `rewarm`, or there is no
+            state any more.
     """
     lower: dict[str, Any] = {name: pair[0] for name, pair in raised.items()}
     before = dataclasses.replace(recipe, **lower)
@@ -120,7 +120,7 @@ def _num_done(state: Mapping[str, Any]) -> int:
 def _has_same_rates(
     accuracies: list[float], state: Mapping[str, Any], name: str, before: Recipe, recipe: Recipe, first_step: int
 ) -> bool:
-    """Returns whether both recipes give all steps so far the same rates, and leave the schedule in the same state."""
+    """Returns whether rates so far and state of the schedule are the same with both recipes."""
     num_steps, end = state["num_steps"], _num_done(state)
     old, new = (make_schedule(each, name, 1.0, num_steps, first_step) for each in (before, recipe))
     for epoch in range(state["progress"]["epoch"] + 1):

@@ -59,7 +59,7 @@ class Position:
 
 @dataclass(repr=False)  # TensorFlow's warnings would print all weights
 class Loop:
-    """Runs a phase, from where it was left; saves its state regularly, after every epoch, and on Ctrl-C or SIGTERM."""
+    """Runs a phase from its last saved state; saves it after every epoch and on signals, too."""
 
     phase: Phase
     strategy: tf.distribute.Strategy  # the phase's variables were made in its scope
@@ -84,7 +84,7 @@ class Loop:
     # ---- the loop
 
     def run(self) -> list[Array]:
-        """Trains; the network then has the best weights and their statistics. Returns those of the last step."""
+        """Trains; returns the weights of the last step. The network has the best ones."""
         self._restore()
         phase = self.phase
         if phase.continues and self._number == 0 and phase.stopping.best_epoch is None:
@@ -105,7 +105,7 @@ class Loop:
         assign(self._steps.result, values)
 
     def explore(self, test: RangeTest) -> None:
-        """Takes steps at rising rates, whose losses the test observes; restores everything afterwards."""
+        """Takes steps at the rates of the test, then restores everything."""
         before = self._steps.values()
         num_steps = self.phase.batches.num_steps
         for step, batch in enumerate(self.phase.batches.start(0, 0)):
@@ -136,7 +136,7 @@ class Loop:
             self._end_epoch(now.seconds + time.monotonic() - begun, bar)
 
     def _advance(self, deadline: float, watch: Watch) -> list[tuple[float, float]]:
-        """Takes a step, or as many as one call takes before a deadline; returns (sum of the losses, right answers) of each."""
+        """Takes steps before a deadline; returns (sum of losses, right answers) of each."""
         now, cached = self.position, self._steps.in_blocks
         if cached is not None:
             begun = time.monotonic()
@@ -205,11 +205,11 @@ class Loop:
     # ---- steps
 
     def train_step(self, batch: Batch, rate: float) -> tuple[Any, Any]:
-        """Takes one step; returns (sum of the losses, number of right answers) of this batch's images, float32 []."""
+        """Takes one step; returns (sum of losses, number of right answers), float32 []."""
         return self._fitting(lambda: self._steps.take(batch, self._rows(self.position.step), rate, self._decays(1)[0]))
 
     def train_block(self, block: Block) -> tuple[Any, Any]:
-        """Takes the steps of a block in one call; returns the results of `train_step` for each, float32 [steps]."""
+        """Takes the steps of a block in one call; returns these for each, float32 [steps]."""
         count = -(-len(block.places) // self.phase.batches.batch_size)
         return self._fitting(lambda: self._steps.take_block(block, self._rates(count), self._decays(count)))
 
@@ -217,7 +217,7 @@ class Loop:
         return [self.phase.schedule.rate(number) for number in range(self._number, self._number + count)]
 
     def _decays(self, count: int) -> list[float]:
-        """Returns the rising decays of the averages: at once high, they would mostly average the random first weights."""
+        """Returns decays that rise: an average must not stay near the random first weights."""
         return [min(self.phase.ema, (1 + number) / (10 + number)) for number in range(self._number, self._number + count)]
 
     @property
@@ -226,7 +226,7 @@ class Loop:
         return self.position.epoch * self.phase.batches.num_steps + self.position.step
 
     def validate(self) -> tuple[float, float]:
-        """Returns (mean loss, accuracy) on the validation images, of the averaged weights if there are any.
+        """Returns (mean loss, accuracy) of validation, with the averaged weights if there are any.
 
         Of the first images only, once a signal that stops the run was received.
         """
@@ -270,7 +270,7 @@ class Loop:
             self._graph_is_new = False
 
     def _fitting(self, call: Callable[[], Result], *, trains: bool = True) -> Result:
-        """Returns the result of a call; out of memory, repeats it in smaller parts, where the phase allows it."""
+        """Returns the result of a call; out of memory, repeats it in parts where allowed."""
         steps, phase = self._steps, self.phase
         while True:
             # What fits once fits: copies before every step would take longer than the step.
@@ -331,7 +331,7 @@ def is_done(epoch: int, epochs: int, stopping: EarlyStopping) -> bool:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """Yields an event that the first Ctrl-C, SIGTERM or SIGHUP sets, so that the current step ends first.
+    """Yields an event that the first Ctrl-C, SIGTERM or SIGHUP sets: the step ends first.
 
     When the block is left for that, the previous handler gets SIGTERM or SIGHUP: a process without
     a handler ends. A second Ctrl-C stops at once.

@@ -1,4 +1,4 @@
-"""The networks of a run: one set of layers, assembled in another way for each phase, and once more for the result.
+"""The networks of a run: one set of layers, assembled for each phase and for the result.
 
     networks = Networks(recipe, class_names, precision, strategy)
     networks.partly_trained()               # uint8 [B, H, W, 3] -> logits
@@ -101,7 +101,7 @@ class Networks:
             )
 
     def take_head(self, other: Classifier) -> str:
-        """Assigns the weights of another run's head, if classes and layers are the same; returns what was done, as text."""
+        """Assigns another head's weights, if classes and layers match; returns what was done."""
         if other.class_names != tuple(self._class_names):
             return "the head starts over: the classes differ"
         self.on_features()  # builds the head
@@ -165,7 +165,7 @@ class Networks:
     # ---- trained variables and their rates
 
     def groups(self, *, backbone: bool) -> list[RateGroup]:
-        """Returns the trained variables by rate: the head's, then, with `backbone`, each block's from the uppermost down."""
+        """Returns the trained variables by rate: of the head, then each block from the top."""
         decay = self.recipe.layer_decay if self._pretrained else 1.0
         blocks = [block for _, block in reversed(self._blocks())] if backbone else []
         trained = [group for block in blocks if (group := [v for layer in block for v in layer.trainable_variables])]
@@ -198,7 +198,7 @@ class Networks:
         return optimizer
 
     def parameters(self, trained: Sequence[keras.Variable]) -> list[BlockCount]:
-        """Returns the counts of trained and frozen parameters of each block of the backbone, and of the head."""
+        """Returns the counts of parameters of each block of the backbone, and of the head."""
         ids = {id(variable) for variable in trained}
         lines = []
         for name, block in [*self._blocks(), ("head", self.head)]:

@@ -54,7 +54,7 @@ class Phases:
     fits: bool  # compute a batch in parts where it does not fit into memory
 
     def of_mode(self) -> Iterator[Phase]:
-        """Yields the phases of the recipe's mode; each must be trained before the next is requested."""
+        """Yields the phases of the mode; each must be trained before the next is requested."""
         mode, networks = self.recipe.mode, self.networks
         if mode in ("scratch", "full"):
             yield self._phase(mode, networks.all_trained(), self._images(), backbone=True)
@@ -72,7 +72,7 @@ class Phases:
             yield from self._finetuning()
 
     def _finetuning(self) -> Iterator[Phase]:
-        """Unfreezes the recipe's blocks, then, with `deepen`, one more at a time while that gains (Howard, Ruder 2018)."""
+        """Unfreezes the recipe's blocks, then one more while that gains (Howard, Ruder 2018)."""
         blocks = list(self.networks.backbone.blocks)
         phase = self._finetune("finetune")
         yield phase
@@ -87,7 +87,7 @@ class Phases:
             yield phase
 
     def _fit_head(self, batches: FeatureBatches) -> None:
-        """Gives the head the weights of the best logistic regression: its phase then has no step."""
+        """Gives the head the weights of the best logistic regression; its phase has no step."""
         networks, path = self.networks, self.folder / HEAD_NAME
         if state_file(self.folder, "head").exists():  # a run that goes on: the state has the weights
             if path.exists():
@@ -154,7 +154,7 @@ class Phases:
         return self.train.augmentation != NOT_AUGMENTED
 
     def _check(self, frozen: keras.Model, network: keras.Model, batches: FeatureBatches | None) -> None:
-        """Compares the frozen part of `network` in training with the cache, or with inference if there is none."""
+        """Compares the frozen part of `network` in training with the cache, else with inference."""
         images = features.sample(self.train, 0 if batches is not None and self._is_augmented else None)
         if batches is None:
             expected = features.computation(frozen, self.networks.preprocessing, self.train.image_size)(images)
@@ -223,7 +223,7 @@ def _loss(network: keras.Model, batches: FeatureBatches) -> float:
 
 
 def names_of(mode: str) -> tuple[str, ...]:
-    """Returns the names of a mode's phases, in order, without those of `deepen`, which depend on validation."""
+    """Returns the names of a mode's phases, in order, without those that `deepen` adds."""
     return {"bottleneck": ("head",), "frozen": ("head",), "finetune": ("head", "finetune")}.get(mode, (mode,))
 
 
@@ -240,13 +240,13 @@ def is_tuning(name: str) -> bool:
 
 
 def caches_prefix(recipe: Recipe) -> bool:
-    """Returns whether to compute the frozen part of fine-tuning once: by default where that is fewer passes."""
+    """Returns whether to compute the frozen part once: by default if that is fewer passes."""
     fewer = (recipe.views or 1) < (recipe.finetune_epochs or 1)
     return fewer if recipe.cache_prefix is None else recipe.cache_prefix
 
 
 def make_schedule(recipe: Recipe, name: str, rate: float, num_steps: int, first_step: int = 0) -> LearningRate:
-    """Returns the schedule of a phase: `rate` is the peak; epochs have `num_steps`; a cosine begins at `first_step`."""
+    """Returns the schedule of a phase with a peak of `rate` and epochs of `num_steps`."""
     warmup = round(recipe.warmup_epochs * num_steps)
     if recipe.schedule != "cosine":  # of the others nothing depends on the number of epochs: it can be raised
         patience = max(1, (recipe.patience or 1) // 2)

@@ -1,4 +1,4 @@
-"""Checks before a training, those of files and names without TensorFlow, which takes seconds to load; and its devices.
+"""Checks before a training, without TensorFlow, which takes seconds to load; and devices.
 
 check_training("shards/", "runs/a", "features/", recipe)
 strategy = use_devices(parse_devices("GPU:0,GPU:2"))
@@ -40,7 +40,7 @@ def check_training(
 
 
 def with_weights_of(run: str | os.PathLike[str] | None, recipe: Recipe) -> Recipe:
-    """Returns the recipe with the weights of a run, a folder or a .keras file; raises ValueError if it names others."""
+    """Returns the recipe with the weights of a run; raises ValueError if it names others."""
     if run is None:
         return recipe
     if recipe.weights != Recipe.weights or recipe.mode == "scratch":
@@ -50,7 +50,7 @@ def with_weights_of(run: str | os.PathLike[str] | None, recipe: Recipe) -> Recip
 
 
 def open_training(directory: str | os.PathLike[str]) -> Manifest:
-    """Returns the manifest of a data set; raises ValueError if it lacks training images of a class, or validation labels."""
+    """Returns the manifest; raises ValueError if images of a class, or labels, are missing."""
     manifest = manifests.load(directory)
     split = manifest.split("train")
     missing = [name for name in manifest.class_names if not split.class_counts[name]]
@@ -65,7 +65,7 @@ def open_training(directory: str | os.PathLike[str]) -> Manifest:
 
 
 def parse_devices(text: str) -> tuple[str, ...]:
-    """Returns one of "auto", "one", "all" and "CPU", or different names of GPUs; raises ValueError for anything else."""
+    """Returns a word of _DEVICES, or different names of GPUs; raises ValueError for others."""
     words = tuple(word.strip() for word in text.split(","))
     are_gpus = all(re.fullmatch(r"GPU:\d{1,4}", word) for word in words) and len(set(words)) == len(words)
     if not are_gpus and words not in [(word,) for word in _DEVICES]:
@@ -74,7 +74,7 @@ def parse_devices(text: str) -> tuple[str, ...]:
 
 
 def choose_gpus(words: tuple[str, ...], gpus: list[str]) -> list[str]:
-    """Returns the requested GPUs, none for the CPU; raises ValueError for one that does not exist."""
+    """Returns the requested GPUs, none for the CPU; raises ValueError for a missing one."""
     if words in (("CPU",), ("one",)):
         return gpus[:1] if words == ("one",) else []
     wanted = gpus if words in (("auto",), ("all",)) else list(words)
@@ -86,7 +86,7 @@ def choose_gpus(words: tuple[str, ...], gpus: list[str]) -> list[str]:
 
 
 def use_devices(words: tuple[str, ...]) -> Any:
-    """Hides all other GPUs, before TensorFlow computes anything; returns the strategy for several GPUs, or None."""
+    """Hides all other GPUs from TensorFlow; returns the strategy for several, or None."""
     import tensorflow as tf
 
     devices = {device.name.removeprefix("/physical_device:"): device for device in tf.config.list_physical_devices("GPU")}

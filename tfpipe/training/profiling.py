@@ -1,4 +1,4 @@
-"""Measurements of a few steps: a trace for TensorBoard, and as text their memory, their time, and its parts.
+"""Measurements of a few steps: a trace for TensorBoard, and their memory and time as text.
 
 with profile.step() as watch:
     batch = next(batches)
@@ -56,7 +56,7 @@ class Watch:
 
 
 class Profile:
-    """Measures and traces some steps, after the first three; the report is written after the last, or at `close`."""
+    """Measures and traces some steps after the first three; then writes a report."""
 
     def __init__(self, trace_folder: Path, report: Path, num_steps: int) -> None:
         self._trace_folder, self._report, self._num_steps = trace_folder, report, num_steps
@@ -67,7 +67,7 @@ class Profile:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[Watch]:
-        """Surrounds one or more steps, with their results; yields the watch that splits their time."""
+        """Measures the steps in its block; yields the watch that splits their time."""
         watch = Watch()
         if self._num_skipped < _SKIPPED_STEPS or self._num_measured >= self._num_steps:
             yield watch

@@ -49,7 +49,7 @@ _POOL: dict[Pooling, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class Rows:
-    """Labelled feature maps: some positions int64 [N] of one or more views of a split, with weights in the loss."""
+    """Labelled feature maps: some positions int64 [N] of one or more views of a split."""
 
     views: Sequence[Features]
     positions: Array
@@ -74,7 +74,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A head that was tried, with its mean log loss on the validation rows and the standard error of that."""
+    """A head that was tried: its mean log loss on the validation rows, and the standard error."""
 
     pooling: Pooling
     strength: float
@@ -85,7 +85,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Search:
-    """All candidates as they were tried, the best, and its kernel float32 [D, C] and bias float32 [C]."""
+    """All candidates in order, the best, its kernel float32 [D, C] and bias float32 [C]."""
 
     best: Candidate
     candidates: Sequence[Candidate]
@@ -106,7 +106,7 @@ class Search:
 
 
 def fitting(rows: Rows, poolings: Sequence[Pooling]) -> list[Pooling]:
-    """Returns the poolings whose rows fit into memory, and of maps of one place a single one; always the first."""
+    """Returns the first pooling, and others that differ and whose rows fit into memory."""
     height, width, depth = rows.views[0].shape
     if height * width == 1:  # they are all the same
         return list(poolings[:1])
@@ -115,7 +115,7 @@ def fitting(rows: Rows, poolings: Sequence[Pooling]) -> list[Pooling]:
 
 
 def search(train: Rows, val: Rows, poolings: Sequence[Pooling], report: Callable[[Candidate], None] | None = None) -> Search:
-    """Fits a logistic regression for every pooling and decay; returns the best one on the validation rows.
+    """Fits a logistic regression for every pooling and decay; returns the best on validation.
 
     The same rows give the same head, whatever the seed of the run. `train` has at least one row of
     every class, `val` a single view; `report` is called with each candidate.
@@ -149,7 +149,7 @@ def _least_loss(fits: Sequence[tuple[Candidate, Array, Array]]) -> float:
 
 
 def _path(rows: Array, labels: Array, weights: Array | None) -> Iterator[tuple[float, Array, Array]]:
-    """Yields (strength, kernel float32 [D, C], bias float32 [C]) for each strength, each fit begun at the one before."""
+    """Yields (strength, kernel float32 [D, C], bias float32 [C]) for each strength."""
     if not np.isfinite(rows).all():
         raise DataError("features are not finite: the backbone's weights are damaged, or overflow in this precision")
     mean = rows.mean(0, dtype=np.float64)
@@ -174,7 +174,7 @@ def _path(rows: Array, labels: Array, weights: Array | None) -> Iterator[tuple[f
 
 
 def _reduce(rows: Array) -> tuple[Array, Array | None]:
-    """Returns the rows in as few coordinates as there are rows, and the basis [D, coordinates]; None where they stay."""
+    """Returns the rows in fewer coordinates, and their basis [D, coordinates], or None."""
     # A penalised regression does not see a rotation, and its kernel lies in the span of the rows:
     # the fit is the same.
     if rows.shape[1] <= len(rows):

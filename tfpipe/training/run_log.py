@@ -89,20 +89,20 @@ class RunLog:
         self._plot(phase, step, values)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Writes values of some or all COLUMNS to history, log and, named epoch/NAME over all phases, TensorBoard."""
+        """Writes values of COLUMNS to history, log and, as epoch/NAME, TensorBoard."""
         event = self._write({"event": "epoch", **row})
         self._files[1].write(_csv_line(map(event.get, COLUMNS)))
         self._num_epochs += 1
         self._plot("epoch", self._num_epochs, {name: row[name] for name in row if name not in ("phase", "epoch")})
 
     def position(self) -> int:
-        """Returns the number of lines, after they are safe on the disk; a checkpoint has to keep it."""
+        """Returns the number of lines, once they are on the disk; a checkpoint must keep it."""
         for file in self._files:
             os.fsync(file.fileno())
         return self._num_events
 
     def graph(self, function: Any, *examples: Any) -> None:
-        """Writes the graph of a `tf.function` called with examples, or of a concrete function, for TensorBoard."""
+        """Writes the graph of a `tf.function` called with examples for TensorBoard."""
         if self._writer is not None:
             import tensorflow as tf
 
@@ -142,7 +142,7 @@ class RunLog:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a run's history: phase is str, epoch int, the others float, NaN where there is no number."""
+    """Returns the rows of a history: phase is str, epoch int, the others float or NaN."""
     path = folder / HISTORY_NAME
     with io.TextIOWrapper(open_regular(path), "utf-8", newline="") as file:
         try:

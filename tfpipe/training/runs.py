@@ -125,7 +125,7 @@ def train(
     from_run: str | os.PathLike[str] | None = None,
     **changes: Any,
 ) -> Run:
-    """Trains a classifier, or goes on with a run that was stopped or must be trained longer; returns it.
+    """Trains a classifier, or goes on with a run that was stopped, or longer; returns the run.
 
     A run goes on from its last step when `epochs`, `finetune_epochs` or `patience` are raised.
     Where its learning rates so far would have been the same (schedules "constant" and "plateau", or
@@ -274,7 +274,7 @@ class _Job:
 
 
 def _compare(folder: Path, job: _Job, extend: bool) -> tuple[list[str], Callable[[], None]]:
-    """Compares the run in the folder with the requested one; returns how it is trained longer, if so, see `extending.plan`.
+    """Compares the run in the folder with the requested one; returns a plan to extend it.
 
     A run without a step so far does not count: its options may be corrected.
     """
@@ -298,7 +298,7 @@ def _compare(folder: Path, job: _Job, extend: bool) -> tuple[list[str], Callable
 
 
 def _begin(folder: Path, job: _Job, networks: Networks) -> None:
-    """Writes run.json and the hash of the weights, once all options are checked; goes on with no other weights."""
+    """Writes run.json and the hash of the weights, or checks that hash in a run that goes on."""
     path, found = folder / run_folders.BACKBONE_NAME, {"sha256": hash_network(networks.backbone.network)}
     if networks.head_from is not None:
         found["head_from"] = networks.head_from

@@ -1,4 +1,4 @@
-"""Learning rates, early stopping and the range test; their states are a few numbers in a checkpoint."""
+"""Learning rates, early stopping and the range test; checkpoints keep their states."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LearningRate:
     _num_falls: int = 0
 
     def rate(self, step: int) -> float:
-        """Returns the learning rate of a step, counted from 0; with "plateau", after the epochs observed so far."""
+        """Returns the learning rate of a step, from 0, after the epochs observed so far."""
         step -= self.first_step
         level = self.peak
         if self.schedule == "plateau":
@@ -80,7 +80,7 @@ class EarlyStopping:
 
     @property
     def best_number(self) -> int:
-        """Number of the best epoch, from 1; 0 where none was better than the state before the first."""
+        """Number of the best epoch, from 1; 0 if none was better than the start."""
         return 0 if self.best_epoch is None else self.best_epoch + 1
 
     @property
@@ -109,7 +109,7 @@ class EarlyStopping:
 
 @dataclass
 class RangeTest:
-    """Finds a learning rate by training with ever higher ones (Smith 2017, "Cyclical learning rates").
+    """Finds a learning rate by training with ever higher ones (Smith 2017).
 
     test = RangeTest()
     for step in range(test.num_steps):
@@ -131,7 +131,7 @@ class RangeTest:
         return float(self.low * (self.high / self.low) ** (step / (self.num_steps - 1)))
 
     def observe(self, loss: float) -> bool:
-        """Records the loss of the next step; returns False when it has diverged, or all steps are done."""
+        """Records the loss of the next step; returns False if it diverged or was the last."""
         memory, diverged, min_steps = 0.9, 4.0, 5  # of the running mean; times its best; before it can have risen
         if not math.isfinite(loss):
             self._diverged = True
@@ -175,7 +175,7 @@ def _window(num_losses: int) -> int:
 
 
 def _steepest_fall(losses: Sequence[float]) -> int | None:
-    """Returns the step at which the loss falls fastest, or None if it does not fall by more than the noise."""
+    """Returns the step at which the loss falls fastest, or None if the fall is noise."""
     size = _window(len(losses))
     if len(losses) < size:
         return None

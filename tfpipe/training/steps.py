@@ -1,4 +1,4 @@
-"""The steps of a phase as compiled functions: one at a time, or many batches of features in one call.
+"""The steps of a phase as compiled functions: one at a time, or many on features.
 
     steps = Steps(phase, strategy)
     loss, correct = steps.take(batch, rows=32, rate=1e-3, decay=0.0)          # float32 []
@@ -30,7 +30,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class RateGroup:
-    """Variables that are trained at `multiplier` times the learning rate, by an optimiser of their own."""
+    """Variables with an optimiser of their own, at `multiplier` times the learning rate."""
 
     optimizer: keras.optimizers.Optimizer
     variables: Sequence[keras.Variable]
@@ -63,7 +63,7 @@ class Phase:
 
 
 class Steps:
-    """The computations of a phase, and the variables that they change, made in the scope of the strategy.
+    """The computations of a phase, and the variables that they change.
 
     Attributes:
         result: the trained variables, and BatchNorm's statistics, which belong to these weights.
@@ -113,7 +113,7 @@ class Steps:
     # ---- training
 
     def take(self, batch: Batch, rows: int, rate: float, decay: float) -> tuple[Any, Any]:
-        """Takes one step on a batch of this worker; `rows` counts the images of all workers, `decay` is of the averages.
+        """Takes one step on this worker's batch; `rows` counts the images of all workers.
 
         Returns (sum of the losses, number of right answers) of this batch, float32 [].
         """
@@ -122,7 +122,7 @@ class Steps:
         return found
 
     def take_block(self, block: Block, rates: Sequence[float], decays: Sequence[float]) -> tuple[Any, Any]:
-        """Takes the steps of a block in one call; returns the results of `take` for each, float32 [steps]."""
+        """Takes the steps of a block in one call; returns the results, float32 [steps]."""
         numbers = (tf.constant(values, tf.float32) for values in ([self._rates(rate) for rate in rates], decays))
         found: tuple[Any, Any] = self._take_block(*block, *numbers)
         return found
@@ -167,7 +167,7 @@ class Steps:
         return [None if index in unused else value for index, value in enumerate(sums)]  # the optimiser skips None
 
     def _gradients(self, inputs: Any, targets: Any, weights: Any, rows: Any, share: Any) -> list[Any]:
-        """Returns the sum of the losses, the number of right answers, and the gradients of a part of the batch."""
+        """Returns the sum of losses, the number of right answers, and gradients of a part."""
         phase = self._phase
         variables = [variable.value for variable in phase.trained]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -209,7 +209,7 @@ class Steps:
 
     @cached_property
     def validate(self) -> Any:
-        """The function from a batch to (sum of the losses, number of right answers, of images), float32 []."""
+        """The function: batch -> (sum of losses, number of right answers, images), float32 []."""
         return tf.function(self._validate, autograph=False, reduce_retracing=True)
 
     def _validate(self, inputs: Any, targets: Any, weights: Any) -> tuple[Any, Any, Any]:
@@ -252,7 +252,7 @@ class Steps:
     def _over_batches(
         self, function: Any, num_outputs: int, size: int, features: Any, places: Any, labels: Any
     ) -> tuple[Any, ...]:
-        """Returns the outputs of a function of (number, batch) for each batch, each float32 [batches]."""
+        """Returns the outputs of function(number, batch) for all batches, float32 [batches]."""
         num_rows = tf.shape(places)[0]
         num_full, rest = num_rows // size, num_rows % size
 

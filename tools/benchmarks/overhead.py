@@ -42,7 +42,7 @@ _PARTS = {
     "regressions of the head": ["tfpipe.training.phases:Phases._search"],
     "epochs": ["tfpipe.training.loop:Loop._run_epoch"],
     "validation before the first epoch": ["tfpipe.training.loop:Loop.validate"],
-    "journal and TensorBoard": [
+    "log and TensorBoard": [
         f"tfpipe.training.run_log:RunLog.{name}"
         for name in ("__init__", "scalars", "epoch", "graph", "close", "position", "step")
     ],
