@@ -9,7 +9,7 @@ import pytest
 from conftest import CHECKOUT, make_image, write
 
 import tfpipe
-from tfpipe.training.run_log import Journal
+from tfpipe.training.run_log import RunLog
 from tools.benchmarks import contenders, modes, overhead, worker
 
 WORKER = CHECKOUT / "tools" / "benchmarks" / "worker.py"
@@ -275,9 +275,9 @@ def test_an_epoch_of_a_mode_is_one_of_its_last_phase_and_not_the_first(tmp_path)
     summary = {"phases": [{"phase": "head"}, {"phase": "finetune"}], "peak_memory_bytes": 2, "val_accuracy": 0.5}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     epochs = [("head", 1, 70), ("head", 2, 80), ("finetune", 1, 50), ("finetune", 2, 4), ("finetune", 3, 1), ("finetune", 4, 3)]
-    with Journal(tmp_path, tensorboard=False) as journal:
+    with RunLog(tmp_path, tensorboard=False) as run_log:
         for phase, epoch, seconds in epochs:
-            journal.epoch({"phase": phase, "epoch": epoch, "train_seconds": float(seconds)})
+            run_log.epoch({"phase": phase, "epoch": epoch, "train_seconds": float(seconds)})
     assert modes.read(tmp_path, 9.0) == modes.Result(3.0, 9.0, 2, 0.5)
 
 
