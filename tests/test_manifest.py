@@ -72,6 +72,22 @@ def test_a_changed_number_is_noticed_though_the_file_is_sound(saved):
         manifest.load(directory)
 
 
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_a_field_of_another_type_is_named_with_its_split(saved, name):
+    directory, _ = saved
+    path = directory / manifest.FILE_NAME
+    content = json.loads(path.read_text())
+    content["splits"][name]["shards"][0]["num_records"] = "1"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"Expected int, got str - at splits\.{name}\.shards\[0\]\.num_records$"):
+        manifest.load(directory)
+    content["splits"][name]["shards"][0]["num_records"] = 1
+    content["splits"][name]["class_counts"] |= {"b": 2, "c": None, "d": None, "e": 3}
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"at splits\.{name}\.class_counts\.c$"):
+        manifest.load(directory)
+
+
 def test_no_manifest_is_told_from_an_unfinished_build(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a tfpipe data set"):
         manifest.load(tmp_path)

@@ -316,7 +316,7 @@ def test_a_data_set_whose_images_were_not_decoded_says_so_once(data_set: Path, t
     said = f"{data_set}: only the headers of its images were checked; if the decoder says"
     assert [message for message in caplog.messages if message.startswith(said)] == caplog.messages
     assert len(caplog.messages) == 1
-    assert "inspect_tfrecords verify --decode" in caplog.text
+    assert "tfpipe verify --decode" in caplog.text
     decoded = shutil.copytree(data_set, tmp_path / "decoded")
     content = manifest.load(decoded)
     manifest.save(dataclasses.replace(content, options={**content.options, "check": "decode"}), decoded)

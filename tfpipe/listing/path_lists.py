@@ -3,7 +3,7 @@
     path,id
     photos/1.jpg,first         relative to the folder of the CSV file
 
-    find photos -name '*.jpg' -print0 | tools/predict.py --input=- ...
+    find photos -name '*.jpg' -print0 | tfpipe predict --input=- ...
 
 The columns are found as a build finds them, but an id must be the whole name of a file. Names that
 predictions hold with an apostrophe before them are read back. A missing file is an unreadable image

@@ -90,7 +90,7 @@ def _log_unchecked(directory: Path) -> None:
     # The decoder writes to the process's own stderr, without a file's name. Capturing that would
     # lose the last messages of a process that dies.
     _log.info(
-        '%s: only the headers of its images were checked; if the decoder says "Corrupt JPEG data", inspect_tfrecords verify'
+        '%s: only the headers of its images were checked; if the decoder says "Corrupt JPEG data", tfpipe verify'
         " --decode names the files",
         directory,
     )

@@ -274,7 +274,7 @@ def _what_else(directory: Path) -> str:
         return "there is no such folder"
     some = itertools.islice(os.walk(directory), _MAX_WALKED)
     if any(name.lower().endswith(tuple(IMAGE_SUFFIXES)) for _, _, names in some for name in names):
-        packed = f"tools/build_tfrecords.py --input={directory} --output=DATA"
+        packed = f"tfpipe build --input={directory} --output=DATA"
         return f"not a tfpipe data set, but a folder of images, which are packed into one first: {packed}"
     return "not a tfpipe data set"
 

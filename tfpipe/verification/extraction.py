@@ -78,7 +78,7 @@ def _records(directory: Path, manifest: Manifest, split: str, shard: Shard) -> I
                 if start == error.offset and manifest.splits[split].shards[row.shard] == shard:
                     source = row.filename
                     break
-        message = f"{error.message}; `verify` lists all damage, `salvage` rescues the intact records of a shard"
+        message = f"{error.message}; `tfpipe verify` lists all damage, `tfpipe salvage` rescues the intact records of a shard"
         raise Finding(message, path=error.path, offset=error.offset, source=source) from None
 
 
