@@ -48,11 +48,8 @@ def check_classes(state: State, options: Options, *, defined: bool) -> None:
     The input may have `defined` the classes itself. Raises ValueError if nobody would want these;
     the message names all reasons, and the option that overrides them.
     """
-    counts = dict(
-        state.execute(
-            "SELECT class_name, count(*) FROM inputs WHERE reason IS NULL AND class_name NOT NULL GROUP BY class_name"
-        )
-    )
+    named = "FROM inputs WHERE reason IS NULL AND class_name NOT NULL"
+    counts = dict(state.execute(f"SELECT class_name, count(*) {named} GROUP BY class_name"))
     insisted = defined or options.class_names is not None
     findings = [
         finding._replace(is_refused=finding.is_refused and not insisted)

@@ -37,9 +37,8 @@ def check_keys(state: State) -> None:
     taken = "SELECT key FROM inputs WHERE kind != ''"  # rejected rows of two tables may share a name
     double = [key for (key,) in state.execute(f"{taken} GROUP BY key HAVING count(*) > 1 ORDER BY key")]
     if double:
-        lines = [
-            " = ".join(path for (path,) in state.execute("SELECT path FROM inputs WHERE key = ?", (key,))) for key in double
-        ]
+        paths = "SELECT path FROM inputs WHERE key = ?"
+        lines = [" = ".join(path for (path,) in state.execute(paths, (key,))) for key in double]
         raise DataError(
             f"{exactly(len(double), 'key is', 'keys are')} given to more than one input; rename files, or give"
             " the rows of tables ids that differ:" + _listing(f"{key}: {line}" for key, line in zip(double, lines, strict=True))
