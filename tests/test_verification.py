@@ -13,7 +13,7 @@ import tfpipe
 from tfpipe.common.files import sha256_of
 from tfpipe.records import manifest as manifests
 from tfpipe.records import schema, tfrecord
-from tfpipe.records.catalog import Row, read_catalog, read_split
+from tfpipe.records.catalog import CatalogRow, read_catalog, read_split
 from tfpipe.verification.shards import ShardReport, check_shard
 from tfpipe.verification.tolerant_catalog import CatalogRows
 from tfpipe.verification.verification import Ledger, verify
@@ -398,7 +398,7 @@ def test_a_leak_that_nobody_noted(tmp_path):
     assert "1 image is in more than one split, the manifest notes 0" in found(out)
 
 
-@pytest.mark.parametrize("field", [field for field in Row._fields if field not in ("split", "shard", "position")])
+@pytest.mark.parametrize("field", [field for field in CatalogRow._fields if field not in ("split", "shard", "position")])
 def test_each_column_of_the_catalogue_is_compared(tiny, field):
     manifest = manifests.load(tiny)
     rows = [row for row, *_ in read_split(tiny, manifest, "train")]

@@ -28,7 +28,7 @@ from tfpipe.models.classifiers import Classifier, Predictor
 from tfpipe.models.predictions import Predictions
 from tfpipe.pipeline.replaying import Replayer
 from tfpipe.records import manifest as manifests
-from tfpipe.records.catalog import Row, read_catalog
+from tfpipe.records.catalog import CatalogRow, read_catalog
 from tfpipe.report import figures, fonts, templates
 
 _log = logging.getLogger("tfpipe")
@@ -216,7 +216,7 @@ class _Images:
     directory: str | os.PathLike[str]
     split: str
 
-    def read(self, keys: Collection[str], split: str) -> dict[str, tuple[Row, Array]]:
+    def read(self, keys: Collection[str], split: str) -> dict[str, tuple[CatalogRow, Array]]:
         """Returns records by key: the row of the catalogue, and the image as the model sees it, uint8 [H, W, 3]."""
         if not keys:
             return {}

@@ -77,7 +77,7 @@ class Traits:
     shorter: int = 1
     longer: int = 1
 
-    def include(self, row: catalog.Row) -> None:
+    def include(self, row: catalog.CatalogRow) -> None:
         """Takes an image into account."""
         self.png |= row.format == "PNG"
         self.turned |= row.orientation != 1
@@ -137,7 +137,7 @@ class RecordReader:
         mean_bytes = int(self._frames["length"].mean()) if self.num_records else 1
         self.read_size = max(1, min(_READ_RECORDS, _READ_BYTES // mean_bytes))
 
-    def _read_frames(self, rows: Iterator[tuple[catalog.Row, int, int]]) -> Iterator[tuple[int, int, int, int]]:
+    def _read_frames(self, rows: Iterator[tuple[catalog.CatalogRow, int, int]]) -> Iterator[tuple[int, int, int, int]]:
         for row, offset, length in rows:
             self.traits.include(row)
             yield offset, length, row.crc32c, row.label

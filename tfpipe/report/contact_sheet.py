@@ -19,7 +19,7 @@ from tfpipe.common.text import plural
 from tfpipe.images.pillow_decoding import as_read
 from tfpipe.records import manifest as manifests
 from tfpipe.records import tfrecord
-from tfpipe.records.catalog import Row, read_split
+from tfpipe.records.catalog import CatalogRow, read_split
 from tfpipe.records.manifest import Manifest
 from tfpipe.records.samples import Samples
 from tfpipe.records.schema import UNLABELLED, Record
@@ -47,7 +47,7 @@ _TURNS = {
 class Sample(NamedTuple):
     """A record that was drawn: its row of the catalogue, and where it stands."""
 
-    row: Row
+    row: CatalogRow
     shard: Path
     offset: int
 

@@ -23,7 +23,7 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular
 from tfpipe.common.text import exactly
 from tfpipe.records import schema, tfrecord
-from tfpipe.records.catalog import Row, read_index
+from tfpipe.records.catalog import CatalogRow, read_index
 from tfpipe.records.manifest import Manifest, hash_problem, index_file
 from tfpipe.records.schema import UNLABELLED, Record
 from tfpipe.verification.reading import Finding, name_problem
@@ -74,7 +74,7 @@ def check_shard(
     manifest: Manifest,
     split: str,
     shard_index: int,
-    rows: Iterator[Row] | None,
+    rows: Iterator[CatalogRow] | None,
     tick: Tick = lambda _records, _bytes: None,
 ) -> ShardReport:
     """Checks one shard: its hash, index, CRCs, records against rows, and image hashes.
@@ -88,7 +88,7 @@ def check_shard(
 
 class _ShardCheck:
     def __init__(
-        self, directory: Path, manifest: Manifest, split: str, shard_index: int, rows: Iterator[Row] | None, tick: Tick
+        self, directory: Path, manifest: Manifest, split: str, shard_index: int, rows: Iterator[CatalogRow] | None, tick: Tick
     ) -> None:
         self._class_names, self._split = manifest.class_names, manifest.split(split)
         self._shard = self._split.shards[shard_index]
@@ -176,7 +176,7 @@ class _ShardCheck:
             count, after_gap = count + 1, False
         self._check_count(count, "the shard holds")
 
-    def _resume_rows(self, piece: tfrecord.Frame) -> None:
+    def _resume_rows(self, piece: tfrecord.RawRecord) -> None:
         """Steps over the rows of records that a gap has swallowed."""
         try:
             key = schema.decode(piece.data).key
@@ -190,7 +190,7 @@ class _ShardCheck:
         if count != self._shard.num_records:
             self._add(f"{what} {exactly(count, 'record')}, the manifest says {self._shard.num_records}")
 
-    def _check_record(self, data: bytes, offset: int, row: Row | None, position: int, problem: str = "") -> None:
+    def _check_record(self, data: bytes, offset: int, row: CatalogRow | None, position: int, problem: str = "") -> None:
         """Checks one record; `problem` tells why it could not be read."""
         try:
             record = None if problem else schema.decode(data)
@@ -207,7 +207,7 @@ class _ShardCheck:
             self._tick(position % _TICK_RECORDS + 1, offset - self._ticked)
             self._ticked = offset
 
-    def _problems(self, record: Record, data: bytes, digest: str, row: Row | None) -> list[str]:
+    def _problems(self, record: Record, data: bytes, digest: str, row: CatalogRow | None) -> list[str]:
         problems = []
         if row is not None:
             crc = tfrecord.masked_crc32c(data)

@@ -294,6 +294,6 @@ class _Verification:
             for shard in split.shards:
                 path = self._directory / shard.file
                 for piece in tfrecord.salvage_frames(path) if path.is_file() else ():
-                    if isinstance(piece, tfrecord.Frame):
+                    if isinstance(piece, tfrecord.RawRecord):
                         with contextlib.suppress(DataError):
                             yield path, piece.offset, schema.decode(piece.data).key
