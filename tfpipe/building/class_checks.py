@@ -43,7 +43,7 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def check_classes(state: State, options: Options, *, defined: bool) -> None:
-    """Refuses a set of classes that is hardly what was meant, or warns of it.
+    """Refuses a set of classes that is probably wrong, or warns of it.
 
     The input may have `defined` the classes itself. Raises ValueError if nobody would want these;
     the message names all reasons, and the option that overrides them.
@@ -59,7 +59,7 @@ def check_classes(state: State, options: Options, *, defined: bool) -> None:
     refused = [finding.message for finding in findings if finding.is_refused]
     if refused:
         lines = "".join(f"\n  {message}" for message in refused)
-        raise ValueError(f"the classes are hardly what was meant; mend this, or name all of them with class_names:{lines}")
+        raise ValueError(f"the classes are probably not what was meant; fix this, or name all of them with class_names:{lines}")
     for finding in findings:
         _log.warning("%s", finding.message)
 
@@ -112,7 +112,7 @@ def _dropped(state: State, options: Options, counts: Mapping[str, int]) -> Itera
     owners = Counter(word for of_class in words.values() for word in of_class)
     for name, of_class in sorted(words.items()):
         own = [word for word in of_class if owners[word] == 1]
-        # A word of one image is its title and no class, unless there is hardly more than one of
+        # A word of one image is its title and no class, unless there are few of
         # any.
         if len(own) > 1 and 2 * sum(of_class.values()) > counts[name] and len(own) <= max(2, counts[name] // 2):
             merged = _some(f"{name}_{word}" for word in own)

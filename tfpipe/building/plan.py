@@ -52,14 +52,14 @@ def check_inputs(state: State, options: Options) -> None:
     lines = _listing(f"{each.reason}: {each}" for each in rejected)
     if rejected and options.on_error == "fail":
         raise DataError(
-            f"{exactly(len(rejected), 'input')} cannot be taken; mend or remove them, or leave them out with on_error=skip:"
+            f"{exactly(len(rejected), 'input')} cannot be packed; fix or remove them, or leave them out with on_error=skip:"
             + lines,
             problems=rejected,
         )
     if count := state.value(f"SELECT count(*) {_ACCEPTED} AND {PNG_NAMED_JPEG}"):
         path = state.value(f"SELECT path {_ACCEPTED} AND {PNG_NAMED_JPEG} ORDER BY key")
         what = plural(count, "file named .jpg is a PNG file", "files named .jpg are PNG files")
-        _log.warning("%s and taken as such: %s%s", what, path, ", ..." if count > 1 else "")
+        _log.warning("%s and packed as such: %s%s", what, path, ", ..." if count > 1 else "")
     if options.png16 == USUAL.png16:
         what = "of 16 bits will be nearly of one colour (fewer than 5 bits hold the high bytes); build with png16=percentile"
         _warn_of(state, "dim", what)
@@ -105,7 +105,7 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
     conflicts = _groups(state, "label", "AND label >= 0")
     if conflicts and options.on_conflict == "fail":
         raise DataError(
-            f"{exactly(len(conflicts), 'group')} of byte-identical images with different labels; mend them, or keep them all"
+            f"{exactly(len(conflicts), 'group')} of byte-identical images with different labels; fix them, or keep them all"
             " with on_conflict=keep:" + _listing(_shown(state, group) for group in conflicts)
         )
     _split(state, options)

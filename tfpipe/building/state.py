@@ -31,7 +31,7 @@ CREATE TABLE inputs (
 """
 # The fields of a `Source`, in their order.
 _LISTED = "key, filename, given_split, class_name, kind, path, place, file_bytes, mtime_ns, row, reason, message, fatal"
-_LATER = {"row": "TEXT DEFAULT ''", "traits": "TEXT"}  # columns that builds begun by older versions lack
+_LATER = {"row": "TEXT DEFAULT ''", "traits": "TEXT"}  # columns that builds started by older versions lack
 _MAX_SHOWN = 1000  # differences; nobody reads on after these
 _MIN_SQLITE = (3, 35)  # UPDATE ... FROM, RETURNING
 _COMPARED = ("filename", "given_split", "class_name", "kind", "place", "file_bytes")
@@ -198,7 +198,7 @@ def _repeated(key: str, rows: list[tuple[Any, ...]]) -> list[tuple[str, str, int
     )
     shown += f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     if len(meant) == 1:
-        what = "say the same: remove all but one"
+        what = "are equal: remove all but one"
     elif len(labels) > 1:
         what = f"contradict each other, {' or '.join(labels[:_SHOWN])}: keep the right one"
     elif len({path for *_, path in meant}) > 1:

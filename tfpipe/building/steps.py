@@ -43,20 +43,20 @@ class _Refusal(ValueError):
     def __init__(self, message: str, differences: Sequence[str]) -> None:
         shown = "".join(f"\n  {difference}" for difference in differences[:_SHOWN])
         more = f"\n  and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-        advice = "Give it what it was begun with, or delete the output folder to start over."
+        advice = "Give it what it was started with, or delete the output folder to start over."
         super().__init__(f"{message}:{shown}{more}\n{advice}")
 
 
 @contextlib.contextmanager
 def _explained(directory: Path) -> Iterator[None]:
     """Adds to errors of the disk what becomes of the build."""
-    advice = "what was finished is kept: mend the cause (free space?) and run the same build again"
+    advice = "what was finished is kept: fix the cause (free space?) and run the same build again"
     try:
         yield
     except sqlite3.OperationalError as error:  # "database or disk is full", "disk I/O error", "unable to open database file"
         raise OSError(f"{directory}: the state of the build cannot be written ({error}); {advice}") from error
     except sqlite3.DatabaseError as error:
-        message = f"the state of the unfinished build is damaged ({error}): delete the folder and build anew"
+        message = f"the state of the unfinished build is damaged ({error}): delete the folder and build again"
         raise DataError(message, path=directory) from error
     except OSError as error:
         if error.errno is None or isinstance(error, BlockingIOError):
@@ -75,7 +75,7 @@ class Build(NamedTuple):
 
     directory: Path  # the output, locked by the caller
     options: Options
-    list_inputs: Callable[[], SourceList]  # anew at each call
+    list_inputs: Callable[[], SourceList]  # again at each call
     workers: int
     lock: int  # the descriptor that holds it
     progress: bool

@@ -350,7 +350,7 @@ def _finite(text: str) -> float:
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
 """Endings of the names of images, in lower case."""
 
-_LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r", "__macosx"))  # left behind by file managers and archivers
+_LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r", "__macosx"))  # left by file managers and archivers
 
 
 def is_hidden(name: str) -> bool:

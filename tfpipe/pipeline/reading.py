@@ -160,7 +160,7 @@ class RecordReader:
         except DataError:  # left to the decoder
             return
         if label != self.labels[position]:
-            raise self.error(position, f"its label is {label}, the catalogue says {self.labels[position]}")
+            raise self.error(position, f"its label is {label}, the catalogue has {self.labels[position]}")
 
     def read_batch(self, positions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Returns the data of several records, an object array of bytes: b"" where a check failed.

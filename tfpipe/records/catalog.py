@@ -108,9 +108,9 @@ def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str
             yield row, offset, length
             count, end = count + 1, offset + length
         if count != shard.num_records:
-            raise DataError(f"{exactly(count, 'record')}, the manifest says {shard.num_records}", path=path)
+            raise DataError(f"{exactly(count, 'record')}, the manifest lists {shard.num_records}", path=path)
         if end != shard.num_bytes:
-            raise DataError(f"the records end at {end}, the manifest says {exactly(shard.num_bytes, 'byte')}", path=path)
+            raise DataError(f"the records end at {end}, the manifest lists {exactly(shard.num_bytes, 'byte')}", path=path)
     if next(rows, None) is not None:
         raise DataError(f"more rows of split {split!r} than its shards hold", path=catalog)
 

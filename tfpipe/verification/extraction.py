@@ -84,7 +84,7 @@ def _records(directory: Path, manifest: Manifest, split: str, shard: Shard) -> I
 
 def _stopped(error: OSError, path: Path) -> OSError:
     """Returns the error with its path, which a full disk does not give, and advice."""
-    advice = "what was extracted is kept: once this is mended, the same command continues"
+    advice = "what was extracted is kept: once this is fixed, the same command continues"
     return OSError(error.errno, f"{error.strerror or error} ({advice})", os.fspath(path))
 
 

@@ -78,11 +78,11 @@ def _parsed(line: bytes) -> CatalogRow | None:
 
 
 class Cursor:
-    """Rows in the order of their positions, taken one by one."""
+    """Rows in the order of their positions, taken one by one; none without a catalogue."""
 
-    def __init__(self, rows: Iterator[CatalogRow]) -> None:
-        self._rows = rows
-        self._next = next(rows, None)
+    def __init__(self, rows: Iterator[CatalogRow] | None) -> None:
+        self._rows = rows or iter(())
+        self._next = next(self._rows, None)
 
     def peek(self) -> CatalogRow | None:
         """Returns the next row, and leaves it there."""
