@@ -41,7 +41,7 @@ def saved_model(classifier, tmp_path_factory):
     specification = Specification(CLASS_NAMES, (8, 8), "stretch", "tf", classifier.sha256, top_k=2)
     folder, archive = str(tmp_path_factory.mktemp("export") / "saved_model"), keras.export.ExportArchive()
     archive.track(classifier.network)
-    functions = signatures.make(signatures.ask(classifier), specification, has_features=False)
+    functions = signatures.make(signatures.model_function(classifier), specification, has_features=False)
     for name in SIGNATURES:
         archive.add_endpoint(name, functions[name])
     archive.write_out(folder, verbose=False)
