@@ -361,9 +361,9 @@ def explaining(model, shards, folder):
 
 
 def asking_an_artefact(model, shards, folder):
-    from tfpipe.formats.exported_model import Artefact
+    from tfpipe.formats.exported_model import ExportedModel
 
-    Artefact(specification_of(model), Foreign(model).predict).predict(PIXELS)
+    ExportedModel(specification_of(model), Foreign(model).predict).predict(PIXELS)
 
 
 @pytest.mark.tf

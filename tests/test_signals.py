@@ -182,7 +182,7 @@ def test_prediction_goes_on_to_the_same_bytes(shards, model, tmp_path):
     assert status == 143
     assert said.rstrip().endswith("stopped. The output is as it was before; give the same command again to go on.")
     assert [path.name for path in tmp_path.iterdir()] == [partial.name]
-    assert "goes on after" in run(stopped).stderr
+    assert "resumes after" in run(stopped).stderr
     run(whole)
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 

@@ -230,7 +230,7 @@ def test_the_rule_is_one_here_and_in_the_graph(spoiled, row, good, recwarn):
 
     values = np.array([row], np.float32)
     assert are_probabilities(values).tolist() == [good]
-    found = signatures._sound(_specify(spoiled, 2, 100), {"probabilities": tf.constant(values)})
+    found = signatures._with_classes(_specify(spoiled, 2, 100), {"probabilities": tf.constant(values)})
     assert found["valid"].numpy().tolist() == [good]
     assert (found["classes"].numpy() != b"").all() == good
     assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]

@@ -12,7 +12,7 @@ import tensorflow as tf
 from transfer_fixtures import SMALL, colours
 
 from tfpipe import Recipe, train
-from tfpipe.formats.exported_model import Artefact
+from tfpipe.formats.exported_model import ExportedModel
 from tfpipe.models import classifiers, features
 from tfpipe.networks import memory
 from tfpipe.pipeline.augmentation import Augmentation
@@ -251,7 +251,7 @@ def test_a_prediction_says_which_batch_to_try(in_parts):
     images = np.zeros((12, 16, 16, 3), np.uint8)
     assert len(found.predict(images[:10])) == 10
     seen = SimpleNamespace(image_size=(16, 16))
-    exported = Artefact(seen, lambda images: tf.function(limited_backbone.Limited())(images).numpy())
+    exported = ExportedModel(seen, lambda images: tf.function(limited_backbone.Limited())(images).numpy())
     for predict in (found.predict, found.predict_with_features, exported.predict):
         with pytest.raises(MemoryError, match=r"^out of memory with batch_size=12; try batch_size=6$"):
             predict(images)
