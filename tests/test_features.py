@@ -25,7 +25,7 @@ from tfpipe.common.errors import DataError
 from tfpipe.models import features
 from tfpipe.models.features import check_frozen, computation, describe, extract, sample
 from tfpipe.models.images import Images, hold_out
-from tfpipe.networks import arithmetic, backbones
+from tfpipe.networks import arithmetic, backbones, submodels
 from tfpipe.networks.heads import dtype_policy
 from tfpipe.networks.layers import Preprocessing, Trunk
 from tfpipe.pipeline.augmentation import Augmentation
@@ -494,7 +494,7 @@ def test_g12_parts_of_a_network_are_frozen_as_well(tmp_path, split_images):
     """With a real network that has all the traps: the part in front of what fine-tuning trains."""
     backbone = backbones.build("custom_backbone:small_inception", image_size=IMAGE_SIZE)
     boundary, _ = backbones.find_trainable(backbone, list(backbone.blocks)[-1:])
-    front, _ = backbones.cut(backbone.network, boundary)
+    front, _ = submodels.cut(backbone.network, boundary)
     images, preprocessing = sample(split_images, None), Preprocessing("unit")
     expected = extract(tmp_path, front, preprocessing, split_images, view=None, progress=False).rows(np.arange(len(images)))
     check_frozen(expected, images, in_training(Trunk(front, inference=True), preprocessing))

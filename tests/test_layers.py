@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from test_cutting import randomised
+from test_submodels import randomised
 
 from tfpipe.networks.heads import dtype_policy
 from tfpipe.networks.layers import PREPROCESSINGS, Preprocessing, Probabilities, Trunk, hash_names

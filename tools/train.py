@@ -30,7 +30,7 @@ from absl import flags
 from tfpipe import commands
 from tfpipe.networks.architectures import PREPROCESSINGS, TABLE
 from tfpipe.networks.arithmetic import PRECISIONS
-from tfpipe.networks.head_options import Pooling
+from tfpipe.networks.heads import Pooling
 from tfpipe.pipeline.presets import Augmentation
 from tfpipe.training import devices, preflight
 from tfpipe.training.recipes import Mode, Recipe

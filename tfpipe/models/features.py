@@ -37,7 +37,7 @@ from tfpipe.common.progress import ProgressBar
 from tfpipe.models import reading_errors
 from tfpipe.models.images import Images
 from tfpipe.networks import arithmetic, memory
-from tfpipe.networks.backbones import hash_network
+from tfpipe.networks.submodels import hash_network
 from tfpipe.records.samples import Samples
 
 FORMAT_VERSION = 1

@@ -21,8 +21,8 @@ from tfpipe.common import seeds
 from tfpipe.models.classifiers import Classifier
 from tfpipe.networks import arithmetic, backbones, heads, layers
 from tfpipe.networks.backbones import Backbone
-from tfpipe.networks.head_options import Pooling
-from tfpipe.networks.submodels import find_layers
+from tfpipe.networks.heads import Pooling
+from tfpipe.networks.submodels import cut, find_layers
 from tfpipe.records.samples import USUAL, Samples
 from tfpipe.training.recipes import Recipe
 from tfpipe.training.steps import RateGroup
@@ -95,7 +95,7 @@ class Networks:
         boundary, self.unfrozen = backbones.find_trainable(self.backbone, words)
         self.front, self.back = None, self.backbone.network
         if boundary is not None:
-            self.front, self.back = backbones.cut(self.backbone.network, boundary)
+            self.front, self.back = cut(self.backbone.network, boundary)
         self._check_unfrozen()
 
     def take_head(self, other: Classifier) -> str:
@@ -257,7 +257,7 @@ def _build(recipe: Recipe, weights: str) -> Backbone:
     backbone = backbones.build(
         recipe.backbone, image_size=recipe.image_size, weights=weights, preprocessing=recipe.preprocessing, grey=recipe.grey
     )
-    return backbone if recipe.feature_layer is None else heads.truncate(backbone, recipe.feature_layer)
+    return backbone if recipe.feature_layer is None else backbones.truncate(backbone, recipe.feature_layer)
 
 
 def _set_trainable(network: keras.Model, value: bool) -> None:

@@ -25,7 +25,7 @@ from tfpipe.models import features
 from tfpipe.models.features import Features
 from tfpipe.models.images import Images
 from tfpipe.networks import arithmetic
-from tfpipe.networks.head_options import Pooling
+from tfpipe.networks.heads import Pooling
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.records import class_weights
 from tfpipe.records.run_folders import HEAD_NAME, state_file

@@ -40,7 +40,7 @@ from tfpipe.models import classifiers
 from tfpipe.models.classifiers import Classifier
 from tfpipe.models.images import Images, hold_out
 from tfpipe.networks import arithmetic
-from tfpipe.networks.backbones import hash_network
+from tfpipe.networks.submodels import hash_network
 from tfpipe.records.run_folders import (
     BACKBONE_NAME,
     HEAD_IMAGE,

@@ -156,7 +156,7 @@ def test_layers_come_behind_what_they_read():
 HASHES = """
 import sys; sys.path.insert(0, "tests")
 import keras
-from test_cutting import randomised, nested
+from test_submodels import randomised, nested
 from custom_backbone import small_inception, unnamed
 from tfpipe.networks.submodels import hash_network
 for _ in range(3): unnamed((8, 8, 3))
