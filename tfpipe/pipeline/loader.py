@@ -28,9 +28,10 @@ import tensorflow as tf
 from tfpipe.common import arguments, seeds
 from tfpipe.common.text import exactly, plural
 from tfpipe.common.workers import count_cores
-from tfpipe.images import decoding
+from tfpipe.images import decoding, sampling
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.pipeline.elements import Rows
+from tfpipe.pipeline.imaging import Imaging, shared
 from tfpipe.pipeline.options import Options
 from tfpipe.pipeline.ordering import (
     BLOCKS_PER_WINDOW,
@@ -43,7 +44,7 @@ from tfpipe.pipeline.ordering import (
     StoredOrder,
 )
 from tfpipe.pipeline.reading import Compiled, RecordReader, for_graphs
-from tfpipe.records.samples import Samples
+from tfpipe.records.samples import USUAL, Samples
 
 _FOREVER = 1 << 31  # epochs
 _READING = 4  # calls; slow storage serves several at a time
@@ -214,17 +215,32 @@ class Loader:
             reader=reader,
             order=order,
             schedule=schedule,
+            imaging=self._imaging(reader),
+            new_labels=new_labels,
+            num_classes=len(self.class_names),
+            # What is read in one call must be requested in one call.
+            read_size=max(1, min(block * BLOCKS_PER_WINDOW, len(labels))) if block else reader.read_size,
+        )
+
+    def _imaging(self, reader: RecordReader) -> Imaging:
+        options, traits, smaller = self.options, reader.traits, min(self.options.image_size)
+        samples = options.samples or Samples.of(reader.manifest.options)
+        return shared(
             image_size=options.image_size,
             resize=options.resize,
             scaled=options.scaled,
             augmentation=options.augmentation,
-            seed=options.seed,
-            new_labels=new_labels,
-            num_classes=len(self.class_names),
+            seed=options.seed if options.training else 0,
+            samples=samples,
             names=options.as_dict,
-            samples=options.samples or Samples.of(reader.manifest.options),
-            # What is read in one call must be requested in one call.
-            read_size=max(1, min(block * BLOCKS_PER_WINDOW, len(labels))) if block else reader.read_size,
+            png=traits.png,
+            turned=traits.turned,
+            # An image with a longer side of less than twice the result is never made smaller,
+            # whatever the mode.
+            reduced=options.scaled and traits.longer >= 2 * smaller,
+            large=traits.longer > sampling.MOST_REDUCED * smaller,
+            # The audit counts those of 16 bits where there is any PNG.
+            rare=traits.png and (samples != USUAL or reader.manifest.properties.get("png16", 1) > 0),
         )
 
     def _order(self, labels: np.ndarray[Any, Any], selection: np.ndarray[Any, Any] | None, read_block: int | None) -> Order:
@@ -291,17 +307,17 @@ class Loader:
         index, count = schedule.shard
         labels = "as in the manifest" if rows.new_labels is None else "0 to " + str(rows.num_classes - 1)
         chosen = "" if rows.new_labels is None else f", {schedule.num_rows:,} of them of {', '.join(self.class_names)}"
-        height, width = rows.image_size
-        crops = rows.augmentation is not None and rows.augmentation.crop > 0
-        how = "the crop, bilinear" if crops else f"antialiased bilinear, {rows.resize}"
+        height, width = rows.imaging.image_size
+        crops = rows.imaging.augmentation is not None and rows.imaging.augmentation.crop > 0
+        how = "the crop, bilinear" if crops else f"antialiased bilinear, {rows.imaging.resize}"
         batch = f"of {schedule.batch_size}, {exactly(schedule.num_steps, 'step')} an epoch"
         stages = {
             "read": f"{plural(reader.num_records, 'record')} of {self.split!r}, {rows.read_size} at a"
             f" time, CRC compared{chosen}",
-            "order": f"{rows.order}{f', seed {rows.seed}' if self.options.training else ''}",
+            "order": f"{rows.order}{f', seed {rows.imaging.seed}' if self.options.training else ''}",
             "reader": f"{index} of {count}, {'blank rows for equal steps' if schedule.equal_steps else 'no blank rows'}",
-            "decode": f"RGB, upright{', large JPEG files to 1/2, 1/4 or 1/8' if rows.scaled else ''}",
-            "augment": str(rows.augmentation) if rows.augmentation else "no",
+            "decode": f"RGB, upright{', large JPEG files to 1/2, 1/4 or 1/8' if rows.imaging.scaled else ''}",
+            "augment": str(rows.imaging.augmentation) if rows.imaging.augmentation else "no",
             "resize": f"to {height} x {width}, {how}",
             "batch": batch if self.options.batch_size else "no",
             "elements": f"{'dictionaries' if self.options.as_dict else 'tuples'} with uint8 images, labels {labels}",

@@ -103,9 +103,10 @@ class Replayer:
             samples=samples,
         )
         self._training = Loader(directory, split, options).rows
-        self._evaluation = dataclasses.replace(self._training, augmentation=None, scaled=False)
+        plain = dataclasses.replace(self._training.imaging, augmentation=None, scaled=False, reduced=False)
+        self._evaluation = dataclasses.replace(self._training, imaging=plain)
         self._directory, self._split = directory, split
-        self.augmentation: Augmentation = self._training.augmentation or Augmentation()
+        self.augmentation: Augmentation = self._training.imaging.augmentation or Augmentation()
 
     def position(self, key: str | bytes) -> int:
         """Returns the place of a record in stored order.
