@@ -34,10 +34,10 @@ from tfpipe.common.locking import locked
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import html_table
 from tfpipe.evaluation import calibration, metrics, partial_tables, receipts
-from tfpipe.models import classifiers, predictions, reading_errors
+from tfpipe.models import classifiers, predictions
 from tfpipe.models.classifiers import Predictor
-from tfpipe.models.images import seen_by
 from tfpipe.models.predictions import Predictions
+from tfpipe.models.split_images import read_for
 from tfpipe.networks import arithmetic
 
 _log = logging.getLogger("tfpipe")
@@ -238,7 +238,7 @@ class _Run:
 
     def _batches(self, split: str, shard: tuple[int, int]) -> Iterator[dict[str, Any]]:
         options = {"batch_size": self.batch_size, "scaled_decode": False, "shard": shard}
-        return reading_errors.read(seen_by(self.predictor, self.directory, split, **options))
+        return read_for(self.predictor, self.directory, split, **options)
 
     def _predict(self, batch: dict[str, Any], labels: np.ndarray[Any, Any]) -> Predictions:
         keys, filenames = ([value.decode() for value in batch[name].numpy().tolist()] for name in ("key", "filename"))

@@ -17,9 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.images.placement import on_cpu
-from tfpipe.models import reading_errors
 from tfpipe.models.features import Features
-from tfpipe.models.images import Images
+from tfpipe.models.split_images import SplitImages, read
 from tfpipe.pipeline.loader import Loader
 
 Batch = tuple[Any, Any, Any]
@@ -59,8 +58,8 @@ class Batches(abc.ABC):
         is_cached: whether they are features.
     """
 
-    train: Images
-    val: Images
+    train: SplitImages
+    val: SplitImages
     batch_size: int
     num_classes: int
     reader: tuple[int, int] = (0, 1)
@@ -102,14 +101,14 @@ class ImageBatches(Batches):
 
     def start(self, epoch: int, step: int) -> Iterator[Batch]:
         """Returns the batches from (epoch, step) on, without end; inputs are uint8 [B, H, W, 3]."""
-        given = {"shard": self.reader, "equal_steps": self.equal, "first_epoch": epoch, "first_step": step}
-        for images, labels, *weights in reading_errors.read(self.train.batches(self.batch_size, **given)):
+        given = {"repeat": True, "shard": self.reader, "equal_steps": self.equal, "first_epoch": epoch, "first_step": step}
+        for images, labels, *weights in read(self.train.training(self.batch_size, **given).dataset()):
             targets = labels if labels.dtype == tf.float32 else tf.one_hot(labels, self.num_classes)
             yield images, targets, weights[0] if weights else tf.ones(len(images))
 
     def validation(self) -> Iterator[Batch]:
         """Returns each validation batch once."""
-        for images, labels in reading_errors.read(self._val_data):
+        for images, labels in read(self._val_data):
             yield images, tf.one_hot(labels, self.num_classes), tf.ones(len(images))
 
 

@@ -29,7 +29,7 @@ import tensorflow as tf
 from tfpipe.common.errors import DataError
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import exactly
-from tfpipe.networks import arithmetic, memory
+from tfpipe.networks import arithmetic
 from tfpipe.training import checkpoints
 from tfpipe.training.batches import Batch, Block
 from tfpipe.training.profiling import Watch
@@ -304,7 +304,7 @@ class Loop:
             before = steps.values() if phase.fits and trains and not self._has_fit else None
             try:
                 batch_size = phase.batches.batch_size * steps.num_workers if steps.part_size > 1 else 1
-                with memory.needing(batch_size, self._advice()), arithmetic.computing(tf32=phase.tf32):
+                with arithmetic.within_memory(batch_size, self._advice()), arithmetic.computing(tf32=phase.tf32):
                     found = call()
             except MemoryError:
                 can_divide = phase.fits and steps.part_size > 1 and steps.num_workers == 1

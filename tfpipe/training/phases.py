@@ -23,7 +23,7 @@ from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import exactly
 from tfpipe.models import features
 from tfpipe.models.features import Features
-from tfpipe.models.images import Images
+from tfpipe.models.split_images import SplitImages
 from tfpipe.networks import arithmetic
 from tfpipe.networks.heads import Pooling
 from tfpipe.pipeline.augmentation import Augmentation
@@ -62,8 +62,8 @@ class Phases:
 
     recipe: Recipe
     networks: Networks
-    train: Images
-    val: Images
+    train: SplitImages
+    val: SplitImages
     folder: Path
     cache: Path
     strategy: tf.distribute.Strategy
@@ -178,7 +178,7 @@ class Phases:
         return ImageBatches(**self._shared())
 
     def _features(self, network: keras.Model) -> FeatureBatches:
-        def extract(images: Images, view: int | None) -> Features:
+        def extract(images: SplitImages, view: int | None) -> Features:
             preprocessing = self.networks.preprocessing
             return features.extract(self.cache, network, preprocessing, images, view=view, progress=self.progress)
 

@@ -38,7 +38,7 @@ from tfpipe.common.progress import log_line
 from tfpipe.common.text import html_table, plural
 from tfpipe.models import classifiers
 from tfpipe.models.classifiers import Classifier
-from tfpipe.models.images import Images, hold_out
+from tfpipe.models.split_images import SplitImages, hold_out
 from tfpipe.networks import arithmetic
 from tfpipe.networks.submodels import hash_network
 from tfpipe.records.run_folders import (
@@ -209,7 +209,7 @@ def train(
         for line in prepared.reasons:
             log(line)
         if prepared.recipe.deterministic:
-            arithmetic.make_deterministic()
+            tf.config.experimental.enable_op_determinism()
         strategy = strategy or tf.distribute.get_strategy()
         samples = Samples.of(prepared.manifest.options)
         networks = Networks(prepared.recipe, prepared.class_names, prepared.precision, strategy, samples)
@@ -263,12 +263,12 @@ class _Data:
         self.reasons.append(f"precision={self.precision}: {why}")
         self.train, self.val = self._images()
 
-    def _images(self) -> tuple[Images, Images]:
+    def _images(self) -> tuple[SplitImages, SplitImages]:
         recipe = self.recipe
         common: dict[str, Any] = {"image_size": recipe.image_size, "resize": recipe.resize, "seed": recipe.seed}
-        train = Images(self.directory, "train", augmentation=recipe.augmentation, balanced=recipe.balanced, **common)
+        train = SplitImages(self.directory, "train", augmentation=recipe.augmentation, balanced=recipe.balanced, **common)
         if "val" in self.manifest.splits:
-            return train, Images(self.directory, "val", **common)
+            return train, SplitImages(self.directory, "val", **common)
         train, held = hold_out(train, recipe.val_fraction)
         num_held, num_all = len(held.positions), train.num_records
         self.reasons.append(f"no val split: {num_held:,} of the {num_all:,} training images are held out for validation")
