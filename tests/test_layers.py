@@ -11,8 +11,9 @@ import tensorflow as tf
 from PIL import Image
 from test_submodels import randomised
 
+from tfpipe.common.text import hash_names
 from tfpipe.networks.heads import dtype_policy
-from tfpipe.networks.layers import PREPROCESSINGS, Preprocessing, Probabilities, Trunk, hash_names
+from tfpipe.networks.layers import PREPROCESSINGS, Preprocessing, Probabilities, Trunk
 
 pytestmark = pytest.mark.tf
 

@@ -83,7 +83,7 @@ def test_dependents_are_what_can_be_reached(reads, data):
 def test_a_residual_block_is_cut_around_and_not_inside():
     network = network_of([[0], [1], [1, 2], [3]])
     assert cut_points(network) == ["n1", "n3", "n4"]
-    with pytest.raises(ValueError, match=r"'n2': something behind it reads past it.*n1, n3, n4"):
+    with pytest.raises(ValueError, match=r"'n2': something after it reads past it.*n1, n3, n4"):
         cut(network, "n2")
 
 

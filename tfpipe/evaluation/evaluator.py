@@ -32,7 +32,7 @@ from tfpipe.common import arguments, files
 from tfpipe.common.files import clear_folder, clear_up, sha256_of, written_atomically
 from tfpipe.common.locking import locked
 from tfpipe.common.progress import ProgressBar
-from tfpipe.common.text import html_table
+from tfpipe.common.text import hash_names, html_table
 from tfpipe.evaluation import calibration, metrics, partial_tables, receipts
 from tfpipe.models import classifiers, predictions
 from tfpipe.models.classifiers import Predictor
@@ -282,7 +282,7 @@ class _Run:
     def _fit(self, claim: receipts.Claim) -> dict[str, Any]:
         split = self.options["calibrate"]
         table = self._write(CALIBRATION_NAME, split, self.chunks(split, [(0, 1)]), claim)
-        ids = predictions.hash_ids(table.keys)
+        ids = hash_names(table.keys)
         temperature = calibration.fit_temperature(table)
         return {"split": split, "records_seen": len(table.keys), "ids_sha256": ids, "temperature": temperature}
 
