@@ -17,7 +17,7 @@ from transfer_fixtures import *  # noqa: F403 (fixtures)
 import tfpipe
 from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
-from tfpipe.models.images import Images, hold_out
+from tfpipe.models.split_images import SplitImages, hold_out
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.prediction.models import Model
 from tfpipe.records.catalog import read_catalog
@@ -309,7 +309,7 @@ def test_nothing_is_held_out_unasked(colours, colours_without_val, tmp_path):
     with pytest.raises(ValueError, match=r"val_fraction=0 holds nothing out, and .* no val split: .* give val_fraction=0\.1"):
         tfpipe.train(colours_without_val, tmp_path / "run", **small)
     assert not (tmp_path / "run" / "run.json").exists()
-    train = Images(colours, "train", (8, 8))
+    train = SplitImages(colours, "train", (8, 8))
     rest, held = hold_out(train, 0.01)  # one of each class, as it says
     assert (len(rest.positions), len(held.positions)) == (train.num_records - 3, 3)
 

@@ -17,9 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.images.placement import on_cpu
-from tfpipe.models import reading_errors
 from tfpipe.models.features import Features
-from tfpipe.models.images import Images
+from tfpipe.models.split_images import SplitImages, read
 from tfpipe.pipeline.loader import Loader
 
 Array = np.ndarray[Any, Any]
@@ -44,8 +43,8 @@ class Block(NamedTuple):
 class Batches(abc.ABC):
     """Batches of either kind."""
 
-    train: Images
-    val: Images
+    train: SplitImages
+    val: SplitImages
     batch_size: int  # of one worker; its replicas share it
     num_classes: int
     reader: tuple[int, int] = (0, 1)  # (index, count) of this worker
@@ -62,7 +61,7 @@ class Batches(abc.ABC):
 
     @property
     def num_rows(self) -> int:
-        """Images of an epoch, of all workers."""
+        """SplitImages of an epoch, of all workers."""
         return self._loader.rows.order.num_rows
 
     @abc.abstractmethod
@@ -84,12 +83,12 @@ class ImageBatches(Batches):
 
     def start(self, epoch: int, step: int) -> Iterator[Batch]:  # noqa: D102 (inherited)
         options = {"shard": self.reader, "equal_steps": self.equal, "first_epoch": epoch, "first_step": step}
-        for images, labels, *weights in reading_errors.read(self.train.batches(self.batch_size, **options)):
+        for images, labels, *weights in read(self.train.training(self.batch_size, repeat=True, **options).dataset()):
             targets = labels if labels.dtype == tf.float32 else tf.one_hot(labels, self.num_classes)
             yield images, targets, weights[0] if weights else tf.ones(len(images))
 
     def validation(self) -> Iterator[Batch]:  # noqa: D102 (inherited)
-        for images, labels in reading_errors.read(self._val_data):
+        for images, labels in read(self._val_data):
             yield images, tf.one_hot(labels, self.num_classes), tf.ones(len(images))
 
 

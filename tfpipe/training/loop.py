@@ -28,7 +28,7 @@ import tensorflow as tf
 from tfpipe.common.errors import DataError
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import exactly
-from tfpipe.networks import arithmetic, memory
+from tfpipe.networks import arithmetic
 from tfpipe.training import checkpoints
 from tfpipe.training.batches import Batch, Block
 from tfpipe.training.profiling import Watch
@@ -278,7 +278,7 @@ class Loop:
             advice = f", or accumulate={2 * steps.parts}: the same batch in as many parts (batch_size=auto finds how many)"
             try:
                 batch_size = phase.batches.batch_size * steps.num_workers if steps.part_size > 1 else 1
-                with memory.needing(batch_size, advice), arithmetic.computing(tf32=phase.tf32):
+                with arithmetic.within_memory(batch_size, advice), arithmetic.computing(tf32=phase.tf32):
                     found = call()
             except MemoryError:
                 can_divide = phase.fits and steps.part_size > 1 and steps.num_workers == 1

@@ -20,8 +20,8 @@ import tensorflow as tf
 from tfpipe.common import seeds
 from tfpipe.models.classifiers import Classifier
 from tfpipe.networks import arithmetic, backbones, heads, layers
-from tfpipe.networks.head_options import Pooling
-from tfpipe.networks.submodels import find_layers
+from tfpipe.networks.heads import Pooling
+from tfpipe.networks.submodels import cut, find_layers
 from tfpipe.records.samples import USUAL, Samples
 from tfpipe.training.recipes import Recipe
 from tfpipe.training.steps import RateGroup
@@ -69,7 +69,7 @@ class Networks:
         with strategy.scope(), heads.dtype_policy(arithmetic.policy(precision)):
             self.backbone = backbones.build(recipe.backbone, weights=weights, **given)
             if recipe.feature_layer is not None:
-                self.backbone = heads.truncate(self.backbone, recipe.feature_layer)
+                self.backbone = backbones.truncate(self.backbone, recipe.feature_layer)
             mode = self.backbone.preprocessing
             self.preprocessing = layers.Preprocessing(mode, recipe.resize, samples, name="preprocessing")
         self.choose_pooling(recipe.head.pooling)
@@ -91,7 +91,7 @@ class Networks:
         boundary, self.unfrozen = backbones.find_trainable(self.backbone, words)
         self.front, self.back = None, self.backbone.network
         if boundary is not None:
-            self.front, self.back = backbones.cut(self.backbone.network, boundary)
+            self.front, self.back = cut(self.backbone.network, boundary)
         names = [name for name, layer in find_layers(self.back).items() if not isinstance(layer, keras.layers.InputLayer)]
         beside = [name for name in names if name not in self.unfrozen]
         if self.recipe.train_batch_norm and beside:  # the frozen ones would have their Dropout on

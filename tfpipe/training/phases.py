@@ -23,9 +23,9 @@ from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import exactly
 from tfpipe.models import features
 from tfpipe.models.features import Features
-from tfpipe.models.images import NOT_AUGMENTED, Images
+from tfpipe.models.split_images import NOT_AUGMENTED, SplitImages
 from tfpipe.networks import arithmetic
-from tfpipe.networks.head_options import Pooling
+from tfpipe.networks.heads import Pooling
 from tfpipe.records import class_weights
 from tfpipe.records.run_folders import HEAD_NAME, state_file
 from tfpipe.training import curves, regression
@@ -43,8 +43,8 @@ class Phases:
 
     recipe: Recipe  # a complete one
     networks: Networks
-    train: Images
-    val: Images
+    train: SplitImages
+    val: SplitImages
     folder: Path  # of the run
     cache: Path  # folder for features
     strategy: tf.distribute.Strategy
@@ -142,7 +142,7 @@ class Phases:
         return ImageBatches(**self._shared())
 
     def _features(self, network: keras.Model) -> FeatureBatches:
-        def extract(images: Images, view: int | None) -> Features:
+        def extract(images: SplitImages, view: int | None) -> Features:
             preprocessing = self.networks.preprocessing
             return features.extract(self.cache, network, preprocessing, images, view=view, progress=self.progress)
 

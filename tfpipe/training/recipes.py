@@ -16,7 +16,7 @@ from tfpipe.common import arguments
 from tfpipe.common.text import exactly
 from tfpipe.networks import architectures, arithmetic
 from tfpipe.networks.architectures import PREPROCESSINGS
-from tfpipe.networks.head_options import Head, Pooling
+from tfpipe.networks.heads import Head, Pooling
 from tfpipe.pipeline.presets import Augmentation
 from tfpipe.records.samples import RESIZES
 

@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import plural
 from tfpipe.models.features import Features
-from tfpipe.networks.head_options import Pooling
+from tfpipe.networks.heads import Pooling
 
 Array = np.ndarray[Any, Any]
 

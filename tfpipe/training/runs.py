@@ -37,9 +37,9 @@ from tfpipe.common.progress import log_line
 from tfpipe.common.text import html_table, plural
 from tfpipe.models import classifiers
 from tfpipe.models.classifiers import Classifier
-from tfpipe.models.images import Images, hold_out
+from tfpipe.models.split_images import SplitImages, hold_out
 from tfpipe.networks import arithmetic
-from tfpipe.networks.backbones import hash_network
+from tfpipe.networks.submodels import hash_network
 from tfpipe.records import run_folders
 from tfpipe.records.run_folders import state_file, state_files
 from tfpipe.records.samples import Samples
@@ -194,7 +194,7 @@ def train(
         for line in job.reasons:
             log(line)
         if job.recipe.deterministic:
-            arithmetic.make_deterministic()
+            tf.config.experimental.enable_op_determinism()
         strategy = strategy or tf.distribute.get_strategy()
         networks = Networks(job.recipe, job.class_names, job.precision, strategy, Samples.of(job.manifest.options))
         if from_run is not None:
@@ -241,9 +241,9 @@ class _Job:
         self.reasons.append(f"precision={self.precision}: {why}")
         recipe = self.recipe
         common: dict[str, Any] = {"image_size": recipe.image_size, "resize": recipe.resize, "seed": recipe.seed}
-        train = Images(directory, "train", augmentation=recipe.augmentation, balanced=recipe.balanced, **common)
+        train = SplitImages(directory, "train", augmentation=recipe.augmentation, balanced=recipe.balanced, **common)
         if "val" in self.manifest.splits:
-            self.train, self.val = train, Images(directory, "val", **common)
+            self.train, self.val = train, SplitImages(directory, "val", **common)
             return
         self.train, self.val = hold_out(train, recipe.val_fraction)
         num_held, num_all = len(self.val.positions), train.num_records
