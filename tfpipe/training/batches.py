@@ -61,7 +61,7 @@ class Batches(abc.ABC):
 
     @property
     def num_rows(self) -> int:
-        """SplitImages of an epoch, of all workers."""
+        """Images of an epoch, of all workers."""
         return self._loader.rows.order.num_rows
 
     @abc.abstractmethod
