@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from tfpipe.common.errors import DataError
+from tfpipe.common.text import hash_names
 from tfpipe.evaluation.mcnemar import Comparison, compare
 from tfpipe.models import predictions
-from tfpipe.networks.layers import hash_names
 
 pytestmark = pytest.mark.tf
 
@@ -107,7 +107,7 @@ def test_other_images_are_refused_by_name(tmp_path):
 
 def test_other_data_cause_a_warning(tmp_path, caplog):
     table = two_columns([1, 1, 0])
-    seen = {"records_seen": 3, "ids_sha256": predictions.hash_ids(table.keys)}
+    seen = {"records_seen": 3, "ids_sha256": hash_names(table.keys)}
     for name, root, split in [
         ("a", "1" * 64, "test"),
         ("b", "1" * 64, "test"),

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     if arguments or not _MODEL.value:
         raise commands.UsageError(f"unexpected: {' '.join(arguments)}" if arguments else "--model is needed")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio checks that it is up
-    from tfpipe.prediction import preflight
+    from tfpipe.page import preflight
 
     preflight.check_page(_MODEL.value, _DATA.value, _SPLIT.value, _PORT.value, _ALLOWED_HOSTS.value)
     from tfpipe.page.page import serve  # takes seconds

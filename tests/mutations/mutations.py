@@ -326,8 +326,8 @@ MUTATIONS = [
         ),
         (
             "the receipt tells what was promised, not what was seen",
-            'seen = {"records_seen": len(table.keys), "ids_sha256": hash_ids(table.keys)}',
-            'seen = {"records_seen": len(table.keys), "ids_sha256": hash_ids(sorted(table.keys))}',
+            'seen = {"records_seen": len(table.keys), "ids_sha256": hash_names(table.keys)}',
+            'seen = {"records_seen": len(table.keys), "ids_sha256": hash_names(sorted(table.keys))}',
         ),
         (
             "the last row of each batch is lost",

@@ -32,12 +32,12 @@ from tfpipe.common import arguments, files
 from tfpipe.common.files import clear_folder, clear_up, sha256_of, written_atomically
 from tfpipe.common.locking import locked
 from tfpipe.common.progress import ProgressBar
-from tfpipe.common.text import html_table
+from tfpipe.common.text import hash_names, html_table
 from tfpipe.evaluation import calibration, html_report, metrics, partial_tables, receipts
-from tfpipe.models import classifiers, predictions, reading_errors
+from tfpipe.models import classifiers, predictions
 from tfpipe.models.classifiers import Predictor
-from tfpipe.models.images import seen_by
 from tfpipe.models.predictions import Predictions
+from tfpipe.models.split_images import read_for
 from tfpipe.networks import arithmetic
 
 _log = logging.getLogger("tfpipe")
@@ -229,7 +229,7 @@ class _Run:
 
     def _batches(self, split: str, shard: tuple[int, int]) -> Iterator[dict[str, Any]]:
         options = {"batch_size": self.batch_size, "scaled_decode": False, "shard": shard}
-        return reading_errors.read(seen_by(self.predictor, self.directory, split, **options))
+        return read_for(self.predictor, self.directory, split, **options)
 
     def _predict(self, batch: dict[str, Any], labels: np.ndarray[Any, Any]) -> Predictions:
         keys, filenames = ([value.decode() for value in batch[name].numpy().tolist()] for name in ("key", "filename"))
@@ -273,7 +273,7 @@ class _Run:
     def _fit(self, claim: receipts.Claim) -> dict[str, Any]:
         split = self.options["calibrate"]
         table = self._write(CALIBRATION_NAME, split, self.chunks(split, [(0, 1)]), claim)
-        ids = predictions.hash_ids(table.keys)
+        ids = hash_names(table.keys)
         temperature = calibration.fit_temperature(table)
         return {"split": split, "records_seen": len(table.keys), "ids_sha256": ids, "temperature": temperature}
 

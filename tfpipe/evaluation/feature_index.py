@@ -10,6 +10,7 @@ Features are in memory, 4 D bytes an image; images stay in their shards.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +22,8 @@ import tensorflow as tf
 from tfpipe.common.errors import DataError
 from tfpipe.common.progress import ProgressBar
 from tfpipe.images import decoding
-from tfpipe.models import reading_errors
 from tfpipe.models.classifiers import Classifier
-from tfpipe.models.images import seen_by
+from tfpipe.models.split_images import read_for
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import schema
 from tfpipe.records.samples import Samples
@@ -109,7 +109,7 @@ def collect(
     keys: list[str] = []
     features: list[Array] = []
     with ProgressBar("features of the training images", total, enabled=progress) as bar:
-        for batch in reading_errors.read(seen_by(classifier, directory, split, batch_size=BATCH_SIZE).take(num_batches)):
+        for batch in itertools.islice(read_for(classifier, directory, split, batch_size=BATCH_SIZE), num_batches):
             keys += [key.decode() for key in batch["key"].numpy().tolist()]
             _, found = classifier.predict_with_features(batch["image"])
             if broken := np.flatnonzero(~np.isfinite(found).all(axis=1)).tolist():

@@ -27,7 +27,7 @@ from tfpipe.models import explanation, predictions
 from tfpipe.models.classifiers import Classifier, Predictor
 from tfpipe.models.predictions import Predictions
 from tfpipe.records import manifest as manifests
-from tfpipe.records.catalog import Row, read_catalog
+from tfpipe.records.catalog import CatalogRow, read_catalog
 from tfpipe.report import figures, fonts, templates
 
 _log = logging.getLogger("tfpipe")
@@ -204,8 +204,8 @@ class _ReportImages:
     directory: str | os.PathLike[str]
     split: str
 
-    def read(self, keys: Collection[str], split: str) -> dict[str, tuple[Row, Array]]:
-        """Returns catalogue row and model input, uint8 [H, W, 3], by key."""
+    def read(self, keys: Collection[str], split: str) -> dict[str, tuple[CatalogRow, Array]]:
+        """Returns catalog row and model input, uint8 [H, W, 3], by key."""
         if not keys:
             return {}
         reader = reader_of(self.predictor, self.directory, split)

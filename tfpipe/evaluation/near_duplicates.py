@@ -40,9 +40,8 @@ import tensorflow as tf
 from tfpipe.common.progress import ProgressBar
 from tfpipe.evaluation.feature_index import unit_vectors
 from tfpipe.images.placement import on_cpu
-from tfpipe.models import reading_errors
 from tfpipe.models.classifiers import Classifier, Predictor
-from tfpipe.models.images import seen_by
+from tfpipe.models.split_images import read_for
 from tfpipe.pipeline.replaying import Replayer
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
@@ -109,7 +108,7 @@ def training_splits(directory: str | os.PathLike[str], split: str) -> tuple[str,
 def reader_of(predictor: Predictor, directory: str | os.PathLike[str], split: str) -> Replayer:
     """Returns the reader of single images as a model sees them, see `Replayer.evaluated`."""
     size, resize = predictor.image_size, predictor.resize
-    samples = getattr(predictor, "samples", None)  # None: those of the data set, as in `seen_by`
+    samples = getattr(predictor, "samples", None)  # None: those of the data set, as in `read_for`
     return Replayer(directory, split, seed=0, image_size=size, resize=resize, augment="none", samples=samples)
 
 
@@ -184,7 +183,7 @@ def _identical(directory: str | os.PathLike[str], split: str, others: Sequence[s
 
 
 def _batches(classifier: Classifier, directory: str | os.PathLike[str], split: str, batch_size: int) -> Iterator[_Batch]:
-    for batch in reading_errors.read(seen_by(classifier, directory, split, batch_size=batch_size)):
+    for batch in read_for(classifier, directory, split, batch_size=batch_size):
         keys = [key.decode() for key in batch["key"].numpy().tolist()]
         yield _Batch(keys, batch["image"].numpy(), shrink(batch["image"]))
 

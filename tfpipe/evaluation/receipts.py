@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import read_json
-from tfpipe.models.predictions import RECEIPT_NAME, Predictions, hash_ids
+from tfpipe.common.text import hash_names
+from tfpipe.models.predictions import RECEIPT_NAME, Predictions
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
 
@@ -67,12 +68,11 @@ def claim(
     import tensorflow as tf
 
     import tfpipe
-    from tfpipe.networks.layers import hash_names
 
     return {
         "split": split,
         "records_expected": manifest.split(split).num_records,
-        "expected_ids_sha256": hash_ids(row.key for row in read_catalog(directory, split=split)),
+        "expected_ids_sha256": hash_names(row.key for row in read_catalog(directory, split=split)),
         "data_root_hash": manifest.root_hash,
         "model_sha256": predictor.sha256,
         "class_names_sha256": hash_names(predictor.class_names),
@@ -84,7 +84,7 @@ def claim(
 def receipt(promised: Claim, table: Predictions, computed: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """Returns a claim with the ids seen, and the devices and arithmetics used, each once."""
     kinds = sorted({tuple(one.items()) for one in computed})
-    seen = {"records_seen": len(table.keys), "ids_sha256": hash_ids(table.keys)}
+    seen = {"records_seen": len(table.keys), "ids_sha256": hash_names(table.keys)}
     return {**promised, **seen, "computed": [dict(one) for one in kinds]}
 
 
@@ -105,7 +105,7 @@ def check_ids(keys: Sequence[str], directory: str | os.PathLike[str], split: str
 
 def check_unchanged(promised: Claim, directory: str | os.PathLike[str]) -> None:
     """Raises DataError if a data set was replaced since the claim was made."""
-    ids = hash_ids(row.key for row in read_catalog(directory, split=promised["split"]))
+    ids = hash_names(row.key for row in read_catalog(directory, split=promised["split"]))
     found = {"data_root_hash": manifests.load(directory).root_hash, "expected_ids_sha256": ids}
     if other := differences({name: promised[name] for name in found}, found):
         raise DataError(f"the data set was replaced during the evaluation: {'; '.join(other)}", path=directory)

@@ -27,10 +27,9 @@ from tfpipe.formats import opening
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.listing.selection import natural_key
 from tfpipe.models.classifiers import Classifier, Predictor
-from tfpipe.page import page_markup
+from tfpipe.page import page_markup, preflight
 from tfpipe.page.answers import Answers, Upload
-from tfpipe.prediction import preflight
-from tfpipe.prediction.preflight import HOST
+from tfpipe.page.preflight import HOST
 from tfpipe.records import run_folders
 from tfpipe.report import templates
 

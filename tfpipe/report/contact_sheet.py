@@ -19,7 +19,7 @@ from tfpipe.common.files import open_regular
 from tfpipe.common.text import plural
 from tfpipe.records import manifest as manifests
 from tfpipe.records import tfrecord
-from tfpipe.records.catalog import Row, read_split
+from tfpipe.records.catalog import CatalogRow, read_split
 from tfpipe.records.manifest import Manifest
 from tfpipe.records.samples import MAX_BITS, USUAL, Samples
 from tfpipe.records.schema import UNLABELLED, Record
@@ -35,7 +35,7 @@ _DEFAULTS = {"tile": 160, "per_class": 8, "max_classes": 50}
 class Sample(NamedTuple):
     """A record that was drawn: its row of the catalogue, and its place."""
 
-    row: Row
+    row: CatalogRow
     shard: Path
     offset: int
 
