@@ -88,8 +88,8 @@ def test_they_do_so_behind_the_decoder_and_with_halves(tmp_path):
     specification = describe(model)
     graph = half_precision.store_half(frozen_graph.freeze_images(model, specification))
     frozen = opened(frozen_graph.freeze_files(graph, specification), tmp_path / "bytes.pb")
-    answer = frozen_graph.trace(frozen_graph.as_answer(graph), signatures.image_spec(specification))
-    in_saved_model = tf.function(lambda files: signatures.answer_files(answer, specification, files))
+    answer = frozen_graph.trace(frozen_graph.as_function(graph), signatures.image_spec(specification))
+    in_saved_model = tf.function(lambda files: signatures.apply_to_files(answer, specification, files))
     for images in BOTH_SIDES:
         files, wanted = tf.constant([tf.io.encode_png(image).numpy() for image in images]), model.predict(images)
         np.testing.assert_array_equal(frozen(image_bytes=files)["probabilities"], wanted)
@@ -114,7 +114,7 @@ def test_an_empty_batch_has_no_answers(tmp_path):
     graph = frozen_graph.freeze_images(model, describe(model))
     found = opened(graph, tmp_path / "image.pb")(image=nothing)
     assert {name: values.shape for name, values in found.items()} == {"probabilities": (0, 3), "features": (0, 8)}
-    functions = signatures.make(signatures.ask(model), describe(model), has_features=True)
+    functions = signatures.make(signatures.model_function(model), describe(model), has_features=True)
     assert functions["image"](nothing)["classes"].shape == (0, 2)
 
 

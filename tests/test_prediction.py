@@ -572,7 +572,7 @@ def test_mistakes_are_found_before_the_model_is_asked(folder, tmp_path):
         (FileNotFoundError, "no folder .*nowhere", folder, tmp_path / "nowhere" / "out.csv", {}),
         (ValueError, "output must be a file", folder, tmp_path, {}),
         (ValueError, "-: output must be the name of a file: rows are not written to standard output", folder, "-", {}),
-        (ValueError, r"out\.json: lines of JSON are called \.jsonl: rename", folder, tmp_path / "out.json", {}),
+        (ValueError, r"out\.json: JSON lines have the extension \.jsonl: rename", folder, tmp_path / "out.json", {}),
         (ValueError, r"input must be paths \(got bytes\); bytes and arrays are for tfpipe\.load", make_image(1), out, {}),
         (ValueError, r"input must be paths \(got bytes\)", [folder, make_image(1)], out, {}),
         (ValueError, r"input must be paths \(got ndarray\)", np.zeros((2, 4, 4, 3), np.uint8), out, {}),

@@ -140,7 +140,7 @@ def test_other_work_begins_anew_and_says_so(tmp_path, caplog):
         with caplog.at_level("INFO", "tfpipe"):
             predict(model, inputs, output, **{**OPTIONS, **options})
         assert len(model.batches) == 2
-        assert f"begins anew: what was done before is of other {word}" in caplog.text
+        assert f"starts from scratch: the unfinished output is of other {word}" in caplog.text
 
     begins_anew("model", other)
     begins_anew("options", Mixing(), top_k=2)
@@ -154,7 +154,7 @@ def test_going_on_is_said(folder, tmp_path, caplog):
     stop(folder, tmp_path / "out.csv", 1)
     with caplog.at_level("INFO", "tfpipe"):
         run(Mixing(), folder, tmp_path / "out.csv")
-    assert "goes on after 4 of 17 images" in caplog.text
+    assert "resumes after 4 of 17 images" in caplog.text
 
 
 def test_stopped_while_what_is_done_is_read_nothing_is_lost(folder, tmp_path, expected, monkeypatch):

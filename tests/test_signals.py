@@ -130,7 +130,7 @@ from tfpipe import train
 from tfpipe.training import loop
 real = loop.Loop.train_step
 def step(self, *rest):
-    if (self.progress.epoch, self.progress.step) == (0, 5):
+    if (self.position.epoch, self.position.step) == (0, 5):
         os.kill(os.getpid(), signal.SIGTERM)
     return real(self, *rest)
 loop.Loop.train_step = step
@@ -182,7 +182,7 @@ def test_prediction_goes_on_to_the_same_bytes(shards, model, tmp_path):
     assert status == 143
     assert said.rstrip().endswith("stopped. The output is as it was before; give the same command again to go on.")
     assert [path.name for path in tmp_path.iterdir()] == [partial.name]
-    assert "goes on after" in run(stopped).stderr
+    assert "resumes after" in run(stopped).stderr
     run(whole)
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 

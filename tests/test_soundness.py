@@ -16,7 +16,7 @@ from tfpipe.exporting.exporter import _specify
 from tfpipe.models import explanation, predictions
 from tfpipe.models.predictions import Predictions, are_probabilities
 from tfpipe.networks import arithmetic
-from tfpipe.page.answers import Answers, Row, Upload
+from tfpipe.page.answers import Answers, FileResult, Upload
 
 pytestmark = pytest.mark.tf
 
@@ -135,7 +135,12 @@ def test_the_page_says_it_of_the_image_alone(spoiled, export, files):
         assert isinstance(said, RejectedImage)
         assert said.reason == "no_probabilities"
         rows = list(answers.rows(uploads))
-        assert [isinstance(row, Row) and row.problem[:32] for row in rows] == ["", "the model gives no probabilities", ""]
+        shown = [isinstance(row, FileResult) and row.problem[:32] for row in rows]
+        assert shown == [
+            "",
+            "the model gives no probabilities",
+            "",
+        ]
         assert [row.probabilities is None for row in rows] == [False, True, False]
         assert not isinstance(answers.answer(uploads[0].path), RejectedImage)
 
@@ -230,7 +235,7 @@ def test_the_rule_is_one_here_and_in_the_graph(spoiled, row, good, recwarn):
 
     values = np.array([row], np.float32)
     assert are_probabilities(values).tolist() == [good]
-    found = signatures._sound(_specify(spoiled, 2, 100), {"probabilities": tf.constant(values)})
+    found = signatures._with_classes(_specify(spoiled, 2, 100), {"probabilities": tf.constant(values)})
     assert found["valid"].numpy().tolist() == [good]
     assert (found["classes"].numpy() != b"").all() == good
     assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]

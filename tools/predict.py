@@ -112,10 +112,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _predict(inputs: list[str], output: str, file_format: str | None) -> Summary:
-    from tfpipe.prediction import preflight
+    from tfpipe.prediction import tables
 
     where: dict[str, Any] = {"split": _SPLIT.value, "columns": _COLUMNS.value, "format": file_format}
-    preflight.check_prediction(_MODEL.value, inputs, output, **where)
+    tables.check_prediction(_MODEL.value, inputs, output, **where)
     from tfpipe.prediction.prediction import predict  # takes seconds
 
     return predict(

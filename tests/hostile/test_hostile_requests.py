@@ -11,7 +11,7 @@ import pytest
 from conftest import make_image
 from evaluation_fixtures import make_classifier
 
-from tfpipe.prediction import preflight
+from tfpipe.page.preflight import check_page, host_names
 
 pytestmark = pytest.mark.tf
 
@@ -78,7 +78,7 @@ def status(given, host, origin=None):
 
     named = {"host": host, "origin": origin}
     headers = [(name.encode(), value.encode()) for name, value in named.items() if value is not None]
-    asyncio.run(_OwnPages(app, preflight.host_names(given))({"type": "http", "headers": headers}, None, send))
+    asyncio.run(_OwnPages(app, host_names(given))({"type": "http", "headers": headers}, None, send))
     return answers[0]
 
 
@@ -106,7 +106,7 @@ def test_a_name_of_this_machine_that_is_given_adds_nothing():
 )
 def test_what_is_no_name_of_a_host_is_said(given):
     with pytest.raises(ValueError, match="allowed_hosts must be names of hosts, each once, as"):
-        preflight.check_page("model", None, "train", 0, given)
+        check_page("model", None, "train", 0, given)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from tfpipe.common.text import exactly, format_bytes, html_table
 from tfpipe.exporting import half_precision, model_card, model_source, parity, reference_images, wrapping
 from tfpipe.exporting.formats import WRITERS, Work
 from tfpipe.exporting.parity import ExportedFile, Row
-from tfpipe.formats import onnx_files, preflight, specifications
+from tfpipe.formats import preflight, specifications
 from tfpipe.formats.preflight import EXTRA_NAME, SAVED_MODEL_NAME
 from tfpipe.formats.preflight import FORMATS as FORMATS
 from tfpipe.formats.specifications import Specification
@@ -167,7 +167,7 @@ def export(
     checkpoints = [] if checkpoint in preflight.CHECKPOINTS else [checkpoint]
     preflight.check_apart(target, [model, *checkpoints, data, *folders])
     if "onnx" in formats:
-        onnx_files.check_installed()
+        preflight.check_packages("ONNX files need", preflight.ONNX_PACKAGES, "onnx")
     if class_names is not None and data is not None:
         usual = dataclasses.asdict(Samples.of(manifest.load(data).options))
         given |= {name: given[name] or value for name, value in usual.items()}

@@ -20,7 +20,7 @@ import tensorflow as tf
 from tfpipe.common.errors import DataError, lines_of
 from tfpipe.exporting import half_precision
 from tfpipe.exporting.parity import ExportedFile
-from tfpipe.formats import frozen_graph, onnx_files, opening, preflight, signatures, tflite_files
+from tfpipe.formats import frozen_graph, onnx_files, preflight, signatures, tflite_files
 from tfpipe.formats.specifications import Specification
 from tfpipe.models import classifiers
 from tfpipe.models.classifiers import NamedModel
@@ -57,10 +57,10 @@ class Work:
 
 
 def _write_saved_model(work: Work) -> dict[str, ExportedFile]:
-    path, network = work.folder / opening.SAVED_MODEL_NAME, work.model.network
-    answer = signatures.ask(work.model)
+    path, network = work.folder / preflight.SAVED_MODEL_NAME, work.model.network
+    answer = signatures.model_function(work.model)
     if work.half:  # one function for all signatures, or each would have the weights of its own
-        answer = frozen_graph.trace(frozen_graph.as_answer(work.hidden), signatures.image_spec(work.specification))
+        answer = frozen_graph.trace(frozen_graph.as_function(work.hidden), signatures.image_spec(work.specification))
     functions = signatures.make(answer, work.specification, has_features=work.model.has_features)
     # Not Keras' ExportArchive, which stores every weight twice (3.15.1). With `half`, weights are
     # constants of the graph: a variable cannot be of 16 bits and computed with in 32.
@@ -69,7 +69,7 @@ def _write_saved_model(work: Work) -> dict[str, ExportedFile]:
     with onnx_files.quiet(*_LOGS):
         concrete = {name: function.get_concrete_function() for name, function in functions.items()}
         tf.saved_model.save(module, os.fspath(path), signatures=concrete)
-    return {opening.SAVED_MODEL_NAME: ExportedFile("saved_model", path)}
+    return {preflight.SAVED_MODEL_NAME: ExportedFile("saved_model", path)}
 
 
 def _write_frozen(work: Work) -> dict[str, ExportedFile]:

@@ -1,10 +1,4 @@
-"""A model that left its run: what a file of an export becomes when it is opened.
-
-    predictor = Artefact(specification, run)
-    predictor.predict(images)      # uint8 [B, H, W, 3] -> float32 [B, C]
-
-It is a `tfpipe.models.classifiers.Predictor`, as a run's classifier is.
-"""
+"""An opened file of an export, a `tfpipe.models.classifiers.Predictor` as a run's classifier is."""
 
 from __future__ import annotations
 
@@ -16,7 +10,7 @@ import numpy as np
 
 from tfpipe.formats.specifications import Specification
 from tfpipe.images.decoding import Resize
-from tfpipe.networks import arithmetic, memory
+from tfpipe.networks import arithmetic
 from tfpipe.records.samples import Samples
 
 Array = np.ndarray[Any, Any]
@@ -25,16 +19,16 @@ _OF_FILE = {"device": "CPU", "arithmetic": "that of the file"}  # of TFLite's an
 
 
 @dataclass(frozen=True)
-class Artefact:
-    """A model that was exported; a `Predictor`.
+class ExportedModel:
+    """A model from a file of an export.
 
     Attributes:
-        specification: what travelled with it.
+        specification: from the file.
         run: uint8 [B, H, W, 3] -> float32 [B, C].
-        form: kind of the file: forms of one model have one hash (but lossy ones), and differ in the
-            last digit.
-        products: dtypes in which its graph multiplies, see `arithmetic.products_of`; None where
-            TensorFlow does not compute.
+        form: kind of the file; files of one model have one hash (except lossy ones), and differ in
+            the last digit.
+        products: dtypes of the graph's products, see `arithmetic.products_of`; None without
+            TensorFlow.
     """
 
     specification: Specification
@@ -54,22 +48,22 @@ class Artefact:
 
     @property
     def resize(self) -> Resize:
-        """How images are brought to that size, see `tfpipe.dataset`."""
+        """How images are resized, see `tfpipe.dataset`."""
         return self.specification.resize
 
     @property
     def samples(self) -> Samples:
-        """What becomes of 16 bits and of alpha in a file."""
+        """How 16-bit and transparent PNG are converted."""
         return self.specification.samples
 
     @property
     def sha256(self) -> str:
-        """Hash of the model that was exported, see `Specification`."""
+        """Hash of the exported model, see `Specification`."""
         return self.specification.sha256
 
     @property
     def computation(self) -> dict[str, str]:
-        """The device and the arithmetic of `predict`."""
+        """Device and arithmetic of `predict`."""
         return _OF_FILE if self.products is None else arithmetic.describe(self.products)
 
     @arithmetic.exact()
@@ -77,12 +71,12 @@ class Artefact:
         """Returns probabilities, float32 [B, C], of uint8 images [B, H, W, 3].
 
         Raises:
-            ValueError: they are of another dtype or size.
-            MemoryError: they are too many at once.
+            ValueError: another dtype or size.
+            MemoryError: too many images at once.
         """
         array = np.asarray(images)
         if array.dtype != np.uint8 or array.shape[1:] != (*self.image_size, 3):
             wanted = ", ".join(map(str, ("B", *self.image_size, 3)))
             raise ValueError(f"images must be uint8 [{wanted}] (got {array.dtype} {list(array.shape)})")
-        with memory.needing(len(array)):
+        with arithmetic.within_memory(len(array)):
             return self.run(array)

@@ -1,10 +1,10 @@
-"""Frozen graphs: one `.pb` file with weights and all, which every version of TensorFlow can run without Python code.
+"""Frozen graphs: one `.pb` file with all weights, which every version of TensorFlow runs without Python code.
 
     images = freeze_images(model, specification)
     path.write_bytes(to_bytes(freeze_files(images, specification)))
     load_frozen(path)(image_bytes=[file])["probabilities"]
 
-Inputs and outputs are nodes with their names. Equal models give equal bytes.
+Inputs and outputs are nodes of these names. Equal models give equal bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from tfpipe.common import arguments, files
 from tfpipe.common.errors import DataError, lines_of
 from tfpipe.formats import operations, signatures, specifications
-from tfpipe.formats.signatures import Answer
+from tfpipe.formats.exported_model import Array, ExportedModel
+from tfpipe.formats.signatures import Function
 from tfpipe.formats.specifications import Specification
 from tfpipe.models import predictions
 from tfpipe.models.classifiers import NamedModel
@@ -30,7 +32,6 @@ from tfpipe.networks import arithmetic
 from tfpipe.records import checksums
 
 Graph = Any  # tf.compat.v1.GraphDef
-Array = np.ndarray[Any, Any]
 
 _SPECIFICATION = "specification"  # the node that carries it
 _MIN_WEIGHT_BYTES = 16
@@ -41,29 +42,24 @@ _CHECKSUM_ENTRY = b"\n\x4f\n\x47sha256_%b\x12\x04NoOp"
 def freeze_images(model: NamedModel, specification: Specification, *, to_convert: bool = False) -> Graph:
     """Returns a model as a graph without variables and functions: `image` -> `probabilities`, `features`.
 
-    Args:
-        model: to be frozen.
-        specification: of the model.
-        to_convert: for other programs' converters: they must see the weights, and TFLite cannot
-            hold what answers an empty batch (see `signatures.ask`). If not, TensorFlow computes
-            with it what the model computes, bit for bit.
+    With `to_convert`, the graph is for other programs' converters: weights are plain constants, and
+    empty batches are not supported. Without, TensorFlow computes the model's outputs bit for bit.
     """
-    answer, spec = signatures.ask(model, allow_empty=not to_convert), signatures.image_spec(specification)
-    concrete = tf.function(answer, input_signature=[spec], autograph=False).get_concrete_function()
-    frozen = convert_variables_to_constants_v2(concrete)
-    graph = _named(frozen, concrete, specification)
+    function, spec = signatures.model_function(model, allow_empty=not to_convert), signatures.image_spec(specification)
+    concrete = tf.function(function, input_signature=[spec], autograph=False).get_concrete_function()
+    graph = _named(convert_variables_to_constants_v2(concrete), concrete, specification)
     return graph if to_convert else _hide_weights(graph)
 
 
 def freeze_files(images: Graph, specification: Specification) -> Graph:
-    """Returns what `freeze_images` gave behind a decoder: `image_bytes` -> `signatures.answer_files`."""
-    answer = as_answer(images)
-    concrete = trace(lambda files: signatures.answer_files(answer, specification, files), signatures.bytes_spec())
+    """Returns the graph of `freeze_images` after a decoder: `image_bytes` -> `signatures.apply_to_files`."""
+    function = as_function(images)
+    concrete = trace(lambda files: signatures.apply_to_files(function, specification, files), signatures.bytes_spec())
     return _named(concrete, concrete, specification)
 
 
-def as_answer(images: Graph) -> Answer:
-    """Returns what `freeze_images` gave as a function, see `signatures.ask`."""
+def as_function(images: Graph) -> Function:
+    """Returns the graph of `freeze_images` as a function, see `signatures.model_function`."""
     names = [name for name in signatures.OUTPUTS if any(node.name == name for node in images.node)]
     tensors = [f"{name}:0" for name in names]
     return lambda image: dict(
@@ -71,18 +67,17 @@ def as_answer(images: Graph) -> Answer:
     )
 
 
-def trace(function: Answer, spec: tf.TensorSpec) -> Any:
-    """Returns a function of a graph, for one that holds a frozen graph.
+def trace(function: Function, spec: tf.TensorSpec) -> Any:
+    """Returns a concrete function of one that contains a frozen graph.
 
-    Not `tf.function`: it makes the outputs wait for all that has a state, the datasets of the
-    decoder and, in a model with a loop, operations inside the loop, for which nothing outside may
-    wait.
+    `tf.function` would make the outputs depend on all stateful operations: the datasets of the
+    decoder and, in a model with a loop, operations inside it, for which nothing outside may wait.
     """
     return tf.compat.v1.wrap_function(function, [spec])
 
 
 def _named(function: Any, traced: Any, specification: Specification) -> Graph:
-    """Returns a function's graph, its input and outputs called as when it was traced."""
+    """Returns a function's graph with the traced names of its input and outputs."""
     (source,) = function.inputs
     names = sorted(traced.structured_outputs)  # tf.nest flattens dictionaries in this order
     (spec,) = traced.structured_input_signature[0]
@@ -97,11 +92,10 @@ def _named(function: Any, traced: Any, specification: Specification) -> Graph:
 
 
 def _canonical(graph: Graph) -> Graph:
-    """Removes what depends on the session: numbers in names of nodes, functions and arguments.
+    """Removes the numbers in names of nodes, functions and arguments, which Keras and TensorFlow count through a session.
 
-    Keras and TensorFlow count these through a session. Functions are named by their content, as a
-    process has one library
-    for all graphs and refuses two functions with the same name.
+    Functions are named by their content: a process has one library for all graphs, without two
+    functions of one name.
     """
     _renumber_nodes(graph)
     library = {function.signature.name: function for function in graph.library.function}
@@ -134,7 +128,7 @@ def _canonical(graph: Graph) -> Graph:
 
 
 def _renumber_nodes(graph: Graph) -> None:
-    """Numbers what has a number in its name anew: Keras calls a network that is called again network_1, network_2."""
+    """Renumbers nodes: Keras names the second and third call of a network network_1 and network_2."""
     scopes: dict[tuple[str, str], str] = {}  # (new parent, old part) -> new part
     counts: dict[tuple[str, str], int] = {}
     names: dict[str, str] = {}
@@ -155,7 +149,7 @@ def _renumber_nodes(graph: Graph) -> None:
 
 
 def _rename_arguments(function: Any) -> None:
-    """Numbers a function's arguments: those of loops are called after the loop's number in the session."""
+    """Renumbers a function's arguments: names of a loop's arguments contain its number in the session."""
     order = {argument.name: f"argument_{index}" for index, argument in enumerate(function.signature.input_arg)}
     for argument in function.signature.input_arg:
         argument.name = order[argument.name]
@@ -174,12 +168,12 @@ def _references(node: Any) -> Iterator[Any]:
 
 
 def _node_of(source: str) -> str:
-    """Returns the node that an input comes from: "^a" and "a:1" are of "a"."""
+    """Returns the source node of an input: "a" of "^a" and "a:1"."""
     return source.removeprefix("^").split(":")[0]
 
 
 def _pruned(graph: Graph, needed: Sequence[str]) -> Graph:
-    """Returns the nodes that the needed ones are made of or wait for: a wait places a constant in its branch or loop."""
+    """Returns the needed nodes and their inputs, control inputs too: these place a constant in its branch or loop."""
     nodes = {node.name: node for node in graph.node}
     pending, kept = list(needed), set[str]()
     while pending:
@@ -193,11 +187,10 @@ def _pruned(graph: Graph, needed: Sequence[str]) -> Graph:
 
 
 def _hide_weights(graph: Graph) -> Graph:
-    """Returns the graph with its weights where TensorFlow's optimiser does not see that they are constant.
+    """Returns the graph with each weight after a PlaceholderWithDefault, which hides that it is constant.
 
-    It would fold them (a BatchNorm into the convolution before it, say) and prepare others for
-    oneDNN, which rounds differently than the model that was trained: up to 2e-6 in a probability.
-    So each weight passes a PlaceholderWithDefault, as a variable passes its read.
+    TensorFlow's optimiser would fold constants (a BatchNorm into the convolution before it, say) and
+    prepare others for oneDNN, which changes probabilities by up to 2e-6.
     """
     hidden = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
     for node in graph.node:
@@ -218,12 +211,12 @@ def _is_weight(node: Any) -> bool:
 
 
 class FrozenGraph:
-    """A frozen graph that can be called: `frozen([file, ...])` or `frozen(image_bytes=[file, ...])` returns arrays by name.
+    """A callable frozen graph: `frozen([file, ...])` or `frozen(image_bytes=[file, ...])` returns arrays by name.
 
     Attributes:
         specification: of the model.
         inputs: names of its inputs.
-        outputs: names of what it can be asked for.
+        outputs: names of its outputs.
         products: dtypes in which it multiplies, see `arithmetic.products_of`.
     """
 
@@ -251,13 +244,13 @@ class FrozenGraph:
         """Returns all outputs.
 
         Args:
-            *values: of the input, if it is not given by its name.
-            **inputs: `image_bytes`, string [B], or `image`, uint8 [B, H, W, 3]; see `inputs`.
+            *values: the input, by position.
+            **inputs: or by name: `image_bytes`, string [B], or `image`, uint8 [B, H, W, 3].
 
         Raises:
-            ValueError: an input has another name, type or shape.
-            DataError: of `image`: what the model says of an image is no probabilities. Of
-                `image_bytes`, it is not `valid`.
+            ValueError: an input of another name, type or shape.
+            DataError: the model gives no probabilities for an `image`; of `image_bytes`, it is not
+                `valid`.
         """
         if len(values) + len(inputs) != len(self.inputs) or not set(inputs) <= set(self.inputs[len(values) :]):
             got = ", ".join([*(f"number {place}" for place in range(1, len(values) + 1)), *inputs])
@@ -277,14 +270,14 @@ class FrozenGraph:
             raise ValueError(f"{name} must be the bytes of files, not their paths: open(path, 'rb').read()")
         tensor = tf.convert_to_tensor(value, expected.dtype if len(items) == 0 else None)
         if tensor.dtype != expected.dtype or not expected.shape.is_compatible_with(tensor.shape):
-            wanted, got = (f"{found.dtype.name} {found.shape}" for found in (expected, tensor))
+            wanted, got = (f"{each.dtype.name} {each.shape}" for each in (expected, tensor))
             raise ValueError(f"{name} must be {wanted}, with the batch first (got {got})")
         return tensor
 
     def classify(self, images: Any) -> Array:
         """Returns probabilities, float32 [B, C], of uint8 images [B, H, W, 3], also where the graph takes files."""
         feeds = {"image:0": images}
-        if "image" not in self.inputs:  # what comes out as pixels goes in at the same place
+        if "image" not in self.inputs:  # feed where the pixels come out
             feeds = {self._sources["pixels"]: images, self._sources["valid"]: np.ones(len(images), bool)}
         return self._run(feeds, ("probabilities",))[0]
 
@@ -297,14 +290,14 @@ class FrozenGraph:
 
 
 def _source(nodes: Mapping[str, Any], name: str) -> str:
-    """Returns the tensor that a node passes on."""
+    """Returns the tensor that a chain of Identity nodes passes on."""
     while nodes[_node_of(name)].op == "Identity":
-        name = nodes[_node_of(name)].input[0]  # behind it come those that it waits for
+        name = nodes[_node_of(name)].input[0]  # control inputs follow
     return name if ":" in name else f"{name}:0"
 
 
 def to_bytes(graph: Graph) -> bytes:
-    """Returns the content of a graph's file, ending with its checksum."""
+    """Returns the content of a graph's file, with its checksum at the end."""
     return checksums.append_entry(graph.SerializeToString(deterministic=True), _CHECKSUM_ENTRY)
 
 
@@ -314,11 +307,11 @@ def load_frozen(model: str | os.PathLike[str], *, trust: bool = False) -> Frozen
 
     Args:
         model: path of the file.
-        trust: open it also where it has operations that do more than compute, on files, say.
+        trust: open it also if it has operations that do more than compute, on files, say.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no graph, none of tfpipe, damaged, or not to be opened without `trust`.
+        DataError: not a graph of tfpipe, damaged, or not to be opened without `trust`.
     """
     (trust,) = arguments.check(trust=trust)
     path = arguments.path("model", model)
@@ -331,3 +324,9 @@ def load_frozen(model: str | os.PathLike[str], *, trust: bool = False) -> Frozen
         raise DataError("a damaged frozen graph: it is not what was written", path=path)
     operations.check_graph(graph, path, trust=trust)
     return FrozenGraph(graph, path)
+
+
+def open_frozen(path: Path, trust: bool) -> ExportedModel:
+    """Returns the model of a frozen graph, as `load_frozen`."""
+    graph = load_frozen(path, trust=trust)
+    return ExportedModel(graph.specification, graph.classify, products=graph.products)

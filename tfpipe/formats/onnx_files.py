@@ -1,10 +1,9 @@
-"""ONNX: a model for every other runtime, in one file; written here with tf2onnx, and run with onnxruntime.
+"""ONNX: a model for other runtimes, in one file; converted with tf2onnx and run with onnxruntime.
 
     path.write_bytes(convert(graph, specification))
     open_onnx(path).predict(images)      # uint8 [B, H, W, 3] -> float32 [B, C], any B
 
-Images go in as in TensorFlow, channels last. The packages are those of `pip install
-'tfpipe[onnx]'`.
+Images are channels last, as in TensorFlow. Needs `pip install 'tfpipe[onnx]'`.
 """
 
 from __future__ import annotations
@@ -17,27 +16,25 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfpipe.common import files
 from tfpipe.common.errors import DataError
 from tfpipe.common.workers import count_cores
 from tfpipe.formats import signatures, specifications
-from tfpipe.formats.exported_model import Artefact
+from tfpipe.formats.exported_model import Array, ExportedModel
 from tfpipe.formats.preflight import ONNX_PACKAGES
 from tfpipe.formats.specifications import Specification
 from tfpipe.records import checksums
 
 Graph = Any  # tf.compat.v1.GraphDef
-Array = np.ndarray[Any, Any]
 
-# What tf2onnx 1.17 takes unless told otherwise, and tests; onnxruntime reads it since 1.10 (2021).
-# It can write up to 18, with which the answers of all backbones are the same.
+# The default of tf2onnx 1.17, which it tests; onnxruntime reads it since 1.10 (2021). It can write up
+# to 18, with which the outputs of all backbones are the same.
 OPSET = 15
 BATCH_NAME = "batch"  # of the first dimension
 
-# How a tensor begins the path of a file that it is read from, in any form of protobuf's numbers.
+# A tensor stored in another file: the field of its path, in any encoding of protobuf's numbers.
 _ELSEWHERE = re.compile(rb"(\n|\x8a\x80*\x00)(\x08|\x88\x80*\x00)location")
 # Of protobuf: the last of the metadata, StringStringEntryProto(key="sha256", value=...).
 CHECKSUM_ENTRY = b"r\x4a\n\x06sha256\x12\x40%b"
@@ -58,12 +55,6 @@ def quiet(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def check_installed() -> None:
-    """Raises ImportError where a package of the extra is missing; it says which, and how to install it."""
-    for name in ONNX_PACKAGES:
-        _import(name)
-
-
 def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
@@ -80,14 +71,12 @@ def convert(graph: Graph, specification: Specification) -> bytes:
     Args:
         graph: `image`, uint8 [B, H, W, 3] -> `probabilities`, float32 [B, C], and perhaps
             `features`, float32 [B, D].
-        specification: of the model; it goes into the file's metadata, and its class names once more
-            as a list in JSON.
+        specification: written into the file's metadata, its class names also as a list in JSON.
 
     Raises:
         ImportError: a package of the extra is missing.
     """
-    check_installed()
-    onnx = _import("onnx")
+    onnx, *_ = map(_import, ONNX_PACKAGES)
     open_graph, halves = _take_out_halves(graph)
     model = _translate(open_graph, halves)
     _put_in(model.graph, halves)
@@ -102,7 +91,7 @@ def convert(graph: Graph, specification: Specification) -> bytes:
 
 
 def _take_out_halves(graph: Graph) -> tuple[Graph, dict[str, Array]]:
-    """Returns the graph with an input for each weight of float16, and the weights: constants would be expanded, and folded."""
+    """Replaces float16 weights by inputs and returns both: as constants, they would be expanded and folded."""
     halves, taken = {}, tf.compat.v1.GraphDef(versions=graph.versions)
     for node in graph.node:
         if node.op == "Const" and node.attr["dtype"].type == tf.float16.as_datatype_enum:
@@ -119,7 +108,7 @@ def _translate(graph: Graph, more_inputs: Iterable[str]) -> Any:
     found = {node.name for node in graph.node}
     outputs = [name for name in signatures.OUTPUTS if name in found]
     inputs = ["image", *more_inputs]
-    with quiet("tensorflow", "tf2onnx"):  # of its work, and TensorFlow of what it still uses
+    with quiet("tensorflow", "tf2onnx"):  # progress, and deprecations that it causes
         model, _ = tf2onnx.convert.from_graph_def(
             graph,
             name="classifier",
@@ -132,7 +121,7 @@ def _translate(graph: Graph, more_inputs: Iterable[str]) -> Any:
 
 
 def _put_in(graph: Any, weights: Mapping[str, Array]) -> None:
-    """Gives inputs their values for good."""
+    """Replaces inputs by constants."""
     onnx = _import("onnx")
     graph.initializer.extend(onnx.numpy_helper.from_array(values, name) for name, values in weights.items())
     inputs = [value for value in graph.input if value.name not in weights]
@@ -141,7 +130,7 @@ def _put_in(graph: Any, weights: Mapping[str, Array]) -> None:
 
 
 def _sort(graph: Any) -> None:
-    """Brings nodes and constants into the order in which the outputs need them: tf2onnx takes some from sets."""
+    """Sorts nodes and constants as the outputs need them: tf2onnx takes some from sets."""
     nodes = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     done: dict[str, None] = {}
@@ -153,13 +142,13 @@ def _sort(graph: Any) -> None:
         else:
             done[pending.pop()] = None
     for field, values in ((graph.node, nodes), (graph.initializer, constants)):
-        ordered = {id(values[name]): values[name] for name in done if name in values}  # once, whatever outputs a node has
+        ordered = {id(values[name]): values[name] for name in done if name in values}  # once per node
         del field[:]
         field.extend(ordered.values())
 
 
 def _number_names(graph: Any) -> None:
-    """Numbers what is inside: tf2onnx counts the names that it makes on from one model to the next."""
+    """Renumbers inner names, which tf2onnx counts across models."""
     kept = {value.name for value in (*graph.input, *graph.output)}
     names: dict[str, str] = {name: name for name in (*kept, "")}
     for tensor in graph.initializer:
@@ -169,15 +158,15 @@ def _number_names(graph: Any) -> None:
         for places in (node.input, node.output):
             for place, name in enumerate(places):
                 places[place] = names.setdefault(name, f"value_{len(names)}")
-    del graph.value_info[:]  # shapes of the inside, which every runtime finds out for itself
+    del graph.value_info[:]  # inner shapes, which every runtime infers
 
 
-def open_onnx(path: str | os.PathLike[str]) -> Artefact:
+def open_onnx(path: str | os.PathLike[str]) -> ExportedModel:
     """Returns the model of an ONNX file of an export.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no ONNX file, was cut or damaged, or is not from tfpipe.
+        DataError: not an ONNX file of tfpipe, or damaged.
         ImportError: onnxruntime is missing.
     """
     onnxruntime = _import("onnxruntime")
@@ -188,7 +177,7 @@ def open_onnx(path: str | os.PathLike[str]) -> Artefact:
     options.intra_op_num_threads = count_cores()  # its default counts those of the machine
     options.log_severity_level = 3  # errors
     try:
-        # Its fallback is the same provider once more, with words on the terminal.
+        # Its fallback is the same provider again, and prints.
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=False)
         facts = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # a class for each kind of damage, made in C++
@@ -197,9 +186,9 @@ def open_onnx(path: str | os.PathLike[str]) -> Artefact:
         raise DataError(f"an ONNX file without {_SPECIFICATION_KEY!r} in its metadata: not one that tfpipe exported", path=path)
     if not checksums.has_valid_entry(data, CHECKSUM_ENTRY):
         raise DataError("a damaged ONNX file: it is not what was written", path=path)
-    return Artefact(specifications.from_json(facts[_SPECIFICATION_KEY], path), lambda images: _run(session, images))
 
+    def run(images: Array) -> Array:
+        probabilities: Array = session.run(["probabilities"], {"image": images})[0]
+        return probabilities
 
-def _run(session: Any, images: Any) -> Array:
-    probabilities: Array = session.run(["probabilities"], {"image": np.asarray(images)})[0]
-    return probabilities
+    return ExportedModel(specifications.from_json(facts[_SPECIFICATION_KEY], path), run)

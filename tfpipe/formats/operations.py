@@ -1,10 +1,10 @@
-"""What a graph would do beside computing: a model is a program, and TensorFlow runs all of it.
+"""Checks that a graph only computes: a model is a program, and TensorFlow runs all of it.
 
     check_graph(graph_def, "frozen.pb", trust=False)          # raises for ReadFile
     check_saved_model(Path("export/saved_model"), trust=False)
 
-Known are operations that turn tensors into tensors. All others, of files, network and Python and
-those of extensions, are named and refused, unless the caller trusts whoever made the model.
+Allowed are operations from tensors to tensors. All others (files, network, Python, extensions) are
+named and refused, unless the caller trusts the author of the model.
 """
 
 from __future__ import annotations
@@ -46,22 +46,18 @@ _FILES = re.compile(r"saved_model\.pb|fingerprint\.pb|variables/variables\.(inde
 
 
 def check_graph(graph: Any, path: str | os.PathLike[str], *, trust: bool) -> None:
-    """Checks a GraphDef, its functions included.
-
-    Raises:
-        DataError: it has operations that do more than compute, and is not trusted; names them.
-    """
+    """Checks a GraphDef with its functions; raises DataError for operations that do more than compute, unless trusted."""
     check(_foreign(_operations([graph.node, *(function.node_def for function in graph.library.function)])), path, trust=trust)
 
 
 def check_saved_model(folder: Path, *, trust: bool) -> None:
     """Checks a SavedModel before TensorFlow opens it: its files by their hashes, its graph by its operations.
 
-    What is replaced between this and the opening is not seen.
+    A file that is replaced between the check and the opening is not noticed.
 
     Raises:
-        DataError: a file is not as it was listed; or, where it is not trusted: no list vouches for
-            it, it has more files than those of the list, or operations that do more than compute.
+        DataError: a file has changed; or, unless trusted: there is no list of hashes, or files that
+            are not in it, or operations that do more than compute.
     """
     folder = folder.absolute()
     lists = (place / checksums.FILE_NAME for place in (folder / EXTRA_NAME, folder.parent))
@@ -79,7 +75,7 @@ def check_saved_model(folder: Path, *, trust: bool) -> None:
 
 
 def _is_harmless(name: str) -> bool:
-    """True for what people add and TensorFlow does not open: what file managers leave, requests for TensorFlow Serving."""
+    """True for files that people add and TensorFlow ignores: of file managers, and requests for TensorFlow Serving."""
     return name == _WARM_UP or any(map(files.is_hidden, name.split("/")))
 
 
@@ -88,7 +84,7 @@ def _operations_of_saved_model(folder: Path) -> Iterator[str]:
     try:
         (content,) = saved_model_pb2.SavedModel.FromString(files.read_bytes(path)).meta_graphs
         if not content.HasField("object_graph_def"):
-            raise ValueError("it was made by TensorFlow 1")
+            raise ValueError("made by TensorFlow 1")
     except (DecodeError, ValueError) as error:
         raise DataError(f"no SavedModel with one graph, as TensorFlow 2 writes it: {error}", path=path) from None
     functions = {function.signature.name: function for function in content.graph_def.library.function}
@@ -138,7 +134,7 @@ def _known() -> frozenset[str]:
 
 
 def check(found: Sequence[str], path: str | os.PathLike[str], *, trust: bool) -> None:
-    """Raises DataError for names of operations that were found, unless they are trusted."""
+    """Raises DataError if such operations were found, unless trusted."""
     if found and not trust:
         raise DataError(f"its graph has {_named(found)}; {TRUST}", path=path)
     if found:

@@ -1,9 +1,7 @@
-"""What has to be known of a model to feed it and to read its answers.
+"""The specification of an exported model: how to feed it and read its outputs; JSON in every file of an export.
 
-    specification = Specification(("cat", "dog"), (224, 224), "stretch", "caffe", sha256)
-    from_json(specification.to_json(), path) == specification
-
-It travels as JSON inside every file of an export.
+specification = Specification(("cat", "dog"), (224, 224), "stretch", "caffe", sha256)
+from_json(specification.to_json(), path) == specification
 """
 
 from __future__ import annotations
@@ -30,20 +28,19 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Specification:
-    """How images are brought to a model, and what its answers mean.
+    """How images are prepared for a model, and the meaning of its outputs.
 
     Attributes:
         class_names: names of the columns of the probabilities.
         image_size: (height, width) of its input.
-        resize: how images are brought to that size, see `tfpipe.dataset`.
-        preprocessing: what the model itself does with the pixels first, one of
-            `tfpipe.networks.layers.PREPROCESSINGS`.
-        sha256: of the model that was exported, see `NamedModel.sha256`; of a lossy TFLite file,
-            which answers otherwise, one that was derived from it.
+        resize: how images are resized, see `tfpipe.dataset`.
+        preprocessing: inside the model, one of `tfpipe.networks.layers.PREPROCESSINGS`.
+        sha256: of the exported model, see `NamedModel.sha256`; of a lossy TFLite file, whose outputs
+            differ, one derived from it.
         top_k: columns of "classes" and "scores".
         max_pixels: height times width above which a file is not decoded.
         version: of tfpipe.
-        samples: what becomes of 16 bits and of alpha in a file.
+        samples: how 16-bit and transparent PNG are converted.
     """
 
     class_names: tuple[str, ...]
@@ -66,21 +63,13 @@ class Specification:
 
 
 def dump_json(value: Any, *, indent: int | None = None) -> str:
-    """Returns JSON that is UTF-8: of a file system's names, what is none is written as an escape, and so comes back."""
+    """Returns JSON in UTF-8; bytes of file names that are not UTF-8 are written as escapes."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, indent=indent)
     return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def from_json(text: str | bytes, path: str | os.PathLike[str]) -> Specification:
-    """Returns what `to_json` wrote.
-
-    Args:
-        text: the JSON.
-        path: where it was found, for errors.
-
-    Raises:
-        DataError: it is no specification.
-    """
+    """Returns the specification from its JSON; raises DataError, with the path, for anything else."""
     from tfpipe.images import decoding  # here: the names of files are known without TensorFlow
 
     try:

@@ -1,13 +1,12 @@
-"""What a TFLite file says of itself: TensorFlow Lite's own metadata, and ours, both inside the one file.
+"""Metadata inside a TFLite file: TensorFlow Lite's own, and our specification.
 
     whole = attach(model_bytes, specification)
-    specification = read(path)
+    specification = read(whole, path)
 
 By TensorFlow Lite's convention, metadata are a flatbuffer in the model's buffer TFLITE_METADATA,
-and the files it names are a zip archive appended to the model; MediaPipe and Android Studio read
-the labels from there. Beside labels.txt lies our specification; the archive's comment is the
-SHA-256 of the model before it. A signature names input and output.
-https://ai.google.dev/edge/litert/models/metadata
+which names files in a zip archive after the model; MediaPipe and Android Studio read the labels from
+there. Our specification lies beside labels.txt; the archive's comment is the SHA-256 of the model. A
+signature names input and output. https://ai.google.dev/edge/litert/models/metadata
 """
 
 from __future__ import annotations
@@ -37,16 +36,22 @@ _MIN_PARSER_VERSION = "1.0.0"
 # Numbers of metadata_schema.fbs. The package that has them in Python, tflite-support, needs a
 # protobuf that TensorFlow refuses.
 _IMAGE_PROPERTIES, _RGB, _TENSOR_AXIS_LABELS, _DESCRIPTIONS = 2, 1, 2, 1
+_OFFSET = "UOffsetTRelative"
+_Field = tuple[str, int] | None  # type and value
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # of zip; the time of writing would make equal models differ
 
 
 def attach(model: bytes, specification: Specification) -> bytes:
     """Returns a TFLite model of one input and one output with its names, labels and specification in it."""
     content = flatbuffer_utils.convert_bytearray_to_object(model)
-    content.signatureDefs = [_signature(content.subgraphs[0])]
-    content.metadata = [*(content.metadata or ()), _metadata_entry(len(content.buffers))]
-    content.buffers.append(schema.BufferT())
-    content.buffers[-1].data = list(_describe(specification))
+    graph = content.subgraphs[0]
+    inputs, outputs = (
+        [schema.TensorMapT(name=graph.tensors[index].name, tensorIndex=index) for index in indices]
+        for indices in (graph.inputs, graph.outputs)
+    )
+    content.signatureDefs = [schema.SignatureDefT(inputs, outputs, SIGNATURE.encode())]
+    content.metadata = [*(content.metadata or ()), schema.MetadataT(_BUFFER_NAME, len(content.buffers))]
+    content.buffers.append(schema.BufferT(data=list(_describe(specification))))
     return _append_files(
         flatbuffer_utils.convert_object_to_bytearray(content),
         {
@@ -54,26 +59,6 @@ def attach(model: bytes, specification: Specification) -> bytes:
             specifications.FILE_NAME: specification.to_json(),
         },
     )
-
-
-def _signature(graph: Any) -> Any:
-    signature = schema.SignatureDefT()
-    signature.signatureKey, signature.subgraphIndex = SIGNATURE.encode(), 0
-    signature.inputs = [_named(graph, index) for index in graph.inputs]
-    signature.outputs = [_named(graph, index) for index in graph.outputs]
-    return signature
-
-
-def _named(graph: Any, index: int) -> Any:
-    entry = schema.TensorMapT()
-    entry.name, entry.tensorIndex = graph.tensors[index].name, index
-    return entry
-
-
-def _metadata_entry(buffer_index: int) -> Any:
-    entry = schema.MetadataT()
-    entry.name, entry.buffer = _BUFFER_NAME, buffer_index
-    return entry
 
 
 def _append_files(model: bytes, files: dict[str, str]) -> bytes:
@@ -86,11 +71,7 @@ def _append_files(model: bytes, files: dict[str, str]) -> bytes:
 
 
 def read(data: bytes, path: str | os.PathLike[str]) -> Specification:
-    """Returns the specification in a TFLite file; the path is for errors.
-
-    Raises:
-        DataError: it is no TFLite file, has no specification, or was damaged.
-    """
+    """Returns the specification in a TFLite file; raises DataError for any other, and for a damaged one."""
     if data[4:8] != _MODEL_IDENTIFIER:
         raise DataError("no TFLite file: it does not begin as one", path=path)
     try:
@@ -112,45 +93,38 @@ def read(data: bytes, path: str | os.PathLike[str]) -> Specification:
 
 
 def _describe(specification: Specification) -> bytes:
-    """Returns the metadata of a classifier: an image goes in, a score for each line of the labels comes out."""
+    """Returns the metadata of a classifier: an image as input, a score for each line of the labels as output."""
     builder = flatbuffers.Builder()
     height, width = specification.image_size
     size = _table(builder, [("Uint32", width), ("Uint32", height)])
-    properties = _table(builder, [("Int8", _RGB), ("UOffsetTRelative", size)])
+    properties = _table(builder, [("Int8", _RGB), (_OFFSET, size)])
     levels = _table(builder, [("Int32", 0), ("Int32", 255)])
-    content = _table(builder, [("Uint8", _IMAGE_PROPERTIES), ("UOffsetTRelative", properties), ("UOffsetTRelative", levels)])
-    image = _tensor(builder, "image", f"RGB, 0..255, resized by {specification.resize}", content=content)
-    labels = _file(builder, specifications.LABELS_NAME, "names of the classes, in order", _TENSOR_AXIS_LABELS)
-    probabilities = _tensor(builder, "probabilities", "one for each class", files=[labels])
-    inputs, outputs = _offsets(builder, [image]), _offsets(builder, [probabilities])
-    graph = _table(builder, [None, None, ("UOffsetTRelative", inputs), ("UOffsetTRelative", outputs)])
-    ours = _file(builder, specifications.FILE_NAME, "how images are brought to the model", _DESCRIPTIONS)
-    return _finish(builder, graph, ours, specification)
-
-
-def _finish(builder: Any, graph: int, ours: int, specification: Specification) -> bytes:
+    content = _table(builder, [("Uint8", _IMAGE_PROPERTIES), (_OFFSET, properties), (_OFFSET, levels)])
+    image = _described(builder, "image", f"RGB, 0..255, resized by {specification.resize}", None, (_OFFSET, content))
+    labels = _described(builder, specifications.LABELS_NAME, "names of the classes, in order", ("Int8", _TENSOR_AXIS_LABELS))
+    probabilities = _described(builder, "probabilities", "one for each class", file=labels)
+    inputs, outputs = _vector(builder, image), _vector(builder, probabilities)
+    graph = _table(builder, [None, None, (_OFFSET, inputs), (_OFFSET, outputs)])
+    ours = _described(builder, specifications.FILE_NAME, "how images are brought to the model", ("Int8", _DESCRIPTIONS))
     texts = ("image classifier", f"model {specification.sha256}", specification.version)
-    named = [("UOffsetTRelative", builder.CreateString(text)) for text in texts]
-    graphs, files = _offsets(builder, [graph]), _offsets(builder, [ours])
+    named = [(_OFFSET, builder.CreateString(text)) for text in texts]
+    graphs, listed = _vector(builder, graph), _vector(builder, ours)
     parser = builder.CreateString(_MIN_PARSER_VERSION)
-    fields = [*named, ("UOffsetTRelative", graphs), None, None, ("UOffsetTRelative", files), ("UOffsetTRelative", parser)]
-    builder.Finish(_table(builder, fields), file_identifier=_METADATA_IDENTIFIER)
+    whole = _table(builder, [*named, (_OFFSET, graphs), None, None, (_OFFSET, listed), (_OFFSET, parser)])
+    builder.Finish(whole, file_identifier=_METADATA_IDENTIFIER)
     return bytes(builder.Output())
 
 
-def _tensor(builder: Any, name: str, description: str, *, content: int = 0, files: Sequence[int] = ()) -> int:
-    texts = [("UOffsetTRelative", builder.CreateString(text)) for text in (name, description)]
-    listed = ("UOffsetTRelative", _offsets(builder, files) if files else 0)
-    return _table(builder, [*texts, None, ("UOffsetTRelative", content), None, None, listed])
+def _described(builder: Any, name: str, description: str, *fields: _Field, file: int = 0) -> int:
+    """Writes a table that starts with a name and a description, of a tensor or a file."""
+    texts = [(_OFFSET, builder.CreateString(text)) for text in (name, description)]
+    if file:
+        fields = (None, None, None, None, (_OFFSET, _vector(builder, file)))
+    return _table(builder, [*texts, *fields])
 
 
-def _file(builder: Any, name: str, description: str, kind: int) -> int:
-    texts = [("UOffsetTRelative", builder.CreateString(text)) for text in (name, description)]
-    return _table(builder, [*texts, ("Int8", kind)])
-
-
-def _table(builder: Any, fields: Sequence[tuple[str, int] | None]) -> int:
-    """Writes a table of the fields in their order and returns its place; None and 0 are left out."""
+def _table(builder: Any, fields: Sequence[_Field]) -> int:
+    """Writes a table and returns its offset; None and 0 are left out."""
     builder.StartObject(len(fields))
     for slot, field in enumerate(fields):
         if field is not None:
@@ -160,9 +134,8 @@ def _table(builder: Any, fields: Sequence[tuple[str, int] | None]) -> int:
     return place
 
 
-def _offsets(builder: Any, places: Sequence[int]) -> int:
-    builder.StartVector(4, len(places), 4)
-    for place in reversed(places):
-        builder.PrependUOffsetTRelative(place)
+def _vector(builder: Any, offset: int) -> int:
+    builder.StartVector(4, 1, 4)
+    builder.PrependUOffsetTRelative(offset)
     vector: int = builder.EndVector()
     return vector

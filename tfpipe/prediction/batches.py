@@ -1,19 +1,18 @@
-"""The images of a listing on their way through a model, batch by batch, each with its probabilities or its problem.
+"""Batches of a listing's images through a model: for each image its probabilities, or why it has none.
 
-    for batch in ImageBatches(listing, predictor, batch_size=64).predict():
-        for index, answer in batch.rows: ...     # float32 [C], or a RejectedImage
+    for stop, outcomes in ImageStream(listing, predictor, batch_size=64).predict():
+        for index, outcome in outcomes.items(): ...     # float32 [C], or a RejectedImage
 
-A batch is of images that can be decoded: which these are decides what shares a batch with what.
-Begun anew after any batch, at the place where that one stopped, the others are the same, bit for
-bit.
+A batch holds images that can be decoded. Restarted where a batch stopped, the next ones are the same,
+bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -31,77 +30,75 @@ from tfpipe.pipeline import reading
 from tfpipe.records import schema
 
 Array = np.ndarray[Any, Any]
-Item = TypeVar("Item")
+Outcomes = dict[int, Array | RejectedImage]  # by the positions of images in the listing
 
 _READ_FILES = 8  # in one call into Python, which costs; not more, since photographs are large
 _THREADS = count_cores()
 _PREFETCHED = 2  # batches, so that none is waited for
 
 
-class Predicted(NamedTuple):
-    """What came of the images from where the batch before stopped to `stop`, by their places in the listing."""
-
-    stop: int
-    rows: list[tuple[int, Array | RejectedImage]]
-
-
-def look(image: Image, max_pixels: int) -> Encoded | RejectedImage:
-    """Returns the bytes of an image's file, or what can be said against it without decoding."""
+def read_image(image: Image, max_pixels: int) -> Encoded | RejectedImage:
+    """Returns the bytes of an image's file, or why they are bad, as far as its header shows."""
     if image.problem:
         return RejectedImage("unreadable", image.problem, path=image.shown)
     return image_files.read(image.path, max_pixels)
 
 
-class ImageBatches:
-    """The way from a listing through a model; see the module.
+class ImageStream:
+    """The images of a listing on their way through a model.
 
     Args:
         listing: what to predict.
         predictor: the model.
-        batch_size: images that it sees at once.
+        batch_size: images per call of the model.
         max_pixels: height times width above which a file is not decoded.
     """
 
     def __init__(
-        self,
-        listing: Listing,
-        predictor: Predictor,
-        batch_size: int,
-        max_pixels: int = headers.DEFAULT_MAX_PIXELS,
+        self, listing: Listing, predictor: Predictor, batch_size: int, max_pixels: int = headers.DEFAULT_MAX_PIXELS
     ) -> None:
         self._images, self._predictor = listing.images, predictor
         self._batch_size, self._max_pixels = batch_size, max_pixels
         self._reader = reading.RecordReader(*listing.data_set) if listing.data_set else None
-        self._problems: dict[int, RejectedImage] = {}  # of files that were read and not yet asked for
+        self._problems: dict[int, RejectedImage] = {}  # of files that were read ahead
 
-    def predict(self, start: int = 0) -> Generator[Predicted, None, None]:
-        """Yields batches until every image from `start` on had its row. The next is computed while one is dealt with.
+    def predict(self, start: int = 0) -> Generator[tuple[int, Outcomes], None, None]:
+        """Yields the end of each batch and the outcomes of all images up to it, from `start` on.
+
+        The next batch is computed in a thread while the caller deals with one.
 
         Raises:
-            DataError: the model's answers are no probabilities.
+            DataError: the model's outputs are not probabilities.
         """
-        with closing(_ahead(self._predict(start))) as batches:
-            yield from batches
+        with closing(self._predict(start)) as batches, ThreadPoolExecutor(1) as pool:
+            following = pool.submit(next, batches, None)
+            while (batch := following.result()) is not None:
+                following = pool.submit(next, batches, None)
+                yield batch
 
-    def _predict(self, start: int) -> Generator[Predicted, None, None]:
+    def _predict(self, start: int) -> Generator[tuple[int, Outcomes], None, None]:
         for batch in self._batches(start):
             indices = batch["index"].numpy().tolist()
             with arithmetic.exact():  # the model may be of another program
                 values = self._predictor.predict(batch["image"])
             predictions.check(values, [self._images[index].shown for index in indices], self._predictor)
-            answers = dict(zip(indices, values, strict=True))
-            rows = [
-                (index, answers[index] if index in answers else self._problem(index)) for index in range(start, indices[-1] + 1)
-            ]
-            start = indices[-1] + 1
-            yield Predicted(start, rows)
-        stop = len(self._images)
-        if start < stop:
-            yield Predicted(stop, [(index, self._problem(index)) for index in range(start, stop)])
+            found, stop = dict(zip(indices, values, strict=True)), indices[-1] + 1
+            yield stop, self._complete(found, range(start, stop))
+            start = stop
+        if start < len(self._images):
+            yield len(self._images), self._complete({}, range(start, len(self._images)))
+
+    def _complete(self, found: dict[int, Array], indices: range) -> Outcomes:
+        """Adds the rejections of the images that did not arrive: found while reading, or by a second attempt."""
+        outcomes: Outcomes = {}
+        for index in indices:
+            problem = None if index in found else self._problems.pop(index, None) or self._explain(index)
+            outcomes[index] = problem or found[index]
+        return outcomes
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]  # nothing to convert; looking takes long
     def _batches(self, start: int) -> tf.data.Dataset:
-        """Returns batches of "index" and "image". What cannot be decoded is missing: `predict` counts, and asks why."""
+        """Returns batches of "index" and "image", without images that cannot be decoded."""
         data = tf.data.Dataset.range(start, len(self._images))
         data = self._files(data) if self._reader is None else self._records(self._reader, data)
         data = data.unbatch()
@@ -117,7 +114,7 @@ class ImageBatches:
     def _files(self, indices: tf.data.Dataset) -> tf.data.Dataset:
         read_batch = reading.for_graphs(self._read_batch)
 
-        def read(batch: tf.Tensor, _owner: ImageBatches = self) -> dict[str, tf.Tensor]:
+        def read(batch: tf.Tensor, _owner: ImageStream = self) -> dict[str, tf.Tensor]:
             encoded, orientations = tf.numpy_function(read_batch, [batch], (tf.string, tf.int32), stateful=False)
             encoded, orientations = (tf.ensure_shape(tensor, batch.shape) for tensor in (encoded, orientations))
             return {"index": batch, "encoded": encoded, "orientation": orientations}
@@ -130,29 +127,30 @@ class ImageBatches:
             return np.empty(0, object), np.empty(0, np.int32)
         encoded, orientations = np.empty(len(indices), object), np.zeros(len(indices), np.int32)
         for place, index in enumerate(indices.tolist()):
-            found = look(self._images[index], self._max_pixels)
+            found = read_image(self._images[index], self._max_pixels)
             if isinstance(found, RejectedImage):
                 self._problems[index] = found
-                encoded[place] = b""  # which no decoder takes for an image
+                encoded[place] = b""  # which no decoder accepts
             else:
                 encoded[place], orientations[place] = found
         return encoded, orientations
 
     def _records(self, reader: reading.RecordReader, indices: tf.data.Dataset) -> tf.data.Dataset:
         positions = tf.constant([image.position for image in self._images], tf.int64)
+
+        def parse(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            features = decoding.parse_batch(batch["serialized"])
+            return {"index": batch["index"], "encoded": features[schema.ENCODED], "orientation": features[schema.ORIENTATION]}
+
         batches = indices.batch(reader.read_size)
         batches = batches.map(lambda batch: {"index": batch, "position": tf.gather(positions, batch)})
-        return reading.read_records(reader, batches, num_parallel_calls=_THREADS).map(_parse_records).ignore_errors()
+        return reading.read_records(reader, batches, num_parallel_calls=_THREADS).map(parse).ignore_errors()
 
     def _decode(self, row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         size, mode = self._predictor.image_size, self._predictor.resize
         samples = samples_of(self._predictor)
         image = decoding.decode_and_resize(row["encoded"], row["orientation"], size, mode, samples)
         return {"index": row["index"], "image": image}
-
-    def _problem(self, index: int) -> RejectedImage:
-        """Returns why an image did not arrive: what was said when it was read, or what a second attempt says."""
-        return self._problems.pop(index, None) or self._explain(index)
 
     def _explain(self, index: int) -> RejectedImage:
         image = self._images[index]
@@ -161,7 +159,7 @@ class ImageBatches:
                 features = decoding.parse_example(self._reader.read(image.position))
                 found: Encoded | RejectedImage = Encoded(features[schema.ENCODED], features[schema.ORIENTATION])
             else:
-                found = look(image, self._max_pixels)
+                found = read_image(image, self._max_pixels)
             if isinstance(found, RejectedImage):
                 return found
             self._decode({"index": tf.constant(index), "encoded": found.data, "orientation": found.orientation})
@@ -170,17 +168,3 @@ class ImageBatches:
         except tf.errors.OpError as error:
             return image_files.undecodable(decoding.plain_reason(error), image.shown)
         return RejectedImage("unreadable", "lost on the way; a second attempt read and decoded it", path=image.shown)
-
-
-def _parse_records(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    features = decoding.parse_batch(batch["serialized"])
-    return {"index": batch["index"], "encoded": features[schema.ENCODED], "orientation": features[schema.ORIENTATION]}
-
-
-def _ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """Yields items, and asks for the next one in a thread while the caller deals with one."""
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = pool.submit(next, items, None)
-            yield item

@@ -1,10 +1,10 @@
-"""`tfpipe.load()`: a trained model to ask from Python, whatever form it has.
+"""`tfpipe.load()`: a trained model to call from Python, whatever its format.
 
     model = load("runs/a")                                   # or export/saved_model, export/frozen_image.pb, ...
     for found in model.predict(["1.jpg", "2.png"]):
         print(found.class_name, found.score, found.reason)
 
-Pixels are those that evaluation sees: the same look at the header, orientation, decoder and resize.
+Images are checked, decoded, turned and resized as in evaluation.
 """
 
 from __future__ import annotations
@@ -41,18 +41,17 @@ _TEXTS = "OTU"  # kinds of dtype that keep text and bytes whole; S cuts off zero
 
 
 class Prediction(NamedTuple):
-    """What a model says of one image.
+    """A model's prediction for one image.
 
-    Of what is no image it says nothing: `class_name` is None, `score` 0, `top` empty, every
-    probability 0, and `reason` says why, a code and a sentence: "truncated: ...". Of an image,
-    `reason` is "".
+    Of a file that is not an image, `class_name` is None, `score` 0, `top` empty, every probability 0,
+    and `reason` is a code and a sentence: "truncated: ...". Of an image, `reason` is "".
 
     Attributes:
         class_name: the likeliest class.
         score: its probability.
         top: the likeliest classes with their probabilities, the likeliest first.
         probabilities: float32 [C], in the order of the model's class names.
-        reason: why there is no answer.
+        reason: why there is no prediction.
     """
 
     class_name: str | None
@@ -68,11 +67,10 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """A model to ask for images of any kind and size.
+    """A model that takes images of any kind and size.
 
     Attributes:
-        predictor: what answers for images of the right size, as `tfpipe.evaluate` and
-            `tfpipe.predict` take it.
+        predictor: takes images of the right size; for `tfpipe.evaluate` and `tfpipe.predict`.
         max_pixels: height times width above which a file is not decoded.
     """
 
@@ -90,36 +88,33 @@ class Model:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) that images are brought to."""
+        """(height, width) that images are resized to."""
         return self.predictor.image_size
 
     @property
     def resize(self) -> Resize:
-        """How they are brought to it, see `tfpipe.dataset`."""
+        """How they are resized, see `tfpipe.dataset`."""
         mode: Resize = self.predictor.resize
         return mode
 
     @property
     def samples(self) -> Samples:
-        """What becomes of 16 bits and of alpha in a file."""
+        """How 16-bit and transparent PNG are converted."""
         return samples_of(self.predictor)
 
     def predict(self, inputs: Input | Iterable[Input], *, top_k: int = TOP_K, batch_size: int = 64) -> list[Prediction]:
-        """Returns an answer for each input, in their order.
+        """Returns a prediction for each input, in their order; `reason` tells a missing or bad file.
 
         Args:
             inputs: paths of JPEG or PNG files, their bytes, files opened in binary mode, or images
-                as uint8 [H, W, 3], RGB, 0..255, of any size, alone or in any iterable; or one
-                array, uint8 [B, H, W, 3].
-            top_k: classes to name; never more than there are.
-            batch_size: images that the model sees at once. Probabilities depend on it by about
-                1e-6.
+                as uint8 [H, W, 3], RGB, 0..255, of any size, alone or in any iterable; or one array,
+                uint8 [B, H, W, 3].
+            top_k: number of classes to name, at most all.
+            batch_size: images per call of the model. Probabilities depend on it by about 1e-6.
 
         Raises:
-            ValueError: an argument is not what it should be. A file that is missing or no image is
-                none: its answer says so.
-            DataError: what the model says of an image is no probabilities, as NaN; names the
-                images.
+            ValueError: an invalid argument.
+            DataError: the model's outputs are not probabilities, but NaN, say; names the images.
         """
         top_k, batch_size = arguments.check(top_k=top_k, batch_size=batch_size)
         items = _listed(inputs)
@@ -128,28 +123,24 @@ class Model:
             for start in range(0, len(items), batch_size):
                 part = items[start : start + batch_size]
                 names = [item if isinstance(item, str) else f"input {index}" for index, item in enumerate(part, start)]
-                found += self._answer(list(pool.map(self._pixels, part)), names, top_k)
+                found += self._predict_batch(list(pool.map(self._pixels, part)), names, top_k)
         return found
 
-    def _answer(self, images: Sequence[Array | RejectedImage], names: Sequence[str], top_k: int) -> list[Prediction]:
+    def _predict_batch(self, images: Sequence[Array | RejectedImage], names: Sequence[str], top_k: int) -> list[Prediction]:
         good = {index: image for index, image in enumerate(images) if not isinstance(image, RejectedImage)}
         values = self.predictor.predict(np.stack([*good.values()])) if good else np.empty((0, 1))
         predictions.check(values, [names[index] for index in good], self.predictor)
-        answers = iter(values)
-        return [
-            self._refusal(image) if isinstance(image, RejectedImage) else self._prediction(next(answers), top_k)
-            for image in images
-        ]
+        predicted = iter(values)
+        return [self._prediction(image if isinstance(image, RejectedImage) else next(predicted), top_k) for image in images]
 
-    def _prediction(self, probabilities: Array, top_k: int) -> Prediction:
-        top = [(self.class_names[best], float(probabilities[best])) for best in best_of(probabilities, top_k)]
-        return Prediction(*top[0], top, probabilities)
-
-    def _refusal(self, problem: RejectedImage) -> Prediction:
-        return Prediction(None, 0.0, [], np.zeros(len(self.class_names), np.float32), problem.summary)
+    def _prediction(self, outcome: Array | RejectedImage, top_k: int) -> Prediction:
+        if isinstance(outcome, RejectedImage):
+            return Prediction(None, 0.0, [], np.zeros(len(self.class_names), np.float32), outcome.summary)
+        top = [(self.class_names[best], float(outcome[best])) for best in best_of(outcome, top_k)]
+        return Prediction(*top[0], top, outcome)
 
     def _pixels(self, item: _Item) -> Array | RejectedImage:
-        """Returns what the model sees, uint8 [H, W, 3] of its size, or why there is nothing to see."""
+        """Returns the model's input, uint8 [H, W, 3], or why there is none."""
         if isinstance(item, np.ndarray):
             resized: Array = self._resize(item).numpy()
             return resized
@@ -186,14 +177,14 @@ def load(model: str | os.PathLike[str], *, max_pixels: int = headers.DEFAULT_MAX
     Args:
         model: its path.
         max_pixels: height times width above which a file is not decoded.
-        trust: whoever made the model: open it also where it holds Python code, or operations that
-            do more than compute.
+        trust: trust its author: open it also if it holds Python code, or operations that do more
+            than compute.
 
     Raises:
-        ValueError: this is no path.
-        FileNotFoundError: there is none.
-        DataError: it cannot be read, is no model of tfpipe, is not what was written, or is not to
-            be opened without `trust`.
+        ValueError: not a path.
+        FileNotFoundError: there is no such model.
+        DataError: it cannot be read, is not a model of tfpipe, has changed since it was written, or
+            must not be opened without `trust`.
         ImportError: its format needs an extra that is not installed.
     """
     max_pixels, trust = arguments.check(max_pixels=max_pixels, trust=trust)

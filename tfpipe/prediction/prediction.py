@@ -1,4 +1,4 @@
-"""`tfpipe.predict()`: one row per image, whatever becomes of the image.
+"""`tfpipe.predict()`: a table with one row per image, good or bad.
 
     predict("runs/a", "photos/", "predictions.csv")                            # id,filename,reason,class_1,score_1,...
     predict("runs/a", "photos/", "predictions.jsonl")                          # an object per image
@@ -6,9 +6,9 @@
     predict("runs/a", "test1/", "submission.csv", columns="probability")       # id,label: 1,0.998712003
     predict("runs/a", "shards/", "table.csv", split="test1", columns="table")  # the columns of evaluate's predictions.csv
 
-Pixels are those that evaluation sees: the same decoder, orientation and resize. Which rows there
-are, and in which order, is known before the model runs, so rows are written as they come, memory
-does not grow with them, and a prediction that was stopped goes on at its next batch.
+Images are decoded and resized as in evaluation. The rows and their order are known before the model
+runs: rows are written as they come, memory does not grow with them, and a stopped prediction resumes
+at its next batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import logging
 import os
 import reprlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +36,8 @@ from tfpipe.images import headers
 from tfpipe.listing import selection
 from tfpipe.listing.selection import Listing
 from tfpipe.models.classifiers import Predictor
-from tfpipe.prediction import preflight, resumption, tables
-from tfpipe.prediction.batches import ImageBatches, Predicted, look
+from tfpipe.prediction import resumption, tables
+from tfpipe.prediction.batches import ImageStream, read_image
 from tfpipe.prediction.models import Model
 from tfpipe.prediction.resumption import Unfinished
 
@@ -47,16 +47,15 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Summary:
-    """What was written.
+    """Result of a prediction.
 
     Attributes:
         num_rows: of the output, one per image.
-        counts: images by predicted class, in the model's order.
-        mean_scores: of the images of each predicted class: how sure the model is; without those
-            that have none.
-        rejected: reason by image, for those whose row has no value.
-        rejected_path: where those are listed, None where there are none.
-        passed_over: names in folders and globs that were not taken for images.
+        counts: number of images by predicted class, in the model's order.
+        mean_scores: mean probability of each class that was predicted.
+        rejected: reason by image, for rows without a value.
+        rejected_path: the list of these images, None without any.
+        passed_over: names in folders and globs that do not look like images.
     """
 
     num_rows: int
@@ -97,53 +96,47 @@ def predict(
 ) -> Summary:
     """Writes one row per image, ordered by id (1, 2, 10), and replaces the output when all rows are there.
 
-    Stopped, by Ctrl-C, a full disk or kill -9, it goes on when it is called again with the same
-    arguments, and the output is the same, byte by byte. What is done until then lies in a hidden
-    file beside the output. With another model, other images or other arguments, it begins anew.
+    Stopped by Ctrl-C, a full disk or kill -9, it resumes when called again with the same arguments,
+    from a hidden file beside the output, which is the same byte by byte. With another model, other
+    images or other arguments, it starts from scratch.
 
-    An id is the path below what was given, without an image's extension; x.jpg beside x.png keep
-    theirs, where rows hold file names.
+    An id is the path below the given folder, without the extension of an image; x.jpg beside x.png
+    keep theirs, where rows hold file names.
 
     Args:
-        model: a run's folder, a .keras file of `tfpipe.train`, a file or folder of an export, or
-            what `tfpipe.load` returns.
+        model: a run's folder, a .keras file of `tfpipe.train`, a file or folder of an export, or a
+            model from `tfpipe.load`.
         input: files, folders (with all folders below), globs, CSV files with a column `path`
-            (relative to the CSV's folder) and, if you like, `id`, or "-": paths on standard input,
-            one a line or separated by NULs; or one data set.
+            (relative to the CSV's folder) and optionally `id`, or "-": paths on standard input, one a
+            line or separated by NULs; or one data set.
         output: the file to write.
-        split: of the data set; needed where it has several.
-        columns: "full": id, filename, reason (empty where there is nothing to say), class_1,
-            score_1, class_2, ..., then every probability. "label": id and predicted class. "index":
-            id and its number, 0-based. "probability": id and that of `positive_class`, or of every
-            class where there are more than two and none is named. "table": key, filename, label
-            (empty), predicted and every probability, as evaluation writes them. Probabilities have
-            9 significant digits.
+        split: of the data set; needed if it has several.
+        columns: "full": id, filename, reason (empty for a good image), class_1, score_1, class_2,
+            ..., then every probability. "label": id and predicted class. "index": id and its index,
+            0-based. "probability": id and that of `positive_class`, or of every class if there are
+            more than two and none is named. "table": key, filename, label (empty), predicted and
+            every probability, as in evaluation. Probabilities have 9 significant digits.
         format: "csv", or "jsonl" for an object per image: id, filename, class, score, top,
-            probabilities, reason. By default what the output's name ends with, else "csv".
-        top_k: how many classes "full" and "jsonl" name; by default 5, and never more than there
-            are.
-        positive_class: whose probability to write; of two classes the second if not given.
+            probabilities, reason. By default the extension of the output, else "csv".
+        top_k: number of classes named in "full" and "jsonl"; 5 by default, at most all.
+        positive_class: class of the probability; of two classes the second by default.
         id_column: header of the ids.
-        value_column: header of the one value beside them.
-        csv_safe: put an apostrophe before names of a CSV that a spreadsheet would compute, those
-            that begin with =, +, -, @ or a control character;
-            `tfpipe.common.tables.unescape_formula` removes it. columns="table" always does, as
-            evaluation.
+        value_column: header of the column of values.
+        csv_safe: put an apostrophe before names that a spreadsheet would compute, those that begin
+            with =, +, -, @ or a control character; `tfpipe.common.tables.unescape_formula` removes
+            it. Always on with columns="table", as in evaluation.
         on_error: "fail": bad images are named and nothing is written. "report": they have a row
             without a value, and are listed in OUTPUT.rejected.jsonl, without OUTPUT's ".csv" or
-            ".jsonl". By default "report" where the row says the reason, "fail" where it has no
-            place for it.
-        batch_size: images that the model sees at once. Probabilities depend on it by about 1e-6.
+            ".jsonl". By default "report" if rows hold the reason, else "fail".
+        batch_size: images per call of the model. Probabilities depend on it by about 1e-6.
         max_pixels: height times width above which an image is bad.
         progress: show a bar.
-        trust: whoever made the model, see `tfpipe.load`.
+        trust: trust the author of the model, see `tfpipe.load`.
 
     Raises:
-        ValueError: an argument is not what it should be, two images have the same id, an image has
-            two, or there are none.
+        ValueError: an invalid argument, two images with one id, an image with two, or no images.
         FileNotFoundError: there is no such model or input.
-        DataError: an image is bad; all that can be seen to be so without decoding them are named at
-            once.
+        DataError: an image is bad; all that are bad without decoding are named at once.
         BlockingIOError: another process is writing this output.
         OSError: the output cannot be written.
     """
@@ -159,64 +152,57 @@ def predict(
     (top_k,) = arguments.check_given(top_k=top_k)
     if on_error is not None:
         arguments.choice("on_error", on_error, ("fail", "report"))
-    path = preflight.check_output(arguments.path("output", output), model)
-    file_format = preflight.format_of(path) if format is None else format
+    path = tables.check_output(arguments.path("output", output), model)
+    file_format = tables.format_of(path) if format is None else format
     tables.check_options(file_format, columns)
-    # Whoever asks for ids alone would meet one that he does not know.
-    inputs = selection.given_paths(input)  # an iterator can be asked once
+    inputs = selection.given_paths(input)  # an iterator can be read only once
     listing = selection.list_images(inputs, split, tell_apart=columns not in tables.COMPETITION)
     _check_replaced(path, inputs, listing)
-    _say_passed_over(listing.passed_over)
+    _log_passed_over(listing.passed_over)
     predictor = _loaded(model, trust)
-    words = (positive_class, id_column, value_column, csv_safe)
-    form = tables.choose_form(file_format, columns, predictor.class_names, top_k, *words)
+    names = (positive_class, id_column, value_column, csv_safe)
+    form = tables.choose_form(file_format, columns, predictor.class_names, top_k, *names)
     if csv_safe and columns in tables.COMPETITION:
-        _say_escaped([*(image.id for image in listing.images), *predictor.class_names])
-    on_error = on_error or ("report" if form.reports else "fail")
-    # "scores": what parts hold, since others were without.
-    options = ["scores", file_format, columns, top_k, *words, on_error, batch_size, max_pixels, tfpipe.__version__]
+        _warn_about_escapes([*(image.id for image in listing.images), *predictor.class_names])
+    on_error = on_error or ("report" if form.has_reasons else "fail")
+    # "scores" tells these parts from those of versions that kept none.
+    options = ["scores", file_format, columns, top_k, *names, on_error, batch_size, max_pixels, tfpipe.__version__]
     purpose = {"model": _identity(model, predictor), "inputs": selection.hash_listing(listing), "options": repr(options)}
     with resumption.unfinished(path, purpose) as work:  # opened first: a folder that cannot be written to fails here
         if on_error == "fail" and not work.following:
-            _check_images(listing, max_pixels, progress)
-        batches = ImageBatches(listing, predictor, batch_size, max_pixels)
-        _predict_rest(work, batches, listing, form, fail=on_error == "fail", progress=progress)
+            _check_headers(listing, max_pixels, progress)
+        if work.following:
+            _log.info("resumes after %s of %s", f"{work.following:,}", plural(len(listing.images), "image"))
+        batches = ImageStream(listing, predictor, batch_size, max_pixels).predict(work.following)
+        bar = ProgressBar("predict", len(listing.images), initial=work.following, enabled=progress)
+        with bar, closing(batches):
+            for stop, outcomes in batches:
+                work.append(stop, _part(outcomes, listing, form, fail=on_error == "fail"))
+                bar.add(len(outcomes), 0)
         return _finish(work, path, listing, form, predictor.class_names)
 
 
-def _predict_rest(
-    work: Unfinished, batches: ImageBatches, listing: Listing, form: tables.Form, *, fail: bool, progress: bool
-) -> None:
-    """Adds a part for each batch that is not done."""
-    if work.following:
-        _log.info("goes on after %s of %s", f"{work.following:,}", plural(len(listing.images), "image"))
-    bar = ProgressBar("predict", len(listing.images), initial=work.following, enabled=progress)
-    with bar, closing(batches.predict(work.following)) as predicted:
-        for batch in predicted:
-            problems = [(index, answer) for index, answer in batch.rows if isinstance(answer, RejectedImage)]
-            if problems and fail:
-                raise problems[0][1]
-            work.append(batch.stop, _part(batch, listing, form, problems))
-            bar.add(len(batch.rows), 0)
-
-
-def _part(
-    batch: Predicted, listing: Listing, form: tables.Form, problems: Sequence[tuple[int, RejectedImage]]
-) -> dict[str, Any]:
-    rows = b"".join(form.row(listing.images[index], answer) for index, answer in batch.rows)
-    answers = [answer for _, answer in batch.rows if not isinstance(answer, RejectedImage)]
-    best = [[int(answer.argmax()), float(answer.max())] for answer in answers]
-    rejected = [[index, problem.reason, problem.message] for index, problem in problems]
+def _part(outcomes: Mapping[int, tables.Outcome], listing: Listing, form: tables.Form, *, fail: bool) -> dict[str, Any]:
+    """Returns the rows and statistics of a batch; raises the first rejection if `fail`."""
+    best, rejected = [], []
+    for index, outcome in outcomes.items():
+        if not isinstance(outcome, RejectedImage):
+            best.append([int(outcome.argmax()), float(outcome.max())])
+        elif fail:
+            raise outcome
+        else:
+            rejected.append([index, outcome.reason, outcome.message])
+    rows = b"".join(form.row(listing.images[index], outcome) for index, outcome in outcomes.items())
     return {"rows": rows.decode(), "best": best, "rejected": rejected}
 
 
 def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, class_names: Sequence[str]) -> Summary:
-    """Puts the output in place, and the list of bad images beside it."""
+    """Puts the output and the list of bad images in place."""
     best, sums = Counter[int](), Counter[int]()
     rejected: dict[selection.Image, RejectedImage] = {}
     clear_up(tables.rejected_path(path))  # which may not be written this time
     with written_atomically(path) as file:
-        file.write(form.header())
+        file.write(form.header)
         for part in work.parts():
             file.write(part["rows"].encode())
             for label, score in part["best"]:
@@ -241,9 +227,9 @@ def _loaded(model: Any, trust: bool) -> Predictor:
 
 
 def _identity(model: Any, predictor: Predictor) -> str:
-    """Returns a hash that is another one where probabilities may be others, be it in their last digit."""
+    """Returns a hash that changes wherever probabilities may change, if only in their last digit."""
     facts: list[object] = [type(predictor).__qualname__, getattr(predictor, "form", ""), predictor.sha256]
-    if isinstance(model, str | os.PathLike):  # every form of a model has the hash of the one that it was made from
+    if isinstance(model, str | os.PathLike):  # all files of an export have the hash of one model
         path = Path(model).resolve()
         graphs = sorted(path.rglob("*.pb")) if path.is_dir() else [path]
         facts += [(os.fspath(file), file.stat().st_size, file.stat().st_mtime_ns) for file in graphs]
@@ -258,37 +244,31 @@ def _check_replaced(path: Path, inputs: Sequence[str | os.PathLike[str]], listin
             raise ValueError(f"{path}: output must be another file than the inputs, of which this is one")
 
 
-def _say_passed_over(names: Sequence[str]) -> None:
+def _log_passed_over(names: Sequence[str]) -> None:
     if names:
         more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
         _log.info("passed over, by their names no images or walked already: %s%s", ", ".join(names[:_SHOWN]), more)
 
 
-def _say_escaped(names: Sequence[str]) -> None:
-    if escaped := [name for name in names if escape_formula(name) != name]:
+def _warn_about_escapes(names: Iterable[str]) -> None:
+    if name := next((name for name in names if escape_formula(name) != name), None):
         advice = "if these rows are for a program: csv_safe=False (--nocsv_safe)"
-        _log.warning(
-            "%r is written as %r, so that no spreadsheet computes it; %s", escaped[0], escape_formula(escaped[0]), advice
-        )
+        _log.warning("%r is written as %r, so that no spreadsheet computes it; %s", name, escape_formula(name), advice)
 
 
-def _check_images(listing: Listing, max_pixels: int, progress: bool) -> None:
-    """Raises DataError if a file is no image, as far as can be seen without decoding; names all. Records were looked at."""
+def _check_headers(listing: Listing, max_pixels: int, progress: bool) -> None:
+    """Raises DataError with all files that are bad without decoding; records were checked when they were packed."""
     if listing.data_set is not None:
         return
     problems = []
-    with ProgressBar("look at the headers", len(listing.images), enabled=progress) as bar:
+    with ProgressBar("check headers", len(listing.images), enabled=progress) as bar:
         for image in listing.images:
-            found = look(image, max_pixels)
+            found = read_image(image, max_pixels)
             problems += [found] if isinstance(found, RejectedImage) else []
             bar.add(1, 0 if isinstance(found, RejectedImage) else len(found.data))
     if problems:
-        raise _all_bad(problems)
-
-
-def _all_bad(problems: Sequence[RejectedImage]) -> DataError:
-    advice = "mend or remove them, choose with a glob ('test1/**/*.jpg'), or give them rows without a value (on_error=report)"
-    return DataError(
-        f"{plural(len(problems), 'input')} cannot be predicted; {advice}:" + "".join(f"\n  {problem}" for problem in problems),
-        problems=problems,
-    )
+        advice = (
+            "mend or remove them, choose with a glob ('test1/**/*.jpg'), or give them rows without a value (on_error=report)"
+        )
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise DataError(f"{plural(len(problems), 'input')} cannot be predicted; {advice}:{listed}", problems=problems)

@@ -1,14 +1,13 @@
-"""Request bodies and responses of TensorFlow Serving, over REST and gRPC, for the signatures of an export.
+"""Request bodies for TensorFlow Serving, over REST and gRPC, for the signatures of an export.
 
     body = rest_request(["1.jpg", "2.png"])         # curl -d @body.json http://localhost:8501/v1/models/pets:predict
-    for found in rest_response(answer):             # {"classes": ["cat", ...], "scores": [...], "valid": True, ...}
 
     channel = grpc.insecure_channel("localhost:8500")
-    ask = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
-    grpc_response(ask(grpc_request(["1.jpg", "2.png"], model_name="pets")))
+    predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+    response = PredictResponse.FromString(predict(grpc_request(["1.jpg", "2.png"], model_name="pets")))
 
-Both responses are the same. Bodies follow the documentation,
-https://www.tensorflow.org/tfx/serving/api_rest; the tests read them by it, without a server.
+Bodies follow https://www.tensorflow.org/tfx/serving/api_rest; the tests read them by it, without a
+server.
 """
 
 from __future__ import annotations
@@ -17,15 +16,13 @@ import base64
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 
 from tfpipe.common import arguments
-from tfpipe.common.errors import DataError
 from tfpipe.common.files import read_bytes
 
 Array = np.ndarray[Any, Any]
@@ -42,38 +39,22 @@ def rest_request(images: Iterable[Image], *, signature_name: str = _DEFAULT, for
 
     Args:
         images: paths or contents of files, or files opened in binary mode; for the signature
-            "image", arrays, uint8 [H, W, 3] of the model's size. JSON writes those as numbers, 12
-            times the size of a usual JPEG.
+            "image", arrays, uint8 [H, W, 3] of the model's size, as numbers in JSON: 12 times the
+            size of a usual JPEG.
         signature_name: of the export.
-        form: "row" is answered image by image, "columnar" output by output; `rest_response` reads
-            both.
+        form: "row" for a response image by image, "columnar" for one output by output.
 
     Raises:
-        ValueError: an argument is not what it should be.
+        ValueError: an invalid argument.
         FileNotFoundError: there is no such file.
     """
     arguments.choice("form", form, get_args(Form))
     name, values = _values(images, signature_name)
-    encoded = [value.tolist() if isinstance(value, np.ndarray) else _to_base64(value) for value in values]
+    encoded = [
+        value.tolist() if isinstance(value, np.ndarray) else {"b64": base64.b64encode(value).decode()} for value in values
+    ]
     content = {"instances": encoded} if form == "row" else {"inputs": {name: encoded}}
     return json.dumps({"signature_name": signature_name, **content}, separators=(",", ":"))
-
-
-def rest_response(body: str | bytes) -> list[Any]:
-    """Returns the outputs for each image by name, in the order of the request.
-
-    Raises:
-        DataError: the server answered with an error, or with something else.
-    """
-    try:
-        answer = json.loads(body)
-        if "error" in answer:
-            raise DataError(f"the server refused the request: {answer['error']}")
-        if "predictions" in answer:
-            return list(answer["predictions"])
-        return _rows(answer["outputs"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"not an answer of TensorFlow Serving ({type(error).__name__}: {error}): {body[:100]!r}") from None
 
 
 @arguments.renamed(pictures="images")
@@ -84,7 +65,7 @@ def grpc_request(
 
     Args:
         images: as for `rest_request`; arrays are sent as they are.
-        model_name: by which the server knows the model.
+        model_name: name of the model on the server.
         signature_name: of the export.
         version: of the model, default the latest.
 
@@ -103,22 +84,8 @@ def grpc_request(
     return serialized
 
 
-def grpc_response(body: bytes) -> list[Any]:
-    """Returns the same as `rest_response`, of a serialised PredictResponse.
-
-    Raises:
-        DataError: it is something else.
-        ImportError: the extra [serving] is not installed.
-    """
-    try:
-        outputs = _messages().PredictResponse.FromString(body).outputs
-        return _rows({name: _plain(tf.make_ndarray(tensor)) for name, tensor in outputs.items()})
-    except (ValueError, TypeError, DecodeError) as error:
-        raise DataError(f"not an answer of TensorFlow Serving: {error}") from None
-
-
 def _values(images: Iterable[Image], signature_name: str) -> tuple[str, list[Any]]:
-    """Returns the name of the signature's input, and a value for it of each image: bytes, or an array."""
+    """Returns the name of the signature's input and its values: bytes or arrays."""
     arguments.choice("signature_name", signature_name, _INPUTS)
     is_one = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(images, "read")
     if is_one or not isinstance(images, Iterable):
@@ -149,22 +116,6 @@ def _pixels(image: Image) -> Array:
         got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"the signature 'image' takes arrays, uint8 [H, W, 3] (got {got})")
     return image
-
-
-def _to_base64(data: bytes) -> dict[str, str]:
-    return {"b64": base64.b64encode(data).decode()}
-
-
-def _rows(outputs: Mapping[str, Sequence[Any]]) -> list[Any]:
-    return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]
-
-
-def _plain(values: Array) -> list[Any]:
-    """Returns what JSON would give: numbers, and strings as text."""
-    if values.dtype == object:
-        values = np.vectorize(lambda value: value.decode("utf-8", "surrogateescape"), otypes=[object])(values)
-    plain: list[Any] = values.tolist()
-    return plain
 
 
 def _messages() -> Any:

@@ -1,20 +1,22 @@
-"""What `predict` writes: rows of a CSV or lines of JSON, one per image, and the list of images that have no value.
+"""Output of `predict`: rows of a CSV or JSON lines, one per image, and the list of images without a value.
 
     form = choose_form("csv", "probability", ["cat", "dog"], positive_class="dog")
-    form.header()                 # id,label
-    form.row(image, answer)     # 17,0.998712003
+    form.header                 # id,label
+    form.row(image, outcome)    # 17,0.998712003
 
-Rows are bytes, UTF-8, and end with a line feed; cells are quoted where they must be. Numbers have
-nine significant digits, which name a float32 uniquely. Names that a spreadsheet would compute are
-escaped, see `escape_formula`.
+Rows are UTF-8 and end with a line feed. Probabilities have nine significant digits, which identify a
+float32. `check_prediction` finds wrong arguments without loading TensorFlow, which takes seconds.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -22,8 +24,12 @@ from tfpipe.common import arguments
 from tfpipe.common.errors import RejectedImage
 from tfpipe.common.files import written_atomically
 from tfpipe.common.tables import escape_formula
+from tfpipe.formats.preflight import find_model
+from tfpipe.formats.specifications import FILE_NAME
+from tfpipe.listing import selection
 from tfpipe.listing.selection import Image
 from tfpipe.models import predictions
+from tfpipe.records import manifest
 
 Columns = Literal["full", "label", "index", "probability", "table"]
 COLUMNS: tuple[str, ...] = get_args(Columns)
@@ -31,22 +37,25 @@ Format = Literal["csv", "jsonl"]
 FORMATS: tuple[str, ...] = get_args(Format)
 TOP_K = 5
 
-COMPETITION = ("label", "index", "probability")  # those that have a column of values to name, and no file names
+COMPETITION = ("label", "index", "probability")  # those with a named column of values and no file names
 
 Array = np.ndarray[Any, Any]
-Answer = Array | RejectedImage
+Outcome = Array | RejectedImage
 
 
-class Form(Protocol):
-    """How rows look. `reports` says whether a row has room for the reason why there is no value in it."""
+@dataclass(frozen=True)
+class Form:
+    """Layout of the output.
 
-    reports: bool
+    Attributes:
+        header: bytes before the rows.
+        row: makes the line of an image from its probabilities, float32 [C], or its rejection.
+        has_reasons: whether the row of a rejected image holds the reason.
+    """
 
-    def header(self) -> bytes:
-        """Returns what comes before the rows."""
-
-    def row(self, image: Image, answer: Answer) -> bytes:
-        """Returns the line of an image, whose answer is probabilities, float32 [C], or why there are none."""
+    header: bytes
+    row: Callable[[Image, Outcome], bytes]
+    has_reasons: bool = False
 
 
 def choose_form(
@@ -59,10 +68,10 @@ def choose_form(
     value_column: str = "label",
     csv_safe: bool = True,
 ) -> Form:
-    """Returns the form of the rows; arguments as in `tfpipe.prediction.prediction.predict`.
+    """Returns the layout for the arguments of `tfpipe.predict`.
 
     Raises:
-        ValueError: one of them is none of those there are, or has no place in this form.
+        ValueError: unknown values, or arguments that exclude each other.
     """
     check_options(file_format, columns)
     if positive_class is not None and (columns != "probability" or positive_class not in class_names):
@@ -73,150 +82,97 @@ def choose_form(
     if top_k is not None and columns != "full":
         raise ValueError(f"top_k must be given with columns=full only (got {top_k!r} with columns={columns})")
     top_k = min(top_k or TOP_K, len(class_names))
+    cell = escape_formula if csv_safe else str
     if file_format == "jsonl":
-        return _JsonLines(class_names, top_k, id_column)
+        if id_column != "id":
+            raise ValueError(f"id_column={id_column!r} is for CSV: JSON lines have id")
+        return _json_lines(class_names, top_k)
     if columns == "table":
-        return _EvaluationTable(class_names)
+        return _evaluation_table(class_names)
     if columns == "full":
-        return _FullTable(class_names, top_k, id_column, csv_safe)
-    return _CompetitionTable(columns, class_names, positive_class, id_column, value_column, csv_safe)
+        return _full_table(class_names, top_k, id_column, cell)
+    if columns == "probability" and positive_class is None and len(class_names) != 2:
+        return _competition_table([id_column, *class_names], _texts, cell)
+    if columns == "probability":
+        column = list(class_names).index(positive_class or class_names[-1])
+        return _competition_table([id_column, value_column], lambda values: _texts(values[[column]]), cell)
+    texts = [str(index) if columns == "index" else cell(name) for index, name in enumerate(class_names)]
+    return _competition_table([id_column, value_column], lambda values: [texts[values.argmax()]], cell)
 
 
 def check_options(file_format: str, columns: str) -> None:
-    """Raises ValueError unless there are such a format and such columns, and they go together."""
+    """Raises ValueError for an unknown format or columns, or a pair that does not exist."""
     arguments.choice("columns", columns, COLUMNS)
     arguments.choice("format", file_format, FORMATS)
     if file_format == "jsonl" and columns != "full":
-        raise ValueError(
-            f"columns={columns} is for CSV: lines of JSON have one form (format=csv, or another output than .jsonl)"
-        )
+        raise ValueError(f"columns={columns} is for CSV: JSON lines have one form (format=csv, or another output than .jsonl)")
 
 
-def _different(columns: list[str]) -> list[str]:
-    if len(set(columns)) < len(columns):
-        raise ValueError(f"two columns have the same name: {', '.join(columns)}; id_column and value_column rename them")
-    return columns
+def _full_table(class_names: Sequence[str], top_k: int, id_column: str, cell: Callable[[str], str]) -> Form:
+    top_columns = [f"{name}_{place}" for place in range(1, top_k + 1) for name in ("class", "score")]
+    columns = [id_column, "filename", "reason", *top_columns, *(predictions.PREFIX + name for name in class_names)]
 
-
-class _FullTable:
-    """Id, filename, reason, the best classes with their scores, and every probability."""
-
-    reports = True
-
-    def __init__(self, class_names: Sequence[str], top_k: int, id_column: str, csv_safe: bool) -> None:
-        self._class_names, self._top_k, self._cell = class_names, top_k, _escaping(csv_safe)
-        top = [f"{name}_{place}" for place in range(1, top_k + 1) for name in ("class", "score")]
-        self._columns = _different(
-            [id_column, "filename", "reason", *top, *(predictions.PREFIX + name for name in class_names)]
-        )
-
-    def header(self) -> bytes:
-        return _line(map(self._cell, self._columns))
-
-    def row(self, image: Image, answer: Answer) -> bytes:
-        names = [self._cell(image.id), self._cell(image.filename)]
-        if isinstance(answer, RejectedImage):
-            return _line([*names, answer.summary] + [""] * (len(self._columns) - 3))
-        values = _texts(answer)
-        top = [cell for best in best_of(answer, self._top_k) for cell in (self._cell(self._class_names[best]), values[best])]
+    def row(image: Image, outcome: Outcome) -> bytes:
+        names = [cell(image.id), cell(image.filename)]
+        if isinstance(outcome, RejectedImage):
+            return _line([*names, outcome.summary] + [""] * (len(columns) - 3))
+        values = _texts(outcome)
+        top = [text for index in best_of(outcome, top_k) for text in (cell(class_names[index]), values[index])]
         # Numbers need no quotes: joined, a thousand take less time than through the csv module.
         return _line([*names, "", *top]).removesuffix(b"\n") + f",{','.join(values)}\n".encode()
 
-
-class _CompetitionTable:
-    """Id and one value, or id and the probability of each class."""
-
-    reports = False
-
-    def __init__(
-        self,
-        columns: str,
-        class_names: Sequence[str],
-        positive_class: str | None,
-        id_column: str,
-        value_column: str,
-        csv_safe: bool,
-    ) -> None:
-        self._kind, self._class_names, self._cell = columns, list(class_names), _escaping(csv_safe)
-        if positive_class is None and len(class_names) == 2:
-            positive_class = class_names[1]
-        chosen = [] if positive_class is None else [self._class_names.index(positive_class)]
-        self._chosen = chosen or range(len(class_names))
-        several = columns == "probability" and not chosen
-        self._columns = _different([id_column, *(self._class_names if several else [value_column])])
-
-    def header(self) -> bytes:
-        return _line(map(self._cell, self._columns))
-
-    def row(self, image: Image, answer: Answer) -> bytes:
-        name = self._cell(image.id)
-        if isinstance(answer, RejectedImage):
-            return _line([name] + [""] * (len(self._columns) - 1))
-        return _line([name, *self._values(answer)])
-
-    def _values(self, probabilities: Array) -> list[str]:
-        if self._kind == "probability":
-            return _texts(probabilities[list(self._chosen)])
-        best = int(probabilities.argmax())
-        return [str(best) if self._kind == "index" else self._cell(self._class_names[best])]
+    return Form(_header(columns, cell), row, has_reasons=True)
 
 
-class _EvaluationTable:
-    """The columns of evaluation's predictions.csv."""
+def _competition_table(columns: list[str], values: Callable[[Array], list[str]], cell: Callable[[str], str]) -> Form:
+    def row(image: Image, outcome: Outcome) -> bytes:
+        rest = [""] * (len(columns) - 1) if isinstance(outcome, RejectedImage) else values(outcome)
+        return _line([cell(image.id), *rest])
 
-    reports = False
+    return Form(_header(columns, cell), row)
 
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self._class_names = class_names
 
-    def header(self) -> bytes:
-        return predictions.header(self._class_names)
+def _evaluation_table(class_names: Sequence[str]) -> Form:
+    """Returns the columns of evaluation's predictions.csv."""
 
-    def row(self, image: Image, answer: Answer) -> bytes:
-        if isinstance(answer, RejectedImage):
-            return _line([*map(escape_formula, (image.key, image.filename)), "", ""] + [""] * len(self._class_names))
+    def row(image: Image, outcome: Outcome) -> bytes:
+        if isinstance(outcome, RejectedImage):
+            return _line([*map(escape_formula, (image.key, image.filename)), "", ""] + [""] * len(class_names))
         names, unlabelled = ([image.key], [image.filename]), np.array([-1])
-        return predictions.rows(predictions.Predictions(*names, unlabelled, answer[np.newaxis], self._class_names))
+        return predictions.rows(predictions.Predictions(*names, unlabelled, outcome[np.newaxis], class_names))
+
+    return Form(predictions.header(class_names), row)
 
 
-class _JsonLines:
-    """An object for each image."""
-
-    reports = True
-
-    def __init__(self, class_names: Sequence[str], top_k: int, id_column: str) -> None:
-        if id_column != "id":
-            raise ValueError(f"id_column={id_column!r} is for CSV: lines of JSON say id")
-        self._class_names, self._top_k = class_names, top_k
-
-    def header(self) -> bytes:
-        return b""
-
-    def row(self, image: Image, answer: Answer) -> bytes:
+def _json_lines(class_names: Sequence[str], top_k: int) -> Form:
+    def row(image: Image, outcome: Outcome) -> bytes:
         content: dict[str, Any] = {"id": image.id, "filename": image.filename, "class": None, "score": None}
         content |= {"top": [], "probabilities": None, "reason": None}
-        if isinstance(answer, RejectedImage):
-            content["reason"] = {"code": answer.reason, "message": answer.message}
+        if isinstance(outcome, RejectedImage):
+            content["reason"] = {"code": outcome.reason, "message": outcome.message}
         else:
-            values = dict(zip(self._class_names, map(float, _texts(answer)), strict=True))
-            names = [self._class_names[best] for best in best_of(answer, self._top_k)]
-            content |= {"class": names[0], "score": values[names[0]], "probabilities": values}
-            content["top"] = [{"class": name, "score": values[name]} for name in names]
+            values = dict(zip(class_names, map(float, _texts(outcome)), strict=True))
+            top = [{"class": class_names[index], "score": values[class_names[index]]} for index in best_of(outcome, top_k)]
+            content |= {**top[0], "top": top, "probabilities": values}
         return _json_line(content)
+
+    return Form(b"", row, has_reasons=True)
 
 
 def best_of(probabilities: Array, count: int) -> list[int]:
-    """Returns the indices of the largest probabilities, the largest first; of equal ones the first."""
+    """Returns the indices of the largest probabilities, the largest first; among equals the first."""
     order: list[int] = np.argsort(-probabilities, kind="stable")[:count].tolist()
     return order
 
 
 def _texts(values: Array) -> list[str]:
-    return ("%.9g " * len(values) % tuple(values.tolist())).split()  # in half the time that one by one takes
+    return ("%.9g " * len(values) % tuple(values.tolist())).split()  # twice as fast as one by one
 
 
-def _escaping(csv_safe: bool) -> Callable[[str], str]:
-    return escape_formula if csv_safe else str
+def _header(columns: list[str], cell: Callable[[str], str]) -> bytes:
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"two columns have the same name: {', '.join(columns)}; id_column and value_column rename them")
+    return _line(map(cell, columns))
 
 
 def _line(values: Iterable[str]) -> bytes:
@@ -228,7 +184,7 @@ def _json_line(content: dict[str, Any]) -> bytes:
 
 
 def rejected_path(output: Path) -> Path:
-    """Returns where bad images are listed: "a.rejected.jsonl" for "a.csv", and for "a.jsonl" where that is not beside it."""
+    """Returns the path of the list of bad images: "a.rejected.jsonl" for "a.csv", and for "a.jsonl" unless "a.csv" exists."""
     name = output.name.removesuffix(".csv")
     if output.suffix == ".jsonl" and not output.with_suffix(".csv").exists():
         name = output.stem
@@ -236,7 +192,7 @@ def rejected_path(output: Path) -> Path:
 
 
 def write_rejected(output: Path, rejected: Iterable[tuple[Image, RejectedImage]]) -> Path | None:
-    """Writes the list of bad images beside the output and returns its path; without any, removes that of an output before."""
+    """Writes the list of bad images and returns its path; without any, deletes the list of a former output."""
     path, lines = rejected_path(output), list(rejected)
     if not lines:
         path.unlink(missing_ok=True)
@@ -245,4 +201,51 @@ def write_rejected(output: Path, rejected: Iterable[tuple[Image, RejectedImage]]
         for image, problem in lines:
             line = {"id": image.id, "key": image.key, "reason": problem.reason, "message": problem.message}
             file.write(_json_line(line))
+    return path
+
+
+def check_prediction(
+    model: str | os.PathLike[str],
+    inputs: Sequence[str],
+    output: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    columns: str = "full",
+    format: str | None = None,  # noqa: A002
+) -> None:
+    """Checks the arguments of a prediction.
+
+    Raises:
+        ValueError, FileNotFoundError, DataError, ImportError, OSError: as `tfpipe.predict`.
+    """
+    path = check_output(Path(output), model)
+    check_options(format or format_of(path), columns)
+    selection.check_given(inputs, split)
+    find_model(model)
+
+
+def format_of(path: Path) -> str:
+    """Returns the format for the extension of an output; raises ValueError for .json, which would be a single object."""
+    if path.suffix.lower() == ".json":
+        raise ValueError(f"{path}: JSON lines have the extension .jsonl: rename the output, or give format=jsonl or csv")
+    return "jsonl" if path.suffix.lower() == ".jsonl" else "csv"
+
+
+def check_output(path: Path, model: Any) -> Path:
+    """Returns the path of an output; raises ValueError or OSError where it must not or cannot be written."""
+    if path == Path("-"):
+        raise ValueError("-: output must be the name of a file: rows are not written to standard output")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: output must be a file (this is a folder or a device)")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent} to write to")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "the folder cannot be written to", os.fspath(path))
+    for name, owner in ((manifest.FILE_NAME, "data set"), (FILE_NAME, "export")):
+        if (path.parent / name).is_file():
+            raise ValueError(f"{path}: output must be outside of the {owner}'s folder {path.parent}")
+    if isinstance(model, str | os.PathLike):
+        real, own = path.resolve(), Path(model).resolve()
+        if real == own or (own.is_dir() and real.is_relative_to(own)):
+            raise ValueError(f"{path}: output must be another file than the model, and outside of its folder ({model})")
     return path
