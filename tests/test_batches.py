@@ -62,7 +62,6 @@ def assert_equal(found, expected):
 def test_images_and_features_come_in_the_same_order(make, options):
     images, features = make(**options)
     assert (images.num_steps, images.num_rows) == (features.num_steps, features.num_rows)
-    assert (images.is_cached, features.is_cached) == (False, True)
     epochs = NUM_VIEWS if options.get("augmented") else 3
     count = epochs * images.num_steps
     found, expected = first(features, count), first(images, count)
@@ -148,7 +147,7 @@ def test_validation_covers_each_image_once(make, options, batch_size):
     positions = kinds[0].val.positions
     inputs, targets, weights = (np.concatenate(parts) for parts in zip(*found[1], strict=True))
     np.testing.assert_array_equal(inputs, kinds[1].val_features.rows(positions))
-    np.testing.assert_array_equal(targets.argmax(axis=1), kinds[1]._val_loader.rows.reader.labels[positions])
+    np.testing.assert_array_equal(targets.argmax(axis=1), kinds[1].val.labels)
     assert len(weights) == len(positions)
     assert (weights == 1).all()
 

@@ -546,15 +546,13 @@ def test_the_command_shows_thresholds_with_all_digits(plain, tool):
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_report_is_asked_for_when_all_else_is_there(classifier, shards, tmp_path, monkeypatch):
+def test_the_report_is_written_last(classifier, shards, tmp_path, monkeypatch):
     calls = []
 
-    class Report:
-        @staticmethod
-        def write_report(folder, model, directory, split, *, near_duplicates, progress):
-            calls.append((folder, model, directory, split, (folder / "receipt.json").exists()))
+    def write_report(folder, model, directory, split, *, near_duplicates, progress):
+        calls.append((folder, model, directory, split, (folder / "receipt.json").exists()))
 
-    monkeypatch.setitem(sys.modules, "tfpipe.evaluation.html_report", Report)
+    monkeypatch.setattr("tfpipe.evaluation.html_report.write_report", write_report)
     run(classifier, shards, tmp_path, report=True)
     assert calls == [(tmp_path, classifier, shards, "test", True)]
 

@@ -124,10 +124,9 @@ MUTATIONS = [
         ),
         (
             "a file without an end is taken",
-            '            if found is None:\n                self._reject(\n                    "truncated",',
-            "            if found is None and self.num_scans:\n                return self._facts()\n"
-            "            if found is None:\n"
-            '                self._reject(\n                    "truncated",',
+            '            if found is None:\n                message = f"no end',
+            "            if found is None and self.num_scans:\n                return self._header()\n"
+            '            if found is None:\n                message = f"no end',
         ),
         (
             "scans that end too early pass",
@@ -253,8 +252,8 @@ MUTATIONS = [
         ),
         (
             "what is mixed depends on where a run began",
-            'return self._mixed(columns["row"], row, self.augmentation) if mixes else row',
-            'return self._mixed(columns["row"] - columns["start"], row, self.augmentation) if mixes else row',
+            'return self._mixed(columns["row"], row, self.imaging.augmentation) if mixes else row',
+            'return self._mixed(columns["row"] - columns["start"], row, self.imaging.augmentation) if mixes else row',
         ),
     ),
     *_of(
