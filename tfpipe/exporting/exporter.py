@@ -151,7 +151,7 @@ def export(
     arguments.callback("log", log)
     given: dict[str, Any] = {"preprocessing": preprocessing, "resize": resize, "outputs": outputs}
     given |= {"png16": png16, "background": background}
-    wrapping.check_words(given)
+    wrapping.check_options(**given)
     formats = preflight.check_formats([formats] if isinstance(formats, str) else formats)
     folders = [arguments.path("evaluation", path) for path in _listed(evaluation)]
     if data is not None:
