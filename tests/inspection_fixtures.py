@@ -11,7 +11,7 @@ from conftest import make_image, write
 import tfpipe
 from tfpipe.records import manifest as manifests
 from tfpipe.records import schema, tfrecord
-from tfpipe.records.catalog import Row
+from tfpipe.records.catalog import CatalogRow
 from tfpipe.records.manifest import CATALOG_NAME, index_file
 
 
@@ -43,9 +43,9 @@ def forge(directory, change):
     for position, record in enumerate(change(records_of(directory, shard))):
         frame = b"".join(tfrecord.frame(schema.encode(record)))
         index += f"{len(data)} {len(frame)}\n"
-        fields = {field: getattr(record, field) for field in Row._fields if hasattr(record, field)}
+        fields = {field: getattr(record, field) for field in CatalogRow._fields if hasattr(record, field)}
         crc = int.from_bytes(frame[-4:], "little")
-        rows.append(Row(split=name, shard=0, position=position, crc32c=crc, **fields))
+        rows.append(CatalogRow(split=name, shard=0, position=position, crc32c=crc, **fields))
         data += frame
     old = list(csv.reader((directory / CATALOG_NAME).read_text("utf-8").splitlines(keepends=True)))
     table = io.StringIO()

@@ -17,7 +17,7 @@ from transfer_fixtures import *  # noqa: F403 (fixtures)
 import tfpipe
 from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
-from tfpipe.models.images import Images, hold_out
+from tfpipe.models.split_images import SplitImages, hold_out
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.prediction.models import Model
 from tfpipe.records.catalog import read_catalog
@@ -309,7 +309,7 @@ def test_nothing_is_held_out_unasked(colours, colours_without_val, tmp_path):
     with pytest.raises(ValueError, match=r"val_fraction=0 holds nothing out, and .* no val split: .* give val_fraction=0\.1"):
         tfpipe.train(colours_without_val, tmp_path / "run", **small)
     assert not (tmp_path / "run" / "run.json").exists()
-    train = Images(colours, "train", (8, 8))
+    train = SplitImages(colours, "train", (8, 8))
     rest, held = hold_out(train, 0.01)  # one of each class, as it says
     assert (len(rest.positions), len(held.positions)) == (train.num_records - 3, 3)
 
@@ -351,59 +351,73 @@ def test_a_dataset_says_its_classes(colours):
     assert not hasattr(chosen.map(lambda image, label: (image, label)), "class_names")  # as the docstring says
 
 
-def test_what_is_returned_says_what_it_is_in_a_line(colours, tmp_path):
-    model, names = make_classifier(), tfpipe.load_manifest(colours).class_names
-    classifier = make_classifier(names)
-    evaluation = tfpipe.evaluate(classifier, colours, "test", tmp_path / "eval", report=False, progress=False)
-    part = tfpipe.evaluate(classifier, colours, "test", tmp_path / "part", shard=(0, 2), report=False, progress=False)
-    export = tfpipe.export(model, tmp_path / "export", formats="pb")
-    loaded = tfpipe.load(tmp_path / "export" / "frozen_image.pb")
-    answers = loaded.predict([np.zeros((8, 8, 3), np.uint8), tmp_path / "none.jpg"])
-    frozen = tfpipe.load_frozen(tmp_path / "export" / "frozen_image.pb")
-    summary = tfpipe.predict(classifier, colours, tmp_path / "table.csv", split="test", progress=False)
-    comparison = tfpipe.compare(tmp_path / "eval", tmp_path / "eval")
-    report = tfpipe.verify(colours, progress=False)
-    run = Run(tmp_path, "frozen", 0.5, [{"phase": "head", "val_accuracy": 0.5}], None, "0" * 64, 10**9)
-    for value, words in (
-        (comparison, ["Comparison(count=13", "difference=+0.0000, 95 % [", "p_value=1, same_data=True"]),
-        (report, ["Report(num_findings=0, num_records=66", "root_hash='"]),
-        (run, ["Run(", "val_accuracy=0.5000", "phases=[head 0.5000]"]),
-        (tfpipe.load_manifest(colours), ["Manifest('colours'", "'train': 41", "'test': 13", "'green'"]),
-        (evaluation, ["Evaluation(", "eval'", "split='test'", "records_seen=13", f"accuracy={evaluation.metrics['accuracy']}"]),
-        (part, ["Evaluation(", "missing_parts=1"]),
-        (export, ["Export(", "export'", "frozen_bytes.pb", "largest difference 0"]),
-        (loaded, ["Model(class_names=['cat'", "image_size=(8, 8)", "resize='stretch'"]),
-        (answers[0], [f"Prediction({answers[0].class_name!r}", "top=["]),
-        (answers[1], ["Prediction(None, 0.0, reason='unreadable"]),
-        (frozen, ["FrozenGraph(", "frozen_image.pb'", "image -> ", "probabilities"]),
-        (summary, ["Summary(num_rows=13", "0 rejected"]),
-    ):
-        text = repr(value)
-        assert "\n" not in text
-        assert len(text) < 300 + len(str(tmp_path))
-        for word in words:
-            assert word in text
-
-
-def test_what_is_returned_is_a_table_in_a_notebook(colours, tmp_path):
+@pytest.fixture(scope="module")
+def returned(colours, tmp_path_factory):
+    """What each function returns, by its name."""
+    folder = tmp_path_factory.mktemp("returned")
     classifier = make_classifier(tfpipe.load_manifest(colours).class_names)
-    evaluation = tfpipe.evaluate(classifier, colours, "test", tmp_path / "eval", report=False, progress=False)
     phase = {"phase": "<head>", "num_epochs": 1, "best_epoch": 1, "val_accuracy": 0.5, "val_loss": 1.0}
     phase |= {"num_trained": 1, "num_frozen": 2, "on": "features"}
-    report = dataclasses.replace(tfpipe.verify(colours, progress=False), findings=[DataError("bad", path="a", offset=7)])
-    for value, cells in (
-        (tfpipe.load_manifest(colours), ["green", "records", "41", "13"]),
-        (evaluation, ["accuracy", f"{evaluation.metrics['accuracy']:.4f}", "log_loss"]),
-        (tfpipe.compare(tmp_path / "eval", tmp_path / "eval"), ["A right", "B wrong"]),
-        (tfpipe.export(make_classifier(), tmp_path / "export", formats="pb"), ["frozen_image.pb", "labels.txt"]),
-        (tfpipe.predict(classifier, colours, tmp_path / "table.csv", split="test", progress=False), ["green", "mean score"]),
-        (report, ["a", "7", "bad"]),
-        (Run(tmp_path, "frozen", 0.5, [phase], None, "0" * 64, 10**9), ["&lt;head&gt;", "0.5000", "features"]),
-    ):
-        shown = value._repr_html_()
-        assert shown.startswith("<table>")
-        for cell in cells:
-            assert re.search(f"<t[dh]>{re.escape(cell)}</t[dh]>", shown)
+    evaluation = {"report": False, "progress": False}
+    found = {
+        "manifest": tfpipe.load_manifest(colours),
+        "verify": tfpipe.verify(colours, progress=False),
+        "run": Run(folder, "frozen", 0.5, [phase], None, "0" * 64, 10**9),
+        "evaluate": tfpipe.evaluate(classifier, colours, "test", folder / "eval", **evaluation),
+        "part": tfpipe.evaluate(classifier, colours, "test", folder / "part", shard=(0, 2), **evaluation),
+        "export": tfpipe.export(make_classifier(), folder / "export", formats="pb"),
+        "load": tfpipe.load(folder / "export" / "frozen_image.pb"),
+        "load_frozen": tfpipe.load_frozen(folder / "export" / "frozen_image.pb"),
+        "predict": tfpipe.predict(classifier, colours, folder / "table.csv", split="test", progress=False),
+        "compare": tfpipe.compare(folder / "eval", folder / "eval"),
+    }
+    good, bad = found["load"].predict([np.zeros((8, 8, 3), np.uint8), folder / "none.jpg"])
+    return {**found, "prediction": good, "rejected": bad}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("compare", ["Comparison(count=13", "difference=+0.0000, 95 % [", "p_value=1, same_data=True"]),
+        ("verify", ["Report(num_findings=0, num_records=66", "root_hash='"]),
+        ("run", ["Run(", "val_accuracy=0.5000", "phases=[<head> 0.5000]"]),
+        ("manifest", ["Manifest('colours'", "'train': 41", "'test': 13", "'green'"]),
+        ("evaluate", ["Evaluation(", "eval'", "split='test'", "records_seen=13", "accuracy=0."]),
+        ("part", ["Evaluation(", "missing_parts=1"]),
+        ("export", ["Export(", "export'", "frozen_bytes.pb", "largest difference 0"]),
+        ("load", ["Model(class_names=['cat'", "image_size=(8, 8)", "resize='stretch'"]),
+        ("prediction", ["Prediction('", "top=["]),
+        ("rejected", ["Prediction(None, 0.0, reason='unreadable"]),
+        ("load_frozen", ["FrozenGraph(", "frozen_image.pb'", "image -> ", "probabilities"]),
+        ("predict", ["Summary(num_rows=13", "0 rejected"]),
+    ],
+)
+def test_what_is_returned_has_a_repr_of_one_line(returned, name, words, tmp_path):
+    text = repr(returned[name])
+    assert "\n" not in text
+    assert len(text) < 300 + len(str(tmp_path))
+    assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [
+        ("manifest", ["green", "records", "41", "13"]),
+        ("evaluate", ["accuracy", "log_loss"]),
+        ("compare", ["A right", "B wrong"]),
+        ("export", ["frozen_image.pb", "labels.txt"]),
+        ("predict", ["green", "mean score"]),
+        ("verify", ["a", "7", "bad"]),
+        ("run", ["&lt;head&gt;", "0.5000", "features"]),
+    ],
+)
+def test_what_is_returned_is_a_table_in_a_notebook(returned, name, cells):
+    value = returned[name]
+    if name == "verify":
+        value = dataclasses.replace(value, findings=[DataError("bad", path="a", offset=7)])
+    shown = value._repr_html_()
+    assert shown.startswith("<table>")
+    assert [cell for cell in cells if not re.search(f"<t[dh]>{re.escape(cell)}</t[dh]>", shown)] == []
 
 
 def test_a_run_is_a_mapping_as_before(tmp_path):

@@ -300,10 +300,10 @@ def predicting(model, shards, folder):
 
 def extracting(model, shards, folder):
     from tfpipe.models import features
-    from tfpipe.models.images import Images
+    from tfpipe.models.split_images import SplitImages
 
     network, preprocessing = model.model.get_layer("frozen").network, model.model.get_layer("preprocessing")
-    split_images = Images(shards, "test", (8, 8))
+    split_images = SplitImages(shards, "test", (8, 8))
     rows = features.extract(folder, network, preprocessing, split_images, view=None, progress=False).rows(np.arange(9))
     images = features.sample(split_images, None)
     features.check_frozen(rows, images, lambda pixels: network(preprocessing(pixels), training=True))
@@ -484,14 +484,14 @@ def test_products_of_fewer_bits_are_refused_by_the_check_of_frozen_layers():
 @pytest.mark.tf
 def test_features_of_a_gpu_are_others_and_those_of_a_cpu_are_found_again(shards, monkeypatch):
     from tfpipe.models import features
-    from tfpipe.models.images import Images
+    from tfpipe.models.split_images import SplitImages
 
     classifier = make_classifier()
     network, preprocessing = classifier.model.get_layer("frozen").network, classifier.model.get_layer("preprocessing")
     found = []
     for device in ("CPU", "NVIDIA A", "NVIDIA B"):
         monkeypatch.setattr(arithmetic, "device", lambda device=device: device)
-        found.append(features.describe(network, preprocessing, Images(shards, "test", (8, 8)), None))
+        found.append(features.describe(network, preprocessing, SplitImages(shards, "test", (8, 8)), None))
     assert "device" not in found[0]  # as caches that were made before have it
     assert [one.get("device") for one in found[1:]] == ["NVIDIA A", "NVIDIA B"]
 

@@ -225,4 +225,4 @@ def test_names_that_no_font_has_are_escaped(data_set, tmp_path, caplog, monkeypa
     monkeypatch.setattr(fonts, "_NAMES", ())
     with caplog.at_level(logging.WARNING, "tfpipe"):
         drawn(data_set, tmp_path / "sheet.png", images=2)
-    assert "2 characters are in no font found here and drawn as escapes" in caplog.text
+    assert "2 characters in no font found here, drawn as escapes" in caplog.text

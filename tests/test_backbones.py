@@ -5,13 +5,13 @@ import sys
 import keras
 import numpy as np
 import pytest
-from test_cutting import randomised
+from test_submodels import randomised
 
 from tfpipe.common.errors import DataError
-from tfpipe.networks import architectures
-from tfpipe.networks.backbones import build, cut, cut_points, find_trainable, hash_network, names, native_size
+from tfpipe.networks.architectures import TABLE, native_size
+from tfpipe.networks.backbones import build, find_trainable
 from tfpipe.networks.layers import PREPROCESSINGS, Preprocessing
-from tfpipe.networks.submodels import find_layers
+from tfpipe.networks.submodels import cut, cut_points, find_layers, hash_network
 
 pytestmark = pytest.mark.tf
 
@@ -27,15 +27,15 @@ PREPROCESSED_BY = {
 
 
 def smallest(name):
-    size = architectures.TABLE[name].smallest
+    size = TABLE[name].smallest
     return size, size
 
 
 def test_the_table_is_what_the_issue_lists():
-    assert set(names()) == {*PREPROCESSED_BY, "lenet"}
+    assert set(TABLE) == {*PREPROCESSED_BY, "lenet"}
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", TABLE)
 def test_every_row_builds_and_can_be_cut(name):
     height, width = smallest(name)
     backbone = build(name, image_size=(height, width))
@@ -62,7 +62,7 @@ def test_every_row_builds_and_can_be_cut(name):
 def test_preprocessing_is_what_keras_applies(name):
     images = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3)).astype("uint8")
     expected = PREPROCESSED_BY[name].preprocess_input(images.astype("float32"))
-    ours = Preprocessing(architectures.TABLE[name].preprocessing)(images)
+    ours = Preprocessing(TABLE[name].preprocessing)(images)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
@@ -72,7 +72,7 @@ def test_efficientnet_rescales_by_itself():
     )
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", TABLE)
 def test_too_small_a_size_is_said_in_our_words(name):
     height, width = smallest(name)
     with pytest.raises(

@@ -8,7 +8,7 @@ import pytest
 from transfer_fixtures import CLASS_NAMES, IMAGE_SIZE, colours
 
 from tfpipe.models.features import extract
-from tfpipe.models.images import Images, hold_out
+from tfpipe.models.split_images import SplitImages, hold_out
 from tfpipe.networks.layers import Preprocessing
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.training.batches import FeatureBatches, ImageBatches
@@ -31,8 +31,8 @@ def make(colours, tmp_path_factory):
     def make(batch_size=8, *, held_out=False, augmented=False, **options):
         balanced, given = options.pop("balanced", False), {"reader": (0, 1), "equal": False, **options}
         augmentation = Augmentation(horizontal_flip=0.5) if augmented else Augmentation()
-        train = Images(colours, "train", IMAGE_SIZE, augmentation=augmentation, seed=4, balanced=balanced)
-        val = Images(colours, "val", IMAGE_SIZE, seed=4)
+        train = SplitImages(colours, "train", IMAGE_SIZE, augmentation=augmentation, seed=4, balanced=balanced)
+        val = SplitImages(colours, "val", IMAGE_SIZE, seed=4)
         if held_out:
             train, val = hold_out(train, 0.3)
         views = [
@@ -62,7 +62,6 @@ def assert_equal(found, expected):
 def test_images_and_features_come_in_the_same_order(make, options):
     images, features = make(**options)
     assert (images.num_steps, images.num_rows) == (features.num_steps, features.num_rows)
-    assert (images.is_cached, features.is_cached) == (False, True)
     epochs = NUM_VIEWS if options.get("augmented") else 3
     count = epochs * images.num_steps
     found, expected = first(features, count), first(images, count)
@@ -148,14 +147,14 @@ def test_validation_covers_each_image_once(make, options, batch_size):
     positions = kinds[0].val.positions
     inputs, targets, weights = (np.concatenate(parts) for parts in zip(*found[1], strict=True))
     np.testing.assert_array_equal(inputs, kinds[1].val_features.rows(positions))
-    np.testing.assert_array_equal(targets.argmax(axis=1), kinds[1]._val_loader.rows.reader.labels[positions])
+    np.testing.assert_array_equal(targets.argmax(axis=1), kinds[1].val.labels)
     assert len(weights) == len(positions)
     assert (weights == 1).all()
 
 
 def test_mixed_targets_come_through(colours):
-    train = Images(colours, "train", IMAGE_SIZE, augmentation=Augmentation(mixup=1.0))
-    batches = ImageBatches(train=train, val=Images(colours, "val", IMAGE_SIZE), batch_size=8, num_classes=NUM_CLASSES)
+    train = SplitImages(colours, "train", IMAGE_SIZE, augmentation=Augmentation(mixup=1.0))
+    batches = ImageBatches(train=train, val=SplitImages(colours, "val", IMAGE_SIZE), batch_size=8, num_classes=NUM_CLASSES)
     targets = np.concatenate([batch[1] for batch in first(batches, batches.num_steps)])
     assert targets.dtype == np.float32
     np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)

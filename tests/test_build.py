@@ -819,7 +819,7 @@ def test_what_is_warned_of(tmp_path, caplog):
     classes = ["caf\u00e9", "cafe\u0301", "png"]
     content = build(tmp_path / "in", tmp_path / "out", on_error="skip", class_names=classes)
     assert "look the same" in caplog.text
-    assert "1 file named .jpg is a PNG file and taken as such: " in caplog.text
+    assert "1 file named .jpg is a PNG file and packed as such: " in caplog.text
     assert "class 'lost' has no image left" in caplog.text
     assert (content.properties["png"], content.properties["png_named_jpeg"]) == (1, 1)
 

@@ -76,7 +76,7 @@ def test_more_or_fewer_rows_than_records(built):
     split = content.splits["train"]
     more = dataclasses.replace(split.shards[0], num_records=3)
     other = dataclasses.replace(content, splits={"train": dataclasses.replace(split, shards=(more, split.shards[1]))})
-    with pytest.raises(DataError, match="2 records, the manifest says 3"):
+    with pytest.raises(DataError, match="2 records, the manifest lists 3"):
         list(catalog.read_split(directory, other, "train"))
 
 

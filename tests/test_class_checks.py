@@ -34,7 +34,7 @@ def question(root, paths, layout="folders", *, guessed=True, class_names=None, t
 
 
 def refused(root, *arguments, **options):
-    with pytest.raises(ValueError, match=r"the classes are hardly what was meant; .* class_names:\n") as caught:
+    with pytest.raises(ValueError, match=r"the classes are probably not what was meant; .* class_names:\n") as caught:
         question(root, *arguments, **options)
     return str(caught.value).split("\n")[1:]
 

@@ -15,7 +15,7 @@ from test_layers import edit_config
 
 from tfpipe.common.errors import DataError
 from tfpipe.models import classifiers
-from tfpipe.networks import arithmetic, heads
+from tfpipe.networks import arithmetic, heads, layers
 from tfpipe.networks.backbones import build
 from tfpipe.networks.layers import Preprocessing, Trunk
 
@@ -78,7 +78,7 @@ def test_the_way_of_resizing_travels_with_it(tmp_path):
     head = heads.Head().layers(2, 0)
     for layer in head:
         values = layer(values)
-    model = keras.Model(images, heads.layers.Probabilities(("a", "b"), name="probabilities")(values))
+    model = keras.Model(images, layers.Probabilities(("a", "b"), name="probabilities")(values))
     model.save(tmp_path / "model.keras")
     assert classifiers.load(tmp_path).resize == "crop"
 
@@ -244,7 +244,7 @@ def other_models():
     yield keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     yield keras.Model(images, Preprocessing("unit", name="preprocessing")(images))
     values = keras.layers.GlobalAveragePooling2D()(Preprocessing("unit", name="preprocessing")(images))
-    yield keras.Model(images, heads.layers.Probabilities(CLASS_NAMES, name="probabilities")(values))
+    yield keras.Model(images, layers.Probabilities(CLASS_NAMES, name="probabilities")(values))
 
 
 @pytest.mark.parametrize("index", range(3))

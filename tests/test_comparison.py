@@ -131,7 +131,7 @@ def test_a_changed_catalogue_is_not_believed(photos, tmp_path):
     out = build(photos, tmp_path / "out")
     path = out / "catalog.csv"
     path.write_text(path.read_text("utf-8").replace("cat/1.jpg", "cat/9.jpg"), "utf-8")
-    with pytest.raises(DataError, match="not as the manifest says"):
+    with pytest.raises(DataError, match="not as listed in the manifest"):
         list(diff(out, photos))
 
 

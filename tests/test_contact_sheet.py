@@ -11,11 +11,10 @@ from PIL import Image, ImageFont, ImageOps
 
 import tfpipe
 from tfpipe.common.errors import DataError
-from tfpipe.images.pillow_decoding import as_read
 from tfpipe.records import manifest as manifests
 from tfpipe.records.samples import Samples
 from tfpipe.report import contact_sheet, fonts, sheets
-from tfpipe.report.contact_sheet import show
+from tfpipe.report.contact_sheet import as_read, show
 
 RED, BLUE = (230, 20, 20), (20, 20, 230)
 
@@ -220,17 +219,17 @@ def test_modes(tmp_path, mode):
         assert any(near(color, (156, 156, 156)) and count > 1000 for count, color in sheet.getcolors(1 << 20))
 
 
-def test_names_that_no_font_has_are_escaped_and_said(tmp_path, caplog, monkeypatch):
+def test_names_that_no_font_has_are_escaped_with_a_warning(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(fonts, "_NAMES", ())  # what is left is Pillow's own font, which has no Chinese
     out = build_tiny(tmp_path)
     with caplog.at_level(logging.WARNING, "tfpipe"):
         show(out, tmp_path / "sheet.png")
-    assert "2 characters are in no font found here and drawn as escapes" in caplog.text
+    assert "2 characters in no font found here, drawn as escapes" in caplog.text
     assert "can be given with --font (in Python font=), or installed: Debian calls it fonts-noto-cjk" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "tfpipe"):
         fonts.choose("小")
-    assert "1 character is in no font found here and drawn as an escape: 小; a font file that has it" in caplog.text
+    assert "1 character in no font found here, drawn as escapes: 小; a font file that has them" in caplog.text
     chosen = fonts.choose("小 cat")
     assert chosen.shown("小 cat\n") == "\\u5c0f cat\\n"
     assert fonts.choose("cat").missing == frozenset()
@@ -273,7 +272,7 @@ def test_many_classes_are_capped_and_the_header_says_so(tmp_path):
     tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", layout="folders", progress=False)
     manifest = manifests.load(tmp_path / "out")
     assert [group.label for group in contact_sheet._groups(tmp_path / "out", manifest, ["train"], 8, 3, 0)] == [0, 1, 2]
-    assert "the first 3 of 5 classes" in contact_sheet._header(manifest, ["train"], 8, 3, 0)[1]
+    assert "the first 3 of 5 classes" in contact_sheet._header(manifest, ["train"], 8, 3, 0)
 
 
 def test_real_photographs(test_data, tmp_path):

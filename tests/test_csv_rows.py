@@ -160,12 +160,12 @@ def photos_and_table(tmp_path):
 
 
 def test_all_bad_rows_are_named_at_once_with_line_and_remedy(photos_and_table, tmp_path):
-    with pytest.raises(DataError, match=r"^9 inputs cannot be taken; .*on_error=skip") as caught:
+    with pytest.raises(DataError, match=r"^9 inputs cannot be packed; .*on_error=skip") as caught:
         build(photos_and_table, tmp_path / "out")
     message = str(caught.value)
     for line, name in ((3, "1.jpg"), (5, "3.jpg"), (6, "4.jpg")):
         assert f"t.csv: line {line}: {name}: others of the table have a label, this one has none: fill it in" in message
-    assert "line 8: 5.jpg: given more than once, rows that say the same: remove all but one: line 7 of t.csv (cat), " in message
+    assert "line 8: 5.jpg: given more than once, rows that are equal: remove all but one: line 7 of t.csv (cat), " in message
     contradiction = "6.jpg: given more than once, rows that contradict each other, cat or dog: keep the right one: "
     assert f"line 9: {contradiction}line 9 of t.csv (cat), line 10 of t.csv (dog)" in message
     assert "line 11: the row has no path" in message

@@ -27,7 +27,7 @@ def test_an_error_of_several_files_has_one_of_each_in_a_field(tmp_path):
     good = write(tmp_path / "in/a/1.jpg", make_image(1))
     for name in ("2.jpg", "3.jpg"):
         write(tmp_path / "in/a" / name, b"no image")
-    with pytest.raises(tfpipe.DataError, match="2 inputs cannot be taken") as caught:
+    with pytest.raises(tfpipe.DataError, match="2 inputs cannot be packed") as caught:
         tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", progress=False, workers=1)
     assert caught.value.path is None
     assert [(type(each), each.path) for each in caught.value.problems] == [

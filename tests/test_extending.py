@@ -75,7 +75,7 @@ def test_more_epochs_are_those_of_a_run_that_was_asked_for_them(colours, tmp_pat
     run(colours, folder, long, log=lines.append)
     assert_equal(folder, finished(long))
     assert any(f"{name}={value} in place of" in lines[0] for name, value in more.items())
-    assert ("finetune: begins anew" in lines) == (case not in list(CASES)[:2] and case != "fine-tuning")
+    assert ("finetune: starts over" in lines) == (case not in list(CASES)[:2] and case != "fine-tuning")
     (entry,) = json.loads((folder / "run.json").read_text())["extended"]
     assert {name: entry[name] for name in more} == {name: [getattr(short, name), value] for name, value in more.items()}
     before = (folder / "log.jsonl").read_bytes()
@@ -147,7 +147,7 @@ def test_a_cosine_is_longer_only_if_that_is_asked_for(colours, tmp_path):
     long = dataclasses.replace(short, epochs=4)
     run(colours, folder, short)
     before = files_of(folder)
-    message = r"epochs=4 in place of 2: the learning rates of phase scratch so far would have been others.*extend.*from_run"
+    message = r"epochs=4 in place of 2: the learning rates of phase scratch so far would have differed.*extend.*from_run"
     with pytest.raises(ValueError, match=message):
         run(colours, folder, long)
     assert files_of(folder) == before
@@ -211,7 +211,7 @@ def test_epochs_of_a_head_that_has_none_leave_the_run_as_it_is(colours, tmp_path
     folder = tmp_path / "run"
     run(colours, folder, recipe)
     before = files_of(folder)
-    with pytest.raises(ValueError, match="holds a run with solver=regression, and these options ask for gradient"):
+    with pytest.raises(ValueError, match="holds a run with solver=regression, and these options need gradient"):
         run(colours, folder, dataclasses.replace(recipe, epochs=3))
     assert files_of(folder) == before
 
@@ -252,10 +252,10 @@ def test_what_began_with_trained_weights_never_ends_with_less(colours, tmp_path,
 
 
 @pytest.mark.parametrize("changes", [{"hidden": (9,)}, {"pooling": "max"}], ids=str)
-def test_another_head_begins_anew(colours, tmp_path, first, changes):
+def test_another_head_starts_over(colours, tmp_path, first, changes):
     lines = []
     run(colours, tmp_path / "run", dataclasses.replace(FULL, **changes), from_run=first, log=lines.append)
-    assert f"from {first}: the head begins anew: its layers are others" in lines
+    assert f"from {first}: the head starts over: its layers differ" in lines
     trunks = [classifiers.load(folder).model.get_layer("trunk").get_weights() for folder in (first, tmp_path / "run")]
     assert all(np.allclose(one, two, atol=1e-6) for one, two in zip(*trunks, strict=True))
 
@@ -271,7 +271,7 @@ def test_other_classes_have_another_head(tmp_path, first):
     inputs = {split: photos / split for split in ("train", "val")}
     tfpipe.build_tfrecords(inputs, tmp_path / "others", layout="folders", workers=1, progress=False)
     run(tmp_path / "others", tmp_path / "run", FULL, from_run=first / "model.keras", log=lines.append)
-    assert f"from {first / 'model.keras'}: the head begins anew: the classes are others" in lines
+    assert f"from {first / 'model.keras'}: the head starts over: the classes differ" in lines
 
 
 def test_a_run_from_another_goes_on_with_the_same_bits(colours, tmp_path, first, monkeypatch):
@@ -288,7 +288,7 @@ def test_a_run_from_another_goes_on_with_the_same_bits(colours, tmp_path, first,
     ("changes", "message"),
     [
         ({"mode": "scratch"}, r"from_run=.*run gives the weights to begin with, and mode=scratch makes all weights new"),
-        ({"weights": "none"}, r"from_run=.*run gives the weights to begin with, and weights=none are others"),
+        ({"weights": "none"}, r"from_run=.*run gives the weights to begin with, and weights=none differ"),
     ],
     ids=str,
 )

@@ -141,7 +141,7 @@ def test_damage_names_the_place_and_the_source_file_and_what_to_do(tmp_path):
     content = bytearray(shard.read_bytes())
     content[offset + 40] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(DataError, match="`verify` lists all damage, `salvage` rescues") as caught:
+    with pytest.raises(DataError, match="`tfpipe verify` lists all damage, `tfpipe salvage` rescues") as caught:
         extract(out, tmp_path / "back", progress=False)
     assert (caught.value.path, caught.value.offset) == (str(shard), offset)
     assert str(caught.value).startswith(f"{shard}: at byte {offset}: the record's data does not match its CRC")

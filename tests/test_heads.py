@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfpipe.networks import heads
-from tfpipe.networks.backbones import build, cut_points
-from tfpipe.networks.heads import Head, assemble, dtype_policy, truncate
+from tfpipe.networks.backbones import build, truncate
+from tfpipe.networks.heads import Head, assemble, dtype_policy
 from tfpipe.networks.layers import Preprocessing, Trunk
+from tfpipe.networks.submodels import cut_points
 
 pytestmark = pytest.mark.tf
 
@@ -167,7 +167,7 @@ def test_truncated_behind_a_block():
 
 def test_truncated_at_its_end_it_is_whole():
     backbone = build("custom_backbone:unnamed", image_size=(16, 16))
-    short = heads.truncate(backbone, list(backbone.blocks)[-1])
+    short = truncate(backbone, list(backbone.blocks)[-1])
     assert dict(short.blocks) == dict(backbone.blocks)
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype("float32")
     np.testing.assert_array_equal(short.network(images), backbone.network(images))

@@ -148,17 +148,17 @@ def test_metrics_on_the_page_come_from_the_file_and_are_not_measured_anew(hostil
 
 def test_near_duplicates_are_shown_counted_and_left_out(hostile):
     folder = hostile[0].parent
-    twins = json.loads((folder / report.NEAR_DUPLICATES_NAME).read_bytes())
-    assert sorted((pair["key"], pair["twin"]) for pair in twins["pairs"]) == [
+    duplicates = json.loads((folder / report.NEAR_DUPLICATES_NAME).read_bytes())
+    assert sorted((pair["key"], pair["twin"]) for pair in duplicates["pairs"]) == [
         ("test/1.jpg", "train/1.jpg"),
         ("test/4.jpg", "train/2.jpg"),
     ]
     table = report.predictions.read(folder)
     rest = [i for i, key in enumerate(table.keys) if key not in ("test/1.jpg", "test/4.jpg")]
-    assert twins["count_without"] == len(rest) == 10
-    assert twins["accuracy_without"] == np.mean(table.predicted[rest] == table.labels[rest])
+    assert duplicates["count_without"] == len(rest) == 10
+    assert duplicates["accuracy_without"] == np.mean(table.predicted[rest] == table.labels[rest])
     section = Page(hostile[0].read_text("utf-8")).section("Near-duplicates")
-    assert f"{twins['accuracy_without']:.2%}" in section
+    assert f"{duplicates['accuracy_without']:.2%}" in section
     assert "2 images of test have a near-duplicate in train, 2 of them byte for byte" in section
     result = Page(hostile[0].read_text("utf-8")).section("Result")
     assert "accuracy without near-duplicates in train, on 10 images left (2 removed)" in result
@@ -189,13 +189,13 @@ def test_of_a_model_with_no_more_than_probabilities_the_page_says_what_it_lacks(
     exported = types.SimpleNamespace(**{name: getattr(classifier, name) for name in names})
     page, whole = read_page(write_report(tmp_path, exported, data, "test", progress=False)), Page(path.read_text("utf-8"))
     assert not (tmp_path / report.NEAR_DUPLICATES_NAME).exists()
-    mistakes, twins = page.section("Worst mistakes"), page.section("Near-duplicates")
+    mistakes, duplicates = page.section("Worst mistakes"), page.section("Near-duplicates")
     assert "(Grad-CAM) is not shown: this model gives probabilities only" in mistakes
-    assert "Not searched for: this model gives probabilities only" in twins
+    assert "Not searched for: this model gives probabilities only" in duplicates
     same = [name for name in SECTIONS if name not in ("Result", "Worst mistakes", "Near-duplicates")]
     assert all(page.section(name) == whole.section(name) for name in same)
     wrong = len(worst_mistakes(report.predictions.read(tmp_path)))
-    assert page.counts["img"] == whole.counts["img"] - wrong - 2 * 2  # no heat, and no pairs of twins
+    assert page.counts["img"] == whole.counts["img"] - wrong - 2 * 2  # no heat, and no pairs of near-duplicates
     assert "Grad-CAM, Selvaraju" in whole.section("Worst mistakes")
 
 

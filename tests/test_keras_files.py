@@ -122,5 +122,5 @@ def test_the_reason_why_weights_are_refused_is_said(tmp_path, change, reason):
 
 @pytest.mark.parametrize("text", ["[]", "null", '"text"', json.dumps(LAYER)])
 def test_an_architecture_that_is_none_is_said(tmp_path, text):
-    with pytest.raises(DataError, match=r"a.keras: .* its member tfpipe.json is no model, but (list|NoneType|str|Dense)"):
+    with pytest.raises(DataError, match=r"a.keras: .* its member tfpipe.json is not a model but (list|NoneType|str|Dense)"):
         keras_files.load(rewritten(tmp_path / "a.keras", "tfpipe.json", text))

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from test_cutting import randomised
+from test_submodels import randomised
 
+from tfpipe.common.text import hash_names
 from tfpipe.networks.heads import dtype_policy
-from tfpipe.networks.layers import PREPROCESSINGS, Preprocessing, Probabilities, Trunk, hash_names
+from tfpipe.networks.layers import PREPROCESSINGS, Preprocessing, Probabilities, Trunk
 
 pytestmark = pytest.mark.tf
 

@@ -385,8 +385,8 @@ def test_a_wrong_argument_is_named_with_its_value(data_set: Path, options: dict,
 # Lifetime
 
 
-def test_fifty_datasets_leave_no_descriptor_open(data_set: Path):
-    for _ in range(50):
+def test_a_dozen_datasets_leave_no_descriptor_open(data_set: Path):
+    for _ in range(12):
         data = dataset(data_set, "test", image_size=SIZE, batch_size=8)
         assert len(list(data.take(1))) == 1
         assert open_descriptors(data_set) > 0

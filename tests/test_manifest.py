@@ -72,6 +72,22 @@ def test_a_changed_number_is_noticed_though_the_file_is_sound(saved):
         manifest.load(directory)
 
 
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_a_field_of_another_type_is_named_with_its_split(saved, name):
+    directory, _ = saved
+    path = directory / manifest.FILE_NAME
+    content = json.loads(path.read_text())
+    content["splits"][name]["shards"][0]["num_records"] = "1"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"Expected int, got str - at splits\.{name}\.shards\[0\]\.num_records$"):
+        manifest.load(directory)
+    content["splits"][name]["shards"][0]["num_records"] = 1
+    content["splits"][name]["class_counts"] |= {"b": 2, "c": None, "d": None, "e": 3}
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"at splits\.{name}\.class_counts\.c$"):
+        manifest.load(directory)
+
+
 def test_no_manifest_is_told_from_an_unfinished_build(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a tfpipe data set"):
         manifest.load(tmp_path)
@@ -89,13 +105,13 @@ def test_what_a_look_at_the_folder_shows(saved):
     (directory / "pets-test.tfrecord-00001-of-00002").write_bytes(b"")
     problems = [str(problem) for problem in manifest.file_problems(directory, content)]
     assert [text.split("tfrecord-")[1] for text in problems] == [
-        "00000-of-00002: cut: 2 bytes, the manifest says 3 (1 record)",
+        "00000-of-00002: cut: 2 bytes, the manifest lists 3 (1 record)",
         "00001-of-00002: missing: a shard of 1 record",
-        "00000-of-00001: longer than written: 2 bytes, the manifest says 1 (1 record)",
+        "00000-of-00001: longer than written: 2 bytes, the manifest lists 1 (1 record)",
         "00001-of-00002: a shard that the manifest does not list: move it away",
     ]
     assert len(manifest.file_problems(directory, content, ["test"])) == 2
-    with pytest.raises(DataError, match="4 shards are not as the manifest says"):
+    with pytest.raises(DataError, match="4 shards are not as listed in the manifest"):
         manifest.check_files(directory, content)
 
 
@@ -104,7 +120,7 @@ def test_hashes_of_catalogue_and_indexes(saved, name):
     directory, content = saved
     manifest.check_hashes(directory, content)
     (directory / name).write_bytes(b"other")
-    with pytest.raises(DataError, match=rf"{name}: not as the manifest says"):
+    with pytest.raises(DataError, match=rf"{name}: not as listed in the manifest"):
         manifest.check_hashes(directory, content)
     (directory / name).unlink()
     with pytest.raises(DataError, match=rf"{name}: missing"):

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from tfpipe.common.errors import DataError
+from tfpipe.common.text import hash_names
 from tfpipe.evaluation.mcnemar import Comparison, compare
 from tfpipe.models import predictions
-from tfpipe.networks.layers import hash_names
 
 pytestmark = pytest.mark.tf
 
@@ -24,7 +24,7 @@ def save(path, table):
 
 
 def two_columns(rights):
-    """A table of label 0 whose predictions are right or wrong as told."""
+    """A table of label 0 with predictions that are right or wrong."""
     return make_table([0] * len(rights), [[0.9, 0.1] if right else [0.2, 0.8] for right in rights], ["a", "b"])
 
 
@@ -93,20 +93,21 @@ def test_other_images_are_refused_by_name(tmp_path):
     table = two_columns([1] * 6)
     a = save(tmp_path / "a.csv", table)
     for keys, message in [
-        (["0", "1", "2", "3", "4", "x"], r"1 id only in \S*a\.csv \('5'\); 1 id only in \S*b\.csv \('x'\)"),
-        (["u", "v", "w", "x", "4", "5"], r"4 ids only in \S*a\.csv \('0', '1', '2', \.\.\.\); 4 ids only in \S*b\.csv"),
+        (["0", "1", "2", "3", "4", "x"], r"\S*a\.csv: 1 id only here: '5'; \S*b\.csv: 1 id only here: 'x'$"),
+        (["u", "v", "w", "x", "4", "5"], r"\S*a\.csv: 4 ids only here: '0', '1', '2', \.\.\.; \S*b\.csv: 4 ids"),
     ]:
         b = save(tmp_path / "b.csv", dataclasses.replace(table, keys=keys))
         with pytest.raises(DataError, match=message):
             compare(a, b)
     b = save(tmp_path / "b.csv", two_columns([1] * 5))
-    with pytest.raises(DataError, match=r"not the same images: 1 id only in \S*a\.csv \('5'\)$"):
+    with pytest.raises(DataError, match=r"not the same images: \S*a\.csv: 1 id only here: '5'$") as caught:
         compare(a, b)
+    assert [problem.path for problem in caught.value.problems] == [str(a)]
 
 
-def test_other_data_is_said_and_not_refused(tmp_path, caplog):
+def test_other_data_cause_a_warning(tmp_path, caplog):
     table = two_columns([1, 1, 0])
-    seen = {"records_seen": 3, "ids_sha256": predictions.hash_ids(table.keys)}
+    seen = {"records_seen": 3, "ids_sha256": hash_names(table.keys)}
     for name, root, split in [
         ("a", "1" * 64, "test"),
         ("b", "1" * 64, "test"),
@@ -131,8 +132,9 @@ def test_other_labels_are_refused_by_name(tmp_path):
     table = two_columns([1, 1, 1])
     a = save(tmp_path / "a.csv", table)
     b = save(tmp_path / "b.csv", dataclasses.replace(table, labels=np.array([0, 1, 0])))
-    with pytest.raises(DataError, match=r"1 image has another label .*'1': 'a', 'b'"):
+    with pytest.raises(DataError, match=r"^1 image has another label .*a\.csv: '1' is 'a'; .*b\.csv: '1' is 'b'$") as caught:
         compare(a, b)
+    assert [problem.path for problem in caught.value.problems] == [str(a), str(b)]
 
 
 @pytest.mark.parametrize("labels", [[], [0, -1]])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from tfpipe.common.errors import DataError
+from tfpipe.common.text import hash_names
 from tfpipe.evaluation import metrics
 from tfpipe.exporting import model_card
 from tfpipe.formats.specifications import Specification
@@ -81,7 +82,7 @@ def write_evaluation(folder, labels, predicted, *, class_names=HOSTILE, sha256=S
     table = predictions.read(folder / "predictions.csv")
     found = {**metrics.measure(table), "calibration": calibration}
     found["predictions_sha256"] = predictions.sha256_of(folder / "predictions.csv")
-    ids, names = predictions.hash_ids(table.keys), predictions.hash_ids(class_names)
+    ids, names = hash_names(table.keys), hash_names(class_names)
     receipt = {"split": "te_st", "records_seen": len(labels), "ids_sha256": ids, "class_names_sha256": names}
     receipt |= {"model_sha256": sha256, "data_root_hash": "d" * 64}
     written = {"metrics": found, "receipt": receipt} | ({"near_duplicates": pairs} if pairs else {})

@@ -38,7 +38,7 @@ def reencoded(image, quality):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_an_image_is_its_own_twin_reencoded_brighter_or_shifted(seed):
+def test_an_image_is_its_own_near_duplicate_reencoded_brighter_or_shifted(seed):
     image = textured(seed)
     wide = np.pad(image, ((4, 4), (4, 4), (0, 0)), mode="reflect")
     changed = {
@@ -52,7 +52,7 @@ def test_an_image_is_its_own_twin_reencoded_brighter_or_shifted(seed):
     assert {name: value for name, value in found.items() if value < near_duplicates.SIMILARITY} == {}
 
 
-def test_different_images_are_no_twins_and_neither_are_plain_ones():
+def test_different_images_are_not_near_duplicates_and_neither_are_plain_ones():
     values = [similarity(textured(a), textured(a + 100)) for a in range(30)]
     assert max(values) < 0.95
     grey = np.full((32, 32, 3), 128, np.uint8)
@@ -121,8 +121,8 @@ def test_nearly_all_pairs_of_different_images_are_settled_by_the_screen(tmp_path
         return align(cells, windows, near)
 
     monkeypatch.setattr(near_duplicates, "_align", counted)
-    twins = near_duplicates.find_near_duplicates(make_classifier(["cat", "dog"], side=48), data, "test", progress=False)
-    assert [(twin.key, twin.other) for twin in twins] == [("test/0.jpg", "train/39.jpg")]
+    pairs = near_duplicates.find_near_duplicates(make_classifier(["cat", "dog"], side=48), data, "test", progress=False)
+    assert [(pair.key, pair.other) for pair in pairs] == [("test/0.jpg", "train/39.jpg")]
     assert 1 <= sum(compared) <= 40 * 40 / 20
 
 
@@ -137,8 +137,8 @@ def test_similar_frames_need_bounded_memory(splits, monkeypatch):
     monkeypatch.setattr(near_duplicates, "COARSE", -2.0)
     sizes, refine = [], near_duplicates._refine
     monkeypatch.setattr(near_duplicates, "_refine", lambda cells, *rest: sizes.append(len(cells)) or refine(cells, *rest))
-    twins = near_duplicates.find_near_duplicates(make_classifier(["cat", "dog"], side=48), splits, "test", progress=False)
-    assert sorted(twin.key for twin in twins) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
+    pairs = near_duplicates.find_near_duplicates(make_classifier(["cat", "dog"], side=48), splits, "test", progress=False)
+    assert sorted(pair.key for pair in pairs) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
     assert max(sizes) == 3
 
 
@@ -146,7 +146,7 @@ def similar(image):
     return np.uint8(image * 0.88 + textured(52, len(image)) * 0.12)
 
 
-def test_similar_images_are_no_twins():
+def test_similar_images_are_not_near_duplicates():
     assert near_duplicates.COARSE < similarity(textured(3, 48), similar(textured(3, 48))) < near_duplicates.SIMILARITY
 
 
@@ -162,17 +162,17 @@ def splits(tmp_path_factory):
         "other": images,
     }
     return write_splits(
-        tmp_path_factory.mktemp("twins"), {split: [jpeg(image) for image in of] for split, of in images_of.items()}
+        tmp_path_factory.mktemp("near_duplicates"), {split: [jpeg(image) for image in of] for split, of in images_of.items()}
     )
 
 
 def test_find_near_duplicates(splits):
     classifier = make_classifier(["cat", "dog"], side=48)
-    twins = near_duplicates.find_near_duplicates(classifier, splits, "test", batch_size=4, progress=False)
+    pairs = near_duplicates.find_near_duplicates(classifier, splits, "test", batch_size=4, progress=False)
     order = [row.key for row in read_catalog(splits, split="test")]
-    assert [order.index(twin.key) for twin in twins] == sorted(order.index(twin.key) for twin in twins)
-    found = {twin.key: twin for twin in twins}
-    assert sorted((key, twin.other, twin.split, twin.identical) for key, twin in found.items()) == [
+    assert [order.index(pair.key) for pair in pairs] == sorted(order.index(pair.key) for pair in pairs)
+    found = {pair.key: pair for pair in pairs}
+    assert sorted((key, pair.other, pair.split, pair.identical) for key, pair in found.items()) == [
         ("test/0.jpg", "val/1.jpg", "val", True),
         ("test/1.jpg", "train/1.jpg", "train", False),
         ("test/2.jpg", "train/3.jpg", "train", False),
@@ -180,13 +180,13 @@ def test_find_near_duplicates(splits):
     assert found["test/0.jpg"].similarity == 1
     assert near_duplicates.SIMILARITY <= found["test/1.jpg"].similarity <= 1
     again = near_duplicates.find_near_duplicates(classifier, splits, "test", batch_size=64, progress=False)
-    assert [(twin.key, twin.other) for twin in again] == [(twin.key, twin.other) for twin in twins]
+    assert [(pair.key, pair.other) for pair in again] == [(pair.key, pair.other) for pair in pairs]
 
 
 def test_splits_to_compare_with(splits):
     classifier = make_classifier(["cat", "dog"], side=48)
     only = near_duplicates.find_near_duplicates(classifier, splits, "test", against=["val"], progress=False)
-    assert [twin.key for twin in only] == ["test/0.jpg"]
+    assert [pair.key for pair in only] == ["test/0.jpg"]
     assert len(near_duplicates.find_near_duplicates(classifier, splits, "test", against=["other"], progress=False)) == 6
     assert near_duplicates.find_near_duplicates(classifier, splits, "test", against=[], progress=False) == []
     assert near_duplicates.training_splits(splits, "val") == ("train",)
@@ -194,7 +194,7 @@ def test_splits_to_compare_with(splits):
         near_duplicates.find_near_duplicates(classifier, splits, "test", against=["test"])
 
 
-def test_features_that_collapse_call_nothing_a_twin_and_features_that_differ_exclude(splits, monkeypatch):
+def test_features_that_collapse_find_no_pair_and_features_that_differ_exclude(splits, monkeypatch):
     classifier = make_classifier(["cat", "dog"], side=48)
 
     def with_features(make):
@@ -202,7 +202,7 @@ def test_features_that_collapse_call_nothing_a_twin_and_features_that_differ_exc
             return None, make(len(images)).astype(np.float32)
 
         monkeypatch.setattr(type(classifier), "predict_with_features", predict)
-        return sorted(twin.key for twin in near_duplicates.find_near_duplicates(classifier, splits, "test", progress=False))
+        return sorted(pair.key for pair in near_duplicates.find_near_duplicates(classifier, splits, "test", progress=False))
 
     assert with_features(lambda count: np.ones((count, 3))) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
     assert with_features(lambda count: np.full((count, 3), np.nan)) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
@@ -219,10 +219,9 @@ def test_features_are_computed_only_of_what_looks_alike(splits, monkeypatch):
         return predict(self, images)
 
     monkeypatch.setattr(type(classifier), "predict_with_features", counted)
-    twins = near_duplicates.find_near_duplicates(classifier, splits, "test", progress=False, batch_size=2)
-    # test/1 and its twin in a batch, test/2 and its twin in the next; test/0 has the bytes of its
-    # twin.
-    assert (computed, len(twins)) == ([1, 1, 1, 1], 3)
+    pairs = near_duplicates.find_near_duplicates(classifier, splits, "test", progress=False, batch_size=2)
+    # test/1 and its near-duplicate in a batch, test/2 and its own in the next; test/0 has a copy.
+    assert (computed, len(pairs)) == ([1, 1, 1, 1], 3)
     computed.clear()
     assert len(near_duplicates.find_near_duplicates(classifier, splits, "test", against=["other"], progress=False)) == 6
     assert computed == []  # their bytes are equal
@@ -232,7 +231,7 @@ def test_dead_features_do_not_divide_by_zero(splits, recwarn):
     classifier = make_classifier(["cat", "dog"], side=48)
     for weight in classifier.trunk.weights:
         weight.assign(weight * 0)
-    assert [twin.key for twin in near_duplicates.find_near_duplicates(classifier, splits, "test", progress=False)] == [
+    assert [pair.key for pair in near_duplicates.find_near_duplicates(classifier, splits, "test", progress=False)] == [
         "test/0.jpg"
     ]
     assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
@@ -249,9 +248,9 @@ def test_a_damaged_record_is_an_error_that_says_where(tmp_path):
     assert "{{" not in str(caught.value)
 
 
-def test_signs_has_the_twins_that_its_readme_counts(test_data, tmp_path):
+def test_signs_has_the_near_duplicates_that_its_readme_counts(test_data, tmp_path):
     names = sorted((test_data / "signs").glob("*_signs/*.jpg"))
-    # All of class 0, where every twin is, and a third of the others.
+    # All of class 0, where every near-duplicate is, and a third of the others.
     chosen = [path for index, path in enumerate(names) if path.name.startswith("0") or index % 3 == 0]
     images = {
         split: [path.read_bytes() for path in chosen if path.parent.name == f"{split}_signs"]
@@ -259,4 +258,4 @@ def test_signs_has_the_twins_that_its_readme_counts(test_data, tmp_path):
     }
     data = write_splits(tmp_path, images)
     found = near_duplicates.find_near_duplicates(make_classifier(["cat", "dog"], side=64), data, "test", progress=False)
-    assert (len(found), sum(twin.identical for twin in found)) == (14, 12)
+    assert (len(found), sum(pair.identical for pair in found)) == (14, 12)

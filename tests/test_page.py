@@ -1,5 +1,6 @@
 """The page: it says of an image what predict says, or why it is none; in a real browser, and on this machine alone."""
 
+import base64
 import csv
 import io
 import json
@@ -25,10 +26,11 @@ from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.evaluation import feature_index
 from tfpipe.models import classifiers
 from tfpipe.page import page_markup
-from tfpipe.page.answers import Answer, Answers, Row, Upload
+from tfpipe.page.answers import Answer, Answers, FileResult, Upload
 from tfpipe.page.page import _open_index
 from tfpipe.prediction.prediction import predict
 from tfpipe.records import run_folders
+from tfpipe.report import figures
 
 pytestmark = pytest.mark.tf
 
@@ -128,7 +130,8 @@ def test_probabilities_are_those_of_predict(answers, classifier, tmp_path, name)
     np.testing.assert_array_equal(answer.probabilities, predicted(classifier, path, tmp_path))
     assert answer.seen.shape == (8, 8, 3)
     height, width = answer.image.shape[:2]
-    assert max(height, width) <= 640
+    shown = page_markup.answer(name, answer, classifier, "").partition("data:image/jpeg;base64,")[2].partition('"')[0]
+    assert max(Image.open(io.BytesIO(base64.b64decode(shown))).size) == min(640, max(height, width))
     if name == "turned.jpg":
         assert (height, width) == (40, 28)  # upright
         upright = write(
@@ -160,9 +163,9 @@ def test_a_training_image_is_its_own_nearest(answers, run, split_name):
     assert first.class_name == split_name.split("/", maxsplit=1)[0]
     assert first.similarity == pytest.approx(1, abs=1e-5)
     assert len(others) == 7
-    similarities = [found.neighbour.similarity for found in answer.neighbours]
+    similarities = [found.similarity for found, _ in answer.neighbours]
     assert similarities == sorted(similarities, reverse=True)
-    assert np.array_equal(shown, answer.image)  # smaller than it is shown: as it is
+    assert shown == figures.photograph(answer.image, 192)
 
 
 def test_a_sample_of_the_training_images_is_the_first_as_stored(gallery, classifier, run):
@@ -173,13 +176,13 @@ def test_a_sample_of_the_training_images_is_the_first_as_stored(gallery, classif
         feature_index.collect(classifier, run / "shards", "test", progress=False)
 
 
-def test_a_neighbour_that_is_gone_is_said_and_the_rest_is_there(classifier, run, tmp_path):
+def test_a_neighbour_that_is_gone_is_reported_and_the_rest_is_there(classifier, run, tmp_path):
     shutil.copytree(run / "shards", tmp_path / "shards")
     answers = Answers(classifier, feature_index.collect(classifier, tmp_path / "shards", progress=False))
     for shard in (tmp_path / "shards").glob("*.tfrecord-*"):
         os.truncate(shard, 100)
     answer = answers.answer(str(run / "photos" / "train" / "cat" / "0.jpg"))
-    assert [found.image for found in answer.neighbours] == [None] * 8
+    assert [uri for _, uri in answer.neighbours] == [""] * 8
     assert "cannot be read any more" in page_markup.answer("a", answer, classifier, "train")
 
 
@@ -231,7 +234,7 @@ def test_data_are_found_where_the_run_has_them(run, tmp_path):
         ({}, FileNotFoundError, "does not name"),
         ({"directory": str(tmp_path / "gone")}, FileNotFoundError, "gone"),
         ({"directory": facts["directory"], "data": {"root_hash": "0" * 64}}, DataError, "another data set"),
-        ({"directory": facts["directory"], "data": []}, DataError, r"not as tfpipe writes it: .*\$\.data"),
+        ({"directory": facts["directory"], "data": []}, DataError, r"not as tfpipe writes it: .* at data"),
     ):
         write(tmp_path / "run.json", json.dumps({"data": facts["data"], **changed}).encode())
         with pytest.raises(error, match=message):
@@ -255,7 +258,7 @@ def test_markup_escapes_names(answers, classifier, run):
     markup = [
         page_markup.answer(HOSTILE_NAME, answer, classifier, "train"),
         page_markup.rejection(HOSTILE_NAME, "<script>"),
-        page_markup.table([Row(HOSTILE_NAME, problem="<script>")], NAMES),
+        page_markup.table([FileResult(HOSTILE_NAME, problem="<script>")], NAMES),
         page_markup.header("<script>", classifier, ["<script>"]),
     ]
     for text in markup:
@@ -278,7 +281,9 @@ def test_the_csv_holds_all_and_no_formula():
     names = ["=1+1", "-b", "c", "d"]
     given = np.float32([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]])
     files = ["=cmd|' /C calc'!A0.jpg", '小 猫, "q";=1.jpg', "\t=x", " @sum", "-1.jpg", "+1", "plain.jpg"]
-    rows = [Row(name, given[index % 2], None) for index, name in enumerate(files)] + [Row("bad.jpg", problem="-x is bad")]
+    rows = [FileResult(name, given[index % 2]) for index, name in enumerate(files)] + [
+        FileResult("bad.jpg", problem="-x is bad")
+    ]
     content = page_markup.to_csv(rows, names)
     header, *lines = csv.reader(io.StringIO(content.decode("utf-8-sig")))
     assert header == ["file", "class", "score", "class 2", "score 2", "class 3", "score 3", "problem"]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import sha256_of
+from tfpipe.common.text import hash_names
 from tfpipe.models import predictions
 from tfpipe.models.predictions import Predictions
-from tfpipe.networks.layers import hash_names
 
 pytestmark = pytest.mark.tf
 
@@ -127,7 +127,7 @@ def test_a_missing_table_is_not_found(tmp_path):
 def test_a_folders_table_must_be_that_of_its_receipt(tmp_path):
     table = table_of(["1", "2", "3"], ["", "", ""], ["a", "b"], 0)
     path = save(tmp_path / "predictions.csv", table)
-    receipt = {"records_seen": 3, "ids_sha256": predictions.hash_ids(table.keys)}
+    receipt = {"records_seen": 3, "ids_sha256": hash_names(table.keys)}
     receipt["class_names_sha256"] = hash_names(table.class_names)
     (tmp_path / "receipt.json").write_text(json.dumps(receipt))
     assert_equal(predictions.read(tmp_path), table)
@@ -145,7 +145,7 @@ def test_a_folders_table_must_be_that_of_its_receipt(tmp_path):
 def test_a_folders_table_must_be_that_of_its_metrics_and_classes(tmp_path):
     table = table_of(["1", "2", "3"], ["", "", ""], ["小 猫", "b"], 0)
     path = save(tmp_path / "predictions.csv", table)
-    receipt = {"records_seen": 3, "ids_sha256": predictions.hash_ids(table.keys)}
+    receipt = {"records_seen": 3, "ids_sha256": hash_names(table.keys)}
     (tmp_path / "receipt.json").write_text(json.dumps({**receipt, "class_names_sha256": hash_names(table.class_names)}))
     (tmp_path / "metrics.json").write_text(json.dumps({"predictions_sha256": sha256_of(path)}))
     assert_equal(predictions.read(tmp_path), table)
@@ -168,6 +168,6 @@ def test_probabilities_that_are_no_numbers_are_never_written():
 
 
 def test_the_digest_of_ids_tells_apart_order_and_borders():
-    digests = {predictions.hash_ids(keys) for keys in (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], [], ["1:a", "b"])}
+    digests = {hash_names(keys) for keys in (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], [], ["1:a", "b"])}
     assert len(digests) == 6
-    assert predictions.hash_ids(["ab", "小"]) == predictions.hash_ids(iter(["ab", "小"]))
+    assert hash_names(["ab", "小"]) == hash_names(iter(["ab", "小"]))

@@ -1,4 +1,4 @@
-"""Reading: every record is what the catalogue says, or an error with shard, offset and source; never fewer records.
+"""Reading: every record is what the catalogue has, or an error with shard, offset and source; never fewer records.
 
 The exhaustive loops (every byte, every length) exercise the reader alone, at microseconds a case:
 `dataset()` reads through `RecordReader` and nothing else, and test_loader.py shows for a sample
@@ -176,7 +176,7 @@ def test_a_changed_catalogue_or_index_is_refused_on_opening(data_set: Path, name
     content = path.read_bytes()
     for index in range(len(content)):
         path.write_bytes(content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :])
-        with pytest.raises(DataError, match=f"{name}: not as the manifest says"):
+        with pytest.raises(DataError, match=f"{name}: not as listed in the manifest"):
             RecordReader(data_set, "test")
     path.unlink()
     with pytest.raises(DataError, match=f"{name}: missing"):
@@ -316,7 +316,7 @@ def test_a_data_set_whose_images_were_not_decoded_says_so_once(data_set: Path, t
     said = f"{data_set}: only the headers of its images were checked; if the decoder says"
     assert [message for message in caplog.messages if message.startswith(said)] == caplog.messages
     assert len(caplog.messages) == 1
-    assert "inspect_tfrecords verify --decode" in caplog.text
+    assert "tfpipe verify --decode" in caplog.text
     decoded = shutil.copytree(data_set, tmp_path / "decoded")
     content = manifest.load(decoded)
     manifest.save(dataclasses.replace(content, options={**content.options, "check": "decode"}), decoded)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfpipe.pipeline.augmentation import Augmentation
-from tfpipe.training.recipes import Mode, Recipe, complete
+from tfpipe.training.recipes import Mode, Recipe, complete, help_of_options
 
 pytestmark = pytest.mark.tf
 
@@ -229,6 +229,12 @@ def test_facts_are_json_and_tell_recipes_apart():
     for recipe, text in zip(several, texts, strict=True):
         assert json.loads(text) == recipe.facts()
         assert set(recipe.facts()) == set(OTHERS)
+
+
+def test_each_option_has_help_which_is_the_docstring():
+    found = help_of_options()
+    assert list(found) == [field.name for field in dataclasses.fields(Recipe)]
+    assert found["patience"].endswith("2 in fine-tuning after a regression.")
 
 
 def test_one_part_is_the_default():

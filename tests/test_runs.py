@@ -586,7 +586,7 @@ def test_a_validation_that_was_stopped_is_done_again_to_the_same_bits(
     real = getattr(loop.Loop, method)
 
     def stop(self, *rest):
-        if self.progress.step == step:
+        if self.position.step == step:
             os.kill(os.getpid(), number)
         return real(self, *rest)
 

@@ -22,7 +22,6 @@ from test_headers import chunk, encode, ihdr, make_png
 import tfpipe
 from tfpipe.formats.specifications import Specification, from_json
 from tfpipe.images import decoding, headers
-from tfpipe.images.pillow_decoding import as_read
 from tfpipe.images.stored import decode_stored
 from tfpipe.networks.layers import Preprocessing
 from tfpipe.page.answers import Answers
@@ -30,6 +29,7 @@ from tfpipe.prediction.models import Model
 from tfpipe.records import manifest
 from tfpipe.records.samples import BACKGROUNDS, PNG16, Samples
 from tfpipe.records.summary import describe_manifest
+from tfpipe.report.contact_sheet import as_read
 
 pytestmark = pytest.mark.tf
 

@@ -130,7 +130,7 @@ from tfpipe import train
 from tfpipe.training import loop
 real = loop.Loop.train_step
 def step(self, *rest):
-    if (self.progress.epoch, self.progress.step) == (0, 5):
+    if (self.position.epoch, self.position.step) == (0, 5):
         os.kill(os.getpid(), signal.SIGTERM)
     return real(self, *rest)
 loop.Loop.train_step = step

@@ -16,7 +16,7 @@ from tfpipe.exporting.exporter import _specify
 from tfpipe.models import explanation, predictions
 from tfpipe.models.predictions import Predictions, are_probabilities
 from tfpipe.networks import arithmetic
-from tfpipe.page.answers import Answers, Row, Upload
+from tfpipe.page.answers import Answers, FileResult, Upload
 
 pytestmark = pytest.mark.tf
 
@@ -135,7 +135,12 @@ def test_the_page_says_it_of_the_image_alone(spoiled, export, files):
         assert isinstance(said, RejectedImage)
         assert said.reason == "no_probabilities"
         rows = list(answers.rows(uploads))
-        assert [isinstance(row, Row) and row.problem[:32] for row in rows] == ["", "the model gives no probabilities", ""]
+        shown = [isinstance(row, FileResult) and row.problem[:32] for row in rows]
+        assert shown == [
+            "",
+            "the model gives no probabilities",
+            "",
+        ]
         assert [row.probabilities is None for row in rows] == [False, True, False]
         assert not isinstance(answers.answer(uploads[0].path), RejectedImage)
 

@@ -14,7 +14,6 @@ from transfer_fixtures import SMALL, colours
 from tfpipe import Recipe, train
 from tfpipe.formats.exported_model import ExportedModel
 from tfpipe.models import classifiers, features
-from tfpipe.networks import memory
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.training import batches, checkpoints, loop, steps
 
@@ -227,7 +226,7 @@ def test_features_are_extracted_in_the_parts_that_fit(monkeypatch):
         return times_two(images).numpy()
 
     monkeypatch.setattr(limited_backbone, "LIMIT", 5)
-    compute, images = memory.in_parts(double), np.arange(24.0).reshape(12, 2)
+    compute, images = features.in_parts(double), np.arange(24.0).reshape(12, 2)
     for _ in range(2):
         np.testing.assert_array_equal(compute(images), 2 * images)
     assert batches == [12, 6, 3, 3, 3, 3, 3, 3, 3, 3]

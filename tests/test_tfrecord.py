@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tfpipe.common.errors import DataError
 from tfpipe.records import tfrecord
-from tfpipe.records.tfrecord import Frame, Gap
+from tfpipe.records.tfrecord import Gap, RawRecord
 
 datas = st.lists(st.binary(max_size=40), max_size=6)
 FEW = [b"first record", b"", b"the third, a little longer", b"\0" * 20]
@@ -24,7 +24,7 @@ def salvaged(path):
 
 
 def intact(pieces):
-    return [piece.data for piece in pieces if isinstance(piece, Frame)]
+    return [piece.data for piece in pieces if isinstance(piece, RawRecord)]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_salvage_accounts_for_every_byte(path, before, records, after):
     path.write_bytes(before + framed(records) + after)
     end = 0
     for piece in tfrecord.salvage_frames(path):
-        start, stop = (piece.offset, piece.offset + piece.length) if isinstance(piece, Frame) else piece
+        start, stop = (piece.offset, piece.offset + piece.length) if isinstance(piece, RawRecord) else piece
         assert start == end < stop
         end = stop
     assert end == path.stat().st_size

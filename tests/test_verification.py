@@ -13,7 +13,7 @@ import tfpipe
 from tfpipe.common.files import sha256_of
 from tfpipe.records import manifest as manifests
 from tfpipe.records import schema, tfrecord
-from tfpipe.records.catalog import Row, read_catalog, read_split
+from tfpipe.records.catalog import CatalogRow, read_catalog, read_split
 from tfpipe.verification.shards import ShardReport, check_shard
 from tfpipe.verification.tolerant_catalog import CatalogRows
 from tfpipe.verification.verification import Ledger, verify
@@ -175,7 +175,7 @@ def test_what_was_added_to_a_shard_is_never_read(tiny, index):
     findings = shard_findings(tiny, manifest)
     assert [finding.path for finding in findings] == ([] if index == "whole" else [str(index_of(tiny))])
     assert [problem.message for problem in manifests.file_problems(tiny, manifest)] == [
-        f"longer than written: {1 << 42} bytes, the manifest says {size} (3 records)"
+        f"longer than written: {1 << 42} bytes, the manifest lists {size} (3 records)"
     ]
 
 
@@ -214,7 +214,7 @@ def test_g3_swapped_shards_of_equal_sizes_and_with_their_indexes(three):
         other.write_bytes(contents[0])
     text = found(three)
     assert "key is" in text
-    assert "the catalogue says" in text
+    assert "the catalogue has" in text
 
 
 def test_g3_a_duplicated_shard(three):
@@ -263,7 +263,7 @@ def test_flipped_bytes_of_a_catalogue_are_found_and_lose_no_record(tiny):
     for offset in random.Random(0).sample(range(path.stat().st_size), 60):
         flip(path, offset, random.Random(offset).choice([1, 2, 32, 0xFF]))
         report = verify(tiny, progress=False)
-        assert "catalog.csv: not as the manifest says" in str(report.findings[0])
+        assert "catalog.csv: not as listed in the manifest" in str(report.findings[0])
         assert report.num_records == 3
         flip(path, offset, random.Random(offset).choice([1, 2, 32, 0xFF]))  # and back
     assert not found(tiny)
@@ -337,10 +337,10 @@ def test_files_beside_the_shards(tiny, name, thinned):
     content = path.read_bytes()
     for offset in thinned(range(len(content)), 20):
         flip(path, offset)
-        assert f"{name}: not as the manifest says" in found(tiny), offset
+        assert f"{name}: not as listed in the manifest" in found(tiny), offset
         flip(path, offset)
     path.write_bytes(content + b"\n")
-    assert f"{name}: not as the manifest says" in found(tiny)
+    assert f"{name}: not as listed in the manifest" in found(tiny)
     path.unlink()
     assert f"{name}: missing" in found(tiny)
     path.mkdir()
@@ -398,14 +398,14 @@ def test_a_leak_that_nobody_noted(tmp_path):
     assert "1 image is in more than one split, the manifest notes 0" in found(out)
 
 
-@pytest.mark.parametrize("field", [field for field in Row._fields if field not in ("split", "shard", "position")])
+@pytest.mark.parametrize("field", [field for field in CatalogRow._fields if field not in ("split", "shard", "position")])
 def test_each_column_of_the_catalogue_is_compared(tiny, field):
     manifest = manifests.load(tiny)
     rows = [row for row, *_ in read_split(tiny, manifest, "train")]
     value = getattr(rows[1], field)
     rows[1] = rows[1]._replace(**{field: value + 1 if isinstance(value, int) else f"{value}x"})
     (finding,) = check_shard(tiny, manifest, "train", 0, iter(rows)).findings.kept
-    assert "the catalogue says" in str(finding)
+    assert "the catalogue has" in str(finding)
     assert str(value) in str(finding)
 
 
@@ -419,10 +419,10 @@ def changed_shard(directory, **changes):
 
 def test_another_count_than_the_manifests(tiny):
     findings = shard_findings(tiny, changed_shard(tiny, num_records=4))
-    assert [finding.message for finding in findings] == ["the index lists 3 records, the manifest says 4"]
+    assert [finding.message for finding in findings] == ["the index lists 3 records, the manifest lists 4"]
     index_of(tiny).unlink()
     findings = shard_findings(tiny, changed_shard(tiny, num_records=4))
-    assert findings[-1].message == "the shard holds 3 records, the manifest says 4"
+    assert findings[-1].message == "the shard holds 3 records, the manifest lists 4"
 
 
 def test_an_index_that_is_wrong_and_has_the_hash_of_the_manifest(tiny):
@@ -432,7 +432,7 @@ def test_an_index_that_is_wrong_and_has_the_hash_of_the_manifest(tiny):
     index.write_text("\n".join([*lines, f"{offset} {int(length) + 1}\n"]))
     findings = shard_findings(tiny, changed_shard(tiny, index_sha256=sha256_of(index)))
     assert [finding.offset for finding in findings] == [int(offset)]
-    assert f"a record of {length} bytes, the index says {int(length) + 1}" in str(findings[0])
+    assert f"a record of {length} bytes, the index has {int(length) + 1}" in str(findings[0])
     index.write_text("0 5\n7 5\n")
     findings = shard_findings(tiny, changed_shard(tiny, index_sha256=sha256_of(index)))
     assert any("the records before it end at 5" in str(finding) for finding in findings)
@@ -447,8 +447,8 @@ def test_a_label_moved_to_another_class(tmp_path):
     )
     forge(out, replaced(cat, label=0, class_name="dog"))
     text = found(out)
-    assert "split 'train' has 2 records of class 'dog', the manifest says 1" in text
-    assert "split 'train' has 2 records of class '小 猫', the manifest says 3" in text
+    assert "split 'train' has 2 records of class 'dog', the manifest lists 1" in text
+    assert "split 'train' has 2 records of class '小 猫', the manifest lists 3" in text
 
 
 def test_shards_listed_in_another_order(three):

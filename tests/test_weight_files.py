@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from custom_backbone import small_inception
 from keras import layers
-from test_cutting import nested, randomised
+from test_submodels import nested, randomised
 
 from tfpipe.common.errors import DataError
 from tfpipe.networks import weight_files

@@ -46,7 +46,7 @@ COMMANDS = {
     "salvage": _inspect("salvage", "Save the intact records of a damaged shard."),
     "train": Command("Train a classifier.", "train", ("tfpipe train",)),
     "evaluate": Command("Measure a classifier on a labelled split.", "evaluate", ("tfpipe evaluate",)),
-    "compare": Command("Test whether two evaluations differ.", "evaluate", ("tfpipe evaluate", "compare"), has_flags=False),
+    "compare": Command("Test whether two evaluations differ.", "evaluate", ("tfpipe", "compare"), has_flags=False),
     "export": Command("Write a model as SavedModel, .pb, TFLite, ONNX or Keras file.", "export_model", ("tfpipe export",)),
     "predict": Command("Write a model's predictions for images to a table.", "predict", ("tfpipe predict",)),
     "page": Command("Serve a page on this machine to try a model on.", "demo_page", ("tfpipe page",)),

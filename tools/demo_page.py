@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Opens a page on this machine to try a model on: drop an image, and see the prediction and its reasons.
+"""Opens a page on this machine to try a model on: drop an image, see prediction and reasons.
 
   demo_page --model=runs/a                       probabilities, Grad-CAM, the nearest training images, the model's input
   demo_page --model=runs/a --data=shards/        place of the training images, if the run does not know it or they moved
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     """Serves the page until it is stopped."""
     if arguments or not _MODEL.value:
         raise commands.UsageError(f"unexpected: {' '.join(arguments)}" if arguments else "--model is needed")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio checks that it is up
     from tfpipe.page import preflight
 
     preflight.check_page(_MODEL.value, _DATA.value, _SPLIT.value, _PORT.value, _ALLOWED_HOSTS.value)

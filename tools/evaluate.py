@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Evaluates a classifier on a labelled split: each image once, one table, and all metrics from that table.
+"""Evaluates a classifier on a labelled split: each image once, one table, all metrics from it.
 
   evaluate --model=runs/a --data=shards/ --split=test --output=eval/
   evaluate --model=export/saved_model --data=shards/ --split=test --output=eval/     or a .pb, .tflite or .onnx file
   evaluate --model=runs/a --data=shards/ --split=test --output=eval/ --positive_class=ill --specificity=0.9 --calibrate=val
   evaluate --model=runs/a --data=shards/ --split=test --output=eval/ --shard=0/3     one of three processes or machines
-  evaluate compare A B         McNemar's test: do two evaluations (folders or predictions.csv) of the same images differ?
+  evaluate compare A B         do two evaluations of the same images differ?
 
 OUTPUT gets predictions.csv (a row per image), metrics.json, receipt.json (what was evaluated, and
-proof of completeness) and report.html. With --shard, who finds the parts of all others there puts
-them together.
+proof of completeness) and report.html. With --shard, the reader that completes the parts merges
+them.
 """
 
 from __future__ import annotations
@@ -30,12 +30,20 @@ from tfpipe.common.text import display_width, number, plural, threshold, with_in
 if TYPE_CHECKING:
     from tfpipe.evaluation.evaluator import Evaluation
 
+_COMPARE_HELP = """Compares two evaluations of the same images by McNemar's exact test.
+
+  evaluate compare A B         folders of two evaluations, or their predictions.csv files
+
+Prints both accuracies, their difference with its 95 % interval, and how often two equally good
+classifiers differ as much, or more, by chance.
+"""
+
 _MODEL = flags.DEFINE_string(
     "model", None, "Needed. A run's folder, a .keras file that train wrote, or a file or folder of an export."
 )
 _DATA = flags.DEFINE_string("data", None, "Needed. Folder of a data set of build_tfrecords.")
 _SPLIT = flags.DEFINE_string("split", "test", "Split to evaluate on.")
-_OUTPUT = flags.DEFINE_string("output", None, "Needed. Folder for the results; made if need be, earlier results are replaced.")
+_OUTPUT = flags.DEFINE_string("output", None, "Needed. Folder for the results, created if missing; replaces earlier results.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images that go through the model at once.", 1)
 _NUM_READERS = flags.DEFINE_integer("num_readers", 1, "Read the split as so many parts, one after another.", 1)
 _SHARD = flags.DEFINE_string(
@@ -48,15 +56,17 @@ _SPECIFICITY = flags.DEFINE_float("specificity", 0.95, "Sensitivity is given at 
 _CALIBRATE = flags.DEFINE_string(
     "calibrate", None, "Split to fit a temperature on, for calibrated probabilities. Default: none."
 )
-_TRUST = flags.DEFINE_bool("trust", False, "Whoever made the model: open it even if it holds code, or uses files.")
+_TRUST = flags.DEFINE_bool("trust", False, "Trust the model's author: open it even if it holds code, or uses files.")
 _REPORT = flags.DEFINE_bool("report", True, "Write report.html.")
-_NEAR_DUPLICATES = flags.DEFINE_bool("near_duplicates", True, "Report: look for twins in train and val, a pass over all three.")
+_NEAR_DUPLICATES = flags.DEFINE_bool(
+    "near_duplicates", True, "Report: look for near-duplicates in train and val, a pass over all."
+)
 
 _MAX_CLASSES = 20  # more rows than this are left to the files
 
 
 def main(arguments: list[str]) -> None:
-    """Evaluates or compares, then prints what was found."""
+    """Evaluates or compares, then prints the results."""
     if arguments[:1] == ["compare"]:
         if len(arguments) != 3:
             raise commands.UsageError(f"usage: compare A B (got {plural(len(arguments) - 1, 'argument')})")
@@ -87,7 +97,7 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
 
     def show(evaluation: Evaluation) -> None:
         found.append(evaluation)
-        print(_summary(evaluation), flush=True)  # now: whatever becomes of the report
+        print(_summary(evaluation), flush=True)  # now: the report may fail
 
     try:
         evaluation = evaluate(
@@ -195,6 +205,10 @@ def _compare(a: str, b: str) -> None:
 
 def command() -> None:
     """Runs the command; the console script's entry point."""
+    if sys.argv[1:2] == ["compare"]:
+        globals()["__doc__"] = _COMPARE_HELP
+        for flag in list(flags.FLAGS.flags_by_module_dict()[flags.FLAGS.find_module_defining_flag("model")]):
+            delattr(flags.FLAGS, flag.name)
     commands.run(main, __name__, when_stopped="Nothing is kept of a pass that was stopped: run the same command again.")
 
 

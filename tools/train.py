@@ -6,21 +6,19 @@
   train --data=shards/ --output=runs/c --mode=frozen --augment=light,horizontal_flip=0
   train --data=shards/ --output=runs/d --backbone=lenet --mode=scratch --image_size=32 --learning_rate=find
 
-Modes: scratch (all weights new), bottleneck (features of the frozen backbone computed once, the
-head trained on them), frozen (the same end to end), finetune (bottleneck, then the last blocks at a
-lower rate), full (everything trains), auto (finetune; bottleneck for a small set). What is not
-given is chosen, and it is said why. A run that was stopped goes on, at the very step, when it is
-started again with the same flags; and one that is finished, with more --epochs, --finetune_epochs
-or --patience, until its folder state/ is deleted. --schedule=constant and plateau then end as if
-asked for them at first.
+What is not given is chosen, and the reason reported. A run that was stopped goes on, at the very
+step, when it is started again with the same flags; and one that is finished, with more --epochs,
+--finetune_epochs or --patience, until its folder state/ is deleted. With --schedule=constant and
+plateau it then ends as if these numbers had been given from the start.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -28,12 +26,9 @@ if not __package__:
 from absl import flags
 
 from tfpipe import commands
-from tfpipe.networks.architectures import PREPROCESSINGS, TABLE
-from tfpipe.networks.arithmetic import PRECISIONS
-from tfpipe.networks.head_options import Pooling
 from tfpipe.pipeline.presets import Augmentation
-from tfpipe.training import devices, preflight
-from tfpipe.training.recipes import Mode, Recipe
+from tfpipe.training import preflight
+from tfpipe.training.recipes import Recipe, help_of_options
 
 _DATA = flags.DEFINE_string("data", None, "Needed. Folder of the data set, with splits train and, if there is one, val.")
 _OUTPUT = flags.DEFINE_string("output", None, "Needed. Folder of the run; made if need be.")
@@ -47,7 +42,7 @@ _DEVICES = flags.DEFINE_string(
 _CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "What a kill can cost at most.", 0)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write event files into the run's folder.")
 _EXTEND = flags.DEFINE_bool(
-    "extend", False, "Train longer also where the learning rates would have been others from the start: cosine warms up again."
+    "extend", False, "Train longer also where the learning rates would have differed from the start: cosine warms up again."
 )
 _FROM_RUN = flags.DEFINE_string(
     "from_run", None, "Run whose weights to begin with: the backbone's and, where it fits, the head's. Default: none."
@@ -55,114 +50,38 @@ _FROM_RUN = flags.DEFINE_string(
 _PROFILE_STEPS = flags.DEFINE_integer(
     "profile_steps",
     0,
-    "Trace as many steps for TensorBoard; profile.txt says what share of their time input, Python and device take.",
+    "Trace as many steps for TensorBoard; profile.txt has the shares of input, Python and device in their time.",
     0,
 )
 
-# The recipe: a flag per field of tfpipe.Recipe, with its default; ranges are checked there.
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Recipe)}
-_CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
-    "preprocessing": (
-        PREPROCESSINGS,
-        "Of a backbone by import path. Default: unit there, else what its weights want.",
-    ),
-    "resize": (("stretch", "crop", "pad"), "How images are brought to --image_size."),
-    "solver": (
-        ("regression", "gradient"),
-        "Of the head on cached features: the best of several logistic regressions, or steps. Default: regression, unless an"
-        " option asks for steps.",
-    ),
-    "pooling": (get_args(Pooling), "Of the feature map, before the head. Default: by regression the best, else average."),
-    "optimizer": (("adamw", "sgd"), "sgd with Nesterov momentum."),
-    "schedule": (("cosine", "constant", "plateau"), "plateau: lower when validation no longer improves."),
-    "mode": (get_args(Mode), "What trains, see above."),
-    "precision": (("auto", *PRECISIONS), "Of training; features are extracted in bfloat16 or float32."),
-}
-_STRINGS = {
-    "backbone": f"{', '.join(TABLE)}, or PACKAGE.MODULE:FUNCTION.",
-    "weights": "imagenet (a download), none, a file, or, by import path, own: what the function gives is pre-trained.",
-    "feature_layer": "The backbone ends behind this block or layer. Default: at its end.",
-}
-_INTEGERS = {
-    "views": "Augmented versions of each image in the cache of features. Default: 1 without --augment, else 8, 4 or 2: the more"
-    " images, the fewer.",
-    "seed": "Draws weights, order, augmentation and dropout.",
-    "accumulate": "Parts that a batch is computed in, one after the other, where it does not fit into memory: the gradients are"
-    " added up before the weights change. Statistics of BatchNorm are then those of a part. Default: 1.",
-    "epochs": "At most; in bottleneck, finetune and auto, of a head that is trained in steps. Default: there 60, in scratch 30,"
-    " frozen 20, full 15.",
-    "finetune_epochs": "At most, of fine-tuning. Default: 10.",
-    "patience": "Epochs without a better validation accuracy before training ends. Default: a quarter of --epochs, 5 or more; 2"
-    " in fine-tuning behind a regression.",
-}
-_FLOATS = {
-    "val_fraction": "Part of train that is held out where there is no split val.",
-    "dropout": "Rate in the head.",
-    "l2": "Penalty on the head's kernels.",
-    "label_smoothing": "Share of each target that is spread over all classes.",
-    "weight_decay": "Of kernels.",
-    "momentum": "Of sgd.",
-    "warmup_epochs": "In which the learning rate rises to its peak.",
-    "finetune_learning_rate": "Of the uppermost block in fine-tuning. Default: 2e-5, of sgd 1e-4.",
-    "layer_decay": "A block's learning rate, as a part of that of the block above.",
-    "ema": "Decay of the moving average of the weights; 0: none.",
-}
-_BOOLEANS = {
-    "grey": "One channel, for lenet and networks by import path.",
-    "deepen": "Fine-tuning goes on one block deeper as long as validation gains. Default: in mode auto without --unfreeze.",
-    "cache_prefix": "Fine-tuning: compute the frozen part once. Default: when that is fewer passes.",
-    "balanced": "Every class equally often.",
-    "class_weights": "Weigh rare classes more.",
-    "train_batch_norm": "BatchNorm of a pre-trained backbone follows the batches. Default: in scratch.",
-    "deterministic": "Equal runs give equal bits.",
-}
-_IMAGE_SIZE = flags.DEFINE_string(
-    "image_size",
-    None,
-    "SIDE of the square that images are brought to, or HEIGHTxWIDTH. Default: the backbone's own.",
-)
-_AUGMENT = flags.DEFINE_string(
-    "augment",
-    None,
-    "none, light, standard or strong, and changes: light,horizontal_flip=0,mixup=0.2. Default: light,horizontal_flip=0 in"
-    " scratch and full, else none.",
-)
-_UNFREEZE = flags.DEFINE_list(
-    "unfreeze", None, "Blocks or layers that fine-tuning trains, with all that is behind them. Default: the last block."
-)
-_HIDDEN = flags.DEFINE_list("hidden", None, "Units of the head's hidden layers: 1024,128. Default: none.")
-_LEARNING_RATE = flags.DEFINE_string(
-    "learning_rate",
-    None,
-    "At its peak; find: measured by a range test. Default: 1e-3, in full 5e-5; of sgd 1e-2 in scratch,"
-    " 1e-4 in full, else find.",
-)
-_BATCH_SIZE = flags.DEFINE_string(
-    "batch_size",
-    str(_DEFAULTS["batch_size"]),
-    "Images of a step, on all devices together. auto: 32, computed in parts (--accumulate) where they do not fit into memory.",
-)
-_PLAIN = [
-    # Not DEFINE_enum: the recipe knows the words, and suggests the nearest.
-    *[flags.DEFINE_string(name, _DEFAULTS[name], f"{', '.join(words)}. {text}") for name, (words, text) in _CHOICES.items()],
-    *[flags.DEFINE_string(name, _DEFAULTS[name], text) for name, text in _STRINGS.items()],
-    *[flags.DEFINE_integer(name, _DEFAULTS[name], text) for name, text in _INTEGERS.items()],
-    *[flags.DEFINE_float(name, _DEFAULTS[name], text) for name, text in _FLOATS.items()],
-    *[flags.DEFINE_bool(name, _DEFAULTS[name], text) for name, text in _BOOLEANS.items()],
-]
+
+def _define(field: dataclasses.Field[Any], text: str) -> flags.FlagHolder[Any]:
+    """Defines the flag of a field of the recipe, which checks its range and its words, and suggests the nearest."""
+    kind, default = str(field.type).removesuffix(" | None"), field.default
+    if kind.startswith("tuple") and field.name != "image_size":
+        return flags.DEFINE_list(field.name, default or None, text)
+    define = {"bool": flags.DEFINE_bool, "int": flags.DEFINE_integer, "float": flags.DEFINE_float}.get(kind)
+    if define is None:
+        return flags.DEFINE_string(field.name, None if default is None else str(default), text)
+    return define(field.name, default, text)
+
+
+_HELP = help_of_options()
+_RECIPE = [_define(field, _HELP.get(field.name, "")) for field in dataclasses.fields(Recipe)]
 
 
 def main(arguments: list[str]) -> None:
-    """Trains, and prints what is done."""
+    """Trains, and prints each step."""
     if arguments:
         raise commands.UsageError(f"arguments without a flag: {' '.join(arguments)}")
     if not _DATA.value or not _OUTPUT.value:
         raise commands.UsageError("--data and --output are needed")
-    recipe, output = _recipe(), Path(_OUTPUT.value)
     try:
-        chosen = devices.parse(_DEVICES.value)
-    except ValueError as error:
+        recipe = Recipe(**{flag.name: _parsed(flag.name, flag.value) for flag in _RECIPE if flag.value is not None})
+        devices = preflight.parse_devices(_DEVICES.value)
+    except (ValueError, TypeError) as error:
         raise commands.UsageError(error) from error
+    output = Path(_OUTPUT.value)
     cache = Path(_CACHE.value or output.absolute().parent / "features")
     preflight.check_training(_DATA.value, output, cache, preflight.with_weights_of(_FROM_RUN.value, recipe))
     from tfpipe.training.runs import train  # takes seconds
@@ -172,43 +91,27 @@ def main(arguments: list[str]) -> None:
         output,
         recipe,
         cache=cache,
-        strategy=devices.use(chosen),
+        strategy=preflight.use_devices(devices),
         checkpoint_seconds=_CHECKPOINT_SECONDS.value,
         tensorboard=_TENSORBOARD.value,
         profile_steps=_PROFILE_STEPS.value,
-        log=_say,
+        log=functools.partial(print, flush=True),  # in the order of the progress bars, also where output is piped
         extend=_EXTEND.value,
         from_run=_FROM_RUN.value,
     )
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)  # in the order of the progress bars, also where output is piped
-
-
-def _recipe() -> Recipe:
-    """Returns the recipe that the flags give."""
-    given: dict[str, Any] = {flag.name: flag.value for flag in _PLAIN if flag.value is not None}
-    if _IMAGE_SIZE.value is not None:
-        given["image_size"] = commands.parse_size("image_size", _IMAGE_SIZE.value)
-    if _AUGMENT.value is not None:
-        given["augment"] = _augmentation(_AUGMENT.value)
-    if _UNFREEZE.value:
-        given["unfreeze"] = tuple(_UNFREEZE.value)
-    if _HIDDEN.value:
-        given["hidden"] = tuple(commands.parse_number("hidden", text, int) for text in _HIDDEN.value)
-    if _BATCH_SIZE.value != "auto":
-        given["batch_size"] = commands.parse_number("batch_size", _BATCH_SIZE.value, int)
-    else:
-        given["batch_size"] = "auto"
-    if _LEARNING_RATE.value is not None:
-        given["learning_rate"] = (
-            "find" if _LEARNING_RATE.value == "find" else commands.parse_number("learning_rate", _LEARNING_RATE.value, float)
-        )
-    try:
-        return Recipe(**given)
-    except (ValueError, TypeError) as error:
-        raise commands.UsageError(error) from error
+def _parsed(name: str, value: Any) -> Any:
+    """Returns the value of a flag as the recipe takes it."""
+    if name == "image_size":
+        return commands.parse_size(name, value)
+    if name == "augment":
+        return _augmentation(value)
+    if name == "hidden":
+        return tuple(commands.parse_number(name, text, int) for text in value)
+    if name in ("batch_size", "learning_rate") and value not in ("auto", "find"):
+        return commands.parse_number(name, value, int if name == "batch_size" else float)
+    return value
 
 
 def _augmentation(text: str) -> Augmentation | str:

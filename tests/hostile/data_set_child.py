@@ -67,10 +67,10 @@ def info(folder, _):
 def evaluation(folder, _):
     """What an evaluation reads of a data set before and after its pass."""
     from tfpipe.evaluation.receipts import open_labelled
-    from tfpipe.models.images import Images
+    from tfpipe.models.split_images import SplitImages
 
     open_labelled(folder, "train")
-    images = Images(folder, "train", (8, 8))
+    images = SplitImages(folder, "train", (8, 8))
     images.evaluation(4)
     return [images.labels.tolist(), *(row.key for row in read_catalog(folder, split="train"))]
 

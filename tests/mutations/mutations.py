@@ -124,10 +124,9 @@ MUTATIONS = [
         ),
         (
             "a file without an end is taken",
-            '            if found is None:\n                self._reject(\n                    "truncated",',
-            "            if found is None and self.num_scans:\n                return self._facts()\n"
-            "            if found is None:\n"
-            '                self._reject(\n                    "truncated",',
+            '            if found is None:\n                message = f"no end',
+            "            if found is None and self.num_scans:\n                return self._header()\n"
+            '            if found is None:\n                message = f"no end',
         ),
         (
             "scans that end too early pass",
@@ -327,8 +326,8 @@ MUTATIONS = [
         ),
         (
             "the receipt tells what was promised, not what was seen",
-            'seen = {"records_seen": len(table.keys), "ids_sha256": hash_ids(table.keys)}',
-            'seen = {"records_seen": len(table.keys), "ids_sha256": hash_ids(sorted(table.keys))}',
+            'seen = {"records_seen": len(table.keys), "ids_sha256": hash_names(table.keys)}',
+            'seen = {"records_seen": len(table.keys), "ids_sha256": hash_names(sorted(table.keys))}',
         ),
         (
             "the last row of each batch is lost",

@@ -96,7 +96,7 @@ def build_tfrecords(
         check: "header" checks each file's headers and structure; "decode" also follows its
             compressed data, and rejects what TensorFlow's decoder would only warn of, such as a
             JPEG cut in its scan; some 5 to 20 ms per photo. For a complete data set, see
-            `inspect_tfrecords verify --decode`.
+            `tfpipe verify --decode`.
         images: for layout "csv": the folder that paths in tables are relative to. None: the table's
             own.
         path_column: for layout "csv": the column of paths, or of ids, which are file names without

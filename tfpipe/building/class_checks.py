@@ -43,14 +43,13 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def check_classes(state: State, options: Options, *, defined: bool) -> None:
-    """Refuses a set of classes that is hardly what was meant, or warns of it.
+    """Refuses a set of classes that is probably wrong, or warns of it.
 
     The input may have `defined` the classes itself. Raises ValueError if nobody would want these;
     the message names all reasons, and the option that overrides them.
     """
-    counts = dict(
-        state.rows("SELECT class_name, count(*) FROM inputs WHERE reason IS NULL AND class_name NOT NULL GROUP BY class_name")
-    )
+    named = "FROM inputs WHERE reason IS NULL AND class_name NOT NULL"
+    counts = dict(state.execute(f"SELECT class_name, count(*) {named} GROUP BY class_name"))
     insisted = defined or options.class_names is not None
     findings = [
         finding._replace(is_refused=finding.is_refused and not insisted)
@@ -60,7 +59,7 @@ def check_classes(state: State, options: Options, *, defined: bool) -> None:
     refused = [finding.message for finding in findings if finding.is_refused]
     if refused:
         lines = "".join(f"\n  {message}" for message in refused)
-        raise ValueError(f"the classes are hardly what was meant; mend this, or name all of them with class_names:{lines}")
+        raise ValueError(f"the classes are probably not what was meant; fix this, or name all of them with class_names:{lines}")
     for finding in findings:
         _log.warning("%s", finding.message)
 
@@ -74,12 +73,12 @@ def _levels(state: State, options: Options, _: Mapping[str, int]) -> Iterator[_F
     folders: set[str] = set()
     labelled = "class_name NOT NULL AND kind != ''"
     has_splits = bool(state.value(f"SELECT 1 FROM inputs WHERE {labelled} AND given_split NOT NULL LIMIT 1"))
-    for key, name, path in state.rows(f"SELECT key, class_name, path FROM inputs WHERE {labelled} ORDER BY key"):
+    for key, name, path in state.execute(f"SELECT key, class_name, path FROM inputs WHERE {labelled} ORDER BY key"):
         parts = key.split("/")[has_splits + 1 :]
         below[name].add(parts[0] if len(parts) > 1 else "")
         places.setdefault(name, path.rsplit("/", len(parts))[0])
         folders.add("/".join(key.split("/")[: has_splits + 1]))
-    for (key,) in state.rows("SELECT key FROM inputs WHERE reason NOT NULL"):
+    for (key,) in state.execute("SELECT key FROM inputs WHERE reason NOT NULL"):
         folders.add("/".join(key.split("/")[: has_splits + 1]))
     empty = {"/".join(key.split("/")[: has_splits + 1]) for key in (state.fact("empty_folders") or ())} - folders
     empty = {key for key in empty if key.split("/")[0] not in options.unlabelled_splits}
@@ -105,7 +104,7 @@ def _dropped(state: State, options: Options, counts: Mapping[str, int]) -> Itera
     if options.layout != "filename" or options.label_pattern != DEFAULT_LABEL_PATTERN:
         return
     words: dict[str, Counter[str]] = defaultdict(Counter)
-    for key, name in state.rows("SELECT key, class_name FROM inputs WHERE reason IS NULL AND class_name NOT NULL"):
+    for key, name in state.execute("SELECT key, class_name FROM inputs WHERE reason IS NULL AND class_name NOT NULL"):
         stem, _, _ = key.rsplit("/", 1)[-1].rpartition(".")
         first = re.match(DEFAULT_LABEL_PATTERN, stem)
         if first and (found := _NUMBERED.fullmatch(stem, first.end())):
@@ -113,7 +112,7 @@ def _dropped(state: State, options: Options, counts: Mapping[str, int]) -> Itera
     owners = Counter(word for of_class in words.values() for word in of_class)
     for name, of_class in sorted(words.items()):
         own = [word for word in of_class if owners[word] == 1]
-        # A word of one image is its title and no class, unless there is hardly more than one of
+        # A word of one image is its title and no class, unless there are few of
         # any.
         if len(own) > 1 and 2 * sum(of_class.values()) > counts[name] and len(own) <= max(2, counts[name] // 2):
             merged = _some(f"{name}_{word}" for word in own)
@@ -139,7 +138,7 @@ def _values(state: State, options: Options, counts: Mapping[str, int]) -> Iterat
     by_table = options.layout == "csv"  # a person who makes a folder "none" means it, a program that fills a cell does not
     for name in sorted(counts):
         if name.lower() in _NO_VALUE:
-            where = [row.rpartition(": ")[2] for (row,) in state.rows(_ROWS_OF, (name, _SHOWN)) if row]
+            where = [row.rpartition(": ")[2] for (row,) in state.execute(_ROWS_OF, (name, _SHOWN)) if row]
             lines = f" ({', '.join(where)}{', ...' if counts[name] > len(where) else ''})" if where else ""
             message = f"the class {name!r} of {plural(counts[name], 'image')}{lines} is named like a missing value"
             yield _Finding(f"{message}: leave those images out, or give them a class", by_table)
@@ -191,7 +190,7 @@ def _folded(name: str) -> str:
 def training_problems(state: State, class_names: Sequence[str]) -> Iterator[str]:
     """Yields what `train` would refuse, in a state with splits."""
     counts: dict[str, set[int]] = defaultdict(set)
-    for split, label in state.rows("SELECT DISTINCT split, label FROM inputs WHERE reason IS NULL"):
+    for split, label in state.execute("SELECT DISTINCT split, label FROM inputs WHERE reason IS NULL"):
         counts[split].add(label)
     labelled = [split for split, labels in counts.items() if -1 not in labels]
     if not labelled:

@@ -201,7 +201,7 @@ class _Finder:
         return index
 
     def none_found(self, table: Path, column: str, missing: list[Source]) -> DataError:
-        """Returns the error for a table none of whose paths leads to a file."""
+        """Returns the error for a table without a path that leads to a file."""
         first = missing[0]
         name = os.path.basename(first.path)
         known = (path for paths in (self._index or {}).values() for path in paths)

@@ -13,14 +13,14 @@ from typing import Any
 
 from tfpipe.common.files import sha256_of, written_atomically
 from tfpipe.records import schema
-from tfpipe.records.catalog import Row
+from tfpipe.records.catalog import CatalogRow
 from tfpipe.records.manifest import CATALOG_NAME, COMPANION_NAMES, FEATURES_NAME, INFO_NAME, LABELS_NAME, REJECTED_NAME, Split
 
 
 def write_catalog(directory: Path, parts: Iterable[Path]) -> None:
     """Joins the shards' rows, in reading order, into `catalog.csv`."""
     header = io.StringIO()
-    csv.writer(header, lineterminator="\n").writerow(Row._fields)
+    csv.writer(header, lineterminator="\n").writerow(CatalogRow._fields)
     with written_atomically(directory / CATALOG_NAME) as file:
         file.write(header.getvalue().encode())
         for part in parts:

@@ -33,11 +33,12 @@ _OVERHEAD_BYTES = 380  # of a record besides its image, about
 
 def check_keys(state: State) -> None:
     """Raises DataError if two inputs have one key, naming each."""
-    state.write("CREATE INDEX IF NOT EXISTS inputs_key ON inputs (key)")
+    state.execute("CREATE INDEX IF NOT EXISTS inputs_key ON inputs (key)")
     taken = "SELECT key FROM inputs WHERE kind != ''"  # rejected rows of two tables may share a name
-    double = [key for (key,) in state.rows(f"{taken} GROUP BY key HAVING count(*) > 1 ORDER BY key")]
+    double = [key for (key,) in state.execute(f"{taken} GROUP BY key HAVING count(*) > 1 ORDER BY key")]
     if double:
-        lines = [" = ".join(path for (path,) in state.rows("SELECT path FROM inputs WHERE key = ?", (key,))) for key in double]
+        paths = "SELECT path FROM inputs WHERE key = ?"
+        lines = [" = ".join(path for (path,) in state.execute(paths, (key,))) for key in double]
         raise DataError(
             f"{exactly(len(double), 'key is', 'keys are')} given to more than one input; rename files, or give"
             " the rows of tables ids that differ:" + _listing(f"{key}: {line}" for key, line in zip(double, lines, strict=True))
@@ -47,18 +48,18 @@ def check_keys(state: State) -> None:
 def check_inputs(state: State, options: Options) -> None:
     """Raises DataError with all rejected inputs if `on_error` is "fail", or if none is left."""
     query = "SELECT reason, path, message FROM inputs WHERE reason IS NOT NULL AND fatal ORDER BY reason, key"
-    rejected = [RejectedImage(reason, message, path=path) for reason, path, message in state.rows(query)]
+    rejected = [RejectedImage(reason, message, path=path) for reason, path, message in state.execute(query)]
     lines = _listing(f"{each.reason}: {each}" for each in rejected)
     if rejected and options.on_error == "fail":
         raise DataError(
-            f"{exactly(len(rejected), 'input')} cannot be taken; mend or remove them, or leave them out with on_error=skip:"
+            f"{exactly(len(rejected), 'input')} cannot be packed; fix or remove them, or leave them out with on_error=skip:"
             + lines,
             problems=rejected,
         )
     if count := state.value(f"SELECT count(*) {_ACCEPTED} AND {PNG_NAMED_JPEG}"):
         path = state.value(f"SELECT path {_ACCEPTED} AND {PNG_NAMED_JPEG} ORDER BY key")
         what = plural(count, "file named .jpg is a PNG file", "files named .jpg are PNG files")
-        _log.warning("%s and taken as such: %s%s", what, path, ", ..." if count > 1 else "")
+        _log.warning("%s and packed as such: %s%s", what, path, ", ..." if count > 1 else "")
     if options.png16 == USUAL.png16:
         what = "of 16 bits will be nearly of one colour (fewer than 5 bits hold the high bytes); build with png16=percentile"
         _warn_of(state, "dim", what)
@@ -77,7 +78,7 @@ def count_trait(state: State, word: str) -> int:
 
 def _warn_of(state: State, word: str, what: str) -> None:
     if count := count_trait(state, word):
-        paths = [path for (path,) in state.rows(f"SELECT path {_WITH_TRAIT} ORDER BY key LIMIT {_SHOWN}", (word,))]
+        paths = [path for (path,) in state.execute(f"SELECT path {_WITH_TRAIT} ORDER BY key LIMIT {_SHOWN}", (word,))]
         _log.warning("%s %s: %s%s", plural(count, "image"), what, ", ".join(paths), ", ..." if count > len(paths) else "")
 
 
@@ -98,13 +99,13 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
         DataError: conflicting labels or leaks that the options do not allow, naming each group.
         ValueError: the options do not fit the inputs.
     """
-    state.write("CREATE INDEX IF NOT EXISTS inputs_sha256 ON inputs (sha256)")
+    state.execute("CREATE INDEX IF NOT EXISTS inputs_sha256 ON inputs (sha256)")
     class_names = _label(state, options, class_order)
     class_checks.check_classes(state, options, defined=class_order is not None)
     conflicts = _groups(state, "label", "AND label >= 0")
     if conflicts and options.on_conflict == "fail":
         raise DataError(
-            f"{exactly(len(conflicts), 'group')} of byte-identical images with different labels; mend them, or keep them all"
+            f"{exactly(len(conflicts), 'group')} of byte-identical images with different labels; fix them, or keep them all"
             " with on_conflict=keep:" + _listing(_shown(state, group) for group in conflicts)
         )
     _split(state, options)
@@ -117,14 +118,14 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
             " the whole set, or accept the leak with allow_leaks:" + _listing(_shown(state, group) for group in leaks)
         )
     state.register("record_order", options.seed, "order")
-    state.write("UPDATE inputs SET rank = record_order(key) WHERE reason IS NULL")
-    state.write("CREATE INDEX IF NOT EXISTS inputs_order ON inputs (split, rank, key)")
+    state.execute("UPDATE inputs SET rank = record_order(key) WHERE reason IS NULL")
+    state.execute("CREATE INDEX IF NOT EXISTS inputs_order ON inputs (split, rank, key)")
     return Plan(class_names, conflicts, leaks)
 
 
 def split_names(state: State) -> list[str]:
     """Returns the splits of a planned state: train, val, test, then others by name."""
-    names = [name for (name,) in state.rows(f"SELECT DISTINCT split {_ACCEPTED}")]
+    names = [name for (name,) in state.execute(f"SELECT DISTINCT split {_ACCEPTED}")]
     return sorted(names, key=split_order)
 
 
@@ -135,7 +136,7 @@ def shard_tasks(state: State, options: Options, directory: Path) -> list[ShardTa
     if isinstance(options.num_shards, Mapping) and (unknown := set(options.num_shards) - set(names)):
         raise ValueError(f"num_shards names the split {min(unknown)!r}; there are {', '.join(names)}")
     for split in names:
-        ((records, image_bytes),) = state.rows(f"SELECT count(*), sum(image_bytes) {_ACCEPTED} AND split = ?", (split,))
+        ((records, image_bytes),) = state.execute(f"SELECT count(*), sum(image_bytes) {_ACCEPTED} AND split = ?", (split,))
         count = _num_shards(options, split, records, image_bytes)
         for index in range(count):
             start, end = index * records // count, (index + 1) * records // count
@@ -157,7 +158,7 @@ def _num_shards(options: Options, split: str, records: int, image_bytes: int) ->
 
 
 def _label(state: State, options: Options, class_order: Sequence[str] | None) -> list[str]:
-    found = [name for (name,) in state.rows(f"SELECT DISTINCT class_name {_ACCEPTED} AND class_name NOT NULL")]
+    found = [name for (name,) in state.execute(f"SELECT DISTINCT class_name {_ACCEPTED} AND class_name NOT NULL")]
     class_checks.check_names({*found, *(options.class_names or class_order or ())})
     order = list(options.class_names or class_order or sorted(found, key=_class_order(found)))
     if len(set(order)) < len(order):
@@ -167,11 +168,11 @@ def _label(state: State, options: Options, class_order: Sequence[str] | None) ->
     if unknown:
         raise DataError(f"classes that class_names does not list: {', '.join(unknown[:20])} (it lists {', '.join(order)})")
     lost = f"SELECT DISTINCT class_name FROM inputs WHERE class_name NOT NULL EXCEPT SELECT class_name {_ACCEPTED}"
-    for (name,) in state.rows(lost):
+    for (name,) in state.execute(lost):
         _log.warning("class %r has no image left: all of its inputs were rejected", name)
-    state.write("UPDATE inputs SET label = ? WHERE reason IS NULL AND class_name IS NULL", (UNLABELLED,))
-    state.write("CREATE INDEX IF NOT EXISTS inputs_class ON inputs (class_name)")
-    state.write_many("UPDATE inputs SET label = ? WHERE class_name = ? AND reason IS NULL", enumerate(order))
+    state.execute("UPDATE inputs SET label = ? WHERE reason IS NULL AND class_name IS NULL", (UNLABELLED,))
+    state.execute("CREATE INDEX IF NOT EXISTS inputs_class ON inputs (class_name)")
+    state.executemany("UPDATE inputs SET label = ? WHERE class_name = ? AND reason IS NULL", enumerate(order))
     return order
 
 
@@ -182,7 +183,7 @@ def _class_order(names: Sequence[str]) -> Callable[[str], tuple[int, str]]:
 
 
 def _split(state: State, options: Options) -> None:
-    state.write("UPDATE inputs SET split = given_split WHERE reason IS NULL AND given_split NOT NULL")
+    state.execute("UPDATE inputs SET split = given_split WHERE reason IS NULL AND given_split NOT NULL")
     without = "reason IS NULL AND split IS NULL"
     bare = ", ".join("?" * len(options.unlabelled_splits))
     inherent = state.value(
@@ -201,14 +202,14 @@ def _split(state: State, options: Options) -> None:
         if default in options.unlabelled_splits:
             raise ValueError(f"split {default!r} is the unlabelled input's: name the other input's split, as in train=DIR")
         _log.info("no splits given: all images go into split %r", default)
-        state.write(f"UPDATE inputs SET split = ? WHERE {without}", (default,))
+        state.execute(f"UPDATE inputs SET split = ? WHERE {without}", (default,))
     first = f"SELECT key {_ACCEPTED} AND split = ?"
     for split in split_names(state):
         try:
             check_name("a split's name", split)
         except ValueError as error:
             raise DataError(f"{state.value(f'{first} ORDER BY key', (split,))}: {error}") from None
-    for (split,) in state.rows(f"SELECT split {_ACCEPTED} GROUP BY split HAVING min(label) < 0 AND max(label) >= 0"):
+    for (split,) in state.execute(f"SELECT split {_ACCEPTED} GROUP BY split HAVING min(label) < 0 AND max(label) >= 0"):
         key = state.value(f"{first} AND label < 0 ORDER BY key", (split,))
         raise DataError(f"split {split!r} has images with a label and others without: {key}")
 
@@ -216,8 +217,8 @@ def _split(state: State, options: Options) -> None:
 def _cut(state: State, options: Options) -> None:
     """Cuts each class at the fractions, equal bytes together, in an order drawn by the seed."""
     state.register("group_order", options.seed, "split")
-    state.write("CREATE TABLE IF NOT EXISTS cut (sha256 TEXT PRIMARY KEY, split TEXT)")
-    state.write("DELETE FROM cut")
+    state.execute("CREATE TABLE IF NOT EXISTS cut (sha256 TEXT PRIMARY KEY, split TEXT)")
+    state.execute("DELETE FROM cut")
     groups = """
         SELECT home, sha256, records, sum(records) OVER (PARTITION BY home) FROM (
             SELECT min(label) AS home, sha256, count(*) AS records FROM inputs
@@ -226,14 +227,14 @@ def _cut(state: State, options: Options) -> None:
 
     def assigned() -> Iterator[tuple[str, str]]:
         label, done, cuts = None, 0, options.cuts(0, 0)
-        for home, sha256, records, total in state.rows(groups):
+        for home, sha256, records, total in state.execute(groups):
             if home != label:
                 label, done, cuts = home, 0, options.cuts(total, home)
             yield sha256, next(split for end, split in cuts if done < end)
             done += records
 
-    state.write_many("INSERT INTO cut VALUES (?, ?)", assigned())
-    state.write(
+    state.executemany("INSERT INTO cut VALUES (?, ?)", assigned())
+    state.execute(
         "UPDATE inputs SET split = cut.split FROM cut WHERE cut.sha256 = inputs.sha256"
         " AND inputs.reason IS NULL AND inputs.split IS NULL"
     )
@@ -247,14 +248,14 @@ def _groups(state: State, column: str, condition: str) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     differing = f"SELECT sha256 {_ACCEPTED} {condition} GROUP BY sha256 HAVING count(DISTINCT {column}) > 1"
     query = f"SELECT sha256, key {_ACCEPTED} AND sha256 IN ({differing}) ORDER BY key"
-    for sha256, key in state.rows(query):
+    for sha256, key in state.execute(query):
         groups.setdefault(sha256, []).append(key)
     return list(groups.values())
 
 
 def _shown(state: State, keys: Sequence[str]) -> str:
     def shown(key: str) -> str:
-        split, class_name = next(state.rows("SELECT split, class_name FROM inputs WHERE key = ?", (key,)))
+        split, class_name = next(state.execute("SELECT split, class_name FROM inputs WHERE key = ?", (key,)))
         return f"{key} ({', '.join(text for text in (split, class_name) if text)})"
 
     return " = ".join(map(shown, keys))

@@ -144,7 +144,7 @@ def _compile(label_pattern: str) -> re.Pattern[str]:
 
 
 # A label function returns the class name of an image by its path relative to its split, None where
-# it is meant to have none, and raises a LookupError with the reason where it cannot tell.
+# it is meant to have none, and raises a LookupError with the reason where there is none.
 LabelOf = Callable[[PurePosixPath], str | None]
 
 

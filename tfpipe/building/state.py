@@ -31,7 +31,7 @@ CREATE TABLE inputs (
 """
 # The fields of a `Source`, in their order.
 _LISTED = "key, filename, given_split, class_name, kind, path, place, file_bytes, mtime_ns, row, reason, message, fatal"
-_LATER = {"row": "TEXT DEFAULT ''", "traits": "TEXT"}  # columns that builds begun by older versions lack
+_LATER = {"row": "TEXT DEFAULT ''", "traits": "TEXT"}  # columns that builds started by older versions lack
 _MAX_SHOWN = 1000  # differences; nobody reads on after these
 _MIN_SQLITE = (3, 35)  # UPDATE ... FROM, RETURNING
 _COMPARED = ("filename", "given_split", "class_name", "kind", "place", "file_bytes")
@@ -45,52 +45,32 @@ _SHOWN = 5  # rows of a table in one message
 Parameters = Sequence[Any] | Mapping[str, Any]
 
 
-class State:
+class State(sqlite3.Connection):
     """The rows of one build, in an SQLite file, created if missing."""
 
     def __init__(self, path: Path) -> None:
         if sqlite3.sqlite_version_info < _MIN_SQLITE:
             raise OSError(f"this Python has SQLite {sqlite3.sqlite_version}; 3.35 or newer is needed")
+        super().__init__(path)
         self.path = path
-        self._database = sqlite3.connect(path)
         # Survives kill -9 of this process at any point; a power cut costs at most the last commits,
         # never order.
-        self._database.execute("PRAGMA synchronous = NORMAL")
-        self._database.execute("PRAGMA temp_store = FILE")
-        columns = {name for (name,) in self.rows("SELECT name FROM pragma_table_info('inputs')")}
+        self.execute("PRAGMA synchronous = NORMAL")
+        self.execute("PRAGMA temp_store = FILE")
+        columns = {name for (name,) in self.execute("SELECT name FROM pragma_table_info('inputs')")}
         if not columns:
-            self._database.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+            self.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         for name in _LATER.keys() - columns if columns else ():
-            self.write(f"ALTER TABLE inputs ADD COLUMN {name} {_LATER[name]}")
-
-    def close(self) -> None:
-        """Closes the file; what was written since the last `commit` or `note` is forgotten."""
-        self._database.close()
-
-    def commit(self) -> None:
-        """Makes what was written survive a kill."""
-        self._database.commit()
-
-    def rows(self, query: str, parameters: Parameters = ()) -> Iterator[tuple[Any, ...]]:
-        """Yields the rows of a query."""
-        return self._database.execute(query, parameters)
+            self.execute(f"ALTER TABLE inputs ADD COLUMN {name} {_LATER[name]}")
 
     def value(self, query: str, parameters: Parameters = ()) -> Any:
         """Returns the first column of a query's first row, or None."""
-        row = self._database.execute(query, parameters).fetchone()
+        row = self.execute(query, parameters).fetchone()
         return None if row is None else row[0]
-
-    def write(self, statement: str, parameters: Parameters = ()) -> None:
-        """Runs one statement."""
-        self._database.execute(statement, parameters)
-
-    def write_many(self, statement: str, parameters: Iterable[Sequence[Any]]) -> None:
-        """Runs one statement per item, read lazily."""
-        self._database.executemany(statement, parameters)
 
     def register(self, name: str, seed: int, purpose: str) -> None:
         """Makes `name(text)` in queries a hash of (seed, purpose, text)."""
-        self._database.create_function(name, 1, lambda text: seeds.digest(seed, purpose, text)[:16], deterministic=True)
+        self.create_function(name, 1, lambda text: seeds.digest(seed, purpose, text)[:16], deterministic=True)
 
     def fact(self, name: str) -> Any:
         """Returns what `note` stored, or None."""
@@ -99,17 +79,17 @@ class State:
 
     def note(self, name: str, value: Any) -> None:
         """Stores a fact, and commits it together with all that was written before."""
-        self.write("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+        self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
         self.commit()
 
     def list_inputs(self, items: Iterable[Source]) -> None:
         """Replaces all rows by a listing."""
-        self.write("DELETE FROM inputs")
+        self.execute("DELETE FROM inputs")
         self._insert("inputs", items)
 
     def _insert(self, table: str, items: Iterable[Source]) -> None:
         places = ", ".join("?" * len(Source._fields))
-        self.write_many(f"INSERT INTO {table} ({_LISTED}) VALUES ({places})", items)
+        self.executemany(f"INSERT INTO {table} ({_LISTED}) VALUES ({places})", items)
         if self.value(f"SELECT 1 FROM {table} WHERE {_FROM_TABLES} LIMIT 1"):
             self._reject_rows(table)
 
@@ -122,20 +102,22 @@ class State:
         twice = f"SELECT key FROM {table} WHERE kind != '' GROUP BY key HAVING count(*) > 1 AND min(row) != ''"
         columns = "key, rowid, row, class_name, given_split, path"
         groups: dict[str, list[tuple[Any, ...]]] = {}
-        for key, *row in self.rows(f"SELECT {columns} FROM {table} WHERE {_FROM_TABLES} AND key IN ({twice}) ORDER BY rowid"):
+        for key, *row in self.execute(
+            f"SELECT {columns} FROM {table} WHERE {_FROM_TABLES} AND key IN ({twice}) ORDER BY rowid"
+        ):
             groups.setdefault(key, []).append(tuple(row))
         changes = [change for key, rows in groups.items() for change in _repeated(key, rows)]
         reject = f"UPDATE {table} SET kind = '', reason = 'bad_row', path = row"
-        self.write_many(f"{reject}, message = ?, key = ? WHERE rowid = ?", changes)
+        self.executemany(f"{reject}, message = ?, key = ? WHERE rowid = ?", changes)
 
         def reject_where(condition: str, others: str, message: str, split: str | None = None) -> None:
             exists = f"EXISTS (SELECT 1 FROM {table} WHERE {_FROM_TABLES} AND {others})"
             statement = f"{reject}, message = key || ': ' || :message WHERE {_FROM_TABLES} AND {condition} AND {exists}"
-            self.write(statement, {"message": message, "split": split})
+            self.execute(statement, {"message": message, "split": split})
 
         message = "the row names no split, and other rows do: name one"
         reject_where("given_split IS NULL", "given_split NOT NULL", message)
-        for (split,) in list(self.rows(f"SELECT DISTINCT given_split FROM {table} WHERE {_FROM_TABLES}")):
+        for (split,) in list(self.execute(f"SELECT DISTINCT given_split FROM {table} WHERE {_FROM_TABLES}")):
             where, same = f"split {split!r}" if split else "the table", "given_split IS :split"
             advice = "fill it in, or give those without a split of their own"
             message = f"others of {where} have a label, this one has none: {advice}"
@@ -147,7 +129,7 @@ class State:
         query = """
             SELECT rowid, kind, path, place, file_bytes FROM inputs
             WHERE rowid > ? AND sha256 IS NULL AND reason IS NULL ORDER BY rowid LIMIT ?"""
-        while rows := self._database.execute(query, (after, max_rows)).fetchall():
+        while rows := self.execute(query, (after, max_rows)).fetchall():
             total = itertools.accumulate(row[4] if row[1] == "file" else 0 for row in rows)
             count = max(1, sum(1 for size in total if size <= max_bytes))
             after = rows[count - 1][0]
@@ -156,7 +138,7 @@ class State:
     def store_audit(self, found: Sequence[tuple[int, Audited]]) -> None:
         """Stores what workers found, by row id."""
         assignments = ", ".join(f"{field} = ?" for field in Audited._fields)
-        self.write_many(f"UPDATE inputs SET {assignments} WHERE rowid = ?", [(*audited, row) for row, audited in found])
+        self.executemany(f"UPDATE inputs SET {assignments} WHERE rowid = ?", [(*audited, row) for row, audited in found])
 
     def relist(self, items: Iterable[Source]) -> list[str]:
         """Compares a new listing with the rows; returns the first differences in words.
@@ -164,10 +146,10 @@ class State:
         Files that were only touched or moved do not count as different yet: `touched` yields them,
         their content decides, and `accept` stores their new places.
         """
-        self.write(f"CREATE TEMP TABLE now AS SELECT {_LISTED} FROM inputs WHERE false")
+        self.execute(f"CREATE TEMP TABLE now AS SELECT {_LISTED} FROM inputs WHERE false")
         self._insert("now", items)
-        self.write("CREATE INDEX temp.now_key ON now (key)")
-        self.write("CREATE INDEX IF NOT EXISTS inputs_key ON inputs (key)")
+        self.execute("CREATE INDEX temp.now_key ON now (key)")
+        self.execute("CREATE INDEX IF NOT EXISTS inputs_key ON inputs (key)")
         same = " AND ".join(f"inputs.{column} IS now.{column}" for column in _COMPARED)
         return self.differences(
             removed="SELECT key FROM inputs WHERE key NOT IN (SELECT key FROM now)",
@@ -180,7 +162,7 @@ class State:
         return [
             f"{word}: {key}"
             for word, query in queries.items()
-            for (key,) in self.rows(f"{query} ORDER BY key LIMIT {_MAX_SHOWN}")
+            for (key,) in self.execute(f"{query} ORDER BY key LIMIT {_MAX_SHOWN}")
         ]
 
     def num_touched(self) -> int:
@@ -189,7 +171,7 @@ class State:
 
     def touched(self, max_rows: int) -> Iterator[list[tuple[int, str, str, int]]]:
         """Yields batches, as `pending`, of audited images with another or newer file."""
-        cursor = self._database.execute(f"SELECT inputs.rowid, now.kind, now.path, now.place {_TOUCHED}")
+        cursor = self.execute(f"SELECT inputs.rowid, now.kind, now.path, now.place {_TOUCHED}")
         while batch := cursor.fetchmany(max_rows):
             yield batch
 
@@ -198,10 +180,10 @@ class State:
 
         With `reopen`, unreadable inputs are audited again; not where a plan was made without them.
         """
-        self.write("UPDATE inputs SET path = now.path, mtime_ns = now.mtime_ns FROM now WHERE now.key = inputs.key")
+        self.execute("UPDATE inputs SET path = now.path, mtime_ns = now.mtime_ns FROM now WHERE now.key = inputs.key")
         if reopen:
-            self.write("UPDATE inputs SET reason = NULL, message = NULL WHERE kind != '' AND sha256 IS NULL")
-        self.write("DROP TABLE now")
+            self.execute("UPDATE inputs SET reason = NULL, message = NULL WHERE kind != '' AND sha256 IS NULL")
+        self.execute("DROP TABLE now")
         self.commit()
 
 
@@ -216,7 +198,7 @@ def _repeated(key: str, rows: list[tuple[Any, ...]]) -> list[tuple[str, str, int
     )
     shown += f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     if len(meant) == 1:
-        what = "say the same: remove all but one"
+        what = "are equal: remove all but one"
     elif len(labels) > 1:
         what = f"contradict each other, {' or '.join(labels[:_SHOWN])}: keep the right one"
     elif len({path for *_, path in meant}) > 1:

@@ -43,20 +43,20 @@ class _Refusal(ValueError):
     def __init__(self, message: str, differences: Sequence[str]) -> None:
         shown = "".join(f"\n  {difference}" for difference in differences[:_SHOWN])
         more = f"\n  and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-        advice = "Give it what it was begun with, or delete the output folder to start over."
+        advice = "Give it what it was started with, or delete the output folder to start over."
         super().__init__(f"{message}:{shown}{more}\n{advice}")
 
 
 @contextlib.contextmanager
 def _explained(directory: Path) -> Iterator[None]:
     """Adds to errors of the disk what becomes of the build."""
-    advice = "what was finished is kept: mend the cause (free space?) and run the same build again"
+    advice = "what was finished is kept: fix the cause (free space?) and run the same build again"
     try:
         yield
     except sqlite3.OperationalError as error:  # "database or disk is full", "disk I/O error", "unable to open database file"
         raise OSError(f"{directory}: the state of the build cannot be written ({error}); {advice}") from error
     except sqlite3.DatabaseError as error:
-        message = f"the state of the unfinished build is damaged ({error}): delete the folder and build anew"
+        message = f"the state of the unfinished build is damaged ({error}): delete the folder and build again"
         raise DataError(message, path=directory) from error
     except OSError as error:
         if error.errno is None or isinstance(error, BlockingIOError):
@@ -75,7 +75,7 @@ class Build(NamedTuple):
 
     directory: Path  # the output, locked by the caller
     options: Options
-    list_inputs: Callable[[], SourceList]  # anew at each call
+    list_inputs: Callable[[], SourceList]  # again at each call
     workers: int
     lock: int  # the descriptor that holds it
     progress: bool
@@ -161,7 +161,7 @@ class Build(NamedTuple):
         differences = []
         for found in self._results(workers, "audit", tasks, "compare", state.num_touched()):
             for row, audited in found:
-                key, sha256 = next(state.rows("SELECT key, sha256 FROM inputs WHERE rowid = ?", (row,)))
+                key, sha256 = next(state.execute("SELECT key, sha256 FROM inputs WHERE rowid = ?", (row,)))
                 if audited.sha256 != sha256:
                     differences.append(f"changed: {key}")
         return sorted(differences)
@@ -210,10 +210,10 @@ class Build(NamedTuple):
     def _finish(self, state: State, decided: plan.Plan, shards: Mapping[str, Shard]) -> Manifest:
         metadata_files.write_catalog(self.directory, [state.path.with_name(f"{file}.csv") for file in shards])
         splits = self._splits(state, decided.class_names, shards)
-        rejected = state.rows("SELECT key, reason, message FROM inputs WHERE reason NOT NULL ORDER BY key")
+        rejected = state.execute("SELECT key, reason, message FROM inputs WHERE reason NOT NULL ORDER BY key")
         metadata_files.write_rejected(self.directory, rejected)
         metadata_files.write_tfds_files(self.directory, self.options.name, decided.class_names, splits)
-        reasons = state.rows("SELECT reason, count(*) FROM inputs WHERE reason NOT NULL GROUP BY reason ORDER BY reason")
+        reasons = state.execute("SELECT reason, count(*) FROM inputs WHERE reason NOT NULL GROUP BY reason ORDER BY reason")
         manifest = Manifest(
             name=self.options.name,
             seed=self.options.seed,
@@ -236,7 +236,7 @@ class Build(NamedTuple):
         splits = {}
         for name in plan.split_names(state):
             of_split = "FROM inputs WHERE reason IS NULL AND split = ?"
-            counts = dict(state.rows(f"SELECT label, count(*) {of_split} GROUP BY label", (name,)))
+            counts = dict(state.execute(f"SELECT label, count(*) {of_split} GROUP BY label", (name,)))
             splits[name] = Split(
                 labelled=-1 not in counts,
                 image_bytes=state.value(f"SELECT sum(image_bytes) {of_split}", (name,)),
@@ -274,9 +274,9 @@ class Build(NamedTuple):
         return manifest
 
     def _content_differences(self, state: State) -> list[str]:
-        state.write("CREATE TEMP TABLE before (key TEXT, sha256 TEXT, class_name TEXT)")
+        state.execute("CREATE TEMP TABLE before (key TEXT, sha256 TEXT, class_name TEXT)")
         rows = ((row.key, row.sha256, row.class_name or None) for row in read_catalog(self.directory))
-        state.write_many("INSERT INTO before VALUES (?, ?, ?)", rows)
+        state.executemany("INSERT INTO before VALUES (?, ?, ?)", rows)
         now = "SELECT key FROM inputs WHERE reason IS NULL"
         both = "SELECT key FROM before JOIN inputs USING (key) WHERE reason IS NULL"
         differences = state.differences(
@@ -290,7 +290,7 @@ class Build(NamedTuple):
 
 def _inputs_digest(state: State) -> str:
     query = "SELECT key, filename, given_split, class_name, coalesce(reason, sha256) FROM inputs ORDER BY key"
-    return metadata_files.inputs_digest(state.rows(query))
+    return metadata_files.inputs_digest(state.execute(query))
 
 
 def _properties(state: State) -> dict[str, int]:

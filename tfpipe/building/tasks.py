@@ -27,7 +27,7 @@ from tfpipe.images import headers
 from tfpipe.images.headers import ImageHeader
 from tfpipe.listing import image_files
 from tfpipe.records import schema, tfrecord
-from tfpipe.records.catalog import Row
+from tfpipe.records.catalog import CatalogRow
 from tfpipe.records.manifest import Shard, index_file
 from tfpipe.records.samples import MAX_BITS
 
@@ -181,7 +181,7 @@ def write_shard(task: ShardTask, report: Report) -> Shard:
             index.write(f"{start} {output.num_bytes - start}\n".encode())
             crc32c = int.from_bytes(pieces[2], "little")
             here = {"split": task.split, "shard": task.shard_index, "position": position, "crc32c": crc32c}
-            catalog.writerow(here[name] if name in here else getattr(record, name) for name in Row._fields)
+            catalog.writerow(here[name] if name in here else getattr(record, name) for name in CatalogRow._fields)
             ticker.tick(len(record.encoded))
         shard = Shard(task.file, task.end - task.start, output.num_bytes, output.sha256(), index.sha256())
         note = stack.enter_context(written_atomically(state.with_name(f"{task.file}.json")))

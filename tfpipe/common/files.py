@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import glob
 import hashlib
@@ -27,6 +28,7 @@ T = TypeVar("T")
 
 MAX_JSON_BYTES = 256 << 20
 _MAX_DIGITS = 20  # of an int64 with its sign, and of a uint64
+_STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")  # of a path in msgspec's messages
 
 
 @contextlib.contextmanager
@@ -286,10 +288,37 @@ def check_json(content: Any, kind: type[T], path: Path) -> T:
     """
     import msgspec  # here: processes that only write need not load it
 
+    def problem_of(content: Any) -> str:
+        try:
+            msgspec.convert(content, kind)
+        except msgspec.ValidationError as error:
+            return str(error)
+        return ""
+
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
-        raise DataError(f"not as tfpipe writes it: {str(error).replace('`', '')}", path=path) from None
+        message = _with_keys(copy.deepcopy(content), str(error), problem_of)
+        raise DataError(f"not as tfpipe writes it: {message.replace('`', '').replace('$.', '')}", path=path) from None
+
+
+def _with_keys(content: Any, problem: str, problem_of: Callable[[Any], str]) -> str:
+    """Returns msgspec's message with the keys of mappings, in place of which it has [...]."""
+    message, place = problem, content
+    for name, index in _STEP.findall(problem.partition("`$")[2]):
+        if index == "...":
+            items = list(place.items())
+            while len(items) > 1:  # halved: one of a million classes is found at once
+                half = len(items) // 2
+                place.clear()
+                place.update(items[:half])
+                items = items[:half] if problem_of(content) == problem else items[half:]
+            place.clear()
+            place.update(items)
+            name = items[0][0]
+            message = message.replace("[...]", f".{name:.80}", 1)
+        place = place[name or int(index)]
+    return message
 
 
 def load_json(path: Path, kind: type[T]) -> T:
@@ -321,7 +350,7 @@ def _finite(text: str) -> float:
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
 """Endings of the names of images, in lower case."""
 
-_LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r", "__macosx"))  # left behind by file managers and archivers
+_LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r", "__macosx"))  # left by file managers and archivers
 
 
 def is_hidden(name: str) -> bool:

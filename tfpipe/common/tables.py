@@ -43,7 +43,7 @@ class Table(NamedTuple):
     def column(self, known: Sequence[str], name: str = "", given: str | None = None) -> str | None:
         """Returns the given column, or the first known one that exists, or None.
 
-        Raises ValueError if no column, or more than one, is called as `given`, the value of
+        Raises ValueError if no column, or more than one, is called `given`, the value of
         argument `name`.
         """
         if given is None:

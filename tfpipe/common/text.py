@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -47,6 +48,11 @@ def interval(bounds: Sequence[float] | None) -> str:
 def with_interval(share: float | None, bounds: Sequence[float] | None) -> str:
     """Returns "12.34% (95 %: 10.00% to 15.00%)", or "-" where one is None."""
     return "-" if share is None or bounds is None else f"{percent(share)} (95 %: {interval(bounds)})"
+
+
+def hash_names(names: Iterable[str]) -> str:
+    """Returns the SHA-256 of "LENGTH:NAME" of names in their order, LENGTH in characters: 64 hexadecimal digits."""
+    return hashlib.sha256("".join(f"{len(name)}:{name}" for name in names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def threshold(value: float | None) -> str:

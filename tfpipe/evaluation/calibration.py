@@ -30,11 +30,11 @@ SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
 def fit_temperature(table: Predictions) -> float:
-    """Returns the temperature in [0.05, 20] with the least mean negative log-likelihood, rounded to 3 significant digits.
+    """Returns the temperature in [0.05, 20] with the least mean negative log-likelihood.
 
-    Rounded, so that another batch size, with which probabilities differ in their seventh digit,
-    gives the same number. Where every image is classified correctly the best temperature would be
-    0, and useless for others: it is 1 then, with a warning.
+    It has 3 significant digits, so that another batch size, which changes probabilities' seventh
+    digits, gives the same number. It is 1, with a warning, where every image is classified
+    correctly: the best one would be 0, and useless for others.
 
     Raises:
         ValueError: the table is empty, or has images without a label.
@@ -64,7 +64,7 @@ def fit_temperature(table: Predictions) -> float:
 
 
 def scale(table: Predictions, temperature: float) -> Predictions:
-    """Returns the table with softmax(log p / temperature) for each row, in float32 precision; `predicted` stays the same.
+    """Returns the table with softmax(log p / temperature), float32; `predicted` stays the same.
 
     Raises:
         ValueError: the temperature is not positive.

@@ -11,7 +11,7 @@
     OUTPUT/calibration.csv    with `calibrate`: the table of the split that the temperature was fitted on
     OUTPUT/parts/             with `shard`: see `tfpipe.evaluation.partial_tables`
 
-The receipt is written last: where it stands, table and metrics belong to it. One process at a time
+The receipt is written last: where it exists, table and metrics belong to it. One process at a time
 writes them.
 """
 
@@ -32,26 +32,25 @@ from tfpipe.common import arguments, files
 from tfpipe.common.files import clear_folder, clear_up, sha256_of, written_atomically
 from tfpipe.common.locking import locked
 from tfpipe.common.progress import ProgressBar
-from tfpipe.common.text import html_table
-from tfpipe.evaluation import calibration, metrics, partial_tables, receipts
-from tfpipe.models import classifiers, predictions, reading_errors
+from tfpipe.common.text import hash_names, html_table
+from tfpipe.evaluation import calibration, html_report, metrics, partial_tables, receipts
+from tfpipe.models import classifiers, predictions
 from tfpipe.models.classifiers import Predictor
-from tfpipe.models.images import seen_by
 from tfpipe.models.predictions import Predictions
+from tfpipe.models.split_images import read_for
 from tfpipe.networks import arithmetic
 
 _log = logging.getLogger("tfpipe")
 
 UNCALIBRATED_NAME = "uncalibrated.csv"
 CALIBRATION_NAME = "calibration.csv"
-REPORT_NAME = "report.html"
-NEAR_DUPLICATES_NAME = "near_duplicates.json"
 
 _EXPORTED_FILES = (".pb", ".tflite", ".onnx")
 _IN_EXPORTS = ("saved_model.pb", "preprocessing.json")
 _NEEDED = ("class_names", "image_size", "resize", "sha256", "predict")  # of a `Predictor`
 
-_VOUCHED = (metrics.FILE_NAME, REPORT_NAME, NEAR_DUPLICATES_NAME, UNCALIBRATED_NAME, CALIBRATION_NAME)
+# Files of one evaluation, beside table and receipt: the next one removes them.
+_OTHER_FILES = (metrics.FILE_NAME, html_report.FILE_NAME, html_report.NEAR_DUPLICATES_NAME, UNCALIBRATED_NAME, CALIBRATION_NAME)
 
 
 class Loaded(Protocol):
@@ -67,9 +66,9 @@ class Evaluation:
     """The results of an evaluation.
 
     Attributes:
-        folder: where its files are.
+        folder: of its files.
         metrics: the content of metrics.json; with `shard`, empty while parts are missing, or where
-            another process writes in the folder: one that merges, if all is well.
+            another process is merging them.
         receipt: the content of receipt.json; empty where `metrics` is.
         missing_parts: with `shard`, the tables that other readers have yet to write.
     """
@@ -80,9 +79,10 @@ class Evaluation:
     missing_parts: Sequence[Path] = ()
 
     def __repr__(self) -> str:
-        known = {**self.receipt, **self.metrics, **({"missing_parts": len(self.missing_parts)} if self.missing_parts else {})}
-        names = ("split", "records_seen", "accuracy", "accuracy_interval", "missing_parts")
+        known = {**self.receipt, **self.metrics}
+        names = ("split", "records_seen", "accuracy", "accuracy_interval")
         facts = [f"{name}={known[name]!r}" for name in names if name in known]
+        facts += [f"missing_parts={len(self.missing_parts)}"] if self.missing_parts else []
         return f"Evaluation({', '.join([repr(os.fspath(self.folder)), *facts])})"
 
     def _repr_html_(self) -> str:
@@ -124,11 +124,10 @@ def evaluate(
             `tfpipe.load("export/saved_model")`.
         data: folder of the data set.
         split: its name; labelled.
-        output: folder, made if need be; files of an earlier evaluation are replaced, others left
-            alone.
+        output: folder, created if missing; replaces files of an earlier evaluation, and no others.
         batch_size: images that go through the model at once.
         shard: (index, count): only the part of reader `index` of `count`, for several processes or
-            machines that share `output`. Whoever finds all parts there merges them.
+            machines that share `output`. The one that completes the parts merges them.
         num_readers: read the split as that many contiguous parts, one after another.
         positive_class: see `metrics.measure`.
         specificity: see `metrics.measure`.
@@ -137,7 +136,7 @@ def evaluate(
         report: write report.html, too.
         near_duplicates: look for images of the split in train and val, for the report: another pass
             over all three.
-        progress: show it.
+        progress: show a bar.
         trust: the model's author, see `tfpipe.load`.
         on_found: called with the result when it is on disk, before the report is written.
 
@@ -150,15 +149,9 @@ def evaluate(
         DataError: a record is damaged or missing, the data set was replaced during the pass, or a
             part is damaged.
     """
-    batch_size, num_readers, specificity, report, near_duplicates, progress, trust = arguments.check(
-        batch_size=batch_size,
-        num_readers=num_readers,
-        specificity=specificity,
-        report=report,
-        near_duplicates=near_duplicates,
-        progress=progress,
-        trust=trust,
-    )
+    batch_size, num_readers = arguments.check(batch_size=batch_size, num_readers=num_readers)
+    specificity, progress, trust = arguments.check(specificity=specificity, progress=progress, trust=trust)
+    report, near_duplicates = arguments.check(report=report, near_duplicates=near_duplicates)
     (shard,) = arguments.check_given(shard=shard)
     if shard is not None and num_readers != 1:
         raise ValueError(f"shard and num_readers exclude each other (got {shard!r} and {num_readers})")
@@ -175,7 +168,7 @@ def evaluate(
             return Evaluation(run.folder, missing_parts=missing)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(run.folder, "evaluation"))
+            stack.enter_context(locked(folder, "evaluation"))
         except BlockingIOError as error:
             if shard is None:
                 raise
@@ -192,9 +185,7 @@ def evaluate(
         if on_found:
             on_found(evaluation)
         if report:
-            from tfpipe.evaluation.html_report import write_report
-
-            write_report(run.folder, predictor, data, split, near_duplicates=near_duplicates, progress=progress)
+            html_report.write_report(run.folder, predictor, data, split, near_duplicates=near_duplicates, progress=progress)
     return evaluation
 
 
@@ -238,7 +229,7 @@ class _Run:
 
     def _batches(self, split: str, shard: tuple[int, int]) -> Iterator[dict[str, Any]]:
         options = {"batch_size": self.batch_size, "scaled_decode": False, "shard": shard}
-        return reading_errors.read(seen_by(self.predictor, self.directory, split, **options))
+        return read_for(self.predictor, self.directory, split, **options)
 
     def _predict(self, batch: dict[str, Any], labels: np.ndarray[Any, Any]) -> Predictions:
         keys, filenames = ([value.decode() for value in batch[name].numpy().tolist()] for name in ("key", "filename"))
@@ -260,7 +251,7 @@ class _Run:
         partial_tables.bind(path, sha256, claim, classifiers.computation_of(self.predictor))
 
     def finish(self, chunks: Iterable[bytes], claim: receipts.Claim, computed: Sequence[Mapping[str, str]]) -> Evaluation:
-        """Writes the table, and all files that follow from it; `computed`: devices and arithmetics."""
+        """Writes the table, and all files made from it; `computed`: devices and arithmetics."""
         fitted = None
         if self.options["calibrate"] is not None:  # first: what fails here should not cost the longer pass
             fitted = self._fit(claim)
@@ -282,12 +273,12 @@ class _Run:
     def _fit(self, claim: receipts.Claim) -> dict[str, Any]:
         split = self.options["calibrate"]
         table = self._write(CALIBRATION_NAME, split, self.chunks(split, [(0, 1)]), claim)
-        ids = predictions.hash_ids(table.keys)
+        ids = hash_names(table.keys)
         temperature = calibration.fit_temperature(table)
         return {"split": split, "records_seen": len(table.keys), "ids_sha256": ids, "temperature": temperature}
 
     def _write(self, name: str, split: str, chunks: Iterable[bytes], claim: receipts.Claim) -> Predictions:
-        """Writes a table and reads it back; it gets its name only if its ids equal the catalogue's."""
+        """Writes a table and reads it back; it gets its name if its ids are the catalogue's."""
         path = self.folder / name
         with written_atomically(path) as file:
             file.writelines(chunks)
@@ -295,7 +286,7 @@ class _Run:
             table = predictions.read(file.name)
             receipts.check_unchanged(claim, self.directory)
             receipts.check_ids(table.keys, self.directory, split, path)
-            receipts.retract(self.folder, claim, _VOUCHED)
+            receipts.retract(self.folder, claim, _OTHER_FILES)
         return table
 
     def _measure(self, table: Predictions) -> dict[str, Any]:
@@ -317,8 +308,8 @@ def _loaded(model: str | os.PathLike[str] | Predictor | Loaded, trust: bool) -> 
 
 
 def _clear(folder: Path) -> None:
-    """Removes what killed processes left: those that write these files hold the folder's lock."""
-    for name in (predictions.FILE_NAME, predictions.RECEIPT_NAME, *_VOUCHED):
+    """Removes what killed processes left; needs the folder's lock."""
+    for name in (predictions.FILE_NAME, predictions.RECEIPT_NAME, *_OTHER_FILES):
         clear_up(folder / name)
     clear_folder(folder / partial_tables.FOLDER)
 
@@ -327,6 +318,6 @@ def _check_writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
-    for name in (predictions.FILE_NAME, predictions.RECEIPT_NAME, *_VOUCHED):
+    for name in (predictions.FILE_NAME, predictions.RECEIPT_NAME, *_OTHER_FILES):
         if (folder / name).is_dir():
-            raise IsADirectoryError(f"{folder / name}: a folder stands where a file is to be written")
+            raise IsADirectoryError(f"{folder / name}: a folder is in the place of a file to write")

@@ -3,14 +3,14 @@
     index = collect(classifier, "shards/", "train")
     for found in index.nearest(features):                          # those of `predict_with_features`
         print(found.key, found.class_name, found.similarity)
-        index.image(found, 256)                                  # uint8 [H, W, 3]
+        index.image(found)                                       # uint8 [H, W, 3]
 
-Features are in memory, 4 D bytes an image; images stay in their shards and are read when they are
-shown.
+Features are in memory, 4 D bytes an image; images stay in their shards.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +22,8 @@ import tensorflow as tf
 from tfpipe.common.errors import DataError
 from tfpipe.common.progress import ProgressBar
 from tfpipe.images import decoding
-from tfpipe.models import reading_errors
 from tfpipe.models.classifiers import Classifier
-from tfpipe.models.images import seen_by
+from tfpipe.models.split_images import read_for
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import schema
 from tfpipe.records.samples import Samples
@@ -36,30 +35,19 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A training image, and how alike its features are.
-
-    Attributes:
-        key: of its record.
-        class_name: "" where it has none.
-        similarity: cosine of the pooled features, 1 for the same image.
-        position: of its record in the split.
-    """
+    """A training image: key, class ("" without), and cosine with the features of the new one."""
 
     key: str
     class_name: str
     similarity: float
-    position: int
+    position: int  # in the split
 
 
 @dataclass(frozen=True)
 class FeatureIndex:
-    """Training images by their features.
+    """Training images by their features, float32 [N, D], each of length 1.
 
-    Attributes:
-        reader: of the split that they are in; the first `len(keys)` of its records are here.
-        split: its name.
-        keys: of the records.
-        features: float32 [N, D], each of length 1.
+    `reader` is that of their split; the first `len(keys)` of its records are here.
     """
 
     reader: RecordReader
@@ -68,41 +56,27 @@ class FeatureIndex:
     features: Array
 
     def nearest(self, features: Array, count: int = 8) -> list[Neighbour]:
-        """Returns the most similar images, the first of equal ones first.
-
-        Args:
-            features: float32 [D], pooled, of the image to compare with.
-            count: at most so many.
-        """
+        """Returns the images with the most similar features, float32 [D]; stable."""
         similarities = self.features @ unit_vectors(features)
-        nearest = np.argsort(-similarities, kind="stable")[:count].tolist()
-        return [Neighbour(self.keys[place], self._class_name(place), float(similarities[place]), place) for place in nearest]
+        names = {schema.UNLABELLED: "", **dict(enumerate(self.reader.manifest.class_names))}
+        return [
+            Neighbour(self.keys[place], names[int(self.reader.labels[place])], float(similarities[place]), place)
+            for place in np.argsort(-similarities, kind="stable")[:count].tolist()
+        ]
 
-    def _class_name(self, place: int) -> str:
-        label = int(self.reader.labels[place])
-        return "" if label == schema.UNLABELLED else self.reader.manifest.class_names[label]
-
-    def image(self, neighbour: Neighbour, side: int) -> Array:
-        """Returns the image, upright, uint8 [H, W, 3], its longer side no longer than `side`.
+    def image(self, neighbour: Neighbour) -> Array:
+        """Returns the image, upright, uint8 [H, W, 3].
 
         Raises:
             DataError: its record cannot be read any more.
         """
         row = decoding.parse_example(self.reader.read(neighbour.position))
+        samples = Samples.of(self.reader.manifest.options)
         try:
-            samples = Samples.of(self.reader.manifest.options)
-            return shrink(decoding.decode_image(row[schema.ENCODED], row[schema.ORIENTATION], samples), side)
+            image: Array = decoding.decode_image(row[schema.ENCODED], row[schema.ORIENTATION], samples).numpy()
         except tf.errors.OpError as error:
             raise self.reader.error(neighbour.position, decoding.plain_reason(error)) from None
-
-
-def shrink(image: tf.Tensor, side: int) -> Array:
-    """Returns an image, uint8 [H, W, 3], with its longer side at most `side`; smaller ones as they are."""
-    height, width = image.shape[:2]
-    scale = min(1.0, side / max(height, width))
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    shrunk: Array = (image if scale == 1 else decoding.resize_image(image, size)).numpy()
-    return shrunk
+        return image
 
 
 def collect(
@@ -113,7 +87,7 @@ def collect(
     max_images: int | None = None,
     progress: bool = True,
 ) -> FeatureIndex:
-    """Sends the images of a split through a classifier and keeps their features.
+    """Computes a classifier's features of a split's images.
 
     Args:
         classifier: computes the features, and defines how images are resized.
@@ -135,7 +109,7 @@ def collect(
     keys: list[str] = []
     features: list[Array] = []
     with ProgressBar("features of the training images", total, enabled=progress) as bar:
-        for batch in reading_errors.read(seen_by(classifier, directory, split, batch_size=BATCH_SIZE).take(num_batches)):
+        for batch in itertools.islice(read_for(classifier, directory, split, batch_size=BATCH_SIZE), num_batches):
             keys += [key.decode() for key in batch["key"].numpy().tolist()]
             _, found = classifier.predict_with_features(batch["image"])
             if broken := np.flatnonzero(~np.isfinite(found).all(axis=1)).tolist():

@@ -2,9 +2,9 @@
 
     write_report(Path("eval/"), classifier, "shards/", "test")      # eval/report.html, eval/near_duplicates.json
 
-Numbers come from metrics.json, and curves and lists from predictions.csv beside it; nothing is
-measured in another way. For a model that gives only probabilities, as an exported one, the page
-lacks Grad-CAM and near-duplicates, and says so.
+Numbers come from metrics.json, curves and lists from predictions.csv beside it. For a model that
+gives only probabilities, as an exported one, the page lacks Grad-CAM and near-duplicates, and
+states so.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from typing import Any
 import numpy as np
 
 from tfpipe.common.files import read_json, write_json, written_atomically
-from tfpipe.common.text import number, plural
+from tfpipe.common.text import plural
 from tfpipe.evaluation import metrics
-from tfpipe.evaluation.near_duplicates import NearDuplicate, find_near_duplicates, training_splits
+from tfpipe.evaluation.near_duplicates import NearDuplicate, find_near_duplicates, reader_of, training_splits
 from tfpipe.models import explanation, predictions
 from tfpipe.models.classifiers import Classifier, Predictor
 from tfpipe.models.predictions import Predictions
-from tfpipe.pipeline.replaying import Replayer
 from tfpipe.records import manifest as manifests
-from tfpipe.records.catalog import Row, read_catalog
+from tfpipe.records.catalog import CatalogRow, read_catalog
 from tfpipe.report import figures, fonts, templates
 
 _log = logging.getLogger("tfpipe")
@@ -53,17 +52,16 @@ def write_report(
     near_duplicates: bool = True,
     progress: bool = True,
 ) -> Path:
-    """Writes report.html, and near_duplicates.json, into the folder of an evaluation; returns the report's path.
+    """Writes report.html and near_duplicates.json into an evaluation's folder; returns the former.
 
     Args:
-        folder: with predictions.csv, metrics.json and receipt.json, as `tfpipe.evaluate` writes
-            them.
-        predictor: the model that was evaluated.
+        folder: with predictions.csv, metrics.json and receipt.json of `tfpipe.evaluate`.
+        predictor: the evaluated model.
         directory: of the data set.
-        split: the one that was evaluated.
+        split: the evaluated one.
         near_duplicates: search for them, in a pass over train, val and the split; needs the
             features of a `Classifier`.
-        progress: show it.
+        progress: show a bar.
 
     Raises:
         ValueError: the model, data or split are not those of the receipt.
@@ -74,14 +72,17 @@ def write_report(
     table = predictions.read(folder)
     found, receipt = metrics.load(folder), read_json(folder / predictions.RECEIPT_NAME)
     manifest = manifests.load(directory)
-    _check_receipt(receipt, predictor, manifest, split)
+    given = {"split": split, "data_root_hash": manifest.root_hash, "model_sha256": predictor.sha256}
+    for name, value in given.items():
+        if receipt.get(name) != value:
+            raise ValueError(f"the evaluation is of {name} {receipt.get(name)!r} (got {value!r})")
     pairs = None
     if near_duplicates and isinstance(predictor, Classifier):
         duplicates = find_near_duplicates(predictor, directory, split, progress=progress)
         pairs = summarise_pairs(table, duplicates, training_splits(directory, split))
         write_json(folder / NEAR_DUPLICATES_NAME, pairs)
     _warn_of_fonts(table)
-    images = _Images(predictor, directory, split)
+    images = _ReportImages(predictor, directory, split)
     wrong, doubtful = worst_mistakes(table), likely_label_errors(table)
     page = templates.render(
         "report.html",
@@ -94,12 +95,11 @@ def write_report(
         labelled={name: content for name, content in manifest.splits.items() if content.labelled},
         metrics={"calibration": None, **found},
         confusion=_confusion(found, table.class_names),
-        classes=[_class_row(index, row) for index, row in enumerate(found["per_class"])],
         curves=_curves(found, table),
         reliability=figures.reliability_diagram(found["reliability"]),
         explained=isinstance(predictor, Classifier),
         mistakes={"count": len(wrong), "shown": images.predictions(table, wrong[:_MAX_SHOWN], explained=True)},
-        label_errors={"count": len(doubtful), "shown": images.predictions(table, doubtful[:_MAX_SHOWN], explained=False)},
+        label_errors={"count": len(doubtful), "shown": images.predictions(table, doubtful[:_MAX_SHOWN])},
         pairs=pairs,
         pair_figures=images.pairs(pairs["pairs"]) if pairs else [],
         receipt=json.dumps(receipt, indent=1, ensure_ascii=False),
@@ -120,15 +120,8 @@ def _warn_of_fonts(table: Predictions) -> None:
         )
 
 
-def _check_receipt(receipt: dict[str, Any], predictor: Predictor, manifest: manifests.Manifest, split: str) -> None:
-    given = {"split": split, "data_root_hash": manifest.root_hash, "model_sha256": predictor.sha256}
-    for name, value in given.items():
-        if receipt.get(name) != value:
-            raise ValueError(f"the evaluation is of {name} {receipt.get(name)!r} (got {value!r})")
-
-
 def summarise_pairs(predicted: Predictions, pairs: Sequence[NearDuplicate], against: Sequence[str]) -> dict[str, Any]:
-    """Returns the content of near_duplicates.json: the pairs, and the accuracy on the images without a near-duplicate."""
+    """Returns the content of near_duplicates.json: pairs, and accuracy on the other images."""
     keys = {pair.key for pair in pairs}
     rest = np.array([key not in keys for key in predicted.keys], bool)
     right = int((predicted.predicted == predicted.labels)[rest].sum())
@@ -170,7 +163,7 @@ def likely_label_errors(predicted: Predictions) -> Array:
 
 
 def _confusion(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Returns the rows of (count, share), or for many classes an image and the largest confusions."""
+    """Returns rows of (count, share), or for many classes an image and the largest confusions."""
     matrix = metrics.confusion_matrix(found)
     if len(names) <= _MAX_CELLS:
         counts = matrix.toarray()
@@ -178,11 +171,6 @@ def _confusion(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
         return {"rows": [list(zip(*row, strict=True)) for row in zip(counts.tolist(), shares.tolist(), strict=True)]}
     wrong = [(count, names[i], names[j]) for i, j, count in found["confusion"]["cells"] if i != j]
     return {"image": figures.matrix_image(matrix), "largest": sorted(wrong, key=lambda one: -one[0])[:_MAX_SHOWN]}
-
-
-def _class_row(index: int, row: Mapping[str, Any]) -> list[object]:
-    scores = (number(row[column]) for column in ("precision", "recall", "f1", "auc"))
-    return [row["class_name"], index, *scores, f"{row['support']:,}", f"{row['predicted']:,}"]
 
 
 def _curves(found: Mapping[str, Any], table: Predictions) -> dict[str, Any]:
@@ -209,25 +197,23 @@ def _curves(found: Mapping[str, Any], table: Predictions) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Images:
+class _ReportImages:
     """Images of a data set, as the model sees them and as the page shows them."""
 
     predictor: Predictor
     directory: str | os.PathLike[str]
     split: str
 
-    def read(self, keys: Collection[str], split: str) -> dict[str, tuple[Row, Array]]:
-        """Returns records by key: the row of the catalogue, and the image as the model sees it, uint8 [H, W, 3]."""
+    def read(self, keys: Collection[str], split: str) -> dict[str, tuple[CatalogRow, Array]]:
+        """Returns catalog row and model input, uint8 [H, W, 3], by key."""
         if not keys:
             return {}
-        size, resize = self.predictor.image_size, self.predictor.resize
-        samples = getattr(self.predictor, "samples", None)
-        reader = Replayer(self.directory, split, seed=0, image_size=size, resize=resize, augment="none", samples=samples)
+        reader = reader_of(self.predictor, self.directory, split)
         rows = enumerate(read_catalog(self.directory, split=split))
         return {row.key: (row, reader.evaluated(position)) for position, row in rows if row.key in keys}
 
-    def predictions(self, table: Predictions, rows: Array, *, explained: bool) -> list[dict[str, Any]]:
-        """Returns rows of the table for the page, each with Grad-CAM for the predicted class if it is to be explained."""
+    def predictions(self, table: Predictions, rows: Array, *, explained: bool = False) -> list[dict[str, Any]]:
+        """Returns rows for the page; if explained, with Grad-CAM for the predicted class."""
         keys = [table.keys[row] for row in rows]
         found = self.read(set(keys), self.split)
         shown = [[found[key][1]] for key in keys]
@@ -255,7 +241,7 @@ class _Images:
         shown = []
         for pair in chosen:
             members = own[pair["key"]], others[pair["split"]][pair["twin"]]
-            shown.append({**pair, "rows": [row for row, _ in members], "images": _encoded([image for _, image in members])})
+            shown.append({**pair, "rows": [row for row, _ in members], "images": _encoded(image for _, image in members)})
         return shown
 
 

@@ -21,27 +21,27 @@ import numpy as np
 from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import exactly, html_table
+from tfpipe.evaluation.receipts import some
 from tfpipe.models.predictions import RECEIPT_NAME, Predictions, fields, read
 
 _log = logging.getLogger("tfpipe")
 
-_SHOWN = 3
 _Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Comparison:
-    """Two classifiers on the same images.
+    """Two classifiers on the same images: how many both, one or neither classify correctly.
 
     Attributes:
-        both_right: images that both classify correctly.
-        only_a: images that only A classifies correctly.
-        only_b: images that only B classifies correctly.
-        both_wrong: images that neither classifies correctly.
-        p_value: of McNemar's exact test: how often two equally good classifiers differ as much, or
-            more, by chance.
-        same_data: whether both were evaluated on the same data set and split, by their receipts;
-            None where one has none.
+        both_right: correct by both.
+        only_a: correct by A alone.
+        only_b: correct by B alone.
+        both_wrong: correct by neither.
+        p_value: of McNemar's exact test: probability that two equally good classifiers differ as
+            much, or more, by chance.
+        same_data: both were evaluated on the same data set and split, by their receipts; None where
+            one has none.
     """
 
     both_right: int
@@ -83,7 +83,7 @@ class Comparison:
 
     @property
     def difference_interval(self) -> tuple[float, float]:
-        """95 % interval of the difference: Wald's, with 1/2 added to each of the four counts (Agresti and Min 2005)."""
+        """95 % interval: Wald's, with 1/2 added to each of the four counts (Agresti and Min 2005)."""
         total, a, b = self.count + 2, self.only_a + 0.5, self.only_b + 0.5
         middle = (a - b) / total
         half = _Z95 * math.sqrt(a + b - (a - b) ** 2 / total) / total
@@ -91,7 +91,7 @@ class Comparison:
 
 
 def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
-    """Compares two evaluations, folders or predictions.csv files, of the same images; their order does not matter.
+    """Compares two evaluations, folders or predictions.csv files, of the same images in any order.
 
     Ids and labels must be equal, images need not be: other sizes of them may be what is compared.
     Folders of other data sets or splits cause a warning, and `same_data` is False.
@@ -99,7 +99,7 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     Raises:
         FileNotFoundError: there is no table, or its evaluation did not finish.
         DataError: a table is damaged, empty or unlabelled, or the two are of different images or
-            labels.
+            labels; then `problems` has an error for each file.
     """
     from scipy.stats import binomtest
 
@@ -125,29 +125,25 @@ def _same_data(a: Path, b: Path) -> bool | None:
     return data_a == data_b
 
 
-def _align(a: Predictions, b: Predictions, path_a: Any, path_b: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _align(a: Predictions, b: Predictions, path_a: Path, path_b: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Returns for each image, in the same order, whether A and B classify it correctly."""
     rows = {key: row for row, key in enumerate(b.keys)}
     known = set(a.keys)
-    sides = ((path_a, [key for key in a.keys if key not in rows]), (path_b, [key for key in b.keys if key not in known]))
-    if any(only for _, only in sides):
-        found = "; ".join(f"{exactly(len(only), 'id')} only in {path} ({_some(only)})" for path, only in sides if only)
-        raise DataError(f"not the same images: {found}")
-    order = [rows[key] for key in a.keys]
-    labels_a, names_b = _names(a), _names(b)
-    labels_b = [names_b[row] for row in order]
-    other = [f"{key!r}: {x!r}, {y!r}" for key, x, y in zip(a.keys, labels_a, labels_b, strict=True) if x != y]
-    if other:
-        raise DataError(
-            f"{exactly(len(other), 'image has', 'images have')} another label in {path_a} than in {path_b}:"
-            f" {', '.join(other[:_SHOWN])}"
-        )
+    only_a, only_b = [key for key in a.keys if key not in rows], [key for key in b.keys if key not in known]
+    if only_a or only_b:
+        problems = [
+            DataError(f"{exactly(len(only), 'id')} only here: {some(only)}", path=path)
+            for path, only in ((path_a, only_a), (path_b, only_b))
+            if only
+        ]
+        raise DataError(f"not the same images: {'; '.join(map(str, problems))}", problems=problems)
+    order = np.array([rows[key] for key in a.keys])
+    names_a, names_b = (np.array(table.class_names, object)[labels] for table, labels in ((a, a.labels), (b, b.labels[order])))
+    if len(other := np.flatnonzero(names_a != names_b)):
+        problems = [
+            DataError(", ".join(f"{a.keys[row]!r} is {names[row]!r}" for row in other[:3]), path=path)
+            for path, names in ((path_a, names_a), (path_b, names_b))
+        ]
+        images = exactly(len(other), "image has another label", "images have other labels")
+        raise DataError(f"{images} in one table than in the other: {'; '.join(map(str, problems))}", problems=problems)
     return a.predicted == a.labels, (b.predicted == b.labels)[order]
-
-
-def _names(table: Predictions) -> list[str]:
-    return [table.class_names[label] for label in table.labels]
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(map(repr, keys[:_SHOWN])) + (", ..." if len(keys) > _SHOWN else "")

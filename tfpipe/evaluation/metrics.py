@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import numpy as np
 
 from tfpipe.common import arguments
@@ -31,90 +32,57 @@ _NUM_BINS = 15  # as Guo et al. 2017
 _MAX_K = 5
 
 
-class _Class(TypedDict):
-    class_name: str
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    auc: float | None
-    support: int
+def _record(**kinds: Any) -> Any:
+    """Returns the type of a JSON object with fields of a type or, if optional, (type, default)."""
+    return msgspec.defstruct(
+        "Record", [(name, *kind) if isinstance(kind, tuple) else (name, kind) for name, kind in kinds.items()]
+    )
 
 
-class _Confusion(TypedDict):
-    class_names: list[str]
-    cells: NotRequired[list[tuple[int, int, int]]]
-    matrix: NotRequired[list[list[int]]]
-
-
-class _Sensitivity(TypedDict):
-    threshold: float | None
-    sensitivity: float | None
-    sensitivity_interval: tuple[float, float] | None
-    specificity: float | None
-    specificity_interval: tuple[float, float] | None
-
-
-class _Binary(TypedDict):
-    positive_class: str
-    roc_auc: float | None
-    average_precision: float | None
-    sensitivity_at_specificity: _Sensitivity
-
-
-class _Before(TypedDict):
-    ece: float
-
-
-class _Calibration(TypedDict):
-    split: str
-    temperature: float
-    before: _Before
-
-
-class _Bin(TypedDict):
-    count: int
-    accuracy: float | None
-    confidence: float | None
-
-
-class _Metrics(TypedDict):
-    count: int
-    accuracy: float
-    accuracy_interval: tuple[float, float]
-    balanced_accuracy: float | None
-    top_k: dict[str, float]
-    log_loss: float
-    auc: float | None
-    ece: float
-    per_class: list[_Class]
-    binary: _Binary | None
-    confusion: _Confusion
-    reliability: list[_Bin]
-    calibration: NotRequired[_Calibration | None]
+_Share, _Interval, _List = float | None, tuple[float, float] | None, cast("Any", list)
+_Class = _record(class_name=str, precision=_Share, recall=_Share, f1=_Share, auc=_Share, support=int)
+_Confusion = _record(class_names=list[str], cells=(list[tuple[int, int, int]], []), matrix=(list[list[int]], []))
+_Sensitivity = _record(
+    **dict.fromkeys(("threshold", "sensitivity", "specificity"), _Share),
+    **dict.fromkeys(("sensitivity_interval", "specificity_interval"), _Interval),
+)
+_Binary = _record(positive_class=str, roc_auc=_Share, average_precision=_Share, sensitivity_at_specificity=_Sensitivity)
+_Calibration = _record(split=str, temperature=float, before=_record(ece=float))
+_Metrics = _record(
+    count=int,
+    **dict.fromkeys(("accuracy", "log_loss", "ece"), float),
+    **dict.fromkeys(("balanced_accuracy", "auc"), _Share),
+    accuracy_interval=tuple[float, float],
+    top_k=dict[str, float],
+    per_class=_List[_Class],
+    binary=_Binary | None,
+    confusion=_Confusion,
+    reliability=_List[_record(count=int, accuracy=_Share, confidence=_Share)],
+    calibration=(_Calibration | None, None),
+)
 
 
 def measure(table: Predictions, *, positive_class: str | None = None, specificity: float = 0.95) -> dict[str, Any]:
     """Returns all metrics of a labelled table; ready for JSON.
 
     - count; accuracy; accuracy_interval: 95 %, Wilson's score interval; balanced_accuracy: mean
-    recall of the classes with
-      images.
+      recall of the classes with images.
     - top_k: {"1": ..., up to "5"} for every k below the number of classes; equal probabilities rank
-    as their columns do. - log_loss: mean of -ln p of the right class, p at least 1.2e-38. - auc:
-    area under the ROC curve. With two classes that of the positive one, with more the mean of each
-    class against the
-      others (macro), over the classes for which it is defined.
+      as their columns do.
+    - log_loss: mean of -ln p of the right class, p at least 1.2e-38.
+    - auc: area under the ROC curve. With two classes that of the positive one, with more the mean
+      of each class against the others (macro), over the classes for which it is defined.
     - ece: expected calibration error, sum over bins of share * |accuracy - mean confidence|;
-    confidence is the largest
-      probability, in 15 bins of equal width, (0, 1/15] to (14/15, 1]. reliability: the bins; null where empty.
+      confidence is the largest probability, in 15 bins of equal width, (0, 1/15] to (14/15, 1].
+    - reliability: the bins; null where empty.
     - per_class: precision, recall, f1, auc (against the others), support (images of it), predicted
-    (times). - confusion: cells of [i, j, n]: n images of class i were predicted as class j, both by
-    class_names; those with n > 0 alone.
-      `confusion_matrix` returns them as an array.
+      (times).
+    - confusion: cells of [i, j, n]: n > 0 images of class i were predicted as class j, both by
+      class_names. `confusion_matrix` returns them as an array.
     - binary, with two classes or a positive class, else null: roc_auc; average_precision (the area
-    under the PR curve);
-      sensitivity_at_specificity: the lowest threshold, "positive where its probability is >= threshold", that reaches the
-      requested specificity, with 95 % Wilson intervals; a null threshold calls nothing positive. All null without negatives.
+      under the PR curve); sensitivity_at_specificity: the lowest threshold, "positive where its
+      probability is >= threshold", that reaches the requested specificity, with 95 % Wilson
+      intervals; a null threshold calls nothing positive. All null without negatives.
 
     Args:
         table: labelled.
@@ -153,20 +121,15 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """Returns the content of metrics.json in an evaluation's folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-        DataError: it is damaged.
-    """
+    """Returns the content of metrics.json in a folder; raises DataError if it is damaged."""
     path = folder / FILE_NAME
     found: dict[str, Any] = read_json(path)
-    confusion = check_json(found, _Metrics, path)["confusion"]
-    if matrix := confusion.get("matrix"):  # written before only what is not zero was
-        cells = [[i, j, n] for i, row in enumerate(matrix) for j, n in enumerate(row) if n]
-        found["confusion"] = {"class_names": confusion["class_names"], "cells": cells}
-    places = [place for cell in found["confusion"].get("cells", ()) for place in cell[:2]]
-    if not places or not 0 <= min(places) <= max(places) < len(found["per_class"]) == len(confusion["class_names"]):
+    confusion = check_json(found, _Metrics, path).confusion
+    dense = ((i, j, n) for i, row in enumerate(confusion.matrix) for j, n in enumerate(row) if n)  # of earlier versions
+    cells = [list(cell) for cell in confusion.cells or dense]
+    found["confusion"] = {"class_names": confusion.class_names, "cells": cells}
+    places = [place for cell in cells for place in cell[:2]]
+    if not places or not 0 <= min(places) <= max(places) < len(found["per_class"]) == len(confusion.class_names):
         raise DataError("its confusion matrix is not one of its classes", path=path)
     return found
 
@@ -179,7 +142,7 @@ def check_options(class_names: Iterable[str], positive_class: str | None, specif
 
 
 def wilson(count: int, total: int) -> list[float] | None:
-    """Returns the 95 % score interval of a share, [low, high] (Wilson 1927); None for a total of 0."""
+    """Returns the 95 % score interval of a share (Wilson 1927); None for a total of 0."""
     from scipy.stats import binomtest
 
     if not total:
@@ -198,7 +161,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def confusion_matrix(measured: Mapping[str, Any]) -> coo_array:
-    """Returns the confusion matrix of what `measure` returned, int64 [C, C], sparse: `toarray()` makes an ordinary one."""
+    """Returns the confusion matrix of `measure`'s result, int64 [C, C], sparse."""
     from scipy.sparse import coo_array
 
     cells = np.array(measured["confusion"]["cells"], np.int64).reshape(-1, 3)
@@ -281,8 +244,7 @@ def _sensitivity(truth: np.ndarray[Any, Any], scores: np.ndarray[Any, Any], spec
     thresholds = np.unique(scores)
     rejected = np.searchsorted(negatives, thresholds)  # negatives below each threshold
     if not len(negatives):  # any threshold would do
-        names = ("threshold", "specificity", "specificity_interval", "sensitivity", "sensitivity_interval")
-        return {"asked": float(specificity), **dict.fromkeys(names)}
+        return {"asked": float(specificity), **dict.fromkeys(_Sensitivity.__struct_fields__)}
     reached = thresholds[rejected >= specificity * len(negatives) - 1e-9]  # 0.55 * 100 is a little more than 55
     threshold = float(reached[0]) if len(reached) else None
     found = 0 if threshold is None else len(positives) - int(np.searchsorted(positives, threshold))

@@ -1,4 +1,4 @@
-"""Near-duplicates across splits: images of an evaluated split that are in the training data, more or less.
+"""Near-duplicates across splits: images of an evaluated split that are also in the training data.
 
     for pair in find_near_duplicates(classifier, "shards/", "test"):
         print(pair.key, pair.other, pair.similarity)
@@ -6,33 +6,29 @@
 A pair counts when three things agree:
 
 1. The classifier's pooled features have a cosine of 0.8 or more. That alone would not do: features
-of a fine-tuned network
-   collapse into one point per class. And it is lenient, since a few pixels' shift moves features of a good network to 0.9.
+   of a fine-tuned network collapse into one point per class. And it is lenient, since a few pixels'
+   shift moves features of a good network to 0.9.
 2. In grey, 64 x 64, the images correlate by 0.97 or more at their best shift of up to 3 pixels (a
-twentieth of the side),
-   compared in 14 x 14 cells.
+   twentieth of the side), compared in 14 x 14 cells.
 3. With the rest of the shift, a fraction of a pixel, taken out by least squares over brightness and
-both gradients (Lucas
-   and Kanade 1981), they correlate by 0.9972 or more.
+   both gradients (Lucas and Kanade 1981), they correlate by 0.9972 or more.
 
-Byte-identical images always count, by the hashes of the catalogue.
-
-Few pairs are tried: an upper bound over all shifts of a pair (see `_bounds`) costs a thirtieth of
-trying all 49, and loses none. Features, a hundred times as expensive as the rest, are computed
-last, of the remaining images.
+Byte-identical images always count, by the hashes of the catalogue. Few pairs are tried: an upper
+bound over all shifts of a pair (see `_bounds`) costs a thirtieth of trying all 49, and loses none.
+Features, a hundred times as expensive as the rest, are computed last, of the remaining images.
 
 The last threshold was chosen on SIGNS, knowing its answer; its series of almost equal photographs
 make it hard. Of 120 test images, 12 have a byte-identical copy in train or val and 2 one that was
 taken a moment later, with 0.9980 and 0.9983; the next, in which the hand has moved visibly, reaches
-0.9966. So the gap is narrow, and what counts as a near-duplicate there is a matter of taste.
-Elsewhere, over all pairs and features left aside: cats and dogs, 300 images against 1,702, reach
-0.88, and scikit-learn's digits, 360 against 1,437, reach 0.9960. Of 100 cats and dogs shifted by up
-to 3 pixels of 96, all are found. Turned or mirrored copies, and those cropped by more than that,
-are not.
+0.9966. Elsewhere, over all pairs and features left aside: cats and dogs, 300 images against 1,702,
+reach 0.88, and scikit-learn's digits, 360 against 1,437, reach 0.9960. Of 100 cats and dogs shifted
+by up to 3 pixels of 96, all are found. Turned, mirrored or further cropped copies are not.
 """
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,9 +40,8 @@ import tensorflow as tf
 from tfpipe.common.progress import ProgressBar
 from tfpipe.evaluation.feature_index import unit_vectors
 from tfpipe.images.placement import on_cpu
-from tfpipe.models import reading_errors
-from tfpipe.models.classifiers import Classifier
-from tfpipe.models.images import seen_by
+from tfpipe.models.classifiers import Classifier, Predictor
+from tfpipe.models.split_images import read_for
 from tfpipe.pipeline.replaying import Replayer
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
@@ -55,7 +50,7 @@ COSINE = 0.8
 COARSE = 0.97
 SIMILARITY = 0.9972
 
-_SIDE, _MARGIN, _CELL = 64, 4, 4  # of the grey image, what a shift may need of it, and of what is averaged; in its pixels
+_SIDE, _MARGIN, _CELL = 64, 4, 4  # pixels of the grey image, of the margin for shifts, and of an averaged cell
 _SHIFTS = [(y, x) for y in range(1 - _MARGIN, _MARGIN) for x in range(1 - _MARGIN, _MARGIN)]
 _GROUPS = [  # of shifts that look alike, by their places
     [place for place, (y, x) in enumerate(_SHIFTS) if (np.sign(int(y / 2)), np.sign(int(x / 2))) == (down, right)]
@@ -64,8 +59,7 @@ _GROUPS = [  # of shifts that look alike, by their places
 ]
 _NUM_CELLS, _NUM_WAVES = (_SIDE - 2 * _MARGIN) // _CELL, 6  # of a side of the window
 _COSINES = np.cos(np.pi / _NUM_CELLS * np.outer(np.arange(_NUM_CELLS) + 0.5, np.arange(_NUM_WAVES)))
-# [196, 35], orthonormal: the coarse waves of the discrete cosine transform, but the mean, which is
-# 0.
+# [196, 35], orthonormal: the coarse waves of the discrete cosine transform, but the mean, which is 0.
 _WAVES = (np.kron(_COSINES, _COSINES) / np.linalg.norm(np.kron(_COSINES, _COSINES), axis=0))[:, 1:].astype(np.float32)
 _ROUNDING = 1e-4  # more than float32 loses in a bound
 _LUMA = (0.299, 0.587, 0.114)
@@ -96,8 +90,7 @@ class NearDuplicate:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the pair as in near_duplicates.json."""
-        facts = {"split": self.split, "similarity": self.similarity, "identical": self.identical}
-        return {"key": self.key, "twin": self.other, **facts}
+        return {"twin" if name == "other" else name: value for name, value in dataclasses.asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -108,8 +101,15 @@ class _Batch:
 
 
 def training_splits(directory: str | os.PathLike[str], split: str) -> tuple[str, ...]:
-    """Returns the splits that an evaluated classifier was trained on: train and val, without `split`."""
+    """Returns the splits that a classifier was trained on: train and val, without `split`."""
     return tuple(name for name in manifests.load(directory).splits if name in ("train", "val") and name != split)
+
+
+def reader_of(predictor: Predictor, directory: str | os.PathLike[str], split: str) -> Replayer:
+    """Returns the reader of single images as a model sees them, see `Replayer.evaluated`."""
+    size, resize = predictor.image_size, predictor.resize
+    samples = getattr(predictor, "samples", None)  # None: those of the data set, as in `read_for`
+    return Replayer(directory, split, seed=0, image_size=size, resize=resize, augment="none", samples=samples)
 
 
 def find_near_duplicates(
@@ -121,7 +121,7 @@ def find_near_duplicates(
     batch_size: int = 64,
     progress: bool = True,
 ) -> list[NearDuplicate]:
-    """Returns the images of a split that have a near-duplicate in another split, in the order of the catalogue.
+    """Returns a split's images with a near-duplicate in another split, in the catalogue's order.
 
     One pass over all these splits. Memory grows with the images of `split` alone, by 1 kB each and
     the features of those that look like another one.
@@ -129,10 +129,10 @@ def find_near_duplicates(
     Args:
         classifier: computes the features, and defines how images are resized.
         directory: of the data set.
-        split: the one that is evaluated.
-        against: the other splits, default train and val where there are.
+        split: the evaluated one.
+        against: the other splits, default train and val where present.
         batch_size: images that are read, and go through the classifier, at once.
-        progress: show it.
+        progress: show a bar.
 
     Raises:
         ValueError: there is no such split, or it is compared with itself.
@@ -155,25 +155,25 @@ def find_near_duplicates(
 
         queries = _Queries(batches(split))
         features = _Features(classifier, directory, split, batch_size)
+
+        def is_better(pair: _Pair) -> bool:
+            key = queries.keys[pair[0]]
+            return key not in best or best[key].similarity < pair[2]
+
         for name in others:
             for batch in batches(name):
-                pairs = [
-                    (row, column, similarity)
-                    for row, column, similarity in queries.compare(batch)
-                    if (key := queries.keys[row]) not in best or best[key].similarity < similarity
-                ]
-                for row, column, similarity in features.alike(pairs, batch.images):
+                pairs = [pair for pair in queries.compare(batch) if is_better(pair)]
+                for row, column, similarity in filter(is_better, features.alike(pairs, batch.images)):
                     key = queries.keys[row]
-                    if key not in best or best[key].similarity < similarity:
-                        best[key] = NearDuplicate(key, batch.keys[column], name, similarity, identical=False)
+                    best[key] = NearDuplicate(key, batch.keys[column], name, similarity, identical=False)
     return [best[key] for key in queries.keys if key in best]
 
 
 def _identical(directory: str | os.PathLike[str], split: str, others: Sequence[str]) -> dict[str, NearDuplicate]:
     """Returns the byte-identical pairs by key."""
-    by_hash: dict[str, list[str]] = {}
+    by_hash = collections.defaultdict(list)
     for row in read_catalog(directory, split=split):
-        by_hash.setdefault(row.sha256, []).append(row.key)
+        by_hash[row.sha256].append(row.key)
     pairs: dict[str, NearDuplicate] = {}
     for other in others:
         for row in read_catalog(directory, split=other):
@@ -183,7 +183,7 @@ def _identical(directory: str | os.PathLike[str], split: str, others: Sequence[s
 
 
 def _batches(classifier: Classifier, directory: str | os.PathLike[str], split: str, batch_size: int) -> Iterator[_Batch]:
-    for batch in reading_errors.read(seen_by(classifier, directory, split, batch_size=batch_size)):
+    for batch in read_for(classifier, directory, split, batch_size=batch_size):
         keys = [key.decode() for key in batch["key"].numpy().tolist()]
         yield _Batch(keys, batch["image"].numpy(), shrink(batch["image"]))
 
@@ -200,8 +200,7 @@ class _Features:
     """Features of the evaluated split's images, computed on demand, each once."""
 
     def __init__(self, classifier: Classifier, directory: str | os.PathLike[str], split: str, batch_size: int) -> None:
-        size, resize, samples = classifier.image_size, classifier.resize, classifier.samples
-        self._reader = Replayer(directory, split, seed=0, image_size=size, resize=resize, augment="none", samples=samples)
+        self._reader = reader_of(classifier, directory, split)
         self._classifier, self._batch_size = classifier, batch_size
         self._known: dict[int, Array] = {}
 
@@ -258,15 +257,13 @@ class _Queries:
 
 
 def _window(grey: Array, down: int, right: int) -> Array:
-    """Returns the cells [..., 196] of what a window shows that stays within the image at every shift."""
+    """Returns the cells [..., 196] of the part of an image at a shift."""
     return _cells(_boxes(grey), down, right)
 
 
 def _boxes(grey: Array) -> Array:
     """Returns the mean of the cell that begins at each pixel, [..., 61, 61]."""
-    places = _SIDE - _CELL + 1
-    rows = np.sum([grey[..., start : start + places, :] for start in range(_CELL)], axis=0)
-    boxes: Array = np.sum([rows[..., start : start + places] for start in range(_CELL)], axis=0) / _CELL**2
+    boxes: Array = np.lib.stride_tricks.sliding_window_view(grey, (_CELL, _CELL), axis=(-2, -1)).mean(axis=(-2, -1))
     return boxes
 
 
@@ -283,15 +280,12 @@ def _windows(grey: Array) -> Array:
 
 
 def _bounds(windows: Array) -> Array:
-    """Returns what `_project` of a query is multiplied with for the most that any window of a group can correlate with it.
+    """Returns float32 [37, 9 B]; times `_project` of a query, a bound of its correlations by group.
 
     The windows of a group lie in a ball: none correlates with a query by more than its centre does,
-    plus the radius. And of the centre, coarse waves are multiplied as they are, and of all the rest
-    the lengths (Cauchy-Schwarz). So of nine products of 37 numbers the largest is no less than the
+    plus the radius. Of the centre, coarse waves are multiplied as they are, and of the rest the
+    lengths (Cauchy-Schwarz). So the largest of nine products of 37 numbers is no less than the
     largest of 49 of 196.
-
-    Returns:
-        float32 [37, 9 B], those of a group side by side.
     """
     centres = np.stack([windows[:, group].mean(axis=1) for group in _GROUPS])
     radii = [
@@ -303,14 +297,14 @@ def _bounds(windows: Array) -> Array:
 
 
 def _project(cells: Array, last: Array) -> Array:
-    """Returns the coarse waves of cells [..., 196], the length of what is left, and one number more, float32 [..., 37]."""
+    """Returns coarse waves of cells [..., 196], the rest's length, and `last`, float32 [..., 37]."""
     coarse = cells @ _WAVES
     rest = np.sqrt(np.maximum(np.square(cells).sum(-1) - np.square(coarse).sum(-1), 0))
     return np.concatenate([coarse, rest[..., np.newaxis], last], axis=-1, dtype=np.float32)
 
 
 def _standardised(cells: Array) -> Array:
-    """Returns cells with a mean of 0 and a length of 1, so that their product is a correlation; zeros for one colour."""
+    """Returns cells of mean 0 and length 1: products are correlations; zeros for one colour."""
     centred = cells - cells.mean(-1, keepdims=True)
     lengths = np.linalg.norm(centred, axis=-1, keepdims=True)
     plain = lengths < _MIN_DEVIATION * cells.shape[-1] ** 0.5
@@ -319,7 +313,7 @@ def _standardised(cells: Array) -> Array:
 
 
 def _align(cells: Array, windows: Array, near: Array) -> tuple[Array, Array]:
-    """Returns the correlation of each with each at the best of `_SHIFTS`, float32 [N, B], and which that is, int64 [N, B].
+    """Returns correlation and index of the best of `_SHIFTS`, float32 and int64 [N, B].
 
     Args:
         cells: standardised, [N, 196].
@@ -337,21 +331,21 @@ def _align(cells: Array, windows: Array, near: Array) -> tuple[Array, Array]:
 
 
 def _refine(cells: Array, grey: Array, columns: Array, shifts: Array) -> Array:
-    """Returns the correlation of cells with images at a shift and the best fraction of a pixel, float64 [P].
+    """Returns the correlation at the best fraction of a pixel beside a shift, float64 [P].
 
     Args:
         cells: standardised, [P, 196].
         grey: images, [B, 64, 64].
         columns: the image of each pair, int64 [P].
-        shifts: the place in `_SHIFTS` of each pair's shift, int64 [P].
+        shifts: the index in `_SHIFTS` of each pair's shift, int64 [P].
     """
     seen, places = np.unique(np.stack([shifts, columns]), axis=1, return_inverse=True)
     designs = np.empty((seen.shape[1], cells.shape[1], 3))
     for shift in np.unique(seen[0]):
         chosen = seen[0] == shift
         designs[chosen] = _design(grey[seen[1, chosen]], *_SHIFTS[shift])
-    # Columns of length 1, so that a dark image is not ill-conditioned; the least solution where
-    # gradients say the same.
+    # Columns of length 1, so that a dark image is not ill-conditioned; parallel gradients give the
+    # least solution.
     scales = np.maximum(np.linalg.norm(designs, axis=1), np.finfo(np.float64).tiny)
     plain = scales[:, 0] < _MIN_DEVIATION * cells.shape[1] ** 0.5
     designs /= scales[:, np.newaxis]
@@ -363,17 +357,16 @@ def _refine(cells: Array, grey: Array, columns: Array, shifts: Array) -> Array:
     whole = np.where(plain, 0, products[:, 0])
     fitted = np.einsum("pci,pi->pc", designs, solutions)
     fits = np.einsum("pc,pc->p", cells, fitted) / np.maximum(np.linalg.norm(fitted, axis=1), np.finfo(np.float64).tiny)
-    # A larger shift, or none of an image of one colour: something else was fitted.
+    # A larger shift, or an image of one colour: something else was fitted.
     small = np.abs(weights[:, 1:]).max(axis=1) < weights[:, 0] / 2
     refined: Array = np.minimum(1, np.where(small, np.maximum(whole, fits), whole))
     return refined
 
 
 def _design(grey: Array, down: int, right: int) -> Array:
-    """Returns brightness and both gradients of images at a shift, each with a mean of 0, float64 [B, 196, 3]."""
+    """Returns centred brightness and gradients of images at a shift, float64 [B, 196, 3]."""
     boxes = _boxes(grey.astype(np.float64))
-    # Twice the gradients: a coefficient of half the brightness' own, or less, is a shift by less
-    # than a pixel.
+    # Twice the gradients: up to half the brightness' coefficient is a shift by less than a pixel.
     gradients = [_cells(boxes, down + y, right + x) - _cells(boxes, down - y, right - x) for y, x in ((1, 0), (0, 1))]
     columns = np.stack([_cells(boxes, down, right), *gradients], axis=-1)
     centred: Array = columns - columns.mean(axis=1, keepdims=True)

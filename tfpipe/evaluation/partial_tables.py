@@ -1,11 +1,11 @@
-"""Parts of a table, written by several readers, and how they become one.
+"""Parts of a table, written by several readers, and their merging.
 
     OUTPUT/parts/predictions-00000-of-00003.csv     rows of reader 0
-    OUTPUT/parts/predictions-00000-of-00003.json    written after them: their hash, and what they are of
+    OUTPUT/parts/predictions-00000-of-00003.json    written after them: their hash and claim
 
-A part is complete when its json is there, and of the same evaluation: of another model, data or
-options it is as good as missing, until its reader replaces it. The parts are contiguous: one after
-another they are in the catalogue's order. Whoever finds all of them complete merges them.
+A part is complete when its json exists, with the same claim: a part of another model, data set or
+options counts as missing, until its reader replaces it. The parts are contiguous, in the
+catalogue's order. The reader that completes them merges them.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _BLOCK_BYTES = 1 << 20
 
 
 def part_path(folder: Path, index: int, count: int) -> Path:
-    """Returns where part `index` of `count` stands in an evaluation's folder."""
+    """Returns the path of part `index` of `count` in an evaluation's folder."""
     return folder / FOLDER / f"predictions-{index:05d}-of-{count:05d}.csv"
 
 
 def bind(path: Path, sha256: str, claim: Claim, computed: Mapping[str, str]) -> None:
-    """Declares a part complete; the hash is that of the rows that the claim is of, whatever stands at `path` by now."""
+    """Declares a part complete, by the hash of this claim's rows, whatever `path` holds by now."""
     write_json(path.with_suffix(".json"), {"sha256": sha256, **claim, "computed": computed})
 
 
@@ -43,11 +43,7 @@ def computations(folder: Path, count: int) -> list[dict[str, str]]:
 
 
 def missing_parts(folder: Path, count: int, claim: Claim) -> list[Path]:
-    """Returns the parts that are not there yet, or are of another claim.
-
-    Raises:
-        DataError: a part is not as it was written.
-    """
+    """Returns the parts missing, or of another claim; raises DataError for a damaged one."""
     paths = [part_path(folder, index, count) for index in range(count)]
     return [path for path in paths if not _is_complete(path, claim)]
 
@@ -62,7 +58,7 @@ def _is_complete(path: Path, claim: Claim) -> bool:
     except (KeyError, TypeError, DataError) as error:
         raise DataError(f"not the json of a part as tfpipe writes it ({lines_of(error)[0]}): delete it", path=binding) from None
     if other := differences(claim, content):
-        _log.warning("%s: missing; what is there is a part of another evaluation: %s", path, "; ".join(other))
+        _log.warning("%s: missing; the file is a part of another evaluation: %s", path, "; ".join(other))
         return False
     if not path.exists() or sha256_of(path) != sha256:
         raise DataError("not as it was written: evaluate this part anew", path=path)
@@ -75,7 +71,7 @@ def withdraw(path: Path) -> None:
 
 
 def merge(folder: Path, count: int, header: bytes, claim: Claim) -> Iterator[bytes]:
-    """Yields the table of all parts, piece by piece; each of them begins with `header`.
+    """Yields the table of all parts, each of which begins with `header`, piece by piece.
 
     Raises:
         DataError: a part was replaced in the meantime.

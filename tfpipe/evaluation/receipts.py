@@ -1,8 +1,8 @@
 """Ids in, ids out: the claim of an evaluation before its pass, and the receipt after it.
 
-A claim states what will be evaluated: model, data, options, versions, and the ids that the
-catalogue lists. A receipt is the claim with what was seen, and where that was computed. Neither
-holds anything that depends on batch sizes, readers or the time.
+A claim states what will be evaluated: model, data, options, versions, and the catalogue's ids. A
+receipt is the claim with the ids seen, and the devices. Neither holds anything that depends on
+batch sizes, readers or the time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import read_json
-from tfpipe.models.predictions import RECEIPT_NAME, Predictions, hash_ids
+from tfpipe.common.text import hash_names
+from tfpipe.models.predictions import RECEIPT_NAME, Predictions
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from tfpipe.models.classifiers import Predictor
 
 Claim = dict[str, Any]
-
-_SHOWN = 3
 
 
 def open_labelled(directory: str | os.PathLike[str], split: str) -> manifests.Manifest:
@@ -45,13 +44,7 @@ def open_labelled(directory: str | os.PathLike[str], split: str) -> manifests.Ma
 
 
 def open_split(predictor: Predictor, directory: str | os.PathLike[str], split: str) -> manifests.Manifest:
-    """Returns the manifest of a data set whose split the model can be evaluated on.
-
-    Raises:
-        ValueError: there is no such split, it is unlabelled or empty, or the model does not know
-            one of the data set's classes.
-        FileNotFoundError, DataError: as `manifest.load`.
-    """
+    """Does as `open_labelled`; raises ValueError where the model does not know a class, too."""
     manifest = open_labelled(directory, split)
     known = set(predictor.class_names)
     unknown = [name for name in manifest.class_names if name not in known]
@@ -70,17 +63,16 @@ def claim(
     split: str,
     options: Mapping[str, Any],
 ) -> Claim:
-    """Returns what an evaluation is of, hashes included; equal claims give equal tables, but for rounding."""
+    """Returns an evaluation's inputs by hash; equal claims give equal tables, but for rounding."""
     import keras
     import tensorflow as tf
 
     import tfpipe
-    from tfpipe.networks.layers import hash_names
 
     return {
         "split": split,
         "records_expected": manifest.split(split).num_records,
-        "expected_ids_sha256": hash_ids(row.key for row in read_catalog(directory, split=split)),
+        "expected_ids_sha256": hash_names(row.key for row in read_catalog(directory, split=split)),
         "data_root_hash": manifest.root_hash,
         "model_sha256": predictor.sha256,
         "class_names_sha256": hash_names(predictor.class_names),
@@ -90,25 +82,14 @@ def claim(
 
 
 def receipt(promised: Claim, table: Predictions, computed: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Returns a claim with what was seen, and the devices and arithmetics that the table was computed in, each once.
-
-    Those are no part of the claim: readers of one evaluation may differ in them, as in the last
-    digits.
-    """
+    """Returns a claim with the ids seen, and the devices and arithmetics used, each once."""
     kinds = sorted({tuple(one.items()) for one in computed})
-    seen = {"records_seen": len(table.keys), "ids_sha256": hash_ids(table.keys)}
+    seen = {"records_seen": len(table.keys), "ids_sha256": hash_names(table.keys)}
     return {**promised, **seen, "computed": [dict(one) for one in kinds]}
 
 
 def check_ids(keys: Sequence[str], directory: str | os.PathLike[str], split: str, path: Path) -> None:
-    """Raises `DataError` unless the keys are those of the catalogue, each once, in its order; names some that are not.
-
-    Args:
-        keys: of a table.
-        directory: the data set's.
-        split: name.
-        path: the table's file, for the message.
-    """
+    """Raises DataError unless the keys of the table at `path` are the catalogue's, in its order."""
     pairs = itertools.zip_longest(keys, (row.key for row in read_catalog(directory, split=split)))
     if all(seen == expected for seen, expected in pairs):
         return
@@ -118,36 +99,37 @@ def check_ids(keys: Sequence[str], directory: str | os.PathLike[str], split: str
         "twice or more": [key for key, count in seen.items() if key in expected and count > expected[key]],
         "not in the catalogue": [key for key in seen if key not in expected],
     }
-    parts = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in found.items() if keys]
+    parts = [f"{len(keys)} {what}: {some(keys)}" for what, keys in found.items() if keys]
     raise DataError(f"not the images of {split!r}: {'; '.join(parts) or 'in another order than the catalogue'}", path=path)
 
 
 def check_unchanged(promised: Claim, directory: str | os.PathLike[str]) -> None:
-    """Raises `DataError` if a data set is not the one that was promised: it was replaced in the meantime."""
-    ids = hash_ids(row.key for row in read_catalog(directory, split=promised["split"]))
+    """Raises DataError if a data set was replaced since the claim was made."""
+    ids = hash_names(row.key for row in read_catalog(directory, split=promised["split"]))
     found = {"data_root_hash": manifests.load(directory).root_hash, "expected_ids_sha256": ids}
-    if other := [f"{name} {value!r}, not {promised[name]!r}" for name, value in found.items() if value != promised[name]]:
+    if other := differences({name: promised[name] for name in found}, found):
         raise DataError(f"the data set was replaced during the evaluation: {'; '.join(other)}", path=directory)
 
 
-def _some(keys: Sequence[str]) -> str:
-    return ", ".join(map(repr, keys[:_SHOWN])) + (", ..." if len(keys) > _SHOWN else "")
+def some(keys: Sequence[str]) -> str:
+    """Returns the first three ids, for a message."""
+    return ", ".join(map(repr, keys[:3])) + (", ..." if len(keys) > 3 else "")
 
 
-def differences(one: Claim, other: Mapping[str, Any]) -> list[str]:
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Describes each difference of another claim."""
     return [f"{name} {other.get(name)!r}, not {one[name]!r}" for name in one if other.get(name) != one[name]]
 
 
 def retract(folder: Path, promised: Claim, names: Sequence[str]) -> None:
-    """Removes the receipt of another evaluation from a folder, and then the files `names` that it vouched for."""
+    """Removes the receipt of another evaluation from a folder, and then its files `names`."""
     try:
         old = read_json(folder / RECEIPT_NAME)
-        if isinstance(old, dict) and not differences(promised, old):
-            return
     except FileNotFoundError:
         return
     except DataError:
-        pass
+        old = None
+    if isinstance(old, dict) and not differences(promised, old):
+        return
     for name in (RECEIPT_NAME, *names):
         (folder / name).unlink(missing_ok=True)

@@ -18,9 +18,9 @@ import tensorflow as tf
 
 from tfpipe.common.errors import lines_of
 from tfpipe.evaluation.receipts import open_split
-from tfpipe.models import predictions, reading_errors
+from tfpipe.models import predictions
 from tfpipe.models.classifiers import NamedModel
-from tfpipe.models.images import seen_by
+from tfpipe.models.split_images import read_for
 from tfpipe.records import manifest
 
 _MIN_VALUES = 1024  # fewer are not worth an operation
@@ -64,7 +64,7 @@ def measure_cost(before: NamedModel, after: NamedModel, directory: str | os.Path
     open_split(before, directory, split)
     columns = [list(before.class_names).index(name) for name in manifest.load(directory).class_names]
     outputs, labels = [], []
-    for batch in reading_errors.read(seen_by(before, directory, split)):
+    for batch in read_for(before, directory, split):
         keys = [key.decode() for key in batch["key"].numpy().tolist()]
         outputs.append(np.stack([model.predict(batch["image"]) for model in (before, after)]))
         for model, values in zip((before, after), outputs[-1], strict=True):

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfpipe.formats.specifications import Specification
 from tfpipe.images.decoding import Resize
-from tfpipe.networks import arithmetic, memory
+from tfpipe.networks import arithmetic
 from tfpipe.records.samples import Samples
 
 Array = np.ndarray[Any, Any]
@@ -78,5 +78,5 @@ class ExportedModel:
         if array.dtype != np.uint8 or array.shape[1:] != (*self.image_size, 3):
             wanted = ", ".join(map(str, ("B", *self.image_size, 3)))
             raise ValueError(f"images must be uint8 [{wanted}] (got {array.dtype} {list(array.shape)})")
-        with memory.needing(len(array)):
+        with arithmetic.within_memory(len(array)):
             return self.run(array)

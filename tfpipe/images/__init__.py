@@ -1,1 +1,1 @@
-"""One image file: its header, its orientation, its decoding and its resizing, with and without TensorFlow."""
+"""Header, orientation, decoding and resizing of one image file, with and without TensorFlow."""

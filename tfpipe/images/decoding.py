@@ -1,4 +1,4 @@
-"""From a serialised Example, or an image file's bytes, to the image: functions for `Dataset.map`, each usable alone.
+"""From a serialised Example or a file's bytes to the image: functions for `Dataset.map`.
 
     features = parse_example(serialized)
     image = decode_image(features["image/encoded"], features["image/orientation"])  # uint8 [H, W, 3]
@@ -6,8 +6,7 @@
     images, valid = decode_batch(files, (224, 224), "crop", max_pixels)    # in a graph to be saved
 
 Pixels are Pillow's: the accurate inverse DCT (TensorFlow's default is the fast one, which differs
-in two values of three) and a resize that averages when it shrinks (TensorFlow's default samples,
-and aliases).
+in two values of three) and a resize that averages when it shrinks (TensorFlow's default aliases).
 """
 
 from __future__ import annotations
@@ -60,14 +59,9 @@ def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
 
 @on_cpu
 def parse_batch(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Returns the features that reading needs of several serialised Examples, in a third of the time of one by one.
+    """Returns the features that reading needs of serialised Examples, string [N]; 3 times faster.
 
-    Args:
-        serialized: string [N]. An empty string, or an Example that lacks a feature, gives an
-            undecodable "image/encoded".
-
-    Returns:
-        String [N] or int64 [N] by name, as of `parse_example`, without those that only people read.
+    An empty string, or an Example that lacks a feature, gives an undecodable "image/encoded".
 
     Raises:
         tf.errors.InvalidArgumentError: one is not an Example, or a feature is of another type.
@@ -115,7 +109,7 @@ def decode_image(encoded: tf.Tensor, orientation: tf.Tensor | int = 1, samples: 
 
 
 def turn_image(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Turns an image, [H, W, C] of any type, upright by its EXIF orientation, int32 []; values beyond 1..8 turn nothing."""
+    """Turns an image, [H, W, C] of any type, upright by its EXIF orientation, int32 []."""
     turned = (orientation > 1) & (orientation <= 8)
     return tf.cond(turned, lambda: _turned(image, orientation), lambda: image)  # nearly always 1: then nothing is copied
 
@@ -170,7 +164,7 @@ def decode_and_resize(
     *,
     rare: bool = True,
 ) -> tf.Tensor:
-    """Returns what evaluation, prediction and exports show a model: `resize_image` of `decode_image`.
+    """Returns what evaluation, prediction and exports give a model: decoded, turned, resized.
 
     Args:
         encoded: string [], the bytes of a JPEG or PNG file.
@@ -179,9 +173,6 @@ def decode_and_resize(
         mode: see `resize_image`.
         samples: see `decode_image`.
         rare: see `decode_stored`.
-
-    Returns:
-        uint8 [height, width, 3], RGB, 0..255.
 
     Raises:
         tf.errors.InvalidArgumentError: the bytes cannot be decoded.
@@ -193,10 +184,10 @@ def decode_and_resize(
 def decode_file(
     encoded: tf.Tensor, image_size: tuple[int, int], resize: Resize, max_pixels: int, samples: Samples = USUAL
 ) -> tf.Tensor:
-    """Does the same with the orientation that the file itself gives, and refuses what the audit of headers refuses.
+    """Does the same by the file's own orientation, and rejects what the audit of headers rejects.
 
-    Truncated files are refused: the decoder's repair of them (try_recover_truncated) loops for ever
-    on the bytes ff d8 ff.
+    Truncated files are rejected: the decoder's repair (try_recover_truncated) loops for ever on the
+    bytes ff d8 ff.
     """
     header = graph_headers.read_header(encoded)
     accepted = header.readable & (header.height * header.width <= min(max_pixels, headers.TENSORFLOW_MAX_PIXELS))
@@ -210,24 +201,14 @@ def decode_file(
 def decode_batch(
     encoded: tf.Tensor, image_size: tuple[int, int], resize: Resize, max_pixels: int, samples: Samples = USUAL
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decodes a batch of files, each as `decode_file` does; a bad one does not affect the others, and nothing is raised.
+    """Decodes files, string [B], each as `decode_file` does; a bad one does not affect the others.
 
     Uses TensorFlow's own operations alone, so a saved graph runs where tfpipe is not installed.
-
     Memory is that of the result, twice, and of two images being decoded: at most 9 bytes times
-    `max_pixels` each, or up to 16 for a PNG with unusual treatment of 16 bits or alpha, see
-    `tfpipe.images.stored`.
-
-    Args:
-        encoded: string [B].
-        image_size: (height, width) of the results.
-        resize: see `resize_image`.
-        max_pixels: height times width above which nothing is decoded.
-        samples: see `decode_image`.
+    `max_pixels` each, or up to 16 for a PNG with unusual treatment of 16 bits or alpha.
 
     Returns:
-        uint8 [B, height, width, 3], zeros for bad files, and bool [B], whether the file was
-        decoded.
+        uint8 [B, height, width, 3], zeros for bad files, and bool [B], whether the file was decoded.
     """
     count = tf.size(encoded, tf.int64)
 
@@ -247,7 +228,7 @@ def decode_batch(
 
 
 def as_tensor(name: str, value: Any, dtype: Any, shape: list[int | None]) -> tf.Tensor:
-    """Returns an argument as a tensor; raises ValueError unless it has this shape and type, which may be "integer"."""
+    """Returns an argument as a tensor; raises ValueError for another shape or type."""
     try:
         tensor = tf.convert_to_tensor(value)
     except (ValueError, TypeError):
@@ -270,7 +251,7 @@ def check_mode(mode: Any, name: str = "resize") -> Resize:
 
 
 def plain_reason(error: Exception) -> str:
-    """Returns why a decoder refused a file, without the names of TensorFlow's nodes and operations."""
+    """Returns a decoder's error without the names of TensorFlow's nodes and operations."""
     # "{{function_node __wrapped__DecodeJpeg_device_...}} jpeg::Uncompress failed. ...
     # [Op:DecodeJpeg]"
     return re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", str(error), flags=re.DOTALL)

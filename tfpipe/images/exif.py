@@ -10,15 +10,16 @@ and this library agree.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 
-_ORIENTATION_TAG = 0x0112
+ORIENTATION_TAG = 0x0112
 _ENTRY_BYTES = 12
 
 # TIFF field types: bytes per value, and how to unpack one number (None: not a number, so never an
 # orientation).
-_TYPES: dict[int, tuple[int, str | None]] = {
+TYPES: dict[int, tuple[int, str | None]] = {
     1: (1, None),  # BYTE: Pillow gives the bytes, which equal no orientation
     2: (1, None),  # ASCII
     3: (2, "H"),  # SHORT, as the standard has it; all others are mistakes of writers
@@ -59,7 +60,7 @@ def orientation(exif: bytes, xmp: bytes) -> int:
 
 
 def _find_tag(tiff: bytes, byte_order: str) -> float | None:
-    """Returns the value of the tag in the first directory; NaN where its type cannot hold one, None where absent."""
+    """Returns the tag's value in the first directory; NaN if not a number, None if absent."""
     (position,) = struct.unpack_from(byte_order + "L", tiff, 4)
     if position + 2 > len(tiff):
         return None
@@ -71,9 +72,9 @@ def _find_tag(tiff: bytes, byte_order: str) -> float | None:
         if start + _ENTRY_BYTES > len(tiff):
             return None
         tag, kind, count = struct.unpack_from(byte_order + "HHL", tiff, start)
-        if kind not in _TYPES or tag in tags:
+        if kind not in TYPES or tag in tags:
             continue
-        num_bytes = count * _TYPES[kind][0]
+        num_bytes = count * TYPES[kind][0]
         value_start = start + 8
         if num_bytes > 4:
             (value_start,) = struct.unpack_from(byte_order + "L", tiff, start + 8)
@@ -82,7 +83,7 @@ def _find_tag(tiff: bytes, byte_order: str) -> float | None:
                 continue  # more data than the block has: this entry lies, the next may not
             if value_start + num_bytes > len(tiff):
                 return None  # the block was cut: what follows cannot be trusted
-        if tag == _ORIENTATION_TAG and num_bytes:
+        if tag == ORIENTATION_TAG and num_bytes:
             return _number(tiff, value_start, byte_order, kind)
         if num_bytes:
             tags.add(tag)
@@ -90,11 +91,10 @@ def _find_tag(tiff: bytes, byte_order: str) -> float | None:
 
 
 def _number(tiff: bytes, start: int, byte_order: str, kind: int) -> float:
-    layout = _TYPES[kind][1]
+    layout = TYPES[kind][1]
     if layout is None:
-        return float("nan")
-    numbers = struct.unpack_from(byte_order + layout, tiff, start)
-    if len(numbers) == 1:
-        return float(numbers[0])
-    numerator, denominator = numbers
-    return float("nan") if denominator == 0 else float(numerator / denominator)
+        return math.nan
+    numerator, *denominator = struct.unpack_from(byte_order + layout, tiff, start)
+    if not denominator:
+        return float(numerator)
+    return float(numerator / denominator[0]) if denominator[0] else math.nan

@@ -2,17 +2,17 @@ r"""Size and orientation of an image file, read by a TensorFlow graph, without d
 
     header = read_header(encoded)     # string [] -> readable bool [], height int64 [], width int64 [], orientation int32 []
 
-`tfpipe.images.headers.read_header` is its counterpart in Python; wherever that accepts a file, this
-agrees (EXIF in JPEG segments, in PNG's eXIf and in ImageMagick's text chunks, all TIFF field types,
-XMP where EXIF has no orientation), but for:
+Agrees with `tfpipe.images.headers.read_header` wherever that accepts a file (EXIF in JPEG segments,
+in PNG's eXIf and in ImageMagick's text chunks, all TIFF field types, XMP where EXIF has no
+orientation), but for:
 
 - compressed text chunks of a PNG (zTXt, iTXt with its flag set) are not inflated: an orientation in
   there is not seen;
 - of several "Raw profile type exif" chunks the first counts, also if its digits are not
-  hexadecimal, and an empty eXIf chunk does not stand against it;
-- of an EXIF block (its segments joined) or an XMP packet, the first MiB is read; - a file with more
-than 16,384 segments and fill bytes, or chunks, is not readable, nor one with 16
-  MB of junk between segments.
+  hexadecimal, and an empty eXIf chunk does not overrule it;
+- of an EXIF block (its segments joined) or an XMP packet, the first MiB is read;
+- a file with more than 16,384 segments and fill bytes, or chunks, is not readable, nor one with
+  16 MB of junk between segments.
 
 The last two bound the cost of hostile bytes here to about a second; the audit's limits, which hold
 here too, bound that of the decoder: `jpeg.MAX_SCANS` and `png.MAX_COMPRESSED_CHUNKS`. A readable
@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfpipe.images import headers, jpeg, png
+from tfpipe.images.exif import ORIENTATION_TAG, TYPES
 
 _Step = Callable[..., Any]
 
@@ -45,22 +46,13 @@ _BARE_BYTES = [1 if code == 0xFF else 2 for code in range(256)]
 _METADATA_CHUNKS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 _EXIF_PREFIX = b"Exif\0\0"
-_XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 _TIFF_SIGNATURES = (b"II*\0", b"II\0*", b"MM*\0", b"MM\0*")  # Pillow takes the mixed ones, too
 
-_ORIENTATION_TAG = 0x0112
-_TYPE_BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 0)  # by TIFF's field types 1..13 and 16
+_TYPE_BYTES = [TYPES[kind][0] if kind in TYPES else 0 for kind in range(18)]
 
 
 class Header(NamedTuple):
-    """Size and orientation of a file.
-
-    Attributes:
-        readable: bool [], whether this is a JPEG or PNG with a known size.
-        height: int64 [], in pixels, before orientation; 0 where not readable.
-        width: int64 [], likewise.
-        orientation: int32 [], EXIF 1..8; 1 where absent or out of range.
-    """
+    """Size before orientation, int64 [], 0 where not readable; orientation 1..8, int32 []."""
 
     readable: tf.Tensor
     height: tf.Tensor
@@ -79,11 +71,7 @@ class _Facts(NamedTuple):
 
 
 def read_header(encoded: tf.Tensor) -> Header:
-    """Reads the header of a JPEG or PNG file; never raises, whatever the bytes.
-
-    Args:
-        encoded: string [], the bytes of the file.
-    """
+    """Reads the header of a JPEG or PNG file, string []; never raises, whatever the bytes."""
     jpeg, png = (tf.strings.substr(encoded, 0, len(signature)) == signature for signature in headers.SIGNATURES)
     nothing = _Facts(tf.constant(False), _integer(0), _integer(0), tf.constant(b""), tf.constant(b""))
     found = tf.cond(jpeg, lambda: _walk_jpeg(encoded), lambda: tf.cond(png, lambda: _walk_png(encoded), lambda: nothing))
@@ -98,7 +86,7 @@ def read_header(encoded: tf.Tensor) -> Header:
 
 
 def _walk_jpeg(encoded: tf.Tensor) -> _Facts:
-    end = _length(encoded)
+    end = byte_length(encoded)
     frames, bare, lengths = tf.constant(_FRAMES), tf.constant(_BARE_BYTES, tf.int64), tf.constant(_HAS_LENGTH, tf.int64)
 
     def unfinished(steps: tf.Tensor, position: tf.Tensor, marker: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
@@ -120,23 +108,20 @@ def _walk_jpeg(encoded: tf.Tensor) -> _Facts:
 
     *_, marker, frame, segments = _collect(unfinished, step, (_integer(0), _integer(2), _integer(0), _integer(-1)))
     exif, xmp = _fold(segments, lambda place, exif, xmp: _application(encoded, place, exif, xmp), b"", b"")
-    sizes = _window(encoded, frame + 5, 4)
-    readable = (marker == _SOS) & (frame >= 0) & (_num_scans(encoded) <= jpeg.MAX_SCANS)
-    return _Facts(readable, _number(sizes[:2]), _number(sizes[2:]), exif, xmp)
-
-
-def _num_scans(encoded: tf.Tensor) -> tf.Tensor:
-    """Counts to one more than is allowed; that takes 2 ms where decoding takes 80."""
-    return tf.size(tf.strings.split(encoded, jpeg.SCAN_START, maxsplit=jpeg.MAX_SCANS + 1)) - 1
+    sizes = byte_window(encoded, frame + 5, 4)
+    # Counted to one more than is allowed; that takes 2 ms where decoding takes 80.
+    num_scans = tf.size(tf.strings.split(encoded, jpeg.SCAN_START, maxsplit=jpeg.MAX_SCANS + 1)) - 1
+    readable = (marker == _SOS) & (frame >= 0) & (num_scans <= jpeg.MAX_SCANS)
+    return _Facts(readable, to_number(sizes[:2]), to_number(sizes[2:]), exif, xmp)
 
 
 def _application(encoded: tf.Tensor, place: tf.Tensor, exif: tf.Tensor, xmp: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """Returns the EXIF block and XMP packet with what the APP1 segment at a place adds to them."""
-    size = _number(_window(encoded, place + 2, 2))
-    payload = _slice(encoded, place + 4, tf.maximum(size - 2, 0))
-    is_exif, is_xmp = (_starts_with(payload, prefix) for prefix in (_EXIF_PREFIX, _XMP_PREFIX))
+    size = to_number(byte_window(encoded, place + 2, 2))
+    payload = slice_bytes(encoded, place + 4, tf.maximum(size - 2, 0))
+    is_exif, is_xmp = (_starts_with(payload, prefix) for prefix in (_EXIF_PREFIX, jpeg.XMP_PREFIX))
     following = tf.where(exif == b"", _integer(0), len(_EXIF_PREFIX))
-    added = _slice(payload, following, tf.where(is_exif, size, 0))
+    added = slice_bytes(payload, following, tf.where(is_exif, size, 0))
     exif = tf.strings.substr(tf.strings.join([exif, added]), 0, _MAX_METADATA_BYTES)
     return exif, tf.where(is_xmp, payload, xmp)
 
@@ -145,35 +130,38 @@ def _application(encoded: tf.Tensor, place: tf.Tensor, exif: tf.Tensor, xmp: tf.
 
 
 def _walk_png(encoded: tf.Tensor) -> _Facts:
-    end = _length(encoded)
+    end = byte_length(encoded)
 
     def unfinished(steps: tf.Tensor, position: tf.Tensor, kind: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
         return (steps < _MAX_STEPS) & (position < end) & (kind != b"IEND")
 
     def step(steps: tf.Tensor, position: tf.Tensor, kind: tf.Tensor, chunks: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        kind = _slice(encoded, position + 4, 4)
+        kind = slice_bytes(encoded, position + 4, 4)
         wanted = tf.reduce_any(kind == tf.constant(_METADATA_CHUNKS))
         chunks = tf.concat([chunks, position[tf.newaxis][: tf.cast(wanted, tf.int32)]], 0)
-        return steps + 1, position + 12 + _number(_window(encoded, position, 4)), kind, chunks
+        return steps + 1, position + 12 + to_number(byte_window(encoded, position, 4)), kind, chunks
 
     steps, *_, chunks = _collect(unfinished, step, (_integer(0), _integer(8), tf.constant(b"")))
     found = _fold(chunks, lambda place, *found: _metadata(encoded, place, *found), 0, b"", b"", b"")
     num_compressed, exif, profile, xmp = found
     exif = tf.cond((exif == b"") & (profile != b""), lambda: _from_hexadecimal(profile), lambda: exif)
-    readable = (_slice(encoded, 8, 8) == b"\0\0\0\x0dIHDR") & (steps < _MAX_STEPS)
+    readable = (slice_bytes(encoded, 8, 8) == b"\0\0\0\x0dIHDR") & (steps < _MAX_STEPS)
     readable &= num_compressed <= png.MAX_COMPRESSED_CHUNKS
-    sizes = _window(encoded, 16, 8)
-    return _Facts(readable, _number(sizes[4:]), _number(sizes[:4]), exif, xmp)
+    sizes = byte_window(encoded, 16, 8)
+    return _Facts(readable, to_number(sizes[4:]), to_number(sizes[:4]), exif, xmp)
 
 
 def _metadata(
     encoded: tf.Tensor, place: tf.Tensor, num_compressed: tf.Tensor, exif: tf.Tensor, profile: tf.Tensor, xmp: tf.Tensor
 ) -> tuple[tf.Tensor, ...]:
-    """Returns how many chunks are compressed, EXIF block, ImageMagick's EXIF profile and XMP packet after the chunk at a place.
+    """Returns the number of compressed chunks and the metadata, with the chunk at a place added.
 
-    The latter two as they stand in the chunk, keyword included.
+    ImageMagick's EXIF profile and the XMP packet are as in the chunk, keyword included.
     """
-    kind, payload = _slice(encoded, place + 4, 4), _slice(encoded, place + 8, _number(_window(encoded, place, 4)))
+    kind, payload = (
+        slice_bytes(encoded, place + 4, 4),
+        slice_bytes(encoded, place + 8, to_number(byte_window(encoded, place, 4))),
+    )
     text = tf.strings.join([payload, b"\0"])  # keyword, 0; iTXt: compression flag, method, language, 0, keyword, 0; text
     flagged = (kind == b"iTXt") & _starts_with(tf.strings.split(text, b"\0", maxsplit=1)[1], b"\1")
     is_text = (kind == b"tEXt") | (kind == b"iTXt")
@@ -189,7 +177,7 @@ def _metadata(
 
 
 def _from_hexadecimal(profile: tf.Tensor) -> tf.Tensor:
-    """Returns the bytes of a profile: three lines (blank, name, length), then hexadecimal digits in lines."""
+    """Returns a profile's bytes: after three lines (blank, name, length), hexadecimal digits."""
     text = tf.strings.substr(profile, 0, 4 * _MAX_METADATA_BYTES)
     digits = tf.strings.regex_replace(text, r"^\C*?\n\C*?\n\C*?\n", "", replace_global=False)
     digits = tf.strings.lower(tf.strings.regex_replace(digits, r"\s", ""))
@@ -213,19 +201,19 @@ def _orientation(exif: tf.Tensor, xmp: tf.Tensor) -> tf.Tensor:
 def _exif_orientation(exif: tf.Tensor) -> tf.Tensor:
     """Returns 1..8, or 0 where there is none and XMP decides."""
     tiff = tf.strings.regex_replace(exif, r"^(?:Exif\x00\x00){1,2}", "", replace_global=False)
-    little = _slice(tiff, 0, 1) == b"I"
-    valid = tf.reduce_any(_slice(tiff, 0, 4) == tf.constant(_TIFF_SIGNATURES)) & (_length(tiff) >= 8)
-    position = _number(_window(tiff, 4, 4), little)
+    little = slice_bytes(tiff, 0, 1) == b"I"
+    valid = tf.reduce_any(slice_bytes(tiff, 0, 4) == tf.constant(_TIFF_SIGNATURES)) & (byte_length(tiff) >= 8)
+    position = to_number(byte_window(tiff, 4, 4), little)
     damaged = tf.where(tiff == b"", 0, 1)
     return tf.cond(valid, lambda: _directory_orientation(tiff, position, little), lambda: damaged)
 
 
 def _directory_orientation(tiff: tf.Tensor, position: tf.Tensor, little: tf.Tensor) -> tf.Tensor:
-    """Looks for the tag among all entries at once; an entry counts where reading one after the other would have come to it."""
-    end = _length(tiff)
-    count = tf.clip_by_value(_number(_window(tiff, position, 2), little), 0, tf.maximum((end - position - 2) // 12, 0))
-    entries = tf.reshape(tf.io.decode_raw(_slice(tiff, position + 2, 12 * count), tf.uint8), [count, 12])
-    tag, num_bytes = _number(entries[:, :2], little), _num_bytes(entries, little)
+    """Looks for the tag among all entries at once, with the result of reading them one by one."""
+    end = byte_length(tiff)
+    count = tf.clip_by_value(to_number(byte_window(tiff, position, 2), little), 0, tf.maximum((end - position - 2) // 12, 0))
+    entries = tf.reshape(tf.io.decode_raw(slice_bytes(tiff, position + 2, 12 * count), tf.uint8), [count, 12])
+    tag, num_bytes = to_number(entries[:, :2], little), _num_bytes(entries, little)
     index = tf.range(count)
     # What lies outside of the entries adds up, but for repeated tags. An entry with which it is
     # more than there is is passed over; after one that is cut, nothing counts.
@@ -234,34 +222,34 @@ def _directory_orientation(tiff: tf.Tensor, position: tf.Tensor, little: tf.Tens
     outside = num_bytes > 4
     counted = outside & (tf.gather(first, group) >= index)
     excessive = outside & (tf.cumsum(tf.where(counted, num_bytes, 0)) > end)
-    cut = counted & ~excessive & (_number(entries[:, 8:], little) + num_bytes > end)
-    wanted = (tag == _ORIENTATION_TAG) & (num_bytes > 0) & ~excessive
+    cut = counted & ~excessive & (to_number(entries[:, 8:], little) + num_bytes > end)
+    wanted = (tag == ORIENTATION_TAG) & (num_bytes > 0) & ~excessive
     place, cut_place = (tf.reduce_min(tf.where(condition, index, count)) for condition in (wanted, cut))
     found = place < tf.minimum(cut_place, count)
     return tf.cond(found, lambda: _entry_orientation(tiff, position + 2 + 12 * place, little), lambda: tf.constant(0))
 
 
 def _num_bytes(entries: tf.Tensor, little: tf.Tensor) -> tf.Tensor:
-    kind = tf.minimum(_number(entries[..., 2:4], little), len(_TYPE_BYTES) - 1)
-    return _number(entries[..., 4:8], little) * tf.gather(tf.constant(_TYPE_BYTES, tf.int64), kind)
+    kind = tf.minimum(to_number(entries[..., 2:4], little), len(_TYPE_BYTES) - 1)
+    return to_number(entries[..., 4:8], little) * tf.gather(tf.constant(_TYPE_BYTES, tf.int64), kind)
 
 
 def _entry_orientation(tiff: tf.Tensor, start: tf.Tensor, little: tf.Tensor) -> tf.Tensor:
-    entry = _window(tiff, start, 12)
+    entry = byte_window(tiff, start, 12)
     outside = _num_bytes(entry, little) > 4
-    value = _window(tiff, tf.where(outside, _number(entry[8:], little), start + 8), 8)
-    number = tf.gather(_numbers(value, little), _number(entry[2:4], little))
+    value = byte_window(tiff, tf.where(outside, to_number(entry[8:], little), start + 8), 8)
+    number = tf.gather(_numbers(value, little), to_number(entry[2:4], little))
     valid = (number >= 1) & (number <= 8) & (number == tf.floor(number))
     return tf.cast(tf.where(valid, number, 1), tf.int32)
 
 
 def _numbers(value: tf.Tensor, little: tf.Tensor) -> tf.Tensor:
-    """Returns 8 bytes read as each of TIFF's field types 0..16, float64 [17]; NaN for types that hold no number.
+    """Returns 8 bytes read as each of TIFF's field types 0..16, float64 [17]; NaN where not a number.
 
     Whether a number is signed matters to fractions only: no other negative one is an orientation.
     """
-    byte, short, long, following = (_number(value[i:j], little) for i, j in ((0, 1), (0, 2), (0, 4), (4, 8)))
-    quad = _number(value, little)
+    byte, short, long, following = (to_number(value[i:j], little) for i, j in ((0, 1), (0, 2), (0, 4), (4, 8)))
+    quad = to_number(value, little)
     single = tf.cast(tf.bitcast(tf.cast(long, tf.uint32), tf.float32), tf.float64)
     double = tf.bitcast(quad, tf.float64)
     byte, short, unsigned, divisor, quad = (tf.cast(number, tf.float64) for number in (byte, short, long, following, quad))
@@ -280,7 +268,7 @@ def _xmp_orientation(xmp: tf.Tensor) -> tf.Tensor:
 
 
 def _collect(unfinished: _Step, step: _Step, scalars: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
-    """Returns scalars and a list of places, int64 [N], empty at first, after the steps of a loop."""
+    """Returns scalars and a list of places, int64 [N], after the steps of a loop."""
     shapes = (*[tf.TensorShape([])] * len(scalars), tf.TensorShape([None]))
     return tuple(tf.while_loop(unfinished, step, (*scalars, tf.zeros([0], tf.int64)), shapes))
 
@@ -302,25 +290,27 @@ def _integer(value: int) -> tf.Tensor:
     return tf.constant(value, tf.int64)
 
 
-def _length(data: tf.Tensor) -> tf.Tensor:
+def byte_length(data: tf.Tensor) -> tf.Tensor:
+    """Returns the number of bytes, int64 []."""
     return tf.cast(tf.strings.length(data), tf.int64)
 
 
-def _slice(data: tf.Tensor, start: tf.Tensor | int, size: tf.Tensor | int) -> tf.Tensor:
+def slice_bytes(data: tf.Tensor, start: tf.Tensor | int, size: tf.Tensor | int) -> tf.Tensor:
+    """Returns at most `size` bytes from `start` on; none after the end."""
     start, size = tf.cast(start, tf.int64), tf.cast(size, tf.int64)
-    return tf.strings.substr(data, tf.clip_by_value(start, 0, _length(data)), size)
+    return tf.strings.substr(data, tf.clip_by_value(start, 0, byte_length(data)), size)
 
 
 def _starts_with(data: tf.Tensor, prefix: bytes) -> tf.Tensor:
     return tf.strings.substr(data, 0, len(prefix)) == prefix
 
 
-def _window(data: tf.Tensor, start: tf.Tensor | int, size: int) -> tf.Tensor:
+def byte_window(data: tf.Tensor, start: tf.Tensor | int, size: int) -> tf.Tensor:
     """Returns bytes, uint8 [size]; zeros where the data have ended."""
-    return tf.io.decode_raw(_slice(data, start, size), tf.uint8, fixed_length=size)
+    return tf.io.decode_raw(slice_bytes(data, start, size), tf.uint8, fixed_length=size)
 
 
-def _number(values: tf.Tensor, little: tf.Tensor | bool = False) -> tf.Tensor:
+def to_number(values: tf.Tensor, little: tf.Tensor | bool = False) -> tf.Tensor:
     """Returns bytes [..., K], big-endian or little-endian, as one number, int64 [...]."""
     weights = [256**place for place in range(values.shape[-1])]
     weights = tf.where(little, tf.constant(weights, tf.int64), tf.constant(weights[::-1], tf.int64))

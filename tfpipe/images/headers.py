@@ -1,4 +1,4 @@
-"""Reads the header of an image file, and rejects what TensorFlow could not decode, without decoding.
+"""Reads the header of an image file, and rejects undecodable files, without decoding.
 
     >>> header = read_header(path.read_bytes())
     >>> header.format, header.height, header.width, header.orientation
@@ -6,8 +6,8 @@
 
 An accepted file has its headers, tables, markers and end in order. `decode=True` alone detects
 damage inside a JPEG's entropy-coded data, and a PNG with right checksums whose compressed data do
-not fill the image (no damage does that, only a program). Most single flipped bits in a scan leave a
-valid one with other colours: only a hash of the bytes detects these.
+not fill the image. Most single flipped bits in a scan leave a valid one with other colours: only a
+hash of the bytes detects these.
 """
 
 from __future__ import annotations
@@ -60,12 +60,11 @@ REASONS: Mapping[str, str] = MappingProxyType(
 
 
 def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, decode: bool = False) -> ImageHeader:
-    """Reads the header of a JPEG or PNG file's bytes and checks all that can be checked without decoding.
+    """Reads the header of a JPEG or PNG file's bytes, with all checks possible without decoding.
 
     Args:
         data: the whole file.
-        max_pixels: the most that height times width may be; above 2**29 - 1, TensorFlow's own limit
-            holds.
+        max_pixels: largest height times width; TensorFlow's own limit is 2**29 - 1.
         decode: check the compressed data, too; takes some milliseconds for a photo.
 
     Raises:
@@ -105,28 +104,22 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "Git LFS pointer"),
 )
 _HEIF_BRANDS = {
-    b"avif": "AVIF",
-    b"avis": "AVIF",
-    b"heic": "HEIC",
-    b"heix": "HEIC",
-    b"hevc": "HEIC",
-    b"mif1": "HEIF",
-    b"msf1": "HEIF",
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"hevc"), "HEIC"),
+    **dict.fromkeys((b"mif1", b"msf1"), "HEIF"),
 }
 
 
 def _foreign(data: bytes) -> RejectedImage:
-    """Returns the error for bytes that are neither a JPEG nor a PNG, naming the format where it is known."""
+    """Returns the error for bytes of another format, with its name where known."""
     if not data:
         return RejectedImage("empty", "no bytes")
-    name = _other_format(data)
-    if name is not None:
+    if name := _other_format(data):
         return RejectedImage("other_format", f"this is {name}; JPEG or PNG is expected", offset=0)
     head = data[:16]
     printable = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in head)
-    return RejectedImage(
-        "not_an_image", f"the first bytes are {head.hex(' ')} ({printable}); JPEG or PNG is expected", offset=0
-    )
+    message = f"the first bytes are {head.hex(' ')} ({printable}); JPEG or PNG is expected"
+    return RejectedImage("not_an_image", message, offset=0)
 
 
 def _other_format(data: bytes) -> str | None:

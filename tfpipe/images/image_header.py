@@ -11,12 +11,11 @@ class ImageHeader:
     """Facts of an image file, from its header.
 
     Attributes:
-        format: "JPEG" or "PNG", by the bytes, whatever the file's name is.
+        format: by the bytes, whatever the file's name is.
         height: in pixels, before orientation.
         width: in pixels, before orientation.
         channels: components in the header; a palette counts as 3.
-        orientation: EXIF 1..8, as Pillow's `ImageOps.exif_transpose` takes it; 1 where absent or
-            out of range.
+        orientation: EXIF 1..8; 1 where absent or out of range.
         precision: bits per sample (per palette index).
         coding: JPEG "baseline", "extended" or "progressive", with " arithmetic" where so; PNG
             "plain" or "interlaced".
@@ -25,8 +24,8 @@ class ImageHeader:
         restart_interval: JPEG, in MCUs; 0 for none.
         trailing_bytes: bytes after the end of the image.
         significant_bits: those of `precision` that a PNG's sBIT chunk declares; 0 without one.
-        transparent: whether there is alpha, as samples or in a PNG's tRNS chunk.
-        has_profile: whether there is an ICC profile.
+        transparent: has alpha, as samples or in a PNG's tRNS chunk.
+        has_profile: has an ICC profile.
     """
 
     format: Literal["JPEG", "PNG"]

@@ -6,8 +6,8 @@
 The syntax is that of ITU-T T.81 (09/92), annex B. A file is refused where libjpeg-turbo, the
 decoder inside TensorFlow, refuses it: each of its fatal errors concerns a marker, a table or a
 parameter, all of which are read here. What it repairs with a warning (stray bytes between segments,
-a damaged scan) is let through, unless the walk is to decode, too. The two agree on a corpus and on
-thousands of mutated headers: tests/test_headers.py, and on damaged scans: tests/test_jpeg_scans.py.
+a damaged scan) is accepted, unless `decode` is set. The two agree on a corpus, on thousands of
+mutated headers (tests/test_headers.py) and on damaged scans (tests/test_jpeg_scans.py).
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ SCAN_START = b"\xff\xda\0"
 """With these bytes each scan begins (its header has 8 to 14 bytes), and entropy-coded data cannot contain them."""
 
 MAX_SCANS = 100
-"""So often `SCAN_START` may stand in a file, whatever it stands in.
+"""At most so many `SCAN_START` in a file, wherever.
 
 A scan of 31 bytes that changes nothing costs the decoder a walk over all blocks, 13 ms for 16
 million pixels: a file of 1 MB could take minutes. Encoders write about 10 scans; the most in a
 corpus of oddities are 64, one for each coefficient of a grey image.
 """
 
-_XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
+XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Component:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class FrameHeader:
     """A start-of-frame segment (T.81 B.2.2)."""
 
     marker: int
@@ -95,6 +95,16 @@ class Frame:
     height: int
     width: int
     components: tuple[Component, ...]
+
+    @property
+    def most_horizontal(self) -> int:
+        """Largest horizontal sampling factor."""
+        return max(component.horizontal for component in self.components)
+
+    @property
+    def most_vertical(self) -> int:
+        """Largest vertical sampling factor."""
+        return max(component.vertical for component in self.components)
 
     @property
     def progressive(self) -> bool:
@@ -108,18 +118,15 @@ class Frame:
 
 
 def read(data: bytes, *, decode: bool = False) -> ImageHeader:
-    """Reads the header of a file with a start-of-image marker, and checks all its markers up to the end-of-image marker.
-
-    Time and memory are linear in the length of the data.
+    """Reads the header of a file, and checks all its markers, in linear time.
 
     Args:
-        data: the whole file.
+        data: the whole file, with a start-of-image marker.
         decode: also check the scans' data, unless coded arithmetically, and reject what the decoder
             warns of.
 
     Raises:
-        RejectedImage: TensorFlow would not decode the file, or it would take out of proportion, or
-            it is cut.
+        RejectedImage: the file is cut, undecodable by TensorFlow, or out of proportion in cost.
     """
     num_scans = data.count(SCAN_START)
     if num_scans > MAX_SCANS:
@@ -129,7 +136,7 @@ def read(data: bytes, *, decode: bool = False) -> ImageHeader:
 
 @functools.cache
 def _usual_tables() -> Mapping[int, bytes]:
-    """Returns the Huffman tables of T.81 annex K, which Motion JPEG leaves out: taken from an encoder's default."""
+    """Returns the Huffman tables of T.81 annex K, which Motion JPEG omits, from an encoder."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -141,12 +148,12 @@ def _usual_tables() -> Mapping[int, bytes]:
 
 @dataclass(slots=True)
 class _Walker:
-    """The state of the decoder that T.81 describes: the tables and parameters in force at this byte."""
+    """The state of T.81's decoder: the tables and parameters in force at this byte."""
 
     data: bytes
     decode: bool = False
     position: int = 2
-    frame: Frame | None = None
+    frame: FrameHeader | None = None
     num_scans: int = 0
     single_scan: bool = False
     restart_interval: int = 0
@@ -165,11 +172,8 @@ class _Walker:
         while True:
             found = _MARKER.search(self.data, self.position)
             if found is None:
-                self._reject(
-                    "truncated",
-                    f"no end-of-image marker in {exactly(len(self.data), 'byte')}: the file was cut",
-                    len(self.data),
-                )
+                message = f"no end-of-image marker in {exactly(len(self.data), 'byte')}: the file was cut"
+                self._reject("truncated", message, len(self.data))
             start, self.position = self.position, found.end()
             marker = self.data[self.position - 1]
             if self.decode:
@@ -179,7 +183,7 @@ class _Walker:
             self._read_segment(marker)
 
     def _decode(self, between: bytes, marker: int) -> None:
-        """Follows what stands before a marker: a scan's data, or nothing but fill bytes."""
+        """Checks the bytes before a marker: a scan's data, or only fill bytes."""
         scan, self.scan = self.scan, None
         try:
             if scan is not None:
@@ -232,21 +236,15 @@ class _Walker:
             self._reject("unsupported_coding", f"{exactly(precision, 'bit')} per sample; the decoder takes 8")
         if num_components not in (1, 3, 4):
             self._reject("unsupported_channels", f"{exactly(num_components, 'component')}; the decoder takes 1, 3 or 4")
-        components = tuple(
-            Component(payload[i], payload[i + 1] >> 4, payload[i + 1] & 15, payload[i + 2]) for i in range(6, len(payload), 3)
-        )
-        self._check_sampling(components)
-        self.frame = Frame(marker, precision, height, width, components)
-
-    def _check_sampling(self, components: tuple[Component, ...]) -> None:
-        most_horizontal = max(c.horizontal for c in components)
-        most_vertical = max(c.vertical for c in components)
+        triples = zip(payload[6::3], payload[7::3], payload[8::3], strict=True)
+        components = tuple(Component(id_, factors >> 4, factors & 15, table) for id_, factors, table in triples)
+        self.frame = frame = FrameHeader(marker, precision, height, width, components)
         for component in components:
             h, v = component.horizontal, component.vertical
             if not (1 <= h <= 4 and 1 <= v <= 4):
                 self._reject("damaged_header", f"component {component.id} has sampling factors {h}x{v}; 1 to 4 are allowed")
-            if most_horizontal % h or most_vertical % v:
-                message = f"sampling factors {h}x{v} do not divide {most_horizontal}x{most_vertical}"
+            if frame.most_horizontal % h or frame.most_vertical % v:
+                message = f"sampling factors {h}x{v} do not divide {frame.most_horizontal}x{frame.most_vertical}"
                 self._reject("unsupported_coding", message)
 
     def _read_scan(self, payload: bytes) -> None:
@@ -267,7 +265,9 @@ class _Walker:
             blocks = sum(self.frame.components[p].horizontal * self.frame.components[p].vertical for p in places)
             if blocks > _MAX_BLOCKS_IN_MCU:
                 self._reject("damaged_scan", f"{blocks} blocks in a unit of the scan; {_MAX_BLOCKS_IN_MCU} are allowed")
-        self._check_quantization(self.frame, places)
+        for table in (self.frame.components[place].table for place in places):
+            if table not in self.quantization_tables:
+                self._reject("missing_table", f"quantisation table {table} is used and not defined")
         selectors = payload[2 : 2 * len(places) + 1 : 2]
         needs_dc, needs_ac = True, True
         if self.frame.progressive:
@@ -281,25 +281,21 @@ class _Walker:
             if self.decode:
                 self.scan = self._scan(self.frame, places, selectors, payload[-3:])
 
-    def _scan(self, frame: Frame, places: list[int], selectors: bytes, parameters: bytes) -> jpeg_scans.Scan:
-        most_horizontal = max(c.horizontal for c in frame.components)
-        most_vertical = max(c.vertical for c in frame.components)
+    def _scan(self, frame: FrameHeader, places: list[int], selectors: bytes, parameters: bytes) -> jpeg_scans.Scan:
+        most_h, most_v = frame.most_horizontal, frame.most_vertical
         components = []
         for place, selector in zip(places, selectors, strict=True):
             c = frame.components[place]
-            width, height = -(-frame.width * c.horizontal // most_horizontal), -(-frame.height * c.vertical // most_vertical)
-            tables = [
-                self.huffman_tables.get(key) or _usual_tables().get(key, b"") for key in (selector >> 4, 16 | selector & 15)
-            ]
-            components.append(
-                jpeg_scans.ScanComponent(place, c.horizontal * c.vertical, -(-width // 8), -(-height // 8), *tables)
-            )
-        units = -(-frame.width // (8 * most_horizontal)) * -(-frame.height // (8 * most_vertical))
-        first, last, high, low = parameters[0], parameters[1], parameters[2] >> 4, parameters[2] & 15
-        band = (first, last, high, low) if frame.progressive else (0, 63, 0, 0)
+            width, height = -(-frame.width * c.horizontal // most_h), -(-frame.height * c.vertical // most_v)
+            keys = selector >> 4, 16 | selector & 15
+            tables = (self.huffman_tables.get(key) or _usual_tables().get(key, b"") for key in keys)
+            blocks = c.horizontal * c.vertical
+            components.append(jpeg_scans.ScanComponent(place, blocks, -(-width // 8), -(-height // 8), *tables))
+        units = -(-frame.width // (8 * most_h)) * -(-frame.height // (8 * most_v))
+        band = _band(parameters) if frame.progressive else (0, 63, 0, 0)
         return jpeg_scans.Scan(components, units, self.restart_interval, frame.progressive, band)
 
-    def _scan_components(self, frame: Frame, payload: bytes) -> list[int]:
+    def _scan_components(self, frame: FrameHeader, payload: bytes) -> list[int]:
         """Returns the places in the frame of the components that the scan names."""
         places: list[int] = []
         ids = [component.id for component in frame.components]
@@ -315,8 +311,8 @@ class _Walker:
         return places
 
     def _check_progression(self, parameters: bytes, num_components: int) -> tuple[bool, bool]:
-        """Checks the spectral band and bit positions (T.81 G.1.1.1); returns whether DC and AC tables are used."""
-        first, last, high, low = parameters[0], parameters[1], parameters[2] >> 4, parameters[2] & 15
+        """Checks band and bit positions (T.81 G.1.1.1); returns the use of DC and AC tables."""
+        first, last, high, low = _band(parameters)
         band_is_valid = last == 0 if first == 0 else first <= last <= 63 and num_components == 1
         if not band_is_valid or low > _MAX_SUCCESSIVE_BIT or (high and high - 1 != low):
             message = (
@@ -326,13 +322,7 @@ class _Walker:
             self._reject("damaged_scan", message)
         return first == 0 and high == 0, first > 0
 
-    def _check_quantization(self, frame: Frame, places: list[int]) -> None:
-        for place in places:
-            table = frame.components[place].table
-            if table not in self.quantization_tables:
-                self._reject("missing_table", f"quantisation table {table} is used and not defined")
-
-    def _check_huffman_table(self, frame: Frame, key: int) -> None:
+    def _check_huffman_table(self, frame: FrameHeader, key: int) -> None:
         name = f"{'AC' if key & 0x10 else 'DC'} Huffman table {key & 15}"
         table = self.huffman_tables.get(key)
         if table is None:
@@ -365,10 +355,8 @@ class _Walker:
             key, lengths = payload[i], payload[i + 1 : i + 17]
             end = i + 17 + sum(lengths)
             if sum(lengths) > 256 or end > len(payload):
-                self._reject(
-                    "damaged_table",
-                    f"a Huffman table of {exactly(sum(lengths), 'symbol')} in {exactly(len(payload) - i, 'byte')}",
-                )
+                sizes = f"{exactly(sum(lengths), 'symbol')} in {exactly(len(payload) - i, 'byte')}"
+                self._reject("damaged_table", f"a Huffman table of {sizes}")
             if key & ~0x10 >= _NUM_TABLES:
                 self._reject("damaged_table", f"Huffman table 0x{key:02x}; 0 to 3 of class 0 and 1 are allowed")
             self.huffman_tables[key] = payload[i + 1 : end]
@@ -397,8 +385,8 @@ class _Walker:
             self.adobe_transform = payload[11]
         elif marker == _APP1 and payload.startswith(b"Exif\0\0"):
             self.exif += payload[6:] if self.exif else payload
-        elif marker == _APP1 and payload.startswith(_XMP_PREFIX):
-            self.xmp = payload[len(_XMP_PREFIX) :]
+        elif marker == _APP1 and payload.startswith(XMP_PREFIX):
+            self.xmp = payload[len(XMP_PREFIX) :]
         elif marker == _APP2 and payload.startswith(b"ICC_PROFILE\0"):
             self.has_profile = True
 
@@ -423,7 +411,7 @@ class _Walker:
         )
 
     def _color(self, components: tuple[Component, ...]) -> str:
-        """Names the colour space as libjpeg guesses it: JFIF, else Adobe's transform, else the component ids."""
+        """Returns the colour space as libjpeg guesses it."""
         if len(components) == 1:
             return "grey"
         if len(components) == 4:
@@ -436,6 +424,11 @@ class _Walker:
 
     def _reject(self, reason: str, message: str, offset: int | None = None) -> NoReturn:
         raise RejectedImage(reason, message, offset=self.position if offset is None else offset)
+
+
+def _band(parameters: bytes) -> tuple[int, int, int, int]:
+    """Returns the first and last coefficient of a scan, and its bit positions high and low."""
+    return parameters[0], parameters[1], parameters[2] >> 4, parameters[2] & 15
 
 
 _READERS = {

@@ -1,17 +1,16 @@
-"""Decodes the entropy-coded data of a JPEG's scans as far as damage shows: to the end of each block, not to its pixels.
+"""Checks the entropy-coded data of a JPEG's scans: every block to its end, without its pixels.
 
     check(scan, data[start:end], {})     # raises ScanDamage("Corrupt JPEG data: premature end of data segment, ...")
 
 What libjpeg-turbo, the decoder inside TensorFlow, only warns of ("Corrupt JPEG data: ...") is an
-error here, and so is a run that leads out of its block, which it passes over in silence. Damage
-that leaves a valid stream of as many blocks cannot be seen by any decoder. Pillow, which has the
-same decoder, discards its warnings; so this is T.81 (09/92), annexes F and G.
+error here, and so is a run that leads out of its block, which it ignores. Damage that leaves a
+valid stream of as many blocks cannot be seen by any decoder. Pillow, which has the same decoder,
+discards its warnings; so this is T.81 (09/92), annexes F and G.
 
-Design: Python looks up 16 bits at a time. An entry of a table says how many bits all the codes take
-that begin in them, and how far they lead into the block: 2 to 3 codes at once, the extra bits of
-each stepped over unread. Entries are made when they are met first, and kept for the next file with
-that table; in an array, where they stay in the processor's cache (a dict of as many takes 2.6 times
-as long).
+Design: Python looks up 16 bits at a time. An entry of a table gives the bits of all the codes that
+begin in them, and how far they lead into the block: 2 to 3 codes at once, the extra bits of each
+skipped unread. Entries are made on first use, and kept for the next file with that table; in an
+array, which stays in the processor's cache (a dict of as many takes 2.6 times as long).
 """
 
 from __future__ import annotations
@@ -35,12 +34,7 @@ _STUFFED = re.compile(rb"\xff+\x00")
 
 
 class ScanDamage(Exception):
-    """Damage of the data, in libjpeg's words where it has some.
-
-    Args:
-        what: is wrong.
-        where: in the scan, or before which marker.
-    """
+    """Damage of the data, in libjpeg's words where it has some, and its place."""
 
     def __init__(self, what: str, where: str = "") -> None:
         self.what = what
@@ -96,7 +90,7 @@ def check(scan: Scan, data: bytes, coefficients: Coefficients) -> None:
     Args:
         scan: coded by Huffman tables.
         data: from the end of its header to the next marker other than a restart.
-        coefficients: of the frame, empty before its first scan; kept up to date.
+        coefficients: of the frame, empty before its first scan; updated.
 
     Raises:
         ScanDamage: the data end too early or too late, or hold a code that no table has.
@@ -118,14 +112,7 @@ def check(scan: Scan, data: bytes, coefficients: Coefficients) -> None:
 
 
 class _Bits:
-    """Data as 32 bits from every other byte on, so that 16 from any bit on are one look-up away.
-
-    Attributes:
-        words: 32 bits from bit 16 * i on; none after the last.
-        num_bits: of the data.
-        position: the next bit.
-        unit: the next unit.
-    """
+    """Data as 32 bits from every other byte on, so that 16 from any bit on are one look-up away."""
 
     def __init__(self, piece: bytes, unit: int) -> None:
         data = _STUFFED.sub(b"\xff", piece.rstrip(b"\xff"))
@@ -240,14 +227,7 @@ def _dc_refinement(num_blocks: int, bits: _Bits, stop: int) -> None:
 
 
 class _Band(NamedTuple):
-    """A band of coefficients of a progressive frame's blocks.
-
-    Attributes:
-        codes: the Huffman table.
-        masks: of each block, see `Coefficients`.
-        first: coefficient.
-        last: coefficient.
-    """
+    """A band of coefficients of a progressive frame's blocks; for the masks see `Coefficients`."""
 
     codes: array[int]
     masks: list[int]
@@ -325,14 +305,14 @@ class _Band(NamedTuple):
 
 
 def _run_of_blocks(words: Sequence[int], p: int, size: int) -> tuple[int, int]:
-    """Returns how many blocks, this one included, have no further code, and the bit after that number."""
+    """Returns the number of blocks, this one included, without further codes, and the next bit."""
     extra = words[p >> 4] >> 16 - (p & 15) & 0xFFFF
     return (1 << size) + (extra >> _WINDOW - size), p + size
 
 
 @functools.lru_cache(_KEPT_TABLES)
 def _codes(table: bytes) -> array[int]:
-    """Returns, for all 16 bits, the code that they begin with: its symbol << 5 | its length (T.81 C.2); 0 for none."""
+    """Returns for all 16 bits the code at their start: symbol << 5 | length (T.81 C.2); 0 for none."""
     entries, code, symbols = array("I", bytes(4 << _WINDOW)), 0, iter(table[16:])
     for length, count in enumerate(table[:16], start=1):
         size = 1 << _WINDOW - length
@@ -346,17 +326,11 @@ def _codes(table: bytes) -> array[int]:
 class _Steps:
     """For 16 bits, all the codes that end in them, up to one that ends a block.
 
-    Attributes:
-        entries: coefficients << 7 | `_EOB` | bits; 0 where not filled in yet.
+    An entry is coefficients << 7 | `_EOB` | bits, and 0 until it is filled in. `first`: the codes of
+    the first coefficient, if the bits are those of the start of a block.
     """
 
     def __init__(self, codes: array[int], first: array[int] | None) -> None:
-        """Begins without entries.
-
-        Args:
-            codes: of a block's coefficients but the first.
-            first: of the first, if the bits are those that a block begins with.
-        """
         self.entries = array("I", bytes(4 << _WINDOW))
         self._codes, self._first = codes, first
 

@@ -1,8 +1,4 @@
-"""Where pixels are computed: on the CPU, as in `tf.data`, because a GPU rounds differently.
-
-Decorated is every function that makes pixels, or parses records, for callers outside `images` and
-`pipeline`.
-"""
+"""Where pixels are computed: on the CPU, as in `tf.data`, because a GPU rounds differently."""
 
 from __future__ import annotations
 

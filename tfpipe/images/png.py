@@ -3,12 +3,12 @@
     >>> header = read(data)
     >>> header.height, header.width, header.color
 
-The format is that of the W3C's Portable Network Graphics specification (third edition, 2025),
-sections 5 and 11.
+By the W3C's Portable Network Graphics specification (third edition, 2025), sections 5 and 11.
 """
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,40 +26,36 @@ _BIT_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: 
 _PALETTE, _ALPHA = 3, 4
 
 _COLORS = {0: ("grey", 1), 2: ("rgb", 3), 3: ("palette", 3), 4: ("grey+alpha", 2), 6: ("rgb+alpha", 4)}
-_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _LAST_FILTER = 4  # section 9.2
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Left, top and distances across and down of the pixels of each pass (section 8.2)."""
 
-_SLICE_BYTES = 1 << 14
-_INFLATED_BYTES = 1 << 14
+_SLICE_BYTES = 1 << 14  # inflated at a time
 
 _MAX_DIMENSION = 1_000_000  # libpng's PNG_USER_WIDTH_MAX and PNG_USER_HEIGHT_MAX
 _MAX_CHUNK_BYTES = 2**31 - 1
 _MAX_TEXT_BYTES = 2**20  # inflated; the same limit as Pillow's PngImagePlugin.MAX_TEXT_CHUNK
 
 MAX_COMPRESSED_CHUNKS = 8
-"""Of zTXt, iCCP and compressed iTXt together, a file may have so many.
+"""At most so many chunks of zTXt, iCCP and compressed iTXt together.
 
 The decoder inflates each, to 8 MB at most, and keeps a thousand of them: 300 in a file of 2.3 MB
 take 2.3 GB. Of 4,981 files (a test suite's, and those that come with software) nine have one and
-one has two; eight leave room for a profile of each kind.
+one has two; eight allow a profile of each kind.
 """
 
 
 def read(data: bytes, *, decode: bool = False) -> ImageHeader:
-    """Reads the header of a file with PNG's signature, and checks all its chunks up to IEND.
-
-    Time is linear in the length of the data; at most 1 MiB of a text chunk is inflated.
+    """Reads the header of a file, and checks all its chunks up to IEND, in linear time.
 
     Args:
-        data: the whole file.
+        data: the whole file, with PNG's signature.
         decode: inflate the pixels, too, a row at a time: they must fill the image, and each row
             name a filter that exists.
 
     Raises:
-        RejectedImage: TensorFlow would not decode the file, or it would take out of proportion, or
-            it is cut, or a checksum is wrong.
+        RejectedImage: the file is cut, a checksum is wrong, or decoding would fail, or cost out of
+            proportion.
     """
     return _Walker(data, decode).walk()
 
@@ -114,7 +110,8 @@ class _Walker:
         )
 
     def _decode(self) -> None:
-        pixels, bits = _Inflated(self.pixels), self.bit_depth * _SAMPLES[self.color_type]
+        num_samples = 1 if self.color_type == _PALETTE else _COLORS[self.color_type][1]
+        pixels, bits = _Inflated(self.pixels), self.bit_depth * num_samples
         passes = _ADAM7 if self.interlaced else ((0, 0, 1, 1),)
         try:
             for number, (left, top, across, down) in enumerate(passes, start=1):
@@ -169,7 +166,7 @@ class _Walker:
 
     def _read_samples(self, kind: bytes, payload: bytes) -> None:
         if kind in self.seen or b"IDAT" in self.seen:
-            return  # libpng passes over it
+            return  # libpng ignores it
         if kind == b"sBIT":
             num_colours = 3 if self.color_type & 2 else 1
             depth, expected = 8 if self.color_type == _PALETTE else self.bit_depth, num_colours + self.color_type // 4
@@ -203,7 +200,7 @@ class _Walker:
         if b"PLTE" in self.seen:
             self._reject("damaged_table", "a second PLTE chunk")
         if b"IDAT" in self.seen:
-            return  # too late to matter, and the decoder passes over it
+            return  # too late to matter, and the decoder ignores it
         if self.color_type & 2 and not payload:
             self._reject("damaged_table", "an empty PLTE chunk")
         if self.color_type == _PALETTE and (len(payload) % 3 or not 3 <= len(payload) <= 768):
@@ -212,7 +209,7 @@ class _Walker:
             )
 
     def _read_metadata(self, kind: bytes, payload: bytes) -> None:
-        """Takes the EXIF block or XMP packet out of a chunk: eXIf, or text (ImageMagick writes EXIF as hexadecimal)."""
+        """Keeps the EXIF block or XMP packet of an eXIf or text chunk."""
         if kind == b"eXIf":
             self.exif = payload
             return
@@ -227,10 +224,8 @@ class _Walker:
             self.xmp = text
         elif keyword == b"Raw profile type exif" and not self.exif:
             # A blank line, the profile's name, its length, and lines of hexadecimal digits.
-            try:
+            with contextlib.suppress(ValueError):
                 self.exif = bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
-            except ValueError:
-                self.exif = b""
 
     def _reject(self, reason: str, message: str) -> NoReturn:
         raise RejectedImage(reason, message, offset=self.position)
@@ -248,7 +243,7 @@ class _Inflated:
         """Returns so many bytes, less at the end."""
         while len(self._ready) < size and not self._inflater.eof:
             compressed = self._inflater.unconsumed_tail or next(self._slices, b"")
-            more = self._inflater.decompress(compressed, max(size, _INFLATED_BYTES))
+            more = self._inflater.decompress(compressed, max(size, _SLICE_BYTES))
             if not more and not compressed:
                 break
             self._ready += more

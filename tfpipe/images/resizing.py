@@ -18,15 +18,13 @@ _HUGE_VALUES = 32_000_000
 
 
 def sample_image(image: tf.Tensor, size: Any, scale: tf.Tensor, translation: tf.Tensor) -> tf.Tensor:
-    """Returns the window of a scaled image that `size` shows, antialiased bilinear: output = scale * input + translation.
+    """Samples an image at output = scale * input + translation, antialiased bilinear.
 
-    Bit for bit what one ScaleAndTranslate of the whole image gives, in a quarter of its time: that
-    op is fast along long rows, and slow along pixels of three values. So each axis is made the
-    outer one in turn.
-
+    Bit for bit one ScaleAndTranslate of the whole image, in a quarter of its time: that op is fast
+    along long rows, and slow along pixels of three values, so each axis is made the outer one in turn.
     A long strip, which that would blow up to [height, W] pixels, takes its columns first, and may
-    differ in the last bit of float32: the smaller of [height, W] and [H, width] is never larger
-    than both image and result.
+    differ in the last bit of float32: the smaller of [height, W] and [H, width] is never larger than
+    both image and result.
 
     Args:
         image: uint8 [H, W, 3].
@@ -100,11 +98,7 @@ def _sample_rows(rows: tf.Tensor, count: Any, scale: tf.Tensor, translation: tf.
 
 
 def scaled_size(source: tf.Tensor, target: tf.Tensor, mode: Resize) -> tf.Tensor:
-    """Returns the size that an image is scaled to before it is cut or padded, int32 [..., 2].
-
-    `source` and `target` are heights and widths, int32 [..., 2]; for the mode see
-    `tfpipe.resize_image`.
-    """
+    """Returns the size of a scaled image before it is cut or padded, int32 [..., 2]."""
     if mode == "stretch":
         return tf.broadcast_to(target, tf.shape(source))
     height, width = tf.unstack(tf.cast(source, tf.int64), axis=-1)

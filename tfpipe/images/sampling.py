@@ -3,8 +3,7 @@
     changes = as_stored(fit(sizes, (224, 224), "crop"), sizes, orientations, (224, 224))
 
 A crop is a window of the image; a resize also has two numbers per axis, output = scale * input +
-translation. All functions take N images at once: a pipeline computes these numbers for a whole
-batch, and only pixels one by one.
+translation. All functions but those of pixels take N images at once.
 """
 
 from __future__ import annotations
@@ -96,8 +95,8 @@ def as_stored(changes: Tensors, sizes: tf.Tensor, orientations: tf.Tensor, size:
 def as_decoded(changes: Tensors, orientations: tf.Tensor, is_png: tf.Tensor, size: tuple[int, int], *, scaled: bool) -> Tensors:
     """Returns the sampling of images as stored for the output of `decode_window`.
 
-    The smallest of the decoder's sizes is chosen that need not be enlarged: along both axes at
-    least as many pixels as the result takes from it.
+    Chooses the smallest of the decoder's sizes that has, along both axes, at least as many pixels as
+    the result takes from it.
 
     Args:
         changes: see `as_stored`.
@@ -107,8 +106,7 @@ def as_decoded(changes: Tensors, orientations: tf.Tensor, is_png: tf.Tensor, siz
         scaled: whether sizes other than 1/1 may be chosen.
 
     Returns:
-        "window" in whole pixels of that size; "decoder", int32 [N], for `decode_window`; "scale"
-        and
+        "window" in whole pixels of that size; "decoder", int32 [N], for `decode_window`; "scale" and
         "translation" for the decoded window, if any.
     """
     corners, windows = tf.split(changes["window"], 2, axis=1)
@@ -144,7 +142,7 @@ def decode_window(
     png: bool = True,
     rare: bool = True,
 ) -> tf.Tensor:
-    """Decodes a part of a JPEG or PNG file, as stored, in one of the decoder's sizes.
+    """Decodes a part of a JPEG or PNG file, as stored, in one of the decoder's sizes: uint8 [h, w, 3].
 
     Args:
         encoded: string [], the bytes of the file.
@@ -154,9 +152,6 @@ def decode_window(
         scaled: whether `decoder` may be another size than 1/1.
         png: whether the file may be PNG.
         rare: see `decode_stored`.
-
-    Returns:
-        uint8 [h, w, 3], RGB, 0..255, not turned.
 
     Raises:
         tf.errors.InvalidArgumentError: the bytes cannot be decoded, or have no such window.

@@ -1,4 +1,4 @@
-"""Decodes a file to RGB of 8 bits, as stored, not turned: the one decoder of training, evaluation and exports.
+"""The one decoder of training, evaluation and exports: RGB of 8 bits, as stored, not turned.
 
     image = decode_stored(encoded, Samples(png16="percentile", background="white"))    # uint8 [H, W, 3]
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from tfpipe.images.graph_headers import byte_length, byte_window, slice_bytes, to_number
 from tfpipe.records.samples import HIGH_PERCENT, LOW_PERCENT, MAX_BITS, USUAL, Samples
 
 _Function = Callable[[tf.Tensor], tf.Tensor]
@@ -25,16 +26,13 @@ _PNG, _DEEP_PNG = r"\CPNG\r\n\C\n\C*", r"\CPNG\r\n\C\n\C{4}IHDR\C{8}\x10\C*"
 
 
 def decode_stored(encoded: tf.Tensor, samples: Samples = USUAL, *, rare: bool = True) -> tf.Tensor:
-    """Decodes a JPEG or PNG file.
+    """Decodes a JPEG or PNG file, string [], to uint8 [H, W, 3], RGB, 0..255.
 
     Args:
-        encoded: string [], the bytes of the file.
+        encoded: the bytes of the file.
         samples: treatment of 16 bits and alpha.
         rare: whether the file may need more than the usual decoder: the check costs a tenth of the
             time.
-
-    Returns:
-        uint8 [H, W, 3], RGB, 0..255.
 
     Raises:
         tf.errors.InvalidArgumentError: the bytes cannot be decoded.
@@ -51,8 +49,9 @@ def decode_stored(encoded: tf.Tensor, samples: Samples = USUAL, *, rare: bool = 
 
 
 def apart(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Returns a function that is one operation where it is called: of a branch that is not taken, each costs a microsecond.
+    """Returns a function that is one operation in its caller's graph.
 
+    Of a branch that is not taken, each operation costs a microsecond.
     It is traced anew for each graph: functions that several share get other attributes in each, and
     a frozen copy of one graph could not be loaded with the others.
     """
@@ -98,7 +97,7 @@ def _shift(values: tf.Tensor, bits: int) -> tf.Tensor:
 
 
 def _by_blocks(function: _Function, image: tf.Tensor) -> tf.Tensor:
-    """Returns a function of the pixels [N, C] of an image, uint8 [H, W, 3], some at a time: wider numbers take memory."""
+    """Applies a function of pixels, [N, C] -> uint8 [N, 3], by blocks, which saves memory."""
     pixels, size = tf.reshape(image, [-1, image.shape[-1]]), tf.shape(image)
     blocks = tf.TensorArray(tf.uint8, _num_blocks(pixels), infer_shape=False, element_shape=[None, 3])
 
@@ -149,7 +148,7 @@ def _count(pixels: tf.Tensor) -> tf.Tensor:
 
 
 def _table(counts: tf.Tensor, bits: tf.Tensor, png16: str) -> tf.Tensor:
-    """Returns the 8 bits of each level of 16, uint8 [65536], for an image of so many samples of each, int32 [65536]."""
+    """Returns 8 bits for each level of 16, uint8 [65536], by its counts, int32 [65536]."""
     levels, present = tf.range(_LEVELS), counts > 0
     # By the specification (11.3.2.3) samples of n significant bits were moved to the high end, and
     # a decoder shifts them back. Programs write them as they are, too. Then none needs more than n
@@ -176,29 +175,22 @@ def _by_option(levels: tf.Tensor, counts: tf.Tensor, png16: str) -> tf.Tensor:
 
 
 def _significant_bits(encoded: tf.Tensor) -> tf.Tensor:
-    """Returns the most bits that the first sBIT chunk of a PNG gives a colour, int32 []; 0 for 16 and without one in order."""
-    length = tf.cast(tf.strings.length(encoded), tf.int64)
-
-    def bytes_at(place: tf.Tensor | int, size: int) -> tf.Tensor:
-        piece = tf.strings.substr(encoded, tf.minimum(tf.cast(place, tf.int64), length), size)
-        return tf.cast(tf.io.decode_raw(piece, tf.uint8, fixed_length=size), tf.int64)
-
-    def number_at(place: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_sum(bytes_at(place, 4) * [1 << 24, 1 << 16, 1 << 8, 1])
+    """Returns the most bits of a colour by a PNG's sBIT chunk, int32 []; 0 for 16 and none."""
 
     def is_kind(place: tf.Tensor, *kinds: bytes) -> tf.Tensor:
-        return tf.reduce_any(tf.strings.substr(encoded, tf.minimum(place + 4, length), 4) == tf.constant(kinds))
+        return tf.reduce_any(slice_bytes(encoded, place + 4, 4) == tf.constant(kinds))
 
     def unfinished(place: tf.Tensor) -> tf.Tensor:
-        return (place < length) & ~is_kind(place, b"sBIT", b"IDAT")
+        return (place < byte_length(encoded)) & ~is_kind(place, b"sBIT", b"IDAT")
 
     def step(place: tf.Tensor) -> tuple[tf.Tensor]:
-        return (place + 12 + number_at(place),)
+        return (place + 12 + to_number(byte_window(encoded, place, 4)),)
 
     (place,) = tf.while_loop(unfinished, step, (tf.constant(_FIRST_CHUNK, tf.int64),), maximum_iterations=_MAX_CHUNKS)
-    color_type = bytes_at(_COLOR_TYPE, 1)[0]
+    color_type = tf.cast(byte_window(encoded, _COLOR_TYPE, 1)[0], tf.int64)
     num_colours = 1 + (tf.bitwise.bitwise_and(color_type, 2))
-    bits = tf.reduce_max(bytes_at(place + 8, 3) * tf.cast(tf.range(3, dtype=tf.int64) < num_colours, tf.int64))
+    is_colour = tf.range(3, dtype=tf.int64) < num_colours
+    bits = tf.reduce_max(tf.cast(byte_window(encoded, place + 8, 3), tf.int32) * tf.cast(is_colour, tf.int32))
     expected = num_colours + color_type // 4
-    in_order = is_kind(place, b"sBIT") & (number_at(place) == expected) & (bits < MAX_BITS)
-    return tf.where(in_order, tf.cast(bits, tf.int32), 0)
+    in_order = is_kind(place, b"sBIT") & (to_number(byte_window(encoded, place, 4)) == expected) & (bits < MAX_BITS)
+    return tf.where(in_order, bits, 0)

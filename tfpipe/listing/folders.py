@@ -22,7 +22,7 @@ _TYPES = mimetypes.MimeTypes()  # Python's own table: a machine's /etc must not 
 _TYPES.add_type("application/jsonl", ".jsonl")  # predictions and lists of rejected images, of an earlier run
 
 
-class Found(NamedTuple):
+class FoundFile(NamedTuple):
     """A file, or a path that is not taken, with the reason."""
 
     name: str  # relative to the folder that was walked, POSIX separators
@@ -36,7 +36,7 @@ class Found(NamedTuple):
     id: str = ""  # given by a list of paths
 
 
-def walk(root: str | Path) -> Iterator[Found]:
+def walk(root: str | Path) -> Iterator[FoundFile]:
     """Yields every file below a folder, and what could not be followed or read.
 
     A link to a file counts as a file. A link to a folder is followed after all real folders, and
@@ -55,7 +55,7 @@ def walk(root: str | Path) -> Iterator[Found]:
             yield from _walk_folder(path, f"{name}/" if name else "", walked, links)
 
 
-def _walk_folder(path: str, prefix: str, walked: set[tuple[int, int]], links: list[tuple[str, str]]) -> Iterator[Found]:
+def _walk_folder(path: str, prefix: str, walked: set[tuple[int, int]], links: list[tuple[str, str]]) -> Iterator[FoundFile]:
     # A stack, not recursion: a deep tree must not end in a RecursionError. Entries are not sorted:
     # a folder of a million files would have to be held in memory, and whoever needs an order sorts
     # anyway.
@@ -66,26 +66,26 @@ def _walk_folder(path: str, prefix: str, walked: set[tuple[int, int]], links: li
             entries = os.scandir(folder)
         except OSError as error:
             message = f"cannot list the folder: {error.strerror}"
-            yield Found(below.rstrip("/") or ".", folder, reason="unreadable", message=message)
+            yield FoundFile(below.rstrip("/") or ".", folder, reason="unreadable", message=message)
             continue
         is_empty = True
         with entries:
             for entry in entries:
                 name = below + entry.name
                 if is_hidden(entry.name):
-                    yield Found(name, entry.path, reason="hidden")
+                    yield FoundFile(name, entry.path, reason="hidden")
                     continue
                 is_empty = False
                 try:
                     status = os.stat(entry.path)
                 except OSError as error:
                     what = "the link leads nowhere" if entry.is_symlink() else "cannot be read"
-                    yield Found(name, entry.path, reason="unreadable", message=f"{what}: {error.strerror}")
+                    yield FoundFile(name, entry.path, reason="unreadable", message=f"{what}: {error.strerror}")
                     continue
                 if stat.S_ISREG(status.st_mode):
-                    yield Found(name, entry.path, status.st_size, status.st_mtime_ns)
+                    yield FoundFile(name, entry.path, status.st_size, status.st_mtime_ns)
                 elif not stat.S_ISDIR(status.st_mode):  # reading a pipe or a device would block for ever
-                    yield Found(name, entry.path, reason="unreadable", message="not a regular file")
+                    yield FoundFile(name, entry.path, reason="unreadable", message="not a regular file")
                 elif entry.is_symlink():
                     heapq.heappush(links, (name, entry.path))
                 elif (status.st_dev, status.st_ino) in walked:  # below a link that leads above folders walked before
@@ -94,15 +94,15 @@ def _walk_folder(path: str, prefix: str, walked: set[tuple[int, int]], links: li
                     walked.add((status.st_dev, status.st_ino))
                     stack.append((entry.path, f"{name}/"))
         if is_empty:
-            yield Found(below.rstrip("/"), folder, reason="empty")
+            yield FoundFile(below.rstrip("/"), folder, reason="empty")
 
 
-def _walked_already(name: str, path: str) -> Found:
+def _walked_already(name: str, path: str) -> FoundFile:
     message = f"a link leads to a folder that is walked already: {os.path.realpath(path)}"
-    return Found(name, path, reason="link_loop", message=message)
+    return FoundFile(name, path, reason="link_loop", message=message)
 
 
-def find_images(given: str, passed_over: list[str]) -> Iterator[Found]:
+def find_images(given: str, passed_over: list[str]) -> Iterator[FoundFile]:
     """Yields the given file, or the files in and below a folder, or those that match a glob.
 
     `passed_over` gets the names that are not taken for images. Raises FileNotFoundError for a
@@ -116,7 +116,7 @@ def find_images(given: str, passed_over: list[str]) -> Iterator[Found]:
             elif item.reason != "empty":
                 passed_over.append(f"{item.name}/" if os.path.isdir(item.path) else item.name)
     elif os.path.lexists(given):  # a file's name may hold a bracket: it is not a glob then
-        yield Found(os.path.basename(given), given)
+        yield FoundFile(os.path.basename(given), given)
     else:
         yield from _in_glob(given, passed_over)
 
@@ -144,7 +144,7 @@ def make_place() -> Callable[[str], str]:
     return place
 
 
-def _in_glob(pattern: str, passed_over: list[str]) -> Iterator[Found]:
+def _in_glob(pattern: str, passed_over: list[str]) -> Iterator[FoundFile]:
     """Yields the files that match, each by one path, however many links lead to its folder."""
     matches = _matches(pattern)
     if not matches:
@@ -160,7 +160,7 @@ def _in_glob(pattern: str, passed_over: list[str]) -> Iterator[Found]:
             continue
         places.add(place(path))
         if not os.path.isdir(path):
-            yield from _named_as_image(Found(name, path), passed_over)
+            yield from _named_as_image(FoundFile(name, path), passed_over)
         elif "**" not in pattern:  # which matches the folders on the way, too
             passed_over.append(f"{name}/")
 
@@ -190,7 +190,7 @@ def _folders_in(root: str) -> list[str]:
     return [os.path.join(root, name) if name else root for name in sorted(names)]
 
 
-def _named_as_image(item: Found, passed_over: list[str]) -> Iterator[Found]:
+def _named_as_image(item: FoundFile, passed_over: list[str]) -> Iterator[FoundFile]:
     kind = _TYPES.guess_type(PurePosixPath(item.name.lower()).name)[0] or "image"
     if is_hidden(os.path.basename(item.path)) or not kind.startswith(("image", "application/octet-stream")):
         passed_over.append(item.name)

@@ -3,7 +3,7 @@
     path,id
     photos/1.jpg,first         relative to the folder of the CSV file
 
-    find photos -name '*.jpg' -print0 | tools/predict.py --input=- ...
+    find photos -name '*.jpg' -print0 | tfpipe predict --input=- ...
 
 The columns are found as a build finds them, but an id must be the whole name of a file. Names that
 predictions hold with an apostrophe before them are read back. A missing file is an unreadable image
@@ -22,7 +22,7 @@ from pathlib import Path
 from tfpipe.common import tables
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import exactly
-from tfpipe.listing.folders import Found
+from tfpipe.listing.folders import FoundFile
 
 _log = logging.getLogger("tfpipe")
 
@@ -34,7 +34,7 @@ def is_list(given: str) -> bool:
     return given == STANDARD_INPUT or (given.lower().endswith(tables.SUFFIXES) and os.path.isfile(given))
 
 
-def read_list(given: str) -> Iterator[Found]:
+def read_list(given: str) -> Iterator[FoundFile]:
     """Yields the files that a list names.
 
     Raises DataError for a damaged CSV file (names the line), one without paths, or UTF-16.
@@ -42,16 +42,16 @@ def read_list(given: str) -> Iterator[Found]:
     return _read_standard_input() if given == STANDARD_INPUT else _read_csv(Path(given))
 
 
-def _read_standard_input() -> Iterator[Found]:
+def _read_standard_input() -> Iterator[FoundFile]:
     """Yields a file for each line, or for each piece between NULs if there is one."""
     data = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
     tables.check_encoding(data, STANDARD_INPUT)
     pieces = data.split(b"\0") if b"\0" in data else (line.removesuffix(b"\r") for line in data.split(b"\n"))
     for path in map(os.fsdecode, filter(None, pieces)):
-        yield Found(os.path.normpath(path), path)
+        yield FoundFile(os.path.normpath(path), path)
 
 
-def _read_csv(file: Path) -> Iterator[Found]:
+def _read_csv(file: Path) -> Iterator[FoundFile]:
     # A path may hold any bytes: those that are not UTF-8 become a name that is rejected with its
     # own row, not here.
     with tables.opened(file, errors="surrogateescape") as table:
@@ -76,6 +76,6 @@ def _read_csv(file: Path) -> Iterator[Found]:
             if (plain := tables.unescape_formula(path)) != path and not os.path.lexists(file.parent / path):
                 path, name = plain, tables.unescape_formula(name)
             found = found or os.path.isfile(file.parent / path)
-            yield Found(os.path.normpath(path), os.path.join(file.parent, path), id=name)
+            yield FoundFile(os.path.normpath(path), os.path.join(file.parent, path), id=name)
     if not found:
         raise DataError(f"none of the names in column {path_column!r} is that of a file: {columns}", path=file)

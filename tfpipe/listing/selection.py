@@ -174,11 +174,11 @@ def _records(directory: Path, split: str) -> Iterator[tuple[Image, str]]:
         yield Image(name, row.key, row.filename, "", position), _short(name, PurePosixPath(row.filename).suffix)
 
 
-def _find(given: str, passed_over: list[str]) -> Iterator[folders.Found]:
+def _find(given: str, passed_over: list[str]) -> Iterator[folders.FoundFile]:
     return path_lists.read_list(given) if path_lists.is_list(given) else folders.find_images(given, passed_over)
 
 
-def _image(found: folders.Found) -> tuple[Image, str]:
+def _image(found: folders.FoundFile) -> tuple[Image, str]:
     name, given_id = (text.encode("utf-8", "backslashreplace").decode() for text in (found.name, found.id))
     problem = found.message
     if (name, given_id) != (found.name, found.id) and not problem:

@@ -1,4 +1,4 @@
-"""Where a classifier looked: Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391).
+"""Heat maps of a classifier's attention: Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391).
 
 heat = explain(classifier, images, class_indices)     # float32 [B, h, w], 0..1
 image = overlay(images[0], heat[0])                 # uint8 [H, W, 3]
@@ -16,26 +16,22 @@ from tfpipe.models.classifiers import Classifier
 from tfpipe.networks import arithmetic
 
 _STRENGTH = 0.65  # of the colour where the heat is 1
-_COLOURS = "turbo"
 
 Array = np.ndarray[Any, Any]
 
 
 @arithmetic.exact()
 def explain(classifier: Classifier, images: Any, class_indices: Any) -> Array:
-    """Returns what in an image speaks for a class, by place of the last feature map.
+    """Returns how much each place of the last feature map supports a class: float32 [B, h, w], 0..1.
 
     Each channel of the map is weighted with the mean gradient of the class's logit over its places;
-    what is left above zero of the weighted sum is divided by its maximum. It is all zeros where
-    nothing speaks for the class, and where the network or its gradients give no numbers.
+    the positive part of the weighted sum is divided by its maximum. It is all zeros where no place
+    supports the class, and where the network or its gradients are not finite.
 
     Args:
-        classifier: with any trunk and head; the map is what its head begins with.
+        classifier: with any trunk and head; the map is the input of its head.
         images: uint8 [B, H, W, 3].
-        class_indices: int [B], the class to be explained for each image.
-
-    Returns:
-        float32 [B, h, w], 0..1.
+        class_indices: int [B], the class to explain for each image.
     """
     features = classifier.trunk(images, training=False)
     with tf.GradientTape() as tape:
@@ -56,7 +52,7 @@ def overlay(image: Array, heat: Array) -> Array:
     from matplotlib import colormaps
 
     smooth = tf.image.resize(heat[..., np.newaxis], image.shape[:2], method="bilinear").numpy().clip(0, 1)
-    colours = colormaps[_COLOURS](smooth[..., 0])[..., :3] * 255
+    colours = colormaps["turbo"](smooth[..., 0])[..., :3] * 255
     share = _STRENGTH * smooth
     blended: Array = np.rint(image * (1 - share) + colours * share).astype(np.uint8)
     return blended

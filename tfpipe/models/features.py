@@ -1,13 +1,13 @@
-"""Features of frozen layers, computed once, kept on disk, and checked against the layers that they stand for.
+"""Features of frozen layers, computed once, kept on disk, and compared with the layers that they replace.
 
-    features = extract(Path("runs/features"), network, preprocessing, images, view=None)
+    features = extract(Path("runs/features"), network, preprocessing, split_images, view=None)
     features.rows(np.array([5, 2, 7]))      # [3, h, w, D], in the dtype that the network computed in
 
-A cache is found by its content: a folder is named by the hash of everything that its numbers depend
-on. Nothing in it is ever changed; another backbone, size or augmentation is another folder. Shards
-are files that `numpy.load` opens (bfloat16 as uint16), written one by one, whole or not at all: an
-extraction that was killed goes on behind its last shard. Of two that want the same features, one
-waits for the other; what is complete is read without a lock.
+A cache is found by its content: the name of its folder is the hash of everything that its numbers
+depend on, and nothing in it ever changes. Shards are files that `numpy.load` opens (bfloat16 as
+uint16), written one by one, whole or not at all: an extraction that was killed continues after its
+last shard. A process that wants features which another one computes waits for it; complete ones are
+read without a lock.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import keras
-import ml_dtypes
+import ml_dtypes  # noqa: F401  # adds bfloat16 to NumPy
 import numpy as np
 import tensorflow as tf
 
@@ -34,22 +35,22 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.files import clear_folder, load_json, open_regular, write_json, written_atomically
 from tfpipe.common.locking import NO_LOCKS, locked
 from tfpipe.common.progress import ProgressBar
-from tfpipe.models import reading_errors
-from tfpipe.models.images import Images
-from tfpipe.networks import arithmetic, memory
-from tfpipe.networks.backbones import hash_network
+from tfpipe.models.split_images import SplitImages, read
+from tfpipe.networks import arithmetic
+from tfpipe.networks.submodels import hash_network
 from tfpipe.records.samples import Samples
 
 FORMAT_VERSION = 1
 FACTS_NAME = "features.json"
 _SHARD_BYTES = 64 << 20
-_CHECKED = 16  # images
+_NUM_COMPARED = 16  # images
 # Largest relative difference, as root mean squares, of features computed twice in batches of other
 # sizes: rounding alone gives 1e-6 in float32 and 5e-3 in bfloat16 (8 bits); dropout of 0.2 or live
 # BatchNorm give over 0.1.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}
 
 Array = np.ndarray[Any, Any]
+Compute = Callable[[Any], Array]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Features:
     """The features of one view of a split, by position.
 
     Attributes:
-        folder: where they are.
+        folder: of the cache.
         shape: of one image's, (h, w, D).
         dtype: "float32" or "bfloat16".
         rows_per_shard: of all shards but the last.
@@ -77,15 +78,14 @@ class Features:
         for shard in np.unique(shards):
             chosen = shards == shard
             found[chosen] = self._shards[shard][places[chosen]]
-        return found.view(_numpy(self.dtype))
+        return found.view(self.dtype)
 
     @cached_property
     def _shards(self) -> list[Array]:
         """The files, mapped into memory, each compared with its CRC once."""
-        return [self._open(index, crc) for index, crc in enumerate(self.crcs)]
+        return [self._open(_shard_path(self.folder, index), crc) for index, crc in enumerate(self.crcs)]
 
-    def _open(self, index: int, crc: int) -> Array:
-        path = _shard_path(self.folder, index)
+    def _open(self, path: Path, crc: int) -> Array:
         try:
             values = _map(path)
         except Exception as error:  # of a damaged header, NumPy's parser raises anything
@@ -99,24 +99,21 @@ def extract(
     cache: Path,
     network: keras.Model,
     preprocessing: keras.layers.Layer,
-    images: Images,
+    split_images: SplitImages,
     *,
     view: int | None,
     batch_size: int = 32,
     progress: bool = True,
 ) -> Features:
-    """Returns the features of a whole split, from the cache where they are there, else computed and kept.
-
-    Where another process computes them, it is waited for.
+    """Returns the features of a whole split, from the cache or computed and kept there.
 
     Args:
         cache: folder of all caches.
         network: frozen; float [B, H, W, C] -> [B, h, w, D]. The dtype of its output is the
             features'.
         preprocessing: the layer before it.
-        images: of which split, and how they are shown; its selection and order are of no effect.
-        view: None for the images as evaluation sees them, else the epoch of training whose
-            augmentation they have.
+        split_images: its selection and order have no effect.
+        view: None for images as in evaluation, else the epoch of training to augment them as.
         batch_size: of the computation.
         progress: show a bar.
 
@@ -124,79 +121,60 @@ def extract(
         DataError: a file of the cache is damaged.
         OSError: there is not enough space.
     """
-    facts = describe(network, preprocessing, images, view)
+    facts = describe(network, preprocessing, split_images, view)
     folder = cache / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
     with contextlib.suppress(FileNotFoundError):
         return _load(folder)
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(locked(folder, "run", patience_seconds=math.inf))
-        except OSError as error:  # there, two at once may meet with shards that do not match their CRC, which is told
+        except OSError as error:  # without locks, two at once may get shards that do not match their CRC: reported
             if error.errno not in NO_LOCKS:
                 raise
-        with contextlib.suppress(FileNotFoundError):  # of the one that was waited for
+        with contextlib.suppress(FileNotFoundError):  # of the process that this one waited for
             return _load(folder)
         clear_folder(folder)
-        _compute(folder, facts, network, preprocessing, images, view=view, batch_size=batch_size, progress=progress)
+        row_bytes, num_rows = bytes_per_image(network), split_images.num_records
+        rows_per_shard = max(1, _SHARD_BYTES // row_bytes)
+        paths = [_shard_path(folder, index) for index in range(-(-num_rows // rows_per_shard))]
+        done = next((index for index, path in enumerate(paths) if not path.exists()), len(paths))
+        first = min(done * rows_per_shard, num_rows)
+        _check_space(cache, (num_rows - first) * row_bytes)
+        title = f"features of {split_images.split}{'' if view is None else f', view {view}'}"
+        compute = computation(network, preprocessing, split_images.image_size)
+        with ProgressBar(title, num_rows, initial=first, enabled=progress) as bar:
+            waiting: list[Array] = []
+            for images, _ in read(split_images.whole(batch_size, first, view)) if first < num_rows else ():
+                waiting.append(compute(images))
+                bar.add(len(images), 0)
+                while sum(map(len, waiting)) >= min(rows_per_shard, num_rows - done * rows_per_shard) > 0:
+                    values = np.concatenate(waiting)
+                    _write(paths[done], values[:rows_per_shard], facts["dtype"])
+                    waiting, done = [values[rows_per_shard:]], done + 1
+        crcs = [zlib.crc32(_map(path).data) for path in paths]
+        content = {"shape": network.output_shape[1:], "dtype": facts["dtype"], "rows_per_shard": rows_per_shard, "crcs": crcs}
+        write_json(folder / FACTS_NAME, {"of": facts, **content})
     return _load(folder)
 
 
-def _compute(
-    folder: Path,
-    facts: Mapping[str, Any],
-    network: keras.Model,
-    preprocessing: keras.layers.Layer,
-    split_images: Images,
-    *,
-    view: int | None,
-    batch_size: int,
-    progress: bool,
-) -> None:
-    """Writes the shards that are not there yet, and last what they are of."""
-    shape, dtype = tuple(network.output_shape[1:]), facts["dtype"]
-    row_bytes = bytes_per_image(network)
-    rows_per_shard = max(1, _SHARD_BYTES // row_bytes)
-    num_rows, num_shards = split_images.num_records, -(-split_images.num_records // rows_per_shard)
-    done = 0
-    while done < num_shards and _shard_path(folder, done).exists():
-        done += 1
-    _check_space(folder.parent, (num_rows - done * rows_per_shard) * row_bytes)
-    first = min(done * rows_per_shard, num_rows)
-    data = split_images.plain(batch_size, first) if view is None else split_images.view(view, batch_size, first)
-    title = f"features of {split_images.split}{'' if view is None else f', view {view}'}"
-    compute = computation(network, preprocessing, split_images.image_size)
-    with ProgressBar(title, num_rows, initial=first, enabled=progress) as bar:
-        waiting: list[Array] = []
-        for images, _ in reading_errors.read(data) if first < num_rows else ():
-            waiting.append(compute(images))
-            bar.add(len(images), 0)
-            while sum(map(len, waiting)) >= rows_per_shard:
-                values = np.concatenate(waiting)
-                _write(_shard_path(folder, done), values[:rows_per_shard], dtype)
-                waiting, done = [values[rows_per_shard:]], done + 1
-        if waiting and sum(map(len, waiting)):
-            _write(_shard_path(folder, done), np.concatenate(waiting), dtype)
-    crcs = [_crc(_shard_path(folder, index)) for index in range(num_shards)]
-    content = {"of": facts, "shape": shape, "dtype": dtype, "rows_per_shard": rows_per_shard, "crcs": crcs}
-    write_json(folder / FACTS_NAME, content)
-
-
-def describe(network: keras.Model, preprocessing: keras.layers.Layer, images: Images, view: int | None) -> Mapping[str, Any]:
+def describe(
+    network: keras.Model, preprocessing: keras.layers.Layer, split_images: SplitImages, view: int | None
+) -> Mapping[str, Any]:
     """Returns everything that features depend on."""
     device = arithmetic.device()
     augmented: dict[str, Any] = {}
     if view is not None:
-        augmented = {"augmentation": dataclasses.asdict(images.augmentation), "seed": images.seed, "view": view}
+        augmented = {"augmentation": dataclasses.asdict(split_images.augmentation), "seed": split_images.seed, "view": view}
     return {
         "format_version": FORMAT_VERSION,
         "tensorflow": tf.__version__,
-        "data": images.manifest.root_hash,
-        "split": images.split,
+        "data": split_images.manifest.root_hash,
+        "split": split_images.split,
         "network": hash_network(network),
         "preprocessing": getattr(preprocessing, "mode", preprocessing.name),
-        "image_size": list(images.image_size),
-        "resize": images.resize,
-        **Samples.of(images.manifest.options).options(),
+        "image_size": list(split_images.image_size),
+        "resize": split_images.resize,
+        **Samples.of(split_images.manifest.options).options(),
         "dtype": network.outputs[0].dtype,
         **({} if device == "CPU" else {"device": device}),  # without: caches of CPUs stay, those of GPUs were in TF32
         **augmented,
@@ -204,37 +182,52 @@ def describe(network: keras.Model, preprocessing: keras.layers.Layer, images: Im
 
 
 def bytes_per_image(network: keras.Model) -> int:
-    """Returns what the features of one image take on disk."""
+    """Returns the size of one image's features on disk."""
     return int(np.prod(network.output_shape[1:])) * _stored(network.outputs[0].dtype).itemsize
 
 
-def computation(
-    network: keras.Model, preprocessing: keras.layers.Layer, image_size: tuple[int, int]
-) -> Callable[[tf.Tensor], Array]:
+def computation(network: keras.Model, preprocessing: keras.layers.Layer, image_size: tuple[int, int]) -> Compute:
     """Returns the function from uint8 images [B, H, W, 3] to features, in inference mode."""
     signature = [tf.TensorSpec([None, *image_size, 3], tf.uint8)]
     function = tf.function(
         lambda images: network(preprocessing(images), training=False), input_signature=signature, autograph=False
     )
-
-    @arithmetic.exact()
-    def compute(images: tf.Tensor) -> Array:
-        features: Array = function(images).numpy()
-        return features
-
-    return memory.in_parts(compute)
+    return in_parts(arithmetic.exact()(lambda images: function(images).numpy()))
 
 
-def sample(images: Images, view: int | None) -> tf.Tensor:
-    """Returns the first images of a split in stored order, uint8 [B, H, W, 3], as `extract` sees them."""
-    count = min(_CHECKED, images.num_records)
+def in_parts(compute: Compute) -> Compute:
+    """Returns a function that computes the same, in parts of a batch if the whole does not fit into memory.
+
+    Args:
+        compute: batch -> a row for each of its rows, which depends on that row alone.
+    """
+    largest = sys.maxsize
+
+    def computed(batch: Any) -> Array:
+        nonlocal largest
+        while True:
+            size = min(len(batch), largest)
+            try:
+                with arithmetic.within_memory(size):
+                    return np.concatenate([compute(batch[first : first + size]) for first in range(0, len(batch), size)])
+            except MemoryError:
+                if size == 1:
+                    raise
+                largest = math.ceil(size / 2)
+
+    return computed
+
+
+def sample(split_images: SplitImages, view: int | None) -> tf.Tensor:
+    """Returns the first images of a split in stored order, uint8 [B, H, W, 3], as `extract` reads them."""
+    count = min(_NUM_COMPARED, split_images.num_records)
     # One by one: an iterator of batches takes four times as long until the first one comes.
-    rows = (images.evaluation(count) if view is None else images.training(count)).rows
+    rows = (split_images.evaluation(count) if view is None else split_images.training(count)).rows
     return tf.constant(np.stack([rows.make(position, view or 0) for position in range(count)]))
 
 
 def check_frozen(expected: Array, images: tf.Tensor, in_training: Callable[[tf.Tensor], tf.Tensor]) -> float:
-    """Compares features with what the frozen layers give in training; returns the relative difference.
+    """Compares features with those that the frozen layers give in training; returns the relative difference.
 
     Args:
         expected: features of the images, [B, h, w, D], in the dtype that they were computed in.
@@ -242,19 +235,18 @@ def check_frozen(expected: Array, images: tf.Tensor, in_training: Callable[[tf.T
         in_training: images -> features, as a training step computes them.
 
     Raises:
-        DataError: they differ by more than rounding: something that is called frozen is not, or
-            images are prepared in another way. Training would then not be what it says it is.
+        DataError: they differ by more than rounding: a layer is not frozen, or images are prepared
+            in another way. Training on the features would then be another training.
     """
     reference = expected.astype(np.float32)
     with arithmetic.exact():
-        found = memory.in_parts(lambda part: in_training(part).numpy().astype(np.float32))(images)
+        found = in_parts(lambda part: in_training(part).numpy().astype(np.float32))(images)
     if found.shape != reference.shape:
         difference = float("inf")
     elif not reference.any():
         raise DataError("all features are zero: nothing can be learned from them, nor can it be seen whether they are frozen")
     else:
-        scale = float(np.sqrt(np.mean(np.square(reference))))
-        difference = float(np.sqrt(np.mean(np.square(found - reference)))) / scale
+        difference = float(np.sqrt(np.mean(np.square(found - reference)))) / float(np.sqrt(np.mean(np.square(reference))))
     allowed = TOLERANCES[expected.dtype.name]
     if not difference <= allowed:  # NaN is no match either
         raise DataError(
@@ -294,22 +286,14 @@ def _write(path: Path, values: Array, dtype: str) -> None:
         np.save(file, np.ascontiguousarray(values).view(_stored(dtype)))
 
 
-def _crc(path: Path) -> int:
-    return zlib.crc32(_map(path).data)
-
-
 def _map(path: Path) -> Array:
     open_regular(path).close()  # NumPy would wait for a pipe
     values: Array = np.load(path, mmap_mode="r")
     return values
 
 
-def _numpy(dtype: str) -> np.dtype[Any]:
-    return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-
-
 def _stored(dtype: str) -> np.dtype[Any]:
-    return np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype)
 
 
 def _check_space(cache: Path, needed_bytes: int) -> None:

@@ -4,17 +4,15 @@
     table.probabilities[table.labels == 0]
 
 `predictions.csv` has a row per image: key, filename, label, predicted (names of classes; an
-unlabelled image's label is empty), then probability_<class> for each class in the model's order.
-Nine significant digits name a float32 uniquely, so that the file says exactly what the model said.
-Names that a spreadsheet would compute ("=1+1.jpg") are escaped, see
-`tfpipe.common.tables.escape_formula`; `read` gives them back as they were.
+unlabelled image's label is empty), then probability_<class> for each class in the model's order,
+with nine significant digits, which identify a float32. Names that a spreadsheet would compute
+("=1+1.jpg") are escaped in the file, see `tfpipe.common.tables.escape_formula`.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import io
 import os
 from array import array
@@ -28,7 +26,7 @@ import numpy as np
 from tfpipe.common.errors import DataError, lines_of
 from tfpipe.common.files import open_regular, read_json, sha256_of
 from tfpipe.common.tables import escape_formula, unescape_formula
-from tfpipe.common.text import exactly
+from tfpipe.common.text import exactly, hash_names
 
 FILE_NAME = "predictions.csv"
 RECEIPT_NAME = "receipt.json"
@@ -37,20 +35,20 @@ METRICS_NAME = "metrics.json"
 _COLUMNS = ("key", "filename", "label", "predicted")
 PREFIX = "probability_"
 _SUM_TOLERANCE = 1e-3  # a softmax in float32 over 10,000 classes is off by 1e-5
-TOLERANCE = 1e-2  # of what a model says: one that ends in 16 bits is off by a few thousandths
+TOLERANCE = 1e-2  # of outputs: a model that ends in 16 bits is off by a few thousandths
 _MAX_NAMED = 5  # images, or numbers, in a message
 _BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a classifier said of every image of a split, in the order of the catalogue.
+    """Predictions for every image of a split, in the order of the catalogue.
 
     Attributes:
         keys: of each image.
         filenames: of each image.
         labels: int64 [N], index in class_names, -1 for unlabelled images.
-        probabilities: float32 [N, C], what the model said to the last bit.
+        probabilities: float32 [N, C], bit-equal to the model's.
         class_names: name of each column, in the model's order.
     """
 
@@ -67,15 +65,15 @@ class Predictions:
         return predicted
 
     def blocks(self) -> Iterator[slice]:
-        """Yields which rows to take at a time where what is computed of a row is as long as the row."""
+        """Yields slices of rows, to limit the memory of computations on whole rows."""
         for start in range(0, len(self.keys), _BLOCK_ROWS):
             yield slice(start, start + _BLOCK_ROWS)
 
 
 def are_probabilities(values: np.ndarray[Any, Any], tolerance: float = TOLERANCE) -> np.ndarray[Any, Any]:
-    """Returns which rows of what a model said, float [B, C], are probabilities, bool [B]; NaN and infinity never are.
+    """Returns which rows of a model's outputs, float [B, C], are probabilities, bool [B]; NaN and infinity never are.
 
-    The one rule for every way out of a model. `tfpipe.formats.signatures` has it inside the graph.
+    All outputs pass this check. `tfpipe.formats.signatures` has it inside the graph.
     """
     with np.errstate(invalid="ignore"):  # infinity less infinity
         sums = abs(values.sum(axis=1) - 1) <= tolerance
@@ -84,12 +82,12 @@ def are_probabilities(values: np.ndarray[Any, Any], tolerance: float = TOLERANCE
 
 
 def check(values: np.ndarray[Any, Any], names: Sequence[str], model: Any = None) -> None:
-    """Raises DataError unless what a model said is probabilities; names the images, and the model if it is given.
+    """Raises DataError unless a model's outputs, float [B, C], are probabilities.
 
     Args:
-        values: float [B, C].
-        names: of the images.
-        model: a `Predictor`.
+        values: the outputs.
+        names: of the images, for the message.
+        model: a `Predictor`, for the message.
     """
     broken = np.flatnonzero(~are_probabilities(values)).tolist()
     if broken:
@@ -98,14 +96,6 @@ def check(values: np.ndarray[Any, Any], names: Sequence[str], model: Any = None)
         more = f" and {len(broken) - _MAX_NAMED:,} more" if len(broken) > _MAX_NAMED else ""
         first = ", ".join(f"{value:g}" for value in values[broken[0], :_MAX_NAMED])
         raise DataError(f"{whose} probabilities of {shown}{more} are not numbers in 0..1 with the sum 1: {first}")
-
-
-def hash_ids(keys: Iterable[str]) -> str:
-    """Returns the SHA-256 of keys in their order: of "LENGTH:KEY" for each, one after another, LENGTH in characters."""
-    state = hashlib.sha256()
-    for key in keys:
-        state.update(f"{len(key)}:{key}".encode())
-    return state.hexdigest()
 
 
 def header(class_names: Sequence[str]) -> bytes:
@@ -117,7 +107,7 @@ def rows(table: Predictions) -> bytes:
     """Returns the lines of a table, or of a part of one.
 
     Raises:
-        DataError: what is said of an image is no probabilities; see `check`.
+        DataError: some values are not probabilities, see `check`.
     """
     values = np.asarray(table.probabilities, np.float32)
     check(values, table.keys)
@@ -139,7 +129,7 @@ def chunks(table: Predictions) -> Iterator[bytes]:
 
 
 class _Lines(list[bytes]):
-    """What a csv.writer writes to. A writer quotes the characters of its line's end, and no other line breaks (Python 3.11)."""
+    """A file for csv.writer, which quotes the characters of its line's end and no other line breaks (Python 3.11)."""
 
     def write(self, line: str) -> None:
         self.append(line.removesuffix("\r\n").encode() + b"\n")
@@ -155,12 +145,11 @@ def lines(records: Iterable[Iterable[str]]) -> bytes:
 def read(path: str | os.PathLike[str]) -> Predictions:
     """Reads the table of an evaluation: its folder, or a predictions.csv alone.
 
-    A folder's table is compared with receipt.json and metrics.json beside it, so that no other is
-    taken for it, nor one from which rows were lost.
+    A folder's table is compared with receipt.json and metrics.json beside it.
 
     Raises:
         FileNotFoundError: there is none, or its evaluation did not finish.
-        DataError: the file is damaged, with the line; or it is not what receipt or metrics are of.
+        DataError: the file is damaged, with the line; or receipt or metrics are of another table.
     """
     file = Path(path)
     if not file.is_dir():
@@ -168,11 +157,11 @@ def read(path: str | os.PathLike[str]) -> Predictions:
     receipt_path = check_finished(file)
     seen, ids, names = fields(receipt_path, "records_seen", "ids_sha256", "class_names_sha256")
     table = _read_file(file / FILE_NAME)
-    if hash_ids(table.keys) != ids:
+    if hash_names(table.keys) != ids:
         raise DataError(
             f"{exactly(len(table.keys), 'row')} with other ids than the {seen} of {RECEIPT_NAME}", path=file / FILE_NAME
         )
-    if hash_ids(table.class_names) != names:  # as `layers.hash_names`, which needs Keras
+    if hash_names(table.class_names) != names:
         raise DataError(f"other classes, or in another order, than those of {RECEIPT_NAME}", path=file / FILE_NAME)
     if (file / METRICS_NAME).exists() and [sha256_of(file / FILE_NAME)] != fields(file / METRICS_NAME, "predictions_sha256"):
         raise DataError(f"not the table that {METRICS_NAME} was made from: evaluate anew", path=file / FILE_NAME)
@@ -207,8 +196,10 @@ def fields(path: Path, *names: str) -> list[Any]:
 
 def _read_file(path: Path) -> Predictions:
     with open_regular(path) as binary, io.TextIOWrapper(binary, "utf-8", newline="") as file:
-        if binary.seek(0, os.SEEK_END) and (binary.seek(-1, os.SEEK_END), binary.read(1))[1] != b"\n":
-            raise DataError("its last line has no end: the file is cut", path=path)
+        if size := binary.seek(0, os.SEEK_END):
+            binary.seek(size - 1)
+            if binary.read(1) != b"\n":
+                raise DataError("its last line has no end: the file is cut", path=path)
         binary.seek(0)
         lines = csv.reader(file, strict=True)
         try:

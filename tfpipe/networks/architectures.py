@@ -1,7 +1,4 @@
-"""The table of backbones: what builds each, what it was trained on, how its blocks are named, which sizes it takes.
-
-Without TensorFlow: what can be wrong with the choice of a backbone is known before it is loaded.
-"""
+"""The table of backbones: builder, preprocessing, names of blocks and supported sizes. Loads no TensorFlow."""
 
 from __future__ import annotations
 
@@ -14,7 +11,6 @@ from tfpipe.common import arguments
 
 # none: 0..255 as it is, for networks with a rescaling of their own. grey: one channel, 0..1.
 PREPROCESSINGS = ("caffe", "tf", "torch", "unit", "grey", "none")
-_NATIVE_SIZE = 224  # of networks that are not in the table
 
 
 @dataclass(frozen=True)
@@ -22,13 +18,13 @@ class Architecture:
     """A row of the table.
 
     Attributes:
-        application: the name of its builder in keras.applications; "" for one of
-            `tfpipe.networks.backbones`.
-        preprocessing: what its ImageNet weights were trained on.
+        application: name of its builder in keras.applications; "" for one of
+            `tfpipe.networks.backbones`, which has no ImageNet weights.
+        preprocessing: that of its ImageNet weights.
         ends: name of each block -> name of its last layer, or "<NAME" for the last cut point before
-            the layer NAME, where the last layer has no name that is the same in every session.
-        native_size: height and width that it was made for.
-        smallest: height and width.
+            the layer NAME, where the name of the last layer differs between sessions.
+        native_size: height and width that it was designed for.
+        smallest: smallest height and width.
     """
 
     application: str
@@ -36,11 +32,6 @@ class Architecture:
     ends: Mapping[str, str]
     native_size: int = 224
     smallest: int = 32
-
-    @property
-    def has_imagenet(self) -> bool:
-        """Whether Keras has weights that were trained on ImageNet."""
-        return bool(self.application)
 
 
 _VGG_ENDS = {f"block{index}": f"block{index}_pool" for index in range(1, 6)}
@@ -79,9 +70,6 @@ _EFFICIENTNET_ENDS = {
     _EFFICIENTNET_BLOCKS[-1]: "<top_conv",
     "top": "top_activation",
 }
-
-_LENET_ENDS = {f"block{index}": f"block{index}_pool" for index in range(1, 4)}
-
 TABLE: Mapping[str, Architecture] = MappingProxyType(
     {
         "vgg16": Architecture("VGG16", "caffe", _VGG_ENDS),
@@ -90,27 +78,12 @@ TABLE: Mapping[str, Architecture] = MappingProxyType(
         "inceptionv3": Architecture("InceptionV3", "tf", _INCEPTION_ENDS, 299, 75),
         "inceptionresnetv2": Architecture("InceptionResNetV2", "tf", _INCEPTION_RESNET_ENDS, 299, 75),
         "mobilenetv2": Architecture("MobileNetV2", "tf", _MOBILENET_ENDS),
-        # Its first two layers bring 0..255 to what it was trained on (include_preprocessing, True
-        # unless told otherwise).
+        # Keras builds it with layers that rescale 0..255 (include_preprocessing=True by default).
         "efficientnetv2b0": Architecture("EfficientNetV2B0", "none", _EFFICIENTNET_ENDS),
-        "lenet": Architecture("", "unit", _LENET_ENDS, 32, 8),
+        "lenet": Architecture("", "unit", {f"block{index}": f"block{index}_pool" for index in range(1, 4)}, 32, 8),
     }
 )
-
-
-def names() -> tuple[str, ...]:
-    """Returns the names of the table."""
-    return tuple(TABLE)
-
-
-def native_size(name: str) -> tuple[int, int]:
-    """Returns the (height, width) that a backbone was made for; 224 x 224 for those by import path.
-
-    Raises:
-        ValueError: the name is neither in the table nor an import path.
-    """
-    size = _NATIVE_SIZE if ":" in name else _architecture(name).native_size
-    return size, size
+_BY_PATH = Architecture("", "unit", {}, 224, 1)
 
 
 def check_name(name: str) -> str:
@@ -121,8 +94,10 @@ def check_name(name: str) -> str:
     return str(name)
 
 
-def _architecture(name: str) -> Architecture:
-    return TABLE[check_name(name)]
+def native_size(name: str) -> tuple[int, int]:
+    """Returns the (height, width) that a backbone was designed for; 224 x 224 for import paths."""
+    size = TABLE.get(check_name(name), _BY_PATH).native_size
+    return size, size
 
 
 def choose_input(
@@ -131,30 +106,21 @@ def choose_input(
     """Returns the preprocessing and the input's shape (height, width, channels); arguments as of `backbones.build`.
 
     Raises:
-        ValueError: a name, a size or a combination that cannot be.
+        ValueError: an invalid name or size, or arguments that exclude each other.
     """
-    by_path = ":" in name
-    mode = _choose_preprocessing("unit" if by_path else _architecture(name).preprocessing, preprocessing, grey=grey)
-    height, width = _checked_size(name, image_size)
-    channels = 1 if mode == "grey" else 3
-    if channels == 1 and not by_path and name != "lenet":
-        raise ValueError(f"backbone {name} takes three channels; grey is for lenet and for networks by import path")
-    if weights == "imagenet" and (by_path or not TABLE[name].has_imagenet):
-        raise ValueError(f"there are no ImageNet weights for {name}; weights must be 'none' or a file")
-    return mode, (height, width, channels)
-
-
-def _choose_preprocessing(default: str, wanted: str | None, *, grey: bool) -> str:
-    if wanted is not None:
-        arguments.choice("preprocessing", wanted, PREPROCESSINGS)
-    if grey and wanted not in (None, "grey"):
-        raise ValueError(f"grey means preprocessing 'grey', one channel (got {wanted!r}, which keeps three)")
-    return "grey" if grey else wanted or default
-
-
-def _checked_size(name: str, image_size: tuple[int, int]) -> tuple[int, int]:
+    row = TABLE.get(check_name(name), _BY_PATH)
+    if preprocessing is not None:
+        arguments.choice("preprocessing", preprocessing, PREPROCESSINGS)
+    if grey and preprocessing not in (None, "grey"):
+        raise ValueError(f"grey means preprocessing 'grey', one channel (got {preprocessing!r}, which keeps three)")
+    mode = "grey" if grey else preprocessing or row.preprocessing
     height, width = image_size
-    smallest = 1 if ":" in name else TABLE[name].smallest
-    if min(height, width) < smallest:
-        raise ValueError(f"image_size {height}x{width} is too small for {name}: at least {smallest}x{smallest} is needed")
-    return height, width
+    if min(height, width) < row.smallest:
+        raise ValueError(
+            f"image_size {height}x{width} is too small for {name}: at least {row.smallest}x{row.smallest} is needed"
+        )
+    if mode == "grey" and row.application:
+        raise ValueError(f"backbone {name} takes three channels; grey is for lenet and for networks by import path")
+    if weights == "imagenet" and not row.application:
+        raise ValueError(f"there are no ImageNet weights for {name}; weights must be 'none' or a file")
+    return mode, (height, width, 1 if mode == "grey" else 3)

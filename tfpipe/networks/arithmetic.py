@@ -1,18 +1,19 @@
-"""In which numbers networks compute, and where: precision, TF32, deterministic kernels, the device.
+"""The numbers that networks compute in, and where: precision, TF32, deterministic kernels, device, memory.
 
     with arithmetic.exact():                       # true float32 on every device, whatever the process is set to
         probabilities = network(images).numpy()
     precision, reason = choose("auto")             # ("mixed_bfloat16", "the processor has AVX512-BF16")
 
 Evaluation, prediction, explanation, extraction of float32 features and export compute in true
-float32. Training computes in what its recipe says; the probabilities of one model differ by up to
-0.05 between bfloat16 and float32, and by up to 1e-3 between TF32, in which GPUs from Ampere on
-multiply float32 unless they are told otherwise, and float32.
+float32. Training computes in the precision of its recipe; the probabilities of one model differ by
+up to 0.05 between bfloat16 and float32, and by up to 1e-3 between float32 and TF32, in which GPUs
+from Ampere on multiply float32 by default.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import threading
@@ -26,12 +27,14 @@ PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
 UNKNOWN = {"device": "not known", "arithmetic": "not known"}
 
 _CPUINFO = Path("/proc/cpuinfo")
-_CPU_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # as Linux names them, and as people do; the faster first
+_CPU_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # Linux's name -> usual name; the faster first
 _PRODUCTS = ("Conv", "MatMul", "Einsum")  # in names of operations
 _AMPERE = (8, 0)  # the compute capability from which NVIDIA's tensor cores take bfloat16 and TF32
 
+Capability = tuple[int, int] | None
 
-# ---- what training computes in
+
+# ---- the precision of training
 
 
 def choose(precision: str) -> tuple[str, str]:
@@ -41,12 +44,10 @@ def choose(precision: str) -> tuple[str, str]:
         precision: "auto" or one of PRECISIONS.
 
     Raises:
-        ValueError: it is something else, mixed_float16 included: that needs its loss scaled, which
-            is not done here; or it is "tf32", and a device lacks it.
+        ValueError: it is another one; or it is "tf32", and a device lacks it.
     """
     if check(precision) == "auto":
-        capabilities = gpu_capabilities()
-        return _for_gpus(capabilities) if capabilities else _for_cpu(cpu_flags(), os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1"))
+        return _choose_for_gpus() or _choose_for_cpu()
     if precision == "tf32" and not has_tf32():
         here, advice = _named(gpu_capabilities()), "take float32, mixed_bfloat16 or auto"
         raise ValueError(f"precision: tf32 needs GPUs of compute capability 8.0 or higher (here: {here}); {advice}")
@@ -71,8 +72,8 @@ def has_tf32() -> bool:
     return bool(capabilities) and _are_ampere(capabilities)
 
 
-def gpu_capabilities() -> list[tuple[int, int] | None]:
-    """Returns the compute capability of each GPU that TensorFlow uses, None for one that is not NVIDIA's."""
+def gpu_capabilities() -> list[Capability]:
+    """Returns the compute capability of each GPU that TensorFlow uses, None for those that are not NVIDIA's."""
     import tensorflow as tf
 
     gpus = tf.config.get_visible_devices("GPU")
@@ -80,7 +81,7 @@ def gpu_capabilities() -> list[tuple[int, int] | None]:
 
 
 def cpu_flags(path: Path = _CPUINFO) -> frozenset[str]:
-    """Returns what every core can do, in Linux's words; nothing where there is no such file (macOS) or line (ARM)."""
+    """Returns the flags that every core has, as Linux names them; none without such a file (macOS) or line (ARM)."""
     try:
         lines = path.read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -89,118 +90,115 @@ def cpu_flags(path: Path = _CPUINFO) -> frozenset[str]:
     return frozenset.intersection(*found) if found else frozenset()
 
 
-def _are_ampere(capabilities: Sequence[tuple[int, int] | None]) -> bool:
+def _are_ampere(capabilities: Sequence[Capability]) -> bool:
     return all(capability is not None and tuple(capability) >= _AMPERE for capability in capabilities)
 
 
-def _named(capabilities: Sequence[tuple[int, int] | None]) -> str:
+def _named(capabilities: Sequence[Capability]) -> str:
     return ", ".join(sorted({"unknown" if found is None else ".".join(map(str, found)) for found in capabilities})) or "no GPU"
 
 
-def _for_gpus(capabilities: Sequence[tuple[int, int] | None]) -> tuple[str, str]:
+def _choose_for_gpus() -> tuple[str, str] | None:
+    if not (capabilities := gpu_capabilities()):
+        return None
     if _are_ampere(capabilities):
         return "mixed_bfloat16", "every GPU has it (compute capability 8.0 or higher)"
     return "float32", f"a GPU lacks bfloat16 (compute capability 8.0 is needed; here: {_named(capabilities)})"
 
 
-def _for_cpu(flags: Iterable[str], onednn: str) -> tuple[str, str]:
+def _choose_for_cpu() -> tuple[str, str]:
+    flags = cpu_flags()
     known = [name for flag, name in _CPU_FLAGS.items() if flag in flags]
     if not known:
-        return "float32", f"the processor has no bfloat16 arithmetic ({' or '.join(_CPU_FLAGS.values())}, as far as it says)"
-    if onednn == "0":  # without oneDNN, TensorFlow computes bfloat16 in plain loops
+        return "float32", f"the processor reports no bfloat16 arithmetic ({' or '.join(_CPU_FLAGS.values())})"
+    if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0":  # without oneDNN, TensorFlow computes bfloat16 in plain loops
         return "float32", f"the processor has {known[0]}, but TF_ENABLE_ONEDNN_OPTS=0 keeps TensorFlow from using it"
     return "mixed_bfloat16", f"the processor has {known[0]}"
 
 
-# ---- how float32 is multiplied
+# ---- TF32: TensorFlow's flag is one for the whole process; threads that want the same mode share it, others wait
+
+_changed = threading.Condition()
+_held = threading.local()  # its `mode`: what this thread holds the flag at, or None
+_flag: dict[str, Any] = {"mode": False, "before": False, "num_holders": 0}
+_num_waiting = {False: 0, True: 0}
 
 
-class _Setting:
-    """TensorFlow's flag for TF32, which is one for the whole process: threads that want the same share it, others wait."""
+def _hold(mode: bool | None) -> None:
+    """Makes this thread hold the flag at a mode, or at none."""
+    import tensorflow as tf
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._held = threading.local()
-        self._mode, self._before = False, False
-        self._num_holders = 0
-        self._waiting = {False: 0, True: 0}
-
-    @property
-    def mine(self) -> bool | None:
-        """What this thread holds the flag at, None where it does not."""
-        found: bool | None = getattr(self._held, "mode", None)
-        return found
-
-    def take(self, mode: bool) -> None:
-        import tensorflow as tf
-
-        with self._changed:
-            self._waiting[mode] += 1
-            try:
-                self._changed.wait_for(lambda: self._is_free_for(mode))
-            finally:
-                self._waiting[mode] -= 1
-                self._changed.notify_all()
-            if not self._num_holders:
-                self._before = tf.config.experimental.tensor_float_32_execution_enabled()
-                tf.config.experimental.enable_tensor_float_32_execution(mode)
-            self._mode, self._held.mode = mode, mode
-            self._num_holders += 1
-
-    def give_back(self) -> None:
-        import tensorflow as tf
-
-        if self.mine is None:  # an interrupt came while it was waited for
+    mine = getattr(_held, "mode", None)
+    if mode is mine:
+        return
+    with _changed:
+        if mine is not None:
+            _held.mode = None
+            _flag["num_holders"] -= 1
+            if not _flag["num_holders"]:
+                tf.config.experimental.enable_tensor_float_32_execution(_flag["before"])
+                _changed.notify_all()
+        if mode is None:
             return
-        with self._changed:
-            self._held.mode = None
-            self._num_holders -= 1
-            if not self._num_holders:
-                tf.config.experimental.enable_tensor_float_32_execution(self._before)
-                self._changed.notify_all()
+        _num_waiting[mode] += 1
+        try:
+            _changed.wait_for(lambda: _is_free_for(mode))
+        finally:
+            _num_waiting[mode] -= 1
+            _changed.notify_all()
+        if not _flag["num_holders"]:
+            _flag["before"] = tf.config.experimental.tensor_float_32_execution_enabled()
+            tf.config.experimental.enable_tensor_float_32_execution(mode)
+        _flag["mode"] = _held.mode = mode
+        _flag["num_holders"] += 1
 
-    def _is_free_for(self, mode: bool) -> bool:
-        """The other mode's turn comes when it is waited for: two threads that take turns would keep a third out for ever."""
-        return not self._waiting[not mode] if self._mode is mode else not self._num_holders
 
-
-_setting = _Setting()
+def _is_free_for(mode: bool) -> bool:
+    """A waiting thread's mode comes next: otherwise two threads that take turns would keep it out for ever."""
+    return not _num_waiting[not mode] if _flag["mode"] is mode else not _flag["num_holders"]
 
 
 @contextlib.contextmanager
 def computing(*, tf32: bool) -> Iterator[None]:
-    """Float32 is multiplied in TF32 inside, where the device can, or else in true float32; then all is as it was before.
+    """Multiplies float32 inside in TF32, where the device can, or else in true float32; restores the setting afterwards.
 
-    The flag is the process': who wants the other waits until no thread is inside any more. So it is
-    to be held for a computation, up to its numbers in NumPy, and never while a caller's code runs.
+    Threads that want the other mode wait until no thread is inside. So hold it for one computation,
+    up to its numbers in NumPy, and never while a caller's code runs.
     """
-    outer = _setting.mine
-    if outer is tf32:
-        yield
-        return
-    if outer is not None:
-        _setting.give_back()
+    outer = getattr(_held, "mode", None)
     try:
-        _setting.take(tf32)
-        try:
-            yield
-        finally:
-            _setting.give_back()
+        _hold(tf32)
+        yield
     finally:
-        if outer is not None:
-            _setting.take(outer)
+        _hold(outer)
+
+
+# True float32 inside, on every device: `with exact():`, or a decorator, `@exact()`.
+exact = functools.partial(computing, tf32=False)
+
+
+# ---- the rest
 
 
 @contextlib.contextmanager
-def exact() -> Iterator[None]:
-    """Float32 is true float32 inside, on every device; also a decorator. See `computing`."""
-    with computing(tf32=False):
+def within_memory(batch_size: int, advice: str = "") -> Iterator[None]:
+    """Computes on a batch inside.
+
+    Raises:
+        MemoryError: the memory of the device, or of the computer, does not suffice; with what to do.
+    """
+    import tensorflow as tf
+
+    try:
         yield
+    except tf.errors.ResourceExhaustedError as error:
+        remedy = f"batch_size={batch_size // 2}{advice}" if batch_size > 1 else "a smaller image_size"
+        raise MemoryError(f"out of memory with batch_size={batch_size}; try {remedy}") from error
 
 
 @contextlib.contextmanager
 def portable(model: Any) -> Iterator[None]:
-    """A Keras model traced inside has operations for any device: where Keras sees a GPU, recurrent layers take cuDNN's."""
+    """Traces a Keras model inside with operations for any device: on a GPU, Keras gives recurrent layers those of cuDNN."""
     layers = [layer for layer in model._flatten_layers() if getattr(layer, "use_cudnn", False)]
     before = [layer.use_cudnn for layer in layers]
     try:
@@ -210,16 +208,6 @@ def portable(model: Any) -> Iterator[None]:
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer.use_cudnn = value
-
-
-def make_deterministic() -> None:
-    """Makes TensorFlow take deterministic kernels, for the rest of the process."""
-    import tensorflow as tf
-
-    tf.config.experimental.enable_op_determinism()
-
-
-# ---- what results say of it
 
 
 def device() -> str:

@@ -4,28 +4,30 @@
     boundary, trainable = find_trainable(backbone, ["block5"])   # "block4_pool", {"block5_conv1", ...}
     front, back = cut(backbone.network, boundary)
 
-A network of one's own is used by its import path, see `tfpipe.networks.import_paths`.
+Besides those of the table, a user's own network by its import path, "package.module:function". The
+function is called with the keyword input_shape=(height, width, channels) and returns a new
+Functional keras.Model, [B, H, W, C] -> [B, h, w, D], without a head.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import keras
-from keras import layers
 
 from tfpipe.common.errors import lines_of
-from tfpipe.networks import import_paths, weight_files
-from tfpipe.networks.architectures import TABLE, Architecture, choose_input
-from tfpipe.networks.architectures import names as names
-from tfpipe.networks.architectures import native_size as native_size
-from tfpipe.networks.submodels import cut as cut
-from tfpipe.networks.submodels import cut_points as cut_points
-from tfpipe.networks.submodels import find_dependents, find_layers
-from tfpipe.networks.submodels import hash_network as hash_network
+from tfpipe.common.text import exactly
+from tfpipe.networks import weight_files
+from tfpipe.networks.architectures import TABLE, choose_input
+from tfpipe.networks.submodels import cut, cut_points, find_dependents, find_layers, is_functional
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,11 @@ class Backbone:
     """A network and what tfpipe knows of it.
 
     Attributes:
-        name: of the table, or "package.module:function".
+        name: in the table, or "package.module:function".
         network: Functional, float [B, H, W, C] -> feature map [B, h, w, D].
-        preprocessing: what its input is, one of `layers.PREPROCESSINGS`.
+        preprocessing: of its input, one of `layers.PREPROCESSINGS`.
         blocks: name of each block -> name of its last layer, from input to output; together they
-            are all layers.
+            hold all layers.
     """
 
     name: str
@@ -57,77 +59,49 @@ def build(
     """Returns a backbone, with new weights or those of a file.
 
     Args:
-        name: of the table (`names()`), or "package.module:function": see `import_paths`.
+        name: in `architectures.TABLE`, or "package.module:function".
         image_size: (height, width).
         weights: "imagenet" (downloaded by Keras, once), "none" (new ones; a network by import path
             keeps those that its function gave it), or a .h5, .weights.h5 or .keras file, with or
             without the Dense layers of a classifier.
-        preprocessing: one of `layers.PREPROCESSINGS`; by default what the table says, "unit" (0..1)
+        preprocessing: one of `layers.PREPROCESSINGS`; by default that of the table, "unit" (0..1)
             for import paths.
-        grey: one channel instead of three, only for lenet and import paths; preprocessing is "grey"
-            then.
+        grey: one channel instead of three, only for lenet and import paths; implies preprocessing
+            "grey".
 
     Raises:
-        ValueError: a name, a size or a combination that cannot be; a function that does not return
-            what it must.
+        ValueError: an invalid name or size, arguments that exclude each other, or a function that
+            does not return such a network.
         ImportError: the module or the function cannot be imported.
         ConnectionError: ImageNet's weights could not be downloaded.
         FileNotFoundError: there is no such weights file.
         DataError: the weights file is of another network, or cannot be read.
     """
-    by_path = ":" in name
     mode, shape = choose_input(name, image_size, weights, preprocessing, grey=grey)
-    network = import_paths.make(name, shape) if by_path else _make(TABLE[name], shape, weights)
-    blocks = import_paths.derive_blocks(network) if by_path else _find_blocks(network, TABLE[name].ends)
+    if ":" in name:
+        network = _make_by_path(name, shape)
+        blocks = _derive_blocks(network)
+    else:
+        network = _make_application(TABLE[name].application, shape, weights)
+        blocks = _find_blocks(network, TABLE[name].ends)
     if weights not in ("imagenet", "none"):
         weight_files.load(network, weights)
     return Backbone(name, network, mode, MappingProxyType(blocks))
 
 
-def make_lenet(input_shape: tuple[int, int, int]) -> keras.Model:
-    """Returns convolutions with pooling, after LeCun et al. 1998, with ReLU, smaller kernels and a third one."""
-    values = images = keras.Input(input_shape)
-    for index, filters in enumerate((32, 64, 128), start=1):
-        convolution = layers.Conv2D(
-            filters, 3, padding="same", activation="relu", kernel_initializer="he_normal", name=f"block{index}_conv"
-        )
-        values = convolution(values)
-        values = layers.MaxPooling2D(name=f"block{index}_pool")(values)
-    return keras.Model(images, values, name="lenet")
+def truncate(backbone: Backbone, after: str) -> Backbone:
+    """Returns the backbone up to a block or a layer; a word that names both means the block.
 
-
-def _make(row: Architecture, shape: tuple[int, int, int], weights: str) -> keras.Model:
-    if not row.application:
-        return make_lenet(shape)
-    builder = getattr(keras.applications, row.application)
-    if weights != "imagenet":
-        return builder(include_top=False, weights=None, input_shape=shape)
-    try:
-        return builder(include_top=False, weights="imagenet", input_shape=shape)
-    except Exception as error:  # Keras raises a bare Exception
-        reason = lines_of(error)[-1]
-        raise ConnectionError(
-            f"ImageNet's weights cannot be downloaded: {reason}. Give a file instead (weights=PATH)"
-        ) from error
-
-
-# -- blocks
-
-
-def _find_blocks(network: keras.Model, ends: Mapping[str, str]) -> dict[str, str]:
-    order = list(find_layers(network))
-    places = {name: order.index(name) for name in cut_points(network)}
-
-    def resolve(end: str) -> str:
-        if not end.startswith("<"):
-            return end
-        start = order.index(end[1:])
-        return max((name for name in places if places[name] < start), key=places.__getitem__)
-
-    return {block: resolve(end) for block, end in ends.items()}
-
-
-# -- what trains
+    Raises:
+        ValueError: there is no such block or layer, or a network cannot end there.
+    """
+    after = backbone.blocks.get(after, after)
+    front, _ = cut(backbone.network, after)
+    kept = find_layers(front)
+    blocks = {name: last for name, last in backbone.blocks.items() if last in kept}
+    if after not in blocks.values():
+        blocks[after] = after
+    return Backbone(backbone.name, front, backbone.preprocessing, blocks)
 
 
 def find_trainable(backbone: Backbone, unfreeze: Sequence[str]) -> tuple[str | None, set[str]]:
@@ -137,35 +111,146 @@ def find_trainable(backbone: Backbone, unfreeze: Sequence[str]) -> tuple[str | N
     where nothing is unfrozen.
 
     Args:
-        backbone: whose blocks the words mean.
-        unfreeze: a block means all its layers and all blocks behind it; a layer means itself and
-            all layers that depend on it. A word that is both means the block.
+        backbone: its blocks are those that `unfreeze` names.
+        unfreeze: a block means all its layers and all blocks after it; a layer means itself and all
+            layers that depend on it. A word that names both means the block.
 
     Raises:
-        ValueError: a word is neither.
+        ValueError: a word names neither.
     """
-    order = list(find_layers(backbone.network))
+    order, blocks = list(find_layers(backbone.network)), list(backbone.blocks)
     trainable: set[str] = set()
     for word in unfreeze:
-        if word in backbone.blocks:
-            trainable.update(order[_start_of(backbone, word, order) :])
+        if word in blocks:
+            before = blocks.index(word) - 1
+            # The first block starts after the input.
+            trainable.update(order[1 if before < 0 else order.index(backbone.blocks[blocks[before]]) + 1 :])
         elif word in order[1:]:
             trainable |= find_dependents(backbone.network, [word])
         else:
-            raise ValueError(_unknown(backbone, word, order))
+            close = difflib.get_close_matches(word, order, n=3, cutoff=0.6)
+            hint = f"; layers with such a name: {', '.join(close)}" if close else ""
+            known = f"its blocks are {', '.join(blocks)}{hint}"
+            raise ValueError(f"unfreeze: {backbone.name} has no block or layer {word!r}; {known}")
     first = min((order.index(name) for name in trainable), default=len(order))
     points = [name for name in cut_points(backbone.network) if order.index(name) < first]
     return (points[-1] if points else None), trainable
 
 
-def _start_of(backbone: Backbone, block: str, order: list[str]) -> int:
-    """Returns the position of a block's first layer; the input belongs to no block's training."""
-    blocks = list(backbone.blocks)
-    index = blocks.index(block)
-    return order.index(backbone.blocks[blocks[index - 1]]) + 1 if index else 1
+# -- networks of the table
 
 
-def _unknown(backbone: Backbone, word: str, order: list[str]) -> str:
-    close = difflib.get_close_matches(word, order, n=3, cutoff=0.6)
-    hint = f"; layers with such a name: {', '.join(close)}" if close else ""
-    return f"unfreeze: {backbone.name} has no block or layer {word!r}; its blocks are {', '.join(backbone.blocks)}{hint}"
+def make_lenet(input_shape: tuple[int, int, int]) -> keras.Model:
+    """Returns convolutions with pooling, after LeCun et al. 1998, with ReLU, smaller kernels and a third one."""
+    values = images = keras.Input(input_shape)
+    for index, filters in enumerate((32, 64, 128), start=1):
+        values = keras.layers.Conv2D(
+            filters, 3, padding="same", activation="relu", kernel_initializer="he_normal", name=f"block{index}_conv"
+        )(values)
+        values = keras.layers.MaxPooling2D(name=f"block{index}_pool")(values)
+    return keras.Model(images, values, name="lenet")
+
+
+def _make_application(application: str, shape: tuple[int, int, int], weights: str) -> keras.Model:
+    if not application:
+        return make_lenet(shape)
+    builder = getattr(keras.applications, application)
+    if weights != "imagenet":
+        return builder(include_top=False, weights=None, input_shape=shape)
+    try:
+        return builder(include_top=False, weights="imagenet", input_shape=shape)
+    except Exception as error:  # Keras raises a bare Exception
+        advice = "Give a file instead (weights=PATH)"
+        raise ConnectionError(f"ImageNet's weights cannot be downloaded: {lines_of(error)[-1]}. {advice}") from error
+
+
+def _find_blocks(network: keras.Model, ends: Mapping[str, str]) -> dict[str, str]:
+    order = list(find_layers(network))
+    points = cut_points(network)
+    blocks = {}
+    for block, end in ends.items():
+        if end.startswith("<"):
+            start = order.index(end[1:])
+            end = [name for name in points if order.index(name) < start][-1]
+        blocks[block] = end
+    return blocks
+
+
+# -- networks by import path
+
+
+def _make_by_path(name: str, shape: tuple[int, int, int]) -> keras.Model:
+    function = _import(name)
+    try:
+        network = function(input_shape=shape)
+    except Exception as error:  # a user's code may raise anything
+        raise ValueError(f"backbone {name}: with input_shape={shape} it raised {type(error).__name__}: {error}") from error
+    if problem := _find_problem(network, shape):
+        raise ValueError(f"backbone {name}: {problem}")
+    return network
+
+
+def _import(name: str) -> Any:
+    """Returns a function by its path; modules of the current directory are found, as by `python -m`."""
+    module_name, _, function_name = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
+        raise ValueError(f"backbone must be a name of the table or 'package.module:function' (got {name!r})")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a module's own code may raise anything
+        raise ImportError(
+            f"backbone {name}: module {module_name} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.path.remove(here)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ImportError(f"backbone {name}: {module.__file__} has no function {function_name}")
+    return function
+
+
+def _find_problem(network: Any, shape: tuple[int, int, int]) -> str | None:
+    if not is_functional(network):
+        kind = "a Sequential model" if isinstance(network, keras.Sequential) else type(network).__name__
+        return f"it returned {kind}, not a Functional keras.Model, made as keras.Model(inputs, outputs)"
+    inputs, outputs = network.inputs, network.outputs
+    if len(inputs) != 1 or len(outputs) != 1:
+        return f"its model has {exactly(len(inputs), 'input')} and {exactly(len(outputs), 'output')}, not one of each"
+    if inputs[0].shape != (None, *shape):
+        return f"its model takes {inputs[0].shape}, not the input_shape that it was given, {(None, *shape)}"
+    if len(outputs[0].shape) != 4 or not all(outputs[0].shape[1:]):
+        return f"its model returns {outputs[0].shape}, not a feature map [B, h, w, D]: leave pooling and head out"
+    if outputs[0]._keras_history.operation.name not in cut_points(network):
+        return "the layer of its output is called twice, or is its input: blocks could not end there"
+    return None
+
+
+def _derive_blocks(network: keras.Model) -> dict[str, str]:
+    """Returns blocks that end at cut points and hold a kernel each: BatchNorm and ReLU stay with the layer before them.
+
+    A block has the name of its last layer, or a number where Keras generated that name, as then it
+    differs between sessions.
+    """
+    members, boundaries = find_layers(network), set(cut_points(network))
+    ends, last, block_has_kernel, has_kernel = list[str](), "", False, False
+    for name, layer in members.items():
+        has_kernel |= any(len(weight.shape) > 1 for weight in getattr(layer, "weights", ()))
+        if name not in boundaries:
+            continue
+        if has_kernel and block_has_kernel:
+            ends.append(last)
+        block_has_kernel |= has_kernel
+        last, has_kernel = name, False
+    return {_name_block(members, end, index): end for index, end in enumerate([*ends, last], start=1)}
+
+
+def _name_block(members: Mapping[str, Any], end: str, index: int) -> str:
+    generated = type(members[end]).__name__.lower().replace("_", "")
+    if re.sub(r"_\d+$", "", end).replace("_", "") != generated:
+        return end
+    name = f"block{index}"
+    while name in members:
+        name += "_"
+    return name

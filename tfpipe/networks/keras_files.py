@@ -1,11 +1,10 @@
-"""Files of Keras: read without running what is in them, and written so that Keras reads them without tfpipe.
+"""Files of Keras: read without running code in them, and written so that Keras reads them without tfpipe.
 
     save(model, path)                               # keras.saving.load_model(path) needs no class of tfpipe
     load(path)                                      # the model that was saved, with tfpipe's layers
 
-A file that `save` wrote holds the model as Keras' own operations, and in one more member, which
-Keras leaves alone, its architecture with tfpipe's layers. Both have the same weights in the same
-order.
+A file that `save` wrote holds the model as Keras' own operations, and its architecture with
+tfpipe's layers in another member, which Keras ignores. Both have the same weights in the same order.
 """
 
 from __future__ import annotations
@@ -26,25 +25,27 @@ _ARCHITECTURE = "tfpipe.json"
 
 
 def save(model: keras.Model, path: Path) -> None:
-    """Writes a model of `tfpipe.train`, or that was wrapped: a chain of layers."""
+    """Writes a model that is a chain of layers: of `tfpipe.train`, or wrapped."""
     values = images = keras.Input(model.input_shape[1:], dtype=model.input.dtype, name=model.layers[0].name)
     for layer in model.layers[1:]:
         if isinstance(layer, layers.Trunk):
             values = layer.network(values, training=False)
-        else:  # of tfpipe's own, what they do: they have no weights
-            values = layer.call(values) if isinstance(layer, layers.Preprocessing | layers.Probabilities) else layer(values)
+        elif isinstance(layer, layers.Preprocessing | layers.Probabilities):
+            values = layer.call(values)  # its operations alone: it has no weights
+        else:
+            values = layer(values)
     keras.Model(images, values, name=model.name).save(path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(_ARCHITECTURE, json.dumps(keras.saving.serialize_keras_object(model)))
 
 
 def load(file: Path, *, trust: bool = False) -> keras.Model:
-    """Returns the model of a .keras file: layers of Keras, and of classes that this process has registered.
+    """Returns the model of a .keras file, of layers of Keras and of classes that this process has registered.
 
     Raises:
         FileNotFoundError: there is none.
-        DataError: it cannot be read; or it holds Python code (a Lambda layer), or would read other
-            files, and is not trusted.
+        DataError: it cannot be read; or, without `trust`, it holds Python code (a Lambda layer) or
+            would read other files.
     """
     find_model_file(file)  # which looks at the archive
     try:
@@ -55,12 +56,12 @@ def load(file: Path, *, trust: bool = False) -> keras.Model:
             config = json.loads(archive.read(_ARCHITECTURE))
         named: Any = keras.saving.deserialize_keras_object(config, safe_mode=not trust)
         if not isinstance(named, keras.Model):
-            raise TypeError(f"its member {_ARCHITECTURE} is no model, but {type(named).__name__}")
+            raise TypeError(f"its member {_ARCHITECTURE} is not a model but {type(named).__name__}")
         named.set_weights(model.get_weights())
         return named
     except Exception as error:  # of a damaged file Keras, zipfile and h5py raise anything
-        # Keras wraps the reason in the whole architecture, layer by layer; of weights, in between
-        # layers that have none.
+        # Keras wraps the reason in the whole architecture, layer by layer; for weights, it lists
+        # layers without any before it.
         first, *others = filter(None, lines_of(error))
         reason = (others or [first])[0 if first.startswith("A total of ") else -1]
         if not trust and "safe_mode=False" in str(error):

@@ -1,18 +1,17 @@
-"""What a saved classifier is made of beside Keras' own layers: preprocessing, a trunk that can be frozen, named probabilities.
+"""Layers of a saved classifier beside Keras' own: preprocessing, a trunk that can be frozen, named probabilities.
 
-Everything that an image meets between its pixels and its class is a layer, so that one file carries
-all of it.
+Every step from pixels to class is a layer, so that one file carries all of them.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
+from tfpipe.common.text import hash_names as hash_names
 from tfpipe.networks.architectures import PREPROCESSINGS as PREPROCESSINGS
 from tfpipe.records.samples import USUAL, Samples
 
@@ -34,10 +33,8 @@ class Preprocessing(keras.layers.Layer):  # type: ignore[misc]
     Args:
         mode: one of PREPROCESSINGS: "caffe" (BGR minus mean), "tf" (-1..1), "torch" (standardised),
             "unit" (0..1), "grey" (luma, 0..1), "none".
-        resize: how images were brought to the input's size, as in `tfpipe.dataset`; carried along
-            for whoever feeds it.
-        samples: what became of 16 bits and of alpha, `Samples` or its options by name; carried
-            along likewise.
+        resize: how images must be resized to the input's size, as in `tfpipe.dataset`; only stored.
+        samples: treatment of 16 bits and of alpha, `Samples` or its options by name; only stored.
     """
 
     def __init__(
@@ -73,16 +70,16 @@ class Preprocessing(keras.layers.Layer):  # type: ignore[misc]
         return keras.KerasTensor((*images.shape[:-1], channels), self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns what builds the layer anew."""
-        samples = self.samples.options()  # none: the hash of models made before stays
+        """Returns the arguments of the layer."""
+        samples = self.samples.options()  # none if usual: the hash of older models stays
         return {**super().get_config(), "mode": self.mode, "resize": self.resize, **({"samples": samples} if samples else {})}
 
 
 def _standardise_channels(values: keras.KerasTensor) -> keras.KerasTensor:
-    """Does what `Preprocessing` does with "torch", in operations for a file: with the same bits.
+    """Returns the same bits as the other branch of "torch", in operations that keep them in a file.
 
-    From a file, an array of constants is no constant to TensorFlow, which then divides where it
-    multiplies by the inverse.
+    An array of constants is not a constant to TensorFlow when it comes from a file: it then divides
+    instead of multiplying by the inverse.
     """
     numbers = enumerate(zip(_TORCH_MEAN, _TORCH_DEVIATION, strict=True))
     channels = [(values[..., index : index + 1] - mean) / deviation for index, (mean, deviation) in numbers]
@@ -93,13 +90,13 @@ def _standardise_channels(values: keras.KerasTensor) -> keras.KerasTensor:
 class Trunk(keras.layers.Layer):  # type: ignore[misc]
     """A network, or the front or back part of one, that runs as the trunk of a classifier.
 
-    With `inference`, the network computes as in inference whoever calls and however: `fit`'s
-    training=True reaches every layer of a Functional model, past a `training=False` given while it
-    was built (keras#20285), so that a frozen base has its Dropout on. A layer of its own stops it.
+    With `inference`, the network always computes as in inference: `fit`'s training=True reaches
+    every layer of a Functional model, past a `training=False` given while it was built
+    (keras#20285), so that a frozen base has its Dropout on. This layer does not pass it on.
 
     Args:
         network: a Functional model, float tensor in, one float tensor out.
-        inference: Dropout is off and BatchNorm uses its moving statistics, in training too.
+        inference: Dropout is off and BatchNorm uses its moving statistics, also in training.
     """
 
     def __init__(self, network: keras.Model, inference: bool, **options: Any) -> None:
@@ -115,7 +112,7 @@ class Trunk(keras.layers.Layer):  # type: ignore[misc]
         return self.network.compute_output_spec(values)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns what builds the layer anew, the network's architecture included."""
+        """Returns the arguments of the layer, the network's architecture included."""
         network = keras.saving.serialize_keras_object(self.network)
         return {**super().get_config(), "network": network, "inference": self.inference}
 
@@ -132,10 +129,10 @@ class Probabilities(keras.layers.Layer):  # type: ignore[misc]
 
     Args:
         class_names: name of each column.
-        sha256: of the names, as `hash_names` gives it; compared when a model is loaded.
-        source: what the outputs are, one of OUTPUTS: "logits", whose softmax is taken, or, [B, 1],
-            the sigmoid, as that of the second of two classes; "probabilities"; "sigmoid", [B, 1],
-            the probability of the second of two classes.
+        sha256: `hash_names` of them; compared when a model is loaded.
+        source: kind of the outputs, one of OUTPUTS: "logits" (softmax follows; of [B, 1], the
+            sigmoid, for the second of two classes), "probabilities", "sigmoid" ([B, 1], of the
+            second of two classes).
     """
 
     def __init__(self, class_names: Sequence[str], sha256: str | None = None, source: str = "logits", **options: Any) -> None:
@@ -156,11 +153,6 @@ class Probabilities(keras.layers.Layer):  # type: ignore[misc]
         return ops.concatenate([1.0 - outputs, outputs], axis=-1) if one else outputs
 
     def get_config(self) -> dict[str, Any]:
-        """Returns what builds the layer anew."""
-        source = {} if self.source == "logits" else {"source": self.source}  # the hash of models made before stays
+        """Returns the arguments of the layer."""
+        source = {} if self.source == "logits" else {"source": self.source}  # the hash of older models stays
         return {**super().get_config(), "class_names": list(self.class_names), "sha256": self.sha256, **source}
-
-
-def hash_names(class_names: Sequence[str]) -> str:
-    """Returns the SHA-256 of class names in their order, 64 hexadecimal digits."""
-    return hashlib.sha256("".join(f"{len(name)}:{name}" for name in class_names).encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,8 +1,8 @@
-"""Networks as graphs: where one can be cut in two, what depends on a layer, and a hash that outlives the session.
+"""Networks as graphs: cutting one in two, dependents of a layer, and a hash that is equal in every session.
 
     front, back = cut(network, "block4_pool")   # back(front(x)) == network(x)
 
-Layers and the bare operations between them (`keras.ops.relu(x)`) are both meant by "layer" here.
+Here, "layer" also means the bare operations between layers (`keras.ops.relu(x)`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ import numpy as np
 
 
 def is_functional(network: Any) -> bool:
-    """True for a Keras model that is a graph of layers, which Sequential and subclassed models are not."""
+    """Returns whether a Keras model is a graph of layers; Sequential and subclassed models are not."""
     return isinstance(network, keras.Model) and hasattr(network, "operations") and hasattr(network, "_nodes_by_depth")
 
 
 def _calls(network: keras.Model) -> list[Any]:
-    """Returns the nodes of a network, one for each call of a layer, each behind all that it reads.
+    """Returns the nodes of a network, one for each call of a layer, each after all that it reads.
 
-    Keras has no public name for them. `layer.output` will not do: it is the tensor of the first
-    network that the layer was ever in, and a layer of a part that `cut` returned was in the whole
-    network before.
+    Keras has no public name for them. `layer.output` would be the tensor of the first network that
+    the layer was ever in, and a layer of a part that `cut` returned was in the whole network first.
     """
     by_depth = network._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
@@ -39,20 +38,20 @@ def _sources(calls: list[Any]) -> list[list[int]]:
 
 
 def find_layers(network: keras.Model) -> dict[str, Any]:
-    """Returns all layers by their names, from input to output, each behind all that its first call reads."""
+    """Returns all layers by their names, from input to output, each after all that its first call reads."""
     return {node.operation.name: node.operation for node in _calls(network)}
 
 
 def called_layers(network: keras.Model) -> list[Any]:
-    """Returns the layer of each call, each behind all that it reads; the last is that of the output."""
+    """Returns the layer of each call, each after all that it reads; the last is that of the output."""
     return [node.operation for node in _calls(network)]
 
 
 def cut_points(network: keras.Model) -> list[str]:
-    """Returns the names of the layers whose output is the only tensor that anything behind them reads, in order.
+    """Returns the names of the layers after which nothing but their output is read, in order.
 
-    The input is none of them; the last one is the layer of the output. A layer that is called twice
-    is no cut point: its name says two places.
+    The input is not one of them; the last is the layer of the output. A layer that is called twice
+    is not a cut point, as its name means two places.
     """
     return [node.operation.name for node in _cut_calls(network)]
 
@@ -65,7 +64,7 @@ def _cut_calls(network: keras.Model) -> list[Any]:
         for source in sources:
             furthest[source] = index
     found, reach = [], 0
-    for index, node in enumerate(calls):  # in this order, what is not behind a cut point is before it
+    for index, node in enumerate(calls):  # in this order, every call not after a cut point is before it
         if reach <= index and not node.is_input and len(node.output_tensors) == 1 and names.count(names[index]) == 1:
             found.append(node)
         reach = max(reach, furthest[index])
@@ -73,19 +72,19 @@ def _cut_calls(network: keras.Model) -> list[Any]:
 
 
 def cut(network: keras.Model, after: str) -> tuple[keras.Model, keras.Model]:
-    """Returns the parts up to and behind a layer, which share the network's weights: back(front(x)) == network(x).
+    """Returns the parts up to and after a layer, which share the network's weights: back(front(x)) == network(x).
 
     Args:
         network: one input, one output.
         after: a layer of `cut_points(network)`.
 
     Raises:
-        ValueError: the layer is none of them.
+        ValueError: the layer is not one of them.
     """
     points = {node.operation.name: node.output_tensors[0] for node in _cut_calls(network)}
     if after not in points:
         known = after in find_layers(network)
-        why = "something behind it reads past it, or it is called twice" if known else "there is no such layer"
+        why = "something after it reads past it, or it is called twice" if known else "there is no such layer"
         raise ValueError(f"{network.name} cannot be cut after {after!r}: {why}; it can be after {', '.join(points)}")
     boundary = points[after]
     front = keras.Model(network.inputs[0], boundary)
@@ -109,8 +108,8 @@ def hash_network(network: keras.Model) -> str:
     """Returns the SHA-256 of a network's architecture and weights, 64 hexadecimal digits, equal in every process.
 
     Keras numbers unnamed layers through a session ("conv2d_17"), so names count by their place
-    only. Which layers are trainable does not count; their precision does. Whatever else changes
-    here makes every cache of features obsolete.
+    only. Whether layers are trainable does not count; their precision does. Any change of the hash
+    makes every cache of features obsolete.
     """
     config = json.loads(network.to_json())["config"]
     places = {name: f"layer {index}" for index, name in enumerate(dict.fromkeys(_names(network)))}
@@ -130,7 +129,7 @@ def _names(network: Any) -> Iterable[str]:
             yield from _names(layer)
 
 
-_NAMING = frozenset(("name", "keras_history", "input_layers", "output_layers"))  # where a config says a layer's name
+_NAMING = frozenset(("name", "keras_history", "input_layers", "output_layers"))  # of a config, with names of layers
 
 
 def _without_names(value: Any, places: Mapping[str, str], *, naming: bool = False) -> Any:

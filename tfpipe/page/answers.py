@@ -4,8 +4,7 @@
     answer = answers.answer("cat.jpg")                 # probabilities, Grad-CAM, neighbours, the model's input
     for row in answers.rows([Upload("a.jpg", path)]): ...
 
-Files are read as in `predict` and in evaluation: the same header checks, decoder, orientation and
-resize.
+Header checks, decoder, orientation and resize are those of `predict` and of evaluation.
 """
 
 from __future__ import annotations
@@ -18,32 +17,25 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.common.errors import DataError, RejectedImage
-from tfpipe.evaluation.feature_index import FeatureIndex, Neighbour, shrink
+from tfpipe.evaluation.feature_index import FeatureIndex, Neighbour
 from tfpipe.images import decoding, headers
 from tfpipe.listing import image_files
 from tfpipe.models import explanation
 from tfpipe.models.classifiers import Classifier, Predictor, samples_of
 from tfpipe.models.predictions import are_probabilities
+from tfpipe.report import figures
 
-_SHOWN_SIDE = 640  # pixels
-_THUMBNAIL_SIDE = 96
+_SHOWN_SIDE, _NEIGHBOUR_SIDE, _THUMBNAIL_SIDE = 640, 192, 96  # pixels
 _BATCH_SIZE = 32
 
 Array = np.ndarray[Any, Any]
 
 
 class Upload(NamedTuple):
-    """A file: the name that it had where it came from, and the path where it is now."""
+    """A file: its original name, and its path here."""
 
     name: str
     path: str
-
-
-class Resemblance(NamedTuple):
-    """A neighbour and its image, uint8 [H, W, 3]; None where it cannot be read any more."""
-
-    neighbour: Neighbour
-    image: Array | None
 
 
 @dataclass(frozen=True)
@@ -52,14 +44,15 @@ class Answer:
 
     Attributes:
         probabilities: float32 [C].
-        image: as a person sees it, upright, uint8 [H, W, 3].
+        image: upright, uint8 [H, W, 3].
         seen: the model's input, uint8 [h, w, 3].
         prepared: after the model's preprocessing, float32 [h, w, 1 or 3]; None for an exported
             model.
         heat: Grad-CAM of the most probable class over the part that the model sees, uint8 [H, W,
             3]; None for an exported model.
         has_heatmap: False where Grad-CAM is all zeros.
-        neighbours: training images, the most similar first.
+        neighbours: training images, the most similar first, each with a data URI; "" where it
+            cannot be read any more.
     """
 
     probabilities: Array
@@ -68,15 +61,15 @@ class Answer:
     prepared: Array | None = None
     heat: Array | None = None
     has_heatmap: bool = False
-    neighbours: Sequence[Resemblance] = ()
+    neighbours: Sequence[tuple[Neighbour, str]] = ()
 
 
-class Row(NamedTuple):
-    """One of many files: probabilities, float32 [C], and a thumbnail, uint8 [H, W, 3]; or the reason for having none."""
+class FileResult(NamedTuple):
+    """One of many files: probabilities, float32 [C], and thumbnail, a data URI; or the problem."""
 
     name: str
     probabilities: Array | None = None
-    image: Array | None = None
+    thumbnail: str = ""
     problem: str = ""
 
 
@@ -99,7 +92,7 @@ class Answers:
         decoded = self._decode(path)
         if isinstance(decoded, RejectedImage):
             return decoded
-        seen, shown = self._resize(decoded), shrink(decoded, _SHOWN_SIDE)
+        seen, shown = self._resize(decoded), decoded.numpy()
         batch, classifier = seen[tf.newaxis], self.predictor
         if not isinstance(classifier, Classifier):
             probabilities = classifier.predict(batch)[0]
@@ -115,42 +108,38 @@ class Answers:
             prepared=classifier.model.get_layer("preprocessing")(batch)[0].numpy(),
             heat=explanation.overlay(_enlarged(decoded, classifier), heat),
             has_heatmap=bool(heat.any()),
-            neighbours=self._neighbours(features),
+            neighbours=list(self._neighbours(features)),
         )
 
-    def _neighbours(self, features: Array) -> list[Resemblance]:
+    def _neighbours(self, features: Array) -> Iterator[tuple[Neighbour, str]]:
         if self.index is None:
-            return []
-        found = []
+            return
         for neighbour in self.index.nearest(features):
             try:
-                image = self.index.image(neighbour, 2 * _THUMBNAIL_SIDE)
+                yield neighbour, figures.photograph(self.index.image(neighbour), _NEIGHBOUR_SIDE)
             except DataError:
-                image = None
-            found.append(Resemblance(neighbour, image))
-        return found
+                yield neighbour, ""
 
-    def rows(self, uploads: Sequence[Upload]) -> Iterator[Row]:
-        """Yields a row for each file, in their order; a rejected one does not stop the others."""
+    def rows(self, uploads: Sequence[Upload]) -> Iterator[FileResult]:
+        """Yields a result for each file, in their order; a rejected one does not stop the others."""
         for start in range(0, len(uploads), _BATCH_SIZE):
-            yield from self._rows(uploads[start : start + _BATCH_SIZE])
+            batch = [(upload.name, self._shown(upload.path)) for upload in uploads[start : start + _BATCH_SIZE]]
+            seen = [shown[0] for _, shown in batch if not isinstance(shown, RejectedImage)]
+            probabilities = iter(self.predictor.predict(tf.stack(seen)) if seen else ())
+            for name, shown in batch:
+                if isinstance(shown, RejectedImage):
+                    yield FileResult(name, problem=shown.message)
+                elif problem := _unsound(predicted := next(probabilities)):
+                    yield FileResult(name, problem=problem.message)
+                else:
+                    yield FileResult(name, predicted, shown[1])
 
-    def _rows(self, uploads: Sequence[Upload]) -> Iterator[Row]:
-        shown = [self._shown(upload.path) for upload in uploads]
-        seen = [found[0] for found in shown if not isinstance(found, RejectedImage)]
-        probabilities = iter(self.predictor.predict(tf.stack(seen)) if seen else ())
-        for upload, found in zip(uploads, shown, strict=True):
-            if isinstance(found, RejectedImage):
-                yield Row(upload.name, problem=found.message)
-                continue
-            predicted = next(probabilities)
-            problem = _unsound(predicted)
-            yield Row(upload.name, problem=problem.message) if problem else Row(upload.name, predicted, found[1])
-
-    def _shown(self, path: str) -> tuple[tf.Tensor, Array] | RejectedImage:
+    def _shown(self, path: str) -> tuple[tf.Tensor, str] | RejectedImage:
         """Returns the model's input and a thumbnail; the decoded image is not kept."""
         image = self._decode(path)
-        return image if isinstance(image, RejectedImage) else (self._resize(image), shrink(image, _THUMBNAIL_SIDE))
+        if isinstance(image, RejectedImage):
+            return image
+        return self._resize(image), figures.photograph(image.numpy(), _THUMBNAIL_SIDE)
 
     def _decode(self, path: str) -> tf.Tensor | RejectedImage:
         """Returns a file's image, upright, uint8 [H, W, 3], or why there is none."""
@@ -174,10 +163,7 @@ def _unsound(probabilities: Array) -> RejectedImage | None:
 
 def _enlarged(image: tf.Tensor, classifier: Classifier) -> Array:
     """Returns the part of an image that the model sees, enlarged and not distorted."""
-    if classifier.resize == "stretch":  # all of the image
-        height, width = image.shape[:2]
-    else:
-        height, width = classifier.image_size
+    height, width = image.shape[:2] if classifier.resize == "stretch" else classifier.image_size
     scale = _SHOWN_SIDE / max(height, width)
     size = max(1, round(height * scale)), max(1, round(width * scale))
     enlarged: Array = decoding.resize_image(image, size, classifier.resize).numpy()

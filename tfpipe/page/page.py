@@ -1,10 +1,9 @@
-"""A page on this machine to try a model on: drop an image, read the prediction and its reasons.
+"""A page on this machine to try a model on: drop an image, see the prediction and what explains it.
 
     with serve("runs/a") as url:
         ...    # http://127.0.0.1:7860/
 
-It listens on 127.0.0.1 alone, contacts no other machine, and keeps what was uploaded for an hour at
-most.
+It listens on 127.0.0.1 alone, contacts no other machine, and keeps uploads for an hour at most.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,46 +40,6 @@ DEFAULT_MAX_TRAINING = 1000
 _KEPT_SECONDS = 3600
 _HOSTS = frozenset((HOST, "localhost", "::1"))
 _FONTS = ("system-ui", "Segoe UI", "Roboto", "Noto Sans", "Noto Sans CJK SC", "sans-serif")
-# An image that is pasted, or dropped beside the place for it, goes where a chosen file goes; so do
-# the files of a folder that is dropped, which Gradio would ask for as if it were a file. What
-# cannot be read of it goes as an empty file, to be refused.
-_SCRIPT = """() => {
-  const take = (event, files) => {
-    const input = document.querySelector("#images input[type=file]");
-    if (!input || !files || !files.length) return;
-    event.preventDefault();
-    const transfer = new DataTransfer();
-    for (const file of files) transfer.items.add(file);
-    input.files = transfer.files;
-    input.dispatchEvent(new Event("change", { bubbles: true }));
-  };
-  const read = call => new Promise((resolve, reject) => call(resolve, reject));
-  const below = async entry => {
-    const name = entry.fullPath.slice(1);
-    if (entry.isFile) return read((done, failed) => entry.file(done, failed)).then(
-      file => [new File([file], name, { type: file.type })], () => [new File([], name)]);
-    const reader = entry.createReader(), found = [];
-    try {
-      for (let some; (some = await read((done, failed) => reader.readEntries(done, failed))).length;) found.push(...some);
-    } catch { return [new File([], name)]; }
-    return (await Promise.all(found.filter(each => !each.name.startsWith(".")).map(below))).flat();
-  };
-  document.addEventListener("paste", event => take(event, event.clipboardData.files));
-  document.addEventListener("dragover", event => event.preventDefault());
-  document.addEventListener("drop", async event => {
-    const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry()).filter(entry => entry);
-    if (entries.some(entry => entry.isDirectory)) {
-      event.preventDefault();
-      event.stopPropagation();
-      const files = (await Promise.all(entries.map(below))).flat();
-      if (files.length) take(event, files); else alert("There are no files in this folder.");
-    } else if (!event.target.closest("#images")) {
-      event.preventDefault();
-      take(event, event.dataTransfer.files);
-    }
-  }, true);
-}"""
-
 _log = logging.getLogger("tfpipe")
 
 
@@ -107,28 +66,27 @@ def serve(
         data: training images to look for neighbours among; default the data set of the run, if it
             is still there.
         split: of the data set.
-        max_training: of more training images than that, so many (up to a full batch) as they are
-            stored; 0: no neighbours.
-        port: to listen on; 0: any that is free.
+        max_training: at most so many training images (up to a full batch), as they are stored; 0:
+            no neighbours.
+        port: to listen on; 0: any free one.
         max_bytes: of an uploaded file.
         max_pixels: height times width above which an image is rejected.
         open_browser: show the page in the browser.
-        progress: show a bar while the training images are looked at.
-        allowed_hosts: names beside 127.0.0.1 and localhost under which the page answers, on any
-            port: those of a proxy before it, which may pass its own name on or 127.0.0.1. Under
-            others, any page in the browser could ask it, once its name leads here ("DNS
-            rebinding").
-        trust: whoever made the model, see `tfpipe.load`.
+        progress: show a bar while the training images are read.
+        allowed_hosts: names beside 127.0.0.1 and localhost under which the page responds, on any
+            port: those of a proxy. Under others, any page in the browser could read it, once its
+            name leads here ("DNS rebinding").
+        trust: the model's author, see `tfpipe.load`.
 
     Raises:
         ImportError: Gradio is not installed.
         OSError: the port is taken.
-        ValueError, FileNotFoundError, DataError: there is no such model or, where it is given, no
-            such data set, or it is given with a model that cannot compare images.
+        ValueError, FileNotFoundError, DataError: there is no such model or given data set, or the
+            model cannot compare images.
     """
     gradio = _import_gradio()
     own_names = preflight.host_names(allowed_hosts)
-    port = preflight.free_port(port)  # taken: better to know before minutes of work
+    port = preflight.free_port(port)  # before minutes of work
     predictor = opening.load(model, trust=trust)
     index, notes = _open_index(predictor, model, data, split, max_training, progress)
     answers = Answers(predictor, index, max_pixels)
@@ -144,7 +102,7 @@ def serve(
                 inbrowser=open_browser,
                 theme=gradio.themes.Base(font=_FONTS, font_mono=["monospace"]),
                 css=templates.render("page.css"),
-                js=_SCRIPT,
+                js=templates.render("page.js"),
                 share=False,
                 ssr_mode=False,
                 run_history=False,
@@ -161,17 +119,16 @@ def serve(
 
 @contextlib.asynccontextmanager
 async def _guarded(app: Any, own_names: frozenset[str]) -> AsyncIterator[None]:
-    # When the server starts, and around all that Gradio has: its CORS answers whatever comes from
-    # inside, and any host's pages.
+    # When the server starts, and around all that Gradio has: its CORS accepts requests from this
+    # machine, and from the pages of any host.
     app.middleware_stack = _OwnPages(app.middleware_stack, own_names)
     yield
 
 
 class _OwnPages:
-    """Answers those who ask under a name of the page, and, as a browser tells, from a page of it: no page of another site.
+    """Accepts requests under the page's names, and from its own pages, as the browser reports them.
 
-    Under a name that was given, any port is the page's; of this machine, where others listen, too,
-    its own alone.
+    Under a given name, any port is the page's; of this machine, where others listen, too, its own.
     """
 
     def __init__(self, app: Any, own_names: frozenset[str]) -> None:
@@ -181,13 +138,12 @@ class _OwnPages:
         if scope["type"] != "lifespan":
             headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
             host, origin = headers.get(b"host", ""), headers.get(b"origin")
-            asking = host if origin is None else origin.partition("://")[2]
-            is_own = asking == host or preflight.host_name(asking) in self._given
+            sender = host if origin is None else origin.partition("://")[2]
+            is_own = sender == host or preflight.host_name(sender) in self._given
             if preflight.host_name(host) not in self._names or not is_own:
                 await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-                await send(
-                    {"type": "http.response.body", "body": b"This page answers to its own names only (--allowed_hosts)."}
-                )
+                message = b"This page answers to its own names only (--allowed_hosts)."
+                await send({"type": "http.response.body", "body": message})
                 return
         await self._app(scope, receive, send)
 
@@ -203,7 +159,7 @@ def _import_gradio() -> Any:
 
 @contextlib.contextmanager
 def _environment(folder: Path) -> Iterator[None]:
-    """Lets Gradio put uploads into a folder, and ask itself whether it is up without a proxy in between."""
+    """Makes Gradio keep uploads in a folder, and check that it is up without a proxy in between."""
     direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), HOST)))
     wanted = {"GRADIO_TEMP_DIR": os.path.realpath(folder), "no_proxy": direct, "NO_PROXY": direct}
     before = {name: os.environ.get(name) for name in wanted}
@@ -251,25 +207,6 @@ def _describe(index: FeatureIndex | None) -> str:
 
 def _layout(gradio: Any, title: str, header: str, answers: Answers) -> Any:
     """Returns the page, not served yet."""
-    respond = _responder(answers)
-
-    def receive(files: Sequence[Mapping[str, Any]], progress: Any = gradio.Progress()) -> tuple[str, None]:  # noqa: B008
-        uploads = [Upload(file.get("orig_name") or os.path.basename(file["path"]), file["path"]) for file in files or ()]
-        return respond(uploads, progress), None  # None: ready for the next one
-
-    with gradio.Blocks(title=f"{title} · tfpipe", analytics_enabled=False, delete_cache=(60, _KEPT_SECONDS)) as page:
-        gradio.HTML(header, js_on_load=None)
-        images = gradio.File(file_count="multiple", show_label=False, elem_id="images", height=130)
-        shown = gradio.HTML("", elem_id="answer", js_on_load=None)
-        # Without Gradio's preprocessing, which would drop the file's own name; where the path leads
-        # is checked all the same. multiple: by default Gradio drops what is uploaded while
-        # something else is in work.
-        options = {"preprocess": False, "api_visibility": "private", "trigger_mode": "multiple"}
-        images.upload(receive, [images], [shown, images], **options)
-    return page
-
-
-def _responder(answers: Answers) -> Callable[[Sequence[Upload], Any], str]:
     predictor, described = answers.predictor, _describe(answers.index)
 
     def respond(uploads: Sequence[Upload], progress: Any) -> str:
@@ -283,4 +220,16 @@ def _responder(answers: Answers) -> Callable[[Sequence[Upload], Any], str]:
         rows = list(progress.tqdm(answers.rows(ordered), total=len(ordered), desc="images", unit="images"))
         return page_markup.table(rows, predictor.class_names)
 
-    return respond
+    def receive(files: Sequence[Mapping[str, Any]], progress: Any = gradio.Progress()) -> tuple[str, None]:  # noqa: B008
+        uploads = [Upload(file.get("orig_name") or os.path.basename(file["path"]), file["path"]) for file in files or ()]
+        return respond(uploads, progress), None  # None: ready for the next one
+
+    with gradio.Blocks(title=f"{title} · tfpipe", analytics_enabled=False, delete_cache=(60, _KEPT_SECONDS)) as page:
+        gradio.HTML(header, js_on_load=None)
+        images = gradio.File(file_count="multiple", show_label=False, elem_id="images", height=130)
+        shown = gradio.HTML("", elem_id="answer", js_on_load=None)
+        # Without Gradio's preprocessing, which would drop the file's own name; where the path leads
+        # is checked all the same. multiple: by default Gradio drops uploads while it is busy.
+        options = {"preprocess": False, "api_visibility": "private", "trigger_mode": "multiple"}
+        images.upload(receive, [images], [shown, images], **options)
+    return page

@@ -1,21 +1,17 @@
-"""The demo page's answers as HTML, in the colours and the font of the page that shows them.
-
-Images and the CSV are part of the HTML, so that no file is made for them; the templates escape
-every name.
-"""
+"""The demo page's answers as HTML, with images and the CSV in it; the templates escape every name."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tfpipe.common.tables import escape_formula
 from tfpipe.models.classifiers import Predictor
-from tfpipe.page.answers import Answer, Row
+from tfpipe.page.answers import Answer, FileResult
 from tfpipe.prediction.tables import best_of
 from tfpipe.report import figures
 from tfpipe.report.templates import render
@@ -23,7 +19,7 @@ from tfpipe.report.templates import render
 _MAX_BARS = 10
 _MAX_ROWS = 1000
 _TOP = 3
-_SIDE, _SMALL_SIDE, _THUMBNAIL_SIDE = 640, 256, 96  # pixels of images on the page
+_SIDE = 640  # pixels of images on the page
 
 Array = np.ndarray[Any, Any]
 
@@ -34,16 +30,13 @@ def header(title: str, predictor: Predictor, notes: Sequence[str]) -> str:
 
 
 def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) -> str:
-    """Returns the prediction for one image.
-
-    Args:
-        name: of its file.
-        found: the prediction, and what explains it.
-        predictor: the model.
-        gallery_name: where the neighbours come from: "train, 1,080 images".
-    """
+    """Returns the prediction for one image; `gallery_name`: "train, 1,080 images"."""
     order = best_of(found.probabilities, len(found.probabilities))
-    images = ((one.neighbour, one.image) for one in found.neighbours)
+    height, width = found.seen.shape[:2]
+    inputs = [(figures.png(found.seen), f"the image, resized to {height} x {width}, 8 bits a channel")]
+    if found.prepared is not None:
+        shown, caption = visible(found.prepared)
+        inputs.append((figures.png(shown), caption))
     return render(
         "page_answer.html",
         name=name,
@@ -54,27 +47,14 @@ def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) ->
         bars=[(predictor.class_names[place], float(found.probabilities[place])) for place in order[:_MAX_BARS]],
         num_others=len(order[_MAX_BARS:]),
         other_share=float(found.probabilities[order[_MAX_BARS:]].sum()),
-        neighbours=[(one, None if image is None else figures.photograph(image, _SMALL_SIDE)) for one, image in images],
+        neighbours=found.neighbours,
         gallery_name=gallery_name,
-        inputs=list(_inputs(found)),
+        inputs=inputs,
     )
 
 
-def _inputs(found: Answer) -> Iterator[tuple[str, str]]:
-    """Yields what the model is given, with exact levels, and captions."""
-    height, width = found.seen.shape[:2]
-    yield figures.png(found.seen), f"the image, resized to {height} x {width}, 8 bits a channel"
-    if found.prepared is not None:
-        shown, caption = visible(found.prepared)
-        yield figures.png(shown), caption
-
-
 def visible(prepared: Array) -> tuple[Array, str]:
-    """Returns an array as an image, uint8 [H, W, 3], and how its values were made visible.
-
-    Args:
-        prepared: float32 [H, W, 1 or 3].
-    """
+    """Returns a preprocessed input, float32 [H, W, 1 or 3], as uint8 [H, W, 3], and a caption."""
     low, high = float(prepared.min()), float(prepared.max())
     levels = np.rint((prepared - low) / ((high - low) or 1) * 255).astype(np.uint8)
     channels = "as grey" if prepared.shape[-1] == 1 else "the channels, in the network's order, as red, green and blue"
@@ -87,13 +67,13 @@ def rejection(name: str, reason: str) -> str:
     return render("page_rejection.html", name=name, reason=reason)
 
 
-def table(rows: Sequence[Row], class_names: Sequence[str]) -> str:
+def table(rows: Sequence[FileResult], class_names: Sequence[str]) -> str:
     """Returns a line per file, and a link to the same as CSV."""
     shown = [
         {
             "name": row.name,
             "problem": row.problem,
-            "image": "" if row.image is None else figures.photograph(row.image, _THUMBNAIL_SIDE),
+            "image": row.thumbnail,
             "scores": [] if row.probabilities is None else _top(row.probabilities, class_names),
         }
         for row in rows[:_MAX_ROWS]
@@ -103,16 +83,15 @@ def table(rows: Sequence[Row], class_names: Sequence[str]) -> str:
     return render("page_table.html", count=len(rows), num_bad=num_bad, csv=uri, rows=shown)
 
 
-def to_csv(rows: Sequence[Row], class_names: Sequence[str]) -> bytes:
-    """Returns the rows as a CSV for spreadsheets: UTF-8 with a byte order mark, every cell quoted, none a formula.
+def to_csv(rows: Sequence[FileResult], class_names: Sequence[str]) -> bytes:
+    """Returns the rows as a CSV for spreadsheets: UTF-8 with a byte order mark, every cell quoted.
 
-    A text that a spreadsheet would compute ("=1+1.jpg", "-3", "@x") has an apostrophe before it,
-    its sign for text. Scores have 9 significant digits: read back as float32, they are the same
-    numbers.
+    A text that a spreadsheet would compute ("=1+1.jpg", "-3", "@x") has an apostrophe before it, its
+    sign for text. Scores have 9 significant digits, which give the same float32.
     """
     ranks = range(min(_TOP, len(class_names)))
     file = io.StringIO()
-    writer = csv.writer(file, quoting=csv.QUOTE_ALL)  # quoted, so that a ";" in a name is no border where commas are not
+    writer = csv.writer(file, quoting=csv.QUOTE_ALL)  # quoted: some programs split at ";"
     names = [f"{word}{f' {rank + 1}' if rank else ''}" for rank in ranks for word in ("class", "score")]
     writer.writerow(["file", *names, "problem"])
     for row in rows:

@@ -77,7 +77,7 @@ class Traits:
     shorter: int = 1
     longer: int = 1
 
-    def include(self, row: catalog.Row) -> None:
+    def include(self, row: catalog.CatalogRow) -> None:
         """Takes an image into account."""
         self.png |= row.format == "PNG"
         self.turned |= row.orientation != 1
@@ -90,7 +90,7 @@ def _log_unchecked(directory: Path) -> None:
     # The decoder writes to the process's own stderr, without a file's name. Capturing that would
     # lose the last messages of a process that dies.
     _log.info(
-        '%s: only the headers of its images were checked; if the decoder says "Corrupt JPEG data", inspect_tfrecords verify'
+        '%s: only the headers of its images were checked; if the decoder says "Corrupt JPEG data", tfpipe verify'
         " --decode names the files",
         directory,
     )
@@ -137,7 +137,7 @@ class RecordReader:
         mean_bytes = int(self._frames["length"].mean()) if self.num_records else 1
         self.read_size = max(1, min(_READ_RECORDS, _READ_BYTES // mean_bytes))
 
-    def _read_frames(self, rows: Iterator[tuple[catalog.Row, int, int]]) -> Iterator[tuple[int, int, int, int]]:
+    def _read_frames(self, rows: Iterator[tuple[catalog.CatalogRow, int, int]]) -> Iterator[tuple[int, int, int, int]]:
         for row, offset, length in rows:
             self.traits.include(row)
             yield offset, length, row.crc32c, row.label
@@ -160,7 +160,7 @@ class RecordReader:
         except DataError:  # left to the decoder
             return
         if label != self.labels[position]:
-            raise self.error(position, f"its label is {label}, the catalogue says {self.labels[position]}")
+            raise self.error(position, f"its label is {label}, the catalogue has {self.labels[position]}")
 
     def read_batch(self, positions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Returns the data of several records, an object array of bytes: b"" where a check failed.

@@ -31,7 +31,7 @@ _Place = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Side = Annotated[int, msgspec.Meta(ge=1, le=_INT31)]
 
 
-class Row(NamedTuple):
+class CatalogRow(NamedTuple):
     """One record of the catalogue."""
 
     key: str
@@ -56,10 +56,10 @@ _INDEX_LINE = re.compile(rb"([0-9]{1,19}) ([0-9]{1,10})\n")
 _INDEX_LINE_BYTES = 40
 
 
-def parse_row(fields: list[str]) -> Row:
+def parse_row(fields: list[str]) -> CatalogRow:
     """Returns the row of a line; raises ValueError for a number or name that is not tfpipe's."""
     try:
-        row = msgspec.convert(fields, Row, strict=False)
+        row = msgspec.convert(fields, CatalogRow, strict=False)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
     names = row.key + row.filename + row.class_name
@@ -68,7 +68,7 @@ def parse_row(fields: list[str]) -> Row:
     return row
 
 
-def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None) -> Iterator[Row]:
+def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None) -> Iterator[CatalogRow]:
     """Yields the rows of a data set, or of one of its splits, in reading order.
 
     Raises:
@@ -76,12 +76,12 @@ def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None)
         DataError: a line is not a row of one.
     """
     path = Path(directory) / CATALOG_NAME
-    split_field = Row._fields.index("split")
+    split_field = CatalogRow._fields.index("split")
     with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
         lines = csv.reader(iter(functools.partial(file.readline, MAX_LINE), ""), strict=True)
         try:
-            if next(lines, None) != list(Row._fields):
-                raise DataError(f"the first line must be {','.join(Row._fields)}", path=path)
+            if next(lines, None) != list(CatalogRow._fields):
+                raise DataError(f"the first line must be {','.join(CatalogRow._fields)}", path=path)
             for line in lines:
                 if split is None or line[split_field] == split:
                     yield parse_row(line)
@@ -89,7 +89,7 @@ def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None)
             raise DataError(f"line {lines.line_num} is not a row of a catalogue", path=path) from None
 
 
-def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str) -> Iterator[tuple[Row, int, int]]:
+def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str) -> Iterator[tuple[CatalogRow, int, int]]:
     """Yields (row, offset, length) of a split's records in reading order, or raises DataError."""
     rows, catalog = read_catalog(directory, split=split), Path(directory) / CATALOG_NAME
     class_names = dict(enumerate(manifest.class_names)) if manifest.split(split).labelled else {UNLABELLED: ""}
@@ -108,9 +108,9 @@ def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str
             yield row, offset, length
             count, end = count + 1, offset + length
         if count != shard.num_records:
-            raise DataError(f"{exactly(count, 'record')}, the manifest says {shard.num_records}", path=path)
+            raise DataError(f"{exactly(count, 'record')}, the manifest lists {shard.num_records}", path=path)
         if end != shard.num_bytes:
-            raise DataError(f"the records end at {end}, the manifest says {exactly(shard.num_bytes, 'byte')}", path=path)
+            raise DataError(f"the records end at {end}, the manifest lists {exactly(shard.num_bytes, 'byte')}", path=path)
     if next(rows, None) is not None:
         raise DataError(f"more rows of split {split!r} than its shards hold", path=catalog)
 

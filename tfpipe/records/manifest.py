@@ -274,7 +274,7 @@ def _what_else(directory: Path) -> str:
         return "there is no such folder"
     some = itertools.islice(os.walk(directory), _MAX_WALKED)
     if any(name.lower().endswith(tuple(IMAGE_SUFFIXES)) for _, _, names in some for name in names):
-        packed = f"tools/build_tfrecords.py --input={directory} --output=DATA"
+        packed = f"tfpipe build --input={directory} --output=DATA"
         return f"not a tfpipe data set, but a folder of images, which are packed into one first: {packed}"
     return "not a tfpipe data set"
 
@@ -311,7 +311,7 @@ def _shard_problem(path: Path, shard: Shard) -> str:
     if status.st_size == shard.num_bytes:
         return ""
     kind = "cut" if status.st_size < shard.num_bytes else "longer than written"
-    return f"{kind}: {exactly(status.st_size, 'byte')}, the manifest says {shard.num_bytes} ({records})"
+    return f"{kind}: {exactly(status.st_size, 'byte')}, the manifest lists {shard.num_bytes} ({records})"
 
 
 def check_files(directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None) -> None:
@@ -322,7 +322,7 @@ def check_files(directory: str | os.PathLike[str], manifest: Manifest, splits: C
     if problems:
         lines = "\n  ".join(map(str, problems))
         wrong = exactly(len(problems), "shard is", "shards are")
-        raise DataError(f"{wrong} not as the manifest says:\n  {lines}", path=directory, problems=problems)
+        raise DataError(f"{wrong} not as listed in the manifest:\n  {lines}", path=directory, problems=problems)
 
 
 def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None) -> None:
@@ -346,4 +346,4 @@ def hash_problem(path: Path, sha256: str) -> DataError | None:
         return DataError(f"cannot be read: {error.message if isinstance(error, DataError) else error.strerror}", path=path)
     # The other hash is not shown: a link may lead to a file that whoever wrote the manifest cannot
     # read.
-    return None if actual == sha256 else DataError("not as the manifest says: its SHA-256 is another", path=path)
+    return None if actual == sha256 else DataError("not as listed in the manifest: its SHA-256 is another", path=path)

@@ -1,4 +1,4 @@
-"""A data set at a glance, as text: printed after a build, and by `inspect_tfrecords info`."""
+"""A data set at a glance, as text: printed after a build, and by `tfpipe info`."""
 
 from __future__ import annotations
 

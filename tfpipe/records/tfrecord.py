@@ -51,7 +51,7 @@ def _header(num_bytes: int) -> bytes:
     return length + _FOOTER.pack(masked_crc32c(length))
 
 
-class Frame(NamedTuple):
+class RawRecord(NamedTuple):
     """One intact record; its frame covers the bytes [offset, offset + FRAME_BYTES + len(data))."""
 
     offset: int
@@ -63,7 +63,7 @@ class Frame(NamedTuple):
         return FRAME_BYTES + len(self.data)
 
 
-def read_frames(path: str | os.PathLike[str]) -> Iterator[Frame]:
+def read_frames(path: str | os.PathLike[str]) -> Iterator[RawRecord]:
     """Yields every record of a TFRecord file in order, both CRCs checked.
 
     Raises:
@@ -75,7 +75,7 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[Frame]:
         offset = 0
         while offset < size:
             data = read_frame(file, offset, size, path)
-            yield Frame(offset, data)
+            yield RawRecord(offset, data)
             offset += FRAME_BYTES + len(data)
 
 
@@ -114,7 +114,7 @@ class Gap(NamedTuple):
     end: int
 
 
-def salvage_frames(path: str | os.PathLike[str]) -> Iterator[Frame | Gap]:
+def salvage_frames(path: str | os.PathLike[str]) -> Iterator[RawRecord | Gap]:
     """Yields every intact record of a damaged file, and a `Gap` for the bytes between them.
 
     After damage, the next record is the first later position whose length matches its CRC and whose
@@ -129,7 +129,7 @@ def salvage_frames(path: str | os.PathLike[str]) -> Iterator[Frame | Gap]:
         while offset < size:
             data = _intact(view, offset, size)
             if data is not None:
-                yield Frame(offset, data)
+                yield RawRecord(offset, data)
                 offset += FRAME_BYTES + len(data)
                 continue
             # With an intact header the next record begins where this one ends, whatever its data

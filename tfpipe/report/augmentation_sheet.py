@@ -1,8 +1,6 @@
-"""Augmentation sheet: what training sees. A row per image: as evaluation sees it, then as each of ten epochs does.
+"""Augmentation sheet: images as evaluation and each of ten epochs of training see them.
 
 show("shards/", "sheet.png", augment="standard", seed=0)
-
-On a floor of its own, above those that draw and those that augment.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from tfpipe.pipeline.replaying import Replayer
 
 _NUM_EPOCHS = 10
-_USUAL = {"tile": 160, "images": 8}
+_DEFAULTS = {"tile": 160, "images": 8}
 _SEPARATOR = "  \u00b7  "
 
 
@@ -40,41 +38,33 @@ def show(
     *,
     augment: Augmentation | str = "standard",
     split: str | None = None,
-    images: int = _USUAL["images"],
+    images: int = _DEFAULTS["images"],
     seed: int = 0,
     image_size: tuple[int, int] = (224, 224),
     resize: Resize = "stretch",
-    tile: int = _USUAL["tile"],
+    tile: int = _DEFAULTS["tile"],
     font: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Draws a PNG with one row per image: as evaluation sees it, then as training does in epochs 0 to 9.
+    """Draws a PNG with a row per image: as evaluation sees it, then training in epochs 0 to 9.
 
     The augmented images are those of `dataset(directory, split, training=True, augment=augment,
-    seed=seed, ...)`, bit for bit, but for MixUp and CutMix, which are not shown, and made smaller
-    or larger for the sheet. An image that cannot be decoded is drawn as a crossed tile with the
-    reason.
+    seed=seed, ...)`, bit for bit, scaled to the tile; MixUp and CutMix are not shown. An image that
+    cannot be decoded is drawn as a crossed tile with the reason.
 
     Args:
         directory: the data set's folder.
-        output: the PNG file, not within the data set; written atomically. A PNG that is there is
-            replaced, nothing else is.
+        output: the PNG file, as of `contact_sheet.show`.
         augment: an `Augmentation` or the name of a preset.
         split: the split to draw from, default the first, which is train where there is one.
         images: rows; the classes take turns.
-        seed: draws the images and their augmentation.
+        seed: of the sample and the augmentation.
         image_size: (height, width), as given to `dataset`.
         resize: as given to `dataset`.
         tile: side of an image's place, in pixels.
-        font: TrueType or OpenType file; None: the first of some well-known fonts that has every
-            character of the names.
+        font: as of `contact_sheet.show`.
 
     Raises:
-        FileExistsError: there is something at `output` that is no PNG file.
-        FileNotFoundError: there is no data set, or no folder for `output`.
-        ValueError: there is no such split or preset, a number is too small, `output` lies within
-            the data set, or the sheet would have more than 100 million pixels.
-        DataError: the data set is damaged.
-        OSError: the font cannot be read.
+        As `contact_sheet.show`; ValueError also for an unknown preset.
     """
     images, tile, image_size = arguments.check(images=images, tile=tile, image_size=image_size)
     augmentation = Augmentation.named(augment)
@@ -82,9 +72,9 @@ def show(
     sheets.check_target(Path(output), Path(directory), "augmentation sheet")  # before the drawing, which takes a while
     split = next(iter(manifest.splits)) if split is None else split
     manifest.split(split)
-    from tfpipe.pipeline.replaying import Replayer  # takes seconds: what can be wrong has been looked at
+    from tfpipe.pipeline.replaying import Replayer  # takes seconds: after the checks
 
-    unmixed = dataclasses.replace(augmentation, mixup=0, cutmix=0)  # they would ask for labels
+    unmixed = dataclasses.replace(augmentation, mixup=0, cutmix=0)  # these need labels
     replayer = Replayer(directory, split, seed=seed, image_size=image_size, resize=resize, augment=unmixed)
     samples = _choose(Path(directory), manifest, split, images, seed)
     starts = [0, *itertools.accumulate(shard.num_records for shard in manifest.split(split).shards)]
@@ -94,11 +84,11 @@ def show(
     facts = (f"{split}, {total}", f"{len(samples)} drawn with seed {seed}", f"as dataset() gives them, {shape}, {resize}")
     details = [_SEPARATOR.join(facts), _described(augmentation)]
     sheet = sheets.Sheet(manifest.name, details, panels, tile=tile, font=font, first_apart=True)
-    sheet.save(Path(output), lower=sheets.to_lower({"tile": tile, "images": images}, _USUAL))
+    sheet.save(Path(output), lower=sheets.to_lower({"tile": tile, "images": images}, _DEFAULTS))
 
 
 def _choose(directory: Path, manifest: Manifest, split: str, images: int, seed: int) -> list[Sample]:
-    """Returns some records of a split, as many of each class as of any other where there are enough, by label."""
+    """Returns records of a split, by label, with as many of each class as possible."""
     by_class = draw_samples(directory, manifest, [split], images, max(1, len(manifest.class_names)), seed)
     drawn = [(rank, label, sample) for (label, _), of_class in by_class.items() for rank, sample in enumerate(of_class)]
     chosen = sorted(drawn, key=lambda entry: entry[:2])[:images]
@@ -122,8 +112,8 @@ def _panel(replayer: Replayer, sample: Sample, position: int, tile: int) -> shee
         pixels = replayer.evaluated(position) if epoch is None else replayer.image(position, epoch)
         return sheets.fit(Image.fromarray(pixels), tile)
 
-    tiles = [sheets.Tile(functools.partial(draw, epoch), f"epoch {epoch}") for epoch in range(_NUM_EPOCHS)]
-    tiles.insert(0, sheets.Tile(functools.partial(draw, None), "evaluation"))
+    epochs: list[tuple[int | None, str]] = [(None, "evaluation"), *((epoch, f"epoch {epoch}") for epoch in range(_NUM_EPOCHS))]
+    tiles = [sheets.Tile(functools.partial(draw, epoch), caption) for epoch, caption in epochs]
     row = sample.row
     if row.label == UNLABELLED:
         return sheets.Panel(None, row.key, "no label", tiles)

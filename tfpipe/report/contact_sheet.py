@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+import io
 import os
 import warnings
 from pathlib import Path
@@ -16,12 +17,11 @@ from tfpipe.common import arguments, seeds
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular
 from tfpipe.common.text import plural
-from tfpipe.images.pillow_decoding import as_read
 from tfpipe.records import manifest as manifests
 from tfpipe.records import tfrecord
-from tfpipe.records.catalog import Row, read_split
+from tfpipe.records.catalog import CatalogRow, read_split
 from tfpipe.records.manifest import Manifest
-from tfpipe.records.samples import Samples
+from tfpipe.records.samples import MAX_BITS, USUAL, Samples
 from tfpipe.records.schema import UNLABELLED, Record
 from tfpipe.report import sheets
 from tfpipe.verification.reading import checked_record
@@ -29,25 +29,13 @@ from tfpipe.verification.reading import checked_record
 if TYPE_CHECKING:
     from PIL import Image
 
-_USUAL = {"tile": 160, "per_class": 8, "max_classes": 50}
-
-# What ImageOps.exif_transpose does, by the orientation that the record stores: Image.Transpose
-# members by name.
-_TURNS = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
+_DEFAULTS = {"tile": 160, "per_class": 8, "max_classes": 50}
 
 
 class Sample(NamedTuple):
-    """A record that was drawn: its row of the catalogue, and where it stands."""
+    """A record that was drawn: its row of the catalogue, and its place."""
 
-    row: Row
+    row: CatalogRow
     shard: Path
     offset: int
 
@@ -66,33 +54,32 @@ def show(
     output: str | os.PathLike[str],
     *,
     split: str | None = None,
-    per_class: int = _USUAL["per_class"],
-    max_classes: int = _USUAL["max_classes"],
+    per_class: int = _DEFAULTS["per_class"],
+    max_classes: int = _DEFAULTS["max_classes"],
     seed: int = 0,
-    tile: int = _USUAL["tile"],
+    tile: int = _DEFAULTS["tile"],
     font: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Draws a PNG with one row of images per class and one per unlabelled split, upright and in the colours of training.
+    """Draws a PNG with a row of images per class and per unlabelled split, as training sees them.
 
     Equal data sets and arguments give equal samples, however the records are sharded. An image that
     cannot be read or decoded, or has more pixels than Pillow's limit, is drawn as a crossed tile
-    with the reason, also where its whole shard is missing.
+    with the reason.
 
     Args:
         directory: the data set's folder.
-        output: the PNG file, not within the data set; written atomically. A PNG that is there is
-            replaced, nothing else is.
+        output: the PNG file, outside the data set; an earlier PNG is replaced, atomically.
         split: the split to draw from, default all.
         per_class: images in a row.
-        max_classes: rows at most; the header says how many classes there are.
-        seed: draws the sample.
+        max_classes: rows at most; the header gives the number of classes.
+        seed: of the sample.
         tile: side of an image's place, in pixels.
         font: TrueType or OpenType file; None: the first of some well-known fonts that has every
             character of the names.
 
     Raises:
-        FileExistsError: there is something at `output` that is no PNG file.
-        FileNotFoundError: there is no manifest, no catalogue, or no folder for `output`.
+        FileExistsError: `output` is something else than a PNG file.
+        FileNotFoundError: the manifest, the catalogue or the folder for `output` is missing.
         ValueError: there is no such split, a number is too small, `output` lies within the data
             set, or the sheet would have more than 100 million pixels.
         DataError: the catalogue or an index is damaged.
@@ -103,26 +90,29 @@ def show(
     sheets.check_target(Path(output), Path(directory), "contact sheet")  # before the drawing, which takes a while
     names = list(manifest.splits) if split is None else [split]
     manifests.check_hashes(directory, manifest, names)
-    groups = _groups(Path(directory), manifest, names, per_class, max_classes, seed)
-    title, detail = _header(manifest, names, per_class, max_classes, seed)
     samples = Samples.of(manifest.options)
-    sheet = sheets.Sheet(title, [detail], [_panel(group, samples, tile) for group in groups], tile=tile, font=font)
-    sheet.save(Path(output), lower=sheets.to_lower({"tile": tile, "per_class": per_class, "max_classes": max_classes}, _USUAL))
+    panels = [
+        sheets.Panel(
+            None if group.label == UNLABELLED else group.label,
+            group.name,
+            f"{group.num_records:,}",
+            [sheets.Tile(functools.partial(_thumbnail, one, samples, tile), one.row.key) for one in group.samples],
+        )
+        for group in _groups(Path(directory), manifest, names, per_class, max_classes, seed)
+    ]
+    detail = _header(manifest, names, per_class, max_classes, seed)
+    sheet = sheets.Sheet(manifest.name, [detail], panels, tile=tile, font=font)
+    numbers = {"tile": tile, "per_class": per_class, "max_classes": max_classes}
+    sheet.save(Path(output), lower=sheets.to_lower(numbers, _DEFAULTS))
 
 
-def _panel(group: _Group, samples: Samples, tile: int) -> sheets.Panel:
-    label = None if group.label == UNLABELLED else group.label
-    tiles = [sheets.Tile(functools.partial(_thumbnail, sample, samples, tile), sample.row.key) for sample in group.samples]
-    return sheets.Panel(label, group.name, f"{group.num_records:,}", tiles)
-
-
-def _header(manifest: Manifest, names: list[str], per_class: int, max_classes: int, seed: int) -> tuple[str, str]:
+def _header(manifest: Manifest, names: list[str], per_class: int, max_classes: int, seed: int) -> str:
     splits = ", ".join(f"{name} {manifest.split(name).num_records:,}" for name in names)
     total = sum(manifest.split(name).num_records for name in names)
     classes = len(manifest.class_names)
     shown = f"the first {max_classes} of {classes:,} classes" if classes > max_classes else plural(classes, "class", "classes")
     facts = (f"{plural(total, 'record')} ({splits})", shown, f"up to {per_class} of each, drawn with seed {seed}")
-    return manifest.name, "  \u00b7  ".join(facts)
+    return "  \u00b7  ".join(facts)
 
 
 def _groups(directory: Path, manifest: Manifest, names: list[str], per_class: int, max_classes: int, seed: int) -> list[_Group]:
@@ -143,7 +133,7 @@ def _groups(directory: Path, manifest: Manifest, names: list[str], per_class: in
 def draw_samples(
     directory: Path, manifest: Manifest, names: list[str], per_class: int, max_classes: int, seed: int
 ) -> dict[tuple[int, str], list[Sample]]:
-    """Returns the records with the smallest seeded hashes of their keys, by (label, split where unlabelled)."""
+    """Returns the records with the smallest seeded hashes, by (label, split where unlabelled)."""
     heaps: dict[tuple[int, str], list[tuple[int, str, Sample]]] = {}
     for name in names:
         for row, offset, _ in read_split(directory, manifest, name):
@@ -154,19 +144,14 @@ def draw_samples(
             entry = (-seeds.derive(seed, "show", row.key), row.key, Sample(row, shard, offset))
             if len(heap) < per_class:
                 heapq.heappush(heap, entry)
-            elif entry > heap[0]:
-                heapq.heapreplace(heap, entry)
+            else:
+                heapq.heappushpop(heap, entry)
     return {place: [sample for *_, sample in sorted(heap, reverse=True)] for place, heap in heaps.items()}
 
 
 def _thumbnail(sample: Sample, samples: Samples, tile: int) -> Image.Image:
-    """Returns the image, upright, no side longer than the tile.
-
-    Raises:
-        DataError: the record is damaged, its shard cannot be read, or Pillow cannot decode its
-            image.
-    """
-    from PIL import Image
+    """Returns the image, upright, as large as the tile; raises DataError where it cannot."""
+    from PIL import ExifTags, Image, ImageOps
 
     record = _stored(sample)
     try:
@@ -179,9 +164,27 @@ def _thumbnail(sample: Sample, samples: Samples, tile: int) -> Image.Image:
     except Exception as error:  # whatever a decoder raises on damaged bytes: one tile, not the sheet
         message = f"Pillow cannot decode it: {error or type(error).__name__}"
         raise DataError(message, path=sample.shard, offset=sample.offset) from None
-    if record.orientation in _TURNS:
-        small = small.transpose(Image.Transpose[_TURNS[record.orientation]])
-    return small
+    small.getexif()[ExifTags.Base.Orientation] = record.orientation
+    return ImageOps.exif_transpose(small)
+
+
+def as_read(encoded: bytes, samples: Samples, side: int) -> Image.Image:
+    """Returns an image in RGB, not turned, with training's pixels; CMYK as Pillow converts it.
+
+    A large JPEG is decoded smaller, but no smaller than `side` along its longer side.
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded)) as image:
+        is_deep = str(MAX_BITS) in str(image.tile[0].args)
+        if image.format == "PNG" and (is_deep or samples.background != USUAL.background):
+            from tfpipe.images.decoding import decode_image
+
+            return Image.fromarray(decode_image(encoded, samples=samples).numpy())
+        image.draft("RGB", (side, side))  # a JPEG of 16 megapixels is decoded at an eighth of its size
+        image.load()
+        image.info.pop("transparency", None)  # Pillow would warn that it is lost
+        return image if image.mode == "RGB" else image.convert("RGB")  # may be large: no copy without need
 
 
 def _stored(sample: Sample) -> Record:

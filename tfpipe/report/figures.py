@@ -1,4 +1,4 @@
-"""Drawings of a report as images for an HTML page: SVG for curves, PNG for large matrices, JPEG for photographs.
+"""Drawings as images for an HTML page: SVG for curves, PNG for large matrices, JPEG for photographs.
 
 None contains a class name: the page writes those, in whatever font the browser has for them.
 """
@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from scipy.sparse import coo_array
 
 INK, ACCENT, FAINT = "#22252a", "#1f6f8b", "#8a9099"
-# Okabe and Ito 2008, told apart by colour-blind readers; the last two are darker and lighter kins.
+# Okabe and Ito 2008, distinct to colour-blind readers; the last two are a darker and a lighter variant.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#5b5b5b", "#a05a2c", "#8fbc3b")
 
 _STYLE = {
@@ -35,33 +34,26 @@ _STYLE = {
     "grid.color": "#e6e8ea",
     "axes.axisbelow": True,
 }
-_SQUARE = (4.2, 4.0)  # inches
-_JPEG_QUALITY = 85
 _MAX_MATRIX_SIDE = 1000  # pixels that a figure of 8.5 inches at 110 per inch has, roughly
 
 Array = np.ndarray[Any, Any]
 Curve = tuple[Array, Array]
 
 
-def roc_curves(table_labels: Array, probabilities: Array, class_indices: Sequence[int]) -> str:
+def roc_curves(labels: Array, probabilities: Array, class_indices: Sequence[int]) -> str:
     """Returns a drawing of ROC curves, one per class against all others, in the order of COLOURS."""
     from sklearn.metrics import roc_curve
 
-    def curve(index: int) -> Curve:
-        false_positive, true_positive, _ = roc_curve(table_labels == index, probabilities[:, index])
-        return false_positive, true_positive
-
-    curves = [curve(index) for index in class_indices]
+    curves = [roc_curve(labels == index, probabilities[:, index])[:2] for index in class_indices]
     return _curves(curves, "1 - specificity (false positive rate)", "sensitivity (true positive rate)", diagonal=True)
 
 
-def precision_recall_curves(table_labels: Array, probabilities: Array, class_indices: Sequence[int]) -> str:
+def precision_recall_curves(labels: Array, probabilities: Array, class_indices: Sequence[int]) -> str:
     """Returns a drawing of precision-recall curves, as `roc_curves`."""
     from sklearn.metrics import precision_recall_curve
 
     def curve(index: int) -> Curve:
-        truth, scores = table_labels == index, probabilities[:, index]
-        precision, recall, _ = precision_recall_curve(truth, scores, drop_intermediate=True)
+        precision, recall, _ = precision_recall_curve(labels == index, probabilities[:, index], drop_intermediate=True)
         return recall, precision
 
     return _curves([curve(index) for index in class_indices], "recall", "precision", steps=True)
@@ -74,36 +66,34 @@ def _curves(curves: Sequence[Curve], x_label: str, y_label: str, *, diagonal: bo
             axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
         for colour, (x, y) in zip(COLOURS, curves, strict=False):
             axes.plot(x, y, color=colour, linewidth=1.8, drawstyle="steps-post" if steps else "default", clip_on=False)
-        _unit_square(axes, x_label, y_label)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=x_label, ylabel=y_label, aspect="equal")
 
-    return _svg(_SQUARE, draw)
+    return _drawn((4.2, 4.0), draw)
 
 
 def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> str:
-    """Returns accuracy against confidence by bin, above the number of images by bin; bins as in metrics.json."""
+    """Returns accuracy against confidence above the number of images; bins as in metrics.json."""
     lows = [bin_["low"] for bin_ in bins]
-    widths = [bin_["high"] - bin_["low"] for bin_ in bins]
+    bars = {"width": [bin_["high"] - bin_["low"] for bin_ in bins], "align": "edge", "edgecolor": "white"}
     filled = [bin_ for bin_ in bins if bin_["count"]]
 
     def draw(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
-        heights = [bin_["accuracy"] or 0 for bin_ in bins]
-        upper.bar(lows, heights, widths, align="edge", color=ACCENT, alpha=0.35, edgecolor="white")
+        upper.bar(lows, [bin_["accuracy"] or 0 for bin_ in bins], color=ACCENT, alpha=0.35, **bars)
         upper.plot([bin_["confidence"] for bin_ in filled], [bin_["accuracy"] for bin_ in filled], "o", color=ACCENT, ms=5)
         upper.set(ylim=(0, 1.02), ylabel="accuracy")
-        lower.bar(lows, [bin_["count"] for bin_ in bins], widths, align="edge", color=FAINT, edgecolor="white")
+        lower.bar(lows, [bin_["count"] for bin_ in bins], color=FAINT, **bars)
         lower.set(xlim=(0, 1), xlabel="confidence (largest probability)", ylabel="images")
         lower.yaxis.get_major_locator().set_params(integer=True, nbins=3)
 
-    return _svg((4.2, 4.6), draw)
+    return _drawn((4.2, 4.6), draw)
 
 
 def matrix_image(matrix: coo_array) -> str:
-    """Returns a confusion matrix, counts [C, C], as an image of the shares of each row; axes count classes from 0.
+    """Returns a confusion matrix, counts [C, C], as an image of the shares of each row.
 
-    Where there are more than 1,000 classes, which no page shows, a cell of the image stands for a
-    square of them.
+    Of more than 1,000 classes, one cell of the image stands for several.
     """
     num_classes = matrix.shape[0]
     side = min(num_classes, _MAX_MATRIX_SIDE)
@@ -119,18 +109,10 @@ def matrix_image(matrix: coo_array) -> str:
         axes.set(xlabel="predicted (number of class)", ylabel="true (number of class)")
         figure.colorbar(shown, ax=axes, fraction=0.04, label="share of the true class")
 
-    return _drawn((8.5, 7.6), draw, "png", "image/png")
+    return _drawn((8.5, 7.6), draw, "png")
 
 
-def _unit_square(axes: Axes, x_label: str, y_label: str) -> None:
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=x_label, ylabel=y_label, aspect="equal")
-
-
-def _svg(inches: tuple[float, float], draw: Any) -> str:
-    return _drawn(inches, draw, "svg", "image/svg+xml")
-
-
-def _drawn(inches: tuple[float, float], draw: Any, kind: str, media_type: str) -> str:
+def _drawn(inches: tuple[float, float], draw: Callable[[Figure], None], kind: str = "svg") -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -138,19 +120,18 @@ def _drawn(inches: tuple[float, float], draw: Any, kind: str, media_type: str) -
         figure = Figure(figsize=inches, layout="constrained")
         draw(figure)
         file = io.BytesIO()
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(file, format=kind, dpi=110, metadata=metadata)
-    return data_uri(file.getvalue(), media_type)
+        figure.savefig(file, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return data_uri(file.getvalue(), "image/svg+xml" if kind == "svg" else "image/png")
 
 
 def photograph(image: Array, side: int) -> str:
-    """Returns an image, uint8 [H, W, 3], as JPEG, no side longer than `side` pixels; smaller ones as they are."""
+    """Returns an image, uint8 [H, W, 3], as JPEG of at most `side` pixels; never enlarged."""
     from PIL import Image
 
     small = Image.fromarray(image)
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    small.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    small.save(file, "JPEG", quality=85, subsampling=0)
     return data_uri(file.getvalue(), "image/jpeg")
 
 

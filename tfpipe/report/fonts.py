@@ -6,8 +6,8 @@ import contextlib
 import logging
 import os
 import unicodedata
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from tfpipe.common.text import plural
 
@@ -19,57 +19,32 @@ if TYPE_CHECKING:
 _log = logging.getLogger("tfpipe")
 
 # File names; Pillow looks for them where Linux, macOS and Windows keep their fonts. Handsome ones
-# come first, those that cover most of the world's scripts behind them.
+# come first, those that cover most of the world's scripts last.
+_SCRIPTS = ("Arabic", "Hebrew", "Devanagari", "Bengali", "Tamil", "Thai", "Georgian")
 _NAMES = (
-    "NotoSans-Regular.ttf",
-    "DejaVuSans.ttf",
-    "Arial.ttf",
-    "arial.ttf",
-    "NotoSansCJK-Regular.ttc",
-    "NotoSansCJKsc-Regular.otf",
-    "NotoSansSC-Regular.otf",
-    "SourceHanSansSC-Regular.otf",
-    "wqy-microhei.ttc",
-    "wqy-zenhei.ttc",
-    "DroidSansFallbackFull.ttf",
-    "DroidSansFallback.ttf",
-    "uming.ttc",
-    "PingFang.ttc",
-    "Hiragino Sans GB.ttc",
-    "STHeiti Light.ttc",
-    "msyh.ttc",
-    "simsun.ttc",
-    "YuGothR.ttc",
-    "malgun.ttf",
-    *(f"NotoSans{script}-Regular.ttf" for script in ("Arabic", "Hebrew", "Devanagari", "Bengali", "Tamil", "Thai", "Georgian")),
-    "Arial Unicode.ttf",
-    "ARIALUNI.TTF",
-    "unifont.otf",
-    "unifont.ttf",
+    *("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial.ttf", "arial.ttf"),
+    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "NotoSansSC-Regular.otf", "SourceHanSansSC-Regular.otf"),
+    *("wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf", "DroidSansFallback.ttf", "uming.ttc"),
+    *("PingFang.ttc", "Hiragino Sans GB.ttc", "STHeiti Light.ttc"),
+    *("msyh.ttc", "simsun.ttc", "YuGothR.ttc", "malgun.ttf"),
+    *(f"NotoSans{script}-Regular.ttf" for script in _SCRIPTS),
+    *("Arial Unicode.ttf", "ARIALUNI.TTF", "unifont.otf", "unifont.ttf"),
 )
 
-# Words of the names of characters, and the package of Debian whose font has them; _OTHER_PACKAGE
-# has all others, if coarsely.
+# Words of the names of characters, and Debian's package with a font; _OTHER_PACKAGE has all
+# others, if coarsely.
 _PACKAGES = {"CJK": "fonts-noto-cjk", "HIRAGANA": "fonts-noto-cjk", "KATAKANA": "fonts-noto-cjk", "HANGUL": "fonts-noto-cjk"}
 _OTHER_PACKAGE = "fonts-unifont"
 
 _NOT_A_CHARACTER = "\U0010ffff"  # every font draws its sign for missing glyphs here
 
 
-class _Measured(Protocol):
-    def getlength(self, text: str) -> float: ...
-
-
 class Fonts:
-    """One font at any size, and what it cannot write.
-
-    Attributes:
-        missing: characters of the text it was chosen for that it does not have.
-    """
+    """One font at any size; `missing`: the characters of a text that it does not have."""
 
     def __init__(self, path: str | None, text: str) -> None:
         self._path = path
-        self.missing = frozenset(_missing(self.of_size(16), text))
+        self.missing = _missing(self.of_size(16), text)
 
     def of_size(self, size: int) -> Font:
         """Returns the font with letters of `size` pixels."""
@@ -83,58 +58,55 @@ class Fonts:
         return built_in
 
     def shown(self, text: str) -> str:
-        r"""Returns the text with what the font does not have, and what is not printable, as escapes: \u732b."""
-        return "".join(
-            character.encode("unicode_escape").decode()
-            if character in self.missing or not character.isprintable()
-            else character
-            for character in text
-        )
+        r"""Returns the text with missing and unprintable characters as escapes: \u732b."""
+        shown = frozenset(c for c in text if c.isprintable()) - self.missing
+        return "".join(c if c in shown else c.encode("unicode_escape").decode() for c in text)
 
 
 def choose(text: str, path: str | os.PathLike[str] | None = None) -> Fonts:
-    """Returns the first font that has every character of a text, or else the one that lacks the fewest.
+    """Returns the first font with all characters of a text, or with a warning the best one.
 
     Args:
         text: everything that will be written.
         path: the font file to take, whatever it lacks.
 
     Raises:
-        OSError: there is no such font file, or it is none.
+        OSError: the file cannot be read as a font, or no font was found.
     """
-    if path is not None:
+    if path is None:
+        best = min(_found(text), key=lambda font: len(font.missing), default=None)
+        if best is None:
+            raise OSError("no font was found: give a font file with --font (in Python font=)")
+    else:
         try:
             best = Fonts(os.fspath(path), text)
         except OSError as error:
             raise OSError(f"{os.fspath(path)}: cannot be read as a font ({error})") from None
-    else:
-        best = _best(text)
     if best.missing:
-        count = len(best.missing)
-        verb, them = ("is", "it") if count == 1 else ("are", "them")
-        where = "not in this font" if path is not None else "in no font found here"
         _log.warning(
-            "%s %s %s and drawn as %s: %s; a font file that has %s can be given with --font (in Python font=),"
-            " or installed: Debian calls it %s",
-            plural(count, "character"),
-            verb,
-            where,
-            "an escape" if count == 1 else "escapes",
+            "%s %s, drawn as escapes: %s; a font file that has them can be given with --font (in Python font=), or"
+            " installed: Debian calls it %s",
+            plural(len(best.missing), "character"),
+            "in no font found here" if path is None else "not in this font",
             "".join(sorted(best.missing)[:20]),
-            them,
             packages(best.missing),
         )
     return best
 
 
 def lacking(text: str) -> frozenset[str]:
-    """Returns the characters that no font found here has: boxes on a page, whose letters may be of several fonts."""
-    missing = frozenset(text)
+    """Returns the characters that no font found here has: on a page, boxes."""
+    return frozenset(text).intersection(*(font.missing for font in _found(text)))
+
+
+def _found(text: str) -> Iterator[Fonts]:
+    """Yields this machine's fonts, and Pillow's own, up to the first with every character."""
     for name in (*_NAMES, None):
-        if missing:
-            with contextlib.suppress(OSError):
-                missing = Fonts(name, "".join(missing)).missing
-    return missing
+        with contextlib.suppress(OSError):
+            font = Fonts(name, text)
+            yield font
+            if not font.missing:
+                return
 
 
 def packages(characters: Iterable[str]) -> str:
@@ -143,41 +115,20 @@ def packages(characters: Iterable[str]) -> str:
     return " and ".join(sorted({_PACKAGES.get(word, _OTHER_PACKAGE) for word in words}))
 
 
-def _best(text: str) -> Fonts:
-    best: Fonts | None = None
-    for name in (*_NAMES, None):
-        try:
-            found = Fonts(name, text)
-        except OSError:
-            continue
-        if best is None or len(found.missing) < len(best.missing):
-            best = found
-        if not best.missing:
-            break
-    if best is None:
-        raise OSError("no font was found: give a font file with --font (in Python font=)")
-    return best
-
-
-def _missing(font: Font, text: str) -> set[str]:
-    # Pillow does not say which characters a font has; a missing one looks like a code point that is
-    # no character.
+def _missing(font: Font, text: str) -> frozenset[str]:
+    # Pillow does not report which characters a font has; a missing one looks like a code point that
+    # is not a character.
     sign = font.getmask(_NOT_A_CHARACTER)
-    absent = bytes(sign), sign.size
-    candidates = {character for character in text if character.isprintable() and not character.isspace()}
-    return {
-        character
-        for character in candidates
-        if not unicodedata.combining(character) and (bytes(mask := font.getmask(character)), mask.size) == absent
-    }
+    visible = (c for c in set(text) if c.isprintable() and not c.isspace() and not unicodedata.combining(c))
+    return frozenset(c for c in visible if (mask := font.getmask(c)).size == sign.size and bytes(mask) == bytes(sign))
 
 
-def shortened(text: str, font: _Measured, width: int) -> str:
-    """Returns the text, cut in its middle if it is wider than `width` pixels: names differ at their ends."""
+def shortened(text: str, font: Font, width: int) -> str:
+    """Returns the text, cut in its middle if wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
     for kept in range(min(len(text) - 1, width), 0, -1):  # a character has a pixel, or else there is one the less
-        head, tail = text[: kept // 3], text[len(text) - (kept - kept // 3) :]
-        if font.getlength(f"{head}\u2026{tail}") <= width:
-            return f"{head}\u2026{tail}"
+        cut = f"{text[: kept // 3]}\u2026{text[len(text) - (kept - kept // 3) :]}"
+        if font.getlength(cut) <= width:
+            return cut
     return ""

@@ -1,4 +1,4 @@
-"""Sheets of images as PNG files: panels below each other, each a line of text above a row of tiles with captions.
+"""Sheets of images as PNG files: panels below each other, each a line of text above a row of tiles.
 
 check_target(output, directory, "contact sheet")
 sheet = Sheet(title, [detail], panels, tile=160, font=None)
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import written_atomically
+from tfpipe.images.png import SIGNATURE
 from tfpipe.report import fonts
 
 if TYPE_CHECKING:
@@ -24,38 +25,24 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("tfpipe")
 
-MAT = "#eceae4"  # behind an image that does not fill its tile
+MAT = "#eceae4"  # around an image that does not fill its tile
 _BACKGROUND, _PANEL = "#f4f4f1", "#ffffff"
 _INK, _FAINT, _ALARM = "#22252a", "#7d8087", "#b3412e"
 _MARGIN, _GAP, _CAPTION, _PADDING = 28, 10, 20, 14
 _HEADER, _LINE = 62, 22  # the title, and each line below it
 
 _MAX_PIXELS = 100_000_000  # of the whole sheet: 300 MB of memory, and few viewers open more
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class Tile(NamedTuple):
-    """An image and what stands below it.
-
-    Attributes:
-        draw: returns the image, no side longer than the tile's. A `DataError` is drawn as a crossed
-            tile with the reason.
-        caption: one line.
-    """
+    """An image no larger than the tile, or a `DataError`, which is drawn, and its caption."""
 
     draw: Callable[[], Image.Image]
     caption: str
 
 
 class Panel(NamedTuple):
-    """One row of tiles and the line above it.
-
-    Attributes:
-        label: stands on a chip before the name, None for no chip.
-        name: in ink.
-        note: behind the name, fainter.
-        tiles: from left to right.
-    """
+    """A row of tiles, and the line above it: label if any, name, and a fainter note."""
 
     label: int | None
     name: str
@@ -64,29 +51,22 @@ class Panel(NamedTuple):
 
 
 def check_target(target: Path, directory: Path, what: str) -> None:
-    """Refuses to write where something would be lost: a photograph, say, when the arguments stand in the wrong order.
-
-    Args:
-        target: the PNG file to be written.
-        directory: the data set's folder.
-        what: the sheet's name in messages.
+    """Checks that writing a sheet would overwrite only a PNG file, outside the data set's folder.
 
     Raises:
-        FileExistsError: there is something that is no PNG file.
-        FileNotFoundError: there is no folder for it.
+        FileExistsError: the target is something else than a PNG file.
+        FileNotFoundError: its folder is missing.
         ValueError: it lies within the data set.
     """
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent}: no such folder, for the {what} {target.name}")
     if target.parent.resolve().is_relative_to(directory.resolve()):
         raise ValueError(f"{target}: the {what} must be written outside the data set's folder")
-    try:
-        mode = os.lstat(target).st_mode
-    except FileNotFoundError:
+    if not os.path.lexists(target):
         return
-    if stat.S_ISREG(mode):
+    if stat.S_ISREG(mode := os.lstat(target).st_mode):
         with open(target, "rb") as file:
-            if file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE:
+            if file.read(len(SIGNATURE)) == SIGNATURE:
                 return
     kind = "a folder" if stat.S_ISDIR(mode) else "something else than a PNG file"
     raise FileExistsError(f"{target}: {kind} is there; it was not overwritten")
@@ -101,14 +81,26 @@ def fit(image: Image.Image, side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
 
 
-def to_lower(arguments: Mapping[str, int], usual: Mapping[str, int]) -> str:
-    """Returns the flags that make a sheet smaller: those that were raised above the usual, or else all."""
-    raised = [f"--{name}" for name, value in arguments.items() if value > usual[name]]
+def to_lower(arguments: Mapping[str, int], defaults: Mapping[str, int]) -> str:
+    """Returns the flags to lower for a smaller sheet: those above the defaults, or else all."""
+    raised = [f"--{name}" for name, value in arguments.items() if value > defaults[name]]
     return " or ".join(raised or [f"--{name}" for name in arguments])
 
 
 class Sheet:
-    """Where things stand on a sheet."""
+    """Panels below a title; `save` draws them.
+
+    Args:
+        title: of the whole sheet.
+        details: lines below it.
+        panels: from top to bottom.
+        tile: side of an image's place, in pixels.
+        font: TrueType or OpenType file, or None to choose one.
+        first_apart: leave a gap after the first tile of each panel.
+
+    Raises:
+        OSError: the font cannot be read.
+    """
 
     def __init__(
         self,
@@ -120,39 +112,22 @@ class Sheet:
         font: str | os.PathLike[str] | None,
         first_apart: bool = False,
     ) -> None:
-        """Chooses the font.
-
-        Args:
-            title: of the whole sheet.
-            details: lines below it.
-            panels: from top to bottom.
-            tile: side of an image's place, in pixels.
-            font: TrueType or OpenType file; None: the first of some well-known fonts that has every
-                character.
-            first_apart: the first tile of each panel stands apart from the others.
-
-        Raises:
-            OSError: the font cannot be read.
-        """
         captions = [tile.caption for panel in panels for tile in panel.tiles]
         chosen = fonts.choose("".join([title, *captions, *(panel.name + panel.note for panel in panels)]), font)
         self._text, self._tile, self._panels = chosen.shown, tile, panels
         self._title, self._details = chosen.shown(title), details
         self._large, self._medium, self._small = (chosen.of_size(size) for size in (28, 19, 13))
         self._caption = chosen.of_size(max(9, min(12, tile // 13)))
+        self._header = _HEADER + _LINE * len(details)
         self._panel_height = 34 + tile + _CAPTION + 2 * _PADDING
-        self._said: set[str] = set()
         self._apart = 2 * _GAP if first_apart else 0
+        self._reported: set[str] = set()
 
     def save(self, output: Path, *, lower: str) -> None:
-        """Draws the sheet, and writes it atomically.
-
-        Args:
-            output: the PNG file.
-            lower: what to lower where there would be too many pixels.
+        """Draws the sheet into a PNG file, atomically.
 
         Raises:
-            ValueError: the sheet would have more than 100 million pixels.
+            ValueError: the sheet would have more than 100 million pixels; `lower` is the advice.
         """
         width, height = self._measure()
         if width * height > _MAX_PIXELS:
@@ -164,10 +139,6 @@ class Sheet:
         self._draw(width, height).save(encoded, "PNG")
         with written_atomically(output) as file:
             file.write(encoded.getvalue())
-
-    @property
-    def _header(self) -> int:
-        return _HEADER + _LINE * len(self._details)
 
     def _measure(self) -> tuple[int, int]:
         columns = max((len(panel.tiles) for panel in self._panels), default=1) or 1
@@ -190,30 +161,25 @@ class Sheet:
         return image
 
     def _draw_panel(self, image: Image.Image, canvas: ImageDraw.ImageDraw, panel: Panel, top: int) -> None:
-        right = image.width - _MARGIN
+        right, row = image.width - _MARGIN, top + _PADDING
         canvas.rounded_rectangle((_MARGIN, top, right, top + self._panel_height), 8, _PANEL)
         left = _MARGIN + _PADDING
-        if panel.label is not None:
-            left += self._draw_label(canvas, panel.label, left, top + _PADDING) + 12
-        room = right - _PADDING - left
+        if panel.label is not None:  # on a chip, so that it is not taken for the class's name
+            width = max(24, int(self._small.getlength(str(panel.label))) + 14)
+            canvas.rounded_rectangle((left, row, left + width, row + 24), 12, MAT)
+            canvas.text((left + width / 2, row + 12), str(panel.label), _INK, self._small, anchor="mm")
+            left += width + 12
+        space = right - _PADDING - left
         note = self._text(panel.note)
-        kept = min(int(self._small.getlength(note)), room // 2)
-        name = fonts.shortened(self._text(panel.name), self._medium, room - kept - 12)
-        canvas.text((left, top + _PADDING), name, _INK, self._medium)
+        kept = min(int(self._small.getlength(note)), space // 2)
+        name = fonts.shortened(self._text(panel.name), self._medium, space - kept - 12)
+        canvas.text((left, row), name, _INK, self._medium)
         used = int(self._medium.getlength(name)) + 12
-        note = fonts.shortened(note, self._small, room - used + 1)  # lengths are fractions of a pixel
-        canvas.text((left + used, top + _PADDING + 6), note, _FAINT, self._small)
+        note = fonts.shortened(note, self._small, space - used + 1)  # lengths are fractions of a pixel
+        canvas.text((left + used, row + 6), note, _FAINT, self._small)
         for column, tile in enumerate(panel.tiles):
             x = _MARGIN + _PADDING + column * (self._tile + _GAP) + (self._apart if column else 0)
-            self._draw_tile(image, canvas, tile, (x, top + _PADDING + 34))
-
-    def _draw_label(self, canvas: ImageDraw.ImageDraw, label: int, left: int, top: int) -> int:
-        """Draws a label on a chip, so that it is not taken for the class's name; returns the chip's width."""
-        text = str(label)
-        width = max(24, int(self._small.getlength(text)) + 14)
-        canvas.rounded_rectangle((left, top, left + width, top + 24), 12, MAT)
-        canvas.text((left + width / 2, top + 12), text, _INK, self._small, anchor="mm")
-        return width
+            self._draw_tile(image, canvas, tile, (x, row + 34))
 
     def _draw_tile(self, image: Image.Image, canvas: ImageDraw.ImageDraw, tile: Tile, place: tuple[int, int]) -> None:
         left, top = place
@@ -222,9 +188,9 @@ class Sheet:
         try:
             small = tile.draw()
         except DataError as error:
-            if str(error) not in self._said:  # a missing shard is one piece of news, however many of its images are wanted
+            if str(error) not in self._reported:  # one warning of a missing shard, however many images it has
                 _log.warning("%s", error)
-            self._said.add(str(error))
+            self._reported.add(str(error))
             self._draw_cross(canvas, place, error.message)
         else:
             image.paste(small, (left + (side - small.width) // 2, top + (side - small.height) // 2))

@@ -1,4 +1,4 @@
-"""HTML and Markdown from the files in templates/. Text from outside shows as it is, and never becomes markup.
+"""HTML and Markdown from the files in templates/. Text from outside never becomes markup.
 
 render("report.html", title="<cats>", ...)      # &lt;cats&gt;
 render("model_card.md", title="a|b", ...)       # a&#124;b
@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import jinja2
 from markupsafe import Markup
@@ -44,13 +43,13 @@ def _environment(language: str) -> jinja2.Environment:
         finalize=escape_markdown if language == "md" else None,
     )
     names = ("percent", "number", "interval", "with_interval", "threshold", "plural", "format_bytes")
-    environment.globals |= {name: getattr(text, name) for name in names} | {"table": markdown_table, "facts": _facts}
+    environment.globals |= {name: getattr(text, name) for name in names} | {"table": markdown_table}
     environment.filters["md"] = escape_markdown
     return environment
 
 
 def is_harmful(character: str) -> bool:
-    """True for control, surrogate and unassigned characters, and for those that change the direction of text."""
+    """True for control, surrogate, unassigned and direction-changing characters."""
     return unicodedata.category(character) in ("Cc", "Cs", "Cn") or character in _DIRECTIONAL
 
 
@@ -72,7 +71,3 @@ def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -
     """Returns a Markdown table of escaped cells."""
     lines = [header, ["---"] * len(header), *rows]
     return Markup("\n".join(f"| {' | '.join(map(escape_markdown, cells))} |" for cells in lines))  # noqa: S704 - escaped
-
-
-def _facts(content: Mapping[str, Any]) -> Markup:
-    return markdown_table(["property", "value"], content.items())

@@ -47,4 +47,4 @@ def load(path: Path) -> tuple[dict[str, list[Array]], dict[str, Any]]:
             groups = {name: [archive[f"{name}/{index}"] for index in range(size)] for name, size in sizes.items()}
             return groups, content["facts"]
     except (ValueError, KeyError, EOFError, TypeError, NotImplementedError, MemoryError, zipfile.BadZipFile) as error:
-        raise DataError(f"damaged ({error}); delete it, and the run begins anew", path=path) from None
+        raise DataError(f"damaged ({error}); delete it, and the run starts over", path=path) from None

@@ -1,21 +1,20 @@
-"""Runs that are trained longer than was asked for at first.
+"""Runs that are trained longer than requested at first.
 
     raised = find_raised(folder, found, recipe)     # {"epochs": (2, 4)}
-    plan(folder, found, facts, recipe, raised, rewarm=False).apply(folder)
+    lines, apply = plan(folder, found, facts, recipe, raised, rewarm=False)
+    apply()
 
-The state of a run is kept when it is finished. Raised numbers go on from there, and the run ends
-with the bits of one that was asked for them from the start, if its steps so far would have been the
-same. Where they would not, that is an error, unless `rewarm` says to go on all the same. What a
-phase began with must be what the one before ended with: a phase behind one that goes on begins
-anew.
+Training goes on from the state that a finished run keeps, and ends with the bits of a run that had
+the raised numbers from the start, if its steps so far would have been the same. Where they would
+not, that is an error, unless `rewarm` allows it. A phase after one that goes on starts over, as it
+begins with the weights that the one before ends with.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,22 @@ from tfpipe.training.recipes import Recipe
 from tfpipe.training.run_log import read_history
 from tfpipe.training.schedules import EarlyStopping
 
-LENGTHS = ("epochs", "finetune_epochs", "patience")  # what can be raised
+LENGTHS = ("epochs", "finetune_epochs", "patience")  # the numbers that can be raised
 
 Raised = Mapping[str, tuple[int, int]]
 
 
 def find_raised(folder: Path, found: Mapping[str, Any], recipe: Recipe) -> Raised:
-    """Returns (before, now) of each number that is higher than in what run.json holds.
+    """Returns (before, now) of each number that is higher than in `found`, the content of run.json.
 
     Raises:
-        ValueError: one is lower.
+        ValueError: one is lower, or the head's solver is another one.
     """
     was = {**found["recipe"], **found["chosen"]}
+    solver = was.get("solver", recipe.solver and "gradient")  # before there was a choice, all were trained by gradient
+    if solver != recipe.solver:
+        needed = f"these options need {recipe.solver}"
+        raise ValueError(f"{folder}: holds a run with solver={solver}, and {needed}; choose another folder")
     pairs = {name: (was[name], getattr(recipe, name)) for name in LENGTHS}
     changed = {name: pair for name, pair in pairs.items() if None not in pair and pair[0] != pair[1]}
     for name, (before, now) in changed.items():
@@ -48,61 +51,23 @@ def find_raised(folder: Path, found: Mapping[str, Any], recipe: Recipe) -> Raise
     return changed
 
 
-def check_solver(folder: Path, found: Mapping[str, Any], recipe: Recipe) -> None:
-    """Checks that the head is found as it was: epochs of it, of which a regression has none, ask for steps.
-
-    Raises:
-        ValueError: it is not.
-    """
-    was = {**found["recipe"], **found["chosen"]}
-    before = was.get("solver", recipe.solver and "gradient")  # before there was a choice, all were trained in steps
-    if before != recipe.solver:
-        asked = f"these options ask for {recipe.solver}"
-        raise ValueError(f"{folder}: holds a run with solver={before}, and {asked}; choose another folder")
-
-
-@dataclass(frozen=True)
-class Extension:
-    """What makes a run one that is not finished yet.
-
-    Attributes:
-        lines: what to say of it.
-        dropped: phases that begin anew.
-        facts: what run.json is to hold.
-    """
-
-    lines: Sequence[str]
-    dropped: Sequence[str]
-    facts: Mapping[str, Any]
-
-    def apply(self, folder: Path) -> None:
-        """Changes the run's folder; a kill at any point costs nothing."""
-        (folder / SUMMARY_NAME).unlink(missing_ok=True)
-        for name in self.dropped:
-            state_file(folder, name).unlink(missing_ok=True)
-        write_json(folder / RUN_NAME, self.facts)
-
-
 def plan(
     folder: Path, found: Mapping[str, Any], facts: Mapping[str, Any], recipe: Recipe, raised: Raised, *, rewarm: bool
-) -> Extension:
-    """Returns how a run goes on with raised numbers; changes nothing yet.
+) -> tuple[list[str], Callable[[], None]]:
+    """Returns lines about what will be done, and the function that changes the folder.
 
-    Args:
-        folder: of the run.
-        found: what run.json holds.
-        facts: what it would hold of a run that was asked for the raised numbers from the start.
-        recipe: the same, complete.
-        raised: see `find_raised`.
-        rewarm: go on also where the learning rates so far would have been others.
+    A kill at any point costs nothing. `found` is the content of run.json; `facts` and `recipe` those
+    of a run that had the raised numbers from the start.
 
     Raises:
-        ValueError: they would have been others, or the state is no longer there.
+        ValueError: the learning rates so far would have differed, without `rewarm`, or there is no
+            state any more.
     """
     lower: dict[str, Any] = {name: pair[0] for name, pair in raised.items()}
     before = dataclasses.replace(recipe, **lower)
+    history = read_history(folder)
     numbers = ", ".join(f"{name}={pair[1]} in place of {pair[0]}" for name, pair in raised.items())
-    deeper = [row["phase"] for row in read_history(folder) if is_tuning(row["phase"])]
+    deeper = [row["phase"] for row in history if is_tuning(row["phase"])]
     names = list(dict.fromkeys([*names_of(recipe.mode), *deeper, *(path.stem for path in state_files(folder))]))
     if not state_file(folder, names[0]).exists():
         raise ValueError(
@@ -114,17 +79,20 @@ def plan(
     for name in names:
         path = state_file(folder, name)
         if goes_on or not path.exists() or (is_tuning(name) and caches_prefix(before) != caches_prefix(recipe)):
-            dropped.append(name)
+            dropped.append(path)
             first_steps.pop(name, None)
-            lines += [f"{name}: begins anew"] if path.exists() else []
+            lines += [f"{name}: starts over"] if path.exists() else []
             continue
         state = checkpoints.load(path)[1]
-        is_over = _is_over(state, name, recipe)
-        if not _has_same_rates(_accuracies(folder, name), state, name, before, recipe, first_steps.get(name, 0)):
+        stopping = EarlyStopping(recipe.patience or 1)
+        stopping.restore(state["stopping"])
+        is_over = is_done(state["progress"]["epoch"], epochs_of(recipe, name), stopping)
+        accuracies = [row["val_accuracy"] for row in history if row["phase"] == name]
+        if not _has_same_rates(accuracies, state, name, before, recipe, first_steps.get(name, 0)):
             if not rewarm:
                 keep = f"keep patience={before.patience}, " if recipe.schedule == "plateau" else ""
                 raise ValueError(
-                    f"{folder}: {numbers}: the learning rates of phase {name} so far would have been others (schedule="
+                    f"{folder}: {numbers}: the learning rates of phase {name} so far would have differed (schedule="
                     f"{recipe.schedule}); {keep}go on all the same with extend (--extend), where a cosine warms up again,"
                     " or train another run from its weights with from_run"
                 )
@@ -135,28 +103,24 @@ def plan(
         goes_on = goes_on or not is_over
     entry = {name: list(pair) for name, pair in raised.items()} | {"first_steps": first_steps, "command": sys.argv}
     changes = {name: facts[name] for name in ("recipe", "chosen", "reasons")}
-    extended = [*found.get("extended", []), entry]
-    return Extension(lines, dropped, {**found, **changes, "first_steps": first_steps, "extended": extended})
+    content = {**found, **changes, "first_steps": first_steps, "extended": [*found.get("extended", []), entry]}
 
+    def apply() -> None:
+        for path in (folder / SUMMARY_NAME, *dropped):
+            path.unlink(missing_ok=True)
+        write_json(folder / RUN_NAME, content)
 
-def _is_over(state: Mapping[str, Any], name: str, recipe: Recipe) -> bool:
-    stopping = EarlyStopping(recipe.patience or 1)
-    stopping.restore(state["stopping"])
-    return is_done(state["progress"]["epoch"], epochs_of(recipe, name), stopping)
+    return lines, apply
 
 
 def _num_done(state: Mapping[str, Any]) -> int:
     return int(state["progress"]["epoch"] * state["num_steps"] + state["progress"]["step"])
 
 
-def _accuracies(folder: Path, name: str) -> list[float]:
-    return [row["val_accuracy"] for row in read_history(folder) if row["phase"] == name]
-
-
 def _has_same_rates(
-    accuracies: Sequence[float], state: Mapping[str, Any], name: str, before: Recipe, recipe: Recipe, first_step: int
+    accuracies: list[float], state: Mapping[str, Any], name: str, before: Recipe, recipe: Recipe, first_step: int
 ) -> bool:
-    """Returns whether both recipes give each step that was taken the same rate, and leave the schedule in the same state."""
+    """Returns whether rates so far and state of the schedule are the same with both recipes."""
     num_steps, end = state["num_steps"], _num_done(state)
     old, new = (make_schedule(each, name, 1.0, num_steps, first_step) for each in (before, recipe))
     for epoch in range(state["progress"]["epoch"] + 1):

@@ -1,11 +1,11 @@
 """The training loop: steps, validation, checkpoints, for one device, several, or several workers.
 
-    last = Loop(phase, strategy, state_file, journal).run()     # the network has the best weights; these are the last
+    last = Loop(phase, strategy, state_file, run_log).run()     # the network has the best weights; these are the last
 
 Everything that decides the next step (weights, optimisers, averages, stopping, schedule, the place
 in the data) is saved together; data and augmentation follow from (seed, epoch, step). So a run that
 is killed at any point and started again ends with the same bits as one that was not. Keras' `fit`
-cannot: its `BackupAndRestore` begins the epoch anew and forgets `EarlyStopping`, and it fails under
+cannot: its `BackupAndRestore` restarts the epoch and forgets `EarlyStopping`, and it fails under
 `MultiWorkerMirroredStrategy` (Keras 3.15).
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import math
 import signal
 import threading
@@ -29,18 +28,16 @@ import tensorflow as tf
 from tfpipe.common.errors import DataError
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import exactly
-from tfpipe.networks import arithmetic, memory
+from tfpipe.networks import arithmetic
 from tfpipe.training import checkpoints
 from tfpipe.training.batches import Batch, Block
 from tfpipe.training.profiling import Watch
-from tfpipe.training.run_log import Journal
+from tfpipe.training.run_log import RunLog
 from tfpipe.training.schedules import EarlyStopping, RangeTest
 from tfpipe.training.steps import Phase, Steps, assign
 
 Array = np.ndarray[Any, Any]
 Result = TypeVar("Result")
-
-_log = logging.getLogger("tfpipe")
 
 BEFORE = -1  # best epoch of a phase whose first weights no epoch improved
 _LOG_STEPS = 20  # between two lines of the log
@@ -49,8 +46,8 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
-class Progress:
-    """Where a phase is: all of it that is no array."""
+class Position:
+    """The place of the next step in a phase, and the sums of its epoch so far."""
 
     epoch: int = 0
     step: int = 0
@@ -62,27 +59,16 @@ class Progress:
 
 @dataclass(repr=False)  # TensorFlow's warnings would print all weights
 class Loop:
-    """Runs a phase, from where it was left.
-
-    Attributes:
-        phase: what to do.
-        strategy: of the devices; the phase's variables were made in its scope.
-        state_file: where the state is kept.
-        journal: where the course of it is written.
-        checkpoint_seconds: a state is saved when the last is as old, at the end of every epoch, and
-            on Ctrl-C or SIGTERM.
-        show: whether to show a progress bar.
-        report: takes lines that tell what is done and why.
-    """
+    """Runs a phase from its last saved state; saves it after every epoch and on signals, too."""
 
     phase: Phase
-    strategy: tf.distribute.Strategy
+    strategy: tf.distribute.Strategy  # the phase's variables were made in its scope
     state_file: Path
-    journal: Journal
-    checkpoint_seconds: float = 60.0
-    show: bool = True
-    report: Callable[[str], None] = _log.info
-    progress: Progress = field(default_factory=Progress)
+    run_log: RunLog
+    checkpoint_seconds: float
+    show: bool  # a progress bar
+    report: Callable[[str], None]  # called with lines about what is done and why
+    position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
         self._steps = Steps(self.phase, self.strategy)
@@ -98,47 +84,46 @@ class Loop:
     # ---- the loop
 
     def run(self) -> list[Array]:
-        """Trains; the network then has the best weights and their statistics. Returns those of the last step."""
+        """Trains; returns the weights of the last step. The network has the best ones."""
         self._restore()
-        phase, now = self.phase, self.progress
-        if phase.continues and (now.epoch, now.step) == (0, 0) and phase.stopping.best_epoch is None:
+        phase = self.phase
+        if phase.continues and self._number == 0 and phase.stopping.best_epoch is None:
             self._keep_if_best(BEFORE, *self.validate())
-            self._save()  # all that there is of a phase without epochs
+            self._save()  # the only state of a phase without epochs
         with _interrupts() as self._interrupted:
-            while not is_done(now.epoch, phase.epochs, phase.stopping):
+            while not is_done(self.position.epoch, phase.epochs, phase.stopping):
                 self._run_epoch()
             if self._interrupted.is_set():
-                raise KeyboardInterrupt  # it came in the last validation
+                raise KeyboardInterrupt  # in the last validation
         self._batches = None
         last = [variable.numpy() for variable in self._steps.result]
         self.assign(self._best or last)
         return last
 
     def assign(self, values: Sequence[Array]) -> None:
-        """Gives the trained variables and BatchNorm's statistics values."""
+        """Assigns values to the trained variables and BatchNorm's statistics."""
         assign(self._steps.result, values)
 
     def explore(self, test: RangeTest) -> None:
-        """Takes steps at rising rates and tells the test their losses; everything is as before afterwards."""
+        """Takes steps at the rates of the test, then restores everything."""
         before = self._steps.values()
-        batches = self.phase.batches.start(0, 0)
         num_steps = self.phase.batches.num_steps
-        for step, batch in enumerate(batches):
-            self.progress.step = step % num_steps
+        for step, batch in enumerate(self.phase.batches.start(0, 0)):
+            self.position.step = step % num_steps
             loss, _ = self.train_step(batch, test.rate(step))
-            if not test.observe(float(loss) / self._rows(self.progress.step)):
+            if not test.observe(float(loss) / self._rows(self.position.step)):
                 break
-        self.progress = Progress()
+        self.position = Position()
         self._steps.restore(before)
 
     def _run_epoch(self) -> None:
-        phase, now = self.phase, self.progress
+        phase, now = self.phase, self.position
         num_steps = phase.batches.num_steps
         begun = saved = time.monotonic()
         title = f"{phase.name} {now.epoch + 1}/{phase.epochs}"
         with ProgressBar(title, num_steps, unit="steps", initial=now.step, enabled=self.show) as bar:
             while now.step < num_steps:
-                with self.journal.step() as watch:
+                with self.run_log.step() as watch:
                     for loss, correct in self._advance(saved + self.checkpoint_seconds, watch):
                         self._count(loss, correct)
                         bar.add(1, loss=now.loss / now.rows, accuracy=now.correct / now.rows)
@@ -151,8 +136,8 @@ class Loop:
             self._end_epoch(now.seconds + time.monotonic() - begun, bar)
 
     def _advance(self, deadline: float, watch: Watch) -> list[tuple[float, float]]:
-        """Takes a step, or as many as one call takes before a deadline; returns (sum of the losses, right answers) of each."""
-        now, cached = self.progress, self._steps.in_blocks
+        """Takes steps before a deadline; returns (sum of losses, right answers) of each."""
+        now, cached = self.position, self._steps.in_blocks
         if cached is not None:
             begun = time.monotonic()
             seconds = min(deadline - begun, _CALL_SECONDS)
@@ -168,7 +153,7 @@ class Loop:
             self._batches = self.phase.batches.start(now.epoch, now.step)
             self._batch = next(self._batches)
         watch("input")
-        loss, correct = self.train_step(self._batch, self._rate(0))
+        loss, correct = self.train_step(self._batch, self._rates(1)[0])
         watch("device")
         self._batch = next(self._batches)  # while a GPU computes
         watch("ahead")
@@ -177,49 +162,38 @@ class Loop:
         return [result]
 
     def _count(self, loss: float, correct: float) -> None:
-        """Takes note of a step; every few steps, the log does, too."""
-        now = self.progress
+        now = self.position
         now.loss, now.correct, now.rows = now.loss + loss, now.correct + correct, now.rows + self._rows(now.step)
         now.step += 1
-        step = now.epoch * self.phase.batches.num_steps + now.step
-        if step % _LOG_STEPS == 0:
+        if self._number % _LOG_STEPS == 0:
             values = {"loss": now.loss / now.rows, "accuracy": now.correct / now.rows}
-            self.journal.scalars(step, now.epoch + 1, self.phase.name, **values)
+            self.run_log.scalars(self._number, now.epoch + 1, self.phase.name, **values)
 
     def _end_epoch(self, train_seconds: float, bar: ProgressBar) -> None:
-        phase, now = self.phase, self.progress
-        rate = phase.schedule.rate((now.epoch + 1) * phase.batches.num_steps - 1)
-        train_loss, train_accuracy = now.loss / now.rows, now.correct / now.rows
-        self._check_finite("training", train_loss)
+        phase, now = self.phase, self.position
+        values = {"train_loss": now.loss / now.rows, "train_accuracy": now.correct / now.rows}
+        self._check_finite("training", values["train_loss"])
         begun = time.monotonic()
-        val_loss, val_accuracy = self.validate()
+        values["val_loss"], values["val_accuracy"] = self.validate()
         if self._interrupted.is_set():  # they may be of some images only: the next process validates again
             now.seconds = train_seconds
             self._save()
             raise KeyboardInterrupt
-        self._check_finite("validation", val_loss)
-        is_best = self._keep_if_best(now.epoch, val_loss, val_accuracy)
+        self._check_finite("validation", values["val_loss"])
+        is_best = self._keep_if_best(now.epoch, values["val_loss"], values["val_accuracy"])
         number = phase.stopping.best_number
-        best = f"epoch {number}" if number else "before epoch 1"
-        bar.finish(val_loss=val_loss, val_accuracy=val_accuracy, best="so far" if is_best else best)
-        phase.schedule.observe(val_accuracy)
-        now.epoch, now.step = now.epoch + 1, 0
-        now.loss = now.correct = now.rows = now.seconds = 0.0
-        values = {
-            "train_loss": train_loss,
-            "train_accuracy": train_accuracy,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-            "learning_rate": rate,
-            "train_seconds": train_seconds,
-            "val_seconds": time.monotonic() - begun,
-        }
-        self.journal.epoch({"phase": phase.name, "epoch": now.epoch, **values})
+        best = "so far" if is_best else f"epoch {number}" if number else "before epoch 1"
+        bar.finish(val_loss=values["val_loss"], val_accuracy=values["val_accuracy"], best=best)
+        values["learning_rate"] = phase.schedule.rate(self._number - 1)
+        values |= {"train_seconds": train_seconds, "val_seconds": time.monotonic() - begun}
+        phase.schedule.observe(values["val_accuracy"])
+        self.position = Position(now.epoch + 1)
+        self.run_log.epoch({"phase": phase.name, "epoch": now.epoch + 1, **values})
         self._save()
 
     def _check_finite(self, name: str, loss: float) -> None:
         if not math.isfinite(loss):
-            where = f"{self.state_file.parent.parent}: {self.phase.name}, epoch {self.progress.epoch + 1}"
+            where = f"{self.state_file.parent.parent}: {self.phase.name}, epoch {self.position.epoch + 1}"
             raise DataError(f"{where}: the {name} loss is {loss}; take a lower learning rate and another folder")
 
     def _keep_if_best(self, epoch: int, val_loss: float, val_accuracy: float) -> bool:
@@ -231,33 +205,30 @@ class Loop:
     # ---- steps
 
     def train_step(self, batch: Batch, rate: float) -> tuple[Any, Any]:
-        """Takes one step; returns (sum of the losses, number of right answers) of this batch's images, float32 []."""
-        return self._fitting(lambda: self._steps.take(batch, self._rows(self.progress.step), rate, self._decay(0)))
+        """Takes one step; returns (sum of losses, number of right answers), float32 []."""
+        return self._fitting(lambda: self._steps.take(batch, self._rows(self.position.step), rate, self._decays(1)[0]))
 
     def train_block(self, block: Block) -> tuple[Any, Any]:
-        """Takes the steps of a block in one call; returns what `train_step` does of each, float32 [steps]."""
-        numbers = range(-(-len(block.places) // self.phase.batches.batch_size))
-        rates, decays = [self._rate(number) for number in numbers], [self._decay(number) for number in numbers]
-        return self._fitting(lambda: self._steps.take_block(block, rates, decays))
+        """Takes the steps of a block in one call; returns these for each, float32 [steps]."""
+        count = -(-len(block.places) // self.phase.batches.batch_size)
+        return self._fitting(lambda: self._steps.take_block(block, self._rates(count), self._decays(count)))
 
-    def _rate(self, ahead: int) -> float:
-        """Returns the learning rate of a step, so many after the present one."""
-        return self.phase.schedule.rate(self._number + ahead)
+    def _rates(self, count: int) -> list[float]:
+        return [self.phase.schedule.rate(number) for number in range(self._number, self._number + count)]
 
-    def _decay(self, ahead: int) -> float:
-        """Returns the decay of the averages, which rises: the first weights, drawn at random, would be most of them."""
-        number = self._number + ahead
-        return min(self.phase.ema, (1 + number) / (10 + number))
+    def _decays(self, count: int) -> list[float]:
+        """Returns decays that rise: an average must not stay near the random first weights."""
+        return [min(self.phase.ema, (1 + number) / (10 + number)) for number in range(self._number, self._number + count)]
 
     @property
     def _number(self) -> int:
-        """Steps that were taken in this phase."""
-        return self.progress.epoch * self.phase.batches.num_steps + self.progress.step
+        """Number of the next step, in the phase."""
+        return self.position.epoch * self.phase.batches.num_steps + self.position.step
 
     def validate(self) -> tuple[float, float]:
-        """Returns (mean loss, accuracy) on the validation images; of the averaged weights where there are such.
+        """Returns (mean loss, accuracy) of validation, with the averaged weights if there are any.
 
-        Of the first images only, once a signal has come that stops the run.
+        Of the first images only, once a signal that stops the run was received.
         """
         steps = self._steps
         current = [variable.numpy() for variable in steps.result] if steps.averages else []
@@ -275,36 +246,39 @@ class Loop:
     def _validated(self) -> Iterator[Array]:
         """Yields (sum of the losses, number of right answers, of images) of each batch."""
         steps, cached = self._steps, self._steps.in_blocks
-        if cached is not None:
-            for block in cached.validation_blocks():
-                self._show_graph(steps.validate_block, block)
-                found = self._fitting(functools.partial(steps.validate_block, *block), trains=False)
-                yield from np.stack(found, axis=1).astype(np.float64)
+        if cached is None:
+            for batch in self.phase.batches.validation():
+                self._show_graph(steps.validate, batch)
+                yield self._fitting(functools.partial(self._validate_batch, batch), trains=False)
             return
-        for batch in self.phase.batches.validation():
-            self._show_graph(steps.validate, batch)
-            yield self._fitting(functools.partial(self._validated_batch, batch), trains=False)
+        for block in cached.validation_blocks():
+            self._show_graph(steps.validate_block, block)
+            yield from self._fitting(functools.partial(self._validate_block, block), trains=False)
 
-    def _validated_batch(self, batch: Batch) -> Array:
+    def _validate_batch(self, batch: Batch) -> Array:
         size = self._steps.validation_size
         parts = [[values[first : first + size] for values in batch] for first in range(0, len(batch[0]), size)]
         found: Array = np.sum([[float(value) for value in self._steps.validate(*part)] for part in parts], axis=0)
         return found
 
+    def _validate_block(self, block: Block) -> Array:
+        return np.stack(self._steps.validate_block(*block), axis=1).astype(np.float64)
+
     def _show_graph(self, function: Any, examples: Sequence[Any]) -> None:
         if self._graph_is_new:
-            self.journal.graph(function, *examples)
+            self.run_log.graph(function, *examples)
             self._graph_is_new = False
 
     def _fitting(self, call: Callable[[], Result], *, trains: bool = True) -> Result:
-        """Returns what a call gives; what needs too much memory is done again in smaller parts, where the phase allows it."""
+        """Returns the result of a call; out of memory, repeats it in parts where allowed."""
         steps, phase = self._steps, self.phase
         while True:
             # What fits once fits: copies before every step would take longer than the step.
             before = steps.values() if phase.fits and trains and not self._has_fit else None
+            advice = f", or accumulate={2 * steps.parts}: the same batch in as many parts (batch_size=auto finds how many)"
             try:
                 batch_size = phase.batches.batch_size * steps.num_workers if steps.part_size > 1 else 1
-                with memory.needing(batch_size, self._advice()), arithmetic.computing(tf32=phase.tf32):
+                with arithmetic.within_memory(batch_size, advice), arithmetic.computing(tf32=phase.tf32):
                     found = call()
             except MemoryError:
                 can_divide = phase.fits and steps.part_size > 1 and steps.num_workers == 1
@@ -318,11 +292,8 @@ class Loop:
             steps.divide(2 * steps.parts)
             self.report(f"{phase.name}: out of memory; batches are now computed in {exactly(steps.parts, 'part')} (accumulate)")
 
-    def _advice(self) -> str:
-        return f", or accumulate={2 * self._steps.parts}: the same batch in as many parts (batch_size=auto finds how many)"
-
     def _rows(self, step: int) -> int:
-        """Returns how many images a step of all workers has."""
+        """Returns the number of images in a step of all workers."""
         size = self.phase.batches.batch_size * self._steps.num_workers
         return min(size, self.phase.batches.num_rows - step * size)
 
@@ -330,12 +301,12 @@ class Loop:
 
     def _save(self) -> None:
         facts = {
-            "progress": vars(self.progress),
+            "progress": vars(self.position),
             "stopping": self.phase.stopping.state(),
             "schedule": self.phase.schedule.state(),
             "num_steps": self.phase.batches.num_steps,
             "accumulate": self._steps.parts,
-            "journal": self.journal.position(),
+            "journal": self.run_log.position(),
         }
         checkpoints.save(self.state_file, {**self._steps.values(), "best": self._best}, facts)
 
@@ -348,7 +319,7 @@ class Loop:
         if (parts := facts.get("accumulate", self._steps.parts)) != self._steps.parts:
             self._steps.divide(parts)
         self._best = groups["best"]
-        self.progress = Progress(**facts["progress"])
+        self.position = Position(**facts["progress"])
         self.phase.stopping.restore(facts["stopping"])
         self.phase.schedule.restore(facts["schedule"])
 
@@ -360,10 +331,10 @@ def is_done(epoch: int, epochs: int, stopping: EarlyStopping) -> bool:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """Yields an event that the first Ctrl-C, SIGTERM or SIGHUP sets: a step is not to be stopped in its middle.
+    """Yields an event that the first Ctrl-C, SIGTERM or SIGHUP sets: the step ends first.
 
-    When the block is left for that, SIGTERM and SIGHUP get to whoever would have got them: a
-    process without a handler ends. A second Ctrl-C stops at once.
+    When the block is left for that, the previous handler gets SIGTERM or SIGHUP: a process without
+    a handler ends. A second Ctrl-C stops at once.
     """
     event = threading.Event()
     received: list[int] = []
@@ -376,7 +347,9 @@ def _interrupts() -> Iterator[threading.Event]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for number in _STOPPING:  # but what is ignored, as by a script's shell for `train &`, or is not Python's (None)
+        for (
+            number
+        ) in _STOPPING:  # not an ignored one, as by a script's shell for `train &`, nor one that is not Python's (None)
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 before[number] = signal.signal(number, handle)
     try:

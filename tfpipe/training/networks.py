@@ -1,10 +1,10 @@
-"""The networks of a run: one set of layers, put together in another way for each phase, and once more for the result.
+"""The networks of a run: one set of layers, assembled for each phase and for the result.
 
     networks = Networks(recipe, class_names, precision, strategy)
     networks.partly_trained()               # uint8 [B, H, W, 3] -> logits
     networks.classifier()                   # the result, in float32
 
-Layers are shared: what one phase trains, the next one goes on with.
+Layers are shared: a phase goes on with the weights of the one before.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import tensorflow as tf
 from tfpipe.common import seeds
 from tfpipe.models.classifiers import Classifier
 from tfpipe.networks import arithmetic, backbones, heads, layers
-from tfpipe.networks.backbones import Backbone
-from tfpipe.networks.head_options import Pooling
-from tfpipe.networks.submodels import find_layers
+from tfpipe.networks.heads import Pooling
+from tfpipe.networks.submodels import cut, find_layers
 from tfpipe.records.samples import USUAL, Samples
 from tfpipe.training.recipes import Recipe
 from tfpipe.training.steps import RateGroup
@@ -41,21 +40,13 @@ class BlockCount:
 class Networks:
     """The layers of a run.
 
-    Args:
-        recipe: a complete one.
-        class_names: of the data set.
-        precision: of training, one of `arithmetic.PRECISIONS`.
-        strategy: in whose scope variables are made.
-
     Attributes:
-        recipe: as given, with the pooling that was chosen.
-        precision: as given.
-        backbone: up to the feature layer.
-        preprocessing: the layer before it.
-        head: the layers behind it.
+        recipe: a complete one, with the chosen pooling.
+        precision: of training, one of `arithmetic.PRECISIONS`.
+        backbone: up to the feature layer; `preprocessing` comes before, `head` after it.
         front: the part that fine-tuning does not train, or None where nothing can be cut off.
         back: the rest.
-        head_from: hash of the model whose head's weights the head begins with, or None.
+        head_from: hash of the model that the head's first weights are of, or None.
     """
 
     def __init__(
@@ -69,11 +60,16 @@ class Networks:
         self.recipe, self.precision, self._class_names, self._strategy = recipe, precision, class_names, strategy
         self._pretrained = recipe.mode != "scratch" and recipe.weights != "none"
         weights = "none" if recipe.mode == "scratch" or recipe.weights == "own" else recipe.weights
+        if recipe.image_size is None:
+            raise ValueError("the recipe is not complete: image_size is None")
         # New weights and the dropout of backbones draw from Keras' seed; the head's layers have
         # their own.
         keras.utils.set_random_seed(seeds.derive(recipe.seed, "weights") >> 32)
+        given: dict[str, Any] = {"image_size": recipe.image_size, "preprocessing": recipe.preprocessing, "grey": recipe.grey}
         with strategy.scope(), heads.dtype_policy(arithmetic.policy(precision)):
-            self.backbone = _build(recipe, weights)
+            self.backbone = backbones.build(recipe.backbone, weights=weights, **given)
+            if recipe.feature_layer is not None:
+                self.backbone = backbones.truncate(self.backbone, recipe.feature_layer)
             mode = self.backbone.preprocessing
             self.preprocessing = layers.Preprocessing(mode, recipe.resize, samples, name="preprocessing")
         self.choose_pooling(recipe.head.pooling)
@@ -85,45 +81,41 @@ class Networks:
             self.unfreeze(recipe.unfreeze or (list(self.backbone.blocks)[-1],))
 
     def choose_pooling(self, pooling: Pooling) -> None:
-        """Makes the head anew, on another pooling."""
+        """Makes a new head, on another pooling."""
         self.recipe = dataclasses.replace(self.recipe, pooling=pooling)
         with self._strategy.scope():
             self.head = self.recipe.head.layers(len(self._class_names), self.recipe.seed)
 
     def unfreeze(self, words: Sequence[str]) -> None:
-        """Sets what fine-tuning trains: blocks or layers, with all that is behind them."""
+        """Sets the blocks or layers that fine-tuning trains, with all that follow."""
         boundary, self.unfrozen = backbones.find_trainable(self.backbone, words)
         self.front, self.back = None, self.backbone.network
         if boundary is not None:
-            self.front, self.back = backbones.cut(self.backbone.network, boundary)
-        self._check_unfrozen()
+            self.front, self.back = cut(self.backbone.network, boundary)
+        names = [name for name, layer in find_layers(self.back).items() if not isinstance(layer, keras.layers.InputLayer)]
+        beside = [name for name in names if name not in self.unfrozen]
+        if self.recipe.train_batch_norm and beside:  # the frozen ones would have their Dropout on
+            raise ValueError(
+                f"train_batch_norm: unfreeze={','.join(self.recipe.unfreeze)} leaves layers frozen beside those that are"
+                f" trained ({', '.join(beside[:3])}); unfreeze a whole block"
+            )
 
     def take_head(self, other: Classifier) -> str:
-        """Gives the head the weights of another run's, if its classes and layers are the same; returns what was done."""
+        """Assigns another head's weights, if classes and layers match; returns what was done."""
         if other.class_names != tuple(self._class_names):
-            return "the head begins anew: the classes are others"
+            return "the head starts over: the classes differ"
         self.on_features()  # builds the head
         names = [layer.name for layer in other.model.layers]
         theirs = other.model.layers[names.index("pooling") :]
-        if _kind(theirs) != _kind(self.head):
-            return "the head begins anew: its layers are others"
+        if _structure(theirs) != _structure(self.head):
+            return "the head starts over: its layers differ"
         for layer in self.head:
             if layer.weights:
                 layer.set_weights(other.model.get_layer(layer.name).get_weights())
         self.head_from = other.sha256
         return "the head begins with its weights, too"
 
-    def _check_unfrozen(self) -> None:
-        """With live BatchNorm, a layer that stays frozen beside those that are trained would have its Dropout on."""
-        names = [name for name, layer in find_layers(self.back).items() if not isinstance(layer, keras.layers.InputLayer)]
-        beside = [name for name in names if name not in self.unfrozen]
-        if self.recipe.train_batch_norm and beside:
-            raise ValueError(
-                f"train_batch_norm: unfreeze={','.join(self.recipe.unfreeze)} leaves layers frozen beside those that are"
-                f" trained ({', '.join(beside[:3])}); unfreeze a whole block"
-            )
-
-    # ---- networks, one for each way of training; each sets what is trainable, for BatchNorm asks its layer
+    # ---- networks, one for each way of training; each sets `trainable`, which BatchNorm reads
 
     def on_features(self) -> keras.Sequential:
         """Returns the head alone: features [B, h, w, D] -> logits."""
@@ -131,23 +123,23 @@ class Networks:
         return self._sequence(self.backbone.network.outputs[0], self.head)
 
     def frozen(self) -> keras.Sequential:
-        """Returns the whole, its backbone frozen: uint8 [B, H, W, 3] -> logits."""
+        """Returns the whole network, its backbone frozen: uint8 [B, H, W, 3] -> logits."""
         _set_trainable(self.backbone.network, False)
         return self._on_images([layers.Trunk(self.backbone.network, True, name="frozen")])
 
     def all_trained(self) -> keras.Sequential:
-        """Returns the whole, all of it trained: uint8 [B, H, W, 3] -> logits."""
+        """Returns the whole network, all of it trained: uint8 [B, H, W, 3] -> logits."""
         _set_trainable(self.backbone.network, True)
         return self._on_images([layers.Trunk(self.backbone.network, self._is_inference, name="tuned")])
 
     def partly_trained(self) -> keras.Sequential:
-        """Returns the whole, the unfrozen layers trained: uint8 [B, H, W, 3] -> logits."""
+        """Returns the whole network, the unfrozen layers trained: uint8 [B, H, W, 3] -> logits."""
         self._unfreeze()
         front = [] if self.front is None else [layers.Trunk(self.front, True, name="frozen")]
         return self._on_images([*front, layers.Trunk(self.back, self._is_inference, name="tuned")])
 
     def partly_trained_on_features(self) -> keras.Sequential:
-        """Returns what is behind the boundary: features of `front` -> logits."""
+        """Returns the part after `front`: its features -> logits."""
         self._unfreeze()
         if self.front is None:
             raise ValueError("nothing of the backbone stays frozen: there is no prefix to compute once")
@@ -170,33 +162,30 @@ class Networks:
         with self._strategy.scope():
             return keras.Sequential([keras.Input(values.shape[1:], dtype=values.dtype), *parts])
 
-    # ---- what is trained, and how fast
+    # ---- trained variables and their rates
 
     def groups(self, *, backbone: bool) -> list[RateGroup]:
-        """Returns the trained variables by rate: the head's, then, with `backbone`, each block's from the uppermost down."""
-        groups = [([variable for layer in self.head for variable in layer.trainable_variables], 1.0)]
-        if backbone:
-            groups += self._blocks_by_rate()
+        """Returns the trained variables by rate: of the head, then each block from the top."""
+        decay = self.recipe.layer_decay if self._pretrained else 1.0
+        blocks = [block for _, block in reversed(self._blocks())] if backbone else []
+        trained = [group for block in blocks if (group := [v for layer in block for v in layer.trainable_variables])]
+        if decay == 1.0:
+            trained = [[variable for group in trained for variable in group]]
+        groups = [([v for layer in self.head for v in layer.trainable_variables], 1.0)]
+        groups += [(group, decay**depth) for depth, group in enumerate(trained)]
         with self._strategy.scope():
             return [RateGroup(self._optimizer(), variables, multiplier) for variables, multiplier in groups if variables]
 
-    def _blocks_by_rate(self) -> list[tuple[list[keras.Variable], float]]:
-        decay = self.recipe.layer_decay if self._pretrained else 1.0
-        variables = [[v for layer in block for v in layer.trainable_variables] for _, block in self._blocks()]
-        trained = [group for group in reversed(variables) if group]
-        if decay == 1.0:
-            return [([variable for group in trained for variable in group], 1.0)]
-        return [(group, decay**depth) for depth, group in enumerate(trained)]
-
     def _blocks(self) -> list[tuple[str, list[Any]]]:
         """Returns the layers of each block, from input to output."""
-        layers_by_name = find_layers(self.backbone.network)
-        order = list(layers_by_name)
+        found = find_layers(self.backbone.network)
+        order, all_layers = list(found), list(found.values())
         ends = [order.index(last) + 1 for last in self.backbone.blocks.values()]
         spans = zip(self.backbone.blocks, [0, *ends], ends, strict=False)
-        # Bare operations, x + y, are among them, and have no weights.
-        named = ((name, [layers_by_name[layer] for layer in order[start:end]]) for name, start, end in spans)
-        return [(name, [layer for layer in found if isinstance(layer, keras.layers.Layer)]) for name, found in named]
+        # Not bare operations, x + y, which have no weights.
+        return [
+            (name, [one for one in all_layers[start:end] if isinstance(one, keras.layers.Layer)]) for name, start, end in spans
+        ]
 
     def _optimizer(self) -> keras.optimizers.Optimizer:
         recipe = self.recipe
@@ -209,7 +198,7 @@ class Networks:
         return optimizer
 
     def parameters(self, trained: Sequence[keras.Variable]) -> list[BlockCount]:
-        """Returns a line for each block of the backbone and one for the head: how much of it is trained, how much is not."""
+        """Returns the counts of parameters of each block of the backbone, and of the head."""
         ids = {id(variable) for variable in trained}
         lines = []
         for name, block in [*self._blocks(), ("head", self.head)]:
@@ -222,18 +211,18 @@ class Networks:
     # ---- the result
 
     def classifier(self) -> keras.Model:
-        """Returns the classifier with the present weights, a copy that computes in float32 whatever training did."""
+        """Returns a classifier with the present weights, a copy that computes in float32."""
         recipe, network = self.recipe, self.backbone.network
         with heads.dtype_policy("float32"):
-            # Not built anew: names that Keras makes up would be others, and a function by import
-            # path may draw its weights.
-            twin = keras.models.clone_model(network, clone_function=_in_float32, recursive=True)
+            # Not rebuilt: Keras would give other names, and a function by import path may draw
+            # its weights.
+            clone = keras.models.clone_model(network, clone_function=_in_float32, recursive=True)
             mode, samples = self.backbone.preprocessing, self.preprocessing.samples
             preprocessing = layers.Preprocessing(mode, recipe.resize, samples, name="preprocessing")
             head = recipe.head.layers(len(self._class_names), recipe.seed)
-            trunk = layers.Trunk(twin, True, name="trunk")
+            trunk = layers.Trunk(clone, True, name="trunk")
             model = heads.assemble([trunk], preprocessing, head, self._class_names, recipe.image_size or (0, 0))
-        twin.set_weights(network.get_weights())
+        clone.set_weights(network.get_weights())
         for layer, trained in zip(head, self.head, strict=True):
             layer.set_weights(trained.get_weights())
         return model
@@ -246,22 +235,13 @@ def _in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
     return type(layer).from_config(config)
 
 
-def _kind(head: Sequence[keras.layers.Layer]) -> list[Any]:
+def _structure(head: Sequence[keras.layers.Layer]) -> list[Any]:
     """Returns what two heads must have in common for one to take the other's weights."""
     return [type(head[0]), *[(layer.name, [weight.shape for weight in layer.weights]) for layer in head if layer.weights]]
 
 
-def _build(recipe: Recipe, weights: str) -> Backbone:
-    if recipe.image_size is None:
-        raise ValueError("the recipe is not complete: image_size is None")
-    backbone = backbones.build(
-        recipe.backbone, image_size=recipe.image_size, weights=weights, preprocessing=recipe.preprocessing, grey=recipe.grey
-    )
-    return backbone if recipe.feature_layer is None else heads.truncate(backbone, recipe.feature_layer)
-
-
 def _set_trainable(network: keras.Model, value: bool) -> None:
-    # A model that says so already passes an assignment over, whatever its inner models say (Keras
+    # A model skips an assignment of the value that it has, whatever its inner models have (Keras
     # 3.15).
     network.trainable = not value
     network.trainable = value

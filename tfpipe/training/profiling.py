@@ -1,10 +1,10 @@
-"""A few steps looked at closely: a trace for TensorBoard, and as text their memory, their time, and what it went into.
+"""Measurements of a few steps: a trace for TensorBoard, and their memory and time as text.
 
 with profile.step() as watch:
     batch = next(batches)
-    watch("input")             # the time since the step began, or since the last call, was waiting for input
+    watch("input")             # the time since the last call was waiting for input
     loss = float(train_step(batch))
-    watch("device", 1)         # computing 1 step; what is left of the time is Python's
+    watch("device", 1)         # computing 1 step; the rest of the time is Python's
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tfpipe.common.text import exactly, format_bytes
 
 _SKIPPED_STEPS = 3  # at least: the first ones trace the graph and fill caches
 _NO_WAIT_SECONDS = 2e-4  # to fetch a value that is already there
-# What the time of a step is split into, and how each part is measured.
+# Parts of the time of a step, and what each is.
 _PARTS = {
     "input": ("waiting for input", "the next batch was being read and no device had work"),
     "device": ("computing", "from the call of a step until its loss is there, TensorFlow's own work on the processor included"),
@@ -31,7 +31,7 @@ _PARTS = {
 
 
 class Watch:
-    """Splits the time of a stretch of steps."""
+    """Splits the time of one or more steps."""
 
     def __init__(self) -> None:
         self.num_steps = 1
@@ -40,9 +40,9 @@ class Watch:
         self._last = time.perf_counter()
 
     def __call__(self, part: str, num_steps: int = 1) -> None:
-        """Counts the time since the last call as "input", as "device", as "python", or as "ahead".
+        """Counts the time since the last call as "input", "device", "python", or "ahead".
 
-        "ahead" is reading while the device computes: it is the device's if that is found at work
+        "ahead" is reading while the device computes: the device's time if it still computes
         afterwards, else input's.
         """
         now = time.perf_counter()
@@ -56,13 +56,7 @@ class Watch:
 
 
 class Profile:
-    """Measures and traces some steps, once.
-
-    Args:
-        trace_folder: TensorBoard's; the trace goes to plugins/profile in it, for its Profile page.
-        report: the text file, written when all steps are done, or at `close` with those there were.
-        num_steps: to look at; 0 for none. The first three of a run are passed over.
-    """
+    """Measures and traces some steps after the first three; then writes a report."""
 
     def __init__(self, trace_folder: Path, report: Path, num_steps: int) -> None:
         self._trace_folder, self._report, self._num_steps = trace_folder, report, num_steps
@@ -73,9 +67,9 @@ class Profile:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[Watch]:
-        """Surrounds a step of training, or several; has what splits its time, and has to have the results at its end."""
+        """Measures the steps in its block; yields the watch that splits their time."""
+        watch = Watch()
         if self._num_skipped < _SKIPPED_STEPS or self._num_measured >= self._num_steps:
-            watch = Watch()
             yield watch
             self._num_skipped += watch.num_steps
             return
@@ -97,7 +91,7 @@ class Profile:
         return sum(watch.num_steps for watch in self._watches)
 
     def close(self) -> None:
-        """Ends a trace that is under way; a second time does nothing."""
+        """Ends a running trace; a second call does nothing."""
         if not self._running:
             return
         import tensorflow as tf
@@ -109,30 +103,29 @@ class Profile:
                 file.write(self._text().encode())
 
     def _text(self) -> str:
+        import tensorflow as tf
+
         times = sorted(1000 * sum(watch.seconds.values()) / watch.num_steps for watch in self._watches)
+        sums = {part: sum(watch.seconds[part] for watch in self._watches) for part in _PARTS}
+        shares = {part: 100 * seconds / sum(sums.values()) for part, seconds in sums.items()}
         calls = f" in {exactly(len(times), 'call')}" if len(times) < self._num_measured else ""
         peak = peak_memory_bytes()
+        gpus = [f"GPU:{index}" for index in range(len(tf.config.list_physical_devices("GPU")))]
+        gpu_peaks = {name: format_bytes(tf.config.experimental.get_memory_info(name)["peak"]) for name in gpus}
         lines = [
-            f"steps looked at: {self._num_measured}{calls}, after {self._num_skipped} that were passed over",
+            f"measured steps: {self._num_measured}{calls}, after {self._num_skipped} that were skipped",
             f"milliseconds per step, traced: median {statistics.median(times):.2f}, least {times[0]:.2f}, most {times[-1]:.2f}",
-            *self._shares(),
+            *(f"{name}: {shares[part]:.1f} % of the time ({how})" for part, (name, how) in _PARTS.items()),
             f"peak memory of the process: {format_bytes(peak)}, {format_bytes(peak - self._peak_before)} of it in these steps",
-            *(f"peak memory of {name}: {format_bytes(size)}" for name, size in _gpu_peaks().items()),
+            *(f"peak memory of {name}: {size}" for name, size in gpu_peaks.items()),
             f"trace: tensorboard --logdir={self._trace_folder.name}, page Profile (needs tensorboard-plugin-profile)",
         ]
         return "\n".join(lines) + "\n"
 
-    def _shares(self) -> list[str]:
-        """Returns a line for each part of the time."""
-        sums = {part: sum(watch.seconds[part] for watch in self._watches) for part in _PARTS}
-        total = sum(sums.values())
-        return [f"{name}: {100 * sums[part] / total:.1f} % of the time ({how})" for part, (name, how) in _PARTS.items()]
-
 
 def peak_memory_bytes() -> int:
-    """Returns the most memory that this process had in RAM at any time."""
-    # Linux' getrusage counts what the parent had when it started this process, too; the file does
-    # not.
+    """Returns the largest memory of this process in RAM so far."""
+    # Not Linux' getrusage, which counts the memory that the parent had when it started this process.
     status = Path("/proc/self/status")
     lines = status.read_text("utf-8").splitlines() if status.exists() else []
     for line in lines:
@@ -140,10 +133,3 @@ def peak_memory_bytes() -> int:
             return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts in bytes, others in kibibytes
-
-
-def _gpu_peaks() -> dict[str, int]:
-    import tensorflow as tf
-
-    names = [f"GPU:{index}" for index in range(len(tf.config.list_physical_devices("GPU")))]
-    return {name: tf.config.experimental.get_memory_info(name)["peak"] for name in names}

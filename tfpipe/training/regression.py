@@ -5,7 +5,7 @@
 
 Every pooling is tried with every decay. The pooling of the least log loss on the validation rows
 wins, and of it the strongest decay whose loss is within one standard error of that (Breiman et al.
-1984): it generalises as well as can be told, and leaves fine-tuning something to learn. Log loss,
+1984): it generalises as well as can be seen, and leaves fine-tuning something to learn. Log loss,
 and not accuracy, which in a small split differs by an image or two.
 """
 
@@ -26,18 +26,18 @@ from threadpoolctl import threadpool_limits
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import plural
 from tfpipe.models.features import Features
-from tfpipe.networks.head_options import Pooling
+from tfpipe.networks.heads import Pooling
 
 Array = np.ndarray[Any, Any]
 
 # scikit-learn's C, for rows whose root mean square is 1: the loss of one row against half the
 # squared norm of the kernel.
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
-_MOST_BYTES = 1 << 30  # of the rows of a pooling; a larger one is left out
+_MOST_BYTES = 1 << 30  # of the rows of a pooling; larger ones are left out
 _CHUNK = 256  # feature maps in memory at once
 _MAX_ITERATIONS, _TOLERANCE = 300, 1e-5  # where classes overlap, a weak decay would take thousands, for nothing
-# Of rows that are worth several threads of BLAS: with fewer they wait for each other more than they
-# compute (864 rows of 864 numbers took 27 times the processor's time, on two busy cores).
+# Rows of less are fitted by one thread of BLAS: several wait for each other more than they compute
+# (864 rows of 864 numbers took 27 times the processor's time, on two busy cores).
 _SHARED_BYTES = 64 << 20
 
 _POOL: dict[Pooling, Callable[[Array], Array]] = {
@@ -49,14 +49,7 @@ _POOL: dict[Pooling, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class Rows:
-    """Labelled feature maps: some positions of one or more views of a split.
-
-    Attributes:
-        views: of the split.
-        positions: int64 [N], those that take part.
-        labels: int64 [N], their classes.
-        weights: float64 [N], their weight in the loss.
-    """
+    """Labelled feature maps: some positions int64 [N] of one or more views of a split."""
 
     views: Sequence[Features]
     positions: Array
@@ -74,25 +67,14 @@ class Rows:
 
     def pooled(self, pooling: Pooling) -> Array:
         """Returns the features as float32 [views * N, D]."""
-        return np.concatenate([_POOL[pooling](chunk) for chunk in self._chunks()])
-
-    def _chunks(self) -> Iterator[Array]:
-        for view in self.views:
-            for first in range(0, len(self.positions), _CHUNK):
-                yield view.rows(self.positions[first : first + _CHUNK]).astype(np.float32)
+        firsts = range(0, len(self.positions), _CHUNK)
+        chunks = (view.rows(self.positions[first : first + _CHUNK]) for view in self.views for first in firsts)
+        return np.concatenate([_POOL[pooling](chunk.astype(np.float32)) for chunk in chunks])
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A head that was tried.
-
-    Attributes:
-        pooling: what it sees of a feature map.
-        strength: one of STRENGTHS; the higher, the less the kernel is held down.
-        val_loss: mean log loss on the validation rows.
-        val_error: standard error of val_loss.
-        val_accuracy: on the same.
-    """
+    """A head that was tried: its mean log loss on the validation rows, and the standard error."""
 
     pooling: Pooling
     strength: float
@@ -102,15 +84,8 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search found.
-
-    Attributes:
-        best: the candidate that was taken.
-        candidates: all of them, in the order in which they were tried.
-        kernel: float32 [D, C], of the best.
-        bias: float32 [C], of the best.
-    """
+class Search:
+    """All candidates in order, the best, its kernel float32 [D, C] and bias float32 [C]."""
 
     best: Candidate
     candidates: Sequence[Candidate]
@@ -131,7 +106,7 @@ class Found:
 
 
 def fitting(rows: Rows, poolings: Sequence[Pooling]) -> list[Pooling]:
-    """Returns the poolings whose rows fit into memory, and of maps of one place a single one; the first one always."""
+    """Returns the first pooling, and others that differ and whose rows fit into memory."""
     height, width, depth = rows.views[0].shape
     if height * width == 1:  # they are all the same
         return list(poolings[:1])
@@ -139,51 +114,42 @@ def fitting(rows: Rows, poolings: Sequence[Pooling]) -> list[Pooling]:
     return [name for name in poolings if name == poolings[0] or rows.count * width_of[name] * 4 <= _MOST_BYTES]
 
 
-def search(train: Rows, val: Rows, poolings: Sequence[Pooling], report: Callable[[Candidate], None] | None = None) -> Found:
-    """Fits a logistic regression for every pooling and decay; returns the one that does best on the validation rows.
+def search(train: Rows, val: Rows, poolings: Sequence[Pooling], report: Callable[[Candidate], None] | None = None) -> Search:
+    """Fits a logistic regression for every pooling and decay; returns the best on validation.
 
-    The same rows give the same head, whatever the seed of the run.
-
-    Args:
-        train: of every class at least one row.
-        val: at least one row; of a single view.
-        poolings: those to try, see `fitting`.
-        report: called with each candidate.
+    The same rows give the same head, whatever the seed of the run. `train` has at least one row of
+    every class, `val` a single view; `report` is called with each candidate.
 
     Raises:
         DataError: a feature is not finite.
     """
     candidates: list[Candidate] = []
-    fits: list[tuple[Array, Array]] = []  # of the best pooling so far
+    best: list[tuple[Candidate, Array, Array]] = []  # the fits of the best pooling so far
     for pooling in poolings:
         val_rows = val.pooled(pooling)
         weights = None if train.weights is None else train.repeated(train.weights)
-        tried: list[Candidate] = []
-        fitted: list[tuple[Array, Array]] = []
+        fits = []
         for strength, kernel, bias in _path(train.pooled(pooling), train.repeated(train.labels), weights):
             losses = -log_softmax((val_rows @ kernel + bias).astype(np.float64), axis=1)
             of_labels = losses[np.arange(len(losses)), val.labels]
             error = float(of_labels.std() / math.sqrt(len(of_labels)))
             accuracy = float((losses.argmin(1) == val.labels).mean())
-            tried.append(Candidate(pooling, strength, float(of_labels.mean()), error, accuracy))
-            fitted.append((kernel, bias))
+            candidates.append(Candidate(pooling, strength, float(of_labels.mean()), error, accuracy))
+            fits.append((candidates[-1], kernel, bias))
             if report is not None:
-                report(tried[-1])
-        if min(map(_loss, tried)) < min(map(_loss, candidates), default=math.inf):
-            fits = fitted
-        candidates += tried
-    least = min(candidates, key=_loss)
-    same = [candidate for candidate in candidates if candidate.pooling == least.pooling]
-    index = next(place for place, one in enumerate(same) if one.val_loss <= least.val_loss + least.val_error)
-    return Found(same[index], candidates, *fits[index])
+                report(candidates[-1])
+        best = min(best or fits, fits, key=_least_loss)
+    least = min((candidate for candidate, *_ in best), key=lambda candidate: candidate.val_loss)
+    chosen = next(fit for fit in best if fit[0].val_loss <= least.val_loss + least.val_error)
+    return Search(chosen[0], candidates, *chosen[1:])
 
 
-def _loss(candidate: Candidate) -> float:
-    return candidate.val_loss
+def _least_loss(fits: Sequence[tuple[Candidate, Array, Array]]) -> float:
+    return min(candidate.val_loss for candidate, *_ in fits)
 
 
 def _path(rows: Array, labels: Array, weights: Array | None) -> Iterator[tuple[float, Array, Array]]:
-    """Yields (strength, kernel float32 [D, C], bias float32 [C]) for each strength, each fit begun at the one before."""
+    """Yields (strength, kernel float32 [D, C], bias float32 [C]) for each strength."""
     if not np.isfinite(rows).all():
         raise DataError("features are not finite: the backbone's weights are damaged, or overflow in this precision")
     mean = rows.mean(0, dtype=np.float64)
@@ -191,33 +157,29 @@ def _path(rows: Array, labels: Array, weights: Array | None) -> Iterator[tuple[f
     # One scale for all features: divided each by its own, those that are nearly always zero would
     # count as much as the rest.
     scale = math.sqrt(float(np.mean(np.square(points, dtype=np.float64)))) or 1.0
-    points, lift = _reduce(points / np.float32(scale))
+    points, basis = _reduce(points / np.float32(scale))
     doubled = points.astype(np.float64)
     num_threads = 1 if doubled.nbytes < _SHARED_BYTES else None  # None: as many as BLAS takes
     model = LogisticRegression(max_iter=_MAX_ITERATIONS, tol=_TOLERANCE, warm_start=True)
     for strength in STRENGTHS:
         model.set_params(C=strength)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # it is judged by its loss, however far it came
-            with threadpool_limits(num_threads, "blas"):
-                model.fit(doubled, labels, sample_weight=weights)
-        kernel = lift(model.coef_.T) / scale
+        with warnings.catch_warnings(), threadpool_limits(num_threads, "blas"):
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the loss counts, however far the fit came
+            model.fit(doubled, labels, sample_weight=weights)
+        kernel = (model.coef_.T if basis is None else basis @ model.coef_.T) / scale
         bias = model.intercept_ - mean @ kernel
         if kernel.shape[1] == 1:  # of two classes scikit-learn fits the difference
             kernel, bias = np.hstack([-kernel, kernel]) / 2, np.concatenate([-bias, bias]) / 2
         yield strength, kernel.astype(np.float32), bias.astype(np.float32)
 
 
-def _reduce(rows: Array) -> tuple[Array, Callable[[Array], Array]]:
-    """Returns the rows in as few coordinates as there are rows, and the way back for a kernel.
-
-    A penalised regression does not see a rotation, and its kernel lies in the span of the rows: the
-    fit is the same.
-    """
+def _reduce(rows: Array) -> tuple[Array, Array | None]:
+    """Returns the rows in fewer coordinates, and their basis [D, coordinates], or None."""
+    # A penalised regression does not see a rotation, and its kernel lies in the span of the rows:
+    # the fit is the same.
     if rows.shape[1] <= len(rows):
-        return rows, lambda kernel: kernel
+        return rows, None
     values, vectors = np.linalg.eigh(rows @ rows.T)
-    kept = values > values[-1] * 1e-6  # float32 knows no more
+    kept = values > values[-1] * 1e-6  # the precision of float32
     lengths = np.sqrt(values[kept])
-    basis = rows.T @ (vectors[:, kept] / lengths)
-    return vectors[:, kept] * lengths, lambda kernel: basis @ kernel
+    return vectors[:, kept] * lengths, rows.T @ (vectors[:, kept] / lengths)

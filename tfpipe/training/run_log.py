@@ -1,25 +1,24 @@
 """The course of a run in files: log.jsonl, history.csv and TensorBoard's events.
 
-    journal = Journal(folder, position=saved)     # 0 for a new run
-    journal.scalars(step, epoch, "head", loss=0.3)
-    journal.epoch({"phase": "head", "epoch": 1, "train_loss": 0.3, "val_accuracy": 0.9, "train_seconds": 4.2})
-    saved = journal.position()                    # goes into the checkpoint
-    journal.close()
+    run_log = RunLog(folder, position=saved)     # 0 for a new run
+    run_log.scalars(step, epoch, "head", loss=0.3)
+    run_log.epoch({"phase": "head", "epoch": 1, "train_loss": 0.3, "val_accuracy": 0.9, "train_seconds": 4.2})
+    saved = run_log.position()                    # goes into the checkpoint
+    run_log.close()
 
-log.jsonl holds everything, a line per event; history.csv is the table of its epochs. A run that was
-killed and went on from a checkpoint leaves the files of one that was not, but for values whose
-names end with _seconds. TensorBoard's events after the checkpoint stay, doubled: they are for
-looking at.
+log.jsonl has a line per event; history.csv is the table of its epochs. A run that was killed and
+went on from a checkpoint leaves the files of one that was not, except for values whose names end
+with _seconds. TensorBoard's events after the checkpoint stay, doubled.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import logging
 import math
-import numbers
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -51,19 +50,14 @@ COLUMNS = (
 _log = logging.getLogger("tfpipe")
 
 
-class Journal:
-    """Writes down what a run does, each line at once.
+class RunLog:
+    """Writes the events of a run, each line at once.
 
-    Args:
-        folder: of the run; made if it is not there.
-        tensorboard: False writes no events.
-        position: what `position()` was at the checkpoint from which the run goes on; later lines
-            are removed. 0: all are.
-        profile_steps: number of steps to measure and trace; 0 for none.
+    Lines after `position`, that of the checkpoint from which the run goes on, are removed, and a
+    torn one that a kill left.
 
     Raises:
-        DataError: a line before `position` is damaged. A torn line at the end is what a kill
-            leaves, and removed.
+        DataError: a line before `position` is damaged.
     """
 
     def __init__(self, folder: Path, *, tensorboard: bool = True, position: int = 0, profile_steps: int = 0) -> None:
@@ -73,13 +67,17 @@ class Journal:
         with written_atomically(folder / LOG_NAME) as file:
             file.writelines(lines)
         with written_atomically(folder / HISTORY_NAME) as file:  # from the log, so that the two agree wherever a kill came
-            file.writelines([_csv_line(COLUMNS), *map(_history_line, epochs)])
+            file.writelines([_csv_line(COLUMNS), *(_csv_line(map(event.get, COLUMNS)) for event in epochs)])
         self._num_events, self._num_epochs = len(lines), len(epochs)
         self._files = [open(folder / name, "ab", buffering=0) for name in (LOG_NAME, HISTORY_NAME)]  # noqa: SIM115 (close)
-        self._writer = _event_writer(folder / TENSORBOARD_NAME) if tensorboard else None
+        self._writer: Any = None
+        if tensorboard:
+            import tensorflow as tf
+
+            self._writer = tf.summary.create_file_writer(str(folder / TENSORBOARD_NAME))
         self._profile = Profile(folder / TENSORBOARD_NAME, folder / PROFILE_NAME, profile_steps)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -91,29 +89,20 @@ class Journal:
         self._plot(phase, step, values)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Writes a row of the history, to the log too and, named epoch/NAME over the epochs of all phases, to TensorBoard.
-
-        Args:
-            row: a value for some or all of COLUMNS.
-
-        Raises:
-            ValueError: there are others.
-        """
-        if unknown := set(row) - set(COLUMNS):
-            raise ValueError(f"{HISTORY_NAME} has no column {', '.join(sorted(unknown))}; it has {', '.join(COLUMNS)}")
+        """Writes values of COLUMNS to history, log and, as epoch/NAME, TensorBoard."""
         event = self._write({"event": "epoch", **row})
-        self._files[1].write(_history_line(event))
+        self._files[1].write(_csv_line(map(event.get, COLUMNS)))
         self._num_epochs += 1
         self._plot("epoch", self._num_epochs, {name: row[name] for name in row if name not in ("phase", "epoch")})
 
     def position(self) -> int:
-        """Returns what a checkpoint has to keep: how many lines were written, which are safe on the disk by then."""
+        """Returns the number of lines, once they are on the disk; a checkpoint must keep it."""
         for file in self._files:
             os.fsync(file.fileno())
         return self._num_events
 
     def graph(self, function: Any, *examples: Any) -> None:
-        """Shows TensorBoard the graph of a `tf.function` called with examples, or of a concrete function."""
+        """Writes the graph of a `tf.function` called with examples for TensorBoard."""
         if self._writer is not None:
             import tensorflow as tf
 
@@ -122,11 +111,11 @@ class Journal:
                 tf.summary.graph(concrete.graph)
 
     def step(self) -> Any:
-        """Returns a context for a step of training, which measures it if `profile_steps` says so; see `Profile`."""
+        """Returns a context for a step of training; see `Profile.step`."""
         return self._profile.step()
 
     def close(self) -> None:
-        """Ends the writing; a second time does nothing."""
+        """Closes the files; a second call does nothing."""
         self._profile.close()
         for file in self._files:
             file.close()
@@ -135,7 +124,9 @@ class Journal:
             self._writer = None
 
     def _write(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        plain = {name: _plain(value) for name, value in event.items()}
+        plain = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in event.items()
+        }  # JSON lacks NaN
         self._files[0].write(json.dumps(plain, allow_nan=False).encode() + b"\n")
         self._num_events += 1
         return plain
@@ -147,12 +138,11 @@ class Journal:
 
         with self._writer.as_default(step):  # flushes at its end
             for name, value in values.items():
-                if value is not None and not isinstance(value, str):
-                    tf.summary.scalar(f"{group}/{name}", float(value))
+                tf.summary.scalar(f"{group}/{name}", float(value))
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a run's history: phase is text, epoch an int, the others floats, NaN where there is no number."""
+    """Returns the rows of a history: phase is str, epoch int, the others float or NaN."""
     path = folder / HISTORY_NAME
     with io.TextIOWrapper(open_regular(path), "utf-8", newline="") as file:
         try:
@@ -170,47 +160,21 @@ def _parse(name: str, text: str) -> Any:
 
 
 def _read_lines(path: Path, position: int) -> list[bytes]:
-    """Returns the first lines of a log, of which a torn last one is none."""
+    """Returns the first lines of a log; a torn last one does not count."""
     data = read_bytes(path) if position and path.exists() else b""
-    lines = data.split(b"\n")[:-1][:position]
+    lines = [line + b"\n" for line in data.split(b"\n")[:-1][:position]]
     if len(lines) < position:
         _log.warning("%s: %s before the checkpoint, left: %d", path, plural(position, "line"), len(lines))
     for index, line in enumerate(lines):
-        if not _is_event(line):
-            offset = sum(len(before) + 1 for before in lines[:index])
-            raise DataError(f"line {index + 1} is damaged; delete the file to go on without it", path=path, offset=offset)
-    return [line + b"\n" for line in lines]
-
-
-def _is_event(line: bytes) -> bool:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(event, dict) and "event" in event
-
-
-def _history_line(event: Mapping[str, Any]) -> bytes:
-    return _csv_line(["" if event.get(name) is None else event[name] for name in COLUMNS])
+        with contextlib.suppress(ValueError):
+            if isinstance(event := json.loads(line), dict) and "event" in event:
+                continue
+        offset = sum(map(len, lines[:index]))
+        raise DataError(f"line {index + 1} is damaged; delete the file to go on without it", path=path, offset=offset)
+    return lines
 
 
 def _csv_line(cells: Iterable[Any]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(cells)
     return text.getvalue().encode()
-
-
-def _plain(value: Any) -> Any:
-    """Returns a value as JSON can hold it: NaN and infinity, for which JSON has no word, as null."""
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, numbers.Integral):  # NumPy's, too
-        return int(value)
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def _event_writer(folder: Path) -> Any:
-    import tensorflow as tf
-
-    return tf.summary.create_file_writer(str(folder))

@@ -3,11 +3,11 @@
     run = train("shards/", "runs/a", backbone="vgg16", weights="imagenet", mode="auto", seed=0)
 
 A run's folder holds model.keras (the best weights), last.keras (those of the last step), run.json
-(recipe, choices, versions, hashes: all that is needed to do it again), summary.json (written last),
-log.jsonl, history.csv, history.png, tensorboard/, and state/, all that is needed to go on: about
-four times the weights that are trained. The same command again goes on where a run was stopped; one
-with more epochs or patience trains a finished run longer; another is refused. Without its state/,
-which may be deleted, a finished run is as good as before, but cannot be trained longer.
+(recipe, choices, versions, hashes: enough to repeat it), summary.json (written last), log.jsonl,
+history.csv, history.png, tensorboard/, and state/, about four times the trained weights, from which
+the same call goes on where a run was stopped. More epochs or patience train a finished run longer;
+other changes are refused. state/ may be deleted from a finished run, which then cannot be trained
+longer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
-import math
 import os
 import platform
 import statistics
@@ -38,33 +37,21 @@ from tfpipe.common.progress import log_line
 from tfpipe.common.text import html_table, plural
 from tfpipe.models import classifiers
 from tfpipe.models.classifiers import Classifier
-from tfpipe.models.images import Images, hold_out
+from tfpipe.models.split_images import SplitImages, hold_out
 from tfpipe.networks import arithmetic
-from tfpipe.networks.backbones import hash_network
-from tfpipe.records.run_folders import (
-    BACKBONE_NAME,
-    HEAD_IMAGE,
-    HEAD_NAME,
-    LAST_NAME,
-    MODEL_NAME,
-    RUN_NAME,
-    STATE_FOLDER,
-    SUMMARY_NAME,
-    check_vacant,
-    state_file,
-    state_files,
-)
+from tfpipe.networks.submodels import hash_network
+from tfpipe.records import run_folders
+from tfpipe.records.run_folders import state_file, state_files
 from tfpipe.records.samples import Samples
 from tfpipe.training import checkpoints, curves, extending, preflight
-from tfpipe.training.extending import Extension
+from tfpipe.training.batches import FeatureBatches
 from tfpipe.training.loop import Loop
 from tfpipe.training.networks import BlockCount, Networks
 from tfpipe.training.phases import Phases
 from tfpipe.training.profiling import peak_memory_bytes
 from tfpipe.training.recipes import Recipe, complete
-from tfpipe.training.run_log import Journal, read_history
+from tfpipe.training.run_log import RunLog, read_history
 from tfpipe.training.schedules import RangeTest
-from tfpipe.training.steps import Phase
 
 HISTORY_IMAGE = "history.png"
 RATE_NAME = "learning_rate.json"
@@ -76,11 +63,11 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Run(Mapping[str, Any]):
-    """A finished run; as a mapping, what summary.json holds: run["val_accuracy"].
+    """A finished run; as a mapping, the content of summary.json: run["val_accuracy"].
 
     Attributes:
         folder: the run's folder.
-        mode: of training, "auto" replaced by what was chosen.
+        mode: of training, never "auto".
         val_accuracy: of the best weights.
         phases: per phase its name, epochs, accuracy, loss, numbers of weights and seconds per
             epoch.
@@ -138,42 +125,41 @@ def train(
     from_run: str | os.PathLike[str] | None = None,
     **changes: Any,
 ) -> Run:
-    """Trains a classifier, or goes on with a run that was stopped or is to be trained longer; returns it.
+    """Trains a classifier, or goes on with a run that was stopped, or longer; returns the run.
 
     A run goes on from its last step when `epochs`, `finetune_epochs` or `patience` are raised.
     Where its learning rates so far would have been the same (schedules "constant" and "plateau", or
-    patience alone), it ends with the bits of one that was asked for these numbers from the start. A
-    longer head makes fine-tuning begin anew.
+    patience alone), it ends with the bits of one that had these numbers from the start. A longer
+    head makes fine-tuning start over.
 
     Args:
-        data: folder of a data set that `build_tfrecords` wrote, with a split "train"; "val" is
-            validated on, and where there is none, a part of "train" is held out.
+        data: folder of a data set of `build_tfrecords`, with a split "train"; without a split
+            "val", a part of "train" is held out for validation.
         output: the run's folder.
         recipe: how to train; default `Recipe()`.
         cache: folder for features, default "features" beside the run's folder. Shared by all runs,
             safe to delete.
         strategy: of several devices; default one device.
-        checkpoint_seconds: how often the state is saved: what a kill can cost at most. Also at each
-            epoch's end and on Ctrl-C.
+        checkpoint_seconds: between two savings of the state, the most that a kill can cost. Also
+            saved at each epoch's end and on Ctrl-C.
         tensorboard: write event files.
-        profile_steps: measure and trace as many steps.
+        profile_steps: number of steps to measure and trace.
         progress: show bars, or log a line per epoch where there is no terminal.
-        log: called with lines that report what is done and why; default the logger "tfpipe", whose
-            lines are seen on stderr where nobody has configured logging. None: silence, bars and
-            lines per epoch included.
-        extend: train a run longer also where its learning rates would have been others from the
-            start: a cosine begins anew with a warm-up.
-        from_run: a finished run's folder (or its .keras file), whose weights are those to begin
-            with: the backbone's, and, if classes and layers are the same, the head's. In place of
-            `weights`.
+        log: called with lines that report what is done and why; default the logger "tfpipe", which
+            writes to stderr where nobody has configured logging. None: silence, bars and lines per
+            epoch included.
+        extend: train a run longer also where its learning rates would have differed from the
+            start: a cosine starts over with a warm-up.
+        from_run: a finished run's folder (or its .keras file) to begin with, in place of `weights`:
+            the backbone's weights, and, if classes and layers are the same, the head's.
         changes: fields of the recipe: `train("shards/", "runs/a", mode="finetune")`.
 
     Returns:
-        The run, with what summary.json holds.
+        The run, with the content of summary.json.
 
     Raises:
-        ValueError: an option is not what it should be, options do not go together, or the folder
-            has another run.
+        ValueError: an option is wrong, options contradict each other, or the folder has another
+            run.
         FileNotFoundError: there is no data set or no file of weights.
         DataError: the data set, the cache or the saved state is damaged, or the loss is no longer
             finite.
@@ -187,7 +173,7 @@ def train(
         extend=extend,
     )
     if log is None:
-        progress, log = False, _nothing
+        progress, log = False, lambda line: None  # noqa: ARG005
     arguments.callback("log", log)
     if not isinstance(strategy, tf.distribute.Strategy | None):
         raise arguments.wrong("strategy", "a tf.distribute.Strategy", strategy)
@@ -197,48 +183,40 @@ def train(
     directory, folder = arguments.path("data", data), arguments.path("output", output)
     place = folder.absolute().parent / "features" if cache is None else arguments.path("cache", cache)
     preflight.check_training(directory, folder, place, wanted)
-    prepared = _Data(directory, wanted)
+    job = _Job(directory, wanted)
     with locked(folder, "training"):
         clear_folder(folder)
-        summary, extension = _open(folder, prepared, extend)
-        for line in extension.lines if extension else ():
+        extension, apply_extension = _compare(folder, job, extend)
+        for line in extension:
             log(line)
-        if summary is not None:
-            _report_summary(folder, summary, log)
-            return Run(folder, **summary)
-        for line in prepared.reasons:
+        if (folder / run_folders.SUMMARY_NAME).exists() and not extension:
+            return _finished(folder, log)
+        for line in job.reasons:
             log(line)
-        if prepared.recipe.deterministic:
-            arithmetic.make_deterministic()
+        if job.recipe.deterministic:
+            tf.config.experimental.enable_op_determinism()
         strategy = strategy or tf.distribute.get_strategy()
-        samples = Samples.of(prepared.manifest.options)
-        networks = Networks(prepared.recipe, prepared.class_names, prepared.precision, strategy, samples)
+        networks = Networks(job.recipe, job.class_names, job.precision, strategy, Samples.of(job.manifest.options))
         if from_run is not None:
             log(f"from {from_run}: {networks.take_head(classifiers.load(from_run))}")
-        _begin(folder, prepared, networks)
-        if extension:
-            extension.apply(folder)
-        first_steps = read_json(folder / RUN_NAME).get("first_steps", {})
-        phases = Phases(
-            prepared.recipe,
-            networks,
-            prepared.train,
-            prepared.val,
-            folder,
-            place,
-            strategy,
-            progress,
-            log,
-            first_steps=first_steps,
-            fits=prepared.wanted.batch_size == "auto",
-        )
-        position = max((facts["journal"] for facts in _saved_facts(folder)), default=0)
-        with Journal(folder, tensorboard=tensorboard, position=position, profile_steps=profile_steps) as journal:
-            run = _Run(folder, phases, journal, checkpoint_seconds)
-            results = [run.train(phase) for phase in phases.of_mode()]
-        summary = _finish(folder, networks, run, results)
-    _report_summary(folder, summary, log)
-    return Run(folder, **summary)
+        _begin(folder, job, networks)
+        apply_extension()
+        first_steps, fits = read_json(folder / run_folders.RUN_NAME).get("first_steps", {}), wanted.batch_size == "auto"
+        inputs = job.recipe, networks, job.train, job.val
+        phases = Phases(*inputs, folder, place, strategy, progress, log, first_steps, fits)
+        position = max((checkpoints.load(path)[1]["journal"] for path in state_files(folder)), default=0)
+        results: list[dict[str, Any]] = []
+        with RunLog(folder, tensorboard=tensorboard, position=position, profile_steps=profile_steps) as run_log:
+            for phase in phases.of_mode():
+                loop = Loop(phase, strategy, state_file(folder, phase.name), run_log, checkpoint_seconds, progress, log)
+                counts = networks.parameters(phase.trained)
+                log(describe_parameters(counts, phase.name))
+                if job.recipe.learning_rate == "find" and not results:
+                    phase.schedule = phases.schedule(phase.name, _found_rate(folder, loop), phase.batches.num_steps)
+                last = loop.run()
+                results.append(_result(loop, counts))
+        _finish(folder, networks, results, lambda: loop.assign(last))
+    return _finished(folder, log)
 
 
 def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
@@ -251,8 +229,8 @@ def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     return dataclasses.replace(recipe, **changes)
 
 
-class _Data:
-    """What is trained on, and the recipe completed for it."""
+class _Job:
+    """The images of a run, and the recipe completed for them."""
 
     def __init__(self, directory: Path, wanted: Recipe) -> None:
         self.directory, self.wanted = directory, wanted
@@ -261,21 +239,18 @@ class _Data:
         self.recipe, self.reasons = complete(wanted, self.manifest.split("train").num_records, len(self.class_names))
         self.precision, why = arithmetic.choose(self.recipe.precision)
         self.reasons.append(f"precision={self.precision}: {why}")
-        self.train, self.val = self._images()
-
-    def _images(self) -> tuple[Images, Images]:
         recipe = self.recipe
         common: dict[str, Any] = {"image_size": recipe.image_size, "resize": recipe.resize, "seed": recipe.seed}
-        train = Images(self.directory, "train", augmentation=recipe.augmentation, balanced=recipe.balanced, **common)
+        train = SplitImages(directory, "train", augmentation=recipe.augmentation, balanced=recipe.balanced, **common)
         if "val" in self.manifest.splits:
-            return train, Images(self.directory, "val", **common)
-        train, held = hold_out(train, recipe.val_fraction)
-        num_held, num_all = len(held.positions), train.num_records
+            self.train, self.val = train, SplitImages(directory, "val", **common)
+            return
+        self.train, self.val = hold_out(train, recipe.val_fraction)
+        num_held, num_all = len(self.val.positions), train.num_records
         self.reasons.append(f"no val split: {num_held:,} of the {num_all:,} training images are held out for validation")
-        return train, held
 
     def facts(self) -> dict[str, Any]:
-        """Returns what run.json holds."""
+        """Returns the content of run.json."""
         wanted, chosen = (json.loads(json.dumps(recipe.facts())) for recipe in (self.wanted, self.recipe))
         wanted["weights"] = os.path.basename(self.wanted.weights)  # a file may move; backbone.json has the hash
         versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")}
@@ -292,93 +267,21 @@ class _Data:
                 "num_train": len(self.train.positions),
                 "num_val": len(self.val.positions),
             },
-            "directory": os.path.abspath(self.directory),  # where the data set was; it may move
+            "directory": os.path.abspath(self.directory),  # of the data set at present; it may move
             "versions": {"tfpipe": tfpipe.__version__, "python": platform.python_version(), **versions},
             "command": sys.argv,
         }
 
 
-class _Run:
-    """Trains one phase after the other."""
+def _compare(folder: Path, job: _Job, extend: bool) -> tuple[list[str], Callable[[], None]]:
+    """Compares the run in the folder with the requested one; returns a plan to extend it.
 
-    def __init__(self, folder: Path, phases: Phases, journal: Journal, checkpoint_seconds: float) -> None:
-        self._folder, self._phases, self._journal = folder, phases, journal
-        self._checkpoint_seconds = checkpoint_seconds
-        self._first = True
-        self._loop: Loop | None = None
-        self._last: list[Any] = []
-
-    def train(self, phase: Phase) -> dict[str, Any]:
-        """Trains a phase to its end; returns what the summary says of it."""
-        phases = self._phases
-        counts = phases.networks.parameters(phase.trained)
-        phases.report(describe_parameters(counts, phase.name))
-        loop = Loop(
-            phase,
-            phases.strategy,
-            state_file(self._folder, phase.name),
-            self._journal,
-            self._checkpoint_seconds,
-            phases.progress,
-            phases.report,
-        )
-        if phases.recipe.learning_rate == "find" and self._first:
-            rate = self._found_rate(loop)
-            phase.schedule = phases.schedule(phase.name, rate, phase.batches.num_steps)
-        self._first = False
-        self._loop, self._last = loop, loop.run()
-        stopping = phase.stopping
-        number = stopping.best_number
-        if phase.epochs:
-            when = f"best in epoch {number}" if number else "no epoch was better than its start, which is kept"
-            phases.report(f"{phase.name}: validation accuracy {stopping.best:.4f}, {when}")
-        return {
-            "phase": phase.name,
-            "num_epochs": loop.progress.epoch,
-            "best_epoch": number,  # from 1; 0: no epoch was better than the phase before
-            "val_accuracy": stopping.best,
-            "val_loss": stopping.best_loss,
-            "num_trained": sum(line.num_trained for line in counts),
-            "num_frozen": sum(line.num_frozen for line in counts),
-            "on": "features" if phase.batches.is_cached else "pictures",
-        }
-
-    def assign_last(self) -> None:
-        """Gives the networks the weights of the last step, in place of the best ones."""
-        if self._loop is not None:
-            self._loop.assign(self._last)
-
-    def _found_rate(self, loop: Loop) -> float:
-        """Returns the learning rate that a range test suggests, measured once a run."""
-        path = self._folder / RATE_NAME
-        if not path.exists():
-            test = RangeTest()
-            loop.explore(test)
-            suggestion = test.suggestion()
-            if suggestion is None:
-                raise DataError("the range test found no learning rate at which the loss falls: give one with learning_rate")
-            rates, losses = test.curve()
-            curves.draw_range_test(rates, losses, suggestion, self._folder / "learning_rate.png")
-            finite = [loss if math.isfinite(loss) else None for loss in losses]
-            write_json(path, {"learning_rate": suggestion, "rates": rates, "losses": finite})
-        rate: float = read_json(path)["learning_rate"]
-        self._phases.report(f"learning_rate={rate:.2g}: found by a range test, see learning_rate.png; weights are as before")
-        return rate
-
-
-def _nothing(line: str) -> None:
-    """Says nothing."""
-
-
-def _open(folder: Path, data: _Data, extend: bool) -> tuple[dict[str, Any] | None, Extension | None]:
-    """Returns the summary if the run is finished, or how it goes on; compares what has been begun with what is wanted.
-
-    A run that has not trained a step yet is no run: its options may be corrected.
+    A run without a step so far does not count: its options may be corrected.
     """
-    path, summary = folder / RUN_NAME, folder / SUMMARY_NAME
-    check_vacant(folder)
-    if path.exists() and (summary.exists() or state_files(folder)):
-        found, facts = read_json(path), data.facts()
+    path = folder / run_folders.RUN_NAME
+    run_folders.check_vacant(folder)
+    if path.exists() and ((folder / run_folders.SUMMARY_NAME).exists() or state_files(folder)):
+        found, facts = read_json(path), job.facts()
         for part in ("recipe", "data"):
             for name, value in facts[part].items():
                 was = found.get(part, {}).get(name)
@@ -386,37 +289,67 @@ def _open(folder: Path, data: _Data, extend: bool) -> tuple[dict[str, Any] | Non
                     raise ValueError(f"{folder}: holds a run with {name}={was!r}, not {value!r}; choose another folder")
         if found.get("versions") != facts["versions"]:
             _log.warning("%s: begun with other versions (%s): the bits may differ", path, found.get("versions"))
-        if found.get("precision") != data.precision:
-            data.reasons.append(f"precision={found['precision']}: the run was begun with it")
-            data.precision = found["precision"]
-        extending.check_solver(folder, found, data.recipe)
-        if raised := extending.find_raised(folder, found, data.recipe):
-            return None, extending.plan(folder, found, facts, data.recipe, raised, rewarm=extend)
-    return read_json(summary) if summary.exists() else None, None
+        if found.get("precision") != job.precision:
+            job.reasons.append(f"precision={found['precision']}: the run was begun with it")
+            job.precision = found["precision"]
+        if raised := extending.find_raised(folder, found, job.recipe):
+            return extending.plan(folder, found, facts, job.recipe, raised, rewarm=extend)
+    return [], lambda: None
 
 
-def _begin(folder: Path, data: _Data, networks: Networks) -> None:
-    """Writes what the run is, once all that can be wrong with its options has been seen; goes on with no other weights."""
-    path, found = folder / BACKBONE_NAME, {"sha256": hash_network(networks.backbone.network)}
+def _begin(folder: Path, job: _Job, networks: Networks) -> None:
+    """Writes run.json and the hash of the weights, or checks that hash in a run that goes on."""
+    path, found = folder / run_folders.BACKBONE_NAME, {"sha256": hash_network(networks.backbone.network)}
     if networks.head_from is not None:
         found["head_from"] = networks.head_from
     if not state_files(folder):
         (folder / RATE_NAME).unlink(missing_ok=True)  # of a first try, maybe with other options
         write_json(path, found)
-        write_json(folder / RUN_NAME, data.facts())
+        write_json(folder / run_folders.RUN_NAME, job.facts())
     elif read_json(path) != found:
-        raise ValueError(f"{folder}: was begun with other weights than {data.wanted.weights}; choose another folder")
-    (folder / STATE_FOLDER).mkdir(exist_ok=True)
+        raise ValueError(f"{folder}: was begun with other weights than {job.wanted.weights}; choose another folder")
+    (folder / run_folders.STATE_FOLDER).mkdir(exist_ok=True)
 
 
-def _saved_facts(folder: Path) -> list[dict[str, Any]]:
-    return [checkpoints.load(path)[1] for path in state_files(folder)]
+def _found_rate(folder: Path, loop: Loop) -> float:
+    """Returns the learning rate that a range test suggests, measured once a run."""
+    path = folder / RATE_NAME
+    if not path.exists():
+        test = RangeTest()
+        loop.explore(test)
+        suggestion = test.suggestion()
+        if suggestion is None:
+            raise DataError("the range test found no learning rate at which the loss falls: give one with learning_rate")
+        curves.draw_range_test(test.rates(), test.losses, suggestion, path.with_suffix(".png"))
+        write_json(path, {"learning_rate": suggestion, "rates": test.rates(), "losses": test.losses})
+    rate: float = read_json(path)["learning_rate"]
+    loop.report(f"learning_rate={rate:.2g}: found by a range test, see learning_rate.png; weights are as before")
+    return rate
 
 
-def _finish(folder: Path, networks: Networks, run: _Run, phases: list[dict[str, Any]]) -> dict[str, Any]:
-    """Writes the models, the image and, last, the summary."""
+def _result(loop: Loop, counts: Sequence[BlockCount]) -> dict[str, Any]:
+    """Returns the summary of a phase, after a report."""
+    phase, stopping = loop.phase, loop.phase.stopping
+    number = stopping.best_number
+    if phase.epochs:
+        when = f"best in epoch {number}" if number else "no epoch was better than its start, which is kept"
+        loop.report(f"{phase.name}: validation accuracy {stopping.best:.4f}, {when}")
+    return {
+        "phase": phase.name,
+        "num_epochs": loop.position.epoch,
+        "best_epoch": number,  # from 1; 0: no epoch was better than the phase before
+        "val_accuracy": stopping.best,
+        "val_loss": stopping.best_loss,
+        "num_trained": sum(line.num_trained for line in counts),
+        "num_frozen": sum(line.num_frozen for line in counts),
+        "on": "features" if isinstance(phase.batches, FeatureBatches) else "pictures",
+    }
+
+
+def _finish(folder: Path, networks: Networks, phases: list[dict[str, Any]], assign_last: Callable[[], None]) -> None:
+    """Writes the models, the history's image and, last, the summary."""
     model = networks.classifier()
-    _save_model(model, folder / MODEL_NAME)
+    _save_model(model, folder / run_folders.MODEL_NAME)
     history = read_history(folder)
     if history:
         curves.draw_history(history, folder / HISTORY_IMAGE)
@@ -427,33 +360,34 @@ def _finish(folder: Path, networks: Networks, run: _Run, phases: list[dict[str, 
         "mode": networks.recipe.mode,
         "val_accuracy": phases[-1]["val_accuracy"],
         "phases": phases,
-        "head": read_json(folder / HEAD_NAME)["best"] if (folder / HEAD_NAME).exists() else None,
+        "head": read_json(folder / run_folders.HEAD_NAME)["best"] if (folder / run_folders.HEAD_NAME).exists() else None,
         "model_sha256": Classifier(model).sha256,
         "peak_memory_bytes": peak_memory_bytes(),
     }
-    run.assign_last()
-    _save_model(networks.classifier(), folder / LAST_NAME)
-    write_json(folder / SUMMARY_NAME, summary)
-    return summary
+    assign_last()
+    _save_model(networks.classifier(), folder / run_folders.LAST_NAME)
+    write_json(folder / run_folders.SUMMARY_NAME, summary)
 
 
-def _report_summary(folder: Path, summary: dict[str, Any], report: Report) -> None:
-    for phase in summary["phases"]:
+def _finished(folder: Path, report: Report) -> Run:
+    """Reports and returns a finished run."""
+    run = Run(folder, **read_json(folder / run_folders.SUMMARY_NAME))
+    for phase in run.phases:
         seconds = "" if phase["seconds_per_epoch"] is None else f" of {phase['seconds_per_epoch']:.2f} s"
         epochs = f"{plural(phase['num_epochs'], 'epoch')}{seconds}" if phase["num_epochs"] else "logistic regression"
         best = f" in epoch {phase['best_epoch']}" if phase["best_epoch"] else ""
         report(f"{phase['phase']}: {epochs} on {phase['on']}, validation accuracy {phase['val_accuracy']:.4f}{best}")
-    report(f"peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")
-    drawing = next((path for path in (folder / HISTORY_IMAGE, folder / HEAD_IMAGE) if path.exists()), folder)
-    report(f"{folder}: this run is finished. The classifier is {folder / MODEL_NAME}; look at {drawing}.")
+    report(f"peak memory {run.peak_memory_bytes / 1e9:.2f} GB")
+    image = next((path for path in (folder / HISTORY_IMAGE, folder / run_folders.HEAD_IMAGE) if path.exists()), folder)
+    report(f"{folder}: this run is finished. The classifier is {folder / run_folders.MODEL_NAME}; look at {image}.")
+    return run
 
 
 def describe_parameters(counts: Sequence[BlockCount], phase: str) -> str:
     """Returns the table of trained and frozen parameters as text, a line per block."""
-    numbers = [(line.num_layers, line.num_trained, line.num_frozen) for line in counts]
-    rows = list(zip([line.block for line in counts], numbers, strict=True))
-    rows.append(("all", (sum(n[0] for n in numbers), sum(n[1] for n in numbers), sum(n[2] for n in numbers))))
-    cells = [[phase, "layers", "trained", "frozen"], *[[name, *(f"{n:,}" for n in row)] for name, row in rows]]
+    rows = [(line.block, line.num_layers, line.num_trained, line.num_frozen) for line in counts]
+    totals = ("all", *(sum(column) for column in list(zip(*rows, strict=True))[1:]))
+    cells = [[phase, "layers", "trained", "frozen"], *[[row[0], *(f"{n:,}" for n in row[1:])] for row in [*rows, totals]]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
     return "\n".join("  ".join(row) for row in aligned)

@@ -1,4 +1,4 @@
-"""The steps of a phase as compiled functions: one at a time, or many batches of features in one call.
+"""The steps of a phase as compiled functions: one at a time, or many on features.
 
     steps = Steps(phase, strategy)
     loss, correct = steps.take(batch, rows=32, rate=1e-3, decay=0.0)          # float32 []
@@ -11,7 +11,7 @@ at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,14 +23,14 @@ import tensorflow as tf
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import exactly
 from tfpipe.training.batches import Batch, Batches, Block, FeatureBatches
-from tfpipe.training.schedules import EarlyStopping, Schedule
+from tfpipe.training.schedules import EarlyStopping, LearningRate
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class RateGroup:
-    """Variables that are trained at `multiplier` times the learning rate, by an optimiser of their own."""
+    """Variables with an optimiser of their own, at `multiplier` times the learning rate."""
 
     optimizer: keras.optimizers.Optimizer
     variables: Sequence[keras.Variable]
@@ -39,60 +39,37 @@ class RateGroup:
 
 @dataclass
 class Phase:
-    """One stretch of training: a network, what of it is trained, on what, and for how long.
+    """One stretch of training: a network, its trained variables, its data, and its length."""
 
-    Attributes:
-        name: in logs and files.
-        network: batch inputs -> logits float32 [B, C].
-        groups: what is trained.
-        batches: training and validation data.
-        epochs: at most.
-        schedule: of the learning rate.
-        stopping: when to end before.
-        label_smoothing: share of each target that is spread over all classes.
-        class_weights: float [C], weight of each class in the loss.
-        ema: decay of the moving average of the weights, which validation and the result then take;
-            0 for none.
-        continues: the weights are those of a phase before, and stay if no epoch makes them better.
-        tf32: float32 is multiplied in TF32, where the device can.
-        accumulate: parts that the batch of a step is computed in, on each replica.
-        fits: whether a batch that does not fit into memory is computed in more parts.
-    """
-
-    name: str
-    network: keras.Sequential
+    name: str  # in logs and files
+    network: keras.Sequential  # batch inputs -> logits float32 [B, C]
     groups: Sequence[RateGroup]
     batches: Batches
-    epochs: int
-    schedule: Schedule
+    epochs: int  # at most; `stopping` may end before
+    schedule: LearningRate
     stopping: EarlyStopping
-    label_smoothing: float = 0.0
-    class_weights: Array | None = None
-    ema: float = 0.0
-    continues: bool = False
-    tf32: bool = False
-    accumulate: int = 1
-    fits: bool = False
+    label_smoothing: float
+    class_weights: Array | None  # float [C], in the loss
+    ema: float  # decay of the moving average of the weights, used by validation and the result; 0: none
+    continues: bool  # the weights are those of a phase before, and stay if no epoch makes them better
+    tf32: bool  # float32 is multiplied in TF32, where the device can
+    accumulate: int  # parts that the batch of a step is computed in, on each replica
+    fits: bool  # compute a batch that does not fit into memory in more parts
 
     @property
     def trained(self) -> list[keras.Variable]:
-        """All variables that are trained."""
+        """All trained variables."""
         return [variable for group in self.groups for variable in group.variables]
 
 
 class Steps:
-    """What is computed in a phase, and the variables that it changes.
-
-    Args:
-        phase: what is trained; its optimisers are built.
-        strategy: of the devices; the phase's variables were made in its scope.
+    """The computations of a phase, and the variables that they change.
 
     Attributes:
-        result: what the network is after training: what is trained, and BatchNorm's statistics,
-            which belong to these weights.
-        averages: moving averages of these; none without `ema`.
+        result: the trained variables, and BatchNorm's statistics, which belong to these weights.
+        averages: their moving averages; none without `ema`.
         num_workers: processes that train together.
-        parts: `accumulate` as it is now.
+        parts: current parts of each batch.
     """
 
     def __init__(self, phase: Phase, strategy: tf.distribute.Strategy) -> None:
@@ -100,12 +77,11 @@ class Steps:
         with strategy.scope():
             for group in phase.groups:
                 group.optimizer.build(group.variables)
-        trained = {id(variable) for variable in phase.trained}
-        trained |= {id(variable) for layer in phase.network.layers if layer.name == "frozen" for variable in layer.variables}
+        known = {id(variable) for variable in phase.trained}
+        known |= {id(variable) for layer in phase.network.layers if layer.name == "frozen" for variable in layer.variables}
         # Seeds of dropout and statistics of BatchNorm change while training, too.
-        self._others = [variable for variable in phase.network.variables if id(variable) not in trained]
-        moving = [variable for variable in self._others if keras.backend.is_float_dtype(variable.dtype)]
-        self.result = [*phase.trained, *moving]
+        self._others = [variable for variable in phase.network.variables if id(variable) not in known]
+        self.result = [*phase.trained, *(value for value in self._others if keras.backend.is_float_dtype(value.dtype))]
         self.averages = [tf.Variable(variable.numpy()) for variable in self.result] if phase.ema else []
         self.num_workers = count_workers(strategy)
         self._replicas = int(strategy.num_replicas_in_sync) // self.num_workers
@@ -137,21 +113,18 @@ class Steps:
     # ---- training
 
     def take(self, batch: Batch, rows: int, rate: float, decay: float) -> tuple[Any, Any]:
-        """Takes one step; returns (sum of the losses, number of right answers) of this batch's images, float32 [].
+        """Takes one step on this worker's batch; `rows` counts the images of all workers.
 
-        Args:
-            batch: of this worker.
-            rows: images of the step, of all workers.
-            rate: the learning rate.
-            decay: of the moving averages, if there are such.
+        Returns (sum of the losses, number of right answers) of this batch, float32 [].
         """
-        numbers = _float(rows), _float(self._rates(rate)), _float(decay)
+        numbers = (tf.constant(value, tf.float32) for value in (rows, self._rates(rate), decay))
         found: tuple[Any, Any] = self._take(*self._distribute(batch), *numbers)
         return found
 
     def take_block(self, block: Block, rates: Sequence[float], decays: Sequence[float]) -> tuple[Any, Any]:
-        """Takes the steps of a block in one call; returns what `take` does of each, float32 [steps]."""
-        found: tuple[Any, Any] = self._take_block(*block, _float([self._rates(rate) for rate in rates]), _float(decays))
+        """Takes the steps of a block in one call; returns the results, float32 [steps]."""
+        numbers = (tf.constant(values, tf.float32) for values in ([self._rates(rate) for rate in rates], decays))
+        found: tuple[Any, Any] = self._take_block(*block, *numbers)
         return found
 
     def _rates(self, rate: float) -> list[float]:
@@ -191,38 +164,34 @@ class Steps:
         zeros = [tf.zeros([]), tf.zeros([]), *[tf.zeros(variable.shape, variable.dtype) for variable in self._phase.trained]]
         # One part at a time: side by side they would need the memory of the whole batch.
         _, sums = tf.while_loop(lambda first, _: first < size, add, (0, zeros), parallel_iterations=1)
-        return [None if index in unused else value for index, value in enumerate(sums)]  # the optimiser passes None over
+        return [None if index in unused else value for index, value in enumerate(sums)]  # the optimiser skips None
 
     def _gradients(self, inputs: Any, targets: Any, weights: Any, rows: Any, share: Any) -> list[Any]:
-        """Returns the sum of the losses, the number of right answers, and the gradients of a part of the batch."""
+        """Returns the sum of losses, the number of right answers, and gradients of a part."""
         phase = self._phase
         variables = [variable.value for variable in phase.trained]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             logits = phase.network(inputs, training=True)
-            losses = self._losses(logits, targets) * weights
+            smooth = targets * (1 - phase.label_smoothing) + phase.label_smoothing / targets.shape[-1]
+            losses = tf.nn.softmax_cross_entropy_with_logits(smooth, tf.cast(logits, tf.float32))
+            if phase.class_weights is not None:
+                losses *= tf.linalg.matvec(targets, tf.constant(phase.class_weights, tf.float32))
+            losses *= weights
             # Gradients are summed over parts and replicas: each has its share of the mean over the
             # global batch.
-            penalty = _penalty(phase.network) / self._strategy.num_replicas_in_sync * share
-            loss = tf.reduce_sum(losses) / rows + penalty
+            penalty = tf.add_n(phase.network.losses) if phase.network.losses else tf.zeros([])
+            loss = tf.reduce_sum(losses) / rows + penalty / self._strategy.num_replicas_in_sync * share
         gradients = tape.gradient(loss, variables)
         return [tf.reduce_sum(losses), _count_correct(logits, targets, weights), *gradients]
-
-    def _losses(self, logits: Any, targets: Any) -> Any:
-        smoothing = self._phase.label_smoothing
-        smooth = targets * (1 - smoothing) + smoothing / targets.shape[-1]
-        losses = tf.nn.softmax_cross_entropy_with_logits(smooth, tf.cast(logits, tf.float32))
-        if self._phase.class_weights is None:
-            return losses
-        return losses * tf.linalg.matvec(targets, tf.constant(self._phase.class_weights, tf.float32))
 
     def _distribute(self, batch: Batch) -> tuple[Any, ...]:
         """Returns the batch's parts, one for each replica of this worker."""
         if self._replicas == 1:
             return batch
         inputs, targets, weights = (tf.convert_to_tensor(values) for values in batch)
-        # In place of blank rows, real images of the batch, still of weight 0: BatchNorm would take
-        # black ones into account.
+        # In place of blank rows, real images of the batch, still of weight 0: black ones would
+        # count in BatchNorm's statistics.
         real = tf.where(weights > 0)[:, 0]
         if len(real):
             places = tf.range(len(weights), dtype=tf.int64)
@@ -236,6 +205,18 @@ class Steps:
 
         return part(inputs), part(targets), part(weights)
 
+    # ---- validation
+
+    @cached_property
+    def validate(self) -> Any:
+        """The function: batch -> (sum of losses, number of right answers, images), float32 []."""
+        return tf.function(self._validate, autograph=False, reduce_retracing=True)
+
+    def _validate(self, inputs: Any, targets: Any, weights: Any) -> tuple[Any, Any, Any]:
+        logits = self._phase.network(inputs, training=False)
+        losses = tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32)) * weights
+        return tf.reduce_sum(losses), _count_correct(logits, targets, weights), tf.reduce_sum(weights)
+
     # ---- many steps in one call
 
     @cached_property
@@ -247,27 +228,31 @@ class Steps:
 
             return self._over_batches(step, 2, self._phase.batches.batch_size, features, places, labels)
 
-        numbers = [tf.TensorSpec([None, len(self._phase.groups)], tf.float32), tf.TensorSpec([None], tf.float32)]
-        return _compiled(take, [*self._block_signature(), *numbers])
+        return self._compiled(take, [None, len(self._phase.groups)], [None])
 
     @cached_property
     def validate_block(self) -> Any:
-        """The function that does for each batch of a block what `validate` does for one."""
+        """The function that computes for each batch of a block what `validate` does for one."""
 
         def validate(features: Any, places: Any, labels: Any) -> tuple[Any, ...]:
             size = self.validation_size
-            return self._over_batches(lambda _, batch: self._validation(*batch), 3, size, features, places, labels)
+            return self._over_batches(lambda _, batch: self._validate(*batch), 3, size, features, places, labels)
 
-        return _compiled(validate, self._block_signature())
+        return self._compiled(validate)
 
-    def _block_signature(self) -> list[tf.TensorSpec]:
+    def _compiled(self, function: Any, *shapes: Sequence[int | None]) -> Any:
+        """Returns the concrete function of a block and more numbers."""
+        batches: Any = self.in_blocks
         places = tf.TensorSpec([None], tf.int64)
-        return [] if self.in_blocks is None else [self.in_blocks.features_spec, places, places]
+        signature = [batches.features_spec, places, places, *(tf.TensorSpec(shape, tf.float32) for shape in shapes)]
+        # Of a tf.function, TensorFlow would warn that it is traced too often: a short phase calls
+        # it a few times.
+        return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
 
     def _over_batches(
         self, function: Any, num_outputs: int, size: int, features: Any, places: Any, labels: Any
     ) -> tuple[Any, ...]:
-        """Returns what a function of (number, batch) gives for each batch, float32 [batches] of each of its outputs."""
+        """Returns the outputs of function(number, batch) for all batches, float32 [batches]."""
         num_rows = tf.shape(places)[0]
         num_full, rest = num_rows // size, num_rows % size
 
@@ -290,18 +275,6 @@ class Steps:
 
         return tuple(tf.cond(rest > 0, with_rest, lambda: whole))
 
-    # ---- validation
-
-    @cached_property
-    def validate(self) -> Any:
-        """The function from a batch to (sum of the losses, number of right answers, of images), float32 []."""
-        return tf.function(self._validation, autograph=False, reduce_retracing=True)
-
-    def _validation(self, inputs: Any, targets: Any, weights: Any) -> tuple[Any, Any, Any]:
-        logits = self._phase.network(inputs, training=False)
-        losses = tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32)) * weights
-        return tf.reduce_sum(losses), _count_correct(logits, targets, weights), tf.reduce_sum(weights)
-
     # ---- variables
 
     def values(self) -> dict[str, list[Array]]:
@@ -309,7 +282,7 @@ class Steps:
         return {name: [variable.numpy() for variable in group] for name, group in self._variables().items()}
 
     def restore(self, values: dict[str, list[Array]]) -> None:
-        """Gives the variables what `values` returned."""
+        """Assigns the `values` to the variables."""
         for name, variables in self._variables().items():
             assign(variables, values[name])
 
@@ -324,25 +297,11 @@ def count_workers(strategy: tf.distribute.Strategy) -> int:
 
 
 def assign(variables: Sequence[Any], values: Sequence[Array]) -> None:
-    """Gives variables values."""
+    """Assigns values to variables."""
     if len(variables) != len(values):
         raise DataError(f"the saved state has {exactly(len(values), 'array')} where {len(variables)} are needed")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-
-
-def _compiled(function: Callable[..., Any], signature: Sequence[tf.TensorSpec]) -> Any:
-    # Of a tf.function, TensorFlow would warn that it is traced too often: a short phase calls it a
-    # few times.
-    return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
-
-
-def _float(values: Any) -> tf.Tensor:
-    return tf.constant(values, tf.float32)
-
-
-def _penalty(network: keras.Model) -> Any:
-    return tf.add_n(network.losses) if network.losses else tf.zeros([])
 
 
 def _count_correct(logits: Any, targets: Any, weights: Any) -> Any:

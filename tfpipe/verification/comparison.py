@@ -17,7 +17,7 @@ from typing import NamedTuple
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import sha256_of
 from tfpipe.common.workers import count_cores
-from tfpipe.listing.folders import Found, walk
+from tfpipe.listing.folders import FoundFile, walk
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.manifest import CATALOG_NAME
@@ -134,7 +134,7 @@ def _files(root: Path, prefix: str, workers: int | None) -> Iterator[_Entry]:
                 yield prefix + item.name, digest, None, None
 
 
-def _found(root: Path) -> Iterator[Found]:
+def _found(root: Path) -> Iterator[FoundFile]:
     for item in walk(root):
         if item.reason == "unreadable":
             raise DataError(item.message, path=item.path)

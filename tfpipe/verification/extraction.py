@@ -78,13 +78,13 @@ def _records(directory: Path, manifest: Manifest, split: str, shard: Shard) -> I
                 if start == error.offset and manifest.splits[split].shards[row.shard] == shard:
                     source = row.filename
                     break
-        message = f"{error.message}; `verify` lists all damage, `salvage` rescues the intact records of a shard"
+        message = f"{error.message}; `tfpipe verify` lists all damage, `tfpipe salvage` rescues the intact records of a shard"
         raise Finding(message, path=error.path, offset=error.offset, source=source) from None
 
 
 def _stopped(error: OSError, path: Path) -> OSError:
     """Returns the error with its path, which a full disk does not give, and advice."""
-    advice = "what was extracted is kept: once this is mended, the same command continues"
+    advice = "what was extracted is kept: once this is fixed, the same command continues"
     return OSError(error.errno, f"{error.strerror or error} ({advice})", os.fspath(path))
 
 

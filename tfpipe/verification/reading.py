@@ -45,7 +45,7 @@ def read_shard(directory: Path, shard: Shard) -> Iterator[tuple[int, Record]]:
         yield offset, checked_record(data, path, offset)
         count += 1
     if count != shard.num_records:
-        raise DataError(f"{exactly(count, 'record')}, the manifest says {shard.num_records}", path=path)
+        raise DataError(f"{exactly(count, 'record')}, the manifest lists {shard.num_records}", path=path)
     if whole.hexdigest() != shard.sha256:
         raise DataError("the shard's SHA-256 is not the one that the manifest lists", path=path)
 
@@ -68,6 +68,6 @@ def checked_record(data: bytes, path: Path, offset: int) -> Record:
         raise DataError(error.message, path=path, offset=offset) from None
     digest = hashlib.sha256(record.encoded).hexdigest()
     if digest != record.sha256:
-        message = f"the image of {record.key!r} has SHA-256 {digest}, the record says {record.sha256}"
+        message = f"the image of {record.key!r} has SHA-256 {digest}, the record has {record.sha256}"
         raise DataError(message, path=path, offset=offset)
     return record

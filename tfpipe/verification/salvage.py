@@ -69,7 +69,7 @@ def salvage(shard: str | os.PathLike[str], output: str | os.PathLike[str]) -> Re
                 file.write(part)
             num_records += 1
             num_bytes += piece.length
-        if not num_records:  # within the block: no empty file is left behind
+        if not num_records:  # within the block: no empty file remains
             message = f"no intact record in its {plural(source.stat().st_size, 'byte')}; nothing was written"
             raise DataError(message, path=source)
     num_expected, lost = _lost(source, target)

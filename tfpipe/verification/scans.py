@@ -10,7 +10,6 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.files import open_regular
@@ -25,26 +24,10 @@ from tfpipe.verification.reading import Finding
 _TASK_RECORDS = 32
 
 
-class DecodeTask(NamedTuple):
-    """Records of one shard to decode: the shard's path, and where the records begin."""
-
-    path: str
-    offsets: tuple[int, ...]
-
-
-class Damaged(NamedTuple):
-    """An image that the decoder would complain of."""
-
-    path: str
-    offset: int
-    filename: str
-    message: str
-
-
 def check_images(directory: Path, manifest: Manifest, workers: int, *, progress: bool) -> tuple[list[Finding], int]:
     """Returns the damaged images in reading order, and the number of readable records."""
     total = sum(split.num_records for split in manifest.splits.values())
-    found: list[Damaged] = []
+    found: list[Finding] = []
     num_decoded = 0
     with ProgressBar("decode", total, enabled=progress) as bar, Workers(workers, __name__) as pool:
         for message in pool.run("decode", _tasks(directory, manifest)):
@@ -54,26 +37,27 @@ def check_images(directory: Path, manifest: Manifest, workers: int, *, progress:
                 num_decoded += message[0]
                 found += message[1]
     order = {str(directory / shard.file): i for i, shard in enumerate(s for x in manifest.splits.values() for s in x.shards)}
-    found.sort(key=lambda damaged: (order[damaged.path], damaged.offset))
-    return [Finding(d.message, path=d.path, offset=d.offset, source=d.filename) for d in found], num_decoded
+    return sorted(found, key=lambda finding: (order[str(finding.path)], finding.offset)), num_decoded
 
 
-def _tasks(directory: Path, manifest: Manifest) -> Iterator[DecodeTask]:
+def _tasks(directory: Path, manifest: Manifest) -> Iterator[tuple[Path, tuple[int, ...]]]:
+    """Yields (shard, offsets of some of its records)."""
     for split in manifest.splits.values():
         for shard in split.shards:
             with contextlib.suppress(DataError, OSError):  # an index that cannot be read is a finding of its own
                 offsets = (offset for offset, _ in read_index(directory / index_file(shard.file)))
                 while batch := tuple(itertools.islice(offsets, _TASK_RECORDS)):
-                    yield DecodeTask(str(directory / shard.file), batch)
+                    yield directory / shard.file, batch
 
 
-def decode(task: DecodeTask, report: Callable[[int, int], None]) -> tuple[int, list[Damaged]]:
+def decode(task: tuple[Path, tuple[int, ...]], report: Callable[[int, int], None]) -> tuple[int, list[Finding]]:
     """Returns the number of readable images of a task, and the damaged ones; runs in a worker."""
-    found, path = [], Path(task.path)
+    path, offsets = task
+    found: list[Finding] = []
     num_decoded = num_bytes = 0
     with contextlib.suppress(OSError, DataError), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        for offset in task.offsets:
+        for offset in offsets:
             try:
                 record = schema.decode(tfrecord.read_frame(file, offset, size, path))
             except DataError:
@@ -86,6 +70,6 @@ def decode(task: DecodeTask, report: Callable[[int, int], None]) -> tuple[int, l
             except RejectedImage as error:
                 problem = f"{error.reason}: {error}"
             if problem:
-                found.append(Damaged(task.path, offset, record.filename, problem))
-    report(len(task.offsets), num_bytes)
+                found.append(Finding(problem, path=path, offset=offset, source=record.filename))
+    report(len(offsets), num_bytes)
     return num_decoded, found

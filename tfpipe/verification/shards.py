@@ -23,8 +23,8 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular
 from tfpipe.common.text import exactly
 from tfpipe.records import schema, tfrecord
-from tfpipe.records.catalog import Row, read_index
-from tfpipe.records.manifest import Manifest, hash_problem, index_file
+from tfpipe.records.catalog import CatalogRow, read_index
+from tfpipe.records.manifest import Manifest, Shard, Split, hash_problem, index_file
 from tfpipe.records.schema import UNLABELLED, Record
 from tfpipe.verification.reading import Finding, name_problem
 from tfpipe.verification.tolerant_catalog import Cursor
@@ -38,29 +38,24 @@ _COMPARED = ("key", "filename", "label", "class_name", "format", "height", "widt
 Tick = Callable[[int, int], None]  # records and bytes done since the last call
 
 
+@dataclass
 class Findings:
     """Collects findings: all are counted, the first `MAX_KEPT` are kept."""
 
-    def __init__(self) -> None:
-        self.kept: list[DataError] = []
-        self.count = 0
+    kept: list[DataError] = field(default_factory=list)
+    count: int = 0
 
-    def add(self, *findings: DataError) -> None:
-        """Counts findings, and keeps those that there is room for."""
-        self.count += len(findings)
+    def add(self, *findings: DataError, count: int | None = None) -> None:
+        """Keeps the findings that there is room for; `count` includes some that another collection did not keep."""
         self.kept += findings[: max(0, MAX_KEPT - len(self.kept))]
-
-    def extend(self, other: Findings) -> None:
-        """Takes over the findings of another collection."""
-        self.kept += other.kept[: max(0, MAX_KEPT - len(self.kept))]
-        self.count += other.count
+        self.count += len(findings) if count is None else count
 
 
 @dataclass
 class ShardReport:
     """The content of one shard."""
 
-    findings: Findings = field(default_factory=Findings)  # everything that is not as written
+    findings: Findings = field(default_factory=Findings)  # everything that differs from what was written
     num_records: int = 0  # intact ones, as the following counts
     image_bytes: int = 0
     labels: Counter[int] = field(default_factory=Counter)
@@ -74,7 +69,7 @@ def check_shard(
     manifest: Manifest,
     split: str,
     shard_index: int,
-    rows: Iterator[Row] | None,
+    rows: Iterator[CatalogRow] | None,
     tick: Tick = lambda _records, _bytes: None,
 ) -> ShardReport:
     """Checks one shard: its hash, index, CRCs, records against rows, and image hashes.
@@ -83,141 +78,141 @@ def check_shard(
     `rows` are the shard's rows of the catalogue, None without one; `tick` is called now and then
     with the records and bytes done.
     """
-    return _ShardCheck(Path(directory), manifest, split, shard_index, rows, tick).run()
+    shard = manifest.split(split).shards[shard_index]
+    check = _ShardCheck(Path(directory) / shard.file, manifest, manifest.split(split), shard, Cursor(rows), rows is None, tick)
+    try:
+        check.run()
+    except (FileNotFoundError, DataError):  # reported by `manifest.file_problems`; the lost records follow below
+        pass
+    except OSError as error:  # a bad sector, say
+        check.add(f"cannot be read: {error.strerror or error}")
+    for row in check.rows.rest():
+        check.add("lost: the catalogue has this record, the shard has not", source=row.filename)
+    return check.report
 
 
+@dataclass
 class _ShardCheck:
-    def __init__(
-        self, directory: Path, manifest: Manifest, split: str, shard_index: int, rows: Iterator[Row] | None, tick: Tick
-    ) -> None:
-        self._class_names, self._split = manifest.class_names, manifest.split(split)
-        self._shard = self._split.shards[shard_index]
-        self._path, self._index_path = directory / self._shard.file, directory / index_file(self._shard.file)
-        self._rows = None if rows is None else Cursor(rows)
-        self._tick = tick
-        self._ticked = 0  # bytes reported so far
-        self._size = 0  # bytes to look at
-        self.report = ShardReport()
+    path: Path
+    manifest: Manifest
+    split: Split
+    shard: Shard
+    rows: Cursor
+    lacks_catalog: bool
+    tick: Tick
+    ticked: int = 0  # bytes reported so far
+    size: int = 0  # bytes to look at
+    report: ShardReport = field(default_factory=ShardReport)
 
-    def run(self) -> ShardReport:
-        try:
-            self._check()
-        except (FileNotFoundError, DataError):  # reported by `manifest.file_problems`; the lost records follow below
-            pass
-        except OSError as error:  # a bad sector, say
-            self._add(f"cannot be read: {error.strerror or error}")
-        for row in self._rows.rest() if self._rows else ():
-            self._add("lost: the catalogue has this record, the shard has not", source=row.filename)
-        return self.report
-
-    def _check(self) -> None:
-        with open_regular(self._path) as file:
+    def run(self) -> None:
+        index_path = self.path.parent / index_file(self.shard.file)
+        with open_regular(self.path) as file:
             found = os.fstat(file.fileno()).st_size
-            self._size = min(found, self._shard.num_bytes)
+            self.size = min(found, self.shard.num_bytes)
             # The hash of a shorter one differs anyway. The other hash is not shown, see
             # `manifest.hash_problem`.
-            if found >= self._shard.num_bytes and _sha256_of_start(file, self._size) != self._shard.sha256:
-                self._add("the shard's SHA-256 is not the one that the manifest lists")
-            problem = hash_problem(self._index_path, self._shard.index_sha256)
+            if found >= self.shard.num_bytes and _sha256_of_start(file, self.size) != self.shard.sha256:
+                self.add("the shard's SHA-256 is not the one that the manifest lists")
+            problem = hash_problem(index_path, self.shard.index_sha256)
             if problem is None:
-                self._check_by_index(file)
+                self._check_by_index(file, index_path)
                 return
             self.report.findings.add(problem)
-            if found > self._shard.num_bytes:
+            if found > self.shard.num_bytes:
                 self._check_in_order(file)
                 return
         self._check_by_scan()
 
-    def _add(self, message: str, offset: int | None = None, source: str = "") -> None:
-        self.report.findings.add(Finding(message, path=self._path, offset=offset, source=source))
+    def add(self, message: str, offset: int | None = None, source: str = "") -> None:
+        self.report.findings.add(Finding(message, path=self.path, offset=offset, source=source))
 
-    def _check_by_index(self, file: BinaryIO) -> None:
+    def _check_by_index(self, file: BinaryIO, index_path: Path) -> None:
         position, done = -1, 0
         try:
-            for position, (offset, length) in enumerate(read_index(self._index_path)):
-                row = self._rows.take(position) if self._rows else None
+            for position, (offset, length) in enumerate(read_index(index_path)):
+                row = self.rows.take(position)
                 try:
-                    data = tfrecord.read_frame(file, offset, self._size, self._path)
+                    data = tfrecord.read_frame(file, offset, self.size, self.path)
                     found = tfrecord.FRAME_BYTES + len(data)
-                    problem = "" if found == length else f"a record of {exactly(found, 'byte')}, the index says {length}"
+                    problem = "" if found == length else f"a record of {exactly(found, 'byte')}, the index has {length}"
                 except DataError as error:
                     data, problem = b"", error.message
                 self._check_record(data, offset, row, position, problem)
                 done = offset + length
-        except DataError as error:  # an index that is wrong and yet as the manifest says: never written by tfpipe
+        except DataError as error:  # an index that is wrong and yet as the manifest lists it: never written by tfpipe
             self.report.findings.add(error)
         self._check_count(position + 1, "the index lists")
-        if self._size > done:
-            self._add(f"{exactly(self._size - done, 'byte')} after the last record", offset=done)
+        if self.size > done:
+            self.add(f"{exactly(self.size - done, 'byte')} after the last record", offset=done)
 
     def _check_in_order(self, file: BinaryIO) -> None:
         """Checks records up to the first damage; a search could take as long as any file."""
         count = offset = 0
         try:
-            while offset < self._size:
-                data = tfrecord.read_frame(file, offset, self._size, self._path)
-                self._check_record(data, offset, self._rows.take(None) if self._rows else None, count)
+            while offset < self.size:
+                data = tfrecord.read_frame(file, offset, self.size, self.path)
+                self._check_record(data, offset, self.rows.take(None), count)
                 count, offset = count + 1, offset + tfrecord.FRAME_BYTES + len(data)
         except DataError as error:
-            self._add(f"{error.message}; index and size are wrong too: not searched for records from here on", offset=offset)
+            self.add(f"{error.message}; index and size are wrong too: not searched for records from here on", offset=offset)
         self._check_count(count, "the shard begins with")
 
     def _check_by_scan(self) -> None:
         count, after_gap = 0, False
-        for piece in tfrecord.salvage_frames(self._path):
+        for piece in tfrecord.salvage_frames(self.path):
             if isinstance(piece, tfrecord.Gap):
                 size = exactly(piece.end - piece.start, "byte holds", "bytes hold")
-                self._add(f"{size} no intact record", offset=piece.start)
+                self.add(f"{size} no intact record", offset=piece.start)
                 after_gap = True
                 continue
             if after_gap:
                 self._resume_rows(piece)
-            self._check_record(piece.data, piece.offset, self._rows.take(None) if self._rows else None, count)
+            self._check_record(piece.data, piece.offset, self.rows.take(None), count)
             count, after_gap = count + 1, False
         self._check_count(count, "the shard holds")
 
-    def _resume_rows(self, piece: tfrecord.Frame) -> None:
+    def _resume_rows(self, piece: tfrecord.RawRecord) -> None:
         """Steps over the rows of records that a gap has swallowed."""
         try:
             key = schema.decode(piece.data).key
         except DataError:
             return
-        while self._rows and (row := self._rows.peek()) is not None and row.key != key:
-            self._rows.take(None)
-            self._add("lost: it stood in the damaged bytes before this record", offset=piece.offset, source=row.filename)
+        while (row := self.rows.peek()) is not None and row.key != key:
+            self.rows.take(None)
+            self.add("lost: it stood in the damaged bytes before this record", offset=piece.offset, source=row.filename)
 
     def _check_count(self, count: int, what: str) -> None:
-        if count != self._shard.num_records:
-            self._add(f"{what} {exactly(count, 'record')}, the manifest says {self._shard.num_records}")
+        if count != self.shard.num_records:
+            self.add(f"{what} {exactly(count, 'record')}, the manifest lists {self.shard.num_records}")
 
-    def _check_record(self, data: bytes, offset: int, row: Row | None, position: int, problem: str = "") -> None:
-        """Checks one record; `problem` tells why it could not be read."""
+    def _check_record(self, data: bytes, offset: int, row: CatalogRow | None, position: int, problem: str = "") -> None:
+        """Checks one record; `problem` is why it could not be read."""
         try:
             record = None if problem else schema.decode(data)
         except DataError as error:
             record, problem = None, error.message
         if record is None:
-            self._add(f"record {position}: {problem}", offset=offset, source=row.filename if row else "")
+            self.add(f"record {position}: {problem}", offset=offset, source=row.filename if row else "")
         else:
             digest = hashlib.sha256(record.encoded)
             if problems := self._problems(record, data, digest.hexdigest(), row):
-                self._add(f"record {position} ({record.key}): {'; '.join(problems)}", offset=offset, source=record.filename)
+                self.add(f"record {position} ({record.key}): {'; '.join(problems)}", offset=offset, source=record.filename)
             self._count(record, digest.digest())
-        if position % _TICK_RECORDS == _TICK_RECORDS - 1 or position == self._shard.num_records - 1:
-            self._tick(position % _TICK_RECORDS + 1, offset - self._ticked)
-            self._ticked = offset
+        if position % _TICK_RECORDS == _TICK_RECORDS - 1 or position == self.shard.num_records - 1:
+            self.tick(position % _TICK_RECORDS + 1, offset - self.ticked)
+            self.ticked = offset
 
-    def _problems(self, record: Record, data: bytes, digest: str, row: Row | None) -> list[str]:
+    def _problems(self, record: Record, data: bytes, digest: str, row: CatalogRow | None) -> list[str]:
         problems = []
         if row is not None:
             crc = tfrecord.masked_crc32c(data)
             facts = [(name, getattr(record, name), getattr(row, name)) for name in _COMPARED]
-            problems += [f"{name} is {is_!r}, the catalogue says {was!r}" for name, is_, was in facts if is_ != was]
-            problems += [f"the record's CRC is {crc}, the catalogue says {row.crc32c}"] if crc != row.crc32c else []
-        elif self._rows is not None:
+            problems += [f"{name} is {is_!r}, the catalogue has {was!r}" for name, is_, was in facts if is_ != was]
+            problems += [f"the record's CRC is {crc}, the catalogue has {row.crc32c}"] if crc != row.crc32c else []
+        elif not self.lacks_catalog:
             problems.append("the catalogue has no row for it")
         if digest != record.sha256:
-            problems.append(f"the image's SHA-256 is {digest}, the record says {record.sha256}")
+            problems.append(f"the image's SHA-256 is {digest}, the record has {record.sha256}")
         if schema.encode(record) != data:  # two readers may understand it differently
             problems.append("the record has these features, but not the bytes that tfpipe writes for them")
         if not record.encoded.startswith(_SIGNATURES.get(record.format, ())):
@@ -225,8 +220,8 @@ class _ShardCheck:
         return [*problems, *filter(None, (name_problem(record.filename), self._label_problem(record)))]
 
     def _label_problem(self, record: Record) -> str:
-        names, label, name = self._class_names, record.label, record.class_name
-        if not self._split.labelled:
+        names, label, name = self.manifest.class_names, record.label, record.class_name
+        if not self.split.labelled:
             return "" if label == UNLABELLED and not name else f"label {label} ({name!r}) in a split without labels"
         if not 0 <= label < len(names):
             return f"label {label} is not one of the {exactly(len(names), 'class', 'classes')}"

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular
-from tfpipe.records.catalog import MAX_LINE, Row, parse_row
+from tfpipe.records.catalog import MAX_LINE, CatalogRow, parse_row
 from tfpipe.records.manifest import CATALOG_NAME
 
-_HEADER = ",".join(Row._fields)
+_HEADER = ",".join(CatalogRow._fields)
 _SHOWN_PROBLEMS = 20
 
 
@@ -54,7 +54,7 @@ class CatalogRows:
         if len(self.problems) < _SHOWN_PROBLEMS:
             self.problems.append(DataError(message, path=self._path))
 
-    def of_shard(self, split: str, shard_index: int) -> Iterator[Row]:
+    def of_shard(self, split: str, shard_index: int) -> Iterator[CatalogRow]:
         """Yields the readable rows of one shard in their order."""
         for start, end in self._runs.get((split, shard_index), ()):
             with open_regular(self._path) as file:
@@ -68,7 +68,7 @@ class CatalogRows:
         return list(self._runs)
 
 
-def _parsed(line: bytes) -> Row | None:
+def _parsed(line: bytes) -> CatalogRow | None:
     """Returns the row of a line, which no name continues on another: control characters are refused."""
     try:
         # A replaced character equals none that was written.
@@ -78,17 +78,17 @@ def _parsed(line: bytes) -> Row | None:
 
 
 class Cursor:
-    """Rows in the order of their positions, taken one by one."""
+    """Rows in the order of their positions, taken one by one; none without a catalogue."""
 
-    def __init__(self, rows: Iterator[Row]) -> None:
-        self._rows = rows
-        self._next = next(rows, None)
+    def __init__(self, rows: Iterator[CatalogRow] | None) -> None:
+        self._rows = rows or iter(())
+        self._next = next(self._rows, None)
 
-    def peek(self) -> Row | None:
+    def peek(self) -> CatalogRow | None:
         """Returns the next row, and leaves it there."""
         return self._next
 
-    def take(self, position: int | None) -> Row | None:
+    def take(self, position: int | None) -> CatalogRow | None:
         """Returns the row at a position (None: the next row), or None where it is missing."""
         while self._next is not None and position is not None and self._next.position < position:
             self._next = next(self._rows, None)  # out of order or twice: the row that is missing instead is noticed
@@ -98,7 +98,7 @@ class Cursor:
         self._next = next(self._rows, None)
         return row
 
-    def rest(self) -> Iterator[Row]:
+    def rest(self) -> Iterator[CatalogRow]:
         """Yields the rows that were not taken."""
         while (row := self.take(None)) is not None:
             yield row

@@ -41,9 +41,9 @@ class Report:
     """The result of `verify`.
 
     Attributes:
-        findings: everything that is not as written; the first 1000, if more.
+        findings: everything that differs from what was written; the first 1000, if more.
         num_findings: their number.
-        notes: what is odd and harms nothing: leftovers of a build, other files in the folder.
+        notes: oddities without harm: leftovers of a build, other files in the folder.
         num_records: intact records.
         num_shards: shards that the manifest lists.
         num_bytes: of all shards, by the manifest.
@@ -241,7 +241,7 @@ class _Verification:
         with bar, ThreadPoolExecutor(workers) as pool:
             try:
                 for (name, _), report in zip(self._places, pool.map(check, self._places), strict=True):
-                    self._findings.extend(report.findings)
+                    self._findings.add(*report.findings.kept, count=report.findings.count)
                     self._ledger.enter(name, report)
                     self._properties.update(report.properties)
                     totals[name].num_records += report.num_records
@@ -264,17 +264,17 @@ class _Verification:
             count, expected = total.labels[label], split.class_counts.get(class_name)
             if count != expected:
                 records = exactly(count, "record")
-                self._disagree(f"split {name!r} has {records} of class {class_name!r}, the manifest says {expected}")
+                self._disagree(f"split {name!r} has {records} of class {class_name!r}, the manifest lists {expected}")
         if total.image_bytes != split.image_bytes:
             size = exactly(total.image_bytes, "byte")
-            self._disagree(f"images of split {name!r} have {size}, the manifest says {split.image_bytes}")
+            self._disagree(f"images of split {name!r} have {size}, the manifest lists {split.image_bytes}")
 
     def _check_properties(self) -> None:
         found = {name: self._properties[name] for name in ("turned", "png")} | {"duplicates": self._ledger.num_duplicates()}
         for name, count in found.items():
             if count != self._manifest.properties.get(name):
                 expected = self._manifest.properties.get(name)
-                self._disagree(f"{name}: {exactly(count, 'record')}, the manifest says {expected}")
+                self._disagree(f"{name}: {exactly(count, 'record')}, the manifest lists {expected}")
         leaks, noted = self._ledger.num_leaks(), len(self._manifest.leaks)
         if leaks != noted:
             self._disagree(f"{exactly(leaks, 'image is', 'images are')} in more than one split, the manifest notes {noted}")
@@ -294,6 +294,6 @@ class _Verification:
             for shard in split.shards:
                 path = self._directory / shard.file
                 for piece in tfrecord.salvage_frames(path) if path.is_file() else ():
-                    if isinstance(piece, tfrecord.Frame):
+                    if isinstance(piece, tfrecord.RawRecord):
                         with contextlib.suppress(DataError):
                             yield path, piece.offset, schema.decode(piece.data).key

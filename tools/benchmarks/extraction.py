@@ -71,13 +71,13 @@ def _tfpipe(task: Task, policy: str) -> Pass:
     import numpy as np
 
     from tfpipe.models import features
-    from tfpipe.models.images import Images
+    from tfpipe.models.split_images import SplitImages
     from tfpipe.networks import heads, layers
 
     with heads.dtype_policy(policy):
         backbone = _build(task)
         preprocessing = layers.Preprocessing(backbone.preprocessing)
-    images = Images(task.shards, "train", (task.side, task.side))
+    images = SplitImages(task.shards, "train", (task.side, task.side))
     options: dict[str, Any] = {"view": None, "batch_size": task.batch_size, "progress": False}
 
     def extract() -> Iterator[Any]:

@@ -42,8 +42,8 @@ _PARTS = {
     "regressions of the head": ["tfpipe.training.phases:Phases._search"],
     "epochs": ["tfpipe.training.loop:Loop._run_epoch"],
     "validation before the first epoch": ["tfpipe.training.loop:Loop.validate"],
-    "journal and TensorBoard": [
-        f"tfpipe.training.run_log:Journal.{name}"
+    "log and TensorBoard": [
+        f"tfpipe.training.run_log:RunLog.{name}"
         for name in ("__init__", "scalars", "epoch", "graph", "close", "position", "step")
     ],
     "states and models": ["tfpipe.training.checkpoints:save", "tfpipe.training.runs:_save_model"],

@@ -83,7 +83,7 @@ def test_dependents_are_what_can_be_reached(reads, data):
 def test_a_residual_block_is_cut_around_and_not_inside():
     network = network_of([[0], [1], [1, 2], [3]])
     assert cut_points(network) == ["n1", "n3", "n4"]
-    with pytest.raises(ValueError, match=r"'n2': something behind it reads past it.*n1, n3, n4"):
+    with pytest.raises(ValueError, match=r"'n2': something after it reads past it.*n1, n3, n4"):
         cut(network, "n2")
 
 
@@ -156,7 +156,7 @@ def test_layers_come_behind_what_they_read():
 HASHES = """
 import sys; sys.path.insert(0, "tests")
 import keras
-from test_cutting import randomised, nested
+from test_submodels import randomised, nested
 from custom_backbone import small_inception, unnamed
 from tfpipe.networks.submodels import hash_network
 for _ in range(3): unnamed((8, 8, 3))

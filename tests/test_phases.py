@@ -167,7 +167,7 @@ def test_more_epochs_of_fine_tuning_begin_deeper_phases_anew(colours, tmp_path, 
     run(colours, tmp_path / "extended", short)
     lines = []
     run(colours, tmp_path / "extended", long, log=lines.append)
-    assert {"finetune_block2: begins anew", "finetune_block1: begins anew"} <= set(lines)
+    assert {"finetune_block2: starts over", "finetune_block1: starts over"} <= set(lines)
     assert weights_equal(tmp_path / "extended", tmp_path / "whole", "model.keras")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfpipe.training import devices
+from tfpipe.training.preflight import choose_gpus, parse_devices
 
 GPUS = ["GPU:0", "GPU:1", "GPU:2"]
 
@@ -21,7 +21,7 @@ GPUS = ["GPU:0", "GPU:1", "GPU:2"]
     ],
 )
 def test_the_devices_that_are_meant(text, there, expected):
-    assert devices.choose(devices.parse(text), there) == expected
+    assert choose_gpus(parse_devices(text), there) == expected
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,13 @@ def test_the_devices_that_are_meant(text, there, expected):
 )
 def test_what_is_not_there_is_named_with_what_is(text, there, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
-        devices.choose(devices.parse(text), there)
+        choose_gpus(parse_devices(text), there)
 
 
 @pytest.mark.parametrize("text", ["", "gpu", "GPU", "GPU:0,GPU:0", "GPU:0,CPU", "all,one", "GPU:x", "0"])
 def test_other_words_are_refused(text):
     with pytest.raises(ValueError, match="devices must be one of auto, one, all, CPU, or names of GPUs as in GPU:0,GPU:2"):
-        devices.parse(text)
+        parse_devices(text)
 
 
 @pytest.mark.tf

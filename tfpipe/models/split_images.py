@@ -1,14 +1,16 @@
-"""Which images a run sees, and how: the arguments of `tfpipe.dataset` that training, extraction and validation share.
+"""Images of a split as training, extraction, validation and evaluation read them.
 
-train = Images("shards/", "train", image_size=(224, 224), augment="light", seed=0)
-train.batches(32, first_epoch=3)        # endless, for training
-train.once(64)                          # each image once, as evaluation sees it
+train = SplitImages("shards/", "train", image_size=(224, 224), seed=0)
+train.training(32, first_epoch=3).dataset()
+for images, labels in read(train.once(64)): ...     # DataError for a damaged record
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.common import seeds
+from tfpipe.common.errors import DataError
 from tfpipe.models.classifiers import Predictor
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.pipeline.loader import Loader
@@ -26,8 +29,8 @@ NOT_AUGMENTED = Augmentation()
 
 
 @dataclass(frozen=True)
-class Images:
-    """A split, or some positions of it, and how its images are shown.
+class SplitImages:
+    """A split, or some positions of it, and how its images are prepared.
 
     Attributes:
         directory: of the data set.
@@ -51,31 +54,31 @@ class Images:
 
     def training(self, batch_size: int, **options: Any) -> Loader:
         """Returns the loader of training batches; options as of `tfpipe.dataset`."""
-        # Without augmentation, training sees what evaluation sees.
+        # Without augmentation, training sees the images of evaluation.
         scaled = False if self.augmentation == NOT_AUGMENTED else None
         given = {"training": True, "augment": self.augmentation, "seed": self.seed, "balanced": self.balanced}
-        return self._loader({"batch_size": batch_size, "scaled_decode": scaled, **given, **options})
-
-    def batches(self, batch_size: int, **options: Any) -> tf.data.Dataset:
-        """Returns endless training batches; options as of `tfpipe.dataset`."""
-        return self.training(batch_size, repeat=True, **options).dataset()
-
-    def once(self, batch_size: int) -> tf.data.Dataset:
-        """Returns each image once, in stored order, as evaluation sees it: uint8 [B, H, W, 3], int64 [B]."""
-        return self.evaluation(batch_size).dataset()
+        return self._loader(**{"batch_size": batch_size, "scaled_decode": scaled, **given, **options})
 
     def evaluation(self, batch_size: int) -> Loader:
-        """Returns the loader of `once`."""
-        return self._loader({"batch_size": batch_size})
+        """Returns the loader of each image once, in stored order, as in evaluation."""
+        return self._loader(batch_size=batch_size)
 
-    def view(self, epoch: int, batch_size: int, first: int) -> tf.data.Dataset:
-        """Returns the images from a position on, in stored order, augmented as training sees them in an epoch."""
+    def once(self, batch_size: int) -> tf.data.Dataset:
+        """Returns each image once, in stored order, as in evaluation: uint8 [B, H, W, 3], int64 [B]."""
+        return self.evaluation(batch_size).dataset()
+
+    def whole(self, batch_size: int, first: int = 0, view: int | None = None) -> tf.data.Dataset:
+        """Returns the images of the whole split, whatever the selection, in stored order.
+
+        Args:
+            batch_size: images of an element.
+            first: position to begin at.
+            view: None for images as in evaluation, else the epoch of training to augment them as.
+        """
         rest = dataclasses.replace(self, selection=np.arange(first, self.num_records), balanced=False)
-        return rest.training(batch_size, shuffle=False, first_epoch=epoch).dataset()
-
-    def plain(self, batch_size: int, first: int) -> tf.data.Dataset:
-        """Returns the images from a position on, in stored order, as evaluation sees them."""
-        return dataclasses.replace(self, selection=np.arange(first, self.num_records)).once(batch_size)
+        if view is None:
+            return rest.once(batch_size)
+        return rest.training(batch_size, shuffle=False, first_epoch=view).dataset()
 
     @property
     def positions(self) -> np.ndarray[Any, Any]:
@@ -99,19 +102,38 @@ class Images:
         """Of the whole split."""
         return self.manifest.split(self.split).num_records
 
-    def _loader(self, options: dict[str, Any]) -> Loader:
+    def _loader(self, **options: Any) -> Loader:
         given = {"image_size": self.image_size, "resize": self.resize, "selection": self.selection}
         return Loader(self.directory, self.split, Options(**given, **options))
 
 
-def seen_by(predictor: Predictor, directory: str | os.PathLike[str], split: str, **options: Any) -> tf.data.Dataset:
-    """Returns a split as a model sees it, in dictionaries; options and errors as of `tfpipe.dataset`."""
-    seen = {"image_size": predictor.image_size, "resize": predictor.resize, "as_dict": True}
-    samples = getattr(predictor, "samples", None)  # a model that does not tell takes those of the data set
-    return Loader(directory, split, Options(**{**seen, **options}, samples=samples)).dataset()
+def read_for(predictor: Predictor, directory: str | os.PathLike[str], split: str, **options: Any) -> Iterator[Any]:
+    """Returns a split as dictionaries, with images as a model expects them; options and errors as of `tfpipe.dataset`.
+
+    Raises:
+        DataError: a record is damaged.
+    """
+    expected = {"image_size": predictor.image_size, "resize": predictor.resize, "as_dict": True}
+    samples = getattr(predictor, "samples", None)  # by default those of the data set
+    return read(Loader(directory, split, Options(**{**expected, **options}, samples=samples)).dataset())
 
 
-def hold_out(images: Images, fraction: float) -> tuple[Images, Images]:
+def read(data: tf.data.Dataset) -> Iterator[Any]:
+    """Yields the elements of `tfpipe.dataset`.
+
+    Raises:
+        DataError: a record is damaged; TensorFlow's report also names nodes of its graph.
+    """
+    try:
+        yield from data
+    except tf.errors.InvalidArgumentError as error:
+        # "{{function_node ...}} Error in user-defined function ...: assertion failed: [REASON]\n\t
+        # [[{{node Assert/Assert}}]] ..."
+        found = re.search(r"assertion failed: \[(.*)\]\s*\[\[\{\{node", error.message, flags=re.DOTALL)
+        raise DataError(found[1] if found else error.message) from error
+
+
+def hold_out(images: SplitImages, fraction: float) -> tuple[SplitImages, SplitImages]:
     """Divides a split by class into (the larger part, the part held out): the same for equal seeds.
 
     Byte-identical images stay together, so that no image is held out and trained on; those that are
