@@ -333,7 +333,7 @@ def comparing(model, shards, folder):
     model.model.save(folder / "model.keras")
     files = {"frozen": parity.ExportedFile("frozen", path), "keras": parity.ExportedFile("keras", folder / "model.keras")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, "_ask", parity_process.answer)
+        patch.setattr(parity, "_run_process", parity_process.run_all)
         patch.setattr(arithmetic, "has_tf32", lambda: False)
         rows = parity.compare(model, specification_of(model), files, reference_images.make()[:3])
     assert {row.difference for row in rows if row.device == "CPU"} == {0.0}
@@ -452,7 +452,7 @@ def make_rounded():
 def test_products_of_fewer_bits_are_refused_by_parity(tmp_path, monkeypatch):
     from tfpipe.exporting import formats, parity, parity_process, reference_images
 
-    monkeypatch.setattr(parity, "_ask", parity_process.answer)
+    monkeypatch.setattr(parity, "_run_process", parity_process.run_all)
     right = make_classifier()
     wrong, specification = make_rounded(), specification_of(right)
     monkeypatch.setattr(arithmetic, "places", lambda: {"CPU": "/CPU:0", "NVIDIA A": "/CPU:0"})
@@ -521,7 +521,7 @@ def test_parity_has_rows_for_each_device_and_tells_what_tf32_costs(noting, tmp_p
 
     classifier, seen = noting
     specification = specification_of(classifier)
-    monkeypatch.setattr(parity, "_ask", parity_process.answer)
+    monkeypatch.setattr(parity, "_run_process", parity_process.run_all)
     monkeypatch.setattr(arithmetic, "places", lambda: {"CPU": "/CPU:0", "NVIDIA A": "/CPU:0"})
     monkeypatch.setattr(arithmetic, "has_tf32", lambda: True)
     written = formats.WRITERS["pb"](formats.Work(classifier, specification, tmp_path, False))

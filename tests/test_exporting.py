@@ -33,7 +33,7 @@ BAD = (b"", b"<html>", make_image(3)[:100], b"\xff\xd8\xff")
 @pytest.fixture
 def asked_here(monkeypatch):
     """Files are asked in this process: a fresh one with TensorFlow takes seconds, and one test has it."""
-    monkeypatch.setattr(parity, "_ask", parity_process.answer)
+    monkeypatch.setattr(parity, "_run_process", parity_process.run_all)
 
 
 def turned(orientation, size=(31, 17)):
@@ -305,7 +305,7 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch, asked_he
     target = tmp_path / "export"
     tfpipe.export(make_classifier(), target, formats=("pb",))
     before = (target / "SHA256SUMS").read_bytes()
-    for stage in ("_write_words", "_write_parity"):
+    for stage in ("_write_metadata", "_write_parity"):
         with monkeypatch.context() as patch:
             patch.setattr(exporter, stage, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
@@ -326,7 +326,7 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch, asked_he
         ({"formats": ()}, "formats must be some of"),
         ({"formats": ("pb", "pb")}, "each once"),
         ({"formats": ("gguf",)}, "formats must be some of saved_model, pb, tflite, onnx, keras"),
-        ({"class_names": ["a"]}, "says its class_names itself"),
+        ({"class_names": ["a"]}, "has its own class_names"),
         ({"top_k": 0}, "top_k must be an integer, 1 or more"),
         ({"checkpoint": "last"}, "is of a run's folder"),
         ({"half": True}, "need images"),
@@ -396,7 +396,7 @@ def test_what_a_foreign_model_is_taken_for_is_said(tmp_path, asked_here, monkeyp
     tfpipe.export(keras.Sequential(layers), "best", formats=("keras",), class_names=["a", "b"], log=said.append)
     assert "preprocessing=none, resize=stretch, outputs=probabilities, png16=high_byte, background=keep" in said[0]
     tfpipe.export(tmp_path / "best" / "model.keras", tmp_path / "again", formats=("keras",), log=said.append)
-    assert sum("taken to be right" in line for line in said) == 1
+    assert sum("assumed, given or by default" in line for line in said) == 1
 
 
 def test_a_checkpoint_of_elsewhere_is_not_described_as_the_runs(tmp_path, asked_here):

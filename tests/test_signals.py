@@ -180,7 +180,7 @@ def test_prediction_goes_on_to_the_same_bytes(shards, model, tmp_path):
     partial = tmp_path / ".stopped.csv.partial"
     status, said = stop(stopped, lambda _: partial.exists() and partial.stat().st_size > 2000, signal.SIGTERM)
     assert status == 143
-    assert said.rstrip().endswith("stopped. The output is as it was before; give the same command again to go on.")
+    assert said.rstrip().endswith("stopped. The output is as it was before; give the same command again to resume.")
     assert [path.name for path in tmp_path.iterdir()] == [partial.name]
     assert "resumes after" in run(stopped).stderr
     run(whole)

@@ -64,7 +64,7 @@ def export(spoiled, data, tmp_path_factory):
     logging.getLogger("tfpipe").addHandler(handler)
     folder = tmp_path_factory.mktemp("export") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, "_ask", parity_process.answer)
+        patch.setattr(parity, "_run_process", parity_process.run_all)
         done = tfpipe.export(spoiled, folder, formats=FORMATS, data=data)
     logging.getLogger("tfpipe").removeHandler(handler)
     return done, [record.getMessage() for record in records]
@@ -202,7 +202,7 @@ def test_an_export_is_compared_on_the_rest_and_says_which_image_fails(export):
 
 
 def test_a_model_that_fails_at_most_images_is_not_exported(tmp_path, monkeypatch):
-    monkeypatch.setattr(parity, "_ask", parity_process.answer)
+    monkeypatch.setattr(parity, "_run_process", parity_process.run_all)
     broken = make_classifier(["cat", "dog"], SIDE)
     broken.model.get_layer("logits").bias.assign([np.nan] * 2)
     with pytest.raises(

@@ -74,7 +74,7 @@ def test_batches_of_any_size_after_each_other_get_the_answers_of_the_graph(answe
 def test_an_empty_batch_gets_no_answers(path):
     """Asked for one, the interpreter refuses or ends the process, as the model is."""
     model = tflite_files.open_tflite(path)
-    model.run._ask = None
+    model.run._run = None
     assert model.predict(draw_images(0)).shape == (0, len(CLASS_NAMES))
 
 
@@ -90,7 +90,7 @@ def test_threads_take_turns(answer, path):
     """The interpreter has one set of buffers."""
     model = tflite_files.open_tflite(path)
     batches = [draw_images(1 + index % 3, index) for index in range(8)]
-    ask, inside = model.run._ask, []
+    ask, inside = model.run._run, []
 
     def watched(image):
         inside.append(image)
@@ -100,7 +100,7 @@ def test_threads_take_turns(answer, path):
         inside.clear()
         return answers
 
-    model.run._ask = watched
+    model.run._run = watched
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(model.predict, batches))
     assert all(np.abs(found[index] - answer(images)).max() < 1e-6 for index, images in enumerate(batches))

@@ -89,7 +89,7 @@ def test_what_a_layer_without_activation_says_is_not_guessed(inside):
     # For noise it is between 0 and 1, like a probability; for an image it need not be.
     plain = network(None, 1)
     plain.layers[-1].set_weights([np.zeros((4, 1)), np.full(1, 0.5)])
-    with pytest.raises(ValueError, match="has no activation; say outputs=logits if a sigmoid is missing"):
+    with pytest.raises(ValueError, match="has no activation; give outputs=logits if a sigmoid is missing"):
         wrap(inside(plain), class_names=("no", "yes"))
     assert wrap(inside(plain), class_names=("no", "yes"), outputs="sigmoid").predict(IMAGES)[0, 1] == 0.5
 
@@ -108,7 +108,7 @@ def test_what_passes_numbers_on_hides_nothing(layer):
     for last, columns, names in (("sigmoid", 1, NAMES[:2]), ("softmax", 3, NAMES)):
         plain = with_behind(layer, last, columns)
         assert wrap(plain, class_names=names, preprocessing="unit").predict(IMAGES).shape == (3, len(names))
-    with pytest.raises(ValueError, match="has no activation; say outputs=logits if a sigmoid"):
+    with pytest.raises(ValueError, match="has no activation; give outputs=logits if a sigmoid"):
         wrap(with_behind(layer, None, 1), class_names=NAMES[:2])
     with pytest.raises(ValueError, match="probabilities already, of a sigmoid"):
         wrap(with_behind(layer, "sigmoid", 1), class_names=NAMES[:2], outputs="logits")
@@ -116,7 +116,7 @@ def test_what_passes_numbers_on_hides_nothing(layer):
 
 def test_one_column_of_which_nothing_tells_what_it_is_has_to_be_named():
     scaled = with_behind(keras.layers.Rescaling(0.1), None, 1)
-    with pytest.raises(ValueError, match="say outputs=sigmoid or outputs=logits"):
+    with pytest.raises(ValueError, match="give outputs=sigmoid or outputs=logits"):
         wrap(scaled, class_names=NAMES[:2])
     assert wrap(scaled, class_names=NAMES[:2], outputs="logits").predict(IMAGES).shape == (3, 2)
     by_operation = with_behind(keras.ops.sigmoid, None, 1)
@@ -159,16 +159,16 @@ def test_what_was_wrapped_is_saved_and_loaded(tmp_path):
     [
         (lambda: network(), {"class_names": NAMES[:2]}, "outputs of shape .* for 2 class names"),
         (lambda: network(), {"class_names": ("a", "a", "b")}, "different names"),
-        (lambda: network(None), {"class_names": NAMES}, "no activation; say outputs=logits if a softmax is missing"),
-        (lambda: network(None), {"class_names": NAMES, "outputs": "probabilities"}, "say outputs=logits"),
-        (lambda: network(None, 1), {"class_names": NAMES[:2], "outputs": "sigmoid"}, "say outputs=logits"),
+        (lambda: network(None), {"class_names": NAMES}, "no activation; give outputs=logits if a softmax is missing"),
+        (lambda: network(None), {"class_names": NAMES, "outputs": "probabilities"}, "give outputs=logits"),
+        (lambda: network(None, 1), {"class_names": NAMES[:2], "outputs": "sigmoid"}, "give outputs=logits"),
         (lambda: network(None, 1), {"class_names": NAMES, "outputs": "logits"}, "outputs of shape .* for 3 class names"),
-        (lambda: network("sigmoid"), {"class_names": NAMES, "preprocessing": "unit"}, "no probabilities"),
+        (lambda: network("sigmoid"), {"class_names": NAMES, "preprocessing": "unit"}, "not probabilities"),
         (lambda: network(), {"class_names": NAMES, "image_size": (13, 12)}, "but it takes"),
         (lambda: network(channels=1), {"class_names": NAMES}, "preprocessing must be grey"),
         (lambda: network(), {"class_names": NAMES, "preprocessing": "grey"}, "preprocessing must be one of colour"),
         (lambda: network(), {"class_names": NAMES, "resize": "squash"}, "resize must be one of"),
-        (lambda: network(size=None), {"class_names": NAMES}, "say image_size"),
+        (lambda: network(size=None), {"class_names": NAMES}, "give image_size"),
     ],
 )
 def test_what_does_not_fit_is_refused(model, options, message):

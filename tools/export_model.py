@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Exports a trained classifier as files that give the same answer elsewhere, and proves that they do.
+"""Exports a trained classifier as files with the same outputs, and proves that they have them.
 
   export_model --model=runs/a --output=export/                                         SavedModel and frozen .pb
   export_model --model=runs/a --output=export/ --formats=saved_model,pb,tflite,onnx,keras --evaluation=eval/
   export_model --model=mine.keras --class_names='cat,dog' --preprocessing=tf --output=export/
 
-In EXPORT lie saved_model/ (takes the bytes of JPEG and PNG files, for TensorFlow Serving, too),
+EXPORT holds saved_model/ (takes the bytes of JPEG and PNG files, also for TensorFlow Serving),
 frozen_image.pb and frozen_bytes.pb, model.tflite, model.onnx, and for people labels.txt,
 preprocessing.json, model_card.md, parity.json and SHA256SUMS. Before the folder appears, every file
-answers for the same images, large and small, grey and CMYK, turned and damaged, in a process that
-knows nothing of tfpipe; where one says anything else than the model, nothing is kept.
+runs on the same images, large and small, grey and CMYK, turned and damaged, in a process without
+tfpipe; if the outputs of one differ from the model's, nothing is kept.
 """
 
 from __future__ import annotations
@@ -36,18 +36,16 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Of a run: best, last, o
 _CLASS_NAMES = flags.DEFINE_list(
     "class_names",
     None,
-    "Of a model that is none of tfpipe's: names of its columns, in order; quoted where they hold a"
-    " comma. Default: the model's own.",
+    "Of another program's model: names of its columns, in order; quoted where they hold a comma. Default: the model's own.",
 )
 _PREPROCESSING = flags.DEFINE_enum(
     "preprocessing",
     None,
     ("caffe", "tf", "torch", "unit", "grey", "none"),
-    "Of such a model: what it was trained behind: BGR minus mean, -1..1, standardised, 0..1, one"
-    " channel, 0..255. Default: none, the last.",
+    "Of such a model, in training: BGR minus mean, -1..1, standardised, 0..1, one channel, 0..255. Default: none, the last.",
 )
 _IMAGE_SIZE = flags.DEFINE_string(
-    "image_size", None, "Of such a model, where it takes any: SIDE or HEIGHTxWIDTH. Default: the model's."
+    "image_size", None, "Of such a model, if it takes any: SIDE or HEIGHTxWIDTH. Default: the model's."
 )
 _RESIZE = flags.DEFINE_enum(
     "resize", None, ("stretch", "crop", "pad"), "Of such a model: how its images were resized. Default: stretch."
@@ -56,8 +54,7 @@ _OUTPUTS = flags.DEFINE_enum(
     "outputs",
     None,
     ("probabilities", "logits", "sigmoid"),
-    "Of such a model: what comes out. Default: sigmoid where one column has two names, else probabilities. Of one column, that"
-    " of the second name.",
+    "Of such a model. Default: sigmoid if one column has two names, that of the second, else probabilities.",
 )
 _PNG16 = flags.DEFINE_enum(
     "png16",
@@ -69,9 +66,9 @@ _BACKGROUND = flags.DEFINE_enum(
     "background",
     None,
     BACKGROUNDS,
-    "Of such a model: what was laid behind transparent images. Default: that of --data, or keep.",
+    "Of such a model: background of transparent images. Default: that of --data, or keep.",
 )
-_TOP_K = flags.DEFINE_integer("top_k", 5, "How many classes an answer names.", 1)
+_TOP_K = flags.DEFINE_integer("top_k", 5, "Number of classes in a response.", 1)
 _MAX_PIXELS = flags.DEFINE_integer(
     "max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which a file is refused: bounds the memory of a server.", 1
 )
@@ -81,13 +78,13 @@ _HALF = flags.DEFINE_bool(
 _DATA = flags.DEFINE_string("data", None, "Data set for --half, and for more images to compare on. Default: the run's.")
 _SPLIT = flags.DEFINE_string("split", None, "Of --data. Default: val.")
 _EVALUATION = flags.DEFINE_multi_string("evaluation", [], "Folder of evaluate, for the model card; may be given several times.")
-_TOLERANCE = flags.DEFINE_float("tolerance", 1e-5, "How far probabilities of TFLite and ONNX may be from the model's.", 0.0)
-_TRUST = flags.DEFINE_bool("trust", False, "Whoever made the model: open it even if it holds code, or uses files.")
+_TOLERANCE = flags.DEFINE_float("tolerance", 1e-5, "Largest difference allowed in probabilities of TFLite and ONNX.", 0.0)
+_TRUST = flags.DEFINE_bool("trust", False, "Trust the model's author: open it even if it holds code, or uses files.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an export in --output when the new one is complete.")
 
 
 def main(arguments: list[str]) -> None:
-    """Exports, then prints what lies where and how far each file is from the model."""
+    """Exports, then prints the files and their differences from the model."""
     if arguments:
         raise commands.UsageError(f"arguments without a flag: {' '.join(arguments)}")
     if not (_MODEL.value and _OUTPUT.value):
@@ -108,37 +105,18 @@ def main(arguments: list[str]) -> None:
     )
     from tfpipe.exporting.exporter import export  # takes seconds
 
-    done = export(
-        _MODEL.value,
-        _OUTPUT.value,
-        formats=_FORMATS.value,
-        checkpoint=_CHECKPOINT.value,
-        class_names=_CLASS_NAMES.value,
-        preprocessing=_PREPROCESSING.value,
-        image_size=size,
-        resize=_RESIZE.value,
-        outputs=_OUTPUTS.value,
-        png16=_PNG16.value,
-        background=_BACKGROUND.value,
-        top_k=_TOP_K.value,
-        max_pixels=_MAX_PIXELS.value,
-        half=_HALF.value,
-        data=_DATA.value,
-        split=_SPLIT.value,
-        evaluation=_EVALUATION.value,
-        tolerance=_TOLERANCE.value,
-        overwrite=_OVERWRITE.value,
-        trust=_TRUST.value,
-    )
+    of_model = (_CHECKPOINT, _CLASS_NAMES, _PREPROCESSING, _RESIZE, _OUTPUTS, _PNG16, _BACKGROUND, _TRUST)
+    of_export = (_FORMATS, _TOP_K, _MAX_PIXELS, _HALF, _DATA, _SPLIT, _EVALUATION, _TOLERANCE, _OVERWRITE)
+    options = {flag.name: flag.value for flag in (*of_model, *of_export)}
+    done = export(_MODEL.value, _OUTPUT.value, image_size=size, **options)
     print(f"\n{'file':28} {'output':30} {'largest difference':>18} {'allowed':>8}")
     for row in done.parity:
         allowed = "any" if row.allowed is None else f"{row.allowed:g}"
         print(f"{row.artefact:28} {row.output:30} {row.difference:18.3g} {allowed:>8}")
-    if done.half is not None:
-        told = done.half
-        print(f"\nfloat16 weights: accuracy {told['accuracy_before']:.4f} before, {told['accuracy']:.4f} after,", end=" ")
-        changed = plural(told["num_changed"], "image gets", "images get")
-        print(f"of {told['num_pictures']:,}, {changed} another class")
+    if cost := done.half:
+        changed = plural(cost["num_changed"], "image gets", "images get")
+        print(f"\nfloat16 weights: accuracy {cost['accuracy_before']:.4f} before, {cost['accuracy']:.4f} after,", end=" ")
+        print(f"of {cost['num_pictures']:,}, {changed} another class")
     print()
     for name, num_bytes, _ in done.files:
         print(f"{format_bytes(num_bytes):>10}  {done.folder / name}")

@@ -1,24 +1,23 @@
 #!/usr/bin/env python3
-"""Writes what a model says of images: a CSV, or lines of JSON, with one row per image, ordered by id.
+"""Predicts images: a CSV, or lines of JSON, with one row per image, ordered by id.
 
   predict --model=runs/a --input=photos/ --output=predictions.csv      id, filename, reason, best classes, every probability
   predict --model=export/saved_model --output=predictions.jsonl a.jpg b.png 'more/*.jpg'     an object per image
   predict --model=runs/a --input=list.csv --output=predictions.csv                           a column path, perhaps one id
   predict --model=runs/a --output=- a.jpg b.png                                              a table on the terminal
   find photos -name '*.jpg' -print0 | predict --model=runs/a --input=- --output=predictions.csv
-As a competition asks for it, or as evaluation writes it:
+As competitions require it, or as evaluation writes it:
   predict --model=runs/a --input=test1/ --output=submission.csv --columns=label              id,label with the class's name
   predict --model=runs/a --input=test1/ --output=submission.csv --columns=probability --positive_class=dog
   predict --model=runs/a --input=test1/ --output=submission.csv --columns=index --id_column=Id --value_column=Category
   predict --model=runs/a --input=shards/ --split=test1 --output=table.csv --columns=table
 
 Inputs are folders (with all folders below), files, globs, lists of paths, or one data set of
-build_tfrecords. The id is the path in the folder without an image's extension, or with it where two
-would have the same id. Bad images have a row that says why; where the columns have no place for
-that, all are named before the model runs and nothing is written, or, with --on_error=report, their
-rows have no value. The output is replaced when all rows are there. Stopped or killed, the same
-command goes on where it was. Exit status: 0, or 1 where nothing was written, or where every image
-is bad.
+build_tfrecords. The id is the path in the folder without an image's extension, or with it if two
+images would share an id. Bad images have a row with the reason; if the columns have no place for it,
+all are named before the model runs and nothing is written, or, with --on_error=report, their rows have
+no value. The output is replaced when all rows are there. Stopped or killed, the same command resumes.
+Exit status: 0, or 1 if nothing was written or every image is bad.
 """
 
 from __future__ import annotations
@@ -63,25 +62,23 @@ _COLUMNS = flags.DEFINE_enum(
 )
 _FORMAT = flags.DEFINE_enum("format", None, ("csv", "jsonl"), "Default: what the output's name ends with, else csv.")
 _TOP_K = flags.DEFINE_integer("top_k", None, "Classes named in full rows and in JSON. Default: 5, at most all.", 1)
-_POSITIVE_CLASS = flags.DEFINE_string(
-    "positive_class", None, "For --columns=probability: whose. Default: of two classes, the second."
-)
+_POSITIVE_CLASS = flags.DEFINE_string("positive_class", None, "For --columns=probability. Default: of two classes, the second.")
 _ID_COLUMN = flags.DEFINE_string("id_column", "id", "Header of the ids.")
-_VALUE_COLUMN = flags.DEFINE_string("value_column", "label", "Header of the one value beside them.")
+_VALUE_COLUMN = flags.DEFINE_string("value_column", "label", "Header of the values.")
 _CSV_SAFE = flags.DEFINE_bool(
     "csv_safe",
     True,
-    "Put an apostrophe before names that a spreadsheet would compute, as =1+1.jpg; -1.jpg, too.",
+    "Put an apostrophe before names that a spreadsheet would compute, such as =1+1.jpg and -1.jpg.",
 )
 _ON_ERROR = flags.DEFINE_enum(
     "on_error",
     None,
     ("fail", "report"),
     "Bad images: name them and write nothing, or give them a row without a value and list them in OUTPUT.rejected.jsonl."
-    " Default: report where the row says the reason, else fail.",
+    " Default: report if rows hold the reason, else fail.",
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images that the model sees at once.", 1)
-_TRUST = flags.DEFINE_bool("trust", False, "Whoever made the model: open it even if it holds code, or uses files.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images per call of the model.", 1)
+_TRUST = flags.DEFINE_bool("trust", False, "Trust the model's author: open it even if it holds code, or uses files.")
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which an image is bad.", 1)
 
 _SHOWN = 20  # classes, in the summary
@@ -89,7 +86,7 @@ _SHOWN_BEST = 3  # classes of an image on a terminal, unless --top_k asks for ot
 
 
 def main(arguments: list[str]) -> int:
-    """Predicts, then prints the summary; returns 1 where there is a value for no image."""
+    """Predicts, then prints the summary; returns 1 if no image has a value."""
     inputs = [*_INPUT.value, *arguments]
     if not (_MODEL.value and inputs and _OUTPUT.value):
         raise commands.UsageError("--model, --input and --output are needed")
@@ -114,29 +111,17 @@ def main(arguments: list[str]) -> int:
 def _predict(inputs: list[str], output: str, file_format: str | None) -> Summary:
     from tfpipe.prediction import tables
 
-    where: dict[str, Any] = {"split": _SPLIT.value, "columns": _COLUMNS.value, "format": file_format}
-    tables.check_prediction(_MODEL.value, inputs, output, **where)
+    checked: dict[str, Any] = {"split": _SPLIT.value, "columns": _COLUMNS.value, "format": file_format}
+    tables.check_prediction(_MODEL.value, inputs, output, **checked)
     from tfpipe.prediction.prediction import predict  # takes seconds
 
-    return predict(
-        _MODEL.value,
-        inputs,
-        output,
-        **where,
-        top_k=_TOP_K.value,
-        positive_class=_POSITIVE_CLASS.value,
-        id_column=_ID_COLUMN.value,
-        value_column=_VALUE_COLUMN.value,
-        csv_safe=_CSV_SAFE.value,
-        on_error=_ON_ERROR.value,
-        batch_size=_BATCH_SIZE.value,
-        max_pixels=_MAX_PIXELS.value,
-        trust=_TRUST.value,
-    )
+    of_rows = (_TOP_K, _POSITIVE_CLASS, _ID_COLUMN, _VALUE_COLUMN, _CSV_SAFE)
+    options = {flag.name: flag.value for flag in (*of_rows, _ON_ERROR, _BATCH_SIZE, _MAX_PIXELS, _TRUST)}
+    return predict(_MODEL.value, inputs, output, **checked, **options)
 
 
 def _rows(path: Path) -> list[list[str]]:
-    """Returns the rows of a table for people: a terminal has no room for every probability."""
+    """Returns the rows of a table for a terminal, which has no room for every probability."""
     with open(path, encoding="utf-8", newline="") as file:
         if path.suffix == ".csv":
             return [[unescape_formula(cell) for cell in row] for row in csv.reader(file)]
@@ -159,8 +144,8 @@ def _summarise(summary: Summary, stream: TextIO) -> None:
     found = Counter({name: count for name, count in summary.counts.items() if count}).most_common()
     counts = [f"{name} {count:,} (mean score {summary.mean_scores[name]:.3f})" for name, count in found[:_SHOWN]]
     more = f" and {plural(len(found) - _SHOWN, 'more class', 'more classes')}" if len(found) > _SHOWN else ""
-    said = f", predicted: {', '.join(counts)}{more}" if counts else ""
-    print(f"{_OUTPUT.value}: {plural(summary.num_rows, 'row')}{said}", file=stream)
+    predicted = f", predicted: {', '.join(counts)}{more}" if counts else ""
+    print(f"{_OUTPUT.value}: {plural(summary.num_rows, 'row')}{predicted}", file=stream)
     if summary.rejected_path is None:
         return
     bad, rows = plural(len(summary.rejected), "bad image"), plural(len(summary.rejected), "row")
@@ -172,7 +157,7 @@ def _summarise(summary: Summary, stream: TextIO) -> None:
 
 def command() -> None:
     """Runs the command; the console script's entry point."""
-    commands.run(main, __name__, when_stopped="The output is as it was before; give the same command again to go on.")
+    commands.run(main, __name__, when_stopped="The output is as it was before; give the same command again to resume.")
 
 
 if __name__ == "__main__":

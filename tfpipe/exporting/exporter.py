@@ -1,16 +1,16 @@
-"""`tfpipe.export()`: a trained model as files that give the same answer elsewhere, or no files at all.
+"""`tfpipe.export()`: a trained model as files with the same outputs, or no files at all.
 
     export("runs/a", "export/", formats=("saved_model", "pb"))
 
     OUTPUT/saved_model/               signatures: see `tfpipe.formats.signatures`
     OUTPUT/frozen_image.pb            pixels -> probabilities and features; no functions, no variables
-    OUTPUT/frozen_bytes.pb            files -> all that a SavedModel says of them
+    OUTPUT/frozen_bytes.pb            files -> all outputs of a SavedModel
     OUTPUT/model.tflite, model_dynamic_range.tflite, model.onnx, model.keras
     OUTPUT/preprocessing.json         the `Specification`, which is inside every file, too
     OUTPUT/labels.txt                 a class name per line
     OUTPUT/model_card.md, parity.json, SHA256SUMS
 
-The folder appears when all of it is there and every file has said what the model says.
+The folder appears when it is complete and every file has reproduced the model's outputs.
 """
 
 from __future__ import annotations
@@ -51,14 +51,13 @@ PARITY_NAME = "parity.json"
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """A written export.
 
     Attributes:
-        folder: where.
+        folder: of the export.
         files: path below the folder, bytes, SHA-256.
-        parity: how far each output of each file is from the model.
-        half: what float16 weights cost, see `rounding.measure_cost`; None if they were not asked
-            for.
+        parity: differences between each output of each file and the model's.
+        half: the cost of float16 weights, see `half_precision.measure_cost`; None without them.
     """
 
     folder: Path
@@ -110,36 +109,32 @@ def export(
             set.
         formats: out of FORMATS. "tflite" writes two files, of floats and with weights of 8 bits;
             "onnx" needs an extra.
-        checkpoint: of a run: "best", "last" (weights of the last step), or the path of a .keras
-            file.
-        class_names: of a Keras model that is none of tfpipe's; see `wrapping.wrap`, as for the next
-            six.
-        preprocessing: what the model was trained behind; "none" if not given.
-        image_size: (height, width) or the side of a square, where the model takes any.
-        resize: how images were brought to that size; "stretch" if not given.
+        checkpoint: of a run: "best", "last" (weights of the last step), or the path of a .keras file.
+        class_names: of a Keras model of another program; see `wrapping.wrap`, as for the next six.
+        preprocessing: that the model was trained with; "none" by default.
+        image_size: (height, width) or the side of a square, if the model takes any.
+        resize: how images were resized; "stretch" by default.
         outputs: "probabilities", "logits" or "sigmoid".
-        png16: how 16-bit PNG were read, see `tfpipe.build_tfrecords`; that of `data`, else
-            "high_byte", if not given.
-        background: what was laid behind transparent images; that of `data`, else "keep", if not
-            given.
-        top_k: how many classes "classes" and "scores" name; no more than there are.
-        max_pixels: height times width above which a file is refused: it bounds the memory that a
-            file can ask for.
-        half: store weights in float16, half the bytes; what that costs is measured on `data`.
-        data: a data set: eight images of `split` join those that files are compared on. If not
-            given, the run's, where it is still there.
-        split: of `data`; "val" if not given.
+        png16: how 16-bit PNG were read, see `tfpipe.build_tfrecords`; by default that of `data`, else
+            "high_byte".
+        background: behind transparent images; by default that of `data`, else "keep".
+        top_k: number of classes in "classes" and "scores", at most all.
+        max_pixels: height times width above which a file is refused: limits the memory per file.
+        half: store weights in float16, half the bytes; the cost is measured on `data`.
+        data: a data set: eight images of `split` are added to the images of the comparison. By
+            default the run's, if it is still there.
+        split: of `data`; "val" by default.
         evaluation: folder of `tfpipe.evaluate`, or several, for the model card.
-        tolerance: how far probabilities of TFLite and ONNX may be from the model's; those of
-            TensorFlow's formats may not.
-        overwrite: replace an export that is there, when the new one is complete.
-        trust: whoever made the model of a path, see `tfpipe.load`.
-        log: called with a line for each thing that is done.
+        tolerance: largest difference allowed in probabilities of TFLite and ONNX; TensorFlow's
+            formats must be equal.
+        overwrite: replace an existing export when the new one is complete.
+        trust: trust the author of the model, see `tfpipe.load`.
+        log: called with a line for each step.
 
     Raises:
-        ValueError: an argument is not what it should be.
+        ValueError: an invalid argument.
         FileNotFoundError, DataError: the model cannot be found or read.
-        DataError: a file does not say what the model says; nothing is kept.
+        DataError: a file does not reproduce the model; nothing is kept.
         ImportError: a format needs an extra that is not installed.
         OSError: the output cannot be written.
     """
@@ -156,12 +151,12 @@ def export(
     arguments.callback("log", log)
     given: dict[str, Any] = {"preprocessing": preprocessing, "resize": resize, "outputs": outputs}
     given |= {"png16": png16, "background": background}
-    wrapping.check_words(given)
+    wrapping.check_options(**given)
     formats = preflight.check_formats([formats] if isinstance(formats, str) else formats)
     folders = [arguments.path("evaluation", path) for path in _listed(evaluation)]
     if data is not None:
         data = arguments.path("data", data)
-    target = Path(os.path.realpath(arguments.path("output", output)))  # a link is not to be replaced, but what it leads to
+    target = Path(os.path.realpath(arguments.path("output", output)))  # of a link, its target is replaced
     files.clear_up(target)
     preflight.check_target(target, overwrite)
     checkpoints = [] if checkpoint in preflight.CHECKPOINTS else [checkpoint]
@@ -171,35 +166,29 @@ def export(
     if class_names is not None and data is not None:
         usual = dataclasses.asdict(Samples.of(manifest.load(data).options))
         given |= {name: given[name] or value for name, value in usual.items()}
-    source = model_source.find(model, checkpoint, {**given, "class_names": class_names, "image_size": image_size}, trust=trust)
-    if class_names is not None:  # a wrong guess makes a model that is wrong without a word, here and everywhere alike
-        log(f"taken to be right, given or by default: {_taken(source.model)}; nothing here can tell")
-    images = model_source.find_images(source, data, split, is_needed=half)
-    cost = None
-    served = source.model
+    options = {**given, "class_names": class_names, "image_size": image_size}
+    original, run = model_source.find(model, checkpoint, options, trust=trust)
+    if class_names is not None:  # a wrong guess makes a wrong model without any error, here and everywhere else
+        log(f"assumed, given or by default: {_assumed(original)}; nothing can check it")
+    images = model_source.find_images(run, data, split, is_needed=half)
+    cost, exported = None, original
     if half:
-        log(f"rounding weights to float16, and counting what that costs on {images}")
-        served = half_precision.round_weights(source.model)
-        cost = half_precision.measure_cost(source.model, served, images.directory, images.split)
-        cost["sha256"] = served.sha256
-    specification = _specify(served, top_k, max_pixels)
-    card = functools.partial(
-        model_card.render,
-        dataclasses.replace(specification, sha256=source.model.sha256),
-        run=source.run,
-        evaluations=folders,
-        half=cost,
-    )
-    card()  # what is wrong with the evaluations is said before the work
-    own = images.specimens()
+        log(f"rounding weights to float16, and measuring the cost on {images}")
+        exported = half_precision.round_weights(original)
+        cost = half_precision.measure_cost(original, exported, images.directory, images.split)
+        cost["sha256"] = exported.sha256
+    specification = _specify(exported, top_k, max_pixels)
+    described = dataclasses.replace(specification, sha256=original.sha256)
+    card = functools.partial(model_card.render, described, run=run, evaluations=folders, half=cost)
+    card()  # errors in the evaluations are raised before the work
+    own = images.references()
     compared = [*reference_images.make(), *own]
     with files.folder_written_atomically(target, replace=overwrite) as folder:
-        work = Work(served, specification, folder, half)
-        written = _write(work, formats, log)
-        _write_words(folder, specification)
+        written = _write(Work(exported, specification, folder, half), formats, log)
+        _write_metadata(folder, specification)
         of_data = f", {len(own)} of them of {images}" if own else ""
         log(f"comparing with the model on {exactly(len(compared), 'file')}{of_data}, in a process without tfpipe")
-        rows = parity.compare(served, specification, written, compared, tolerance)
+        rows = parity.compare(exported, specification, written, compared, tolerance)
         parity.check(rows)
         _write_parity(folder, rows, cost)
         text = card(parity=[_described(row) for row in rows], files=checksums.list_files(folder))
@@ -209,24 +198,24 @@ def export(
     return Export(target, listed, rows, cost)
 
 
-def _taken(model: NamedModel) -> str:
+def _assumed(model: NamedModel) -> str:
     one = model.model.get_layer("probabilities").input.shape[-1] == 1
-    whose = f" of {model.class_names[1]!r}" if one else ""
-    words = {"preprocessing": model.preprocessing, "resize": model.resize, "outputs": f"{model.outputs}{whose}"}
-    return ", ".join(f"{name}={value}" for name, value in {**words, **dataclasses.asdict(model.samples)}.items())
+    of_class = f" of {model.class_names[1]!r}" if one else ""
+    facts = {"preprocessing": model.preprocessing, "resize": model.resize, "outputs": f"{model.outputs}{of_class}"}
+    return ", ".join(f"{name}={value}" for name, value in {**facts, **dataclasses.asdict(model.samples)}.items())
 
 
 def _listed(paths: Any) -> Iterable[Any]:
     return [paths] if isinstance(paths, str | os.PathLike) or not isinstance(paths, Iterable) else paths
 
 
-def _write(work: Work, formats: Sequence[str], report: Callable[[str], None]) -> dict[str, ExportedFile]:
+def _write(work: Work, formats: Sequence[str], log: Callable[[str], None]) -> dict[str, ExportedFile]:
     written: dict[str, ExportedFile] = {}
     for name in formats:
-        report(f"writing {name}")
+        log(f"writing {name}")
         try:
             written |= WRITERS[name](work)
-        except (tf.errors.ResourceExhaustedError, tf.errors.OutOfRangeError) as error:  # TensorFlow's words for a full disk
+        except (tf.errors.ResourceExhaustedError, tf.errors.OutOfRangeError) as error:  # TensorFlow's errors for a full disk
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(work.folder)) from error
     return written
 
@@ -240,20 +229,19 @@ def _specify(model: NamedModel, top_k: int, max_pixels: int) -> Specification:
 
 def _described(row: Row) -> dict[str, Any]:
     """Returns a row of the model card."""
-    allowed = "any" if row.allowed is None else f"{row.allowed:g}"
-    on = f"{row.device}, {row.arithmetic}"
-    facts = {
+    return {
         "file": row.artefact,
         "output": row.output,
-        "on": on,
+        "on": f"{row.device}, {row.arithmetic}",
         "largest difference": f"{row.difference:.3g}",
-        "allowed": allowed,
+        "allowed": "any" if row.allowed is None else f"{row.allowed:g}",
+        "in": row.image,
+        "images": row.num_images,
     }
-    return {**facts, "in": row.image, "pictures": row.num_images}
 
 
-def _write_words(folder: Path, specification: Specification) -> None:
-    """Writes what a program needs to know beside the model, into a SavedModel, too: it travels alone."""
+def _write_metadata(folder: Path, specification: Specification) -> None:
+    """Writes specification and labels, into a SavedModel too, which may be copied alone."""
     labels = "".join(f"{name}\n" for name in specification.class_names).encode("utf-8", "surrogateescape")
     places = [folder, folder / SAVED_MODEL_NAME / EXTRA_NAME] if (folder / SAVED_MODEL_NAME).exists() else [folder]
     for place in places:
@@ -265,5 +253,6 @@ def _write_words(folder: Path, specification: Specification) -> None:
 
 
 def _write_parity(folder: Path, rows: Sequence[Row], half: Mapping[str, Any] | None) -> None:
-    listed = [dataclasses.asdict(row) for row in rows]
+    keys = {"image": "picture", "num_images": "num_pictures"}  # in the file, since its first version
+    listed = [{keys.get(name, name): value for name, value in dataclasses.asdict(row).items()} for row in rows]
     files.write_json(folder / PARITY_NAME, {"parity": listed, "half": half})

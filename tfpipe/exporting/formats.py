@@ -1,4 +1,4 @@
-"""Writers of an export's formats. Each returns the files to compare with the model.
+"""Writers of an export's formats. Each returns its files for the comparison with the model.
 
 work = Work(model, specification, folder, half=False)
 WRITERS["pb"](work)     # {"frozen_image.pb": ExportedFile("frozen", path), ...}
@@ -31,19 +31,19 @@ _LOGS = ("tensorflow", "absl")  # where TensorFlow logs names of nodes and durat
 
 
 class Work:
-    """What the writers of formats share: the model and its frozen graph, made once."""
+    """The model and its frozen graphs, which the writers share."""
 
     def __init__(self, model: NamedModel, specification: Specification, folder: Path, half: bool) -> None:
         self.model, self.specification, self.folder, self.half = model, specification, folder, half
 
     @cached_property
     def plain(self) -> Any:
-        """The frozen graph of pixels for other programs' converters, which must see its weights."""
+        """The frozen graph for converters, which must see its weights."""
         return self._stored(frozen_graph.freeze_images(self.model, self.specification, to_convert=True))
 
     @cached_property
     def hidden(self) -> Any:
-        """The same for TensorFlow, which must not see them."""
+        """The frozen graph for TensorFlow, which must not see them."""
         return self._stored(frozen_graph.freeze_images(self.model, self.specification))
 
     def _stored(self, graph: Any) -> Any:
@@ -58,16 +58,16 @@ class Work:
 
 def _write_saved_model(work: Work) -> dict[str, ExportedFile]:
     path, network = work.folder / preflight.SAVED_MODEL_NAME, work.model.network
-    answer = signatures.model_function(work.model)
-    if work.half:  # one function for all signatures, or each would have the weights of its own
-        answer = frozen_graph.trace(frozen_graph.as_function(work.hidden), signatures.image_spec(work.specification))
-    functions = signatures.make(answer, work.specification, has_features=work.model.has_features)
+    function = signatures.model_function(work.model)
+    if work.half:  # one function for all signatures, or each would have its own weights
+        function = frozen_graph.trace(frozen_graph.as_function(work.hidden), signatures.image_spec(work.specification))
+    functions = signatures.make(function, work.specification, has_features=work.model.has_features)
     # Not Keras' ExportArchive, which stores every weight twice (3.15.1). With `half`, weights are
     # constants of the graph: a variable cannot be of 16 bits and computed with in 32.
     module = tf.Module()
     module.weights = [] if work.half else [weight.value for weight in network.weights]
     with onnx_files.quiet(*_LOGS):
-        concrete = {name: function.get_concrete_function() for name, function in functions.items()}
+        concrete = {name: signature.get_concrete_function() for name, signature in functions.items()}
         tf.saved_model.save(module, os.fspath(path), signatures=concrete)
     return {preflight.SAVED_MODEL_NAME: ExportedFile("saved_model", path)}
 
@@ -87,18 +87,16 @@ def _write_frozen(work: Work) -> dict[str, ExportedFile]:
 def _write_tflite(work: Work) -> dict[str, ExportedFile]:
     found = {}
     for name, dynamic_range in (("model.tflite", False), ("model_dynamic_range.tflite", True)):
-        # TFLite rounds to 16 bits by itself, and more than the weights that were rounded before.
-        is_lossy = dynamic_range or work.half
-        given = _other(work.specification, name) if is_lossy else work.specification
+        # TFLite rounds to 16 bits itself, and more than the weights that were rounded before. A lossy
+        # file is another model, with a hash of its own.
+        is_lossy, specification = dynamic_range or work.half, work.specification
+        if is_lossy:
+            sha256 = hashlib.sha256(f"{specification.sha256} {name}".encode()).hexdigest()
+            specification = dataclasses.replace(specification, sha256=sha256)
         with onnx_files.quiet(*_LOGS), _converting("tflite"):
-            data = tflite_files.convert(work.plain, given, dynamic_range=dynamic_range)
+            data = tflite_files.convert(work.plain, specification, dynamic_range=dynamic_range)
         found[name] = ExportedFile("tflite", work.write(name, data), is_lossy)
     return found
-
-
-def _other(specification: Specification, name: str) -> Specification:
-    """Returns the specification of a file that gives other answers than the model: it is another model."""
-    return dataclasses.replace(specification, sha256=hashlib.sha256(f"{specification.sha256} {name}".encode()).hexdigest())
 
 
 def _write_onnx(work: Work) -> dict[str, ExportedFile]:
@@ -108,7 +106,7 @@ def _write_onnx(work: Work) -> dict[str, ExportedFile]:
 
 
 def _write_keras(work: Work) -> dict[str, ExportedFile]:
-    """Writes the Keras file and reads it again, as tfpipe does: for that, too, it must be the same model."""
+    """Writes the Keras file and reads it again: it must be the same model."""
     path = work.folder / preflight.KERAS_NAME
     try:
         keras_files.save(work.model.model, path)
@@ -123,7 +121,7 @@ def _write_keras(work: Work) -> dict[str, ExportedFile]:
 
 @contextlib.contextmanager
 def _converting(name: str) -> Iterator[None]:
-    """Turns what a converter raises, which may be anything, into one line that says the format."""
+    """Turns a converter's error of any kind into one line that names the format."""
     try:
         yield
     except (ImportError, OSError, MemoryError, tf.errors.ResourceExhaustedError):

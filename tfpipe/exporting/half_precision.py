@@ -1,10 +1,10 @@
-"""Weights of 16 bits: half the bytes to store, computed in 32 bits as before, and what the rounding costs.
+"""float16 weights: half the bytes, computed in float32 as before, and the cost of rounding.
 
     rounded = round_weights(model)
     measure_cost(model, rounded, "shards/", "val")["accuracy"]
     graph = store_half(freeze_images(rounded, specification))    # the same numbers in half the bytes
 
-Only storing is exact: what follows is compared with the rounded model.
+Only storing is exact: files are compared with the rounded model.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _MIN_VALUES = 1024  # fewer are not worth an operation
 
 
 def round_weights(model: NamedModel) -> NamedModel:
-    """Returns a copy whose weights are numbers of float16, to the nearest.
+    """Returns a copy with weights rounded to float16.
 
     Raises:
-        ValueError: a weight is beyond float16's 65,504, or the model cannot be built anew.
+        ValueError: a weight is beyond float16's 65,504, or Keras cannot rebuild the model.
     """
     try:
         copy = keras.models.clone_model(model.model)
@@ -51,26 +51,26 @@ def round_weights(model: NamedModel) -> NamedModel:
 
 
 def measure_cost(before: NamedModel, after: NamedModel, directory: str | os.PathLike[str], split: str) -> dict[str, Any]:
-    """Returns what the rounding changed on a split.
+    """Returns the effect of the rounding on a split.
 
     Returns:
-        "num_images", "accuracy_before", "accuracy", "num_changed" (other class),
+        "num_pictures", "accuracy_before", "accuracy", "num_changed" (other class),
         "largest_difference" (of a probability).
 
     Raises:
-        ValueError: the split is unlabelled or empty, or the model does not know one of its classes.
-        DataError: what one of the models says of an image is no probabilities.
+        ValueError: the split is unlabelled or empty, or the model lacks one of its classes.
+        DataError: a model gives no probabilities for an image.
     """
     open_split(before, directory, split)
     columns = [list(before.class_names).index(name) for name in manifest.load(directory).class_names]
-    answers, labels = [], []
+    outputs, labels = [], []
     for batch in read_for(before, directory, split):
         keys = [key.decode() for key in batch["key"].numpy().tolist()]
-        answers.append(np.stack([model.predict(batch["image"]) for model in (before, after)]))
-        for model, values in zip((before, after), answers[-1], strict=True):
+        outputs.append(np.stack([model.predict(batch["image"]) for model in (before, after)]))
+        for model, values in zip((before, after), outputs[-1], strict=True):
             predictions.check(values, keys, model)
         labels += [columns[label] for label in batch["label"].numpy()]
-    both, truth = np.concatenate(answers, axis=1), np.array(labels)
+    both, truth = np.concatenate(outputs, axis=1), np.array(labels)
     chosen = both.argmax(axis=2)
     return {
         "num_pictures": len(truth),
@@ -82,11 +82,9 @@ def measure_cost(before: NamedModel, after: NamedModel, directory: str | os.Path
 
 
 def store_half(graph: Any) -> Any:
-    """Returns a graph whose large constants are stored as float16 and cast when it is loaded; no number changes.
+    """Returns a GraphDef with large constants stored as float16 and cast when it is loaded; no number changes.
 
-    Args:
-        graph: a GraphDef whose weights were rounded; other constants that float16 cannot hold are
-            left as they are.
+    Constants that float16 cannot hold stay as they are.
     """
     stored = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
     for node in graph.node:

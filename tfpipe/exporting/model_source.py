@@ -1,9 +1,7 @@
-"""What an export begins with: the model, wherever it is, and images of the data that it was trained for.
+"""The inputs of an export: the model, and images of the data set it was trained on.
 
-    source = find("runs/a", "best", {})
-    source.model, source.run
-
-What a run does not say, or a model of another program, has to be given.
+model, run = find("runs/a", "best", {})
+images = find_images(run, data=None, split=None, is_needed=False)
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import keras
 
 from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
-from tfpipe.exporting.reference_images import Specimen
+from tfpipe.exporting.reference_images import ReferenceImage
 from tfpipe.exporting.wrapping import wrap
 from tfpipe.formats.preflight import SPLIT, find_checkpoint
 from tfpipe.images.decoding import parse_example
@@ -35,16 +33,8 @@ _NUM_IMAGES = 8
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model, and the run's folder that it came from, if it did."""
-
-    model: NamedModel
-    run: Path | None = None
-
-
-@dataclass(frozen=True)
 class Images:
-    """A split of a data set, or nothing where `directory` is empty."""
+    """A split of a data set, or nothing if `directory` is empty."""
 
     directory: str = ""
     split: str = ""
@@ -52,21 +42,21 @@ class Images:
     def __str__(self) -> str:
         return f"split {self.split} of {self.directory}"
 
-    def specimens(self) -> list[Specimen]:
-        """Returns eight files of the split, from all over it."""
+    def references(self) -> list[ReferenceImage]:
+        """Returns eight files, spread over the split."""
         if not self.directory:
             return []
         reader = RecordReader(Path(self.directory), self.split)
         num_records = manifest.load(self.directory).split(self.split).num_records
         positions = sorted({index * num_records // _NUM_IMAGES for index in range(_NUM_IMAGES)}) if num_records else []
         records = [parse_example(reader.read(position)) for position in positions]
-        return [Specimen(row[schema.KEY].numpy().decode(), row[schema.ENCODED].numpy()) for row in records]
+        return [ReferenceImage(row[schema.KEY].numpy().decode(), row[schema.ENCODED].numpy()) for row in records]
 
 
 def find(
     model: str | os.PathLike[str] | keras.Model | NamedModel, checkpoint: str, given: Mapping[str, Any], *, trust: bool = False
-) -> Source:
-    """Returns the model of a run, of a .keras file, or one that is there already.
+) -> tuple[NamedModel, Path | None]:
+    """Returns the model, and its run's folder, if it has one.
 
     Args:
         model: see `tfpipe.export`.
@@ -75,7 +65,7 @@ def find(
         trust: see `tfpipe.export`.
 
     Raises:
-        ValueError: the model says already what was given, or needs what was not.
+        ValueError: an argument that the model has itself, or a missing one.
         FileNotFoundError, DataError: see `classifiers.load_model`.
     """
     run, named = None, "the model"
@@ -88,24 +78,24 @@ def find(
         raise ValueError(f"checkpoint={checkpoint!r} is of a run's folder, not of a model")
     if isinstance(model, NamedModel):
         model = model.model
-    words = {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in given.items() if value is not None}
     if classifiers.is_named(model):
-        if words:
-            raise ValueError(f"{named} says its {', '.join(words)} itself: leave that out")
-        return Source(NamedModel(model), run)
-    if "class_names" not in words:
-        raise ValueError(f"{named} does not say its classes: class_names is needed (and preprocessing, if it has none inside)")
-    return Source(wrap(model, **words), run)
+        if options:
+            raise ValueError(f"{named} has its own {', '.join(options)}: leave that out")
+        return NamedModel(model), run
+    if "class_names" not in options:
+        raise ValueError(f"{named} has no class names: class_names is needed (and preprocessing, if it has none inside)")
+    return wrap(model, **options), run
 
 
-def find_images(source: Source, data: str | os.PathLike[str] | None, split: str | None, *, is_needed: bool) -> Images:
-    """Returns the split that was named, or that of the run's data set, where it is still the same.
+def find_images(run: Path | None, data: str | os.PathLike[str] | None, split: str | None, *, is_needed: bool) -> Images:
+    """Returns the split of `data`, or of the run's data set, if that has not changed.
 
     Raises:
-        ValueError: it is needed, and there is none; or there is no such split.
-        FileNotFoundError, DataError: `data` is no data set.
+        ValueError: there is no such split, or none at all although it `is_needed`.
+        FileNotFoundError, DataError: `data` is not a data set.
     """
-    directory = os.fspath(data) if data is not None else _trained_on(source.run)
+    directory = os.fspath(data) if data is not None else _trained_on(run)
     if not directory:
         if is_needed or split is not None:
             raise ValueError("half=True, and a split, need images: give the data set, data=...")

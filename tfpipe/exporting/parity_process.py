@@ -1,12 +1,11 @@
-"""Asks the files of an export what they make of images, as a program would that has never heard of tfpipe.
+"""Runs the files of an export on images, as a program would that has never heard of tfpipe.
 
     python parity_process.py FOLDER
 
-FOLDER holds artefacts.json, a list of {"kind", "path", "place", "tf32", "answers"}, and
-question_0.npz, ... each with "files" (the bytes of all files in one array of uint8), "lengths" and
-"pixels". It gets, per artefact and question, ANSWERS.0.npz, ... with what came out. TensorFlow
-computes at "place", a device, with float32 multiplied in TF32 if "tf32". It imports TensorFlow, or
-onnxruntime, and numpy: nothing of tfpipe.
+FOLDER holds runs.json, a list of {"kind", "path", "place", "tf32"}, and batch_0.npz, ..., each with
+"files" (the bytes of all files in one array of uint8), "lengths" and "pixels". It gets the outputs of
+each run and batch: outputs_RUN.BATCH.npz. TensorFlow computes at "place", a device, with float32
+multiplied in TF32 if "tf32". It imports TensorFlow, or onnxruntime, and numpy: nothing of tfpipe.
 """
 
 from __future__ import annotations
@@ -21,73 +20,64 @@ from typing import Any
 
 import numpy as np
 
-Answers = dict[str, Any]
-Ask = Callable[[list[bytes], Any], Answers]
+Outputs = dict[str, Any]
+Function = Callable[[list[bytes], Any], Outputs]  # of files and of their pixels
 
 
-def open_saved_model(path: str) -> Ask:
-    """Asks every signature of a SavedModel."""
+def open_saved_model(path: str) -> Function:
+    """Returns a function that calls every signature of a SavedModel."""
     import tensorflow as tf
 
     loaded = tf.saved_model.load(path)
 
-    def ask(files: list[bytes], pixels: Any) -> Answers:
-        answers = {}
+    def run(files: list[bytes], pixels: Any) -> Outputs:
+        outputs = {}
         for name, signature in loaded.signatures.items():  # looked up each time: signatures hold their variables weakly
-            question = tf.constant(pixels) if name == "image" else tf.constant(files, tf.string)
-            for key, value in signature(question).items():
+            batch = tf.constant(pixels) if name == "image" else tf.constant(files, tf.string)
+            for key, value in signature(batch).items():
                 label = "pixels" if (name, key) == ("pixels", "image") else key
-                answers[f"{name}.{label}"] = value.numpy()
-        return answers
+                outputs[f"{name}.{label}"] = value.numpy()
+        return outputs
 
-    return ask
+    return run
 
 
-def open_frozen(path: str) -> Ask:
-    """Asks a frozen graph for all its outputs."""
+def open_frozen(path: str) -> Function:
+    """Returns a function with all outputs of a frozen graph."""
     import tensorflow as tf
 
     graph = tf.compat.v1.GraphDef.FromString(Path(path).read_bytes())
-    names = {node.name: node.op for node in graph.node if "/" not in node.name}
-    outputs = [name for name, operation in names.items() if operation == "Identity"]
+    nodes = {node.name: node.op for node in graph.node if "/" not in node.name}
+    names = [name for name, operation in nodes.items() if operation == "Identity"]
     wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
-    source = "image_bytes" if "image_bytes" in names else "image"
-    function = wrapped.prune(f"{source}:0", [f"{name}:0" for name in outputs])
+    source = "image_bytes" if "image_bytes" in nodes else "image"
+    function = wrapped.prune(f"{source}:0", [f"{name}:0" for name in names])
 
-    def ask(files: list[bytes], pixels: Any) -> Answers:
+    def run(files: list[bytes], pixels: Any) -> Outputs:
         found = function(tf.constant(files, tf.string) if source == "image_bytes" else tf.constant(pixels))
-        return {f"{source}.{name}": value.numpy() for name, value in zip(outputs, found, strict=True)}
+        return {f"{source}.{name}": value.numpy() for name, value in zip(names, found, strict=True)}
 
-    return ask
+    return run
 
 
-def open_tflite(path: str) -> Ask:
-    """Asks a TFLite model."""
+def open_tflite(path: str) -> Function:
+    """Returns a function with the outputs of a TFLite model."""
     import tensorflow as tf
 
     runner = tf.lite.Interpreter(model_path=path).get_signature_runner()
-
-    def ask(files: list[bytes], pixels: Any) -> Answers:  # noqa: ARG001 (all are asked alike)
-        return {f"image.{name}": value for name, value in runner(image=pixels).items()}
-
-    return ask
+    return lambda _, pixels: {f"image.{name}": value for name, value in runner(image=pixels).items()}
 
 
-def open_onnx(path: str) -> Ask:
-    """Asks an ONNX model."""
+def open_onnx(path: str) -> Function:
+    """Returns a function with the outputs of an ONNX model."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-
-    def ask(files: list[bytes], pixels: Any) -> Answers:  # noqa: ARG001 (all are asked alike)
-        found = session.run(names, {session.get_inputs()[0].name: pixels})
-        return {f"image.{name}": value for name, value in zip(names, found, strict=True)}
-
-    return ask
+    names = [f"image.{output.name}" for output in session.get_outputs()]
+    return lambda _, pixels: dict(zip(names, session.run(None, {session.get_inputs()[0].name: pixels}), strict=True))
 
 
-KINDS: dict[str, Callable[[str], Ask]] = {
+KINDS: dict[str, Callable[[str], Function]] = {
     "saved_model": open_saved_model,
     "frozen": open_frozen,
     "tflite": open_tflite,
@@ -95,19 +85,19 @@ KINDS: dict[str, Callable[[str], Ask]] = {
 }
 
 
-def read_questions(folder: Path) -> Iterator[tuple[list[bytes], Any]]:
+def read_batches(folder: Path) -> Iterator[tuple[list[bytes], Any]]:
     """Yields batches of files with their pixels."""
-    for index in range(len(list(folder.glob("question_*.npz")))):
-        with np.load(folder / f"question_{index}.npz") as question:
-            ends = np.cumsum(question["lengths"])
-            data = question["files"].tobytes()
-            files = [data[end - length : end] for end, length in zip(ends, question["lengths"], strict=True)]
-            yield files, question["pixels"]
+    for index in range(len(list(folder.glob("batch_*.npz")))):
+        with np.load(folder / f"batch_{index}.npz") as batch:
+            ends = np.cumsum(batch["lengths"])
+            data = batch["files"].tobytes()
+            files = [data[end - length : end] for end, length in zip(ends, batch["lengths"], strict=True)]
+            yield files, batch["pixels"]
 
 
 @contextlib.contextmanager
 def placed(place: str, tf32: bool) -> Iterator[None]:
-    """TensorFlow computes there inside, and multiplies float32 so."""
+    """Makes TensorFlow compute on a device, and multiply float32 in TF32 or not."""
     import tensorflow as tf
 
     before = tf.config.experimental.tensor_float_32_execution_enabled()
@@ -119,19 +109,19 @@ def placed(place: str, tf32: bool) -> Iterator[None]:
         tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
-def answer(folder: Path) -> None:
-    """Writes the answers of every artefact to every question into the folder that they lie in."""
-    for artefact in json.loads((folder / "artefacts.json").read_text("utf-8")):
-        is_tensorflow = artefact["kind"] in ("saved_model", "frozen")
-        with placed(artefact["place"], artefact["tf32"]) if is_tensorflow else contextlib.nullcontext():
-            ask = KINDS[artefact["kind"]](artefact["path"])
-            for index, (files, pixels) in enumerate(read_questions(folder)):
-                np.savez(folder / f"{artefact['answers']}.{index}.npz", **ask(files, pixels))
+def run_all(folder: Path) -> None:
+    """Writes the outputs of every run for every batch into the folder."""
+    for number, run in enumerate(json.loads((folder / "runs.json").read_text("utf-8"))):
+        is_tensorflow = run["kind"] in ("saved_model", "frozen")
+        with placed(run["place"], run["tf32"]) if is_tensorflow else contextlib.nullcontext():
+            function = KINDS[run["kind"]](run["path"])
+            for index, (files, pixels) in enumerate(read_batches(folder)):
+                np.savez(folder / f"outputs_{number}.{index}.npz", **function(files, pixels))
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # the model's process has its part of the memory
-    answer(Path(sys.argv[1]))
+    run_all(Path(sys.argv[1]))
     if any(name.split(".")[0] == "tfpipe" for name in sys.modules):
-        sys.exit("tfpipe was imported: this was to be a process without it")
+        sys.exit("tfpipe was imported: this process must run without it")

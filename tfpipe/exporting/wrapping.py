@@ -1,4 +1,4 @@
-"""Any Keras model as one that takes pixels and names its answers.
+"""Wraps any Keras classifier with preprocessing and class names.
 
 model = wrap(network, class_names=("cat", "dog"), preprocessing="tf")
 model.predict(images)    # uint8 [B, H, W, 3] -> float32 [B, C]
@@ -7,7 +7,7 @@ model.predict(images)    # uint8 [B, H, W, 3] -> float32 [B, C]
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -37,30 +37,29 @@ def wrap(
     png16: str = USUAL.png16,
     background: str = USUAL.background,
 ) -> NamedModel:
-    """Returns a model with preprocessing before it and names behind it; Dropout and the like are off for good.
+    """Returns a model from pixels to named probabilities, with Dropout and the like permanently off.
 
-    Features are what goes into the last Dense layer, where the model is a graph of layers and that
-    is [B, D].
+    Features are the input of the last Dense layer, if the model is a graph of layers and they are
+    [B, D].
 
     Args:
         network: float [B, H, W, 3 or 1] -> [B, C].
-        class_names: of the columns, in their order; of one column, whose probability is that of the
-            second name, two.
-        preprocessing: what it was trained behind, see `layers.Preprocessing`.
-        image_size: (height, width); needed where the network takes any.
-        resize: how its images were brought to that size.
-        outputs: what comes out, one of `layers.OUTPUTS`. If not given, "sigmoid" for one column and
-            two classes, if that is the last layer's activation; else "probabilities", if it has one
-            and that is what they look like.
+        class_names: of the columns, in their order; two for one column, the probability of the
+            second.
+        preprocessing: that it was trained with, see `layers.Preprocessing`.
+        image_size: (height, width); needed if the network takes any.
+        resize: how its images were resized.
+        outputs: one of `layers.OUTPUTS`. By default "sigmoid" for one column and two classes, if that
+            is the last layer's activation; else "probabilities", if the last layer has an activation
+            and they look like it.
         png16: how 16-bit PNG that it was trained on were read, see `Samples`.
-        background: what was laid behind transparent ones.
+        background: of transparent images.
 
     Raises:
-        ValueError: an argument does not fit the network, or its outputs are no probabilities.
+        ValueError: an argument does not fit the network, or its outputs are not probabilities.
     """
     class_names = _read_names(class_names)
-    words = {"preprocessing": preprocessing, "resize": resize, "outputs": outputs, "png16": png16, "background": background}
-    check_words(words)
+    check_options(preprocessing=preprocessing, resize=resize, outputs=outputs, png16=png16, background=background)
     network = _with_one_input_and_output(network)
     size = _size(network, image_size)
     images = keras.Input((*size, 3), dtype="uint8", name="image")
@@ -68,11 +67,13 @@ def wrap(
     _check_channels(network, values.shape[-1])
     for name, part in _parts(network).items():
         values = layers.Trunk(part, inference=True, name=name)(values)
-    _check_tensor(values, network.name)
+    if not isinstance(values, _TENSOR):
+        kinds = ", ".join(values) if isinstance(values, dict) else type(values).__name__
+        raise ValueError(f"{network.name}: one tensor [B, C] is expected (it gives {kinds})")
     outputs = outputs or _guess_outputs(network, is_binary=values.shape[-1] == 1 and len(class_names) == 2)
     _check_columns(values.shape, len(class_names), network.name, outputs)
     if outputs == "logits" and values.shape[-1] == 1 and _is_sigmoid(_last_layer(network)):
-        raise ValueError(f"{network.name}: its outputs are probabilities already, of a sigmoid; say no outputs=logits")
+        raise ValueError(f"{network.name}: its outputs are probabilities already, of a sigmoid; omit outputs=logits")
     probabilities = layers.Probabilities(class_names, source=outputs, name="probabilities")(values)
     model = NamedModel(keras.Model(images, probabilities, name="classifier"))
     _check_outputs(keras.Model(images, [values, probabilities]), network.name, outputs)
@@ -87,7 +88,7 @@ def _read_names(class_names: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-_WORDS = {
+_OPTIONS = {
     "preprocessing": layers.PREPROCESSINGS,
     "resize": decoding.RESIZES,
     "outputs": layers.OUTPUTS,
@@ -96,17 +97,17 @@ _WORDS = {
 }
 
 
-def check_words(given: Mapping[str, str | None]) -> None:
-    """Raises ValueError unless each is None or one of its words."""
+def check_options(**given: str | None) -> None:
+    """Raises ValueError for an unknown value; None is not given."""
     for name, value in given.items():
         if value is not None:
-            arguments.choice(name, value, _WORDS[name])
+            arguments.choice(name, value, _OPTIONS[name])
 
 
 def _with_one_input_and_output(network: keras.Model) -> keras.Model:
-    """Returns a network from one tensor to one, where it is a graph; lists and dictionaries of one are taken apart."""
+    """Returns a network of one input and one output tensor; lists and dictionaries of one are unpacked."""
     if not getattr(network, "inputs", None) or not getattr(network, "outputs", None):
-        return network  # a subclassed one
+        return network  # subclassed
     if len(network.inputs) > 1:
         names = ", ".join(tensor.name for tensor in network.inputs)
         raise ValueError(f"{network.name}: has {exactly(len(network.inputs), 'input')} ({names}); one is expected")
@@ -120,12 +121,6 @@ def _with_one_input_and_output(network: keras.Model) -> keras.Model:
     return keras.Model(network.inputs[0], network.outputs[0], name=network.name)
 
 
-def _check_tensor(values: Any, name: str) -> None:
-    if not isinstance(values, _TENSOR):
-        kinds = ", ".join(values) if isinstance(values, dict) else type(values).__name__
-        raise ValueError(f"{name}: one tensor [B, C] is expected of it (it gives {kinds})")
-
-
 def _size(network: keras.Model, image_size: tuple[int, int] | None) -> tuple[int, int]:
     shape = getattr(network, "input_shape", None)
     if not isinstance(shape, tuple) or len(shape) != 4:
@@ -134,7 +129,7 @@ def _size(network: keras.Model, image_size: tuple[int, int] | None) -> tuple[int
         shape = (None, None, None, 3)
     height, width = shape[1:3]
     if image_size is None and (height is None or width is None):
-        raise ValueError(f"{network.name}: takes images of any size: say image_size, (height, width)")
+        raise ValueError(f"{network.name}: takes images of any size: give image_size, (height, width)")
     size: tuple[int, int]
     (size,) = arguments.check(image_size=(height, width) if image_size is None else image_size)
     if (height or size[0], width or size[1]) != tuple(size):
@@ -152,7 +147,7 @@ def _check_channels(network: keras.Model, channels: int) -> None:
 
 
 def _parts(network: keras.Model) -> dict[str, keras.Model]:
-    """Returns the network in one piece, or in two where the values between them are features."""
+    """Returns the network, or two parts of it with features between them."""
     if submodels.is_functional(network):
         points, found = submodels.cut_points(network), submodels.find_layers(network)
         dense = [index for index, name in enumerate(points) if isinstance(found[name], keras.layers.Dense)]
@@ -164,20 +159,18 @@ def _parts(network: keras.Model) -> dict[str, keras.Model]:
 
 
 def _guess_outputs(network: keras.Model, *, is_binary: bool) -> str:
-    """Returns what comes out of a network, if its last layer says that these are probabilities.
+    """Returns the kind of a network's outputs from the activation of its last layer.
 
-    Numbers cannot tell it of one column: BinaryCrossentropy(from_logits=True) leaves logits between
-    0 and 1 for many images.
+    The outputs alone cannot tell it for one column: BinaryCrossentropy(from_logits=True) leaves
+    logits between 0 and 1 for many images.
     """
     last = _last_layer(network)
     if getattr(last, "activation", None) is keras.activations.linear:
         missing = "sigmoid" if is_binary else "softmax"
-        advice = f"say outputs=logits if a {missing} is missing, or what else comes out"
+        advice = f"give outputs=logits if a {missing} is missing, or the right outputs"
         raise ValueError(f"{network.name}: its last layer, {last.name}, has no activation; {advice}")
     if is_binary and not _is_sigmoid(last):
-        raise ValueError(
-            f"{network.name}: one column, of which nothing tells what it is: say outputs=sigmoid or outputs=logits"
-        )
+        raise ValueError(f"{network.name}: one column of unknown outputs: give outputs=sigmoid or outputs=logits")
     return "sigmoid" if is_binary else "probabilities"
 
 
@@ -186,7 +179,7 @@ def _is_sigmoid(layer: Any) -> bool:
 
 
 def _last_layer(network: Any) -> Any:
-    """Returns the last layer that makes other numbers of what it gets."""
+    """Returns the last layer that changes its input."""
     if isinstance(network, keras.Sequential):
         called = network.layers
     elif submodels.is_functional(network):
@@ -213,24 +206,21 @@ def _check_columns(shape: Sequence[int | None], num_names: int, name: str, outpu
 
 @arithmetic.exact()
 def _check_outputs(model: keras.Model, name: str, outputs: str) -> None:
-    """Looks at answers to noise: logits taken for probabilities, or the reverse, would be wrong without a word."""
+    """Checks outputs for noise: logits taken for probabilities, or the reverse, would be wrong without an error."""
     noise = np.random.default_rng(0).integers(0, 256, (4, *model.input_shape[1:]), dtype=np.uint8)
     plain = [np.full_like(noise[:1], level) for level in (0, 64, 128, 255)]
-    answers = model(np.concatenate([noise, noise // 8 + 100, *plain]), training=False)
-    tolerance = _TOLERANCE if answers[0].dtype == "float32" else TOLERANCE
-    values, found = (np.asarray(answer, np.float32) for answer in answers)
+    tensors = model(np.concatenate([noise, noise // 8 + 100, *plain]), training=False)
+    tolerance = _TOLERANCE if tensors[0].dtype == "float32" else TOLERANCE
+    values, found = (np.asarray(tensor, np.float32) for tensor in tensors)
     if outputs == "logits" and values.shape[1] > 1 and are_probabilities(values, tolerance).all():
-        raise ValueError(f"{name}: its outputs are probabilities already (for noise {_first(values)}); say no outputs=logits")
+        raise ValueError(
+            f"{name}: its outputs are probabilities already (for noise {values[0].tolist()[:5]}); omit outputs=logits"
+        )
     if not (good := are_probabilities(found, tolerance)).all():
         bad = values[~good]
         advice = "the weights may be damaged"
         if np.isfinite(bad).all():
             in_range = (values >= 0).all() and (values <= 1).all()
             several = "tfpipe exports classifiers of one label per image, whose outputs sum to 1"
-            advice = several if in_range else "say outputs=logits if an activation is missing"
-        raise ValueError(f"{name}: its outputs are no probabilities (for noise {_first(bad)}); {advice}")
-
-
-def _first(rows: np.ndarray[Any, Any]) -> list[float]:
-    numbers: list[float] = rows[0].tolist()[:5]
-    return numbers
+            advice = several if in_range else "give outputs=logits if an activation is missing"
+        raise ValueError(f"{name}: its outputs are not probabilities (for noise {bad[0].tolist()[:5]}); {advice}")

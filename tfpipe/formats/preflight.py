@@ -1,9 +1,9 @@
-"""What can be seen to be wrong with a model's place or an export before TensorFlow is loaded, which takes seconds.
+"""Checks of models and exports that need no TensorFlow, which takes seconds to load.
 
-place, form = find_model("export/")       # Path("export/saved_model"), "saved_model"
-check_export("runs/a", "out/", formats=("saved_model", "onnx"))
+    place, form = find_model("export/")       # Path("export/saved_model"), "saved_model"
+    check_export("runs/a", "out/", formats=("saved_model", "onnx"))
 
-The library calls the same functions at their places; commands call them first.
+Commands call them first; the library calls the same functions.
 """
 
 from __future__ import annotations
@@ -34,13 +34,10 @@ _FORMS = (".pb", ".tflite", ".onnx")
 
 
 def find_model(path: str | os.PathLike[str]) -> tuple[Path, str]:
-    """Returns where a model is, and its form: "saved_model", ".pb", ".tflite", ".onnx" or ".keras".
+    """Returns the path of a model and its form: "saved_model", ".pb", ".tflite", ".onnx" or ".keras".
 
-    Of an export's folder, the SavedModel is taken.
-
-    Raises:
-        FileNotFoundError: there is none.
-        DataError: it is no model of tfpipe, as far as can be seen from outside.
+    Of an export's folder, the SavedModel is taken. Raises FileNotFoundError if there is no model,
+    DataError for a SavedModel of another program, ImportError if a package is missing.
     """
     place = Path(path)
     if (place / SAVED_MODEL_NAME / _GRAPH_NAME).exists():
@@ -64,11 +61,7 @@ def find_model(path: str | os.PathLike[str]) -> tuple[Path, str]:
 
 
 def find_specification(saved_model: Path) -> Path:
-    """Returns the file of a SavedModel that says what it was exported with.
-
-    Raises:
-        DataError: there is none.
-    """
+    """Returns the path of a SavedModel's specification; raises DataError if there is none."""
     extra = saved_model / EXTRA_NAME / FILE_NAME
     if not extra.exists():
         raise DataError(f"not a SavedModel of tfpipe: it has no {extra.relative_to(saved_model)}", path=saved_model)
@@ -76,7 +69,7 @@ def find_specification(saved_model: Path) -> Path:
 
 
 def check_packages(what: str, names: Sequence[str], extra: str) -> None:
-    """Raises ImportError where a package of an extra is missing; it says which, and how to install it."""
+    """Raises ImportError for a missing package of an extra, with the command that installs it."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ImportError(f"{what} the package {name}: pip install 'tfpipe[{extra}]'", name=name)
@@ -118,7 +111,7 @@ def check_export(
 
 
 def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
-    """Returns the names of formats; raises ValueError unless they are some of FORMATS, each once."""
+    """Returns the names of formats; raises ValueError unless they are in FORMATS, each once."""
     wanted = f"some of {', '.join(FORMATS)}, each once"
     names = arguments.texts("formats", formats, wanted)
     if unknown := [name for name in names if name not in FORMATS]:
@@ -127,7 +120,7 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_target(target: Path, overwrite: bool) -> None:
-    """Raises ValueError where an export cannot be put: over other files, a mount point, the current folder."""
+    """Raises ValueError for a folder that cannot become an export: other files, a mount point, the current folder."""
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target}: output must be a folder (this is a file)")
     if target.is_mount():
@@ -143,7 +136,7 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 def _check_replaceable(target: Path) -> None:
-    """Raises ValueError unless a folder is an export and nothing else, as it was written: its card may have been filled in."""
+    """Raises ValueError unless a folder is an unchanged export; its model card may have been filled in."""
     try:
         known = checksums.read(target / checksums.FILE_NAME)
     except (OSError, DataError):
@@ -157,22 +150,20 @@ def _check_replaceable(target: Path) -> None:
 
 
 def check_apart(target: Path, inputs: Iterable[Any]) -> None:
-    """Raises ValueError if an input lies in the folder that is to be replaced."""
+    """Raises ValueError for an input in the folder that will be replaced."""
     for path in inputs:
         if isinstance(path, str | os.PathLike) and target in (real := Path(os.path.realpath(path)), *real.parents):
             raise ValueError(f"{target}: output must be another folder than that of {os.fspath(path)}, which is needed")
 
 
 def find_checkpoint(path: Path, checkpoint: str) -> tuple[Path, Path | None]:
-    """Returns the .keras file of a run's checkpoint, or the one that was given, and the run's folder where it is of one.
+    """Returns the .keras file of a run's checkpoint, or the given one, and the run's folder, if it is of a run.
 
-    Raises:
-        ValueError: a checkpoint is named of what is no run.
-        FileNotFoundError: there is no such checkpoint.
+    Raises ValueError for a checkpoint of a file, FileNotFoundError if there is no such checkpoint.
     """
     if not path.is_dir():
         if checkpoint != "best":
-            raise ValueError(f"checkpoint={checkpoint!r} is of a run's folder, and {path} is none")
+            raise ValueError(f"checkpoint={checkpoint!r} is of a run's folder, which {path} is not")
         return path, None
     if checkpoint in CHECKPOINTS:
         file = path / CHECKPOINTS[checkpoint]

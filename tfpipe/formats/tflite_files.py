@@ -13,7 +13,6 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -83,10 +82,10 @@ def open_tflite(path: str | os.PathLike[str], trust: bool = False) -> ExportedMo
     specification = tflite_metadata.read(data, path)
     try:
         operations.check(_custom_operations(data), path, trust=trust)
-        run = _make_runner(data, specification)
+        runner = _Runner(data, specification)
     except (ValueError, RuntimeError, IndexError, TypeError, struct.error) as error:
         raise DataError(f"cannot be run as a TFLite model: {lines_of(error)[0]}", path=path) from error
-    return ExportedModel(specification, run)
+    return ExportedModel(specification, runner)
 
 
 def _custom_operations(data: bytes) -> list[str]:
@@ -100,19 +99,21 @@ def _custom_operations(data: bytes) -> list[str]:
     return sorted({name.decode("utf-8", "backslashreplace") for name in custom})
 
 
-def _make_runner(data: bytes, specification: Specification) -> Callable[[Array], Array]:
-    with warnings.catch_warnings():
-        # Its successor, the package ai-edge-litert, would be one more to install; TensorFlow 2.21
-        # still has its own.
-        warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated", category=UserWarning)
-        interpreter = tf.lite.Interpreter(model_content=data, num_threads=count_cores())
-    signature, lock = interpreter.get_signature_runner(tflite_metadata.SIGNATURE), threading.Lock()
+class _Runner:
+    """An interpreter, which has one set of buffers: threads take turns."""
 
-    def run(images: Array) -> Array:
+    def __init__(self, data: bytes, specification: Specification) -> None:
+        with warnings.catch_warnings():
+            # Its successor, the package ai-edge-litert, would be one more to install; TensorFlow
+            # 2.21 still has its own.
+            warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated", category=UserWarning)
+            interpreter = tf.lite.Interpreter(model_content=data, num_threads=count_cores())
+        self._run = interpreter.get_signature_runner(tflite_metadata.SIGNATURE)
+        self._lock, self._num_classes = threading.Lock(), len(specification.class_names)
+
+    def __call__(self, images: Array) -> Array:
         if not len(images):  # on which the interpreter may crash
-            return np.zeros((0, len(specification.class_names)), np.float32)
-        with lock:  # an interpreter has one set of buffers
-            probabilities: Array = signature(image=images)["probabilities"]
+            return np.zeros((0, self._num_classes), np.float32)
+        with self._lock:
+            probabilities: Array = self._run(image=images)["probabilities"]
         return probabilities
-
-    return run
