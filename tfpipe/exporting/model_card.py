@@ -1,4 +1,4 @@
-"""The model card of an export: what a model is, its measured quality, and what nobody has said of it yet.
+"""The model card of an export: facts, measured quality, and what a person must fill in.
 
     text = render(specification, run=Path("runs/a"), evaluations=[Path("eval/")], parity=rows, files=files)
 
@@ -169,7 +169,7 @@ def render(
 
 
 def _read_run(folder: Path, specification: Specification) -> dict[str, Any]:
-    """Returns run.json with its recipe complete, "backbone_sha256", and "summary" if that is of the exported model."""
+    """Returns run.json, "backbone_sha256", and "summary" if it is of the exported model."""
     path, backbone, finished = (folder / name for name in (RUN_NAME, BACKBONE_NAME, SUMMARY_NAME))
     facts: dict[str, Any] = {**load_json(path, _Run)}
     facts["recipe"] = check_json(facts["recipe"] | facts["chosen"], _Recipe, path)
@@ -250,7 +250,7 @@ def _value(value: object) -> object:
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """The files of an evaluation: receipt.json, metrics.json, near_duplicates.json if there is one, and the table."""
+    """The files of an evaluation: receipt, metrics, near-duplicates if any, and the table."""
 
     receipt: _Receipt
     metrics: dict[str, Any]
@@ -301,7 +301,7 @@ class _Evaluation:
             yield row["class_name"], f"{row['support']:,}", *recall, *others
 
     def confusions(self) -> list[tuple[int, str, str, int]]:
-        """Returns (images, true class, predicted class, images of the true class), the most frequent first."""
+        """Returns (images, true class, predicted class, images of the class), most frequent first."""
         rows, cells = self.metrics["per_class"], self.metrics["confusion"]["cells"]
         wrong = [(count, rows[i]["class_name"], rows[j]["class_name"], rows[i]["support"]) for i, j, count in cells if i != j]
         return sorted(wrong, key=lambda one: -one[0])

@@ -46,12 +46,12 @@ _FILES = re.compile(r"saved_model\.pb|fingerprint\.pb|variables/variables\.(inde
 
 
 def check_graph(graph: Any, path: str | os.PathLike[str], *, trust: bool) -> None:
-    """Checks a GraphDef with its functions; raises DataError for operations that do more than compute, unless trusted."""
+    """Raises DataError if a GraphDef has operations that do more than compute, unless trusted."""
     check(_foreign(_operations([graph.node, *(function.node_def for function in graph.library.function)])), path, trust=trust)
 
 
 def check_saved_model(folder: Path, *, trust: bool) -> None:
-    """Checks a SavedModel before TensorFlow opens it: its files by their hashes, its graph by its operations.
+    """Checks the hashes of a SavedModel's files and its operations before TensorFlow opens it.
 
     A file that is replaced between the check and the opening is not noticed.
 
@@ -75,7 +75,7 @@ def check_saved_model(folder: Path, *, trust: bool) -> None:
 
 
 def _is_harmless(name: str) -> bool:
-    """True for files that people add and TensorFlow ignores: of file managers, and requests for TensorFlow Serving."""
+    """True for files that TensorFlow ignores: of file managers, and warm-up requests."""
     return name == _WARM_UP or any(map(files.is_hidden, name.split("/")))
 
 
