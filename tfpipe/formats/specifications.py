@@ -80,5 +80,5 @@ def from_json(text: str | bytes, path: str | os.PathLike[str]) -> Specification:
         arguments.check(image_size=specification.image_size)
         decoding.check_mode(specification.resize)
     except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
-        raise DataError(f"holds no specification of a model: {lines_of(error)[0]}", path=path) from error
+        raise DataError(f"not the specification of a model: {lines_of(error)[0]}", path=path) from error
     return specification

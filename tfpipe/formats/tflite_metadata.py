@@ -73,7 +73,7 @@ def _append_files(model: bytes, files: dict[str, str]) -> bytes:
 def read(data: bytes, path: str | os.PathLike[str]) -> Specification:
     """Returns the specification in a TFLite file; raises DataError without, and for damage."""
     if data[4:8] != _MODEL_IDENTIFIER:
-        raise DataError("no TFLite file: it does not begin as one", path=path)
+        raise DataError("not a TFLite file: it begins differently", path=path)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if archive.getinfo(specifications.FILE_NAME).file_size > MAX_JSON_BYTES:
