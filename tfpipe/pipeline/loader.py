@@ -17,6 +17,7 @@ not know which file its bytes came from.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -210,7 +211,10 @@ class Loader:
             raise ValueError(f"first_step must be less than the {steps} of an epoch (got {options.first_step})")
         self._first_row = options.first_epoch * schedule.rows_per_epoch + options.first_step * schedule.rows_per_step
         self._stages: list[Compiled] = []
-        self._starts = _Starts(self._first_row, schedule.rows_per_epoch or 1)
+        per_epoch = schedule.rows_per_epoch or 1
+        next_epoch = self._first_row - self._first_row % per_epoch + per_epoch
+        self._starts = itertools.chain([self._first_row], itertools.count(next_epoch, per_epoch))
+        self._starts_lock = threading.Lock()
         self.rows = Rows(
             reader=reader,
             order=order,
@@ -274,7 +278,7 @@ class Loader:
             endless = tf.data.INFINITE_CARDINALITY if rows_per_epoch else 0
             data = data.apply(tf.data.experimental.assert_cardinality(endless))
         elif self.options.training and rows_per_epoch:
-            next_start = for_graphs(self._starts.next)
+            next_start = for_graphs(self._next_start)
             # Called when an iterator's first element is requested.
             data = tf.data.Dataset.from_tensors(0).map(
                 lambda _: tf.ensure_shape(tf.numpy_function(next_start, [], tf.int64, stateful=True), [])
@@ -291,6 +295,11 @@ class Loader:
         data = data.with_options(self._options())
         data.class_names = list(self.class_names)  # an attribute, as of Keras' `image_dataset_from_directory`
         return data
+
+    def _next_start(self) -> np.int64:
+        """Returns the first row of another iterator: of the first one, as chosen; of each other one, of the next epoch."""
+        with self._starts_lock:
+            return np.int64(next(self._starts))
 
     def positions(self, epoch: int) -> np.ndarray[Any, Any]:
         """Returns the position of each row of an epoch, int64 [rows], -1 for blank rows, without reading any record."""
@@ -389,21 +398,6 @@ class Loader:
             return row["image"], row["label"]
         label = tf.maximum(row["label"], tf.zeros([], row["label"].dtype))
         return row["image"], label, tf.cast(row["mask"], tf.float32)
-
-
-class _Starts:
-    """Where each iterator begins: the first at a given row, each other one with the next epoch."""
-
-    def __init__(self, first: int, rows_per_epoch: int) -> None:
-        self._next, self._rows_per_epoch = first, rows_per_epoch
-        self._lock = threading.Lock()
-
-    def next(self) -> np.int64:
-        """Returns the number of the first row, and goes on to the next epoch."""
-        with self._lock:
-            start = self._next
-            self._next += self._rows_per_epoch - start % self._rows_per_epoch
-        return np.int64(start)
 
 
 def _counted(data: tf.data.Dataset, num_steps: int, *, whole: bool) -> tf.data.Dataset:

@@ -68,20 +68,17 @@ class Traits:
     Attributes:
         png: some are PNG files.
         turned: some are stored in another orientation than 1.
-        shorter: the longest of their shorter sides, in pixels.
-        longer: the longest of their longer sides.
+        longer: the longest of their longer sides, in pixels.
     """
 
     png: bool = False
     turned: bool = False
-    shorter: int = 1
     longer: int = 1
 
     def include(self, row: catalog.CatalogRow) -> None:
         """Takes an image into account."""
         self.png |= row.format == "PNG"
         self.turned |= row.orientation != 1
-        self.shorter = max(self.shorter, min(row.height, row.width))
         self.longer = max(self.longer, row.height, row.width)
 
 
