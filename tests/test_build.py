@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -308,19 +309,28 @@ def test_a_resumed_build_takes_inputs_that_were_moved(photos, tmp_path, monkeypa
     assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
 
 
+@pytest.fixture(scope="module")
+def unfinished(many, tmp_path_factory):
+    """A build of `many` in two shards that was stopped before the last step, and the files of a complete one."""
+    root = tmp_path_factory.mktemp("unfinished")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop_before(monkeypatch, "_finish")
+        with pytest.raises(KeyboardInterrupt):
+            build(many, root / "stopped", num_shards=2)
+    build(many, root / "whole", num_shards=2)
+    return root / "stopped", files_of(root / "whole")
+
+
 @pytest.mark.parametrize("lost", ["index/*.idx", ".build/*.csv", ".build/*.json", "images-*"])
 @pytest.mark.parametrize("cut", [False, True])
-def test_a_resumed_build_writes_again_what_was_lost_of_a_finished_shard(photos, tmp_path, monkeypatch, lost, cut):
-    stop_before(monkeypatch, "_finish")
-    with pytest.raises(KeyboardInterrupt):
-        build(photos, tmp_path / "out", num_shards=2)
-    monkeypatch.undo()
+def test_a_resumed_build_writes_again_what_was_lost_of_a_finished_shard(many, unfinished, tmp_path, lost, cut):
+    stopped, expected = unfinished
+    shutil.copytree(stopped, tmp_path / "out")
     found = list((tmp_path / "out").glob(lost))
     assert len(found) == 2
     found[0].write_bytes(b"") if cut else found[0].unlink()
-    build(photos, tmp_path / "out", num_shards=2)
-    build(photos, tmp_path / "fresh", num_shards=2)
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
+    build(many, tmp_path / "out", num_shards=2)
+    assert files_of(tmp_path / "out") == expected
 
 
 def test_a_table_with_ids_whose_paths_change_is_another_input(tmp_path, monkeypatch):

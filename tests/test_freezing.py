@@ -148,14 +148,14 @@ def test_graphs_that_cannot_be_loaded_are_said(tmp_path):
     with pytest.raises(DataError, match="cannot be loaded as a frozen graph"):
         frozen_graph.load_frozen(tmp_path / "other.pb", trust=True)
     graph.node[0].attr["value"].tensor.string_val.append(b"\xff")
-    with pytest.raises(DataError, match="holds no specification"):
+    with pytest.raises(DataError, match="not the specification"):
         frozen_graph.load_frozen(written(tmp_path / "other.pb", frozen_graph.to_bytes(graph)), trust=True)
 
 
 def test_words_that_are_no_utf8_are_damage_in_a_saved_model(tmp_path):
     write(tmp_path / "saved_model.pb", b"")
     write(tmp_path / "assets.extra" / "preprocessing.json", b'{"class_names": ["\xff"]}')
-    with pytest.raises(DataError, match="holds no specification"):
+    with pytest.raises(DataError, match="not the specification"):
         opening.load(tmp_path)
 
 

@@ -136,7 +136,7 @@ def test_a_model_without_a_run_or_an_evaluation_says_so():
     assert "# Model card: a classifier of 6 classes\n" in card
     assert "**No evaluation was given.**" in card
     assert "tfpipe-evaluate --model=RUN" in card
-    assert "a program of its own" in card
+    assert "another program; tfpipe only exported it" in card
 
 
 def test_numbers_are_those_of_the_evaluation(card, tmp_path):

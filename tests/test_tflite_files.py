@@ -196,7 +196,7 @@ def test_a_missing_file_is_a_missing_file(tmp_path):
 @pytest.mark.parametrize("data", [b"", b"<html></html>", b"\0\0\0\0TFL", b"PK\3\4" + bytes(30)])
 def test_what_is_no_tflite_file_is_named(tmp_path, data):
     file = written(tmp_path / "other.tflite", data)
-    with pytest.raises(DataError, match=r"other\.tflite: no TFLite file: it does not begin as one") as caught:
+    with pytest.raises(DataError, match=r"other\.tflite: not a TFLite file: it begins differently") as caught:
         tflite_files.open_tflite(file)
     assert caught.value.path == str(file)
 

@@ -296,10 +296,9 @@ MUTATIONS = [
         ),
         (
             "probabilities of an export are rounded",
-            "valid = valid & sums & inside\n    everything = {**answers,",
-            "valid = valid & sums & inside\n"
-            '    answers = {**answers, "probabilities": tf.round(answers["probabilities"] * 1e3) / 1e3}\n'
-            "    everything = {**answers,",
+            "    everything = {**outputs,",
+            '    outputs = {**outputs, "probabilities": tf.round(outputs["probabilities"] * 1e3) / 1e3}\n'
+            "    everything = {**outputs,",
         ),
         (
             "an export that differs is kept",

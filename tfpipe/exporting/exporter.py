@@ -101,7 +101,7 @@ def export(
     trust: bool = False,
     log: Callable[[str], None] = _log.info,
 ) -> Export:
-    """Writes a model in several formats, and compares each with the model before any of them gets its name.
+    """Writes a model in several formats, compares each with the model, and moves them in place.
 
     Args:
         model: a run's folder, a .keras file, or a Keras model.

@@ -82,7 +82,7 @@ def measure_cost(before: NamedModel, after: NamedModel, directory: str | os.Path
 
 
 def store_half(graph: Any) -> Any:
-    """Returns a GraphDef with large constants stored as float16 and cast when it is loaded; no number changes.
+    """Returns a GraphDef with large constants stored as float16 and cast; no number changes.
 
     Constants that float16 cannot hold stay as they are.
     """

@@ -1,10 +1,9 @@
-"""The model card of an export: what a model is, its measured quality, and what nobody has said of it yet.
+"""The model card of an export: facts, measured quality, and what a person must fill in.
 
     text = render(specification, run=Path("runs/a"), evaluations=[Path("eval/")], parity=rows, files=files)
 
-Sections are those of Mitchell et al. 2019, "Model cards for model reporting"
-(https://arxiv.org/abs/1810.03993). Everything is read from files and hashes; only a person can fill
-in the rest. No date: equal exports have equal cards.
+Sections follow Mitchell et al. 2019, "Model cards for model reporting"
+(https://arxiv.org/abs/1810.03993). Without a date: equal exports have equal cards.
 """
 
 from __future__ import annotations
@@ -132,32 +131,41 @@ def render(
     """Returns the card as Markdown.
 
     Args:
-        specification: of the model that was exported.
-        run: folder of the run that it came from, None for a model of another program.
-        evaluations: folders that `tfpipe.evaluate` wrote, each of this very model.
+        specification: of the exported model.
+        run: its run's folder, None for a model of another program.
+        evaluations: folders of `tfpipe.evaluate`, each of this model.
         parity: rows of the comparison of the exported files; the first one's names are the columns.
         files: (path in the export, bytes, SHA-256) of each.
         half: the cost of float16 weights, see `half_precision.measure_cost`, and "sha256", the hash
-            of the rounded model. `specification` is then that of the model before.
+            of the rounded model; `specification` is then of the original one.
 
     Raises:
-        ValueError: an evaluation is of another model.
+        ValueError: an evaluation of another model.
         FileNotFoundError: the run or an evaluation is missing or not finished.
-        DataError: their files are damaged.
+        DataError: damaged files.
     """
     facts = _read_run(run, specification) if run is not None else None
+    data = facts["data"] if facts else {}
+    classes = plural(len(specification.class_names), "class", "classes")
     found = [_Evaluation.read(path, specification) for path in evaluations]
     columns = list(parity[0]) if parity else []
     large = [(name, text.format_bytes(size), shlex.quote(name)) for name, size, _ in files if size > _LARGE_BYTES]
     return templates.render(
         "model_card.md",
-        title=_title(specification, facts),
+        title=f"{facts['recipe']['backbone']} on {data['name']}" if facts else f"a classifier of {classes}",
         num_classes=len(specification.class_names),
         details=_details(specification, facts, half),
         evaluations=found,
         evaluation_rows=[one.facts() for one in found],
-        same_data=facts and all(one.receipt["data_root_hash"] == facts["data"]["root_hash"] for one in found),
-        data=_data(facts["data"]) if facts else {},
+        same_data=facts and all(one.receipt["data_root_hash"] == data["root_hash"] for one in found),
+        data={
+            "data set": data["name"],
+            "data root hash": data["root_hash"],
+            "train, images": f"{data['num_train']:,}",
+            "validation, images": f"{data['num_val']:,}",
+        }
+        if facts
+        else {},
         files=[(name, text.format_bytes(size), sha256) for name, size, sha256 in files],
         keras_name=KERAS_NAME,
         has_keras=any(name == KERAS_NAME for name, _, _ in files),
@@ -169,7 +177,7 @@ def render(
 
 
 def _read_run(folder: Path, specification: Specification) -> dict[str, Any]:
-    """Returns run.json with its recipe complete, "backbone_sha256", and "summary" if that is of the exported model."""
+    """Returns run.json, "backbone_sha256", and "summary" if it is of the exported model."""
     path, backbone, finished = (folder / name for name in (RUN_NAME, BACKBONE_NAME, SUMMARY_NAME))
     facts: dict[str, Any] = {**load_json(path, _Run)}
     facts["recipe"] = check_json(facts["recipe"] | facts["chosen"], _Recipe, path)
@@ -178,12 +186,6 @@ def _read_run(folder: Path, specification: Specification) -> dict[str, Any]:
     summary = load_json(finished, _Summary) if finished.exists() else None
     facts["summary"] = summary if summary and summary["model_sha256"] == specification.sha256 else None
     return facts
-
-
-def _title(specification: Specification, facts: Mapping[str, Any] | None) -> str:
-    if facts is None:
-        return f"a classifier of {plural(len(specification.class_names), 'class', 'classes')}"
-    return f"{facts['recipe']['backbone']} on {facts['data']['name']}"
 
 
 def _details(
@@ -198,7 +200,7 @@ def _details(
     return {
         "task": f"one of {plural(len(names), 'class', 'classes')} for an image, with a probability for each",
         "classes, in the order of the probabilities": shown,
-        **(_origin(facts) if facts else {"made by": "a program of its own; tfpipe only exported it"}),
+        **(_origin(facts) if facts else {"made by": "another program; tfpipe only exported it"}),
         "input": f"uint8 [B, {height}, {width}, 3], RGB, 0..255; not scaled or normalised before",
         "resize": f"{specification.resize}: images are {_RESIZES[specification.resize]} (bilinear, antialiased)",
         **{name: f"{value}, of files" for name, value in specification.samples.options().items()},
@@ -237,11 +239,6 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
     return content
 
 
-def _data(data: _Data) -> dict[str, object]:
-    counts = {"train, images": f"{data['num_train']:,}", "validation, images": f"{data['num_val']:,}"}
-    return {"data set": data["name"], "data root hash": data["root_hash"], **counts}
-
-
 def _value(value: object) -> object:
     if isinstance(value, float):
         return f"{value:.3g}"
@@ -250,7 +247,7 @@ def _value(value: object) -> object:
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """The files of an evaluation: receipt.json, metrics.json, near_duplicates.json if there is one, and the table."""
+    """The files of an evaluation: receipt, metrics, near-duplicates if any, and the table."""
 
     receipt: _Receipt
     metrics: dict[str, Any]
@@ -301,7 +298,7 @@ class _Evaluation:
             yield row["class_name"], f"{row['support']:,}", *recall, *others
 
     def confusions(self) -> list[tuple[int, str, str, int]]:
-        """Returns (images, true class, predicted class, images of the true class), the most frequent first."""
+        """Returns (images, true class, predicted class, images of the class), most frequent first."""
         rows, cells = self.metrics["per_class"], self.metrics["confusion"]["cells"]
         wrong = [(count, rows[i]["class_name"], rows[j]["class_name"], rows[i]["support"]) for i, j, count in cells if i != j]
         return sorted(wrong, key=lambda one: -one[0])

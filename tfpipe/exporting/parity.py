@@ -87,7 +87,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """A file to compare; its kind is one of `parity_process.KINDS` or "keras". A lossy one may have any difference."""
+    """A file of a kind in `parity_process.KINDS` or "keras"; a lossy one may have any difference."""
 
     kind: str
     path: Path
@@ -105,7 +105,7 @@ class _Run:
     tf32: bool
 
     def allowed(self, stage: str, tolerance: float) -> float | None:
-        """Returns the largest allowed difference; None for features, which have no scale, except where all is equal."""
+        """Returns the largest allowed difference; None for features, which have no scale."""
         if self.file.is_lossy or self.tf32:
             return None
         # A GPU's kernels are chosen anew in each process.
@@ -178,7 +178,7 @@ def _check_valid(specification: Specification, images: Sequence[ReferenceImage],
 
 
 def check(rows: Sequence[Row]) -> None:
-    """Raises DataError unless all differences are allowed; it names the first stage that differs."""
+    """Raises DataError, with the first stage that differs, unless all differences are allowed."""
     bad = sorted((row for row in rows if not row.is_good), key=lambda row: STAGES.index(row.stage))
     if bad:
         first, rest = bad[0], f"; {exactly(len(bad) - 1, 'more output differs', 'more outputs differ')}" if len(bad) > 1 else ""
@@ -191,7 +191,7 @@ def check(rows: Sequence[Row]) -> None:
 
 
 def _expected(model: NamedModel, specification: Specification, batch: Sequence[ReferenceImage], place: str) -> Outputs:
-    """Returns the outputs of evaluation's header check, decoder, resize and model; zeros for images that are not valid."""
+    """Returns the outputs as in evaluation; zeros for images that are not valid."""
     pixels = [_pixels(image.data, specification) for image in batch]
     decoded = np.array([image is not None for image in pixels])
     blank = np.zeros((*specification.image_size, 3), np.uint8)
@@ -243,7 +243,7 @@ def _run_process(folder: Path) -> None:
 
 
 def _run_keras(run: _Run, pixels: Array) -> Outputs:
-    """Runs a Keras file here: elsewhere it cannot be read if the model has layers of custom classes."""
+    """Runs a Keras file here: another process lacks the classes of custom layers."""
     model = keras.saving.load_model(run.file.path, compile=False)
     function = tf.function(lambda images: model(images, training=False), autograph=False)
     with arithmetic.portable(model):  # the first call traces it

@@ -1,4 +1,4 @@
-"""Images to compare every export with its model on: two photographs from scikit-learn in every form of an image file.
+"""Reference images for comparisons: two photographs in every form of an image file.
 
 for image in make(): image.name, image.data     # "orientation_6.jpg", b"..."
 """

@@ -37,7 +37,7 @@ def wrap(
     png16: str = USUAL.png16,
     background: str = USUAL.background,
 ) -> NamedModel:
-    """Returns a model from pixels to named probabilities, with Dropout and the like permanently off.
+    """Returns a model from pixels to named probabilities; Dropout and the like are off for good.
 
     Features are the input of the last Dense layer, if the model is a graph of layers and they are
     [B, D].
@@ -105,7 +105,7 @@ def check_options(**given: str | None) -> None:
 
 
 def _with_one_input_and_output(network: keras.Model) -> keras.Model:
-    """Returns a network of one input and one output tensor; lists and dictionaries of one are unpacked."""
+    """Returns a network of one input and output tensor; unpacks lists and dictionaries of one."""
     if not getattr(network, "inputs", None) or not getattr(network, "outputs", None):
         return network  # subclassed
     if len(network.inputs) > 1:
@@ -206,7 +206,7 @@ def _check_columns(shape: Sequence[int | None], num_names: int, name: str, outpu
 
 @arithmetic.exact()
 def _check_outputs(model: keras.Model, name: str, outputs: str) -> None:
-    """Checks outputs for noise: logits taken for probabilities, or the reverse, would be wrong without an error."""
+    """Checks outputs for noise: logits taken for probabilities would raise no error."""
     noise = np.random.default_rng(0).integers(0, 256, (4, *model.input_shape[1:]), dtype=np.uint8)
     plain = [np.full_like(noise[:1], level) for level in (0, 64, 128, 255)]
     tensors = model(np.concatenate([noise, noise // 8 + 100, *plain]), training=False)

@@ -1,1 +1,1 @@
-"""Files of exported models: SavedModel, frozen graph, TFLite, ONNX, Keras; written, checked and opened."""
+"""Files of exported models (SavedModel, .pb, TFLite, ONNX): writing, checking, opening."""

@@ -1,4 +1,4 @@
-"""Frozen graphs: one `.pb` file with all weights, which every version of TensorFlow runs without Python code.
+"""Frozen graphs: one `.pb` file with all weights, which TensorFlow runs without Python code.
 
     images = freeze_images(model, specification)
     path.write_bytes(to_bytes(freeze_files(images, specification)))
@@ -40,7 +40,7 @@ _CHECKSUM_ENTRY = b"\n\x4f\n\x47sha256_%b\x12\x04NoOp"
 
 
 def freeze_images(model: NamedModel, specification: Specification, *, to_convert: bool = False) -> Graph:
-    """Returns a model as a graph without variables and functions: `image` -> `probabilities`, `features`.
+    """Returns a model without variables and functions: `image` -> `probabilities`, `features`.
 
     With `to_convert`, the graph is for other programs' converters: weights are plain constants, and
     empty batches are not supported. Without, TensorFlow computes the model's outputs bit for bit.
@@ -52,7 +52,7 @@ def freeze_images(model: NamedModel, specification: Specification, *, to_convert
 
 
 def freeze_files(images: Graph, specification: Specification) -> Graph:
-    """Returns the graph of `freeze_images` after a decoder: `image_bytes` -> `signatures.apply_to_files`."""
+    """Returns a decoder and `images`: `image_bytes` -> `signatures.apply_to_files`."""
     function = as_function(images)
     concrete = trace(lambda files: signatures.apply_to_files(function, specification, files), signatures.bytes_spec())
     return _named(concrete, concrete, specification)
@@ -92,7 +92,7 @@ def _named(function: Any, traced: Any, specification: Specification) -> Graph:
 
 
 def _canonical(graph: Graph) -> Graph:
-    """Removes the numbers in names of nodes, functions and arguments, which Keras and TensorFlow count through a session.
+    """Removes numbers that Keras and TensorFlow count through a session from names.
 
     Functions are named by their content: a process has one library for all graphs, without two
     functions of one name.
@@ -128,7 +128,7 @@ def _canonical(graph: Graph) -> Graph:
 
 
 def _renumber_nodes(graph: Graph) -> None:
-    """Renumbers nodes: Keras names the second and third call of a network network_1 and network_2."""
+    """Renumbers nodes: Keras names the second call of a network network_1."""
     scopes: dict[tuple[str, str], str] = {}  # (new parent, old part) -> new part
     counts: dict[tuple[str, str], int] = {}
     names: dict[str, str] = {}
@@ -149,7 +149,7 @@ def _renumber_nodes(graph: Graph) -> None:
 
 
 def _rename_arguments(function: Any) -> None:
-    """Renumbers a function's arguments: names of a loop's arguments contain its number in the session."""
+    """Renumbers a function's arguments: those of a loop contain its number in the session."""
     order = {argument.name: f"argument_{index}" for index, argument in enumerate(function.signature.input_arg)}
     for argument in function.signature.input_arg:
         argument.name = order[argument.name]
@@ -173,7 +173,7 @@ def _node_of(source: str) -> str:
 
 
 def _pruned(graph: Graph, needed: Sequence[str]) -> Graph:
-    """Returns the needed nodes and their inputs, control inputs too: these place a constant in its branch or loop."""
+    """Returns the needed nodes with all inputs, also control inputs of constants in loops."""
     nodes = {node.name: node for node in graph.node}
     pending, kept = list(needed), set[str]()
     while pending:
@@ -187,7 +187,7 @@ def _pruned(graph: Graph, needed: Sequence[str]) -> Graph:
 
 
 def _hide_weights(graph: Graph) -> Graph:
-    """Returns the graph with each weight after a PlaceholderWithDefault, which hides that it is constant.
+    """Puts a PlaceholderWithDefault after each weight, which hides that it is constant.
 
     TensorFlow's optimiser would fold constants (a BatchNorm into the convolution before it, say) and
     prepare others for oneDNN, which changes probabilities by up to 2e-6.
@@ -211,7 +211,9 @@ def _is_weight(node: Any) -> bool:
 
 
 class FrozenGraph:
-    """A callable frozen graph: `frozen([file, ...])` or `frozen(image_bytes=[file, ...])` returns arrays by name.
+    """A callable frozen graph.
+
+    `frozen([file, ...])` or `frozen(image_bytes=[file, ...])` returns arrays by name.
 
     Attributes:
         specification: of the model.
@@ -275,7 +277,7 @@ class FrozenGraph:
         return tensor
 
     def classify(self, images: Any) -> Array:
-        """Returns probabilities, float32 [B, C], of uint8 images [B, H, W, 3], also where the graph takes files."""
+        """Returns float32 [B, C] for uint8 images [B, H, W, 3], also of a graph that takes files."""
         feeds = {"image:0": images}
         if "image" not in self.inputs:  # feed where the pixels come out
             feeds = {self._sources["pixels"]: images, self._sources["valid"]: np.ones(len(images), bool)}
@@ -319,7 +321,7 @@ def load_frozen(model: str | os.PathLike[str], *, trust: bool = False) -> Frozen
     try:
         graph.ParseFromString(data)
     except Exception as error:  # protobuf has one class for it in each of its implementations
-        raise DataError("no frozen graph: the file was cut or is another kind of file", path=path) from error
+        raise DataError("not a frozen graph: the file was cut or is another kind of file", path=path) from error
     if any(node.name == _SPECIFICATION for node in graph.node) and not checksums.has_valid_entry(data, _CHECKSUM_ENTRY):
         raise DataError("a damaged frozen graph: it is not what was written", path=path)
     operations.check_graph(graph, path, trust=trust)

@@ -91,7 +91,7 @@ def convert(graph: Graph, specification: Specification) -> bytes:
 
 
 def _take_out_halves(graph: Graph) -> tuple[Graph, dict[str, Array]]:
-    """Replaces float16 weights by inputs and returns both: as constants, they would be expanded and folded."""
+    """Replaces float16 weights by inputs and returns both: constants would be expanded."""
     halves, taken = {}, tf.compat.v1.GraphDef(versions=graph.versions)
     for node in graph.node:
         if node.op == "Const" and node.attr["dtype"].type == tf.float16.as_datatype_enum:

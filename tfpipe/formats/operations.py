@@ -46,12 +46,12 @@ _FILES = re.compile(r"saved_model\.pb|fingerprint\.pb|variables/variables\.(inde
 
 
 def check_graph(graph: Any, path: str | os.PathLike[str], *, trust: bool) -> None:
-    """Checks a GraphDef with its functions; raises DataError for operations that do more than compute, unless trusted."""
+    """Raises DataError if a GraphDef has operations that do more than compute, unless trusted."""
     check(_foreign(_operations([graph.node, *(function.node_def for function in graph.library.function)])), path, trust=trust)
 
 
 def check_saved_model(folder: Path, *, trust: bool) -> None:
-    """Checks a SavedModel before TensorFlow opens it: its files by their hashes, its graph by its operations.
+    """Checks the hashes of a SavedModel's files and its operations before TensorFlow opens it.
 
     A file that is replaced between the check and the opening is not noticed.
 
@@ -64,18 +64,16 @@ def check_saved_model(folder: Path, *, trust: bool) -> None:
     is_listed = checksums.check_folder(folder, *lists, may_be_more=lambda name: trust or _is_harmless(name))
     others = [name for name in checksums.names_in(folder) if not (_FILES.fullmatch(name) or _is_harmless(name))]
     if others and not trust:
-        raise DataError(f"has {others[0]}, which is no file of a SavedModel; {TRUST}", path=folder)
+        raise DataError(f"has {others[0]}, which is not part of a SavedModel; {TRUST}", path=folder)
     found = _foreign(_operations_of_saved_model(folder))
     if not (is_listed or trust):
         what = f"its graph has {_named(found)}" if found else "its graph has no operations that do more than compute"
-        raise DataError(
-            f"no {EXTRA_NAME}/{checksums.FILE_NAME} says that it is as it was exported, and {what}; {TRUST}", path=folder
-        )
+        raise DataError(f"no {EXTRA_NAME}/{checksums.FILE_NAME} lists its hashes, and {what}; {TRUST}", path=folder)
     check(found, folder, trust=trust)
 
 
 def _is_harmless(name: str) -> bool:
-    """True for files that people add and TensorFlow ignores: of file managers, and requests for TensorFlow Serving."""
+    """True for files that TensorFlow ignores: of file managers, and warm-up requests."""
     return name == _WARM_UP or any(map(files.is_hidden, name.split("/")))
 
 
@@ -86,7 +84,7 @@ def _operations_of_saved_model(folder: Path) -> Iterator[str]:
         if not content.HasField("object_graph_def"):
             raise ValueError("made by TensorFlow 1")
     except (DecodeError, ValueError) as error:
-        raise DataError(f"no SavedModel with one graph, as TensorFlow 2 writes it: {error}", path=path) from None
+        raise DataError(f"not a SavedModel with one graph, as TensorFlow 2 writes it: {error}", path=path) from None
     functions = {function.signature.name: function for function in content.graph_def.library.function}
     # Of what is never called but by the graph of version 1, which is not imported, some writes and
     # reads checkpoints.

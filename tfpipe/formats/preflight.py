@@ -34,7 +34,7 @@ _FORMS = (".pb", ".tflite", ".onnx")
 
 
 def find_model(path: str | os.PathLike[str]) -> tuple[Path, str]:
-    """Returns the path of a model and its form: "saved_model", ".pb", ".tflite", ".onnx" or ".keras".
+    """Returns a model's path and form: "saved_model", ".pb", ".tflite", ".onnx" or ".keras".
 
     Of an export's folder, the SavedModel is taken. Raises FileNotFoundError if there is no model,
     DataError for a SavedModel of another program, ImportError if a package is missing.
@@ -120,7 +120,7 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_target(target: Path, overwrite: bool) -> None:
-    """Raises ValueError for a folder that cannot become an export: other files, a mount point, the current folder."""
+    """Raises ValueError if the target holds other files, is a mount point, or the current folder."""
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target}: output must be a folder (this is a file)")
     if target.is_mount():
@@ -136,7 +136,7 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 def _check_replaceable(target: Path) -> None:
-    """Raises ValueError unless a folder is an unchanged export; its model card may have been filled in."""
+    """Raises ValueError unless a folder is an unchanged export, as with a filled-in card."""
     try:
         known = checksums.read(target / checksums.FILE_NAME)
     except (OSError, DataError):
@@ -157,7 +157,7 @@ def check_apart(target: Path, inputs: Iterable[Any]) -> None:
 
 
 def find_checkpoint(path: Path, checkpoint: str) -> tuple[Path, Path | None]:
-    """Returns the .keras file of a run's checkpoint, or the given one, and the run's folder, if it is of a run.
+    """Returns the .keras file of a checkpoint, and the run's folder, if it is of a run.
 
     Raises ValueError for a checkpoint of a file, FileNotFoundError if there is no such checkpoint.
     """

@@ -1,4 +1,4 @@
-"""Signatures of an exported model: TensorFlow functions from files or pixels to probabilities and names.
+"""Signatures of an exported model: functions from files or pixels to probabilities and names.
 
     functions = make(model_function(model), specification, has_features=True)
     functions["serving_default"](image_bytes)    # {"probabilities", "classes", "scores", "valid"}
@@ -35,7 +35,7 @@ OUTPUTS = ("probabilities", "features")  # of a model, see `NamedModel.network`
 
 
 def make(function: Function, specification: Specification, *, has_features: bool) -> dict[str, Any]:
-    """Returns the signatures by name, `serving_default` first, each a `tf.function` with a fixed signature.
+    """Returns the signatures by name, `serving_default` first, as `tf.function`s.
 
     Args:
         function: from pixels to the model's outputs, see `model_function`.
@@ -77,7 +77,7 @@ def image_spec(specification: Specification) -> tf.TensorSpec:
 
 
 def model_function(model: NamedModel, *, allow_empty: bool = True) -> Function:
-    """Returns the function from pixels to "probabilities" and, where the model has them, "features".
+    """Returns the function from pixels to "probabilities" and, if there are any, "features".
 
     With `allow_empty` it takes a batch of no images, on which TensorFlow's fused product of matrices
     fails.
@@ -97,7 +97,7 @@ def model_function(model: NamedModel, *, allow_empty: bool = True) -> Function:
 
 
 def apply_to_files(function: Function, specification: Specification, image_bytes: tf.Tensor) -> Tensors:
-    """Returns all outputs for files: those of `function` for their pixels, "classes", "scores", "valid", "pixels".
+    """Returns the outputs of `function`, "classes", "scores", "valid" and "pixels" for files.
 
     Pixels of a bad file are 0: the batch keeps its size, and with it all other rows their bits.
     """
@@ -106,7 +106,7 @@ def apply_to_files(function: Function, specification: Specification, image_bytes
 
 
 def _with_classes(specification: Specification, outputs: Tensors, valid: tf.Tensor | bool = True) -> Tensors:
-    """Adds "classes", "scores" and "valid"; all are 0 or empty where the input or the probabilities are not valid."""
+    """Adds "classes", "scores" and "valid"; rows that are not valid are 0 or empty."""
     probabilities = outputs["probabilities"]
     sums = tf.abs(tf.reduce_sum(probabilities, axis=1) - 1) <= predictions.TOLERANCE  # as `predictions.are_probabilities`
     inside = tf.reduce_all(tf.abs(probabilities - 0.5) <= 0.5 + predictions.TOLERANCE, axis=1)

@@ -1,4 +1,4 @@
-"""The specification of an exported model: how to feed it and read its outputs; JSON in every file of an export.
+"""The specification of an exported model: how to feed it and read its outputs.
 
 specification = Specification(("cat", "dog"), (224, 224), "stretch", "caffe", sha256)
 from_json(specification.to_json(), path) == specification
@@ -69,7 +69,7 @@ def dump_json(value: Any, *, indent: int | None = None) -> str:
 
 
 def from_json(text: str | bytes, path: str | os.PathLike[str]) -> Specification:
-    """Returns the specification from its JSON; raises DataError, with the path, for anything else."""
+    """Returns the specification from its JSON; raises DataError with the path for others."""
     from tfpipe.images import decoding  # here: the names of files are known without TensorFlow
 
     try:
@@ -80,5 +80,5 @@ def from_json(text: str | bytes, path: str | os.PathLike[str]) -> Specification:
         arguments.check(image_size=specification.image_size)
         decoding.check_mode(specification.resize)
     except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
-        raise DataError(f"holds no specification of a model: {lines_of(error)[0]}", path=path) from error
+        raise DataError(f"not the specification of a model: {lines_of(error)[0]}", path=path) from error
     return specification

@@ -42,7 +42,7 @@ _EARLIEST = (1980, 1, 1, 0, 0, 0)  # of zip; the time of writing would make equa
 
 
 def attach(model: bytes, specification: Specification) -> bytes:
-    """Returns a TFLite model of one input and one output with its names, labels and specification in it."""
+    """Returns a TFLite model of one input and output with names, labels and specification."""
     content = flatbuffer_utils.convert_bytearray_to_object(model)
     graph = content.subgraphs[0]
     inputs, outputs = (
@@ -71,9 +71,9 @@ def _append_files(model: bytes, files: dict[str, str]) -> bytes:
 
 
 def read(data: bytes, path: str | os.PathLike[str]) -> Specification:
-    """Returns the specification in a TFLite file; raises DataError for any other, and for a damaged one."""
+    """Returns the specification in a TFLite file; raises DataError without, and for damage."""
     if data[4:8] != _MODEL_IDENTIFIER:
-        raise DataError("no TFLite file: it does not begin as one", path=path)
+        raise DataError("not a TFLite file: it begins differently", path=path)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if archive.getinfo(specifications.FILE_NAME).file_size > MAX_JSON_BYTES:
@@ -93,7 +93,7 @@ def read(data: bytes, path: str | os.PathLike[str]) -> Specification:
 
 
 def _describe(specification: Specification) -> bytes:
-    """Returns the metadata of a classifier: an image as input, a score for each line of the labels as output."""
+    """Returns the metadata: an image as input, a score for each line of the labels as output."""
     builder = flatbuffers.Builder()
     height, width = specification.image_size
     size = _table(builder, [("Uint32", width), ("Uint32", height)])

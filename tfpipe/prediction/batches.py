@@ -1,4 +1,4 @@
-"""Batches of a listing's images through a model: for each image its probabilities, or why it has none.
+"""Batches of a listing's images through a model: probabilities of each, or its rejection.
 
     for stop, outcomes in ImageStream(listing, predictor, batch_size=64).predict():
         for index, outcome in outcomes.items(): ...     # float32 [C], or a RejectedImage
@@ -89,7 +89,7 @@ class ImageStream:
             yield len(self._images), self._complete({}, range(start, len(self._images)))
 
     def _complete(self, found: dict[int, Array], indices: range) -> Outcomes:
-        """Adds the rejections of the images that did not arrive: found while reading, or by a second attempt."""
+        """Adds the rejections of missing images, found while reading or by a second attempt."""
         outcomes: Outcomes = {}
         for index in indices:
             problem = None if index in found else self._problems.pop(index, None) or self._explain(index)

@@ -103,7 +103,7 @@ class Model:
         return samples_of(self.predictor)
 
     def predict(self, inputs: Input | Iterable[Input], *, top_k: int = TOP_K, batch_size: int = 64) -> list[Prediction]:
-        """Returns a prediction for each input, in their order; `reason` tells a missing or bad file.
+        """Returns a prediction per input, in their order, with the `reason` of a bad file.
 
         Args:
             inputs: paths of JPEG or PNG files, their bytes, files opened in binary mode, or images

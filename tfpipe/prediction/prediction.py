@@ -94,7 +94,7 @@ def predict(
     progress: bool = True,
     trust: bool = False,
 ) -> Summary:
-    """Writes one row per image, ordered by id (1, 2, 10), and replaces the output when all rows are there.
+    """Writes one row per image, ordered by id (1, 2, 10); replaces the output when complete.
 
     Stopped by Ctrl-C, a full disk or kill -9, it resumes when called again with the same arguments,
     from a hidden file beside the output, which is the same byte by byte. With another model, other
@@ -227,7 +227,7 @@ def _loaded(model: Any, trust: bool) -> Predictor:
 
 
 def _identity(model: Any, predictor: Predictor) -> str:
-    """Returns a hash that changes wherever probabilities may change, if only in their last digit."""
+    """Returns a hash that changes if probabilities may change, even in their last digit."""
     facts: list[object] = [type(predictor).__qualname__, getattr(predictor, "form", ""), predictor.sha256]
     if isinstance(model, str | os.PathLike):  # all files of an export have the hash of one model
         path = Path(model).resolve()
@@ -257,7 +257,7 @@ def _warn_about_escapes(names: Iterable[str]) -> None:
 
 
 def _check_headers(listing: Listing, max_pixels: int, progress: bool) -> None:
-    """Raises DataError with all files that are bad without decoding; records were checked when they were packed."""
+    """Raises DataError with all files with bad headers; records were checked when packed."""
     if listing.data_set is not None:
         return
     problems = []

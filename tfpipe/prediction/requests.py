@@ -61,7 +61,7 @@ def rest_request(images: Iterable[Image], *, signature_name: str = _DEFAULT, for
 def grpc_request(
     images: Iterable[Image], *, model_name: str, signature_name: str = _DEFAULT, version: int | None = None
 ) -> bytes:
-    """Returns a serialised PredictRequest, for the method /tensorflow.serving.PredictionService/Predict.
+    """Returns a serialised PredictRequest for /tensorflow.serving.PredictionService/Predict.
 
     Args:
         images: as for `rest_request`; arrays are sent as they are.

@@ -1,4 +1,4 @@
-"""Resumable output: finished parts are kept in a hidden file, and the next process continues after the last of them.
+"""Resumable output: a hidden file keeps finished parts, after which the next process continues.
 
     with unfinished(Path("out.csv"), {"model": sha256, "inputs": sha256}) as work:
         for ... in everything_from(work.following):
@@ -72,7 +72,7 @@ class Unfinished:
 
 
 def _whole_lines(descriptor: int, start: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yields the content of the lines with the position of their ends, up to the first damaged one."""
+    """Yields the content and end of each line, up to the first damaged one."""
     with open(descriptor, "rb", closefd=False) as file:
         file.seek(start)
         for line in file:

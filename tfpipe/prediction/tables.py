@@ -1,4 +1,4 @@
-"""Output of `predict`: rows of a CSV or JSON lines, one per image, and the list of images without a value.
+"""Output of `predict`: CSV rows or JSON lines, one per image, and the list of bad images.
 
     form = choose_form("csv", "probability", ["cat", "dog"], positive_class="dog")
     form.header                 # id,label
@@ -160,7 +160,7 @@ def _json_lines(class_names: Sequence[str], top_k: int) -> Form:
 
 
 def best_of(probabilities: Array, count: int) -> list[int]:
-    """Returns the indices of the largest probabilities, the largest first; among equals the first."""
+    """Returns the indices of the largest probabilities in falling order; of equals the first."""
     order: list[int] = np.argsort(-probabilities, kind="stable")[:count].tolist()
     return order
 
@@ -184,7 +184,7 @@ def _json_line(content: dict[str, Any]) -> bytes:
 
 
 def rejected_path(output: Path) -> Path:
-    """Returns the path of the list of bad images: "a.rejected.jsonl" for "a.csv", and for "a.jsonl" unless "a.csv" exists."""
+    """Returns "a.rejected.jsonl" for "a.csv", and for "a.jsonl" unless "a.csv" exists."""
     name = output.name.removesuffix(".csv")
     if output.suffix == ".jsonl" and not output.with_suffix(".csv").exists():
         name = output.stem
@@ -192,7 +192,7 @@ def rejected_path(output: Path) -> Path:
 
 
 def write_rejected(output: Path, rejected: Iterable[tuple[Image, RejectedImage]]) -> Path | None:
-    """Writes the list of bad images and returns its path; without any, deletes the list of a former output."""
+    """Writes the list of bad images and returns its path; without any, deletes an old list."""
     path, lines = rejected_path(output), list(rejected)
     if not lines:
         path.unlink(missing_ok=True)
@@ -225,14 +225,14 @@ def check_prediction(
 
 
 def format_of(path: Path) -> str:
-    """Returns the format for the extension of an output; raises ValueError for .json, which would be a single object."""
+    """Returns the format of an extension; raises ValueError for .json, a single object."""
     if path.suffix.lower() == ".json":
         raise ValueError(f"{path}: JSON lines have the extension .jsonl: rename the output, or give format=jsonl or csv")
     return "jsonl" if path.suffix.lower() == ".jsonl" else "csv"
 
 
 def check_output(path: Path, model: Any) -> Path:
-    """Returns the path of an output; raises ValueError or OSError where it must not or cannot be written."""
+    """Returns the path; raises ValueError or OSError if it must not or cannot be written."""
     if path == Path("-"):
         raise ValueError("-: output must be the name of a file: rows are not written to standard output")
     if path.exists() and not path.is_file():
