@@ -1,4 +1,4 @@
-"""`tfpipe.dataset()`: a split as a `tf.data.Dataset`, each record exactly once, or an error with the reason.
+"""`tfpipe.dataset()`: a split as a `tf.data.Dataset`, each record exactly once, or an error.
 
     for images, labels in dataset("shards/", "test", batch_size=64, image_size=(224, 224)): ...
     model.fit(dataset("shards/", "train", training=True, batch_size=64, seed=0), epochs=10)
@@ -76,7 +76,7 @@ def dataset(
     equal_steps: bool = False,
     num_parallel_calls: int | None = None,
 ) -> tf.data.Dataset:
-    """Reads a split: once, in stored order; or, for training, in a new order and newly augmented every epoch.
+    """Reads a split: once in stored order, or shuffled and augmented anew every epoch.
 
     Every record comes exactly once, an epoch, or an error is raised. Equal arguments give equal
     elements, bit for bit, for any number of threads. `len()` of the result is the number of steps
@@ -297,12 +297,12 @@ class Loader:
         return data
 
     def _next_start(self) -> np.int64:
-        """Returns the first row of another iterator: of the first one, as chosen; of each other one, of the next epoch."""
+        """Returns the first row of a new iterator: of the first as chosen, then of each next epoch."""
         with self._starts_lock:
             return np.int64(next(self._starts))
 
     def positions(self, epoch: int) -> np.ndarray[Any, Any]:
-        """Returns the position of each row of an epoch, int64 [rows], -1 for blank rows, without reading any record."""
+        """Returns the position of each row of an epoch, int64 [rows], -1 for blank rows."""
         schedule = self.rows.schedule
         first = epoch * schedule.rows_per_epoch
         rows = tf.range(first, first + schedule.rows_per_epoch, dtype=tf.int64)
@@ -349,7 +349,7 @@ class Loader:
         return list(self.stages(numbers))[-1][1]
 
     def stages(self, numbers: tf.data.Dataset) -> Iterator[tuple[str, tf.data.Dataset]]:
-        """Yields the name of each stage, and the dataset that ends with it; the last is the elements of rows.
+        """Yields the name of each stage and the dataset that ends with it.
 
         Each stage runs in a fixed number of calls: those that tf.data tunes begin small, and an
         epoch is over meanwhile.
@@ -382,7 +382,7 @@ class Loader:
             yield "unbatch", data
 
     def _compiled(self, stage: Callable[..., Any], *specs: Any) -> Compiled:
-        """Returns a stage that lives as long as this loader: a graph keeps the loader alone, see `dataset`."""
+        """Returns a stage that lives as long as this loader, which graphs keep: see `dataset`."""
         self._stages.append(Compiled(stage, *specs))
         return self._stages[-1]
 
@@ -414,7 +414,7 @@ def _counted(data: tf.data.Dataset, num_steps: int, *, whole: bool) -> tf.data.D
 def _labels(
     known: Sequence[str], chosen: Sequence[str] | None, labelled: bool
 ) -> tuple[Sequence[str], np.ndarray[Any, Any] | None]:
-    """Returns the class names, and the new label of each old one, -1 for those that are left out; None for the same."""
+    """Returns class names and the new label of each old one: -1 to leave out, None for no change."""
     if chosen is None:
         return known, None
     chosen = arguments.class_places(chosen, known)
