@@ -15,7 +15,7 @@ from prediction_fixtures import Averages
 from tensorflow.python.framework import op_callbacks
 
 import tfpipe
-from tfpipe.evaluation import feature_index, near_duplicates
+from tfpipe.evaluation import near_duplicates
 from tfpipe.images import decoding
 from tfpipe.models import explanation
 from tfpipe.page.answers import Answers
@@ -101,7 +101,6 @@ def of_python(data_set: Path) -> dict[str, Callable[[], Any]]:
         "Answers.answer": page,
         "Model.predict": model,
         "Loader.positions": lambda: _loader(data_set).positions(5),
-        "feature_index.shrink": lambda: feature_index.shrink(tf.constant(NOISE), 50),
         "near_duplicates.shrink": lambda: near_duplicates.shrink(tf.constant(NOISE[np.newaxis])),
         "explanation.overlay": lambda: explanation.overlay(NOISE, np.float32([[0, 0.5], [1, 0.3]])),
         "decode_batch": lambda: decoding.decode_batch(tf.constant([photo.read_bytes(), b""]), SIZE, "pad", 10**8)[0].numpy(),

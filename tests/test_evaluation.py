@@ -331,7 +331,7 @@ def test_parts_of_another_evaluation_are_as_good_as_missing(classifier, shards, 
         output = tmp_path / name
         run(classifier if options else other, shards, output, shard=(0, 2), **options)
         assert run(classifier, shards, output, shard=(1, 2)).missing_parts == [partial_tables.part_path(output, 0, 2)]
-        said = rf"predictions-00000-of-00002.csv: missing; what is there is a part of another evaluation: .*{name}"
+        said = rf"predictions-00000-of-00002.csv: missing; the file is a part of another evaluation: .*{name}"
         assert re.search(said, caplog.text)
         assert not (output / "predictions.csv").exists()
         found = run(classifier, shards, output, shard=(0, 2))

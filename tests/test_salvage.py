@@ -29,12 +29,13 @@ def rescued(path):
     return [frame.data for frame in tfrecord.read_frames(path)]
 
 
-def test_each_flipped_byte_costs_exactly_the_record_it_hits(tiny, tmp_path):
+@pytest.mark.exhaustive
+def test_each_flipped_byte_costs_exactly_the_record_it_hits(tiny, tmp_path, thinned):
     path, records = spans(tiny)
     content = path.read_bytes()
     output = tmp_path / "rescued"
     for place, (filename, start, end, _) in enumerate(records):
-        for offset in {*range(start, start + 12), *range(start, end, 7), *range(end - 4, end)}:
+        for offset in thinned(range(start, end), 20):
             damaged = bytearray(content)
             damaged[offset] ^= 0x10
             path.write_bytes(damaged)

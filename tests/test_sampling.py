@@ -444,11 +444,11 @@ def test_real_exif_files_are_sampled_upright(test_data: Path):
         file = path.read_bytes()
         with Image.open(path) as image:
             orientation = image.getexif().get(0x0112, 1) or 1  # two say 0; records say 1 of them
-        decoded = decode_image(file, orientation).numpy()
-        source, size = decoded.shape[:2], (60, 90)
+        upright = decode_image(file, orientation).numpy()
+        source, size = upright.shape[:2], (60, 90)
         changes = cropped((source[0] // 3, source[1] // 5), (source[0] // 2, source[1] // 2))
         ours = decoded(file, as_stored(changes, source, orientation, size), size, orientation=orientation, scaled=False)
-        difference = np.abs(ours.numpy() - sampled(decoded, changes, size))
+        difference = np.abs(ours.numpy() - sampled(upright, changes, size))
         assert difference[2:-2, 2:-2].max() < 0.02
         assert difference.mean() < 0.1
         turned += orientation > 1

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import types
 from multiprocessing.connection import Pipe
 
 import pytest
@@ -39,3 +40,11 @@ def test_a_signal_does_not_reach_a_worker_that_is_about_to_begin(monkeypatch, nu
     with workers.Workers(1, TASKS) as started:
         assert list(started.run("audit", [AuditTask([], 1)])) == [workers.Done(0, 0), []]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def test_a_task_that_a_worker_cannot_read_ends_it(monkeypatch):
+    gone = types.ModuleType("gone")
+    gone.Task = type("Task", (), {"__module__": "gone"})
+    monkeypatch.setitem(sys.modules, "gone", gone)
+    with workers.Workers(1, TASKS) as started, pytest.raises(RuntimeError, match="a worker process exited with code 1"):
+        list(started.run("audit", [gone.Task()]))

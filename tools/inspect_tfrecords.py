@@ -47,8 +47,6 @@ from tfpipe.records.summary import describe_manifest
 from tfpipe.report import contact_sheet
 from tfpipe.verification import comparison, extraction, salvage, verification
 
-_CONTACT_SHEET, _AUGMENTATION_SHEET = "contact_sheet.png", "augmentation_sheet.png"
-
 _SPLIT = flags.DEFINE_string("split", None, "extract, show: this split only. Default: all; with --augment, the first.")
 _PER_CLASS = flags.DEFINE_integer("per_class", 8, "show: images of each class.", 1)
 _MAX_CLASSES = flags.DEFINE_integer("max_classes", 50, "show: classes at most; the header mentions when there are more.", 1)
@@ -56,11 +54,9 @@ _AUGMENT = flags.DEFINE_string(
     "augment", None, "show: draw augmentations by this preset: none, light, standard or strong. Default: a contact sheet."
 )
 _IMAGES = flags.DEFINE_integer("images", 8, "show: with --augment, images, a row each; the classes take turns.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "show: draws the images, and their augmentation as in a run with this seed.")
-_TILE = flags.DEFINE_integer("tile", 160, "show: side of an image's tile, in pixels.", 32)
-_FONT = flags.DEFINE_string(
-    "font", None, "show: font file, for class names. Default: the first font found that can write them."
-)
+flags.DEFINE_integer("seed", 0, "show: draws the images, and their augmentation as in a run with this seed.")
+flags.DEFINE_integer("tile", 160, "show: side of an image's tile, in pixels.", 32)
+flags.DEFINE_string("font", None, "show: font file, for class names. Default: the first font found that can write them.")
 _DECODE = flags.DEFINE_bool("decode", False, "verify: also check each image's compressed data; some 5 to 20 ms for a photo.")
 _WORKERS = flags.DEFINE_integer("workers", None, "verify, diff: threads, and processes that decode. Default: one per core.", 1)
 _LIMIT = flags.DEFINE_integer("limit", 50, "verify, diff, salvage: lines of findings to print.", 0)
@@ -94,39 +90,19 @@ def _extract(directory: str, output: str) -> None:
 
 
 def _show(directory: str, output: str | None = None) -> None:
-    if _AUGMENT.value is not None:
-        _refuse("show --augment", "per_class", "max_classes")
-        output = output or _AUGMENTATION_SHEET
-        _show_augmentation(directory, output, _AUGMENT.value)
-    else:
+    shared = {name: flags.FLAGS[name].value for name in ("split", "seed", "tile", "font")}
+    if _AUGMENT.value is None:
         _refuse("show without --augment", "images")
-        output = output or _CONTACT_SHEET
-        contact_sheet.show(
-            directory,
-            output,
-            split=_SPLIT.value,
-            per_class=_PER_CLASS.value,
-            max_classes=_MAX_CLASSES.value,
-            seed=_SEED.value,
-            tile=_TILE.value,
-            font=_FONT.value,
-        )
+        output = output or "contact_sheet.png"
+        counts = {"per_class": _PER_CLASS.value, "max_classes": _MAX_CLASSES.value}
+        contact_sheet.show(directory, output, **counts, **shared)
+    else:
+        from tfpipe.report import augmentation_sheet  # takes seconds, and none of the other commands need TensorFlow
+
+        _refuse("show --augment", "per_class", "max_classes")
+        output = output or "augmentation_sheet.png"
+        augmentation_sheet.show(directory, output, augment=_AUGMENT.value, images=_IMAGES.value, **shared)
     print(f"{output}: written")
-
-
-def _show_augmentation(directory: str, output: str, preset: str) -> None:
-    from tfpipe.report import augmentation_sheet  # takes seconds, and none of the other commands need TensorFlow
-
-    augmentation_sheet.show(
-        directory,
-        output,
-        augment=preset,
-        split=_SPLIT.value,
-        images=_IMAGES.value,
-        seed=_SEED.value,
-        tile=_TILE.value,
-        font=_FONT.value,
-    )
 
 
 def _refuse(command: str, *names: str) -> None:

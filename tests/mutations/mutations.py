@@ -252,8 +252,8 @@ MUTATIONS = [
         ),
         (
             "what is mixed depends on where a run began",
-            'return self._mixed(columns["row"], row, self.augmentation) if mixes else row',
-            'return self._mixed(columns["row"] - columns["start"], row, self.augmentation) if mixes else row',
+            'return self._mixed(columns["row"], row, self.imaging.augmentation) if mixes else row',
+            'return self._mixed(columns["row"] - columns["start"], row, self.imaging.augmentation) if mixes else row',
         ),
     ),
     *_of(

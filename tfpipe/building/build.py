@@ -135,17 +135,10 @@ def build_tfrecords(
     if not inputs and not bare:
         raise ValueError("there is no input")
     _check_places([*inputs.values(), *bare.values()], directory)
-    seed, allow_leaks, max_pixels, shard_bytes, progress, label_pattern = arguments.check(
-        seed=seed,
-        allow_leaks=allow_leaks,
-        max_pixels=max_pixels,
-        shard_bytes=shard_bytes,
-        progress=progress,
-        label_pattern=label_pattern,
-    )
-    path_column, label_column, workers = arguments.check_given(
-        path_column=path_column, label_column=label_column, workers=workers
-    )
+    seed, allow_leaks, max_pixels = arguments.check(seed=seed, allow_leaks=allow_leaks, max_pixels=max_pixels)
+    shard_bytes, progress = arguments.check(shard_bytes=shard_bytes, progress=progress)
+    (label_pattern,), (workers,) = arguments.check(label_pattern=label_pattern), arguments.check_given(workers=workers)
+    path_column, label_column = arguments.check_given(path_column=path_column, label_column=label_column)
     choice = Choice(None if images is None else _path("images", images), path_column, label_column, names)
     known_layout = _guess(inputs) if layout is None else layout
     if known_layout != "csv" and choice[:3] != (None, None, None):

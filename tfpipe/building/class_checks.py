@@ -112,8 +112,7 @@ def _dropped(state: State, options: Options, counts: Mapping[str, int]) -> Itera
     owners = Counter(word for of_class in words.values() for word in of_class)
     for name, of_class in sorted(words.items()):
         own = [word for word in of_class if owners[word] == 1]
-        # A word of one image is its title and no class, unless there are few of
-        # any.
+        # A word of one image is its title and no class, unless there are few of any.
         if len(own) > 1 and 2 * sum(of_class.values()) > counts[name] and len(own) <= max(2, counts[name] // 2):
             merged = _some(f"{name}_{word}" for word in own)
             yield _Finding(f"{merged} become one class, {name!r}: for whole names pass {_WHOLE_NAMES}", True)

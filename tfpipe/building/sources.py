@@ -59,7 +59,7 @@ def list_sources(
     for path in (*inputs.values(), *unlabelled.values()):
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such input")
-    pattern = _compile(label_pattern)
+    label_in_name = _in_name(label_pattern)
     listings: list[SourceList] = []
     notes = Notes()
     for split, path in inputs.items():
@@ -72,7 +72,7 @@ def list_sources(
         elif layout == "tfds":
             listings.append(prepared.list_records(path, split, choice.split_names, notes))
         else:
-            label_of = {"folders": _first_folder, "filename": _in_name(pattern), "flat": _no_label}[layout]
+            label_of = {"folders": _first_folder, "filename": label_in_name, "flat": _no_label}[layout]
             split_of = _split_by_folder(path, to_be_cut, notes) if split is None else _named(split)
             prefix = "" if split is None else f"{split}/"
             listings.append(SourceList(_image_items(path, prefix, split_of, label_of, notes)))
@@ -133,16 +133,6 @@ def guess_layout(path: Path) -> str:
     )
 
 
-def _compile(label_pattern: str) -> re.Pattern[str]:
-    try:
-        pattern = re.compile(label_pattern)
-    except re.error as error:
-        raise ValueError(f"label_pattern {label_pattern!r} is not a regular expression: {error}") from None
-    if len(pattern.groupindex) != 1:
-        raise ValueError(f"label_pattern must have one named group, as in {DEFAULT_LABEL_PATTERN!r} (got {label_pattern!r})")
-    return pattern
-
-
 # A label function returns the class name of an image by its path relative to its split, None where
 # it is meant to have none, and raises a LookupError with the reason where there is none.
 LabelOf = Callable[[PurePosixPath], str | None]
@@ -154,7 +144,13 @@ def _first_folder(relative: PurePosixPath) -> str:
     return relative.parts[0]
 
 
-def _in_name(pattern: re.Pattern[str]) -> LabelOf:
+def _in_name(label_pattern: str) -> LabelOf:
+    try:
+        pattern = re.compile(label_pattern)
+    except re.error as error:
+        raise ValueError(f"label_pattern {label_pattern!r} is not a regular expression: {error}") from None
+    if len(pattern.groupindex) != 1:
+        raise ValueError(f"label_pattern must have one named group, as in {DEFAULT_LABEL_PATTERN!r} (got {label_pattern!r})")
     (group,) = pattern.groupindex
 
     def label_of(relative: PurePosixPath) -> str:

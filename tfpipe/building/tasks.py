@@ -11,7 +11,6 @@ import io
 import json
 import os
 import sqlite3
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +32,7 @@ from tfpipe.records.samples import MAX_BITS
 
 Report = Callable[[int, int], None]  # records and bytes done since the last call
 
-_REPORT_SECONDS = 0.2
+_REPORT_RECORDS = 16
 _MAX_IMAGE_BYTES = (1 << 31) - (1 << 20)  # protobuf ends at 2 GiB, and the other features need some room
 _FIVE_BITS = 16  # levels: four bits hold as many
 _CHANGED = "Put the file back as it was and run the same build again, or delete the output folder to start over"
@@ -172,7 +171,7 @@ def write_shard(task: ShardTask, report: Report) -> Shard:
         index.file = stack.enter_context(written_atomically(directory / index_file(task.file)))
         part = stack.enter_context(written_atomically(state.with_name(f"{task.file}.csv")))
         catalog = csv.writer(codecs.getwriter("utf-8")(part), lineterminator="\n")
-        ticker = stack.enter_context(contextlib.closing(_Ticker(report)))
+        unreported = 0  # bytes
         for position, (record, crc, source) in enumerate(_planned(task)):
             if google_crc32c.value(record.encoded) != crc:
                 raise DataError(f"changed since the audit. {_CHANGED}", path=source)
@@ -182,7 +181,10 @@ def write_shard(task: ShardTask, report: Report) -> Shard:
             crc32c = int.from_bytes(pieces[2], "little")
             here = {"split": task.split, "shard": task.shard_index, "position": position, "crc32c": crc32c}
             catalog.writerow(here[name] if name in here else getattr(record, name) for name in CatalogRow._fields)
-            ticker.tick(len(record.encoded))
+            unreported += len(record.encoded)
+            if position % _REPORT_RECORDS == _REPORT_RECORDS - 1 or position == task.end - task.start - 1:
+                report(position % _REPORT_RECORDS + 1, unreported)
+                unreported = 0
         shard = Shard(task.file, task.end - task.start, output.num_bytes, output.sha256(), index.sha256())
         note = stack.enter_context(written_atomically(state.with_name(f"{task.file}.json")))
         note.write(json.dumps(dataclasses.asdict(shard)).encode())
@@ -227,23 +229,3 @@ def _planned(task: ShardTask) -> Iterator[tuple[schema.Record, int, str]]:
             except OSError as error:
                 raise DataError(f"cannot be read any more ({error.strerror}). {_CHANGED}", path=path) from None
             yield schema.Record(data, *fields), crc, path
-
-
-class _Ticker:
-    """Reports a few times a second, however small the images are."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._num_records = self._num_bytes = 0
-        self._last = time.monotonic()
-
-    def tick(self, num_bytes: int) -> None:
-        self._num_records += 1
-        self._num_bytes += num_bytes
-        if time.monotonic() - self._last > _REPORT_SECONDS:
-            self.close()
-
-    def close(self) -> None:
-        self._report(self._num_records, self._num_bytes)
-        self._num_records = self._num_bytes = 0
-        self._last = time.monotonic()

@@ -161,7 +161,7 @@ def _listen(connection: Connection, inbox: SimpleQueue[tuple[str, Any]]) -> None
     try:
         while True:
             inbox.put(connection.recv())
-    except (EOFError, OSError):
+    finally:  # the parent ended, or sent what cannot be read, for which the worker would wait for ever
         # Not sys.exit: it would end this thread only, and the task would go on without its parent.
         os._exit(1)
 

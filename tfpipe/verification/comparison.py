@@ -17,7 +17,7 @@ from typing import NamedTuple
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import sha256_of
 from tfpipe.common.workers import count_cores
-from tfpipe.listing.folders import FoundFile, walk
+from tfpipe.listing.folders import walk
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.manifest import CATALOG_NAME
@@ -126,17 +126,12 @@ def _files(root: Path, prefix: str, workers: int | None) -> Iterator[_Entry]:
         raise FileNotFoundError(f"{root}: neither a data set nor a folder")
     if (root / manifests.BUILD_FOLDER).exists():
         manifests.load(root)  # raises: an unfinished build is not a folder of images
-    found = _found(root)
+    listed = (item for item in walk(root) if item.reason in ("", "unreadable"))
     with ThreadPoolExecutor(workers or count_cores()) as pool:
-        while batch := list(itertools.islice(found, _BATCH_FILES)):
+        while batch := list(itertools.islice(listed, _BATCH_FILES)):
+            for item in batch:
+                if item.reason:
+                    raise DataError(item.message, path=item.path)
             digests = pool.map(sha256_of, [Path(item.path) for item in batch])
             for item, digest in zip(batch, digests, strict=True):
                 yield prefix + item.name, digest, None, None
-
-
-def _found(root: Path) -> Iterator[FoundFile]:
-    for item in walk(root):
-        if item.reason == "unreadable":
-            raise DataError(item.message, path=item.path)
-        if not item.reason:
-            yield item
