@@ -152,17 +152,21 @@ def export(
     given: dict[str, Any] = {"preprocessing": preprocessing, "resize": resize, "outputs": outputs}
     given |= {"png16": png16, "background": background}
     wrapping.check_options(**given)
-    formats = preflight.check_formats([formats] if isinstance(formats, str) else formats)
     folders = [arguments.path("evaluation", path) for path in _listed(evaluation)]
     if data is not None:
         data = arguments.path("data", data)
-    target = Path(os.path.realpath(arguments.path("output", output)))  # of a link, its target is replaced
+    names, target = preflight.check_export(
+        model,
+        output,
+        formats=formats,
+        checkpoint=checkpoint,
+        data=data,
+        split=split,
+        half=half,
+        evaluations=folders,
+        overwrite=overwrite,
+    )
     files.clear_up(target)
-    preflight.check_target(target, overwrite)
-    checkpoints = [] if checkpoint in preflight.CHECKPOINTS else [checkpoint]
-    preflight.check_apart(target, [model, *checkpoints, data, *folders])
-    if "onnx" in formats:
-        preflight.check_packages("ONNX files need", preflight.ONNX_PACKAGES, "onnx")
     if class_names is not None and data is not None:
         usual = dataclasses.asdict(Samples.of(manifest.load(data).options))
         given |= {name: given[name] or value for name, value in usual.items()}
@@ -184,7 +188,7 @@ def export(
     own = images.references()
     compared = [*reference_images.make(), *own]
     with files.folder_written_atomically(target, replace=overwrite) as folder:
-        written = _write(Work(exported, specification, folder, half), formats, log)
+        written = _write(Work(exported, specification, folder, half), names, log)
         _write_metadata(folder, specification)
         of_data = f", {len(own)} of them of {images}" if own else ""
         log(f"comparing with the model on {exactly(len(compared), 'file')}{of_data}, in a process without tfpipe")

@@ -68,7 +68,10 @@ def check_saved_model(folder: Path, *, trust: bool) -> None:
     found = _foreign(_operations_of_saved_model(folder))
     if not (is_listed or trust):
         what = f"its graph has {_named(found)}" if found else "its graph has no operations that do more than compute"
-        raise DataError(f"no {EXTRA_NAME}/{checksums.FILE_NAME} lists its hashes, and {what}; {TRUST}", path=folder)
+        raise DataError(
+            f"without {EXTRA_NAME}/{checksums.FILE_NAME} it cannot be compared with the export, and {what}; {TRUST}",
+            path=folder,
+        )
     check(found, folder, trust=trust)
 
 

@@ -76,47 +76,46 @@ def check_packages(what: str, names: Sequence[str], extra: str) -> None:
 
 
 def check_export(
-    model: str | os.PathLike[str],
+    model: Any,
     output: str | os.PathLike[str],
     *,
-    formats: Sequence[str],
-    checkpoint: str = "best",
-    data: str | os.PathLike[str] | None = None,
-    split: str | None = None,
-    half: bool = False,
-    evaluations: Iterable[str | os.PathLike[str]] = (),
-    overwrite: bool = False,
-) -> None:
-    """Checks the arguments of an export of a run or a file.
+    formats: str | Sequence[str],
+    checkpoint: str,
+    data: str | os.PathLike[str] | None,
+    split: str | None,
+    half: bool,
+    evaluations: Iterable[str | os.PathLike[str]],
+    overwrite: bool,
+) -> tuple[tuple[str, ...], Path]:
+    """Checks the arguments of `tfpipe.export`, and returns the formats and the folder to write.
 
     Raises:
         ValueError, FileNotFoundError, DataError, ImportError, OSError: as `tfpipe.export`.
     """
-    check_formats(formats)
-    target = Path(os.path.realpath(output))
+    wanted = f"some of {', '.join(FORMATS)}, each once"
+    names = arguments.texts("formats", [formats] if isinstance(formats, str) else formats, wanted)
+    if unknown := [name for name in names if name not in FORMATS]:
+        raise arguments.wrong("formats", wanted, unknown[0], arguments.nearest(unknown[0], FORMATS))
+    target = Path(os.path.realpath(arguments.path("output", output)))  # of a link, its target is replaced
     files.check_folder(target.parent)
     check_target(target, overwrite)
     checkpoints = [] if checkpoint in CHECKPOINTS else [checkpoint]
-    check_apart(target, [model, *checkpoints, data, *evaluations])
-    if "onnx" in formats:
+    for path in (model, *checkpoints, data, *evaluations):
+        if isinstance(path, str | os.PathLike) and target in (real := Path(os.path.realpath(path)), *real.parents):
+            raise ValueError(f"{target}: output must be another folder than that of {os.fspath(path)}, which is needed")
+    if "onnx" in names:
         check_packages("ONNX files need", ONNX_PACKAGES, "onnx")
-    file, run = find_checkpoint(Path(model), checkpoint)
-    find_model_file(file)
+    run = None
+    if isinstance(model, str | os.PathLike):
+        file, run = find_checkpoint(Path(model), checkpoint)
+        find_model_file(file)
     if data is not None:
         manifest.load(data).split(split or SPLIT)
     elif run is None and (half or split is not None):
         raise ValueError("half=True, and a split, need images: give the data set, data=...")
     for folder in evaluations:
         check_finished(folder)
-
-
-def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
-    """Returns the names of formats; raises ValueError unless they are in FORMATS, each once."""
-    wanted = f"some of {', '.join(FORMATS)}, each once"
-    names = arguments.texts("formats", formats, wanted)
-    if unknown := [name for name in names if name not in FORMATS]:
-        raise arguments.wrong("formats", wanted, unknown[0], arguments.nearest(unknown[0], FORMATS))
-    return names
+    return names, target
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -147,13 +146,6 @@ def _check_replaceable(target: Path) -> None:
     changed = sorted(name for name, sha256 in found.items() if known.get(name) != sha256)
     if changed:
         raise ValueError(f"{target}: overwrite would delete what was added or changed: {', '.join(changed[:5])}; move it first")
-
-
-def check_apart(target: Path, inputs: Iterable[Any]) -> None:
-    """Raises ValueError for an input in the folder that will be replaced."""
-    for path in inputs:
-        if isinstance(path, str | os.PathLike) and target in (real := Path(os.path.realpath(path)), *real.parents):
-            raise ValueError(f"{target}: output must be another folder than that of {os.fspath(path)}, which is needed")
 
 
 def find_checkpoint(path: Path, checkpoint: str) -> tuple[Path, Path | None]:
