@@ -72,7 +72,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 # Begun first: where several processes test, each with files of its own, none waits long for the
 # last one. In order of length.
-LONG = ("readme", "runs", "extending", "exporting", "benchmark", "signals", "loader", "choosing", "training")
+LONG = ("readme", "runs", "extending", "exporting", "signals", "loader", "phases", "benchmark", "prediction", "training")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Runs the files of an export on images, as a program would that has never heard of tfpipe.
+"""Runs the files of an export on images without tfpipe, as production code would.
 
     python parity_process.py FOLDER
 

@@ -1,4 +1,4 @@
-"""Runs that are trained longer than requested at first.
+"""Training a finished run for longer.
 
     raised = find_raised(folder, found, recipe)     # {"epochs": (2, 4)}
     lines, apply = plan(folder, found, facts, recipe, raised, rewarm=False)

@@ -1,4 +1,4 @@
-"""The course of a run in files: log.jsonl, history.csv and TensorBoard's events.
+"""The log of a run: log.jsonl, history.csv and TensorBoard's events.
 
     run_log = RunLog(folder, position=saved)     # 0 for a new run
     run_log.scalars(step, epoch, "head", loss=0.3)

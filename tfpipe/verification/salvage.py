@@ -1,4 +1,4 @@
-"""Rescue: the intact records of a damaged shard, and the lost ones.
+"""Salvage: copies the intact records of a damaged shard, and lists the lost ones.
 
 report = salvage("shards/pets-train.tfrecord-00003-of-00016", "rescued.tfrecord")
 """
