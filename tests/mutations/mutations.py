@@ -232,23 +232,23 @@ MUTATIONS = [
         "G8",
         (
             "a run goes on a step too late",
-            "_Starts(self._first_row, ",
-            "_Starts(self._first_row + schedule.rows_per_step * (self._first_row > 0), ",
+            "itertools.chain([self._first_row], ",
+            "itertools.chain([self._first_row + schedule.rows_per_step * (self._first_row > 0)], ",
         ),
         (
             "the epoch to begin with is of no effect",
-            "_Starts(self._first_row, ",
-            "_Starts(self._first_row % (schedule.rows_per_epoch or 1), ",
+            "itertools.chain([self._first_row], ",
+            "itertools.chain([self._first_row % per_epoch], ",
         ),
         (
             "the epoch after a partial one begins in its middle",
-            "self._next += self._rows_per_epoch - start % self._rows_per_epoch",
-            "self._next += self._rows_per_epoch",
+            "next_epoch = self._first_row - self._first_row % per_epoch + per_epoch",
+            "next_epoch = self._first_row + per_epoch",
         ),
         (
             "every iterator begins with the first epoch",
-            "self._next += self._rows_per_epoch - start % self._rows_per_epoch",
-            "self._next += 0",
+            "itertools.count(next_epoch, per_epoch)",
+            "itertools.repeat(self._first_row)",
         ),
         (
             "what is mixed depends on where a run began",

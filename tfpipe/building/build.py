@@ -170,10 +170,10 @@ def build_tfrecords(
         png16=png16,
         background=background,
     )
-    to_be_cut = splits is not None
 
     def list_inputs() -> SourceList:
-        return list_sources(inputs, bare, known_layout, label_pattern, to_be_cut=to_be_cut, normalize=normalize, choice=choice)
+        is_cut = splits is not None
+        return list_sources(inputs, bare, known_layout, label_pattern, will_be_cut=is_cut, normalize=normalize, choice=choice)
 
     with locked(directory, "build") as descriptor:
         return Build(directory, options, list_inputs, workers or count_cores(), descriptor, progress).run()

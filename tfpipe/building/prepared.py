@@ -118,11 +118,6 @@ def _parse(data: bytes, layout: _Layout, path: Path, offset: int) -> tuple[bytes
     return image[0], label[0]
 
 
-@functools.lru_cache(maxsize=16)  # in a worker; the parent lists a folder once
-def _cached_layout(folder: Path) -> _Layout:
-    return _layout(folder)
-
-
 def _layout(folder: Path) -> _Layout:
     features = _json(folder / FEATURES_NAME).get("featuresDict", {}).get("features", {})
     kinds = {name: str(feature.get("pythonClassName", "")).rsplit(".", 1)[-1] for name, feature in features.items()}
@@ -138,6 +133,9 @@ def _layout(folder: Path) -> _Layout:
         count = int(features[labels[0]].get("classLabel", {}).get("numClasses", 0))
         class_names = [str(label) for label in range(count)]
     return _Layout(images[0], labels[0], class_names)
+
+
+_cached_layout = functools.lru_cache(maxsize=16)(_layout)  # for workers; the parent lists a folder once
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -42,13 +42,13 @@ def list_sources(
     layout: str,
     label_pattern: str = DEFAULT_LABEL_PATTERN,
     *,
-    to_be_cut: bool = False,
+    will_be_cut: bool = False,
     normalize: str = "none",
     choice: Choice = _FOUND,
 ) -> SourceList:
     """Returns every input: of `inputs` by split (or None) in a layout, and of `unlabelled` folders.
 
-    With `to_be_cut`, the caller cuts one input into splits, and a folder called "train" beside
+    With `will_be_cut`, the caller cuts one input into splits, and a folder called "train" beside
     others is a class. Other arguments as in `build_tfrecords`.
 
     Raises:
@@ -73,7 +73,7 @@ def list_sources(
             listings.append(prepared.list_records(path, split, choice.split_names, notes))
         else:
             label_of = {"folders": _first_folder, "filename": label_in_name, "flat": _no_label}[layout]
-            split_of = _split_by_folder(path, to_be_cut, notes) if split is None else _named(split)
+            split_of = _split_by_folder(path, will_be_cut, notes) if split is None else _named(split)
             prefix = "" if split is None else f"{split}/"
             listings.append(SourceList(_image_items(path, prefix, split_of, label_of, notes)))
     for split, path in unlabelled.items():
@@ -181,13 +181,13 @@ def _split_folders(names: Iterable[str]) -> dict[str, str]:
     return {} if {name.lower() for name in found} <= _CLASSES_TOO else found
 
 
-def _split_by_folder(root: Path, to_be_cut: bool, notes: Notes) -> SplitOf:
+def _split_by_folder(root: Path, will_be_cut: bool, notes: Notes) -> SplitOf:
     if not root.is_dir():
         raise ValueError(f"{root}: not a folder")
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
     by_folder = _split_folders(names)
     others = [name for name in names if name not in by_folder]
-    if not by_folder or (others and to_be_cut):
+    if not by_folder or (others and will_be_cut):
         return _named(None)
     if others:
         raise ValueError(

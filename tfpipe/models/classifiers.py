@@ -1,4 +1,4 @@
-"""A trained classifier: one Keras model that carries its preprocessing, its class names and how its images are resized.
+"""A trained classifier: a Keras model with preprocessing, class names and way of resizing.
 
     classifier = load("runs/a")
     probabilities = classifier.predict(images)   # uint8 [B, H, W, 3] -> float32 [B, C]
@@ -32,7 +32,7 @@ _FEATURES = ("pooling", "features")  # of a classifier of `tfpipe.train`, and of
 
 
 class Predictor(Protocol):
-    """What evaluation and prediction need of a model: `Classifier` is one, an exported model another."""
+    """What evaluation and prediction need: a `Classifier`, an exported model and others have it."""
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -134,7 +134,7 @@ class NamedModel:
         return keras.Model(self.model.input, outputs, name="network")
 
     def trace(self, images: Any) -> dict[str, Any]:
-        """Returns the outputs of `network`, with operations for any device where it is called in a graph."""
+        """Returns the outputs of `network`; in a graph, with operations for any device."""
         with arithmetic.portable(self.model):
             found: dict[str, Any] = self.network(images, training=False)
             return found
@@ -175,7 +175,7 @@ class Classifier(NamedModel):
         return keras.Model(self.model.get_layer("pooling").input, self.model.get_layer("logits").output, name="head")
 
     def predict_with_features(self, images: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Returns probabilities, float32 [B, C], and pooled features, float32 [B, D], of uint8 images [B, H, W, 3]."""
+        """Returns probabilities, float32 [B, C], and pooled features, float32 [B, D], as `predict`."""
         probabilities, features = self._compute(images, "probabilities", "features")
         return probabilities, features
 

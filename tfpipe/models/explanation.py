@@ -1,4 +1,4 @@
-"""Heat maps of a classifier's attention: Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391).
+"""Heat maps by Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391).
 
 heat = explain(classifier, images, class_indices)     # float32 [B, h, w], 0..1
 image = overlay(images[0], heat[0])                 # uint8 [H, W, 3]
@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 
 @arithmetic.exact()
 def explain(classifier: Classifier, images: Any, class_indices: Any) -> Array:
-    """Returns how much each place of the last feature map supports a class: float32 [B, h, w], 0..1.
+    """Returns how much each place of the feature map supports a class: float32 [B, h, w], 0..1.
 
     Each channel of the map is weighted with the mean gradient of the class's logit over its places;
     the positive part of the weighted sum is divided by its maximum. It is all zeros where no place
@@ -48,7 +48,7 @@ def explain(classifier: Classifier, images: Any, class_indices: Any) -> Array:
 
 @on_cpu
 def overlay(image: Array, heat: Array) -> Array:
-    """Returns an image, uint8 [H, W, 3], under the colours of its heat, float32 [h, w], 0..1; no colour where that is 0."""
+    """Returns an image, uint8 [H, W, 3], coloured by its heat, float32 [h, w], 0 (no colour) to 1."""
     from matplotlib import colormaps
 
     smooth = tf.image.resize(heat[..., np.newaxis], image.shape[:2], method="bilinear").numpy().clip(0, 1)

@@ -1,4 +1,4 @@
-"""Features of frozen layers, computed once, kept on disk, and compared with the layers that they replace.
+"""Features of frozen layers: computed once, kept on disk, compared with the layers.
 
     features = extract(Path("runs/features"), network, preprocessing, split_images, view=None)
     features.rows(np.array([5, 2, 7]))      # [3, h, w, D], in the dtype that the network computed in
@@ -196,7 +196,7 @@ def computation(network: keras.Model, preprocessing: keras.layers.Layer, image_s
 
 
 def in_parts(compute: Compute) -> Compute:
-    """Returns a function that computes the same, in parts of a batch if the whole does not fit into memory.
+    """Returns a function that computes the same in parts if a batch does not fit into memory.
 
     Args:
         compute: batch -> a row for each of its rows, which depends on that row alone.
@@ -219,7 +219,7 @@ def in_parts(compute: Compute) -> Compute:
 
 
 def sample(split_images: SplitImages, view: int | None) -> tf.Tensor:
-    """Returns the first images of a split in stored order, uint8 [B, H, W, 3], as `extract` reads them."""
+    """Returns the first images of a split, uint8 [B, H, W, 3], as `extract` reads them."""
     count = min(_NUM_COMPARED, split_images.num_records)
     # One by one: an iterator of batches takes four times as long until the first one comes.
     rows = (split_images.evaluation(count) if view is None else split_images.training(count)).rows
@@ -227,7 +227,7 @@ def sample(split_images: SplitImages, view: int | None) -> tf.Tensor:
 
 
 def check_frozen(expected: Array, images: tf.Tensor, in_training: Callable[[tf.Tensor], tf.Tensor]) -> float:
-    """Compares features with those that the frozen layers give in training; returns the relative difference.
+    """Compares features with those in training; returns the relative difference.
 
     Args:
         expected: features of the images, [B, h, w, D], in the dtype that they were computed in.

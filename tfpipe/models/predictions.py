@@ -71,7 +71,7 @@ class Predictions:
 
 
 def are_probabilities(values: np.ndarray[Any, Any], tolerance: float = TOLERANCE) -> np.ndarray[Any, Any]:
-    """Returns which rows of a model's outputs, float [B, C], are probabilities, bool [B]; NaN and infinity never are.
+    """Returns which rows of outputs, float [B, C], are probabilities, bool [B]; NaN never is.
 
     All outputs pass this check. `tfpipe.formats.signatures` has it inside the graph.
     """
@@ -129,7 +129,7 @@ def chunks(table: Predictions) -> Iterator[bytes]:
 
 
 class _Lines(list[bytes]):
-    """A file for csv.writer, which quotes the characters of its line's end and no other line breaks (Python 3.11)."""
+    """A file for csv.writer, which quotes only line breaks of its own line end (Python 3.11)."""
 
     def write(self, line: str) -> None:
         self.append(line.removesuffix("\r\n").encode() + b"\n")

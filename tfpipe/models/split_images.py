@@ -108,7 +108,7 @@ class SplitImages:
 
 
 def read_for(predictor: Predictor, directory: str | os.PathLike[str], split: str, **options: Any) -> Iterator[Any]:
-    """Returns a split as dictionaries, with images as a model expects them; options and errors as of `tfpipe.dataset`.
+    """Returns a split as dictionaries, prepared for a model; options and errors as `tfpipe.dataset`.
 
     Raises:
         DataError: a record is damaged.

@@ -1,4 +1,4 @@
-"""The table of backbones: builder, preprocessing, names of blocks and supported sizes. Loads no TensorFlow."""
+"""The table of backbones, which loads no TensorFlow."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ _BY_PATH = Architecture("", "unit", {}, 224, 1)
 
 
 def check_name(name: str) -> str:
-    """Returns the name of a backbone; raises ValueError if it is neither in the table nor an import path."""
+    """Returns the name; raises ValueError if it is neither in the table nor an import path."""
     if not isinstance(name, str) or not (":" in name or name in TABLE):
         wanted = f"one of {', '.join(TABLE)} or 'package.module:function'"
         raise arguments.wrong("backbone", wanted, name, arguments.nearest(name, TABLE))
@@ -103,7 +103,7 @@ def native_size(name: str) -> tuple[int, int]:
 def choose_input(
     name: str, image_size: tuple[int, int], weights: str, preprocessing: str | None, *, grey: bool
 ) -> tuple[str, tuple[int, int, int]]:
-    """Returns the preprocessing and the input's shape (height, width, channels); arguments as of `backbones.build`.
+    """Returns preprocessing and input shape (height, width, channels); arguments as `backbones.build`.
 
     Raises:
         ValueError: an invalid name or size, or arguments that exclude each other.

@@ -1,4 +1,4 @@
-"""The numbers that networks compute in, and where: precision, TF32, deterministic kernels, device, memory.
+"""The numbers that networks compute in, and where: precision, TF32, device, memory.
 
     with arithmetic.exact():                       # true float32 on every device, whatever the process is set to
         probabilities = network(images).numpy()
@@ -73,7 +73,7 @@ def has_tf32() -> bool:
 
 
 def gpu_capabilities() -> list[Capability]:
-    """Returns the compute capability of each GPU that TensorFlow uses, None for those that are not NVIDIA's."""
+    """Returns the compute capability of each visible GPU, None for those that are not NVIDIA's."""
     import tensorflow as tf
 
     gpus = tf.config.get_visible_devices("GPU")
@@ -81,7 +81,7 @@ def gpu_capabilities() -> list[Capability]:
 
 
 def cpu_flags(path: Path = _CPUINFO) -> frozenset[str]:
-    """Returns the flags that every core has, as Linux names them; none without such a file (macOS) or line (ARM)."""
+    """Returns the flags, as named by Linux, that every core has; none on macOS and ARM."""
     try:
         lines = path.read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -154,16 +154,16 @@ def _hold(mode: bool | None) -> None:
 
 
 def _is_free_for(mode: bool) -> bool:
-    """A waiting thread's mode comes next: otherwise two threads that take turns would keep it out for ever."""
+    """A waiting thread's mode is next: two threads that take turns could keep it out for ever."""
     return not _num_waiting[not mode] if _flag["mode"] is mode else not _flag["num_holders"]
 
 
 @contextlib.contextmanager
 def computing(*, tf32: bool) -> Iterator[None]:
-    """Multiplies float32 inside in TF32, where the device can, or else in true float32; restores the setting afterwards.
+    """Multiplies float32 inside in TF32, where the device can, or in true float32.
 
-    Threads that want the other mode wait until no thread is inside. So hold it for one computation,
-    up to its numbers in NumPy, and never while a caller's code runs.
+    The setting is restored afterwards. Threads that want the other mode wait until no thread is
+    inside, so hold it for one computation, up to its numbers in NumPy, never in a caller's code.
     """
     outer = getattr(_held, "mode", None)
     try:
@@ -198,7 +198,7 @@ def within_memory(batch_size: int, advice: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def portable(model: Any) -> Iterator[None]:
-    """Traces a Keras model inside with operations for any device: on a GPU, Keras gives recurrent layers those of cuDNN."""
+    """Traces a Keras model inside without cuDNN's recurrent layers, so that it runs on any device."""
     layers = [layer for layer in model._flatten_layers() if getattr(layer, "use_cudnn", False)]
     before = [layer.use_cudnn for layer in layers]
     try:
@@ -223,7 +223,7 @@ def device() -> str:
 
 
 def places() -> dict[str, str]:
-    """Returns where TensorFlow can compute here, for `tf.device`, by `device`: the CPU, then the first GPU if there is one."""
+    """Returns device strings by `device()`: of the CPU, and of the first GPU if there is one."""
     import tensorflow as tf
 
     found = {"CPU": "/CPU:0"}
@@ -234,12 +234,12 @@ def places() -> dict[str, str]:
 
 
 def describe(dtypes: Iterable[str]) -> dict[str, str]:
-    """Returns device and arithmetic of what TensorFlow computes here with `products_of` these dtypes, inside of `exact`."""
+    """Returns device and arithmetic of a graph with these `products_of`, inside of `exact`."""
     return {"device": device(), "arithmetic": " and ".join(sorted(dtypes)) or "float32"}
 
 
 def products_of(graph: Any) -> set[str]:
-    """Returns the dtypes in which a GraphDef multiplies matrices: weights may be stored in others."""
+    """Returns the dtypes in which a GraphDef multiplies matrices; weights may have others."""
     import tensorflow as tf
 
     nodes = itertools.chain(graph.node, *(function.node_def for function in graph.library.function))

@@ -1,4 +1,4 @@
-"""Backbones: networks that turn images into feature maps, with the names of their blocks and their preprocessing.
+"""Backbones: networks from images to feature maps, with their blocks and preprocessing.
 
     backbone = build("vgg16", image_size=(224, 224), weights="imagenet")
     boundary, trainable = find_trainable(backbone, ["block5"])   # "block4_pool", {"block5_conv1", ...}
@@ -105,7 +105,7 @@ def truncate(backbone: Backbone, after: str) -> Backbone:
 
 
 def find_trainable(backbone: Backbone, unfreeze: Sequence[str]) -> tuple[str | None, set[str]]:
-    """Returns the last cut point before everything that is unfrozen, and the names of the layers to train.
+    """Returns the last cut point before all unfrozen layers, and the names of the layers to train.
 
     The cut point is None where no part of the network stays frozen in front, and the output's layer
     where nothing is unfrozen.
@@ -141,7 +141,7 @@ def find_trainable(backbone: Backbone, unfreeze: Sequence[str]) -> tuple[str | N
 
 
 def make_lenet(input_shape: tuple[int, int, int]) -> keras.Model:
-    """Returns convolutions with pooling, after LeCun et al. 1998, with ReLU, smaller kernels and a third one."""
+    """Returns a network after LeCun et al. 1998, with ReLU, smaller kernels and a third block."""
     values = images = keras.Input(input_shape)
     for index, filters in enumerate((32, 64, 128), start=1):
         values = keras.layers.Conv2D(
@@ -191,7 +191,7 @@ def _make_by_path(name: str, shape: tuple[int, int, int]) -> keras.Model:
 
 
 def _import(name: str) -> Any:
-    """Returns a function by its path; modules of the current directory are found, as by `python -m`."""
+    """Returns a function by its path; the current directory is searched, as by `python -m`."""
     module_name, _, function_name = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
         raise ValueError(f"backbone must be a name of the table or 'package.module:function' (got {name!r})")
@@ -228,7 +228,7 @@ def _find_problem(network: Any, shape: tuple[int, int, int]) -> str | None:
 
 
 def _derive_blocks(network: keras.Model) -> dict[str, str]:
-    """Returns blocks that end at cut points and hold a kernel each: BatchNorm and ReLU stay with the layer before them.
+    """Returns blocks that end at cut points and hold a kernel each, with its BatchNorm and ReLU.
 
     A block has the name of its last layer, or a number where Keras generated that name, as then it
     differs between sessions.

@@ -1,4 +1,4 @@
-"""The head of a classifier, between the feature map and the classes, and the assembly of the whole classifier.
+"""The head of a classifier, from feature map to logits, and the assembly of the whole.
 
     head = Head(pooling="average", hidden=(1024,), dropout=0.5).layers(num_classes=2, seed=0)
     model = assemble(trunks, preprocessing, head, class_names, image_size=(224, 224))
@@ -43,7 +43,7 @@ class Head:
         arguments.check(hidden=self.hidden, dropout=self.dropout, l2=self.l2)
 
     def layers(self, num_classes: int, seed: int) -> list[keras.layers.Layer]:
-        """Returns new layers from "pooling" to "logits"; their weights and dropout are drawn from the seed."""
+        """Returns new layers from "pooling" to "logits"; the seed sets weights and dropout."""
         import keras
 
         def draw(*names: str | int) -> int:
@@ -78,7 +78,7 @@ def assemble(
     class_names: Sequence[str],
     image_size: tuple[int, int],
 ) -> keras.Model:
-    """Returns the classifier that the layers make: uint8 [B, H, W, 3] -> float32 [B, C], probabilities."""
+    """Returns the whole classifier: uint8 [B, H, W, 3] -> float32 [B, C], probabilities."""
     import keras
 
     from tfpipe.networks.layers import Probabilities

@@ -1,4 +1,4 @@
-"""Files of Keras: read without running code in them, and written so that Keras reads them without tfpipe.
+"""Files of Keras: read without running their code, written to be read without tfpipe.
 
     save(model, path)                               # keras.saving.load_model(path) needs no class of tfpipe
     load(path)                                      # the model that was saved, with tfpipe's layers
@@ -40,7 +40,7 @@ def save(model: keras.Model, path: Path) -> None:
 
 
 def load(file: Path, *, trust: bool = False) -> keras.Model:
-    """Returns the model of a .keras file, of layers of Keras and of classes that this process has registered.
+    """Returns the model of a .keras file, of Keras' layers and of classes registered in this process.
 
     Raises:
         FileNotFoundError: there is none.

@@ -1,4 +1,4 @@
-"""Layers of a saved classifier beside Keras' own: preprocessing, a trunk that can be frozen, named probabilities.
+"""Layers of a saved classifier beside Keras' own: preprocessing, trunk, probabilities.
 
 Every step from pixels to class is a layer, so that one file carries all of them.
 """
@@ -28,7 +28,7 @@ OUTPUTS = ("logits", "probabilities", "sigmoid")
 
 @keras.saving.register_keras_serializable("tfpipe")
 class Preprocessing(keras.layers.Layer):  # type: ignore[misc]
-    """uint8 [B, H, W, 3], RGB, 0..255 -> float [B, H, W, C] as the backbone was trained on; C is 1 for "grey", else 3.
+    """uint8 [B, H, W, 3], RGB, 0..255 -> float [B, H, W, C], C being 1 for "grey", else 3.
 
     Args:
         mode: one of PREPROCESSINGS: "caffe" (BGR minus mean), "tf" (-1..1), "torch" (standardised),

@@ -1,4 +1,4 @@
-"""Networks as graphs: cutting one in two, dependents of a layer, and a hash that is equal in every session.
+"""Networks as graphs: cutting one in two, dependents of a layer, and a stable hash.
 
     front, back = cut(network, "block4_pool")   # back(front(x)) == network(x)
 
@@ -17,7 +17,7 @@ import numpy as np
 
 
 def is_functional(network: Any) -> bool:
-    """Returns whether a Keras model is a graph of layers; Sequential and subclassed models are not."""
+    """Returns whether a model is a graph of layers; Sequential and subclassed models are not."""
     return isinstance(network, keras.Model) and hasattr(network, "operations") and hasattr(network, "_nodes_by_depth")
 
 
@@ -38,12 +38,12 @@ def _sources(calls: list[Any]) -> list[list[int]]:
 
 
 def find_layers(network: keras.Model) -> dict[str, Any]:
-    """Returns all layers by their names, from input to output, each after all that its first call reads."""
+    """Returns all layers by name, from input to output, each after all that its first call reads."""
     return {node.operation.name: node.operation for node in _calls(network)}
 
 
 def called_layers(network: keras.Model) -> list[Any]:
-    """Returns the layer of each call, each after all that it reads; the last is that of the output."""
+    """Returns the layer of each call, each after all that it reads; the last is the output's."""
     return [node.operation for node in _calls(network)]
 
 
@@ -72,7 +72,7 @@ def _cut_calls(network: keras.Model) -> list[Any]:
 
 
 def cut(network: keras.Model, after: str) -> tuple[keras.Model, keras.Model]:
-    """Returns the parts up to and after a layer, which share the network's weights: back(front(x)) == network(x).
+    """Returns the parts up to and after a layer, with shared weights: back(front(x)) == network(x).
 
     Args:
         network: one input, one output.
@@ -105,7 +105,7 @@ def find_dependents(network: keras.Model, names: Iterable[str]) -> set[str]:
 
 
 def hash_network(network: keras.Model) -> str:
-    """Returns the SHA-256 of a network's architecture and weights, 64 hexadecimal digits, equal in every process.
+    """Returns the SHA-256 of architecture and weights, 64 hexadecimal digits, stable across processes.
 
     Keras numbers unnamed layers through a session ("conv2d_17"), so names count by their place
     only. Whether layers are trainable does not count; their precision does. Any change of the hash

@@ -1,4 +1,4 @@
-"""Loads weights from a file into a network: all of them, or an error that names the first layer that differs.
+"""Loads all weights of a network from a file, or reports the first layer that differs.
 
     load(network, "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5")
 
@@ -69,7 +69,7 @@ def load(network: keras.Model, path: str | os.PathLike[str]) -> None:
 
 
 def check_finite(model: keras.Model, file: Path) -> None:
-    """Raises DataError for a weight that is not finite: ReLU turns NaN into zeros, and those into confident predictions."""
+    """Raises DataError for a weight that is not finite, which ReLU would turn into zeros."""
     for weight in model.weights:
         if keras.backend.is_float_dtype(weight.dtype) and not np.isfinite(weight.numpy().astype(np.float32)).all():
             raise DataError(f"its weight {weight.path} is not finite: the training that wrote it diverged", path=file)
@@ -122,7 +122,7 @@ def _fill_in_order(network: keras.Model, saved: Sequence[_Layer], file: Path) ->
 
 
 def _load_new(network: keras.Model, group: Any, file: Path) -> None:
-    """Compares the file with the one that Keras would write for the network, and has Keras load it if they agree."""
+    """Compares the file with the one that Keras writes for the network, then has Keras load it."""
     with temporary_folder("weights") as folder:
         example = folder / "network.weights.h5"
         network.save_weights(example)
@@ -154,7 +154,7 @@ def _new_layers(group: Any) -> dict[str, _Layer]:
 
 
 def _compare(network: keras.Model, pairs: Iterable[tuple[_Layer, _Layer | None]], rest: Iterable[_Layer], file: Path) -> None:
-    """Raises DataError for the first layer of a network that differs from the file's, or that the network lacks."""
+    """Raises DataError for the first layer that differs or that one of the two lacks."""
 
     def error(layer: _Layer, problem: str) -> DataError:
         return DataError(f"not the weights of {network.name}: layer {layer.name} {problem}", path=file)

@@ -208,7 +208,7 @@ def _draw_erased(augmentation: Augmentation, size: tuple[int, int], drawn: Tenso
 
 
 def rotate(image: tf.Tensor, changes: Tensors) -> tf.Tensor:
-    """Rotates an image by its changes' "angle", if there is one, and rounds it: uint8 [H, W, 3] of float32 [H, W, 3]."""
+    """Rotates by the "angle" of the changes, if any, and rounds: float32 to uint8 [H, W, 3]."""
     if "angle" in changes:
         image = _rotated(image, changes["angle"])
     return tf.cast(tf.round(image), tf.uint8)

@@ -47,7 +47,7 @@ class Rows:
 
     @property
     def num_pieces(self) -> int:
-        """Pieces that a step is decoded in, each all at once: what a piece has to hold in memory is limited."""
+        """Pieces that a step is decoded in, one at a time, to limit memory."""
         return -(-self.schedule.rows_per_step // self.reader.read_size)
 
     @property
@@ -70,7 +70,7 @@ class Rows:
         return self.numbered(start, start - start % per_epoch + per_epoch, times=2)
 
     def numbered(self, start: Any, stop: Any, times: int = 1) -> tf.data.Dataset:
-        """Returns the input of `prepare` for the rows in [start, stop), whole steps, divided as they are read."""
+        """Returns the input of `prepare` for the rows of whole steps, [start, stop)."""
         first, last = (row // self.schedule.rows_per_step for row in (start, stop))
         end = first + times * (last - first)
         slots, size = self.num_pieces * self.piece_size, self.read_size if self.is_read_apart else self.piece_size
@@ -104,7 +104,7 @@ class Rows:
         return list(self.imaging.parse_compiled({**batch, "serialized": tf.constant(data, tf.string)}).values())
 
     def _labels(self, positions: np.ndarray[Any, Any]) -> Tensors:
-        """Returns the listed label of each position and the one to give, int64 [N]; any for blank rows."""
+        """Returns each position's listed label and the one to give, int64 [N]; any for blank rows."""
         listed = self.reader.labels[np.maximum(positions, 0)].astype(np.int64)
         label = listed if self.new_labels is None else self.new_labels[np.maximum(listed, 0)]
         return {"listed": tf.constant(listed), "label": tf.constant(label, tf.int64)}
@@ -124,7 +124,7 @@ class Rows:
         return {**batch, "position": tf.where(blank, np.int64(BLANK), positions), "epoch": passes}
 
     def decode(self, batch: Tensors) -> Tensors:
-        """Returns a piece of what `prepare` returns with "image", uint8 [N, height, width, 3], and without "encoded".
+        """Returns a piece with "image", uint8 [N, height, width, 3], instead of "encoded".
 
         Colours and flips are those of the file: `complete` changes them, for a whole batch.
         """
@@ -132,12 +132,12 @@ class Rows:
         return {"image": image, **{name: value for name, value in batch.items() if name != "encoded"}}
 
     def is_before_end(self, index: tf.Tensor, batch: Tensors) -> tf.Tensor:
-        """Returns whether a batch, the one after `index` others, is one of the steps of an epoch: bool []."""
+        """Returns whether a batch, after `index` others, is a step of the epoch: bool []."""
         start = tf.reshape(self.imaging.unpack(batch["numbers"])["start"], [-1])[0]
         return start % self.schedule.rows_per_epoch + index * self.schedule.rows_per_step < self.schedule.rows_per_epoch
 
     def check(self, index: tf.Tensor, batch: Tensors) -> tuple[Tensors, tf.Tensor]:
-        """Returns the rows of a step, and an error if they are not the expected ones, string [], else "".
+        """Returns the rows of a step, and why they are not the expected ones, string [], or "".
 
         Args:
             index: int64 [], number of steps before it.

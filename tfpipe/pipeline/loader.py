@@ -1,4 +1,4 @@
-"""`tfpipe.dataset()`: a split as a `tf.data.Dataset`, each record exactly once, or an error with the reason.
+"""`tfpipe.dataset()`: a split as a `tf.data.Dataset`, each record exactly once, or an error.
 
     for images, labels in dataset("shards/", "test", batch_size=64, image_size=(224, 224)): ...
     model.fit(dataset("shards/", "train", training=True, batch_size=64, seed=0), epochs=10)
@@ -17,6 +17,7 @@ not know which file its bytes came from.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -75,7 +76,7 @@ def dataset(
     equal_steps: bool = False,
     num_parallel_calls: int | None = None,
 ) -> tf.data.Dataset:
-    """Reads a split: once, in stored order; or, for training, in a new order and newly augmented every epoch.
+    """Reads a split: once in stored order, or shuffled and augmented anew every epoch.
 
     Every record comes exactly once, an epoch, or an error is raised. Equal arguments give equal
     elements, bit for bit, for any number of threads. `len()` of the result is the number of steps
@@ -210,7 +211,10 @@ class Loader:
             raise ValueError(f"first_step must be less than the {steps} of an epoch (got {options.first_step})")
         self._first_row = options.first_epoch * schedule.rows_per_epoch + options.first_step * schedule.rows_per_step
         self._stages: list[Compiled] = []
-        self._starts = _Starts(self._first_row, schedule.rows_per_epoch or 1)
+        per_epoch = schedule.rows_per_epoch or 1
+        next_epoch = self._first_row - self._first_row % per_epoch + per_epoch
+        self._starts = itertools.chain([self._first_row], itertools.count(next_epoch, per_epoch))
+        self._starts_lock = threading.Lock()
         self.rows = Rows(
             reader=reader,
             order=order,
@@ -274,7 +278,7 @@ class Loader:
             endless = tf.data.INFINITE_CARDINALITY if rows_per_epoch else 0
             data = data.apply(tf.data.experimental.assert_cardinality(endless))
         elif self.options.training and rows_per_epoch:
-            next_start = for_graphs(self._starts.next)
+            next_start = for_graphs(self._next_start)
             # Called when an iterator's first element is requested.
             data = tf.data.Dataset.from_tensors(0).map(
                 lambda _: tf.ensure_shape(tf.numpy_function(next_start, [], tf.int64, stateful=True), [])
@@ -292,8 +296,13 @@ class Loader:
         data.class_names = list(self.class_names)  # an attribute, as of Keras' `image_dataset_from_directory`
         return data
 
+    def _next_start(self) -> np.int64:
+        """Returns the first row of a new iterator: of the first as chosen, then of each next epoch."""
+        with self._starts_lock:
+            return np.int64(next(self._starts))
+
     def positions(self, epoch: int) -> np.ndarray[Any, Any]:
-        """Returns the position of each row of an epoch, int64 [rows], -1 for blank rows, without reading any record."""
+        """Returns the position of each row of an epoch, int64 [rows], -1 for blank rows."""
         schedule = self.rows.schedule
         first = epoch * schedule.rows_per_epoch
         rows = tf.range(first, first + schedule.rows_per_epoch, dtype=tf.int64)
@@ -340,7 +349,7 @@ class Loader:
         return list(self.stages(numbers))[-1][1]
 
     def stages(self, numbers: tf.data.Dataset) -> Iterator[tuple[str, tf.data.Dataset]]:
-        """Yields the name of each stage, and the dataset that ends with it; the last is the elements of rows.
+        """Yields the name of each stage and the dataset that ends with it.
 
         Each stage runs in a fixed number of calls: those that tf.data tunes begin small, and an
         epoch is over meanwhile.
@@ -373,7 +382,7 @@ class Loader:
             yield "unbatch", data
 
     def _compiled(self, stage: Callable[..., Any], *specs: Any) -> Compiled:
-        """Returns a stage that lives as long as this loader: a graph keeps the loader alone, see `dataset`."""
+        """Returns a stage that lives as long as this loader, which graphs keep: see `dataset`."""
         self._stages.append(Compiled(stage, *specs))
         return self._stages[-1]
 
@@ -391,21 +400,6 @@ class Loader:
         return row["image"], label, tf.cast(row["mask"], tf.float32)
 
 
-class _Starts:
-    """Where each iterator begins: the first at a given row, each other one with the next epoch."""
-
-    def __init__(self, first: int, rows_per_epoch: int) -> None:
-        self._next, self._rows_per_epoch = first, rows_per_epoch
-        self._lock = threading.Lock()
-
-    def next(self) -> np.int64:
-        """Returns the number of the first row, and goes on to the next epoch."""
-        with self._lock:
-            start = self._next
-            self._next += self._rows_per_epoch - start % self._rows_per_epoch
-        return np.int64(start)
-
-
 def _counted(data: tf.data.Dataset, num_steps: int, *, whole: bool) -> tf.data.Dataset:
     """Returns the dataset with its length known; unless `whole`, its first pass may be shorter."""
     if whole:
@@ -420,7 +414,7 @@ def _counted(data: tf.data.Dataset, num_steps: int, *, whole: bool) -> tf.data.D
 def _labels(
     known: Sequence[str], chosen: Sequence[str] | None, labelled: bool
 ) -> tuple[Sequence[str], np.ndarray[Any, Any] | None]:
-    """Returns the class names, and the new label of each old one, -1 for those that are left out; None for the same."""
+    """Returns class names and the new label of each old one: -1 to leave out, None for no change."""
     if chosen is None:
         return known, None
     chosen = arguments.class_places(chosen, known)

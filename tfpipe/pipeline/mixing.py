@@ -1,4 +1,4 @@
-"""MixUp and CutMix of a batch: functions of (seed, epoch, step), however the global batch is divided among readers.
+"""MixUp and CutMix of a batch: functions of (seed, epoch, step), for any division among readers.
 
 images, labels = mix(images, labels, others, other_labels, mixup=0.2, cutmix=1, seed=0, epoch=3,
 step=17)

@@ -82,7 +82,7 @@ class ShuffledOrder:
 
 @dataclass(frozen=True)
 class BlockOrder:
-    """Neighbours together: blocks of records in random order, and the records of 8 blocks at a time shuffled.
+    """Blocks of neighbours in random order, the records of 8 blocks at a time shuffled.
 
     For storage where each access is slow. What it costs in randomness: two records of a block are
     never more than 8 blocks apart. Where blocks begin is drawn anew for each epoch. What it costs
@@ -247,7 +247,7 @@ class Schedule:
         return mine != self.num_steps * (self.batch_size if self.contiguous else self._global_size)
 
     def indices(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns (epochs, indices of the order), int64 [N] each, of rows, int64 [N]; `BLANK` for a blank row."""
+        """Returns (epochs, indices of the order) of rows, int64 [N] all; `BLANK` for a blank row."""
         epochs, within = rows // self.rows_per_epoch, rows % self.rows_per_epoch
         if self.contiguous:
             indices = self._start + within
@@ -265,7 +265,7 @@ class Schedule:
         return epochs, tf.where(valid, first + own, BLANK)
 
     def partner_places(self, epochs: tf.Tensor, steps: tf.Tensor, places: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
-        """Returns the place in its global batch of the row that each row is mixed with, int64 [N] all."""
+        """Returns each row's partner as its place in the global batch, int64 [N] all."""
         return _shuffled(places, sizes, self.seed, "partners", epochs, steps)
 
     def step(self, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -68,20 +68,17 @@ class Traits:
     Attributes:
         png: some are PNG files.
         turned: some are stored in another orientation than 1.
-        shorter: the longest of their shorter sides, in pixels.
-        longer: the longest of their longer sides.
+        longer: the longest of their longer sides, in pixels.
     """
 
     png: bool = False
     turned: bool = False
-    shorter: int = 1
     longer: int = 1
 
     def include(self, row: catalog.CatalogRow) -> None:
         """Takes an image into account."""
         self.png |= row.format == "PNG"
         self.turned |= row.orientation != 1
-        self.shorter = max(self.shorter, min(row.height, row.width))
         self.longer = max(self.longer, row.height, row.width)
 
 
@@ -110,7 +107,7 @@ class RecordReader:
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str) -> None:
-        """Opens a split: reads the catalogue, and looks at the shards' names and sizes but not yet into them.
+        """Opens a split: reads the catalogue, and compares the shards' names and sizes.
 
         Raises:
             FileNotFoundError: there is no data set.
@@ -178,7 +175,7 @@ class RecordReader:
         return data
 
     def _runs(self, positions: np.ndarray[Any, Any]) -> Iterator[list[_Place]]:
-        """Yields the places of records in pieces of neighbours in one file, each of which is read in one go."""
+        """Yields the places of records in runs of neighbours in one file, each read in one go."""
         ordered = np.unique(positions[positions >= 0])
         places = self._places(ordered)
         breaks = (np.diff(ordered) != 1) | np.isin(ordered[1:], self._starts)
@@ -212,7 +209,7 @@ class RecordReader:
         return data
 
     def failure(self, position: int) -> str | None:
-        """Returns why `read_batch` could not read a record, once: a second attempt may not fail again."""
+        """Returns once why `read_batch` could not read a record: a second attempt may succeed."""
         return self._failures.pop(position, None)
 
     def error(self, position: int, message: str) -> DataError:
@@ -258,7 +255,7 @@ class RecordReader:
 
 
 class _OpenFile:
-    """A file that is closed when nothing refers to it: neither the cache nor a thread that is reading.
+    """A file that is closed when neither the cache nor a reading thread refers to it.
 
     The cache may forget a file at any moment, and of two threads that open the same one it keeps
     only the first's. So the number of the descriptor never leaves the object: once closed, it is
@@ -337,7 +334,7 @@ def is_exiting() -> bool:
 
 
 def for_graphs(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a bound method as a function for `tf.numpy_function`, which does not keep its object alive.
+    """Returns a function for `tf.numpy_function` that does not keep a method's object alive.
 
     TensorFlow keeps every function given to `tf.numpy_function` until the process ends: a method
     would keep its reader, a million offsets and the open files, with it. The function given to
@@ -356,7 +353,7 @@ def for_graphs(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Compiled:
-    """A stage for `Dataset.map`, called from Python, where it is compiled once: each iterator would optimise it anew.
+    """A stage for `Dataset.map`, compiled once: otherwise each iterator would optimise it anew.
 
     That takes a tenth of a second, in which a processor of many cores makes a thousand images. It
     computes on the CPU.

@@ -20,7 +20,6 @@ from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.pipeline.loader import Loader
 from tfpipe.pipeline.options import Options
 from tfpipe.records.catalog import read_catalog
-from tfpipe.records.samples import Samples
 
 Image = np.ndarray[Any, Any]
 
@@ -79,30 +78,12 @@ class Replayer:
     """
 
     def __init__(
-        self,
-        directory: str | os.PathLike[str],
-        split: str,
-        *,
-        seed: int,
-        image_size: tuple[int, int] = (224, 224),
-        resize: decoding.Resize = "stretch",
-        augment: Augmentation | str | None = None,
-        scaled_decode: bool = True,
-        samples: Samples | None = None,
+        self, directory: str | os.PathLike[str], split: str, *, seed: int, scaled_decode: bool = True, **options: Any
     ) -> None:
-        """Opens a split; arguments and errors as of `replay`, and `samples` as of `Loader`."""
-        (scaled_decode,) = arguments.check(scaled_decode=scaled_decode)  # here, None is not a choice
-        options = Options(
-            training=True,
-            batch_size=1,
-            seed=seed,
-            image_size=image_size,
-            resize=resize,
-            augment=augment,
-            scaled_decode=scaled_decode,
-            samples=samples,
-        )
-        self._training = Loader(directory, split, options).rows
+        """Opens a split; arguments and errors as of `replay`, and other ones of `Options`."""
+        (scaled_decode,) = arguments.check(scaled_decode=scaled_decode)  # None is not a choice here
+        given = Options(training=True, batch_size=1, seed=seed, scaled_decode=scaled_decode, **options)
+        self._training = Loader(directory, split, given).rows
         plain = dataclasses.replace(self._training.imaging, augmentation=None, scaled=False, reduced=False)
         self._evaluation = dataclasses.replace(self._training, imaging=plain)
         self._directory, self._split = directory, split

@@ -41,16 +41,16 @@ class CatalogRows:
                 end, row = start + len(line), _parsed(line)
                 if number == 1:
                     if line != f"{_HEADER}\n".encode():
-                        self._complain(f"line 1 must be {_HEADER}")
+                        self._report(f"line 1 must be {_HEADER}")
                 elif row is None:
-                    self._complain(f"line {number} is not a row of a catalogue")
+                    self._report(f"line {number} is not a row of a catalogue")
                 else:
                     runs = self._runs.setdefault((row.split, row.shard), [])
                     first = runs.pop()[0] if runs and runs[-1][1] == start else start  # continues the run before
                     runs.append((first, end))
                 start = end
 
-    def _complain(self, message: str) -> None:
+    def _report(self, message: str) -> None:
         if len(self.problems) < _SHOWN_PROBLEMS:
             self.problems.append(DataError(message, path=self._path))
 

@@ -165,7 +165,7 @@ class _Verification:
         directory, manifest, splits = self._directory, self._manifest, self._manifest.splits.values()
         hashed = (manifests.hash_problem(directory / name, sha256) for name, sha256 in manifest.companions.items())
         self._findings.add(*filter(None, hashed), *manifests.file_problems(directory, manifest))
-        self._check_strangers()
+        self._check_other_files()
         self._check_shards(self._catalog_rows(), workers, progress)
         if self._ledger.num_records == self._num_records:
             self._check_properties()
@@ -193,7 +193,7 @@ class _Verification:
             decode_seconds,
         )
 
-    def _check_strangers(self) -> None:
+    def _check_other_files(self) -> None:
         """Finds files that a glob for shards would match, and notes others that do not belong."""
         manifest, folder = self._manifest, self._directory / manifests.INDEX_FOLDER
         shards = {shard.file for split in manifest.splits.values() for shard in split.shards}
@@ -254,7 +254,7 @@ class _Verification:
             if total.num_records == self._manifest.splits[name].num_records:  # else lost ones were reported
                 self._check_split(name, total)
 
-    def _disagree(self, message: str) -> None:
+    def _add_mismatch(self, message: str) -> None:
         self._findings.add(Finding(message, path=self._directory / manifests.FILE_NAME))
 
     def _check_split(self, name: str, total: ShardReport) -> None:
@@ -264,20 +264,20 @@ class _Verification:
             count, expected = total.labels[label], split.class_counts.get(class_name)
             if count != expected:
                 records = exactly(count, "record")
-                self._disagree(f"split {name!r} has {records} of class {class_name!r}, the manifest lists {expected}")
+                self._add_mismatch(f"split {name!r} has {records} of class {class_name!r}, the manifest lists {expected}")
         if total.image_bytes != split.image_bytes:
             size = exactly(total.image_bytes, "byte")
-            self._disagree(f"images of split {name!r} have {size}, the manifest lists {split.image_bytes}")
+            self._add_mismatch(f"images of split {name!r} have {size}, the manifest lists {split.image_bytes}")
 
     def _check_properties(self) -> None:
         found = {name: self._properties[name] for name in ("turned", "png")} | {"duplicates": self._ledger.num_duplicates()}
         for name, count in found.items():
             if count != self._manifest.properties.get(name):
                 expected = self._manifest.properties.get(name)
-                self._disagree(f"{name}: {exactly(count, 'record')}, the manifest lists {expected}")
+                self._add_mismatch(f"{name}: {exactly(count, 'record')}, the manifest lists {expected}")
         leaks, noted = self._ledger.num_leaks(), len(self._manifest.leaks)
         if leaks != noted:
-            self._disagree(f"{exactly(leaks, 'image is', 'images are')} in more than one split, the manifest notes {noted}")
+            self._add_mismatch(f"{exactly(leaks, 'image is', 'images are')} in more than one split, the manifest notes {noted}")
 
     def _check_keys(self) -> None:
         suspects = self._ledger.repeated_keys()
