@@ -83,7 +83,7 @@ WRONG = [
     (
         "train",
         ["--data={0}/photos", "--output={0}/run"],
-        "a folder of images, which are packed into one first: tools/build",
+        "a folder of images, which are packed into one first: tfpipe build",
     ),
     ("train", [*TRAIN, "--image_size=96,96"], "--image_size must be SIDE or HEIGHTxWIDTH, as 224 or 240x320 (got '96,96')"),
     ("train", [*TRAIN, "--image_size=8"], "--image_size 8x8 is too small for vgg16"),
