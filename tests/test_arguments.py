@@ -304,7 +304,7 @@ def test_a_side_is_a_square_wherever_there_is_an_image_size(colours):
 # ---- no val split
 
 
-def test_nothing_is_held_out_unasked(colours, colours_without_val, tmp_path):
+def test_nothing_is_held_out_unrequested(colours, colours_without_val, tmp_path):
     small = {"backbone": "lenet", "weights": "none", "image_size": 32, "val_fraction": 0}
     with pytest.raises(ValueError, match=r"val_fraction=0 holds nothing out, and .* no val split: .* give val_fraction=0\.1"):
         tfpipe.train(colours_without_val, tmp_path / "run", **small)
@@ -342,7 +342,7 @@ def test_a_near_name_is_suggested(colours, call, words):
 # ---- what is returned says what it is
 
 
-def test_a_dataset_says_its_classes(colours):
+def test_a_dataset_reports_its_classes(colours):
     names = list(tfpipe.load_manifest(colours).class_names)
     assert tfpipe.dataset(colours, "test").class_names == names
     assert tfpipe.dataset(colours, "train", training=True, repeat=True, equal_steps=True).class_names == names

@@ -207,7 +207,7 @@ def test_threads_share_what_is_the_same_and_wait_for_what_is_not(before):
 
 
 @pytest.mark.tf
-def test_many_threads_find_what_they_asked_for_and_none_is_kept_out(before):
+def test_many_threads_find_what_they_requested_and_none_is_kept_out(before):
     def ask(number):
         tf32 = number % 3 == 0
         for _ in range(100):
@@ -402,7 +402,7 @@ def test_what_is_not_training_computes_in_true_float32(noting, shards, tmp_path,
     [(True, "float32", {"mode": "bottleneck", "solver": "gradient"}), (False, "tf32", {"mode": "scratch"})],
     indirect=["before"],
 )
-def test_training_computes_in_what_it_says(colours, tmp_path, monkeypatch, before, precision, mode):
+def test_training_computes_in_what_it_promises(colours, tmp_path, monkeypatch, before, precision, mode):
     import tensorflow as tf
 
     from tfpipe.training import steps

@@ -73,7 +73,7 @@ def test_efficientnet_rescales_by_itself():
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_too_small_a_size_is_said_in_our_words(name):
+def test_too_small_a_size_is_reported_in_our_words(name):
     height, width = smallest(name)
     with pytest.raises(
         ValueError, match=f"image_size {height}x{width - 1} is too small for {name}: at least {height}x{height}"
@@ -126,7 +126,7 @@ def test_weights_from_a_file(tmp_path):
         build("lenet", image_size=(32, 24), weights=str(tmp_path / "lenet.weights.h5"), grey=True)
 
 
-def test_a_failed_download_says_to_give_a_file(monkeypatch):
+def test_a_failed_download_advises_to_give_a_file(monkeypatch):
     def fail(*arguments, **options):
         raise Exception("URL fetch failure on https://example.org/vgg16.h5: None -- Name or service not known")
 
@@ -223,7 +223,7 @@ def inception():
     return build("custom_backbone:small_inception", image_size=(16, 16))
 
 
-def test_a_block_means_itself_and_all_behind_it():
+def test_a_block_means_itself_and_all_after_it():
     vgg = build("vgg16", image_size=(32, 32))
     order = list(find_layers(vgg.network))
     assert find_trainable(vgg, ["block5"]) == ("block4_pool", set(order[order.index("block5_conv1") :]))

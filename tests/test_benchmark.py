@@ -81,7 +81,7 @@ def test_wrong_words_exit_with_2_and_say_what_is_right(run_tool, flag, message):
     assert f"error: {message}" in done.stderr
 
 
-def test_a_peer_that_is_missing_is_skipped_and_said(run_tool, tmp_path):
+def test_a_peer_that_is_missing_is_skipped_and_reported(run_tool, tmp_path):
     bare = tmp_path / "bare"  # an interpreter without any package
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
     write(tmp_path / "photos" / "a" / "1.JPG", make_image(1))
@@ -121,7 +121,7 @@ def test_a_contender_that_dies_is_given_up(tmp_path):
         contenders.Worker("dali", python, {"photos": []}, tmp_path / "scratch")
 
 
-def test_a_pass_with_too_few_images_is_no_measurement(tmp_path):
+def test_a_pass_with_too_few_images_is_not_a_measurement(tmp_path):
     answers = ("""echo '{"ready": true}'""", """echo '{"images": 63, "seconds": 1}'""")
     python = stand_in(tmp_path, f"read task; {answers[0]}; read go; {answers[1]}")
     contender = contenders.Worker("dali", python, {"photos": [""] * 64}, tmp_path / "scratch")
@@ -287,7 +287,7 @@ def test_modes_are_compared_by_their_epochs():
 
 
 @pytest.mark.tf
-def test_a_mode_that_fails_says_why(tmp_path):
+def test_a_mode_that_fails_gives_the_reason(tmp_path):
     with pytest.raises(RuntimeError, match=r"^frozen: .*nowhere"):
         modes.measure("frozen", {"data": str(tmp_path / "nowhere")}, tmp_path / "out")
 

@@ -586,7 +586,7 @@ def test_g2_with_decoding_workers_and_kills_change_no_byte(photos, tmp_path, mon
     build(photos, tmp_path / "two", **options)  # complete: nothing to do
 
 
-def test_decoding_changes_nothing_but_what_the_manifest_says_of_it(photos, tmp_path):
+def test_decoding_changes_nothing_but_what_the_manifest_reports_of_it(photos, tmp_path):
     headers, decoded = (build(photos, tmp_path / check, splits=HALVES, check=check) for check in ("header", "decode"))
     assert decoded.options == {**headers.options, "check": "decode"}
     assert "check" not in headers.options  # data sets that were built before this option are as they would be now
@@ -909,7 +909,7 @@ def limited_build(photos, output, limit):
     return subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
 
 
-def test_where_no_more_can_be_written_the_error_says_so_and_the_build_resumes(tmp_path):
+def test_where_no_more_can_be_written_the_error_reports_it_and_the_build_resumes(tmp_path):
     for index in range(60):
         write(tmp_path / f"in/a/{index}.jpg", make_image(index, (200, 200), quality=95))
     limit = 200_000
@@ -953,7 +953,7 @@ def test_an_unreadable_image_is_named(photos, tmp_path):
         build(photos, tmp_path / "out")
 
 
-def test_what_the_kernel_makes_up_is_no_image_and_is_not_waited_for(photos, tmp_path):
+def test_what_the_kernel_makes_up_is_not_an_image_and_is_not_waited_for(photos, tmp_path):
     """/proc/kmsg says that it is a regular file of no bytes, and reading it waits for the kernel's next message."""
     for name, target in (("1.jpg", "/proc/kmsg"), ("2.jpg", "/proc/self/mem"), ("3.jpg", "/dev/zero")):
         (photos / "dog" / f"link {name}").symlink_to(target)

@@ -45,7 +45,7 @@ def changed(directory, name, old, new):
         (",train,0,0,", ",train,0,", "line 2 is not a row"),
     ],
 )
-def test_lines_that_are_no_rows(built, old, new, message):
+def test_lines_that_are_not_rows(built, old, new, message):
     directory, _ = built
     changed(directory, "catalog.csv", old, new)
     with pytest.raises(DataError, match=message):
@@ -55,8 +55,8 @@ def test_lines_that_are_no_rows(built, old, new, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (",train,0,1,", ",train,0,7,", "record 1 of .* is not in the catalogue at its place"),
-        (",train,1,2,", ",test,1,2,", "record 2 of .* is not in the catalogue at its place"),
+        (",train,0,1,", ",train,0,7,", "record 1 of .* is not in the catalog at its place"),
+        (",train,1,2,", ",test,1,2,", "record 2 of .* is not in the catalog at its place"),
     ],
 )
 def test_rows_that_are_out_of_place(built, old, new, message):

@@ -120,7 +120,7 @@ def test_a_failed_write_leaves_the_state_before(saved, monkeypatch):
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
-def test_what_json_cannot_hold_is_said_before_anything_is_written(saved):
+def test_what_json_cannot_hold_is_reported_before_anything_is_written(saved):
     before = saved.read_bytes()
     with pytest.raises(TypeError):
         checkpoints.save(saved, {}, {"weights": np.zeros(3)})

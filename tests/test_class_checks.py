@@ -65,7 +65,7 @@ def test_the_folder_to_pass_below_split_folders(tmp_path):
     assert line.endswith("pass this folder as the input of its split (input=SPLIT=DIR)")
 
 
-def test_folders_that_repeat_in_all_classes_are_asked_about(tmp_path, caplog):
+def test_folders_that_repeat_in_all_classes_are_warned_about(tmp_path, caplog):
     years = [f"{year}/{name}/1.jpg" for year in (2020, 2021) for name in "ab"]
     (line,) = refused(tmp_path, years)
     assert "the folders '2020', '2021' are taken for classes, and 'a', 'b' repeat in them" in line
@@ -76,7 +76,7 @@ def test_folders_that_repeat_in_all_classes_are_asked_about(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("inside", ["{0}/images/1.jpg", "{0}/of {0}/1.jpg", "{0}/1.jpg"])
-def test_classes_with_folders_of_their_own_are_not_asked_about(tmp_path, caplog, inside):
+def test_classes_with_folders_of_their_own_are_not_warned_about(tmp_path, caplog, inside):
     assert warned(caplog, tmp_path, [inside.format(name) for name in ("n01", "n02")]) == []
 
 
@@ -121,7 +121,7 @@ def test_empty_class_folders_are_named(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("word", ["nan", "NaN", "None", "null", "NA", "N/A"])
-def test_missing_values_are_no_classes_of_a_table(tmp_path, caplog, word):
+def test_missing_values_are_not_classes_of_a_table(tmp_path, caplog, word):
     paths = [f"{index}.jpg" for index in range(4)]
     (line,) = refused(tmp_path, paths, table=rows("cat", word, "dog", word))
     assert f"the class {word!r} of 2 images (line 3, line 5) is named like a missing value" in line
@@ -151,7 +151,7 @@ def test_names_that_look_alike(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("label", ["cat|dog", "cat;dog", '"cat,dog"', "\"['cat', 'dog']\""])
-def test_lists_are_no_classes(tmp_path, label):
+def test_lists_are_not_classes(tmp_path, label):
     (line,) = refused(tmp_path, ["0.jpg", "1.jpg", "2.jpg"], table=rows("cat", label, "dog"))
     assert "look like several classes each" in line
 
@@ -161,7 +161,7 @@ def test_signs_are_classes(tmp_path, caplog):
     assert warned(caplog, tmp_path, paths, table=rows("|", ";", '","', "?x")) == []
 
 
-def test_measured_numbers_are_no_classes_and_counted_ones_are(tmp_path, caplog):
+def test_measured_numbers_are_not_classes_and_counted_ones_are(tmp_path, caplog):
     paths = [f"{index}.jpg" for index in range(4)]
     assert "'0.87', '1.5', '2.25', '3': measurements" in refused(tmp_path, paths, table=rows("0.87", "1.5", "2.25", "3"))[0]
     assert warned(caplog, tmp_path / "b", paths, table=rows("1", "0", "1", "10")) == []
@@ -175,7 +175,7 @@ def build(source, output, **options):
     return tfpipe.build_tfrecords(source, output, workers=1, progress=False, **{"layout": "folders", **options})
 
 
-def test_what_training_refuses_is_said_at_build(tmp_path, caplog):
+def test_what_training_refuses_is_reported_at_build(tmp_path, caplog):
     for index, path in enumerate(("one/a/1.jpg", "one/a/2.jpg", "two/train/a/1.jpg", "two/train/b/2.jpg", "two/test/c/3.jpg")):
         write(tmp_path / path, make_image(index))
     build(tmp_path / "one", tmp_path / "1")

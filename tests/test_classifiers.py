@@ -188,7 +188,7 @@ def test_no_keras_file(tmp_path):
         assert_short(caught, path)
 
 
-def test_what_is_needed_is_said_of_files_that_are_no_damaged_models(tmp_path):
+def test_what_is_needed_is_reported_of_files_that_are_not_damaged_models(tmp_path):
     keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save(tmp_path / "model.h5")
     for name in ("labels.txt", "preprocessing.json"):
         (tmp_path / name).write_text("no model")
@@ -232,7 +232,7 @@ def test_a_flipped_bit_is_noticed_or_without_effect(saved, classifier):
     assert len(messages) > len(places) // 2
 
 
-def test_changed_names_are_said(saved):
+def test_changed_names_are_reported(saved):
     edit_config(saved, '"cat"', '"car"')
     with pytest.raises(DataError, match="class names were changed") as caught:
         classifiers.load(saved)
@@ -248,7 +248,7 @@ def other_models():
 
 
 @pytest.mark.parametrize("index", range(3))
-def test_other_models_are_no_classifiers(index, tmp_path):
+def test_other_models_are_not_classifiers(index, tmp_path):
     path = tmp_path / "model.keras"
     list(other_models())[index].save(path)
     way = "; export it first: tfpipe.export(keras.models.load_model(path), output, class_names=[...])" if index < 2 else ""

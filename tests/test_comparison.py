@@ -127,7 +127,7 @@ def test_what_cannot_be_compared(photos, tmp_path):
         list(diff(out, photos))
 
 
-def test_a_changed_catalogue_is_not_believed(photos, tmp_path):
+def test_a_changed_catalog_is_not_believed(photos, tmp_path):
     out = build(photos, tmp_path / "out")
     path = out / "catalog.csv"
     path.write_text(path.read_text("utf-8").replace("cat/1.jpg", "cat/9.jpg"), "utf-8")

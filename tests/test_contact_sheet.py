@@ -266,7 +266,7 @@ def test_wrong_arguments(tmp_path):
         show(out, tmp_path / "sheet.png")
 
 
-def test_many_classes_are_capped_and_the_header_says_so(tmp_path):
+def test_many_classes_are_capped_and_the_header_reports_it(tmp_path):
     for index in range(5):
         write(tmp_path / "in" / f"class {index}" / "a.jpg", make_image(index))
     tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", layout="folders", progress=False)

@@ -32,7 +32,7 @@ def table(folder, text, *files):
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("path_column", ["path", "filename", "File", "image", "image_id", "id"])
 @pytest.mark.parametrize("label_column", ["label", "Class", "category"])
-def test_columns_and_the_separator_are_found_and_said(tmp_path, caplog, separator, path_column, label_column):
+def test_columns_and_the_separator_are_found_and_reported(tmp_path, caplog, separator, path_column, label_column):
     header = separator.join(["n", label_column, path_column])
     source = table(tmp_path, f"{header}\n0{separator}cat{separator}1.jpg\n", "1.jpg")
     with caplog.at_level("INFO", "tfpipe"):
@@ -76,7 +76,7 @@ def test_an_id_of_several_files_is_refused_by_name(tmp_path):
     assert rejected == {"1": "'1' may be any of a/1.jpg, b/1.png: write the path of the one that is meant"}
 
 
-def test_ids_that_are_found_in_several_folders_are_counted_and_said(tmp_path, caplog):
+def test_ids_that_are_found_in_several_folders_are_counted_and_reported(tmp_path, caplog):
     paths = [f"train/{index}.jpg" for index in range(3)]
     source = table(tmp_path, "id,label\n0,a\n1,b\n2,a\n3,b\n", *paths, "test/3.jpg")
     assert len(listed(source)[0]) == 4
@@ -111,7 +111,7 @@ def test_absolute_paths_into_the_folder_are_paths_below_it(tmp_path):
 
 
 @pytest.mark.parametrize("given", ["{}", "{}.jpg", "/kaggle/input/{}.jpg", "../input/{}.jpg"])
-def test_where_no_path_is_found_one_message_says_where_was_looked(tmp_path, given):
+def test_where_no_path_is_found_one_message_reports_where_was_looked(tmp_path, given):
     rows = [f"{given.format(index)},a" for index in range(1000)]
     with pytest.raises(DataError) as caught:
         listed(table(tmp_path, "\n".join(["image_id,label", *rows]), "images/5.txt"))
@@ -194,7 +194,7 @@ def test_rows_without_a_split_or_with_one_that_cannot_be_are_rows(tmp_path):
     assert build(source, tmp_path / "out", on_error="skip").splits["train"].num_records == 2
 
 
-def test_a_path_that_is_given_in_every_row_is_told_in_short_lines(tmp_path):
+def test_a_path_that_is_given_in_every_row_is_reported_in_short_lines(tmp_path):
     write(tmp_path / "1.jpg", make_image(1))
     rows = [f"1.jpg,{index}" for index in range(2000)]
     with pytest.raises(DataError) as caught:

@@ -74,7 +74,7 @@ def test_the_best_epoch_is_marked_where_it_is(tmp_path):
     assert places[1] - places[0] > 250
 
 
-def test_equal_accuracies_are_told_apart_by_the_loss_and_nan_is_never_the_best(tmp_path):
+def test_equal_accuracies_are_decided_by_the_loss_and_nan_is_never_the_best(tmp_path):
     drawn = {}
     for name, losses in {"last": (0.3, NAN, 0.2), "first": (0.2, NAN, 0.3), "none": (NAN, NAN, NAN)}.items():
         rows = [{"phase": "head", "val_accuracy": 0.5, "val_loss": loss} for loss in losses]

@@ -122,7 +122,7 @@ def with_feature(name: str, value: object) -> bytes:
 
 
 @pytest.mark.parametrize("wrong", [b"not an Example", b"\xff" * 9, schema.encode(RECORD)[:-1]])
-def test_a_batch_with_what_is_no_example_is_refused(wrong: bytes):
+def test_a_batch_with_what_is_not_an_example_is_refused(wrong: bytes):
     batch = tf.constant([schema.encode(RECORD), wrong])
     with pytest.raises((tf.errors.InvalidArgumentError, UnicodeDecodeError)):  # TensorFlow's message may hold the bytes
         parse_batch(batch)

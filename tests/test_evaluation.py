@@ -129,8 +129,8 @@ def test_g11_a_record_lost_on_the_way_is_an_error(classifier, shards, tmp_path, 
     message = {
         "missing": f"1 missing: {re.escape(repr(keys[4]))}",
         "double": "predictions.*twice",
-        "swapped": "in another order than the catalogue",
-        "stranger": f"1 missing: {re.escape(repr(keys[-1]))}; 1 not in the catalogue: 'stranger'",
+        "swapped": "in another order than the catalog",
+        "stranger": f"1 missing: {re.escape(repr(keys[-1]))}; 1 not in the catalog: 'stranger'",
     }[fault]
 
     def batches(self, split, shard):
@@ -163,7 +163,7 @@ def test_a_data_set_that_is_replaced_during_the_pass_is_an_error(classifier, sha
     assert not list((tmp_path / "eval").glob("*.*")) + list((tmp_path / "eval").rglob("*.json"))
 
 
-def test_a_catalogue_that_changes_during_the_pass_is_an_error(classifier, shards):
+def test_a_catalog_that_changes_during_the_pass_is_an_error(classifier, shards):
     manifest = tfpipe.load_manifest(shards)
     claim = receipts.claim(classifier, shards, manifest, "test", {})
     receipts.check_unchanged(claim, shards)
@@ -241,13 +241,13 @@ def test_a_model_may_know_more_classes_and_must_not_know_fewer(shards, tmp_path)
         ({"shard": (0, 3), "num_readers": 2}, "shard and num_readers exclude each other"),
     ],
 )
-def test_mistakes_are_said_before_anything_is_written(classifier, shards, tmp_path, options, message):
+def test_mistakes_are_reported_before_anything_is_written(classifier, shards, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         run(classifier, shards, tmp_path / "eval", **options)
     assert not (tmp_path / "eval").exists()
 
 
-def test_an_empty_split_is_said(classifier, tmp_path):
+def test_an_empty_split_is_reported(classifier, tmp_path):
     empty = pipeline_fixtures.write_data_set(tmp_path / "shards", [], 1)
     with pytest.raises(ValueError, match="split 'test' is empty"):
         run(make_classifier(pipeline_fixtures.CLASS_NAMES), empty, tmp_path / "eval")
@@ -515,14 +515,14 @@ def test_any_predictor_gives_the_table_and_the_receipt_of_the_classifier(plain, 
 
 
 @pytest.mark.parametrize("name", ["frozen_image.pb", "model.tflite", "model.onnx", "saved_model", "export"])
-def test_the_path_of_an_export_is_told_to_be_loaded(tmp_path, name):
+def test_the_path_of_an_export_is_an_error_that_names_load(tmp_path, name):
     write(tmp_path / "saved_model" / "saved_model.pb", b"")
     write(tmp_path / "export" / "preprocessing.json", b"{}")
     with pytest.raises(ValueError, match=rf"{name}: an exported model is loaded first: evaluate\(tfpipe.load\('.*{name}'\)"):
         run(tmp_path / name, tmp_path / "shards", tmp_path / "eval")
 
 
-def test_what_is_no_model_is_told_so(tmp_path):
+def test_what_is_not_a_model_is_reported(tmp_path):
     model = types.SimpleNamespace(predict=None, image_size=(8, 8), resize="stretch")
     with pytest.raises(ValueError, match="a SimpleNamespace, which has no class_names and no sha256"):
         run(model, tmp_path / "shards", tmp_path / "eval")
@@ -622,7 +622,7 @@ def test_the_command_loads_a_model_of_any_form(plain, classifier, saved, shards,
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_command_says_which_parts_are_missing(classifier, shards, tmp_path, tool):
+def test_the_command_reports_which_parts_are_missing(classifier, shards, tmp_path, tool):
     found = run(classifier, shards, tmp_path, shard=(1, 2))
     expected = f"part 1/2 is complete; missing 1 part:\n  {tmp_path}/parts/predictions-00000-of-00002.csv"
     assert tool._missing("1/2", found) == expected
@@ -637,7 +637,7 @@ def test_the_command_says_which_parts_are_missing(classifier, shards, tmp_path, 
         (["--model=m", "--data=d", "--output=o", "--shard=3/3"], "--shard must be INDEX/COUNT"),
     ],
 )
-def test_wrong_words_are_said(run_tool, arguments, message):
+def test_wrong_words_are_reported(run_tool, arguments, message):
     done = run_tool("evaluate", *arguments, check=False)
     assert done.returncode == 2
     assert f"error: {message}" in done.stderr

@@ -83,7 +83,7 @@ def test_g10_an_evaluation_of_the_export_is_byte_for_byte_that_of_the_model(expo
     assert tables[1:] == tables[:1] * 3
 
 
-def test_g10_an_export_that_says_anything_else_fails_and_names_the_first_stage(tmp_path, monkeypatch, asked_here):
+def test_g10_an_export_that_differs_fails_and_names_the_first_stage(tmp_path, monkeypatch, asked_here):
     classifier = make_classifier()
     from tfpipe.images import decoding
 
@@ -264,7 +264,7 @@ def test_the_lines_of_the_documentation_run_on_an_export(exported, tmp_path, mon
 # ---- half
 
 
-def test_half_stores_half_and_says_what_it_costs(tmp_path, asked_here):
+def test_half_stores_half_and_reports_what_it_costs(tmp_path, asked_here):
     build_images(tmp_path, {"val": dict.fromkeys(CLASS_NAMES, 4)})
     classifier = make_classifier(size=(16, 16))
     network = classifier.model.get_layer("frozen").network
@@ -334,13 +334,13 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch, asked_he
         ({"max_pixels": 20}, "only 1 of 29 files could be compared"),
     ],
 )
-def test_wrong_arguments_are_said_before_anything_is_written(tmp_path, options, message):
+def test_wrong_arguments_are_reported_before_anything_is_written(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         tfpipe.export(make_classifier(), tmp_path / "export", **options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_there_is_not_replaced_unasked(tmp_path, monkeypatch):
+def test_what_is_there_is_not_replaced_unrequested(tmp_path, monkeypatch):
     write(tmp_path / "thesis" / "chapter.tex", b"precious")
     with pytest.raises(ValueError, match="holds files; choose another folder"):
         tfpipe.export(make_classifier(), tmp_path / "thesis")
@@ -389,7 +389,7 @@ def test_what_is_added_while_an_export_is_made_anew_is_not_deleted(tmp_path, ask
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
-def test_what_a_foreign_model_is_taken_for_is_said(tmp_path, asked_here, monkeypatch):
+def test_what_a_foreign_model_is_taken_for_is_reported(tmp_path, asked_here, monkeypatch):
     layers = [keras.layers.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
     said = []
     monkeypatch.chdir(tmp_path)  # where "best" is a folder like any other
@@ -409,14 +409,14 @@ def test_a_checkpoint_of_elsewhere_is_not_described_as_the_runs(tmp_path, asked_
     assert (tmp_path / "export" / "model_card.md").exists()  # of the run, it would be an error: there is nothing in run.json
 
 
-def test_probabilities_that_are_no_numbers_are_never_good():
+def test_probabilities_that_are_not_numbers_are_never_good():
     row = parity.Row("model.tflite", "image.probabilities", "probabilities", float("nan"), None, "a.jpg", 5)
     assert not row.is_good
     with pytest.raises(DataError, match=r"differs at its probabilities .* by nan where any number is allowed, in a\.jpg"):
         parity.check([row])
 
 
-def test_models_that_cannot_be_exported_are_said(tmp_path):
+def test_models_that_cannot_be_exported_are_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         tfpipe.export(tmp_path / "nothing.keras", tmp_path / "export")
     tmp_path.joinpath("run").mkdir()

@@ -67,7 +67,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_more_epochs_are_those_of_a_run_that_was_asked_for_them(colours, tmp_path, finished, case):
+def test_more_epochs_equal_those_of_a_run_that_had_them_from_the_start(colours, tmp_path, finished, case):
     short, more = CASES[case]
     long = dataclasses.replace(short, **more)
     folder, lines = finished(short, tmp_path / "extended"), []
@@ -122,7 +122,7 @@ def test_a_kill_before_the_extension_is_written_down_costs_nothing(colours, tmp_
         assert_equal(tmp_path / name, finished(recipe))
 
 
-def test_a_run_that_is_not_finished_can_be_asked_for_more(colours, tmp_path, monkeypatch, finished):
+def test_a_run_that_is_not_finished_can_be_extended(colours, tmp_path, monkeypatch, finished):
     long = dataclasses.replace(SCRATCH, epochs=4)
     stop_after(4, monkeypatch, colours, tmp_path / "extended", SCRATCH)
     run(colours, tmp_path / "extended", long)
@@ -141,7 +141,7 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")}
 
 
-def test_a_cosine_is_longer_only_if_that_is_asked_for(colours, tmp_path):
+def test_a_cosine_is_longer_only_if_requested(colours, tmp_path):
     folder, lines = tmp_path / "run", []
     short = dataclasses.replace(SCRATCH, schedule="cosine", warmup_epochs=0.5, ema=0.0)
     long = dataclasses.replace(short, epochs=4)
@@ -172,7 +172,7 @@ def test_a_cosine_that_is_extended_and_stopped_is_one_that_is_not(colours, tmp_p
     assert history_of(tmp_path / "at first") != history_of(tmp_path / "whole")
 
 
-def test_a_plateau_whose_patience_would_have_fallen_elsewhere_is_said(colours, tmp_path):
+def test_a_plateau_whose_patience_would_have_fallen_elsewhere_is_reported(colours, tmp_path):
     recipe = dataclasses.replace(SCRATCH, schedule="plateau", epochs=6, patience=2, learning_rate=1e-9)  # never better
     run(colours, tmp_path / "run", recipe)
     more = dataclasses.replace(recipe, epochs=8, patience=8)
@@ -318,7 +318,7 @@ SILENT = "---- silent"
 TENSORFLOWS = r"WARNING: All log messages|[IWE]\d{4} "  # what it says when it starts
 
 
-def test_from_python_a_run_says_what_the_command_says(colours, tmp_path):
+def test_from_python_a_run_reports_what_the_command_reports(colours, tmp_path):
     flags = ["--backbone=lenet", "--weights=none", "--image_size=16", "--epochs=3", "--precision=float32", "--batch_size=8"]
     words = {
         "command": ["tools/train.py", f"--data={colours}", "--notensorboard", *flags, "--output"],

@@ -152,7 +152,7 @@ def test_damage_names_the_place_and_the_source_file_and_what_to_do(tmp_path):
     assert "source file" not in str(caught.value)
 
 
-def test_a_full_disk_is_told_with_the_file(tmp_path):
+def test_a_full_disk_is_reported_with_the_file(tmp_path):
     out = build_tiny(tmp_path)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -175,7 +175,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert tree(tmp_path / "back") == tree(tmp_path / "in")
 
 
-def test_a_folder_that_cannot_be_made_is_told_with_the_file(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_made_is_reported_with_the_file(tmp_path, monkeypatch):
     out = build_tiny(tmp_path)
     (tmp_path / "back").mkdir()
 
@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_made_is_told_with_the_file(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("inside", ["", "back", "link"])
-def test_the_data_set_itself_is_no_output(tmp_path, inside):
+def test_the_data_set_itself_is_not_an_output(tmp_path, inside):
     out = build_tiny(tmp_path)
     (tmp_path / "link").symlink_to(out)
     before = sorted(out.rglob("*"))
@@ -199,7 +199,7 @@ def test_the_data_set_itself_is_no_output(tmp_path, inside):
     assert sorted(out.rglob("*")) == before
 
 
-def test_neither_index_nor_catalogue_is_needed(tmp_path):
+def test_neither_index_nor_catalog_is_needed(tmp_path):
     out = build_tiny(tmp_path)
     (out / "catalog.csv").unlink()
     for path in (out / "index").iterdir():

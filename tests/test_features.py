@@ -138,7 +138,7 @@ def test_rows_at_any_positions(tmp_path, split_images, small_shards, positions):
     np.testing.assert_array_equal(found.rows(np.array(positions, np.int64)), whole[np.array(positions, np.int64)])
 
 
-def test_positions_behind_the_end_are_refused(tmp_path, split_images):
+def test_positions_after_the_end_are_refused(tmp_path, split_images):
     with pytest.raises(IndexError):
         run(tmp_path, split_images).rows(np.array([41]))
 
@@ -363,7 +363,7 @@ def test_deleted_it_is_computed_again(tmp_path, split_images):
 # ---- places that cannot be written
 
 
-def test_a_full_disk_is_said_before_anything_is_computed(tmp_path, split_images, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_computed(tmp_path, split_images, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1000))
     with pytest.raises(OSError, match=r"deeper/cache: .* GB of features do not fit into the .* GB that are free"):
         run(tmp_path / "deeper" / "cache", split_images)
@@ -473,7 +473,7 @@ def test_g12_images_in_another_order_are_caught(cached, precision):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("side", ["cache", "training"])
-def test_g12_what_is_no_number_is_caught(cached, precision, value, side):
+def test_g12_what_is_not_a_number_is_caught(cached, precision, value, side):
     expected, images = cached
     broken = expected.copy()
     broken[0, 0, 0, 0] = value

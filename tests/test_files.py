@@ -142,7 +142,7 @@ def test_what_was_replaced_never_comes_back_even_if_it_is_deleted_by_halves(tmp_
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError("of a library")])
-def test_an_error_says_what_and_the_name_that_was_given(tmp_path, error):
+def test_an_error_reports_what_and_the_name_that_was_given(tmp_path, error):
     def fail():
         with files.written_atomically(tmp_path / "x"):
             raise error
@@ -275,7 +275,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path):
         ("", "Expecting value"),
     ],
 )
-def test_what_is_no_json_of_ours(tmp_path, text, message):
+def test_what_is_not_our_json(tmp_path, text, message):
     path = write(tmp_path / "x.json", text.encode())
     with pytest.raises(DataError, match=rf"x\.json: cannot be understood: .*{message}"):
         files.read_json(path)

@@ -74,7 +74,7 @@ def opened(graph, path):
 
 
 @pytest.mark.parametrize("middle", [Branch, WeightyBranch, Loop, recurrent])
-def test_branches_and_loops_say_what_the_model_says(middle, tmp_path):
+def test_branches_and_loops_give_what_the_model_gives(middle, tmp_path):
     model = make_model(middle)
     graph = frozen_graph.freeze_images(model, describe(model))
     assert not graph.library.function
@@ -83,7 +83,7 @@ def test_branches_and_loops_say_what_the_model_says(middle, tmp_path):
         np.testing.assert_array_equal(frozen.classify(images), model.predict(images))
 
 
-def test_they_do_so_behind_the_decoder_and_with_halves(tmp_path):
+def test_they_do_so_after_the_decoder_and_with_halves(tmp_path):
     model = half_precision.round_weights(make_model(lambda: keras.Sequential([Branch(), Loop(), keras.layers.GRU(24)])))
     specification = describe(model)
     graph = half_precision.store_half(frozen_graph.freeze_images(model, specification))
@@ -138,7 +138,7 @@ def test_a_cut_file_is_damage(plain, tmp_path, part):
         frozen_graph.load_frozen(written(tmp_path / "cut.pb", data[: int(part * len(data))]))
 
 
-def test_graphs_that_cannot_be_loaded_are_said(tmp_path):
+def test_graphs_that_cannot_be_loaded_are_reported(tmp_path):
     with tf.Graph().as_default() as made:
         tf.constant(Specification(("a", "b"), SIZE, "pad", "unit", "5" * 64).to_json(), name="specification")
     graph = made.as_graph_def()
@@ -152,14 +152,14 @@ def test_graphs_that_cannot_be_loaded_are_said(tmp_path):
         frozen_graph.load_frozen(written(tmp_path / "other.pb", frozen_graph.to_bytes(graph)), trust=True)
 
 
-def test_words_that_are_no_utf8_are_damage_in_a_saved_model(tmp_path):
+def test_words_that_are_not_utf8_are_damage_in_a_saved_model(tmp_path):
     write(tmp_path / "saved_model.pb", b"")
     write(tmp_path / "assets.extra" / "preprocessing.json", b'{"class_names": ["\xff"]}')
     with pytest.raises(DataError, match="not the specification"):
         opening.load(tmp_path)
 
 
-def test_names_that_are_no_utf8_come_back():
+def test_names_that_are_not_utf8_come_back():
     given = Specification(("小 猫", "caf\udce9", 'a"b'), SIZE, "pad", "unit", "5" * 64)
     assert specifications.from_json(given.to_json().encode("utf-8"), "here") == given
 
@@ -172,7 +172,7 @@ class Unregistered(keras.layers.Layer):
         return values * 2
 
 
-def test_models_that_a_format_cannot_hold_are_said(tmp_path):
+def test_models_that_a_format_cannot_hold_are_reported(tmp_path):
     model = make_model(Unregistered)
     with pytest.raises(DataError, match=r"format keras: .*; register the class") as caught:
         WRITERS["keras"](Work(model, describe(model), tmp_path, half=False))
@@ -205,7 +205,7 @@ def test_half_of_a_subclassed_model_is_refused():
         half_precision.round_weights(model)
 
 
-def test_a_loaded_graph_says_what_it_takes(tmp_path):
+def test_a_loaded_graph_reports_what_it_takes(tmp_path):
     model = make_model(Branch)
     image = opened(frozen_graph.freeze_images(model, describe(model)), tmp_path / "image.pb")
     images = np.zeros((2, *SIZE, 3), np.uint8)

@@ -106,7 +106,7 @@ def test_height_and_width_are_not_swapped():
         *(BASELINE[: BASELINE.index(b"\xff\xc0")] + b"\xff\xd9", BASELINE[: BASELINE.index(b"\xff\xda")]),
     ],
 )
-def test_what_is_no_jpeg_or_png_or_has_no_size_is_not_readable(data):
+def test_what_is_not_a_jpeg_or_png_or_has_no_size_is_not_readable(data):
     assert read(data) == (False, 0, 0, 1)
     assert audited(data) is None
 

@@ -116,7 +116,7 @@ def test_arrays_in_other_files_are_refused_before_they_are_read(tmp_path, name, 
         hdf5.list_arrays(path, None)
 
 
-def test_what_is_no_hdf5_is_named(tmp_path):
+def test_what_is_not_hdf5_is_named(tmp_path):
     path = tmp_path / "x.h5"
     path.write_bytes(b"not hdf5")
     with pytest.raises(tfpipe.DataError, match=r"x\.h5: cannot be read as HDF5"):

@@ -333,7 +333,7 @@ def test_orientation_among_several_segments(expected, inserted):
         assert pillow_orientation(data) == expected
 
 
-def test_exif_behind_the_first_scan_is_not_the_images():
+def test_exif_after_the_first_scan_is_not_the_images():
     data = BASELINE[:-2] + exif_segment(tiff(">", 6)) + BASELINE[-2:]
     assert read_header(data).orientation == 1 == pillow_orientation(data)
 

@@ -158,7 +158,7 @@ def test_a_truncated_backbone_has_the_blocks_of_what_is_left(name):
         assert short.network(images).shape[1:] == short.network.output_shape[1:]
 
 
-def test_truncated_behind_a_block():
+def test_truncated_after_a_block():
     backbone = build("lenet", image_size=(8, 8))
     short = truncate(backbone, "block1")
     assert dict(short.blocks) == {"block1": "block1_pool"}

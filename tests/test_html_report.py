@@ -107,7 +107,7 @@ def test_the_page_is_whole_and_needs_nothing_else(hostile):
     assert hostile[0].stat().st_size < 3_000_000
 
 
-def test_names_are_shown_as_they_are_and_are_no_markup(hostile):
+def test_names_are_shown_as_they_are_and_are_not_markup(hostile):
     source = hostile[0].read_text("utf-8")
     page = Page(source)
     for section in ("Class balance", "Confusion matrix", "Classes", "ROC and precision-recall", "Worst mistakes"):
@@ -181,7 +181,7 @@ def test_the_report_of_another_model_or_split_is_refused(hostile):
         write_report(path.parent, make_classifier(HOSTILE_NAMES, seed=1), data, "test", progress=False)
 
 
-def test_of_a_model_with_no_more_than_probabilities_the_page_says_what_it_lacks(hostile, tmp_path):
+def test_of_a_model_with_no_more_than_probabilities_the_page_reports_what_it_lacks(hostile, tmp_path):
     path, classifier, data = hostile
     for name in ("predictions.csv", "receipt.json", "metrics.json"):
         (tmp_path / name).write_bytes((path.parent / name).read_bytes())
@@ -267,7 +267,7 @@ def test_text_is_dark_on_light_or_light_on_dark(opened, scheme):
             )
 
 
-def test_names_that_no_font_here_has_are_said_once_with_the_package(hostile, tmp_path, caplog, monkeypatch):
+def test_names_that_no_font_here_has_are_reported_once_with_the_package(hostile, tmp_path, caplog, monkeypatch):
     path, classifier, data = hostile
     for name in ("predictions.csv", "receipt.json", "metrics.json"):
         (tmp_path / name).write_bytes((path.parent / name).read_bytes())

@@ -93,7 +93,7 @@ def test_sound_files_pass(name):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", SOUND)
-def test_a_scan_that_is_cut_anywhere_and_ended_in_order_is_told(name, thinned):
+def test_a_scan_that_is_cut_anywhere_and_ended_in_order_is_reported(name, thinned):
     data = SOUND[name]
     for start, end in scans_of(data):
         for cut in thinned(range(start, end), 50):
@@ -102,7 +102,7 @@ def test_a_scan_that_is_cut_anywhere_and_ended_in_order_is_told(name, thinned):
             assert "damaged_scan: Corrupt JPEG data: premature end of data segment, in unit " in complaint(ended), cut
 
 
-def test_a_cut_is_told_in_the_decoders_words_with_its_place():
+def test_a_cut_is_reported_in_the_decoders_words_with_its_place():
     data = SOUND["colour 4:2:0"]
     [(start, end)] = scans_of(data)
     cut = (start + end) // 2
@@ -123,13 +123,13 @@ def test_a_cut_is_told_in_the_decoders_words_with_its_place():
         ("progressive", lambda d: d[: d.index(b"\xff\xda")] + d[scans_of(d)[0][1] :], "inconsistent progression"),
     ],
 )
-def test_other_damage_is_told_in_the_decoders_words(name, edit, message):
+def test_other_damage_is_reported_in_the_decoders_words(name, edit, message):
     damaged = edit(SOUND[name])
     assert damaged != SOUND[name]
     assert re.search(f"damaged_scan: .*Corrupt JPEG data: {message}", complaint(damaged)), complaint(damaged)
 
 
-def test_runs_that_lead_out_of_a_block_and_codes_that_no_table_has_are_told():
+def test_runs_that_lead_out_of_a_block_and_codes_that_no_table_has_are_reported():
     data = SOUND["colour 4:4:4"]
     [(start, end)] = scans_of(data)
     drawn, told = random.Random(3), set()
@@ -174,7 +174,7 @@ def tensorflows_warning(data: bytes, capfd: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.tf
 @pytest.mark.parametrize("name", SOUND)
-def test_whatever_tensorflow_warns_of_is_told(name, capfd):
+def test_whatever_tensorflow_warns_of_is_reported(name, capfd):
     data = SOUND[name]
     assert tensorflows_warning(data, capfd) == ""
     drawn, warned, told = random.Random(name), 0, 0
@@ -242,7 +242,7 @@ def test_png_pixels_must_be_as_they_were_compressed():
 # Real files
 
 
-def test_real_photos_pass_and_cut_ones_are_told(test_data):
+def test_real_photos_pass_and_cut_ones_are_reported(test_data):
     files = sorted((test_data / "cats_dogs").rglob("*.jpg"))
     drawn = random.Random(0)
     assert len(files) > 1000
@@ -254,7 +254,7 @@ def test_real_photos_pass_and_cut_ones_are_told(test_data):
 
 
 @pytest.mark.tf
-def test_of_a_corpus_those_are_told_that_tensorflow_warns_of(test_data, capfd):
+def test_of_a_corpus_those_are_reported_that_tensorflow_warns_of(test_data, capfd):
     warned, told, num_files = set(), set(), 0
     for file in sorted(path for path in (test_data / "jpeg").rglob("*") if path.is_file()):
         data = file.read_bytes()

@@ -76,7 +76,7 @@ def test_tfpipe_reads_the_model_that_was_saved(models, tmp_path):
     assert check(models["trained"]).trunk.output_shape == check(again).trunk.output_shape  # and is still one itself
 
 
-def test_what_is_no_keras_file_is_damage(tmp_path):
+def test_what_is_not_a_keras_file_is_damage(tmp_path):
     (tmp_path / "a.keras").write_bytes(b"PK\x05\x06" + bytes(18))
     with pytest.raises(DataError, match="cannot be loaded as a Keras model"):
         keras_files.load(tmp_path / "a.keras")
@@ -114,13 +114,13 @@ def with_kernel(replace):
         (lambda file, name: file.update({name: h5py.ExternalLink("x.h5", "/x")}), "Not allowed: H5 file with ExternalLink"),
     ],
 )
-def test_the_reason_why_weights_are_refused_is_said(tmp_path, change, reason):
+def test_the_reason_why_weights_are_refused_is_reported(tmp_path, change, reason):
     path = rewritten(tmp_path / "a.keras", "model.weights.h5", with_kernel(change))
     with pytest.raises(DataError, match=f"cannot be loaded as a Keras model: {reason}"):
         keras_files.load(path)
 
 
 @pytest.mark.parametrize("text", ["[]", "null", '"text"', json.dumps(LAYER)])
-def test_an_architecture_that_is_none_is_said(tmp_path, text):
+def test_an_architecture_that_is_none_is_reported(tmp_path, text):
     with pytest.raises(DataError, match=r"a.keras: .* its member tfpipe.json is not a model but (list|NoneType|str|Dense)"):
         keras_files.load(rewritten(tmp_path / "a.keras", "tfpipe.json", text))

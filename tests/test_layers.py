@@ -162,7 +162,7 @@ def test_a_trunk_in_training_is_as_the_network():
     assert not np.array_equal(base.get_layer("bn").moving_mean.numpy(), before)
 
 
-def test_a_trunk_says_its_shape_and_dtype():
+def test_a_trunk_reports_its_shape_and_dtype():
     with dtype_policy("mixed_bfloat16"):
         base = make_base()
         found = Trunk(base, inference=True)(keras.Input(SHAPE, dtype="bfloat16"))

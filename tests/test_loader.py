@@ -347,7 +347,7 @@ def test_g5_storage_that_fails_once_is_reported_too(data_set: Path, monkeypatch:
         read(data_set, num_parallel_calls=1)
 
 
-def test_a_record_that_is_no_example_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_record_that_is_not_an_example_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(schema, "encode", lambda record: b"\xff" + record.key.encode())
     data_set = write_data_set(tmp_path / "shards", IMAGES, 3)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"record 0 \(source cat/0.jpg\): cannot be decoded"):

@@ -89,7 +89,7 @@ def test_a_field_of_another_type_is_named_with_its_split(saved, name):
         manifest.load(directory)
 
 
-def test_no_manifest_is_told_from_an_unfinished_build(tmp_path):
+def test_a_missing_manifest_is_distinguished_from_an_unfinished_build(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a tfpipe data set"):
         manifest.load(tmp_path)
     (tmp_path / ".build").mkdir()
@@ -117,7 +117,7 @@ def test_what_a_look_at_the_folder_shows(saved):
 
 
 @pytest.mark.parametrize("name", ["catalog.csv", "index/pets-train-00001-of-00002.idx"])
-def test_hashes_of_catalogue_and_indexes(saved, name):
+def test_hashes_of_catalog_and_indexes(saved, name):
     directory, content = saved
     manifest.check_hashes(directory, content)
     (directory / name).write_bytes(b"other")

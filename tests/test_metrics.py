@@ -88,7 +88,7 @@ def test_sensitivity_at_a_fixed_specificity_by_hand():
 
 
 @given(table=TABLES, specificity=st.floats(0.01, 1))
-def test_the_threshold_does_what_it_says_and_a_lower_one_does_not(table, specificity):
+def test_the_threshold_does_what_it_promises_and_a_lower_one_does_not(table, specificity):
     found = measure(table, positive_class=table.class_names[0], specificity=specificity)["binary"]["sensitivity_at_specificity"]
     scores, truth = table.probabilities[:, 0], table.labels == 0
     threshold = math.inf if found["threshold"] is None else found["threshold"]
@@ -198,7 +198,7 @@ def test_wilson_against_the_textbook():
         ({"specificity": 1.5}, "specificity must be a number, more than 0"),
     ],
 )
-def test_wrong_options_are_said(options, message):
+def test_wrong_options_are_reported(options, message):
     with pytest.raises(ValueError, match=message):
         measure(random_table(0, 5, 2), **options)
 
@@ -269,14 +269,14 @@ def test_no_temperature_is_fitted_where_every_image_is_taken_rightly(caplog):
         ([0, 1, 0], [[0.9, 0.1]] * 3, ""),
     ],
 )
-def test_an_unusual_temperature_is_said(caplog, labels, rows, reason):
+def test_an_unusual_temperature_is_reported(caplog, labels, rows, reason):
     with caplog.at_level(logging.WARNING, "tfpipe"):
         fit_temperature(make_table(labels, rows))
     assert reason in caplog.text if reason else not caplog.text
 
 
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf])
-def test_a_wrong_temperature_is_said(temperature):
+def test_a_wrong_temperature_is_reported(temperature):
     with pytest.raises(ValueError, match="temperature must be a positive number"):
         scale(random_table(0, 3, 2), temperature)
 

@@ -131,7 +131,7 @@ def test_another_checkpoint_does_not_get_the_validation_accuracy_of_the_best(tmp
     assert "of another checkpoint than the run's best" in card
 
 
-def test_a_model_without_a_run_or_an_evaluation_says_so():
+def test_a_model_without_a_run_or_an_evaluation_reports_it():
     card = model_card.render(specify())
     assert "# Model card: a classifier of 6 classes\n" in card
     assert "**No evaluation was given.**" in card
@@ -166,7 +166,7 @@ def test_limits_are_what_went_worst(card):
     assert listed[-1].startswith("Near-duplicates of images of te_st")
 
 
-def test_calibration_that_the_export_does_not_have_and_near_duplicates_are_told(tmp_path):
+def test_calibration_that_the_export_does_not_have_and_near_duplicates_are_reported(tmp_path):
     calibration = {"temperature": 1.75, "split": "val", "before": {"ece": 0.25}}
     pairs = {"against": ["train", "val"], "count": 3, "count_without": 10, "accuracy_without": 0.5}
     pairs["accuracy_without_interval"] = [0.25, 0.75]

@@ -33,7 +33,7 @@ def averages():
     return Model(Averages())
 
 
-def test_a_model_says_what_it_is(model):
+def test_a_model_reports_what_it_is(model):
     assert tuple(model.class_names) == CLASS_NAMES
     assert (model.image_size, model.resize) == ((8, 8), "stretch")
 
@@ -119,7 +119,7 @@ def test_a_limit_of_pixels():
     assert answer.reason.startswith("too_many_pixels: ")
 
 
-def test_the_best_are_as_many_as_asked_for(averages):
+def test_the_best_are_as_many_as_requested(averages):
     assert len(averages.predict(make_image(1), top_k=2)[0].top) == 2
     assert {name for name, _ in averages.predict(make_image(1), top_k=9)[0].top} == set(AWKWARD)
 
@@ -159,6 +159,6 @@ def test_a_keras_model_is_to_be_exported_first(model):
         load(model.predictor.model)
 
 
-def test_a_model_that_is_not_there_is_said(tmp_path):
+def test_a_model_that_is_not_there_is_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load(tmp_path / "nowhere")

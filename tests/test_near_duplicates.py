@@ -126,7 +126,7 @@ def test_nearly_all_pairs_of_different_images_are_settled_by_the_screen(tmp_path
     assert 1 <= sum(compared) <= 40 * 40 / 20
 
 
-def test_progress_says_what_is_looked_for_and_where(splits, caplog):
+def test_progress_reports_what_is_looked_for_and_where(splits, caplog):
     caplog.set_level("INFO", "tfpipe")
     near_duplicates.find_near_duplicates(make_classifier(["cat", "dog"], side=48), splits, "test")
     assert "near-duplicates of test in train, val: 13 of 13 records" in caplog.text
@@ -237,7 +237,7 @@ def test_dead_features_do_not_divide_by_zero(splits, recwarn):
     assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
 
 
-def test_a_damaged_record_is_an_error_that_says_where(tmp_path):
+def test_a_damaged_record_is_an_error_that_reports_where(tmp_path):
     data = write_splits(tmp_path, {split: [jpeg(textured(seed, 24))] for seed, split in enumerate(("train", "test"))})
     (shard,) = data.glob("*train*.tfrecord*")
     content = bytearray(shard.read_bytes())

@@ -141,7 +141,7 @@ def test_dropout_and_batch_norm_are_off_in_training_unless_asked(way):
 
 
 @pytest.mark.parametrize("mode", ["finetune", "full"])
-def test_batch_norm_that_is_asked_for_is_on_where_it_is_trained(mode):
+def test_batch_norm_that_is_requested_is_on_where_it_is_trained(mode):
     networks = make(mode=mode, train_batch_norm=True)
     network = networks.partly_trained() if mode == "finetune" else networks.all_trained()
     before = {id(weight): weight.numpy() for weight in network.weights}

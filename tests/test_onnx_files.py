@@ -118,7 +118,7 @@ def test_halves_stay_halves_and_nothing_is_lost(graph, tmp_path):
 
 
 @needs_onnx
-def test_converting_says_nothing_and_leaves_the_logs_as_they_were(graph, caplog, capfd):
+def test_converting_reports_nothing_and_leaves_the_logs_as_they_were(graph, caplog, capfd):
     names = ("tensorflow", "tf2onnx")
     for name in names:
         caplog.set_level(logging.INFO, name)
@@ -136,7 +136,7 @@ def test_a_missing_file_is_a_missing_file(path):
 
 @needs_onnx
 @pytest.mark.parametrize("data", [b"", b"<html></html>", bytes(100)])
-def test_what_is_no_onnx_file_is_named(tmp_path, data, capfd):
+def test_what_is_not_an_onnx_file_is_named(tmp_path, data, capfd):
     file = written(tmp_path / "other.onnx", data)
     with pytest.raises(DataError, match=r"other\.onnx: cannot be run as an ONNX model") as caught:
         onnx_files.open_onnx(file)
@@ -152,7 +152,7 @@ def test_a_cut_file_is_named(path, tmp_path, part):
 
 
 @pytest.mark.parametrize("text", ["小", "batch"])
-def test_words_that_are_no_utf8_are_a_damage(path, tmp_path, capfd, text):
+def test_words_that_are_not_utf8_are_damage(path, tmp_path, capfd, text):
     """In a dimension's name onnxruntime would try once more and print that it does."""
     damaged = path.read_bytes().replace(text.encode(), b"\xff" * len(text.encode()))
     with pytest.raises(DataError, match=r"words\.onnx: cannot be run as an ONNX model"):

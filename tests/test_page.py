@@ -142,7 +142,7 @@ def test_probabilities_are_those_of_predict(answers, classifier, tmp_path, name)
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_image_is_refused_with_a_reason(answers, tmp_path, name):
+def test_what_is_not_an_image_is_refused_with_a_reason(answers, tmp_path, name):
     data, word = BAD[name]
     said = answers.answer(str(write(tmp_path / name, data)))
     assert isinstance(said, RejectedImage)
@@ -435,7 +435,7 @@ def test_a_file_can_be_dropped_beside_its_place(page, tmp_path):
     assert len(bars(page)) == 3
 
 
-def test_an_empty_folder_is_said_to_be_empty(page, tmp_path):
+def test_an_empty_folder_is_reported(page, tmp_path):
     (tmp_path / "nothing").mkdir()
     page.once("dialog", lambda dialog: dialog.dismiss())
     with page.expect_event("dialog") as shown:
@@ -454,7 +454,7 @@ def test_nothing_is_asked_of_another_machine(page):
     assert outside == []
 
 
-def test_a_port_that_is_taken_is_said(serve, page, run):
+def test_a_port_that_is_taken_is_reported(serve, page, run):
     port = int(page.url_served.rstrip("/").rpartition(":")[2])
     with pytest.raises(OSError, match=rf"port {port} of 127.0.0.1 .* another with --port"), serve(run / "run", port=port):
         pass

@@ -56,12 +56,12 @@ def test_the_head_of_a_run_is_the_best_regression(finished):
     assert read_history(folder) == []
 
 
-def test_a_pooling_that_is_asked_for_is_the_only_one(colours, tmp_path):
+def test_a_pooling_that_is_requested_is_the_only_one(colours, tmp_path):
     run(colours, tmp_path / "run", dataclasses.replace(CHOOSING, pooling="max"))
     assert {candidate["pooling"] for candidate in head_of(tmp_path / "run")["candidates"]} == {"max"}
 
 
-def test_rare_classes_weigh_more_if_that_is_asked_for(colours, tmp_path, finished):
+def test_rare_classes_weigh_more_if_requested(colours, tmp_path, finished):
     found = [weights_of(finished(CHOOSING))[-2]]
     for name, changes in {"balanced": {"balanced": True}, "weighted": {"class_weights": True}}.items():
         run(colours, tmp_path / name, dataclasses.replace(CHOOSING, **changes))
@@ -179,7 +179,7 @@ def test_sgd_measures_the_rate_of_a_head_and_trains_at_it(colours, tmp_path):
     assert max(row["learning_rate"] for row in read_history(tmp_path / "run")) <= rate
 
 
-def test_the_card_says_what_was_chosen(tmp_path, finished):
+def test_the_card_reports_what_was_chosen(tmp_path, finished):
     best = head_of(finished(CHOOSING))["best"]
     tfpipe.export(finished(CHOOSING), tmp_path / "export", formats=("keras",), log=lambda line: None)
     card = (tmp_path / "export" / "model_card.md").read_text("utf-8")

@@ -116,7 +116,7 @@ def test_an_id_that_was_given_is_never_another(tmp_path):
         selection.list_images(table, tell_apart=True)
 
 
-def test_only_the_suffix_of_an_image_is_no_part_of_the_id(tmp_path):
+def test_only_the_suffix_of_an_image_is_not_a_part_of_the_id(tmp_path):
     names = ["plain", "scan.1", "scan.2", "v1.5", "x.JPG", "y.1.Tiff"]
     for index, name in enumerate(names):
         write(tmp_path / "in" / name, make_image(index))
@@ -153,7 +153,7 @@ def test_two_images_with_one_id_are_named(tmp_path, names):
 # What is an image
 
 
-def test_what_is_no_image_by_its_name_is_passed_over_and_said(folder, tmp_path, caplog):
+def test_what_is_not_an_image_by_its_name_is_passed_over_and_reported(folder, tmp_path, caplog):
     for name in ("README.txt", "Thumbs.db", ".DS_Store", ".git/1.jpg", "table.csv", "old.rejected.jsonl"):
         write(folder / name, b"x")
     with caplog.at_level("INFO", "tfpipe"):
@@ -277,7 +277,7 @@ def test_a_csv_names_images_below_its_own_folder(tmp_path):
         (b'path\n"a\0.jpg"\n', "NUL"),
     ],
 )
-def test_a_csv_that_is_no_list_is_an_error_with_the_line(tmp_path, content, message):
+def test_a_csv_that_is_not_a_list_is_an_error_with_the_line(tmp_path, content, message):
     table = write(tmp_path / "list.csv", content)
     with pytest.raises(DataError, match=message) as caught:
         ids(table)
@@ -285,7 +285,7 @@ def test_a_csv_that_is_no_list_is_an_error_with_the_line(tmp_path, content, mess
 
 
 @pytest.mark.parametrize("content", [b"ID;Filename\nb;2.jpg\na;1.jpg\n", b"image\tid\n2.jpg\tb\n1.jpg\ta\n"])
-def test_the_separator_and_the_column_of_paths_are_found_and_said(tmp_path, content, caplog):
+def test_the_separator_and_the_column_of_paths_are_found_and_reported(tmp_path, content, caplog):
     table = write(tmp_path / "list.tsv", content)
     with caplog.at_level("INFO", "tfpipe"):
         assert [(found.id, found.path) for found in selection.list_images(table).images] == [
@@ -330,7 +330,7 @@ def test_standard_input_names_images(tmp_path, monkeypatch, end):
     assert listed[0].path == str(tmp_path / "a" / "1.jpg")
 
 
-def test_a_byte_order_mark_is_no_part_of_a_path(monkeypatch):
+def test_a_byte_order_mark_is_not_a_part_of_a_path(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffa/1.jpg\n2.jpg\n".encode())))
     assert ids("-") == ["2", "a/1"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("a/1.jpg\n".encode("utf-16"))))
@@ -649,7 +649,7 @@ def test_an_output_never_replaces_an_image(folder, tmp_path, name):
     assert (folder / "link.csv").is_symlink()
 
 
-def test_a_folder_that_cannot_be_written_to_is_said_with_the_outputs_name(folder, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_to_is_reported_with_the_outputs_name(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
     with pytest.raises(PermissionError, match=r"cannot be written to: .*/out.csv'$"):
         predict(Untouched(), folder, tmp_path / "out.csv", progress=False)
@@ -679,7 +679,7 @@ def test_an_output_is_not_written_among_shards(folder, tmp_path):
     assert left_behind(tmp_path / "shards") == before
 
 
-def test_probabilities_that_are_no_numbers_are_an_error(folder, tmp_path):
+def test_probabilities_that_are_not_numbers_are_an_error(folder, tmp_path):
     class Broken(Averages):
         def predict(self, images):
             return super().predict(images) * np.nan

@@ -110,7 +110,7 @@ def test_a_damaged_table_is_refused_with_its_line(tmp_path, text, message):
     assert caught.value.path == str(path)
 
 
-def test_bytes_that_are_no_utf8_are_refused(tmp_path):
+def test_bytes_that_are_not_utf8_are_refused(tmp_path):
     path = tmp_path / "predictions.csv"
     path.write_bytes(HEADER.encode() + b"\xff,1,a,a,1,0\n")
     with pytest.raises(DataError, match="utf-8"):
@@ -161,7 +161,7 @@ def test_a_folders_table_must_be_that_of_its_metrics_and_classes(tmp_path):
         predictions.read(tmp_path)
 
 
-def test_probabilities_that_are_no_numbers_are_never_written():
+def test_probabilities_that_are_not_numbers_are_never_written():
     table = Predictions(["1", "two"], ["", ""], np.array([0, 0]), np.array([[0.5, 0.5], [np.nan, np.nan]]), ["a", "b"])
     with pytest.raises(DataError, match="probabilities of 'two' are not numbers"):
         predictions.rows(table)

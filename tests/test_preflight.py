@@ -44,7 +44,7 @@ def test_other_words_are_refused(text):
 
 
 @pytest.mark.tf
-def test_the_command_says_which_devices_there_are(tmp_path, run_tool):
+def test_the_command_reports_which_devices_there_are(tmp_path, run_tool):
     from transfer_fixtures import build_colours
 
     shards = build_colours(tmp_path, {"train": (2, 2, 2)})

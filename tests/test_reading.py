@@ -1,4 +1,4 @@
-"""Reading: every record is what the catalogue has, or an error with shard, offset and source; never fewer records.
+"""Reading: every record is what the catalog has, or an error with shard, offset and source; never fewer records.
 
 The exhaustive loops (every byte, every length) exercise the reader alone, at microseconds a case:
 `dataset()` reads through `RecordReader` and nothing else, and test_loader.py shows for a sample
@@ -151,7 +151,7 @@ def test_g3_intact_records_in_another_place_are_refused(data_set: Path, harm, po
     reader = RecordReader(data_set, "test") if before else reader
     found = problems(reader)
     assert list(found) == list(positions)
-    assert all("not the one that the catalogue lists here (swapped)" in str(error) for error in found.values())
+    assert all("not the one that the catalog lists here (swapped)" in str(error) for error in found.values())
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_g3_a_wrong_file_is_refused_on_opening(data_set: Path, harm, message: st
 
 
 @pytest.mark.parametrize("name", ["catalog.csv", manifest.index_file(SHARDS[1])])
-def test_a_changed_catalogue_or_index_is_refused_on_opening(data_set: Path, name: str):
+def test_a_changed_catalog_or_index_is_refused_on_opening(data_set: Path, name: str):
     path = data_set / name
     content = path.read_bytes()
     for index in range(len(content)):
@@ -309,7 +309,7 @@ def test_a_folder_in_the_place_of_a_file_is_named(data_set: Path, name: str):
         RecordReader(data_set, "test")
 
 
-def test_a_data_set_whose_images_were_not_decoded_says_so_once(data_set: Path, tmp_path: Path, caplog):
+def test_a_data_set_whose_images_were_not_decoded_reports_it_once(data_set: Path, tmp_path: Path, caplog):
     caplog.set_level("INFO", "tfpipe")
     for _ in range(2):
         RecordReader(data_set, "test")

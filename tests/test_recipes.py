@@ -95,7 +95,7 @@ recipes = st.builds(
 
 
 @given(recipe=recipes, num_images=st.integers(1, 50_000))
-def test_every_choice_is_made_and_said_and_nothing_else_changes(recipe, num_images):
+def test_every_choice_is_made_and_reported_and_nothing_else_changes(recipe, num_images):
     done, reasons = complete(recipe, num_images, 3)
     assert done.mode in MODES
     said = {reason.split("=")[0] for reason in reasons}

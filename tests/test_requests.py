@@ -225,7 +225,7 @@ def test_files_are_taken_as_the_bytes_they_hold(kind):
     assert rest_request([kind(data) for data in FILES]) == rest_request(FILES)
 
 
-def test_grpc_without_its_package_says_what_to_install(monkeypatch):
+def test_grpc_without_its_package_reports_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
     with pytest.raises(ImportError, match=r"pip install 'tfpipe\[serving\]'"):
         grpc_request(FILES, model_name="pets")

@@ -125,7 +125,7 @@ def test_an_output_with_rows_missing_gets_no_name(folder, tmp_path, monkeypatch)
     assert left_behind(tmp_path) == []
 
 
-def test_other_work_begins_anew_and_says_so(tmp_path, caplog):
+def test_other_work_begins_anew_and_reports_it(tmp_path, caplog):
     inputs, output = tmp_path / "input", tmp_path / "out.csv"
     for number in range(5):
         write(inputs / f"{number}.jpg", make_image(number))
@@ -150,7 +150,7 @@ def test_other_work_begins_anew_and_says_so(tmp_path, caplog):
     assert again == output.read_bytes()
 
 
-def test_going_on_is_said(folder, tmp_path, caplog):
+def test_going_on_is_reported(folder, tmp_path, caplog):
     stop(folder, tmp_path / "out.csv", 1)
     with caplog.at_level("INFO", "tfpipe"):
         run(Mixing(), folder, tmp_path / "out.csv")
@@ -208,7 +208,7 @@ def test_stopped_while_the_output_is_put_in_place_it_is_put_there(folder, tmp_pa
     assert not model.batches
 
 
-def test_a_full_disk_is_said_and_a_part_is_no_output(folder, tmp_path, expected):
+def test_a_full_disk_is_reported_and_a_part_is_not_an_output(folder, tmp_path, expected):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     first = stop(folder, tmp_path / "out.csv", 1).stat().st_size
     try:

@@ -45,7 +45,7 @@ def weights_of(folder):
 
 
 @pytest.mark.parametrize("mode", ["scratch", "bottleneck", "frozen", "finetune", "full"])
-def test_each_mode_trains_what_it_says(colours, finished, mode):
+def test_each_mode_trains_what_it_promises(colours, finished, mode):
     folder = finished(TUNED if mode == "finetune" else dataclasses.replace(SMALL, mode=mode))
     summary, lines = summary_of(folder), (folder.parent / "lines").read_text("utf-8").splitlines()
     assert [phase["phase"] for phase in summary["phases"]] == {
@@ -286,7 +286,7 @@ def test_a_rate_found_by_a_first_try_is_not_another_runs(colours, tmp_path, monk
     assert json.loads((tmp_path / "run" / "learning_rate.json").read_text()) != first
 
 
-def test_without_a_val_split_a_part_is_held_out_and_that_is_said(colours_without_val, tmp_path):
+def test_without_a_val_split_a_part_is_held_out_and_that_is_reported(colours_without_val, tmp_path):
     lines = []
     recipe = dataclasses.replace(SMALL, mode="bottleneck", val_fraction=0.25, epochs=1)
     run(colours_without_val, tmp_path / "run", recipe, log=lines.append)
@@ -296,7 +296,7 @@ def test_without_a_val_split_a_part_is_held_out_and_that_is_said(colours_without
     assert any(f"no val split: {facts['num_val']} of the {num_all} training images are held out" in line for line in lines)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_a_word(colours, tmp_path):
+def test_a_loss_that_is_not_a_number_ends_the_run_with_a_reason(colours, tmp_path):
     with pytest.raises(DataError, match=r"run: scratch, epoch 1: the training loss is .*; take a lower learning rate"):
         run(
             colours,
@@ -306,7 +306,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_a_word(colours, tmp_path):
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_validation_loss_that_is_no_number_ends_the_run_with_a_word(colours, tmp_path, monkeypatch, loss):
+def test_a_validation_loss_that_is_not_a_number_ends_the_run_with_a_reason(colours, tmp_path, monkeypatch, loss):
     monkeypatch.setattr(loop.Loop, "validate", lambda self: (loss, 0.5))
     with pytest.raises(DataError, match=r"run: head, epoch 1: the validation loss is .*; take a lower learning rate"):
         run(colours, tmp_path / "run")
@@ -417,7 +417,7 @@ def test_each_field_of_the_recipe_has_a_flag():
         assert f"--{field.name}:" in done.stdout or f"--[no]{field.name}:" in done.stdout, field.name
 
 
-def test_the_command_says_what_it_does(colours, tmp_path, run_tool):
+def test_the_command_reports_what_it_does(colours, tmp_path, run_tool):
     out = tmp_path / "run"
     flags = [f"--data={colours}", f"--output={out}", "--backbone=lenet", "--weights=none", "--image_size=16", "--epochs=3"]
     done = run_tool("train", *flags, "--augment=light,horizontal_flip=0", "--hidden=8,4", "--profile_steps=2")
@@ -501,7 +501,7 @@ def test_options_can_be_corrected_before_the_first_step(colours, tmp_path):
     run(colours, tmp_path / "run", dataclasses.replace(wrong, weights="none"))
 
 
-def test_litter_is_no_other_file(colours, tmp_path):
+def test_litter_does_not_count_as_another_file(colours, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".run.json.123.tmp").write_text("{")
     run(colours, tmp_path / "run", dataclasses.replace(SMALL, mode="bottleneck", epochs=1))
@@ -621,7 +621,7 @@ def test_a_layer_that_keras_named_can_end_the_backbone(colours, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["output", "cache"])
-def test_a_file_in_place_of_a_folder_is_said(colours, tmp_path, path):
+def test_a_file_in_place_of_a_folder_is_reported(colours, tmp_path, path):
     (tmp_path / "file").write_text("")
     given = {"output": tmp_path / "run", "cache": tmp_path / "features", path: tmp_path / "file"}
     with pytest.raises(NotADirectoryError, match="file: a file; a folder is needed"):

@@ -64,7 +64,7 @@ def test_a_cut_shard(tiny, tmp_path):
     assert report.lost == [filename for filename, *_ in records[2:]]
 
 
-def test_a_cut_between_two_records_shows_only_in_the_catalogue(tiny, tmp_path):
+def test_a_cut_between_two_records_shows_only_in_the_catalog(tiny, tmp_path):
     path, records = spans(tiny)
     os.truncate(path, records[1][2])
     report = salvage(path, tmp_path / "rescued")
@@ -93,10 +93,10 @@ def test_nothing_but_zeros(tiny, tmp_path):
         assert not list(tmp_path.glob("*rescued*"))
 
 
-@pytest.mark.parametrize("alone", ["catalogue gone", "elsewhere", "other name"])
-def test_without_a_catalogue(tiny, tmp_path, alone):
+@pytest.mark.parametrize("alone", ["catalog gone", "elsewhere", "other name"])
+def test_without_a_catalog(tiny, tmp_path, alone):
     path, _ = spans(tiny)
-    if alone == "catalogue gone":
+    if alone == "catalog gone":
         (tiny / "catalog.csv").unlink()
     elif alone == "elsewhere":
         path = path.rename(tmp_path / path.name)

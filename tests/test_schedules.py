@@ -57,7 +57,7 @@ def test_cosine_is_half_way_down_in_the_middle():
     assert cosine(1.0, 110, 10).rate(4) == pytest.approx(5 / 11)
 
 
-def test_cosine_does_not_care_what_validation_says():
+def test_cosine_ignores_validation():
     schedule = cosine(1.0, 100, 10)
     before = [schedule.rate(step) for step in range(100)]
     schedule.observe(NAN)

@@ -115,19 +115,19 @@ def test_every_way_out_raises_and_names_the_image(spoiled, export, data, files, 
     assert not any(path.suffix in (".csv", ".json", ".html") for path in tmp_path.iterdir())
 
 
-def test_rounding_is_not_measured_on_what_is_no_number(spoiled, data):
+def test_rounding_is_not_measured_on_what_is_not_a_number(spoiled, data):
     with pytest.raises(DataError, match=r"'val/1\.jpg' are not numbers"):
         half_precision.measure_cost(spoiled, spoiled, data, "val")
 
 
-def test_a_table_that_is_no_probabilities_is_not_calibrated():
+def test_a_table_without_probabilities_is_not_calibrated():
     table = Predictions(["1", "two"], ["", ""], np.array([0, 0]), np.array([[0.4, 0.6], [np.nan, 1]]), ["a", "b"])
     for act in (calibration.fit_temperature, lambda table: calibration.scale(table, 2.0)):
         with pytest.raises(DataError, match="'two' are not numbers"):
             act(table)
 
 
-def test_the_page_says_it_of_the_image_alone(spoiled, export, files):
+def test_the_page_reports_it_of_the_image_alone(spoiled, export, files):
     for predictor in (spoiled, tfpipe.load(export[0].folder / "saved_model").predictor):
         answers = Answers(predictor)
         uploads = [Upload(name, str(files / name)) for name in ("dark.jpg", "white.jpg", "other.jpg")]
@@ -145,7 +145,7 @@ def test_the_page_says_it_of_the_image_alone(spoiled, export, files):
         assert not isinstance(answers.answer(uploads[0].path), RejectedImage)
 
 
-def test_training_images_without_features_are_said(spoiled, data):
+def test_training_images_without_features_are_reported(spoiled, data):
     assert len(feature_index.collect(spoiled, data, "train", progress=False).keys) == 4
     with pytest.raises(DataError, match=r"features of 'test/1.jpg' are not finite"):
         feature_index.collect(spoiled, data, "test", progress=False)
@@ -194,7 +194,7 @@ def test_a_frozen_graph_of_pixels_raises(export):
     assert are_probabilities(frozen(dark(1)[np.newaxis])["probabilities"]).all()
 
 
-def test_an_export_is_compared_on_the_rest_and_says_which_image_fails(export):
+def test_an_export_is_compared_on_the_rest_and_reports_which_image_fails(export):
     done, warned = export
     assert any("val/1.jpg" in line and "not valid" in line for line in warned)
     exact = [row for row in done.parity if row.artefact in ("saved_model", "frozen_bytes.pb", "frozen_image.pb")]

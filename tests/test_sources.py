@@ -143,7 +143,7 @@ def test_split_folders_in_any_case(tmp_path):
     assert {split for split, _ in listed({None: tmp_path}, "folders")[0].values()} == {"train", "test"}
 
 
-def test_what_is_no_regular_file_or_has_no_utf8_name_is_named(tmp_path):
+def test_what_is_not_a_regular_file_or_has_no_utf8_name_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(DATA)
     for name in ("two\nlines.jpg", "Icon\r", "return\r/1.jpg"):  # Icon\r is what macOS leaves in folders
@@ -199,7 +199,7 @@ def test_csv_needs_its_columns_once(tmp_path, header):
         listed(csv_input(tmp_path, f"{header}\n"), "csv")
 
 
-def test_csv_rows_of_what_is_no_file_or_would_lead_out(tmp_path):
+def test_csv_rows_of_what_is_not_a_file_or_would_lead_out(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     rows = "path,label,id\npipe.jpg,cat,\na,cat,\na\0b,cat,\n../x.jpg,cat,../../evil\n"
     taken, rejected = listed(csv_input(tmp_path, rows), "csv")
@@ -239,7 +239,7 @@ def test_an_input_of_the_wrong_kind_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.h5", "prepared"])
-def test_what_the_kernel_makes_up_is_no_input(tmp_path, name):
+def test_what_the_kernel_makes_up_is_not_an_input(tmp_path, name):
     """/proc/kmsg says that it is a regular file of no bytes, and reading it waits."""
     folder = tmp_path / "prepared"
     write(folder / "dataset_info.json", b"{}")

@@ -211,7 +211,7 @@ def test_only_what_is_selected_is_trained_on_and_evaluated(colours):
         assert stacked(part.once(5))[0].shape[0] == len(part.positions)
 
 
-def test_the_fixture_is_what_it_says(colours, colours_without_val):
+def test_the_fixture_is_what_it_promises(colours, colours_without_val):
     assert set(tfpipe.load_manifest(colours).splits) == {"train", "val", "test"}
     assert set(tfpipe.load_manifest(colours_without_val).splits) == {"train", "test"}
     rows = rows_of(SplitImages(colours, "train", IMAGE_SIZE))

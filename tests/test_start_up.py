@@ -138,7 +138,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("tool", "arguments", "message"), WRONG)
-def test_what_is_wrong_is_said_before_tensorflow_is_loaded(places, tool, arguments, message):
+def test_what_is_wrong_is_reported_before_tensorflow_is_loaded(places, tool, arguments, message):
     if tool == "demo_page":
         _ = find_spec("gradio") or pytest.skip("gradio is not installed")  # importing it takes seconds
     given = [argument.format(places) for argument in arguments]
@@ -204,7 +204,7 @@ commands.run(lambda _: print(os.environ["{name}"]), __name__)
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "true"), ("false", "false")])
-def test_a_commands_memory_on_a_gpu_grows_unless_its_user_says_otherwise(given, expected):
+def test_a_commands_memory_on_a_gpu_grows_unless_its_user_reports_otherwise(given, expected):
     done = child(SAYS.format(name=GROWTH), **{GROWTH: given})
     assert (done.returncode, done.stdout) == (0, f"{expected}\n"), done.stderr
 
@@ -243,7 +243,7 @@ def test_a_command_leaves_a_gpus_memory_to_others():
     assert float(done.stdout) > 0.5  # by default nearly all would be taken; tests beside this one take little
 
 
-def test_what_a_process_says_when_it_aborts_is_shown():
+def test_what_a_process_reports_when_it_aborts_is_shown():
     start = "import os; from tfpipe import start_up\nwith start_up._filtered(b'IWE'):"
     done = child(start + r" os.write(2, b'I0000 x\nF0000 y\nlast'); os.abort()")
     assert (done.returncode, done.stderr) == (-signal.SIGABRT, "F0000 y\nlast")

@@ -211,7 +211,7 @@ def test_a_run_that_goes_on_knows_how_many_parts_fit(colours, tmp_path, in_parts
         ({"batch_size": "auto"}, r"^out of memory with batch_size=1; try a smaller image_size$"),
     ],
 )
-def test_what_does_not_fit_is_said_and_what_to_try(colours, tmp_path, monkeypatch, options, message):
+def test_what_does_not_fit_is_reported_and_what_to_try(colours, tmp_path, monkeypatch, options, message):
     monkeypatch.setattr(limited_backbone, "LIMIT", 0)
     with pytest.raises(MemoryError, match=message):
         run(colours, tmp_path / "run", dataclasses.replace(LARGE, **options))
@@ -245,7 +245,7 @@ def test_frozen_layers_are_compared_in_the_parts_that_fit():
 
 
 @pytest.mark.usefixtures("_ten_fit")
-def test_a_prediction_says_which_batch_to_try(in_parts):
+def test_a_prediction_reports_which_batch_to_try(in_parts):
     found = classifiers.load(in_parts)
     images = np.zeros((12, 16, 16, 3), np.uint8)
     assert len(found.predict(images[:10])) == 10

@@ -87,7 +87,7 @@ def test_a_residual_block_is_cut_around_and_not_inside():
         cut(network, "n2")
 
 
-def test_unknown_layers_and_the_input_are_no_cut_points():
+def test_unknown_layers_and_the_input_are_not_cut_points():
     network = network_of([[0], [1]])
     with pytest.raises(ValueError, match="no such layer"):
         cut(network, "n7")
@@ -95,7 +95,7 @@ def test_unknown_layers_and_the_input_are_no_cut_points():
         cut(network, "input")
 
 
-def test_a_layer_that_is_called_twice_is_no_cut_point():
+def test_a_layer_that_is_called_twice_is_not_a_cut_point():
     shared = keras.layers.Dense(3, name="shared")
     images = keras.Input((3,))
     network = keras.Model(images, keras.layers.ReLU(name="last")(shared(keras.layers.ReLU(name="between")(shared(images)))))
@@ -147,7 +147,7 @@ def test_parts_survive_saving(tmp_path):
     assert hash_network(loaded) == hash_network(back)
 
 
-def test_layers_come_behind_what_they_read():
+def test_layers_come_after_what_they_read():
     order = list(find_layers(small_inception((16, 16, 3))))
     assert order.index("stem") < order.index("inception_a") < order.index("reduction") < order.index("inception_b")
     assert order[-1] == "inception_b"

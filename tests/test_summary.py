@@ -87,7 +87,7 @@ def test_plural():
     ]
 
 
-def test_a_data_set_whose_images_were_decoded_says_so(photos, tmp_path):
+def test_a_data_set_whose_images_were_decoded_reports_it(photos, tmp_path):
     for check in ("header", "decode"):
         built = tfpipe.build_tfrecords(photos, tmp_path / check, layout="folders", check=check, progress=False)
         assert ("every image decoded" in describe_manifest(built)) == (check == "decode")

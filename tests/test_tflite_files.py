@@ -107,7 +107,7 @@ def test_threads_take_turns(answer, path):
 
 
 @pytest.mark.parametrize("images", [draw_images(2).astype(np.float32), draw_images(2)[:, :-1], draw_images(2)[0]])
-def test_what_is_no_batch_of_images_is_refused(path, images):
+def test_what_is_not_a_batch_of_images_is_refused(path, images):
     with pytest.raises(ValueError, match=r"images must be uint8 \[B, 12, 10, 3\] \(got .*\)"):
         tflite_files.open_tflite(path).predict(images)
 
@@ -118,7 +118,7 @@ def test_the_specification_comes_back(path):
     assert (model.class_names, model.image_size, model.resize, model.sha256) == (CLASS_NAMES, SIZE, "pad", "5" * 64)
 
 
-def test_opening_says_nothing(path):
+def test_opening_reports_nothing(path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tflite_files.open_tflite(path)
@@ -194,7 +194,7 @@ def test_a_missing_file_is_a_missing_file(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"<html></html>", b"\0\0\0\0TFL", b"PK\3\4" + bytes(30)])
-def test_what_is_no_tflite_file_is_named(tmp_path, data):
+def test_what_is_not_a_tflite_file_is_named(tmp_path, data):
     file = written(tmp_path / "other.tflite", data)
     with pytest.raises(DataError, match=r"other\.tflite: not a TFLite file: it begins differently") as caught:
         tflite_files.open_tflite(file)

@@ -56,7 +56,7 @@ def test_a_checkout_that_has_moved_is_installed_again(checkout):
     assert installations(moved) == [".", "."]
 
 
-def test_without_a_network_it_says_so_and_tries_again_the_next_time(checkout):
+def test_without_a_network_it_reports_it_and_tries_again_the_next_time(checkout):
     write(checkout / "offline", b"")
     for _ in range(2):
         done = source(checkout)
@@ -65,7 +65,7 @@ def test_without_a_network_it_says_so_and_tries_again_the_next_time(checkout):
     assert installations(checkout) == [".", "."]
 
 
-def test_without_a_python_it_says_what_is_needed(checkout, tmp_path):
+def test_without_a_python_it_reports_what_is_needed(checkout, tmp_path):
     shutil.rmtree(checkout / ".venv")
     programs = tmp_path / "bin"
     programs.mkdir()

@@ -156,7 +156,7 @@ def test_g3_deleted_emptied_appended_and_extra_shards(three):
 
 @pytest.mark.parametrize("place", ["shard", "index"])
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
-def test_what_is_no_file_is_found_and_never_opened(tiny, place, kind):
+def test_what_is_not_a_file_is_found_and_never_opened(tiny, place, kind):
     path = shards(tiny)[0] if place == "shard" else index_of(tiny)
     manifest = manifests.load(tiny)
     path.unlink()
@@ -164,7 +164,7 @@ def test_what_is_no_file_is_found_and_never_opened(tiny, place, kind):
     # Would wait for ever if the pipe were opened as files are.
     text = "\n".join(map(str, [*shard_findings(tiny, manifest), *manifests.file_problems(tiny, manifest)]))
     assert f"{path}: {'cannot be read: ' if place == 'index' else ''}not a regular file" in text
-    assert text.count("lost: the catalogue has this record") == (3 if place == "shard" else 0)
+    assert text.count("lost: the catalog has this record") == (3 if place == "shard" else 0)
 
 
 @pytest.mark.parametrize("index", ["whole", "damaged"])
@@ -216,7 +216,7 @@ def test_g3_swapped_shards_of_equal_sizes_and_with_their_indexes(three):
         other.write_bytes(contents[0])
     text = found(three)
     assert "key is" in text
-    assert "the catalogue has" in text
+    assert "the catalog has" in text
 
 
 def test_g3_a_duplicated_shard(three):
@@ -260,7 +260,7 @@ def test_every_flipped_byte_of_an_index_is_found(tiny):
         flip(index, offset, 1)
 
 
-def test_flipped_bytes_of_a_catalogue_are_found_and_lose_no_record(tiny):
+def test_flipped_bytes_of_a_catalog_are_found_and_lose_no_record(tiny):
     path = tiny / CATALOG
     for offset in random.Random(0).sample(range(path.stat().st_size), 60):
         flip(path, offset, random.Random(offset).choice([1, 2, 32, 0xFF]))
@@ -271,7 +271,7 @@ def test_flipped_bytes_of_a_catalogue_are_found_and_lose_no_record(tiny):
     assert not found(tiny)
 
 
-def test_a_missing_or_emptied_catalogue_hides_nothing(tiny):
+def test_a_missing_or_emptied_catalog_hides_nothing(tiny):
     (path,) = shards(tiny)
     (tiny / CATALOG).write_bytes(b"")
     assert verify(tiny, progress=False).num_records == 3
@@ -286,9 +286,9 @@ def test_rows_too_many_too_few_and_of_unknown_shards(tiny):
     path = tiny / CATALOG
     header, *rows = path.read_text("utf-8").splitlines(keepends=True)
     path.write_text("".join([header, rows[0], rows[2]]), "utf-8")
-    assert "the catalogue has no row for it" in found(tiny)
+    assert "the catalog has no row for it" in found(tiny)
     path.write_text("".join([header, *rows, rows[2].replace(",train,0,2,", ",train,0,3,")]), "utf-8")
-    assert "lost: the catalogue has this record" in found(tiny)
+    assert "lost: the catalog has this record" in found(tiny)
     path.write_text("".join([header, *rows, rows[2].replace(",train,0,2,", ",train,7,2,")]), "utf-8")
     assert "rows of a shard that does not exist: 7 of split 'train'" in found(tiny)
 
@@ -321,7 +321,7 @@ def test_every_flipped_digit_of_what_a_manifest_counts_is_found(tiny):
         path.write_bytes(original)
 
 
-def test_a_manifest_that_is_no_json_is_one_finding(tiny):
+def test_a_manifest_that_is_not_a_json_is_one_finding(tiny):
     flip(tiny / MANIFEST, 0)
     assert "manifest.json: cannot be understood" in found(tiny)
 
@@ -401,13 +401,13 @@ def test_a_leak_that_nobody_noted(tmp_path):
 
 
 @pytest.mark.parametrize("field", [field for field in CatalogRow._fields if field not in ("split", "shard", "position")])
-def test_each_column_of_the_catalogue_is_compared(tiny, field):
+def test_each_column_of_the_catalog_is_compared(tiny, field):
     manifest = manifests.load(tiny)
     rows = [row for row, *_ in read_split(tiny, manifest, "train")]
     value = getattr(rows[1], field)
     rows[1] = rows[1]._replace(**{field: value + 1 if isinstance(value, int) else f"{value}x"})
     (finding,) = check_shard(tiny, manifest, "train", 0, iter(rows)).findings.kept
-    assert "the catalogue has" in str(finding)
+    assert "the catalog has" in str(finding)
     assert str(value) in str(finding)
 
 

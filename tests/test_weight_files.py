@@ -109,7 +109,7 @@ def test_what_was_frozen_does_not_matter(tmp_path, name):
     assert all(map(np.array_equal, network.get_weights(), expected))
 
 
-def test_the_format_is_told_by_content_and_not_by_name(tmp_path):
+def test_the_format_is_reported_by_content_and_not_by_name(tmp_path):
     saved = randomised(chain(4))
     path = save(saved, tmp_path / "new.weights.h5").rename(tmp_path / "weights_of_mine.hdf5")
     network = chain(4)

@@ -29,7 +29,7 @@ def network(last="softmax", columns=3, channels=3, size=12):
     )
 
 
-def test_wrapped_it_says_what_it_said():
+def test_wrapped_it_reports_what_it_said():
     plain = network()
     wrapped = wrap(plain, class_names=NAMES)
     with arithmetic.exact(), tf.device("/CPU:0"):
@@ -54,7 +54,7 @@ def test_features_are_what_goes_into_the_last_dense_layer():
     assert found["probabilities"].shape == (3, 3)
 
 
-def test_a_model_that_is_no_graph_has_no_features_and_answers_all_the_same():
+def test_a_model_that_is_not_a_graph_has_no_features_and_answers_all_the_same():
     class Own(keras.Model):
         def __init__(self):
             super().__init__()
@@ -85,7 +85,7 @@ def test_one_logit_is_that_of_the_second_class():
 
 
 @pytest.mark.parametrize("inside", [lambda model: model, lambda model: keras.Sequential([keras.Input((12, 12, 3)), model])])
-def test_what_a_layer_without_activation_says_is_not_guessed(inside):
+def test_what_a_layer_without_activation_reports_is_not_guessed(inside):
     # For noise it is between 0 and 1, like a probability; for an image it need not be.
     plain = network(None, 1)
     plain.layers[-1].set_weights([np.zeros((4, 1)), np.full(1, 0.5)])

@@ -183,7 +183,7 @@ def index(data):
 
 
 def catalog(column, value):
-    """An attack that changes a field of the first row of a split, or the whole text of the catalogue."""
+    """An attack that changes a field of the first row of a split, or the whole text of the catalog."""
 
     def change(folder):
         path = folder / "catalog.csv"
@@ -202,11 +202,11 @@ def catalog_text(data):
 
 
 def record(change, *, row=None):
-    """An attack that changes the first record of a shard, and its CRC in index and catalogue.
+    """An attack that changes the first record of a shard, and its CRC in index and catalog.
 
     Args:
         change: of bytes of an Example.
-        row: columns of the catalogue to change with it.
+        row: columns of the catalog to change with it.
     """
 
     def attack(folder):
@@ -245,7 +245,7 @@ def in_place(kind):
     places = {
         "shard": first_shard,
         "index": lambda folder: index_of(folder, first_shard(folder).name),
-        "catalogue": lambda folder: folder / "catalog.csv",
+        "catalog": lambda folder: folder / "catalog.csv",
         "companion": lambda folder: folder / "rejected.jsonl",
     }
 
@@ -286,7 +286,7 @@ FILES = {
     "index of one long line": index(b"0" * (4 << 20)),
     "index of too little": index(b"0 100\n100 100\n"),
     **{
-        f"catalogue: {column} {value!r:.20}": catalog(column, value)
+        f"catalog: {column} {value!r:.20}": catalog(column, value)
         for column, values in {
             "label": ("1", "5", "-2", "2147483648", "9" * 30, "9" * 5000, "", "1.5", "\N{DEVANAGARI DIGIT ONE}x"),
             "crc32c": ("4294967296", "-1", "0"),
@@ -302,11 +302,11 @@ FILES = {
         }.items()
         for value in values
     },
-    "empty catalogue": catalog_text(b""),
-    "catalogue of zeros": catalog_text(bytes(1000)),
-    "catalogue of one long line": catalog_text(b"x" * (4 << 20)),
-    "catalogue of a quote": catalog_text(b'"'),
-    "catalogue that is not UTF-8": catalog_text(b"\xff\xfe\n"),
+    "empty catalog": catalog_text(b""),
+    "catalog of zeros": catalog_text(bytes(1000)),
+    "catalog of one long line": catalog_text(b"x" * (4 << 20)),
+    "catalog of a quote": catalog_text(b'"'),
+    "catalog that is not UTF-8": catalog_text(b"\xff\xfe\n"),
     **{
         f"record: {next(iter(changes))} {next(iter(changes.values()))!r:.20}": with_fields(**changes)
         for changes in (

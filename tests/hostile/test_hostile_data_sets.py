@@ -59,7 +59,7 @@ OTHER_RECORDS = {"record: key 'other'", "record: encoded b'no image'"}
 
 
 def is_compared(name, way):
-    """Whether what was read must be what was there: `info` and `diff` tell what manifest and catalogue hold."""
+    """Whether what was read must be what was there: `info` and `diff` tell what manifest and catalog hold."""
     of_bytes = way == "reader" and name.startswith("record")
     return way not in ("info", "diff") and name not in OTHER_RECORDS and not of_bytes
 

@@ -205,7 +205,7 @@ def test_no_operation_that_takes_the_name_of_a_file_or_machine_is_known():
     assert len(operations._known()) > 500
 
 
-def test_a_function_that_saves_is_no_hiding_place(copy):
+def test_a_function_that_saves_is_not_a_hiding_place(copy):
     """What only a graph of version 1 calls may save; nothing that Python can call, be it by a name that was put in."""
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -449,7 +449,7 @@ def test_a_specification_of_other_types_is_refused(exported, tmp_path, change):
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"5", b"[" * 200_000, b'{"a": 1, "a": 1}', b'{"a": ' + b"9" * 5000 + b"}"])
-def test_what_is_no_document_is_refused(tmp_path, exported, text):
+def test_what_is_not_a_document_is_refused(tmp_path, exported, text):
     specification = tfpipe.load(exported.folder / "frozen_image.pb").predictor.specification
     for name in ("run.json", features.FACTS_NAME, "receipt.json", "parts/predictions-00000-of-00001.json"):
         write(tmp_path / name, text)

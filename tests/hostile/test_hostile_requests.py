@@ -104,7 +104,7 @@ def test_a_name_of_this_machine_that_is_given_adds_nothing():
 @pytest.mark.parametrize(
     "given", ["demo.example", ["https://demo.example"], ["*.example"], ["fd00::1"], [""], ["a", "a"], ["[:]"]]
 )
-def test_what_is_no_name_of_a_host_is_said(given):
+def test_what_is_not_a_name_of_a_host_is_reported(given):
     with pytest.raises(ValueError, match="allowed_hosts must be names of hosts, each once, as"):
         check_page("model", None, "train", 0, given)
 

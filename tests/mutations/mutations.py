@@ -99,7 +99,7 @@ MUTATIONS = [
             "if False:",
         ),
         (
-            "a record that is not the catalogue's is read",
+            "a record that is not the catalog's is read",
             'if int.from_bytes(footer, "little") != crc32c:',
             "if not isinstance(crc32c, int):",
         ),
@@ -314,7 +314,7 @@ MUTATIONS = [
     *_of(
         "G11",
         (
-            "ids are not compared with the catalogue",
+            "ids are not compared with the catalog",
             "if all(seen == expected for seen, expected in pairs):",
             "if any(seen == expected for seen, expected in pairs):",
         ),

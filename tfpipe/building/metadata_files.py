@@ -1,4 +1,4 @@
-"""The files beside the shards: catalogue, rejected inputs, those for tensorflow-datasets."""
+"""The files beside the shards: catalog, rejected inputs, those for tensorflow-datasets."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ class ShardTask(NamedTuple):
 
 
 def write_shard(task: ShardTask, report: Report) -> Shard:
-    """Writes a shard, its index and its catalogue rows, each synced and renamed into place.
+    """Writes a shard, its index and its catalog rows, each synced and renamed into place.
 
     Raises DataError if an image is not as audited, OSError if the disk is full or the like.
     """

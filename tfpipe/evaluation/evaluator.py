@@ -3,7 +3,7 @@
     evaluation = evaluate("runs/a", "shards/", "test", "eval/")
     evaluation.metrics["accuracy"], evaluation.metrics["accuracy_interval"]
 
-    OUTPUT/predictions.csv    a row per image, in the catalogue's order
+    OUTPUT/predictions.csv    a row per image, in the catalog's order
     OUTPUT/metrics.json       see `tfpipe.evaluation.metrics.measure`; predictions_sha256 identifies the table
     OUTPUT/receipt.json       what was evaluated, and the proof that it was all of it
     OUTPUT/report.html        if requested
@@ -278,7 +278,7 @@ class _Run:
         return {"split": split, "records_seen": len(table.keys), "ids_sha256": ids, "temperature": temperature}
 
     def _write(self, name: str, split: str, chunks: Iterable[bytes], claim: receipts.Claim) -> Predictions:
-        """Writes a table and reads it back; it gets its name if its ids are the catalogue's."""
+        """Writes a table and reads it back; it gets its name if its ids are the catalog's."""
         path = self.folder / name
         with written_atomically(path) as file:
             file.writelines(chunks)

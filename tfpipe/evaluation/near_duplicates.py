@@ -13,7 +13,7 @@ A pair counts when three things agree:
 3. With the rest of the shift, a fraction of a pixel, taken out by least squares over brightness and
    both gradients (Lucas and Kanade 1981), they correlate by 0.9972 or more.
 
-Byte-identical images always count, by the hashes of the catalogue. Few pairs are tried: an upper
+Byte-identical images always count, by the hashes of the catalog. Few pairs are tried: an upper
 bound over all shifts of a pair (see `_bounds`) costs a thirtieth of trying all 49, and loses none.
 Features, a hundred times as expensive as the rest, are computed last, of the remaining images.
 
@@ -121,7 +121,7 @@ def find_near_duplicates(
     batch_size: int = 64,
     progress: bool = True,
 ) -> list[NearDuplicate]:
-    """Returns a split's images with a near-duplicate in another split, in the catalogue's order.
+    """Returns a split's images with a near-duplicate in another split, in the catalog's order.
 
     One pass over all these splits. Memory grows with the images of `split` alone, by 1 kB each and
     the features of those that look like another one.

@@ -5,7 +5,7 @@
 
 A part is complete when its json exists, with the same claim: a part of another model, data set or
 options counts as missing, until its reader replaces it. The parts are contiguous, in the
-catalogue's order. The reader that completes them merges them.
+catalog's order. The reader that completes them merges them.
 """
 
 from __future__ import annotations

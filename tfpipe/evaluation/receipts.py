@@ -1,6 +1,6 @@
 """Ids in, ids out: the claim of an evaluation before its pass, and the receipt after it.
 
-A claim states what will be evaluated: model, data, options, versions, and the catalogue's ids. A
+A claim states what will be evaluated: model, data, options, versions, and the catalog's ids. A
 receipt is the claim with the ids seen, and the devices. Neither holds anything that depends on
 batch sizes, readers or the time.
 """
@@ -89,7 +89,7 @@ def receipt(promised: Claim, table: Predictions, computed: Sequence[Mapping[str,
 
 
 def check_ids(keys: Sequence[str], directory: str | os.PathLike[str], split: str, path: Path) -> None:
-    """Raises DataError unless the keys of the table at `path` are the catalogue's, in its order."""
+    """Raises DataError unless the keys of the table at `path` are the catalog's, in its order."""
     pairs = itertools.zip_longest(keys, (row.key for row in read_catalog(directory, split=split)))
     if all(seen == expected for seen, expected in pairs):
         return
@@ -97,10 +97,10 @@ def check_ids(keys: Sequence[str], directory: str | os.PathLike[str], split: str
     found = {
         "missing": list((expected - seen).keys()),
         "twice or more": [key for key, count in seen.items() if key in expected and count > expected[key]],
-        "not in the catalogue": [key for key in seen if key not in expected],
+        "not in the catalog": [key for key in seen if key not in expected],
     }
     parts = [f"{len(keys)} {what}: {some(keys)}" for what, keys in found.items() if keys]
-    raise DataError(f"not the images of {split!r}: {'; '.join(parts) or 'in another order than the catalogue'}", path=path)
+    raise DataError(f"not the images of {split!r}: {'; '.join(parts) or 'in another order than the catalog'}", path=path)
 
 
 def check_unchanged(promised: Claim, directory: str | os.PathLike[str]) -> None:

@@ -42,7 +42,7 @@ _BLOCK_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Predictions for every image of a split, in the order of the catalogue.
+    """Predictions for every image of a split, in the order of the catalog.
 
     Attributes:
         keys: of each image.

@@ -141,8 +141,8 @@ def dataset(
         ValueError: an argument is wrong.
         FileNotFoundError: there is no data set.
         DataError: on opening, a shard is missing, cut, longer or one too many, or the manifest, the
-            catalogue or an index was changed or cannot be read.
-        tf.errors.InvalidArgumentError: while iterating, a record differs from the catalogue or
+            catalog or an index was changed or cannot be read.
+        tf.errors.InvalidArgumentError: while iterating, a record differs from the catalog or
             cannot be decoded; the message names shard, offset and source file.
 
     TensorFlow does not survive a fork of the process: start readers in processes of their own

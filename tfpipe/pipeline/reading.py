@@ -1,11 +1,11 @@
-"""Records of a split by position, each checked byte for byte against the catalogue.
+"""Records of a split by position, each checked byte for byte against the catalog.
 
     reader = RecordReader("shards/", "test")
     reader.read(17)                                        # one serialised Example, or DataError
     read_records(reader, batches, num_parallel_calls=2)    # of batches of positions; "" for a failure
 
 What makes a smaller or another data set impossible to miss: the manifest holds the hashes of the
-catalogue and of every index, and the size of every shard, all checked on opening; the catalogue
+catalog and of every index, and the size of every shard, all checked on opening; the catalog
 holds the CRC of each record, checked when it is read. A flipped bit, a swapped record and a swapped
 shard fail the same comparison. Random access is by `os.pread`: stored order, the part of one of
 several readers and a shuffled order are the same code.
@@ -101,18 +101,18 @@ class RecordReader:
     Attributes:
         manifest: the data set's.
         num_records: how many the split holds.
-        labels: int32 [num_records], as the catalogue has them.
+        labels: int32 [num_records], as the catalog has them.
         traits: of the images.
         read_size: how many to read in one call of `read_batch`.
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str) -> None:
-        """Opens a split: reads the catalogue, and compares the shards' names and sizes.
+        """Opens a split: reads the catalog, and compares the shards' names and sizes.
 
         Raises:
             FileNotFoundError: there is no data set.
             ValueError: it has no such split.
-            DataError: a shard is missing, cut, longer or one too many; or catalogue, index and
+            DataError: a shard is missing, cut, longer or one too many; or catalog, index and
                 manifest do not agree.
         """
         directory = Path(directory).absolute()  # the current folder may be another when records are read
@@ -143,7 +143,7 @@ class RecordReader:
         """Returns the data of one record.
 
         Raises:
-            DataError: it differs from the catalogue; names shard, offset, record and source file.
+            DataError: it differs from the catalog; names shard, offset, record and source file.
         """
         try:
             return self._read(self._places(np.array([position]))[0])
@@ -151,13 +151,13 @@ class RecordReader:
             raise self.error(position, error.message) from None
 
     def check_label(self, position: int, data: bytes) -> None:
-        """Raises `DataError` if a record's label is not the one that the catalogue lists."""
+        """Raises `DataError` if a record's label is not the one that the catalog lists."""
         try:
             label = schema.decode(data).label
         except DataError:  # left to the decoder
             return
         if label != self.labels[position]:
-            raise self.error(position, f"its label is {label}, the catalogue has {self.labels[position]}")
+            raise self.error(position, f"its label is {label}, the catalog has {self.labels[position]}")
 
     def read_batch(self, positions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Returns the data of several records, an object array of bytes: b"" where a check failed.
@@ -238,7 +238,7 @@ class RecordReader:
         if not content.endswith(footer):
             raise DataError("the data does not match its CRC (damaged)", path=path, offset=offset)
         if int.from_bytes(footer, "little") != crc32c:
-            message = "an intact record, but not the one that the catalogue lists here (swapped)"
+            message = "an intact record, but not the one that the catalog lists here (swapped)"
             raise DataError(message, path=path, offset=offset)
         return data
 

@@ -47,7 +47,7 @@ def replay(
     Args:
         data: the data set's folder.
         split: the one that was trained on.
-        key: of the record, as the catalogue and the dataset's "key" have it.
+        key: of the record, as the catalog and the dataset's "key" have it.
         seed: the run's, as given to `dataset`.
         epoch: the dataset's "epoch", 0 or more. With `balanced`, that is how often the record came
             before.

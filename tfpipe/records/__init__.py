@@ -1,1 +1,1 @@
-"""Files of data sets and runs: records, shards, manifests, catalogues. No TensorFlow."""
+"""Files of data sets and runs: records, shards, manifests, catalogs. No TensorFlow."""

@@ -1,4 +1,4 @@
-"""The catalogue, one row per record, and the indexes, one line per record.
+"""The catalog, one row per record, and the indexes, one line per record.
 
 `catalog.csv` is for people and for tools, for spreadsheets and grep. It is ordered by split, shard
 and position, as the records are read. An index holds "offset length" per record of one shard
@@ -32,7 +32,7 @@ _Side = Annotated[int, msgspec.Meta(ge=1, le=_INT31)]
 
 
 class CatalogRow(NamedTuple):
-    """One record of the catalogue."""
+    """One record of the catalog."""
 
     key: str
     filename: str
@@ -51,7 +51,7 @@ class CatalogRow(NamedTuple):
     sha256: str
 
 
-MAX_LINE = 1 << 20  # of a catalogue: names end at a few thousand characters
+MAX_LINE = 1 << 20  # of a catalog: names end at a few thousand characters
 _INDEX_LINE = re.compile(rb"([0-9]{1,19}) ([0-9]{1,10})\n")
 _INDEX_LINE_BYTES = 40
 
@@ -72,7 +72,7 @@ def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None)
     """Yields the rows of a data set, or of one of its splits, in reading order.
 
     Raises:
-        FileNotFoundError: there is no catalogue.
+        FileNotFoundError: there is no catalog.
         DataError: a line is not a row of one.
     """
     path = Path(directory) / CATALOG_NAME
@@ -86,7 +86,7 @@ def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None)
                 if split is None or line[split_field] == split:
                     yield parse_row(line)
         except (ValueError, IndexError, csv.Error):  # without their message, which may quote another file
-            raise DataError(f"line {lines.line_num} is not a row of a catalogue", path=path) from None
+            raise DataError(f"line {lines.line_num} is not a row of a catalog", path=path) from None
 
 
 def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str) -> Iterator[tuple[CatalogRow, int, int]]:
@@ -99,7 +99,7 @@ def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str
         for position, (offset, length) in enumerate(read_index(path)):
             row = next(rows, None)
             if row is None or (row.shard, row.position) != (shard_index, position):
-                raise DataError(f"record {position} of {shard.file} is not in the catalogue at its place", path=path)
+                raise DataError(f"record {position} of {shard.file} is not in the catalog at its place", path=path)
             if class_names.get(row.label) != row.class_name:
                 message = f"record {position} of {shard.file} has label {row.label}, {row.class_name!r}, which is not a class"
                 raise DataError(message, path=catalog)

@@ -130,7 +130,7 @@ class Manifest:
         name: of the data set.
         seed: of splits and record order.
         class_names: label i is the name at i.
-        splits: by name, in the order of the catalogue.
+        splits: by name, in the order of the catalog.
         options: of the build that the bytes depend on.
         companions: SHA-256 of `catalog.csv`, `rejected.jsonl` and the files for
             tensorflow-datasets, by name.
@@ -326,7 +326,7 @@ def check_files(directory: str | os.PathLike[str], manifest: Manifest, splits: C
 
 
 def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None) -> None:
-    """Raises DataError unless catalogue and indexes have the hashes in the manifest."""
+    """Raises DataError unless catalog and indexes have the hashes in the manifest."""
     expected = {CATALOG_NAME: manifest.companions[CATALOG_NAME]}
     for name, split in manifest.splits.items():
         if splits is None or name in splits:

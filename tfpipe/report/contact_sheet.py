@@ -33,7 +33,7 @@ _DEFAULTS = {"tile": 160, "per_class": 8, "max_classes": 50}
 
 
 class Sample(NamedTuple):
-    """A record that was drawn: its row of the catalogue, and its place."""
+    """A record that was drawn: its row of the catalog, and its place."""
 
     row: CatalogRow
     shard: Path
@@ -79,10 +79,10 @@ def show(
 
     Raises:
         FileExistsError: `output` is something else than a PNG file.
-        FileNotFoundError: the manifest, the catalogue or the folder for `output` is missing.
+        FileNotFoundError: the manifest, the catalog or the folder for `output` is missing.
         ValueError: there is no such split, a number is too small, `output` lies within the data
             set, or the sheet would have more than 100 million pixels.
-        DataError: the catalogue or an index is damaged.
+        DataError: the catalog or an index is damaged.
         OSError: the font cannot be read.
     """
     per_class, max_classes, tile, seed = arguments.check(per_class=per_class, max_classes=max_classes, tile=tile, seed=seed)

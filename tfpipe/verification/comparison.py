@@ -62,7 +62,7 @@ def diff(a: Side, b: Side, *, workers: int | None = None) -> Iterator[Difference
 
     Two data sets are compared by key. Against a folder, a record is identified by its file name,
     under which `extract` writes it: keys may be a table's ids or rows of an HDF5 file. A data set's
-    catalogue is trusted (its hash is checked; `verify` checks the shards against it); of a folder,
+    catalog is trusted (its hash is checked; `verify` checks the shards against it); of a folder,
     every file is read. Memory is flat: the keys are in a temporary table on disk.
 
     Args:
@@ -73,8 +73,8 @@ def diff(a: Side, b: Side, *, workers: int | None = None) -> Iterator[Difference
         workers: threads that hash files; None: one per core.
 
     Raises:
-        FileNotFoundError: a side is not a folder, or has no catalogue.
-        DataError: a side's manifest or catalogue is damaged, two files or records of a side have
+        FileNotFoundError: a side is not a folder, or has no catalog.
+        DataError: a side's manifest or catalog is damaged, two files or records of a side have
             one key, or two records with different bytes have one file name and the other side is a
             folder.
     """

@@ -20,7 +20,7 @@ class Finding(DataError):
     """One thing in a data set that is not as it was written.
 
     Attributes:
-        source: file name of the image concerned, as the catalogue or the record gives it; "" where
+        source: file name of the image concerned, as the catalog or the record gives it; "" where
             unknown.
     """
 
@@ -32,7 +32,7 @@ class Finding(DataError):
 
 
 def read_shard(directory: Path, shard: Shard) -> Iterator[tuple[int, Record]]:
-    """Yields (offset, record) of every record of a shard; needs neither index nor catalogue.
+    """Yields (offset, record) of every record of a shard; needs neither index nor catalog.
 
     Raises DataError if a frame, an image's hash, or, at the end, count or hash is not as written.
     """

@@ -30,7 +30,7 @@ class RescueReport:
         num_records: intact records, all of them in the output.
         num_bytes: their bytes, frames included.
         gaps: stretches of bytes that hold no intact record.
-        num_expected: records of this shard in the catalogue; None without a catalogue.
+        num_expected: records of this shard in the catalog; None without a catalog.
         lost: file names of these records that are not intact.
     """
 
@@ -44,7 +44,7 @@ class RescueReport:
 def salvage(shard: str | os.PathLike[str], output: str | os.PathLike[str]) -> RescueReport:
     """Writes every intact record of a TFRecord file to a new one.
 
-    Works for any TFRecord file. Of a shard beside its catalogue, the lost files are named.
+    Works for any TFRecord file. Of a shard beside its catalog, the lost files are named.
 
     Args:
         shard: the damaged file; it is not changed.
@@ -88,7 +88,7 @@ def _check_paths(source: Path, target: Path) -> None:
 
 
 def _lost(shard: Path, rescued: Path) -> tuple[int | None, list[str]]:
-    """Returns the number of a shard's records by its catalogue, and names of lost files."""
+    """Returns the number of a shard's records by its catalog, and names of lost files."""
     match = _SHARD_NAME.fullmatch(shard.name)
     if not match:
         return None, []

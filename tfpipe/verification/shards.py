@@ -1,4 +1,4 @@
-"""Checks of one shard, to the last byte, against manifest, index and catalogue.
+"""Checks of one shard, to the last byte, against manifest, index and catalog.
 
     report = check_shard("shards/", manifest, "train", 0, rows)
     report.findings.kept                       # [] where all is well
@@ -75,7 +75,7 @@ def check_shard(
     """Checks one shard: its hash, index, CRCs, records against rows, and image hashes.
 
     A wrong size is not a finding here, see `manifest.file_problems`; the records that it costs are.
-    `rows` are the shard's rows of the catalogue, None without one; `tick` is called now and then
+    `rows` are the shard's rows of the catalog, None without one; `tick` is called now and then
     with the records and bytes done.
     """
     shard = manifest.split(split).shards[shard_index]
@@ -87,7 +87,7 @@ def check_shard(
     except OSError as error:  # a bad sector, say
         check.add(f"cannot be read: {error.strerror or error}")
     for row in check.rows.rest():
-        check.add("lost: the catalogue has this record, the shard has not", source=row.filename)
+        check.add("lost: the catalog has this record, the shard has not", source=row.filename)
     return check.report
 
 
@@ -207,10 +207,10 @@ class _ShardCheck:
         if row is not None:
             crc = tfrecord.masked_crc32c(data)
             facts = [(name, getattr(record, name), getattr(row, name)) for name in _COMPARED]
-            problems += [f"{name} is {is_!r}, the catalogue has {was!r}" for name, is_, was in facts if is_ != was]
-            problems += [f"the record's CRC is {crc}, the catalogue has {row.crc32c}"] if crc != row.crc32c else []
+            problems += [f"{name} is {is_!r}, the catalog has {was!r}" for name, is_, was in facts if is_ != was]
+            problems += [f"the record's CRC is {crc}, the catalog has {row.crc32c}"] if crc != row.crc32c else []
         elif not self.lacks_catalog:
-            problems.append("the catalogue has no row for it")
+            problems.append("the catalog has no row for it")
         if digest != record.sha256:
             problems.append(f"the image's SHA-256 is {digest}, the record has {record.sha256}")
         if schema.encode(record) != data:  # two readers may understand it differently

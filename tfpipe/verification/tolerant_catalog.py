@@ -1,10 +1,10 @@
-"""The catalogue's rows, shard by shard, as far as they are readable in a damaged file.
+"""The catalog's rows, shard by shard, as far as they are readable in a damaged file.
 
     rows = CatalogRows(directory)
     for row in rows.of_shard("train", 3): ...
 
 `catalog.read_catalog` is the strict reader. This one is for `verify` and `salvage`, which must name
-the source file of a damaged record even where the catalogue is damaged itself.
+the source file of a damaged record even where the catalog is damaged itself.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class CatalogRows:
                     if line != f"{_HEADER}\n".encode():
                         self._report(f"line 1 must be {_HEADER}")
                 elif row is None:
-                    self._report(f"line {number} is not a row of a catalogue")
+                    self._report(f"line {number} is not a row of a catalog")
                 else:
                     runs = self._runs.setdefault((row.split, row.shard), [])
                     first = runs.pop()[0] if runs and runs[-1][1] == start else start  # continues the run before
@@ -78,7 +78,7 @@ def _parsed(line: bytes) -> CatalogRow | None:
 
 
 class Cursor:
-    """Rows in the order of their positions, taken one by one; none without a catalogue."""
+    """Rows in the order of their positions, taken one by one; none without a catalog."""
 
     def __init__(self, rows: Iterator[CatalogRow] | None) -> None:
         self._rows = rows or iter(())

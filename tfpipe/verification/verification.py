@@ -77,8 +77,8 @@ class Report:
 def verify(data: str | os.PathLike[str], *, workers: int | None = None, decode: bool = False, progress: bool = True) -> Report:
     """Checks every byte of a data set, and continues after whatever it finds.
 
-    Manifest, sizes and hashes of all shards, indexes and the catalogue, extra shards, the CRCs of
-    each record, its row of the catalogue, the hash of its image, labels, keys, counts per class,
+    Manifest, sizes and hashes of all shards, indexes and the catalog, extra shards, the CRCs of
+    each record, its row of the catalog, the hash of its image, labels, keys, counts per class,
     split and shard, leaks, and the files beside them.
 
     Args:
