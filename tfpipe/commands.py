@@ -1,4 +1,4 @@
-"""What the commands of tools/ share: help, one-line errors, exit statuses, signals, and parsers of compound flags.
+"""What the commands of tools/ share: help, one-line errors, exit statuses, signals, parsers.
 
     def command() -> None:
         commands.run(main, __name__)
@@ -100,7 +100,7 @@ def run(
 
 
 def _help_text(text: str, tool: str) -> str:
-    """Returns a docstring with the program's name in place of the tool's in its examples, comments in their columns."""
+    """Returns a docstring with the program's name in its examples, comments in their columns."""
     program = Path(sys.argv[0]).name
     shift = " " * (len(tool) - len(program))
     example = re.compile(rf"^(  (?:.*\| )?){tool}(?= )(.*?)((?: {{2,}}\S.*)?)$", re.MULTILINE)
@@ -134,14 +134,14 @@ def _parse_flags(renamed: Mapping[str, str], argv: list[str]) -> list[str]:
 
 
 def _check_homes(words: list[str]) -> None:
-    """Raises UsageError for --output=~/a, where the shell does not expand ~: a folder named ~ would be made."""
+    """Raises UsageError for --output=~/a: the shell does not expand it, a folder ~ would be made."""
     for word in words:
         if (meant := _HOME.sub("$HOME", word)) != word and not word.startswith(("--flagfile", "-flagfile")):  # absl's own
             raise UsageError(f'{word}: the shell leaves ~ as it is here; write "{meant}" (or ./~ for a folder of that name)')
 
 
 def _open_closed_streams() -> None:
-    """Opens the null device in place of closed streams: the next opened file would take their numbers."""
+    """Opens the null device for closed streams: the next file would take their numbers."""
     for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(descriptor)
@@ -178,7 +178,7 @@ def _guarded(main: Callable[[list[str]], int | None], arguments: list[str], when
 
 
 def _raise_on_signals(received: list[int]) -> None:
-    """Makes SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread, unless the caller ignores them, as nohup does."""
+    """Makes SIGTERM and SIGHUP raise KeyboardInterrupt, unless they are ignored, as by nohup."""
 
     def handle(number: int, _: Any) -> None:
         if number != signal.SIGALRM:
@@ -198,7 +198,7 @@ def _raise_on_signals(received: list[int]) -> None:
 
 
 def _settle_signals() -> None:
-    """Stops signals from raising: the work is over, and an exception would only be seen as a traceback."""
+    """Stops signals from raising: the work is over, and users would see a traceback."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in (signal.SIGALRM, *_ENDING):
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -235,7 +235,7 @@ def _message(error: Exception) -> str:
 
 
 def in_flags(message: str) -> str:
-    """Returns a message of the library with the command's flags in place of parameters of the same names."""
+    """Returns a message of the library with flags in place of parameters."""
 
     def named(found: re.Match[str]) -> str:
         name = found[1] or found[2]

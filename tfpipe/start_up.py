@@ -1,4 +1,4 @@
-"""Keeps TensorFlow's startup messages off the terminal of a command, and unused packages out of Keras' imports.
+"""Keeps TensorFlow's startup messages off the terminal, and unused packages out of Keras.
 
 TF_CPP_MIN_LOG_LEVEL decides, as everywhere in TensorFlow: 2, errors alone, unless the user has set
 it. TensorFlow 2.21 reads it only after its first lines are written, so they pass a filter: a
@@ -32,7 +32,7 @@ _GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")
 
 
 def quieten() -> None:
-    """Sets the level, and filters the messages and imports of TensorFlow whenever it is imported."""
+    """Sets the level, and filters messages and imports of TensorFlow once it is imported."""
     level = os.environ.setdefault(_LEVEL, "2")
     hidden = _SEVERITIES[: int(level)] if level.isdecimal() else b""
     if "tensorflow" not in sys.modules:
@@ -77,7 +77,7 @@ def _hidden_from_keras() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _filtered(hidden: bytes) -> Iterator[None]:
-    """Passes standard error, including that of C++ libraries, through a process that drops lines of some severities."""
+    """Passes standard error, that of C++ included, through a process that drops some lines."""
     sys.stderr.flush()
     reading, writing = os.pipe()
     child = os.fork()

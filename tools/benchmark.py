@@ -180,7 +180,7 @@ def timed(command: list[str], source: Path, output: Path) -> float:
 
 
 def measure_memory(folder: Path) -> None:
-    """Prints the peak resident memory of the parent and of each worker while small images are packed."""
+    """Prints the peak resident memory of parent and workers while small images are packed."""
     size = _FILE_KB.value << 10 if flags.FLAGS["file_kb"].present else 1000
     source = images(folder / "source", size)
     values = {"source": str(source), "output": str(folder / "out"), "workers": _WORKERS.value}
@@ -363,7 +363,7 @@ def measure_overhead(folder: Path) -> None:
 
 
 def make_images(folder: Path, count: int, size: int) -> Path:
-    """Writes JPEG files of about `size` bytes, all different: one image of noise, with a comment that varies."""
+    """Writes JPEG files of about `size` bytes: one image of noise, each with another comment."""
     from PIL import Image
 
     folder.mkdir(parents=True)

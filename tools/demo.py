@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs the main job on images that it makes: digits to TFRecords, a classifier, its evaluation, export and predictions.
+"""Runs the main job on digits: TFRecords, a classifier, evaluation, export and predictions.
 
 Started again, it does what is missing, and what was made from other files, or by other code, than
 there are now.
@@ -116,7 +116,7 @@ def run_demo(output: Path, *, num_digits: int = NUM_DIGITS, recipe: dict[str, An
 
 
 class Steps:
-    """Steps that are done once. A file keeps, for each, a hash of the code, of what it was made from and of what it made."""
+    """Steps that are done once: a file keeps hashes of code, inputs and outputs of each."""
 
     def __init__(self, record: Path) -> None:
         self._record = record
@@ -180,7 +180,7 @@ def _read_back(shards: Path) -> None:
 
 
 def _enter_checkout() -> str:
-    """Returns the line for the shell that leads to where tools/ is, with the environment that this process runs in."""
+    """Returns the shell's line that leads to tools/, with the environment of this process."""
     checkout, activate = Path(__file__).resolve().parents[1], Path(sys.prefix, "bin", "activate")
     words = [["cd", str(checkout)]]
     if activate.exists():

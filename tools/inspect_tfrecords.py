@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Inspects a data set of TFRecords: checks, shows, compares, extracts, rescues. Only show --augment needs TensorFlow.
+"""Inspects a data set of TFRecords: checks, shows, compares, extracts, salvages.
 
   inspect_tfrecords info DIR                  the data set at a glance
   inspect_tfrecords verify DIR [--decode]     every byte against what was written; exit code 1 if anything is wrong.

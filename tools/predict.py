@@ -14,10 +14,10 @@ As competitions require it, or as evaluation writes it:
 
 Inputs are folders (with all folders below), files, globs, lists of paths, or one data set of
 build_tfrecords. The id is the path in the folder without an image's extension, or with it if two
-images would share an id. Bad images have a row with the reason; if the columns have no place for it,
-all are named before the model runs and nothing is written, or, with --on_error=report, their rows have
-no value. The output is replaced when all rows are there. Stopped or killed, the same command resumes.
-Exit status: 0, or 1 if nothing was written or every image is bad.
+images would share an id. Bad images have a row with the reason; if the columns have no place for
+it, all are named before the model runs and nothing is written, or, with --on_error=report, their
+rows have no value. The output is replaced when all rows are there. Stopped or killed, the same
+command resumes. Exit status: 0, or 1 if nothing was written or every image is bad.
 """
 
 from __future__ import annotations

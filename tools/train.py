@@ -56,7 +56,7 @@ _PROFILE_STEPS = flags.DEFINE_integer(
 
 
 def _define(field: dataclasses.Field[Any], text: str) -> flags.FlagHolder[Any]:
-    """Defines the flag of a field of the recipe, which checks its range and its words, and suggests the nearest."""
+    """Defines the flag of a field of the recipe, which checks its range and its words."""
     kind, default = str(field.type).removesuffix(" | None"), field.default
     if kind.startswith("tuple") and field.name != "image_size":
         return flags.DEFINE_list(field.name, default or None, text)

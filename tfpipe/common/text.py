@@ -51,7 +51,7 @@ def with_interval(share: float | None, bounds: Sequence[float] | None) -> str:
 
 
 def hash_names(names: Iterable[str]) -> str:
-    """Returns the SHA-256 of "LENGTH:NAME" of names in their order, LENGTH in characters: 64 hexadecimal digits."""
+    """Returns the SHA-256 of "LENGTH:NAME" of names in order, LENGTH in characters: 64 digits."""
     return hashlib.sha256("".join(f"{len(name)}:{name}" for name in names).encode("utf-8", "surrogateescape")).hexdigest()
 
 

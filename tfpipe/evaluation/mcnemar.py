@@ -83,7 +83,7 @@ class Comparison:
 
     @property
     def difference_interval(self) -> tuple[float, float]:
-        """95 % interval: Wald's, with 1/2 added to each of the four counts (Agresti and Min 2005)."""
+        """95 % interval: Wald's with 1/2 added to each count (Agresti and Min 2005)."""
         total, a, b = self.count + 2, self.only_a + 0.5, self.only_b + 0.5
         middle = (a - b) / total
         half = _Z95 * math.sqrt(a + b - (a - b) ** 2 / total) / total

@@ -59,7 +59,8 @@ _GROUPS = [  # of shifts that look alike, by their places
 ]
 _NUM_CELLS, _NUM_WAVES = (_SIDE - 2 * _MARGIN) // _CELL, 6  # of a side of the window
 _COSINES = np.cos(np.pi / _NUM_CELLS * np.outer(np.arange(_NUM_CELLS) + 0.5, np.arange(_NUM_WAVES)))
-# [196, 35], orthonormal: the coarse waves of the discrete cosine transform, but the mean, which is 0.
+# [196, 35], orthonormal: the coarse waves of the discrete cosine transform, but the mean, which is
+# 0.
 _WAVES = (np.kron(_COSINES, _COSINES) / np.linalg.norm(np.kron(_COSINES, _COSINES), axis=0))[:, 1:].astype(np.float32)
 _ROUNDING = 1e-4  # more than float32 loses in a bound
 _LUMA = (0.299, 0.587, 0.114)
@@ -297,7 +298,7 @@ def _bounds(windows: Array) -> Array:
 
 
 def _project(cells: Array, last: Array) -> Array:
-    """Returns coarse waves of cells [..., 196], the rest's length, and `last`, float32 [..., 37]."""
+    """Returns coarse waves of cells [..., 196], length of the rest, `last`: float32 [..., 37]."""
     coarse = cells @ _WAVES
     rest = np.sqrt(np.maximum(np.square(cells).sum(-1) - np.square(coarse).sum(-1), 0))
     return np.concatenate([coarse, rest[..., np.newaxis], last], axis=-1, dtype=np.float32)

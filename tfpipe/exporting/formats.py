@@ -1,7 +1,7 @@
 """Writers of an export's formats. Each returns its files for the comparison with the model.
 
-work = Work(model, specification, folder, half=False)
-WRITERS["pb"](work)     # {"frozen_image.pb": ExportedFile("frozen", path), ...}
+    work = Work(model, specification, folder, half=False)
+    WRITERS["pb"](work)     # {"frozen_image.pb": ExportedFile("frozen", path), ...}
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def _write_frozen(work: Work) -> dict[str, ExportedFile]:
 def _write_tflite(work: Work) -> dict[str, ExportedFile]:
     found = {}
     for name, dynamic_range in (("model.tflite", False), ("model_dynamic_range.tflite", True)):
-        # TFLite rounds to 16 bits itself, and more than the weights that were rounded before. A lossy
-        # file is another model, with a hash of its own.
+        # TFLite rounds to 16 bits itself, and more than the weights that were rounded before. A
+        # lossy file is another model, with a hash of its own.
         is_lossy, specification = dynamic_range or work.half, work.specification
         if is_lossy:
             sha256 = hashlib.sha256(f"{specification.sha256} {name}".encode()).hexdigest()

@@ -298,7 +298,7 @@ class _Evaluation:
             yield row["class_name"], f"{row['support']:,}", *recall, *others
 
     def confusions(self) -> list[tuple[int, str, str, int]]:
-        """Returns (images, true class, predicted class, images of the class), most frequent first."""
+        """Returns (images, true class, predicted class, class size), most frequent first."""
         rows, cells = self.metrics["per_class"], self.metrics["confusion"]["cells"]
         wrong = [(count, rows[i]["class_name"], rows[j]["class_name"], rows[i]["support"]) for i, j, count in cells if i != j]
         return sorted(wrong, key=lambda one: -one[0])

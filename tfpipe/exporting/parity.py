@@ -4,10 +4,10 @@
     check(rows)    # DataError that names the first stage that differs
 
 The model runs here, with the functions of evaluation; the files run in a new process that does not
-import tfpipe. Both see the same images in the same batches on the same device: all files on the CPU,
-those of TensorFlow also on the GPU, if there is one. Both compute in true float32; the difference with
-TF32 is only reported. An image for which the model gives no probabilities must not be `valid` in the
-files either; formats that take pixels are not compared on it.
+import tfpipe. Both see the same images in the same batches on the same device: all files on the
+CPU, those of TensorFlow also on the GPU, if there is one. Both compute in true float32; the
+difference with TF32 is only reported. An image for which the model gives no probabilities must not
+be `valid` in the files either; formats that take pixels are not compared on it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """A file of a kind in `parity_process.KINDS` or "keras"; a lossy one may have any difference."""
+    """A file of a kind in `parity_process.KINDS` or "keras"; lossy ones may differ."""
 
     kind: str
     path: Path

@@ -3,8 +3,8 @@
     python parity_process.py FOLDER
 
 FOLDER holds runs.json, a list of {"kind", "path", "place", "tf32"}, and batch_0.npz, ..., each with
-"files" (the bytes of all files in one array of uint8), "lengths" and "pixels". It gets the outputs of
-each run and batch: outputs_RUN.BATCH.npz. TensorFlow computes at "place", a device, with float32
+"files" (the bytes of all files in one array of uint8), "lengths" and "pixels". It gets the outputs
+of each run and batch: outputs_RUN.BATCH.npz. TensorFlow computes at "place", a device, with float32
 multiplied in TF32 if "tf32". It imports TensorFlow, or onnxruntime, and numpy: nothing of tfpipe.
 """
 

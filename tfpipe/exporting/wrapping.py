@@ -1,7 +1,7 @@
 """Wraps any Keras classifier with preprocessing and class names.
 
-model = wrap(network, class_names=("cat", "dog"), preprocessing="tf")
-model.predict(images)    # uint8 [B, H, W, 3] -> float32 [B, C]
+    model = wrap(network, class_names=("cat", "dog"), preprocessing="tf")
+    model.predict(images)    # uint8 [B, H, W, 3] -> float32 [B, C]
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def wrap(
         image_size: (height, width); needed if the network takes any.
         resize: how its images were resized.
         outputs: one of `layers.OUTPUTS`. By default "sigmoid" for one column and two classes, if that
-            is the last layer's activation; else "probabilities", if the last layer has an activation
-            and they look like it.
+            is the last layer's activation; else "probabilities", if the last layer has an
+            activation and they look like it.
         png16: how 16-bit PNG that it was trained on were read, see `Samples`.
         background: of transparent images.
 

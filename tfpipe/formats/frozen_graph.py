@@ -189,8 +189,8 @@ def _pruned(graph: Graph, needed: Sequence[str]) -> Graph:
 def _hide_weights(graph: Graph) -> Graph:
     """Puts a PlaceholderWithDefault after each weight, which hides that it is constant.
 
-    TensorFlow's optimiser would fold constants (a BatchNorm into the convolution before it, say) and
-    prepare others for oneDNN, which changes probabilities by up to 2e-6.
+    TensorFlow's optimiser would fold constants (a BatchNorm into the convolution before it, say)
+    and prepare others for oneDNN, which changes probabilities by up to 2e-6.
     """
     hidden = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
     for node in graph.node:
@@ -277,7 +277,7 @@ class FrozenGraph:
         return tensor
 
     def classify(self, images: Any) -> Array:
-        """Returns float32 [B, C] for uint8 images [B, H, W, 3], also of a graph that takes files."""
+        """Returns float32 [B, C] for uint8 images [B, H, W, 3]; takes files, too."""
         feeds = {"image:0": images}
         if "image" not in self.inputs:  # feed where the pixels come out
             feeds = {self._sources["pixels"]: images, self._sources["valid"]: np.ones(len(images), bool)}

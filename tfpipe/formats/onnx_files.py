@@ -29,8 +29,8 @@ from tfpipe.records import checksums
 
 Graph = Any  # tf.compat.v1.GraphDef
 
-# The default of tf2onnx 1.17, which it tests; onnxruntime reads it since 1.10 (2021). It can write up
-# to 18, with which the outputs of all backbones are the same.
+# The default of tf2onnx 1.17, which it tests; onnxruntime reads it since 1.10 (2021). It can write
+# up to 18, with which the outputs of all backbones are the same.
 OPSET = 15
 BATCH_NAME = "batch"  # of the first dimension
 

@@ -119,7 +119,7 @@ def check_export(
 
 
 def check_target(target: Path, overwrite: bool) -> None:
-    """Raises ValueError if the target holds other files, is a mount point, or the current folder."""
+    """Raises ValueError if the target has other files, is a mount point or the current folder."""
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target}: output must be a folder (this is a file)")
     if target.is_mount():

@@ -9,10 +9,11 @@
     features          image_bytes string [B] -> features float32 [B, D], valid; only where the model has features
     pixels            image_bytes string [B] -> image uint8 [B, H, W, 3], the model's input, and valid
 
-A file that is not an image is not valid: its probabilities, scores and features are 0 and its classes
-empty, and the others of the batch do not change. So is an image for which the model gives no
-probabilities, such as NaN, except in `pixels`. Names follow TensorFlow Serving's conventions: names
-that end with `_bytes` are base64 in JSON, "classes" and "scores" are those of its classification API.
+A file that is not an image is not valid: its probabilities, scores and features are 0 and its
+classes empty, and the others of the batch do not change. So is an image for which the model gives
+no probabilities, such as NaN, except in `pixels`. Names follow TensorFlow Serving's conventions:
+names that end with `_bytes` are base64 in JSON, "classes" and "scores" are those of its
+classification API.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ def image_spec(specification: Specification) -> tf.TensorSpec:
 def model_function(model: NamedModel, *, allow_empty: bool = True) -> Function:
     """Returns the function from pixels to "probabilities" and, if there are any, "features".
 
-    With `allow_empty` it takes a batch of no images, on which TensorFlow's fused product of matrices
-    fails.
+    With `allow_empty` it takes a batch of no images, on which TensorFlow's fused product of
+    matrices fails.
     """
 
     def run(image: tf.Tensor) -> Tensors:

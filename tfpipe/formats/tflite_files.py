@@ -3,8 +3,8 @@
     path.write_bytes(convert(graph, specification, dynamic_range=False))
     open_tflite(path).predict(images)      # uint8 [B, H, W, 3] -> float32 [B, C], any B
 
-Probabilities are the only output: programs that read labels from a TFLite file take every output for
-scores.
+Probabilities are the only output: programs that read labels from a TFLite file take every output
+for scores.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     specification = read(whole, path)
 
 By TensorFlow Lite's convention, metadata are a flatbuffer in the model's buffer TFLITE_METADATA,
-which names files in a zip archive after the model; MediaPipe and Android Studio read the labels from
-there. Our specification lies beside labels.txt; the archive's comment is the SHA-256 of the model. A
-signature names input and output. https://ai.google.dev/edge/litert/models/metadata
+which names files in a zip archive after the model; MediaPipe and Android Studio read the labels
+from there. Our specification lies beside labels.txt; the archive's comment is the SHA-256 of the
+model. A signature names input and output. https://ai.google.dev/edge/litert/models/metadata
 """
 
 from __future__ import annotations

@@ -244,7 +244,7 @@ def _entry_orientation(tiff: tf.Tensor, start: tf.Tensor, little: tf.Tensor) -> 
 
 
 def _numbers(value: tf.Tensor, little: tf.Tensor) -> tf.Tensor:
-    """Returns 8 bytes read as each of TIFF's field types 0..16, float64 [17]; NaN where not a number.
+    """Returns 8 bytes read as each of TIFF's types 0..16, float64 [17]; NaN where not a number.
 
     Whether a number is signed matters to fractions only: no other negative one is an orientation.
     """

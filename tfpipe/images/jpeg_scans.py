@@ -312,7 +312,7 @@ def _run_of_blocks(words: Sequence[int], p: int, size: int) -> tuple[int, int]:
 
 @functools.lru_cache(_KEPT_TABLES)
 def _codes(table: bytes) -> array[int]:
-    """Returns for all 16 bits the code at their start: symbol << 5 | length (T.81 C.2); 0 for none."""
+    """Returns the code at the start of all 16 bits: symbol << 5 | length (T.81 C.2), or 0."""
     entries, code, symbols = array("I", bytes(4 << _WINDOW)), 0, iter(table[16:])
     for length, count in enumerate(table[:16], start=1):
         size = 1 << _WINDOW - length
@@ -326,8 +326,8 @@ def _codes(table: bytes) -> array[int]:
 class _Steps:
     """For 16 bits, all the codes that end in them, up to one that ends a block.
 
-    An entry is coefficients << 7 | `_EOB` | bits, and 0 until it is filled in. `first`: the codes of
-    the first coefficient, if the bits are those of the start of a block.
+    An entry is coefficients << 7 | `_EOB` | bits, and 0 until it is filled in. `first`: the codes
+    of the first coefficient, if the bits are those of the start of a block.
     """
 
     def __init__(self, codes: array[int], first: array[int] | None) -> None:

@@ -1,7 +1,7 @@
 """Antialiased bilinear resizing in TensorFlow, within 1.5 levels of Pillow's.
 
-scaled = scaled_size(source, target, "crop")
-window = sample_image(image, (224, 224), scale, translation)    # float32 [224, 224, 3]
+    scaled = scaled_size(source, target, "crop")
+    window = sample_image(image, (224, 224), scale, translation)    # float32 [224, 224, 3]
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def sample_image(image: tf.Tensor, size: Any, scale: tf.Tensor, translation: tf.
     """Samples an image at output = scale * input + translation, antialiased bilinear.
 
     Bit for bit one ScaleAndTranslate of the whole image, in a quarter of its time: that op is fast
-    along long rows, and slow along pixels of three values, so each axis is made the outer one in turn.
-    A long strip, which that would blow up to [height, W] pixels, takes its columns first, and may
-    differ in the last bit of float32: the smaller of [height, W] and [H, width] is never larger than
-    both image and result.
+    along long rows, and slow along pixels of three values, so each axis is made the outer one in
+    turn. A long strip, which that would blow up to [height, W] pixels, takes its columns first, and
+    may differ in the last bit of float32: the smaller of [height, W] and [H, width] is never larger
+    than both image and result.
 
     Args:
         image: uint8 [H, W, 3].

@@ -66,7 +66,7 @@ def sample(part: tf.Tensor, size: Any, changes: Tensors, *, large: bool = True) 
 
 
 def as_stored(changes: Tensors, sizes: tf.Tensor, orientations: tf.Tensor, size: tuple[int, int]) -> Tensors:
-    """Returns the sampling of upright images for images as stored; its results must still be turned.
+    """Returns the sampling of upright images for images as stored, to be turned later.
 
     Args:
         changes: "window" and, if any, "scale" and "translation"; others are kept.
@@ -95,8 +95,8 @@ def as_stored(changes: Tensors, sizes: tf.Tensor, orientations: tf.Tensor, size:
 def as_decoded(changes: Tensors, orientations: tf.Tensor, is_png: tf.Tensor, size: tuple[int, int], *, scaled: bool) -> Tensors:
     """Returns the sampling of images as stored for the output of `decode_window`.
 
-    Chooses the smallest of the decoder's sizes that has, along both axes, at least as many pixels as
-    the result takes from it.
+    Chooses the smallest of the decoder's sizes that has, along both axes, at least as many pixels
+    as the result takes from it.
 
     Args:
         changes: see `as_stored`.
@@ -142,7 +142,7 @@ def decode_window(
     png: bool = True,
     rare: bool = True,
 ) -> tf.Tensor:
-    """Decodes a part of a JPEG or PNG file, as stored, in one of the decoder's sizes: uint8 [h, w, 3].
+    """Decodes part of a JPEG or PNG file, as stored, in a size of the decoder: uint8 [h, w, 3].
 
     Args:
         encoded: string [], the bytes of the file.

@@ -175,7 +175,7 @@ class Classifier(NamedModel):
         return keras.Model(self.model.get_layer("pooling").input, self.model.get_layer("logits").output, name="head")
 
     def predict_with_features(self, images: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Returns probabilities, float32 [B, C], and pooled features, float32 [B, D], as `predict`."""
+        """Returns probabilities, float32 [B, C], and pooled features, float32 [B, D]."""
         probabilities, features = self._compute(images, "probabilities", "features")
         return probabilities, features
 

@@ -1,7 +1,7 @@
 """Heat maps by Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391).
 
-heat = explain(classifier, images, class_indices)     # float32 [B, h, w], 0..1
-image = overlay(images[0], heat[0])                 # uint8 [H, W, 3]
+    heat = explain(classifier, images, class_indices)     # float32 [B, h, w], 0..1
+    image = overlay(images[0], heat[0])                 # uint8 [H, W, 3]
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def explain(classifier: Classifier, images: Any, class_indices: Any) -> Array:
 
 @on_cpu
 def overlay(image: Array, heat: Array) -> Array:
-    """Returns an image, uint8 [H, W, 3], coloured by its heat, float32 [h, w], 0 (no colour) to 1."""
+    """Returns an image, uint8 [H, W, 3], coloured by heat, float32 [h, w], 0 (none) to 1."""
     from matplotlib import colormaps
 
     smooth = tf.image.resize(heat[..., np.newaxis], image.shape[:2], method="bilinear").numpy().clip(0, 1)

@@ -1,8 +1,8 @@
 """Images of a split as training, extraction, validation and evaluation read them.
 
-train = SplitImages("shards/", "train", image_size=(224, 224), seed=0)
-train.training(32, first_epoch=3).dataset()
-for images, labels in read(train.once(64)): ...     # DataError for a damaged record
+    train = SplitImages("shards/", "train", image_size=(224, 224), seed=0)
+    train.training(32, first_epoch=3).dataset()
+    for images, labels in read(train.once(64)): ...     # DataError for a damaged record
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class SplitImages:
         return self._loader(batch_size=batch_size)
 
     def once(self, batch_size: int) -> tf.data.Dataset:
-        """Returns each image once, in stored order, as in evaluation: uint8 [B, H, W, 3], int64 [B]."""
+        """Returns each image once, as in evaluation: uint8 [B, H, W, 3], int64 [B]."""
         return self.evaluation(batch_size).dataset()
 
     def whole(self, batch_size: int, first: int = 0, view: int | None = None) -> tf.data.Dataset:
@@ -108,7 +108,7 @@ class SplitImages:
 
 
 def read_for(predictor: Predictor, directory: str | os.PathLike[str], split: str, **options: Any) -> Iterator[Any]:
-    """Returns a split as dictionaries, prepared for a model; options and errors as `tfpipe.dataset`.
+    """Returns a split as dictionaries, for a model; options and errors as `tfpipe.dataset`.
 
     Raises:
         DataError: a record is damaged.

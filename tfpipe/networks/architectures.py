@@ -103,7 +103,7 @@ def native_size(name: str) -> tuple[int, int]:
 def choose_input(
     name: str, image_size: tuple[int, int], weights: str, preprocessing: str | None, *, grey: bool
 ) -> tuple[str, tuple[int, int, int]]:
-    """Returns preprocessing and input shape (height, width, channels); arguments as `backbones.build`.
+    """Returns preprocessing and input shape (H, W, channels); arguments as `backbones.build`.
 
     Raises:
         ValueError: an invalid name or size, or arguments that exclude each other.

@@ -116,7 +116,7 @@ def _choose_for_cpu() -> tuple[str, str]:
     return "mixed_bfloat16", f"the processor has {known[0]}"
 
 
-# ---- TF32: TensorFlow's flag is one for the whole process; threads that want the same mode share it, others wait
+# ---- TF32: one flag of TensorFlow for the whole process; threads of one mode share it, others wait
 
 _changed = threading.Condition()
 _held = threading.local()  # its `mode`: what this thread holds the flag at, or None
@@ -198,7 +198,7 @@ def within_memory(batch_size: int, advice: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def portable(model: Any) -> Iterator[None]:
-    """Traces a Keras model inside without cuDNN's recurrent layers, so that it runs on any device."""
+    """Traces Keras models inside without cuDNN's recurrent layers, to run on any device."""
     layers = [layer for layer in model._flatten_layers() if getattr(layer, "use_cudnn", False)]
     before = [layer.use_cudnn for layer in layers]
     try:

@@ -4,7 +4,8 @@
     load(path)                                      # the model that was saved, with tfpipe's layers
 
 A file that `save` wrote holds the model as Keras' own operations, and its architecture with
-tfpipe's layers in another member, which Keras ignores. Both have the same weights in the same order.
+tfpipe's layers in another member, which Keras ignores. Both have the same weights in the same
+order.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def save(model: keras.Model, path: Path) -> None:
 
 
 def load(file: Path, *, trust: bool = False) -> keras.Model:
-    """Returns the model of a .keras file, of Keras' layers and of classes registered in this process.
+    """Returns the model of a .keras file, of Keras' layers and of registered classes.
 
     Raises:
         FileNotFoundError: there is none.

@@ -47,7 +47,7 @@ class Preprocessing(keras.layers.Layer):  # type: ignore[misc]
         self.samples = samples if isinstance(samples, Samples) else Samples(**samples)
 
     def call(self, images: Any) -> Any:
-        """Returns the float images; computed in float32 and cast last, so that bfloat16 rounds once."""
+        """Returns float images; computed in float32 and cast last: bfloat16 rounds once."""
         values = ops.cast(images, "float32")  # first: arithmetic on uint8 wraps around
         if self.mode == "caffe":
             values = ops.flip(values, axis=-1) - ops.array(_CAFFE_MEAN, "float32")

@@ -38,7 +38,7 @@ def _sources(calls: list[Any]) -> list[list[int]]:
 
 
 def find_layers(network: keras.Model) -> dict[str, Any]:
-    """Returns all layers by name, from input to output, each after all that its first call reads."""
+    """Returns all layers by name, from input to output, each after its inputs."""
     return {node.operation.name: node.operation for node in _calls(network)}
 
 
@@ -105,7 +105,7 @@ def find_dependents(network: keras.Model, names: Iterable[str]) -> set[str]:
 
 
 def hash_network(network: keras.Model) -> str:
-    """Returns the SHA-256 of architecture and weights, 64 hexadecimal digits, stable across processes.
+    """Returns the SHA-256 of architecture and weights, 64 digits, stable across processes.
 
     Keras numbers unnamed layers through a session ("conv2d_17"), so names count by their place
     only. Whether layers are trainable does not count; their precision does. Any change of the hash

@@ -121,7 +121,7 @@ class Answers:
                 yield neighbour, ""
 
     def rows(self, uploads: Sequence[Upload]) -> Iterator[FileResult]:
-        """Yields a result for each file, in their order; a rejected one does not stop the others."""
+        """Yields a result for each file, in order; a rejected one does not stop the others."""
         for start in range(0, len(uploads), _BATCH_SIZE):
             batch = [(upload.name, self._shown(upload.path)) for upload in uploads[start : start + _BATCH_SIZE]]
             seen = [shown[0] for _, shown in batch if not isinstance(shown, RejectedImage)]

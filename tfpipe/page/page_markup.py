@@ -1,4 +1,4 @@
-"""The demo page's answers as HTML, with images and the CSV in it; the templates escape every name."""
+"""The demo page's answers as HTML, with images and the CSV; templates escape every name."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def table(rows: Sequence[FileResult], class_names: Sequence[str]) -> str:
 def to_csv(rows: Sequence[FileResult], class_names: Sequence[str]) -> bytes:
     """Returns the rows as a CSV for spreadsheets: UTF-8 with a byte order mark, every cell quoted.
 
-    A text that a spreadsheet would compute ("=1+1.jpg", "-3", "@x") has an apostrophe before it, its
-    sign for text. Scores have 9 significant digits, which give the same float32.
+    A text that a spreadsheet would compute ("=1+1.jpg", "-3", "@x") has an apostrophe before it,
+    its sign for text. Scores have 9 significant digits, which give the same float32.
     """
     ranks = range(min(_TOP, len(class_names)))
     file = io.StringIO()

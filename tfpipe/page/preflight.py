@@ -37,7 +37,7 @@ def check_page(
 
 
 def host_names(hosts: Sequence[str]) -> frozenset[str]:
-    """Returns names of hosts in lower case and without ports, which are ignored; raises ValueError for anything else."""
+    """Returns host names in lower case, without ports; raises ValueError for others."""
     wanted = "names of hosts, each once, as demo.example or demo.example:8443"
     names = {host: host_name(host) for host in (arguments.texts("allowed_hosts", hosts, wanted) if hosts else ())}
     if wrong := [host for host, name in names.items() if not (name and _WITH_PORT.fullmatch(host))]:

@@ -73,7 +73,7 @@ def augment_image(
     epoch: int | tf.Tensor,
     resize: Resize = "stretch",
 ) -> tf.Tensor:
-    """Augments one decoded image, as `tfpipe.dataset(..., training=True)` does without scaled decoding.
+    """Augments one decoded image as `tfpipe.dataset(..., training=True)` does, unscaled.
 
     Args:
         image: uint8 [H, W, 3], upright.

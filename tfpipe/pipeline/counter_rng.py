@@ -1,4 +1,4 @@
-"""Random numbers that are a function of (seed, epoch, key) alone, for a whole batch of keys at once.
+"""Random numbers as a function of (seed, epoch, key) alone, for a batch of keys at once.
 
     uniforms = draw(hash_keys(keys), seed, epochs, 8)      # float32 [N, 8] in [0, 1)
 
@@ -18,7 +18,7 @@ _BUCKETS = (1 << 63) - 1
 
 
 def hash_keys(keys: tf.Tensor) -> tf.Tensor:
-    """Returns int64 [N] for string [N], the same on every machine (FarmHash64, see `tf.strings.to_hash_bucket_fast`)."""
+    """Returns int64 [N] for string [N]: FarmHash64, the same on every machine."""
     return tf.strings.to_hash_bucket_fast(keys, _BUCKETS)
 
 

@@ -104,7 +104,7 @@ class Rows:
         return list(self.imaging.parse_compiled({**batch, "serialized": tf.constant(data, tf.string)}).values())
 
     def _labels(self, positions: np.ndarray[Any, Any]) -> Tensors:
-        """Returns each position's listed label and the one to give, int64 [N]; any for blank rows."""
+        """Returns each position's listed label and the one to give, int64 [N]."""
         listed = self.reader.labels[np.maximum(positions, 0)].astype(np.int64)
         label = listed if self.new_labels is None else self.new_labels[np.maximum(listed, 0)]
         return {"listed": tf.constant(listed), "label": tf.constant(label, tf.int64)}
@@ -160,7 +160,7 @@ class Rows:
         return batch, tf.cond(intact, lambda: tf.constant(""), why)
 
     def complete(self, batch: Tensors) -> Tensors:
-        """Returns a batch of `decode` with colours and flips, blank rows blank, and images mixed."""
+        """Returns a batch of `decode` with colours, flips and mixing, blank rows blank."""
         columns, image = self.imaging.unpack(batch["numbers"]), batch["image"]
         row = {"label": columns["label"], "mask": columns["mask"]}
         row |= {name: batch[name] for name in ("key", "filename") if self.imaging.names}
@@ -225,7 +225,7 @@ class Rows:
         return {**row, "image": images, "label": labels}
 
     def explain(self, start: np.int64, offset: np.int64) -> bytes:
-        """Returns why the row at an offset from an iterator's first one was lost, by trying again."""
+        """Returns why the row at an offset from the first one was lost, by trying again."""
         if is_exiting():
             return b"Python is exiting: nothing is read any more"
         row = int(start) + int(offset)

@@ -125,7 +125,7 @@ class Imaging:
         return columns
 
     def decode(self, encoded: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-        """Returns the images, uint8 [N, height, width, 3], in the colours and flips of the files."""
+        """Returns images, uint8 [N, height, width, 3], in the colours and flips of the files."""
         function = self._decode_compiled
         # Each result goes straight to its place in the batch. And no operation on one image wakes
         # other threads, as in `Dataset.map`: that costs a fifth of the time.

@@ -297,7 +297,7 @@ class Loader:
         return data
 
     def _next_start(self) -> np.int64:
-        """Returns the first row of a new iterator: of the first as chosen, then of each next epoch."""
+        """Returns the first row of a new iterator: the chosen one, then each next epoch's."""
         with self._starts_lock:
             return np.int64(next(self._starts))
 
@@ -414,7 +414,7 @@ def _counted(data: tf.data.Dataset, num_steps: int, *, whole: bool) -> tf.data.D
 def _labels(
     known: Sequence[str], chosen: Sequence[str] | None, labelled: bool
 ) -> tuple[Sequence[str], np.ndarray[Any, Any] | None]:
-    """Returns class names and the new label of each old one: -1 to leave out, None for no change."""
+    """Returns class names and the new label of each old one: -1 to leave out; None: the same."""
     if chosen is None:
         return known, None
     chosen = arguments.class_places(chosen, known)

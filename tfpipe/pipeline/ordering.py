@@ -247,7 +247,7 @@ class Schedule:
         return mine != self.num_steps * (self.batch_size if self.contiguous else self._global_size)
 
     def indices(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns (epochs, indices of the order) of rows, int64 [N] all; `BLANK` for a blank row."""
+        """Returns (epochs, indices of the order) of rows, int64 [N]; `BLANK` for a blank row."""
         epochs, within = rows // self.rows_per_epoch, rows % self.rows_per_epoch
         if self.contiguous:
             indices = self._start + within

@@ -213,7 +213,7 @@ class RecordReader:
         return self._failures.pop(position, None)
 
     def error(self, position: int, message: str) -> DataError:
-        """Returns a `DataError` that names a record by its shard, offset, number and source file."""
+        """Returns a `DataError` that names a record's shard, offset, number and source file."""
         shard = self._shard(position)
         record = position - int(self._starts[shard])
         where = f"record {record}{self._source(position)}"
@@ -360,7 +360,7 @@ class Compiled:
     """
 
     def __init__(self, stage: Callable[..., Any], *specs: Any) -> None:
-        """Takes a function of tensors of these specifications, as `Dataset.element_spec` has them."""
+        """Takes a function of tensors of these specifications, as of `Dataset.element_spec`."""
         with tf.init_scope(), tf.device("/CPU:0"):  # of no graph, so that every graph can use it
             self._function = tf.function(stage, autograph=False).get_concrete_function(*specs)
         self._stage, self._specs = stage, specs  # owned, with all that it needs: see `for_graphs`

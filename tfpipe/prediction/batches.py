@@ -3,8 +3,8 @@
     for stop, outcomes in ImageStream(listing, predictor, batch_size=64).predict():
         for index, outcome in outcomes.items(): ...     # float32 [C], or a RejectedImage
 
-A batch holds images that can be decoded. Restarted where a batch stopped, the next ones are the same,
-bit for bit.
+A batch holds images that can be decoded. Restarted where a batch stopped, the next ones are the
+same, bit for bit.
 """
 
 from __future__ import annotations

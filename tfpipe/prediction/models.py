@@ -43,8 +43,8 @@ _TEXTS = "OTU"  # kinds of dtype that keep text and bytes whole; S cuts off zero
 class Prediction(NamedTuple):
     """A model's prediction for one image.
 
-    Of a file that is not an image, `class_name` is None, `score` 0, `top` empty, every probability 0,
-    and `reason` is a code and a sentence: "truncated: ...". Of an image, `reason` is "".
+    Of a file that is not an image, `class_name` is None, `score` 0, `top` empty, every probability
+    0, and `reason` is a code and a sentence: "truncated: ...". Of an image, `reason` is "".
 
     Attributes:
         class_name: the likeliest class.
@@ -107,8 +107,8 @@ class Model:
 
         Args:
             inputs: paths of JPEG or PNG files, their bytes, files opened in binary mode, or images
-                as uint8 [H, W, 3], RGB, 0..255, of any size, alone or in any iterable; or one array,
-                uint8 [B, H, W, 3].
+                as uint8 [H, W, 3], RGB, 0..255, of any size, alone or in any iterable; or one
+                array, uint8 [B, H, W, 3].
             top_k: number of classes to name, at most all.
             batch_size: images per call of the model. Probabilities depend on it by about 1e-6.
 

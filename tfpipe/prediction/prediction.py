@@ -7,8 +7,8 @@
     predict("runs/a", "shards/", "table.csv", split="test1", columns="table")  # the columns of evaluate's predictions.csv
 
 Images are decoded and resized as in evaluation. The rows and their order are known before the model
-runs: rows are written as they come, memory does not grow with them, and a stopped prediction resumes
-at its next batch.
+runs: rows are written as they come, memory does not grow with them, and a stopped prediction
+resumes at its next batch.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def predict(
         model: a run's folder, a .keras file of `tfpipe.train`, a file or folder of an export, or a
             model from `tfpipe.load`.
         input: files, folders (with all folders below), globs, CSV files with a column `path`
-            (relative to the CSV's folder) and optionally `id`, or "-": paths on standard input, one a
-            line or separated by NULs; or one data set.
+            (relative to the CSV's folder) and optionally `id`, or "-": paths on standard input, one
+            a line or separated by NULs; or one data set.
         output: the file to write.
         split: of the data set; needed if it has several.
         columns: "full": id, filename, reason (empty for a good image), class_1, score_1, class_2,

@@ -6,10 +6,10 @@
         with written_atomically(Path("out.csv")) as file:
             for part in work.parts(): ...
 
-`.out.csv.partial` holds lines of JSON, each after its CRC: the purpose of the work, then parts, each
-with its position and that of its successor. Parts of other work are ignored, and so is everything
-from the first line on that is damaged or does not follow its predecessor. The file is locked while it
-is in use, and deleted when the block ends without an error.
+`.out.csv.partial` holds lines of JSON, each after its CRC: the purpose of the work, then parts,
+each with its position and that of its successor. Parts of other work are ignored, and so is
+everything from the first line on that is damaged or does not follow its predecessor. The file is
+locked while it is in use, and deleted when the block ends without an error.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def _with_crc(payload: bytes) -> bytes:
 def unfinished(output: Path, purpose: Mapping[str, str]) -> Iterator[Unfinished]:
     """Opens the finished parts of an output and locks them against other processes.
 
-    They are kept if the block is left by an error or Ctrl-C after at least one part, unless the error
-    is a `DataError`, which the same command would only meet again.
+    They are kept if the block is left by an error or Ctrl-C after at least one part, unless the
+    error is a `DataError`, which the same command would only meet again.
 
     Args:
         output: the file to write in the block.

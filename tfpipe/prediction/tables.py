@@ -4,8 +4,8 @@
     form.header                 # id,label
     form.row(image, outcome)    # 17,0.998712003
 
-Rows are UTF-8 and end with a line feed. Probabilities have nine significant digits, which identify a
-float32. `check_prediction` finds wrong arguments without loading TensorFlow, which takes seconds.
+Rows are UTF-8 and end with a line feed. Probabilities have nine significant digits, which identify
+a float32. `check_prediction` finds wrong arguments without loading TensorFlow, which takes seconds.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def _is_export(folder: Path) -> bool:
 
 
 def append_entry(data: bytes, entry: bytes) -> bytes:
-    """Returns a protobuf file with its own SHA-256 as one more entry: messages are continued by appending.
+    """Returns a protobuf file with its SHA-256 appended as one more entry.
 
     Args:
         data: the file.

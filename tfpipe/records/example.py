@@ -3,10 +3,10 @@
     serialized = encode({"image/encoded": jpeg_bytes, "image/height": 375})
     decode(serialized)["image/height"]            # [375]
 
-The bytes of `encode` equal TensorFlow's `SerializeToString(deterministic=True)`. protobuf promises no
-order of a map's keys across its versions, and equal inputs must give equal shards for good: here the
-map is the list of entries that it is on the wire, in an order of our own. Messages and field numbers:
-tensorflow/core/example/feature.proto.
+The bytes of `encode` equal TensorFlow's `SerializeToString(deterministic=True)`. protobuf promises
+no order of a map's keys across its versions, and equal inputs must give equal shards for good: here
+the map is the list of entries that it is on the wire, in an order of our own. Messages and field
+numbers: tensorflow/core/example/feature.proto.
 """
 
 from __future__ import annotations

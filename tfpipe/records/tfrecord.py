@@ -80,7 +80,7 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[RawRecord]:
 
 
 def read_frame(file: BinaryIO, offset: int, size: int, path: str | os.PathLike[str]) -> bytes:
-    """Returns the record's data at `offset` of an open file of `size` bytes, or raises DataError."""
+    """Returns the data of the record at `offset` of a file of `size` bytes, or raises DataError."""
     file.seek(offset)
     header = file.read(HEADER_BYTES)
     if len(header) < HEADER_BYTES:

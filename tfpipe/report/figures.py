@@ -1,4 +1,4 @@
-"""Drawings as images for an HTML page: SVG for curves, PNG for large matrices, JPEG for photographs.
+"""Drawings for an HTML page: SVG for curves, PNG for large matrices, JPEG for photographs.
 
 None contains a class name: the page writes those, in whatever font the browser has for them.
 """
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from scipy.sparse import coo_array
 
 INK, ACCENT, FAINT = "#22252a", "#1f6f8b", "#8a9099"
-# Okabe and Ito 2008, distinct to colour-blind readers; the last two are a darker and a lighter variant.
+# Okabe and Ito 2008, distinct to colour-blind readers; the last two are a darker and a lighter
+# variant.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#5b5b5b", "#a05a2c", "#8fbc3b")
 
 _STYLE = {
@@ -41,7 +42,7 @@ Curve = tuple[Array, Array]
 
 
 def roc_curves(labels: Array, probabilities: Array, class_indices: Sequence[int]) -> str:
-    """Returns a drawing of ROC curves, one per class against all others, in the order of COLOURS."""
+    """Returns a drawing of ROC curves, one per class against all others."""
     from sklearn.metrics import roc_curve
 
     curves = [roc_curve(labels == index, probabilities[:, index])[:2] for index in class_indices]

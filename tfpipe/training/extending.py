@@ -56,8 +56,8 @@ def plan(
 ) -> tuple[list[str], Callable[[], None]]:
     """Returns lines about what will be done, and the function that changes the folder.
 
-    A kill at any point costs nothing. `found` is the content of run.json; `facts` and `recipe` those
-    of a run that had the raised numbers from the start.
+    A kill at any point costs nothing. `found` is the content of run.json; `facts` and `recipe`
+    those of a run that had the raised numbers from the start.
 
     Raises:
         ValueError: the learning rates so far would have differed, without `rewarm`, or there is no

@@ -1,10 +1,10 @@
 """Measurements of a few steps: a trace for TensorBoard, and their memory and time as text.
 
-with profile.step() as watch:
-    batch = next(batches)
-    watch("input")             # the time since the last call was waiting for input
-    loss = float(train_step(batch))
-    watch("device", 1)         # computing 1 step; the rest of the time is Python's
+    with profile.step() as watch:
+        batch = next(batches)
+        watch("input")             # the time since the last call was waiting for input
+        loss = float(train_step(batch))
+        watch("device", 1)         # computing 1 step; the rest of the time is Python's
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ class Profile:
 
 def peak_memory_bytes() -> int:
     """Returns the largest memory of this process in RAM so far."""
-    # Not Linux' getrusage, which counts the memory that the parent had when it started this process.
+    # Not Linux' getrusage, which counts the memory that the parent had when it started this
+    # process.
     status = Path("/proc/self/status")
     lines = status.read_text("utf-8").splitlines() if status.exists() else []
     for line in lines:

@@ -46,7 +46,7 @@ class Findings:
     count: int = 0
 
     def add(self, *findings: DataError, count: int | None = None) -> None:
-        """Keeps the findings that there is room for; `count` includes some that another collection did not keep."""
+        """Keeps findings while there is room; `count` includes those dropped elsewhere."""
         self.kept += findings[: max(0, MAX_KEPT - len(self.kept))]
         self.count += len(findings) if count is None else count
 

@@ -69,7 +69,7 @@ class CatalogRows:
 
 
 def _parsed(line: bytes) -> CatalogRow | None:
-    """Returns the row of a line, which no name continues on another: control characters are refused."""
+    """Returns the row of a line; names have no line breaks, control characters are refused."""
     try:
         # A replaced character equals none that was written.
         return parse_row(next(csv.reader([line.decode("utf-8", "replace")], strict=True)))

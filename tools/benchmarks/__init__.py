@@ -1,1 +1,1 @@
-"""Input pipelines that `benchmark.py input` compares. Workers are run by path, each by an interpreter of its own."""
+"""Input pipelines that `benchmark.py input` compares, each run by path in its own interpreter."""

@@ -1,4 +1,4 @@
-"""The contenders of `benchmark.py input`, `extract` and `predict`, each in its own process, and the photos they are given."""
+"""The contenders of `benchmark.py`, each in its own process, and their photos."""
 
 from __future__ import annotations
 
@@ -67,19 +67,19 @@ _PACKAGES = {"dali": "nvidia-dali-cuda120", "ffcv": "ffcv", "torch": "torch torc
 
 
 def alternate(contenders: dict[str, Item], measure: Callable[[Item], float], repetitions: int) -> dict[str, list[float]]:
-    """Returns the seconds of each contender; a round measures each once, the first round warms up and does not count."""
+    """Returns the seconds of each contender, by round; the first round does not count."""
     rounds = [{name: measure(item) for name, item in contenders.items()} for _ in range(1 + repetitions)]
     return {name: [times[name] for times in rounds[1:]] for name in contenders}
 
 
 def compared(name: str, own: list[float], others: list[float]) -> str:
-    """Returns how fast `name` is relative to others: ratios within rounds, as a machine's speed varies between them."""
+    """Returns the speed of `name` relative to others: ratios within rounds, median and range."""
     ratios = [other / mine for mine, other in zip(own, others, strict=True)]
     return f"{name} is {statistics.median(ratios):6.2f} x as fast ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def environment() -> dict[str, str]:
-    """Returns the environment of a process that imports this tfpipe, from whatever folder it is started."""
+    """Returns the environment of a process that imports this tfpipe from any folder."""
     places = [str(Path(tfpipe.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
 
@@ -94,7 +94,7 @@ class GaveUp(RuntimeError):
 
 
 class Worker:
-    """A contender in its process, ready to measure once made; it waits, idle, between two measurements."""
+    """A contender in its process, ready to measure, idle between two measurements."""
 
     def __init__(self, name: str, python: str, task: dict[str, Any], scratch: Path) -> None:
         """Starts it and waits until it is prepared; GaveUp if it cannot be."""
@@ -159,7 +159,7 @@ def _environment(python: str) -> dict[str, str]:
 
 
 def gather_photos(source: Path, folder: Path, count: int) -> int:
-    """Fills a new flat folder with `count` JPEG files, drawn from those below `source`, repeated where they are too few.
+    """Fills a new flat folder with `count` JPEG files from `source`, repeated if too few.
 
     Returns:
         The number of different files among them.
@@ -175,7 +175,7 @@ def gather_photos(source: Path, folder: Path, count: int) -> int:
 
 
 def make_photos(folder: Path, count: int) -> None:
-    """Writes JPEG files of 500 x 375 pixels: noise at several scales, coarse strongest, about as large as photos are."""
+    """Writes JPEG files of 500 x 375 pixels: noise at several scales, as large as photos."""
     from PIL import Image
 
     folder.mkdir()

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-not-found"
-"""Contenders of `benchmark.py extract`: photos -> features of a frozen network, as numpy arrays in memory.
+"""Contenders of `benchmark.py extract`: photos -> features of a frozen network, in memory.
 
 All of them decode, bring to the same size, preprocess and compute, with the same layers; PyTorch's
 have weights of their own, which makes no difference to time.
@@ -20,7 +20,7 @@ _VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 
 
 
 def tfpipe_extract(task: Task) -> Pass:
-    """The cache of features, made anew in every pass and read, in the precision that tfpipe chooses here."""
+    """The cache of features, made and read in every pass, in the precision chosen here."""
     from tfpipe.networks import arithmetic
 
     return _tfpipe(task, arithmetic.choose("auto")[0])
@@ -52,12 +52,12 @@ def keras_extract(task: Task) -> Pass:
 
 
 def torch_extract(task: Task) -> Pass:
-    """PyTorch in bfloat16, channels last: Pillow in the processes of a DataLoader, inference mode."""
+    """PyTorch in bfloat16, channels last: Pillow in DataLoader processes, inference mode."""
     return _torch(task, compiled=False)
 
 
 def torch_extract_compiled(task: Task) -> Pass:
-    """The same with the network compiled and its weights packed beforehand; needs a C++ compiler."""
+    """The same, compiled and with packed weights; needs a C++ compiler."""
     return _torch(task, compiled=True)
 
 

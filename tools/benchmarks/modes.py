@@ -1,4 +1,4 @@
-"""The modes of `tfpipe.train` side by side, each a process of its own with a cache of features of its own."""
+"""The modes of `tfpipe.train` side by side, each with its own process and cache."""
 
 from __future__ import annotations
 

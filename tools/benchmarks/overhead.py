@@ -1,4 +1,4 @@
-"""Where a command's processor time goes, part by part: what its work takes, and everything around it.
+"""Where a command's processor time goes, part by part: work and overhead.
 
     python -m tfpipe.tools.benchmarks.overhead train --data=shards/ --output=runs/a      # prints JSON: seconds by part
 

@@ -26,7 +26,7 @@ def dali_bilinear(task: Task) -> Pass:
 
 
 def ffcv(task: Task) -> Pass:
-    """FFCV: re-encoded once to its own file (all JPEG, quality 90, not made smaller), decodes the crop alone."""
+    """FFCV: re-encoded once (JPEG, quality 90, not made smaller), decodes the crop alone."""
     from ffcv.fields import RGBImageField
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -62,12 +62,12 @@ def torch(task: Task) -> Pass:
 
 
 def simplejpeg_full(task: Task) -> Pass:
-    """libjpeg-turbo alone: decodes all, resizes nothing. A ceiling for pipelines that decode all."""
+    """libjpeg-turbo alone: decodes all, resizes nothing; a ceiling for such pipelines."""
     return _simplejpeg(task)
 
 
 def simplejpeg_scaled(task: Task) -> Pass:
-    """libjpeg-turbo alone: decodes at the least eighth that is as large as the images wanted, resizes nothing."""
+    """libjpeg-turbo alone: decodes at the least sufficient eighth, resizes nothing."""
     return _simplejpeg(task, min_height=task.side, min_width=task.side)
 
 

@@ -73,7 +73,7 @@ def _thread_times() -> dict[str, float]:
 
 
 def start(data: Any, num_images: int) -> tuple[float, float, float]:
-    """Returns seconds to the first batch of an iterator, and the images/s of its first second and after that."""
+    """Returns seconds to the first batch, and images/s in the first second and after it."""
     begin, times = time.perf_counter(), []
     for _ in data:
         times.append(time.perf_counter() - begin)

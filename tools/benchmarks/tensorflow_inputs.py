@@ -131,7 +131,7 @@ def tfdata_tutorial(task: Task) -> Pass:
 
 
 def tfdata_antialias(task: Task) -> Pass:
-    """tf.data by hand: the accurate decoder and an antialiased resize, which tfpipe's evaluation has, too."""
+    """tf.data by hand: accurate decoder and antialiased resize, as tfpipe's evaluation."""
     return _evaluation(task, antialias=True)
 
 

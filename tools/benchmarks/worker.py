@@ -75,7 +75,7 @@ def measure(open_pass: Pass) -> dict[str, Any]:
 
 
 def restrict(num_cores: int) -> None:
-    """Restricts this process to the first cores (Linux): some libraries start a thread for each core they see."""
+    """Restricts this process to the first cores (Linux): libraries start a thread for each."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:num_cores])
 
