@@ -1,6 +1,6 @@
 """Building a data set: list, audit, plan, write; killed anywhere, it continues where it stopped.
 
-    manifest = build_tfrecords("photos/", "shards/", name="pets", layout="folders", splits={"train": 0.8, "test": 0.2})
+manifest = build_tfrecords("photos/", "shards/", name="pets", layout="folders", splits={"train": 0.8, "test": 0.2})
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tables of paths: CSV files in UTF-8; the first line shows the separator.
 
-    with tables.opened(Path("labels.csv")) as table:
-        table.columns                      # ["image_id", "label"]
-        for line, fields in table.rows: ...     # 2, ["0a1b", "cat"]
+with tables.opened(Path("labels.csv")) as table:
+table.columns                      # ["image_id", "label"]
+for line, fields in table.rows: ...     # 2, ["0a1b", "cat"]
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Writers of an export's formats. Each returns its files for the comparison with the model.
 
-    work = Work(model, specification, folder, half=False)
-    WRITERS["pb"](work)     # {"frozen_image.pb": ExportedFile("frozen", path), ...}
+work = Work(model, specification, folder, half=False)
+WRITERS["pb"](work)     # {"frozen_image.pb": ExportedFile("frozen", path), ...}
 """
 
 from __future__ import annotations

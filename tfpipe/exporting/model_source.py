@@ -1,7 +1,7 @@
 """The inputs of an export: the model, and images of the data set it was trained on.
 
-    model, run = find("runs/a", "best", {})
-    images = find_images(run, data=None, split=None, is_needed=False)
+model, run = find("runs/a", "best", {})
+images = find_images(run, data=None, split=None, is_needed=False)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reference images for comparisons: two photographs in every form of an image file.
 
-    for image in make():
-        image.name, image.data     # "orientation_6.jpg", b"..."
+for image in make():
+image.name, image.data     # "orientation_6.jpg", b"..."
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Wraps any Keras classifier with preprocessing and class names.
 
-    model = wrap(network, class_names=("cat", "dog"), preprocessing="tf")
-    model.predict(images)    # uint8 [B, H, W, 3] -> float32 [B, C]
+model = wrap(network, class_names=("cat", "dog"), preprocessing="tf")
+model.predict(images)    # uint8 [B, H, W, 3] -> float32 [B, C]
 """
 
 from __future__ import annotations

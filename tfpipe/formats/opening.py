@@ -1,7 +1,7 @@
 """Models of any format: a run, a .keras file, a SavedModel, a frozen graph, TFLite, ONNX.
 
-    predictor = load("export/frozen_image.pb")
-    predictor.predict(images)      # uint8 [B, H, W, 3] -> float32 [B, C], in the order of predictor.class_names
+predictor = load("export/frozen_image.pb")
+predictor.predict(images)      # uint8 [B, H, W, 3] -> float32 [B, C], in the order of predictor.class_names
 """
 
 from __future__ import annotations

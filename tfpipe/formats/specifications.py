@@ -1,7 +1,7 @@
 """The specification of an exported model: how to feed it and read its outputs.
 
-    specification = Specification(("cat", "dog"), (224, 224), "stretch", "caffe", sha256)
-    from_json(specification.to_json(), path) == specification
+specification = Specification(("cat", "dog"), (224, 224), "stretch", "caffe", sha256)
+from_json(specification.to_json(), path) == specification
 """
 
 from __future__ import annotations

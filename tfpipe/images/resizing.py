@@ -1,7 +1,7 @@
 """Antialiased bilinear resizing in TensorFlow, within 1.5 levels of Pillow's.
 
-    scaled = scaled_size(source, target, "crop")
-    window = sample_image(image, (224, 224), scale, translation)    # float32 [224, 224, 3]
+scaled = scaled_size(source, target, "crop")
+window = sample_image(image, (224, 224), scale, translation)    # float32 [224, 224, 3]
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Folders walked in a fixed order, and the image files in folders and globs, each once.
 
-    passed_over = []
-    [found.name for found in find_images("test1/", passed_over)]     # "cat/1.jpg": relative to the folder
+passed_over = []
+[found.name for found in find_images("test1/", passed_over)]     # "cat/1.jpg": relative to the folder
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Image files read and checked without decoding, for build, prediction and demo page.
 
-    read("1.jpg").orientation      # 6
-    read("page.html")              # RejectedImage: reason "not_an_image"
+read("1.jpg").orientation      # 6
+read("page.html")              # RejectedImage: reason "not_an_image"
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Heat maps by Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391).
 
-    heat = explain(classifier, images, class_indices)     # float32 [B, h, w], 0..1
-    image = overlay(images[0], heat[0])                 # uint8 [H, W, 3]
+heat = explain(classifier, images, class_indices)     # float32 [B, h, w], 0..1
+image = overlay(images[0], heat[0])                 # uint8 [H, W, 3]
 """
 
 from __future__ import annotations

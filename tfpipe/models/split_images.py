@@ -1,8 +1,8 @@
 """Images of a split as training, extraction, validation and evaluation read them.
 
-    train = SplitImages("shards/", "train", image_size=(224, 224), seed=0)
-    train.training(32, first_epoch=3).dataset()
-    for images, labels in read(train.once(64)): ...     # DataError for a damaged record
+train = SplitImages("shards/", "train", image_size=(224, 224), seed=0)
+train.training(32, first_epoch=3).dataset()
+for images, labels in read(train.once(64)): ...     # DataError for a damaged record
 """
 
 from __future__ import annotations

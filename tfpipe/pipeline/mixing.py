@@ -1,8 +1,8 @@
 """MixUp and CutMix of a batch: functions of (seed, epoch, step), for any division among readers.
 
-    images, labels = mix(
-        images, labels, others, other_labels, mixup=0.2, cutmix=1, seed=0, epoch=3, step=17
-    )
+images, labels = mix(
+images, labels, others, other_labels, mixup=0.2, cutmix=1, seed=0, epoch=3, step=17
+)
 """
 
 from __future__ import annotations

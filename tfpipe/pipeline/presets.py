@@ -1,6 +1,6 @@
 """Strengths of augmentation, and presets; `tfpipe.pipeline.augmentation` applies them.
 
-    augmentation = dataclasses.replace(Augmentation.named("standard"), horizontal_flip=0)
+augmentation = dataclasses.replace(Augmentation.named("standard"), horizontal_flip=0)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Class weights: factors of the classes in a loss, so that rare ones count as much as common ones.
 
-    model.fit(data, class_weight=class_weights("shards/", "train"))
+model.fit(data, class_weight=class_weights("shards/", "train"))
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The files of a run's folder, by name; `tfpipe.training.runs` writes them.
 
-    locate_data("runs/a")    # the folder of the data set that it was trained on
+locate_data("runs/a")    # the folder of the data set that it was trained on
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Augmentation sheet: images as evaluation and each of ten epochs of training see them.
 
-    show("shards/", "sheet.png", augment="standard", seed=0)
+show("shards/", "sheet.png", augment="standard", seed=0)
 """
 
 from __future__ import annotations

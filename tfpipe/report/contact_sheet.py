@@ -1,6 +1,6 @@
 """Contact sheet: some images of each class at a glance.
 
-    show("shards/", "sheet.png", split="train", per_class=8)
+show("shards/", "sheet.png", split="train", per_class=8)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Sheets of images as PNG files: panels below each other, each a line of text above a row of tiles.
 
-    check_target(output, directory, "contact sheet")
-    sheet = Sheet(title, [detail], panels, tile=160, font=None)
-    sheet.save(output, lower="--tile")
+check_target(output, directory, "contact sheet")
+sheet = Sheet(title, [detail], panels, tile=160, font=None)
+sheet.save(output, lower="--tile")
 """
 
 from __future__ import annotations

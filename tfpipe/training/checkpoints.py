@@ -1,7 +1,7 @@
 """The state of a run on disk: numbers and facts in one file that is whole or absent.
 
-    save(path, {"weights": [...]}, {"epoch": 3, "step": 120})
-    arrays, facts = load(path)
+save(path, {"weights": [...]}, {"epoch": 3, "step": 120})
+arrays, facts = load(path)
 """
 
 from __future__ import annotations

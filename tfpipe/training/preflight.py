@@ -1,7 +1,7 @@
 """Checks before a training, without TensorFlow, which takes seconds to load; and devices.
 
-    check_training("shards/", "runs/a", "features/", recipe)
-    strategy = use_devices(parse_devices("GPU:0,GPU:2"))
+check_training("shards/", "runs/a", "features/", recipe)
+strategy = use_devices(parse_devices("GPU:0,GPU:2"))
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Measurements of a few steps: a trace for TensorBoard, and their memory and time as text.
 
-    with profile.step() as watch:
-        batch = next(batches)
-        watch("input")             # the time since the last call was waiting for input
-        loss = float(train_step(batch))
-        watch("device", 1)         # computing 1 step; the rest of the time is Python's
+with profile.step() as watch:
+batch = next(batches)
+watch("input")             # the time since the last call was waiting for input
+loss = float(train_step(batch))
+watch("device", 1)         # computing 1 step; the rest of the time is Python's
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a training run is: the recipe, and what is chosen where it leaves a choice.
 
-    recipe, reasons = complete(Recipe(mode="auto"), num_images=1400, num_classes=5)
+recipe, reasons = complete(Recipe(mode="auto"), num_images=1400, num_classes=5)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Comparison of two data sets, or of a data set with the folders that it was made from.
 
-    for difference in diff("shards/", {"train": "photos/train", "test": "photos/test"}): ...
+for difference in diff("shards/", {"train": "photos/train", "test": "photos/test"}): ...
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Extraction: the original files back, bit for bit.
 
-    extract("shards/", "photos/")                  # photos/cat/1.jpg, ...
+extract("shards/", "photos/")                  # photos/cat/1.jpg, ...
 """
 
 from __future__ import annotations

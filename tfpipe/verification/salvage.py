@@ -1,6 +1,6 @@
 """Salvage: copies the intact records of a damaged shard, and lists the lost ones.
 
-    report = salvage("shards/pets-train.tfrecord-00003-of-00016", "rescued.tfrecord")
+report = salvage("shards/pets-train.tfrecord-00003-of-00016", "rescued.tfrecord")
 """
 
 from __future__ import annotations

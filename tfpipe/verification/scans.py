@@ -1,6 +1,6 @@
 """Images with damaged compressed data, which a decoder would only warn of.
 
-    findings, num_decoded = check_images(folder, manifest, 2, progress=True)
+findings, num_decoded = check_images(folder, manifest, 2, progress=True)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Verification: every byte of a data set against what was written.
 
-    report = verify("shards/")
-    report.findings          # [] where all is well; each one names shard, offset and source file
-    verify("shards/", decode=True)          # also follows each image's compressed data
+report = verify("shards/")
+report.findings          # [] where all is well; each one names shard, offset and source file
+verify("shards/", decode=True)          # also follows each image's compressed data
 """
 
 from __future__ import annotations
