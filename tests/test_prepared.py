@@ -79,7 +79,7 @@ def test_a_cut_or_missing_shard_is_named(prepared, tmp_path):
     shard = next(folder.glob("*train*tfrecord*"))
     frames = list(tfrecord.read_frames(shard))
     os.truncate(shard, frames[-1].offset)  # at a record's end: a clean, shorter file
-    with pytest.raises(tfpipe.DataError, match=r"11 records, dataset_info\.json says 12"):
+    with pytest.raises(tfpipe.DataError, match=r"11 records, dataset_info\.json lists 12"):
         tfpipe.build_tfrecords(folder, tmp_path / "out", progress=False)
     shard.unlink()
     with pytest.raises(tfpipe.DataError, match="missing: a shard of 12 records"):

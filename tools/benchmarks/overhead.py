@@ -55,7 +55,7 @@ _PARTS = {
     "the pass": ["tfpipe.evaluation.evaluator:_Run._write"],
     "near-duplicates": ["tfpipe.evaluation.near_duplicates:find_near_duplicates"],
     "Grad-CAM": ["tfpipe.models.explanation:explain", "tfpipe.models.explanation:overlay"],
-    "images of the report": ["tfpipe.evaluation.html_report:_Images.read", "tfpipe.report.figures:photograph"],
+    "images of the report": ["tfpipe.evaluation.html_report:_ReportImages.read", "tfpipe.report.figures:photograph"],
     "the rest of the report": ["tfpipe.evaluation.html_report:write_report"],
 }
 _MODULES = {
