@@ -39,7 +39,7 @@ PROGRAMS = {
     "setuptools",
     "wheel",
 }  # of the extras `test` and `docs`
-TENSORFLOW_IMAGES = {"graph_headers.py", "decoding.py", "resizing.py", "placement.py", "sampling.py", "stored.py"}
+TENSORFLOW_IMAGES = {"graph_headers.py", "decoding.py", "resizing.py", "placement.py", "sampling.py", "decoders.py"}
 HEAVY = {"tensorflow", "keras", "numpy", "h5py", "PIL", "tensorflow_datasets"}
 
 

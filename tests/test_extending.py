@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import CHECKOUT
-from test_runs import SMALL, TUNED, Killed, kill, run, stopping_after, weights_equal, weights_of
+from test_runs import SMALL, TUNED, Killed, kill, run, run_killed_after, stopping_after, weights_equal, weights_of
 from transfer_fixtures import *  # noqa: F403 (fixtures)
 from transfer_fixtures import build_colours, summary_of
 
@@ -96,16 +96,8 @@ def test_more_patience_goes_on_after_an_early_stop(colours, tmp_path):
 def test_an_extension_stopped_anywhere_ends_with_the_same_bits(colours, tmp_path, monkeypatch, finished, more):
     short = dataclasses.replace(TWO_PHASES, finetune_epochs=2, ema=0.9)
     long = dataclasses.replace(short, **more)
-    folder, num_kills = finished(short, tmp_path / "extended"), 0
-    for num_steps in (0, 3):
-        with monkeypatch.context() as patch:
-            stopping_after(num_steps, patch, kill)
-            try:
-                run(colours, folder, long, checkpoint_seconds=0.0)
-                break
-            except Killed:
-                num_kills += 1
-    assert num_kills == 2
+    folder = finished(short, tmp_path / "extended")
+    assert run_killed_after((0, 3), monkeypatch, colours, folder, long) == 2
     run(colours, folder, long)
     assert_equal(folder, finished(long))
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_runs import Killed, kill, run, stopping_after, weights_equal, weights_of
+from test_runs import run, run_killed_after, weights_equal, weights_of
 from transfer_fixtures import *  # noqa: F403 (fixtures)
 from transfer_fixtures import summary_of
 
@@ -144,14 +144,7 @@ def test_a_choosing_run_stopped_anywhere_ends_with_the_same_bits(colours, tmp_pa
     monkeypatch.setattr(Judge, "observe", lambda self, epoch, *rest: EarlyStopping.observe(self, epoch, 0.5, 1 / (epoch + 2)))
     run(colours, tmp_path / "whole", TUNING)
     folder = tmp_path / "stopped"
-    for num_steps in (0, 8, 13, 99):
-        with monkeypatch.context() as patch:
-            stopping_after(num_steps, patch, kill)
-            try:
-                run(colours, folder, TUNING, checkpoint_seconds=0.0)
-                break
-            except Killed:
-                continue
+    assert run_killed_after((0, 8, 13, 99), monkeypatch, colours, folder, TUNING) == 3
     assert [row["phase"] for row in read_history(folder)] == [row["phase"] for row in read_history(tmp_path / "whole")]
     for name in ("model.keras", "last.keras"):
         assert weights_equal(folder, tmp_path / "whole", name)

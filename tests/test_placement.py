@@ -14,7 +14,7 @@ from conftest import CHECKOUT
 from placement_fixtures import KEYS, SEEN, STRONG, of_a_record, of_python, of_tensors
 
 import tfpipe
-from tfpipe.images import decoding, resizing, sampling, stored
+from tfpipe.images import decoders, decoding, resizing, sampling
 from tfpipe.images.placement import on_cpu
 from tfpipe.pipeline import augmentation, counter_rng, mixing
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.tf
 OTHERS = """Augmentation Comparison DataError Evaluation Export Manifest Model Recipe RejectedImage Run Summary __version__
 build_tfrecords class_weights compare dataset describe evaluate export grpc_request load load_frozen load_manifest predict
 rest_request train verify"""
-MODULES = (augmentation, decoding, counter_rng, mixing, resizing, sampling, stored)
+MODULES = (augmentation, decoding, counter_rng, mixing, resizing, sampling, decoders)
 OTHER_FLOORS = [
     path
     for path in (CHECKOUT / "tfpipe").rglob("*.py")

@@ -149,19 +149,27 @@ def kill():
     raise Killed
 
 
+def run_killed_after(steps, monkeypatch, *arguments, checkpoint_seconds=0.0):
+    """Starts a run once for each of `steps`, killed in its next step but that many; returns the number of kills."""
+    num_kills = 0
+    for num_steps in steps:
+        with monkeypatch.context() as patch:
+            stopping_after(num_steps, patch, kill)
+            try:
+                run(*arguments, checkpoint_seconds=checkpoint_seconds)
+                break
+            except Killed:
+                num_kills += 1
+    return num_kills
+
+
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9])
 def test_a_run_stopped_anywhere_ends_with_the_same_bits(colours, tmp_path, monkeypatch, finished, checkpoint_seconds):
     recipe = dataclasses.replace(TUNED, ema=0.9, train_batch_norm=True, epochs=2)
     whole = finished(recipe)
     folder = tmp_path / "stopped"
-    for num_steps in (0, 8, 9):  # before the first step, and in the second epoch of the head and the first of what follows
-        with monkeypatch.context() as patch:
-            stopping_after(num_steps, patch, kill)
-            try:
-                run(colours, folder, recipe, checkpoint_seconds=checkpoint_seconds)
-                break
-            except Killed:
-                pass
+    # Before the first step, and in the second epoch of the head and the first of what follows.
+    assert run_killed_after((0, 8, 9), monkeypatch, colours, folder, recipe, checkpoint_seconds=checkpoint_seconds) > 0
     run(colours, folder, recipe)
     assert classifiers.load(folder).sha256 == classifiers.load(whole).sha256
     assert weights_equal(folder, whole, "last.keras")

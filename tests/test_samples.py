@@ -22,7 +22,7 @@ from test_headers import chunk, encode, ihdr, make_png
 import tfpipe
 from tfpipe.formats.specifications import Specification, from_json
 from tfpipe.images import decoding, headers
-from tfpipe.images.stored import decode_stored
+from tfpipe.images.decoders import decode_stored
 from tfpipe.networks.layers import Preprocessing
 from tfpipe.page.answers import Answers
 from tfpipe.prediction.models import Model

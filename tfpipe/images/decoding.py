@@ -18,9 +18,9 @@ import tensorflow as tf
 
 from tfpipe.common import arguments
 from tfpipe.images import graph_headers, headers
+from tfpipe.images.decoders import decode_stored
 from tfpipe.images.placement import on_cpu
 from tfpipe.images.resizing import sample_image, scaled_size
-from tfpipe.images.stored import decode_stored
 from tfpipe.records import schema
 from tfpipe.records.samples import RESIZES as RESIZES
 from tfpipe.records.samples import USUAL, Samples

@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfpipe.images.stored import apart
+from tfpipe.images.decoders import apart
 from tfpipe.records.samples import Resize
 
 _LARGE_VALUES = 4_000_000

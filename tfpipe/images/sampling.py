@@ -13,8 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfpipe.images.decoders import decode_stored
 from tfpipe.images.resizing import sample_image, scaled_size
-from tfpipe.images.stored import decode_stored
 from tfpipe.records.samples import USUAL, Resize, Samples
 
 RATIOS = (1, 2, 4, 8)

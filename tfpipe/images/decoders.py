@@ -1,9 +1,10 @@
-"""The one decoder of training, evaluation and exports: RGB of 8 bits, as stored, not turned.
+"""The decoder of whole files in training, evaluation and exports: 8-bit RGB, as stored, not turned.
 
     image = decode_stored(encoded, Samples(png16="percentile", background="white"))    # uint8 [H, W, 3]
 
-The usual file takes one operation, and 3.5 to 9 bytes a pixel of memory; a PNG of 16 bits not read
-by its high bytes, or one laid on a background, up to 16.
+Parts of files are decoded by `sampling.decode_window`. The usual file takes one operation, and 3.5
+to 9 bytes a pixel of memory; a PNG of 16 bits not read by its high bytes, or one laid on a
+background, up to 16.
 """
 
 from __future__ import annotations
