@@ -65,6 +65,15 @@ def test_an_unknown_flag_is_an_error():
     assert "Did you mean: input" in done.stderr
 
 
+def test_a_flag_that_is_given_twice_is_an_error(tmp_path, photos):
+    output = tmp_path / "out"
+    given = [f"--input=train={photos}", f"--input=test={photos}", f"--output={output}"]
+    done = run(sys.executable, "tools/build_tfrecords.py", *given)
+    assert done.returncode == 2
+    assert f"flag --input=test={photos}: already defined as train={photos}; a flag is given once" in done.stderr
+    assert not output.exists()
+
+
 def test_a_flag_with_a_wrong_value_is_an_error():
     for flag in ("--workers=0", "--layout=tree", "--seed=x"):
         done = run(sys.executable, "tools/build_tfrecords.py", flag)

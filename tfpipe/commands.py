@@ -82,6 +82,8 @@ def run(
         if key_flags is None or flag.name in key_flags:
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["version"])
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+        flag.allow_overwrite = False  # of --input given for each split, the last alone would count
     renamed = RENAMED_FLAGS.get(tool, {})
     for old, new in renamed.items():
         flags.DEFINE_alias(old, new)
@@ -114,7 +116,7 @@ def _parse_flags(renamed: Mapping[str, str], argv: list[str]) -> list[str]:
         _check_homes(argv[1:])
         remaining: list[str] = flags.FLAGS(argv)
     except (flags.Error, UsageError) as error:
-        hint = ""
+        hint = "; a flag is given once" if "already defined as" in str(error) else ""
         if isinstance(error, flags.UnrecognizedFlagError) and "Did you mean" not in str(error):  # absl skips short words
             hint = nearest(error.flagname, [flag.name for flag in flags.FLAGS.get_key_flags_for_module(argv[0])])
         _warn(f"error: {error}{hint}\nSee --help.")
