@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from tfpipe.common import locking
+from tfpipe.common import locking, object_cache, stores
 from tfpipe.common.errors import DataError
 
 T = TypeVar("T")
@@ -242,12 +242,15 @@ def open_descriptor(path: str | os.PathLike[str]) -> int:
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """Opens a file to read its bytes, see `open_descriptor`."""
+    """Opens a file to read its bytes, see `open_descriptor`, or an object of a store."""
+    if stores.is_remote(path):
+        copy = object_cache.local(path)
+        return open(copy, "rb") if copy else stores.opened(path)
     return open(open_descriptor(path), "rb")
 
 
 def read_bytes(path: str | os.PathLike[str], most_bytes: int | None = None) -> bytes:
-    """Returns a regular file's bytes; raises DataError if there are more than `most_bytes`."""
+    """Returns a file's or object's bytes; raises DataError if there are more than `most_bytes`."""
     with open_regular(path) as file:
         data = file.read(-1 if most_bytes is None else most_bytes + 1)
     if most_bytes is not None and len(data) > most_bytes:
