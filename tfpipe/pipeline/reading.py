@@ -112,7 +112,7 @@ class RecordReader:
         Raises:
             FileNotFoundError: there is no data set.
             ValueError: it has no such split.
-            DataError: a shard is missing, cut, longer or one too many; or catalog, index and
+            DataError: a shard is missing, truncated, longer or one too many; or catalog, index and
                 manifest do not agree.
         """
         directory = Path(directory).absolute()  # the current folder may be another when records are read
@@ -228,7 +228,7 @@ class RecordReader:
             message = f"cannot be read: {error.strerror}; put the shard back, or build the data set anew"
             raise DataError(message, path=path, offset=offset) from None
         if len(content) < length:
-            message = f"the file ends {exactly(len(content), 'byte')} into the record's {length} (cut file)"
+            message = f"the file ends {exactly(len(content), 'byte')} into the record's {length} (truncated file)"
             raise DataError(message, path=path, offset=offset)
         data = content[tfrecord.HEADER_BYTES : -tfrecord.FOOTER_BYTES]
         header, _, footer = tfrecord.frame(data)
