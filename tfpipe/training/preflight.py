@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tfpipe.networks import architectures
 from tfpipe.records import manifest as manifests
 from tfpipe.records.manifest import Manifest
 from tfpipe.records.run_folders import MODEL_NAME, SUMMARY_NAME, check_vacant, check_weights_file
+from tfpipe.training.cluster import Cluster, connect
 from tfpipe.training.recipes import Recipe, complete
 
 _DEVICES = ("auto", "one", "all", "CPU")
@@ -85,11 +87,16 @@ def choose_gpus(words: tuple[str, ...], gpus: list[str]) -> list[str]:
     return wanted
 
 
-def use_devices(words: tuple[str, ...]) -> Any:
-    """Hides all other GPUs from TensorFlow; returns the strategy for several, or None."""
+def use_devices(words: tuple[str, ...], cluster: Cluster | None = None, report: Callable[[str], None] = print) -> Any:
+    """Hides all other GPUs from TensorFlow; returns the strategy for several, or None.
+
+    Of a cluster, waits for its workers.
+    """
     import tensorflow as tf
 
     devices = {device.name.removeprefix("/physical_device:"): device for device in tf.config.list_physical_devices("GPU")}
     chosen = choose_gpus(words, list(devices))
     tf.config.set_visible_devices([devices[name] for name in chosen], "GPU")
+    if cluster is not None:
+        return connect(cluster, report)
     return tf.distribute.MirroredStrategy() if len(chosen) > 1 else None
