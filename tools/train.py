@@ -28,7 +28,7 @@ from absl import flags
 
 from tfpipe import commands
 from tfpipe.pipeline.presets import Augmentation
-from tfpipe.training import cluster, preflight
+from tfpipe.training import preflight
 from tfpipe.training.recipes import Recipe, help_of_options
 
 _DATA = flags.DEFINE_string("data", None, "Needed. Folder of the data set, with splits train and, if there is one, val.")
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> None:
     try:
         recipe = Recipe(**{flag.name: _parsed(flag.name, flag.value) for flag in _RECIPE if flag.value is not None})
         devices = preflight.parse_devices(_DEVICES.value)
-        together = cluster.find_cluster(_WORKERS.value, _WORKER.value, _CLUSTER.value, os.environ)
+        together = preflight.find_cluster(_WORKERS.value, _WORKER.value, _CLUSTER.value, os.environ)
     except (ValueError, TypeError) as error:
         raise commands.UsageError(error) from error
     output = Path(_OUTPUT.value)

@@ -166,7 +166,8 @@ def train(
             run.
         FileNotFoundError: there is no data set or no file of weights.
         DataError: the data set, the cache or the saved state is damaged, or the loss is no longer
-            finite; another worker ended, or is not heard of for 10 s.
+            finite.
+        ConnectionError: another worker ended, or was not heard of for 10 s.
         BlockingIOError: another process trains in this folder.
     """
     checkpoint_seconds, tensorboard, profile_steps, progress, extend = arguments.check(
