@@ -135,7 +135,7 @@ class Workers:
         """Copies files of the chief's folder, by their paths in it, into the folders of the others."""
         if self.count == 1:
             return
-        for name, size in self.gather_json([[str(name), (folder / name).stat().st_size] for name in names])[0]:
+        for name, size in self.from_chief([[str(name), (folder / name).stat().st_size] for name in names if self.is_chief]):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "rb" if self.is_chief else "wb") as file:
