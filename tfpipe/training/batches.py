@@ -81,7 +81,7 @@ class Batches(abc.ABC):
 
     @abc.abstractmethod
     def validation(self) -> Iterator[Batch]:
-        """Returns each validation batch once."""
+        """Returns each validation batch of this worker's part once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class ImageBatches(Batches):
 
     @cached_property
     def _val_data(self) -> tf.data.Dataset:
-        return self.val.once(self.batch_size)
+        return self.val.once(self.batch_size, self.reader)
 
     @property
     def inputs_spec(self) -> tf.TensorSpec:  # noqa: D102 (inherited)
@@ -158,7 +158,9 @@ class FeatureBatches(Batches):
 
     @cached_property
     def _val_rows(self) -> tuple[Array, Array]:
-        return self.val.positions, self.val.labels
+        index, count = self.reader
+        part = slice(*(len(self.val.positions) * number // count for number in (index, index + 1)))
+        return self.val.positions[part], self.val.labels[part]
 
     @property
     def _labels(self) -> Array:
