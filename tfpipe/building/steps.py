@@ -183,18 +183,25 @@ class Build(NamedTuple):
     def _plan(self, state: State, order: Sequence[str] | None) -> None:
         plan.check_inputs(state, self.options)
         decided = plan.make_plan(state, self.options, order)
-        plan.shard_tasks(state, self.options, self.directory)  # raises on impossible numbers, before it is too late
+        plan.shard_tasks(
+            state, self.options, self.directory, state.path.parent
+        )  # raises on impossible numbers, before it is too late
         state.note("planned", decided)
 
     def _write(self, state: State, workers: Workers) -> dict[str, Shard]:
         (self.directory / manifests.INDEX_FOLDER).mkdir(exist_ok=True)
-        tasks = plan.shard_tasks(state, self.options, self.directory)
+        tasks = self._shard_tasks(state)
         shards = {task.file: shard for task in tasks if (shard := self._finished(state, task)) is not None}
-        todo = [task for task in tasks if task.file not in shards]
+        by_file = {task.file: task for task in tasks}
+        todo = plan.with_slices(state, tasks, by_file.keys() - shards.keys())
         total, done = sum(task.end - task.start for task in tasks), sum(shard.num_records for shard in shards.values())
         for shard in self._results(workers, "write_shard", todo, "write", total, done):
             shards[shard.file] = shard
+            by_file[shard.file].slice.unlink(missing_ok=True)
         return {task.file: shards[task.file] for task in tasks}
+
+    def _shard_tasks(self, state: State) -> list[ShardTask]:
+        return plan.shard_tasks(state, self.options, self.directory, state.path.parent)
 
     def _finished(self, state: State, task: ShardTask) -> Shard | None:
         """Returns a shard that an earlier run finished, with all files about it."""
@@ -232,7 +239,7 @@ class Build(NamedTuple):
         return manifest
 
     def _splits(self, state: State, class_names: Sequence[str], shards: Mapping[str, Shard]) -> dict[str, Split]:
-        tasks = plan.shard_tasks(state, self.options, self.directory)
+        tasks = self._shard_tasks(state)
         splits = {}
         for name in plan.split_names(state):
             of_split = "FROM inputs WHERE reason IS NULL AND split = ?"
