@@ -5,6 +5,7 @@ manifest = build_tfrecords("photos/", "shards/", name="pets", layout="folders", 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import unicodedata
@@ -16,12 +17,13 @@ from tfpipe.building.csv_rows import Choice
 from tfpipe.building.items import SPLIT_NAMES, SourceList, one_split
 from tfpipe.building.options import DEFAULT_SHARD_BYTES, Options
 from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
-from tfpipe.building.steps import Build
+from tfpipe.building.steps import TASKS, Build
 from tfpipe.common import arguments
 from tfpipe.common.locking import locked
-from tfpipe.common.workers import count_cores
+from tfpipe.common.progress import ProgressBar
+from tfpipe.common.workers import Workers, count_cores
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
-from tfpipe.records.manifest import FILE_NAME, Manifest, load, split_order
+from tfpipe.records.manifest import BUILD_FOLDER, FILE_NAME, Manifest, load, split_order
 from tfpipe.records.samples import USUAL
 
 _log = logging.getLogger("tfpipe")
@@ -175,8 +177,14 @@ def build_tfrecords(
         is_cut = splits is not None
         return list_sources(inputs, bare, known_layout, label_pattern, will_be_cut=is_cut, normalize=normalize, choice=choice)
 
+    count = workers or count_cores()
+
+    def new_bar(title: str, total: int, done: int) -> ProgressBar:
+        return ProgressBar(title, total, initial=done, enabled=progress and total > 0)
+
     with locked(directory, "build") as descriptor:
-        return Build(directory, options, list_inputs, workers or count_cores(), descriptor, progress).run()
+        start_workers = functools.partial(Workers, count, TASKS, descriptor)
+        return Build(directory, options, list_inputs, start_workers, new_bar, directory / BUILD_FOLDER).run()
 
 
 def _split_names(directory: Path) -> Mapping[str, str]:

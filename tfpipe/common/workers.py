@@ -48,7 +48,7 @@ class Done(NamedTuple):
 class Answer(NamedTuple):
     """What a worker has sent about a task: `Done`, the result, or the error that it raised."""
 
-    task: Any
+    ticket: Any  # what `start` was given
     value: Any
     error: Exception | None
 
@@ -104,12 +104,12 @@ class Workers:
                     raise answer.error
                 yield answer.value
 
-    def start(self, function: str, task: Any) -> None:
-        """Gives an idle process a task."""
+    def start(self, function: str, task: Any, ticket: Any = None) -> None:
+        """Gives an idle process a task; the answers will carry the ticket."""
         child = next(child for child in self._children if child.connection not in self._busy)
         with contextlib.suppress(BrokenPipeError):  # it died: receiving will raise
             child.connection.send((function, task))
-        self._busy[child.connection] = child, task
+        self._busy[child.connection] = child, ticket
 
     def receive(self, seconds: float | None = None) -> Iterator[Answer]:
         """Yields what has come from the processes, after waiting for it no longer than `seconds`.
@@ -118,11 +118,11 @@ class Workers:
             RuntimeError: a worker died.
         """
         for connection in wait(list(self._busy), seconds):
-            child, task = self._busy[connection]  # type: ignore[index]  # wait() returns what it was given
+            child, ticket = self._busy[connection]  # type: ignore[index]  # wait() returns what it was given
             kind, value = _receive(child)
             if kind != "progress":
                 del self._busy[child.connection]
-            yield Answer(task, *((None, value) if kind == "error" else (value, None)))
+            yield Answer(ticket, *((None, value) if kind == "error" else (value, None)))
 
 
 def _receive(child: _Child) -> tuple[str, Any]:
