@@ -41,13 +41,15 @@ _COMMIT_SECONDS = 1.0
 _SHOWN = 20  # differences to inputs in an error message
 
 
+_ADVICE = "Give it what it was started with, or delete the output folder to start over."
+
+
 class Refusal(ValueError):
     """The output holds another build, which stays untouched."""
 
-    def __init__(self, message: str, differences: Sequence[str]) -> None:
+    def __init__(self, message: str, differences: Sequence[str], advice: str = _ADVICE) -> None:
         shown = "".join(f"\n  {difference}" for difference in differences[:_SHOWN])
         more = f"\n  and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-        advice = "Give it what it was started with, or delete the output folder to start over."
         super().__init__(f"{message}:{shown}{more}\n{advice}")
 
 

@@ -55,6 +55,11 @@ class AuditTask(NamedTuple):
     decode: bool = False
     high_bytes: bool = False
 
+    @property
+    def name(self) -> str:
+        """What no other task of a build is called."""
+        return f"{self.images[0][0]:012d}"
+
 
 class Audited(NamedTuple):
     """Findings about one image; the fields are columns of the state.
@@ -154,6 +159,11 @@ class ShardTask(NamedTuple):
     file: str
     start: int  # of the records [start, end) of the split, in the order of the plan
     end: int
+
+    @property
+    def name(self) -> str:
+        """What no other task of a build is called."""
+        return self.file
 
     @property
     def slice(self) -> Path:
