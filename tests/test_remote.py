@@ -110,7 +110,7 @@ def test_s3_refuses_what_is_not_a_whole_data_set(bucket: str, data_set: Path, tm
     first, *_ = sorted(data_set.glob("*.tfrecord-*"))
     (tmp_path / "cut").write_bytes(first.read_bytes()[:-5])
     stores.put(tmp_path / "cut", f"{place}/{first.name}")
-    with pytest.raises(DataError, match=rf"^{place}/{first.name}: cut: "):
+    with pytest.raises(DataError, match=rf"^{place}/{first.name}: truncated: "):
         tfpipe.dataset(place, "test")
     stores.put(first, f"{place}/{first.name}")
     extra = first.name.replace("00003", "00009")

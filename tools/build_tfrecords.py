@@ -24,6 +24,7 @@ from absl import flags
 
 from tfpipe import commands
 from tfpipe.building.build import build_tfrecords
+from tfpipe.building.engines.shared_folder import DEFAULT_LEASE_SECONDS
 from tfpipe.building.options import CHECKS, DEFAULT_SHARD_BYTES, NORMALIZATIONS
 from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, LAYOUTS
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
@@ -84,12 +85,22 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
     "background", USUAL.background, BACKGROUNDS, "Colour behind transparent images when they are read; keep: drops alpha."
 )
+flags.DEFINE_string(
+    "workers_folder",
+    None,
+    "Empty folder by which several processes build together: start the same command on any machines that see input, output and"
+    " this folder under the same names. Default: this process alone.",
+)
+flags.DEFINE_float(
+    "lease_seconds", DEFAULT_LEASE_SECONDS, "With --workers_folder: silence of a process that counts as its death.", 1
+)
 flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which an image is rejected.", 1)
 
 
 _PASSED_ON = (  # unchanged
     *("name", "layout", "label_pattern", "class_names", "seed", "workers", "on_error", "on_conflict", "allow_leaks"),
     *("max_pixels", "check", "images", "path_column", "label_column", "normalize", "png16", "background"),
+    *("workers_folder", "lease_seconds"),
 )
 
 

@@ -3,7 +3,8 @@
     Exception
     ├── ValueError, TypeError     an argument is not what it must be, or arguments do not go together
     ├── OSError                   the system refuses: FileNotFoundError (no such data set, run, model or image),
-    │                             BlockingIOError (another process writes there), PermissionError, a full disk
+    │                             BlockingIOError (another process writes there), PermissionError, a full disk,
+    │                             ConnectionError (another worker of a training ended)
     ├── ImportError               an extra is not installed
     └── DataError                 data on disk is not what it must be: path, offset, message, problems
         ├── RejectedImage         an image that cannot be packed or predicted: and reason, a code for counting

@@ -143,7 +143,7 @@ def dataset(
     Raises:
         ValueError: an argument is wrong.
         FileNotFoundError: there is no data set.
-        DataError: on opening, a shard is missing, cut, longer or one too many, or the manifest, the
+        DataError: on opening, a shard is missing, truncated, longer or one too many, or the manifest, the
             catalog or an index was changed or cannot be read.
         tf.errors.InvalidArgumentError: while iterating, a record differs from the catalog or
             cannot be decoded; the message names shard, offset and source file.

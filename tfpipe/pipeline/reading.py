@@ -114,7 +114,7 @@ class RecordReader:
         Raises:
             FileNotFoundError: there is no data set.
             ValueError: it has no such split.
-            DataError: a shard is missing, cut, longer or one too many; or catalog, index and
+            DataError: a shard is missing, truncated, longer or one too many; or catalog, index and
                 manifest do not agree.
         """
         directory = stores.absolute(directory)  # the current folder may be another when records are read
@@ -273,7 +273,7 @@ def _checked(place: _Place, content: bytes) -> bytes:
     """Returns the data in a record's frame, or raises DataError."""
     _, path, offset, length, crc32c = place
     if len(content) < length:
-        message = f"the file ends {exactly(len(content), 'byte')} into the record's {length} (cut file)"
+        message = f"the file ends {exactly(len(content), 'byte')} into the record's {length} (truncated file)"
         raise DataError(message, path=path, offset=offset)
     data = content[tfrecord.HEADER_BYTES : -tfrecord.FOOTER_BYTES]
     header, _, footer = tfrecord.frame(data)

@@ -2,7 +2,7 @@
 
     content = manifest.load("shards/")
     content.splits["test"].num_records
-    manifest.check_files("shards/", content)  # raises DataError if a shard is missing, cut, longer, or one too many
+    manifest.check_files("shards/", content)  # raises DataError if a shard is missing, truncated, longer, or one too many
 
 `manifest.json` is written last, atomically: where it exists, the data set is complete.
 """
@@ -284,7 +284,7 @@ def _what_else(directory: Path) -> str:
 def file_problems(
     directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None
 ) -> list[DataError]:
-    """Returns the shards that are missing, cut, longer or too many; reads no bytes of them."""
+    """Returns the shards that are missing, truncated, longer or too many; reads no bytes of them."""
     folder = Path(directory)
     problems = []
     for split_name, split in manifest.splits.items():
@@ -334,7 +334,7 @@ def _shard_problem(size_of: Callable[[str], int], shard: Shard) -> str:
         return error.message
     if size == shard.num_bytes:
         return ""
-    kind = "cut" if size < shard.num_bytes else "longer than written"
+    kind = "truncated" if size < shard.num_bytes else "longer than written"
     return f"{kind}: {exactly(size, 'byte')}, the manifest lists {shard.num_bytes} ({records})"
 
 

@@ -2,7 +2,7 @@
 
 A record on disk is `length` (uint64, little endian), the masked CRC-32C of those 8 bytes, `length`
 bytes of data, and the masked CRC-32C of the data; numbers as in
-tensorflow/core/lib/io/record_writer.h. Nothing marks the end of a file, which is why a file cut
+tensorflow/core/lib/io/record_writer.h. Nothing marks the end of a file, which is why a file truncated
 between two records reads as a clean, shorter one: only the manifest's counts reveal it
 (`manifest.py`).
 """
@@ -85,7 +85,7 @@ def read_frame(file: BinaryIO, offset: int, size: int, path: str | os.PathLike[s
     header = file.read(HEADER_BYTES)
     if len(header) < HEADER_BYTES:
         raise DataError(
-            f"the file ends after {exactly(len(header), 'byte')} of a record's {HEADER_BYTES}-byte header (cut file)",
+            f"the file ends after {exactly(len(header), 'byte')} of a record's {HEADER_BYTES}-byte header (truncated file)",
             path=path,
             offset=offset,
         )
@@ -96,7 +96,7 @@ def read_frame(file: BinaryIO, offset: int, size: int, path: str | os.PathLike[s
     # holds.
     if offset + FRAME_BYTES + length > size:
         raise DataError(
-            f"the record needs {exactly(FRAME_BYTES + length, 'byte')}, the file has {size - offset} left (cut file)",
+            f"the record needs {exactly(FRAME_BYTES + length, 'byte')}, the file has {size - offset} left (truncated file)",
             path=path,
             offset=offset,
         )
