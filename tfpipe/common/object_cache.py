@@ -7,16 +7,17 @@ The folder is $TFPIPE_CACHE, or tfpipe in $XDG_CACHE_HOME or ~/.cache. Everythin
 by the SHA-256 that a manifest lists, so that an older or another data set's bytes are never
 taken for these. Files appear whole, by a rename: any number of processes share the folder.
 
-Blocks take $TFPIPE_CACHE_BYTES at most (10 GB; 0 keeps none); above, random ones are deleted. Of
-an epoch that is larger than the cache, the oldest-first rule would find nothing, and this one
-finds its share. Blocks are not checked here: a record has its own CRC, and its reader calls
-`forget` for one that fails.
+Both take $TFPIPE_CACHE_BYTES at most (10 GB; 0 keeps no blocks); above, random blocks are deleted,
+and whole files that nobody has opened for a day. Of an epoch that is larger than the cache, the
+oldest-first rule would find nothing, and this one finds its share. Blocks are not checked here: a
+record has its own CRC, and its reader calls `forget` for one that fails.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import random
 import secrets
@@ -34,6 +35,7 @@ _USUAL_BYTES = 10 * 10**9
 _KEPT = 0.9  # of the bytes, after some were deleted
 _BETWEEN = 0.02  # of the bytes that a process writes before it looks again at what is there
 _STALE_SECONDS = 3600.0  # of unfinished files
+_FILES_SECONDS = 86400.0  # that whole files stay, which readers open now and then
 _PIECE_BYTES = 8 << 20
 
 _lock = threading.Lock()
@@ -58,7 +60,8 @@ def limit() -> int:
 
 def local(path: str | os.PathLike[str]) -> Path | None:
     """Returns the local copy of an object that this process has fetched."""
-    return _local.get(stores.url(path)) if _local else None
+    copy = _local.get(stores.url(path)) if _local else None
+    return copy if copy and copy.exists() else None
 
 
 def fetch(path: str | os.PathLike[str], sha256: str, *, fresh: bool = False) -> Path | None:
@@ -68,11 +71,12 @@ def fetch(path: str | os.PathLike[str], sha256: str, *, fresh: bool = False) -> 
     """
     file, place = folder() / "files" / sha256, stores.url(path)
     if not fresh and file.is_file() and _sha256(file) == sha256:
+        os.utime(file)
         _local[place] = file
         return file
     _local.pop(place, None)
     digest = hashlib.sha256()
-    with stores.opened(path) as source, _whole(file) as target:
+    with stores.opened(path) as source, whole(file) as target:
         with open(target, "wb") as copy:
             while piece := source.read(_PIECE_BYTES):
                 digest.update(piece)
@@ -90,7 +94,7 @@ def _sha256(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def _whole(file: Path) -> Iterator[Path]:
+def whole(file: Path) -> Iterator[Path]:
     """Yields a name whose file becomes `file`. Not synced: whoever reads it checks it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.{secrets.token_hex(8)}.tmp")
@@ -189,7 +193,7 @@ class CachedObject:
             piece = bytes(content[(block - first) * BLOCK_BYTES :][:BLOCK_BYTES])
             with contextlib.suppress(OSError):  # a full disk makes it slower, not wrong
                 _make_room(len(piece))
-                with _whole(place / str(block)) as temporary:
+                with whole(place / str(block)) as temporary:
                     temporary.write_bytes(piece)
             yield block, piece
 
@@ -213,11 +217,14 @@ def _make_room(num_bytes: int) -> None:
             return
         _written[place] = 0
         found, total = [], 0
-        for path, status in _files(place):
-            if path.suffix == ".tmp" and time.time() - status.st_mtime > _STALE_SECONDS:  # of a killed process
+        for path, status in _files(place.parent):
+            age = time.time() - status.st_mtime
+            if path.suffix == ".tmp" and age > _STALE_SECONDS:  # of a killed process
                 path.unlink(missing_ok=True)
-            found.append((path, status.st_size))
+                continue
             total += status.st_size
+            if path.parent.name != "files" or age > _FILES_SECONDS:
+                found.append((path, status.st_size))
         if total + _BETWEEN * most > most:
             random.shuffle(found)
             while found and total > _KEPT * most:
@@ -227,6 +234,6 @@ def _make_room(num_bytes: int) -> None:
 
 
 def _files(place: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for path in place.glob("*/*/*"):
+    for path in itertools.chain(place.glob("blocks/*/*/*"), place.glob("files/*")):
         with contextlib.suppress(OSError):
             yield path, path.stat()

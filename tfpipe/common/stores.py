@@ -44,7 +44,7 @@ _SECONDS = "TFPIPE_STORE_SECONDS"
 _USUAL_SECONDS = 120.0
 _REQUEST_SECONDS = 30.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-_AHEAD_BYTES = 8 << 20  # of an object that is read from its beginning to its end
+_FIRST_AHEAD_BYTES, _AHEAD_BYTES = 1 << 17, 8 << 20  # of an object that is read like a file
 _SHOWN = 300  # characters of an answer
 _ANSWER = re.compile(r"non-2xx status code: ((\d{3}).*)", re.DOTALL)
 _KIND = re.compile(r"HttpError \{\s*kind: (\w+)")  # Timeout, Interrupted, Connect
@@ -88,6 +88,11 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return Path(path) if is_remote(path) else Path(path).absolute()
 
 
+def real(path: str | os.PathLike[str]) -> str:
+    """Returns a local path from the root, without "..", or a place in a store: for a file that names it."""
+    return url(path) if is_remote(path) else os.path.abspath(path)
+
+
 def size(path: str | os.PathLike[str]) -> int:
     """Returns an object's bytes; raises FileNotFoundError or another OSError."""
     store, key = _place(path)
@@ -125,7 +130,7 @@ def read_all(path: str | os.PathLike[str]) -> bytes:
 
 def sizes(folder: str | os.PathLike[str], names: Iterable[str]) -> dict[str, int]:
     """Returns the size of every object in and below a folder; on a web server, of `names` that exist."""
-    if not _is_web(folder):
+    if not is_web(folder):
         return {entry.name: entry.num_bytes for entry in listed(folder)}
 
     def measured(name: str) -> tuple[str, int] | None:
@@ -143,7 +148,8 @@ def in_parallel(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
         yield from pool.map(function, items)
 
 
-def _is_web(path: str | os.PathLike[str]) -> bool:
+def is_web(path: str | os.PathLike[str]) -> bool:
+    """True for http and https, which list and store nothing."""
     return url(path).startswith("http")
 
 
@@ -152,7 +158,7 @@ def listed(folder: str | os.PathLike[str]) -> list[Entry]:
 
     Raises ValueError for http(s), which has no listing.
     """
-    if _is_web(folder):
+    if is_web(folder):
         raise ValueError(f"{url(folder)}: a web server lists no files")
     store, prefix = _place(folder)
 
@@ -180,6 +186,7 @@ def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
 class _Object(io.RawIOBase):
     def __init__(self, path: str) -> None:
         self._path, self._size, self._offset = path, size(path), 0
+        self._end, self._ahead = 0, _FIRST_AHEAD_BYTES  # of the last request
 
     def readable(self) -> bool:
         return True
@@ -192,9 +199,11 @@ class _Object(io.RawIOBase):
         return self._offset
 
     def readinto(self, buffer: Any) -> int:
-        num_bytes = max(0, min(len(buffer), self._size - self._offset))
+        # Whoever jumps gets little, whoever goes on gets more and more.
+        self._ahead = min(2 * self._ahead, _AHEAD_BYTES) if self._offset == self._end else _FIRST_AHEAD_BYTES
+        num_bytes = max(0, min(len(buffer), self._ahead, self._size - self._offset))
         buffer[:num_bytes] = read(self._path, num_bytes, self._offset)
-        self._offset += num_bytes
+        self._offset = self._end = self._offset + num_bytes
         return num_bytes
 
 

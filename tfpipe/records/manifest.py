@@ -315,6 +315,18 @@ def _contents(folder: Path, files: Sequence[str]) -> tuple[list[str], Callable[[
     return list(sizes), size_of
 
 
+def names_in(folder: Path) -> tuple[list[str], list[str]]:
+    """Returns the names in a data set's folder, and the sorted paths of what is in its `index` folder.
+
+    Of a web server nothing, which does not list its files.
+    """
+    if stores.is_remote(folder):
+        names = stores.sizes(folder, [])
+        return [name for name in names if "/" not in name], [name for name in names if name.startswith(f"{INDEX_FOLDER}/")]
+    indexes = folder / INDEX_FOLDER
+    return os.listdir(folder), [f"{INDEX_FOLDER}/{name}" for name in sorted(os.listdir(indexes))] if indexes.is_dir() else []
+
+
 def _size(path: Path) -> int:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
