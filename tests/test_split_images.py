@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import transfer_fixtures
 from conftest import write
-from transfer_fixtures import CLASS_NAMES, IMAGE_SIZE, colour_image, colours, colours_without_val
+from transfer_fixtures import CLASS_NAMES, IMAGE_SIZE, colour_image, colours_without_val
+from transfer_fixtures import uneven_colours as colours
 
 import tfpipe
 from tfpipe.models.split_images import SplitImages, hold_out

@@ -124,10 +124,10 @@ class Steps:
 
     @cached_property
     def _take(self) -> Any:
-        if self._replicas > 1:  # batches are of one size, and of a type that no specification has
+        if self._strategy.num_replicas_in_sync > 1:  # batches are of one size, and of a type that no specification has
             return tf.function(self._step, autograph=False)
         numbers = [tf.TensorSpec(shape, tf.float32) for shape in ([], [len(self._phase.groups)], [])]
-        return tf.function(self._step, input_signature=[*self._phase.batches.spec, *numbers], autograph=False)
+        return tf.function(self._step, input_signature=[*self._phase.batches.spec, *numbers, []], autograph=False)
 
     def take_block(self, block: Block, rates: Sequence[float], decays: Sequence[float]) -> tuple[Any, Any]:
         """Takes the steps of a block in one call; returns the results, float32 [steps]."""
