@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import CHECKOUT
 
 from tfpipe.common import arguments, object_cache, stores
 from tfpipe.common.object_cache import BLOCK_BYTES, CachedObject
@@ -174,3 +177,24 @@ def test_answers_are_shown_without_secrets(monkeypatch: pytest.MonkeyPatch):
     )
     assert stores.scrubbed(answer) == "403 Forbidden: Signature: does not match ***"
     assert stores.scrubbed("GET https://u:p@host/a?sig=abc failed") == "GET https://host/a failed"
+
+
+_READER = """
+import sys
+from tfpipe.common.object_cache import CachedObject, BLOCK_BYTES
+for _ in range(60):
+    cached = CachedObject(sys.argv[1], 2097152, "5" * 64)
+    for block in range(4):
+        if cached.read(100, block * BLOCK_BYTES + 50) != (bytes(range(256)) * 2)[50:150]:
+            sys.exit(f"wrong bytes in block {block}")
+"""
+
+
+def test_processes_share_a_cache_that_is_too_small(server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TFPIPE_CACHE_BYTES", str(3 * BLOCK_BYTES))
+    command = [sys.executable, "-c", _READER, f"{server.url}/a b+ü.bin"]
+    readers = [subprocess.Popen(command, cwd=CHECKOUT) for _ in range(3)]
+    assert [reader.wait(100) for reader in readers] == [0, 0, 0]
+    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert not [path for path in left if path.suffix == ".tmp"]
+    assert sum(path.stat().st_size for path in left) <= (3 + len(readers)) * BLOCK_BYTES

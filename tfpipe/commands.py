@@ -194,7 +194,9 @@ def _stores() -> Iterator[None]:
         for name in _FETCHED & set(flags.FLAGS):
             flag = flags.FLAGS[name]
             if isinstance(flag.value, str):
-                flag.value = _IN_STORE.sub(lambda found: _renamed(found[0], copies.fetched(found[0])), flag.value)
+                flag.value = _localised(flag.value)
+            elif isinstance(flag.value, list):
+                flag.value = list(map(_localised, flag.value))
         for name in {"output"} & set(flags.FLAGS):
             flag = flags.FLAGS[name]
             if stores.is_remote(flag.value):
@@ -203,6 +205,10 @@ def _stores() -> Iterator[None]:
         if _places:
             stack.enter_context(contextlib.redirect_stdout(cast("Any", _AsGiven(sys.stdout))))
         yield
+
+
+def _localised(value: str) -> str:
+    return _IN_STORE.sub(lambda found: _renamed(found[0], copies.fetched(found[0])), value)
 
 
 def _check_alone() -> None:

@@ -113,6 +113,7 @@ def sent(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(place.parent, ignore_errors=True)
         place.parent.mkdir(parents=True)
         _fetch_folder(path, place)
+        _note(place.parent / _STORED, {name: _version(place / name) for name in _names(place)})
         begun.touch()
     yield place
     if place.is_dir():
@@ -124,22 +125,14 @@ def sent(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _store_folder(place: Path, path: str | os.PathLike[str]) -> None:
-    """Stores the files of a folder that a former, killed call has not stored."""
+    """Stores the files of a folder that are not there yet."""
     stored = _noted(place.parent / _STORED)
-
-    def version(name: str) -> str:
-        status = (place / name).stat()
-        return f"{status.st_size} {status.st_mtime_ns}"
 
     def store(name: str) -> None:
         stores.put(place / name, Path(path) / name)
-        stored[name] = version(name)
+        stored[name] = _version(place / name)
 
-    files = (file.relative_to(place) for file in place.rglob("*") if file.is_file())
-    names = sorted(
-        str(name) for name in files if not any(part.startswith(".") for part in name.parts) and name.parts[0] not in _KEPT_HERE
-    )
-    names = [name for name in names if stored.get(name) != version(name)]
+    names = [name for name in _names(place) if stored.get(name) != _version(place / name)]
     order = {last: index for index, last in enumerate(_LAST)}
     try:
         for _ in stores.in_parallel(store, [name for name in names if name not in order]):
@@ -148,6 +141,19 @@ def _store_folder(place: Path, path: str | os.PathLike[str]) -> None:
             store(name)
     finally:
         _note(place.parent / _STORED, stored)
+
+
+def _names(place: Path) -> list[str]:
+    """Returns the files that are for others, relative to their folder."""
+    files = (file.relative_to(place) for file in place.rglob("*") if file.is_file())
+    return sorted(
+        str(name) for name in files if not any(part.startswith(".") for part in name.parts) and name.parts[0] not in _KEPT_HERE
+    )
+
+
+def _version(file: Path) -> str:
+    status = file.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _noted(file: Path) -> dict[str, str]:
