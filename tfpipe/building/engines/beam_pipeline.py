@@ -18,6 +18,7 @@ from typing import Any
 from tfpipe.building.engines.results import accept, function_of, name_of, run_task
 from tfpipe.building.engines.tasks_on_disk import Tasks
 from tfpipe.common.errors import lines_of
+from tfpipe.common.text import plural
 
 _FOLDER = "beam"
 _POLL_SECONDS = 0.1
@@ -62,7 +63,7 @@ class BeamPipeline:
                     if name in todo:  # a runner may do a task twice
                         yield from accept(todo.pop(name), handed)
             if has_ended and todo:
-                reason = pipeline.error or f"the pipeline ended without the results of {len(todo)} tasks"
+                reason = pipeline.error or f"the pipeline ended without {plural(len(todo), 'result')}"
                 raise RuntimeError(f"Beam: {reason}; what was finished is kept: run the same command again")
             pipeline.join(_POLL_SECONDS)
         pipeline.join()
