@@ -14,7 +14,6 @@ several readers and a shuffled order are the same code.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import itertools
 import logging
@@ -24,6 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.common import stores
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_descriptor
+from tfpipe.common.object_cache import CachedObject
 from tfpipe.common.text import exactly
 from tfpipe.records import catalog, manifest, schema, tfrecord
 
@@ -115,7 +117,7 @@ class RecordReader:
             DataError: a shard is missing, truncated, longer or one too many; or catalog, index and
                 manifest do not agree.
         """
-        directory = Path(directory).absolute()  # the current folder may be another when records are read
+        directory = stores.absolute(directory)  # the current folder may be another when records are read
         account = manifest.load(directory)
         shards = account.split(split).shards
         if account.options.get("check") != "decode":
@@ -128,7 +130,13 @@ class RecordReader:
         self._paths = [os.fspath(directory / shard.file) for shard in shards]
         self._directory, self._split = directory, split
         self.manifest, self.labels = account, self._frames["label"]
-        self._open = functools.lru_cache(maxsize=_MAX_OPEN_FILES)(_OpenFile)
+        self.is_remote = stores.is_remote(directory)
+        if self.is_remote:
+            objects = map(CachedObject, self._paths, (one.num_bytes for one in shards), (one.sha256 for one in shards))
+            self._open: Callable[[str], _OpenFile | CachedObject] = dict(zip(self._paths, objects, strict=True)).__getitem__
+            self._pool = ThreadPoolExecutor(stores.PARALLEL_REQUESTS, "tfpipe-requests")
+        else:
+            self._open = functools.lru_cache(maxsize=_MAX_OPEN_FILES)(_OpenFile)
         self._failures: dict[int, str] = {}
         self.num_records = len(self._frames)
         mean_bytes = int(self._frames["length"].mean()) if self.num_records else 1
@@ -168,11 +176,16 @@ class RecordReader:
         if _calls.exiting:
             return np.empty(0, object)
         contents: dict[int, bytes] = {}
-        for run in self._runs(positions):
-            contents |= self._read_run(run)
-        data = np.empty(len(positions), object)
-        data[:] = [contents.get(position, BLANK_RECORD) for position in positions.tolist()]
-        return data
+        try:
+            for data in (self._pool.map if self.is_remote else map)(self._read_run, self._runs(positions)):
+                contents |= data
+        except RuntimeError:  # no thread starts any more
+            if not stores.is_exiting():
+                raise
+            return np.empty(0, object)
+        batch = np.empty(len(positions), object)
+        batch[:] = [contents.get(position, BLANK_RECORD) for position in positions.tolist()]
+        return batch
 
     def _runs(self, positions: np.ndarray[Any, Any]) -> Iterator[list[_Place]]:
         """Yields the places of records in runs of neighbours in one file, each read in one go."""
@@ -195,18 +208,24 @@ class RecordReader:
         _, path, first, _, _ = run[0]
         content = b""
         if len(run) > 1:
-            with contextlib.suppress(OSError, DataError):  # record by record below, for the name of the one that fails
+            try:
                 content = self._open(path).read(sum(place[3] for place in run), first)
+            except (OSError, DataError) as error:  # record by record below, for the name of the one that fails
+                if self.is_remote and isinstance(error, OSError):  # it was tried for minutes, and none would come
+                    return {place[0]: self._failed(place[0], f"cannot be read: {error.strerror}") for place in run}
         data = {}
         for place in run:
             position, _, offset, length, _ = place
             try:
                 data[position] = self._read(place, content[offset - first : offset - first + length])
             except DataError as error:
-                data[position] = b""
-                if len(self._failures) < _MAX_REMEMBERED:
-                    self._failures[position] = error.message
+                data[position] = self._failed(position, error.message)
         return data
+
+    def _failed(self, position: int, message: str) -> bytes:
+        if len(self._failures) < _MAX_REMEMBERED:
+            self._failures[position] = message
+        return b""
 
     def failure(self, position: int) -> str | None:
         """Returns once why `read_batch` could not read a record: a second attempt may succeed."""
@@ -221,26 +240,22 @@ class RecordReader:
 
     def _read(self, place: _Place, content: bytes = b"") -> bytes:
         """Returns the data of one record, checked: of its frame, if that has been read."""
-        _, path, offset, length, crc32c = place
         try:
-            content = content or self._open(path).read(length, offset)
+            return _checked(place, content or self._frame(place))
+        except DataError:
+            if not self.is_remote:
+                raise
+        _, path, offset, length, _ = place
+        self._open(path).forget(length, offset)  # spoilt on the way or in the cache: once more
+        return _checked(place, self._frame(place))
+
+    def _frame(self, place: _Place) -> bytes:
+        _, path, offset, length, _ = place
+        try:
+            return self._open(path).read(length, offset)
         except OSError as error:
-            message = f"cannot be read: {error.strerror}; put the shard back, or build the data set anew"
-            raise DataError(message, path=path, offset=offset) from None
-        if len(content) < length:
-            message = f"the file ends {exactly(len(content), 'byte')} into the record's {length} (truncated file)"
-            raise DataError(message, path=path, offset=offset)
-        data = content[tfrecord.HEADER_BYTES : -tfrecord.FOOTER_BYTES]
-        header, _, footer = tfrecord.frame(data)
-        if not content.startswith(header):
-            message = f"the header does not say {exactly(len(data), 'byte')}, as the index does (damaged or swapped)"
-            raise DataError(message, path=path, offset=offset)
-        if not content.endswith(footer):
-            raise DataError("the data does not match its CRC (damaged)", path=path, offset=offset)
-        if int.from_bytes(footer, "little") != crc32c:
-            message = "an intact record, but not the one that the catalog lists here (swapped)"
-            raise DataError(message, path=path, offset=offset)
-        return data
+            advice = "" if self.is_remote else "; put the shard back, or build the data set anew"
+            raise DataError(f"cannot be read: {error.strerror}{advice}", path=path, offset=offset) from None
 
     def _shard(self, position: int) -> int:
         return int(np.searchsorted(self._starts, position, side="right")) - 1
@@ -254,6 +269,25 @@ class RecordReader:
             return ""
 
 
+def _checked(place: _Place, content: bytes) -> bytes:
+    """Returns the data in a record's frame, or raises DataError."""
+    _, path, offset, length, crc32c = place
+    if len(content) < length:
+        message = f"the file ends {exactly(len(content), 'byte')} into the record's {length} (truncated file)"
+        raise DataError(message, path=path, offset=offset)
+    data = content[tfrecord.HEADER_BYTES : -tfrecord.FOOTER_BYTES]
+    header, _, footer = tfrecord.frame(data)
+    if not content.startswith(header):
+        message = f"the header does not say {exactly(len(data), 'byte')}, as the index does (damaged or swapped)"
+        raise DataError(message, path=path, offset=offset)
+    if not content.endswith(footer):
+        raise DataError("the data does not match its CRC (damaged)", path=path, offset=offset)
+    if int.from_bytes(footer, "little") != crc32c:
+        message = "an intact record, but not the one that the catalog lists here (swapped)"
+        raise DataError(message, path=path, offset=offset)
+    return data
+
+
 class _OpenFile:
     """A file that is closed when neither the cache nor a reading thread refers to it.
 
@@ -265,6 +299,9 @@ class _OpenFile:
     def __init__(self, path: str) -> None:
         self._descriptor = open_descriptor(path)
         weakref.finalize(self, os.close, self._descriptor).atexit = False  # threads may still read then
+
+    def forget(self, length: int, offset: int) -> None:
+        """Does nothing: no copy of the file is kept."""
 
     def read(self, length: int, offset: int) -> bytes:
         content = os.pread(self._descriptor, length, offset)

@@ -20,8 +20,9 @@ from typing import BinaryIO, NamedTuple
 
 import google_crc32c
 
+from tfpipe.common import stores
 from tfpipe.common.errors import DataError
-from tfpipe.common.files import open_regular
+from tfpipe.common.files import open_regular, size_of
 from tfpipe.common.text import exactly
 
 HEADER_BYTES = 12
@@ -71,8 +72,7 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[RawRecord]:
             ends inside a record.
     """
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        offset = 0
+        size, offset = size_of(file), 0
         while offset < size:
             data = read_frame(file, offset, size, path)
             yield RawRecord(offset, data)
@@ -122,10 +122,14 @@ def salvage_frames(path: str | os.PathLike[str]) -> Iterator[RawRecord | Gap]:
     its own bytes are hit.
     """
     with open_regular(path) as file, contextlib.ExitStack() as stack:
-        size, offset = os.fstat(file.fileno()).st_size, 0
+        size, offset = size_of(file), 0
         if size == 0:  # an empty file cannot be mapped
             return
-        view = stack.enter_context(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+        view: mmap.mmap | bytes = b""
+        if stores.is_remote(path):
+            view = file.read()
+        else:
+            view = stack.enter_context(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
         while offset < size:
             data = _intact(view, offset, size)
             if data is not None:
@@ -141,7 +145,7 @@ def salvage_frames(path: str | os.PathLike[str]) -> Iterator[RawRecord | Gap]:
             offset = end
 
 
-def _intact(view: mmap.mmap, offset: int, size: int) -> bytes | None:
+def _intact(view: mmap.mmap | bytes, offset: int, size: int) -> bytes | None:
     end = _frame_end(view, offset, size)
     if end is None:
         return None
@@ -149,7 +153,7 @@ def _intact(view: mmap.mmap, offset: int, size: int) -> bytes | None:
     return data if masked_crc32c(data) == _FOOTER.unpack_from(view, end - FOOTER_BYTES)[0] else None
 
 
-def _frame_end(view: mmap.mmap, offset: int, size: int) -> int | None:
+def _frame_end(view: mmap.mmap | bytes, offset: int, size: int) -> int | None:
     """Returns the end of the record at `offset` by its header, or None without an intact header."""
     if offset + FRAME_BYTES > size:
         return None
@@ -166,7 +170,7 @@ def _frame_end(view: mmap.mmap, offset: int, size: int) -> int | None:
 _ZEROS = re.compile(rb"\0{4,}")
 
 
-def _next_intact(view: mmap.mmap, start: int, size: int) -> int:
+def _next_intact(view: mmap.mmap | bytes, start: int, size: int) -> int:
     for zeros in _ZEROS.finditer(view, start + 4):
         first, last = zeros.start() - 4, zeros.end() - 8
         edges = (first, last + 1) if last - first < 16 else (first, first + 4, last - 3, last + 1)

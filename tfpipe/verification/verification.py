@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfpipe.common import arguments
+from tfpipe.common import arguments, stores
 from tfpipe.common.errors import DataError
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import exactly, html_table
@@ -195,12 +195,13 @@ class _Verification:
 
     def _check_other_files(self) -> None:
         """Finds files that a glob for shards would match, and notes others that do not belong."""
-        manifest, folder = self._manifest, self._directory / manifests.INDEX_FOLDER
+        manifest = self._manifest
         shards = {shard.file for split in manifest.splits.values() for shard in split.shards}
         known = {*shards, *manifest.companions, manifests.FILE_NAME, manifests.INDEX_FOLDER}
         # Extra shards of the data set's own splits are among `manifest.file_problems`.
         reported = tuple(f"{manifest.name}-{split}.tfrecord-" for split in manifest.splits)
-        for name in sorted(set(os.listdir(self._directory)) - known):
+        present, indexes_present = manifests.names_in(self._directory)
+        for name in sorted(set(present) - known):
             if name == manifests.BUILD_FOLDER:
                 self._notes.append(f"{name}/: left by a build that was stopped at its very end; the same build removes it")
             elif ".tfrecord" not in name or name.startswith("."):
@@ -208,9 +209,8 @@ class _Verification:
             elif not name.startswith(reported):
                 path = self._directory / name
                 self._findings.add(Finding("a TFRecord file that the manifest does not list", path=path))
-        present = [f"{manifests.INDEX_FOLDER}/{name}" for name in sorted(os.listdir(folder))] if folder.is_dir() else []
         indexes = set(map(manifests.index_file, shards))
-        self._notes += [f"{path}: the index of no shard" for path in present if path not in indexes]
+        self._notes += [f"{path}: the index of no shard" for path in indexes_present if path not in indexes]
 
     def _catalog_rows(self) -> CatalogRows | None:
         try:
@@ -293,7 +293,7 @@ class _Verification:
         for split in self._manifest.splits.values():
             for shard in split.shards:
                 path = self._directory / shard.file
-                for piece in tfrecord.salvage_frames(path) if path.is_file() else ():
+                for piece in tfrecord.salvage_frames(path) if stores.is_remote(path) or path.is_file() else ():
                     if isinstance(piece, tfrecord.RawRecord):
                         with contextlib.suppress(DataError):
                             yield path, piece.offset, schema.decode(piece.data).key
