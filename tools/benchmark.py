@@ -12,6 +12,7 @@
   benchmark cores --input=photos/ --num_images=7680 --repetitions=3      input pipelines on 1, 2, 4 ... cores
   benchmark modes --data=shards/ --weights=vgg16.h5 --epochs=3      the modes of training side by side
   benchmark overhead --data=shards/ --weights=vgg16.h5 --image_size=96      where the time of train and evaluate goes
+  benchmark opening --num_images=1000000      a split of so many records: seconds and memory until the first can be read
   benchmark remote --input=photos/ --num_images=10048 --delay_ms=100 --repetitions=3      a data set behind a slow server
 
 build: tfpipe's own command against `cp -r` followed by sha256sum of source and copy (--workers
@@ -69,7 +70,7 @@ from absl import flags
 import tfpipe
 from tfpipe import commands
 from tfpipe.common.workers import count_cores
-from tfpipe.tools.benchmarks import contenders, modes, overhead
+from tfpipe.tools.benchmarks import contenders, modes, opening, overhead
 from tfpipe.tools.benchmarks.contenders import alternate, compared
 
 _INPUT = flags.DEFINE_string("input", None, "Folder of images to measure on. Default: images that the benchmark makes.")
@@ -138,6 +139,7 @@ def main(arguments: list[str]) -> None:
         "cores": measure_cores,
         "modes": measure_modes,
         "overhead": measure_overhead,
+        "opening": measure_opening,
         "remote": measure_remote,
     }
     if len(arguments) != 1 or arguments[0] not in benchmarks:
@@ -366,6 +368,14 @@ def measure_overhead(folder: Path) -> None:
     for mode, lengths in {"bottleneck": [], "finetune": [f"--finetune_epochs={epochs}"]}.items():
         print(f"\n{mode}")
         overhead.report(folder / mode, _DATA.value, mode, [*options, *lengths])
+
+
+def measure_opening(folder: Path) -> None:
+    """Prints what opening a large split takes, in a process for each repetition."""
+    opening.make(folder / "shards", _IMAGES.value)
+    for _ in range(_REPETITIONS.value):
+        command = [sys.executable, "-m", "tfpipe.tools.benchmarks.opening", str(folder / "shards")]
+        subprocess.run(command, check=True, cwd=_ROOT, stderr=subprocess.DEVNULL)
 
 
 def measure_remote(folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import tfpipe
 from tfpipe.building.csv_rows import Choice
+from tfpipe.building.engines.choice import check_engine, start_engine
 from tfpipe.building.engines.shared_folder import DEFAULT_LEASE_SECONDS, build_together
 from tfpipe.building.items import SPLIT_NAMES, SourceList, one_split
 from tfpipe.building.options import DEFAULT_SHARD_BYTES, Options
@@ -61,6 +62,9 @@ def build_tfrecords(
     progress: bool = True,
     workers_folder: PathLike | None = None,
     lease_seconds: float = DEFAULT_LEASE_SECONDS,
+    engine: str = "processes",
+    engine_address: str | None = None,
+    engine_options: Sequence[str] = (),
 ) -> Manifest:
     """Writes images, byte for byte, into sharded TFRecords, and returns the manifest.
 
@@ -125,6 +129,14 @@ def build_tfrecords(
             complete; any may be killed. It can be deleted afterwards.
         lease_seconds: with `workers_folder`: after so long without a sign of life a process counts
             as dead, and others do what it had begun.
+        engine: what carries out the work: "processes" of this machine; "ray" (extra `tfpipe[ray]`)
+            or "beam" (extra `tfpipe[beam]`) on machines that see input and output under the same
+            names, and have tfpipe.
+        engine_address: for engine "ray": of the cluster, "auto" for the one of this machine. None:
+            as the environment says (RAY_ADDRESS), or a cluster of this machine's cores, for this
+            build only.
+        engine_options: for engine "beam": options of the pipeline and its runner, as in
+            ["--runner=DirectRunner", "--direct_num_workers=2"].
 
     Raises:
         FileNotFoundError: an input is missing.
@@ -192,6 +204,7 @@ def build_tfrecords(
     def new_bar(title: str, total: int, done: int) -> ProgressBar:
         return ProgressBar(title, total, initial=done, enabled=progress and total > 0)
 
+    check_engine(engine, engine_address, engine_options, workers_folder is not None)
     if workers_folder is not None:
         place = _path("workers_folder", workers_folder)
         for path in (*inputs.values(), *bare.values(), directory):
@@ -203,7 +216,10 @@ def build_tfrecords(
         alike = {"tfpipe": tfpipe.__version__, **{name: _absolute(given) for name, given in places.items()}}
         return build_together(build, place, alike, count, lease_seconds, progress=progress)
     with locked(directory, "build") as descriptor:
-        start_workers = functools.partial(Workers, count, TASKS, descriptor)
+        if engine == "processes":
+            start_workers = functools.partial(Workers, count, TASKS, descriptor)
+        else:
+            start_workers = functools.partial(start_engine, engine, engine_address, engine_options, directory / BUILD_FOLDER)
         return Build(directory, options, list_inputs, start_workers, new_bar, directory / BUILD_FOLDER).run()
 
 

@@ -20,11 +20,11 @@ from types import TracebackType
 from typing import Any
 
 from tfpipe.building import plan
-from tfpipe.building.engines.tasks_on_disk import Handed, Tasks, function_of, run_task
+from tfpipe.building.engines.results import Handed, accept, failed, function_of, name_of
+from tfpipe.building.engines.tasks_on_disk import Tasks
 from tfpipe.building.engines.workers_folder import Status, Superseded, WorkersFolder
 from tfpipe.building.state import State
 from tfpipe.building.steps import SHARED_PREFIX, STATE_NAME, TASKS, Build, Refusal, explained, inputs_digest
-from tfpipe.building.tasks import AuditTask
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import clear_folder, temporary_folder
 from tfpipe.common.progress import ProgressBar
@@ -157,7 +157,7 @@ class _Member:
             elif isinstance(error, OSError):
                 raise error  # perhaps this machine's fault: the others go on
             else:
-                ticket.tasks.hand_in(ticket.name, Handed(error=f"{error} (on {self.shared.machine})"))
+                ticket.tasks.hand_in(ticket.name, failed(error, self.shared.machine))
 
     def _plan(self) -> Manifest:
         try:
@@ -229,9 +229,8 @@ class _Everyone:
 
     def run(self, function: str, tasks: Iterable[Any]) -> Iterator[Any]:
         """Yields `Done` and results, as `Workers.run`."""
-        # Batches and their names depend on the listing only: a planner finds the results of the
-        # one before.
-        pending = ((f"{function}-{task.name}", task) for task in tasks)
+        # A planner finds the results of the one before by their names.
+        pending = ((name_of(function, task), task) for task in tasks)
         begun = self._tasks.unfinished()
         published: dict[str, Any] = {}
         is_more, next_search = True, 0.0
@@ -247,7 +246,7 @@ class _Everyone:
                 if not name:
                     continue
                 if function == "audit" and (handed := self._tasks.read(name, kept=True)):
-                    yield from self._believe(task, handed)
+                    yield from accept(task, handed)
                     continue
                 published[name] = task
                 if name not in begun:
@@ -256,21 +255,8 @@ class _Everyone:
             for name in published.keys() & self._tasks.handed_in():
                 if handed := self._tasks.read(name):
                     self._tasks.keep(name)
-                    yield from self._believe(published.pop(name), handed)
+                    yield from accept(published.pop(name), handed)
             self._member.work(self._tasks)
-
-    def _believe(self, task: Any, handed: Handed) -> Iterator[Any]:
-        if handed.error is not None:
-            raise DataError(handed.error)
-        yield Done(handed.num_records, handed.num_bytes)
-        if not isinstance(task, AuditTask):
-            yield handed.result
-            return
-        # Files that only one machine cannot read are not the input's fault.
-        missed = {row for row, audited in handed.result if audited.reason == "unreadable"}
-        yield [pair for pair in handed.result if pair[0] not in missed]
-        if missed:
-            yield run_task("audit", task._replace(images=[image for image in task.images if image[0] in missed])).result
 
 
 class _PublishedBar(ProgressBar):

@@ -11,49 +11,17 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
-from tfpipe.building import tasks
+from tfpipe.building.engines.results import TYPES, Handed, function_of
 from tfpipe.common.files import read_bytes, written_atomically
-from tfpipe.records.manifest import Shard
 
-# The functions of `tasks`, with the types of their tasks and results.
-_TYPES: Mapping[str, tuple[Any, Any]] = {
-    "audit": (tasks.AuditTask, list[tuple[int, tasks.Audited]]),
-    "write_shard": (tasks.ShardTask, Shard),
-}
 _TODO, _TAKEN, _DONE, _KEPT = "todo", "taken", "done", "kept"
 _BY = "@"
-
-
-class Handed(NamedTuple):
-    """What became of a task: a result, or the message of an error."""
-
-    num_records: int = 0
-    num_bytes: int = 0
-    result: Any = None
-    error: str | None = None
-
-
-def function_of(name: str) -> str:
-    """Returns the function of `tasks` that a task's name begins with."""
-    return name.partition("-")[0]
-
-
-def run_task(function: str, task: Any) -> Handed:
-    """Returns what becomes of a task in this process; OSError is raised."""
-    counts = [0, 0]
-
-    def report(num_records: int, num_bytes: int) -> None:
-        counts[0] += num_records
-        counts[1] += num_bytes
-
-    result = getattr(tasks, function)(task, report)
-    return Handed(counts[0], counts[1], result)
 
 
 class Tasks:
@@ -84,6 +52,10 @@ class Tasks:
         with written_atomically(self._folder / _TODO / name) as file:
             file.write(msgspec.json.encode(task))
 
+    def task(self, name: str) -> Any:
+        """Returns a task that waits, and leaves it there."""
+        return _decode_task(self._folder / _TODO / name)
+
     def _taken(self, name: str) -> Path:
         return self._folder / _TAKEN / f"{name}{_BY}{self._machine}"
 
@@ -98,7 +70,7 @@ class Tasks:
             with contextlib.suppress(FileNotFoundError):  # another was faster
                 os.rename(self._folder / _TODO / name, self._taken(name))
             try:  # whatever rename said: NFS repeats a call of which the answer was lost
-                return name, msgspec.json.decode(read_bytes(self._taken(name)), type=_TYPES[function_of(name)][0])
+                return name, _decode_task(self._taken(name))
             except FileNotFoundError:
                 continue
         return None
@@ -139,9 +111,13 @@ class Tasks:
         handed = msgspec.json.decode(data, type=Handed)
         if handed.error is not None:
             return handed
-        return handed._replace(result=msgspec.convert(handed.result, _TYPES[function_of(name)][1]))
+        return handed._replace(result=msgspec.convert(handed.result, TYPES[function_of(name)][1]))
 
     def keep(self, name: str) -> None:
         """Puts a result aside that has been read."""
         os.replace(self._folder / _DONE / name, self._folder / _KEPT / name)
         (self._folder / _TODO / name).unlink(missing_ok=True)  # given back before it was handed in
+
+
+def _decode_task(path: Path) -> Any:
+    return msgspec.json.decode(read_bytes(path), type=TYPES[function_of(path.name)][0])
