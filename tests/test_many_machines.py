@@ -4,9 +4,11 @@ What they share is a file system; that they run on one machine here makes no dif
 they use neither locks nor process ids nor clocks.
 """
 
+import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -20,9 +22,11 @@ from conftest import CHECKOUT, make_image, write
 import tfpipe
 from tfpipe.building.engines.tasks_on_disk import Handed, Tasks
 from tfpipe.building.engines.workers_folder import Superseded, WorkersFolder
+from tfpipe.building.items import Source
+from tfpipe.building.state import State
 from tfpipe.building.tasks import Audited, AuditTask
 
-OPTIONS = {"layout": "folders", "splits": {"train": 0.7, "test": 0.3}, "num_shards": 30, "seed": 5, "check": "decode"}
+OPTIONS = {"layout": "folders", "splits": {"train": 0.7, "test": 0.3}, "num_shards": 16, "seed": 5, "check": "decode"}
 LEASE_SECONDS = 1.5
 PATIENCE_SECONDS = 120  # of a test, on a machine that is busy
 
@@ -40,7 +44,7 @@ except Exception as error:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """768 images, three tasks of the audit, in 60 shards."""
+    """768 images, three tasks of the audit, in 32 shards."""
     root = tmp_path_factory.mktemp("source")
     data = make_image(0, (160, 160))
     for index in range(768):
@@ -119,6 +123,11 @@ def planners(folder):
     return sorted(path.name for path in folder.glob("q/planners/*"))
 
 
+def status_of(folder, planner):
+    path = folder / f"q/planners/{planner:06d}/status.json"
+    return path.read_text() if path.exists() else ""
+
+
 def test_g2_three_processes_build_the_bytes_of_one_and_a_late_one_joins(source, reference, tmp_path):
     with Machine(source, tmp_path) as one, Machine(source, tmp_path) as two:
         wait_until(lambda: any(machine.taken("write_shard") for machine in (one, two)))
@@ -164,7 +173,7 @@ def test_g2_all_killed_and_started_again_audits_nothing_twice(source, reference,
     shards = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/images-*")}
     assert len(kept) == 3
     with Machine(source, tmp_path) as again:
-        wait_until(lambda: list(tmp_path.glob("q/tasks-*/done/write_shard-*")))
+        wait_until(lambda: '"write"' in status_of(tmp_path, 2))
         after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("q/tasks-*/kept/audit-*")}
         assert again.end() == (0, "")
     assert after == kept
@@ -189,7 +198,7 @@ def test_a_process_with_other_arguments_is_refused_and_the_others_go_on(source, 
 def test_a_process_whose_disk_is_full_leaves_its_tasks_to_the_others(source, reference, tmp_path):
     with Machine(source, tmp_path) as one:
         wait_until(lambda: one.taken("audit"))
-        with Machine(source, tmp_path, limit_bytes=20_000) as full:
+        with Machine(source, tmp_path, limit_bytes=65_000) as full:
             status, error = full.end()
             assert status == 1
             assert re.search(r"OSError: .*File too large; what was finished is kept", error)
@@ -230,15 +239,17 @@ def test_a_build_is_not_gone_on_with_in_another_way(source, tmp_path):
 # One process's view
 
 
-def test_one_of_many_leads_and_a_dead_one_is_replaced_by_the_time_of_the_file_system(tmp_path):
+def test_one_of_many_leads_and_a_dead_one_is_replaced_by_the_time_of_the_file_system(tmp_path, monkeypatch):
+    now = time.time()
     views = [WorkersFolder(tmp_path, 100) for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
         assert sorted(pool.map(lambda view: view.lead(0), views)) == [False] * 7 + [True]
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # no local clock is looked at
     (leader,) = (view for view in views if view._number)
     other = views[views[0] is leader]
     leader.check_lead()
     assert other.is_planned_by(1)
-    os.utime(tmp_path / "planners/000001", (time.time() - 200,) * 2)
+    os.utime(tmp_path / "planners/000001", (now - 200,) * 2)
     assert not other.is_planned_by(1)
     assert other.lead(1)
     with pytest.raises(Superseded):
@@ -271,6 +282,20 @@ def test_a_task_is_taken_once_and_a_dead_ones_again(tmp_path):
     assert tasks[0].read(name) == Handed(1, 2, [(0, Audited(reason="late"))])
     tasks[0].keep(name)
     assert tasks[0].num_waiting() == len(taken[victim]) - 1, "nobody need do it again"
+
+
+def test_listings_in_any_order_have_one_digest_and_other_files_another(tmp_path):
+    items = [Source(f"k{index}", "f", None, "c", "file", f"p{index}", 0, index, 7) for index in range(20)]
+
+    def digest(listed):
+        with contextlib.closing(State(tmp_path / secrets.token_hex(8))) as state:
+            state.list_inputs(listed)
+            state.sort()
+            return state.digest()
+
+    assert digest(items) == digest(items[::-1]) == digest(items[7:] + items[:7])
+    touched = [*items[:-1], items[-1]._replace(mtime_ns=8)]
+    assert len({digest(items), digest(items[:-1]), digest(touched)}) == 3
 
 
 def test_files_that_one_machine_cannot_read_are_audited_by_the_planner(source, tmp_path):

@@ -4,9 +4,9 @@
     reader.read(17)                                        # one serialised Example, or DataError
     read_records(reader, batches, num_parallel_calls=2)    # of batches of positions; "" for a failure
 
-What makes a smaller or another data set impossible to miss: the manifest holds the hashes of the
-catalog and of every index, and the size of every shard, all checked on opening; the catalog
-holds the CRC of each record, checked when it is read. A flipped bit, a swapped record and a swapped
+What makes a smaller or another data set impossible to miss: the manifest holds the hash of the
+split's frames and the size of every shard, all checked on opening; the frames hold the CRC of each
+record, checked when it is read. A flipped bit, a swapped record and a swapped
 shard fail the same comparison. Random access is by `os.pread`: stored order, the part of one of
 several readers and a shuffled order are the same code.
 """
@@ -24,7 +24,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,15 @@ import tensorflow as tf
 
 from tfpipe.common import stores
 from tfpipe.common.errors import DataError
-from tfpipe.common.files import open_descriptor
+from tfpipe.common.files import open_descriptor, open_regular, size_of
 from tfpipe.common.object_cache import CachedObject
 from tfpipe.common.text import exactly
 from tfpipe.records import catalog, manifest, schema, tfrecord
+from tfpipe.records.manifest import Manifest, Split, Traits
 
 _log = logging.getLogger("tfpipe")
 
-# 20 bytes per record: a million records take 20 MB. No record reaches 4 GiB, protobuf ends at 2.
-_FRAME = np.dtype([("offset", "<i8"), ("length", "<u4"), ("crc32c", "<u4"), ("label", "<i4")])
+_FRAME = np.dtype([("offset", "<i8"), ("length", "<u4"), ("crc32c", "<u4"), ("label", "<i4")])  # as `catalog.FRAME`
 _MAX_OPEN_FILES = 32
 _MAX_REMEMBERED = 1000
 # One call reads several records, since each call into Python costs; not so many that large
@@ -61,27 +60,6 @@ BLANK_RECORD = schema.encode(schema.Record(_DARK_JPEG, "JPEG", 1, 1, 1, 1, "", "
 
 # A record's position, file, and there offset, length and CRC.
 _Place = tuple[int, str, int, int, int]
-
-
-@dataclass
-class Traits:
-    """Properties shared by all images of a split: stages that none of them needs are left out.
-
-    Attributes:
-        png: some are PNG files.
-        turned: some are stored in another orientation than 1.
-        longer: the longest of their longer sides, in pixels.
-    """
-
-    png: bool = False
-    turned: bool = False
-    longer: int = 1
-
-    def include(self, row: catalog.CatalogRow) -> None:
-        """Takes an image into account."""
-        self.png |= row.format == "PNG"
-        self.turned |= row.orientation != 1
-        self.longer = max(self.longer, row.height, row.width)
 
 
 @functools.cache  # once for each data set
@@ -109,13 +87,13 @@ class RecordReader:
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str) -> None:
-        """Opens a split: reads the catalog, and compares the shards' names and sizes.
+        """Opens a split: reads its frames, and compares the shards' names and sizes.
 
         Raises:
             FileNotFoundError: there is no data set.
             ValueError: it has no such split.
-            DataError: a shard is missing, truncated, longer or one too many; or catalog, index and
-                manifest do not agree.
+            DataError: a shard is missing, truncated, longer or one too many; or the frames (of format
+                version 1: catalog and indexes) are not those that the manifest lists.
         """
         directory = stores.absolute(directory)  # the current folder may be another when records are read
         account = manifest.load(directory)
@@ -123,9 +101,7 @@ class RecordReader:
         if account.options.get("check") != "decode":
             _log_unchecked(directory)
         manifest.check_files(directory, account, splits=[split])
-        manifest.check_hashes(directory, account, splits=[split])
-        self.traits = Traits()
-        self._frames = np.fromiter(self._read_frames(catalog.read_split(directory, account, split)), dtype=_FRAME)
+        self.traits, self._frames = _frames(directory, account, split)
         self._starts = np.array([0, *itertools.accumulate(shard.num_records for shard in shards)])
         self._paths = [os.fspath(directory / shard.file) for shard in shards]
         self._directory, self._split = directory, split
@@ -141,11 +117,6 @@ class RecordReader:
         self.num_records = len(self._frames)
         mean_bytes = int(self._frames["length"].mean()) if self.num_records else 1
         self.read_size = max(1, min(_READ_RECORDS, _READ_BYTES // mean_bytes))
-
-    def _read_frames(self, rows: Iterator[tuple[catalog.CatalogRow, int, int]]) -> Iterator[tuple[int, int, int, int]]:
-        for row, offset, length in rows:
-            self.traits.include(row)
-            yield offset, length, row.crc32c, row.label
 
     def read(self, position: int) -> bytes:
         """Returns the data of one record.
@@ -286,6 +257,48 @@ def _checked(place: _Place, content: bytes) -> bytes:
         message = "an intact record, but not the one that the catalog lists here (swapped)"
         raise DataError(message, path=path, offset=offset)
     return data
+
+
+def _frames(directory: Path, account: Manifest, name: str) -> tuple[Traits, np.ndarray[Any, Any]]:
+    """Returns what all images of a split have in common, and the frames of its records."""
+    split = account.split(name)
+    if split.frames is None:
+        manifest.check_hashes(directory, account, splits=[name])
+        traits, rows = Traits(), catalog.read_split(directory, account, name)
+        return traits, np.fromiter(_included(traits, rows), dtype=_FRAME)
+    for file, sha256 in manifest.frames_hash(account, name).items():
+        if problem := manifest.hash_problem(directory / file, sha256, fresh=False):
+            raise problem
+    path = directory / manifest.frames_file(account.name, name)
+    with open_regular(path) as opened:
+        frames = np.frombuffer(opened.read(), _FRAME) if size_of(opened) == split.num_records * _FRAME.itemsize else None
+    if frames is None or not _are_possible(frames, split):
+        raise DataError("not the frames of as many records as the manifest lists", path=path)
+    return split.frames.traits, frames
+
+
+def _included(traits: Traits, rows: Iterator[tuple[catalog.CatalogRow, int, int]]) -> Iterator[tuple[int, int, int, int]]:
+    for row, offset, length in rows:
+        catalog.include(traits, row)
+        yield offset, length, row.crc32c, row.label
+
+
+def _are_possible(frames: np.ndarray[Any, Any], split: Split) -> bool:
+    """True where the frames fill each shard, and each class has as many as the manifest lists."""
+    first = 0
+    for shard in split.shards:
+        of_shard = frames[first : first + shard.num_records]
+        ends = np.cumsum(np.append(0, of_shard["length"]), dtype=np.int64)
+        if ends[-1] != shard.num_bytes or not np.array_equal(of_shard["offset"], ends[:-1]):
+            return False
+        first += shard.num_records
+    labels, counts = frames["label"], list(split.class_counts.values())
+    if (frames["length"] < tfrecord.FRAME_BYTES).any():
+        return False
+    if not split.labelled:
+        return bool((labels == schema.UNLABELLED).all())
+    are_labels = bool(((labels >= 0) & (labels < len(counts))).all())
+    return are_labels and np.bincount(labels, minlength=len(counts)).tolist() == counts
 
 
 class _OpenFile:

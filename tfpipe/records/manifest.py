@@ -31,7 +31,8 @@ from tfpipe.common.text import exactly, html_table
 from tfpipe.records import schema
 from tfpipe.records.samples import Samples
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_WITHOUT_FRAMES = 1  # the version before, whose readers had to read the catalog
 FILE_NAME = "manifest.json"
 CATALOG_NAME = "catalog.csv"
 REJECTED_NAME = "rejected.jsonl"
@@ -84,6 +85,34 @@ def index_file(shard: str) -> str:
     return f"{INDEX_FOLDER}/{shard.replace('.tfrecord-', '-')}.idx"
 
 
+def frames_file(name: str, split: str) -> str:
+    """Returns the path of a split's frames relative to the data set."""
+    return f"{INDEX_FOLDER}/{name}-{split}.frames"
+
+
+@dataclass(slots=True)
+class Traits:
+    """Properties shared by all images of a split: stages that none of them needs are left out.
+
+    Attributes:
+        png: some are PNG files.
+        turned: some are stored in another orientation than 1.
+        longer: the longest of their longer sides, in pixels.
+    """
+
+    png: bool = False
+    turned: bool = False
+    longer: _Count = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """What a reader needs of a split's catalog: the hash of its file of frames, and the traits."""
+
+    sha256: _Sha256
+    traits: Traits
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One file of records in the data set's folder, and the hash of its index file."""
@@ -104,12 +133,14 @@ class Split:
         image_bytes: the sum of the images' own sizes.
         class_counts: records per class name, every class of the data set named.
         shards: in reading order.
+        frames: None in data sets of format version 1.
     """
 
     labelled: bool
     image_bytes: _Count
     class_counts: Mapping[str, _Count]
     shards: tuple[Shard, ...]
+    frames: Frames | None = None
 
     @property
     def num_records(self) -> int:
@@ -190,14 +221,19 @@ def save(manifest: Manifest, directory: Path) -> None:
 
 
 def _encode(manifest: Manifest) -> bytes:
-    content = {"format_version": FORMAT_VERSION, "root_hash": manifest.root_hash, **_fields(manifest)}
+    content = {"format_version": _version(manifest), "root_hash": manifest.root_hash, **_fields(manifest)}
     sorted_content = json.dumps(content, sort_keys=True, default=_fields)
     content["content_sha256"] = hashlib.sha256(sorted_content.encode()).hexdigest()
     return (json.dumps(content, indent=1, ensure_ascii=False, default=_fields) + "\n").encode()
 
 
+def _version(manifest: Manifest) -> int:
+    return FORMAT_VERSION if all(split.frames for split in manifest.splits.values()) else _WITHOUT_FRAMES
+
+
 def _fields(item: Any) -> dict[str, Any]:
-    return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+    fields = ((field.name, getattr(item, field.name)) for field in dataclasses.fields(item))
+    return {name: value for name, value in fields if value is not None}
 
 
 @arguments.renamed(directory="data")
@@ -218,8 +254,9 @@ def load(data: str | os.PathLike[str]) -> Manifest:
         raise FileNotFoundError(f"{stores.url(path)}: no manifest here: {_what_else(path.parent)}") from None
     content = parse_json(encoded, path)
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise DataError(f"format version {version!r:.80}, this tfpipe reads version {FORMAT_VERSION}", path=path)
+    if version not in (_WITHOUT_FRAMES, FORMAT_VERSION):
+        message = f"format version {version!r:.80}, this tfpipe reads versions {_WITHOUT_FRAMES} and {FORMAT_VERSION}"
+        raise DataError(message, path=path)
     manifest = check_json(content, Manifest, path)
     for problem in _problems(manifest):
         raise DataError(problem, path=path)
@@ -362,16 +399,23 @@ def check_files(directory: str | os.PathLike[str], manifest: Manifest, splits: C
 
 
 def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None) -> None:
-    """Raises DataError unless catalog and indexes have the hashes in the manifest."""
+    """Raises DataError unless catalog, indexes and frames have the hashes in the manifest."""
     expected = {CATALOG_NAME: manifest.companions[CATALOG_NAME]}
     for name, split in manifest.splits.items():
         if splits is None or name in splits:
             expected |= {index_file(shard.file): shard.index_sha256 for shard in split.shards}
+            expected |= frames_hash(manifest, name)
     places = [(Path(directory) / file, sha256) for file, sha256 in expected.items()]
     # Objects whose copies are here, with the right hash, are not read again.
     mapped = stores.in_parallel if stores.is_remote(directory) else map
     for problem in filter(None, mapped(lambda place: hash_problem(*place, fresh=False), places)):
         raise problem
+
+
+def frames_hash(manifest: Manifest, split: str) -> dict[str, str]:
+    """Returns the SHA-256 of a split's frames by their path; none in format version 1."""
+    frames = manifest.split(split).frames
+    return {} if frames is None else {frames_file(manifest.name, split): frames.sha256}
 
 
 def hash_problem(path: Path, sha256: str, *, fresh: bool = True) -> DataError | None:

@@ -7,7 +7,6 @@ verify("shards/", decode=True)          # also follows each image's compressed d
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import os
 import threading
@@ -26,7 +25,7 @@ from tfpipe.common.text import exactly, html_table
 from tfpipe.common.workers import count_cores
 from tfpipe.records import manifest as manifests
 from tfpipe.records import schema, tfrecord
-from tfpipe.records.catalog import read_split
+from tfpipe.records.catalog import check_frames
 from tfpipe.records.manifest import CATALOG_NAME, Manifest
 from tfpipe.verification import scans
 from tfpipe.verification.reading import Finding
@@ -163,7 +162,10 @@ class _Verification:
 
     def run(self, workers: int, decode: bool, progress: bool) -> Report:
         directory, manifest, splits = self._directory, self._manifest, self._manifest.splits.values()
-        hashed = (manifests.hash_problem(directory / name, sha256) for name, sha256 in manifest.companions.items())
+        expected = dict(manifest.companions)
+        for name in manifest.splits:
+            expected |= manifests.frames_hash(manifest, name)
+        hashed = (manifests.hash_problem(directory / name, sha256) for name, sha256 in expected.items())
         self._findings.add(*filter(None, hashed), *manifests.file_problems(directory, manifest))
         self._check_other_files()
         self._check_shards(self._catalog_rows(), workers, progress)
@@ -177,7 +179,7 @@ class _Verification:
         if not self._findings.count:  # a data set that no reader would open is not in order, whatever the reason
             for name in manifest.splits:
                 try:
-                    collections.deque(read_split(directory, manifest, name), 0)
+                    check_frames(directory, manifest, name)
                 except DataError as error:
                     self._findings.add(error)
         return Report(
@@ -209,7 +211,8 @@ class _Verification:
             elif not name.startswith(reported):
                 path = self._directory / name
                 self._findings.add(Finding("a TFRecord file that the manifest does not list", path=path))
-        indexes = set(map(manifests.index_file, shards))
+        indexes = {*map(manifests.index_file, shards)}
+        indexes |= {manifests.frames_file(manifest.name, name) for name, split in manifest.splits.items() if split.frames}
         self._notes += [f"{path}: the index of no shard" for path in indexes_present if path not in indexes]
 
     def _catalog_rows(self) -> CatalogRows | None:

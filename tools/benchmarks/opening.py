@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 from tfpipe.building import metadata_files
+from tfpipe.common.files import sha256_of
 from tfpipe.records import manifest
-from tfpipe.records.catalog import CatalogRow
+from tfpipe.records.catalog import FRAME, CatalogRow
 
 _NUM_SHARDS, _RECORD_BYTES = 100, 20_000
 _CLASS_NAMES = ("cat", "dog")
@@ -23,7 +24,8 @@ def make(folder: Path, num_records: int) -> None:
     """Writes a data set of one split, with catalog, indexes and manifest; its shards are holes."""
     (folder / manifest.INDEX_FOLDER).mkdir(parents=True)
     shards = []
-    with open(folder / manifest.CATALOG_NAME, "w", newline="") as file:
+    frames_path = folder / manifest.frames_file("many", "train")
+    with open(folder / manifest.CATALOG_NAME, "w", newline="") as file, open(frames_path, "wb") as frames:
         catalog = csv.writer(file, lineterminator="\n")
         catalog.writerow(CatalogRow._fields)
         for shard in range(_NUM_SHARDS):
@@ -34,17 +36,20 @@ def make(folder: Path, num_records: int) -> None:
                     label, position = number % len(_CLASS_NAMES), number - first
                     class_name = _CLASS_NAMES[label]
                     key = f"{class_name}/{number:09d}.jpg"
-                    facts = label, class_name, "JPEG", 375, 500, 1, number * 2654435761 % (1 << 32), f"{number:064x}"
-                    catalog.writerow((key, key, "train", shard, position, *facts))
+                    crc32c = number * 2654435761 % (1 << 32)
+                    row = label, class_name, "JPEG", 375, 500, 1, crc32c, f"{number:064x}"
+                    catalog.writerow((key, key, "train", shard, position, *row))
+                    frames.write(FRAME.pack(position * _RECORD_BYTES, _RECORD_BYTES, crc32c, label))
                     index.write(f"{position * _RECORD_BYTES} {_RECORD_BYTES}\n")
             with open(folder / name, "wb") as hole:
                 hole.truncate((end - first) * _RECORD_BYTES)
-            index_sha256 = manifest.sha256_of(folder / manifest.index_file(name))
+            index_sha256 = sha256_of(folder / manifest.index_file(name))
             shards.append(manifest.Shard(name, end - first, (end - first) * _RECORD_BYTES, "0" * 64, index_sha256))
     for name in set(manifest.COMPANION_NAMES) - {manifest.CATALOG_NAME}:
         (folder / name).touch()
     counts = {name: len(range(label, num_records, len(_CLASS_NAMES))) for label, name in enumerate(_CLASS_NAMES)}
-    splits = {"train": manifest.Split(True, num_records * _RECORD_BYTES, counts, tuple(shards))}
+    frames_of_all = manifest.Frames(sha256_of(frames_path), manifest.Traits(longer=500))
+    splits = {"train": manifest.Split(True, num_records * _RECORD_BYTES, counts, tuple(shards), frames_of_all)}
     companions = metadata_files.hash_companions(folder)
     facts = {"class_names": _CLASS_NAMES, "splits": splits, "companions": companions, "tfpipe_version": "0"}
     empty = {"options": {}, "properties": {"png16": 0}, "rejected": {}, "conflicts": (), "leaks": ()}

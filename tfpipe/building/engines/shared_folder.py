@@ -36,7 +36,7 @@ _log = logging.getLogger("tfpipe")
 
 DEFAULT_LEASE_SECONDS = 60.0
 _BEATS = 6  # in a lease
-_POLL_SECONDS = 0.5  # at most; a look at the folder costs a few requests to its server
+_POLL_SECONDS = 0.02, 1.0  # from one look at the folder to the next: while things happen, and later
 _STATUS_SECONDS = 1.0
 _MOST_WAITING = 64  # tasks: enough for all to find some, few enough to list
 
@@ -108,7 +108,7 @@ class _Member:
 
     def __init__(self, build: Build, shared: WorkersFolder, workers: Workers, *, progress: bool) -> None:
         self._build, self.shared, self._workers, self._progress = build, shared, workers, progress
-        self._poll_seconds = min(_POLL_SECONDS, shared.lease_seconds / _BEATS)
+        self._poll_seconds = _POLL_SECONDS[0]
         last = shared.last_planner()
         self._failed_before = last if shared.status(last).failed else 0
 
@@ -130,7 +130,7 @@ class _Member:
                         self.work(self.shared.tasks(status.digest))
                         mirror.show(status)
                     else:
-                        time.sleep(self._poll_seconds)
+                        time.sleep(self._next_poll())
                 mirror.finish()
             return _complete(self._build)
         finally:
@@ -146,7 +146,8 @@ class _Member:
         while self._workers.num_idle and (taken := tasks.take()):
             name, task = taken
             self._workers.start(function_of(name), task, _Ticket(tasks, name))
-        for ticket, value, error in self._workers.receive(self._poll_seconds):
+            self._poll_seconds = _POLL_SECONDS[0]
+        for ticket, value, error in self._workers.receive(self._next_poll()):
             if isinstance(value, Done):
                 ticket.num_records += value.num_records
                 ticket.num_bytes += value.num_bytes
@@ -158,6 +159,11 @@ class _Member:
                 raise error  # perhaps this machine's fault: the others go on
             else:
                 ticket.tasks.hand_in(ticket.name, failed(error, self.shared.machine))
+
+    def _next_poll(self) -> float:
+        """Returns how long to wait: longer each time, until there is a task again."""
+        self._poll_seconds = min(1.5 * self._poll_seconds, _POLL_SECONDS[1], self.shared.lease_seconds / _BEATS)
+        return self._poll_seconds
 
     def _plan(self) -> Manifest:
         try:
