@@ -165,7 +165,7 @@ def natural_key(text: str) -> tuple[str, str]:
 
 
 def _records(directory: Path, split: str) -> Iterator[tuple[Image, str]]:
-    rows = list(catalog.read_catalog(directory, split=split))
+    rows = list(catalog.read_checked(directory, split=split))
     # The prefix that the build gave them, so that ids are those of the folder that the split was
     # made from.
     prefix = f"{split}/" if all(row.key.startswith(f"{split}/") for row in rows) else ""
