@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from tfpipe.common import copies, stores
 from tfpipe.common.files import IMAGE_SUFFIXES
 from tfpipe.common.text import plural
 from tfpipe.listing import folders, path_lists
@@ -118,7 +119,7 @@ def given_paths(inputs: Any) -> list[str | os.PathLike[str]]:
         if not isinstance(path, str | os.PathLike):
             advice = "bytes and arrays are for tfpipe.load(model).predict(inputs)"
             raise ValueError(f"input must be paths (got {type(path).__name__}); {advice}")
-    return paths
+    return [copies.local(path) if stores.is_remote(path) else path for path in paths]
 
 
 def hash_listing(listing: Listing) -> str:
