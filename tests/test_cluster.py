@@ -54,9 +54,8 @@ def pair(colours, tmp_path_factory):
     stopping = {"1": {"actions": {str(STOPPED): "terminate"}}}
     jobs = {
         "scratch": job(colours, root / "scratch", SCRATCH, of_worker=elsewhere),
-        "stopped": job(colours, root / "stopped", SCRATCH, of_worker=stopping),
+        "stopped": job(colours, root / "stopped", SCRATCH, of_worker=stopping, copy=str(root / "left")),
         "resumed": job(colours, root / "stopped", SCRATCH, of_worker=elsewhere),
-        "left": job(colours, root / "left", SCRATCH, of_worker={"0": stopping["1"]}),
         "other recipe": job(colours, root / "other", SCRATCH, of_worker={"1": {"recipe": {**SCRATCH, "batch_size": 24}}}),
         "no data": job(colours, root / "other", SCRATCH, of_worker={"1": {"data": str(root / "nothing")}}),
         "nudged": job(colours, root / "nudged", SCRATCH, of_worker={"1": {"actions": {str(STOPPED): "nudge"}}}),
@@ -212,3 +211,17 @@ def test_whoever_dies_the_others_end_and_name_it(colours, tmp_path, number, kill
     for index in others:
         said = (tmp_path / "out" / f"{index}.err").read_text()
         assert f"worker {killed} (127.0.0.1:" in said.rpartition("lost ")[2], said[-1000:]
+
+
+@pytest.mark.exhaustive
+def test_a_worker_that_waits_for_others_can_be_stopped_and_a_second_one_at_its_address_is_refused(colours, tmp_path):
+    commands = train_commands(2, colours, tmp_path / "run", FLAGS)
+    with started(commands[1:], tmp_path / "waiting") as (process,):
+        out = tmp_path / "waiting" / "0.out"
+        wait_until(lambda: "reports what is done" in out.read_text(), [process])
+        with started(commands[1:], tmp_path / "twin") as (twin,):
+            assert twin.wait(PATIENCE_SECONDS) == 1
+        assert "this worker cannot listen there" in (tmp_path / "twin" / "0.err").read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LOST_SECONDS) == 143
+    assert not (tmp_path / "run").exists()
