@@ -5,7 +5,8 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from transfer_fixtures import CLASS_NAMES, IMAGE_SIZE, colours
+from transfer_fixtures import CLASS_NAMES, IMAGE_SIZE
+from transfer_fixtures import uneven_colours as colours
 
 from tfpipe.models.features import extract
 from tfpipe.models.split_images import SplitImages, hold_out

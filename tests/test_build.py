@@ -231,7 +231,7 @@ def stop_before(monkeypatch, step):
     monkeypatch.setattr(Build, step, stop)
 
 
-@pytest.mark.parametrize("step", ["_audit", "_plan", "_write", "_finish"])
+@pytest.mark.parametrize("step", ["audit", "decide", "write", "finish"])
 def test_g2_stopped_between_any_two_steps_a_build_goes_on(many, reference, tmp_path, monkeypatch, step):
     stop_before(monkeypatch, step)
     with pytest.raises(KeyboardInterrupt):
@@ -243,7 +243,7 @@ def test_g2_stopped_between_any_two_steps_a_build_goes_on(many, reference, tmp_p
 
 
 def test_finished_shards_are_not_written_again(many, tmp_path, monkeypatch):
-    stop_before(monkeypatch, "_finish")
+    stop_before(monkeypatch, "finish")
     with pytest.raises(KeyboardInterrupt):
         build(many, tmp_path / "out", num_shards=3)
     monkeypatch.undo()
@@ -256,7 +256,7 @@ def test_finished_shards_are_not_written_again(many, tmp_path, monkeypatch):
     assert (after[0], after[2]) == (before[0], before[2])
 
 
-@pytest.mark.parametrize("step", ["_plan", "_write"])
+@pytest.mark.parametrize("step", ["decide", "write"])
 @pytest.mark.parametrize("change", ["option", "added", "removed", "content", "size", "label"])
 def test_a_resumed_build_refuses_other_options_and_inputs(photos, tmp_path, monkeypatch, change, step):
     stop_before(monkeypatch, step)
@@ -290,7 +290,7 @@ def test_a_resumed_build_refuses_other_options_and_inputs(photos, tmp_path, monk
 
 
 def test_a_resumed_build_takes_inputs_that_were_only_touched(photos, tmp_path, monkeypatch):
-    stop_before(monkeypatch, "_write")
+    stop_before(monkeypatch, "write")
     with pytest.raises(KeyboardInterrupt):
         build(photos, tmp_path / "out")
     monkeypatch.undo()
@@ -299,7 +299,7 @@ def test_a_resumed_build_takes_inputs_that_were_only_touched(photos, tmp_path, m
 
 
 def test_a_resumed_build_takes_inputs_that_were_moved(photos, tmp_path, monkeypatch):
-    stop_before(monkeypatch, "_write")
+    stop_before(monkeypatch, "write")
     with pytest.raises(KeyboardInterrupt):
         build(photos, tmp_path / "out")
     monkeypatch.undo()
@@ -314,7 +314,7 @@ def unfinished(many, tmp_path_factory):
     """A build of `many` in two shards that was stopped before the last step, and the files of a complete one."""
     root = tmp_path_factory.mktemp("unfinished")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        stop_before(monkeypatch, "_finish")
+        stop_before(monkeypatch, "finish")
         with pytest.raises(KeyboardInterrupt):
             build(many, root / "stopped", num_shards=2)
     build(many, root / "whole", num_shards=2)
@@ -337,7 +337,7 @@ def test_a_table_with_ids_whose_paths_change_is_another_input(tmp_path, monkeypa
     for index in (1, 2):
         write(tmp_path / f"{index}.jpg", make_image(index))
     table = write(tmp_path / "t.csv", b"path,label,id\n1.jpg,a,x\n2.jpg,a,y\n")
-    stop_before(monkeypatch, "_write")
+    stop_before(monkeypatch, "write")
     with pytest.raises(KeyboardInterrupt):
         build(table, tmp_path / "out", layout="csv")
     monkeypatch.undo()
@@ -357,15 +357,15 @@ def test_a_table_with_ids_whose_paths_change_is_another_input(tmp_path, monkeypa
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
 def test_what_could_not_be_read_is_looked_at_again(photos, tmp_path, monkeypatch, on_error):
     target = photos / "cat/3.jpg"
-    real = Build._audit
+    real = Build.audit
 
     def audit_without(self, state, workers):
         target.rename(tmp_path / "away")
         real(self, state, workers)
         (tmp_path / "away").rename(target)  # with its time of modification
 
-    monkeypatch.setattr(Build, "_audit", audit_without)
-    stop_before(monkeypatch, "_plan")
+    monkeypatch.setattr(Build, "audit", audit_without)
+    stop_before(monkeypatch, "decide")
     with pytest.raises(KeyboardInterrupt):
         build(photos, tmp_path / "out", on_error=on_error)
     monkeypatch.undo()
@@ -393,7 +393,7 @@ def test_two_tables_of_one_name_with_bad_rows(tmp_path):
 
 
 def test_a_damaged_state_is_named(photos, tmp_path, monkeypatch):
-    stop_before(monkeypatch, "_write")
+    stop_before(monkeypatch, "write")
     with pytest.raises(KeyboardInterrupt):
         build(photos, tmp_path / "out")
     monkeypatch.undo()
@@ -403,13 +403,13 @@ def test_a_damaged_state_is_named(photos, tmp_path, monkeypatch):
 
 
 def test_an_image_that_changes_between_audit_and_writing_is_named(photos, tmp_path, monkeypatch):
-    real = Build._write
+    real = Build.write
 
     def change_first(self, state, workers):
         write(photos / "dog/3.jpg", make_image(12345))
         return real(self, state, workers)
 
-    monkeypatch.setattr(Build, "_write", change_first)
+    monkeypatch.setattr(Build, "write", change_first)
     with pytest.raises(tfpipe.DataError, match=r"dog/3\.jpg: changed since the audit"):
         build(photos, tmp_path / "out")
     assert not (tmp_path / "out/manifest.json").exists()
@@ -571,7 +571,7 @@ def test_g4_decoded_images_that_are_cut_in_their_scan_are_named_all_at_once(phot
     assert all(row["message"].startswith("Corrupt JPEG data: premature end of data segment") for row in rejected)
 
 
-@pytest.mark.parametrize("step", [None, "_plan", "_write", "_finish"])
+@pytest.mark.parametrize("step", [None, "decide", "write", "finish"])
 def test_g2_with_decoding_workers_and_kills_change_no_byte(photos, tmp_path, monkeypatch, step):
     cut_two(photos)
     options = {"splits": HALVES, "num_shards": 2, "check": "decode", "on_error": "skip"}
@@ -966,14 +966,14 @@ def test_what_the_kernel_makes_up_is_not_an_image_and_is_not_waited_for(photos, 
 
 
 def test_what_becomes_a_pipe_after_it_was_listed_is_not_waited_for(photos, tmp_path, monkeypatch):
-    real, target = Build._audit, photos / "cat/3.jpg"
+    real, target = Build.audit, photos / "cat/3.jpg"
 
     def replaced(self, state, workers):
         target.unlink()
         os.mkfifo(target)
         real(self, state, workers)
 
-    monkeypatch.setattr(Build, "_audit", replaced)
+    monkeypatch.setattr(Build, "audit", replaced)
     with pytest.raises(tfpipe.DataError, match=r"unreadable: .*cat/3\.jpg: not a regular file"):
         build(photos, tmp_path / "out")
 
@@ -1006,7 +1006,7 @@ def test_a_data_set_that_was_built_with_other_names_of_splits_is_complete_as_it_
 
 
 def test_an_unfinished_build_of_an_earlier_version_goes_on(photos, tmp_path, monkeypatch):
-    stop_before(monkeypatch, "_write")
+    stop_before(monkeypatch, "write")
     with pytest.raises(KeyboardInterrupt):
         build(photos, tmp_path / "out")
     monkeypatch.undo()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import tracemalloc
 import unicodedata
 
 import pytest
@@ -225,3 +226,16 @@ def test_the_options_of_tables_are_part_of_a_build_and_no_other_layout_s(tmp_pat
         build(photos, tmp_path / "other", images=photos)
     with pytest.raises(FileNotFoundError, match=r"images: .*nowhere: no such folder"):
         build(source, tmp_path / "other", images=tmp_path / "nowhere", label_column="breed")
+
+
+def test_ids_of_many_files_take_no_memory(tmp_path):
+    write(tmp_path / "images/0.jpg", b"x")
+    for index in range(1, 3000):
+        os.link(tmp_path / "images/0.jpg", tmp_path / f"images/{index}.jpg")
+    source = table(tmp_path, "id,label\n" + "".join(f"{index},cat\n" for index in range(3000)))
+    items = list_sources({None: source}, {}, "csv", choice=CHOICE._replace(images=tmp_path / "images")).items
+    tracemalloc.start()
+    assert sum(not item.reason for item in items) == 3000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 600_000, "an index of names in memory had two million bytes"

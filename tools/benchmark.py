@@ -3,6 +3,8 @@
 
   benchmark build --files=4000 --file_kb=100 --repetitions=5
   benchmark build --input=photos/                        your own images
+  benchmark build --workers_folder                       and as processes that share a folder of tasks
+  benchmark plan --num_images=1000000                    memory of the process that plans, by the number of rows
   benchmark memory --files=200000                        memory of each process while many small files are packed
   benchmark input --input=photos/ --num_images=1280      images/s of input pipelines: JPEG files to batches of 64 x 224 x 224
   benchmark input --only=tfpipe-train,dali --peer_python=dali=ENV/bin/python
@@ -12,10 +14,16 @@
   benchmark cores --input=photos/ --num_images=7680 --repetitions=3      input pipelines on 1, 2, 4 ... cores
   benchmark modes --data=shards/ --weights=vgg16.h5 --epochs=3      the modes of training side by side
   benchmark overhead --data=shards/ --weights=vgg16.h5 --image_size=96      where the time of train and evaluate goes
+  benchmark opening --num_images=1000000      a split of so many records: seconds and memory until the first can be read
+  benchmark remote --input=photos/ --num_images=10048 --delay_ms=100 --repetitions=3      a data set behind a slow server
 
 build: tfpipe's own command against `cp -r` followed by sha256sum of source and copy (--workers
 processes), and against a plain loop with tf.io.TFRecordWriter and tf.train.Example, each as a whole
-process. Medians, and ratios pair by pair.
+process. Medians, and ratios pair by pair. With --workers_folder, also --workers processes of one
+worker each, as on so many machines.
+
+plan: a table of --num_images rows that name 1,000 small images is built, since rows are what the
+planner has to remember.
 
 input: each contender is a process that stays, restricted to as many cores as it has threads or
 workers; one works at a time, on a whole pass over the same photos. A pass counts from opening the
@@ -37,6 +45,9 @@ every power of 2 of the cores at hand; then `stages` on all of them.
 
 modes: tfpipe.train in each mode, with equal options and no augmentation, as a process and with a
 cache of its own.
+
+remote: training input of a data set behind a web server of this machine, in a process of its own, that
+waits before each answer, and of the same one on the disk, in turn in one process.
 
 overhead: train and evaluate, part by part, in seconds of the processor; data with splits train, val
 and test.
@@ -65,7 +76,7 @@ from absl import flags
 import tfpipe
 from tfpipe import commands
 from tfpipe.common.workers import count_cores
-from tfpipe.tools.benchmarks import contenders, modes, overhead
+from tfpipe.tools.benchmarks import contenders, modes, opening, overhead, planning
 from tfpipe.tools.benchmarks.contenders import alternate, compared
 
 _INPUT = flags.DEFINE_string("input", None, "Folder of images to measure on. Default: images that the benchmark makes.")
@@ -73,6 +84,7 @@ _FILES = flags.DEFINE_integer("files", 4000, "Images to make.", 1)
 _FILE_KB = flags.DEFINE_integer("file_kb", 100, "Their size, about, in kB; 1 unless given for memory.", 1)
 _REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Rounds; each runs every contender once.", 1)
 _WORKERS = flags.DEFINE_integer("workers", 2, "Worker processes of tfpipe; threads or processes of each input pipeline.", 1)
+_WORKERS_FOLDER = flags.DEFINE_bool("workers_folder", False, "Of build: also as processes that share a folder of tasks.")
 _IMAGES = flags.DEFINE_integer("num_images", 1280, "Images of a pass; a multiple of 64. Fewer photos are repeated.", 64)
 _BACKBONE = flags.DEFINE_string("backbone", "vgg16", "Of extract and modes, one that train takes.")
 _WEIGHTS = flags.DEFINE_string("weights", "imagenet", "Of the backbone: imagenet, none or a file.")
@@ -86,6 +98,7 @@ _PEER_PYTHON = flags.DEFINE_string(
     None,
     "Interpreters of contenders, by the first word of their names: dali=ENV/bin/python,ffcv=... Default: this one.",
 )
+_DELAY_MS = flags.DEFINE_integer("delay_ms", 100, "Of remote: what the server waits before each answer.", 0)
 _SCRATCH = flags.DEFINE_string("scratch", None, "Folder to work in. Default: the system's folder for temporary files.")
 
 _ROOT = Path(tfpipe.__file__).parents[1]
@@ -96,6 +109,13 @@ _ON_CORES = ("tfpipe-train", "tfdata-crop-colour", "tfpipe-train-nocolour", "tfd
 _BUILD = """
 import tfpipe
 tfpipe.build_tfrecords({{"train": {source!r}}}, {output!r}, layout="flat", workers={workers}, progress=False)
+"""
+_TOGETHER = """
+import subprocess, sys
+code = "import tfpipe; tfpipe.build_tfrecords({{'train': {source!r}}}, {output!r}, layout='flat', workers=1, progress=False,"
+code += " workers_folder={output!r} + '-tasks')"
+processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range({workers})]
+sys.exit(max(process.wait() for process in processes))
 """
 _PLAIN = """
 import pathlib, tensorflow as tf
@@ -125,6 +145,7 @@ def main(arguments: list[str]) -> None:
     """Runs the benchmark that is named."""
     benchmarks: dict[str, Callable[[Path], None]] = {
         "build": measure_build,
+        "plan": measure_plan,
         "memory": measure_memory,
         "input": measure_input,
         "extract": measure_extract,
@@ -133,6 +154,8 @@ def main(arguments: list[str]) -> None:
         "cores": measure_cores,
         "modes": measure_modes,
         "overhead": measure_overhead,
+        "opening": measure_opening,
+        "remote": measure_remote,
     }
     if len(arguments) != 1 or arguments[0] not in benchmarks:
         raise commands.UsageError(f"name one benchmark of: {', '.join(benchmarks)}")
@@ -153,6 +176,8 @@ def measure_build(folder: Path) -> None:
         "read + audit alone, 1 process": [sys.executable, "-c", _AUDIT],
         "tfpipe, import alone": [sys.executable, "-c", "import tfpipe.building.build"],
     }
+    if _WORKERS_FOLDER.value:
+        commands_by_name["tfpipe, a folder of tasks"] = [sys.executable, "-c", _TOGETHER]
     seconds = alternate(commands_by_name, lambda command: timed(command, source, folder / "out"), _REPETITIONS.value)
     for name, times in seconds.items():
         print(
@@ -195,6 +220,12 @@ def measure_memory(folder: Path) -> None:
     print(f"{count} files packed in {seconds:.1f} s, exit code {code}")
     for pid, peak in peaks.items():
         print(f"{'parent' if pid == process.pid else 'worker'}: peak {peak / 1024:.0f} MiB resident")
+
+
+def measure_plan(folder: Path) -> None:
+    """Prints what the planner takes for many rows."""
+    source = make_images(folder / "source", 1000, 1000)
+    planning.report(folder, sorted(source.rglob("*.jpg")), _IMAGES.value, _WORKERS.value, watch)
 
 
 def watch(process: subprocess.Popen[bytes], peaks: dict[int, int]) -> None:
@@ -360,6 +391,24 @@ def measure_overhead(folder: Path) -> None:
     for mode, lengths in {"bottleneck": [], "finetune": [f"--finetune_epochs={epochs}"]}.items():
         print(f"\n{mode}")
         overhead.report(folder / mode, _DATA.value, mode, [*options, *lengths])
+
+
+def measure_opening(folder: Path) -> None:
+    """Prints what opening a large split takes, in a process for each repetition."""
+    opening.make(folder / "shards", _IMAGES.value)
+    for _ in range(_REPETITIONS.value):
+        command = [sys.executable, "-m", "tfpipe.tools.benchmarks.opening", str(folder / "shards")]
+        subprocess.run(command, check=True, cwd=_ROOT, stderr=subprocess.DEVNULL)
+
+
+def measure_remote(folder: Path) -> None:
+    """Compares a data set behind a slow server with the same one on the local disk."""
+    arguments = [make_task(folder)["shards"], _DELAY_MS.value, _REPETITIONS.value, folder]
+    print(f"{_DELAY_MS.value} ms a request")
+    command = [sys.executable, "-m", "tfpipe.tools.benchmarks.remote_inputs", *map(str, arguments)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if status := subprocess.run(command, check=False, cwd=_ROOT, env=environment).returncode:
+        sys.exit(status)  # the reason has been printed
 
 
 def make_images(folder: Path, count: int, size: int) -> Path:

@@ -24,6 +24,8 @@ from absl import flags
 
 from tfpipe import commands
 from tfpipe.building.build import build_tfrecords
+from tfpipe.building.engines.choice import ENGINES
+from tfpipe.building.engines.shared_folder import DEFAULT_LEASE_SECONDS
 from tfpipe.building.options import CHECKS, DEFAULT_SHARD_BYTES, NORMALIZATIONS
 from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, LAYOUTS
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
@@ -84,18 +86,36 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
     "background", USUAL.background, BACKGROUNDS, "Colour behind transparent images when they are read; keep: drops alpha."
 )
+flags.DEFINE_string(
+    "workers_folder",
+    None,
+    "Empty folder by which several processes build together: start the same command on any machines that see input, output and"
+    " this folder under the same names. Default: this process alone.",
+)
+flags.DEFINE_float(
+    "lease_seconds", DEFAULT_LEASE_SECONDS, "With --workers_folder: silence of a process that counts as its death.", 1
+)
+flags.DEFINE_enum(
+    "engine",
+    "processes",
+    ENGINES,
+    "What carries out the work. ray, beam: a cluster whose machines see input and output under the same names. Options of Beam"
+    " and its runner follow after two hyphens: --engine=beam -- --runner=DirectRunner --direct_num_workers=2.",
+)
+flags.DEFINE_string("engine_address", None, "For --engine=ray: auto, or HOST:PORT. Default: RAY_ADDRESS, or this machine.")
 flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which an image is rejected.", 1)
 
 
 _PASSED_ON = (  # unchanged
     *("name", "layout", "label_pattern", "class_names", "seed", "workers", "on_error", "on_conflict", "allow_leaks"),
     *("max_pixels", "check", "images", "path_column", "label_column", "normalize", "png16", "background"),
+    *("workers_folder", "lease_seconds", "engine", "engine_address"),
 )
 
 
 def main(arguments: list[str]) -> None:
     """Builds, then prints the summary."""
-    if arguments:
+    if arguments and flags.FLAGS.engine != "beam":
         raise commands.UsageError(f"arguments without a flag: {' '.join(arguments)}")
     if not _OUTPUT.value or _INPUT.value == "" or (_INPUT.value is None and _UNLABELLED.value is None):
         raise commands.UsageError("--input (or --unlabelled) and --output are needed")
@@ -106,6 +126,7 @@ def main(arguments: list[str]) -> None:
         unlabelled=_UNLABELLED.value and commands.parse_pairs("unlabelled", _UNLABELLED.value),
         num_shards=_num_shards(_NUM_SHARDS.value),
         shard_bytes=_SHARD_MIB.value << 20,
+        engine_options=arguments,
         **{name: flags.FLAGS[name].value for name in _PASSED_ON},
     )
     print(describe_manifest(manifest))

@@ -5,23 +5,28 @@ manifest = build_tfrecords("photos/", "shards/", name="pets", layout="folders", 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import tfpipe
 from tfpipe.building.csv_rows import Choice
+from tfpipe.building.engines.choice import check_engine, start_engine
+from tfpipe.building.engines.shared_folder import DEFAULT_LEASE_SECONDS, build_together
 from tfpipe.building.items import SPLIT_NAMES, SourceList, one_split
 from tfpipe.building.options import DEFAULT_SHARD_BYTES, Options
 from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
-from tfpipe.building.steps import Build
+from tfpipe.building.steps import TASKS, Build, Engine
 from tfpipe.common import arguments
 from tfpipe.common.locking import locked
-from tfpipe.common.workers import count_cores
+from tfpipe.common.progress import ProgressBar
+from tfpipe.common.workers import Workers, count_cores
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
-from tfpipe.records.manifest import FILE_NAME, Manifest, load, split_order
+from tfpipe.records.manifest import BUILD_FOLDER, FILE_NAME, Manifest, load, split_order
 from tfpipe.records.samples import USUAL
 
 _log = logging.getLogger("tfpipe")
@@ -55,6 +60,11 @@ def build_tfrecords(
     png16: str = USUAL.png16,
     background: str = USUAL.background,
     progress: bool = True,
+    workers_folder: PathLike | None = None,
+    lease_seconds: float = DEFAULT_LEASE_SECONDS,
+    engine: str = "processes",
+    engine_address: str | None = None,
+    engine_options: Sequence[str] = (),
 ) -> Manifest:
     """Writes images, byte for byte, into sharded TFRecords, and returns the manifest.
 
@@ -113,6 +123,20 @@ def build_tfrecords(
         background: "keep" reads the colours of a transparent image as stored, whatever its alpha;
             "white" and "black" are laid behind them.
         progress: show it on stderr (a bar on a terminal, log lines otherwise).
+        workers_folder: an empty folder, or one that is not there yet, by which several processes
+            build together: call this with equal arguments on any machines that see input, output
+            and this folder under the same names, at any time. Each takes part until the data set is
+            complete; any may be killed. It can be deleted afterwards.
+        lease_seconds: with `workers_folder`: after so long without a sign of life a process counts
+            as dead, and others do what it had begun.
+        engine: what carries out the work: "processes" of this machine; "ray" (extra `tfpipe[ray]`)
+            or "beam" (extra `tfpipe[beam]`) on machines that see input and output under the same
+            names, and have tfpipe.
+        engine_address: for engine "ray": of the cluster, "auto" for the one of this machine. None:
+            as the environment says (RAY_ADDRESS), or a cluster of this machine's cores, for this
+            build only.
+        engine_options: for engine "beam": options of the pipeline and its runner, as in
+            ["--runner=DirectRunner", "--direct_num_workers=2"].
 
     Raises:
         FileNotFoundError: an input is missing.
@@ -175,8 +199,28 @@ def build_tfrecords(
         is_cut = splits is not None
         return list_sources(inputs, bare, known_layout, label_pattern, will_be_cut=is_cut, normalize=normalize, choice=choice)
 
+    count = workers or count_cores()
+
+    def new_bar(title: str, total: int, done: int) -> ProgressBar:
+        return ProgressBar(title, total, initial=done, enabled=progress and total > 0)
+
+    check_engine(engine, engine_address, engine_options, workers_folder is not None)
+    if workers_folder is not None:
+        place = _path("workers_folder", workers_folder)
+        for path in (*inputs.values(), *bare.values(), directory):
+            if place.resolve().is_relative_to(path.resolve()):
+                raise ValueError(f"{place}: the workers_folder lies inside {path}: give it a place of its own")
+        start_workers: Callable[[], Engine] = functools.partial(Workers, count, TASKS)
+        build = Build(directory, options, list_inputs, start_workers, new_bar, directory / BUILD_FOLDER)
+        places = {"input": inputs, "unlabelled": bare, "images": choice.images, "output": directory}
+        alike = {"tfpipe": tfpipe.__version__, **{name: _absolute(given) for name, given in places.items()}}
+        return build_together(build, place, alike, count, lease_seconds, progress=progress)
     with locked(directory, "build") as descriptor:
-        return Build(directory, options, list_inputs, workers or count_cores(), descriptor, progress).run()
+        if engine == "processes":
+            start_workers = functools.partial(Workers, count, TASKS, descriptor)
+        else:
+            start_workers = functools.partial(start_engine, engine, engine_address, engine_options, directory / BUILD_FOLDER)
+        return Build(directory, options, list_inputs, start_workers, new_bar, directory / BUILD_FOLDER).run()
 
 
 def _split_names(directory: Path) -> Mapping[str, str]:
@@ -228,10 +272,18 @@ def _check_places(inputs: Iterable[Path], directory: Path) -> None:
     for path in inputs:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such input")
+    for path in inputs:
         if directory.resolve().is_relative_to(path.resolve()):
             raise ValueError(f"{directory}: the output lies inside the input {path}: its own shards would become inputs")
     if os.path.lexists(directory) and not directory.is_dir():
         raise ValueError(f"{directory}: the output must be a folder")
+
+
+def _absolute(given: Any) -> Any:
+    """Returns paths as strings that mean the same in any current folder."""
+    if isinstance(given, Mapping):
+        return {name or "": _absolute(path) for name, path in given.items()}
+    return given and os.path.abspath(given)
 
 
 def _guess(inputs: Inputs) -> str:

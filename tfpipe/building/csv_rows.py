@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import sqlite3
 import stat
 import unicodedata
 from collections import Counter
@@ -154,7 +155,7 @@ class _Finder:
     def __init__(self, base: str) -> None:
         self.base = base
         self.folders: Counter[str] = Counter()  # in which ids without one were found
-        self._index: dict[str, list[str]] | None = None
+        self._index: _Index | None = None
 
     def below(self, given: str) -> str:
         """Returns an absolute path into the folder as a relative one, and others unchanged."""
@@ -176,9 +177,9 @@ class _Finder:
             if not stat.S_ISDIR(status.st_mode):
                 return path, "", status
         if self._index is None:
-            self._index = self._walked()
+            self._index = _Index(self.base)
         name = unicodedata.normalize("NFC", relative)
-        found = sorted(set(self._index.get(name, ())))
+        found = self._index.find(name)
         if len(found) > 1:
             raise LookupError(f"{given!r} may be any of {', '.join(found[:_SHOWN])}: write the path of the one that is meant")
         if found:
@@ -188,23 +189,11 @@ class _Finder:
             self.folders[os.path.dirname(found[0])] += 1
         return path, found[0] if is_by_id else "", os.stat(path)
 
-    def _walked(self) -> dict[str, list[str]]:
-        index: dict[str, list[str]] = {}
-        for item in walk(self.base):
-            if not item.reason:
-                name = unicodedata.normalize("NFC", item.name)
-                index.setdefault(name, []).append(item.name)
-                stem, suffix = os.path.splitext(name)
-                if suffix.lower() in IMAGE_SUFFIXES:
-                    for short in {stem, os.path.basename(stem)}:
-                        index.setdefault(short, []).append(item.name)
-        return index
-
     def none_found(self, table: Path, column: str, missing: list[Source]) -> DataError:
         """Returns the error for a table without a path that leads to a file."""
         first = missing[0]
         name = os.path.basename(first.path)
-        known = (path for paths in (self._index or {}).values() for path in paths)
+        known = self._index.all_paths() if self._index else ()
         elsewhere = next((os.path.dirname(path) for path in known if os.path.basename(path) == name), "")
         hint = f"; {name!r} is in {os.path.join(self.base, elsewhere)}" if elsewhere else ""
         return DataError(
@@ -214,3 +203,33 @@ class _Finder:
             f"{hint}; pass images=DIR, the folder that the paths are relative to, or path_column",
             path=table,
         )
+
+
+class _Index:
+    """Files below a folder by path, and images by name without an ending; on disk, however many."""
+
+    def __init__(self, base: str) -> None:
+        self._files = sqlite3.connect("")  # a temporary file of SQLite's, which has no name
+        self._files.execute("CREATE TABLE files (name BLOB, path BLOB)")
+        self._files.executemany("INSERT INTO files VALUES (?, ?)", _names_of_files(base))
+        self._files.execute("CREATE INDEX by_name ON files (name)")
+
+    def find(self, name: str) -> list[str]:
+        """Returns the paths below the folder of the files that a name stands for, sorted."""
+        query = "SELECT DISTINCT path FROM files WHERE name = ? ORDER BY path"
+        return [os.fsdecode(path) for (path,) in self._files.execute(query, (os.fsencode(name),))]
+
+    def all_paths(self) -> Iterator[str]:
+        """Yields all paths below the folder, as they were found."""
+        return (os.fsdecode(path) for (path,) in self._files.execute("SELECT path FROM files ORDER BY rowid"))
+
+
+def _names_of_files(base: str) -> Iterator[tuple[bytes, bytes]]:
+    for item in walk(base):
+        if not item.reason:
+            name = unicodedata.normalize("NFC", item.name)
+            path = os.fsencode(item.name)
+            yield os.fsencode(name), path
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in IMAGE_SUFFIXES:
+                yield from ((os.fsencode(short), path) for short in {stem, os.path.basename(stem)})

@@ -6,13 +6,16 @@ on where the input lies.
 
 from __future__ import annotations
 
+import collections
+import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tfpipe.building import class_checks
 from tfpipe.building.options import Options
+from tfpipe.building.slices import write_slice
 from tfpipe.building.state import State
 from tfpipe.building.tasks import ShardTask
 from tfpipe.common.errors import DataError, RejectedImage
@@ -129,8 +132,11 @@ def split_names(state: State) -> list[str]:
     return sorted(names, key=split_order)
 
 
-def shard_tasks(state: State, options: Options, directory: Path) -> list[ShardTask]:
-    """Returns the shards of a planned state in reading order, records divided evenly by count."""
+def shard_tasks(state: State, options: Options, directory: Path, folder: Path) -> list[ShardTask]:
+    """Returns the shards of a planned state in reading order, records divided evenly by count.
+
+    `folder` is for the build's own files about each.
+    """
     tasks = []
     names = split_names(state)
     if isinstance(options.num_shards, Mapping) and (unknown := set(options.num_shards) - set(names)):
@@ -141,8 +147,29 @@ def shard_tasks(state: State, options: Options, directory: Path) -> list[ShardTa
         for index in range(count):
             start, end = index * records // count, (index + 1) * records // count
             file = shard_file(options.name, split, index, count)
-            tasks.append(ShardTask(str(directory), str(state.path), split, index, file, start, end))
+            tasks.append(ShardTask(str(directory), str(folder), split, index, file, start, end))
     return tasks
+
+
+def with_slices(state: State, tasks: Iterable[ShardTask], todo: Container[str]) -> Iterator[ShardTask]:
+    """Yields the tasks whose file is in `todo`, each when its slice of the plan has been written.
+
+    One pass over the state, however many shards there are.
+    """
+    query = """
+        SELECT kind, path, place, crc32c, format, height, width, channels, orientation,
+               iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.png'), filename), key, sha256,
+               label, coalesce(class_name, '')
+        FROM inputs WHERE split = ? ORDER BY rank, key"""
+    for split, of_split in itertools.groupby(tasks, lambda task: task.split):
+        rows = state.execute(query, (split,))
+        for task in of_split:
+            own = itertools.islice(rows, task.end - task.start)
+            if task.file in todo:
+                write_slice(task.slice, own)
+                yield task
+            else:
+                collections.deque(own, maxlen=0)
 
 
 def _num_shards(options: Options, split: str, records: int, image_bytes: int) -> int:

@@ -7,6 +7,7 @@ order) is a query.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -86,6 +87,23 @@ class State(sqlite3.Connection):
         """Replaces all rows by a listing."""
         self.execute("DELETE FROM inputs")
         self._insert("inputs", items)
+
+    def sort(self) -> None:
+        """Numbers the rows of a listing in the order of their keys, on any machine alike."""
+        self.executescript(f"""
+            BEGIN;
+            CREATE TEMP TABLE listed AS SELECT {_LISTED} FROM inputs;
+            DELETE FROM inputs;
+            INSERT INTO inputs ({_LISTED}) SELECT {_LISTED} FROM listed ORDER BY key, path, row;
+            DROP TABLE listed;
+            COMMIT;""")
+
+    def digest(self) -> str:
+        """Returns the SHA-256 of a listing, in the order of the rows."""
+        digest = hashlib.sha256()
+        for row in self.execute(f"SELECT {_LISTED} FROM inputs ORDER BY rowid"):
+            digest.update(repr(row).encode())
+        return digest.hexdigest()
 
     def _insert(self, table: str, items: Iterable[Source]) -> None:
         places = ", ".join("?" * len(Source._fields))

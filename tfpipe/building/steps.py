@@ -10,8 +10,9 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import tfpipe
 from tfpipe.building import metadata_files, plan
@@ -22,33 +23,38 @@ from tfpipe.building.tasks import AuditTask, ShardTask
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import clear_folder, temporary_folder
 from tfpipe.common.progress import ProgressBar
-from tfpipe.common.workers import Done, Workers
+from tfpipe.common.workers import Done
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
-from tfpipe.records.manifest import Manifest, Shard, Split
+from tfpipe.records.manifest import Frames, Manifest, Shard, Split, Traits
 from tfpipe.records.samples import USUAL
 
 _log = logging.getLogger("tfpipe")
 
-_TASKS = "tfpipe.building.tasks"
+TASKS = "tfpipe.building.tasks"
+STATE_NAME = "state.sqlite"
+SHARED_PREFIX = "shared-"  # of a folder that stands in its place where several machines build
+_SHARED_ADVICE = "Go on with the workers_folder that it was started with, or delete the output folder to start over."
 _AUDIT_RECORDS = 256
 _AUDIT_BYTES = 16 << 20
 _COMMIT_SECONDS = 1.0
 _SHOWN = 20  # differences to inputs in an error message
 
 
-class _Refusal(ValueError):
+_ADVICE = "Give it what it was started with, or delete the output folder to start over."
+
+
+class Refusal(ValueError):
     """The output holds another build, which stays untouched."""
 
-    def __init__(self, message: str, differences: Sequence[str]) -> None:
+    def __init__(self, message: str, differences: Sequence[str], advice: str = _ADVICE) -> None:
         shown = "".join(f"\n  {difference}" for difference in differences[:_SHOWN])
         more = f"\n  and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-        advice = "Give it what it was started with, or delete the output folder to start over."
         super().__init__(f"{message}:{shown}{more}\n{advice}")
 
 
 @contextlib.contextmanager
-def _explained(directory: Path) -> Iterator[None]:
+def explained(directory: Path) -> Iterator[None]:
     """Adds to errors of the disk what becomes of the build."""
     advice = "what was finished is kept: fix the cause (free space?) and run the same build again"
     try:
@@ -70,53 +76,66 @@ def _order_differences(before: Sequence[str] | None, now: Sequence[str] | None) 
     return [f"the order of the classes was {before} and is {now}"]
 
 
+class Engine(AbstractContextManager[Any], Protocol):
+    """What carries out tasks: `Workers`, or many machines."""
+
+    def run(self, function: str, tasks: Iterable[Any]) -> Iterator[Any]:
+        """Yields `Done` and results of `tasks.FUNCTION(task, report)`, as tasks finish."""
+
+
 class Build(NamedTuple):
     """One call of `build_tfrecords`."""
 
     directory: Path  # the output, locked by the caller
     options: Options
     list_inputs: Callable[[], SourceList]  # again at each call
-    workers: int
-    lock: int  # the descriptor that holds it
-    progress: bool
+    start_workers: Callable[[], Engine]
+    new_bar: Callable[[str, int, int], ProgressBar]  # title, total, done before
+    folder: Path  # the build's own files
 
     def run(self) -> Manifest:
         """Builds, resumes or checks a complete build; errors as in `build_tfrecords`."""
-        with _explained(self.directory):
+        with explained(self.directory):
             if (self.directory / manifests.FILE_NAME).exists():
-                return self._confirm()
-            folder = self.directory / manifests.BUILD_FOLDER
-            if not folder.exists() and any(self.directory.iterdir()):
-                raise ValueError(f"{self.directory}: the output folder is not empty, and holds no build of tfpipe")
-            folder.mkdir(exist_ok=True)
-            for place in (self.directory, self.directory / manifests.INDEX_FOLDER, folder):
+                return self.confirm()
+            self.make_folder()
+            if any(self.folder.glob(f"{SHARED_PREFIX}*")):
+                raise ValueError(f"{self.directory}: an unfinished build of several machines is here. {_SHARED_ADVICE}")
+            for place in (self.directory, self.directory / manifests.INDEX_FOLDER, self.folder):
                 clear_folder(place)
-            with contextlib.closing(State(folder / "state.sqlite")) as state:
+            with contextlib.closing(State(self.folder / STATE_NAME)) as state:
                 manifest = self._resume(state)
-            shutil.rmtree(folder)
+            shutil.rmtree(self.folder)
             return manifest
+
+    def make_folder(self) -> None:
+        """Makes the folder of the build's own files; raises ValueError if other things are there."""
+        if not self.folder.exists() and any(self.directory.iterdir()):
+            raise ValueError(f"{self.directory}: the output folder is not empty, and holds no build of tfpipe")
+        self.folder.mkdir(exist_ok=True)
 
     def _resume(self, state: State) -> Manifest:
         known = state.fact("options") is not None
         try:
-            with Workers(self.workers, _TASKS, self.lock) as workers:
-                order = self._relist(state, workers) if known else self._list(state)
+            with self.start_workers() as workers:
+                order = self._relist(state, workers) if known else self.list_into(state)
                 known = True
-                self._audit(state, workers)
+                self.audit(state, workers)
                 if state.fact("planned") is None:
-                    self._plan(state, order)
-                shards = self._write(state, workers)
+                    self.decide(state, order)
+                shards = self.write(state, workers)
         except BaseException as error:
             # Nothing is written before the plan: where nothing is listed yet, or inputs or options
             # must change before it can be made, nothing is kept, so that any other build may
             # follow.
-            wrong = isinstance(error, DataError | ValueError) and not isinstance(error, _Refusal)
+            wrong = isinstance(error, DataError | ValueError) and not isinstance(error, Refusal)
             if not known or (wrong and state.fact("planned") is None):
-                shutil.rmtree(self.directory / manifests.BUILD_FOLDER)
+                shutil.rmtree(self.folder)
             raise
-        return self._finish(state, plan.Plan(*state.fact("planned")), shards)
+        return self.finish(state, plan.Plan(*state.fact("planned")), shards)
 
-    def _list(self, state: State) -> Sequence[str] | None:
+    def list_into(self, state: State) -> Sequence[str] | None:
+        """Fills an empty state; returns the names of classes in label order, where the source defines it."""
         _log.info("listing the inputs")
         listing = self.list_inputs()
         state.list_inputs(listing.items)
@@ -132,30 +151,30 @@ class Build(NamedTuple):
         state.note("hidden", notes.hidden)
         state.note("empty_folders", notes.empty_folders)
 
-    def _relist(self, state: State, workers: Workers) -> Sequence[str] | None:
+    def _relist(self, state: State, workers: Engine) -> Sequence[str] | None:
         differences = self.options.differences(state.fact("options"))
         if differences:
-            raise _Refusal(f"{self.directory}: an unfinished build with other options is here", differences)
+            raise Refusal(f"{self.directory}: an unfinished build with other options is here", differences)
         _log.info("going on with the unfinished build in %s", self.directory)
         listing = self.list_inputs()
         differences = _order_differences(state.fact("class_order"), listing.class_names)
         differences = differences or state.relist(listing.items) or self._changed(state, workers)
         if differences:
-            raise _Refusal(f"{self.directory}: the inputs of the unfinished build here have changed", differences)
+            raise Refusal(f"{self.directory}: the inputs of the unfinished build here have changed", differences)
         state.accept(reopen=state.fact("planned") is None)
         self._note(state, listing.notes)
         return listing.class_names
 
-    def _results(self, workers: Workers, function: str, tasks: Iterable[Any], title: str, total: int, done: int = 0) -> Any:
+    def _results(self, workers: Engine, function: str, tasks: Iterable[Any], title: str, total: int, done: int = 0) -> Any:
         """Yields the results of tasks while a bar shows their progress."""
-        with ProgressBar(title, total, initial=done, enabled=self.progress and total > 0) as bar:
+        with self.new_bar(title, total, done) as bar:
             for message in workers.run(function, tasks):
                 if isinstance(message, Done):
                     bar.add(*message)
                 else:
                     yield message
 
-    def _changed(self, state: State, workers: Workers) -> list[str]:
+    def _changed(self, state: State, workers: Engine) -> list[str]:
         """Returns which of the files that were touched or moved have other bytes now."""
         tasks = (AuditTask(batch, self.options.max_pixels) for batch in state.touched(_AUDIT_RECORDS))
         differences = []
@@ -166,7 +185,8 @@ class Build(NamedTuple):
                     differences.append(f"changed: {key}")
         return sorted(differences)
 
-    def _audit(self, state: State, workers: Workers) -> None:
+    def audit(self, state: State, workers: Engine) -> None:
+        """Audits what is not audited yet."""
         total = state.value("SELECT count(*) FROM inputs WHERE kind != ''")
         done = state.value("SELECT count(*) FROM inputs WHERE kind != '' AND (sha256 NOT NULL OR reason NOT NULL)")
         options = self.options
@@ -180,35 +200,43 @@ class Build(NamedTuple):
                 next_commit = time.monotonic() + _COMMIT_SECONDS
         state.commit()
 
-    def _plan(self, state: State, order: Sequence[str] | None) -> None:
+    def decide(self, state: State, order: Sequence[str] | None) -> None:
+        """Makes the plan of an audited state; errors as in `plan.make_plan`."""
         plan.check_inputs(state, self.options)
         decided = plan.make_plan(state, self.options, order)
-        plan.shard_tasks(state, self.options, self.directory)  # raises on impossible numbers, before it is too late
+        self._shard_tasks(state)  # raises on impossible numbers, before it is too late
         state.note("planned", decided)
 
-    def _write(self, state: State, workers: Workers) -> dict[str, Shard]:
+    def write(self, state: State, workers: Engine) -> dict[str, Shard]:
+        """Writes the shards of a planned state that are not there yet; returns all by file."""
         (self.directory / manifests.INDEX_FOLDER).mkdir(exist_ok=True)
-        tasks = plan.shard_tasks(state, self.options, self.directory)
-        shards = {task.file: shard for task in tasks if (shard := self._finished(state, task)) is not None}
-        todo = [task for task in tasks if task.file not in shards]
+        tasks = self._shard_tasks(state)
+        shards = {task.file: shard for task in tasks if (shard := self._finished(task)) is not None}
+        by_file = {task.file: task for task in tasks}
+        todo = plan.with_slices(state, tasks, by_file.keys() - shards.keys())
         total, done = sum(task.end - task.start for task in tasks), sum(shard.num_records for shard in shards.values())
         for shard in self._results(workers, "write_shard", todo, "write", total, done):
             shards[shard.file] = shard
+            by_file[shard.file].slice.unlink(missing_ok=True)
         return {task.file: shards[task.file] for task in tasks}
 
-    def _finished(self, state: State, task: ShardTask) -> Shard | None:
+    def _shard_tasks(self, state: State) -> list[ShardTask]:
+        return plan.shard_tasks(state, self.options, self.directory, self.folder)
+
+    def _finished(self, task: ShardTask) -> Shard | None:
         """Returns a shard that an earlier run finished, with all files about it."""
-        note, rows = (state.path.with_name(f"{task.file}.{ending}") for ending in ("json", "csv"))
+        note, rows, frames = (self.folder / f"{task.file}.{ending}" for ending in ("json", "csv", "frames"))
         try:
             shard = Shard(**json.loads(note.read_bytes()))
-            files = (self.directory / task.file, self.directory / manifests.index_file(task.file), rows)
+            files = (self.directory / task.file, self.directory / manifests.index_file(task.file), rows, frames)
             sizes = [path.stat().st_size for path in files]
         except (FileNotFoundError, ValueError, TypeError):
             return None
         return shard if sizes[0] == shard.num_bytes and all(sizes) else None
 
-    def _finish(self, state: State, decided: plan.Plan, shards: Mapping[str, Shard]) -> Manifest:
-        metadata_files.write_catalog(self.directory, [state.path.with_name(f"{file}.csv") for file in shards])
+    def finish(self, state: State, decided: plan.Plan, shards: Mapping[str, Shard]) -> Manifest:
+        """Writes the files about the data set, and the manifest at last."""
+        metadata_files.write_catalog(self.directory, [self.folder / f"{file}.csv" for file in shards])
         splits = self._splits(state, decided.class_names, shards)
         rejected = state.execute("SELECT key, reason, message FROM inputs WHERE reason NOT NULL ORDER BY key")
         metadata_files.write_rejected(self.directory, rejected)
@@ -221,7 +249,7 @@ class Build(NamedTuple):
             splits=splits,
             options=self.options.as_json(),
             companions=metadata_files.hash_companions(self.directory),
-            inputs_sha256=_inputs_digest(state),
+            inputs_sha256=inputs_digest(state),
             properties=_properties(state),
             rejected=dict(reasons),
             conflicts=decided.conflicts,
@@ -232,20 +260,27 @@ class Build(NamedTuple):
         return manifest
 
     def _splits(self, state: State, class_names: Sequence[str], shards: Mapping[str, Shard]) -> dict[str, Split]:
-        tasks = plan.shard_tasks(state, self.options, self.directory)
+        tasks = self._shard_tasks(state)
         splits = {}
         for name in plan.split_names(state):
             of_split = "FROM inputs WHERE reason IS NULL AND split = ?"
+            files = [task.file for task in tasks if task.split == name]
+            parts = [self.folder / f"{file}.frames" for file in files]
+            path = self.directory / manifests.frames_file(self.options.name, name)
+            traits = state.execute(
+                f"SELECT max(format = 'PNG'), max(orientation != 1), max(max(height, width)) {of_split}", (name,)
+            ).fetchone()
             counts = dict(state.execute(f"SELECT label, count(*) {of_split} GROUP BY label", (name,)))
             splits[name] = Split(
                 labelled=-1 not in counts,
                 image_bytes=state.value(f"SELECT sum(image_bytes) {of_split}", (name,)),
                 class_counts={class_name: counts.get(label, 0) for label, class_name in enumerate(class_names)},
-                shards=tuple(shards[task.file] for task in tasks if task.split == name),
+                shards=tuple(shards[file] for file in files),
+                frames=Frames(metadata_files.write_frames(path, parts), Traits(bool(traits[0]), bool(traits[1]), traits[2])),
             )
         return splits
 
-    def _confirm(self) -> Manifest:
+    def confirm(self) -> Manifest:
         """Returns the manifest of a complete data set after reading every input again.
 
         Content counts and not times of modification: they differ between copies of the same input.
@@ -253,7 +288,7 @@ class Build(NamedTuple):
         manifest = manifests.load(self.directory)
         differences = self.options.differences(manifest.options)
         if differences:
-            raise _Refusal(f"{self.directory}: a complete data set with other options is here", differences)
+            raise Refusal(f"{self.directory}: a complete data set with other options is here", differences)
         manifests.check_files(self.directory, manifest)
         manifests.check_hashes(self.directory, manifest)
         with temporary_folder("build") as folder, contextlib.closing(State(folder / "state.sqlite")) as state:
@@ -261,15 +296,14 @@ class Build(NamedTuple):
             state.list_inputs(listing.items)
             if listing.class_names is not None and self.options.class_names is None:
                 differences = _order_differences(manifest.class_names, listing.class_names)
-            with Workers(self.workers, _TASKS) as workers:
-                self._audit(state, workers)
-            if _inputs_digest(state) != manifest.inputs_sha256:
+            with self.start_workers() as workers:
+                self.audit(state, workers)
+            if inputs_digest(state) != manifest.inputs_sha256:
                 differences += self._content_differences(state)
             if differences:
-                raise _Refusal(f"{self.directory}: made from inputs that have changed since", differences)
-        leftover = self.directory / manifests.BUILD_FOLDER  # killed between the manifest and the end
-        if leftover.exists():
-            shutil.rmtree(leftover)
+                raise Refusal(f"{self.directory}: made from inputs that have changed since", differences)
+        if self.folder.exists():  # killed between the manifest and the end
+            shutil.rmtree(self.folder)
         _log.info("%s: complete, from equal inputs with equal options: nothing to do", self.directory)
         return manifest
 
@@ -288,7 +322,8 @@ class Build(NamedTuple):
         return differences or ["splits or file names of inputs, or inputs that were rejected, are others"]
 
 
-def _inputs_digest(state: State) -> str:
+def inputs_digest(state: State) -> str:
+    """Returns the SHA-256 of what an audited state holds about the inputs."""
     query = "SELECT key, filename, given_split, class_name, coalesce(reason, sha256) FROM inputs ORDER BY key"
     return metadata_files.inputs_digest(state.execute(query))
 

@@ -9,24 +9,22 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
-import sqlite3
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
-from urllib.parse import quote
 
 import google_crc32c
 
 from tfpipe.building import hdf5, prepared
+from tfpipe.building.slices import read_slice
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.files import read_bytes, written_atomically
 from tfpipe.images import headers
 from tfpipe.images.headers import ImageHeader
 from tfpipe.listing import image_files
 from tfpipe.records import schema, tfrecord
-from tfpipe.records.catalog import CatalogRow
+from tfpipe.records.catalog import FRAME, CatalogRow
 from tfpipe.records.manifest import Shard, index_file
 from tfpipe.records.samples import MAX_BITS
 
@@ -56,6 +54,11 @@ class AuditTask(NamedTuple):
     max_pixels: int
     decode: bool = False
     high_bytes: bool = False
+
+    @property
+    def name(self) -> str:
+        """What no other task of a build is called."""
+        return f"{self.images[0][0]:012d}"
 
 
 class Audited(NamedTuple):
@@ -147,29 +150,40 @@ def _is_dim(data: bytes) -> bool:
 
 
 class ShardTask(NamedTuple):
-    """One shard to write: records [start, end) of a split in the order of the plan."""
+    """One shard to write: the records of its slice of the plan, which lies in `folder`."""
 
     directory: str
-    state: str
+    folder: str  # of the build's own files
     split: str
     shard_index: int
     file: str
-    start: int
+    start: int  # of the records [start, end) of the split, in the order of the plan
     end: int
+
+    @property
+    def name(self) -> str:
+        """What no other task of a build is called."""
+        return self.file
+
+    @property
+    def slice(self) -> Path:
+        """The file of the slice."""
+        return Path(self.folder, f"{self.file}.slice")
 
 
 def write_shard(task: ShardTask, report: Report) -> Shard:
-    """Writes a shard, its index and its catalog rows, each synced and renamed into place.
+    """Writes a shard, its index, its catalog rows and its frames, each synced and renamed into place.
 
     Raises DataError if an image is not as audited, OSError if the disk is full or the like.
     """
-    directory, state = Path(task.directory), Path(task.state)
+    directory, folder = Path(task.directory), Path(task.folder)
     output, index = _HashedFile(), _HashedFile()
     with contextlib.ExitStack() as stack:
         # Left in reverse order: the shard gets its name when all files about it are written.
         output.file = stack.enter_context(written_atomically(directory / task.file))
         index.file = stack.enter_context(written_atomically(directory / index_file(task.file)))
-        part = stack.enter_context(written_atomically(state.with_name(f"{task.file}.csv")))
+        part = stack.enter_context(written_atomically(folder / f"{task.file}.csv"))
+        frames = stack.enter_context(written_atomically(folder / f"{task.file}.frames"))
         catalog = csv.writer(codecs.getwriter("utf-8")(part), lineterminator="\n")
         unreported = 0  # bytes
         for position, (record, crc, source) in enumerate(_planned(task)):
@@ -180,13 +194,14 @@ def write_shard(task: ShardTask, report: Report) -> Shard:
             index.write(f"{start} {output.num_bytes - start}\n".encode())
             crc32c = int.from_bytes(pieces[2], "little")
             here = {"split": task.split, "shard": task.shard_index, "position": position, "crc32c": crc32c}
+            frames.write(FRAME.pack(start, output.num_bytes - start, crc32c, record.label))
             catalog.writerow(here[name] if name in here else getattr(record, name) for name in CatalogRow._fields)
             unreported += len(record.encoded)
             if position % _REPORT_RECORDS == _REPORT_RECORDS - 1 or position == task.end - task.start - 1:
                 report(position % _REPORT_RECORDS + 1, unreported)
                 unreported = 0
         shard = Shard(task.file, task.end - task.start, output.num_bytes, output.sha256(), index.sha256())
-        note = stack.enter_context(written_atomically(state.with_name(f"{task.file}.json")))
+        note = stack.enter_context(written_atomically(folder / f"{task.file}.json"))
         note.write(json.dumps(dataclasses.asdict(shard)).encode())
     return shard
 
@@ -212,20 +227,9 @@ class _HashedFile:
 
 def _planned(task: ShardTask) -> Iterator[tuple[schema.Record, int, str]]:
     """Yields (record, CRC of its image, path it came from) in the order of the plan."""
-    # immutable: nothing writes to the state while shards are written, so no lock is needed, nor
-    # possible everywhere.
-    with contextlib.closing(
-        sqlite3.connect(f"file://{quote(os.path.abspath(task.state))}?mode=ro&immutable=1", uri=True)
-    ) as state:
-        query = """
-            SELECT kind, path, place, crc32c, format, height, width, channels, orientation,
-                   iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.png'), filename), key, sha256,
-                   label, coalesce(class_name, '')
-            FROM inputs WHERE split = ? ORDER BY rank, key LIMIT ? OFFSET ?"""
-        for row in state.execute(query, (task.split, task.end - task.start, task.start)):
-            kind, path, place, crc, *fields = row
-            try:
-                data = read_image(kind, path, place)
-            except OSError as error:
-                raise DataError(f"cannot be read any more ({error.strerror}). {_CHANGED}", path=path) from None
-            yield schema.Record(data, *fields), crc, path
+    for row in read_slice(task.slice):
+        try:
+            data = read_image(row.kind, row.path, row.place)
+        except OSError as error:
+            raise DataError(f"cannot be read any more ({error.strerror}). {_CHANGED}", path=row.path) from None
+        yield schema.Record(data, *row[4:]), row.crc32c, row.path

@@ -20,6 +20,8 @@ import os
 import textwrap
 from collections.abc import Iterable
 
+from tfpipe.common import stores
+
 _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}  # what moves a terminal
 _MAX_CHARACTERS = 500  # of a line; Keras names its remedy at the end of a long one
 
@@ -52,7 +54,7 @@ class DataError(Exception):
         offset: int | None = None,
         problems: Iterable[DataError] = (),
     ) -> None:
-        self.path = None if path is None else os.fspath(path)
+        self.path = None if path is None else stores.url(path)
         self.offset = offset
         self.problems = tuple(problems)
         self.message = message = message.translate(_ESCAPED)

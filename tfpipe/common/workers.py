@@ -45,6 +45,14 @@ class Done(NamedTuple):
     num_bytes: int
 
 
+class Answer(NamedTuple):
+    """What a worker has sent about a task: `Done`, the result, or the error that it raised."""
+
+    ticket: Any  # what `start` was given
+    value: Any
+    error: Exception | None
+
+
 class _Child(NamedTuple):
     process: subprocess.Popen[bytes]
     connection: Connection
@@ -58,6 +66,7 @@ class Workers:
 
     def __init__(self, count: int, module: str, held_descriptor: int | None = None) -> None:
         self._children = [_start(module, held_descriptor) for _ in range(count)]
+        self._busy: dict[Connection, tuple[_Child, Any]] = {}
 
     def __enter__(self) -> Workers:
         return self
@@ -72,6 +81,11 @@ class Workers:
                 child.process.kill()
                 child.process.wait()
 
+    @property
+    def num_idle(self) -> int:
+        """The number of processes that have nothing to do."""
+        return len(self._children) - len(self._busy)
+
     def run(self, function: str, tasks: Iterable[Any]) -> Iterator[Any]:
         """Yields `Done` and results of `MODULE.FUNCTION(task, report)`, as tasks finish.
 
@@ -80,27 +94,35 @@ class Workers:
             RuntimeError: a worker died.
         """
         pending = iter(tasks)
-        busy: dict[Connection, _Child] = {}
-        idle = list(self._children)
-        while True:
-            while idle:
-                task = next(pending, None)
-                if task is None:
-                    break
-                child = idle.pop()
-                with contextlib.suppress(BrokenPipeError):  # it died: receiving will raise
-                    child.connection.send((function, task))
-                busy[child.connection] = child
-            if not busy:
-                return
-            for connection in wait(list(busy)):
-                child = busy[connection]  # type: ignore[index]  # wait() returns what it was given
-                kind, value = _receive(child)
-                if kind == "error":
-                    raise value
-                if kind == "result":
-                    idle.append(busy.pop(child.connection))
-                yield value
+        task = next(pending, None)
+        while task is not None or self._busy:
+            while self.num_idle and task is not None:
+                self.start(function, task)
+                task = next(pending, None)  # made while the workers are busy
+            for answer in self.receive():
+                if answer.error is not None:
+                    raise answer.error
+                yield answer.value
+
+    def start(self, function: str, task: Any, ticket: Any = None) -> None:
+        """Gives an idle process a task; the answers will carry the ticket."""
+        child = next(child for child in self._children if child.connection not in self._busy)
+        with contextlib.suppress(BrokenPipeError):  # it died: receiving will raise
+            child.connection.send((function, task))
+        self._busy[child.connection] = child, ticket
+
+    def receive(self, seconds: float | None = None) -> Iterator[Answer]:
+        """Yields what has come from the processes, after waiting for it no longer than `seconds`.
+
+        Raises:
+            RuntimeError: a worker died.
+        """
+        for connection in wait(list(self._busy), seconds):
+            child, ticket = self._busy[connection]  # type: ignore[index]  # wait() returns what it was given
+            kind, value = _receive(child)
+            if kind != "progress":
+                del self._busy[child.connection]
+            yield Answer(ticket, *((None, value) if kind == "error" else (value, None)))
 
 
 def _receive(child: _Child) -> tuple[str, Any]:

@@ -30,7 +30,7 @@ import keras
 import tensorflow as tf
 
 import tfpipe
-from tfpipe.common import arguments
+from tfpipe.common import arguments, stores
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import clear_folder, path_written_atomically, read_json, write_json
 from tfpipe.common.locking import locked
@@ -297,7 +297,7 @@ class _Job:
                 "num_train": len(self.train.positions),
                 "num_val": len(self.val.positions),
             },
-            "directory": os.path.abspath(self.directory),  # of the data set at present; it may move
+            "directory": stores.real(self.directory),  # of the data set at present; it may move
             "versions": {"tfpipe": tfpipe.__version__, "python": platform.python_version(), **versions},
             "command": sys.argv,
         }

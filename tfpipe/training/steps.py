@@ -91,8 +91,7 @@ class Steps:
     def divide(self, parts: int) -> None:
         """Computes each step from now on in so many parts."""
         self.parts = parts
-        self._take = tf.function(self._step, autograph=False, reduce_retracing=True)
-        for name in ("_take_block", "validate_block"):
+        for name in ("_take", "_take_block", "validate_block"):
             self.__dict__.pop(name, None)
 
     @property
@@ -122,6 +121,13 @@ class Steps:
         numbers = (tf.constant(value, tf.float32) for value in (rows, self._rates(rate), decay))
         found: tuple[Any, ...] = self._take(*self._distribute(batch), *numbers, [tf.constant(wish) for wish in wishes])
         return found
+
+    @cached_property
+    def _take(self) -> Any:
+        if self._strategy.num_replicas_in_sync > 1:  # batches are of one size, and of a type that no specification has
+            return tf.function(self._step, autograph=False)
+        numbers = [tf.TensorSpec(shape, tf.float32) for shape in ([], [len(self._phase.groups)], [])]
+        return tf.function(self._step, input_signature=[*self._phase.batches.spec, *numbers, []], autograph=False)
 
     def take_block(self, block: Block, rates: Sequence[float], decays: Sequence[float]) -> tuple[Any, Any]:
         """Takes the steps of a block in one call; returns the results, float32 [steps]."""
@@ -225,7 +231,7 @@ class Steps:
     @cached_property
     def validate(self) -> Any:
         """The function: batch -> (sum of losses, number of right answers, images), float32 []."""
-        return tf.function(self._validate, autograph=False, reduce_retracing=True)
+        return tf.function(self._validate, input_signature=self._phase.batches.spec, autograph=False)
 
     def _validate(self, inputs: Any, targets: Any, weights: Any) -> tuple[Any, Any, Any]:
         logits = self._phase.network(inputs, training=False)
@@ -241,7 +247,9 @@ class Steps:
                 rows = tf.cast(tf.shape(batch[0])[0], tf.float32)
                 return self._step(*batch, rows, rates[number], decays[number])
 
-            return self._over_batches(step, 2, self._phase.batches.batch_size, features, places, labels)
+            return self._over_batches(
+                step, 2, self._phase.batches.num_rows, self._phase.batches.batch_size, features, places, labels
+            )
 
         return self._compiled(take, [None, len(self._phase.groups)], [None])
 
@@ -251,7 +259,8 @@ class Steps:
 
         def validate(features: Any, places: Any, labels: Any) -> tuple[Any, ...]:
             size = self.validation_size
-            return self._over_batches(lambda _, batch: self._validate(*batch), 3, size, features, places, labels)
+            num_rows = self._phase.batches.val.num_records
+            return self._over_batches(lambda _, batch: self._validate(*batch), 3, num_rows, size, features, places, labels)
 
         return self._compiled(validate)
 
@@ -259,15 +268,18 @@ class Steps:
         """Returns the concrete function of a block and more numbers."""
         batches: Any = self.in_blocks
         places = tf.TensorSpec([None], tf.int64)
-        signature = [batches.features_spec, places, places, *(tf.TensorSpec(shape, tf.float32) for shape in shapes)]
+        signature = [batches.inputs_spec, places, places, *(tf.TensorSpec(shape, tf.float32) for shape in shapes)]
         # Of a tf.function, TensorFlow would warn that it is traced too often: a short phase calls
         # it a few times.
         return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
 
     def _over_batches(
-        self, function: Any, num_outputs: int, size: int, features: Any, places: Any, labels: Any
+        self, function: Any, num_outputs: int, num_of_all: int, size: int, features: Any, places: Any, labels: Any
     ) -> tuple[Any, ...]:
-        """Returns the outputs of function(number, batch) for all batches, float32 [batches]."""
+        """Returns the outputs of function(number, batch) for all batches, float32 [batches].
+
+        `num_of_all` counts the rows of all blocks.
+        """
         num_rows = tf.shape(places)[0]
         num_full, rest = num_rows // size, num_rows % size
 
@@ -284,6 +296,8 @@ class Steps:
         # One after the other, whatever TensorFlow thinks of variables in loops.
         _, *outputs = tf.while_loop(lambda number, *_: number < num_full, body, (0, *outputs), parallel_iterations=1)
         whole = tuple(output.stack() for output in outputs)
+        if num_of_all % size == 0 and self._phase.batches.batch_size % size == 0:  # no block has a smaller batch
+            return whole
 
         def with_rest() -> tuple[Any, ...]:
             return tuple(tf.concat([values, [value]], 0) for values, value in zip(whole, found(num_full, rest), strict=True))
