@@ -1,11 +1,13 @@
 """Several workers train what one trains, from any state on, or are refused; processes on this machine, killed on purpose."""
 
+import json
+import os
 import signal
 import time
 
 import numpy as np
 import pytest
-from cluster_fixtures import PATIENCE_SECONDS, do_jobs, started, train_commands, wait_until
+from cluster_fixtures import PATIENCE_SECONDS, do_jobs, free_addresses, started, train_command, train_commands, wait_until
 from transfer_fixtures import colours
 
 from tfpipe.common.files import read_json
@@ -60,6 +62,7 @@ def pair(colours, tmp_path_factory):
         "no data": job(colours, root / "other", SCRATCH, of_worker={"1": {"data": str(root / "nothing")}}),
         "nudged": job(colours, root / "nudged", SCRATCH, of_worker={"1": {"actions": {str(STOPPED): "nudge"}}}),
         "head": job(colours, root / "head", HEAD),
+        "own cache": job(colours, root / "own", HEAD, of_worker={"1": {"options": {"cache": str(root / "own cache")}}}),
         "regression": job(colours, root / "regression", REGRESSION),
         "norms": job(colours, root / "norms", {**SCRATCH, "backbone": NORMS}),
         "again": job(colours, root / "scratch", SCRATCH, of_worker=elsewhere),
@@ -99,9 +102,8 @@ def test_a_signal_to_one_worker_stops_all_and_they_go_on_to_the_same_bits(pair):
 
 def test_different_workers_are_refused_by_name(colours, pair):
     done, root = pair
-    recipe, data, nudged = (
-        [of_worker["message"] for of_worker in done[name]] for name in ("other recipe", "no data", "nudged")
-    )
+    names = ("other recipe", "no data", "own cache", "nudged")
+    recipe, data, cache, nudged = ([of_worker["message"] for of_worker in done[name]] for name in names)
     assert recipe[0] == recipe[1]
     assert "worker 1 (127.0.0.1:" in recipe[0]
     assert "has batch_size=24, worker 0 (127.0.0.1:" in recipe[0]
@@ -109,6 +111,8 @@ def test_different_workers_are_refused_by_name(colours, pair):
     assert data[0].startswith("worker 1 (127.0.0.1:")
     assert str(root / "nothing") in data[0]
     assert not (root / "other").exists()
+    assert cache[1].endswith("another worker wrote it, not seen from here; cache must be a folder that all see")
+    assert cache[0].startswith("worker 1 (127.0.0.1:")
     assert nudged[0] == nudged[1]
     assert "has weights='" in nudged[0]
     assert [of_worker["steps"] for of_worker in done["nudged"]] == [8, 8]  # the end of the epoch, where it is saved
@@ -151,6 +155,21 @@ FLAGS = ["--backbone=lenet", "--weights=none", "--mode=scratch", "--image_size=1
 FLAGS += ["--patience=100000", "--notensorboard", "--precision=float32", "--learning_rate=1e-6", "--schedule=constant"]
 
 
+def in_slurm(words):
+    """The command as two tasks of a step on one node."""
+    shared = {"SLURM_JOB_ID": os.getpid(), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    given = [[f"{name}={value}" for name, value in {**shared, "SLURM_PROCID": index}.items()] for index in range(2)]
+    return [["env", *variables, *words, "--cluster=slurm"] for variables in given]
+
+
+def in_tf_config(words):
+    """The command as a chief and a worker."""
+    chief, worker = free_addresses(2)
+    jobs = {"chief": [chief], "worker": [worker]}
+    tasks = [{"type": "chief", "index": 0}, {"type": "worker", "index": 0}]
+    return [["env", f"TF_CONFIG={json.dumps({'cluster': jobs, 'task': task})}", *words] for task in tasks]
+
+
 def steps_of(folder):
     progress = facts_of(folder)["progress"]
     return progress["epoch"] * 4 + progress["step"]
@@ -159,7 +178,7 @@ def steps_of(folder):
 def test_the_command_saves_on_sigterm_and_names_who_died(colours, tmp_path):
     folder = tmp_path / "run"
     state = folder / "state" / "scratch.npz"
-    with started(train_commands(2, colours, folder, FLAGS), tmp_path / "first") as processes:
+    with started(in_slurm(train_command(colours, folder, FLAGS)), tmp_path / "first") as processes:
         wait_until(state.exists, processes)
         processes[1].send_signal(signal.SIGTERM)
         assert [process.wait(PATIENCE_SECONDS) for process in processes] == [143, 143]
@@ -168,7 +187,7 @@ def test_the_command_saves_on_sigterm_and_names_who_died(colours, tmp_path):
         assert said.rstrip().endswith("stopped. What was done is saved: run the same command again to go on from there.")
         assert "Traceback" not in said
     saved = steps_of(folder)
-    with started(train_commands(2, colours, folder, FLAGS), tmp_path / "second") as processes:
+    with started(in_tf_config(train_command(colours, folder, FLAGS)), tmp_path / "second") as processes:
         wait_until(lambda: steps_of(folder) > saved + 4, processes)
         processes[1].send_signal(signal.SIGKILL)
         begun = time.monotonic()
