@@ -131,14 +131,19 @@ def status_of(folder, planner):
 def test_g2_three_processes_build_the_bytes_of_one_and_a_late_one_joins(source, reference, tmp_path):
     with Machine(source, tmp_path) as one, Machine(source, tmp_path) as two:
         wait_until(lambda: any(machine.taken("write_shard") for machine in (one, two)))
-        with Machine(source, tmp_path) as late:
+        with Machine(source, tmp_path, progress=True) as late:
             wait_until(lambda: late.taken("write_shard") or late.process.poll() is not None)
-            assert [machine.end() for machine in (one, two, late)] == [(0, "")] * 3
+            assert [machine.end() for machine in (one, two)] == [(0, "")] * 2
+            status, error = late.end()
+            assert status == 0
+            assert "write: 768 of 768 records" in error, "everyone sees what all have done"
     assert files_of(tmp_path / "out") == reference
     assert planners(tmp_path) == ["000001"]
     assert not list(tmp_path.glob("q/tasks-*")) + list(tmp_path.glob("q/machines/*"))
+    (tmp_path / "out/.build").mkdir()  # left by a planner that was killed at the very end
     with Machine(source, tmp_path) as too_late:
         assert too_late.end() == (0, "")
+    assert not (tmp_path / "out/.build").exists()
     assert planners(tmp_path) == ["000001"]
 
 
