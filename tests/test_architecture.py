@@ -33,6 +33,7 @@ PROGRAMS = {
     "mkdocs",
     "mkdocs-material",
     "mkdocstrings",
+    "moto",
     "mypy",
     "pytest-xdist",
     "ruff",

@@ -379,9 +379,9 @@ def returned(colours, tmp_path_factory):
     ("name", "words"),
     [
         ("compare", ["Comparison(count=13", "difference=+0.0000, 95 % [", "p_value=1, same_data=True"]),
-        ("verify", ["Report(num_findings=0, num_records=66", "root_hash='"]),
+        ("verify", ["Report(num_findings=0, num_records=69", "root_hash='"]),
         ("run", ["Run(", "val_accuracy=0.5000", "phases=[<head> 0.5000]"]),
-        ("manifest", ["Manifest('colours'", "'train': 41", "'test': 13", "'green'"]),
+        ("manifest", ["Manifest('colours'", "'train': 40", "'test': 13", "'green'"]),
         ("evaluate", ["Evaluation(", "eval'", "split='test'", "records_seen=13", "accuracy=0."]),
         ("part", ["Evaluation(", "missing_parts=1"]),
         ("export", ["Export(", "export'", "frozen_bytes.pb", "largest difference 0"]),
@@ -402,7 +402,7 @@ def test_what_is_returned_has_a_repr_of_one_line(returned, name, words, tmp_path
 @pytest.mark.parametrize(
     ("name", "cells"),
     [
-        ("manifest", ["green", "records", "41", "13"]),
+        ("manifest", ["green", "records", "40", "13"]),
         ("evaluate", ["accuracy", "log_loss"]),
         ("compare", ["A right", "B wrong"]),
         ("export", ["frozen_image.pb", "labels.txt"]),

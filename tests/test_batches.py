@@ -5,7 +5,8 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from transfer_fixtures import CLASS_NAMES, IMAGE_SIZE, colours
+from transfer_fixtures import CLASS_NAMES, IMAGE_SIZE
+from transfer_fixtures import uneven_colours as colours
 
 from tfpipe.models.features import extract
 from tfpipe.models.split_images import SplitImages, hold_out
@@ -137,15 +138,18 @@ def test_without_equal_there_are_no_blank_rows(make):
         assert all((batch[2] == 1).all() for batch in epoch)
 
 
-@pytest.mark.parametrize("options", [{}, {"held_out": True}, {"reader": (1, 2), "equal": True}])
-@pytest.mark.parametrize("batch_size", [5, 64])
-def test_validation_covers_each_image_once(make, options, batch_size):
-    kinds = make(batch_size, **options)
-    found = [[tuple(map(np.asarray, batch)) for batch in kind.validation()] for kind in kinds]
-    assert_equal(found[1], found[0])
-    assert_equal([tuple(map(np.asarray, batch)) for batch in kinds[1].validation()], found[1])
+@pytest.mark.parametrize("options", [{}, {"held_out": True}, {"equal": True}])
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(5, 1), (64, 1), (5, 3)])
+def test_validation_of_all_workers_covers_each_image_once(make, options, batch_size, num_workers):
+    found = []
+    for index in range(num_workers):
+        kinds = make(batch_size, reader=(index, num_workers), **options)
+        mine = [[tuple(map(np.asarray, batch)) for batch in kind.validation()] for kind in kinds]
+        assert_equal(mine[1], mine[0])
+        assert_equal([tuple(map(np.asarray, batch)) for batch in kinds[1].validation()], mine[1])
+        found += mine[1]
     positions = kinds[0].val.positions
-    inputs, targets, weights = (np.concatenate(parts) for parts in zip(*found[1], strict=True))
+    inputs, targets, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
     np.testing.assert_array_equal(inputs, kinds[1].val_features.rows(positions))
     np.testing.assert_array_equal(targets.argmax(axis=1), kinds[1].val.labels)
     assert len(weights) == len(positions)

@@ -321,6 +321,9 @@ def test_missing_parts_are_named_and_the_last_reader_merges(plain, classifier, s
     assert [path.name for path in second.missing_parts] == ["predictions-00001-of-00003.csv"]
     last = run(classifier, shards, tmp_path, shard=(1, 3))
     assert not last.missing_parts
+    keys = [row["key"] for row in rows_of(tmp_path)]
+    half, most = len(keys) // 3, len(keys) * 2 // 3
+    assert (first.missing_ids, second.missing_ids, last.missing_ids) == (keys[:most], keys[half:most], ())
     assert last.metrics["accuracy"] == plain.metrics["accuracy"]
 
 
@@ -624,7 +627,9 @@ def test_the_command_loads_a_model_of_any_form(plain, classifier, saved, shards,
 @pytest.mark.usefixtures("quick")
 def test_the_command_reports_which_parts_are_missing(classifier, shards, tmp_path, tool):
     found = run(classifier, shards, tmp_path, shard=(1, 2))
-    expected = f"part 1/2 is complete; missing 1 part:\n  {tmp_path}/parts/predictions-00000-of-00002.csv"
+    ids = found.missing_ids
+    rows = f"{len(ids)} images, {ids[0]!r} to {ids[-1]!r}"
+    expected = f"part 1/2 is complete; missing 1 part ({rows}):\n  {tmp_path}/parts/predictions-00000-of-00002.csv"
     assert tool._missing("1/2", found) == expected
 
 

@@ -144,7 +144,7 @@ def test_a_cosine_is_longer_only_if_requested(colours, tmp_path):
         run(colours, folder, long)
     assert files_of(folder) == before
     run(colours, folder, long, extend=True, log=lines.append)
-    assert any("warms up again, and falls along a new cosine, from step 12 on" in line for line in lines)
+    assert any("warms up again, and falls along a new cosine, from step 10 on" in line for line in lines)
     rates = [row["learning_rate"] for row in read_history(folder)]
     assert len(rates) == 4
     assert rates[2] > rates[1]

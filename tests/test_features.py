@@ -18,7 +18,8 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_networks import random_weight
-from transfer_fixtures import IMAGE_SIZE, colours, colours_without_val
+from transfer_fixtures import IMAGE_SIZE, colours_without_val
+from transfer_fixtures import uneven_colours as colours
 
 from tfpipe.common import locking
 from tfpipe.common.errors import DataError

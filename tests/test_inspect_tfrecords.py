@@ -46,7 +46,7 @@ def test_verify(tool, made, tmp_path):
     done = tool("verify", out, "--limit=2")
     assert done.returncode == 1
     assert "note: stray: not part of the data set" in done.stdout
-    assert "cut: 1200 bytes" in done.stdout
+    assert "truncated: 1200 bytes" in done.stdout
     assert "more (--limit)" in done.stdout
     assert "NOT as it was written: 3 findings, 1 intact record" in done.stdout
 

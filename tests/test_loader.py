@@ -343,7 +343,9 @@ def test_g5_storage_that_fails_once_is_reported_too(data_set: Path, monkeypatch:
         return content[:-9] if next(calls) == 0 else content
 
     monkeypatch.setattr(reading._OpenFile, "read", wrong_once)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"record 6 \(source cat/6.jpg\): .*cut file.*a second attempt"):
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"record 6 \(source cat/6.jpg\): .*truncated file.*a second attempt"
+    ):
         read(data_set, num_parallel_calls=1)
 
 

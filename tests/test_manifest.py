@@ -106,7 +106,7 @@ def test_what_a_look_at_the_folder_shows(saved):
     (directory / "pets-test.tfrecord-00001-of-00002").write_bytes(b"")
     problems = [str(problem) for problem in manifest.file_problems(directory, content)]
     assert [text.split("tfrecord-")[1] for text in problems] == [
-        "00000-of-00002: cut: 2 bytes, the manifest lists 3 (1 record)",
+        "00000-of-00002: truncated: 2 bytes, the manifest lists 3 (1 record)",
         "00001-of-00002: missing: a shard of 1 record",
         "00000-of-00001: longer than written: 2 bytes, the manifest lists 1 (1 record)",
         "00001-of-00002: a shard that the manifest does not list: move it away",

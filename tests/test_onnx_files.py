@@ -147,7 +147,7 @@ def test_what_is_not_an_onnx_file_is_named(tmp_path, data, capfd):
 @pytest.mark.parametrize("part", [0.001, 0.5, 0.99])
 def test_a_cut_file_is_named(path, tmp_path, part):
     data = path.read_bytes()
-    with pytest.raises(DataError, match=r"cut\.onnx: cannot be run as an ONNX model: it was cut"):
+    with pytest.raises(DataError, match=r"cut\.onnx: cannot be run as an ONNX model: it is truncated"):
         onnx_files.open_onnx(written(tmp_path / "cut.onnx", data[: int(len(data) * part)]))
 
 

@@ -75,7 +75,7 @@ def test_views_of_augmented_images_are_rows(colours, tmp_path, monkeypatch):
     search = regression.search
     monkeypatch.setattr(regression, "search", lambda train, *rest: (counts.append(train.count), search(train, *rest))[1])
     run(colours, tmp_path / "run", dataclasses.replace(CHOOSING, augment="light", views=3))
-    assert counts == [3 * 41]
+    assert counts == [3 * 40]
 
 
 def test_nothing_but_train_and_val_is_opened(colours, tmp_path, monkeypatch):

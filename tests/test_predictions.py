@@ -98,7 +98,7 @@ HEADER = "key,filename,label,predicted,probability_a,probability_b\n"
         (HEADER + "1,1,a,a,nan,0\n", "line 2 .* not in 0..1"),
         (HEADER + "1,1,a,a,0.9,0\n", "line 2 .* with the sum 1"),
         (HEADER + "1,1,a,a,1.5,-0.5\n", "line 2 .* not in 0..1"),
-        (HEADER + "1,1,a,a,1,0\n2,1,a,a,1,0", "its last line has no end: the file is cut"),
+        (HEADER + "1,1,a,a,1,0\n2,1,a,a,1,0", "its last line has no end: the file is truncated"),
         (HEADER + '1,1,a,a,1,"0\n', "line 2 .* unexpected end of data"),
     ],
 )

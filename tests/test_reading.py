@@ -109,11 +109,11 @@ def test_g3_every_length_of_a_cut_shard_is_refused(data_set: Path):
     content = path.read_bytes()
     for length in range(len(content)):
         path.write_bytes(content[:length])
-        with pytest.raises(DataError, match=re.escape(f"{path}: cut: {exactly(length, 'byte')}")):
+        with pytest.raises(DataError, match=re.escape(f"{path}: truncated: {exactly(length, 'byte')}")):
             RecordReader(data_set, "test")
         intact = 6 + length // (len(content) // 3)
         assert list(problems(reader)) == list(range(intact, 9))  # cut after it was opened
-    assert "(cut file)" in str(problems(reader)[8])
+    assert "(truncated file)" in str(problems(reader)[8])
 
 
 def swap(data_set: Path) -> None:
@@ -158,7 +158,7 @@ def test_g3_intact_records_in_another_place_are_refused(data_set: Path, harm, po
     ("harm", "message"),
     [
         (lambda path: path.unlink(), "missing: a shard of 3 records"),
-        (lambda path: path.write_bytes(b""), "cut: 0 bytes"),
+        (lambda path: path.write_bytes(b""), "truncated: 0 bytes"),
         (lambda path: path.write_bytes(path.read_bytes() * 2), "longer than written"),
         (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "longer than written"),
         (lambda path: shutil.copy(path, path.with_name(path.name.replace("00003", "00004"))), "does not list"),

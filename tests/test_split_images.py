@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import transfer_fixtures
 from conftest import write
-from transfer_fixtures import CLASS_NAMES, IMAGE_SIZE, colour_image, colours, colours_without_val
+from transfer_fixtures import CLASS_NAMES, IMAGE_SIZE, colour_image, colours_without_val
+from transfer_fixtures import uneven_colours as colours
 
 import tfpipe
 from tfpipe.models.split_images import SplitImages, hold_out
@@ -217,4 +218,4 @@ def test_the_fixture_is_what_it_promises(colours, colours_without_val):
     rows = rows_of(SplitImages(colours, "train", IMAGE_SIZE))
     assert {row.format for row in rows} == {"JPEG", "PNG"}
     assert len({(row.height, row.width) for row in rows}) > 10
-    assert len(rows) == sum(transfer_fixtures.COUNTS["train"])
+    assert len(rows) == sum(transfer_fixtures.UNEVEN_COUNTS["train"])

@@ -100,7 +100,7 @@ WRONG = [
     ("train", ["--data={0}/data", "--output={0}/file"], "{0}/file: a file; a folder is needed"),
     ("train", ["--data={0}/data", "--output={0}/other"], "{0}/other: has other files (file) and no run"),
     ("evaluate", ["--model={0}/nothing", *EVALUATE[1:]], "{0}/nothing: no such model"),
-    ("evaluate", ["--model={0}/text.keras", *EVALUATE[1:]], "it is not a .keras file, or was cut"),
+    ("evaluate", ["--model={0}/text.keras", *EVALUATE[1:]], "it is not a .keras file, or is truncated"),
     ("evaluate", [EVALUATE[0], "--data={0}/photos", EVALUATE[2]], "a folder of images"),
     ("evaluate", [*EVALUATE, "--split=tset"], "--split must be one of train, test (got 'tset')"),
     ("evaluate", [*EVALUATE[:2], "--output={0}/file/eval"], "{0}/file: a file; a folder is needed"),

@@ -9,7 +9,8 @@ import limited_backbone
 import numpy as np
 import pytest
 import tensorflow as tf
-from transfer_fixtures import SMALL, colours
+from transfer_fixtures import SMALL
+from transfer_fixtures import uneven_colours as colours
 
 from tfpipe import Recipe, train
 from tfpipe.formats.exported_model import ExportedModel

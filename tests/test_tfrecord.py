@@ -72,7 +72,7 @@ def test_a_wrong_length_never_allocates_more_than_the_file(path, length):
     header = struct.pack("<Q", length)
     path.write_bytes(header + struct.pack("<I", tfrecord.masked_crc32c(header)) + b"x" * 100)
     tracemalloc.start()
-    with pytest.raises(DataError, match="cut file"):
+    with pytest.raises(DataError, match="truncated file"):
         list(tfrecord.read_frames(path))
     assert salvaged(path) == [Gap(0, 112)]
     peak = tracemalloc.get_traced_memory()[1]
@@ -88,7 +88,7 @@ def test_every_truncation_is_seen_but_between_records(path):
         if length in ends:
             list(tfrecord.read_frames(path))
         else:
-            with pytest.raises(DataError, match="cut file"):
+            with pytest.raises(DataError, match="truncated file"):
                 list(tfrecord.read_frames(path))
 
 

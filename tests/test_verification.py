@@ -143,7 +143,7 @@ def test_g3_deleted_emptied_appended_and_extra_shards(three):
     shutil.copy(third, three / "tiny-other.tfrecord-00000-of-00001")
     text = found(three)
     assert f"{first.name}: missing" in text
-    assert f"{second.name}: cut: 0 bytes" in text
+    assert f"{second.name}: truncated: 0 bytes" in text
     assert f"{third.name}: longer than written" in text
     assert "after the last record" not in text  # nor is it told twice
     assert "00003-of-00004: a shard that the manifest does not list" in text
@@ -204,7 +204,7 @@ def test_g3_swapped_shards(three):
     text = found(three)
     assert len(one) != len(other)
     for path in (first, second):
-        assert re.search(rf"{path.name}: (cut|longer than written): ", text)
+        assert re.search(rf"{path.name}: (truncated|longer than written): ", text)
         assert re.search(rf"{path.name}: at byte 0: record 0", text)
 
 
@@ -223,7 +223,7 @@ def test_g3_a_duplicated_shard(three):
     first, second, _ = shards(three)
     second.write_bytes(first.read_bytes())
     text = found(three)
-    assert re.search(rf"{second.name}: (cut|longer than written): ", text)
+    assert re.search(rf"{second.name}: (truncated|longer than written): ", text)
     assert re.search(rf"{second.name}: at byte 0: record 0", text)
     index_of(three).replace(three / manifests.index_file(second.name))
     assert "occurs twice" in found(three)

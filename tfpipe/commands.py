@@ -16,15 +16,16 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import absl.logging
 from absl import app, flags
 
 import tfpipe
 from tfpipe import start_up
+from tfpipe.common import copies, stores
 from tfpipe.common.arguments import nearest
 from tfpipe.common.errors import DataError
 
@@ -37,6 +38,12 @@ RENAMED_FLAGS = {
     "export_model": {"run": "model"},
     "train": {"from": "from_run", "profile": "profile_steps"},
 }
+
+# Flags that name files, whose URLs are replaced by local copies; --data is read where it is.
+_FETCHED = {"checkpoint", "evaluation", "from_run", "images", "input", "model", "unlabelled", "weights"}
+_TOGETHER = {"cluster", "shard", "worker", "workers_folder"}
+_IN_STORE = re.compile(rf"(?<![^=,])({'|'.join(stores.SCHEMES)})://[^,]+")
+_places: dict[str, str] = {}  # the URLs of local copies
 
 _USAGE = 2
 _SIGNALLED = 128  # plus the signal's number, as in shells
@@ -166,7 +173,8 @@ def _guarded(main: Callable[[list[str]], int | None], arguments: list[str], when
     try:
         _raise_on_signals(received)
         try:
-            return main(arguments) or 0
+            with _stores():
+                return main(arguments) or 0
         except Exception as error:
             if received:  # an error of interrupted work
                 raise KeyboardInterrupt from None
@@ -177,6 +185,60 @@ def _guarded(main: Callable[[list[str]], int | None], arguments: list[str], when
         return _SIGNALLED + (received or [signal.SIGINT])[0]
     finally:
         _settle_signals()
+
+
+@contextlib.contextmanager
+def _stores() -> Iterator[None]:
+    """Puts local paths in place of flags' URLs; what is in those of outputs at the end is stored."""
+    with contextlib.ExitStack() as stack:
+        for name in _FETCHED & set(flags.FLAGS):
+            flag = flags.FLAGS[name]
+            if isinstance(flag.value, str):
+                flag.value = _localised(flag.value)
+            elif isinstance(flag.value, list):
+                flag.value = list(map(_localised, flag.value))
+        for name in {"output"} & set(flags.FLAGS):
+            flag = flags.FLAGS[name]
+            if stores.is_remote(flag.value):
+                _check_alone()
+                flag.value = _renamed(flag.value, stack.enter_context(copies.sent(flag.value)))
+        if _places:
+            stack.enter_context(contextlib.redirect_stdout(cast("Any", _AsGiven(sys.stdout))))
+        yield
+
+
+def _localised(value: str) -> str:
+    return _IN_STORE.sub(lambda found: _renamed(found[0], copies.fetched(found[0])), value)
+
+
+def _check_alone() -> None:
+    together = [f"--{name}" for name in sorted(_TOGETHER & set(flags.FLAGS)) if flags.FLAGS[name].present]
+    if together:
+        raise UsageError(f"--output in a store is for one process, {', '.join(together)} for several: give a shared folder")
+
+
+def _renamed(url: str, local: Path) -> str:
+    stores.check("a place in a store", url)
+    _places[os.fspath(local)] = url
+    return os.fspath(local)
+
+
+def _as_given(text: str) -> str:
+    """Returns a text with the URLs that were given in place of the paths of their copies."""
+    for local, url in _places.items():
+        text = text.replace(local, url.rstrip("/"))
+    return text
+
+
+class _AsGiven:
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._stream.write(_as_given(text))
 
 
 def _raise_on_signals(received: list[int]) -> None:
@@ -248,7 +310,7 @@ def in_flags(message: str) -> str:
 
 def _warn(text: str) -> None:
     with contextlib.suppress(OSError):  # a terminal that was closed
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{_as_given(text)}\n")
 
 
 def parse_paths(flag: str, value: str) -> str | dict[str, str]:

@@ -14,6 +14,8 @@
   benchmark cores --input=photos/ --num_images=7680 --repetitions=3      input pipelines on 1, 2, 4 ... cores
   benchmark modes --data=shards/ --weights=vgg16.h5 --epochs=3      the modes of training side by side
   benchmark overhead --data=shards/ --weights=vgg16.h5 --image_size=96      where the time of train and evaluate goes
+  benchmark opening --num_images=1000000      a split of so many records: seconds and memory until the first can be read
+  benchmark remote --input=photos/ --num_images=10048 --delay_ms=100 --repetitions=3      a data set behind a slow server
 
 build: tfpipe's own command against `cp -r` followed by sha256sum of source and copy (--workers
 processes), and against a plain loop with tf.io.TFRecordWriter and tf.train.Example, each as a whole
@@ -44,6 +46,9 @@ every power of 2 of the cores at hand; then `stages` on all of them.
 modes: tfpipe.train in each mode, with equal options and no augmentation, as a process and with a
 cache of its own.
 
+remote: training input of a data set behind a web server of this machine, in a process of its own, that
+waits before each answer, and of the same one on the disk, in turn in one process.
+
 overhead: train and evaluate, part by part, in seconds of the processor; data with splits train, val
 and test.
 """
@@ -71,7 +76,7 @@ from absl import flags
 import tfpipe
 from tfpipe import commands
 from tfpipe.common.workers import count_cores
-from tfpipe.tools.benchmarks import contenders, modes, overhead, planning
+from tfpipe.tools.benchmarks import contenders, modes, opening, overhead, planning
 from tfpipe.tools.benchmarks.contenders import alternate, compared
 
 _INPUT = flags.DEFINE_string("input", None, "Folder of images to measure on. Default: images that the benchmark makes.")
@@ -93,6 +98,7 @@ _PEER_PYTHON = flags.DEFINE_string(
     None,
     "Interpreters of contenders, by the first word of their names: dali=ENV/bin/python,ffcv=... Default: this one.",
 )
+_DELAY_MS = flags.DEFINE_integer("delay_ms", 100, "Of remote: what the server waits before each answer.", 0)
 _SCRATCH = flags.DEFINE_string("scratch", None, "Folder to work in. Default: the system's folder for temporary files.")
 
 _ROOT = Path(tfpipe.__file__).parents[1]
@@ -148,6 +154,8 @@ def main(arguments: list[str]) -> None:
         "cores": measure_cores,
         "modes": measure_modes,
         "overhead": measure_overhead,
+        "opening": measure_opening,
+        "remote": measure_remote,
     }
     if len(arguments) != 1 or arguments[0] not in benchmarks:
         raise commands.UsageError(f"name one benchmark of: {', '.join(benchmarks)}")
@@ -383,6 +391,24 @@ def measure_overhead(folder: Path) -> None:
     for mode, lengths in {"bottleneck": [], "finetune": [f"--finetune_epochs={epochs}"]}.items():
         print(f"\n{mode}")
         overhead.report(folder / mode, _DATA.value, mode, [*options, *lengths])
+
+
+def measure_opening(folder: Path) -> None:
+    """Prints what opening a large split takes, in a process for each repetition."""
+    opening.make(folder / "shards", _IMAGES.value)
+    for _ in range(_REPETITIONS.value):
+        command = [sys.executable, "-m", "tfpipe.tools.benchmarks.opening", str(folder / "shards")]
+        subprocess.run(command, check=True, cwd=_ROOT, stderr=subprocess.DEVNULL)
+
+
+def measure_remote(folder: Path) -> None:
+    """Compares a data set behind a slow server with the same one on the local disk."""
+    arguments = [make_task(folder)["shards"], _DELAY_MS.value, _REPETITIONS.value, folder]
+    print(f"{_DELAY_MS.value} ms a request")
+    command = [sys.executable, "-m", "tfpipe.tools.benchmarks.remote_inputs", *map(str, arguments)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if status := subprocess.run(command, check=False, cwd=_ROOT, env=environment).returncode:
+        sys.exit(status)  # the reason has been printed
 
 
 def make_images(folder: Path, count: int, size: int) -> Path:

@@ -133,8 +133,9 @@ def _parse_shard(text: str) -> tuple[int, int]:
 
 
 def _missing(shard: str, evaluation: Evaluation) -> str:
-    paths = [f"  {path}" for path in evaluation.missing_parts]
-    return "\n".join([f"part {shard} is complete; missing {plural(len(paths), 'part')}:", *paths])
+    paths, ids = [f"  {path}" for path in evaluation.missing_parts], evaluation.missing_ids
+    rows = f"{plural(len(ids), 'image')}, {ids[0]!r} to {ids[-1]!r}" if ids else "0 images"
+    return "\n".join([f"part {shard} is complete; missing {plural(len(paths), 'part')} ({rows}):", *paths])
 
 
 def _summary(evaluation: Evaluation) -> str:

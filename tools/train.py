@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,14 @@ _DEVICES = flags.DEFINE_string(
     "auto: all GPUs, or the CPU; all: all GPUs; one: the first GPU, or the CPU; names: GPU:0,GPU:2 or CPU. Several"
     " trainings can share a GPU: each takes the memory that it needs.",
 )
+_WORKERS = flags.DEFINE_string(
+    "workers",
+    None,
+    "Addresses HOST:PORT of the processes that train together, one each; all get the same flags, and --worker."
+    " Default: as TF_CONFIG says, or this one alone.",
+)
+_WORKER = flags.DEFINE_integer("worker", None, "Number of this process in --workers; 0 writes the run's folder.", 0)
+_CLUSTER = flags.DEFINE_enum("cluster", None, ["slurm"], "slurm: the tasks of the step that srun started train together.")
 _CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "What a kill can cost at most.", 0)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write event files into the run's folder.")
 _EXTEND = flags.DEFINE_bool(
@@ -79,11 +88,16 @@ def main(arguments: list[str]) -> None:
     try:
         recipe = Recipe(**{flag.name: _parsed(flag.name, flag.value) for flag in _RECIPE if flag.value is not None})
         devices = preflight.parse_devices(_DEVICES.value)
+        together = preflight.find_cluster(_WORKERS.value, _WORKER.value, _CLUSTER.value, os.environ)
     except (ValueError, TypeError) as error:
         raise commands.UsageError(error) from error
     output = Path(_OUTPUT.value)
     cache = Path(_CACHE.value or output.absolute().parent / "features")
-    preflight.check_training(_DATA.value, output, cache, preflight.with_weights_of(_FROM_RUN.value, recipe))
+    recipe_of_run = preflight.with_weights_of(_FROM_RUN.value, recipe)
+    if together is None:  # else all workers must know of an error
+        preflight.check_training(_DATA.value, output, cache, recipe_of_run)
+    report = functools.partial(print, flush=True)  # in the order of the progress bars, also where output is piped
+    strategy = preflight.use_devices(devices, together, report)
     from tfpipe.training.runs import train  # takes seconds
 
     train(
@@ -91,11 +105,11 @@ def main(arguments: list[str]) -> None:
         output,
         recipe,
         cache=cache,
-        strategy=preflight.use_devices(devices),
+        strategy=strategy,
         checkpoint_seconds=_CHECKPOINT_SECONDS.value,
         tensorboard=_TENSORBOARD.value,
         profile_steps=_PROFILE_STEPS.value,
-        log=functools.partial(print, flush=True),  # in the order of the progress bars, also where output is piped
+        log=report,
         extend=_EXTEND.value,
         from_run=_FROM_RUN.value,
     )

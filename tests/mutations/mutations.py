@@ -106,8 +106,8 @@ MUTATIONS = [
         ("damaged data are read", "if not content.endswith(footer):", "if not content:"),
         (
             "a longer shard is read",
-            "if status.st_size == shard.num_bytes:",
-            "if status.st_size >= shard.num_bytes:",
+            "if size == shard.num_bytes:",
+            "if size >= shard.num_bytes:",
         ),
         (
             "a shard that is not listed is passed over",

@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tfpipe.common.files import sha256_of, written_atomically
 from tfpipe.records import schema
@@ -23,9 +23,20 @@ def write_catalog(directory: Path, parts: Iterable[Path]) -> None:
     csv.writer(header, lineterminator="\n").writerow(CatalogRow._fields)
     with written_atomically(directory / CATALOG_NAME) as file:
         file.write(header.getvalue().encode())
-        for part in parts:
-            with open(part, "rb") as rows:
-                shutil.copyfileobj(rows, file)
+        _join(parts, file)
+
+
+def write_frames(path: Path, parts: Iterable[Path]) -> str:
+    """Joins the shards' frames, in reading order; returns the SHA-256."""
+    with written_atomically(path) as file:
+        _join(parts, file)
+    return sha256_of(path)
+
+
+def _join(parts: Iterable[Path], file: BinaryIO) -> None:
+    for part in parts:
+        with open(part, "rb") as content:
+            shutil.copyfileobj(content, file)
 
 
 def write_rejected(directory: Path, rejected: Iterable[tuple[str, str, str]]) -> None:

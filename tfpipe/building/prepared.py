@@ -100,7 +100,7 @@ def _shard_items(split: str, path: Path, expected: int, layout: _Layout) -> Iter
         yield Source(key, "", split, class_name, "tfrecord", str(path), frame.offset, status.st_size, status.st_mtime_ns)
         count += 1
     if count != expected:
-        raise DataError(f"{exactly(count, 'record')}, {INFO_NAME} lists {expected} (cut file)", path=path)
+        raise DataError(f"{exactly(count, 'record')}, {INFO_NAME} lists {expected} (truncated file)", path=path)
 
 
 def _parse(data: bytes, layout: _Layout, path: Path, offset: int) -> tuple[bytes, int]:

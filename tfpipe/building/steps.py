@@ -26,7 +26,7 @@ from tfpipe.common.progress import ProgressBar
 from tfpipe.common.workers import Done
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_catalog
-from tfpipe.records.manifest import Manifest, Shard, Split
+from tfpipe.records.manifest import Frames, Manifest, Shard, Split, Traits
 from tfpipe.records.samples import USUAL
 
 _log = logging.getLogger("tfpipe")
@@ -225,10 +225,10 @@ class Build(NamedTuple):
 
     def _finished(self, task: ShardTask) -> Shard | None:
         """Returns a shard that an earlier run finished, with all files about it."""
-        note, rows = (self.folder / f"{task.file}.{ending}" for ending in ("json", "csv"))
+        note, rows, frames = (self.folder / f"{task.file}.{ending}" for ending in ("json", "csv", "frames"))
         try:
             shard = Shard(**json.loads(note.read_bytes()))
-            files = (self.directory / task.file, self.directory / manifests.index_file(task.file), rows)
+            files = (self.directory / task.file, self.directory / manifests.index_file(task.file), rows, frames)
             sizes = [path.stat().st_size for path in files]
         except (FileNotFoundError, ValueError, TypeError):
             return None
@@ -264,12 +264,19 @@ class Build(NamedTuple):
         splits = {}
         for name in plan.split_names(state):
             of_split = "FROM inputs WHERE reason IS NULL AND split = ?"
+            files = [task.file for task in tasks if task.split == name]
+            parts = [self.folder / f"{file}.frames" for file in files]
+            path = self.directory / manifests.frames_file(self.options.name, name)
+            traits = state.execute(
+                f"SELECT max(format = 'PNG'), max(orientation != 1), max(max(height, width)) {of_split}", (name,)
+            ).fetchone()
             counts = dict(state.execute(f"SELECT label, count(*) {of_split} GROUP BY label", (name,)))
             splits[name] = Split(
                 labelled=-1 not in counts,
                 image_bytes=state.value(f"SELECT sum(image_bytes) {of_split}", (name,)),
                 class_counts={class_name: counts.get(label, 0) for label, class_name in enumerate(class_names)},
-                shards=tuple(shards[task.file] for task in tasks if task.split == name),
+                shards=tuple(shards[file] for file in files),
+                frames=Frames(metadata_files.write_frames(path, parts), Traits(bool(traits[0]), bool(traits[1]), traits[2])),
             )
         return splits
 

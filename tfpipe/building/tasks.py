@@ -24,7 +24,7 @@ from tfpipe.images import headers
 from tfpipe.images.headers import ImageHeader
 from tfpipe.listing import image_files
 from tfpipe.records import schema, tfrecord
-from tfpipe.records.catalog import CatalogRow
+from tfpipe.records.catalog import FRAME, CatalogRow
 from tfpipe.records.manifest import Shard, index_file
 from tfpipe.records.samples import MAX_BITS
 
@@ -172,7 +172,7 @@ class ShardTask(NamedTuple):
 
 
 def write_shard(task: ShardTask, report: Report) -> Shard:
-    """Writes a shard, its index and its catalog rows, each synced and renamed into place.
+    """Writes a shard, its index, its catalog rows and its frames, each synced and renamed into place.
 
     Raises DataError if an image is not as audited, OSError if the disk is full or the like.
     """
@@ -183,6 +183,7 @@ def write_shard(task: ShardTask, report: Report) -> Shard:
         output.file = stack.enter_context(written_atomically(directory / task.file))
         index.file = stack.enter_context(written_atomically(directory / index_file(task.file)))
         part = stack.enter_context(written_atomically(folder / f"{task.file}.csv"))
+        frames = stack.enter_context(written_atomically(folder / f"{task.file}.frames"))
         catalog = csv.writer(codecs.getwriter("utf-8")(part), lineterminator="\n")
         unreported = 0  # bytes
         for position, (record, crc, source) in enumerate(_planned(task)):
@@ -193,6 +194,7 @@ def write_shard(task: ShardTask, report: Report) -> Shard:
             index.write(f"{start} {output.num_bytes - start}\n".encode())
             crc32c = int.from_bytes(pieces[2], "little")
             here = {"split": task.split, "shard": task.shard_index, "position": position, "crc32c": crc32c}
+            frames.write(FRAME.pack(start, output.num_bytes - start, crc32c, record.label))
             catalog.writerow(here[name] if name in here else getattr(record, name) for name in CatalogRow._fields)
             unreported += len(record.encoded)
             if position % _REPORT_RECORDS == _REPORT_RECORDS - 1 or position == task.end - task.start - 1:

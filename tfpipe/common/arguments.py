@@ -19,6 +19,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from tfpipe.common import stores
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -116,6 +118,7 @@ def path(name: str, value: Any) -> Path:
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str) or not text:
         raise wrong(name, "a path", value)
+    stores.check(name, text)
     return Path(text)
 
 

@@ -3,7 +3,8 @@
     Exception
     ├── ValueError, TypeError     an argument is not what it must be, or arguments do not go together
     ├── OSError                   the system refuses: FileNotFoundError (no such data set, run, model or image),
-    │                             BlockingIOError (another process writes there), PermissionError, a full disk
+    │                             BlockingIOError (another process writes there), PermissionError, a full disk,
+    │                             ConnectionError (another worker of a training ended)
     ├── ImportError               an extra is not installed
     └── DataError                 data on disk is not what it must be: path, offset, message, problems
         ├── RejectedImage         an image that cannot be packed or predicted: and reason, a code for counting
@@ -18,6 +19,8 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Iterable
+
+from tfpipe.common import stores
 
 _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}  # what moves a terminal
 _MAX_CHARACTERS = 500  # of a line; Keras names its remedy at the end of a long one
@@ -51,7 +54,7 @@ class DataError(Exception):
         offset: int | None = None,
         problems: Iterable[DataError] = (),
     ) -> None:
-        self.path = None if path is None else os.fspath(path)
+        self.path = None if path is None else stores.url(path)
         self.offset = offset
         self.problems = tuple(problems)
         self.message = message = message.translate(_ESCAPED)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from tfpipe.common import locking
+from tfpipe.common import locking, object_cache, stores
 from tfpipe.common.errors import DataError
 
 T = TypeVar("T")
@@ -45,6 +45,7 @@ def path_written_atomically(path: Path, suffix: str = "") -> Iterator[Path]:
     Else it vanishes, and `path` stays unchanged. Temporary files of killed processes beside `path`
     are removed first. The name ends with `suffix`, for a library that looks at it.
     """
+    check_local(path)
     clear_up(path)
     try:
         with temporary_beside(path, suffix) as temporary:
@@ -91,6 +92,7 @@ def folder_written_atomically(target: Path, *, replace: bool) -> Iterator[Path]:
     Else it vanishes, and `target` stays unchanged. With `replace`, an existing folder is replaced
     as a whole; without, it must be empty.
     """
+    check_local(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_up(target)
 
@@ -210,13 +212,21 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def check_local(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for a place in a store, where no file can be written piece by piece."""
+    if stores.is_remote(path):
+        raise ValueError(f"{stores.url(path)}: functions write to local folders; the commands' --output also takes a store")
+
+
 def check_folder(path: str | os.PathLike[str]) -> None:
     """Checks that files can be written into a folder, which may not exist yet; writes nothing.
 
     Raises:
+        ValueError: it is in a store.
         NotADirectoryError: it, or what it would be made in, is a file.
         PermissionError: nothing may be written there.
     """
+    check_local(path)
     folder = Path(path).absolute()
     there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not there.is_dir():
@@ -242,12 +252,22 @@ def open_descriptor(path: str | os.PathLike[str]) -> int:
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """Opens a file to read its bytes, see `open_descriptor`."""
+    """Opens a file to read its bytes, see `open_descriptor`, or an object of a store."""
+    if stores.is_remote(path):
+        copy = object_cache.local(path)
+        return open(copy, "rb") if copy else stores.opened(path)
     return open(open_descriptor(path), "rb")
 
 
+def size_of(file: BinaryIO) -> int:
+    """Returns the bytes of an open file or object, which is then at its beginning."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return size
+
+
 def read_bytes(path: str | os.PathLike[str], most_bytes: int | None = None) -> bytes:
-    """Returns a regular file's bytes; raises DataError if there are more than `most_bytes`."""
+    """Returns a file's or object's bytes; raises DataError if there are more than `most_bytes`."""
     with open_regular(path) as file:
         data = file.read(-1 if most_bytes is None else most_bytes + 1)
     if most_bytes is not None and len(data) > most_bytes:

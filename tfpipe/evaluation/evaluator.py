@@ -39,6 +39,7 @@ from tfpipe.models.classifiers import Predictor
 from tfpipe.models.predictions import Predictions
 from tfpipe.models.split_images import read_for
 from tfpipe.networks import arithmetic
+from tfpipe.records import catalog
 
 _log = logging.getLogger("tfpipe")
 
@@ -71,12 +72,14 @@ class Evaluation:
             another process is merging them.
         receipt: the content of receipt.json; empty where `metrics` is.
         missing_parts: with `shard`, the tables that other readers have yet to write.
+        missing_ids: keys of the images in them, in the catalog's order.
     """
 
     folder: Path
     metrics: dict[str, Any] = field(default_factory=dict)
     receipt: dict[str, Any] = field(default_factory=dict)
     missing_parts: Sequence[Path] = ()
+    missing_ids: Sequence[str] = ()
 
     def __repr__(self) -> str:
         known = {**self.receipt, **self.metrics}
@@ -165,7 +168,7 @@ def evaluate(
     if shard is not None:
         run.write_part(shard, claim)
         if missing := partial_tables.missing_parts(run.folder, shard[1], claim):
-            return Evaluation(run.folder, missing_parts=missing)
+            return Evaluation(run.folder, missing_parts=missing, missing_ids=run.ids_of(missing, shard[1]))
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(folder, "evaluation"))
@@ -249,6 +252,13 @@ class _Run:
             partial_tables.withdraw(path)
         receipts.check_unchanged(claim, self.directory)
         partial_tables.bind(path, sha256, claim, classifiers.computation_of(self.predictor))
+
+    def ids_of(self, parts: Sequence[Path], count: int) -> list[str]:
+        """Returns the keys of the images of some of `count` parts."""
+        keys = [row.key for row in catalog.read_catalog(self.directory, split=self.split)]
+        bounds = [len(keys) * index // count for index in range(count + 1)]
+        chosen = [index for index in range(count) if partial_tables.part_path(self.folder, index, count) in parts]
+        return [key for index in chosen for key in keys[bounds[index] : bounds[index + 1]]]
 
     def finish(self, chunks: Iterable[bytes], claim: receipts.Claim, computed: Sequence[Mapping[str, str]]) -> Evaluation:
         """Writes the table, and all files made from it; `computed`: devices and arithmetics."""

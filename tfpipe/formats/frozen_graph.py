@@ -321,7 +321,7 @@ def load_frozen(model: str | os.PathLike[str], *, trust: bool = False) -> Frozen
     try:
         graph.ParseFromString(data)
     except Exception as error:  # protobuf has one class for it in each of its implementations
-        raise DataError("not a frozen graph: the file was cut or is another kind of file", path=path) from error
+        raise DataError("not a frozen graph: the file is truncated or is another kind of file", path=path) from error
     if any(node.name == _SPECIFICATION for node in graph.node) and not checksums.has_valid_entry(data, _CHECKSUM_ENTRY):
         raise DataError("a damaged frozen graph: it is not what was written", path=path)
     operations.check_graph(graph, path, trust=trust)

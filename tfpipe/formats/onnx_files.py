@@ -181,7 +181,7 @@ def open_onnx(path: str | os.PathLike[str]) -> ExportedModel:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=False)
         facts = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # a class for each kind of damage, made in C++
-        raise DataError("cannot be run as an ONNX model: it was cut or is another kind of file", path=path) from error
+        raise DataError("cannot be run as an ONNX model: it is truncated or another kind of file", path=path) from error
     if _SPECIFICATION_KEY not in facts:
         raise DataError(f"an ONNX file without {_SPECIFICATION_KEY!r} in its metadata: not one that tfpipe exported", path=path)
     if not checksums.has_valid_entry(data, CHECKSUM_ENTRY):

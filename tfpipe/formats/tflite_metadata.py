@@ -81,7 +81,7 @@ def read(data: bytes, path: str | os.PathLike[str]) -> Specification:
             text = archive.read(specifications.FILE_NAME).decode("utf-8", "surrogateescape")
             model = memoryview(data)[: archive.infolist()[0].header_offset]
     except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError) as error:
-        message = f"a TFLite file without {specifications.FILE_NAME} in it: not one that tfpipe exported, or it was cut"
+        message = f"a TFLite file without {specifications.FILE_NAME} in it: not one that tfpipe exported, or truncated"
         raise DataError(message, path=path) from error
     # The interpreter trusts the numbers in a model: one flipped bit can end the process.
     if hashlib.sha256(model).hexdigest().encode() != archive.comment:

@@ -82,7 +82,7 @@ def _find_tag(tiff: bytes, byte_order: str) -> float | None:
             if out_of_line_bytes > len(tiff):
                 continue  # more data than the block has: this entry lies, the next may not
             if value_start + num_bytes > len(tiff):
-                return None  # the block was cut: what follows cannot be trusted
+                return None  # the block is truncated: what follows cannot be trusted
         if tag == ORIENTATION_TAG and num_bytes:
             return _number(tiff, value_start, byte_order, kind)
         if num_bytes:

@@ -35,7 +35,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "empty": "The file has no bytes.",
         "not_an_image": "The first bytes are neither a JPEG's nor a PNG's nor those of another known format.",
         "other_format": "The file is of another format (TensorFlow decodes some, WebP and GIF, as animations).",
-        "truncated": "The end-of-image marker (JPEG) or IEND chunk (PNG) is missing: the file was cut.",
+        "truncated": "The end-of-image marker (JPEG) or IEND chunk (PNG) is missing: the file is truncated.",
         "unsupported_coding": "TensorFlow cannot decode this kind of JPEG: 12-bit, lossless, hierarchical, JPEG-LS ...",
         "unsupported_channels": "The number of components is not 1, 3 or 4: TensorFlow has no conversion to RGB.",
         "bad_dimensions": "Height or width is zero (or left to a DNL marker), or more than the decoder takes.",

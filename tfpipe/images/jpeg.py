@@ -126,7 +126,7 @@ def read(data: bytes, *, decode: bool = False) -> ImageHeader:
             warns of.
 
     Raises:
-        RejectedImage: the file is cut, undecodable by TensorFlow, or out of proportion in cost.
+        RejectedImage: the file is truncated, undecodable by TensorFlow, or out of proportion in cost.
     """
     num_scans = data.count(SCAN_START)
     if num_scans > MAX_SCANS:
@@ -172,7 +172,7 @@ class _Walker:
         while True:
             found = _MARKER.search(self.data, self.position)
             if found is None:
-                message = f"no end-of-image marker in {exactly(len(self.data), 'byte')}: the file was cut"
+                message = f"no end-of-image marker in {exactly(len(self.data), 'byte')}: the file is truncated"
                 self._reject("truncated", message, len(self.data))
             start, self.position = self.position, found.end()
             marker = self.data[self.position - 1]
@@ -217,7 +217,7 @@ class _Walker:
         end = self.position + length
         if max(start, end) > len(self.data):
             left = len(self.data) - self.position
-            self._reject("truncated", f"segment 0x{marker:02x} of {exactly(length, 'byte')}, {left} are left: the file was cut")
+            self._reject("truncated", f"segment 0x{marker:02x} of {exactly(length, 'byte')}, {left} are left (truncated file)")
         if length < 2:
             self._reject("damaged_header", f"segment 0x{marker:02x} has length {length}; 2 is the least")
         self.position = end

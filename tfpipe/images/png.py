@@ -54,7 +54,7 @@ def read(data: bytes, *, decode: bool = False) -> ImageHeader:
             name a filter that exists.
 
     Raises:
-        RejectedImage: the file is cut, a checksum is wrong, or decoding would fail, or cost out of
+        RejectedImage: the file is truncated, a checksum is wrong, or decoding would fail, or cost out of
             proportion.
     """
     return _Walker(data, decode).walk()
@@ -131,13 +131,13 @@ class _Walker:
         """Returns the next chunk's type and payload, and steps over it."""
         start, left = self.position + 8, len(self.data) - self.position
         if left < 12:
-            self._reject("truncated", f"{exactly(left, 'byte')} left where a chunk is expected, no IEND: the file was cut")
+            self._reject("truncated", f"{exactly(left, 'byte')} left where a chunk is expected, no IEND: the file is truncated")
         length = int.from_bytes(self.data[self.position : self.position + 4], "big")
         kind = self.data[self.position + 4 : start]
         if not kind.isalpha() or length > _MAX_CHUNK_BYTES:
             self._reject("damaged_header", f"chunk type {kind!r}, length {length}: not a chunk")
         if length > left - 12:
-            self._reject("truncated", f"chunk {kind!r} of {exactly(length, 'byte')}, {left - 12} are left: the file was cut")
+            self._reject("truncated", f"chunk {kind!r} of {exactly(length, 'byte')}, {left - 12} are left (truncated file)")
         payload = self.data[start : start + length]
         stored = int.from_bytes(self.data[start + length : start + length + 4], "big")
         if zlib.crc32(payload, zlib.crc32(kind)) != stored:

@@ -54,6 +54,23 @@ Compute = Callable[[Any], Array]
 
 
 @dataclass(frozen=True)
+class Parts:
+    """This process' part of an extraction that several processes share, by default all of it.
+
+    Attributes:
+        index: of this process.
+        count: of processes.
+        agree: calls a function in all of them, and raises in all what it raises in one.
+        from_first: returns what process 0 passes, which JSON can hold.
+    """
+
+    index: int = 0
+    count: int = 1
+    agree: Callable[[Callable[[], Any]], Any] = lambda function: function()
+    from_first: Callable[[Any], Any] = lambda value: value
+
+
+@dataclass(frozen=True)
 class Features:
     """The features of one view of a split, by position.
 
@@ -104,6 +121,7 @@ def extract(
     view: int | None,
     batch_size: int = 32,
     progress: bool = True,
+    parts: Parts = Parts(),
 ) -> Features:
     """Returns the features of a whole split, from the cache or computed and kept there.
 
@@ -116,6 +134,7 @@ def extract(
         view: None for images as in evaluation, else the epoch of training to augment them as.
         batch_size: of the computation.
         progress: show a bar.
+        parts: of this process, where several share the work and the folder.
 
     Raises:
         DataError: a file of the cache is damaged.
@@ -123,38 +142,57 @@ def extract(
     """
     facts = describe(network, preprocessing, split_images, view)
     folder = cache / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
-    with contextlib.suppress(FileNotFoundError):
-        return _load(folder)
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(locked(folder, "run", patience_seconds=math.inf))
-        except OSError as error:  # without locks, two at once may get shards that do not match their CRC: reported
-            if error.errno not in NO_LOCKS:
-                raise
-        with contextlib.suppress(FileNotFoundError):  # of the process that this one waited for
-            return _load(folder)
-        clear_folder(folder)
-        row_bytes, num_rows = bytes_per_image(network), split_images.num_records
-        rows_per_shard = max(1, _SHARD_BYTES // row_bytes)
-        paths = [_shard_path(folder, index) for index in range(-(-num_rows // rows_per_shard))]
-        done = next((index for index, path in enumerate(paths) if not path.exists()), len(paths))
-        first = min(done * rows_per_shard, num_rows)
-        _check_space(cache, (num_rows - first) * row_bytes)
+    row_bytes, num_rows = bytes_per_image(network), split_images.num_records
+    rows_per_shard = max(1, _SHARD_BYTES // row_bytes)
+    num_shards = -(-num_rows // rows_per_shard)
+    paths = [_shard_path(folder, index) for index in range(num_shards)]
+
+    def compute() -> None:
+        begin, end = (num_shards * index // parts.count for index in (parts.index, parts.index + 1))
+        done = next((index for index in range(begin, end) if not paths[index].exists()), end)
+        first, last = (min(index * rows_per_shard, num_rows) for index in (done, end))
+        if first == last:
+            return
+        _check_space(cache, (last - first) * row_bytes)
         title = f"features of {split_images.split}{'' if view is None else f', view {view}'}"
-        compute = computation(network, preprocessing, split_images.image_size)
-        with ProgressBar(title, num_rows, initial=first, enabled=progress) as bar:
+        computed = computation(network, preprocessing, split_images.image_size)
+        with ProgressBar(title, last - begin * rows_per_shard, initial=first - begin * rows_per_shard, enabled=progress) as bar:
             waiting: list[Array] = []
-            for images, _ in read(split_images.whole(batch_size, first, view)) if first < num_rows else ():
-                waiting.append(compute(images))
+            for images, _ in read(split_images.whole(batch_size, first, view, last)):
+                waiting.append(computed(images))
                 bar.add(len(images), 0)
-                while sum(map(len, waiting)) >= min(rows_per_shard, num_rows - done * rows_per_shard) > 0:
+                while sum(map(len, waiting)) >= min(rows_per_shard, last - done * rows_per_shard) > 0:
                     values = np.concatenate(waiting)
                     _write(paths[done], values[:rows_per_shard], facts["dtype"])
                     waiting, done = [values[rows_per_shard:]], done + 1
+
+    def conclude() -> None:
         crcs = [zlib.crc32(_map(path).data) for path in paths]
         content = {"shape": network.output_shape[1:], "dtype": facts["dtype"], "rows_per_shard": rows_per_shard, "crcs": crcs}
         write_json(folder / FACTS_NAME, {"of": facts, **content})
-    return _load(folder)
+
+    with contextlib.ExitStack() as held:  # only the first process looks for files that another one may be writing
+        is_complete = parts.agree(lambda: parts.index == 0 and _is_complete(folder, held))
+        if not parts.from_first(is_complete):
+            parts.agree(compute)
+            parts.agree(conclude if parts.index == 0 else lambda: None)
+    found: Features = parts.agree(lambda: _load(folder))
+    return found
+
+
+def _is_complete(folder: Path, held: contextlib.ExitStack) -> bool:
+    """Returns whether there are features; if not, `held` has the lock of the folder."""
+    if (folder / FACTS_NAME).exists():
+        return True
+    try:
+        held.enter_context(locked(folder, "run", patience_seconds=math.inf))
+    except OSError as error:  # without locks, two at once may get shards that do not match their CRC: reported
+        if error.errno not in NO_LOCKS:
+            raise
+    if (folder / FACTS_NAME).exists():  # of the process that this one waited for
+        return True
+    clear_folder(folder)
+    return False
 
 
 def describe(

@@ -199,7 +199,7 @@ def _read_file(path: Path) -> Predictions:
         if size := binary.seek(0, os.SEEK_END):
             binary.seek(size - 1)
             if binary.read(1) != b"\n":
-                raise DataError("its last line has no end: the file is cut", path=path)
+                raise DataError("its last line has no end: the file is truncated", path=path)
         binary.seek(0)
         lines = csv.reader(file, strict=True)
         try:

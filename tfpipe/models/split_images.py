@@ -63,19 +63,21 @@ class SplitImages:
         """Returns the loader of each image once, in stored order, as in evaluation."""
         return self._loader(batch_size=batch_size)
 
-    def once(self, batch_size: int) -> tf.data.Dataset:
-        """Returns each image once, as in evaluation: uint8 [B, H, W, 3], int64 [B]."""
-        return self.evaluation(batch_size).dataset()
+    def once(self, batch_size: int, shard: tuple[int, int] | None = None) -> tf.data.Dataset:
+        """Returns each image of a part once, as in evaluation: uint8 [B, H, W, 3], int64 [B]."""
+        return self._loader(batch_size=batch_size, shard=shard).dataset()
 
-    def whole(self, batch_size: int, first: int = 0, view: int | None = None) -> tf.data.Dataset:
+    def whole(self, batch_size: int, first: int = 0, view: int | None = None, last: int | None = None) -> tf.data.Dataset:
         """Returns the images of the whole split, whatever the selection, in stored order.
 
         Args:
             batch_size: images of an element.
             first: position to begin at.
             view: None for images as in evaluation, else the epoch of training to augment them as.
+            last: position to end before; None for the end of the split.
         """
-        rest = dataclasses.replace(self, selection=np.arange(first, self.num_records), balanced=False)
+        last = self.num_records if last is None else last
+        rest = dataclasses.replace(self, selection=np.arange(first, last), balanced=False)
         if view is None:
             return rest.once(batch_size)
         return rest.training(batch_size, shuffle=False, first_epoch=view).dataset()

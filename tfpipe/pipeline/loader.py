@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,8 @@ from tfpipe.pipeline.ordering import (
 )
 from tfpipe.pipeline.reading import Compiled, RecordReader, for_graphs
 from tfpipe.records.samples import USUAL, Samples
+
+_log = logging.getLogger("tfpipe")
 
 _FOREVER = 1 << 31  # epochs
 _READING = 4  # calls; slow storage serves several at a time
@@ -140,7 +143,7 @@ def dataset(
     Raises:
         ValueError: an argument is wrong.
         FileNotFoundError: there is no data set.
-        DataError: on opening, a shard is missing, cut, longer or one too many, or the manifest, the
+        DataError: on opening, a shard is missing, truncated, longer or one too many, or the manifest, the
             catalog or an index was changed or cannot be read.
         tf.errors.InvalidArgumentError: while iterating, a record differs from the catalog or
             cannot be decoded; the message names shard, offset and source file.
@@ -191,7 +194,8 @@ class Loader:
             if bool((labels < 0).any()):
                 kept = np.flatnonzero(labels >= 0)
                 selection = kept if selection is None else np.intersect1d(selection, kept)
-        block = min(options.read_block, max(1, len(labels))) if options.read_block else None
+        block = options.read_block or self._remote_block(reader)
+        block = min(block, max(1, len(labels))) if block else None
         order = self._order(labels, selection, block)
         index, count = options.shard or (0, 1)
         # A batch larger than a reader's part would be filled up with blank rows, only to be cut
@@ -225,6 +229,13 @@ class Loader:
             # What is read in one call must be requested in one call.
             read_size=max(1, min(block * BLOCKS_PER_WINDOW, len(labels))) if block else reader.read_size,
         )
+
+    def _remote_block(self, reader: RecordReader) -> int | None:
+        """Returns how many records a shuffled epoch reads together, where each request takes long."""
+        if not (reader.is_remote and self.options.training and self.options.shuffle) or self.options.balanced:
+            return None
+        _log.info("read_block=%d: the data set is in a store, where each request takes long", reader.read_size)
+        return reader.read_size
 
     def _imaging(self, reader: RecordReader) -> Imaging:
         options, traits, smaller = self.options, reader.traits, min(self.options.image_size)

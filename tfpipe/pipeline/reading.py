@@ -4,9 +4,9 @@
     reader.read(17)                                        # one serialised Example, or DataError
     read_records(reader, batches, num_parallel_calls=2)    # of batches of positions; "" for a failure
 
-What makes a smaller or another data set impossible to miss: the manifest holds the hashes of the
-catalog and of every index, and the size of every shard, all checked on opening; the catalog
-holds the CRC of each record, checked when it is read. A flipped bit, a swapped record and a swapped
+What makes a smaller or another data set impossible to miss: the manifest holds the hash of the
+split's frames and the size of every shard, all checked on opening; the frames hold the CRC of each
+record, checked when it is read. A flipped bit, a swapped record and a swapped
 shard fail the same comparison. Random access is by `os.pread`: stored order, the part of one of
 several readers and a shuffled order are the same code.
 """
@@ -14,7 +14,6 @@ several readers and a shuffled order are the same code.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import itertools
 import logging
@@ -24,22 +23,24 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfpipe.common import stores
 from tfpipe.common.errors import DataError
-from tfpipe.common.files import open_descriptor
+from tfpipe.common.files import open_descriptor, open_regular, size_of
+from tfpipe.common.object_cache import CachedObject
 from tfpipe.common.text import exactly
 from tfpipe.records import catalog, manifest, schema, tfrecord
+from tfpipe.records.manifest import Manifest, Split, Traits
 
 _log = logging.getLogger("tfpipe")
 
-# 20 bytes per record: a million records take 20 MB. No record reaches 4 GiB, protobuf ends at 2.
-_FRAME = np.dtype([("offset", "<i8"), ("length", "<u4"), ("crc32c", "<u4"), ("label", "<i4")])
+_FRAME = np.dtype([("offset", "<i8"), ("length", "<u4"), ("crc32c", "<u4"), ("label", "<i4")])  # as `catalog.FRAME`
 _MAX_OPEN_FILES = 32
 _MAX_REMEMBERED = 1000
 # One call reads several records, since each call into Python costs; not so many that large
@@ -59,27 +60,6 @@ BLANK_RECORD = schema.encode(schema.Record(_DARK_JPEG, "JPEG", 1, 1, 1, 1, "", "
 
 # A record's position, file, and there offset, length and CRC.
 _Place = tuple[int, str, int, int, int]
-
-
-@dataclass
-class Traits:
-    """Properties shared by all images of a split: stages that none of them needs are left out.
-
-    Attributes:
-        png: some are PNG files.
-        turned: some are stored in another orientation than 1.
-        longer: the longest of their longer sides, in pixels.
-    """
-
-    png: bool = False
-    turned: bool = False
-    longer: int = 1
-
-    def include(self, row: catalog.CatalogRow) -> None:
-        """Takes an image into account."""
-        self.png |= row.format == "PNG"
-        self.turned |= row.orientation != 1
-        self.longer = max(self.longer, row.height, row.width)
 
 
 @functools.cache  # once for each data set
@@ -107,37 +87,36 @@ class RecordReader:
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str) -> None:
-        """Opens a split: reads the catalog, and compares the shards' names and sizes.
+        """Opens a split: reads its frames, and compares the shards' names and sizes.
 
         Raises:
             FileNotFoundError: there is no data set.
             ValueError: it has no such split.
-            DataError: a shard is missing, cut, longer or one too many; or catalog, index and
-                manifest do not agree.
+            DataError: a shard is missing, truncated, longer or one too many; or the frames (of format
+                version 1: catalog and indexes) are not those that the manifest lists.
         """
-        directory = Path(directory).absolute()  # the current folder may be another when records are read
+        directory = stores.absolute(directory)  # the current folder may be another when records are read
         account = manifest.load(directory)
         shards = account.split(split).shards
         if account.options.get("check") != "decode":
             _log_unchecked(directory)
         manifest.check_files(directory, account, splits=[split])
-        manifest.check_hashes(directory, account, splits=[split])
-        self.traits = Traits()
-        self._frames = np.fromiter(self._read_frames(catalog.read_split(directory, account, split)), dtype=_FRAME)
+        self.traits, self._frames = _frames(directory, account, split)
         self._starts = np.array([0, *itertools.accumulate(shard.num_records for shard in shards)])
         self._paths = [os.fspath(directory / shard.file) for shard in shards]
         self._directory, self._split = directory, split
         self.manifest, self.labels = account, self._frames["label"]
-        self._open = functools.lru_cache(maxsize=_MAX_OPEN_FILES)(_OpenFile)
+        self.is_remote = stores.is_remote(directory)
+        if self.is_remote:
+            objects = map(CachedObject, self._paths, (one.num_bytes for one in shards), (one.sha256 for one in shards))
+            self._open: Callable[[str], _OpenFile | CachedObject] = dict(zip(self._paths, objects, strict=True)).__getitem__
+            self._pool = ThreadPoolExecutor(stores.PARALLEL_REQUESTS, "tfpipe-requests")
+        else:
+            self._open = functools.lru_cache(maxsize=_MAX_OPEN_FILES)(_OpenFile)
         self._failures: dict[int, str] = {}
         self.num_records = len(self._frames)
         mean_bytes = int(self._frames["length"].mean()) if self.num_records else 1
         self.read_size = max(1, min(_READ_RECORDS, _READ_BYTES // mean_bytes))
-
-    def _read_frames(self, rows: Iterator[tuple[catalog.CatalogRow, int, int]]) -> Iterator[tuple[int, int, int, int]]:
-        for row, offset, length in rows:
-            self.traits.include(row)
-            yield offset, length, row.crc32c, row.label
 
     def read(self, position: int) -> bytes:
         """Returns the data of one record.
@@ -168,11 +147,16 @@ class RecordReader:
         if _calls.exiting:
             return np.empty(0, object)
         contents: dict[int, bytes] = {}
-        for run in self._runs(positions):
-            contents |= self._read_run(run)
-        data = np.empty(len(positions), object)
-        data[:] = [contents.get(position, BLANK_RECORD) for position in positions.tolist()]
-        return data
+        try:
+            for data in (self._pool.map if self.is_remote else map)(self._read_run, self._runs(positions)):
+                contents |= data
+        except RuntimeError:  # no thread starts any more
+            if not stores.is_exiting():
+                raise
+            return np.empty(0, object)
+        batch = np.empty(len(positions), object)
+        batch[:] = [contents.get(position, BLANK_RECORD) for position in positions.tolist()]
+        return batch
 
     def _runs(self, positions: np.ndarray[Any, Any]) -> Iterator[list[_Place]]:
         """Yields the places of records in runs of neighbours in one file, each read in one go."""
@@ -195,18 +179,24 @@ class RecordReader:
         _, path, first, _, _ = run[0]
         content = b""
         if len(run) > 1:
-            with contextlib.suppress(OSError, DataError):  # record by record below, for the name of the one that fails
+            try:
                 content = self._open(path).read(sum(place[3] for place in run), first)
+            except (OSError, DataError) as error:  # record by record below, for the name of the one that fails
+                if self.is_remote and isinstance(error, OSError):  # it was tried for minutes, and none would come
+                    return {place[0]: self._failed(place[0], f"cannot be read: {error.strerror}") for place in run}
         data = {}
         for place in run:
             position, _, offset, length, _ = place
             try:
                 data[position] = self._read(place, content[offset - first : offset - first + length])
             except DataError as error:
-                data[position] = b""
-                if len(self._failures) < _MAX_REMEMBERED:
-                    self._failures[position] = error.message
+                data[position] = self._failed(position, error.message)
         return data
+
+    def _failed(self, position: int, message: str) -> bytes:
+        if len(self._failures) < _MAX_REMEMBERED:
+            self._failures[position] = message
+        return b""
 
     def failure(self, position: int) -> str | None:
         """Returns once why `read_batch` could not read a record: a second attempt may succeed."""
@@ -221,26 +211,22 @@ class RecordReader:
 
     def _read(self, place: _Place, content: bytes = b"") -> bytes:
         """Returns the data of one record, checked: of its frame, if that has been read."""
-        _, path, offset, length, crc32c = place
         try:
-            content = content or self._open(path).read(length, offset)
+            return _checked(place, content or self._frame(place))
+        except DataError:
+            if not self.is_remote:
+                raise
+        _, path, offset, length, _ = place
+        self._open(path).forget(length, offset)  # spoilt on the way or in the cache: once more
+        return _checked(place, self._frame(place))
+
+    def _frame(self, place: _Place) -> bytes:
+        _, path, offset, length, _ = place
+        try:
+            return self._open(path).read(length, offset)
         except OSError as error:
-            message = f"cannot be read: {error.strerror}; put the shard back, or build the data set anew"
-            raise DataError(message, path=path, offset=offset) from None
-        if len(content) < length:
-            message = f"the file ends {exactly(len(content), 'byte')} into the record's {length} (cut file)"
-            raise DataError(message, path=path, offset=offset)
-        data = content[tfrecord.HEADER_BYTES : -tfrecord.FOOTER_BYTES]
-        header, _, footer = tfrecord.frame(data)
-        if not content.startswith(header):
-            message = f"the header does not say {exactly(len(data), 'byte')}, as the index does (damaged or swapped)"
-            raise DataError(message, path=path, offset=offset)
-        if not content.endswith(footer):
-            raise DataError("the data does not match its CRC (damaged)", path=path, offset=offset)
-        if int.from_bytes(footer, "little") != crc32c:
-            message = "an intact record, but not the one that the catalog lists here (swapped)"
-            raise DataError(message, path=path, offset=offset)
-        return data
+            advice = "" if self.is_remote else "; put the shard back, or build the data set anew"
+            raise DataError(f"cannot be read: {error.strerror}{advice}", path=path, offset=offset) from None
 
     def _shard(self, position: int) -> int:
         return int(np.searchsorted(self._starts, position, side="right")) - 1
@@ -254,6 +240,67 @@ class RecordReader:
             return ""
 
 
+def _checked(place: _Place, content: bytes) -> bytes:
+    """Returns the data in a record's frame, or raises DataError."""
+    _, path, offset, length, crc32c = place
+    if len(content) < length:
+        message = f"the file ends {exactly(len(content), 'byte')} into the record's {length} (truncated file)"
+        raise DataError(message, path=path, offset=offset)
+    data = content[tfrecord.HEADER_BYTES : -tfrecord.FOOTER_BYTES]
+    header, _, footer = tfrecord.frame(data)
+    if not content.startswith(header):
+        message = f"the header does not say {exactly(len(data), 'byte')}, as the index does (damaged or swapped)"
+        raise DataError(message, path=path, offset=offset)
+    if not content.endswith(footer):
+        raise DataError("the data does not match its CRC (damaged)", path=path, offset=offset)
+    if int.from_bytes(footer, "little") != crc32c:
+        message = "an intact record, but not the one that the catalog lists here (swapped)"
+        raise DataError(message, path=path, offset=offset)
+    return data
+
+
+def _frames(directory: Path, account: Manifest, name: str) -> tuple[Traits, np.ndarray[Any, Any]]:
+    """Returns what all images of a split have in common, and the frames of its records."""
+    split = account.split(name)
+    if split.frames is None:
+        manifest.check_hashes(directory, account, splits=[name])
+        traits, rows = Traits(), catalog.read_split(directory, account, name)
+        return traits, np.fromiter(_included(traits, rows), dtype=_FRAME)
+    for file, sha256 in manifest.frames_hash(account, name).items():
+        if problem := manifest.hash_problem(directory / file, sha256, fresh=False):
+            raise problem
+    path = directory / manifest.frames_file(account.name, name)
+    with open_regular(path) as opened:
+        frames = np.frombuffer(opened.read(), _FRAME) if size_of(opened) == split.num_records * _FRAME.itemsize else None
+    if frames is None or not _are_possible(frames, split):
+        raise DataError("not the frames of as many records as the manifest lists", path=path)
+    return split.frames.traits, frames
+
+
+def _included(traits: Traits, rows: Iterator[tuple[catalog.CatalogRow, int, int]]) -> Iterator[tuple[int, int, int, int]]:
+    for row, offset, length in rows:
+        catalog.include(traits, row)
+        yield offset, length, row.crc32c, row.label
+
+
+def _are_possible(frames: np.ndarray[Any, Any], split: Split) -> bool:
+    """True where the frames fill each shard, and each class has as many as the manifest lists."""
+    first = 0
+    for shard in split.shards:
+        of_shard = frames[first : first + shard.num_records]
+        ends = np.cumsum(np.append(0, of_shard["length"]), dtype=np.int64)
+        if ends[-1] != shard.num_bytes or not np.array_equal(of_shard["offset"], ends[:-1]):
+            return False
+        first += shard.num_records
+    labels, counts = frames["label"], list(split.class_counts.values())
+    if (frames["length"] < tfrecord.FRAME_BYTES).any():
+        return False
+    if not split.labelled:
+        return bool((labels == schema.UNLABELLED).all())
+    are_labels = bool(((labels >= 0) & (labels < len(counts))).all())
+    return are_labels and np.bincount(labels, minlength=len(counts)).tolist() == counts
+
+
 class _OpenFile:
     """A file that is closed when neither the cache nor a reading thread refers to it.
 
@@ -265,6 +312,9 @@ class _OpenFile:
     def __init__(self, path: str) -> None:
         self._descriptor = open_descriptor(path)
         weakref.finalize(self, os.close, self._descriptor).atexit = False  # threads may still read then
+
+    def forget(self, length: int, offset: int) -> None:
+        """Does nothing: no copy of the file is kept."""
 
     def read(self, length: int, offset: int) -> bytes:
         content = os.pread(self._descriptor, length, offset)

@@ -2,7 +2,7 @@
 
     content = manifest.load("shards/")
     content.splits["test"].num_records
-    manifest.check_files("shards/", content)  # raises DataError if a shard is missing, cut, longer, or one too many
+    manifest.check_files("shards/", content)  # raises DataError if a shard is missing, truncated, longer, or one too many
 
 `manifest.json` is written last, atomically: where it exists, the data set is complete.
 """
@@ -17,21 +17,22 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
-from tfpipe.common import arguments
+from tfpipe.common import arguments, object_cache, stores
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import IMAGE_SUFFIXES, check_json, parse_json, read_bytes, sha256_of, written_atomically
 from tfpipe.common.text import exactly, html_table
 from tfpipe.records import schema
 from tfpipe.records.samples import Samples
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_WITHOUT_FRAMES = 1  # the version before, whose readers had to read the catalog
 FILE_NAME = "manifest.json"
 CATALOG_NAME = "catalog.csv"
 REJECTED_NAME = "rejected.jsonl"
@@ -84,6 +85,34 @@ def index_file(shard: str) -> str:
     return f"{INDEX_FOLDER}/{shard.replace('.tfrecord-', '-')}.idx"
 
 
+def frames_file(name: str, split: str) -> str:
+    """Returns the path of a split's frames relative to the data set."""
+    return f"{INDEX_FOLDER}/{name}-{split}.frames"
+
+
+@dataclass(slots=True)
+class Traits:
+    """Properties shared by all images of a split: stages that none of them needs are left out.
+
+    Attributes:
+        png: some are PNG files.
+        turned: some are stored in another orientation than 1.
+        longer: the longest of their longer sides, in pixels.
+    """
+
+    png: bool = False
+    turned: bool = False
+    longer: _Count = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """What a reader needs of a split's catalog: the hash of its file of frames, and the traits."""
+
+    sha256: _Sha256
+    traits: Traits
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One file of records in the data set's folder, and the hash of its index file."""
@@ -104,12 +133,14 @@ class Split:
         image_bytes: the sum of the images' own sizes.
         class_counts: records per class name, every class of the data set named.
         shards: in reading order.
+        frames: None in data sets of format version 1.
     """
 
     labelled: bool
     image_bytes: _Count
     class_counts: Mapping[str, _Count]
     shards: tuple[Shard, ...]
+    frames: Frames | None = None
 
     @property
     def num_records(self) -> int:
@@ -190,14 +221,19 @@ def save(manifest: Manifest, directory: Path) -> None:
 
 
 def _encode(manifest: Manifest) -> bytes:
-    content = {"format_version": FORMAT_VERSION, "root_hash": manifest.root_hash, **_fields(manifest)}
+    content = {"format_version": _version(manifest), "root_hash": manifest.root_hash, **_fields(manifest)}
     sorted_content = json.dumps(content, sort_keys=True, default=_fields)
     content["content_sha256"] = hashlib.sha256(sorted_content.encode()).hexdigest()
     return (json.dumps(content, indent=1, ensure_ascii=False, default=_fields) + "\n").encode()
 
 
+def _version(manifest: Manifest) -> int:
+    return FORMAT_VERSION if all(split.frames for split in manifest.splits.values()) else _WITHOUT_FRAMES
+
+
 def _fields(item: Any) -> dict[str, Any]:
-    return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+    fields = ((field.name, getattr(item, field.name)) for field in dataclasses.fields(item))
+    return {name: value for name, value in fields if value is not None}
 
 
 @arguments.renamed(directory="data")
@@ -215,11 +251,12 @@ def load(data: str | os.PathLike[str]) -> Manifest:
     try:
         encoded = read_bytes(path, _MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{path}: no manifest here: {_what_else(path.parent)}") from None
+        raise FileNotFoundError(f"{stores.url(path)}: no manifest here: {_what_else(path.parent)}") from None
     content = parse_json(encoded, path)
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise DataError(f"format version {version!r:.80}, this tfpipe reads version {FORMAT_VERSION}", path=path)
+    if version not in (_WITHOUT_FRAMES, FORMAT_VERSION):
+        message = f"format version {version!r:.80}, this tfpipe reads versions {_WITHOUT_FRAMES} and {FORMAT_VERSION}"
+        raise DataError(message, path=path)
     manifest = check_json(content, Manifest, path)
     for problem in _problems(manifest):
         raise DataError(problem, path=path)
@@ -268,6 +305,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
 
 def _what_else(directory: Path) -> str:
     """Returns what a folder without a manifest is, and what to do."""
+    if stores.is_remote(directory):
+        return "not a tfpipe data set, or its build did not finish"
     if (directory / BUILD_FOLDER).exists():
         return "its build did not finish: run the same build again"
     if not directory.exists():
@@ -282,36 +321,70 @@ def _what_else(directory: Path) -> str:
 def file_problems(
     directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None
 ) -> list[DataError]:
-    """Returns the shards that are missing, cut, longer or too many; reads no bytes of them."""
+    """Returns the shards that are missing, truncated, longer or too many; reads no bytes of them."""
     folder = Path(directory)
     problems = []
     for split_name, split in manifest.splits.items():
         if splits is not None and split_name not in splits:
             continue
-        found = ((folder / shard.file, _shard_problem(folder / shard.file, shard)) for shard in split.shards)
+        names, size_of = _contents(folder, [shard.file for shard in split.shards])
+        found = ((folder / shard.file, _shard_problem(size_of, shard)) for shard in split.shards)
         problems += [DataError(problem, path=path) for path, problem in found if problem]
         # A plain glob would read these as part of the data.
         known = {shard.file for shard in split.shards}
         prefix = f"{manifest.name}-{split_name}.tfrecord-"
-        extra = sorted(name for name in os.listdir(folder) if name.startswith(prefix) and name not in known)
+        extra = sorted(name for name in names if name.startswith(prefix) and name not in known)
         problems += [DataError("a shard that the manifest does not list: move it away", path=folder / name) for name in extra]
     return problems
 
 
-def _shard_problem(path: Path, shard: Shard) -> str:
+def _contents(folder: Path, files: Sequence[str]) -> tuple[list[str], Callable[[str], int]]:
+    """Returns the names in a folder, and a function that gives a file's size or raises OSError."""
+    if not stores.is_remote(folder):
+        return os.listdir(folder), lambda name: _size(folder / name)
+    sizes = stores.sizes(folder, files)
+
+    def size_of(name: str) -> int:
+        if name not in sizes:
+            raise FileNotFoundError
+        return sizes[name]
+
+    return list(sizes), size_of
+
+
+def names_in(folder: Path) -> tuple[list[str], list[str]]:
+    """Returns the names in a data set's folder, and the sorted paths of what is in its `index` folder.
+
+    Of a web server nothing, which does not list its files.
+    """
+    if stores.is_remote(folder):
+        names = stores.sizes(folder, [])
+        return [name for name in names if "/" not in name], [name for name in names if name.startswith(f"{INDEX_FOLDER}/")]
+    indexes = folder / INDEX_FOLDER
+    return os.listdir(folder), [f"{INDEX_FOLDER}/{name}" for name in sorted(os.listdir(indexes))] if indexes.is_dir() else []
+
+
+def _size(path: Path) -> int:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError("not a regular file", path=path)
+    return status.st_size
+
+
+def _shard_problem(size_of: Callable[[str], int], shard: Shard) -> str:
     records = exactly(shard.num_records, "record")
     try:
-        status = path.stat()
+        size = size_of(shard.file)
     except FileNotFoundError:
         return f"missing: a shard of {records}"
     except OSError as error:  # a link that leads back to itself, say
         return f"cannot be read: {error.strerror}"
-    if not stat.S_ISREG(status.st_mode):
-        return "not a regular file"
-    if status.st_size == shard.num_bytes:
+    except DataError as error:
+        return error.message
+    if size == shard.num_bytes:
         return ""
-    kind = "cut" if status.st_size < shard.num_bytes else "longer than written"
-    return f"{kind}: {exactly(status.st_size, 'byte')}, the manifest lists {shard.num_bytes} ({records})"
+    kind = "truncated" if size < shard.num_bytes else "longer than written"
+    return f"{kind}: {exactly(size, 'byte')}, the manifest lists {shard.num_bytes} ({records})"
 
 
 def check_files(directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None) -> None:
@@ -326,24 +399,39 @@ def check_files(directory: str | os.PathLike[str], manifest: Manifest, splits: C
 
 
 def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: Collection[str] | None = None) -> None:
-    """Raises DataError unless catalog and indexes have the hashes in the manifest."""
+    """Raises DataError unless catalog, indexes and frames have the hashes in the manifest."""
     expected = {CATALOG_NAME: manifest.companions[CATALOG_NAME]}
     for name, split in manifest.splits.items():
         if splits is None or name in splits:
             expected |= {index_file(shard.file): shard.index_sha256 for shard in split.shards}
-    for file, sha256 in expected.items():
-        if problem := hash_problem(Path(directory) / file, sha256):
-            raise problem
+            expected |= frames_hash(manifest, name)
+    places = [(Path(directory) / file, sha256) for file, sha256 in expected.items()]
+    # Objects whose copies are here, with the right hash, are not read again.
+    mapped = stores.in_parallel if stores.is_remote(directory) else map
+    for problem in filter(None, mapped(lambda place: hash_problem(*place, fresh=False), places)):
+        raise problem
 
 
-def hash_problem(path: Path, sha256: str) -> DataError | None:
-    """Returns the error for a file that is not as the manifest lists it, or None."""
+def frames_hash(manifest: Manifest, split: str) -> dict[str, str]:
+    """Returns the SHA-256 of a split's frames by their path; none in format version 1."""
+    frames = manifest.split(split).frames
+    return {} if frames is None else {frames_file(manifest.name, split): frames.sha256}
+
+
+def hash_problem(path: Path, sha256: str, *, fresh: bool = True) -> DataError | None:
+    """Returns the error for a file that is not as the manifest lists it, or None.
+
+    The copy of an object is enough where it need not be `fresh`; it is what readers read.
+    """
     try:
-        actual = sha256_of(path)
+        if stores.is_remote(path):
+            is_right = object_cache.fetch(path, sha256, fresh=fresh) is not None
+        else:
+            is_right = sha256_of(path) == sha256
     except FileNotFoundError:
         return DataError("missing, though the manifest lists it", path=path)
     except (OSError, DataError) as error:
         return DataError(f"cannot be read: {error.message if isinstance(error, DataError) else error.strerror}", path=path)
     # The other hash is not shown: a link may lead to a file that whoever wrote the manifest cannot
     # read.
-    return None if actual == sha256 else DataError("not as listed in the manifest: its SHA-256 is another", path=path)
+    return None if is_right else DataError("not as listed in the manifest: its SHA-256 is another", path=path)

@@ -69,7 +69,7 @@ def _why_no_archive(file: Path, start: bytes) -> str:
     if start == _HDF5:
         return f"it is an HDF5 file; export it first: {EXPORT}"
     if file.suffix == ".keras" or start.startswith(b"PK"):
-        return "it is not a .keras file, or was cut"
+        return "it is not a .keras file, or is truncated"
     return "a run's folder, a .keras file, or a file or folder of an export is needed"
 
 

@@ -2,7 +2,7 @@
 
 A record on disk is `length` (uint64, little endian), the masked CRC-32C of those 8 bytes, `length`
 bytes of data, and the masked CRC-32C of the data; numbers as in
-tensorflow/core/lib/io/record_writer.h. Nothing marks the end of a file, which is why a file cut
+tensorflow/core/lib/io/record_writer.h. Nothing marks the end of a file, which is why a file truncated
 between two records reads as a clean, shorter one: only the manifest's counts reveal it
 (`manifest.py`).
 """
@@ -20,8 +20,9 @@ from typing import BinaryIO, NamedTuple
 
 import google_crc32c
 
+from tfpipe.common import stores
 from tfpipe.common.errors import DataError
-from tfpipe.common.files import open_regular
+from tfpipe.common.files import open_regular, size_of
 from tfpipe.common.text import exactly
 
 HEADER_BYTES = 12
@@ -71,8 +72,7 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[RawRecord]:
             ends inside a record.
     """
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        offset = 0
+        size, offset = size_of(file), 0
         while offset < size:
             data = read_frame(file, offset, size, path)
             yield RawRecord(offset, data)
@@ -85,7 +85,7 @@ def read_frame(file: BinaryIO, offset: int, size: int, path: str | os.PathLike[s
     header = file.read(HEADER_BYTES)
     if len(header) < HEADER_BYTES:
         raise DataError(
-            f"the file ends after {exactly(len(header), 'byte')} of a record's {HEADER_BYTES}-byte header (cut file)",
+            f"the file ends after {exactly(len(header), 'byte')} of a record's {HEADER_BYTES}-byte header (truncated file)",
             path=path,
             offset=offset,
         )
@@ -96,7 +96,7 @@ def read_frame(file: BinaryIO, offset: int, size: int, path: str | os.PathLike[s
     # holds.
     if offset + FRAME_BYTES + length > size:
         raise DataError(
-            f"the record needs {exactly(FRAME_BYTES + length, 'byte')}, the file has {size - offset} left (cut file)",
+            f"the record needs {exactly(FRAME_BYTES + length, 'byte')}, the file has {size - offset} left (truncated file)",
             path=path,
             offset=offset,
         )
@@ -122,10 +122,14 @@ def salvage_frames(path: str | os.PathLike[str]) -> Iterator[RawRecord | Gap]:
     its own bytes are hit.
     """
     with open_regular(path) as file, contextlib.ExitStack() as stack:
-        size, offset = os.fstat(file.fileno()).st_size, 0
+        size, offset = size_of(file), 0
         if size == 0:  # an empty file cannot be mapped
             return
-        view = stack.enter_context(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+        view: mmap.mmap | bytes = b""
+        if stores.is_remote(path):
+            view = file.read()
+        else:
+            view = stack.enter_context(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
         while offset < size:
             data = _intact(view, offset, size)
             if data is not None:
@@ -141,7 +145,7 @@ def salvage_frames(path: str | os.PathLike[str]) -> Iterator[RawRecord | Gap]:
             offset = end
 
 
-def _intact(view: mmap.mmap, offset: int, size: int) -> bytes | None:
+def _intact(view: mmap.mmap | bytes, offset: int, size: int) -> bytes | None:
     end = _frame_end(view, offset, size)
     if end is None:
         return None
@@ -149,7 +153,7 @@ def _intact(view: mmap.mmap, offset: int, size: int) -> bytes | None:
     return data if masked_crc32c(data) == _FOOTER.unpack_from(view, end - FOOTER_BYTES)[0] else None
 
 
-def _frame_end(view: mmap.mmap, offset: int, size: int) -> int | None:
+def _frame_end(view: mmap.mmap | bytes, offset: int, size: int) -> int | None:
     """Returns the end of the record at `offset` by its header, or None without an intact header."""
     if offset + FRAME_BYTES > size:
         return None
@@ -166,7 +170,7 @@ def _frame_end(view: mmap.mmap, offset: int, size: int) -> int | None:
 _ZEROS = re.compile(rb"\0{4,}")
 
 
-def _next_intact(view: mmap.mmap, start: int, size: int) -> int:
+def _next_intact(view: mmap.mmap | bytes, start: int, size: int) -> int:
     for zeros in _ZEROS.finditer(view, start + 4):
         first, last = zeros.start() - 4, zeros.end() - 8
         edges = (first, last + 1) if last - first < 16 else (first, first + 4, last - 3, last + 1)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tfpipe.common import arguments, seeds
 from tfpipe.common.errors import DataError
-from tfpipe.common.files import open_regular
+from tfpipe.common.files import open_regular, size_of
 from tfpipe.common.text import plural
 from tfpipe.records import manifest as manifests
 from tfpipe.records import tfrecord
@@ -190,7 +190,7 @@ def as_read(encoded: bytes, samples: Samples, side: int) -> Image.Image:
 def _stored(sample: Sample) -> Record:
     try:
         with open_regular(sample.shard) as file:
-            data = tfrecord.read_frame(file, sample.offset, os.fstat(file.fileno()).st_size, sample.shard)
+            data = tfrecord.read_frame(file, sample.offset, size_of(file), sample.shard)
     except OSError as error:
         raise DataError(f"the shard cannot be read: {error.strerror or error}", path=sample.shard) from None
     return checked_record(data, sample.shard, sample.offset)

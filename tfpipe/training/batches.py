@@ -64,13 +64,24 @@ class Batches(abc.ABC):
         """Images of an epoch, of all workers."""
         return self._loader.rows.order.num_rows
 
+    @property
+    def spec(self) -> tuple[tf.TensorSpec, tf.TensorSpec, tf.TensorSpec]:
+        """The spec of a batch: of any size, as the last one of an epoch is smaller."""
+        targets, weights = tf.TensorSpec([None, self.num_classes]), tf.TensorSpec([None])
+        return self.inputs_spec, targets, weights
+
+    @property
+    @abc.abstractmethod
+    def inputs_spec(self) -> tf.TensorSpec:
+        """The spec of a batch's inputs."""
+
     @abc.abstractmethod
     def start(self, epoch: int, step: int) -> Iterator[Batch]:
         """Returns the training batches from (epoch, step) on, without end."""
 
     @abc.abstractmethod
     def validation(self) -> Iterator[Batch]:
-        """Returns each validation batch once."""
+        """Returns each validation batch of this worker's part once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +90,11 @@ class ImageBatches(Batches):
 
     @cached_property
     def _val_data(self) -> tf.data.Dataset:
-        return self.val.once(self.batch_size)
+        return self.val.once(self.batch_size, self.reader)
+
+    @property
+    def inputs_spec(self) -> tf.TensorSpec:  # noqa: D102 (inherited)
+        return tf.TensorSpec([None, *self.train.image_size, 3], tf.uint8)
 
     def start(self, epoch: int, step: int) -> Iterator[Batch]:  # noqa: D102 (inherited)
         options = {"shard": self.reader, "equal_steps": self.equal, "first_epoch": epoch, "first_step": step}
@@ -112,8 +127,7 @@ class FeatureBatches(Batches):
             yield self._batch(self.val_features, positions, labels)
 
     @property
-    def features_spec(self) -> tf.TensorSpec:
-        """The spec of a block's features."""
+    def inputs_spec(self) -> tf.TensorSpec:  # noqa: D102 (inherited)
         return tf.TensorSpec([None, *self.val_features.shape], self.val_features.dtype)
 
     def block(self, epoch: int, step: int, num_steps: int) -> Block:
@@ -144,7 +158,9 @@ class FeatureBatches(Batches):
 
     @cached_property
     def _val_rows(self) -> tuple[Array, Array]:
-        return self.val.positions, self.val.labels
+        index, count = self.reader
+        part = slice(*(len(self.val.positions) * number // count for number in (index, index + 1)))
+        return self.val.positions[part], self.val.labels[part]
 
     @property
     def _labels(self) -> Array:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ from tfpipe.common.text import exactly
 from tfpipe.networks import arithmetic
 from tfpipe.training import checkpoints
 from tfpipe.training.batches import Batch, Block
+from tfpipe.training.cluster import Workers
 from tfpipe.training.profiling import Watch
 from tfpipe.training.run_log import RunLog
 from tfpipe.training.schedules import EarlyStopping, RangeTest
@@ -65,18 +67,22 @@ class Loop:
     strategy: tf.distribute.Strategy  # the phase's variables were made in its scope
     state_file: Path
     run_log: RunLog
+    workers: Workers
     checkpoint_seconds: float
     show: bool  # a progress bar
     report: Callable[[str], None]  # called with lines about what is done and why
     position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
-        self._steps = Steps(self.phase, self.strategy)
+        self._steps = Steps(self.phase, self.strategy, self.workers.count)
         self._best: list[Array] = []
         self._batches: Iterator[Batch] | None = None
         self._batch: Batch = (None, None, None)  # the next one
         self._graph_is_new = True
-        self._interrupted = threading.Event()
+        self._received: list[int] = []  # signals that stop the run
+        self._stops = False  # all workers know of one
+        self._must_save = False
+        self._saved = time.monotonic()
         self._num_calls = 0
         self._step_seconds = math.inf  # of the last call but the first, which traces the graph
         self._has_fit = False
@@ -90,11 +96,11 @@ class Loop:
         if phase.continues and self._number == 0 and phase.stopping.best_epoch is None:
             self._keep_if_best(BEFORE, *self.validate())
             self._save()  # the only state of a phase without epochs
-        with _interrupts() as self._interrupted:
+        with _interrupts() as self._received:
             while not is_done(self.position.epoch, phase.epochs, phase.stopping):
                 self._run_epoch()
-            if self._interrupted.is_set():
-                raise KeyboardInterrupt  # in the last validation
+            self._stops = any(self.workers.gather_json(bool(self._received)))
+            self._stop_if_asked()  # in the last validation
         self._batches = None
         last = [variable.numpy() for variable in self._steps.result]
         self.assign(self._best or last)
@@ -110,7 +116,7 @@ class Loop:
         num_steps = self.phase.batches.num_steps
         for step, batch in enumerate(self.phase.batches.start(0, 0)):
             self.position.step = step % num_steps
-            loss, _ = self.train_step(batch, test.rate(step))
+            loss, *_ = self.train_step(batch, test.rate(step))
             if not test.observe(float(loss) / self._rows(self.position.step)):
                 break
         self.position = Position()
@@ -119,20 +125,21 @@ class Loop:
     def _run_epoch(self) -> None:
         phase, now = self.phase, self.position
         num_steps = phase.batches.num_steps
-        begun = saved = time.monotonic()
+        begun = self._saved = time.monotonic()
         title = f"{phase.name} {now.epoch + 1}/{phase.epochs}"
         with ProgressBar(title, num_steps, unit="steps", initial=now.step, enabled=self.show) as bar:
             while now.step < num_steps:
                 with self.run_log.step() as watch:
-                    for loss, correct in self._advance(saved + self.checkpoint_seconds, watch):
+                    for loss, correct in self._advance(self._saved + self.checkpoint_seconds, watch):
                         self._count(loss, correct)
                         bar.add(1, loss=now.loss / now.rows, accuracy=now.correct / now.rows)
-                if self._interrupted.is_set() or time.monotonic() - saved >= self.checkpoint_seconds:
+                if self._steps.num_workers == 1:
+                    self._stops, self._must_save = bool(self._received), self._is_time_to_save
+                if self._stops or self._must_save:
                     now.seconds += time.monotonic() - begun
                     self._save()
-                    begun = saved = time.monotonic()
-                if self._interrupted.is_set():
-                    raise KeyboardInterrupt
+                    begun = self._saved = time.monotonic()
+                self._stop_if_asked()
             self._end_epoch(now.seconds + time.monotonic() - begun, bar)
 
     def _advance(self, deadline: float, watch: Watch) -> list[tuple[float, float]]:
@@ -153,11 +160,13 @@ class Loop:
             self._batches = self.phase.batches.start(now.epoch, now.step)
             self._batch = next(self._batches)
         watch("input")
-        loss, correct = self.train_step(self._batch, self._rates(1)[0])
+        loss, correct, *wishes = self.train_step(self._batch, self._rates(1)[0])
         watch("device")
         self._batch = next(self._batches)  # while a GPU computes
         watch("ahead")
         result = float(loss), float(correct)
+        if wishes:
+            self._stops, self._must_save = (float(wish) > 0 for wish in wishes)
         watch("device")
         return [result]
 
@@ -175,10 +184,10 @@ class Loop:
         self._check_finite("training", values["train_loss"])
         begun = time.monotonic()
         values["val_loss"], values["val_accuracy"] = self.validate()
-        if self._interrupted.is_set():  # they may be of some images only: the next process validates again
+        if self._stops:  # they may be of some images only: the next process validates again
             now.seconds = train_seconds
             self._save()
-            raise KeyboardInterrupt
+            self._stop_if_asked()
         self._check_finite("validation", values["val_loss"])
         is_best = self._keep_if_best(now.epoch, values["val_loss"], values["val_accuracy"])
         number = phase.stopping.best_number
@@ -202,11 +211,28 @@ class Loop:
             self._best = [variable.numpy() for variable in (self._steps.averages or self._steps.result)]
         return is_best
 
+    def _stop_if_asked(self) -> None:
+        if self._stops:
+            # A worker that no signal reached ends as those that one did.
+            self._received.append(max(number for found in self.workers.gather_json(self._received) for number in found))
+            raise KeyboardInterrupt
+
+    @property
+    def _is_time_to_save(self) -> bool:
+        return time.monotonic() - self._saved >= self.checkpoint_seconds
+
+    @property
+    def _wishes(self) -> list[float]:
+        """What this worker wants after the step: to stop, and, of the chief alone, to save."""
+        stops, saves = bool(self._received), self.workers.is_chief and self._is_time_to_save
+        return [float(stops), float(saves)] if self._steps.num_workers > 1 else []
+
     # ---- steps
 
-    def train_step(self, batch: Batch, rate: float) -> tuple[Any, Any]:
-        """Takes one step; returns (sum of losses, number of right answers), float32 []."""
-        return self._fitting(lambda: self._steps.take(batch, self._rows(self.position.step), rate, self._decays(1)[0]))
+    def train_step(self, batch: Batch, rate: float) -> tuple[Any, ...]:
+        """Takes one step; returns (sum of losses, number of right answers, *wishes), float32 []."""
+        rows, decay, wishes = self._rows(self.position.step), self._decays(1)[0], self._wishes
+        return self._fitting(lambda: self._steps.take(batch, rows, rate, decay, wishes))
 
     def train_block(self, block: Block) -> tuple[Any, Any]:
         """Takes the steps of a block in one call; returns these for each, float32 [steps]."""
@@ -237,11 +263,16 @@ class Loop:
         sums = np.zeros(3)
         for found in self._validated():
             sums += found
-            if self._interrupted.is_set():
+            if self._received:
                 break
         if current:
             self.assign(current)
-        return float(sums[0] / sums[2]), float(sums[1] / sums[2])
+        parts = self.workers.gather_json([*sums.tolist(), bool(self._received)])
+        loss, correct, rows, stops = np.sum(parts, axis=0).tolist()
+        self._stops = stops > 0
+        if rows != (expected := len(self.phase.batches.val.positions)) and not self._stops:
+            raise DataError(f"{self.phase.name}: {rows:.0f} images were validated, expected {exactly(expected, 'image')}")
+        return loss / max(rows, 1), correct / max(rows, 1)
 
     def _validated(self) -> Iterator[Array]:
         """Yields (sum of the losses, number of right answers, of images) of each batch."""
@@ -300,6 +331,11 @@ class Loop:
     # ---- state
 
     def _save(self) -> None:
+        values = self._steps.values()
+        if self.workers.count > 1:
+            self._compare(values)
+        if not self.workers.is_chief:
+            return
         facts = {
             "progress": vars(self.position),
             "stopping": self.phase.stopping.state(),
@@ -308,13 +344,26 @@ class Loop:
             "accumulate": self._steps.parts,
             "journal": self.run_log.position(),
         }
-        checkpoints.save(self.state_file, {**self._steps.values(), "best": self._best}, facts)
+        checkpoints.save(self.state_file, {**values, "best": self._best}, facts)
+
+    def _compare(self, values: Mapping[str, Sequence[Array]]) -> None:
+        """Raises an error on all workers if one has other numbers than the chief."""
+        content = hashlib.sha256(b"".join(array.tobytes() for name in sorted(values) for array in values[name]))
+        position = {"epoch": self.position.epoch, "step": self.position.step, "weights": content.hexdigest()[:16]}
+        where = f"{self.phase.name} cannot go on; the state before is kept: start the same command on all workers again"
+        self.workers.compare(position, f"{where} (all must have the same CPU and GPU)")
 
     def _restore(self) -> None:
         try:
             groups, facts = checkpoints.load(self.state_file)
         except FileNotFoundError:
-            return
+            groups = None
+        if groups is not None:
+            self._take(groups, facts)
+        if self.workers.count > 1:
+            self._compare(self._steps.values())
+
+    def _take(self, groups: dict[str, list[Array]], facts: dict[str, Any]) -> None:
         self._steps.restore(groups)
         if (parts := facts.get("accumulate", self._steps.parts)) != self._steps.parts:
             self._steps.divide(parts)
@@ -330,20 +379,18 @@ def is_done(epoch: int, epochs: int, stopping: EarlyStopping) -> bool:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Yields an event that the first Ctrl-C, SIGTERM or SIGHUP sets: the step ends first.
+def _interrupts() -> Iterator[list[int]]:
+    """Yields a list that gets each Ctrl-C, SIGTERM and SIGHUP: the step ends first.
 
     When the block is left for that, the previous handler gets SIGTERM or SIGHUP: a process without
     a handler ends. A second Ctrl-C stops at once.
     """
-    event = threading.Event()
     received: list[int] = []
 
     def handle(number: int, _: Any) -> None:
-        if number == signal.SIGINT and event.is_set():
+        if number == signal.SIGINT and received:
             raise KeyboardInterrupt
         received.append(number)
-        event.set()
 
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -354,7 +401,7 @@ def _interrupts() -> Iterator[threading.Event]:
                 before[number] = signal.signal(number, handle)
     try:
         try:
-            yield event
+            yield received
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -9,6 +9,7 @@ before the first step.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +31,12 @@ from tfpipe.records import class_weights
 from tfpipe.records.run_folders import HEAD_NAME, state_file
 from tfpipe.training import curves, regression
 from tfpipe.training.batches import Batches, FeatureBatches, ImageBatches
+from tfpipe.training.cluster import Workers
 from tfpipe.training.loop import BEFORE
 from tfpipe.training.networks import Networks
 from tfpipe.training.recipes import Recipe
 from tfpipe.training.schedules import EarlyStopping, LearningRate
-from tfpipe.training.steps import Phase, count_workers
+from tfpipe.training.steps import Phase
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Phases:
     folder: Path  # of the run
     cache: Path  # folder for features
     strategy: tf.distribute.Strategy
+    workers: Workers
     progress: bool  # show bars
     report: Callable[[str], None]  # called with lines about what is done and why
     first_steps: Mapping[str, int]  # where the schedule starts over, by phase, in a run that is trained longer
@@ -95,15 +98,29 @@ class Phases:
             return
         path.unlink(missing_ok=True)  # of a first try, maybe with other options
         network = networks.on_features()  # builds the head
-        found = self._search(batches)
-        if networks.head_from is not None and (loss := _loss(network, batches)) <= found.best.val_loss:
-            self.report(f"head: the weights that it began with stay: their validation loss is {loss:.4f}")
+
+        def choose() -> regression.Search | None:
+            found = self._search(batches)
+            if (
+                networks.head_from is not None
+                and (loss := _loss(network, dataclasses.replace(batches, reader=(0, 1)))) <= found.best.val_loss
+            ):
+                self.report(f"head: the weights that it began with stay: their validation loss is {loss:.4f}")
+                return None
+            write_json(path, found.facts())
+            curves.draw_candidates(found.candidates, found.best, path.with_suffix(".png"))
+            return found
+
+        workers = self.workers
+        found = workers.agree(lambda: choose() if workers.is_chief else None)
+        pooling = workers.from_chief(None if found is None else found.best.pooling)
+        if pooling is None:
             return
-        write_json(path, found.facts())
-        curves.draw_candidates(found.candidates, found.best, path.with_suffix(".png"))
-        networks.choose_pooling(found.best.pooling)
+        workers.share(self.folder, [Path(HEAD_NAME)])
+        networks.choose_pooling(pooling)
         networks.on_features()
-        networks.head[-1].set_weights([found.kernel, found.bias])
+        weights = networks.head[-1].get_weights() if found is None else [found.kernel, found.bias]
+        networks.head[-1].set_weights([workers.array_of_chief(values) for values in weights])
 
     def _search(self, batches: FeatureBatches) -> regression.Search:
         requested: tuple[Pooling, ...] = (self.recipe.pooling,) if self.recipe.pooling else get_args(Pooling)
@@ -144,7 +161,8 @@ class Phases:
     def _features(self, network: keras.Model) -> FeatureBatches:
         def extract(images: SplitImages, view: int | None) -> Features:
             preprocessing = self.networks.preprocessing
-            return features.extract(self.cache, network, preprocessing, images, view=view, progress=self.progress)
+            parts = features.Parts(self.workers.index, self.workers.count, self.workers.agree, self.workers.from_chief)
+            return features.extract(self.cache, network, preprocessing, images, view=view, progress=self.progress, parts=parts)
 
         views = [extract(self.train, view if self._is_augmented else None) for view in range(self.recipe.views or 1)]
         return FeatureBatches(views=views, val_features=extract(self.val, None), **self._shared())
@@ -202,14 +220,13 @@ class Phases:
 
     def _shared(self) -> dict[str, Any]:
         """Returns the arguments of both kinds of batches, for this worker."""
-        replicas, num_workers = self.strategy.num_replicas_in_sync, count_workers(self.strategy)
+        replicas, count = self.strategy.num_replicas_in_sync, self.workers.count
         batch_size = int(self.recipe.batch_size)
         if batch_size % replicas:
             raise ValueError(f"batch_size={batch_size} cannot be shared by {exactly(replicas, 'replica')}")
-        resolver = self.strategy.cluster_resolver
-        index = resolver.task_id if resolver is not None and resolver.task_id is not None else 0
-        shared = {"train": self.train, "val": self.val, "batch_size": batch_size // num_workers}
-        return {**shared, "num_classes": self._num_classes, "reader": (index, num_workers), "equal": replicas > 1}
+        shared = {"train": self.train, "val": self.val, "batch_size": batch_size // count}
+        reader = (self.workers.index, count)
+        return {**shared, "num_classes": self._num_classes, "reader": reader, "equal": replicas > 1}
 
 
 @arithmetic.exact()

@@ -1,14 +1,19 @@
-"""Checks before a training, without TensorFlow, which takes seconds to load; and devices.
+"""Checks before a training, without TensorFlow, which takes seconds to load; devices, and workers.
 
 check_training("shards/", "runs/a", "features/", recipe)
-strategy = use_devices(parse_devices("GPU:0,GPU:2"))
+cluster = find_cluster("a:2222,b:2222", 0, None, os.environ)    # None: this process trains alone
+strategy = use_devices(parse_devices("GPU:0,GPU:2"), cluster)
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,9 @@ from tfpipe.records.manifest import Manifest
 from tfpipe.records.run_folders import MODEL_NAME, SUMMARY_NAME, check_vacant, check_weights_file
 from tfpipe.training.recipes import Recipe, complete
 
+_TF_CONFIG = "TF_CONFIG"
+_SLURM = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE")
+_FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # below those that Linux gives to outgoing connections
 _DEVICES = ("auto", "one", "all", "CPU")
 
 
@@ -85,11 +93,120 @@ def choose_gpus(words: tuple[str, ...], gpus: list[str]) -> list[str]:
     return wanted
 
 
-def use_devices(words: tuple[str, ...]) -> Any:
-    """Hides all other GPUs from TensorFlow; returns the strategy for several, or None."""
+def use_devices(words: tuple[str, ...], cluster: Cluster | None = None, report: Callable[[str], None] = print) -> Any:
+    """Hides all other GPUs from TensorFlow; returns the strategy for several, or None.
+
+    Of a cluster, waits for its workers.
+    """
     import tensorflow as tf
 
     devices = {device.name.removeprefix("/physical_device:"): device for device in tf.config.list_physical_devices("GPU")}
     chosen = choose_gpus(words, list(devices))
     tf.config.set_visible_devices([devices[name] for name in chosen], "GPU")
+    if cluster is not None:
+        return connect(cluster, report)
     return tf.distribute.MirroredStrategy() if len(chosen) > 1 else None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The addresses of all workers, HOST:PORT, and the index of this one."""
+
+    addresses: tuple[str, ...]
+    index: int
+
+
+def find_cluster(
+    workers: str | None, worker: int | None, cluster: str | None, environment: Mapping[str, str]
+) -> Cluster | None:
+    """Returns the cluster that flags, SLURM's variables or TF_CONFIG name; None for one worker.
+
+    Args:
+        workers: addresses as in "a:2222,b:2222"; the first is the chief.
+        worker: index of this one.
+        cluster: "slurm" to read the variables that srun sets.
+        environment: the variables of the process. TF_CONFIG counts if no flag is given.
+
+    Raises:
+        ValueError: they contradict each other, or are incomplete.
+    """
+    if cluster is not None and cluster != "slurm":
+        raise ValueError(f"cluster={cluster}: slurm is the only one that must be named; TF_CONFIG is read without")
+    if (workers is None) != (worker is None) or (workers and cluster):
+        raise ValueError("workers and worker must be given together, and without cluster")
+    if workers is not None and worker is not None:
+        found, where = Cluster(tuple(word.strip() for word in workers.split(",")), worker), f"workers={workers}"
+    elif cluster:
+        found, where = _of_slurm(environment), "cluster=slurm"
+    elif environment.get(_TF_CONFIG):
+        found, where = _of_tf_config(environment[_TF_CONFIG]), _TF_CONFIG
+    else:
+        return None
+    wrong = [address for address in found.addresses if not re.fullmatch(r"[^\s,/]+:\d{1,5}", address)]
+    if wrong or len(set(found.addresses)) < len(found.addresses):
+        raise ValueError(f"{where}: must be different addresses HOST:PORT (got {', '.join(wrong or found.addresses)})")
+    if not 0 <= found.index < len(found.addresses):
+        raise ValueError(f"{where}: there is no worker {found.index} of {len(found.addresses)}; the first one is 0")
+    return found if len(found.addresses) > 1 else None
+
+
+def _of_tf_config(text: str) -> Cluster:
+    try:
+        content = json.loads(text)
+        jobs: dict[str, list[str]] = content.get("cluster", {})
+        if not jobs:
+            return Cluster(("localhost:0",), 0)
+        kind, index = content["task"]["type"], int(content["task"]["index"])
+        before = len(jobs.get("chief", ())) if kind == "worker" else 0
+        if others := {kind, *jobs} - {"chief", "worker"}:
+            raise ValueError(f"{_TF_CONFIG}: the tasks of a training are chief and worker (got {', '.join(sorted(others))})")
+        return Cluster((*jobs.get("chief", ()), *jobs.get("worker", ())), before + index)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{_TF_CONFIG}: not as TensorFlow defines it ({type(error).__name__}: {error})") from None
+
+
+def _of_slurm(environment: Mapping[str, str]) -> Cluster:
+    if missing := [name for name in _SLURM if name not in environment]:
+        raise ValueError(f"cluster=slurm: {', '.join(missing)} not set; start the command with srun, once for each worker")
+    job, index, nodes, tasks = (environment[name] for name in _SLURM)
+    hosts = [host for part in re.findall(r"(?:[^\[,]|\[[^\]]*\])+", nodes) for host in _expand(part)]
+    counts = [int(count) for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks) for _ in range(int(times or 1))]
+    if len(hosts) != len(counts):
+        raise ValueError(f"cluster=slurm: {_SLURM[2]}={nodes} and {_SLURM[3]}={tasks} are of different numbers of nodes")
+    port = _FIRST_PORT + int(job) % _NUM_PORTS
+    tasks_of = zip(hosts, counts, strict=True)
+    return Cluster(tuple(f"{host}:{port + task}" for host, count in tasks_of for task in range(count)), int(index))
+
+
+def _expand(nodes: str) -> list[str]:
+    """Returns the hosts of one of SLURM's expressions: node[01-03,7] or login1."""
+    prefix, bracket, ranges = nodes.partition("[")
+    if not bracket:
+        return [nodes]
+    if not re.fullmatch(r"(\d+(-\d+)?,)*\d+(-\d+)?\]", ranges):
+        raise ValueError(f"cluster=slurm: {nodes} in {_SLURM[2]} is not understood; give --workers and --worker")
+    found = []
+    for first, last in re.findall(r"(\d+)(?:-(\d+))?", ranges):
+        found += [f"{prefix}{number:0{len(first)}}" for number in range(int(first), int(last or first) + 1)]
+    return found
+
+
+def connect(cluster: Cluster, report: Callable[[str], None]) -> Any:
+    """Returns the strategy of a cluster, once all of its workers have come.
+
+    Must be called before TensorFlow computes anything.
+    """
+    import tensorflow as tf
+
+    address, count = cluster.addresses[cluster.index], len(cluster.addresses)
+    report(f"worker {cluster.index} of {count} ({address}): waits for the others; the first, {cluster.addresses[0]}, reports")
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(cluster.addresses)}), task_type="worker", task_id=cluster.index, rpc_layer="grpc"
+    )
+    # While TensorFlow waits, no handler of Python's is called; later, TensorFlow's own swallows SIGTERM.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -12,6 +12,7 @@ longer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -29,7 +30,7 @@ import keras
 import tensorflow as tf
 
 import tfpipe
-from tfpipe.common import arguments
+from tfpipe.common import arguments, stores
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import clear_folder, path_written_atomically, read_json, write_json
 from tfpipe.common.locking import locked
@@ -45,12 +46,13 @@ from tfpipe.records.run_folders import state_file, state_files
 from tfpipe.records.samples import Samples
 from tfpipe.training import checkpoints, curves, extending, preflight
 from tfpipe.training.batches import FeatureBatches
+from tfpipe.training.cluster import Workers
 from tfpipe.training.loop import Loop
 from tfpipe.training.networks import BlockCount, Networks
 from tfpipe.training.phases import Phases
 from tfpipe.training.profiling import peak_memory_bytes
 from tfpipe.training.recipes import Recipe, complete
-from tfpipe.training.run_log import RunLog, read_history
+from tfpipe.training.run_log import HISTORY_NAME, LOG_NAME, RunLog, read_history
 from tfpipe.training.schedules import RangeTest
 
 HISTORY_IMAGE = "history.png"
@@ -139,7 +141,9 @@ def train(
         recipe: how to train; default `Recipe()`.
         cache: folder for features, default "features" beside the run's folder. Shared by all runs,
             safe to delete.
-        strategy: of several devices; default one device.
+        strategy: of several devices, or of several workers, each of which makes this call with the
+            same arguments: the first one writes the run's folder, and all must see `cache`.
+            Default: one device.
         checkpoint_seconds: between two savings of the state, the most that a kill can cost. Also
             saved at each epoch's end and on Ctrl-C.
         tensorboard: write event files.
@@ -163,6 +167,7 @@ def train(
         FileNotFoundError: there is no data set or no file of weights.
         DataError: the data set, the cache or the saved state is damaged, or the loss is no longer
             finite.
+        ConnectionError: another worker ended, or was not heard of for 10 s.
         BlockingIOError: another process trains in this folder.
     """
     checkpoint_seconds, tensorboard, profile_steps, progress, extend = arguments.check(
@@ -182,41 +187,60 @@ def train(
     wanted = preflight.with_weights_of(from_run, _changed(Recipe() if recipe is None else recipe, changes))
     directory, folder = arguments.path("data", data), arguments.path("output", output)
     place = folder.absolute().parent / "features" if cache is None else arguments.path("cache", cache)
-    preflight.check_training(directory, folder, place, wanted)
-    job = _Job(directory, wanted)
-    with locked(folder, "training"):
-        clear_folder(folder)
-        extension, apply_extension = _compare(folder, job, extend)
+    strategy = strategy or tf.distribute.get_strategy()
+    workers = Workers(strategy)
+    if not workers.is_chief:
+        progress, tensorboard, profile_steps, log = False, False, 0, lambda line: None  # noqa: ARG005
+
+    def prepare() -> _Job:
+        preflight.check_training(directory, folder, place, wanted)
+        return _Job(directory, wanted)
+
+    with workers.watched(), contextlib.ExitStack() as held:
+        job = workers.agree(prepare)
+        workers.compare({**job.identity(), "extend": extend}, "start all workers with the same flags, data and versions")
+        here = held.enter_context(workers.private(folder))
+        workers.agree(lambda: held.enter_context(locked(here, "training")))
+        clear_folder(here)
+        workers.share(here, [file.relative_to(here) for file in _files_to_go_on_from(here)])
+        extension, apply_extension = workers.agree(lambda: _compare(here, job, extend))
         for line in extension:
             log(line)
-        if (folder / run_folders.SUMMARY_NAME).exists() and not extension:
-            return _finished(folder, log)
+        if (here / run_folders.SUMMARY_NAME).exists() and not extension:
+            return _finished(here, folder, log)
         for line in job.reasons:
             log(line)
         if job.recipe.deterministic:
             tf.config.experimental.enable_op_determinism()
-        strategy = strategy or tf.distribute.get_strategy()
         networks = Networks(job.recipe, job.class_names, job.precision, strategy, Samples.of(job.manifest.options))
         if from_run is not None:
             log(f"from {from_run}: {networks.take_head(classifiers.load(from_run))}")
-        _begin(folder, job, networks)
+        workers.agree(lambda: _begin(here, job, networks))
+        workers.compare(read_json(here / run_folders.BACKBONE_NAME), "start all workers with the same weights")
         apply_extension()
-        first_steps, fits = read_json(folder / run_folders.RUN_NAME).get("first_steps", {}), wanted.batch_size == "auto"
+        first_steps, fits = read_json(here / run_folders.RUN_NAME).get("first_steps", {}), wanted.batch_size == "auto"
         inputs = job.recipe, networks, job.train, job.val
-        phases = Phases(*inputs, folder, place, strategy, progress, log, first_steps, fits)
-        position = max((checkpoints.load(path)[1]["journal"] for path in state_files(folder)), default=0)
+        phases = Phases(*inputs, here, place, strategy, workers, progress, log, first_steps, fits)
+        position = max((checkpoints.load(path)[1]["journal"] for path in state_files(here)), default=0)
         results: list[dict[str, Any]] = []
-        with RunLog(folder, tensorboard=tensorboard, position=position, profile_steps=profile_steps) as run_log:
+        with RunLog(here, tensorboard=tensorboard, position=position, profile_steps=profile_steps) as run_log:
             for phase in phases.of_mode():
-                loop = Loop(phase, strategy, state_file(folder, phase.name), run_log, checkpoint_seconds, progress, log)
+                state = state_file(here, phase.name)
+                loop = Loop(phase, strategy, state, run_log, workers, checkpoint_seconds, progress, log)
                 counts = networks.parameters(phase.trained)
                 log(describe_parameters(counts, phase.name))
                 if job.recipe.learning_rate == "find" and not results:
-                    phase.schedule = phases.schedule(phase.name, _found_rate(folder, loop), phase.batches.num_steps)
+                    phase.schedule = phases.schedule(phase.name, _found_rate(here, loop), phase.batches.num_steps)
                 last = loop.run()
                 results.append(_result(loop, counts))
-        _finish(folder, networks, results, lambda: loop.assign(last))
-    return _finished(folder, log)
+        workers.agree(lambda: _finish(here, networks, results, lambda: loop.assign(last)))
+        return _finished(here, folder, log)
+
+
+def _files_to_go_on_from(folder: Path) -> list[Path]:
+    names = (run_folders.RUN_NAME, run_folders.SUMMARY_NAME, run_folders.BACKBONE_NAME, run_folders.HEAD_NAME, RATE_NAME)
+    files = [folder / name for name in (*names, LOG_NAME, HISTORY_NAME)]
+    return [*(file for file in files if file.exists()), *state_files(folder)]
 
 
 def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
@@ -249,6 +273,12 @@ class _Job:
         num_held, num_all = len(self.val.positions), train.num_records
         self.reasons.append(f"no val split: {num_held:,} of the {num_all:,} training images are held out for validation")
 
+    def identity(self) -> dict[str, Any]:
+        """Returns what must be equal on all workers."""
+        facts = self.facts()
+        data = {f"data {name}": value for name, value in facts["data"].items()}
+        return {**facts["recipe"], **facts["chosen"], **data, **facts["versions"], "precision": self.precision}
+
     def facts(self) -> dict[str, Any]:
         """Returns the content of run.json."""
         wanted, chosen = (json.loads(json.dumps(recipe.facts())) for recipe in (self.wanted, self.recipe))
@@ -267,7 +297,7 @@ class _Job:
                 "num_train": len(self.train.positions),
                 "num_val": len(self.val.positions),
             },
-            "directory": os.path.abspath(self.directory),  # of the data set at present; it may move
+            "directory": stores.real(self.directory),  # of the data set at present; it may move
             "versions": {"tfpipe": tfpipe.__version__, "python": platform.python_version(), **versions},
             "command": sys.argv,
         }
@@ -369,16 +399,16 @@ def _finish(folder: Path, networks: Networks, phases: list[dict[str, Any]], assi
     write_json(folder / run_folders.SUMMARY_NAME, summary)
 
 
-def _finished(folder: Path, report: Report) -> Run:
-    """Reports and returns a finished run."""
-    run = Run(folder, **read_json(folder / run_folders.SUMMARY_NAME))
+def _finished(here: Path, folder: Path, report: Report) -> Run:
+    """Reports and returns a finished run, whose files this worker has in `here`."""
+    run = Run(folder, **read_json(here / run_folders.SUMMARY_NAME))
     for phase in run.phases:
         seconds = "" if phase["seconds_per_epoch"] is None else f" of {phase['seconds_per_epoch']:.2f} s"
         epochs = f"{plural(phase['num_epochs'], 'epoch')}{seconds}" if phase["num_epochs"] else "logistic regression"
         best = f" in epoch {phase['best_epoch']}" if phase["best_epoch"] else ""
         report(f"{phase['phase']}: {epochs} on {phase['on']}, validation accuracy {phase['val_accuracy']:.4f}{best}")
     report(f"peak memory {run.peak_memory_bytes / 1e9:.2f} GB")
-    image = next((path for path in (folder / HISTORY_IMAGE, folder / run_folders.HEAD_IMAGE) if path.exists()), folder)
+    image = next((folder / name for name in (HISTORY_IMAGE, run_folders.HEAD_IMAGE) if (here / name).exists()), folder)
     report(f"{folder}: this run is finished. The classifier is {folder / run_folders.MODEL_NAME}; look at {image}.")
     return run
 

@@ -1,6 +1,6 @@
 """The steps of a phase as compiled functions: one at a time, or many on features.
 
-    steps = Steps(phase, strategy)
+    steps = Steps(phase, strategy, num_workers=1)
     loss, correct = steps.take(batch, rows=32, rate=1e-3, decay=0.0)          # float32 []
     losses, corrects = steps.take_block(block, rates, decays)                 # float32 [steps], the same bits
 
@@ -72,7 +72,7 @@ class Steps:
         parts: current parts of each batch.
     """
 
-    def __init__(self, phase: Phase, strategy: tf.distribute.Strategy) -> None:
+    def __init__(self, phase: Phase, strategy: tf.distribute.Strategy, num_workers: int) -> None:
         self._phase, self._strategy = phase, strategy
         with strategy.scope():
             for group in phase.groups:
@@ -81,17 +81,17 @@ class Steps:
         known |= {id(variable) for layer in phase.network.layers if layer.name == "frozen" for variable in layer.variables}
         # Seeds of dropout and statistics of BatchNorm change while training, too.
         self._others = [variable for variable in phase.network.variables if id(variable) not in known]
-        self.result = [*phase.trained, *(value for value in self._others if keras.backend.is_float_dtype(value.dtype))]
+        self._statistics = [value for value in self._others if keras.backend.is_float_dtype(value.dtype)]
+        self.result = [*phase.trained, *self._statistics]
         self.averages = [tf.Variable(variable.numpy()) for variable in self.result] if phase.ema else []
-        self.num_workers = count_workers(strategy)
-        self._replicas = int(strategy.num_replicas_in_sync) // self.num_workers
+        self.num_workers = num_workers
+        self._replicas = int(strategy.num_replicas_in_sync) // num_workers
         self.divide(phase.accumulate)
 
     def divide(self, parts: int) -> None:
         """Computes each step from now on in so many parts."""
         self.parts = parts
-        self._take = tf.function(self._step, autograph=False, reduce_retracing=True)
-        for name in ("_take_block", "validate_block"):
+        for name in ("_take", "_take_block", "validate_block"):
             self.__dict__.pop(name, None)
 
     @property
@@ -112,14 +112,22 @@ class Steps:
 
     # ---- training
 
-    def take(self, batch: Batch, rows: int, rate: float, decay: float) -> tuple[Any, Any]:
+    def take(self, batch: Batch, rows: int, rate: float, decay: float, wishes: Sequence[float] = ()) -> tuple[Any, ...]:
         """Takes one step on this worker's batch; `rows` counts the images of all workers.
 
-        Returns (sum of the losses, number of right answers) of this batch, float32 [].
+        Returns (sum of the losses, number of right answers) of the batch of all workers, and the
+        sum of each wish over all replicas, float32 [].
         """
         numbers = (tf.constant(value, tf.float32) for value in (rows, self._rates(rate), decay))
-        found: tuple[Any, Any] = self._take(*self._distribute(batch), *numbers)
+        found: tuple[Any, ...] = self._take(*self._distribute(batch), *numbers, [tf.constant(wish) for wish in wishes])
         return found
+
+    @cached_property
+    def _take(self) -> Any:
+        if self._strategy.num_replicas_in_sync > 1:  # batches are of one size, and of a type that no specification has
+            return tf.function(self._step, autograph=False)
+        numbers = [tf.TensorSpec(shape, tf.float32) for shape in ([], [len(self._phase.groups)], [])]
+        return tf.function(self._step, input_signature=[*self._phase.batches.spec, *numbers, []], autograph=False)
 
     def take_block(self, block: Block, rates: Sequence[float], decays: Sequence[float]) -> tuple[Any, Any]:
         """Takes the steps of a block in one call; returns the results, float32 [steps]."""
@@ -130,22 +138,32 @@ class Steps:
     def _rates(self, rate: float) -> list[float]:
         return [rate * group.multiplier for group in self._phase.groups]
 
-    def _step(self, inputs: Any, targets: Any, weights: Any, rows: Any, rates: Any, decay: Any) -> tuple[Any, Any]:
+    def _step(
+        self, inputs: Any, targets: Any, weights: Any, rows: Any, rates: Any, decay: Any, wishes: Sequence[Any] = ()
+    ) -> tuple[Any, ...]:
         for group, rate in zip(self._phase.groups, tf.unstack(rates), strict=True):
             group.optimizer.learning_rate.assign(rate)
-        loss, correct = self._strategy.run(self._replica_step, args=(inputs, targets, weights, rows))
+        found = self._strategy.run(self._replica_step, args=(inputs, targets, weights, rows, wishes))
         for average, variable in zip(self.averages, self.result, strict=True) if self.averages else ():
             average.assign_sub((1 - decay) * (average - variable.value))
-        total = tf.distribute.ReduceOp.SUM
-        return self._strategy.reduce(total, loss, axis=None), self._strategy.reduce(total, correct, axis=None)
+        return tuple(self._strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None) for value in found)
 
-    def _replica_step(self, inputs: Any, targets: Any, weights: Any, rows: Any) -> tuple[Any, Any]:
+    def _replica_step(self, inputs: Any, targets: Any, weights: Any, rows: Any, wishes: Sequence[Any]) -> tuple[Any, ...]:
         loss, correct, *gradients = self._gradients_in_parts(inputs, targets, weights, rows)
         for group in self._phase.groups:
             size = len(group.variables)
             group.optimizer.apply(gradients[:size], group.variables)
             gradients = gradients[size:]
-        return loss, correct
+        if self._statistics and self._strategy.num_replicas_in_sync > 1:
+            self._average_statistics(tf.math.count_nonzero(weights, dtype=tf.float32))
+        return loss, correct, *wishes
+
+    def _average_statistics(self, count: Any) -> None:
+        """Gives all replicas the mean of their statistics, weighted by their images."""
+        sums = [variable.value * count for variable in self._statistics]
+        *sums, total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, [*sums, count])
+        for variable, value in zip(self._statistics, sums, strict=True):
+            variable.assign(value / total)
 
     def _gradients_in_parts(self, inputs: Any, targets: Any, weights: Any, rows: Any) -> Sequence[Any]:
         if self.parts == 1:
@@ -187,7 +205,7 @@ class Steps:
 
     def _distribute(self, batch: Batch) -> tuple[Any, ...]:
         """Returns the batch's parts, one for each replica of this worker."""
-        if self._replicas == 1:
+        if self._strategy.num_replicas_in_sync == 1:
             return batch
         inputs, targets, weights = (tf.convert_to_tensor(values) for values in batch)
         # In place of blank rows, real images of the batch, still of weight 0: black ones would
@@ -196,6 +214,9 @@ class Steps:
         if len(real):
             places = tf.range(len(weights), dtype=tf.int64)
             inputs = tf.gather(inputs, tf.where(weights > 0, places, tf.gather(real, places % len(real))))
+
+        if self._replicas == 1:
+            return inputs, targets, weights
 
         def part(values: Any) -> Any:
             size = len(values) // self._replicas
@@ -210,7 +231,7 @@ class Steps:
     @cached_property
     def validate(self) -> Any:
         """The function: batch -> (sum of losses, number of right answers, images), float32 []."""
-        return tf.function(self._validate, autograph=False, reduce_retracing=True)
+        return tf.function(self._validate, input_signature=self._phase.batches.spec, autograph=False)
 
     def _validate(self, inputs: Any, targets: Any, weights: Any) -> tuple[Any, Any, Any]:
         logits = self._phase.network(inputs, training=False)
@@ -226,7 +247,9 @@ class Steps:
                 rows = tf.cast(tf.shape(batch[0])[0], tf.float32)
                 return self._step(*batch, rows, rates[number], decays[number])
 
-            return self._over_batches(step, 2, self._phase.batches.batch_size, features, places, labels)
+            return self._over_batches(
+                step, 2, self._phase.batches.num_rows, self._phase.batches.batch_size, features, places, labels
+            )
 
         return self._compiled(take, [None, len(self._phase.groups)], [None])
 
@@ -236,7 +259,8 @@ class Steps:
 
         def validate(features: Any, places: Any, labels: Any) -> tuple[Any, ...]:
             size = self.validation_size
-            return self._over_batches(lambda _, batch: self._validate(*batch), 3, size, features, places, labels)
+            num_rows = self._phase.batches.val.num_records
+            return self._over_batches(lambda _, batch: self._validate(*batch), 3, num_rows, size, features, places, labels)
 
         return self._compiled(validate)
 
@@ -244,15 +268,18 @@ class Steps:
         """Returns the concrete function of a block and more numbers."""
         batches: Any = self.in_blocks
         places = tf.TensorSpec([None], tf.int64)
-        signature = [batches.features_spec, places, places, *(tf.TensorSpec(shape, tf.float32) for shape in shapes)]
+        signature = [batches.inputs_spec, places, places, *(tf.TensorSpec(shape, tf.float32) for shape in shapes)]
         # Of a tf.function, TensorFlow would warn that it is traced too often: a short phase calls
         # it a few times.
         return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
 
     def _over_batches(
-        self, function: Any, num_outputs: int, size: int, features: Any, places: Any, labels: Any
+        self, function: Any, num_outputs: int, num_of_all: int, size: int, features: Any, places: Any, labels: Any
     ) -> tuple[Any, ...]:
-        """Returns the outputs of function(number, batch) for all batches, float32 [batches]."""
+        """Returns the outputs of function(number, batch) for all batches, float32 [batches].
+
+        `num_of_all` counts the rows of all blocks.
+        """
         num_rows = tf.shape(places)[0]
         num_full, rest = num_rows // size, num_rows % size
 
@@ -269,6 +296,8 @@ class Steps:
         # One after the other, whatever TensorFlow thinks of variables in loops.
         _, *outputs = tf.while_loop(lambda number, *_: number < num_full, body, (0, *outputs), parallel_iterations=1)
         whole = tuple(output.stack() for output in outputs)
+        if num_of_all % size == 0 and self._phase.batches.batch_size % size == 0:  # no block has a smaller batch
+            return whole
 
         def with_rest() -> tuple[Any, ...]:
             return tuple(tf.concat([values, [value]], 0) for values, value in zip(whole, found(num_full, rest), strict=True))
@@ -289,11 +318,6 @@ class Steps:
     def _variables(self) -> dict[str, list[Any]]:
         optimizers = [variable for group in self._phase.groups for variable in group.optimizer.variables]
         return {"trained": self._phase.trained, "others": self._others, "optimizers": optimizers, "averages": self.averages}
-
-
-def count_workers(strategy: tf.distribute.Strategy) -> int:
-    """Returns how many processes train together; TensorFlow 2.21 has no public name for it."""
-    return int(getattr(strategy.extended, "_num_workers", 1))
 
 
 def assign(variables: Sequence[Any], values: Sequence[Array]) -> None:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from tfpipe.common import stores
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import sha256_of
 from tfpipe.common.workers import count_cores
@@ -88,7 +89,7 @@ def diff(a: Side, b: Side, *, workers: int | None = None) -> Iterator[Difference
 
 def is_data_set(side: Side) -> bool:
     """True for a data set, which has labels and splits to compare, and not a plain folder."""
-    return not isinstance(side, Mapping) and (Path(side) / manifests.FILE_NAME).exists()
+    return not isinstance(side, Mapping) and (stores.is_remote(side) or (Path(side) / manifests.FILE_NAME).exists())
 
 
 def _fill(table: sqlite3.Connection, name: str, side: Side, workers: int | None, *, by_filename: bool) -> None:

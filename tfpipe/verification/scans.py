@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tfpipe.common.errors import DataError, RejectedImage
-from tfpipe.common.files import open_regular
+from tfpipe.common.files import open_regular, size_of
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.workers import Done, Workers
 from tfpipe.images import headers
@@ -56,7 +55,7 @@ def decode(task: tuple[Path, tuple[int, ...]], report: Callable[[int, int], None
     found: list[Finding] = []
     num_decoded = num_bytes = 0
     with contextlib.suppress(OSError, DataError), open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
+        size = size_of(file)
         for offset in offsets:
             try:
                 record = schema.decode(tfrecord.read_frame(file, offset, size, path))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tfpipe.common.errors import DataError
-from tfpipe.common.files import open_regular
+from tfpipe.common.files import open_regular, size_of
 from tfpipe.common.text import exactly
 from tfpipe.records import schema, tfrecord
 from tfpipe.records.catalog import CatalogRow, read_index
@@ -107,7 +107,7 @@ class _ShardCheck:
     def run(self) -> None:
         index_path = self.path.parent / index_file(self.shard.file)
         with open_regular(self.path) as file:
-            found = os.fstat(file.fileno()).st_size
+            found = size_of(file)
             self.size = min(found, self.shard.num_bytes)
             # The hash of a shorter one differs anyway. The other hash is not shown, see
             # `manifest.hash_problem`.

@@ -7,7 +7,6 @@ verify("shards/", decode=True)          # also follows each image's compressed d
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import os
 import threading
@@ -19,14 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfpipe.common import arguments
+from tfpipe.common import arguments, stores
 from tfpipe.common.errors import DataError
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import exactly, html_table
 from tfpipe.common.workers import count_cores
 from tfpipe.records import manifest as manifests
 from tfpipe.records import schema, tfrecord
-from tfpipe.records.catalog import read_split
+from tfpipe.records.catalog import check_frames
 from tfpipe.records.manifest import CATALOG_NAME, Manifest
 from tfpipe.verification import scans
 from tfpipe.verification.reading import Finding
@@ -163,7 +162,10 @@ class _Verification:
 
     def run(self, workers: int, decode: bool, progress: bool) -> Report:
         directory, manifest, splits = self._directory, self._manifest, self._manifest.splits.values()
-        hashed = (manifests.hash_problem(directory / name, sha256) for name, sha256 in manifest.companions.items())
+        expected = dict(manifest.companions)
+        for name in manifest.splits:
+            expected |= manifests.frames_hash(manifest, name)
+        hashed = (manifests.hash_problem(directory / name, sha256) for name, sha256 in expected.items())
         self._findings.add(*filter(None, hashed), *manifests.file_problems(directory, manifest))
         self._check_other_files()
         self._check_shards(self._catalog_rows(), workers, progress)
@@ -177,7 +179,7 @@ class _Verification:
         if not self._findings.count:  # a data set that no reader would open is not in order, whatever the reason
             for name in manifest.splits:
                 try:
-                    collections.deque(read_split(directory, manifest, name), 0)
+                    check_frames(directory, manifest, name)
                 except DataError as error:
                     self._findings.add(error)
         return Report(
@@ -195,12 +197,13 @@ class _Verification:
 
     def _check_other_files(self) -> None:
         """Finds files that a glob for shards would match, and notes others that do not belong."""
-        manifest, folder = self._manifest, self._directory / manifests.INDEX_FOLDER
+        manifest = self._manifest
         shards = {shard.file for split in manifest.splits.values() for shard in split.shards}
         known = {*shards, *manifest.companions, manifests.FILE_NAME, manifests.INDEX_FOLDER}
         # Extra shards of the data set's own splits are among `manifest.file_problems`.
         reported = tuple(f"{manifest.name}-{split}.tfrecord-" for split in manifest.splits)
-        for name in sorted(set(os.listdir(self._directory)) - known):
+        present, indexes_present = manifests.names_in(self._directory)
+        for name in sorted(set(present) - known):
             if name == manifests.BUILD_FOLDER:
                 self._notes.append(f"{name}/: left by a build that was stopped at its very end; the same build removes it")
             elif ".tfrecord" not in name or name.startswith("."):
@@ -208,9 +211,9 @@ class _Verification:
             elif not name.startswith(reported):
                 path = self._directory / name
                 self._findings.add(Finding("a TFRecord file that the manifest does not list", path=path))
-        present = [f"{manifests.INDEX_FOLDER}/{name}" for name in sorted(os.listdir(folder))] if folder.is_dir() else []
-        indexes = set(map(manifests.index_file, shards))
-        self._notes += [f"{path}: the index of no shard" for path in present if path not in indexes]
+        indexes = {*map(manifests.index_file, shards)}
+        indexes |= {manifests.frames_file(manifest.name, name) for name, split in manifest.splits.items() if split.frames}
+        self._notes += [f"{path}: the index of no shard" for path in indexes_present if path not in indexes]
 
     def _catalog_rows(self) -> CatalogRows | None:
         try:
@@ -293,7 +296,7 @@ class _Verification:
         for split in self._manifest.splits.values():
             for shard in split.shards:
                 path = self._directory / shard.file
-                for piece in tfrecord.salvage_frames(path) if path.is_file() else ():
+                for piece in tfrecord.salvage_frames(path) if stores.is_remote(path) or path.is_file() else ():
                     if isinstance(piece, tfrecord.RawRecord):
                         with contextlib.suppress(DataError):
                             yield path, piece.offset, schema.decode(piece.data).key

@@ -1,0 +1,313 @@
+"""Objects in stores (S3, Google Cloud Storage, Azure, HTTP): the few requests that tfpipe makes.
+
+    size("s3://bucket/pets/manifest.json")                  # one request
+    read("s3://bucket/pets/pets-test.tfrecord-...", 1000, 5000)
+    for entry in listed("s3://bucket/pets"): entry.name, entry.num_bytes
+    put(Path("manifest.json"), "s3://bucket/pets/manifest.json")
+
+A place in a store is a path like any other: `Path("s3://bucket/pets") / "manifest.json"` is spelled
+s3:/bucket/pets/manifest.json, which all functions here take, too. Local paths never come here.
+
+A request is repeated, with growing pauses, after an answer of 408, 429 or 5xx, one that was cut or
+too short, and none at all. What does not heal in `TFPIPE_STORE_SECONDS` (120) is an OSError that
+names object, bytes and the answer. Credentials are found by obstore, in the environment or from the
+machine's role; they are in no URL, and in no message.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import io
+import logging
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from tfpipe.common.text import exactly, plural
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+_log = logging.getLogger("tfpipe")
+
+PARALLEL_REQUESTS = 32
+SCHEMES = ("s3", "gs", "az", "http", "https")
+_URL = re.compile(rf"({'|'.join(SCHEMES)}):/+([^/]+)(?:/(.*))?", re.DOTALL)
+_SECONDS = "TFPIPE_STORE_SECONDS"
+_USUAL_SECONDS = 120.0
+_REQUEST_SECONDS = 30.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_FIRST_AHEAD_BYTES, _AHEAD_BYTES = 1 << 17, 8 << 20  # of an object that is read like a file
+_SHOWN = 300  # characters of an answer
+_ANSWER = re.compile(r"non-2xx status code: ((\d{3}).*)", re.DOTALL)
+_KIND = re.compile(r"HttpError \{\s*kind: (\w+)")  # Timeout, Interrupted, Connect
+_PART = re.compile(r"<(Code|Message)>(.*?)</\1>", re.DOTALL)  # of the XML that S3 and Azure answer
+_SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|SAS|CREDENTIAL")
+_HEALING = {408, 429}  # and all from 500 on
+
+
+class Entry(NamedTuple):
+    """An object in a folder of a store."""
+
+    name: str  # relative to the folder
+    num_bytes: int
+    version: str  # changes with the content: an ETag or the time of the last change
+
+
+def is_remote(path: object) -> bool:
+    """True for places in a store: s3://bucket/pets, also as a Path."""
+    return isinstance(path, str | os.PathLike) and _URL.match(os.fsdecode(path)) is not None
+
+
+def check(name: str, path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for a URL with credentials or a query in it, without repeating them."""
+    found = _URL.match(os.fsdecode(path))
+    if found and ("@" in found[2] or (found[1].startswith("http") and "?" in (found[3] or ""))):
+        raise ValueError(
+            f"{name}: a URL with a user name or a query, which may be a secret: leave it out, and give"
+            " credentials in the environment (AWS_ACCESS_KEY_ID and the like)"
+        )
+
+
+def url(path: str | os.PathLike[str]) -> str:
+    """Returns a place as people write it: s3://bucket/pets for Path("s3://bucket/pets"); else the path."""
+    text = os.fsdecode(path)
+    found = _URL.match(text)
+    return f"{found[1]}://{found[2]}{f'/{found[3]}' if found[3] else ''}" if found else text
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Returns a local path from the root; a place in a store as it is."""
+    return Path(path) if is_remote(path) else Path(path).absolute()
+
+
+def real(path: str | os.PathLike[str]) -> str:
+    """Returns a local path from the root, without "..", or a place in a store: for a file that names it."""
+    return url(path) if is_remote(path) else os.path.abspath(path)
+
+
+def size(path: str | os.PathLike[str]) -> int:
+    """Returns an object's bytes; raises FileNotFoundError or another OSError."""
+    store, key = _place(path)
+    return int(_repeated(lambda: _obstore().head(store, key)["size"], path, "its size"))
+
+
+def read(path: str | os.PathLike[str], num_bytes: int, offset: int) -> bytes:
+    """Returns exactly these bytes of an object; raises OSError where they cannot be had."""
+    if not num_bytes:
+        return b""
+    store, key = _place(path)
+
+    def request() -> bytes:
+        content = bytes(_obstore().get_range(store, key, start=offset, length=num_bytes))
+        if len(content) != num_bytes:
+            raise _Short(f"{exactly(len(content), 'byte')} of {num_bytes} came")
+        return content
+
+    return _repeated(request, path, f"bytes {offset} to {offset + num_bytes}")
+
+
+def read_all(path: str | os.PathLike[str]) -> bytes:
+    """Returns a small object's bytes, in one request."""
+    store, key = _place(path)
+
+    def request() -> bytes:
+        answer = _obstore().get(store, key)
+        content = bytes(answer.bytes())
+        if len(content) != answer.meta["size"]:
+            raise _Short(f"{exactly(len(content), 'byte')} of {answer.meta['size']} came")
+        return content
+
+    return _repeated(request, path, "the whole object")
+
+
+def sizes(folder: str | os.PathLike[str], names: Iterable[str]) -> dict[str, int]:
+    """Returns the size of every object in and below a folder; on a web server, of `names` that exist."""
+    if not is_web(folder):
+        return {entry.name: entry.num_bytes for entry in listed(folder)}
+
+    def measured(name: str) -> tuple[str, int] | None:
+        try:
+            return name, size(Path(folder) / name)
+        except FileNotFoundError:
+            return None
+
+    return dict(filter(None, in_parallel(measured, names)))
+
+
+def in_parallel(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Yields `function(item)` in order; several requests are on their way at a time."""
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        yield from pool.map(function, items)
+
+
+def is_web(path: str | os.PathLike[str]) -> bool:
+    """True for http and https, which list and store nothing."""
+    return url(path).startswith("http")
+
+
+def listed(folder: str | os.PathLike[str]) -> list[Entry]:
+    """Returns the objects in and below a folder, by name; [] where there are none.
+
+    Raises ValueError for http(s), which has no listing.
+    """
+    if is_web(folder):
+        raise ValueError(f"{url(folder)}: a web server lists no files")
+    store, prefix = _place(folder)
+
+    def request() -> list[Entry]:
+        return [
+            Entry(item["path"][len(prefix) :].lstrip("/"), item["size"], str(item["e_tag"] or item["last_modified"]))
+            for items in _obstore().list(store, prefix or None, chunk_size=1000)
+            for item in items
+        ]
+
+    return sorted(_repeated(request, folder, "the list of its objects"))
+
+
+def put(file: Path, path: str | os.PathLike[str]) -> None:
+    """Stores a local file as an object, which is whole or absent; raises OSError."""
+    store, key = _place(path)
+    _repeated(lambda: _obstore().put(store, key, file), path, "storing it")
+
+
+def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Opens an object to read its bytes, ahead in large pieces."""
+    return io.BufferedReader(_Object(url(path)), _AHEAD_BYTES)
+
+
+class _Object(io.RawIOBase):
+    def __init__(self, path: str) -> None:
+        self._path, self._size, self._offset = path, size(path), 0
+        self._end, self._ahead = 0, _FIRST_AHEAD_BYTES  # of the last request
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._offset = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._size}[whence]
+        return self._offset
+
+    def readinto(self, buffer: Any) -> int:
+        # Whoever jumps gets little, whoever goes on gets more and more.
+        self._ahead = min(2 * self._ahead, _AHEAD_BYTES) if self._offset == self._end else _FIRST_AHEAD_BYTES
+        num_bytes = max(0, min(len(buffer), self._ahead, self._size - self._offset))
+        buffer[:num_bytes] = read(self._path, num_bytes, self._offset)
+        self._offset = self._end = self._offset + num_bytes
+        return num_bytes
+
+
+class _Short(Exception):
+    """Fewer bytes came than were requested."""
+
+
+def _obstore() -> Any:
+    try:
+        import obstore
+    except ImportError:
+        raise ImportError("places in object stores need the extra 'remote': pip install 'tfpipe[remote]'") from None
+    return obstore
+
+
+def _place(path: str | os.PathLike[str]) -> tuple[Any, str]:
+    """Returns the store's client and the object's key."""
+    check("a place in a store", path)
+    found = _URL.match(os.fsdecode(path))
+    if not found:
+        raise ValueError(f"{os.fsdecode(path)}: not a place in a store")
+    return _client(f"{found[1]}://{found[2]}"), (found[3] or "").rstrip("/")
+
+
+@functools.cache
+def _client(root: str) -> Any:
+    obstore = _obstore()
+    timeout = f"{min(_REQUEST_SECONDS, _patience() / 2) * 1000:.0f}ms"
+    # All attempts are made here, by one rule; allow_http: of an endpoint that somebody has chosen.
+    return obstore.store.from_url(
+        root, client_options={"allow_http": True, "timeout": timeout}, retry_config={"max_retries": 0}
+    )
+
+
+def _patience() -> float:
+    text = os.environ.get(_SECONDS, "")
+    try:
+        return max(1.0, float(text or _USUAL_SECONDS))
+    except ValueError:
+        raise ValueError(f"{_SECONDS} must be a number of seconds (got {text!r:.50})") from None
+
+
+_given_up: set[str] = set()  # stores whose last request failed for good
+
+
+def _root(path: str | os.PathLike[str]) -> str:
+    return "/".join(url(path).split("/", 3)[:3])
+
+
+def _repeated(request: Callable[[], T], path: str | os.PathLike[str], what: str) -> T:
+    # Where a request has just been tried for so long in vain, the others are not.
+    end = time.monotonic() + (0 if _root(path) in _given_up else _patience())
+    pause, attempts = _FIRST_PAUSE, 0
+    while True:
+        attempts += 1
+        try:
+            answer = request()
+            _given_up.discard(_root(path))
+            return answer
+        except (_Short, FileNotFoundError, _obstore().exceptions.BaseError) as error:
+            problem, heals = _problem(error, path, what, attempts)
+            now = time.monotonic()
+            if not heals or now >= end or is_exiting():
+                if heals:
+                    _given_up.add(_root(path))
+                raise problem from None
+            if attempts == 4:
+                _log.warning("%s; trying again", _text(problem))
+            # Many readers that failed together must not come back together.
+            time.sleep(min(pause * random.uniform(0.5, 1), max(0.0, end - now)))  # noqa: S311
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def is_exiting() -> bool:
+    """True once Python waits for its other threads, to end."""
+    return not threading.main_thread().is_alive()
+
+
+def _text(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}"
+
+
+def _problem(error: Exception, path: str | os.PathLike[str], what: str, attempts: int) -> tuple[OSError, bool]:
+    """Returns the error for people, and whether another attempt may succeed."""
+    name, place = type(error).__name__, url(path)
+    text, _, details = str(error).partition("\n\nDebug source:")
+    answer, kind = _ANSWER.search(text), _KIND.search(details)
+    said = scrubbed(answer[1] if answer else f"{text}{f' ({kind[1].lower()})' if kind else ''}")
+    if name in ("FileNotFoundError", "NotFoundError"):
+        return FileNotFoundError(errno.ENOENT, "no such object", place), False
+    message = f"{what} cannot be had: {said}"
+    if name in ("PermissionDeniedError", "UnauthenticatedError"):
+        return PermissionError(errno.EACCES, message, place), False
+    status = int(answer[2]) if answer else 500
+    heals = isinstance(error, _Short) or (name == "GenericError" and (status >= 500 or status in _HEALING))
+    return OSError(errno.EIO, f"{message} ({plural(attempts, 'attempt')})", place), heals
+
+
+def scrubbed(text: str) -> str:
+    """Returns an answer's status, code and message, without anything that may be a secret."""
+    if parts := _PART.findall(text):
+        text = f"{text.partition(':')[0]}: {': '.join(part for _, part in parts)}"
+    text = re.sub(r"://[^/\s@]*@", "://", re.sub(r"\?[^\s)]*", "", text))
+    for name, value in os.environ.items():
+        if len(value) >= 8 and _SECRET.search(name):
+            text = text.replace(value, "***")
+    return " ".join(text.split())[:_SHOWN]
