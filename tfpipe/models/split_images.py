@@ -90,7 +90,7 @@ class SplitImages:
     @property
     def labels(self) -> np.ndarray[Any, Any]:
         """int64 [N], the classes of `positions`."""
-        rows = catalog.read_catalog(self.directory, split=self.split)
+        rows = catalog.read_checked(self.directory, split=self.split)
         labels: np.ndarray[Any, Any] = np.array([row.label for row in rows], np.int64)[self.positions]
         return labels
 
@@ -152,7 +152,7 @@ def hold_out(images: SplitImages, fraction: float) -> tuple[SplitImages, SplitIm
         )
     by_class: dict[int, list[tuple[bytes, int]]] = {}
     labels: dict[bytes, set[int]] = {}
-    for position, row in enumerate(catalog.read_catalog(images.directory, split=images.split)):
+    for position, row in enumerate(catalog.read_checked(images.directory, split=images.split)):
         digest = seeds.digest(images.seed, "hold out", row.sha256)
         by_class.setdefault(row.label, []).append((digest, position))
         labels.setdefault(digest, set()).add(row.label)
