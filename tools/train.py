@@ -5,6 +5,7 @@
   train --data=shards/ --output=runs/b --weights=vgg16_notop.h5 --mode=bottleneck --hidden=1024,128 --dropout=0.5
   train --data=shards/ --output=runs/c --mode=frozen --augment=light,horizontal_flip=0
   train --data=shards/ --output=runs/d --backbone=lenet --mode=scratch --image_size=32 --learning_rate=find
+  train --data=shards/ --output=runs/e --workers=node1:2222,node2:2222 --worker=0     on node2 with --worker=1
 
 What is not given is chosen, and the reason reported. A run that was stopped goes on, at the very
 step, when it is started again with the same flags; and one that is finished, with more --epochs,

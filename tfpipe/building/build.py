@@ -160,7 +160,9 @@ def build_tfrecords(
         raise ValueError("there is no input")
     _check_places([*inputs.values(), *bare.values()], directory)
     seed, allow_leaks, max_pixels = arguments.check(seed=seed, allow_leaks=allow_leaks, max_pixels=max_pixels)
-    shard_bytes, progress = arguments.check(shard_bytes=shard_bytes, progress=progress)
+    shard_bytes, progress, lease_seconds = arguments.check(
+        shard_bytes=shard_bytes, progress=progress, lease_seconds=lease_seconds
+    )
     (label_pattern,), (workers,) = arguments.check(label_pattern=label_pattern), arguments.check_given(workers=workers)
     path_column, label_column = arguments.check_given(path_column=path_column, label_column=label_column)
     choice = Choice(None if images is None else _path("images", images), path_column, label_column, names)
@@ -204,6 +206,8 @@ def build_tfrecords(
     def new_bar(title: str, total: int, done: int) -> ProgressBar:
         return ProgressBar(title, total, initial=done, enabled=progress and total > 0)
 
+    if engine_options:
+        engine_options = arguments.texts("engine_options", engine_options, "different options")
     check_engine(engine, engine_address, engine_options, workers_folder is not None)
     if workers_folder is not None:
         place = _path("workers_folder", workers_folder)

@@ -213,6 +213,7 @@ _TABLE: list[tuple[Rule, str]] = [
     (_shard, "shard"),
     (_size, "image_size size"),
     (_number(0, 1, below=True), "dropout l2"),
+    (_number(0, 86_400, above=True), "lease_seconds"),
     (_number(0, 1, above=True), "splits specificity"),
     (_number(0, 0.9), "val_fraction"),
     (_number(0, 0.99), "label_smoothing"),

@@ -60,7 +60,7 @@ def build_together(
         if not is_known:
             return build.confirm()
     _log.info("%s: complete; the inputs were not read again, since %s is of this build", build.directory, folder)
-    return _complete(build)
+    return _complete(build, shared)
 
 
 def _check_equal(stored: Mapping[str, Any], what: Mapping[str, Any], build: Build) -> None:
@@ -76,10 +76,15 @@ def _is_complete(build: Build) -> bool:
     return (build.directory / manifests.FILE_NAME).exists()
 
 
-def _complete(build: Build) -> Manifest:
+def _complete(build: Build, shared: WorkersFolder) -> Manifest:
+    """Returns the manifest, and removes what the build needed; killed in between, another one does so."""
     manifest = manifests.load(build.directory)
     if differences := build.options.differences(manifest.options):
         raise Refusal(f"{build.directory}: a complete data set with other options is here", differences)
+    for place in (build.directory, build.directory / manifests.INDEX_FOLDER):
+        clear_folder(place)
+    shutil.rmtree(build.folder, ignore_errors=True)
+    shared.clear()
     return manifest
 
 
@@ -132,7 +137,7 @@ class _Member:
                     else:
                         time.sleep(self._next_poll())
                 mirror.finish()
-            return _complete(self._build)
+            return _complete(self._build, self.shared)
         finally:
             self._give_back()
 
@@ -202,15 +207,11 @@ class _Member:
         if any(path != own for path in build.folder.glob(f"{SHARED_PREFIX}*")):
             raise Refusal(f"{build.directory}: the inputs of the unfinished build here have changed", [])
         own.mkdir(exist_ok=True)
-        build = build._replace(folder=own)
-        shards = build.write(state, everyone)
+        written = build._replace(folder=own)
+        shards = written.write(state, everyone)
         self.shared.check_lead()
-        manifest = build.finish(state, plan.Plan(*state.fact("planned")), shards)
-        for place in (build.directory, build.directory / manifests.INDEX_FOLDER):
-            clear_folder(place)
-        shutil.rmtree(own.parent, ignore_errors=True)
-        self.shared.clear()
-        return manifest
+        written.finish(state, plan.Plan(*state.fact("planned")), shards)
+        return _complete(build, self.shared)
 
 
 class _Ticket:
