@@ -32,7 +32,7 @@ from tfpipe.pipeline.presets import Augmentation
 from tfpipe.training import preflight
 from tfpipe.training.recipes import Recipe, help_of_options
 
-_DATA = flags.DEFINE_string("data", None, "Needed. Folder of the data set, with splits train and, if there is one, val.")
+_DATA = flags.DEFINE_string("data", None, "Needed. Folder of the data set, also in a store; splits train and, perhaps, val.")
 _OUTPUT = flags.DEFINE_string("output", None, "Needed. Folder of the run; made if need be.")
 _CACHE = flags.DEFINE_string("cache", None, "Folder for features, shared by runs. Default: features/ beside --output.")
 _DEVICES = flags.DEFINE_string(
