@@ -112,4 +112,4 @@ def test_a_catalog_is_compared_with_the_manifest_where_it_is_read(built):
     changed(directory, "catalog.csv", ",JPEG,", ",PNG,")
     assert len(list(catalog.read_catalog(directory))) == 5
     with pytest.raises(DataError, match=r"catalog\.csv: not as listed in the manifest"):
-        next(catalog.read_checked(directory))
+        next(catalog.read_checked(directory, split="train"))

@@ -15,13 +15,16 @@ from tfpipe.common.errors import DataError
 from tfpipe.records import schema, tfrecord
 
 WORKER = """
-import json, resource, sys
+import json, pathlib, sys
 sys.modules.update(dict.fromkeys(("sqlite3", "tensorflow", "numpy")))  # importing these fails
 from tfpipe.building import tasks
 images = [(0, "file", sys.argv[1], 0)]
 ((_, found),) = tasks.audit(tasks.AuditTask(images, 1000), lambda *done: None)
 shard = tasks.write_shard(tasks.ShardTask(sys.argv[2], sys.argv[2], "train", 0, "x", 0, 1), lambda *done: None)
-print(json.dumps([found.sha256, shard.num_records, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+status = pathlib.Path("/proc/self/status")  # getrusage counts what the process was before it became this program
+lines = status.read_text().splitlines() if status.exists() else ["VmHWM: 0"]
+peaks = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+print(json.dumps([found.sha256, shard.num_records, *peaks]))
 """
 
 

@@ -206,7 +206,8 @@ def build_tfrecords(
     def new_bar(title: str, total: int, done: int) -> ProgressBar:
         return ProgressBar(title, total, initial=done, enabled=progress and total > 0)
 
-    if engine_options:
+    (engine_address,) = arguments.check_given(engine_address=engine_address)
+    if engine_options not in ((), []):
         engine_options = arguments.texts("engine_options", engine_options, "different options")
     check_engine(engine, engine_address, engine_options, workers_folder is not None)
     if workers_folder is not None:

@@ -105,18 +105,23 @@ def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None)
             raise DataError(f"line {lines.line_num} is not a row of a catalog", path=path) from None
 
 
-def read_checked(directory: str | os.PathLike[str], *, split: str | None = None) -> Iterator[CatalogRow]:
-    """Yields rows as `read_catalog` does, after the catalog's hash was compared with the manifest.
+def read_checked(directory: str | os.PathLike[str], *, split: str) -> Iterator[CatalogRow]:
+    """Yields the rows of a split, as many as its records, from a catalog with the manifest's hash.
 
     The catalog of a data set in a store is then on the local disk, and read from there.
 
     Raises:
         FileNotFoundError, DataError: there is no data set, or its catalog is not as it was written.
     """
-    place = Path(directory) / CATALOG_NAME
-    if problem := hash_problem(place, load(directory).companions[CATALOG_NAME], fresh=False):
+    manifest, path = load(directory), Path(directory) / CATALOG_NAME
+    if problem := hash_problem(path, manifest.companions[CATALOG_NAME], fresh=False):
         raise problem
-    yield from read_catalog(directory, split=split)
+    count = 0
+    for row in read_catalog(directory, split=split):
+        yield row
+        count += 1
+    if count != manifest.split(split).num_records:
+        raise DataError(f"{exactly(count, 'row')} of split {split!r}, which has another number of records", path=path)
 
 
 def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str) -> Iterator[tuple[CatalogRow, int, int]]:

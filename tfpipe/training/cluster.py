@@ -169,7 +169,7 @@ class Workers:
             named = {int(number) for number in re.findall(r"/job:worker\S*/task:(\d+)", error.message)} - {self.index}
             silent = [index for index in range(self.count) if index != self.index and not listens(self._addresses[index])]
             names = " and ".join(map(self.name, silent or sorted(named))) or exactly(self.count - 1, "other worker")
-            reason = error.message.rpartition("aborted by: ")[2].splitlines()[0]
+            reason = re.split(r"\\n|\n", error.message.rpartition("aborted by: ")[2])[0]
             raise ConnectionError(
                 f"{self.name(self.index)}: lost {names} ({reason}); see its output. The run is saved up to the last checkpoint:"
                 " start the same command on all workers again"

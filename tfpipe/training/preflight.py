@@ -32,6 +32,7 @@ _TF_CONFIG = "TF_CONFIG"
 _SLURM = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE")
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # below those that Linux gives to outgoing connections
 _REPORT_SECONDS = 30.0
+_ENDING_SECONDS = 20.0  # that a worker which was stopped may still hold its address: TensorFlow takes 10
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DEVICES = ("auto", "one", "all", "CPU")
 
@@ -230,11 +231,7 @@ def _wait_for_all(cluster: Cluster, report: Callable[[str], None]) -> None:
     report(f"worker {cluster.index} of {count} ({own}): the first one, {cluster.addresses[0]}, reports what is done")
     missing = [address for address in cluster.addresses if address != own]
     reported = time.monotonic()
-    try:
-        server = socket.create_server(("", int(own.rpartition(":")[2])), backlog=128)
-    except (OSError, OverflowError) as error:
-        raise ConnectionError(f"{own}: this worker cannot listen there: {error}; is another one running?") from None
-    with server:
+    with _listening(own):
         while True:
             missing = [address for address in missing if not listens(address)]
             if not missing:
@@ -242,6 +239,17 @@ def _wait_for_all(cluster: Cluster, report: Callable[[str], None]) -> None:
             if time.monotonic() > reported + _REPORT_SECONDS:
                 report(f"waiting for {', '.join(missing)}")
                 reported = time.monotonic()
+            time.sleep(0.2)
+
+
+def _listening(address: str) -> socket.socket:
+    begun = time.monotonic()
+    while True:
+        try:
+            return socket.create_server(("", int(address.rpartition(":")[2])), backlog=128)
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > begun + _ENDING_SECONDS:
+                raise ConnectionError(f"{address}: this worker cannot listen there: {error}; is another running?") from None
             time.sleep(0.2)
 
 
