@@ -47,8 +47,15 @@ _WORKERS = flags.DEFINE_string(
     "Addresses HOST:PORT of the processes that train together, one each; all get the same flags, and --worker."
     " Default: as TF_CONFIG says, or this one alone.",
 )
-_WORKER = flags.DEFINE_integer("worker", None, "Number of this process in --workers; 0 writes the run's folder.", 0)
-_CLUSTER = flags.DEFINE_enum("cluster", None, ["slurm"], "slurm: the tasks of the step that srun started train together.")
+_WORKER = flags.DEFINE_integer(
+    "worker", None, "Needed with --workers: number of this process in it; 0 writes the run's folder.", 0
+)
+_CLUSTER = flags.DEFINE_enum(
+    "cluster",
+    None,
+    ["slurm"],
+    "slurm: the tasks of the step that srun started train together. Default: this process trains alone.",
+)
 _CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "What a kill can cost at most.", 0)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write event files into the run's folder.")
 _EXTEND = flags.DEFINE_bool(
