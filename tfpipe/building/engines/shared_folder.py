@@ -146,15 +146,14 @@ class _Member:
 
     def work(self, tasks: Tasks) -> None:
         """Gives tasks to this machine's processes, waits a moment, and hands in what they made."""
-        while self._workers.num_idle and (taken := tasks.take()):
-            name, task = taken
-            self._workers.start(function_of(name), task, _Ticket(tasks, name))
-            self._poll_seconds = _POLL_SECONDS[0]
+        self._take(tasks)
         for ticket, value, error in self._workers.receive(self._next_poll()):
             if isinstance(value, Done):
                 ticket.num_records += value.num_records
                 ticket.num_bytes += value.num_bytes
-            elif error is None:
+                continue
+            if error is None:
+                self._take(tasks)  # first: storing the result waits for the disk
                 ticket.tasks.hand_in(ticket.name, Handed(ticket.num_records, ticket.num_bytes, value))
             elif not ticket.tasks.is_held(ticket.name):
                 pass  # this process had stopped; another one does the task, and has removed its files
@@ -162,6 +161,12 @@ class _Member:
                 raise error  # perhaps this machine's fault: the others go on
             else:
                 ticket.tasks.hand_in(ticket.name, failed(error, self.shared.machine))
+
+    def _take(self, tasks: Tasks) -> None:
+        while self._workers.num_idle and (taken := tasks.take()):
+            name, task = taken
+            self._workers.start(function_of(name), task, _Ticket(tasks, name))
+            self._poll_seconds = _POLL_SECONDS[0]
 
     def _next_poll(self) -> float:
         """Returns how long to wait: longer each time, until there is a task again."""
