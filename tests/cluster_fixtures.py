@@ -63,10 +63,14 @@ def do_jobs(folder: Path, num_workers: int, jobs: Sequence[dict[str, Any]], shar
     return [list(of_job) for of_job in zip(*found, strict=True)]
 
 
+def train_command(data: Path, output: Path, flags: Sequence[str]) -> list[str]:
+    """The command of one process."""
+    return [sys.executable, str(CHECKOUT / "tools" / "train.py"), f"--data={data}", f"--output={output}", *flags]
+
+
 def train_commands(num_workers: int, data: Path, output: Path, flags: Sequence[str]) -> list[list[str]]:
     """The command of each worker."""
-    together = ",".join(free_addresses(num_workers))
-    words = [sys.executable, str(CHECKOUT / "tools" / "train.py"), f"--data={data}", f"--output={output}", *flags]
+    together, words = ",".join(free_addresses(num_workers)), train_command(data, output, flags)
     return [[*words, f"--workers={together}", f"--worker={index}"] for index in range(num_workers)]
 
 

@@ -438,9 +438,9 @@ def test_over_a_complete_data_set_anything_else_is_refused(photos, tmp_path, cha
         write(photos / "dog/3.jpg", make_image(999))
     elif change == "shard":
         os.truncate(next((tmp_path / "out").glob("images-*")), 100)
-        expected = "cut: 100 bytes"
+        expected = "truncated: 100 bytes"
     elif change == "index":
-        next((tmp_path / "out/index").iterdir()).unlink()
+        next((tmp_path / "out/index").glob("*.idx")).unlink()
         expected = "idx: missing"
     elif change == "catalog":
         (tmp_path / "out/catalog.csv").unlink()

@@ -104,3 +104,12 @@ def test_indexes_are_in_a_folder_that_a_glob_for_shards_does_not_catch(built):
     shutil.rmtree(directory / manifest.INDEX_FOLDER)
     with pytest.raises(DataError, match="missing"):
         list(catalog.read_split(directory, content, "train"))
+
+
+def test_a_catalog_is_compared_with_the_manifest_where_it_is_read(built):
+    directory, _ = built
+    assert list(catalog.read_checked(directory, split="train")) == list(catalog.read_catalog(directory))
+    changed(directory, "catalog.csv", ",JPEG,", ",PNG,")
+    assert len(list(catalog.read_catalog(directory))) == 5
+    with pytest.raises(DataError, match=r"catalog\.csv: not as listed in the manifest"):
+        next(catalog.read_checked(directory, split="train"))

@@ -1,11 +1,13 @@
 """Several workers train what one trains, from any state on, or are refused; processes on this machine, killed on purpose."""
 
+import json
+import os
 import signal
 import time
 
 import numpy as np
 import pytest
-from cluster_fixtures import PATIENCE_SECONDS, do_jobs, started, train_commands, wait_until
+from cluster_fixtures import PATIENCE_SECONDS, do_jobs, free_addresses, started, train_command, train_commands, wait_until
 from transfer_fixtures import colours
 
 from tfpipe.common.files import read_json
@@ -54,13 +56,13 @@ def pair(colours, tmp_path_factory):
     stopping = {"1": {"actions": {str(STOPPED): "terminate"}}}
     jobs = {
         "scratch": job(colours, root / "scratch", SCRATCH, of_worker=elsewhere),
-        "stopped": job(colours, root / "stopped", SCRATCH, of_worker=stopping),
+        "stopped": job(colours, root / "stopped", SCRATCH, of_worker=stopping, copy=str(root / "left")),
         "resumed": job(colours, root / "stopped", SCRATCH, of_worker=elsewhere),
-        "left": job(colours, root / "left", SCRATCH, of_worker={"0": stopping["1"]}),
         "other recipe": job(colours, root / "other", SCRATCH, of_worker={"1": {"recipe": {**SCRATCH, "batch_size": 24}}}),
         "no data": job(colours, root / "other", SCRATCH, of_worker={"1": {"data": str(root / "nothing")}}),
         "nudged": job(colours, root / "nudged", SCRATCH, of_worker={"1": {"actions": {str(STOPPED): "nudge"}}}),
         "head": job(colours, root / "head", HEAD),
+        "own cache": job(colours, root / "own", HEAD, of_worker={"1": {"options": {"cache": str(root / "own cache")}}}),
         "regression": job(colours, root / "regression", REGRESSION),
         "norms": job(colours, root / "norms", {**SCRATCH, "backbone": NORMS}),
         "again": job(colours, root / "scratch", SCRATCH, of_worker=elsewhere),
@@ -100,9 +102,8 @@ def test_a_signal_to_one_worker_stops_all_and_they_go_on_to_the_same_bits(pair):
 
 def test_different_workers_are_refused_by_name(colours, pair):
     done, root = pair
-    recipe, data, nudged = (
-        [of_worker["message"] for of_worker in done[name]] for name in ("other recipe", "no data", "nudged")
-    )
+    names = ("other recipe", "no data", "own cache", "nudged")
+    recipe, data, cache, nudged = ([of_worker["message"] for of_worker in done[name]] for name in names)
     assert recipe[0] == recipe[1]
     assert "worker 1 (127.0.0.1:" in recipe[0]
     assert "has batch_size=24, worker 0 (127.0.0.1:" in recipe[0]
@@ -110,6 +111,8 @@ def test_different_workers_are_refused_by_name(colours, pair):
     assert data[0].startswith("worker 1 (127.0.0.1:")
     assert str(root / "nothing") in data[0]
     assert not (root / "other").exists()
+    assert cache[1].endswith("another worker wrote it, not seen from here; cache must be a folder that all see")
+    assert cache[0].startswith("worker 1 (127.0.0.1:")
     assert nudged[0] == nudged[1]
     assert "has weights='" in nudged[0]
     assert [of_worker["steps"] for of_worker in done["nudged"]] == [8, 8]  # the end of the epoch, where it is saved
@@ -152,6 +155,21 @@ FLAGS = ["--backbone=lenet", "--weights=none", "--mode=scratch", "--image_size=1
 FLAGS += ["--patience=100000", "--notensorboard", "--precision=float32", "--learning_rate=1e-6", "--schedule=constant"]
 
 
+def in_slurm(words):
+    """The command as two tasks of a step on one node."""
+    shared = {"SLURM_JOB_ID": os.getpid(), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    given = [[f"{name}={value}" for name, value in {**shared, "SLURM_PROCID": index}.items()] for index in range(2)]
+    return [["env", *variables, *words, "--cluster=slurm"] for variables in given]
+
+
+def in_tf_config(words):
+    """The command as a chief and a worker."""
+    chief, worker = free_addresses(2)
+    jobs = {"chief": [chief], "worker": [worker]}
+    tasks = [{"type": "chief", "index": 0}, {"type": "worker", "index": 0}]
+    return [["env", f"TF_CONFIG={json.dumps({'cluster': jobs, 'task': task})}", *words] for task in tasks]
+
+
 def steps_of(folder):
     progress = facts_of(folder)["progress"]
     return progress["epoch"] * 4 + progress["step"]
@@ -160,7 +178,7 @@ def steps_of(folder):
 def test_the_command_saves_on_sigterm_and_names_who_died(colours, tmp_path):
     folder = tmp_path / "run"
     state = folder / "state" / "scratch.npz"
-    with started(train_commands(2, colours, folder, FLAGS), tmp_path / "first") as processes:
+    with started(in_slurm(train_command(colours, folder, FLAGS)), tmp_path / "first") as processes:
         wait_until(state.exists, processes)
         processes[1].send_signal(signal.SIGTERM)
         assert [process.wait(PATIENCE_SECONDS) for process in processes] == [143, 143]
@@ -169,7 +187,7 @@ def test_the_command_saves_on_sigterm_and_names_who_died(colours, tmp_path):
         assert said.rstrip().endswith("stopped. What was done is saved: run the same command again to go on from there.")
         assert "Traceback" not in said
     saved = steps_of(folder)
-    with started(train_commands(2, colours, folder, FLAGS), tmp_path / "second") as processes:
+    with started(in_tf_config(train_command(colours, folder, FLAGS)), tmp_path / "second") as processes:
         wait_until(lambda: steps_of(folder) > saved + 4, processes)
         processes[1].send_signal(signal.SIGKILL)
         begun = time.monotonic()
@@ -212,3 +230,17 @@ def test_whoever_dies_the_others_end_and_name_it(colours, tmp_path, number, kill
     for index in others:
         said = (tmp_path / "out" / f"{index}.err").read_text()
         assert f"worker {killed} (127.0.0.1:" in said.rpartition("lost ")[2], said[-1000:]
+
+
+@pytest.mark.exhaustive
+def test_a_worker_that_waits_for_others_can_be_stopped_and_a_second_one_at_its_address_is_refused(colours, tmp_path):
+    commands = train_commands(2, colours, tmp_path / "run", FLAGS)
+    with started(commands[1:], tmp_path / "waiting") as (process,):
+        out = tmp_path / "waiting" / "0.out"
+        wait_until(lambda: "reports what is done" in out.read_text(), [process])
+        with started(commands[1:], tmp_path / "twin") as (twin,):
+            assert twin.wait(PATIENCE_SECONDS) == 1
+        assert "this worker cannot listen there" in (tmp_path / "twin" / "0.err").read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LOST_SECONDS) == 143
+    assert not (tmp_path / "run").exists()

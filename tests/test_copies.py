@@ -16,7 +16,9 @@ from conftest import CHECKOUT
 from pipeline_fixtures import make_image
 from store_fixtures import CREDENTIALS, s3_server, upload
 
+import tfpipe
 from tfpipe.common import copies, files, stores
+from tfpipe.listing import selection
 from tfpipe.records import manifest
 
 RunTool = Callable[..., subprocess.CompletedProcess[str]]
@@ -181,8 +183,15 @@ def test_wrong_credentials_are_an_error_that_does_not_repeat_them(bucket: str, r
     assert "s3://no-such-bucket/photos: the list of its objects cannot be had: 404 Not Found: NoSuchBucket" in done.stderr
 
 
-def test_functions_write_to_local_folders_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_functions_read_from_stores_and_write_to_local_folders_only(
+    bucket: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
+    upload(photos / "cat", f"{bucket}/cats")
+    listing = selection.list_images(f"{bucket}/cats")
+    assert [image.id for image in listing.images] == [f"{number} ü+%" for number in range(0, 60, 2)]
+    with pytest.raises(ValueError, match=r"s3://bucket/a: functions write to local folders"):
+        tfpipe.build_tfrecords(f"{bucket}/cats", "s3://bucket/a")
     with pytest.raises(ValueError, match=r"s3://bucket/a: functions write to local folders"):
         files.check_folder("s3://bucket/a")
     with pytest.raises(ValueError, match=r"s3://bucket/a: "), files.written_atomically(Path("s3://bucket/a")):
@@ -197,7 +206,7 @@ def test_a_run_lives_in_a_store(bucket: str, data_set: Path, run_tool: RunTool, 
     flags = ["--backbone=lenet", "--weights=none", "--image_size=32", "--epochs=2", "--batch_size=8"]
     run_tool("train", f"--data={bucket}/pets", f"--output={bucket}/runs/a", *flags)
     run_tool("evaluate", f"--data={bucket}/pets", f"--model={bucket}/runs/a", f"--output={bucket}/eval", "--noreport")
-    run_tool("evaluate", f"--data={data_set}", f"--model={bucket}/runs/a", f"--output={tmp_path}/eval", "--noreport")
+    tfpipe.evaluate(tfpipe.load(f"{bucket}/runs/a"), data_set, "test", tmp_path / "eval", report=False)
     assert stores.read_all(f"{bucket}/eval/predictions.csv") == (tmp_path / "eval" / "predictions.csv").read_bytes()
     run_tool("export_model", f"--model={bucket}/runs/a", f"--output={bucket}/export", "--formats=keras")
     table = f"--output={bucket}/table.csv"

@@ -129,7 +129,7 @@ def test_a_shard_of_another_data_set_is_noticed(tmp_path):
     with pytest.raises(DataError, match="the shard's SHA-256"):
         extract(one, tmp_path / "back", progress=False)
     os.truncate(one / shard, 100)
-    with pytest.raises(DataError, match="cut: 100 bytes"):
+    with pytest.raises(DataError, match="truncated: 100 bytes"):
         extract(one, tmp_path / "back", progress=False)
 
 

@@ -68,8 +68,8 @@ def test_a_changed_number_is_noticed_though_the_file_is_sound(saved):
     path.write_text(json.dumps({**text, "seed": 7}))
     with pytest.raises(DataError, match="its hash does not match its content"):
         manifest.load(directory)
-    path.write_text(json.dumps({**text, "format_version": 2}))
-    with pytest.raises(DataError, match="format version 2, this tfpipe reads version 1"):
+    path.write_text(json.dumps({**text, "format_version": 3}))
+    with pytest.raises(DataError, match="format version 3, this tfpipe reads versions 1 and 2"):
         manifest.load(directory)
 
 

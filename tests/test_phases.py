@@ -14,7 +14,7 @@ from transfer_fixtures import summary_of
 import tfpipe
 from tfpipe import Recipe
 from tfpipe.models import classifiers
-from tfpipe.records import catalog
+from tfpipe.pipeline import reading
 from tfpipe.training import phases, regression
 from tfpipe.training.loop import BEFORE
 from tfpipe.training.run_log import read_history
@@ -79,13 +79,13 @@ def test_views_of_augmented_images_are_rows(colours, tmp_path, monkeypatch):
 
 
 def test_nothing_but_train_and_val_is_opened(colours, tmp_path, monkeypatch):
-    opened, read = [], catalog.read_catalog
+    opened, frames = [], reading._frames
 
-    def reading(directory, *, split=None):
+    def opening(directory, account, split):
         opened.append(split)
-        return read(directory, split=split)
+        return frames(directory, account, split)
 
-    monkeypatch.setattr(catalog, "read_catalog", reading)
+    monkeypatch.setattr(reading, "_frames", opening)
     run(colours, tmp_path / "run", CHOOSING)
     assert set(opened) == {"train", "val"}
 

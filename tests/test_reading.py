@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
+import json
 import os
 import random
 import re
@@ -22,11 +24,12 @@ import pytest
 import tensorflow as tf
 from pipeline_fixtures import make_image, open_descriptors, write_data_set
 
+import tfpipe
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import exactly
 from tfpipe.pipeline import reading
 from tfpipe.pipeline.reading import RecordReader, read_records
-from tfpipe.records import manifest, schema, tfrecord
+from tfpipe.records import catalog, manifest, schema, tfrecord
 
 pytestmark = pytest.mark.tf
 
@@ -322,3 +325,95 @@ def test_a_data_set_whose_images_were_not_decoded_reports_it_once(data_set: Path
     manifest.save(dataclasses.replace(content, options={**content.options, "check": "decode"}), decoded)
     RecordReader(decoded, "test")
     assert len(caplog.messages) == 1
+
+
+# ---- the frames of a split: all that a reader needs of catalog and indexes
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    """A data set in today's format, of 7 images in 3 shards, one of them turned, one a PNG."""
+    for index in range(7):
+        image_format, ending = ("PNG", "png") if index == 3 else ("JPEG", "jpg")
+        image = make_image(index, 8, 8 + index, image_format=image_format, orientation=6 if index == 5 else 1)
+        path = tmp_path / "in" / ("cat", "owl")[index % 2] / f"{index}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image)
+    options = {"name": "pets", "num_shards": 3, "splits": {"test": 1}, "workers": 1, "progress": False}
+    tfpipe.build_tfrecords(tmp_path / "in", tmp_path / "out", **options)
+    return tmp_path / "out"
+
+
+FRAMES = "index/pets-test.frames"
+
+
+def test_frames_hold_what_catalog_and_indexes_hold(built: Path):
+    content = manifest.load(built)
+    plain = dataclasses.replace(content, splits={"test": dataclasses.replace(content.split("test"), frames=None)})
+    manifest.save(plain, built)
+    old = RecordReader(built, "test")
+    manifest.save(content, built)
+    new = RecordReader(built, "test")
+    assert new.traits == old.traits == manifest.Traits(png=True, turned=True, longer=14)
+    np.testing.assert_array_equal(new._frames, old._frames)
+    assert [new.read(index) for index in range(7)] == [old.read(index) for index in range(7)]
+    assert json.loads((built / "manifest.json").read_bytes())["format_version"] == 2
+
+
+def test_opening_reads_neither_catalog_nor_indexes(built: Path):
+    (built / "catalog.csv").unlink()
+    for path in (built / "index").glob("*.idx"):
+        path.unlink()
+    reader = RecordReader(built, "test")
+    assert len({reader.read(index) for index in range(7)}) == 7
+
+
+def test_g3_changed_frames_are_refused_on_opening(built: Path):
+    path = built / FRAMES
+    content = path.read_bytes()
+    assert len(content) == 7 * 20
+    for index in range(len(content)):
+        path.write_bytes(content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :])
+        with pytest.raises(DataError, match=f"{FRAMES}: not as listed in the manifest"):
+            RecordReader(built, "test")
+    path.unlink()
+    with pytest.raises(DataError, match=f"{FRAMES}: missing"):
+        RecordReader(built, "test")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda frames: frames[:-1],
+        lambda frames: [*frames, frames[0]],
+        lambda frames: [frames[1], frames[0], *frames[2:]],
+        lambda frames: [(*frames[0][:3], 2), *frames[1:]],
+        lambda frames: [(*frames[0][:3], -1), *frames[1:]],
+        lambda frames: [(*frames[0][:3], 1 - frames[0][3]), *frames[1:]],
+        lambda frames: [(1, *frames[0][1:]), *frames[1:]],
+        lambda frames: [(0, 10, *frames[0][2:]), *frames[1:]],
+    ],
+    ids=["fewer", "more", "order", "no class", "no label", "other class", "offset", "length"],
+)
+def test_g3_frames_that_cannot_be_are_refused_though_their_hash_is_right(built: Path, change):
+    content, path = manifest.load(built), built / FRAMES
+    frames = list(catalog.FRAME.iter_unpack(path.read_bytes()))
+    path.write_bytes(b"".join(catalog.FRAME.pack(*frame) for frame in change(frames)))
+    split = content.split("test")
+    listed = manifest.Frames(hashlib.sha256(path.read_bytes()).hexdigest(), split.frames.traits)
+    manifest.save(dataclasses.replace(content, splits={"test": dataclasses.replace(split, frames=listed)}), built)
+    with pytest.raises(DataError, match=f"{FRAMES}: not the frames of as many records as the manifest lists"):
+        RecordReader(built, "test")
+    assert tfpipe.verify(built, workers=1, progress=False).num_findings
+
+
+def test_verify_compares_frames_with_the_catalog(built: Path):
+    content, path = manifest.load(built), built / FRAMES
+    frames = list(catalog.FRAME.iter_unpack(path.read_bytes()))
+    frames[0] = (*frames[0][:2], 7, frames[0][3])  # another CRC: no reader can know
+    path.write_bytes(b"".join(catalog.FRAME.pack(*frame) for frame in frames))
+    split = content.split("test")
+    listed = manifest.Frames(hashlib.sha256(path.read_bytes()).hexdigest(), split.frames.traits)
+    manifest.save(dataclasses.replace(content, splits={"test": dataclasses.replace(split, frames=listed)}), built)
+    (finding,) = tfpipe.verify(built, workers=1, progress=False).findings
+    assert f"{FRAMES}: not the records that catalog and indexes list for split 'test'" in str(finding)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -25,6 +26,7 @@ from tfpipe.models import classifiers
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.training import checkpoints, loop, runs
 from tfpipe.training.run_log import read_history
+from tfpipe.training.steps import RateGroup, Steps
 
 pytestmark = pytest.mark.tf
 
@@ -375,8 +377,10 @@ tf.config.set_visible_devices([], "GPU")  # one device is to be a CPU, too
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * {count})
 sys.path[:0] = [{tests!r}]
-from test_runs import train_on
-train_on(tf.distribute.MirroredStrategy([f"CPU:{{index}}" for index in range({count})]), {data!r}, {out!r})
+from test_runs import check_masks, train_on
+strategy = tf.distribute.MirroredStrategy([f"CPU:{{index}}" for index in range({count})])
+check_masks(strategy)
+train_on(strategy, {data!r}, {out!r})
 """
 
 
@@ -416,6 +420,36 @@ def test_several_devices_train_what_one_trains(colours, one_device, tmp_path, co
     # The last batch has 9 images: the rows that fill it up must not darken BatchNorm's statistics.
     one, several = (moving_mean(root / "norms") for root in (one_device, tmp_path))
     assert np.abs(one - several).max() < 0.05 * np.abs(one).max()
+
+
+class Note(keras.layers.Layer):
+    """Keeps what it sees, each replica its own."""
+
+    def build(self, input_shape):
+        self.seen = self.add_weight(shape=(8, 64), dtype="int32", initializer="zeros", trainable=False)
+
+    def call(self, inputs):
+        self.seen.assign(tf.cast(inputs > 0, tf.int32))
+        return inputs
+
+
+def check_masks(strategy):
+    """Each replica drops other units, and all of them seeds that go on as one device's."""
+    replicas = strategy.num_replicas_in_sync
+    with strategy.scope():
+        dropout, note = keras.layers.Dropout(0.5, seed=1), Note()
+        network = keras.Sequential([keras.Input((64,)), dropout, note, keras.layers.Dense(2)])
+        group = RateGroup(keras.optimizers.SGD(), network.trainable_variables, 1.0)
+    options = {"ema": 0, "accumulate": 1, "label_smoothing": 0, "class_weights": None}
+    batches = SimpleNamespace(batch_size=8 * replicas)
+    phase = SimpleNamespace(network=network, groups=[group], trained=group.variables, batches=batches, **options)
+    count = 8 * replicas
+    Steps(phase, strategy, 1).take((tf.ones((count, 64)), tf.one_hot([0] * count, 2), tf.ones(count)), count, 0.1, 0.0)
+    masks = [mask.numpy() for mask in strategy.experimental_local_results(note.seen.value)]
+    assert len({mask.tobytes() for mask in masks}) == replicas
+    assert all(0.3 < mask.mean() < 0.7 for mask in masks)
+    seeds = strategy.experimental_local_results(dropout.seed_generator.state.value)
+    assert [seed.numpy().tolist() for seed in seeds] == [[1, 1]] * replicas
 
 
 def moving_mean(folder):

@@ -57,6 +57,23 @@ def test_a_fault_that_stays_is_an_error_with_its_place(server: RangeServer, faul
         assert f"the server says {fault}" in caught.value.strerror
 
 
+def test_after_one_request_was_given_up_the_next_ones_are_made_once(server: RangeServer):
+    server.faults.append("500")
+    server.for_ever = True
+    with pytest.raises(OSError, match="bytes 0 to 9 cannot be had"):
+        stores.read(f"{server.url}/a b+ü.bin", 9, 0)
+    requests = server.requests["GET"]
+    assert requests > 2
+    with pytest.raises(OSError, match=r"bytes 1 to 10 cannot be had: .*\(1 attempt\)"):
+        stores.read(f"{server.url}/a b+ü.bin", 9, 1)
+    assert server.requests["GET"] == requests + 1
+    server.faults.clear()
+    server.for_ever = False
+    assert stores.read(f"{server.url}/a b+ü.bin", 9, 1) == CONTENT[1:10]
+    server.faults.append("500")
+    assert stores.read(f"{server.url}/a b+ü.bin", 9, 2) == CONTENT[2:11]  # it is patient again
+
+
 def test_what_cannot_heal_is_an_error_at_once(server: RangeServer):
     with pytest.raises(FileNotFoundError, match=r"no such object.*nothing"):
         stores.read(f"{server.url}/nothing", 10, 0)

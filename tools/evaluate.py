@@ -41,7 +41,7 @@ classifiers differ as much, or more, by chance.
 _MODEL = flags.DEFINE_string(
     "model", None, "Needed. A run's folder, a .keras file that train wrote, or a file or folder of an export."
 )
-_DATA = flags.DEFINE_string("data", None, "Needed. Folder of a data set of build_tfrecords.")
+_DATA = flags.DEFINE_string("data", None, "Needed. Folder of a data set of build_tfrecords, also in a store: s3://bucket/pets.")
 _SPLIT = flags.DEFINE_string("split", "test", "Split to evaluate on.")
 _OUTPUT = flags.DEFINE_string("output", None, "Needed. Folder for the results, created if missing; replaces earlier results.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images that go through the model at once.", 1)

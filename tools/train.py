@@ -5,6 +5,7 @@
   train --data=shards/ --output=runs/b --weights=vgg16_notop.h5 --mode=bottleneck --hidden=1024,128 --dropout=0.5
   train --data=shards/ --output=runs/c --mode=frozen --augment=light,horizontal_flip=0
   train --data=shards/ --output=runs/d --backbone=lenet --mode=scratch --image_size=32 --learning_rate=find
+  train --data=shards/ --output=runs/e --workers=node1:2222,node2:2222 --worker=0     on node2 with --worker=1
 
 What is not given is chosen, and the reason reported. A run that was stopped goes on, at the very
 step, when it is started again with the same flags; and one that is finished, with more --epochs,
@@ -31,7 +32,7 @@ from tfpipe.pipeline.presets import Augmentation
 from tfpipe.training import preflight
 from tfpipe.training.recipes import Recipe, help_of_options
 
-_DATA = flags.DEFINE_string("data", None, "Needed. Folder of the data set, with splits train and, if there is one, val.")
+_DATA = flags.DEFINE_string("data", None, "Needed. Folder of the data set, also in a store; splits train and, perhaps, val.")
 _OUTPUT = flags.DEFINE_string("output", None, "Needed. Folder of the run; made if need be.")
 _CACHE = flags.DEFINE_string("cache", None, "Folder for features, shared by runs. Default: features/ beside --output.")
 _DEVICES = flags.DEFINE_string(
@@ -46,8 +47,15 @@ _WORKERS = flags.DEFINE_string(
     "Addresses HOST:PORT of the processes that train together, one each; all get the same flags, and --worker."
     " Default: as TF_CONFIG says, or this one alone.",
 )
-_WORKER = flags.DEFINE_integer("worker", None, "Number of this process in --workers; 0 writes the run's folder.", 0)
-_CLUSTER = flags.DEFINE_enum("cluster", None, ["slurm"], "slurm: the tasks of the step that srun started train together.")
+_WORKER = flags.DEFINE_integer(
+    "worker", None, "Needed with --workers: number of this process in it; 0 writes the run's folder.", 0
+)
+_CLUSTER = flags.DEFINE_enum(
+    "cluster",
+    None,
+    ["slurm"],
+    "slurm: the tasks of the step that srun started train together. Default: this process trains alone.",
+)
 _CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "What a kill can cost at most.", 0)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write event files into the run's folder.")
 _EXTEND = flags.DEFINE_bool(

@@ -12,6 +12,7 @@ import json
 import os
 
 from tfpipe.records import schema, tfrecord
+from tfpipe.records.catalog import FRAME
 
 OUTSIDE = "outside"  # a folder beside the data set
 
@@ -22,7 +23,8 @@ def change_manifest(folder, change, **options):
     content = json.loads(path.read_bytes())
     for name in content["companions"]:
         content["companions"][name] = sha256(folder / name)
-    for split in content["splits"].values():
+    for name, split in content["splits"].items():
+        split["frames"]["sha256"] = sha256(frames_of(folder, name))
         for shard in split["shards"]:
             shard["sha256"], shard["num_bytes"] = sha256(folder / shard["file"]), (folder / shard["file"]).stat().st_size
             shard["index_sha256"] = sha256(index_of(folder, shard["file"]))
@@ -45,6 +47,10 @@ def sha256(path):
 
 def index_of(folder, shard):
     return folder / "index" / f"{shard.replace('.tfrecord-', '-')}.idx"
+
+
+def frames_of(folder, split):
+    return folder / "index" / f"pets-{split}.frames"
 
 
 def first_shard(folder):
@@ -130,7 +136,9 @@ MANIFEST = {
     **{f"name {value!r:.20}": setting("name", to=value) for value in ("../x", "", "a" * 65, 5, None, "a\nb")},
     **{f"labelled {value!r}": setting("splits", "train", "labelled", to=value) for value in (0, "true", None, False)},
     **{f"image_bytes {value!r}": setting("splits", "train", "image_bytes", to=value) for value in (-1, 2**63, "9", None)},
-    **{f"format_version {value!r:.20}": setting("format_version", to=value) for value in (2, "1", True, 1.0, None, "x" * 5000)},
+    **{
+        f"format_version {value!r:.20}": setting("format_version", to=value) for value in (1, 3, "2", True, 2.0, None, "x" * 99)
+    },
     "seed as a text": setting("seed", to="0"),
     "half of a character": lambda folder: change_manifest(
         folder, lambda content: content["options"].update(name="\ud800"), ensure_ascii=True
@@ -182,6 +190,27 @@ def index(data):
     return sealed(lambda folder: index_of(folder, first_shard(folder).name).write_bytes(data))
 
 
+def frames_bytes(change):
+    """An attack that changes the frames of a split."""
+
+    def attack(folder):
+        path = frames_of(folder, "train")
+        path.write_bytes(change(path.read_bytes()))
+
+    return sealed(attack)
+
+
+def frame(place, value):
+    """An attack that changes a number of the first frame."""
+
+    def change(data):
+        first = list(FRAME.unpack_from(data))
+        first[place] = value
+        return FRAME.pack(*first) + data[20:]
+
+    return frames_bytes(change)
+
+
 def catalog(column, value):
     """An attack that changes a field of the first row of a split, or the whole text of the catalog."""
 
@@ -216,6 +245,10 @@ def record(change, *, row=None):
         frames = [b"".join(tfrecord.frame(one)) for one in data]
         offsets = [sum(map(len, frames[:place])) for place in range(len(frames))]
         path.write_bytes(b"".join(frames))
+        listed = [list(frame) for frame in FRAME.iter_unpack(frames_of(folder, "train").read_bytes())]
+        for mine, offset, frame in zip(listed[-len(frames) :], offsets, frames, strict=True):
+            mine[:3] = offset, len(frame), int.from_bytes(frame[-4:], "little")
+        frames_of(folder, "train").write_bytes(b"".join(FRAME.pack(*frame) for frame in listed))
         lines = "".join(f"{offset} {len(frame)}\n" for offset, frame in zip(offsets, frames, strict=True))
         index_of(folder, path.name).write_text(lines)
         place = "train", path.name.split("-")[2].lstrip("0") or "0"
@@ -246,6 +279,7 @@ def in_place(kind):
         "shard": first_shard,
         "index": lambda folder: index_of(folder, first_shard(folder).name),
         "catalog": lambda folder: folder / "catalog.csv",
+        "frames": lambda folder: frames_of(folder, "train"),
         "companion": lambda folder: folder / "rejected.jsonl",
     }
 
@@ -277,6 +311,15 @@ FILES = {
     **in_place("link to itself"),
     **in_place("link to another file"),
     **in_place("link to the same bytes elsewhere"),
+    **{
+        f"frames: {field} {value}": frame(place, value)
+        for place, field in enumerate(("offset", "length", "crc32c", "label"))
+        for value in (0, 1, 7, (1 << 31) - 1)
+    },
+    "a frame the less": frames_bytes(lambda data: data[:-20]),
+    "a frame the more": frames_bytes(lambda data: data + data[:20]),
+    "frames in another order": frames_bytes(lambda data: data[20:40] + data[:20] + data[40:]),
+    "empty frames": frames_bytes(lambda data: b""),
     "index of zeros": index(bytes(40)),
     "index of empty records": index(b"0 0\n0 0\n"),
     "empty index": index(b""),

@@ -18,7 +18,7 @@ import data_set_attacks as attacks
 import tfpipe
 from tfpipe.common.files import sha256_of
 from tfpipe.records import manifest as manifests
-from tfpipe.records.catalog import read_catalog
+from tfpipe.records.catalog import read_checked
 
 _SECONDS = 60
 opened: list[str] = []
@@ -72,7 +72,7 @@ def evaluation(folder, _):
     open_labelled(folder, "train")
     images = SplitImages(folder, "train", (8, 8))
     images.evaluation(4)
-    return [images.labels.tolist(), *(row.key for row in read_catalog(folder, split="train"))]
+    return [images.labels.tolist(), *(row.key for row in read_checked(folder, split="train"))]
 
 
 def reader(folder, _):

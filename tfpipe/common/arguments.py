@@ -19,7 +19,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from tfpipe.common import stores
+from tfpipe.common import copies, stores
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -114,12 +114,20 @@ def callback(name: str, value: Any) -> Any:
 
 
 def path(name: str, value: Any) -> Path:
-    """Returns a path; an empty one, from an unset variable in a shell, is refused."""
+    """Returns a path; an empty one, from an unset variable in a shell, is refused.
+
+    Of a place in a store, its local copy; "data" are read where they are, and nothing is written there.
+    """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str) or not text:
         raise wrong(name, "a path", value)
     stores.check(name, text)
-    return Path(text)
+    if name in _WRITTEN:
+        stores.check_local(text)
+    return copies.local(text) if name != "data" else Path(text)
+
+
+_WRITTEN = ("output", "cache", "workers_folder")
 
 
 Rule = Callable[[str, Any], Any]

@@ -32,6 +32,11 @@ _VERSIONS, _STORED, _BEGUN = ".versions.json", ".stored.json", ".begun"
 _PIECE_BYTES = 8 << 20
 
 
+def local(path: str | os.PathLike[str]) -> Path:
+    """Returns a local path as it is, and the local copy of a place in a store."""
+    return fetched(path) if stores.is_remote(path) else Path(path)
+
+
 def fetched(path: str | os.PathLike[str]) -> Path:
     """Returns the local copy of an object, or of all objects in a folder, as they are now.
 

@@ -45,7 +45,7 @@ def path_written_atomically(path: Path, suffix: str = "") -> Iterator[Path]:
     Else it vanishes, and `path` stays unchanged. Temporary files of killed processes beside `path`
     are removed first. The name ends with `suffix`, for a library that looks at it.
     """
-    check_local(path)
+    stores.check_local(path)
     clear_up(path)
     try:
         with temporary_beside(path, suffix) as temporary:
@@ -92,7 +92,7 @@ def folder_written_atomically(target: Path, *, replace: bool) -> Iterator[Path]:
     Else it vanishes, and `target` stays unchanged. With `replace`, an existing folder is replaced
     as a whole; without, it must be empty.
     """
-    check_local(target)
+    stores.check_local(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_up(target)
 
@@ -212,12 +212,6 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def check_local(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError for a place in a store, where no file can be written piece by piece."""
-    if stores.is_remote(path):
-        raise ValueError(f"{stores.url(path)}: functions write to local folders; the commands' --output also takes a store")
-
-
 def check_folder(path: str | os.PathLike[str]) -> None:
     """Checks that files can be written into a folder, which may not exist yet; writes nothing.
 
@@ -226,7 +220,7 @@ def check_folder(path: str | os.PathLike[str]) -> None:
         NotADirectoryError: it, or what it would be made in, is a file.
         PermissionError: nothing may be written there.
     """
-    check_local(path)
+    stores.check_local(path)
     folder = Path(path).absolute()
     there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not there.is_dir():

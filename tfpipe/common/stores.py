@@ -83,6 +83,12 @@ def url(path: str | os.PathLike[str]) -> str:
     return f"{found[1]}://{found[2]}{f'/{found[3]}' if found[3] else ''}" if found else text
 
 
+def check_local(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for a place in a store, where no file can be written piece by piece."""
+    if is_remote(path):
+        raise ValueError(f"{url(path)}: functions write to local folders; the commands' --output also takes a store")
+
+
 def absolute(path: str | os.PathLike[str]) -> Path:
     """Returns a local path from the root; a place in a store as it is."""
     return Path(path) if is_remote(path) else Path(path).absolute()

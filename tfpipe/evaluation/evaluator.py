@@ -255,7 +255,7 @@ class _Run:
 
     def ids_of(self, parts: Sequence[Path], count: int) -> list[str]:
         """Returns the keys of the images of some of `count` parts."""
-        keys = [row.key for row in catalog.read_catalog(self.directory, split=self.split)]
+        keys = [row.key for row in catalog.read_checked(self.directory, split=self.split)]
         bounds = [len(keys) * index // count for index in range(count + 1)]
         chosen = [index for index in range(count) if partial_tables.part_path(self.folder, index, count) in parts]
         return [key for index in chosen for key in keys[bounds[index] : bounds[index + 1]]]

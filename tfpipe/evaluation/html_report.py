@@ -27,7 +27,7 @@ from tfpipe.models import explanation, predictions
 from tfpipe.models.classifiers import Classifier, Predictor
 from tfpipe.models.predictions import Predictions
 from tfpipe.records import manifest as manifests
-from tfpipe.records.catalog import CatalogRow, read_catalog
+from tfpipe.records.catalog import CatalogRow, read_checked
 from tfpipe.report import figures, fonts, templates
 
 _log = logging.getLogger("tfpipe")
@@ -209,7 +209,7 @@ class _ReportImages:
         if not keys:
             return {}
         reader = reader_of(self.predictor, self.directory, split)
-        rows = enumerate(read_catalog(self.directory, split=split))
+        rows = enumerate(read_checked(self.directory, split=split))
         return {row.key: (row, reader.evaluated(position)) for position, row in rows if row.key in keys}
 
     def predictions(self, table: Predictions, rows: Array, *, explained: bool = False) -> list[dict[str, Any]]:

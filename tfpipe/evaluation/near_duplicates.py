@@ -44,7 +44,7 @@ from tfpipe.models.classifiers import Classifier, Predictor
 from tfpipe.models.split_images import read_for
 from tfpipe.pipeline.replaying import Replayer
 from tfpipe.records import manifest as manifests
-from tfpipe.records.catalog import read_catalog
+from tfpipe.records.catalog import read_checked
 
 COSINE = 0.8
 COARSE = 0.97
@@ -173,11 +173,11 @@ def find_near_duplicates(
 def _identical(directory: str | os.PathLike[str], split: str, others: Sequence[str]) -> dict[str, NearDuplicate]:
     """Returns the byte-identical pairs by key."""
     by_hash = collections.defaultdict(list)
-    for row in read_catalog(directory, split=split):
+    for row in read_checked(directory, split=split):
         by_hash[row.sha256].append(row.key)
     pairs: dict[str, NearDuplicate] = {}
     for other in others:
-        for row in read_catalog(directory, split=other):
+        for row in read_checked(directory, split=other):
             for key in by_hash.get(row.sha256, ()):
                 pairs.setdefault(key, NearDuplicate(key, row.key, other, 1.0, identical=True))
     return pairs

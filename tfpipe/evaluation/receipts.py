@@ -19,7 +19,7 @@ from tfpipe.common.files import read_json
 from tfpipe.common.text import hash_names
 from tfpipe.models.predictions import RECEIPT_NAME, Predictions
 from tfpipe.records import manifest as manifests
-from tfpipe.records.catalog import read_catalog
+from tfpipe.records.catalog import read_checked
 
 if TYPE_CHECKING:
     from tfpipe.models.classifiers import Predictor
@@ -72,7 +72,7 @@ def claim(
     return {
         "split": split,
         "records_expected": manifest.split(split).num_records,
-        "expected_ids_sha256": hash_names(row.key for row in read_catalog(directory, split=split)),
+        "expected_ids_sha256": hash_names(row.key for row in read_checked(directory, split=split)),
         "data_root_hash": manifest.root_hash,
         "model_sha256": predictor.sha256,
         "class_names_sha256": hash_names(predictor.class_names),
@@ -90,10 +90,10 @@ def receipt(promised: Claim, table: Predictions, computed: Sequence[Mapping[str,
 
 def check_ids(keys: Sequence[str], directory: str | os.PathLike[str], split: str, path: Path) -> None:
     """Raises DataError unless the keys of the table at `path` are the catalog's, in its order."""
-    pairs = itertools.zip_longest(keys, (row.key for row in read_catalog(directory, split=split)))
+    pairs = itertools.zip_longest(keys, (row.key for row in read_checked(directory, split=split)))
     if all(seen == expected for seen, expected in pairs):
         return
-    seen, expected = Counter(keys), Counter(row.key for row in read_catalog(directory, split=split))
+    seen, expected = Counter(keys), Counter(row.key for row in read_checked(directory, split=split))
     found = {
         "missing": list((expected - seen).keys()),
         "twice or more": [key for key, count in seen.items() if key in expected and count > expected[key]],
@@ -105,7 +105,7 @@ def check_ids(keys: Sequence[str], directory: str | os.PathLike[str], split: str
 
 def check_unchanged(promised: Claim, directory: str | os.PathLike[str]) -> None:
     """Raises DataError if a data set was replaced since the claim was made."""
-    ids = hash_names(row.key for row in read_catalog(directory, split=promised["split"]))
+    ids = hash_names(row.key for row in read_checked(directory, split=promised["split"]))
     found = {"data_root_hash": manifests.load(directory).root_hash, "expected_ids_sha256": ids}
     if other := differences({name: promised[name] for name in found}, found):
         raise DataError(f"the data set was replaced during the evaluation: {'; '.join(other)}", path=directory)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from tfpipe.common import copies, stores
 from tfpipe.common.files import IMAGE_SUFFIXES
 from tfpipe.common.text import plural
 from tfpipe.listing import folders, path_lists
@@ -118,7 +119,7 @@ def given_paths(inputs: Any) -> list[str | os.PathLike[str]]:
         if not isinstance(path, str | os.PathLike):
             advice = "bytes and arrays are for tfpipe.load(model).predict(inputs)"
             raise ValueError(f"input must be paths (got {type(path).__name__}); {advice}")
-    return paths
+    return [copies.local(path) if stores.is_remote(path) else path for path in paths]
 
 
 def hash_listing(listing: Listing) -> str:
@@ -165,7 +166,7 @@ def natural_key(text: str) -> tuple[str, str]:
 
 
 def _records(directory: Path, split: str) -> Iterator[tuple[Image, str]]:
-    rows = list(catalog.read_catalog(directory, split=split))
+    rows = list(catalog.read_checked(directory, split=split))
     # The prefix that the build gave them, so that ids are those of the folder that the split was
     # made from.
     prefix = f"{split}/" if all(row.key.startswith(f"{split}/") for row in rows) else ""

@@ -167,6 +167,7 @@ def extract(
                     waiting, done = [values[rows_per_shard:]], done + 1
 
     def conclude() -> None:
+        _check_shared(paths)
         crcs = [zlib.crc32(_map(path).data) for path in paths]
         content = {"shape": network.output_shape[1:], "dtype": facts["dtype"], "rows_per_shard": rows_per_shard, "crcs": crcs}
         write_json(folder / FACTS_NAME, {"of": facts, **content})
@@ -176,8 +177,17 @@ def extract(
         if not parts.from_first(is_complete):
             parts.agree(compute)
             parts.agree(conclude if parts.index == 0 else lambda: None)
+    if parts.count > 1:
+        parts.agree(lambda: _check_shared([folder / FACTS_NAME]))
     found: Features = parts.agree(lambda: _load(folder))
     return found
+
+
+def _check_shared(paths: Sequence[Path]) -> None:
+    if missing := [path for path in paths if not path.exists()]:
+        raise FileNotFoundError(
+            f"{missing[0]}: another worker wrote it, not seen from here; cache must be a folder that all see"
+        )
 
 
 def _is_complete(folder: Path, held: contextlib.ExitStack) -> bool:

@@ -23,6 +23,7 @@ from tfpipe.models.classifiers import Predictor
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.pipeline.loader import Loader
 from tfpipe.pipeline.options import Options
+from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import catalog, manifest
 
 NOT_AUGMENTED = Augmentation()
@@ -90,8 +91,7 @@ class SplitImages:
     @property
     def labels(self) -> np.ndarray[Any, Any]:
         """int64 [N], the classes of `positions`."""
-        rows = catalog.read_catalog(self.directory, split=self.split)
-        labels: np.ndarray[Any, Any] = np.array([row.label for row in rows], np.int64)[self.positions]
+        labels: np.ndarray[Any, Any] = RecordReader(self.directory, self.split).labels[self.positions].astype(np.int64)
         return labels
 
     @property
@@ -152,10 +152,12 @@ def hold_out(images: SplitImages, fraction: float) -> tuple[SplitImages, SplitIm
         )
     by_class: dict[int, list[tuple[bytes, int]]] = {}
     labels: dict[bytes, set[int]] = {}
-    for position, row in enumerate(catalog.read_catalog(images.directory, split=images.split)):
+    rows = catalog.read_checked(images.directory, split=images.split)
+    of_rows = dataclasses.replace(images, selection=None).labels.tolist()
+    for position, (row, label) in enumerate(zip(rows, of_rows, strict=True)):
         digest = seeds.digest(images.seed, "hold out", row.sha256)
-        by_class.setdefault(row.label, []).append((digest, position))
-        labels.setdefault(digest, set()).add(row.label)
+        by_class.setdefault(label, []).append((digest, position))
+        labels.setdefault(digest, set()).add(label)
     held: list[int] = []
     for found in by_class.values():
         ranked = sorted(entry for entry in found if len(labels[entry[0]]) == 1)

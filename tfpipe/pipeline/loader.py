@@ -90,7 +90,8 @@ def dataset(
     begins: from there on, the elements are those of an uninterrupted run.
 
     Args:
-        data: folder of a data set that `build_tfrecords` wrote.
+        data: folder of a data set that `build_tfrecords` wrote; also in a store, as
+            s3://bucket/pets (extra "remote").
         split: its name.
         batch_size: records per element, or None for single records without a batch axis.
         image_size: (height, width), or the side of a square.
@@ -104,7 +105,8 @@ def dataset(
         seed: of order and augmentation, 0 or more.
         balanced: every class equally often, see `BalancedOrder`; in training only.
         read_block: records that are read together, for slow storage, see `BlockOrder` for what that
-            costs in randomness; in training only.
+            costs in randomness; in training only. Default: of data in a store, 64 or as many as
+            have 4 MiB, unless `balanced`; else none.
         repeat: without end, epoch after epoch; every iterator begins where the first does. In
             training only.
         first_epoch: where to begin, 0 or more; in training only.

@@ -6,9 +6,9 @@
 
 What makes a smaller or another data set impossible to miss: the manifest holds the hash of the
 split's frames and the size of every shard, all checked on opening; the frames hold the CRC of each
-record, checked when it is read. A flipped bit, a swapped record and a swapped
-shard fail the same comparison. Random access is by `os.pread`: stored order, the part of one of
-several readers and a shuffled order are the same code.
+record, checked when it is read. A flipped bit, a swapped record and a swapped shard fail the same
+comparison. Random access is by `os.pread`, or by ranges of a store's objects: stored order, the
+part of one of several readers and a shuffled order are the same code.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from tfpipe.images import decoding
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.pipeline.loader import Loader
 from tfpipe.pipeline.options import Options
-from tfpipe.records.catalog import read_catalog
+from tfpipe.records.catalog import read_checked
 
 Image = np.ndarray[Any, Any]
 
@@ -98,7 +98,7 @@ class Replayer:
         text = key.decode() if isinstance(key, bytes) else key
         if not isinstance(text, str):
             raise arguments.wrong("key", "a text or bytes", key)
-        for position, row in enumerate(read_catalog(self._directory, split=self._split)):
+        for position, row in enumerate(read_checked(self._directory, split=self._split)):
             if row.key == text:
                 return position
         raise ValueError(f"{os.fspath(self._directory)}: no record of split {self._split!r} has the key {text!r}")

@@ -24,7 +24,18 @@ import msgspec
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular
 from tfpipe.common.text import exactly
-from tfpipe.records.manifest import CATALOG_NAME, CONTROL, MAX_TEXT, Frames, Manifest, Traits, frames_file, index_file
+from tfpipe.records.manifest import (
+    CATALOG_NAME,
+    CONTROL,
+    MAX_TEXT,
+    Frames,
+    Manifest,
+    Traits,
+    frames_file,
+    hash_problem,
+    index_file,
+    load,
+)
 from tfpipe.records.schema import UNLABELLED
 from tfpipe.records.tfrecord import FRAME_BYTES
 
@@ -92,6 +103,25 @@ def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None)
                     yield parse_row(line)
         except (ValueError, IndexError, csv.Error):  # without their message, which may quote another file
             raise DataError(f"line {lines.line_num} is not a row of a catalog", path=path) from None
+
+
+def read_checked(directory: str | os.PathLike[str], *, split: str) -> Iterator[CatalogRow]:
+    """Yields the rows of a split, as many as its records, from a catalog with the manifest's hash.
+
+    The catalog of a data set in a store is then on the local disk, and read from there.
+
+    Raises:
+        FileNotFoundError, DataError: there is no data set, or its catalog is not as it was written.
+    """
+    manifest, path = load(directory), Path(directory) / CATALOG_NAME
+    if problem := hash_problem(path, manifest.companions[CATALOG_NAME], fresh=False):
+        raise problem
+    count = 0
+    for row in read_catalog(directory, split=split):
+        yield row
+        count += 1
+    if count != manifest.split(split).num_records:
+        raise DataError(f"{exactly(count, 'row')} of split {split!r}, which has another number of records", path=path)
 
 
 def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str) -> Iterator[tuple[CatalogRow, int, int]]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -24,6 +23,7 @@ import numpy as np
 
 from tfpipe.common.errors import lines_of
 from tfpipe.common.text import exactly
+from tfpipe.training.preflight import listens
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -167,19 +167,10 @@ class Workers:
             if self.count == 1:
                 raise
             named = {int(number) for number in re.findall(r"/job:worker\S*/task:(\d+)", error.message)} - {self.index}
-            silent = [index for index in range(self.count) if index != self.index and not _listens(self._addresses[index])]
+            silent = [index for index in range(self.count) if index != self.index and not listens(self._addresses[index])]
             names = " and ".join(map(self.name, silent or sorted(named))) or exactly(self.count - 1, "other worker")
-            reason = error.message.rpartition("aborted by: ")[2].splitlines()[0]
+            reason = re.split(r"\\n|\n", error.message.rpartition("aborted by: ")[2])[0]
             raise ConnectionError(
                 f"{self.name(self.index)}: lost {names} ({reason}); see its output. The run is saved up to the last checkpoint:"
                 " start the same command on all workers again"
             ) from None
-
-
-def _listens(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=2).close()
-    except OSError:
-        return False
-    return True

@@ -271,7 +271,7 @@ class Loop:
         loss, correct, rows, stops = np.sum(parts, axis=0).tolist()
         self._stops = stops > 0
         if rows != (expected := len(self.phase.batches.val.positions)) and not self._stops:
-            raise DataError(f"{self.phase.name}: {rows:.0f} images were validated, expected {exactly(expected, 'image')}")
+            raise DataError(f"{self.phase.name}: validated {exactly(int(rows), 'image')}, expected {expected}")
         return loss / max(rows, 1), correct / max(rows, 1)
 
     def _validated(self) -> Iterator[Array]:

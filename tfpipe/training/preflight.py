@@ -12,6 +12,9 @@ import json
 import os
 import re
 import signal
+import socket
+import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,9 @@ from tfpipe.training.recipes import Recipe, complete
 _TF_CONFIG = "TF_CONFIG"
 _SLURM = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE")
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # below those that Linux gives to outgoing connections
+_REPORT_SECONDS = 30.0
+_ENDING_SECONDS = 20.0  # that a worker which was stopped may still hold its address: TensorFlow takes 10
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DEVICES = ("auto", "one", "all", "CPU")
 
 
@@ -195,18 +201,63 @@ def connect(cluster: Cluster, report: Callable[[str], None]) -> Any:
     """Returns the strategy of a cluster, once all of its workers have come.
 
     Must be called before TensorFlow computes anything.
+
+    Raises:
+        ConnectionError: this worker cannot listen at its address.
     """
     import tensorflow as tf
 
-    address, count = cluster.addresses[cluster.index], len(cluster.addresses)
-    report(f"worker {cluster.index} of {count} ({address}): waits for the others; the first, {cluster.addresses[0]}, reports")
+    _wait_for_all(cluster, report)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(cluster.addresses)}), task_type="worker", task_id=cluster.index, rpc_layer="grpc"
     )
-    # While TensorFlow waits, no handler of Python's is called; later, TensorFlow's own swallows SIGTERM.
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    # TensorFlow's handler of SIGTERM would swallow it for good: it comes when Python's is back.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    except tf.errors.OpError as error:
+        raise ConnectionError(f"{cluster.addresses[cluster.index]}: {error.message}") from None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in _STOPPING:
+            handler = signal.getsignal(number)
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _wait_for_all(cluster: Cluster, report: Callable[[str], None]) -> None:
+    """Waits until each worker can be reached: in TensorFlow, a signal could not end the waiting."""
+    own, count = cluster.addresses[cluster.index], len(cluster.addresses)
+    report(f"worker {cluster.index} of {count} ({own}): the first one, {cluster.addresses[0]}, reports what is done")
+    missing = [address for address in cluster.addresses if address != own]
+    reported = time.monotonic()
+    with _listening(own):
+        while True:
+            missing = [address for address in missing if not listens(address)]
+            if not missing:
+                return
+            if time.monotonic() > reported + _REPORT_SECONDS:
+                report(f"waiting for {', '.join(missing)}")
+                reported = time.monotonic()
+            time.sleep(0.2)
+
+
+def _listening(address: str) -> socket.socket:
+    begun = time.monotonic()
+    while True:
+        try:
+            return socket.create_server(("", int(address.rpartition(":")[2])), backlog=128)
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > begun + _ENDING_SECONDS:
+                raise ConnectionError(f"{address}: this worker cannot listen there: {error}; is another running?") from None
+            time.sleep(0.2)
+
+
+def listens(address: str) -> bool:
+    """Returns whether a process listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except OSError:
+        return False
+    return True

@@ -82,6 +82,7 @@ class Steps:
         # Seeds of dropout and statistics of BatchNorm change while training, too.
         self._others = [variable for variable in phase.network.variables if id(variable) not in known]
         self._statistics = [value for value in self._others if keras.backend.is_float_dtype(value.dtype)]
+        self._seeds = [value for value in self._others if value.name == "seed_generator_state"]
         self.result = [*phase.trained, *self._statistics]
         self.averages = [tf.Variable(variable.numpy()) for variable in self.result] if phase.ema else []
         self.num_workers = num_workers
@@ -149,7 +150,9 @@ class Steps:
         return tuple(self._strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None) for value in found)
 
     def _replica_step(self, inputs: Any, targets: Any, weights: Any, rows: Any, wishes: Sequence[Any]) -> tuple[Any, ...]:
+        self._shift_seeds(1)
         loss, correct, *gradients = self._gradients_in_parts(inputs, targets, weights, rows)
+        self._shift_seeds(-1)
         for group in self._phase.groups:
             size = len(group.variables)
             group.optimizer.apply(gradients[:size], group.variables)
@@ -157,6 +160,13 @@ class Steps:
         if self._statistics and self._strategy.num_replicas_in_sync > 1:
             self._average_statistics(tf.math.count_nonzero(weights, dtype=tf.float32))
         return loss, correct, *wishes
+
+    def _shift_seeds(self, sign: int) -> None:
+        """Gives dropout other masks on each replica, with 1; and back, with -1."""
+        if self._strategy.num_replicas_in_sync > 1:
+            number = tf.distribute.get_replica_context().replica_id_in_sync_group
+            for seed in self._seeds:
+                seed.assign(seed.value + tf.cast([sign * number, 0], seed.dtype))
 
     def _average_statistics(self, count: Any) -> None:
         """Gives all replicas the mean of their statistics, weighted by their images."""

@@ -32,8 +32,8 @@ def server(folder: str, delay_seconds: float) -> Iterator[str]:
             process.kill()
 
 
-def measure(place: str, cache_bytes: str, read_block: int, num_images: int) -> float:
-    """Returns the seconds for as many images as of a whole pass; read_block 0: one request at a time."""
+def measure(place: str, cache_bytes: str, read_block: int, num_images: int) -> tuple[float, float]:
+    """Returns the seconds of an image, by the clock and of processors; read_block 0: one request at a time."""
     import numpy as np
 
     import tfpipe
@@ -48,10 +48,10 @@ def measure(place: str, cache_bytes: str, read_block: int, num_images: int) -> f
     else:
         reader = RecordReader(place, "train")
         data = ([reader.read(int(position))] for position in np.random.default_rng(0).integers(0, total, num_images))
-    seen, begin = 0, time.perf_counter()
+    seen, begin, worked = 0, time.perf_counter(), time.process_time()
     for batch in data:
         seen += len(batch[0]) if read_block else 1
-    return (time.perf_counter() - begin) * total / seen
+    return (time.perf_counter() - begin) / seen, (time.process_time() - worked) / seen
 
 
 def main(shards: str, delay_ms: str, rounds: str, scratch: str) -> None:
@@ -68,12 +68,20 @@ def main(shards: str, delay_ms: str, rounds: str, scratch: str) -> None:
             "remote, record by record, 32 requests at a time": (url, "0", 1, _FEW),
             "remote, record by record, one request at a time": (url, "0", 0, _SINGLE),
         }
-        seconds = alternate(ways, lambda way: measure(*way), int(rounds))
+        work: dict[str, list[float]] = {name: [] for name in ways}
+
+        def timed(name: str) -> float:
+            seconds, worked = measure(*ways[name])
+            work[name].append(worked)
+            return seconds
+
+        seconds = alternate({name: name for name in ways}, timed, int(rounds))
     local = seconds[next(iter(ways))]
     for name, times in seconds.items():
         shares = [mine / theirs for mine, theirs in zip(local, times, strict=True)]
         share = f"{statistics.median(shares):.3f} of local ({min(shares):.3f} to {max(shares):.3f})"
-        print(f"{name:48} {total / statistics.median(times):8,.0f} images/s   {share}", flush=True)
+        processor = f"{min(work[name]) * 1e6:,.0f} us of processors an image"
+        print(f"{name:48} {1 / statistics.median(times):8,.0f} images/s   {share}   {processor}", flush=True)
 
 
 if __name__ == "__main__":
