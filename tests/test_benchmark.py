@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ from conftest import CHECKOUT, make_image, write
 
 import tfpipe
 from tfpipe.training.run_log import RunLog
-from tools.benchmarks import contenders, modes, overhead, worker
+from tools import benchmark
+from tools.benchmarks import contenders, modes, overhead, planning, worker
 
 WORKER = CHECKOUT / "tools" / "benchmarks" / "worker.py"
 
@@ -37,6 +39,18 @@ def test_every_contender_has_a_function_in_its_module():
     for name, module in contenders.MODULES.items():
         source = (WORKER.parent / f"{module}.py").read_text("utf-8")
         assert f"\ndef {name.replace('-', '_')}(task: Task)" in source
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_planner_is_measured_by_rows(tmp_path, capsys):
+    images = [write(tmp_path / f"{index}.jpg", make_image(index)) for index in range(3)]
+    planning.report(tmp_path, images, 5000, 1, benchmark.watch)
+    found = re.search(
+        r"^5000 rows of 3 images .* exit code 0\nplanner: peak (\d+) MiB .* (\d+) bytes a row\n", capsys.readouterr().out
+    )
+    assert int(found[1]) < 100
+    assert int(found[2]) > 300
+    assert tfpipe.load_manifest(tmp_path / "out").splits["train"].num_records == 5000
 
 
 @pytest.mark.tf

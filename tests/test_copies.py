@@ -200,7 +200,7 @@ def test_functions_read_from_stores_and_write_to_local_folders_only(
 
 
 @pytest.mark.tf
-@pytest.mark.exhaustive
+@pytest.mark.exhaustive(only=True)
 def test_a_run_lives_in_a_store(bucket: str, data_set: Path, run_tool: RunTool, tmp_path: Path):
     upload(data_set, f"{bucket}/pets")
     flags = ["--backbone=lenet", "--weights=none", "--image_size=32", "--epochs=2", "--batch_size=8"]

@@ -7,6 +7,7 @@ they use neither locks nor process ids nor clocks.
 import contextlib
 import json
 import os
+import random
 import re
 import secrets
 import signal
@@ -86,7 +87,8 @@ class Machine:
         self.process.communicate()
 
     def signal(self, number):
-        os.killpg(self.process.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(self.process.pid, number)
 
     def end(self):
         """Returns exit status and stderr."""
@@ -184,6 +186,30 @@ def test_g2_all_killed_and_started_again_audits_nothing_twice(source, reference,
     assert after == kept
     assert sum(path.stat().st_mtime_ns == before for path, before in shards.items()) >= len(shards) - 2
     assert files_of(tmp_path / "out") == reference
+
+
+@pytest.mark.exhaustive
+def test_g2_killed_and_stopped_at_random_moments_processes_build_the_same_bytes(source, reference, tmp_path, thinned):
+    """Three processes at a time; one that was killed is followed by a new one, stopped ones go on after a while."""
+    drawn = random.Random(9)
+    for trial in thinned(range(12), 2):
+        folder = tmp_path / str(trial)
+        with contextlib.ExitStack() as stack:
+            machines, stopped = [stack.enter_context(Machine(source, folder)) for _ in range(3)], []
+            for _ in range(4):
+                time.sleep(drawn.uniform(0, 1))
+                struck = machines.pop(drawn.randrange(len(machines)))
+                if drawn.random() < 0.5:
+                    struck.signal(signal.SIGSTOP)
+                    stopped.append(struck)
+                elif struck.process.poll() is None:
+                    struck.signal(signal.SIGKILL)
+                machines.append(stack.enter_context(Machine(source, folder)))
+            time.sleep(drawn.uniform(0, 2 * LEASE_SECONDS))
+            for machine in stopped:
+                machine.signal(signal.SIGCONT)
+            assert [machine.end() for machine in [*machines, *stopped]] == [(0, "")] * (3 + len(stopped)), trial
+        assert files_of(folder / "out") == reference, trial
 
 
 def test_a_process_with_other_arguments_is_refused_and_the_others_go_on(source, reference, tmp_path):

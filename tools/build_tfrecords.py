@@ -4,6 +4,7 @@
   build_tfrecords --input=photos/ --output=shards/ --name=pets --layout=folders --splits=train=0.8,test=0.2
   build_tfrecords --input=train=signs/train,test=signs/test --output=shards/ --layout=filename
   build_tfrecords --input=cats_dogs/train --unlabelled=test1=cats_dogs/test1 --splits=train=0.9,val=0.1 --output=shards/
+  build_tfrecords --input=/data/photos --output=/data/shards --workers_folder=/data/tasks        started on many machines
 
 JPEG and PNG files are stored unchanged. A check of their headers names every file that TensorFlow
 could not read; --check=decode also checks their compressed data, and names those that it would read

@@ -21,6 +21,7 @@ from typing import Any
 
 from tfpipe.building import plan
 from tfpipe.building.engines.results import Handed, accept, failed, function_of, name_of
+from tfpipe.building.engines.shared_progress import Mirror, PublishedBar
 from tfpipe.building.engines.tasks_on_disk import Tasks
 from tfpipe.building.engines.workers_folder import Status, Superseded, WorkersFolder
 from tfpipe.building.state import State
@@ -37,7 +38,7 @@ _log = logging.getLogger("tfpipe")
 DEFAULT_LEASE_SECONDS = 60.0
 _BEATS = 6  # in a lease
 _POLL_SECONDS = 0.02, 1.0  # from one look at the folder to the next: while things happen, and later
-_STATUS_SECONDS = 1.0
+_ADVICE = "Start all with the same arguments, or give this build a workers_folder of its own."
 _MOST_WAITING = 64  # tasks: enough for all to find some, few enough to list
 
 
@@ -49,11 +50,11 @@ def build_together(
     `what` has, besides the options, what all that take part must be given alike.
     """
     with explained(build.directory):
-        build.directory.mkdir(parents=True, exist_ok=True)
         is_known = (folder / "build.json").exists()
         shared = WorkersFolder(folder, lease_seconds)
         with _alive(shared):
             _check_equal(shared.join({**what, "options": build.options.as_json()}), what, build)
+            build.directory.mkdir(parents=True, exist_ok=True)
             if not _is_complete(build):
                 with Workers(num_workers, TASKS) as workers:
                     return _Member(build, shared, workers, progress=progress).run()
@@ -67,9 +68,6 @@ def _check_equal(stored: Mapping[str, Any], what: Mapping[str, Any], build: Buil
     differences = [f"{name} was {stored.get(name)!r} and is {what[name]!r}" for name in what if stored.get(name) != what[name]]
     if differences := [*differences, *build.options.differences(stored["options"])]:
         raise Refusal("the workers_folder is of a build that was started with other arguments", differences, _ADVICE)
-
-
-_ADVICE = "Start all with the same arguments, or give this build a workers_folder of its own."
 
 
 def _is_complete(build: Build) -> bool:
@@ -120,7 +118,7 @@ class _Member:
     def run(self) -> Manifest:
         """Works, and plans where nobody does, until the build is complete."""
         try:
-            with _Mirror(enabled=self._progress) as mirror:
+            with Mirror(enabled=self._progress) as mirror:
                 while not _is_complete(self._build):
                     last = self.shared.last_planner()
                     status = self.shared.status(last)
@@ -148,15 +146,14 @@ class _Member:
 
     def work(self, tasks: Tasks) -> None:
         """Gives tasks to this machine's processes, waits a moment, and hands in what they made."""
-        while self._workers.num_idle and (taken := tasks.take()):
-            name, task = taken
-            self._workers.start(function_of(name), task, _Ticket(tasks, name))
-            self._poll_seconds = _POLL_SECONDS[0]
+        self._take(tasks)
         for ticket, value, error in self._workers.receive(self._next_poll()):
             if isinstance(value, Done):
                 ticket.num_records += value.num_records
                 ticket.num_bytes += value.num_bytes
-            elif error is None:
+                continue
+            if error is None:
+                self._take(tasks)  # first: storing the result waits for the disk
                 ticket.tasks.hand_in(ticket.name, Handed(ticket.num_records, ticket.num_bytes, value))
             elif not ticket.tasks.is_held(ticket.name):
                 pass  # this process had stopped; another one does the task, and has removed its files
@@ -164,6 +161,12 @@ class _Member:
                 raise error  # perhaps this machine's fault: the others go on
             else:
                 ticket.tasks.hand_in(ticket.name, failed(error, self.shared.machine))
+
+    def _take(self, tasks: Tasks) -> None:
+        while self._workers.num_idle and (taken := tasks.take()):
+            name, task = taken
+            self._workers.start(function_of(name), task, _Ticket(tasks, name))
+            self._poll_seconds = _POLL_SECONDS[0]
 
     def _next_poll(self) -> float:
         """Returns how long to wait: longer each time, until there is a task again."""
@@ -198,7 +201,7 @@ class _Member:
         self.shared.publish(status)
 
         def new_bar(title: str, total: int, done: int) -> ProgressBar:
-            return _PublishedBar(self.shared, status._replace(title=title, total=total, done=done), enabled=self._progress)
+            return PublishedBar(self.shared, status._replace(title=title, total=total, done=done), enabled=self._progress)
 
         build, everyone = build._replace(new_bar=new_bar), _Everyone(self, tasks)
         build.audit(state, everyone)
@@ -264,57 +267,3 @@ class _Everyone:
                     self._tasks.keep(name)
                     yield from accept(published.pop(name), handed)
             self._member.work(self._tasks)
-
-
-class _PublishedBar(ProgressBar):
-    """The planner's bar, which the others show, too."""
-
-    def __init__(self, shared: WorkersFolder, status: Status, *, enabled: bool) -> None:
-        super().__init__(status.title, status.total, initial=status.done, enabled=enabled and status.total > 0)
-        self._shared, self._status, self._published = shared, status, time.monotonic()
-        shared.publish(status)
-
-    def add(self, num_done: int, num_bytes: int = 0, **values: Any) -> None:
-        """Counts, and publishes the counts now and then."""
-        super().add(num_done, num_bytes, **values)
-        status = self._status
-        self._status = status._replace(done=status.done + num_done, num_bytes=status.num_bytes + num_bytes)
-        if time.monotonic() > self._published + _STATUS_SECONDS:
-            self._shared.publish(self._status)
-            self._published = time.monotonic()
-
-
-class _Mirror:
-    """Shows the planner's progress."""
-
-    def __init__(self, *, enabled: bool) -> None:
-        self._enabled, self._shown = enabled, Status()
-        self._bar: ProgressBar | None = None
-
-    def __enter__(self) -> _Mirror:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
-
-    def show(self, status: Status) -> None:
-        """Shows what the planner has published."""
-        if self._bar is None or (status.title, status.total) != (self._shown.title, self._shown.total):
-            self.finish()
-            is_enabled = self._enabled and status.total > 0
-            self._bar = ProgressBar(status.title, status.total, initial=status.done, enabled=is_enabled)
-        else:
-            self._bar.add(status.done - self._shown.done, status.num_bytes - self._shown.num_bytes)
-        self._shown = status
-
-    def finish(self) -> None:
-        """Ends the bar of a step that is done."""
-        if self._bar is not None:
-            self._bar.add(self._shown.total - self._shown.done)
-        self.close()
-
-    def close(self) -> None:
-        """Ends the bar."""
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar = None
