@@ -72,11 +72,27 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 # Begun first: where several processes test, each with files of its own, none waits long for the
 # last one. In order of length.
-LONG = ("readme", "runs", "extending", "exporting", "signals", "loader", "phases", "benchmark", "prediction", "training")
+LONG = (
+    "cluster",
+    "readme",
+    "runs",
+    "extending",
+    "exporting",
+    "signals",
+    "loader",
+    "phases",
+    "benchmark",
+    "prediction",
+    "training",
+)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest files first where several processes test; the others stay in the order of their names."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keeps `exhaustive(only=True)` for `-m exhaustive`; puts the longest files first where several processes test."""
+    if "exhaustive" not in config.option.markexpr:
+        left_out = [item for item in items if any(mark.kwargs.get("only") for mark in item.iter_markers("exhaustive"))]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     places = {f"test_{name}.py": place for place, name in enumerate(LONG)}

@@ -200,7 +200,7 @@ def test_functions_read_from_stores_and_write_to_local_folders_only(
 
 
 @pytest.mark.tf
-@pytest.mark.exhaustive
+@pytest.mark.exhaustive(only=True)
 def test_a_run_lives_in_a_store(bucket: str, data_set: Path, run_tool: RunTool, tmp_path: Path):
     upload(data_set, f"{bucket}/pets")
     flags = ["--backbone=lenet", "--weights=none", "--image_size=32", "--epochs=2", "--batch_size=8"]
@@ -212,3 +212,12 @@ def test_a_run_lives_in_a_store(bucket: str, data_set: Path, run_tool: RunTool, 
     table = f"--output={bucket}/table.csv"
     run_tool("predict", f"--model={bucket}/export/model.keras", f"--input={bucket}/pets", "--split=test", table)
     assert len(stores.read_all(f"{bucket}/table.csv").splitlines()) == 31
+
+
+def test_an_output_in_a_store_is_for_one_process(bucket: str, photos: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch):
+    together = ["--workers_folder=x", f"--input={photos}"]
+    done = run_tool("build_tfrecords", *together, f"--output={bucket}/x", check=False)
+    assert (done.returncode, "for one process, --workers_folder for several" in done.stderr) == (2, True)
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    done = run_tool("train", f"--data={photos}", f"--output={bucket}/x", check=False)
+    assert (done.returncode, "for one process, TF_CONFIG for several" in done.stderr) == (2, True)

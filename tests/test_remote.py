@@ -187,7 +187,6 @@ def test_neighbours_come_in_one_request_and_several_are_on_their_way(server: Ran
     reader.read_batch(np.arange(60))
     assert server.requests["GET"] == 1
     server.delay_seconds = 0.2
-    start = tf.timestamp()
     reader.read_batch(np.arange(0, 60, 2))
     assert server.requests["GET"] == 31
-    assert float(tf.timestamp() - start) < 3  # one after the other: 6 seconds
+    assert server.most_at_once > 10

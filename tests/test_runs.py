@@ -409,7 +409,7 @@ def one_device(colours, tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.exhaustive(only=True))])
 def test_several_devices_train_what_one_trains(colours, one_device, tmp_path, count):
     code = DEVICES.format(tests=str(CHECKOUT / "tests"), data=str(colours), out=f"{tmp_path}/", count=count)
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, timeout=300)

@@ -139,7 +139,8 @@ def test_the_cache_is_bounded(server: RangeServer, tmp_path: Path, monkeypatch: 
         CachedObject(f"{server.url}/a b+ü.bin", len(CONTENT), SHA256)
 
 
-def test_a_whole_object_is_fetched_by_its_hash(server: RangeServer, tmp_path: Path):
+def test_a_whole_object_is_fetched_by_its_hash(server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stores, "_AHEAD_BYTES", 100_000)  # 21 pieces, 8 at a time
     place, sha256 = f"{server.url}/a b+ü.bin", hashlib.sha256(CONTENT).hexdigest()
     assert object_cache.fetch(place, SHA256) is None
     assert object_cache.local(place) is None

@@ -213,6 +213,7 @@ def _localised(value: str) -> str:
 
 def _check_alone() -> None:
     together = [f"--{name}" for name in sorted(_TOGETHER & set(flags.FLAGS)) if flags.FLAGS[name].present]
+    together += ["TF_CONFIG"] * ("cluster" in flags.FLAGS and bool(os.environ.get("TF_CONFIG")))
     if together:
         raise UsageError(f"--output in a store is for one process, {', '.join(together)} for several: give a shared folder")
 

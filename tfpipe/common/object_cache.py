@@ -36,7 +36,6 @@ _KEPT = 0.9  # of the bytes, after some were deleted
 _BETWEEN = 0.02  # of the bytes that a process writes before it looks again at what is there
 _STALE_SECONDS = 3600.0  # of unfinished files
 _FILES_SECONDS = 86400.0  # that whole files stay, which readers open now and then
-_PIECE_BYTES = 8 << 20
 
 _lock = threading.Lock()
 _written: dict[Path, float] = {}  # bytes that this process has written since it looked, by folder
@@ -76,9 +75,9 @@ def fetch(path: str | os.PathLike[str], sha256: str, *, fresh: bool = False) -> 
         return file
     _local.pop(place, None)
     digest = hashlib.sha256()
-    with stores.opened(path) as source, whole(file) as target:
+    with whole(file) as target:
         with open(target, "wb") as copy:
-            while piece := source.read(_PIECE_BYTES):
+            for piece in stores.pieces(path):
                 digest.update(piece)
                 copy.write(piece)
         if digest.hexdigest() != sha256:

@@ -45,6 +45,7 @@ _USUAL_SECONDS = 120.0
 _REQUEST_SECONDS = 30.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _FIRST_AHEAD_BYTES, _AHEAD_BYTES = 1 << 17, 8 << 20  # of an object that is read like a file
+_PIECES = 8  # of so many bytes in memory
 _SHOWN = 300  # characters of an answer
 _ANSWER = re.compile(r"non-2xx status code: ((\d{3}).*)", re.DOTALL)
 _KIND = re.compile(r"HttpError \{\s*kind: (\w+)")  # Timeout, Interrupted, Connect
@@ -182,6 +183,17 @@ def put(file: Path, path: str | os.PathLike[str]) -> None:
     """Stores a local file as an object, which is whole or absent; raises OSError."""
     store, key = _place(path)
     _repeated(lambda: _obstore().put(store, key, file), path, "storing it")
+
+
+def pieces(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """Yields an object's bytes in order, some 8 MiB at a time; several requests are on their way."""
+    num_bytes = size(path)
+
+    def piece(offset: int) -> bytes:
+        return read(path, min(_AHEAD_BYTES, num_bytes - offset), offset)
+
+    for first in range(0, num_bytes, _PIECES * _AHEAD_BYTES):
+        yield from in_parallel(piece, range(first, min(first + _PIECES * _AHEAD_BYTES, num_bytes), _AHEAD_BYTES))
 
 
 def opened(path: str | os.PathLike[str]) -> io.BufferedReader:

@@ -31,6 +31,7 @@ class RangeServer(http.server.ThreadingHTTPServer):
             `for_ever`.
         requests: by method.
         num_bytes: of contents that were sent.
+        most_at_once: requests that waited for their answers at the same time.
     """
 
     daemon_threads = True
@@ -42,13 +43,23 @@ class RangeServer(http.server.ThreadingHTTPServer):
         self.faults: deque[str] = deque()
         self.for_ever = False
         self.requests: Counter[str] = Counter()
-        self.num_bytes = 0
+        self.num_bytes = self.most_at_once = self._running = 0
+        self._lock = threading.Lock()
         self.stopped = threading.Event()
 
     @property
     def url(self) -> str:
         """Returns the folder's URL."""
         return f"http://127.0.0.1:{self.server_port}"
+
+    def wait(self) -> None:
+        """Waits as long as each answer takes."""
+        with self._lock:
+            self._running += 1
+            self.most_at_once = max(self.most_at_once, self._running)
+        time.sleep(self.delay_seconds)
+        with self._lock:
+            self._running -= 1
 
     def take_fault(self) -> str:
         """Returns what to do wrong at this request, "" for nothing."""
@@ -78,7 +89,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer(self, *, with_content: bool) -> None:
         server = self.server
         server.requests[self.command] += 1
-        time.sleep(server.delay_seconds)
+        server.wait()
         fault = server.take_fault() if with_content else ""
         file = server.folder / urllib.parse.unquote(self.path.partition("?")[0]).lstrip("/")
         if fault.isdigit():
