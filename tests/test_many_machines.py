@@ -171,6 +171,22 @@ def test_g2_a_planner_and_another_that_stop_for_too_long_or_are_killed_change_no
     assert len(planners(tmp_path)) > 1
 
 
+@pytest.mark.parametrize("is_planner", [True, False])
+def test_g2_nobody_waits_for_one_that_is_stopped_by_ctrl_c(source, reference, tmp_path, is_planner):
+    with Machine(source, tmp_path, lease_seconds=600) as planner:
+        planner.stop_with_task("write_shard")
+        with Machine(source, tmp_path, lease_seconds=600) as worker:
+            worker.stop_with_task("write_shard")
+            ended, other = (planner, worker) if is_planner else (worker, planner)
+            ended.signal(signal.SIGINT)
+            ended.signal(signal.SIGCONT)
+            assert ended.end()[0] != 0
+            other.signal(signal.SIGCONT)
+            assert other.end() == (0, "")
+    assert files_of(tmp_path / "out") == reference
+    assert len(planners(tmp_path)) == 1 + is_planner
+
+
 def test_g2_all_killed_and_started_again_audits_nothing_twice(source, reference, tmp_path):
     with Machine(source, tmp_path) as one, Machine(source, tmp_path) as two:
         wait_until(lambda: len(list(tmp_path.glob("out/images-*"))) > 5)
