@@ -91,6 +91,8 @@ def test_g2_beam_builds_the_same_bytes_in_two_processes(source, reference, tmp_p
         ({"engine_address": "auto"}, "engine_address is for engine=ray"),
         ({"engine": "ray", "engine_options": ["--x"]}, "engine_options is for engine=beam"),
         ({"engine": "ray", "workers_folder": "q"}, "workers_folder needs no engine"),
+        ({"engine": "ray", "workers": 3}, "workers is for engine='processes'"),
+        ({"lease_seconds": 5.0}, "lease_seconds is for workers_folder"),
     ],
 )
 def test_arguments_of_engines_that_do_not_go_together_are_refused(source, tmp_path, arguments, message):

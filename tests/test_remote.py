@@ -20,6 +20,7 @@ from tfpipe.common import object_cache, stores
 from tfpipe.common.errors import DataError
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.tools.benchmarks.range_server import RangeServer, serving
+from tfpipe.training import runs
 
 pytestmark = pytest.mark.tf
 
@@ -190,3 +191,16 @@ def test_neighbours_come_in_one_request_and_several_are_on_their_way(server: Ran
     reader.read_batch(np.arange(0, 60, 2))
     assert server.requests["GET"] == 31
     assert server.most_at_once > 10
+
+
+def test_a_run_records_the_order_of_its_data(bucket: str, tmp_path: Path):
+    """In a store it is another: a run that was begun with a local copy does not go on there, nor two workers together."""
+    local = write_data_set(tmp_path / "pets", [make_image(seed) for seed in range(20)], 2, split="train")
+    upload(local, f"{bucket}/run/pets")
+    recipe = tfpipe.Recipe(backbone="lenet", weights="none", image_size=(32, 32), mode="scratch", epochs=1)
+    blocks = [runs._Job(place, recipe).identity()["data read_block"] for place in (local, Path(f"{bucket}/run/pets"))]
+    assert blocks == [None, 64]
+    given = {"cache": tmp_path / "features", "progress": False, "tensorboard": False, "log": None}
+    tfpipe.train(local, tmp_path / "run", recipe, **given)
+    with pytest.raises(ValueError, match="holds a run with read_block=None, not 64"):
+        tfpipe.train(f"{bucket}/run/pets", tmp_path / "run", recipe, **given)

@@ -209,7 +209,8 @@ def build_tfrecords(
     (engine_address,) = arguments.check_given(engine_address=engine_address)
     if engine_options not in ((), []):
         engine_options = arguments.texts("engine_options", engine_options, "different options")
-    check_engine(engine, engine_address, engine_options, workers_folder is not None)
+    has_lease = lease_seconds != DEFAULT_LEASE_SECONDS
+    check_engine(engine, engine_address, engine_options, workers, workers_folder is not None, has_lease)
     if workers_folder is not None:
         place = _path("workers_folder", workers_folder)
         for path in (*inputs.values(), *bare.values(), directory):

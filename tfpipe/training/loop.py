@@ -394,9 +394,8 @@ def _interrupts() -> Iterator[list[int]]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for (
-            number
-        ) in _STOPPING:  # not an ignored one, as by a script's shell for `train &`, nor one that is not Python's (None)
+        # Not an ignored one, as by a script's shell for `train &`, nor one that is not Python's (None).
+        for number in _STOPPING:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 before[number] = signal.signal(number, handle)
     try:

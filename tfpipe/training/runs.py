@@ -23,6 +23,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from tfpipe.models.classifiers import Classifier
 from tfpipe.models.split_images import SplitImages, hold_out
 from tfpipe.networks import arithmetic
 from tfpipe.networks.submodels import hash_network
+from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import run_folders
 from tfpipe.records.run_folders import state_file, state_files
 from tfpipe.records.samples import Samples
@@ -273,6 +275,12 @@ class _Job:
         num_held, num_all = len(self.val.positions), train.num_records
         self.reasons.append(f"no val split: {num_held:,} of the {num_all:,} training images are held out for validation")
 
+    @cached_property
+    def _read_block(self) -> int | None:
+        """Records that a shuffled epoch reads together: its order is another where the data set is in a store."""
+        is_remote = stores.is_remote(self.directory) and not self.recipe.balanced
+        return RecordReader(self.directory, "train").read_size if is_remote else None
+
     def identity(self) -> dict[str, Any]:
         """Returns what must be equal on all workers."""
         facts = self.facts()
@@ -296,6 +304,7 @@ class _Job:
                 "class_names": list(self.class_names),
                 "num_train": len(self.train.positions),
                 "num_val": len(self.val.positions),
+                "read_block": self._read_block,
             },
             "directory": stores.real(self.directory),  # of the data set at present; it may move
             "versions": {"tfpipe": tfpipe.__version__, "python": platform.python_version(), **versions},

@@ -13,12 +13,18 @@ from tfpipe.common import arguments
 ENGINES = ("processes", "ray", "beam")
 
 
-def check_engine(engine: str, address: str | None, options: Sequence[str], is_shared: bool) -> None:
+def check_engine(
+    engine: str, address: str | None, options: Sequence[str], workers: int | None, is_shared: bool, has_lease: bool
+) -> None:
     """Raises ValueError if arguments do not go together."""
     arguments.choice("engine", engine, ENGINES)
     for name, given, owner in (("engine_address", address, "ray"), ("engine_options", options, "beam")):
         if given and engine != owner:
             raise ValueError(f"{name} is for engine={owner} (the engine is {engine!r})")
+    if workers is not None and engine != "processes":
+        raise ValueError(f"workers is for engine='processes'; engine={engine!r} has its own (got {workers})")
+    if has_lease and not is_shared:
+        raise ValueError("lease_seconds is for workers_folder, and none is given")
     if is_shared and engine != "processes":
         raise ValueError(f"workers_folder needs no engine: give one of them (the engine is {engine!r})")
 

@@ -50,7 +50,6 @@ def build_together(
     `what` has, besides the options, what all that take part must be given alike.
     """
     with explained(build.directory):
-        is_known = (folder / "build.json").exists()
         shared = WorkersFolder(folder, lease_seconds)
         with _alive(shared):
             _check_equal(shared.join({**what, "options": build.options.as_json()}), what, build)
@@ -58,7 +57,7 @@ def build_together(
             if not _is_complete(build):
                 with Workers(num_workers, TASKS) as workers:
                     return _Member(build, shared, workers, progress=progress).run()
-        if not is_known:
+        if not shared.last_planner():  # nobody planned here: the data set was there before
             return build.confirm()
     _log.info("%s: complete; the inputs were not read again, since %s is of this build", build.directory, folder)
     return _complete(build, shared)
