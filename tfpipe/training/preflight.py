@@ -8,6 +8,7 @@ strategy = use_devices(parse_devices("GPU:0,GPU:2"), cluster)
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import json
 import os
 import re
@@ -33,6 +34,8 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_STEP_TAS
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # below those that Linux gives to outgoing connections
 _REPORT_SECONDS = 30.0
 _ENDING_SECONDS = 20.0  # that a worker which was stopped may still hold its address: TensorFlow takes 10
+_POLL_SECONDS = 0.2
+_CONNECT_SECONDS = 60  # once all have answered
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DEVICES = ("auto", "one", "all", "CPU")
 
@@ -213,11 +216,18 @@ def connect(cluster: Cluster, report: Callable[[str], None]) -> Any:
     )
     # TensorFlow's handler of SIGTERM would swallow it for good: it comes when Python's is back.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    report(f"worker {cluster.index}: all answer; whoever has not connected to all in {_CONNECT_SECONDS} s ends with status 1")
+    # TensorFlow would wait for an hour for one that has gone, and holds Python's lock meanwhile: no
+    # signal and no thread of Python could end that.
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+        with open(os.devnull, "w") as nowhere:
+            faulthandler.dump_traceback_later(_CONNECT_SECONDS, exit=True, file=nowhere)
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+        return strategy
     except tf.errors.OpError as error:
         raise ConnectionError(f"{cluster.addresses[cluster.index]}: {error.message}") from None
     finally:
+        faulthandler.cancel_dump_traceback_later()
         for number in _STOPPING:
             handler = signal.getsignal(number)
             if handler is not None and threading.current_thread() is threading.main_thread():
@@ -239,7 +249,7 @@ def _wait_for_all(cluster: Cluster, report: Callable[[str], None]) -> None:
             if time.monotonic() > reported + _REPORT_SECONDS:
                 report(f"waiting for {', '.join(missing)}")
                 reported = time.monotonic()
-            time.sleep(0.2)
+            time.sleep(_POLL_SECONDS)
 
 
 def _listening(address: str) -> socket.socket:
