@@ -77,6 +77,12 @@ def upload(folder: Path, url: str) -> None:
             stores.put(path, f"{url}/{path.relative_to(folder)}")
 
 
+def content(url: str) -> bytes:
+    """Returns an object's bytes."""
+    with stores.opened(url) as file:
+        return file.read()
+
+
 def environment() -> dict[str, str]:
     """Returns the environment of a command that is started."""
     return dict(os.environ)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import CHECKOUT
 from pipeline_fixtures import make_image
-from store_fixtures import CREDENTIALS, s3_server, upload
+from store_fixtures import CREDENTIALS, content, s3_server, upload
 
 import tfpipe
 from tfpipe.common import copies, files, stores
@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def stored(url: str) -> dict[str, bytes]:
-    return {entry.name: stores.read_all(f"{url}/{entry.name}") for entry in stores.listed(url)}
+    return {entry.name: content(f"{url}/{entry.name}") for entry in stores.listed(url)}
 
 
 def test_a_build_from_and_to_a_store_gives_the_same_bytes(bucket: str, photos: Path, data_set: Path, run_tool: RunTool):
@@ -113,7 +113,7 @@ def test_a_killed_build_to_a_store_goes_on(bucket: str, photos: Path, data_set: 
     assert count >= 5
     assert manifest.FILE_NAME not in there
     expected = contents(data_set)
-    assert all(expected[name] == content for name, content in there.items())  # each is whole
+    assert all(expected[name] == encoded for name, encoded in there.items())  # each is whole
     with pytest.raises(FileNotFoundError, match="its build did not finish"):
         manifest.load(place)
     run_tool("build_tfrecords", *flags)
@@ -173,6 +173,17 @@ def test_copies_follow_the_store(bucket: str, tmp_path: Path):
         copies.fetched(f"{bucket}/nothing")
 
 
+def test_two_processes_that_fetch_one_folder_see_all_of_it(bucket: str, tmp_path: Path):
+    (tmp_path / "many").mkdir()
+    for number in range(200):
+        (tmp_path / "many" / f"{number}.jpg").write_bytes(b"x" * 1000)
+    upload(tmp_path / "many", f"{bucket}/many")
+    fetch = "import sys; from tfpipe.common import copies; print(len(list(copies.fetched(sys.argv[1]).iterdir())))"
+    command = [sys.executable, "-c", fetch, f"{bucket}/many"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT) for _ in range(2)]
+    assert [process.communicate(timeout=100)[0] for process in both] == ["200\n", "200\n"]
+
+
 def test_wrong_credentials_are_an_error_that_does_not_repeat_them(bucket: str, run_tool: RunTool):
     done = run_tool("build_tfrecords", "--input=https://me:hunter2hunter2@host/photos", f"--output={bucket}/x", check=False)
     assert done.returncode == 1
@@ -207,11 +218,11 @@ def test_a_run_lives_in_a_store(bucket: str, data_set: Path, run_tool: RunTool, 
     run_tool("train", f"--data={bucket}/pets", f"--output={bucket}/runs/a", *flags)
     run_tool("evaluate", f"--data={bucket}/pets", f"--model={bucket}/runs/a", f"--output={bucket}/eval", "--noreport")
     tfpipe.evaluate(tfpipe.load(f"{bucket}/runs/a"), data_set, "test", tmp_path / "eval", report=False)
-    assert stores.read_all(f"{bucket}/eval/predictions.csv") == (tmp_path / "eval" / "predictions.csv").read_bytes()
+    assert content(f"{bucket}/eval/predictions.csv") == (tmp_path / "eval" / "predictions.csv").read_bytes()
     run_tool("export_model", f"--model={bucket}/runs/a", f"--output={bucket}/export", "--formats=keras")
     table = f"--output={bucket}/table.csv"
     run_tool("predict", f"--model={bucket}/export/model.keras", f"--input={bucket}/pets", "--split=test", table)
-    assert len(stores.read_all(f"{bucket}/table.csv").splitlines()) == 31
+    assert len(content(f"{bucket}/table.csv").splitlines()) == 31
 
 
 def test_an_output_in_a_store_is_for_one_process(bucket: str, photos: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch):

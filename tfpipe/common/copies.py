@@ -15,12 +15,14 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from tfpipe.common import object_cache, stores
+from tfpipe.common.locking import locked
 from tfpipe.common.text import format_bytes, plural
 
 _log = logging.getLogger("tfpipe")
@@ -29,6 +31,7 @@ _log = logging.getLogger("tfpipe")
 _LAST = ("run.json", "metrics.json", "SHA256SUMS", "summary.json", "receipt.json", "manifest.json")
 _KEPT_HERE = ("state",)  # folders that only the next start of a command needs, as hidden files
 _VERSIONS, _STORED, _BEGUN = ".versions.json", ".stored.json", ".begun"
+_WRITER = "command"  # in messages
 _PIECE_BYTES = 8 << 20
 
 
@@ -47,12 +50,11 @@ def fetched(path: str | os.PathLike[str]) -> Path:
         OSError: the store cannot be read, or the copy not be written.
     """
     place = _local("copies", path)
-    if _fetch_folder(path, place):
-        return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if place.is_dir():
-        shutil.rmtree(place)
-    _fetch(path, place)
+    with locked(place.parent, _WRITER, patience_seconds=math.inf):  # else each deletes what the other is fetching
+        if not _fetch_folder(path, place):
+            if place.is_dir():
+                shutil.rmtree(place)
+            _fetch(path, place)
     return place
 
 

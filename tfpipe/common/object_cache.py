@@ -75,16 +75,21 @@ def fetch(path: str | os.PathLike[str], sha256: str, *, fresh: bool = False) -> 
         return file
     _local.pop(place, None)
     digest = hashlib.sha256()
-    with whole(file) as target:
+    with contextlib.suppress(_OtherHash), whole(file) as target:
         with open(target, "wb") as copy:
             for piece in stores.pieces(path):
                 digest.update(piece)
                 copy.write(piece)
         if digest.hexdigest() != sha256:
-            target.unlink()
-            return None
+            raise _OtherHash
+    if digest.hexdigest() != sha256:
+        return None
     _local[place] = file
     return file
+
+
+class _OtherHash(Exception):
+    """An object is not the one that was meant."""
 
 
 def _sha256(file: Path) -> str:
@@ -99,8 +104,7 @@ def whole(file: Path) -> Iterator[Path]:
     temporary = file.with_name(f"{file.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(temporary, file)
+        os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
 

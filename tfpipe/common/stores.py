@@ -121,20 +121,6 @@ def read(path: str | os.PathLike[str], num_bytes: int, offset: int) -> bytes:
     return _repeated(request, path, f"bytes {offset} to {offset + num_bytes}")
 
 
-def read_all(path: str | os.PathLike[str]) -> bytes:
-    """Returns a small object's bytes, in one request."""
-    store, key = _place(path)
-
-    def request() -> bytes:
-        answer = _obstore().get(store, key)
-        content = bytes(answer.bytes())
-        if len(content) != answer.meta["size"]:
-            raise _Short(f"{exactly(len(content), 'byte')} of {answer.meta['size']} came")
-        return content
-
-    return _repeated(request, path, "the whole object")
-
-
 def sizes(folder: str | os.PathLike[str], names: Iterable[str]) -> dict[str, int]:
     """Returns the size of every object in and below a folder; on a web server, of `names` that exist."""
     if not is_web(folder):
