@@ -222,8 +222,7 @@ def connect(cluster: Cluster, report: Callable[[str], None]) -> Any:
     try:
         with open(os.devnull, "w") as nowhere:
             faulthandler.dump_traceback_later(_CONNECT_SECONDS, exit=True, file=nowhere)
-            strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
-        return strategy
+            return tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except tf.errors.OpError as error:
         raise ConnectionError(f"{cluster.addresses[cluster.index]}: {error.message}") from None
     finally:
