@@ -184,6 +184,54 @@ def test_two_processes_that_fetch_one_folder_see_all_of_it(bucket: str, tmp_path
     assert [process.communicate(timeout=100)[0] for process in both] == ["200\n", "200\n"]
 
 
+def test_work_that_was_left_never_replaces_what_others_stored(bucket: str, tmp_path: Path):
+    place, other = f"{bucket}/others", tmp_path / "other"
+    other.write_text("other")
+    with pytest.raises(RuntimeError), copies.sent(place) as folder:
+        folder.mkdir()
+        raise RuntimeError
+    assert not folder.parent.exists()
+    with pytest.raises(RuntimeError), copies.sent(place) as folder:
+        folder.mkdir()
+        (folder / "a.txt").write_text("mine!")
+        raise RuntimeError
+    stores.put(other, f"{place}/a.txt")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"others: others have stored or .*'a.txt'.* another output, or delete "):
+            copies.sent(place).__enter__()
+    assert content(f"{place}/a.txt") == b"other"
+    shutil.rmtree(folder.parent)
+    with pytest.raises(ValueError, match=r"'b.txt'"), copies.sent(place) as folder:  # while it runs
+        assert contents(folder) == {"a.txt": b"other"}
+        (folder / "a.txt").write_text("mine!")
+        stores.put(other, f"{place}/b.txt")
+        with pytest.raises(BlockingIOError, match="another command is writing here"):
+            copies.sent(place).__enter__()
+    assert stored(place) == {"a.txt": b"other", "b.txt": b"other"}
+
+
+def test_objects_whose_files_are_gone_are_deleted_before_the_last_are_stored(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    place, put = f"{bucket}/replaced", stores.put
+    for name in ("a.txt", "b.txt", "manifest.json"):
+        (tmp_path / name).write_text(name)
+    upload(tmp_path, place)
+    there = {}
+
+    def watched(file: Path, path: Path) -> None:
+        there[file.name] = {entry.name for entry in stores.listed(place)}
+        put(file, path)
+
+    monkeypatch.setattr(stores, "put", watched)
+    with copies.sent(place) as folder:
+        (folder / "a.txt").unlink()
+        (folder / "c.txt").write_text("c")
+        (folder / "manifest.json").write_text("new")
+    assert there == {"c.txt": {"a.txt", "b.txt", "manifest.json"}, "manifest.json": {"b.txt", "c.txt", "manifest.json"}}
+    assert stored(place) == {"b.txt": b"b.txt", "c.txt": b"c", "manifest.json": b"new"}
+
+
 def test_wrong_credentials_are_an_error_that_does_not_repeat_them(bucket: str, run_tool: RunTool):
     done = run_tool("build_tfrecords", "--input=https://me:hunter2hunter2@host/photos", f"--output={bucket}/x", check=False)
     assert done.returncode == 1

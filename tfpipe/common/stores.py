@@ -16,6 +16,7 @@ machine's role; they are in no URL, and in no message.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import io
@@ -169,6 +170,13 @@ def put(file: Path, path: str | os.PathLike[str]) -> None:
     """Stores a local file as an object, which is whole or absent; raises OSError."""
     store, key = _place(path)
     _repeated(lambda: _obstore().put(store, key, file), path, "storing it")
+
+
+def delete(path: str | os.PathLike[str]) -> None:
+    """Deletes an object, if there is one; raises OSError."""
+    store, key = _place(path)
+    with contextlib.suppress(FileNotFoundError):
+        _repeated(lambda: _obstore().delete(store, key), path, "deleting it")
 
 
 def pieces(path: str | os.PathLike[str]) -> Iterator[bytes]:
