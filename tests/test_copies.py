@@ -187,26 +187,31 @@ def test_two_processes_that_fetch_one_folder_see_all_of_it(bucket: str, tmp_path
 def test_work_that_was_left_never_replaces_what_others_stored(bucket: str, tmp_path: Path):
     place, other = f"{bucket}/others", tmp_path / "other"
     other.write_text("other")
-    with pytest.raises(RuntimeError), copies.sent(place) as folder:
-        folder.mkdir()
-        raise RuntimeError
-    assert not folder.parent.exists()
-    with pytest.raises(RuntimeError), copies.sent(place) as folder:
-        folder.mkdir()
-        (folder / "a.txt").write_text("mine!")
-        raise RuntimeError
+    folders: list[Path] = []
+
+    def work(*names: str, others: str = "") -> None:
+        with copies.sent(place) as folder:
+            folders.append(folder)
+            folder.mkdir(exist_ok=True)
+            for name in names:
+                (folder / name).write_text("mine!")
+            if not others:
+                raise RuntimeError
+            stores.put(other, f"{place}/{others}")
+            with pytest.raises(BlockingIOError, match="another command is writing here"):
+                work()
+
+    for names in ([], ["a.txt"]):
+        with pytest.raises(RuntimeError):
+            work(*names)
+        assert folders[0].parent.exists() == bool(names)
     stores.put(other, f"{place}/a.txt")
     for _ in range(2):
         with pytest.raises(ValueError, match=r"others: others have stored or .*'a.txt'.* another output, or delete "):
-            copies.sent(place).__enter__()
-    assert content(f"{place}/a.txt") == b"other"
-    shutil.rmtree(folder.parent)
-    with pytest.raises(ValueError, match=r"'b.txt'"), copies.sent(place) as folder:  # while it runs
-        assert contents(folder) == {"a.txt": b"other"}
-        (folder / "a.txt").write_text("mine!")
-        stores.put(other, f"{place}/b.txt")
-        with pytest.raises(BlockingIOError, match="another command is writing here"):
-            copies.sent(place).__enter__()
+            work()
+    shutil.rmtree(folders[0].parent)
+    with pytest.raises(ValueError, match=r"'b.txt'"):
+        work("a.txt", others="b.txt")
     assert stored(place) == {"a.txt": b"other", "b.txt": b"other"}
 
 

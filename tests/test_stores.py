@@ -100,6 +100,14 @@ def test_an_object_reads_like_a_file(server: RangeServer):
     assert server.requests["GET"] <= 3
 
 
+def test_an_object_that_is_replaced_while_it_is_read_is_an_error(server: RangeServer):
+    with stores.opened(f"{server.url}/a b+ü.bin") as file:
+        assert file.read(3) == CONTENT[:3]
+        (server.folder / "a b+ü.bin").write_bytes(CONTENT[::-1])
+        with pytest.raises(OSError, match=r"it was replaced while it was read: start again.*a b\+ü.bin"):
+            file.read()
+
+
 def test_blocks_are_kept_and_requested_in_one_go(server: RangeServer):
     cached = CachedObject(f"{server.url}/a b+ü.bin", len(CONTENT), SHA256)
     start, length = BLOCK_BYTES - 7, 2 * BLOCK_BYTES

@@ -26,7 +26,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -103,18 +103,29 @@ def real(path: str | os.PathLike[str]) -> str:
 
 def size(path: str | os.PathLike[str]) -> int:
     """Returns an object's bytes; raises FileNotFoundError or another OSError."""
+    return int(_head(path)["size"])
+
+
+def _head(path: str | os.PathLike[str]) -> dict[str, Any]:
     store, key = _place(path)
-    return int(_repeated(lambda: _obstore().head(store, key)["size"], path, "its size"))
+    return _repeated(lambda: dict(_obstore().head(store, key)), path, "its size")
 
 
-def read(path: str | os.PathLike[str], num_bytes: int, offset: int) -> bytes:
-    """Returns exactly these bytes of an object; raises OSError where they cannot be had."""
+def _version(meta: Mapping[str, Any]) -> str:
+    return str(meta["e_tag"] or meta["last_modified"])
+
+
+def read(path: str | os.PathLike[str], num_bytes: int, offset: int, version: str = "") -> bytes:
+    """Returns exactly these bytes of an object; raises OSError where they cannot be had, or not of a version."""
     if not num_bytes:
         return b""
     store, key = _place(path)
 
     def request() -> bytes:
-        content = bytes(_obstore().get_range(store, key, start=offset, length=num_bytes))
+        answer = _obstore().get(store, key, options={"range": (offset, offset + num_bytes)})
+        if version and _version(answer.meta) != version:
+            raise OSError(errno.EIO, "it was replaced while it was read: start again", url(path))
+        content = bytes(answer.bytes())
         if len(content) != num_bytes:
             raise _Short(f"{exactly(len(content), 'byte')} of {num_bytes} came")
         return content
@@ -158,7 +169,7 @@ def listed(folder: str | os.PathLike[str]) -> list[Entry]:
 
     def request() -> list[Entry]:
         return [
-            Entry(item["path"][len(prefix) :].lstrip("/"), item["size"], str(item["e_tag"] or item["last_modified"]))
+            Entry(item["path"][len(prefix) :].lstrip("/"), item["size"], _version(item))
             for items in _obstore().list(store, prefix or None, chunk_size=1000)
             for item in items
         ]
@@ -197,7 +208,8 @@ def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 class _Object(io.RawIOBase):
     def __init__(self, path: str) -> None:
-        self._path, self._size, self._offset = path, size(path), 0
+        head = _head(path)
+        self._path, self._size, self._version, self._offset = path, int(head["size"]), _version(head), 0
         self._end, self._ahead = 0, _FIRST_AHEAD_BYTES  # of the last request
 
     def readable(self) -> bool:
@@ -214,7 +226,7 @@ class _Object(io.RawIOBase):
         # Whoever jumps gets little, whoever goes on gets more and more.
         self._ahead = min(2 * self._ahead, _AHEAD_BYTES) if self._offset == self._end else _FIRST_AHEAD_BYTES
         num_bytes = max(0, min(len(buffer), self._ahead, self._size - self._offset))
-        buffer[:num_bytes] = read(self._path, num_bytes, self._offset)
+        buffer[:num_bytes] = read(self._path, num_bytes, self._offset, self._version)
         self._offset = self._end = self._offset + num_bytes
         return num_bytes
 
