@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import CHECKOUT
 from pipeline_fixtures import make_image
-from store_fixtures import CREDENTIALS, content, s3_server, upload
+from store_fixtures import CREDENTIALS, content, make_marker, s3_server, upload
 
 import tfpipe
 from tfpipe.common import copies, files, stores
@@ -182,6 +182,18 @@ def test_two_processes_that_fetch_one_folder_see_all_of_it(bucket: str, tmp_path
     command = [sys.executable, "-c", fetch, f"{bucket}/many"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT) for _ in range(2)]
     assert [process.communicate(timeout=100)[0] for process in both] == ["200\n", "200\n"]
+
+
+def test_markers_of_folders_are_no_files(bucket: str, tmp_path: Path):
+    for name in ("cat/1.jpg", "cat-2/2.jpg", "empty.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("" if name == "empty.txt" else name)
+    upload(tmp_path, f"{bucket}/marked")
+    for name in ("marked", "marked/cat", "marked/empty"):
+        make_marker(name)
+    expected = {"cat/1.jpg": b"cat/1.jpg", "cat-2/2.jpg": b"cat-2/2.jpg", "empty.txt": b""}
+    assert contents(copies.fetched(f"{bucket}/marked")) == expected
+    assert stores.sizes(f"{bucket}/marked", []) == {name: len(text) for name, text in expected.items()}
 
 
 def test_work_that_was_left_never_replaces_what_others_stored(bucket: str, tmp_path: Path):

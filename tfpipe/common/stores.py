@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 from tfpipe.common.text import exactly, plural
@@ -159,7 +159,7 @@ def is_web(path: str | os.PathLike[str]) -> bool:
 
 
 def listed(folder: str | os.PathLike[str]) -> list[Entry]:
-    """Returns the objects in and below a folder, by name; [] where there are none.
+    """Returns the objects in and below a folder, by name; [] where there are none. Markers of folders are left out.
 
     Raises ValueError for http(s), which has no listing.
     """
@@ -174,7 +174,25 @@ def listed(folder: str | os.PathLike[str]) -> list[Entry]:
             for item in items
         ]
 
-    return sorted(_repeated(request, folder, "the list of its objects"))
+    found = sorted(_repeated(request, folder, "the list of its objects"))
+    markers = _markers(folder, found)
+    return [entry for entry in found if entry.name not in markers]
+
+
+def _markers(folder: str | os.PathLike[str], found: list[Entry]) -> set[str]:
+    """Returns the empty objects that consoles and tools make for folders; obstore strips the slash from "cat/"."""
+    empty = {entry.name for entry in found if not entry.num_bytes}
+    if not empty:
+        return set()
+    folders = {""}.union(*(map(str, PurePosixPath(entry.name).parents) for entry in found))
+
+    def is_object(name: str) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return not size(Path(folder) / name)
+        return False
+
+    unclear = sorted(empty - folders)
+    return empty - {name for name, is_one in zip(unclear, in_parallel(is_object, unclear), strict=True) if is_one}
 
 
 def put(file: Path, path: str | os.PathLike[str]) -> None:
