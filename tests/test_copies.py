@@ -254,6 +254,11 @@ def test_wrong_credentials_are_an_error_that_does_not_repeat_them(bucket: str, r
     assert done.returncode == 1
     assert "credentials in the environment" in done.stderr
     assert "hunter2" not in done.stderr
+    flags = ["--input=train=HTTPS://me:hunter2hunter2@host/photos", "--output=hdfs://node/x"]
+    for shown, given in zip(("HTTPS: is no store", "output: hdfs: is no store"), (flags, flags[1:]), strict=True):
+        done = run_tool("build_tfrecords", *given, check=False)
+        assert (done.returncode, shown in done.stderr) == (1, True), done.stderr
+        assert "hunter2" not in done.stderr
     done = run_tool("build_tfrecords", "--input=s3://no-such-bucket/photos", f"--output={bucket}/x", check=False)
     assert done.returncode == 1
     assert "s3://no-such-bucket/photos: the list of its objects cannot be had: 404 Not Found: NoSuchBucket" in done.stderr

@@ -187,12 +187,36 @@ def test_local_paths_are_not_places_in_stores(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "given", ["https://user:hunter2hunter2@host/a", "https://host/a?sig=hunter2hunter2", "s3://k:hunter2hunter2@b/a"]
+    "given",
+    [
+        "https://user:hunter2hunter2@host/a",
+        "https://host/a?sig=hunter2hunter2",
+        "s3://k:hunter2hunter2@b/a",
+        "az://container/a?sv=1&sig=hunter2hunter2",
+        "s3://bucket/a?X-Amz-Signature=hunter2hunter2",
+        Path("gs://bucket/a?x-goog-signature=hunter2hunter2"),
+    ],
 )
-def test_credentials_in_a_url_are_refused_and_not_repeated(given: str):
+def test_credentials_in_a_url_are_refused_and_not_repeated(given: str | Path):
     with pytest.raises(ValueError, match="credentials in the environment") as caught:
         arguments.path("data", given)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", ["hdfs://node/a", "S3://bucket/a", "HTTPS://u:hunter2hunter2@host/a", Path("Gs://bucket/a"), "abfs://a", "s3://"]
+)
+def test_urls_of_no_known_store_are_refused(given: str | Path):
+    scheme = str(given).partition(":")[0]
+    for name in ("data", "output"):
+        with pytest.raises(ValueError, match=f"{name}: {scheme}: is no store that tfpipe knows") as caught:
+            arguments.path(name, given)
+        assert "hunter2" not in str(caught.value)
+
+
+def test_names_with_a_question_mark_are_allowed():
+    stores.check("data", "s3://bucket/why?")
+    stores.check("data", "photos/a?sig=b")
 
 
 def test_answers_are_shown_without_secrets(monkeypatch: pytest.MonkeyPatch):

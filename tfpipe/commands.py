@@ -42,7 +42,7 @@ RENAMED_FLAGS = {
 # Flags that name files, whose URLs are replaced by local copies; --data is read where it is.
 _FETCHED = {"checkpoint", "evaluation", "from_run", "images", "input", "model", "unlabelled", "weights"}
 _TOGETHER = {"cluster", "shard", "worker", "workers_folder"}
-_IN_STORE = re.compile(rf"(?<![^=,])({'|'.join(stores.SCHEMES)})://[^,]+")
+_IN_STORE = re.compile(r"(?<![^=,])[A-Za-z][A-Za-z0-9+.-]*://[^,]*")
 _places: dict[str, str] = {}  # the URLs of local copies
 
 _USAGE = 2
@@ -199,6 +199,7 @@ def _stores() -> Iterator[None]:
                 flag.value = list(map(_localised, flag.value))
         for name in {"output"} & set(flags.FLAGS):
             flag = flags.FLAGS[name]
+            stores.check("output", flag.value or "")
             if stores.is_remote(flag.value):
                 _check_alone()
                 flag.value = _renamed(flag.value, stack.enter_context(copies.sent(flag.value)))
@@ -208,7 +209,11 @@ def _stores() -> Iterator[None]:
 
 
 def _localised(value: str) -> str:
-    return _IN_STORE.sub(lambda found: _renamed(found[0], copies.fetched(found[0])), value)
+    def replaced(found: re.Match[str]) -> str:
+        stores.check("a place in a store", found[0])
+        return _renamed(found[0], copies.fetched(found[0]))
+
+    return _IN_STORE.sub(replaced, value)
 
 
 def _check_alone() -> None:
@@ -219,7 +224,6 @@ def _check_alone() -> None:
 
 
 def _renamed(url: str, local: Path) -> str:
-    stores.check("a place in a store", url)
     _places[os.fspath(local)] = url
     return os.fspath(local)
 

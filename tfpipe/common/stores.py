@@ -41,6 +41,9 @@ _log = logging.getLogger("tfpipe")
 PARALLEL_REQUESTS = 32
 SCHEMES = ("s3", "gs", "az", "http", "https")
 _URL = re.compile(rf"({'|'.join(SCHEMES)}):/+([^/]+)(?:/(.*))?", re.DOTALL)
+# Of any URL, and of a known one as a Path spells it.
+_SCHEME = re.compile(rf"[a-z][a-z0-9+.-]*://|({'|'.join(SCHEMES)}):/", re.IGNORECASE)
+_SIGNED = re.compile(r"[?&](sig|signature|token|awsaccesskeyid|googleaccessid|x-(amz|goog)-[a-z-]*)=", re.IGNORECASE)
 _SECONDS = "TFPIPE_STORE_SECONDS"
 _USUAL_SECONDS = 120.0
 _REQUEST_SECONDS = 30.0
@@ -69,9 +72,16 @@ def is_remote(path: object) -> bool:
 
 
 def check(name: str, path: str | os.PathLike[str]) -> None:
-    """Raises ValueError for a URL with credentials or a query in it, without repeating them."""
-    found = _URL.match(os.fsdecode(path))
-    if found and ("@" in found[2] or (found[1].startswith("http") and "?" in (found[3] or ""))):
+    """Raises ValueError for a URL that is no place in a store, or has credentials in it, without repeating it."""
+    text = os.fsdecode(path)
+    found = _URL.match(text)
+    if not found and _SCHEME.match(text):
+        scheme = text.partition(":")[0]
+        raise ValueError(
+            f"{name}: {scheme}: is no store that tfpipe knows, or a name is missing: {', '.join(SCHEMES)} (in small letters),"
+            f" as in s3://BUCKET/FOLDER; ./{scheme}: is a local folder"
+        )
+    if found and ("@" in found[2] or (found[1].startswith("http") and "?" in text) or _SIGNED.search(text)):
         raise ValueError(
             f"{name}: a URL with a user name or a query, which may be a secret: leave it out, and give"
             " credentials in the environment (AWS_ACCESS_KEY_ID and the like)"
