@@ -275,6 +275,8 @@ def test_functions_read_from_stores_and_write_to_local_folders_only(
         tfpipe.build_tfrecords(f"{bucket}/cats", "s3://bucket/a")
     with pytest.raises(ValueError, match=r"s3://bucket/a: functions write to local folders"):
         files.check_folder("s3://bucket/a")
+    with pytest.raises(ValueError, match=r"s3://bucket/a: functions write to local folders"):
+        tfpipe.extract("data", "s3://bucket/a")
     with pytest.raises(ValueError, match=r"s3://bucket/a: "), files.written_atomically(Path("s3://bucket/a")):
         pass
     assert not list(tmp_path.iterdir())
