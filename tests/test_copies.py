@@ -20,6 +20,7 @@ import tfpipe
 from tfpipe.common import copies, files, stores
 from tfpipe.listing import selection
 from tfpipe.records import manifest
+from tfpipe.verification import extraction
 
 RunTool = Callable[..., subprocess.CompletedProcess[str]]
 BUILD = ["--name=pets", "--splits=train=0.5,test=0.5", "--num_shards=20"]
@@ -276,7 +277,7 @@ def test_functions_read_from_stores_and_write_to_local_folders_only(
     with pytest.raises(ValueError, match=r"s3://bucket/a: functions write to local folders"):
         files.check_folder("s3://bucket/a")
     with pytest.raises(ValueError, match=r"s3://bucket/a: functions write to local folders"):
-        tfpipe.extract("data", "s3://bucket/a")
+        extraction.extract("data", "s3://bucket/a")
     with pytest.raises(ValueError, match=r"s3://bucket/a: "), files.written_atomically(Path("s3://bucket/a")):
         pass
     assert not list(tmp_path.iterdir())
@@ -298,9 +299,10 @@ def test_a_run_lives_in_a_store(bucket: str, data_set: Path, run_tool: RunTool, 
 
 
 def test_an_output_in_a_store_is_for_one_process(bucket: str, photos: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch):
-    together = ["--workers_folder=x", f"--input={photos}"]
-    done = run_tool("build_tfrecords", *together, f"--output={bucket}/x", check=False)
-    assert (done.returncode, "for one process, --workers_folder for several" in done.stderr) == (2, True)
+    for together in ("--workers_folder=x", "--engine=ray"):
+        done = run_tool("build_tfrecords", together, f"--input={photos}", f"--output={bucket}/x", check=False)
+        shown = f"for one process, {together.partition('=')[0]} for several"
+        assert (done.returncode, shown in done.stderr) == (2, True)
     monkeypatch.setenv("TF_CONFIG", "{}")
     done = run_tool("train", f"--data={photos}", f"--output={bucket}/x", check=False)
     assert (done.returncode, "for one process, TF_CONFIG for several" in done.stderr) == (2, True)

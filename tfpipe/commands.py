@@ -41,7 +41,7 @@ RENAMED_FLAGS = {
 
 # Flags that name files, whose URLs are replaced by local copies; --data is read where it is.
 _FETCHED = {"checkpoint", "evaluation", "from_run", "images", "input", "model", "unlabelled", "weights"}
-_TOGETHER = {"cluster", "shard", "worker", "workers_folder"}
+_TOGETHER = {"cluster", "engine", "shard", "worker", "workers_folder"}
 _IN_STORE = re.compile(r"(?<![^=,])[A-Za-z][A-Za-z0-9+.-]*://[^,]*")
 _places: dict[str, str] = {}  # the URLs of local copies
 
@@ -217,7 +217,9 @@ def _localised(value: str) -> str:
 
 
 def _check_alone() -> None:
-    together = [f"--{name}" for name in sorted(_TOGETHER & set(flags.FLAGS)) if flags.FLAGS[name].present]
+    together = [
+        f"--{name}" for name in sorted(_TOGETHER & set(flags.FLAGS)) if flags.FLAGS[name].value != flags.FLAGS[name].default
+    ]
     together += ["TF_CONFIG"] * ("cluster" in flags.FLAGS and bool(os.environ.get("TF_CONFIG")))
     if together:
         raise UsageError(f"--output in a store is for one process, {', '.join(together)} for several: give a shared folder")
