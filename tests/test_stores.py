@@ -219,6 +219,13 @@ def test_names_with_a_question_mark_are_allowed():
     stores.check("data", "photos/a?sig=b")
 
 
+def test_a_missing_account_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    with pytest.raises(OSError, match=r"cannot be used with this environment: .*Account must be specified.*az://nobody"):
+        stores.size("az://nobody/a")
+
+
 def test_answers_are_shown_without_secrets(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
     answer = (

@@ -285,9 +285,12 @@ def _client(root: str) -> Any:
     obstore = _obstore()
     timeout = f"{min(_REQUEST_SECONDS, _patience() / 2) * 1000:.0f}ms"
     # All attempts are made here, by one rule; allow_http: of an endpoint that somebody has chosen.
-    return obstore.store.from_url(
-        root, client_options={"allow_http": True, "timeout": timeout}, retry_config={"max_retries": 0}
-    )
+    options = {"allow_http": True, "timeout": timeout}
+    try:
+        return obstore.store.from_url(root, client_options=options, retry_config={"max_retries": 0})
+    except obstore.exceptions.BaseError as error:  # a variable is missing or wrong
+        said = scrubbed(str(error).partition("\n\nDebug source:")[0])
+        raise OSError(errno.EINVAL, f"its store cannot be used with this environment: {said}", root) from None
 
 
 def _patience() -> float:
