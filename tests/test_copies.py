@@ -66,6 +66,10 @@ def test_a_build_from_and_to_a_store_gives_the_same_bytes(bucket: str, photos: P
     texts = [done.stdout, done.stderr, *map(str, stored(f"{bucket}/built/pets").values())]
     assert not [secret for secret in CREDENTIALS.values() for text in texts if secret in text and len(secret) == 8]
     assert not list((Path(os.environ["TFPIPE_CACHE"]) / "work").rglob("*.tfrecord-*"))
+    refused = {"photos/built": "the output lies inside the input", "built": "the output folder is not empty ("}
+    for place, shown in refused.items():
+        done = run_tool("build_tfrecords", f"--input=all={bucket}/photos/", f"--output={bucket}/{place}", check=False)
+        assert (done.returncode, f"{bucket}/{place}: {shown}" in done.stderr) == (1, True), done.stderr
     done = run_tool("build_tfrecords", *flags, "--seed=5", check=False)
     assert done.returncode == 1
     assert f"{bucket}/built/pets" in done.stderr

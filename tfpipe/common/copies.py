@@ -103,14 +103,19 @@ def _fetch(path: str | os.PathLike[str], file: Path) -> None:
 
 
 @contextlib.contextmanager
-def sent(path: str | os.PathLike[str]) -> Iterator[Path]:
+def sent(path: str | os.PathLike[str], result: str = "") -> Iterator[Path]:
     """Yields the local place of an output; what is there when the block ends without an error is stored.
 
     What the store has already is fetched first, unless an earlier block that failed has left its
     work. Objects that it fetched and whose files are gone at the end are deleted.
 
+    Args:
+        path: the place in the store.
+        result: name of the object that shows that a folder which is not empty is an earlier output.
+
     Raises:
-        ValueError: nothing can be stored there, or others have done so since the work began.
+        ValueError: nothing can be stored there, other things are there, or others have stored
+            something since the work began.
         BlockingIOError: another process has the same output.
         OSError: the store cannot be read or written.
     """
@@ -122,6 +127,12 @@ def sent(path: str | os.PathLike[str]) -> Iterator[Path]:
         if begun.exists():
             _check_unchanged(place, path)
         else:
+            there = [entry.name for entry in stores.listed(path)] if result else []
+            if there and result not in there:  # said before all of it is fetched
+                raise ValueError(
+                    f"{stores.url(path)}: the output folder is not empty ({plural(len(there), 'object')}), and has no {result}:"
+                    " choose another one, or delete what a killed command has left there"
+                )
             shutil.rmtree(place, ignore_errors=True)
             if not _fetch_folder(path, place):
                 (place.parent / _VERSIONS).unlink(missing_ok=True)
