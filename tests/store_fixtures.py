@@ -46,7 +46,7 @@ def s3_server(folder: Path) -> Iterator[str]:
         server = subprocess.Popen([sys.executable, "-c", _SERVE, str(port)], stdout=log, stderr=log)
         try:
             _wait_for(port)
-            _create_bucket(port)
+            _create(port, BUCKET)
             yield f"s3://{BUCKET}"
         finally:
             server.kill()
@@ -63,11 +63,17 @@ def _wait_for(port: int) -> None:
     raise TimeoutError("moto's server did not start")
 
 
-def _create_bucket(port: int) -> None:
+def _create(port: int, name: str) -> None:
+    """Makes the bucket, or an empty object in it."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("PUT", f"/{BUCKET}")
+    connection.request("PUT", f"/{name}")
     assert connection.getresponse().status == 200
     connection.close()
+
+
+def make_marker(name: str) -> None:
+    """Makes the empty object "cat/" that S3's console makes for a folder."""
+    _create(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]), f"{BUCKET}/{name}/")
 
 
 def upload(folder: Path, url: str) -> None:

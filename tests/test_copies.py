@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from conftest import CHECKOUT
 from pipeline_fixtures import make_image
-from store_fixtures import CREDENTIALS, content, s3_server, upload
+from store_fixtures import CREDENTIALS, content, make_marker, s3_server, upload
 
 import tfpipe
 from tfpipe.common import copies, files, stores
 from tfpipe.listing import selection
 from tfpipe.records import manifest
+from tfpipe.verification import extraction
 
 RunTool = Callable[..., subprocess.CompletedProcess[str]]
 BUILD = ["--name=pets", "--splits=train=0.5,test=0.5", "--num_shards=20"]
@@ -65,6 +66,10 @@ def test_a_build_from_and_to_a_store_gives_the_same_bytes(bucket: str, photos: P
     texts = [done.stdout, done.stderr, *map(str, stored(f"{bucket}/built/pets").values())]
     assert not [secret for secret in CREDENTIALS.values() for text in texts if secret in text and len(secret) == 8]
     assert not list((Path(os.environ["TFPIPE_CACHE"]) / "work").rglob("*.tfrecord-*"))
+    refused = {"photos/built": "the output lies inside the input", "built": "the output folder is not empty ("}
+    for place, shown in refused.items():
+        done = run_tool("build_tfrecords", f"--input=all={bucket}/photos/", f"--output={bucket}/{place}", check=False)
+        assert (done.returncode, f"{bucket}/{place}: {shown}" in done.stderr) == (1, True), done.stderr
     done = run_tool("build_tfrecords", *flags, "--seed=5", check=False)
     assert done.returncode == 1
     assert f"{bucket}/built/pets" in done.stderr
@@ -184,11 +189,81 @@ def test_two_processes_that_fetch_one_folder_see_all_of_it(bucket: str, tmp_path
     assert [process.communicate(timeout=100)[0] for process in both] == ["200\n", "200\n"]
 
 
+def test_markers_of_folders_are_no_files(bucket: str, tmp_path: Path):
+    for name in ("cat/1.jpg", "cat-2/2.jpg", "empty.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("" if name == "empty.txt" else name)
+    upload(tmp_path, f"{bucket}/marked")
+    for name in ("marked", "marked/cat", "marked/empty"):
+        make_marker(name)
+    expected = {"cat/1.jpg": b"cat/1.jpg", "cat-2/2.jpg": b"cat-2/2.jpg", "empty.txt": b""}
+    assert contents(copies.fetched(f"{bucket}/marked")) == expected
+    assert stores.sizes(f"{bucket}/marked", []) == {name: len(text) for name, text in expected.items()}
+
+
+def test_work_that_was_left_never_replaces_what_others_stored(bucket: str, tmp_path: Path):
+    place, other = f"{bucket}/others", tmp_path / "other"
+    other.write_text("other")
+    folders: list[Path] = []
+
+    def work(*names: str, others: str = "") -> None:
+        with copies.sent(place) as folder:
+            folders.append(folder)
+            folder.mkdir(exist_ok=True)
+            for name in names:
+                (folder / name).write_text("mine!")
+            if not others:
+                raise RuntimeError
+            stores.put(other, f"{place}/{others}")
+            with pytest.raises(BlockingIOError, match="another command is writing here"):
+                work()
+
+    for names in ([], ["a.txt"]):
+        with pytest.raises(RuntimeError):
+            work(*names)
+        assert folders[0].parent.exists() == bool(names)
+    stores.put(other, f"{place}/a.txt")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"others: others have stored or .*'a.txt'.* another output, or delete "):
+            work()
+    shutil.rmtree(folders[0].parent)
+    with pytest.raises(ValueError, match=r"'b.txt'"):
+        work("a.txt", others="b.txt")
+    assert stored(place) == {"a.txt": b"other", "b.txt": b"other"}
+
+
+def test_objects_whose_files_are_gone_are_deleted_before_the_last_are_stored(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    place, put = f"{bucket}/replaced", stores.put
+    for name in ("a.txt", "b.txt", "manifest.json"):
+        (tmp_path / name).write_text(name)
+    upload(tmp_path, place)
+    there = {}
+
+    def watched(file: Path, path: Path) -> None:
+        there[file.name] = {entry.name for entry in stores.listed(place)}
+        put(file, path)
+
+    monkeypatch.setattr(stores, "put", watched)
+    with copies.sent(place) as folder:
+        (folder / "a.txt").unlink()
+        (folder / "c.txt").write_text("c")
+        (folder / "manifest.json").write_text("new")
+    assert there == {"c.txt": {"a.txt", "b.txt", "manifest.json"}, "manifest.json": {"b.txt", "c.txt", "manifest.json"}}
+    assert stored(place) == {"b.txt": b"b.txt", "c.txt": b"c", "manifest.json": b"new"}
+
+
 def test_wrong_credentials_are_an_error_that_does_not_repeat_them(bucket: str, run_tool: RunTool):
     done = run_tool("build_tfrecords", "--input=https://me:hunter2hunter2@host/photos", f"--output={bucket}/x", check=False)
     assert done.returncode == 1
     assert "credentials in the environment" in done.stderr
     assert "hunter2" not in done.stderr
+    flags = ["--input=train=HTTPS://me:hunter2hunter2@host/photos", "--output=hdfs://node/x"]
+    for shown, given in zip(("HTTPS: is no store", "output: hdfs: is no store"), (flags, flags[1:]), strict=True):
+        done = run_tool("build_tfrecords", *given, check=False)
+        assert (done.returncode, shown in done.stderr) == (1, True), done.stderr
+        assert "hunter2" not in done.stderr
     done = run_tool("build_tfrecords", "--input=s3://no-such-bucket/photos", f"--output={bucket}/x", check=False)
     assert done.returncode == 1
     assert "s3://no-such-bucket/photos: the list of its objects cannot be had: 404 Not Found: NoSuchBucket" in done.stderr
@@ -205,6 +280,8 @@ def test_functions_read_from_stores_and_write_to_local_folders_only(
         tfpipe.build_tfrecords(f"{bucket}/cats", "s3://bucket/a")
     with pytest.raises(ValueError, match=r"s3://bucket/a: functions write to local folders"):
         files.check_folder("s3://bucket/a")
+    with pytest.raises(ValueError, match=r"s3://bucket/a: functions write to local folders"):
+        extraction.extract("data", "s3://bucket/a")
     with pytest.raises(ValueError, match=r"s3://bucket/a: "), files.written_atomically(Path("s3://bucket/a")):
         pass
     assert not list(tmp_path.iterdir())
@@ -226,9 +303,10 @@ def test_a_run_lives_in_a_store(bucket: str, data_set: Path, run_tool: RunTool, 
 
 
 def test_an_output_in_a_store_is_for_one_process(bucket: str, photos: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch):
-    together = ["--workers_folder=x", f"--input={photos}"]
-    done = run_tool("build_tfrecords", *together, f"--output={bucket}/x", check=False)
-    assert (done.returncode, "for one process, --workers_folder for several" in done.stderr) == (2, True)
+    for together in ("--workers_folder=x", "--engine=ray"):
+        done = run_tool("build_tfrecords", together, f"--input={photos}", f"--output={bucket}/x", check=False)
+        shown = f"for one process, {together.partition('=')[0]} for several"
+        assert (done.returncode, shown in done.stderr) == (2, True)
     monkeypatch.setenv("TF_CONFIG", "{}")
     done = run_tool("train", f"--data={photos}", f"--output={bucket}/x", check=False)
     assert (done.returncode, "for one process, TF_CONFIG for several" in done.stderr) == (2, True)

@@ -100,6 +100,14 @@ def test_an_object_reads_like_a_file(server: RangeServer):
     assert server.requests["GET"] <= 3
 
 
+def test_an_object_that_is_replaced_while_it_is_read_is_an_error(server: RangeServer):
+    with stores.opened(f"{server.url}/a b+ü.bin") as file:
+        assert file.read(3) == CONTENT[:3]
+        (server.folder / "a b+ü.bin").write_bytes(CONTENT[::-1])
+        with pytest.raises(OSError, match=r"it was replaced while it was read: start again.*a b\+ü.bin"):
+            file.read()
+
+
 def test_blocks_are_kept_and_requested_in_one_go(server: RangeServer):
     cached = CachedObject(f"{server.url}/a b+ü.bin", len(CONTENT), SHA256)
     start, length = BLOCK_BYTES - 7, 2 * BLOCK_BYTES
@@ -179,12 +187,43 @@ def test_local_paths_are_not_places_in_stores(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "given", ["https://user:hunter2hunter2@host/a", "https://host/a?sig=hunter2hunter2", "s3://k:hunter2hunter2@b/a"]
+    "given",
+    [
+        "https://user:hunter2hunter2@host/a",
+        "https://host/a?sig=hunter2hunter2",
+        "s3://k:hunter2hunter2@b/a",
+        "az://container/a?sv=1&sig=hunter2hunter2",
+        "s3://bucket/a?X-Amz-Signature=hunter2hunter2",
+        Path("gs://bucket/a?x-goog-signature=hunter2hunter2"),
+    ],
 )
-def test_credentials_in_a_url_are_refused_and_not_repeated(given: str):
+def test_credentials_in_a_url_are_refused_and_not_repeated(given: str | Path):
     with pytest.raises(ValueError, match="credentials in the environment") as caught:
         arguments.path("data", given)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", ["hdfs://node/a", "S3://bucket/a", "HTTPS://u:hunter2hunter2@host/a", Path("Gs://bucket/a"), "abfs://a", "s3://"]
+)
+def test_urls_of_no_known_store_are_refused(given: str | Path):
+    scheme = str(given).partition(":")[0]
+    for name in ("data", "output"):
+        with pytest.raises(ValueError, match=f"{name}: {scheme}: is no store that tfpipe knows") as caught:
+            arguments.path(name, given)
+        assert "hunter2" not in str(caught.value)
+
+
+def test_names_with_a_question_mark_are_allowed():
+    stores.check("data", "s3://bucket/why?")
+    stores.check("data", "photos/a?sig=b")
+
+
+def test_a_missing_account_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    with pytest.raises(OSError, match=r"cannot be used with this environment: .*Account must be specified.*az://nobody"):
+        stores.size("az://nobody/a")
 
 
 def test_answers_are_shown_without_secrets(monkeypatch: pytest.MonkeyPatch):

@@ -41,8 +41,9 @@ RENAMED_FLAGS = {
 
 # Flags that name files, whose URLs are replaced by local copies; --data is read where it is.
 _FETCHED = {"checkpoint", "evaluation", "from_run", "images", "input", "model", "unlabelled", "weights"}
-_TOGETHER = {"cluster", "shard", "worker", "workers_folder"}
-_IN_STORE = re.compile(rf"(?<![^=,])({'|'.join(stores.SCHEMES)})://[^,]+")
+_TOGETHER = {"cluster", "engine", "shard", "worker", "workers_folder"}
+_IN_STORE = re.compile(r"(?<![^=,])[A-Za-z][A-Za-z0-9+.-]*://[^,]*")
+_RESULTS = {"build_tfrecords": "manifest.json", "train": "run.json"}  # without which an output must be empty
 _places: dict[str, str] = {}  # the URLs of local copies
 
 _USAGE = 2
@@ -103,7 +104,8 @@ def run(
     start_up.quieten()
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # else TensorFlow takes all: a GPU is for several processes
     app.run(
-        lambda argv: sys.exit(_guarded(main, argv[1:], when_stopped)), flags_parser=functools.partial(_parse_flags, renamed)
+        lambda argv: sys.exit(_guarded(main, argv[1:], when_stopped, tool)),
+        flags_parser=functools.partial(_parse_flags, renamed),
     )
     raise AssertionError  # app.run never returns
 
@@ -168,12 +170,12 @@ def _log_to_stderr() -> None:
     absl.logging.set_verbosity(absl.logging.ERROR)  # TensorFlow logs how long it took to save
 
 
-def _guarded(main: Callable[[list[str]], int | None], arguments: list[str], when_stopped: str) -> int:
+def _guarded(main: Callable[[list[str]], int | None], arguments: list[str], when_stopped: str, tool: str) -> int:
     received: list[int] = []
     try:
         _raise_on_signals(received)
         try:
-            with _stores():
+            with _stores(tool):
                 return main(arguments) or 0
         except Exception as error:
             if received:  # an error of interrupted work
@@ -188,8 +190,10 @@ def _guarded(main: Callable[[list[str]], int | None], arguments: list[str], when
 
 
 @contextlib.contextmanager
-def _stores() -> Iterator[None]:
+def _stores(tool: str) -> Iterator[None]:
     """Puts local paths in place of flags' URLs; what is in those of outputs at the end is stored."""
+    if tool == "build_tfrecords":
+        _check_outside()
     with contextlib.ExitStack() as stack:
         for name in _FETCHED & set(flags.FLAGS):
             flag = flags.FLAGS[name]
@@ -199,27 +203,42 @@ def _stores() -> Iterator[None]:
                 flag.value = list(map(_localised, flag.value))
         for name in {"output"} & set(flags.FLAGS):
             flag = flags.FLAGS[name]
+            stores.check("output", flag.value or "")
             if stores.is_remote(flag.value):
                 _check_alone()
-                flag.value = _renamed(flag.value, stack.enter_context(copies.sent(flag.value)))
+                flag.value = _renamed(flag.value, stack.enter_context(copies.sent(flag.value, _RESULTS.get(tool, ""))))
         if _places:
             stack.enter_context(contextlib.redirect_stdout(cast("Any", _AsGiven(sys.stdout))))
         yield
 
 
 def _localised(value: str) -> str:
-    return _IN_STORE.sub(lambda found: _renamed(found[0], copies.fetched(found[0])), value)
+    def replaced(found: re.Match[str]) -> str:
+        stores.check("a place in a store", found[0])
+        return _renamed(found[0], copies.fetched(found[0]))
+
+    return _IN_STORE.sub(replaced, value)
+
+
+def _check_outside() -> None:
+    output = stores.url(flags.FLAGS["output"].value or "").rstrip("/")
+    for found in _IN_STORE.findall(flags.FLAGS["input"].value or ""):
+        if f"{output}/".startswith(f"{stores.url(found).rstrip('/')}/"):
+            for name, place in (("input", found), ("output", output)):
+                stores.check(name, place)
+            raise ValueError(f"{output}: the output lies inside the input {found}: its own shards would become inputs")
 
 
 def _check_alone() -> None:
-    together = [f"--{name}" for name in sorted(_TOGETHER & set(flags.FLAGS)) if flags.FLAGS[name].present]
+    together = [
+        f"--{name}" for name in sorted(_TOGETHER & set(flags.FLAGS)) if flags.FLAGS[name].value != flags.FLAGS[name].default
+    ]
     together += ["TF_CONFIG"] * ("cluster" in flags.FLAGS and bool(os.environ.get("TF_CONFIG")))
     if together:
         raise UsageError(f"--output in a store is for one process, {', '.join(together)} for several: give a shared folder")
 
 
 def _renamed(url: str, local: Path) -> str:
-    stores.check("a place in a store", url)
     _places[os.fspath(local)] = url
     return os.fspath(local)
 

@@ -103,46 +103,103 @@ def _fetch(path: str | os.PathLike[str], file: Path) -> None:
 
 
 @contextlib.contextmanager
-def sent(path: str | os.PathLike[str]) -> Iterator[Path]:
+def sent(path: str | os.PathLike[str], result: str = "") -> Iterator[Path]:
     """Yields the local place of an output; what is there when the block ends without an error is stored.
 
-    What the store has already is fetched first, unless an earlier, killed block has left its work.
+    What the store has already is fetched first, unless an earlier block that failed has left its
+    work. Objects that it fetched and whose files are gone at the end are deleted.
+
+    Args:
+        path: the place in the store.
+        result: name of the object that shows that a folder which is not empty is an earlier output.
 
     Raises:
-        ValueError: nothing can be stored there.
+        ValueError: nothing can be stored there, other things are there, or others have stored
+            something since the work began.
+        BlockingIOError: another process has the same output.
         OSError: the store cannot be read or written.
     """
     if stores.is_web(path):
         raise ValueError(f"{stores.url(path)}: a web server stores nothing; write to s3://, gs:// or az://")
     place = _local("work", path)
-    begun = place.parent / _BEGUN
-    if not begun.exists():
-        shutil.rmtree(place.parent, ignore_errors=True)
-        place.parent.mkdir(parents=True)
-        _fetch_folder(path, place)
-        _note(place.parent / _STORED, {name: _version(place / name) for name in _names(place)})
-        begun.touch()
-    yield place
-    if place.is_dir():
-        _store_folder(place, path)
-    elif place.exists():
-        stores.put(place, path)
-    _log.info("%s: stored", stores.url(path))
-    shutil.rmtree(place.parent)
+    with locked(place.parent, _WRITER):
+        begun = place.parent / _BEGUN
+        if begun.exists():
+            _check_unchanged(place, path)
+        else:
+            there = [entry.name for entry in stores.listed(path)] if result else []
+            if there and result not in there:  # said before all of it is fetched
+                raise ValueError(
+                    f"{stores.url(path)}: the output folder is not empty ({plural(len(there), 'object')}), and has no {result}:"
+                    " choose another one, or delete what a killed command has left there"
+                )
+            shutil.rmtree(place, ignore_errors=True)
+            if not _fetch_folder(path, place):
+                (place.parent / _VERSIONS).unlink(missing_ok=True)
+            _note(place.parent / _STORED, _versions(place))
+            begun.touch()
+        try:
+            yield place
+        except BaseException:
+            if not place.is_file() and _versions(place) == _noted(place.parent / _STORED):  # nothing to go on with
+                shutil.rmtree(place.parent)
+            raise
+        if place.is_dir():
+            _check_unchanged(place, path)
+            _store_folder(place, path)
+        elif place.exists():
+            stores.put(place, path)
+        _log.info("%s: stored", stores.url(path))
+        shutil.rmtree(place.parent)
+
+
+def _check_unchanged(place: Path, path: str | os.PathLike[str]) -> None:
+    """Raises ValueError where others have stored something; notes what a killed block has."""
+    known, stored = _noted(place.parent / _VERSIONS), _noted(place.parent / _STORED)
+    found = {entry.name: entry for entry in stores.listed(path) if entry.name}
+    changed = [entry for entry in found.values() if known.get(entry.name) != entry.version]
+    others = [name for name in known if name not in found and (place / name).exists()]
+    equal = stores.in_parallel(lambda entry: _is_equal(_below(place, entry.name), Path(path) / entry.name, entry), changed)
+    for entry, is_mine in zip(changed, equal, strict=True):
+        if is_mine:
+            known[entry.name], stored[entry.name] = entry.version, _version(place / entry.name)
+        else:
+            others.append(entry.name)
+    if others:
+        raise ValueError(
+            f"{stores.url(path)}: others have stored or deleted objects here since this work began ({min(others)!r:.200}):"
+            f" give another output, or delete {place.parent}, the unfinished work, and start again from what is there now"
+        )
+    _note(place.parent / _VERSIONS, known)
+    _note(place.parent / _STORED, stored)
+
+
+def _is_equal(file: Path, path: Path, entry: stores.Entry) -> bool:
+    if not file.is_file() or file.stat().st_size != entry.num_bytes:
+        return False
+    with open(file, "rb") as here, stores.opened(path) as there:
+        return all(piece == there.read(len(piece)) for piece in iter(lambda: here.read(_PIECE_BYTES), b""))
 
 
 def _store_folder(place: Path, path: str | os.PathLike[str]) -> None:
-    """Stores the files of a folder that are not there yet."""
+    """Stores the files of a folder that are not there yet, and deletes objects whose files are gone."""
     stored = _noted(place.parent / _STORED)
 
     def store(name: str) -> None:
         stores.put(place / name, Path(path) / name)
         stored[name] = _version(place / name)
 
+    def delete(name: str) -> None:
+        stores.delete(Path(path) / name)
+        del stored[name]
+
     names = [name for name in _names(place) if stored.get(name) != _version(place / name)]
+    gone = [name for name in stored if not (place / name).exists()]
     order = {last: index for index, last in enumerate(_LAST)}
     try:
         for _ in stores.in_parallel(store, [name for name in names if name not in order]):
+            pass
+        for _ in stores.in_parallel(delete, gone):
             pass
         for name in sorted((name for name in names if name in order), key=order.__getitem__):
             store(name)
@@ -152,10 +209,14 @@ def _store_folder(place: Path, path: str | os.PathLike[str]) -> None:
 
 def _names(place: Path) -> list[str]:
     """Returns the files that are for others, relative to their folder."""
-    files = (file.relative_to(place) for file in place.rglob("*") if file.is_file())
+    files = map(Path, _versions(place))
     return sorted(
         str(name) for name in files if not any(part.startswith(".") for part in name.parts) and name.parts[0] not in _KEPT_HERE
     )
+
+
+def _versions(place: Path) -> dict[str, str]:
+    return {str(file.relative_to(place)): _version(file) for file in place.rglob("*") if file.is_file()}
 
 
 def _version(file: Path) -> str:

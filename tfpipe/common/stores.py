@@ -16,6 +16,7 @@ machine's role; they are in no URL, and in no message.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import io
@@ -25,9 +26,9 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 from tfpipe.common.text import exactly, plural
@@ -40,6 +41,9 @@ _log = logging.getLogger("tfpipe")
 PARALLEL_REQUESTS = 32
 SCHEMES = ("s3", "gs", "az", "http", "https")
 _URL = re.compile(rf"({'|'.join(SCHEMES)}):/+([^/]+)(?:/(.*))?", re.DOTALL)
+# Of any URL, and of a known one as a Path spells it.
+_SCHEME = re.compile(rf"[a-z][a-z0-9+.-]*://|({'|'.join(SCHEMES)}):/", re.IGNORECASE)
+_SIGNED = re.compile(r"[?&](sig|signature|token|awsaccesskeyid|googleaccessid|x-(amz|goog)-[a-z-]*)=", re.IGNORECASE)
 _SECONDS = "TFPIPE_STORE_SECONDS"
 _USUAL_SECONDS = 120.0
 _REQUEST_SECONDS = 30.0
@@ -68,9 +72,16 @@ def is_remote(path: object) -> bool:
 
 
 def check(name: str, path: str | os.PathLike[str]) -> None:
-    """Raises ValueError for a URL with credentials or a query in it, without repeating them."""
-    found = _URL.match(os.fsdecode(path))
-    if found and ("@" in found[2] or (found[1].startswith("http") and "?" in (found[3] or ""))):
+    """Raises ValueError for a URL that is no place in a store, or has credentials in it, without repeating it."""
+    text = os.fsdecode(path)
+    found = _URL.match(text)
+    if not found and _SCHEME.match(text):
+        scheme = text.partition(":")[0]
+        raise ValueError(
+            f"{name}: {scheme}: is no store that tfpipe knows, or a name is missing: {', '.join(SCHEMES)} (in small letters),"
+            f" as in s3://BUCKET/FOLDER; ./{scheme}: is a local folder"
+        )
+    if found and ("@" in found[2] or (found[1].startswith("http") and "?" in text) or _SIGNED.search(text)):
         raise ValueError(
             f"{name}: a URL with a user name or a query, which may be a secret: leave it out, and give"
             " credentials in the environment (AWS_ACCESS_KEY_ID and the like)"
@@ -102,18 +113,29 @@ def real(path: str | os.PathLike[str]) -> str:
 
 def size(path: str | os.PathLike[str]) -> int:
     """Returns an object's bytes; raises FileNotFoundError or another OSError."""
+    return int(_head(path)["size"])
+
+
+def _head(path: str | os.PathLike[str]) -> dict[str, Any]:
     store, key = _place(path)
-    return int(_repeated(lambda: _obstore().head(store, key)["size"], path, "its size"))
+    return _repeated(lambda: dict(_obstore().head(store, key)), path, "its size")
 
 
-def read(path: str | os.PathLike[str], num_bytes: int, offset: int) -> bytes:
-    """Returns exactly these bytes of an object; raises OSError where they cannot be had."""
+def _version(meta: Mapping[str, Any]) -> str:
+    return str(meta["e_tag"] or meta["last_modified"])
+
+
+def read(path: str | os.PathLike[str], num_bytes: int, offset: int, version: str = "") -> bytes:
+    """Returns exactly these bytes of an object; raises OSError where they cannot be had, or not of a version."""
     if not num_bytes:
         return b""
     store, key = _place(path)
 
     def request() -> bytes:
-        content = bytes(_obstore().get_range(store, key, start=offset, length=num_bytes))
+        answer = _obstore().get(store, key, options={"range": (offset, offset + num_bytes)})
+        if version and _version(answer.meta) != version:
+            raise OSError(errno.EIO, "it was replaced while it was read: start again", url(path))
+        content = bytes(answer.bytes())
         if len(content) != num_bytes:
             raise _Short(f"{exactly(len(content), 'byte')} of {num_bytes} came")
         return content
@@ -147,7 +169,7 @@ def is_web(path: str | os.PathLike[str]) -> bool:
 
 
 def listed(folder: str | os.PathLike[str]) -> list[Entry]:
-    """Returns the objects in and below a folder, by name; [] where there are none.
+    """Returns the objects in and below a folder, by name; [] where there are none. Markers of folders are left out.
 
     Raises ValueError for http(s), which has no listing.
     """
@@ -157,18 +179,43 @@ def listed(folder: str | os.PathLike[str]) -> list[Entry]:
 
     def request() -> list[Entry]:
         return [
-            Entry(item["path"][len(prefix) :].lstrip("/"), item["size"], str(item["e_tag"] or item["last_modified"]))
+            Entry(item["path"][len(prefix) :].lstrip("/"), item["size"], _version(item))
             for items in _obstore().list(store, prefix or None, chunk_size=1000)
             for item in items
         ]
 
-    return sorted(_repeated(request, folder, "the list of its objects"))
+    found = sorted(_repeated(request, folder, "the list of its objects"))
+    markers = _markers(folder, found)
+    return [entry for entry in found if entry.name not in markers]
+
+
+def _markers(folder: str | os.PathLike[str], found: list[Entry]) -> set[str]:
+    """Returns the empty objects that consoles and tools make for folders; obstore strips the slash from "cat/"."""
+    empty = {entry.name for entry in found if not entry.num_bytes}
+    if not empty:
+        return set()
+    folders = {""}.union(*(map(str, PurePosixPath(entry.name).parents) for entry in found))
+
+    def is_object(name: str) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return not size(Path(folder) / name)
+        return False
+
+    unclear = sorted(empty - folders)
+    return empty - {name for name, is_one in zip(unclear, in_parallel(is_object, unclear), strict=True) if is_one}
 
 
 def put(file: Path, path: str | os.PathLike[str]) -> None:
     """Stores a local file as an object, which is whole or absent; raises OSError."""
     store, key = _place(path)
     _repeated(lambda: _obstore().put(store, key, file), path, "storing it")
+
+
+def delete(path: str | os.PathLike[str]) -> None:
+    """Deletes an object, if there is one; raises OSError."""
+    store, key = _place(path)
+    with contextlib.suppress(FileNotFoundError):
+        _repeated(lambda: _obstore().delete(store, key), path, "deleting it")
 
 
 def pieces(path: str | os.PathLike[str]) -> Iterator[bytes]:
@@ -189,7 +236,8 @@ def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 class _Object(io.RawIOBase):
     def __init__(self, path: str) -> None:
-        self._path, self._size, self._offset = path, size(path), 0
+        head = _head(path)
+        self._path, self._size, self._version, self._offset = path, int(head["size"]), _version(head), 0
         self._end, self._ahead = 0, _FIRST_AHEAD_BYTES  # of the last request
 
     def readable(self) -> bool:
@@ -206,7 +254,7 @@ class _Object(io.RawIOBase):
         # Whoever jumps gets little, whoever goes on gets more and more.
         self._ahead = min(2 * self._ahead, _AHEAD_BYTES) if self._offset == self._end else _FIRST_AHEAD_BYTES
         num_bytes = max(0, min(len(buffer), self._ahead, self._size - self._offset))
-        buffer[:num_bytes] = read(self._path, num_bytes, self._offset)
+        buffer[:num_bytes] = read(self._path, num_bytes, self._offset, self._version)
         self._offset = self._end = self._offset + num_bytes
         return num_bytes
 
@@ -237,9 +285,12 @@ def _client(root: str) -> Any:
     obstore = _obstore()
     timeout = f"{min(_REQUEST_SECONDS, _patience() / 2) * 1000:.0f}ms"
     # All attempts are made here, by one rule; allow_http: of an endpoint that somebody has chosen.
-    return obstore.store.from_url(
-        root, client_options={"allow_http": True, "timeout": timeout}, retry_config={"max_retries": 0}
-    )
+    options = {"allow_http": True, "timeout": timeout}
+    try:
+        return obstore.store.from_url(root, client_options=options, retry_config={"max_retries": 0})
+    except obstore.exceptions.BaseError as error:  # a variable is missing or wrong
+        said = scrubbed(str(error).partition("\n\nDebug source:")[0])
+        raise OSError(errno.EINVAL, f"its store cannot be used with this environment: {said}", root) from None
 
 
 def _patience() -> float:

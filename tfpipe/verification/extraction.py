@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import clear_up, temporary_beside
 from tfpipe.common.progress import ProgressBar
@@ -45,11 +46,12 @@ def extract(
     Raises:
         FileNotFoundError: there is no manifest.
         FileExistsError: another file is in the way; the message names it.
-        ValueError: there is no such split, or `output` lies within the data set.
+        ValueError: there is no such split, or `output` lies within the data set or in a store.
         DataError: the data set is damaged (the message names shard, offset and source file), or a
             record's file name leads out of `output`.
         OSError: a file cannot be written: `filename` is its path.
     """
+    output = arguments.path("output", output)
     manifest = manifests.load(directory)
     names = list(manifest.splits) if split is None else [split]
     shards = [(name, shard) for name in names for shard in manifest.split(name).shards]

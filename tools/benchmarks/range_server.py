@@ -98,7 +98,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not file.is_file():
             self._send(404, b"no such file")
             return
-        size = file.stat().st_size
+        status = file.stat()
+        size = status.st_size
         found = _RANGE.fullmatch(self.headers.get("Range", ""))
         start, end = (int(found[1]), min(int(found[2]) + 1, size)) if found else (0, size)
         with open(file, "rb") as opened:
@@ -109,7 +110,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault == "short":
             content = content[: len(content) // 2]
             end = start + len(content)
-        headers = {"ETag": '"1"', "Last-Modified": formatdate(0, usegmt=True), "Accept-Ranges": "bytes"}
+        headers = {"ETag": f'"{status.st_mtime_ns:x}"', "Last-Modified": formatdate(0, usegmt=True), "Accept-Ranges": "bytes"}
         if found:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         self._send(206 if found else 200, content, headers, num_bytes=end - start, fault=fault)
