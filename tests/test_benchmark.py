@@ -11,7 +11,6 @@ from conftest import CHECKOUT, make_image, write
 
 import tfpipe
 from tfpipe.training.run_log import RunLog
-from tools import benchmark
 from tools.benchmarks import contenders, modes, overhead, planning, worker
 
 WORKER = CHECKOUT / "tools" / "benchmarks" / "worker.py"
@@ -44,7 +43,7 @@ def test_every_contender_has_a_function_in_its_module():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_planner_is_measured_by_rows(tmp_path, capsys):
     images = [write(tmp_path / f"{index}.jpg", make_image(index)) for index in range(3)]
-    planning.report(tmp_path, images, 5000, 1, benchmark.watch)
+    planning.report(tmp_path, images, 5000, 1)
     found = re.search(
         r"^5000 rows of 3 images .* exit code 0\nplanner: peak (\d+) MiB .* (\d+) bytes a row\n", capsys.readouterr().out
     )

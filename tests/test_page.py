@@ -63,7 +63,7 @@ BAD = {
     "anim.gif": (b"GIF89a" + bytes(20), "GIF"),
     "bomb.png": (bomb(), "pixels"),
     "empty.jpg": (b"", "no bytes"),
-    "cut.jpg": (make_image(1, (60, 40))[:-40], "cut"),
+    "cut.jpg": (make_image(1, (60, 40))[:-40], "truncated"),
     "12 bit.jpg": (make_image(1).replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc1\x00\x11\x0c"), "12"),
     "damaged.png": (with_damaged_data(), "cannot be decoded"),
 }

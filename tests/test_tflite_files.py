@@ -204,7 +204,7 @@ def test_what_is_not_a_tflite_file_is_named(tmp_path, data):
 @pytest.mark.parametrize("part", [0.001, 0.5, 0.99])
 def test_a_cut_file_is_named(path, tmp_path, part):
     data = path.read_bytes()
-    with pytest.raises(DataError, match=r"cut\.tflite: a TFLite file without preprocessing\.json in it.*or it is truncated"):
+    with pytest.raises(DataError, match=r"cut\.tflite: a TFLite file without preprocessing\.json in it.*or truncated"):
         tflite_files.open_tflite(written(tmp_path / "cut.tflite", data[: int(len(data) * part)]))
 
 

@@ -212,7 +212,7 @@ def measure_memory(folder: Path) -> None:
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", _BUILD.format(**values)], cwd=_ROOT)
     peaks: dict[int, int] = {}
-    watcher = threading.Thread(target=watch, args=(process, peaks))
+    watcher = threading.Thread(target=planning.watch, args=(process, peaks))
     watcher.start()
     code = process.wait()
     watcher.join()
@@ -225,28 +225,7 @@ def measure_memory(folder: Path) -> None:
 def measure_plan(folder: Path) -> None:
     """Prints what the planner takes for many rows."""
     source = make_images(folder / "source", 1000, 1000)
-    planning.report(folder, sorted(source.rglob("*.jpg")), _IMAGES.value, _WORKERS.value, watch)
-
-
-def watch(process: subprocess.Popen[bytes], peaks: dict[int, int]) -> None:
-    """Keeps the highest VmHWM, in KiB, of a process and its children until it ends (Linux)."""
-    while process.poll() is None:
-        for pid in (process.pid, *children(process.pid)):
-            try:
-                status = Path(f"/proc/{pid}/status").read_text()
-            except OSError:
-                continue
-            high = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")]
-            peaks[pid] = max([peaks.get(pid, 0), *high])
-        time.sleep(0.02)
-
-
-def children(pid: int) -> list[int]:
-    """Returns the process ids of a process's children (Linux)."""
-    try:
-        return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+    planning.report(folder, sorted(source.rglob("*.jpg")), _IMAGES.value, _WORKERS.value)
 
 
 def measure_input(folder: Path) -> None:

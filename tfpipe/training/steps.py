@@ -27,6 +27,8 @@ from tfpipe.training.schedules import EarlyStopping, LearningRate
 
 Array = np.ndarray[Any, Any]
 
+_SEED_STRIDE = 1_000_003  # between the seeds of two replicas
+
 
 @dataclass(frozen=True)
 class RateGroup:
@@ -165,8 +167,8 @@ class Steps:
         """Gives dropout other masks on each replica, with 1; and back, with -1."""
         if self._strategy.num_replicas_in_sync > 1:
             number = tf.distribute.get_replica_context().replica_id_in_sync_group
-            for seed in self._seeds:
-                seed.assign(seed.value + tf.cast([sign * number, 0], seed.dtype))
+            for state in self._seeds:  # far apart: the next seed's masks belong to another run
+                state.assign_add(tf.cast([sign * number * _SEED_STRIDE, 0], state.dtype))
 
     def _average_statistics(self, count: Any) -> None:
         """Gives all replicas the mean of their statistics, weighted by their images."""

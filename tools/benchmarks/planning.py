@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 _MIB = 1 << 20
@@ -26,11 +25,8 @@ def make_table(path: Path, images: list[Path], num_rows: int) -> None:
             file.write(f"row {row:09d},{images[image_index]},class {image_index % _CLASSES}\n")
 
 
-def report(folder: Path, images: list[Path], num_rows: int, workers: int, watch: Callable[..., None]) -> None:
-    """Builds from a table, and prints what the planner took.
-
-    `watch` keeps the peak memory in KiB of a process and its children, by process id.
-    """
+def report(folder: Path, images: list[Path], num_rows: int, workers: int) -> None:
+    """Builds from a table, and prints what the planner took."""
     make_table(folder / "rows.csv", images, num_rows)
     start = time.perf_counter()
     command = [sys.executable, "-c", _BUILD, str(folder / "rows.csv"), str(folder / "out"), str(workers)]
@@ -48,3 +44,24 @@ def report(folder: Path, images: list[Path], num_rows: int, workers: int, watch:
     print(f"planner: peak {peaks.pop(process.pid) / 1024:.0f} MiB resident; its database {most_bytes / _MIB:.0f} MiB,", end=" ")
     print(f"{most_bytes / num_rows:.0f} bytes a row")
     print("workers: peak " + ", ".join(f"{peak / 1024:.0f}" for peak in peaks.values()) + " MiB resident")
+
+
+def watch(process: subprocess.Popen[bytes], peaks: dict[int, int]) -> None:
+    """Keeps the highest VmHWM, in KiB, of a process and its children until it ends (Linux)."""
+    while process.poll() is None:
+        for pid in (process.pid, *children(process.pid)):
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+            except OSError:
+                continue
+            high = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")]
+            peaks[pid] = max([peaks.get(pid, 0), *high])
+        time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    """Returns the process ids of a process's children (Linux)."""
+    try:
+        return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
