@@ -21,7 +21,7 @@ import pytest
 from conftest import CHECKOUT, make_image, write
 
 import tfpipe
-from tfpipe.building.engines.tasks_on_disk import Handed, Tasks
+from tfpipe.building.engines.tasks_on_disk import Outcome, Tasks
 from tfpipe.building.engines.workers_folder import Superseded, WorkersFolder
 from tfpipe.building.items import Source
 from tfpipe.building.state import State
@@ -327,8 +327,8 @@ def test_a_task_is_taken_once_and_a_dead_ones_again(tmp_path):
     views[0].give_back_lost(tasks[0])
     assert not tasks[victim].is_held(name)
     assert tasks[0].num_waiting() == len(taken[victim])
-    tasks[victim].hand_in(name, Handed(1, 2, [(0, Audited(reason="late"))]))  # it went on
-    assert tasks[0].read(name) == Handed(1, 2, [(0, Audited(reason="late"))])
+    tasks[victim].hand_in(name, Outcome(1, 2, [(0, Audited(reason="late"))]))  # it went on
+    assert tasks[0].read(name) == Outcome(1, 2, [(0, Audited(reason="late"))])
     tasks[0].keep(name)
     assert tasks[0].num_waiting() == len(taken[victim]) - 1, "nobody need do it again"
 
@@ -355,7 +355,7 @@ def test_files_that_one_machine_cannot_read_are_audited_by_the_planner(source, t
         blind = Tasks(place, "blind")
         name, task = blind.take()
         rows = [(row, Audited(reason="unreadable", message="No such file or directory")) for row, *_ in task.images]
-        blind.hand_in(name, Handed(len(rows), 0, rows))
+        blind.hand_in(name, Outcome(len(rows), 0, rows))
         one.signal(signal.SIGCONT)
         assert one.end() == (0, "")
     assert tfpipe.load_manifest(tmp_path / "out").rejected == {}

@@ -100,7 +100,7 @@ class Loop:
             while not is_done(self.position.epoch, phase.epochs, phase.stopping):
                 self._run_epoch()
             self._stops = any(self.workers.gather_json(bool(self._received)))
-            self._stop_if_asked()  # in the last validation
+            self._stop_if_requested()  # in the last validation
         self._batches = None
         last = [variable.numpy() for variable in self._steps.result]
         self.assign(self._best or last)
@@ -139,7 +139,7 @@ class Loop:
                     now.seconds += time.monotonic() - begun
                     self._save()
                     begun = self._saved = time.monotonic()
-                self._stop_if_asked()
+                self._stop_if_requested()
             self._end_epoch(now.seconds + time.monotonic() - begun, bar)
 
     def _advance(self, deadline: float, watch: Watch) -> list[tuple[float, float]]:
@@ -160,13 +160,13 @@ class Loop:
             self._batches = self.phase.batches.start(now.epoch, now.step)
             self._batch = next(self._batches)
         watch("input")
-        loss, correct, *wishes = self.train_step(self._batch, self._rates(1)[0])
+        loss, correct, *requests = self.train_step(self._batch, self._rates(1)[0])
         watch("device")
         self._batch = next(self._batches)  # while a GPU computes
         watch("ahead")
         result = float(loss), float(correct)
-        if wishes:
-            self._stops, self._must_save = (float(wish) > 0 for wish in wishes)
+        if requests:
+            self._stops, self._must_save = (float(request) > 0 for request in requests)
         watch("device")
         return [result]
 
@@ -187,7 +187,7 @@ class Loop:
         if self._stops:  # they may be of some images only: the next process validates again
             now.seconds = train_seconds
             self._save()
-            self._stop_if_asked()
+            self._stop_if_requested()
         self._check_finite("validation", values["val_loss"])
         is_best = self._keep_if_best(now.epoch, values["val_loss"], values["val_accuracy"])
         number = phase.stopping.best_number
@@ -211,7 +211,7 @@ class Loop:
             self._best = [variable.numpy() for variable in (self._steps.averages or self._steps.result)]
         return is_best
 
-    def _stop_if_asked(self) -> None:
+    def _stop_if_requested(self) -> None:
         if self._stops:
             # A worker that no signal reached ends as those that one did.
             self._received.append(max(number for found in self.workers.gather_json(self._received) for number in found))
@@ -222,17 +222,17 @@ class Loop:
         return time.monotonic() - self._saved >= self.checkpoint_seconds
 
     @property
-    def _wishes(self) -> list[float]:
-        """What this worker wants after the step: to stop, and, of the chief alone, to save."""
+    def _requests(self) -> list[float]:
+        """Requests of this worker after the step: to stop, and, of the chief alone, to save."""
         stops, saves = bool(self._received), self.workers.is_chief and self._is_time_to_save
         return [float(stops), float(saves)] if self._steps.num_workers > 1 else []
 
     # ---- steps
 
     def train_step(self, batch: Batch, rate: float) -> tuple[Any, ...]:
-        """Takes one step; returns (sum of losses, number of right answers, *wishes), float32 []."""
-        rows, decay, wishes = self._rows(self.position.step), self._decays(1)[0], self._wishes
-        return self._fitting(lambda: self._steps.take(batch, rows, rate, decay, wishes))
+        """Takes one step; returns (sum of losses, number of right answers, *requests), float32 []."""
+        rows, decay, requests = self._rows(self.position.step), self._decays(1)[0], self._requests
+        return self._fitting(lambda: self._steps.take(batch, rows, rate, decay, requests))
 
     def train_block(self, block: Block) -> tuple[Any, Any]:
         """Takes the steps of a block in one call; returns these for each, float32 [steps]."""
@@ -348,7 +348,10 @@ class Loop:
 
     def _compare(self, values: Mapping[str, Sequence[Array]]) -> None:
         """Raises an error on all workers if one has other numbers than the chief."""
-        content = hashlib.sha256(b"".join(array.tobytes() for name in sorted(values) for array in values[name]))
+        content = hashlib.sha256()
+        for name in sorted(values):
+            for array in values[name]:  # one by one: all together are copied twice
+                content.update(array.tobytes())
         position = {"epoch": self.position.epoch, "step": self.position.step, "weights": content.hexdigest()[:16]}
         where = f"{self.phase.name} cannot go on; the state before is kept: start the same command on all workers again"
         self.workers.compare(position, f"{where} (all must have the same CPU and GPU)")

@@ -115,14 +115,14 @@ class Steps:
 
     # ---- training
 
-    def take(self, batch: Batch, rows: int, rate: float, decay: float, wishes: Sequence[float] = ()) -> tuple[Any, ...]:
+    def take(self, batch: Batch, rows: int, rate: float, decay: float, requests: Sequence[float] = ()) -> tuple[Any, ...]:
         """Takes one step on this worker's batch; `rows` counts the images of all workers.
 
         Returns (sum of the losses, number of right answers) of the batch of all workers, and the
-        sum of each wish over all replicas, float32 [].
+        sum of each request over all replicas, float32 [].
         """
         numbers = (tf.constant(value, tf.float32) for value in (rows, self._rates(rate), decay))
-        found: tuple[Any, ...] = self._take(*self._distribute(batch), *numbers, [tf.constant(wish) for wish in wishes])
+        found: tuple[Any, ...] = self._take(*self._distribute(batch), *numbers, [tf.constant(request) for request in requests])
         return found
 
     @cached_property
@@ -142,16 +142,16 @@ class Steps:
         return [rate * group.multiplier for group in self._phase.groups]
 
     def _step(
-        self, inputs: Any, targets: Any, weights: Any, rows: Any, rates: Any, decay: Any, wishes: Sequence[Any] = ()
+        self, inputs: Any, targets: Any, weights: Any, rows: Any, rates: Any, decay: Any, requests: Sequence[Any] = ()
     ) -> tuple[Any, ...]:
         for group, rate in zip(self._phase.groups, tf.unstack(rates), strict=True):
             group.optimizer.learning_rate.assign(rate)
-        found = self._strategy.run(self._replica_step, args=(inputs, targets, weights, rows, wishes))
+        found = self._strategy.run(self._replica_step, args=(inputs, targets, weights, rows, requests))
         for average, variable in zip(self.averages, self.result, strict=True) if self.averages else ():
             average.assign_sub((1 - decay) * (average - variable.value))
         return tuple(self._strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None) for value in found)
 
-    def _replica_step(self, inputs: Any, targets: Any, weights: Any, rows: Any, wishes: Sequence[Any]) -> tuple[Any, ...]:
+    def _replica_step(self, inputs: Any, targets: Any, weights: Any, rows: Any, requests: Sequence[Any]) -> tuple[Any, ...]:
         self._shift_seeds(1)
         loss, correct, *gradients = self._gradients_in_parts(inputs, targets, weights, rows)
         self._shift_seeds(-1)
@@ -161,7 +161,7 @@ class Steps:
             gradients = gradients[size:]
         if self._statistics and self._strategy.num_replicas_in_sync > 1:
             self._average_statistics(tf.math.count_nonzero(weights, dtype=tf.float32))
-        return loss, correct, *wishes
+        return loss, correct, *requests
 
     def _shift_seeds(self, sign: int) -> None:
         """Gives dropout other masks on each replica, with 1; and back, with -1."""

@@ -58,10 +58,10 @@ class BeamPipeline:
         while todo:
             has_ended = not pipeline.is_alive()  # before looking: then all results are there
             for name in files.handed_in():
-                if handed := files.read(name):
+                if outcome := files.read(name):
                     files.keep(name)
                     if name in todo:  # a runner may do a task twice
-                        yield from accept(todo.pop(name), handed)
+                        yield from accept(todo.pop(name), outcome)
             if has_ended and todo:
                 reason = pipeline.error or f"the pipeline ended without {plural(len(todo), 'result')}"
                 raise RuntimeError(f"Beam: {reason}; what was finished is kept: run the same command again")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
-from tfpipe.building.engines.results import Handed, accept, run_task
+from tfpipe.building.engines.results import Outcome, accept, run_task
 
 _TASKS_PER_CORE = 2  # sent ahead, so that no core waits for the next
 
@@ -60,15 +60,15 @@ class RayCluster:
             for reference in running:
                 self._ray.cancel(reference)
 
-    def _get(self, reference: Any) -> Handed:
+    def _get(self, reference: Any) -> Outcome:
         try:
-            handed: Handed = self._ray.get(reference)
+            outcome: Outcome = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except self._ray.exceptions.RayError as error:
             raise RuntimeError(f"Ray: {error}; what was finished is kept: run the same command again") from None
-        return handed
+        return outcome
 
 
-def _run(function: str, task: Any) -> Handed:
+def _run(function: str, task: Any) -> Outcome:
     return run_task(function, task, f"{socket.gethostname()}, process {os.getpid()}")

@@ -17,7 +17,7 @@ TYPES: Mapping[str, tuple[Any, Any]] = {
 """The functions of `tasks`, with the types of their tasks and results."""
 
 
-class Handed(NamedTuple):
+class Outcome(NamedTuple):
     """What became of a task: a result, or the message of an error that another machine would get, too."""
 
     num_records: int = 0
@@ -36,7 +36,7 @@ def function_of(name: str) -> str:
     return name.partition("-")[0]
 
 
-def run_task(function: str, task: Any, machine: str) -> Handed:
+def run_task(function: str, task: Any, machine: str) -> Outcome:
     """Returns what becomes of a task in this process.
 
     Raises:
@@ -54,29 +54,29 @@ def run_task(function: str, task: Any, machine: str) -> Handed:
         raise
     except Exception as error:
         return failed(error, machine)
-    return Handed(counts[0], counts[1], result)
+    return Outcome(counts[0], counts[1], result)
 
 
-def failed(error: Exception, machine: str) -> Handed:
+def failed(error: Exception, machine: str) -> Outcome:
     """Returns what becomes of a task that raised an error."""
-    return Handed(error=f"{error} (on {machine})")
+    return Outcome(error=f"{error} (on {machine})")
 
 
-def accept(task: Any, handed: Handed) -> Iterator[Any]:
+def accept(task: Any, outcome: Outcome) -> Iterator[Any]:
     """Yields `Done` and the result of a task, as `Workers.run`.
 
     Raises:
         DataError: the task failed.
     """
-    if handed.error is not None:
-        raise DataError(handed.error)
-    yield Done(handed.num_records, handed.num_bytes)
+    if outcome.error is not None:
+        raise DataError(outcome.error)
+    yield Done(outcome.num_records, outcome.num_bytes)
     if not isinstance(task, tasks.AuditTask):
-        yield handed.result
+        yield outcome.result
         return
     # Files that only one machine cannot read are not the input's fault: this one has listed them.
-    missed = {row for row, audited in handed.result if audited.reason == "unreadable"}
-    yield [pair for pair in handed.result if pair[0] not in missed]
+    missed = {row for row, audited in outcome.result if audited.reason == "unreadable"}
+    yield [pair for pair in outcome.result if pair[0] not in missed]
     if missed:
         again = task._replace(images=[image for image in task.images if image[0] in missed])
         yield tasks.audit(again, lambda *_: None)

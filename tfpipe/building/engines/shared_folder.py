@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from tfpipe.building import plan
-from tfpipe.building.engines.results import Handed, accept, failed, function_of, name_of
+from tfpipe.building.engines.results import Outcome, accept, failed, function_of, name_of
 from tfpipe.building.engines.shared_progress import Mirror, PublishedBar
 from tfpipe.building.engines.tasks_on_disk import Tasks
 from tfpipe.building.engines.workers_folder import Status, Superseded, WorkersFolder
@@ -153,7 +153,7 @@ class _Member:
                 continue
             if error is None:
                 self._take(tasks)  # first: storing the result waits for the disk
-                ticket.tasks.hand_in(ticket.name, Handed(ticket.num_records, ticket.num_bytes, value))
+                ticket.tasks.hand_in(ticket.name, Outcome(ticket.num_records, ticket.num_bytes, value))
             elif not ticket.tasks.is_held(ticket.name):
                 pass  # this process had stopped; another one does the task, and has removed its files
             elif isinstance(error, OSError):
@@ -254,15 +254,15 @@ class _Everyone:
                 is_more = bool(name)
                 if not name:
                     continue
-                if function == "audit" and (handed := self._tasks.read(name, kept=True)):
-                    yield from accept(task, handed)
+                if function == "audit" and (outcome := self._tasks.read(name, kept=True)):
+                    yield from accept(task, outcome)
                     continue
                 published[name] = task
                 if name not in begun:
                     self._tasks.publish(name, task)
                     room -= 1
             for name in published.keys() & self._tasks.handed_in():
-                if handed := self._tasks.read(name):
+                if outcome := self._tasks.read(name):
                     self._tasks.keep(name)
-                    yield from accept(published.pop(name), handed)
+                    yield from accept(published.pop(name), outcome)
             self._member.work(self._tasks)
