@@ -83,7 +83,7 @@ def build(
         blocks = _derive_blocks(network)
     else:
         network = _make_application(TABLE[name].application, shape, weights)
-        blocks = _find_blocks(network, TABLE[name].ends)
+        blocks = find_blocks(network, TABLE[name].blocks)
     if weights not in ("imagenet", "none"):
         weight_files.load(network, weights)
     return Backbone(name, network, mode, MappingProxyType(blocks))
@@ -164,16 +164,29 @@ def _make_application(application: str, shape: tuple[int, int, int], weights: st
         raise ConnectionError(f"ImageNet's weights cannot be downloaded: {lines_of(error)[-1]}. {advice}") from error
 
 
-def _find_blocks(network: keras.Model, ends: Mapping[str, str]) -> dict[str, str]:
-    order = list(find_layers(network))
-    points = cut_points(network)
-    blocks = {}
-    for block, end in ends.items():
-        if end.startswith("<"):
-            start = order.index(end[1:])
-            end = [name for name in points if order.index(name) < start][-1]
-        blocks[block] = end
-    return blocks
+def find_blocks(network: keras.Model, rule: str | Mapping[str, str]) -> dict[str, str]:
+    """Returns the name of each block -> name of its last layer, from input to output.
+
+    Args:
+        network: one that Keras built.
+        rule: a pattern; a block starts where it finds a new name at the start of a layer's (its
+            group 1, if it has one), and ends at the last cut point before the next. What comes
+            before the first is the block "stem", if it has weights. Or the last layer of each
+            block, "" for the output.
+    """
+    layers = find_layers(network)
+    order = list(layers)
+    if not isinstance(rule, str):
+        return {block: end or order[-1] for block, end in rule.items()}
+    starts: dict[str, int] = {}
+    for place, name in enumerate(order):
+        if match := re.match(rule, name):
+            starts.setdefault(match[match.re.groups], place)
+    if any(getattr(layers[name], "weights", ()) for name in order[: min(starts.values())]):
+        starts = {"stem": 0, **starts}
+    points = [order.index(name) for name in cut_points(network)]
+    following = [*list(starts.values())[1:], len(order)]
+    return {block: order[max(point for point in points if point < end)] for block, end in zip(starts, following, strict=True)}
 
 
 # -- networks by import path
