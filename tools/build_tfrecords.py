@@ -63,6 +63,10 @@ flags.DEFINE_string(
     "For --layout=csv: column of paths, or of names without an ending. Default: path, filename, image_id, ...",
 )
 flags.DEFINE_string("label_column", None, "For --layout=csv: column of classes. Default: label, class, ...")
+flags.DEFINE_string("group", None, "For --layout=csv: column of patients, places, bursts; all images of one are in one split.")
+flags.DEFINE_string(
+    "group_pattern", None, r"Regular expression that finds the group in an image's path: patient_(\d+). Default: no groups."
+)
 flags.DEFINE_enum("normalize", "none", NORMALIZATIONS, "nfc: class names that differ in their Unicode form only are one class.")
 _NUM_SHARDS = flags.DEFINE_string("num_shards", None, "Shards per split: 16, or train=16,test=2. Default: by --shard_mib.")
 _SHARD_MIB = flags.DEFINE_integer("shard_mib", DEFAULT_SHARD_BYTES >> 20, "Approximate size of a shard, in MiB.", 1)
@@ -109,7 +113,18 @@ flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above whi
 
 _PASSED_ON = (  # unchanged
     *("name", "layout", "label_pattern", "class_names", "seed", "workers", "on_error", "on_conflict", "allow_leaks"),
-    *("max_pixels", "check", "images", "path_column", "label_column", "normalize", "png16", "background"),
+    *(
+        "max_pixels",
+        "check",
+        "images",
+        "path_column",
+        "label_column",
+        "group",
+        "group_pattern",
+        "normalize",
+        "png16",
+        "background",
+    ),
     *("workers_folder", "lease_seconds", "engine", "engine_address"),
 )
 

@@ -23,6 +23,7 @@ KEY = "image/key"
 SHA256 = "image/key/sha256"
 LABEL = "image/class/label"
 CLASS_NAME = "image/class/text"
+GROUP = "image/group"
 
 UNLABELLED = -1
 
@@ -42,6 +43,7 @@ class Record:
     sha256: str  # of `encoded`, 64 hexadecimal digits
     label: int  # 0-based, or -1 in an unlabelled split
     class_name: str  # "" in an unlabelled split
+    group: str | None = None  # None in a data set without groups, "" for an image without one
 
 
 _FEATURES = {
@@ -57,12 +59,14 @@ _FEATURES = {
     "label": LABEL,
     "class_name": CLASS_NAME,
 }
+_OPTIONAL = {"group": GROUP}  # texts, in data sets that have them
 _KINDS = {"bytes": bytes, "str": bytes, "int": int}  # of a field, in the Example
 
 
 def encode(record: Record) -> bytes:
     """Returns the record as a serialised `tf.train.Example`."""
     values = {feature: getattr(record, name) for name, feature in _FEATURES.items()}
+    values |= {feature: text for name, feature in _OPTIONAL.items() if (text := getattr(record, name)) is not None}
     return example.encode({name: value.encode() if isinstance(value, str) else value for name, value in values.items()})
 
 
@@ -75,8 +79,9 @@ def decode(serialized: bytes) -> Record:
     """
     features = example.decode(serialized)
     fields: dict[str, Any] = {}
-    for name, feature in _FEATURES.items():
-        values, kind = features.get(feature), Record.__annotations__[name]
+    present = {name: feature for name, feature in _OPTIONAL.items() if feature in features}
+    for name, feature in {**_FEATURES, **present}.items():
+        values, kind = features.get(feature), "str" if name in present else Record.__annotations__[name]
         if not values or len(values) != 1 or not isinstance(values[0], _KINDS[kind]):
             what = "int64" if kind == "int" else "bytes value"
             raise DataError(f"feature {feature!r} must be one {what} (got {values!r:.80})")
