@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, write
+from conftest import CHECKOUT, signalled, write
 from evaluation_fixtures import build_images, make_classifier
 from transfer_fixtures import colours
 
@@ -69,36 +69,6 @@ def stop(words, is_at_work, *numbers, whole_group=False, environment=()):
             os.killpg(process.pid, signal.SIGKILL)
     assert "Traceback" not in said
     return process.returncode, said
-
-
-SIGNALLING = """
-import importlib, os, sys
-tool, module, name, last, *numbers = {parameters!r}
-sys.argv[0] = tool
-owner = importlib.import_module(module)
-*path, name = name.split(".")
-for part in path:
-    owner = getattr(owner, part)
-real, calls = getattr(owner, name), [0]
-def signalled(*given, **options):
-    calls[0] += 1
-    for number in numbers if calls[0] == last else ():
-        os.kill(os.getpid(), number)
-    return real(*given, **options)
-setattr(owner, name, signalled)
-importlib.import_module("tools." + tool).command()
-"""
-
-
-def signalled(words, module, name, last, *numbers, ignoring=False):
-    """Runs a command that sends signals to itself as it calls a function for the `last`th time; as `stop`."""
-    code = SIGNALLING.format(parameters=(Path(words[1]).stem, module, name, last, *map(int, numbers)))
-    command = [sys.executable, "-c", code, *words[2:]]
-    if ignoring:
-        command = ["sh", "-c", "trap '' TERM HUP; exec \"$@\"", "sh", *command]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, timeout=300)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stderr
 
 
 def has_loaded(name):
