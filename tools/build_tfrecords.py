@@ -47,7 +47,10 @@ flags.DEFINE_enum(
     " tensorflow-datasets prepared. Default: guessed where that is certain.",
 )
 _SPLITS = flags.DEFINE_string(
-    "splits", None, "Fraction of each split, adding up to 1: train=0.8,val=0.1,test=0.1. Default: one, train."
+    "splits",
+    None,
+    "Fraction of each split, adding up to 1: train=0.8,val=0.1,test=0.1; folds=5,test=0.2: equal ones for train --folds."
+    " Default: one, train.",
 )
 _UNLABELLED = flags.DEFINE_string("unlabelled", None, "Folders of images without labels, by split: test1=DIR. Default: none.")
 flags.DEFINE_string(

@@ -26,6 +26,7 @@ from tfpipe.common.locking import locked
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.workers import Workers, count_cores
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
+from tfpipe.records import folds
 from tfpipe.records.manifest import BUILD_FOLDER, FILE_NAME, Manifest, load, split_order
 from tfpipe.records.samples import USUAL
 
@@ -87,6 +88,8 @@ def build_tfrecords(
         splits: fraction of each split, adding up to 1, as {"train": 0.8, "test": 0.2}; each class
             is cut at the fractions, byte-identical images stay together. None: folders named train,
             val and test are splits, or all images go into "train" ("test" for layout "flat").
+            {"folds": 5} makes fold0 to fold4, a fifth each, exactly, or of what others leave
+            ({"folds": 5, "test": 0.2}), for `train_folds`.
             Wherever a split is named, valid, validation and dev are "val".
         unlabelled: folder of images without labels, by split name.
         label_pattern: for layout "filename": a regular expression with one named group, matched
@@ -174,6 +177,7 @@ def build_tfrecords(
     (label_pattern,), (workers,) = arguments.check(label_pattern=label_pattern), arguments.check_given(workers=workers)
     path_column, label_column = arguments.check_given(path_column=path_column, label_column=label_column)
     group, group_pattern = arguments.check_given(group=group, group_pattern=group_pattern)
+    num_folds, others = folds.split_off(splits)
     choice = Choice(None if images is None else _path("images", images), path_column, label_column, names, group)
     known_layout = _guess(inputs) if layout is None else layout
     if known_layout != "csv" and group is not None:
@@ -189,7 +193,7 @@ def build_tfrecords(
         class_names=None if class_names is None else _class_names(class_names, normalize),
         input_splits=tuple(sorted(split for split in inputs if split is not None)),
         unlabelled_splits=tuple(sorted(bare)),
-        splits=None if splits is None else _renamed("splits", _by_split("splits", splits), names),
+        splits=None if splits is None else folds.expand(num_folds, _renamed("splits", _by_split("splits", others), names)),
         num_shards=_renamed("num_shards", _by_split("num_shards", num_shards), names)
         if isinstance(num_shards, Mapping)
         else arguments.check_given(num_shards=num_shards)[0],

@@ -51,7 +51,7 @@ class Options:
     class_names: tuple[str, ...] | None
     input_splits: tuple[str, ...]
     unlabelled_splits: tuple[str, ...]
-    splits: Mapping[str, float] | None
+    splits: Mapping[str, float | str] | None  # of folds as "1/5", exactly
     num_shards: int | Mapping[str, int] | None
     shard_bytes: int
     seed: int

@@ -74,7 +74,9 @@ def _log_unchecked(directory: Path) -> None:
 
 
 class RecordReader:
-    """The records of one split, by position in stored order: 0 is the first of the first shard.
+    """The records of a split, by position in stored order: 0 is the first of the first shard.
+
+    Of splits that are joined ("fold0+fold1"), the shards follow each other in the catalog's order.
 
     Safe to use from several threads. Files are opened when first read and closed with the reader.
 
@@ -100,8 +102,11 @@ class RecordReader:
         shards = account.split(split).shards
         if account.options.get("check") != "decode":
             _log_unchecked(directory)
-        manifest.check_files(directory, account, splits=[split])
-        self.traits, self._frames = _frames(directory, account, split)
+        parts = account.parts(split)
+        manifest.check_files(directory, account, splits=parts)
+        frames = [_frames(directory, account, part) for part in parts]
+        self.traits = catalog.merged(traits for traits, _ in frames)
+        self._frames = frames[0][1] if len(frames) == 1 else np.concatenate([each for _, each in frames])
         self._starts = np.array([0, *itertools.accumulate(shard.num_records for shard in shards)])
         self._paths = [os.fspath(directory / shard.file) for shard in shards]
         self._directory, self._split = directory, split

@@ -46,6 +46,7 @@ COMPANION_NAMES = (CATALOG_NAME, REJECTED_NAME, INFO_NAME, FEATURES_NAME, LABELS
 BUILD_FOLDER = ".build"  # the state of an unfinished build
 
 _MAX_WALKED = 100  # folders that are looked into for images
+JOINED = "+"  # between the names of splits that are read as one; never in a name
 _USUAL_SPLITS = ("train", "val", "test")
 _MAX_NAME = 64  # characters; a shard's name must fit into the 255 bytes of a file system's
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -153,6 +154,12 @@ class Split:
         return sum(shard.num_bytes for shard in self.shards)
 
 
+def _join(splits: Sequence[Split]) -> Split:
+    counts = {name: sum(split.class_counts[name] for split in splits) for name in splits[0].class_counts}
+    shards = tuple(shard for split in splits for shard in split.shards)
+    return Split(splits[0].labelled, sum(split.image_bytes for split in splits), counts, shards)
+
+
 @dataclass(frozen=True, slots=True)
 class Farthest:
     """The class of a split that is farthest from its fraction, relative to the size of the class.
@@ -248,12 +255,28 @@ class Manifest:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
-        """Returns one split.
+        """Returns one split, or several as one: "fold0+fold1".
 
         Raises:
-            ValueError: there is none of that name.
+            ValueError: there is none of that name, or see `parts`.
         """
-        return self.splits[arguments.choice("split", name, self.splits)]
+        joined = [self.splits[part] for part in self.parts(name)]
+        return joined[0] if len(joined) == 1 else _join(joined)
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Returns the splits that a name joins, in the order of the catalog; of a split, itself.
+
+        Raises:
+            ValueError: one is unknown, named twice or empty, or some have labels and others not.
+        """
+        if not isinstance(name, str) or JOINED not in name:
+            return (arguments.choice("split", name, self.splits),)
+        named = [arguments.choice("split", part, self.splits) for part in name.split(JOINED)]
+        if len(set(named)) < len(named):
+            raise ValueError(f"split {name!r} names a split twice")
+        if len({self.splits[part].labelled for part in named}) > 1:
+            raise ValueError(f"split {name!r} joins splits with labels and others without")
+        return tuple(part for part in self.splits if part in named)
 
 
 def save(manifest: Manifest, directory: Path) -> None:

@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import plural
-from tfpipe.models.features import Features
+from tfpipe.models.features import Features, JoinedFeatures
 from tfpipe.networks.heads import Pooling
 
 Array = np.ndarray[Any, Any]
@@ -51,7 +51,7 @@ _POOL: dict[Pooling, Callable[[Array], Array]] = {
 class Rows:
     """Labelled feature maps: some positions int64 [N] of one or more views of a split."""
 
-    views: Sequence[Features]
+    views: Sequence[Features | JoinedFeatures]
     positions: Array
     labels: Array
     weights: Array | None = None
