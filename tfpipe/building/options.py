@@ -11,7 +11,8 @@ from typing import Any
 from tfpipe.building.sources import LAYOUTS
 from tfpipe.common import arguments
 from tfpipe.common.seeds import derive
-from tfpipe.records.manifest import check_name, split_order
+from tfpipe.records.combinations import SEPARATOR
+from tfpipe.records.manifest import SINGLE, TASKS, check_name, split_order
 from tfpipe.records.samples import USUAL, Samples
 
 DEFAULT_SHARD_BYTES = 128 << 20
@@ -23,9 +24,19 @@ _CHOICES = {
     "normalize": NORMALIZATIONS,
     "on_error": ("fail", "skip"),
     "on_conflict": ("fail", "keep"),
+    "task": TASKS,
 }
 # Options that older versions did not have.
-_LATER = {"check": "header", "normalize": "none", "path_column": None, "label_column": None, **dataclasses.asdict(USUAL)}
+_LATER = {
+    "check": "header",
+    "normalize": "none",
+    "path_column": None,
+    "label_column": None,
+    **dataclasses.asdict(USUAL),
+    "task": SINGLE,
+    "label_separator": SEPARATOR,
+    "label_columns": None,
+}
 _TOLERANCE = Fraction(1, 10**6)  # 0.333333 is a third
 
 
@@ -58,6 +69,9 @@ class Options:
     guessed: bool = False  # the layout; changes no bytes
     png16: str = USUAL.png16
     background: str = USUAL.background
+    task: str = SINGLE
+    label_separator: str = SEPARATOR
+    label_columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_name("name", self.name)

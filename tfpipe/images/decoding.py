@@ -58,8 +58,10 @@ def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 @on_cpu
-def parse_batch(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+def parse_batch(serialized: tf.Tensor, label: str = schema.LABEL) -> dict[str, tf.Tensor]:
     """Returns the features that reading needs of serialised Examples, string [N]; 3 times faster.
+
+    `label` is the name of the feature that is one label.
 
     An empty string, or an Example that lacks a feature, gives an undecodable "image/encoded".
 
@@ -67,7 +69,7 @@ def parse_batch(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         tf.errors.InvalidArgumentError: one is not an Example, or a feature is of another type.
     """
     strings = (schema.ENCODED, schema.FORMAT, schema.FILENAME, schema.KEY)
-    integers = (schema.HEIGHT, schema.WIDTH, schema.ORIENTATION, schema.LABEL)
+    integers = (schema.HEIGHT, schema.WIDTH, schema.ORIENTATION, label)
     features = {name: tf.io.FixedLenFeature([], tf.string, _ABSENT) for name in strings}
     features |= {name: tf.io.FixedLenFeature([], tf.int64, tf.int64.min) for name in integers}
     parsed: dict[str, tf.Tensor] = tf.io.parse_example(serialized, features)
