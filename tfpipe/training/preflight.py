@@ -52,7 +52,7 @@ def check_training(
     if weights not in ("imagenet", "none") and not (Path(output) / SUMMARY_NAME).exists():  # a finished run needs none
         check_weights_file(weights)
     manifest = open_training(directory)
-    complete(recipe, manifest.split("train").num_records, len(manifest.class_names))
+    complete(recipe, manifest.split("train").num_records, len(manifest.class_names), manifest.task)
     check_vacant(Path(output))
 
 
@@ -74,6 +74,10 @@ def open_training(directory: str | os.PathLike[str]) -> Manifest:
     if not split.labelled or missing:
         lacks = f"there are none of {', '.join(missing)}" if split.labelled else "it has no labels"
         raise ValueError(f"{directory}: split 'train' must have images of every class; {lacks}")
+    unknown = split.unknown_counts or {}
+    always = [name for name, count in unknown.items() if count + split.class_counts[name] == split.num_records]
+    if always:
+        raise ValueError(f"{directory}: split 'train' must have images without each class; all that are known have {always}")
     if "val" in manifest.splits:
         held = manifest.split("val")
         if not held.labelled or not held.num_records:
