@@ -67,6 +67,12 @@ def task_of(predictor: Predictor) -> str:
     return found
 
 
+def thresholds_of(predictor: Predictor) -> np.ndarray[Any, Any] | None:
+    """Returns at which probabilities a predictor of several labels names a class, float64 [C]."""
+    found = getattr(predictor, "thresholds", None)
+    return None if found is None else np.asarray(found, np.float64)
+
+
 def computation_of(predictor: Predictor) -> dict[str, str]:
     """Returns device and arithmetic of a predictor, as far as they are known."""
     found: dict[str, str] = getattr(predictor, "computation", arithmetic.UNKNOWN)

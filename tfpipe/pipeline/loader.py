@@ -46,7 +46,6 @@ from tfpipe.pipeline.ordering import (
     StoredOrder,
 )
 from tfpipe.pipeline.reading import Compiled, RecordReader, for_graphs
-from tfpipe.records import schema
 from tfpipe.records.samples import USUAL, Samples
 
 _log = logging.getLogger("tfpipe")
@@ -261,7 +260,7 @@ class Loader:
             seed=options.seed if options.training else 0,
             samples=samples,
             names=options.as_dict,
-            label=schema.LABEL if reader.combinations is None else schema.COMBINATION,
+            label=reader.label_feature,
             png=traits.png,
             turned=traits.turned,
             # An image with a longer side of less than twice the result is never made smaller,

@@ -124,6 +124,16 @@ class RecordReader:
         mean_bytes = int(self._frames["length"].mean()) if self.num_records else 1
         self.read_size = max(1, min(_READ_RECORDS, _READ_BYTES // mean_bytes))
 
+    @functools.cached_property
+    def label_texts(self) -> list[str]:
+        """Name of each label: of a class, or of a combination of them."""
+        return combinations.texts(self._directory, self.manifest)
+
+    @property
+    def label_feature(self) -> str:
+        """Name of the feature that is a record's label."""
+        return schema.LABEL if self.combinations is None else schema.COMBINATION
+
     def read(self, position: int) -> bytes:
         """Returns the data of one record.
 
