@@ -24,6 +24,7 @@ import msgspec
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular
 from tfpipe.common.text import exactly
+from tfpipe.records import combinations
 from tfpipe.records.manifest import (
     CATALOG_NAME,
     CONTROL,
@@ -150,7 +151,8 @@ def read_checked(directory: str | os.PathLike[str], *, split: str) -> Iterator[C
 def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str) -> Iterator[tuple[CatalogRow, int, int]]:
     """Yields (row, offset, length) of a split's records in reading order, or raises DataError."""
     rows, catalog = read_catalog(directory, split=split), Path(directory) / CATALOG_NAME
-    class_names = dict(enumerate(manifest.class_names)) if manifest.split(split).labelled else {UNLABELLED: ""}
+    texts = combinations.texts(directory, manifest)
+    class_names = dict(enumerate(texts)) if manifest.split(split).labelled else {UNLABELLED: ""}
     for shard_index, shard in enumerate(manifest.split(split).shards):
         count = end = 0
         path = Path(directory) / index_file(shard.file)

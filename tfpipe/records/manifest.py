@@ -33,6 +33,11 @@ from tfpipe.records.samples import Samples
 
 FORMAT_VERSION = 2
 _WITHOUT_FRAMES = 1  # the version before, whose readers had to read the catalog
+_OF_COMBINATIONS = 3  # several labels an image, which older readers would take for one
+_VERSIONS = (_WITHOUT_FRAMES, FORMAT_VERSION, _OF_COMBINATIONS)
+
+# What a classifier predicts, the option `task`: one class an image, or any number of them.
+SINGLE, MULTILABEL = TASKS = ("single", "multilabel")
 FILE_NAME = "manifest.json"
 CATALOG_NAME = "catalog.csv"
 REJECTED_NAME = "rejected.jsonl"
@@ -91,6 +96,11 @@ def frames_file(name: str, split: str) -> str:
     return f"{INDEX_FOLDER}/{name}-{split}.frames"
 
 
+def combinations_file(name: str) -> str:
+    """Returns the path of the combinations of labels relative to the data set."""
+    return f"{INDEX_FOLDER}/{name}.combinations"
+
+
 @dataclass(slots=True)
 class Traits:
     """Properties shared by all images of a split: stages that none of them needs are left out.
@@ -115,6 +125,14 @@ class Frames:
 
 
 @dataclass(frozen=True, slots=True)
+class Combinations:
+    """The file of combinations of labels: how many there are, and its hash."""
+
+    count: _Count
+    sha256: _Sha256
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One file of records in the data set's folder, and the hash of its index file."""
 
@@ -135,6 +153,8 @@ class Split:
         class_counts: records per class name, every class of the data set named.
         shards: in reading order.
         frames: None in data sets of format version 1.
+        unknown_counts: of several labels an image, records per class name that may have it; else
+            None.
     """
 
     labelled: bool
@@ -142,6 +162,7 @@ class Split:
     class_counts: Mapping[str, _Count]
     shards: tuple[Shard, ...]
     frames: Frames | None = None
+    unknown_counts: Mapping[str, _Count] | None = None
 
     @property
     def num_records(self) -> int:
@@ -156,8 +177,11 @@ class Split:
 
 def _join(splits: Sequence[Split]) -> Split:
     counts = {name: sum(split.class_counts[name] for split in splits) for name in splits[0].class_counts}
+    unknown = None
+    if splits[0].unknown_counts is not None:
+        unknown = {name: sum((split.unknown_counts or {})[name] for split in splits) for name in counts}
     shards = tuple(shard for split in splits for shard in split.shards)
-    return Split(splits[0].labelled, sum(split.image_bytes for split in splits), counts, shards)
+    return Split(splits[0].labelled, sum(split.image_bytes for split in splits), counts, shards, unknown_counts=unknown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +243,8 @@ class Manifest:
         leaks: groups of keys with equal bytes in different splits, kept on request.
         tfpipe_version: that wrote it.
         groups: of images; None in a data set without groups.
+        combinations: of labels, where an image has several, else None; labels of records are their
+            indices.
     """
 
     name: str
@@ -234,6 +260,7 @@ class Manifest:
     leaks: Sequence[Sequence[str]]
     tfpipe_version: str
     groups: Groups | None = None
+    combinations: Combinations | None = None
 
     def __repr__(self) -> str:
         records = {name: split.num_records for name, split in self.splits.items()}
@@ -243,6 +270,11 @@ class Manifest:
         counts = [[name, *(split.class_counts.get(name, 0) for split in self.splits.values())] for name in self.class_names]
         totals = ["records", *(split.num_records for split in self.splits.values())]
         return html_table(f"Manifest {self.name!r}", ["class", *self.splits], [*counts, totals])
+
+    @property
+    def task(self) -> str:
+        """What a classifier of these labels predicts: "single" (a class) or "multilabel"."""
+        return SINGLE if self.combinations is None else MULTILABEL
 
     @property
     def root_hash(self) -> str:
@@ -293,6 +325,8 @@ def _encode(manifest: Manifest) -> bytes:
 
 
 def _version(manifest: Manifest) -> int:
+    if manifest.combinations is not None:
+        return _OF_COMBINATIONS
     return FORMAT_VERSION if all(split.frames for split in manifest.splits.values()) else _WITHOUT_FRAMES
 
 
@@ -319,8 +353,8 @@ def load(data: str | os.PathLike[str]) -> Manifest:
         raise FileNotFoundError(f"{stores.url(path)}: no manifest here: {_what_else(path.parent)}") from None
     content = parse_json(encoded, path)
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version not in (_WITHOUT_FRAMES, FORMAT_VERSION):
-        message = f"format version {version!r:.80}, this tfpipe reads versions {_WITHOUT_FRAMES} and {FORMAT_VERSION}"
+    if version not in _VERSIONS:
+        message = f"format version {version!r:.80}, this tfpipe reads versions {_WITHOUT_FRAMES} to {_VERSIONS[-1]}"
         raise DataError(message, path=path)
     manifest = check_json(content, Manifest, path)
     for problem in _problems(manifest):
@@ -359,7 +393,12 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     for name, split in manifest.splits.items():
         if list(split.class_counts) != names:
             yield f"splits.{name}.class_counts: must be a count for each of class_names, in their order"
-        if sum(split.class_counts.values()) != (split.num_records if split.labelled else 0):
+        most = split.num_records if split.labelled else 0
+        if manifest.combinations is not None:
+            yield from _combination_problems(name, split, names, most)
+        elif split.unknown_counts is not None:
+            yield f"splits.{name}.unknown_counts: an image has one label here"
+        elif sum(split.class_counts.values()) != most:
             yield f"splits.{name}.class_counts: they do not add up to the records that have labels"
         for index, shard in enumerate(split.shards):
             where, file = f"splits.{name}.shards[{index}]", shard_file(manifest.name, name, index, len(split.shards))
@@ -378,6 +417,14 @@ def _group_problems(groups: Groups, splits: Mapping[str, Split]) -> Iterator[str
         yield "groups.torn: must be different names, sorted"
     if not torn and sum(split.num_groups for split in groups.splits.values()) != groups.num_groups:
         yield "groups.splits: their numbers do not add up to num_groups, and no group is torn"
+
+
+def _combination_problems(name: str, split: Split, names: Sequence[str], most: int) -> Iterator[str]:
+    unknown = split.unknown_counts
+    if split.frames is None or unknown is None or list(unknown) != names:
+        yield f"splits.{name}: must have frames, and unknown_counts for each of class_names, in their order"
+    elif any(split.class_counts.get(one, 0) + unknown[one] > most for one in names):
+        yield f"splits.{name}.class_counts: more than the records that have labels"
 
 
 def _what_else(directory: Path) -> str:
@@ -482,6 +529,8 @@ def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: 
         if splits is None or name in splits:
             expected |= {index_file(shard.file): shard.index_sha256 for shard in split.shards}
             expected |= frames_hash(manifest, name)
+    if manifest.combinations is not None:
+        expected[combinations_file(manifest.name)] = manifest.combinations.sha256
     places = [(Path(directory) / file, sha256) for file, sha256 in expected.items()]
     # Objects whose copies are here, with the right hash, are not read again.
     mapped = stores.in_parallel if stores.is_remote(directory) else map

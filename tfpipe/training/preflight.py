@@ -58,7 +58,7 @@ def check_training(
     if weights not in ("imagenet", "none") and not (Path(output) / SUMMARY_NAME).exists():  # a finished run needs none
         check_weights_file(weights)
     manifest, _ = open_training(directory, train_split, val_split)
-    complete(recipe, manifest.split(train_split).num_records, len(manifest.class_names))
+    complete(recipe, manifest.split(train_split).num_records, len(manifest.class_names), manifest.task)
     check_vacant(Path(output))
 
 
@@ -112,6 +112,11 @@ def open_training(
     if not split.labelled or missing:
         lacks = f"there are none of {', '.join(missing)}" if split.labelled else "it has no labels"
         raise ValueError(f"{directory}: split {train_split!r} must have images of every class; {lacks}")
+    unknown = split.unknown_counts or {}
+    always = [name for name, count in unknown.items() if count + split.class_counts[name] == split.num_records]
+    if always:
+        known = f"all that are known have {always}"
+        raise ValueError(f"{directory}: split {train_split!r} must have images without each class; {known}")
     if val_split is None and "val" in manifest.splits and "val" not in parts:
         val_split = "val"
     if val_split is not None:

@@ -44,6 +44,7 @@ from tfpipe.networks import arithmetic
 from tfpipe.networks.submodels import hash_network
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import run_folders
+from tfpipe.records.manifest import SINGLE
 from tfpipe.records.run_folders import state_file, state_files
 from tfpipe.records.samples import Samples
 from tfpipe.training import checkpoints, curves, extending, preflight
@@ -218,7 +219,9 @@ def train(
             log(line)
         if job.recipe.deterministic:
             tf.config.experimental.enable_op_determinism()
-        networks = Networks(job.recipe, job.class_names, job.precision, strategy, Samples.of(job.manifest.options))
+        networks = Networks(
+            job.recipe, job.class_names, job.precision, strategy, Samples.of(job.manifest.options), job.manifest.task
+        )
         if from_run is not None:
             log(f"from {from_run}: {networks.take_head(classifiers.load(from_run))}")
         workers.agree(lambda: _begin(here, job, networks))
@@ -269,7 +272,8 @@ class _Job:
         self.unusual = {} if train_split == "train" else {"train_split": train_split}
         self.unusual |= {} if found in (None, "val") else {"val_split": found}
         self.class_names = self.manifest.class_names
-        self.recipe, self.reasons = complete(wanted, self.manifest.split(train_split).num_records, len(self.class_names))
+        num_images = self.manifest.split(train_split).num_records
+        self.recipe, self.reasons = complete(wanted, num_images, len(self.class_names), self.manifest.task)
         self.precision, why = arithmetic.choose(self.recipe.precision)
         self.reasons.append(f"precision={self.precision}: {why}")
         recipe = self.recipe
@@ -309,6 +313,7 @@ class _Job:
                 "root_hash": self.manifest.root_hash,
                 **Samples.of(self.manifest.options).options(),
                 "class_names": list(self.class_names),
+                **({} if self.manifest.task == SINGLE else {"task": self.manifest.task}),
                 "num_train": len(self.train.positions),
                 "num_val": len(self.val.positions),
                 "read_block": self._read_block,
@@ -400,7 +405,7 @@ def _finish(folder: Path, networks: Networks, phases: list[dict[str, Any]], assi
     _save_model(model, folder / run_folders.MODEL_NAME)
     history = read_history(folder)
     if history:
-        curves.draw_history(history, folder / HISTORY_IMAGE)
+        curves.draw_history(history, folder / HISTORY_IMAGE, by_loss=networks.task != SINGLE)
     for phase in phases:
         seconds = [row["train_seconds"] for row in history if row["phase"] == phase["phase"]]
         phase["seconds_per_epoch"] = statistics.median(seconds) if seconds else None
