@@ -55,7 +55,9 @@ def check_training(
     size = recipe.image_size or architectures.native_size(recipe.backbone)
     weights = "none" if recipe.mode == "scratch" or recipe.weights == "own" else recipe.weights
     architectures.choose_input(recipe.backbone, size, weights, recipe.preprocessing, grey=recipe.grey)
-    if weights not in ("imagenet", "none") and not (Path(output) / SUMMARY_NAME).exists():  # a finished run needs none
+    if (
+        weights not in ("imagenet", "package", "none") and not (Path(output) / SUMMARY_NAME).exists()
+    ):  # a finished run needs none
         check_weights_file(weights)
     manifest, _ = open_training(directory, train_split, val_split)
     complete(recipe, manifest.split(train_split).num_records, len(manifest.class_names), manifest.task)

