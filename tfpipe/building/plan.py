@@ -158,7 +158,7 @@ def with_slices(state: State, tasks: Iterable[ShardTask], todo: Container[str]) 
     """
     query = """
         SELECT kind, path, place, crc32c, format, height, width, channels, orientation,
-               iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.png'), filename), key, sha256,
+               iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.' || lower(format)), filename), key, sha256,
                label, coalesce(class_name, '')
         FROM inputs WHERE split = ? ORDER BY rank, key"""
     for split, of_split in itertools.groupby(tasks, lambda task: task.split):

@@ -47,14 +47,15 @@ def read(data: bytes, *, decode: bool = False) -> ImageHeader:
     end = CHUNK_HEADER + int.from_bytes(data[4:8], "little")
     if end > len(data):
         _reject("truncated", f"a RIFF file of {exactly(end, 'byte')}, {len(data)} are there (truncated file)", 4)
-    flags, canvas, coding, size, has_alpha, metadata = 0, None, "", (0, 0), False, {}
+    flags, canvas, coding, height, width, has_alpha = 0, None, "", 0, 0, False
+    metadata: dict[bytes, bytes] = {}
     for kind, payload, place in _chunks(data, end):
         if place == FIRST_CHUNK and kind == EXTENDED:
             flags, canvas = _read_extended(payload, place)
         elif kind in (LOSSY, LOSSLESS) and not coding:
             coding = "lossy" if kind == LOSSY else "lossless"
-            *size, has_alpha_bit = _read_frame(payload, place) if kind == LOSSY else _read_lossless(payload, place)
-            has_alpha = has_alpha_bit if kind == LOSSLESS else has_alpha or bool(flags & ALPHA)
+            height, width, uses_alpha = (_read_frame if kind == LOSSY else _read_lossless)(payload, place)
+            has_alpha = uses_alpha if kind == LOSSLESS else has_alpha or bool(flags & ALPHA)
             if canvas is None:
                 break  # what follows has no meaning
         elif place == FIRST_CHUNK:
@@ -64,8 +65,7 @@ def read(data: bytes, *, decode: bool = False) -> ImageHeader:
             metadata.setdefault(kind, payload)
     if not coding:
         _reject("no_image_data", "no VP8 or VP8L chunk", end)
-    height, width = size
-    if canvas not in (None, (height, width)):
+    if canvas is not None and canvas != (height, width):
         _reject("damaged_header", f"a frame of {height} x {width} on a canvas of {canvas[0]} x {canvas[1]}", FIRST_CHUNK)
     if decode:
         _decode(data)

@@ -165,6 +165,8 @@ def check_frames(directory: str | os.PathLike[str], manifest: Manifest, split: s
 def include(traits: Traits, row: CatalogRow) -> None:
     """Takes an image into account."""
     traits.png |= row.format == "PNG"
+    if row.format not in ("JPEG", "PNG"):
+        traits.others = True
     traits.turned |= row.orientation != 1
     traits.longer = max(traits.longer, row.height, row.width)
 

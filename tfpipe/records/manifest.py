@@ -20,7 +20,7 @@ import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -32,6 +32,7 @@ from tfpipe.records import schema
 from tfpipe.records.samples import Samples
 
 FORMAT_VERSION = 2
+_WITH_NEWS = 3  # version of data sets that readers of version 2 would misread
 _WITHOUT_FRAMES = 1  # the version before, whose readers had to read the catalog
 FILE_NAME = "manifest.json"
 CATALOG_NAME = "catalog.csv"
@@ -98,11 +99,13 @@ class Traits:
         png: some are PNG files.
         turned: some are stored in another orientation than 1.
         longer: the longest of their longer sides, in pixels.
+        others: some are WebP or BMP files; None where none is.
     """
 
     png: bool = False
     turned: bool = False
     longer: _Count = 1
+    others: Literal[True] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +231,10 @@ def _encode(manifest: Manifest) -> bytes:
 
 
 def _version(manifest: Manifest) -> int:
-    return FORMAT_VERSION if all(split.frames for split in manifest.splits.values()) else _WITHOUT_FRAMES
+    frames = [split.frames for split in manifest.splits.values()]
+    if any(each and each.traits.others for each in frames):
+        return _WITH_NEWS
+    return FORMAT_VERSION if all(frames) else _WITHOUT_FRAMES
 
 
 def _fields(item: Any) -> dict[str, Any]:
@@ -254,8 +260,8 @@ def load(data: str | os.PathLike[str]) -> Manifest:
         raise FileNotFoundError(f"{stores.url(path)}: no manifest here: {_what_else(path.parent)}") from None
     content = parse_json(encoded, path)
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version not in (_WITHOUT_FRAMES, FORMAT_VERSION):
-        message = f"format version {version!r:.80}, this tfpipe reads versions {_WITHOUT_FRAMES} and {FORMAT_VERSION}"
+    if version not in (_WITHOUT_FRAMES, FORMAT_VERSION, _WITH_NEWS):
+        message = f"format version {version!r:.80}, this tfpipe reads versions {_WITHOUT_FRAMES} to {_WITH_NEWS}"
         raise DataError(message, path=path)
     manifest = check_json(content, Manifest, path)
     for problem in _problems(manifest):
