@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
+from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from test_headers import encode, make_image, tiff
 
+import tfpipe
 from tfpipe.common.errors import RejectedImage
 from tfpipe.images.headers import ImageHeader, read_header
+from tfpipe.records import catalog
+from tfpipe.records.catalog import read_catalog
 from tfpipe.records.samples import Samples
+from tfpipe.records.summary import describe_manifest
+from tfpipe.verification.extraction import extract
 
 ALPHA = bytes.fromhex("000000ff")
 IMAGE = make_image("RGB", (23, 17))
@@ -234,3 +242,104 @@ def test_g4_tensorflow_agrees_on_each_header_byte(name):
             if seen != (expected.height, expected.width, expected.orientation):
                 found[place, value] = f"{expected}, and the graph reads {seen}"
     assert found == {}
+
+
+# --- a data set of all formats --------------------------------------------------------------------
+
+
+OPTIONS: Any = {"layout": "folders", "background": "white", "name": "mixed", "workers": 1, "progress": False}
+OPTIONS |= {"on_conflict": "keep"}  # equal pixels as PNG are equal bytes
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of JPEG, PNG, WebP and BMP, and in `photos` beside it the files."""
+    folder = tmp_path_factory.mktemp("mixed")
+    photo = make_image("RGB", (230, 170))
+    files = {
+        **{name: data for name, (data, *_) in GOOD.items()},
+        "large": encode(photo, "WEBP", exif=tiff("<", 8)),
+        "photo": encode(photo),
+        "turned": encode(photo, exif=tiff("<", 5).join((b"Exif\0\0", b""))),
+        "png": encode(TRANSPARENT, "PNG"),
+    }
+    for number, (name, data) in enumerate(files.items()):
+        path = folder / "photos" / f"{number % 2}" / f"{name}.jpg"  # the bytes count, whatever the name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    tfpipe.build_tfrecords(folder / "photos", folder / "shards", **OPTIONS)
+    return folder / "shards"
+
+
+def test_a_build_counts_and_verifies_each_format(mixed, tmp_path):
+    content = tfpipe.load_manifest(mixed)
+    traits = content.splits["train"].frames.traits
+    assert (traits.png, traits.turned, traits.others) == (True, True, True)
+    counts = Counter(row.format for row in read_catalog(mixed))
+    assert counts == {"WEBP": 16, "BMP": 7, "PNG": 1, "JPEG": 2}
+    assert {name: content.properties[name] for name in ("webp", "bmp", "png")} == {"webp": 16, "bmp": 7, "png": 1}
+    assert '"format_version": 3' in (mixed / "manifest.json").read_text()
+    assert "WebP" in describe_manifest(content)
+    assert not tfpipe.verify(mixed, decode=True, progress=False).findings
+    catalog.check_frames(mixed, content, "train")
+    extract(mixed, tmp_path / "out", progress=False)
+    for path in (mixed.parent / "photos").rglob("*.jpg"):
+        assert (tmp_path / "out" / path.relative_to(mixed.parent / "photos")).read_bytes() == path.read_bytes()
+
+
+def test_a_data_set_of_jpeg_and_png_alone_does_not_change(tmp_path):
+    for name, image_format in {"a.jpg": "JPEG", "b.png": "PNG"}.items():
+        (tmp_path / "photos" / name[0]).mkdir(parents=True)
+        (tmp_path / "photos" / name[0] / name).write_bytes(encode(IMAGE, image_format))
+    content = tfpipe.build_tfrecords(tmp_path / "photos", tmp_path / "shards", name="x", workers=1, progress=False)
+    text = (tmp_path / "shards" / "manifest.json").read_text()
+    assert '"format_version": 2' in text
+    assert not {"others", "webp", "bmp"} & {*content.properties, *re.findall(r'"(\w+)":', text)}
+
+
+@pytest.mark.tf
+def test_g10_all_readers_give_the_same_pixels(mixed):
+    import tensorflow as tf
+
+    from tfpipe.images.decoding import decode_batch, decode_image, resize_image
+
+    samples, size, seen = Samples(background="white"), (16, 24), {}
+    for batch in tfpipe.dataset(mixed, "train", batch_size=5, image_size=size, as_dict=True, training=False):
+        for key, image in zip(batch["key"].numpy(), batch["image"].numpy(), strict=True):
+            seen[key.decode()] = image
+    files = {key: (mixed.parent / "photos" / key).read_bytes() for key in seen}
+    found, valid = decode_batch(tf.constant(list(files.values())), size, "stretch", 10**6, samples)
+    assert valid.numpy().all()
+    for image, (key, data) in zip(found.numpy(), files.items(), strict=True):
+        expected = resize_image(decode_image(data, read_header(data).orientation, samples), size).numpy()
+        assert np.array_equal(seen[key], expected), key
+        assert np.array_equal(image, expected), key
+        if "bmp" not in key and "8 bits" not in key:
+            assert np.abs(decode_image(data, read_header(data).orientation, samples).numpy() - pillow(data, "white")).max() == 0
+
+
+def augmented(data_set: Path) -> dict[bytes, np.ndarray]:
+    data = tfpipe.dataset(data_set, "train", batch_size=5, image_size=(16, 24), training=True, seed=3, as_dict=True)
+    found = {}
+    for batch in data:
+        found |= dict(zip(batch["key"].numpy(), batch["image"].numpy(), strict=True))
+    return found
+
+
+@pytest.mark.tf
+def test_g7_training_sees_webp_and_bmp_as_png(mixed, tmp_path):
+    """The same pixels as PNG, augmented: all formats but JPEG are decoded whole."""
+    for path in (mixed.parent / "photos").rglob("*.jpg"):
+        data = path.read_bytes()
+        target = tmp_path / "photos" / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        is_other = read_header(data).format in ("WEBP", "BMP")
+        target.write_bytes(encode(Image.fromarray(pillow(data, "white")), "PNG") if is_other else data)
+    tfpipe.build_tfrecords(tmp_path / "photos", tmp_path / "shards", **OPTIONS)
+    batches = [augmented(path) for path in (mixed, tmp_path / "shards")]
+    assert len(batches[0]) == len(list((mixed.parent / "photos").rglob("*.jpg")))
+    for key in batches[0]:
+        path = mixed.parent / "photos" / key.decode()
+        far = np.abs(batches[0][key].astype(int) - batches[1][key])
+        # Those with an EXIF orientation were turned when they became PNG: then a crop is sampled along another axis first.
+        assert far.max() <= (0 if read_header(path.read_bytes()).orientation == 1 else 2), key
