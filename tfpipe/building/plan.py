@@ -171,7 +171,7 @@ def with_slices(state: State, options: Options, tasks: Iterable[ShardTask], todo
     class_names = (state.fact("planned") or [[]])[0] if options.task == MULTILABEL else None
     query = """
         SELECT kind, path, place, crc32c, format, height, width, channels, orientation,
-               iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.png'), filename), key, sha256,
+               iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.' || lower(format)), filename), key, sha256,
                label, coalesce(class_name, ''), iif(?, coalesce(group_name, ''), NULL)
         FROM inputs WHERE split = ? ORDER BY rank, key"""
     has_groups = state.has_groups()
