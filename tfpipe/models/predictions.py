@@ -5,8 +5,9 @@
 
 `predictions.csv` has a row per image: key, filename, label, predicted (names of classes; an
 unlabelled image's label is empty), then probability_<class> for each class in the model's order,
-with nine significant digits, which identify a float32. Names that a spreadsheet would compute
-("=1+1.jpg") are escaped in the file, see `tfpipe.common.tables.escape_formula`.
+with nine significant digits, which identify a float32, and group, where the data set has groups.
+Names that a spreadsheet would compute ("=1+1.jpg") are escaped in the file, see
+`tfpipe.common.tables.escape_formula`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ METRICS_NAME = "metrics.json"
 
 _COLUMNS = ("key", "filename", "label", "predicted")
 PREFIX = "probability_"
+GROUP = "group"
 _SUM_TOLERANCE = 1e-3  # a softmax in float32 over 10,000 classes is off by 1e-5
 TOLERANCE = 1e-2  # of outputs: a model that ends in 16 bits is off by a few thousandths
 _MAX_NAMED = 5  # images, or numbers, in a message
@@ -50,6 +52,7 @@ class Predictions:
         labels: int64 [N], index in class_names, -1 for unlabelled images.
         probabilities: float32 [N, C], bit-equal to the model's.
         class_names: name of each column, in the model's order.
+        groups: of each image; None in a data set without groups.
     """
 
     keys: Sequence[str]
@@ -57,6 +60,7 @@ class Predictions:
     labels: np.ndarray[Any, Any]
     probabilities: np.ndarray[Any, Any]
     class_names: Sequence[str]
+    groups: Sequence[str] | None = None
 
     @property
     def predicted(self) -> np.ndarray[Any, Any]:
@@ -98,9 +102,9 @@ def check(values: np.ndarray[Any, Any], names: Sequence[str], model: Any = None)
         raise DataError(f"{whose} probabilities of {shown}{more} are not numbers in 0..1 with the sum 1: {first}")
 
 
-def header(class_names: Sequence[str]) -> bytes:
+def header(class_names: Sequence[str], *, has_groups: bool = False) -> bytes:
     """Returns the file's first line."""
-    return lines([[*_COLUMNS, *(f"{PREFIX}{name}" for name in class_names)]])
+    return lines([[*_COLUMNS, *(f"{PREFIX}{name}" for name in class_names), *([GROUP] if has_groups else [])]])
 
 
 def rows(table: Predictions) -> bytes:
@@ -114,17 +118,19 @@ def rows(table: Predictions) -> bytes:
     names = [*table.class_names, ""]  # -1 takes the last
     labels, predicted = ([names[index] for index in indices] for indices in (table.labels, values.argmax(axis=1)))
     texts = ([f"{value:.9g}" for value in row] for row in values.tolist())
+    last = [[]] * len(values) if table.groups is None else [[escape_formula(group)] for group in table.groups]
     return lines(
-        [*map(escape_formula, names), *row]
-        for *names, row in zip(table.keys, table.filenames, labels, predicted, texts, strict=True)
+        [*map(escape_formula, names), *row, *group]
+        for *names, row, group in zip(table.keys, table.filenames, labels, predicted, texts, last, strict=True)
     )
 
 
 def chunks(table: Predictions) -> Iterator[bytes]:
     """Yields the whole file of a table, piece by piece."""
-    yield header(table.class_names)
+    yield header(table.class_names, has_groups=table.groups is not None)
     for part in table.blocks():
-        columns = {name: getattr(table, name)[part] for name in ("keys", "filenames", "labels", "probabilities")}
+        names = ("keys", "filenames", "labels", "probabilities", *([] if table.groups is None else ["groups"]))
+        columns = {name: getattr(table, name)[part] for name in names}
         yield rows(dataclasses.replace(table, **columns))
 
 
@@ -203,7 +209,9 @@ def _read_file(path: Path) -> Predictions:
         binary.seek(0)
         lines = csv.reader(file, strict=True)
         try:
-            return _parse(_class_names(next(lines, [])), lines)
+            columns = next(lines, [])
+            has_groups = columns[-1:] == [GROUP]
+            return _parse(_class_names(columns[:-1] if has_groups else columns), lines, has_groups=has_groups)
         except (ValueError, csv.Error) as error:
             raise DataError(f"line {lines.line_num} is not one of a table of predictions: {error}", path=path) from None
 
@@ -217,26 +225,29 @@ def _class_names(columns: list[str]) -> list[str]:
     return [name.removeprefix(PREFIX) for name in others]
 
 
-def _parse(class_names: list[str], lines: Iterable[list[str]]) -> Predictions:
+def _parse(class_names: list[str], lines: Iterable[list[str]], *, has_groups: bool) -> Predictions:
+    num_columns = len(_COLUMNS) + len(class_names) + has_groups
     indices = {"": -1, **{name: index for index, name in enumerate(class_names)}}
     keys: dict[str, None] = {}  # a set that keeps their order
-    filenames, labels, values = [], array("q"), array("f")
+    filenames, groups, labels, values = [], list[str](), array("q"), array("f")
     for line in lines:
-        if len(line) != len(_COLUMNS) + len(class_names):
-            raise ValueError(f"{exactly(len(line), 'field')}, expected {len(_COLUMNS) + len(class_names)}")
+        if len(line) != num_columns:
+            raise ValueError(f"{exactly(len(line), 'field')}, expected {num_columns}")
         key, filename, label, predicted = map(unescape_formula, line[: len(_COLUMNS)])
         if key in keys:
             raise ValueError(f"{key!r} is there twice")
         if label not in indices:
             raise ValueError(f"no class is called {label!r}")
-        row = [float(text) for text in line[len(_COLUMNS) :]]
+        row = [float(text) for text in line[len(_COLUMNS) : num_columns - has_groups]]
         _check_row(row, predicted, class_names)
         keys[key] = None
         filenames.append(filename)
+        groups += map(unescape_formula, line[num_columns - has_groups :])
         labels.append(indices[label])
         values.extend(row)
     probabilities = np.frombuffer(values, np.float32).reshape(len(keys), len(class_names))  # no copy: 10,000 classes are large
-    return Predictions(list(keys), filenames, np.array(labels, np.int64), probabilities, class_names)
+    numbers = np.array(labels, np.int64), probabilities
+    return Predictions(list(keys), filenames, *numbers, class_names, groups if has_groups else None)
 
 
 def _check_row(row: list[float], predicted: str, class_names: list[str]) -> None:
