@@ -23,7 +23,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,7 @@ from tfpipe.models.predictions import Predictions
 from tfpipe.models.split_images import read_for
 from tfpipe.networks import arithmetic
 from tfpipe.records import catalog
+from tfpipe.records import manifest as manifests
 from tfpipe.records.manifest import SINGLE
 
 _log = logging.getLogger("tfpipe")
@@ -185,8 +186,7 @@ def evaluate(
             computed = [classifiers.computation_of(predictor)]
         else:
             computed = partial_tables.computations(run.folder, shard[1])
-            header = predictions.header(predictor.class_names, classifiers.task_of(predictor))
-            chunks = partial_tables.merge(run.folder, shard[1], header, claim)
+            chunks = partial_tables.merge(run.folder, shard[1], run.header(), claim)
         evaluation = run.finish(chunks, claim, computed)
         if on_found:
             on_found(evaluation)
@@ -222,6 +222,11 @@ class _Run:
         _check_writable(self.folder)
         return receipts.claim(self.predictor, self.directory, manifest, self.split, self.options)
 
+    def header(self) -> bytes:
+        """Returns the first line of the table."""
+        manifest = manifests.load(self.directory)
+        return predictions.header(self.predictor.class_names, manifest.task, () if manifest.groups is None else ("groups",))
+
     def chunks(self, split: str, shards: Sequence[tuple[int, int]]) -> Iterator[bytes]:
         """Yields the table of a split, or of parts of it, piece by piece."""
         manifest = receipts.open_split(self.predictor, self.directory, split)
@@ -229,11 +234,16 @@ class _Run:
         total = sum(size * (index + 1) // count - size * index // count for index, count in shards)
         columns = {name: index for index, name in enumerate(self.predictor.class_names)}
         labels = np.array([columns[name] for name in manifest.class_names])
-        yield predictions.header(self.predictor.class_names, manifest.task)
+        groups = None
+        if manifest.groups is not None:
+            groups = {row.key: row.group for row in catalog.read_checked(self.directory, split=split)}
+        yield self.header()
         with ProgressBar(f"evaluate {split}", total, enabled=self.progress) as bar:
             for shard in shards:
                 for batch in self._batches(split, shard):
-                    yield predictions.rows(self._predict(batch, labels))
+                    table = self._predict(batch, labels)
+                    table = table if groups is None else replace(table, groups=[groups[key] for key in table.keys])
+                    yield predictions.rows(table)
                     bar.add(len(batch["key"]), 0)
 
     def _batches(self, split: str, shard: tuple[int, int]) -> Iterator[dict[str, Any]]:

@@ -85,10 +85,11 @@ def claim(
 
 
 def receipt(promised: Claim, table: Predictions, computed: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Returns a claim with the ids seen, and the devices and arithmetics used, each once."""
+    """Returns a claim with the ids (and number of groups) seen, and the devices and arithmetics used, each once."""
     kinds = sorted({tuple(one.items()) for one in computed})
     seen = {"records_seen": len(table.keys), "ids_sha256": hash_names(table.keys)}
-    return {**promised, **seen, "computed": [dict(one) for one in kinds]}
+    groups = {} if table.groups is None else {"num_groups": len(set(table.groups))}
+    return {**promised, **seen, **groups, "computed": [dict(one) for one in kinds]}
 
 
 def check_ids(keys: Sequence[str], directory: str | os.PathLike[str], split: str, path: Path) -> None:
