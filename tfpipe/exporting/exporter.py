@@ -97,6 +97,7 @@ def export(
     split: str | None = None,
     evaluation: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     tolerance: float = parity.TOLERANCE,
+    ensemble: bool = False,
     overwrite: bool = False,
     trust: bool = False,
     log: Callable[[str], None] = _log.info,
@@ -127,6 +128,7 @@ def export(
         evaluation: folder of `tfpipe.evaluate`, or several, for the model card.
         tolerance: largest difference allowed in probabilities of TFLite and ONNX; TensorFlow's
             formats must be equal.
+        ensemble: `model` is the folder of `train_folds`: export the mean of its models as one.
         overwrite: replace an existing export when the new one is complete.
         trust: trust the author of the model, see `tfpipe.load`.
         log: called with a line for each step.
@@ -138,6 +140,7 @@ def export(
         ImportError: a format needs an extra that is not installed.
         OSError: the output cannot be written.
     """
+    (ensemble,) = arguments.check(ensemble=ensemble)
     top_k, max_pixels, half, overwrite, trust, tolerance, checkpoint = arguments.check(
         top_k=top_k,
         max_pixels=max_pixels,
@@ -165,6 +168,7 @@ def export(
         half=half,
         evaluations=folders,
         overwrite=overwrite,
+        ensemble=ensemble,
     )
     files.clear_up(target)
     if class_names is not None and data is not None:
@@ -183,7 +187,7 @@ def export(
         cost["sha256"] = exported.sha256
     specification = _specify(exported, top_k, max_pixels)
     described = dataclasses.replace(specification, sha256=original.sha256)
-    card = functools.partial(model_card.render, described, run=run, evaluations=folders, half=cost)
+    card = functools.partial(model_card.render, described, run=run, evaluations=folders, half=cost, ensemble=ensemble)
     card()  # errors in the evaluations are raised before the work
     own = images.references()
     compared = [*reference_images.make(), *own]

@@ -5,7 +5,8 @@
 
 `predictions.csv` has a row per image: key, filename, label, predicted (names of classes; an
 unlabelled image's label is empty), then probability_<class> for each class in the model's order,
-with nine significant digits, which identify a float32. Names that a spreadsheet would compute
+with nine significant digits, which identify a float32; out-of-fold predictions end with the fold,
+whose model has not seen the image. Names that a spreadsheet would compute
 ("=1+1.jpg") are escaped in the file, see `tfpipe.common.tables.escape_formula`.
 """
 
@@ -33,6 +34,7 @@ RECEIPT_NAME = "receipt.json"
 METRICS_NAME = "metrics.json"
 
 _COLUMNS = ("key", "filename", "label", "predicted")
+_FOLD = "fold"
 PREFIX = "probability_"
 _SUM_TOLERANCE = 1e-3  # a softmax in float32 over 10,000 classes is off by 1e-5
 TOLERANCE = 1e-2  # of outputs: a model that ends in 16 bits is off by a few thousandths
@@ -50,6 +52,7 @@ class Predictions:
         labels: int64 [N], index in class_names, -1 for unlabelled images.
         probabilities: float32 [N, C], bit-equal to the model's.
         class_names: name of each column, in the model's order.
+        folds: of out-of-fold predictions, the fold of each image; else None.
     """
 
     keys: Sequence[str]
@@ -57,6 +60,7 @@ class Predictions:
     labels: np.ndarray[Any, Any]
     probabilities: np.ndarray[Any, Any]
     class_names: Sequence[str]
+    folds: Sequence[str] | None = None
 
     @property
     def predicted(self) -> np.ndarray[Any, Any]:
@@ -68,6 +72,19 @@ class Predictions:
         """Yields slices of rows, to limit the memory of computations on whole rows."""
         for start in range(0, len(self.keys), _BLOCK_ROWS):
             yield slice(start, start + _BLOCK_ROWS)
+
+    def by_fold(self) -> dict[str, Predictions]:
+        """Returns the rows of each fold, in the order of the folds."""
+        names = np.array(self.folds)
+        return {str(name): self.select(np.flatnonzero(names == name)) for name in dict.fromkeys(self.folds or ())}
+
+    def select(self, rows: np.ndarray[Any, Any]) -> Predictions:
+        """Returns some rows, int64 [M]."""
+        chosen: dict[str, Any] = {"labels": self.labels[rows], "probabilities": self.probabilities[rows]}
+        for name in ("keys", "filenames", "folds"):
+            values = getattr(self, name)
+            chosen[name] = values and [values[row] for row in rows.tolist()]
+        return dataclasses.replace(self, **chosen)
 
 
 def are_probabilities(values: np.ndarray[Any, Any], tolerance: float = TOLERANCE) -> np.ndarray[Any, Any]:
@@ -103,6 +120,11 @@ def header(class_names: Sequence[str]) -> bytes:
     return lines([[*_COLUMNS, *(f"{PREFIX}{name}" for name in class_names)]])
 
 
+def with_folds(line: bytes) -> bytes:
+    """Returns the first line of a table whose rows end with a fold."""
+    return line.removesuffix(b"\n") + f",{_FOLD}\n".encode()
+
+
 def rows(table: Predictions) -> bytes:
     """Returns the lines of a table, or of a part of one.
 
@@ -113,7 +135,8 @@ def rows(table: Predictions) -> bytes:
     check(values, table.keys)
     names = [*table.class_names, ""]  # -1 takes the last
     labels, predicted = ([names[index] for index in indices] for indices in (table.labels, values.argmax(axis=1)))
-    texts = ([f"{value:.9g}" for value in row] for row in values.tolist())
+    ends = [[]] * len(values) if table.folds is None else [[fold] for fold in table.folds]
+    texts = ([*(f"{value:.9g}" for value in row), *end] for row, end in zip(values.tolist(), ends, strict=True))
     return lines(
         [*map(escape_formula, names), *row]
         for *names, row in zip(table.keys, table.filenames, labels, predicted, texts, strict=True)
@@ -203,7 +226,11 @@ def _read_file(path: Path) -> Predictions:
         binary.seek(0)
         lines = csv.reader(file, strict=True)
         try:
-            return _parse(_class_names(next(lines, [])), lines)
+            folds: list[str] = []
+            columns = next(lines, [])
+            if columns[-1:] != [_FOLD]:
+                return _parse(_class_names(columns), lines)
+            return dataclasses.replace(_parse(_class_names(columns[:-1]), _without_folds(lines, folds)), folds=folds)
         except (ValueError, csv.Error) as error:
             raise DataError(f"line {lines.line_num} is not one of a table of predictions: {error}", path=path) from None
 
@@ -215,6 +242,13 @@ def _class_names(columns: list[str]) -> list[str]:
     if len(set(others)) < len(others):
         raise ValueError("two columns are of the same class")
     return [name.removeprefix(PREFIX) for name in others]
+
+
+def _without_folds(lines: Iterable[list[str]], folds: list[str]) -> Iterator[list[str]]:
+    """Yields lines without their last field, which goes to `folds`."""
+    for line in lines:
+        folds += line[-1:]
+        yield line[:-1]
 
 
 def _parse(class_names: list[str], lines: Iterable[list[str]]) -> Predictions:
