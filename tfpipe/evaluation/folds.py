@@ -29,7 +29,7 @@ from tfpipe.evaluation.evaluator import Evaluation, Pass, clear
 from tfpipe.models import classifiers, predictions
 from tfpipe.models.classifiers import Classifier
 from tfpipe.models.predictions import Predictions
-from tfpipe.records import folds, manifest, run_folders
+from tfpipe.records import catalog, folds, manifest, run_folders
 from tfpipe.records.folds import Fold
 from tfpipe.records.manifest import JOINED
 
@@ -110,9 +110,7 @@ def evaluate_folds(
     split = JOINED.join(one.fold.held_out for one in members)
     run = _Folds(together, data, split, folder, batch_size, progress, options, members=members, trust=trust)
     claim = run.begin()
-    facts = [{**one.fold._asdict(), "model_sha256": one.sha256} for one in members]
-    account = manifest.load(data)
-    claim["folds"] = [{**one, "records": account.splits[one["held_out"]].num_records} for one in facts]
+    claim["folds"] = [_account(one, data) for one in members]
     with locked(folder, "evaluation"):
         clear(folder)
         evaluation = run.finish(run.chunks(split, [(0, 1)]), claim, [classifiers.computation_of(first)])
@@ -142,6 +140,12 @@ def _members(place: Path, data: str | os.PathLike[str]) -> list[_Member]:
     # The names in the table are in the order of the catalog, whatever the folds' own.
     order = list(account.splits)
     return sorted(members, key=lambda one: order.index(one.fold.held_out))
+
+
+def _account(member: _Member, data: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns what the receipt states of a fold: its model, what that was made of, and the ids."""
+    keys = [row.key for row in catalog.read_checked(data, split=member.fold.held_out)]
+    return {**member.fold._asdict(), "model_sha256": member.sha256, "records": len(keys), "ids_sha256": hash_names(keys)}
 
 
 class _Together:
@@ -174,6 +178,10 @@ class _Folds(Pass):
             yield from pieces
 
     def _measure(self, table: Predictions) -> dict[str, Any]:
+        for member in self.members:
+            keys = [row.key for row in catalog.read_checked(self.directory, split=member.fold.held_out)]
+            if table.by_fold()[member.fold.held_out].keys != keys:
+                raise DataError(f"not the images of {member.fold.held_out!r}", path=self.folder)
         of_folds = {name: super(_Folds, self)._measure(part) for name, part in table.by_fold().items()}
         return {**super()._measure(table), "folds": _spread(table, of_folds)}
 

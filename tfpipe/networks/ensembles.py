@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from tfpipe.networks.layers import Probabilities
 from tfpipe.networks.submodels import hash_network
@@ -33,6 +34,9 @@ class Ensemble(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(**{**options, "dtype": "float32"})
         self.networks, self.heads, self.probabilities = list(networks), list(heads), probabilities
 
+    def build(self, shape: Any) -> None:
+        """Does nothing: the members are built."""
+
     def call(self, values: Any) -> Any:
         """Returns the mean of the probabilities."""
         features = [network(values, training=False) for network in self.networks]
@@ -40,7 +44,7 @@ class Ensemble(keras.layers.Layer):  # type: ignore[misc]
         pairs = zip(self.heads, shared, strict=True)
         # The function of the layer, not the layer: a file of Keras then needs no class of tfpipe.
         found = [self.probabilities.call(head(one, training=False)) for head, one in pairs]
-        return sum(found[1:], start=found[0]) / len(found)
+        return ops.mean(ops.stack(found), axis=0)  # not a chain of sums, which would order layers by their place in it
 
     def compute_output_spec(self, values: Any) -> keras.KerasTensor:
         """Returns the shape and dtype of the result."""
@@ -73,8 +77,10 @@ def average(models: Sequence[keras.Model]) -> keras.Model:
     networks = [model.get_layer("trunk").network for model in models]
     if len({hash_network(network) for network in networks}) == 1:
         networks = networks[:1]
+    named = [keras.Model(one.inputs[0], one.outputs[0], name=f"backbone_{index}") for index, one in enumerate(networks)]
+    heads = [_head(model, f"head_{index}") for index, model in enumerate(models)]
     preprocessing, last = first.get_layer("preprocessing"), first.get_layer("probabilities")
-    ensemble = Ensemble(networks, [_head(model) for model in models], _copy(last), name="ensemble")
+    ensemble = Ensemble(named, heads, _copy(last), name="ensemble")
     images = keras.Input(first.input_shape[1:], dtype="uint8", name="image")
     mean = ensemble(_copy(preprocessing)(images))
     return keras.Model(images, _copy(last, source="probabilities")(mean), name="classifier")
@@ -88,9 +94,9 @@ def _copy(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
     return type(layer).from_config({**layer.get_config(), **changes})
 
 
-def _head(model: keras.Model) -> keras.Model:
+def _head(model: keras.Model, name: str) -> keras.Model:
     names = [layer.name for layer in model.layers]
     values = features = keras.Input(model.get_layer("pooling").input.shape[1:])
     for layer in model.layers[names.index("trunk") + 1 : names.index("probabilities")]:
         values = layer(values)
-    return keras.Model(features, values)
+    return keras.Model(features, values, name=name)
