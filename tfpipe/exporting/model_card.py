@@ -22,6 +22,7 @@ from tfpipe.evaluation.html_report import NEAR_DUPLICATES_NAME, likely_label_err
 from tfpipe.formats.preflight import KERAS_NAME
 from tfpipe.formats.specifications import Specification
 from tfpipe.models import predictions
+from tfpipe.records import folds
 from tfpipe.records.run_folders import BACKBONE_NAME, RUN_NAME, SUMMARY_NAME
 from tfpipe.report import templates
 
@@ -127,6 +128,7 @@ def render(
     parity: Sequence[Mapping[str, Any]] = (),
     files: Sequence[File] = (),
     half: Mapping[str, Any] | None = None,
+    ensemble: bool = False,
 ) -> str:
     """Returns the card as Markdown.
 
@@ -138,6 +140,7 @@ def render(
         files: (path in the export, bytes, SHA-256) of each.
         half: the cost of float16 weights, see `half_precision.measure_cost`, and "sha256", the hash
             of the rounded model; `specification` is then of the original one.
+        ensemble: the model is the mean of those of the runs beside `run`, see `train_folds`.
 
     Raises:
         ValueError: an evaluation of another model.
@@ -145,6 +148,8 @@ def render(
         DataError: damaged files.
     """
     facts = _read_run(run, specification) if run is not None else None
+    if facts and run is not None and ensemble:
+        facts["members"] = [load_json(file.parent / SUMMARY_NAME, _Summary) for file in folds.find_models(run.parent)]
     data = facts["data"] if facts else {}
     classes = plural(len(specification.class_names), "class", "classes")
     found = [_Evaluation.read(path, specification) for path in evaluations]
@@ -161,8 +166,8 @@ def render(
         data={
             "data set": data["name"],
             "data root hash": data["root_hash"],
-            "train, images": f"{data['num_train']:,}",
-            "validation, images": f"{data['num_val']:,}",
+            f"train, images{', of the first model' if ensemble else ''}": f"{data['num_train']:,}",
+            f"validation, images{', of the first model' if ensemble else ''}": f"{data['num_val']:,}",
         }
         if facts
         else {},
@@ -223,6 +228,11 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
         "mode": recipe["mode"],
         "training": f"{recipe['optimizer']}, batch size {recipe['batch_size']}, seed {recipe['seed']}, {facts['precision']}",
     }
+    if members := facts.get("members"):
+        accuracies = ", ".join(percent(one["val_accuracy"]) for one in members)
+        content["ensemble"] = f"the mean of the probabilities of {len(members)} models, each trained without one fold"
+        content["validation accuracy"] = f"{accuracies}, of each model on the images that its weights were chosen on"
+        return {**content, "mode": members[0]["mode"]}
     if summary is None:
         return {**content, "weights": "of another checkpoint than the run's best; their validation accuracy is not known"}
     for phase in summary["phases"]:
