@@ -65,6 +65,10 @@ flags.DEFINE_string(
     "For --layout=csv: column of paths, or of names without an ending. Default: path, filename, image_id, ...",
 )
 flags.DEFINE_string("label_column", None, "For --layout=csv: column of classes. Default: label, class, ...")
+flags.DEFINE_string("group", None, "For --layout=csv: column of patients, places, bursts; all images of one are in one split.")
+flags.DEFINE_string(
+    "group_pattern", None, r"Regular expression that finds the group in an image's path: patient_(\d+). Default: no groups."
+)
 flags.DEFINE_enum("normalize", "none", NORMALIZATIONS, "nfc: class names that differ in their Unicode form only are one class.")
 flags.DEFINE_enum("task", SINGLE, TASKS, "single: an image has one class. multilabel: any number, of --layout=csv.")
 flags.DEFINE_string("label_separator", SEPARATOR, "For --task=multilabel: between the classes in a cell of the label column.")
@@ -116,8 +120,8 @@ flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above whi
 
 _PASSED_ON = (  # unchanged
     *("name", "layout", "label_pattern", "class_names", "seed", "workers", "on_error", "on_conflict", "allow_leaks"),
-    *("max_pixels", "check", "images", "path_column", "label_column", "normalize", "png16", "background"),
-    *("task", "label_separator", "label_columns"),
+    *("max_pixels", "check", "images", "path_column", "label_column", "group", "group_pattern", "normalize", "png16"),
+    *("background", "task", "label_separator", "label_columns"),
     *("workers_folder", "lease_seconds", "engine", "engine_address"),
 )
 

@@ -58,6 +58,8 @@ def build_tfrecords(
     images: PathLike | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
+    group: str | None = None,
+    group_pattern: str | None = None,
     normalize: str = "none",
     png16: str = USUAL.png16,
     background: str = USUAL.background,
@@ -71,7 +73,7 @@ def build_tfrecords(
     engine_address: str | None = None,
     engine_options: Sequence[str] = (),
 ) -> Manifest:
-    """Writes images, byte for byte, into sharded TFRecords, and returns the manifest.
+    r"""Writes images, byte for byte, into sharded TFRecords, and returns the manifest.
 
     Equal inputs and options give equal bytes, for any number of workers and after any number of
     kills. A killed run continues when it is called again with the same options; a complete data set
@@ -118,7 +120,13 @@ def build_tfrecords(
             their ending. None: the one called path, filename, image_id or the like.
         label_column: for layout "csv": the column of classes. None: the one called label, class,
             category or the like.
-        normalize: "nfc" makes one class of names that differ in their Unicode form only, in
+        group: for layout "csv": the column of groups: patients, places, bursts. All images of a
+            group are in one split, and so are groups that hold the same bytes; classes stay as near
+            the fractions of `splits` as that allows. The manifest's `groups` has how near.
+        group_pattern: for any layout: a regular expression, searched for in each path relative to
+            the input; its one named group, or its first, is the image's group, as in
+            r"patient_(\d+)". An image without one is rejected. Images of `unlabelled` have none.
+        normalize: "nfc" makes one class (or group) of names that differ in their Unicode form only, in
             `class_names`, too; "none" takes them unchanged.
         png16: how PNG of 16 bits is read: "high_byte" takes that of each sample; "full_range" makes
             an image's darkest sample 0 and its brightest 255; "percentile" does so with the samples
@@ -179,8 +187,11 @@ def build_tfrecords(
     (label_separator,), (label_columns,) = _checked_labels(label_separator, label_columns)
     task = MULTILABEL if label_columns is not None else task
     lists = LabelLists(label_separator, label_columns, normalize == "nfc") if task == MULTILABEL else None
-    choice = Choice(None if images is None else _path("images", images), path_column, label_column, names, lists)
+    group, group_pattern = arguments.check_given(group=group, group_pattern=group_pattern)
+    choice = Choice(None if images is None else _path("images", images), path_column, label_column, names, group, lists)
     known_layout = _guess(inputs) if layout is None else layout
+    if known_layout != "csv" and group is not None:
+        raise ValueError(f"group names a column of layout=csv (the layout is {known_layout!r}): give a group_pattern")
     if known_layout != "csv" and choice[:3] != (None, None, None):
         raise ValueError(f"images, path_column and label_column are for layout=csv (the layout is {known_layout!r})")
     if known_layout != "csv" and task == MULTILABEL:
@@ -215,6 +226,8 @@ def build_tfrecords(
         guessed=layout is None,
         png16=png16,
         background=background,
+        group=group,
+        group_pattern=group_pattern,
         task=task,
         label_separator=label_separator,
         label_columns=label_columns,
@@ -222,7 +235,8 @@ def build_tfrecords(
 
     def list_inputs() -> SourceList:
         is_cut = splits is not None
-        return list_sources(inputs, bare, known_layout, label_pattern, will_be_cut=is_cut, normalize=normalize, choice=choice)
+        how: dict[str, Any] = {"normalize": normalize, "choice": choice, "group_pattern": group_pattern}
+        return list_sources(inputs, bare, known_layout, label_pattern, will_be_cut=is_cut, **how)
 
     count = workers or count_cores()
 

@@ -38,6 +38,7 @@ class Choice(NamedTuple):
     path_column: str | None = None  # of paths or ids
     label_column: str | None = None
     split_names: Mapping[str, str] = SPLIT_NAMES  # a table's names to those used here
+    group: str | None = None  # column of groups; None: there are none
     label_lists: LabelLists | None = None  # of several labels an image
 
 
@@ -51,8 +52,9 @@ def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> It
     """
     with tables.opened(path) as table:
         path_column, label_column = _columns(table, choice)
+        group_column = table.column((), "group", choice.group)
         finder = _Finder(os.path.abspath(choice.images or path.parent))
-        rows = _Rows(table, split, choice, path_column, label_column, finder, notes, {})
+        rows = _Rows(table, split, choice, path_column, label_column, group_column, finder, notes, {})
         missing: list[Source] = []
         found = False
         for line, fields in table.rows:
@@ -100,6 +102,7 @@ class _Rows(NamedTuple):
     choice: Choice
     path_column: str
     label_column: str | None
+    group_column: str | None
     finder: _Finder
     notes: Notes
     splits: dict[str, str]  # by the names in the rows, in lower case
@@ -143,7 +146,12 @@ class _Rows(NamedTuple):
             label = self._label(cells)
         except LookupError as error:
             return rejected(key, place, "bad_row", f"{key}: {error.args[0]}")
-        return Source(key, filename, split, label, "file", path, 0, status.st_size, status.st_mtime_ns, place)
+        group = None if self.group_column is None else cells.get(self.group_column, "")
+        if group == "":
+            message = f"{key}: the row names no group in column {self.group_column!r}: an image that is alone needs a name, too"
+            return rejected(numbered, place, "bad_row", message)
+        facts = status.st_size, status.st_mtime_ns
+        return Source(key, filename, split, label, "file", path, 0, *facts, place, group=group)
 
     def _label(self, cells: Mapping[str, str]) -> str | None:
         if self.choice.label_lists is not None:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from tfpipe.building.options import Options
 from tfpipe.common.files import sha256_of, written_atomically
 from tfpipe.records import schema
-from tfpipe.records.catalog import CatalogRow
+from tfpipe.records.catalog import COLUMNS
 from tfpipe.records.manifest import (
     CATALOG_NAME,
     COMPANION_NAMES,
@@ -27,10 +27,10 @@ from tfpipe.records.manifest import (
 )
 
 
-def write_catalog(directory: Path, parts: Iterable[Path]) -> None:
-    """Joins the shards' rows, in reading order, into `catalog.csv`."""
+def write_catalog(directory: Path, parts: Iterable[Path], optional: Iterable[str] = ()) -> None:
+    """Joins the shards' rows, in reading order, into `catalog.csv`; with some of the `OPTIONAL` columns."""
     header = io.StringIO()
-    csv.writer(header, lineterminator="\n").writerow(CatalogRow._fields)
+    csv.writer(header, lineterminator="\n").writerow([*COLUMNS, *optional])
     with written_atomically(directory / CATALOG_NAME) as file:
         file.write(header.getvalue().encode())
         _join(parts, file)
@@ -56,9 +56,11 @@ def write_rejected(directory: Path, rejected: Iterable[tuple[str, str, str]]) ->
             file.write(_line({"key": key, "reason": reason, "message": message}))
 
 
-def write_tfds_files(directory: Path, options: Options, class_names: Sequence[str], splits: Mapping[str, Split]) -> None:
+def write_tfds_files(
+    directory: Path, options: Options, class_names: Sequence[str], splits: Mapping[str, Split], optional: Iterable[str] = ()
+) -> None:
     """Writes dataset_info.json, features.json and class names for tensorflow-datasets 4.9."""
-    features = _features(len(class_names), options.task)
+    features = _features(len(class_names), options.task, optional)
     for file_name, content in ((INFO_NAME, _dataset_info(options.name, splits)), (FEATURES_NAME, features)):
         with written_atomically(directory / file_name) as file:
             file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
@@ -84,13 +86,13 @@ def _dataset_info(name: str, splits: Mapping[str, Split]) -> dict[str, Any]:
     }
 
 
-def _features(num_classes: int, task: str) -> dict[str, Any]:
+def _features(num_classes: int, task: str, optional: Iterable[str]) -> dict[str, Any]:
     def feature(kind: str, key: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         return {"pythonClassName": f"tensorflow_datasets.core.features.{kind}", key: facts}
 
     scalar = {"shape": {}, "dtype": "int64", "encoding": "none"}
     image = {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8"}
-    texts = (schema.CLASS_NAME, schema.FILENAME, schema.FORMAT, schema.KEY, schema.SHA256)
+    texts = (schema.CLASS_NAME, schema.FILENAME, schema.FORMAT, schema.KEY, schema.SHA256, *optional)
     integers = (schema.CHANNELS, schema.HEIGHT, schema.ORIENTATION, schema.WIDTH)
     features = {
         schema.ENCODED: feature("image_feature.Image", "image", image),

@@ -33,6 +33,8 @@ _LATER = {
     "path_column": None,
     "label_column": None,
     **dataclasses.asdict(USUAL),
+    "group": None,
+    "group_pattern": None,
     "task": SINGLE,
     "label_separator": SEPARATOR,
     "label_columns": None,
@@ -69,6 +71,8 @@ class Options:
     guessed: bool = False  # the layout; changes no bytes
     png16: str = USUAL.png16
     background: str = USUAL.background
+    group: str | None = None
+    group_pattern: str | None = None
     task: str = SINGLE
     label_separator: str = SEPARATOR
     label_columns: tuple[str, ...] | None = None
@@ -80,6 +84,8 @@ class Options:
         Samples(self.png16, self.background)
         for split in (*self.input_splits, *self.unlabelled_splits, *(self.splits or ())):
             check_name("a split's name", split)
+        if self.group is not None and self.group_pattern is not None:
+            raise ValueError("group names a column, group_pattern finds groups in paths: give one of them")
         both = set(self.unlabelled_splits) & {*self.input_splits, *(self.splits or ())}
         if both:
             raise ValueError(f"split {min(both)!r} cannot be both labelled and unlabelled")
@@ -98,17 +104,25 @@ class Options:
         Raises:
             ValueError: the fractions are not positive, or do not add up to 1.
         """
+        rounding = Fraction(derive(self.seed, "rounding", label), 1 << 63)
+        ends, total = [], Fraction(0)
+        for split, fraction in self.fractions().items():
+            total += fraction
+            ends.append((int(total * count + rounding), split))
+        return ends
+
+    def fractions(self) -> dict[str, Fraction]:
+        """Returns the exact fraction of each split, in the splits' order.
+
+        Raises:
+            ValueError: they do not add up to 1.
+        """
         # The decimals that the user wrote, not the nearest binary doubles.
         fractions = {split: Fraction(str(value)) for split, value in (self.splits or {}).items()}
         whole = sum(fractions.values(), Fraction(0))
         if abs(whole - 1) > _TOLERANCE:
             raise ValueError(f"splits must add up to 1 (got {dict(self.splits or {})})")
-        rounding = Fraction(derive(self.seed, "rounding", label), 1 << 63)
-        ends, total = [], Fraction(0)
-        for split in sorted(fractions, key=split_order):
-            total += fractions[split] / whole
-            ends.append((int(total * count + rounding), split))
-        return ends
+        return {split: fractions[split] / whole for split in sorted(fractions, key=split_order)}
 
     def as_json(self) -> dict[str, Any]:
         """Returns the options as stored; those that older versions lack only if unusual."""

@@ -14,6 +14,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 import tfpipe
 from tfpipe.building import metadata_files, multilabel, plan
 from tfpipe.building.items import Notes, SourceList
@@ -25,8 +27,9 @@ from tfpipe.common.files import clear_folder, temporary_folder
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.workers import Done
 from tfpipe.records import manifest as manifests
+from tfpipe.records import schema
 from tfpipe.records.catalog import read_catalog
-from tfpipe.records.manifest import Frames, Manifest, Shard, Split, Traits
+from tfpipe.records.manifest import Frames, Groups, Manifest, Shard, Split, Traits
 from tfpipe.records.samples import USUAL
 
 _log = logging.getLogger("tfpipe")
@@ -236,11 +239,14 @@ class Build(NamedTuple):
 
     def finish(self, state: State, decided: plan.Plan, shards: Mapping[str, Shard]) -> Manifest:
         """Writes the files about the data set, and the manifest at last."""
-        metadata_files.write_catalog(self.directory, [self.folder / f"{file}.csv" for file in shards])
+        grouped = decided.groups is not None
+        parts = [self.folder / f"{file}.csv" for file in shards]
+        metadata_files.write_catalog(self.directory, parts, ["group"] if grouped else [])
         splits = self._splits(state, decided.class_names, shards)
         rejected = state.execute("SELECT key, reason, message FROM inputs WHERE reason NOT NULL ORDER BY key")
         metadata_files.write_rejected(self.directory, rejected)
-        metadata_files.write_tfds_files(self.directory, self.options, decided.class_names, splits)
+        optional = [schema.GROUP] if grouped else []
+        metadata_files.write_tfds_files(self.directory, self.options, decided.class_names, splits, optional)
         combined = None
         if self.options.task == manifests.MULTILABEL:
             combined = multilabel.write_combinations(state, self.directory, self.options.name, decided.class_names)
@@ -258,6 +264,7 @@ class Build(NamedTuple):
             conflicts=decided.conflicts,
             leaks=decided.leaks,
             tfpipe_version=tfpipe.__version__,
+            groups=msgspec.convert(decided.groups, Groups | None),
             combinations=combined,
         )
         manifests.save(manifest, self.directory)
@@ -316,9 +323,9 @@ class Build(NamedTuple):
         return manifest
 
     def _content_differences(self, state: State) -> list[str]:
-        state.execute("CREATE TEMP TABLE before (key TEXT, sha256 TEXT, class_name TEXT)")
-        rows = ((row.key, row.sha256, row.class_name or None) for row in read_catalog(self.directory))
-        state.executemany("INSERT INTO before VALUES (?, ?, ?)", rows)
+        state.execute("CREATE TEMP TABLE before (key TEXT, sha256 TEXT, class_name TEXT, group_name TEXT)")
+        rows = ((row.key, row.sha256, row.class_name or None, row.group or None) for row in read_catalog(self.directory))
+        state.executemany("INSERT INTO before VALUES (?, ?, ?, ?)", rows)
         now = "SELECT key FROM inputs WHERE reason IS NULL"
         both = "SELECT key FROM before JOIN inputs USING (key) WHERE reason IS NULL"
         differences = state.differences(
@@ -326,13 +333,15 @@ class Build(NamedTuple):
             added=f"{now} EXCEPT SELECT key FROM before",
             changed=f"{both} AND before.sha256 != inputs.sha256",
             relabelled=f"{both} AND before.class_name IS NOT inputs.class_name",
+            regrouped=f"{both} AND before.group_name IS NOT inputs.group_name",
         )
         return differences or ["splits or file names of inputs, or inputs that were rejected, are others"]
 
 
 def inputs_digest(state: State) -> str:
     """Returns the SHA-256 of what an audited state holds about the inputs."""
-    query = "SELECT key, filename, given_split, class_name, coalesce(reason, sha256) FROM inputs ORDER BY key"
+    optional = ", group_name" if state.has_groups() else ""
+    query = f"SELECT key, filename, given_split, class_name, coalesce(reason, sha256){optional} FROM inputs ORDER BY key"
     return metadata_files.inputs_digest(state.execute(query))
 
 

@@ -15,9 +15,9 @@ import io
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -64,7 +64,13 @@ class CatalogRow(NamedTuple):
     # damaged one.
     crc32c: Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
     sha256: str
+    group: str = ""  # in a column of its own where a data set has groups
 
+
+OPTIONAL = ("group",)
+"""Columns at the end of the catalog, in this order, each only in data sets that have it."""
+COLUMNS = CatalogRow._fields[: -len(OPTIONAL)]
+"""Columns of every catalog."""
 
 # Offset and length in the shard, CRC as above, label. No record reaches 4 GiB, protobuf ends at 2.
 FRAME = struct.Struct("<qIIi")
@@ -73,14 +79,28 @@ _INDEX_LINE = re.compile(rb"([0-9]{1,19}) ([0-9]{1,10})\n")
 _INDEX_LINE_BYTES = 40
 
 
-def parse_row(fields: list[str]) -> CatalogRow:
+def check_columns(first: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the columns that a catalog's first line names; raises ValueError if it is not one."""
+    optional = tuple(name for name in OPTIONAL if name in (first or ()))
+    if list(first or ()) != [*COLUMNS, *optional]:
+        raise ValueError(f"the first line must be {','.join(COLUMNS)}, and perhaps {','.join(OPTIONAL)}")
+    return (*COLUMNS, *optional)
+
+
+def parse_row(fields: list[str], columns: Sequence[str] = COLUMNS) -> CatalogRow:
     """Returns the row of a line; raises ValueError for a number or name that is not tfpipe's."""
+    if len(fields) != len(columns):
+        raise ValueError(f"{exactly(len(fields), 'field')}, not {len(columns)}")
+    optional: dict[str, Any] = dict(zip(columns[len(COLUMNS) :], fields[len(COLUMNS) :], strict=True))
     try:
-        row = msgspec.convert(fields, CatalogRow, strict=False)
+        row = msgspec.convert(fields[: len(COLUMNS)], CatalogRow, strict=False)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
-    names = row.key + row.filename + row.class_name
-    if len(names) > 3 * MAX_TEXT or (not names.isprintable() and CONTROL.search(names)):  # the second is the fast one
+    row = row._replace(**optional) if optional else row
+    names = row.key + row.filename + row.class_name + "".join(optional.values())
+    if len(names) > (3 + len(optional)) * MAX_TEXT or (
+        not names.isprintable() and CONTROL.search(names)
+    ):  # the second is the fast one
         raise ValueError("a name is too long, or holds a control character")
     return row
 
@@ -97,11 +117,13 @@ def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None)
     with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
         lines = csv.reader(iter(functools.partial(file.readline, MAX_LINE), ""), strict=True)
         try:
-            if next(lines, None) != list(CatalogRow._fields):
-                raise DataError(f"the first line must be {','.join(CatalogRow._fields)}", path=path)
+            try:
+                columns = check_columns(next(lines, None))
+            except ValueError as error:
+                raise DataError(str(error), path=path) from None
             for line in lines:
                 if split is None or line[split_field] == split:
-                    yield parse_row(line)
+                    yield parse_row(line, columns)
         except (ValueError, IndexError, csv.Error):  # without their message, which may quote another file
             raise DataError(f"line {lines.line_num} is not a row of a catalog", path=path) from None
 

@@ -175,6 +175,46 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Farthest:
+    """The class of a split that is farthest from its fraction, relative to the size of the class.
+
+    Attributes:
+        class_name: "" in an unlabelled split.
+        wanted: records that the fraction of the split makes.
+        num_records: records of the class in the split.
+    """
+
+    class_name: str
+    wanted: Annotated[float, msgspec.Meta(ge=0)]
+    num_records: _Count
+
+
+@dataclass(frozen=True, slots=True)
+class GroupsOfSplit:
+    """The groups of one split; `farthest` is None where splits were given."""
+
+    num_groups: _Count
+    farthest: Farthest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Groups of images that belong into one split: of a patient, a place, a burst.
+
+    Attributes:
+        num_groups: their number.
+        num_joined: those that equal bytes join with others; they went into one split.
+        splits: by name.
+        torn: names of groups in several given splits, kept on request.
+    """
+
+    num_groups: _Count
+    num_joined: _Count
+    splits: Mapping[str, GroupsOfSplit]
+    torn: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The content of `manifest.json`.
 
@@ -192,6 +232,7 @@ class Manifest:
         conflicts: groups of keys with equal bytes and different labels, kept on request.
         leaks: groups of keys with equal bytes in different splits, kept on request.
         tfpipe_version: that wrote it.
+        groups: of images; None in a data set without groups.
         combinations: of labels, where an image has several, else None; labels of records are their
             indices.
     """
@@ -208,6 +249,7 @@ class Manifest:
     conflicts: Sequence[Sequence[str]]
     leaks: Sequence[Sequence[str]]
     tfpipe_version: str
+    groups: Groups | None = None
     combinations: Combinations | None = None
 
     def __repr__(self) -> str:
@@ -320,6 +362,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     for name, count in manifest.properties.items():
         if count < 0:
             yield f"properties.{name}: {count} is not a count"
+    if manifest.groups is not None:
+        yield from _group_problems(manifest.groups, manifest.splits)
     for name, split in manifest.splits.items():
         if list(split.class_counts) != names:
             yield f"splits.{name}.class_counts: must be a count for each of class_names, in their order"
@@ -345,6 +389,16 @@ def _combination_problems(name: str, split: Split, names: Sequence[str], most: i
         yield f"splits.{name}: must have frames, and unknown_counts for each of class_names, in their order"
     elif any(split.class_counts.get(one, 0) + unknown[one] > most for one in names):
         yield f"splits.{name}.class_counts: more than the records that have labels"
+
+
+def _group_problems(groups: Groups, splits: Mapping[str, Split]) -> Iterator[str]:
+    if sorted(groups.splits) != sorted(splits):
+        yield "groups.splits: must be those of the data set"
+    torn = list(groups.torn)
+    if torn != sorted(set(torn)) or any(map(CONTROL.search, torn)):
+        yield "groups.torn: must be different names, sorted"
+    if not torn and sum(split.num_groups for split in groups.splits.values()) != groups.num_groups:
+        yield "groups.splits: their numbers do not add up to num_groups, and no group is torn"
 
 
 def _what_else(directory: Path) -> str:

@@ -63,6 +63,7 @@ class ShardReport:
     properties: Counter[str] = field(default_factory=Counter)  # see `Manifest.properties`
     key_hashes: array[int] = field(default_factory=lambda: array("Q"))  # 8 bytes each
     content_hashes: array[int] = field(default_factory=lambda: array("Q"))
+    group_hashes: set[int] = field(default_factory=set)
 
 
 def check_shard(
@@ -212,6 +213,7 @@ class _ShardCheck:
         if row is not None:
             crc = tfrecord.masked_crc32c(data)
             facts = [(name, getattr(record, name), getattr(row, name)) for name in _COMPARED]
+            facts.append(("group", record.group or "", row.group))
             problems += [f"{name} is {is_!r}, the catalog has {was!r}" for name, is_, was in facts if is_ != was]
             problems += [f"the record's CRC is {crc}, the catalog has {row.crc32c}"] if crc != row.crc32c else []
         elif not self.lacks_catalog:
@@ -222,6 +224,9 @@ class _ShardCheck:
             problems.append("the record has these features, but not the bytes that tfpipe writes for them")
         if not record.encoded.startswith(_SIGNATURES.get(record.format, ())):
             problems.append(f"the image is not {record.format!r:.20}")
+        if (record.group is None) != (self.manifest.groups is None):
+            lacks = record.group is None
+            problems.append(f"a record {'without' if lacks else 'with'} a group in a data set {'with' if lacks else 'without'}")
         return [*problems, *filter(None, (name_problem(record.filename), self._label_problem(record)))]
 
     def _label_problem(self, record: Record) -> str:
@@ -251,6 +256,8 @@ class _ShardCheck:
         report.properties["png"] += record.format == "PNG"
         report.key_hashes.append(hash_key(record.key))
         report.content_hashes.append(int.from_bytes(digest[:8], "little"))
+        if record.group:
+            report.group_hashes.add(hash_key(record.group))
 
 
 def _lists(record: Record) -> tuple[tuple[int, ...], ...]:
@@ -266,5 +273,5 @@ def _sha256_of_start(file: BinaryIO, num_bytes: int) -> str:
 
 
 def hash_key(key: str) -> int:
-    """Returns 64 bits that stand for a key."""
+    """Returns 64 bits that stand for a key, or a group."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
