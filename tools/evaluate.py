@@ -154,6 +154,9 @@ def _missing(shard: str, evaluation: Evaluation) -> str:
 
 def _summary(evaluation: Evaluation) -> str:
     found, folder = evaluation.metrics, evaluation.folder
+    files = ["", *(f"{folder / name}" for name in ("predictions.csv", "metrics.json", "receipt.json"))]
+    if "task" in found:
+        return "\n".join([*_label_lines(found, evaluation.receipt["split"]), *files])
     lines = [
         f"accuracy {with_interval(found['accuracy'], found['accuracy_interval'])} on {plural(found['count'], 'image')}"
         f" of {evaluation.receipt['split']!r}, each exactly once",
@@ -165,7 +168,29 @@ def _summary(evaluation: Evaluation) -> str:
     ]
     if len(found["per_class"]) <= _MAX_CLASSES:
         lines += ["", *_class_lines(found["per_class"])]
-    return "\n".join([*lines, "", *(f"{folder / name}" for name in ("predictions.csv", "metrics.json", "receipt.json"))])
+    return "\n".join([*lines, *files])
+
+
+def _label_lines(found: Mapping[str, Any], split: str) -> list[str]:
+    """Returns the metrics of several labels an image."""
+    chosen, rows = found["calibration"], found["per_class"]
+    means = (("AUC", "auc"), ("average precision", "average_precision"), ("F1", "f1"))
+    lines = [f"{plural(found['count'], 'image')} of {split!r}, each exactly once, with {plural(found['known'], 'known label')}"]
+    for shown, name in means:
+        low, high = found[f"macro_{name}_interval"] or (None, None)
+        lines.append(f"{shown}, mean of the classes: {number(found[f'macro_{name}'])} (95 %: {number(low)} to {number(high)})")
+    lines.append(f"right labels {found['label_accuracy']:.2%}, images with all of them right {found['exact_match']:.2%}")
+    if chosen is not None:
+        lines.append(f"thresholds chosen on {chosen['split']!r}; with 0.5, mean F1 {number(chosen['before']['macro_f1'])}")
+    if len(rows) > _MAX_CLASSES:
+        return lines
+    width = max(display_width(name) for name in ("class", *(row["class_name"] for row in rows)))
+    lines += ["", f"{_padded('class', width)}     AUC      AP  threshold  precision  recall      F1     with  unknown"]
+    for row in rows:
+        scores = f"{number(row['auc']):>6}  {number(row['average_precision']):>6}  {threshold(row['threshold']):>9}"
+        at = f"{number(row['precision']):>9}  {number(row['recall']):>6}  {number(row['f1']):>6}"
+        lines.append(f"{_padded(row['class_name'], width)}  {scores}  {at}  {row['support']:7,}  {row['unknown']:7,}")
+    return lines
 
 
 def _group_lines(groups: Mapping[str, Any] | None) -> list[str]:
