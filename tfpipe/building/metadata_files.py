@@ -11,10 +11,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tfpipe.building.options import Options
 from tfpipe.common.files import sha256_of, written_atomically
 from tfpipe.records import schema
 from tfpipe.records.catalog import COLUMNS
-from tfpipe.records.manifest import CATALOG_NAME, COMPANION_NAMES, FEATURES_NAME, INFO_NAME, LABELS_NAME, REJECTED_NAME, Split
+from tfpipe.records.manifest import (
+    CATALOG_NAME,
+    COMPANION_NAMES,
+    FEATURES_NAME,
+    INFO_NAME,
+    LABELS_NAME,
+    MULTILABEL,
+    REJECTED_NAME,
+    Split,
+)
 
 
 def write_catalog(directory: Path, parts: Iterable[Path], optional: Iterable[str] = ()) -> None:
@@ -47,13 +57,11 @@ def write_rejected(directory: Path, rejected: Iterable[tuple[str, str, str]]) ->
 
 
 def write_tfds_files(
-    directory: Path, name: str, class_names: Sequence[str], splits: Mapping[str, Split], optional: Iterable[str] = ()
+    directory: Path, options: Options, class_names: Sequence[str], splits: Mapping[str, Split], optional: Iterable[str] = ()
 ) -> None:
     """Writes dataset_info.json, features.json and class names for tensorflow-datasets 4.9."""
-    for file_name, content in (
-        (INFO_NAME, _dataset_info(name, splits)),
-        (FEATURES_NAME, _features(len(class_names), optional)),
-    ):
+    features = _features(len(class_names), options.task, optional)
+    for file_name, content in ((INFO_NAME, _dataset_info(options.name, splits)), (FEATURES_NAME, features)):
         with written_atomically(directory / file_name) as file:
             file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     with written_atomically(directory / LABELS_NAME) as file:
@@ -78,7 +86,7 @@ def _dataset_info(name: str, splits: Mapping[str, Split]) -> dict[str, Any]:
     }
 
 
-def _features(num_classes: int, optional: Iterable[str]) -> dict[str, Any]:
+def _features(num_classes: int, task: str, optional: Iterable[str]) -> dict[str, Any]:
     def feature(kind: str, key: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         return {"pythonClassName": f"tensorflow_datasets.core.features.{kind}", key: facts}
 
@@ -92,6 +100,11 @@ def _features(num_classes: int, optional: Iterable[str]) -> dict[str, Any]:
         **{name: feature("text_feature.Text", "text", {}) for name in texts},
         **{name: feature("scalar.Scalar", "tensor", scalar) for name in integers},
     }
+    if task == MULTILABEL:
+        label = features[schema.LABEL]
+        for name in (schema.LABEL, schema.UNKNOWN):
+            features[name] = feature("sequence_feature.Sequence", "sequence", {"feature": label, "length": "-1"})
+        features[schema.COMBINATION] = feature("scalar.Scalar", "tensor", scalar)
     return feature("features_dict.FeaturesDict", "featuresDict", {"features": features})
 
 

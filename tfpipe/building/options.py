@@ -11,7 +11,8 @@ from typing import Any
 from tfpipe.building.sources import LAYOUTS
 from tfpipe.common import arguments
 from tfpipe.common.seeds import derive
-from tfpipe.records.manifest import check_name, split_order
+from tfpipe.records.combinations import SEPARATOR
+from tfpipe.records.manifest import SINGLE, TASKS, check_name, split_order
 from tfpipe.records.samples import USUAL, Samples
 
 DEFAULT_SHARD_BYTES = 128 << 20
@@ -23,6 +24,7 @@ _CHOICES = {
     "normalize": NORMALIZATIONS,
     "on_error": ("fail", "skip"),
     "on_conflict": ("fail", "keep"),
+    "task": TASKS,
 }
 # Options that older versions did not have.
 _LATER = {
@@ -33,6 +35,9 @@ _LATER = {
     **dataclasses.asdict(USUAL),
     "group": None,
     "group_pattern": None,
+    "task": SINGLE,
+    "label_separator": SEPARATOR,
+    "label_columns": None,
 }
 _TOLERANCE = Fraction(1, 10**6)  # 0.333333 is a third
 
@@ -51,7 +56,7 @@ class Options:
     class_names: tuple[str, ...] | None
     input_splits: tuple[str, ...]
     unlabelled_splits: tuple[str, ...]
-    splits: Mapping[str, float] | None
+    splits: Mapping[str, float | str] | None  # of folds as "1/5", exactly
     num_shards: int | Mapping[str, int] | None
     shard_bytes: int
     seed: int
@@ -68,6 +73,9 @@ class Options:
     background: str = USUAL.background
     group: str | None = None
     group_pattern: str | None = None
+    task: str = SINGLE
+    label_separator: str = SEPARATOR
+    label_columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_name("name", self.name)

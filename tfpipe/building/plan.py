@@ -13,14 +13,14 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tfpipe.building import class_checks, groups
+from tfpipe.building import class_checks, groups, multilabel
 from tfpipe.building.options import Options
 from tfpipe.building.slices import write_slice
 from tfpipe.building.state import State
 from tfpipe.building.tasks import ShardTask
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.text import exactly, plural
-from tfpipe.records.manifest import check_name, shard_file, split_order
+from tfpipe.records.manifest import MULTILABEL, check_name, shard_file, split_order
 from tfpipe.records.samples import USUAL
 from tfpipe.records.schema import UNLABELLED
 
@@ -104,8 +104,11 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
         ValueError: the options do not fit the inputs.
     """
     state.execute("CREATE INDEX IF NOT EXISTS inputs_sha256 ON inputs (sha256)")
-    class_names = _label(state, options, class_order)
-    class_checks.check_classes(state, options, defined=class_order is not None)
+    if options.task == MULTILABEL:
+        class_names = multilabel.label(state, options)
+    else:
+        class_names = _label(state, options, class_order)
+        class_checks.check_classes(state, options, defined=class_order is not None)
     conflicts = _groups(state, "label", "AND label >= 0")
     if conflicts and options.on_conflict == "fail":
         raise DataError(
@@ -113,7 +116,8 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
             " with on_conflict=keep:" + _listing(_shown(state, group) for group in conflicts)
         )
     _split(state, options)
-    for problem in class_checks.training_problems(state, class_names):
+    find_problems = multilabel.training_problems if options.task == MULTILABEL else class_checks.training_problems
+    for problem in find_problems(state, class_names):
         _log.warning("%s", problem)
     leaks = _groups(state, "split", "")
     if leaks and not options.allow_leaks:
@@ -159,14 +163,15 @@ def shard_tasks(state: State, options: Options, directory: Path, folder: Path) -
     return tasks
 
 
-def with_slices(state: State, tasks: Iterable[ShardTask], todo: Container[str]) -> Iterator[ShardTask]:
+def with_slices(state: State, options: Options, tasks: Iterable[ShardTask], todo: Container[str]) -> Iterator[ShardTask]:
     """Yields the tasks whose file is in `todo`, each when its slice of the plan has been written.
 
     One pass over the state, however many shards there are.
     """
+    class_names = (state.fact("planned") or [[]])[0] if options.task == MULTILABEL else None
     query = """
         SELECT kind, path, place, crc32c, format, height, width, channels, orientation,
-               iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.png'), filename), key, sha256,
+               iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.' || lower(format)), filename), key, sha256,
                label, coalesce(class_name, ''), iif(?, coalesce(group_name, ''), NULL)
         FROM inputs WHERE split = ? ORDER BY rank, key"""
     has_groups = state.has_groups()
@@ -175,7 +180,7 @@ def with_slices(state: State, tasks: Iterable[ShardTask], todo: Container[str]) 
         for task in of_split:
             own = itertools.islice(rows, task.end - task.start)
             if task.file in todo:
-                write_slice(task.slice, own)
+                write_slice(task.slice, own if class_names is None else multilabel.with_lists(own, class_names))
                 yield task
             else:
                 collections.deque(own, maxlen=0)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 import tfpipe
-from tfpipe.building import metadata_files, plan
+from tfpipe.building import metadata_files, multilabel, plan
 from tfpipe.building.items import Notes, SourceList
 from tfpipe.building.options import Options
 from tfpipe.building.state import State
@@ -216,7 +216,7 @@ class Build(NamedTuple):
         tasks = self._shard_tasks(state)
         shards = {task.file: shard for task in tasks if (shard := self._finished(task)) is not None}
         by_file = {task.file: task for task in tasks}
-        todo = plan.with_slices(state, tasks, by_file.keys() - shards.keys())
+        todo = plan.with_slices(state, self.options, tasks, by_file.keys() - shards.keys())
         total, done = sum(task.end - task.start for task in tasks), sum(shard.num_records for shard in shards.values())
         for shard in self._results(workers, "write_shard", todo, "write", total, done):
             shards[shard.file] = shard
@@ -246,7 +246,10 @@ class Build(NamedTuple):
         rejected = state.execute("SELECT key, reason, message FROM inputs WHERE reason NOT NULL ORDER BY key")
         metadata_files.write_rejected(self.directory, rejected)
         optional = [schema.GROUP] if grouped else []
-        metadata_files.write_tfds_files(self.directory, self.options.name, decided.class_names, splits, optional)
+        metadata_files.write_tfds_files(self.directory, self.options, decided.class_names, splits, optional)
+        combined = None
+        if self.options.task == manifests.MULTILABEL:
+            combined = multilabel.write_combinations(state, self.directory, self.options.name, decided.class_names)
         reasons = state.execute("SELECT reason, count(*) FROM inputs WHERE reason NOT NULL GROUP BY reason ORDER BY reason")
         manifest = Manifest(
             name=self.options.name,
@@ -262,6 +265,7 @@ class Build(NamedTuple):
             leaks=decided.leaks,
             tfpipe_version=tfpipe.__version__,
             groups=msgspec.convert(decided.groups, Groups | None),
+            combinations=combined,
         )
         manifests.save(manifest, self.directory)
         return manifest
@@ -274,16 +278,23 @@ class Build(NamedTuple):
             files = [task.file for task in tasks if task.split == name]
             parts = [self.folder / f"{file}.frames" for file in files]
             path = self.directory / manifests.frames_file(self.options.name, name)
-            traits = state.execute(
-                f"SELECT max(format = 'PNG'), max(orientation != 1), max(max(height, width)) {of_split}", (name,)
+            png, turned, longer, others = state.execute(
+                f"""SELECT max(format = 'PNG'), max(orientation != 1), max(max(height, width)),
+                    max(format NOT IN ('JPEG', 'PNG')) {of_split}""",
+                (name,),
             ).fetchone()
+            seen = Traits(bool(png), bool(turned), longer, True if others else None)
             counts = dict(state.execute(f"SELECT label, count(*) {of_split} GROUP BY label", (name,)))
+            class_counts, unknown_counts = {one: counts.get(label, 0) for label, one in enumerate(class_names)}, None
+            if self.options.task == manifests.MULTILABEL:
+                class_counts, unknown_counts = multilabel.counts(state, counts, class_names)
             splits[name] = Split(
                 labelled=-1 not in counts,
                 image_bytes=state.value(f"SELECT sum(image_bytes) {of_split}", (name,)),
-                class_counts={class_name: counts.get(label, 0) for label, class_name in enumerate(class_names)},
+                class_counts=class_counts,
                 shards=tuple(shards[file] for file in files),
-                frames=Frames(metadata_files.write_frames(path, parts), Traits(bool(traits[0]), bool(traits[1]), traits[2])),
+                frames=Frames(metadata_files.write_frames(path, parts), seen),
+                unknown_counts=unknown_counts,
             )
         return splits
 
@@ -347,6 +358,8 @@ def _properties(state: State) -> dict[str, int]:
     }
     accepted = "FROM inputs WHERE reason IS NULL"
     counts = {name: state.value(f"SELECT count(*) {accepted} AND {query}") for name, query in queries.items()}
+    others = f"SELECT lower(format), count(*) {accepted} AND format NOT IN ('JPEG', 'PNG') GROUP BY format ORDER BY format"
+    counts |= dict(state.execute(others))
     words = {"png16": "deep", "dim16": "dim", "transparent": "transparent", "profiles": "profile"}
     counts |= {name: count for name, word in words.items() if (count := plan.count_trait(state, word))}
     if counts["png"] and not state.value(f"SELECT count(*) {accepted} AND traits IS NULL"):

@@ -23,8 +23,8 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import exactly, html_table
 from tfpipe.common.workers import count_cores
+from tfpipe.records import combinations, schema, tfrecord
 from tfpipe.records import manifest as manifests
-from tfpipe.records import schema, tfrecord
 from tfpipe.records.catalog import check_frames
 from tfpipe.records.manifest import CATALOG_NAME, Groups, Manifest
 from tfpipe.verification import scans
@@ -222,6 +222,7 @@ class _Verification:
                 self._findings.add(Finding("a TFRecord file that the manifest does not list", path=path))
         indexes = {*map(manifests.index_file, shards)}
         indexes |= {manifests.frames_file(manifest.name, name) for name, split in manifest.splits.items() if split.frames}
+        indexes |= {manifests.combinations_file(manifest.name)} if manifest.combinations else set()
         self._notes += [f"{path}: the index of no shard" for path in indexes_present if path not in indexes]
 
     def _catalog_rows(self) -> CatalogRows | None:
@@ -247,8 +248,13 @@ class _Verification:
 
         def check(place: tuple[str, int]) -> ShardReport:
             of_shard = None if rows is None else rows.of_shard(*place)
-            return check_shard(self._directory, self._manifest, *place, of_shard, tick)
+            return check_shard(self._directory, self._manifest, *place, of_shard, tick, texts)
 
+        try:
+            texts = combinations.texts(self._directory, self._manifest)
+        except DataError as error:
+            self._findings.add(error)
+            texts = []
         totals = {name: ShardReport() for name in self._manifest.splits}
         with bar, ThreadPoolExecutor(workers) as pool:
             try:
@@ -259,6 +265,7 @@ class _Verification:
                     totals[name].num_records += report.num_records
                     totals[name].image_bytes += report.image_bytes
                     totals[name].labels += report.labels
+                    totals[name].unknown += report.unknown
             except BaseException:
                 stop.set()
                 raise
@@ -277,15 +284,20 @@ class _Verification:
             if count != expected:
                 records = exactly(count, "record")
                 self._add_mismatch(f"split {name!r} has {records} of class {class_name!r}, the manifest lists {expected}")
+            if split.labelled and split.unknown_counts is not None and total.unknown[label] != split.unknown_counts[class_name]:
+                self._add_mismatch(
+                    f"split {name!r} has {total.unknown[label]} that may have class {class_name!r}, not as listed"
+                )
         if total.image_bytes != split.image_bytes:
             size = exactly(total.image_bytes, "byte")
             self._add_mismatch(f"images of split {name!r} have {size}, the manifest lists {split.image_bytes}")
 
     def _check_properties(self) -> None:
-        found = {name: self._properties[name] for name in ("turned", "png")} | {"duplicates": self._ledger.num_duplicates()}
+        names = ("turned", "png", *({"webp", "bmp"} & {*self._properties, *self._manifest.properties}))
+        found = {name: self._properties[name] for name in names} | {"duplicates": self._ledger.num_duplicates()}
         for name, count in found.items():
-            if count != self._manifest.properties.get(name):
-                expected = self._manifest.properties.get(name)
+            expected = self._manifest.properties.get(name)
+            if count != expected:
                 self._add_mismatch(f"{name}: {exactly(count, 'record')}, the manifest lists {expected}")
         leaks, noted = self._ledger.num_leaks(), len(self._manifest.leaks)
         if leaks != noted:
