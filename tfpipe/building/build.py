@@ -22,10 +22,12 @@ from tfpipe.building.options import DEFAULT_SHARD_BYTES, Options
 from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
 from tfpipe.building.steps import TASKS, Build, Engine
 from tfpipe.common import arguments
+from tfpipe.common.files import sha256_of
 from tfpipe.common.locking import locked
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.workers import Workers, count_cores
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
+from tfpipe.records.decisions import read as read_decisions
 from tfpipe.records.manifest import BUILD_FOLDER, FILE_NAME, Manifest, load, split_order
 from tfpipe.records.samples import USUAL
 
@@ -59,6 +61,7 @@ def build_tfrecords(
     normalize: str = "none",
     png16: str = USUAL.png16,
     background: str = USUAL.background,
+    decisions: PathLike | Sequence[PathLike] = (),
     progress: bool = True,
     workers_folder: PathLike | None = None,
     lease_seconds: float = DEFAULT_LEASE_SECONDS,
@@ -122,6 +125,9 @@ def build_tfrecords(
             applied by whatever reads the data set, and by models trained on it.
         background: "keep" reads the colours of a transparent image as stored, whatever its alpha;
             "white" and "black" are laid behind them.
+        decisions: decisions.csv of `tfpipe page --review`, or several, applied one after another:
+            other labels, and images that are left out. Each image keeps its split, the manifest and
+            the record list the classes before.
         progress: show it on stderr (a bar on a terminal, log lines otherwise).
         workers_folder: an empty folder, or one that is not there yet, by which several processes
             build together: call this with equal arguments on any machines that see input, output
@@ -142,7 +148,8 @@ def build_tfrecords(
         FileNotFoundError: an input is missing.
         ValueError: an option is wrong, or the output holds a build with other options or other
             inputs.
-        DataError: bad images, conflicting labels or leaking splits; the message names each.
+        DataError: bad images, conflicting labels, leaking splits, or decisions about other images;
+            the message names each.
         BlockingIOError: another build is writing to the same output, and still is after a few
             seconds.
         OSError: the disk is full or the like; what was finished is kept, the same call continues
@@ -166,6 +173,7 @@ def build_tfrecords(
     (label_pattern,), (workers,) = arguments.check(label_pattern=label_pattern), arguments.check_given(workers=workers)
     path_column, label_column = arguments.check_given(path_column=path_column, label_column=label_column)
     choice = Choice(None if images is None else _path("images", images), path_column, label_column, names)
+    decision_files = _decision_files(decisions)
     known_layout = _guess(inputs) if layout is None else layout
     if known_layout != "csv" and choice[:3] != (None, None, None):
         raise ValueError(f"images, path_column and label_column are for layout=csv (the layout is {known_layout!r})")
@@ -195,7 +203,9 @@ def build_tfrecords(
         guessed=layout is None,
         png16=png16,
         background=background,
+        decisions=tuple(sha256_of(path) for path in decision_files),
     )
+    decided = [read_decisions(path) for path in decision_files]
 
     def list_inputs() -> SourceList:
         is_cut = splits is not None
@@ -217,7 +227,7 @@ def build_tfrecords(
             if place.resolve().is_relative_to(path.resolve()):
                 raise ValueError(f"{place}: the workers_folder lies inside {path}: give it a place of its own")
         start_workers: Callable[[], Engine] = functools.partial(Workers, count, TASKS)
-        build = Build(directory, options, list_inputs, start_workers, new_bar, directory / BUILD_FOLDER)
+        build = Build(directory, options, list_inputs, start_workers, new_bar, directory / BUILD_FOLDER, decided)
         places = {"input": inputs, "unlabelled": bare, "images": choice.images, "output": directory}
         alike = {"tfpipe": tfpipe.__version__, **{name: _absolute(given) for name, given in places.items()}}
         return build_together(build, place, alike, count, lease_seconds, progress=progress)
@@ -226,7 +236,7 @@ def build_tfrecords(
             start_workers = functools.partial(Workers, count, TASKS, descriptor)
         else:
             start_workers = functools.partial(start_engine, engine, engine_address, engine_options, directory / BUILD_FOLDER)
-        return Build(directory, options, list_inputs, start_workers, new_bar, directory / BUILD_FOLDER).run()
+        return Build(directory, options, list_inputs, start_workers, new_bar, directory / BUILD_FOLDER, decided).run()
 
 
 def _split_names(directory: Path) -> Mapping[str, str]:
@@ -246,6 +256,13 @@ def _renamed(argument: str, given: Mapping[Any, Any], names: Mapping[str, str]) 
     if double := one_split(renamed):
         raise ValueError(f"{argument}: {double}")
     return {renamed[name]: value for name, value in given.items()}
+
+
+def _decision_files(given: PathLike | Sequence[PathLike]) -> list[Path]:
+    files = [given] if isinstance(given, str | os.PathLike) else given
+    if not isinstance(files, list | tuple):
+        raise arguments.wrong("decisions", "a path, or a list of paths", given)
+    return [arguments.path("decisions", file) for file in files]
 
 
 def _named_paths(name: str, given: Mapping[str, PathLike]) -> dict[str, Path]:

@@ -25,7 +25,14 @@ _CHOICES = {
     "on_conflict": ("fail", "keep"),
 }
 # Options that older versions did not have.
-_LATER = {"check": "header", "normalize": "none", "path_column": None, "label_column": None, **dataclasses.asdict(USUAL)}
+_LATER = {
+    "check": "header",
+    "normalize": "none",
+    "path_column": None,
+    "label_column": None,
+    "decisions": (),
+    **dataclasses.asdict(USUAL),
+}
 _TOLERANCE = Fraction(1, 10**6)  # 0.333333 is a third
 
 
@@ -58,6 +65,7 @@ class Options:
     guessed: bool = False  # the layout; changes no bytes
     png16: str = USUAL.png16
     background: str = USUAL.background
+    decisions: tuple[str, ...] = ()  # the SHA-256 of each file
 
     def __post_init__(self) -> None:
         check_name("name", self.name)

@@ -11,15 +11,17 @@ import itertools
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tfpipe.building import class_checks
 from tfpipe.building.options import Options
+from tfpipe.building.relabelling import apply_decisions
 from tfpipe.building.slices import write_slice
 from tfpipe.building.state import State
 from tfpipe.building.tasks import ShardTask
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.text import exactly, plural
+from tfpipe.records.decisions import Decision
 from tfpipe.records.manifest import check_name, shard_file, split_order
 from tfpipe.records.samples import USUAL
 from tfpipe.records.schema import UNLABELLED
@@ -91,20 +93,29 @@ class Plan(NamedTuple):
     class_names: list[str]
     conflicts: list[list[str]]
     leaks: list[list[str]]
+    decisions: dict[str, Any] | None = None  # the fields of `manifest.Decided`
 
 
-def make_plan(state: State, options: Options, class_order: Sequence[str] | None) -> Plan:
+def make_plan(
+    state: State, options: Options, class_order: Sequence[str] | None, decisions: Sequence[Sequence[Decision]] = ()
+) -> Plan:
     """Sets split, label and rank of every accepted row of an audited state.
 
-    `class_order` has the names in label order where the source defines it.
+    `class_order` has the names in label order where the source defines it; `decisions` those of
+    each file. Decisions move no image to another split, and change no class's label.
 
     Raises:
-        DataError: conflicting labels or leaks that the options do not allow, naming each group.
+        DataError: conflicting labels or leaks that the options do not allow, naming each group;
+            decisions that do not fit the inputs, naming each.
         ValueError: the options do not fit the inputs.
     """
     state.execute("CREATE INDEX IF NOT EXISTS inputs_sha256 ON inputs (sha256)")
     class_names = _label(state, options, class_order)
     class_checks.check_classes(state, options, defined=class_order is not None)
+    decided = None
+    if decisions:
+        _split(state, options)  # by the classes as listed: the splits are those without decisions
+        decided = apply_decisions(state, decisions, class_names)
     conflicts = _groups(state, "label", "AND label >= 0")
     if conflicts and options.on_conflict == "fail":
         raise DataError(
@@ -123,7 +134,7 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
     state.register("record_order", options.seed, "order")
     state.execute("UPDATE inputs SET rank = record_order(key) WHERE reason IS NULL")
     state.execute("CREATE INDEX IF NOT EXISTS inputs_order ON inputs (split, rank, key)")
-    return Plan(class_names, conflicts, leaks)
+    return Plan(class_names, conflicts, leaks, decided)
 
 
 def split_names(state: State) -> list[str]:
@@ -159,7 +170,7 @@ def with_slices(state: State, tasks: Iterable[ShardTask], todo: Container[str]) 
     query = """
         SELECT kind, path, place, crc32c, format, height, width, channels, orientation,
                iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.png'), filename), key, sha256,
-               label, coalesce(class_name, '')
+               label, coalesce(class_name, ''), history
         FROM inputs WHERE split = ? ORDER BY rank, key"""
     for split, of_split in itertools.groupby(tasks, lambda task: task.split):
         rows = state.execute(query, (split,))

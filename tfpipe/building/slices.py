@@ -32,6 +32,15 @@ class Row(NamedTuple):
     sha256: str
     label: int
     class_name: str
+    history: str = ""  # see `classes_before`
+
+
+SEPARATOR = "\n"  # in a history; no name of a class has a line break
+
+
+def classes_before(history: str) -> tuple[str, ...]:
+    """Returns the classes that an image had before decisions of people, the first first."""
+    return tuple(history.split(SEPARATOR)) if history else ()
 
 
 def write_slice(path: Path, rows: Iterable[Sequence[Any]]) -> None:

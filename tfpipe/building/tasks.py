@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import google_crc32c
 
 from tfpipe.building import hdf5, prepared
-from tfpipe.building.slices import read_slice
+from tfpipe.building.slices import classes_before, read_slice
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.files import read_bytes, written_atomically
 from tfpipe.images import headers
@@ -232,4 +232,4 @@ def _planned(task: ShardTask) -> Iterator[tuple[schema.Record, int, str]]:
             data = read_image(row.kind, row.path, row.place)
         except OSError as error:
             raise DataError(f"cannot be read any more ({error.strerror}). {_CHANGED}", path=row.path) from None
-        yield schema.Record(data, *row[4:]), row.crc32c, row.path
+        yield schema.Record(data, *row[4:-1], classes_before(row.history)), row.crc32c, row.path

@@ -154,6 +154,21 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Decided:
+    """What decisions of people have changed, see `tfpipe.records.decisions`.
+
+    Attributes:
+        counts: of decisions, by kind.
+        relabelled: the classes that an image had before, the first first, by key.
+        dropped: the class that an image had, by key.
+    """
+
+    counts: Mapping[str, _Count]
+    relabelled: Mapping[str, Sequence[str]]
+    dropped: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The content of `manifest.json`.
 
@@ -171,6 +186,7 @@ class Manifest:
         conflicts: groups of keys with equal bytes and different labels, kept on request.
         leaks: groups of keys with equal bytes in different splits, kept on request.
         tfpipe_version: that wrote it.
+        decisions: what they changed; None where the build was given none.
     """
 
     name: str
@@ -185,6 +201,7 @@ class Manifest:
     conflicts: Sequence[Sequence[str]]
     leaks: Sequence[Sequence[str]]
     tfpipe_version: str
+    decisions: Decided | None = None
 
     def __repr__(self) -> str:
         records = {name: split.num_records for name, split in self.splits.items()}

@@ -6,6 +6,7 @@ are the bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ KEY = "image/key"
 SHA256 = "image/key/sha256"
 LABEL = "image/class/label"
 CLASS_NAME = "image/class/text"
+HISTORY = "image/class/history"
 
 UNLABELLED = -1
 
@@ -42,6 +44,7 @@ class Record:
     sha256: str  # of `encoded`, 64 hexadecimal digits
     label: int  # 0-based, or -1 in an unlabelled split
     class_name: str  # "" in an unlabelled split
+    history: tuple[str, ...] = ()  # classes before decisions of people, the first first; no feature where there are none
 
 
 _FEATURES = {
@@ -63,6 +66,8 @@ _KINDS = {"bytes": bytes, "str": bytes, "int": int}  # of a field, in the Exampl
 def encode(record: Record) -> bytes:
     """Returns the record as a serialised `tf.train.Example`."""
     values = {feature: getattr(record, name) for name, feature in _FEATURES.items()}
+    if record.history:
+        values[HISTORY] = [name.encode() for name in record.history]
     return example.encode({name: value.encode() if isinstance(value, str) else value for name, value in values.items()})
 
 
@@ -86,4 +91,11 @@ def decode(serialized: bytes) -> Record:
                 fields[name] = fields[name].decode()
             except UnicodeDecodeError:
                 raise DataError(f"feature {feature!r} is not UTF-8") from None
-    return Record(**fields)
+    return Record(**fields, history=_history(features.get(HISTORY, [])))
+
+
+def _history(values: Sequence[Any]) -> tuple[str, ...]:
+    try:
+        return tuple(value.decode() for value in values)
+    except (AttributeError, UnicodeDecodeError):
+        raise DataError(f"feature {HISTORY!r} must be names in UTF-8 (got {values!r:.80})") from None

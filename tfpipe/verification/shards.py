@@ -217,7 +217,13 @@ class _ShardCheck:
             problems.append("the record has these features, but not the bytes that tfpipe writes for them")
         if not record.encoded.startswith(_SIGNATURES.get(record.format, ())):
             problems.append(f"the image is not {record.format!r:.20}")
-        return [*problems, *filter(None, (name_problem(record.filename), self._label_problem(record)))]
+        others = name_problem(record.filename), self._label_problem(record), self._history_problem(record)
+        return [*problems, *filter(None, others)]
+
+    def _history_problem(self, record: Record) -> str:
+        decided = self.manifest.decisions
+        classes = tuple(decided.relabelled.get(record.key, ())) if decided else ()
+        return "" if record.history == classes else f"classes before decisions {record.history}, the manifest lists {classes}"
 
     def _label_problem(self, record: Record) -> str:
         names, label, name = self.manifest.class_names, record.label, record.class_name
