@@ -182,3 +182,38 @@ def run_tool() -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return run
+
+
+SIGNALLING = """
+import importlib, os, sys
+tool, module, name, last, *numbers = {parameters!r}
+sys.argv[0] = tool
+owner = importlib.import_module(module)
+*path, name = name.split(".")
+for part in path:
+    owner = getattr(owner, part)
+real, calls = getattr(owner, name), [0]
+def signalled(*given, **options):
+    calls[0] += 1
+    for number in numbers if calls[0] == last else ():
+        os.kill(os.getpid(), number)
+    return real(*given, **options)
+setattr(owner, name, signalled)
+importlib.import_module("tools." + tool).command()
+"""
+
+
+def signalled(
+    words: Sequence[str], module: str, name: str, last: int, *numbers: signal.Signals, ignoring: bool = False
+) -> tuple[int, str]:
+    """Runs a command that sends itself signals at the `last`th call of a function; returns its status and stderr.
+
+    Who polls for its files may come too late on a busy machine.
+    """
+    code = SIGNALLING.format(parameters=(Path(words[1]).stem, module, name, last, *map(int, numbers)))
+    command = [sys.executable, "-c", code, *words[2:]]
+    if ignoring:
+        command = ["sh", "-c", "trap '' TERM HUP; exec \"$@\"", "sh", *command]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, timeout=300)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr

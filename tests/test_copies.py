@@ -7,12 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT
+from conftest import CHECKOUT, signalled
 from pipeline_fixtures import make_image
 from store_fixtures import CREDENTIALS, content, make_marker, s3_server, upload
 
@@ -106,16 +105,11 @@ def test_a_data_set_in_a_store_is_inspected_where_it_is(
 def test_a_killed_build_to_a_store_goes_on(bucket: str, photos: Path, data_set: Path, run_tool: RunTool):
     place = f"{bucket}/killed"
     flags = [f"--input={photos}", f"--output={place}", *BUILD]
-    process = subprocess.Popen(
-        [sys.executable, str(CHECKOUT / "tools" / "build_tfrecords.py"), *flags], stderr=subprocess.DEVNULL, cwd=CHECKOUT.parent
-    )
-    end = time.monotonic() + 100
-    while (count := len(stores.listed(place))) < 5 and time.monotonic() < end:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    tool = str(CHECKOUT / "tools" / "build_tfrecords.py")
+    status, _ = signalled([sys.executable, tool, *flags], "tfpipe.common.stores", "put", 6, signal.SIGKILL)
+    assert status == -signal.SIGKILL
     there = stored(place)
-    assert count >= 5
+    assert len(there) == 5
     assert manifest.FILE_NAME not in there
     expected = contents(data_set)
     assert all(expected[name] == encoded for name, encoded in there.items())  # each is whole

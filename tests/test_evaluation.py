@@ -5,8 +5,6 @@ import importlib.util
 import json
 import re
 import shutil
-import subprocess
-import sys
 import types
 from pathlib import Path
 
@@ -646,17 +644,3 @@ def test_wrong_words_are_reported(run_tool, arguments, message):
     done = run_tool("evaluate", *arguments, check=False)
     assert done.returncode == 2
     assert f"error: {message}" in done.stderr
-
-
-def test_ctrl_c_leaves_earlier_results_as_they_were(saved, shards, tmp_path):
-    write(tmp_path / "eval" / "predictions.csv", b"earlier")
-    flags = [f"--model={saved}", f"--data={shards}", f"--output={tmp_path}/eval", "--noreport", "--batch_size=1"]
-    code = (
-        "import os, signal, sys; sys.argv[0] = 'evaluate'; from tfpipe.models import predictions; rows = predictions.rows\n"
-        "def stop(table):\n    os.kill(os.getpid(), signal.SIGINT); return rows(table)\n"
-        "predictions.rows = stop\nfrom tools.evaluate import command; command()"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, cwd=CHECKOUT, timeout=300)
-    assert done.returncode == 130, done.stderr
-    assert done.stderr.rstrip().endswith("stopped. Nothing is kept of a pass that was stopped: run the same command again.")
-    assert [(path.name, path.read_bytes()) for path in (tmp_path / "eval").iterdir()] == [("predictions.csv", b"earlier")]

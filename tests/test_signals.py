@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT
+from conftest import CHECKOUT, signalled, write
 from evaluation_fixtures import build_images, make_classifier
 from transfer_fixtures import colours
 
@@ -24,7 +24,7 @@ pytestmark = [
 
 __all__ = ["colours"]  # a fixture
 
-NUM_IMAGES = {"cat": 200, "dog": 200}
+NUM_IMAGES = {"cat": 12, "dog": 12}
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ TWICE = [signal.SIGTERM, signal.SIGTERM]  # as `timeout` sends it
 def test_training_goes_on_to_the_same_bits(colours, whole, tmp_path, numbers, flags, status):
     folder = tmp_path / "run"
     words = training_of(colours, folder)  # which saves at the end of an epoch, and when it is stopped
-    found, said = stop([*words, *flags], lambda _: (folder / "state" / "scratch.npz").exists(), *numbers)
+    found, said = signalled([*words, *flags], "tfpipe.training.loop", "Loop.train_step", 15, *numbers)
     assert found == status
     if status == 143:
         assert said.rstrip().endswith("stopped. What was done is saved: run the same command again to go on from there.")
@@ -152,20 +152,20 @@ def test_a_script_that_trains_ends_when_the_step_is_saved(colours, tmp_path):
 
 def test_evaluation_leaves_earlier_results_as_they_were(shards, model, tmp_path):
     out = tmp_path / "eval"
+    earlier = write(out / "predictions.csv", b"earlier")
     words = command("evaluate", f"--model={model}", f"--data={shards}", f"--output={out}", "--noreport", "--batch_size=1")
-    status, said = stop(words, lambda _: list(out.glob(".predictions.csv.*")), signal.SIGTERM)
+    status, said = signalled(words, "tfpipe.models.predictions", "rows", 5, signal.SIGTERM)
     assert status == 143
     assert said.rstrip().endswith("stopped. Nothing is kept of a pass that was stopped: run the same command again.")
-    assert list(out.iterdir()) == []
+    assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [("predictions.csv", b"earlier")]
     run(words)
-    assert len((out / "predictions.csv").read_text("utf-8").splitlines()) == 401
+    assert len(earlier.read_text("utf-8").splitlines()) == 25
 
 
 def test_an_evaluation_that_is_stopped_in_its_report_is_complete_but_for_that(shards, model, tmp_path):
-    out, summary = tmp_path / "eval", tmp_path / "summary"
+    out = tmp_path / "eval"
     words = command("evaluate", f"--model={model}", f"--data={shards}", f"--output={out}")
-    printing = ["sh", "-c", f'exec "$0" "$@" > {summary}', *words]
-    status, said = stop(printing, lambda _: summary.exists() and summary.stat().st_size, signal.SIGTERM)
+    status, said = signalled(words, "tfpipe.evaluation.html_report", "write_report", 1, signal.SIGTERM)
     assert status == 143
     assert said.rstrip().endswith("stopped. There is no report; table, metrics and receipt are complete.")
     assert {path.name for path in out.iterdir()} == {"predictions.csv", "metrics.json", "receipt.json"}
@@ -178,7 +178,7 @@ def test_prediction_goes_on_to_the_same_bytes(shards, model, tmp_path):
         for output in outputs
     )
     partial = tmp_path / ".stopped.csv.partial"
-    status, said = stop(stopped, lambda _: partial.exists() and partial.stat().st_size > 2000, signal.SIGTERM)
+    status, said = signalled(stopped, "tfpipe.prediction.resumption", "Unfinished._write", 10, signal.SIGTERM)
     assert status == 143
     assert said.rstrip().endswith("stopped. The output is as it was before; give the same command again to resume.")
     assert [path.name for path in tmp_path.iterdir()] == [partial.name]
@@ -214,9 +214,8 @@ def test_an_export_ends_with_the_process_that_compares(model, tmp_path, whole_gr
 def test_a_signal_that_is_ignored_stays_ignored(shards, model, tmp_path):
     out = tmp_path / "eval"
     words = command("evaluate", f"--model={model}", f"--data={shards}", f"--output={out}", "--noreport", "--batch_size=1")
-    ignoring = ["sh", "-c", "trap '' TERM HUP; exec \"$@\"", "sh", *words]
     numbers = signal.SIGTERM, signal.SIGHUP
-    status, said = stop(ignoring, lambda _: list(out.glob(".predictions.csv.*")), *numbers)
+    status, said = signalled(words, "tfpipe.models.predictions", "rows", 5, *numbers, ignoring=True)
     assert status == 0, said
     assert (out / "receipt.json").exists()
 

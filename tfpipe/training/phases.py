@@ -55,6 +55,7 @@ class Phases:
     report: Callable[[str], None]  # called with lines about what is done and why
     first_steps: Mapping[str, int]  # where the schedule starts over, by phase, in a run that is trained longer
     fits: bool  # compute a batch in parts where it does not fit into memory
+    _samples: dict[int | None, tf.Tensor] = dataclasses.field(default_factory=dict)  # by view, see `_check`
 
     def of_mode(self) -> Iterator[Phase]:
         """Yields the phases of the mode; each must be trained before the next is requested."""
@@ -173,7 +174,10 @@ class Phases:
 
     def _check(self, frozen: keras.Model, network: keras.Model, batches: FeatureBatches | None) -> None:
         """Compares the frozen part of `network` in training with the cache, else with inference."""
-        images = features.sample(self.train, 0 if batches is not None and self._is_augmented else None)
+        view = 0 if batches is not None and self._is_augmented else None
+        if view not in self._samples:  # the same for each phase
+            self._samples[view] = features.sample(self.train, view)
+        images = self._samples[view]
         if batches is None:
             expected = features.computation(frozen, self.networks.preprocessing, self.train.image_size)(images)
         else:
