@@ -313,9 +313,8 @@ def test_other_bytes_than_those_of_the_catalog_are_not_shown(reviewed):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_command_serves_without_tensorflow_until_it_is_stopped(reviewed, number):
-    code = (
-        "import sys; sys.modules.update(dict.fromkeys(('tensorflow', 'keras', 'gradio'))); import tfpipe.cli; tfpipe.cli.main()"
-    )
+    without = "import sys; sys.modules.update(dict.fromkeys(('tensorflow', 'keras', 'gradio')))"
+    code = f"{without}; import tfpipe.cli; tfpipe.cli.main()"
     arguments = ["page", f"--review={reviewed / 'eval'}", f"--data={reviewed / 'shards'}", "--port=0"]
     command = [sys.executable, "-c", code, *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT)

@@ -32,10 +32,13 @@ class Row(NamedTuple):
     sha256: str
     label: int
     class_name: str
-    history: str = ""  # see `classes_before`
+    group: str | None = None
+    history: tuple[str, ...] = ()
+    labels: tuple[int, ...] | None = None
+    unknown: tuple[int, ...] | None = None
 
 
-SEPARATOR = "\n"  # in a history; no name of a class has a line break
+SEPARATOR = "\n"  # in the column `history` of the state; no name of a class has a line break
 
 
 def classes_before(history: str) -> tuple[str, ...]:

@@ -17,14 +17,14 @@ from typing import Any, BinaryIO, NamedTuple
 import google_crc32c
 
 from tfpipe.building import hdf5, prepared
-from tfpipe.building.slices import classes_before, read_slice
+from tfpipe.building.slices import read_slice
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.files import read_bytes, written_atomically
 from tfpipe.images import headers
 from tfpipe.images.headers import ImageHeader
 from tfpipe.listing import image_files
 from tfpipe.records import schema, tfrecord
-from tfpipe.records.catalog import FRAME, CatalogRow
+from tfpipe.records.catalog import COLUMNS, FRAME, OPTIONAL
 from tfpipe.records.manifest import Shard, index_file
 from tfpipe.records.samples import MAX_BITS
 
@@ -195,7 +195,8 @@ def write_shard(task: ShardTask, report: Report) -> Shard:
             crc32c = int.from_bytes(pieces[2], "little")
             here = {"split": task.split, "shard": task.shard_index, "position": position, "crc32c": crc32c}
             frames.write(FRAME.pack(start, output.num_bytes - start, crc32c, record.label))
-            catalog.writerow(here[name] if name in here else getattr(record, name) for name in CatalogRow._fields)
+            columns = (*COLUMNS, *(name for name in OPTIONAL if getattr(record, name) is not None))
+            catalog.writerow(here[name] if name in here else getattr(record, name) for name in columns)
             unreported += len(record.encoded)
             if position % _REPORT_RECORDS == _REPORT_RECORDS - 1 or position == task.end - task.start - 1:
                 report(position % _REPORT_RECORDS + 1, unreported)
@@ -232,4 +233,4 @@ def _planned(task: ShardTask) -> Iterator[tuple[schema.Record, int, str]]:
             data = read_image(row.kind, row.path, row.place)
         except OSError as error:
             raise DataError(f"cannot be read any more ({error.strerror}). {_CHANGED}", path=row.path) from None
-        yield schema.Record(data, *row[4:-1], classes_before(row.history)), row.crc32c, row.path
+        yield schema.Record(data, *row[4:]), row.crc32c, row.path

@@ -19,6 +19,7 @@ writes them.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import tempfile
@@ -34,7 +35,16 @@ from tfpipe.common.files import clear_folder, clear_up, sha256_of, written_atomi
 from tfpipe.common.locking import locked
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import hash_names, html_table
-from tfpipe.evaluation import calibration, html_report, metrics, partial_tables, receipts, suspects
+from tfpipe.evaluation import (
+    calibration,
+    html_report,
+    label_metrics,
+    metrics,
+    partial_tables,
+    receipts,
+    suspects,
+    thresholding,
+)
 from tfpipe.evaluation.outliers import Outliers
 from tfpipe.models import classifiers, predictions
 from tfpipe.models.classifiers import Classifier, Predictor
@@ -42,6 +52,7 @@ from tfpipe.models.predictions import Predictions
 from tfpipe.models.split_images import read_for
 from tfpipe.networks import arithmetic
 from tfpipe.records import catalog
+from tfpipe.records.manifest import SINGLE
 
 _log = logging.getLogger("tfpipe")
 
@@ -168,7 +179,7 @@ def evaluate(
     data, folder = arguments.path("data", data), arguments.path("output", output)
     predictor = _loaded(model, trust)
     options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
-    run = _Run(predictor, data, split, folder, batch_size, progress, options)
+    run = _Run(predictor, data, split, folder, batch_size, progress, options, classifiers.thresholds_of(predictor))
     outliers = Outliers() if shard is None and isinstance(predictor, Classifier) else None
     claim = run.begin()
     if shard is not None:
@@ -189,7 +200,8 @@ def evaluate(
             computed = [classifiers.computation_of(predictor)]
         else:
             computed = partial_tables.computations(run.folder, shard[1])
-            chunks = partial_tables.merge(run.folder, shard[1], predictions.header(predictor.class_names), claim)
+            header = predictions.header(predictor.class_names, classifiers.task_of(predictor))
+            chunks = partial_tables.merge(run.folder, shard[1], header, claim)
         evaluation = run.finish(chunks, claim, computed)
         if on_found:
             on_found(evaluation)
@@ -213,10 +225,13 @@ class _Run:
     batch_size: int
     progress: bool
     options: dict[str, Any]
+    thresholds: np.ndarray[Any, Any] | None = None  # of several labels an image
 
     def begin(self) -> receipts.Claim:
         """Checks the arguments before the pass, and returns the claim."""
         calibrate = self.options["calibrate"]
+        if classifiers.task_of(self.predictor) != SINGLE and self.options["positive_class"] is not None:
+            raise ValueError("positive_class is of one class an image; of several labels, each has its own metrics")
         if calibrate is not None and calibrate == self.split:
             raise ValueError(f"calibrate must be another split than the one that is evaluated (got {calibrate!r} for both)")
         metrics.check_options(self.predictor.class_names, self.options["positive_class"], self.options["specificity"])
@@ -233,7 +248,7 @@ class _Run:
         total = sum(size * (index + 1) // count - size * index // count for index, count in shards)
         columns = {name: index for index, name in enumerate(self.predictor.class_names)}
         labels = np.array([columns[name] for name in manifest.class_names])
-        yield predictions.header(self.predictor.class_names)
+        yield predictions.header(self.predictor.class_names, manifest.task)
         with ProgressBar(f"evaluate {split}", total, enabled=self.progress) as bar:
             for shard in shards:
                 for batch in self._batches(split, shard):
@@ -254,6 +269,11 @@ class _Run:
             else:
                 probabilities = self.predictor.predict(batch["image"])
         predictions.check(probabilities, keys, self.predictor)
+        if classifiers.task_of(self.predictor) != SINGLE:
+            targets = np.full(probabilities.shape, -1, np.int8)  # of classes that the data set lacks nothing is known
+            targets[:, labels] = batch["label"].numpy()
+            named = keys, filenames, targets, probabilities, self.predictor.class_names
+            return predictions.of_several_labels(*named, self.thresholds)
         return Predictions(keys, filenames, labels[batch["label"].numpy()], probabilities, self.predictor.class_names)
 
     def write_part(self, shard: tuple[int, int], claim: receipts.Claim) -> None:
@@ -283,7 +303,12 @@ class _Run:
             computed = [*computed, classifiers.computation_of(self.predictor)]
         table = self._write(UNCALIBRATED_NAME if fitted else predictions.FILE_NAME, self.split, chunks, claim)
         before = None
-        if fitted:
+        if fitted and table.targets is not None:
+            before = self._measure(table)
+            table = dataclasses.replace(table, thresholds=np.array(list(fitted["thresholds"].values())))
+            table = self._write(predictions.FILE_NAME, self.split, predictions.chunks(table), claim)
+            table = dataclasses.replace(table, thresholds=np.array(list(fitted["thresholds"].values())))
+        elif fitted:
             before = self._measure(table)
             scaled = predictions.chunks(calibration.scale(table, fitted["temperature"]))
             table = self._write(predictions.FILE_NAME, self.split, scaled, claim)
@@ -299,6 +324,9 @@ class _Run:
         split = self.options["calibrate"]
         table = self._write(CALIBRATION_NAME, split, self.chunks(split, [(0, 1)]), claim)
         ids = hash_names(table.keys)
+        if table.targets is not None:
+            thresholds = dict(zip(table.class_names, thresholding.choose_thresholds(table), strict=True))
+            return {"split": split, "records_seen": len(table.keys), "ids_sha256": ids, "thresholds": thresholds}
         temperature = calibration.fit_temperature(table)
         return {"split": split, "records_seen": len(table.keys), "ids_sha256": ids, "temperature": temperature}
 
@@ -315,6 +343,9 @@ class _Run:
         return table
 
     def _measure(self, table: Predictions) -> dict[str, Any]:
+        if table.targets is not None:
+            at = self.thresholds if table.thresholds is None else table.thresholds
+            return label_metrics.measure(dataclasses.replace(table, thresholds=at))
         return metrics.measure(table, positive_class=self.options["positive_class"], specificity=self.options["specificity"])
 
 

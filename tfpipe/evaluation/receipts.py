@@ -46,6 +46,9 @@ def open_labelled(directory: str | os.PathLike[str], split: str) -> manifests.Ma
 def open_split(predictor: Predictor, directory: str | os.PathLike[str], split: str) -> manifests.Manifest:
     """Does as `open_labelled`; raises ValueError where the model does not know a class, too."""
     manifest = open_labelled(directory, split)
+    task = getattr(predictor, "task", manifests.SINGLE)
+    if task != manifest.task:
+        raise ValueError(f"{directory}: is of task {manifest.task}, and the model of task {task}: they cannot be compared")
     known = set(predictor.class_names)
     unknown = [name for name in manifest.class_names if name not in known]
     if unknown:

@@ -30,6 +30,7 @@ from tfpipe.common.tables import escape_formula, unescape_formula
 from tfpipe.models.predictions import Predictions
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import CatalogRow, read_checked
+from tfpipe.records.manifest import SINGLE
 
 FILE_NAME = "suspects.csv"
 SAME_BYTES, NEAR_DUPLICATE, LABEL_ERROR, ODD = REASONS = ("same_bytes", "near_duplicate", "label_error", "odd")
@@ -68,11 +69,13 @@ def label_errors(predicted: Predictions) -> tuple[Array, Array, Array]:
     Confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068): the model claims a
     class where its probability is at least the mean that images labelled with it receive. A label
     is doubtful where the most probable of the claimed classes is another. Ordered by the difference
-    of the two probabilities.
+    of the two probabilities. Of several labels an image, none is searched for.
 
     Returns:
         Rows; the claimed class of each, int64 [M]; the differences, float64 [M].
     """
+    if predicted.task != SINGLE:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     labels, classes = predicted.labels, range(len(predicted.class_names))
     own = predicted.probabilities[np.arange(len(labels)), labels].astype(np.float64)
     thresholds = np.array([own[labels == index].mean() if (labels == index).any() else np.inf for index in classes])
@@ -137,6 +140,8 @@ def _pair(row: CatalogRow, other: CatalogRow, score: float, reason: str) -> Iter
 
 
 def _of_table(table: Predictions, split: str, odd: tuple[Array, Array] | None) -> Iterator[Suspect]:
+    if table.task != SINGLE:
+        return
     names = table.class_names
 
     def suspect(row: int, suggested: str, score: float, reason: str) -> Suspect:
