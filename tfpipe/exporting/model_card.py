@@ -17,8 +17,8 @@ from typing import Any, NotRequired, TypedDict
 from tfpipe.common import text
 from tfpipe.common.files import check_json, load_json
 from tfpipe.common.text import interval, number, percent, plural
-from tfpipe.evaluation import metrics
-from tfpipe.evaluation.html_report import NEAR_DUPLICATES_NAME, likely_label_errors
+from tfpipe.evaluation import metrics, suspects
+from tfpipe.evaluation.html_report import NEAR_DUPLICATES_NAME
 from tfpipe.evaluation.label_report import worst_labels
 from tfpipe.formats.preflight import KERAS_NAME
 from tfpipe.formats.specifications import Specification
@@ -290,7 +290,7 @@ class _Evaluation:
         for label, row in enumerate(found["per_class"]):
             row["recall_interval"] = metrics.share_interval(table, table.predicted == label, table.labels == label)
         path = folder / NEAR_DUPLICATES_NAME
-        return cls(receipt, found, len(likely_label_errors(table)), load_json(path, _Pairs) if path.exists() else None)
+        return cls(receipt, found, len(suspects.label_errors(table)[0]), load_json(path, _Pairs) if path.exists() else None)
 
     @property
     def split(self) -> str:
