@@ -56,6 +56,9 @@ _SPECIFICITY = flags.DEFINE_float("specificity", 0.95, "Sensitivity is given at 
 _CALIBRATE = flags.DEFINE_string(
     "calibrate", None, "Split to fit a temperature on, for calibrated probabilities. Default: none."
 )
+_TTA = flags.DEFINE_string(
+    "tta", None, "Average views of each image: flip, five (centre and corners), or a number of views of the run's augmentation."
+)
 _TRUST = flags.DEFINE_bool("trust", False, "Trust the model's author: open it even if it holds code, or uses files.")
 _REPORT = flags.DEFINE_bool("report", True, "Write report.html.")
 _NEAR_DUPLICATES = flags.DEFINE_bool(
@@ -83,7 +86,10 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
     from tfpipe.common.files import check_folder
     from tfpipe.evaluation.receipts import open_labelled
     from tfpipe.formats import preflight
+    from tfpipe.models import tta
 
+    if _TTA.value is not None:
+        tta.Tta(_TTA.value)  # a wrong word costs no time
     if shard is not None and _NUM_READERS.value != 1:
         raise commands.UsageError("--shard and --num_readers exclude each other")
     for split in filter(None, (_SPLIT.value, _CALIBRATE.value)):
@@ -99,9 +105,10 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
         found.append(evaluation)
         print(_summary(evaluation), flush=True)  # now: the report may fail
 
+    predictor = opening.load(_MODEL.value, trust=_TRUST.value)
     try:
         evaluation = evaluate(
-            opening.load(_MODEL.value, trust=_TRUST.value),
+            predictor,
             _DATA.value,
             _SPLIT.value,
             _OUTPUT.value,
@@ -111,6 +118,7 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
             positive_class=_POSITIVE_CLASS.value,
             specificity=_SPECIFICITY.value,
             calibrate=_CALIBRATE.value,
+            tta=tta.find(_TTA.value, _MODEL.value, predictor),
             report=_REPORT.value,
             near_duplicates=_NEAR_DUPLICATES.value,
             on_found=show,
@@ -198,6 +206,8 @@ def _compare(a: str, b: str) -> None:
     print(f"difference {found.difference:+.2%} (95 %: {low:+.2%} to {high:+.2%}) on {plural(found.count, 'image')}")
     same = {True: "yes", False: "no", None: "unknown, without two receipts"}[found.same_data]
     print(f"same data set and split: {same}")
+    if found.tta:
+        print("test-time augmentation: A {}, B {}".format(*found.tta))
     print(
         f"both right {found.both_right:,}, only A {found.only_a:,}, only B {found.only_b:,}, both wrong {found.both_wrong:,};"
         f" McNemar's exact test: p = {found.p_value:.3g}"

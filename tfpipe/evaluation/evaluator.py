@@ -35,6 +35,7 @@ from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import hash_names, html_table
 from tfpipe.evaluation import calibration, html_report, metrics, partial_tables, receipts
 from tfpipe.models import classifiers, predictions
+from tfpipe.models import tta as views
 from tfpipe.models.classifiers import Predictor
 from tfpipe.models.predictions import Predictions
 from tfpipe.models.split_images import read_for
@@ -109,6 +110,7 @@ def evaluate(
     positive_class: str | None = None,
     specificity: float = 0.95,
     calibrate: str | None = None,
+    tta: str | int | views.Tta | None = None,
     report: bool = True,
     near_duplicates: bool = True,
     progress: bool = True,
@@ -136,6 +138,9 @@ def evaluate(
         specificity: see `metrics.measure`.
         calibrate: another split, on which a temperature is fitted first. The table then holds
             calibrated probabilities, and metrics["calibration"] the metrics before.
+        tta: average the probabilities of several views of each image: "flip", "five", or a number
+            of views of the run's augmentation; see `tfpipe.models.tta`. Near-duplicates and
+            explanations are of the image as it is.
         report: write report.html, too.
         near_duplicates: look for images of the split in train and val, for the report: another pass
             over all three.
@@ -162,8 +167,11 @@ def evaluate(
         arguments.callback("on_found", on_found)
     data, folder = arguments.path("data", data), arguments.path("output", output)
     predictor = _loaded(model, trust)
-    options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
-    run = _Run(predictor, data, split, folder, batch_size, progress, options)
+    averaged = views.averaged(predictor, views.find(tta, getattr(model, "source", model), predictor))
+    options: dict[str, Any] = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
+    if way := views.tta_of(averaged):  # absent where it is not used, as in receipts from before there was a choice
+        options["tta"] = way.facts()
+    run = _Run(averaged, data, split, folder, batch_size, progress, options)
     claim = run.begin()
     if shard is not None:
         run.write_part(shard, claim)
@@ -275,6 +283,7 @@ class _Run:
         digest = sha256_of(self.folder / predictions.FILE_NAME)
         calibrated = fitted and {**fitted, "before": before}
         found = {**self._measure(table), "calibration": calibrated, "predictions_sha256": digest}
+        found |= {"tta": self.options["tta"]} if "tta" in self.options else {}
         receipt = {**receipts.receipt(claim, table, computed), "calibration": fitted}
         files.write_json(self.folder / metrics.FILE_NAME, found)
         files.write_json(self.folder / predictions.RECEIPT_NAME, receipt)

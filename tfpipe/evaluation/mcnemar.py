@@ -42,6 +42,7 @@ class Comparison:
             much, or more, by chance.
         same_data: both were evaluated on the same data set and split, by their receipts; None where
             one has none.
+        tta: views that A and B average, ("none", "flip") for example, where these differ; else None.
     """
 
     both_right: int
@@ -50,6 +51,7 @@ class Comparison:
     both_wrong: int
     p_value: float
     same_data: bool | None = None
+    tta: tuple[str, str] | None = None
 
     def __repr__(self) -> str:
         low, high = self.difference_interval
@@ -94,7 +96,8 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     """Compares two evaluations, folders or predictions.csv files, of the same images in any order.
 
     Ids and labels must be equal, images need not be: other sizes of them may be what is compared.
-    Folders of other data sets or splits cause a warning, and `same_data` is False.
+    Folders of other data sets or splits cause a warning, and `same_data` is False. So does another
+    averaging of views, which `tta` describes: it may be what is compared.
 
     Raises:
         FileNotFoundError: there is no table, or its evaluation did not finish.
@@ -112,7 +115,7 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     both_right, both_wrong = int((right_a & right_b).sum()), int((~right_a & ~right_b).sum())
-    return Comparison(both_right, only_a, only_b, both_wrong, p_value, _same_data(a, b))
+    return Comparison(both_right, only_a, only_b, both_wrong, p_value, _same_data(a, b), _other_tta(a, b))
 
 
 def _same_data(a: Path, b: Path) -> bool | None:
@@ -123,6 +126,21 @@ def _same_data(a: Path, b: Path) -> bool | None:
         described = [f"{path}: data set {root[:12]}, split {split!r}" for path, (root, split) in ((a, data_a), (b, data_b))]
         _log.warning("not the same data set or split: %s; %s", *described)
     return data_a == data_b
+
+
+def _other_tta(a: Path, b: Path) -> tuple[str, str] | None:
+    if not (a.is_dir() and b.is_dir()):
+        return None
+    found = [fields(path / RECEIPT_NAME, "options")[0].get("tta") for path in (a, b)]
+    if found[0] == found[1]:
+        return None
+    first, second = (_views(facts) for facts in found)
+    _log.warning("not the same test-time augmentation: %s: %s; %s: %s", a, first, b, second)
+    return first, second
+
+
+def _views(facts: Any) -> str:
+    return "none" if not facts else ", ".join(f"{value}" for value in facts.values())
 
 
 def _align(a: Predictions, b: Predictions, path_a: Path, path_b: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
