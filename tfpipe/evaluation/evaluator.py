@@ -47,7 +47,7 @@ _log = logging.getLogger("tfpipe")
 UNCALIBRATED_NAME = "uncalibrated.csv"
 CALIBRATION_NAME = "calibration.csv"
 
-_EXPORTED_FILES = (".pb", ".tflite", ".onnx")
+_EXPORTED_FILES = (".pb", ".tflite", ".onnx", ".xml")
 _IN_EXPORTS = ("saved_model.pb", "preprocessing.json")
 _NEEDED = ("class_names", "image_size", "resize", "sha256", "predict")  # of a `Predictor`
 
