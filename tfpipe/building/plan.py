@@ -135,7 +135,8 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
     state.execute("UPDATE inputs SET rank = record_order(key) WHERE reason IS NULL")
     state.execute("CREATE INDEX IF NOT EXISTS inputs_order ON inputs (split, rank, key)")
     fractions = None if options.splits is None else options.fractions()
-    return Plan(class_names, conflicts, leaks, groups.summary(state, class_names, fractions) if state.has_groups() else None)
+    grouped = groups.summary(state, class_names, fractions, _classes_of(state, options)) if state.has_groups() else None
+    return Plan(class_names, conflicts, leaks, grouped)
 
 
 def split_names(state: State) -> list[str]:
@@ -259,12 +260,18 @@ def _cut(state: State, options: Options) -> None:
     """Cuts each class at the fractions, equal bytes and groups together, in an order drawn by the seed."""
     state.register("group_order", options.seed, "split")
     if state.has_groups():
-        groups.cut(state, options.fractions())
+        groups.cut(state, options.fractions(), _classes_of(state, options))
+    elif options.task == MULTILABEL:
+        multilabel.cut(state, options.fractions(), _classes_of(state, options))
     else:
         _cut_classes(state, options)
     for split in options.splits or ():
         if not state.value("SELECT 1 FROM inputs WHERE split = ? LIMIT 1", (split,)):
             raise ValueError(f"split {split!r} would get no image: too few for its fraction {options.splits}")
+
+
+def _classes_of(state: State, options: Options) -> groups.ClassesOf:
+    return multilabel.classes_of(state, options) if options.task == MULTILABEL else groups.the_label
 
 
 def _cut_classes(state: State, options: Options) -> None:

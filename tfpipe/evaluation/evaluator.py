@@ -40,7 +40,7 @@ from tfpipe.models.classifiers import Predictor
 from tfpipe.models.predictions import Predictions
 from tfpipe.models.split_images import read_for
 from tfpipe.networks import arithmetic
-from tfpipe.records import catalog
+from tfpipe.records import catalog, folds
 from tfpipe.records import manifest as manifests
 from tfpipe.records.manifest import SINGLE
 
@@ -148,7 +148,7 @@ def evaluate(
 
     Raises:
         ValueError: an argument is invalid; the split is unlabelled or empty; the model does not
-            know a class.
+            know a class; or it averages the models of folds, one of which this is.
         FileNotFoundError: there is no such model or data set.
         OSError: `output` cannot be written to, or (BlockingIOError) another evaluation writes
             there; raised before the pass.
@@ -164,9 +164,11 @@ def evaluate(
     if on_found is not None:
         arguments.callback("on_found", on_found)
     data, folder = arguments.path("data", data), arguments.path("output", output)
+    if isinstance(model, str | os.PathLike):
+        receipts.check_unseen(model, data, split)
     predictor = _loaded(model, trust)
     options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
-    run = _Run(predictor, data, split, folder, batch_size, progress, options, classifiers.thresholds_of(predictor))
+    run = Pass(predictor, data, split, folder, batch_size, progress, options, classifiers.thresholds_of(predictor))
     claim = run.begin()
     if shard is not None:
         run.write_part(shard, claim)
@@ -180,7 +182,7 @@ def evaluate(
                 raise
             _log.warning("part %d of %d is complete, and not merged here: %s", *shard, error)
             return Evaluation(run.folder)
-        _clear(run.folder)
+        clear(run.folder)
         if shard is None:
             chunks = run.chunks(split, [(index, num_readers) for index in range(num_readers)])
             computed = [classifiers.computation_of(predictor)]
@@ -196,7 +198,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Run:
+class Pass:
     """One evaluation, or one reader's part of it."""
 
     predictor: Predictor
@@ -224,8 +226,12 @@ class _Run:
 
     def header(self) -> bytes:
         """Returns the first line of the table."""
-        has_groups = manifests.load(self.directory).groups is not None
-        return predictions.header(self.predictor.class_names, classifiers.task_of(self.predictor), has_groups=has_groups)
+        manifest = manifests.load(self.directory)
+        return predictions.header(self.predictor.class_names, manifest.task, self.extras(manifest))
+
+    def extras(self, account: manifests.Manifest) -> tuple[str, ...]:
+        """Returns the fields of `Predictions` that are columns at the end."""
+        return () if account.groups is None else ("groups",)
 
     def chunks(self, split: str, shards: Sequence[tuple[int, int]]) -> Iterator[bytes]:
         """Yields the table of a split, or of parts of it, piece by piece."""
@@ -340,7 +346,7 @@ def _loaded(model: str | os.PathLike[str] | Predictor | Loaded, trust: bool) -> 
         path = Path(model)
         if path.suffix in _EXPORTED_FILES or any((path / name).exists() for name in _IN_EXPORTS):
             raise ValueError(f"{path}: an exported model is loaded first: evaluate(tfpipe.load({os.fspath(path)!r}), ...)")
-        return classifiers.load(path, trust=trust)
+        return classifiers.load_named(path, trust=trust) if folds.is_folder(path) else classifiers.load(path, trust=trust)
     given: Any = model
     predictor: Predictor = getattr(given, "predictor", given)
     if missing := [name for name in _NEEDED if not hasattr(predictor, name)]:
@@ -349,7 +355,7 @@ def _loaded(model: str | os.PathLike[str] | Predictor | Loaded, trust: bool) -> 
     return predictor
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """Removes what killed processes left; needs the folder's lock."""
     for name in (predictions.FILE_NAME, predictions.RECEIPT_NAME, *_OTHER_FILES):
         clear_up(folder / name)

@@ -21,7 +21,7 @@ import numpy as np
 
 from tfpipe.common.files import read_json, write_json, written_atomically
 from tfpipe.common.text import plural
-from tfpipe.evaluation import metrics
+from tfpipe.evaluation import label_report, metrics
 from tfpipe.evaluation.near_duplicates import NearDuplicate, find_near_duplicates, reader_of, training_splits
 from tfpipe.models import explanation, predictions
 from tfpipe.models.classifiers import Classifier, Predictor
@@ -76,6 +76,8 @@ def write_report(
     for name, value in given.items():
         if receipt.get(name) != value:
             raise ValueError(f"the evaluation is of {name} {receipt.get(name)!r} (got {value!r})")
+    if table.targets is not None:
+        return label_report.write(folder, predictor, directory, table, found, receipt)
     pairs = None
     if near_duplicates and isinstance(predictor, Classifier):
         duplicates = find_near_duplicates(predictor, directory, split, progress=progress)

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 
+from tfpipe.common.files import check_json
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
 from tfpipe.evaluation.clusters import Groups
 from tfpipe.models import predictions
@@ -27,6 +30,63 @@ NUM_RESAMPLES = 1000
 _BY_GROUP = "cluster bootstrap: percentiles of draws of groups"
 _BLOCK_VALUES = 1 << 23  # weights in memory at once
 _METRICS = ("auc", "average_precision", "f1")
+
+
+_Share = float | None
+_Interval = tuple[float, float] | None
+
+
+class _Row(msgspec.Struct):
+    """A class in metrics.json."""
+
+    class_name: str
+    threshold: float
+    auc: _Share
+    auc_interval: _Interval
+    average_precision: _Share
+    average_precision_interval: _Interval
+    precision: _Share
+    recall: _Share
+    f1: _Share
+    f1_interval: _Interval
+    support: int
+    without: int
+    unknown: int
+    predicted: int
+
+
+class _Chosen(msgspec.Struct):
+    """The thresholds, by class, and the split that they were chosen on."""
+
+    split: str
+    thresholds: dict[str, float]
+    before: dict[str, Any]
+
+
+class _Content(msgspec.Struct):
+    """The content of metrics.json that is shown elsewhere."""
+
+    task: Literal["multilabel"]
+    count: int
+    known: int
+    label_accuracy: float
+    exact_match: float
+    log_loss: float
+    macro_auc: _Share
+    macro_auc_interval: _Interval
+    macro_average_precision: _Share
+    macro_average_precision_interval: _Interval
+    macro_f1: _Share
+    macro_f1_interval: _Interval
+    micro_f1: _Share
+    per_class: list[_Row]
+    calibration: _Chosen | None = None
+
+
+def check(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the content of metrics.json of several labels; raises DataError if it is another."""
+    check_json(content, _Content, path)
+    return content
 
 
 class _Class(NamedTuple):
