@@ -49,7 +49,10 @@ flags.DEFINE_enum(
     " tensorflow-datasets prepared. Default: guessed where that is certain.",
 )
 _SPLITS = flags.DEFINE_string(
-    "splits", None, "Fraction of each split, adding up to 1: train=0.8,val=0.1,test=0.1. Default: one, train."
+    "splits",
+    None,
+    "Fraction of each split, adding up to 1: train=0.8,val=0.1,test=0.1; folds=5,test=0.2: equal ones for train --folds."
+    " Default: one, train.",
 )
 _UNLABELLED = flags.DEFINE_string("unlabelled", None, "Folders of images without labels, by split: test1=DIR. Default: none.")
 flags.DEFINE_string(
@@ -98,6 +101,9 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
     "background", USUAL.background, BACKGROUNDS, "Colour behind transparent images when they are read; keep: drops alpha."
 )
+flags.DEFINE_list(
+    "decisions", (), "decisions.csv of page --review: other labels, images to leave out. Several are applied in order."
+)
 flags.DEFINE_string(
     "workers_folder",
     None,
@@ -120,8 +126,8 @@ flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above whi
 
 _PASSED_ON = (  # unchanged
     *("name", "layout", "label_pattern", "class_names", "seed", "workers", "on_error", "on_conflict", "allow_leaks"),
-    *("max_pixels", "check", "images", "path_column", "label_column", "group", "group_pattern", "normalize", "png16"),
-    *("background", "task", "label_separator", "label_columns"),
+    *("max_pixels", "check", "images", "path_column", "label_column", "group", "group_pattern", "normalize"),
+    *("png16", "background", "task", "label_separator", "label_columns", "decisions"),
     *("workers_folder", "lease_seconds", "engine", "engine_address"),
 )
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from tfpipe.common.files import check_json
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
+from tfpipe.evaluation.clusters import Groups
 from tfpipe.models import predictions
 from tfpipe.models.predictions import DEFAULT_THRESHOLD, Predictions
 from tfpipe.records.manifest import MULTILABEL
@@ -26,6 +27,7 @@ from tfpipe.records.manifest import MULTILABEL
 Array = np.ndarray[Any, Any]
 
 NUM_RESAMPLES = 1000
+_BY_GROUP = "cluster bootstrap: percentiles of draws of groups"
 _BLOCK_VALUES = 1 << 23  # weights in memory at once
 _METRICS = ("auc", "average_precision", "f1")
 
@@ -108,7 +110,8 @@ def measure(table: Predictions, *, num_resamples: int = NUM_RESAMPLES) -> dict[s
       its steps not interpolated), precision, recall, f1 at the threshold; support (images with it),
       without, unknown, predicted.
     - NAME_interval of auc, average_precision, f1 and their macro means: 95 %, percentiles of a
-      bootstrap of images (Efron 1979), the same for equal tables.
+      bootstrap of images (Efron 1979), or of groups where the data set has them (then groups has
+      num_groups), the same for equal tables.
 
     Args:
         table: with targets, and thresholds unless they are all 0.5.
@@ -129,7 +132,9 @@ def measure(table: Predictions, *, num_resamples: int = NUM_RESAMPLES) -> dict[s
         _sorted(truth[:, i], known[:, i], table.probabilities[:, i], found[:, i], by_key) for i in range(len(thresholds))
     ]
     whole = _values(classes, np.ones((1, len(targets)), np.float32))
-    intervals = _intervals(classes, len(targets), num_resamples)
+    groups = None if table.groups is None else Groups(table.groups)
+    drawn = np.arange(len(targets)) if groups is None else groups.of_image[by_key]
+    intervals = _intervals(classes, drawn, num_resamples)
     per_class = []
     for index, name in enumerate(table.class_names):
         hits = int((found & truth & known)[:, index].sum())
@@ -148,6 +153,7 @@ def measure(table: Predictions, *, num_resamples: int = NUM_RESAMPLES) -> dict[s
     total = {name: int((one & known).sum()) for name, one in (("hits", found & truth), ("truth", truth), ("found", found))}
     return {
         "task": MULTILABEL,
+        **({} if groups is None else {"groups": {"num_groups": groups.count, "interval": _BY_GROUP}}),
         "count": len(targets),
         "known": int(known.sum()),
         "label_accuracy": float((right & known).sum() / known.sum()),
@@ -212,9 +218,13 @@ def _f1(one: _Class, weights: Array) -> Array:
     return shares
 
 
-def _intervals(classes: list[_Class], count: int, num_resamples: int) -> dict[str, list[list[float] | None]]:
-    """Returns the interval of each class, and last of the macro mean, by metric."""
-    parts = [_values(classes, weights) for weights in _resamples(count, num_resamples)]
+def _intervals(classes: list[_Class], drawn: Array, num_resamples: int) -> dict[str, list[list[float] | None]]:
+    """Returns the interval of each class, and last of the macro mean, by metric.
+
+    `drawn` is what is drawn with each image, in the order of the keys: itself, or its group.
+    """
+    count = int(drawn.max()) + 1
+    parts = [_values(classes, weights[:, drawn]) for weights in _resamples(count, num_resamples)]
     found: dict[str, list[list[float] | None]] = {}
     for metric in _METRICS:
         values = np.concatenate([part[metric] for part in parts])
@@ -226,7 +236,7 @@ def _intervals(classes: list[_Class], count: int, num_resamples: int) -> dict[st
 
 
 def _resamples(count: int, num_resamples: int) -> Iterator[Array]:
-    """Yields how often each image is drawn, int [resamples, count], some at a time."""
+    """Yields how often each image (or group) is drawn, int [resamples, count], some at a time."""
     generator = np.random.Generator(np.random.PCG64(0))
     size = max(1, _BLOCK_VALUES // count)
     for first in range(0, num_resamples, size):

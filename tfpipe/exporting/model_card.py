@@ -17,12 +17,13 @@ from typing import Any, NotRequired, TypedDict
 from tfpipe.common import text
 from tfpipe.common.files import check_json, load_json
 from tfpipe.common.text import interval, number, percent, plural
-from tfpipe.evaluation import metrics
-from tfpipe.evaluation.html_report import NEAR_DUPLICATES_NAME, likely_label_errors
+from tfpipe.evaluation import metrics, suspects
+from tfpipe.evaluation.html_report import NEAR_DUPLICATES_NAME
 from tfpipe.evaluation.label_report import worst_labels
 from tfpipe.formats.preflight import KERAS_NAME
 from tfpipe.formats.specifications import Specification
 from tfpipe.models import predictions
+from tfpipe.records import folds
 from tfpipe.records.manifest import SINGLE
 from tfpipe.records.run_folders import BACKBONE_NAME, RUN_NAME, SUMMARY_NAME
 from tfpipe.report import templates
@@ -131,6 +132,7 @@ def render(
     parity: Sequence[Mapping[str, Any]] = (),
     files: Sequence[File] = (),
     half: Mapping[str, Any] | None = None,
+    ensemble: bool = False,
 ) -> str:
     """Returns the card as Markdown.
 
@@ -142,6 +144,7 @@ def render(
         files: (path in the export, bytes, SHA-256) of each.
         half: the cost of float16 weights, see `half_precision.measure_cost`, and "sha256", the hash
             of the rounded model; `specification` is then of the original one.
+        ensemble: the model is the mean of those of the runs beside `run`, see `train_folds`.
 
     Raises:
         ValueError: an evaluation of another model.
@@ -149,6 +152,8 @@ def render(
         DataError: damaged files.
     """
     facts = _read_run(run, specification) if run is not None else None
+    if facts and run is not None and ensemble:
+        facts["members"] = [load_json(file.parent / SUMMARY_NAME, _Summary) for file in folds.find_models(run.parent)]
     data = facts["data"] if facts else {}
     classes = plural(len(specification.class_names), "class", "classes")
     found = [_Evaluation.read(path, specification) for path in evaluations]
@@ -166,8 +171,8 @@ def render(
         data={
             "data set": data["name"],
             "data root hash": data["root_hash"],
-            "train, images": f"{data['num_train']:,}",
-            "validation, images": f"{data['num_val']:,}",
+            f"train, images{', of the first model' if ensemble else ''}": f"{data['num_train']:,}",
+            f"validation, images{', of the first model' if ensemble else ''}": f"{data['num_val']:,}",
         }
         if facts
         else {},
@@ -228,6 +233,11 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
         "mode": recipe["mode"],
         "training": f"{recipe['optimizer']}, batch size {recipe['batch_size']}, seed {recipe['seed']}, {facts['precision']}",
     }
+    if members := facts.get("members"):
+        accuracies = ", ".join(percent(one["val_accuracy"]) for one in members)
+        content["ensemble"] = f"the mean of the probabilities of {len(members)} models, each trained without one fold"
+        content["validation accuracy"] = f"{accuracies}, of each model on the images that its weights were chosen on"
+        return {**content, "mode": members[0]["mode"]}
     if summary is None:
         return {**content, "weights": "of another checkpoint than the run's best; their validation accuracy is not known"}
     for phase in summary["phases"]:
@@ -277,10 +287,10 @@ class _Evaluation:
         if table.targets is not None:
             thresholds = [row["threshold"] for row in found["per_class"]]
             return cls(receipt, found, len(worst_labels(table, thresholds)), None)
-        for row in found["per_class"]:
-            row["recall_interval"] = metrics.wilson(round((row["recall"] or 0) * row["support"]), row["support"])
+        for label, row in enumerate(found["per_class"]):
+            row["recall_interval"] = metrics.share_interval(table, table.predicted == label, table.labels == label)
         path = folder / NEAR_DUPLICATES_NAME
-        return cls(receipt, found, len(likely_label_errors(table)), load_json(path, _Pairs) if path.exists() else None)
+        return cls(receipt, found, len(suspects.label_errors(table)[0]), load_json(path, _Pairs) if path.exists() else None)
 
     @property
     def split(self) -> str:

@@ -35,7 +35,7 @@ class SplitImages:
 
     Attributes:
         directory: of the data set.
-        split: its name.
+        split: its name, or those of several joined.
         image_size: (height, width).
         resize: see `tfpipe.dataset`.
         augmentation: of training; `Augmentation()` for none.

@@ -36,6 +36,7 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_descriptor, open_regular, size_of
 from tfpipe.common.object_cache import CachedObject
 from tfpipe.common.text import exactly
+from tfpipe.images import jpeg
 from tfpipe.records import catalog, combinations, manifest, schema, tfrecord
 from tfpipe.records.manifest import Manifest, Split, Traits
 
@@ -51,12 +52,7 @@ _READ_BYTES = 4 << 20
 _QUIET_SECONDS = 0.1
 _EXIT_SECONDS = 10
 
-# One dark pixel: all quantised to nothing, so the tables are as small as they can be.
-_DARK_JPEG = bytes.fromhex(
-    f"ffd8 ffdb004300{'ff' * 64} ffc0000b080001000101011100 ffc40014000100000000000000000000000000000003"
-    "ffc40014100100000000000000000000000000000000 ffda0008010100003f0037 ffd9"
-)
-_BLANK = schema.Record(_DARK_JPEG, "JPEG", 1, 1, 1, 1, "", "", "", schema.UNLABELLED, "")
+_BLANK = schema.Record(jpeg.DARK, "JPEG", 1, 1, 1, 1, "", "", "", schema.UNLABELLED, "")
 BLANK_RECORD = schema.encode(_BLANK)
 _BLANK_OF_SEVERAL = schema.encode(dataclasses.replace(_BLANK, labels=(), unknown=()))  # labels an image
 
@@ -77,7 +73,9 @@ def _log_unchecked(directory: Path) -> None:
 
 
 class RecordReader:
-    """The records of one split, by position in stored order: 0 is the first of the first shard.
+    """The records of a split, by position in stored order: 0 is the first of the first shard.
+
+    Of splits that are joined ("fold0+fold1"), the shards follow each other in the catalog's order.
 
     Safe to use from several threads. Files are opened when first read and closed with the reader.
 
@@ -105,9 +103,12 @@ class RecordReader:
         shards = account.split(split).shards
         if account.options.get("check") != "decode":
             _log_unchecked(directory)
-        manifest.check_files(directory, account, splits=[split])
+        parts = account.parts(split)
+        manifest.check_files(directory, account, splits=parts)
         self.combinations = _combinations(directory, account)
-        self.traits, self._frames = _frames(directory, account, split, self.combinations)
+        frames = [_frames(directory, account, part, self.combinations) for part in parts]
+        self.traits = catalog.merged(traits for traits, _ in frames)
+        self._frames = frames[0][1] if len(frames) == 1 else np.concatenate([each for _, each in frames])
         self._starts = np.array([0, *itertools.accumulate(shard.num_records for shard in shards)])
         self._paths = [os.fspath(directory / shard.file) for shard in shards]
         self._directory, self._split = directory, split

@@ -15,7 +15,7 @@ import io
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -28,6 +28,7 @@ from tfpipe.records import combinations
 from tfpipe.records.manifest import (
     CATALOG_NAME,
     CONTROL,
+    JOINED,
     MAX_TEXT,
     Frames,
     Manifest,
@@ -106,13 +107,13 @@ def parse_row(fields: list[str], columns: Sequence[str] = COLUMNS) -> CatalogRow
 
 
 def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None) -> Iterator[CatalogRow]:
-    """Yields the rows of a data set, or of one of its splits, in reading order.
+    """Yields the rows of a data set, or of a split, one or several joined, in reading order.
 
     Raises:
         FileNotFoundError: there is no catalog.
         DataError: a line is not a row of one.
     """
-    path = Path(directory) / CATALOG_NAME
+    path, splits = Path(directory) / CATALOG_NAME, None if split is None else split.split(JOINED)
     split_field = CatalogRow._fields.index("split")
     with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
         lines = csv.reader(iter(functools.partial(file.readline, MAX_LINE), ""), strict=True)
@@ -122,7 +123,7 @@ def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None)
             except ValueError as error:
                 raise DataError(str(error), path=path) from None
             for line in lines:
-                if split is None or line[split_field] == split:
+                if splits is None or line[split_field] in splits:
                     yield parse_row(line, columns)
         except (ValueError, IndexError, csv.Error):  # without their message, which may quote another file
             raise DataError(f"line {lines.line_num} is not a row of a catalog", path=path) from None
@@ -189,8 +190,18 @@ def check_frames(directory: str | os.PathLike[str], manifest: Manifest, split: s
 def include(traits: Traits, row: CatalogRow) -> None:
     """Takes an image into account."""
     traits.png |= row.format == "PNG"
+    if row.format not in ("JPEG", "PNG"):
+        traits.others = True
     traits.turned |= row.orientation != 1
     traits.longer = max(traits.longer, row.height, row.width)
+
+
+def merged(traits: Iterable[Traits]) -> Traits:
+    """Returns the traits of several splits together."""
+    each = list(traits)
+    found = Traits(any(one.png for one in each), any(one.turned for one in each), max(one.longer for one in each))
+    found.others = any(one.others for one in each) or None
+    return found
 
 
 def read_index(path: Path) -> Iterator[tuple[int, int]]:

@@ -20,7 +20,7 @@ import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -32,9 +32,9 @@ from tfpipe.records import schema
 from tfpipe.records.samples import Samples
 
 FORMAT_VERSION = 2
+_WITH_NEWS = 3  # version of data sets that readers of version 2 would misread: several labels an image, WebP, BMP
 _WITHOUT_FRAMES = 1  # the version before, whose readers had to read the catalog
-_OF_COMBINATIONS = 3  # several labels an image, which older readers would take for one
-_VERSIONS = (_WITHOUT_FRAMES, FORMAT_VERSION, _OF_COMBINATIONS)
+_VERSIONS = (_WITHOUT_FRAMES, FORMAT_VERSION, _WITH_NEWS)
 
 # What a classifier predicts, the option `task`: one class an image, or any number of them.
 SINGLE, MULTILABEL = TASKS = ("single", "multilabel")
@@ -51,6 +51,7 @@ COMPANION_NAMES = (CATALOG_NAME, REJECTED_NAME, INFO_NAME, FEATURES_NAME, LABELS
 BUILD_FOLDER = ".build"  # the state of an unfinished build
 
 _MAX_WALKED = 100  # folders that are looked into for images
+JOINED = "+"  # between the names of splits that are read as one; never in a name
 _USUAL_SPLITS = ("train", "val", "test")
 _MAX_NAME = 64  # characters; a shard's name must fit into the 255 bytes of a file system's
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -108,11 +109,13 @@ class Traits:
         png: some are PNG files.
         turned: some are stored in another orientation than 1.
         longer: the longest of their longer sides, in pixels.
+        others: some are WebP or BMP files; None where none is.
     """
 
     png: bool = False
     turned: bool = False
     longer: _Count = 1
+    others: Literal[True] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +177,15 @@ class Split:
         return sum(shard.num_bytes for shard in self.shards)
 
 
+def _join(splits: Sequence[Split]) -> Split:
+    counts = {name: sum(split.class_counts[name] for split in splits) for name in splits[0].class_counts}
+    unknown = None
+    if splits[0].unknown_counts is not None:
+        unknown = {name: sum((split.unknown_counts or {})[name] for split in splits) for name in counts}
+    shards = tuple(shard for split in splits for shard in split.shards)
+    return Split(splits[0].labelled, sum(split.image_bytes for split in splits), counts, shards, unknown_counts=unknown)
+
+
 @dataclass(frozen=True, slots=True)
 class Farthest:
     """The class of a split that is farthest from its fraction, relative to the size of the class.
@@ -215,6 +227,21 @@ class Groups:
 
 
 @dataclass(frozen=True, slots=True)
+class Decided:
+    """What decisions of people have changed, see `tfpipe.records.decisions`.
+
+    Attributes:
+        counts: of decisions, by kind.
+        relabelled: the classes that an image had before, the first first, by key.
+        dropped: the class that an image had, by key.
+    """
+
+    counts: Mapping[str, _Count]
+    relabelled: Mapping[str, Sequence[str]]
+    dropped: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The content of `manifest.json`.
 
@@ -235,6 +262,7 @@ class Manifest:
         groups: of images; None in a data set without groups.
         combinations: of labels, where an image has several, else None; labels of records are their
             indices.
+        decisions: what they changed; None where the build was given none.
     """
 
     name: str
@@ -251,6 +279,7 @@ class Manifest:
     tfpipe_version: str
     groups: Groups | None = None
     combinations: Combinations | None = None
+    decisions: Decided | None = None
 
     def __repr__(self) -> str:
         records = {name: split.num_records for name, split in self.splits.items()}
@@ -277,12 +306,28 @@ class Manifest:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
-        """Returns one split.
+        """Returns one split, or several as one: "fold0+fold1".
 
         Raises:
-            ValueError: there is none of that name.
+            ValueError: there is none of that name, or see `parts`.
         """
-        return self.splits[arguments.choice("split", name, self.splits)]
+        joined = [self.splits[part] for part in self.parts(name)]
+        return joined[0] if len(joined) == 1 else _join(joined)
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Returns the splits that a name joins, in the order of the catalog; of a split, itself.
+
+        Raises:
+            ValueError: one is unknown, named twice or empty, or some have labels and others not.
+        """
+        if not isinstance(name, str) or JOINED not in name:
+            return (arguments.choice("split", name, self.splits),)
+        named = [arguments.choice("split", part, self.splits) for part in name.split(JOINED)]
+        if len(set(named)) < len(named):
+            raise ValueError(f"split {name!r} names a split twice")
+        if len({self.splits[part].labelled for part in named}) > 1:
+            raise ValueError(f"split {name!r} joins splits with labels and others without")
+        return tuple(part for part in self.splits if part in named)
 
 
 def save(manifest: Manifest, directory: Path) -> None:
@@ -299,9 +344,10 @@ def _encode(manifest: Manifest) -> bytes:
 
 
 def _version(manifest: Manifest) -> int:
-    if manifest.combinations is not None:
-        return _OF_COMBINATIONS
-    return FORMAT_VERSION if all(split.frames for split in manifest.splits.values()) else _WITHOUT_FRAMES
+    frames = [split.frames for split in manifest.splits.values()]
+    if manifest.combinations is not None or any(each and each.traits.others for each in frames):
+        return _WITH_NEWS
+    return FORMAT_VERSION if all(frames) else _WITHOUT_FRAMES
 
 
 def _fields(item: Any) -> dict[str, Any]:
@@ -383,14 +429,6 @@ def _problems(manifest: Manifest) -> Iterator[str]:
                 yield f"{where}: {records} in {size} cannot be"
 
 
-def _combination_problems(name: str, split: Split, names: Sequence[str], most: int) -> Iterator[str]:
-    unknown = split.unknown_counts
-    if split.frames is None or unknown is None or list(unknown) != names:
-        yield f"splits.{name}: must have frames, and unknown_counts for each of class_names, in their order"
-    elif any(split.class_counts.get(one, 0) + unknown[one] > most for one in names):
-        yield f"splits.{name}.class_counts: more than the records that have labels"
-
-
 def _group_problems(groups: Groups, splits: Mapping[str, Split]) -> Iterator[str]:
     if sorted(groups.splits) != sorted(splits):
         yield "groups.splits: must be those of the data set"
@@ -399,6 +437,14 @@ def _group_problems(groups: Groups, splits: Mapping[str, Split]) -> Iterator[str
         yield "groups.torn: must be different names, sorted"
     if not torn and sum(split.num_groups for split in groups.splits.values()) != groups.num_groups:
         yield "groups.splits: their numbers do not add up to num_groups, and no group is torn"
+
+
+def _combination_problems(name: str, split: Split, names: Sequence[str], most: int) -> Iterator[str]:
+    unknown = split.unknown_counts
+    if split.frames is None or unknown is None or list(unknown) != names:
+        yield f"splits.{name}: must have frames, and unknown_counts for each of class_names, in their order"
+    elif any(split.class_counts.get(one, 0) + unknown[one] > most for one in names):
+        yield f"splits.{name}.class_counts: more than the records that have labels"
 
 
 def _what_else(directory: Path) -> str:

@@ -17,6 +17,8 @@ _PROPERTIES = {  # words for `Manifest.properties`, in this order; a name that i
     "grey": "grey",
     "cmyk": "CMYK",
     "png": "PNG",
+    "webp": "WebP",
+    "bmp": "BMP",
     "png_named_jpeg": "PNG named .jpg",
     "duplicates": "byte duplicates",
     "png16": "16-bit PNG",

@@ -88,7 +88,7 @@ def show(
     per_class, max_classes, tile, seed = arguments.check(per_class=per_class, max_classes=max_classes, tile=tile, seed=seed)
     manifest = manifests.load(directory)
     sheets.check_target(Path(output), Path(directory), "contact sheet")  # before the drawing, which takes a while
-    names = list(manifest.splits) if split is None else [split]
+    names = list(manifest.splits) if split is None else list(manifest.parts(split))
     manifests.check_hashes(directory, manifest, names)
     samples = Samples.of(manifest.options)
     panels = [
@@ -185,7 +185,8 @@ def as_read(encoded: bytes, samples: Samples, side: int) -> Image.Image:
 
     with Image.open(io.BytesIO(encoded)) as image:
         is_deep = str(MAX_BITS) in str(image.tile[0].args)
-        if image.format == "PNG" and (is_deep or samples.background != USUAL.background):
+        has_alpha = image.format != "JPEG" and samples.background != USUAL.background
+        if has_alpha or (image.format == "PNG" and is_deep):
             from tfpipe.images.decoding import decode_image
 
             return Image.fromarray(decode_image(encoded, samples=samples).numpy())

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.images.placement import on_cpu
-from tfpipe.models.features import Features
+from tfpipe.models.features import Features, JoinedFeatures
 from tfpipe.models.split_images import SplitImages, read
 from tfpipe.pipeline.loader import Loader
 
@@ -119,8 +119,8 @@ class ImageBatches(Batches):
 class FeatureBatches(Batches):
     """Features [B, h, w, D] in the order of their images; no image is read."""
 
-    views: Sequence[Features]  # of the training split; epoch e takes view e modulo their number
-    val_features: Features
+    views: Sequence[Features | JoinedFeatures]  # of the training split; epoch e takes view e modulo their number
+    val_features: Features | JoinedFeatures
 
     def start(self, epoch: int, step: int) -> Iterator[Batch]:  # noqa: D102 (inherited)
         for number in itertools.count(epoch):
@@ -149,7 +149,7 @@ class FeatureBatches(Batches):
         for positions, labels in self._val_chunks(self._max_steps * self.batch_size):
             yield self._block(None, positions, labels)
 
-    def _batch(self, features: Features, positions: Array, labels: Array) -> Batch:
+    def _batch(self, features: Features | JoinedFeatures, positions: Array, labels: Array) -> Batch:
         rows = features.rows(np.maximum(positions, 0))
         return tf.constant(rows), self.targets_of(labels), tf.constant(positions >= 0, tf.float32)
 

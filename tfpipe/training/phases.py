@@ -24,7 +24,7 @@ from tfpipe.common.files import read_json, write_json
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import exactly
 from tfpipe.models import features
-from tfpipe.models.features import Features
+from tfpipe.models.features import Features, JoinedFeatures
 from tfpipe.models.split_images import NOT_AUGMENTED, SplitImages
 from tfpipe.networks import arithmetic
 from tfpipe.networks.heads import Pooling
@@ -169,7 +169,7 @@ class Phases:
         return ImageBatches(**self._shared())
 
     def _features(self, network: keras.Model) -> FeatureBatches:
-        def extract(images: SplitImages, view: int | None) -> Features:
+        def extract(images: SplitImages, view: int | None) -> Features | JoinedFeatures:
             preprocessing = self.networks.preprocessing
             parts = features.Parts(self.workers.index, self.workers.count, self.workers.agree, self.workers.from_chief)
             return features.extract(self.cache, network, preprocessing, images, view=view, progress=self.progress, parts=parts)

@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import plural
-from tfpipe.models.features import Features
+from tfpipe.models.features import Features, JoinedFeatures
 from tfpipe.networks.heads import Pooling
 
 Array = np.ndarray[Any, Any]
@@ -55,7 +55,7 @@ class Rows:
     which are 1, 0 or -1 (unknown), and the weights of positive ones, float [C].
     """
 
-    views: Sequence[Features]
+    views: Sequence[Features | JoinedFeatures]
     positions: Array
     labels: Array
     weights: Array | None = None
