@@ -111,6 +111,9 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     a, b = arguments.path("a", a), arguments.path("b", b)
     tables = read(a), read(b)
     for path, table in zip((a, b), tables, strict=True):
+        if table.targets is not None:
+            message = "of several labels an image, which McNemar's test of accuracy cannot compare; metrics.json has intervals"
+            raise DataError(message, path=path)
         if not len(table.labels) or (table.labels < 0).any():
             raise DataError("a table without images, or with unlabelled ones, cannot be compared", path=path)
     right_a, right_b = _align(*tables, a, b)
