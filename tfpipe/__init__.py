@@ -39,6 +39,8 @@ if TYPE_CHECKING:  # the same table for type checkers; a test compares the two
     from tfpipe.records import manifest as _manifest
     from tfpipe.records.class_weights import class_weights as class_weights
     from tfpipe.records.manifest import Manifest as Manifest
+    from tfpipe.training.folds import FoldRuns as FoldRuns
+    from tfpipe.training.folds import train_folds as train_folds
     from tfpipe.training.recipes import Recipe as Recipe
     from tfpipe.training.runs import Run as Run
     from tfpipe.training.runs import train as train
@@ -67,6 +69,7 @@ _NAMES = {
     "prediction.requests": "grpc_request rest_request",
     "records.class_weights": "class_weights",
     "records.manifest": "Manifest load_manifest",
+    "training.folds": "FoldRuns train_folds",
     "training.recipes": "Recipe",
     "training.runs": "Run train",
     "verification.verification": "verify",

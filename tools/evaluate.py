@@ -35,7 +35,7 @@ _COMPARE_HELP = """Compares two evaluations of the same images by McNemar's exac
   evaluate compare A B         folders of two evaluations, or their predictions.csv files
 
 Prints both accuracies, their difference with its 95 % interval, and how often two equally good
-classifiers differ as much, or more, by chance.
+classifiers differ as much, or more, by chance; by group where the data set has groups.
 """
 
 _MODEL = flags.DEFINE_string(
@@ -143,6 +143,7 @@ def _summary(evaluation: Evaluation) -> str:
     lines = [
         f"accuracy {with_interval(found['accuracy'], found['accuracy_interval'])} on {plural(found['count'], 'image')}"
         f" of {evaluation.receipt['split']!r}, each exactly once",
+        *_group_lines(found.get("groups")),
         f"AUC {number(found['auc'])}, log loss {found['log_loss']:.4f}, ECE {found['ece']:.4f}",
         *_binary_lines(found["binary"]),
         *_calibration_lines(found["calibration"], found),
@@ -150,6 +151,12 @@ def _summary(evaluation: Evaluation) -> str:
     if len(found["per_class"]) <= _MAX_CLASSES:
         lines += ["", *_class_lines(found["per_class"])]
     return "\n".join([*lines, "", *(f"{folder / name}" for name in ("predictions.csv", "metrics.json", "receipt.json"))])
+
+
+def _group_lines(groups: Mapping[str, Any] | None) -> list[str]:
+    return (
+        [] if groups is None else [f"95 % intervals by group, of {plural(groups['num_groups'], 'group')}; {groups['interval']}"]
+    )
 
 
 def _binary_lines(binary: Mapping[str, Any] | None) -> list[str]:
@@ -196,11 +203,14 @@ def _compare(a: str, b: str) -> None:
     print(f"A: {found.accuracy_a:.2%} {a}")
     print(f"B: {found.accuracy_b:.2%} {b}")
     print(f"difference {found.difference:+.2%} (95 %: {low:+.2%} to {high:+.2%}) on {plural(found.count, 'image')}")
+    test = "McNemar's exact test"
+    if found.num_groups is not None:
+        test = f"exact test by group, of {plural(found.num_groups, 'group')}"
     same = {True: "yes", False: "no", None: "unknown, without two receipts"}[found.same_data]
     print(f"same data set and split: {same}")
     print(
         f"both right {found.both_right:,}, only A {found.only_a:,}, only B {found.only_b:,}, both wrong {found.both_wrong:,};"
-        f" McNemar's exact test: p = {found.p_value:.3g}"
+        f" {test}: p = {found.p_value:.3g}"
     )
 
 

@@ -32,6 +32,9 @@ class Row(NamedTuple):
     sha256: str
     label: int
     class_name: str
+    group: str | None = None
+    labels: tuple[int, ...] | None = None
+    unknown: tuple[int, ...] | None = None
 
 
 def write_slice(path: Path, rows: Iterable[Sequence[Any]]) -> None:

@@ -18,11 +18,12 @@ writes them.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,13 +34,15 @@ from tfpipe.common.files import clear_folder, clear_up, sha256_of, written_atomi
 from tfpipe.common.locking import locked
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import hash_names, html_table
-from tfpipe.evaluation import calibration, html_report, metrics, partial_tables, receipts
+from tfpipe.evaluation import calibration, html_report, label_metrics, metrics, partial_tables, receipts, thresholding
 from tfpipe.models import classifiers, predictions
 from tfpipe.models.classifiers import Predictor
 from tfpipe.models.predictions import Predictions
 from tfpipe.models.split_images import read_for
 from tfpipe.networks import arithmetic
 from tfpipe.records import catalog
+from tfpipe.records import manifest as manifests
+from tfpipe.records.manifest import SINGLE
 
 _log = logging.getLogger("tfpipe")
 
@@ -163,7 +166,7 @@ def evaluate(
     data, folder = arguments.path("data", data), arguments.path("output", output)
     predictor = _loaded(model, trust)
     options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
-    run = _Run(predictor, data, split, folder, batch_size, progress, options)
+    run = _Run(predictor, data, split, folder, batch_size, progress, options, classifiers.thresholds_of(predictor))
     claim = run.begin()
     if shard is not None:
         run.write_part(shard, claim)
@@ -183,7 +186,7 @@ def evaluate(
             computed = [classifiers.computation_of(predictor)]
         else:
             computed = partial_tables.computations(run.folder, shard[1])
-            chunks = partial_tables.merge(run.folder, shard[1], predictions.header(predictor.class_names), claim)
+            chunks = partial_tables.merge(run.folder, shard[1], run.header(), claim)
         evaluation = run.finish(chunks, claim, computed)
         if on_found:
             on_found(evaluation)
@@ -203,10 +206,13 @@ class _Run:
     batch_size: int
     progress: bool
     options: dict[str, Any]
+    thresholds: np.ndarray[Any, Any] | None = None  # of several labels an image
 
     def begin(self) -> receipts.Claim:
         """Checks the arguments before the pass, and returns the claim."""
         calibrate = self.options["calibrate"]
+        if classifiers.task_of(self.predictor) != SINGLE and self.options["positive_class"] is not None:
+            raise ValueError("positive_class is of one class an image; of several labels, each has its own metrics")
         if calibrate is not None and calibrate == self.split:
             raise ValueError(f"calibrate must be another split than the one that is evaluated (got {calibrate!r} for both)")
         metrics.check_options(self.predictor.class_names, self.options["positive_class"], self.options["specificity"])
@@ -216,6 +222,11 @@ class _Run:
         _check_writable(self.folder)
         return receipts.claim(self.predictor, self.directory, manifest, self.split, self.options)
 
+    def header(self) -> bytes:
+        """Returns the first line of the table."""
+        manifest = manifests.load(self.directory)
+        return predictions.header(self.predictor.class_names, manifest.task, () if manifest.groups is None else ("groups",))
+
     def chunks(self, split: str, shards: Sequence[tuple[int, int]]) -> Iterator[bytes]:
         """Yields the table of a split, or of parts of it, piece by piece."""
         manifest = receipts.open_split(self.predictor, self.directory, split)
@@ -223,11 +234,16 @@ class _Run:
         total = sum(size * (index + 1) // count - size * index // count for index, count in shards)
         columns = {name: index for index, name in enumerate(self.predictor.class_names)}
         labels = np.array([columns[name] for name in manifest.class_names])
-        yield predictions.header(self.predictor.class_names)
+        groups = None
+        if manifest.groups is not None:
+            groups = {row.key: row.group for row in catalog.read_checked(self.directory, split=split)}
+        yield self.header()
         with ProgressBar(f"evaluate {split}", total, enabled=self.progress) as bar:
             for shard in shards:
                 for batch in self._batches(split, shard):
-                    yield predictions.rows(self._predict(batch, labels))
+                    table = self._predict(batch, labels)
+                    table = table if groups is None else replace(table, groups=[groups[key] for key in table.keys])
+                    yield predictions.rows(table)
                     bar.add(len(batch["key"]), 0)
 
     def _batches(self, split: str, shard: tuple[int, int]) -> Iterator[dict[str, Any]]:
@@ -239,6 +255,11 @@ class _Run:
         with arithmetic.exact():  # the model may be of another program
             probabilities = self.predictor.predict(batch["image"])
         predictions.check(probabilities, keys, self.predictor)
+        if classifiers.task_of(self.predictor) != SINGLE:
+            targets = np.full(probabilities.shape, -1, np.int8)  # of classes that the data set lacks nothing is known
+            targets[:, labels] = batch["label"].numpy()
+            named = keys, filenames, targets, probabilities, self.predictor.class_names
+            return predictions.of_several_labels(*named, self.thresholds)
         return Predictions(keys, filenames, labels[batch["label"].numpy()], probabilities, self.predictor.class_names)
 
     def write_part(self, shard: tuple[int, int], claim: receipts.Claim) -> None:
@@ -268,7 +289,12 @@ class _Run:
             computed = [*computed, classifiers.computation_of(self.predictor)]
         table = self._write(UNCALIBRATED_NAME if fitted else predictions.FILE_NAME, self.split, chunks, claim)
         before = None
-        if fitted:
+        if fitted and table.targets is not None:
+            before = self._measure(table)
+            table = dataclasses.replace(table, thresholds=np.array(list(fitted["thresholds"].values())))
+            table = self._write(predictions.FILE_NAME, self.split, predictions.chunks(table), claim)
+            table = dataclasses.replace(table, thresholds=np.array(list(fitted["thresholds"].values())))
+        elif fitted:
             before = self._measure(table)
             scaled = predictions.chunks(calibration.scale(table, fitted["temperature"]))
             table = self._write(predictions.FILE_NAME, self.split, scaled, claim)
@@ -284,6 +310,9 @@ class _Run:
         split = self.options["calibrate"]
         table = self._write(CALIBRATION_NAME, split, self.chunks(split, [(0, 1)]), claim)
         ids = hash_names(table.keys)
+        if table.targets is not None:
+            thresholds = dict(zip(table.class_names, thresholding.choose_thresholds(table), strict=True))
+            return {"split": split, "records_seen": len(table.keys), "ids_sha256": ids, "thresholds": thresholds}
         temperature = calibration.fit_temperature(table)
         return {"split": split, "records_seen": len(table.keys), "ids_sha256": ids, "temperature": temperature}
 
@@ -300,6 +329,9 @@ class _Run:
         return table
 
     def _measure(self, table: Predictions) -> dict[str, Any]:
+        if table.targets is not None:
+            at = self.thresholds if table.thresholds is None else table.thresholds
+            return label_metrics.measure(dataclasses.replace(table, thresholds=at))
         return metrics.measure(table, positive_class=self.options["positive_class"], specificity=self.options["specificity"])
 
 

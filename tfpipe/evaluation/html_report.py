@@ -124,14 +124,15 @@ def summarise_pairs(predicted: Predictions, pairs: Sequence[NearDuplicate], agai
     """Returns the content of near_duplicates.json: pairs, and accuracy on the other images."""
     keys = {pair.key for pair in pairs}
     rest = np.array([key not in keys for key in predicted.keys], bool)
-    right = int((predicted.predicted == predicted.labels)[rest].sum())
+    right = predicted.predicted == predicted.labels
+    num_right = int(right[rest].sum())
     return {
         "against": list(against),
         "count": len(pairs),
         "count_identical": sum(pair.identical for pair in pairs),
         "count_without": int(rest.sum()),
-        "accuracy_without": right / int(rest.sum()) if rest.any() else None,
-        "accuracy_without_interval": metrics.wilson(right, int(rest.sum())),
+        "accuracy_without": num_right / int(rest.sum()) if rest.any() else None,
+        "accuracy_without_interval": metrics.share_interval(predicted, right, rest),
         "pairs": [pair.to_json() for pair in pairs],
     }
 

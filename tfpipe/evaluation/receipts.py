@@ -46,6 +46,9 @@ def open_labelled(directory: str | os.PathLike[str], split: str) -> manifests.Ma
 def open_split(predictor: Predictor, directory: str | os.PathLike[str], split: str) -> manifests.Manifest:
     """Does as `open_labelled`; raises ValueError where the model does not know a class, too."""
     manifest = open_labelled(directory, split)
+    task = getattr(predictor, "task", manifests.SINGLE)
+    if task != manifest.task:
+        raise ValueError(f"{directory}: is of task {manifest.task}, and the model of task {task}: they cannot be compared")
     known = set(predictor.class_names)
     unknown = [name for name in manifest.class_names if name not in known]
     if unknown:
@@ -82,10 +85,11 @@ def claim(
 
 
 def receipt(promised: Claim, table: Predictions, computed: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Returns a claim with the ids seen, and the devices and arithmetics used, each once."""
+    """Returns a claim with the ids (and number of groups) seen, and the devices and arithmetics used, each once."""
     kinds = sorted({tuple(one.items()) for one in computed})
     seen = {"records_seen": len(table.keys), "ids_sha256": hash_names(table.keys)}
-    return {**promised, **seen, "computed": [dict(one) for one in kinds]}
+    groups = {} if table.groups is None else {"num_groups": len(set(table.groups))}
+    return {**promised, **seen, **groups, "computed": [dict(one) for one in kinds]}
 
 
 def check_ids(keys: Sequence[str], directory: str | os.PathLike[str], split: str, path: Path) -> None:

@@ -40,6 +40,7 @@ from tfpipe.formats.preflight import EXTRA_NAME, SAVED_MODEL_NAME
 from tfpipe.formats.preflight import FORMATS as FORMATS
 from tfpipe.formats.specifications import Specification
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
+from tfpipe.models import predictions
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.records import checksums, manifest
 from tfpipe.records.samples import Samples
@@ -124,7 +125,8 @@ def export(
         data: a data set: eight images of `split` are added to the images of the comparison. By
             default the run's, if it is still there.
         split: of `data`; "val" by default.
-        evaluation: folder of `tfpipe.evaluate`, or several, for the model card.
+        evaluation: folder of `tfpipe.evaluate`, or several, for the model card; of several labels an
+            image, the last with `calibrate` gives the thresholds.
         tolerance: largest difference allowed in probabilities of TFLite and ONNX; TensorFlow's
             formats must be equal.
         overwrite: replace an existing export when the new one is complete.
@@ -181,7 +183,7 @@ def export(
         exported = half_precision.round_weights(original)
         cost = half_precision.measure_cost(original, exported, images.directory, images.split)
         cost["sha256"] = exported.sha256
-    specification = _specify(exported, top_k, max_pixels)
+    specification = _specify(exported, top_k, max_pixels, folders)
     described = dataclasses.replace(specification, sha256=original.sha256)
     card = functools.partial(model_card.render, described, run=run, evaluations=folders, half=cost)
     card()  # errors in the evaluations are raised before the work
@@ -224,11 +226,21 @@ def _write(work: Work, formats: Sequence[str], log: Callable[[str], None]) -> di
     return written
 
 
-def _specify(model: NamedModel, top_k: int, max_pixels: int) -> Specification:
+def _specify(model: NamedModel, top_k: int, max_pixels: int, evaluations: Sequence[Path]) -> Specification:
     names = model.class_names
     size, top_k = model.image_size, min(top_k, len(names))
     facts = (names, size, model.resize, model.preprocessing, model.sha256, top_k, max_pixels, tfpipe.__version__, model.samples)
-    return Specification(*facts)
+    if model.task == manifest.SINGLE:
+        return Specification(*facts)
+    return Specification(*facts, model.task, tuple(_thresholds(names, evaluations)))
+
+
+def _thresholds(class_names: Sequence[str], evaluations: Sequence[Path]) -> list[float]:
+    """Returns those of the last evaluation that chose any, else 0.5."""
+    for folder in reversed(evaluations):
+        if found := (predictions.fields(folder / predictions.METRICS_NAME, "calibration")[0] or {}).get("thresholds"):
+            return [float(found[name]) for name in class_names]
+    return [predictions.DEFAULT_THRESHOLD] * len(class_names)
 
 
 def _described(row: Row) -> dict[str, Any]:

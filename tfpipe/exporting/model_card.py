@@ -260,8 +260,8 @@ class _Evaluation:
         receipt, found = load_json(folder / predictions.RECEIPT_NAME, _Receipt), metrics.load(folder)
         if (of := receipt["model_sha256"]) != specification.sha256:
             raise ValueError(f"{folder}: is an evaluation of the model {of}, not of the exported one, {specification.sha256}")
-        for row in found["per_class"]:
-            row["recall_interval"] = metrics.wilson(round((row["recall"] or 0) * row["support"]), row["support"])
+        for label, row in enumerate(found["per_class"]):
+            row["recall_interval"] = metrics.share_interval(table, table.predicted == label, table.labels == label)
         path = folder / NEAR_DUPLICATES_NAME
         return cls(receipt, found, len(likely_label_errors(table)), load_json(path, _Pairs) if path.exists() else None)
 

@@ -31,6 +31,7 @@ class Imaging:
         scaled: whether large JPEG files are decoded at a reduced size.
         augmentation: None in a single pass.
         names: whether rows have "key" and "filename".
+        label: name of the feature that is one label.
         png: some images are PNG files.
         turned: some are stored in another orientation than 1.
         reduced: some are large enough to be decoded at a reduced size.
@@ -48,6 +49,7 @@ class Imaging:
     seed: int
     samples: Samples
     names: bool
+    label: str
     png: bool
     turned: bool
     reduced: bool
@@ -83,8 +85,8 @@ class Imaging:
             all else, see `unpack`: each tensor that is split into records and batched again costs
             time. "encoded" is empty where the record's label is not the listed one.
         """
-        features = decoding.parse_batch(batch["serialized"])
-        stored, orientation = features[schema.LABEL], tf.cast(features[schema.ORIENTATION], tf.int32)
+        features = decoding.parse_batch(batch["serialized"], self.label)
+        stored, orientation = features[self.label], tf.cast(features[schema.ORIENTATION], tf.int32)
         mask = batch["position"] >= 0
         encoded = decoding.without(mask & (stored != batch["listed"]), features[schema.ENCODED])
         label = tf.where(mask, batch["label"], stored)

@@ -35,7 +35,7 @@ def describe_manifest(manifest: Manifest) -> str:
         f"{manifest.name}: {plural(total, 'record')} in {plural(len(manifest.splits), 'split')},"
         f" {plural(len(manifest.class_names), 'class', 'classes')}"
     )
-    blocks = [[head], _splits(manifest), _classes(manifest), _oddities(manifest)]
+    blocks = [[head], _splits(manifest), _classes(manifest), _cut_groups(manifest), _oddities(manifest)]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -75,6 +75,19 @@ def _classes(manifest: Manifest) -> list[str]:
     return lines
 
 
+def _cut_groups(manifest: Manifest) -> list[str]:
+    """Returns how far splits that were cut by groups are from their fractions."""
+    found = {name: split.farthest for name, split in (manifest.groups.splits if manifest.groups else {}).items()}
+    rows: list[tuple[str, ...]] = [("split", "groups", "farthest class", "wanted", "records", "difference")]
+    for name in manifest.splits:
+        if manifest.groups and (one := found[name]):
+            total = sum(split.class_counts.get(one.class_name, 0) for split in manifest.splits.values())
+            share = f"{(one.num_records - one.wanted) / total:+.1%}" if total else ""
+            numbers = (f"{one.wanted:,.1f}", f"{one.num_records:,}", share)
+            rows.append((name, f"{manifest.groups.splits[name].num_groups:,}", _shortened(one.class_name), *numbers))
+    return list(aligned(rows, left=(0, 2))) if len(rows) > 1 else []
+
+
 def _oddities(manifest: Manifest) -> list[str]:
     named = [name for name in _PROPERTIES if name in manifest.properties]
     others = [name for name in manifest.properties if name not in _PROPERTIES]
@@ -88,6 +101,10 @@ def _oddities(manifest: Manifest) -> list[str]:
     ]
     facts.append(("conflicting labels", _groups(manifest.conflicts)))
     facts.append(("leaks across splits", _groups(manifest.leaks)))
+    if manifest.groups is not None:
+        joined = f" ({manifest.groups.num_joined:,} joined with others by equal bytes)" if manifest.groups.num_joined else ""
+        facts.append(("groups", f"{manifest.groups.num_groups:,}{joined}"))
+        facts.append(("groups across splits", f"{len(manifest.groups.torn):,}"))
     rejected = f"{sum(manifest.rejected.values()):,}"
     if manifest.rejected:
         reasons = sorted(manifest.rejected.items(), key=lambda item: (-item[1], item[0]))

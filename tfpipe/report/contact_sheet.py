@@ -88,7 +88,7 @@ def show(
     per_class, max_classes, tile, seed = arguments.check(per_class=per_class, max_classes=max_classes, tile=tile, seed=seed)
     manifest = manifests.load(directory)
     sheets.check_target(Path(output), Path(directory), "contact sheet")  # before the drawing, which takes a while
-    names = list(manifest.splits) if split is None else [split]
+    names = list(manifest.splits) if split is None else list(manifest.parts(split))
     manifests.check_hashes(directory, manifest, names)
     samples = Samples.of(manifest.options)
     panels = [
