@@ -20,7 +20,7 @@ import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -32,9 +32,9 @@ from tfpipe.records import schema
 from tfpipe.records.samples import Samples
 
 FORMAT_VERSION = 2
+_WITH_NEWS = 3  # version of data sets that readers of version 2 would misread: several labels an image, WebP, BMP
 _WITHOUT_FRAMES = 1  # the version before, whose readers had to read the catalog
-_OF_COMBINATIONS = 3  # several labels an image, which older readers would take for one
-_VERSIONS = (_WITHOUT_FRAMES, FORMAT_VERSION, _OF_COMBINATIONS)
+_VERSIONS = (_WITHOUT_FRAMES, FORMAT_VERSION, _WITH_NEWS)
 
 # What a classifier predicts, the option `task`: one class an image, or any number of them.
 SINGLE, MULTILABEL = TASKS = ("single", "multilabel")
@@ -109,11 +109,13 @@ class Traits:
         png: some are PNG files.
         turned: some are stored in another orientation than 1.
         longer: the longest of their longer sides, in pixels.
+        others: some are WebP or BMP files; None where none is.
     """
 
     png: bool = False
     turned: bool = False
     longer: _Count = 1
+    others: Literal[True] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,21 @@ class Groups:
 
 
 @dataclass(frozen=True, slots=True)
+class Decided:
+    """What decisions of people have changed, see `tfpipe.records.decisions`.
+
+    Attributes:
+        counts: of decisions, by kind.
+        relabelled: the classes that an image had before, the first first, by key.
+        dropped: the class that an image had, by key.
+    """
+
+    counts: Mapping[str, _Count]
+    relabelled: Mapping[str, Sequence[str]]
+    dropped: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The content of `manifest.json`.
 
@@ -245,6 +262,7 @@ class Manifest:
         groups: of images; None in a data set without groups.
         combinations: of labels, where an image has several, else None; labels of records are their
             indices.
+        decisions: what they changed; None where the build was given none.
     """
 
     name: str
@@ -261,6 +279,7 @@ class Manifest:
     tfpipe_version: str
     groups: Groups | None = None
     combinations: Combinations | None = None
+    decisions: Decided | None = None
 
     def __repr__(self) -> str:
         records = {name: split.num_records for name, split in self.splits.items()}
@@ -325,9 +344,10 @@ def _encode(manifest: Manifest) -> bytes:
 
 
 def _version(manifest: Manifest) -> int:
-    if manifest.combinations is not None:
-        return _OF_COMBINATIONS
-    return FORMAT_VERSION if all(split.frames for split in manifest.splits.values()) else _WITHOUT_FRAMES
+    frames = [split.frames for split in manifest.splits.values()]
+    if manifest.combinations is not None or any(each and each.traits.others for each in frames):
+        return _WITH_NEWS
+    return FORMAT_VERSION if all(frames) else _WITHOUT_FRAMES
 
 
 def _fields(item: Any) -> dict[str, Any]:

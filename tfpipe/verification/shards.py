@@ -32,7 +32,7 @@ from tfpipe.verification.tolerant_catalog import Cursor
 MAX_KEPT = 1000  # findings of one report: a million damaged records must not fill the memory
 _TICK_RECORDS = 64
 _PIECE_BYTES = 1 << 20
-_SIGNATURES = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n"}
+_SIGNATURES = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "WEBP": b"RIFF", "BMP": b"BM"}
 _COMPARED = ("key", "filename", "label", "class_name", "format", "height", "width", "orientation", "sha256")
 
 Tick = Callable[[int, int], None]  # records and bytes done since the last call
@@ -227,7 +227,13 @@ class _ShardCheck:
         if (record.group is None) != (self.manifest.groups is None):
             lacks = record.group is None
             problems.append(f"a record {'without' if lacks else 'with'} a group in a data set {'with' if lacks else 'without'}")
-        return [*problems, *filter(None, (name_problem(record.filename), self._label_problem(record)))]
+        others = name_problem(record.filename), self._label_problem(record), self._history_problem(record)
+        return [*problems, *filter(None, others)]
+
+    def _history_problem(self, record: Record) -> str:
+        decided = self.manifest.decisions
+        classes = tuple(decided.relabelled.get(record.key, ())) if decided else ()
+        return "" if record.history == classes else f"classes before decisions {record.history}, the manifest lists {classes}"
 
     def _label_problem(self, record: Record) -> str:
         names, label, name = self.texts, record.label, record.class_name
@@ -253,7 +259,7 @@ class _ShardCheck:
         report.labels.update([record.label] if record.labels is None else record.labels)
         report.unknown.update(record.unknown or ())
         report.properties["turned"] += record.orientation > 1
-        report.properties["png"] += record.format == "PNG"
+        report.properties[record.format.lower()] += 1
         report.key_hashes.append(hash_key(record.key))
         report.content_hashes.append(int.from_bytes(digest[:8], "little"))
         if record.group:
