@@ -75,6 +75,9 @@ _MAX_PIXELS = flags.DEFINE_integer(
 _HALF = flags.DEFINE_bool(
     "half", False, "Store weights in float16, half the bytes (.keras: all); the cost is measured on --data."
 )
+_TTA = flags.DEFINE_string(
+    "tta", None, "Add means over views, as signatures and files of their own: flip, five, or a number, see evaluate."
+)
 _DATA = flags.DEFINE_string("data", None, "Data set for --half, and for more images to compare on. Default: the run's.")
 _SPLIT = flags.DEFINE_string("split", None, "Of --data. Default: val.")
 _EVALUATION = flags.DEFINE_multi_string("evaluation", [], "Folder of evaluate, for the model card; may be given several times.")
@@ -91,7 +94,9 @@ def main(arguments: list[str]) -> None:
         raise commands.UsageError("--model and --output are needed")
     size = None if _IMAGE_SIZE.value is None else commands.parse_size("image_size", _IMAGE_SIZE.value)
     from tfpipe.formats import preflight
+    from tfpipe.models import tta
 
+    tta.find(_TTA.value, _MODEL.value)
     preflight.check_export(
         _MODEL.value,
         _OUTPUT.value,
@@ -106,7 +111,7 @@ def main(arguments: list[str]) -> None:
     from tfpipe.exporting.exporter import export  # takes seconds
 
     of_model = (_CHECKPOINT, _CLASS_NAMES, _PREPROCESSING, _RESIZE, _OUTPUTS, _PNG16, _BACKGROUND, _TRUST)
-    of_export = (_FORMATS, _TOP_K, _MAX_PIXELS, _HALF, _DATA, _SPLIT, _EVALUATION, _TOLERANCE, _OVERWRITE)
+    of_export = (_FORMATS, _TOP_K, _MAX_PIXELS, _HALF, _TTA, _DATA, _SPLIT, _EVALUATION, _TOLERANCE, _OVERWRITE)
     options = {flag.name: flag.value for flag in (*of_model, *of_export)}
     done = export(_MODEL.value, _OUTPUT.value, image_size=size, **options)
     print(f"\n{'file':28} {'output':30} {'largest difference':>18} {'allowed':>8}")

@@ -6,6 +6,9 @@
     OUTPUT/frozen_image.pb            pixels -> probabilities and features; no functions, no variables
     OUTPUT/frozen_bytes.pb            files -> all outputs of a SavedModel
     OUTPUT/model.tflite, model_dynamic_range.tflite, model.onnx, model.keras
+    OUTPUT/model_int8.tflite          whole numbers of 8 bits, calibrated on images of a data set
+    OUTPUT/model.xml, model.bin       OpenVINO
+    OUTPUT/frozen_image_tta.pb, model_tta.*    with `tta`: means over views
     OUTPUT/preprocessing.json         the `Specification`, which is inside every file, too
     OUTPUT/labels.txt                 a class name per line
     OUTPUT/model_card.md, parity.json, SHA256SUMS
@@ -40,6 +43,7 @@ from tfpipe.formats.preflight import EXTRA_NAME, SAVED_MODEL_NAME
 from tfpipe.formats.preflight import FORMATS as FORMATS
 from tfpipe.formats.specifications import Specification
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
+from tfpipe.models import tta as views
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.records import checksums, manifest
 from tfpipe.records.samples import Samples
@@ -93,6 +97,7 @@ def export(
     top_k: int = 5,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     half: bool = False,
+    tta: str | int | views.Tta | None = None,
     data: str | os.PathLike[str] | None = None,
     split: str | None = None,
     evaluation: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
@@ -121,6 +126,8 @@ def export(
         top_k: number of classes in "classes" and "scores", at most all.
         max_pixels: height times width above which a file is refused: limits the memory per file.
         half: store weights in float16, half the bytes; the cost is measured on `data`.
+        tta: add the mean of the probabilities of several views of an image, see `tfpipe.evaluate`: to
+            the SavedModel as signatures, to others as files of their own. Not to "keras" and 8 bits.
         data: a data set: eight images of `split` are added to the images of the comparison. By
             default the run's, if it is still there.
         split: of `data`; "val" by default.
@@ -181,7 +188,8 @@ def export(
         exported = half_precision.round_weights(original)
         cost = half_precision.measure_cost(original, exported, images.directory, images.split)
         cost["sha256"] = exported.sha256
-    specification = _specify(exported, top_k, max_pixels)
+    way = views.find(tta, run if run is not None else model)
+    specification = dataclasses.replace(_specify(exported, top_k, max_pixels), tta=way)
     described = dataclasses.replace(specification, sha256=original.sha256)
     card = functools.partial(model_card.render, described, run=run, evaluations=folders, half=cost)
     card()  # errors in the evaluations are raised before the work

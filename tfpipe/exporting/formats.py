@@ -30,11 +30,19 @@ _PB_LIMIT_BYTES = 2**31 - 1  # of one protobuf message
 _LOGS = ("tensorflow", "absl")  # where TensorFlow logs names of nodes and durations while it saves
 
 
+def _derived(specification: Specification, what: str) -> Specification:
+    sha256 = hashlib.sha256(f"{specification.sha256} {what}".encode()).hexdigest()
+    return dataclasses.replace(specification, sha256=sha256)
+
+
 class Work:
     """The model and its frozen graphs, which the writers share."""
 
     def __init__(self, model: NamedModel, specification: Specification, folder: Path, half: bool) -> None:
-        self.model, self.specification, self.folder, self.half = model, specification, folder, half
+        self.model, self.folder, self.half = model, folder, half
+        self.whole, self.specification = specification, dataclasses.replace(specification, tta=None)
+        # Files have one function, and those of averages are another model; a SavedModel has both.
+        self.averages = _derived(specification, f"tta {specification.tta}") if specification.tta else None
 
     @cached_property
     def plain(self) -> Any:
@@ -45,6 +53,16 @@ class Work:
     def hidden(self) -> Any:
         """The frozen graph for TensorFlow, which must not see them."""
         return self._stored(frozen_graph.freeze_images(self.model, self.specification))
+
+    def versions(self) -> Iterator[tuple[str, Any, Specification]]:
+        """Yields a part of the file's name, the graph for converters, and the specification."""
+        yield "", self.plain, self.specification
+        if self.averages is not None:
+            yield "_tta", self.freeze_averages(self.averages, to_convert=True), self.averages
+
+    def freeze_averages(self, averages: Specification, *, to_convert: bool = False) -> Any:
+        """Returns the frozen graph of the means over views."""
+        return self._stored(frozen_graph.freeze_images(self.model, averages, to_convert=to_convert, averages=True))
 
     def _stored(self, graph: Any) -> Any:
         return half_precision.store_half(graph) if self.half else graph
@@ -61,7 +79,7 @@ def _write_saved_model(work: Work) -> dict[str, ExportedFile]:
     function = signatures.model_function(work.model)
     if work.half:  # one function for all signatures, or each would have its own weights
         function = frozen_graph.trace(frozen_graph.as_function(work.hidden), signatures.image_spec(work.specification))
-    functions = signatures.make(function, work.specification, has_features=work.model.has_features)
+    functions = signatures.make(function, work.whole, has_features=work.model.has_features)
     # Not Keras' ExportArchive, which stores every weight twice (3.15.1). With `half`, weights are
     # constants of the graph: a variable cannot be of 16 bits and computed with in 32.
     module = tf.Module()
@@ -74,42 +92,53 @@ def _write_saved_model(work: Work) -> dict[str, ExportedFile]:
 
 def _write_frozen(work: Work) -> dict[str, ExportedFile]:
     graphs = {"frozen_image.pb": work.hidden, "frozen_bytes.pb": frozen_graph.freeze_files(work.hidden, work.specification)}
+    if work.averages is not None:
+        graphs["frozen_image_tta.pb"] = work.freeze_averages(work.averages)
     found = {}
     for name, graph in graphs.items():
         if graph.ByteSize() > _PB_LIMIT_BYTES:
             raise ValueError(
                 f"{name} would have {graph.ByteSize()} bytes; TensorFlow reads 2 GiB of a .pb: half=True, or no pb"
             )
-        found[name] = ExportedFile("frozen", work.write(name, frozen_graph.to_bytes(graph)))
+        found[name] = ExportedFile("frozen", work.write(name, frozen_graph.to_bytes(graph)), averages="_tta" in name)
     return found
 
 
 def _write_tflite(work: Work) -> dict[str, ExportedFile]:
     found = {}
-    for name, dynamic_range in (("model.tflite", False), ("model_dynamic_range.tflite", True)):
+    files = [(f"model{suffix}.tflite", *rest, False) for suffix, *rest in work.versions()]
+    for name, graph, specification, dynamic_range in [
+        *files,
+        ("model_dynamic_range.tflite", work.plain, work.specification, True),
+    ]:
         # TFLite rounds to 16 bits itself, and more than the weights that were rounded before. A
         # lossy file is another model, with a hash of its own.
-        is_lossy, specification = dynamic_range or work.half, work.specification
-        if is_lossy:
-            sha256 = hashlib.sha256(f"{specification.sha256} {name}".encode()).hexdigest()
-            specification = dataclasses.replace(specification, sha256=sha256)
+        is_lossy = dynamic_range or work.half
+        own = _derived(specification, name) if is_lossy else specification
         with onnx_files.quiet(*_LOGS), _converting("tflite"):
-            data = tflite_files.convert(work.plain, specification, dynamic_range=dynamic_range)
-        found[name] = ExportedFile("tflite", work.write(name, data), is_lossy)
+            data = tflite_files.convert(graph, own, dynamic_range=dynamic_range)
+        found[name] = ExportedFile("tflite", work.write(name, data), is_lossy, specification is work.averages)
     return found
 
 
 def _write_onnx(work: Work) -> dict[str, ExportedFile]:
-    with _converting("onnx"):
-        data = onnx_files.convert(work.plain, work.specification)
-    return {"model.onnx": ExportedFile("onnx", work.write("model.onnx", data))}
+    found = {}
+    for suffix, graph, specification in work.versions():
+        with _converting("onnx"):
+            data = onnx_files.convert(graph, specification)
+        name = f"model{suffix}.onnx"
+        found[name] = ExportedFile("onnx", work.write(name, data), averages=bool(suffix))
+    return found
 
 
 def _write_openvino(work: Work) -> dict[str, ExportedFile]:
-    path = work.folder / "model.xml"
-    with _converting("openvino"):
-        openvino_files.write(work.plain, work.specification, path)
-    return {path.name: ExportedFile("openvino", path)}
+    found = {}
+    for suffix, graph, specification in work.versions():
+        path = work.folder / f"model{suffix}.xml"
+        with _converting("openvino"):
+            openvino_files.write(graph, specification, path)
+        found[path.name] = ExportedFile("openvino", path, averages=bool(suffix))
+    return found
 
 
 def _write_keras(work: Work) -> dict[str, ExportedFile]:

@@ -206,6 +206,7 @@ def _details(
         "resize": f"{specification.resize}: images are {_RESIZES[specification.resize]} (bilinear, antialiased)",
         **{name: f"{value}, of files" for name, value in specification.samples.options().items()},
         "preprocessing": f"{specification.preprocessing}, a part of the model",
+        **({"test-time augmentation": f"signatures and files called tta: {specification.tta}"} if specification.tta else {}),
         "orientation": "that of EXIF is applied where the input is a file's bytes; arrays must be upright",
         "largest image": f"{plural(specification.max_pixels, 'pixel')}; larger files are refused, not decoded",
         **hashes,

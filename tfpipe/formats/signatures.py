@@ -7,6 +7,7 @@
                       valid bool [B]
     image             image uint8 [B, H, W, 3] -> probabilities, classes, scores
     features          image_bytes string [B] -> features float32 [B, D], valid; only where the model has features
+    tta, image_tta    as the first two, of an export with `tta`: means over the views of an image
     pixels            image_bytes string [B] -> image uint8 [B, H, W, 3], the model's input, and valid
 
 A file that is not an image is not valid: its probabilities, scores and features are 0 and its
@@ -25,13 +26,14 @@ import tensorflow as tf
 
 from tfpipe.formats.specifications import Specification
 from tfpipe.images.decoding import decode_batch
-from tfpipe.models import predictions
+from tfpipe.models import predictions, tta
 from tfpipe.models.classifiers import NamedModel
 
 Tensors = dict[str, tf.Tensor]
 Function = Callable[[tf.Tensor], Tensors]
 
 DEFAULT = "serving_default"
+_OF_FILES = ("probabilities", "classes", "scores", "valid")
 OUTPUTS = ("probabilities", "features")  # of a model, see `NamedModel.network`
 
 
@@ -44,26 +46,34 @@ def make(function: Function, specification: Specification, *, has_features: bool
         has_features: whether "features" is one of the outputs.
     """
 
-    def of_files(*names: str) -> Any:
+    def of_files(*names: str, function: Function = function) -> Any:
         def run(image_bytes: tf.Tensor) -> Tensors:
             outputs = apply_to_files(function, specification, image_bytes)
             return {name: outputs[name] for name in names}
 
         return _function(run, bytes_spec())
 
-    def of_pixels(image: tf.Tensor) -> Tensors:
-        outputs = _with_classes(specification, function(image))
-        return {name: outputs[name] for name in ("probabilities", "classes", "scores")}
+    def of_pixels(function: Function = function) -> Any:
+        def run(image: tf.Tensor) -> Tensors:
+            outputs = _with_classes(specification, function(image))
+            return {name: outputs[name] for name in ("probabilities", "classes", "scores")}
+
+        return _function(run, image_spec(specification))
 
     def decode(image_bytes: tf.Tensor) -> Tensors:
         image, valid = _decode(specification, image_bytes)
         return {"image": image, "valid": valid}
 
+    averages = {}
+    if specification.tta is not None:
+        mean = tta.averaging(function, specification.tta)
+        averages = {"tta": of_files(*_OF_FILES, function=mean), "image_tta": of_pixels(mean)}
     return {
-        DEFAULT: of_files("probabilities", "classes", "scores", "valid"),
-        "image": _function(of_pixels, image_spec(specification)),
+        DEFAULT: of_files(*_OF_FILES),
+        "image": of_pixels(),
         **({"features": of_files("features", "valid")} if has_features else {}),
         "pixels": _function(decode, bytes_spec()),
+        **averages,
     }
 
 

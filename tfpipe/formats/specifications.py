@@ -18,6 +18,7 @@ from tfpipe.common import arguments
 from tfpipe.common.errors import DataError, lines_of
 from tfpipe.common.files import check_json, parse_json
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
+from tfpipe.models.tta import Tta
 from tfpipe.records import checksums
 from tfpipe.records.samples import USUAL, Resize, Samples
 
@@ -41,6 +42,8 @@ class Specification:
         max_pixels: height times width above which a file is not decoded.
         version: of tfpipe.
         samples: how 16-bit and transparent PNG are converted.
+        tta: views that are averaged: of a SavedModel, by its signatures "tta" and "image_tta"; of
+            another file, by itself.
     """
 
     class_names: tuple[str, ...]
@@ -52,13 +55,16 @@ class Specification:
     max_pixels: int = DEFAULT_MAX_PIXELS
     version: str = ""
     samples: Samples = USUAL
+    tta: Tta | None = None
 
     def to_json(self) -> str:
         """Returns one JSON object, the same text for equal specifications."""
         facts = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        del facts["tta"]
         facts["samples"] = self.samples.options()
         if not facts["samples"]:
             del facts["samples"]  # as in files that were written before there was a choice
+        facts |= {"tta": self.tta.facts()} if self.tta else {}
         return dump_json(facts, indent=2) + "\n"
 
 
