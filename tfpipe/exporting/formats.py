@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,14 +19,16 @@ from typing import Any
 import tensorflow as tf
 
 from tfpipe.common.errors import DataError, lines_of
-from tfpipe.exporting import half_precision
+from tfpipe.exporting import calibration, half_precision
 from tfpipe.exporting.parity import ExportedFile
-from tfpipe.formats import frozen_graph, onnx_files, openvino_files, preflight, signatures, tflite_files
+from tfpipe.formats import frozen_graph, onnx_files, openvino_files, preflight, quantization, signatures, tflite_files
 from tfpipe.formats.specifications import Specification
 from tfpipe.models import classifiers
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.networks import keras_files
 
+INT8_NAME = "model_int8.tflite"
+INT8_TOLERANCE = 0.5  # of a probability: beyond it, it is another model, not a rounded one
 _PB_LIMIT_BYTES = 2**31 - 1  # of one protobuf message
 _LOGS = ("tensorflow", "absl")  # where TensorFlow logs names of nodes and durations while it saves
 
@@ -38,7 +41,10 @@ def _derived(specification: Specification, what: str) -> Specification:
 class Work:
     """The model and its frozen graphs, which the writers share."""
 
-    def __init__(self, model: NamedModel, specification: Specification, folder: Path, half: bool) -> None:
+    def __init__(
+        self, model: NamedModel, specification: Specification, folder: Path, half: bool, calibration_data: str = ""
+    ) -> None:
+        self.calibration_data = calibration_data
         self.model, self.folder, self.half = model, folder, half
         self.whole, self.specification = specification, dataclasses.replace(specification, tta=None)
         # Files have one function, and those of averages are another model; a SavedModel has both.
@@ -121,6 +127,15 @@ def _write_tflite(work: Work) -> dict[str, ExportedFile]:
     return found
 
 
+def _write_tflite_int8(work: Work) -> dict[str, ExportedFile]:
+    specification = _derived(work.specification, INT8_NAME)
+    images = calibration.draw_images(work.calibration_data, specification)
+    with onnx_files.quiet(*_LOGS), _converting("tflite_int8"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Statistics for quantized inputs were expected")  # for int8 as the input
+        data = quantization.convert(work.plain, specification, images)
+    return {INT8_NAME: ExportedFile("tflite", work.write(INT8_NAME, data), tolerance=INT8_TOLERANCE)}
+
+
 def _write_onnx(work: Work) -> dict[str, ExportedFile]:
     found = {}
     for suffix, graph, specification in work.versions():
@@ -170,6 +185,7 @@ WRITERS: Mapping[str, Callable[[Work], dict[str, ExportedFile]]] = {
     "saved_model": _write_saved_model,
     "pb": _write_frozen,
     "tflite": _write_tflite,
+    "tflite_int8": _write_tflite_int8,
     "onnx": _write_onnx,
     "openvino": _write_openvino,
     "keras": _write_keras,

@@ -19,7 +19,7 @@ import tensorflow as tf
 from tfpipe.common.errors import lines_of
 from tfpipe.evaluation.receipts import open_split
 from tfpipe.models import predictions
-from tfpipe.models.classifiers import NamedModel
+from tfpipe.models.classifiers import NamedModel, Predictor
 from tfpipe.models.split_images import read_for
 from tfpipe.records import manifest
 
@@ -50,8 +50,8 @@ def round_weights(model: NamedModel) -> NamedModel:
     return NamedModel(copy)
 
 
-def measure_cost(before: NamedModel, after: NamedModel, directory: str | os.PathLike[str], split: str) -> dict[str, Any]:
-    """Returns the effect of the rounding on a split.
+def measure_cost(before: Predictor, after: Predictor, directory: str | os.PathLike[str], split: str) -> dict[str, Any]:
+    """Returns the effect of rounding, to float16 or 8 bits, on a split.
 
     Returns:
         "num_pictures", "accuracy_before", "accuracy", "num_changed" (other class),

@@ -41,6 +41,7 @@ _HALF = {
     "num_changed": "images that get another class",
     "largest_difference": "largest difference of a probability",
 }
+_INT8 = {"accuracy": "accuracy in 8 bits"}
 
 File = tuple[str, int, str]
 
@@ -128,6 +129,7 @@ def render(
     parity: Sequence[Mapping[str, Any]] = (),
     files: Sequence[File] = (),
     half: Mapping[str, Any] | None = None,
+    int8: Mapping[str, Any] | None = None,
 ) -> str:
     """Returns the card as Markdown.
 
@@ -139,6 +141,7 @@ def render(
         files: (path in the export, bytes, SHA-256) of each.
         half: the cost of float16 weights, see `half_precision.measure_cost`, and "sha256", the hash
             of the rounded model; `specification` is then of the original one.
+        int8: the cost of 8 bits.
 
     Raises:
         ValueError: an evaluation of another model.
@@ -172,6 +175,7 @@ def render(
         has_keras=any(name == KERAS_NAME for name, _, _ in files),
         large=large,
         half={shown: _value(half[name]) for name, shown in _HALF.items()} if half else {},
+        int8={shown: _value(int8[name]) for name, shown in (_HALF | _INT8).items()} if int8 else {},
         parity=[[_value(row.get(column)) for column in columns] for row in parity],
         parity_columns=columns,
     )

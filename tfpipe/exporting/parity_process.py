@@ -79,7 +79,7 @@ def open_onnx(path: str) -> Function:
 
 def open_openvino(path: str) -> Function:
     """Returns a function with the outputs of an OpenVINO model."""
-    import openvino  # type: ignore[import-untyped]
+    import openvino
 
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
