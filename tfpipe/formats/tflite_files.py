@@ -25,6 +25,7 @@ from tfpipe.common.workers import count_cores
 from tfpipe.formats import operations, tflite_metadata
 from tfpipe.formats.exported_model import Array, ExportedModel
 from tfpipe.formats.specifications import Specification
+from tfpipe.records.manifest import SINGLE
 
 _NARROW = (tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum)
 _PASSING = ("Identity", "Placeholder", "PlaceholderWithDefault")
@@ -116,14 +117,14 @@ class _Runner:
         self._run = interpreter.get_signature_runner(tflite_metadata.SIGNATURE)
         self._lock, self._num_classes = threading.Lock(), len(specification.class_names)
         scale, _ = self._run.get_input_details()["image"]["quantization"]
-        self._is_quantized = scale != 0
+        self._is_rounded = scale != 0 and specification.task == SINGLE  # of several labels, each stands alone
 
     def __call__(self, images: Array) -> Array:
         if not len(images):  # on which the interpreter may crash
             return np.zeros((0, self._num_classes), np.float32)
         with self._lock:
             probabilities: Array = self._run(image=images)["probabilities"]
-        return _with_sum_1(probabilities) if self._is_quantized else probabilities
+        return _with_sum_1(probabilities) if self._is_rounded else probabilities
 
 
 def _with_sum_1(probabilities: Array) -> Array:

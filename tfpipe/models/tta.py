@@ -294,6 +294,20 @@ class Averaged:
         return samples_of(self.predictor)
 
     @property
+    def task(self) -> str:
+        """One class an image, "single", or any number of labels, "multilabel"."""
+        from tfpipe.models.classifiers import task_of
+
+        return task_of(self.predictor)
+
+    @property
+    def thresholds(self) -> Any:
+        """At which probabilities a label is predicted, float64 [C]; None where there are none."""
+        from tfpipe.models.classifiers import thresholds_of
+
+        return thresholds_of(self.predictor)
+
+    @property
     def sha256(self) -> str:
         """Hash of the model."""
         return self.predictor.sha256

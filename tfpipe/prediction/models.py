@@ -30,8 +30,9 @@ from tfpipe.images.decoding import Resize
 from tfpipe.listing import image_files
 from tfpipe.models import predictions
 from tfpipe.models import tta as views
-from tfpipe.models.classifiers import Predictor, samples_of
-from tfpipe.prediction.tables import TOP_K, best_of
+from tfpipe.models.classifiers import Predictor, samples_of, task_of, thresholds_of
+from tfpipe.prediction.tables import TOP_K, Labels, best_of
+from tfpipe.records.manifest import SINGLE
 from tfpipe.records.samples import Samples
 
 Array = np.ndarray[Any, Any]
@@ -53,6 +54,8 @@ class Prediction(NamedTuple):
         top: the likeliest classes with their probabilities, the likeliest first.
         probabilities: float32 [C], in the order of the model's class names.
         reason: why there is no prediction.
+        labels: of a model of several labels an image, the names at their thresholds or above, in the
+            model's order; else None.
     """
 
     class_name: str | None
@@ -60,10 +63,12 @@ class Prediction(NamedTuple):
     top: Sequence[tuple[str, float]]
     probabilities: Array
     reason: str = ""
+    labels: Sequence[str] | None = None
 
     def __repr__(self) -> str:
         rest = f"reason={self.reason!r}" if self.reason else f"top={reprlib.repr(list(self.top))}"
-        return f"Prediction({self.class_name!r}, {self.score!r}, {rest})"
+        labels = "" if self.labels is None else f"labels={list(self.labels)!r}, "
+        return f"Prediction({self.class_name!r}, {self.score!r}, {labels}{rest})"
 
 
 @dataclass(frozen=True)
@@ -151,10 +156,14 @@ class Model:
         return [self._prediction(image if isinstance(image, RejectedImage) else next(predicted), top_k) for image in images]
 
     def _prediction(self, outcome: Array | RejectedImage, top_k: int) -> Prediction:
+        labels = None
+        if task_of(self.predictor) != SINGLE:
+            labels = Labels(self.class_names, thresholds_of(self.predictor))
         if isinstance(outcome, RejectedImage):
-            return Prediction(None, 0.0, [], np.zeros(len(self.class_names), np.float32), outcome.summary)
+            zeros = np.zeros(len(self.class_names), np.float32)
+            return Prediction(None, 0.0, [], zeros, outcome.summary, None if labels is None else ())
         top = [(self.class_names[best], float(outcome[best])) for best in best_of(outcome, top_k)]
-        return Prediction(*top[0], top, outcome)
+        return Prediction(*top[0], top, outcome, labels=None if labels is None else labels.names(outcome))
 
     def _pixels(self, item: _Item) -> Array | RejectedImage:
         """Returns the model's input, uint8 [H, W, 3], or why there is none."""
