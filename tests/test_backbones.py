@@ -55,9 +55,9 @@ ROWS = {
     "convnextsmall": ((7, 7, 768), keras.applications.convnext),
     "convnextbase": ((7, 7, 1024), keras.applications.convnext),
 }
-OWN = {"efficientnetlite0": (7, 7, 1280), "lenet": (4, 4, 128)}
+OWN = {"efficientnetlite0": (7, 7, 1280), "vit": (14, 14, 1536), "dinov2": (16, 16, 768), "lenet": (4, 4, 128)}
 # One of each family is built always; each costs 0.2 to 4 seconds.
-HEAVY = ("01", "52", "01v2", "52v2", "b1", "b2", "b3", "v2s", "v2m", "extsmall", "base", "inceptionresnetv2", "v3large")
+HEAVY = ("01", "52", "01v2", "52v2", "b1", "b2", "b3", "v2s", "v2m", "extsmall", "base", "v3large", "vit")
 OVERLAPPING = ("nasnetmobile",)  # its cells read the two before them: nothing to cut at
 
 

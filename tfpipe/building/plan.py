@@ -147,7 +147,7 @@ def make_plan(
     state.execute("UPDATE inputs SET rank = record_order(key) WHERE reason IS NULL")
     state.execute("CREATE INDEX IF NOT EXISTS inputs_order ON inputs (split, rank, key)")
     fractions = None if options.splits is None else options.fractions()
-    of_groups = groups.summary(state, class_names, fractions) if state.has_groups() else None
+    of_groups = groups.summary(state, class_names, fractions, _classes_of(state, options)) if state.has_groups() else None
     return Plan(class_names, conflicts, leaks, of_groups, decided)
 
 
@@ -184,7 +184,7 @@ def with_slices(state: State, options: Options, tasks: Iterable[ShardTask], todo
     class_names = (state.fact("planned") or [[]])[0] if options.task == MULTILABEL else None
     query = """
         SELECT kind, path, place, crc32c, format, height, width, channels, orientation,
-               iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.png'), filename), key, sha256,
+               iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.' || lower(format)), filename), key, sha256,
                label, coalesce(class_name, ''), iif(?, coalesce(group_name, ''), NULL), history
         FROM inputs WHERE split = ? ORDER BY rank, key"""
     has_groups = state.has_groups()
@@ -272,12 +272,18 @@ def _cut(state: State, options: Options) -> None:
     """Cuts each class at the fractions, equal bytes and groups together, in an order drawn by the seed."""
     state.register("group_order", options.seed, "split")
     if state.has_groups():
-        groups.cut(state, options.fractions())
+        groups.cut(state, options.fractions(), _classes_of(state, options))
+    elif options.task == MULTILABEL:
+        multilabel.cut(state, options.fractions(), _classes_of(state, options))
     else:
         _cut_classes(state, options)
     for split in options.splits or ():
         if not state.value("SELECT 1 FROM inputs WHERE split = ? LIMIT 1", (split,)):
             raise ValueError(f"split {split!r} would get no image: too few for its fraction {options.splits}")
+
+
+def _classes_of(state: State, options: Options) -> groups.ClassesOf:
+    return multilabel.classes_of(state, options) if options.task == MULTILABEL else groups.the_label
 
 
 def _cut_classes(state: State, options: Options) -> None:

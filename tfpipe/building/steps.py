@@ -283,9 +283,12 @@ class Build(NamedTuple):
             files = [task.file for task in tasks if task.split == name]
             parts = [self.folder / f"{file}.frames" for file in files]
             path = self.directory / manifests.frames_file(self.options.name, name)
-            traits = state.execute(
-                f"SELECT max(format = 'PNG'), max(orientation != 1), max(max(height, width)) {of_split}", (name,)
+            png, turned, longer, others = state.execute(
+                f"""SELECT max(format = 'PNG'), max(orientation != 1), max(max(height, width)),
+                    max(format NOT IN ('JPEG', 'PNG')) {of_split}""",
+                (name,),
             ).fetchone()
+            seen = Traits(bool(png), bool(turned), longer, True if others else None)
             counts = dict(state.execute(f"SELECT label, count(*) {of_split} GROUP BY label", (name,)))
             class_counts, unknown_counts = {one: counts.get(label, 0) for label, one in enumerate(class_names)}, None
             if self.options.task == manifests.MULTILABEL:
@@ -295,7 +298,7 @@ class Build(NamedTuple):
                 image_bytes=state.value(f"SELECT sum(image_bytes) {of_split}", (name,)),
                 class_counts=class_counts,
                 shards=tuple(shards[file] for file in files),
-                frames=Frames(metadata_files.write_frames(path, parts), Traits(bool(traits[0]), bool(traits[1]), traits[2])),
+                frames=Frames(metadata_files.write_frames(path, parts), seen),
                 unknown_counts=unknown_counts,
             )
         return splits
@@ -364,6 +367,8 @@ def _properties(state: State) -> dict[str, int]:
     }
     accepted = "FROM inputs WHERE reason IS NULL"
     counts = {name: state.value(f"SELECT count(*) {accepted} AND {query}") for name, query in queries.items()}
+    others = f"SELECT lower(format), count(*) {accepted} AND format NOT IN ('JPEG', 'PNG') GROUP BY format ORDER BY format"
+    counts |= dict(state.execute(others))
     words = {"png16": "deep", "dim16": "dim", "transparent": "transparent", "profiles": "profile"}
     counts |= {name: count for name, word in words.items() if (count := plan.count_trait(state, word))}
     if counts["png"] and not state.value(f"SELECT count(*) {accepted} AND traits IS NULL"):

@@ -24,7 +24,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,7 +51,8 @@ from tfpipe.models.classifiers import Classifier, Predictor
 from tfpipe.models.predictions import Predictions
 from tfpipe.models.split_images import read_for
 from tfpipe.networks import arithmetic
-from tfpipe.records import catalog
+from tfpipe.records import catalog, folds
+from tfpipe.records import manifest as manifests
 from tfpipe.records.manifest import SINGLE
 
 _log = logging.getLogger("tfpipe")
@@ -161,7 +162,7 @@ def evaluate(
 
     Raises:
         ValueError: an argument is invalid; the split is unlabelled or empty; the model does not
-            know a class.
+            know a class; or it averages the models of folds, one of which this is.
         FileNotFoundError: there is no such model or data set.
         OSError: `output` cannot be written to, or (BlockingIOError) another evaluation writes
             there; raised before the pass.
@@ -177,9 +178,11 @@ def evaluate(
     if on_found is not None:
         arguments.callback("on_found", on_found)
     data, folder = arguments.path("data", data), arguments.path("output", output)
+    if isinstance(model, str | os.PathLike):
+        receipts.check_unseen(model, data, split)
     predictor = _loaded(model, trust)
     options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
-    run = _Run(predictor, data, split, folder, batch_size, progress, options, classifiers.thresholds_of(predictor))
+    run = Pass(predictor, data, split, folder, batch_size, progress, options, classifiers.thresholds_of(predictor))
     outliers = Outliers() if shard is None and isinstance(predictor, Classifier) else None
     claim = run.begin()
     if shard is not None:
@@ -194,14 +197,13 @@ def evaluate(
                 raise
             _log.warning("part %d of %d is complete, and not merged here: %s", *shard, error)
             return Evaluation(run.folder)
-        _clear(run.folder)
+        clear(run.folder)
         if shard is None:
             chunks = run.chunks(split, [(index, num_readers) for index in range(num_readers)], outliers)
             computed = [classifiers.computation_of(predictor)]
         else:
             computed = partial_tables.computations(run.folder, shard[1])
-            header = predictions.header(predictor.class_names, classifiers.task_of(predictor))
-            chunks = partial_tables.merge(run.folder, shard[1], header, claim)
+            chunks = partial_tables.merge(run.folder, shard[1], run.header(), claim)
         evaluation = run.finish(chunks, claim, computed, outliers)
         if on_found:
             on_found(evaluation)
@@ -211,7 +213,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Run:
+class Pass:
     """One evaluation, or one reader's part of it."""
 
     predictor: Predictor
@@ -237,6 +239,15 @@ class _Run:
         _check_writable(self.folder)
         return receipts.claim(self.predictor, self.directory, manifest, self.split, self.options)
 
+    def header(self) -> bytes:
+        """Returns the first line of the table."""
+        manifest = manifests.load(self.directory)
+        return predictions.header(self.predictor.class_names, manifest.task, self.extras(manifest))
+
+    def extras(self, account: manifests.Manifest) -> tuple[str, ...]:
+        """Returns the fields of `Predictions` that are columns at the end."""
+        return () if account.groups is None else ("groups",)
+
     def chunks(self, split: str, shards: Sequence[tuple[int, int]], outliers: Outliers | None = None) -> Iterator[bytes]:
         """Yields the table of a split, or of parts of it, piece by piece; `outliers` get the features."""
         manifest = receipts.open_split(self.predictor, self.directory, split)
@@ -244,11 +255,16 @@ class _Run:
         total = sum(size * (index + 1) // count - size * index // count for index, count in shards)
         columns = {name: index for index, name in enumerate(self.predictor.class_names)}
         labels = np.array([columns[name] for name in manifest.class_names])
-        yield predictions.header(self.predictor.class_names, manifest.task)
+        groups = None
+        if manifest.groups is not None:
+            groups = {row.key: row.group for row in catalog.read_checked(self.directory, split=split)}
+        yield self.header()
         with ProgressBar(f"evaluate {split}", total, enabled=self.progress) as bar:
             for shard in shards:
                 for batch in self._batches(split, shard):
-                    yield predictions.rows(self._predict(batch, labels, outliers))
+                    table = self._predict(batch, labels, outliers)
+                    table = table if groups is None else replace(table, groups=[groups[key] for key in table.keys])
+                    yield predictions.rows(table)
                     bar.add(len(batch["key"]), 0)
 
     def _batches(self, split: str, shard: tuple[int, int]) -> Iterator[dict[str, Any]]:
@@ -319,8 +335,9 @@ class _Run:
         found = {**self._measure(table), "calibration": calibrated, "predictions_sha256": digest}
         receipt = {**receipts.receipt(claim, table, computed), "calibration": fitted}
         files.write_json(self.folder / metrics.FILE_NAME, found)
-        odd = None if outliers is None else outliers.odd()
-        suspects.write(self.folder, suspects.find(table, self.directory, self.split, odd=odd))
+        if table.task == SINGLE:
+            odd = None if outliers is None else outliers.odd()
+            suspects.write(self.folder, suspects.find(table, self.directory, self.split, odd=odd))
         files.write_json(self.folder / predictions.RECEIPT_NAME, receipt)
         return Evaluation(self.folder, found, receipt)
 
@@ -358,7 +375,7 @@ def _loaded(model: str | os.PathLike[str] | Predictor | Loaded, trust: bool) -> 
         path = Path(model)
         if path.suffix in _EXPORTED_FILES or any((path / name).exists() for name in _IN_EXPORTS):
             raise ValueError(f"{path}: an exported model is loaded first: evaluate(tfpipe.load({os.fspath(path)!r}), ...)")
-        return classifiers.load(path, trust=trust)
+        return classifiers.load_named(path, trust=trust) if folds.is_folder(path) else classifiers.load(path, trust=trust)
     given: Any = model
     predictor: Predictor = getattr(given, "predictor", given)
     if missing := [name for name in _NEEDED if not hasattr(predictor, name)]:
@@ -367,7 +384,7 @@ def _loaded(model: str | os.PathLike[str] | Predictor | Loaded, trust: bool) -> 
     return predictor
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """Removes what killed processes left; needs the folder's lock."""
     for name in (predictions.FILE_NAME, predictions.RECEIPT_NAME, *_OTHER_FILES):
         clear_up(folder / name)

@@ -21,7 +21,7 @@ import numpy as np
 
 from tfpipe.common.files import read_json, write_json, written_atomically
 from tfpipe.common.text import plural
-from tfpipe.evaluation import metrics, suspects
+from tfpipe.evaluation import label_report, metrics, suspects
 from tfpipe.evaluation.near_duplicates import NearDuplicate, find_near_duplicates, reader_of, training_splits
 from tfpipe.models import explanation, predictions
 from tfpipe.models.classifiers import Classifier, Predictor
@@ -76,6 +76,8 @@ def write_report(
     for name, value in given.items():
         if receipt.get(name) != value:
             raise ValueError(f"the evaluation is of {name} {receipt.get(name)!r} (got {value!r})")
+    if table.targets is not None:
+        return label_report.write(folder, predictor, directory, table, found, receipt)
     pairs = None
     if near_duplicates and isinstance(predictor, Classifier):
         duplicates = find_near_duplicates(predictor, directory, split, progress=progress)
@@ -132,14 +134,15 @@ def summarise_pairs(predicted: Predictions, pairs: Sequence[NearDuplicate], agai
     """Returns the content of near_duplicates.json: pairs, and accuracy on the other images."""
     keys = {pair.key for pair in pairs}
     rest = np.array([key not in keys for key in predicted.keys], bool)
-    right = int((predicted.predicted == predicted.labels)[rest].sum())
+    right = predicted.predicted == predicted.labels
+    num_right = int(right[rest].sum())
     return {
         "against": list(against),
         "count": len(pairs),
         "count_identical": sum(pair.identical for pair in pairs),
         "count_without": int(rest.sum()),
-        "accuracy_without": right / int(rest.sum()) if rest.any() else None,
-        "accuracy_without_interval": metrics.wilson(right, int(rest.sum())),
+        "accuracy_without": num_right / int(rest.sum()) if rest.any() else None,
+        "accuracy_without_interval": metrics.share_interval(predicted, right, rest),
         "pairs": [pair.to_json() for pair in pairs],
     }
 

@@ -30,7 +30,6 @@ from tfpipe.common.tables import escape_formula, unescape_formula
 from tfpipe.models.predictions import Predictions
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import CatalogRow, read_checked
-from tfpipe.records.manifest import SINGLE
 
 FILE_NAME = "suspects.csv"
 SAME_BYTES, NEAR_DUPLICATE, LABEL_ERROR, ODD = REASONS = ("same_bytes", "near_duplicate", "label_error", "odd")
@@ -69,13 +68,11 @@ def label_errors(predicted: Predictions) -> tuple[Array, Array, Array]:
     Confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068): the model claims a
     class where its probability is at least the mean that images labelled with it receive. A label
     is doubtful where the most probable of the claimed classes is another. Ordered by the difference
-    of the two probabilities. Of several labels an image, none is searched for.
+    of the two probabilities.
 
     Returns:
         Rows; the claimed class of each, int64 [M]; the differences, float64 [M].
     """
-    if predicted.task != SINGLE:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     labels, classes = predicted.labels, range(len(predicted.class_names))
     own = predicted.probabilities[np.arange(len(labels)), labels].astype(np.float64)
     thresholds = np.array([own[labels == index].mean() if (labels == index).any() else np.inf for index in classes])
@@ -94,8 +91,6 @@ def find(
 ) -> list[Suspect]:
     """Returns the suspects of an evaluation, each image once, for the surest of its reasons.
 
-    Of several labels an image there are none.
-
     Args:
         table: of the split.
         directory: of the data set.
@@ -105,8 +100,6 @@ def find(
     Raises:
         FileNotFoundError, DataError: as `catalog.read_checked`.
     """
-    if table.task != SINGLE:
-        return []
     return _ranked([*_duplicates(table.keys, directory), *_of_table(table, _splits(directory, split), odd)])
 
 
@@ -114,8 +107,6 @@ def with_pairs(
     listed: Iterable[Suspect], table: Predictions, directory: str | os.PathLike[str], pairs: Iterable[Mapping[str, Any]]
 ) -> list[Suspect]:
     """Returns suspects together with near-duplicates, as in near_duplicates.json, that have other labels."""
-    if table.task != SINGLE:
-        return []
     return _ranked([*_duplicates(table.keys, directory, pairs), *listed])
 
 

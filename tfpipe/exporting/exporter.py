@@ -98,6 +98,7 @@ def export(
     split: str | None = None,
     evaluation: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     tolerance: float = parity.TOLERANCE,
+    ensemble: bool = False,
     overwrite: bool = False,
     trust: bool = False,
     log: Callable[[str], None] = _log.info,
@@ -129,6 +130,7 @@ def export(
             image, the last with `calibrate` gives the thresholds.
         tolerance: largest difference allowed in probabilities of TFLite and ONNX; TensorFlow's
             formats must be equal.
+        ensemble: `model` is the folder of `train_folds`: export the mean of its models as one.
         overwrite: replace an existing export when the new one is complete.
         trust: trust the author of the model, see `tfpipe.load`.
         log: called with a line for each step.
@@ -140,6 +142,7 @@ def export(
         ImportError: a format needs an extra that is not installed.
         OSError: the output cannot be written.
     """
+    (ensemble,) = arguments.check(ensemble=ensemble)
     top_k, max_pixels, half, overwrite, trust, tolerance, checkpoint = arguments.check(
         top_k=top_k,
         max_pixels=max_pixels,
@@ -167,6 +170,7 @@ def export(
         half=half,
         evaluations=folders,
         overwrite=overwrite,
+        ensemble=ensemble,
     )
     files.clear_up(target)
     if class_names is not None and data is not None:
@@ -185,7 +189,7 @@ def export(
         cost["sha256"] = exported.sha256
     specification = _specify(exported, top_k, max_pixels, folders)
     described = dataclasses.replace(specification, sha256=original.sha256)
-    card = functools.partial(model_card.render, described, run=run, evaluations=folders, half=cost)
+    card = functools.partial(model_card.render, described, run=run, evaluations=folders, half=cost, ensemble=ensemble)
     card()  # errors in the evaluations are raised before the work
     own = images.references()
     compared = [*reference_images.make(), *own]

@@ -89,10 +89,10 @@ def without(failed: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
 
 @on_cpu
 def decode_image(encoded: tf.Tensor, orientation: tf.Tensor | int = 1, samples: Samples = USUAL) -> tf.Tensor:
-    """Decodes a JPEG or PNG file to RGB, turned upright.
+    """Decodes a JPEG, PNG, WebP or BMP file to RGB, turned upright.
 
     Equal to Pillow's `ImageOps.exif_transpose(image).convert("RGB")`, pixel by pixel, for JPEG in
-    colour and grey and for PNG of 8 bits, unless `samples` lays a background under it: alpha is
+    colour and grey, for PNG of 8 bits, WebP and BMP, unless `samples` lays a background under it: alpha is
     dropped.
 
     Args:
@@ -170,21 +170,23 @@ def decode_and_resize(
     samples: Samples = USUAL,
     *,
     rare: bool = True,
+    others: bool = True,
 ) -> tf.Tensor:
     """Returns what evaluation, prediction and exports give a model: decoded, turned, resized.
 
     Args:
-        encoded: string [], the bytes of a JPEG or PNG file.
+        encoded: string [], the bytes of an image file.
         orientation: integer [], EXIF 1..8.
         size: see `resize_image`.
         mode: see `resize_image`.
         samples: see `decode_image`.
         rare: see `decode_stored`.
+        others: see `decode_stored`.
 
     Raises:
         tf.errors.InvalidArgumentError: the bytes cannot be decoded.
     """
-    image = turn_image(decode_stored(encoded, samples, rare=rare), tf.cast(orientation, tf.int32))
+    image = turn_image(decode_stored(encoded, samples, rare=rare, others=others), tf.cast(orientation, tf.int32))
     return resize_image(image, size, mode)
 
 

@@ -5,8 +5,9 @@
 
 `predictions.csv` has a row per image: key, filename, label, predicted (names of classes; an
 unlabelled image's label is empty), then probability_<class> for each class in the model's order,
-with nine significant digits, which identify a float32. Names that a spreadsheet would compute
-("=1+1.jpg") are escaped in the file, see `tfpipe.common.tables.escape_formula`.
+with nine significant digits, which identify a float32; then group, where the data set has groups,
+and fold in out-of-fold predictions, whose model has not seen the image. Names that a spreadsheet
+would compute ("=1+1.jpg") are escaped in the file, see `tfpipe.common.tables.escape_formula`.
 
 Of several labels an image, the third column is called labels: "cat|?dog" has a cat, and whether it
 has a dog is unknown. Predicted are the classes at their thresholds or above.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,6 +42,7 @@ METRICS_NAME = "metrics.json"
 _COLUMNS = ("key", "filename", "label", "predicted")
 _COLUMNS_OF_SEVERAL = ("key", "filename", "labels", "predicted")
 PREFIX = "probability_"
+EXTRAS = {"groups": "group", "folds": "fold"}  # fields that are columns at the end, where there are any
 _SUM_TOLERANCE = 1e-3  # a softmax in float32 over 10,000 classes is off by 1e-5
 DEFAULT_THRESHOLD = 0.5  # of several labels an image
 TOLERANCE = 1e-2  # of outputs: a model that ends in 16 bits is off by a few thousandths
@@ -60,6 +63,8 @@ class Predictions:
         targets: of several labels an image, int8 [N, C]: 1, 0 or -1 (unknown); else None. Labels are
             then 0, and -1 where nothing is known.
         thresholds: of several labels an image, float [C], at which a class is predicted; None: 0.5.
+        groups: of each image; None in a data set without groups.
+        folds: of out-of-fold predictions, the fold of each image; else None.
     """
 
     keys: Sequence[str]
@@ -69,11 +74,18 @@ class Predictions:
     class_names: Sequence[str]
     targets: np.ndarray[Any, Any] | None = None
     thresholds: np.ndarray[Any, Any] | None = None
+    groups: Sequence[str] | None = None
+    folds: Sequence[str] | None = None
 
     @property
     def task(self) -> str:
         """One class an image, "single", or any number of labels, "multilabel"."""
         return SINGLE if self.targets is None else MULTILABEL
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The fields that are columns after the probabilities."""
+        return tuple(name for name in EXTRAS if getattr(self, name) is not None)
 
     @property
     def predicted(self) -> np.ndarray[Any, Any]:
@@ -85,6 +97,20 @@ class Predictions:
         """Yields slices of rows, to limit the memory of computations on whole rows."""
         for start in range(0, len(self.keys), _BLOCK_ROWS):
             yield slice(start, start + _BLOCK_ROWS)
+
+    def select(self, rows: slice | np.ndarray[Any, Any]) -> Predictions:
+        """Returns some rows, by their numbers, int64 [M]."""
+        chosen: dict[str, Any] = {"labels": self.labels[rows], "probabilities": self.probabilities[rows]}
+        chosen |= {} if self.targets is None else {"targets": self.targets[rows]}
+        for name in ("keys", "filenames", *self.extras):
+            values = getattr(self, name)
+            chosen[name] = values[rows] if isinstance(rows, slice) else [values[row] for row in rows.tolist()]
+        return dataclasses.replace(self, **chosen)
+
+    def by_fold(self) -> dict[str, Predictions]:
+        """Returns the rows of each fold, in the order of the folds."""
+        names = np.array(self.folds)
+        return {str(name): self.select(np.flatnonzero(names == name)) for name in dict.fromkeys(self.folds or ())}
 
 
 def of_several_labels(
@@ -143,9 +169,10 @@ def _sum_of(task: str) -> str:
     return " with the sum 1" if task == SINGLE else ""
 
 
-def header(class_names: Sequence[str], task: str = SINGLE) -> bytes:
-    """Returns the file's first line."""
-    return lines([[*(_COLUMNS if task == SINGLE else _COLUMNS_OF_SEVERAL), *(f"{PREFIX}{name}" for name in class_names)]])
+def header(class_names: Sequence[str], task: str = SINGLE, extras: Iterable[str] = ()) -> bytes:
+    """Returns the first line of a table; `extras` as those of `Predictions`."""
+    first = _COLUMNS if task == SINGLE else _COLUMNS_OF_SEVERAL
+    return lines([[*first, *(f"{PREFIX}{name}" for name in class_names), *(EXTRAS[name] for name in extras)]])
 
 
 def rows(table: Predictions) -> bytes:
@@ -165,19 +192,17 @@ def rows(table: Predictions) -> bytes:
             [combinations.text_of_values(row, table.class_names) for row in rows.tolist()] for rows in (table.targets, found)
         )
     texts = ([f"{value:.9g}" for value in row] for row in values.tolist())
-    return lines(
-        [*map(escape_formula, names), *row]
-        for *names, row in zip(table.keys, table.filenames, labels, predicted, texts, strict=True)
-    )
+    extras = [map(escape_formula, getattr(table, name)) for name in table.extras]
+    ends = zip(*extras, strict=True) if extras else itertools.repeat(())
+    columns = zip(table.keys, table.filenames, labels, predicted, texts, strict=True)
+    return lines([*map(escape_formula, names), *row, *end] for (*names, row), end in zip(columns, ends, strict=False))
 
 
 def chunks(table: Predictions) -> Iterator[bytes]:
     """Yields the whole file of a table, piece by piece."""
-    yield header(table.class_names, table.task)
-    per_image = ("keys", "filenames", "labels", "probabilities", *(() if table.targets is None else ("targets",)))
+    yield header(table.class_names, table.task, table.extras)
     for part in table.blocks():
-        columns = {name: getattr(table, name)[part] for name in per_image}
-        yield rows(dataclasses.replace(table, **columns))
+        yield rows(table.select(part))
 
 
 class _Lines(list[bytes]):
@@ -256,7 +281,9 @@ def _read_file(path: Path) -> Predictions:
         lines = csv.reader(file, strict=True)
         try:
             columns = next(lines, [])
-            return _parse(_class_names(columns), lines, MULTILABEL if columns[2:3] == ["labels"] else SINGLE)
+            extras = [next(name for name, column in EXTRAS.items() if column == found) for found in _extra_columns(columns)]
+            class_names = _class_names(columns[: len(columns) - len(extras)])
+            return _parse(class_names, lines, MULTILABEL if columns[2:3] == ["labels"] else SINGLE, extras)
         except (ValueError, csv.Error) as error:
             raise DataError(f"line {lines.line_num} is not one of a table of predictions: {error}", path=path) from None
 
@@ -270,14 +297,20 @@ def _class_names(columns: list[str]) -> list[str]:
     return [name.removeprefix(PREFIX) for name in others]
 
 
-def _parse(class_names: list[str], lines: Iterable[list[str]], task: str) -> Predictions:
+def _extra_columns(columns: list[str]) -> list[str]:
+    return [name for name in columns[len(_COLUMNS) :] if name in EXTRAS.values()]
+
+
+def _parse(class_names: list[str], lines: Iterable[list[str]], task: str, extras: Sequence[str]) -> Predictions:
+    num_columns = len(_COLUMNS) + len(class_names) + len(extras)
     targets = array("b")
     indices = {"": -1, **{name: index for index, name in enumerate(class_names)}}
     keys: dict[str, None] = {}  # a set that keeps their order
     filenames, labels, values = [], array("q"), array("f")
+    found: list[list[str]] = [[] for _ in extras]
     for line in lines:
-        if len(line) != len(_COLUMNS) + len(class_names):
-            raise ValueError(f"{exactly(len(line), 'field')}, expected {len(_COLUMNS) + len(class_names)}")
+        if len(line) != num_columns:
+            raise ValueError(f"{exactly(len(line), 'field')}, expected {num_columns}")
         key, filename, label, predicted = map(unescape_formula, line[: len(_COLUMNS)])
         if key in keys:
             raise ValueError(f"{key!r} is there twice")
@@ -287,17 +320,21 @@ def _parse(class_names: list[str], lines: Iterable[list[str]], task: str) -> Pre
             label = ""
         if label not in indices:
             raise ValueError(f"no class is called {label!r}")
-        row = [float(text) for text in line[len(_COLUMNS) :]]
+        row = [float(text) for text in line[len(_COLUMNS) : num_columns - len(extras)]]
         _check_row(row, predicted if task == SINGLE else None, class_names)
         keys[key] = None
         filenames.append(filename)
+        for column, text in zip(found, line[num_columns - len(extras) :], strict=True):
+            column.append(unescape_formula(text))
         labels.append(indices[label])
         values.extend(row)
     probabilities = np.frombuffer(values, np.float32).reshape(len(keys), len(class_names))  # no copy: 10,000 classes are large
+    more: dict[str, Any] = dict(zip(extras, found, strict=True))
     if task == MULTILABEL:
         values_of_labels = np.frombuffer(targets, np.int8).reshape(probabilities.shape)
-        return of_several_labels(list(keys), filenames, values_of_labels, probabilities, class_names)
-    return Predictions(list(keys), filenames, np.array(labels, np.int64), probabilities, class_names)
+        table = of_several_labels(list(keys), filenames, values_of_labels, probabilities, class_names)
+        return dataclasses.replace(table, **more)
+    return Predictions(list(keys), filenames, np.array(labels, np.int64), probabilities, class_names, **more)
 
 
 def _values_of(text: str, class_names: list[str]) -> list[int]:

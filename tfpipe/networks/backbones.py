@@ -18,6 +18,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -25,8 +26,8 @@ import keras
 
 from tfpipe.common.errors import lines_of
 from tfpipe.common.text import exactly
-from tfpipe.networks import efficientnet_lite, weight_files
-from tfpipe.networks.architectures import TABLE, choose_input
+from tfpipe.networks import efficientnet_lite, vision_transformers, weight_files
+from tfpipe.networks.architectures import TABLE, choose_input, is_file, is_preset
 from tfpipe.networks.submodels import cut, cut_points, find_dependents, find_layers, is_functional
 
 
@@ -63,7 +64,8 @@ def build(
         image_size: (height, width).
         weights: "imagenet" (downloaded by Keras, once), "package" (of an extra), "none" (new ones;
             a network by import path keeps those that its function gave it), or a .h5, .weights.h5
-            or .keras file, with or without the Dense layers of a classifier.
+            or .keras file, with or without the Dense layers of a classifier. Of vit and dinov2
+            also a preset of KerasHub, a folder or the name of one that it downloads.
         preprocessing: one of `layers.PREPROCESSINGS`; by default that of the table, "unit" (0..1)
             for import paths.
         grey: one channel instead of three, only for lenet and import paths; implies preprocessing
@@ -82,11 +84,11 @@ def build(
         network = _make_by_path(name, shape)
         blocks = _derive_blocks(network)
     else:
-        network = _make_by_name(name, shape, weights)
+        network = _make_by_name(name, shape, weights, rescales=preprocessing is None)
         blocks = find_blocks(network, TABLE[name].blocks)
     if weights == "package":
         efficientnet_lite.load(network)
-    elif weights not in ("imagenet", "none"):
+    elif is_file(name, weights):
         weight_files.load(network, weights)
     return Backbone(name, network, mode, MappingProxyType(blocks))
 
@@ -156,9 +158,12 @@ def make_lenet(input_shape: tuple[int, int, int]) -> keras.Model:
 _OWN = {"lenet": make_lenet, "efficientnetlite0": efficientnet_lite.make}
 
 
-def _make_by_name(name: str, shape: tuple[int, int, int], weights: str) -> keras.Model:
+def _make_by_name(name: str, shape: tuple[int, int, int], weights: str, *, rescales: bool) -> keras.Model:
     if name in _OWN:
         return _OWN[name](shape)
+    if TABLE[name].pretrained == "preset":
+        preset = Path(weights) if is_preset(name, weights) else None
+        return vision_transformers.build(name, shape[:2], preset, rescales=rescales)
     builder = getattr(keras.applications, TABLE[name].application)
     if weights != "imagenet":
         return builder(include_top=False, weights=None, input_shape=shape)

@@ -210,7 +210,7 @@ def _layout(gradio: Any, title: str, header: str, answers: Answers) -> Any:
             return page_markup.answer(name, found, predictor, described)
         ordered = sorted(uploads, key=lambda upload: natural_key(upload.name))
         rows = list(progress.tqdm(answers.rows(ordered), total=len(ordered), desc="images", unit="images"))
-        return page_markup.table(rows, predictor.class_names)
+        return page_markup.table(rows, predictor.class_names, page_markup.labels_of(predictor))
 
     def receive(files: Sequence[Mapping[str, Any]], progress: Any = gradio.Progress()) -> tuple[str, None]:  # noqa: B008
         uploads = [Upload(file.get("orig_name") or os.path.basename(file["path"]), file["path"]) for file in files or ()]

@@ -37,6 +37,7 @@ class Imaging:
         reduced: some are large enough to be decoded at a reduced size.
         large: some are too large for the usual way of sampling them.
         rare: some files may take more than the usual decoder.
+        others: some images are WebP or BMP files.
         layout: columns of "numbers" in order, type and shape by name; known after `parse` has been
             traced.
     """
@@ -54,6 +55,7 @@ class Imaging:
     reduced: bool
     large: bool
     rare: bool
+    others: bool
     layout: dict[str, tuple[tf.DType, tf.TensorShape]] = field(default_factory=dict, init=False, compare=False)
 
     @functools.cached_property
@@ -107,8 +109,8 @@ class Imaging:
                 self.augmentation, self.image_size, self.resize, keys=keys, seed=self.seed, epochs=epoch, sources=upright
             )
         changes = sampling.as_stored(changes, upright, orientation, self.image_size)
-        is_png = tf.equal(features[schema.FORMAT], "PNG")
-        return sampling.as_decoded(changes, orientation, is_png, self.image_size, scaled=self.scaled)
+        is_whole = tf.not_equal(features[schema.FORMAT], "JPEG")
+        return sampling.as_decoded(changes, orientation, is_whole, self.image_size, scaled=self.scaled)
 
     def _pack(self, columns: Tensors) -> tf.Tensor:
         if not self.layout:  # always the same; other threads may be reading it
@@ -146,10 +148,12 @@ class Imaging:
         changes = self.unpack(numbers)
         orientation = changes["orientation"]
         if "window" not in changes:
-            return decoding.decode_and_resize(encoded, orientation, self.image_size, self.resize, self.samples, rare=self.rare)
+            kinds = {"rare": self.rare, "others": self.others}
+            return decoding.decode_and_resize(encoded, orientation, self.image_size, self.resize, self.samples, **kinds)
         height, width = self.image_size
         window, decoder = changes["window"], changes["decoder"]
-        part = sampling.decode_window(encoded, window, decoder, self.samples, scaled=self.reduced, png=self.png, rare=self.rare)
+        kinds = {"scaled": self.reduced, "png": self.png, "rare": self.rare, "others": self.others}
+        part = sampling.decode_window(encoded, window, decoder, self.samples, **kinds)
         size: Any = self.image_size
         if height != width and self.turned:
             size = tf.unstack(tf.where(orientation >= 5, [width, height], [height, width]))

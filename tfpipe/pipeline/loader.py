@@ -269,6 +269,7 @@ class Loader:
             large=traits.longer > sampling.MOST_REDUCED * smaller,
             # The audit counts those of 16 bits where there is any PNG.
             rare=traits.png and (samples != USUAL or reader.manifest.properties.get("png16", 1) > 0),
+            others=bool(traits.others),
         )
 
     def _order(self, labels: np.ndarray[Any, Any], selection: np.ndarray[Any, Any] | None, read_block: int | None) -> Order:

@@ -190,6 +190,8 @@ def check_frames(directory: str | os.PathLike[str], manifest: Manifest, split: s
 def include(traits: Traits, row: CatalogRow) -> None:
     """Takes an image into account."""
     traits.png |= row.format == "PNG"
+    if row.format not in ("JPEG", "PNG"):
+        traits.others = True
     traits.turned |= row.orientation != 1
     traits.longer = max(traits.longer, row.height, row.width)
 
@@ -197,7 +199,9 @@ def include(traits: Traits, row: CatalogRow) -> None:
 def merged(traits: Iterable[Traits]) -> Traits:
     """Returns the traits of several splits together."""
     each = list(traits)
-    return Traits(any(one.png for one in each), any(one.turned for one in each), max(one.longer for one in each))
+    found = Traits(any(one.png for one in each), any(one.turned for one in each), max(one.longer for one in each))
+    found.others = any(one.others for one in each) or None
+    return found
 
 
 def read_index(path: Path) -> Iterator[tuple[int, int]]:

@@ -20,7 +20,7 @@ import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -32,9 +32,9 @@ from tfpipe.records import schema
 from tfpipe.records.samples import Samples
 
 FORMAT_VERSION = 2
+_WITH_NEWS = 3  # version of data sets that readers of version 2 would misread: several labels an image, WebP, BMP
 _WITHOUT_FRAMES = 1  # the version before, whose readers had to read the catalog
-_OF_COMBINATIONS = 3  # several labels an image, which older readers would take for one
-_VERSIONS = (_WITHOUT_FRAMES, FORMAT_VERSION, _OF_COMBINATIONS)
+_VERSIONS = (_WITHOUT_FRAMES, FORMAT_VERSION, _WITH_NEWS)
 
 # What a classifier predicts, the option `task`: one class an image, or any number of them.
 SINGLE, MULTILABEL = TASKS = ("single", "multilabel")
@@ -109,11 +109,13 @@ class Traits:
         png: some are PNG files.
         turned: some are stored in another orientation than 1.
         longer: the longest of their longer sides, in pixels.
+        others: some are WebP or BMP files; None where none is.
     """
 
     png: bool = False
     turned: bool = False
     longer: _Count = 1
+    others: Literal[True] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,9 +344,10 @@ def _encode(manifest: Manifest) -> bytes:
 
 
 def _version(manifest: Manifest) -> int:
-    if manifest.combinations is not None:
-        return _OF_COMBINATIONS
-    return FORMAT_VERSION if all(split.frames for split in manifest.splits.values()) else _WITHOUT_FRAMES
+    frames = [split.frames for split in manifest.splits.values()]
+    if manifest.combinations is not None or any(each and each.traits.others for each in frames):
+        return _WITH_NEWS
+    return FORMAT_VERSION if all(frames) else _WITHOUT_FRAMES
 
 
 def _fields(item: Any) -> dict[str, Any]:

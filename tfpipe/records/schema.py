@@ -40,7 +40,7 @@ class Record:
     """One image of a data set."""
 
     encoded: bytes  # the file's own bytes, unchanged
-    format: str  # "JPEG" or "PNG"
+    format: str  # "JPEG", "PNG", "WEBP" or "BMP"
     height: int  # pixels, by the file's header, before orientation
     width: int
     channels: int  # by the file's header

@@ -177,7 +177,8 @@ def as_read(encoded: bytes, samples: Samples, side: int) -> Image.Image:
 
     with Image.open(io.BytesIO(encoded)) as image:
         is_deep = str(MAX_BITS) in str(image.tile[0].args)
-        if image.format == "PNG" and (is_deep or samples.background != USUAL.background):
+        has_alpha = image.format != "JPEG" and samples.background != USUAL.background
+        if has_alpha or (image.format == "PNG" and is_deep):
             from tfpipe.images.decoding import decode_image
 
             return Image.fromarray(decode_image(encoded, samples=samples).numpy())

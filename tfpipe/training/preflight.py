@@ -52,12 +52,11 @@ def check_training(
     """Checks the arguments of a training; raises as `tfpipe.train`."""
     for folder in (output, cache):
         check_folder(folder)
-    size = recipe.image_size or architectures.native_size(recipe.backbone)
+    size = recipe.image_size or architectures.native_size(recipe.backbone, recipe.weights)
     weights = "none" if recipe.mode == "scratch" or recipe.weights == "own" else recipe.weights
     architectures.choose_input(recipe.backbone, size, weights, recipe.preprocessing, grey=recipe.grey)
-    if (
-        weights not in ("imagenet", "package", "none") and not (Path(output) / SUMMARY_NAME).exists()
-    ):  # a finished run needs none
+    is_finished = (Path(output) / SUMMARY_NAME).exists()  # and needs no weights
+    if not is_finished and architectures.is_file(recipe.backbone, weights):
         check_weights_file(weights)
     manifest, _ = open_training(directory, train_split, val_split)
     complete(recipe, manifest.split(train_split).num_records, len(manifest.class_names), manifest.task)

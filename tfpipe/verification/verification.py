@@ -293,10 +293,11 @@ class _Verification:
             self._add_mismatch(f"images of split {name!r} have {size}, the manifest lists {split.image_bytes}")
 
     def _check_properties(self) -> None:
-        found = {name: self._properties[name] for name in ("turned", "png")} | {"duplicates": self._ledger.num_duplicates()}
+        names = ("turned", "png", *({"webp", "bmp"} & {*self._properties, *self._manifest.properties}))
+        found = {name: self._properties[name] for name in names} | {"duplicates": self._ledger.num_duplicates()}
         for name, count in found.items():
-            if count != self._manifest.properties.get(name):
-                expected = self._manifest.properties.get(name)
+            expected = self._manifest.properties.get(name)
+            if count != expected:
                 self._add_mismatch(f"{name}: {exactly(count, 'record')}, the manifest lists {expected}")
         leaks, noted = self._ledger.num_leaks(), len(self._manifest.leaks)
         if leaks != noted:
