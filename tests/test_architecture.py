@@ -318,7 +318,7 @@ def third_party(folders):
 
 def imports_by_name(source):
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.args]
-    functions = {"import_module", "importorskip", "_import"}
+    functions = {"import_module", "importorskip", "_import", "find_package"}
     words = [call.args[0] for call in calls if ast.unparse(call.func).rpartition(".")[2] in functions]
     return {word.value for word in words if isinstance(word, ast.Constant)}
 
