@@ -11,7 +11,7 @@ from conftest import make_image, write
 import tfpipe
 from tfpipe.records import manifest as manifests
 from tfpipe.records import schema, tfrecord
-from tfpipe.records.catalog import CatalogRow
+from tfpipe.records.catalog import COLUMNS, CatalogRow
 from tfpipe.records.manifest import CATALOG_NAME, index_file
 
 
@@ -40,12 +40,14 @@ def forge(directory, change):
     name, split = next(iter(manifest.splits.items()))
     shard = split.shards[0]
     data, index, rows = bytearray(), "", []
+    has_groups = manifest.groups is not None
     for position, record in enumerate(change(records_of(directory, shard))):
         frame = b"".join(tfrecord.frame(schema.encode(record)))
         index += f"{len(data)} {len(frame)}\n"
         fields = {field: getattr(record, field) for field in CatalogRow._fields if hasattr(record, field)}
         crc = int.from_bytes(frame[-4:], "little")
-        rows.append(CatalogRow(split=name, shard=0, position=position, crc32c=crc, **fields))
+        row = CatalogRow(split=name, shard=0, position=position, crc32c=crc, **fields)
+        rows.append(row if has_groups else row[: len(COLUMNS)])
         data += frame
     old = list(csv.reader((directory / CATALOG_NAME).read_text("utf-8").splitlines(keepends=True)))
     table = io.StringIO()

@@ -60,7 +60,7 @@ def write_data_set(out: Path, images: list[bytes], num_shards: int, split: str =
         hashes = [hashlib.sha256(data).hexdigest() for data in (content, index.encode())]
         shards.append(manifest.Shard(file, end - first, len(content), *hashes))
     with open(out / "catalog.csv", "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([catalog.CatalogRow._fields, *rows])
+        csv.writer(file, lineterminator="\n").writerows([catalog.COLUMNS, *rows])
     for name in set(manifest.COMPANION_NAMES) - {"catalog.csv"}:
         (out / name).touch()
     companions = metadata_files.hash_companions(out)

@@ -40,7 +40,10 @@ PROGRAMS = {
     "setuptools",
     "wheel",
 }  # of the extras `test` and `docs`
-TENSORFLOW_IMAGES = {"graph_headers.py", "decoding.py", "resizing.py", "placement.py", "sampling.py", "decoders.py"}
+TENSORFLOW_IMAGES = {
+    *("graph_headers.py", "graph_bytes.py", "graph_others.py", "decoding.py", "decoders.py"),
+    *("resizing.py", "placement.py", "sampling.py"),
+}
 HEAVY = {"tensorflow", "keras", "numpy", "h5py", "PIL", "tensorflow_datasets"}
 
 

@@ -1,29 +1,25 @@
 """Backbones: every row of the table, networks by import path, and what `unfreeze` means."""
 
+import re
 import sys
+from itertools import pairwise
 
 import keras
 import numpy as np
 import pytest
+from keras.src.applications import convnext
 from test_submodels import randomised
 
 from tfpipe.common.errors import DataError
+from tfpipe.networks import keras_files
 from tfpipe.networks.architectures import TABLE, native_size
 from tfpipe.networks.backbones import build, find_trainable
-from tfpipe.networks.layers import PREPROCESSINGS, Preprocessing
-from tfpipe.networks.submodels import cut, cut_points, find_layers, hash_network
+from tfpipe.networks.layers import PREPROCESSINGS, Preprocessing, Trunk
+from tfpipe.networks.submodels import cut, cut_points, find_dependents, find_layers, hash_network
 
 pytestmark = pytest.mark.tf
 
-PREPROCESSED_BY = {
-    "vgg16": keras.applications.vgg16,
-    "vgg19": keras.applications.vgg19,
-    "resnet50v2": keras.applications.resnet_v2,
-    "inceptionv3": keras.applications.inception_v3,
-    "inceptionresnetv2": keras.applications.inception_resnet_v2,
-    "mobilenetv2": keras.applications.mobilenet_v2,
-    "efficientnetv2b0": keras.applications.efficientnet_v2,
-}
+HEAVY_ONLY = (pytest.mark.exhaustive(only=True),)
 
 
 def smallest(name):
@@ -31,39 +27,122 @@ def smallest(name):
     return size, size
 
 
+# Features of an image of each backbone's own size, and the module of Keras with its preprocessing.
+ROWS = {
+    "vgg16": ((7, 7, 512), keras.applications.vgg16),
+    "vgg19": ((7, 7, 512), keras.applications.vgg19),
+    "resnet50": ((7, 7, 2048), keras.applications.resnet),
+    "resnet101": ((7, 7, 2048), keras.applications.resnet),
+    "resnet152": ((7, 7, 2048), keras.applications.resnet),
+    "resnet50v2": ((7, 7, 2048), keras.applications.resnet_v2),
+    "resnet101v2": ((7, 7, 2048), keras.applications.resnet_v2),
+    "resnet152v2": ((7, 7, 2048), keras.applications.resnet_v2),
+    "densenet121": ((7, 7, 1024), keras.applications.densenet),
+    "inceptionv3": ((8, 8, 2048), keras.applications.inception_v3),
+    "inceptionresnetv2": ((8, 8, 1536), keras.applications.inception_resnet_v2),
+    "xception": ((10, 10, 2048), keras.applications.xception),
+    "nasnetmobile": ((7, 7, 1056), keras.applications.nasnet),
+    "mobilenetv2": ((7, 7, 1280), keras.applications.mobilenet_v2),
+    "mobilenetv3small": ((7, 7, 576), keras.applications.mobilenet_v3),
+    "mobilenetv3large": ((7, 7, 960), keras.applications.mobilenet_v3),
+    "efficientnetv2b0": ((7, 7, 1280), keras.applications.efficientnet_v2),
+    "efficientnetv2b1": ((8, 8, 1280), keras.applications.efficientnet_v2),
+    "efficientnetv2b2": ((9, 9, 1408), keras.applications.efficientnet_v2),
+    "efficientnetv2b3": ((10, 10, 1536), keras.applications.efficientnet_v2),
+    "efficientnetv2s": ((12, 12, 1280), keras.applications.efficientnet_v2),
+    "efficientnetv2m": ((15, 15, 1280), keras.applications.efficientnet_v2),
+    "convnexttiny": ((7, 7, 768), keras.applications.convnext),
+    "convnextsmall": ((7, 7, 768), keras.applications.convnext),
+    "convnextbase": ((7, 7, 1024), keras.applications.convnext),
+}
+OWN = {"efficientnetlite0": (7, 7, 1280), "vit": (14, 14, 1536), "dinov2": (16, 16, 768), "lenet": (4, 4, 128)}
+# One of each family is built always; each costs 0.2 to 4 seconds.
+HEAVY = ("01", "52", "01v2", "52v2", "b1", "b2", "b3", "v2s", "v2m", "extsmall", "base", "v3large", "vit")
+OVERLAPPING = ("nasnetmobile",)  # its cells read the two before them: nothing to cut at
+
+
 def test_the_table_is_what_the_issue_lists():
-    assert set(TABLE) == {*PREPROCESSED_BY, "lenet"}
+    assert set(TABLE) == {*ROWS, *OWN}
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=HEAVY_ONLY if name.endswith(HEAVY) else ()) for name in TABLE])
 def test_every_row_builds_and_can_be_cut(name):
-    height, width = smallest(name)
+    height, width = native_size(name)
     backbone = build(name, image_size=(height, width))
     network = backbone.network
     assert network.input_shape == (None, height, width, 3)
-    assert len(network.output_shape) == 4
+    assert network.output_shape == (None, *(OWN.get(name) or ROWS[name][0]))
     assert backbone.preprocessing in PREPROCESSINGS
-    order, ends = list(find_layers(network)), list(backbone.blocks.values())
-    places = [order.index(end) for end in ends]
-    assert places == sorted(set(places))
-    assert ends[-1] == order[-1] == cut_points(network)[-1]
-    assert set(ends) <= set(cut_points(network))
-    assert len(backbone.blocks) < 25
+    check_blocks(backbone)
     images = np.random.default_rng(0).uniform(-1, 1, (1, height, width, 3)).astype("float32")
     expected = network(images).numpy()
     assert np.ptp(expected) > 0
-    front, back = cut(network, ends[len(ends) // 2 - 1])
+    ends = list(backbone.blocks.values())
+    points = ends if name not in OVERLAPPING else cut_points(network)
+    assert set(points) <= set(cut_points(network))
+    front, back = cut(network, points[len(points) // 2 - 1])
     np.testing.assert_array_equal(back(front(images)), expected)
     assert front.weights
     assert back.weights
 
 
-@pytest.mark.parametrize("name", PREPROCESSED_BY)
+def check_blocks(backbone):
+    """From input to output, without a gap; each begins with weights of its own, and all layers named after it are in it."""
+    layers = find_layers(backbone.network)
+    order, ends = list(layers), list(backbone.blocks.values())
+    places = [order.index(end) for end in ends]
+    assert places == sorted(set(places))
+    assert ends[-1] == order[-1] == cut_points(backbone.network)[-1]
+    spans = [order[start:end] for start, end in pairwise([0, *[place + 1 for place in places]])]
+    assert [name for span in spans for name in span] == order
+    rule = TABLE[backbone.name].blocks
+    for block, span in zip(backbone.blocks, spans, strict=True):
+        with_weights = [name for name in span if getattr(layers[name], "weights", ())]
+        assert any(layers[name].trainable_weights for name in with_weights), block
+        if isinstance(rule, str):
+            named = {match[match.re.groups] for name in with_weights if (match := re.match(rule, name))}
+            assert named <= {block}
+    for before, after in pairwise(ends):
+        assert after in find_dependents(backbone.network, [before])
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_preprocessing_is_what_keras_applies(name):
     images = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3)).astype("uint8")
-    expected = PREPROCESSED_BY[name].preprocess_input(images.astype("float32"))
+    expected = ROWS[name][1].preprocess_input(images.astype("float32"))
     ours = Preprocessing(TABLE[name].preprocessing)(images)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_blocks_keep_their_names():
+    """`--unfreeze` and recipes of runs name them."""
+    names = {name: list(build(name, image_size=smallest(name)).blocks) for name in ("mobilenetv3small", "convnexttiny")}
+    assert names["mobilenetv3small"] == ["stem", "expanded_conv", *[f"expanded_conv_{i}" for i in range(1, 11)], "conv_1"]
+    stages = [name for index in range(3) for name in (f"stage_{index}", f"downsampling_block_{index}")]
+    assert names["convnexttiny"] == ["stem", *stages, "stage_3"]
+
+
+@pytest.mark.parametrize("kind", ["convnext", "mobilenetv3small"])
+def test_g12_what_new_kinds_draw_in_training_is_frozen(kind, tmp_path):
+    """Stochastic depth and LayerScale, of which Keras' rows have the second only; BatchNorm and squeeze and excitation."""
+    network = randomised(small_convnext() if kind == "convnext" else build(kind, image_size=(32, 32)).network)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype("float32")
+    inputs = keras.Input((32, 32, 3))
+    model = keras.Model(inputs, Trunk(network, inference=True)(inputs))
+    model.save(tmp_path / "model.keras")
+    model = keras_files.load(tmp_path / "model.keras")
+    before = [weight.numpy() for weight in model.weights]
+    expected = network(images, training=False).numpy()
+    np.testing.assert_allclose(model(images, training=True), expected, rtol=1e-5, atol=1e-5)
+    assert all(np.array_equal(weight, value) for weight, value in zip(model.weights, before, strict=True))
+    assert np.abs(network(images, training=True).numpy() - expected).max() > 1e-2  # what a Trunk keeps away
+
+
+def small_convnext():
+    kinds = {"depths": (1, 1, 2, 1), "projection_dims": (8, 8, 8, 8), "drop_path_rate": 0.5, "name": "convnext_small"}
+    network = convnext.ConvNeXt(**kinds, include_top=False, weights=None, input_shape=(32, 32, 3), default_size=32)
+    assert {type(layer).__name__ for layer in network.layers} >= {"LayerScale", "StochasticDepth"}
+    return network
 
 
 def test_efficientnet_rescales_by_itself():

@@ -267,7 +267,7 @@ def test_other_files_of_the_folder_are_left_alone(classifier, shards, tmp_path):
     run(classifier, shards, tmp_path, calibrate="val")
     run(classifier, shards, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"notes.txt", "parts", "predictions.csv", "metrics.json", "receipt.json"}
+    assert names == {"notes.txt", "parts", "predictions.csv", "metrics.json", "receipt.json", "suspects.csv"}
     assert (tmp_path / "parts" / "mine.txt").read_bytes() == b"mine"
 
 
@@ -550,7 +550,7 @@ def test_the_command_shows_thresholds_with_all_digits(plain, tool):
 def test_the_report_is_written_last(classifier, shards, tmp_path, monkeypatch):
     calls = []
 
-    def write_report(folder, model, directory, split, *, near_duplicates, progress):
+    def write_report(folder, model, directory, split, *, near_duplicates, odd, progress):
         calls.append((folder, model, directory, split, (folder / "receipt.json").exists()))
 
     monkeypatch.setattr("tfpipe.evaluation.html_report.write_report", write_report)
@@ -644,3 +644,18 @@ def test_wrong_words_are_reported(run_tool, arguments, message):
     done = run_tool("evaluate", *arguments, check=False)
     assert done.returncode == 2
     assert f"error: {message}" in done.stderr
+
+
+def test_g11_groups_of_the_data_set_reach_table_metrics_receipt_and_report(classifier, tmp_path):
+    build_images(tmp_path, COUNTS, num_shards={"val": 1, "test": 3}, group_pattern=r"(\w+/[^/]+/\d)")
+    groups = {row.key: row.group for row in catalog.read_catalog(tmp_path / "shards", split="test")}
+    assert len(set(groups.values())) == 29  # images 1 and 10 to 12 of a class
+    whole = run(classifier, tmp_path / "shards", tmp_path / "whole", report=True, near_duplicates=False, calibrate="val")
+    parts = in_parts(classifier, tmp_path / "shards", tmp_path / "parts", 3, calibrate="val")[-1]
+    assert (tmp_path / "parts/receipt.json").read_bytes() == (tmp_path / "whole/receipt.json").read_bytes()
+    for found in (whole, parts):
+        assert found.receipt["num_groups"] == found.metrics["groups"]["num_groups"] == len(set(groups.values()))
+        assert {row["key"]: row["group"] for row in rows_of(found.folder)} == groups
+    assert "Intervals are by group" in (tmp_path / "whole/report.html").read_text("utf-8")
+    low, high = whole.metrics["accuracy_interval"]
+    assert (low, high) != tuple(metrics.wilson(round(33 * whole.metrics["accuracy"]), 33))

@@ -140,6 +140,7 @@ JPEGS = {
     "progressive grey with restarts": encode(make_image("L"), progressive=True, restart_marker_blocks=1),
 }
 PNG = encode(make_image("RGB", (5, 4)), "PNG")
+WEBP, BMP = (encode(make_image("RGB", (5, 4)), kind) for kind in ("WEBP", "BMP"))
 
 
 def read_or_reject(data: bytes) -> ImageHeader | RejectedImage:
@@ -423,9 +424,10 @@ REJECTED = [
     ("not_an_image", r"00 01 02 41 42 \(\.\.\.AB\)", b"\0\1\2AB"),
     ("not_an_image", "ff d8", b"\xff\xd8\0" + BASELINE[2:]),
     ("other_format", "GIF", encode(make_image("L"), "GIF")),
-    ("other_format", "BMP", encode(make_image("RGB"), "BMP")),
+    ("unsupported_coding", "palette", encode(make_image("P"), "BMP")),
     ("other_format", "TIFF", encode(make_image("RGB"), "TIFF")),
-    ("other_format", "WebP", b"RIFF\x24\0\0\0WEBPVP8 "),
+    ("truncated", "RIFF", b"RIFF\x24\0\0\0WEBPVP8 "),
+    ("animated", "animated WebP", encode(make_image("L"), "WEBP", save_all=True, append_images=[make_image("RGB")])),
     ("other_format", "PNM", encode(make_image("RGB"), "PPM")),
     ("other_format", "AVIF", b"\0\0\0\x1cftypavif\0\0\0\0"),
     ("other_format", "HEIC", b"\0\0\0\x1cftypheic\0\0\0\0"),
@@ -518,7 +520,7 @@ def test_every_reason_is_tested_and_explained():
 
 def test_every_reason_in_the_source_is_listed():
     folder = Path(headers.__file__).parent
-    source = "".join((folder / name).read_text() for name in ("headers.py", "jpeg.py", "png.py"))
+    source = "".join((folder / name).read_text() for name in ("headers.py", "jpeg.py", "png.py", "webp.py", "bmp.py"))
     used = set(re.findall(r'(?:_reject|RejectedImage)\(\s*"(\w+)"', source)) | {"damaged_scan"}
     assert used == set(REASONS)
 
@@ -528,15 +530,15 @@ THUMBNAIL = tiff("<", 6) + encode(make_image("RGB", (8, 8)))  # ends in an EOI o
 
 @pytest.mark.parametrize(
     "data",
-    [BASELINE, PROGRESSIVE, RESTARTS, with_segments(BASELINE, exif_segment(THUMBNAIL)), PNG],
-    ids=["baseline", "progressive", "restarts", "thumbnail", "png"],
+    [BASELINE, PROGRESSIVE, RESTARTS, with_segments(BASELINE, exif_segment(THUMBNAIL)), PNG, WEBP, BMP],
+    ids=["baseline", "progressive", "restarts", "thumbnail", "png", "webp", "bmp"],
 )
 def test_g4_every_truncation_is_rejected(data):
     read_header(data)
     for length in range(len(data)):
         with pytest.raises(RejectedImage) as caught:
             read_header(data[:length])
-        magic_bytes = 8 if data is PNG else 3
+        magic_bytes = {PNG[:3]: 8, WEBP[:3]: 12, BMP[:3]: 2}.get(data[:3], 3)
         expected = "empty" if length == 0 else "not_an_image" if length < magic_bytes else "truncated"
         assert caught.value.reason == expected
 
@@ -619,10 +621,14 @@ def _seconds(data: bytes) -> float:
 
 
 def tensorflow_shape(data: bytes) -> tuple[int, ...] | None:
-    """What `decode_jpeg` makes of the bytes; None where it refuses them."""
+    """What `decode_jpeg`, or tfpipe for WebP and BMP, makes of the bytes; None where it refuses them."""
     import tensorflow as tf
 
+    from tfpipe.images.decoding import decode_image
+
     try:
+        if data.startswith((b"RIFF", b"BM")):
+            return tuple(decode_image(data).shape)
         return tuple(tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE").shape)
     except tf.errors.InvalidArgumentError:
         return None
@@ -730,7 +736,6 @@ TOLERATED = {
     "8e5e74dbf9b68a322fbb9512db837329.jpg": "damaged_scan",
     "b55977028a3a574336966b6536640fc9.jpg": "damaged_scan",
     "f6b4389c3cf0f5997b2e5a4b905aea8d.jpg": "damaged_scan",
-    "hopper_orientation_8_webp.jpg": "other_format",
 }
 
 

@@ -68,8 +68,8 @@ def test_a_changed_number_is_noticed_though_the_file_is_sound(saved):
     path.write_text(json.dumps({**text, "seed": 7}))
     with pytest.raises(DataError, match="its hash does not match its content"):
         manifest.load(directory)
-    path.write_text(json.dumps({**text, "format_version": 3}))
-    with pytest.raises(DataError, match="format version 3, this tfpipe reads versions 1 and 2"):
+    path.write_text(json.dumps({**text, "format_version": 4}))
+    with pytest.raises(DataError, match="format version 4, this tfpipe reads versions 1 to 3"):
         manifest.load(directory)
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pipeline_fixtures import damaged
 from test_headers import BASELINE, JPEGS, PNG, chunk, encode, exif_segment, ihdr, make_image, make_png, tiff, with_segments
+from test_other_formats import ANIMATED
 
 from tfpipe.common.errors import RejectedImage
 from tfpipe.images import decoding, headers
@@ -62,7 +63,8 @@ BAD = {
     "start only": b"\xff\xd8\xff",
     "html": b"<!doctype html><html><body>not found</body></html>",
     "gif": encode(make_image("L"), "GIF"),
-    "bmp": encode(make_image("RGB"), "BMP"),
+    "bmp": encode(make_image("P"), "BMP"),
+    "animated webp": ANIMATED,
     "webp": b"RIFF\x1a\0\0\0WEBPVP8L" + bytes(20),
     "12 bits": with_precision(12),
     "lossless": BASELINE.replace(b"\xff\xc0", b"\xff\xc3", 1),

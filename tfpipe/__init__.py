@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the same table for type checkers; a test compares the two
     from tfpipe.common.errors import RejectedImage as RejectedImage
     from tfpipe.evaluation.evaluator import Evaluation as Evaluation
     from tfpipe.evaluation.evaluator import evaluate as evaluate
+    from tfpipe.evaluation.folds import evaluate_folds as evaluate_folds
     from tfpipe.evaluation.mcnemar import Comparison as Comparison
     from tfpipe.evaluation.mcnemar import compare as compare
     from tfpipe.exporting.exporter import Export as Export
@@ -39,6 +40,8 @@ if TYPE_CHECKING:  # the same table for type checkers; a test compares the two
     from tfpipe.records import manifest as _manifest
     from tfpipe.records.class_weights import class_weights as class_weights
     from tfpipe.records.manifest import Manifest as Manifest
+    from tfpipe.training.folds import FoldRuns as FoldRuns
+    from tfpipe.training.folds import train_folds as train_folds
     from tfpipe.training.recipes import Recipe as Recipe
     from tfpipe.training.runs import Run as Run
     from tfpipe.training.runs import train as train
@@ -54,6 +57,7 @@ _NAMES = {
     "building.build": "build_tfrecords",
     "common.errors": "DataError RejectedImage",
     "evaluation.evaluator": "Evaluation evaluate",
+    "evaluation.folds": "evaluate_folds",
     "evaluation.mcnemar": "Comparison compare",
     "exporting.exporter": "Export export",
     "formats.frozen_graph": "load_frozen",
@@ -67,6 +71,7 @@ _NAMES = {
     "prediction.requests": "grpc_request rest_request",
     "records.class_weights": "class_weights",
     "records.manifest": "Manifest load_manifest",
+    "training.folds": "FoldRuns train_folds",
     "training.recipes": "Recipe",
     "training.runs": "Run train",
     "verification.verification": "verify",

@@ -30,6 +30,8 @@ from tfpipe.building.engines.shared_folder import DEFAULT_LEASE_SECONDS
 from tfpipe.building.options import CHECKS, DEFAULT_SHARD_BYTES, NORMALIZATIONS
 from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, LAYOUTS
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
+from tfpipe.records.combinations import SEPARATOR
+from tfpipe.records.manifest import SINGLE, TASKS
 from tfpipe.records.samples import BACKGROUNDS, PNG16, USUAL
 from tfpipe.records.summary import describe_manifest
 
@@ -47,7 +49,10 @@ flags.DEFINE_enum(
     " tensorflow-datasets prepared. Default: guessed where that is certain.",
 )
 _SPLITS = flags.DEFINE_string(
-    "splits", None, "Fraction of each split, adding up to 1: train=0.8,val=0.1,test=0.1. Default: one, train."
+    "splits",
+    None,
+    "Fraction of each split, adding up to 1: train=0.8,val=0.1,test=0.1; folds=5,test=0.2: equal ones for train --folds."
+    " Default: one, train.",
 )
 _UNLABELLED = flags.DEFINE_string("unlabelled", None, "Folders of images without labels, by split: test1=DIR. Default: none.")
 flags.DEFINE_string(
@@ -63,7 +68,16 @@ flags.DEFINE_string(
     "For --layout=csv: column of paths, or of names without an ending. Default: path, filename, image_id, ...",
 )
 flags.DEFINE_string("label_column", None, "For --layout=csv: column of classes. Default: label, class, ...")
+flags.DEFINE_string("group", None, "For --layout=csv: column of patients, places, bursts; all images of one are in one split.")
+flags.DEFINE_string(
+    "group_pattern", None, r"Regular expression that finds the group in an image's path: patient_(\d+). Default: no groups."
+)
 flags.DEFINE_enum("normalize", "none", NORMALIZATIONS, "nfc: class names that differ in their Unicode form only are one class.")
+flags.DEFINE_enum("task", SINGLE, TASKS, "single: an image has one class. multilabel: any number, of --layout=csv.")
+flags.DEFINE_string("label_separator", SEPARATOR, "For --task=multilabel: between the classes in a cell of the label column.")
+flags.DEFINE_list(
+    "label_columns", None, "A column for each class, 1, 0 or empty for unknown, instead of a label column: --task=multilabel."
+)
 _NUM_SHARDS = flags.DEFINE_string("num_shards", None, "Shards per split: 16, or train=16,test=2. Default: by --shard_mib.")
 _SHARD_MIB = flags.DEFINE_integer("shard_mib", DEFAULT_SHARD_BYTES >> 20, "Approximate size of a shard, in MiB.", 1)
 flags.DEFINE_integer("seed", 0, "Draws the splits and the order of records.")
@@ -87,6 +101,9 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
     "background", USUAL.background, BACKGROUNDS, "Colour behind transparent images when they are read; keep: drops alpha."
 )
+flags.DEFINE_list(
+    "decisions", (), "decisions.csv of page --review: other labels, images to leave out. Several are applied in order."
+)
 flags.DEFINE_string(
     "workers_folder",
     None,
@@ -109,7 +126,8 @@ flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above whi
 
 _PASSED_ON = (  # unchanged
     *("name", "layout", "label_pattern", "class_names", "seed", "workers", "on_error", "on_conflict", "allow_leaks"),
-    *("max_pixels", "check", "images", "path_column", "label_column", "normalize", "png16", "background"),
+    *("max_pixels", "check", "images", "path_column", "label_column", "group", "group_pattern", "normalize"),
+    *("png16", "background", "task", "label_separator", "label_columns", "decisions"),
     *("workers_folder", "lease_seconds", "engine", "engine_address"),
 )
 

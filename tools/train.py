@@ -5,6 +5,7 @@
   train --data=shards/ --output=runs/b --weights=vgg16_notop.h5 --mode=bottleneck --hidden=1024,128 --dropout=0.5
   train --data=shards/ --output=runs/c --mode=frozen --augment=light,horizontal_flip=0
   train --data=shards/ --output=runs/d --backbone=lenet --mode=scratch --image_size=32 --learning_rate=find
+  train --data=shards/ --output=runs/cv --folds        a run for each fold: runs/cv/fold0, ...
   train --data=shards/ --output=runs/e --workers=node1:2222,node2:2222 --worker=0     on node2 with --worker=1
 
 What is not given is chosen, and the reason reported. A run that was stopped goes on, at the very
@@ -64,6 +65,15 @@ _EXTEND = flags.DEFINE_bool(
 _FROM_RUN = flags.DEFINE_string(
     "from_run", None, "Run whose weights to begin with: the backbone's and, where it fits, the head's. Default: none."
 )
+_TRAIN_SPLIT = flags.DEFINE_string("train_split", "train", "Split to train on; or several as one: fold0+fold1.")
+_VAL_SPLIT = flags.DEFINE_string(
+    "val_split", None, "Split that chooses the best epoch. Default: val, or a part of --train_split that is held out."
+)
+_FOLDS = flags.DEFINE_bool(
+    "folds",
+    False,
+    "Train a run for each fold of a data set that was built with --splits=folds=5; --output is the folder of all.",
+)
 _PROFILE_STEPS = flags.DEFINE_integer(
     "profile_steps",
     0,
@@ -102,16 +112,25 @@ def main(arguments: list[str]) -> None:
     output = Path(_OUTPUT.value)
     cache = Path(_CACHE.value or output.absolute().parent / "features")
     recipe_of_run = preflight.with_weights_of(_FROM_RUN.value, recipe)
-    if together is None:  # else all workers must know of an error
-        preflight.check_training(_DATA.value, output, cache, recipe_of_run)
+    splits = {"train_split": _TRAIN_SPLIT.value, "val_split": _VAL_SPLIT.value}
+    if _FOLDS.value:
+        if together is not None or splits != {"train_split": "train", "val_split": None}:
+            raise commands.UsageError("--folds excludes --train_split, --val_split and several workers")
+        preflight.check_folds(_DATA.value, output, cache, recipe_of_run, _FROM_RUN.value)
+    elif together is None:  # else all workers must know of an error
+        preflight.check_training(_DATA.value, output, cache, recipe_of_run, **splits)
     report = functools.partial(print, flush=True)  # in the order of the progress bars, also where output is piped
     strategy = preflight.use_devices(devices, together, report)
-    from tfpipe.training.runs import train  # takes seconds
+    # Takes seconds.
+    from tfpipe.training.folds import train_folds
+    from tfpipe.training.runs import train
 
-    train(
+    options = {} if _FOLDS.value else splits
+    (train_folds if _FOLDS.value else train)(
         _DATA.value,
         output,
         recipe,
+        **options,
         cache=cache,
         strategy=strategy,
         checkpoint_seconds=_CHECKPOINT_SECONDS.value,

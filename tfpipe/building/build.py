@@ -18,15 +18,20 @@ from tfpipe.building.csv_rows import Choice
 from tfpipe.building.engines.choice import check_engine, start_engine
 from tfpipe.building.engines.shared_folder import DEFAULT_LEASE_SECONDS, build_together
 from tfpipe.building.items import SPLIT_NAMES, SourceList, one_split
+from tfpipe.building.label_lists import LabelLists
 from tfpipe.building.options import DEFAULT_SHARD_BYTES, Options
 from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
 from tfpipe.building.steps import TASKS, Build, Engine
 from tfpipe.common import arguments
+from tfpipe.common.files import sha256_of
 from tfpipe.common.locking import locked
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.workers import Workers, count_cores
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
-from tfpipe.records.manifest import BUILD_FOLDER, FILE_NAME, Manifest, load, split_order
+from tfpipe.records import folds
+from tfpipe.records.combinations import SEPARATOR
+from tfpipe.records.decisions import read as read_decisions
+from tfpipe.records.manifest import BUILD_FOLDER, FILE_NAME, MULTILABEL, SINGLE, Manifest, load, split_order
 from tfpipe.records.samples import USUAL
 
 _log = logging.getLogger("tfpipe")
@@ -56,9 +61,15 @@ def build_tfrecords(
     images: PathLike | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
+    group: str | None = None,
+    group_pattern: str | None = None,
     normalize: str = "none",
     png16: str = USUAL.png16,
     background: str = USUAL.background,
+    task: str = SINGLE,
+    label_separator: str = SEPARATOR,
+    label_columns: Sequence[str] | None = None,
+    decisions: PathLike | Sequence[PathLike] = (),
     progress: bool = True,
     workers_folder: PathLike | None = None,
     lease_seconds: float = DEFAULT_LEASE_SECONDS,
@@ -66,7 +77,7 @@ def build_tfrecords(
     engine_address: str | None = None,
     engine_options: Sequence[str] = (),
 ) -> Manifest:
-    """Writes images, byte for byte, into sharded TFRecords, and returns the manifest.
+    r"""Writes images, byte for byte, into sharded TFRecords, and returns the manifest.
 
     Equal inputs and options give equal bytes, for any number of workers and after any number of
     kills. A killed run continues when it is called again with the same options; a complete data set
@@ -85,6 +96,8 @@ def build_tfrecords(
         splits: fraction of each split, adding up to 1, as {"train": 0.8, "test": 0.2}; each class
             is cut at the fractions, byte-identical images stay together. None: folders named train,
             val and test are splits, or all images go into "train" ("test" for layout "flat").
+            {"folds": 5} makes fold0 to fold4, a fifth each, exactly, or of what others leave
+            ({"folds": 5, "test": 0.2}), for `train_folds`.
             Wherever a split is named, valid, validation and dev are "val".
         unlabelled: folder of images without labels, by split name.
         label_pattern: for layout "filename": a regular expression with one named group, matched
@@ -113,7 +126,13 @@ def build_tfrecords(
             their ending. None: the one called path, filename, image_id or the like.
         label_column: for layout "csv": the column of classes. None: the one called label, class,
             category or the like.
-        normalize: "nfc" makes one class of names that differ in their Unicode form only, in
+        group: for layout "csv": the column of groups: patients, places, bursts. All images of a
+            group are in one split, and so are groups that hold the same bytes; classes stay as near
+            the fractions of `splits` as that allows. The manifest's `groups` has how near.
+        group_pattern: for any layout: a regular expression, searched for in each path relative to
+            the input; its one named group, or its first, is the image's group, as in
+            r"patient_(\d+)". An image without one is rejected. Images of `unlabelled` have none.
+        normalize: "nfc" makes one class (or group) of names that differ in their Unicode form only, in
             `class_names`, too; "none" takes them unchanged.
         png16: how PNG of 16 bits is read: "high_byte" takes that of each sample; "full_range" makes
             an image's darkest sample 0 and its brightest 255; "percentile" does so with the samples
@@ -122,6 +141,15 @@ def build_tfrecords(
             applied by whatever reads the data set, and by models trained on it.
         background: "keep" reads the colours of a transparent image as stored, whatever its alpha;
             "white" and "black" are laid behind them.
+        task: "single": an image has one class. "multilabel", of layout "csv": it has any number of
+            them, which the label column holds as in "cat|dog"; an empty cell is an image that is
+            known to have none, and "?cat" a class that it may have.
+        label_separator: between the classes in a cell of the label column.
+        label_columns: of "multilabel": a column for each class, in the order of the labels, in
+            place of a label column: 1, 0, or empty for unknown. Implies that task.
+        decisions: decisions.csv of `tfpipe page --review`, or several, applied one after another:
+            other labels, and images that are left out. Each image keeps its split, the manifest and
+            the record list the classes before.
         progress: show it on stderr (a bar on a terminal, log lines otherwise).
         workers_folder: an empty folder, or one that is not there yet, by which several processes
             build together: call this with equal arguments on any machines that see input, output
@@ -142,7 +170,8 @@ def build_tfrecords(
         FileNotFoundError: an input is missing.
         ValueError: an option is wrong, or the output holds a build with other options or other
             inputs.
-        DataError: bad images, conflicting labels or leaking splits; the message names each.
+        DataError: bad images, conflicting labels, leaking splits, or decisions about other images;
+            the message names each.
         BlockingIOError: another build is writing to the same output, and still is after a few
             seconds.
         OSError: the disk is full or the like; what was finished is kept, the same call continues
@@ -165,10 +194,26 @@ def build_tfrecords(
     )
     (label_pattern,), (workers,) = arguments.check(label_pattern=label_pattern), arguments.check_given(workers=workers)
     path_column, label_column = arguments.check_given(path_column=path_column, label_column=label_column)
-    choice = Choice(None if images is None else _path("images", images), path_column, label_column, names)
+    decision_files = _decision_files(decisions)
+    group, group_pattern = arguments.check_given(group=group, group_pattern=group_pattern)
+    num_folds, others = folds.split_off(splits)
+    (label_separator,), (label_columns,) = _checked_labels(label_separator, label_columns)
+    task = MULTILABEL if label_columns is not None else task
+    lists = LabelLists(label_separator, label_columns, normalize == "nfc") if task == MULTILABEL else None
+    choice = Choice(None if images is None else _path("images", images), path_column, label_column, names, group, lists)
     known_layout = _guess(inputs) if layout is None else layout
+    if known_layout != "csv" and group is not None:
+        raise ValueError(f"group names a column of layout=csv (the layout is {known_layout!r}): give a group_pattern")
     if known_layout != "csv" and choice[:3] != (None, None, None):
         raise ValueError(f"images, path_column and label_column are for layout=csv (the layout is {known_layout!r})")
+    if known_layout != "csv" and task == MULTILABEL:
+        raise ValueError(f"task=multilabel is for layout=csv, whose cells hold several labels (the layout is {known_layout!r})")
+    if label_columns is not None and label_column is not None:
+        raise ValueError("label_column and label_columns exclude each other: one column for all labels, or one for each class")
+    if label_separator != SEPARATOR and (task != MULTILABEL or label_columns is not None):
+        raise ValueError("label_separator is for task=multilabel with a label column")
+    if decision_files and task == MULTILABEL:
+        raise ValueError("decisions are about images of one class each: task=multilabel takes none")
     if choice.images is not None and not choice.images.is_dir():
         raise FileNotFoundError(f"images: {choice.images}: no such folder")
     options = Options(
@@ -178,7 +223,7 @@ def build_tfrecords(
         class_names=None if class_names is None else _class_names(class_names, normalize),
         input_splits=tuple(sorted(split for split in inputs if split is not None)),
         unlabelled_splits=tuple(sorted(bare)),
-        splits=None if splits is None else _renamed("splits", _by_split("splits", splits), names),
+        splits=None if splits is None else folds.expand(num_folds, _renamed("splits", _by_split("splits", others), names)),
         num_shards=_renamed("num_shards", _by_split("num_shards", num_shards), names)
         if isinstance(num_shards, Mapping)
         else arguments.check_given(num_shards=num_shards)[0],
@@ -195,11 +240,19 @@ def build_tfrecords(
         guessed=layout is None,
         png16=png16,
         background=background,
+        group=group,
+        group_pattern=group_pattern,
+        task=task,
+        label_separator=label_separator,
+        label_columns=label_columns,
+        decisions=tuple(sha256_of(path) for path in decision_files),
     )
+    decided = [read_decisions(path) for path in decision_files]
 
     def list_inputs() -> SourceList:
         is_cut = splits is not None
-        return list_sources(inputs, bare, known_layout, label_pattern, will_be_cut=is_cut, normalize=normalize, choice=choice)
+        how: dict[str, Any] = {"normalize": normalize, "choice": choice, "group_pattern": group_pattern}
+        return list_sources(inputs, bare, known_layout, label_pattern, will_be_cut=is_cut, **how)
 
     count = workers or count_cores()
 
@@ -217,7 +270,7 @@ def build_tfrecords(
             if place.resolve().is_relative_to(path.resolve()):
                 raise ValueError(f"{place}: the workers_folder lies inside {path}: give it a place of its own")
         start_workers: Callable[[], Engine] = functools.partial(Workers, count, TASKS)
-        build = Build(directory, options, list_inputs, start_workers, new_bar, directory / BUILD_FOLDER)
+        build = Build(directory, options, list_inputs, start_workers, new_bar, directory / BUILD_FOLDER, decided)
         places = {"input": inputs, "unlabelled": bare, "images": choice.images, "output": directory}
         alike = {"tfpipe": tfpipe.__version__, **{name: _absolute(given) for name, given in places.items()}}
         return build_together(build, place, alike, count, lease_seconds, progress=progress)
@@ -226,7 +279,7 @@ def build_tfrecords(
             start_workers = functools.partial(Workers, count, TASKS, descriptor)
         else:
             start_workers = functools.partial(start_engine, engine, engine_address, engine_options, directory / BUILD_FOLDER)
-        return Build(directory, options, list_inputs, start_workers, new_bar, directory / BUILD_FOLDER).run()
+        return Build(directory, options, list_inputs, start_workers, new_bar, directory / BUILD_FOLDER, decided).run()
 
 
 def _split_names(directory: Path) -> Mapping[str, str]:
@@ -248,10 +301,23 @@ def _renamed(argument: str, given: Mapping[Any, Any], names: Mapping[str, str]) 
     return {renamed[name]: value for name, value in given.items()}
 
 
+def _decision_files(given: PathLike | Sequence[PathLike]) -> list[Path]:
+    files = [given] if isinstance(given, str | os.PathLike) else given
+    if not isinstance(files, list | tuple):
+        raise arguments.wrong("decisions", "a path, or a list of paths", given)
+    return [arguments.path("decisions", file) for file in files]
+
+
 def _named_paths(name: str, given: Mapping[str, PathLike]) -> dict[str, Path]:
     if not isinstance(given, Mapping):
         raise ValueError(f"{name} must be a path by split name (got {given!r})")
     return {split: _path(name, path) for split, path in given.items()}
+
+
+def _checked_labels(separator: Any, columns: Any) -> tuple[tuple[str], tuple[tuple[str, ...] | None]]:
+    if not isinstance(separator, str) or not separator.strip():
+        raise arguments.wrong("label_separator", "text between labels", separator)
+    return (separator,), (None if columns is None else arguments.texts("label_columns", columns, "different names of columns"),)
 
 
 def _class_names(given: Sequence[str], normalize: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from tfpipe.building.items import SPLIT_NAMES, Notes, Source, one_split, rejected
+from tfpipe.building.label_lists import LabelLists
 from tfpipe.common import tables
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import IMAGE_SUFFIXES
@@ -37,6 +38,8 @@ class Choice(NamedTuple):
     path_column: str | None = None  # of paths or ids
     label_column: str | None = None
     split_names: Mapping[str, str] = SPLIT_NAMES  # a table's names to those used here
+    group: str | None = None  # column of groups; None: there are none
+    label_lists: LabelLists | None = None  # of several labels an image
 
 
 def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> Iterator[Source]:
@@ -49,8 +52,9 @@ def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> It
     """
     with tables.opened(path) as table:
         path_column, label_column = _columns(table, choice)
+        group_column = table.column((), "group", choice.group)
         finder = _Finder(os.path.abspath(choice.images or path.parent))
-        rows = _Rows(table, split, choice.split_names, path_column, label_column, finder, notes, {})
+        rows = _Rows(table, split, choice, path_column, label_column, group_column, finder, notes, {})
         missing: list[Source] = []
         found = False
         for line, fields in table.rows:
@@ -71,8 +75,14 @@ def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> It
     yield from missing
 
 
-def _columns(table: tables.Table, choice: Choice) -> tuple[str, str]:
+def _columns(table: tables.Table, choice: Choice) -> tuple[str, str | None]:
     path = table.column(_PATH_COLUMNS, "path_column", choice.path_column)
+    if choice.label_lists is not None and choice.label_lists.columns is not None:
+        lacking = [name for name in (path, *choice.label_lists.columns) if table.columns.count(name or "") != 1]
+        if path is None or lacking:
+            missing = ", ".join(str(name or "a column of paths") for name in lacking)
+            raise ValueError(f"{table.path}: missing, or there twice: {missing}; there are {table.columns}")
+        return path, None
     label = table.column([name for name in _LABEL_COLUMNS if name != path], "label_column", choice.label_column)
     used = [path, label, "split", "id"]
     if path is None or label is None or any(table.columns.count(name) > 1 for name in used if name):
@@ -89,9 +99,10 @@ def _columns(table: tables.Table, choice: Choice) -> tuple[str, str]:
 class _Rows(NamedTuple):
     table: tables.Table
     split: str | None
-    split_names: Mapping[str, str]
+    choice: Choice
     path_column: str
-    label_column: str
+    label_column: str | None
+    group_column: str | None
     finder: _Finder
     notes: Notes
     splits: dict[str, str]  # by the names in the rows, in lower case
@@ -110,7 +121,7 @@ class _Rows(NamedTuple):
         if CONTROL.search(given):
             return rejected(numbered, place, "bad_row", "the path holds a control character")
         given_split = cells.get("split", "")
-        split = self.split_names.get(given_split.lower(), given_split) or self.split
+        split = self.choice.split_names.get(given_split.lower(), given_split) or self.split
         if self.split is not None and split != self.split:
             return rejected(given, place, "bad_row", f"the row has split {given_split!r}, the input is named {self.split!r}")
         try:
@@ -131,8 +142,21 @@ class _Rows(NamedTuple):
             return rejected(key, path, "unreadable", f"{error.strerror or _NOT_FOUND} ({at})")
         if not stat.S_ISREG(status.st_mode):
             return rejected(key, path, "unreadable", f"not a regular file ({at})")
-        label = cells.get(self.label_column) or None
-        return Source(key, filename, split, label, "file", path, 0, status.st_size, status.st_mtime_ns, place)
+        try:
+            label = self._label(cells)
+        except LookupError as error:
+            return rejected(key, place, "bad_row", f"{key}: {error.args[0]}")
+        group = None if self.group_column is None else cells.get(self.group_column, "")
+        if group == "":
+            message = f"{key}: the row names no group in column {self.group_column!r}: an image that is alone needs a name, too"
+            return rejected(numbered, place, "bad_row", message)
+        facts = status.st_size, status.st_mtime_ns
+        return Source(key, filename, split, label, "file", path, 0, *facts, place, group=group)
+
+    def _label(self, cells: Mapping[str, str]) -> str | None:
+        if self.choice.label_lists is not None:
+            return self.choice.label_lists.text(cells, self.label_column)
+        return cells.get(self.label_column or "") or None
 
     def _named(self, given: str, given_id: str) -> tuple[str, str, str, os.stat_result]:
         """Returns (key, file name in the data set, path, status) of a row, or raises as `find`."""

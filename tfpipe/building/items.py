@@ -36,9 +36,10 @@ class Source(NamedTuple):
     num_bytes: int = 0  # of the file
     mtime_ns: int = 0  # of the file
     row: str = ""  # "labels.csv: line 7" where a table names it
-    reason: str | None = None  # "unreadable", "bad_name", "no_class", "bad_row" or "link_loop"
+    reason: str | None = None  # "unreadable", "bad_name", "no_class", "no_group", "bad_row" or "link_loop"
     message: str | None = None  # the reason in words
     fatal: bool = True  # False where nothing is lost (a link that leads back): it does not fail a build
+    group: str | None = None  # what it belongs to: a patient, a place, a burst; None: unknown, or without groups
 
 
 def rejected(key: str, path: str, reason: str, message: str, *, fatal: bool = True) -> Source:

@@ -11,16 +11,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tfpipe.building.options import Options
 from tfpipe.common.files import sha256_of, written_atomically
 from tfpipe.records import schema
-from tfpipe.records.catalog import CatalogRow
-from tfpipe.records.manifest import CATALOG_NAME, COMPANION_NAMES, FEATURES_NAME, INFO_NAME, LABELS_NAME, REJECTED_NAME, Split
+from tfpipe.records.catalog import COLUMNS
+from tfpipe.records.manifest import (
+    CATALOG_NAME,
+    COMPANION_NAMES,
+    FEATURES_NAME,
+    INFO_NAME,
+    LABELS_NAME,
+    MULTILABEL,
+    REJECTED_NAME,
+    Split,
+)
 
 
-def write_catalog(directory: Path, parts: Iterable[Path]) -> None:
-    """Joins the shards' rows, in reading order, into `catalog.csv`."""
+def write_catalog(directory: Path, parts: Iterable[Path], optional: Iterable[str] = ()) -> None:
+    """Joins the shards' rows, in reading order, into `catalog.csv`; with some of the `OPTIONAL` columns."""
     header = io.StringIO()
-    csv.writer(header, lineterminator="\n").writerow(CatalogRow._fields)
+    csv.writer(header, lineterminator="\n").writerow([*COLUMNS, *optional])
     with written_atomically(directory / CATALOG_NAME) as file:
         file.write(header.getvalue().encode())
         _join(parts, file)
@@ -46,9 +56,12 @@ def write_rejected(directory: Path, rejected: Iterable[tuple[str, str, str]]) ->
             file.write(_line({"key": key, "reason": reason, "message": message}))
 
 
-def write_tfds_files(directory: Path, name: str, class_names: Sequence[str], splits: Mapping[str, Split]) -> None:
+def write_tfds_files(
+    directory: Path, options: Options, class_names: Sequence[str], splits: Mapping[str, Split], optional: Iterable[str] = ()
+) -> None:
     """Writes dataset_info.json, features.json and class names for tensorflow-datasets 4.9."""
-    for file_name, content in ((INFO_NAME, _dataset_info(name, splits)), (FEATURES_NAME, _features(len(class_names)))):
+    features = _features(len(class_names), options.task, optional)
+    for file_name, content in ((INFO_NAME, _dataset_info(options.name, splits)), (FEATURES_NAME, features)):
         with written_atomically(directory / file_name) as file:
             file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     with written_atomically(directory / LABELS_NAME) as file:
@@ -73,13 +86,13 @@ def _dataset_info(name: str, splits: Mapping[str, Split]) -> dict[str, Any]:
     }
 
 
-def _features(num_classes: int) -> dict[str, Any]:
+def _features(num_classes: int, task: str, optional: Iterable[str]) -> dict[str, Any]:
     def feature(kind: str, key: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         return {"pythonClassName": f"tensorflow_datasets.core.features.{kind}", key: facts}
 
     scalar = {"shape": {}, "dtype": "int64", "encoding": "none"}
     image = {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8"}
-    texts = (schema.CLASS_NAME, schema.FILENAME, schema.FORMAT, schema.KEY, schema.SHA256)
+    texts = (schema.CLASS_NAME, schema.FILENAME, schema.FORMAT, schema.KEY, schema.SHA256, *optional)
     integers = (schema.CHANNELS, schema.HEIGHT, schema.ORIENTATION, schema.WIDTH)
     features = {
         schema.ENCODED: feature("image_feature.Image", "image", image),
@@ -87,6 +100,11 @@ def _features(num_classes: int) -> dict[str, Any]:
         **{name: feature("text_feature.Text", "text", {}) for name in texts},
         **{name: feature("scalar.Scalar", "tensor", scalar) for name in integers},
     }
+    if task == MULTILABEL:
+        label = features[schema.LABEL]
+        for name in (schema.LABEL, schema.UNKNOWN):
+            features[name] = feature("sequence_feature.Sequence", "sequence", {"feature": label, "length": "-1"})
+        features[schema.COMBINATION] = feature("scalar.Scalar", "tensor", scalar)
     return feature("features_dict.FeaturesDict", "featuresDict", {"features": features})
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from tfpipe.building.sources import LAYOUTS
 from tfpipe.common import arguments
 from tfpipe.common.seeds import derive
-from tfpipe.records.manifest import check_name, split_order
+from tfpipe.records.combinations import SEPARATOR
+from tfpipe.records.manifest import SINGLE, TASKS, check_name, split_order
 from tfpipe.records.samples import USUAL, Samples
 
 DEFAULT_SHARD_BYTES = 128 << 20
@@ -23,9 +24,22 @@ _CHOICES = {
     "normalize": NORMALIZATIONS,
     "on_error": ("fail", "skip"),
     "on_conflict": ("fail", "keep"),
+    "task": TASKS,
 }
 # Options that older versions did not have.
-_LATER = {"check": "header", "normalize": "none", "path_column": None, "label_column": None, **dataclasses.asdict(USUAL)}
+_LATER = {
+    "check": "header",
+    "normalize": "none",
+    "path_column": None,
+    "label_column": None,
+    **dataclasses.asdict(USUAL),
+    "group": None,
+    "group_pattern": None,
+    "task": SINGLE,
+    "label_separator": SEPARATOR,
+    "label_columns": None,
+    "decisions": (),
+}
 _TOLERANCE = Fraction(1, 10**6)  # 0.333333 is a third
 
 
@@ -43,7 +57,7 @@ class Options:
     class_names: tuple[str, ...] | None
     input_splits: tuple[str, ...]
     unlabelled_splits: tuple[str, ...]
-    splits: Mapping[str, float] | None
+    splits: Mapping[str, float | str] | None  # of folds as "1/5", exactly
     num_shards: int | Mapping[str, int] | None
     shard_bytes: int
     seed: int
@@ -58,6 +72,12 @@ class Options:
     guessed: bool = False  # the layout; changes no bytes
     png16: str = USUAL.png16
     background: str = USUAL.background
+    group: str | None = None
+    group_pattern: str | None = None
+    task: str = SINGLE
+    label_separator: str = SEPARATOR
+    label_columns: tuple[str, ...] | None = None
+    decisions: tuple[str, ...] = ()  # the SHA-256 of each file
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
@@ -66,6 +86,8 @@ class Options:
         Samples(self.png16, self.background)
         for split in (*self.input_splits, *self.unlabelled_splits, *(self.splits or ())):
             check_name("a split's name", split)
+        if self.group is not None and self.group_pattern is not None:
+            raise ValueError("group names a column, group_pattern finds groups in paths: give one of them")
         both = set(self.unlabelled_splits) & {*self.input_splits, *(self.splits or ())}
         if both:
             raise ValueError(f"split {min(both)!r} cannot be both labelled and unlabelled")
@@ -84,17 +106,25 @@ class Options:
         Raises:
             ValueError: the fractions are not positive, or do not add up to 1.
         """
+        rounding = Fraction(derive(self.seed, "rounding", label), 1 << 63)
+        ends, total = [], Fraction(0)
+        for split, fraction in self.fractions().items():
+            total += fraction
+            ends.append((int(total * count + rounding), split))
+        return ends
+
+    def fractions(self) -> dict[str, Fraction]:
+        """Returns the exact fraction of each split, in the splits' order.
+
+        Raises:
+            ValueError: they do not add up to 1.
+        """
         # The decimals that the user wrote, not the nearest binary doubles.
         fractions = {split: Fraction(str(value)) for split, value in (self.splits or {}).items()}
         whole = sum(fractions.values(), Fraction(0))
         if abs(whole - 1) > _TOLERANCE:
             raise ValueError(f"splits must add up to 1 (got {dict(self.splits or {})})")
-        rounding = Fraction(derive(self.seed, "rounding", label), 1 << 63)
-        ends, total = [], Fraction(0)
-        for split in sorted(fractions, key=split_order):
-            total += fractions[split] / whole
-            ends.append((int(total * count + rounding), split))
-        return ends
+        return {split: fractions[split] / whole for split in sorted(fractions, key=split_order)}
 
     def as_json(self) -> dict[str, Any]:
         """Returns the options as stored; those that older versions lack only if unusual."""

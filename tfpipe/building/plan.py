@@ -11,16 +11,18 @@ import itertools
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from tfpipe.building import class_checks
+from tfpipe.building import class_checks, groups, multilabel
 from tfpipe.building.options import Options
-from tfpipe.building.slices import write_slice
+from tfpipe.building.relabelling import apply_decisions
+from tfpipe.building.slices import classes_before, write_slice
 from tfpipe.building.state import State
 from tfpipe.building.tasks import ShardTask
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.text import exactly, plural
-from tfpipe.records.manifest import check_name, shard_file, split_order
+from tfpipe.records.decisions import Decision
+from tfpipe.records.manifest import MULTILABEL, check_name, shard_file, split_order
 from tfpipe.records.samples import USUAL
 from tfpipe.records.schema import UNLABELLED
 
@@ -91,28 +93,43 @@ class Plan(NamedTuple):
     class_names: list[str]
     conflicts: list[list[str]]
     leaks: list[list[str]]
+    groups: dict[str, Any] | None = None  # see `groups.summary`
+    decisions: dict[str, Any] | None = None  # the fields of `manifest.Decided`
 
 
-def make_plan(state: State, options: Options, class_order: Sequence[str] | None) -> Plan:
+def make_plan(
+    state: State, options: Options, class_order: Sequence[str] | None, decisions: Sequence[Sequence[Decision]] = ()
+) -> Plan:
     """Sets split, label and rank of every accepted row of an audited state.
 
-    `class_order` has the names in label order where the source defines it.
+    `class_order` has the names in label order where the source defines it; `decisions` those of
+    each file. Decisions move no image to another split, and change no class's label.
 
     Raises:
-        DataError: conflicting labels or leaks that the options do not allow, naming each group.
+        DataError: conflicting labels or leaks that the options do not allow, naming each group;
+            decisions that do not fit the inputs, naming each.
         ValueError: the options do not fit the inputs.
     """
     state.execute("CREATE INDEX IF NOT EXISTS inputs_sha256 ON inputs (sha256)")
-    class_names = _label(state, options, class_order)
-    class_checks.check_classes(state, options, defined=class_order is not None)
+    decided = None
+    if options.task == MULTILABEL:
+        class_names = multilabel.label(state, options)
+    else:
+        class_names = _label(state, options, class_order)
+        class_checks.check_classes(state, options, defined=class_order is not None)
+    if decisions:
+        _split(state, options)  # by the classes as listed: the splits are those without decisions
+        decided = apply_decisions(state, decisions, class_names)
     conflicts = _groups(state, "label", "AND label >= 0")
     if conflicts and options.on_conflict == "fail":
         raise DataError(
             f"{exactly(len(conflicts), 'group')} of byte-identical images with different labels; fix them, or keep them all"
             " with on_conflict=keep:" + _listing(_shown(state, group) for group in conflicts)
         )
-    _split(state, options)
-    for problem in class_checks.training_problems(state, class_names):
+    if not decisions:
+        _split(state, options)
+    find_problems = multilabel.training_problems if options.task == MULTILABEL else class_checks.training_problems
+    for problem in find_problems(state, class_names):
         _log.warning("%s", problem)
     leaks = _groups(state, "split", "")
     if leaks and not options.allow_leaks:
@@ -120,10 +137,18 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
             f"{exactly(len(leaks), 'group')} of byte-identical images in more than one split; remove copies, let splits=... cut"
             " the whole set, or accept the leak with allow_leaks:" + _listing(_shown(state, group) for group in leaks)
         )
+    if (torn := groups.torn(state)) and not options.allow_leaks:
+        raise DataError(
+            f"{exactly(len(torn), 'group is', 'groups are')} in more than one split; move their images into one, let splits=..."
+            " cut the whole set, or accept the leak with allow_leaks:"
+            + _listing(groups.described(state, name) for name in torn)
+        )
     state.register("record_order", options.seed, "order")
     state.execute("UPDATE inputs SET rank = record_order(key) WHERE reason IS NULL")
     state.execute("CREATE INDEX IF NOT EXISTS inputs_order ON inputs (split, rank, key)")
-    return Plan(class_names, conflicts, leaks)
+    fractions = None if options.splits is None else options.fractions()
+    grouped = groups.summary(state, class_names, fractions, _classes_of(state, options)) if state.has_groups() else None
+    return Plan(class_names, conflicts, leaks, grouped, decided)
 
 
 def split_names(state: State) -> list[str]:
@@ -151,22 +176,24 @@ def shard_tasks(state: State, options: Options, directory: Path, folder: Path) -
     return tasks
 
 
-def with_slices(state: State, tasks: Iterable[ShardTask], todo: Container[str]) -> Iterator[ShardTask]:
+def with_slices(state: State, options: Options, tasks: Iterable[ShardTask], todo: Container[str]) -> Iterator[ShardTask]:
     """Yields the tasks whose file is in `todo`, each when its slice of the plan has been written.
 
     One pass over the state, however many shards there are.
     """
+    class_names = (state.fact("planned") or [[]])[0] if options.task == MULTILABEL else None
     query = """
         SELECT kind, path, place, crc32c, format, height, width, channels, orientation,
-               iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.png'), filename), key, sha256,
-               label, coalesce(class_name, '')
+               iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.' || lower(format)), filename), key, sha256,
+               label, coalesce(class_name, ''), iif(?, coalesce(group_name, ''), NULL), history
         FROM inputs WHERE split = ? ORDER BY rank, key"""
+    has_groups = state.has_groups()
     for split, of_split in itertools.groupby(tasks, lambda task: task.split):
-        rows = state.execute(query, (split,))
+        rows = ((*row[:-1], classes_before(row[-1])) for row in state.execute(query, (has_groups, split)))
         for task in of_split:
             own = itertools.islice(rows, task.end - task.start)
             if task.file in todo:
-                write_slice(task.slice, own)
+                write_slice(task.slice, own if class_names is None else multilabel.with_lists(own, class_names))
                 yield task
             else:
                 collections.deque(own, maxlen=0)
@@ -242,11 +269,27 @@ def _split(state: State, options: Options) -> None:
 
 
 def _cut(state: State, options: Options) -> None:
-    """Cuts each class at the fractions, equal bytes together, in an order drawn by the seed."""
+    """Cuts each class at the fractions, equal bytes and groups together, in an order drawn by the seed."""
     state.register("group_order", options.seed, "split")
+    if state.has_groups():
+        groups.cut(state, options.fractions(), _classes_of(state, options))
+    elif options.task == MULTILABEL:
+        multilabel.cut(state, options.fractions(), _classes_of(state, options))
+    else:
+        _cut_classes(state, options)
+    for split in options.splits or ():
+        if not state.value("SELECT 1 FROM inputs WHERE split = ? LIMIT 1", (split,)):
+            raise ValueError(f"split {split!r} would get no image: too few for its fraction {options.splits}")
+
+
+def _classes_of(state: State, options: Options) -> groups.ClassesOf:
+    return multilabel.classes_of(state, options) if options.task == MULTILABEL else groups.the_label
+
+
+def _cut_classes(state: State, options: Options) -> None:
     state.execute("CREATE TABLE IF NOT EXISTS cut (sha256 TEXT PRIMARY KEY, split TEXT)")
     state.execute("DELETE FROM cut")
-    groups = """
+    by_class = """
         SELECT home, sha256, records, sum(records) OVER (PARTITION BY home) FROM (
             SELECT min(label) AS home, sha256, count(*) AS records FROM inputs
             WHERE reason IS NULL AND split IS NULL GROUP BY sha256
@@ -254,7 +297,7 @@ def _cut(state: State, options: Options) -> None:
 
     def assigned() -> Iterator[tuple[str, str]]:
         label, done, cuts = None, 0, options.cuts(0, 0)
-        for home, sha256, records, total in state.execute(groups):
+        for home, sha256, records, total in state.execute(by_class):
             if home != label:
                 label, done, cuts = home, 0, options.cuts(total, home)
             yield sha256, next(split for end, split in cuts if done < end)
@@ -265,19 +308,16 @@ def _cut(state: State, options: Options) -> None:
         "UPDATE inputs SET split = cut.split FROM cut WHERE cut.sha256 = inputs.sha256"
         " AND inputs.reason IS NULL AND inputs.split IS NULL"
     )
-    for split in options.splits or ():
-        if not state.value("SELECT 1 FROM inputs WHERE split = ? LIMIT 1", (split,)):
-            raise ValueError(f"split {split!r} would get no image: too few for its fraction {options.splits}")
 
 
 def _groups(state: State, column: str, condition: str) -> list[list[str]]:
     """Returns groups of keys with equal bytes that differ in a column."""
-    groups: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     differing = f"SELECT sha256 {_ACCEPTED} {condition} GROUP BY sha256 HAVING count(DISTINCT {column}) > 1"
     query = f"SELECT sha256, key {_ACCEPTED} AND sha256 IN ({differing}) ORDER BY key"
     for sha256, key in state.execute(query):
-        groups.setdefault(sha256, []).append(key)
-    return list(groups.values())
+        found.setdefault(sha256, []).append(key)
+    return list(found.values())
 
 
 def _shown(state: State, keys: Sequence[str]) -> str:

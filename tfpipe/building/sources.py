@@ -8,6 +8,7 @@ Only folders and tables are read here; the images themselves are read by the wor
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import re
@@ -15,7 +16,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from tfpipe.building import csv_rows, hdf5, prepared
+from tfpipe.building import csv_rows, groups, hdf5, prepared
 from tfpipe.building.csv_rows import Choice
 from tfpipe.building.items import SPLIT_NAMES, Notes, Source, SourceList, one_split, rejected
 from tfpipe.common import tables
@@ -45,6 +46,7 @@ def list_sources(
     will_be_cut: bool = False,
     normalize: str = "none",
     choice: Choice = _FOUND,
+    group_pattern: str | None = None,
 ) -> SourceList:
     """Returns every input: of `inputs` by split (or None) in a layout, and of `unlabelled` folders.
 
@@ -76,6 +78,9 @@ def list_sources(
             split_of = _split_by_folder(path, will_be_cut, notes) if split is None else _named(split)
             prefix = "" if split is None else f"{split}/"
             listings.append(SourceList(_image_items(path, prefix, split_of, label_of, notes)))
+    if group_pattern is not None:
+        by_pattern = groups.by_pattern(group_pattern)
+        listings = [dataclasses.replace(listing, items=map(by_pattern, listing.items)) for listing in listings]
     for split, path in unlabelled.items():
         listings.append(SourceList(_image_items(path, f"{split}/", _named(split), _no_label, notes)))
     names = _joined_order(listings)
@@ -96,14 +101,15 @@ def _joined_order(listings: Sequence[SourceList]) -> Sequence[str] | None:
 
 
 def _composed(item: Source) -> Source:
-    return item._replace(class_name=item.class_name and unicodedata.normalize("NFC", item.class_name))
+    class_name, group = (name and unicodedata.normalize("NFC", name) for name in (item.class_name, item.group))
+    return item._replace(class_name=class_name, group=group)
 
 
 def _with_good_names(item: Source) -> Source:
     """Returns the input, rejected if one of its names could not be stored as one line of UTF-8."""
     # Bytes of a file's name that are not UTF-8 reach Python as lone surrogates, which are not
     # printable either.
-    if not any(map(CONTROL.search, (item.key, item.filename, item.class_name or ""))):
+    if not any(map(CONTROL.search, (item.key, item.filename, item.class_name or "", item.group or ""))):
         return item
     key = CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), item.key)
     path = item.path.encode("utf-8", "backslashreplace").decode()

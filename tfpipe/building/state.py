@@ -27,15 +27,22 @@ CREATE TABLE inputs (
     file_bytes INTEGER, mtime_ns INTEGER, fatal INTEGER DEFAULT 1, row TEXT DEFAULT '',
     sha256 TEXT, crc32c INTEGER, image_bytes INTEGER, format TEXT, height INTEGER, width INTEGER, channels INTEGER,
     orientation INTEGER, color TEXT, reason TEXT, message TEXT,
-    split TEXT, label INTEGER, rank BLOB, traits TEXT
+    split TEXT, label INTEGER, rank BLOB, traits TEXT, group_name TEXT, history TEXT DEFAULT ''
 );
 """
 # The fields of a `Source`, in their order.
-_LISTED = "key, filename, given_split, class_name, kind, path, place, file_bytes, mtime_ns, row, reason, message, fatal"
-_LATER = {"row": "TEXT DEFAULT ''", "traits": "TEXT"}  # columns that builds started by older versions lack
+_LISTED = (
+    "key, filename, given_split, class_name, kind, path, place, file_bytes, mtime_ns, row, reason, message, fatal, group_name"
+)
+# Columns that builds started by older versions lack.
+_LATER = {"row": "TEXT DEFAULT ''", "traits": "TEXT", "group_name": "TEXT", "history": "TEXT DEFAULT ''"}
+# The class that the input gives: `class_name` is the one after decisions, `history` those before.
+LISTED_CLASS = (
+    "iif(inputs.history = '', inputs.class_name, substr(inputs.history, 1, instr(inputs.history || char(10), char(10)) - 1))"
+)
 _MAX_SHOWN = 1000  # differences; nobody reads on after these
 _MIN_SQLITE = (3, 35)  # UPDATE ... FROM, RETURNING
-_COMPARED = ("filename", "given_split", "class_name", "kind", "place", "file_bytes")
+_COMPARED = ("filename", "given_split", "kind", "place", "file_bytes", "group_name")
 _TOUCHED = """
 FROM inputs JOIN now USING (key)
 WHERE (inputs.path, inputs.mtime_ns) != (now.path, now.mtime_ns) AND inputs.sha256 NOT NULL"""
@@ -83,6 +90,10 @@ class State(sqlite3.Connection):
         self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
         self.commit()
 
+    def has_groups(self) -> bool:
+        """True where a listing has groups."""
+        return self.value("SELECT 1 FROM inputs WHERE group_name NOT NULL LIMIT 1") is not None
+
     def list_inputs(self, items: Iterable[Source]) -> None:
         """Replaces all rows by a listing."""
         self.execute("DELETE FROM inputs")
@@ -118,7 +129,7 @@ class State(sqlite3.Connection):
         can be believed.
         """
         twice = f"SELECT key FROM {table} WHERE kind != '' GROUP BY key HAVING count(*) > 1 AND min(row) != ''"
-        columns = "key, rowid, row, class_name, given_split, path"
+        columns = "key, rowid, row, class_name, given_split, path, group_name"
         groups: dict[str, list[tuple[Any, ...]]] = {}
         for key, *row in self.execute(
             f"SELECT {columns} FROM {table} WHERE {_FROM_TABLES} AND key IN ({twice}) ORDER BY rowid"
@@ -168,7 +179,7 @@ class State(sqlite3.Connection):
         self._insert("now", items)
         self.execute("CREATE INDEX temp.now_key ON now (key)")
         self.execute("CREATE INDEX IF NOT EXISTS inputs_key ON inputs (key)")
-        same = " AND ".join(f"inputs.{column} IS now.{column}" for column in _COMPARED)
+        same = " AND ".join([f"{LISTED_CLASS} IS now.class_name", *(f"inputs.{name} IS now.{name}" for name in _COMPARED)])
         return self.differences(
             removed="SELECT key FROM inputs WHERE key NOT IN (SELECT key FROM now)",
             added="SELECT key FROM now WHERE key NOT IN (SELECT key FROM inputs)",
@@ -207,7 +218,7 @@ class State(sqlite3.Connection):
 
 def _repeated(key: str, rows: list[tuple[Any, ...]]) -> list[tuple[str, str, int]]:
     """Returns (message, new key, row id) of the rows of one key that must be rejected."""
-    meant = {(*row[2:4], os.path.normpath(row[4])) for row in rows}
+    meant = {(*row[2:4], os.path.normpath(row[4]), row[5]) for row in rows}
     labels = list(dict.fromkeys(row[2] or "no label" for row in rows))
     lines = [os.path.basename(row[1]).rpartition(": line ") for row in rows[:_SHOWN]]
     shown = ", ".join(
@@ -219,8 +230,10 @@ def _repeated(key: str, rows: list[tuple[Any, ...]]) -> list[tuple[str, str, int
         what = "are equal: remove all but one"
     elif len(labels) > 1:
         what = f"contradict each other, {' or '.join(labels[:_SHOWN])}: keep the right one"
-    elif len({path for *_, path in meant}) > 1:
+    elif len({path for *_, path, _ in meant}) > 1:
         what = "name different files: give them ids that differ"
+    elif len({group for *_, group in meant}) > 1:
+        what = "name different groups: keep the right one"
     else:
         what = "name different splits: keep one"
     message = f"{key}: given more than once, rows that {what}: {shown}"

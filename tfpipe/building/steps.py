@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -14,19 +15,24 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 import tfpipe
-from tfpipe.building import metadata_files, plan
+from tfpipe.building import metadata_files, multilabel, plan
 from tfpipe.building.items import Notes, SourceList
 from tfpipe.building.options import Options
-from tfpipe.building.state import State
+from tfpipe.building.relabelling import DROPPED
+from tfpipe.building.state import LISTED_CLASS, State
 from tfpipe.building.tasks import AuditTask, ShardTask
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import clear_folder, temporary_folder
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.workers import Done
 from tfpipe.records import manifest as manifests
+from tfpipe.records import schema
 from tfpipe.records.catalog import read_catalog
-from tfpipe.records.manifest import Frames, Manifest, Shard, Split, Traits
+from tfpipe.records.decisions import Decision
+from tfpipe.records.manifest import Decided, Frames, Groups, Manifest, Shard, Split, Traits
 from tfpipe.records.samples import USUAL
 
 _log = logging.getLogger("tfpipe")
@@ -92,6 +98,7 @@ class Build(NamedTuple):
     start_workers: Callable[[], Engine]
     new_bar: Callable[[str, int, int], ProgressBar]  # title, total, done before
     folder: Path  # the build's own files
+    decisions: Sequence[Sequence[Decision]] = ()  # of each file
 
     def run(self) -> Manifest:
         """Builds, resumes or checks a complete build; errors as in `build_tfrecords`."""
@@ -203,7 +210,7 @@ class Build(NamedTuple):
     def decide(self, state: State, order: Sequence[str] | None) -> None:
         """Makes the plan of an audited state; errors as in `plan.make_plan`."""
         plan.check_inputs(state, self.options)
-        decided = plan.make_plan(state, self.options, order)
+        decided = plan.make_plan(state, self.options, order, self.decisions)
         self._shard_tasks(state)  # raises on impossible numbers, before it is too late
         state.note("planned", decided)
 
@@ -213,7 +220,7 @@ class Build(NamedTuple):
         tasks = self._shard_tasks(state)
         shards = {task.file: shard for task in tasks if (shard := self._finished(task)) is not None}
         by_file = {task.file: task for task in tasks}
-        todo = plan.with_slices(state, tasks, by_file.keys() - shards.keys())
+        todo = plan.with_slices(state, self.options, tasks, by_file.keys() - shards.keys())
         total, done = sum(task.end - task.start for task in tasks), sum(shard.num_records for shard in shards.values())
         for shard in self._results(workers, "write_shard", todo, "write", total, done):
             shards[shard.file] = shard
@@ -236,11 +243,17 @@ class Build(NamedTuple):
 
     def finish(self, state: State, decided: plan.Plan, shards: Mapping[str, Shard]) -> Manifest:
         """Writes the files about the data set, and the manifest at last."""
-        metadata_files.write_catalog(self.directory, [self.folder / f"{file}.csv" for file in shards])
+        grouped = decided.groups is not None
+        parts = [self.folder / f"{file}.csv" for file in shards]
+        metadata_files.write_catalog(self.directory, parts, ["group"] if grouped else [])
         splits = self._splits(state, decided.class_names, shards)
         rejected = state.execute("SELECT key, reason, message FROM inputs WHERE reason NOT NULL ORDER BY key")
         metadata_files.write_rejected(self.directory, rejected)
-        metadata_files.write_tfds_files(self.directory, self.options.name, decided.class_names, splits)
+        optional = [schema.GROUP] if grouped else []
+        metadata_files.write_tfds_files(self.directory, self.options, decided.class_names, splits, optional)
+        combined = None
+        if self.options.task == manifests.MULTILABEL:
+            combined = multilabel.write_combinations(state, self.directory, self.options.name, decided.class_names)
         reasons = state.execute("SELECT reason, count(*) FROM inputs WHERE reason NOT NULL GROUP BY reason ORDER BY reason")
         manifest = Manifest(
             name=self.options.name,
@@ -255,6 +268,9 @@ class Build(NamedTuple):
             conflicts=decided.conflicts,
             leaks=decided.leaks,
             tfpipe_version=tfpipe.__version__,
+            groups=msgspec.convert(decided.groups, Groups | None),
+            combinations=combined,
+            decisions=msgspec.convert(decided.decisions, Decided | None),
         )
         manifests.save(manifest, self.directory)
         return manifest
@@ -267,16 +283,23 @@ class Build(NamedTuple):
             files = [task.file for task in tasks if task.split == name]
             parts = [self.folder / f"{file}.frames" for file in files]
             path = self.directory / manifests.frames_file(self.options.name, name)
-            traits = state.execute(
-                f"SELECT max(format = 'PNG'), max(orientation != 1), max(max(height, width)) {of_split}", (name,)
+            png, turned, longer, others = state.execute(
+                f"""SELECT max(format = 'PNG'), max(orientation != 1), max(max(height, width)),
+                    max(format NOT IN ('JPEG', 'PNG')) {of_split}""",
+                (name,),
             ).fetchone()
+            seen = Traits(bool(png), bool(turned), longer, True if others else None)
             counts = dict(state.execute(f"SELECT label, count(*) {of_split} GROUP BY label", (name,)))
+            class_counts, unknown_counts = {one: counts.get(label, 0) for label, one in enumerate(class_names)}, None
+            if self.options.task == manifests.MULTILABEL:
+                class_counts, unknown_counts = multilabel.counts(state, counts, class_names)
             splits[name] = Split(
                 labelled=-1 not in counts,
                 image_bytes=state.value(f"SELECT sum(image_bytes) {of_split}", (name,)),
-                class_counts={class_name: counts.get(label, 0) for label, class_name in enumerate(class_names)},
+                class_counts=class_counts,
                 shards=tuple(shards[file] for file in files),
-                frames=Frames(metadata_files.write_frames(path, parts), Traits(bool(traits[0]), bool(traits[1]), traits[2])),
+                frames=Frames(metadata_files.write_frames(path, parts), seen),
+                unknown_counts=unknown_counts,
             )
         return splits
 
@@ -299,7 +322,7 @@ class Build(NamedTuple):
             with self.start_workers() as workers:
                 self.audit(state, workers)
             if inputs_digest(state) != manifest.inputs_sha256:
-                differences += self._content_differences(state)
+                differences += self._content_differences(state, manifest.decisions or Decided({}, {}, {}))
             if differences:
                 raise Refusal(f"{self.directory}: made from inputs that have changed since", differences)
         if self.folder.exists():  # killed between the manifest and the end
@@ -307,10 +330,13 @@ class Build(NamedTuple):
         _log.info("%s: complete, from equal inputs with equal options: nothing to do", self.directory)
         return manifest
 
-    def _content_differences(self, state: State) -> list[str]:
-        state.execute("CREATE TEMP TABLE before (key TEXT, sha256 TEXT, class_name TEXT)")
-        rows = ((row.key, row.sha256, row.class_name or None) for row in read_catalog(self.directory))
-        state.executemany("INSERT INTO before VALUES (?, ?, ?)", rows)
+    def _content_differences(self, state: State, decided: Decided) -> list[str]:
+        state.execute("CREATE TEMP TABLE before (key TEXT, sha256 TEXT, class_name TEXT, group_name TEXT)")
+        listed = {key: classes[0] for key, classes in decided.relabelled.items()}
+        catalog = read_catalog(self.directory)
+        rows = ((row.key, row.sha256, listed.get(row.key, row.class_name) or None, row.group or None) for row in catalog)
+        dropped = ((key, None, class_name, None) for key, class_name in decided.dropped.items())
+        state.executemany("INSERT INTO before VALUES (?, ?, ?, ?)", itertools.chain(rows, dropped))
         now = "SELECT key FROM inputs WHERE reason IS NULL"
         both = "SELECT key FROM before JOIN inputs USING (key) WHERE reason IS NULL"
         differences = state.differences(
@@ -318,13 +344,16 @@ class Build(NamedTuple):
             added=f"{now} EXCEPT SELECT key FROM before",
             changed=f"{both} AND before.sha256 != inputs.sha256",
             relabelled=f"{both} AND before.class_name IS NOT inputs.class_name",
+            regrouped=f"{both} AND before.group_name IS NOT inputs.group_name",
         )
         return differences or ["splits or file names of inputs, or inputs that were rejected, are others"]
 
 
 def inputs_digest(state: State) -> str:
     """Returns the SHA-256 of what an audited state holds about the inputs."""
-    query = "SELECT key, filename, given_split, class_name, coalesce(reason, sha256) FROM inputs ORDER BY key"
+    content = f"iif(reason = '{DROPPED}', sha256, coalesce(reason, sha256))"  # as listed: decisions are options
+    optional = ", group_name" if state.has_groups() else ""
+    query = f"SELECT key, filename, given_split, {LISTED_CLASS}, {content}{optional} FROM inputs ORDER BY key"
     return metadata_files.inputs_digest(state.execute(query))
 
 
@@ -338,6 +367,8 @@ def _properties(state: State) -> dict[str, int]:
     }
     accepted = "FROM inputs WHERE reason IS NULL"
     counts = {name: state.value(f"SELECT count(*) {accepted} AND {query}") for name, query in queries.items()}
+    others = f"SELECT lower(format), count(*) {accepted} AND format NOT IN ('JPEG', 'PNG') GROUP BY format ORDER BY format"
+    counts |= dict(state.execute(others))
     words = {"png16": "deep", "dim16": "dim", "transparent": "transparent", "profiles": "profile"}
     counts |= {name: count for name, word in words.items() if (count := plan.count_trait(state, word))}
     if counts["png"] and not state.value(f"SELECT count(*) {accepted} AND traits IS NULL"):

@@ -24,7 +24,7 @@ from tfpipe.images import headers
 from tfpipe.images.headers import ImageHeader
 from tfpipe.listing import image_files
 from tfpipe.records import schema, tfrecord
-from tfpipe.records.catalog import FRAME, CatalogRow
+from tfpipe.records.catalog import COLUMNS, FRAME, OPTIONAL
 from tfpipe.records.manifest import Shard, index_file
 from tfpipe.records.samples import MAX_BITS
 
@@ -195,7 +195,8 @@ def write_shard(task: ShardTask, report: Report) -> Shard:
             crc32c = int.from_bytes(pieces[2], "little")
             here = {"split": task.split, "shard": task.shard_index, "position": position, "crc32c": crc32c}
             frames.write(FRAME.pack(start, output.num_bytes - start, crc32c, record.label))
-            catalog.writerow(here[name] if name in here else getattr(record, name) for name in CatalogRow._fields)
+            columns = (*COLUMNS, *(name for name in OPTIONAL if getattr(record, name) is not None))
+            catalog.writerow(here[name] if name in here else getattr(record, name) for name in columns)
             unreported += len(record.encoded)
             if position % _REPORT_RECORDS == _REPORT_RECORDS - 1 or position == task.end - task.start - 1:
                 report(position % _REPORT_RECORDS + 1, unreported)

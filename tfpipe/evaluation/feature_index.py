@@ -58,7 +58,7 @@ class FeatureIndex:
     def nearest(self, features: Array, count: int = 8) -> list[Neighbour]:
         """Returns the images with the most similar features, float32 [D]; stable."""
         similarities = self.features @ unit_vectors(features)
-        names = {schema.UNLABELLED: "", **dict(enumerate(self.reader.manifest.class_names))}
+        names = {schema.UNLABELLED: "", **dict(enumerate(self.reader.label_texts))}
         return [
             Neighbour(self.keys[place], names[int(self.reader.labels[place])], float(similarities[place]), place)
             for place in np.argsort(-similarities, kind="stable")[:count].tolist()
@@ -70,7 +70,7 @@ class FeatureIndex:
         Raises:
             DataError: its record cannot be read any more.
         """
-        row = decoding.parse_example(self.reader.read(neighbour.position))
+        row = decoding.parse_example(self.reader.read(neighbour.position), self.reader.manifest.task)
         samples = Samples.of(self.reader.manifest.options)
         try:
             image: Array = decoding.decode_image(row[schema.ENCODED], row[schema.ORIENTATION], samples).numpy()

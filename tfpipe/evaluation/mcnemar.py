@@ -10,8 +10,8 @@ one of them classifies correctly.
 from __future__ import annotations
 
 import logging
-import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,11 @@ import numpy as np
 from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import exactly, html_table
+from tfpipe.evaluation.clusters import Groups, agresti_min
 from tfpipe.evaluation.receipts import some
 from tfpipe.models.predictions import RECEIPT_NAME, Predictions, fields, read
 
 _log = logging.getLogger("tfpipe")
-
-_Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -42,6 +41,10 @@ class Comparison:
             much, or more, by chance.
         same_data: both were evaluated on the same data set and split, by their receipts; None where
             one has none.
+        num_groups: of the images; None in a data set without groups. Else `p_value` and
+            `difference_interval` are by group, see `tfpipe.evaluation.clusters`.
+        group_interval: 95 % interval of the difference by group.
+        tta: views that A and B average, ("none", "flip") for example, where these differ; else None.
     """
 
     both_right: int
@@ -50,12 +53,16 @@ class Comparison:
     both_wrong: int
     p_value: float
     same_data: bool | None = None
+    num_groups: int | None = None
+    group_interval: tuple[float, float] | None = None
+    tta: tuple[str, str] | None = None
 
     def __repr__(self) -> str:
         low, high = self.difference_interval
         facts = f"count={self.count}, accuracy_a={self.accuracy_a:.4f}, accuracy_b={self.accuracy_b:.4f}"
         difference = f"difference={self.difference:+.4f}, 95 % [{low:+.4f}, {high:+.4f}]"
-        return f"Comparison({facts}, {difference}, p_value={self.p_value:.3g}, same_data={self.same_data})"
+        groups = "" if self.num_groups is None else f", num_groups={self.num_groups}"
+        return f"Comparison({facts}, {difference}, p_value={self.p_value:.3g}, same_data={self.same_data}{groups})"
 
     def _repr_html_(self) -> str:
         rows = [["A right", self.both_right, self.only_a], ["A wrong", self.only_b, self.both_wrong]]
@@ -83,18 +90,16 @@ class Comparison:
 
     @property
     def difference_interval(self) -> tuple[float, float]:
-        """95 % interval: Wald's with 1/2 added to each count (Agresti and Min 2005)."""
-        total, a, b = self.count + 2, self.only_a + 0.5, self.only_b + 0.5
-        middle = (a - b) / total
-        half = _Z95 * math.sqrt(a + b - (a - b) ** 2 / total) / total
-        return max(middle - half, -1.0), min(middle + half, 1.0)
+        """95 % interval: by group where there are groups, or that of Agresti and Min 2005."""
+        return self.group_interval or agresti_min(self.only_a, self.only_b, self.count)
 
 
 def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     """Compares two evaluations, folders or predictions.csv files, of the same images in any order.
 
     Ids and labels must be equal, images need not be: other sizes of them may be what is compared.
-    Folders of other data sets or splits cause a warning, and `same_data` is False.
+    Folders of other data sets or splits cause a warning, and `same_data` is False. So does another
+    averaging of views, which `tta` describes: it may be what is compared.
 
     Raises:
         FileNotFoundError: there is no table, or its evaluation did not finish.
@@ -106,13 +111,40 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     a, b = arguments.path("a", a), arguments.path("b", b)
     tables = read(a), read(b)
     for path, table in zip((a, b), tables, strict=True):
+        if table.targets is not None:
+            message = "of several labels an image, which McNemar's test of accuracy cannot compare; metrics.json has intervals"
+            raise DataError(message, path=path)
         if not len(table.labels) or (table.labels < 0).any():
             raise DataError("a table without images, or with unlabelled ones, cannot be compared", path=path)
     right_a, right_b = _align(*tables, a, b)
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     both_right, both_wrong = int((right_a & right_b).sum()), int((~right_a & ~right_b).sum())
-    return Comparison(both_right, only_a, only_b, both_wrong, p_value, _same_data(a, b))
+    counts, same, other = (both_right, only_a, only_b, both_wrong), _same_data(a, b), _other_tta(a, b)
+    if (names := _groups(*tables, a, b)) is not None:
+        groups, apart = Groups(names), (right_a & ~right_b, right_b & ~right_a)
+        by_group = groups.count, groups.difference_interval(*apart)
+        return Comparison(*counts, groups.p_value(*apart), same, *by_group, tta=other)
+    p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return Comparison(*counts, p_value, same, tta=other)
+
+
+def _groups(a: Predictions, b: Predictions, path_a: Path, path_b: Path) -> Sequence[str] | None:
+    """Returns the groups of A's images; tables of older evaluations have none."""
+    if a.groups is None or b.groups is None:
+        if (table := a if a.groups is not None else b).groups is None:
+            return None
+        of_key = dict(zip(table.keys, table.groups, strict=True))
+        return [of_key[key] for key in a.keys]
+    of_key = dict(zip(b.keys, b.groups, strict=True))
+    other = [(key, group, of_key[key]) for key, group in zip(a.keys, a.groups, strict=True) if of_key[key] != group]
+    if other:
+        problems = [
+            DataError(", ".join(f"{row[0]!r} is of group {row[place]!r}" for row in other[:3]), path=path)
+            for path, place in ((path_a, 1), (path_b, 2))
+        ]
+        images = exactly(len(other), "image is of another group", "images are of other groups")
+        raise DataError(f"{images} in one table than in the other: {'; '.join(map(str, problems))}", problems=problems)
+    return a.groups
 
 
 def _same_data(a: Path, b: Path) -> bool | None:
@@ -123,6 +155,21 @@ def _same_data(a: Path, b: Path) -> bool | None:
         described = [f"{path}: data set {root[:12]}, split {split!r}" for path, (root, split) in ((a, data_a), (b, data_b))]
         _log.warning("not the same data set or split: %s; %s", *described)
     return data_a == data_b
+
+
+def _other_tta(a: Path, b: Path) -> tuple[str, str] | None:
+    if not (a.is_dir() and b.is_dir()):
+        return None
+    found = [fields(path / RECEIPT_NAME, "options")[0].get("tta") for path in (a, b)]
+    if found[0] == found[1]:
+        return None
+    first, second = (_views(facts) for facts in found)
+    _log.warning("not the same test-time augmentation: %s: %s; %s: %s", a, first, b, second)
+    return first, second
+
+
+def _views(facts: Any) -> str:
+    return "none" if not facts else ", ".join(f"{value}" for value in facts.values())
 
 
 def _align(a: Predictions, b: Predictions, path_a: Path, path_b: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -20,7 +20,9 @@ import numpy as np
 from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import check_json, read_json
+from tfpipe.evaluation import label_metrics
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
+from tfpipe.evaluation.clusters import NUM_DRAWS, Groups, wilson
 from tfpipe.models.predictions import METRICS_NAME, Predictions
 
 if TYPE_CHECKING:
@@ -28,8 +30,11 @@ if TYPE_CHECKING:
 
 FILE_NAME = METRICS_NAME
 
+_BY_GROUP = f"cluster bootstrap: expanded percentiles of {NUM_DRAWS:,} draws of groups"
 _NUM_BINS = 15  # as Guo et al. 2017
 _MAX_K = 5
+
+Array = np.ndarray[Any, Any]
 
 
 def _record(**kinds: Any) -> Any:
@@ -59,6 +64,7 @@ _Metrics = _record(
     confusion=_Confusion,
     reliability=_List[_record(count=int, accuracy=_Share, confidence=_Share)],
     calibration=(_Calibration | None, None),
+    groups=(_record(num_groups=int, interval=str) | None, None),
 )
 
 
@@ -67,6 +73,8 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
 
     - count; accuracy; accuracy_interval: 95 %, Wilson's score interval; balanced_accuracy: mean
       recall of the classes with images.
+    - groups, where the data set has them: num_groups, and how intervals are then found, all of
+      them: by cluster bootstrap, see `clusters`.
     - top_k: {"1": ..., up to "5"} for every k below the number of classes; equal probabilities rank
       as their columns do.
     - log_loss: mean of -ln p of the right class, p at least 1.2e-38.
@@ -94,6 +102,8 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
             out of range.
     """
     check_options(table.class_names, positive_class, specificity)
+    if table.targets is not None:
+        raise ValueError("the table is of several labels an image, which label_metrics.measure takes")
     if not len(table.labels) or (table.labels < 0).any():
         raise ValueError("metrics need labelled images, one or more")
     classes, confidence = range(len(table.class_names)), table.probabilities.max(axis=1).astype(np.float64)
@@ -104,10 +114,12 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
     binary = None if positive is None else _binary(table, positive, specificity)
     reliability = _reliability(confidence, right)
     gaps = (abs(bin_["accuracy"] - bin_["confidence"]) * bin_["count"] for bin_ in reliability if bin_["count"])
+    groups = None if table.groups is None else {"num_groups": Groups(table.groups).count, "interval": _BY_GROUP}
     return {
+        **({} if groups is None else {"groups": groups}),
         "count": len(right),
         "accuracy": _ratio(right.sum(), len(right)),
-        "accuracy_interval": wilson(right.sum(), len(right)),
+        "accuracy_interval": share_interval(table, right),
         "balanced_accuracy": _mean(row["recall"] for row in per_class),
         "top_k": _top_k(table),
         "log_loss": _log_loss(table),
@@ -124,6 +136,8 @@ def load(folder: Path) -> dict[str, Any]:
     """Returns the content of metrics.json in a folder; raises DataError if it is damaged."""
     path = folder / FILE_NAME
     found: dict[str, Any] = read_json(path)
+    if isinstance(found, dict) and "task" in found:
+        return label_metrics.check(found, path)
     confusion = check_json(found, _Metrics, path).confusion
     dense = ((i, j, n) for i, row in enumerate(confusion.matrix) for j, n in enumerate(row) if n)  # of earlier versions
     cells = [list(cell) for cell in confusion.cells or dense]
@@ -141,14 +155,15 @@ def check_options(class_names: Iterable[str], positive_class: str | None, specif
     arguments.check(specificity=specificity)
 
 
-def wilson(count: int, total: int) -> list[float] | None:
-    """Returns the 95 % score interval of a share (Wilson 1927); None for a total of 0."""
-    from scipy.stats import binomtest
+def share_interval(table: Predictions, hits: Array, among: Array | None = None) -> list[float] | None:
+    """Returns the 95 % interval of a share of images: by group where the table has groups, or Wilson's.
 
-    if not total:
-        return None
-    interval = binomtest(int(count), int(total)).proportion_ci(0.95, method="wilson")
-    return [float(interval.low), float(interval.high)]
+    `hits` and `among` as in `clusters.Groups.interval`.
+    """
+    if table.groups is not None:
+        return Groups(table.groups).interval(hits, among)
+    among = np.ones(len(hits), bool) if among is None else among
+    return wilson(int((hits & among).sum()), int(among.sum()))
 
 
 def _ratio(count: int, total: int) -> float | None:
@@ -235,11 +250,11 @@ def _binary(table: Predictions, positive: int, specificity: float) -> dict[str, 
         "positive_class": table.class_names[positive],
         "roc_auc": _roc_auc(truth, scores),
         "average_precision": float(average_precision_score(truth, scores)) if truth.any() else None,
-        "sensitivity_at_specificity": _sensitivity(truth, scores, specificity),
+        "sensitivity_at_specificity": _sensitivity(table, truth, scores, specificity),
     }
 
 
-def _sensitivity(truth: np.ndarray[Any, Any], scores: np.ndarray[Any, Any], specificity: float) -> dict[str, Any]:
+def _sensitivity(table: Predictions, truth: Array, scores: Array, specificity: float) -> dict[str, Any]:
     positives, negatives = np.sort(scores[truth]), np.sort(scores[~truth])
     thresholds = np.unique(scores)
     rejected = np.searchsorted(negatives, thresholds)  # negatives below each threshold
@@ -249,11 +264,12 @@ def _sensitivity(truth: np.ndarray[Any, Any], scores: np.ndarray[Any, Any], spec
     threshold = float(reached[0]) if len(reached) else None
     found = 0 if threshold is None else len(positives) - int(np.searchsorted(positives, threshold))
     spared = len(negatives) if threshold is None else int(np.searchsorted(negatives, threshold))
+    positive = np.zeros(len(scores), bool) if threshold is None else scores >= threshold
     return {
         "asked": float(specificity),
         "threshold": threshold,
         "specificity": _ratio(spared, len(negatives)),
-        "specificity_interval": wilson(spared, len(negatives)),
+        "specificity_interval": share_interval(table, ~positive, ~truth),
         "sensitivity": _ratio(found, len(positives)),
-        "sensitivity_interval": wilson(found, len(positives)),
+        "sensitivity_interval": share_interval(table, positive, truth),
     }

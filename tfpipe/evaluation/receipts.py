@@ -8,6 +8,7 @@ batch sizes, readers or the time.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,14 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.files import read_json
 from tfpipe.common.text import hash_names
 from tfpipe.models.predictions import RECEIPT_NAME, Predictions
+from tfpipe.records import folds, run_folders
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_checked
 
 if TYPE_CHECKING:
     from tfpipe.models.classifiers import Predictor
+
+_log = logging.getLogger("tfpipe")
 
 Claim = dict[str, Any]
 
@@ -46,6 +50,9 @@ def open_labelled(directory: str | os.PathLike[str], split: str) -> manifests.Ma
 def open_split(predictor: Predictor, directory: str | os.PathLike[str], split: str) -> manifests.Manifest:
     """Does as `open_labelled`; raises ValueError where the model does not know a class, too."""
     manifest = open_labelled(directory, split)
+    task = getattr(predictor, "task", manifests.SINGLE)
+    if task != manifest.task:
+        raise ValueError(f"{directory}: is of task {manifest.task}, and the model of task {task}: they cannot be compared")
     known = set(predictor.class_names)
     unknown = [name for name in manifest.class_names if name not in known]
     if unknown:
@@ -54,6 +61,27 @@ def open_split(predictor: Predictor, directory: str | os.PathLike[str], split: s
             f" it knows {', '.join(map(repr, predictor.class_names))}"
         )
     return manifest
+
+
+def check_unseen(model: str | os.PathLike[str], directory: str | os.PathLike[str], split: str) -> None:
+    """Warns of a fold's run on splits that made it; raises ValueError for the mean of all folds on one."""
+    account = manifests.load(directory)
+    wanted = set(account.parts(split))
+    if folds.is_folder(model):
+        root_hash, planned = folds.load(model)
+        seen = wanted & {name for fold in planned for name in (fold.held_out, fold.val)}
+        if seen and root_hash == account.root_hash:
+            raise ValueError(
+                f"{model}: all but one of the models that it averages were trained on {min(seen)!r}: evaluate_folds predicts"
+                " each image by the one that was not (evaluate without --split)"
+            )
+        return
+    found = run_folders.seen_by(model)
+    if found is None or found.root_hash != account.root_hash or found.train == "train":
+        return
+    for how, name in (("trained on", found.train), ("chosen by its results on", found.val)):
+        if both := wanted & set(name.split(manifests.JOINED)):
+            _log.warning("%s was %s %s: these are not metrics of images that it had not seen", model, how, min(both))
 
 
 def claim(
@@ -82,10 +110,11 @@ def claim(
 
 
 def receipt(promised: Claim, table: Predictions, computed: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Returns a claim with the ids seen, and the devices and arithmetics used, each once."""
+    """Returns a claim with the ids (and number of groups) seen, and the devices and arithmetics used, each once."""
     kinds = sorted({tuple(one.items()) for one in computed})
     seen = {"records_seen": len(table.keys), "ids_sha256": hash_names(table.keys)}
-    return {**promised, **seen, "computed": [dict(one) for one in kinds]}
+    groups = {} if table.groups is None else {"num_groups": len(set(table.groups))}
+    return {**promised, **seen, **groups, "computed": [dict(one) for one in kinds]}
 
 
 def check_ids(keys: Sequence[str], directory: str | os.PathLike[str], split: str, path: Path) -> None:

@@ -40,6 +40,7 @@ from tfpipe.formats.preflight import EXTRA_NAME, SAVED_MODEL_NAME
 from tfpipe.formats.preflight import FORMATS as FORMATS
 from tfpipe.formats.specifications import Specification
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
+from tfpipe.models import predictions
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.records import checksums, manifest
 from tfpipe.records.samples import Samples
@@ -95,6 +96,7 @@ def export(
     split: str | None = None,
     evaluation: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     tolerance: float = parity.TOLERANCE,
+    ensemble: bool = False,
     overwrite: bool = False,
     trust: bool = False,
     log: Callable[[str], None] = log_line,
@@ -122,9 +124,11 @@ def export(
         data: a data set: eight images of `split` are added to the images of the comparison. By
             default the run's, if it is still there.
         split: of `data`; "val" by default.
-        evaluation: folder of `tfpipe.evaluate`, or several, for the model card.
+        evaluation: folder of `tfpipe.evaluate`, or several, for the model card; of several labels an
+            image, the last with `calibrate` gives the thresholds.
         tolerance: largest difference allowed in probabilities of TFLite and ONNX; TensorFlow's
             formats must be equal.
+        ensemble: `model` is the folder of `train_folds`: export the mean of its models as one.
         overwrite: replace an existing export when the new one is complete.
         trust: trust the author of the model, see `tfpipe.load`.
         log: called with a line for each step; default the logger "tfpipe", see `tfpipe.train`.
@@ -136,6 +140,7 @@ def export(
         ImportError: a format needs an extra that is not installed.
         OSError: the output cannot be written.
     """
+    (ensemble,) = arguments.check(ensemble=ensemble)
     top_k, max_pixels, half, overwrite, trust, tolerance, checkpoint = arguments.check(
         top_k=top_k,
         max_pixels=max_pixels,
@@ -163,6 +168,7 @@ def export(
         half=half,
         evaluations=folders,
         overwrite=overwrite,
+        ensemble=ensemble,
     )
     files.clear_up(target)
     if class_names is not None and data is not None:
@@ -179,9 +185,9 @@ def export(
         exported = half_precision.round_weights(original)
         cost = half_precision.measure_cost(original, exported, images.directory, images.split)
         cost["sha256"] = exported.sha256
-    specification = _specify(exported, top_k, max_pixels)
+    specification = _specify(exported, top_k, max_pixels, folders)
     described = dataclasses.replace(specification, sha256=original.sha256)
-    card = functools.partial(model_card.render, described, run=run, evaluations=folders, half=cost)
+    card = functools.partial(model_card.render, described, run=run, evaluations=folders, half=cost, ensemble=ensemble)
     card()  # errors in the evaluations are raised before the work
     own = images.references()
     compared = [*reference_images.make(), *own]
@@ -222,11 +228,21 @@ def _write(work: Work, formats: Sequence[str], log: Callable[[str], None]) -> di
     return written
 
 
-def _specify(model: NamedModel, top_k: int, max_pixels: int) -> Specification:
+def _specify(model: NamedModel, top_k: int, max_pixels: int, evaluations: Sequence[Path]) -> Specification:
     names = model.class_names
     size, top_k = model.image_size, min(top_k, len(names))
     facts = (names, size, model.resize, model.preprocessing, model.sha256, top_k, max_pixels, tfpipe.__version__, model.samples)
-    return Specification(*facts)
+    if model.task == manifest.SINGLE:
+        return Specification(*facts)
+    return Specification(*facts, model.task, tuple(_thresholds(names, evaluations)))
+
+
+def _thresholds(class_names: Sequence[str], evaluations: Sequence[Path]) -> list[float]:
+    """Returns those of the last evaluation that chose any, else 0.5."""
+    for folder in reversed(evaluations):
+        if found := (predictions.fields(folder / predictions.METRICS_NAME, "calibration")[0] or {}).get("thresholds"):
+            return [float(found[name]) for name in class_names]
+    return [predictions.DEFAULT_THRESHOLD] * len(class_names)
 
 
 def _described(row: Row) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from tfpipe.models import predictions
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.models.split_images import read_for
 from tfpipe.records import manifest
+from tfpipe.records.manifest import SINGLE
 
 _MIN_VALUES = 1024  # fewer are not worth an operation
 
@@ -69,14 +70,17 @@ def measure_cost(before: NamedModel, after: NamedModel, directory: str | os.Path
         outputs.append(np.stack([model.predict(batch["image"]) for model in (before, after)]))
         for model, values in zip((before, after), outputs[-1], strict=True):
             predictions.check(values, keys, model)
-        labels += [columns[label] for label in batch["label"].numpy()]
+        labels += list(batch["label"].numpy()) if before.task != SINGLE else [columns[one] for one in batch["label"].numpy()]
     both, truth = np.concatenate(outputs, axis=1), np.array(labels)
-    chosen = both.argmax(axis=2)
+    chosen = both.argmax(axis=2)[..., np.newaxis]
+    known, truth = np.ones((len(truth), 1), bool), truth.reshape(len(truth), -1)
+    if before.task != SINGLE:  # accuracy is then of labels
+        chosen, known = predictions.present(both, None)[..., columns], truth >= 0
     return {
         "num_pictures": len(truth),
-        "accuracy_before": float((chosen[0] == truth).mean()),
-        "accuracy": float((chosen[1] == truth).mean()),
-        "num_changed": int((chosen[0] != chosen[1]).sum()),
+        "accuracy_before": float((chosen[0] == truth)[known].mean()),
+        "accuracy": float((chosen[1] == truth)[known].mean()),
+        "num_changed": int((chosen[0] != chosen[1]).any(axis=1).sum()),
         "largest_difference": float(np.abs(both[0] - both[1]).max()),
     }
 

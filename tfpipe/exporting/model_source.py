@@ -49,7 +49,7 @@ class Images:
         reader = RecordReader(Path(self.directory), self.split)
         num_records = manifest.load(self.directory).split(self.split).num_records
         positions = sorted({index * num_records // _NUM_IMAGES for index in range(_NUM_IMAGES)}) if num_records else []
-        records = [parse_example(reader.read(position)) for position in positions]
+        records = [parse_example(reader.read(position), reader.manifest.task) for position in positions]
         return [ReferenceImage(row[schema.KEY].numpy().decode(), row[schema.ENCODED].numpy()) for row in records]
 
 

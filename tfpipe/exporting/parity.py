@@ -34,9 +34,11 @@ from tfpipe.exporting import parity_process
 from tfpipe.exporting.reference_images import ReferenceImage
 from tfpipe.formats.specifications import Specification
 from tfpipe.images import decoding, headers
+from tfpipe.models import predictions
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.models.predictions import are_probabilities
 from tfpipe.networks import arithmetic
+from tfpipe.records.manifest import SINGLE
 
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Array]
@@ -44,7 +46,7 @@ Outputs = dict[str, Array]
 _log = logging.getLogger("tfpipe")
 
 # In the order of computation: the first that differs explains those after it.
-STAGES = ("valid", "pixels", "features", "probabilities", "scores", "classes")
+STAGES = ("valid", "pixels", "features", "probabilities", "scores", "classes", "labels")
 TOLERANCE = 1e-5  # of a probability, where sums have another order: programs other than TensorFlow, and GPUs
 _DECODED = "decoded"  # whether a file can be decoded, whatever the model computes
 _KERAS = "keras"
@@ -198,12 +200,15 @@ def _expected(model: NamedModel, specification: Specification, batch: Sequence[R
     seen = np.stack([blank if image is None else image for image in pixels])
     with arithmetic.exact(), tf.device(place):
         found = {name: tensor.numpy() for name, tensor in model.answer(seen).items()}
-    valid = decoded & are_probabilities(found["probabilities"])
+    valid = decoded & are_probabilities(found["probabilities"], task=specification.task)
     outputs = {name: np.where(valid[:, np.newaxis], values, np.zeros_like(values)) for name, values in found.items()}
     order = np.argsort(-outputs["probabilities"], axis=1, kind="stable")[:, : specification.top_k]
     names = np.array([name.encode("utf-8", "surrogateescape") for name in specification.class_names], object)
     classes = np.where(valid[:, np.newaxis], names[order], b"")
     scores = np.take_along_axis(outputs["probabilities"], order, axis=1)
+    if specification.task != SINGLE:
+        present = predictions.present(outputs["probabilities"], np.array(specification.thresholds))
+        outputs["labels"] = np.where(present & valid[:, np.newaxis], names, b"")
     return {**outputs, "pixels": seen, "valid": valid, _DECODED: decoded, "classes": classes, "scores": scores}
 
 

@@ -57,6 +57,16 @@ class ExportedModel:
         return self.specification.samples
 
     @property
+    def task(self) -> str:
+        """See `Specification`."""
+        return self.specification.task
+
+    @property
+    def thresholds(self) -> Sequence[float] | None:
+        """See `Specification`."""
+        return self.specification.thresholds
+
+    @property
     def sha256(self) -> str:
         """Hash of the exported model, see `Specification`."""
         return self.specification.sha256

@@ -9,6 +9,9 @@
     features          image_bytes string [B] -> features float32 [B, D], valid; only where the model has features
     pixels            image_bytes string [B] -> image uint8 [B, H, W, 3], the model's input, and valid
 
+Of several labels an image, the first two have another output, labels string [B, C]: the name of
+each class at its threshold or above, and "" in the place of the others.
+
 A file that is not an image is not valid: its probabilities, scores and features are 0 and its
 classes empty, and the others of the batch do not change. So is an image for which the model gives
 no probabilities, such as NaN, except in `pixels`. Names follow TensorFlow Serving's conventions:
@@ -27,6 +30,7 @@ from tfpipe.formats.specifications import Specification
 from tfpipe.images.decoding import decode_batch
 from tfpipe.models import predictions
 from tfpipe.models.classifiers import NamedModel
+from tfpipe.records.manifest import SINGLE
 
 Tensors = dict[str, tf.Tensor]
 Function = Callable[[tf.Tensor], Tensors]
@@ -43,6 +47,7 @@ def make(function: Function, specification: Specification, *, has_features: bool
         specification: of the model.
         has_features: whether "features" is one of the outputs.
     """
+    labels = () if specification.task == SINGLE else ("labels",)
 
     def of_files(*names: str) -> Any:
         def run(image_bytes: tf.Tensor) -> Tensors:
@@ -53,14 +58,14 @@ def make(function: Function, specification: Specification, *, has_features: bool
 
     def of_pixels(image: tf.Tensor) -> Tensors:
         outputs = _with_classes(specification, function(image))
-        return {name: outputs[name] for name in ("probabilities", "classes", "scores")}
+        return {name: outputs[name] for name in ("probabilities", "classes", "scores", *labels)}
 
     def decode(image_bytes: tf.Tensor) -> Tensors:
         image, valid = _decode(specification, image_bytes)
         return {"image": image, "valid": valid}
 
     return {
-        DEFAULT: of_files("probabilities", "classes", "scores", "valid"),
+        DEFAULT: of_files("probabilities", "classes", "scores", *labels, "valid"),
         "image": _function(of_pixels, image_spec(specification)),
         **({"features": of_files("features", "valid")} if has_features else {}),
         "pixels": _function(decode, bytes_spec()),
@@ -111,11 +116,14 @@ def _with_classes(specification: Specification, outputs: Tensors, valid: tf.Tens
     probabilities = outputs["probabilities"]
     sums = tf.abs(tf.reduce_sum(probabilities, axis=1) - 1) <= predictions.TOLERANCE  # as `predictions.are_probabilities`
     inside = tf.reduce_all(tf.abs(probabilities - 0.5) <= 0.5 + predictions.TOLERANCE, axis=1)
-    valid = valid & sums & inside
+    valid = valid & inside & (sums | (specification.task != SINGLE))
     scores, indices = tf.math.top_k(probabilities, specification.top_k)  # of equal ones the first, as argmax
     # From a constant: a lookup table would need an initialiser, which a frozen graph does not run.
     names = tf.constant([name.encode("utf-8", "surrogateescape") for name in specification.class_names])
     everything = {**outputs, "classes": tf.gather(names, indices), "scores": scores}
+    if specification.task != SINGLE:
+        present = probabilities >= tf.constant(specification.thresholds, tf.float32)
+        everything["labels"] = tf.where(present, names, "")
     masked = {name: tf.where(valid[:, tf.newaxis], value, tf.zeros_like(value)) for name, value in everything.items()}
     return {**masked, "valid": valid}
 

@@ -19,6 +19,7 @@ from tfpipe.common.errors import DataError, lines_of
 from tfpipe.common.files import check_json, parse_json
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.records import checksums
+from tfpipe.records.manifest import SINGLE, TASKS
 from tfpipe.records.samples import USUAL, Resize, Samples
 
 FILE_NAME = checksums.SPECIFICATION_NAME
@@ -41,6 +42,8 @@ class Specification:
         max_pixels: height times width above which a file is not decoded.
         version: of tfpipe.
         samples: how 16-bit and transparent PNG are converted.
+        task: "single", the probabilities add up to 1, or "multilabel", each is of its class alone.
+        thresholds: of "multilabel", at which probability of its class a label is there.
     """
 
     class_names: tuple[str, ...]
@@ -52,6 +55,8 @@ class Specification:
     max_pixels: int = DEFAULT_MAX_PIXELS
     version: str = ""
     samples: Samples = USUAL
+    task: str = SINGLE
+    thresholds: tuple[float, ...] | None = None
 
     def to_json(self) -> str:
         """Returns one JSON object, the same text for equal specifications."""
@@ -59,6 +64,8 @@ class Specification:
         facts["samples"] = self.samples.options()
         if not facts["samples"]:
             del facts["samples"]  # as in files that were written before there was a choice
+        if self.task == SINGLE:
+            del facts["task"], facts["thresholds"]
         return dump_json(facts, indent=2) + "\n"
 
 
@@ -79,6 +86,10 @@ def from_json(text: str | bytes, path: str | os.PathLike[str]) -> Specification:
         specification = check_json(facts, Specification, Path(path))
         arguments.check(image_size=specification.image_size)
         decoding.check_mode(specification.resize)
+        arguments.choice("task", specification.task, TASKS)
+        thresholds, count = specification.thresholds, len(specification.class_names)
+        if (thresholds is None) != (specification.task == SINGLE) or (thresholds is not None and len(thresholds) != count):
+            raise DataError("thresholds must be a number for each class, of task multilabel only")
     except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         raise DataError(f"not the specification of a model: {lines_of(error)[0]}", path=path) from error
     return specification

@@ -3,8 +3,8 @@
     image = decode_stored(encoded, Samples(png16="percentile", background="white"))    # uint8 [H, W, 3]
 
 Parts of files are decoded by `sampling.decode_window`. The usual file takes one operation, and 3.5
-to 9 bytes a pixel of memory; a PNG of 16 bits not read by its high bytes, or one laid on a
-background, up to 16.
+to 9 bytes a pixel of memory; a PNG of 16 bits not read by its high bytes, or an image laid on a
+background, up to 16. WebP and BMP, which few data sets have, are decoded in a branch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfpipe.images.graph_headers import byte_length, byte_window, slice_bytes, to_number
+from tfpipe.images import bmp, graph_others, jpeg, webp
+from tfpipe.images.graph_bytes import byte_length, byte_window, slice_bytes, starts_with, to_number
 from tfpipe.records.samples import HIGH_PERCENT, LOW_PERCENT, MAX_BITS, USUAL, Samples
 
 _Function = Callable[[tf.Tensor], tf.Tensor]
@@ -26,27 +27,66 @@ _FIRST_CHUNK, _MAX_CHUNKS = 8, 1 << 14
 _PNG, _DEEP_PNG = r"\CPNG\r\n\C\n\C*", r"\CPNG\r\n\C\n\C{4}IHDR\C{8}\x10\C*"
 
 
-def decode_stored(encoded: tf.Tensor, samples: Samples = USUAL, *, rare: bool = True) -> tf.Tensor:
-    """Decodes a JPEG or PNG file, string [], to uint8 [H, W, 3], RGB, 0..255.
+def decode_stored(encoded: tf.Tensor, samples: Samples = USUAL, *, rare: bool = True, others: bool = True) -> tf.Tensor:
+    """Decodes a JPEG, PNG, WebP or BMP file, string [], to uint8 [H, W, 3], RGB, 0..255.
 
     Args:
         encoded: the bytes of the file.
         samples: treatment of 16 bits and alpha.
-        rare: whether the file may need more than the usual decoder: the check costs a tenth of the
+        rare: whether a PNG may need more than the usual decoder: the check costs a tenth of the
             time.
+        others: whether the file may be WebP or BMP.
 
     Raises:
         tf.errors.InvalidArgumentError: the bytes cannot be decoded.
     """
-    usual = _decode_usual(encoded)  # here, also for the few that are decoded again: within a branch it is slower
-    if not rare:
-        return usual
-    is_rare = tf.strings.regex_full_match(encoded, _DEEP_PNG if samples.background == USUAL.background else _PNG)
+    # The usual decoder is called here, also for the few files that are decoded again: within a branch
+    # it takes a third longer.
+    if not others:
+        usual = _decode_usual(encoded)
+        if not rare:
+            return usual
+        return tf.cond(_is_rare(encoded, samples), lambda: _again(_rare, samples, encoded), lambda: usual)
+    is_other = starts_with(encoded, webp.RIFF) | starts_with(encoded, bmp.SIGNATURE)
+    usual = _decode_usual(tf.cond(is_other, lambda: tf.constant(jpeg.DARK), lambda: encoded))
 
-    def again() -> tf.Tensor:
-        return tf.ensure_shape(_rare(samples)(encoded), [None, None, 3])
+    def unusual() -> tf.Tensor:
+        return tf.cond(
+            is_other, lambda: _again(_other, samples, encoded), lambda: _again(_rare, samples, encoded) if rare else usual
+        )
 
-    return tf.cond(is_rare, again, lambda: usual)
+    is_usual = ~is_other & ~_is_rare(encoded, samples) if rare else ~is_other
+    return tf.cond(is_usual, lambda: usual, unusual)
+
+
+def _is_rare(encoded: tf.Tensor, samples: Samples) -> tf.Tensor:
+    return tf.strings.regex_full_match(encoded, _DEEP_PNG if samples.background == USUAL.background else _PNG)
+
+
+def _again(decoder: Callable[[Samples], _Function], samples: Samples, encoded: tf.Tensor) -> tf.Tensor:
+    return tf.ensure_shape(decoder(samples)(encoded), [None, None, 3])
+
+
+@functools.cache
+def _other(samples: Samples) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns the decoder of WebP and BMP files: string [] -> uint8 [H, W, 3]."""
+    has_background = samples.background != USUAL.background
+    lay = functools.partial(_lay, level=255 if samples.background == "white" else 0)
+
+    def colours(image: tf.Tensor) -> tf.Tensor:
+        opaque = tf.shape(image)[2] < 4
+        if has_background:
+            return tf.cond(opaque, lambda: image, lambda: _by_blocks(lay, tf.ensure_shape(image, [None, None, 4])))
+        return tf.cond(opaque, lambda: image, lambda: image[:, :, :3])
+
+    def decode(encoded: tf.Tensor) -> tf.Tensor:
+        return tf.cond(
+            starts_with(encoded, webp.RIFF),
+            lambda: colours(graph_others.decode_webp(encoded)),
+            lambda: colours(graph_others.decode_bmp(encoded, alpha=has_background)),
+        )
+
+    return apart(decode)
 
 
 def apart(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:

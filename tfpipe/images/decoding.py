@@ -22,6 +22,7 @@ from tfpipe.images.decoders import decode_stored
 from tfpipe.images.placement import on_cpu
 from tfpipe.images.resizing import sample_image, scaled_size
 from tfpipe.records import schema
+from tfpipe.records.manifest import SINGLE
 from tfpipe.records.samples import RESIZES as RESIZES
 from tfpipe.records.samples import USUAL, Samples
 from tfpipe.records.samples import Resize as Resize
@@ -37,15 +38,16 @@ _PARALLEL_CALLS = 2
 
 
 @on_cpu
-def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+def parse_example(serialized: tf.Tensor, task: str = SINGLE) -> dict[str, tf.Tensor]:
     """Returns the features of one serialised `tf.train.Example` as tfpipe writes it.
 
     Args:
         serialized: string [].
+        task: of the data set, see `Manifest`.
 
     Returns:
         By the names of `tfpipe.records.schema` ("image/encoded", "image/class/label", ...): string
-        [] or int64 [].
+        [] or int64 []. Of "multilabel", "image/class/label" and "image/class/unknown" are int64 [L].
 
     Raises:
         tf.errors.InvalidArgumentError: not an Example, or a feature is missing or of another type.
@@ -53,13 +55,18 @@ def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     serialized = as_tensor("serialized", serialized, tf.string, [])
     features = {name: tf.io.FixedLenFeature([], tf.string) for name in _STRINGS}
     features |= {name: tf.io.FixedLenFeature([], tf.int64) for name in _INTEGERS}
+    if task != SINGLE:
+        features |= {name: tf.io.RaggedFeature(tf.int64) for name in (schema.LABEL, schema.UNKNOWN)}
+        features[schema.COMBINATION] = tf.io.FixedLenFeature([], tf.int64)
     parsed: dict[str, tf.Tensor] = tf.io.parse_single_example(serialized, features)
     return parsed
 
 
 @on_cpu
-def parse_batch(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+def parse_batch(serialized: tf.Tensor, label: str = schema.LABEL) -> dict[str, tf.Tensor]:
     """Returns the features that reading needs of serialised Examples, string [N]; 3 times faster.
+
+    `label` is the name of the feature that is one label.
 
     An empty string, or an Example that lacks a feature, gives an undecodable "image/encoded".
 
@@ -67,7 +74,7 @@ def parse_batch(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         tf.errors.InvalidArgumentError: one is not an Example, or a feature is of another type.
     """
     strings = (schema.ENCODED, schema.FORMAT, schema.FILENAME, schema.KEY)
-    integers = (schema.HEIGHT, schema.WIDTH, schema.ORIENTATION, schema.LABEL)
+    integers = (schema.HEIGHT, schema.WIDTH, schema.ORIENTATION, label)
     features = {name: tf.io.FixedLenFeature([], tf.string, _ABSENT) for name in strings}
     features |= {name: tf.io.FixedLenFeature([], tf.int64, tf.int64.min) for name in integers}
     parsed: dict[str, tf.Tensor] = tf.io.parse_example(serialized, features)
@@ -82,10 +89,10 @@ def without(failed: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
 
 @on_cpu
 def decode_image(encoded: tf.Tensor, orientation: tf.Tensor | int = 1, samples: Samples = USUAL) -> tf.Tensor:
-    """Decodes a JPEG or PNG file to RGB, turned upright.
+    """Decodes a JPEG, PNG, WebP or BMP file to RGB, turned upright.
 
     Equal to Pillow's `ImageOps.exif_transpose(image).convert("RGB")`, pixel by pixel, for JPEG in
-    colour and grey and for PNG of 8 bits, unless `samples` lays a background under it: alpha is
+    colour and grey, for PNG of 8 bits, WebP and BMP, unless `samples` lays a background under it: alpha is
     dropped.
 
     Args:
@@ -163,21 +170,23 @@ def decode_and_resize(
     samples: Samples = USUAL,
     *,
     rare: bool = True,
+    others: bool = True,
 ) -> tf.Tensor:
     """Returns what evaluation, prediction and exports give a model: decoded, turned, resized.
 
     Args:
-        encoded: string [], the bytes of a JPEG or PNG file.
+        encoded: string [], the bytes of an image file.
         orientation: integer [], EXIF 1..8.
         size: see `resize_image`.
         mode: see `resize_image`.
         samples: see `decode_image`.
         rare: see `decode_stored`.
+        others: see `decode_stored`.
 
     Raises:
         tf.errors.InvalidArgumentError: the bytes cannot be decoded.
     """
-    image = turn_image(decode_stored(encoded, samples, rare=rare), tf.cast(orientation, tf.int32))
+    image = turn_image(decode_stored(encoded, samples, rare=rare, others=others), tf.cast(orientation, tf.int32))
     return resize_image(image, size, mode)
 
 

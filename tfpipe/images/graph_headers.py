@@ -27,12 +27,21 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfpipe.images import headers, jpeg, png
+from tfpipe.images import bmp, graph_others, headers, jpeg, png, webp
 from tfpipe.images.exif import ORIENTATION_TAG, TYPES
+from tfpipe.images.graph_bytes import (
+    MAX_STEPS,
+    Facts,
+    byte_length,
+    byte_window,
+    integer,
+    slice_bytes,
+    starts_with,
+    to_number,
+)
 
 _Step = Callable[..., Any]
 
-_MAX_STEPS = 2**14
 _MAX_METADATA_BYTES = 2**20
 _WINDOW_BYTES = 1024
 
@@ -60,37 +69,40 @@ class Header(NamedTuple):
     orientation: tf.Tensor
 
 
-class _Facts(NamedTuple):
-    """Header before its EXIF block, string [], and its XMP packet, string [], have been read."""
-
-    readable: tf.Tensor
-    height: tf.Tensor
-    width: tf.Tensor
-    exif: tf.Tensor
-    xmp: tf.Tensor
-
-
 def read_header(encoded: tf.Tensor) -> Header:
-    """Reads the header of a JPEG or PNG file, string []; never raises, whatever the bytes."""
-    jpeg, png = (tf.strings.substr(encoded, 0, len(signature)) == signature for signature in headers.SIGNATURES)
-    nothing = _Facts(tf.constant(False), _integer(0), _integer(0), tf.constant(b""), tf.constant(b""))
-    found = tf.cond(jpeg, lambda: _walk_jpeg(encoded), lambda: tf.cond(png, lambda: _walk_png(encoded), lambda: nothing))
+    """Reads the header of an image file, string []; never raises, whatever the bytes."""
+    walkers = {
+        headers.JPEG_SIGNATURE: _walk_jpeg,
+        png.SIGNATURE: _walk_png,
+        webp.RIFF: graph_others.walk_webp,
+        bmp.SIGNATURE: graph_others.walk_bmp,
+    }
+    found = _first(encoded, list(walkers.items()))
     readable, height, width, exif, xmp = found
     readable &= (height > 0) & (width > 0)
     orientation = tf.where(readable, _orientation(exif, xmp), 1)
     return Header(readable, tf.where(readable, height, 0), tf.where(readable, width, 0), orientation)
 
 
+def _first(encoded: tf.Tensor, walkers: list[tuple[bytes, _Step]]) -> Facts:
+    """Returns what the walker of the file's signature finds."""
+    if not walkers:
+        return Facts(tf.constant(False), integer(0), integer(0), tf.constant(b""), tf.constant(b""))
+    (signature, walk), *others = walkers
+    is_first = starts_with(encoded, signature)
+    return Facts(*tf.cond(is_first, lambda: walk(encoded), lambda: _first(encoded, others)))
+
+
 # JPEG: from marker to marker up to the first scan, as `tfpipe.images.jpeg` and libjpeg do. The loop
 # has few operations, for each costs a microsecond per segment.
 
 
-def _walk_jpeg(encoded: tf.Tensor) -> _Facts:
+def _walk_jpeg(encoded: tf.Tensor) -> Facts:
     end = byte_length(encoded)
     frames, bare, lengths = tf.constant(_FRAMES), tf.constant(_BARE_BYTES, tf.int64), tf.constant(_HAS_LENGTH, tf.int64)
 
     def unfinished(steps: tf.Tensor, position: tf.Tensor, marker: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
-        return (steps < _MAX_STEPS) & (position < end) & (marker != _SOS)
+        return (steps < MAX_STEPS) & (position < end) & (marker != _SOS)
 
     def step(
         steps: tf.Tensor, position: tf.Tensor, _: tf.Tensor, frame: tf.Tensor, segments: tf.Tensor
@@ -106,21 +118,21 @@ def _walk_jpeg(encoded: tf.Tensor) -> _Facts:
         segments = tf.concat([segments, place[: tf.cast(marker == _APP1, tf.int32)]], 0)
         return steps + 1, tf.where(first == 0xFF, after, position + _WINDOW_BYTES - 3), marker, frame, segments
 
-    *_, marker, frame, segments = _collect(unfinished, step, (_integer(0), _integer(2), _integer(0), _integer(-1)))
+    *_, marker, frame, segments = _collect(unfinished, step, (integer(0), integer(2), integer(0), integer(-1)))
     exif, xmp = _fold(segments, lambda place, exif, xmp: _application(encoded, place, exif, xmp), b"", b"")
     sizes = byte_window(encoded, frame + 5, 4)
     # Counted to one more than is allowed; that takes 2 ms where decoding takes 80.
     num_scans = tf.size(tf.strings.split(encoded, jpeg.SCAN_START, maxsplit=jpeg.MAX_SCANS + 1)) - 1
     readable = (marker == _SOS) & (frame >= 0) & (num_scans <= jpeg.MAX_SCANS)
-    return _Facts(readable, to_number(sizes[:2]), to_number(sizes[2:]), exif, xmp)
+    return Facts(readable, to_number(sizes[:2]), to_number(sizes[2:]), exif, xmp)
 
 
 def _application(encoded: tf.Tensor, place: tf.Tensor, exif: tf.Tensor, xmp: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """Returns the EXIF block and XMP packet with what the APP1 segment at a place adds to them."""
     size = to_number(byte_window(encoded, place + 2, 2))
     payload = slice_bytes(encoded, place + 4, tf.maximum(size - 2, 0))
-    is_exif, is_xmp = (_starts_with(payload, prefix) for prefix in (_EXIF_PREFIX, jpeg.XMP_PREFIX))
-    following = tf.where(exif == b"", _integer(0), len(_EXIF_PREFIX))
+    is_exif, is_xmp = (starts_with(payload, prefix) for prefix in (_EXIF_PREFIX, jpeg.XMP_PREFIX))
+    following = tf.where(exif == b"", integer(0), len(_EXIF_PREFIX))
     added = slice_bytes(payload, following, tf.where(is_exif, size, 0))
     exif = tf.strings.substr(tf.strings.join([exif, added]), 0, _MAX_METADATA_BYTES)
     return exif, tf.where(is_xmp, payload, xmp)
@@ -129,11 +141,11 @@ def _application(encoded: tf.Tensor, place: tf.Tensor, exif: tf.Tensor, xmp: tf.
 # PNG: from chunk to chunk up to IEND, for eXIf may come after the pixels.
 
 
-def _walk_png(encoded: tf.Tensor) -> _Facts:
+def _walk_png(encoded: tf.Tensor) -> Facts:
     end = byte_length(encoded)
 
     def unfinished(steps: tf.Tensor, position: tf.Tensor, kind: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
-        return (steps < _MAX_STEPS) & (position < end) & (kind != b"IEND")
+        return (steps < MAX_STEPS) & (position < end) & (kind != b"IEND")
 
     def step(steps: tf.Tensor, position: tf.Tensor, kind: tf.Tensor, chunks: tf.Tensor) -> tuple[tf.Tensor, ...]:
         kind = slice_bytes(encoded, position + 4, 4)
@@ -141,14 +153,14 @@ def _walk_png(encoded: tf.Tensor) -> _Facts:
         chunks = tf.concat([chunks, position[tf.newaxis][: tf.cast(wanted, tf.int32)]], 0)
         return steps + 1, position + 12 + to_number(byte_window(encoded, position, 4)), kind, chunks
 
-    steps, *_, chunks = _collect(unfinished, step, (_integer(0), _integer(8), tf.constant(b"")))
+    steps, *_, chunks = _collect(unfinished, step, (integer(0), integer(8), tf.constant(b"")))
     found = _fold(chunks, lambda place, *found: _metadata(encoded, place, *found), 0, b"", b"", b"")
     num_compressed, exif, profile, xmp = found
     exif = tf.cond((exif == b"") & (profile != b""), lambda: _from_hexadecimal(profile), lambda: exif)
-    readable = (slice_bytes(encoded, 8, 8) == b"\0\0\0\x0dIHDR") & (steps < _MAX_STEPS)
+    readable = (slice_bytes(encoded, 8, 8) == b"\0\0\0\x0dIHDR") & (steps < MAX_STEPS)
     readable &= num_compressed <= png.MAX_COMPRESSED_CHUNKS
     sizes = byte_window(encoded, 16, 8)
-    return _Facts(readable, to_number(sizes[4:]), to_number(sizes[:4]), exif, xmp)
+    return Facts(readable, to_number(sizes[4:]), to_number(sizes[:4]), exif, xmp)
 
 
 def _metadata(
@@ -163,11 +175,11 @@ def _metadata(
         slice_bytes(encoded, place + 8, to_number(byte_window(encoded, place, 4))),
     )
     text = tf.strings.join([payload, b"\0"])  # keyword, 0; iTXt: compression flag, method, language, 0, keyword, 0; text
-    flagged = (kind == b"iTXt") & _starts_with(tf.strings.split(text, b"\0", maxsplit=1)[1], b"\1")
+    flagged = (kind == b"iTXt") & starts_with(tf.strings.split(text, b"\0", maxsplit=1)[1], b"\1")
     is_text = (kind == b"tEXt") | (kind == b"iTXt")
 
     def named(keyword: bytes) -> tf.Tensor:
-        return is_text & _starts_with(text, keyword), tf.where(flagged, b"", payload)
+        return is_text & starts_with(text, keyword), tf.where(flagged, b"", payload)
 
     is_profile, profile_text = named(b"Raw profile type exif\0")
     is_xmp, xmp_text = named(b"XML:com.adobe.xmp\0")
@@ -281,37 +293,3 @@ def _fold(places: tf.Tensor, add: _Step, *initial: int | bytes) -> tuple[tf.Tens
 
     _, *found = tf.while_loop(lambda index, *_: index < tf.size(places), step, tuple(map(tf.constant, (0, *initial))))
     return tuple(found)
-
-
-# Bytes. `tf.strings.substr` raises for a start after the end: here it is clipped.
-
-
-def _integer(value: int) -> tf.Tensor:
-    return tf.constant(value, tf.int64)
-
-
-def byte_length(data: tf.Tensor) -> tf.Tensor:
-    """Returns the number of bytes, int64 []."""
-    return tf.cast(tf.strings.length(data), tf.int64)
-
-
-def slice_bytes(data: tf.Tensor, start: tf.Tensor | int, size: tf.Tensor | int) -> tf.Tensor:
-    """Returns at most `size` bytes from `start` on; none after the end."""
-    start, size = tf.cast(start, tf.int64), tf.cast(size, tf.int64)
-    return tf.strings.substr(data, tf.clip_by_value(start, 0, byte_length(data)), size)
-
-
-def _starts_with(data: tf.Tensor, prefix: bytes) -> tf.Tensor:
-    return tf.strings.substr(data, 0, len(prefix)) == prefix
-
-
-def byte_window(data: tf.Tensor, start: tf.Tensor | int, size: int) -> tf.Tensor:
-    """Returns bytes, uint8 [size]; zeros where the data have ended."""
-    return tf.io.decode_raw(slice_bytes(data, start, size), tf.uint8, fixed_length=size)
-
-
-def to_number(values: tf.Tensor, little: tf.Tensor | bool = False) -> tf.Tensor:
-    """Returns bytes [..., K], big-endian or little-endian, as one number, int64 [...]."""
-    weights = [256**place for place in range(values.shape[-1])]
-    weights = tf.where(little, tf.constant(weights, tf.int64), tf.constant(weights[::-1], tf.int64))
-    return tf.reduce_sum(tf.cast(values, tf.int64) * weights, axis=-1)

@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from tfpipe.common.errors import RejectedImage
 from tfpipe.common.text import exactly
-from tfpipe.images import jpeg, png
+from tfpipe.images import bmp, jpeg, png, webp
 from tfpipe.images.image_header import ImageHeader as ImageHeader
 
 DEFAULT_MAX_PIXELS = 178_956_970
@@ -26,17 +26,23 @@ DEFAULT_MAX_PIXELS = 178_956_970
 TENSORFLOW_MAX_PIXELS = 2**29 - 1
 """TensorFlow refuses more: tensorflow/core/lib/jpeg/jpeg_mem.cc and kernels/image/decode_image_op.cc."""
 
-_JPEG_SIGNATURE = b"\xff\xd8\xff"
-SIGNATURES = (_JPEG_SIGNATURE, png.SIGNATURE)
-"""What the bytes of every file that can be accepted begin with."""
+JPEG_SIGNATURE = b"\xff\xd8\xff"
+ACCEPTED = "JPEG, PNG, WebP or BMP"
 
 REASONS: Mapping[str, str] = MappingProxyType(
     {
         "empty": "The file has no bytes.",
-        "not_an_image": "The first bytes are neither a JPEG's nor a PNG's nor those of another known format.",
-        "other_format": "The file is of another format (TensorFlow decodes some, WebP and GIF, as animations).",
-        "truncated": "The end-of-image marker (JPEG) or IEND chunk (PNG) is missing: the file is truncated.",
-        "unsupported_coding": "TensorFlow cannot decode this kind of JPEG: 12-bit, lossless, hierarchical, JPEG-LS ...",
+        "not_an_image": "The first bytes are those of no known format of images.",
+        "other_format": "The file is of another format than JPEG, PNG, WebP and BMP: GIF, TIFF, HEIC, AVIF ...",
+        "animated": "The file is an animated WebP, or an animated PNG that is to be packed: one image is expected.",
+        "truncated": (
+            "The end-of-image marker (JPEG) or IEND chunk (PNG) is missing, or bytes that a header declares (WebP, BMP): "
+            "the file is truncated."
+        ),
+        "unsupported_coding": (
+            "TensorFlow cannot decode this kind of JPEG (12-bit, lossless, hierarchical, JPEG-LS ...) or BMP (a palette of "
+            "colours, compressed, 16 bits a pixel ...)."
+        ),
         "unsupported_channels": "The number of components is not 1, 3 or 4: TensorFlow has no conversion to RGB.",
         "bad_dimensions": "Height or width is zero (or left to a DNL marker), or more than the decoder takes.",
         "too_many_pixels": "Height times width is above the limit, which guards the memory of whoever decodes.",
@@ -60,7 +66,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
 
 
 def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, decode: bool = False) -> ImageHeader:
-    """Reads the header of a JPEG or PNG file's bytes, with all checks possible without decoding.
+    """Reads the header of an image file's bytes, with all checks possible without decoding.
 
     Args:
         data: the whole file.
@@ -70,10 +76,14 @@ def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, decode: bo
     Raises:
         RejectedImage: with a reason out of `REASONS`, for whatever bytes; nothing else is raised.
     """
-    if data.startswith(_JPEG_SIGNATURE):
+    if data.startswith(JPEG_SIGNATURE):
         header = jpeg.read(data, decode=decode)
     elif data.startswith(png.SIGNATURE):
         header = png.read(data, decode=decode)
+    elif webp.is_webp(data):
+        header = webp.read(data, decode=decode)
+    elif data.startswith(bmp.SIGNATURE):
+        header = bmp.read(data)
     else:
         raise _foreign(data)
     limit = min(max_pixels, TENSORFLOW_MAX_PIXELS)
@@ -83,10 +93,14 @@ def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, decode: bo
     return header
 
 
+def has_known_format(head: bytes) -> bool:
+    """Returns whether a file that begins with these bytes (at least 12) may be accepted."""
+    return head.startswith((JPEG_SIGNATURE, png.SIGNATURE, bmp.SIGNATURE)) or webp.is_webp(head)
+
+
 # First bytes, and the format they belong to.
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"GIF8", "GIF"),
-    (b"BM", "BMP"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
     (b"II+\0", "BigTIFF"),
@@ -115,10 +129,10 @@ def _foreign(data: bytes) -> RejectedImage:
     if not data:
         return RejectedImage("empty", "no bytes")
     if name := _other_format(data):
-        return RejectedImage("other_format", f"this is {name}; JPEG or PNG is expected", offset=0)
+        return RejectedImage("other_format", f"this is {name}; {ACCEPTED} is expected", offset=0)
     head = data[:16]
     printable = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in head)
-    message = f"the first bytes are {head.hex(' ')} ({printable}); JPEG or PNG is expected"
+    message = f"the first bytes are {head.hex(' ')} ({printable}); {ACCEPTED} is expected"
     return RejectedImage("not_an_image", message, offset=0)
 
 
@@ -126,8 +140,6 @@ def _other_format(data: bytes) -> str | None:
     for magic, name in _MAGIC:
         if data.startswith(magic):
             return name
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WebP"
     if data[4:8] == b"ftyp":
         return _HEIF_BRANDS.get(data[8:12], "an ISO media file")
     if data[:1] == b"P" and data[1:2] in b"1234567" and data[2:3].isspace():

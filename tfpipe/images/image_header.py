@@ -18,17 +18,18 @@ class ImageHeader:
         orientation: EXIF 1..8; 1 where absent or out of range.
         precision: bits per sample (per palette index).
         coding: JPEG "baseline", "extended" or "progressive", with " arithmetic" where so; PNG
-            "plain" or "interlaced".
-        subsampling: JPEG sampling factors, horizontal x vertical, as "2x2,1x1,1x1"; "" for PNG.
+            "plain" or "interlaced"; WebP "lossy" or "lossless"; BMP "plain".
+        subsampling: JPEG sampling factors, horizontal x vertical, as "2x2,1x1,1x1"; "" for others.
         color: "grey", "ycbcr", "rgb", "cmyk", "ycck", "palette", "grey+alpha" or "rgb+alpha".
         restart_interval: JPEG, in MCUs; 0 for none.
         trailing_bytes: bytes after the end of the image.
         significant_bits: those of `precision` that a PNG's sBIT chunk declares; 0 without one.
         transparent: has alpha, as samples or in a PNG's tRNS chunk.
         has_profile: has an ICC profile.
+        animated: a PNG with more images than the one that is decoded (acTL chunk).
     """
 
-    format: Literal["JPEG", "PNG"]
+    format: Literal["JPEG", "PNG", "WEBP", "BMP"]
     height: int
     width: int
     channels: int
@@ -42,3 +43,4 @@ class ImageHeader:
     significant_bits: int = 0
     transparent: bool = False
     has_profile: bool = False
+    animated: bool = False

@@ -107,6 +107,7 @@ class _Walker:
             significant_bits=self.significant_bits,
             transparent=self.transparent,
             has_profile=self.has_profile,
+            animated=b"acTL" in self.seen,
         )
 
     def _decode(self) -> None:

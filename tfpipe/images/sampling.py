@@ -18,7 +18,7 @@ from tfpipe.images.resizing import sample_image, scaled_size
 from tfpipe.records.samples import USUAL, Resize, Samples
 
 RATIOS = (1, 2, 4, 8)
-_PNG = len(RATIOS)
+_WHOLE = len(RATIOS)
 MOST_REDUCED = 3
 
 Tensors = dict[str, tf.Tensor]
@@ -92,7 +92,9 @@ def as_stored(changes: Tensors, sizes: tf.Tensor, orientations: tf.Tensor, size:
     return stored
 
 
-def as_decoded(changes: Tensors, orientations: tf.Tensor, is_png: tf.Tensor, size: tuple[int, int], *, scaled: bool) -> Tensors:
+def as_decoded(
+    changes: Tensors, orientations: tf.Tensor, is_whole: tf.Tensor, size: tuple[int, int], *, scaled: bool
+) -> Tensors:
     """Returns the sampling of images as stored for the output of `decode_window`.
 
     Chooses the smallest of the decoder's sizes that has, along both axes, at least as many pixels
@@ -101,7 +103,7 @@ def as_decoded(changes: Tensors, orientations: tf.Tensor, is_png: tf.Tensor, siz
     Args:
         changes: see `as_stored`.
         orientations: int32 [N], EXIF 1..8.
-        is_png: bool [N], decoded whole.
+        is_whole: bool [N], decoded whole: not JPEG.
         size: (height, width) of the upright results.
         scaled: whether sizes other than 1/1 may be chosen.
 
@@ -119,9 +121,9 @@ def as_decoded(changes: Tensors, orientations: tf.Tensor, is_png: tf.Tensor, siz
     largest = tf.reduce_max(scale, axis=1, keepdims=True)
     ratio = tf.ones_like(corners[:, :1])
     for candidate in RATIOS[1:] if scaled else ():
-        ratio = tf.where((largest * candidate <= 1.0) & ~is_png[:, tf.newaxis], candidate, ratio)
+        ratio = tf.where((largest * candidate <= 1.0) & ~is_whole[:, tf.newaxis], candidate, ratio)
     decoder = tf.reduce_sum(tf.cast(ratio > tf.constant([RATIOS[:-1]]), tf.int32), axis=1)
-    decoded = {**changes, "decoder": tf.where(is_png, _PNG, decoder)}
+    decoded = {**changes, "decoder": tf.where(is_whole, _WHOLE, decoder)}
     ends = corners + windows
     if "scale" in changes:
         first, last = corners // ratio, -(-ends // ratio)  # all that the window touches; the decoder rounds its size up, too
@@ -141,8 +143,9 @@ def decode_window(
     scaled: bool,
     png: bool = True,
     rare: bool = True,
+    others: bool = True,
 ) -> tf.Tensor:
-    """Decodes part of a JPEG or PNG file, as stored, in a size of the decoder: uint8 [h, w, 3].
+    """Decodes part of an image file, as stored, in a size of the decoder: uint8 [h, w, 3].
 
     Args:
         encoded: string [], the bytes of the file.
@@ -152,6 +155,7 @@ def decode_window(
         scaled: whether `decoder` may be another size than 1/1.
         png: whether the file may be PNG.
         rare: see `decode_stored`.
+        others: whether the file may be WebP or BMP.
 
     Raises:
         tf.errors.InvalidArgumentError: the bytes cannot be decoded, or have no such window.
@@ -161,11 +165,13 @@ def decode_window(
         return tf.io.decode_and_crop_jpeg(encoded, window, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
     def whole() -> tf.Tensor:
-        return tf.slice(decode_stored(encoded, samples, rare=rare), [window[0], window[1], 0], [window[2], window[3], 3])
+        return tf.slice(
+            decode_stored(encoded, samples, rare=rare, others=others), [window[0], window[1], 0], [window[2], window[3], 3]
+        )
 
-    if not scaled and not png:
+    if not scaled and not png and not others:
         return jpeg(1)
     return tf.switch_case(
-        decoder if scaled else decoder // _PNG,
+        decoder if scaled else decoder // _WHOLE,
         [*(functools.partial(jpeg, ratio) for ratio in (RATIOS if scaled else RATIOS[:1])), whole],
     )

@@ -61,4 +61,4 @@ def read_start(path: str, max_bytes: int | None = None) -> tuple[bytes, int]:
         if max_bytes is not None and size > max_bytes:
             raise RejectedImage("too_large", f"{exactly(size, 'byte')}, a record holds {max_bytes}", path=path)
         head = file.read(_HEAD_BYTES)
-        return (head + file.read(size) if head.startswith(headers.SIGNATURES) else head), size
+        return (head + file.read(size) if headers.has_known_format(head) else head), size

@@ -21,9 +21,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.common.errors import DataError
-from tfpipe.networks import arithmetic, keras_files, layers, weight_files
+from tfpipe.networks import arithmetic, ensembles, keras_files, layers, weight_files
 from tfpipe.networks.submodels import hash_network
-from tfpipe.records import checksums, run_folders
+from tfpipe.records import checksums, folds, run_folders
+from tfpipe.records.manifest import SINGLE
 from tfpipe.records.samples import USUAL, Samples
 
 _ENDS = {"preprocessing": layers.Preprocessing, "probabilities": layers.Probabilities}  # of every model
@@ -58,6 +59,18 @@ def samples_of(predictor: Predictor) -> Samples:
     """Returns a predictor's treatment of 16 bits and of alpha; the usual one if it has none."""
     found: Samples = getattr(predictor, "samples", USUAL)
     return found
+
+
+def task_of(predictor: Predictor) -> str:
+    """Returns what a predictor predicts: "single" if it does not tell."""
+    found: str = getattr(predictor, "task", SINGLE)
+    return found
+
+
+def thresholds_of(predictor: Predictor) -> np.ndarray[Any, Any] | None:
+    """Returns at which probabilities a predictor of several labels names a class, float64 [C]."""
+    found = getattr(predictor, "thresholds", None)
+    return None if found is None else np.asarray(found, np.float64)
 
 
 def computation_of(predictor: Predictor) -> dict[str, str]:
@@ -110,6 +123,12 @@ class NamedModel:
         """Kind of output of its last layer but one, one of `layers.OUTPUTS`."""
         source: str = self.model.get_layer("probabilities").source
         return source
+
+    @property
+    def task(self) -> str:
+        """One class an image, "single", or any number of labels, "multilabel"."""
+        task: str = self.model.get_layer("probabilities").task
+        return task
 
     @property
     def sha256(self) -> str:
@@ -203,9 +222,14 @@ def load_named(path: str | os.PathLike[str], *, trust: bool = False) -> NamedMod
 def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> tuple[keras.Model, Path]:
     """Returns the Keras model of a run's folder or of any .keras file, and the file's path.
 
+    Of the folder of `train_folds`, the model that averages all of its classifiers.
+
     Raises:
         FileNotFoundError, DataError: as `load`; DataError, too, for weights that are not finite.
     """
+    if folds.is_folder(path):
+        members = [load_model(file, trust=trust)[0] for file in folds.find_models(path)]
+        return ensembles.average(members), Path(path) / folds.FILE_NAME
     file = run_folders.find_model_file(path)
     checksums.check_file(file)
     model = keras_files.load(file, trust=trust)

@@ -97,6 +97,11 @@ class Features:
             found[chosen] = self._shards[shard][places[chosen]]
         return found.view(self.dtype)
 
+    @property
+    def num_rows(self) -> int:
+        """Images of the split."""
+        return sum(map(len, self._shards))
+
     @cached_property
     def _shards(self) -> list[Array]:
         """The files, mapped into memory, each compared with its CRC once."""
@@ -112,6 +117,38 @@ class Features:
         return values
 
 
+@dataclass(frozen=True)
+class JoinedFeatures:
+    """The features of splits that are read as one, by position; see `Features`."""
+
+    parts: Sequence[Features | JoinedFeatures]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image's features, (h, w, D)."""
+        return self.parts[0].shape
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of all."""
+        return self.parts[0].dtype
+
+    @property
+    def num_rows(self) -> int:
+        """Images of all parts."""
+        return sum(part.num_rows for part in self.parts)
+
+    def rows(self, positions: Array) -> Array:
+        """Returns the features at some positions, [N, h, w, D]."""
+        starts = np.cumsum([0, *(part.num_rows for part in self.parts)])
+        parts = np.searchsorted(starts, positions, side="right") - 1
+        found = np.empty((len(positions), *self.shape), self.dtype)
+        for index in np.unique(parts):
+            chosen = parts == index
+            found[chosen] = self.parts[index].rows(positions[chosen] - starts[index])
+        return found
+
+
 def extract(
     cache: Path,
     network: keras.Model,
@@ -122,7 +159,7 @@ def extract(
     batch_size: int = 32,
     progress: bool = True,
     parts: Parts = Parts(),
-) -> Features:
+) -> Features | JoinedFeatures:
     """Returns the features of a whole split, from the cache or computed and kept there.
 
     Args:
@@ -140,6 +177,10 @@ def extract(
         DataError: a file of the cache is damaged.
         OSError: there is not enough space.
     """
+    if len(each := split_images.manifest.parts(split_images.split)) > 1:  # each has its own cache, which runs share
+        options: dict[str, Any] = {"view": view, "batch_size": batch_size, "progress": progress, "parts": parts}
+        of_parts = (dataclasses.replace(split_images, split=part, selection=None) for part in each)
+        return JoinedFeatures([extract(cache, network, preprocessing, part, **options) for part in of_parts])
     facts = describe(network, preprocessing, split_images, view)
     folder = cache / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
     row_bytes, num_rows = bytes_per_image(network), split_images.num_records

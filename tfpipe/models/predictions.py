@@ -5,8 +5,12 @@
 
 `predictions.csv` has a row per image: key, filename, label, predicted (names of classes; an
 unlabelled image's label is empty), then probability_<class> for each class in the model's order,
-with nine significant digits, which identify a float32. Names that a spreadsheet would compute
-("=1+1.jpg") are escaped in the file, see `tfpipe.common.tables.escape_formula`.
+with nine significant digits, which identify a float32; then group, where the data set has groups,
+and fold in out-of-fold predictions, whose model has not seen the image. Names that a spreadsheet
+would compute ("=1+1.jpg") are escaped in the file, see `tfpipe.common.tables.escape_formula`.
+
+Of several labels an image, the third column is called labels: "cat|?dog" has a cat, and whether it
+has a dog is unknown. Predicted are the classes at their thresholds or above.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,14 +32,19 @@ from tfpipe.common.errors import DataError, lines_of
 from tfpipe.common.files import open_regular, read_json, sha256_of
 from tfpipe.common.tables import escape_formula, unescape_formula
 from tfpipe.common.text import exactly, hash_names
+from tfpipe.records import combinations
+from tfpipe.records.manifest import MULTILABEL, SINGLE
 
 FILE_NAME = "predictions.csv"
 RECEIPT_NAME = "receipt.json"
 METRICS_NAME = "metrics.json"
 
 _COLUMNS = ("key", "filename", "label", "predicted")
+_COLUMNS_OF_SEVERAL = ("key", "filename", "labels", "predicted")
 PREFIX = "probability_"
+EXTRAS = {"groups": "group", "folds": "fold"}  # fields that are columns at the end, where there are any
 _SUM_TOLERANCE = 1e-3  # a softmax in float32 over 10,000 classes is off by 1e-5
+DEFAULT_THRESHOLD = 0.5  # of several labels an image
 TOLERANCE = 1e-2  # of outputs: a model that ends in 16 bits is off by a few thousandths
 _MAX_NAMED = 5  # images, or numbers, in a message
 _BLOCK_ROWS = 1024
@@ -50,6 +60,11 @@ class Predictions:
         labels: int64 [N], index in class_names, -1 for unlabelled images.
         probabilities: float32 [N, C], bit-equal to the model's.
         class_names: name of each column, in the model's order.
+        targets: of several labels an image, int8 [N, C]: 1, 0 or -1 (unknown); else None. Labels are
+            then 0, and -1 where nothing is known.
+        thresholds: of several labels an image, float [C], at which a class is predicted; None: 0.5.
+        groups: of each image; None in a data set without groups.
+        folds: of out-of-fold predictions, the fold of each image; else None.
     """
 
     keys: Sequence[str]
@@ -57,6 +72,20 @@ class Predictions:
     labels: np.ndarray[Any, Any]
     probabilities: np.ndarray[Any, Any]
     class_names: Sequence[str]
+    targets: np.ndarray[Any, Any] | None = None
+    thresholds: np.ndarray[Any, Any] | None = None
+    groups: Sequence[str] | None = None
+    folds: Sequence[str] | None = None
+
+    @property
+    def task(self) -> str:
+        """One class an image, "single", or any number of labels, "multilabel"."""
+        return SINGLE if self.targets is None else MULTILABEL
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The fields that are columns after the probabilities."""
+        return tuple(name for name in EXTRAS if getattr(self, name) is not None)
 
     @property
     def predicted(self) -> np.ndarray[Any, Any]:
@@ -69,38 +98,81 @@ class Predictions:
         for start in range(0, len(self.keys), _BLOCK_ROWS):
             yield slice(start, start + _BLOCK_ROWS)
 
+    def select(self, rows: slice | np.ndarray[Any, Any]) -> Predictions:
+        """Returns some rows, by their numbers, int64 [M]."""
+        chosen: dict[str, Any] = {"labels": self.labels[rows], "probabilities": self.probabilities[rows]}
+        chosen |= {} if self.targets is None else {"targets": self.targets[rows]}
+        for name in ("keys", "filenames", *self.extras):
+            values = getattr(self, name)
+            chosen[name] = values[rows] if isinstance(rows, slice) else [values[row] for row in rows.tolist()]
+        return dataclasses.replace(self, **chosen)
 
-def are_probabilities(values: np.ndarray[Any, Any], tolerance: float = TOLERANCE) -> np.ndarray[Any, Any]:
+    def by_fold(self) -> dict[str, Predictions]:
+        """Returns the rows of each fold, in the order of the folds."""
+        names = np.array(self.folds)
+        return {str(name): self.select(np.flatnonzero(names == name)) for name in dict.fromkeys(self.folds or ())}
+
+
+def of_several_labels(
+    keys: Sequence[str],
+    filenames: Sequence[str],
+    targets: np.ndarray[Any, Any],
+    probabilities: np.ndarray[Any, Any],
+    class_names: Sequence[str],
+    thresholds: np.ndarray[Any, Any] | None = None,
+) -> Predictions:
+    """Returns the table of several labels an image."""
+    labels = np.where((targets >= 0).any(axis=1), 0, -1)
+    return Predictions(keys, filenames, labels, probabilities, class_names, targets, thresholds)
+
+
+def present(probabilities: np.ndarray[Any, Any], thresholds: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
+    """Returns which classes are predicted, bool [N, C], where an image may have several."""
+    at = np.float32(DEFAULT_THRESHOLD) if thresholds is None else np.asarray(thresholds, np.float32)
+    found: np.ndarray[Any, Any] = np.asarray(probabilities, np.float32) >= at
+    return found
+
+
+def are_probabilities(values: np.ndarray[Any, Any], tolerance: float = TOLERANCE, task: str = SINGLE) -> np.ndarray[Any, Any]:
     """Returns which rows of outputs, float [B, C], are probabilities, bool [B]; NaN never is.
+
+    Of several labels an image, they need not add up to 1.
 
     All outputs pass this check. `tfpipe.formats.signatures` has it inside the graph.
     """
     with np.errstate(invalid="ignore"):  # infinity less infinity
-        sums = abs(values.sum(axis=1) - 1) <= tolerance
+        sums = (abs(values.sum(axis=1) - 1) <= tolerance) | (task != SINGLE)
         good: np.ndarray[Any, Any] = sums & (values >= -tolerance).all(axis=1) & (values <= 1 + tolerance).all(axis=1)
     return good
 
 
-def check(values: np.ndarray[Any, Any], names: Sequence[str], model: Any = None) -> None:
+def check(values: np.ndarray[Any, Any], names: Sequence[str], model: Any = None, task: str | None = None) -> None:
     """Raises DataError unless a model's outputs, float [B, C], are probabilities.
 
     Args:
         values: the outputs.
         names: of the images, for the message.
         model: a `Predictor`, for the message.
+        task: what it predicts; default: as the model tells.
     """
-    broken = np.flatnonzero(~are_probabilities(values)).tolist()
+    task = getattr(model, "task", SINGLE) if task is None else task
+    broken = np.flatnonzero(~are_probabilities(values, task=task)).tolist()
     if broken:
         whose = "the model's" if model is None else f"model {model.sha256[:12]}: its"
         shown = ", ".join(repr(names[row]) for row in broken[:_MAX_NAMED])
         more = f" and {len(broken) - _MAX_NAMED:,} more" if len(broken) > _MAX_NAMED else ""
         first = ", ".join(f"{value:g}" for value in values[broken[0], :_MAX_NAMED])
-        raise DataError(f"{whose} probabilities of {shown}{more} are not numbers in 0..1 with the sum 1: {first}")
+        raise DataError(f"{whose} probabilities of {shown}{more} are not numbers in 0..1{_sum_of(task)}: {first}")
 
 
-def header(class_names: Sequence[str]) -> bytes:
-    """Returns the file's first line."""
-    return lines([[*_COLUMNS, *(f"{PREFIX}{name}" for name in class_names)]])
+def _sum_of(task: str) -> str:
+    return " with the sum 1" if task == SINGLE else ""
+
+
+def header(class_names: Sequence[str], task: str = SINGLE, extras: Iterable[str] = ()) -> bytes:
+    """Returns the first line of a table; `extras` as those of `Predictions`."""
+    first = _COLUMNS if task == SINGLE else _COLUMNS_OF_SEVERAL
+    return lines([[*first, *(f"{PREFIX}{name}" for name in class_names), *(EXTRAS[name] for name in extras)]])
 
 
 def rows(table: Predictions) -> bytes:
@@ -110,22 +182,27 @@ def rows(table: Predictions) -> bytes:
         DataError: some values are not probabilities, see `check`.
     """
     values = np.asarray(table.probabilities, np.float32)
-    check(values, table.keys)
-    names = [*table.class_names, ""]  # -1 takes the last
-    labels, predicted = ([names[index] for index in indices] for indices in (table.labels, values.argmax(axis=1)))
+    check(values, table.keys, task=table.task)
+    if table.targets is None:
+        names = [*table.class_names, ""]  # -1 takes the last
+        labels, predicted = ([names[index] for index in indices] for indices in (table.labels, values.argmax(axis=1)))
+    else:
+        found = present(values, table.thresholds).astype(int)
+        labels, predicted = (
+            [combinations.text_of_values(row, table.class_names) for row in rows.tolist()] for rows in (table.targets, found)
+        )
     texts = ([f"{value:.9g}" for value in row] for row in values.tolist())
-    return lines(
-        [*map(escape_formula, names), *row]
-        for *names, row in zip(table.keys, table.filenames, labels, predicted, texts, strict=True)
-    )
+    extras = [map(escape_formula, getattr(table, name)) for name in table.extras]
+    ends = zip(*extras, strict=True) if extras else itertools.repeat(())
+    columns = zip(table.keys, table.filenames, labels, predicted, texts, strict=True)
+    return lines([*map(escape_formula, names), *row, *end] for (*names, row), end in zip(columns, ends, strict=False))
 
 
 def chunks(table: Predictions) -> Iterator[bytes]:
     """Yields the whole file of a table, piece by piece."""
-    yield header(table.class_names)
+    yield header(table.class_names, table.task, table.extras)
     for part in table.blocks():
-        columns = {name: getattr(table, name)[part] for name in ("keys", "filenames", "labels", "probabilities")}
-        yield rows(dataclasses.replace(table, **columns))
+        yield rows(table.select(part))
 
 
 class _Lines(list[bytes]):
@@ -203,44 +280,73 @@ def _read_file(path: Path) -> Predictions:
         binary.seek(0)
         lines = csv.reader(file, strict=True)
         try:
-            return _parse(_class_names(next(lines, [])), lines)
+            columns = next(lines, [])
+            extras = [next(name for name, column in EXTRAS.items() if column == found) for found in _extra_columns(columns)]
+            class_names = _class_names(columns[: len(columns) - len(extras)])
+            return _parse(class_names, lines, MULTILABEL if columns[2:3] == ["labels"] else SINGLE, extras)
         except (ValueError, csv.Error) as error:
             raise DataError(f"line {lines.line_num} is not one of a table of predictions: {error}", path=path) from None
 
 
 def _class_names(columns: list[str]) -> list[str]:
     first, others = tuple(columns[: len(_COLUMNS)]), columns[len(_COLUMNS) :]
-    if first != _COLUMNS or not others or not all(name.startswith(PREFIX) for name in others):
+    if first not in (_COLUMNS, _COLUMNS_OF_SEVERAL) or not others or not all(name.startswith(PREFIX) for name in others):
         raise ValueError(f"the columns must be {','.join(_COLUMNS)}, then {PREFIX}<class> for each class")
     if len(set(others)) < len(others):
         raise ValueError("two columns are of the same class")
     return [name.removeprefix(PREFIX) for name in others]
 
 
-def _parse(class_names: list[str], lines: Iterable[list[str]]) -> Predictions:
+def _extra_columns(columns: list[str]) -> list[str]:
+    return [name for name in columns[len(_COLUMNS) :] if name in EXTRAS.values()]
+
+
+def _parse(class_names: list[str], lines: Iterable[list[str]], task: str, extras: Sequence[str]) -> Predictions:
+    num_columns = len(_COLUMNS) + len(class_names) + len(extras)
+    targets = array("b")
     indices = {"": -1, **{name: index for index, name in enumerate(class_names)}}
     keys: dict[str, None] = {}  # a set that keeps their order
     filenames, labels, values = [], array("q"), array("f")
+    found: list[list[str]] = [[] for _ in extras]
     for line in lines:
-        if len(line) != len(_COLUMNS) + len(class_names):
-            raise ValueError(f"{exactly(len(line), 'field')}, expected {len(_COLUMNS) + len(class_names)}")
+        if len(line) != num_columns:
+            raise ValueError(f"{exactly(len(line), 'field')}, expected {num_columns}")
         key, filename, label, predicted = map(unescape_formula, line[: len(_COLUMNS)])
         if key in keys:
             raise ValueError(f"{key!r} is there twice")
+        if task == MULTILABEL:
+            targets.extend(_values_of(label, class_names))
+            _values_of(predicted, class_names)
+            label = ""
         if label not in indices:
             raise ValueError(f"no class is called {label!r}")
-        row = [float(text) for text in line[len(_COLUMNS) :]]
-        _check_row(row, predicted, class_names)
+        row = [float(text) for text in line[len(_COLUMNS) : num_columns - len(extras)]]
+        _check_row(row, predicted if task == SINGLE else None, class_names)
         keys[key] = None
         filenames.append(filename)
+        for column, text in zip(found, line[num_columns - len(extras) :], strict=True):
+            column.append(unescape_formula(text))
         labels.append(indices[label])
         values.extend(row)
     probabilities = np.frombuffer(values, np.float32).reshape(len(keys), len(class_names))  # no copy: 10,000 classes are large
-    return Predictions(list(keys), filenames, np.array(labels, np.int64), probabilities, class_names)
+    more: dict[str, Any] = dict(zip(extras, found, strict=True))
+    if task == MULTILABEL:
+        values_of_labels = np.frombuffer(targets, np.int8).reshape(probabilities.shape)
+        table = of_several_labels(list(keys), filenames, values_of_labels, probabilities, class_names)
+        return dataclasses.replace(table, **more)
+    return Predictions(list(keys), filenames, np.array(labels, np.int64), probabilities, class_names, **more)
 
 
-def _check_row(row: list[float], predicted: str, class_names: list[str]) -> None:
-    if not all(0 <= value <= 1 for value in row) or abs(sum(row) - 1) > _SUM_TOLERANCE:
-        raise ValueError("its probabilities are not in 0..1 with the sum 1")
-    if predicted != (largest := class_names[row.index(max(row))]):
+def _values_of(text: str, class_names: list[str]) -> list[int]:
+    if unknown := {name for part in combinations.names_of(text) for name in part} - set(class_names):
+        raise ValueError(f"no class is called {min(unknown)!r}")
+    return combinations.values_of(text, class_names)
+
+
+def _check_row(row: list[float], predicted: str | None, class_names: list[str]) -> None:
+    """Checks probabilities and, of one class an image, that the largest is predicted."""
+    is_whole = predicted is None or abs(sum(row) - 1) <= _SUM_TOLERANCE
+    if not all(0 <= value <= 1 for value in row) or not is_whole:
+        raise ValueError(f"its probabilities are not in 0..1{_sum_of(MULTILABEL if predicted is None else SINGLE)}")
+    if predicted is not None and predicted != (largest := class_names[row.index(max(row))]):
         raise ValueError(f"{predicted!r} is predicted, the largest probability is that of {largest!r}")

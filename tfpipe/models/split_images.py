@@ -35,7 +35,7 @@ class SplitImages:
 
     Attributes:
         directory: of the data set.
-        split: its name.
+        split: its name, or those of several joined.
         image_size: (height, width).
         resize: see `tfpipe.dataset`.
         augmentation: of training; `Augmentation()` for none.
@@ -93,6 +93,23 @@ class SplitImages:
         """int64 [N], the classes of `positions`."""
         labels: np.ndarray[Any, Any] = RecordReader(self.directory, self.split).labels[self.positions].astype(np.int64)
         return labels
+
+    @property
+    def strata(self) -> np.ndarray[Any, Any]:
+        """int64 [num_records], the parts that `hold_out` divides: classes.
+
+        Of several labels an image, the rarest of them in the split, and one more for none: of rare
+        combinations there may be one image each.
+        """
+        reader = RecordReader(self.directory, self.split)
+        labels: np.ndarray[Any, Any] = reader.labels.astype(np.int64)
+        if reader.combinations is None:
+            return labels
+        present = reader.combinations == 1
+        counts = np.bincount(labels, minlength=len(present)) @ present
+        rarest = np.where(present, counts, np.iinfo(np.int64).max).argmin(axis=1)
+        strata: np.ndarray[Any, Any] = np.where(present.any(axis=1), rarest, present.shape[1])[labels]
+        return strata
 
     @property
     def manifest(self) -> manifest.Manifest:
@@ -153,7 +170,7 @@ def hold_out(images: SplitImages, fraction: float) -> tuple[SplitImages, SplitIm
     by_class: dict[int, list[tuple[bytes, int]]] = {}
     labels: dict[bytes, set[int]] = {}
     rows = catalog.read_checked(images.directory, split=images.split)
-    of_rows = dataclasses.replace(images, selection=None).labels.tolist()
+    of_rows = images.strata.tolist()
     for position, (row, label) in enumerate(zip(rows, of_rows, strict=True)):
         digest = seeds.digest(images.seed, "hold out", row.sha256)
         by_class.setdefault(label, []).append((digest, position))

@@ -18,6 +18,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -25,8 +26,8 @@ import keras
 
 from tfpipe.common.errors import lines_of
 from tfpipe.common.text import exactly
-from tfpipe.networks import weight_files
-from tfpipe.networks.architectures import TABLE, choose_input
+from tfpipe.networks import efficientnet_lite, vision_transformers, weight_files
+from tfpipe.networks.architectures import TABLE, choose_input, is_file, is_preset
 from tfpipe.networks.submodels import cut, cut_points, find_dependents, find_layers, is_functional
 
 
@@ -61,9 +62,10 @@ def build(
     Args:
         name: in `architectures.TABLE`, or "package.module:function".
         image_size: (height, width).
-        weights: "imagenet" (downloaded by Keras, once), "none" (new ones; a network by import path
-            keeps those that its function gave it), or a .h5, .weights.h5 or .keras file, with or
-            without the Dense layers of a classifier.
+        weights: "imagenet" (downloaded by Keras, once), "package" (of an extra), "none" (new ones;
+            a network by import path keeps those that its function gave it), or a .h5, .weights.h5
+            or .keras file, with or without the Dense layers of a classifier. Of vit and dinov2
+            also a preset of KerasHub, a folder or the name of one that it downloads.
         preprocessing: one of `layers.PREPROCESSINGS`; by default that of the table, "unit" (0..1)
             for import paths.
         grey: one channel instead of three, only for lenet and import paths; implies preprocessing
@@ -72,7 +74,7 @@ def build(
     Raises:
         ValueError: an invalid name or size, arguments that exclude each other, or a function that
             does not return such a network.
-        ImportError: the module or the function cannot be imported.
+        ImportError: the module, the function or the package cannot be imported.
         ConnectionError: ImageNet's weights could not be downloaded.
         FileNotFoundError: there is no such weights file.
         DataError: the weights file is of another network, or cannot be read.
@@ -82,9 +84,11 @@ def build(
         network = _make_by_path(name, shape)
         blocks = _derive_blocks(network)
     else:
-        network = _make_application(TABLE[name].application, shape, weights)
-        blocks = _find_blocks(network, TABLE[name].ends)
-    if weights not in ("imagenet", "none"):
+        network = _make_by_name(name, shape, weights, rescales=preprocessing is None)
+        blocks = find_blocks(network, TABLE[name].blocks)
+    if weights == "package":
+        efficientnet_lite.load(network)
+    elif is_file(name, weights):
         weight_files.load(network, weights)
     return Backbone(name, network, mode, MappingProxyType(blocks))
 
@@ -151,10 +155,16 @@ def make_lenet(input_shape: tuple[int, int, int]) -> keras.Model:
     return keras.Model(images, values, name="lenet")
 
 
-def _make_application(application: str, shape: tuple[int, int, int], weights: str) -> keras.Model:
-    if not application:
-        return make_lenet(shape)
-    builder = getattr(keras.applications, application)
+_OWN = {"lenet": make_lenet, "efficientnetlite0": efficientnet_lite.make}
+
+
+def _make_by_name(name: str, shape: tuple[int, int, int], weights: str, *, rescales: bool) -> keras.Model:
+    if name in _OWN:
+        return _OWN[name](shape)
+    if TABLE[name].pretrained == "preset":
+        preset = Path(weights) if is_preset(name, weights) else None
+        return vision_transformers.build(name, shape[:2], preset, rescales=rescales)
+    builder = getattr(keras.applications, TABLE[name].application)
     if weights != "imagenet":
         return builder(include_top=False, weights=None, input_shape=shape)
     try:
@@ -164,16 +174,29 @@ def _make_application(application: str, shape: tuple[int, int, int], weights: st
         raise ConnectionError(f"ImageNet's weights cannot be downloaded: {lines_of(error)[-1]}. {advice}") from error
 
 
-def _find_blocks(network: keras.Model, ends: Mapping[str, str]) -> dict[str, str]:
-    order = list(find_layers(network))
-    points = cut_points(network)
-    blocks = {}
-    for block, end in ends.items():
-        if end.startswith("<"):
-            start = order.index(end[1:])
-            end = [name for name in points if order.index(name) < start][-1]
-        blocks[block] = end
-    return blocks
+def find_blocks(network: keras.Model, rule: str | Mapping[str, str]) -> dict[str, str]:
+    """Returns the name of each block -> name of its last layer, from input to output.
+
+    Args:
+        network: one that Keras built.
+        rule: a pattern; a block starts where it finds a new name at the start of a layer's (its
+            group 1, if it has one), and ends at the last cut point before the next. What comes
+            before the first is the block "stem", if it has weights. Or the last layer of each
+            block, "" for the output.
+    """
+    layers = find_layers(network)
+    order = list(layers)
+    if not isinstance(rule, str):
+        return {block: end or order[-1] for block, end in rule.items()}
+    starts: dict[str, int] = {}
+    for place, name in enumerate(order):
+        if match := re.match(rule, name):
+            starts.setdefault(match[match.re.groups], place)
+    if any(getattr(layers[name], "weights", ()) for name in order[: min(starts.values())]):
+        starts = {"stem": 0, **starts}
+    points = [order.index(name) for name in cut_points(network)]
+    following = [*list(starts.values())[1:], len(order)]
+    return {block: order[max(point for point in points if point < end)] for block, end in zip(starts, following, strict=True)}
 
 
 # -- networks by import path

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tfpipe.common import arguments, seeds
+from tfpipe.records.manifest import SINGLE
 
 if TYPE_CHECKING:
     import keras
@@ -77,6 +78,7 @@ def assemble(
     head: Sequence[keras.layers.Layer],
     class_names: Sequence[str],
     image_size: tuple[int, int],
+    task: str = SINGLE,
 ) -> keras.Model:
     """Returns the whole classifier: uint8 [B, H, W, 3] -> float32 [B, C], probabilities."""
     import keras
@@ -84,7 +86,7 @@ def assemble(
     from tfpipe.networks.layers import Probabilities
 
     values = images = keras.Input((*image_size, 3), dtype="uint8", name="image")
-    for layer in (preprocessing, *trunks, *head, Probabilities(class_names, name="probabilities")):
+    for layer in (preprocessing, *trunks, *head, Probabilities(class_names, task=task, name="probabilities")):
         values = layer(values)
     return keras.Model(images, values, name="classifier")
 

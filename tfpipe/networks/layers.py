@@ -13,6 +13,7 @@ from keras import ops
 
 from tfpipe.common.text import hash_names as hash_names
 from tfpipe.networks.architectures import PREPROCESSINGS as PREPROCESSINGS
+from tfpipe.records.manifest import SINGLE, TASKS
 from tfpipe.records.samples import USUAL, Samples
 
 # Mean of ImageNet's training images in BGR, levels 0..255 (VGG, Simonyan and Zisserman 2014), and
@@ -133,13 +134,24 @@ class Probabilities(keras.layers.Layer):  # type: ignore[misc]
         source: kind of the outputs, one of OUTPUTS: "logits" (softmax follows; of [B, 1], the
             sigmoid, for the second of two classes), "probabilities", "sigmoid" ([B, 1], of the
             second of two classes).
+        task: "single": the probabilities of a row add up to 1. "multilabel": each is of its class
+            alone, the sigmoid of its logit.
     """
 
-    def __init__(self, class_names: Sequence[str], sha256: str | None = None, source: str = "logits", **options: Any) -> None:
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        sha256: str | None = None,
+        source: str = "logits",
+        task: str = SINGLE,
+        **options: Any,
+    ) -> None:
         super().__init__(**{**options, "dtype": "float32"})
         if source not in OUTPUTS:
             raise ValueError(f"source must be one of {', '.join(OUTPUTS)} (got {source!r})")
-        self.class_names, self.source = tuple(class_names), source
+        if task not in TASKS or (task != SINGLE and source == "sigmoid"):
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, of which source={source} (got {task!r})")
+        self.class_names, self.source, self.task = tuple(class_names), source, task
         self.sha256 = hash_names(self.class_names)
         if sha256 not in (None, self.sha256):
             raise ValueError(f"the model's class names were changed: they hash to {self.sha256}, not to {sha256}")
@@ -147,6 +159,8 @@ class Probabilities(keras.layers.Layer):  # type: ignore[misc]
     def call(self, outputs: Any) -> Any:
         """Returns the probabilities."""
         outputs = ops.cast(outputs, "float32")
+        if self.task != SINGLE:
+            return ops.sigmoid(outputs) if self.source == "logits" else outputs
         one = outputs.shape[-1] == 1 < len(self.class_names)
         if self.source == "logits":
             outputs = ops.sigmoid(outputs) if one else ops.softmax(outputs, axis=-1)
@@ -155,4 +169,5 @@ class Probabilities(keras.layers.Layer):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the layer."""
         source = {} if self.source == "logits" else {"source": self.source}  # the hash of older models stays
-        return {**super().get_config(), "class_names": list(self.class_names), "sha256": self.sha256, **source}
+        task = {} if self.task == SINGLE else {"task": self.task}
+        return {**super().get_config(), "class_names": list(self.class_names), "sha256": self.sha256, **source, **task}

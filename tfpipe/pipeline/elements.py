@@ -34,6 +34,8 @@ class Rows:
 
     Attributes:
         new_labels: int64 [C], the label that replaces each of the data set's; None keeps them.
+        targets: of several labels an image, float32 [K + 1, C], what is given for each label, and last
+            for -1; else None.
         read_size: records that may be read together.
     """
 
@@ -42,6 +44,7 @@ class Rows:
     schedule: Schedule
     imaging: Imaging
     new_labels: np.ndarray[Any, Any] | None
+    targets: np.ndarray[Any, Any] | None
     num_classes: int
     read_size: int
 
@@ -170,6 +173,9 @@ class Rows:
             # A blank row is a record with one dark pixel, which may have been coloured.
             colourful, shown = image, row["mask"][:, tf.newaxis, tf.newaxis, tf.newaxis]
             image = tf.cond(tf.reduce_all(shown), lambda: colourful, lambda: tf.where(shown, colourful, tf.zeros([], tf.uint8)))
+        if self.targets is not None:
+            table = tf.constant(self.targets)
+            row["label"] = tf.gather(table, tf.where(row["label"] < 0, np.int64(len(self.targets) - 1), row["label"]))
         row = {"image": image, **row}
         mixes = self.imaging.augmentation is not None and self.imaging.augmentation.mixes
         return self._mixed(columns["row"], row, self.imaging.augmentation) if mixes else row
@@ -199,7 +205,7 @@ class Rows:
     def _mixed(self, rows: tf.Tensor, row: Tensors, augmentation: Any) -> Tensors:
         schedule = self.schedule
         epoch, step = schedule.step(rows[0])
-        labels = tf.one_hot(row["label"], self.num_classes)
+        labels = row["label"] if self.targets is not None else tf.one_hot(row["label"], self.num_classes)
         if schedule.partners:
             half = schedule.batch_size
             others = {"image": row["image"][half:], "label": labels[half:]}
@@ -222,6 +228,8 @@ class Rows:
             epoch=epoch,
             step=step,
         )
+        if self.targets is not None:
+            labels = tf.where((row["label"] < 0) | (others["label"] < 0), tf.constant(-1.0), labels)
         return {**row, "image": images, "label": labels}
 
     def explain(self, start: np.int64, offset: np.int64) -> bytes:

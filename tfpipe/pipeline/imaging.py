@@ -31,11 +31,13 @@ class Imaging:
         scaled: whether large JPEG files are decoded at a reduced size.
         augmentation: None in a single pass.
         names: whether rows have "key" and "filename".
+        label: name of the feature that is one label.
         png: some images are PNG files.
         turned: some are stored in another orientation than 1.
         reduced: some are large enough to be decoded at a reduced size.
         large: some are too large for the usual way of sampling them.
         rare: some files may take more than the usual decoder.
+        others: some images are WebP or BMP files.
         layout: columns of "numbers" in order, type and shape by name; known after `parse` has been
             traced.
     """
@@ -47,11 +49,13 @@ class Imaging:
     seed: int
     samples: Samples
     names: bool
+    label: str
     png: bool
     turned: bool
     reduced: bool
     large: bool
     rare: bool
+    others: bool
     layout: dict[str, tuple[tf.DType, tf.TensorShape]] = field(default_factory=dict, init=False, compare=False)
 
     @functools.cached_property
@@ -81,8 +85,8 @@ class Imaging:
             all else, see `unpack`: each tensor that is split into records and batched again costs
             time. "encoded" is empty where the record's label is not the listed one.
         """
-        features = decoding.parse_batch(batch["serialized"])
-        stored, orientation = features[schema.LABEL], tf.cast(features[schema.ORIENTATION], tf.int32)
+        features = decoding.parse_batch(batch["serialized"], self.label)
+        stored, orientation = features[self.label], tf.cast(features[schema.ORIENTATION], tf.int32)
         mask = batch["position"] >= 0
         encoded = decoding.without(mask & (stored != batch["listed"]), features[schema.ENCODED])
         label = tf.where(mask, batch["label"], stored)
@@ -105,8 +109,8 @@ class Imaging:
                 self.augmentation, self.image_size, self.resize, keys=keys, seed=self.seed, epochs=epoch, sources=upright
             )
         changes = sampling.as_stored(changes, upright, orientation, self.image_size)
-        is_png = tf.equal(features[schema.FORMAT], "PNG")
-        return sampling.as_decoded(changes, orientation, is_png, self.image_size, scaled=self.scaled)
+        is_whole = tf.not_equal(features[schema.FORMAT], "JPEG")
+        return sampling.as_decoded(changes, orientation, is_whole, self.image_size, scaled=self.scaled)
 
     def _pack(self, columns: Tensors) -> tf.Tensor:
         if not self.layout:  # always the same; other threads may be reading it
@@ -144,10 +148,12 @@ class Imaging:
         changes = self.unpack(numbers)
         orientation = changes["orientation"]
         if "window" not in changes:
-            return decoding.decode_and_resize(encoded, orientation, self.image_size, self.resize, self.samples, rare=self.rare)
+            kinds = {"rare": self.rare, "others": self.others}
+            return decoding.decode_and_resize(encoded, orientation, self.image_size, self.resize, self.samples, **kinds)
         height, width = self.image_size
         window, decoder = changes["window"], changes["decoder"]
-        part = sampling.decode_window(encoded, window, decoder, self.samples, scaled=self.reduced, png=self.png, rare=self.rare)
+        kinds = {"scaled": self.reduced, "png": self.png, "rare": self.rare, "others": self.others}
+        part = sampling.decode_window(encoded, window, decoder, self.samples, **kinds)
         size: Any = self.image_size
         if height != width and self.turned:
             size = tf.unstack(tf.where(orientation >= 5, [width, height], [height, width]))

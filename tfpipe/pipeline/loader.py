@@ -132,6 +132,10 @@ def dataset(
         mixes images, float32 [B, C], probabilities; float32 [B], 0 for blank rows and 1 for the
         others, Keras' sample_weight.
 
+        Of several labels an image, labels are float32 [B, C]: 1 where the class is there, 0 where
+        it is not, -1 where that is unknown (so are blank rows, and all of an unlabelled split).
+        `label >= 0` is the mask of a loss. `class_names` chooses columns, and no records.
+
         With `as_dict`, {"image", "label", "key", "filename", "mask"} and, in training, "epoch": key
         and filename string [B]; mask bool [B], False for blank rows; epoch int64 [B], the epoch to
         `replay` the image with. Blank rows are zeros with key and filename ""; their label is -1 in
@@ -185,11 +189,16 @@ class Loader:
         labelled = reader.manifest.split(split).labelled
         self.split, self.options = split, options
         self.class_names, new_labels = _labels(reader.manifest.class_names, options.class_names, labelled)
+        targets = None
+        if reader.combinations is not None:
+            targets, new_labels = targets_of(reader.combinations, new_labels), None
         mixes = options.augmentation is not None and options.augmentation.mixes
         if mixes and not (labelled and options.batch_size):
             raise ValueError("mixup and cutmix need labels and batches (batch_size is None, or the split has no labels)")
         if options.balanced and not labelled:
             raise ValueError(f"balanced: split {split!r} has no labels")
+        if options.balanced and targets is not None:
+            raise ValueError("balanced is for one class an image: with several, take class_weights")
         labels, selection = reader.labels, options.selection
         if new_labels is not None:
             labels = new_labels[labels]
@@ -227,6 +236,7 @@ class Loader:
             schedule=schedule,
             imaging=self._imaging(reader),
             new_labels=new_labels,
+            targets=targets,
             num_classes=len(self.class_names),
             # What is read in one call must be requested in one call.
             read_size=max(1, min(block * BLOCKS_PER_WINDOW, len(labels))) if block else reader.read_size,
@@ -250,6 +260,7 @@ class Loader:
             seed=options.seed if options.training else 0,
             samples=samples,
             names=options.as_dict,
+            label=reader.label_feature,
             png=traits.png,
             turned=traits.turned,
             # An image with a longer side of less than twice the result is never made smaller,
@@ -258,6 +269,7 @@ class Loader:
             large=traits.longer > sampling.MOST_REDUCED * smaller,
             # The audit counts those of 16 bits where there is any PNG.
             rare=traits.png and (samples != USUAL or reader.manifest.properties.get("png16", 1) > 0),
+            others=bool(traits.others),
         )
 
     def _order(self, labels: np.ndarray[Any, Any], selection: np.ndarray[Any, Any] | None, read_block: int | None) -> Order:
@@ -409,7 +421,9 @@ class Loader:
             return row
         if not schedule.equal_steps:
             return row["image"], row["label"]
-        label = tf.maximum(row["label"], tf.zeros([], row["label"].dtype))
+        label = row["label"]
+        if self.rows.targets is None:
+            label = tf.maximum(label, tf.zeros([], label.dtype))
         return row["image"], label, tf.cast(row["mask"], tf.float32)
 
 
@@ -422,6 +436,17 @@ def _counted(data: tf.data.Dataset, num_steps: int, *, whole: bool) -> tf.data.D
     none = tf.data.Dataset.range(1).filter(lambda _: False)
     empty = tf.nest.map_structure(lambda spec: tf.zeros([side or 0 for side in spec.shape], spec.dtype), data.element_spec)
     return data.concatenate(none.map(lambda _: empty).repeat()).take(num_steps)
+
+
+def targets_of(combinations: np.ndarray[Any, Any], places: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
+    """Returns the targets of each label, float32 [K, C]; the last row, of the label -1, is unknown.
+
+    `places` int64 are the new columns of the classes, -1 to leave one out.
+    """
+    columns = np.arange(combinations.shape[1])
+    if places is not None:
+        columns = np.argsort(places, kind="stable")[(places < 0).sum() :]
+    return np.concatenate([combinations[:, columns], np.full((1, len(columns)), -1)]).astype(np.float32)
 
 
 def _labels(

@@ -14,6 +14,7 @@ part of one of several readers and a shuffled order are the same code.
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import functools
 import itertools
 import logging
@@ -35,7 +36,8 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_descriptor, open_regular, size_of
 from tfpipe.common.object_cache import CachedObject
 from tfpipe.common.text import exactly
-from tfpipe.records import catalog, manifest, schema, tfrecord
+from tfpipe.images import jpeg
+from tfpipe.records import catalog, combinations, manifest, schema, tfrecord
 from tfpipe.records.manifest import Manifest, Split, Traits
 
 _log = logging.getLogger("tfpipe")
@@ -50,12 +52,9 @@ _READ_BYTES = 4 << 20
 _QUIET_SECONDS = 0.1
 _EXIT_SECONDS = 10
 
-# One dark pixel: all quantised to nothing, so the tables are as small as they can be.
-_DARK_JPEG = bytes.fromhex(
-    f"ffd8 ffdb004300{'ff' * 64} ffc0000b080001000101011100 ffc40014000100000000000000000000000000000003"
-    "ffc40014100100000000000000000000000000000000 ffda0008010100003f0037 ffd9"
-)
-BLANK_RECORD = schema.encode(schema.Record(_DARK_JPEG, "JPEG", 1, 1, 1, 1, "", "", "", schema.UNLABELLED, ""))
+_BLANK = schema.Record(jpeg.DARK, "JPEG", 1, 1, 1, 1, "", "", "", schema.UNLABELLED, "")
+BLANK_RECORD = schema.encode(_BLANK)
+_BLANK_OF_SEVERAL = schema.encode(dataclasses.replace(_BLANK, labels=(), unknown=()))  # labels an image
 
 
 # A record's position, file, and there offset, length and CRC.
@@ -74,7 +73,9 @@ def _log_unchecked(directory: Path) -> None:
 
 
 class RecordReader:
-    """The records of one split, by position in stored order: 0 is the first of the first shard.
+    """The records of a split, by position in stored order: 0 is the first of the first shard.
+
+    Of splits that are joined ("fold0+fold1"), the shards follow each other in the catalog's order.
 
     Safe to use from several threads. Files are opened when first read and closed with the reader.
 
@@ -82,6 +83,8 @@ class RecordReader:
         manifest: the data set's.
         num_records: how many the split holds.
         labels: int32 [num_records], as the catalog has them.
+        combinations: of several labels an image, int8 [K, C]: 1, 0 or -1 (unknown) for each class of
+            each label; else None.
         traits: of the images.
         read_size: how many to read in one call of `read_batch`.
     """
@@ -100,8 +103,12 @@ class RecordReader:
         shards = account.split(split).shards
         if account.options.get("check") != "decode":
             _log_unchecked(directory)
-        manifest.check_files(directory, account, splits=[split])
-        self.traits, self._frames = _frames(directory, account, split)
+        parts = account.parts(split)
+        manifest.check_files(directory, account, splits=parts)
+        self.combinations = _combinations(directory, account)
+        frames = [_frames(directory, account, part, self.combinations) for part in parts]
+        self.traits = catalog.merged(traits for traits, _ in frames)
+        self._frames = frames[0][1] if len(frames) == 1 else np.concatenate([each for _, each in frames])
         self._starts = np.array([0, *itertools.accumulate(shard.num_records for shard in shards)])
         self._paths = [os.fspath(directory / shard.file) for shard in shards]
         self._directory, self._split = directory, split
@@ -117,6 +124,16 @@ class RecordReader:
         self.num_records = len(self._frames)
         mean_bytes = int(self._frames["length"].mean()) if self.num_records else 1
         self.read_size = max(1, min(_READ_RECORDS, _READ_BYTES // mean_bytes))
+
+    @functools.cached_property
+    def label_texts(self) -> list[str]:
+        """Name of each label: of a class, or of a combination of them."""
+        return combinations.texts(self._directory, self.manifest)
+
+    @property
+    def label_feature(self) -> str:
+        """Name of the feature that is a record's label."""
+        return schema.LABEL if self.combinations is None else schema.COMBINATION
 
     def read(self, position: int) -> bytes:
         """Returns the data of one record.
@@ -155,7 +172,8 @@ class RecordReader:
                 raise
             return np.empty(0, object)
         batch = np.empty(len(positions), object)
-        batch[:] = [contents.get(position, BLANK_RECORD) for position in positions.tolist()]
+        blank = BLANK_RECORD if self.combinations is None else _BLANK_OF_SEVERAL
+        batch[:] = [contents.get(position, blank) for position in positions.tolist()]
         return batch
 
     def _runs(self, positions: np.ndarray[Any, Any]) -> Iterator[list[_Place]]:
@@ -259,7 +277,16 @@ def _checked(place: _Place, content: bytes) -> bytes:
     return data
 
 
-def _frames(directory: Path, account: Manifest, name: str) -> tuple[Traits, np.ndarray[Any, Any]]:
+def _combinations(directory: Path, account: Manifest) -> np.ndarray[Any, Any] | None:
+    if account.combinations is None:
+        return None
+    values = b"".join(combinations.read(directory, account))
+    return np.frombuffer(values, np.int8).reshape(account.combinations.count, len(account.class_names))
+
+
+def _frames(
+    directory: Path, account: Manifest, name: str, combined: np.ndarray[Any, Any] | None
+) -> tuple[Traits, np.ndarray[Any, Any]]:
     """Returns what all images of a split have in common, and the frames of its records."""
     split = account.split(name)
     if split.frames is None:
@@ -272,7 +299,7 @@ def _frames(directory: Path, account: Manifest, name: str) -> tuple[Traits, np.n
     path = directory / manifest.frames_file(account.name, name)
     with open_regular(path) as opened:
         frames = np.frombuffer(opened.read(), _FRAME) if size_of(opened) == split.num_records * _FRAME.itemsize else None
-    if frames is None or not _are_possible(frames, split):
+    if frames is None or not _are_possible(frames, split, combined):
         raise DataError("not the frames of as many records as the manifest lists", path=path)
     return split.frames.traits, frames
 
@@ -283,7 +310,7 @@ def _included(traits: Traits, rows: Iterator[tuple[catalog.CatalogRow, int, int]
         yield offset, length, row.crc32c, row.label
 
 
-def _are_possible(frames: np.ndarray[Any, Any], split: Split) -> bool:
+def _are_possible(frames: np.ndarray[Any, Any], split: Split, combined: np.ndarray[Any, Any] | None) -> bool:
     """True where the frames fill each shard, and each class has as many as the manifest lists."""
     first = 0
     for shard in split.shards:
@@ -293,12 +320,18 @@ def _are_possible(frames: np.ndarray[Any, Any], split: Split) -> bool:
             return False
         first += shard.num_records
     labels, counts = frames["label"], list(split.class_counts.values())
+    num_labels = len(counts if combined is None else combined)
     if (frames["length"] < tfrecord.FRAME_BYTES).any():
         return False
     if not split.labelled:
         return bool((labels == schema.UNLABELLED).all())
-    are_labels = bool(((labels >= 0) & (labels < len(counts))).all())
-    return are_labels and np.bincount(labels, minlength=len(counts)).tolist() == counts
+    if not ((labels >= 0) & (labels < num_labels)).all():
+        return False
+    found = np.bincount(labels, minlength=num_labels)
+    if combined is None:
+        return bool(found.tolist() == counts)
+    present, unknown = ((found @ (combined == state)).tolist() for state in (1, -1))
+    return bool(present == counts and unknown == list((split.unknown_counts or {}).values()))
 
 
 class _OpenFile:

@@ -139,7 +139,7 @@ class ImageStream:
         positions = tf.constant([image.position for image in self._images], tf.int64)
 
         def parse(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            features = decoding.parse_batch(batch["serialized"])
+            features = decoding.parse_batch(batch["serialized"], reader.label_feature)
             return {"index": batch["index"], "encoded": features[schema.ENCODED], "orientation": features[schema.ORIENTATION]}
 
         batches = indices.batch(reader.read_size)
@@ -156,7 +156,7 @@ class ImageStream:
         image = self._images[index]
         try:
             if self._reader is not None:
-                features = decoding.parse_example(self._reader.read(image.position))
+                features = decoding.parse_example(self._reader.read(image.position), self._reader.manifest.task)
                 found: Encoded | RejectedImage = Encoded(features[schema.ENCODED], features[schema.ORIENTATION])
             else:
                 found = read_image(image, self._max_pixels)

@@ -29,8 +29,10 @@ from tfpipe.images import decoding, headers
 from tfpipe.images.decoding import Resize
 from tfpipe.listing import image_files
 from tfpipe.models import predictions
-from tfpipe.models.classifiers import Predictor, samples_of
-from tfpipe.prediction.tables import TOP_K, best_of
+from tfpipe.models import tta as views
+from tfpipe.models.classifiers import Predictor, samples_of, task_of, thresholds_of
+from tfpipe.prediction.tables import TOP_K, Labels, best_of
+from tfpipe.records.manifest import SINGLE
 from tfpipe.records.samples import Samples
 
 Array = np.ndarray[Any, Any]
@@ -52,6 +54,8 @@ class Prediction(NamedTuple):
         top: the likeliest classes with their probabilities, the likeliest first.
         probabilities: float32 [C], in the order of the model's class names.
         reason: why there is no prediction.
+        labels: of a model of several labels an image, the names at their thresholds or above, in the
+            model's order; else None.
     """
 
     class_name: str | None
@@ -59,10 +63,12 @@ class Prediction(NamedTuple):
     top: Sequence[tuple[str, float]]
     probabilities: Array
     reason: str = ""
+    labels: Sequence[str] | None = None
 
     def __repr__(self) -> str:
         rest = f"reason={self.reason!r}" if self.reason else f"top={reprlib.repr(list(self.top))}"
-        return f"Prediction({self.class_name!r}, {self.score!r}, {rest})"
+        labels = "" if self.labels is None else f"labels={list(self.labels)!r}, "
+        return f"Prediction({self.class_name!r}, {self.score!r}, {labels}{rest})"
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,12 @@ class Model:
     Attributes:
         predictor: takes images of the right size; for `tfpipe.evaluate` and `tfpipe.predict`.
         max_pixels: height times width above which a file is not decoded.
+        source: path that it was loaded from.
     """
 
     predictor: Predictor
     max_pixels: int = headers.DEFAULT_MAX_PIXELS
+    source: str | os.PathLike[str] | None = None
 
     def __repr__(self) -> str:
         facts = f"class_names={reprlib.repr(list(self.class_names))}, image_size={self.image_size}, resize={self.resize!r}"
@@ -102,7 +110,14 @@ class Model:
         """How 16-bit and transparent PNG are converted."""
         return samples_of(self.predictor)
 
-    def predict(self, inputs: Input | Iterable[Input], *, top_k: int = TOP_K, batch_size: int = 64) -> list[Prediction]:
+    def predict(
+        self,
+        inputs: Input | Iterable[Input],
+        *,
+        top_k: int = TOP_K,
+        batch_size: int = 64,
+        tta: str | int | views.Tta | None = None,
+    ) -> list[Prediction]:
         """Returns a prediction per input, in their order, with the `reason` of a bad file.
 
         Args:
@@ -111,33 +126,44 @@ class Model:
                 array, uint8 [B, H, W, 3].
             top_k: number of classes to name, at most all.
             batch_size: images per call of the model. Probabilities depend on it by about 1e-6.
+            tta: average several views of each image, see `tfpipe.evaluate`.
 
         Raises:
             ValueError: an invalid argument.
             DataError: the model's outputs are not probabilities, but NaN, say; names the images.
         """
         top_k, batch_size = arguments.check(top_k=top_k, batch_size=batch_size)
-        items = _listed(inputs)
+        predictor, items = self.averaging(tta), _listed(inputs)
         with ThreadPoolExecutor(count_cores()) as pool:
             found: list[Prediction] = []
             for start in range(0, len(items), batch_size):
                 part = items[start : start + batch_size]
                 names = [item if isinstance(item, str) else f"input {index}" for index, item in enumerate(part, start)]
-                found += self._predict_batch(list(pool.map(self._pixels, part)), names, top_k)
+                found += self._predict_batch(predictor, list(pool.map(self._pixels, part)), names, top_k)
         return found
 
-    def _predict_batch(self, images: Sequence[Array | RejectedImage], names: Sequence[str], top_k: int) -> list[Prediction]:
+    def averaging(self, tta: str | int | views.Tta | None) -> Predictor:
+        """Returns the predictor, or one that averages views, see `tfpipe.evaluate`."""
+        return views.averaged(self.predictor, views.find(tta, self.source, self.predictor))
+
+    def _predict_batch(
+        self, predictor: Predictor, images: Sequence[Array | RejectedImage], names: Sequence[str], top_k: int
+    ) -> list[Prediction]:
         good = {index: image for index, image in enumerate(images) if not isinstance(image, RejectedImage)}
-        values = self.predictor.predict(np.stack([*good.values()])) if good else np.empty((0, 1))
+        values = predictor.predict(np.stack([*good.values()])) if good else np.empty((0, 1))
         predictions.check(values, [names[index] for index in good], self.predictor)
         predicted = iter(values)
         return [self._prediction(image if isinstance(image, RejectedImage) else next(predicted), top_k) for image in images]
 
     def _prediction(self, outcome: Array | RejectedImage, top_k: int) -> Prediction:
+        labels = None
+        if task_of(self.predictor) != SINGLE:
+            labels = Labels(self.class_names, thresholds_of(self.predictor))
         if isinstance(outcome, RejectedImage):
-            return Prediction(None, 0.0, [], np.zeros(len(self.class_names), np.float32), outcome.summary)
+            zeros = np.zeros(len(self.class_names), np.float32)
+            return Prediction(None, 0.0, [], zeros, outcome.summary, None if labels is None else ())
         top = [(self.class_names[best], float(outcome[best])) for best in best_of(outcome, top_k)]
-        return Prediction(*top[0], top, outcome)
+        return Prediction(*top[0], top, outcome, labels=None if labels is None else labels.names(outcome))
 
     def _pixels(self, item: _Item) -> Array | RejectedImage:
         """Returns the model's input, uint8 [H, W, 3], or why there is none."""
@@ -188,7 +214,7 @@ def load(model: str | os.PathLike[str], *, max_pixels: int = headers.DEFAULT_MAX
         ImportError: its format needs an extra that is not installed.
     """
     max_pixels, trust = arguments.check(max_pixels=max_pixels, trust=trust)
-    return Model(opening.load(model, trust=trust), max_pixels)
+    return Model(opening.load(model, trust=trust), max_pixels, model)
 
 
 def _listed(inputs: Any) -> list[_Item]:

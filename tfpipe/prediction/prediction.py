@@ -14,6 +14,7 @@ resumes at its next batch.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import reprlib
@@ -35,7 +36,8 @@ from tfpipe.formats import opening
 from tfpipe.images import headers
 from tfpipe.listing import selection
 from tfpipe.listing.selection import Listing
-from tfpipe.models.classifiers import Predictor
+from tfpipe.models import tta as views
+from tfpipe.models.classifiers import Predictor, task_of, thresholds_of
 from tfpipe.prediction import resumption, tables
 from tfpipe.prediction.batches import ImageStream, read_image
 from tfpipe.prediction.models import Model
@@ -51,7 +53,7 @@ class Summary:
 
     Attributes:
         num_rows: of the output, one per image.
-        counts: number of images by predicted class, in the model's order.
+        counts: number of images by predicted class, in the model's order; an image may have several.
         mean_scores: mean probability of each class that was predicted.
         rejected: reason by image, for rows without a value.
         rejected_path: the list of these images, None without any.
@@ -90,6 +92,7 @@ def predict(
     csv_safe: bool = True,
     on_error: Literal["fail", "report"] | None = None,
     batch_size: int = 64,
+    tta: str | int | views.Tta | None = None,
     max_pixels: int = headers.DEFAULT_MAX_PIXELS,
     progress: bool = True,
     trust: bool = False,
@@ -115,7 +118,10 @@ def predict(
             ..., then every probability. "label": id and predicted class. "index": id and its index,
             0-based. "probability": id and that of `positive_class`, or of every class if there are
             more than two and none is named. "table": key, filename, label (empty), predicted and
-            every probability, as in evaluation. Probabilities have 9 significant digits.
+            every probability, as in evaluation. Probabilities have 9 significant digits. Of a model
+            of several labels an image, those at their thresholds or above are predicted: "full" has
+            a column more, labels, after reason; "label" is as "cat|dog"; there is no "index"; JSON
+            lines have a list, labels.
         format: "csv", or "jsonl" for an object per image: id, filename, class, score, top,
             probabilities, reason. By default the extension of the output, else "csv".
         top_k: number of classes named in "full" and "jsonl"; 5 by default, at most all.
@@ -129,6 +135,7 @@ def predict(
             without a value, and are listed in OUTPUT.rejected.jsonl, without OUTPUT's ".csv" or
             ".jsonl". By default "report" if rows hold the reason, else "fail".
         batch_size: images per call of the model. Probabilities depend on it by about 1e-6.
+        tta: average several views of each image, see `tfpipe.evaluate`.
         max_pixels: height times width above which an image is bad.
         progress: show a bar.
         trust: trust the author of the model, see `tfpipe.load`.
@@ -159,14 +166,16 @@ def predict(
     listing = selection.list_images(inputs, split, tell_apart=columns not in tables.COMPETITION)
     _check_replaced(path, inputs, listing)
     _log_passed_over(listing.passed_over)
-    predictor = _loaded(model, trust)
+    predictor = _loaded(model, trust, tta)
     names = (positive_class, id_column, value_column, csv_safe)
-    form = tables.choose_form(file_format, columns, predictor.class_names, top_k, *names)
+    of_model = task_of(predictor), thresholds_of(predictor)
+    form = tables.choose_form(file_format, columns, predictor.class_names, top_k, *names, *of_model)
     if csv_safe and columns in tables.COMPETITION:
         _warn_about_escapes([*(image.id for image in listing.images), *predictor.class_names])
     on_error = on_error or ("report" if form.has_reasons else "fail")
-    # "scores" tells these parts from those of versions that kept none.
-    options = ["scores", file_format, columns, top_k, *names, on_error, batch_size, max_pixels, tfpipe.__version__]
+    # "names" tells these parts from those of versions that kept one class an image.
+    options = ["names", file_format, columns, top_k, *names, on_error, batch_size, max_pixels, tfpipe.__version__]
+    options += [str(way)] if (way := views.tta_of(predictor)) else []
     purpose = {"model": _identity(model, predictor), "inputs": selection.hash_listing(listing), "options": repr(options)}
     with resumption.unfinished(path, purpose) as work:  # opened first: a folder that cannot be written to fails here
         if on_error == "fail" and not work.following:
@@ -187,7 +196,7 @@ def _part(outcomes: Mapping[int, tables.Outcome], listing: Listing, form: tables
     best, rejected = [], []
     for index, outcome in outcomes.items():
         if not isinstance(outcome, RejectedImage):
-            best.append([int(outcome.argmax()), float(outcome.max())])
+            best.append([[index, float(outcome[index])] for index in form.named(outcome)])
         elif fail:
             raise outcome
         else:
@@ -200,16 +209,18 @@ def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, c
     """Puts the output and the list of bad images in place."""
     best, sums = Counter[int](), Counter[int]()
     rejected: dict[selection.Image, RejectedImage] = {}
+    num_good = 0
     clear_up(tables.rejected_path(path))  # which may not be written this time
     with written_atomically(path) as file:
         file.write(form.header)
         for part in work.parts():
             file.write(part["rows"].encode())
-            for label, score in part["best"]:
+            num_good += len(part["best"])
+            for label, score in itertools.chain.from_iterable(part["best"]):
                 best[label] += 1
                 sums[label] += score
             rejected |= {listing.images[index]: RejectedImage(code, message) for index, code, message in part["rejected"]}
-        num_rows = best.total() + len(rejected)
+        num_rows = num_good + len(rejected)
         if num_rows != len(listing.images):
             raise DataError(f"{plural(num_rows, 'row')}, expected {len(listing.images):,}: predict again", path=path)
         rejected_path = tables.write_rejected(path, rejected.items())
@@ -219,16 +230,19 @@ def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, c
     return Summary(len(listing.images), counts, means, messages, rejected_path, listing.passed_over)
 
 
-def _loaded(model: Any, trust: bool) -> Predictor:
-    if isinstance(model, Model):
-        return model.predictor
-    predictor: Predictor = model if hasattr(model, "class_names") else opening.load(model, trust=trust)
+def _loaded(model: Any, trust: bool, tta: str | int | views.Tta | None) -> Predictor:
+    if not isinstance(model, Model):
+        is_path = not hasattr(model, "class_names")
+        model = Model(opening.load(model, trust=trust) if is_path else model, source=model if is_path else None)
+    predictor: Predictor = model.averaging(tta)
     return predictor
 
 
 def _identity(model: Any, predictor: Predictor) -> str:
     """Returns a hash that changes if probabilities may change, even in their last digit."""
     facts: list[object] = [type(predictor).__qualname__, getattr(predictor, "form", ""), predictor.sha256]
+    if (thresholds := thresholds_of(predictor)) is not None:
+        facts.append(thresholds.tolist())
     if isinstance(model, str | os.PathLike):  # all files of an export have the hash of one model
         path = Path(model).resolve()
         graphs = sorted(path.rglob("*.pb")) if path.is_dir() else [path]

@@ -10,6 +10,7 @@ a float32. `check_prediction` finds wrong arguments without loading TensorFlow, 
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -29,7 +30,8 @@ from tfpipe.formats.specifications import FILE_NAME
 from tfpipe.listing import selection
 from tfpipe.listing.selection import Image
 from tfpipe.models import predictions
-from tfpipe.records import manifest
+from tfpipe.records import combinations, manifest
+from tfpipe.records.manifest import MULTILABEL, SINGLE
 
 Columns = Literal["full", "label", "index", "probability", "table"]
 COLUMNS: tuple[str, ...] = get_args(Columns)
@@ -56,6 +58,13 @@ class Form:
     header: bytes
     row: Callable[[Image, Outcome], bytes]
     has_reasons: bool = False
+    labels: Labels | None = None
+
+    def named(self, probabilities: Array) -> list[int]:
+        """Returns the indices of the classes that are predicted."""
+        if self.labels is None:
+            return [int(probabilities.argmax())]
+        return np.flatnonzero(predictions.present(probabilities, self.labels.thresholds)).tolist()
 
 
 def choose_form(
@@ -67,8 +76,10 @@ def choose_form(
     id_column: str = "id",
     value_column: str = "label",
     csv_safe: bool = True,
+    task: str = SINGLE,
+    thresholds: Array | None = None,
 ) -> Form:
-    """Returns the layout for the arguments of `tfpipe.predict`.
+    """Returns the layout for the arguments of `tfpipe.predict`; of a model of several labels, with its thresholds.
 
     Raises:
         ValueError: unknown values, or arguments that exclude each other.
@@ -81,21 +92,41 @@ def choose_form(
         raise ValueError(f"value_column={value_column!r} is for columns={'|'.join(COMPETITION)} (got columns={columns})")
     if top_k is not None and columns != "full":
         raise ValueError(f"top_k must be given with columns=full only (got {top_k!r} with columns={columns})")
-    top_k = min(top_k or TOP_K, len(class_names))
+    if task != SINGLE and columns == "index":
+        raise ValueError("columns=index is of one class an image; of several labels, take label or probability")
+    labels = None if task == SINGLE else Labels(class_names, thresholds)
+    names = (id_column, value_column, positive_class)
+    form = _layout(file_format, columns, class_names, min(top_k or TOP_K, len(class_names)), *names, csv_safe, labels)
+    return dataclasses.replace(form, labels=labels)
+
+
+def _layout(
+    file_format: str,
+    columns: str,
+    class_names: Sequence[str],
+    top_k: int,
+    id_column: str,
+    value_column: str,
+    positive_class: str | None,
+    csv_safe: bool,
+    labels: Labels | None,
+) -> Form:
     cell = escape_formula if csv_safe else str
     if file_format == "jsonl":
         if id_column != "id":
             raise ValueError(f"id_column={id_column!r} is for CSV: JSON lines have id")
-        return _json_lines(class_names, top_k)
+        return _json_lines(class_names, top_k, labels)
     if columns == "table":
-        return _evaluation_table(class_names)
+        return _evaluation_table(class_names, labels)
     if columns == "full":
-        return _full_table(class_names, top_k, id_column, cell)
-    if columns == "probability" and positive_class is None and len(class_names) != 2:
+        return _full_table(class_names, top_k, id_column, cell, labels)
+    if columns == "probability" and positive_class is None and (len(class_names) != 2 or labels):
         return _competition_table([id_column, *class_names], _texts, cell)
     if columns == "probability":
         column = list(class_names).index(positive_class or class_names[-1])
         return _competition_table([id_column, value_column], lambda values: _texts(values[[column]]), cell)
+    if labels is not None:
+        return _competition_table([id_column, value_column], lambda values: [cell(labels.text(values))], cell)
     texts = [str(index) if columns == "index" else cell(name) for index, name in enumerate(class_names)]
     return _competition_table([id_column, value_column], lambda values: [texts[values.argmax()]], cell)
 
@@ -108,9 +139,29 @@ def check_options(file_format: str, columns: str) -> None:
         raise ValueError(f"columns={columns} is for CSV: JSON lines have one form (format=csv, or another output than .jsonl)")
 
 
-def _full_table(class_names: Sequence[str], top_k: int, id_column: str, cell: Callable[[str], str]) -> Form:
+@dataclass(frozen=True)
+class Labels:
+    """Which labels of an image are named, where it may have several."""
+
+    class_names: Sequence[str]
+    thresholds: Array | None
+
+    def names(self, probabilities: Array) -> list[str]:
+        """Returns the names of the classes at their thresholds or above, in the model's order."""
+        found = predictions.present(probabilities, self.thresholds)
+        return [name for name, is_there in zip(self.class_names, found.tolist(), strict=True) if is_there]
+
+    def text(self, probabilities: Array) -> str:
+        """Returns the names as one text, "cat|dog"."""
+        return combinations.text_of(self.names(probabilities))
+
+
+def _full_table(
+    class_names: Sequence[str], top_k: int, id_column: str, cell: Callable[[str], str], labels: Labels | None
+) -> Form:
     top_columns = [f"{name}_{place}" for place in range(1, top_k + 1) for name in ("class", "score")]
-    columns = [id_column, "filename", "reason", *top_columns, *(predictions.PREFIX + name for name in class_names)]
+    named = [] if labels is None else ["labels"]
+    columns = [id_column, "filename", "reason", *named, *top_columns, *(predictions.PREFIX + name for name in class_names)]
 
     def row(image: Image, outcome: Outcome) -> bytes:
         names = [cell(image.id), cell(image.filename)]
@@ -118,6 +169,7 @@ def _full_table(class_names: Sequence[str], top_k: int, id_column: str, cell: Ca
             return _line([*names, outcome.summary] + [""] * (len(columns) - 3))
         values = _texts(outcome)
         top = [text for index in best_of(outcome, top_k) for text in (cell(class_names[index]), values[index])]
+        top = top if labels is None else [cell(labels.text(outcome)), *top]
         # Numbers need no quotes: joined, a thousand take less time than through the csv module.
         return _line([*names, "", *top]).removesuffix(b"\n") + f",{','.join(values)}\n".encode()
 
@@ -132,19 +184,23 @@ def _competition_table(columns: list[str], values: Callable[[Array], list[str]],
     return Form(_header(columns, cell), row)
 
 
-def _evaluation_table(class_names: Sequence[str]) -> Form:
+def _evaluation_table(class_names: Sequence[str], labels: Labels | None) -> Form:
     """Returns the columns of evaluation's predictions.csv."""
 
     def row(image: Image, outcome: Outcome) -> bytes:
         if isinstance(outcome, RejectedImage):
             return _line([*map(escape_formula, (image.key, image.filename)), "", ""] + [""] * len(class_names))
         names, unlabelled = ([image.key], [image.filename]), np.array([-1])
+        if labels is not None:
+            unknown = np.full((1, len(class_names)), -1, np.int8)
+            table = predictions.of_several_labels(*names, unknown, outcome[np.newaxis], class_names, labels.thresholds)
+            return predictions.rows(table)
         return predictions.rows(predictions.Predictions(*names, unlabelled, outcome[np.newaxis], class_names))
 
-    return Form(predictions.header(class_names), row)
+    return Form(predictions.header(class_names, SINGLE if labels is None else MULTILABEL), row)
 
 
-def _json_lines(class_names: Sequence[str], top_k: int) -> Form:
+def _json_lines(class_names: Sequence[str], top_k: int, labels: Labels | None) -> Form:
     def row(image: Image, outcome: Outcome) -> bytes:
         content: dict[str, Any] = {"id": image.id, "filename": image.filename, "class": None, "score": None}
         content |= {"top": [], "probabilities": None, "reason": None}
@@ -154,6 +210,8 @@ def _json_lines(class_names: Sequence[str], top_k: int) -> Form:
             values = dict(zip(class_names, map(float, _texts(outcome)), strict=True))
             top = [{"class": class_names[index], "score": values[class_names[index]]} for index in best_of(outcome, top_k)]
             content |= {**top[0], "top": top, "probabilities": values}
+            if labels is not None:
+                content["labels"] = labels.names(outcome)
         return _json_line(content)
 
     return Form(b"", row, has_reasons=True)

@@ -15,18 +15,20 @@ import io
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular
 from tfpipe.common.text import exactly
+from tfpipe.records import combinations
 from tfpipe.records.manifest import (
     CATALOG_NAME,
     CONTROL,
+    JOINED,
     MAX_TEXT,
     Frames,
     Manifest,
@@ -63,7 +65,13 @@ class CatalogRow(NamedTuple):
     # damaged one.
     crc32c: Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
     sha256: str
+    group: str = ""  # in a column of its own where a data set has groups
 
+
+OPTIONAL = ("group",)
+"""Columns at the end of the catalog, in this order, each only in data sets that have it."""
+COLUMNS = CatalogRow._fields[: -len(OPTIONAL)]
+"""Columns of every catalog."""
 
 # Offset and length in the shard, CRC as above, label. No record reaches 4 GiB, protobuf ends at 2.
 FRAME = struct.Struct("<qIIi")
@@ -72,35 +80,51 @@ _INDEX_LINE = re.compile(rb"([0-9]{1,19}) ([0-9]{1,10})\n")
 _INDEX_LINE_BYTES = 40
 
 
-def parse_row(fields: list[str]) -> CatalogRow:
+def check_columns(first: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the columns that a catalog's first line names; raises ValueError if it is not one."""
+    optional = tuple(name for name in OPTIONAL if name in (first or ()))
+    if list(first or ()) != [*COLUMNS, *optional]:
+        raise ValueError(f"the first line must be {','.join(COLUMNS)}, and perhaps {','.join(OPTIONAL)}")
+    return (*COLUMNS, *optional)
+
+
+def parse_row(fields: list[str], columns: Sequence[str] = COLUMNS) -> CatalogRow:
     """Returns the row of a line; raises ValueError for a number or name that is not tfpipe's."""
+    if len(fields) != len(columns):
+        raise ValueError(f"{exactly(len(fields), 'field')}, not {len(columns)}")
+    optional: dict[str, Any] = dict(zip(columns[len(COLUMNS) :], fields[len(COLUMNS) :], strict=True))
     try:
-        row = msgspec.convert(fields, CatalogRow, strict=False)
+        row = msgspec.convert(fields[: len(COLUMNS)], CatalogRow, strict=False)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
-    names = row.key + row.filename + row.class_name
-    if len(names) > 3 * MAX_TEXT or (not names.isprintable() and CONTROL.search(names)):  # the second is the fast one
+    row = row._replace(**optional) if optional else row
+    names = row.key + row.filename + row.class_name + "".join(optional.values())
+    if len(names) > (3 + len(optional)) * MAX_TEXT or (
+        not names.isprintable() and CONTROL.search(names)
+    ):  # the second is the fast one
         raise ValueError("a name is too long, or holds a control character")
     return row
 
 
 def read_catalog(directory: str | os.PathLike[str], *, split: str | None = None) -> Iterator[CatalogRow]:
-    """Yields the rows of a data set, or of one of its splits, in reading order.
+    """Yields the rows of a data set, or of a split, one or several joined, in reading order.
 
     Raises:
         FileNotFoundError: there is no catalog.
         DataError: a line is not a row of one.
     """
-    path = Path(directory) / CATALOG_NAME
+    path, splits = Path(directory) / CATALOG_NAME, None if split is None else split.split(JOINED)
     split_field = CatalogRow._fields.index("split")
     with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
         lines = csv.reader(iter(functools.partial(file.readline, MAX_LINE), ""), strict=True)
         try:
-            if next(lines, None) != list(CatalogRow._fields):
-                raise DataError(f"the first line must be {','.join(CatalogRow._fields)}", path=path)
+            try:
+                columns = check_columns(next(lines, None))
+            except ValueError as error:
+                raise DataError(str(error), path=path) from None
             for line in lines:
-                if split is None or line[split_field] == split:
-                    yield parse_row(line)
+                if splits is None or line[split_field] in splits:
+                    yield parse_row(line, columns)
         except (ValueError, IndexError, csv.Error):  # without their message, which may quote another file
             raise DataError(f"line {lines.line_num} is not a row of a catalog", path=path) from None
 
@@ -127,7 +151,8 @@ def read_checked(directory: str | os.PathLike[str], *, split: str) -> Iterator[C
 def read_split(directory: str | os.PathLike[str], manifest: Manifest, split: str) -> Iterator[tuple[CatalogRow, int, int]]:
     """Yields (row, offset, length) of a split's records in reading order, or raises DataError."""
     rows, catalog = read_catalog(directory, split=split), Path(directory) / CATALOG_NAME
-    class_names = dict(enumerate(manifest.class_names)) if manifest.split(split).labelled else {UNLABELLED: ""}
+    texts = combinations.texts(directory, manifest)
+    class_names = dict(enumerate(texts)) if manifest.split(split).labelled else {UNLABELLED: ""}
     for shard_index, shard in enumerate(manifest.split(split).shards):
         count = end = 0
         path = Path(directory) / index_file(shard.file)
@@ -165,8 +190,18 @@ def check_frames(directory: str | os.PathLike[str], manifest: Manifest, split: s
 def include(traits: Traits, row: CatalogRow) -> None:
     """Takes an image into account."""
     traits.png |= row.format == "PNG"
+    if row.format not in ("JPEG", "PNG"):
+        traits.others = True
     traits.turned |= row.orientation != 1
     traits.longer = max(traits.longer, row.height, row.width)
+
+
+def merged(traits: Iterable[Traits]) -> Traits:
+    """Returns the traits of several splits together."""
+    each = list(traits)
+    found = Traits(any(one.png for one in each), any(one.turned for one in each), max(one.longer for one in each))
+    found.others = any(one.others for one in each) or None
+    return found
 
 
 def read_index(path: Path) -> Iterator[tuple[int, int]]:

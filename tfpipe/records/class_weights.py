@@ -22,6 +22,9 @@ def class_weights(data: str | os.PathLike[str], split: str, class_names: Sequenc
     `dataset(balanced=True)`, and cannot be combined with it, nor, in Keras, with sample weights
     (`equal_steps`).
 
+    Of several labels an image: the number of records without a class, divided by that of those with
+    it, for `pos_weight` of `tf.nn.weighted_cross_entropy_with_logits`.
+
     Args:
         data: the data set's folder.
         split: the one to train on.
@@ -43,10 +46,16 @@ def class_weights(data: str | os.PathLike[str], split: str, class_names: Sequenc
         raise ValueError(f"{os.fspath(data)}: split {split!r} has no labels, so no class weights")
     names = manifest.class_names if class_names is None else arguments.class_places(class_names, manifest.class_names)
     counts = [known.class_counts[name] for name in names]
-    empty = [name for name, count in zip(names, counts, strict=True) if not count]
+    if known.unknown_counts is not None:
+        others = [known.num_records - count - known.unknown_counts[name] for name, count in zip(names, counts, strict=True)]
+    else:
+        others = counts
+    empty = [name for name, count in zip(names, map(min, counts, others), strict=True) if not count]
     if empty:
         raise ValueError(
             f"{os.fspath(data)}: split {split!r} has no records of: {', '.join(empty)}; a class without records has no"
             " weight (leave it out of class_names)"
         )
+    if known.unknown_counts is not None:
+        return {label: other / count for label, (other, count) in enumerate(zip(others, counts, strict=True))}
     return {label: sum(counts) / (len(counts) * count) for label, count in enumerate(counts)}

@@ -12,6 +12,7 @@ numbers: tensorflow/core/example/feature.proto.
 from __future__ import annotations
 
 import functools
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,8 +28,8 @@ def encode(features: Mapping[str, Value | Sequence[Value]]) -> bytes:
     """Returns one serialised `tf.train.Example`, keys in TensorFlow's deterministic order.
 
     Args:
-        features: name to a bytes, int (int64) or float (float32) value, or a non-empty sequence of
-            one of these.
+        features: name to a bytes, int (int64) or float (float32) value, or a sequence of one of
+            these; an empty one as `array("q")`, of int.
 
     Raises:
         TypeError: a value is none of these.
@@ -39,13 +40,16 @@ def encode(features: Mapping[str, Value | Sequence[Value]]) -> bytes:
     for name in _in_map_order(tuple(features)):
         value = features[name]
         values: Sequence[Value] = [value] if isinstance(value, bytes | int | float) else value
-        if not values:
+        if not values and not isinstance(value, array):
             raise ValueError(f"feature {name!r} is empty: the type of its values cannot be known")
         kind = next((kind for kind, of in _KINDS.items() if all(isinstance(item, of) for item in values)), None)
+        kind = "ints" if isinstance(value, array) else kind
         if kind is None:
             raise TypeError(f"feature {name!r} must hold bytes, int or float of one kind (got {[type(v) for v in values[:3]]})")
         try:
-            getattr(message.features.feature.add(key=name).value, kind).value.extend(values)
+            found = getattr(message.features.feature.add(key=name).value, kind)
+            found.SetInParent()  # an empty list is one, too
+            found.value.extend(values)
         except ValueError as error:
             raise ValueError(f"feature {name!r}: not an int64: {error}") from None
     encoded: bytes = message.SerializeToString()

@@ -20,7 +20,7 @@ import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -32,7 +32,12 @@ from tfpipe.records import schema
 from tfpipe.records.samples import Samples
 
 FORMAT_VERSION = 2
+_WITH_NEWS = 3  # version of data sets that readers of version 2 would misread: several labels an image, WebP, BMP
 _WITHOUT_FRAMES = 1  # the version before, whose readers had to read the catalog
+_VERSIONS = (_WITHOUT_FRAMES, FORMAT_VERSION, _WITH_NEWS)
+
+# What a classifier predicts, the option `task`: one class an image, or any number of them.
+SINGLE, MULTILABEL = TASKS = ("single", "multilabel")
 FILE_NAME = "manifest.json"
 CATALOG_NAME = "catalog.csv"
 REJECTED_NAME = "rejected.jsonl"
@@ -46,6 +51,7 @@ COMPANION_NAMES = (CATALOG_NAME, REJECTED_NAME, INFO_NAME, FEATURES_NAME, LABELS
 BUILD_FOLDER = ".build"  # the state of an unfinished build
 
 _MAX_WALKED = 100  # folders that are looked into for images
+JOINED = "+"  # between the names of splits that are read as one; never in a name
 _USUAL_SPLITS = ("train", "val", "test")
 _MAX_NAME = 64  # characters; a shard's name must fit into the 255 bytes of a file system's
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -90,6 +96,11 @@ def frames_file(name: str, split: str) -> str:
     return f"{INDEX_FOLDER}/{name}-{split}.frames"
 
 
+def combinations_file(name: str) -> str:
+    """Returns the path of the combinations of labels relative to the data set."""
+    return f"{INDEX_FOLDER}/{name}.combinations"
+
+
 @dataclass(slots=True)
 class Traits:
     """Properties shared by all images of a split: stages that none of them needs are left out.
@@ -98,11 +109,13 @@ class Traits:
         png: some are PNG files.
         turned: some are stored in another orientation than 1.
         longer: the longest of their longer sides, in pixels.
+        others: some are WebP or BMP files; None where none is.
     """
 
     png: bool = False
     turned: bool = False
     longer: _Count = 1
+    others: Literal[True] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +124,14 @@ class Frames:
 
     sha256: _Sha256
     traits: Traits
+
+
+@dataclass(frozen=True, slots=True)
+class Combinations:
+    """The file of combinations of labels: how many there are, and its hash."""
+
+    count: _Count
+    sha256: _Sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +155,8 @@ class Split:
         class_counts: records per class name, every class of the data set named.
         shards: in reading order.
         frames: None in data sets of format version 1.
+        unknown_counts: of several labels an image, records per class name that may have it; else
+            None.
     """
 
     labelled: bool
@@ -141,6 +164,7 @@ class Split:
     class_counts: Mapping[str, _Count]
     shards: tuple[Shard, ...]
     frames: Frames | None = None
+    unknown_counts: Mapping[str, _Count] | None = None
 
     @property
     def num_records(self) -> int:
@@ -151,6 +175,70 @@ class Split:
     def num_bytes(self) -> int:
         """Bytes of all shards."""
         return sum(shard.num_bytes for shard in self.shards)
+
+
+def _join(splits: Sequence[Split]) -> Split:
+    counts = {name: sum(split.class_counts[name] for split in splits) for name in splits[0].class_counts}
+    unknown = None
+    if splits[0].unknown_counts is not None:
+        unknown = {name: sum((split.unknown_counts or {})[name] for split in splits) for name in counts}
+    shards = tuple(shard for split in splits for shard in split.shards)
+    return Split(splits[0].labelled, sum(split.image_bytes for split in splits), counts, shards, unknown_counts=unknown)
+
+
+@dataclass(frozen=True, slots=True)
+class Farthest:
+    """The class of a split that is farthest from its fraction, relative to the size of the class.
+
+    Attributes:
+        class_name: "" in an unlabelled split.
+        wanted: records that the fraction of the split makes.
+        num_records: records of the class in the split.
+    """
+
+    class_name: str
+    wanted: Annotated[float, msgspec.Meta(ge=0)]
+    num_records: _Count
+
+
+@dataclass(frozen=True, slots=True)
+class GroupsOfSplit:
+    """The groups of one split; `farthest` is None where splits were given."""
+
+    num_groups: _Count
+    farthest: Farthest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Groups of images that belong into one split: of a patient, a place, a burst.
+
+    Attributes:
+        num_groups: their number.
+        num_joined: those that equal bytes join with others; they went into one split.
+        splits: by name.
+        torn: names of groups in several given splits, kept on request.
+    """
+
+    num_groups: _Count
+    num_joined: _Count
+    splits: Mapping[str, GroupsOfSplit]
+    torn: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What decisions of people have changed, see `tfpipe.records.decisions`.
+
+    Attributes:
+        counts: of decisions, by kind.
+        relabelled: the classes that an image had before, the first first, by key.
+        dropped: the class that an image had, by key.
+    """
+
+    counts: Mapping[str, _Count]
+    relabelled: Mapping[str, Sequence[str]]
+    dropped: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +259,10 @@ class Manifest:
         conflicts: groups of keys with equal bytes and different labels, kept on request.
         leaks: groups of keys with equal bytes in different splits, kept on request.
         tfpipe_version: that wrote it.
+        groups: of images; None in a data set without groups.
+        combinations: of labels, where an image has several, else None; labels of records are their
+            indices.
+        decisions: what they changed; None where the build was given none.
     """
 
     name: str
@@ -185,6 +277,9 @@ class Manifest:
     conflicts: Sequence[Sequence[str]]
     leaks: Sequence[Sequence[str]]
     tfpipe_version: str
+    groups: Groups | None = None
+    combinations: Combinations | None = None
+    decisions: Decided | None = None
 
     def __repr__(self) -> str:
         records = {name: split.num_records for name, split in self.splits.items()}
@@ -194,6 +289,11 @@ class Manifest:
         counts = [[name, *(split.class_counts.get(name, 0) for split in self.splits.values())] for name in self.class_names]
         totals = ["records", *(split.num_records for split in self.splits.values())]
         return html_table(f"Manifest {self.name!r}", ["class", *self.splits], [*counts, totals])
+
+    @property
+    def task(self) -> str:
+        """What a classifier of these labels predicts: "single" (a class) or "multilabel"."""
+        return SINGLE if self.combinations is None else MULTILABEL
 
     @property
     def root_hash(self) -> str:
@@ -206,12 +306,28 @@ class Manifest:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
-        """Returns one split.
+        """Returns one split, or several as one: "fold0+fold1".
 
         Raises:
-            ValueError: there is none of that name.
+            ValueError: there is none of that name, or see `parts`.
         """
-        return self.splits[arguments.choice("split", name, self.splits)]
+        joined = [self.splits[part] for part in self.parts(name)]
+        return joined[0] if len(joined) == 1 else _join(joined)
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Returns the splits that a name joins, in the order of the catalog; of a split, itself.
+
+        Raises:
+            ValueError: one is unknown, named twice or empty, or some have labels and others not.
+        """
+        if not isinstance(name, str) or JOINED not in name:
+            return (arguments.choice("split", name, self.splits),)
+        named = [arguments.choice("split", part, self.splits) for part in name.split(JOINED)]
+        if len(set(named)) < len(named):
+            raise ValueError(f"split {name!r} names a split twice")
+        if len({self.splits[part].labelled for part in named}) > 1:
+            raise ValueError(f"split {name!r} joins splits with labels and others without")
+        return tuple(part for part in self.splits if part in named)
 
 
 def save(manifest: Manifest, directory: Path) -> None:
@@ -228,7 +344,10 @@ def _encode(manifest: Manifest) -> bytes:
 
 
 def _version(manifest: Manifest) -> int:
-    return FORMAT_VERSION if all(split.frames for split in manifest.splits.values()) else _WITHOUT_FRAMES
+    frames = [split.frames for split in manifest.splits.values()]
+    if manifest.combinations is not None or any(each and each.traits.others for each in frames):
+        return _WITH_NEWS
+    return FORMAT_VERSION if all(frames) else _WITHOUT_FRAMES
 
 
 def _fields(item: Any) -> dict[str, Any]:
@@ -254,8 +373,8 @@ def load(data: str | os.PathLike[str]) -> Manifest:
         raise FileNotFoundError(f"{stores.url(path)}: no manifest here: {_what_else(path.parent)}") from None
     content = parse_json(encoded, path)
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version not in (_WITHOUT_FRAMES, FORMAT_VERSION):
-        message = f"format version {version!r:.80}, this tfpipe reads versions {_WITHOUT_FRAMES} and {FORMAT_VERSION}"
+    if version not in _VERSIONS:
+        message = f"format version {version!r:.80}, this tfpipe reads versions {_WITHOUT_FRAMES} to {_VERSIONS[-1]}"
         raise DataError(message, path=path)
     manifest = check_json(content, Manifest, path)
     for problem in _problems(manifest):
@@ -289,10 +408,17 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     for name, count in manifest.properties.items():
         if count < 0:
             yield f"properties.{name}: {count} is not a count"
+    if manifest.groups is not None:
+        yield from _group_problems(manifest.groups, manifest.splits)
     for name, split in manifest.splits.items():
         if list(split.class_counts) != names:
             yield f"splits.{name}.class_counts: must be a count for each of class_names, in their order"
-        if sum(split.class_counts.values()) != (split.num_records if split.labelled else 0):
+        most = split.num_records if split.labelled else 0
+        if manifest.combinations is not None:
+            yield from _combination_problems(name, split, names, most)
+        elif split.unknown_counts is not None:
+            yield f"splits.{name}.unknown_counts: an image has one label here"
+        elif sum(split.class_counts.values()) != most:
             yield f"splits.{name}.class_counts: they do not add up to the records that have labels"
         for index, shard in enumerate(split.shards):
             where, file = f"splits.{name}.shards[{index}]", shard_file(manifest.name, name, index, len(split.shards))
@@ -301,6 +427,24 @@ def _problems(manifest: Manifest) -> Iterator[str]:
             if shard.num_records > shard.num_bytes:
                 records, size = exactly(shard.num_records, "record"), exactly(shard.num_bytes, "byte")
                 yield f"{where}: {records} in {size} cannot be"
+
+
+def _group_problems(groups: Groups, splits: Mapping[str, Split]) -> Iterator[str]:
+    if sorted(groups.splits) != sorted(splits):
+        yield "groups.splits: must be those of the data set"
+    torn = list(groups.torn)
+    if torn != sorted(set(torn)) or any(map(CONTROL.search, torn)):
+        yield "groups.torn: must be different names, sorted"
+    if not torn and sum(split.num_groups for split in groups.splits.values()) != groups.num_groups:
+        yield "groups.splits: their numbers do not add up to num_groups, and no group is torn"
+
+
+def _combination_problems(name: str, split: Split, names: Sequence[str], most: int) -> Iterator[str]:
+    unknown = split.unknown_counts
+    if split.frames is None or unknown is None or list(unknown) != names:
+        yield f"splits.{name}: must have frames, and unknown_counts for each of class_names, in their order"
+    elif any(split.class_counts.get(one, 0) + unknown[one] > most for one in names):
+        yield f"splits.{name}.class_counts: more than the records that have labels"
 
 
 def _what_else(directory: Path) -> str:
@@ -405,6 +549,8 @@ def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: 
         if splits is None or name in splits:
             expected |= {index_file(shard.file): shard.index_sha256 for shard in split.shards}
             expected |= frames_hash(manifest, name)
+    if manifest.combinations is not None:
+        expected[combinations_file(manifest.name)] = manifest.combinations.sha256
     places = [(Path(directory) / file, sha256) for file, sha256 in expected.items()]
     # Objects whose copies are here, with the right hash, are not read again.
     mapped = stores.in_parallel if stores.is_remote(directory) else map

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import zipfile
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import is_hidden, load_json, open_regular
@@ -88,6 +88,8 @@ def state_files(folder: Path) -> list[Path]:
 
 class _DataSet(TypedDict):
     root_hash: str
+    train_split: NotRequired[str]
+    val_split: NotRequired[str]
 
 
 class _Trained(TypedDict):
@@ -112,6 +114,32 @@ def locate_data(model: str | os.PathLike[str]) -> Path:
     if manifest.load(directory).root_hash != root_hash:
         raise DataError(f"the model was trained on another data set than the one that is there now ({path})", path=directory)
     return Path(directory)
+
+
+class _Summary(TypedDict):
+    model_sha256: str
+
+
+class Seen(NamedTuple):
+    """The data that a model was made from: the data set, and the splits that trained and chose it."""
+
+    root_hash: str
+    train: str
+    val: str
+
+
+def seen_by(model: str | os.PathLike[str]) -> Seen | None:
+    """Returns the data of a run (its folder, or a .keras file in it); None without its run.json."""
+    path = (Path(model) if Path(model).is_dir() else Path(model).parent) / RUN_NAME
+    if not path.exists():
+        return None
+    facts = load_json(path, _Trained)["data"]
+    return Seen(facts["root_hash"], facts.get("train_split", "train"), facts.get("val_split", "val"))
+
+
+def trained_sha256(folder: Path) -> str:
+    """Returns the hash of a finished run's classifier; raises FileNotFoundError or DataError."""
+    return load_json(folder / SUMMARY_NAME, _Summary)["model_sha256"]
 
 
 def check_weights_file(path: str | os.PathLike[str]) -> Path:

@@ -6,6 +6,8 @@ are the bytes.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,12 @@ KEY = "image/key"
 SHA256 = "image/key/sha256"
 LABEL = "image/class/label"
 CLASS_NAME = "image/class/text"
+HISTORY = "image/class/history"
+GROUP = "image/group"
+# Of several labels an image only, where LABEL is a list: the classes that may be there, and the
+# index of the combination.
+UNKNOWN = "image/class/unknown"
+COMBINATION = "image/class/combination"
 
 UNLABELLED = -1
 
@@ -32,7 +40,7 @@ class Record:
     """One image of a data set."""
 
     encoded: bytes  # the file's own bytes, unchanged
-    format: str  # "JPEG" or "PNG"
+    format: str  # "JPEG", "PNG", "WEBP" or "BMP"
     height: int  # pixels, by the file's header, before orientation
     width: int
     channels: int  # by the file's header
@@ -40,8 +48,12 @@ class Record:
     filename: str  # relative, POSIX separators
     key: str  # unique in the data set, independent of the input's location
     sha256: str  # of `encoded`, 64 hexadecimal digits
-    label: int  # 0-based, or -1 in an unlabelled split
-    class_name: str  # "" in an unlabelled split
+    label: int  # 0-based, or -1 in an unlabelled split; of several labels an image, that of their combination
+    class_name: str  # "" in an unlabelled split; of several labels an image, the text of their combination
+    group: str | None = None  # None in a data set without groups, "" for an image without one
+    history: tuple[str, ...] = ()  # classes before decisions of people, the first first; no feature where there are none
+    labels: tuple[int, ...] | None = None  # of several labels an image: the classes that are there, ascending
+    unknown: tuple[int, ...] | None = None  # and those that may be there
 
 
 _FEATURES = {
@@ -57,13 +69,21 @@ _FEATURES = {
     "label": LABEL,
     "class_name": CLASS_NAME,
 }
+_OPTIONAL = {"group": GROUP}  # texts, in data sets that have them
+_SEVERAL = {**_FEATURES, "label": COMBINATION}  # of several labels an image
+_LISTS = {"labels": LABEL, "unknown": UNKNOWN}
 _KINDS = {"bytes": bytes, "str": bytes, "int": int}  # of a field, in the Example
 
 
 def encode(record: Record) -> bytes:
     """Returns the record as a serialised `tf.train.Example`."""
-    values = {feature: getattr(record, name) for name, feature in _FEATURES.items()}
-    return example.encode({name: value.encode() if isinstance(value, str) else value for name, value in values.items()})
+    several = record.labels is not None
+    values = {feature: getattr(record, name) for name, feature in (_SEVERAL if several else _FEATURES).items()}
+    values |= {feature: text for name, feature in _OPTIONAL.items() if (text := getattr(record, name)) is not None}
+    values |= {HISTORY: [name.encode() for name in record.history]} if record.history else {}
+    plain = {name: value.encode() if isinstance(value, str) else value for name, value in values.items()}
+    lists = {feature: array("q", getattr(record, name) or ()) for name, feature in _LISTS.items()} if several else {}
+    return example.encode({**plain, **lists})
 
 
 def decode(serialized: bytes) -> Record:
@@ -75,8 +95,15 @@ def decode(serialized: bytes) -> Record:
     """
     features = example.decode(serialized)
     fields: dict[str, Any] = {}
-    for name, feature in _FEATURES.items():
-        values, kind = features.get(feature), Record.__annotations__[name]
+    several = COMBINATION in features
+    for name, feature in _LISTS.items() if several else ():
+        found = features.get(feature)
+        if found is None or not all(isinstance(value, int) for value in found):
+            raise DataError(f"feature {feature!r} must be a list of int64 (got {found!r:.80})")
+        fields[name] = tuple(found)
+    present = {name: feature for name, feature in _OPTIONAL.items() if feature in features}
+    for name, feature in {**(_SEVERAL if several else _FEATURES), **present}.items():
+        values, kind = features.get(feature), "str" if name in present else Record.__annotations__[name]
         if not values or len(values) != 1 or not isinstance(values[0], _KINDS[kind]):
             what = "int64" if kind == "int" else "bytes value"
             raise DataError(f"feature {feature!r} must be one {what} (got {values!r:.80})")
@@ -86,4 +113,11 @@ def decode(serialized: bytes) -> Record:
                 fields[name] = fields[name].decode()
             except UnicodeDecodeError:
                 raise DataError(f"feature {feature!r} is not UTF-8") from None
-    return Record(**fields)
+    return Record(**fields, history=_history(features.get(HISTORY, [])))
+
+
+def _history(values: Sequence[Any]) -> tuple[str, ...]:
+    try:
+        return tuple(value.decode() for value in values)
+    except (AttributeError, UnicodeDecodeError):
+        raise DataError(f"feature {HISTORY!r} must be names in UTF-8 (got {values!r:.80})") from None

@@ -17,6 +17,8 @@ _PROPERTIES = {  # words for `Manifest.properties`, in this order; a name that i
     "grey": "grey",
     "cmyk": "CMYK",
     "png": "PNG",
+    "webp": "WebP",
+    "bmp": "BMP",
     "png_named_jpeg": "PNG named .jpg",
     "duplicates": "byte duplicates",
     "png16": "16-bit PNG",
@@ -33,7 +35,7 @@ def describe_manifest(manifest: Manifest) -> str:
         f"{manifest.name}: {plural(total, 'record')} in {plural(len(manifest.splits), 'split')},"
         f" {plural(len(manifest.class_names), 'class', 'classes')}"
     )
-    blocks = [[head], _splits(manifest), _classes(manifest), _oddities(manifest)]
+    blocks = [[head], _splits(manifest), _classes(manifest), _cut_groups(manifest), _oddities(manifest)]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -58,12 +60,17 @@ def _classes(manifest: Manifest) -> list[str]:
     splits = {name: split for name, split in manifest.splits.items() if split.labelled}
     totals = {name: sum(split.class_counts.get(name, 0) for split in splits.values()) for name in names}
     shown = range(count) if count <= _MAX_CLASSES else range(_SHOWN_CLASSES)
+    several = manifest.combinations is not None
     rows: list[tuple[str, ...]] = [("label", "class", *splits, *(["total"] if len(splits) > 1 else []))]
     for label in shown:
         name = names[label]
         counts = [f"{split.class_counts.get(name, 0):,}" for split in splits.values()]
         rows.append((str(label), _shortened(name), *counts, *([f"{totals[name]:,}"] if len(splits) > 1 else [])))
     lines = list(aligned(rows, left=(1,)))
+    if several and (unknown := sum(sum((split.unknown_counts or {}).values()) for split in splits.values())):
+        lines.append(f"an image may have several labels, {unknown:,} of which are unknown")
+    elif several:
+        lines.append("an image may have several labels, or none")
     if count > len(shown):
         least, most = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
         lines.append(
@@ -71,6 +78,19 @@ def _classes(manifest: Manifest) -> list[str]:
             f" and {totals[most]:,} ({_shortened(most)}) records"
         )
     return lines
+
+
+def _cut_groups(manifest: Manifest) -> list[str]:
+    """Returns how far splits that were cut by groups are from their fractions."""
+    found = {name: split.farthest for name, split in (manifest.groups.splits if manifest.groups else {}).items()}
+    rows: list[tuple[str, ...]] = [("split", "groups", "farthest class", "wanted", "records", "difference")]
+    for name in manifest.splits:
+        if manifest.groups and (one := found[name]):
+            total = sum(split.class_counts.get(one.class_name, 0) for split in manifest.splits.values())
+            share = f"{(one.num_records - one.wanted) / total:+.1%}" if total else ""
+            numbers = (f"{one.wanted:,.1f}", f"{one.num_records:,}", share)
+            rows.append((name, f"{manifest.groups.splits[name].num_groups:,}", _shortened(one.class_name), *numbers))
+    return list(aligned(rows, left=(0, 2))) if len(rows) > 1 else []
 
 
 def _oddities(manifest: Manifest) -> list[str]:
@@ -86,6 +106,10 @@ def _oddities(manifest: Manifest) -> list[str]:
     ]
     facts.append(("conflicting labels", _groups(manifest.conflicts)))
     facts.append(("leaks across splits", _groups(manifest.leaks)))
+    if manifest.groups is not None:
+        joined = f" ({manifest.groups.num_joined:,} joined with others by equal bytes)" if manifest.groups.num_joined else ""
+        facts.append(("groups", f"{manifest.groups.num_groups:,}{joined}"))
+        facts.append(("groups across splits", f"{len(manifest.groups.torn):,}"))
     rejected = f"{sum(manifest.rejected.values()):,}"
     if manifest.rejected:
         reasons = sorted(manifest.rejected.items(), key=lambda item: (-item[1], item[0]))

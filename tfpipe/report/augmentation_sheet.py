@@ -71,7 +71,7 @@ def show(
     manifest = manifests.load(directory)
     sheets.check_target(Path(output), Path(directory), "augmentation sheet")  # before the drawing, which takes a while
     split = next(iter(manifest.splits)) if split is None else split
-    manifest.split(split)
+    arguments.choice("split", split, manifest.splits)
     from tfpipe.pipeline.replaying import Replayer  # takes seconds: after the checks
 
     unmixed = dataclasses.replace(augmentation, mixup=0, cutmix=0)  # these need labels

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.images.placement import on_cpu
-from tfpipe.models.features import Features
+from tfpipe.models.features import Features, JoinedFeatures
 from tfpipe.models.split_images import SplitImages, read
 from tfpipe.pipeline.loader import Loader
 
@@ -47,12 +47,19 @@ class Batches(abc.ABC):
     val: SplitImages
     batch_size: int  # of one worker; its replicas share it
     num_classes: int
+    table: Array | None = None  # of several labels an image: the targets of each label, see `loader.targets_of`
     reader: tuple[int, int] = (0, 1)  # (index, count) of this worker
     equal: bool = False  # fill the last batch of an epoch with blank rows, so that replicas can share it
 
     @cached_property  # opening the data set takes longer than an epoch of features
     def _loader(self) -> Loader:
         return self.train.training(self.batch_size, shard=self.reader, equal_steps=self.equal)
+
+    def targets_of(self, labels: Any) -> Any:
+        """Returns the targets of labels, int64 [B]: float32 [B, C]."""
+        if self.table is None:
+            return tf.one_hot(labels, self.num_classes)
+        return tf.gather(tf.constant(self.table), tf.where(labels < 0, np.int64(len(self.table) - 1), labels))
 
     @property
     def num_steps(self) -> int:
@@ -99,20 +106,21 @@ class ImageBatches(Batches):
     def start(self, epoch: int, step: int) -> Iterator[Batch]:  # noqa: D102 (inherited)
         options = {"shard": self.reader, "equal_steps": self.equal, "first_epoch": epoch, "first_step": step}
         for images, labels, *weights in read(self.train.training(self.batch_size, repeat=True, **options).dataset()):
-            targets = labels if labels.dtype == tf.float32 else tf.one_hot(labels, self.num_classes)
+            targets = labels if labels.dtype == tf.float32 else self.targets_of(labels)
             yield images, targets, weights[0] if weights else tf.ones(len(images))
 
     def validation(self) -> Iterator[Batch]:  # noqa: D102 (inherited)
         for images, labels in read(self._val_data):
-            yield images, tf.one_hot(labels, self.num_classes), tf.ones(len(images))
+            targets = labels if labels.dtype == tf.float32 else self.targets_of(labels)
+            yield images, targets, tf.ones(len(images))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureBatches(Batches):
     """Features [B, h, w, D] in the order of their images; no image is read."""
 
-    views: Sequence[Features]  # of the training split; epoch e takes view e modulo their number
-    val_features: Features
+    views: Sequence[Features | JoinedFeatures]  # of the training split; epoch e takes view e modulo their number
+    val_features: Features | JoinedFeatures
 
     def start(self, epoch: int, step: int) -> Iterator[Batch]:  # noqa: D102 (inherited)
         for number in itertools.count(epoch):
@@ -141,9 +149,9 @@ class FeatureBatches(Batches):
         for positions, labels in self._val_chunks(self._max_steps * self.batch_size):
             yield self._block(None, positions, labels)
 
-    def _batch(self, features: Features, positions: Array, labels: Array) -> Batch:
+    def _batch(self, features: Features | JoinedFeatures, positions: Array, labels: Array) -> Batch:
         rows = features.rows(np.maximum(positions, 0))
-        return tf.constant(rows), tf.one_hot(labels, self.num_classes), tf.constant(positions >= 0, tf.float32)
+        return tf.constant(rows), self.targets_of(labels), tf.constant(positions >= 0, tf.float32)
 
     def _block(self, view: int | None, positions: Array, labels: Array) -> Block:
         if self._resident is not None:

@@ -43,7 +43,7 @@ def _figure(path: Path, height: float) -> Iterator[Any]:
         figure.savefig(file, format="png")
 
 
-def draw_history(rows: Sequence[HistoryRow], path: Path) -> None:
+def draw_history(rows: Sequence[HistoryRow], path: Path, *, by_loss: bool = False) -> None:
     """Draws accuracy, loss and learning rate over the epochs of `run_log.read_history`."""
     if not rows:
         raise ValueError("no epochs to draw: rows is empty")
@@ -55,7 +55,7 @@ def draw_history(rows: Sequence[HistoryRow], path: Path) -> None:
         _draw_lines(accuracy, rows, {"train_accuracy": train, "val_accuracy": val}, "accuracy")
         _draw_lines(loss, rows, {"train_loss": train, "val_loss": val}, "loss")
         _draw_lines(rate, rows, {"learning_rate": train}, "learning rate")
-        figure.suptitle(_mark_best((accuracy, loss), rows), fontsize=12)
+        figure.suptitle(_mark_best((accuracy, loss), rows, by_loss=by_loss), fontsize=12)
         _mark_phases(panels, rows)
         accuracy.legend(loc="lower right")
         rate.set_xlabel("epoch")
@@ -115,9 +115,9 @@ def _draw_lines(axes: Any, rows: Sequence[HistoryRow], columns: Mapping[str, tup
     axes.grid(alpha=0.3)
 
 
-def _mark_best(panels: Sequence[Any], rows: Sequence[HistoryRow]) -> str:
+def _mark_best(panels: Sequence[Any], rows: Sequence[HistoryRow], *, by_loss: bool) -> str:
     """Marks the epoch that early stopping would keep of all; returns the title."""
-    stopping = EarlyStopping(1)
+    stopping = EarlyStopping(1, by_loss=by_loss)
     for index, row in enumerate(rows):
         stopping.observe(index, _number(row, "val_accuracy"), _number(row, "val_loss"))
     number = stopping.best_number

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tfpipe.common.files import write_json
+from tfpipe.records.manifest import SINGLE
 from tfpipe.records.run_folders import RUN_NAME, STATE_FOLDER, SUMMARY_NAME, state_file, state_files
 from tfpipe.training import checkpoints
 from tfpipe.training.loop import is_done
@@ -87,7 +88,7 @@ def plan(
         stopping = EarlyStopping(recipe.patience or 1)
         stopping.restore(state["stopping"])
         is_over = is_done(state["progress"]["epoch"], epochs_of(recipe, name), stopping)
-        accuracies = [row["val_accuracy"] for row in history if row["phase"] == name]
+        accuracies = [_score(row, found) for row in history if row["phase"] == name]
         if not _has_same_rates(accuracies, state, name, before, recipe, first_steps.get(name, 0)):
             if not rewarm:
                 keep = f"keep patience={before.patience}, " if recipe.schedule == "plateau" else ""
@@ -131,3 +132,9 @@ def _has_same_rates(
             old.observe(accuracies[epoch])
             new.observe(accuracies[epoch])
     return old.state() == new.state()
+
+
+def _score(row: Mapping[str, Any], found: Mapping[str, Any]) -> float:
+    """Returns what the schedule "plateau" was shown of an epoch: of several labels, the loss."""
+    score: float = row["val_accuracy"] if found["data"].get("task", SINGLE) == SINGLE else -row["val_loss"]
+    return score

@@ -195,7 +195,7 @@ class Loop:
         bar.finish(val_loss=values["val_loss"], val_accuracy=values["val_accuracy"], best=best)
         values["learning_rate"] = phase.schedule.rate(self._number - 1)
         values |= {"train_seconds": train_seconds, "val_seconds": time.monotonic() - begun}
-        phase.schedule.observe(values["val_accuracy"])
+        phase.schedule.observe(-values["val_loss"] if phase.objective.by_loss else values["val_accuracy"])
         self.position = Position(now.epoch + 1)
         self.run_log.epoch({"phase": phase.name, "epoch": now.epoch + 1, **values})
         self._save()

@@ -22,6 +22,7 @@ from tfpipe.models.classifiers import Classifier
 from tfpipe.networks import arithmetic, backbones, heads, layers
 from tfpipe.networks.heads import Pooling
 from tfpipe.networks.submodels import cut, find_layers
+from tfpipe.records.manifest import SINGLE
 from tfpipe.records.samples import USUAL, Samples
 from tfpipe.training.recipes import Recipe
 from tfpipe.training.steps import RateGroup
@@ -56,7 +57,9 @@ class Networks:
         precision: str,
         strategy: tf.distribute.Strategy,
         samples: Samples = USUAL,
+        task: str = SINGLE,
     ) -> None:
+        self.task = task
         self.recipe, self.precision, self._class_names, self._strategy = recipe, precision, class_names, strategy
         self._pretrained = recipe.mode != "scratch" and recipe.weights != "none"
         weights = "none" if recipe.mode == "scratch" or recipe.weights == "own" else recipe.weights
@@ -102,6 +105,8 @@ class Networks:
 
     def take_head(self, other: Classifier) -> str:
         """Assigns another head's weights, if classes and layers match; returns what was done."""
+        if other.task != self.task:
+            return f"the head starts over: it is of task {other.task}"
         if other.class_names != tuple(self._class_names):
             return "the head starts over: the classes differ"
         self.on_features()  # builds the head
@@ -221,7 +226,7 @@ class Networks:
             preprocessing = layers.Preprocessing(mode, recipe.resize, samples, name="preprocessing")
             head = recipe.head.layers(len(self._class_names), recipe.seed)
             trunk = layers.Trunk(clone, True, name="trunk")
-            model = heads.assemble([trunk], preprocessing, head, self._class_names, recipe.image_size or (0, 0))
+            model = heads.assemble([trunk], preprocessing, head, self._class_names, recipe.image_size or (0, 0), self.task)
         clone.set_weights(network.get_weights())
         for layer, trained in zip(head, self.head, strict=True):
             layer.set_weights(trained.get_weights())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,17 +24,20 @@ from tfpipe.common.files import read_json, write_json
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import exactly
 from tfpipe.models import features
-from tfpipe.models.features import Features
+from tfpipe.models.features import Features, JoinedFeatures
 from tfpipe.models.split_images import NOT_AUGMENTED, SplitImages
 from tfpipe.networks import arithmetic
 from tfpipe.networks.heads import Pooling
+from tfpipe.pipeline.loader import targets_of
+from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import class_weights
 from tfpipe.records.run_folders import HEAD_NAME, state_file
-from tfpipe.training import curves, regression
+from tfpipe.training import curves, objectives, regression
 from tfpipe.training.batches import Batches, FeatureBatches, ImageBatches
 from tfpipe.training.cluster import Workers
 from tfpipe.training.loop import BEFORE
 from tfpipe.training.networks import Networks
+from tfpipe.training.objectives import Objective
 from tfpipe.training.recipes import Recipe
 from tfpipe.training.schedules import EarlyStopping, LearningRate
 from tfpipe.training.steps import Phase
@@ -104,7 +108,7 @@ class Phases:
             found = self._search(batches)
             if (
                 networks.head_from is not None
-                and (loss := _loss(network, dataclasses.replace(batches, reader=(0, 1)))) <= found.best.val_loss
+                and (loss := self._loss(network, dataclasses.replace(batches, reader=(0, 1)))) <= found.best.val_loss
             ):
                 self.report(f"head: the weights that it began with stay: their validation loss is {loss:.4f}")
                 return None
@@ -127,8 +131,13 @@ class Phases:
         requested: tuple[Pooling, ...] = (self.recipe.pooling,) if self.recipe.pooling else get_args(Pooling)
         labels = self.train.labels
         weight_of = self._class_weights(always=self.recipe.balanced)
-        train = regression.Rows(batches.views, self.train.positions, labels, None if weight_of is None else weight_of[labels])
-        val = regression.Rows([batches.val_features], self.val.positions, self.val.labels)
+        if self._table is None:
+            weights = None if weight_of is None else weight_of[labels]
+            train = regression.Rows(batches.views, self.train.positions, labels, weights)
+            val = regression.Rows([batches.val_features], self.val.positions, self.val.labels)
+        else:  # weights are those of positive labels
+            train = regression.Rows(batches.views, self.train.positions, self._table[labels], weight_of)
+            val = regression.Rows([batches.val_features], self.val.positions, self._table[self.val.labels], weight_of)
         poolings = regression.fitting(train, requested)
         if len(poolings) < len(requested):
             why = "maps of one place have one pooling" if len(poolings) == 1 else "its rows would not fit into memory"
@@ -160,7 +169,7 @@ class Phases:
         return ImageBatches(**self._shared())
 
     def _features(self, network: keras.Model) -> FeatureBatches:
-        def extract(images: SplitImages, view: int | None) -> Features:
+        def extract(images: SplitImages, view: int | None) -> Features | JoinedFeatures:
             preprocessing = self.networks.preprocessing
             parts = features.Parts(self.workers.index, self.workers.count, self.workers.agree, self.workers.from_chief)
             return features.extract(self.cache, network, preprocessing, images, view=view, progress=self.progress, parts=parts)
@@ -198,9 +207,10 @@ class Phases:
             batches=batches,
             epochs=epochs,
             schedule=self.schedule(name, rate if isinstance(rate, float) else 1e-3, batches.num_steps),
-            stopping=EarlyStopping(recipe.patience or epochs or 1),
+            stopping=EarlyStopping(recipe.patience or epochs or 1, by_loss=self._objective.by_loss),
             label_smoothing=recipe.label_smoothing,
             class_weights=self._class_weights(),
+            objective=self._objective,
             ema=recipe.ema,
             continues=not epochs or tuned or self.networks.head_from is not None,
             tf32=self.networks.precision == "tf32",
@@ -218,6 +228,26 @@ class Phases:
         found = class_weights.class_weights(self.train.directory, self.train.split)
         return np.array([found[label] for label in range(self._num_classes)])
 
+    @arithmetic.exact()
+    def _loss(self, network: keras.Model, batches: FeatureBatches) -> float:
+        """Returns the mean loss on the validation images."""
+        weights = self._class_weights()
+        losses = [
+            self._objective.validation_losses(network(inputs, training=False), targets, weights)
+            for inputs, targets, _ in batches.validation()
+        ]
+        return float(tf.reduce_mean(tf.concat(losses, 0)))
+
+    @property
+    def _objective(self) -> Objective:
+        return objectives.of_task(self.networks.task)
+
+    @cached_property
+    def _table(self) -> np.ndarray[Any, Any] | None:
+        """The targets of each label, where an image has several labels."""
+        found = RecordReader(self.train.directory, self.train.split).combinations
+        return None if found is None else targets_of(found)
+
     @property
     def _num_classes(self) -> int:
         return len(self.train.manifest.class_names)
@@ -230,17 +260,7 @@ class Phases:
             raise ValueError(f"batch_size={batch_size} cannot be shared by {exactly(replicas, 'replica')}")
         shared = {"train": self.train, "val": self.val, "batch_size": batch_size // count}
         reader = (self.workers.index, count)
-        return {**shared, "num_classes": self._num_classes, "reader": reader, "equal": replicas > 1}
-
-
-@arithmetic.exact()
-def _loss(network: keras.Model, batches: FeatureBatches) -> float:
-    """Returns the mean loss on the validation images."""
-    losses = [
-        tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(network(inputs, training=False), tf.float32))
-        for inputs, targets, _ in batches.validation()
-    ]
-    return float(tf.reduce_mean(tf.concat(losses, 0)))
+        return {**shared, "num_classes": self._num_classes, "table": self._table, "reader": reader, "equal": replicas > 1}
 
 
 def names_of(mode: str) -> tuple[str, ...]:

@@ -24,9 +24,10 @@ from typing import Any
 from tfpipe.common import arguments
 from tfpipe.common.files import check_folder
 from tfpipe.networks import architectures
+from tfpipe.records import folds
 from tfpipe.records import manifest as manifests
 from tfpipe.records.manifest import Manifest
-from tfpipe.records.run_folders import MODEL_NAME, SUMMARY_NAME, check_vacant, check_weights_file
+from tfpipe.records.run_folders import MODEL_NAME, RUN_NAME, SUMMARY_NAME, check_vacant, check_weights_file, seen_by
 from tfpipe.training.recipes import Recipe, complete
 
 _TF_CONFIG = "TF_CONFIG"
@@ -41,19 +42,50 @@ _DEVICES = ("auto", "one", "all", "CPU")
 
 
 def check_training(
-    directory: str | os.PathLike[str], output: str | os.PathLike[str], cache: str | os.PathLike[str], recipe: Recipe
+    directory: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    cache: str | os.PathLike[str],
+    recipe: Recipe,
+    train_split: str = "train",
+    val_split: str | None = None,
 ) -> None:
     """Checks the arguments of a training; raises as `tfpipe.train`."""
     for folder in (output, cache):
         check_folder(folder)
-    size = recipe.image_size or architectures.native_size(recipe.backbone)
+    size = recipe.image_size or architectures.native_size(recipe.backbone, recipe.weights)
     weights = "none" if recipe.mode == "scratch" or recipe.weights == "own" else recipe.weights
     architectures.choose_input(recipe.backbone, size, weights, recipe.preprocessing, grey=recipe.grey)
-    if weights not in ("imagenet", "none") and not (Path(output) / SUMMARY_NAME).exists():  # a finished run needs none
+    is_finished = (Path(output) / SUMMARY_NAME).exists()  # and needs no weights
+    if not is_finished and architectures.is_file(recipe.backbone, weights):
         check_weights_file(weights)
-    manifest = open_training(directory)
-    complete(recipe, manifest.split("train").num_records, len(manifest.class_names))
+    manifest, _ = open_training(directory, train_split, val_split)
+    complete(recipe, manifest.split(train_split).num_records, len(manifest.class_names), manifest.task)
     check_vacant(Path(output))
+
+
+def check_folds(
+    directory: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    cache: str | os.PathLike[str],
+    recipe: Recipe,
+    from_run: str | os.PathLike[str] | None = None,
+) -> list[folds.Fold]:
+    """Checks the arguments of `tfpipe.train_folds`, and returns what it trains; raises as it does."""
+    manifest, folder = manifests.load(directory), Path(output)
+    planned = folds.plan(manifest)
+    if folds.is_folder(folder):
+        if folds.load(folder) != (manifest.root_hash, planned):
+            raise ValueError(f"{folder}: holds the folds of another data set; choose another folder")
+    elif (folder / RUN_NAME).exists():
+        raise ValueError(f"{folder}: holds a run; choose another folder")
+    else:
+        check_vacant(folder)
+    before = None if from_run is None else seen_by(from_run)
+    if before is not None and before.root_hash == manifest.root_hash:
+        raise ValueError(f"from_run={from_run} was trained on this data set: it has seen images of every fold")
+    for fold in planned:
+        check_training(directory, folder / fold.held_out, cache, recipe, fold.train, fold.val)
+    return planned
 
 
 def with_weights_of(run: str | os.PathLike[str] | None, recipe: Recipe) -> Recipe:
@@ -66,19 +98,35 @@ def with_weights_of(run: str | os.PathLike[str] | None, recipe: Recipe) -> Recip
     return dataclasses.replace(recipe, weights=str(Path(run) / MODEL_NAME if Path(run).is_dir() else Path(run)))
 
 
-def open_training(directory: str | os.PathLike[str]) -> Manifest:
-    """Returns the manifest; raises ValueError if images of a class, or labels, are missing."""
+def open_training(
+    directory: str | os.PathLike[str], train_split: str = "train", val_split: str | None = None
+) -> tuple[Manifest, str | None]:
+    """Returns the manifest, and the split that validates; None where a part is held out for that.
+
+    Raises ValueError if images of a class, or labels, are missing, or if an image is in both.
+    """
     manifest = manifests.load(directory)
-    split = manifest.split("train")
+    if train_split == "train" and "train" not in manifest.splits and folds.names(manifest):
+        raise ValueError(f"{directory}: has folds and no split 'train': train them with train_folds (train --folds)")
+    split, parts = manifest.split(train_split), manifest.parts(train_split)
     missing = [name for name in manifest.class_names if not split.class_counts[name]]
     if not split.labelled or missing:
         lacks = f"there are none of {', '.join(missing)}" if split.labelled else "it has no labels"
-        raise ValueError(f"{directory}: split 'train' must have images of every class; {lacks}")
-    if "val" in manifest.splits:
-        held = manifest.split("val")
+        raise ValueError(f"{directory}: split {train_split!r} must have images of every class; {lacks}")
+    unknown = split.unknown_counts or {}
+    always = [name for name, count in unknown.items() if count + split.class_counts[name] == split.num_records]
+    if always:
+        known = f"all that are known have {always}"
+        raise ValueError(f"{directory}: split {train_split!r} must have images without each class; {known}")
+    if val_split is None and "val" in manifest.splits and "val" not in parts:
+        val_split = "val"
+    if val_split is not None:
+        held = manifest.split(val_split)
+        if both := set(parts) & set(manifest.parts(val_split)):
+            raise ValueError(f"split {min(both)!r} cannot both be trained on and validate")
         if not held.labelled or not held.num_records:
-            raise ValueError(f"{directory}: split 'val' has no labelled images to validate with")
-    return manifest
+            raise ValueError(f"{directory}: split {val_split!r} has no labelled images to validate with")
+    return manifest, val_split
 
 
 def parse_devices(text: str) -> tuple[str, ...]:

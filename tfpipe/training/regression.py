@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import plural
-from tfpipe.models.features import Features
+from tfpipe.models.features import Features, JoinedFeatures
 from tfpipe.networks.heads import Pooling
 
 Array = np.ndarray[Any, Any]
@@ -49,12 +49,21 @@ _POOL: dict[Pooling, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class Rows:
-    """Labelled feature maps: some positions int64 [N] of one or more views of a split."""
+    """Labelled feature maps: some positions int64 [N] of one or more views of a split.
 
-    views: Sequence[Features]
+    Labels are int64 [N], weights float [N]; or, of several labels an image, targets float32 [N, C],
+    which are 1, 0 or -1 (unknown), and the weights of positive ones, float [C].
+    """
+
+    views: Sequence[Features | JoinedFeatures]
     positions: Array
     labels: Array
     weights: Array | None = None
+
+    @property
+    def has_several(self) -> bool:
+        """Whether an image has several labels."""
+        return self.labels.ndim > 1
 
     @property
     def count(self) -> int:
@@ -63,7 +72,7 @@ class Rows:
 
     def repeated(self, values: Array) -> Array:
         """Returns a value of each position for each row."""
-        return np.tile(values, len(self.views))
+        return np.tile(values, (len(self.views), *[1] * (values.ndim - 1)))
 
     def pooled(self, pooling: Pooling) -> Array:
         """Returns the features as float32 [views * N, D]."""
@@ -127,13 +136,10 @@ def search(train: Rows, val: Rows, poolings: Sequence[Pooling], report: Callable
     best: list[tuple[Candidate, Array, Array]] = []  # the fits of the best pooling so far
     for pooling in poolings:
         val_rows = val.pooled(pooling)
-        weights = None if train.weights is None else train.repeated(train.weights)
         fits = []
-        for strength, kernel, bias in _path(train.pooled(pooling), train.repeated(train.labels), weights):
-            losses = -log_softmax((val_rows @ kernel + bias).astype(np.float64), axis=1)
-            of_labels = losses[np.arange(len(losses)), val.labels]
+        for strength, kernel, bias in _path_of(train, pooling):
+            of_labels, accuracy = _measured((val_rows @ kernel + bias).astype(np.float64), val)
             error = float(of_labels.std() / math.sqrt(len(of_labels)))
-            accuracy = float((losses.argmin(1) == val.labels).mean())
             candidates.append(Candidate(pooling, strength, float(of_labels.mean()), error, accuracy))
             fits.append((candidates[-1], kernel, bias))
             if report is not None:
@@ -148,8 +154,60 @@ def _least_loss(fits: Sequence[tuple[Candidate, Array, Array]]) -> float:
     return min(candidate.val_loss for candidate, *_ in fits)
 
 
+def _measured(logits: Array, val: Rows) -> tuple[Array, float]:
+    """Returns the loss of each row, float64 [N], and the share of right labels."""
+    if not val.has_several:
+        losses = -log_softmax(logits, axis=1)
+        return losses[np.arange(len(losses)), val.labels], float((losses.argmin(1) == val.labels).mean())
+    known, positive = val.labels >= 0, val.labels > 0
+    weights = 1.0 if val.weights is None else val.weights
+    losses = np.where(positive, weights * np.logaddexp(0, -logits), np.logaddexp(0, logits)) * known  # as `objectives`
+    return losses.mean(axis=1), float(((logits > 0) == positive)[known].mean()) if known.any() else 1.0
+
+
+def _path_of(train: Rows, pooling: Pooling) -> Iterator[tuple[float, Array, Array]]:
+    rows, labels = train.pooled(pooling), train.repeated(train.labels)
+    if train.has_several:
+        return _path_of_several(rows, labels, train.weights)
+    return _path(rows, labels, None if train.weights is None else train.repeated(train.weights))
+
+
+def _path_of_several(rows: Array, targets: Array, weights: Array | None) -> Iterator[tuple[float, Array, Array]]:
+    """Does as `_path`, with a regression for each class on the rows where it is known."""
+    mean, scale, points, basis = _prepared(rows)
+    num_classes = targets.shape[1]
+    models = [LogisticRegression(max_iter=_MAX_ITERATIONS, tol=_TOLERANCE, warm_start=True) for _ in range(num_classes)]
+    for strength in STRENGTHS:
+        kernel, bias = np.zeros((points.shape[1], num_classes)), np.zeros(num_classes)
+        for index, model in enumerate(models):
+            known, positive = targets[:, index] >= 0, targets[:, index] > 0
+            if positive[known].all() or not positive[known].any():  # nothing to fit: as likely as seen, and a row of each more
+                bias[index] = math.log((positive[known].sum() + 1) / ((~positive[known]).sum() + 1))
+                continue
+            own = None if weights is None else np.where(positive[known], weights[index], 1.0)
+            model.set_params(C=strength)
+            _fit(model, points[known], positive[known], own)
+            kernel[:, index], bias[index] = model.coef_[0], model.intercept_[0]
+        kernel = (kernel if basis is None else basis @ kernel) / scale
+        yield strength, kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32)
+
+
 def _path(rows: Array, labels: Array, weights: Array | None) -> Iterator[tuple[float, Array, Array]]:
     """Yields (strength, kernel float32 [D, C], bias float32 [C]) for each strength."""
+    mean, scale, doubled, basis = _prepared(rows)
+    model = LogisticRegression(max_iter=_MAX_ITERATIONS, tol=_TOLERANCE, warm_start=True)
+    for strength in STRENGTHS:
+        model.set_params(C=strength)
+        _fit(model, doubled, labels, weights)
+        kernel = (model.coef_.T if basis is None else basis @ model.coef_.T) / scale
+        bias = model.intercept_ - mean @ kernel
+        if kernel.shape[1] == 1:  # of two classes scikit-learn fits the difference
+            kernel, bias = np.hstack([-kernel, kernel]) / 2, np.concatenate([-bias, bias]) / 2
+        yield strength, kernel.astype(np.float32), bias.astype(np.float32)
+
+
+def _prepared(rows: Array) -> tuple[Array, float, Array, Array | None]:
+    """Returns the rows' mean [D], their scale, the rows to fit, float64, and their basis, see `_reduce`."""
     if not np.isfinite(rows).all():
         raise DataError("features are not finite: the backbone's weights are damaged, or overflow in this precision")
     mean = rows.mean(0, dtype=np.float64)
@@ -158,19 +216,14 @@ def _path(rows: Array, labels: Array, weights: Array | None) -> Iterator[tuple[f
     # count as much as the rest.
     scale = math.sqrt(float(np.mean(np.square(points, dtype=np.float64)))) or 1.0
     points, basis = _reduce(points / np.float32(scale))
-    doubled = points.astype(np.float64)
-    num_threads = 1 if doubled.nbytes < _SHARED_BYTES else None  # None: as many as BLAS takes
-    model = LogisticRegression(max_iter=_MAX_ITERATIONS, tol=_TOLERANCE, warm_start=True)
-    for strength in STRENGTHS:
-        model.set_params(C=strength)
-        with warnings.catch_warnings(), threadpool_limits(num_threads, "blas"):
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the loss counts, however far the fit came
-            model.fit(doubled, labels, sample_weight=weights)
-        kernel = (model.coef_.T if basis is None else basis @ model.coef_.T) / scale
-        bias = model.intercept_ - mean @ kernel
-        if kernel.shape[1] == 1:  # of two classes scikit-learn fits the difference
-            kernel, bias = np.hstack([-kernel, kernel]) / 2, np.concatenate([-bias, bias]) / 2
-        yield strength, kernel.astype(np.float32), bias.astype(np.float32)
+    return mean, scale, points.astype(np.float64), basis
+
+
+def _fit(model: LogisticRegression, points: Array, labels: Array, weights: Array | None) -> None:
+    num_threads = 1 if points.nbytes < _SHARED_BYTES else None  # None: as many as BLAS takes
+    with warnings.catch_warnings(), threadpool_limits(num_threads, "blas"):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the loss counts, however far the fit came
+        model.fit(points, labels, sample_weight=weights)
 
 
 def _reduce(rows: Array) -> tuple[Array, Array | None]:

@@ -44,6 +44,7 @@ from tfpipe.networks import arithmetic
 from tfpipe.networks.submodels import hash_network
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import run_folders
+from tfpipe.records.manifest import SINGLE
 from tfpipe.records.run_folders import state_file, state_files
 from tfpipe.records.samples import Samples
 from tfpipe.training import checkpoints, curves, extending, preflight
@@ -127,6 +128,8 @@ def train(
     log: Report | None = log_line,
     extend: bool = False,
     from_run: str | os.PathLike[str] | None = None,
+    train_split: str = "train",
+    val_split: str | None = None,
     **changes: Any,
 ) -> Run:
     """Trains a classifier, or goes on with a run that was stopped, or longer; returns the run.
@@ -137,8 +140,7 @@ def train(
     head makes fine-tuning start over.
 
     Args:
-        data: folder of a data set of `build_tfrecords`, with a split "train"; without a split
-            "val", a part of "train" is held out for validation.
+        data: folder of a data set of `build_tfrecords`.
         output: the run's folder.
         recipe: how to train; default `Recipe()`.
         cache: folder for features, default "features" beside the run's folder. Shared by all runs,
@@ -158,6 +160,9 @@ def train(
             start: a cosine starts over with a warm-up.
         from_run: a finished run's folder (or its .keras file) to begin with, in place of `weights`:
             the backbone's weights, and, if classes and layers are the same, the head's.
+        train_split: the split to train on; or several, "fold0+fold1", in one permutation each epoch.
+        val_split: the one that chooses the best epoch. Default: "val"; without such a split, a part
+            of `train_split` is held out.
         changes: fields of the recipe: `train("shards/", "runs/a", mode="finetune")`.
 
     Returns:
@@ -186,7 +191,7 @@ def train(
         raise arguments.wrong("strategy", "a tf.distribute.Strategy", strategy)
     if from_run is not None:
         from_run = arguments.path("from_run", from_run)
-    wanted = preflight.with_weights_of(from_run, _changed(Recipe() if recipe is None else recipe, changes))
+    wanted = preflight.with_weights_of(from_run, changed(Recipe() if recipe is None else recipe, changes))
     directory, folder = arguments.path("data", data), arguments.path("output", output)
     place = folder.absolute().parent / "features" if cache is None else arguments.path("cache", cache)
     strategy = strategy or tf.distribute.get_strategy()
@@ -195,8 +200,8 @@ def train(
         progress, tensorboard, profile_steps, log = False, False, 0, lambda line: None  # noqa: ARG005
 
     def prepare() -> _Job:
-        preflight.check_training(directory, folder, place, wanted)
-        return _Job(directory, wanted)
+        preflight.check_training(directory, folder, place, wanted, train_split, val_split)
+        return _Job(directory, wanted, train_split, val_split)
 
     with workers.watched(), contextlib.ExitStack() as held:
         job = workers.agree(prepare)
@@ -214,7 +219,9 @@ def train(
             log(line)
         if job.recipe.deterministic:
             tf.config.experimental.enable_op_determinism()
-        networks = Networks(job.recipe, job.class_names, job.precision, strategy, Samples.of(job.manifest.options))
+        networks = Networks(
+            job.recipe, job.class_names, job.precision, strategy, Samples.of(job.manifest.options), job.manifest.task
+        )
         if from_run is not None:
             log(f"from {from_run}: {networks.take_head(classifiers.load(from_run))}")
         workers.agree(lambda: _begin(here, job, networks))
@@ -245,7 +252,8 @@ def _files_to_go_on_from(folder: Path) -> list[Path]:
     return [*(file for file in files if file.exists()), *state_files(folder)]
 
 
-def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """Returns a recipe with other fields; raises TypeError for one that it does not have."""
     if not isinstance(recipe, Recipe):
         raise arguments.wrong("recipe", "a Recipe", recipe)
     known = [field.name for field in dataclasses.fields(Recipe)]
@@ -258,18 +266,21 @@ def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
 class _Job:
     """The images of a run, and the recipe completed for them."""
 
-    def __init__(self, directory: Path, wanted: Recipe) -> None:
+    def __init__(self, directory: Path, wanted: Recipe, train_split: str, val_split: str | None) -> None:
         self.directory, self.wanted = directory, wanted
-        self.manifest = preflight.open_training(directory)
+        self.manifest, found = preflight.open_training(directory, train_split, val_split)
+        self.unusual = {} if train_split == "train" else {"train_split": train_split}
+        self.unusual |= {} if found in (None, "val") else {"val_split": found}
         self.class_names = self.manifest.class_names
-        self.recipe, self.reasons = complete(wanted, self.manifest.split("train").num_records, len(self.class_names))
+        num_images = self.manifest.split(train_split).num_records
+        self.recipe, self.reasons = complete(wanted, num_images, len(self.class_names), self.manifest.task)
         self.precision, why = arithmetic.choose(self.recipe.precision)
         self.reasons.append(f"precision={self.precision}: {why}")
         recipe = self.recipe
         common: dict[str, Any] = {"image_size": recipe.image_size, "resize": recipe.resize, "seed": recipe.seed}
-        train = SplitImages(directory, "train", augmentation=recipe.augmentation, balanced=recipe.balanced, **common)
-        if "val" in self.manifest.splits:
-            self.train, self.val = train, SplitImages(directory, "val", **common)
+        train = SplitImages(directory, train_split, augmentation=recipe.augmentation, balanced=recipe.balanced, **common)
+        if found is not None:
+            self.train, self.val = train, SplitImages(directory, found, **common)
             return
         self.train, self.val = hold_out(train, recipe.val_fraction)
         num_held, num_all = len(self.val.positions), train.num_records
@@ -279,7 +290,7 @@ class _Job:
     def _read_block(self) -> int | None:
         """Records that a shuffled epoch reads together: its order is another where the data set is in a store."""
         is_remote = stores.is_remote(self.directory) and not self.recipe.balanced
-        return RecordReader(self.directory, "train").read_size if is_remote else None
+        return RecordReader(self.directory, self.train.split).read_size if is_remote else None
 
     def identity(self) -> dict[str, Any]:
         """Returns what must be equal on all workers."""
@@ -302,9 +313,11 @@ class _Job:
                 "root_hash": self.manifest.root_hash,
                 **Samples.of(self.manifest.options).options(),
                 "class_names": list(self.class_names),
+                **({} if self.manifest.task == SINGLE else {"task": self.manifest.task}),
                 "num_train": len(self.train.positions),
                 "num_val": len(self.val.positions),
                 "read_block": self._read_block,
+                **self.unusual,
             },
             "directory": stores.real(self.directory),  # of the data set at present; it may move
             "versions": {"tfpipe": tfpipe.__version__, "python": platform.python_version(), **versions},
@@ -322,7 +335,8 @@ def _compare(folder: Path, job: _Job, extend: bool) -> tuple[list[str], Callable
     if path.exists() and ((folder / run_folders.SUMMARY_NAME).exists() or state_files(folder)):
         found, facts = read_json(path), job.facts()
         for part in ("recipe", "data"):
-            for name, value in facts[part].items():
+            beside = {name: None for name in ("train_split", "val_split") if name in found.get(part, {})}
+            for name, value in {**beside, **facts[part]}.items():
                 was = found.get(part, {}).get(name)
                 if was != value and name not in extending.LENGTHS:
                     raise ValueError(f"{folder}: holds a run with {name}={was!r}, not {value!r}; choose another folder")
@@ -391,7 +405,7 @@ def _finish(folder: Path, networks: Networks, phases: list[dict[str, Any]], assi
     _save_model(model, folder / run_folders.MODEL_NAME)
     history = read_history(folder)
     if history:
-        curves.draw_history(history, folder / HISTORY_IMAGE)
+        curves.draw_history(history, folder / HISTORY_IMAGE, by_loss=networks.task != SINGLE)
     for phase in phases:
         seconds = [row["train_seconds"] for row in history if row["phase"] == phase["phase"]]
         phase["seconds_per_epoch"] = statistics.median(seconds) if seconds else None

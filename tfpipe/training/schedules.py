@@ -70,6 +70,7 @@ class EarlyStopping:
 
     An epoch, counted from 0, is better if its accuracy is higher, or the same with a lower loss:
     small validation sets give equal accuracies all the time. NaN and infinity are never better.
+    `by_loss`, the loss alone counts.
     """
 
     patience: int
@@ -77,6 +78,7 @@ class EarlyStopping:
     best_loss: float | None = None
     best_epoch: int | None = None
     num_waited: int = 0
+    by_loss: bool = False
 
     @property
     def best_number(self) -> int:
@@ -91,15 +93,22 @@ class EarlyStopping:
     def observe(self, epoch: int, accuracy: float, loss: float) -> bool:
         """Records the validation of an epoch; returns True if it is the best so far."""
         is_finite = math.isfinite(accuracy) and math.isfinite(loss)
-        if is_finite and (self.best is None or self.best_loss is None or (accuracy, -loss) > (self.best, -self.best_loss)):
+        if is_finite and (self.best is None or self.best_loss is None or self._is_better(accuracy, loss)):
             self.best, self.best_loss, self.best_epoch, self.num_waited = accuracy, loss, epoch, 0
             return True
         self.num_waited += 1
         return False
 
+    def _is_better(self, accuracy: float, loss: float) -> bool:
+        if self.best is None or self.best_loss is None:
+            return True
+        if self.by_loss:
+            return loss < self.best_loss
+        return (accuracy, -loss) > (self.best, -self.best_loss)
+
     def state(self) -> dict[str, Any]:
         """Returns what `restore` needs, as JSON can hold it."""
-        return {name: value for name, value in vars(self).items() if name != "patience"}
+        return {name: value for name, value in vars(self).items() if name not in ("patience", "by_loss")}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues from a `state`."""

@@ -23,6 +23,7 @@ import tensorflow as tf
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import exactly
 from tfpipe.training.batches import Batch, Batches, Block, FeatureBatches
+from tfpipe.training.objectives import Objective
 from tfpipe.training.schedules import EarlyStopping, LearningRate
 
 Array = np.ndarray[Any, Any]
@@ -52,6 +53,7 @@ class Phase:
     stopping: EarlyStopping
     label_smoothing: float
     class_weights: Array | None  # float [C], in the loss
+    objective: Objective
     ema: float  # decay of the moving average of the weights, used by validation and the result; 0: none
     continues: bool  # the weights are those of a phase before, and stay if no epoch makes them better
     tf32: bool  # float32 is multiplied in TF32, where the device can
@@ -203,17 +205,14 @@ class Steps:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             logits = phase.network(inputs, training=True)
-            smooth = targets * (1 - phase.label_smoothing) + phase.label_smoothing / targets.shape[-1]
-            losses = tf.nn.softmax_cross_entropy_with_logits(smooth, tf.cast(logits, tf.float32))
-            if phase.class_weights is not None:
-                losses *= tf.linalg.matvec(targets, tf.constant(phase.class_weights, tf.float32))
+            losses = phase.objective.losses(logits, targets, phase.label_smoothing, phase.class_weights)
             losses *= weights
             # Gradients are summed over parts and replicas: each has its share of the mean over the
             # global batch.
             penalty = tf.add_n(phase.network.losses) if phase.network.losses else tf.zeros([])
             loss = tf.reduce_sum(losses) / rows + penalty / self._strategy.num_replicas_in_sync * share
         gradients = tape.gradient(loss, variables)
-        return [tf.reduce_sum(losses), _count_correct(logits, targets, weights), *gradients]
+        return [tf.reduce_sum(losses), self._count_correct(logits, targets, weights), *gradients]
 
     def _distribute(self, batch: Batch) -> tuple[Any, ...]:
         """Returns the batch's parts, one for each replica of this worker."""
@@ -247,8 +246,11 @@ class Steps:
 
     def _validate(self, inputs: Any, targets: Any, weights: Any) -> tuple[Any, Any, Any]:
         logits = self._phase.network(inputs, training=False)
-        losses = tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32)) * weights
-        return tf.reduce_sum(losses), _count_correct(logits, targets, weights), tf.reduce_sum(weights)
+        losses = self._phase.objective.validation_losses(logits, targets, self._phase.class_weights) * weights
+        return tf.reduce_sum(losses), self._count_correct(logits, targets, weights), tf.reduce_sum(weights)
+
+    def _count_correct(self, logits: Any, targets: Any, weights: Any) -> Any:
+        return tf.reduce_sum(self._phase.objective.right(logits, targets) * tf.sign(weights))
 
     # ---- many steps in one call
 
@@ -297,7 +299,7 @@ class Steps:
 
         def found(number: Any, count: Any) -> Any:
             chosen, of_rows = (tf.slice(values, [number * size], [count]) for values in (places, labels))
-            targets = tf.one_hot(of_rows, self._phase.batches.num_classes)
+            targets = self._phase.batches.targets_of(of_rows)
             return function(number, (tf.gather(features, chosen), targets, tf.ones([count])))
 
         def body(number: Any, *outputs: tf.TensorArray) -> tuple[Any, ...]:
@@ -338,8 +340,3 @@ def assign(variables: Sequence[Any], values: Sequence[Array]) -> None:
         raise DataError(f"the saved state has {exactly(len(values), 'array')} where {len(variables)} are needed")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-
-
-def _count_correct(logits: Any, targets: Any, weights: Any) -> Any:
-    right = tf.equal(tf.argmax(logits, -1), tf.argmax(targets, -1))
-    return tf.reduce_sum(tf.cast(right, tf.float32) * tf.sign(weights))

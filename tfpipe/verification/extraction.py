@@ -53,7 +53,7 @@ def extract(
     """
     output = arguments.path("output", output)
     manifest = manifests.load(directory)
-    names = list(manifest.splits) if split is None else [split]
+    names = list(manifest.splits) if split is None else list(manifest.parts(split))
     shards = [(name, shard) for name in names for shard in manifest.split(name).shards]
     if Path(output).resolve().is_relative_to(Path(directory).resolve()):
         raise ValueError(f"{os.fspath(output)}: the output must be outside the data set's folder")

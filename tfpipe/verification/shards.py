@@ -14,7 +14,7 @@ import hashlib
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +22,7 @@ from typing import BinaryIO
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular, size_of
 from tfpipe.common.text import exactly
-from tfpipe.records import schema, tfrecord
+from tfpipe.records import combinations, schema, tfrecord
 from tfpipe.records.catalog import CatalogRow, read_index
 from tfpipe.records.manifest import Manifest, Shard, Split, hash_problem, index_file
 from tfpipe.records.schema import UNLABELLED, Record
@@ -32,7 +32,7 @@ from tfpipe.verification.tolerant_catalog import Cursor
 MAX_KEPT = 1000  # findings of one report: a million damaged records must not fill the memory
 _TICK_RECORDS = 64
 _PIECE_BYTES = 1 << 20
-_SIGNATURES = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n"}
+_SIGNATURES = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "WEBP": b"RIFF", "BMP": b"BM"}
 _COMPARED = ("key", "filename", "label", "class_name", "format", "height", "width", "orientation", "sha256")
 
 Tick = Callable[[int, int], None]  # records and bytes done since the last call
@@ -59,9 +59,11 @@ class ShardReport:
     num_records: int = 0  # intact ones, as the following counts
     image_bytes: int = 0
     labels: Counter[int] = field(default_factory=Counter)
+    unknown: Counter[int] = field(default_factory=Counter)  # of several labels an image
     properties: Counter[str] = field(default_factory=Counter)  # see `Manifest.properties`
     key_hashes: array[int] = field(default_factory=lambda: array("Q"))  # 8 bytes each
     content_hashes: array[int] = field(default_factory=lambda: array("Q"))
+    group_hashes: set[int] = field(default_factory=set)
 
 
 def check_shard(
@@ -71,15 +73,18 @@ def check_shard(
     shard_index: int,
     rows: Iterator[CatalogRow] | None,
     tick: Tick = lambda _records, _bytes: None,
+    texts: Sequence[str] | None = None,
 ) -> ShardReport:
     """Checks one shard: its hash, index, CRCs, records against rows, and image hashes.
 
     A wrong size is not a finding here, see `manifest.file_problems`; the records that it costs are.
-    `rows` are the shard's rows of the catalog, None without one; `tick` is called now and then
+    `rows` are the shard's rows of the catalog, None without one; `texts` those
+    of `combinations.texts`, the class names by default; `tick` is called now and then
     with the records and bytes done.
     """
     shard = manifest.split(split).shards[shard_index]
-    check = _ShardCheck(Path(directory) / shard.file, manifest, manifest.split(split), shard, Cursor(rows), rows is None, tick)
+    facts = manifest, manifest.split(split), shard, manifest.class_names if texts is None else texts
+    check = _ShardCheck(Path(directory) / shard.file, *facts, Cursor(rows), rows is None, tick)
     try:
         check.run()
     except (FileNotFoundError, DataError):  # reported by `manifest.file_problems`; the lost records follow below
@@ -97,6 +102,7 @@ class _ShardCheck:
     manifest: Manifest
     split: Split
     shard: Shard
+    texts: Sequence[str]  # of labels
     rows: Cursor
     lacks_catalog: bool
     tick: Tick
@@ -207,6 +213,7 @@ class _ShardCheck:
         if row is not None:
             crc = tfrecord.masked_crc32c(data)
             facts = [(name, getattr(record, name), getattr(row, name)) for name in _COMPARED]
+            facts.append(("group", record.group or "", row.group))
             problems += [f"{name} is {is_!r}, the catalog has {was!r}" for name, is_, was in facts if is_ != was]
             problems += [f"the record's CRC is {crc}, the catalog has {row.crc32c}"] if crc != row.crc32c else []
         elif not self.lacks_catalog:
@@ -217,25 +224,50 @@ class _ShardCheck:
             problems.append("the record has these features, but not the bytes that tfpipe writes for them")
         if not record.encoded.startswith(_SIGNATURES.get(record.format, ())):
             problems.append(f"the image is not {record.format!r:.20}")
-        return [*problems, *filter(None, (name_problem(record.filename), self._label_problem(record)))]
+        if (record.group is None) != (self.manifest.groups is None):
+            lacks = record.group is None
+            problems.append(f"a record {'without' if lacks else 'with'} a group in a data set {'with' if lacks else 'without'}")
+        others = name_problem(record.filename), self._label_problem(record), self._history_problem(record)
+        return [*problems, *filter(None, others)]
+
+    def _history_problem(self, record: Record) -> str:
+        decided = self.manifest.decisions
+        classes = tuple(decided.relabelled.get(record.key, ())) if decided else ()
+        return "" if record.history == classes else f"classes before decisions {record.history}, the manifest lists {classes}"
 
     def _label_problem(self, record: Record) -> str:
-        names, label, name = self.manifest.class_names, record.label, record.class_name
+        names, label, name = self.texts, record.label, record.class_name
+        several = self.manifest.combinations is not None
+        if several != (record.labels is not None):
+            return f"one label and a list of them are different tasks, and the data set's is {self.manifest.task}"
+        if several and self.split.labelled and _lists(record) != self._lists_of(name):
+            return f"labels {_lists(record)} are not those of {name!r}"
         if not self.split.labelled:
             return "" if label == UNLABELLED and not name else f"label {label} ({name!r}) in a split without labels"
         if not 0 <= label < len(names):
             return f"label {label} is not one of the {exactly(len(names), 'class', 'classes')}"
         return "" if name == names[label] else f"class name {name!r}, label {label} is {names[label]!r}"
 
+    def _lists_of(self, text: str) -> tuple[tuple[int, ...], ...]:
+        places = {name: index for index, name in enumerate(self.manifest.class_names)}
+        return tuple(tuple(sorted(places.get(name, -1) for name in part)) for part in combinations.names_of(text))
+
     def _count(self, record: Record, digest: bytes) -> None:
         report = self.report
         report.num_records += 1
         report.image_bytes += len(record.encoded)
-        report.labels[record.label] += 1
+        report.labels.update([record.label] if record.labels is None else record.labels)
+        report.unknown.update(record.unknown or ())
         report.properties["turned"] += record.orientation > 1
-        report.properties["png"] += record.format == "PNG"
+        report.properties[record.format.lower()] += 1
         report.key_hashes.append(hash_key(record.key))
         report.content_hashes.append(int.from_bytes(digest[:8], "little"))
+        if record.group:
+            report.group_hashes.add(hash_key(record.group))
+
+
+def _lists(record: Record) -> tuple[tuple[int, ...], ...]:
+    return record.labels or (), record.unknown or ()
 
 
 def _sha256_of_start(file: BinaryIO, num_bytes: int) -> str:
@@ -247,5 +279,5 @@ def _sha256_of_start(file: BinaryIO, num_bytes: int) -> str:
 
 
 def hash_key(key: str) -> int:
-    """Returns 64 bits that stand for a key."""
+    """Returns 64 bits that stand for a key, or a group."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")

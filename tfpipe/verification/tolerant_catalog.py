@@ -12,15 +12,14 @@ from __future__ import annotations
 import csv
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular
-from tfpipe.records.catalog import MAX_LINE, CatalogRow, parse_row
+from tfpipe.records.catalog import COLUMNS, MAX_LINE, CatalogRow, check_columns, parse_row
 from tfpipe.records.manifest import CATALOG_NAME
 
-_HEADER = ",".join(CatalogRow._fields)
 _SHOWN_PROBLEMS = 20
 
 
@@ -34,21 +33,28 @@ class CatalogRows:
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._path = Path(directory) / CATALOG_NAME
         self._runs: dict[tuple[str, int], list[tuple[int, int]]] = {}  # bytes [start, end) of a shard's rows
+        self._columns: Sequence[str] = COLUMNS
         self.problems: list[DataError] = []
         with open_regular(self._path) as file:
             start = 0
             for number, line in enumerate(iter(functools.partial(file.readline, MAX_LINE), b""), 1):
-                end, row = start + len(line), _parsed(line)
+                end = start + len(line)
                 if number == 1:
-                    if line != f"{_HEADER}\n".encode():
-                        self._report(f"line 1 must be {_HEADER}")
-                elif row is None:
+                    self._read_header(line)
+                elif (row := _parsed(line, self._columns)) is None:
                     self._report(f"line {number} is not a row of a catalog")
                 else:
                     runs = self._runs.setdefault((row.split, row.shard), [])
                     first = runs.pop()[0] if runs and runs[-1][1] == start else start  # continues the run before
                     runs.append((first, end))
                 start = end
+
+    def _read_header(self, line: bytes) -> None:
+        names = line.decode("utf-8", "replace").removesuffix("\n").split(",")
+        try:
+            self._columns = check_columns(names)
+        except ValueError as error:
+            self._report(f"line 1: {error}")
 
     def _report(self, message: str) -> None:
         if len(self.problems) < _SHOWN_PROBLEMS:
@@ -60,7 +66,7 @@ class CatalogRows:
             with open_regular(self._path) as file:
                 file.seek(start)
                 while file.tell() < end and (line := file.readline(MAX_LINE)):
-                    if (row := _parsed(line)) is not None:
+                    if (row := _parsed(line, self._columns)) is not None:
                         yield row
 
     def shards(self) -> list[tuple[str, int]]:
@@ -68,11 +74,11 @@ class CatalogRows:
         return list(self._runs)
 
 
-def _parsed(line: bytes) -> CatalogRow | None:
+def _parsed(line: bytes, columns: Sequence[str]) -> CatalogRow | None:
     """Returns the row of a line; names have no line breaks, control characters are refused."""
     try:
         # A replaced character equals none that was written.
-        return parse_row(next(csv.reader([line.decode("utf-8", "replace")], strict=True)))
+        return parse_row(next(csv.reader([line.decode("utf-8", "replace")], strict=True)), columns)
     except (ValueError, csv.Error):
         return None
 

@@ -23,10 +23,10 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import exactly, html_table
 from tfpipe.common.workers import count_cores
+from tfpipe.records import combinations, schema, tfrecord
 from tfpipe.records import manifest as manifests
-from tfpipe.records import schema, tfrecord
 from tfpipe.records.catalog import check_frames
-from tfpipe.records.manifest import CATALOG_NAME, Manifest
+from tfpipe.records.manifest import CATALOG_NAME, Groups, Manifest
 from tfpipe.verification import scans
 from tfpipe.verification.reading import Finding
 from tfpipe.verification.shards import Findings, ShardReport, check_shard, hash_key
@@ -78,7 +78,7 @@ def verify(data: str | os.PathLike[str], *, workers: int | None = None, decode: 
 
     Manifest, sizes and hashes of all shards, indexes and the catalog, extra shards, the CRCs of
     each record, its row of the catalog, the hash of its image, labels, keys, counts per class,
-    split and shard, leaks, and the files beside them.
+    split and shard, leaks, groups across splits, and the files beside them.
 
     Args:
         data: the data set's folder.
@@ -115,12 +115,14 @@ class Ledger:
         self.num_records = 0
         self._keys = _buckets()
         self._contents: dict[str, list[array[int]]] = {}
+        self.groups: dict[str, set[int]] = {}
 
     def enter(self, split: str, report: ShardReport) -> None:
         """Adds the records of one shard."""
         self.num_records += report.num_records
         _spread(report.key_hashes, self._keys)
         _spread(report.content_hashes, self._contents.setdefault(split, _buckets()))
+        self.groups.setdefault(split, set()).update(report.group_hashes)
 
     def repeated_keys(self) -> set[int]:
         """Returns the hashes that more than one key has."""
@@ -140,6 +142,11 @@ class Ledger:
             splits = Counter(value for split in self._contents.values() for value in set(split[bucket]))
             leaks += sum(count > 1 for count in splits.values())
         return leaks
+
+    def num_torn(self) -> int:
+        """Returns the number of groups in more than one split."""
+        splits = Counter(group for groups in self.groups.values() for group in groups)
+        return sum(count > 1 for count in splits.values())
 
 
 def _buckets() -> list[array[int]]:
@@ -171,6 +178,8 @@ class _Verification:
         self._check_shards(self._catalog_rows(), workers, progress)
         if self._ledger.num_records == self._num_records:
             self._check_properties()
+            if manifest.groups is not None:
+                self._check_groups(manifest.groups)
         self._check_keys()
         start = time.monotonic()
         damaged, num_decoded = scans.check_images(directory, manifest, workers, progress=progress) if decode else ([], 0)
@@ -213,6 +222,7 @@ class _Verification:
                 self._findings.add(Finding("a TFRecord file that the manifest does not list", path=path))
         indexes = {*map(manifests.index_file, shards)}
         indexes |= {manifests.frames_file(manifest.name, name) for name, split in manifest.splits.items() if split.frames}
+        indexes |= {manifests.combinations_file(manifest.name)} if manifest.combinations else set()
         self._notes += [f"{path}: the index of no shard" for path in indexes_present if path not in indexes]
 
     def _catalog_rows(self) -> CatalogRows | None:
@@ -238,8 +248,13 @@ class _Verification:
 
         def check(place: tuple[str, int]) -> ShardReport:
             of_shard = None if rows is None else rows.of_shard(*place)
-            return check_shard(self._directory, self._manifest, *place, of_shard, tick)
+            return check_shard(self._directory, self._manifest, *place, of_shard, tick, texts)
 
+        try:
+            texts = combinations.texts(self._directory, self._manifest)
+        except DataError as error:
+            self._findings.add(error)
+            texts = []
         totals = {name: ShardReport() for name in self._manifest.splits}
         with bar, ThreadPoolExecutor(workers) as pool:
             try:
@@ -250,6 +265,7 @@ class _Verification:
                     totals[name].num_records += report.num_records
                     totals[name].image_bytes += report.image_bytes
                     totals[name].labels += report.labels
+                    totals[name].unknown += report.unknown
             except BaseException:
                 stop.set()
                 raise
@@ -268,19 +284,34 @@ class _Verification:
             if count != expected:
                 records = exactly(count, "record")
                 self._add_mismatch(f"split {name!r} has {records} of class {class_name!r}, the manifest lists {expected}")
+            if split.labelled and split.unknown_counts is not None and total.unknown[label] != split.unknown_counts[class_name]:
+                self._add_mismatch(
+                    f"split {name!r} has {total.unknown[label]} that may have class {class_name!r}, not as listed"
+                )
         if total.image_bytes != split.image_bytes:
             size = exactly(total.image_bytes, "byte")
             self._add_mismatch(f"images of split {name!r} have {size}, the manifest lists {split.image_bytes}")
 
     def _check_properties(self) -> None:
-        found = {name: self._properties[name] for name in ("turned", "png")} | {"duplicates": self._ledger.num_duplicates()}
+        names = ("turned", "png", *({"webp", "bmp"} & {*self._properties, *self._manifest.properties}))
+        found = {name: self._properties[name] for name in names} | {"duplicates": self._ledger.num_duplicates()}
         for name, count in found.items():
-            if count != self._manifest.properties.get(name):
-                expected = self._manifest.properties.get(name)
+            expected = self._manifest.properties.get(name)
+            if count != expected:
                 self._add_mismatch(f"{name}: {exactly(count, 'record')}, the manifest lists {expected}")
         leaks, noted = self._ledger.num_leaks(), len(self._manifest.leaks)
         if leaks != noted:
             self._add_mismatch(f"{exactly(leaks, 'image is', 'images are')} in more than one split, the manifest notes {noted}")
+
+    def _check_groups(self, groups: Groups) -> None:
+        torn, noted = self._ledger.num_torn(), len(groups.torn)
+        if torn != noted:
+            self._add_mismatch(f"{exactly(torn, 'group is', 'groups are')} in more than one split, the manifest notes {noted}")
+        for split, expected in groups.splits.items():
+            count = len(self._ledger.groups[split])
+            if count != expected.num_groups:
+                found = exactly(count, "group")
+                self._add_mismatch(f"split {split!r} has {found}, the manifest lists {expected.num_groups}")
 
     def _check_keys(self) -> None:
         suspects = self._ledger.repeated_keys()

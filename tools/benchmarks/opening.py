@@ -14,7 +14,7 @@ from pathlib import Path
 from tfpipe.building import metadata_files
 from tfpipe.common.files import sha256_of
 from tfpipe.records import manifest
-from tfpipe.records.catalog import FRAME, CatalogRow
+from tfpipe.records.catalog import COLUMNS, FRAME
 
 _NUM_SHARDS, _RECORD_BYTES = 100, 20_000
 _CLASS_NAMES = ("cat", "dog")
@@ -27,7 +27,7 @@ def make(folder: Path, num_records: int) -> None:
     frames_path = folder / manifest.frames_file("many", "train")
     with open(folder / manifest.CATALOG_NAME, "w", newline="") as file, open(frames_path, "wb") as frames:
         catalog = csv.writer(file, lineterminator="\n")
-        catalog.writerow(CatalogRow._fields)
+        catalog.writerow(COLUMNS)
         for shard in range(_NUM_SHARDS):
             name = manifest.shard_file("many", "train", shard, _NUM_SHARDS)
             first, end = (num_records * part // _NUM_SHARDS for part in (shard, shard + 1))

@@ -1,0 +1,91 @@
+"""Several labels an image: the distinct combinations of labels in a data set, and their texts.
+
+    text_of(["b", "a"], ["c"])             # "a|b|?c": a and b are there, c may be
+    names_of("a|b|?c")                     # (["a", "b"], ["c"])
+    read(directory, manifest)              # bytes of C values for each combination
+
+In such a data set the label of a record is the index of its combination, so that all that handles
+labels handles combinations: order, conflicts, strata of splits. The file of combinations has a
+signed byte for each class of each: 1 (there), 0 (not there) or -1 (unknown).
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tfpipe.common.errors import DataError
+from tfpipe.common.files import open_regular, size_of
+from tfpipe.records import manifest as manifests
+from tfpipe.records.manifest import Manifest
+
+SEPARATOR = "|"
+UNKNOWN_SIGN = "?"  # before the name of a class that may be there
+PRESENT, ABSENT, UNKNOWN = 1, 0, -1
+
+
+def check_class_name(name: str) -> str:
+    """Returns the name of a class; raises ValueError where it could not stand in a text."""
+    if not name or SEPARATOR in name or name.startswith(UNKNOWN_SIGN):
+        rule = f"of several labels an image, a class has a name without {SEPARATOR!r}, and none that begins with"
+        raise ValueError(f"{rule} {UNKNOWN_SIGN!r} (got {name!r})")
+    return name
+
+
+def text_of(present: Iterable[str], unknown: Iterable[str] = ()) -> str:
+    """Returns the text of a combination, equal for equal ones; "" where it is known to have none."""
+    return SEPARATOR.join([*sorted(present), *(UNKNOWN_SIGN + name for name in sorted(unknown))])
+
+
+def names_of(text: str) -> tuple[list[str], list[str]]:
+    """Returns the names of the classes that are there, and of the unknown ones."""
+    parts = text.split(SEPARATOR) if text else []
+    present = [part for part in parts if not part.startswith(UNKNOWN_SIGN)]
+    return present, [part.removeprefix(UNKNOWN_SIGN) for part in parts if part.startswith(UNKNOWN_SIGN)]
+
+
+def values_of(text: str, class_names: Sequence[str]) -> list[int]:
+    """Returns 1, 0 or -1 for each class."""
+    present, unknown = map(set, names_of(text))
+    return [PRESENT if name in present else UNKNOWN if name in unknown else ABSENT for name in class_names]
+
+
+def text_of_values(values: Sequence[int], class_names: Sequence[str]) -> str:
+    """Returns the text of 1, 0 or -1 for each class."""
+    named = list(zip(class_names, values, strict=True))
+    return text_of([name for name, value in named if value == PRESENT], [name for name, value in named if value == UNKNOWN])
+
+
+def encode(texts: Iterable[str], class_names: Sequence[str]) -> bytes:
+    """Returns the content of the file of combinations."""
+    return b"".join(array("b", values_of(text, class_names)).tobytes() for text in texts)
+
+
+def read(directory: str | os.PathLike[str], manifest: Manifest) -> list[memoryview]:
+    """Returns the values of each combination, signed bytes [C], by its index.
+
+    Raises:
+        DataError: the file is not as the manifest lists it.
+    """
+    listed = manifest.combinations
+    if listed is None:
+        return []
+    path = Path(directory) / manifests.combinations_file(manifest.name)
+    if problem := manifests.hash_problem(path, listed.sha256, fresh=False):
+        raise problem
+    width = len(manifest.class_names)
+    with open_regular(path) as file:
+        data = file.read() if size_of(file) == listed.count * width else b""
+    values = memoryview(data).cast("b")
+    if len(data) != listed.count * width or any(value not in (PRESENT, ABSENT, UNKNOWN) for value in set(values)):
+        raise DataError("not the combinations of as many labels as the manifest lists", path=path)
+    return [values[start : start + width] for start in range(0, len(data), width)]
+
+
+def texts(directory: str | os.PathLike[str], manifest: Manifest) -> list[str]:
+    """Returns what the class name of a record with each label is: of a class, or of a combination."""
+    if manifest.task == manifests.SINGLE:
+        return list(manifest.class_names)
+    return [text_of_values(values, manifest.class_names) for values in read(directory, manifest)]

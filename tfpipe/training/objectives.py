@@ -1,0 +1,80 @@
+"""What a phase minimises, and what counts as right: for one class an image, and for several labels.
+
+of_task("multilabel").losses(logits, targets, 0.0, None)     # float32 [B]
+
+Logits and targets are float32 [B, C], and all results float32 [B]. Targets of several labels are 1,
+0 or -1 (unknown), which takes no part.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from tfpipe.records.manifest import SINGLE
+
+
+class Objective(Protocol):
+    """Losses of a task, and its right answers."""
+
+    by_loss: bool  # the best epoch has the least loss; else the most right answers
+
+    def losses(self, logits: Any, targets: Any, smoothing: float, weights: Any) -> Any:
+        """Returns the loss of each image in training; `weights` float [C] of the classes, or None."""
+
+    def validation_losses(self, logits: Any, targets: Any, weights: Any) -> Any:
+        """Returns the loss of each image in validation."""
+
+    def right(self, logits: Any, targets: Any) -> Any:
+        """Returns how much of an image's answer is right, 0 to 1."""
+
+
+class OneClass:
+    """Softmax and cross-entropy."""
+
+    by_loss = False
+
+    def losses(self, logits: Any, targets: Any, smoothing: float, weights: Any) -> Any:  # noqa: D102 (of the protocol)
+        smooth = targets * (1 - smoothing) + smoothing / targets.shape[-1]
+        losses = tf.nn.softmax_cross_entropy_with_logits(smooth, tf.cast(logits, tf.float32))
+        return losses if weights is None else losses * tf.linalg.matvec(targets, tf.constant(weights, tf.float32))
+
+    def validation_losses(self, logits: Any, targets: Any, weights: Any) -> Any:  # noqa: ARG002, D102
+        return tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
+
+    def right(self, logits: Any, targets: Any) -> Any:  # noqa: D102
+        return tf.cast(tf.equal(tf.argmax(logits, -1), tf.argmax(targets, -1)), tf.float32)
+
+
+class SeveralLabels:
+    """Sigmoids and binary cross-entropy, the mean over all classes; an unknown one adds nothing.
+
+    Weights are those of positive labels. Validation weighs, too: the best epoch is that of the
+    least loss, since the share of right labels hardly changes where most are absent.
+    """
+
+    by_loss = True
+
+    def losses(self, logits: Any, targets: Any, smoothing: float, weights: Any) -> Any:  # noqa: D102
+        known = tf.cast(targets >= 0, tf.float32)
+        smooth = targets * (1 - smoothing) + smoothing / 2
+        positive = tf.constant(1.0 if weights is None else weights, tf.float32)
+        losses = tf.nn.weighted_cross_entropy_with_logits(smooth, tf.cast(logits, tf.float32), positive)
+        return tf.reduce_mean(losses * known, -1)
+
+    def validation_losses(self, logits: Any, targets: Any, weights: Any) -> Any:  # noqa: D102
+        return self.losses(logits, targets, 0.0, weights)
+
+    def right(self, logits: Any, targets: Any) -> Any:  # noqa: D102
+        known = tf.cast(targets >= 0, tf.float32)
+        right = tf.cast(tf.equal(logits > 0, targets > 0.5), tf.float32) * known
+        # Of an image of which nothing is known nothing is wrong.
+        return tf.where(
+            tf.reduce_any(known > 0, -1), tf.math.divide_no_nan(tf.reduce_sum(right, -1), tf.reduce_sum(known, -1)), 1.0
+        )
+
+
+def of_task(task: str) -> Objective:
+    """Returns the objective of a task."""
+    return OneClass() if task == SINGLE else SeveralLabels()
