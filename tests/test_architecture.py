@@ -333,7 +333,7 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported():
     required = requirements()
     tests = required.pop("test")
     ours = distributions(third_party([PACKAGE, CHECKOUT / "tools"]) - PEERS)
-    theirs = distributions(third_party([CHECKOUT / "tests"]))
+    theirs = distributions(third_party([CHECKOUT / "examples", CHECKOUT / "tests"]))
     known = set().union(*required.values())
     assert {name for name, found in ours.items() if not found & known} == set()
     assert {name for name, found in theirs.items() if not found & (known | tests)} == set()
