@@ -27,7 +27,7 @@ CREATE TABLE inputs (
     file_bytes INTEGER, mtime_ns INTEGER, fatal INTEGER DEFAULT 1, row TEXT DEFAULT '',
     sha256 TEXT, crc32c INTEGER, image_bytes INTEGER, format TEXT, height INTEGER, width INTEGER, channels INTEGER,
     orientation INTEGER, color TEXT, reason TEXT, message TEXT,
-    split TEXT, label INTEGER, rank BLOB, traits TEXT, group_name TEXT
+    split TEXT, label INTEGER, rank BLOB, traits TEXT, group_name TEXT, source_format TEXT, source_sha256 TEXT
 );
 """
 # The fields of a `Source`, in their order.
@@ -38,6 +38,8 @@ _LATER = {
     "row": "TEXT DEFAULT ''",
     "traits": "TEXT",
     "group_name": "TEXT",
+    "source_format": "TEXT",
+    "source_sha256": "TEXT",
 }  # columns that builds started by older versions lack
 _MAX_SHOWN = 1000  # differences; nobody reads on after these
 _MIN_SQLITE = (3, 35)  # UPDATE ... FROM, RETURNING
