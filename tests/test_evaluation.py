@@ -267,7 +267,7 @@ def test_other_files_of_the_folder_are_left_alone(classifier, shards, tmp_path):
     run(classifier, shards, tmp_path, calibrate="val")
     run(classifier, shards, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"notes.txt", "parts", "predictions.csv", "metrics.json", "receipt.json"}
+    assert names == {"notes.txt", "parts", "predictions.csv", "metrics.json", "receipt.json", "suspects.csv"}
     assert (tmp_path / "parts" / "mine.txt").read_bytes() == b"mine"
 
 
@@ -550,7 +550,7 @@ def test_the_command_shows_thresholds_with_all_digits(plain, tool):
 def test_the_report_is_written_last(classifier, shards, tmp_path, monkeypatch):
     calls = []
 
-    def write_report(folder, model, directory, split, *, near_duplicates, progress):
+    def write_report(folder, model, directory, split, *, near_duplicates, odd, progress):
         calls.append((folder, model, directory, split, (folder / "receipt.json").exists()))
 
     monkeypatch.setattr("tfpipe.evaluation.html_report.write_report", write_report)

@@ -245,4 +245,4 @@ def test_many_are_named_in_part():
     values = np.full((8, 2), np.nan)
     with pytest.raises(DataError, match=r"^the model's probabilities of '0', '1', '2', '3', '4' and 3 more are not numbers"):
         predictions.check(values, [str(index) for index in range(8)])
-    assert len(reference_images.make()) == 29
+    assert len(reference_images.make()) == 37

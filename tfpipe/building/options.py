@@ -38,6 +38,7 @@ _LATER = {
     "task": SINGLE,
     "label_separator": SEPARATOR,
     "label_columns": None,
+    "decisions": (),
 }
 _TOLERANCE = Fraction(1, 10**6)  # 0.333333 is a third
 
@@ -76,6 +77,7 @@ class Options:
     task: str = SINGLE
     label_separator: str = SEPARATOR
     label_columns: tuple[str, ...] | None = None
+    decisions: tuple[str, ...] = ()  # the SHA-256 of each file
 
     def __post_init__(self) -> None:
         check_name("name", self.name)

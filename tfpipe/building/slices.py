@@ -33,8 +33,17 @@ class Row(NamedTuple):
     label: int
     class_name: str
     group: str | None = None
+    history: tuple[str, ...] = ()
     labels: tuple[int, ...] | None = None
     unknown: tuple[int, ...] | None = None
+
+
+SEPARATOR = "\n"  # in the column `history` of the state; no name of a class has a line break
+
+
+def classes_before(history: str) -> tuple[str, ...]:
+    """Returns the classes that an image had before decisions of people, the first first."""
+    return tuple(history.split(SEPARATOR)) if history else ()
 
 
 def write_slice(path: Path, rows: Iterable[Sequence[Any]]) -> None:

@@ -6,6 +6,7 @@
     OUTPUT/predictions.csv    a row per image, in the catalog's order
     OUTPUT/metrics.json       see `tfpipe.evaluation.metrics.measure`; predictions_sha256 identifies the table
     OUTPUT/receipt.json       what was evaluated, and the proof that it was all of it
+    OUTPUT/suspects.csv       images whose label somebody should look at, see `tfpipe.evaluation.suspects`
     OUTPUT/report.html        if requested
     OUTPUT/uncalibrated.csv   with `calibrate`: the model's own probabilities
     OUTPUT/calibration.csv    with `calibrate`: the table of the split that the temperature was fitted on
@@ -34,9 +35,20 @@ from tfpipe.common.files import clear_folder, clear_up, sha256_of, written_atomi
 from tfpipe.common.locking import locked
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import hash_names, html_table
-from tfpipe.evaluation import calibration, html_report, label_metrics, metrics, partial_tables, receipts, thresholding
+from tfpipe.evaluation import (
+    calibration,
+    html_report,
+    label_metrics,
+    metrics,
+    partial_tables,
+    receipts,
+    suspects,
+    thresholding,
+)
+from tfpipe.evaluation.outliers import Outliers
 from tfpipe.models import classifiers, predictions
-from tfpipe.models.classifiers import Predictor
+from tfpipe.models import tta as views
+from tfpipe.models.classifiers import Classifier, Predictor
 from tfpipe.models.predictions import Predictions
 from tfpipe.models.split_images import read_for
 from tfpipe.networks import arithmetic
@@ -49,12 +61,15 @@ _log = logging.getLogger("tfpipe")
 UNCALIBRATED_NAME = "uncalibrated.csv"
 CALIBRATION_NAME = "calibration.csv"
 
-_EXPORTED_FILES = (".pb", ".tflite", ".onnx")
+_EXPORTED_FILES = (".pb", ".tflite", ".onnx", ".xml")
 _IN_EXPORTS = ("saved_model.pb", "preprocessing.json")
 _NEEDED = ("class_names", "image_size", "resize", "sha256", "predict")  # of a `Predictor`
 
 # Files of one evaluation, beside table and receipt: the next one removes them.
-_OTHER_FILES = (metrics.FILE_NAME, html_report.FILE_NAME, html_report.NEAR_DUPLICATES_NAME, UNCALIBRATED_NAME, CALIBRATION_NAME)
+_OTHER_FILES = (
+    *(metrics.FILE_NAME, html_report.FILE_NAME, html_report.NEAR_DUPLICATES_NAME, suspects.FILE_NAME),
+    *(UNCALIBRATED_NAME, CALIBRATION_NAME),
+)
 
 
 class Loaded(Protocol):
@@ -112,6 +127,7 @@ def evaluate(
     positive_class: str | None = None,
     specificity: float = 0.95,
     calibrate: str | None = None,
+    tta: str | int | views.Tta | None = None,
     report: bool = True,
     near_duplicates: bool = True,
     progress: bool = True,
@@ -139,6 +155,9 @@ def evaluate(
         specificity: see `metrics.measure`.
         calibrate: another split, on which a temperature is fitted first. The table then holds
             calibrated probabilities, and metrics["calibration"] the metrics before.
+        tta: average the probabilities of several views of each image: "flip", "five", or a number
+            of views of the run's augmentation; see `tfpipe.models.tta`. Near-duplicates and
+            explanations are of the image as it is.
         report: write report.html, too.
         near_duplicates: look for images of the split in train and val, for the report: another pass
             over all three.
@@ -167,8 +186,12 @@ def evaluate(
     if isinstance(model, str | os.PathLike):
         receipts.check_unseen(model, data, split)
     predictor = _loaded(model, trust)
-    options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
-    run = Pass(predictor, data, split, folder, batch_size, progress, options, classifiers.thresholds_of(predictor))
+    averaged = views.averaged(predictor, views.find(tta, getattr(model, "source", model), predictor))
+    options: dict[str, Any] = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
+    if way := views.tta_of(averaged):  # absent where it is not used, as in receipts from before there was a choice
+        options["tta"] = way.facts()
+    run = Pass(averaged, data, split, folder, batch_size, progress, options, classifiers.thresholds_of(predictor))
+    outliers = Outliers() if shard is None and isinstance(averaged, Classifier) else None
     claim = run.begin()
     if shard is not None:
         run.write_part(shard, claim)
@@ -184,7 +207,7 @@ def evaluate(
             return Evaluation(run.folder)
         clear(run.folder)
         if shard is None:
-            chunks = run.chunks(split, [(index, num_readers) for index in range(num_readers)])
+            chunks = run.chunks(split, [(index, num_readers) for index in range(num_readers)], outliers)
             computed = [classifiers.computation_of(predictor)]
         else:
             computed = partial_tables.computations(run.folder, shard[1])
@@ -192,8 +215,12 @@ def evaluate(
         evaluation = run.finish(chunks, claim, computed)
         if on_found:
             on_found(evaluation)
+        odd = None if outliers is None else outliers.odd()
         if report:
-            html_report.write_report(run.folder, predictor, data, split, near_duplicates=near_duplicates, progress=progress)
+            searched: dict[str, Any] = {"near_duplicates": near_duplicates, "odd": odd}
+            html_report.write_report(run.folder, predictor, data, split, **searched, progress=progress)
+        else:
+            suspects.write(run.folder, suspects.find(predictions.read(run.folder), data, split, odd=odd))
     return evaluation
 
 
@@ -233,8 +260,8 @@ class Pass:
         """Returns the fields of `Predictions` that are columns at the end."""
         return () if account.groups is None else ("groups",)
 
-    def chunks(self, split: str, shards: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-        """Yields the table of a split, or of parts of it, piece by piece."""
+    def chunks(self, split: str, shards: Sequence[tuple[int, int]], outliers: Outliers | None = None) -> Iterator[bytes]:
+        """Yields the table of a split, or of parts of it, piece by piece; `outliers` get the features."""
         manifest = receipts.open_split(self.predictor, self.directory, split)
         size = manifest.split(split).num_records
         total = sum(size * (index + 1) // count - size * index // count for index, count in shards)
@@ -247,7 +274,7 @@ class Pass:
         with ProgressBar(f"evaluate {split}", total, enabled=self.progress) as bar:
             for shard in shards:
                 for batch in self._batches(split, shard):
-                    table = self._predict(batch, labels)
+                    table = self._predict(batch, labels, outliers)
                     table = table if groups is None else replace(table, groups=[groups[key] for key in table.keys])
                     yield predictions.rows(table)
                     bar.add(len(batch["key"]), 0)
@@ -256,10 +283,15 @@ class Pass:
         options = {"batch_size": self.batch_size, "scaled_decode": False, "shard": shard}
         return read_for(self.predictor, self.directory, split, **options)
 
-    def _predict(self, batch: dict[str, Any], labels: np.ndarray[Any, Any]) -> Predictions:
+    def _predict(self, batch: dict[str, Any], labels: np.ndarray[Any, Any], outliers: Outliers | None) -> Predictions:
         keys, filenames = ([value.decode() for value in batch[name].numpy().tolist()] for name in ("key", "filename"))
         with arithmetic.exact():  # the model may be of another program
-            probabilities = self.predictor.predict(batch["image"])
+            if outliers is not None and isinstance(self.predictor, Classifier):
+                # One graph gives both: the probabilities are the same.
+                probabilities, features = self.predictor.predict_with_features(batch["image"])
+                outliers.add(features)
+            else:
+                probabilities = self.predictor.predict(batch["image"])
         predictions.check(probabilities, keys, self.predictor)
         if classifiers.task_of(self.predictor) != SINGLE:
             targets = np.full(probabilities.shape, -1, np.int8)  # of classes that the data set lacks nothing is known
@@ -307,6 +339,7 @@ class Pass:
         digest = sha256_of(self.folder / predictions.FILE_NAME)
         calibrated = fitted and {**fitted, "before": before}
         found = {**self._measure(table), "calibration": calibrated, "predictions_sha256": digest}
+        found |= {"tta": self.options["tta"]} if "tta" in self.options else {}
         receipt = {**receipts.receipt(claim, table, computed), "calibration": fitted}
         files.write_json(self.folder / metrics.FILE_NAME, found)
         files.write_json(self.folder / predictions.RECEIPT_NAME, receipt)

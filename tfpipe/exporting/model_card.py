@@ -17,8 +17,8 @@ from typing import Any, NotRequired, TypedDict
 from tfpipe.common import text
 from tfpipe.common.files import check_json, load_json
 from tfpipe.common.text import interval, number, percent, plural
-from tfpipe.evaluation import metrics
-from tfpipe.evaluation.html_report import NEAR_DUPLICATES_NAME, likely_label_errors
+from tfpipe.evaluation import metrics, suspects
+from tfpipe.evaluation.html_report import NEAR_DUPLICATES_NAME
 from tfpipe.evaluation.label_report import worst_labels
 from tfpipe.formats.preflight import KERAS_NAME
 from tfpipe.formats.specifications import Specification
@@ -113,6 +113,7 @@ class _Receipt(TypedDict):
     model_sha256: str
     data_root_hash: str
     ids_sha256: str
+    options: NotRequired[dict[str, Any]]
     computed: NotRequired[list[_Computed]]
 
 
@@ -290,16 +291,21 @@ class _Evaluation:
         for label, row in enumerate(found["per_class"]):
             row["recall_interval"] = metrics.share_interval(table, table.predicted == label, table.labels == label)
         path = folder / NEAR_DUPLICATES_NAME
-        return cls(receipt, found, len(likely_label_errors(table)), load_json(path, _Pairs) if path.exists() else None)
+        return cls(receipt, found, len(suspects.label_errors(table)[0]), load_json(path, _Pairs) if path.exists() else None)
 
     @property
     def split(self) -> str:
         return self.receipt["split"]
 
+    @property
+    def shown(self) -> str:
+        tta = self.receipt.get("options", {}).get("tta")
+        return f"{self.split}, mean of {tta['name']} views" if tta else self.split
+
     def facts(self) -> Sequence[object]:
         computed = [f"{one['arithmetic']} on {one['device']}" for one in self.receipt.get("computed", ())]
         hashes = self.receipt["data_root_hash"], self.receipt["ids_sha256"]
-        return self.split, f"{self.metrics['count']:,}", *hashes, "; ".join(computed) or "-"
+        return self.shown, f"{self.metrics['count']:,}", *hashes, "; ".join(computed) or "-"
 
     def metric_rows(self) -> Iterator[Sequence[object]]:
         found = self.metrics

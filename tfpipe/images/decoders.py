@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfpipe.images import bmp, graph_others, webp
+from tfpipe.images import bmp, graph_others, jpeg, webp
 from tfpipe.images.graph_bytes import byte_length, byte_window, slice_bytes, starts_with, to_number
 from tfpipe.records.samples import HIGH_PERCENT, LOW_PERCENT, MAX_BITS, USUAL, Samples
 
@@ -40,25 +40,31 @@ def decode_stored(encoded: tf.Tensor, samples: Samples = USUAL, *, rare: bool = 
     Raises:
         tf.errors.InvalidArgumentError: the bytes cannot be decoded.
     """
+    # The usual decoder is called here, also for the few files that are decoded again: within a branch
+    # it takes a third longer.
     if not others:
-        return _decode_jpeg_or_png(encoded, samples, rare=rare)
-    return tf.cond(
-        starts_with(encoded, webp.RIFF) | starts_with(encoded, bmp.SIGNATURE),
-        lambda: tf.ensure_shape(_other(samples)(encoded), [None, None, 3]),
-        lambda: _decode_jpeg_or_png(encoded, samples, rare=rare),
-    )
+        usual = _decode_usual(encoded)
+        if not rare:
+            return usual
+        return tf.cond(_is_rare(encoded, samples), lambda: _again(_rare, samples, encoded), lambda: usual)
+    is_other = starts_with(encoded, webp.RIFF) | starts_with(encoded, bmp.SIGNATURE)
+    usual = _decode_usual(tf.cond(is_other, lambda: tf.constant(jpeg.DARK), lambda: encoded))
+
+    def unusual() -> tf.Tensor:
+        return tf.cond(
+            is_other, lambda: _again(_other, samples, encoded), lambda: _again(_rare, samples, encoded) if rare else usual
+        )
+
+    is_usual = ~is_other & ~_is_rare(encoded, samples) if rare else ~is_other
+    return tf.cond(is_usual, lambda: usual, unusual)
 
 
-def _decode_jpeg_or_png(encoded: tf.Tensor, samples: Samples, *, rare: bool) -> tf.Tensor:
-    usual = _decode_usual(encoded)  # here, also for the few that are decoded again: within a branch it is slower
-    if not rare:
-        return usual
-    is_rare = tf.strings.regex_full_match(encoded, _DEEP_PNG if samples.background == USUAL.background else _PNG)
+def _is_rare(encoded: tf.Tensor, samples: Samples) -> tf.Tensor:
+    return tf.strings.regex_full_match(encoded, _DEEP_PNG if samples.background == USUAL.background else _PNG)
 
-    def again() -> tf.Tensor:
-        return tf.ensure_shape(_rare(samples)(encoded), [None, None, 3])
 
-    return tf.cond(is_rare, again, lambda: usual)
+def _again(decoder: Callable[[Samples], _Function], samples: Samples, encoded: tf.Tensor) -> tf.Tensor:
+    return tf.ensure_shape(decoder(samples)(encoded), [None, None, 3])
 
 
 @functools.cache

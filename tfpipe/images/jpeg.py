@@ -76,6 +76,13 @@ corpus of oddities are 64, one for each coefficient of a grey image.
 XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 
 
+DARK = bytes.fromhex(
+    f"ffd8 ffdb004300{'ff' * 64} ffc0000b080001000101011100 ffc40014000100000000000000000000000000000003"
+    "ffc40014100100000000000000000000000000000000 ffda0008010100003f0037 ffd9"
+)
+"""A file of one dark pixel: all quantised to nothing, so the tables are as small as they can be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Component:
     """One component of a frame: its id, sampling factors and the quantisation table it names."""

@@ -36,6 +36,7 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_descriptor, open_regular, size_of
 from tfpipe.common.object_cache import CachedObject
 from tfpipe.common.text import exactly
+from tfpipe.images import jpeg
 from tfpipe.records import catalog, combinations, manifest, schema, tfrecord
 from tfpipe.records.manifest import Manifest, Split, Traits
 
@@ -51,12 +52,7 @@ _READ_BYTES = 4 << 20
 _QUIET_SECONDS = 0.1
 _EXIT_SECONDS = 10
 
-# One dark pixel: all quantised to nothing, so the tables are as small as they can be.
-_DARK_JPEG = bytes.fromhex(
-    f"ffd8 ffdb004300{'ff' * 64} ffc0000b080001000101011100 ffc40014000100000000000000000000000000000003"
-    "ffc40014100100000000000000000000000000000000 ffda0008010100003f0037 ffd9"
-)
-_BLANK = schema.Record(_DARK_JPEG, "JPEG", 1, 1, 1, 1, "", "", "", schema.UNLABELLED, "")
+_BLANK = schema.Record(jpeg.DARK, "JPEG", 1, 1, 1, 1, "", "", "", schema.UNLABELLED, "")
 BLANK_RECORD = schema.encode(_BLANK)
 _BLANK_OF_SEVERAL = schema.encode(dataclasses.replace(_BLANK, labels=(), unknown=()))  # labels an image
 
