@@ -235,13 +235,14 @@ def _calibration_lines(calibration: Mapping[str, Any] | None, found: Mapping[str
 def _fold_lines(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return []
-    count = len(found["names"])
+    count, width = len(found["names"]), max(map(len, found))
     lines = [f"of {count} folds, each by the model that has not seen it: mean, standard deviation, each fold"]
-    for metric in ("accuracy", "auc", "log_loss"):
-        row = found[metric]
+    for metric, row in found.items():
+        if metric == "names":
+            continue
         between = f" (95 %: {row['interval'][0]:.4f} to {row['interval'][1]:.4f})" if row["interval"] else ""
         values = ", ".join(map(number, row["values"]))
-        lines.append(f"  {metric:9} {number(row['mean'])}{between} +- {number(row['deviation'])}: {values}")
+        lines.append(f"  {metric:{width}} {number(row['mean'])}{between} +- {number(row['deviation'])}: {values}")
     return lines
 
 
