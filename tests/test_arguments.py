@@ -60,7 +60,7 @@ _ROWS = {
     "allow_leaks as_dict balanced cache_prefix class_weights csv_safe decode deterministic equal_steps grey half": FLAG,
     "deepen extend near_duplicates overwrite progress repeat report scaled_decode tensorboard train_batch_norm": FLAG,
     "training trust": FLAG,
-    "a b cache data from_run images load_frozen.model output weights workers_folder": PATH,
+    "a b cache calibration_data data from_run images load_frozen.model output weights workers_folder": PATH,
     "engine": WORD,
     "calibrate check columns form format layout mode on_conflict on_error optimizer outputs pooling positive_class": WORD,
     "normalize precision preprocessing resize schedule signature_name solver split": WORD,
@@ -99,6 +99,7 @@ _ROWS = {
         *[Said({"train": value, "test": 0.2}, repr(value)) for value in ("0.8", True, 0, 1.5, NAN)],
     ],
     "strategy": [5, "gpu"],
+    "tta": ["fliip", "", 1, 65, 2.5, True],
     "unfreeze": [5, ("a", "a"), ("",), [1]],
     "unlabelled": ["dir", 5, Said({"x": 5}, "5")],
 }

@@ -118,7 +118,7 @@ def test_another_word_is_refused(word):
 
 
 def test_a_number_needs_an_augmentation_to_draw_from(tmp_path):
-    with pytest.raises(ValueError, match=r"tta=8 draws views from the augmentation of a run, .*run's folder"):
+    with pytest.raises(ValueError, match=r"tta=8: a number of views is drawn from the augmentation of a run, .*run's folder"):
         tta.find(8, tmp_path, make_classifier())
     (tmp_path / "run.json").write_text(json.dumps({"recipe": {"augment": "none"}, "chosen": {}}))
     with pytest.raises(ValueError, match=r"tta=8: the run's augmentation \(none\) has no crop, flip or colour"):

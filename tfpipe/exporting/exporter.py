@@ -165,6 +165,7 @@ def export(
         checkpoint=os.fspath(checkpoint) if isinstance(checkpoint, Path) else checkpoint,
     )
     (image_size,) = arguments.check_given(image_size=image_size)
+    tta = views.check(tta)
     arguments.callback("log", log)
     given: dict[str, Any] = {"preprocessing": preprocessing, "resize": resize, "outputs": outputs}
     given |= {"png16": png16, "background": background}

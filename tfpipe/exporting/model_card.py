@@ -305,7 +305,7 @@ class _Evaluation:
     @property
     def shown(self) -> str:
         tta = self.receipt.get("options", {}).get("tta")
-        return f"{self.split}, mean of {tta['name']} views" if tta else self.split
+        return f"{self.split}, averaged ({tta['name']})" if tta else self.split
 
     def facts(self) -> Sequence[object]:
         computed = [f"{one['arithmetic']} on {one['device']}" for one in self.receipt.get("computed", ())]
