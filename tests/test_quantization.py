@@ -54,7 +54,12 @@ def test_it_answers_nearly_alike_for_any_batch(graph, path):
 
 def test_bytes_follow_from_the_graph_and_the_images(graph, path):
     assert quantization.convert(graph, SPECIFICATION, draw_images(64, 3)) == path.read_bytes()
-    assert quantization.convert(graph, SPECIFICATION, draw_images(64, 3) // 4) != path.read_bytes()
+    dark = quantization.convert(graph, SPECIFICATION, draw_images(64, 3) // 4)
+    assert dark != path.read_bytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (given,) = tf.lite.Interpreter(model_content=dark).get_input_details()
+    assert given["quantization"] == (1.0, 0)  # whatever the images are
 
 
 def test_a_graph_that_computes_with_levels_is_refused():
