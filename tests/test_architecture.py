@@ -319,7 +319,7 @@ def third_party(folders):
 
 def imports_by_name(source):
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.args]
-    functions = {"import_module", "importorskip", "_import"}
+    functions = {"import_module", "importorskip", "_import", "find_package"}
     words = [call.args[0] for call in calls if ast.unparse(call.func).rpartition(".")[2] in functions]
     return {word.value for word in words if isinstance(word, ast.Constant)}
 
@@ -334,7 +334,7 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported():
     required = requirements()
     tests = required.pop("test")
     ours = distributions(third_party([PACKAGE, CHECKOUT / "tools"]) - PEERS)
-    theirs = distributions(third_party([CHECKOUT / "tests"]))
+    theirs = distributions(third_party([CHECKOUT / "examples", CHECKOUT / "tests"]))
     known = set().union(*required.values())
     assert {name for name, found in ours.items() if not found & known} == set()
     assert {name for name, found in theirs.items() if not found & (known | tests)} == set()
