@@ -221,6 +221,7 @@ def test_exported_names_exist_and_are_pinned():
         "DataError",
         "Evaluation",
         "Export",
+        "FoldRuns",
         "Manifest",
         "Model",
         "Recipe",
@@ -236,6 +237,7 @@ def test_exported_names_exist_and_are_pinned():
         "decode_image",
         "describe",
         "evaluate",
+        "evaluate_folds",
         "export",
         "grpc_request",
         "load",
@@ -247,6 +249,7 @@ def test_exported_names_exist_and_are_pinned():
         "resize_image",
         "rest_request",
         "train",
+        "train_folds",
         "verify",
     ]
     assert all(getattr(tfpipe, name) is not None for name in tfpipe.__all__)

@@ -23,7 +23,7 @@ import keras
 from tfpipe.common import arguments
 from tfpipe.common.files import write_json
 from tfpipe.common.progress import log_line
-from tfpipe.common.text import html_table
+from tfpipe.common.text import html_table, plural
 from tfpipe.records import folds
 from tfpipe.records.manifest import load
 from tfpipe.training import preflight
@@ -47,7 +47,7 @@ class FoldRuns:
     def __repr__(self) -> str:
         accuracies = [run.val_accuracy for run in self.runs]
         mean = f"{statistics.mean(accuracies):.4f} +- {statistics.stdev(accuracies):.4f}"
-        return f"FoldRuns({os.fspath(self.folder)!r}, {len(self.runs)} runs, val_accuracy={mean})"
+        return f"FoldRuns({os.fspath(self.folder)!r}, {plural(len(self.runs), 'run')}, val_accuracy={mean})"
 
     def _repr_html_(self) -> str:
         rows = [[run.folder.name, run.mode, run.val_accuracy, run.model_sha256[:12]] for run in self.runs]
