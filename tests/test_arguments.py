@@ -62,7 +62,7 @@ _ROWS = {
     "ensemble": FLAG,
     "deepen extend near_duplicates overwrite progress repeat report scaled_decode tensorboard train_batch_norm": FLAG,
     "training trust": FLAG,
-    "a b cache data from_run images load_frozen.model output weights workers_folder": PATH,
+    "a b cache calibration_data data from_run images load_frozen.model output weights workers_folder": PATH,
     "engine": WORD,
     "calibrate check columns form format layout mode on_conflict on_error optimizer outputs pooling positive_class": WORD,
     "train_split val_split": WORD,
@@ -103,6 +103,7 @@ _ROWS = {
         *[Said({"train": value, "test": 0.2}, repr(value)) for value in ("0.8", True, 0, 1.5, NAN)],
     ],
     "strategy": [5, "gpu"],
+    "tta": ["fliip", "", 1, 65, 2.5, True],
     "unfreeze": [5, ("a", "a"), ("",), [1]],
     "unlabelled": ["dir", 5, Said({"x": 5}, "5")],
 }
