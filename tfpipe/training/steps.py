@@ -273,7 +273,7 @@ class Steps:
 
         def validate(features: Any, places: Any, labels: Any) -> tuple[Any, ...]:
             size = self.validation_size
-            num_rows = self._phase.batches.val.num_records
+            num_rows = len(self._phase.batches.val.positions)
             return self._over_batches(lambda _, batch: self._validate(*batch), 3, num_rows, size, features, places, labels)
 
         return self._compiled(validate)
