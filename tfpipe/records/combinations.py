@@ -2,7 +2,7 @@
 
     text_of(["b", "a"], ["c"])             # "a|b|?c": a and b are there, c may be
     names_of("a|b|?c")                     # (["a", "b"], ["c"])
-    read(directory, manifest)              # bytes of C values for each combination
+    read(directory, manifest)              # C bytes for each combination
 
 In such a data set the label of a record is the index of its combination, so that all that handles
 labels handles combinations: order, conflicts, strata of splits. The file of combinations has a
@@ -24,6 +24,7 @@ from tfpipe.records.manifest import Manifest
 SEPARATOR = "|"
 UNKNOWN_SIGN = "?"  # before the name of a class that may be there
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
+_BYTES = {1, 0, 255}  # the same, unsigned
 
 
 def check_class_name(name: str) -> str:
@@ -63,29 +64,29 @@ def encode(texts: Iterable[str], class_names: Sequence[str]) -> bytes:
     return b"".join(array("b", values_of(text, class_names)).tobytes() for text in texts)
 
 
-def read(directory: str | os.PathLike[str], manifest: Manifest) -> list[memoryview]:
-    """Returns the values of each combination, signed bytes [C], by its index.
+def read(directory: str | os.PathLike[str], manifest: Manifest) -> bytes:
+    """Returns the content of the file: for each combination, by its index, C signed bytes.
 
     Raises:
         DataError: the file is not as the manifest lists it.
     """
     listed = manifest.combinations
     if listed is None:
-        return []
+        return b""
     path = Path(directory) / manifests.combinations_file(manifest.name)
     if problem := manifests.hash_problem(path, listed.sha256, fresh=False):
         raise problem
-    width = len(manifest.class_names)
+    size = listed.count * len(manifest.class_names)
     with open_regular(path) as file:
-        data = file.read() if size_of(file) == listed.count * width else b""
-    values = memoryview(data).cast("b")
-    if len(data) != listed.count * width or any(value not in (PRESENT, ABSENT, UNKNOWN) for value in set(values)):
+        data = file.read() if size_of(file) == size else b""
+    if len(data) != size or set(data) - _BYTES:
         raise DataError("not the combinations of as many labels as the manifest lists", path=path)
-    return [values[start : start + width] for start in range(0, len(data), width)]
+    return data
 
 
 def texts(directory: str | os.PathLike[str], manifest: Manifest) -> list[str]:
     """Returns what the class name of a record with each label is: of a class, or of a combination."""
     if manifest.task == manifests.SINGLE:
         return list(manifest.class_names)
-    return [text_of_values(values, manifest.class_names) for values in read(directory, manifest)]
+    values, width = memoryview(read(directory, manifest)).cast("b"), len(manifest.class_names)
+    return [text_of_values(values[start : start + width], manifest.class_names) for start in range(0, len(values), width)]
