@@ -168,7 +168,8 @@ def test_odd_images_are_those_of_the_evaluated_split_not_of_the_one_for_calibrat
 
 
 def test_suspects_of_a_table_are_in_the_order_of_their_margins(tmp_path):
-    data = build_images(tmp_path, {"test": {"cat": 3}}) and tmp_path / "shards"
+    build_images(tmp_path, {"test": {"cat": 3}})
+    data = tmp_path / "shards"
     table = random_table(3, 200, 4)
     found = suspects.find(table, data, "test", odd=(np.array([5, 7]), np.array([0.9, 0.8])))
     rows, claimed, margins = suspects.label_errors(table)

@@ -47,6 +47,7 @@ from tfpipe.evaluation import (
 )
 from tfpipe.evaluation.outliers import Outliers
 from tfpipe.models import classifiers, predictions
+from tfpipe.models import tta as views
 from tfpipe.models.classifiers import Classifier, Predictor
 from tfpipe.models.predictions import Predictions
 from tfpipe.models.split_images import read_for
@@ -60,7 +61,7 @@ _log = logging.getLogger("tfpipe")
 UNCALIBRATED_NAME = "uncalibrated.csv"
 CALIBRATION_NAME = "calibration.csv"
 
-_EXPORTED_FILES = (".pb", ".tflite", ".onnx")
+_EXPORTED_FILES = (".pb", ".tflite", ".onnx", ".xml")
 _IN_EXPORTS = ("saved_model.pb", "preprocessing.json")
 _NEEDED = ("class_names", "image_size", "resize", "sha256", "predict")  # of a `Predictor`
 
@@ -126,6 +127,7 @@ def evaluate(
     positive_class: str | None = None,
     specificity: float = 0.95,
     calibrate: str | None = None,
+    tta: str | int | views.Tta | None = None,
     report: bool = True,
     near_duplicates: bool = True,
     progress: bool = True,
@@ -153,6 +155,9 @@ def evaluate(
         specificity: see `metrics.measure`.
         calibrate: another split, on which a temperature is fitted first. The table then holds
             calibrated probabilities, and metrics["calibration"] the metrics before.
+        tta: average the probabilities of several views of each image: "flip", "five", or a number
+            of views of the run's augmentation; see `tfpipe.models.tta`. Near-duplicates and
+            explanations are of the image as it is.
         report: write report.html, too.
         near_duplicates: look for images of the split in train and val, for the report: another pass
             over all three.
@@ -181,9 +186,12 @@ def evaluate(
     if isinstance(model, str | os.PathLike):
         receipts.check_unseen(model, data, split)
     predictor = _loaded(model, trust)
-    options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
-    run = Pass(predictor, data, split, folder, batch_size, progress, options, classifiers.thresholds_of(predictor))
-    outliers = Outliers() if shard is None and isinstance(predictor, Classifier) else None
+    averaged = views.averaged(predictor, views.find(tta, getattr(model, "source", model), predictor))
+    options: dict[str, Any] = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
+    if way := views.tta_of(averaged):  # absent where it is not used, as in receipts from before there was a choice
+        options["tta"] = way.facts()
+    run = Pass(averaged, data, split, folder, batch_size, progress, options, classifiers.thresholds_of(predictor))
+    outliers = Outliers() if shard is None and isinstance(averaged, Classifier) else None
     claim = run.begin()
     if shard is not None:
         run.write_part(shard, claim)
@@ -204,15 +212,11 @@ def evaluate(
         else:
             computed = partial_tables.computations(run.folder, shard[1])
             chunks = partial_tables.merge(run.folder, shard[1], run.header(), claim)
-        evaluation = run.finish(chunks, claim, computed)
+        evaluation = run.finish(chunks, claim, computed, outliers)
         if on_found:
             on_found(evaluation)
-        odd = None if outliers is None else outliers.odd()
         if report:
-            searched: dict[str, Any] = {"near_duplicates": near_duplicates, "odd": odd}
-            html_report.write_report(run.folder, predictor, data, split, **searched, progress=progress)
-        else:
-            suspects.write(run.folder, suspects.find(predictions.read(run.folder), data, split, odd=odd))
+            html_report.write_report(run.folder, predictor, data, split, near_duplicates=near_duplicates, progress=progress)
     return evaluation
 
 
@@ -311,7 +315,13 @@ class Pass:
         chosen = [index for index in range(count) if partial_tables.part_path(self.folder, index, count) in parts]
         return [key for index in chosen for key in keys[bounds[index] : bounds[index + 1]]]
 
-    def finish(self, chunks: Iterable[bytes], claim: receipts.Claim, computed: Sequence[Mapping[str, str]]) -> Evaluation:
+    def finish(
+        self,
+        chunks: Iterable[bytes],
+        claim: receipts.Claim,
+        computed: Sequence[Mapping[str, str]],
+        outliers: Outliers | None = None,
+    ) -> Evaluation:
         """Writes the table, and all files made from it; `computed`: devices and arithmetics."""
         fitted = None
         if self.options["calibrate"] is not None:  # first: what fails here should not cost the longer pass
@@ -331,8 +341,12 @@ class Pass:
         digest = sha256_of(self.folder / predictions.FILE_NAME)
         calibrated = fitted and {**fitted, "before": before}
         found = {**self._measure(table), "calibration": calibrated, "predictions_sha256": digest}
+        found |= {"tta": self.options["tta"]} if "tta" in self.options else {}
         receipt = {**receipts.receipt(claim, table, computed), "calibration": fitted}
         files.write_json(self.folder / metrics.FILE_NAME, found)
+        if table.task == SINGLE:
+            odd = None if outliers is None else outliers.odd()
+            suspects.write(self.folder, suspects.find(table, self.directory, self.split, odd=odd))
         files.write_json(self.folder / predictions.RECEIPT_NAME, receipt)
         return Evaluation(self.folder, found, receipt)
 
