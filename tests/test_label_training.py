@@ -21,13 +21,14 @@ import tfpipe
 from tfpipe.common.errors import DataError
 from tfpipe.evaluation import label_metrics, label_report, mcnemar, metrics, thresholding
 from tfpipe.models import classifiers, predictions
+from tfpipe.networks import objectives
 from tfpipe.networks.layers import Probabilities
 from tfpipe.page import page_markup
 from tfpipe.page.answers import Answers, Upload
 from tfpipe.pipeline.loader import targets_of
 from tfpipe.records import example, manifest, schema, tfrecord
 from tfpipe.records.catalog import read_catalog
-from tfpipe.training import objectives, regression
+from tfpipe.training import regression
 
 LABELS = {f"images/{index:04d}.png": row for index, row in enumerate(draw_labels(240))}
 

@@ -3,6 +3,8 @@
     text_of(["b", "a"], ["c"])             # "a|b|?c": a and b are there, c may be
     names_of("a|b|?c")                     # (["a", "b"], ["c"])
     read(directory, manifest)              # C bytes for each combination
+    LabelLists(separator=";").text({"label": "b;a"}, "label")                          # "a|b"
+    LabelLists(columns=("a", "b", "c")).text({"a": "1", "b": "0", "c": ""}, None)      # "a|?c"
 
 In such a data set the label of a record is the index of its combination, so that all that handles
 labels handles combinations: order, conflicts, strata of splits. The file of combinations has a
@@ -12,9 +14,11 @@ signed byte for each class of each: 1 (there), 0 (not there) or -1 (unknown).
 from __future__ import annotations
 
 import os
+import unicodedata
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular, size_of
@@ -90,3 +94,43 @@ def texts(directory: str | os.PathLike[str], manifest: Manifest) -> list[str]:
         return list(manifest.class_names)
     values, width = memoryview(read(directory, manifest)).cast("b"), len(manifest.class_names)
     return [text_of_values(values[start : start + width], manifest.class_names) for start in range(0, len(values), width)]
+
+
+_STATES = {
+    **dict.fromkeys(("1", "1.0", "true", "yes"), PRESENT),
+    **dict.fromkeys(("0", "0.0", "false", "no"), ABSENT),
+    **dict.fromkeys(("", "-1", "-1.0", "nan"), UNKNOWN),
+}
+
+
+class LabelLists(NamedTuple):
+    """How the labels of a row are written: in one cell, or in a column for each class."""
+
+    separator: str = SEPARATOR
+    columns: tuple[str, ...] | None = None
+    is_composed: bool = False  # names in Unicode's form NFC
+
+    def text(self, cells: Mapping[str, str], column: str | None) -> str:
+        """Returns the text of a row's combination; raises LookupError with the reason for a bad cell."""
+        if self.columns is not None:
+            states = {name: _STATES.get(cells.get(name, "").lower()) for name in self.columns}
+            for name, state in states.items():
+                if state is None:
+                    raise LookupError(f"column {name!r} holds {cells[name]!r}: 1, 0 or nothing (unknown) is needed")
+            present, unknown = ([name for name, one in states.items() if one == state] for state in (1, -1))
+        else:
+            parts = [part.strip() for part in cells.get(column or "", "").split(self.separator)]
+            present = [part for part in parts if part and not part.startswith(UNKNOWN_SIGN)]
+            unknown = [part[1:].strip() for part in parts if part.startswith(UNKNOWN_SIGN)]
+        present, unknown = self._composed(present), self._composed(unknown)
+        if twice := {name for name in (*present, *unknown) if [*present, *unknown].count(name) > 1}:
+            raise LookupError(f"the row names {min(twice)!r} twice")
+        try:
+            for name in (*present, *unknown):
+                check_class_name(name)
+        except ValueError as error:
+            raise LookupError(str(error)) from None
+        return text_of(present, unknown)
+
+    def _composed(self, names: Sequence[str]) -> list[str]:
+        return [unicodedata.normalize("NFC", name) for name in names] if self.is_composed else list(names)

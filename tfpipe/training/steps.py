@@ -22,8 +22,8 @@ import tensorflow as tf
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import exactly
+from tfpipe.networks.objectives import Objective
 from tfpipe.training.batches import Batch, Batches, Block, FeatureBatches
-from tfpipe.training.objectives import Objective
 from tfpipe.training.schedules import EarlyStopping, LearningRate
 
 Array = np.ndarray[Any, Any]
