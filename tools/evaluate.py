@@ -61,6 +61,9 @@ _SPECIFICITY = flags.DEFINE_float("specificity", 0.95, "Sensitivity is given at 
 _CALIBRATE = flags.DEFINE_string(
     "calibrate", None, "Split to fit a temperature on, for calibrated probabilities. Default: none."
 )
+_TTA = flags.DEFINE_string(
+    "tta", None, "Average views of each image: flip, five (centre and corners), or a number of views of the run's augmentation."
+)
 _TRUST = flags.DEFINE_bool("trust", False, "Trust the model's author: open it even if it holds code, or uses files.")
 _REPORT = flags.DEFINE_bool("report", True, "Write report.html.")
 _NEAR_DUPLICATES = flags.DEFINE_bool(
@@ -88,13 +91,18 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
     from tfpipe.common.files import check_folder
     from tfpipe.evaluation.receipts import check_unseen, open_labelled
     from tfpipe.formats import preflight
+    from tfpipe.models import tta
     from tfpipe.records import folds
 
+    if _TTA.value is not None:
+        tta.Tta(_TTA.value)  # a wrong word costs no time
     if shard is not None and _NUM_READERS.value != 1:
         raise commands.UsageError("--shard and --num_readers exclude each other")
     of_folds = _SPLIT.value is None and folds.is_folder(_MODEL.value)
-    if of_folds and (shard is not None or _NUM_READERS.value != 1 or _CALIBRATE.value is not None):
-        raise commands.UsageError("--shard, --num_readers and --calibrate are not of out-of-fold predictions: give --split")
+    if of_folds and (shard is not None or _NUM_READERS.value != 1 or _CALIBRATE.value is not None or _TTA.value is not None):
+        raise commands.UsageError(
+            "--shard, --num_readers, --calibrate and --tta are not of out-of-fold predictions: give --split"
+        )
     split = _SPLIT.value or "test"
     for name in () if of_folds else filter(None, (split, _CALIBRATE.value)):
         open_labelled(_DATA.value, name)
@@ -118,14 +126,16 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
         if of_folds:
             evaluation = evaluate_folds(_MODEL.value, _DATA.value, _OUTPUT.value, trust=_TRUST.value, **common)
         else:
+            predictor = opening.load(_MODEL.value, trust=_TRUST.value)
             evaluation = evaluate(
-                opening.load(_MODEL.value, trust=_TRUST.value),
+                predictor,
                 _DATA.value,
                 split,
                 _OUTPUT.value,
                 shard=shard,
                 num_readers=_NUM_READERS.value,
                 calibrate=_CALIBRATE.value,
+                tta=tta.find(_TTA.value, _MODEL.value, predictor),
                 near_duplicates=_NEAR_DUPLICATES.value,
                 **common,
             )
@@ -225,13 +235,14 @@ def _calibration_lines(calibration: Mapping[str, Any] | None, found: Mapping[str
 def _fold_lines(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return []
-    count = len(found["names"])
+    count, width = len(found["names"]), max(map(len, found))
     lines = [f"of {count} folds, each by the model that has not seen it: mean, standard deviation, each fold"]
-    for metric in ("accuracy", "auc", "log_loss"):
-        row = found[metric]
+    for metric, row in found.items():
+        if metric == "names":
+            continue
         between = f" (95 %: {row['interval'][0]:.4f} to {row['interval'][1]:.4f})" if row["interval"] else ""
         values = ", ".join(map(number, row["values"]))
-        lines.append(f"  {metric:9} {number(row['mean'])}{between} +- {number(row['deviation'])}: {values}")
+        lines.append(f"  {metric:{width}} {number(row['mean'])}{between} +- {number(row['deviation'])}: {values}")
     return lines
 
 
@@ -261,6 +272,8 @@ def _compare(a: str, b: str) -> None:
         test = f"exact test by group, of {plural(found.num_groups, 'group')}"
     same = {True: "yes", False: "no", None: "unknown, without two receipts"}[found.same_data]
     print(f"same data set and split: {same}")
+    if found.tta:
+        print("test-time augmentation: A {}, B {}".format(*found.tta))
     print(
         f"both right {found.both_right:,}, only A {found.only_a:,}, only B {found.only_b:,}, both wrong {found.both_wrong:,};"
         f" {test}: p = {found.p_value:.3g}"

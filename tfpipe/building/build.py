@@ -28,6 +28,7 @@ from tfpipe.common.locking import locked
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.workers import Workers, count_cores
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
+from tfpipe.listing import conversion
 from tfpipe.records import folds
 from tfpipe.records.combinations import SEPARATOR
 from tfpipe.records.decisions import read as read_decisions
@@ -66,6 +67,7 @@ def build_tfrecords(
     normalize: str = "none",
     png16: str = USUAL.png16,
     background: str = USUAL.background,
+    convert: str | None = None,
     task: str = SINGLE,
     label_separator: str = SEPARATOR,
     label_columns: Sequence[str] | None = None,
@@ -139,6 +141,10 @@ def build_tfrecords(
             that 1 % and 99 % do not exceed. Significant bits that a file declares (sBIT) are always
             obeyed. This and `background` change no record: they are stored in the manifest, and
             applied by whatever reads the data set, and by models trained on it.
+        convert: "png" makes PNG of images that TensorFlow cannot decode, by Pillow and without loss:
+            HEIC (extra `tfpipe[heif]`), AVIF, TIFF, GIF, BMP of other kinds, and the first image of
+            an animation. All others are stored as they are. Records name the format and hash of
+            such a file. None: they are rejected, each with its format.
         background: "keep" reads the colours of a transparent image as stored, whatever its alpha;
             "white" and "black" are laid behind them.
         task: "single": an image has one class. "multilabel", of layout "csv": it has any number of
@@ -240,6 +246,8 @@ def build_tfrecords(
         guessed=layout is None,
         png16=png16,
         background=background,
+        convert=convert,
+        converter=None if convert is None else conversion.versions(),
         group=group,
         group_pattern=group_pattern,
         task=task,

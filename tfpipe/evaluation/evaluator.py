@@ -47,6 +47,7 @@ from tfpipe.evaluation import (
 )
 from tfpipe.evaluation.outliers import Outliers
 from tfpipe.models import classifiers, predictions
+from tfpipe.models import tta as views
 from tfpipe.models.classifiers import Classifier, Predictor
 from tfpipe.models.predictions import Predictions
 from tfpipe.models.split_images import read_for
@@ -60,7 +61,7 @@ _log = logging.getLogger("tfpipe")
 UNCALIBRATED_NAME = "uncalibrated.csv"
 CALIBRATION_NAME = "calibration.csv"
 
-_EXPORTED_FILES = (".pb", ".tflite", ".onnx")
+_EXPORTED_FILES = (".pb", ".tflite", ".onnx", ".xml")
 _IN_EXPORTS = ("saved_model.pb", "preprocessing.json")
 _NEEDED = ("class_names", "image_size", "resize", "sha256", "predict")  # of a `Predictor`
 
@@ -126,6 +127,7 @@ def evaluate(
     positive_class: str | None = None,
     specificity: float = 0.95,
     calibrate: str | None = None,
+    tta: str | int | views.Tta | None = None,
     report: bool = True,
     near_duplicates: bool = True,
     progress: bool = True,
@@ -153,6 +155,9 @@ def evaluate(
         specificity: see `metrics.measure`.
         calibrate: another split, on which a temperature is fitted first. The table then holds
             calibrated probabilities, and metrics["calibration"] the metrics before.
+        tta: average the probabilities of several views of each image: "flip", "five", or a number
+            of views of the run's augmentation; see `tfpipe.models.tta`. Near-duplicates and
+            explanations are of the image as it is.
         report: write report.html, too.
         near_duplicates: look for images of the split in train and val, for the report: another pass
             over all three.
@@ -181,9 +186,12 @@ def evaluate(
     if isinstance(model, str | os.PathLike):
         receipts.check_unseen(model, data, split)
     predictor = _loaded(model, trust)
-    options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
-    run = Pass(predictor, data, split, folder, batch_size, progress, options, classifiers.thresholds_of(predictor))
-    outliers = Outliers() if shard is None and isinstance(predictor, Classifier) else None
+    averaged = views.averaged(predictor, views.find(tta, getattr(model, "source", model), predictor))
+    options: dict[str, Any] = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
+    if way := views.tta_of(averaged):  # absent where it is not used, as in receipts from before there was a choice
+        options["tta"] = way.facts()
+    run = Pass(averaged, data, split, folder, batch_size, progress, options, classifiers.thresholds_of(predictor))
+    outliers = Outliers() if shard is None and isinstance(averaged, Classifier) else None
     claim = run.begin()
     if shard is not None:
         run.write_part(shard, claim)
@@ -333,6 +341,7 @@ class Pass:
         digest = sha256_of(self.folder / predictions.FILE_NAME)
         calibrated = fitted and {**fitted, "before": before}
         found = {**self._measure(table), "calibration": calibrated, "predictions_sha256": digest}
+        found |= {"tta": self.options["tta"]} if "tta" in self.options else {}
         receipt = {**receipts.receipt(claim, table, computed), "calibration": fitted}
         files.write_json(self.folder / metrics.FILE_NAME, found)
         if table.task == SINGLE:

@@ -102,6 +102,8 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
             out of range.
     """
     check_options(table.class_names, positive_class, specificity)
+    if table.targets is not None:
+        raise ValueError("the table is of several labels an image, which label_metrics.measure takes")
     if not len(table.labels) or (table.labels < 0).any():
         raise ValueError("metrics need labelled images, one or more")
     classes, confidence = range(len(table.class_names)), table.probabilities.max(axis=1).astype(np.float64)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
-import logging
 import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,6 +30,7 @@ import tensorflow as tf
 
 import tfpipe
 from tfpipe.common import arguments, files
+from tfpipe.common.progress import log_line
 from tfpipe.common.text import exactly, format_bytes, html_table
 from tfpipe.exporting import half_precision, model_card, model_source, parity, reference_images, wrapping
 from tfpipe.exporting.formats import WRITERS, Work
@@ -44,8 +44,6 @@ from tfpipe.models import predictions
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.records import checksums, manifest
 from tfpipe.records.samples import Samples
-
-_log = logging.getLogger("tfpipe")
 
 PARITY_NAME = "parity.json"
 
@@ -101,7 +99,7 @@ def export(
     ensemble: bool = False,
     overwrite: bool = False,
     trust: bool = False,
-    log: Callable[[str], None] = _log.info,
+    log: Callable[[str], None] = log_line,
 ) -> Export:
     """Writes a model in several formats, compares each with the model, and moves them in place.
 
@@ -133,7 +131,7 @@ def export(
         ensemble: `model` is the folder of `train_folds`: export the mean of its models as one.
         overwrite: replace an existing export when the new one is complete.
         trust: trust the author of the model, see `tfpipe.load`.
-        log: called with a line for each step.
+        log: called with a line for each step; default the logger "tfpipe", see `tfpipe.train`.
 
     Raises:
         ValueError: an invalid argument.

@@ -113,6 +113,7 @@ class _Receipt(TypedDict):
     model_sha256: str
     data_root_hash: str
     ids_sha256: str
+    options: NotRequired[dict[str, Any]]
     computed: NotRequired[list[_Computed]]
 
 
@@ -296,10 +297,15 @@ class _Evaluation:
     def split(self) -> str:
         return self.receipt["split"]
 
+    @property
+    def shown(self) -> str:
+        tta = self.receipt.get("options", {}).get("tta")
+        return f"{self.split}, mean of {tta['name']} views" if tta else self.split
+
     def facts(self) -> Sequence[object]:
         computed = [f"{one['arithmetic']} on {one['device']}" for one in self.receipt.get("computed", ())]
         hashes = self.receipt["data_root_hash"], self.receipt["ids_sha256"]
-        return self.split, f"{self.metrics['count']:,}", *hashes, "; ".join(computed) or "-"
+        return self.shown, f"{self.metrics['count']:,}", *hashes, "; ".join(computed) or "-"
 
     def metric_rows(self) -> Iterator[Sequence[object]]:
         found = self.metrics

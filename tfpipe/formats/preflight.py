@@ -21,21 +21,22 @@ from tfpipe.models.predictions import check_finished
 from tfpipe.records import checksums, folds, manifest
 from tfpipe.records.run_folders import LAST_NAME, MODEL_NAME, RUN_NAME, find_model_file
 
-FORMATS = ("saved_model", "pb", "tflite", "onnx", "keras")
+FORMATS = ("saved_model", "pb", "tflite", "onnx", "openvino", "keras")
 CHECKPOINTS = {"best": MODEL_NAME, "last": LAST_NAME}
 SAVED_MODEL_NAME = "saved_model"  # in an export's folder
 KERAS_NAME = "model.keras"  # in an export's folder
 EXTRA_NAME = "assets.extra"  # of a SavedModel: files that TensorFlow Serving leaves alone
 ONNX_PACKAGES = ("onnx", "tf2onnx", "onnxruntime")
+OPENVINO_PACKAGES = ("openvino",)
 SPLIT = "val"  # to compare on, where none is named
 
 KERAS_FORM = ".keras"
 _GRAPH_NAME = "saved_model.pb"
-_FORMS = (".pb", ".tflite", ".onnx")
+_FORMS = (".pb", ".tflite", ".onnx", ".xml")
 
 
 def find_model(path: str | os.PathLike[str]) -> tuple[Path, str]:
-    """Returns a model's path and form: "saved_model", ".pb", ".tflite", ".onnx" or ".keras".
+    """Returns a model's path and form: "saved_model" or a suffix, ".xml" of OpenVINO, for example.
 
     Of an export's folder, the SavedModel is taken. Raises FileNotFoundError if there is no model,
     DataError for a SavedModel of another program, ImportError if a package is missing.
@@ -53,6 +54,8 @@ def find_model(path: str | os.PathLike[str]) -> tuple[Path, str]:
     if place.suffix in _FORMS and not place.is_dir():
         if place.suffix == ".onnx":
             check_packages("ONNX files need", ("onnxruntime",), "onnx")
+        if place.suffix == ".xml":
+            check_packages("OpenVINO files need", OPENVINO_PACKAGES, "openvino")
         return place, place.suffix
     if (place / FILE_NAME).exists() and not (place / MODEL_NAME).exists():
         others = sorted(file.name for file in place.iterdir() if file.suffix in _FORMS)
@@ -110,6 +113,8 @@ def check_export(
             raise ValueError(f"{target}: output must be another folder than that of {os.fspath(path)}, which is needed")
     if "onnx" in names:
         check_packages("ONNX files need", ONNX_PACKAGES, "onnx")
+    if "openvino" in names:
+        check_packages("OpenVINO files need", OPENVINO_PACKAGES, "openvino")
     run = None
     if isinstance(model, str | os.PathLike):
         file, run = find_checkpoint(Path(model), checkpoint)

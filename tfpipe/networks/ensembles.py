@@ -14,7 +14,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfpipe.networks.layers import Probabilities
+from tfpipe.networks.layers import Probabilities, Trunk
 from tfpipe.networks.submodels import hash_network
 
 
@@ -74,7 +74,7 @@ def average(models: Sequence[keras.Model]) -> keras.Model:
     first = models[0]
     if any(_facts(model) != _facts(first) for model in models):
         raise ValueError("classifiers that are averaged must have the same classes, image size and preprocessing")
-    networks = [model.get_layer("trunk").network for model in models]
+    networks = [_trunk(model).network for model in models]
     if len({hash_network(network) for network in networks}) == 1:
         networks = networks[:1]
     named = [keras.Model(one.inputs[0], one.outputs[0], name=f"backbone_{index}") for index, one in enumerate(networks)]
@@ -94,9 +94,13 @@ def _copy(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
     return type(layer).from_config({**layer.get_config(), **changes})
 
 
+def _trunk(model: keras.Model) -> Trunk:
+    return next(layer for layer in model.layers if isinstance(layer, Trunk))
+
+
 def _head(model: keras.Model, name: str) -> keras.Model:
-    names = [layer.name for layer in model.layers]
+    first, last = (model.layers.index(layer) for layer in (_trunk(model), model.get_layer("probabilities")))
     values = features = keras.Input(model.get_layer("pooling").input.shape[1:])
-    for layer in model.layers[names.index("trunk") + 1 : names.index("probabilities")]:
+    for layer in model.layers[first + 1 : last]:
         values = layer(values)
     return keras.Model(features, values, name=name)
