@@ -267,8 +267,8 @@ MUTATIONS = [
         ("leaks are passed over", "if leaks and not options.allow_leaks:", "if leaks and options.allow_leaks is None:"),
         (
             "leaks are not noted",
-            "return Plan(class_names, conflicts, leaks, of_groups, decided)",
-            "return Plan(class_names, conflicts, [], of_groups, decided)",
+            "return Plan(class_names, conflicts, leaks, grouped, decided)",
+            "return Plan(class_names, conflicts, [], grouped, decided)",
         ),
         (
             "conflicting labels are passed over",
