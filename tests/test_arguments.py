@@ -80,6 +80,7 @@ _ROWS = {
     "engine_options": [5, "--runner=DirectRunner", [5], ["--a", "--a"]],
     "evaluation": [5, Said([5], "5"), ""],
     "formats": ["nothing", 5, [], Said(["pb", "pb"], "'pb', 'pb'")],
+    "decisions": [5, Said([5], "5"), "", b"x"],
     "hidden": [0, (0,), (1.5,), "1024", True],
     "image": [Said(5, "int32 ()"), Said(np.zeros((2, 2, 3), np.float32), "float32 (2, 2, 3)"), np.zeros((2, 2), object)],
     "input": [5, "", Said({"train": 5}, "5")],
