@@ -14,7 +14,8 @@ from tfpipe.exporting.exporter import Export
 from tfpipe.models.classifiers import Classifier
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "tf2onnx"))
-FORMATS = ("saved_model", "pb", "tflite", "keras", *(("onnx",) if HAS_ONNX else ()))
+HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
+FORMATS = ("saved_model", "pb", "tflite", "keras", *(("onnx",) if HAS_ONNX else ()), *(("openvino",) if HAS_OPENVINO else ()))
 
 
 @dataclass(frozen=True)

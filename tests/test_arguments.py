@@ -325,7 +325,7 @@ def test_nothing_is_held_out_unrequested(colours, colours_without_val, tmp_path)
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda data: tfpipe.Recipe(backbone="resnet50"), "did you mean resnet50v2?"),
+        (lambda data: tfpipe.Recipe(backbone="resnet50v3"), "did you mean resnet50v2?"),
         (lambda data: tfpipe.Recipe(mode="fintune"), "did you mean finetune?"),
         (lambda data: tfpipe.Recipe(augment="lihgt"), "did you mean light?"),
         (lambda data: tfpipe.train(data, "run", lr=0.1), "did you mean learning_rate?"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from tfpipe.common.errors import DataError
+from tfpipe.evaluation import label_metrics
 from tfpipe.evaluation.clusters import Groups, agresti_min, wilson
 from tfpipe.evaluation.mcnemar import compare
 from tfpipe.evaluation.metrics import measure
@@ -139,3 +140,21 @@ def test_compare_is_by_group_and_refuses_other_groups(tmp_path):
     plain = compare(save["c"], save["c"])
     assert plain.num_groups is None
     assert "num_groups=8" in repr(found)
+
+
+def test_intervals_of_several_labels_are_by_group_too():
+    random = np.random.default_rng(5)
+    targets, scores = random.integers(0, 2, (60, 2), np.int8), random.random((60, 2), np.float32)
+    # Twelve copies of five images are no more than the five.
+    table = predictions.of_several_labels(
+        [str(index) for index in range(60)], [""] * 60, np.tile(targets[:5], (12, 1)), np.tile(scores[:5], (12, 1)), ["a", "b"]
+    )
+    by_image = label_metrics.measure(table, num_resamples=200)
+    by_group = label_metrics.measure(
+        dataclasses.replace(table, groups=[f"g{index % 5}" for index in range(60)]), num_resamples=200
+    )
+    assert by_group["groups"]["num_groups"] == 5
+    assert "groups" not in by_image
+    assert by_group["macro_f1"] == by_image["macro_f1"]
+    widths = [np.diff(found["macro_f1_interval"])[0] for found in (by_image, by_group)]
+    assert widths[1] > 2 * widths[0]

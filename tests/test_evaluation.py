@@ -267,7 +267,7 @@ def test_other_files_of_the_folder_are_left_alone(classifier, shards, tmp_path):
     run(classifier, shards, tmp_path, calibrate="val")
     run(classifier, shards, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"notes.txt", "parts", "predictions.csv", "metrics.json", "receipt.json"}
+    assert names == {"notes.txt", "parts", "predictions.csv", "metrics.json", "receipt.json", "suspects.csv"}
     assert (tmp_path / "parts" / "mine.txt").read_bytes() == b"mine"
 
 

@@ -14,7 +14,8 @@ from report_fixtures import HOSTILE_NAMES, jpeg, make_classifier, write_splits
 from tfpipe.common import text
 from tfpipe.evaluation import html_report as report
 from tfpipe.evaluation.evaluator import evaluate
-from tfpipe.evaluation.html_report import likely_label_errors, worst_mistakes, write_report
+from tfpipe.evaluation.html_report import worst_mistakes, write_report
+from tfpipe.evaluation.suspects import label_errors
 from tfpipe.models.predictions import Predictions
 from tfpipe.report import fonts, templates
 
@@ -31,6 +32,7 @@ SECTIONS = [
     "Reliability",
     "Worst mistakes",
     "Likely label errors",
+    "Odd images",
     "Near-duplicates",
     "Receipt",
 ]
@@ -323,16 +325,16 @@ def test_the_worst_mistakes_are_the_most_confident():
 def test_a_label_is_doubtful_where_another_class_is_claimed_with_confidence():
     # Thresholds: class 0 the mean of .9 .9 .1 = .63, class 1 the mean of .8 .8 .35 = .65.
     given = table([0, 0, 0, 1, 1, 1], [[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.2, 0.8], [0.2, 0.8], [0.65, 0.35]])
-    assert likely_label_errors(given).tolist() == [2, 5]
+    assert label_errors(given)[0].tolist() == [2, 5]
     unsure = table([0, 0, 0, 1, 1, 1], [[0.9, 0.1], [0.9, 0.1], [0.45, 0.55], [0.2, 0.8], [0.2, 0.8], [0.55, 0.45]])
-    assert likely_label_errors(unsure).tolist() == []
+    assert label_errors(unsure)[0].tolist() == []
     assert worst_mistakes(unsure).tolist() == [2, 5]
     # Of 0.5 for class 0, whose own have 0.9, and 0.4 for class 1, whose own have 0.35, the latter
     # is a claim.
     third = table([0, 1, 2], [[0.9, 0.1, 0], [0.65, 0.35, 0], [0.5, 0.4, 0.1]])
-    assert likely_label_errors(third).tolist() == [2]
+    assert label_errors(third)[0].tolist() == [2]
     nobody = table([0, 0], [[0.3, 0.7, 0], [0.9, 0.1, 0]])
-    assert likely_label_errors(nobody).tolist() == []  # a class without images claims nothing
+    assert label_errors(nobody)[0].tolist() == []  # a class without images claims nothing
 
 
 def test_templates_escape_everything_but_markup():

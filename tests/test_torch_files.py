@@ -33,9 +33,9 @@ def test_no_other_name_is_called(tmp_path, name):
 @pytest.mark.parametrize(
     ("pickled", "message"),
     [
-        (tensor("0", 4, (2, 2), (4, 1)), "reaches past its storage of 4"),
-        (tensor("0", 4, (2, 2), (2, 1), offset=1), "reaches past its storage of 4"),
-        (tensor("0", 4, (4, 4, 4), (0, 0, 0)), "reaches past its storage of 4"),
+        (tensor("0", 4, (2, 2), (4, 1)), "reaches past its storage, whose length is 4"),
+        (tensor("0", 4, (2, 2), (2, 1), offset=1), "reaches past its storage, whose length is 4"),
+        (tensor("0", 4, (4, 4, 4), (0, 0, 0)), "reaches past its storage, whose length is 4"),
         (tensor("0", 4, (2, 2), (-2, 1), offset=2), "has the strides"),
         (tensor("0", 4, (2, 2), (1,)), "has the strides"),
         (tensor("1", 4, (2, 2), (2, 1)), "do not match"),

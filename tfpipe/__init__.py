@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the same table for type checkers; a test compares the two
     from tfpipe.common.errors import RejectedImage as RejectedImage
     from tfpipe.evaluation.evaluator import Evaluation as Evaluation
     from tfpipe.evaluation.evaluator import evaluate as evaluate
+    from tfpipe.evaluation.folds import evaluate_folds as evaluate_folds
     from tfpipe.evaluation.mcnemar import Comparison as Comparison
     from tfpipe.evaluation.mcnemar import compare as compare
     from tfpipe.exporting.exporter import Export as Export
@@ -56,6 +57,7 @@ _NAMES = {
     "building.build": "build_tfrecords",
     "common.errors": "DataError RejectedImage",
     "evaluation.evaluator": "Evaluation evaluate",
+    "evaluation.folds": "evaluate_folds",
     "evaluation.mcnemar": "Comparison compare",
     "exporting.exporter": "Export export",
     "formats.frozen_graph": "load_frozen",

@@ -109,6 +109,9 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
     "background", USUAL.background, BACKGROUNDS, "Colour behind transparent images when they are read; keep: drops alpha."
 )
+flags.DEFINE_list(
+    "decisions", (), "decisions.csv of page --review: other labels, images to leave out. Several are applied in order."
+)
 flags.DEFINE_string(
     "workers_folder",
     None,
@@ -132,7 +135,7 @@ flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above whi
 _PASSED_ON = (  # unchanged
     *("name", "layout", "label_pattern", "class_names", "seed", "workers", "on_error", "on_conflict", "allow_leaks"),
     *("max_pixels", "check", "images", "path_column", "label_column", "group", "group_pattern", "normalize"),
-    *("png16", "background", "convert", "task", "label_separator", "label_columns"),
+    *("png16", "background", "convert", "task", "label_separator", "label_columns", "decisions"),
     *("workers_folder", "lease_seconds", "engine", "engine_address"),
 )
 

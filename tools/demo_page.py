@@ -4,11 +4,15 @@
   demo_page --model=runs/a                       probabilities, Grad-CAM, the nearest training images, the model's input
   demo_page --model=runs/a --data=shards/        place of the training images, if the run does not know it or they moved
   demo_page --model=export/saved_model           an exported model: probabilities and its input
+  demo_page --review=eval/ --data=shards/        the suspects of an evaluation, to decide about one by one
 
 One image, dropped, chosen or pasted, is explained in detail; several become a table that can be
 kept as CSV. The page listens on 127.0.0.1 only and works without a network. Uploads are deleted
 after an hour, and when the page ends: with Ctrl-C or SIGTERM. Needs Gradio: pip install
 'tfpipe[page]'.
+
+With --review, keys decide: 1 to 9 give the label, x drops, space or k keeps, u undoes. It writes
+eval/decisions.csv, for build --decisions, and nothing else; needs neither Gradio nor TensorFlow.
 """
 
 from __future__ import annotations
@@ -26,7 +30,10 @@ from absl import flags
 from tfpipe import commands
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 
-_MODEL = flags.DEFINE_string("model", None, "Needed. A run's folder, a .keras file, or a file or folder of an export.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "Needed, or --review. A run's folder, a .keras file, or a file or folder of an export."
+)
+_REVIEW = flags.DEFINE_string("review", None, "Folder of an evaluation, whose suspects are shown; needs --data, no --model.")
 _DATA = flags.DEFINE_string("data", None, "Data set with the training images. Default: the run's, if it is still there.")
 _SPLIT = flags.DEFINE_string("split", "train", "Of the data set.")
 _MAX_TRAINING = flags.DEFINE_integer("max_training", 1000, "At most so many training images, drawn at random; 0: none.", 0)
@@ -42,8 +49,11 @@ _OPEN = flags.DEFINE_bool("open", False, "Show the page in the browser.")
 
 def main(arguments: list[str]) -> None:
     """Serves the page until it is stopped."""
-    if arguments or not _MODEL.value:
-        raise commands.UsageError(f"unexpected: {' '.join(arguments)}" if arguments else "--model is needed")
+    if arguments or (_MODEL.value is None) == (_REVIEW.value is None):
+        raise commands.UsageError(f"unexpected: {' '.join(arguments)}" if arguments else "--model is needed, or --review")
+    if _REVIEW.value is not None:
+        _review()
+        return
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio checks that it is up
     from tfpipe.page import preflight
 
@@ -63,6 +73,17 @@ def main(arguments: list[str]) -> None:
         trust=_TRUST.value,
     )
     with page as url:
+        print(f"{url}  (Ctrl-C ends it)", flush=True)
+        threading.Event().wait()
+
+
+def _review() -> None:
+    if not _DATA.value:
+        raise commands.UsageError("--data is needed: the data set that was evaluated")
+    from tfpipe.page.review_server import serve
+
+    options = {"port": _PORT.value, "allowed_hosts": _ALLOWED_HOSTS.value, "open_browser": _OPEN.value}
+    with serve(_REVIEW.value, _DATA.value, **options) as url:
         print(f"{url}  (Ctrl-C ends it)", flush=True)
         threading.Event().wait()
 

@@ -5,6 +5,7 @@
   evaluate --model=export/saved_model --data=shards/ --split=test --output=eval/     or a .pb, .tflite or .onnx file
   evaluate --model=runs/a --data=shards/ --split=test --output=eval/ --positive_class=ill --specificity=0.9 --calibrate=val
   evaluate --model=runs/a --data=shards/ --split=test --output=eval/ --shard=0/3     one of three processes or machines
+  evaluate --model=runs/cv --data=shards/ --output=eval/       of train --folds: each image by the model that has not seen it
   evaluate compare A B         do two evaluations of the same images differ?
 
 OUTPUT gets predictions.csv (a row per image), metrics.json, receipt.json (what was evaluated, and
@@ -42,7 +43,11 @@ _MODEL = flags.DEFINE_string(
     "model", None, "Needed. A run's folder, a .keras file that train wrote, or a file or folder of an export."
 )
 _DATA = flags.DEFINE_string("data", None, "Needed. Folder of a data set of build_tfrecords, also in a store: s3://bucket/pets.")
-_SPLIT = flags.DEFINE_string("split", "test", "Split to evaluate on.")
+_SPLIT = flags.DEFINE_string(
+    "split",
+    None,
+    "Split to evaluate on. Default: test; of train --folds, all folds, each by the model that has not seen it.",
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Needed. Folder for the results, created if missing; replaces earlier results.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images that go through the model at once.", 1)
 _NUM_READERS = flags.DEFINE_integer("num_readers", 1, "Read the split as so many parts, one after another.", 1)
@@ -55,6 +60,9 @@ _POSITIVE_CLASS = flags.DEFINE_string(
 _SPECIFICITY = flags.DEFINE_float("specificity", 0.95, "Sensitivity is given at this specificity.", 0.0, 1.0)
 _CALIBRATE = flags.DEFINE_string(
     "calibrate", None, "Split to fit a temperature on, for calibrated probabilities. Default: none."
+)
+_TTA = flags.DEFINE_string(
+    "tta", None, "Average views of each image: flip, five (centre and corners), or a number of views of the run's augmentation."
 )
 _TRUST = flags.DEFINE_bool("trust", False, "Trust the model's author: open it even if it holds code, or uses files.")
 _REPORT = flags.DEFINE_bool("report", True, "Write report.html.")
@@ -81,16 +89,29 @@ def main(arguments: list[str]) -> None:
 
 def _evaluate(shard: tuple[int, int] | None) -> None:
     from tfpipe.common.files import check_folder
-    from tfpipe.evaluation.receipts import open_labelled
+    from tfpipe.evaluation.receipts import check_unseen, open_labelled
     from tfpipe.formats import preflight
+    from tfpipe.models import tta
+    from tfpipe.records import folds
 
+    if _TTA.value is not None:
+        tta.Tta(_TTA.value)  # a wrong word costs no time
     if shard is not None and _NUM_READERS.value != 1:
         raise commands.UsageError("--shard and --num_readers exclude each other")
-    for split in filter(None, (_SPLIT.value, _CALIBRATE.value)):
-        open_labelled(_DATA.value, split)
+    of_folds = _SPLIT.value is None and folds.is_folder(_MODEL.value)
+    if of_folds and (shard is not None or _NUM_READERS.value != 1 or _CALIBRATE.value is not None or _TTA.value is not None):
+        raise commands.UsageError(
+            "--shard, --num_readers, --calibrate and --tta are not of out-of-fold predictions: give --split"
+        )
+    split = _SPLIT.value or "test"
+    for name in () if of_folds else filter(None, (split, _CALIBRATE.value)):
+        open_labelled(_DATA.value, name)
     preflight.find_model(_MODEL.value)
+    if not of_folds:
+        check_unseen(_MODEL.value, _DATA.value, split)
     check_folder(_OUTPUT.value)
     from tfpipe.evaluation.evaluator import evaluate
+    from tfpipe.evaluation.folds import evaluate_folds
     from tfpipe.formats import opening  # takes seconds
 
     found: list[Evaluation] = []
@@ -99,22 +120,25 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
         found.append(evaluation)
         print(_summary(evaluation), flush=True)  # now: the report may fail
 
+    flag_names = ("batch_size", "positive_class", "specificity", "report")
+    common = {**{name: flags.FLAGS[name].value for name in flag_names}, "on_found": show}
     try:
-        evaluation = evaluate(
-            opening.load(_MODEL.value, trust=_TRUST.value),
-            _DATA.value,
-            _SPLIT.value,
-            _OUTPUT.value,
-            batch_size=_BATCH_SIZE.value,
-            shard=shard,
-            num_readers=_NUM_READERS.value,
-            positive_class=_POSITIVE_CLASS.value,
-            specificity=_SPECIFICITY.value,
-            calibrate=_CALIBRATE.value,
-            report=_REPORT.value,
-            near_duplicates=_NEAR_DUPLICATES.value,
-            on_found=show,
-        )
+        if of_folds:
+            evaluation = evaluate_folds(_MODEL.value, _DATA.value, _OUTPUT.value, trust=_TRUST.value, **common)
+        else:
+            predictor = opening.load(_MODEL.value, trust=_TRUST.value)
+            evaluation = evaluate(
+                predictor,
+                _DATA.value,
+                split,
+                _OUTPUT.value,
+                shard=shard,
+                num_readers=_NUM_READERS.value,
+                calibrate=_CALIBRATE.value,
+                tta=tta.find(_TTA.value, _MODEL.value, predictor),
+                near_duplicates=_NEAR_DUPLICATES.value,
+                **common,
+            )
     except KeyboardInterrupt as stop:
         if found:
             stop.add_note("There is no report; table, metrics and receipt are complete.")
@@ -140,6 +164,9 @@ def _missing(shard: str, evaluation: Evaluation) -> str:
 
 def _summary(evaluation: Evaluation) -> str:
     found, folder = evaluation.metrics, evaluation.folder
+    files = ["", *(f"{folder / name}" for name in ("predictions.csv", "metrics.json", "receipt.json"))]
+    if "task" in found:
+        return "\n".join([*_label_lines(found, evaluation.receipt["split"]), *files])
     lines = [
         f"accuracy {with_interval(found['accuracy'], found['accuracy_interval'])} on {plural(found['count'], 'image')}"
         f" of {evaluation.receipt['split']!r}, each exactly once",
@@ -147,10 +174,33 @@ def _summary(evaluation: Evaluation) -> str:
         f"AUC {number(found['auc'])}, log loss {found['log_loss']:.4f}, ECE {found['ece']:.4f}",
         *_binary_lines(found["binary"]),
         *_calibration_lines(found["calibration"], found),
+        *_fold_lines(found.get("folds")),
     ]
     if len(found["per_class"]) <= _MAX_CLASSES:
         lines += ["", *_class_lines(found["per_class"])]
-    return "\n".join([*lines, "", *(f"{folder / name}" for name in ("predictions.csv", "metrics.json", "receipt.json"))])
+    return "\n".join([*lines, *files])
+
+
+def _label_lines(found: Mapping[str, Any], split: str) -> list[str]:
+    """Returns the metrics of several labels an image."""
+    chosen, rows = found["calibration"], found["per_class"]
+    means = (("AUC", "auc"), ("average precision", "average_precision"), ("F1", "f1"))
+    lines = [f"{plural(found['count'], 'image')} of {split!r}, each exactly once, with {plural(found['known'], 'known label')}"]
+    for shown, name in means:
+        low, high = found[f"macro_{name}_interval"] or (None, None)
+        lines.append(f"{shown}, mean of the classes: {number(found[f'macro_{name}'])} (95 %: {number(low)} to {number(high)})")
+    lines.append(f"right labels {found['label_accuracy']:.2%}, images with all of them right {found['exact_match']:.2%}")
+    if chosen is not None:
+        lines.append(f"thresholds chosen on {chosen['split']!r}; with 0.5, mean F1 {number(chosen['before']['macro_f1'])}")
+    if len(rows) > _MAX_CLASSES:
+        return lines
+    width = max(display_width(name) for name in ("class", *(row["class_name"] for row in rows)))
+    lines += ["", f"{_padded('class', width)}     AUC      AP  threshold  precision  recall      F1     with  unknown"]
+    for row in rows:
+        scores = f"{number(row['auc']):>6}  {number(row['average_precision']):>6}  {threshold(row['threshold']):>9}"
+        at = f"{number(row['precision']):>9}  {number(row['recall']):>6}  {number(row['f1']):>6}"
+        lines.append(f"{_padded(row['class_name'], width)}  {scores}  {at}  {row['support']:7,}  {row['unknown']:7,}")
+    return lines
 
 
 def _group_lines(groups: Mapping[str, Any] | None) -> list[str]:
@@ -182,6 +232,20 @@ def _calibration_lines(calibration: Mapping[str, Any] | None, found: Mapping[str
     ]
 
 
+def _fold_lines(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    count, width = len(found["names"]), max(map(len, found))
+    lines = [f"of {count} folds, each by the model that has not seen it: mean, standard deviation, each fold"]
+    for metric, row in found.items():
+        if metric == "names":
+            continue
+        between = f" (95 %: {row['interval'][0]:.4f} to {row['interval'][1]:.4f})" if row["interval"] else ""
+        values = ", ".join(map(number, row["values"]))
+        lines.append(f"  {metric:{width}} {number(row['mean'])}{between} +- {number(row['deviation'])}: {values}")
+    return lines
+
+
 def _class_lines(classes: list[dict[str, Any]]) -> list[str]:
     width = max(display_width(name) for name in ("class", *(row["class_name"] for row in classes)))
     lines = [f"{_padded('class', width)}  precision  recall      F1  images"]
@@ -208,6 +272,8 @@ def _compare(a: str, b: str) -> None:
         test = f"exact test by group, of {plural(found.num_groups, 'group')}"
     same = {True: "yes", False: "no", None: "unknown, without two receipts"}[found.same_data]
     print(f"same data set and split: {same}")
+    if found.tta:
+        print("test-time augmentation: A {}, B {}".format(*found.tta))
     print(
         f"both right {found.both_right:,}, only A {found.only_a:,}, only B {found.only_b:,}, both wrong {found.both_wrong:,};"
         f" {test}: p = {found.p_value:.3g}"

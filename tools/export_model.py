@@ -79,6 +79,7 @@ _DATA = flags.DEFINE_string("data", None, "Data set for --half, and for more ima
 _SPLIT = flags.DEFINE_string("split", None, "Of --data. Default: val.")
 _EVALUATION = flags.DEFINE_multi_string("evaluation", [], "Folder of evaluate, for the model card; may be given several times.")
 _TOLERANCE = flags.DEFINE_float("tolerance", 1e-5, "Largest difference allowed in probabilities of TFLite and ONNX.", 0.0)
+_ENSEMBLE = flags.DEFINE_bool("ensemble", False, "Of a folder of train --folds: export the mean of its models, as one graph.")
 _TRUST = flags.DEFINE_bool("trust", False, "Trust the model's author: open it even if it holds code, or uses files.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an export in --output when the new one is complete.")
 
@@ -102,11 +103,12 @@ def main(arguments: list[str]) -> None:
         half=_HALF.value,
         evaluations=_EVALUATION.value,
         overwrite=_OVERWRITE.value,
+        ensemble=_ENSEMBLE.value,
     )
     from tfpipe.exporting.exporter import export  # takes seconds
 
     of_model = (_CHECKPOINT, _CLASS_NAMES, _PREPROCESSING, _RESIZE, _OUTPUTS, _PNG16, _BACKGROUND, _TRUST)
-    of_export = (_FORMATS, _TOP_K, _MAX_PIXELS, _HALF, _DATA, _SPLIT, _EVALUATION, _TOLERANCE, _OVERWRITE)
+    of_export = (_FORMATS, _TOP_K, _MAX_PIXELS, _HALF, _DATA, _SPLIT, _EVALUATION, _TOLERANCE, _ENSEMBLE, _OVERWRITE)
     options = {flag.name: flag.value for flag in (*of_model, *of_export)}
     done = export(_MODEL.value, _OUTPUT.value, image_size=size, **options)
     print(f"\n{'file':28} {'output':30} {'largest difference':>18} {'allowed':>8}")

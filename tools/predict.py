@@ -78,6 +78,9 @@ _ON_ERROR = flags.DEFINE_enum(
     " Default: report if rows hold the reason, else fail.",
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images per call of the model.", 1)
+_TTA = flags.DEFINE_string(
+    "tta", None, "Average views of each image: flip, five (centre and corners), or a number of views of the run's augmentation."
+)
 _TRUST = flags.DEFINE_bool("trust", False, "Trust the model's author: open it even if it holds code, or uses files.")
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which an image is bad.", 1)
 
@@ -109,14 +112,17 @@ def main(arguments: list[str]) -> int:
 
 
 def _predict(inputs: list[str], output: str, file_format: str | None) -> Summary:
+    from tfpipe.models import tta
     from tfpipe.prediction import tables
 
+    if _TTA.value is not None:
+        tta.Tta(_TTA.value)  # a wrong word costs no time
     checked: dict[str, Any] = {"split": _SPLIT.value, "columns": _COLUMNS.value, "format": file_format}
     tables.check_prediction(_MODEL.value, inputs, output, **checked)
     from tfpipe.prediction.prediction import predict  # takes seconds
 
     of_rows = (_TOP_K, _POSITIVE_CLASS, _ID_COLUMN, _VALUE_COLUMN, _CSV_SAFE)
-    options = {flag.name: flag.value for flag in (*of_rows, _ON_ERROR, _BATCH_SIZE, _MAX_PIXELS, _TRUST)}
+    options = {flag.name: flag.value for flag in (*of_rows, _ON_ERROR, _BATCH_SIZE, _TTA, _MAX_PIXELS, _TRUST)}
     return predict(_MODEL.value, inputs, output, **checked, **options)
 
 

@@ -82,8 +82,8 @@ MUTATIONS = [
         ),
         (
             "the manifest's digest of the inputs follows their listing",
-            "coalesce(reason, sha256) FROM inputs ORDER BY key",
-            "coalesce(reason, sha256) FROM inputs ORDER BY rowid",
+            "{content}{optional} FROM inputs ORDER BY key",
+            "{content}{optional} FROM inputs ORDER BY rowid",
         ),
         (
             "the manifest tells the time",
@@ -267,8 +267,8 @@ MUTATIONS = [
         ("leaks are passed over", "if leaks and not options.allow_leaks:", "if leaks and options.allow_leaks is None:"),
         (
             "leaks are not noted",
-            "return Plan(class_names, conflicts, leaks)",
-            "return Plan(class_names, conflicts, [])",
+            "return Plan(class_names, conflicts, leaks, of_groups, decided)",
+            "return Plan(class_names, conflicts, [], of_groups, decided)",
         ),
         (
             "conflicting labels are passed over",

@@ -23,6 +23,7 @@ from tfpipe.building.options import DEFAULT_SHARD_BYTES, Options
 from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
 from tfpipe.building.steps import TASKS, Build, Engine
 from tfpipe.common import arguments
+from tfpipe.common.files import sha256_of
 from tfpipe.common.locking import locked
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.workers import Workers, count_cores
@@ -30,6 +31,7 @@ from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.listing import conversion
 from tfpipe.records import folds
 from tfpipe.records.combinations import SEPARATOR
+from tfpipe.records.decisions import read as read_decisions
 from tfpipe.records.manifest import BUILD_FOLDER, FILE_NAME, MULTILABEL, SINGLE, Manifest, load, split_order
 from tfpipe.records.samples import USUAL
 
@@ -69,6 +71,7 @@ def build_tfrecords(
     task: str = SINGLE,
     label_separator: str = SEPARATOR,
     label_columns: Sequence[str] | None = None,
+    decisions: PathLike | Sequence[PathLike] = (),
     progress: bool = True,
     workers_folder: PathLike | None = None,
     lease_seconds: float = DEFAULT_LEASE_SECONDS,
@@ -150,6 +153,9 @@ def build_tfrecords(
         label_separator: between the classes in a cell of the label column.
         label_columns: of "multilabel": a column for each class, in the order of the labels, in
             place of a label column: 1, 0, or empty for unknown. Implies that task.
+        decisions: decisions.csv of `tfpipe page --review`, or several, applied one after another:
+            other labels, and images that are left out. Each image keeps its split, the manifest and
+            the record list the classes before.
         progress: show it on stderr (a bar on a terminal, log lines otherwise).
         workers_folder: an empty folder, or one that is not there yet, by which several processes
             build together: call this with equal arguments on any machines that see input, output
@@ -170,7 +176,8 @@ def build_tfrecords(
         FileNotFoundError: an input is missing.
         ValueError: an option is wrong, or the output holds a build with other options or other
             inputs.
-        DataError: bad images, conflicting labels or leaking splits; the message names each.
+        DataError: bad images, conflicting labels, leaking splits, or decisions about other images;
+            the message names each.
         BlockingIOError: another build is writing to the same output, and still is after a few
             seconds.
         OSError: the disk is full or the like; what was finished is kept, the same call continues
@@ -193,6 +200,7 @@ def build_tfrecords(
     )
     (label_pattern,), (workers,) = arguments.check(label_pattern=label_pattern), arguments.check_given(workers=workers)
     path_column, label_column = arguments.check_given(path_column=path_column, label_column=label_column)
+    decision_files = _decision_files(decisions)
     group, group_pattern = arguments.check_given(group=group, group_pattern=group_pattern)
     num_folds, others = folds.split_off(splits)
     (label_separator,), (label_columns,) = _checked_labels(label_separator, label_columns)
@@ -210,6 +218,8 @@ def build_tfrecords(
         raise ValueError("label_column and label_columns exclude each other: one column for all labels, or one for each class")
     if label_separator != SEPARATOR and (task != MULTILABEL or label_columns is not None):
         raise ValueError("label_separator is for task=multilabel with a label column")
+    if decision_files and task == MULTILABEL:
+        raise ValueError("decisions are about images of one class each: task=multilabel takes none")
     if choice.images is not None and not choice.images.is_dir():
         raise FileNotFoundError(f"images: {choice.images}: no such folder")
     options = Options(
@@ -243,7 +253,9 @@ def build_tfrecords(
         task=task,
         label_separator=label_separator,
         label_columns=label_columns,
+        decisions=tuple(sha256_of(path) for path in decision_files),
     )
+    decided = [read_decisions(path) for path in decision_files]
 
     def list_inputs() -> SourceList:
         is_cut = splits is not None
@@ -266,7 +278,7 @@ def build_tfrecords(
             if place.resolve().is_relative_to(path.resolve()):
                 raise ValueError(f"{place}: the workers_folder lies inside {path}: give it a place of its own")
         start_workers: Callable[[], Engine] = functools.partial(Workers, count, TASKS)
-        build = Build(directory, options, list_inputs, start_workers, new_bar, directory / BUILD_FOLDER)
+        build = Build(directory, options, list_inputs, start_workers, new_bar, directory / BUILD_FOLDER, decided)
         places = {"input": inputs, "unlabelled": bare, "images": choice.images, "output": directory}
         alike = {"tfpipe": tfpipe.__version__, **{name: _absolute(given) for name, given in places.items()}}
         return build_together(build, place, alike, count, lease_seconds, progress=progress)
@@ -275,7 +287,7 @@ def build_tfrecords(
             start_workers = functools.partial(Workers, count, TASKS, descriptor)
         else:
             start_workers = functools.partial(start_engine, engine, engine_address, engine_options, directory / BUILD_FOLDER)
-        return Build(directory, options, list_inputs, start_workers, new_bar, directory / BUILD_FOLDER).run()
+        return Build(directory, options, list_inputs, start_workers, new_bar, directory / BUILD_FOLDER, decided).run()
 
 
 def _split_names(directory: Path) -> Mapping[str, str]:
@@ -295,6 +307,13 @@ def _renamed(argument: str, given: Mapping[Any, Any], names: Mapping[str, str]) 
     if double := one_split(renamed):
         raise ValueError(f"{argument}: {double}")
     return {renamed[name]: value for name, value in given.items()}
+
+
+def _decision_files(given: PathLike | Sequence[PathLike]) -> list[Path]:
+    files = [given] if isinstance(given, str | os.PathLike) else given
+    if not isinstance(files, list | tuple):
+        raise arguments.wrong("decisions", "a path, or a list of paths", given)
+    return [arguments.path("decisions", file) for file in files]
 
 
 def _named_paths(name: str, given: Mapping[str, PathLike]) -> dict[str, Path]:

@@ -16,6 +16,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 from tfpipe.building.items import Source, rejected
@@ -86,10 +87,19 @@ def _join(state: State) -> None:
     state.execute("CREATE INDEX IF NOT EXISTS homes_home ON homes (home)")
 
 
-def cut(state: State, fractions: Mapping[str, Fraction]) -> None:
+def the_label(label: int) -> tuple[int, ...]:
+    """Returns the classes of a label: itself, where an image has one."""
+    return (label,)
+
+
+ClassesOf = Callable[[int], Iterable[int]]
+
+
+def cut(state: State, fractions: Mapping[str, Fraction], classes_of: ClassesOf = the_label) -> None:
     """Sets the split of every image without one: a whole group in one, each class near its fraction.
 
-    `state` has the function `group_order`, which draws an order of names.
+    `state` has the function `group_order`, which draws an order of names. `classes_of` a label are
+    those that its images count for.
 
     Groups are taken one by one, large ones first (by powers of two, drawn within), each into the
     split where it leaves the least imbalance: the sum over splits and classes of squared
@@ -100,7 +110,7 @@ def cut(state: State, fractions: Mapping[str, Fraction]) -> None:
     counts, over the sizes of the classes (the method of conditional expectations).
     """
     _join(state)
-    totals: Counter[int] = Counter(dict(state.execute(f"SELECT label, count(*) {_HERE} GROUP BY label")))
+    totals = by_class(state.execute(f"SELECT label, count(*) {_HERE} GROUP BY label"), classes_of)
     state.create_function("magnitude", 1, int.bit_length, deterministic=True)
     query = """
         SELECT home, label, records FROM (
@@ -111,47 +121,67 @@ def cut(state: State, fractions: Mapping[str, Fraction]) -> None:
         ) JOIN homes USING (home) WHERE id = home ORDER BY magnitude(size) DESC, group_order(name), home, label"""
     num_homes = state.value("SELECT count(DISTINCT home) FROM homes")
     groups = itertools.groupby(state.execute(query), lambda row: row[0])
-    counted: Iterator[_Counted] = ((home, {label: records for _, label, records in rows}) for home, rows in groups)
+    counted: Iterator[_Counted] = ((home, by_class((row[1:] for row in rows), classes_of)) for home, rows in groups)
     state.execute("CREATE TABLE IF NOT EXISTS chosen (home INTEGER PRIMARY KEY, split TEXT)")
     state.execute("DELETE FROM chosen")
-    state.executemany("INSERT INTO chosen VALUES (?, ?)", _assigned(counted, num_homes, totals, fractions))
+    state.executemany("INSERT INTO chosen VALUES (?, ?)", assigned(counted, num_homes, totals, fractions))
     state.execute(
         "UPDATE inputs SET split = chosen.split FROM homes JOIN chosen USING (home)"
         " WHERE homes.name = inputs.group_name AND inputs.reason IS NULL AND inputs.split IS NULL"
     )
 
 
-_ALL = None  # the class of all records
+def by_class(rows: Iterable[Sequence[int]], classes_of: ClassesOf) -> Counter[Any]:
+    """Returns the records of each class, from rows of (label, records)."""
+    found: Counter[Any] = Counter()
+    for label, records in rows:
+        found.update(dict.fromkeys(classes_of(label), records))
+    return found
 
 
-_Counted = tuple[int, Mapping[int | None, int]]  # a group, and its records by class
+ALL = None  # the class of all records
 
 
-def _assigned(
-    groups: Iterable[_Counted], num_groups: int, totals: Mapping[int, int], fractions: Mapping[str, Fraction]
-) -> Iterator[tuple[int, str]]:
-    """Yields (group, split)."""
+_Counted = tuple[Any, Mapping[Any, int]]  # a group, and its records by class
+
+
+def assigned(
+    groups: Iterable[_Counted],
+    num_groups: int,
+    totals: Mapping[int, int],
+    fractions: Mapping[str, Fraction],
+    before: Mapping[str, Counter[Any]] = MappingProxyType({}),
+) -> Iterator[tuple[Any, str]]:
+    """Yields (group, split), see `cut`; `before`: records of each class, and of ALL, in a split already."""
     shares = {split: float(fraction) for split, fraction in fractions.items()}
     weights: dict[int | None, float] = {label: 1 / total for label, total in totals.items()}
-    weights[_ALL] = len(totals) / sum(totals.values())
+    weights[ALL] = len(totals) / sum(totals.values())
     taken: Counter[int | None] = Counter()
     found: dict[str, Counter[int | None]] = defaultdict(Counter)
+    for split, counted in before.items():
+        found[split].update(counted)
+        taken.update(found[split])
     for index, (group, own) in enumerate(groups):
-        counts: dict[int | None, int] = {**own, _ALL: sum(own.values())}
+        counts: dict[int | None, int] = {**own, ALL: sum(own.values())}
         taken.update(counts)
 
         def lack(split: str, counts: Mapping[int | None, int] = counts) -> float:
             wanting = ((label, shares[split] * taken[label] - found[split][label]) for label in counts)
             return sum(weights[label] * counts[label] * missing for label, missing in wanting)
 
-        empty = [split for split in shares if not found[split][_ALL]]
+        empty = [split for split in shares if not found[split][ALL]]
         # The last groups go to splits without any.
         split = max(empty if len(empty) >= num_groups - index else shares, key=lack)
         found[split].update(counts)
         yield group, split
 
 
-def summary(state: State, class_names: Sequence[str], fractions: Mapping[str, Fraction] | None) -> dict[str, Any]:
+def summary(
+    state: State,
+    class_names: Sequence[str],
+    fractions: Mapping[str, Fraction] | None,
+    classes_of: ClassesOf = the_label,
+) -> dict[str, Any]:
     """Returns the facts of a planned state's groups, as `records.manifest.Groups` has them.
 
     `fractions` are those that the splits were cut at, if they were.
@@ -159,7 +189,7 @@ def summary(state: State, class_names: Sequence[str], fractions: Mapping[str, Fr
     accepted = "FROM inputs WHERE reason IS NULL"
     counts = dict(state.execute(f"SELECT split, count(DISTINCT group_name) {accepted} GROUP BY split"))
     joined = "SELECT count(*) FROM homes WHERE home IN (SELECT home FROM homes GROUP BY home HAVING count(*) > 1)"
-    farthest = {} if fractions is None else _farthest(state, class_names, fractions)
+    farthest = {} if fractions is None else _farthest(state, class_names, fractions, classes_of)
     return {
         "num_groups": state.value(f"SELECT count(DISTINCT group_name) {accepted}"),
         "num_joined": 0 if fractions is None else state.value(joined),
@@ -168,13 +198,16 @@ def summary(state: State, class_names: Sequence[str], fractions: Mapping[str, Fr
     }
 
 
-def _farthest(state: State, class_names: Sequence[str], fractions: Mapping[str, Fraction]) -> dict[str, dict[str, Any]]:
+def _farthest(
+    state: State, class_names: Sequence[str], fractions: Mapping[str, Fraction], classes_of: ClassesOf
+) -> dict[str, dict[str, Any]]:
     """Returns for each split the class that is farthest from its fraction, by the class's size."""
     splits = ", ".join("?" * len(fractions))
     query = f"SELECT label, split, count(*) FROM inputs WHERE reason IS NULL AND split IN ({splits}) GROUP BY label, split"
-    found: dict[int, dict[str, int]] = defaultdict(dict)
+    found: dict[int, Counter[str]] = defaultdict(Counter)
     for label, split, count in state.execute(query, list(fractions)):
-        found[label][split] = count
+        for one in classes_of(label):
+            found[one][split] += count
     farthest = {}
     for split, fraction in fractions.items():
         shares = {label: Fraction(of.get(split, 0), sum(of.values())) for label, of in found.items()}

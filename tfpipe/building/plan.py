@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 from tfpipe.building import class_checks, groups, multilabel
 from tfpipe.building.options import Options
-from tfpipe.building.slices import write_slice
+from tfpipe.building.relabelling import apply_decisions
+from tfpipe.building.slices import classes_before, write_slice
 from tfpipe.building.state import State
 from tfpipe.building.tasks import ShardTask
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.text import exactly, plural
+from tfpipe.records.decisions import Decision
 from tfpipe.records.manifest import MULTILABEL, check_name, shard_file, split_order
 from tfpipe.records.samples import USUAL
 from tfpipe.records.schema import UNLABELLED
@@ -105,30 +107,40 @@ class Plan(NamedTuple):
     conflicts: list[list[str]]
     leaks: list[list[str]]
     groups: dict[str, Any] | None = None  # see `groups.summary`
+    decisions: dict[str, Any] | None = None  # the fields of `manifest.Decided`
 
 
-def make_plan(state: State, options: Options, class_order: Sequence[str] | None) -> Plan:
+def make_plan(
+    state: State, options: Options, class_order: Sequence[str] | None, decisions: Sequence[Sequence[Decision]] = ()
+) -> Plan:
     """Sets split, label and rank of every accepted row of an audited state.
 
-    `class_order` has the names in label order where the source defines it.
+    `class_order` has the names in label order where the source defines it; `decisions` those of
+    each file. Decisions move no image to another split, and change no class's label.
 
     Raises:
-        DataError: conflicting labels or leaks that the options do not allow, naming each group.
+        DataError: conflicting labels or leaks that the options do not allow, naming each group;
+            decisions that do not fit the inputs, naming each.
         ValueError: the options do not fit the inputs.
     """
     state.execute("CREATE INDEX IF NOT EXISTS inputs_sha256 ON inputs (sha256)")
+    decided = None
     if options.task == MULTILABEL:
         class_names = multilabel.label(state, options)
     else:
         class_names = _label(state, options, class_order)
         class_checks.check_classes(state, options, defined=class_order is not None)
+    if decisions:
+        _split(state, options)  # by the classes as listed: the splits are those without decisions
+        decided = apply_decisions(state, decisions, class_names)
     conflicts = _groups(state, "label", "AND label >= 0")
     if conflicts and options.on_conflict == "fail":
         raise DataError(
             f"{exactly(len(conflicts), 'group')} of byte-identical images with different labels; fix them, or keep them all"
             " with on_conflict=keep:" + _listing(_shown(state, group) for group in conflicts)
         )
-    _split(state, options)
+    if not decisions:
+        _split(state, options)
     find_problems = multilabel.training_problems if options.task == MULTILABEL else class_checks.training_problems
     for problem in find_problems(state, class_names):
         _log.warning("%s", problem)
@@ -148,7 +160,8 @@ def make_plan(state: State, options: Options, class_order: Sequence[str] | None)
     state.execute("UPDATE inputs SET rank = record_order(key) WHERE reason IS NULL")
     state.execute("CREATE INDEX IF NOT EXISTS inputs_order ON inputs (split, rank, key)")
     fractions = None if options.splits is None else options.fractions()
-    return Plan(class_names, conflicts, leaks, groups.summary(state, class_names, fractions) if state.has_groups() else None)
+    grouped = groups.summary(state, class_names, fractions, _classes_of(state, options)) if state.has_groups() else None
+    return Plan(class_names, conflicts, leaks, grouped, decided)
 
 
 def split_names(state: State) -> list[str]:
@@ -186,11 +199,11 @@ def with_slices(state: State, options: Options, tasks: Iterable[ShardTask], todo
         SELECT kind, path, place, crc32c, format, height, width, channels, orientation,
                iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.' || lower(format)),
                    filename || iif(source_format IS NULL, '', '.png')), key, sha256,
-               label, coalesce(class_name, ''), iif(?, coalesce(group_name, ''), NULL), source_format, source_sha256
+               label, coalesce(class_name, ''), iif(?, coalesce(group_name, ''), NULL), source_format, source_sha256, history
         FROM inputs WHERE split = ? ORDER BY rank, key"""
     has_groups = state.has_groups()
     for split, of_split in itertools.groupby(tasks, lambda task: task.split):
-        rows = state.execute(query, (has_groups, split))
+        rows = ((*row[:-1], classes_before(row[-1])) for row in state.execute(query, (has_groups, split)))
         for task in of_split:
             own = itertools.islice(rows, task.end - task.start)
             if task.file in todo:
@@ -273,12 +286,18 @@ def _cut(state: State, options: Options) -> None:
     """Cuts each class at the fractions, equal bytes and groups together, in an order drawn by the seed."""
     state.register("group_order", options.seed, "split")
     if state.has_groups():
-        groups.cut(state, options.fractions())
+        groups.cut(state, options.fractions(), _classes_of(state, options))
+    elif options.task == MULTILABEL:
+        multilabel.cut(state, options.fractions(), _classes_of(state, options))
     else:
         _cut_classes(state, options)
     for split in options.splits or ():
         if not state.value("SELECT 1 FROM inputs WHERE split = ? LIMIT 1", (split,)):
             raise ValueError(f"split {split!r} would get no image: too few for its fraction {options.splits}")
+
+
+def _classes_of(state: State, options: Options) -> groups.ClassesOf:
+    return multilabel.classes_of(state, options) if options.task == MULTILABEL else groups.the_label
 
 
 def _cut_classes(state: State, options: Options) -> None:

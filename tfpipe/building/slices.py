@@ -35,8 +35,17 @@ class Row(NamedTuple):
     group: str | None = None
     source_format: str | None = None
     source_sha256: str | None = None
+    history: tuple[str, ...] = ()
     labels: tuple[int, ...] | None = None
     unknown: tuple[int, ...] | None = None
+
+
+SEPARATOR = "\n"  # in the column `history` of the state; no name of a class has a line break
+
+
+def classes_before(history: str) -> tuple[str, ...]:
+    """Returns the classes that an image had before decisions of people, the first first."""
+    return tuple(history.split(SEPARATOR)) if history else ()
 
 
 def write_slice(path: Path, rows: Iterable[Sequence[Any]]) -> None:

@@ -27,23 +27,30 @@ CREATE TABLE inputs (
     file_bytes INTEGER, mtime_ns INTEGER, fatal INTEGER DEFAULT 1, row TEXT DEFAULT '',
     sha256 TEXT, crc32c INTEGER, image_bytes INTEGER, format TEXT, height INTEGER, width INTEGER, channels INTEGER,
     orientation INTEGER, color TEXT, reason TEXT, message TEXT,
-    split TEXT, label INTEGER, rank BLOB, traits TEXT, group_name TEXT, source_format TEXT, source_sha256 TEXT
+    split TEXT, label INTEGER, rank BLOB, traits TEXT, group_name TEXT, history TEXT DEFAULT '',
+    source_format TEXT, source_sha256 TEXT
 );
 """
 # The fields of a `Source`, in their order.
 _LISTED = (
     "key, filename, given_split, class_name, kind, path, place, file_bytes, mtime_ns, row, reason, message, fatal, group_name"
 )
+# Columns that builds started by older versions lack.
 _LATER = {
     "row": "TEXT DEFAULT ''",
     "traits": "TEXT",
     "group_name": "TEXT",
+    "history": "TEXT DEFAULT ''",
     "source_format": "TEXT",
     "source_sha256": "TEXT",
-}  # columns that builds started by older versions lack
+}
+# The class that the input gives: `class_name` is the one after decisions, `history` those before.
+LISTED_CLASS = (
+    "iif(inputs.history = '', inputs.class_name, substr(inputs.history, 1, instr(inputs.history || char(10), char(10)) - 1))"
+)
 _MAX_SHOWN = 1000  # differences; nobody reads on after these
 _MIN_SQLITE = (3, 35)  # UPDATE ... FROM, RETURNING
-_COMPARED = ("filename", "given_split", "class_name", "kind", "place", "file_bytes", "group_name")
+_COMPARED = ("filename", "given_split", "kind", "place", "file_bytes", "group_name")
 _TOUCHED = """
 FROM inputs JOIN now USING (key)
 WHERE (inputs.path, inputs.mtime_ns) != (now.path, now.mtime_ns) AND inputs.sha256 NOT NULL"""
@@ -180,7 +187,7 @@ class State(sqlite3.Connection):
         self._insert("now", items)
         self.execute("CREATE INDEX temp.now_key ON now (key)")
         self.execute("CREATE INDEX IF NOT EXISTS inputs_key ON inputs (key)")
-        same = " AND ".join(f"inputs.{column} IS now.{column}" for column in _COMPARED)
+        same = " AND ".join([f"{LISTED_CLASS} IS now.class_name", *(f"inputs.{name} IS now.{name}" for name in _COMPARED)])
         return self.differences(
             removed="SELECT key FROM inputs WHERE key NOT IN (SELECT key FROM now)",
             added="SELECT key FROM now WHERE key NOT IN (SELECT key FROM inputs)",

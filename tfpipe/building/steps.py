@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -20,7 +21,8 @@ import tfpipe
 from tfpipe.building import metadata_files, multilabel, plan
 from tfpipe.building.items import Notes, SourceList
 from tfpipe.building.options import Options
-from tfpipe.building.state import State
+from tfpipe.building.relabelling import DROPPED
+from tfpipe.building.state import LISTED_CLASS, State
 from tfpipe.building.tasks import AuditTask, ShardTask
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import clear_folder, temporary_folder
@@ -29,7 +31,8 @@ from tfpipe.common.workers import Done
 from tfpipe.records import manifest as manifests
 from tfpipe.records import schema
 from tfpipe.records.catalog import read_catalog
-from tfpipe.records.manifest import Frames, Groups, Manifest, Shard, Split, Traits
+from tfpipe.records.decisions import Decision
+from tfpipe.records.manifest import Decided, Frames, Groups, Manifest, Shard, Split, Traits
 from tfpipe.records.samples import USUAL
 
 _log = logging.getLogger("tfpipe")
@@ -95,6 +98,7 @@ class Build(NamedTuple):
     start_workers: Callable[[], Engine]
     new_bar: Callable[[str, int, int], ProgressBar]  # title, total, done before
     folder: Path  # the build's own files
+    decisions: Sequence[Sequence[Decision]] = ()  # of each file
 
     def run(self) -> Manifest:
         """Builds, resumes or checks a complete build; errors as in `build_tfrecords`."""
@@ -209,7 +213,7 @@ class Build(NamedTuple):
     def decide(self, state: State, order: Sequence[str] | None) -> None:
         """Makes the plan of an audited state; errors as in `plan.make_plan`."""
         plan.check_inputs(state, self.options)
-        decided = plan.make_plan(state, self.options, order)
+        decided = plan.make_plan(state, self.options, order, self.decisions)
         self._shard_tasks(state)  # raises on impossible numbers, before it is too late
         state.note("planned", decided)
 
@@ -269,6 +273,7 @@ class Build(NamedTuple):
             tfpipe_version=tfpipe.__version__,
             groups=msgspec.convert(decided.groups, Groups | None),
             combinations=combined,
+            decisions=msgspec.convert(decided.decisions, Decided | None),
         )
         manifests.save(manifest, self.directory)
         return manifest
@@ -320,7 +325,7 @@ class Build(NamedTuple):
             with self.start_workers() as workers:
                 self.audit(state, workers)
             if inputs_digest(state) != manifest.inputs_sha256:
-                differences += self._content_differences(state)
+                differences += self._content_differences(state, manifest.decisions or Decided({}, {}, {}))
             if differences:
                 raise Refusal(f"{self.directory}: made from inputs that have changed since", differences)
         if self.folder.exists():  # killed between the manifest and the end
@@ -328,10 +333,13 @@ class Build(NamedTuple):
         _log.info("%s: complete, from equal inputs with equal options: nothing to do", self.directory)
         return manifest
 
-    def _content_differences(self, state: State) -> list[str]:
+    def _content_differences(self, state: State, decided: Decided) -> list[str]:
         state.execute("CREATE TEMP TABLE before (key TEXT, sha256 TEXT, class_name TEXT, group_name TEXT)")
-        rows = ((row.key, row.sha256, row.class_name or None, row.group or None) for row in read_catalog(self.directory))
-        state.executemany("INSERT INTO before VALUES (?, ?, ?, ?)", rows)
+        listed = {key: classes[0] for key, classes in decided.relabelled.items()}
+        catalog = read_catalog(self.directory)
+        rows = ((row.key, row.sha256, listed.get(row.key, row.class_name) or None, row.group or None) for row in catalog)
+        dropped = ((key, None, class_name, None) for key, class_name in decided.dropped.items())
+        state.executemany("INSERT INTO before VALUES (?, ?, ?, ?)", itertools.chain(rows, dropped))
         now = "SELECT key FROM inputs WHERE reason IS NULL"
         both = "SELECT key FROM before JOIN inputs USING (key) WHERE reason IS NULL"
         differences = state.differences(
@@ -346,8 +354,9 @@ class Build(NamedTuple):
 
 def inputs_digest(state: State) -> str:
     """Returns the SHA-256 of what an audited state holds about the inputs."""
+    content = f"iif(reason = '{DROPPED}', sha256, coalesce(reason, sha256))"  # as listed: decisions are options
     optional = ", group_name" if state.has_groups() else ""
-    query = f"SELECT key, filename, given_split, class_name, coalesce(reason, sha256){optional} FROM inputs ORDER BY key"
+    query = f"SELECT key, filename, given_split, {LISTED_CLASS}, {content}{optional} FROM inputs ORDER BY key"
     return metadata_files.inputs_digest(state.execute(query))
 
 

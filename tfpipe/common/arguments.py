@@ -228,7 +228,7 @@ _TABLE: list[tuple[Rule, str]] = [
     (_number(0, 45), "rotation"),
     (_number(0, 100), "cutmix mixup"),
     (_flag, "allow_leaks as_dict balanced class_weights csv_safe deterministic equal_steps cache_prefix deepen extend"),
-    (_flag, "decode grey half"),
+    (_flag, "decode ensemble grey half"),
     (_flag, "near_duplicates overwrite progress repeat report scaled_decode tensorboard train_batch_norm training trust"),
     (_text, "backbone checkpoint feature_layer id_column label_column label_pattern model_name path_column preprocessing"),
     (_text, "engine_address group group_pattern value_column"),

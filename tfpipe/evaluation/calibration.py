@@ -43,6 +43,8 @@ def fit_temperature(table: Predictions) -> float:
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
+    if table.targets is not None:
+        raise ValueError("a temperature is of one class an image; of several labels, thresholds are chosen")
     if not len(table.labels) or (table.labels < 0).any():
         raise ValueError("calibration needs labelled images")
     if (table.predicted == table.labels).all():

@@ -32,13 +32,13 @@ class Groups:
 
     def __init__(self, names: Sequence[str]) -> None:
         # By name: nothing here depends on the order of the images.
-        _, self._of_image = np.unique(np.array(names, object).astype(str), return_inverse=True)
-        self.count = int(self._of_image.max()) + 1 if len(names) else 0
+        _, self.of_image = np.unique(np.array(names, object).astype(str), return_inverse=True)
+        self.count = int(self.of_image.max()) + 1 if len(names) else 0
 
     def sums(self, values: Array) -> Array:
         """Returns the sum over each group's images, int64 [K], of integers or bools [N]."""
         sums = np.zeros(self.count, np.int64)
-        np.add.at(sums, self._of_image, values)
+        np.add.at(sums, self.of_image, values)
         return sums
 
     def interval(self, hits: Array, among: Array | None = None) -> list[float] | None:

@@ -6,6 +6,7 @@
     OUTPUT/predictions.csv    a row per image, in the catalog's order
     OUTPUT/metrics.json       see `tfpipe.evaluation.metrics.measure`; predictions_sha256 identifies the table
     OUTPUT/receipt.json       what was evaluated, and the proof that it was all of it
+    OUTPUT/suspects.csv       images whose label somebody should look at, see `tfpipe.evaluation.suspects`
     OUTPUT/report.html        if requested
     OUTPUT/uncalibrated.csv   with `calibrate`: the model's own probabilities
     OUTPUT/calibration.csv    with `calibrate`: the table of the split that the temperature was fitted on
@@ -34,13 +35,24 @@ from tfpipe.common.files import clear_folder, clear_up, sha256_of, written_atomi
 from tfpipe.common.locking import locked
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import hash_names, html_table
-from tfpipe.evaluation import calibration, html_report, label_metrics, metrics, partial_tables, receipts, thresholding
+from tfpipe.evaluation import (
+    calibration,
+    html_report,
+    label_metrics,
+    metrics,
+    partial_tables,
+    receipts,
+    suspects,
+    thresholding,
+)
+from tfpipe.evaluation.outliers import Outliers
 from tfpipe.models import classifiers, predictions
-from tfpipe.models.classifiers import Predictor
+from tfpipe.models import tta as views
+from tfpipe.models.classifiers import Classifier, Predictor
 from tfpipe.models.predictions import Predictions
 from tfpipe.models.split_images import read_for
 from tfpipe.networks import arithmetic
-from tfpipe.records import catalog
+from tfpipe.records import catalog, folds
 from tfpipe.records import manifest as manifests
 from tfpipe.records.manifest import SINGLE
 
@@ -49,12 +61,15 @@ _log = logging.getLogger("tfpipe")
 UNCALIBRATED_NAME = "uncalibrated.csv"
 CALIBRATION_NAME = "calibration.csv"
 
-_EXPORTED_FILES = (".pb", ".tflite", ".onnx")
+_EXPORTED_FILES = (".pb", ".tflite", ".onnx", ".xml")
 _IN_EXPORTS = ("saved_model.pb", "preprocessing.json")
 _NEEDED = ("class_names", "image_size", "resize", "sha256", "predict")  # of a `Predictor`
 
 # Files of one evaluation, beside table and receipt: the next one removes them.
-_OTHER_FILES = (metrics.FILE_NAME, html_report.FILE_NAME, html_report.NEAR_DUPLICATES_NAME, UNCALIBRATED_NAME, CALIBRATION_NAME)
+_OTHER_FILES = (
+    *(metrics.FILE_NAME, html_report.FILE_NAME, html_report.NEAR_DUPLICATES_NAME, suspects.FILE_NAME),
+    *(UNCALIBRATED_NAME, CALIBRATION_NAME),
+)
 
 
 class Loaded(Protocol):
@@ -112,6 +127,7 @@ def evaluate(
     positive_class: str | None = None,
     specificity: float = 0.95,
     calibrate: str | None = None,
+    tta: str | int | views.Tta | None = None,
     report: bool = True,
     near_duplicates: bool = True,
     progress: bool = True,
@@ -139,6 +155,9 @@ def evaluate(
         specificity: see `metrics.measure`.
         calibrate: another split, on which a temperature is fitted first. The table then holds
             calibrated probabilities, and metrics["calibration"] the metrics before.
+        tta: average the probabilities of several views of each image: "flip", "five", or a number
+            of views of the run's augmentation; see `tfpipe.models.tta`. Near-duplicates and
+            explanations are of the image as it is.
         report: write report.html, too.
         near_duplicates: look for images of the split in train and val, for the report: another pass
             over all three.
@@ -148,7 +167,7 @@ def evaluate(
 
     Raises:
         ValueError: an argument is invalid; the split is unlabelled or empty; the model does not
-            know a class.
+            know a class; or it averages the models of folds, one of which this is.
         FileNotFoundError: there is no such model or data set.
         OSError: `output` cannot be written to, or (BlockingIOError) another evaluation writes
             there; raised before the pass.
@@ -164,9 +183,15 @@ def evaluate(
     if on_found is not None:
         arguments.callback("on_found", on_found)
     data, folder = arguments.path("data", data), arguments.path("output", output)
+    if isinstance(model, str | os.PathLike):
+        receipts.check_unseen(model, data, split)
     predictor = _loaded(model, trust)
-    options = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
-    run = _Run(predictor, data, split, folder, batch_size, progress, options, classifiers.thresholds_of(predictor))
+    averaged = views.averaged(predictor, views.find(tta, getattr(model, "source", model), predictor))
+    options: dict[str, Any] = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
+    if way := views.tta_of(averaged):  # absent where it is not used, as in receipts from before there was a choice
+        options["tta"] = way.facts()
+    run = Pass(averaged, data, split, folder, batch_size, progress, options, classifiers.thresholds_of(predictor))
+    outliers = Outliers() if shard is None and isinstance(averaged, Classifier) else None
     claim = run.begin()
     if shard is not None:
         run.write_part(shard, claim)
@@ -180,14 +205,14 @@ def evaluate(
                 raise
             _log.warning("part %d of %d is complete, and not merged here: %s", *shard, error)
             return Evaluation(run.folder)
-        _clear(run.folder)
+        clear(run.folder)
         if shard is None:
-            chunks = run.chunks(split, [(index, num_readers) for index in range(num_readers)])
+            chunks = run.chunks(split, [(index, num_readers) for index in range(num_readers)], outliers)
             computed = [classifiers.computation_of(predictor)]
         else:
             computed = partial_tables.computations(run.folder, shard[1])
             chunks = partial_tables.merge(run.folder, shard[1], run.header(), claim)
-        evaluation = run.finish(chunks, claim, computed)
+        evaluation = run.finish(chunks, claim, computed, outliers)
         if on_found:
             on_found(evaluation)
         if report:
@@ -196,7 +221,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Run:
+class Pass:
     """One evaluation, or one reader's part of it."""
 
     predictor: Predictor
@@ -225,10 +250,14 @@ class _Run:
     def header(self) -> bytes:
         """Returns the first line of the table."""
         manifest = manifests.load(self.directory)
-        return predictions.header(self.predictor.class_names, manifest.task, () if manifest.groups is None else ("groups",))
+        return predictions.header(self.predictor.class_names, manifest.task, self.extras(manifest))
 
-    def chunks(self, split: str, shards: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-        """Yields the table of a split, or of parts of it, piece by piece."""
+    def extras(self, account: manifests.Manifest) -> tuple[str, ...]:
+        """Returns the fields of `Predictions` that are columns at the end."""
+        return () if account.groups is None else ("groups",)
+
+    def chunks(self, split: str, shards: Sequence[tuple[int, int]], outliers: Outliers | None = None) -> Iterator[bytes]:
+        """Yields the table of a split, or of parts of it, piece by piece; `outliers` get the features."""
         manifest = receipts.open_split(self.predictor, self.directory, split)
         size = manifest.split(split).num_records
         total = sum(size * (index + 1) // count - size * index // count for index, count in shards)
@@ -241,7 +270,7 @@ class _Run:
         with ProgressBar(f"evaluate {split}", total, enabled=self.progress) as bar:
             for shard in shards:
                 for batch in self._batches(split, shard):
-                    table = self._predict(batch, labels)
+                    table = self._predict(batch, labels, outliers)
                     table = table if groups is None else replace(table, groups=[groups[key] for key in table.keys])
                     yield predictions.rows(table)
                     bar.add(len(batch["key"]), 0)
@@ -250,10 +279,15 @@ class _Run:
         options = {"batch_size": self.batch_size, "scaled_decode": False, "shard": shard}
         return read_for(self.predictor, self.directory, split, **options)
 
-    def _predict(self, batch: dict[str, Any], labels: np.ndarray[Any, Any]) -> Predictions:
+    def _predict(self, batch: dict[str, Any], labels: np.ndarray[Any, Any], outliers: Outliers | None) -> Predictions:
         keys, filenames = ([value.decode() for value in batch[name].numpy().tolist()] for name in ("key", "filename"))
         with arithmetic.exact():  # the model may be of another program
-            probabilities = self.predictor.predict(batch["image"])
+            if outliers is not None and isinstance(self.predictor, Classifier):
+                # One graph gives both: the probabilities are the same.
+                probabilities, features = self.predictor.predict_with_features(batch["image"])
+                outliers.add(features)
+            else:
+                probabilities = self.predictor.predict(batch["image"])
         predictions.check(probabilities, keys, self.predictor)
         if classifiers.task_of(self.predictor) != SINGLE:
             targets = np.full(probabilities.shape, -1, np.int8)  # of classes that the data set lacks nothing is known
@@ -281,7 +315,13 @@ class _Run:
         chosen = [index for index in range(count) if partial_tables.part_path(self.folder, index, count) in parts]
         return [key for index in chosen for key in keys[bounds[index] : bounds[index + 1]]]
 
-    def finish(self, chunks: Iterable[bytes], claim: receipts.Claim, computed: Sequence[Mapping[str, str]]) -> Evaluation:
+    def finish(
+        self,
+        chunks: Iterable[bytes],
+        claim: receipts.Claim,
+        computed: Sequence[Mapping[str, str]],
+        outliers: Outliers | None = None,
+    ) -> Evaluation:
         """Writes the table, and all files made from it; `computed`: devices and arithmetics."""
         fitted = None
         if self.options["calibrate"] is not None:  # first: what fails here should not cost the longer pass
@@ -301,8 +341,12 @@ class _Run:
         digest = sha256_of(self.folder / predictions.FILE_NAME)
         calibrated = fitted and {**fitted, "before": before}
         found = {**self._measure(table), "calibration": calibrated, "predictions_sha256": digest}
+        found |= {"tta": self.options["tta"]} if "tta" in self.options else {}
         receipt = {**receipts.receipt(claim, table, computed), "calibration": fitted}
         files.write_json(self.folder / metrics.FILE_NAME, found)
+        if table.task == SINGLE:
+            odd = None if outliers is None else outliers.odd()
+            suspects.write(self.folder, suspects.find(table, self.directory, self.split, odd=odd))
         files.write_json(self.folder / predictions.RECEIPT_NAME, receipt)
         return Evaluation(self.folder, found, receipt)
 
@@ -340,7 +384,7 @@ def _loaded(model: str | os.PathLike[str] | Predictor | Loaded, trust: bool) -> 
         path = Path(model)
         if path.suffix in _EXPORTED_FILES or any((path / name).exists() for name in _IN_EXPORTS):
             raise ValueError(f"{path}: an exported model is loaded first: evaluate(tfpipe.load({os.fspath(path)!r}), ...)")
-        return classifiers.load(path, trust=trust)
+        return classifiers.load_named(path, trust=trust) if folds.is_folder(path) else classifiers.load(path, trust=trust)
     given: Any = model
     predictor: Predictor = getattr(given, "predictor", given)
     if missing := [name for name in _NEEDED if not hasattr(predictor, name)]:
@@ -349,7 +393,7 @@ def _loaded(model: str | os.PathLike[str] | Predictor | Loaded, trust: bool) -> 
     return predictor
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """Removes what killed processes left; needs the folder's lock."""
     for name in (predictions.FILE_NAME, predictions.RECEIPT_NAME, *_OTHER_FILES):
         clear_up(folder / name)

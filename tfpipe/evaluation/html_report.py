@@ -21,7 +21,7 @@ import numpy as np
 
 from tfpipe.common.files import read_json, write_json, written_atomically
 from tfpipe.common.text import plural
-from tfpipe.evaluation import metrics
+from tfpipe.evaluation import label_report, metrics, suspects
 from tfpipe.evaluation.near_duplicates import NearDuplicate, find_near_duplicates, reader_of, training_splits
 from tfpipe.models import explanation, predictions
 from tfpipe.models.classifiers import Classifier, Predictor
@@ -52,7 +52,7 @@ def write_report(
     near_duplicates: bool = True,
     progress: bool = True,
 ) -> Path:
-    """Writes report.html and near_duplicates.json into an evaluation's folder; returns the former.
+    """Writes report.html, near_duplicates.json and suspects.csv into an evaluation's folder; returns the first.
 
     Args:
         folder: with predictions.csv, metrics.json and receipt.json of `tfpipe.evaluate`.
@@ -76,6 +76,8 @@ def write_report(
     for name, value in given.items():
         if receipt.get(name) != value:
             raise ValueError(f"the evaluation is of {name} {receipt.get(name)!r} (got {value!r})")
+    if table.targets is not None:
+        return label_report.write(folder, predictor, directory, table, found, receipt)
     pairs = None
     if near_duplicates and isinstance(predictor, Classifier):
         duplicates = find_near_duplicates(predictor, directory, split, progress=progress)
@@ -83,7 +85,13 @@ def write_report(
         write_json(folder / NEAR_DUPLICATES_NAME, pairs)
     _warn_of_fonts(table)
     images = _ReportImages(predictor, directory, split)
-    wrong, doubtful = worst_mistakes(table), likely_label_errors(table)
+    listed = suspects.read(folder) if (folder / suspects.FILE_NAME).exists() else suspects.find(table, directory, split)
+    if pairs:
+        listed = suspects.with_pairs(listed, table, directory, pairs["pairs"])
+        suspects.write(folder, listed)
+    place_of = {key: row for row, key in enumerate(table.keys)}
+    odd = np.array([place_of[one.key] for one in listed if one.reason == suspects.ODD], np.int64)
+    wrong, (doubtful, *_) = worst_mistakes(table), suspects.label_errors(table)
     page = templates.render(
         "report.html",
         name=manifest.name,
@@ -100,6 +108,8 @@ def write_report(
         explained=isinstance(predictor, Classifier),
         mistakes={"count": len(wrong), "shown": images.predictions(table, wrong[:_MAX_SHOWN], explained=True)},
         label_errors={"count": len(doubtful), "shown": images.predictions(table, doubtful[:_MAX_SHOWN])},
+        odd={"count": len(odd), "shown": images.predictions(table, odd[:_MAX_SHOWN])},
+        num_suspects=len(listed),
         pairs=pairs,
         pair_figures=images.pairs(pairs["pairs"]) if pairs else [],
         receipt=json.dumps(receipt, indent=1, ensure_ascii=False),
@@ -141,26 +151,6 @@ def worst_mistakes(predicted: Predictions) -> Array:
     """Returns the rows with a wrong predicted class, int64 [M], the most confident first."""
     wrong = np.flatnonzero(predicted.predicted != predicted.labels)
     return wrong[np.argsort(-predicted.probabilities.max(axis=1)[wrong], kind="stable")]
-
-
-def likely_label_errors(predicted: Predictions) -> Array:
-    """Returns the rows with a doubtful label, int64 [M], the most doubtful first.
-
-    Confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068): the model claims a
-    class where its probability is at least the mean that images labelled with it receive. A label
-    is doubtful where the most probable of the claimed classes is another. Ordered by the difference
-    of the two probabilities.
-    """
-    labels, classes = predicted.labels, range(len(predicted.class_names))
-    own = predicted.probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    thresholds = np.array([own[labels == index].mean() if (labels == index).any() else np.inf for index in classes])
-    other, largest = np.empty_like(labels), np.empty_like(own)
-    for rows in predicted.blocks():
-        claimed = np.where(predicted.probabilities[rows] >= thresholds, predicted.probabilities[rows], 0)
-        other[rows], largest[rows] = claimed.argmax(axis=1), claimed.max(axis=1)
-    doubtful = np.flatnonzero((largest > 0) & (other != labels))
-    margin = largest[doubtful] - own[doubtful]
-    return doubtful[np.argsort(-margin, kind="stable")]
 
 
 def _confusion(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 
+from tfpipe.common.files import check_json
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
+from tfpipe.evaluation.clusters import Groups
 from tfpipe.models import predictions
 from tfpipe.models.predictions import DEFAULT_THRESHOLD, Predictions
 from tfpipe.records.manifest import MULTILABEL
@@ -23,8 +27,66 @@ from tfpipe.records.manifest import MULTILABEL
 Array = np.ndarray[Any, Any]
 
 NUM_RESAMPLES = 1000
+_BY_GROUP = "cluster bootstrap: percentiles of draws of groups"
 _BLOCK_VALUES = 1 << 23  # weights in memory at once
 _METRICS = ("auc", "average_precision", "f1")
+
+
+_Share = float | None
+_Interval = tuple[float, float] | None
+
+
+class _Row(msgspec.Struct):
+    """A class in metrics.json."""
+
+    class_name: str
+    threshold: float
+    auc: _Share
+    auc_interval: _Interval
+    average_precision: _Share
+    average_precision_interval: _Interval
+    precision: _Share
+    recall: _Share
+    f1: _Share
+    f1_interval: _Interval
+    support: int
+    without: int
+    unknown: int
+    predicted: int
+
+
+class _Chosen(msgspec.Struct):
+    """The thresholds, by class, and the split that they were chosen on."""
+
+    split: str
+    thresholds: dict[str, float]
+    before: dict[str, Any]
+
+
+class _Content(msgspec.Struct):
+    """The content of metrics.json that is shown elsewhere."""
+
+    task: Literal["multilabel"]
+    count: int
+    known: int
+    label_accuracy: float
+    exact_match: float
+    log_loss: float
+    macro_auc: _Share
+    macro_auc_interval: _Interval
+    macro_average_precision: _Share
+    macro_average_precision_interval: _Interval
+    macro_f1: _Share
+    macro_f1_interval: _Interval
+    micro_f1: _Share
+    per_class: list[_Row]
+    calibration: _Chosen | None = None
+
+
+def check(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the content of metrics.json of several labels; raises DataError if it is another."""
+    check_json(content, _Content, path)
+    return content
 
 
 class _Class(NamedTuple):
@@ -48,7 +110,8 @@ def measure(table: Predictions, *, num_resamples: int = NUM_RESAMPLES) -> dict[s
       its steps not interpolated), precision, recall, f1 at the threshold; support (images with it),
       without, unknown, predicted.
     - NAME_interval of auc, average_precision, f1 and their macro means: 95 %, percentiles of a
-      bootstrap of images (Efron 1979), the same for equal tables.
+      bootstrap of images (Efron 1979), or of groups where the data set has them (then groups has
+      num_groups), the same for equal tables.
 
     Args:
         table: with targets, and thresholds unless they are all 0.5.
@@ -69,7 +132,9 @@ def measure(table: Predictions, *, num_resamples: int = NUM_RESAMPLES) -> dict[s
         _sorted(truth[:, i], known[:, i], table.probabilities[:, i], found[:, i], by_key) for i in range(len(thresholds))
     ]
     whole = _values(classes, np.ones((1, len(targets)), np.float32))
-    intervals = _intervals(classes, len(targets), num_resamples)
+    groups = None if table.groups is None else Groups(table.groups)
+    drawn = np.arange(len(targets)) if groups is None else groups.of_image[by_key]
+    intervals = _intervals(classes, drawn, num_resamples)
     per_class = []
     for index, name in enumerate(table.class_names):
         hits = int((found & truth & known)[:, index].sum())
@@ -88,6 +153,7 @@ def measure(table: Predictions, *, num_resamples: int = NUM_RESAMPLES) -> dict[s
     total = {name: int((one & known).sum()) for name, one in (("hits", found & truth), ("truth", truth), ("found", found))}
     return {
         "task": MULTILABEL,
+        **({} if groups is None else {"groups": {"num_groups": groups.count, "interval": _BY_GROUP}}),
         "count": len(targets),
         "known": int(known.sum()),
         "label_accuracy": float((right & known).sum() / known.sum()),
@@ -152,9 +218,13 @@ def _f1(one: _Class, weights: Array) -> Array:
     return shares
 
 
-def _intervals(classes: list[_Class], count: int, num_resamples: int) -> dict[str, list[list[float] | None]]:
-    """Returns the interval of each class, and last of the macro mean, by metric."""
-    parts = [_values(classes, weights) for weights in _resamples(count, num_resamples)]
+def _intervals(classes: list[_Class], drawn: Array, num_resamples: int) -> dict[str, list[list[float] | None]]:
+    """Returns the interval of each class, and last of the macro mean, by metric.
+
+    `drawn` is what is drawn with each image, in the order of the keys: itself, or its group.
+    """
+    count = int(drawn.max()) + 1
+    parts = [_values(classes, weights[:, drawn]) for weights in _resamples(count, len(drawn), num_resamples)]
     found: dict[str, list[list[float] | None]] = {}
     for metric in _METRICS:
         values = np.concatenate([part[metric] for part in parts])
@@ -165,10 +235,10 @@ def _intervals(classes: list[_Class], count: int, num_resamples: int) -> dict[st
     return found
 
 
-def _resamples(count: int, num_resamples: int) -> Iterator[Array]:
-    """Yields how often each image is drawn, int [resamples, count], some at a time."""
+def _resamples(count: int, num_images: int, num_resamples: int) -> Iterator[Array]:
+    """Yields how often each image (or group) is drawn, int [resamples, count], some at a time."""
     generator = np.random.Generator(np.random.PCG64(0))
-    size = max(1, _BLOCK_VALUES // count)
+    size = max(1, _BLOCK_VALUES // num_images)
     for first in range(0, num_resamples, size):
         rows = min(size, num_resamples - first)
         drawn = generator.integers(0, count, (rows, count)) + np.arange(rows)[:, np.newaxis] * count

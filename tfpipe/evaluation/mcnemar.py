@@ -44,6 +44,7 @@ class Comparison:
         num_groups: of the images; None in a data set without groups. Else `p_value` and
             `difference_interval` are by group, see `tfpipe.evaluation.clusters`.
         group_interval: 95 % interval of the difference by group.
+        tta: views that A and B average, ("none", "flip") for example, where these differ; else None.
     """
 
     both_right: int
@@ -54,6 +55,7 @@ class Comparison:
     same_data: bool | None = None
     num_groups: int | None = None
     group_interval: tuple[float, float] | None = None
+    tta: tuple[str, str] | None = None
 
     def __repr__(self) -> str:
         low, high = self.difference_interval
@@ -96,7 +98,8 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     """Compares two evaluations, folders or predictions.csv files, of the same images in any order.
 
     Ids and labels must be equal, images need not be: other sizes of them may be what is compared.
-    Folders of other data sets or splits cause a warning, and `same_data` is False.
+    Folders of other data sets or splits cause a warning, and `same_data` is False. So does another
+    averaging of views, which `tta` describes: it may be what is compared.
 
     Raises:
         FileNotFoundError: there is no table, or its evaluation did not finish.
@@ -108,17 +111,21 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     a, b = arguments.path("a", a), arguments.path("b", b)
     tables = read(a), read(b)
     for path, table in zip((a, b), tables, strict=True):
+        if table.targets is not None:
+            message = "of several labels an image, which McNemar's test of accuracy cannot compare; metrics.json has intervals"
+            raise DataError(message, path=path)
         if not len(table.labels) or (table.labels < 0).any():
             raise DataError("a table without images, or with unlabelled ones, cannot be compared", path=path)
     right_a, right_b = _align(*tables, a, b)
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     both_right, both_wrong = int((right_a & right_b).sum()), int((~right_a & ~right_b).sum())
-    counts, same = (both_right, only_a, only_b, both_wrong), _same_data(a, b)
+    counts, same, other = (both_right, only_a, only_b, both_wrong), _same_data(a, b), _other_tta(a, b)
     if (names := _groups(*tables, a, b)) is not None:
         groups, apart = Groups(names), (right_a & ~right_b, right_b & ~right_a)
-        return Comparison(*counts, groups.p_value(*apart), same, groups.count, groups.difference_interval(*apart))
+        by_group = groups.count, groups.difference_interval(*apart)
+        return Comparison(*counts, groups.p_value(*apart), same, *by_group, tta=other)
     p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    return Comparison(*counts, p_value, same)
+    return Comparison(*counts, p_value, same, tta=other)
 
 
 def _groups(a: Predictions, b: Predictions, path_a: Path, path_b: Path) -> Sequence[str] | None:
@@ -148,6 +155,21 @@ def _same_data(a: Path, b: Path) -> bool | None:
         described = [f"{path}: data set {root[:12]}, split {split!r}" for path, (root, split) in ((a, data_a), (b, data_b))]
         _log.warning("not the same data set or split: %s; %s", *described)
     return data_a == data_b
+
+
+def _other_tta(a: Path, b: Path) -> tuple[str, str] | None:
+    if not (a.is_dir() and b.is_dir()):
+        return None
+    found = [fields(path / RECEIPT_NAME, "options")[0].get("tta") for path in (a, b)]
+    if found[0] == found[1]:
+        return None
+    first, second = (_views(facts) for facts in found)
+    _log.warning("not the same test-time augmentation: %s: %s; %s: %s", a, first, b, second)
+    return first, second
+
+
+def _views(facts: Any) -> str:
+    return "none" if not facts else ", ".join(f"{value}" for value in facts.values())
 
 
 def _align(a: Predictions, b: Predictions, path_a: Path, path_b: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -20,6 +20,7 @@ import numpy as np
 from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import check_json, read_json
+from tfpipe.evaluation import label_metrics
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
 from tfpipe.evaluation.clusters import NUM_DRAWS, Groups, wilson
 from tfpipe.models.predictions import METRICS_NAME, Predictions
@@ -101,6 +102,8 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
             out of range.
     """
     check_options(table.class_names, positive_class, specificity)
+    if table.targets is not None:
+        raise ValueError("the table is of several labels an image, which label_metrics.measure takes")
     if not len(table.labels) or (table.labels < 0).any():
         raise ValueError("metrics need labelled images, one or more")
     classes, confidence = range(len(table.class_names)), table.probabilities.max(axis=1).astype(np.float64)
@@ -133,6 +136,8 @@ def load(folder: Path) -> dict[str, Any]:
     """Returns the content of metrics.json in a folder; raises DataError if it is damaged."""
     path = folder / FILE_NAME
     found: dict[str, Any] = read_json(path)
+    if isinstance(found, dict) and "task" in found:
+        return label_metrics.check(found, path)
     confusion = check_json(found, _Metrics, path).confusion
     dense = ((i, j, n) for i, row in enumerate(confusion.matrix) for j, n in enumerate(row) if n)  # of earlier versions
     cells = [list(cell) for cell in confusion.cells or dense]

@@ -8,6 +8,7 @@ batch sizes, readers or the time.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,14 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.files import read_json
 from tfpipe.common.text import hash_names
 from tfpipe.models.predictions import RECEIPT_NAME, Predictions
+from tfpipe.records import folds, run_folders
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import read_checked
 
 if TYPE_CHECKING:
     from tfpipe.models.classifiers import Predictor
+
+_log = logging.getLogger("tfpipe")
 
 Claim = dict[str, Any]
 
@@ -57,6 +61,27 @@ def open_split(predictor: Predictor, directory: str | os.PathLike[str], split: s
             f" it knows {', '.join(map(repr, predictor.class_names))}"
         )
     return manifest
+
+
+def check_unseen(model: str | os.PathLike[str], directory: str | os.PathLike[str], split: str) -> None:
+    """Warns of a fold's run on splits that made it; raises ValueError for the mean of all folds on one."""
+    account = manifests.load(directory)
+    wanted = set(account.parts(split))
+    if folds.is_folder(model):
+        root_hash, planned = folds.load(model)
+        seen = wanted & {name for fold in planned for name in (fold.held_out, fold.val)}
+        if seen and root_hash == account.root_hash:
+            raise ValueError(
+                f"{model}: all but one of the models that it averages were trained on {min(seen)!r}: evaluate_folds predicts"
+                " each image by the one that was not (evaluate without --split)"
+            )
+        return
+    found = run_folders.seen_by(model)
+    if found is None or found.root_hash != account.root_hash or found.train == "train":
+        return
+    for how, name in (("trained on", found.train), ("chosen by its results on", found.val)):
+        if both := wanted & set(name.split(manifests.JOINED)):
+            _log.warning("%s was %s %s: these are not metrics of images that it had not seen", model, how, min(both))
 
 
 def claim(

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
-import logging
 import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,6 +30,7 @@ import tensorflow as tf
 
 import tfpipe
 from tfpipe.common import arguments, files
+from tfpipe.common.progress import log_line
 from tfpipe.common.text import exactly, format_bytes, html_table
 from tfpipe.exporting import half_precision, model_card, model_source, parity, reference_images, wrapping
 from tfpipe.exporting.formats import WRITERS, Work
@@ -44,8 +44,6 @@ from tfpipe.models import predictions
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.records import checksums, manifest
 from tfpipe.records.samples import Samples
-
-_log = logging.getLogger("tfpipe")
 
 PARITY_NAME = "parity.json"
 
@@ -98,9 +96,10 @@ def export(
     split: str | None = None,
     evaluation: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     tolerance: float = parity.TOLERANCE,
+    ensemble: bool = False,
     overwrite: bool = False,
     trust: bool = False,
-    log: Callable[[str], None] = _log.info,
+    log: Callable[[str], None] = log_line,
 ) -> Export:
     """Writes a model in several formats, compares each with the model, and moves them in place.
 
@@ -129,9 +128,10 @@ def export(
             image, the last with `calibrate` gives the thresholds.
         tolerance: largest difference allowed in probabilities of TFLite and ONNX; TensorFlow's
             formats must be equal.
+        ensemble: `model` is the folder of `train_folds`: export the mean of its models as one.
         overwrite: replace an existing export when the new one is complete.
         trust: trust the author of the model, see `tfpipe.load`.
-        log: called with a line for each step.
+        log: called with a line for each step; default the logger "tfpipe", see `tfpipe.train`.
 
     Raises:
         ValueError: an invalid argument.
@@ -140,6 +140,7 @@ def export(
         ImportError: a format needs an extra that is not installed.
         OSError: the output cannot be written.
     """
+    (ensemble,) = arguments.check(ensemble=ensemble)
     top_k, max_pixels, half, overwrite, trust, tolerance, checkpoint = arguments.check(
         top_k=top_k,
         max_pixels=max_pixels,
@@ -167,6 +168,7 @@ def export(
         half=half,
         evaluations=folders,
         overwrite=overwrite,
+        ensemble=ensemble,
     )
     files.clear_up(target)
     if class_names is not None and data is not None:
@@ -185,7 +187,7 @@ def export(
         cost["sha256"] = exported.sha256
     specification = _specify(exported, top_k, max_pixels, folders)
     described = dataclasses.replace(specification, sha256=original.sha256)
-    card = functools.partial(model_card.render, described, run=run, evaluations=folders, half=cost)
+    card = functools.partial(model_card.render, described, run=run, evaluations=folders, half=cost, ensemble=ensemble)
     card()  # errors in the evaluations are raised before the work
     own = images.references()
     compared = [*reference_images.make(), *own]

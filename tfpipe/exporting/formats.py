@@ -20,7 +20,7 @@ import tensorflow as tf
 from tfpipe.common.errors import DataError, lines_of
 from tfpipe.exporting import half_precision
 from tfpipe.exporting.parity import ExportedFile
-from tfpipe.formats import frozen_graph, onnx_files, preflight, signatures, tflite_files
+from tfpipe.formats import frozen_graph, onnx_files, openvino_files, preflight, signatures, tflite_files
 from tfpipe.formats.specifications import Specification
 from tfpipe.models import classifiers
 from tfpipe.models.classifiers import NamedModel
@@ -105,6 +105,13 @@ def _write_onnx(work: Work) -> dict[str, ExportedFile]:
     return {"model.onnx": ExportedFile("onnx", work.write("model.onnx", data))}
 
 
+def _write_openvino(work: Work) -> dict[str, ExportedFile]:
+    path = work.folder / "model.xml"
+    with _converting("openvino"):
+        openvino_files.write(work.plain, work.specification, path)
+    return {path.name: ExportedFile("openvino", path)}
+
+
 def _write_keras(work: Work) -> dict[str, ExportedFile]:
     """Writes the Keras file and reads it again: it must be the same model."""
     path = work.folder / preflight.KERAS_NAME
@@ -135,5 +142,6 @@ WRITERS: Mapping[str, Callable[[Work], dict[str, ExportedFile]]] = {
     "pb": _write_frozen,
     "tflite": _write_tflite,
     "onnx": _write_onnx,
+    "openvino": _write_openvino,
     "keras": _write_keras,
 }

@@ -17,11 +17,14 @@ from typing import Any, NotRequired, TypedDict
 from tfpipe.common import text
 from tfpipe.common.files import check_json, load_json
 from tfpipe.common.text import interval, number, percent, plural
-from tfpipe.evaluation import metrics
-from tfpipe.evaluation.html_report import NEAR_DUPLICATES_NAME, likely_label_errors
+from tfpipe.evaluation import metrics, suspects
+from tfpipe.evaluation.html_report import NEAR_DUPLICATES_NAME
+from tfpipe.evaluation.label_report import worst_labels
 from tfpipe.formats.preflight import KERAS_NAME
 from tfpipe.formats.specifications import Specification
 from tfpipe.models import predictions
+from tfpipe.records import folds
+from tfpipe.records.manifest import SINGLE
 from tfpipe.records.run_folders import BACKBONE_NAME, RUN_NAME, SUMMARY_NAME
 from tfpipe.report import templates
 
@@ -41,6 +44,8 @@ _HALF = {
     "num_changed": "images that get another class",
     "largest_difference": "largest difference of a probability",
 }
+
+_MEANS = {"auc": "AUC", "average_precision": "average precision", "f1": "F1"}  # of several labels an image
 
 File = tuple[str, int, str]
 
@@ -108,6 +113,7 @@ class _Receipt(TypedDict):
     model_sha256: str
     data_root_hash: str
     ids_sha256: str
+    options: NotRequired[dict[str, Any]]
     computed: NotRequired[list[_Computed]]
 
 
@@ -127,6 +133,7 @@ def render(
     parity: Sequence[Mapping[str, Any]] = (),
     files: Sequence[File] = (),
     half: Mapping[str, Any] | None = None,
+    ensemble: bool = False,
 ) -> str:
     """Returns the card as Markdown.
 
@@ -138,6 +145,7 @@ def render(
         files: (path in the export, bytes, SHA-256) of each.
         half: the cost of float16 weights, see `half_precision.measure_cost`, and "sha256", the hash
             of the rounded model; `specification` is then of the original one.
+        ensemble: the model is the mean of those of the runs beside `run`, see `train_folds`.
 
     Raises:
         ValueError: an evaluation of another model.
@@ -145,6 +153,8 @@ def render(
         DataError: damaged files.
     """
     facts = _read_run(run, specification) if run is not None else None
+    if facts and run is not None and ensemble:
+        facts["members"] = [load_json(file.parent / SUMMARY_NAME, _Summary) for file in folds.find_models(run.parent)]
     data = facts["data"] if facts else {}
     classes = plural(len(specification.class_names), "class", "classes")
     found = [_Evaluation.read(path, specification) for path in evaluations]
@@ -154,6 +164,7 @@ def render(
         "model_card.md",
         title=f"{facts['recipe']['backbone']} on {data['name']}" if facts else f"a classifier of {classes}",
         num_classes=len(specification.class_names),
+        has_several=specification.task != SINGLE,
         details=_details(specification, facts, half),
         evaluations=found,
         evaluation_rows=[one.facts() for one in found],
@@ -161,8 +172,8 @@ def render(
         data={
             "data set": data["name"],
             "data root hash": data["root_hash"],
-            "train, images": f"{data['num_train']:,}",
-            "validation, images": f"{data['num_val']:,}",
+            f"train, images{', of the first model' if ensemble else ''}": f"{data['num_train']:,}",
+            f"validation, images{', of the first model' if ensemble else ''}": f"{data['num_val']:,}",
         }
         if facts
         else {},
@@ -223,6 +234,11 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
         "mode": recipe["mode"],
         "training": f"{recipe['optimizer']}, batch size {recipe['batch_size']}, seed {recipe['seed']}, {facts['precision']}",
     }
+    if members := facts.get("members"):
+        accuracies = ", ".join(percent(one["val_accuracy"]) for one in members)
+        content["ensemble"] = f"the mean of the probabilities of {len(members)} models, each trained without one fold"
+        content["validation accuracy"] = f"{accuracies}, of each model on the images that its weights were chosen on"
+        return {**content, "mode": members[0]["mode"]}
     if summary is None:
         return {**content, "weights": "of another checkpoint than the run's best; their validation accuracy is not known"}
     for phase in summary["phases"]:
@@ -237,6 +253,10 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
     content["validation accuracy"] = percent(summary["val_accuracy"]) + ", on which the weights were chosen"
     content["trained with"] = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return content
+
+
+def _span(bounds: Sequence[float] | None) -> str:
+    return "-" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
 
 
 def _value(value: object) -> object:
@@ -254,29 +274,50 @@ class _Evaluation:
     num_doubtful: int
     pairs: _Pairs | None
 
+    @property
+    def has_several(self) -> bool:
+        """Whether an image has several labels."""
+        return "task" in self.metrics
+
     @classmethod
     def read(cls, folder: Path, specification: Specification) -> _Evaluation:
         table = predictions.read(folder)
         receipt, found = load_json(folder / predictions.RECEIPT_NAME, _Receipt), metrics.load(folder)
         if (of := receipt["model_sha256"]) != specification.sha256:
             raise ValueError(f"{folder}: is an evaluation of the model {of}, not of the exported one, {specification.sha256}")
+        if table.targets is not None:
+            thresholds = [row["threshold"] for row in found["per_class"]]
+            return cls(receipt, found, len(worst_labels(table, thresholds)), None)
         for label, row in enumerate(found["per_class"]):
             row["recall_interval"] = metrics.share_interval(table, table.predicted == label, table.labels == label)
         path = folder / NEAR_DUPLICATES_NAME
-        return cls(receipt, found, len(likely_label_errors(table)), load_json(path, _Pairs) if path.exists() else None)
+        return cls(receipt, found, len(suspects.label_errors(table)[0]), load_json(path, _Pairs) if path.exists() else None)
 
     @property
     def split(self) -> str:
         return self.receipt["split"]
 
+    @property
+    def shown(self) -> str:
+        tta = self.receipt.get("options", {}).get("tta")
+        return f"{self.split}, mean of {tta['name']} views" if tta else self.split
+
     def facts(self) -> Sequence[object]:
         computed = [f"{one['arithmetic']} on {one['device']}" for one in self.receipt.get("computed", ())]
         hashes = self.receipt["data_root_hash"], self.receipt["ids_sha256"]
-        return self.split, f"{self.metrics['count']:,}", *hashes, "; ".join(computed) or "-"
+        return self.shown, f"{self.metrics['count']:,}", *hashes, "; ".join(computed) or "-"
 
     def metric_rows(self) -> Iterator[Sequence[object]]:
         found = self.metrics
         yield "images, each exactly once", f"{found['count']:,}", ""
+        if self.has_several:
+            yield "known labels", f"{found['known']:,}", ""
+            for name, shown in _MEANS.items():
+                yield f"{shown}, mean of the classes", number(found[f"macro_{name}"]), _span(found[f"macro_{name}_interval"])
+            yield "known labels that are right", percent(found["label_accuracy"]), ""
+            yield "images with all known labels right", percent(found["exact_match"]), ""
+            yield "log loss", number(found["log_loss"]), ""
+            return
         yield "accuracy", percent(found["accuracy"]), interval(found["accuracy_interval"])
         yield "balanced accuracy (mean recall of the classes)", percent(found["balanced_accuracy"]), ""
         for k, share in list(found["top_k"].items())[1:][-1:]:
@@ -291,8 +332,23 @@ class _Evaluation:
             yield sensitivity, percent(at["sensitivity"]), interval(at["sensitivity_interval"])
             yield "specificity at this threshold", percent(at["specificity"]), interval(at["specificity_interval"])
 
+    def class_columns(self) -> Sequence[str]:
+        if self.has_several:
+            return "class", "with", "known", *_MEANS.values(), "threshold", "precision", "recall"
+        return "class", "images", "recall", "95 % interval", "precision", "F1", "AUC"
+
     def class_rows(self) -> Iterator[Sequence[object]]:
-        for row in self.metrics["per_class"]:
+        for row in self.metrics["per_class"] if self.has_several else ():
+            scores = [f"{number(row[name])} ({_span(row[f'{name}_interval'])})" for name in _MEANS]
+            known = f"{row['support']:,}", f"{row['support'] + row['without']:,}"
+            yield (
+                row["class_name"],
+                *known,
+                *scores,
+                text.threshold(row["threshold"]),
+                *map(percent, (row["precision"], row["recall"])),
+            )
+        for row in () if self.has_several else self.metrics["per_class"]:
             recall = percent(row["recall"]), interval(row["recall_interval"])
             others = percent(row["precision"]), number(row["f1"]), number(row["auc"])
             yield row["class_name"], f"{row['support']:,}", *recall, *others

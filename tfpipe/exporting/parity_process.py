@@ -5,7 +5,7 @@
 FOLDER holds runs.json, a list of {"kind", "path", "place", "tf32"}, and batch_0.npz, ..., each with
 "files" (the bytes of all files in one array of uint8), "lengths" and "pixels". It gets the outputs
 of each run and batch: outputs_RUN.BATCH.npz. TensorFlow computes at "place", a device, with float32
-multiplied in TF32 if "tf32". It imports TensorFlow, or onnxruntime, and numpy: nothing of tfpipe.
+multiplied in TF32 if "tf32". It imports TensorFlow, onnxruntime or openvino, and numpy: nothing of tfpipe.
 """
 
 from __future__ import annotations
@@ -77,11 +77,24 @@ def open_onnx(path: str) -> Function:
     return lambda _, pixels: dict(zip(names, session.run(None, {session.get_inputs()[0].name: pixels}), strict=True))
 
 
+def open_openvino(path: str) -> Function:
+    """Returns a function with the outputs of an OpenVINO model."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(_: list[bytes], pixels: Any) -> Outputs:
+        return {f"image.{output.any_name}": value for output, value in compiled(pixels).items()}
+
+    return run
+
+
 KINDS: dict[str, Callable[[str], Function]] = {
     "saved_model": open_saved_model,
     "frozen": open_frozen,
     "tflite": open_tflite,
     "onnx": open_onnx,
+    "openvino": open_openvino,
 }
 
 

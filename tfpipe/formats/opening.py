@@ -1,4 +1,4 @@
-"""Models of any format: a run, a .keras file, a SavedModel, a frozen graph, TFLite, ONNX.
+"""Models of any format: a run, a .keras file, a SavedModel, a frozen graph, TFLite, ONNX, OpenVINO.
 
 predictor = load("export/frozen_image.pb")
 predictor.predict(images)      # uint8 [B, H, W, 3] -> float32 [B, C], in the order of predictor.class_names
@@ -19,6 +19,7 @@ from tfpipe.formats import operations, specifications
 from tfpipe.formats.exported_model import Array, ExportedModel
 from tfpipe.formats.frozen_graph import open_frozen
 from tfpipe.formats.onnx_files import open_onnx
+from tfpipe.formats.openvino_files import open_openvino
 from tfpipe.formats.preflight import SAVED_MODEL_NAME, find_model, find_specification
 from tfpipe.formats.tflite_files import open_tflite
 from tfpipe.models import classifiers
@@ -48,6 +49,8 @@ def load(path: str | os.PathLike[str], *, trust: bool = False) -> Predictor:
         return classifiers.load_named(place, trust=trust)
     if form != SAVED_MODEL_NAME:
         checksums.check_file(place)
+    if form == ".xml":
+        checksums.check_file(place.with_suffix(".bin"))
     return dataclasses.replace(_OPENERS[form](place, trust), form=form)
 
 
@@ -75,4 +78,5 @@ _OPENERS: dict[str, Callable[[Path, bool], ExportedModel]] = {
     ".pb": open_frozen,
     ".tflite": open_tflite,
     ".onnx": lambda path, _: open_onnx(path),
+    ".xml": lambda path, _: open_openvino(path),
 }

@@ -18,23 +18,25 @@ from tfpipe.common import arguments, files
 from tfpipe.common.errors import DataError
 from tfpipe.formats.specifications import FILE_NAME
 from tfpipe.models.predictions import check_finished
-from tfpipe.records import checksums, manifest
+from tfpipe.records import checksums, folds, manifest
 from tfpipe.records.run_folders import LAST_NAME, MODEL_NAME, RUN_NAME, find_model_file
 
-FORMATS = ("saved_model", "pb", "tflite", "onnx", "keras")
+FORMATS = ("saved_model", "pb", "tflite", "onnx", "openvino", "keras")
 CHECKPOINTS = {"best": MODEL_NAME, "last": LAST_NAME}
 SAVED_MODEL_NAME = "saved_model"  # in an export's folder
 KERAS_NAME = "model.keras"  # in an export's folder
 EXTRA_NAME = "assets.extra"  # of a SavedModel: files that TensorFlow Serving leaves alone
 ONNX_PACKAGES = ("onnx", "tf2onnx", "onnxruntime")
+OPENVINO_PACKAGES = ("openvino",)
 SPLIT = "val"  # to compare on, where none is named
 
+KERAS_FORM = ".keras"
 _GRAPH_NAME = "saved_model.pb"
-_FORMS = (".pb", ".tflite", ".onnx")
+_FORMS = (".pb", ".tflite", ".onnx", ".xml")
 
 
 def find_model(path: str | os.PathLike[str]) -> tuple[Path, str]:
-    """Returns a model's path and form: "saved_model", ".pb", ".tflite", ".onnx" or ".keras".
+    """Returns a model's path and form: "saved_model" or a suffix, ".xml" of OpenVINO, for example.
 
     Of an export's folder, the SavedModel is taken. Raises FileNotFoundError if there is no model,
     DataError for a SavedModel of another program, ImportError if a package is missing.
@@ -52,12 +54,17 @@ def find_model(path: str | os.PathLike[str]) -> tuple[Path, str]:
     if place.suffix in _FORMS and not place.is_dir():
         if place.suffix == ".onnx":
             check_packages("ONNX files need", ("onnxruntime",), "onnx")
+        if place.suffix == ".xml":
+            check_packages("OpenVINO files need", OPENVINO_PACKAGES, "openvino")
         return place, place.suffix
     if (place / FILE_NAME).exists() and not (place / MODEL_NAME).exists():
         others = sorted(file.name for file in place.iterdir() if file.suffix in _FORMS)
         there = f"give one of its files: {', '.join(others)}" if others else "and there is no other model in it"
         raise FileNotFoundError(f"{place}: an export without {SAVED_MODEL_NAME}; {there}")
-    return find_model_file(place), ".keras"
+    if folds.is_folder(place):
+        folds.find_models(place)
+        return place, KERAS_FORM
+    return find_model_file(place), KERAS_FORM
 
 
 def find_specification(saved_model: Path) -> Path:
@@ -86,6 +93,7 @@ def check_export(
     half: bool,
     evaluations: Iterable[str | os.PathLike[str]],
     overwrite: bool,
+    ensemble: bool = False,
 ) -> tuple[tuple[str, ...], Path]:
     """Checks the arguments of `tfpipe.export`, and returns the formats and the folder to write.
 
@@ -105,10 +113,19 @@ def check_export(
             raise ValueError(f"{target}: output must be another folder than that of {os.fspath(path)}, which is needed")
     if "onnx" in names:
         check_packages("ONNX files need", ONNX_PACKAGES, "onnx")
+    if "openvino" in names:
+        check_packages("OpenVINO files need", OPENVINO_PACKAGES, "openvino")
     run = None
     if isinstance(model, str | os.PathLike):
         file, run = find_checkpoint(Path(model), checkpoint)
-        find_model_file(file)
+        if ensemble and not folds.is_folder(file):
+            raise ValueError(f"{file}: ensemble averages the models of the folder of train_folds, which this is not")
+        if folds.is_folder(file) and not ensemble:
+            raise ValueError(f"{file}: holds several models: export their mean with ensemble, or one, {run}")
+        if not ensemble:
+            find_model_file(file)
+    elif ensemble:
+        raise ValueError("ensemble is of the folder of train_folds, not of a model")
     if data is not None:
         manifest.load(data).split(split or SPLIT)
     elif run is None and (half or split is not None):
@@ -151,8 +168,15 @@ def _check_replaceable(target: Path) -> None:
 def find_checkpoint(path: Path, checkpoint: str) -> tuple[Path, Path | None]:
     """Returns the .keras file of a checkpoint, and the run's folder, if it is of a run.
 
+    Of the folder of `train_folds`, that folder, and the first run's.
+
     Raises ValueError for a checkpoint of a file, FileNotFoundError if there is no such checkpoint.
     """
+    if folds.is_folder(path):
+        members = folds.find_models(path)
+        if checkpoint != "best":
+            raise ValueError(f"checkpoint={checkpoint!r} is of one run: of {path}, the best models are averaged")
+        return path, members[0].parent
     if not path.is_dir():
         if checkpoint != "best":
             raise ValueError(f"checkpoint={checkpoint!r} is of a run's folder, which {path} is not")

@@ -21,9 +21,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfpipe.common.errors import DataError
-from tfpipe.networks import arithmetic, keras_files, layers, weight_files
+from tfpipe.networks import arithmetic, ensembles, keras_files, layers, weight_files
 from tfpipe.networks.submodels import hash_network
-from tfpipe.records import checksums, run_folders
+from tfpipe.records import checksums, folds, run_folders
 from tfpipe.records.manifest import SINGLE
 from tfpipe.records.samples import USUAL, Samples
 
@@ -222,9 +222,14 @@ def load_named(path: str | os.PathLike[str], *, trust: bool = False) -> NamedMod
 def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> tuple[keras.Model, Path]:
     """Returns the Keras model of a run's folder or of any .keras file, and the file's path.
 
+    Of the folder of `train_folds`, the model that averages all of its classifiers.
+
     Raises:
         FileNotFoundError, DataError: as `load`; DataError, too, for weights that are not finite.
     """
+    if folds.is_folder(path):
+        members = [load_model(file, trust=trust)[0] for file in folds.find_models(path)]
+        return ensembles.average(members), Path(path) / folds.FILE_NAME
     file = run_folders.find_model_file(path)
     checksums.check_file(file)
     model = keras_files.load(file, trust=trust)

@@ -20,6 +20,7 @@ import keras
 from tfpipe.common.errors import DataError, lines_of
 from tfpipe.common.text import TRUST
 from tfpipe.networks import layers
+from tfpipe.networks.ensembles import Ensemble
 from tfpipe.records.run_folders import find_model_file
 
 _ARCHITECTURE = "tfpipe.json"
@@ -31,8 +32,8 @@ def save(model: keras.Model, path: Path) -> None:
     for layer in model.layers[1:]:
         if isinstance(layer, layers.Trunk):
             values = layer.network(values, training=False)
-        elif isinstance(layer, layers.Preprocessing | layers.Probabilities):
-            values = layer.call(values)  # its operations alone: it has no weights
+        elif isinstance(layer, layers.Preprocessing | layers.Probabilities | Ensemble):
+            values = layer.call(values)  # its operations alone, and the layers of Keras in it
         else:
             values = layer(values)
     keras.Model(images, values, name=model.name).save(path)

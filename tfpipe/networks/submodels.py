@@ -124,7 +124,8 @@ def hash_network(network: keras.Model) -> str:
 def _names(network: Any) -> Iterable[str]:
     yield network.name
     inner = network.operations if is_functional(network) else getattr(network, "layers", ())
-    for layer in [*inner, getattr(network, "network", None)]:  # a Trunk has one
+    parts = [part for name in ("networks", "heads") for part in getattr(network, name, ()) if isinstance(part, keras.Model)]
+    for layer in [*inner, getattr(network, "network", None), *parts]:  # a Trunk has one, an Ensemble several
         if layer is not None:
             yield from _names(layer)
 

@@ -21,7 +21,7 @@ from tfpipe.evaluation.feature_index import FeatureIndex, Neighbour
 from tfpipe.images import decoding, headers
 from tfpipe.listing import image_files
 from tfpipe.models import explanation
-from tfpipe.models.classifiers import Classifier, Predictor, samples_of
+from tfpipe.models.classifiers import Classifier, Predictor, samples_of, task_of
 from tfpipe.models.predictions import are_probabilities
 from tfpipe.report import figures
 
@@ -96,9 +96,9 @@ class Answers:
         batch, classifier = seen[tf.newaxis], self.predictor
         if not isinstance(classifier, Classifier):
             probabilities = classifier.predict(batch)[0]
-            return _unsound(probabilities) or Answer(probabilities, shown, seen.numpy())
+            return self._unsound(probabilities) or Answer(probabilities, shown, seen.numpy())
         (probabilities,), (features,) = classifier.predict_with_features(batch)
-        if problem := _unsound(probabilities):
+        if problem := self._unsound(probabilities):
             return problem
         heat = explanation.explain(classifier, batch, probabilities[np.newaxis].argmax(axis=1))[0]
         return Answer(
@@ -129,7 +129,7 @@ class Answers:
             for name, shown in batch:
                 if isinstance(shown, RejectedImage):
                     yield FileResult(name, problem=shown.message)
-                elif problem := _unsound(predicted := next(probabilities)):
+                elif problem := self._unsound(predicted := next(probabilities)):
                     yield FileResult(name, problem=problem.message)
                 else:
                     yield FileResult(name, predicted, shown[1])
@@ -154,11 +154,10 @@ class Answers:
     def _resize(self, image: tf.Tensor) -> tf.Tensor:
         return decoding.resize_image(image, self.predictor.image_size, self.predictor.resize)
 
-
-def _unsound(probabilities: Array) -> RejectedImage | None:
-    if are_probabilities(probabilities[np.newaxis]).all():
-        return None
-    return RejectedImage("no_probabilities", f"the model gives no probabilities for it: {probabilities.tolist()}")
+    def _unsound(self, probabilities: Array) -> RejectedImage | None:
+        if are_probabilities(probabilities[np.newaxis], task=task_of(self.predictor)).all():
+            return None
+        return RejectedImage("no_probabilities", f"the model gives no probabilities for it: {probabilities.tolist()}")
 
 
 def _enlarged(image: tf.Tensor, classifier: Classifier) -> Array:

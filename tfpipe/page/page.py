@@ -38,7 +38,6 @@ DEFAULT_MAX_BYTES = 20_000_000
 DEFAULT_MAX_TRAINING = 1000
 
 _KEPT_SECONDS = 3600
-_HOSTS = frozenset((HOST, "localhost", "::1"))
 _FONTS = ("system-ui", "Segoe UI", "Roboto", "Noto Sans", "Noto Sans CJK SC", "sans-serif")
 _log = logging.getLogger("tfpipe")
 
@@ -126,24 +125,17 @@ async def _guarded(app: Any, own_names: frozenset[str]) -> AsyncIterator[None]:
 
 
 class _OwnPages:
-    """Accepts requests under the page's names, and from its own pages, as the browser reports them.
-
-    Under a given name, any port is the page's; of this machine, where others listen, too, its own.
-    """
+    """Accepts requests under the page's names, and from its own pages, see `preflight.is_own_page`."""
 
     def __init__(self, app: Any, own_names: frozenset[str]) -> None:
-        self._app, self._names, self._given = app, own_names | _HOSTS, own_names - _HOSTS
+        self._app, self._own_names = app, own_names
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "lifespan":
-            headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
-            host, origin = headers.get(b"host", ""), headers.get(b"origin")
-            sender = host if origin is None else origin.partition("://")[2]
-            is_own = sender == host or preflight.host_name(sender) in self._given
-            if preflight.host_name(host) not in self._names or not is_own:
+            headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+            if not preflight.is_own_page(headers.get(b"host", ""), headers.get(b"origin"), self._own_names):
                 await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-                message = b"This page answers to its own names only (--allowed_hosts)."
-                await send({"type": "http.response.body", "body": message})
+                await send({"type": "http.response.body", "body": preflight.NOT_OWN.encode()})
                 return
         await self._app(scope, receive, send)
 
@@ -218,7 +210,7 @@ def _layout(gradio: Any, title: str, header: str, answers: Answers) -> Any:
             return page_markup.answer(name, found, predictor, described)
         ordered = sorted(uploads, key=lambda upload: natural_key(upload.name))
         rows = list(progress.tqdm(answers.rows(ordered), total=len(ordered), desc="images", unit="images"))
-        return page_markup.table(rows, predictor.class_names)
+        return page_markup.table(rows, predictor.class_names, page_markup.labels_of(predictor))
 
     def receive(files: Sequence[Mapping[str, Any]], progress: Any = gradio.Progress()) -> tuple[str, None]:  # noqa: B008
         uploads = [Upload(file.get("orig_name") or os.path.basename(file["path"]), file["path"]) for file in files or ()]

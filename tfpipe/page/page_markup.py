@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from tfpipe.common.tables import escape_formula
-from tfpipe.models.classifiers import Predictor
+from tfpipe.models.classifiers import Predictor, task_of, thresholds_of
 from tfpipe.page.answers import Answer, FileResult
-from tfpipe.prediction.tables import best_of
+from tfpipe.prediction.tables import Labels, best_of
+from tfpipe.records.manifest import SINGLE
 from tfpipe.report import figures
 from tfpipe.report.templates import render
 
@@ -44,6 +45,7 @@ def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) ->
         heat=None if found.heat is None else figures.photograph(found.heat, _SIDE),
         has_heatmap=found.has_heatmap,
         best=predictor.class_names[order[0]],
+        labels=None if (labels := labels_of(predictor)) is None else labels.names(found.probabilities),
         bars=[(predictor.class_names[place], float(found.probabilities[place])) for place in order[:_MAX_BARS]],
         num_others=len(order[_MAX_BARS:]),
         other_share=float(found.probabilities[order[_MAX_BARS:]].sum()),
@@ -51,6 +53,11 @@ def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) ->
         gallery_name=gallery_name,
         inputs=inputs,
     )
+
+
+def labels_of(predictor: Predictor) -> Labels | None:
+    """Returns which labels the page names, of a model of several labels an image."""
+    return None if task_of(predictor) == SINGLE else Labels(predictor.class_names, thresholds_of(predictor))
 
 
 def visible(prepared: Array) -> tuple[Array, str]:
@@ -67,23 +74,24 @@ def rejection(name: str, reason: str) -> str:
     return render("page_rejection.html", name=name, reason=reason)
 
 
-def table(rows: Sequence[FileResult], class_names: Sequence[str]) -> str:
+def table(rows: Sequence[FileResult], class_names: Sequence[str], labels: Labels | None = None) -> str:
     """Returns a line per file, and a link to the same as CSV."""
     shown = [
         {
             "name": row.name,
             "problem": row.problem,
             "image": row.thumbnail,
+            "labels": None if labels is None or row.probabilities is None else labels.names(row.probabilities),
             "scores": [] if row.probabilities is None else _top(row.probabilities, class_names),
         }
         for row in rows[:_MAX_ROWS]
     ]
     num_bad = sum(1 for row in rows if row.probabilities is None)
-    uri = figures.data_uri(to_csv(rows, class_names), "text/csv;charset=utf-8")
+    uri = figures.data_uri(to_csv(rows, class_names, labels), "text/csv;charset=utf-8")
     return render("page_table.html", count=len(rows), num_bad=num_bad, csv=uri, rows=shown)
 
 
-def to_csv(rows: Sequence[FileResult], class_names: Sequence[str]) -> bytes:
+def to_csv(rows: Sequence[FileResult], class_names: Sequence[str], labels: Labels | None = None) -> bytes:
     """Returns the rows as a CSV for spreadsheets: UTF-8 with a byte order mark, every cell quoted.
 
     A text that a spreadsheet would compute ("=1+1.jpg", "-3", "@x") has an apostrophe before it,
@@ -93,10 +101,12 @@ def to_csv(rows: Sequence[FileResult], class_names: Sequence[str]) -> bytes:
     file = io.StringIO()
     writer = csv.writer(file, quoting=csv.QUOTE_ALL)  # quoted: some programs split at ";"
     names = [f"{word}{f' {rank + 1}' if rank else ''}" for rank in ranks for word in ("class", "score")]
-    writer.writerow(["file", *names, "problem"])
+    writer.writerow(["file", *(["labels"] if labels else []), *names, "problem"])
     for row in rows:
         best = [] if row.probabilities is None else _top(row.probabilities, class_names)
         answers = [cell for name, share in best for cell in (escape_formula(name), f"{share:.9g}")] or [""] * len(names)
+        if labels:
+            answers.insert(0, "" if row.probabilities is None else escape_formula(labels.text(row.probabilities)))
         writer.writerow([escape_formula(row.name), *answers, escape_formula(row.problem)])
     return file.getvalue().encode("utf-8-sig", "replace")
 

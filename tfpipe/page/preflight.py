@@ -13,6 +13,8 @@ from tfpipe.formats.preflight import check_packages, find_model
 from tfpipe.records import manifest
 
 HOST = "127.0.0.1"
+NOT_OWN = "This page answers to its own names only (--allowed_hosts)."
+_HOSTS = frozenset((HOST, "localhost", "::1"))
 _WITH_PORT = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d+)?")
 
 
@@ -51,6 +53,16 @@ def host_name(host: str) -> str | None:
         return urlsplit(f"//{host}").hostname
     except ValueError:
         return None
+
+
+def is_own_page(host: str, origin: str | None, allowed: frozenset[str]) -> bool:
+    """Returns whether a request is to one of a page's names, and from its own pages, as the browser reports them.
+
+    Under an allowed name, any port is the page's; of this machine, where others listen, too, its own.
+    """
+    host = host.lower()
+    sender = host if origin is None else origin.lower().partition("://")[2]
+    return host_name(host) in allowed | _HOSTS and (sender == host or host_name(sender) in allowed - _HOSTS)
 
 
 def free_port(port: int) -> int:

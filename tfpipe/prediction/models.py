@@ -29,6 +29,7 @@ from tfpipe.images import decoding, headers
 from tfpipe.images.decoding import Resize
 from tfpipe.listing import image_files
 from tfpipe.models import predictions
+from tfpipe.models import tta as views
 from tfpipe.models.classifiers import Predictor, samples_of, task_of, thresholds_of
 from tfpipe.prediction.tables import TOP_K, Labels, best_of
 from tfpipe.records.manifest import SINGLE
@@ -77,10 +78,12 @@ class Model:
     Attributes:
         predictor: takes images of the right size; for `tfpipe.evaluate` and `tfpipe.predict`.
         max_pixels: height times width above which a file is not decoded.
+        source: path that it was loaded from.
     """
 
     predictor: Predictor
     max_pixels: int = headers.DEFAULT_MAX_PIXELS
+    source: str | os.PathLike[str] | None = None
 
     def __repr__(self) -> str:
         facts = f"class_names={reprlib.repr(list(self.class_names))}, image_size={self.image_size}, resize={self.resize!r}"
@@ -107,7 +110,14 @@ class Model:
         """How 16-bit and transparent PNG are converted."""
         return samples_of(self.predictor)
 
-    def predict(self, inputs: Input | Iterable[Input], *, top_k: int = TOP_K, batch_size: int = 64) -> list[Prediction]:
+    def predict(
+        self,
+        inputs: Input | Iterable[Input],
+        *,
+        top_k: int = TOP_K,
+        batch_size: int = 64,
+        tta: str | int | views.Tta | None = None,
+    ) -> list[Prediction]:
         """Returns a prediction per input, in their order, with the `reason` of a bad file.
 
         Args:
@@ -116,24 +126,31 @@ class Model:
                 array, uint8 [B, H, W, 3].
             top_k: number of classes to name, at most all.
             batch_size: images per call of the model. Probabilities depend on it by about 1e-6.
+            tta: average several views of each image, see `tfpipe.evaluate`.
 
         Raises:
             ValueError: an invalid argument.
             DataError: the model's outputs are not probabilities, but NaN, say; names the images.
         """
         top_k, batch_size = arguments.check(top_k=top_k, batch_size=batch_size)
-        items = _listed(inputs)
+        predictor, items = self.averaging(tta), _listed(inputs)
         with ThreadPoolExecutor(count_cores()) as pool:
             found: list[Prediction] = []
             for start in range(0, len(items), batch_size):
                 part = items[start : start + batch_size]
                 names = [item if isinstance(item, str) else f"input {index}" for index, item in enumerate(part, start)]
-                found += self._predict_batch(list(pool.map(self._pixels, part)), names, top_k)
+                found += self._predict_batch(predictor, list(pool.map(self._pixels, part)), names, top_k)
         return found
 
-    def _predict_batch(self, images: Sequence[Array | RejectedImage], names: Sequence[str], top_k: int) -> list[Prediction]:
+    def averaging(self, tta: str | int | views.Tta | None) -> Predictor:
+        """Returns the predictor, or one that averages views, see `tfpipe.evaluate`."""
+        return views.averaged(self.predictor, views.find(tta, self.source, self.predictor))
+
+    def _predict_batch(
+        self, predictor: Predictor, images: Sequence[Array | RejectedImage], names: Sequence[str], top_k: int
+    ) -> list[Prediction]:
         good = {index: image for index, image in enumerate(images) if not isinstance(image, RejectedImage)}
-        values = self.predictor.predict(np.stack([*good.values()])) if good else np.empty((0, 1))
+        values = predictor.predict(np.stack([*good.values()])) if good else np.empty((0, 1))
         predictions.check(values, [names[index] for index in good], self.predictor)
         predicted = iter(values)
         return [self._prediction(image if isinstance(image, RejectedImage) else next(predicted), top_k) for image in images]
@@ -197,7 +214,7 @@ def load(model: str | os.PathLike[str], *, max_pixels: int = headers.DEFAULT_MAX
         ImportError: its format needs an extra that is not installed.
     """
     max_pixels, trust = arguments.check(max_pixels=max_pixels, trust=trust)
-    return Model(opening.load(model, trust=trust), max_pixels)
+    return Model(opening.load(model, trust=trust), max_pixels, model)
 
 
 def _listed(inputs: Any) -> list[_Item]:

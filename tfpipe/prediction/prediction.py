@@ -36,6 +36,7 @@ from tfpipe.formats import opening
 from tfpipe.images import headers
 from tfpipe.listing import selection
 from tfpipe.listing.selection import Listing
+from tfpipe.models import tta as views
 from tfpipe.models.classifiers import Predictor, task_of, thresholds_of
 from tfpipe.prediction import resumption, tables
 from tfpipe.prediction.batches import ImageStream, read_image
@@ -91,6 +92,7 @@ def predict(
     csv_safe: bool = True,
     on_error: Literal["fail", "report"] | None = None,
     batch_size: int = 64,
+    tta: str | int | views.Tta | None = None,
     max_pixels: int = headers.DEFAULT_MAX_PIXELS,
     progress: bool = True,
     trust: bool = False,
@@ -133,6 +135,7 @@ def predict(
             without a value, and are listed in OUTPUT.rejected.jsonl, without OUTPUT's ".csv" or
             ".jsonl". By default "report" if rows hold the reason, else "fail".
         batch_size: images per call of the model. Probabilities depend on it by about 1e-6.
+        tta: average several views of each image, see `tfpipe.evaluate`.
         max_pixels: height times width above which an image is bad.
         progress: show a bar.
         trust: trust the author of the model, see `tfpipe.load`.
@@ -163,7 +166,7 @@ def predict(
     listing = selection.list_images(inputs, split, tell_apart=columns not in tables.COMPETITION)
     _check_replaced(path, inputs, listing)
     _log_passed_over(listing.passed_over)
-    predictor = _loaded(model, trust)
+    predictor = _loaded(model, trust, tta)
     names = (positive_class, id_column, value_column, csv_safe)
     of_model = task_of(predictor), thresholds_of(predictor)
     form = tables.choose_form(file_format, columns, predictor.class_names, top_k, *names, *of_model)
@@ -172,6 +175,7 @@ def predict(
     on_error = on_error or ("report" if form.has_reasons else "fail")
     # "names" tells these parts from those of versions that kept one class an image.
     options = ["names", file_format, columns, top_k, *names, on_error, batch_size, max_pixels, tfpipe.__version__]
+    options += [str(way)] if (way := views.tta_of(predictor)) else []
     purpose = {"model": _identity(model, predictor), "inputs": selection.hash_listing(listing), "options": repr(options)}
     with resumption.unfinished(path, purpose) as work:  # opened first: a folder that cannot be written to fails here
         if on_error == "fail" and not work.following:
@@ -226,10 +230,11 @@ def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, c
     return Summary(len(listing.images), counts, means, messages, rejected_path, listing.passed_over)
 
 
-def _loaded(model: Any, trust: bool) -> Predictor:
-    if isinstance(model, Model):
-        return model.predictor
-    predictor: Predictor = model if hasattr(model, "class_names") else opening.load(model, trust=trust)
+def _loaded(model: Any, trust: bool, tta: str | int | views.Tta | None) -> Predictor:
+    if not isinstance(model, Model):
+        is_path = not hasattr(model, "class_names")
+        model = Model(opening.load(model, trust=trust) if is_path else model, source=model if is_path else None)
+    predictor: Predictor = model.averaging(tta)
     return predictor
 
 

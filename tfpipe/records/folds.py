@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypedDict
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import load_json
 from tfpipe.records.manifest import JOINED, Manifest
+from tfpipe.records.run_folders import find_model_file
 
 FILE_NAME = "folds.json"
 _OPTION = "folds"
@@ -127,3 +128,12 @@ def load(folder: str | os.PathLike[str]) -> tuple[str, list[Fold]]:
     if content["format_version"] != 1 or not all(_NAME.fullmatch(fold.held_out) for fold in content["folds"]):
         raise DataError("not as tfpipe writes it", path=path)
     return content["root_hash"], content["folds"]
+
+
+def find_models(folder: str | os.PathLike[str]) -> list[Path]:
+    """Returns the classifier of each fold, in order.
+
+    Raises:
+        FileNotFoundError, DataError: there are no folds, or one is not finished or damaged.
+    """
+    return [find_model_file(Path(folder) / fold.held_out) for fold in load(folder)[1]]

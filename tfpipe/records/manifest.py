@@ -227,6 +227,21 @@ class Groups:
 
 
 @dataclass(frozen=True, slots=True)
+class Decided:
+    """What decisions of people have changed, see `tfpipe.records.decisions`.
+
+    Attributes:
+        counts: of decisions, by kind.
+        relabelled: the classes that an image had before, the first first, by key.
+        dropped: the class that an image had, by key.
+    """
+
+    counts: Mapping[str, _Count]
+    relabelled: Mapping[str, Sequence[str]]
+    dropped: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The content of `manifest.json`.
 
@@ -247,6 +262,7 @@ class Manifest:
         groups: of images; None in a data set without groups.
         combinations: of labels, where an image has several, else None; labels of records are their
             indices.
+        decisions: what they changed; None where the build was given none.
     """
 
     name: str
@@ -263,6 +279,7 @@ class Manifest:
     tfpipe_version: str
     groups: Groups | None = None
     combinations: Combinations | None = None
+    decisions: Decided | None = None
 
     def __repr__(self) -> str:
         records = {name: split.num_records for name, split in self.splits.items()}

@@ -116,6 +116,10 @@ def locate_data(model: str | os.PathLike[str]) -> Path:
     return Path(directory)
 
 
+class _Summary(TypedDict):
+    model_sha256: str
+
+
 class Seen(NamedTuple):
     """The data that a model was made from: the data set, and the splits that trained and chose it."""
 
@@ -131,6 +135,11 @@ def seen_by(model: str | os.PathLike[str]) -> Seen | None:
         return None
     facts = load_json(path, _Trained)["data"]
     return Seen(facts["root_hash"], facts.get("train_split", "train"), facts.get("val_split", "val"))
+
+
+def trained_sha256(folder: Path) -> str:
+    """Returns the hash of a finished run's classifier; raises FileNotFoundError or DataError."""
+    return load_json(folder / SUMMARY_NAME, _Summary)["model_sha256"]
 
 
 def check_weights_file(path: str | os.PathLike[str]) -> Path:

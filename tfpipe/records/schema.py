@@ -7,6 +7,7 @@ are the bytes.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ KEY = "image/key"
 SHA256 = "image/key/sha256"
 LABEL = "image/class/label"
 CLASS_NAME = "image/class/text"
+HISTORY = "image/class/history"
 GROUP = "image/group"
 SOURCE_FORMAT = "image/source/format"
 SOURCE_SHA256 = "image/source/sha256"
@@ -53,6 +55,7 @@ class Record:
     group: str | None = None  # None in a data set without groups, "" for an image without one
     source_format: str | None = None  # of the file that `encoded` was made of, "HEIC" or the like; None where it is the file
     source_sha256: str | None = None  # of that file
+    history: tuple[str, ...] = ()  # classes before decisions of people, the first first; no feature where there are none
     labels: tuple[int, ...] | None = None  # of several labels an image: the classes that are there, ascending
     unknown: tuple[int, ...] | None = None  # and those that may be there
 
@@ -81,6 +84,7 @@ def encode(record: Record) -> bytes:
     several = record.labels is not None
     values = {feature: getattr(record, name) for name, feature in (_SEVERAL if several else _FEATURES).items()}
     values |= {feature: text for name, feature in _OPTIONAL.items() if (text := getattr(record, name)) is not None}
+    values |= {HISTORY: [name.encode() for name in record.history]} if record.history else {}
     plain = {name: value.encode() if isinstance(value, str) else value for name, value in values.items()}
     lists = {feature: array("q", getattr(record, name) or ()) for name, feature in _LISTS.items()} if several else {}
     return example.encode({**plain, **lists})
@@ -113,4 +117,11 @@ def decode(serialized: bytes) -> Record:
                 fields[name] = fields[name].decode()
             except UnicodeDecodeError:
                 raise DataError(f"feature {feature!r} is not UTF-8") from None
-    return Record(**fields)
+    return Record(**fields, history=_history(features.get(HISTORY, [])))
+
+
+def _history(values: Sequence[Any]) -> tuple[str, ...]:
+    try:
+        return tuple(value.decode() for value in values)
+    except (AttributeError, UnicodeDecodeError):
+        raise DataError(f"feature {HISTORY!r} must be names in UTF-8 (got {values!r:.80})") from None

@@ -61,12 +61,17 @@ def _classes(manifest: Manifest) -> list[str]:
     splits = {name: split for name, split in manifest.splits.items() if split.labelled}
     totals = {name: sum(split.class_counts.get(name, 0) for split in splits.values()) for name in names}
     shown = range(count) if count <= _MAX_CLASSES else range(_SHOWN_CLASSES)
+    several = manifest.combinations is not None
     rows: list[tuple[str, ...]] = [("label", "class", *splits, *(["total"] if len(splits) > 1 else []))]
     for label in shown:
         name = names[label]
         counts = [f"{split.class_counts.get(name, 0):,}" for split in splits.values()]
         rows.append((str(label), _shortened(name), *counts, *([f"{totals[name]:,}"] if len(splits) > 1 else [])))
     lines = list(aligned(rows, left=(1,)))
+    if several and (unknown := sum(sum((split.unknown_counts or {}).values()) for split in splits.values())):
+        lines.append(f"an image may have several labels, {unknown:,} of which are unknown")
+    elif several:
+        lines.append("an image may have several labels, or none")
     if count > len(shown):
         least, most = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
         lines.append(

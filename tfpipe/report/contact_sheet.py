@@ -17,10 +17,10 @@ from tfpipe.common import arguments, seeds
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular, size_of
 from tfpipe.common.text import plural
+from tfpipe.records import combinations, tfrecord
 from tfpipe.records import manifest as manifests
-from tfpipe.records import tfrecord
 from tfpipe.records.catalog import CatalogRow, read_split
-from tfpipe.records.manifest import Manifest
+from tfpipe.records.manifest import SINGLE, Manifest
 from tfpipe.records.samples import MAX_BITS, USUAL, Samples
 from tfpipe.records.schema import UNLABELLED, Record
 from tfpipe.report import sheets
@@ -133,19 +133,27 @@ def _groups(directory: Path, manifest: Manifest, names: list[str], per_class: in
 def draw_samples(
     directory: Path, manifest: Manifest, names: list[str], per_class: int, max_classes: int, seed: int
 ) -> dict[tuple[int, str], list[Sample]]:
-    """Returns the records with the smallest seeded hashes, by (label, split where unlabelled)."""
+    """Returns the records with the smallest seeded hashes, by (class, split where unlabelled).
+
+    A record of several labels may be drawn for each of them.
+    """
+    places = {name: index for index, name in enumerate(manifest.class_names)}
     heaps: dict[tuple[int, str], list[tuple[int, str, Sample]]] = {}
     for name in names:
         for row, offset, _ in read_split(directory, manifest, name):
-            if row.label >= max_classes:
-                continue
-            heap = heaps.setdefault((row.label, name if row.label == UNLABELLED else ""), [])
-            shard = directory / manifest.split(name).shards[row.shard].file
-            entry = (-seeds.derive(seed, "show", row.key), row.key, Sample(row, shard, offset))
-            if len(heap) < per_class:
-                heapq.heappush(heap, entry)
-            else:
-                heapq.heappushpop(heap, entry)
+            classes = [row.label]
+            if manifest.task != SINGLE and row.label != UNLABELLED:
+                classes = [places[one] for one in combinations.names_of(row.class_name)[0]]
+            for label in classes:
+                if label >= max_classes:
+                    continue
+                heap = heaps.setdefault((label, name if label == UNLABELLED else ""), [])
+                shard = directory / manifest.split(name).shards[row.shard].file
+                entry = (-seeds.derive(seed, "show", row.key), row.key, Sample(row, shard, offset))
+                if len(heap) < per_class:
+                    heapq.heappush(heap, entry)
+                else:
+                    heapq.heappushpop(heap, entry)
     return {place: [sample for *_, sample in sorted(heap, reverse=True)] for place, heap in heaps.items()}
 
 

@@ -43,21 +43,31 @@ Curve = tuple[Array, Array]
 
 def roc_curves(labels: Array, probabilities: Array, class_indices: Sequence[int]) -> str:
     """Returns a drawing of ROC curves, one per class against all others."""
+    return roc_of([(labels == index, probabilities[:, index]) for index in class_indices])
+
+
+def roc_of(classes: Sequence[tuple[Array, Array]]) -> str:
+    """Returns a drawing of ROC curves of classes, each by truth bool [N] and scores float [N]."""
     from sklearn.metrics import roc_curve
 
-    curves = [roc_curve(labels == index, probabilities[:, index])[:2] for index in class_indices]
+    curves = [roc_curve(truth, scores)[:2] for truth, scores in classes]
     return _curves(curves, "1 - specificity (false positive rate)", "sensitivity (true positive rate)", diagonal=True)
 
 
 def precision_recall_curves(labels: Array, probabilities: Array, class_indices: Sequence[int]) -> str:
     """Returns a drawing of precision-recall curves, as `roc_curves`."""
+    return precision_recall_of([(labels == index, probabilities[:, index]) for index in class_indices])
+
+
+def precision_recall_of(classes: Sequence[tuple[Array, Array]]) -> str:
+    """Returns a drawing of precision-recall curves, as `roc_of`."""
     from sklearn.metrics import precision_recall_curve
 
-    def curve(index: int) -> Curve:
-        precision, recall, _ = precision_recall_curve(labels == index, probabilities[:, index], drop_intermediate=True)
+    def curve(truth: Array, scores: Array) -> Curve:
+        precision, recall, _ = precision_recall_curve(truth, scores, drop_intermediate=True)
         return recall, precision
 
-    return _curves([curve(index) for index in class_indices], "recall", "precision", steps=True)
+    return _curves([curve(*one) for one in classes], "recall", "precision", steps=True)
 
 
 def _curves(curves: Sequence[Curve], x_label: str, y_label: str, *, diagonal: bool = False, steps: bool = False) -> str:

@@ -227,7 +227,13 @@ class _ShardCheck:
         if (record.group is None) != (self.manifest.groups is None):
             lacks = record.group is None
             problems.append(f"a record {'without' if lacks else 'with'} a group in a data set {'with' if lacks else 'without'}")
-        return [*problems, *filter(None, (name_problem(record.filename), self._label_problem(record)))]
+        others = name_problem(record.filename), self._label_problem(record), self._history_problem(record)
+        return [*problems, *filter(None, others)]
+
+    def _history_problem(self, record: Record) -> str:
+        decided = self.manifest.decisions
+        classes = tuple(decided.relabelled.get(record.key, ())) if decided else ()
+        return "" if record.history == classes else f"classes before decisions {record.history}, the manifest lists {classes}"
 
     def _label_problem(self, record: Record) -> str:
         names, label, name = self.texts, record.label, record.class_name
