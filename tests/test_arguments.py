@@ -98,7 +98,7 @@ _ROWS = {
     "num_shards": [*COUNT, Said({"train": 0}, "0"), Said({"train": "4"}, "'4'")],
     "orientation": [1.5, "1", [1]],
     "grpc_request.images rest_request.images": [Said("1.jpg", "str"), Said([], "")],
-    "png16 background": ["grey", 5, ""],
+    "png16 background convert": ["grey", 5, ""],
     "recipe": [5, {"mode": "full"}],
     "samples": ["white", 5, {"background": "white"}],
     "splits": [
