@@ -331,7 +331,7 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch, asked_he
         ({"checkpoint": "last"}, "is of a run's folder"),
         ({"half": True}, "need images"),
         ({"split": "val"}, "need images"),
-        ({"max_pixels": 20}, "only 1 of 29 files could be compared"),
+        ({"max_pixels": 20}, "only 1 of 37 files could be compared"),
     ],
 )
 def test_wrong_arguments_are_reported_before_anything_is_written(tmp_path, options, message):

@@ -235,7 +235,7 @@ def _fold_lines(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return []
     count, width = len(found["names"]), max(map(len, found))
-    lines = [f"of {count} folds, each by the model that has not seen it: mean, standard deviation, each fold"]
+    lines = [f"of {plural(count, 'fold')}, each by the model that has not seen it: mean, standard deviation, each fold"]
     for metric, row in found.items():
         if metric == "names":
             continue

@@ -6,7 +6,7 @@
   export_model --model=runs/a --output=export/ --formats=tflite_int8,openvino --calibration_data=shards/ --tta=flip
   export_model --model=mine.keras --class_names='cat,dog' --preprocessing=tf --output=export/
 
-EXPORT holds saved_model/ (takes the bytes of JPEG and PNG files, also for TensorFlow Serving),
+EXPORT holds saved_model/ (takes the bytes of image files, also for TensorFlow Serving),
 frozen_image.pb and frozen_bytes.pb, model.tflite, model.onnx, model.xml, and for people labels.txt,
 preprocessing.json, model_card.md, parity.json and SHA256SUMS. Before the folder appears, every file
 runs on the same images, large and small, grey and CMYK, turned and damaged, in a process without
