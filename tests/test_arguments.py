@@ -22,7 +22,7 @@ from tfpipe.models.split_images import SplitImages, hold_out
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.prediction.models import Model
 from tfpipe.records.catalog import read_catalog
-from tfpipe.training.run_log import read_history
+from tfpipe.training.logs.run_log import read_history
 from tfpipe.training.runs import Run
 
 pytestmark = pytest.mark.tf

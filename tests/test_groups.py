@@ -14,7 +14,7 @@ from test_build import files_of, records, stop_before
 
 import tfpipe
 from tfpipe.building import groups
-from tfpipe.building.items import Source
+from tfpipe.building.inputs.items import Source
 from tfpipe.building.state import State
 from tfpipe.records import catalog, manifest
 from tfpipe.verification.verification import verify

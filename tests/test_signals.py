@@ -15,7 +15,7 @@ from transfer_fixtures import colours
 
 from tfpipe.models import classifiers
 from tfpipe.training import checkpoints
-from tfpipe.training.run_log import read_history
+from tfpipe.training.logs.run_log import read_history
 
 pytestmark = [
     pytest.mark.tf,

@@ -27,8 +27,8 @@ from tfpipe import commands
 from tfpipe.building.build import build_tfrecords
 from tfpipe.building.engines.choice import ENGINES
 from tfpipe.building.engines.shared_folder import DEFAULT_LEASE_SECONDS
+from tfpipe.building.inputs.sources import DEFAULT_LABEL_PATTERN, LAYOUTS
 from tfpipe.building.options import CHECKS, DEFAULT_SHARD_BYTES, NORMALIZATIONS
-from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, LAYOUTS
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.listing.conversion import CONVERSIONS
 from tfpipe.records.combinations import SEPARATOR

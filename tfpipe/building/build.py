@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import tfpipe
-from tfpipe.building.csv_rows import Choice
 from tfpipe.building.engines.choice import check_engine, start_engine
 from tfpipe.building.engines.shared_folder import DEFAULT_LEASE_SECONDS, build_together
-from tfpipe.building.items import SPLIT_NAMES, SourceList, one_split
+from tfpipe.building.inputs.csv_rows import Choice
+from tfpipe.building.inputs.items import SPLIT_NAMES, SourceList, one_split
+from tfpipe.building.inputs.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
 from tfpipe.building.options import DEFAULT_SHARD_BYTES, Options
-from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
 from tfpipe.building.steps import TASKS, Build, Engine
 from tfpipe.common import arguments
 from tfpipe.common.files import sha256_of

@@ -14,8 +14,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from tfpipe.building.inputs.sources import DEFAULT_LABEL_PATTERN
 from tfpipe.building.options import Options
-from tfpipe.building.sources import DEFAULT_LABEL_PATTERN
 from tfpipe.building.state import State
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import exactly, plural

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from tfpipe.building.sources import LAYOUTS
+from tfpipe.building.inputs.sources import LAYOUTS
 from tfpipe.common import arguments
 from tfpipe.common.seeds import derive
 from tfpipe.listing.conversion import CONVERSIONS

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfpipe.building.items import Source
+from tfpipe.building.inputs.items import Source
 from tfpipe.building.tasks import Audited
 from tfpipe.common import seeds
 

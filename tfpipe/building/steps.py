@@ -19,7 +19,7 @@ import msgspec
 
 import tfpipe
 from tfpipe.building import metadata_files, multilabel, plan
-from tfpipe.building.items import Notes, SourceList
+from tfpipe.building.inputs.items import Notes, SourceList
 from tfpipe.building.options import Options
 from tfpipe.building.relabelling import DROPPED
 from tfpipe.building.state import LISTED_CLASS, State

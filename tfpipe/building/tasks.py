@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import google_crc32c
 
-from tfpipe.building import hdf5, prepared
+from tfpipe.building.inputs import hdf5, prepared
 from tfpipe.building.slices import read_slice
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.files import read_bytes, written_atomically

@@ -33,9 +33,10 @@ from tfpipe.pipeline.loader import targets_of
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import class_weights
 from tfpipe.records.run_folders import HEAD_NAME, state_file
-from tfpipe.training import curves, regression
+from tfpipe.training import regression
 from tfpipe.training.batches import Batches, FeatureBatches, ImageBatches
 from tfpipe.training.cluster import Workers
+from tfpipe.training.logs import curves
 from tfpipe.training.loop import BEFORE
 from tfpipe.training.networks import Networks
 from tfpipe.training.recipes import Recipe

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tfpipe.building.items import SPLIT_NAMES, Notes, Source, one_split, rejected
+from tfpipe.building.inputs.items import SPLIT_NAMES, Notes, Source, one_split, rejected
 from tfpipe.common import tables
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import IMAGE_SUFFIXES
