@@ -170,7 +170,8 @@ def _other_tta(a: Path, b: Path) -> tuple[str, str] | None:
 
 
 def _views(facts: Any) -> str:
-    return "none" if not facts else ", ".join(f"{value}" for value in facts.values())
+    strengths = [f"{name} {value:.3g}" for name, value in ((facts or {}).get("augmentation") or {}).items() if value]
+    return facts["name"] + (f" of {', '.join(strengths)}" if strengths else "") if facts else "none"
 
 
 def _align(a: Predictions, b: Predictions, path_a: Path, path_b: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
