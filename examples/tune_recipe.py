@@ -51,7 +51,7 @@ class Search(keras_tuner.RandomSearch):  # type: ignore[misc]
         except (ValueError, tfpipe.DataError) as error:  # options that do not go together, or a loss that is not finite
             print(f"trial {trial.trial_id} failed: {error}", flush=True)
             raise keras_tuner.errors.FailedTrialError(str(error)) from error
-        print(f"trial {trial.trial_id}: {run.val_accuracy:.4f} of val is right with {trial.hyperparameters.values}", flush=True)
+        print(f"trial {trial.trial_id}: val accuracy {run.val_accuracy:.4f} with {trial.hyperparameters.values}", flush=True)
         return {"val_accuracy": run.val_accuracy}
 
     def train(self, trial: Any, data: Path, recipe: tfpipe.Recipe) -> tfpipe.Run:
@@ -96,7 +96,7 @@ def main() -> None:
     print(f"best on val: trial {best.trial_id}, {run.folder}")
     found = tfpipe.evaluate(run.folder, data, "test", evaluation)
     low, high = found.metrics["accuracy_interval"]
-    print(f"{found.metrics['accuracy']:.4f} of test is right ({low:.4f} to {high:.4f}); see {evaluation / 'report.html'}")
+    print(f"accuracy on test: {found.metrics['accuracy']:.4f} ({low:.4f} to {high:.4f}); see {evaluation}")
 
 
 if __name__ == "__main__":

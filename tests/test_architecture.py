@@ -222,6 +222,7 @@ def test_exported_names_exist_and_are_pinned():
         "DataError",
         "Evaluation",
         "Export",
+        "FoldRuns",
         "Manifest",
         "Model",
         "Recipe",
@@ -237,6 +238,7 @@ def test_exported_names_exist_and_are_pinned():
         "decode_image",
         "describe",
         "evaluate",
+        "evaluate_folds",
         "export",
         "grpc_request",
         "load",
@@ -248,6 +250,7 @@ def test_exported_names_exist_and_are_pinned():
         "resize_image",
         "rest_request",
         "train",
+        "train_folds",
         "verify",
     ]
     assert all(getattr(tfpipe, name) is not None for name in tfpipe.__all__)

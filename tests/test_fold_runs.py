@@ -302,7 +302,7 @@ def test_wrong_uses_of_an_ensemble_are_refused(shards, runs, tmp_path):
 def test_an_ensemble_of_one_backbone_holds_it_once(tmp_path):
 
     first, second = make_classifier().model, make_classifier().model
-    second.get_layer("logits").set_weights([weights + 1 for weights in first.get_layer("logits").get_weights()])
+    second.get_layer("logits").set_weights([weights * 2 for weights in first.get_layer("logits").get_weights()])
     mean, images = ensembles.average([first, second]), np.random.default_rng(0).integers(0, 256, (4, *first.input_shape[1:]))
     assert len(mean.get_layer("ensemble").networks) == 1
     expected = (first(images, training=False) + second(images, training=False)) / 2

@@ -12,11 +12,11 @@ from conftest import write
 from label_fixtures import NAMES, build, draw_labels, squares, write_table
 
 import tfpipe
-from tfpipe.building.label_lists import LabelLists
 from tfpipe.common.errors import DataError
 from tfpipe.records import combinations, example, manifest, schema, tfrecord
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.class_weights import class_weights
+from tfpipe.records.combinations import LabelLists
 from tfpipe.verification.verification import verify
 
 

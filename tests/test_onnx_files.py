@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 
+import keras
 import numpy as np
 import pytest
 from evaluation_fixtures import CLASS_NAMES, make_classifier
@@ -13,6 +14,7 @@ from format_fixtures import SIZE, SPECIFICATION, as_function, draw_images, make_
 
 from tfpipe.common.errors import DataError
 from tfpipe.exporting import half_precision
+from tfpipe.exporting.wrapping import wrap
 from tfpipe.formats import frozen_graph, onnx_files
 
 pytestmark = pytest.mark.tf
@@ -55,6 +57,20 @@ def test_a_classifier_answers_as_in_keras():
     found = onnxruntime.InferenceSession(data).run(["probabilities", "features"], {"image": images})
     for values, wanted in zip(found, classifier.predict_with_features(images), strict=True):
         assert np.abs(values - wanted).max() < 1e-5
+
+
+@needs_onnx
+def test_gelu_which_tensorflow_computes_by_erfc(tmp_path):
+    """Of ConvNeXt and Vision Transformers; ONNX has no such operation."""
+    layers = [keras.layers.Dense(2, "gelu"), keras.layers.Flatten(), keras.layers.Dense(2, "softmax")]
+    network = keras.Sequential([keras.Input((8, 8, 3)), *layers])
+    classifier = wrap(network, class_names=("a", "b"), preprocessing="tf")
+    specification = dataclasses.replace(SPECIFICATION, image_size=(8, 8), class_names=("a", "b"))
+    graph = frozen_graph.freeze_images(classifier, specification, to_convert=True)
+    assert "Erfc" in {node.op for node in graph.node}
+    (path := tmp_path / "model.onnx").write_bytes(onnx_files.convert(graph, specification))
+    images = draw_images(4, size=(8, 8))
+    assert np.abs(onnx_files.open_onnx(path).predict(images) - classifier.predict(images)).max() < 1e-6
 
 
 def test_others_can_read_it(graph, path):

@@ -94,8 +94,7 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
     from tfpipe.models import tta
     from tfpipe.records import folds
 
-    if _TTA.value is not None:
-        tta.Tta(_TTA.value)  # a wrong word costs no time
+    tta.check(_TTA.value)
     if shard is not None and _NUM_READERS.value != 1:
         raise commands.UsageError("--shard and --num_readers exclude each other")
     of_folds = _SPLIT.value is None and folds.is_folder(_MODEL.value)
@@ -236,7 +235,7 @@ def _fold_lines(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return []
     count, width = len(found["names"]), max(map(len, found))
-    lines = [f"of {count} folds, each by the model that has not seen it: mean, standard deviation, each fold"]
+    lines = [f"of {plural(count, 'fold')}, each by the model that has not seen it: mean, standard deviation, each fold"]
     for metric, row in found.items():
         if metric == "names":
             continue

@@ -18,7 +18,6 @@ from tfpipe.building.csv_rows import Choice
 from tfpipe.building.engines.choice import check_engine, start_engine
 from tfpipe.building.engines.shared_folder import DEFAULT_LEASE_SECONDS, build_together
 from tfpipe.building.items import SPLIT_NAMES, SourceList, one_split
-from tfpipe.building.label_lists import LabelLists
 from tfpipe.building.options import DEFAULT_SHARD_BYTES, Options
 from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
 from tfpipe.building.steps import TASKS, Build, Engine
@@ -30,7 +29,7 @@ from tfpipe.common.workers import Workers, count_cores
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.listing import conversion
 from tfpipe.records import folds
-from tfpipe.records.combinations import SEPARATOR
+from tfpipe.records.combinations import SEPARATOR, LabelLists
 from tfpipe.records.decisions import read as read_decisions
 from tfpipe.records.manifest import BUILD_FOLDER, FILE_NAME, MULTILABEL, SINGLE, Manifest, load, split_order
 from tfpipe.records.samples import USUAL

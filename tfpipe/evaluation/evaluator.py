@@ -178,6 +178,7 @@ def evaluate(
     specificity, progress, trust = arguments.check(specificity=specificity, progress=progress, trust=trust)
     report, near_duplicates = arguments.check(report=report, near_duplicates=near_duplicates)
     (shard,) = arguments.check_given(shard=shard)
+    tta = views.check(tta)
     if shard is not None and num_readers != 1:
         raise ValueError(f"shard and num_readers exclude each other (got {shard!r} and {num_readers})")
     if on_found is not None:

@@ -23,7 +23,7 @@ from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.locking import locked
 from tfpipe.common.text import hash_names
-from tfpipe.evaluation import html_report, suspects
+from tfpipe.evaluation import html_report, metrics, suspects
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
 from tfpipe.evaluation.clusters import NUM_DRAWS
 from tfpipe.evaluation.evaluator import Evaluation, Pass, clear
@@ -104,6 +104,7 @@ def evaluate_folds(
     if on_found is not None:
         arguments.callback("on_found", on_found)
     place, data, folder = arguments.path("model", model), arguments.path("data", data), arguments.path("output", output)
+    metrics.check_options(manifest.load(data).class_names, positive_class, specificity)
     members = _members(place, data)
     first = members[0].load(trust)
     together = _Together(first, hash_names(one.sha256 for one in members))

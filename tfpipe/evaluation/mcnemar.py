@@ -20,6 +20,7 @@ import numpy as np
 
 from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
+from tfpipe.common.files import read_json
 from tfpipe.common.text import exactly, html_table
 from tfpipe.evaluation.clusters import Groups, agresti_min
 from tfpipe.evaluation.receipts import some
@@ -160,7 +161,7 @@ def _same_data(a: Path, b: Path) -> bool | None:
 def _other_tta(a: Path, b: Path) -> tuple[str, str] | None:
     if not (a.is_dir() and b.is_dir()):
         return None
-    found = [fields(path / RECEIPT_NAME, "options")[0].get("tta") for path in (a, b)]
+    found = [read_json(path / RECEIPT_NAME).get("options", {}).get("tta") for path in (a, b)]
     if found[0] == found[1]:
         return None
     first, second = (_views(facts) for facts in found)

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfpipe.common import files
@@ -119,10 +120,20 @@ def _translate(graph: Graph, more_inputs: Iterable[str]) -> Any:
             name="classifier",
             input_names=[f"{name}:0" for name in inputs],
             output_names=[f"{name}:0" for name in outputs],
+            custom_op_handlers={"Erfc": (_translate_erfc, [])},
             opset=OPSET,
             tensors_to_rename={f"{name}:0": name for name in (*inputs, *outputs)},
         )
     return model
+
+
+def _translate_erfc(context: Any, node: Any, *_: Any) -> None:
+    """Writes erfc(x), with which TensorFlow computes GELU and which ONNX lacks, as 1 - erf(x)."""
+    inputs, outputs, shape, dtype = node.input[0], node.output, node.output_shapes, node.output_dtypes
+    context.remove_node(node.name)
+    one = context.make_const(f"{node.name}_one", np.array(1.0, np.float32))
+    erf = context.make_node("Erf", [inputs], shapes=shape, dtypes=dtype)
+    context.make_node("Sub", [one.output[0], erf.output[0]], outputs=outputs, shapes=shape, dtypes=dtype)
 
 
 def _put_in(graph: Any, weights: Mapping[str, Array]) -> None:

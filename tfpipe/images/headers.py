@@ -56,7 +56,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "damaged_scan": (
             "A JPEG scan has impossible parameters or comes too late, or its data hold a forbidden marker (which "
             "TensorFlow steps over at some places between restart markers, returning a damaged image); when files are "
-            "decoded, also: the compressed data of a JPEG or PNG end too early or too late, or cannot be decoded."
+            "decoded, also: the compressed data of a JPEG, PNG or WebP end too early or too late, or cannot be decoded."
         ),
         "no_image_data": "The file ends in order, but holds no image data.",
         "bad_checksum": "The bytes of a PNG chunk do not match its CRC (TensorFlow lets that pass in optional chunks).",
