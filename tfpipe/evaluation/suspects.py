@@ -5,8 +5,9 @@
 
 The surest come first. Images with the bytes of another image that has another label, then near-
 duplicates of such: one of the two labels is wrong, whatever the model gives; both images are listed.
-Then likely label errors, by how much more probable another class is than the label. At last odd
-images, which are far from all others in the model's features: perhaps of none of the classes.
+Then likely label errors, by how much more probable another class is than the label, and, in the
+same order, the other images for which the model gives another class. At last odd images, which are
+far from all others in the model's features: perhaps of none of the classes.
 
 A model that was trained on an image gives its label back: use the table of a split that it was not
 trained on, or one of out-of-fold predictions.
@@ -32,7 +33,13 @@ from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import CatalogRow, read_checked
 
 FILE_NAME = "suspects.csv"
-SAME_BYTES, NEAR_DUPLICATE, LABEL_ERROR, ODD = REASONS = ("same_bytes", "near_duplicate", "label_error", "odd")
+SAME_BYTES, NEAR_DUPLICATE, LABEL_ERROR, MISTAKE, ODD = REASONS = (
+    "same_bytes",
+    "near_duplicate",
+    "label_error",
+    "mistake",
+    "odd",
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -45,8 +52,8 @@ class Suspect(NamedTuple):
         key: of the image, as filename and split.
         label: the name of its class.
         suggested: the class that it may be of; "" for odd images.
-        score: by reason: 1; the similarity, 0.9972 to 1; the probability of the suggested class less
-            that of the label, 0 to 1; the distance to other images, 0 to 2.
+        score: by reason: 1; the similarity, 0.9972 to 1; for the next two the probability of the
+            suggested class less that of the label, 0 to 1; the distance to other images, 0 to 2.
         reason: one of `REASONS`.
         other: key of the image with the same bytes, or nearly the same pixels, else "".
     """
@@ -158,6 +165,10 @@ def _of_table(table: Predictions, split_of: Callable[[str], str], odd: tuple[Arr
 
     for row, claimed, margin in zip(*label_errors(table), strict=True):
         yield suspect(row, names[claimed], float(margin), LABEL_ERROR)
+    wrong = np.flatnonzero(table.predicted != table.labels)  # those above are among them, and come first
+    margins = table.probabilities[wrong].max(axis=1) - table.probabilities[wrong, table.labels[wrong]]
+    for place in np.argsort(-margins, kind="stable"):
+        yield suspect(wrong[place], names[table.predicted[wrong[place]]], float(margins[place]), MISTAKE)
     for row, distance in zip(*(odd or ((), ())), strict=True):
         yield suspect(row, "", float(distance), ODD)
 
