@@ -241,7 +241,7 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
     }
     if members := facts.get("members"):
         accuracies = ", ".join(percent(one["val_accuracy"]) for one in members)
-        content["ensemble"] = f"the mean of the probabilities of {len(members)} models, each trained without one fold"
+        content["ensemble"] = f"the mean of the probabilities of {plural(len(members), 'model')}, each trained without one fold"
         content["validation accuracy"] = f"{accuracies}, of each model on the images that its weights were chosen on"
         return {**content, "mode": members[0]["mode"]}
     if summary is None:
