@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from conftest import make_image, write
 from evaluation_fixtures import make_classifier
+from fold_fixtures import *  # noqa: F403 (fixtures)
 from transfer_fixtures import *  # noqa: F403 (fixtures)
 
 import tfpipe
@@ -21,7 +22,7 @@ from tfpipe.models.split_images import SplitImages, hold_out
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.prediction.models import Model
 from tfpipe.records.catalog import read_catalog
-from tfpipe.training.run_log import read_history
+from tfpipe.training.logs.run_log import read_history
 from tfpipe.training.runs import Run
 
 pytestmark = pytest.mark.tf
@@ -58,15 +59,17 @@ _ROWS = {
     "lease_seconds": [0, -1, True, "60", NAN, 10**5],
     "finetune_learning_rate learning_rate": [0, -1, True, "0.1", "fast", NAN, 10**400],
     "allow_leaks as_dict balanced cache_prefix class_weights csv_safe decode deterministic equal_steps grey half": FLAG,
+    "ensemble": FLAG,
     "deepen extend near_duplicates overwrite progress repeat report scaled_decode tensorboard train_batch_norm": FLAG,
     "training trust": FLAG,
-    "a b cache data from_run images load_frozen.model output weights workers_folder": PATH,
+    "a b cache calibration_data data from_run images load_frozen.model output weights workers_folder": PATH,
     "engine": WORD,
     "calibrate check columns form format layout mode on_conflict on_error optimizer outputs pooling positive_class": WORD,
-    "normalize precision preprocessing resize schedule signature_name solver split": WORD,
+    "train_split val_split": WORD,
+    "normalize precision preprocessing resize schedule signature_name solver split task": WORD,
     "checkpoint engine_address feature_layer id_column label_column model_name path_column value_column": TEXT,
     "group": TEXT,
-    "export.log on_found train.log": [5, "yes"],
+    "export.log on_found train.log train_folds.log": [5, "yes"],
     "image_size size": [0, (224, 0), (224,), (1, 2, 3), (1.5, 2), "224", True, NAN],
     "shard": [(2, 2), (-1, 2), (0, 0), 3, (0.0, 2), "02", (True, 2), (0,), (0, 1, 2)],
     "class_names": ["cat", ["cat", "cat"], [], {"cat"}, [1], 5],
@@ -77,6 +80,7 @@ _ROWS = {
     "engine_options": [5, "--runner=DirectRunner", [5], ["--a", "--a"]],
     "evaluation": [5, Said([5], "5"), ""],
     "formats": ["nothing", 5, [], Said(["pb", "pb"], "'pb', 'pb'")],
+    "decisions": [5, Said([5], "5"), "", b"x"],
     "hidden": [0, (0,), (1.5,), "1024", True],
     "image": [Said(5, "int32 ()"), Said(np.zeros((2, 2, 3), np.float32), "float32 (2, 2, 3)"), np.zeros((2, 2), object)],
     "input": [5, "", Said({"train": 5}, "5")],
@@ -84,14 +88,17 @@ _ROWS = {
     "Model.predict.inputs": [Said(5, "int"), Said([None], "NoneType")],
     "key": [5, Said(["a"], "a")],
     "group_pattern": [5, "", "(", "no_group"],
+    "label_columns": ["cat", ["cat", "cat"], [1], 5],
     "label_pattern": [5, "", "(", "no_group"],
+    "evaluate_folds.model": PATH,
+    "label_separator": [5, "", " "],
     "load.model": [Said(5, "int"), "", Said(b"x", "bytes")],
     "model": [Said(5, ""), Said(object(), "object")],
     "name": ["my-pets", 5, ""],
     "num_shards": [*COUNT, Said({"train": 0}, "0"), Said({"train": "4"}, "'4'")],
     "orientation": [1.5, "1", [1]],
     "grpc_request.images rest_request.images": [Said("1.jpg", "str"), Said([], "")],
-    "png16 background": ["grey", 5, ""],
+    "png16 background convert": ["grey", 5, ""],
     "recipe": [5, {"mode": "full"}],
     "samples": ["white", 5, {"background": "white"}],
     "splits": [
@@ -99,6 +106,7 @@ _ROWS = {
         *[Said({"train": value, "test": 0.2}, repr(value)) for value in ("0.8", True, 0, 1.5, NAN)],
     ],
     "strategy": [5, "gpu"],
+    "tta": ["fliip", "", 1, 65, 2.5, True],
     "unfreeze": [5, ("a", "a"), ("",), [1]],
     "unlabelled": ["dir", 5, Said({"x": 5}, "5")],
 }
@@ -111,6 +119,7 @@ CLASSES = {
     "DataError",
     "Evaluation",
     "Export",
+    "FoldRuns",
     "Manifest",
     "Model",
     "RejectedImage",
@@ -131,13 +140,19 @@ def parameters_of(name):
     found = inspect.signature(function).parameters.values()
     named = [parameter for parameter in found if parameter.kind != parameter.VAR_KEYWORD and parameter.name != "self"]
     if len(named) < len([parameter for parameter in found if parameter.name != "self"]):
-        more = {"train": tfpipe.Recipe, "describe": tfpipe.dataset}[name]
-        named += [one for one in inspect.signature(more).parameters.values() if one.name not in ("data", "split")]
+        known = {"data", "split", *(one.name for one in named)}
+        for more in {"train": [tfpipe.Recipe], "describe": [tfpipe.dataset], "train_folds": [tfpipe.train, tfpipe.Recipe]}[
+            name
+        ]:
+            of_more = inspect.signature(more).parameters.values()
+            named += [one for one in of_more if one.name not in known and one.kind != one.VAR_KEYWORD]
+    if name == "train_folds":
+        named = [one for one in named if one.name not in ("train_split", "val_split")]  # refused, whatever they are
     return {one.name: "None" in str(one.annotation) for one in named}
 
 
 @pytest.fixture(scope="session")
-def valid(colours, tmp_path_factory):
+def valid(colours, shards, tmp_path_factory):
     """Arguments that each public function takes, by its name."""
     folder = tmp_path_factory.mktemp("valid")
     for index in range(4):
@@ -160,6 +175,7 @@ def valid(colours, tmp_path_factory):
         "dataset": {**of_dataset, "training": True},
         "decode_image": {"encoded": tf.constant(file.read_bytes())},
         "describe": {**of_dataset, "training": True},
+        "evaluate_folds": {"model": folder, "data": shards, "output": out},
         "evaluate": {"model": model, "data": colours, "split": "test", "output": out},
         "export": {"model": network, "output": out, "class_names": list("abc"), "data": colours, "split": "test"},
         "grpc_request": {"images": [file], "model_name": "pets"},
@@ -172,6 +188,7 @@ def valid(colours, tmp_path_factory):
         "resize_image": {"image": image, "size": 8},
         "rest_request": {"images": [file]},
         "train": {"data": colours, "output": out, "backbone": "lenet", "weights": "none", "image_size": 32},
+        "train_folds": {"data": shards, "output": out, "backbone": "lenet", "weights": "none", "image_size": 32},
         "verify": {"data": colours},
     }
 

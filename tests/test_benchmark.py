@@ -10,7 +10,7 @@ import pytest
 from conftest import CHECKOUT, make_image, write
 
 import tfpipe
-from tfpipe.training.run_log import RunLog
+from tfpipe.training.logs.run_log import RunLog
 from tools.benchmarks import contenders, modes, overhead, planning, worker
 
 WORKER = CHECKOUT / "tools" / "benchmarks" / "worker.py"

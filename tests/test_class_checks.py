@@ -8,8 +8,8 @@ from conftest import make_image, write
 
 import tfpipe
 from tfpipe.building import class_checks
+from tfpipe.building.inputs.sources import DEFAULT_LABEL_PATTERN, list_sources
 from tfpipe.building.options import Options
-from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, list_sources
 from tfpipe.building.state import State
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"

@@ -13,7 +13,7 @@ from transfer_fixtures import colours
 from tfpipe.common.files import read_json
 from tfpipe.models import classifiers
 from tfpipe.training import checkpoints
-from tfpipe.training.run_log import read_history
+from tfpipe.training.logs.run_log import read_history
 
 pytestmark = pytest.mark.tf
 

@@ -10,8 +10,8 @@ import pytest
 from conftest import make_image, write
 
 import tfpipe
-from tfpipe.building.csv_rows import Choice
-from tfpipe.building.sources import list_sources
+from tfpipe.building.inputs.csv_rows import Choice
+from tfpipe.building.inputs.sources import list_sources
 from tfpipe.common.errors import DataError
 
 CHOICE = Choice()

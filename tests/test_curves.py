@@ -11,8 +11,8 @@ import pytest
 from conftest import CHECKOUT
 from PIL import Image, ImageColor
 
-from tfpipe.training import curves
-from tfpipe.training.curves import draw_history, draw_range_test
+from tfpipe.training.logs import curves
+from tfpipe.training.logs.curves import draw_history, draw_range_test
 
 NAN = math.nan
 
@@ -137,7 +137,7 @@ def test_nothing_to_draw_is_an_error(tmp_path):
 def test_nothing_of_matplotlib_is_set_for_others(tmp_path):
     code = (
         "import pathlib, sys, matplotlib\nbefore = matplotlib.rcParams.copy()\n"
-        "from tfpipe.training.curves import draw_history\n"
+        "from tfpipe.training.logs.curves import draw_history\n"
         "draw_history([{'phase': 'head', 'val_loss': 0.5}], pathlib.Path(sys.argv[1]))\n"
         "after = matplotlib.rcParams.copy()\n"  # dict.items() below: RcParams' own looks for a backend, which imports pyplot
         "print('matplotlib.pyplot' in sys.modules, list(dict.items(before)) == list(dict.items(after)))\n"

@@ -93,7 +93,7 @@ def test_names_of_files_and_tests_exist(texts):
     defined = set(re.findall(r"^def (test_\w+)", "\n".join(sources.values()), re.MULTILINE))
     wrong = []
     for name, text in texts.items():
-        paths = set(re.findall(r"\b(?:tests|tools|tfpipe)/[\w/]+\.(?:py|sh)\b", text))
+        paths = set(re.findall(r"\b(?:examples|tests|tools|tfpipe)/[\w/]+\.(?:py|sh)\b", text))
         if name.startswith("docs/measurements/"):
             paths = {path for path in paths if not path.startswith("tfpipe/")}
         wrong += [f"{name}: {path}" for path in paths if not (CHECKOUT / path).exists()]

@@ -550,7 +550,7 @@ def test_the_command_shows_thresholds_with_all_digits(plain, tool):
 def test_the_report_is_written_last(classifier, shards, tmp_path, monkeypatch):
     calls = []
 
-    def write_report(folder, model, directory, split, *, near_duplicates, odd, progress):
+    def write_report(folder, model, directory, split, *, near_duplicates, progress):
         calls.append((folder, model, directory, split, (folder / "receipt.json").exists()))
 
     monkeypatch.setattr("tfpipe.evaluation.html_report.write_report", write_report)

@@ -1,78 +1,142 @@
-"""examples/: each script runs as its first lines say, and leaves what it promises."""
+"""The scripts of examples/, run as a user does: killed, on damaged data, again, and twice for equal bits."""
 
-import ast
-import csv
-import json
+import os
 import re
-import shlex
 import subprocess
 import sys
+import time
 
+import keras
 import pytest
 from conftest import CHECKOUT
-from transfer_fixtures import CLASS_NAMES, COUNTS, colours
+from documentation_fixtures import blocks
+from transfer_fixtures import COUNTS, build_colours
+
+import tfpipe
+from tfpipe.common.files import read_json
+from tfpipe.exporting.wrapping import wrap
 
 pytestmark = pytest.mark.tf
 
-__all__ = ["colours"]  # a fixture
+EXAMPLES = CHECKOUT / "examples"
+sys.path.append(str(EXAMPLES))
 
-EXAMPLES = sorted((CHECKOUT / "examples").glob("*.py"))
-SMALL = {  # options that make each small
-    "own_keras_model": "--side=16 --epochs=3",
-    "search_with_keras_tuner": "--backbone=lenet --weights=none --image_size=16 --epochs=2 --trials=2",
-}
+import custom_model  # noqa: E402
 
 
-def start(path, *arguments):
-    done = subprocess.run([sys.executable, path, *map(str, arguments)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def start(script, *arguments):
+    """A process of a script; what it prints and logs are its stdout."""
+    command = [sys.executable, EXAMPLES / script, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_every_example_is_run_here():
-    assert [path.stem for path in EXAMPLES] == sorted(SMALL)
+def run(script, *arguments):
+    """(exit status, what it printed) of a script."""
+    process = start(script, *arguments)
+    text, _ = process.communicate(timeout=600)
+    return process.returncode, text
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_its_first_lines_show_how_to_start_it(path):
-    """Their words are options that the script has."""
-    text = path.read_text("utf-8")
-    command = re.search(
-        rf"^    python examples/{path.name} (.*)$", ast.get_docstring(ast.parse(text), clean=False), re.MULTILINE
-    )
-    options = {word.split("=")[0] for word in shlex.split(f"{command[1]} {SMALL[path.stem]}") if word.startswith("--")}
-    assert options <= set(re.findall(r'add_argument\("(--\w+)"', text))
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    return build_colours(tmp_path_factory.mktemp("colours"), COUNTS)
 
 
-def test_a_model_of_your_own(colours, tmp_path):
-    printed = start(CHECKOUT / "examples/own_keras_model.py", colours, tmp_path, *SMALL["own_keras_model"].split())
-    assert json.loads((tmp_path / "export" / "parity.json").read_text())
-    with (tmp_path / "eval" / "predictions.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == sum(COUNTS["test"])
-    assert {row["predicted"] for row in rows} <= set(CLASS_NAMES)
-    assert "accuracy" in printed
+@pytest.mark.filterwarnings(r"ignore:.*\(\) is deprecated:DeprecationWarning:keras_tuner")
+def test_a_search_survives_a_kill_and_looks_at_test_once(colours, tmp_path, monkeypatch, capsys):
+    tune_recipe = pytest.importorskip("tune_recipe", reason="keras-tuner is not installed")
+    output = tmp_path / "search"
+    arguments = [f"--data={colours}", f"--output={output}", "--trials=2", "--epochs=40"]
+    trials = output / "trials"
+    process = start("tune_recipe.py", *arguments)
+    log = trials / "trial_1" / "run" / "log.jsonl"
+    while not log.exists() or log.read_text().count('"event": "epoch"') < 2:  # of which the first is saved
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.kill()
+    assert "trial 0: " in process.communicate()[0]
+    assert not (log.parent / "summary.json").exists()
+    epoch = next(line for line in log.read_text().splitlines() if '"event": "epoch"' in line)  # with its seconds
+    trained = (trials / "trial_0" / "run" / "summary.json").stat().st_mtime_ns
+
+    (shard,) = list(colours.glob("*-test.*-00000-of-*"))
+    whole = shard.read_bytes()
+    middle = len(whole) // 2
+    shard.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    status, text = run("tune_recipe.py", *arguments)  # nothing of test is read before the end
+    shard.write_bytes(whole)
+    assert (status, re.findall(r"^trial (\d): ", text, re.MULTILINE)) == (1, ["1"])
+    assert shard.name in text
+    assert epoch in log.read_text().splitlines()  # the killed run went on
+    assert (trials / "trial_0" / "run" / "summary.json").stat().st_mtime_ns == trained
+
+    monkeypatch.setattr(sys, "argv", ["tune_recipe.py", *arguments])
+    tune_recipe.main()
+    text = capsys.readouterr().out
+    assert "trial 0: " not in text
+    assert "trial 1: " not in text
+    found = {path.parent: read_json(path) for path in trials.glob("*/run/summary.json")}
+    best = min(found, key=lambda path: (-found[path]["val_accuracy"], path))
+    assert len(found) == 2
+    assert f"{best}\n" in text
+    receipt = read_json(output / "evaluation" / "receipt.json")
+    assert (receipt["split"], receipt["records_seen"]) == ("test", sum(COUNTS["test"]))
+    assert receipt["model_sha256"] == found[best]["model_sha256"]
+
+    with pytest.raises(SystemExit, match="1"):
+        tune_recipe.main()
+    assert "the test split has been evaluated" in capsys.readouterr().err
 
 
-def search(colours, folder):
-    pytest.importorskip("keras_tuner", reason="KerasTuner is not installed")
-    script, options = CHECKOUT / "examples/search_with_keras_tuner.py", SMALL["search_with_keras_tuner"].split()
-    return start(script, colours, folder, *options).splitlines()[-1].split()[-1]
+def test_a_model_of_ones_own_is_trained_exported_and_used(colours, tmp_path):
+    photos = sorted((colours.parent / "photos" / "test").glob("*/0.*"))
+    nothing = tmp_path / "nothing.jpg"
+    nothing.touch()
+    options = [f"--data={colours}", f"--output={tmp_path / 'mine'}", "--side=16", "--epochs=2"]
+    status, text = run("custom_model.py", *options, *photos, nothing)
+    assert status == 0, text
+    assert "network and export agree on 16 images of val" in text
+    assert re.search(r"^comparing with the model on 37 files", text, re.MULTILINE)  # without absl's "INFO:tfpipe:"
+    receipt = read_json(tmp_path / "mine" / "evaluation" / "receipt.json")
+    assert (receipt["split"], receipt["records_seen"]) == ("test", sum(COUNTS["test"]))
+    lines = text.splitlines()[-4:]
+    names = tfpipe.load_manifest(colours).class_names
+    for photo, line in zip(photos, lines, strict=False):
+        assert line.startswith(f"{photo}: ")
+        assert any(line.startswith(f"{photo}: {name} ") for name in names)
+    assert lines[3].startswith(f"{nothing}: empty")
 
 
-def test_a_search(colours, tmp_path):
-    best = search(colours, tmp_path)
-    runs = sorted(tmp_path.glob("run-*"))
-    assert len(runs) == 2
-    values = [json.loads((run / "run.json").read_text())["recipe"]["learning_rate"] for run in runs]
-    assert len(set(values)) == 2
-    assert best in map(str, runs)
-    assert len(list((tmp_path / "features").iterdir())) == 2  # of train and val, for all trials
+def test_a_wrong_preprocessing_is_noticed(colours):
+    keras.utils.set_random_seed(0)
+    network = custom_model.make_network(16, 3)
+    for name, is_right in {custom_model.PREPROCESSING: True, "unit": False}.items():
+        model = tfpipe.Model(wrap(network, class_names=tfpipe.load_manifest(colours).class_names, preprocessing=name))
+        if is_right:
+            custom_model.check_preprocessing(network, model, colours, 16)
+        else:
+            with pytest.raises(SystemExit, match="differ by"):
+                custom_model.check_preprocessing(network, model, colours, 16)
+
+
+def test_the_page_shows_parts_of_the_scripts():
+    page = "docs/how-to/examples.md"
+    shown = [block.text for block in blocks(page, (CHECKOUT / page).read_text("utf-8")) if block.language == "python"]
+    sources = [re.sub(r"^ +", "", path.read_text("utf-8"), flags=re.MULTILINE) for path in EXAMPLES.glob("*.py")]
+    assert shown
+    assert [text for text in shown if not any(text in source for source in sources)] == []
 
 
 @pytest.mark.exhaustive(only=True)
-def test_a_search_goes_on_where_it_stopped(colours, tmp_path):
-    best = search(colours, tmp_path)
-    times = {run: (run / "model.keras").stat().st_mtime_ns for run in tmp_path.glob("run-*")}
-    assert search(colours, tmp_path) == best
-    assert {run: (run / "model.keras").stat().st_mtime_ns for run in tmp_path.glob("run-*")} == times
+@pytest.mark.parametrize("script", ["custom_model.py", "tune_recipe.py"])
+def test_without_arguments_an_example_works_and_gives_equal_bits_again(script, tmp_path):
+    receipts, texts = [], []
+    for name in ("one", "two"):
+        status, text = run(script, f"--output={tmp_path / name}")
+        assert status == 0, text
+        receipts.append(read_json(tmp_path / name / "evaluation" / "receipt.json"))
+        texts.append([line for line in text.splitlines() if line.startswith(("trial ", "accuracy "))])
+    assert receipts[0]["model_sha256"] == receipts[1]["model_sha256"]
+    assert receipts[0]["records_seen"] == 269
+    assert [line.replace("/two/", "/one/") for line in texts[1]] == texts[0]

@@ -154,11 +154,11 @@ def test_classes_and_scores_are_the_likeliest(exported):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "saved_model", "frozen_image.pb", "frozen_bytes.pb", "model.keras", "model.tflite", "model.onnx"]
+    "name", ["", "saved_model", "frozen_image.pb", "frozen_bytes.pb", "model.keras", "model.tflite", "model.onnx", "model.xml"]
 )
 def test_every_file_answers_when_it_is_opened(exported, name):
-    if name == "model.onnx" and "onnx" not in FORMATS:
-        pytest.skip("the extra onnx is not installed")
+    if {"model.onnx": "onnx", "model.xml": "openvino"}.get(name, "pb") not in FORMATS:
+        pytest.skip("its extra is not installed")
     predictor = opening.load(exported.folder / name)
     images = np.stack([evaluated(data) for data in FILES])
     assert tuple(predictor.class_names) == CLASS_NAMES
@@ -166,7 +166,7 @@ def test_every_file_answers_when_it_is_opened(exported, name):
         name, f".{name.split('.')[-1]}"
     )
     assert (predictor.image_size, predictor.resize, predictor.sha256) == ((8, 8), "stretch", exported.classifier.sha256)
-    tolerance = 1e-5 if name in ("model.tflite", "model.onnx") else 0
+    tolerance = 1e-5 if name in ("model.tflite", "model.onnx", "model.xml") else 0
     np.testing.assert_allclose(predictor.predict(images), exported.classifier.predict(images), rtol=0, atol=tolerance)
 
 
@@ -325,13 +325,13 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch, asked_he
     [
         ({"formats": ()}, "formats must be some of"),
         ({"formats": ("pb", "pb")}, "each once"),
-        ({"formats": ("gguf",)}, "formats must be some of saved_model, pb, tflite, onnx, keras"),
+        ({"formats": ("gguf",)}, "formats must be some of saved_model, pb, tflite, tflite_int8, onnx, openvino, keras"),
         ({"class_names": ["a"]}, "has its own class_names"),
         ({"top_k": 0}, "top_k must be an integer, 1 or more"),
         ({"checkpoint": "last"}, "is of a run's folder"),
         ({"half": True}, "need images"),
         ({"split": "val"}, "need images"),
-        ({"max_pixels": 20}, "only 1 of 29 files could be compared"),
+        ({"max_pixels": 20}, "only 1 of 37 files could be compared"),
     ],
 )
 def test_wrong_arguments_are_reported_before_anything_is_written(tmp_path, options, message):

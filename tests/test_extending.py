@@ -18,8 +18,8 @@ from transfer_fixtures import build_colours, summary_of
 import tfpipe
 from tfpipe.models import classifiers
 from tfpipe.networks import backbones
+from tfpipe.training.logs.run_log import read_history
 from tfpipe.training.recipes import Recipe
-from tfpipe.training.run_log import read_history
 
 pytestmark = pytest.mark.tf
 

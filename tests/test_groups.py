@@ -10,11 +10,11 @@ from fractions import Fraction
 import pytest
 from conftest import make_image, write
 from inspection_fixtures import copied, forge, replaced
-from test_build import files_of, records
+from test_build import files_of, records, stop_before
 
 import tfpipe
 from tfpipe.building import groups
-from tfpipe.building.items import Source
+from tfpipe.building.inputs.items import Source
 from tfpipe.building.state import State
 from tfpipe.records import catalog, manifest
 from tfpipe.verification.verification import verify
@@ -291,3 +291,38 @@ def test_unlabelled_images_have_no_group(patients, tmp_path):
     assert plain.groups is None
     assert all(record.group is None for record in records(tmp_path / "plain"))
     assert '"groups"' not in (tmp_path / "plain/manifest.json").read_text("utf-8")
+
+
+@pytest.mark.parametrize("step", ["decide", "write", "finish"])
+def test_g2_g9_stopped_anywhere_a_build_by_groups_goes_on_and_refuses_others(patients, grouped, tmp_path, monkeypatch, step):
+    table = table_of(patients, tmp_path / "table.csv")
+    options = {"images": patients, "splits": THIRDS, "num_shards": 2, "seed": 5, "group": "patient"}
+    stop_before(monkeypatch, step)
+    with pytest.raises(KeyboardInterrupt):
+        build(table, tmp_path / "out", **options)
+    monkeypatch.undo()
+    content = table.read_text("utf-8")
+    table.write_text(content.replace(",29\n", ",28\n"), "utf-8")
+    with pytest.raises(ValueError, match=r"have changed:\n  changed: (ill|well)/patient_29/"):
+        build(table, tmp_path / "out", **options)
+    table.write_text(content, "utf-8")
+    build(table, tmp_path / "out", **options)
+    assert (tmp_path / "out/catalog.csv").read_bytes() == (grouped / "catalog.csv").read_bytes()
+
+
+def test_g2_g9_machines_that_build_together_keep_groups(patients, grouped, tmp_path):
+    options = {"layout": "folders", "splits": THIRDS, "group_pattern": r"patient_(\d+)", "num_shards": 2, "seed": 5}
+    build(patients, tmp_path / "out", workers_folder=tmp_path / "tasks", **options)
+    assert files_of(tmp_path / "out") == files_of(grouped)
+
+
+def test_the_command_prints_how_far_splits_are_from_their_fractions(patients, tmp_path, run_tool):
+    done = run_tool(
+        "build_tfrecords",
+        *(f"--input={patients}", "--layout=folders", f"--output={tmp_path / 'out'}", "--splits=train=0.6,test=0.4"),
+        r"--group_pattern=patient_(?P<who>\d+)",
+    )
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["split", "groups", "farthest", "class", "wanted", "records", "difference"] in lines
+    assert ["groups", "30", "(3", "joined", "with", "others", "by", "equal", "bytes)"] in lines
+    assert ["groups", "across", "splits", "0"] in lines

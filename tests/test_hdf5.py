@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import tfpipe
-from tfpipe.building import hdf5
+from tfpipe.building.inputs import hdf5
 from tfpipe.records import catalog, schema, tfrecord
 
 

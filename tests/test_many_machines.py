@@ -23,7 +23,7 @@ from conftest import CHECKOUT, make_image, write
 import tfpipe
 from tfpipe.building.engines.tasks_on_disk import Outcome, Tasks
 from tfpipe.building.engines.workers_folder import Superseded, WorkersFolder
-from tfpipe.building.items import Source
+from tfpipe.building.inputs.items import Source
 from tfpipe.building.state import State
 from tfpipe.building.tasks import Audited, AuditTask
 

@@ -10,6 +10,7 @@ from report_fixtures import jpeg, make_classifier, write_splits
 from tfpipe.common.errors import DataError
 from tfpipe.evaluation import near_duplicates
 from tfpipe.records.catalog import read_catalog
+from tfpipe.verification import alignment
 
 pytestmark = pytest.mark.tf
 
@@ -28,9 +29,9 @@ def textured(seed, side=96):
 
 def similarity(one, other):
     grey = near_duplicates.shrink(np.stack([one, other]))
-    cells = near_duplicates._standardised(near_duplicates._window(grey[:1], 0, 0))
-    _, shifts = near_duplicates._align(cells, near_duplicates._windows(grey[1:]), np.ones((1, 1), bool))
-    return float(near_duplicates._refine(cells, grey[1:], np.zeros(1, np.int64), shifts[0])[0])
+    cells = alignment._standardised(alignment._window(grey[:1], 0, 0))
+    _, shifts = alignment._align(cells, alignment._windows(grey[1:]), np.ones((1, 1), bool))
+    return float(alignment._refine(cells, grey[1:], np.zeros(1, np.int64), shifts[0])[0])
 
 
 def reencoded(image, quality):
@@ -49,7 +50,7 @@ def test_an_image_is_its_own_near_duplicate_reencoded_brighter_or_shifted(seed):
     }
     found = {name: similarity(image, other) for name, other in changed.items()}
     assert found["itself"] == pytest.approx(1, abs=1e-6)
-    assert {name: value for name, value in found.items() if value < near_duplicates.SIMILARITY} == {}
+    assert {name: value for name, value in found.items() if value < alignment.SIMILARITY} == {}
 
 
 def test_different_images_are_not_near_duplicates_and_neither_are_plain_ones():
@@ -65,14 +66,14 @@ def test_pairs_are_refined_together_as_each_alone_by_least_squares():
     ramp = np.tile(np.arange(96, dtype=np.uint8)[:, np.newaxis, np.newaxis], (1, 96, 3))  # one gradient says nothing
     images = [textured(seed) for seed in range(5)] + [np.uint8(textured(0) * 0.05), ramp, ramp * 0 + 7]
     grey = near_duplicates.shrink(np.stack([*images, *(np.roll(image, 1, axis=1) for image in images)])).astype(float)
-    cells = near_duplicates._standardised(near_duplicates._window(grey, 0, 0))
+    cells = alignment._standardised(alignment._window(grey, 0, 0))
     one, other = np.indices((len(grey), len(grey))).reshape(2, -1)
-    _, shifts = near_duplicates._align(cells, near_duplicates._windows(grey), np.ones((len(grey), len(grey)), bool))
-    found = near_duplicates._refine(cells[one], grey, other, shifts[one, other])
+    _, shifts = alignment._align(cells, alignment._windows(grey), np.ones((len(grey), len(grey)), bool))
+    found = alignment._refine(cells[one], grey, other, shifts[one, other])
     for a, b, similarity in zip(one, other, found, strict=True):
-        design = near_duplicates._design(grey[b : b + 1], *near_duplicates._SHIFTS[shifts[a, b]])[0]
+        design = alignment._design(grey[b : b + 1], *alignment._SHIFTS[shifts[a, b]])[0]
         weights = np.linalg.lstsq(design, cells[a], rcond=None)[0]
-        expected = cells[a] @ near_duplicates._standardised(design[:, 0])
+        expected = cells[a] @ alignment._standardised(design[:, 0])
         if np.abs(weights[1:]).max() < weights[0] / 2:
             expected = max(expected, cells[a] @ design @ weights / np.linalg.norm(design @ weights))
         assert similarity == pytest.approx(min(1, expected), abs=1e-9)
@@ -91,36 +92,36 @@ def test_no_shift_correlates_by_more_than_the_screen_allows():
         np.uint8(textured(0) * 0.03),
     ]
     grey = near_duplicates.shrink(np.stack([*images, *(np.roll(image, (2, -3), axis=(0, 1)) for image in images)]))
-    windows = near_duplicates._windows(grey)
+    windows = alignment._windows(grey)
     # Beside images, what makes the bound tight: the way from a group's centre to each of its
     # windows.
     centres = np.zeros_like(windows)
-    for group in near_duplicates._GROUPS:
+    for group in alignment._GROUPS:
         centres[:, group] = windows[:, group].mean(axis=1, keepdims=True)
     ways = (windows - centres)[:8].reshape(-1, windows.shape[-1])
     ways /= np.maximum(np.linalg.norm(ways, axis=1, keepdims=True), 1e-3)
-    cells = np.concatenate([windows[:, near_duplicates._SHIFTS.index((0, 0))], ways])
+    cells = np.concatenate([windows[:, alignment._SHIFTS.index((0, 0))], ways])
     exact = np.einsum("qc,bsc->qsb", cells, windows)
-    most = near_duplicates._project(cells, np.ones((len(cells), 1), np.float32)) @ near_duplicates._bounds(windows)
-    for index, group in enumerate(near_duplicates._GROUPS):
+    most = alignment._project(cells, np.ones((len(cells), 1), np.float32)) @ alignment._bounds(windows)
+    for index, group in enumerate(alignment._GROUPS):
         part = most[:, index * len(grey) : (index + 1) * len(grey)]
-        assert (exact[:, group].max(axis=1) <= part + near_duplicates._ROUNDING).all()
-    plain = near_duplicates._project(cells, np.zeros((len(cells), 1), np.float32))
-    assert (plain @ plain.T >= cells @ cells.T - near_duplicates._ROUNDING).all()
+        assert (exact[:, group].max(axis=1) <= part + alignment._ROUNDING).all()
+    plain = alignment._project(cells, np.zeros((len(cells), 1), np.float32))
+    assert (plain @ plain.T >= cells @ cells.T - alignment._ROUNDING).all()
     np.testing.assert_allclose((plain * plain).sum(axis=1), (cells * cells).sum(axis=1), atol=1e-5)
-    assert sorted(place for group in near_duplicates._GROUPS for place in group) == list(range(len(near_duplicates._SHIFTS)))
+    assert sorted(place for group in alignment._GROUPS for place in group) == list(range(len(alignment._SHIFTS)))
 
 
 def test_nearly_all_pairs_of_different_images_are_settled_by_the_screen(tmp_path, monkeypatch):
     images = {"train": [jpeg(textured(seed, 48)) for seed in range(40)], "test": [jpeg(textured(39, 48))]}
     images["test"] += [jpeg(textured(seed, 48)) for seed in range(100, 139)]
-    data, compared, align = write_splits(tmp_path, images), [], near_duplicates._align
+    data, compared, align = write_splits(tmp_path, images), [], alignment._align
 
     def counted(cells, windows, near):
         compared.append(int(near.sum()))
         return align(cells, windows, near)
 
-    monkeypatch.setattr(near_duplicates, "_align", counted)
+    monkeypatch.setattr(alignment, "_align", counted)
     pairs = near_duplicates.find_near_duplicates(make_classifier(["cat", "dog"], side=48), data, "test", progress=False)
     assert [(pair.key, pair.other) for pair in pairs] == [("test/0.jpg", "train/39.jpg")]
     assert 1 <= sum(compared) <= 40 * 40 / 20
@@ -133,10 +134,10 @@ def test_progress_reports_what_is_looked_for_and_where(splits, caplog):
 
 
 def test_similar_frames_need_bounded_memory(splits, monkeypatch):
-    monkeypatch.setattr(near_duplicates, "_MAX_PAIRS", 3)
-    monkeypatch.setattr(near_duplicates, "COARSE", -2.0)
-    sizes, refine = [], near_duplicates._refine
-    monkeypatch.setattr(near_duplicates, "_refine", lambda cells, *rest: sizes.append(len(cells)) or refine(cells, *rest))
+    monkeypatch.setattr(alignment, "_MAX_PAIRS", 3)
+    monkeypatch.setattr(alignment, "COARSE", -2.0)
+    sizes, refine = [], alignment._refine
+    monkeypatch.setattr(alignment, "_refine", lambda cells, *rest: sizes.append(len(cells)) or refine(cells, *rest))
     pairs = near_duplicates.find_near_duplicates(make_classifier(["cat", "dog"], side=48), splits, "test", progress=False)
     assert sorted(pair.key for pair in pairs) == ["test/0.jpg", "test/1.jpg", "test/2.jpg"]
     assert max(sizes) == 3
@@ -147,7 +148,7 @@ def similar(image):
 
 
 def test_similar_images_are_not_near_duplicates():
-    assert near_duplicates.COARSE < similarity(textured(3, 48), similar(textured(3, 48))) < near_duplicates.SIMILARITY
+    assert alignment.COARSE < similarity(textured(3, 48), similar(textured(3, 48))) < alignment.SIMILARITY
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +179,7 @@ def test_find_near_duplicates(splits):
         ("test/2.jpg", "train/3.jpg", "train", False),
     ]
     assert found["test/0.jpg"].similarity == 1
-    assert near_duplicates.SIMILARITY <= found["test/1.jpg"].similarity <= 1
+    assert alignment.SIMILARITY <= found["test/1.jpg"].similarity <= 1
     again = near_duplicates.find_near_duplicates(classifier, splits, "test", batch_size=64, progress=False)
     assert [(pair.key, pair.other) for pair in again] == [(pair.key, pair.other) for pair in pairs]
 

@@ -24,6 +24,7 @@ from tfpipe.records import catalog
 from tfpipe.records.catalog import read_catalog
 from tfpipe.records.samples import Samples
 from tfpipe.records.summary import describe_manifest
+from tfpipe.report import contact_sheet
 from tfpipe.verification.extraction import extract
 
 ALPHA = bytes.fromhex("000000ff")
@@ -285,6 +286,17 @@ def test_a_build_counts_and_verifies_each_format(mixed, tmp_path):
     extract(mixed, tmp_path / "out", progress=False)
     for path in (mixed.parent / "photos").rglob("*.jpg"):
         assert (tmp_path / "out" / path.relative_to(mixed.parent / "photos")).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.tf
+@pytest.mark.parametrize("background", ["keep", "white"])
+def test_contact_sheets_show_what_readers_see(mixed, tmp_path, background):
+    for name, (data, *_) in GOOD.items():
+        seen = contact_sheet.as_read(data, Samples(background=background), 8)
+        seen.getexif()[0x0112] = read_header(data).orientation
+        assert np.array_equal(np.asarray(ImageOps.exif_transpose(seen)), pillow(data, background)), name
+    contact_sheet.show(mixed, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
 def test_a_data_set_of_jpeg_and_png_alone_does_not_change(tmp_path):

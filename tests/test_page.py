@@ -371,7 +371,7 @@ def test_no_image_is_refused_in_words(page, name):
     text = upload(page, [(name, data)])
     assert name in text
     assert word in text
-    assert "JPEG and PNG files are accepted" in text
+    assert "JPEG, PNG, WebP and BMP files are accepted" in text
 
 
 def test_several_files_are_a_table(page, classifier, tmp_path):

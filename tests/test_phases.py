@@ -16,8 +16,8 @@ from tfpipe import Recipe
 from tfpipe.models import classifiers
 from tfpipe.pipeline import reading
 from tfpipe.training import phases, regression
+from tfpipe.training.logs.run_log import read_history
 from tfpipe.training.loop import BEFORE
-from tfpipe.training.run_log import read_history
 from tfpipe.training.schedules import EarlyStopping
 
 pytestmark = pytest.mark.tf

@@ -9,8 +9,8 @@ import pytest
 from conftest import make_image
 
 import tfpipe
-from tfpipe.building import prepared as prepared_sets
-from tfpipe.building.items import SPLIT_NAMES, Notes
+from tfpipe.building.inputs import prepared as prepared_sets
+from tfpipe.building.inputs.items import SPLIT_NAMES, Notes
 from tfpipe.records import schema, tfrecord
 
 pytestmark = pytest.mark.tf

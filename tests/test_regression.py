@@ -9,7 +9,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from tfpipe.common.errors import DataError
 from tfpipe.networks import arithmetic
 from tfpipe.networks.heads import Head
-from tfpipe.training import curves, regression
+from tfpipe.training import regression
+from tfpipe.training.logs import curves
 
 pytestmark = pytest.mark.tf
 

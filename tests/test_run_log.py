@@ -12,8 +12,8 @@ import pytest
 from conftest import CHECKOUT
 
 from tfpipe.common.errors import DataError
-from tfpipe.training.profiling import Watch
-from tfpipe.training.run_log import COLUMNS, RunLog, read_history
+from tfpipe.training.logs.profiling import Watch
+from tfpipe.training.logs.run_log import COLUMNS, RunLog, read_history
 
 NAN = math.nan
 
@@ -169,7 +169,7 @@ def test_closing_twice_is_closing_once(tmp_path):
 
 def test_kill_9_leaves_whole_lines(tmp_path):
     code = (
-        "import pathlib, sys\nfrom tfpipe.training.run_log import RunLog\n"
+        "import pathlib, sys\nfrom tfpipe.training.logs.run_log import RunLog\n"
         "run_log = RunLog(pathlib.Path(sys.argv[1]), tensorboard=False)\n"
         "for step in range(10**9):\n    run_log.scalars(step, 1, 'head', loss=1 / (step + 1))\n"
     )
@@ -301,7 +301,7 @@ def test_without_profile_steps_nothing_is_measured(tmp_path):
 
 def test_peak_memory_is_this_process_alone_in_bytes():
     code = (
-        "from tfpipe.training.profiling import peak_memory_bytes as peak\n"
+        "from tfpipe.training.logs.profiling import peak_memory_bytes as peak\n"
         "before = peak()\nblock = bytearray(b'x') * 80_000_000\ndel block\nprint(before, peak())"
     )
     block = bytearray(b"x") * 200_000_000  # the parent's, whom a new process shares its memory with for a moment

@@ -25,7 +25,7 @@ from tfpipe.common.errors import DataError
 from tfpipe.models import classifiers
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.training import checkpoints, loop, runs
-from tfpipe.training.run_log import read_history
+from tfpipe.training.logs.run_log import read_history
 from tfpipe.training.steps import RateGroup, Steps
 
 pytestmark = pytest.mark.tf

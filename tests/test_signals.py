@@ -15,7 +15,7 @@ from transfer_fixtures import colours
 
 from tfpipe.models import classifiers
 from tfpipe.training import checkpoints
-from tfpipe.training.run_log import read_history
+from tfpipe.training.logs.run_log import read_history
 
 pytestmark = [
     pytest.mark.tf,
@@ -168,7 +168,7 @@ def test_an_evaluation_that_is_stopped_in_its_report_is_complete_but_for_that(sh
     status, said = signalled(words, "tfpipe.evaluation.html_report", "write_report", 1, signal.SIGTERM)
     assert status == 143
     assert said.rstrip().endswith("stopped. There is no report; table, metrics and receipt are complete.")
-    assert {path.name for path in out.iterdir()} == {"predictions.csv", "metrics.json", "receipt.json"}
+    assert {path.name for path in out.iterdir()} == {"predictions.csv", "metrics.json", "receipt.json", "suspects.csv"}
 
 
 def test_prediction_goes_on_to_the_same_bytes(shards, model, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import make_image, write
 
-from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, guess_layout, list_sources
+from tfpipe.building.inputs.sources import DEFAULT_LABEL_PATTERN, guess_layout, list_sources
 from tfpipe.common.errors import DataError
 
 DATA = make_image(1)

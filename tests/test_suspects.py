@@ -111,7 +111,7 @@ def test_an_evaluation_lists_duplicates_with_other_labels_first(tmp_path):
         ("train/1.jpg", "train", "dog", "cat", "near_duplicate", "test/20.jpg"),
     ]
     assert 0.99 < found[2].score <= 1
-    assert {one.reason for one in found[4:]} <= {"label_error", "odd"}
+    assert {one.reason for one in found[4:]} <= {"label_error", "mistake", "odd"}
     assert len({one.key for one in found}) == len(found)
     page = (tmp_path / "eval" / "report.html").read_text("utf-8")
     assert f"{len(found)} images" in page
@@ -168,7 +168,8 @@ def test_odd_images_are_those_of_the_evaluated_split_not_of_the_one_for_calibrat
 
 
 def test_suspects_of_a_table_are_in_the_order_of_their_margins(tmp_path):
-    data = build_images(tmp_path, {"test": {"cat": 3}}) and tmp_path / "shards"
+    build_images(tmp_path, {"test": {"cat": 3}})
+    data = tmp_path / "shards"
     table = random_table(3, 200, 4)
     found = suspects.find(table, data, "test", odd=(np.array([5, 7]), np.array([0.9, 0.8])))
     rows, claimed, margins = suspects.label_errors(table)
@@ -176,5 +177,9 @@ def test_suspects_of_a_table_are_in_the_order_of_their_margins(tmp_path):
     assert [one.key for one in errors] == [table.keys[row] for row in rows]
     assert [one.suggested for one in errors] == [table.class_names[index] for index in claimed]
     assert [one.score for one in errors] == margins.tolist()
+    mistakes = [one for one in found if one.reason == "mistake"]
+    wrong = {table.keys[row] for row in np.flatnonzero(table.predicted != table.labels)}
+    assert {one.key for one in mistakes} == wrong - {one.key for one in errors}
+    assert [one.score for one in mistakes] == sorted((one.score for one in mistakes), reverse=True)
     others = [one.key for one in found if one.reason == "odd"]
-    assert others == [key for key in ("5", "7") if key not in {one.key for one in errors}]
+    assert others == [key for key in ("5", "7") if key not in {one.key for one in (*errors, *mistakes)}]

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from evaluation_fixtures import build_images, make_classifier
+from export_fixtures import HAS_ONNX, HAS_OPENVINO
 from PIL import Image
 
 import tfpipe
 from tfpipe.common.errors import DataError
+from tfpipe.exporting import parity, parity_process
 from tfpipe.images import resizing
 from tfpipe.models import tta
 from tfpipe.models.tta import Tta
@@ -116,7 +118,7 @@ def test_another_word_is_refused(word):
 
 
 def test_a_number_needs_an_augmentation_to_draw_from(tmp_path):
-    with pytest.raises(ValueError, match=r"tta=8 draws views from the augmentation of a run, .*run's folder"):
+    with pytest.raises(ValueError, match=r"tta=8: a number of views is drawn from the augmentation of a run, .*run's folder"):
         tta.find(8, tmp_path, make_classifier())
     (tmp_path / "run.json").write_text(json.dumps({"recipe": {"augment": "none"}, "chosen": {}}))
     with pytest.raises(ValueError, match=r"tta=8: the run's augmentation \(none\) has no crop, flip or colour"):
@@ -154,3 +156,32 @@ def test_evaluation_and_prediction_record_it_and_compare_notes_it(tmp_path, capl
     row = json.loads((tmp_path / "one.jsonl").read_text("utf-8"))
     wanted = (classifier.predict(image[np.newaxis]) + classifier.predict(image[np.newaxis, :, ::-1]))[0] / 2
     assert np.abs(np.array([*row["probabilities"].values()]) - wanted).max() < 1e-6
+
+
+def test_an_export_has_the_means_and_its_other_files_are_as_without(tmp_path, monkeypatch):
+    monkeypatch.setattr(parity, "_run_process", parity_process.run_all)  # here, which is faster
+    classifier, way = make_classifier(), dataclasses.replace(DRAWN, name="3")
+    formats = ["saved_model", "pb", "tflite", *(["onnx"] if HAS_ONNX else []), *(["openvino"] if HAS_OPENVINO else [])]
+    done = tfpipe.export(classifier, tmp_path / "tta", formats=formats, tta=way)
+    rows = {(row.artefact, row.output): row for row in done.parity}
+    assert rows["saved_model", "tta.probabilities"].difference == rows["saved_model", "image_tta.probabilities"].difference == 0
+    assert rows["frozen_image_tta.pb", "image.probabilities"].difference == 0
+    images = draw(3, (8, 8))
+    wanted = tta.averaged(classifier, way).predict(images)
+    names = ["frozen_image_tta.pb", "model_tta.tflite", *["model_tta.onnx"] * HAS_ONNX, *["model_tta.xml"] * HAS_OPENVINO]
+    for name in names:
+        assert rows[name, "image.probabilities"].difference <= 1e-5
+        model = tfpipe.load(tmp_path / "tta" / name)
+        assert model.predictor.tta == way
+        assert np.abs(model.predictor.predict(images) - wanted).max() < 1e-5
+    saved = tfpipe.load(tmp_path / "tta")
+    assert saved.predictor.tta is None
+    found = saved.predict(images, tta=3)  # a number, too: the export knows what it was drawn from
+    assert np.abs(np.stack([one.probabilities for one in found]) - wanted).max() < 1e-5
+    with pytest.raises(ValueError, match="averages views already"):
+        model.predict(images, tta="flip")
+    assert f"tta: {way}" in (tmp_path / "tta" / "model_card.md").read_text("utf-8")
+
+    tfpipe.export(classifier, tmp_path / "plain", formats=["pb", "tflite"])
+    for name in ("frozen_image.pb", "frozen_bytes.pb", "model.tflite", "model_dynamic_range.tflite"):
+        assert (tmp_path / "tta" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes(), name

@@ -47,7 +47,9 @@ COMMANDS = {
     "train": Command("Train a classifier.", "train", ("tfpipe train",)),
     "evaluate": Command("Measure a classifier on a labelled split.", "evaluate", ("tfpipe evaluate",)),
     "compare": Command("Test whether two evaluations differ.", "evaluate", ("tfpipe", "compare"), has_flags=False),
-    "export": Command("Write a model as SavedModel, .pb, TFLite, ONNX or Keras file.", "export_model", ("tfpipe export",)),
+    "export": Command(
+        "Write a model as SavedModel, .pb, TFLite, ONNX, OpenVINO or Keras file.", "export_model", ("tfpipe export",)
+    ),
     "predict": Command("Write a model's predictions for images to a table.", "predict", ("tfpipe predict",)),
     "page": Command("Serve a page on this machine to try a model on.", "demo_page", ("tfpipe page",)),
     "benchmark": Command("Measure speed against a named reference.", "benchmark", ("tfpipe benchmark",)),

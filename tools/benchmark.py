@@ -16,6 +16,7 @@
   benchmark overhead --data=shards/ --weights=vgg16.h5 --image_size=96      where the time of train and evaluate goes
   benchmark opening --num_images=1000000      a split of so many records: seconds and memory until the first can be read
   benchmark remote --input=photos/ --num_images=10048 --delay_ms=100 --repetitions=3      a data set behind a slow server
+  benchmark flipped --input=photos/ --weights=vgg16.h5 --share=0.05      flipped labels among the first suspects
 
 build: tfpipe's own command against `cp -r` followed by sha256sum of source and copy (--workers
 processes), and against a plain loop with tf.io.TFRecordWriter and tf.train.Example, each as a whole
@@ -48,6 +49,9 @@ cache of its own.
 
 remote: training input of a data set behind a web server of this machine, in a process of its own, that
 waits before each answer, and of the same one on the disk, in turn in one process.
+
+flipped: a share of the labels is flipped on purpose, once for each of --repetitions seeds; how many of
+them are among the first suspects of predictions out of fold (5 folds, a head on frozen features).
 
 overhead: train and evaluate, part by part, in seconds of the processor; data with splits train, val
 and test.
@@ -99,6 +103,7 @@ _PEER_PYTHON = flags.DEFINE_string(
     "Interpreters of contenders, by the first word of their names: dali=ENV/bin/python,ffcv=... Default: this one.",
 )
 _DELAY_MS = flags.DEFINE_integer("delay_ms", 100, "Of remote: what the server waits before each answer.", 0)
+_SHARE = flags.DEFINE_float("share", 0.05, "Of flipped: of the labels.", 0.0, 1.0)
 _SCRATCH = flags.DEFINE_string("scratch", None, "Folder to work in. Default: the system's folder for temporary files.")
 
 _ROOT = Path(tfpipe.__file__).parents[1]
@@ -156,6 +161,7 @@ def main(arguments: list[str]) -> None:
         "overhead": measure_overhead,
         "opening": measure_opening,
         "remote": measure_remote,
+        "flipped": measure_flipped,
     }
     if len(arguments) != 1 or arguments[0] not in benchmarks:
         raise commands.UsageError(f"name one benchmark of: {', '.join(benchmarks)}")
@@ -388,6 +394,18 @@ def measure_remote(folder: Path) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
     if status := subprocess.run(command, check=False, cwd=_ROOT, env=environment).returncode:
         sys.exit(status)  # the reason has been printed
+
+
+def measure_flipped(folder: Path) -> None:
+    """Counts labels flipped on purpose among the first suspects."""
+    if not _INPUT.value:
+        raise commands.UsageError("--input is needed")
+    from tfpipe.tools.benchmarks import flipped_labels
+
+    size = _IMAGE_SIZE.value
+    training = {"backbone": _BACKBONE.value, "weights": _WEIGHTS.value, "mode": "bottleneck", "image_size": (size, size)}
+    seeds = range(_REPETITIONS.value)
+    flipped_labels.report(folder, Path(_INPUT.value).resolve(), _SHARE.value, seeds, training)
 
 
 def make_images(folder: Path, count: int, size: int) -> Path:

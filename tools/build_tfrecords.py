@@ -6,7 +6,7 @@
   build_tfrecords --input=cats_dogs/train --unlabelled=test1=cats_dogs/test1 --splits=train=0.9,val=0.1 --output=shards/
   build_tfrecords --input=/data/photos --output=/data/shards --workers_folder=/data/tasks        started on many machines
 
-JPEG and PNG files are stored unchanged. A check of their headers names every file that TensorFlow
+JPEG, PNG, WebP and BMP files are stored unchanged. A check of their headers names every file that TensorFlow
 could not read; --check=decode also checks their compressed data, and names those that it would read
 with a warning, such as a photo that is half grey. A stopped run continues when it is started again
 with the same flags; a complete data set is left alone.
@@ -27,9 +27,10 @@ from tfpipe import commands
 from tfpipe.building.build import build_tfrecords
 from tfpipe.building.engines.choice import ENGINES
 from tfpipe.building.engines.shared_folder import DEFAULT_LEASE_SECONDS
+from tfpipe.building.inputs.sources import DEFAULT_LABEL_PATTERN, LAYOUTS
 from tfpipe.building.options import CHECKS, DEFAULT_SHARD_BYTES, NORMALIZATIONS
-from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, LAYOUTS
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
+from tfpipe.listing.conversion import CONVERSIONS
 from tfpipe.records.combinations import SEPARATOR
 from tfpipe.records.manifest import SINGLE, TASKS
 from tfpipe.records.samples import BACKGROUNDS, PNG16, USUAL
@@ -99,6 +100,13 @@ flags.DEFINE_enum(
     " them do not exceed. The files are stored unchanged.",
 )
 flags.DEFINE_enum(
+    "convert",
+    None,
+    CONVERSIONS,
+    "png: makes PNG of images that TensorFlow cannot decode, without loss: HEIC (needs tfpipe[heif]), AVIF, TIFF, GIF, other"
+    " BMP, the first image of an animation. Default: such files are refused, each with its format.",
+)
+flags.DEFINE_enum(
     "background", USUAL.background, BACKGROUNDS, "Colour behind transparent images when they are read; keep: drops alpha."
 )
 flags.DEFINE_list(
@@ -127,7 +135,7 @@ flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above whi
 _PASSED_ON = (  # unchanged
     *("name", "layout", "label_pattern", "class_names", "seed", "workers", "on_error", "on_conflict", "allow_leaks"),
     *("max_pixels", "check", "images", "path_column", "label_column", "group", "group_pattern", "normalize"),
-    *("png16", "background", "task", "label_separator", "label_columns", "decisions"),
+    *("png16", "background", "convert", "task", "label_separator", "label_columns", "decisions"),
     *("workers_folder", "lease_seconds", "engine", "engine_address"),
 )
 

@@ -94,8 +94,7 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
     from tfpipe.models import tta
     from tfpipe.records import folds
 
-    if _TTA.value is not None:
-        tta.Tta(_TTA.value)  # a wrong word costs no time
+    tta.check(_TTA.value)
     if shard is not None and _NUM_READERS.value != 1:
         raise commands.UsageError("--shard and --num_readers exclude each other")
     of_folds = _SPLIT.value is None and folds.is_folder(_MODEL.value)
@@ -235,13 +234,14 @@ def _calibration_lines(calibration: Mapping[str, Any] | None, found: Mapping[str
 def _fold_lines(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return []
-    count = len(found["names"])
-    lines = [f"of {count} folds, each by the model that has not seen it: mean, standard deviation, each fold"]
-    for metric in ("accuracy", "auc", "log_loss"):
-        row = found[metric]
+    count, width = len(found["names"]), max(map(len, found))
+    lines = [f"of {plural(count, 'fold')}, each by the model that has not seen it: mean, standard deviation, each fold"]
+    for metric, row in found.items():
+        if metric == "names":
+            continue
         between = f" (95 %: {row['interval'][0]:.4f} to {row['interval'][1]:.4f})" if row["interval"] else ""
         values = ", ".join(map(number, row["values"]))
-        lines.append(f"  {metric:9} {number(row['mean'])}{between} +- {number(row['deviation'])}: {values}")
+        lines.append(f"  {metric:{width}} {number(row['mean'])}{between} +- {number(row['deviation'])}: {values}")
     return lines
 
 

@@ -3,10 +3,11 @@
 
   export_model --model=runs/a --output=export/                                         SavedModel and frozen .pb
   export_model --model=runs/a --output=export/ --formats=saved_model,pb,tflite,onnx,keras --evaluation=eval/
+  export_model --model=runs/a --output=export/ --formats=tflite_int8,openvino --calibration_data=shards/ --tta=flip
   export_model --model=mine.keras --class_names='cat,dog' --preprocessing=tf --output=export/
 
-EXPORT holds saved_model/ (takes the bytes of JPEG and PNG files, also for TensorFlow Serving),
-frozen_image.pb and frozen_bytes.pb, model.tflite, model.onnx, and for people labels.txt,
+EXPORT holds saved_model/ (takes the bytes of image files, also for TensorFlow Serving),
+frozen_image.pb and frozen_bytes.pb, model.tflite, model.onnx, model.xml, and for people labels.txt,
 preprocessing.json, model_card.md, parity.json and SHA256SUMS. Before the folder appears, every file
 runs on the same images, large and small, grey and CMYK, turned and damaged, in a process without
 tfpipe; if the outputs of one differ from the model's, nothing is kept.
@@ -31,7 +32,11 @@ _MODEL = flags.DEFINE_string("model", None, "Needed. A run's folder, or a .keras
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Needed. The folder to write: new or empty; or, with --overwrite, an unchanged export."
 )
-_FORMATS = flags.DEFINE_list("formats", ["saved_model", "pb"], "Some of saved_model, pb, tflite, onnx (an extra), keras.")
+_FORMATS = flags.DEFINE_list(
+    "formats",
+    ["saved_model", "pb"],
+    "Some of saved_model, pb, tflite, tflite_int8, onnx, openvino (these two: extras), keras.",
+)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Of a run: best, last, or the path of a .keras file.")
 _CLASS_NAMES = flags.DEFINE_list(
     "class_names",
@@ -75,10 +80,18 @@ _MAX_PIXELS = flags.DEFINE_integer(
 _HALF = flags.DEFINE_bool(
     "half", False, "Store weights in float16, half the bytes (.keras: all); the cost is measured on --data."
 )
+_TTA = flags.DEFINE_string(
+    "tta", None, "Add means over views, as signatures and files of their own: flip, five, or a number, see evaluate."
+)
 _DATA = flags.DEFINE_string("data", None, "Data set for --half, and for more images to compare on. Default: the run's.")
+_CALIBRATION_DATA = flags.DEFINE_string(
+    "calibration_data",
+    None,
+    "For tflite_int8: data set; 128 images of train give the ranges, the loss is measured on val. Default: --data, the run's.",
+)
 _SPLIT = flags.DEFINE_string("split", None, "Of --data. Default: val.")
 _EVALUATION = flags.DEFINE_multi_string("evaluation", [], "Folder of evaluate, for the model card; may be given several times.")
-_TOLERANCE = flags.DEFINE_float("tolerance", 1e-5, "Largest difference allowed in probabilities of TFLite and ONNX.", 0.0)
+_TOLERANCE = flags.DEFINE_float("tolerance", 1e-5, "Largest difference allowed in probabilities: TFLite, ONNX, OpenVINO.", 0.0)
 _ENSEMBLE = flags.DEFINE_bool("ensemble", False, "Of a folder of train --folds: export the mean of its models, as one graph.")
 _TRUST = flags.DEFINE_bool("trust", False, "Trust the model's author: open it even if it holds code, or uses files.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an export in --output when the new one is complete.")
@@ -92,13 +105,16 @@ def main(arguments: list[str]) -> None:
         raise commands.UsageError("--model and --output are needed")
     size = None if _IMAGE_SIZE.value is None else commands.parse_size("image_size", _IMAGE_SIZE.value)
     from tfpipe.formats import preflight
+    from tfpipe.models import tta
 
+    tta.find(_TTA.value, _MODEL.value)
     preflight.check_export(
         _MODEL.value,
         _OUTPUT.value,
         formats=_FORMATS.value,
         checkpoint=_CHECKPOINT.value,
         data=_DATA.value,
+        calibration_data=_CALIBRATION_DATA.value,
         split=_SPLIT.value,
         half=_HALF.value,
         evaluations=_EVALUATION.value,
@@ -108,17 +124,19 @@ def main(arguments: list[str]) -> None:
     from tfpipe.exporting.exporter import export  # takes seconds
 
     of_model = (_CHECKPOINT, _CLASS_NAMES, _PREPROCESSING, _RESIZE, _OUTPUTS, _PNG16, _BACKGROUND, _TRUST)
-    of_export = (_FORMATS, _TOP_K, _MAX_PIXELS, _HALF, _DATA, _SPLIT, _EVALUATION, _TOLERANCE, _ENSEMBLE, _OVERWRITE)
-    options = {flag.name: flag.value for flag in (*of_model, *of_export)}
+    of_export = (_FORMATS, _TOP_K, _MAX_PIXELS, _HALF, _TTA, _EVALUATION, _TOLERANCE, _ENSEMBLE, _OVERWRITE)
+    of_data = (_DATA, _CALIBRATION_DATA, _SPLIT)
+    options = {flag.name: flag.value for flag in (*of_model, *of_export, *of_data)}
     done = export(_MODEL.value, _OUTPUT.value, image_size=size, **options)
     print(f"\n{'file':28} {'output':30} {'largest difference':>18} {'allowed':>8}")
     for row in done.parity:
         allowed = "any" if row.allowed is None else f"{row.allowed:g}"
         print(f"{row.artefact:28} {row.output:30} {row.difference:18.3g} {allowed:>8}")
-    if cost := done.half:
-        changed = plural(cost["num_changed"], "image gets", "images get")
-        print(f"\nfloat16 weights: accuracy {cost['accuracy_before']:.4f} before, {cost['accuracy']:.4f} after,", end=" ")
-        print(f"of {cost['num_pictures']:,}, {changed} another class")
+    for what, cost in (("float16 weights", done.half), ("8 bits, on val", done.int8)):
+        if cost:
+            changed = plural(cost["num_changed"], "image gets", "images get")
+            print(f"\n{what}: accuracy {cost['accuracy_before']:.4f} before, {cost['accuracy']:.4f} after,", end=" ")
+            print(f"of {cost['num_pictures']:,}, {changed} another class")
     print()
     for name, num_bytes, _ in done.files:
         print(f"{format_bytes(num_bytes):>10}  {done.folder / name}")

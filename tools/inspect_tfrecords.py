@@ -3,7 +3,8 @@
 
   inspect_tfrecords info DIR                  the data set at a glance
   inspect_tfrecords verify DIR [--decode]     every byte against what was written; exit code 1 if anything is wrong.
-                                              --decode: also each image's compressed data, for older damage
+                                              --decode: also each image's compressed data, for older damage;
+                                              --near_duplicates: images of different splits that look the same
   inspect_tfrecords extract DIR OUTPUT        the original files back, bit for bit
   inspect_tfrecords show DIR [OUTPUT]         a contact sheet: some images of each class, turned upright; a PNG file,
                                               default contact_sheet.png in the current folder
@@ -42,10 +43,11 @@ from absl import flags
 
 from tfpipe import commands
 from tfpipe.common.text import format_bytes, plural
+from tfpipe.common.workers import count_cores
 from tfpipe.records import manifest as manifests
 from tfpipe.records.summary import describe_manifest
 from tfpipe.report import contact_sheet
-from tfpipe.verification import comparison, extraction, salvage, verification
+from tfpipe.verification import comparison, extraction, near_duplicates, salvage, verification
 
 _SPLIT = flags.DEFINE_string("split", None, "extract, show: this split only. Default: all; with --augment, the first.")
 _PER_CLASS = flags.DEFINE_integer("per_class", 8, "show: images of each class.", 1)
@@ -58,6 +60,9 @@ flags.DEFINE_integer("seed", 0, "show: draws the images, and their augmentation 
 flags.DEFINE_integer("tile", 160, "show: side of an image's tile, in pixels.", 32)
 flags.DEFINE_string("font", None, "show: font file, for class names. Default: the first font found that can write them.")
 _DECODE = flags.DEFINE_bool("decode", False, "verify: also check each image's compressed data; some 5 to 20 ms for a photo.")
+_NEAR_DUPLICATES = flags.DEFINE_bool(
+    "near_duplicates", False, "verify: also report images of different splits that look the same; decodes every image."
+)
 _WORKERS = flags.DEFINE_integer("workers", None, "verify, diff: threads, and processes that decode. Default: one per core.", 1)
 _LIMIT = flags.DEFINE_integer("limit", 50, "verify, diff, salvage: lines of findings to print.", 0)
 
@@ -81,7 +86,25 @@ def _verify(directory: str) -> int:
         speed = report.num_decoded / max(report.decode_seconds, 1e-9)
         damaged = "none" if not report.num_damaged else f"{report.num_damaged:,}"
         print(f"{directory}: {plural(report.num_decoded, 'image')} decoded, {damaged} damaged, {speed:,.0f} images/s")
+    if _NEAR_DUPLICATES.value:
+        _report_near_duplicates(directory, is_damaged=bool(report.num_findings - report.num_damaged))
     return 1 if report.num_findings else 0
+
+
+def _report_near_duplicates(directory: str, *, is_damaged: bool) -> None:
+    if is_damaged:
+        print(f"{directory}: near-duplicates were not looked for: the data set is damaged")
+        return
+    pairs = near_duplicates.find_near_duplicates(directory, workers=_WORKERS.value or count_cores())
+    lines = [
+        f"{'identical' if pair.identical else f'{pair.similarity:.4f}'}"
+        f" {_quoted(pair.key)} ({pair.split}) {_quoted(pair.other)} ({pair.other_split})"
+        for pair in sorted(pairs, key=lambda pair: -pair.similarity)
+    ]
+    _print_some(lines, len(lines))
+    has = "has a near-duplicate" if len(pairs) == 1 else "have a near-duplicate"
+    identical = sum(pair.identical for pair in pairs)
+    print(f"{directory}: {plural(len(pairs), 'image')} {has} in another split, {identical:,} of them byte-identical")
 
 
 def _extract(directory: str, output: str) -> None:
@@ -174,7 +197,7 @@ class _Command(NamedTuple):
 
 SUBCOMMANDS = {
     "info": _Command(_info, "DIR"),
-    "verify": _Command(_verify, "DIR", ("decode", "workers", "limit")),
+    "verify": _Command(_verify, "DIR", ("decode", "near_duplicates", "workers", "limit")),
     "extract": _Command(_extract, "DIR OUTPUT", ("split",)),
     "show": _Command(_show, "DIR [OUTPUT]", ("split", "per_class", "max_classes", "augment", "images", "seed", "tile", "font")),
     "diff": _Command(_diff, "A B", ("workers", "limit")),

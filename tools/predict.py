@@ -115,8 +115,7 @@ def _predict(inputs: list[str], output: str, file_format: str | None) -> Summary
     from tfpipe.models import tta
     from tfpipe.prediction import tables
 
-    if _TTA.value is not None:
-        tta.Tta(_TTA.value)  # a wrong word costs no time
+    tta.check(_TTA.value)
     checked: dict[str, Any] = {"split": _SPLIT.value, "columns": _COLUMNS.value, "format": file_format}
     tables.check_prediction(_MODEL.value, inputs, output, **checked)
     from tfpipe.prediction.prediction import predict  # takes seconds

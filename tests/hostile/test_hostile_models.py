@@ -24,7 +24,8 @@ from tfpipe.exporting import model_card, model_source
 from tfpipe.formats import frozen_graph, onnx_files, opening, operations, specifications, tflite_metadata
 from tfpipe.models import features, predictions
 from tfpipe.records import checksums, run_folders
-from tfpipe.training import checkpoints, run_log
+from tfpipe.training import checkpoints
+from tfpipe.training.logs import run_log
 
 pytestmark = pytest.mark.tf
 

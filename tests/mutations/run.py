@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Breaks each guarantee on purpose, five ways each, and shows whether its tests notice.
+"""Breaks each guarantee on purpose, five ways each or more, and shows whether its tests notice.
 
-python tests/mutations/run.py                     # all sixty, in a temporary copy of the checkout: an hour or so
+python tests/mutations/run.py                     # all 64, in a temporary copy of the checkout: an hour or so
 python tests/mutations/run.py --only=G1,G9        # those of two guarantees
 python tests/mutations/run.py --check             # only whether each replacement still applies: a second
 """
@@ -49,7 +49,7 @@ def check(checkout: Path = CHECKOUT) -> list[str]:
         except (ValueError, SyntaxError) as error:
             problems.append(str(error))
     counts = {name: sum(mutation.guarantee == name for mutation in MUTATIONS) for name in TESTS}
-    return problems + [f"{name}: {count} mutations, expected 5" for name, count in counts.items() if count != 5]
+    return problems + [f"{name}: {count} mutations, expected 5 or more" for name, count in counts.items() if count < 5]
 
 
 def copy(to: Path) -> Path:

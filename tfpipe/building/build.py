@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import tfpipe
-from tfpipe.building.csv_rows import Choice
 from tfpipe.building.engines.choice import check_engine, start_engine
 from tfpipe.building.engines.shared_folder import DEFAULT_LEASE_SECONDS, build_together
-from tfpipe.building.items import SPLIT_NAMES, SourceList, one_split
-from tfpipe.building.label_lists import LabelLists
+from tfpipe.building.inputs.csv_rows import Choice
+from tfpipe.building.inputs.items import SPLIT_NAMES, SourceList, one_split
+from tfpipe.building.inputs.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
 from tfpipe.building.options import DEFAULT_SHARD_BYTES, Options
-from tfpipe.building.sources import DEFAULT_LABEL_PATTERN, Inputs, guess_layout, list_sources
 from tfpipe.building.steps import TASKS, Build, Engine
 from tfpipe.common import arguments
 from tfpipe.common.files import sha256_of
@@ -28,8 +27,9 @@ from tfpipe.common.locking import locked
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.workers import Workers, count_cores
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
+from tfpipe.listing import conversion
 from tfpipe.records import folds
-from tfpipe.records.combinations import SEPARATOR
+from tfpipe.records.combinations import SEPARATOR, LabelLists
 from tfpipe.records.decisions import read as read_decisions
 from tfpipe.records.manifest import BUILD_FOLDER, FILE_NAME, MULTILABEL, SINGLE, Manifest, load, split_order
 from tfpipe.records.samples import USUAL
@@ -66,6 +66,7 @@ def build_tfrecords(
     normalize: str = "none",
     png16: str = USUAL.png16,
     background: str = USUAL.background,
+    convert: str | None = None,
     task: str = SINGLE,
     label_separator: str = SEPARATOR,
     label_columns: Sequence[str] | None = None,
@@ -139,6 +140,10 @@ def build_tfrecords(
             that 1 % and 99 % do not exceed. Significant bits that a file declares (sBIT) are always
             obeyed. This and `background` change no record: they are stored in the manifest, and
             applied by whatever reads the data set, and by models trained on it.
+        convert: "png" makes PNG of images that TensorFlow cannot decode, by Pillow and without loss:
+            HEIC (extra `tfpipe[heif]`), AVIF, TIFF, GIF, BMP of other kinds, and the first image of
+            an animation. All others are stored as they are. Records name the format and hash of
+            such a file. None: they are rejected, each with its format.
         background: "keep" reads the colours of a transparent image as stored, whatever its alpha;
             "white" and "black" are laid behind them.
         task: "single": an image has one class. "multilabel", of layout "csv": it has any number of
@@ -240,6 +245,8 @@ def build_tfrecords(
         guessed=layout is None,
         png16=png16,
         background=background,
+        convert=convert,
+        converter=None if convert is None else conversion.versions(),
         group=group,
         group_pattern=group_pattern,
         task=task,

@@ -14,8 +14,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from tfpipe.building.inputs.sources import DEFAULT_LABEL_PATTERN
 from tfpipe.building.options import Options
-from tfpipe.building.sources import DEFAULT_LABEL_PATTERN
 from tfpipe.building.state import State
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import exactly, plural
@@ -143,7 +143,10 @@ def _values(state: State, options: Options, counts: Mapping[str, int]) -> Iterat
             yield _Finding(f"{message}: leave those images out, or give them a class", by_table)
     several = [name for name in sorted(counts) if len(name) > 1 and (_SEVERAL.search(name) or _is_list(name, counts))]
     if several:
-        yield _Finding(f"{_some(several)} look like several classes each: an image has one class here", by_table)
+        yield _Finding(
+            f"{_some(several)} look like several classes each: they need task=multilabel",
+            by_table,
+        )
     numbers = [_number(name) for name in counts]
     if counts and None not in numbers and any(number != int(number) for number in numbers if number is not None):
         yield _Finding(f"the classes are all numbers, {_some(sorted(counts))}: measurements are no classes", by_table)

@@ -19,7 +19,7 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
-from tfpipe.building.items import Source, rejected
+from tfpipe.building.inputs.items import Source, rejected
 from tfpipe.building.state import State
 
 _HERE = "FROM inputs WHERE reason IS NULL AND split IS NULL"

@@ -26,6 +26,7 @@ from tfpipe.records.schema import UNLABELLED
 
 _ACCEPTED = "FROM inputs WHERE reason IS NULL"
 _LABEL, _CLASS_NAME = 12, 13  # of a slice's row
+_PASSES, _LEAST_GAIN = 10, 1e-9  # of `_settle`: rounding must not move an image to and fro
 
 
 def label(state: State, options: Options) -> list[str]:
@@ -74,7 +75,8 @@ def cut(state: State, fractions: Mapping[str, Fraction], classes: groups.Classes
     """Sets the split of every image without one, equal bytes together, each class near its fraction.
 
     Each combination is cut for itself, to whole images. What is left over, which may be all where
-    combinations are rare, is assigned as `groups.cut` does, with the bytes as the group.
+    combinations are rare, is assigned as `groups.cut` does, with the bytes as the group, and then
+    moved one by one as long as that brings the classes nearer to the fractions.
     """
     here = f"{_ACCEPTED} AND inputs.split IS NULL"
     totals = groups.by_class(state.execute(f"SELECT label, count(*) {here} GROUP BY label"), classes)
@@ -88,13 +90,56 @@ def cut(state: State, fractions: Mapping[str, Fraction], classes: groups.Classes
     for split, index, count in state.execute(whole):
         before[split].update(dict.fromkeys([*classes(index), groups.ALL], count))
     rest = state.execute("SELECT sha256, label, records FROM cut WHERE split IS NULL ORDER BY group_order(sha256)").fetchall()
-    counted = ((sha256, dict.fromkeys(classes(index), count)) for sha256, index, count in rest)
-    chosen = ((split, sha256) for sha256, split in groups.assigned(counted, len(rest), totals, fractions, before))
-    state.executemany("UPDATE cut SET split = ? WHERE sha256 = ?", chosen)
+    counted = [(sha256, dict.fromkeys(classes(index), count)) for sha256, index, count in rest]
+    chosen = dict(groups.assigned(counted, len(rest), totals, fractions, before))
+    num_images = state.value(f"SELECT count(*) {here}")
+    _settle(chosen, counted, before, {**totals, groups.ALL: num_images}, fractions)
+    state.executemany("UPDATE cut SET split = ? WHERE sha256 = ?", ((split, sha256) for sha256, split in chosen.items()))
     state.execute(
         "UPDATE inputs SET split = cut.split FROM cut WHERE cut.sha256 = inputs.sha256"
         " AND inputs.reason IS NULL AND inputs.split IS NULL"
     )
+
+
+def _settle(
+    chosen: dict[str, str],
+    images: Sequence[tuple[str, Mapping[int, int]]],
+    before: Mapping[str, Counter[int | None]],
+    totals: Mapping[int | None, int],
+    fractions: Mapping[str, Fraction],
+) -> None:
+    """Moves images to other splits while that lessens the squared distances from the fractions, over the class's size."""
+    excess = {
+        split: {one: before.get(split, Counter())[one] - float(fraction * total) for one, total in totals.items()}
+        for split, fraction in fractions.items()
+    }
+    num_images = Counter({split: counted[groups.ALL] for split, counted in before.items()})
+    sizes = [(sha256, {**own, groups.ALL: max(own.values())}) for sha256, own in images]
+
+    def place(split: str, own: Mapping[int | None, int], sign: int) -> None:
+        num_images[split] += sign
+        for one, count in own.items():
+            excess[split][one] += sign * count
+
+    def cost(split: str, own: Mapping[int | None, int]) -> float:
+        """Returns by how much an image that is in no split would add."""
+        return sum(count * (2 * excess[split][one] + count) / totals[one] for one, count in own.items())
+
+    for sha256, own in sizes:
+        place(chosen[sha256], own, 1)
+    for _ in range(_PASSES):
+        has_moved = False
+        for sha256, own in sizes:
+            here = chosen[sha256]
+            if num_images[here] == 1:
+                continue
+            place(here, own, -1)
+            best = min(fractions, key=lambda split, own=own: cost(split, own))  # type: ignore[misc]
+            if cost(best, own) < cost(here, own) - _LEAST_GAIN:
+                chosen[sha256], has_moved = best, True
+            place(chosen[sha256], own, 1)
+        if not has_moved:
+            return
 
 
 def _whole(rows: Iterable[Sequence[Any]], fractions: Mapping[str, Fraction]) -> Iterator[tuple[Any, ...]]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from tfpipe.building.sources import LAYOUTS
+from tfpipe.building.inputs.sources import LAYOUTS
 from tfpipe.common import arguments
 from tfpipe.common.seeds import derive
+from tfpipe.listing.conversion import CONVERSIONS
 from tfpipe.records.combinations import SEPARATOR
 from tfpipe.records.manifest import SINGLE, TASKS, check_name, split_order
 from tfpipe.records.samples import USUAL, Samples
@@ -34,6 +35,8 @@ _LATER = {
     "label_column": None,
     **dataclasses.asdict(USUAL),
     "group": None,
+    "convert": None,
+    "converter": None,
     "group_pattern": None,
     "task": SINGLE,
     "label_separator": SEPARATOR,
@@ -78,12 +81,16 @@ class Options:
     label_separator: str = SEPARATOR
     label_columns: tuple[str, ...] | None = None
     decisions: tuple[str, ...] = ()  # the SHA-256 of each file
+    convert: str | None = None
+    converter: str | None = None  # what converted: equal files give equal bytes with equal versions
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
         for name, known in _CHOICES.items():
             arguments.choice(name, getattr(self, name), known)
         Samples(self.png16, self.background)
+        if self.convert is not None:
+            arguments.choice("convert", self.convert, CONVERSIONS)
         for split in (*self.input_splits, *self.unlabelled_splits, *(self.splits or ())):
             check_name("a split's name", split)
         if self.group is not None and self.group_pattern is not None:

@@ -65,6 +65,7 @@ def check_inputs(state: State, options: Options) -> None:
         path = state.value(f"SELECT path {_ACCEPTED} AND {PNG_NAMED_JPEG} ORDER BY key")
         what = plural(count, "file named .jpg is a PNG file", "files named .jpg are PNG files")
         _log.warning("%s and packed as such: %s%s", what, path, ", ..." if count > 1 else "")
+    _log_kinds(state, options)
     if options.png16 == USUAL.png16:
         what = "of 16 bits will be nearly of one colour (fewer than 5 bits hold the high bytes); build with png16=percentile"
         _warn_of(state, "dim", what)
@@ -74,6 +75,18 @@ def check_inputs(state: State, options: Options) -> None:
     if not state.value(f"SELECT count(*) {_ACCEPTED}"):
         why = f"all {exactly(len(rejected), 'input')} rejected" if rejected else "the input is empty"
         raise DataError(f"there is no image to pack: {why}{lines}", problems=rejected)
+
+
+def _log_kinds(state: State, options: Options) -> None:
+    """Logs what becomes of images that are not read as they are stored, or not stored as they are."""
+    if count := count_trait(state, "deep"):
+        _log.info("%s of 16 bits: stored as they are, read as 8 bits by png16=%s", plural(count, "PNG image"), options.png16)
+    if count := state.value(f"SELECT count(*) {_ACCEPTED} AND color = 'palette'"):
+        _log.info("%s with a palette: stored as they are, read in its colours", plural(count, "PNG image"))
+    made = f"SELECT source_format, count(*) {_ACCEPTED} AND source_format NOT NULL GROUP BY 1 ORDER BY 1"
+    for name, count in state.execute(made):
+        _log.info("%s of format %s: stored as PNG, without loss, by %s", plural(count, "image"), name, options.converter)
+    _warn_of(state, "first", "in files of several: only the first is packed")
 
 
 def count_trait(state: State, word: str) -> int:
@@ -184,8 +197,9 @@ def with_slices(state: State, options: Options, tasks: Iterable[ShardTask], todo
     class_names = (state.fact("planned") or [[]])[0] if options.task == MULTILABEL else None
     query = """
         SELECT kind, path, place, crc32c, format, height, width, channels, orientation,
-               iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.' || lower(format)), filename), key, sha256,
-               label, coalesce(class_name, ''), iif(?, coalesce(group_name, ''), NULL), history
+               iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.' || lower(format)),
+                   filename || iif(source_format IS NULL, '', '.png')), key, sha256,
+               label, coalesce(class_name, ''), iif(?, coalesce(group_name, ''), NULL), source_format, source_sha256, history
         FROM inputs WHERE split = ? ORDER BY rank, key"""
     has_groups = state.has_groups()
     for split, of_split in itertools.groupby(tasks, lambda task: task.split):

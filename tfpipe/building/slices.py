@@ -33,6 +33,8 @@ class Row(NamedTuple):
     label: int
     class_name: str
     group: str | None = None
+    source_format: str | None = None
+    source_sha256: str | None = None
     history: tuple[str, ...] = ()
     labels: tuple[int, ...] | None = None
     unknown: tuple[int, ...] | None = None

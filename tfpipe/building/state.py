@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfpipe.building.items import Source
+from tfpipe.building.inputs.items import Source
 from tfpipe.building.tasks import Audited
 from tfpipe.common import seeds
 
@@ -27,7 +27,8 @@ CREATE TABLE inputs (
     file_bytes INTEGER, mtime_ns INTEGER, fatal INTEGER DEFAULT 1, row TEXT DEFAULT '',
     sha256 TEXT, crc32c INTEGER, image_bytes INTEGER, format TEXT, height INTEGER, width INTEGER, channels INTEGER,
     orientation INTEGER, color TEXT, reason TEXT, message TEXT,
-    split TEXT, label INTEGER, rank BLOB, traits TEXT, group_name TEXT, history TEXT DEFAULT ''
+    split TEXT, label INTEGER, rank BLOB, traits TEXT, group_name TEXT, history TEXT DEFAULT '',
+    source_format TEXT, source_sha256 TEXT
 );
 """
 # The fields of a `Source`, in their order.
@@ -35,7 +36,14 @@ _LISTED = (
     "key, filename, given_split, class_name, kind, path, place, file_bytes, mtime_ns, row, reason, message, fatal, group_name"
 )
 # Columns that builds started by older versions lack.
-_LATER = {"row": "TEXT DEFAULT ''", "traits": "TEXT", "group_name": "TEXT", "history": "TEXT DEFAULT ''"}
+_LATER = {
+    "row": "TEXT DEFAULT ''",
+    "traits": "TEXT",
+    "group_name": "TEXT",
+    "history": "TEXT DEFAULT ''",
+    "source_format": "TEXT",
+    "source_sha256": "TEXT",
+}
 # The class that the input gives: `class_name` is the one after decisions, `history` those before.
 LISTED_CLASS = (
     "iif(inputs.history = '', inputs.class_name, substr(inputs.history, 1, instr(inputs.history || char(10), char(10)) - 1))"

@@ -19,7 +19,7 @@ import msgspec
 
 import tfpipe
 from tfpipe.building import metadata_files, multilabel, plan
-from tfpipe.building.items import Notes, SourceList
+from tfpipe.building.inputs.items import Notes, SourceList
 from tfpipe.building.options import Options
 from tfpipe.building.relabelling import DROPPED
 from tfpipe.building.state import LISTED_CLASS, State
@@ -183,7 +183,10 @@ class Build(NamedTuple):
 
     def _changed(self, state: State, workers: Engine) -> list[str]:
         """Returns which of the files that were touched or moved have other bytes now."""
-        tasks = (AuditTask(batch, self.options.max_pixels) for batch in state.touched(_AUDIT_RECORDS))
+        tasks = (
+            AuditTask(batch, self.options.max_pixels, convert=self.options.convert is not None)
+            for batch in state.touched(_AUDIT_RECORDS)
+        )
         differences = []
         for found in self._results(workers, "audit", tasks, "compare", state.num_touched()):
             for row, audited in found:
@@ -197,7 +200,7 @@ class Build(NamedTuple):
         total = state.value("SELECT count(*) FROM inputs WHERE kind != ''")
         done = state.value("SELECT count(*) FROM inputs WHERE kind != '' AND (sha256 NOT NULL OR reason NOT NULL)")
         options = self.options
-        facts = (options.max_pixels, options.check == "decode", options.png16 == USUAL.png16)
+        facts = (options.max_pixels, options.check == "decode", options.png16 == USUAL.png16, options.convert is not None)
         tasks = (AuditTask(batch, *facts) for batch in state.pending(_AUDIT_RECORDS, _AUDIT_BYTES))
         next_commit = time.monotonic() + _COMMIT_SECONDS
         for found in self._results(workers, "audit", tasks, "audit", total, done):
@@ -369,7 +372,9 @@ def _properties(state: State) -> dict[str, int]:
     counts = {name: state.value(f"SELECT count(*) {accepted} AND {query}") for name, query in queries.items()}
     others = f"SELECT lower(format), count(*) {accepted} AND format NOT IN ('JPEG', 'PNG') GROUP BY format ORDER BY format"
     counts |= dict(state.execute(others))
-    words = {"png16": "deep", "dim16": "dim", "transparent": "transparent", "profiles": "profile"}
+    made = f"SELECT 'converted: ' || source_format, count(*) {accepted} AND source_format NOT NULL GROUP BY 1 ORDER BY 1"
+    counts |= dict(state.execute(made))
+    words = {"png16": "deep", "dim16": "dim", "transparent": "transparent", "profiles": "profile", "first_of_several": "first"}
     counts |= {name: count for name, word in words.items() if (count := plan.count_trait(state, word))}
     if counts["png"] and not state.value(f"SELECT count(*) {accepted} AND traits IS NULL"):
         counts.setdefault("png16", 0)  # readers look for it: older versions, whose audits `traits` lacks, did not count

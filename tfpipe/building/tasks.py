@@ -16,13 +16,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 import google_crc32c
 
-from tfpipe.building import hdf5, prepared
+from tfpipe.building.inputs import hdf5, prepared
 from tfpipe.building.slices import read_slice
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.files import read_bytes, written_atomically
 from tfpipe.images import headers
 from tfpipe.images.headers import ImageHeader
-from tfpipe.listing import image_files
+from tfpipe.listing import conversion, image_files
 from tfpipe.records import schema, tfrecord
 from tfpipe.records.catalog import COLUMNS, FRAME, OPTIONAL
 from tfpipe.records.manifest import Shard, index_file
@@ -32,6 +32,7 @@ Report = Callable[[int, int], None]  # records and bytes done since the last cal
 
 _REPORT_RECORDS = 16
 _MAX_IMAGE_BYTES = (1 << 31) - (1 << 20)  # protobuf ends at 2 GiB, and the other features need some room
+_CONVERTIBLE = ("other_format", "animated", "unsupported_coding")  # reasons why a file may be converted
 _FIVE_BITS = 16  # levels: four bits hold as many
 _CHANGED = "Put the file back as it was and run the same build again, or delete the output folder to start over"
 
@@ -54,6 +55,7 @@ class AuditTask(NamedTuple):
     max_pixels: int
     decode: bool = False
     high_bytes: bool = False
+    convert: bool = False
 
     @property
     def name(self) -> str:
@@ -65,7 +67,8 @@ class Audited(NamedTuple):
     """Findings about one image; the fields are columns of the state.
 
     `traits` names what readers lose: "deep" (16 bits), "dim" (and hardly anything in the high
-    bytes), "transparent", "profile".
+    bytes), "transparent", "profile"; and "first", if a file had more images than the one converted.
+    `source_format` and `source_sha256` are of a file that was converted; all else of the PNG.
     """
 
     sha256: str | None = None
@@ -80,6 +83,8 @@ class Audited(NamedTuple):
     traits: str = ""
     reason: str | None = None
     message: str | None = None
+    source_format: str | None = None
+    source_sha256: str | None = None
 
 
 def audit(task: AuditTask, report: Report) -> list[tuple[int, Audited]]:
@@ -91,7 +96,7 @@ def audit(task: AuditTask, report: Report) -> list[tuple[int, Audited]]:
 
 def _audit_one(task: AuditTask, kind: str, path: str, place: int) -> Audited:
     try:
-        data, num_bytes = image_files.read_start(path, _MAX_IMAGE_BYTES) if kind == "file" else (b"", 0)
+        data, num_bytes = image_files.read_start(path, _MAX_IMAGE_BYTES, convert=task.convert) if kind == "file" else (b"", 0)
         data = data if kind == "file" else read_image(kind, path, place)
     except RejectedImage as error:
         return Audited(reason=error.reason, message=error.message)
@@ -104,11 +109,11 @@ def _audit_one(task: AuditTask, kind: str, path: str, place: int) -> Audited:
     is_whole = kind != "file" or len(data) >= num_bytes
     digest = hashlib.sha256(data).hexdigest() if is_whole else None
     try:
-        header = headers.read_header(data, max_pixels=task.max_pixels, decode=task.decode)
+        data, header, made = _read_header(data, task)
     except RejectedImage as error:
         return Audited(digest, image_bytes=len(data) if is_whole else num_bytes, reason=error.reason, message=str(error))
     return Audited(
-        digest,
+        hashlib.sha256(data).hexdigest() if made else digest,
         google_crc32c.value(data),
         len(data),
         header.format,
@@ -117,11 +122,33 @@ def _audit_one(task: AuditTask, kind: str, path: str, place: int) -> Audited:
         header.channels,
         header.orientation,
         header.color,
-        _traits(data, header, high_bytes=task.high_bytes),
+        _traits(data, header, made, high_bytes=task.high_bytes),
+        source_format=made and made.format,
+        source_sha256=made and made.sha256,
     )
 
 
-def _traits(data: bytes, header: ImageHeader, *, high_bytes: bool) -> str:
+def _read_header(data: bytes, task: AuditTask) -> tuple[bytes, ImageHeader, conversion.Converted | None]:
+    """Returns the bytes to pack of a file, their header, and the file's conversion, if it needs one."""
+    try:
+        header = headers.read_header(data, max_pixels=task.max_pixels, decode=task.decode)
+        if not header.animated:
+            return data, header, None
+        raise RejectedImage("animated", "an animated PNG; a still image is expected")
+    except RejectedImage as error:
+        name = conversion.format_of(data) if error.reason in _CONVERTIBLE else None
+        if name is None:
+            raise
+        if not task.convert:
+            what = "its first image" if error.reason == "animated" else "it"
+            needs = " (needs tfpipe[heif])" if name in conversion.HEIF else ""
+            message = f"{error.message}. To pack {what} as PNG: --convert=png{needs}"
+            raise RejectedImage(error.reason, message, offset=error.offset) from None
+    made = conversion.to_png(data, task.max_pixels)
+    return made.data, headers.read_header(made.data, max_pixels=task.max_pixels), made
+
+
+def _traits(data: bytes, header: ImageHeader, made: conversion.Converted | None, *, high_bytes: bool) -> str:
     is_deep = header.precision == MAX_BITS  # no JPEG that is accepted has so many
     is_declared = 0 < header.significant_bits < MAX_BITS  # then readers take those
     found = {
@@ -129,6 +156,7 @@ def _traits(data: bytes, header: ImageHeader, *, high_bytes: bool) -> str:
         "dim": is_deep and high_bytes and not is_declared and _is_dim(data),
         "transparent": header.transparent,
         "profile": header.has_profile,
+        "first": made is not None and made.is_first,
     }
     return " ".join(word for word, is_so in found.items() if is_so)
 
@@ -188,7 +216,8 @@ def write_shard(task: ShardTask, report: Report) -> Shard:
         unreported = 0  # bytes
         for position, (record, crc, source) in enumerate(_planned(task)):
             if google_crc32c.value(record.encoded) != crc:
-                raise DataError(f"changed since the audit. {_CHANGED}", path=source)
+                how = "" if record.source_format is None else ", or converted by other software"
+                raise DataError(f"changed since the audit{how}. {_CHANGED}", path=source)
             start, pieces = output.num_bytes, tfrecord.frame(schema.encode(record))
             output.write(*pieces)
             index.write(f"{start} {output.num_bytes - start}\n".encode())
@@ -233,4 +262,6 @@ def _planned(task: ShardTask) -> Iterator[tuple[schema.Record, int, str]]:
             data = read_image(row.kind, row.path, row.place)
         except OSError as error:
             raise DataError(f"cannot be read any more ({error.strerror}). {_CHANGED}", path=row.path) from None
+        if row.source_format is not None:
+            data = conversion.to_png(data, headers.TENSORFLOW_MAX_PIXELS).data
         yield schema.Record(data, *row[4:]), row.crc32c, row.path

@@ -361,7 +361,12 @@ def _finite(text: str) -> float:
     return number
 
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
+IMAGE_SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"),
+        *(".heic", ".heif", ".avif"),
+    )
+)
 """Endings of the names of images, in lower case."""
 
 _LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r", "__macosx"))  # left by file managers and archivers

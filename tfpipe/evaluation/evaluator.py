@@ -178,6 +178,7 @@ def evaluate(
     specificity, progress, trust = arguments.check(specificity=specificity, progress=progress, trust=trust)
     report, near_duplicates = arguments.check(report=report, near_duplicates=near_duplicates)
     (shard,) = arguments.check_given(shard=shard)
+    tta = views.check(tta)
     if shard is not None and num_readers != 1:
         raise ValueError(f"shard and num_readers exclude each other (got {shard!r} and {num_readers})")
     if on_found is not None:
@@ -212,15 +213,11 @@ def evaluate(
         else:
             computed = partial_tables.computations(run.folder, shard[1])
             chunks = partial_tables.merge(run.folder, shard[1], run.header(), claim)
-        evaluation = run.finish(chunks, claim, computed)
+        evaluation = run.finish(chunks, claim, computed, outliers)
         if on_found:
             on_found(evaluation)
-        odd = None if outliers is None else outliers.odd()
         if report:
-            searched: dict[str, Any] = {"near_duplicates": near_duplicates, "odd": odd}
-            html_report.write_report(run.folder, predictor, data, split, **searched, progress=progress)
-        else:
-            suspects.write(run.folder, suspects.find(predictions.read(run.folder), data, split, odd=odd))
+            html_report.write_report(run.folder, predictor, data, split, near_duplicates=near_duplicates, progress=progress)
     return evaluation
 
 
@@ -319,7 +316,13 @@ class Pass:
         chosen = [index for index in range(count) if partial_tables.part_path(self.folder, index, count) in parts]
         return [key for index in chosen for key in keys[bounds[index] : bounds[index + 1]]]
 
-    def finish(self, chunks: Iterable[bytes], claim: receipts.Claim, computed: Sequence[Mapping[str, str]]) -> Evaluation:
+    def finish(
+        self,
+        chunks: Iterable[bytes],
+        claim: receipts.Claim,
+        computed: Sequence[Mapping[str, str]],
+        outliers: Outliers | None = None,
+    ) -> Evaluation:
         """Writes the table, and all files made from it; `computed`: devices and arithmetics."""
         fitted = None
         if self.options["calibrate"] is not None:  # first: what fails here should not cost the longer pass
@@ -342,6 +345,9 @@ class Pass:
         found |= {"tta": self.options["tta"]} if "tta" in self.options else {}
         receipt = {**receipts.receipt(claim, table, computed), "calibration": fitted}
         files.write_json(self.folder / metrics.FILE_NAME, found)
+        if table.task == SINGLE:
+            odd = None if outliers is None else outliers.odd()
+            suspects.write(self.folder, suspects.find(table, self.directory, self.split, odd=odd))
         files.write_json(self.folder / predictions.RECEIPT_NAME, receipt)
         return Evaluation(self.folder, found, receipt)
 

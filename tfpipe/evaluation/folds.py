@@ -23,10 +23,11 @@ from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.locking import locked
 from tfpipe.common.text import hash_names
-from tfpipe.evaluation import html_report
+from tfpipe.evaluation import html_report, metrics, suspects
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
+from tfpipe.evaluation.clusters import NUM_DRAWS
 from tfpipe.evaluation.evaluator import Evaluation, Pass, clear
-from tfpipe.models import classifiers
+from tfpipe.models import classifiers, predictions
 from tfpipe.models.classifiers import Classifier
 from tfpipe.models.predictions import Predictions
 from tfpipe.records import catalog, folds, manifest, run_folders
@@ -34,8 +35,8 @@ from tfpipe.records.folds import Fold
 from tfpipe.records.manifest import JOINED
 
 _METRICS = ("accuracy", "balanced_accuracy", "auc", "log_loss", "ece")
-_NUM_DRAWS = 2000
-_BLOCK = 1 << 22  # numbers of a block of draws
+_METRICS_OF_SEVERAL = ("label_accuracy", "macro_auc", "macro_average_precision", "macro_f1", "micro_f1", "log_loss")
+_AT_ONCE = 1 << 22  # draws in memory
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def evaluate_folds(
     chosen by it; before the pass, each run's own account of its splits is compared with that.
 
     metrics["folds"] has per metric the value of each fold, their mean and their standard deviation
-    (n - 1), and for accuracy and log loss a 95 % interval of the mean: by bootstrap, of images drawn
-    anew within each fold. It holds the chance of which images were collected, and not that of the
+    (n - 1), and for accuracy and log loss a 95 % interval of the mean: by bootstrap, of images, or
+    groups of them, drawn anew within each fold. It holds the chance of which images were collected, and not that of the
     training: the models share most of their images (Bengio, Grandvalet: No Unbiased Estimator of
     the Variance of K-Fold Cross-Validation, JMLR 5, 2004). All other metrics are of the whole table.
 
@@ -103,6 +104,7 @@ def evaluate_folds(
     if on_found is not None:
         arguments.callback("on_found", on_found)
     place, data, folder = arguments.path("model", model), arguments.path("data", data), arguments.path("output", output)
+    metrics.check_options(manifest.load(data).class_names, positive_class, specificity)
     members = _members(place, data)
     first = members[0].load(trust)
     together = _Together(first, hash_names(one.sha256 for one in members))
@@ -118,6 +120,8 @@ def evaluate_folds(
             on_found(evaluation)
         if report:
             html_report.write_report(folder, together, data, split, near_duplicates=False, progress=progress)
+        else:
+            suspects.write(folder, suspects.find(predictions.read(folder), data, split))
     return evaluation
 
 
@@ -153,7 +157,7 @@ class _Together:
 
     def __init__(self, first: Classifier, sha256: str) -> None:
         self.class_names, self.image_size, self.resize = first.class_names, first.image_size, first.resize
-        self.samples, self.sha256 = first.samples, sha256
+        self.samples, self.task, self.sha256 = first.samples, first.task, sha256
 
     def predict(self, images: Any) -> np.ndarray[Any, Any]:
         """Is of no single model."""
@@ -200,15 +204,14 @@ class _OneFold(Pass):
 
 def _spread(table: Predictions, of_folds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Returns values by fold, mean, deviation and, of means over images, an interval, by metric."""
-    rows = np.arange(len(table.labels))
-    own = np.maximum(table.probabilities[rows, table.labels], SMALLEST_PROBABILITY).astype(np.float64)
-    intervals = {
-        "accuracy": bootstrap((table.predicted == table.labels).astype(np.float64), table.folds or ()),
-        "log_loss": bootstrap(-np.log(own), table.folds or ()),
-    }
+    intervals: dict[str, list[float]] = {}
+    if table.targets is None:
+        own = np.maximum(table.probabilities[np.arange(len(table.labels)), table.labels], SMALLEST_PROBABILITY)
+        intervals["accuracy"] = bootstrap(table.predicted == table.labels, table)
+        intervals["log_loss"] = bootstrap(-np.log(own.astype(np.float64)), table)
     found: dict[str, Any] = {"names": list(of_folds)}
-    for metric in _METRICS:
-        values = [measured.get(metric) for measured in of_folds.values()]
+    for metric in _METRICS if table.targets is None else _METRICS_OF_SEVERAL:
+        values = [measured[metric] for measured in of_folds.values()]
         defined = [value for value in values if value is not None]
         found[metric] = {
             "values": values,
@@ -219,19 +222,21 @@ def _spread(table: Predictions, of_folds: Mapping[str, Mapping[str, Any]]) -> di
     return found
 
 
-def bootstrap(values: np.ndarray[Any, Any], strata: Sequence[str]) -> list[float]:
-    """Returns the 95 % percentile interval of the mean over strata of the mean of their values.
+def bootstrap(values: np.ndarray[Any, Any], table: Predictions) -> list[float]:
+    """Returns the 95 % percentile interval of the mean over folds of the mean of their values, [N].
 
-    Rows are drawn anew within each stratum (Efron, Tibshirani: An Introduction to the Bootstrap,
-    1993, chapters 8 and 13). Draws are those of one seed: equal tables have equal intervals.
+    Images, or groups of them where there are any, are drawn anew within each fold (Efron,
+    Tibshirani: An Introduction to the Bootstrap, 1993, chapter 8). Draws are those of one seed:
+    equal tables have equal intervals.
     """
-    generator, names = np.random.Generator(np.random.PCG64(0)), np.array(strata)
-    means = np.zeros(_NUM_DRAWS)
-    kinds = np.unique(names)
-    for name in kinds:
-        of_stratum = np.sort(values[names == name])  # whatever the order of the rows
-        size = len(of_stratum)
-        for first in range(0, _NUM_DRAWS, step := max(1, _BLOCK // size)):
-            drawn = generator.integers(0, size, (min(step, _NUM_DRAWS - first), size))
-            means[first : first + step] += of_stratum[drawn].mean(axis=1) / len(kinds)
+    random, of_fold = np.random.default_rng(0), np.array(table.folds)
+    drawn_by = np.array(table.keys if table.groups is None else table.groups)
+    means, names = np.zeros(NUM_DRAWS), np.unique(of_fold)
+    for name in names:
+        _, units = np.unique(drawn_by[of_fold == name], return_inverse=True)  # by name, whatever the order of the rows
+        sums, counts = np.bincount(units, values[of_fold == name]), np.bincount(units)
+        step = max(1, _AT_ONCE // len(counts))
+        for first in range(0, NUM_DRAWS, step):
+            picks = random.integers(len(counts), size=(min(step, NUM_DRAWS - first), len(counts)))
+            means[first : first + step] += sums[picks].sum(axis=1) / counts[picks].sum(axis=1) / len(names)
     return [float(value) for value in np.quantile(means, (0.025, 0.975))]

@@ -50,7 +50,6 @@ def write_report(
     split: str,
     *,
     near_duplicates: bool = True,
-    odd: tuple[Array, Array] | None = None,
     progress: bool = True,
 ) -> Path:
     """Writes report.html, near_duplicates.json and suspects.csv into an evaluation's folder; returns the first.
@@ -62,7 +61,6 @@ def write_report(
         split: the evaluated one.
         near_duplicates: search for them, in a pass over train, val and the split; needs the
             features of a `Classifier`.
-        odd: rows of odd images, and their distances, see `outliers.Outliers.odd`; None: not searched.
         progress: show a bar.
 
     Raises:
@@ -87,8 +85,12 @@ def write_report(
         write_json(folder / NEAR_DUPLICATES_NAME, pairs)
     _warn_of_fonts(table)
     images = _ReportImages(predictor, directory, split)
-    listed = suspects.find(table, directory, split, pairs=pairs["pairs"] if pairs else (), odd=odd)
-    suspects.write(folder, listed)
+    listed = suspects.read(folder) if (folder / suspects.FILE_NAME).exists() else suspects.find(table, directory, split)
+    if pairs:
+        listed = suspects.with_pairs(listed, table, directory, pairs["pairs"])
+        suspects.write(folder, listed)
+    place_of = {key: row for row, key in enumerate(table.keys)}
+    odd = np.array([place_of[one.key] for one in listed if one.reason == suspects.ODD], np.int64)
     wrong, (doubtful, *_) = worst_mistakes(table), suspects.label_errors(table)
     page = templates.render(
         "report.html",
@@ -106,7 +108,7 @@ def write_report(
         explained=isinstance(predictor, Classifier),
         mistakes={"count": len(wrong), "shown": images.predictions(table, wrong[:_MAX_SHOWN], explained=True)},
         label_errors={"count": len(doubtful), "shown": images.predictions(table, doubtful[:_MAX_SHOWN])},
-        odd={"count": len(odd[0]), "shown": images.predictions(table, odd[0][:_MAX_SHOWN])} if odd else None,
+        odd={"count": len(odd), "shown": images.predictions(table, odd[:_MAX_SHOWN])},
         num_suspects=len(listed),
         pairs=pairs,
         pair_figures=images.pairs(pairs["pairs"]) if pairs else [],

@@ -224,7 +224,7 @@ def _intervals(classes: list[_Class], drawn: Array, num_resamples: int) -> dict[
     `drawn` is what is drawn with each image, in the order of the keys: itself, or its group.
     """
     count = int(drawn.max()) + 1
-    parts = [_values(classes, weights[:, drawn]) for weights in _resamples(count, num_resamples)]
+    parts = [_values(classes, weights[:, drawn]) for weights in _resamples(count, len(drawn), num_resamples)]
     found: dict[str, list[list[float] | None]] = {}
     for metric in _METRICS:
         values = np.concatenate([part[metric] for part in parts])
@@ -235,10 +235,10 @@ def _intervals(classes: list[_Class], drawn: Array, num_resamples: int) -> dict[
     return found
 
 
-def _resamples(count: int, num_resamples: int) -> Iterator[Array]:
+def _resamples(count: int, num_images: int, num_resamples: int) -> Iterator[Array]:
     """Yields how often each image (or group) is drawn, int [resamples, count], some at a time."""
     generator = np.random.Generator(np.random.PCG64(0))
-    size = max(1, _BLOCK_VALUES // count)
+    size = max(1, _BLOCK_VALUES // num_images)
     for first in range(0, num_resamples, size):
         rows = min(size, num_resamples - first)
         drawn = generator.integers(0, count, (rows, count)) + np.arange(rows)[:, np.newaxis] * count

@@ -20,6 +20,7 @@ import numpy as np
 
 from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
+from tfpipe.common.files import read_json
 from tfpipe.common.text import exactly, html_table
 from tfpipe.evaluation.clusters import Groups, agresti_min
 from tfpipe.evaluation.receipts import some
@@ -160,7 +161,7 @@ def _same_data(a: Path, b: Path) -> bool | None:
 def _other_tta(a: Path, b: Path) -> tuple[str, str] | None:
     if not (a.is_dir() and b.is_dir()):
         return None
-    found = [fields(path / RECEIPT_NAME, "options")[0].get("tta") for path in (a, b)]
+    found = [read_json(path / RECEIPT_NAME).get("options", {}).get("tta") for path in (a, b)]
     if found[0] == found[1]:
         return None
     first, second = (_views(facts) for facts in found)
@@ -169,7 +170,8 @@ def _other_tta(a: Path, b: Path) -> tuple[str, str] | None:
 
 
 def _views(facts: Any) -> str:
-    return "none" if not facts else ", ".join(f"{value}" for value in facts.values())
+    strengths = [f"{name} {value:.3g}" for name, value in ((facts or {}).get("augmentation") or {}).items() if value]
+    return facts["name"] + (f" of {', '.join(strengths)}" if strengths else "") if facts else "none"
 
 
 def _align(a: Predictions, b: Predictions, path_a: Path, path_b: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -5,8 +5,9 @@
 
 The surest come first. Images with the bytes of another image that has another label, then near-
 duplicates of such: one of the two labels is wrong, whatever the model gives; both images are listed.
-Then likely label errors, by how much more probable another class is than the label. At last odd
-images, which are far from all others in the model's features: perhaps of none of the classes.
+Then likely label errors, by how much more probable another class is than the label, and, in the
+same order, the other images for which the model gives another class. At last odd images, which are
+far from all others in the model's features: perhaps of none of the classes.
 
 A model that was trained on an image gives its label back: use the table of a split that it was not
 trained on, or one of out-of-fold predictions.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +31,15 @@ from tfpipe.common.tables import escape_formula, unescape_formula
 from tfpipe.models.predictions import Predictions
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import CatalogRow, read_checked
-from tfpipe.records.manifest import SINGLE
 
 FILE_NAME = "suspects.csv"
-SAME_BYTES, NEAR_DUPLICATE, LABEL_ERROR, ODD = REASONS = ("same_bytes", "near_duplicate", "label_error", "odd")
+SAME_BYTES, NEAR_DUPLICATE, LABEL_ERROR, MISTAKE, ODD = REASONS = (
+    "same_bytes",
+    "near_duplicate",
+    "label_error",
+    "mistake",
+    "odd",
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -46,8 +52,8 @@ class Suspect(NamedTuple):
         key: of the image, as filename and split.
         label: the name of its class.
         suggested: the class that it may be of; "" for odd images.
-        score: by reason: 1; the similarity, 0.9972 to 1; the probability of the suggested class less
-            that of the label, 0 to 1; the distance to other images, 0 to 2.
+        score: by reason: 1; the similarity, 0.9972 to 1; for the next two the probability of the
+            suggested class less that of the label, 0 to 1; the distance to other images, 0 to 2.
         reason: one of `REASONS`.
         other: key of the image with the same bytes, or nearly the same pixels, else "".
     """
@@ -69,13 +75,11 @@ def label_errors(predicted: Predictions) -> tuple[Array, Array, Array]:
     Confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068): the model claims a
     class where its probability is at least the mean that images labelled with it receive. A label
     is doubtful where the most probable of the claimed classes is another. Ordered by the difference
-    of the two probabilities. Of several labels an image, none is searched for.
+    of the two probabilities.
 
     Returns:
         Rows; the claimed class of each, int64 [M]; the differences, float64 [M].
     """
-    if predicted.task != SINGLE:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     labels, classes = predicted.labels, range(len(predicted.class_names))
     own = predicted.probabilities[np.arange(len(labels)), labels].astype(np.float64)
     thresholds = np.array([own[labels == index].mean() if (labels == index).any() else np.inf for index in classes])
@@ -90,12 +94,7 @@ def label_errors(predicted: Predictions) -> tuple[Array, Array, Array]:
 
 
 def find(
-    table: Predictions,
-    directory: str | os.PathLike[str],
-    split: str,
-    *,
-    pairs: Sequence[Mapping[str, Any]] = (),
-    odd: tuple[Array, Array] | None = None,
+    table: Predictions, directory: str | os.PathLike[str], split: str, *, odd: tuple[Array, Array] | None = None
 ) -> list[Suspect]:
     """Returns the suspects of an evaluation, each image once, for the surest of its reasons.
 
@@ -103,20 +102,38 @@ def find(
         table: of the split.
         directory: of the data set.
         split: the evaluated one.
-        pairs: near-duplicates across splits, as in near_duplicates.json.
         odd: rows of the table and distances, see `outliers.Outliers.odd`.
 
     Raises:
         FileNotFoundError, DataError: as `catalog.read_checked`.
     """
+    return _ranked([*_duplicates(table.keys, directory), *_of_table(table, _splits(directory, split), odd)])
+
+
+def with_pairs(
+    listed: Iterable[Suspect], table: Predictions, directory: str | os.PathLike[str], pairs: Iterable[Mapping[str, Any]]
+) -> list[Suspect]:
+    """Returns suspects together with near-duplicates, as in near_duplicates.json, that have other labels."""
+    return _ranked([*_duplicates(table.keys, directory, pairs), *listed])
+
+
+def _ranked(suspects: Iterable[Suspect]) -> list[Suspect]:
     found: dict[str, Suspect] = {}
-    for suspect in (*_duplicates(table.keys, directory, pairs), *_of_table(table, split, odd)):
+    for suspect in suspects:
         found.setdefault(suspect.key, suspect)
     return [suspect._replace(rank=rank) for rank, suspect in enumerate(found.values(), 1)]
 
 
+def _splits(directory: str | os.PathLike[str], split: str) -> Callable[[str], str]:
+    """Returns the function from key to split, for a split that may be several."""
+    parts = manifests.load(directory).parts(split)
+    if len(parts) == 1:
+        return lambda _: split
+    return {row.key: part for part in parts for row in read_checked(directory, split=part)}.__getitem__
+
+
 def _duplicates(
-    keys: Collection[str], directory: str | os.PathLike[str], pairs: Iterable[Mapping[str, Any]]
+    keys: Collection[str], directory: str | os.PathLike[str], pairs: Iterable[Mapping[str, Any]] = ()
 ) -> Iterator[Suspect]:
     manifest, own = manifests.load(directory), set(keys)
     conflicts = [group for group in manifest.conflicts if own.intersection(group)]
@@ -139,16 +156,19 @@ def _pair(row: CatalogRow, other: CatalogRow, score: float, reason: str) -> Iter
     yield Suspect(0, row.key, row.filename, row.split, row.class_name, other.class_name, score, reason, other.key)
 
 
-def _of_table(table: Predictions, split: str, odd: tuple[Array, Array] | None) -> Iterator[Suspect]:
-    if table.task != SINGLE:
-        return
+def _of_table(table: Predictions, split_of: Callable[[str], str], odd: tuple[Array, Array] | None) -> Iterator[Suspect]:
     names = table.class_names
 
     def suspect(row: int, suggested: str, score: float, reason: str) -> Suspect:
-        return Suspect(0, table.keys[row], table.filenames[row], split, names[table.labels[row]], suggested, score, reason)
+        key, label = table.keys[row], names[table.labels[row]]
+        return Suspect(0, key, table.filenames[row], split_of(key), label, suggested, score, reason)
 
     for row, claimed, margin in zip(*label_errors(table), strict=True):
         yield suspect(row, names[claimed], float(margin), LABEL_ERROR)
+    wrong = np.flatnonzero(table.predicted != table.labels)  # those above are among them, and come first
+    margins = table.probabilities[wrong].max(axis=1) - table.probabilities[wrong, table.labels[wrong]]
+    for place in np.argsort(-margins, kind="stable"):
+        yield suspect(wrong[place], names[table.predicted[wrong[place]]], float(margins[place]), MISTAKE)
     for row, distance in zip(*(odd or ((), ())), strict=True):
         yield suspect(row, "", float(distance), ODD)
 

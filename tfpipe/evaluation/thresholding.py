@@ -55,8 +55,7 @@ def _best(truth: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> float:
 
 
 def _between(low: float, high: float) -> float:
-    """Returns the number in (low, high] that is nearest to 0.5, or a short one near the middle."""
-    if low < DEFAULT_THRESHOLD <= high:
-        return DEFAULT_THRESHOLD
-    middle = (low + high) / 2
-    return next((short for digits in _DIGITS if low < (short := float(f"{middle:.{digits}g}")) <= high), high)
+    """Returns 0.5, or a short number near the middle: well between two scores, whatever their last digits."""
+    middle, margin = (low + high) / 2, (high - low) / 10
+    shorts = (DEFAULT_THRESHOLD, *(float(f"{middle:.{digits}g}") for digits in _DIGITS))
+    return next((short for short in shorts if low + margin <= short <= high - margin), high)

@@ -6,6 +6,9 @@
     OUTPUT/frozen_image.pb            pixels -> probabilities and features; no functions, no variables
     OUTPUT/frozen_bytes.pb            files -> all outputs of a SavedModel
     OUTPUT/model.tflite, model_dynamic_range.tflite, model.onnx, model.keras
+    OUTPUT/model_int8.tflite          whole numbers of 8 bits, calibrated on images of a data set
+    OUTPUT/model.xml, model.bin       OpenVINO
+    OUTPUT/frozen_image_tta.pb, model_tta.*    with `tta`: means over views
     OUTPUT/preprocessing.json         the `Specification`, which is inside every file, too
     OUTPUT/labels.txt                 a class name per line
     OUTPUT/model_card.md, parity.json, SHA256SUMS
@@ -18,7 +21,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
-import logging
 import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,21 +33,21 @@ import tensorflow as tf
 
 import tfpipe
 from tfpipe.common import arguments, files
+from tfpipe.common.progress import log_line
 from tfpipe.common.text import exactly, format_bytes, html_table
-from tfpipe.exporting import half_precision, model_card, model_source, parity, reference_images, wrapping
-from tfpipe.exporting.formats import WRITERS, Work
+from tfpipe.exporting import calibration, half_precision, model_card, model_source, parity, reference_images, wrapping
+from tfpipe.exporting.formats import INT8_NAME, WRITERS, Work
 from tfpipe.exporting.parity import ExportedFile, Row
-from tfpipe.formats import preflight, specifications
+from tfpipe.formats import preflight, specifications, tflite_files
 from tfpipe.formats.preflight import EXTRA_NAME, SAVED_MODEL_NAME
 from tfpipe.formats.preflight import FORMATS as FORMATS
 from tfpipe.formats.specifications import Specification
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.models import predictions
+from tfpipe.models import tta as views
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.records import checksums, manifest
 from tfpipe.records.samples import Samples
-
-_log = logging.getLogger("tfpipe")
 
 PARITY_NAME = "parity.json"
 
@@ -59,12 +61,14 @@ class Export:
         files: path below the folder, bytes, SHA-256.
         parity: differences between each output of each file and the model's.
         half: the cost of float16 weights, see `half_precision.measure_cost`; None without them.
+        int8: that of 8 bits, with "tflite_int8".
     """
 
     folder: Path
     files: Sequence[tuple[str, int, str]]
     parity: Sequence[Row]
     half: Mapping[str, Any] | None
+    int8: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         size = format_bytes(sum(num_bytes for _, num_bytes, _ in self.files))
@@ -94,14 +98,16 @@ def export(
     top_k: int = 5,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     half: bool = False,
+    tta: str | int | views.Tta | None = None,
     data: str | os.PathLike[str] | None = None,
+    calibration_data: str | os.PathLike[str] | None = None,
     split: str | None = None,
     evaluation: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     tolerance: float = parity.TOLERANCE,
     ensemble: bool = False,
     overwrite: bool = False,
     trust: bool = False,
-    log: Callable[[str], None] = _log.info,
+    log: Callable[[str], None] = log_line,
 ) -> Export:
     """Writes a model in several formats, compares each with the model, and moves them in place.
 
@@ -110,7 +116,8 @@ def export(
         output: the folder; it must not exist, or be empty, or hold an export and `overwrite` be
             set.
         formats: out of FORMATS. "tflite" writes two files, of floats and with weights of 8 bits;
-            "onnx" needs an extra.
+            "tflite_int8" one that computes in whole numbers of 8 bits; "onnx" and "openvino" need an
+            extra.
         checkpoint: of a run: "best", "last" (weights of the last step), or the path of a .keras file.
         class_names: of a Keras model of another program; see `wrapping.wrap`, as for the next six.
         preprocessing: that the model was trained with; "none" by default.
@@ -123,17 +130,22 @@ def export(
         top_k: number of classes in "classes" and "scores", at most all.
         max_pixels: height times width above which a file is refused: limits the memory per file.
         half: store weights in float16, half the bytes; the cost is measured on `data`.
+        tta: add the mean of the probabilities of several views of an image, see `tfpipe.evaluate`: to
+            the SavedModel as signatures, to others as files of their own. Not to "keras" and 8 bits.
         data: a data set: eight images of `split` are added to the images of the comparison. By
             default the run's, if it is still there.
+        calibration_data: for "tflite_int8": a data set. Of its split "train" 128 images, drawn by a
+            fixed seed, give the ranges of values, and the loss of accuracy is measured on "val". By
+            default `data`, or the run's data set.
         split: of `data`; "val" by default.
         evaluation: folder of `tfpipe.evaluate`, or several, for the model card; of several labels an
             image, the last with `calibrate` gives the thresholds.
-        tolerance: largest difference allowed in probabilities of TFLite and ONNX; TensorFlow's
-            formats must be equal.
+        tolerance: largest difference allowed in probabilities of TFLite, ONNX and OpenVINO; TensorFlow's
+            formats must be equal, and 8 bits within 0.5.
         ensemble: `model` is the folder of `train_folds`: export the mean of its models as one.
         overwrite: replace an existing export when the new one is complete.
         trust: trust the author of the model, see `tfpipe.load`.
-        log: called with a line for each step.
+        log: called with a line for each step; default the logger "tfpipe", see `tfpipe.train`.
 
     Raises:
         ValueError: an invalid argument.
@@ -153,6 +165,7 @@ def export(
         checkpoint=os.fspath(checkpoint) if isinstance(checkpoint, Path) else checkpoint,
     )
     (image_size,) = arguments.check_given(image_size=image_size)
+    tta = views.check(tta)
     arguments.callback("log", log)
     given: dict[str, Any] = {"preprocessing": preprocessing, "resize": resize, "outputs": outputs}
     given |= {"png16": png16, "background": background}
@@ -160,12 +173,15 @@ def export(
     folders = [arguments.path("evaluation", path) for path in _listed(evaluation)]
     if data is not None:
         data = arguments.path("data", data)
+    if calibration_data is not None:
+        calibration_data = arguments.path("calibration_data", calibration_data)
     names, target = preflight.check_export(
         model,
         output,
         formats=formats,
         checkpoint=checkpoint,
         data=data,
+        calibration_data=calibration_data,
         split=split,
         half=half,
         evaluations=folders,
@@ -181,31 +197,36 @@ def export(
     if class_names is not None:  # a wrong guess makes a wrong model without any error, here and everywhere else
         log(f"assumed, given or by default: {_assumed(original)}; nothing can check it")
     images = model_source.find_images(run, data, split, is_needed=half)
+    calibrated_on = os.fspath(calibration_data or images.directory) if "tflite_int8" in names else ""
+    if "tflite_int8" in names and not calibrated_on:
+        raise ValueError(preflight.NO_CALIBRATION)
     cost, exported = None, original
     if half:
         log(f"rounding weights to float16, and measuring the cost on {images}")
         exported = half_precision.round_weights(original)
         cost = half_precision.measure_cost(original, exported, images.directory, images.split)
         cost["sha256"] = exported.sha256
-    specification = _specify(exported, top_k, max_pixels, folders)
+    way = views.find(tta, run if run is not None else model)
+    specification = dataclasses.replace(_specify(exported, top_k, max_pixels, folders), tta=way)
     described = dataclasses.replace(specification, sha256=original.sha256)
     card = functools.partial(model_card.render, described, run=run, evaluations=folders, half=cost, ensemble=ensemble)
     card()  # errors in the evaluations are raised before the work
     own = images.references()
     compared = [*reference_images.make(), *own]
     with files.folder_written_atomically(target, replace=overwrite) as folder:
-        written = _write(Work(exported, specification, folder, half), names, log)
+        written = _write(Work(exported, specification, folder, half, calibrated_on), names, log)
         _write_metadata(folder, specification)
         of_data = f", {len(own)} of them of {images}" if own else ""
         log(f"comparing with the model on {exactly(len(compared), 'file')}{of_data}, in a process without tfpipe")
         rows = parity.compare(exported, specification, written, compared, tolerance)
         parity.check(rows)
-        _write_parity(folder, rows, cost)
-        text = card(parity=[_described(row) for row in rows], files=checksums.list_files(folder))
+        int8 = _measure_int8(exported, folder, calibrated_on, log) if calibrated_on else None
+        _write_parity(folder, rows, cost, int8)
+        text = card(int8=int8, parity=[_described(row) for row in rows], files=checksums.list_files(folder))
         (folder / model_card.FILE_NAME).write_text(text, "utf-8")
         listed = checksums.write(folder, folder / checksums.FILE_NAME)
         preflight.check_target(target, overwrite)  # again: minutes have gone by, in which a card may have been filled in
-    return Export(target, listed, rows, cost)
+    return Export(target, listed, rows, cost, int8)
 
 
 def _assumed(model: NamedModel) -> str:
@@ -272,7 +293,13 @@ def _write_metadata(folder: Path, specification: Specification) -> None:
             checksums.write(place.parent, place / checksums.FILE_NAME)
 
 
-def _write_parity(folder: Path, rows: Sequence[Row], half: Mapping[str, Any] | None) -> None:
+def _measure_int8(model: NamedModel, folder: Path, directory: str, log: Callable[[str], None]) -> dict[str, Any]:
+    log(f"measuring the cost of 8 bits on split {calibration.MEASURED_SPLIT} of {directory}")
+    rounded = tflite_files.open_tflite(folder / INT8_NAME)
+    return half_precision.measure_cost(model, rounded, directory, calibration.MEASURED_SPLIT)
+
+
+def _write_parity(folder: Path, rows: Sequence[Row], half: Mapping[str, Any] | None, int8: Mapping[str, Any] | None) -> None:
     keys = {"image": "picture", "num_images": "num_pictures"}  # in the file, since its first version
     listed = [{keys.get(name, name): value for name, value in dataclasses.asdict(row).items()} for row in rows]
-    files.write_json(folder / PARITY_NAME, {"parity": listed, "half": half})
+    files.write_json(folder / PARITY_NAME, {"parity": listed, "half": half} | ({"int8": int8} if int8 else {}))

@@ -19,7 +19,7 @@ import tensorflow as tf
 from tfpipe.common.errors import lines_of
 from tfpipe.evaluation.receipts import open_split
 from tfpipe.models import predictions
-from tfpipe.models.classifiers import NamedModel
+from tfpipe.models.classifiers import NamedModel, Predictor, task_of
 from tfpipe.models.split_images import read_for
 from tfpipe.records import manifest
 from tfpipe.records.manifest import SINGLE
@@ -51,8 +51,8 @@ def round_weights(model: NamedModel) -> NamedModel:
     return NamedModel(copy)
 
 
-def measure_cost(before: NamedModel, after: NamedModel, directory: str | os.PathLike[str], split: str) -> dict[str, Any]:
-    """Returns the effect of the rounding on a split.
+def measure_cost(before: Predictor, after: Predictor, directory: str | os.PathLike[str], split: str) -> dict[str, Any]:
+    """Returns the effect of rounding, to float16 or 8 bits, on a split.
 
     Returns:
         "num_pictures", "accuracy_before", "accuracy", "num_changed" (other class),
@@ -70,11 +70,13 @@ def measure_cost(before: NamedModel, after: NamedModel, directory: str | os.Path
         outputs.append(np.stack([model.predict(batch["image"]) for model in (before, after)]))
         for model, values in zip((before, after), outputs[-1], strict=True):
             predictions.check(values, keys, model)
-        labels += list(batch["label"].numpy()) if before.task != SINGLE else [columns[one] for one in batch["label"].numpy()]
+        labels += (
+            list(batch["label"].numpy()) if task_of(before) != SINGLE else [columns[one] for one in batch["label"].numpy()]
+        )
     both, truth = np.concatenate(outputs, axis=1), np.array(labels)
     chosen = both.argmax(axis=2)[..., np.newaxis]
     known, truth = np.ones((len(truth), 1), bool), truth.reshape(len(truth), -1)
-    if before.task != SINGLE:  # accuracy is then of labels
+    if task_of(before) != SINGLE:  # accuracy is then of labels
         chosen, known = predictions.present(both, None)[..., columns], truth >= 0
     return {
         "num_pictures": len(truth),

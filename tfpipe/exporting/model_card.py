@@ -44,6 +44,7 @@ _HALF = {
     "num_changed": "images that get another class",
     "largest_difference": "largest difference of a probability",
 }
+_INT8 = {"accuracy": "accuracy in 8 bits"}
 
 _MEANS = {"auc": "AUC", "average_precision": "average precision", "f1": "F1"}  # of several labels an image
 
@@ -133,6 +134,7 @@ def render(
     parity: Sequence[Mapping[str, Any]] = (),
     files: Sequence[File] = (),
     half: Mapping[str, Any] | None = None,
+    int8: Mapping[str, Any] | None = None,
     ensemble: bool = False,
 ) -> str:
     """Returns the card as Markdown.
@@ -145,6 +147,7 @@ def render(
         files: (path in the export, bytes, SHA-256) of each.
         half: the cost of float16 weights, see `half_precision.measure_cost`, and "sha256", the hash
             of the rounded model; `specification` is then of the original one.
+        int8: the cost of 8 bits.
         ensemble: the model is the mean of those of the runs beside `run`, see `train_folds`.
 
     Raises:
@@ -182,6 +185,7 @@ def render(
         has_keras=any(name == KERAS_NAME for name, _, _ in files),
         large=large,
         half={shown: _value(half[name]) for name, shown in _HALF.items()} if half else {},
+        int8={shown: _value(int8[name]) for name, shown in (_HALF | _INT8).items()} if int8 else {},
         parity=[[_value(row.get(column)) for column in columns] for row in parity],
         parity_columns=columns,
     )
@@ -216,6 +220,7 @@ def _details(
         "resize": f"{specification.resize}: images are {_RESIZES[specification.resize]} (bilinear, antialiased)",
         **{name: f"{value}, of files" for name, value in specification.samples.options().items()},
         "preprocessing": f"{specification.preprocessing}, a part of the model",
+        **({"test-time augmentation": f"signatures and files called tta: {specification.tta}"} if specification.tta else {}),
         "orientation": "that of EXIF is applied where the input is a file's bytes; arrays must be upright",
         "largest image": f"{plural(specification.max_pixels, 'pixel')}; larger files are refused, not decoded",
         **hashes,
@@ -236,7 +241,7 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
     }
     if members := facts.get("members"):
         accuracies = ", ".join(percent(one["val_accuracy"]) for one in members)
-        content["ensemble"] = f"the mean of the probabilities of {len(members)} models, each trained without one fold"
+        content["ensemble"] = f"the mean of the probabilities of {plural(len(members), 'model')}, each trained without one fold"
         content["validation accuracy"] = f"{accuracies}, of each model on the images that its weights were chosen on"
         return {**content, "mode": members[0]["mode"]}
     if summary is None:
@@ -300,7 +305,7 @@ class _Evaluation:
     @property
     def shown(self) -> str:
         tta = self.receipt.get("options", {}).get("tta")
-        return f"{self.split}, mean of {tta['name']} views" if tta else self.split
+        return f"{self.split}, averaged ({tta['name']})" if tta else self.split
 
     def facts(self) -> Sequence[object]:
         computed = [f"{one['arithmetic']} on {one['device']}" for one in self.receipt.get("computed", ())]

@@ -18,7 +18,7 @@ import logging
 import math
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from tfpipe.exporting import parity_process
 from tfpipe.exporting.reference_images import ReferenceImage
 from tfpipe.formats.specifications import Specification
 from tfpipe.images import decoding, headers
-from tfpipe.models import predictions
+from tfpipe.models import predictions, tta
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.models.predictions import are_probabilities
 from tfpipe.networks import arithmetic
@@ -89,11 +89,21 @@ class Row:
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """A file of a kind in `parity_process.KINDS` or "keras"; lossy ones may differ."""
+    """A file to compare.
+
+    Attributes:
+        kind: one of `parity_process.KINDS`, or "keras".
+        path: of the file.
+        is_lossy: it may differ.
+        averages: its probabilities are means over views.
+        tolerance: of its probabilities, in place of the argument; its other outputs may differ.
+    """
 
     kind: str
     path: Path
     is_lossy: bool = False
+    averages: bool = False
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,8 @@ class _Run:
         """Returns the largest allowed difference; None for features, which have no scale."""
         if self.file.is_lossy or self.tf32:
             return None
+        if self.file.tolerance is not None:
+            return self.file.tolerance if stage == "probabilities" else None
         # A GPU's kernels are chosen anew in each process.
         if (self.file.kind in _TENSORFLOW and self.device == "CPU") or stage in ("valid", "pixels"):
             return 0.0
@@ -138,18 +150,25 @@ def compare(
     """
     batches = [images[start : start + _BATCH_SIZE] for start in range(0, len(images), _BATCH_SIZE)]
     places = arithmetic.places()
+    functions = {False: model.answer}
+    if specification.tta is not None:
+        functions[True] = tta.averaging(model.answer, specification.tta)
     expected = {
-        device: _joined([_expected(model, specification, batch, place) for batch in batches])
+        device: {
+            averages: _joined([_expected(function, specification, batch, place) for batch in batches])
+            for averages, function in functions.items()
+        }
         for device, place in places.items()
     }
-    _check_valid(specification, images, expected["CPU"])
+    plain = expected["CPU"][False]
+    _check_valid(specification, images, plain)
     runs = list(_runs(files, places))
     outside = [run for run in runs if run.file.kind != _KERAS]
-    outputs = iter(_run_outside(outside, batches, expected["CPU"]["pixels"]))
+    outputs = iter(_run_outside(outside, batches, plain["pixels"]))
     names = [image.name for image in images]
     rows: list[Row] = []
     for run in runs:
-        found = _run_keras(run, expected[run.device]["pixels"]) if run.file.kind == _KERAS else next(outputs)
+        found = _run_keras(run, plain["pixels"]) if run.file.kind == _KERAS else next(outputs)
         rows += _rows(run, found, expected[run.device], names, tolerance)
     return rows
 
@@ -192,14 +211,16 @@ def check(rows: Sequence[Row]) -> None:
         )
 
 
-def _expected(model: NamedModel, specification: Specification, batch: Sequence[ReferenceImage], place: str) -> Outputs:
+def _expected(
+    function: Callable[[Any], dict[str, Any]], specification: Specification, batch: Sequence[ReferenceImage], place: str
+) -> Outputs:
     """Returns the outputs as in evaluation; zeros for images that are not valid."""
     pixels = [_pixels(image.data, specification) for image in batch]
     decoded = np.array([image is not None for image in pixels])
     blank = np.zeros((*specification.image_size, 3), np.uint8)
     seen = np.stack([blank if image is None else image for image in pixels])
     with arithmetic.exact(), tf.device(place):
-        found = {name: tensor.numpy() for name, tensor in model.answer(seen).items()}
+        found = {name: tensor.numpy() for name, tensor in function(tf.constant(seen)).items()}
     valid = decoded & are_probabilities(found["probabilities"], task=specification.task)
     outputs = {name: np.where(valid[:, np.newaxis], values, np.zeros_like(values)) for name, values in found.items()}
     order = np.argsort(-outputs["probabilities"], axis=1, kind="stable")[:, : specification.top_k]
@@ -260,13 +281,16 @@ def _run_keras(run: _Run, pixels: Array) -> Outputs:
     return {"image.probabilities": np.concatenate(parts)}
 
 
-def _rows(run: _Run, outputs: Outputs, expected: Outputs, names: Sequence[str], tolerance: float) -> Iterator[Row]:
+def _rows(
+    run: _Run, outputs: Outputs, by_averages: Mapping[bool, Outputs], names: Sequence[str], tolerance: float
+) -> Iterator[Row]:
     for output in sorted(outputs, key=lambda output: (STAGES.index(output.split(".")[-1]), output)):
-        stage = output.split(".")[-1]
+        signature, stage = output.split(".")
+        expected = by_averages[run.file.averages or signature in ("tta", "image_tta")]
         if run.tf32 and stage != "probabilities":
             continue
         # The other signatures have outputs only for valid images; those of pixels for all.
-        is_compared = expected["valid"] if output.startswith("image.") else np.ones(len(names), bool)
+        is_compared = expected["valid"] if signature in ("image", "image_tta") else np.ones(len(names), bool)
         key = _DECODED if output == "pixels.valid" else stage  # that signature does not run the model
         far = np.where(is_compared, _distances(outputs[output], expected[key]), 0)
         worst = int(np.argmax(np.where(np.isnan(far), np.inf, far)))

@@ -33,7 +33,7 @@ def open_saved_model(path: str) -> Function:
     def run(files: list[bytes], pixels: Any) -> Outputs:
         outputs = {}
         for name, signature in loaded.signatures.items():  # looked up each time: signatures hold their variables weakly
-            batch = tf.constant(pixels) if name == "image" else tf.constant(files, tf.string)
+            batch = tf.constant(pixels) if name.startswith("image") else tf.constant(files, tf.string)
             for key, value in signature(batch).items():
                 label = "pixels" if (name, key) == ("pixels", "image") else key
                 outputs[f"{name}.{label}"] = value.numpy()

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from tfpipe.formats.preflight import SAVED_MODEL_NAME
 from tfpipe.formats.specifications import Specification
 from tfpipe.images.decoding import Resize
+from tfpipe.models.tta import Tta
 from tfpipe.networks import arithmetic
 from tfpipe.records.samples import Samples
 
@@ -70,6 +72,11 @@ class ExportedModel:
     def sha256(self) -> str:
         """Hash of the exported model, see `Specification`."""
         return self.specification.sha256
+
+    @property
+    def tta(self) -> Tta | None:
+        """Views that it averages itself."""
+        return None if self.form == SAVED_MODEL_NAME else self.specification.tta
 
     @property
     def computation(self) -> dict[str, str]:

@@ -26,7 +26,7 @@ from tfpipe.formats import operations, signatures, specifications
 from tfpipe.formats.exported_model import Array, ExportedModel
 from tfpipe.formats.signatures import Function
 from tfpipe.formats.specifications import Specification
-from tfpipe.models import predictions
+from tfpipe.models import predictions, tta
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.networks import arithmetic
 from tfpipe.records import checksums
@@ -39,13 +39,19 @@ _MIN_WEIGHT_BYTES = 16
 _CHECKSUM_ENTRY = b"\n\x4f\n\x47sha256_%b\x12\x04NoOp"
 
 
-def freeze_images(model: NamedModel, specification: Specification, *, to_convert: bool = False) -> Graph:
+def freeze_images(
+    model: NamedModel, specification: Specification, *, to_convert: bool = False, averages: bool = False
+) -> Graph:
     """Returns a model without variables and functions: `image` -> `probabilities`, `features`.
 
     With `to_convert`, the graph is for other programs' converters: weights are plain constants, and
     empty batches are not supported. Without, TensorFlow computes the model's outputs bit for bit.
+    With `averages`, `probabilities` are means over the views of the specification's `tta`, and the
+    only output.
     """
     function, spec = signatures.model_function(model, allow_empty=not to_convert), signatures.image_spec(specification)
+    if averages and specification.tta is not None:
+        function = tta.averaging(function, specification.tta)
     concrete = tf.function(function, input_signature=[spec], autograph=False).get_concrete_function()
     graph = _named(convert_variables_to_constants_v2(concrete), concrete, specification)
     return graph if to_convert else _hide_weights(graph)

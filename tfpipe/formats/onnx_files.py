@@ -47,11 +47,16 @@ def quiet(*names: str) -> Iterator[None]:
     """Limits loggers to errors until the block ends."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
+    # Where the root logger has no handler, absl's first line adds one, and later lines of tfpipe
+    # would begin with "INFO:tfpipe:".
+    held = logging.NullHandler()
+    logging.root.addHandler(held)
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        logging.root.removeHandler(held)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

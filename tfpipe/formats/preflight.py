@@ -21,7 +21,7 @@ from tfpipe.models.predictions import check_finished
 from tfpipe.records import checksums, folds, manifest
 from tfpipe.records.run_folders import LAST_NAME, MODEL_NAME, RUN_NAME, find_model_file
 
-FORMATS = ("saved_model", "pb", "tflite", "onnx", "openvino", "keras")
+FORMATS = ("saved_model", "pb", "tflite", "tflite_int8", "onnx", "openvino", "keras")
 CHECKPOINTS = {"best": MODEL_NAME, "last": LAST_NAME}
 SAVED_MODEL_NAME = "saved_model"  # in an export's folder
 KERAS_NAME = "model.keras"  # in an export's folder
@@ -29,6 +29,8 @@ EXTRA_NAME = "assets.extra"  # of a SavedModel: files that TensorFlow Serving le
 ONNX_PACKAGES = ("onnx", "tf2onnx", "onnxruntime")
 OPENVINO_PACKAGES = ("openvino",)
 SPLIT = "val"  # to compare on, where none is named
+CALIBRATION_SPLITS = ("train", "val")  # of the format tflite_int8: drawn from, and measured on
+NO_CALIBRATION = "tflite_int8 is calibrated on training images: give the data set, calibration_data=... (--calibration_data)"
 
 KERAS_FORM = ".keras"
 _GRAPH_NAME = "saved_model.pb"
@@ -89,6 +91,7 @@ def check_export(
     formats: str | Sequence[str],
     checkpoint: str,
     data: str | os.PathLike[str] | None,
+    calibration_data: str | os.PathLike[str] | None,
     split: str | None,
     half: bool,
     evaluations: Iterable[str | os.PathLike[str]],
@@ -108,7 +111,7 @@ def check_export(
     files.check_folder(target.parent)
     check_target(target, overwrite)
     checkpoints = [] if checkpoint in CHECKPOINTS else [checkpoint]
-    for path in (model, *checkpoints, data, *evaluations):
+    for path in (model, *checkpoints, data, calibration_data, *evaluations):
         if isinstance(path, str | os.PathLike) and target in (real := Path(os.path.realpath(path)), *real.parents):
             raise ValueError(f"{target}: output must be another folder than that of {os.fspath(path)}, which is needed")
     if "onnx" in names:
@@ -126,6 +129,13 @@ def check_export(
             find_model_file(file)
     elif ensemble:
         raise ValueError("ensemble is of the folder of train_folds, not of a model")
+    if calibration_data is not None and "tflite_int8" not in names:
+        raise ValueError("calibration_data is for the format tflite_int8, which is not wanted here")
+    if "tflite_int8" in names and calibration_data is data is run is None:
+        raise ValueError(NO_CALIBRATION)
+    if (images := calibration_data or data) is not None and "tflite_int8" in names:
+        for needed in CALIBRATION_SPLITS:
+            manifest.load(images).split(needed)
     if data is not None:
         manifest.load(data).split(split or SPLIT)
     elif run is None and (half or split is not None):

@@ -7,6 +7,7 @@
                       valid bool [B]
     image             image uint8 [B, H, W, 3] -> probabilities, classes, scores
     features          image_bytes string [B] -> features float32 [B, D], valid; only where the model has features
+    tta, image_tta    as the first two, of an export with `tta`: means over the views of an image
     pixels            image_bytes string [B] -> image uint8 [B, H, W, 3], the model's input, and valid
 
 Of several labels an image, the first two have another output, labels string [B, C]: the name of
@@ -28,7 +29,7 @@ import tensorflow as tf
 
 from tfpipe.formats.specifications import Specification
 from tfpipe.images.decoding import decode_batch
-from tfpipe.models import predictions
+from tfpipe.models import predictions, tta
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.records.manifest import SINGLE
 
@@ -48,27 +49,36 @@ def make(function: Function, specification: Specification, *, has_features: bool
         has_features: whether "features" is one of the outputs.
     """
     labels = () if specification.task == SINGLE else ("labels",)
+    named = ("probabilities", "classes", "scores", *labels, "valid")
 
-    def of_files(*names: str) -> Any:
+    def of_files(*names: str, function: Function = function) -> Any:
         def run(image_bytes: tf.Tensor) -> Tensors:
             outputs = apply_to_files(function, specification, image_bytes)
             return {name: outputs[name] for name in names}
 
         return _function(run, bytes_spec())
 
-    def of_pixels(image: tf.Tensor) -> Tensors:
-        outputs = _with_classes(specification, function(image))
-        return {name: outputs[name] for name in ("probabilities", "classes", "scores", *labels)}
+    def of_pixels(function: Function = function) -> Any:
+        def run(image: tf.Tensor) -> Tensors:
+            outputs = _with_classes(specification, function(image))
+            return {name: outputs[name] for name in ("probabilities", "classes", "scores", *labels)}
+
+        return _function(run, image_spec(specification))
 
     def decode(image_bytes: tf.Tensor) -> Tensors:
         image, valid = _decode(specification, image_bytes)
         return {"image": image, "valid": valid}
 
+    averages = {}
+    if specification.tta is not None:
+        mean = tta.averaging(function, specification.tta)
+        averages = {"tta": of_files(*named, function=mean), "image_tta": of_pixels(mean)}
     return {
-        DEFAULT: of_files("probabilities", "classes", "scores", *labels, "valid"),
-        "image": _function(of_pixels, image_spec(specification)),
+        DEFAULT: of_files(*named),
+        "image": of_pixels(),
         **({"features": of_files("features", "valid")} if has_features else {}),
         "pixels": _function(decode, bytes_spec()),
+        **averages,
     }
 
 

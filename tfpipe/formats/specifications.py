@@ -18,6 +18,7 @@ from tfpipe.common import arguments
 from tfpipe.common.errors import DataError, lines_of
 from tfpipe.common.files import check_json, parse_json
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
+from tfpipe.models.tta import Tta
 from tfpipe.records import checksums
 from tfpipe.records.manifest import SINGLE, TASKS
 from tfpipe.records.samples import USUAL, Resize, Samples
@@ -44,6 +45,8 @@ class Specification:
         samples: how 16-bit and transparent PNG are converted.
         task: "single", the probabilities add up to 1, or "multilabel", each is of its class alone.
         thresholds: of "multilabel", at which probability of its class a label is there.
+        tta: views that are averaged: of a SavedModel, by its signatures "tta" and "image_tta"; of
+            another file, by itself.
     """
 
     class_names: tuple[str, ...]
@@ -57,15 +60,18 @@ class Specification:
     samples: Samples = USUAL
     task: str = SINGLE
     thresholds: tuple[float, ...] | None = None
+    tta: Tta | None = None
 
     def to_json(self) -> str:
         """Returns one JSON object, the same text for equal specifications."""
         facts = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        del facts["tta"]
         facts["samples"] = self.samples.options()
         if not facts["samples"]:
             del facts["samples"]  # as in files that were written before there was a choice
         if self.task == SINGLE:
             del facts["task"], facts["thresholds"]
+        facts |= {"tta": self.tta.facts()} if self.tta else {}
         return dump_json(facts, indent=2) + "\n"
 
 

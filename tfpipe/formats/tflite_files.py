@@ -25,6 +25,7 @@ from tfpipe.common.workers import count_cores
 from tfpipe.formats import operations, tflite_metadata
 from tfpipe.formats.exported_model import Array, ExportedModel
 from tfpipe.formats.specifications import Specification
+from tfpipe.records.manifest import SINGLE
 
 _NARROW = (tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum)
 _PASSING = ("Identity", "Placeholder", "PlaceholderWithDefault")
@@ -48,17 +49,22 @@ def convert(graph: Graph, specification: Specification, *, dynamic_range: bool) 
         ValueError: the model computes in 16 bits, as with Keras' mixed precision, which TFLite does
             not support.
     """
-    if found := next(filter(_computes_in_16_bits, graph.node), None):
-        raise ValueError(f"it computes in 16 bits ({found.name}), which TFLite does not: build it with the policy float32")
-    with tf.Graph().as_default():
-        wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
-    function = wrapped.prune({"image": "image:0"}, {"probabilities": "probabilities:0"})
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], wrapped)
+    converter = converter_of(graph)
     if dynamic_range or _stores_halves(graph):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if not dynamic_range and _stores_halves(graph):
         converter.target_spec.supported_types = [tf.float16]
     return tflite_metadata.attach(converter.convert(), specification)
+
+
+def converter_of(graph: Graph) -> Any:
+    """Returns TFLite's converter of a frozen graph; raises ValueError as `convert`."""
+    if found := next(filter(_computes_in_16_bits, graph.node), None):
+        raise ValueError(f"it computes in 16 bits ({found.name}), which TFLite does not: build it with the policy float32")
+    with tf.Graph().as_default():
+        wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
+    function = wrapped.prune({"image": "image:0"}, {"probabilities": "probabilities:0"})
+    return tf.lite.TFLiteConverter.from_concrete_functions([function], wrapped)
 
 
 def _computes_in_16_bits(node: Any) -> bool:
@@ -110,10 +116,20 @@ class _Runner:
             interpreter = tf.lite.Interpreter(model_content=data, num_threads=count_cores())
         self._run = interpreter.get_signature_runner(tflite_metadata.SIGNATURE)
         self._lock, self._num_classes = threading.Lock(), len(specification.class_names)
+        scale, _ = self._run.get_input_details()["image"]["quantization"]
+        self._is_rounded = scale != 0 and specification.task == SINGLE  # of several labels, each stands alone
 
     def __call__(self, images: Array) -> Array:
         if not len(images):  # on which the interpreter may crash
             return np.zeros((0, self._num_classes), np.float32)
         with self._lock:
             probabilities: Array = self._run(image=images)["probabilities"]
-        return probabilities
+        return _with_sum_1(probabilities) if self._is_rounded else probabilities
+
+
+def _with_sum_1(probabilities: Array) -> Array:
+    """Returns probabilities that were rounded to 1/256; equal ones where all became 0."""
+    sums = probabilities.sum(axis=1, keepdims=True, dtype=np.float32)
+    equal = np.float32(1 / probabilities.shape[1])
+    found: Array = np.where(sums > 0, probabilities / np.where(sums > 0, sums, np.float32(1)), equal)
+    return found

@@ -22,7 +22,7 @@ from tfpipe.images.decoders import decode_stored
 from tfpipe.images.placement import on_cpu
 from tfpipe.images.resizing import sample_image, scaled_size
 from tfpipe.records import schema
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import SINGLE, TASKS
 from tfpipe.records.samples import RESIZES as RESIZES
 from tfpipe.records.samples import USUAL, Samples
 from tfpipe.records.samples import Resize as Resize
@@ -53,6 +53,7 @@ def parse_example(serialized: tf.Tensor, task: str = SINGLE) -> dict[str, tf.Ten
         tf.errors.InvalidArgumentError: not an Example, or a feature is missing or of another type.
     """
     serialized = as_tensor("serialized", serialized, tf.string, [])
+    arguments.choice("task", task, TASKS)
     features = {name: tf.io.FixedLenFeature([], tf.string) for name in _STRINGS}
     features |= {name: tf.io.FixedLenFeature([], tf.int64) for name in _INTEGERS}
     if task != SINGLE:

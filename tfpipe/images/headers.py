@@ -56,7 +56,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "damaged_scan": (
             "A JPEG scan has impossible parameters or comes too late, or its data hold a forbidden marker (which "
             "TensorFlow steps over at some places between restart markers, returning a damaged image); when files are "
-            "decoded, also: the compressed data of a JPEG or PNG end too early or too late, or cannot be decoded."
+            "decoded, also: the compressed data of a JPEG, PNG or WebP end too early or too late, or cannot be decoded."
         ),
         "no_image_data": "The file ends in order, but holds no image data.",
         "bad_checksum": "The bytes of a PNG chunk do not match its CRC (TensorFlow lets that pass in optional chunks).",
@@ -128,7 +128,7 @@ def _foreign(data: bytes) -> RejectedImage:
     """Returns the error for bytes of another format, with its name where known."""
     if not data:
         return RejectedImage("empty", "no bytes")
-    if name := _other_format(data):
+    if name := other_format(data):
         return RejectedImage("other_format", f"this is {name}; {ACCEPTED} is expected", offset=0)
     head = data[:16]
     printable = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in head)
@@ -136,7 +136,8 @@ def _foreign(data: bytes) -> RejectedImage:
     return RejectedImage("not_an_image", message, offset=0)
 
 
-def _other_format(data: bytes) -> str | None:
+def other_format(data: bytes) -> str | None:
+    """Returns the name of a format that is not decoded here, from a file's first bytes; else None."""
     for magic, name in _MAGIC:
         if data.startswith(magic):
             return name

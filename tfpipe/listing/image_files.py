@@ -13,6 +13,7 @@ from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.files import open_regular
 from tfpipe.common.text import exactly
 from tfpipe.images import headers
+from tfpipe.listing import conversion
 
 _HEAD_BYTES = 4096
 
@@ -51,8 +52,10 @@ def read(path: str, max_pixels: int = headers.DEFAULT_MAX_PIXELS) -> Encoded | R
     return examine(data, max_pixels, shown)
 
 
-def read_start(path: str, max_bytes: int | None = None) -> tuple[bytes, int]:
+def read_start(path: str, max_bytes: int | None = None, *, convert: bool = False) -> tuple[bytes, int]:
     """Returns a file's bytes and size; only 4096 bytes of what is not an image, say a film.
+
+    With `convert`, images that `conversion.to_png` takes are read, too.
 
     Raises RejectedImage above `max_bytes`, DataError for what is not a regular file.
     """
@@ -61,4 +64,5 @@ def read_start(path: str, max_bytes: int | None = None) -> tuple[bytes, int]:
         if max_bytes is not None and size > max_bytes:
             raise RejectedImage("too_large", f"{exactly(size, 'byte')}, a record holds {max_bytes}", path=path)
         head = file.read(_HEAD_BYTES)
-        return (head + file.read(size) if headers.has_known_format(head) else head), size
+        is_image = headers.has_known_format(head) or (convert and conversion.format_of(head))
+        return (head + file.read(size) if is_image else head), size

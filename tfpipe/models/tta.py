@@ -78,6 +78,19 @@ class Tta:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
+def check(tta: str | int | Tta | None) -> Tta | None:
+    """Returns what an argument `tta` names, without an augmentation; None for None.
+
+    Raises:
+        ValueError: another word or number.
+    """
+    if tta is None or isinstance(tta, Tta):
+        return tta
+    if not isinstance(tta, str | int) or isinstance(tta, bool):
+        raise arguments.wrong("tta", _WANTED, tta)
+    return Tta(str(tta))
+
+
 def find(tta: str | int | Tta | None, *models: Any) -> Tta | None:
     """Returns the views that an argument `tta` names; None for None.
 
@@ -90,17 +103,13 @@ def find(tta: str | int | Tta | None, *models: Any) -> Tta | None:
         ValueError: another word or number, or the model has no augmentation to draw from.
         DataError: run.json is damaged.
     """
-    if tta is None or isinstance(tta, Tta):
-        return tta
-    if not isinstance(tta, str | int) or isinstance(tta, bool):
-        raise arguments.wrong("tta", _WANTED, tta)
-    way = Tta(str(tta))
-    if way.name in _NAMED:
+    way = check(tta)
+    if way is None or way.name in _NAMED or way.augmentation is not None:
         return way
     augmentation = next(filter(None, (_augmentation_of(model, way.name) for model in models)), None)
     if augmentation is None:
         advice = "give the run's folder, or tta=flip or five"
-        raise ValueError(f"tta={way.name} draws views from the augmentation of a run, which is not known here: {advice}")
+        raise ValueError(f"tta={way.name}: a number of views is drawn from the augmentation of a run, not known here: {advice}")
     if not (augmentation.crop or augmentation.horizontal_flip or augmentation.vertical_flip or augmentation.colour):
         raise ValueError(f"tta={way.name}: the run's augmentation ({augmentation}) has no crop, flip or colour to draw")
     return Tta(way.name, augmentation)

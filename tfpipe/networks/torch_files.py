@@ -99,6 +99,6 @@ def _view(numbers: np.ndarray[Any, Any], tensor: _Tensor) -> np.ndarray[Any, Any
         raise ValueError(f"a tensor of shape {tensor.shape} has the strides {tensor.strides}")
     furthest = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
     if tensor.offset + furthest >= len(numbers) or math.prod(tensor.shape) > len(numbers):
-        raise ValueError(f"a tensor of shape {tensor.shape} reaches past its storage, whose length is {len(numbers)}")
+        raise ValueError(f"a tensor reaches past its storage, whose length is {len(numbers)} (shape: {tensor.shape})")
     strides = [stride * numbers.itemsize for stride in tensor.strides]
     return np.lib.stride_tricks.as_strided(numbers[tensor.offset :], tensor.shape, strides, writeable=False)

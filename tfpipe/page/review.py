@@ -28,8 +28,6 @@ from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import CatalogRow, read_split
 from tfpipe.records.decisions import DROP, KEEP, LABEL, Decision
 
-_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png"}
-
 
 class _Place(NamedTuple):
     row: CatalogRow
@@ -127,7 +125,7 @@ class Review:
         # What is decided is decided about these bytes.
         if hashlib.sha256(record.encoded).hexdigest() != row.sha256:
             raise DataError("the image is not the one in the catalog", path=shard, offset=offset)
-        return _TYPES[row.format], record.encoded
+        return f"image/{row.format.lower()}", record.encoded
 
     def _suspect(self, rank: int) -> Suspect:
         if not 1 <= rank <= len(self.suspects):

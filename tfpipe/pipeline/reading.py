@@ -280,7 +280,7 @@ def _checked(place: _Place, content: bytes) -> bytes:
 def _combinations(directory: Path, account: Manifest) -> np.ndarray[Any, Any] | None:
     if account.combinations is None:
         return None
-    values = b"".join(combinations.read(directory, account))
+    values = combinations.read(directory, account)
     return np.frombuffer(values, np.int8).reshape(account.combinations.count, len(account.class_names))
 
 

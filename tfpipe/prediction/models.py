@@ -121,7 +121,7 @@ class Model:
         """Returns a prediction per input, in their order, with the `reason` of a bad file.
 
         Args:
-            inputs: paths of JPEG or PNG files, their bytes, files opened in binary mode, or images
+            inputs: paths of image files, their bytes, files opened in binary mode, or images
                 as uint8 [H, W, 3], RGB, 0..255, of any size, alone or in any iterable; or one
                 array, uint8 [B, H, W, 3].
             top_k: number of classes to name, at most all.

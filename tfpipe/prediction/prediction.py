@@ -157,6 +157,7 @@ def predict(
         value_column=value_column,
     )
     (top_k,) = arguments.check_given(top_k=top_k)
+    tta = views.check(tta)
     if on_error is not None:
         arguments.choice("on_error", on_error, ("fail", "report"))
     path = tables.check_output(arguments.path("output", output), model)

@@ -2,7 +2,9 @@
 
     text_of(["b", "a"], ["c"])             # "a|b|?c": a and b are there, c may be
     names_of("a|b|?c")                     # (["a", "b"], ["c"])
-    read(directory, manifest)              # bytes of C values for each combination
+    read(directory, manifest)              # C bytes for each combination
+    LabelLists(separator=";").text({"label": "b;a"}, "label")                          # "a|b"
+    LabelLists(columns=("a", "b", "c")).text({"a": "1", "b": "0", "c": ""}, None)      # "a|?c"
 
 In such a data set the label of a record is the index of its combination, so that all that handles
 labels handles combinations: order, conflicts, strata of splits. The file of combinations has a
@@ -12,9 +14,11 @@ signed byte for each class of each: 1 (there), 0 (not there) or -1 (unknown).
 from __future__ import annotations
 
 import os
+import unicodedata
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular, size_of
@@ -24,6 +28,7 @@ from tfpipe.records.manifest import Manifest
 SEPARATOR = "|"
 UNKNOWN_SIGN = "?"  # before the name of a class that may be there
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
+_BYTES = {1, 0, 255}  # the same, unsigned
 
 
 def check_class_name(name: str) -> str:
@@ -63,29 +68,69 @@ def encode(texts: Iterable[str], class_names: Sequence[str]) -> bytes:
     return b"".join(array("b", values_of(text, class_names)).tobytes() for text in texts)
 
 
-def read(directory: str | os.PathLike[str], manifest: Manifest) -> list[memoryview]:
-    """Returns the values of each combination, signed bytes [C], by its index.
+def read(directory: str | os.PathLike[str], manifest: Manifest) -> bytes:
+    """Returns the content of the file: for each combination, by its index, C signed bytes.
 
     Raises:
         DataError: the file is not as the manifest lists it.
     """
     listed = manifest.combinations
     if listed is None:
-        return []
+        return b""
     path = Path(directory) / manifests.combinations_file(manifest.name)
     if problem := manifests.hash_problem(path, listed.sha256, fresh=False):
         raise problem
-    width = len(manifest.class_names)
+    size = listed.count * len(manifest.class_names)
     with open_regular(path) as file:
-        data = file.read() if size_of(file) == listed.count * width else b""
-    values = memoryview(data).cast("b")
-    if len(data) != listed.count * width or any(value not in (PRESENT, ABSENT, UNKNOWN) for value in set(values)):
+        data = file.read() if size_of(file) == size else b""
+    if len(data) != size or set(data) - _BYTES:
         raise DataError("not the combinations of as many labels as the manifest lists", path=path)
-    return [values[start : start + width] for start in range(0, len(data), width)]
+    return data
 
 
 def texts(directory: str | os.PathLike[str], manifest: Manifest) -> list[str]:
     """Returns what the class name of a record with each label is: of a class, or of a combination."""
     if manifest.task == manifests.SINGLE:
         return list(manifest.class_names)
-    return [text_of_values(values, manifest.class_names) for values in read(directory, manifest)]
+    values, width = memoryview(read(directory, manifest)).cast("b"), len(manifest.class_names)
+    return [text_of_values(values[start : start + width], manifest.class_names) for start in range(0, len(values), width)]
+
+
+_STATES = {
+    **dict.fromkeys(("1", "1.0", "true", "yes"), PRESENT),
+    **dict.fromkeys(("0", "0.0", "false", "no"), ABSENT),
+    **dict.fromkeys(("", "-1", "-1.0", "nan"), UNKNOWN),
+}
+
+
+class LabelLists(NamedTuple):
+    """How the labels of a row are written: in one cell, or in a column for each class."""
+
+    separator: str = SEPARATOR
+    columns: tuple[str, ...] | None = None
+    is_composed: bool = False  # names in Unicode's form NFC
+
+    def text(self, cells: Mapping[str, str], column: str | None) -> str:
+        """Returns the text of a row's combination; raises LookupError with the reason for a bad cell."""
+        if self.columns is not None:
+            states = {name: _STATES.get(cells.get(name, "").lower()) for name in self.columns}
+            for name, state in states.items():
+                if state is None:
+                    raise LookupError(f"column {name!r} holds {cells[name]!r}: 1, 0 or nothing (unknown) is needed")
+            present, unknown = ([name for name, one in states.items() if one == state] for state in (1, -1))
+        else:
+            parts = [part.strip() for part in cells.get(column or "", "").split(self.separator)]
+            present = [part for part in parts if part and not part.startswith(UNKNOWN_SIGN)]
+            unknown = [part[1:].strip() for part in parts if part.startswith(UNKNOWN_SIGN)]
+        present, unknown = self._composed(present), self._composed(unknown)
+        if twice := {name for name in (*present, *unknown) if [*present, *unknown].count(name) > 1}:
+            raise LookupError(f"the row names {min(twice)!r} twice")
+        try:
+            for name in (*present, *unknown):
+                check_class_name(name)
+        except ValueError as error:
+            raise LookupError(str(error)) from None
+        return text_of(present, unknown)
+
+    def _composed(self, names: Sequence[str]) -> list[str]:
+        return [unicodedata.normalize("NFC", name) for name in names] if self.is_composed else list(names)

@@ -21,6 +21,7 @@ from tfpipe.common import tables
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import written_atomically
 from tfpipe.common.tables import escape_formula, unescape_formula
+from tfpipe.common.text import exactly
 
 FILE_NAME = "decisions.csv"
 LABEL, DROP, KEEP = DECISIONS = ("label", "drop", "keep")
@@ -68,7 +69,7 @@ def read(path: Path) -> list[Decision]:
 def _problem(fields: list[str], known: Iterable[str]) -> str:
     """Returns why the cells of a line are not a decision, or ""."""
     if len(fields) != len(Decision._fields):
-        return f"{len(fields)} cells; expected {len(Decision._fields)}"
+        return f"{exactly(len(fields), 'cell')}; expected {len(Decision._fields)}"
     key, sha256, old, decision, new = map(unescape_formula, fields)
     if key in known:
         return f"a second decision about {key!r}: keep one"

@@ -314,19 +314,19 @@ class Manifest:
         joined = [self.splits[part] for part in self.parts(name)]
         return joined[0] if len(joined) == 1 else _join(joined)
 
-    def parts(self, name: str) -> tuple[str, ...]:
+    def parts(self, name: str, argument: str = "split") -> tuple[str, ...]:
         """Returns the splits that a name joins, in the order of the catalog; of a split, itself.
 
         Raises:
             ValueError: one is unknown, named twice or empty, or some have labels and others not.
         """
         if not isinstance(name, str) or JOINED not in name:
-            return (arguments.choice("split", name, self.splits),)
-        named = [arguments.choice("split", part, self.splits) for part in name.split(JOINED)]
+            return (arguments.choice(argument, name, self.splits),)
+        named = [arguments.choice(argument, part, self.splits) for part in name.split(JOINED)]
         if len(set(named)) < len(named):
-            raise ValueError(f"split {name!r} names a split twice")
+            raise ValueError(f"{argument} {name!r} names a split twice")
         if len({self.splits[part].labelled for part in named}) > 1:
-            raise ValueError(f"split {name!r} joins splits with labels and others without")
+            raise ValueError(f"{argument} {name!r} joins splits with labels and others without")
         return tuple(part for part in self.splits if part in named)
 
 

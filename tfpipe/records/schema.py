@@ -27,6 +27,8 @@ LABEL = "image/class/label"
 CLASS_NAME = "image/class/text"
 HISTORY = "image/class/history"
 GROUP = "image/group"
+SOURCE_FORMAT = "image/source/format"
+SOURCE_SHA256 = "image/source/sha256"
 # Of several labels an image only, where LABEL is a list: the classes that may be there, and the
 # index of the combination.
 UNKNOWN = "image/class/unknown"
@@ -39,7 +41,7 @@ UNLABELLED = -1
 class Record:
     """One image of a data set."""
 
-    encoded: bytes  # the file's own bytes, unchanged
+    encoded: bytes  # the file's own bytes, unchanged; or of the PNG that was made of it, see `source_format`
     format: str  # "JPEG", "PNG", "WEBP" or "BMP"
     height: int  # pixels, by the file's header, before orientation
     width: int
@@ -51,6 +53,8 @@ class Record:
     label: int  # 0-based, or -1 in an unlabelled split; of several labels an image, that of their combination
     class_name: str  # "" in an unlabelled split; of several labels an image, the text of their combination
     group: str | None = None  # None in a data set without groups, "" for an image without one
+    source_format: str | None = None  # of the file that `encoded` was made of, "HEIC" or the like; None where it is the file
+    source_sha256: str | None = None  # of that file
     history: tuple[str, ...] = ()  # classes before decisions of people, the first first; no feature where there are none
     labels: tuple[int, ...] | None = None  # of several labels an image: the classes that are there, ascending
     unknown: tuple[int, ...] | None = None  # and those that may be there
@@ -69,7 +73,7 @@ _FEATURES = {
     "label": LABEL,
     "class_name": CLASS_NAME,
 }
-_OPTIONAL = {"group": GROUP}  # texts, in data sets that have them
+_OPTIONAL = {"group": GROUP, "source_format": SOURCE_FORMAT, "source_sha256": SOURCE_SHA256}  # texts, in records that have them
 _SEVERAL = {**_FEATURES, "label": COMBINATION}  # of several labels an image
 _LISTS = {"labels": LABEL, "unknown": UNKNOWN}
 _KINDS = {"bytes": bytes, "str": bytes, "int": int}  # of a field, in the Example

@@ -25,6 +25,7 @@ _PROPERTIES = {  # words for `Manifest.properties`, in this order; a name that i
     "dim16": "high bytes hold < 5 bits",
     "transparent": "alpha channel",
     "profiles": "colour profile",
+    "first_of_several": "first image of several",
 }
 
 

@@ -184,9 +184,8 @@ def as_read(encoded: bytes, samples: Samples, side: int) -> Image.Image:
     from PIL import Image
 
     with Image.open(io.BytesIO(encoded)) as image:
-        is_deep = str(MAX_BITS) in str(image.tile[0].args)
-        has_alpha = image.format != "JPEG" and samples.background != USUAL.background
-        if has_alpha or (image.format == "PNG" and is_deep):
+        is_deep = image.format == "PNG" and str(MAX_BITS) in str(image.tile[0].args)
+        if is_deep or (image.format != "JPEG" and samples.background != USUAL.background):
             from tfpipe.images.decoding import decode_image
 
             return Image.fromarray(decode_image(encoded, samples=samples).numpy())

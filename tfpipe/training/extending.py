@@ -22,10 +22,10 @@ from tfpipe.common.files import write_json
 from tfpipe.records.manifest import SINGLE
 from tfpipe.records.run_folders import RUN_NAME, STATE_FOLDER, SUMMARY_NAME, state_file, state_files
 from tfpipe.training import checkpoints
+from tfpipe.training.logs.run_log import read_history
 from tfpipe.training.loop import is_done
 from tfpipe.training.phases import caches_prefix, epochs_of, is_tuning, make_schedule, names_of
 from tfpipe.training.recipes import Recipe
-from tfpipe.training.run_log import read_history
 from tfpipe.training.schedules import EarlyStopping
 
 LENGTHS = ("epochs", "finetune_epochs", "patience")  # the numbers that can be raised

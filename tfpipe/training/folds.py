@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfpipe.common import arguments
 from tfpipe.common.files import write_json
 from tfpipe.common.progress import log_line
-from tfpipe.common.text import html_table
+from tfpipe.common.text import html_table, plural
 from tfpipe.records import folds
 from tfpipe.records.manifest import load
 from tfpipe.training import preflight
@@ -47,7 +48,7 @@ class FoldRuns:
     def __repr__(self) -> str:
         accuracies = [run.val_accuracy for run in self.runs]
         mean = f"{statistics.mean(accuracies):.4f} +- {statistics.stdev(accuracies):.4f}"
-        return f"FoldRuns({os.fspath(self.folder)!r}, {len(self.runs)} runs, val_accuracy={mean})"
+        return f"FoldRuns({os.fspath(self.folder)!r}, {plural(len(self.runs), 'run')}, val_accuracy={mean})"
 
     def _repr_html_(self) -> str:
         rows = [[run.folder.name, run.mode, run.val_accuracy, run.model_sha256[:12]] for run in self.runs]
@@ -86,8 +87,12 @@ def train_folds(
     place = folder.absolute().parent / "features" if cache is None else arguments.path("cache", cache)
     if beside := {"train_split", "val_split"} & set(options):
         raise TypeError(f"{min(beside)}: of each run the folds define it; tfpipe.train has this argument")
+    if log is not None:
+        arguments.callback("log", log)
+    if options.get("from_run") is not None:
+        options["from_run"] = arguments.path("from_run", options["from_run"])
     strategy = options.get("strategy")
-    if strategy is not None and Workers(strategy).count > 1:
+    if isinstance(strategy, tf.distribute.Strategy) and Workers(strategy).count > 1:
         raise ValueError("several workers train one run: give each fold to train(train_split=..., val_split=...)")
     fields = {field.name for field in dataclasses.fields(Recipe)} & set(options)
     wanted = changed(Recipe() if recipe is None else recipe, {name: options.pop(name) for name in fields})

@@ -33,8 +33,8 @@ from tfpipe.networks import arithmetic
 from tfpipe.training import checkpoints
 from tfpipe.training.batches import Batch, Block
 from tfpipe.training.cluster import Workers
-from tfpipe.training.profiling import Watch
-from tfpipe.training.run_log import RunLog
+from tfpipe.training.logs.profiling import Watch
+from tfpipe.training.logs.run_log import RunLog
 from tfpipe.training.schedules import EarlyStopping, RangeTest
 from tfpipe.training.steps import Phase, Steps, assign
 

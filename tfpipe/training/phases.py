@@ -26,18 +26,19 @@ from tfpipe.common.text import exactly
 from tfpipe.models import features
 from tfpipe.models.features import Features, JoinedFeatures
 from tfpipe.models.split_images import NOT_AUGMENTED, SplitImages
-from tfpipe.networks import arithmetic
+from tfpipe.networks import arithmetic, objectives
 from tfpipe.networks.heads import Pooling
+from tfpipe.networks.objectives import Objective
 from tfpipe.pipeline.loader import targets_of
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import class_weights
 from tfpipe.records.run_folders import HEAD_NAME, state_file
-from tfpipe.training import curves, objectives, regression
+from tfpipe.training import regression
 from tfpipe.training.batches import Batches, FeatureBatches, ImageBatches
 from tfpipe.training.cluster import Workers
+from tfpipe.training.logs import curves
 from tfpipe.training.loop import BEFORE
 from tfpipe.training.networks import Networks
-from tfpipe.training.objectives import Objective
 from tfpipe.training.recipes import Recipe
 from tfpipe.training.schedules import EarlyStopping, LearningRate
 from tfpipe.training.steps import Phase

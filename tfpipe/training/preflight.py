@@ -108,7 +108,8 @@ def open_training(
     manifest = manifests.load(directory)
     if train_split == "train" and "train" not in manifest.splits and folds.names(manifest):
         raise ValueError(f"{directory}: has folds and no split 'train': train them with train_folds (train --folds)")
-    split, parts = manifest.split(train_split), manifest.parts(train_split)
+    parts = manifest.parts(train_split, "split" if train_split == "train" else "train_split")
+    split = manifest.split(train_split)
     missing = [name for name in manifest.class_names if not split.class_counts[name]]
     if not split.labelled or missing:
         lacks = f"there are none of {', '.join(missing)}" if split.labelled else "it has no labels"
@@ -121,9 +122,9 @@ def open_training(
     if val_split is None and "val" in manifest.splits and "val" not in parts:
         val_split = "val"
     if val_split is not None:
-        held = manifest.split(val_split)
-        if both := set(parts) & set(manifest.parts(val_split)):
+        if both := set(parts) & set(manifest.parts(val_split, "val_split")):
             raise ValueError(f"split {min(both)!r} cannot both be trained on and validate")
+        held = manifest.split(val_split)
         if not held.labelled or not held.num_records:
             raise ValueError(f"{directory}: split {val_split!r} has no labelled images to validate with")
     return manifest, val_split

@@ -47,15 +47,16 @@ from tfpipe.records import run_folders
 from tfpipe.records.manifest import SINGLE
 from tfpipe.records.run_folders import state_file, state_files
 from tfpipe.records.samples import Samples
-from tfpipe.training import checkpoints, curves, extending, preflight
+from tfpipe.training import checkpoints, extending, preflight
 from tfpipe.training.batches import FeatureBatches
 from tfpipe.training.cluster import Workers
+from tfpipe.training.logs import curves
+from tfpipe.training.logs.profiling import peak_memory_bytes
+from tfpipe.training.logs.run_log import HISTORY_NAME, LOG_NAME, RunLog, read_history
 from tfpipe.training.loop import Loop
 from tfpipe.training.networks import BlockCount, Networks
 from tfpipe.training.phases import Phases
-from tfpipe.training.profiling import peak_memory_bytes
 from tfpipe.training.recipes import Recipe, complete
-from tfpipe.training.run_log import HISTORY_NAME, LOG_NAME, RunLog, read_history
 from tfpipe.training.schedules import RangeTest
 
 HISTORY_IMAGE = "history.png"

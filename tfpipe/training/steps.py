@@ -22,8 +22,8 @@ import tensorflow as tf
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import exactly
+from tfpipe.networks.objectives import Objective
 from tfpipe.training.batches import Batch, Batches, Block, FeatureBatches
-from tfpipe.training.objectives import Objective
 from tfpipe.training.schedules import EarlyStopping, LearningRate
 
 Array = np.ndarray[Any, Any]
@@ -273,7 +273,7 @@ class Steps:
 
         def validate(features: Any, places: Any, labels: Any) -> tuple[Any, ...]:
             size = self.validation_size
-            num_rows = self._phase.batches.val.num_records
+            num_rows = len(self._phase.batches.val.positions)
             return self._over_batches(lambda _, batch: self._validate(*batch), 3, num_rows, size, features, places, labels)
 
         return self._compiled(validate)

@@ -74,7 +74,7 @@ def measure(name: str, options: Mapping[str, Any], folder: Path) -> Result:
 
 def read(run: Path, seconds: float) -> Result:
     """Returns the result in a run's folder."""
-    from tfpipe.training.run_log import read_history
+    from tfpipe.training.logs.run_log import read_history
 
     summary = json.loads((run / "summary.json").read_bytes())
     last = summary["phases"][-1]["phase"]

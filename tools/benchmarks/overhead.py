@@ -43,12 +43,12 @@ _PARTS = {
     "epochs": ["tfpipe.training.loop:Loop._run_epoch"],
     "validation before the first epoch": ["tfpipe.training.loop:Loop.validate"],
     "log and TensorBoard": [
-        f"tfpipe.training.run_log:RunLog.{name}"
+        f"tfpipe.training.logs.run_log:RunLog.{name}"
         for name in ("__init__", "scalars", "epoch", "graph", "close", "position", "step")
     ],
     "states and models": ["tfpipe.training.checkpoints:save", "tfpipe.training.runs:_save_model"],
     "figures": [
-        *[f"tfpipe.training.curves:{name}" for name in ("draw_candidates", "draw_history", "draw_range_test")],
+        *[f"tfpipe.training.logs.curves:{name}" for name in ("draw_candidates", "draw_history", "draw_range_test")],
         "tfpipe.report.figures:_drawn",
     ],
     "metrics": ["tfpipe.evaluation.metrics:measure"],

@@ -5,6 +5,7 @@ const REASONS = {
   same_bytes: "The same file stands under another label, too.",
   near_duplicate: "An image that is nearly the same has another label.",
   label_error: "The model finds another class more probable.",
+  mistake: "The model gives another class, but is not sure.",
   odd: "It is unlike all other images: perhaps of none of the classes.",
 };
 const part = id => document.getElementById(id);

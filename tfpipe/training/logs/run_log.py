@@ -28,7 +28,7 @@ from typing import Any
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular, read_bytes, written_atomically
 from tfpipe.common.text import plural
-from tfpipe.training.profiling import Profile
+from tfpipe.training.logs.profiling import Profile
 
 LOG_NAME = "log.jsonl"
 HISTORY_NAME = "history.csv"

@@ -16,9 +16,10 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from tfpipe.building import csv_rows, groups, hdf5, prepared
-from tfpipe.building.csv_rows import Choice
-from tfpipe.building.items import SPLIT_NAMES, Notes, Source, SourceList, one_split, rejected
+from tfpipe.building import groups
+from tfpipe.building.inputs import csv_rows, hdf5, prepared
+from tfpipe.building.inputs.csv_rows import Choice
+from tfpipe.building.inputs.items import SPLIT_NAMES, Notes, Source, SourceList, one_split, rejected
 from tfpipe.common import tables
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import is_hidden

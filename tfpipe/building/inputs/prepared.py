@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tfpipe.building.items import Notes, Source, SourceList, one_split
+from tfpipe.building.inputs.items import Notes, Source, SourceList, one_split
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular, read_bytes
 from tfpipe.common.text import exactly

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfpipe.building.items import Source, SourceList
+from tfpipe.building.inputs.items import Source, SourceList
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular
 from tfpipe.common.text import exactly

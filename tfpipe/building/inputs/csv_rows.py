@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tfpipe.building.items import SPLIT_NAMES, Notes, Source, one_split, rejected
-from tfpipe.building.label_lists import LabelLists
+from tfpipe.building.inputs.items import SPLIT_NAMES, Notes, Source, one_split, rejected
 from tfpipe.common import tables
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import IMAGE_SUFFIXES
 from tfpipe.common.text import plural
 from tfpipe.listing.folders import walk
+from tfpipe.records.combinations import LabelLists
 from tfpipe.records.manifest import CONTROL, check_name
 
 _log = logging.getLogger("tfpipe")
