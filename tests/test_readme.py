@@ -127,7 +127,9 @@ def environment(tmp_path_factory):
 
 def blocks_to_run():
     texts = present(pages())
-    return {name: [block for block in blocks(name, texts[name]) if not block.not_run] for name in texts}
+    return {
+        name: [block for block in blocks(name, texts[name]) if not block.not_run and block.language != "text"] for name in texts
+    }
 
 
 def jobs_of(weights):

@@ -106,6 +106,7 @@ def augment_image(
     return finish(rotate(sampled, first)[tf.newaxis], changes)[0]
 
 
+@on_cpu
 def draw_changes(
     augmentation: Augmentation,
     size: tuple[int, int],

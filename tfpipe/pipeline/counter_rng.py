@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfpipe.images.placement import on_cpu
+
 _GAMMA = 0x9E3779B97F4A7C15
 _BUCKETS = (1 << 63) - 1
 
 
+@on_cpu
 def hash_keys(keys: tf.Tensor) -> tf.Tensor:
     """Returns int64 [N] for string [N]: FarmHash64, the same on every machine."""
     return tf.strings.to_hash_bucket_fast(keys, _BUCKETS)
