@@ -23,6 +23,7 @@ import tfpipe
 from tfpipe import Recipe, train
 from tfpipe.common.errors import DataError
 from tfpipe.models import classifiers
+from tfpipe.networks import objectives
 from tfpipe.pipeline.augmentation import Augmentation
 from tfpipe.training import checkpoints, loop, runs
 from tfpipe.training.logs.run_log import read_history
@@ -440,7 +441,13 @@ def check_masks(strategy):
         dropout, note = keras.layers.Dropout(0.5, seed=1), Note()
         network = keras.Sequential([keras.Input((64,)), dropout, note, keras.layers.Dense(2)])
         group = RateGroup(keras.optimizers.SGD(), network.trainable_variables, 1.0)
-    options = {"ema": 0, "accumulate": 1, "label_smoothing": 0, "class_weights": None}
+    options = {
+        "ema": 0,
+        "accumulate": 1,
+        "label_smoothing": 0,
+        "class_weights": None,
+        "objective": objectives.of_task("single"),
+    }
     batches = SimpleNamespace(batch_size=8 * replicas)
     phase = SimpleNamespace(network=network, groups=[group], trained=group.variables, batches=batches, **options)
     count = 8 * replicas
