@@ -81,9 +81,9 @@ def test_views_of_augmented_images_are_rows(colours, tmp_path, monkeypatch):
 def test_nothing_but_train_and_val_is_opened(colours, tmp_path, monkeypatch):
     opened, frames = [], reading._frames
 
-    def opening(directory, account, split):
+    def opening(directory, account, split, *rest):
         opened.append(split)
-        return frames(directory, account, split)
+        return frames(directory, account, split, *rest)
 
     monkeypatch.setattr(reading, "_frames", opening)
     run(colours, tmp_path / "run", CHOOSING)
