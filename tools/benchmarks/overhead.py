@@ -52,7 +52,7 @@ _PARTS = {
         "tfpipe.report.figures:_drawn",
     ],
     "metrics": ["tfpipe.evaluation.metrics:measure"],
-    "the pass": ["tfpipe.evaluation.evaluator:_Run._write"],
+    "the pass": ["tfpipe.evaluation.evaluator:Pass._write"],
     "near-duplicates": ["tfpipe.evaluation.near_duplicates:find_near_duplicates"],
     "Grad-CAM": ["tfpipe.models.explanation:explain", "tfpipe.models.explanation:overlay"],
     "images of the report": ["tfpipe.evaluation.html_report:_ReportImages.read", "tfpipe.report.figures:photograph"],
