@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import keras
+import label_fixtures
 import numpy as np
 import pytest
 from conftest import CHECKOUT
@@ -17,7 +18,7 @@ from fold_fixtures import FOLDS, NUM_FOLDS, OPTIONS
 from transfer_fixtures import CLASS_NAMES
 
 import tfpipe
-from tfpipe.evaluation import metrics
+from tfpipe.evaluation import label_metrics, metrics
 from tfpipe.evaluation.folds import bootstrap
 from tfpipe.formats import opening
 from tfpipe.models import classifiers, predictions
@@ -208,12 +209,13 @@ def test_the_metrics_of_folds_are_those_of_their_parts(evaluation):
     assert evaluation.metrics["accuracy"] == metrics.measure(table)["accuracy"]
 
 
-def test_the_bootstrap_of_a_mean_is_that_of_theory():
-    def table_of(order, groups=None):
-        keys, of_fold = [f"{row}" for row in order], [FOLDS[row % 4] for row in order]
-        empty = np.zeros(len(order), np.int64)
-        return predictions.Predictions(keys, keys, empty, empty[:, None], ["x"], groups=groups, folds=of_fold)
+def table_of(order, groups=None):
+    keys, of_fold = [f"{row}" for row in order], [FOLDS[row % 4] for row in order]
+    empty = np.zeros(len(order), np.int64)
+    return predictions.Predictions(keys, keys, empty, empty[:, None], ["x"], groups=groups, folds=of_fold)
 
+
+def test_the_bootstrap_of_a_mean_is_that_of_theory():
     random, size = np.random.default_rng(0), 4000
     values, rows = random.normal(3, 2, size), np.arange(size)
     error = 2 / np.sqrt(size)
@@ -226,6 +228,18 @@ def test_the_bootstrap_of_a_mean_is_that_of_theory():
     # Groups of 10 images with one value each: a tenth of the evidence.
     same, groups = np.repeat(values[:100], 40), [f"{row // 40} {row % 4}" for row in rows]
     assert np.diff(bootstrap(same, table_of(rows, groups))) > 2.5 * np.diff(bootstrap(same, table_of(rows)))
+
+
+def test_the_interval_of_a_mean_holds_with_few_groups_and_is_none_where_draws_tell_nothing():
+    random, rows = np.random.default_rng(0), np.arange(160)
+    groups, held = [f"{row % 20}" for row in rows], 0
+    for _ in range(200):
+        right = random.random(160) < np.tile(random.beta(1.6, 0.4, 20), 8)
+        low, high = bootstrap(right, table_of(rows, groups))
+        held += low <= 0.8 <= high
+    assert held >= 0.9 * 200
+    assert bootstrap(np.ones(160, bool), table_of(rows, groups)) is None  # not 1 to 1
+    assert bootstrap(rows < 80, table_of(rows, [f"{row % 4}" for row in rows])) is None  # one patient in each fold
 
 
 def test_a_run_that_has_seen_its_fold_is_refused(shards, runs, tmp_path, caplog):
@@ -258,6 +272,24 @@ def test_a_run_that_has_seen_its_fold_is_refused(shards, runs, tmp_path, caplog)
         caplog.clear()
         tfpipe.evaluate(runs.folder / "fold0", shards, "fold0", tmp_path / "seen", report=False, progress=False)
         assert "was trained on" not in caplog.text
+
+
+def test_folds_of_groups_with_several_labels_an_image(tmp_path):
+    table = label_fixtures.write_table(tmp_path, label_fixtures.draw_labels(60), who=[f"患者 {row // 3}|+," for row in range(60)])
+    data, options = tmp_path / "shards", {"layout": "csv", "label_columns": label_fixtures.NAMES, "group": "who", "workers": 1}
+    tfpipe.build_tfrecords(table, data, splits={"folds": 3}, progress=False, **options)
+    assert len({(row.group, row.split) for row in catalog.read_catalog(data)}) == 20
+    tfpipe.train_folds(data, tmp_path / "cv", **{**RECIPE, "epochs": 1}, **TRAIN)
+    found = tfpipe.evaluate_folds(tmp_path / "cv", data, tmp_path / "eval", progress=False, report=False)
+    table = predictions.read(found.folder)
+    assert found.receipt["num_groups"] == 20
+    assert set(table.folds) == {"fold0", "fold1", "fold2"}
+    of_folds = [label_metrics.measure(part)["macro_auc"] for part in table.by_fold().values()]
+    assert found.metrics["folds"]["macro_auc"]["values"] == of_folds
+    assert not (found.folder / "suspects.csv").exists()  # which are of one class an image
+    summary = evaluate._summary(found)
+    assert "intervals by group, of 20 groups" in summary
+    assert "of 3 folds, each by the model that has not seen it" in summary
 
 
 # ---- the mean of all models

@@ -21,9 +21,9 @@ from tfpipe.pipeline import augmentation, counter_rng, mixing
 pytestmark = pytest.mark.tf
 
 # Of the public names, those that make no pixels, or make them in `tf.data` or inside a model.
-OTHERS = """Augmentation Comparison DataError Evaluation Export FoldRuns Manifest Model Recipe RejectedImage Run Summary __version__
-build_tfrecords class_weights compare dataset describe evaluate evaluate_folds export grpc_request load load_frozen load_manifest predict
-rest_request train train_folds verify"""
+OTHERS = """Augmentation Comparison DataError Evaluation Export FoldRuns Manifest Model Recipe RejectedImage Run Summary
+__version__ build_tfrecords class_weights compare dataset describe evaluate evaluate_folds export grpc_request load
+load_frozen load_manifest predict rest_request train train_folds verify"""
 MODULES = (augmentation, decoding, counter_rng, mixing, resizing, sampling, decoders)
 OTHER_FLOORS = [
     path

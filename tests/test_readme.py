@@ -127,9 +127,8 @@ def environment(tmp_path_factory):
 
 def blocks_to_run():
     texts = present(pages())
-    return {
-        name: [block for block in blocks(name, texts[name]) if not block.not_run and block.language != "text"] for name in texts
-    }
+    of_pages = {name: blocks(name, text) for name, text in texts.items()}
+    return {name: [one for one in found if not one.not_run and one.language != "text"] for name, found in of_pages.items()}
 
 
 def jobs_of(weights):

@@ -191,6 +191,8 @@ def _label_lines(found: Mapping[str, Any], split: str) -> list[str]:
     lines.append(f"right labels {found['label_accuracy']:.2%}, images with all of them right {found['exact_match']:.2%}")
     if chosen is not None:
         lines.append(f"thresholds chosen on {chosen['split']!r}; with 0.5, mean F1 {number(chosen['before']['macro_f1'])}")
+    lines[1:1] = _group_lines(found.get("groups"))
+    lines += _fold_lines(found.get("folds"))
     if len(rows) > _MAX_CLASSES:
         return lines
     width = max(display_width(name) for name in ("class", *(row["class_name"] for row in rows)))

@@ -98,8 +98,6 @@ class Groups:
 
     def _drawn(self, counts: Array, totals: Array) -> list[float] | None:
         """Returns the interval of a ratio of sums over groups, or None where it is always the same."""
-        from scipy.stats import norm, t
-
         size = len(totals)
         if (counts * totals[0] == counts[0] * totals).all():
             return None
@@ -108,9 +106,16 @@ class Groups:
         for start in range(0, NUM_DRAWS, block):
             picks = random.integers(size, size=(min(block, NUM_DRAWS - start), size))
             ratios.append(counts[picks].sum(axis=1) / totals[picks].sum(axis=1))
-        tail = norm.cdf(t.ppf(0.025, size - 1) * math.sqrt(size / (size - 1)))
+        tail = expanded_tail(size, size - 1)
         low, high = np.quantile(np.concatenate(ratios), [tail, 1 - tail])
         return [float(low), float(high)]
+
+
+def expanded_tail(size: int, degrees: int) -> float:
+    """Returns the quantile, 0.025 for many groups, at which a 95 % interval of `size` drawn groups begins."""
+    from scipy.stats import norm, t
+
+    return float(norm.cdf(t.ppf(0.025, degrees) * math.sqrt(size / degrees)))
 
 
 def wilson(count: int, total: int) -> list[float] | None:

@@ -25,7 +25,7 @@ from tfpipe.common.locking import locked
 from tfpipe.common.text import hash_names
 from tfpipe.evaluation import html_report, metrics, suspects
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
-from tfpipe.evaluation.clusters import NUM_DRAWS
+from tfpipe.evaluation.clusters import NUM_DRAWS, expanded_tail
 from tfpipe.evaluation.evaluator import Evaluation, Pass, clear
 from tfpipe.models import classifiers, predictions
 from tfpipe.models.classifiers import Classifier
@@ -75,9 +75,11 @@ def evaluate_folds(
 
     metrics["folds"] has per metric the value of each fold, their mean and their standard deviation
     (n - 1), and for accuracy and log loss a 95 % interval of the mean: by bootstrap, of images, or
-    groups of them, drawn anew within each fold. It holds the chance of which images were collected, and not that of the
-    training: the models share most of their images (Bengio, Grandvalet: No Unbiased Estimator of
-    the Variance of K-Fold Cross-Validation, JMLR 5, 2004). All other metrics are of the whole table.
+    groups of them, drawn anew within each fold; where a fold has a single group, or nothing varies
+    within folds, that of the whole table's accuracy, and none of the log loss. It holds the chance
+    of which images were collected, and not that of the training: the models share most of their
+    images (Bengio, Grandvalet: No Unbiased Estimator of the Variance of K-Fold Cross-Validation,
+    JMLR 5, 2004). All other metrics are of the whole table.
 
     Args:
         model: the folder of `train_folds`, all runs finished.
@@ -120,7 +122,7 @@ def evaluate_folds(
             on_found(evaluation)
         if report:
             html_report.write_report(folder, together, data, split, near_duplicates=False, progress=progress)
-        else:
+        elif together.task == manifest.SINGLE:
             suspects.write(folder, suspects.find(predictions.read(folder), data, split))
     return evaluation
 
@@ -204,10 +206,11 @@ class _OneFold(Pass):
 
 def _spread(table: Predictions, of_folds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Returns values by fold, mean, deviation and, of means over images, an interval, by metric."""
-    intervals: dict[str, list[float]] = {}
+    intervals: dict[str, list[float] | None] = {}
     if table.targets is None:
         own = np.maximum(table.probabilities[np.arange(len(table.labels)), table.labels], SMALLEST_PROBABILITY)
-        intervals["accuracy"] = bootstrap(table.predicted == table.labels, table)
+        right = table.predicted == table.labels
+        intervals["accuracy"] = bootstrap(right, table) or metrics.share_interval(table, right)
         intervals["log_loss"] = bootstrap(-np.log(own.astype(np.float64)), table)
     found: dict[str, Any] = {"names": list(of_folds)}
     for metric in _METRICS if table.targets is None else _METRICS_OF_SEVERAL:
@@ -222,21 +225,27 @@ def _spread(table: Predictions, of_folds: Mapping[str, Mapping[str, Any]]) -> di
     return found
 
 
-def bootstrap(values: np.ndarray[Any, Any], table: Predictions) -> list[float]:
-    """Returns the 95 % percentile interval of the mean over folds of the mean of their values, [N].
+def bootstrap(values: np.ndarray[Any, Any], table: Predictions) -> list[float] | None:
+    """Returns the 95 % interval of the mean over folds of the mean of their values, [N].
 
     Images, or groups of them where there are any, are drawn anew within each fold (Efron,
-    Tibshirani: An Introduction to the Bootstrap, 1993, chapter 8). Draws are those of one seed:
-    equal tables have equal intervals.
+    Tibshirani: An Introduction to the Bootstrap, 1993, chapter 8); percentiles are widened for few of
+    them as in `clusters`. Draws are those of one seed: equal tables have equal intervals.
+
+    None where draws tell nothing: a fold has a single group, or the groups of no fold differ.
     """
     random, of_fold = np.random.default_rng(0), np.array(table.folds)
     drawn_by = np.array(table.keys if table.groups is None else table.groups)
-    means, names = np.zeros(NUM_DRAWS), np.unique(of_fold)
+    means, names, num_units, varies = np.zeros(NUM_DRAWS), np.unique(of_fold), 0, False
     for name in names:
         _, units = np.unique(drawn_by[of_fold == name], return_inverse=True)  # by name, whatever the order of the rows
         sums, counts = np.bincount(units, values[of_fold == name]), np.bincount(units)
+        if len(counts) < 2:
+            return None
+        num_units, varies = num_units + len(counts), varies or bool((sums * counts[0] != sums[0] * counts).any())
         step = max(1, _AT_ONCE // len(counts))
         for first in range(0, NUM_DRAWS, step):
             picks = random.integers(len(counts), size=(min(step, NUM_DRAWS - first), len(counts)))
             means[first : first + step] += sums[picks].sum(axis=1) / counts[picks].sum(axis=1) / len(names)
-    return [float(value) for value in np.quantile(means, (0.025, 0.975))]
+    tail = expanded_tail(num_units, num_units - len(names))
+    return [float(value) for value in np.quantile(means, (tail, 1 - tail))] if varies else None
