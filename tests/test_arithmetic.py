@@ -407,7 +407,7 @@ def test_training_computes_in_what_it_promises(colours, tmp_path, monkeypatch, b
 
     from tfpipe.training import steps
 
-    count, seen, lines = steps._count_correct, [], []
+    count, seen, lines = steps.Steps._count_correct, [], []
 
     def note(correct):
         seen.append(is_tf32())
@@ -420,7 +420,7 @@ def test_training_computes_in_what_it_promises(colours, tmp_path, monkeypatch, b
         lines.append(line)
         assert is_tf32() is before  # as the caller left it
 
-    monkeypatch.setattr(steps, "_count_correct", noted)
+    monkeypatch.setattr(steps.Steps, "_count_correct", noted)
     monkeypatch.setattr(arithmetic, "has_tf32", lambda: True)
     network = {"backbone": "lenet", "weights": "none", "image_size": (16, 16), "epochs": 1}
     options = {"precision": precision, "deterministic": False, "tensorboard": False, "progress": False}

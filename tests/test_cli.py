@@ -75,7 +75,7 @@ def test_help_of_a_subcommand_shows_its_flags_and_the_programs_name(name):
     assert not re.search(rf"^  {cli.COMMANDS[name].tool} ", done.stdout, re.MULTILINE)
     shown = set(re.findall(r"^  --(?:\[no\])?(\w+)", done.stdout, re.MULTILINE)) - {"version"}
     if name == "verify":
-        assert shown == {"decode", "workers", "limit"}
+        assert shown == {"decode", "near_duplicates", "workers", "limit"}
     if name == "compare":
         assert shown == set()
     assert not shown & set(commands.RENAMED_FLAGS.get(cli.COMMANDS[name].tool, {}))
@@ -95,7 +95,7 @@ TYPED = [
     (["ex"], ["extract", "export"]),
     (["train", "--ba"], ["--backbone=", "--balanced", "--batch_size="]),
     (["export", "--mo"], ["--model="]),
-    (["verify", "--"], ["--help", "--decode", "--workers=", "--limit="]),
+    (["verify", "--"], ["--help", "--decode", "--near_duplicates", "--workers=", "--limit="]),
     (["compare", "--"], ["--help"]),
     (["completion", "z"], ["zsh"]),
     (["train", "x"], []),

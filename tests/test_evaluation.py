@@ -71,7 +71,7 @@ def quick(stored, monkeypatch):
         for first in range(start, end, self.batch_size):
             yield {name: value[first : min(first + self.batch_size, end)] for name, value in stored[split].items()}
 
-    monkeypatch.setattr(evaluator._Run, "_batches", batches)
+    monkeypatch.setattr(evaluator.Pass, "_batches", batches)
 
 
 def rows_of(folder):
@@ -138,7 +138,7 @@ def test_g11_a_record_lost_on_the_way_is_an_error(classifier, shards, tmp_path, 
 
     run(classifier, shards, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(evaluator._Run, "_batches", batches)
+    monkeypatch.setattr(evaluator.Pass, "_batches", batches)
     with pytest.raises(DataError, match=message):
         run(classifier, shards, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -148,14 +148,14 @@ def test_g11_a_record_lost_on_the_way_is_an_error(classifier, shards, tmp_path, 
 @pytest.mark.usefixtures("quick")
 def test_a_data_set_that_is_replaced_during_the_pass_is_an_error(classifier, shards, tmp_path, monkeypatch, shard):
     build_images(tmp_path, COUNTS, class_names=[CHINESE, CAT, QUOTED], num_shards=1)  # the same ids, other labels
-    data, batches = shutil.copytree(shards, tmp_path / "data"), evaluator._Run._batches
+    data, batches = shutil.copytree(shards, tmp_path / "data"), evaluator.Pass._batches
 
     def replace(self, *arguments):
         yield from batches(self, *arguments)
         data.rename(tmp_path / "old")
         (tmp_path / "shards").rename(data)
 
-    monkeypatch.setattr(evaluator._Run, "_batches", replace)
+    monkeypatch.setattr(evaluator.Pass, "_batches", replace)
     with pytest.raises(DataError, match="data: the data set was replaced during the evaluation: data_root_hash"):
         run(classifier, data, tmp_path / "eval", shard=shard)
     assert not list((tmp_path / "eval").glob("*.*")) + list((tmp_path / "eval").rglob("*.json"))
@@ -252,7 +252,7 @@ def test_an_empty_split_is_reported(classifier, tmp_path):
 
 
 def test_an_output_that_cannot_be_written_to_fails_before_the_pass(classifier, shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluator._Run, "chunks", lambda *_: pytest.fail("the pass has begun"))
+    monkeypatch.setattr(evaluator.Pass, "chunks", lambda *_: pytest.fail("the pass has begun"))
     write(tmp_path / "file", b"")
     (tmp_path / "eval" / "metrics.json").mkdir(parents=True)
     for output in (tmp_path / "file", tmp_path / "file" / "eval", Path("/proc/eval"), tmp_path / "eval"):
@@ -459,7 +459,7 @@ def test_two_readers_that_merge_at_once_do_no_harm(plain, classifier, shards, tm
 @pytest.mark.usefixtures("quick")
 def test_two_evaluations_in_one_folder_do_not_mix(classifier, shards, tmp_path, monkeypatch, stage):
     monkeypatch.setattr(locking, "_PATIENCE_SECONDS", 0)
-    calls, other, chunks = [], make_classifier(seed=1), evaluator._Run.chunks
+    calls, other, chunks = [], make_classifier(seed=1), evaluator.Pass.chunks
 
     def intrude(*_, **__):
         calls.append(stage)
@@ -471,7 +471,7 @@ def test_two_evaluations_in_one_folder_do_not_mix(classifier, shards, tmp_path, 
         yield from chunks(self, *arguments)
 
     if stage == "pass":
-        monkeypatch.setattr(evaluator._Run, "chunks", slow_chunks)
+        monkeypatch.setattr(evaluator.Pass, "chunks", slow_chunks)
     monkeypatch.setattr("tfpipe.evaluation.html_report.write_report", intrude)
     found = run(classifier, shards, tmp_path, report=stage == "report")
     assert calls == [stage]

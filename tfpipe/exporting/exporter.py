@@ -251,7 +251,7 @@ def _write(work: Work, formats: Sequence[str], log: Callable[[str], None]) -> di
     return written
 
 
-def _specify(model: NamedModel, top_k: int, max_pixels: int, evaluations: Sequence[Path]) -> Specification:
+def _specify(model: NamedModel, top_k: int, max_pixels: int, evaluations: Sequence[Path] = ()) -> Specification:
     names = model.class_names
     size, top_k = model.image_size, min(top_k, len(names))
     facts = (names, size, model.resize, model.preprocessing, model.sha256, top_k, max_pixels, tfpipe.__version__, model.samples)
