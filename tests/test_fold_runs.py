@@ -275,7 +275,9 @@ def test_a_run_that_has_seen_its_fold_is_refused(shards, runs, tmp_path, caplog)
 
 
 def test_folds_of_groups_with_several_labels_an_image(tmp_path):
-    table = label_fixtures.write_table(tmp_path, label_fixtures.draw_labels(60), who=[f"患者 {row // 3}|+," for row in range(60)])
+    table = label_fixtures.write_table(
+        tmp_path, label_fixtures.draw_labels(60), who=[f"患者 {row // 3}|+," for row in range(60)]
+    )
     data, options = tmp_path / "shards", {"layout": "csv", "label_columns": label_fixtures.NAMES, "group": "who", "workers": 1}
     tfpipe.build_tfrecords(table, data, splits={"folds": 3}, progress=False, **options)
     assert len({(row.group, row.split) for row in catalog.read_catalog(data)}) == 20
