@@ -187,6 +187,17 @@ def test_a_bad_cell_is_named_with_its_column(tmp_path):
         tfpipe.build_tfrecords(table, tmp_path / "out", layout="csv", label_columns=NAMES, workers=1, progress=False)
 
 
+def test_columns_of_labels_keep_their_capitals_and_are_composed(tmp_path):
+    names = ("No Finding", "Re\u0301tine", "x")  # decomposed
+    table = write_table(tmp_path, draw_labels(6))
+    table.write_text(table.read_text().replace(",".join(NAMES), ",".join(names), 1))
+    options = {"layout": "csv", "normalize": "nfc", "workers": 1, "progress": False}
+    found = tfpipe.build_tfrecords(table, tmp_path / "out", label_columns=names, **options)
+    assert found.class_names == ["No Finding", "R\xe9tine", "x"]
+    with pytest.raises(ValueError, match="there twice: x"):
+        tfpipe.build_tfrecords(table, tmp_path / "other", label_columns=["x", "X"], **options)
+
+
 def test_a_class_that_all_images_have_is_warned_of(tmp_path, caplog):
     labels = draw_labels(12)
     labels[:, 0] = 1

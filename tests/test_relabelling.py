@@ -138,6 +138,15 @@ def test_changed_bytes_are_refused(photos, tmp_path, decided):
         build(photos, tmp_path / "b", decided)
 
 
+def test_decisions_that_empty_a_split_are_refused(photos, tmp_path):
+    build(photos, tmp_path / "before")
+    keys = (row.key for row in read_catalog(tmp_path / "before") if row.split == "test")
+    path = decide(photos, tmp_path / "decisions.csv", *((key, "drop") for key in keys))
+    with pytest.raises(DataError, match="drop all images of split 'test'"):
+        build(photos, tmp_path / "shards", path)
+    assert not contents(tmp_path / "shards")
+
+
 def test_a_second_round_follows_the_first(photos, tmp_path, decided):
     before = rows_of_build(photos, tmp_path / "a", decided)
     again = [

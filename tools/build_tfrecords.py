@@ -69,7 +69,9 @@ flags.DEFINE_string(
     "For --layout=csv: column of paths, or of names without an ending. Default: path, filename, image_id, ...",
 )
 flags.DEFINE_string("label_column", None, "For --layout=csv: column of classes. Default: label, class, ...")
-flags.DEFINE_string("group", None, "For --layout=csv: column of patients, places, bursts; all images of one are in one split.")
+flags.DEFINE_string(
+    "group", None, "Column of --layout=csv with patients, places or bursts: one's images are in one split. Default: none."
+)
 flags.DEFINE_string(
     "group_pattern", None, r"Regular expression that finds the group in an image's path: patient_(\d+). Default: no groups."
 )
@@ -77,7 +79,7 @@ flags.DEFINE_enum("normalize", "none", NORMALIZATIONS, "nfc: class names that di
 flags.DEFINE_enum("task", SINGLE, TASKS, "single: an image has one class. multilabel: any number, of --layout=csv.")
 flags.DEFINE_string("label_separator", SEPARATOR, "For --task=multilabel: between the classes in a cell of the label column.")
 flags.DEFINE_list(
-    "label_columns", None, "A column for each class, 1, 0 or empty for unknown, instead of a label column: --task=multilabel."
+    "label_columns", None, "Columns of --layout=csv, one for each class: 1, 0 or empty for unknown. Default: one label column."
 )
 _NUM_SHARDS = flags.DEFINE_string("num_shards", None, "Shards per split: 16, or train=16,test=2. Default: by --shard_mib.")
 _SHARD_MIB = flags.DEFINE_integer("shard_mib", DEFAULT_SHARD_BYTES >> 20, "Approximate size of a shard, in MiB.", 1)

@@ -33,7 +33,9 @@ from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 _MODEL = flags.DEFINE_string(
     "model", None, "Needed, or --review. A run's folder, a .keras file, or a file or folder of an export."
 )
-_REVIEW = flags.DEFINE_string("review", None, "Folder of an evaluation, whose suspects are shown; needs --data, no --model.")
+_REVIEW = flags.DEFINE_string(
+    "review", None, "Folder of an evaluation: show its suspects, with --data and no --model. Default: show the model."
+)
 _DATA = flags.DEFINE_string("data", None, "Data set with the training images. Default: the run's, if it is still there.")
 _SPLIT = flags.DEFINE_string("split", "train", "Of the data set.")
 _MAX_TRAINING = flags.DEFINE_integer("max_training", 1000, "At most so many training images, drawn at random; 0: none.", 0)

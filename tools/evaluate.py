@@ -62,7 +62,7 @@ _CALIBRATE = flags.DEFINE_string(
     "calibrate", None, "Split to fit a temperature on, for calibrated probabilities. Default: none."
 )
 _TTA = flags.DEFINE_string(
-    "tta", None, "Average views of each image: flip, five (centre and corners), or a number of views of the run's augmentation."
+    "tta", None, "Average views of each image: flip, five (centre, corners), or a number of augmented ones. Default: one view."
 )
 _TRUST = flags.DEFINE_bool("trust", False, "Trust the model's author: open it even if it holds code, or uses files.")
 _REPORT = flags.DEFINE_bool("report", True, "Write report.html.")

@@ -81,7 +81,7 @@ _HALF = flags.DEFINE_bool(
     "half", False, "Store weights in float16, half the bytes (.keras: all); the cost is measured on --data."
 )
 _TTA = flags.DEFINE_string(
-    "tta", None, "Add means over views, as signatures and files of their own: flip, five, or a number, see evaluate."
+    "tta", None, "Add means over views as signatures and files of their own: flip, five or a number. Default: none."
 )
 _DATA = flags.DEFINE_string("data", None, "Data set for --half, and for more images to compare on. Default: the run's.")
 _CALIBRATION_DATA = flags.DEFINE_string(

@@ -79,7 +79,7 @@ _ON_ERROR = flags.DEFINE_enum(
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images per call of the model.", 1)
 _TTA = flags.DEFINE_string(
-    "tta", None, "Average views of each image: flip, five (centre and corners), or a number of views of the run's augmentation."
+    "tta", None, "Average views of each image: flip, five (centre, corners), or a number of augmented ones. Default: one view."
 )
 _TRUST = flags.DEFINE_bool("trust", False, "Trust the model's author: open it even if it holds code, or uses files.")
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above which an image is bad.", 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -60,7 +61,10 @@ def _names(texts: Iterable[str]) -> set[str]:
 
 
 def _order(texts: Iterable[str], options: Options) -> list[str]:
-    return list(options.class_names or options.label_columns or sorted(_names(texts)))
+    columns = options.label_columns or ()
+    if options.normalize == "nfc":  # as in the texts
+        columns = tuple(unicodedata.normalize("NFC", name) for name in columns)
+    return list(options.class_names or columns or sorted(_names(texts)))
 
 
 def classes_of(state: State, options: Options) -> groups.ClassesOf:

@@ -132,7 +132,10 @@ def make_plan(
         class_checks.check_classes(state, options, defined=class_order is not None)
     if decisions:
         _split(state, options)  # by the classes as listed: the splits are those without decisions
+        before = split_names(state)
         decided = apply_decisions(state, decisions, class_names)
+        if lost := [split for split in before if split not in split_names(state)]:
+            raise DataError(f"the decisions drop all images of split {lost[0]!r}: keep some, or build without this split")
     conflicts = _groups(state, "label", "AND label >= 0")
     if conflicts and options.on_conflict == "fail":
         raise DataError(

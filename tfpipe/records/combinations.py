@@ -103,6 +103,11 @@ _STATES = {
 }
 
 
+def column_of(name: str) -> str:
+    """Returns the column of a class, which keeps its capitals; columns have none, see `tables.Table`."""
+    return name.strip().lower()
+
+
 class LabelLists(NamedTuple):
     """How the labels of a row are written: in one cell, or in a column for each class."""
 
@@ -113,10 +118,10 @@ class LabelLists(NamedTuple):
     def text(self, cells: Mapping[str, str], column: str | None) -> str:
         """Returns the text of a row's combination; raises LookupError with the reason for a bad cell."""
         if self.columns is not None:
-            states = {name: _STATES.get(cells.get(name, "").lower()) for name in self.columns}
+            states = {name: _STATES.get(cells.get(column_of(name), "").lower()) for name in self.columns}
             for name, state in states.items():
                 if state is None:
-                    raise LookupError(f"column {name!r} holds {cells[name]!r}: 1, 0 or nothing (unknown) is needed")
+                    raise LookupError(f"column {name!r} holds {cells[column_of(name)]!r}: 1, 0 or nothing (unknown) is needed")
             present, unknown = ([name for name, one in states.items() if one == state] for state in (1, -1))
         else:
             parts = [part.strip() for part in cells.get(column or "", "").split(self.separator)]

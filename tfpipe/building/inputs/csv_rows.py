@@ -20,7 +20,7 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.files import IMAGE_SUFFIXES
 from tfpipe.common.text import plural
 from tfpipe.listing.folders import walk
-from tfpipe.records.combinations import LabelLists
+from tfpipe.records.combinations import LabelLists, column_of
 from tfpipe.records.manifest import CONTROL, check_name
 
 _log = logging.getLogger("tfpipe")
@@ -78,7 +78,8 @@ def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> It
 def _columns(table: tables.Table, choice: Choice) -> tuple[str, str | None]:
     path = table.column(_PATH_COLUMNS, "path_column", choice.path_column)
     if choice.label_lists is not None and choice.label_lists.columns is not None:
-        lacking = [name for name in (path, *choice.label_lists.columns) if table.columns.count(name or "") != 1]
+        wanted = [path, *map(column_of, choice.label_lists.columns)]
+        lacking = [name for name in wanted if table.columns.count(name or "") != 1 or wanted.count(name) > 1]
         if path is None or lacking:
             missing = ", ".join(str(name or "a column of paths") for name in lacking)
             raise ValueError(f"{table.path}: missing, or there twice: {missing}; there are {table.columns}")
