@@ -344,11 +344,11 @@ def test_a_part_that_is_replaced_during_the_merge_is_an_error(classifier, shards
     run(classifier, shards, tmp_path, shard=(0, 2))
     header = predictions.header
 
-    def late(names):  # called when all parts have been seen
+    def late(*given):  # called when all parts have been seen
         if (tmp_path / "parts" / "predictions-00001-of-00002.json").exists():
             monkeypatch.setattr(predictions, "header", header)
             run(make_classifier(seed=1), shards, tmp_path, shard=(0, 2))
-        return header(names)
+        return header(*given)
 
     monkeypatch.setattr(predictions, "header", late)
     with pytest.raises(DataError, match=r"00000-of-00002\.csv: replaced while the parts were put together"):
@@ -595,7 +595,7 @@ def test_the_command_shows_what_it_found_whatever_becomes_of_the_report(
     monkeypatch.setattr("tfpipe.evaluation.html_report.write_report", fail)
     given = {"_MODEL": saved, "_DATA": shards, "_OUTPUT": tmp_path / "eval", "_SPLIT": "test", "_BATCH_SIZE": 64}
     given |= {"_NUM_READERS": 1, "_SPECIFICITY": 0.95, "_REPORT": True, "_NEAR_DUPLICATES": False}
-    for name in ("_SHARD", "_POSITIVE_CLASS", "_CALIBRATE"):
+    for name in ("_SHARD", "_POSITIVE_CLASS", "_CALIBRATE", "_TTA"):
         given[name] = None
     for name, value in given.items():
         monkeypatch.setattr(tool, name, types.SimpleNamespace(value=value))

@@ -119,8 +119,13 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
         found.append(evaluation)
         print(_summary(evaluation), flush=True)  # now: the report may fail
 
-    flag_names = ("batch_size", "positive_class", "specificity", "report")
-    common = {**{name: flags.FLAGS[name].value for name in flag_names}, "on_found": show}
+    common: dict[str, Any] = {
+        "batch_size": _BATCH_SIZE.value,
+        "positive_class": _POSITIVE_CLASS.value,
+        "specificity": _SPECIFICITY.value,
+        "report": _REPORT.value,
+        "on_found": show,
+    }
     try:
         if of_folds:
             evaluation = evaluate_folds(_MODEL.value, _DATA.value, _OUTPUT.value, trust=_TRUST.value, **common)

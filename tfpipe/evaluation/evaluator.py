@@ -184,9 +184,9 @@ def evaluate(
     if on_found is not None:
         arguments.callback("on_found", on_found)
     data, folder = arguments.path("data", data), arguments.path("output", output)
+    predictor = _loaded(model, trust)
     if isinstance(model, str | os.PathLike):
         receipts.check_unseen(model, data, split)
-    predictor = _loaded(model, trust)
     averaged = views.averaged(predictor, views.find(tta, getattr(model, "source", model), predictor))
     options: dict[str, Any] = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
     if way := views.tta_of(averaged):  # absent where it is not used, as in receipts from before there was a choice
