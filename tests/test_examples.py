@@ -97,7 +97,7 @@ def test_a_model_of_ones_own_is_trained_exported_and_used(colours, tmp_path):
     status, text = run("custom_model.py", *options, *photos, nothing)
     assert status == 0, text
     assert "network and export agree on 16 images of val" in text
-    assert re.search(r"^comparing with the model on 37 files", text, re.MULTILINE)  # without absl's "INFO:tfpipe:"
+    assert re.search(r"^comparing with the model on \d+ files", text, re.MULTILINE)  # without absl's "INFO:tfpipe:"
     receipt = read_json(tmp_path / "mine" / "evaluation" / "receipt.json")
     assert (receipt["split"], receipt["records_seen"]) == ("test", sum(COUNTS["test"]))
     lines = text.splitlines()[-4:]
