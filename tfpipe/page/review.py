@@ -58,6 +58,9 @@ class Review:
 
     def __init__(self, folder: Path, data: Path) -> None:
         self._path = folder / decisions.FILE_NAME
+        if not (folder / suspects.FILE_NAME).is_file():
+            why = "`tfpipe evaluate` writes it where an image has one class"
+            raise FileNotFoundError(f"{folder}: no {suspects.FILE_NAME} here: {why}")
         self.suspects: Sequence[Suspect] = suspects.read(folder)
         manifest = manifests.load(data)
         self.name, self.class_names = manifest.name, list(manifest.class_names)
