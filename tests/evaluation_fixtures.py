@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from conftest import make_image, write
+import pytest
+from absl import flags
+from conftest import CHECKOUT, make_image, write
 
 import tfpipe
 from tfpipe.common import seeds
@@ -73,3 +77,16 @@ def random_table(seed: int, num_rows: int, num_classes: int, *, decimals: int | 
     exponentials = np.exp(logits)
     labels = random.integers(0, num_classes, num_rows)
     return make_table(labels.tolist(), exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """tools.evaluate without its flags: in one process, those of other tools have the same names."""
+    for kind in ("string", "integer", "float", "bool"):
+        monkeypatch.setattr(flags, f"DEFINE_{kind}", lambda name, default, *_: types.SimpleNamespace(value=default))
+    spec = importlib.util.spec_from_file_location("tools.evaluate_without_flags", CHECKOUT / "tools" / "evaluate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

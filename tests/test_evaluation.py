@@ -1,7 +1,6 @@
 """Evaluation: ids in are ids out, for any batch size and any number of readers, or an error that names what is not."""
 
 import csv
-import importlib.util
 import json
 import re
 import shutil
@@ -12,8 +11,8 @@ import numpy as np
 import pipeline_fixtures
 import pytest
 import tensorflow as tf
-from absl import flags
-from conftest import CHECKOUT, has_gpu, make_image, write
+from conftest import has_gpu, make_image, write
+from evaluation_fixtures import *  # noqa: F403 (fixtures)
 from evaluation_fixtures import CLASS_NAMES, build_images, make_classifier
 
 import tfpipe
@@ -527,17 +526,6 @@ def test_what_is_not_a_model_is_reported(tmp_path):
     model = types.SimpleNamespace(predict=None, image_size=(8, 8), resize="stretch")
     with pytest.raises(ValueError, match="a SimpleNamespace, which has no class_names and no sha256"):
         run(model, tmp_path / "shards", tmp_path / "eval")
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    """tools.evaluate without its flags: in one process, those of other tools have the same names."""
-    for kind in ("string", "integer", "float", "bool"):
-        monkeypatch.setattr(flags, f"DEFINE_{kind}", lambda name, default, *_: types.SimpleNamespace(value=default))
-    spec = importlib.util.spec_from_file_location("tools.evaluate_without_flags", CHECKOUT / "tools" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_command_shows_thresholds_with_all_digits(plain, tool):

@@ -12,6 +12,7 @@ import label_fixtures
 import numpy as np
 import pytest
 from conftest import CHECKOUT
+from evaluation_fixtures import *  # noqa: F403 (fixtures)
 from evaluation_fixtures import make_classifier
 from fold_fixtures import *  # noqa: F403 (fixtures)
 from fold_fixtures import FOLDS, NUM_FOLDS, OPTIONS
@@ -25,7 +26,6 @@ from tfpipe.models import classifiers, predictions
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.networks import ensembles, keras_files
 from tfpipe.records import catalog, folds, manifest
-from tools import evaluate
 
 pytestmark = pytest.mark.tf
 
@@ -275,7 +275,7 @@ def test_a_run_that_has_seen_its_fold_is_refused(shards, runs, tmp_path, caplog)
         assert "was trained on" not in caplog.text
 
 
-def test_folds_of_groups_with_several_labels_an_image(tmp_path):
+def test_folds_of_groups_with_several_labels_an_image(tmp_path, tool):
     table = label_fixtures.write_table(
         tmp_path, label_fixtures.draw_labels(60), who=[f"患者 {row // 3}|+," for row in range(60)]
     )
@@ -290,7 +290,7 @@ def test_folds_of_groups_with_several_labels_an_image(tmp_path):
     of_folds = [label_metrics.measure(part)["macro_auc"] for part in table.by_fold().values()]
     assert found.metrics["folds"]["macro_auc"]["values"] == of_folds
     assert not (found.folder / "suspects.csv").exists()  # which are of one class an image
-    summary = evaluate._summary(found)
+    summary = tool._summary(found)
     assert "intervals by group, of 20 groups" in summary
     assert "of 3 folds, each by the model that has not seen it" in summary
 
