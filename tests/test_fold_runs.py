@@ -327,6 +327,8 @@ def test_wrong_uses_of_an_ensemble_are_refused(shards, runs, tmp_path):
         (lambda: tfpipe.export(runs.folder, tmp_path / "x", ensemble=True, checkpoint="last"), "the best models are averaged"),
         (lambda: tfpipe.evaluate(runs.folder, shards, "fold1", tmp_path / "x"), "all but one of the models"),
         (lambda: tfpipe.evaluate(runs.folder, shards, "test+fold1", tmp_path / "x"), "all but one of the models"),
+        (lambda: tfpipe.evaluate(tfpipe.load(runs.folder), shards, "fold1", tmp_path / "x"), "all but one of the models"),
+        (lambda: tfpipe.evaluate(runs.folder, shards, "test", tmp_path / "x", calibrate="fold1"), "all but one of the models"),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):

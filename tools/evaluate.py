@@ -108,6 +108,8 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
     preflight.find_model(_MODEL.value)
     if not of_folds:
         check_unseen(_MODEL.value, _DATA.value, split)
+        if _CALIBRATE.value is not None and folds.is_folder(_MODEL.value):
+            check_unseen(_MODEL.value, _DATA.value, _CALIBRATE.value)
     check_folder(_OUTPUT.value)
     from tfpipe.evaluation.evaluator import evaluate
     from tfpipe.evaluation.folds import evaluate_folds

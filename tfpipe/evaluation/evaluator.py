@@ -185,9 +185,11 @@ def evaluate(
         arguments.callback("on_found", on_found)
     data, folder = arguments.path("data", data), arguments.path("output", output)
     predictor = _loaded(model, trust)
-    if isinstance(model, str | os.PathLike):
-        receipts.check_unseen(model, data, split)
-    averaged = views.averaged(predictor, views.find(tta, getattr(model, "source", model), predictor))
+    source: Any = getattr(model, "source", model)
+    for name in (split, calibrate) if isinstance(source, str | os.PathLike) else ():
+        if name is not None and (name == split or folds.is_folder(source)):
+            receipts.check_unseen(source, data, name)
+    averaged = views.averaged(predictor, views.find(tta, source, predictor))
     options: dict[str, Any] = {"calibrate": calibrate, "positive_class": positive_class, "specificity": specificity}
     if way := views.tta_of(averaged):  # absent where it is not used, as in receipts from before there was a choice
         options["tta"] = way.facts()
