@@ -87,7 +87,7 @@ WRONG = [
     ),
     ("train", [*TRAIN, "--image_size=96,96"], "--image_size must be SIDE or HEIGHTxWIDTH, as 224 or 240x320 (got '96,96')"),
     ("train", [*TRAIN, "--image_size=8"], "--image_size 8x8 is too small for vgg16"),
-    ("train", [*TRAIN, "--backbone=resnet50"], "--backbone must be one of vgg16"),
+    ("train", [*TRAIN, "--backbone=resnet18"], "--backbone must be one of vgg16"),
     ("train", [*TRAIN, "--weights={0}/none.h5"], "--weights: {0}/none.h5: no such file"),
     ("train", [*TRAIN, "--backbone=lenet"], "there are no ImageNet weights for lenet"),
     ("train", [*TRAIN, "--grey"], "backbone vgg16 takes three channels"),
