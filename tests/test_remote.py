@@ -198,7 +198,9 @@ def test_a_run_records_the_order_of_its_data(bucket: str, tmp_path: Path):
     local = write_data_set(tmp_path / "pets", [make_image(seed) for seed in range(20)], 2, split="train")
     upload(local, f"{bucket}/run/pets")
     recipe = tfpipe.Recipe(backbone="lenet", weights="none", image_size=(32, 32), mode="scratch", epochs=1)
-    blocks = [runs._Job(place, recipe, "train", None).identity()["data read_block"] for place in (local, Path(f"{bucket}/run/pets"))]
+    blocks = [
+        runs._Job(place, recipe, "train", None).identity()["data read_block"] for place in (local, Path(f"{bucket}/run/pets"))
+    ]
     assert blocks == [None, 64]
     given = {"cache": tmp_path / "features", "progress": False, "tensorboard": False, "log": None}
     tfpipe.train(local, tmp_path / "run", recipe, **given)
