@@ -20,6 +20,7 @@ from transfer_fixtures import SMALL
 import tfpipe
 from tfpipe.common.errors import DataError
 from tfpipe.evaluation import label_metrics, label_report, mcnemar, metrics, thresholding
+from tfpipe.exporting import calibration, exporter
 from tfpipe.models import classifiers, predictions
 from tfpipe.networks import objectives
 from tfpipe.networks.layers import Probabilities
@@ -392,6 +393,12 @@ def test_the_worst_labels_come_first():
 
 
 # ---- export and prediction
+
+
+def test_an_export_in_whole_numbers_is_calibrated_on_images_of_several_labels(run, shards):
+    classifier = classifiers.load(run)
+    specification = exporter._specify(classifier, 1, 10**6)
+    assert calibration.draw_images(shards, specification).shape[1:] == (*classifier.image_size, 3)
 
 
 def test_an_export_names_the_labels_at_the_thresholds_of_the_evaluation(run, shards, evaluation, tmp_path):

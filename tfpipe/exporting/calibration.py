@@ -39,7 +39,7 @@ def draw_images(directory: str | os.PathLike[str], specification: Specification)
     reader, size, mode = RecordReader(Path(directory), SPLIT), specification.image_size, specification.resize
     images = []
     for position in positions.numpy().tolist():
-        row = decoding.parse_example(reader.read(position))
+        row = decoding.parse_example(reader.read(position), reader.manifest.task)
         encoded, orientation = row[schema.ENCODED], row[schema.ORIENTATION]
         images.append(decoding.decode_and_resize(encoded, orientation, size, mode, specification.samples).numpy())
     return np.stack(images)
