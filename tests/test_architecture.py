@@ -35,6 +35,7 @@ PROGRAMS = {
     "mkdocstrings",
     "moto",
     "mypy",
+    "pytest-timeout",
     "pytest-xdist",
     "ruff",
     "setuptools",
