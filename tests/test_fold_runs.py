@@ -110,7 +110,7 @@ def test_folds_killed_in_a_step_end_with_the_same_bits(shards, runs, tmp_path):
 
 def test_each_run_names_its_splits(shards, runs):
     assert [run.folder.name for run in runs.runs] == FOLDS
-    for fold in folds.plan(manifest.load(shards)):
+    for fold in folds.plan(manifest.load(shards).splits, "x"):
         data = json.loads((runs.folder / fold.held_out / "run.json").read_text())["data"]
         assert (data["train_split"], data["val_split"]) == (fold.train, fold.val)
         assert data["num_train"] == manifest.load(shards).split(fold.train).num_records
@@ -119,7 +119,7 @@ def test_each_run_names_its_splits(shards, runs):
 
 def test_wrong_trainings_of_folds_are_refused(shards, runs, photos, tmp_path):
     other = tfpipe.build_tfrecords(photos, tmp_path / "other", splits={"train": 0.5, "val": 0.5}, **OPTIONS)
-    assert folds.names(other) == []
+    assert folds.names(other.splits) == []
     cases = [
         (lambda: tfpipe.train_folds(tmp_path / "other", tmp_path / "cv", **RECIPE), ValueError, "has no folds"),
         (lambda: tfpipe.train(shards, tmp_path / "run", **RECIPE), ValueError, "train_folds"),

@@ -204,7 +204,13 @@ def test_a_class_that_all_images_have_is_warned_of(tmp_path, caplog):
     tfpipe.build_tfrecords(
         write_table(tmp_path, labels), tmp_path / "out", layout="csv", label_columns=NAMES, workers=1, progress=False
     )
-    assert "no image with it, or none without it" in caplog.text
+    assert "no image with it, or none without it, in split 'train'" in caplog.text
+    caplog.clear()
+    labels[1:, 0] = 0  # one fold alone has it
+    options = {"layout": "csv", "label_columns": NAMES, "splits": {"folds": 3}, "workers": 1, "progress": False}
+    tfpipe.build_tfrecords(write_table(tmp_path, labels, "rare.csv"), tmp_path / "folds", **options)
+    assert "no image with it, or none without it, in what is left to train on where fold" in caplog.text
+    assert caplog.text.rstrip().endswith(": 'red'")
 
 
 def test_verify_finds_labels_that_are_not_those_of_their_combination(shards, tmp_path):
