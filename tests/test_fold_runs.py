@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import signal
 import subprocess
@@ -210,6 +211,22 @@ def test_the_metrics_of_folds_are_those_of_their_parts(evaluation):
     assert evaluation.metrics["accuracy"] == metrics.measure(table)["accuracy"]
 
 
+def test_report_and_summary_have_a_table_of_the_folds(evaluation, tool):
+    folds, page = evaluation.metrics["folds"], (evaluation.folder / "report.html").read_text()
+    summary = tool._summary(evaluation)
+    for index, name in enumerate(FOLDS):
+        of_fold = [f"{folds['counts'][index]}", *(f"{folds[one]['values'][index]:.4f}" for one in ("accuracy", "log_loss"))]
+        (row,) = re.findall(f"<tr><th>{name}</th>(.*?)</tr>", page)
+        assert set(of_fold) <= set(re.findall("<td>(.*?)</td>", row))
+        (line,) = re.findall(f"^{name} (.*)$", summary, re.MULTILINE)
+        assert set(of_fold) <= set(line.split())
+    assert sum(folds["counts"]) == evaluation.metrics["count"]
+    low, high = folds["log_loss"]["interval"]
+    for shown in (f"{folds['accuracy']['mean']:.4f}", f"{folds['accuracy']['deviation']:.4f}", f"{low:.4f} to {high:.4f}"):
+        assert shown in summary
+        assert f"<td>{shown}</td>" in page
+
+
 def table_of(order, groups=None):
     keys, of_fold = [f"{row}" for row in order], [FOLDS[row % 4] for row in order]
     empty = np.zeros(len(order), np.int64)
@@ -283,16 +300,19 @@ def test_folds_of_groups_with_several_labels_an_image(tmp_path, tool):
     tfpipe.build_tfrecords(table, data, splits={"folds": 3}, progress=False, **options)
     assert len({(row.group, row.split) for row in catalog.read_catalog(data)}) == 20
     tfpipe.train_folds(data, tmp_path / "cv", **{**RECIPE, "epochs": 1}, **TRAIN)
-    found = tfpipe.evaluate_folds(tmp_path / "cv", data, tmp_path / "eval", progress=False, report=False)
+    found = tfpipe.evaluate_folds(tmp_path / "cv", data, tmp_path / "eval", progress=False)
     table = predictions.read(found.folder)
     assert found.receipt["num_groups"] == 20
     assert set(table.folds) == {"fold0", "fold1", "fold2"}
     of_folds = [label_metrics.measure(part)["macro_auc"] for part in table.by_fold().values()]
     assert found.metrics["folds"]["macro_auc"]["values"] == of_folds
     assert not (found.folder / "suspects.csv").exists()  # which are of one class an image
+    page = (found.folder / "report.html").read_text()
+    assert f"<td>{of_folds[2]:.4f}</td>" in page[page.index("<h2>Folds</h2>") : page.index("<h2>Class balance</h2>")]
+    assert "--calibrate" not in page  # which is refused of folds
     summary = tool._summary(found)
     assert "intervals by group, of 20 groups" in summary
-    assert "of 3 folds, each by the model that has not seen it" in summary
+    assert "3 folds, each predicted by the model that has not seen it\nfold" in summary
 
 
 # ---- the mean of all models

@@ -63,6 +63,18 @@ class _Chosen(msgspec.Struct):
     before: dict[str, Any]
 
 
+class Spread(msgspec.Struct):
+    """A metric of an out-of-fold evaluation: of each fold, their mean and deviation, and the interval of the mean."""
+
+    values: list[_Share]
+    mean: _Share
+    deviation: _Share
+    interval: _Interval
+
+
+Folds = dict[str, list[str | int] | Spread]  # names and counts of images, and metrics
+
+
 class _Content(msgspec.Struct):
     """The content of metrics.json that is shown elsewhere."""
 
@@ -81,6 +93,7 @@ class _Content(msgspec.Struct):
     micro_f1: _Share
     per_class: list[_Row]
     calibration: _Chosen | None = None
+    folds: Folds | None = None
 
 
 def check(content: dict[str, Any], path: Path) -> dict[str, Any]:
