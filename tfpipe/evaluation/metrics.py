@@ -23,7 +23,7 @@ from tfpipe.common.files import check_json, read_json
 from tfpipe.common.text import number
 from tfpipe.evaluation import label_metrics
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
-from tfpipe.evaluation.clusters import NUM_DRAWS, Groups, wilson
+from tfpipe.evaluation.clusters import BY_GROUP, NUM_DRAWS, Groups, wilson
 from tfpipe.models.predictions import METRICS_NAME, Predictions
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 FILE_NAME = METRICS_NAME
 
-_BY_GROUP = f"cluster bootstrap: expanded percentiles of {NUM_DRAWS:,} draws of groups"
 _NUM_BINS = 15  # as Guo et al. 2017
 _MAX_K = 5
 _SPREAD = {"mean": "mean", "standard deviation": "deviation"}
@@ -117,7 +116,9 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
     binary = None if positive is None else _binary(table, positive, specificity)
     reliability = _reliability(confidence, right)
     gaps = (abs(bin_["accuracy"] - bin_["confidence"]) * bin_["count"] for bin_ in reliability if bin_["count"])
-    groups = None if table.groups is None else {"num_groups": Groups(table.groups).count, "interval": _BY_GROUP}
+    groups = (
+        None if table.groups is None else {"num_groups": Groups(table.groups).count, "interval": BY_GROUP.format(NUM_DRAWS)}
+    )
     return {
         **({} if groups is None else {"groups": groups}),
         "count": len(right),
