@@ -20,7 +20,7 @@ from tfpipe.building.slices import classes_before, write_slice
 from tfpipe.building.state import State
 from tfpipe.building.tasks import ShardTask
 from tfpipe.common.errors import DataError, RejectedImage
-from tfpipe.common.text import exactly, plural
+from tfpipe.common.text import alike_groups, exactly, plural
 from tfpipe.records.decisions import Decision
 from tfpipe.records.manifest import MULTILABEL, check_name, shard_file, split_order
 from tfpipe.records.samples import USUAL
@@ -159,6 +159,8 @@ def make_plan(
             " cut the whole set, or accept the leak with allow_leaks:"
             + _listing(groups.described(state, name) for name in torn)
         )
+    if pairs := list(groups.alike(state)):
+        _log.warning("%s", alike_groups(pairs))
     state.register("record_order", options.seed, "order")
     state.execute("UPDATE inputs SET rank = record_order(key) WHERE reason IS NULL")
     state.execute("CREATE INDEX IF NOT EXISTS inputs_order ON inputs (split, rank, key)")
