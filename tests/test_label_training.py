@@ -376,6 +376,14 @@ def test_the_report_shows_all_metrics_of_a_class_in_a_window_of_1100_pixels(eval
     page.close()
 
 
+def test_an_evaluation_shows_the_means_of_its_classes(evaluation):
+    shown, table = repr(evaluation), evaluation._repr_html_()
+    for name in ("macro_auc", "macro_average_precision", "macro_f1"):
+        value, (low, high) = evaluation.metrics[name], evaluation.metrics[f"{name}_interval"]
+        assert f"{name}={value!r}" in shown
+        assert f"<td>{name}</td><td>{value:.4f}</td><td>{low:.4f}</td><td>{high:.4f}</td>" in table
+
+
 def test_parts_of_an_evaluation_merge_into_the_same_table(run, shards, evaluation, tmp_path):
     for index in range(2):
         merged = tfpipe.evaluate(run, shards, "test", tmp_path, shard=(index, 2), calibrate="val", report=False, progress=False)
