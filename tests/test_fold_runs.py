@@ -292,6 +292,12 @@ def test_a_run_that_has_seen_its_fold_is_refused(shards, runs, tmp_path, caplog)
         assert "was trained on" not in caplog.text
 
 
+def test_options_of_one_model_are_refused_out_of_fold_by_name(runs, tool):
+    tool._MODEL.value, tool._CALIBRATE.value, tool._TTA.value = str(runs.folder), "test", "flip"
+    with pytest.raises(tool.commands.UsageError, match=r"^--calibrate and --tta cannot be used .* as in --split=test$"):
+        tool._evaluate(None)
+
+
 def test_folds_of_groups_with_several_labels_an_image(tmp_path, tool):
     table = label_fixtures.write_table(
         tmp_path, label_fixtures.draw_labels(60), who=[f"患者 {row // 3}|+," for row in range(60)]
@@ -318,18 +324,24 @@ def test_folds_of_groups_with_several_labels_an_image(tmp_path, tool):
 # ---- the mean of all models
 
 
-def test_an_ensemble_is_the_mean_of_its_models(shards, runs, tmp_path):
+def test_an_ensemble_is_the_mean_of_its_models(shards, runs, evaluation, tmp_path):
 
     loaded = opening.load(runs.folder)
     images = next(tfpipe.dataset(shards, "test", batch_size=64, image_size=(16, 16)).as_numpy_iterator())[0]
     mean = np.mean([classifiers.load(runs.folder / name).predict(images) for name in FOLDS], axis=0)
     np.testing.assert_allclose(loaded.predict(images), mean, atol=1e-6)
-    done = tfpipe.export(runs.folder, tmp_path / "export", ensemble=True, formats=("saved_model", "keras"))
+    done = tfpipe.export(
+        runs.folder, tmp_path / "export", ensemble=True, formats=("saved_model", "keras"), evaluation=evaluation.folder
+    )
     exact = [row for row in done.parity if row.artefact in ("saved_model", "model.keras")]
     assert exact
     assert {row.difference for row in exact} == {0}
     card = (tmp_path / "export" / "model_card.md").read_text()
     assert "the mean of the probabilities of 4 models, each trained without one fold" in card
+    assert "fold0+fold1+fold2+fold3, out of fold" in card
+    assert "their mean cannot be measured on these images" in card
+    of_folds = evaluation.metrics["folds"]
+    assert f"| fold3 | {of_folds['counts'][3]} | {of_folds['accuracy']['values'][3]:.4f} |" in card
     results = [
         tfpipe.evaluate(given, shards, "test", tmp_path / "eval", report=False, progress=False)
         for given in (runs.folder, tfpipe.load(tmp_path / "export"), tfpipe.load(tmp_path / "export" / "model.keras"))
@@ -340,8 +352,15 @@ def test_an_ensemble_is_the_mean_of_its_models(shards, runs, tmp_path):
     assert predicted[0].reason == ""
 
 
-def test_wrong_uses_of_an_ensemble_are_refused(shards, runs, tmp_path):
+def test_wrong_uses_of_an_ensemble_are_refused(shards, runs, evaluation, tmp_path):
+    other = shutil.copytree(evaluation.folder, tmp_path / "other")
+    (other / "receipt.json").write_text((other / "receipt.json").read_text().replace(hashes(runs.folder)[2], "0" * 64))
     cases = [
+        (lambda: tfpipe.export(runs.folder, tmp_path / "x", ensemble=True, evaluation=other), "4 models, not those of this"),
+        (
+            lambda: tfpipe.export(runs.folder / "fold0", tmp_path / "x", evaluation=evaluation.folder),
+            "the export of their mean",
+        ),
         (lambda: tfpipe.export(runs.folder, tmp_path / "x"), "export their mean with ensemble"),
         (lambda: tfpipe.export(runs.folder / "fold0", tmp_path / "x", ensemble=True), "which this is not"),
         (lambda: tfpipe.export(runs.folder, tmp_path / "x", ensemble=True, checkpoint="last"), "the best models are averaged"),

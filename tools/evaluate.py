@@ -98,9 +98,11 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
     if shard is not None and _NUM_READERS.value != 1:
         raise commands.UsageError("--shard and --num_readers exclude each other")
     of_folds = _SPLIT.value is None and folds.is_folder(_MODEL.value)
-    if of_folds and (shard is not None or _NUM_READERS.value != 1 or _CALIBRATE.value is not None or _TTA.value is not None):
+    given = {"--shard": shard, "--num_readers": _NUM_READERS.value, "--calibrate": _CALIBRATE.value, "--tta": _TTA.value}
+    if of_folds and (refused := [name for name, value in given.items() if value not in (None, 1)]):
         raise commands.UsageError(
-            "--shard, --num_readers, --calibrate and --tta are not of out-of-fold predictions: give --split"
+            f"{' and '.join(refused)} cannot be used for out-of-fold predictions: leave that out, or evaluate the mean of all"
+            " models on a split that none of them has seen, as in --split=test"
         )
     split = _SPLIT.value or "test"
     for name in () if of_folds else filter(None, (split, _CALIBRATE.value)):
