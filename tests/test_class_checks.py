@@ -192,6 +192,22 @@ def test_what_training_refuses_is_reported_at_build(tmp_path, caplog):
     assert caplog.text == ""
 
 
+def test_a_class_that_folds_lack_to_train_on_is_reported_at_build(tmp_path, caplog):
+    for index in range(4):
+        write(tmp_path / f"in/common/{index}.jpg", make_image(index))
+    write(tmp_path / "in/rare/0.jpg", make_image(9))
+    build(tmp_path / "in", tmp_path / "4", splits={"folds": 4})
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    rare = next(name for name, split in tfpipe.load_manifest(tmp_path / "4").splits.items() if split.class_counts["rare"])
+    before = f"fold{(int(rare[-1]) - 1) % 4}"  # validates on `rare`
+    held = " held out, or in what is left to train on where ".join(f"{name} is" for name in sorted((rare, before)))
+    assert line.startswith(f"1 class has no image in what is left to train on where {held} held out")
+    assert line.endswith("without which it cannot be trained on: 'rare'")
+    caplog.clear()
+    build(tmp_path / "in", tmp_path / "2", splits={"folds": 2})
+    assert "of two folds one is held out, and none is left to validate with" in caplog.text
+
+
 def test_a_refused_set_of_classes_leaves_nothing_and_insisting_builds(tmp_path):
     for index, path in enumerate((NFC, NFD)):
         write(tmp_path / "in" / path / "1.jpg", make_image(index))

@@ -158,3 +158,38 @@ def test_intervals_of_several_labels_are_by_group_too():
     assert by_group["macro_f1"] == by_image["macro_f1"]
     widths = [np.diff(found["macro_f1_interval"])[0] for found in (by_image, by_group)]
     assert widths[1] > 2 * widths[0]
+
+
+def labels_of(random, num_groups, size=8):
+    """A table of one label an image, whose groups are easy or hard."""
+    truth = np.tile([0, 1], num_groups * size // 2)
+    effects = np.repeat(random.normal(size=num_groups), size)
+    logits = (2 * truth - 1) * (0.5 + 0.8 * effects) + random.normal(size=len(truth))
+    names, scores = [f"{index:05d}" for index in range(len(truth))], np.float32(1 / (1 + np.exp(-logits)))
+    table = predictions.of_several_labels(names, names, np.int8(truth[:, None]), scores[:, None], ["a"])
+    return dataclasses.replace(table, groups=[f"g{index // size}" for index in range(len(truth))])
+
+
+def test_intervals_of_several_labels_hold_with_few_groups():
+    random = np.random.default_rng(0)
+    truth = label_metrics.measure(labels_of(random, 10_000), num_resamples=1)["macro_auc"]
+    held = 0
+    for _ in range(300):
+        low, high = label_metrics.measure(labels_of(random, 5), num_resamples=300)["macro_auc_interval"]
+        held += low <= truth <= high
+    assert held >= 0.9 * 300  # of percentiles as they are 0.81
+
+
+def test_intervals_of_several_labels_are_not_certain_where_draws_do_not_vary():
+    targets, names = np.tile(np.int8([[1, 1], [0, 0]]), (5, 1)), [f"{index}" for index in range(10)]
+    groups = [f"g{index // 2}" for index in range(10)]
+    for scores, value in ((targets, 1.0), (1 - targets, 0.0)):
+        table = predictions.of_several_labels(names, names, targets, np.float32(scores), ["a", "b"])
+        found = label_metrics.measure(dataclasses.replace(table, groups=groups), num_resamples=50)
+        for row in (found, *found["per_class"]):
+            for metric in ("auc", "f1"):
+                name = metric if row is not found else f"macro_{metric}"
+                assert row[name] == value
+                assert row[f"{name}_interval"] == wilson(round(5 * value), 5)
+        alone = label_metrics.measure(dataclasses.replace(table, groups=["g"] * 10), num_resamples=50)
+        assert alone["macro_auc_interval"] == [0.0, 1.0]

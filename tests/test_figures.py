@@ -31,11 +31,15 @@ def content(uri):
     return head.removeprefix("data:"), base64.b64decode(data, validate=True)
 
 
+def of_class(*indices):
+    return [(index == LABELS, PROBABILITIES[:, index]) for index in indices]
+
+
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: figures.roc_curves(LABELS, PROBABILITIES, [0, 1, 2]),
-        lambda: figures.precision_recall_curves(LABELS, PROBABILITIES, [2]),
+        lambda: figures.roc_curves(of_class(0, 1, 2)),
+        lambda: figures.precision_recall_curves(of_class(2)),
         lambda: figures.reliability_diagram(BINS),
         lambda: figures.matrix_image(coo_array(np.eye(100))),
     ],
@@ -57,18 +61,18 @@ def test_drawings_are_images_and_repeat(draw):
 
 
 def test_curves_are_those_of_their_classes():
-    one, other = figures.roc_curves(LABELS, PROBABILITIES, [0]), figures.roc_curves(LABELS, PROBABILITIES, [1])
+    one, other = figures.roc_curves(of_class(0)), figures.roc_curves(of_class(1))
     assert one != other
     assert figures.COLOURS[0].encode() in content(one)[1]
     assert figures.COLOURS[1].encode() not in content(one)[1]
-    assert figures.COLOURS[1].encode() in content(figures.roc_curves(LABELS, PROBABILITIES, [0, 1]))[1]
+    assert figures.COLOURS[1].encode() in content(figures.roc_curves(of_class(0, 1)))[1]
 
 
 def test_a_large_table_gives_a_small_drawing():
     labels, scores = RANDOM.integers(0, 2, 50_000), RANDOM.normal(size=50_000)
-    probabilities = np.stack([1 - scores, scores + labels], axis=1).round(3)
-    assert len(figures.roc_curves(labels, probabilities, [1])) < 1_000_000
-    assert len(figures.precision_recall_curves(labels, probabilities, [1])) < 1_000_000
+    classes = [(labels == 1, (scores + labels).round(3))]
+    assert len(figures.roc_curves(classes)) < 1_000_000
+    assert len(figures.precision_recall_curves(classes)) < 1_000_000
 
 
 @pytest.mark.parametrize(("height", "width", "shown"), [(300, 600, (160, 80)), (16, 8, (8, 16)), (160, 160, (160, 160))])

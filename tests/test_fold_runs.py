@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import signal
 import subprocess
@@ -110,7 +111,7 @@ def test_folds_killed_in_a_step_end_with_the_same_bits(shards, runs, tmp_path):
 
 def test_each_run_names_its_splits(shards, runs):
     assert [run.folder.name for run in runs.runs] == FOLDS
-    for fold in folds.plan(manifest.load(shards)):
+    for fold in folds.plan(manifest.load(shards).splits, "x"):
         data = json.loads((runs.folder / fold.held_out / "run.json").read_text())["data"]
         assert (data["train_split"], data["val_split"]) == (fold.train, fold.val)
         assert data["num_train"] == manifest.load(shards).split(fold.train).num_records
@@ -119,7 +120,7 @@ def test_each_run_names_its_splits(shards, runs):
 
 def test_wrong_trainings_of_folds_are_refused(shards, runs, photos, tmp_path):
     other = tfpipe.build_tfrecords(photos, tmp_path / "other", splits={"train": 0.5, "val": 0.5}, **OPTIONS)
-    assert folds.names(other) == []
+    assert folds.names(other.splits) == []
     cases = [
         (lambda: tfpipe.train_folds(tmp_path / "other", tmp_path / "cv", **RECIPE), ValueError, "has no folds"),
         (lambda: tfpipe.train(shards, tmp_path / "run", **RECIPE), ValueError, "train_folds"),
@@ -210,6 +211,22 @@ def test_the_metrics_of_folds_are_those_of_their_parts(evaluation):
     assert evaluation.metrics["accuracy"] == metrics.measure(table)["accuracy"]
 
 
+def test_report_and_summary_have_a_table_of_the_folds(evaluation, tool):
+    folds, page = evaluation.metrics["folds"], (evaluation.folder / "report.html").read_text()
+    summary = tool._summary(evaluation)
+    for index, name in enumerate(FOLDS):
+        of_fold = [f"{folds['counts'][index]}", *(f"{folds[one]['values'][index]:.4f}" for one in ("accuracy", "log_loss"))]
+        (row,) = re.findall(f"<tr><th>{name}</th>(.*?)</tr>", page)
+        assert set(of_fold) <= set(re.findall("<td>(.*?)</td>", row))
+        (line,) = re.findall(f"^{name} (.*)$", summary, re.MULTILINE)
+        assert set(of_fold) <= set(line.split())
+    assert sum(folds["counts"]) == evaluation.metrics["count"]
+    low, high = folds["log_loss"]["interval"]
+    for shown in (f"{folds['accuracy']['mean']:.4f}", f"{folds['accuracy']['deviation']:.4f}", f"{low:.4f} to {high:.4f}"):
+        assert shown in summary
+        assert f"<td>{shown}</td>" in page
+
+
 def table_of(order, groups=None):
     keys, of_fold = [f"{row}" for row in order], [FOLDS[row % 4] for row in order]
     empty = np.zeros(len(order), np.int64)
@@ -275,6 +292,12 @@ def test_a_run_that_has_seen_its_fold_is_refused(shards, runs, tmp_path, caplog)
         assert "was trained on" not in caplog.text
 
 
+def test_options_of_one_model_are_refused_out_of_fold_by_name(runs, tool):
+    tool._MODEL.value, tool._CALIBRATE.value, tool._TTA.value = str(runs.folder), "test", "flip"
+    with pytest.raises(tool.commands.UsageError, match=r"^--calibrate and --tta cannot be used .* as in --split=test$"):
+        tool._evaluate(None)
+
+
 def test_folds_of_groups_with_several_labels_an_image(tmp_path, tool):
     table = label_fixtures.write_table(
         tmp_path, label_fixtures.draw_labels(60), who=[f"患者 {row // 3}|+," for row in range(60)]
@@ -283,33 +306,42 @@ def test_folds_of_groups_with_several_labels_an_image(tmp_path, tool):
     tfpipe.build_tfrecords(table, data, splits={"folds": 3}, progress=False, **options)
     assert len({(row.group, row.split) for row in catalog.read_catalog(data)}) == 20
     tfpipe.train_folds(data, tmp_path / "cv", **{**RECIPE, "epochs": 1}, **TRAIN)
-    found = tfpipe.evaluate_folds(tmp_path / "cv", data, tmp_path / "eval", progress=False, report=False)
+    found = tfpipe.evaluate_folds(tmp_path / "cv", data, tmp_path / "eval", progress=False)
     table = predictions.read(found.folder)
     assert found.receipt["num_groups"] == 20
     assert set(table.folds) == {"fold0", "fold1", "fold2"}
     of_folds = [label_metrics.measure(part)["macro_auc"] for part in table.by_fold().values()]
     assert found.metrics["folds"]["macro_auc"]["values"] == of_folds
     assert not (found.folder / "suspects.csv").exists()  # which are of one class an image
+    page = (found.folder / "report.html").read_text()
+    assert f"<td>{of_folds[2]:.4f}</td>" in page[page.index("<h2>Folds</h2>") : page.index("<h2>Class balance</h2>")]
+    assert "--calibrate" not in page  # which is refused of folds
     summary = tool._summary(found)
     assert "intervals by group, of 20 groups" in summary
-    assert "of 3 folds, each by the model that has not seen it" in summary
+    assert "3 folds, each predicted by the model that has not seen it\nfold" in summary
 
 
 # ---- the mean of all models
 
 
-def test_an_ensemble_is_the_mean_of_its_models(shards, runs, tmp_path):
+def test_an_ensemble_is_the_mean_of_its_models(shards, runs, evaluation, tmp_path):
 
     loaded = opening.load(runs.folder)
     images = next(tfpipe.dataset(shards, "test", batch_size=64, image_size=(16, 16)).as_numpy_iterator())[0]
     mean = np.mean([classifiers.load(runs.folder / name).predict(images) for name in FOLDS], axis=0)
     np.testing.assert_allclose(loaded.predict(images), mean, atol=1e-6)
-    done = tfpipe.export(runs.folder, tmp_path / "export", ensemble=True, formats=("saved_model", "keras"))
+    done = tfpipe.export(
+        runs.folder, tmp_path / "export", ensemble=True, formats=("saved_model", "keras"), evaluation=evaluation.folder
+    )
     exact = [row for row in done.parity if row.artefact in ("saved_model", "model.keras")]
     assert exact
     assert {row.difference for row in exact} == {0}
     card = (tmp_path / "export" / "model_card.md").read_text()
     assert "the mean of the probabilities of 4 models, each trained without one fold" in card
+    assert "fold0+fold1+fold2+fold3, out of fold" in card
+    assert "their mean cannot be measured on these images" in card
+    of_folds = evaluation.metrics["folds"]
+    assert f"| fold3 | {of_folds['counts'][3]} | {of_folds['accuracy']['values'][3]:.4f} |" in card
     results = [
         tfpipe.evaluate(given, shards, "test", tmp_path / "eval", report=False, progress=False)
         for given in (runs.folder, tfpipe.load(tmp_path / "export"), tfpipe.load(tmp_path / "export" / "model.keras"))
@@ -320,8 +352,15 @@ def test_an_ensemble_is_the_mean_of_its_models(shards, runs, tmp_path):
     assert predicted[0].reason == ""
 
 
-def test_wrong_uses_of_an_ensemble_are_refused(shards, runs, tmp_path):
+def test_wrong_uses_of_an_ensemble_are_refused(shards, runs, evaluation, tmp_path):
+    other = shutil.copytree(evaluation.folder, tmp_path / "other")
+    (other / "receipt.json").write_text((other / "receipt.json").read_text().replace(hashes(runs.folder)[2], "0" * 64))
     cases = [
+        (lambda: tfpipe.export(runs.folder, tmp_path / "x", ensemble=True, evaluation=other), "4 models, not those of this"),
+        (
+            lambda: tfpipe.export(runs.folder / "fold0", tmp_path / "x", evaluation=evaluation.folder),
+            "the export of their mean",
+        ),
         (lambda: tfpipe.export(runs.folder, tmp_path / "x"), "export their mean with ensemble"),
         (lambda: tfpipe.export(runs.folder / "fold0", tmp_path / "x", ensemble=True), "which this is not"),
         (lambda: tfpipe.export(runs.folder, tmp_path / "x", ensemble=True, checkpoint="last"), "the best models are averaged"),

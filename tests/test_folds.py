@@ -60,16 +60,11 @@ def test_wrong_folds_are_refused(photos, tmp_path, splits, message):
     assert not (tmp_path / "out").exists()
 
 
-def account_of(*splits):
-    part = manifest.Split(True, 0, {}, ())
-    return manifest.Manifest("x", 0, [], dict.fromkeys(splits, part), {}, {}, "", {}, {}, [], [], "")
-
-
 @pytest.mark.parametrize(
     "splits", [["fold0", "fold1", "fold2"], FOLDS, [f"fold{i}" for i in range(11)], ["val", "fold0", "fold1"]]
 )
 def test_the_fold_that_is_held_out_neither_trains_nor_validates(splits):
-    planned = folds.plan(account_of(*splits))
+    planned = folds.plan(splits, "x")
     assert [fold.held_out for fold in planned] == [name for name in splits if name != "val"]  # fold10 is the last
     for fold in planned:
         used = [*fold.train.split("+"), fold.val, fold.held_out]
@@ -87,7 +82,7 @@ def test_the_fold_that_is_held_out_neither_trains_nor_validates(splits):
 )
 def test_data_sets_without_folds_are_refused(splits, message):
     with pytest.raises(ValueError, match=message):
-        folds.plan(account_of(*splits))
+        folds.plan(splits, "x")
 
 
 def test_splits_are_joined_in_the_order_of_the_catalog(shards):

@@ -16,6 +16,7 @@ import tfpipe
 from tfpipe.building import groups
 from tfpipe.building.inputs.items import Source
 from tfpipe.building.state import State
+from tfpipe.common import text
 from tfpipe.records import catalog, manifest
 from tfpipe.verification.verification import verify
 
@@ -254,6 +255,20 @@ def test_one_named_group_counts_before_the_first():
     assert groups.by_pattern(r"p(\d)_x(?P<who>\d)")(source).group == "3"
     assert groups.by_pattern(r"p(\d)_x(\d)")(source).group == "7"
     assert groups.by_pattern(r"p(\d*)Z?")(source._replace(filename="", key="p.h5")).reason == "no_group"
+
+
+def test_groups_that_differ_in_case_or_spaces_only_are_warned_of_at_build_and_verify(patients, tmp_path, caplog):
+    lines, names = (
+        table_of(patients, tmp_path / "table.csv").read_text("utf-8").splitlines(),
+        ("p17", "P17", "Ärztin", "ärztin"),
+    )
+    lines[1:5] = [f"{line.rpartition(',')[0]},{name}" for line, name in zip(lines[1:5], names, strict=True)]
+    (tmp_path / "table.csv").write_text("\n".join(lines), "utf-8")
+    build(tmp_path / "table.csv", tmp_path / "out", images=patients, splits=THIRDS, group="patient")
+    warning = "groups that differ in case or spaces only count as two each: 'P17' and 'p17', 'Ärztin' and 'ärztin'; give them"
+    assert [line[: len(warning)] for line in caplog.messages] == [warning]
+    assert [note[: len(warning)] for note in verify(tmp_path / "out", progress=False).notes] == [warning]
+    assert len({text.folded(name) for name in (" p17", "P17\u3000", "\uff5017")}) == 1
 
 
 def test_g9_groups_across_given_splits_are_refused_or_noted(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from browser_fixtures import PATIENCE, browser
 from conftest import write
 from label_fixtures import NAMES, build, draw_labels, squares
 from sklearn.linear_model import LogisticRegression
@@ -30,6 +31,8 @@ from tfpipe.pipeline.loader import targets_of
 from tfpipe.records import example, manifest, schema, tfrecord
 from tfpipe.records.catalog import read_catalog
 from tfpipe.training import regression
+
+__all__ = ["browser"]  # a fixture
 
 LABELS = {f"images/{index:04d}.png": row for index, row in enumerate(draw_labels(240))}
 
@@ -358,6 +361,27 @@ def test_an_evaluation_chooses_thresholds_on_val_and_measures_at_them(evaluation
     page = (folder / "report.html").read_text()
     assert "Labels that the model contradicts" in page
     assert all(f"<th>{name}</th>" in page for name in NAMES)
+
+
+def test_the_report_shows_all_metrics_of_a_class_in_a_window_of_1100_pixels(evaluation, browser):
+    page = browser.new_page(viewport={"width": 1100, "height": 900})
+    page.goto((evaluation.folder / "report.html").as_uri(), timeout=PATIENCE)
+    widths = page.evaluate("[...document.querySelectorAll('.scroll')].map(one => [one.scrollWidth, one.clientWidth])")
+    assert all(needed <= there for needed, there in widths)
+    row = page.inner_text("tr:has(small) >> nth=0")
+    first = evaluation.metrics["per_class"][0]
+    low, high = first["auc_interval"]
+    assert f"{first['auc']:.4f}" in row
+    assert f"{low:.4f} to {high:.4f}" in row
+    page.close()
+
+
+def test_an_evaluation_shows_the_means_of_its_classes(evaluation):
+    shown, table = repr(evaluation), evaluation._repr_html_()
+    for name in ("macro_auc", "macro_average_precision", "macro_f1"):
+        value, (low, high) = evaluation.metrics[name], evaluation.metrics[f"{name}_interval"]
+        assert f"{name}={value!r}" in shown
+        assert f"<td>{name}</td><td>{value:.4f}</td><td>{low:.4f}</td><td>{high:.4f}</td>" in table
 
 
 def test_parts_of_an_evaluation_merge_into_the_same_table(run, shards, evaluation, tmp_path):

@@ -171,6 +171,7 @@ def test_equal_bytes_with_other_labels_are_a_conflict(tmp_path):
         ({"label_separator": ";"}, "is for task=multilabel"),
         ({"task": "several"}, "task must be one of single, multilabel"),
         ({"label_columns": ["red"], "class_names": ["blue"]}, "class_names does not list"),
+        ({"label_columns": ["red", "green|blue"]}, r"a class has a name without '\|'.*got 'green\|blue'"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(tmp_path, options, why):
@@ -185,6 +186,26 @@ def test_a_bad_cell_is_named_with_its_column(tmp_path):
     table.write_text(table.read_text().replace(",0,", ",maybe,", 1))
     with pytest.raises(DataError, match="holds 'maybe': 1, 0 or nothing"):
         tfpipe.build_tfrecords(table, tmp_path / "out", layout="csv", label_columns=NAMES, workers=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"label_columns": ["labels"]}, "1, 0 or nothing .* read with task=multilabel and label_column=labels"),
+        ({"task": "multilabel", "label_column": "labels", "label_separator": ";"}, r"with label_separator=\|\?"),
+    ],
+)
+def test_lists_in_cells_that_hold_one_label_are_one_message_with_the_first_rows(tmp_path, options, why):
+    table = write_table(tmp_path, draw_labels(13))
+    rows = [f"images/{index:04d}.png,{'red' if index == 9 else 'green|red'}" for index in range(13)]
+    table.write_text("\n".join(["path,labels", *rows]))
+    with pytest.raises(DataError, match=why) as caught:
+        tfpipe.build_tfrecords(table, tmp_path / "out", layout="csv", workers=1, progress=False, **options)
+    lines = [line for line in str(caught.value).splitlines() if "label_list" in line]
+    assert len(lines) == 4
+    assert "line 2: images/0000.png" in lines[0]
+    assert lines[-1] == "  label_list: so do 9 more rows"
+    assert len([each for each in caught.value.problems if each.reason == "label_list"]) == 12
 
 
 def test_columns_of_labels_keep_their_capitals_and_are_composed(tmp_path):
@@ -204,7 +225,13 @@ def test_a_class_that_all_images_have_is_warned_of(tmp_path, caplog):
     tfpipe.build_tfrecords(
         write_table(tmp_path, labels), tmp_path / "out", layout="csv", label_columns=NAMES, workers=1, progress=False
     )
-    assert "no image with it, or none without it" in caplog.text
+    assert "no image with it, or none without it, in split 'train'" in caplog.text
+    caplog.clear()
+    labels[1:, 0] = 0  # one fold alone has it
+    options = {"layout": "csv", "label_columns": NAMES, "splits": {"folds": 3}, "workers": 1, "progress": False}
+    tfpipe.build_tfrecords(write_table(tmp_path, labels, "rare.csv"), tmp_path / "folds", **options)
+    assert "no image with it, or none without it, in what is left to train on where fold" in caplog.text
+    assert caplog.text.rstrip().endswith(": 'red'")
 
 
 def test_verify_finds_labels_that_are_not_those_of_their_combination(shards, tmp_path):

@@ -98,9 +98,11 @@ def _evaluate(shard: tuple[int, int] | None) -> None:
     if shard is not None and _NUM_READERS.value != 1:
         raise commands.UsageError("--shard and --num_readers exclude each other")
     of_folds = _SPLIT.value is None and folds.is_folder(_MODEL.value)
-    if of_folds and (shard is not None or _NUM_READERS.value != 1 or _CALIBRATE.value is not None or _TTA.value is not None):
+    given = {"--shard": shard, "--num_readers": _NUM_READERS.value, "--calibrate": _CALIBRATE.value, "--tta": _TTA.value}
+    if of_folds and (refused := [name for name, value in given.items() if value not in (None, 1)]):
         raise commands.UsageError(
-            "--shard, --num_readers, --calibrate and --tta are not of out-of-fold predictions: give --split"
+            f"{' and '.join(refused)} cannot be used for out-of-fold predictions: leave that out, or evaluate the mean of all"
+            " models on a split that none of them has seen, as in --split=test"
         )
     split = _SPLIT.value or "test"
     for name in () if of_folds else filter(None, (split, _CALIBRATE.value)):
@@ -180,7 +182,7 @@ def _summary(evaluation: Evaluation) -> str:
         f"AUC {number(found['auc'])}, log loss {found['log_loss']:.4f}, ECE {found['ece']:.4f}",
         *_binary_lines(found["binary"]),
         *_calibration_lines(found["calibration"], found),
-        *_fold_lines(found.get("folds")),
+        *_fold_lines(found),
     ]
     if len(found["per_class"]) <= _MAX_CLASSES:
         lines += ["", *_class_lines(found["per_class"])]
@@ -199,7 +201,7 @@ def _label_lines(found: Mapping[str, Any], split: str) -> list[str]:
     if chosen is not None:
         lines.append(f"thresholds chosen on {chosen['split']!r}; with 0.5, mean F1 {number(chosen['before']['macro_f1'])}")
     lines[1:1] = _group_lines(found.get("groups"))
-    lines += _fold_lines(found.get("folds"))
+    lines += _fold_lines(found)
     if len(rows) > _MAX_CLASSES:
         return lines
     width = max(display_width(name) for name in ("class", *(row["class_name"] for row in rows)))
@@ -240,18 +242,14 @@ def _calibration_lines(calibration: Mapping[str, Any] | None, found: Mapping[str
     ]
 
 
-def _fold_lines(found: Mapping[str, Any] | None) -> list[str]:
-    if found is None:
+def _fold_lines(found: Mapping[str, Any]) -> list[str]:
+    from tfpipe.evaluation.metrics import fold_rows
+
+    if not (rows := fold_rows(found)):
         return []
-    count, width = len(found["names"]), max(map(len, found))
-    lines = [f"of {plural(count, 'fold')}, each by the model that has not seen it: mean, standard deviation, each fold"]
-    for metric, row in found.items():
-        if metric == "names":
-            continue
-        between = f" (95 %: {row['interval'][0]:.4f} to {row['interval'][1]:.4f})" if row["interval"] else ""
-        values = ", ".join(map(number, row["values"]))
-        lines.append(f"  {metric:{width}} {number(row['mean'])}{between} +- {number(row['deviation'])}: {values}")
-    return lines
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    return ["", f"{plural(len(found['folds']['names']), 'fold')}, each predicted by the model that has not seen it", *lines]
 
 
 def _class_lines(classes: list[dict[str, Any]]) -> list[str]:

@@ -29,7 +29,7 @@ from tfpipe.common.workers import Workers, count_cores
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.listing import conversion
 from tfpipe.records import folds
-from tfpipe.records.combinations import SEPARATOR, LabelLists
+from tfpipe.records.combinations import SEPARATOR, LabelLists, check_class_name
 from tfpipe.records.decisions import read as read_decisions
 from tfpipe.records.manifest import BUILD_FOLDER, FILE_NAME, MULTILABEL, SINGLE, Manifest, load, split_order
 from tfpipe.records.samples import USUAL
@@ -324,7 +324,12 @@ def _named_paths(name: str, given: Mapping[str, PathLike]) -> dict[str, Path]:
 def _checked_labels(separator: Any, columns: Any) -> tuple[tuple[str], tuple[tuple[str, ...] | None]]:
     if not isinstance(separator, str) or not separator.strip():
         raise arguments.wrong("label_separator", "text between labels", separator)
-    return (separator,), (None if columns is None else arguments.texts("label_columns", columns, "different names of columns"),)
+    if columns is None:
+        return (separator,), (None,)
+    names = arguments.texts("label_columns", columns, "different names of columns")
+    for name in names:
+        check_class_name(name)
+    return (separator,), (names,)
 
 
 def _class_names(given: Sequence[str], normalize: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from tfpipe.building.inputs.sources import DEFAULT_LABEL_PATTERN
@@ -19,6 +19,8 @@ from tfpipe.building.options import Options
 from tfpipe.building.state import State
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import exactly, plural
+from tfpipe.records import folds
+from tfpipe.records.manifest import JOINED
 
 _log = logging.getLogger("tfpipe")
 
@@ -199,18 +201,42 @@ def training_problems(state: State, class_names: Sequence[str]) -> Iterator[str]
         return
     if len(class_names) < 2:
         yield f"there is one class, {class_names[0]!r}: training needs two or more"
-    elif "train" in labelled:
-        lacking = [name for label, name in enumerate(class_names) if label not in counts["train"]]
-        if lacking:
-            what = plural(len(lacking), "class has", "classes have")
-            yield f"{what} no image in split 'train', without which it cannot be trained on: {_some(lacking)}"
+        return
+
+    def lacking(parts: Sequence[str]) -> list[str]:
+        found = set().union(*(counts[split] for split in parts))
+        return [name for label, name in enumerate(class_names) if label not in found]
+
+    yield from lacking_to_train(labelled, lacking)
+    if "train" in labelled:
         pairs = "SELECT 1 FROM inputs WHERE reason IS NULL AND split = 'train' GROUP BY label HAVING count(DISTINCT sha256) > 1"
         if not state.value(pairs) and "val" not in counts:
             yield "there is one image of each class in split 'train' and no split 'val': training cannot validate"
     elif set(labelled) - {"test", "val"} and "fold0" not in labelled:
         yield f"no labelled split is called 'train', which training reads; there are {', '.join(sorted(labelled))}"
-    if "train" in labelled and "val" in counts and "val" not in labelled:
+    if {"train", "fold0"} & set(labelled) and "val" in counts and "val" not in labelled:
         yield "split 'val' has no labels: training cannot validate with it"
+
+
+def lacking_to_train(
+    splits: Collection[str], lacking: Callable[[Sequence[str]], list[str]], what: str = "image"
+) -> Iterator[str]:
+    """Yields where splits "train" or folds lack classes; `lacking` returns those that some splits together lack."""
+    trained = {"split 'train'": ["train"]} if "train" in splits else {}
+    if not trained and folds.names(splits):
+        try:
+            planned = folds.plan(splits, "the folds")
+        except ValueError as error:
+            yield str(error)
+            return
+        trained = {f"what is left to train on where {fold.held_out} is held out": fold.train.split(JOINED) for fold in planned}
+    places = defaultdict(list)
+    for place, parts in trained.items():
+        places[tuple(lacking(parts))].append(place)
+    for names, found in places.items():
+        if names:
+            has = plural(len(names), "class has", "classes have")
+            yield f"{has} no {what} in {', or in '.join(found)}, without which it cannot be trained on: {_some(names)}"
 
 
 def _some(names: Iterable[str]) -> str:

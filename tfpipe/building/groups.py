@@ -21,6 +21,7 @@ from typing import Any
 
 from tfpipe.building.inputs.items import Source, rejected
 from tfpipe.building.state import State
+from tfpipe.common.text import folded
 
 _HERE = "FROM inputs WHERE reason IS NULL AND split IS NULL"
 
@@ -60,6 +61,14 @@ def described(state: State, name: str) -> str:
     """Returns a torn group with the number of its images in each split, and one of them."""
     query = "SELECT split, count(*), min(key) FROM inputs WHERE reason IS NULL AND group_name = ? GROUP BY split ORDER BY split"
     return f"{name}: " + ", ".join(f"{count} in {split} (as {key})" for split, count, key in state.execute(query, (name,)))
+
+
+def alike(state: State) -> Iterator[tuple[str, str]]:
+    """Yields two groups whose names differ in case or spaces only: of each such name the first and the last."""
+    state.create_function("folded", 1, folded, deterministic=True)
+    names = "SELECT DISTINCT group_name FROM inputs WHERE reason IS NULL AND group_name NOT NULL"
+    pair = f"SELECT min(group_name) AS one, max(group_name) AS other FROM ({names}) GROUP BY folded(group_name)"
+    yield from state.execute(f"SELECT * FROM ({pair}) WHERE one != other ORDER BY one")
 
 
 def _join(state: State) -> None:

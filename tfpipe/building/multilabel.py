@@ -20,7 +20,6 @@ from tfpipe.building.options import Options
 from tfpipe.building.state import State
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import written_atomically
-from tfpipe.common.text import plural
 from tfpipe.records import combinations
 from tfpipe.records.manifest import Combinations, combinations_file
 from tfpipe.records.schema import UNLABELLED
@@ -191,13 +190,14 @@ def training_problems(state: State, class_names: Sequence[str]) -> Iterator[str]
     by_split: dict[str, dict[int, int]] = defaultdict(dict)
     for split, index, count in state.execute(f"SELECT split, label, count(*) {_ACCEPTED} GROUP BY split, label"):
         by_split[split][index] = count
-    labelled = [split for split, found in by_split.items() if UNLABELLED not in found]
+    labelled = [split for split, labels in by_split.items() if UNLABELLED not in labels]
     if labelled and not set(labelled) - {"test", "val"}:
         return
-    if "train" in labelled:
-        present, unknown = counts(state, by_split["train"], class_names)
-        total = sum(by_split["train"].values())
-        lacking = [name for name in class_names if not present[name] or present[name] + unknown[name] == total]
-        if lacking:
-            what = plural(len(lacking), "class has", "classes have")
-            yield f"{what} no image with it, or none without it, in split 'train', which training needs: {', '.join(lacking)}"
+    found = {split: counts(state, by_split[split], class_names) for split in labelled}
+
+    def lacking(parts: Sequence[str]) -> list[str]:
+        total = sum(sum(by_split[split].values()) for split in parts)
+        present, unknown = ({name: sum(found[split][i][name] for split in parts) for name in class_names} for i in (0, 1))
+        return [name for name in class_names if not present[name] or present[name] + unknown[name] == total]
+
+    yield from class_checks.lacking_to_train(labelled, lacking, "image with it, or none without it,")

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tfpipe.building import class_checks, groups, multilabel
+from tfpipe.building.inputs.items import LABEL_LIST
 from tfpipe.building.options import Options
 from tfpipe.building.relabelling import apply_decisions
 from tfpipe.building.slices import classes_before, write_slice
 from tfpipe.building.state import State
 from tfpipe.building.tasks import ShardTask
 from tfpipe.common.errors import DataError, RejectedImage
-from tfpipe.common.text import exactly, plural
+from tfpipe.common.text import alike_groups, exactly, plural
 from tfpipe.records.decisions import Decision
 from tfpipe.records.manifest import MULTILABEL, check_name, shard_file, split_order
 from tfpipe.records.samples import USUAL
@@ -33,6 +34,7 @@ _ACCEPTED = "FROM inputs WHERE reason IS NULL"
 PNG_NAMED_JPEG = "format = 'PNG' AND (lower(filename) LIKE '%.jpg' OR lower(filename) LIKE '%.jpeg')"
 _WITH_TRAIT = f"{_ACCEPTED} AND ' ' || traits || ' ' LIKE '% ' || ? || ' %'"
 _SHOWN = 10  # paths in a warning
+_SHOWN_LISTS = 3  # rows of one mistake
 _OVERHEAD_BYTES = 380  # of a record besides its image, about
 
 
@@ -54,7 +56,10 @@ def check_inputs(state: State, options: Options) -> None:
     """Raises DataError with all rejected inputs if `on_error` is "fail", or if none is left."""
     query = "SELECT reason, path, message FROM inputs WHERE reason IS NOT NULL AND fatal ORDER BY reason, key"
     rejected = [RejectedImage(reason, message, path=path) for reason, path, message in state.execute(query)]
-    lines = _listing(f"{each.reason}: {each}" for each in rejected)
+    lists = [each for each in rejected if each.reason == LABEL_LIST]  # all for one reason: the table is read wrongly
+    shown = [each for each in rejected if each.reason != LABEL_LIST] + lists[:_SHOWN_LISTS]
+    more = [f"{LABEL_LIST}: so do {exactly(len(lists) - _SHOWN_LISTS, 'more row')}"] if len(lists) > _SHOWN_LISTS else []
+    lines = _listing([*(f"{each.reason}: {each}" for each in shown), *more])
     if rejected and options.on_error == "fail":
         raise DataError(
             f"{exactly(len(rejected), 'input')} cannot be packed; fix or remove them, or leave them out with on_error=skip:"
@@ -159,6 +164,8 @@ def make_plan(
             " cut the whole set, or accept the leak with allow_leaks:"
             + _listing(groups.described(state, name) for name in torn)
         )
+    if pairs := list(groups.alike(state)):
+        _log.warning("%s", alike_groups(pairs))
     state.register("record_order", options.seed, "order")
     state.execute("UPDATE inputs SET rank = record_order(key) WHERE reason IS NULL")
     state.execute("CREATE INDEX IF NOT EXISTS inputs_order ON inputs (split, rank, key)")

@@ -7,6 +7,7 @@ import html
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+_SHOWN = 10  # pairs in a message
 TRUST = "a model is a program: open it only if you trust whoever made it, with trust (--trust)"
 
 
@@ -18,6 +19,18 @@ def plural(count: int, one: str, many: str | None = None) -> str:
 def exactly(count: int, one: str, many: str | None = None) -> str:
     """Returns "1 byte", "1200 bytes": digits without separators, to be compared."""
     return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
+def folded(name: str) -> str:
+    """Returns a name without its case, its Unicode form and spaces around it: what people may take for the same."""
+    return unicodedata.normalize("NFKC", name).strip().casefold()
+
+
+def alike_groups(pairs: Sequence[tuple[str, str]]) -> str:
+    """Returns a warning of groups that `folded` makes one."""
+    shown = ", ".join(f"{one!r} and {other!r}" for one, other in pairs[:_SHOWN])
+    more = f" and {len(pairs) - _SHOWN:,} more" if len(pairs) > _SHOWN else ""
+    return f"groups that differ in case or spaces only count as two each: {shown}{more}; give them one name if they are one"
 
 
 def format_bytes(count: int) -> str:

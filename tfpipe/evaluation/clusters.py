@@ -23,6 +23,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 NUM_DRAWS = 2000
+BY_GROUP = "cluster bootstrap: expanded percentiles of {:,} draws of groups"
 _AT_ONCE = 1 << 22  # drawn groups: 32 MB
 _MOST = 1 << 28  # steps of an exact p-value, about a second
 

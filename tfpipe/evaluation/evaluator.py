@@ -65,6 +65,8 @@ _EXPORTED_FILES = (".pb", ".tflite", ".onnx", ".xml")
 _IN_EXPORTS = ("saved_model.pb", "preprocessing.json")
 _NEEDED = ("class_names", "image_size", "resize", "sha256", "predict")  # of a `Predictor`
 
+_MEANS = ("macro_auc", "macro_average_precision", "macro_f1")  # over the classes, of several labels an image
+
 # Files of one evaluation, beside table and receipt: the next one removes them.
 _OTHER_FILES = (
     *(metrics.FILE_NAME, html_report.FILE_NAME, html_report.NEAR_DUPLICATES_NAME, suspects.FILE_NAME),
@@ -101,14 +103,14 @@ class Evaluation:
 
     def __repr__(self) -> str:
         known = {**self.receipt, **self.metrics}
-        names = ("split", "records_seen", "accuracy", "accuracy_interval")
+        names = ("split", "records_seen", "accuracy", "accuracy_interval", *_MEANS)
         facts = [f"{name}={known[name]!r}" for name in names if name in known]
         facts += [f"missing_parts={len(self.missing_parts)}"] if self.missing_parts else []
         return f"Evaluation({', '.join([repr(os.fspath(self.folder)), *facts])})"
 
     def _repr_html_(self) -> str:
         known = {**self.metrics, **((self.metrics.get("binary") or {}).get("sensitivity_at_specificity") or {})}
-        names = ("accuracy", "auc", "log_loss", "ece", "sensitivity", "specificity")
+        names = ("accuracy", "auc", *_MEANS, "label_accuracy", "exact_match", "log_loss", "ece", "sensitivity", "specificity")
         values = {name: known[name] for name in names if known.get(name) is not None}
         rows = [[name, value, *(known.get(f"{name}_interval") or ("", ""))] for name, value in values.items()]
         return html_table(repr(self), ["metric", "value", "95 % from", "to"], rows)

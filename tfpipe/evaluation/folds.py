@@ -73,13 +73,14 @@ def evaluate_folds(
     An image is predicted by the model of its own fold, which was neither trained on that fold nor
     chosen by it; before the pass, each run's own account of its splits is compared with that.
 
-    metrics["folds"] has per metric the value of each fold, their mean and their standard deviation
-    (n - 1), and for accuracy and log loss a 95 % interval of the mean: by bootstrap, of images, or
-    groups of them, drawn anew within each fold; where a fold has a single group, or nothing varies
-    within folds, that of the whole table's accuracy, and none of the log loss. It holds the chance
-    of which images were collected, and not that of the training: the models share most of their
-    images (Bengio, Grandvalet: No Unbiased Estimator of the Variance of K-Fold Cross-Validation,
-    JMLR 5, 2004). All other metrics are of the whole table.
+    metrics["folds"] has the names of the folds, their counts of images, and per metric the value of
+    each fold, their mean and their standard deviation (n - 1), and for accuracy and log loss a 95 %
+    interval of the mean: by bootstrap, of images, or groups of them, drawn anew within each fold;
+    where a fold has a single group, or nothing varies within folds, that of the whole table's
+    accuracy, and none of the log loss. It holds the chance of which images were collected, and not
+    that of the training: the models share most of their images (Bengio, Grandvalet: No Unbiased
+    Estimator of the Variance of K-Fold Cross-Validation, JMLR 5, 2004). All other metrics are of
+    the whole table.
 
     Args:
         model: the folder of `train_folds`, all runs finished.
@@ -212,7 +213,7 @@ def _spread(table: Predictions, of_folds: Mapping[str, Mapping[str, Any]]) -> di
         right = table.predicted == table.labels
         intervals["accuracy"] = bootstrap(right, table) or metrics.share_interval(table, right)
         intervals["log_loss"] = bootstrap(-np.log(own.astype(np.float64)), table)
-    found: dict[str, Any] = {"names": list(of_folds)}
+    found: dict[str, Any] = {"names": list(of_folds), "counts": [measured["count"] for measured in of_folds.values()]}
     for metric in _METRICS if table.targets is None else _METRICS_OF_SEVERAL:
         values = [measured[metric] for measured in of_folds.values()]
         defined = [value for value in values if value is not None]

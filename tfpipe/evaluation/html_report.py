@@ -22,6 +22,7 @@ import numpy as np
 from tfpipe.common.files import read_json, write_json, written_atomically
 from tfpipe.common.text import plural
 from tfpipe.evaluation import label_report, metrics, suspects
+from tfpipe.evaluation.label_report import MAX_SHOWN, MAX_SIDE
 from tfpipe.evaluation.near_duplicates import NearDuplicate, find_near_duplicates, reader_of, training_splits
 from tfpipe.models import explanation, predictions
 from tfpipe.models.classifiers import Classifier, Predictor
@@ -35,8 +36,6 @@ _log = logging.getLogger("tfpipe")
 FILE_NAME = "report.html"
 NEAR_DUPLICATES_NAME = "near_duplicates.json"
 
-_MAX_SHOWN = 24  # images, or pairs of images, in one list
-_MAX_SIDE = 160  # pixels of an image on the page
 _MAX_CURVES = len(figures.COLOURS)
 _MAX_CELLS = 20  # classes whose confusion matrix is a table with counts
 
@@ -76,24 +75,19 @@ def write_report(
     for name, value in given.items():
         if receipt.get(name) != value:
             raise ValueError(f"the evaluation is of {name} {receipt.get(name)!r} (got {value!r})")
-    if table.targets is not None:
-        return label_report.write(folder, predictor, directory, table, found, receipt)
-    pairs = None
-    if near_duplicates and isinstance(predictor, Classifier):
-        duplicates = find_near_duplicates(predictor, directory, split, progress=progress)
-        pairs = summarise_pairs(table, duplicates, training_splits(directory, split))
-        write_json(folder / NEAR_DUPLICATES_NAME, pairs)
     _warn_of_fonts(table)
-    images = _ReportImages(predictor, directory, split)
-    listed = suspects.read(folder) if (folder / suspects.FILE_NAME).exists() else suspects.find(table, directory, split)
-    if pairs:
-        listed = suspects.with_pairs(listed, table, directory, pairs["pairs"])
-        suspects.write(folder, listed)
-    place_of = {key: row for row, key in enumerate(table.keys)}
-    odd = np.array([place_of[one.key] for one in listed if one.reason == suspects.ODD], np.int64)
-    wrong, (doubtful, *_) = worst_mistakes(table), suspects.label_errors(table)
+    if table.targets is None:
+        duplicates = None
+        if near_duplicates and isinstance(predictor, Classifier):
+            duplicates = find_near_duplicates(predictor, directory, split, progress=progress)
+        template, own = (
+            "report.html",
+            _of_one_class(folder, _ReportImages(predictor, directory, split), table, found, duplicates),
+        )
+    else:
+        template, own = "label_report.html", label_report.fields(predictor, directory, split, table, found)
     page = templates.render(
-        "report.html",
+        template,
         name=manifest.name,
         split=split,
         root_hash=manifest.root_hash,
@@ -102,21 +96,46 @@ def write_report(
         data_classes=manifest.class_names,
         labelled={name: content for name, content in manifest.splits.items() if content.labelled},
         metrics={"calibration": None, **found},
-        confusion=_confusion(found, table.class_names),
+        folds=metrics.fold_rows(found),
         curves=_curves(found, table),
-        reliability=figures.reliability_diagram(found["reliability"]),
         explained=isinstance(predictor, Classifier),
-        mistakes={"count": len(wrong), "shown": images.predictions(table, wrong[:_MAX_SHOWN], explained=True)},
-        label_errors={"count": len(doubtful), "shown": images.predictions(table, doubtful[:_MAX_SHOWN])},
-        odd={"count": len(odd), "shown": images.predictions(table, odd[:_MAX_SHOWN])},
-        num_suspects=len(listed),
-        pairs=pairs,
-        pair_figures=images.pairs(pairs["pairs"]) if pairs else [],
         receipt=json.dumps(receipt, indent=1, ensure_ascii=False),
+        **own,
     )
     with written_atomically(folder / FILE_NAME) as file:
         file.write(page.encode())
     return folder / FILE_NAME
+
+
+def _of_one_class(
+    folder: Path,
+    images: _ReportImages,
+    table: Predictions,
+    found: Mapping[str, Any],
+    duplicates: Sequence[NearDuplicate] | None,
+) -> dict[str, Any]:
+    """Returns what a page of one class an image has alone; writes near_duplicates.json and suspects.csv."""
+    directory, split, pairs = images.directory, images.split, None
+    if duplicates is not None:
+        pairs = summarise_pairs(table, duplicates, training_splits(directory, split))
+        write_json(folder / NEAR_DUPLICATES_NAME, pairs)
+    listed = suspects.read(folder) if (folder / suspects.FILE_NAME).exists() else suspects.find(table, directory, split)
+    if pairs:
+        listed = suspects.with_pairs(listed, table, directory, pairs["pairs"])
+        suspects.write(folder, listed)
+    place_of = {key: row for row, key in enumerate(table.keys)}
+    odd = np.array([place_of[one.key] for one in listed if one.reason == suspects.ODD], np.int64)
+    wrong, (doubtful, *_) = worst_mistakes(table), suspects.label_errors(table)
+    return {
+        "confusion": _confusion(found, table.class_names),
+        "reliability": figures.reliability_diagram(found["reliability"]),
+        "mistakes": {"count": len(wrong), "shown": images.predictions(table, wrong[:MAX_SHOWN], explained=True)},
+        "label_errors": {"count": len(doubtful), "shown": images.predictions(table, doubtful[:MAX_SHOWN])},
+        "odd": {"count": len(odd), "shown": images.predictions(table, odd[:MAX_SHOWN])},
+        "num_suspects": len(listed),
+        "pairs": pairs,
+        "pair_figures": images.pairs(pairs["pairs"]) if pairs else [],
+    }
 
 
 def _warn_of_fonts(table: Predictions) -> None:
@@ -161,29 +180,33 @@ def _confusion(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         return {"rows": [list(zip(*row, strict=True)) for row in zip(counts.tolist(), shares.tolist(), strict=True)]}
     wrong = [(count, names[i], names[j]) for i, j, count in found["confusion"]["cells"] if i != j]
-    return {"image": figures.matrix_image(matrix), "largest": sorted(wrong, key=lambda one: -one[0])[:_MAX_SHOWN]}
+    return {"image": figures.matrix_image(matrix), "largest": sorted(wrong, key=lambda one: -one[0])[:MAX_SHOWN]}
 
 
 def _curves(found: Mapping[str, Any], table: Predictions) -> dict[str, Any]:
-    per_class, binary = found["per_class"], found["binary"]
+    """Returns curves of the positive class, or of each, or of those with the smallest AUC."""
+    per_class, binary = found["per_class"], found.get("binary")
     chosen = [index for index, row in enumerate(per_class) if row["auc"] is not None]
-    note = "Each class against all others."
+    note = "Each class against all others." if table.targets is None else "Each class, on the images where it is known."
     if len(table.class_names) == 2 and binary:
         chosen = [index for index in chosen if table.class_names[index] == binary["positive_class"]]
         note = "The positive class against the other."
     elif len(chosen) > _MAX_CURVES:
         chosen = sorted(chosen, key=lambda index: float(per_class[index]["auc"]))[:_MAX_CURVES]
-        note = f"The {_MAX_CURVES} classes with the smallest AUC, each against all others."
+        note = f"{note} These are the {_MAX_CURVES} classes with the smallest AUC."
     if not chosen:
-        return {"legend": []}
+        return {"legend": [], "note": "No curves: no class has both images of its own and images of other classes."}
+    classes = []
+    for index in chosen:
+        known = slice(None) if table.targets is None else table.targets[:, index] >= 0
+        truth = table.labels == index if table.targets is None else table.targets[:, index] > 0
+        classes.append((truth[known], table.probabilities[known, index]))
+    named = [(table.class_names[index], per_class[index]["auc"]) for index in chosen]
     return {
         "note": note,
-        "roc": figures.roc_curves(table.labels, table.probabilities, chosen),
-        "precision_recall": figures.precision_recall_curves(table.labels, table.probabilities, chosen),
-        "legend": [
-            (colour, table.class_names[index], per_class[index]["auc"])
-            for colour, index in zip(figures.COLOURS, chosen, strict=False)
-        ],
+        "roc": figures.roc_curves(classes),
+        "precision_recall": figures.precision_recall_curves(classes),
+        "legend": [(colour, *one) for colour, one in zip(figures.COLOURS, named, strict=False)],
     }
 
 
@@ -225,7 +248,7 @@ class _ReportImages:
 
     def pairs(self, pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Returns near-duplicates for the page, those with different bytes first."""
-        chosen = sorted(pairs, key=lambda pair: (pair["identical"], -pair["similarity"]))[:_MAX_SHOWN]
+        chosen = sorted(pairs, key=lambda pair: (pair["identical"], -pair["similarity"]))[:MAX_SHOWN]
         own = self.read({pair["key"] for pair in chosen}, self.split)
         splits = {pair["split"] for pair in chosen}
         others = {split: self.read({pair["twin"] for pair in chosen if pair["split"] == split}, split) for split in splits}
@@ -237,4 +260,4 @@ class _ReportImages:
 
 
 def _encoded(images: Iterable[Array]) -> list[str]:
-    return [figures.photograph(image, _MAX_SIDE) for image in images]
+    return [figures.photograph(image, MAX_SIDE) for image in images]

@@ -19,15 +19,15 @@ import numpy as np
 
 from tfpipe.common.files import check_json
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
-from tfpipe.evaluation.clusters import Groups
+from tfpipe.evaluation.clusters import BY_GROUP, Groups, expanded_tail, wilson
 from tfpipe.models import predictions
 from tfpipe.models.predictions import DEFAULT_THRESHOLD, Predictions
 from tfpipe.records.manifest import MULTILABEL
 
 Array = np.ndarray[Any, Any]
 
-NUM_RESAMPLES = 1000
-_BY_GROUP = "cluster bootstrap: percentiles of draws of groups"
+NUM_RESAMPLES = 1000  # half of `clusters.NUM_DRAWS`: each takes far longer
+_LEAST_SPREAD = 1e-9  # of draws that differ by more than rounding
 _BLOCK_VALUES = 1 << 23  # weights in memory at once
 _METRICS = ("auc", "average_precision", "f1")
 
@@ -63,6 +63,18 @@ class _Chosen(msgspec.Struct):
     before: dict[str, Any]
 
 
+class Spread(msgspec.Struct):
+    """A metric of an out-of-fold evaluation: of each fold, their mean and deviation, and the interval of the mean."""
+
+    values: list[_Share]
+    mean: _Share
+    deviation: _Share
+    interval: _Interval
+
+
+Folds = dict[str, list[str | int] | Spread]  # names and counts of images, and metrics
+
+
 class _Content(msgspec.Struct):
     """The content of metrics.json that is shown elsewhere."""
 
@@ -81,6 +93,7 @@ class _Content(msgspec.Struct):
     micro_f1: _Share
     per_class: list[_Row]
     calibration: _Chosen | None = None
+    folds: Folds | None = None
 
 
 def check(content: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -109,9 +122,10 @@ def measure(table: Predictions, *, num_resamples: int = NUM_RESAMPLES) -> dict[s
     - per_class: threshold, auc (area under the ROC curve), average_precision (under the PR curve,
       its steps not interpolated), precision, recall, f1 at the threshold; support (images with it),
       without, unknown, predicted.
-    - NAME_interval of auc, average_precision, f1 and their macro means: 95 %, percentiles of a
-      bootstrap of images (Efron 1979), or of groups where the data set has them (then groups has
-      num_groups), the same for equal tables.
+    - NAME_interval of auc, average_precision, f1 and their macro means: 95 %, by bootstrap of
+      images (Efron 1979), or of groups where the data set has them (then groups has num_groups);
+      percentiles are widened for few of them, and Wilson's interval is taken where draws do not
+      vary, as in `clusters`. The same for equal tables.
 
     Args:
         table: with targets, and thresholds unless they are all 0.5.
@@ -153,7 +167,7 @@ def measure(table: Predictions, *, num_resamples: int = NUM_RESAMPLES) -> dict[s
     total = {name: int((one & known).sum()) for name, one in (("hits", found & truth), ("truth", truth), ("found", found))}
     return {
         "task": MULTILABEL,
-        **({} if groups is None else {"groups": {"num_groups": groups.count, "interval": _BY_GROUP}}),
+        **({} if groups is None else {"groups": {"num_groups": groups.count, "interval": BY_GROUP.format(num_resamples)}}),
         "count": len(targets),
         "known": int(known.sum()),
         "label_accuracy": float((right & known).sum() / known.sum()),
@@ -225,13 +239,17 @@ def _intervals(classes: list[_Class], drawn: Array, num_resamples: int) -> dict[
     """
     count = int(drawn.max()) + 1
     parts = [_values(classes, weights[:, drawn]) for weights in _resamples(count, len(drawn), num_resamples)]
+    images = [(one.order[one.truth], one.order[~one.truth]) for one in classes]
+    # A class counts as many as have it, or have not, whatever is fewer.
+    sizes = [min(filter(None, (len(np.unique(drawn[part])) for part in parts)), default=0) for parts in images]
+    sizes.append(len(np.unique(drawn[np.concatenate([one.order for one in classes])])))
     found: dict[str, list[list[float] | None]] = {}
     for metric in _METRICS:
         values = np.concatenate([part[metric] for part in parts])
         defined = ~np.isnan(values)
         sums = np.where(defined, values, 0.0).sum(axis=1)
         means = np.where(defined.any(axis=1), sums / np.maximum(defined.sum(axis=1), 1), np.nan)
-        found[metric] = [_interval(column) for column in (*values.T, means)]
+        found[metric] = [_interval(column, size) for column, size in zip((*values.T, means), sizes, strict=True)]
     return found
 
 
@@ -245,9 +263,17 @@ def _resamples(count: int, num_images: int, num_resamples: int) -> Iterator[Arra
         yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
 
 
-def _interval(values: Array) -> list[float] | None:
+def _interval(values: Array, size: int) -> list[float] | None:
+    """Returns the interval of a metric between 0 and 1 that was drawn from `size` images or groups, as in `clusters`."""
     defined = values[~np.isnan(values)]
-    return [float(value) for value in np.percentile(defined, (2.5, 97.5))] if len(defined) else None
+    if not len(defined):
+        return None
+    if size < 2:
+        return [0.0, 1.0]  # one tells nothing of others
+    if np.ptp(defined) < _LEAST_SPREAD:
+        return wilson(round(size * float(defined[0])), size)
+    tail = expanded_tail(size, size - 1)
+    return [float(value) for value in np.quantile(defined, (tail, 1 - tail))]
 
 
 def _log_loss(truth: Array, probabilities: Array) -> float:

@@ -20,9 +20,10 @@ import numpy as np
 from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import check_json, read_json
+from tfpipe.common.text import number
 from tfpipe.evaluation import label_metrics
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
-from tfpipe.evaluation.clusters import NUM_DRAWS, Groups, wilson
+from tfpipe.evaluation.clusters import BY_GROUP, NUM_DRAWS, Groups, wilson
 from tfpipe.models.predictions import METRICS_NAME, Predictions
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 
 FILE_NAME = METRICS_NAME
 
-_BY_GROUP = f"cluster bootstrap: expanded percentiles of {NUM_DRAWS:,} draws of groups"
 _NUM_BINS = 15  # as Guo et al. 2017
 _MAX_K = 5
+_SPREAD = {"mean": "mean", "standard deviation": "deviation"}
 
 Array = np.ndarray[Any, Any]
 
@@ -65,6 +66,7 @@ _Metrics = _record(
     reliability=_List[_record(count=int, accuracy=_Share, confidence=_Share)],
     calibration=(_Calibration | None, None),
     groups=(_record(num_groups=int, interval=str) | None, None),
+    folds=(label_metrics.Folds | None, None),
 )
 
 
@@ -114,7 +116,9 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
     binary = None if positive is None else _binary(table, positive, specificity)
     reliability = _reliability(confidence, right)
     gaps = (abs(bin_["accuracy"] - bin_["confidence"]) * bin_["count"] for bin_ in reliability if bin_["count"])
-    groups = None if table.groups is None else {"num_groups": Groups(table.groups).count, "interval": _BY_GROUP}
+    groups = (
+        None if table.groups is None else {"num_groups": Groups(table.groups).count, "interval": BY_GROUP.format(NUM_DRAWS)}
+    )
     return {
         **({} if groups is None else {"groups": groups}),
         "count": len(right),
@@ -153,6 +157,27 @@ def check_options(class_names: Iterable[str], positive_class: str | None, specif
     if positive_class is not None:
         arguments.choice("positive_class", positive_class, class_names)
     arguments.check(specificity=specificity)
+
+
+def fold_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """Returns the table of the folds of an out-of-fold evaluation, its header first; empty of other evaluations."""
+    folds = found.get("folds")
+    if not folds:
+        return []
+    chosen = {name: row for name, row in folds.items() if name not in ("names", "counts")}
+    rows = [["fold", "images", *(_title(name) for name in chosen)]]
+    for index, (name, count) in enumerate(zip(folds["names"], folds["counts"], strict=True)):
+        rows.append([name, f"{count:,}", *(number(row["values"][index]) for row in chosen.values())])
+    rows += [[title, "", *(number(row[key]) for row in chosen.values())] for title, key in _SPREAD.items()]
+    if any(row["interval"] for row in chosen.values()):
+        intervals = [" to ".join(map(number, row["interval"] or ())) for row in chosen.values()]
+        rows.append(["95 % of the mean", "", *intervals])
+    return rows
+
+
+def _title(metric: str) -> str:
+    """Returns the name of a metric for people: "macro AUC"."""
+    return " ".join(word.upper() if word in ("auc", "ece", "f1") else word for word in metric.split("_"))
 
 
 def share_interval(table: Predictions, hits: Array, among: Array | None = None) -> list[float] | None:

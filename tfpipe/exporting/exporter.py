@@ -138,8 +138,9 @@ def export(
             fixed seed, give the ranges of values, and the loss of accuracy is measured on "val". By
             default `data`, or the run's data set.
         split: of `data`; "val" by default.
-        evaluation: folder of `tfpipe.evaluate`, or several, for the model card; of several labels an
-            image, the last with `calibrate` gives the thresholds.
+        evaluation: folder of `tfpipe.evaluate`, or several, for the model card; of an ensemble, also
+            of `tfpipe.evaluate_folds`. Of several labels an image, the last with `calibrate` gives
+            the thresholds.
         tolerance: largest difference allowed in probabilities of TFLite, ONNX and OpenVINO; TensorFlow's
             formats must be equal, and 8 bits within 0.5.
         ensemble: `model` is the folder of `train_folds`: export the mean of its models as one.

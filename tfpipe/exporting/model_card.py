@@ -109,6 +109,11 @@ class _Computed(TypedDict):
     arithmetic: str
 
 
+class _Fold(TypedDict):
+    held_out: str
+    model_sha256: str
+
+
 class _Receipt(TypedDict):
     split: str
     model_sha256: str
@@ -116,6 +121,7 @@ class _Receipt(TypedDict):
     ids_sha256: str
     options: NotRequired[dict[str, Any]]
     computed: NotRequired[list[_Computed]]
+    folds: NotRequired[list[_Fold]]
 
 
 class _Pairs(TypedDict):
@@ -142,7 +148,8 @@ def render(
     Args:
         specification: of the exported model.
         run: its run's folder, None for a model of another program.
-        evaluations: folders of `tfpipe.evaluate`, each of this model.
+        evaluations: folders of `tfpipe.evaluate`, each of this model; of an ensemble, also of
+            `tfpipe.evaluate_folds`, of its members.
         parity: rows of the comparison of the exported files; the first one's names are the columns.
         files: (path in the export, bytes, SHA-256) of each.
         half: the cost of float16 weights, see `half_precision.measure_cost`, and "sha256", the hash
@@ -156,11 +163,15 @@ def render(
         DataError: damaged files.
     """
     facts = _read_run(run, specification) if run is not None else None
+    members: dict[str, _Summary] = {}  # by the fold that they have not seen
     if facts and run is not None and ensemble:
-        facts["members"] = [load_json(file.parent / SUMMARY_NAME, _Summary) for file in folds.find_models(run.parent)]
+        found_models = folds.find_models(run.parent)
+        members = {file.parent.name: load_json(file.parent / SUMMARY_NAME, _Summary) for file in found_models}
+        facts["members"] = list(members.values())
     data = facts["data"] if facts else {}
     classes = plural(len(specification.class_names), "class", "classes")
-    found = [_Evaluation.read(path, specification) for path in evaluations]
+    hashes = {name: one["model_sha256"] for name, one in members.items()}
+    found = [_Evaluation.read(path, specification, hashes) for path in evaluations]
     columns = list(parity[0]) if parity else []
     large = [(name, text.format_bytes(size), shlex.quote(name)) for name, size, _ in files if size > _LARGE_BYTES]
     return templates.render(
@@ -285,10 +296,14 @@ class _Evaluation:
         return "task" in self.metrics
 
     @classmethod
-    def read(cls, folder: Path, specification: Specification) -> _Evaluation:
+    def read(cls, folder: Path, specification: Specification, members: Mapping[str, str]) -> _Evaluation:
         table = predictions.read(folder)
         receipt, found = load_json(folder / predictions.RECEIPT_NAME, _Receipt), metrics.load(folder)
-        if (of := receipt["model_sha256"]) != specification.sha256:
+        if "folds" in receipt:
+            if {one["held_out"]: one["model_sha256"] for one in receipt["folds"]} != members:
+                which = "not those of this ensemble" if members else "which belongs to the export of their mean (ensemble)"
+                raise ValueError(f"{folder}: is an out-of-fold evaluation of {plural(len(receipt['folds']), 'model')}, {which}")
+        elif (of := receipt["model_sha256"]) != specification.sha256:
             raise ValueError(f"{folder}: is an evaluation of the model {of}, not of the exported one, {specification.sha256}")
         if table.targets is not None:
             thresholds = [row["threshold"] for row in found["per_class"]]
@@ -304,8 +319,14 @@ class _Evaluation:
 
     @property
     def shown(self) -> str:
+        if "folds" in self.receipt:
+            return f"{self.split}, out of fold"
         tta = self.receipt.get("options", {}).get("tta")
         return f"{self.split}, averaged ({tta['name']})" if tta else self.split
+
+    @property
+    def folds(self) -> list[list[str]]:
+        return metrics.fold_rows(self.metrics)
 
     def facts(self) -> Sequence[object]:
         computed = [f"{one['arithmetic']} on {one['device']}" for one in self.receipt.get("computed", ())]

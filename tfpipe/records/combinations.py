@@ -96,6 +96,10 @@ def texts(directory: str | os.PathLike[str], manifest: Manifest) -> list[str]:
     return [text_of_values(values[start : start + width], manifest.class_names) for start in range(0, len(values), width)]
 
 
+class ListInCell(LookupError):
+    """A cell holds a list of labels where it must hold one value, or one name."""
+
+
 _STATES = {
     **dict.fromkeys(("1", "1.0", "true", "yes"), PRESENT),
     **dict.fromkeys(("0", "0.0", "false", "no"), ABSENT),
@@ -121,7 +125,10 @@ class LabelLists(NamedTuple):
             states = {name: _STATES.get(cells.get(column_of(name), "").lower()) for name in self.columns}
             for name, state in states.items():
                 if state is None:
-                    raise LookupError(f"column {name!r} holds {cells[column_of(name)]!r}: 1, 0 or nothing (unknown) is needed")
+                    problem = f"column {name!r} holds {cells[column_of(name)]!r}: 1, 0 or nothing (unknown) is needed"
+                    if SEPARATOR in cells[column_of(name)]:
+                        raise ListInCell(f"{problem}; a column of lists is read with task=multilabel and label_column={name}")
+                    raise LookupError(problem)
             present, unknown = ([name for name, one in states.items() if one == state] for state in (1, -1))
         else:
             parts = [part.strip() for part in cells.get(column or "", "").split(self.separator)]
@@ -130,11 +137,13 @@ class LabelLists(NamedTuple):
         present, unknown = self._composed(present), self._composed(unknown)
         if twice := {name for name in (*present, *unknown) if [*present, *unknown].count(name) > 1}:
             raise LookupError(f"the row names {min(twice)!r} twice")
-        try:
-            for name in (*present, *unknown):
+        for name in (*present, *unknown):
+            if SEPARATOR in name:
+                raise ListInCell(f"the row holds {name!r}: a list, with label_separator={SEPARATOR}? No name holds that")
+            try:
                 check_class_name(name)
-        except ValueError as error:
-            raise LookupError(str(error)) from None
+            except ValueError as error:
+                raise LookupError(str(error)) from None
         return text_of(present, unknown)
 
     def _composed(self, names: Sequence[str]) -> list[str]:

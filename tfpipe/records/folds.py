@@ -1,7 +1,7 @@
 """Folds: splits fold0, fold1, ... of equal size, each held out once, and what is trained for each.
 
     expand(5, {"test": 0.2})                # {"test": 0.2, "fold0": "4/25", ..., "fold4": "4/25"}
-    plan(manifest.load("shards/"))          # [Fold("fold0", "fold2+fold3+fold4", "fold1"), ...]
+    plan(load("shards/").splits, "pets")    # [Fold("fold0", "fold2+fold3+fold4", "fold1"), ...]
 
 The fold that is held out chooses nothing: neither weights, nor the epoch, nor the head. So another
 one validates: the split "val" where there is one, else the next fold.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -73,30 +73,28 @@ def expand(number: int, others: Mapping[str, float]) -> dict[str, Any]:
     return {**others, **{f"fold{index}": str(rest / number) for index in range(number)}}
 
 
-def names(manifest: Manifest) -> list[str]:
-    """Returns the folds of a data set in their order; none if it has no fold0 and fold1."""
-    found = [f"fold{index}" for index in range(len(manifest.splits))]
-    count = next((index for index, name in enumerate(found) if name not in manifest.splits), len(found))
+def names(splits: Collection[str]) -> list[str]:
+    """Returns the folds among splits in their order; none without fold0 and fold1."""
+    found = [f"fold{index}" for index in range(len(splits))]
+    count = next((index for index, name in enumerate(found) if name not in splits), len(found))
     return found[:count] if count > 1 else []
 
 
-def plan(manifest: Manifest) -> list[Fold]:
-    """Returns what is trained for each fold.
+def plan(splits: Collection[str], where: str) -> list[Fold]:
+    """Returns what is trained for each fold among the splits of a data set; `where` begins the message of an error.
 
     Raises:
         ValueError: there are no folds, or two and no split "val".
     """
-    folds = names(manifest)
+    folds = names(splits)
     if not folds:
-        raise ValueError(
-            f"{manifest.name}: has no folds (its splits are {', '.join(manifest.splits)}): build it with splits=folds=5"
-        )
-    if stray := [name for name in manifest.splits if _NAME.fullmatch(name) and name not in folds]:
-        raise ValueError(f"{manifest.name}: the fold before {stray[0]} is missing")
-    has_val = "val" in manifest.splits
+        raise ValueError(f"{where}: has no folds (its splits are {', '.join(splits)}): build it with splits=folds=5")
+    if stray := [name for name in splits if _NAME.fullmatch(name) and name not in folds]:
+        raise ValueError(f"{where}: the fold before {stray[0]} is missing")
+    has_val = "val" in splits
     if len(folds) < 3 and not has_val:
         raise ValueError(
-            f"{manifest.name}: of two folds one is held out, and none is left to validate with: build three folds or more,"
+            f"{where}: of two folds one is held out, and none is left to validate with: build three folds or more,"
             " or a split val beside them"
         )
     found = []
@@ -108,7 +106,8 @@ def plan(manifest: Manifest) -> list[Fold]:
 
 def describe(manifest: Manifest) -> dict[str, Any]:
     """Returns the content of folds.json for a data set; raises as `plan`."""
-    return {"format_version": 1, "root_hash": manifest.root_hash, "folds": [list(fold) for fold in plan(manifest)]}
+    planned = plan(manifest.splits, manifest.name)
+    return {"format_version": 1, "root_hash": manifest.root_hash, "folds": [list(fold) for fold in planned]}
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:

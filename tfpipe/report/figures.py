@@ -41,26 +41,16 @@ Array = np.ndarray[Any, Any]
 Curve = tuple[Array, Array]
 
 
-def roc_curves(labels: Array, probabilities: Array, class_indices: Sequence[int]) -> str:
-    """Returns a drawing of ROC curves, one per class against all others."""
-    return roc_of([(labels == index, probabilities[:, index]) for index in class_indices])
-
-
-def roc_of(classes: Sequence[tuple[Array, Array]]) -> str:
-    """Returns a drawing of ROC curves of classes, each by truth bool [N] and scores float [N]."""
+def roc_curves(classes: Sequence[tuple[Array, Array]]) -> str:
+    """Returns a drawing of a ROC curve of each class, by truth bool [N] and scores float [N]."""
     from sklearn.metrics import roc_curve
 
     curves = [roc_curve(truth, scores)[:2] for truth, scores in classes]
     return _curves(curves, "1 - specificity (false positive rate)", "sensitivity (true positive rate)", diagonal=True)
 
 
-def precision_recall_curves(labels: Array, probabilities: Array, class_indices: Sequence[int]) -> str:
+def precision_recall_curves(classes: Sequence[tuple[Array, Array]]) -> str:
     """Returns a drawing of precision-recall curves, as `roc_curves`."""
-    return precision_recall_of([(labels == index, probabilities[:, index]) for index in class_indices])
-
-
-def precision_recall_of(classes: Sequence[tuple[Array, Array]]) -> str:
-    """Returns a drawing of precision-recall curves, as `roc_of`."""
     from sklearn.metrics import precision_recall_curve
 
     def curve(truth: Array, scores: Array) -> Curve:

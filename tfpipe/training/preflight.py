@@ -72,7 +72,7 @@ def check_folds(
 ) -> list[folds.Fold]:
     """Checks the arguments of `tfpipe.train_folds`, and returns what it trains; raises as it does."""
     manifest, folder = manifests.load(directory), Path(output)
-    planned = folds.plan(manifest)
+    planned = folds.plan(manifest.splits, manifest.name)
     if folds.is_folder(folder):
         if folds.load(folder) != (manifest.root_hash, planned):
             raise ValueError(f"{folder}: holds the folds of another data set; choose another folder")
@@ -106,7 +106,7 @@ def open_training(
     Raises ValueError if images of a class, or labels, are missing, or if an image is in both.
     """
     manifest = manifests.load(directory)
-    if train_split == "train" and "train" not in manifest.splits and folds.names(manifest):
+    if train_split == "train" and "train" not in manifest.splits and folds.names(manifest.splits):
         raise ValueError(f"{directory}: has folds and no split 'train': train them with train_folds (train --folds)")
     parts = manifest.parts(train_split, "split" if train_split == "train" else "train_split")
     split = manifest.split(train_split)

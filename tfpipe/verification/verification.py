@@ -21,11 +21,11 @@ from pathlib import Path
 from tfpipe.common import arguments, stores
 from tfpipe.common.errors import DataError
 from tfpipe.common.progress import ProgressBar
-from tfpipe.common.text import exactly, html_table
+from tfpipe.common.text import alike_groups, exactly, folded, html_table
 from tfpipe.common.workers import count_cores
 from tfpipe.records import combinations, schema, tfrecord
 from tfpipe.records import manifest as manifests
-from tfpipe.records.catalog import check_frames
+from tfpipe.records.catalog import check_frames, read_catalog
 from tfpipe.records.manifest import CATALOG_NAME, Groups, Manifest
 from tfpipe.verification import scans
 from tfpipe.verification.reading import Finding
@@ -312,6 +312,11 @@ class _Verification:
             if count != expected.num_groups:
                 found = exactly(count, "group")
                 self._add_mismatch(f"split {split!r} has {found}, the manifest lists {expected.num_groups}")
+        with contextlib.suppress(OSError, DataError):  # of the catalog, which were findings already
+            first: dict[str, str] = {}
+            rows = ((first.setdefault(folded(row.group), row.group), row.group) for row in read_catalog(self._directory))
+            if pairs := {(min(pair), max(pair)) for pair in rows if pair[0] != pair[1]}:
+                self._notes.append(alike_groups(sorted(pairs)))
 
     def _check_keys(self) -> None:
         suspects = self._ledger.repeated_keys()

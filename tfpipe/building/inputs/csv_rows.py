@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tfpipe.building.inputs.items import SPLIT_NAMES, Notes, Source, one_split, rejected
+from tfpipe.building.inputs.items import LABEL_LIST, SPLIT_NAMES, Notes, Source, one_split, rejected
 from tfpipe.common import tables
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import IMAGE_SUFFIXES
 from tfpipe.common.text import plural
 from tfpipe.listing.folders import walk
-from tfpipe.records.combinations import LabelLists, column_of
+from tfpipe.records.combinations import LabelLists, ListInCell, column_of
 from tfpipe.records.manifest import CONTROL, check_name
 
 _log = logging.getLogger("tfpipe")
@@ -146,7 +146,8 @@ class _Rows(NamedTuple):
         try:
             label = self._label(cells)
         except LookupError as error:
-            return rejected(key, place, "bad_row", f"{key}: {error.args[0]}")
+            reason = LABEL_LIST if isinstance(error, ListInCell) else "bad_row"
+            return rejected(key, place, reason, f"{key}: {error.args[0]}")
         group = None if self.group_column is None else cells.get(self.group_column, "")
         if group == "":
             message = f"{key}: the row names no group in column {self.group_column!r}: an image that is alone needs a name, too"

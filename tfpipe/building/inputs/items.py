@@ -15,6 +15,8 @@ SPLIT_NAMES: Mapping[str, str] = {
 }
 """Usual split names, in lower case, to the name used in a data set."""
 
+LABEL_LIST = "label_list"  # the reason of rows that hold several labels where one is needed
+
 
 def one_split(by_name: Mapping[Any, Any]) -> str:
     """Returns an error message if several names stand for one split, else ""."""
@@ -36,7 +38,7 @@ class Source(NamedTuple):
     num_bytes: int = 0  # of the file
     mtime_ns: int = 0  # of the file
     row: str = ""  # "labels.csv: line 7" where a table names it
-    reason: str | None = None  # "unreadable", "bad_name", "no_class", "no_group", "bad_row" or "link_loop"
+    reason: str | None = None  # "unreadable", "bad_name", "no_class", "no_group", "bad_row", LABEL_LIST or "link_loop"
     message: str | None = None  # the reason in words
     fatal: bool = True  # False where nothing is lost (a link that leads back): it does not fail a build
     group: str | None = None  # what it belongs to: a patient, a place, a burst; None: unknown, or without groups
