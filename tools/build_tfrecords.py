@@ -76,7 +76,12 @@ flags.DEFINE_string(
     "group_pattern", None, r"Regular expression that finds the group in an image's path: patient_(\d+). Default: no groups."
 )
 flags.DEFINE_enum("normalize", "none", NORMALIZATIONS, "nfc: class names that differ in their Unicode form only are one class.")
-flags.DEFINE_enum("task", SINGLE, TASKS, "single: an image has one class. multilabel: any number, of --layout=csv.")
+flags.DEFINE_enum(
+    "task",
+    SINGLE,
+    TASKS,
+    "single: an image has one class. multilabel: any number, of --layout=csv. ordinal: one, of classes in an order.",
+)
 flags.DEFINE_string("label_separator", SEPARATOR, "For --task=multilabel: between the classes in a cell of the label column.")
 flags.DEFINE_list(
     "label_columns", None, "Columns of --layout=csv, one for each class: 1, 0 or empty for unknown. Default: one label column."

@@ -148,7 +148,8 @@ def build_tfrecords(
             "white" and "black" are laid behind them.
         task: "single": an image has one class. "multilabel", of layout "csv": it has any number of
             them, which the label column holds as in "cat|dog"; an empty cell is an image that is
-            known to have none, and "?cat" a class that it may have.
+            known to have none, and "?cat" a class that it may have. "ordinal": one class of three
+            or more that are in an order, that of `class_names`, or of numbers.
         label_separator: between the classes in a cell of the label column.
         label_columns: of "multilabel": a column for each class, in the order of the labels, in
             place of a label column: 1, 0, or empty for unknown. Implies that task.

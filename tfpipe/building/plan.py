@@ -22,7 +22,7 @@ from tfpipe.building.tasks import ShardTask
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.text import exactly, plural
 from tfpipe.records.decisions import Decision
-from tfpipe.records.manifest import MULTILABEL, check_name, shard_file, split_order
+from tfpipe.records.manifest import MULTILABEL, ORDINAL, check_name, shard_file, split_order
 from tfpipe.records.samples import USUAL
 from tfpipe.records.schema import UNLABELLED
 
@@ -130,6 +130,7 @@ def make_plan(
     else:
         class_names = _label(state, options, class_order)
         class_checks.check_classes(state, options, defined=class_order is not None)
+        _check_order(class_names, options, defined=class_order is not None)
     if decisions:
         _split(state, options)  # by the classes as listed: the splits are those without decisions
         before = split_names(state)
@@ -247,9 +248,25 @@ def _label(state: State, options: Options, class_order: Sequence[str] | None) ->
     return order
 
 
+def _check_order(names: Sequence[str], options: Options, *, defined: bool) -> None:
+    """Raises ValueError where nobody has said in which order the classes are."""
+    if options.task != ORDINAL:
+        return
+    if len(names) < 3:
+        raise ValueError(f"task=ordinal is for three classes or more, in an order (got {', '.join(names)}): leave it out")
+    if options.class_names is None and not defined and not _are_numbers(names):
+        raise ValueError(
+            f"task=ordinal needs class_names, which are not all numbers, in their order, the lowest first: {','.join(names)}"
+        )
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return all(name.isascii() and name.isdigit() for name in names)
+
+
 def _class_order(names: Sequence[str]) -> Callable[[str], tuple[int, str]]:
     # "10" comes after "9": where every name is a number, labels follow the numbers.
-    numeric = all(name.isascii() and name.isdigit() for name in names)
+    numeric = _are_numbers(names)
     return lambda name: (int(name) if numeric else 0, name)
 
 

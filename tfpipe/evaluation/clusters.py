@@ -15,7 +15,7 @@ group counting as one image.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ Array = np.ndarray[Any, Any]
 
 NUM_DRAWS = 2000
 _AT_ONCE = 1 << 22  # drawn groups: 32 MB
+_BLOCK_VALUES = 1 << 23  # weights in memory at once
 _MOST = 1 << 28  # steps of an exact p-value, about a second
 
 
@@ -116,6 +117,21 @@ def expanded_tail(size: int, degrees: int) -> float:
     from scipy.stats import norm, t
 
     return float(norm.cdf(t.ppf(0.025, degrees) * math.sqrt(size / degrees)))
+
+
+def resamples(count: int, num_images: int, numresamples: int) -> Iterator[Array]:
+    """Yields how often each image (or group) is drawn, int [resamples, count], some at a time."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    size = max(1, _BLOCK_VALUES // num_images)
+    for first in range(0, numresamples, size):
+        rows = min(size, numresamples - first)
+        drawn = generator.integers(0, count, (rows, count)) + np.arange(rows)[:, np.newaxis] * count
+        yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+
+
+def percentile_interval(values: Array) -> list[float] | None:
+    """Returns the 95 % interval of values of resamples; None without any."""
+    return [float(value) for value in np.percentile(values, (2.5, 97.5))] if len(values) else None
 
 
 def wilson(count: int, total: int) -> list[float] | None:

@@ -54,7 +54,7 @@ from tfpipe.models.split_images import read_for
 from tfpipe.networks import arithmetic
 from tfpipe.records import catalog, folds
 from tfpipe.records import manifest as manifests
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL, ORDINAL
 
 _log = logging.getLogger("tfpipe")
 
@@ -239,7 +239,7 @@ class Pass:
     def begin(self) -> receipts.Claim:
         """Checks the arguments before the pass, and returns the claim."""
         calibrate = self.options["calibrate"]
-        if classifiers.task_of(self.predictor) != SINGLE and self.options["positive_class"] is not None:
+        if classifiers.task_of(self.predictor) == MULTILABEL and self.options["positive_class"] is not None:
             raise ValueError("positive_class is of one class an image; of several labels, each has its own metrics")
         if calibrate is not None and calibrate == self.split:
             raise ValueError(f"calibrate must be another split than the one that is evaluated (got {calibrate!r} for both)")
@@ -292,7 +292,7 @@ class Pass:
             else:
                 probabilities = self.predictor.predict(batch["image"])
         predictions.check(probabilities, keys, self.predictor)
-        if classifiers.task_of(self.predictor) != SINGLE:
+        if classifiers.task_of(self.predictor) == MULTILABEL:
             targets = np.full(probabilities.shape, -1, np.int8)  # of classes that the data set lacks nothing is known
             targets[:, labels] = batch["label"].numpy()
             named = keys, filenames, targets, probabilities, self.predictor.class_names
@@ -347,7 +347,7 @@ class Pass:
         found |= {"tta": self.options["tta"]} if "tta" in self.options else {}
         receipt = {**receipts.receipt(claim, table, computed), "calibration": fitted}
         files.write_json(self.folder / metrics.FILE_NAME, found)
-        if table.task == SINGLE:
+        if table.task != MULTILABEL:
             odd = None if outliers is None else outliers.odd()
             suspects.write(self.folder, suspects.find(table, self.directory, self.split, odd=odd))
         files.write_json(self.folder / predictions.RECEIPT_NAME, receipt)
@@ -379,7 +379,16 @@ class Pass:
         if table.targets is not None:
             at = self.thresholds if table.thresholds is None else table.thresholds
             return label_metrics.measure(dataclasses.replace(table, thresholds=at))
-        return metrics.measure(table, positive_class=self.options["positive_class"], specificity=self.options["specificity"])
+        options = {"positive_class": self.options["positive_class"], "specificity": self.options["specificity"]}
+        return metrics.measure(table, **options, order=self._order())
+
+    def _order(self) -> Sequence[str] | None:
+        """Returns the order of the classes, if the model or the data set has one."""
+        if classifiers.task_of(self.predictor) == ORDINAL:
+            return self.predictor.class_names
+        manifest = manifests.load(self.directory)
+        is_known = manifest.task == ORDINAL and set(manifest.class_names) == set(self.predictor.class_names)
+        return manifest.class_names if is_known else None
 
 
 def _loaded(model: str | os.PathLike[str] | Predictor | Loaded, trust: bool) -> Predictor:

@@ -27,6 +27,7 @@ from tfpipe.evaluation import html_report, metrics, suspects
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
 from tfpipe.evaluation.clusters import NUM_DRAWS, expanded_tail
 from tfpipe.evaluation.evaluator import Evaluation, Pass, clear
+from tfpipe.evaluation.numbers import order as in_order
 from tfpipe.models import classifiers, predictions
 from tfpipe.models.classifiers import Classifier
 from tfpipe.models.predictions import Predictions
@@ -122,7 +123,7 @@ def evaluate_folds(
             on_found(evaluation)
         if report:
             html_report.write_report(folder, together, data, split, near_duplicates=False, progress=progress)
-        elif together.task == manifest.SINGLE:
+        elif together.task != manifest.MULTILABEL:
             suspects.write(folder, suspects.find(predictions.read(folder), data, split))
     return evaluation
 
@@ -213,7 +214,8 @@ def _spread(table: Predictions, of_folds: Mapping[str, Mapping[str, Any]]) -> di
         intervals["accuracy"] = bootstrap(right, table) or metrics.share_interval(table, right)
         intervals["log_loss"] = bootstrap(-np.log(own.astype(np.float64)), table)
     found: dict[str, Any] = {"names": list(of_folds)}
-    for metric in _METRICS if table.targets is None else _METRICS_OF_SEVERAL:
+    names = (*_METRICS, *in_order.NAMES) if table.targets is None else _METRICS_OF_SEVERAL
+    for metric in (name for name in names if all(name in measured for measured in of_folds.values())):
         values = [measured[metric] for measured in of_folds.values()]
         defined = [value for value in values if value is not None]
         found[metric] = {

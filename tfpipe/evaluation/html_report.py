@@ -23,11 +23,13 @@ from tfpipe.common.files import read_json, write_json, written_atomically
 from tfpipe.common.text import plural
 from tfpipe.evaluation import label_report, metrics, suspects
 from tfpipe.evaluation.near_duplicates import NearDuplicate, find_near_duplicates, reader_of, training_splits
+from tfpipe.evaluation.numbers import order as in_order
 from tfpipe.models import explanation, predictions
 from tfpipe.models.classifiers import Classifier, Predictor
 from tfpipe.models.predictions import Predictions
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import CatalogRow, read_checked
+from tfpipe.records.manifest import ORDINAL
 from tfpipe.report import figures, fonts, templates
 
 _log = logging.getLogger("tfpipe")
@@ -102,6 +104,7 @@ def write_report(
         data_classes=manifest.class_names,
         labelled={name: content for name, content in manifest.splits.items() if content.labelled},
         metrics={"calibration": None, **found},
+        order_metrics=in_order.SHOWN if found.get("task") == ORDINAL else {},
         confusion=_confusion(found, table.class_names),
         curves=_curves(found, table),
         reliability=figures.reliability_diagram(found["reliability"]),

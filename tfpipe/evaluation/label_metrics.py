@@ -10,7 +10,7 @@ Undefined values (the AUC of a class that no image has) are None, never NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from tfpipe.common.files import check_json
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
-from tfpipe.evaluation.clusters import Groups
+from tfpipe.evaluation.clusters import Groups, percentile_interval, resamples
 from tfpipe.models import predictions
 from tfpipe.models.predictions import DEFAULT_THRESHOLD, Predictions
 from tfpipe.records.manifest import MULTILABEL
@@ -28,7 +28,6 @@ Array = np.ndarray[Any, Any]
 
 NUM_RESAMPLES = 1000
 _BY_GROUP = "cluster bootstrap: percentiles of draws of groups"
-_BLOCK_VALUES = 1 << 23  # weights in memory at once
 _METRICS = ("auc", "average_precision", "f1")
 
 
@@ -224,30 +223,15 @@ def _intervals(classes: list[_Class], drawn: Array, num_resamples: int) -> dict[
     `drawn` is what is drawn with each image, in the order of the keys: itself, or its group.
     """
     count = int(drawn.max()) + 1
-    parts = [_values(classes, weights[:, drawn]) for weights in _resamples(count, len(drawn), num_resamples)]
+    parts = [_values(classes, weights[:, drawn]) for weights in resamples(count, len(drawn), num_resamples)]
     found: dict[str, list[list[float] | None]] = {}
     for metric in _METRICS:
         values = np.concatenate([part[metric] for part in parts])
         defined = ~np.isnan(values)
         sums = np.where(defined, values, 0.0).sum(axis=1)
         means = np.where(defined.any(axis=1), sums / np.maximum(defined.sum(axis=1), 1), np.nan)
-        found[metric] = [_interval(column) for column in (*values.T, means)]
+        found[metric] = [percentile_interval(column[~np.isnan(column)]) for column in (*values.T, means)]
     return found
-
-
-def _resamples(count: int, num_images: int, num_resamples: int) -> Iterator[Array]:
-    """Yields how often each image (or group) is drawn, int [resamples, count], some at a time."""
-    generator = np.random.Generator(np.random.PCG64(0))
-    size = max(1, _BLOCK_VALUES // num_images)
-    for first in range(0, num_resamples, size):
-        rows = min(size, num_resamples - first)
-        drawn = generator.integers(0, count, (rows, count)) + np.arange(rows)[:, np.newaxis] * count
-        yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
-
-
-def _interval(values: Array) -> list[float] | None:
-    defined = values[~np.isnan(values)]
-    return [float(value) for value in np.percentile(defined, (2.5, 97.5))] if len(defined) else None
 
 
 def _log_loss(truth: Array, probabilities: Array) -> float:

@@ -20,11 +20,12 @@ from tfpipe.common.text import interval, number, percent, plural
 from tfpipe.evaluation import metrics, suspects
 from tfpipe.evaluation.html_report import NEAR_DUPLICATES_NAME
 from tfpipe.evaluation.label_report import worst_labels
+from tfpipe.evaluation.numbers import order as in_order
 from tfpipe.formats.preflight import KERAS_NAME
 from tfpipe.formats.specifications import Specification
 from tfpipe.models import predictions
 from tfpipe.records import folds
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL, ORDINAL
 from tfpipe.records.run_folders import BACKBONE_NAME, RUN_NAME, SUMMARY_NAME
 from tfpipe.report import templates
 
@@ -167,7 +168,7 @@ def render(
         "model_card.md",
         title=f"{facts['recipe']['backbone']} on {data['name']}" if facts else f"a classifier of {classes}",
         num_classes=len(specification.class_names),
-        has_several=specification.task != SINGLE,
+        has_several=specification.task == MULTILABEL,
         details=_details(specification, facts, half),
         evaluations=found,
         evaluation_rows=[one.facts() for one in found],
@@ -282,7 +283,7 @@ class _Evaluation:
     @property
     def has_several(self) -> bool:
         """Whether an image has several labels."""
-        return "task" in self.metrics
+        return self.metrics.get("task") == MULTILABEL
 
     @classmethod
     def read(cls, folder: Path, specification: Specification) -> _Evaluation:
@@ -324,6 +325,8 @@ class _Evaluation:
             yield "log loss", number(found["log_loss"]), ""
             return
         yield "accuracy", percent(found["accuracy"]), interval(found["accuracy_interval"])
+        for name, shown in in_order.SHOWN.items() if found.get("task") == ORDINAL else ():
+            yield shown, number(found[name]), _span(found[f"{name}_interval"])
         yield "balanced accuracy (mean recall of the classes)", percent(found["balanced_accuracy"]), ""
         for k, share in list(found["top_k"].items())[1:][-1:]:
             yield f"top-{k} accuracy", percent(share), ""

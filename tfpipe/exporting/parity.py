@@ -38,7 +38,7 @@ from tfpipe.models import predictions, tta
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.models.predictions import are_probabilities
 from tfpipe.networks import arithmetic
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL
 
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Array]
@@ -227,7 +227,7 @@ def _expected(
     names = np.array([name.encode("utf-8", "surrogateescape") for name in specification.class_names], object)
     classes = np.where(valid[:, np.newaxis], names[order], b"")
     scores = np.take_along_axis(outputs["probabilities"], order, axis=1)
-    if specification.task != SINGLE:
+    if specification.task == MULTILABEL:
         present = predictions.present(outputs["probabilities"], np.array(specification.thresholds))
         outputs["labels"] = np.where(present & valid[:, np.newaxis], names, b"")
     return {**outputs, "pixels": seen, "valid": valid, _DECODED: decoded, "classes": classes, "scores": scores}

@@ -31,7 +31,7 @@ from tfpipe.formats.specifications import Specification
 from tfpipe.images.decoding import decode_batch
 from tfpipe.models import predictions, tta
 from tfpipe.models.classifiers import NamedModel
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL
 
 Tensors = dict[str, tf.Tensor]
 Function = Callable[[tf.Tensor], Tensors]
@@ -48,7 +48,7 @@ def make(function: Function, specification: Specification, *, has_features: bool
         specification: of the model.
         has_features: whether "features" is one of the outputs.
     """
-    labels = () if specification.task == SINGLE else ("labels",)
+    labels = () if specification.task != MULTILABEL else ("labels",)
     named = ("probabilities", "classes", "scores", *labels, "valid")
 
     def of_files(*names: str, function: Function = function) -> Any:
@@ -126,12 +126,12 @@ def _with_classes(specification: Specification, outputs: Tensors, valid: tf.Tens
     probabilities = outputs["probabilities"]
     sums = tf.abs(tf.reduce_sum(probabilities, axis=1) - 1) <= predictions.TOLERANCE  # as `predictions.are_probabilities`
     inside = tf.reduce_all(tf.abs(probabilities - 0.5) <= 0.5 + predictions.TOLERANCE, axis=1)
-    valid = valid & inside & (sums | (specification.task != SINGLE))
+    valid = valid & inside & (sums | (specification.task == MULTILABEL))
     scores, indices = tf.math.top_k(probabilities, specification.top_k)  # of equal ones the first, as argmax
     # From a constant: a lookup table would need an initialiser, which a frozen graph does not run.
     names = tf.constant([name.encode("utf-8", "surrogateescape") for name in specification.class_names])
     everything = {**outputs, "classes": tf.gather(names, indices), "scores": scores}
-    if specification.task != SINGLE:
+    if specification.task == MULTILABEL:
         present = probabilities >= tf.constant(specification.thresholds, tf.float32)
         everything["labels"] = tf.where(present, names, "")
     masked = {name: tf.where(valid[:, tf.newaxis], value, tf.zeros_like(value)) for name, value in everything.items()}

@@ -20,7 +20,7 @@ from tfpipe.common.files import check_json, parse_json
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.models.tta import Tta
 from tfpipe.records import checksums
-from tfpipe.records.manifest import SINGLE, TASKS
+from tfpipe.records.manifest import MULTILABEL, SINGLE, TASKS
 from tfpipe.records.samples import USUAL, Resize, Samples
 
 FILE_NAME = checksums.SPECIFICATION_NAME
@@ -94,7 +94,7 @@ def from_json(text: str | bytes, path: str | os.PathLike[str]) -> Specification:
         decoding.check_mode(specification.resize)
         arguments.choice("task", specification.task, TASKS)
         thresholds, count = specification.thresholds, len(specification.class_names)
-        if (thresholds is None) != (specification.task == SINGLE) or (thresholds is not None and len(thresholds) != count):
+        if (thresholds is None) == (specification.task == MULTILABEL) or (thresholds is not None and len(thresholds) != count):
             raise DataError("thresholds must be a number for each class, of task multilabel only")
     except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         raise DataError(f"not the specification of a model: {lines_of(error)[0]}", path=path) from error

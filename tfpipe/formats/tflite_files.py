@@ -25,7 +25,7 @@ from tfpipe.common.workers import count_cores
 from tfpipe.formats import operations, tflite_metadata
 from tfpipe.formats.exported_model import Array, ExportedModel
 from tfpipe.formats.specifications import Specification
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL
 
 _NARROW = (tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum)
 _PASSING = ("Identity", "Placeholder", "PlaceholderWithDefault")
@@ -117,7 +117,7 @@ class _Runner:
         self._run = interpreter.get_signature_runner(tflite_metadata.SIGNATURE)
         self._lock, self._num_classes = threading.Lock(), len(specification.class_names)
         scale, _ = self._run.get_input_details()["image"]["quantization"]
-        self._is_rounded = scale != 0 and specification.task == SINGLE  # of several labels, each stands alone
+        self._is_rounded = scale != 0 and specification.task != MULTILABEL  # of several labels, each stands alone
 
     def __call__(self, images: Array) -> Array:
         if not len(images):  # on which the interpreter may crash

@@ -22,7 +22,7 @@ from tfpipe.images.decoders import decode_stored
 from tfpipe.images.placement import on_cpu
 from tfpipe.images.resizing import sample_image, scaled_size
 from tfpipe.records import schema
-from tfpipe.records.manifest import SINGLE, TASKS
+from tfpipe.records.manifest import MULTILABEL, SINGLE, TASKS
 from tfpipe.records.samples import RESIZES as RESIZES
 from tfpipe.records.samples import USUAL, Samples
 from tfpipe.records.samples import Resize as Resize
@@ -56,7 +56,7 @@ def parse_example(serialized: tf.Tensor, task: str = SINGLE) -> dict[str, tf.Ten
     arguments.choice("task", task, TASKS)
     features = {name: tf.io.FixedLenFeature([], tf.string) for name in _STRINGS}
     features |= {name: tf.io.FixedLenFeature([], tf.int64) for name in _INTEGERS}
-    if task != SINGLE:
+    if task == MULTILABEL:
         features |= {name: tf.io.RaggedFeature(tf.int64) for name in (schema.LABEL, schema.UNKNOWN)}
         features[schema.COMBINATION] = tf.io.FixedLenFeature([], tf.int64)
     parsed: dict[str, tf.Tensor] = tf.io.parse_single_example(serialized, features)

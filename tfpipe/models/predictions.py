@@ -141,7 +141,7 @@ def are_probabilities(values: np.ndarray[Any, Any], tolerance: float = TOLERANCE
     All outputs pass this check. `tfpipe.formats.signatures` has it inside the graph.
     """
     with np.errstate(invalid="ignore"):  # infinity less infinity
-        sums = (abs(values.sum(axis=1) - 1) <= tolerance) | (task != SINGLE)
+        sums = (abs(values.sum(axis=1) - 1) <= tolerance) | (task == MULTILABEL)
         good: np.ndarray[Any, Any] = sums & (values >= -tolerance).all(axis=1) & (values <= 1 + tolerance).all(axis=1)
     return good
 
@@ -166,12 +166,12 @@ def check(values: np.ndarray[Any, Any], names: Sequence[str], model: Any = None,
 
 
 def _sum_of(task: str) -> str:
-    return " with the sum 1" if task == SINGLE else ""
+    return " with the sum 1" if task != MULTILABEL else ""
 
 
 def header(class_names: Sequence[str], task: str = SINGLE, extras: Iterable[str] = ()) -> bytes:
     """Returns the first line of a table; `extras` as those of `Predictions`."""
-    first = _COLUMNS if task == SINGLE else _COLUMNS_OF_SEVERAL
+    first = _COLUMNS if task != MULTILABEL else _COLUMNS_OF_SEVERAL
     return lines([[*first, *(f"{PREFIX}{name}" for name in class_names), *(EXTRAS[name] for name in extras)]])
 
 
@@ -321,7 +321,7 @@ def _parse(class_names: list[str], lines: Iterable[list[str]], task: str, extras
         if label not in indices:
             raise ValueError(f"no class is called {label!r}")
         row = [float(text) for text in line[len(_COLUMNS) : num_columns - len(extras)]]
-        _check_row(row, predicted if task == SINGLE else None, class_names)
+        _check_row(row, predicted if task != MULTILABEL else None, class_names)
         keys[key] = None
         filenames.append(filename)
         for column, text in zip(found, line[num_columns - len(extras) :], strict=True):

@@ -68,6 +68,8 @@ class Ensemble(keras.layers.Layer):  # type: ignore[misc]
 def average(models: Sequence[keras.Model]) -> keras.Model:
     """Returns a classifier whose probabilities are the mean of those of classifiers of `tfpipe.train`.
 
+    Of classes in an order, each member has thresholds of its own, so that its head ends in probabilities.
+
     Raises:
         ValueError: they differ in classes, size of the images or preprocessing.
     """
@@ -80,14 +82,17 @@ def average(models: Sequence[keras.Model]) -> keras.Model:
     named = [keras.Model(one.inputs[0], one.outputs[0], name=f"backbone_{index}") for index, one in enumerate(networks)]
     heads = [_head(model, f"head_{index}") for index, model in enumerate(models)]
     preprocessing, last = first.get_layer("preprocessing"), first.get_layer("probabilities")
-    ensemble = Ensemble(named, heads, _copy(last), name="ensemble")
+    changes: dict[str, Any] = {"source": "probabilities", "thresholds": ()}
+    own = _copy(last, **changes) if last.thresholds else _copy(last)
+    ensemble = Ensemble(named, heads, own, name="ensemble")
     images = keras.Input(first.input_shape[1:], dtype="uint8", name="image")
     mean = ensemble(_copy(preprocessing)(images))
-    return keras.Model(images, _copy(last, source="probabilities")(mean), name="classifier")
+    return keras.Model(images, _copy(last, **changes)(mean), name="classifier")
 
 
 def _facts(model: keras.Model) -> tuple[Any, ...]:
-    return model.input_shape, *(model.get_layer(name).get_config() for name in ("preprocessing", "probabilities"))
+    configs = [model.get_layer(name).get_config() for name in ("preprocessing", "probabilities")]
+    return model.input_shape, *({name: one[name] for name in one if name != "thresholds"} for one in configs)
 
 
 def _copy(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
@@ -103,4 +108,6 @@ def _head(model: keras.Model, name: str) -> keras.Model:
     values = features = keras.Input(model.get_layer("pooling").input.shape[1:])
     for layer in model.layers[first + 1 : last]:
         values = layer(values)
+    if (ends := model.get_layer("probabilities")).thresholds:
+        values = ends.call(values)
     return keras.Model(features, values, name=name)

@@ -43,8 +43,11 @@ class Head:
         arguments.choice("pooling", self.pooling, get_args(Pooling))
         arguments.check(hidden=self.hidden, dropout=self.dropout, l2=self.l2)
 
-    def layers(self, num_classes: int, seed: int) -> list[keras.layers.Layer]:
-        """Returns new layers from "pooling" to "logits"; the seed sets weights and dropout."""
+    def layers(self, num_logits: int, seed: int) -> list[keras.layers.Layer]:
+        """Returns new layers from "pooling" to "logits"; the seed sets weights and dropout.
+
+        One logit has no bias: what follows has thresholds.
+        """
         import keras
 
         def draw(*names: str | int) -> int:
@@ -69,7 +72,8 @@ class Head:
             add_dropout(index)
         # From zero: random weights times features of any size (34 for VGG16's maxima) are logits of
         # tens before the first step, and their remains at the end cost 1 to 10 % of accuracy.
-        return [*stack, keras.layers.Dense(num_classes, kernel_initializer="zeros", name="logits", **dense)]
+        dense |= {"kernel_initializer": "zeros", "use_bias": num_logits > 1}
+        return [*stack, keras.layers.Dense(num_logits, name="logits", **dense)]
 
 
 def assemble(
@@ -79,6 +83,7 @@ def assemble(
     class_names: Sequence[str],
     image_size: tuple[int, int],
     task: str = SINGLE,
+    thresholds: Sequence[float] = (),
 ) -> keras.Model:
     """Returns the whole classifier: uint8 [B, H, W, 3] -> float32 [B, C], probabilities."""
     import keras
@@ -86,7 +91,8 @@ def assemble(
     from tfpipe.networks.layers import Probabilities
 
     values = images = keras.Input((*image_size, 3), dtype="uint8", name="image")
-    for layer in (preprocessing, *trunks, *head, Probabilities(class_names, task=task, name="probabilities")):
+    last = Probabilities(class_names, task=task, thresholds=thresholds, name="probabilities")
+    for layer in (preprocessing, *trunks, *head, last):
         values = layer(values)
     return keras.Model(images, values, name="classifier")
 

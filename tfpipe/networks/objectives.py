@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL, ORDINAL
 
 
 class Objective(Protocol):
@@ -47,6 +47,15 @@ class OneClass:
         return tf.cast(tf.equal(tf.argmax(logits, -1), tf.argmax(targets, -1)), tf.float32)
 
 
+class InOrder(OneClass):
+    """The same of classes in an order, whose logits know it, see `layers.CumulativeLinks`.
+
+    The best epoch is that of the least loss: accuracy counts a class next to the right one as any.
+    """
+
+    by_loss = True
+
+
 class SeveralLabels:
     """Sigmoids and binary cross-entropy, the mean over all classes; an unknown one adds nothing.
 
@@ -77,4 +86,6 @@ class SeveralLabels:
 
 def of_task(task: str) -> Objective:
     """Returns the objective of a task."""
-    return OneClass() if task == SINGLE else SeveralLabels()
+    if task == MULTILABEL:
+        return SeveralLabels()
+    return InOrder() if task == ORDINAL else OneClass()

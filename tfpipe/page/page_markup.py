@@ -13,7 +13,7 @@ from tfpipe.common.tables import escape_formula
 from tfpipe.models.classifiers import Predictor, task_of, thresholds_of
 from tfpipe.page.answers import Answer, FileResult
 from tfpipe.prediction.tables import Labels, best_of
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL
 from tfpipe.report import figures
 from tfpipe.report.templates import render
 
@@ -57,7 +57,7 @@ def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) ->
 
 def labels_of(predictor: Predictor) -> Labels | None:
     """Returns which labels the page names, of a model of several labels an image."""
-    return None if task_of(predictor) == SINGLE else Labels(predictor.class_names, thresholds_of(predictor))
+    return None if task_of(predictor) != MULTILABEL else Labels(predictor.class_names, thresholds_of(predictor))
 
 
 def visible(prepared: Array) -> tuple[Array, str]:

@@ -32,7 +32,7 @@ from tfpipe.models import predictions
 from tfpipe.models import tta as views
 from tfpipe.models.classifiers import Predictor, samples_of, task_of, thresholds_of
 from tfpipe.prediction.tables import TOP_K, Labels, best_of
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL
 from tfpipe.records.samples import Samples
 
 Array = np.ndarray[Any, Any]
@@ -157,7 +157,7 @@ class Model:
 
     def _prediction(self, outcome: Array | RejectedImage, top_k: int) -> Prediction:
         labels = None
-        if task_of(self.predictor) != SINGLE:
+        if task_of(self.predictor) == MULTILABEL:
             labels = Labels(self.class_names, thresholds_of(self.predictor))
         if isinstance(outcome, RejectedImage):
             zeros = np.zeros(len(self.class_names), np.float32)

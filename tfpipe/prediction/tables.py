@@ -92,9 +92,9 @@ def choose_form(
         raise ValueError(f"value_column={value_column!r} is for columns={'|'.join(COMPETITION)} (got columns={columns})")
     if top_k is not None and columns != "full":
         raise ValueError(f"top_k must be given with columns=full only (got {top_k!r} with columns={columns})")
-    if task != SINGLE and columns == "index":
+    if task == MULTILABEL and columns == "index":
         raise ValueError("columns=index is of one class an image; of several labels, take label or probability")
-    labels = None if task == SINGLE else Labels(class_names, thresholds)
+    labels = None if task != MULTILABEL else Labels(class_names, thresholds)
     names = (id_column, value_column, positive_class)
     form = _layout(file_format, columns, class_names, min(top_k or TOP_K, len(class_names)), *names, csv_safe, labels)
     return dataclasses.replace(form, labels=labels)

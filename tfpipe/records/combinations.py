@@ -90,7 +90,7 @@ def read(directory: str | os.PathLike[str], manifest: Manifest) -> bytes:
 
 def texts(directory: str | os.PathLike[str], manifest: Manifest) -> list[str]:
     """Returns what the class name of a record with each label is: of a class, or of a combination."""
-    if manifest.task == manifests.SINGLE:
+    if manifest.task != manifests.MULTILABEL:
         return list(manifest.class_names)
     values, width = memoryview(read(directory, manifest)).cast("b"), len(manifest.class_names)
     return [text_of_values(values[start : start + width], manifest.class_names) for start in range(0, len(values), width)]

@@ -36,8 +36,9 @@ _WITH_NEWS = 3  # version of data sets that readers of version 2 would misread: 
 _WITHOUT_FRAMES = 1  # the version before, whose readers had to read the catalog
 _VERSIONS = (_WITHOUT_FRAMES, FORMAT_VERSION, _WITH_NEWS)
 
-# What a classifier predicts, the option `task`: one class an image, or any number of them.
-SINGLE, MULTILABEL = TASKS = ("single", "multilabel")
+# What a classifier predicts, the option `task`: one class an image, any number of them, or one of
+# classes in an order.
+SINGLE, MULTILABEL, ORDINAL = TASKS = ("single", "multilabel", "ordinal")
 FILE_NAME = "manifest.json"
 CATALOG_NAME = "catalog.csv"
 REJECTED_NAME = "rejected.jsonl"
@@ -292,8 +293,9 @@ class Manifest:
 
     @property
     def task(self) -> str:
-        """What a classifier of these labels predicts: "single" (a class) or "multilabel"."""
-        return SINGLE if self.combinations is None else MULTILABEL
+        """What a classifier of these labels predicts: one of TASKS."""
+        task: str = self.options.get("task", SINGLE)
+        return task
 
     @property
     def root_hash(self) -> str:
@@ -405,6 +407,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         Samples.of(manifest.options)
     except ValueError as error:
         yield f"options.{error}"
+    if manifest.task not in TASKS or (manifest.task == MULTILABEL) != (manifest.combinations is not None):
+        yield f"options.task: {manifest.task!r:.80} is not a task of these labels"
     for name, count in manifest.properties.items():
         if count < 0:
             yield f"properties.{name}: {count} is not a count"

@@ -20,7 +20,7 @@ from tfpipe.common.text import plural
 from tfpipe.records import combinations, tfrecord
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import CatalogRow, read_split
-from tfpipe.records.manifest import SINGLE, Manifest
+from tfpipe.records.manifest import MULTILABEL, Manifest
 from tfpipe.records.samples import MAX_BITS, USUAL, Samples
 from tfpipe.records.schema import UNLABELLED, Record
 from tfpipe.report import sheets
@@ -142,7 +142,7 @@ def draw_samples(
     for name in names:
         for row, offset, _ in read_split(directory, manifest, name):
             classes = [row.label]
-            if manifest.task != SINGLE and row.label != UNLABELLED:
+            if manifest.task == MULTILABEL and row.label != UNLABELLED:
                 classes = [places[one] for one in combinations.names_of(row.class_name)[0]]
             for label in classes:
                 if label >= max_classes:

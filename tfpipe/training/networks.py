@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfpipe.common import seeds
 from tfpipe.models.classifiers import Classifier
 from tfpipe.networks import arithmetic, backbones, heads, layers
 from tfpipe.networks.heads import Pooling
+from tfpipe.networks.links import FittedLinks, free_of
 from tfpipe.networks.submodels import cut, find_layers
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import ORDINAL, SINGLE
 from tfpipe.records.samples import USUAL, Samples
 from tfpipe.training.recipes import Recipe
 from tfpipe.training.steps import RateGroup
@@ -87,7 +89,17 @@ class Networks:
         """Makes a new head, on another pooling."""
         self.recipe = dataclasses.replace(self.recipe, pooling=pooling)
         with self._strategy.scope():
-            self.head = self.recipe.head.layers(len(self._class_names), self.recipe.seed)
+            self.head = self._new_head()
+            if self.task == ORDINAL:
+                self.head.append(FittedLinks(len(self._class_names), name="links"))
+
+    def _new_head(self) -> list[keras.layers.Layer]:
+        return self.recipe.head.layers(1 if self.task == ORDINAL else len(self._class_names), self.recipe.seed)
+
+    @property
+    def head_weights(self) -> list[keras.Variable]:
+        """The weights of the head; without hidden layers, those that a regression fits."""
+        return [variable for layer in self.head for variable in layer.weights]
 
     def unfreeze(self, words: Sequence[str]) -> None:
         """Sets the blocks or layers that fine-tuning trains, with all that follow."""
@@ -115,7 +127,9 @@ class Networks:
         if _structure(theirs) != _structure(self.head):
             return "the head starts over: its layers differ"
         for layer in self.head:
-            if layer.weights:
+            if isinstance(layer, FittedLinks):
+                layer.set_weights([free_of(np.array(other.model.get_layer("probabilities").thresholds))])
+            elif layer.weights:
                 layer.set_weights(other.model.get_layer(layer.name).get_weights())
         self.head_from = other.sha256
         return "the head begins with its weights, too"
@@ -224,11 +238,15 @@ class Networks:
             clone = keras.models.clone_model(network, clone_function=_in_float32, recursive=True)
             mode, samples = self.backbone.preprocessing, self.preprocessing.samples
             preprocessing = layers.Preprocessing(mode, recipe.resize, samples, name="preprocessing")
-            head = recipe.head.layers(len(self._class_names), recipe.seed)
+            head = self._new_head()
+            *_, last = self.head
+            thresholds = last.thresholds if isinstance(last, FittedLinks) else ()
             trunk = layers.Trunk(clone, True, name="trunk")
-            model = heads.assemble([trunk], preprocessing, head, self._class_names, recipe.image_size or (0, 0), self.task)
+            model = heads.assemble(
+                [trunk], preprocessing, head, self._class_names, recipe.image_size or (0, 0), self.task, thresholds
+            )
         clone.set_weights(network.get_weights())
-        for layer, trained in zip(head, self.head, strict=True):
+        for layer, trained in zip(head, self.head, strict=False):  # but the links
             layer.set_weights(trained.get_weights())
         return model
 
@@ -242,7 +260,8 @@ def _in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 def _structure(head: Sequence[keras.layers.Layer]) -> list[Any]:
     """Returns what two heads must have in common for one to take the other's weights."""
-    return [type(head[0]), *[(layer.name, [weight.shape for weight in layer.weights]) for layer in head if layer.weights]]
+    weighted = [layer for layer in head if layer.weights and not isinstance(layer, FittedLinks)]
+    return [type(head[0]), *[(layer.name, [weight.shape for weight in layer.weights]) for layer in weighted]]
 
 
 def _set_trainable(network: keras.Model, value: bool) -> None:

@@ -32,6 +32,7 @@ from tfpipe.networks.objectives import Objective
 from tfpipe.pipeline.loader import targets_of
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import class_weights
+from tfpipe.records.manifest import ORDINAL
 from tfpipe.records.run_folders import HEAD_NAME, state_file
 from tfpipe.training import regression
 from tfpipe.training.batches import Batches, FeatureBatches, ImageBatches
@@ -125,8 +126,9 @@ class Phases:
         workers.share(self.folder, [Path(HEAD_NAME)])
         networks.choose_pooling(pooling)
         networks.on_features()
-        weights = networks.head[-1].get_weights() if found is None else [found.kernel, found.bias]
-        networks.head[-1].set_weights([workers.array_of_chief(values) for values in weights])
+        values = [variable.numpy() for variable in networks.head_weights] if found is None else [found.kernel, found.bias]
+        for variable, value in zip(networks.head_weights, values, strict=True):
+            variable.assign(workers.array_of_chief(value))
 
     def _search(self, batches: FeatureBatches) -> regression.Search:
         requested: tuple[Pooling, ...] = (self.recipe.pooling,) if self.recipe.pooling else get_args(Pooling)
@@ -134,8 +136,9 @@ class Phases:
         weight_of = self._class_weights(always=self.recipe.balanced)
         if self._table is None:
             weights = None if weight_of is None else weight_of[labels]
-            train = regression.Rows(batches.views, self.train.positions, labels, weights)
-            val = regression.Rows([batches.val_features], self.val.positions, self.val.labels)
+            in_order = self.networks.task == ORDINAL
+            train = regression.Rows(batches.views, self.train.positions, labels, weights, in_order)
+            val = regression.Rows([batches.val_features], self.val.positions, self.val.labels, in_order=in_order)
         else:  # weights are those of positive labels
             train = regression.Rows(batches.views, self.train.positions, self._table[labels], weight_of)
             val = regression.Rows([batches.val_features], self.val.positions, self._table[self.val.labels], weight_of)

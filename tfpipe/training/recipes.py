@@ -18,7 +18,7 @@ from tfpipe.networks import architectures, arithmetic
 from tfpipe.networks.architectures import PREPROCESSINGS
 from tfpipe.networks.heads import Head, Pooling
 from tfpipe.pipeline.presets import Augmentation
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL, ORDINAL, SINGLE
 from tfpipe.records.samples import RESIZES
 
 Mode = Literal["auto", "scratch", "bottleneck", "frozen", "finetune", "full"]
@@ -317,8 +317,16 @@ def _check_together(recipe: Recipe, num_classes: int, task: str) -> None:
     contradictions = (
         (num_classes < 2, f"a classifier needs two classes or more (the data set has {num_classes})"),
         (
-            recipe.balanced and task != SINGLE,
+            recipe.balanced and task == MULTILABEL,
             "balanced is for one class an image; with several labels, take class_weights",
+        ),
+        (
+            task == ORDINAL and mixes,
+            "mixup and cutmix make images of two classes, which classes in an order have no score for: set them to 0",
+        ),
+        (
+            task == ORDINAL and recipe.label_smoothing > 0,
+            "label_smoothing makes all classes as likely, however far they are in the order: leave it out",
         ),
         (
             recipe.mode in _CACHED and mixes,

@@ -27,6 +27,7 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.text import plural
 from tfpipe.models.features import Features, JoinedFeatures
 from tfpipe.networks.heads import Pooling
+from tfpipe.training import proportional_odds
 
 Array = np.ndarray[Any, Any]
 
@@ -51,14 +52,16 @@ _POOL: dict[Pooling, Callable[[Array], Array]] = {
 class Rows:
     """Labelled feature maps: some positions int64 [N] of one or more views of a split.
 
-    Labels are int64 [N], weights float [N]; or, of several labels an image, targets float32 [N, C],
-    which are 1, 0 or -1 (unknown), and the weights of positive ones, float [C].
+    Labels are int64 [N], weights float [N], of classes which may be in an order; or, of several labels
+    an image, targets float32 [N, C], which are 1, 0 or -1 (unknown), and the weights of positive ones,
+    float [C].
     """
 
     views: Sequence[Features | JoinedFeatures]
     positions: Array
     labels: Array
     weights: Array | None = None
+    in_order: bool = False
 
     @property
     def has_several(self) -> bool:
@@ -94,7 +97,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Search:
-    """All candidates in order, the best, its kernel float32 [D, C] and bias float32 [C]."""
+    """All candidates in order, the best, its kernel float32 [D, C] and bias float32 [C].
+
+    Of classes in an order, the kernel is of one score, [D, 1], and the bias the numbers of the
+    thresholds, float32 [C - 1], see `links.FittedLinks`.
+    """
 
     best: Candidate
     candidates: Sequence[Candidate]
@@ -138,7 +145,7 @@ def search(train: Rows, val: Rows, poolings: Sequence[Pooling], report: Callable
         val_rows = val.pooled(pooling)
         fits = []
         for strength, kernel, bias in _path_of(train, pooling):
-            of_labels, accuracy = _measured((val_rows @ kernel + bias).astype(np.float64), val)
+            of_labels, accuracy = _measured(_logits(val_rows, kernel, bias, val), val)
             error = float(of_labels.std() / math.sqrt(len(of_labels)))
             candidates.append(Candidate(pooling, strength, float(of_labels.mean()), error, accuracy))
             fits.append((candidates[-1], kernel, bias))
@@ -152,6 +159,12 @@ def search(train: Rows, val: Rows, poolings: Sequence[Pooling], report: Callable
 
 def _least_loss(fits: Sequence[tuple[Candidate, Array, Array]]) -> float:
     return min(candidate.val_loss for candidate, *_ in fits)
+
+
+def _logits(rows: Array, kernel: Array, bias: Array, val: Rows) -> Array:
+    if val.in_order:
+        return proportional_odds.log_probabilities((rows @ kernel[:, 0]).astype(np.float64), bias)
+    return (rows @ kernel + bias).astype(np.float64)
 
 
 def _measured(logits: Array, val: Rows) -> tuple[Array, float]:
@@ -169,7 +182,8 @@ def _path_of(train: Rows, pooling: Pooling) -> Iterator[tuple[float, Array, Arra
     rows, labels = train.pooled(pooling), train.repeated(train.labels)
     if train.has_several:
         return _path_of_several(rows, labels, train.weights)
-    return _path(rows, labels, None if train.weights is None else train.repeated(train.weights))
+    path = _path_in_order if train.in_order else _path
+    return path(rows, labels, None if train.weights is None else train.repeated(train.weights))
 
 
 def _path_of_several(rows: Array, targets: Array, weights: Array | None) -> Iterator[tuple[float, Array, Array]]:
@@ -190,6 +204,18 @@ def _path_of_several(rows: Array, targets: Array, weights: Array | None) -> Iter
             kernel[:, index], bias[index] = model.coef_[0], model.intercept_[0]
         kernel = (kernel if basis is None else basis @ kernel) / scale
         yield strength, kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32)
+
+
+def _path_in_order(rows: Array, labels: Array, weights: Array | None) -> Iterator[tuple[float, Array, Array]]:
+    """Does as `_path`, with one score, and the numbers of its thresholds in place of the bias."""
+    mean, scale, points, basis = _prepared(rows)
+    found = proportional_odds.start(labels, points.shape[1])
+    for strength in STRENGTHS:
+        with _few_threads(points):
+            found = proportional_odds.fit(points, labels, strength, weights, found, _MAX_ITERATIONS, _TOLERANCE)
+        kernel, free = (found[0] if basis is None else basis @ found[0]) / scale, found[1].copy()
+        free[0] += mean @ kernel  # of the first threshold; the others are distances
+        yield strength, kernel[:, np.newaxis].astype(np.float32), free.astype(np.float32)
 
 
 def _path(rows: Array, labels: Array, weights: Array | None) -> Iterator[tuple[float, Array, Array]]:
@@ -220,10 +246,13 @@ def _prepared(rows: Array) -> tuple[Array, float, Array, Array | None]:
 
 
 def _fit(model: LogisticRegression, points: Array, labels: Array, weights: Array | None) -> None:
-    num_threads = 1 if points.nbytes < _SHARED_BYTES else None  # None: as many as BLAS takes
-    with warnings.catch_warnings(), threadpool_limits(num_threads, "blas"):
+    with warnings.catch_warnings(), _few_threads(points):
         warnings.simplefilter("ignore", ConvergenceWarning)  # the loss counts, however far the fit came
         model.fit(points, labels, sample_weight=weights)
+
+
+def _few_threads(points: Array) -> Any:
+    return threadpool_limits(1 if points.nbytes < _SHARED_BYTES else None, "blas")  # None: as many as BLAS takes
 
 
 def _reduce(rows: Array) -> tuple[Array, Array | None]:
