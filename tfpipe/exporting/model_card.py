@@ -214,7 +214,8 @@ def _details(
         hashes = {"model SHA-256, before its weights were rounded": specification.sha256}
         hashes |= {"model SHA-256, as it is here": half["sha256"]}
     return {
-        "task": f"one of {plural(len(names), 'class', 'classes')} for an image, with a probability for each",
+        "task": f"one of {plural(len(names), 'class', 'classes')} for an image, with a probability for each"
+        + (", in an order, the lowest first" if specification.task == ORDINAL else ""),
         "classes, in the order of the probabilities": shown,
         **(_origin(facts) if facts else {"made by": "another program; tfpipe only exported it"}),
         "input": f"uint8 [B, {height}, {width}, 3], RGB, 0..255; not scaled or normalised before",

@@ -43,7 +43,8 @@ class Specification:
         max_pixels: height times width above which a file is not decoded.
         version: of tfpipe.
         samples: how 16-bit and transparent PNG are converted.
-        task: "single", the probabilities add up to 1, or "multilabel", each is of its class alone.
+        task: "single", the probabilities add up to 1; "ordinal", they do, too, and the classes are in
+            an order; or "multilabel", each is of its class alone.
         thresholds: of "multilabel", at which probability of its class a label is there.
         tta: views that are averaged: of a SavedModel, by its signatures "tta" and "image_tta"; of
             another file, by itself.
@@ -70,7 +71,9 @@ class Specification:
         if not facts["samples"]:
             del facts["samples"]  # as in files that were written before there was a choice
         if self.task == SINGLE:
-            del facts["task"], facts["thresholds"]
+            del facts["task"]
+        if self.thresholds is None:
+            del facts["thresholds"]
         facts |= {"tta": self.tta.facts()} if self.tta else {}
         return dump_json(facts, indent=2) + "\n"
 
