@@ -11,9 +11,10 @@ import itertools
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
-from tfpipe.building import class_checks, groups, multilabel
+from tfpipe.building import class_checks, groups, multilabel, targets
 from tfpipe.building.options import Options
 from tfpipe.building.relabelling import apply_decisions
 from tfpipe.building.slices import classes_before, write_slice
@@ -22,13 +23,16 @@ from tfpipe.building.tasks import ShardTask
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.text import exactly, plural
 from tfpipe.records.decisions import Decision
-from tfpipe.records.manifest import MULTILABEL, ORDINAL, check_name, shard_file, split_order
+from tfpipe.records.manifest import MULTILABEL, ORDINAL, REGRESSION, check_name, shard_file, split_order
 from tfpipe.records.samples import USUAL
 from tfpipe.records.schema import UNLABELLED
 
 _log = logging.getLogger("tfpipe")
 
 _ACCEPTED = "FROM inputs WHERE reason IS NULL"
+
+# Tasks whose labels stand for combinations or rows, and what handles these.
+_OF_TASK: dict[str, ModuleType] = {MULTILABEL: multilabel, REGRESSION: targets}
 
 PNG_NAMED_JPEG = "format = 'PNG' AND (lower(filename) LIKE '%.jpg' OR lower(filename) LIKE '%.jpeg')"
 _WITH_TRAIT = f"{_ACCEPTED} AND ' ' || traits || ' ' LIKE '% ' || ? || ' %'"
@@ -125,8 +129,9 @@ def make_plan(
     """
     state.execute("CREATE INDEX IF NOT EXISTS inputs_sha256 ON inputs (sha256)")
     decided = None
-    if options.task == MULTILABEL:
-        class_names = multilabel.label(state, options)
+    special = _OF_TASK.get(options.task)
+    if special is not None:
+        class_names = special.label(state, options)
     else:
         class_names = _label(state, options, class_order)
         class_checks.check_classes(state, options, defined=class_order is not None)
@@ -145,8 +150,7 @@ def make_plan(
         )
     if not decisions:
         _split(state, options)
-    find_problems = multilabel.training_problems if options.task == MULTILABEL else class_checks.training_problems
-    for problem in find_problems(state, class_names):
+    for problem in (special or class_checks).training_problems(state, class_names):
         _log.warning("%s", problem)
     leaks = _groups(state, "split", "")
     if leaks and not options.allow_leaks:
@@ -164,7 +168,8 @@ def make_plan(
     state.execute("UPDATE inputs SET rank = record_order(key) WHERE reason IS NULL")
     state.execute("CREATE INDEX IF NOT EXISTS inputs_order ON inputs (split, rank, key)")
     fractions = None if options.splits is None else options.fractions()
-    grouped = groups.summary(state, class_names, fractions, _classes_of(state, options)) if state.has_groups() else None
+    strata = targets.names_of_classes(state, class_names) if options.task == REGRESSION else class_names
+    grouped = groups.summary(state, strata, fractions, _classes_of(state, options)) if state.has_groups() else None
     return Plan(class_names, conflicts, leaks, grouped, decided)
 
 
@@ -198,7 +203,7 @@ def with_slices(state: State, options: Options, tasks: Iterable[ShardTask], todo
 
     One pass over the state, however many shards there are.
     """
-    class_names = (state.fact("planned") or [[]])[0] if options.task == MULTILABEL else None
+    class_names, special = (state.fact("planned") or [[]])[0], _OF_TASK.get(options.task)
     query = """
         SELECT kind, path, place, crc32c, format, height, width, channels, orientation,
                iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.' || lower(format)),
@@ -211,7 +216,7 @@ def with_slices(state: State, options: Options, tasks: Iterable[ShardTask], todo
         for task in of_split:
             own = itertools.islice(rows, task.end - task.start)
             if task.file in todo:
-                write_slice(task.slice, own if class_names is None else multilabel.with_lists(own, class_names))
+                write_slice(task.slice, own if special is None else special.with_lists(own, class_names))
                 yield task
             else:
                 collections.deque(own, maxlen=0)
@@ -317,15 +322,19 @@ def _cut(state: State, options: Options) -> None:
 
 
 def _classes_of(state: State, options: Options) -> groups.ClassesOf:
-    return multilabel.classes_of(state, options) if options.task == MULTILABEL else groups.the_label
+    special = _OF_TASK.get(options.task)
+    return special.classes_of(state, options) if special else groups.the_label
 
 
 def _cut_classes(state: State, options: Options) -> None:
+    """Cuts each class for itself; of numbers, each stratum."""
+    classes_of = _classes_of(state, options)
+    state.create_function("class_of", 1, lambda label: next(iter(classes_of(label))), deterministic=True)
     state.execute("CREATE TABLE IF NOT EXISTS cut (sha256 TEXT PRIMARY KEY, split TEXT)")
     state.execute("DELETE FROM cut")
     by_class = """
         SELECT home, sha256, records, sum(records) OVER (PARTITION BY home) FROM (
-            SELECT min(label) AS home, sha256, count(*) AS records FROM inputs
+            SELECT class_of(min(label)) AS home, sha256, count(*) AS records FROM inputs
             WHERE reason IS NULL AND split IS NULL GROUP BY sha256
         ) ORDER BY home, group_order(sha256)"""
 
