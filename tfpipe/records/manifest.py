@@ -39,6 +39,7 @@ _VERSIONS = (_WITHOUT_FRAMES, FORMAT_VERSION, _WITH_NEWS)
 # What a model predicts, the option `task`: one class an image, any number of them, one of classes in
 # an order, or numbers.
 SINGLE, MULTILABEL, ORDINAL, REGRESSION = TASKS = ("single", "multilabel", "ordinal", "regression")
+PROBABILITIES, VALUES = "probabilities", "values"  # names of what a model gives, the latter of a regression
 FILE_NAME = "manifest.json"
 CATALOG_NAME = "catalog.csv"
 REJECTED_NAME = "rejected.jsonl"

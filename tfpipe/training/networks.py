@@ -23,6 +23,7 @@ from tfpipe.models.classifiers import Classifier
 from tfpipe.networks import arithmetic, backbones, heads, layers
 from tfpipe.networks.heads import Pooling
 from tfpipe.networks.links import FittedLinks, free_of
+from tfpipe.networks.objectives import Scale
 from tfpipe.networks.submodels import cut, find_layers
 from tfpipe.records.manifest import ORDINAL, SINGLE
 from tfpipe.records.samples import USUAL, Samples
@@ -49,6 +50,7 @@ class Networks:
         backbone: up to the feature layer; `preprocessing` comes before, `head` after it.
         front: the part that fine-tuning does not train, or None where nothing can be cut off.
         back: the rest.
+        scale: of the targets of a regression, else None.
         head_from: hash of the model that the head's first weights are of, or None.
     """
 
@@ -60,8 +62,10 @@ class Networks:
         strategy: tf.distribute.Strategy,
         samples: Samples = USUAL,
         task: str = SINGLE,
+        scale: Scale | None = None,
+        units: Sequence[str] = (),
     ) -> None:
-        self.task = task
+        self.task, self.scale, self._units = task, scale, units
         self.recipe, self.precision, self._class_names, self._strategy = recipe, precision, class_names, strategy
         self._pretrained = recipe.mode != "scratch" and recipe.weights != "none"
         weights = "none" if recipe.mode == "scratch" or recipe.weights == "own" else recipe.weights
@@ -94,12 +98,21 @@ class Networks:
                 self.head.append(FittedLinks(len(self._class_names), name="links"))
 
     def _new_head(self) -> list[keras.layers.Layer]:
-        return self.recipe.head.layers(1 if self.task == ORDINAL else len(self._class_names), self.recipe.seed)
+        in_order = self.task == ORDINAL
+        return self.recipe.head.layers(1 if in_order else len(self._class_names), self.recipe.seed, use_bias=not in_order)
 
     @property
     def head_weights(self) -> list[keras.Variable]:
         """The weights of the head; without hidden layers, those that a regression fits."""
         return [variable for layer in self.head for variable in layer.weights]
+
+    def _last(self) -> keras.layers.Layer:
+        """Returns the last layer of the result."""
+        names, links = self._class_names, self.head[-1]
+        if self.scale is not None:
+            return layers.Values(names, self._units, *self.scale, name="values")
+        thresholds = links.thresholds if isinstance(links, FittedLinks) else ()
+        return layers.Probabilities(names, task=self.task, thresholds=thresholds, name="probabilities")
 
     def unfreeze(self, words: Sequence[str]) -> None:
         """Sets the blocks or layers that fine-tuning trains, with all that follow."""
@@ -128,7 +141,9 @@ class Networks:
             return "the head starts over: its layers differ"
         for layer in self.head:
             if isinstance(layer, FittedLinks):
-                layer.set_weights([free_of(np.array(other.model.get_layer("probabilities").thresholds))])
+                layer.set_weights([free_of(np.array(layers.last_of(other.model).thresholds))])
+            elif layer is self.head[-1] and self.scale is not None:
+                layer.set_weights(_rescaled(other.model, self.scale))
             elif layer.weights:
                 layer.set_weights(other.model.get_layer(layer.name).get_weights())
         self.head_from = other.sha256
@@ -239,16 +254,20 @@ class Networks:
             mode, samples = self.backbone.preprocessing, self.preprocessing.samples
             preprocessing = layers.Preprocessing(mode, recipe.resize, samples, name="preprocessing")
             head = self._new_head()
-            *_, last = self.head
-            thresholds = last.thresholds if isinstance(last, FittedLinks) else ()
             trunk = layers.Trunk(clone, True, name="trunk")
-            model = heads.assemble(
-                [trunk], preprocessing, head, self._class_names, recipe.image_size or (0, 0), self.task, thresholds
-            )
+            model = heads.assemble([trunk], preprocessing, head, self._class_names, recipe.image_size or (0, 0), self._last())
         clone.set_weights(network.get_weights())
         for layer, trained in zip(head, self.head, strict=False):  # but the links
             layer.set_weights(trained.get_weights())
         return model
+
+
+def _rescaled(model: keras.Model, scale: Scale) -> list[Any]:
+    """Returns kernel and bias of the last layer of another regression, for targets of this scale."""
+    kernel, bias = model.get_layer("logits").get_weights()
+    last = layers.last_of(model)
+    factors = np.array(last.deviations) / scale.deviations
+    return [kernel * factors, bias * factors + (np.array(last.means) - scale.means) / scale.deviations]
 
 
 def _in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
