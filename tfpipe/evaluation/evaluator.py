@@ -45,6 +45,7 @@ from tfpipe.evaluation import (
     suspects,
     thresholding,
 )
+from tfpipe.evaluation.numbers import values
 from tfpipe.evaluation.outliers import Outliers
 from tfpipe.models import classifiers, predictions
 from tfpipe.models import tta as views
@@ -54,7 +55,7 @@ from tfpipe.models.split_images import read_for
 from tfpipe.networks import arithmetic
 from tfpipe.records import catalog, folds
 from tfpipe.records import manifest as manifests
-from tfpipe.records.manifest import MULTILABEL, ORDINAL
+from tfpipe.records.manifest import MULTILABEL, ORDINAL, REGRESSION, SINGLE
 
 _log = logging.getLogger("tfpipe")
 
@@ -239,7 +240,10 @@ class Pass:
     def begin(self) -> receipts.Claim:
         """Checks the arguments before the pass, and returns the claim."""
         calibrate = self.options["calibrate"]
-        if classifiers.task_of(self.predictor) == MULTILABEL and self.options["positive_class"] is not None:
+        task = classifiers.task_of(self.predictor)
+        if task == REGRESSION and not {self.options["positive_class"], calibrate} <= {None}:
+            raise ValueError("positive_class and calibrate are of classes and their probabilities: a regression gives numbers")
+        if task == MULTILABEL and self.options["positive_class"] is not None:
             raise ValueError("positive_class is of one class an image; of several labels, each has its own metrics")
         if calibrate is not None and calibrate == self.split:
             raise ValueError(f"calibrate must be another split than the one that is evaluated (got {calibrate!r} for both)")
@@ -292,6 +296,10 @@ class Pass:
             else:
                 probabilities = self.predictor.predict(batch["image"])
         predictions.check(probabilities, keys, self.predictor)
+        if classifiers.task_of(self.predictor) == REGRESSION:
+            known = np.full(probabilities.shape, np.nan, np.float32)
+            known[:, labels] = batch["label"].numpy()
+            return predictions.of_numbers(keys, filenames, known, probabilities, self.predictor.class_names)
         if classifiers.task_of(self.predictor) == MULTILABEL:
             targets = np.full(probabilities.shape, -1, np.int8)  # of classes that the data set lacks nothing is known
             targets[:, labels] = batch["label"].numpy()
@@ -347,7 +355,7 @@ class Pass:
         found |= {"tta": self.options["tta"]} if "tta" in self.options else {}
         receipt = {**receipts.receipt(claim, table, computed), "calibration": fitted}
         files.write_json(self.folder / metrics.FILE_NAME, found)
-        if table.task != MULTILABEL:
+        if table.task == SINGLE:
             odd = None if outliers is None else outliers.odd()
             suspects.write(self.folder, suspects.find(table, self.directory, self.split, odd=odd))
         files.write_json(self.folder / predictions.RECEIPT_NAME, receipt)
@@ -376,6 +384,8 @@ class Pass:
         return table
 
     def _measure(self, table: Predictions) -> dict[str, Any]:
+        if table.task == REGRESSION:
+            return values.measure(table, classifiers.units_of(self.predictor) or [""] * len(table.class_names))
         if table.targets is not None:
             at = self.thresholds if table.thresholds is None else table.thresholds
             return label_metrics.measure(dataclasses.replace(table, thresholds=at))

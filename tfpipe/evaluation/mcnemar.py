@@ -27,7 +27,7 @@ from tfpipe.evaluation.numbers import measures
 from tfpipe.evaluation.numbers import order as in_order
 from tfpipe.evaluation.receipts import some
 from tfpipe.models.predictions import METRICS_NAME, RECEIPT_NAME, Predictions, fields, read
-from tfpipe.records.manifest import ORDINAL
+from tfpipe.records.manifest import ORDINAL, REGRESSION
 
 _log = logging.getLogger("tfpipe")
 
@@ -123,6 +123,9 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     tables = read(a), read(b)
     for path, table in zip((a, b), tables, strict=True):
         if table.targets is not None:
+            if table.task == REGRESSION:
+                message = "of numbers, which McNemar's test of accuracy cannot compare; metrics.json has intervals"
+                raise DataError(message, path=path)
             message = "of several labels an image, which McNemar's test of accuracy cannot compare; metrics.json has intervals"
             raise DataError(message, path=path)
         if not len(table.labels) or (table.labels < 0).any():

@@ -24,8 +24,9 @@ from tfpipe.evaluation import label_metrics
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
 from tfpipe.evaluation.clusters import NUM_DRAWS, Groups, wilson
 from tfpipe.evaluation.numbers import order as in_order
+from tfpipe.evaluation.numbers import values
 from tfpipe.models.predictions import METRICS_NAME, Predictions
-from tfpipe.records.manifest import MULTILABEL, ORDINAL
+from tfpipe.records.manifest import MULTILABEL, ORDINAL, REGRESSION
 
 if TYPE_CHECKING:
     from scipy.sparse import coo_array
@@ -115,7 +116,7 @@ def measure(
     """
     check_options(table.class_names, positive_class, specificity)
     if table.targets is not None:
-        raise ValueError("the table is of several labels an image, which label_metrics.measure takes")
+        raise ValueError("the table is of several labels an image, which label_metrics.measure takes, or of numbers")
     if not len(table.labels) or (table.labels < 0).any():
         raise ValueError("metrics need labelled images, one or more")
     classes, confidence = range(len(table.class_names)), table.probabilities.max(axis=1).astype(np.float64)
@@ -151,6 +152,8 @@ def load(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = read_json(path)
     if isinstance(found, dict) and found.get("task") == MULTILABEL:
         return label_metrics.check(found, path)
+    if isinstance(found, dict) and found.get("task") == REGRESSION:
+        return values.check(found, path)
     confusion = check_json(found, _Metrics, path).confusion
     dense = ((i, j, n) for i, row in enumerate(confusion.matrix) for j, n in enumerate(row) if n)  # of earlier versions
     cells = [list(cell) for cell in confusion.cells or dense]
