@@ -171,6 +171,8 @@ def _missing(shard: str, evaluation: Evaluation) -> str:
 def _summary(evaluation: Evaluation) -> str:
     found, folder = evaluation.metrics, evaluation.folder
     files = ["", *(f"{folder / name}" for name in ("predictions.csv", "metrics.json", "receipt.json"))]
+    if found.get("task") == "regression":
+        return "\n".join([*_number_lines(found, evaluation.receipt["split"]), *files])
     if found.get("task") == "multilabel":
         return "\n".join([*_label_lines(found, evaluation.receipt["split"]), *files])
     lines = [
@@ -186,6 +188,21 @@ def _summary(evaluation: Evaluation) -> str:
     if len(found["per_class"]) <= _MAX_CLASSES:
         lines += ["", *_class_lines(found["per_class"])]
     return "\n".join([*lines, *files])
+
+
+def _number_lines(found: Mapping[str, Any], split: str) -> list[str]:
+    """Returns the metrics of a regression."""
+    from tfpipe.evaluation.numbers.values import IN_UNITS, SHOWN
+
+    lines = [f"{plural(found['count'], 'image')} of {split!r}, each exactly once", *_group_lines(found.get("groups"))]
+    for row in found["per_target"]:
+        unit = f" {row['unit']}" if row["unit"] else ""
+        lines += ["", f"{row['name']}, of which the standard deviation is {row['deviation']:.4g}{unit}"]
+        for name, text in SHOWN.items():
+            low, high = row[f"{name}_interval"] or (None, None)
+            value = "-" if row[name] is None else f"{row[name]:.4g}{unit if name in IN_UNITS else ''}"
+            lines.append(f"  {text} {value}" + ("" if low is None else f" (95 %: {low:.4g} to {high:.4g})"))
+    return [*lines, *_fold_lines(found.get("folds"))]
 
 
 def _order_lines(found: Mapping[str, Any]) -> list[str]:

@@ -24,12 +24,13 @@ from tfpipe.common.text import plural
 from tfpipe.evaluation import label_report, metrics, suspects
 from tfpipe.evaluation.near_duplicates import NearDuplicate, find_near_duplicates, reader_of, training_splits
 from tfpipe.evaluation.numbers import order as in_order
+from tfpipe.evaluation.numbers import report as number_report
 from tfpipe.models import explanation, predictions
 from tfpipe.models.classifiers import Classifier, Predictor
 from tfpipe.models.predictions import Predictions
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import CatalogRow, read_checked
-from tfpipe.records.manifest import ORDINAL
+from tfpipe.records.manifest import ORDINAL, REGRESSION
 from tfpipe.report import figures, fonts, templates
 
 _log = logging.getLogger("tfpipe")
@@ -78,6 +79,8 @@ def write_report(
     for name, value in given.items():
         if receipt.get(name) != value:
             raise ValueError(f"the evaluation is of {name} {receipt.get(name)!r} (got {value!r})")
+    if table.task == REGRESSION:
+        return number_report.write(folder, predictor, directory, table, found, receipt)
     if table.targets is not None:
         return label_report.write(folder, predictor, directory, table, found, receipt)
     pairs = None
