@@ -21,11 +21,12 @@ from tfpipe.evaluation import metrics, suspects
 from tfpipe.evaluation.html_report import NEAR_DUPLICATES_NAME
 from tfpipe.evaluation.label_report import worst_labels
 from tfpipe.evaluation.numbers import order as in_order
+from tfpipe.evaluation.numbers import values
 from tfpipe.formats.preflight import KERAS_NAME
 from tfpipe.formats.specifications import Specification
 from tfpipe.models import predictions
 from tfpipe.records import folds
-from tfpipe.records.manifest import MULTILABEL, ORDINAL
+from tfpipe.records.manifest import MULTILABEL, ORDINAL, REGRESSION
 from tfpipe.records.run_folders import BACKBONE_NAME, RUN_NAME, SUMMARY_NAME
 from tfpipe.report import templates
 
@@ -169,6 +170,7 @@ def render(
         title=f"{facts['recipe']['backbone']} on {data['name']}" if facts else f"a classifier of {classes}",
         num_classes=len(specification.class_names),
         has_several=specification.task == MULTILABEL,
+        is_regression=specification.task == REGRESSION,
         details=_details(specification, facts, half),
         evaluations=found,
         evaluation_rows=[one.facts() for one in found],
@@ -204,6 +206,19 @@ def _read_run(folder: Path, specification: Specification) -> dict[str, Any]:
     return facts
 
 
+def _task(specification: Specification, shown: str) -> dict[str, object]:
+    """Returns what the model gives; `shown` are the names of the columns."""
+    names = specification.class_names
+    if specification.task == REGRESSION:
+        units = ", ".join(unit or "unknown" for unit in specification.units or ())
+        return {"task": f"{plural(len(names), 'number')} for an image", "numbers, in order": shown, "in units of": units}
+    in_order = ", in an order, the lowest first" if specification.task == ORDINAL else ""
+    return {
+        "task": f"one of {plural(len(names), 'class', 'classes')} for an image, with a probability for each{in_order}",
+        "classes, in the order of the probabilities": shown,
+    }
+
+
 def _details(
     specification: Specification, facts: Mapping[str, Any] | None, half: Mapping[str, Any] | None
 ) -> dict[str, object]:
@@ -214,9 +229,7 @@ def _details(
         hashes = {"model SHA-256, before its weights were rounded": specification.sha256}
         hashes |= {"model SHA-256, as it is here": half["sha256"]}
     return {
-        "task": f"one of {plural(len(names), 'class', 'classes')} for an image, with a probability for each"
-        + (", in an order, the lowest first" if specification.task == ORDINAL else ""),
-        "classes, in the order of the probabilities": shown,
+        **_task(specification, shown),
         **(_origin(facts) if facts else {"made by": "another program; tfpipe only exported it"}),
         "input": f"uint8 [B, {height}, {width}, 3], RGB, 0..255; not scaled or normalised before",
         "resize": f"{specification.resize}: images are {_RESIZES[specification.resize]} (bilinear, antialiased)",
@@ -272,6 +285,10 @@ def _value(value: object) -> object:
     return "-" if value is None else value
 
 
+def _digits(*bounds: float | None) -> str:
+    return " to ".join("-" if value is None else f"{value:.4g}" for value in bounds)
+
+
 @dataclass(frozen=True)
 class _Evaluation:
     """The files of an evaluation: receipt, metrics, near-duplicates if any, and the table."""
@@ -286,12 +303,19 @@ class _Evaluation:
         """Whether an image has several labels."""
         return self.metrics.get("task") == MULTILABEL
 
+    @property
+    def is_regression(self) -> bool:
+        """Whether the model gives numbers."""
+        return self.metrics.get("task") == REGRESSION
+
     @classmethod
     def read(cls, folder: Path, specification: Specification) -> _Evaluation:
         table = predictions.read(folder)
         receipt, found = load_json(folder / predictions.RECEIPT_NAME, _Receipt), metrics.load(folder)
         if (of := receipt["model_sha256"]) != specification.sha256:
             raise ValueError(f"{folder}: is an evaluation of the model {of}, not of the exported one, {specification.sha256}")
+        if table.task == REGRESSION:
+            return cls(receipt, found, 0, None)
         if table.targets is not None:
             thresholds = [row["threshold"] for row in found["per_class"]]
             return cls(receipt, found, len(worst_labels(table, thresholds)), None)
@@ -317,6 +341,12 @@ class _Evaluation:
     def metric_rows(self) -> Iterator[Sequence[object]]:
         found = self.metrics
         yield "images, each exactly once", f"{found['count']:,}", ""
+        if self.is_regression:
+            for row in found["per_target"]:
+                for name, shown in values.SHOWN.items():
+                    unit = f" {row['unit']}" if row["unit"] and name in values.IN_UNITS else ""
+                    yield f"{row['name']}: {shown}", _digits(row[name]) + unit, _digits(*(row[f"{name}_interval"] or (None,)))
+            return
         if self.has_several:
             yield "known labels", f"{found['known']:,}", ""
             for name, shown in _MEANS.items():
@@ -342,11 +372,15 @@ class _Evaluation:
             yield "specificity at this threshold", percent(at["specificity"]), interval(at["specificity_interval"])
 
     def class_columns(self) -> Sequence[str]:
+        if self.is_regression:
+            return "target", "unit", "images", "standard deviation"
         if self.has_several:
             return "class", "with", "known", *_MEANS.values(), "threshold", "precision", "recall"
         return "class", "images", "recall", "95 % interval", "precision", "F1", "AUC"
 
     def class_rows(self) -> Iterator[Sequence[object]]:
+        for row in self.metrics["per_target"] if self.is_regression else ():
+            yield row["name"], row["unit"] or "-", f"{row['count']:,}", _digits(row["deviation"])
         for row in self.metrics["per_class"] if self.has_several else ():
             scores = [f"{number(row[name])} ({_span(row[f'{name}_interval'])})" for name in _MEANS]
             known = f"{row['support']:,}", f"{row['support'] + row['without']:,}"
@@ -357,7 +391,7 @@ class _Evaluation:
                 text.threshold(row["threshold"]),
                 *map(percent, (row["precision"], row["recall"])),
             )
-        for row in () if self.has_several else self.metrics["per_class"]:
+        for row in () if self.has_several or self.is_regression else self.metrics["per_class"]:
             recall = percent(row["recall"]), interval(row["recall_interval"])
             others = percent(row["precision"]), number(row["f1"]), number(row["auc"])
             yield row["class_name"], f"{row['support']:,}", *recall, *others
