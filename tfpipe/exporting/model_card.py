@@ -9,7 +9,7 @@ Sections follow Mitchell et al. 2019, "Model cards for model reporting"
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -58,6 +58,7 @@ class _Data(TypedDict):
     root_hash: str
     num_train: int
     num_val: int
+    task: NotRequired[str]
 
 
 class _Run(TypedDict):
@@ -247,6 +248,10 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
     recipe, summary = facts["recipe"], facts["summary"]
     hidden = f", hidden layers {', '.join(map(str, recipe['hidden']))}" if recipe["hidden"] else ""
     chosen = (summary or {}).get("head")
+    what, score = "probabilities", "accuracy"
+    shown: Callable[[float], str] = percent
+    if facts["data"].get("task") == REGRESSION:
+        what, score, shown = "values", "R2", number
     content = {
         "backbone": f"{recipe['backbone']}, weights {recipe['weights']}",
         "backbone SHA-256, before training": facts.get("backbone_sha256", "not known"),
@@ -255,9 +260,9 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
         "training": f"{recipe['optimizer']}, batch size {recipe['batch_size']}, seed {recipe['seed']}, {facts['precision']}",
     }
     if members := facts.get("members"):
-        accuracies = ", ".join(percent(one["val_accuracy"]) for one in members)
-        content["ensemble"] = f"the mean of the probabilities of {plural(len(members), 'model')}, each trained without one fold"
-        content["validation accuracy"] = f"{accuracies}, of each model on the images that its weights were chosen on"
+        accuracies = ", ".join(shown(one["val_accuracy"]) for one in members)
+        content["ensemble"] = f"the mean of the {what} of {plural(len(members), 'model')}, each trained without one fold"
+        content[f"validation {score}"] = f"{accuracies}, of each model on the images that its weights were chosen on"
         return {**content, "mode": members[0]["mode"]}
     if summary is None:
         return {**content, "weights": "of another checkpoint than the run's best; their validation accuracy is not known"}
@@ -266,11 +271,11 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
         content[f"phase {phase['phase']}"] = f"{epochs}, best {phase['best_epoch']}, {trained} trained"
     if chosen:
         content["head, before fine-tuning"] = (
-            f"the logistic regression that validates best: C={chosen['strength']:g},"
-            f" loss {chosen['val_loss']:.4f}, accuracy {percent(chosen['val_accuracy'])}"
+            f"the regression that validates best: C={chosen['strength']:g},"
+            f" loss {chosen['val_loss']:.4f}, {score} {shown(chosen['val_accuracy'])}"
         )
     content["mode"] = summary["mode"]  # the recipe may say "auto"
-    content["validation accuracy"] = percent(summary["val_accuracy"]) + ", on which the weights were chosen"
+    content[f"validation {score}"] = shown(summary["val_accuracy"]) + ", on which the weights were chosen"
     content["trained with"] = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return content
 
