@@ -310,10 +310,11 @@ def _split(state: State, options: Options) -> None:
 def _cut(state: State, options: Options) -> None:
     """Cuts each class at the fractions, equal bytes and groups together, in an order drawn by the seed."""
     state.register("group_order", options.seed, "split")
+    special = _OF_TASK.get(options.task)
     if state.has_groups():
         groups.cut(state, options.fractions(), _classes_of(state, options))
-    elif options.task == MULTILABEL:
-        multilabel.cut(state, options.fractions(), _classes_of(state, options))
+    elif special is not None:
+        special.cut(state, options.fractions(), _classes_of(state, options))
     else:
         _cut_classes(state, options)
     for split in options.splits or ():
@@ -327,14 +328,9 @@ def _classes_of(state: State, options: Options) -> groups.ClassesOf:
 
 
 def _cut_classes(state: State, options: Options) -> None:
-    """Cuts each class for itself; of numbers, each stratum."""
-    classes_of = _classes_of(state, options)
-    state.create_function("class_of", 1, lambda label: next(iter(classes_of(label))), deterministic=True)
-    state.execute("CREATE TABLE IF NOT EXISTS cut (sha256 TEXT PRIMARY KEY, split TEXT)")
-    state.execute("DELETE FROM cut")
     by_class = """
         SELECT home, sha256, records, sum(records) OVER (PARTITION BY home) FROM (
-            SELECT class_of(min(label)) AS home, sha256, count(*) AS records FROM inputs
+            SELECT min(label) AS home, sha256, count(*) AS records FROM inputs
             WHERE reason IS NULL AND split IS NULL GROUP BY sha256
         ) ORDER BY home, group_order(sha256)"""
 
@@ -346,11 +342,7 @@ def _cut_classes(state: State, options: Options) -> None:
             yield sha256, next(split for end, split in cuts if done < end)
             done += records
 
-    state.executemany("INSERT INTO cut VALUES (?, ?)", assigned())
-    state.execute(
-        "UPDATE inputs SET split = cut.split FROM cut WHERE cut.sha256 = inputs.sha256"
-        " AND inputs.reason IS NULL AND inputs.split IS NULL"
-    )
+    state.set_splits(assigned())
 
 
 def _groups(state: State, column: str, condition: str) -> list[list[str]]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,30 @@ def classes_of(state: State, _: Options) -> groups.ClassesOf:
     """Returns the function from a label to the index of its stratum, as a list; of no label, -1."""
     starts = _strata(state)
     return lambda index: [bisect_right(starts, index) - 1]
+
+
+def cut(state: State, fractions: Mapping[str, Fraction], strata: groups.ClassesOf) -> None:
+    """Sets the split of every image without one, equal bytes together, each stratum near its fraction.
+
+    Images are taken in the order of their strata, drawn within, each into the split that lacks most
+    of its fraction of those taken so far. So no split ever has an image too many, in a stratum or in
+    all strata up to one.
+    """
+    state.create_function("stratum", 1, lambda index: next(iter(strata(index))), deterministic=True)
+    images = "SELECT sha256, min(label) AS label, count(*) AS records FROM inputs WHERE reason IS NULL AND split IS NULL"
+    images = f"SELECT sha256, records FROM ({images} GROUP BY sha256) ORDER BY stratum(label), group_order(sha256)"
+    whole = math.lcm(*(fraction.denominator for fraction in fractions.values()))
+    shares = {split: int(fraction * whole) for split, fraction in fractions.items()}
+
+    def assigned() -> Iterator[tuple[str, str]]:
+        done, found = 0, dict.fromkeys(shares, 0)
+        for sha256, records in state.execute(images):
+            done += records
+            split = max(shares, key=lambda name: shares[name] * done - whole * found[name])
+            found[split] += records
+            yield sha256, split
+
+    state.set_splits(assigned())
 
 
 def names_of_classes(state: State, names: Sequence[str]) -> list[str]:

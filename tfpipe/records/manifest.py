@@ -324,7 +324,9 @@ class Manifest:
     def _repr_html_(self) -> str:
         counts = [[name, *(split.class_counts.get(name, 0) for split in self.splits.values())] for name in self.class_names]
         totals = ["records", *(split.num_records for split in self.splits.values())]
-        return html_table(f"Manifest {self.name!r}", ["class", *self.splits], [*counts, totals])
+        return html_table(
+            f"Manifest {self.name!r}", ["class" if self.targets is None else "target", *self.splits], [*counts, totals]
+        )
 
     @property
     def task(self) -> str:

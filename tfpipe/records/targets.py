@@ -34,7 +34,7 @@ def rounded(value: float) -> float:
 def _text(value: float) -> str:
     """Returns the decimal number with the fewest digits, 6 to 9, that is this float32."""
     texts = (f"{value:.{digits}g}" for digits in range(6, 10))
-    return repr(float(next(text for text in texts if rounded(float(text)) == value))).removesuffix(".0")
+    return repr(float(next((text for text in texts if rounded(float(text)) == value), value))).removesuffix(".0")
 
 
 def text_of(values: Iterable[float]) -> str:

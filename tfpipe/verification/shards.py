@@ -11,7 +11,6 @@ long a shard has become: `manifest.file_problems` reports sizes.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from array import array
 from collections import Counter
@@ -241,7 +240,7 @@ class _ShardCheck:
         several, numbers = self.manifest.combinations is not None, self.manifest.targets is not None
         if several != (record.labels is not None) or numbers != (record.targets is not None):
             return f"one label, a list of them and numbers are different tasks, and the data set's is {self.manifest.task}"
-        if record.targets is not None and _text_of(record.targets) != name:
+        if record.targets is not None and targets.text_of(record.targets) != name:
             return f"targets {record.targets} are not those of {name!r}"
         if several and self.split.labelled and _lists(record) != self._lists_of(name):
             return f"labels {_lists(record)} are not those of {name!r}"
@@ -267,10 +266,6 @@ class _ShardCheck:
         report.content_hashes.append(int.from_bytes(digest[:8], "little"))
         if record.group:
             report.group_hashes.add(hash_key(record.group))
-
-
-def _text_of(numbers: Sequence[float]) -> str:
-    return targets.text_of(numbers) if all(map(math.isfinite, numbers)) else "not finite"
 
 
 def _lists(record: Record) -> tuple[tuple[int, ...], ...]:
