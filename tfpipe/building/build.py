@@ -31,7 +31,17 @@ from tfpipe.listing import conversion
 from tfpipe.records import folds
 from tfpipe.records.combinations import SEPARATOR, LabelLists
 from tfpipe.records.decisions import read as read_decisions
-from tfpipe.records.manifest import BUILD_FOLDER, FILE_NAME, MULTILABEL, REGRESSION, SINGLE, Manifest, load, split_order
+from tfpipe.records.manifest import (
+    BUILD_FOLDER,
+    FILE_NAME,
+    MULTILABEL,
+    ORDINAL,
+    REGRESSION,
+    SINGLE,
+    Manifest,
+    load,
+    split_order,
+)
 from tfpipe.records.samples import USUAL
 from tfpipe.records.targets import TargetColumns
 
@@ -215,6 +225,8 @@ def build_tfrecords(
     target_columns, units = _checked_targets(target_columns, units)
     if target_columns is not None and (task == MULTILABEL or label_columns is not None or label_column is not None):
         raise ValueError("target_columns is for numbers, label_column and label_columns are for classes: give one of them")
+    if task == ORDINAL and (label_columns is not None or target_columns is not None):
+        raise ValueError("task=ordinal is for one class an image, which label_columns and target_columns do not hold")
     task = MULTILABEL if label_columns is not None else REGRESSION if target_columns is not None else task
     lists: LabelLists | TargetColumns | None = None
     if task == MULTILABEL:
