@@ -22,7 +22,7 @@ from tfpipe.models import classifiers, explanation
 from tfpipe.models.predictions import Predictions
 from tfpipe.networks import ensembles, objectives
 from tfpipe.networks.layers import Probabilities
-from tfpipe.networks.links import FittedLinks, free_of, thresholds_of
+from tfpipe.networks.links import PACE, FittedLinks, free_of, thresholds_of
 from tfpipe.records import manifest
 from tfpipe.training import proportional_odds
 
@@ -74,7 +74,7 @@ def evaluation(run, shards):
 def test_probabilities_are_the_differences_of_sigmoids_and_far_scores_keep_their_digits():
     links, score = FittedLinks(4, name="links"), np.linspace(-120, 120, 49, dtype=np.float32)[:, np.newaxis]
     np.testing.assert_allclose(tf.nn.softmax(links(np.zeros((1, 1), np.float32))), [[0.25] * 4], atol=1e-6)
-    links.free.assign(free_of([-3.0, -2.9, 4.0]))
+    links.numbers.assign(free_of([-3.0, -2.9, 4.0]) / PACE)
     logits = links(score).numpy()
     assert np.isfinite(logits).all()
     steps = expit(np.array(links.thresholds) - score.astype(np.float64))

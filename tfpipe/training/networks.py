@@ -22,7 +22,7 @@ from tfpipe.common import seeds
 from tfpipe.models.classifiers import Classifier
 from tfpipe.networks import arithmetic, backbones, heads, layers
 from tfpipe.networks.heads import Pooling
-from tfpipe.networks.links import FittedLinks, free_of
+from tfpipe.networks.links import PACE, FittedLinks, free_of
 from tfpipe.networks.objectives import Scale
 from tfpipe.networks.submodels import cut, find_layers
 from tfpipe.records.manifest import ORDINAL, SINGLE
@@ -141,7 +141,7 @@ class Networks:
             return "the head starts over: its layers differ"
         for layer in self.head:
             if isinstance(layer, FittedLinks):
-                layer.set_weights([free_of(np.array(layers.last_of(other.model).thresholds))])
+                layer.set_weights([free_of(np.array(layers.last_of(other.model).thresholds)) / PACE])
             elif layer is self.head[-1] and self.scale is not None:
                 layer.set_weights(_rescaled(other.model, self.scale))
             elif layer.weights:

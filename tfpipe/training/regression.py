@@ -27,6 +27,7 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.text import plural
 from tfpipe.models.features import Features, JoinedFeatures
 from tfpipe.networks.heads import HUBER, Pooling
+from tfpipe.networks.links import PACE
 from tfpipe.records.manifest import MULTILABEL, ORDINAL, REGRESSION, SINGLE
 from tfpipe.training import linear_regression, proportional_odds
 
@@ -169,7 +170,7 @@ def _least_loss(fits: Sequence[tuple[Candidate, Array, Array]]) -> float:
 
 def _logits(rows: Array, kernel: Array, bias: Array, val: Rows) -> Array:
     if val.task == ORDINAL:
-        return proportional_odds.log_probabilities((rows @ kernel[:, 0]).astype(np.float64), bias)
+        return proportional_odds.log_probabilities((rows @ kernel[:, 0]).astype(np.float64), PACE * bias)
     return (rows @ kernel + bias).astype(np.float64)
 
 
@@ -237,7 +238,7 @@ def _path_in_order(rows: Array, labels: Array, weights: Array | None) -> Iterato
             found = proportional_odds.fit(points, labels, strength, weights, found, _MAX_ITERATIONS, _TOLERANCE)
         kernel, free = (found[0] if basis is None else basis @ found[0]) / scale, found[1].copy()
         free[0] += mean @ kernel  # of the first threshold; the others are distances
-        yield strength, kernel[:, np.newaxis].astype(np.float32), free.astype(np.float32)
+        yield strength, kernel[:, np.newaxis].astype(np.float32), (free / PACE).astype(np.float32)
 
 
 def _path(rows: Array, labels: Array, weights: Array | None) -> Iterator[tuple[float, Array, Array]]:
