@@ -137,6 +137,12 @@ def test_records_hold_the_numbers_of_their_rows_of_the_table(shards):
     assert sorted(keys) == [f"images/{index:03d}.png" for index in range(120)]
 
 
+def test_a_record_whose_targets_are_not_floats_is_damaged(shards):
+    features = example.decode(schema.encode(next(records_of(shards, "test"))))
+    with pytest.raises(DataError, match="'image/target' must be a list of float"):
+        schema.decode(example.encode({**features, schema.TARGET: [1, 2]}))
+
+
 def test_the_manifest_has_names_units_and_statistics_and_a_version_that_older_readers_refuse(shards):
     found = manifest.load(shards)
     assert (found.task, found.class_names, found.targets.units) == ("regression", NAMES, dict(zip(NAMES, UNITS, strict=True)))
