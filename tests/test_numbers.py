@@ -1,11 +1,13 @@
 """Numbers of images (regression): tables, rows of targets, records, splits, checks, and what is read of them."""
 
+import contextlib
 import csv
 import dataclasses
 import json
 import random
 import struct
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from conftest import write
 from label_fixtures import squares
 
 import tfpipe
+from tfpipe.building.state import State
 from tfpipe.building.steps import Build
+from tfpipe.building.targets import classes_of, label, names_of_classes
 from tfpipe.common.errors import DataError
 from tfpipe.models.split_images import SplitImages, hold_out
 from tfpipe.pipeline.reading import RecordReader
@@ -137,6 +141,12 @@ def test_records_hold_the_numbers_of_their_rows_of_the_table(shards):
     assert sorted(keys) == [f"images/{index:03d}.png" for index in range(120)]
 
 
+def test_a_record_whose_targets_are_not_floats_is_damaged(shards):
+    features = example.decode(schema.encode(next(records_of(shards, "test"))))
+    with pytest.raises(DataError, match="'image/target' must be a list of float"):
+        schema.decode(example.encode({**features, schema.TARGET: [1, 2]}))
+
+
 def test_the_manifest_has_names_units_and_statistics_and_a_version_that_older_readers_refuse(shards):
     found = manifest.load(shards)
     assert (found.task, found.class_names, found.targets.units) == ("regression", NAMES, dict(zip(NAMES, UNITS, strict=True)))
@@ -184,6 +194,28 @@ def test_each_stratum_is_cut_near_the_fractions_and_all_strata_together(shards):
             assert abs(sum(split_of[key] == split for key in order[:end]) - fraction * end) < 1, (end, split)
     means = [split.statistics["Age"].mean for split in found.splits.values()]
     assert max(means) - min(means) < 1  # the deviation is 5.7: of splits drawn at random, that of the mean of 24 is 1.2
+
+
+@pytest.mark.parametrize(
+    ("numbers", "sizes"),
+    [
+        (list(range(100)), [10] * 10),
+        (list(range(25)), [13, 12]),
+        ([*range(50), *[60] * 50], [10] * 5 + [50]),
+        ([*[5] * 50, *range(6, 56)], [50] + [10] * 5),
+        ([1, 2], [2]),
+    ],
+)
+def test_strata_have_about_as_many_images_and_equal_numbers_are_in_one(tmp_path, numbers, sizes):
+    with contextlib.closing(State(tmp_path / "state.sqlite")) as state:
+        rows = ((str(place), str(number)) for place, number in enumerate(numbers))
+        state.executemany("INSERT INTO inputs (key, class_name) VALUES (?, ?)", rows)
+        options = SimpleNamespace(target_columns=("age",))
+        assert label(state, options) == ["age"]
+        strata = classes_of(state, options)
+        found = [next(iter(strata(index))) for (index,) in state.execute("SELECT label FROM inputs ORDER BY label")]
+        assert np.bincount(found).tolist() == sizes
+        assert len(names_of_classes(state, ["age"])) == len(sizes)
 
 
 def test_equal_numbers_are_in_one_stratum_however_many_there_are(tmp_path):
@@ -382,11 +414,11 @@ def test_two_data_sets_are_compared_by_their_numbers_and_salvaged_with_them(shar
 
 
 def test_a_contact_sheet_has_a_row_for_each_range(shards, tmp_path):
-    names, classes_of = contact_sheet.classes(shards, manifest.load(shards))
+    names, ranges_of = contact_sheet.classes(shards, manifest.load(shards))
     assert len(names) == 10
     ages = np.sort(AS_STORED[:, 0])
     assert names[0] == f"Age {ages[0]:g} to {ages[11]:g} years"
-    assert sorted(classes_of(row)[0] for row in read_catalog(shards)) == sorted(list(range(10)) * 12)
+    assert sorted(ranges_of(row)[0] for row in read_catalog(shards)) == sorted(list(range(10)) * 12)
     contact_sheet.show(shards, tmp_path / "sheet.png", per_class=2, tile=32)
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
