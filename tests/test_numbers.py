@@ -393,7 +393,7 @@ def test_a_manifest_that_cannot_be_is_refused_on_opening(shards, tmp_path):
             "splits": {**found.splits, "val": dataclasses.replace(val, class_counts={"Age": 1, "shift": 1})}
         },
         "units: must be one for each": {"targets": dataclasses.replace(found.targets, units={"Age": "years"})},
-        "there are no targets here": {"targets": None},
+        "'regression' is not a task of these labels": {"targets": None},
     }.items():
         manifest.save(dataclasses.replace(found, **change), tmp_path)
         with pytest.raises(DataError, match=why):

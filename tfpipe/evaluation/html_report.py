@@ -26,7 +26,7 @@ from tfpipe.evaluation.near_duplicates import NearDuplicate, find_near_duplicate
 from tfpipe.evaluation.numbers import order as in_order
 from tfpipe.evaluation.numbers import report as number_report
 from tfpipe.models import explanation, predictions
-from tfpipe.models.classifiers import Classifier, Predictor
+from tfpipe.models.classifiers import Classifier, Predictor, task_of
 from tfpipe.models.predictions import Predictions
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import CatalogRow, read_checked
@@ -112,6 +112,7 @@ def write_report(
         curves=_curves(found, table),
         reliability=figures.reliability_diagram(found["reliability"]),
         explained=isinstance(predictor, Classifier),
+        explained_class="a higher class" if task_of(predictor) == ORDINAL else "the wrong class",
         mistakes={"count": len(wrong), "shown": images.predictions(table, wrong[:_MAX_SHOWN], explained=True)},
         label_errors={"count": len(doubtful), "shown": images.predictions(table, doubtful[:_MAX_SHOWN])},
         odd={"count": len(odd), "shown": images.predictions(table, odd[:_MAX_SHOWN])},

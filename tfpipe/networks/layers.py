@@ -221,7 +221,7 @@ class Probabilities(keras.layers.Layer):  # type: ignore[misc]
         self.thresholds = tuple(map(float, thresholds))
         count = len(self.class_names) - 1 if task == ORDINAL and source == "logits" else 0
         if len(self.thresholds) != count or any(np.diff(self.thresholds) <= 0):
-            raise ValueError(f"thresholds must be {count} rising numbers (got {self.thresholds})")
+            raise ValueError(f"thresholds must rise, one less of them than of the classes of a score (got {self.thresholds})")
         self.sha256 = _checked_hash(self.class_names, sha256)
 
     def call(self, outputs: Any) -> Any:

@@ -13,7 +13,7 @@ from tfpipe.common.tables import escape_formula
 from tfpipe.models.classifiers import Predictor, task_of, thresholds_of
 from tfpipe.page.answers import Answer, FileResult
 from tfpipe.prediction.tables import Labels, best_of
-from tfpipe.records.manifest import MULTILABEL
+from tfpipe.records.manifest import MULTILABEL, ORDINAL
 from tfpipe.report import figures
 from tfpipe.report.templates import render
 
@@ -45,6 +45,7 @@ def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) ->
         heat=None if found.heat is None else figures.photograph(found.heat, _SIDE),
         has_heatmap=found.has_heatmap,
         best=predictor.class_names[order[0]],
+        explained="a higher class" if task_of(predictor) == ORDINAL else predictor.class_names[order[0]],
         labels=None if (labels := labels_of(predictor)) is None else labels.names(found.probabilities),
         bars=[(predictor.class_names[place], float(found.probabilities[place])) for place in order[:_MAX_BARS]],
         num_others=len(order[_MAX_BARS:]),
