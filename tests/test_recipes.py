@@ -22,7 +22,7 @@ STAY_NONE = {
     "finetune": set(),
 }
 OF_STEPS = {"pooling", "epochs", "learning_rate"}  # what a head by regression does not need, or finds out itself
-MAY_BE_NONE = {"accumulate", "preprocessing", "feature_layer", "cache_prefix"}
+MAY_BE_NONE = {"accumulate", "loss", "preprocessing", "feature_layer", "cache_prefix"}
 
 OTHERS = {
     "backbone": "lenet",
@@ -49,6 +49,7 @@ OTHERS = {
     "hidden": (10,),
     "dropout": 0.1,
     "l2": 1e-4,
+    "loss": "squared",
     "label_smoothing": 0.1,
     "optimizer": "sgd",
     "weight_decay": 0.0,

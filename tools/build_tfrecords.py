@@ -76,11 +76,21 @@ flags.DEFINE_string(
     "group_pattern", None, r"Regular expression that finds the group in an image's path: patient_(\d+). Default: no groups."
 )
 flags.DEFINE_enum("normalize", "none", NORMALIZATIONS, "nfc: class names that differ in their Unicode form only are one class.")
-flags.DEFINE_enum("task", SINGLE, TASKS, "single: an image has one class. multilabel: any number, of --layout=csv.")
+flags.DEFINE_enum(
+    "task",
+    SINGLE,
+    TASKS,
+    "single: an image has one class. multilabel: any number, of --layout=csv. ordinal: one, of classes in an order."
+    " regression: numbers.",
+)
 flags.DEFINE_string("label_separator", SEPARATOR, "For --task=multilabel: between the classes in a cell of the label column.")
 flags.DEFINE_list(
     "label_columns", None, "Columns of --layout=csv, one for each class: 1, 0 or empty for unknown. Default: one label column."
 )
+flags.DEFINE_list(
+    "target_columns", None, "Columns of --layout=csv with a number each, to be predicted, as age,height. Default: classes."
+)
+flags.DEFINE_list("units", None, "Unit of each of --target_columns: years,cm. Default: none.")
 _NUM_SHARDS = flags.DEFINE_string("num_shards", None, "Shards per split: 16, or train=16,test=2. Default: by --shard_mib.")
 _SHARD_MIB = flags.DEFINE_integer("shard_mib", DEFAULT_SHARD_BYTES >> 20, "Approximate size of a shard, in MiB.", 1)
 flags.DEFINE_integer("seed", 0, "Draws the splits and the order of records.")
@@ -137,7 +147,7 @@ flags.DEFINE_integer("max_pixels", DEFAULT_MAX_PIXELS, "Height x width above whi
 _PASSED_ON = (  # unchanged
     *("name", "layout", "label_pattern", "class_names", "seed", "workers", "on_error", "on_conflict", "allow_leaks"),
     *("max_pixels", "check", "images", "path_column", "label_column", "group", "group_pattern", "normalize"),
-    *("png16", "background", "convert", "task", "label_separator", "label_columns", "decisions"),
+    *("png16", "background", "convert", "task", "label_separator", "label_columns", "target_columns", "units", "decisions"),
     *("workers_folder", "lease_seconds", "engine", "engine_address"),
 )
 

@@ -26,7 +26,7 @@ if not __package__:  # run as a file: the checkout's own tfpipe, and none of thi
 from absl import flags
 
 from tfpipe import commands
-from tfpipe.common.text import display_width, number, plural, threshold, with_interval
+from tfpipe.common.text import between, display_width, number, plural, threshold, with_interval
 
 if TYPE_CHECKING:
     from tfpipe.evaluation.evaluator import Evaluation
@@ -173,12 +173,15 @@ def _missing(shard: str, evaluation: Evaluation) -> str:
 def _summary(evaluation: Evaluation) -> str:
     found, folder = evaluation.metrics, evaluation.folder
     files = ["", *(f"{folder / name}" for name in ("predictions.csv", "metrics.json", "receipt.json"))]
-    if "task" in found:
+    if found.get("task") == "regression":
+        return "\n".join([*_number_lines(found, evaluation.receipt["split"]), *files])
+    if found.get("task") == "multilabel":
         return "\n".join([*_label_lines(found, evaluation.receipt["split"]), *files])
     lines = [
         f"accuracy {with_interval(found['accuracy'], found['accuracy_interval'])} on {plural(found['count'], 'image')}"
         f" of {evaluation.receipt['split']!r}, each exactly once",
         *_group_lines(found.get("groups")),
+        *_order_lines(found),
         f"AUC {number(found['auc'])}, log loss {found['log_loss']:.4f}, ECE {found['ece']:.4f}",
         *_binary_lines(found["binary"]),
         *_calibration_lines(found["calibration"], found),
@@ -187,6 +190,28 @@ def _summary(evaluation: Evaluation) -> str:
     if len(found["per_class"]) <= _MAX_CLASSES:
         lines += ["", *_class_lines(found["per_class"])]
     return "\n".join([*lines, *files])
+
+
+def _number_lines(found: Mapping[str, Any], split: str) -> list[str]:
+    """Returns the metrics of a regression."""
+    from tfpipe.evaluation.numbers.values import IN_UNITS, SHOWN
+
+    lines = [f"{plural(found['count'], 'image')} of {split!r}, each exactly once", *_group_lines(found.get("groups"))]
+    for row in found["per_target"]:
+        unit = f" {row['unit']}" if row["unit"] else ""
+        lines += ["", f"{row['name']}, of which the standard deviation is {row['deviation']:.4g}{unit}"]
+        for name, text in SHOWN.items():
+            low, high = row[f"{name}_interval"] or (None, None)
+            value = "-" if row[name] is None else f"{row[name]:.4g}{unit if name in IN_UNITS else ''}"
+            lines.append(f"  {text} {value}" + ("" if low is None else f" (95 %: {low:.4g} to {high:.4g})"))
+    return [*lines, *_fold_lines(found)]
+
+
+def _order_lines(found: Mapping[str, Any]) -> list[str]:
+    from tfpipe.evaluation.numbers.order import SHOWN
+
+    shown = {name: text for name, text in SHOWN.items() if name in found}
+    return [f"{text} {number(found[name])}{between(found[f'{name}_interval'])}" for name, text in shown.items()]
 
 
 def _label_lines(found: Mapping[str, Any], split: str) -> list[str]:
@@ -273,6 +298,12 @@ def _compare(a: str, b: str) -> None:
     print(f"A: {found.accuracy_a:.2%} {a}")
     print(f"B: {found.accuracy_b:.2%} {b}")
     print(f"difference {found.difference:+.2%} (95 %: {low:+.2%} to {high:+.2%}) on {plural(found.count, 'image')}")
+    if found.distances is not None and found.distance_interval is not None:
+        far_a, far_b = found.distances
+        print(
+            f"mean distance from the right class, in classes: A {far_a:.4f}, B {far_b:.4f},"
+            f" difference {far_a - far_b:+.4f}{between(found.distance_interval)}"
+        )
     test = "McNemar's exact test"
     if found.num_groups is not None:
         test = f"exact test by group, of {plural(found.num_groups, 'group')}"

@@ -55,10 +55,11 @@ _SPLIT = flags.DEFINE_string("split", None, "Of a data set. Default: the one tha
 _COLUMNS = flags.DEFINE_enum(
     "columns",
     "full",
-    ("full", "label", "index", "probability", "table"),
+    ("full", "label", "index", "probability", "value", "table"),
     "full: id, filename, reason (of a bad image), class_1, score_1, ..., every probability. label: id and predicted class."
     " index: id and its number, 0-based. probability: id and that of --positive_class, or of every class where there are more"
-    " than two. table: key, filename, label (empty), predicted and every probability.",
+    " than two. value: id and the numbers of a regression."
+    " table: key, filename, label (empty), predicted and every probability.",
 )
 _FORMAT = flags.DEFINE_enum("format", None, ("csv", "jsonl"), "Default: what the output's name ends with, else csv.")
 _TOP_K = flags.DEFINE_integer("top_k", None, "Classes named in full rows and in JSON. Default: 5, at most all.", 1)
@@ -131,6 +132,13 @@ def _rows(path: Path) -> list[list[str]]:
         if path.suffix == ".csv":
             return [[unescape_formula(cell) for cell in row] for row in csv.reader(file)]
         found = [json.loads(line) for line in file]
+    if found and "values" in found[0]:
+        names = next((list(line["values"]) for line in found if line["values"]), [])
+        table = [["id", *names, "reason"]]
+        for line in found:
+            values = [f"{line['values'][name]:.4g}" if line["values"] else "" for name in names]
+            table.append([line["id"], *values, line["reason"]["message"] if line["reason"] else ""])
+        return table if any(row[-1] for row in table[1:]) else [row[:-1] for row in table]
     count = min(_TOP_K.value or _SHOWN_BEST, max(len(line["top"]) for line in found))
     header = ["id", *(f"{name}_{place}" for place in range(1, count + 1) for name in ("class", "score")), "reason"]
     rows = []
@@ -147,10 +155,11 @@ def _printable(cell: str) -> str:
 
 def _summarise(summary: Summary, stream: TextIO) -> None:
     found = Counter({name: count for name, count in summary.counts.items() if count}).most_common()
-    counts = [f"{name} {count:,} (mean score {summary.mean_scores[name]:.3f})" for name, count in found[:_SHOWN]]
-    more = f" and {plural(len(found) - _SHOWN, 'more class', 'more classes')}" if len(found) > _SHOWN else ""
-    predicted = f", predicted: {', '.join(counts)}{more}" if counts else ""
-    print(f"{_OUTPUT.value}: {plural(summary.num_rows, 'row')}{predicted}", file=stream)
+    if summary.has_numbers:
+        means = [f"mean of {name} {summary.mean_scores[name]:.4g}" for name, _ in found]
+        print(f"{_OUTPUT.value}: {plural(summary.num_rows, 'row')}{''.join(f', {mean}' for mean in means)}", file=stream)
+    else:
+        _show_classes(summary, found, stream)
     if summary.rejected_path is None:
         return
     bad, rows = plural(len(summary.rejected), "bad image"), plural(len(summary.rejected), "row")
@@ -158,6 +167,13 @@ def _summarise(summary: Summary, stream: TextIO) -> None:
         print(f"{bad}:", *(f"  {key}: {message}" for key, message in summary.rejected.items()), sep="\n", file=stream)
     else:
         print(f"{summary.rejected_path}: {bad}, {rows} without a value", file=stream)
+
+
+def _show_classes(summary: Summary, found: list[tuple[str, int]], stream: TextIO) -> None:
+    counts = [f"{name} {count:,} (mean score {summary.mean_scores[name]:.3f})" for name, count in found[:_SHOWN]]
+    more = f" and {plural(len(found) - _SHOWN, 'more class', 'more classes')}" if len(found) > _SHOWN else ""
+    predicted = f", predicted: {', '.join(counts)}{more}" if counts else ""
+    print(f"{_OUTPUT.value}: {plural(summary.num_rows, 'row')}{predicted}", file=stream)
 
 
 def command() -> None:

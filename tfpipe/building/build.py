@@ -31,8 +31,19 @@ from tfpipe.listing import conversion
 from tfpipe.records import folds
 from tfpipe.records.combinations import SEPARATOR, LabelLists, check_class_name
 from tfpipe.records.decisions import read as read_decisions
-from tfpipe.records.manifest import BUILD_FOLDER, FILE_NAME, MULTILABEL, SINGLE, Manifest, load, split_order
+from tfpipe.records.manifest import (
+    BUILD_FOLDER,
+    FILE_NAME,
+    MULTILABEL,
+    ORDINAL,
+    REGRESSION,
+    SINGLE,
+    Manifest,
+    load,
+    split_order,
+)
 from tfpipe.records.samples import USUAL
+from tfpipe.records.targets import TargetColumns
 
 _log = logging.getLogger("tfpipe")
 
@@ -70,6 +81,8 @@ def build_tfrecords(
     task: str = SINGLE,
     label_separator: str = SEPARATOR,
     label_columns: Sequence[str] | None = None,
+    target_columns: Sequence[str] | None = None,
+    units: Sequence[str] | None = None,
     decisions: PathLike | Sequence[PathLike] = (),
     progress: bool = True,
     workers_folder: PathLike | None = None,
@@ -148,10 +161,16 @@ def build_tfrecords(
             "white" and "black" are laid behind them.
         task: "single": an image has one class. "multilabel", of layout "csv": it has any number of
             them, which the label column holds as in "cat|dog"; an empty cell is an image that is
-            known to have none, and "?cat" a class that it may have.
+            known to have none, and "?cat" a class that it may have. "ordinal": one class of three
+            or more that are in an order, that of `class_names`, or of numbers. "regression", of
+            layout "csv": it has numbers, in `target_columns`.
         label_separator: between the classes in a cell of the label column.
         label_columns: of "multilabel": a column for each class, in the order of the labels, in
             place of a label column: 1, 0, or empty for unknown. Implies that task.
+        target_columns: of "regression": a column for each number that an image has, as ["age"], in the
+            order of the targets; kept as float32. A row without one of them is rejected. Implies that
+            task. Splits are cut by strata of the first number, of which there are 10 or fewer.
+        units: of `target_columns`, one for each, as ["years"]; for people, stored in the manifest.
         decisions: decisions.csv of `tfpipe page --review`, or several, applied one after another:
             other labels, and images that are left out. Each image keeps its split, the manifest and
             the record list the classes before.
@@ -203,14 +222,25 @@ def build_tfrecords(
     group, group_pattern = arguments.check_given(group=group, group_pattern=group_pattern)
     num_folds, others = folds.split_off(splits)
     (label_separator,), (label_columns,) = _checked_labels(label_separator, label_columns)
-    task = MULTILABEL if label_columns is not None else task
-    lists = LabelLists(label_separator, label_columns, normalize == "nfc") if task == MULTILABEL else None
+    target_columns, units = _checked_targets(target_columns, units)
+    if target_columns is not None and (task == MULTILABEL or label_columns is not None or label_column is not None):
+        raise ValueError("target_columns is for numbers, label_column and label_columns are for classes: give one of them")
+    if task == ORDINAL and (label_columns is not None or target_columns is not None):
+        raise ValueError("task=ordinal is for one class an image, which label_columns and target_columns do not hold")
+    task = MULTILABEL if label_columns is not None else REGRESSION if target_columns is not None else task
+    lists: LabelLists | TargetColumns | None = None
+    if task == MULTILABEL:
+        lists = LabelLists(label_separator, label_columns, normalize == "nfc")
+    elif target_columns is not None:
+        lists = TargetColumns(target_columns)
     choice = Choice(None if images is None else _path("images", images), path_column, label_column, names, group, lists)
     known_layout = _guess(inputs) if layout is None else layout
     if known_layout != "csv" and group is not None:
         raise ValueError(f"group names a column of layout=csv (the layout is {known_layout!r}): give a group_pattern")
     if known_layout != "csv" and choice[:3] != (None, None, None):
         raise ValueError(f"images, path_column and label_column are for layout=csv (the layout is {known_layout!r})")
+    if task == REGRESSION:
+        _check_numbers(target_columns, known_layout, class_names, decision_files)
     if known_layout != "csv" and task == MULTILABEL:
         raise ValueError(f"task=multilabel is for layout=csv, whose cells hold several labels (the layout is {known_layout!r})")
     if label_columns is not None and label_column is not None:
@@ -252,6 +282,8 @@ def build_tfrecords(
         task=task,
         label_separator=label_separator,
         label_columns=label_columns,
+        target_columns=target_columns,
+        units=units,
         decisions=tuple(sha256_of(path) for path in decision_files),
     )
     decided = [read_decisions(path) for path in decision_files]
@@ -330,6 +362,33 @@ def _checked_labels(separator: Any, columns: Any) -> tuple[tuple[str], tuple[tup
     for name in names:
         check_class_name(name)
     return (separator,), (names,)
+
+
+def _checked_targets(columns: Any, units: Any) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    if columns is None:
+        if units is not None:
+            raise ValueError("units are those of target_columns, which is missing")
+        return None, None
+    columns = arguments.texts("target_columns", columns, "different names of columns")
+    if units is not None and (
+        not isinstance(units, list | tuple)
+        or len(units) != len(columns)
+        or not all(isinstance(unit, str) and unit.isprintable() for unit in units)
+    ):
+        raise arguments.wrong("units", f"a text for each of target_columns ({', '.join(columns)})", units)
+    return columns, None if units is None else tuple(units)
+
+
+def _check_numbers(columns: Any, layout: str, class_names: Any, decisions: Sequence[Path]) -> None:
+    """Raises ValueError for options that do not go with task=regression."""
+    if columns is None:
+        raise ValueError("task=regression needs target_columns, the columns of the numbers")
+    if layout != "csv":
+        raise ValueError(f"target_columns is for layout=csv, whose cells hold numbers (the layout is {layout!r})")
+    if class_names is not None:
+        raise ValueError("class_names is for classes: targets have the names of their columns")
+    if decisions:
+        raise ValueError("decisions are about images of one class each: task=regression takes none")
 
 
 def _class_names(given: Sequence[str], normalize: str) -> tuple[str, ...]:

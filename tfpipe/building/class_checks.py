@@ -151,7 +151,10 @@ def _values(state: State, options: Options, counts: Mapping[str, int]) -> Iterat
         )
     numbers = [_number(name) for name in counts]
     if counts and None not in numbers and any(number != int(number) for number in numbers if number is not None):
-        yield _Finding(f"the classes are all numbers, {_some(sorted(counts))}: measurements are no classes", by_table)
+        yield _Finding(
+            f"the classes are all numbers, {_some(sorted(counts))}: measurements are targets, see target_columns",
+            by_table,
+        )
 
 
 _ROWS_OF = "SELECT row FROM inputs WHERE reason IS NULL AND class_name = ? ORDER BY rowid LIMIT ?"

@@ -22,6 +22,7 @@ from tfpipe.records.manifest import (
     INFO_NAME,
     LABELS_NAME,
     MULTILABEL,
+    REGRESSION,
     REJECTED_NAME,
     Split,
 )
@@ -61,19 +62,20 @@ def write_tfds_files(
 ) -> None:
     """Writes dataset_info.json, features.json and class names for tensorflow-datasets 4.9."""
     features = _features(len(class_names), options.task, optional)
-    for file_name, content in ((INFO_NAME, _dataset_info(options.name, splits)), (FEATURES_NAME, features)):
+    for file_name, content in ((INFO_NAME, _dataset_info(options, splits)), (FEATURES_NAME, features)):
         with written_atomically(directory / file_name) as file:
             file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     with written_atomically(directory / LABELS_NAME) as file:
         file.write("".join(f"{class_name}\n" for class_name in class_names).encode())
 
 
-def _dataset_info(name: str, splits: Mapping[str, Split]) -> dict[str, Any]:
+def _dataset_info(options: Options, splits: Mapping[str, Split]) -> dict[str, Any]:
+    label = schema.TARGET if options.task == REGRESSION else schema.LABEL
     return {
-        "name": name,
+        "name": options.name,
         "version": "1.0.0",
         "fileFormat": "tfrecord",
-        "supervisedKeys": {"tuple": {"items": [{"featureKey": schema.ENCODED}, {"featureKey": schema.LABEL}]}},
+        "supervisedKeys": {"tuple": {"items": [{"featureKey": schema.ENCODED}, {"featureKey": label}]}},
         "splits": [
             {
                 "name": split_name,
@@ -105,6 +107,11 @@ def _features(num_classes: int, task: str, optional: Iterable[str]) -> dict[str,
         for name in (schema.LABEL, schema.UNKNOWN):
             features[name] = feature("sequence_feature.Sequence", "sequence", {"feature": label, "length": "-1"})
         features[schema.COMBINATION] = feature("scalar.Scalar", "tensor", scalar)
+    if task == REGRESSION:
+        numbers = {"shape": {"dimensions": [str(num_classes)]}, "dtype": "float32", "encoding": "none"}
+        del features[schema.LABEL]
+        features[schema.TARGET] = feature("tensor_feature.Tensor", "tensor", numbers)
+        features[schema.TARGET_ROW] = feature("scalar.Scalar", "tensor", scalar)
     return feature("features_dict.FeaturesDict", "featuresDict", {"features": features})
 
 

@@ -41,6 +41,8 @@ _LATER = {
     "task": SINGLE,
     "label_separator": SEPARATOR,
     "label_columns": None,
+    "target_columns": None,
+    "units": None,
     "decisions": (),
 }
 _TOLERANCE = Fraction(1, 10**6)  # 0.333333 is a third
@@ -80,6 +82,8 @@ class Options:
     task: str = SINGLE
     label_separator: str = SEPARATOR
     label_columns: tuple[str, ...] | None = None
+    target_columns: tuple[str, ...] | None = None
+    units: tuple[str, ...] | None = None  # of `target_columns`
     decisions: tuple[str, ...] = ()  # the SHA-256 of each file
     convert: str | None = None
     converter: str | None = None  # what converted: equal files give equal bytes with equal versions

@@ -11,9 +11,10 @@ import itertools
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
-from tfpipe.building import class_checks, groups, multilabel
+from tfpipe.building import class_checks, groups, multilabel, targets
 from tfpipe.building.inputs.items import LABEL_LIST
 from tfpipe.building.options import Options
 from tfpipe.building.relabelling import apply_decisions
@@ -23,13 +24,16 @@ from tfpipe.building.tasks import ShardTask
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.common.text import alike_groups, exactly, plural
 from tfpipe.records.decisions import Decision
-from tfpipe.records.manifest import MULTILABEL, check_name, shard_file, split_order
+from tfpipe.records.manifest import MULTILABEL, ORDINAL, REGRESSION, check_name, shard_file, split_order
 from tfpipe.records.samples import USUAL
 from tfpipe.records.schema import UNLABELLED
 
 _log = logging.getLogger("tfpipe")
 
 _ACCEPTED = "FROM inputs WHERE reason IS NULL"
+
+# Tasks whose labels stand for combinations or rows, and what handles these.
+_OF_TASK: dict[str, ModuleType] = {MULTILABEL: multilabel, REGRESSION: targets}
 
 PNG_NAMED_JPEG = "format = 'PNG' AND (lower(filename) LIKE '%.jpg' OR lower(filename) LIKE '%.jpeg')"
 _WITH_TRAIT = f"{_ACCEPTED} AND ' ' || traits || ' ' LIKE '% ' || ? || ' %'"
@@ -130,11 +134,13 @@ def make_plan(
     """
     state.execute("CREATE INDEX IF NOT EXISTS inputs_sha256 ON inputs (sha256)")
     decided = None
-    if options.task == MULTILABEL:
-        class_names = multilabel.label(state, options)
+    special = _OF_TASK.get(options.task)
+    if special is not None:
+        class_names = special.label(state, options)
     else:
         class_names = _label(state, options, class_order)
         class_checks.check_classes(state, options, defined=class_order is not None)
+        _check_order(class_names, options, defined=class_order is not None)
     if decisions:
         _split(state, options)  # by the classes as listed: the splits are those without decisions
         before = split_names(state)
@@ -149,8 +155,7 @@ def make_plan(
         )
     if not decisions:
         _split(state, options)
-    find_problems = multilabel.training_problems if options.task == MULTILABEL else class_checks.training_problems
-    for problem in find_problems(state, class_names):
+    for problem in (special or class_checks).training_problems(state, class_names):
         _log.warning("%s", problem)
     leaks = _groups(state, "split", "")
     if leaks and not options.allow_leaks:
@@ -170,7 +175,8 @@ def make_plan(
     state.execute("UPDATE inputs SET rank = record_order(key) WHERE reason IS NULL")
     state.execute("CREATE INDEX IF NOT EXISTS inputs_order ON inputs (split, rank, key)")
     fractions = None if options.splits is None else options.fractions()
-    grouped = groups.summary(state, class_names, fractions, _classes_of(state, options)) if state.has_groups() else None
+    strata = targets.names_of_classes(state, class_names) if options.task == REGRESSION else class_names
+    grouped = groups.summary(state, strata, fractions, _classes_of(state, options)) if state.has_groups() else None
     return Plan(class_names, conflicts, leaks, grouped, decided)
 
 
@@ -204,7 +210,7 @@ def with_slices(state: State, options: Options, tasks: Iterable[ShardTask], todo
 
     One pass over the state, however many shards there are.
     """
-    class_names = (state.fact("planned") or [[]])[0] if options.task == MULTILABEL else None
+    class_names, special = (state.fact("planned") or [[]])[0], _OF_TASK.get(options.task)
     query = """
         SELECT kind, path, place, crc32c, format, height, width, channels, orientation,
                iif(filename = '', key || iif(format = 'JPEG', '.jpg', '.' || lower(format)),
@@ -217,7 +223,7 @@ def with_slices(state: State, options: Options, tasks: Iterable[ShardTask], todo
         for task in of_split:
             own = itertools.islice(rows, task.end - task.start)
             if task.file in todo:
-                write_slice(task.slice, own if class_names is None else multilabel.with_lists(own, class_names))
+                write_slice(task.slice, own if special is None else special.with_lists(own, class_names))
                 yield task
             else:
                 collections.deque(own, maxlen=0)
@@ -254,9 +260,25 @@ def _label(state: State, options: Options, class_order: Sequence[str] | None) ->
     return order
 
 
+def _check_order(names: Sequence[str], options: Options, *, defined: bool) -> None:
+    """Raises ValueError where nobody has said in which order the classes are."""
+    if options.task != ORDINAL:
+        return
+    if len(names) < 3:
+        raise ValueError(f"task=ordinal is for three classes or more, in an order (got {', '.join(names)}): leave it out")
+    if options.class_names is None and not defined and not _are_numbers(names):
+        raise ValueError(
+            f"task=ordinal needs class_names, which are not all numbers, in their order, the lowest first: {','.join(names)}"
+        )
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return all(name.isascii() and name.isdigit() for name in names)
+
+
 def _class_order(names: Sequence[str]) -> Callable[[str], tuple[int, str]]:
     # "10" comes after "9": where every name is a number, labels follow the numbers.
-    numeric = all(name.isascii() and name.isdigit() for name in names)
+    numeric = _are_numbers(names)
     return lambda name: (int(name) if numeric else 0, name)
 
 
@@ -295,10 +317,11 @@ def _split(state: State, options: Options) -> None:
 def _cut(state: State, options: Options) -> None:
     """Cuts each class at the fractions, equal bytes and groups together, in an order drawn by the seed."""
     state.register("group_order", options.seed, "split")
+    special = _OF_TASK.get(options.task)
     if state.has_groups():
         groups.cut(state, options.fractions(), _classes_of(state, options))
-    elif options.task == MULTILABEL:
-        multilabel.cut(state, options.fractions(), _classes_of(state, options))
+    elif special is not None:
+        special.cut(state, options.fractions(), _classes_of(state, options))
     else:
         _cut_classes(state, options)
     for split in options.splits or ():
@@ -307,12 +330,11 @@ def _cut(state: State, options: Options) -> None:
 
 
 def _classes_of(state: State, options: Options) -> groups.ClassesOf:
-    return multilabel.classes_of(state, options) if options.task == MULTILABEL else groups.the_label
+    special = _OF_TASK.get(options.task)
+    return special.classes_of(state, options) if special else groups.the_label
 
 
 def _cut_classes(state: State, options: Options) -> None:
-    state.execute("CREATE TABLE IF NOT EXISTS cut (sha256 TEXT PRIMARY KEY, split TEXT)")
-    state.execute("DELETE FROM cut")
     by_class = """
         SELECT home, sha256, records, sum(records) OVER (PARTITION BY home) FROM (
             SELECT min(label) AS home, sha256, count(*) AS records FROM inputs
@@ -327,11 +349,7 @@ def _cut_classes(state: State, options: Options) -> None:
             yield sha256, next(split for end, split in cuts if done < end)
             done += records
 
-    state.executemany("INSERT INTO cut VALUES (?, ?)", assigned())
-    state.execute(
-        "UPDATE inputs SET split = cut.split FROM cut WHERE cut.sha256 = inputs.sha256"
-        " AND inputs.reason IS NULL AND inputs.split IS NULL"
-    )
+    state.set_splits(assigned())
 
 
 def _groups(state: State, column: str, condition: str) -> list[list[str]]:

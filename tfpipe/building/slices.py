@@ -38,6 +38,7 @@ class Row(NamedTuple):
     history: tuple[str, ...] = ()
     labels: tuple[int, ...] | None = None
     unknown: tuple[int, ...] | None = None
+    targets: tuple[float, ...] | None = None
 
 
 SEPARATOR = "\n"  # in the column `history` of the state; no name of a class has a line break

@@ -102,6 +102,16 @@ class State(sqlite3.Connection):
         """True where a listing has groups."""
         return self.value("SELECT 1 FROM inputs WHERE group_name NOT NULL LIMIT 1") is not None
 
+    def set_splits(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Sets the split of every image without one, by the hash of its bytes."""
+        self.execute("CREATE TABLE IF NOT EXISTS cut (sha256 TEXT PRIMARY KEY, split TEXT)")
+        self.execute("DELETE FROM cut")
+        self.executemany("INSERT INTO cut VALUES (?, ?)", rows)
+        self.execute(
+            "UPDATE inputs SET split = cut.split FROM cut WHERE cut.sha256 = inputs.sha256"
+            " AND inputs.reason IS NULL AND inputs.split IS NULL"
+        )
+
     def list_inputs(self, items: Iterable[Source]) -> None:
         """Replaces all rows by a listing."""
         self.execute("DELETE FROM inputs")

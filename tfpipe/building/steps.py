@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 import tfpipe
-from tfpipe.building import metadata_files, multilabel, plan
+from tfpipe.building import metadata_files, multilabel, plan, targets
 from tfpipe.building.inputs.items import Notes, SourceList
 from tfpipe.building.options import Options
 from tfpipe.building.relabelling import DROPPED
@@ -257,6 +257,9 @@ class Build(NamedTuple):
         combined = None
         if self.options.task == manifests.MULTILABEL:
             combined = multilabel.write_combinations(state, self.directory, self.options.name, decided.class_names)
+        numbers = None
+        if self.options.task == manifests.REGRESSION:
+            numbers = targets.write_rows(state, self.directory, self.options, decided.class_names)
         reasons = state.execute("SELECT reason, count(*) FROM inputs WHERE reason NOT NULL GROUP BY reason ORDER BY reason")
         manifest = Manifest(
             name=self.options.name,
@@ -274,6 +277,7 @@ class Build(NamedTuple):
             groups=msgspec.convert(decided.groups, Groups | None),
             combinations=combined,
             decisions=msgspec.convert(decided.decisions, Decided | None),
+            targets=numbers,
         )
         manifests.save(manifest, self.directory)
         return manifest
@@ -296,6 +300,10 @@ class Build(NamedTuple):
             class_counts, unknown_counts = {one: counts.get(label, 0) for label, one in enumerate(class_names)}, None
             if self.options.task == manifests.MULTILABEL:
                 class_counts, unknown_counts = multilabel.counts(state, counts, class_names)
+            statistics = None
+            if self.options.task == manifests.REGRESSION and -1 not in counts:
+                class_counts = dict.fromkeys(class_names, sum(counts.values()))
+                statistics = targets.statistics(state, name, class_names)
             splits[name] = Split(
                 labelled=-1 not in counts,
                 image_bytes=state.value(f"SELECT sum(image_bytes) {of_split}", (name,)),
@@ -303,6 +311,7 @@ class Build(NamedTuple):
                 shards=tuple(shards[file] for file in files),
                 frames=Frames(metadata_files.write_frames(path, parts), seen),
                 unknown_counts=unknown_counts,
+                statistics=statistics,
             )
         return splits
 

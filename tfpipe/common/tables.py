@@ -54,6 +54,11 @@ class Table(NamedTuple):
         return given.strip().lower()
 
 
+def column_of(name: str) -> str:
+    """Returns the column of a class or target, which keeps its capitals; columns have none, see `Table`."""
+    return name.strip().lower()
+
+
 @contextlib.contextmanager
 def opened(path: Path, *, errors: str = "strict") -> Iterator[Table]:
     """Opens a table; `errors` handles bytes that are not UTF-8, as for `open`.

@@ -58,6 +58,11 @@ def interval(bounds: Sequence[float] | None) -> str:
     return "-" if bounds is None else f"{bounds[0]:.2%} to {bounds[1]:.2%}"
 
 
+def between(bounds: Sequence[float] | None) -> str:
+    """Returns " (95 %: 0.1234 to 0.2345)", or nothing for None."""
+    return "" if bounds is None else f" (95 %: {number(bounds[0])} to {number(bounds[1])})"
+
+
 def with_interval(share: float | None, bounds: Sequence[float] | None) -> str:
     """Returns "12.34% (95 %: 10.00% to 15.00%)", or "-" where one is None."""
     return "-" if share is None or bounds is None else f"{percent(share)} (95 %: {interval(bounds)})"

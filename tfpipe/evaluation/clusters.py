@@ -15,7 +15,7 @@ group counting as one image.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ Array = np.ndarray[Any, Any]
 NUM_DRAWS = 2000
 BY_GROUP = "cluster bootstrap: expanded percentiles of {:,} draws of groups"
 _AT_ONCE = 1 << 22  # drawn groups: 32 MB
+_BLOCK_VALUES = 1 << 23  # weights in memory at once
 _MOST = 1 << 28  # steps of an exact p-value, about a second
 
 
@@ -107,9 +108,7 @@ class Groups:
         for start in range(0, NUM_DRAWS, block):
             picks = random.integers(size, size=(min(block, NUM_DRAWS - start), size))
             ratios.append(counts[picks].sum(axis=1) / totals[picks].sum(axis=1))
-        tail = expanded_tail(size, size - 1)
-        low, high = np.quantile(np.concatenate(ratios), [tail, 1 - tail])
-        return [float(low), float(high)]
+        return percentile_interval(np.concatenate(ratios), size)
 
 
 def expanded_tail(size: int, degrees: int) -> float:
@@ -117,6 +116,24 @@ def expanded_tail(size: int, degrees: int) -> float:
     from scipy.stats import norm, t
 
     return float(norm.cdf(t.ppf(0.025, degrees) * math.sqrt(size / degrees)))
+
+
+def resamples(count: int, num_images: int, num_resamples: int) -> Iterator[Array]:
+    """Yields how often each image (or group) is drawn, int [resamples, count], some at a time."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    size = max(1, _BLOCK_VALUES // num_images)
+    for first in range(0, num_resamples, size):
+        rows = min(size, num_resamples - first)
+        drawn = generator.integers(0, count, (rows, count)) + np.arange(rows)[:, np.newaxis] * count
+        yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+
+
+def percentile_interval(values: Array, size: int) -> list[float] | None:
+    """Returns the 95 % interval of values drawn from `size` images or groups, widened for few; None where it is unknown."""
+    if not len(values) or size < 2:
+        return None
+    tail = expanded_tail(size, size - 1)
+    return [float(value) for value in np.quantile(values, (tail, 1 - tail))]
 
 
 def wilson(count: int, total: int) -> list[float] | None:

@@ -45,6 +45,7 @@ from tfpipe.evaluation import (
     suspects,
     thresholding,
 )
+from tfpipe.evaluation.numbers import values
 from tfpipe.evaluation.outliers import Outliers
 from tfpipe.models import classifiers, predictions
 from tfpipe.models import tta as views
@@ -54,7 +55,7 @@ from tfpipe.models.split_images import read_for
 from tfpipe.networks import arithmetic
 from tfpipe.records import catalog, folds
 from tfpipe.records import manifest as manifests
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL, ORDINAL, REGRESSION, SINGLE
 
 _log = logging.getLogger("tfpipe")
 
@@ -241,7 +242,10 @@ class Pass:
     def begin(self) -> receipts.Claim:
         """Checks the arguments before the pass, and returns the claim."""
         calibrate = self.options["calibrate"]
-        if classifiers.task_of(self.predictor) != SINGLE and self.options["positive_class"] is not None:
+        task = classifiers.task_of(self.predictor)
+        if task == REGRESSION and not {self.options["positive_class"], calibrate} <= {None}:
+            raise ValueError("positive_class and calibrate are of classes and their probabilities: a regression gives numbers")
+        if task == MULTILABEL and self.options["positive_class"] is not None:
             raise ValueError("positive_class is of one class an image; of several labels, each has its own metrics")
         if calibrate is not None and calibrate == self.split:
             raise ValueError(f"calibrate must be another split than the one that is evaluated (got {calibrate!r} for both)")
@@ -294,7 +298,11 @@ class Pass:
             else:
                 probabilities = self.predictor.predict(batch["image"])
         predictions.check(probabilities, keys, self.predictor)
-        if classifiers.task_of(self.predictor) != SINGLE:
+        if classifiers.task_of(self.predictor) == REGRESSION:
+            known = np.full(probabilities.shape, np.nan, np.float32)
+            known[:, labels] = batch["label"].numpy()
+            return predictions.of_numbers(keys, filenames, known, probabilities, self.predictor.class_names)
+        if classifiers.task_of(self.predictor) == MULTILABEL:
             targets = np.full(probabilities.shape, -1, np.int8)  # of classes that the data set lacks nothing is known
             targets[:, labels] = batch["label"].numpy()
             named = keys, filenames, targets, probabilities, self.predictor.class_names
@@ -378,10 +386,21 @@ class Pass:
         return table
 
     def _measure(self, table: Predictions) -> dict[str, Any]:
+        if table.task == REGRESSION:
+            return values.measure(table, classifiers.units_of(self.predictor) or [""] * len(table.class_names))
         if table.targets is not None:
             at = self.thresholds if table.thresholds is None else table.thresholds
             return label_metrics.measure(dataclasses.replace(table, thresholds=at))
-        return metrics.measure(table, positive_class=self.options["positive_class"], specificity=self.options["specificity"])
+        options = {"positive_class": self.options["positive_class"], "specificity": self.options["specificity"]}
+        return metrics.measure(table, **options, order=self._order())
+
+    def _order(self) -> Sequence[str] | None:
+        """Returns the order of the classes, if the model or the data set has one."""
+        if classifiers.task_of(self.predictor) == ORDINAL:
+            return self.predictor.class_names
+        manifest = manifests.load(self.directory)
+        is_known = manifest.task == ORDINAL and set(manifest.class_names) == set(self.predictor.class_names)
+        return manifest.class_names if is_known else None
 
 
 def _loaded(model: str | os.PathLike[str] | Predictor | Loaded, trust: bool) -> Predictor:

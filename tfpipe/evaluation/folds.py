@@ -27,12 +27,14 @@ from tfpipe.evaluation import html_report, metrics, suspects
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
 from tfpipe.evaluation.clusters import NUM_DRAWS, expanded_tail
 from tfpipe.evaluation.evaluator import Evaluation, Pass, clear
+from tfpipe.evaluation.numbers import order as in_order
+from tfpipe.evaluation.numbers.values import SHOWN
 from tfpipe.models import classifiers, predictions
 from tfpipe.models.classifiers import Classifier
 from tfpipe.models.predictions import Predictions
 from tfpipe.records import catalog, folds, manifest, run_folders
 from tfpipe.records.folds import Fold
-from tfpipe.records.manifest import JOINED
+from tfpipe.records.manifest import JOINED, REGRESSION
 
 _METRICS = ("accuracy", "balanced_accuracy", "auc", "log_loss", "ece")
 _METRICS_OF_SEVERAL = ("label_accuracy", "macro_auc", "macro_average_precision", "macro_f1", "micro_f1", "log_loss")
@@ -123,7 +125,7 @@ def evaluate_folds(
             on_found(evaluation)
         if report:
             html_report.write_report(folder, together, data, split, near_duplicates=False, progress=progress)
-        elif together.task == manifest.SINGLE:
+        elif together.task in (manifest.SINGLE, manifest.ORDINAL):
             suspects.write(folder, suspects.find(predictions.read(folder), data, split))
     return evaluation
 
@@ -160,7 +162,7 @@ class _Together:
 
     def __init__(self, first: Classifier, sha256: str) -> None:
         self.class_names, self.image_size, self.resize = first.class_names, first.image_size, first.resize
-        self.samples, self.task, self.sha256 = first.samples, first.task, sha256
+        self.samples, self.task, self.units, self.sha256 = first.samples, first.task, first.units, sha256
 
     def predict(self, images: Any) -> np.ndarray[Any, Any]:
         """Is of no single model."""
@@ -208,13 +210,19 @@ class _OneFold(Pass):
 def _spread(table: Predictions, of_folds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Returns values by fold, mean, deviation and, of means over images, an interval, by metric."""
     intervals: dict[str, list[float] | None] = {}
+    counts = [measured["count"] for measured in of_folds.values()]
+    if table.task == REGRESSION:
+        of_folds = {name: _by_target(measured) for name, measured in of_folds.items()}
     if table.targets is None:
         own = np.maximum(table.probabilities[np.arange(len(table.labels)), table.labels], SMALLEST_PROBABILITY)
         right = table.predicted == table.labels
         intervals["accuracy"] = bootstrap(right, table) or metrics.share_interval(table, right)
         intervals["log_loss"] = bootstrap(-np.log(own.astype(np.float64)), table)
-    found: dict[str, Any] = {"names": list(of_folds), "counts": [measured["count"] for measured in of_folds.values()]}
-    for metric in _METRICS if table.targets is None else _METRICS_OF_SEVERAL:
+    found: dict[str, Any] = {"names": list(of_folds), "counts": counts}
+    names = (*_METRICS, *in_order.NAMES) if table.targets is None else _METRICS_OF_SEVERAL
+    if table.task == REGRESSION:
+        names = tuple(next(iter(of_folds.values())))
+    for metric in (name for name in names if all(name in measured for measured in of_folds.values())):
         values = [measured[metric] for measured in of_folds.values()]
         defined = [value for value in values if value is not None]
         found[metric] = {
@@ -224,6 +232,10 @@ def _spread(table: Predictions, of_folds: Mapping[str, Mapping[str, Any]]) -> di
             "interval": intervals.get(metric),
         }
     return found
+
+
+def _by_target(measured: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{text} of {row['name']}": row[metric] for row in measured["per_target"] for metric, text in SHOWN.items()}
 
 
 def bootstrap(values: np.ndarray[Any, Any], table: Predictions) -> list[float] | None:

@@ -24,11 +24,14 @@ from tfpipe.common.text import plural
 from tfpipe.evaluation import label_report, metrics, suspects
 from tfpipe.evaluation.label_report import MAX_SHOWN, MAX_SIDE
 from tfpipe.evaluation.near_duplicates import NearDuplicate, find_near_duplicates, reader_of, training_splits
+from tfpipe.evaluation.numbers import order as in_order
+from tfpipe.evaluation.numbers import report as number_report
 from tfpipe.models import explanation, predictions
 from tfpipe.models.classifiers import Classifier, Predictor
 from tfpipe.models.predictions import Predictions
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import CatalogRow, read_checked
+from tfpipe.records.manifest import ORDINAL, REGRESSION
 from tfpipe.report import figures, fonts, templates
 
 _log = logging.getLogger("tfpipe")
@@ -76,16 +79,15 @@ def write_report(
         if receipt.get(name) != value:
             raise ValueError(f"the evaluation is of {name} {receipt.get(name)!r} (got {value!r})")
     _warn_of_fonts(table)
-    if table.targets is None:
-        duplicates = None
+    if table.task == REGRESSION:
+        template, own = "number_report.html", number_report.fields(predictor, directory, split, table, found)
+    elif table.targets is not None:
+        template, own = "label_report.html", label_report.fields(predictor, directory, split, table, found)
+    else:
+        template, duplicates = "report.html", None
         if near_duplicates and isinstance(predictor, Classifier):
             duplicates = find_near_duplicates(predictor, directory, split, progress=progress)
-        template, own = (
-            "report.html",
-            _of_one_class(folder, _ReportImages(predictor, directory, split), table, found, duplicates),
-        )
-    else:
-        template, own = "label_report.html", label_report.fields(predictor, directory, split, table, found)
+        own = _of_one_class(folder, _ReportImages(predictor, directory, split), table, found, duplicates)
     page = templates.render(
         template,
         name=manifest.name,
@@ -97,7 +99,7 @@ def write_report(
         labelled={name: content for name, content in manifest.splits.items() if content.labelled},
         metrics={"calibration": None, **found},
         folds=metrics.fold_rows(found),
-        curves=_curves(found, table),
+        curves=None if table.task == REGRESSION else _curves(found, table),
         explained=isinstance(predictor, Classifier),
         receipt=json.dumps(receipt, indent=1, ensure_ascii=False),
         **own,
@@ -127,6 +129,8 @@ def _of_one_class(
     odd = np.array([place_of[one.key] for one in listed if one.reason == suspects.ODD], np.int64)
     wrong, (doubtful, *_) = worst_mistakes(table), suspects.label_errors(table)
     return {
+        "order_metrics": in_order.SHOWN if found.get("task") == ORDINAL else {},
+        "explained_class": "a higher class" if found.get("task") == ORDINAL else "the wrong class",
         "confusion": _confusion(found, table.class_names),
         "reliability": figures.reliability_diagram(found["reliability"]),
         "mistakes": {"count": len(wrong), "shown": images.predictions(table, wrong[:MAX_SHOWN], explained=True)},

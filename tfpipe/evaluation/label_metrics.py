@@ -10,7 +10,7 @@ Undefined values (the AUC of a class that no image has) are None, never NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from tfpipe.common.files import check_json
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
-from tfpipe.evaluation.clusters import BY_GROUP, Groups, expanded_tail, wilson
+from tfpipe.evaluation.clusters import BY_GROUP, Groups, percentile_interval, resamples, wilson
 from tfpipe.models import predictions
 from tfpipe.models.predictions import DEFAULT_THRESHOLD, Predictions
 from tfpipe.records.manifest import MULTILABEL
@@ -28,7 +28,6 @@ Array = np.ndarray[Any, Any]
 
 NUM_RESAMPLES = 1000  # half of `clusters.NUM_DRAWS`: each takes far longer
 _LEAST_SPREAD = 1e-9  # of draws that differ by more than rounding
-_BLOCK_VALUES = 1 << 23  # weights in memory at once
 _METRICS = ("auc", "average_precision", "f1")
 
 
@@ -238,7 +237,7 @@ def _intervals(classes: list[_Class], drawn: Array, num_resamples: int) -> dict[
     `drawn` is what is drawn with each image, in the order of the keys: itself, or its group.
     """
     count = int(drawn.max()) + 1
-    parts = [_values(classes, weights[:, drawn]) for weights in _resamples(count, len(drawn), num_resamples)]
+    parts = [_values(classes, weights[:, drawn]) for weights in resamples(count, len(drawn), num_resamples)]
     images = [(one.order[one.truth], one.order[~one.truth]) for one in classes]
     # A class counts as many as have it, or have not, whatever is fewer.
     sizes = [min(filter(None, (len(np.unique(drawn[part])) for part in parts)), default=0) for parts in images]
@@ -253,16 +252,6 @@ def _intervals(classes: list[_Class], drawn: Array, num_resamples: int) -> dict[
     return found
 
 
-def _resamples(count: int, num_images: int, num_resamples: int) -> Iterator[Array]:
-    """Yields how often each image (or group) is drawn, int [resamples, count], some at a time."""
-    generator = np.random.Generator(np.random.PCG64(0))
-    size = max(1, _BLOCK_VALUES // num_images)
-    for first in range(0, num_resamples, size):
-        rows = min(size, num_resamples - first)
-        drawn = generator.integers(0, count, (rows, count)) + np.arange(rows)[:, np.newaxis] * count
-        yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
-
-
 def _interval(values: Array, size: int) -> list[float] | None:
     """Returns the interval of a metric between 0 and 1 that was drawn from `size` images or groups, as in `clusters`."""
     defined = values[~np.isnan(values)]
@@ -272,8 +261,7 @@ def _interval(values: Array, size: int) -> list[float] | None:
         return [0.0, 1.0]  # one tells nothing of others
     if np.ptp(defined) < _LEAST_SPREAD:
         return wilson(round(size * float(defined[0])), size)
-    tail = expanded_tail(size, size - 1)
-    return [float(value) for value in np.quantile(defined, (tail, 1 - tail))]
+    return percentile_interval(defined, size)
 
 
 def _log_loss(truth: Array, probabilities: Array) -> float:

@@ -23,10 +23,15 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.files import read_json
 from tfpipe.common.text import exactly, html_table
 from tfpipe.evaluation.clusters import Groups, agresti_min
+from tfpipe.evaluation.numbers import measures
+from tfpipe.evaluation.numbers import order as in_order
 from tfpipe.evaluation.receipts import some
-from tfpipe.models.predictions import RECEIPT_NAME, Predictions, fields, read
+from tfpipe.models.predictions import METRICS_NAME, RECEIPT_NAME, Predictions, fields, read
+from tfpipe.records.manifest import ORDINAL, REGRESSION
 
 _log = logging.getLogger("tfpipe")
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -45,6 +50,9 @@ class Comparison:
         num_groups: of the images; None in a data set without groups. Else `p_value` and
             `difference_interval` are by group, see `tfpipe.evaluation.clusters`.
         group_interval: 95 % interval of the difference by group.
+        distances: of classes in an order, the mean distances of A and B from the right class, in
+            classes; else None.
+        distance_interval: 95 % interval of their difference, see `numbers.measures`.
         tta: views that A and B average, ("none", "flip") for example, where these differ; else None.
     """
 
@@ -57,6 +65,8 @@ class Comparison:
     num_groups: int | None = None
     group_interval: tuple[float, float] | None = None
     tta: tuple[str, str] | None = None
+    distances: tuple[float, float] | None = None
+    distance_interval: tuple[float, float] | None = None
 
     def __repr__(self) -> str:
         low, high = self.difference_interval
@@ -113,20 +123,43 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     tables = read(a), read(b)
     for path, table in zip((a, b), tables, strict=True):
         if table.targets is not None:
+            if table.task == REGRESSION:
+                message = "of numbers, which McNemar's test of accuracy cannot compare; metrics.json has intervals"
+                raise DataError(message, path=path)
             message = "of several labels an image, which McNemar's test of accuracy cannot compare; metrics.json has intervals"
             raise DataError(message, path=path)
         if not len(table.labels) or (table.labels < 0).any():
             raise DataError("a table without images, or with unlabelled ones, cannot be compared", path=path)
-    right_a, right_b = _align(*tables, a, b)
+    rows = _align(*tables, a, b)
+    right_a, right_b = (table.predicted == table.labels for table in tables)
+    right_b = right_b[rows]
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     both_right, both_wrong = int((right_a & right_b).sum()), int((~right_a & ~right_b).sum())
     counts, same, other = (both_right, only_a, only_b, both_wrong), _same_data(a, b), _other_tta(a, b)
-    if (names := _groups(*tables, a, b)) is not None:
+    names = _groups(*tables, a, b)
+    far = _distances(*tables, rows, names, a, b)
+    if names is not None:
         groups, apart = Groups(names), (right_a & ~right_b, right_b & ~right_a)
         by_group = groups.count, groups.difference_interval(*apart)
-        return Comparison(*counts, groups.p_value(*apart), same, *by_group, tta=other)
+        return Comparison(*counts, groups.p_value(*apart), same, *by_group, tta=other, **far)
     p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    return Comparison(*counts, p_value, same, tta=other)
+    return Comparison(*counts, p_value, same, tta=other, **far)
+
+
+def _distances(
+    a: Predictions, b: Predictions, rows: Array, groups: Sequence[str] | None, path_a: Path, path_b: Path
+) -> dict[str, Any]:
+    """Returns the fields about distances, where an evaluation is of classes in an order."""
+    measured = [path / METRICS_NAME for path in (path_a, path_b) if (path / METRICS_NAME).exists()]
+    order = next((found["order"] for found in map(read_json, measured) if found.get("task") == ORDINAL), None)
+    if order is None or {*a.class_names} != {*order} or {*b.class_names} != {*order}:
+        return {}
+    far_a, far_b = in_order.distances(a, order), in_order.distances(b, order)[rows]
+    found = measures.measure(far_b, far_a, a.keys, groups, ("mean_difference",))
+    return {
+        "distances": (float(far_a.mean()), float(far_b.mean())),
+        "distance_interval": tuple(found["mean_difference_interval"]),
+    }
 
 
 def _groups(a: Predictions, b: Predictions, path_a: Path, path_b: Path) -> Sequence[str] | None:
@@ -174,8 +207,8 @@ def _views(facts: Any) -> str:
     return facts["name"] + (f" of {', '.join(strengths)}" if strengths else "") if facts else "none"
 
 
-def _align(a: Predictions, b: Predictions, path_a: Path, path_b: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Returns for each image, in the same order, whether A and B classify it correctly."""
+def _align(a: Predictions, b: Predictions, path_a: Path, path_b: Path) -> Array:
+    """Returns the row of B of each image of A, int64 [N]."""
     rows = {key: row for row, key in enumerate(b.keys)}
     known = set(a.keys)
     only_a, only_b = [key for key in a.keys if key not in rows], [key for key in b.keys if key not in known]
@@ -195,4 +228,4 @@ def _align(a: Predictions, b: Predictions, path_a: Path, path_b: Path) -> tuple[
         ]
         images = exactly(len(other), "image has another label", "images have other labels")
         raise DataError(f"{images} in one table than in the other: {'; '.join(map(str, problems))}", problems=problems)
-    return a.predicted == a.labels, (b.predicted == b.labels)[order]
+    return order

@@ -10,7 +10,7 @@ without images) are None, never NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,7 +24,10 @@ from tfpipe.common.text import number
 from tfpipe.evaluation import label_metrics
 from tfpipe.evaluation.calibration import SMALLEST_PROBABILITY
 from tfpipe.evaluation.clusters import BY_GROUP, NUM_DRAWS, Groups, wilson
+from tfpipe.evaluation.numbers import order as in_order
+from tfpipe.evaluation.numbers import values
 from tfpipe.models.predictions import METRICS_NAME, Predictions
+from tfpipe.records.manifest import MULTILABEL, ORDINAL, REGRESSION
 
 if TYPE_CHECKING:
     from scipy.sparse import coo_array
@@ -67,10 +70,18 @@ _Metrics = _record(
     calibration=(_Calibration | None, None),
     groups=(_record(num_groups=int, interval=str) | None, None),
     folds=(label_metrics.Folds | None, None),
+    **dict.fromkeys(in_order.NAMES, (_Share, None)),
+    **{f"{name}_interval": (_Interval, None) for name in in_order.NAMES},
 )
 
 
-def measure(table: Predictions, *, positive_class: str | None = None, specificity: float = 0.95) -> dict[str, Any]:
+def measure(
+    table: Predictions,
+    *,
+    positive_class: str | None = None,
+    specificity: float = 0.95,
+    order: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """Returns all metrics of a labelled table; ready for JSON.
 
     - count; accuracy; accuracy_interval: 95 %, Wilson's score interval; balanced_accuracy: mean
@@ -93,11 +104,13 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
       under the PR curve); sensitivity_at_specificity: the lowest threshold, "positive where its
       probability is >= threshold", that reaches the requested specificity, with 95 % Wilson
       intervals; a null threshold calls nothing positive. All null without negatives.
+    - of classes in an order, task ("ordinal") and the metrics of `numbers.order.measure`.
 
     Args:
         table: labelled.
         positive_class: the finding that sensitivity is about. Default: of two classes the second.
         specificity: to be reached at least, in (0, 1].
+        order: the names of classes that are in an order, the lowest first; else None.
 
     Raises:
         ValueError: the table is empty or unlabelled, there is no such class, or the specificity is
@@ -105,7 +118,7 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
     """
     check_options(table.class_names, positive_class, specificity)
     if table.targets is not None:
-        raise ValueError("the table is of several labels an image, which label_metrics.measure takes")
+        raise ValueError("the table is of several labels an image, which label_metrics.measure takes, or of numbers")
     if not len(table.labels) or (table.labels < 0).any():
         raise ValueError("metrics need labelled images, one or more")
     classes, confidence = range(len(table.class_names)), table.probabilities.max(axis=1).astype(np.float64)
@@ -120,6 +133,7 @@ def measure(table: Predictions, *, positive_class: str | None = None, specificit
         None if table.groups is None else {"num_groups": Groups(table.groups).count, "interval": BY_GROUP.format(NUM_DRAWS)}
     )
     return {
+        **({} if order is None else {"task": ORDINAL, **in_order.measure(table, order)}),
         **({} if groups is None else {"groups": groups}),
         "count": len(right),
         "accuracy": _ratio(right.sum(), len(right)),
@@ -140,8 +154,10 @@ def load(folder: Path) -> dict[str, Any]:
     """Returns the content of metrics.json in a folder; raises DataError if it is damaged."""
     path = folder / FILE_NAME
     found: dict[str, Any] = read_json(path)
-    if isinstance(found, dict) and "task" in found:
+    if isinstance(found, dict) and found.get("task") == MULTILABEL:
         return label_metrics.check(found, path)
+    if isinstance(found, dict) and found.get("task") == REGRESSION:
+        return values.check(found, path)
     confusion = check_json(found, _Metrics, path).confusion
     dense = ((i, j, n) for i, row in enumerate(confusion.matrix) for j, n in enumerate(row) if n)  # of earlier versions
     cells = [list(cell) for cell in confusion.cells or dense]

@@ -51,7 +51,7 @@ def open_split(predictor: Predictor, directory: str | os.PathLike[str], split: s
     """Does as `open_labelled`; raises ValueError where the model does not know a class, too."""
     manifest = open_labelled(directory, split)
     task = getattr(predictor, "task", manifests.SINGLE)
-    if task != manifest.task:
+    if task != manifest.task and {task, manifest.task} != {manifests.SINGLE, manifests.ORDINAL}:
         raise ValueError(f"{directory}: is of task {manifest.task}, and the model of task {task}: they cannot be compared")
     known = set(predictor.class_names)
     unknown = [name for name in manifest.class_names if name not in known]
@@ -60,6 +60,8 @@ def open_split(predictor: Predictor, directory: str | os.PathLike[str], split: s
             f"{directory}: the model does not know the classes {', '.join(map(repr, unknown))};"
             f" it knows {', '.join(map(repr, predictor.class_names))}"
         )
+    if task == manifest.task == manifests.ORDINAL and list(predictor.class_names) != list(manifest.class_names):
+        raise ValueError(f"{directory}: the order of its classes is not the model's, {', '.join(predictor.class_names)}")
     return manifest
 
 

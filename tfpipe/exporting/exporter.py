@@ -46,6 +46,7 @@ from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.models import predictions
 from tfpipe.models import tta as views
 from tfpipe.models.classifiers import NamedModel
+from tfpipe.networks import layers
 from tfpipe.records import checksums, manifest
 from tfpipe.records.samples import Samples
 
@@ -197,6 +198,9 @@ def export(
     original, run = model_source.find(model, checkpoint, options, trust=trust)
     if class_names is not None:  # a wrong guess makes a wrong model without any error, here and everywhere else
         log(f"assumed, given or by default: {_assumed(original)}; nothing can check it")
+    if original.task == manifest.REGRESSION and (half or "tflite_int8" in names):
+        what = "half" if half else "tflite_int8"
+        raise ValueError(f"{what}: the cost of rounding is measured in accuracy, which a regression has not: leave it out")
     images = model_source.find_images(run, data, split, is_needed=half)
     calibrated_on = os.fspath(calibration_data or images.directory) if "tflite_int8" in names else ""
     if "tflite_int8" in names and not calibrated_on:
@@ -231,7 +235,7 @@ def export(
 
 
 def _assumed(model: NamedModel) -> str:
-    one = model.model.get_layer("probabilities").input.shape[-1] == 1
+    one = layers.last_of(model.model).input.shape[-1] == 1
     of_class = f" of {model.class_names[1]!r}" if one else ""
     facts = {"preprocessing": model.preprocessing, "resize": model.resize, "outputs": f"{model.outputs}{of_class}"}
     return ", ".join(f"{name}={value}" for name, value in {**facts, **dataclasses.asdict(model.samples)}.items())
@@ -256,8 +260,11 @@ def _specify(model: NamedModel, top_k: int, max_pixels: int, evaluations: Sequen
     names = model.class_names
     size, top_k = model.image_size, min(top_k, len(names))
     facts = (names, size, model.resize, model.preprocessing, model.sha256, top_k, max_pixels, tfpipe.__version__, model.samples)
-    if model.task == manifest.SINGLE:
-        return Specification(*facts)
+    last = layers.last_of(model.model)
+    if isinstance(last, layers.Values):
+        return Specification(*facts, model.task, units=last.units, deviations=last.deviations)
+    if model.task != manifest.MULTILABEL:
+        return Specification(*facts, model.task)
     return Specification(*facts, model.task, tuple(_thresholds(names, evaluations)))
 
 

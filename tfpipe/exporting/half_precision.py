@@ -22,7 +22,7 @@ from tfpipe.models import predictions
 from tfpipe.models.classifiers import NamedModel, Predictor, task_of
 from tfpipe.models.split_images import read_for
 from tfpipe.records import manifest
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL
 
 _MIN_VALUES = 1024  # fewer are not worth an operation
 
@@ -71,12 +71,12 @@ def measure_cost(before: Predictor, after: Predictor, directory: str | os.PathLi
         for model, values in zip((before, after), outputs[-1], strict=True):
             predictions.check(values, keys, model)
         labels += (
-            list(batch["label"].numpy()) if task_of(before) != SINGLE else [columns[one] for one in batch["label"].numpy()]
+            list(batch["label"].numpy()) if task_of(before) == MULTILABEL else [columns[one] for one in batch["label"].numpy()]
         )
     both, truth = np.concatenate(outputs, axis=1), np.array(labels)
     chosen = both.argmax(axis=2)[..., np.newaxis]
     known, truth = np.ones((len(truth), 1), bool), truth.reshape(len(truth), -1)
-    if task_of(before) != SINGLE:  # accuracy is then of labels
+    if task_of(before) == MULTILABEL:  # accuracy is then of labels
         chosen, known = predictions.present(both, None)[..., columns], truth >= 0
     return {
         "num_pictures": len(truth),

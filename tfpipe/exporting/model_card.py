@@ -9,7 +9,7 @@ Sections follow Mitchell et al. 2019, "Model cards for model reporting"
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -20,11 +20,13 @@ from tfpipe.common.text import interval, number, percent, plural
 from tfpipe.evaluation import metrics, suspects
 from tfpipe.evaluation.html_report import NEAR_DUPLICATES_NAME
 from tfpipe.evaluation.label_report import worst_labels
+from tfpipe.evaluation.numbers import order as in_order
+from tfpipe.evaluation.numbers import values
 from tfpipe.formats.preflight import KERAS_NAME
 from tfpipe.formats.specifications import Specification
 from tfpipe.models import predictions
 from tfpipe.records import folds
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL, ORDINAL, REGRESSION
 from tfpipe.records.run_folders import BACKBONE_NAME, RUN_NAME, SUMMARY_NAME
 from tfpipe.report import templates
 
@@ -56,6 +58,7 @@ class _Data(TypedDict):
     root_hash: str
     num_train: int
     num_val: int
+    task: NotRequired[str]
 
 
 class _Run(TypedDict):
@@ -178,7 +181,8 @@ def render(
         "model_card.md",
         title=f"{facts['recipe']['backbone']} on {data['name']}" if facts else f"a classifier of {classes}",
         num_classes=len(specification.class_names),
-        has_several=specification.task != SINGLE,
+        has_several=specification.task == MULTILABEL,
+        is_regression=specification.task == REGRESSION,
         details=_details(specification, facts, half),
         evaluations=found,
         evaluation_rows=[one.facts() for one in found],
@@ -214,6 +218,19 @@ def _read_run(folder: Path, specification: Specification) -> dict[str, Any]:
     return facts
 
 
+def _task(specification: Specification, shown: str) -> dict[str, object]:
+    """Returns what the model gives; `shown` are the names of the columns."""
+    names = specification.class_names
+    if specification.task == REGRESSION:
+        units = ", ".join(unit or "unknown" for unit in specification.units or ())
+        return {"task": f"{plural(len(names), 'number')} for an image", "numbers, in order": shown, "in units of": units}
+    in_order = ", in an order, the lowest first" if specification.task == ORDINAL else ""
+    return {
+        "task": f"one of {plural(len(names), 'class', 'classes')} for an image, with a probability for each{in_order}",
+        "classes, in the order of the probabilities": shown,
+    }
+
+
 def _details(
     specification: Specification, facts: Mapping[str, Any] | None, half: Mapping[str, Any] | None
 ) -> dict[str, object]:
@@ -224,8 +241,7 @@ def _details(
         hashes = {"model SHA-256, before its weights were rounded": specification.sha256}
         hashes |= {"model SHA-256, as it is here": half["sha256"]}
     return {
-        "task": f"one of {plural(len(names), 'class', 'classes')} for an image, with a probability for each",
-        "classes, in the order of the probabilities": shown,
+        **_task(specification, shown),
         **(_origin(facts) if facts else {"made by": "another program; tfpipe only exported it"}),
         "input": f"uint8 [B, {height}, {width}, 3], RGB, 0..255; not scaled or normalised before",
         "resize": f"{specification.resize}: images are {_RESIZES[specification.resize]} (bilinear, antialiased)",
@@ -243,6 +259,10 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
     recipe, summary = facts["recipe"], facts["summary"]
     hidden = f", hidden layers {', '.join(map(str, recipe['hidden']))}" if recipe["hidden"] else ""
     chosen = (summary or {}).get("head")
+    what, score = "probabilities", "accuracy"
+    shown: Callable[[float], str] = percent
+    if facts["data"].get("task") == REGRESSION:
+        what, score, shown = "values", "R2", number
     content = {
         "backbone": f"{recipe['backbone']}, weights {recipe['weights']}",
         "backbone SHA-256, before training": facts.get("backbone_sha256", "not known"),
@@ -251,9 +271,9 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
         "training": f"{recipe['optimizer']}, batch size {recipe['batch_size']}, seed {recipe['seed']}, {facts['precision']}",
     }
     if members := facts.get("members"):
-        accuracies = ", ".join(percent(one["val_accuracy"]) for one in members)
-        content["ensemble"] = f"the mean of the probabilities of {plural(len(members), 'model')}, each trained without one fold"
-        content["validation accuracy"] = f"{accuracies}, of each model on the images that its weights were chosen on"
+        accuracies = ", ".join(shown(one["val_accuracy"]) for one in members)
+        content["ensemble"] = f"the mean of the {what} of {plural(len(members), 'model')}, each trained without one fold"
+        content[f"validation {score}"] = f"{accuracies}, of each model on the images that its weights were chosen on"
         return {**content, "mode": members[0]["mode"]}
     if summary is None:
         return {**content, "weights": "of another checkpoint than the run's best; their validation accuracy is not known"}
@@ -262,11 +282,11 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, object]:
         content[f"phase {phase['phase']}"] = f"{epochs}, best {phase['best_epoch']}, {trained} trained"
     if chosen:
         content["head, before fine-tuning"] = (
-            f"the logistic regression that validates best: C={chosen['strength']:g},"
-            f" loss {chosen['val_loss']:.4f}, accuracy {percent(chosen['val_accuracy'])}"
+            f"the regression that validates best: C={chosen['strength']:g},"
+            f" loss {chosen['val_loss']:.4f}, {score} {shown(chosen['val_accuracy'])}"
         )
     content["mode"] = summary["mode"]  # the recipe may say "auto"
-    content["validation accuracy"] = percent(summary["val_accuracy"]) + ", on which the weights were chosen"
+    content[f"validation {score}"] = shown(summary["val_accuracy"]) + ", on which the weights were chosen"
     content["trained with"] = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return content
 
@@ -281,6 +301,10 @@ def _value(value: object) -> object:
     return "-" if value is None else value
 
 
+def _digits(*bounds: float | None) -> str:
+    return " to ".join("-" if value is None else f"{value:.4g}" for value in bounds)
+
+
 @dataclass(frozen=True)
 class _Evaluation:
     """The files of an evaluation: receipt, metrics, near-duplicates if any, and the table."""
@@ -293,7 +317,12 @@ class _Evaluation:
     @property
     def has_several(self) -> bool:
         """Whether an image has several labels."""
-        return "task" in self.metrics
+        return self.metrics.get("task") == MULTILABEL
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the model gives numbers."""
+        return self.metrics.get("task") == REGRESSION
 
     @classmethod
     def read(cls, folder: Path, specification: Specification, members: Mapping[str, str]) -> _Evaluation:
@@ -305,6 +334,8 @@ class _Evaluation:
                 raise ValueError(f"{folder}: is an out-of-fold evaluation of {plural(len(receipt['folds']), 'model')}, {which}")
         elif (of := receipt["model_sha256"]) != specification.sha256:
             raise ValueError(f"{folder}: is an evaluation of the model {of}, not of the exported one, {specification.sha256}")
+        if table.task == REGRESSION:
+            return cls(receipt, found, 0, None)
         if table.targets is not None:
             thresholds = [row["threshold"] for row in found["per_class"]]
             return cls(receipt, found, len(worst_labels(table, thresholds)), None)
@@ -336,6 +367,12 @@ class _Evaluation:
     def metric_rows(self) -> Iterator[Sequence[object]]:
         found = self.metrics
         yield "images, each exactly once", f"{found['count']:,}", ""
+        if self.is_regression:
+            for row in found["per_target"]:
+                for name, shown in values.SHOWN.items():
+                    unit = f" {row['unit']}" if row["unit"] and name in values.IN_UNITS else ""
+                    yield f"{row['name']}: {shown}", _digits(row[name]) + unit, _digits(*(row[f"{name}_interval"] or (None,)))
+            return
         if self.has_several:
             yield "known labels", f"{found['known']:,}", ""
             for name, shown in _MEANS.items():
@@ -345,6 +382,8 @@ class _Evaluation:
             yield "log loss", number(found["log_loss"]), ""
             return
         yield "accuracy", percent(found["accuracy"]), interval(found["accuracy_interval"])
+        for name, shown in in_order.SHOWN.items() if found.get("task") == ORDINAL else ():
+            yield shown, number(found[name]), _span(found[f"{name}_interval"])
         yield "balanced accuracy (mean recall of the classes)", percent(found["balanced_accuracy"]), ""
         for k, share in list(found["top_k"].items())[1:][-1:]:
             yield f"top-{k} accuracy", percent(share), ""
@@ -359,11 +398,15 @@ class _Evaluation:
             yield "specificity at this threshold", percent(at["specificity"]), interval(at["specificity_interval"])
 
     def class_columns(self) -> Sequence[str]:
+        if self.is_regression:
+            return "target", "unit", "images", "standard deviation"
         if self.has_several:
             return "class", "with", "known", *_MEANS.values(), "threshold", "precision", "recall"
         return "class", "images", "recall", "95 % interval", "precision", "F1", "AUC"
 
     def class_rows(self) -> Iterator[Sequence[object]]:
+        for row in self.metrics["per_target"] if self.is_regression else ():
+            yield row["name"], row["unit"] or "-", f"{row['count']:,}", _digits(row["deviation"])
         for row in self.metrics["per_class"] if self.has_several else ():
             scores = [f"{number(row[name])} ({_span(row[f'{name}_interval'])})" for name in _MEANS]
             known = f"{row['support']:,}", f"{row['support'] + row['without']:,}"
@@ -374,7 +417,7 @@ class _Evaluation:
                 text.threshold(row["threshold"]),
                 *map(percent, (row["precision"], row["recall"])),
             )
-        for row in () if self.has_several else self.metrics["per_class"]:
+        for row in () if self.has_several or self.is_regression else self.metrics["per_class"]:
             recall = percent(row["recall"]), interval(row["recall_interval"])
             others = percent(row["precision"]), number(row["f1"]), number(row["auc"])
             yield row["class_name"], f"{row['support']:,}", *recall, *others

@@ -38,7 +38,7 @@ from tfpipe.models import predictions, tta
 from tfpipe.models.classifiers import NamedModel
 from tfpipe.models.predictions import are_probabilities
 from tfpipe.networks import arithmetic
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL, PROBABILITIES, REGRESSION, VALUES
 
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Array]
@@ -46,8 +46,11 @@ Outputs = dict[str, Array]
 _log = logging.getLogger("tfpipe")
 
 # In the order of computation: the first that differs explains those after it.
-STAGES = ("valid", "pixels", "features", "probabilities", "scores", "classes", "labels")
-TOLERANCE = 1e-5  # of a probability, where sums have another order: programs other than TensorFlow, and GPUs
+STAGES = ("valid", "pixels", "features", "probabilities", "values", "scores", "classes", "labels")
+# Of a probability, or of a value in standard deviations, where sums have another order: programs
+# other than TensorFlow, and GPUs.
+TOLERANCE = 1e-5
+_RESULTS = (PROBABILITIES, VALUES)
 _DECODED = "decoded"  # whether a file can be decoded, whatever the model computes
 _KERAS = "keras"
 _TENSORFLOW = ("saved_model", "frozen", _KERAS)
@@ -62,8 +65,8 @@ class Row:
         artefact: the file.
         output: its signature or input, and the output's name.
         stage: one of STAGES.
-        difference: the largest, in levels, probabilities, or the unit of features; of classes and
-            valid, the number of differences.
+        difference: the largest, in levels, probabilities, standard deviations of values, or the unit
+            of features; of classes and valid, the number of differences.
         allowed: the largest allowed; None if it is only reported.
         image: with the largest difference; empty without any.
         num_images: number of images compared.
@@ -121,11 +124,11 @@ class _Run:
         if self.file.is_lossy or self.tf32:
             return None
         if self.file.tolerance is not None:
-            return self.file.tolerance if stage == "probabilities" else None
+            return self.file.tolerance if stage in _RESULTS else None
         # A GPU's kernels are chosen anew in each process.
         if (self.file.kind in _TENSORFLOW and self.device == "CPU") or stage in ("valid", "pixels"):
             return 0.0
-        return tolerance if stage in ("probabilities", "scores") else None  # of equal scores, any may be first
+        return tolerance if stage in (*_RESULTS, "scores") else None  # of equal scores, any may be first
 
 
 def compare(
@@ -168,8 +171,8 @@ def compare(
     names = [image.name for image in images]
     rows: list[Row] = []
     for run in runs:
-        found = _run_keras(run, plain["pixels"]) if run.file.kind == _KERAS else next(outputs)
-        rows += _rows(run, found, expected[run.device], names, tolerance)
+        found = _run_keras(run, plain["pixels"], specification) if run.file.kind == _KERAS else next(outputs)
+        rows += _rows(run, found, expected[run.device], names, tolerance, specification.deviations)
     return rows
 
 
@@ -221,13 +224,15 @@ def _expected(
     seen = np.stack([blank if image is None else image for image in pixels])
     with arithmetic.exact(), tf.device(place):
         found = {name: tensor.numpy() for name, tensor in function(tf.constant(seen)).items()}
-    valid = decoded & are_probabilities(found["probabilities"], task=specification.task)
+    valid = decoded & are_probabilities(found[specification.output], task=specification.task)
     outputs = {name: np.where(valid[:, np.newaxis], values, np.zeros_like(values)) for name, values in found.items()}
+    if specification.task == REGRESSION:
+        return {**outputs, "pixels": seen, "valid": valid, _DECODED: decoded}
     order = np.argsort(-outputs["probabilities"], axis=1, kind="stable")[:, : specification.top_k]
     names = np.array([name.encode("utf-8", "surrogateescape") for name in specification.class_names], object)
     classes = np.where(valid[:, np.newaxis], names[order], b"")
     scores = np.take_along_axis(outputs["probabilities"], order, axis=1)
-    if specification.task != SINGLE:
+    if specification.task == MULTILABEL:
         present = predictions.present(outputs["probabilities"], np.array(specification.thresholds))
         outputs["labels"] = np.where(present & valid[:, np.newaxis], names, b"")
     return {**outputs, "pixels": seen, "valid": valid, _DECODED: decoded, "classes": classes, "scores": scores}
@@ -268,7 +273,7 @@ def _run_process(folder: Path) -> None:
         raise DataError(f"the exported files could not be run in a process without tfpipe: {reason[-1]}")
 
 
-def _run_keras(run: _Run, pixels: Array) -> Outputs:
+def _run_keras(run: _Run, pixels: Array, specification: Specification) -> Outputs:
     """Runs a Keras file here: another process lacks the classes of custom layers."""
     model = keras.saving.load_model(run.file.path, compile=False)
     function = tf.function(lambda images: model(images, training=False), autograph=False)
@@ -278,21 +283,27 @@ def _run_keras(run: _Run, pixels: Array) -> Outputs:
         parts = [
             function(tf.constant(pixels[start : start + _BATCH_SIZE])).numpy() for start in range(0, len(pixels), _BATCH_SIZE)
         ]
-    return {"image.probabilities": np.concatenate(parts)}
+    return {f"image.{specification.output}": np.concatenate(parts)}
 
 
 def _rows(
-    run: _Run, outputs: Outputs, by_averages: Mapping[bool, Outputs], names: Sequence[str], tolerance: float
+    run: _Run,
+    outputs: Outputs,
+    by_averages: Mapping[bool, Outputs],
+    names: Sequence[str],
+    tolerance: float,
+    deviations: Sequence[float] | None,
 ) -> Iterator[Row]:
     for output in sorted(outputs, key=lambda output: (STAGES.index(output.split(".")[-1]), output)):
         signature, stage = output.split(".")
         expected = by_averages[run.file.averages or signature in ("tta", "image_tta")]
-        if run.tf32 and stage != "probabilities":
+        if run.tf32 and stage not in _RESULTS:
             continue
         # The other signatures have outputs only for valid images; those of pixels for all.
         is_compared = expected["valid"] if signature in ("image", "image_tta") else np.ones(len(names), bool)
         key = _DECODED if output == "pixels.valid" else stage  # that signature does not run the model
-        far = np.where(is_compared, _distances(outputs[output], expected[key]), 0)
+        scale = np.array(deviations) if deviations and stage == VALUES else 1.0
+        far = np.where(is_compared, _distances(outputs[output], expected[key], scale), 0)
         worst = int(np.argmax(np.where(np.isnan(far), np.inf, far)))
         image = names[worst] if far[worst] != 0 else ""
         allowed = run.allowed(stage, tolerance)
@@ -300,11 +311,11 @@ def _rows(
         yield dataclasses.replace(row, arithmetic="tf32" if run.tf32 else "float32")
 
 
-def _distances(found: Array, wanted: Array) -> Array:
-    """Returns the largest difference within each row."""
+def _distances(found: Array, wanted: Array, scale: Array | float = 1.0) -> Array:
+    """Returns the largest difference within each row, in units of `scale`."""
     if found.dtype in (object, bool):
         distances: Array = (found != wanted).astype(np.float64)
     else:
-        distances = np.abs(found.astype(np.float64) - wanted.astype(np.float64))
+        distances = np.abs(found.astype(np.float64) - wanted.astype(np.float64)) / scale
     largest: Array = distances.reshape(len(found), -1).max(axis=1)
     return largest

@@ -69,6 +69,11 @@ class ExportedModel:
         return self.specification.thresholds
 
     @property
+    def units(self) -> Sequence[str] | None:
+        """See `Specification`."""
+        return self.specification.units
+
+    @property
     def sha256(self) -> str:
         """Hash of the exported model, see `Specification`."""
         return self.specification.sha256

@@ -267,8 +267,8 @@ class FrozenGraph:
         feeds = {f"{name}:0": self._checked(name, value) for name, value in inputs.items()}
         found = dict(zip(self.outputs, self._run(feeds, self.outputs), strict=True))
         if "valid" not in found:
-            probabilities = found["probabilities"]
-            predictions.check(probabilities, [f"input {row}" for row in range(len(probabilities))], self.specification)
+            results: Array = found[self.specification.output]
+            predictions.check(results, [f"input {row}" for row in range(len(results))], self.specification)
         return found
 
     def _checked(self, name: str, value: Any) -> tf.Tensor:
@@ -287,7 +287,7 @@ class FrozenGraph:
         feeds = {"image:0": images}
         if "image" not in self.inputs:  # feed where the pixels come out
             feeds = {self._sources["pixels"]: images, self._sources["valid"]: np.ones(len(images), bool)}
-        return self._run(feeds, ("probabilities",))[0]
+        return self._run(feeds, (self.specification.output,))[0]
 
     @arithmetic.exact()
     def _run(self, feeds: dict[str, Any], outputs: tuple[str, ...]) -> list[Array]:

@@ -203,8 +203,10 @@ def open_onnx(path: str | os.PathLike[str]) -> ExportedModel:
     if not checksums.has_valid_entry(data, CHECKSUM_ENTRY):
         raise DataError("a damaged ONNX file: it is not what was written", path=path)
 
-    def run(images: Array) -> Array:
-        probabilities: Array = session.run(["probabilities"], {"image": images})[0]
-        return probabilities
+    specification = specifications.from_json(facts[_SPECIFICATION_KEY], path)
 
-    return ExportedModel(specifications.from_json(facts[_SPECIFICATION_KEY], path), run)
+    def run(images: Array) -> Array:
+        found: Array = session.run([specification.output], {"image": images})[0]
+        return found
+
+    return ExportedModel(specification, run)

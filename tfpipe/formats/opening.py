@@ -67,8 +67,8 @@ def _open_saved_model(path: Path, trust: bool) -> ExportedModel:
     def run(images: Array) -> Array:
         # Looked up each time: a signature holds its variables weakly, so the whole model must live
         # as long as this does.
-        probabilities: Array = loaded.signatures["image"](tf.convert_to_tensor(images))["probabilities"].numpy()
-        return probabilities
+        found: Array = loaded.signatures["image"](tf.convert_to_tensor(images))[specification.output].numpy()
+        return found
 
     return ExportedModel(specification, run, products=products)
 

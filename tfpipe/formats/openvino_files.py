@@ -112,7 +112,7 @@ def open_openvino(path: Path) -> ExportedModel:
         if not len(images):  # which some operations refuse
             return np.zeros((0, len(specification.class_names)), np.float32)
         # A request of its own for each call: threads may call at once.
-        probabilities: Array = compiled.create_infer_request().infer([images])["probabilities"]
-        return probabilities
+        found: Array = compiled.create_infer_request().infer([images])[specification.output]
+        return found
 
     return ExportedModel(specification, run)

@@ -11,7 +11,8 @@
     pixels            image_bytes string [B] -> image uint8 [B, H, W, 3], the model's input, and valid
 
 Of several labels an image, the first two have another output, labels string [B, C]: the name of
-each class at its threshold or above, and "" in the place of the others.
+each class at its threshold or above, and "" in the place of the others. Of a regression, they have
+values float32 [B, D] in place of probabilities, classes and scores.
 
 A file that is not an image is not valid: its probabilities, scores and features are 0 and its
 classes empty, and the others of the batch do not change. So is an image for which the model gives
@@ -31,13 +32,13 @@ from tfpipe.formats.specifications import Specification
 from tfpipe.images.decoding import decode_batch
 from tfpipe.models import predictions, tta
 from tfpipe.models.classifiers import NamedModel
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL, PROBABILITIES, REGRESSION, VALUES
 
 Tensors = dict[str, tf.Tensor]
 Function = Callable[[tf.Tensor], Tensors]
 
 DEFAULT = "serving_default"
-OUTPUTS = ("probabilities", "features")  # of a model, see `NamedModel.network`
+OUTPUTS = (PROBABILITIES, VALUES, "features")  # of a model, see `NamedModel.network`
 
 
 def make(function: Function, specification: Specification, *, has_features: bool) -> dict[str, Any]:
@@ -48,8 +49,8 @@ def make(function: Function, specification: Specification, *, has_features: bool
         specification: of the model.
         has_features: whether "features" is one of the outputs.
     """
-    labels = () if specification.task == SINGLE else ("labels",)
-    named = ("probabilities", "classes", "scores", *labels, "valid")
+    of_task = {MULTILABEL: ("probabilities", "classes", "scores", "labels"), REGRESSION: (VALUES,)}
+    named = of_task.get(specification.task, ("probabilities", "classes", "scores"))
 
     def of_files(*names: str, function: Function = function) -> Any:
         def run(image_bytes: tf.Tensor) -> Tensors:
@@ -61,7 +62,7 @@ def make(function: Function, specification: Specification, *, has_features: bool
     def of_pixels(function: Function = function) -> Any:
         def run(image: tf.Tensor) -> Tensors:
             outputs = _with_classes(specification, function(image))
-            return {name: outputs[name] for name in ("probabilities", "classes", "scores", *labels)}
+            return {name: outputs[name] for name in named}
 
         return _function(run, image_spec(specification))
 
@@ -72,9 +73,9 @@ def make(function: Function, specification: Specification, *, has_features: bool
     averages = {}
     if specification.tta is not None:
         mean = tta.averaging(function, specification.tta)
-        averages = {"tta": of_files(*named, function=mean), "image_tta": of_pixels(mean)}
+        averages = {"tta": of_files(*named, "valid", function=mean), "image_tta": of_pixels(mean)}
     return {
-        DEFAULT: of_files(*named),
+        DEFAULT: of_files(*named, "valid"),
         "image": of_pixels(),
         **({"features": of_files("features", "valid")} if has_features else {}),
         "pixels": _function(decode, bytes_spec()),
@@ -122,16 +123,20 @@ def apply_to_files(function: Function, specification: Specification, image_bytes
 
 
 def _with_classes(specification: Specification, outputs: Tensors, valid: tf.Tensor | bool = True) -> Tensors:
-    """Adds "classes", "scores" and "valid"; rows that are not valid are 0 or empty."""
+    """Adds "classes", "scores" and "valid", of a regression "valid" alone; rows that are not valid are 0 or empty."""
+    if specification.task == REGRESSION:
+        valid = valid & tf.reduce_all(tf.math.is_finite(outputs[VALUES]), axis=1)
+        masked = {name: tf.where(valid[:, tf.newaxis], value, tf.zeros_like(value)) for name, value in outputs.items()}
+        return {**masked, "valid": valid}
     probabilities = outputs["probabilities"]
     sums = tf.abs(tf.reduce_sum(probabilities, axis=1) - 1) <= predictions.TOLERANCE  # as `predictions.are_probabilities`
     inside = tf.reduce_all(tf.abs(probabilities - 0.5) <= 0.5 + predictions.TOLERANCE, axis=1)
-    valid = valid & inside & (sums | (specification.task != SINGLE))
+    valid = valid & inside & (sums | (specification.task == MULTILABEL))
     scores, indices = tf.math.top_k(probabilities, specification.top_k)  # of equal ones the first, as argmax
     # From a constant: a lookup table would need an initialiser, which a frozen graph does not run.
     names = tf.constant([name.encode("utf-8", "surrogateescape") for name in specification.class_names])
     everything = {**outputs, "classes": tf.gather(names, indices), "scores": scores}
-    if specification.task != SINGLE:
+    if specification.task == MULTILABEL:
         present = probabilities >= tf.constant(specification.thresholds, tf.float32)
         everything["labels"] = tf.where(present, names, "")
     masked = {name: tf.where(valid[:, tf.newaxis], value, tf.zeros_like(value)) for name, value in everything.items()}

@@ -20,7 +20,7 @@ from tfpipe.common.files import check_json, parse_json
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.models.tta import Tta
 from tfpipe.records import checksums
-from tfpipe.records.manifest import SINGLE, TASKS
+from tfpipe.records.manifest import MULTILABEL, PROBABILITIES, REGRESSION, SINGLE, TASKS, VALUES
 from tfpipe.records.samples import USUAL, Resize, Samples
 
 FILE_NAME = checksums.SPECIFICATION_NAME
@@ -43,8 +43,13 @@ class Specification:
         max_pixels: height times width above which a file is not decoded.
         version: of tfpipe.
         samples: how 16-bit and transparent PNG are converted.
-        task: "single", the probabilities add up to 1, or "multilabel", each is of its class alone.
+        task: "single", the probabilities add up to 1; "ordinal", they do, too, and the classes are in
+            an order; or "multilabel", each is of its class alone. "regression": there are none, but
+            values, in units.
         thresholds: of "multilabel", at which probability of its class a label is there.
+        units: of "regression", of each target, "" where it is not known; class_names are then those
+            of the targets.
+        deviations: of "regression", of each target in the training images.
         tta: views that are averaged: of a SavedModel, by its signatures "tta" and "image_tta"; of
             another file, by itself.
     """
@@ -60,7 +65,14 @@ class Specification:
     samples: Samples = USUAL
     task: str = SINGLE
     thresholds: tuple[float, ...] | None = None
+    units: tuple[str, ...] | None = None
+    deviations: tuple[float, ...] | None = None
     tta: Tta | None = None
+
+    @property
+    def output(self) -> str:
+        """The name of what the model gives."""
+        return VALUES if self.task == REGRESSION else PROBABILITIES
 
     def to_json(self) -> str:
         """Returns one JSON object, the same text for equal specifications."""
@@ -70,7 +82,10 @@ class Specification:
         if not facts["samples"]:
             del facts["samples"]  # as in files that were written before there was a choice
         if self.task == SINGLE:
-            del facts["task"], facts["thresholds"]
+            del facts["task"]
+        for name in ("thresholds", "units", "deviations"):  # of other tasks
+            if facts[name] is None:
+                del facts[name]
         facts |= {"tta": self.tta.facts()} if self.tta else {}
         return dump_json(facts, indent=2) + "\n"
 
@@ -93,9 +108,11 @@ def from_json(text: str | bytes, path: str | os.PathLike[str]) -> Specification:
         arguments.check(image_size=specification.image_size)
         decoding.check_mode(specification.resize)
         arguments.choice("task", specification.task, TASKS)
-        thresholds, count = specification.thresholds, len(specification.class_names)
-        if (thresholds is None) != (specification.task == SINGLE) or (thresholds is not None and len(thresholds) != count):
-            raise DataError("thresholds must be a number for each class, of task multilabel only")
+        count = len(specification.class_names)
+        for name, task in {"thresholds": MULTILABEL, "units": REGRESSION, "deviations": REGRESSION}.items():
+            values = getattr(specification, name)
+            if (values is None) == (specification.task == task) or (values is not None and len(values) != count):
+                raise DataError(f"{name} must be one for each class, of task {task} only")
     except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         raise DataError(f"not the specification of a model: {lines_of(error)[0]}", path=path) from error
     return specification

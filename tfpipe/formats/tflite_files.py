@@ -25,7 +25,7 @@ from tfpipe.common.workers import count_cores
 from tfpipe.formats import operations, tflite_metadata
 from tfpipe.formats.exported_model import Array, ExportedModel
 from tfpipe.formats.specifications import Specification
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL, PROBABILITIES, REGRESSION, VALUES
 
 _NARROW = (tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum)
 _PASSING = ("Identity", "Placeholder", "PlaceholderWithDefault")
@@ -63,7 +63,8 @@ def converter_of(graph: Graph) -> Any:
         raise ValueError(f"it computes in 16 bits ({found.name}), which TFLite does not: build it with the policy float32")
     with tf.Graph().as_default():
         wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
-    function = wrapped.prune({"image": "image:0"}, {"probabilities": "probabilities:0"})
+    name = VALUES if any(node.name == VALUES for node in graph.node) else PROBABILITIES
+    function = wrapped.prune({"image": "image:0"}, {name: f"{name}:0"})
     return tf.lite.TFLiteConverter.from_concrete_functions([function], wrapped)
 
 
@@ -116,15 +117,16 @@ class _Runner:
             interpreter = tf.lite.Interpreter(model_content=data, num_threads=count_cores())
         self._run = interpreter.get_signature_runner(tflite_metadata.SIGNATURE)
         self._lock, self._num_classes = threading.Lock(), len(specification.class_names)
+        self._output = specification.output
         scale, _ = self._run.get_input_details()["image"]["quantization"]
-        self._is_rounded = scale != 0 and specification.task == SINGLE  # of several labels, each stands alone
+        self._is_rounded = scale != 0 and specification.task not in (MULTILABEL, REGRESSION)  # of which each stands alone
 
     def __call__(self, images: Array) -> Array:
         if not len(images):  # on which the interpreter may crash
             return np.zeros((0, self._num_classes), np.float32)
         with self._lock:
-            probabilities: Array = self._run(image=images)["probabilities"]
-        return _with_sum_1(probabilities) if self._is_rounded else probabilities
+            found: Array = self._run(image=images)[self._output]
+        return _with_sum_1(found) if self._is_rounded else found
 
 
 def _with_sum_1(probabilities: Array) -> Array:

@@ -26,6 +26,7 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.files import MAX_JSON_BYTES
 from tfpipe.formats import specifications
 from tfpipe.formats.specifications import Specification
+from tfpipe.records.manifest import REGRESSION
 
 SIGNATURE = "serving_default"
 
@@ -101,12 +102,16 @@ def _describe(specification: Specification) -> bytes:
     levels = _table(builder, [("Int32", 0), ("Int32", 255)])
     content = _table(builder, [("Uint8", _IMAGE_PROPERTIES), (_OFFSET, properties), (_OFFSET, levels)])
     image = _described(builder, "image", f"RGB, 0..255, resized by {specification.resize}", None, (_OFFSET, content))
-    labels = _described(builder, specifications.LABELS_NAME, "names of the classes, in order", ("Int8", _TENSOR_AXIS_LABELS))
-    probabilities = _described(builder, "probabilities", "one for each class", file=labels)
+    is_regression = specification.task == REGRESSION
+    what = "targets" if is_regression else "classes"
+    labels = _described(builder, specifications.LABELS_NAME, f"names of the {what}, in order", ("Int8", _TENSOR_AXIS_LABELS))
+    each = "one for each target, in its unit" if is_regression else "one for each class"
+    probabilities = _described(builder, specification.output, each, file=labels)
     inputs, outputs = _vector(builder, image), _vector(builder, probabilities)
     graph = _table(builder, [None, None, (_OFFSET, inputs), (_OFFSET, outputs)])
     ours = _described(builder, specifications.FILE_NAME, "how images are brought to the model", ("Int8", _DESCRIPTIONS))
-    texts = ("image classifier", f"model {specification.sha256}", specification.version)
+    kind = "regression on images" if is_regression else "image classifier"
+    texts = (kind, f"model {specification.sha256}", specification.version)
     named = [(_OFFSET, builder.CreateString(text)) for text in texts]
     graphs, listed = _vector(builder, graph), _vector(builder, ours)
     parser = builder.CreateString(_MIN_PARSER_VERSION)

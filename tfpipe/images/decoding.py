@@ -22,7 +22,7 @@ from tfpipe.images.decoders import decode_stored
 from tfpipe.images.placement import on_cpu
 from tfpipe.images.resizing import sample_image, scaled_size
 from tfpipe.records import schema
-from tfpipe.records.manifest import SINGLE, TASKS
+from tfpipe.records.manifest import MULTILABEL, REGRESSION, SINGLE, TASKS
 from tfpipe.records.samples import RESIZES as RESIZES
 from tfpipe.records.samples import USUAL, Samples
 from tfpipe.records.samples import Resize as Resize
@@ -47,7 +47,8 @@ def parse_example(serialized: tf.Tensor, task: str = SINGLE) -> dict[str, tf.Ten
 
     Returns:
         By the names of `tfpipe.records.schema` ("image/encoded", "image/class/label", ...): string
-        [] or int64 []. Of "multilabel", "image/class/label" and "image/class/unknown" are int64 [L].
+        [] or int64 []. Of "multilabel", "image/class/label" and "image/class/unknown" are int64 [L]. Of
+        "regression", "image/target" is float32 [D] in place of a label, and [0] in an unlabelled split.
 
     Raises:
         tf.errors.InvalidArgumentError: not an Example, or a feature is missing or of another type.
@@ -56,9 +57,12 @@ def parse_example(serialized: tf.Tensor, task: str = SINGLE) -> dict[str, tf.Ten
     arguments.choice("task", task, TASKS)
     features = {name: tf.io.FixedLenFeature([], tf.string) for name in _STRINGS}
     features |= {name: tf.io.FixedLenFeature([], tf.int64) for name in _INTEGERS}
-    if task != SINGLE:
+    if task == MULTILABEL:
         features |= {name: tf.io.RaggedFeature(tf.int64) for name in (schema.LABEL, schema.UNKNOWN)}
         features[schema.COMBINATION] = tf.io.FixedLenFeature([], tf.int64)
+    if task == REGRESSION:
+        features[schema.TARGET_ROW] = features.pop(schema.LABEL)
+        features[schema.TARGET] = tf.io.RaggedFeature(tf.float32)
     parsed: dict[str, tf.Tensor] = tf.io.parse_single_example(serialized, features)
     return parsed
 

@@ -24,10 +24,11 @@ from tfpipe.common.errors import DataError
 from tfpipe.networks import arithmetic, ensembles, keras_files, layers, weight_files
 from tfpipe.networks.submodels import hash_network
 from tfpipe.records import checksums, folds, run_folders
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import PROBABILITIES, REGRESSION, SINGLE, VALUES
 from tfpipe.records.samples import USUAL, Samples
 
-_ENDS = {"preprocessing": layers.Preprocessing, "probabilities": layers.Probabilities}  # of every model
+_ENDS = {"preprocessing": layers.Preprocessing, PROBABILITIES: layers.Probabilities}  # of every model
+_ENDS_OF_NUMBERS = {"preprocessing": layers.Preprocessing, VALUES: layers.Values}
 _HEAD = {"pooling": keras.layers.Layer, "logits": keras.layers.Layer}  # of a `Classifier`, too
 _FEATURES = ("pooling", "features")  # of a classifier of `tfpipe.train`, and of one that was wrapped
 
@@ -67,6 +68,12 @@ def task_of(predictor: Predictor) -> str:
     return found
 
 
+def units_of(predictor: Predictor) -> tuple[str, ...] | None:
+    """Returns the units of the targets of a regression; None of classes."""
+    found = getattr(predictor, "units", None)
+    return None if found is None else tuple(found)
+
+
 def thresholds_of(predictor: Predictor) -> np.ndarray[Any, Any] | None:
     """Returns at which probabilities a predictor of several labels names a class, float64 [C]."""
     found = getattr(predictor, "thresholds", None)
@@ -91,8 +98,8 @@ class NamedModel:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the columns."""
-        names: tuple[str, ...] = self.model.get_layer("probabilities").class_names
+        """Names of the columns: of classes, or of the targets of a regression."""
+        names: tuple[str, ...] = layers.last_of(self.model).class_names
         return names
 
     @property
@@ -121,14 +128,25 @@ class NamedModel:
     @property
     def outputs(self) -> str:
         """Kind of output of its last layer but one, one of `layers.OUTPUTS`."""
-        source: str = self.model.get_layer("probabilities").source
+        source: str = layers.last_of(self.model).source
         return source
 
     @property
     def task(self) -> str:
-        """One class an image, "single", or any number of labels, "multilabel"."""
-        task: str = self.model.get_layer("probabilities").task
+        """What it predicts, see `Manifest`."""
+        task: str = layers.last_of(self.model).task
         return task
+
+    @property
+    def output(self) -> str:
+        """The name of what `predict` gives."""
+        return VALUES if self.task == REGRESSION else PROBABILITIES
+
+    @property
+    def units(self) -> tuple[str, ...] | None:
+        """Of a regression, the unit of each target, "" where it is not known; else None."""
+        last = layers.last_of(self.model)
+        return last.units if isinstance(last, layers.Values) else None
 
     @property
     def sha256(self) -> str:
@@ -145,8 +163,8 @@ class NamedModel:
 
     @cached_property
     def network(self) -> keras.Model:
-        """Images -> {"probabilities"} and, with `has_features`, "features" [B, D]."""
-        outputs = {"probabilities": self.model.output}
+        """Images -> {"probabilities"}, or {"values"}, and, with `has_features`, "features" [B, D]."""
+        outputs = {self.output: self.model.output}
         if self.has_features:
             features = next(layer.output for layer in self.model.layers if layer.name in _FEATURES)
             outputs["features"] = features if features.dtype == "float32" else keras.ops.cast(features, "float32")
@@ -175,8 +193,8 @@ class NamedModel:
             return tuple(found[name].numpy() for name in names)
 
     def predict(self, images: Any) -> np.ndarray[Any, Any]:
-        """Returns probabilities, float32 [B, C], of uint8 images [B, H, W, 3]."""
-        return self._compute(images, "probabilities")[0]
+        """Returns probabilities, float32 [B, C], of uint8 images [B, H, W, 3], or numbers [B, D]."""
+        return self._compute(images, self.output)[0]
 
 
 @dataclass(frozen=True)
@@ -195,7 +213,7 @@ class Classifier(NamedModel):
 
     def predict_with_features(self, images: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Returns probabilities, float32 [B, C], and pooled features, float32 [B, D]."""
-        probabilities, features = self._compute(images, "probabilities", "features")
+        probabilities, features = self._compute(images, self.output, "features")
         return probabilities, features
 
 
@@ -243,7 +261,7 @@ def check(model: keras.Model, path: str | os.PathLike[str] | None = None) -> Cla
     Raises:
         DataError: it lacks layers of a classifier.
     """
-    if missing := _missing(model, _ENDS | _HEAD):
+    if missing := _missing(model, _ends(model) | _HEAD):
         advice = "" if path is None or is_named(model) else f"; export it first: {run_folders.EXPORT}"
         raise DataError(f"not a classifier of tfpipe: it has no layer {' and no '.join(missing)}{advice}", path=path)
     return Classifier(model)
@@ -251,7 +269,11 @@ def check(model: keras.Model, path: str | os.PathLike[str] | None = None) -> Cla
 
 def is_named(model: keras.Model) -> bool:
     """Returns whether a model has the layers of a `NamedModel`."""
-    return not _missing(model, _ENDS)
+    return not _missing(model, _ends(model))
+
+
+def _ends(model: keras.Model) -> dict[str, type]:
+    return _ENDS_OF_NUMBERS if VALUES in [layer.name for layer in getattr(model, "layers", [])] else _ENDS
 
 
 def _missing(model: keras.Model, needed: dict[str, type]) -> list[str]:

@@ -26,7 +26,8 @@ def explain(classifier: Classifier, images: Any, class_indices: Any) -> Array:
 
     Each channel of the map is weighted with the mean gradient of the class's logit over its places;
     the positive part of the weighted sum is divided by its maximum. It is all zeros where no place
-    supports the class, and where the network or its gradients are not finite.
+    supports the class, and where the network or its gradients are not finite. Of classes in an
+    order, it is how much a place speaks for a higher class, whatever class is explained.
 
     Args:
         classifier: with any trunk and head; the map is the input of its head.
@@ -37,7 +38,8 @@ def explain(classifier: Classifier, images: Any, class_indices: Any) -> Array:
     with tf.GradientTape() as tape:
         tape.watch(features)
         logits = classifier.head(features, training=False)
-        scores = tf.gather(logits, tf.cast(class_indices, tf.int32), batch_dims=1)
+        single = logits.shape[-1] == 1 < len(classifier.class_names)
+        scores = logits[:, 0] if single else tf.gather(logits, tf.cast(class_indices, tf.int32), batch_dims=1)
     gradients = tape.gradient(scores, features)  # of the sum, in which each image has a term of its own
     weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
     heat = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1))

@@ -11,6 +11,9 @@ would compute ("=1+1.jpg") are escaped in the file, see `tfpipe.common.tables.es
 
 Of several labels an image, the third column is called labels: "cat|?dog" has a cat, and whether it
 has a dog is unknown. Predicted are the classes at their thresholds or above.
+
+Of a regression, the columns are key, filename, target_<name> for each target, empty where it is not
+known, and value_<name>, as predicted.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import csv
 import dataclasses
 import io
 import itertools
+import math
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,7 +37,7 @@ from tfpipe.common.files import open_regular, read_json, sha256_of
 from tfpipe.common.tables import escape_formula, unescape_formula
 from tfpipe.common.text import exactly, hash_names
 from tfpipe.records import combinations
-from tfpipe.records.manifest import MULTILABEL, SINGLE
+from tfpipe.records.manifest import MULTILABEL, REGRESSION, SINGLE
 
 FILE_NAME = "predictions.csv"
 RECEIPT_NAME = "receipt.json"
@@ -42,6 +46,7 @@ METRICS_NAME = "metrics.json"
 _COLUMNS = ("key", "filename", "label", "predicted")
 _COLUMNS_OF_SEVERAL = ("key", "filename", "labels", "predicted")
 PREFIX = "probability_"
+TARGET_PREFIX, VALUE_PREFIX = "target_", "value_"  # of a regression
 EXTRAS = {"groups": "group", "folds": "fold"}  # fields that are columns at the end, where there are any
 _SUM_TOLERANCE = 1e-3  # a softmax in float32 over 10,000 classes is off by 1e-5
 DEFAULT_THRESHOLD = 0.5  # of several labels an image
@@ -60,8 +65,10 @@ class Predictions:
         labels: int64 [N], index in class_names, -1 for unlabelled images.
         probabilities: float32 [N, C], bit-equal to the model's.
         class_names: name of each column, in the model's order.
-        targets: of several labels an image, int8 [N, C]: 1, 0 or -1 (unknown); else None. Labels are
-            then 0, and -1 where nothing is known.
+        targets: of several labels an image, int8 [N, C]: 1, 0 or -1 (unknown); of a regression,
+            float32 [N, D], NaN where they are not known; else None. Labels are then 0, and -1 where
+            nothing is known. The probabilities of a regression are its values, and the class names
+            those of its targets.
         thresholds: of several labels an image, float [C], at which a class is predicted; None: 0.5.
         groups: of each image; None in a data set without groups.
         folds: of out-of-fold predictions, the fold of each image; else None.
@@ -79,8 +86,10 @@ class Predictions:
 
     @property
     def task(self) -> str:
-        """One class an image, "single", or any number of labels, "multilabel"."""
-        return SINGLE if self.targets is None else MULTILABEL
+        """One class an image, "single", any number of labels, "multilabel", or numbers, "regression"."""
+        if self.targets is None:
+            return SINGLE
+        return MULTILABEL if self.targets.dtype == np.int8 else REGRESSION
 
     @property
     def extras(self) -> tuple[str, ...]:
@@ -126,6 +135,18 @@ def of_several_labels(
     return Predictions(keys, filenames, labels, probabilities, class_names, targets, thresholds)
 
 
+def of_numbers(
+    keys: Sequence[str],
+    filenames: Sequence[str],
+    targets: np.ndarray[Any, Any],
+    values: np.ndarray[Any, Any],
+    names: Sequence[str],
+) -> Predictions:
+    """Returns the table of a regression, from targets and values, float32 [N, D]."""
+    labels = np.where(np.isfinite(targets).all(axis=1), 0, -1)
+    return Predictions(keys, filenames, labels, values, names, np.asarray(targets, np.float32))
+
+
 def present(probabilities: np.ndarray[Any, Any], thresholds: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
     """Returns which classes are predicted, bool [N, C], where an image may have several."""
     at = np.float32(DEFAULT_THRESHOLD) if thresholds is None else np.asarray(thresholds, np.float32)
@@ -136,12 +157,15 @@ def present(probabilities: np.ndarray[Any, Any], thresholds: np.ndarray[Any, Any
 def are_probabilities(values: np.ndarray[Any, Any], tolerance: float = TOLERANCE, task: str = SINGLE) -> np.ndarray[Any, Any]:
     """Returns which rows of outputs, float [B, C], are probabilities, bool [B]; NaN never is.
 
-    Of several labels an image, they need not add up to 1.
+    Of several labels an image, they need not add up to 1; of a regression, they are finite.
 
     All outputs pass this check. `tfpipe.formats.signatures` has it inside the graph.
     """
+    if task == REGRESSION:
+        finite: np.ndarray[Any, Any] = np.isfinite(values).all(axis=1)
+        return finite
     with np.errstate(invalid="ignore"):  # infinity less infinity
-        sums = (abs(values.sum(axis=1) - 1) <= tolerance) | (task != SINGLE)
+        sums = (abs(values.sum(axis=1) - 1) <= tolerance) | (task == MULTILABEL)
         good: np.ndarray[Any, Any] = sums & (values >= -tolerance).all(axis=1) & (values <= 1 + tolerance).all(axis=1)
     return good
 
@@ -162,17 +186,24 @@ def check(values: np.ndarray[Any, Any], names: Sequence[str], model: Any = None,
         shown = ", ".join(repr(names[row]) for row in broken[:_MAX_NAMED])
         more = f" and {len(broken) - _MAX_NAMED:,} more" if len(broken) > _MAX_NAMED else ""
         first = ", ".join(f"{value:g}" for value in values[broken[0], :_MAX_NAMED])
-        raise DataError(f"{whose} probabilities of {shown}{more} are not numbers in 0..1{_sum_of(task)}: {first}")
+        what = (
+            "values of {} are not finite"
+            if task == REGRESSION
+            else f"probabilities of {{}} are not numbers in 0..1{_sum_of(task)}"
+        )
+        raise DataError(f"{whose} {what.format(shown + more)}: {first}")
 
 
 def _sum_of(task: str) -> str:
-    return " with the sum 1" if task == SINGLE else ""
+    return "" if task == MULTILABEL else " with the sum 1"
 
 
 def header(class_names: Sequence[str], task: str = SINGLE, extras: Iterable[str] = ()) -> bytes:
     """Returns the first line of a table; `extras` as those of `Predictions`."""
-    first = _COLUMNS if task == SINGLE else _COLUMNS_OF_SEVERAL
-    return lines([[*first, *(f"{PREFIX}{name}" for name in class_names), *(EXTRAS[name] for name in extras)]])
+    first = {REGRESSION: _COLUMNS[:2], MULTILABEL: _COLUMNS_OF_SEVERAL}.get(task, _COLUMNS)
+    prefixes = (TARGET_PREFIX, VALUE_PREFIX) if task == REGRESSION else (PREFIX,)
+    named = [f"{prefix}{name}" for prefix in prefixes for name in class_names]
+    return lines([[*first, *named, *(EXTRAS[name] for name in extras)]])
 
 
 def rows(table: Predictions) -> bytes:
@@ -183,6 +214,8 @@ def rows(table: Predictions) -> bytes:
     """
     values = np.asarray(table.probabilities, np.float32)
     check(values, table.keys, task=table.task)
+    if table.task == REGRESSION:
+        return _rows_of_numbers(table, values)
     if table.targets is None:
         names = [*table.class_names, ""]  # -1 takes the last
         labels, predicted = ([names[index] for index in indices] for indices in (table.labels, values.argmax(axis=1)))
@@ -196,6 +229,17 @@ def rows(table: Predictions) -> bytes:
     ends = zip(*extras, strict=True) if extras else itertools.repeat(())
     columns = zip(table.keys, table.filenames, labels, predicted, texts, strict=True)
     return lines([*map(escape_formula, names), *row, *end] for (*names, row), end in zip(columns, ends, strict=False))
+
+
+def _rows_of_numbers(table: Predictions, values: np.ndarray[Any, Any]) -> bytes:
+    both = np.hstack([np.asarray(table.targets, np.float32), values]).tolist()
+    texts = [["" if math.isnan(value) else f"{value:.9g}" for value in row] for row in both]
+    names = (map(escape_formula, names) for names in zip(table.keys, table.filenames, strict=True))
+    ends = zip(*(map(escape_formula, getattr(table, name)) for name in table.extras), strict=True)
+    return lines(
+        [*name, *row, *end]
+        for name, row, end in zip(names, texts, ends if table.extras else itertools.repeat(()), strict=False)
+    )
 
 
 def chunks(table: Predictions) -> Iterator[bytes]:
@@ -282,7 +326,10 @@ def _read_file(path: Path) -> Predictions:
         try:
             columns = next(lines, [])
             extras = [next(name for name, column in EXTRAS.items() if column == found) for found in _extra_columns(columns)]
-            class_names = _class_names(columns[: len(columns) - len(extras)])
+            columns = columns[: len(columns) - len(extras)] if extras else columns
+            if columns[2:3] and columns[2].startswith(TARGET_PREFIX):
+                return _parse_numbers(columns, lines, extras)
+            class_names = _class_names(columns)
             return _parse(class_names, lines, MULTILABEL if columns[2:3] == ["labels"] else SINGLE, extras)
         except (ValueError, csv.Error) as error:
             raise DataError(f"line {lines.line_num} is not one of a table of predictions: {error}", path=path) from None
@@ -321,7 +368,7 @@ def _parse(class_names: list[str], lines: Iterable[list[str]], task: str, extras
         if label not in indices:
             raise ValueError(f"no class is called {label!r}")
         row = [float(text) for text in line[len(_COLUMNS) : num_columns - len(extras)]]
-        _check_row(row, predicted if task == SINGLE else None, class_names)
+        _check_row(row, predicted if task != MULTILABEL else None, class_names)
         keys[key] = None
         filenames.append(filename)
         for column, text in zip(found, line[num_columns - len(extras) :], strict=True):
@@ -335,6 +382,27 @@ def _parse(class_names: list[str], lines: Iterable[list[str]], task: str, extras
         table = of_several_labels(list(keys), filenames, values_of_labels, probabilities, class_names)
         return dataclasses.replace(table, **more)
     return Predictions(list(keys), filenames, np.array(labels, np.int64), probabilities, class_names, **more)
+
+
+def _parse_numbers(columns: list[str], lines: Iterable[list[str]], extras: Sequence[str]) -> Predictions:
+    names = [name.removeprefix(TARGET_PREFIX) for name in columns[2 : 2 + (len(columns) - 2) // 2]]
+    if [*_COLUMNS[:2], *(f"{prefix}{name}" for prefix in (TARGET_PREFIX, VALUE_PREFIX) for name in names)] != columns:
+        raise ValueError(f"the columns must be key,filename, {TARGET_PREFIX}<name> for each target, and {VALUE_PREFIX}<name>")
+    found: dict[str, tuple[str, list[float], list[str]]] = {}
+    for line in lines:
+        if len(line) != len(columns) + len(extras):
+            raise ValueError(f"{exactly(len(line), 'field')}, expected {len(columns) + len(extras)}")
+        key, filename, *more = map(unescape_formula, (*line[:2], *line[len(columns) :]))
+        if key in found:
+            raise ValueError(f"{key!r} is there twice")
+        numbers = [float(text) if text else math.nan for text in line[2 : len(columns)]]
+        if not all(map(math.isfinite, numbers[len(names) :])):
+            raise ValueError("its values are not finite")
+        found[key] = filename, numbers, more
+    both = np.array([numbers for _, numbers, _ in found.values()], np.float32).reshape(len(found), 2 * len(names))
+    table = of_numbers(list(found), [name for name, *_ in found.values()], both[:, : len(names)], both[:, len(names) :], names)
+    kept: dict[str, Any] = {name: [more[place] for *_, more in found.values()] for place, name in enumerate(extras)}
+    return dataclasses.replace(table, **kept)
 
 
 def _values_of(text: str, class_names: list[str]) -> list[int]:

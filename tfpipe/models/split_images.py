@@ -21,10 +21,11 @@ from tfpipe.common import seeds
 from tfpipe.common.errors import DataError
 from tfpipe.models.classifiers import Predictor
 from tfpipe.pipeline.augmentation import Augmentation
-from tfpipe.pipeline.loader import Loader
+from tfpipe.pipeline.loader import Loader, targets_of
 from tfpipe.pipeline.options import Options
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import catalog, manifest
+from tfpipe.records.targets import num_strata
 
 NOT_AUGMENTED = Augmentation()
 
@@ -95,14 +96,30 @@ class SplitImages:
         return labels
 
     @property
+    def targets(self) -> np.ndarray[Any, Any]:
+        """float32 [N, D], the numbers of `positions`; NaN in an unlabelled split.
+
+        Raises ValueError if the data set's task is not regression.
+        """
+        reader = RecordReader(self.directory, self.split)
+        if reader.targets is None:
+            raise ValueError(f"{os.fspath(self.directory)}: has classes, and no numbers")
+        found: np.ndarray[Any, Any] = targets_of(reader.targets)[reader.labels[self.positions]]  # -1 is the last
+        return found
+
+    @property
     def strata(self) -> np.ndarray[Any, Any]:
         """int64 [num_records], the parts that `hold_out` divides: classes.
 
         Of several labels an image, the rarest of them in the split, and one more for none: of rare
-        combinations there may be one image each.
+        combinations there may be one image each. Of numbers, strata as in a build.
         """
         reader = RecordReader(self.directory, self.split)
         labels: np.ndarray[Any, Any] = reader.labels.astype(np.int64)
+        if reader.targets is not None:
+            before = np.searchsorted(np.sort(labels), labels)
+            parts: np.ndarray[Any, Any] = before * num_strata(len(labels)) // max(1, len(labels))
+            return parts
         if reader.combinations is None:
             return labels
         present = reader.combinations == 1

@@ -29,6 +29,7 @@ from tfpipe.common import arguments
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import load_json
 from tfpipe.pipeline.presets import Augmentation
+from tfpipe.records.manifest import PROBABILITIES, VALUES
 from tfpipe.records.run_folders import RUN_NAME
 from tfpipe.records.samples import Samples
 
@@ -262,13 +263,14 @@ def mean(by_view: Any, num_views: int) -> Any:
 
 
 def averaging(function: Any, tta: Tta) -> Any:
-    """Returns a function from images to "probabilities", the mean of those of `function`, for graphs."""
+    """Returns a function from images to "probabilities" (or "values"), the mean of those of `function`, for graphs."""
     import tensorflow as tf
 
     def run(images: Any) -> dict[str, Any]:
-        found = function(views(images, tta))["probabilities"]
-        by_view = tf.reshape(found, [tta.num_views, -1, found.shape[-1]])
-        return {"probabilities": mean(by_view, tta.num_views)}
+        outputs = function(views(images, tta))
+        name = VALUES if VALUES in outputs else PROBABILITIES
+        by_view = tf.reshape(outputs[name], [tta.num_views, -1, outputs[name].shape[-1]])
+        return {name: mean(by_view, tta.num_views)}
 
     return run
 
@@ -304,10 +306,17 @@ class Averaged:
 
     @property
     def task(self) -> str:
-        """One class an image, "single", or any number of labels, "multilabel"."""
+        """What it predicts, see `Manifest`."""
         from tfpipe.models.classifiers import task_of
 
         return task_of(self.predictor)
+
+    @property
+    def units(self) -> tuple[str, ...] | None:
+        """Of the targets of a regression; None of classes."""
+        from tfpipe.models.classifiers import units_of
+
+        return units_of(self.predictor)
 
     @property
     def thresholds(self) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfpipe.networks.layers import Probabilities, Trunk
+from tfpipe.networks.layers import Probabilities, Trunk, Values, last_of
 from tfpipe.networks.submodels import hash_network
 
 
@@ -29,7 +29,11 @@ class Ensemble(keras.layers.Layer):  # type: ignore[misc]
     """
 
     def __init__(
-        self, networks: Sequence[keras.Model], heads: Sequence[keras.Model], probabilities: Probabilities, **options: Any
+        self,
+        networks: Sequence[keras.Model],
+        heads: Sequence[keras.Model],
+        probabilities: Probabilities | Values,
+        **options: Any,
     ) -> None:
         super().__init__(**{**options, "dtype": "float32"})
         self.networks, self.heads, self.probabilities = list(networks), list(heads), probabilities
@@ -68,6 +72,8 @@ class Ensemble(keras.layers.Layer):  # type: ignore[misc]
 def average(models: Sequence[keras.Model]) -> keras.Model:
     """Returns a classifier whose probabilities are the mean of those of classifiers of `tfpipe.train`.
 
+    What members have fitted for themselves, as thresholds of classes in an order, is in their heads.
+
     Raises:
         ValueError: they differ in classes, size of the images or preprocessing.
     """
@@ -79,15 +85,22 @@ def average(models: Sequence[keras.Model]) -> keras.Model:
         networks = networks[:1]
     named = [keras.Model(one.inputs[0], one.outputs[0], name=f"backbone_{index}") for index, one in enumerate(networks)]
     heads = [_head(model, f"head_{index}") for index, model in enumerate(models)]
-    preprocessing, last = first.get_layer("preprocessing"), first.get_layer("probabilities")
-    ensemble = Ensemble(named, heads, _copy(last), name="ensemble")
+    preprocessing, last = first.get_layer("preprocessing"), last_of(first)
+    own = _copy(last, **last.without_fit) if _has_fit(last) else _copy(last)
+    ensemble = Ensemble(named, heads, own, name="ensemble")
     images = keras.Input(first.input_shape[1:], dtype="uint8", name="image")
     mean = ensemble(_copy(preprocessing)(images))
-    return keras.Model(images, _copy(last, source="probabilities")(mean), name="classifier")
+    return keras.Model(images, _copy(last, **last.without_fit)(mean), name="classifier")
 
 
 def _facts(model: keras.Model) -> tuple[Any, ...]:
-    return model.input_shape, *(model.get_layer(name).get_config() for name in ("preprocessing", "probabilities"))
+    configs = [layer.get_config() for layer in (model.get_layer("preprocessing"), last_of(model))]
+    fitted = {"thresholds", "means", "deviations"}
+    return model.input_shape, *({name: one[name] for name in one if name not in fitted} for one in configs)
+
+
+def _has_fit(last: Probabilities | Values) -> bool:
+    return isinstance(last, Values) or bool(last.thresholds)
 
 
 def _copy(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
@@ -99,8 +112,10 @@ def _trunk(model: keras.Model) -> Trunk:
 
 
 def _head(model: keras.Model, name: str) -> keras.Model:
-    first, last = (model.layers.index(layer) for layer in (_trunk(model), model.get_layer("probabilities")))
+    first, last = (model.layers.index(layer) for layer in (_trunk(model), last_of(model)))
     values = features = keras.Input(model.get_layer("pooling").input.shape[1:])
     for layer in model.layers[first + 1 : last]:
         values = layer(values)
+    if _has_fit(ends := last_of(model)):
+        values = ends.call(values)
     return keras.Model(features, values, name=name)

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tfpipe.common import arguments, seeds
-from tfpipe.records.manifest import SINGLE
 
 if TYPE_CHECKING:
     import keras
 
 Pooling = Literal["average", "max", "flatten"]
+HUBER, SQUARED = NUMERIC_LOSSES = ("huber", "squared")  # of a regression
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,11 @@ class Head:
         arguments.choice("pooling", self.pooling, get_args(Pooling))
         arguments.check(hidden=self.hidden, dropout=self.dropout, l2=self.l2)
 
-    def layers(self, num_classes: int, seed: int) -> list[keras.layers.Layer]:
-        """Returns new layers from "pooling" to "logits"; the seed sets weights and dropout."""
+    def layers(self, num_logits: int, seed: int, *, use_bias: bool = True) -> list[keras.layers.Layer]:
+        """Returns new layers from "pooling" to "logits"; the seed sets weights and dropout.
+
+        Logits have no bias where thresholds follow.
+        """
         import keras
 
         def draw(*names: str | int) -> int:
@@ -69,7 +72,8 @@ class Head:
             add_dropout(index)
         # From zero: random weights times features of any size (34 for VGG16's maxima) are logits of
         # tens before the first step, and their remains at the end cost 1 to 10 % of accuracy.
-        return [*stack, keras.layers.Dense(num_classes, kernel_initializer="zeros", name="logits", **dense)]
+        dense |= {"kernel_initializer": "zeros", "use_bias": use_bias}
+        return [*stack, keras.layers.Dense(num_logits, name="logits", **dense)]
 
 
 def assemble(
@@ -78,15 +82,19 @@ def assemble(
     head: Sequence[keras.layers.Layer],
     class_names: Sequence[str],
     image_size: tuple[int, int],
-    task: str = SINGLE,
+    last: keras.layers.Layer | None = None,
 ) -> keras.Model:
-    """Returns the whole classifier: uint8 [B, H, W, 3] -> float32 [B, C], probabilities."""
+    """Returns the whole classifier: uint8 [B, H, W, 3] -> float32 [B, C], probabilities.
+
+    Its last layer is one of one class an image, unless it is given.
+    """
     import keras
 
     from tfpipe.networks.layers import Probabilities
 
     values = images = keras.Input((*image_size, 3), dtype="uint8", name="image")
-    for layer in (preprocessing, *trunks, *head, Probabilities(class_names, task=task, name="probabilities")):
+    last = last or Probabilities(class_names, name="probabilities")
+    for layer in (preprocessing, *trunks, *head, last):
         values = layer(values)
     return keras.Model(images, values, name="classifier")
 

@@ -32,7 +32,7 @@ def save(model: keras.Model, path: Path) -> None:
     for layer in model.layers[1:]:
         if isinstance(layer, layers.Trunk):
             values = layer.network(values, training=False)
-        elif isinstance(layer, layers.Preprocessing | layers.Probabilities | Ensemble):
+        elif isinstance(layer, layers.Preprocessing | layers.Probabilities | layers.Values | Ensemble):
             values = layer.call(values)  # its operations alone, and the layers of Keras in it
         else:
             values = layer(values)

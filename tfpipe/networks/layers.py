@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from tfpipe.common.text import hash_names as hash_names
 from tfpipe.networks.architectures import PREPROCESSINGS as PREPROCESSINGS
-from tfpipe.records.manifest import SINGLE, TASKS
+from tfpipe.records.manifest import MULTILABEL, ORDINAL, REGRESSION, SINGLE, TASKS
 from tfpipe.records.samples import USUAL, Samples
 
 # Mean of ImageNet's training images in BGR, levels 0..255 (VGG, Simonyan and Zisserman 2014), and
@@ -125,6 +126,68 @@ class Trunk(keras.layers.Layer):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable("tfpipe")
+class Values(keras.layers.Layer):  # type: ignore[misc]
+    """A network's outputs [B, D] -> float32 numbers [B, D] in the units of the targets, the last layer of a regression.
+
+    Args:
+        class_names: name of each target.
+        units: of each target; "" where it is not known.
+        means: of the targets in the training split, which is an output of 0; none: outputs are in
+            units already.
+        deviations: standard deviation of each target there, which is an output of 1.
+        sha256: as of `Probabilities`.
+    """
+
+    task = REGRESSION
+    source = "logits"
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        units: Sequence[str],
+        means: Sequence[float],
+        deviations: Sequence[float],
+        sha256: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**{**options, "dtype": "float32"})
+        self.class_names, self.units = tuple(class_names), tuple(units)
+        self.means, self.deviations = tuple(map(float, means)), tuple(map(float, deviations))
+        self.sha256 = _checked_hash(self.class_names, sha256)
+
+    def call(self, outputs: Any) -> Any:
+        """Returns the numbers."""
+        outputs = ops.cast(outputs, "float32")
+        scales = enumerate(zip(self.means, self.deviations, strict=False))  # numbers, see `_standardise_channels`
+        values = [outputs[:, index : index + 1] * deviation + mean for index, (mean, deviation) in scales]
+        return ops.concatenate(values, axis=-1) if values else outputs
+
+    @property
+    def without_fit(self) -> dict[str, Any]:
+        """Arguments that make it a layer of numbers as they are, for the mean of several models."""
+        return {"means": ()}
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the layer."""
+        names = ("class_names", "units", "means", "deviations")
+        return {**super().get_config(), **{name: list(getattr(self, name)) for name in names}, "sha256": self.sha256}
+
+
+def last_of(model: keras.Model) -> Probabilities | Values:
+    """Returns the last layer of a classifier, "probabilities", or of a regression, "values"."""
+    names = [layer.name for layer in model.layers]
+    found: Probabilities | Values = model.get_layer("values" if "values" in names else "probabilities")
+    return found
+
+
+def _checked_hash(class_names: Sequence[str], sha256: str | None) -> str:
+    found = hash_names(class_names)
+    if sha256 not in (None, found):
+        raise ValueError(f"the model's class names were changed: they hash to {found}, not to {sha256}")
+    return found
+
+
+@keras.saving.register_keras_serializable("tfpipe")
 class Probabilities(keras.layers.Layer):  # type: ignore[misc]
     """A network's outputs [B, C] -> float32 probabilities [B, C], whose columns have names.
 
@@ -135,7 +198,9 @@ class Probabilities(keras.layers.Layer):  # type: ignore[misc]
             sigmoid, for the second of two classes), "probabilities", "sigmoid" ([B, 1], of the
             second of two classes).
         task: "single": the probabilities of a row add up to 1. "multilabel": each is of its class
-            alone, the sigmoid of its logit.
+            alone, the sigmoid of its logit. "ordinal": they add up to 1, and logits are a score,
+            [B, 1]; that a class is above the k-th has the sigmoid of the score less threshold k.
+        thresholds: of "ordinal", rising, one less than there are classes.
     """
 
     def __init__(
@@ -144,30 +209,49 @@ class Probabilities(keras.layers.Layer):  # type: ignore[misc]
         sha256: str | None = None,
         source: str = "logits",
         task: str = SINGLE,
+        thresholds: Sequence[float] = (),
         **options: Any,
     ) -> None:
         super().__init__(**{**options, "dtype": "float32"})
         if source not in OUTPUTS:
             raise ValueError(f"source must be one of {', '.join(OUTPUTS)} (got {source!r})")
-        if task not in TASKS or (task != SINGLE and source == "sigmoid"):
+        if task not in TASKS or task == REGRESSION or (task != SINGLE and source == "sigmoid"):
             raise ValueError(f"task must be one of {', '.join(TASKS)}, of which source={source} (got {task!r})")
         self.class_names, self.source, self.task = tuple(class_names), source, task
-        self.sha256 = hash_names(self.class_names)
-        if sha256 not in (None, self.sha256):
-            raise ValueError(f"the model's class names were changed: they hash to {self.sha256}, not to {sha256}")
+        self.thresholds = tuple(map(float, thresholds))
+        count = len(self.class_names) - 1 if task == ORDINAL and source == "logits" else 0
+        if len(self.thresholds) != count or any(np.diff(self.thresholds) <= 0):
+            raise ValueError(f"thresholds must rise, one less of them than of the classes of a score (got {self.thresholds})")
+        self.sha256 = _checked_hash(self.class_names, sha256)
 
     def call(self, outputs: Any) -> Any:
         """Returns the probabilities."""
         outputs = ops.cast(outputs, "float32")
-        if self.task != SINGLE:
+        if self.task == MULTILABEL:
             return ops.sigmoid(outputs) if self.source == "logits" else outputs
+        if self.thresholds:
+            return self._in_order(outputs)
         one = outputs.shape[-1] == 1 < len(self.class_names)
         if self.source == "logits":
             outputs = ops.sigmoid(outputs) if one else ops.softmax(outputs, axis=-1)
         return ops.concatenate([1.0 - outputs, outputs], axis=-1) if one else outputs
 
+    @property
+    def without_fit(self) -> dict[str, Any]:
+        """Arguments that make it a layer of probabilities as they are, for the mean of several models."""
+        return {"source": "probabilities", "thresholds": ()}
+
+    def _in_order(self, score: Any) -> Any:
+        # Products, see `links.FittedLinks`; numbers, not arrays, see `_standardise_channels`.
+        below = [ops.sigmoid(threshold - score) for threshold in self.thresholds]
+        above = [ops.sigmoid(score - threshold) for threshold in self.thresholds]
+        factors = [float(value) for value in -np.expm1(-np.diff(self.thresholds))]
+        inner = [one * other * factor for one, other, factor in zip(below[1:], above, factors, strict=False)]
+        return ops.concatenate([below[0], *inner, above[-1]], axis=-1)
+
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the layer."""
         source = {} if self.source == "logits" else {"source": self.source}  # the hash of older models stays
-        task = {} if self.task == SINGLE else {"task": self.task}
+        task: dict[str, Any] = {} if self.task == SINGLE else {"task": self.task}
+        task |= {"thresholds": list(self.thresholds)} if self.thresholds else {}
         return {**super().get_config(), "class_names": list(self.class_names), "sha256": self.sha256, **source, **task}

@@ -1,23 +1,47 @@
-"""What a phase minimises, and what counts as right: for one class an image, and for several labels.
+"""What a phase minimises, and what counts as right: for one class an image, several labels, or numbers.
 
 of_task("multilabel").losses(logits, targets, 0.0, None)     # float32 [B]
 
 Logits and targets are float32 [B, C], and all results float32 [B]. Targets of several labels are 1,
-0 or -1 (unknown), which takes no part.
+0 or -1 (unknown), which takes no part. Targets of a regression are in their units, NaN in a blank
+row, and logits in standard deviations from the mean.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import tensorflow as tf
 
-from tfpipe.records.manifest import SINGLE
+from tfpipe.networks.heads import HUBER
+from tfpipe.records.manifest import MULTILABEL, ORDINAL
+
+Array = np.ndarray[Any, Any]
+
+
+class Scale(NamedTuple):
+    """Mean and standard deviation of each target in the training images."""
+
+    means: tuple[float, ...]
+    deviations: tuple[float, ...]
+
+    @classmethod
+    def of(cls, targets: Array) -> Scale:
+        """Returns the scale of targets, float32 [N, D]; a deviation of 0 counts as 1."""
+        deviations = targets.std(0, dtype=np.float64)
+        return cls(tuple(targets.mean(0, dtype=np.float64).tolist()), tuple(np.where(deviations > 0, deviations, 1.0).tolist()))
+
+    def standardised(self, targets: Array) -> Array:
+        """Returns targets in deviations from the mean, float64 [N, D]."""
+        found: Array = (np.asarray(targets, np.float64) - self.means) / self.deviations
+        return found
 
 
 class Objective(Protocol):
     """Losses of a task, and its right answers."""
 
+    score: str  # what `right` is called
     by_loss: bool  # the best epoch has the least loss; else the most right answers
 
     def losses(self, logits: Any, targets: Any, smoothing: float, weights: Any) -> Any:
@@ -33,6 +57,7 @@ class Objective(Protocol):
 class OneClass:
     """Softmax and cross-entropy."""
 
+    score = "accuracy"
     by_loss = False
 
     def losses(self, logits: Any, targets: Any, smoothing: float, weights: Any) -> Any:  # noqa: D102 (of the protocol)
@@ -47,6 +72,15 @@ class OneClass:
         return tf.cast(tf.equal(tf.argmax(logits, -1), tf.argmax(targets, -1)), tf.float32)
 
 
+class InOrder(OneClass):
+    """The same of classes in an order, whose logits know it, see `layers.CumulativeLinks`.
+
+    The best epoch is that of the least loss: accuracy counts a class next to the right one as any.
+    """
+
+    by_loss = True
+
+
 class SeveralLabels:
     """Sigmoids and binary cross-entropy, the mean over all classes; an unknown one adds nothing.
 
@@ -54,6 +88,7 @@ class SeveralLabels:
     least loss, since the share of right labels hardly changes where most are absent.
     """
 
+    score = "accuracy"
     by_loss = True
 
     def losses(self, logits: Any, targets: Any, smoothing: float, weights: Any) -> Any:  # noqa: D102
@@ -75,6 +110,43 @@ class SeveralLabels:
         )
 
 
-def of_task(task: str) -> Objective:
-    """Returns the objective of a task."""
-    return OneClass() if task == SINGLE else SeveralLabels()
+class Numbers:
+    """Huber's loss (1964) or half the squared error, in standard deviations, the mean over the targets.
+
+    Huber's grows in proportion beyond an error of one deviation: a wrong target counts less. What is
+    logged is R2, with the variance of the training images.
+    """
+
+    by_loss = True
+    score = "R2"
+
+    def __init__(self, loss: str, scale: Scale) -> None:
+        self._loss, self._scale = loss, scale
+
+    def losses(self, logits: Any, targets: Any, smoothing: float, weights: Any) -> Any:  # noqa: ARG002, D102
+        errors = self._errors(logits, targets)
+        squared = tf.square(errors) / 2
+        if self._loss == HUBER:
+            squared = tf.where(tf.abs(errors) <= 1, squared, tf.abs(errors) - 0.5)
+        return tf.reduce_mean(squared, -1)
+
+    def validation_losses(self, logits: Any, targets: Any, weights: Any) -> Any:  # noqa: D102
+        return self.losses(logits, targets, 0.0, weights)
+
+    def right(self, logits: Any, targets: Any) -> Any:  # noqa: D102
+        return 1 - tf.reduce_mean(tf.square(self._errors(logits, targets)), -1)
+
+    def _errors(self, logits: Any, targets: Any) -> Any:
+        means, deviations = (tf.constant(values, tf.float32) for values in self._scale)
+        logits = tf.cast(logits, tf.float32)
+        wanted = (targets - means) / deviations
+        return logits - tf.where(tf.math.is_nan(wanted), tf.stop_gradient(logits), wanted)  # 0 of a blank row
+
+
+def of_task(task: str, loss: str | None = None, scale: Scale | None = None) -> Objective:
+    """Returns the objective of a task; of a regression, with its loss and the scale of its targets."""
+    if scale is not None:
+        return Numbers(loss or HUBER, scale)
+    if task == MULTILABEL:
+        return SeveralLabels()
+    return InOrder() if task == ORDINAL else OneClass()

@@ -26,11 +26,12 @@ from tfpipe.evaluation.feature_index import FeatureIndex
 from tfpipe.formats import opening
 from tfpipe.images.headers import DEFAULT_MAX_PIXELS
 from tfpipe.listing.selection import natural_key
-from tfpipe.models.classifiers import Classifier, Predictor
+from tfpipe.models.classifiers import Classifier, Predictor, task_of
 from tfpipe.page import page_markup, preflight
 from tfpipe.page.answers import Answers, Upload
 from tfpipe.page.preflight import HOST
 from tfpipe.records import run_folders
+from tfpipe.records.manifest import REGRESSION
 from tfpipe.report import templates
 
 DEFAULT_PORT = 7860
@@ -87,6 +88,8 @@ def serve(
     own_names = preflight.host_names(allowed_hosts)
     port = preflight.free_port(port)  # before minutes of work
     predictor = opening.load(model, trust=trust)
+    if task_of(predictor) == REGRESSION:
+        raise ValueError(f"{model}: the page shows classes and their probabilities, and this is a regression: take predict")
     index, notes = _open_index(predictor, model, data, split, max_training, progress)
     answers = Answers(predictor, index, max_pixels)
     predictor.predict(np.zeros((1, *predictor.image_size, 3), np.uint8))  # the first call takes longest

@@ -13,7 +13,7 @@ from tfpipe.common.tables import escape_formula
 from tfpipe.models.classifiers import Predictor, task_of, thresholds_of
 from tfpipe.page.answers import Answer, FileResult
 from tfpipe.prediction.tables import Labels, best_of
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL, ORDINAL
 from tfpipe.report import figures
 from tfpipe.report.templates import render
 
@@ -45,6 +45,7 @@ def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) ->
         heat=None if found.heat is None else figures.photograph(found.heat, _SIDE),
         has_heatmap=found.has_heatmap,
         best=predictor.class_names[order[0]],
+        explained="a higher class" if task_of(predictor) == ORDINAL else predictor.class_names[order[0]],
         labels=None if (labels := labels_of(predictor)) is None else labels.names(found.probabilities),
         bars=[(predictor.class_names[place], float(found.probabilities[place])) for place in order[:_MAX_BARS]],
         num_others=len(order[_MAX_BARS:]),
@@ -57,7 +58,7 @@ def answer(name: str, found: Answer, predictor: Predictor, gallery_name: str) ->
 
 def labels_of(predictor: Predictor) -> Labels | None:
     """Returns which labels the page names, of a model of several labels an image."""
-    return None if task_of(predictor) == SINGLE else Labels(predictor.class_names, thresholds_of(predictor))
+    return None if task_of(predictor) != MULTILABEL else Labels(predictor.class_names, thresholds_of(predictor))
 
 
 def visible(prepared: Array) -> tuple[Array, str]:

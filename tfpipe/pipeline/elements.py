@@ -34,8 +34,8 @@ class Rows:
 
     Attributes:
         new_labels: int64 [C], the label that replaces each of the data set's; None keeps them.
-        targets: of several labels an image, float32 [K + 1, C], what is given for each label, and last
-            for -1; else None.
+        targets: of several labels an image or numbers, float32 [K + 1, C], what is given for each
+            label, and last for -1; else None.
         read_size: records that may be read together.
     """
 
@@ -44,7 +44,7 @@ class Rows:
     schedule: Schedule
     imaging: Imaging
     new_labels: np.ndarray[Any, Any] | None
-    targets: np.ndarray[Any, Any] | None
+    targets: tf.Tensor | None
     num_classes: int
     read_size: int
 
@@ -174,8 +174,8 @@ class Rows:
             colourful, shown = image, row["mask"][:, tf.newaxis, tf.newaxis, tf.newaxis]
             image = tf.cond(tf.reduce_all(shown), lambda: colourful, lambda: tf.where(shown, colourful, tf.zeros([], tf.uint8)))
         if self.targets is not None:
-            table = tf.constant(self.targets)
-            row["label"] = tf.gather(table, tf.where(row["label"] < 0, np.int64(len(self.targets) - 1), row["label"]))
+            last = tf.shape(self.targets, tf.int64)[0] - 1
+            row["label"] = tf.gather(self.targets, tf.where(row["label"] < 0, last, row["label"]))
         row = {"image": image, **row}
         mixes = self.imaging.augmentation is not None and self.imaging.augmentation.mixes
         return self._mixed(columns["row"], row, self.imaging.augmentation) if mixes else row
@@ -228,7 +228,7 @@ class Rows:
             epoch=epoch,
             step=step,
         )
-        if self.targets is not None:
+        if self.reader.combinations is not None:  # numbers may be negative
             labels = tf.where((row["label"] < 0) | (others["label"] < 0), tf.constant(-1.0), labels)
         return {**row, "image": images, "label": labels}
 

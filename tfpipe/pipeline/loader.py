@@ -136,6 +136,9 @@ def dataset(
         it is not, -1 where that is unknown (so are blank rows, and all of an unlabelled split).
         `label >= 0` is the mask of a loss. `class_names` chooses columns, and no records.
 
+        Of numbers, labels are float32 [B, D], NaN in an unlabelled split; blank rows are NaN in a
+        dictionary, and 0 in a tuple. `class_names` chooses targets.
+
         With `as_dict`, {"image", "label", "key", "filename", "mask"} and, in training, "epoch": key
         and filename string [B]; mask bool [B], False for blank rows; epoch int64 [B], the epoch to
         `replay` the image with. Blank rows are zeros with key and filename ""; their label is -1 in
@@ -190,15 +193,17 @@ class Loader:
         self.split, self.options = split, options
         self.class_names, new_labels = _labels(reader.manifest.class_names, options.class_names, labelled)
         targets = None
-        if reader.combinations is not None:
-            targets, new_labels = targets_of(reader.combinations, new_labels), None
+        if reader.label_rows is not None:
+            with tf.init_scope(), tf.device("CPU"):  # of no graph: none holds a copy of it
+                targets, new_labels = tf.constant(targets_of(reader.label_rows, new_labels)), None
         mixes = options.augmentation is not None and options.augmentation.mixes
         if mixes and not (labelled and options.batch_size):
             raise ValueError("mixup and cutmix need labels and batches (batch_size is None, or the split has no labels)")
         if options.balanced and not labelled:
             raise ValueError(f"balanced: split {split!r} has no labels")
         if options.balanced and targets is not None:
-            raise ValueError("balanced is for one class an image: with several, take class_weights")
+            advice = ": with several, take class_weights" if reader.targets is None else ", and here each has numbers"
+            raise ValueError(f"balanced is for one class an image{advice}")
         labels, selection = reader.labels, options.selection
         if new_labels is not None:
             labels = new_labels[labels]
@@ -424,6 +429,8 @@ class Loader:
         label = row["label"]
         if self.rows.targets is None:
             label = tf.maximum(label, tf.zeros([], label.dtype))
+        elif self.rows.reader.targets is not None:
+            label = tf.where(row["mask"][:, tf.newaxis], label, tf.zeros([], label.dtype))
         return row["image"], label, tf.cast(row["mask"], tf.float32)
 
 
@@ -438,15 +445,17 @@ def _counted(data: tf.data.Dataset, num_steps: int, *, whole: bool) -> tf.data.D
     return data.concatenate(none.map(lambda _: empty).repeat()).take(num_steps)
 
 
-def targets_of(combinations: np.ndarray[Any, Any], places: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
-    """Returns the targets of each label, float32 [K, C]; the last row, of the label -1, is unknown.
+def targets_of(rows: np.ndarray[Any, Any], places: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
+    """Returns the targets of each label, float32 [K + 1, C]; the last row, of the label -1, is unknown: -1, or NaN of numbers.
 
-    `places` int64 are the new columns of the classes, -1 to leave one out.
+    `places` int64 are the new columns of the classes or numbers, -1 to leave one out.
     """
-    columns = np.arange(combinations.shape[1])
+    columns = np.arange(rows.shape[1])
     if places is not None:
         columns = np.argsort(places, kind="stable")[(places < 0).sum() :]
-    return np.concatenate([combinations[:, columns], np.full((1, len(columns)), -1)]).astype(np.float32)
+    table = np.full((len(rows) + 1, len(columns)), np.nan if rows.dtype == np.float32 else -1, np.float32)
+    table[:-1] = rows[:, columns]
+    return table
 
 
 def _labels(

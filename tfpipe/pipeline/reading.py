@@ -38,7 +38,7 @@ from tfpipe.common.object_cache import CachedObject
 from tfpipe.common.text import exactly
 from tfpipe.images import jpeg
 from tfpipe.records import catalog, combinations, manifest, schema, tfrecord
-from tfpipe.records.manifest import Manifest, Split, Traits
+from tfpipe.records.manifest import MULTILABEL, REGRESSION, Manifest, Split, Traits
 
 _log = logging.getLogger("tfpipe")
 
@@ -54,7 +54,11 @@ _EXIT_SECONDS = 10
 
 _BLANK = schema.Record(jpeg.DARK, "JPEG", 1, 1, 1, 1, "", "", "", schema.UNLABELLED, "")
 BLANK_RECORD = schema.encode(_BLANK)
-_BLANK_OF_SEVERAL = schema.encode(dataclasses.replace(_BLANK, labels=(), unknown=()))  # labels an image
+_BLANKS = {
+    MULTILABEL: schema.encode(dataclasses.replace(_BLANK, labels=(), unknown=())),
+    REGRESSION: schema.encode(dataclasses.replace(_BLANK, targets=())),
+}
+_LABEL_FEATURES = {MULTILABEL: schema.COMBINATION, REGRESSION: schema.TARGET_ROW}
 
 
 # A record's position, file, and there offset, length and CRC.
@@ -85,6 +89,7 @@ class RecordReader:
         labels: int32 [num_records], as the catalog has them.
         combinations: of several labels an image, int8 [K, C]: 1, 0 or -1 (unknown) for each class of
             each label; else None.
+        targets: of numbers, float32 [K, D]: those of each label, ascending; else None.
         traits: of the images.
         read_size: how many to read in one call of `read_batch`.
     """
@@ -105,8 +110,8 @@ class RecordReader:
             _log_unchecked(directory)
         parts = account.parts(split)
         manifest.check_files(directory, account, splits=parts)
-        self.combinations = _combinations(directory, account)
-        frames = [_frames(directory, account, part, self.combinations) for part in parts]
+        self.combinations, self.targets = _label_rows(directory, account)
+        frames = [_frames(directory, account, part, self.label_rows) for part in parts]
         self.traits = catalog.merged(traits for traits, _ in frames)
         self._frames = frames[0][1] if len(frames) == 1 else np.concatenate([each for _, each in frames])
         self._starts = np.array([0, *itertools.accumulate(shard.num_records for shard in shards)])
@@ -125,15 +130,20 @@ class RecordReader:
         mean_bytes = int(self._frames["length"].mean()) if self.num_records else 1
         self.read_size = max(1, min(_READ_RECORDS, _READ_BYTES // mean_bytes))
 
+    @property
+    def label_rows(self) -> np.ndarray[Any, Any] | None:
+        """What the labels stand for: `combinations`, `targets`, or None where each is a class."""
+        return self.combinations if self.targets is None else self.targets
+
     @functools.cached_property
     def label_texts(self) -> list[str]:
-        """Name of each label: of a class, or of a combination of them."""
+        """Name of each label: of a class, of a combination of them, or of a row of targets."""
         return combinations.texts(self._directory, self.manifest)
 
     @property
     def label_feature(self) -> str:
         """Name of the feature that is a record's label."""
-        return schema.LABEL if self.combinations is None else schema.COMBINATION
+        return _LABEL_FEATURES.get(self.manifest.task, schema.LABEL)
 
     def read(self, position: int) -> bytes:
         """Returns the data of one record.
@@ -172,7 +182,7 @@ class RecordReader:
                 raise
             return np.empty(0, object)
         batch = np.empty(len(positions), object)
-        blank = BLANK_RECORD if self.combinations is None else _BLANK_OF_SEVERAL
+        blank = _BLANKS.get(self.manifest.task, BLANK_RECORD)
         batch[:] = [contents.get(position, blank) for position in positions.tolist()]
         return batch
 
@@ -277,15 +287,21 @@ def _checked(place: _Place, content: bytes) -> bytes:
     return data
 
 
-def _combinations(directory: Path, account: Manifest) -> np.ndarray[Any, Any] | None:
-    if account.combinations is None:
-        return None
-    values = combinations.read(directory, account)
-    return np.frombuffer(values, np.int8).reshape(account.combinations.count, len(account.class_names))
+def _label_rows(directory: Path, account: Manifest) -> tuple[np.ndarray[Any, Any] | None, np.ndarray[Any, Any] | None]:
+    """Returns what the labels stand for: combinations, or rows of targets."""
+    values, width = combinations.read(directory, account), len(account.class_names)
+    if account.combinations is not None:
+        return np.frombuffer(values, np.int8).reshape(account.combinations.count, width), None
+    if account.targets is None:
+        return None, None
+    targets = np.frombuffer(values, "<f4").reshape(account.targets.count, width)
+    if not np.isfinite(targets).all():
+        raise DataError("a number that is not finite", path=directory / manifest.targets_file(account.name))
+    return None, targets
 
 
 def _frames(
-    directory: Path, account: Manifest, name: str, combined: np.ndarray[Any, Any] | None
+    directory: Path, account: Manifest, name: str, label_rows: np.ndarray[Any, Any] | None
 ) -> tuple[Traits, np.ndarray[Any, Any]]:
     """Returns what all images of a split have in common, and the frames of its records."""
     split = account.split(name)
@@ -299,7 +315,7 @@ def _frames(
     path = directory / manifest.frames_file(account.name, name)
     with open_regular(path) as opened:
         frames = np.frombuffer(opened.read(), _FRAME) if size_of(opened) == split.num_records * _FRAME.itemsize else None
-    if frames is None or not _are_possible(frames, split, combined):
+    if frames is None or not _are_possible(frames, split, label_rows):
         raise DataError("not the frames of as many records as the manifest lists", path=path)
     return split.frames.traits, frames
 
@@ -310,7 +326,7 @@ def _included(traits: Traits, rows: Iterator[tuple[catalog.CatalogRow, int, int]
         yield offset, length, row.crc32c, row.label
 
 
-def _are_possible(frames: np.ndarray[Any, Any], split: Split, combined: np.ndarray[Any, Any] | None) -> bool:
+def _are_possible(frames: np.ndarray[Any, Any], split: Split, label_rows: np.ndarray[Any, Any] | None) -> bool:
     """True where the frames fill each shard, and each class has as many as the manifest lists."""
     first = 0
     for shard in split.shards:
@@ -320,17 +336,19 @@ def _are_possible(frames: np.ndarray[Any, Any], split: Split, combined: np.ndarr
             return False
         first += shard.num_records
     labels, counts = frames["label"], list(split.class_counts.values())
-    num_labels = len(counts if combined is None else combined)
+    num_labels = len(counts if label_rows is None else label_rows)
     if (frames["length"] < tfrecord.FRAME_BYTES).any():
         return False
     if not split.labelled:
         return bool((labels == schema.UNLABELLED).all())
     if not ((labels >= 0) & (labels < num_labels)).all():
         return False
+    if split.statistics is not None:
+        return True
     found = np.bincount(labels, minlength=num_labels)
-    if combined is None:
+    if label_rows is None:
         return bool(found.tolist() == counts)
-    present, unknown = ((found @ (combined == state)).tolist() for state in (1, -1))
+    present, unknown = ((found @ (label_rows == state)).tolist() for state in (1, -1))
     return bool(present == counts and unknown == list((split.unknown_counts or {}).values()))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import os
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +32,7 @@ from tfpipe.models import predictions
 from tfpipe.models import tta as views
 from tfpipe.models.classifiers import Predictor, samples_of, task_of, thresholds_of
 from tfpipe.prediction.tables import TOP_K, Labels, best_of
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL, REGRESSION
 from tfpipe.records.samples import Samples
 
 Array = np.ndarray[Any, Any]
@@ -56,6 +56,8 @@ class Prediction(NamedTuple):
         reason: why there is no prediction.
         labels: of a model of several labels an image, the names at their thresholds or above, in the
             model's order; else None.
+        values: of a regression, the number of each target by name, in its unit; else None. Then
+            `class_name` is None, `score` 0, `top` empty, and `probabilities` are these numbers.
     """
 
     class_name: str | None
@@ -64,8 +66,11 @@ class Prediction(NamedTuple):
     probabilities: Array
     reason: str = ""
     labels: Sequence[str] | None = None
+    values: Mapping[str, float] | None = None
 
     def __repr__(self) -> str:
+        if self.values is not None:
+            return f"Prediction(values={reprlib.repr(dict(self.values))})"
         rest = f"reason={self.reason!r}" if self.reason else f"top={reprlib.repr(list(self.top))}"
         labels = "" if self.labels is None else f"labels={list(self.labels)!r}, "
         return f"Prediction({self.class_name!r}, {self.score!r}, {labels}{rest})"
@@ -157,11 +162,14 @@ class Model:
 
     def _prediction(self, outcome: Array | RejectedImage, top_k: int) -> Prediction:
         labels = None
-        if task_of(self.predictor) != SINGLE:
+        if task_of(self.predictor) == MULTILABEL:
             labels = Labels(self.class_names, thresholds_of(self.predictor))
         if isinstance(outcome, RejectedImage):
             zeros = np.zeros(len(self.class_names), np.float32)
             return Prediction(None, 0.0, [], zeros, outcome.summary, None if labels is None else ())
+        if task_of(self.predictor) == REGRESSION:
+            values = dict(zip(self.class_names, map(float, outcome), strict=True))
+            return Prediction(None, 0.0, [], outcome, values=values)
         top = [(self.class_names[best], float(outcome[best])) for best in best_of(outcome, top_k)]
         return Prediction(*top[0], top, outcome, labels=None if labels is None else labels.names(outcome))
 

@@ -37,7 +37,7 @@ from tfpipe.images import headers
 from tfpipe.listing import selection
 from tfpipe.listing.selection import Listing
 from tfpipe.models import tta as views
-from tfpipe.models.classifiers import Predictor, task_of, thresholds_of
+from tfpipe.models.classifiers import Predictor, task_of, thresholds_of, units_of
 from tfpipe.prediction import resumption, tables
 from tfpipe.prediction.batches import ImageStream, read_image
 from tfpipe.prediction.models import Model
@@ -58,6 +58,8 @@ class Summary:
         rejected: reason by image, for rows without a value.
         rejected_path: the list of these images, None without any.
         passed_over: names in folders and globs that do not look like images.
+        has_numbers: the model is a regression: `counts` and `mean_scores` are of its targets, and the
+            latter the mean of their values.
     """
 
     num_rows: int
@@ -66,6 +68,7 @@ class Summary:
     rejected: Mapping[str, str]
     rejected_path: Path | None
     passed_over: Sequence[str]
+    has_numbers: bool = False
 
     def __repr__(self) -> str:
         others = f"{len(self.rejected)} rejected, {len(self.passed_over)} passed over"
@@ -121,7 +124,9 @@ def predict(
             every probability, as in evaluation. Probabilities have 9 significant digits. Of a model
             of several labels an image, those at their thresholds or above are predicted: "full" has
             a column more, labels, after reason; "label" is as "cat|dog"; there is no "index"; JSON
-            lines have a list, labels.
+            lines have a list, labels. Of a regression: "full" has a column for each target after
+            reason, as "age [years]"; "value" has id and these alone, without units; "table" has
+            empty targets; JSON lines have an object, values.
         format: "csv", or "jsonl" for an object per image: id, filename, class, score, top,
             probabilities, reason. By default the extension of the output, else "csv".
         top_k: number of classes named in "full" and "jsonl"; 5 by default, at most all.
@@ -169,7 +174,7 @@ def predict(
     _log_passed_over(listing.passed_over)
     predictor = _loaded(model, trust, tta)
     names = (positive_class, id_column, value_column, csv_safe)
-    of_model = task_of(predictor), thresholds_of(predictor)
+    of_model = task_of(predictor), thresholds_of(predictor), units_of(predictor)
     form = tables.choose_form(file_format, columns, predictor.class_names, top_k, *names, *of_model)
     if csv_safe and columns in tables.COMPETITION:
         _warn_about_escapes([*(image.id for image in listing.images), *predictor.class_names])
@@ -228,7 +233,7 @@ def _finish(work: Unfinished, path: Path, listing: Listing, form: tables.Form, c
     counts = {name: best[index] for index, name in enumerate(class_names)}
     means = {name: sums[index] / best[index] for index, name in enumerate(class_names) if best[index]}
     messages = {image.key: problem.message for image, problem in rejected.items()}
-    return Summary(len(listing.images), counts, means, messages, rejected_path, listing.passed_over)
+    return Summary(len(listing.images), counts, means, messages, rejected_path, listing.passed_over, form.names_all)
 
 
 def _loaded(model: Any, trust: bool, tta: str | int | views.Tta | None) -> Predictor:

@@ -31,15 +31,15 @@ from tfpipe.listing import selection
 from tfpipe.listing.selection import Image
 from tfpipe.models import predictions
 from tfpipe.records import combinations, manifest
-from tfpipe.records.manifest import MULTILABEL, SINGLE
+from tfpipe.records.manifest import MULTILABEL, REGRESSION, SINGLE
 
-Columns = Literal["full", "label", "index", "probability", "table"]
+Columns = Literal["full", "label", "index", "probability", "value", "table"]
 COLUMNS: tuple[str, ...] = get_args(Columns)
 Format = Literal["csv", "jsonl"]
 FORMATS: tuple[str, ...] = get_args(Format)
 TOP_K = 5
 
-COMPETITION = ("label", "index", "probability")  # those with a named column of values and no file names
+COMPETITION = ("label", "index", "probability", "value")  # those with a named column of values and no file names
 
 Array = np.ndarray[Any, Any]
 Outcome = Array | RejectedImage
@@ -58,10 +58,13 @@ class Form:
     header: bytes
     row: Callable[[Image, Outcome], bytes]
     has_reasons: bool = False
+    names_all: bool = False  # of a regression, whose targets all have a value
     labels: Labels | None = None
 
     def named(self, probabilities: Array) -> list[int]:
-        """Returns the indices of the classes that are predicted."""
+        """Returns the indices of the classes that are predicted, or of all targets."""
+        if self.names_all:
+            return list(range(len(probabilities)))
         if self.labels is None:
             return [int(probabilities.argmax())]
         return np.flatnonzero(predictions.present(probabilities, self.labels.thresholds)).tolist()
@@ -78,13 +81,21 @@ def choose_form(
     csv_safe: bool = True,
     task: str = SINGLE,
     thresholds: Array | None = None,
+    units: Sequence[str] | None = None,
 ) -> Form:
-    """Returns the layout for the arguments of `tfpipe.predict`; of a model of several labels, with its thresholds.
+    """Returns the layout for the arguments of `tfpipe.predict`.
+
+    Of a model of several labels, with its thresholds; of a regression, with its units.
 
     Raises:
         ValueError: unknown values, or arguments that exclude each other.
     """
     check_options(file_format, columns)
+    if task == REGRESSION:
+        given = units or [""] * len(class_names)
+        return _of_numbers(file_format, columns, class_names, given, id_column, value_column, csv_safe)
+    if columns == "value":
+        raise ValueError("columns=value is of a regression; of classes, take label or probability")
     if positive_class is not None and (columns != "probability" or positive_class not in class_names):
         known = f"one of {', '.join(class_names)}, with columns=probability"
         raise ValueError(f"positive_class must be {known} (got {positive_class!r} with columns={columns})")
@@ -92,12 +103,58 @@ def choose_form(
         raise ValueError(f"value_column={value_column!r} is for columns={'|'.join(COMPETITION)} (got columns={columns})")
     if top_k is not None and columns != "full":
         raise ValueError(f"top_k must be given with columns=full only (got {top_k!r} with columns={columns})")
-    if task != SINGLE and columns == "index":
+    if task == MULTILABEL and columns == "index":
         raise ValueError("columns=index is of one class an image; of several labels, take label or probability")
-    labels = None if task == SINGLE else Labels(class_names, thresholds)
+    labels = None if task != MULTILABEL else Labels(class_names, thresholds)
     names = (id_column, value_column, positive_class)
     form = _layout(file_format, columns, class_names, min(top_k or TOP_K, len(class_names)), *names, csv_safe, labels)
     return dataclasses.replace(form, labels=labels)
+
+
+def _of_numbers(
+    file_format: str,
+    columns: str,
+    names: Sequence[str],
+    units: Sequence[str],
+    id_column: str,
+    value_column: str,
+    csv_safe: bool,
+) -> Form:
+    """Returns the layout of a regression, of which every target has a column."""
+    if columns not in ("full", "value", "table"):
+        raise ValueError(f"columns={columns} is of classes; of a regression, take full, value or table")
+    cell = escape_formula if csv_safe else str
+    if file_format == "jsonl":
+        form = Form(b"", lambda image, outcome: _json_line(_numbers_of(image, outcome, names)), has_reasons=True)
+    elif columns == "value":
+        own = [value_column] if len(names) == 1 and value_column != "label" else list(names)
+        form = _competition_table([id_column, *own], _texts, cell)
+    elif columns == "table":
+        form = Form(predictions.header(names, REGRESSION), lambda image, outcome: _number_row(image, outcome, names))
+    else:
+        with_units = [f"{name} [{unit}]" if unit else name for name, unit in zip(names, units, strict=True)]
+
+        def row(image: Image, outcome: Outcome) -> bytes:
+            rest = [outcome.summary, *[""] * len(names)] if isinstance(outcome, RejectedImage) else ["", *_texts(outcome)]
+            return _line([cell(image.id), cell(image.filename), *rest])
+
+        form = Form(_header([id_column, "filename", "reason", *with_units], cell), row, has_reasons=True)
+    return dataclasses.replace(form, names_all=True)
+
+
+def _number_row(image: Image, outcome: Outcome, names: Sequence[str]) -> bytes:
+    """Returns a row of evaluation's predictions.csv, without targets."""
+    if isinstance(outcome, RejectedImage):
+        return _line([*map(escape_formula, (image.key, image.filename)), *[""] * 2 * len(names)])
+    unknown = np.full((1, len(names)), np.nan, np.float32)
+    return predictions.rows(predictions.of_numbers([image.key], [image.filename], unknown, outcome[np.newaxis], names))
+
+
+def _numbers_of(image: Image, outcome: Outcome, names: Sequence[str]) -> dict[str, Any]:
+    content: dict[str, Any] = {"id": image.id, "filename": image.filename, "values": None, "reason": None}
+    if isinstance(outcome, RejectedImage):
+        return {**content, "reason": {"code": outcome.reason, "message": outcome.message}}
+    return {**content, "values": dict(zip(names, map(float, _texts(outcome)), strict=True))}
 
 
 def _layout(

@@ -33,7 +33,7 @@ def class_weights(data: str | os.PathLike[str], split: str, class_names: Sequenc
 
     Raises:
         FileNotFoundError: there is no data set.
-        ValueError: there is no such split or class, the split has no labels, or there are no
+        ValueError: there is no such split or class, the split has no labels or numbers for labels, or there are no
             records of a class.
         DataError: the manifest was changed or damaged.
 
@@ -42,6 +42,8 @@ def class_weights(data: str | os.PathLike[str], split: str, class_names: Sequenc
     """
     manifest = manifests.load(data)
     known = manifest.split(split)
+    if manifest.task == manifests.REGRESSION:
+        raise ValueError(f"{os.fspath(data)}: images have numbers and no classes, so no class weights")
     if not known.labelled:
         raise ValueError(f"{os.fspath(data)}: split {split!r} has no labels, so no class weights")
     names = manifest.class_names if class_names is None else arguments.class_places(class_names, manifest.class_names)

@@ -22,7 +22,9 @@ from typing import NamedTuple
 
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular, size_of
+from tfpipe.common.tables import column_of
 from tfpipe.records import manifest as manifests
+from tfpipe.records import targets
 from tfpipe.records.manifest import Manifest
 
 SEPARATOR = "|"
@@ -69,30 +71,32 @@ def encode(texts: Iterable[str], class_names: Sequence[str]) -> bytes:
 
 
 def read(directory: str | os.PathLike[str], manifest: Manifest) -> bytes:
-    """Returns the content of the file: for each combination, by its index, C signed bytes.
+    """Returns the content of the file: for each label C signed bytes, or of numbers D of float32.
 
     Raises:
         DataError: the file is not as the manifest lists it.
     """
-    listed = manifest.combinations
-    if listed is None:
+    if manifest.label_rows is None:
         return b""
-    path = Path(directory) / manifests.combinations_file(manifest.name)
-    if problem := manifests.hash_problem(path, listed.sha256, fresh=False):
+    name, size, sha256 = manifest.label_rows
+    path = Path(directory) / name
+    if problem := manifests.hash_problem(path, sha256, fresh=False):
         raise problem
-    size = listed.count * len(manifest.class_names)
     with open_regular(path) as file:
         data = file.read() if size_of(file) == size else b""
-    if len(data) != size or set(data) - _BYTES:
-        raise DataError("not the combinations of as many labels as the manifest lists", path=path)
+    if len(data) != size or (manifest.combinations is not None and set(data) - _BYTES):
+        raise DataError("not the rows of as many labels as the manifest lists", path=path)
     return data
 
 
 def texts(directory: str | os.PathLike[str], manifest: Manifest) -> list[str]:
-    """Returns what the class name of a record with each label is: of a class, or of a combination."""
-    if manifest.task == manifests.SINGLE:
+    """Returns what the class name of a record with each label is: of a class, a combination, or a row of targets."""
+    if manifest.label_rows is None:
         return list(manifest.class_names)
-    values, width = memoryview(read(directory, manifest)).cast("b"), len(manifest.class_names)
+    content, width = read(directory, manifest), len(manifest.class_names)
+    if manifest.task == manifests.REGRESSION:
+        return [targets.text_of(row) for row in targets.decode(content, width)]
+    values = memoryview(content).cast("b")
     return [text_of_values(values[start : start + width], manifest.class_names) for start in range(0, len(values), width)]
 
 
@@ -105,11 +109,6 @@ _STATES = {
     **dict.fromkeys(("0", "0.0", "false", "no"), ABSENT),
     **dict.fromkeys(("", "-1", "-1.0", "nan"), UNKNOWN),
 }
-
-
-def column_of(name: str) -> str:
-    """Returns the column of a class, which keeps its capitals; columns have none, see `tables.Table`."""
-    return name.strip().lower()
 
 
 class LabelLists(NamedTuple):

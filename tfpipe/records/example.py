@@ -29,7 +29,7 @@ def encode(features: Mapping[str, Value | Sequence[Value]]) -> bytes:
 
     Args:
         features: name to a bytes, int (int64) or float (float32) value, or a sequence of one of
-            these; an empty one as `array("q")`, of int.
+            these; an empty one as `array("q")`, of int, or `array("f")`, of float.
 
     Raises:
         TypeError: a value is none of these.
@@ -43,7 +43,7 @@ def encode(features: Mapping[str, Value | Sequence[Value]]) -> bytes:
         if not values and not isinstance(value, array):
             raise ValueError(f"feature {name!r} is empty: the type of its values cannot be known")
         kind = next((kind for kind, of in _KINDS.items() if all(isinstance(item, of) for item in values)), None)
-        kind = "ints" if isinstance(value, array) else kind
+        kind = {"q": "ints", "f": "floats"}[value.typecode] if isinstance(value, array) else kind
         if kind is None:
             raise TypeError(f"feature {name!r} must hold bytes, int or float of one kind (got {[type(v) for v in values[:3]]})")
         try:

@@ -32,12 +32,14 @@ from tfpipe.records import schema
 from tfpipe.records.samples import Samples
 
 FORMAT_VERSION = 2
-_WITH_NEWS = 3  # version of data sets that readers of version 2 would misread: several labels an image, WebP, BMP
+_WITH_NEWS = 3  # version of data sets that readers of version 2 would misread: several labels an image, numbers, WebP, BMP
 _WITHOUT_FRAMES = 1  # the version before, whose readers had to read the catalog
 _VERSIONS = (_WITHOUT_FRAMES, FORMAT_VERSION, _WITH_NEWS)
 
-# What a classifier predicts, the option `task`: one class an image, or any number of them.
-SINGLE, MULTILABEL = TASKS = ("single", "multilabel")
+# What a model predicts, the option `task`: one class an image, any number of them, one of classes in
+# an order, or numbers.
+SINGLE, MULTILABEL, ORDINAL, REGRESSION = TASKS = ("single", "multilabel", "ordinal", "regression")
+PROBABILITIES, VALUES = "probabilities", "values"  # names of what a model gives, the latter of a regression
 FILE_NAME = "manifest.json"
 CATALOG_NAME = "catalog.csv"
 REJECTED_NAME = "rejected.jsonl"
@@ -101,6 +103,11 @@ def combinations_file(name: str) -> str:
     return f"{INDEX_FOLDER}/{name}.combinations"
 
 
+def targets_file(name: str) -> str:
+    """Returns the path of the rows of targets relative to the data set."""
+    return f"{INDEX_FOLDER}/{name}.targets"
+
+
 @dataclass(slots=True)
 class Traits:
     """Properties shared by all images of a split: stages that none of them needs are left out.
@@ -135,6 +142,28 @@ class Combinations:
 
 
 @dataclass(frozen=True, slots=True)
+class Targets:
+    """The file of distinct rows of targets: how many there are, its hash, and the units of the targets.
+
+    `units` has each target's, by name; "" where it is not known.
+    """
+
+    count: _Count
+    sha256: _Sha256
+    units: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Of one target in a split; `deviation` is that of all its records, not an estimate for others."""
+
+    mean: float
+    deviation: Annotated[float, msgspec.Meta(ge=0)]
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One file of records in the data set's folder, and the hash of its index file."""
 
@@ -152,11 +181,14 @@ class Split:
     Attributes:
         labelled: False where every label is -1.
         image_bytes: the sum of the images' own sizes.
-        class_counts: records per class name, every class of the data set named.
+        class_counts: records per class name, every class of the data set named; of numbers, all
+            records for each target.
         shards: in reading order.
         frames: None in data sets of format version 1.
         unknown_counts: of several labels an image, records per class name that may have it; else
             None.
+        statistics: of numbers, by the target's name; None where there is no label, and of joined
+            splits.
     """
 
     labelled: bool
@@ -165,6 +197,7 @@ class Split:
     shards: tuple[Shard, ...]
     frames: Frames | None = None
     unknown_counts: Mapping[str, _Count] | None = None
+    statistics: Mapping[str, Statistics] | None = None
 
     @property
     def num_records(self) -> int:
@@ -248,7 +281,7 @@ class Manifest:
     Attributes:
         name: of the data set.
         seed: of splits and record order.
-        class_names: label i is the name at i.
+        class_names: label i is the name at i; of numbers, the names of the targets.
         splits: by name, in the order of the catalog.
         options: of the build that the bytes depend on.
         companions: SHA-256 of `catalog.csv`, `rejected.jsonl` and the files for
@@ -263,6 +296,8 @@ class Manifest:
         combinations: of labels, where an image has several, else None; labels of records are their
             indices.
         decisions: what they changed; None where the build was given none.
+        targets: numbers that each image has, in place of classes, else None; labels of records are
+            the indices of their rows.
     """
 
     name: str
@@ -280,6 +315,7 @@ class Manifest:
     groups: Groups | None = None
     combinations: Combinations | None = None
     decisions: Decided | None = None
+    targets: Targets | None = None
 
     def __repr__(self) -> str:
         records = {name: split.num_records for name, split in self.splits.items()}
@@ -288,12 +324,24 @@ class Manifest:
     def _repr_html_(self) -> str:
         counts = [[name, *(split.class_counts.get(name, 0) for split in self.splits.values())] for name in self.class_names]
         totals = ["records", *(split.num_records for split in self.splits.values())]
-        return html_table(f"Manifest {self.name!r}", ["class", *self.splits], [*counts, totals])
+        return html_table(
+            f"Manifest {self.name!r}", ["class" if self.targets is None else "target", *self.splits], [*counts, totals]
+        )
 
     @property
     def task(self) -> str:
-        """What a classifier of these labels predicts: "single" (a class) or "multilabel"."""
-        return SINGLE if self.combinations is None else MULTILABEL
+        """What a model of these labels predicts: one of TASKS."""
+        task: str = self.options.get("task", SINGLE)
+        return task
+
+    @property
+    def label_rows(self) -> tuple[str, int, str] | None:
+        """File of what each label stands for, with its size and SHA-256; None where that is a class."""
+        if self.targets is not None:
+            return targets_file(self.name), 4 * self.targets.count * len(self.class_names), self.targets.sha256
+        if self.combinations is not None:
+            return combinations_file(self.name), self.combinations.count * len(self.class_names), self.combinations.sha256
+        return None
 
     @property
     def root_hash(self) -> str:
@@ -345,7 +393,7 @@ def _encode(manifest: Manifest) -> bytes:
 
 def _version(manifest: Manifest) -> int:
     frames = [split.frames for split in manifest.splits.values()]
-    if manifest.combinations is not None or any(each and each.traits.others for each in frames):
+    if manifest.label_rows is not None or any(each and each.traits.others for each in frames):
         return _WITH_NEWS
     return FORMAT_VERSION if all(frames) else _WITHOUT_FRAMES
 
@@ -405,6 +453,9 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         Samples.of(manifest.options)
     except ValueError as error:
         yield f"options.{error}"
+    rows = {MULTILABEL: manifest.combinations is not None, REGRESSION: manifest.targets is not None}
+    if manifest.task not in TASKS or any(has_rows != (manifest.task == task) for task, has_rows in rows.items()):
+        yield f"options.task: {manifest.task!r:.80} is not a task of these labels"
     for name, count in manifest.properties.items():
         if count < 0:
             yield f"properties.{name}: {count} is not a count"
@@ -414,11 +465,15 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         if list(split.class_counts) != names:
             yield f"splits.{name}.class_counts: must be a count for each of class_names, in their order"
         most = split.num_records if split.labelled else 0
+        if manifest.targets is not None:
+            yield from _target_problems(name, split, manifest.targets, most)
+        elif split.statistics is not None:
+            yield f"splits.{name}.statistics: there are no targets here"
         if manifest.combinations is not None:
             yield from _combination_problems(name, split, names, most)
         elif split.unknown_counts is not None:
             yield f"splits.{name}.unknown_counts: an image has one label here"
-        elif sum(split.class_counts.values()) != most:
+        elif manifest.targets is None and sum(split.class_counts.values()) != most:
             yield f"splits.{name}.class_counts: they do not add up to the records that have labels"
         for index, shard in enumerate(split.shards):
             where, file = f"splits.{name}.shards[{index}]", shard_file(manifest.name, name, index, len(split.shards))
@@ -445,6 +500,16 @@ def _combination_problems(name: str, split: Split, names: Sequence[str], most: i
         yield f"splits.{name}: must have frames, and unknown_counts for each of class_names, in their order"
     elif any(split.class_counts.get(one, 0) + unknown[one] > most for one in names):
         yield f"splits.{name}.class_counts: more than the records that have labels"
+
+
+def _target_problems(name: str, split: Split, targets: Targets, most: int) -> Iterator[str]:
+    names = list(split.class_counts)
+    if list(targets.units) != names:
+        yield "targets.units: must be one for each of class_names, in their order"
+    if split.frames is None or list(split.statistics or names) != names or (split.statistics is None) == split.labelled:
+        yield f"splits.{name}: must have frames, and statistics for each target if it has labels"
+    if set(split.class_counts.values()) - {most}:
+        yield f"splits.{name}.class_counts: must be the records that have labels"
 
 
 def _what_else(directory: Path) -> str:
@@ -549,8 +614,9 @@ def check_hashes(directory: str | os.PathLike[str], manifest: Manifest, splits: 
         if splits is None or name in splits:
             expected |= {index_file(shard.file): shard.index_sha256 for shard in split.shards}
             expected |= frames_hash(manifest, name)
-    if manifest.combinations is not None:
-        expected[combinations_file(manifest.name)] = manifest.combinations.sha256
+    if manifest.label_rows is not None:
+        path, _, sha256 = manifest.label_rows
+        expected[path] = sha256
     places = [(Path(directory) / file, sha256) for file, sha256 in expected.items()]
     # Objects whose copies are here, with the right hash, are not read again.
     mapped = stores.in_parallel if stores.is_remote(directory) else map

@@ -33,6 +33,9 @@ SOURCE_SHA256 = "image/source/sha256"
 # index of the combination.
 UNKNOWN = "image/class/unknown"
 COMBINATION = "image/class/combination"
+# Of numbers only: them, and the index of their row.
+TARGET = "image/target"
+TARGET_ROW = "image/target/row"
 
 UNLABELLED = -1
 
@@ -50,14 +53,15 @@ class Record:
     filename: str  # relative, POSIX separators
     key: str  # unique in the data set, independent of the input's location
     sha256: str  # of `encoded`, 64 hexadecimal digits
-    label: int  # 0-based, or -1 in an unlabelled split; of several labels an image, that of their combination
-    class_name: str  # "" in an unlabelled split; of several labels an image, the text of their combination
+    label: int  # 0-based, or -1 in an unlabelled split; of several labels or numbers, that of their combination or row
+    class_name: str  # "" in an unlabelled split; of several labels or numbers, their text
     group: str | None = None  # None in a data set without groups, "" for an image without one
     source_format: str | None = None  # of the file that `encoded` was made of, "HEIC" or the like; None where it is the file
     source_sha256: str | None = None  # of that file
     history: tuple[str, ...] = ()  # classes before decisions of people, the first first; no feature where there are none
     labels: tuple[int, ...] | None = None  # of several labels an image: the classes that are there, ascending
     unknown: tuple[int, ...] | None = None  # and those that may be there
+    targets: tuple[float, ...] | None = None  # of numbers: them, as float32; none in an unlabelled split
 
 
 _FEATURES = {
@@ -74,19 +78,19 @@ _FEATURES = {
     "class_name": CLASS_NAME,
 }
 _OPTIONAL = {"group": GROUP, "source_format": SOURCE_FORMAT, "source_sha256": SOURCE_SHA256}  # texts, in records that have them
-_SEVERAL = {**_FEATURES, "label": COMBINATION}  # of several labels an image
-_LISTS = {"labels": LABEL, "unknown": UNKNOWN}
+_LISTS = {"labels": (LABEL, "q"), "unknown": (UNKNOWN, "q"), "targets": (TARGET, "f")}
 _KINDS = {"bytes": bytes, "str": bytes, "int": int}  # of a field, in the Example
 
 
 def encode(record: Record) -> bytes:
     """Returns the record as a serialised `tf.train.Example`."""
-    several = record.labels is not None
-    values = {feature: getattr(record, name) for name, feature in (_SEVERAL if several else _FEATURES).items()}
+    label = LABEL if record.labels is record.targets is None else TARGET_ROW if record.labels is None else COMBINATION
+    values = {feature: getattr(record, name) for name, feature in {**_FEATURES, "label": label}.items()}
     values |= {feature: text for name, feature in _OPTIONAL.items() if (text := getattr(record, name)) is not None}
     values |= {HISTORY: [name.encode() for name in record.history]} if record.history else {}
     plain = {name: value.encode() if isinstance(value, str) else value for name, value in values.items()}
-    lists = {feature: array("q", getattr(record, name) or ()) for name, feature in _LISTS.items()} if several else {}
+    given = ((feature, kind, getattr(record, name)) for name, (feature, kind) in _LISTS.items())
+    lists = {feature: array(kind, found) for feature, kind, found in given if found is not None}
     return example.encode({**plain, **lists})
 
 
@@ -99,14 +103,15 @@ def decode(serialized: bytes) -> Record:
     """
     features = example.decode(serialized)
     fields: dict[str, Any] = {}
-    several = COMBINATION in features
-    for name, feature in _LISTS.items() if several else ():
-        found = features.get(feature)
-        if found is None or not all(isinstance(value, int) for value in found):
-            raise DataError(f"feature {feature!r} must be a list of int64 (got {found!r:.80})")
+    label = next((name for name in (COMBINATION, TARGET_ROW) if name in features), LABEL)
+    for name in {COMBINATION: ("labels", "unknown"), TARGET_ROW: ("targets",)}.get(label, ()):
+        feature, kind = _LISTS[name]
+        found, of = features.get(feature), int if kind == "q" else float
+        if found is None or not all(isinstance(value, of) for value in found):
+            raise DataError(f"feature {feature!r} must be a list of {of.__name__} (got {found!r:.80})")
         fields[name] = tuple(found)
     present = {name: feature for name, feature in _OPTIONAL.items() if feature in features}
-    for name, feature in {**(_SEVERAL if several else _FEATURES), **present}.items():
+    for name, feature in {**_FEATURES, "label": label, **present}.items():
         values, kind = features.get(feature), "str" if name in present else Record.__annotations__[name]
         if not values or len(values) != 1 or not isinstance(values[0], _KINDS[kind]):
             what = "int64" if kind == "int" else "bytes value"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tfpipe.common.text import display_width, format_bytes, plural, shortened
-from tfpipe.records.manifest import REJECTED_NAME, Manifest
+from tfpipe.records.manifest import REJECTED_NAME, Manifest, Targets
 from tfpipe.records.samples import USUAL, Samples
 
 _MAX_CLASSES = 20  # more rows than this are shortened
@@ -32,11 +32,13 @@ _PROPERTIES = {  # words for `Manifest.properties`, in this order; a name that i
 def describe_manifest(manifest: Manifest) -> str:
     """Returns the data set in some lines: splits, classes, oddities, the root hash."""
     total = sum(split.num_records for split in manifest.splits.values())
+    nouns = ("class", "classes") if manifest.targets is None else ("target", "targets")
     head = (
         f"{manifest.name}: {plural(total, 'record')} in {plural(len(manifest.splits), 'split')},"
-        f" {plural(len(manifest.class_names), 'class', 'classes')}"
+        f" {plural(len(manifest.class_names), *nouns)}"
     )
-    blocks = [[head], _splits(manifest), _classes(manifest), _cut_groups(manifest), _oddities(manifest)]
+    described = _classes(manifest) if manifest.targets is None else _targets(manifest, manifest.targets)
+    blocks = [[head], _splits(manifest), described, _cut_groups(manifest), _oddities(manifest)]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -79,6 +81,18 @@ def _classes(manifest: Manifest) -> list[str]:
             f" and {totals[most]:,} ({_shortened(most)}) records"
         )
     return lines
+
+
+def _targets(manifest: Manifest, targets: Targets) -> list[str]:
+    rows: list[tuple[str, ...]] = [("target", "unit", "split", "records", "mean", "deviation", "least", "most")]
+    for name in manifest.class_names:
+        for split_name, split in manifest.splits.items():
+            if split.statistics is not None:
+                found = split.statistics[name]
+                numbers = (f"{number:.6g}" for number in (found.mean, found.deviation, found.least, found.most))
+                first = _shortened(name), _shortened(targets.units[name])
+                rows.append((*first, split_name, f"{split.class_counts[name]:,}", *numbers))
+    return list(aligned(rows, left=(0, 1, 2)))
 
 
 def _cut_groups(manifest: Manifest) -> list[str]:

@@ -19,7 +19,7 @@ from tfpipe.records import manifest as manifests
 from tfpipe.records.manifest import Manifest
 from tfpipe.records.schema import UNLABELLED
 from tfpipe.report import sheets
-from tfpipe.report.contact_sheet import Sample, draw_samples
+from tfpipe.report.contact_sheet import Sample, classes, draw_samples
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -89,7 +89,7 @@ def show(
 
 def _choose(directory: Path, manifest: Manifest, split: str, images: int, seed: int) -> list[Sample]:
     """Returns records of a split, by label, with as many of each class as possible."""
-    by_class = draw_samples(directory, manifest, [split], images, max(1, len(manifest.class_names)), seed)
+    by_class = draw_samples(directory, manifest, [split], images, max(1, len(classes(directory, manifest)[0])), seed)
     drawn = [(rank, label, sample) for (label, _), of_class in by_class.items() for rank, sample in enumerate(of_class)]
     chosen = sorted(drawn, key=lambda entry: entry[:2])[:images]
     return [sample for rank, label, sample in sorted(chosen, key=lambda entry: (entry[1], entry[0]))]

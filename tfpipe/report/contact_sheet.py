@@ -1,4 +1,4 @@
-"""Contact sheet: some images of each class at a glance.
+"""Contact sheet: some images of each class, or range of numbers, at a glance.
 
 show("shards/", "sheet.png", split="train", per_class=8)
 """
@@ -10,6 +10,9 @@ import heapq
 import io
 import os
 import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,10 +20,10 @@ from tfpipe.common import arguments, seeds
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular, size_of
 from tfpipe.common.text import plural
-from tfpipe.records import combinations, tfrecord
+from tfpipe.records import combinations, targets, tfrecord
 from tfpipe.records import manifest as manifests
-from tfpipe.records.catalog import CatalogRow, read_split
-from tfpipe.records.manifest import SINGLE, Manifest
+from tfpipe.records.catalog import CatalogRow, read_catalog, read_split
+from tfpipe.records.manifest import MULTILABEL, Manifest
 from tfpipe.records.samples import MAX_BITS, USUAL, Samples
 from tfpipe.records.schema import UNLABELLED, Record
 from tfpipe.report import sheets
@@ -41,7 +44,7 @@ class Sample(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """One row of the sheet: a class, or a split without labels."""
+    """One row of the sheet: a class, a range of numbers, or a split without labels."""
 
     label: int
     name: str
@@ -61,6 +64,8 @@ def show(
     font: str | os.PathLike[str] | None = None,
 ) -> None:
     """Draws a PNG with a row of images per class and per unlabelled split, as training sees them.
+
+    Of numbers, a row per range of the first target; the ranges have about as many different values.
 
     Equal data sets and arguments give equal samples, however the records are sharded. An image that
     cannot be read or decoded, or has more pixels than Pillow's limit, is drawn as a crossed tile
@@ -111,6 +116,8 @@ def _header(manifest: Manifest, names: list[str], per_class: int, max_classes: i
     total = sum(manifest.split(name).num_records for name in names)
     classes = len(manifest.class_names)
     shown = f"the first {max_classes} of {classes:,} classes" if classes > max_classes else plural(classes, "class", "classes")
+    if manifest.targets is not None:
+        shown = f"by {manifest.class_names[0]}"
     facts = (f"{plural(total, 'record')} ({splits})", shown, f"up to {per_class} of each, drawn with seed {seed}")
     return "  \u00b7  ".join(facts)
 
@@ -120,8 +127,12 @@ def _groups(directory: Path, manifest: Manifest, names: list[str], per_class: in
     labelled = [manifest.split(name) for name in names if manifest.split(name).labelled]
     groups = []
     if labelled:
-        for label, name in enumerate(manifest.class_names[:max_classes]):
-            count = sum(split.class_counts[name] for split in labelled)
+        shown, classes_of = classes(directory, manifest)
+        in_ranges: Counter[int] = Counter()
+        for split in names if manifest.targets is not None else ():
+            in_ranges.update(classes_of(row)[0] for row in read_catalog(directory, split=split))
+        for label, name in enumerate(shown[:max_classes]):
+            count = in_ranges[label] if in_ranges else sum(split.class_counts[name] for split in labelled)
             groups.append(_Group(label, name, count, samples.get((label, ""), [])))
     for name in names:
         if not manifest.split(name).labelled:
@@ -130,21 +141,44 @@ def _groups(directory: Path, manifest: Manifest, names: list[str], per_class: in
     return groups
 
 
+def classes(directory: Path, manifest: Manifest) -> tuple[Sequence[str], Callable[[CatalogRow], Sequence[int]]]:
+    """Returns the names of a sheet's rows, and the function from a record to the rows that it may be drawn in.
+
+    These are the classes; of numbers, ranges of the first target.
+    """
+    names = manifest.class_names
+    if manifest.targets is not None:
+        count, texts = manifest.targets.count, combinations.texts(directory, manifest)
+        parts, unit = targets.num_strata(count), manifest.targets.units[names[0]]
+        firsts = [-(-part * count // parts) for part in range(parts + 1)]
+        ends = [
+            [texts[label].split(targets.SEPARATOR)[0] for label in (one, next_one - 1)] for one, next_one in pairwise(firsts)
+        ]
+        ranges = [f"{names[0]} {least} to {most} {unit}".rstrip() for least, most in ends]
+        return ranges, lambda row: [row.label * parts // count if row.label >= 0 else UNLABELLED]
+    if manifest.task == MULTILABEL:
+        places = {name: index for index, name in enumerate(names)}
+
+        def of(row: CatalogRow) -> Sequence[int]:
+            present = combinations.names_of(row.class_name)[0]
+            return [UNLABELLED] if row.label == UNLABELLED else [places[one] for one in present]
+
+        return names, of
+    return names, lambda row: [row.label]
+
+
 def draw_samples(
     directory: Path, manifest: Manifest, names: list[str], per_class: int, max_classes: int, seed: int
 ) -> dict[tuple[int, str], list[Sample]]:
     """Returns the records with the smallest seeded hashes, by (class, split where unlabelled).
 
-    A record of several labels may be drawn for each of them.
+    A record of several labels may be drawn for each of them; of numbers, a class is a range, see `classes`.
     """
-    places = {name: index for index, name in enumerate(manifest.class_names)}
+    _, classes_of = classes(directory, manifest)
     heaps: dict[tuple[int, str], list[tuple[int, str, Sample]]] = {}
     for name in names:
         for row, offset, _ in read_split(directory, manifest, name):
-            classes = [row.label]
-            if manifest.task != SINGLE and row.label != UNLABELLED:
-                classes = [places[one] for one in combinations.names_of(row.class_name)[0]]
-            for label in classes:
+            for label in classes_of(row):
                 if label >= max_classes:
                     continue
                 heap = heaps.setdefault((label, name if label == UNLABELLED else ""), [])

@@ -91,6 +91,57 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> str:
     return _drawn((4.2, 4.6), draw)
 
 
+def scatter(targets: Array, values: Array) -> str:
+    """Returns a drawing of predicted numbers over the right ones, float [N] each."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        both = [*_span(np.concatenate([targets, values]))]
+        axes.plot(both, both, color=FAINT, linewidth=1, linestyle="--")
+        axes.plot(targets, values, **_DOTS)
+        axes.set(xlim=both, ylim=both, xlabel="target", ylabel="predicted", aspect="equal")
+
+    return _drawn((4.2, 4.0), draw, _kind_of_dots(len(targets)))
+
+
+def residuals(targets: Array, values: Array) -> str:
+    """Returns a drawing of the errors of predicted numbers over the right ones, and how often each is."""
+    errors = values - targets
+
+    def draw(figure: Figure) -> None:
+        axes, counts = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+        axes.axhline(0, color=FAINT, linewidth=1, linestyle="--")
+        axes.plot(targets, errors, **_DOTS)
+        axes.set(xlim=_span(targets), ylim=_span(np.append(errors, 0)), xlabel="target", ylabel="predicted - target")
+        counts.hist(errors, bins=min(30, max(5, int(len(errors) ** 0.5))), orientation="horizontal", color=ACCENT, alpha=0.5)
+        counts.set(xlabel="images")
+        counts.xaxis.get_major_locator().set_params(integer=True, nbins=3)
+
+    return _drawn((4.9, 4.0), draw, _kind_of_dots(len(targets)))
+
+
+_DOTS: dict[str, Any] = {
+    "marker": "o",
+    "linestyle": "none",
+    "color": ACCENT,
+    "markersize": 4,
+    "alpha": 0.45,
+    "markeredgewidth": 0,
+}
+_MANY_DOTS = 2000  # more are an image: each is an element of a vector drawing
+
+
+def _kind_of_dots(count: int) -> str:
+    return "svg" if count <= _MANY_DOTS else "png"
+
+
+def _span(values: Array) -> tuple[float, float]:
+    """Returns the ends of an axis with some room, also where all values are equal."""
+    low, high = float(values.min()), float(values.max())
+    room = 0.04 * (high - low) or abs(low) or 1.0
+    return low - room, high + room
+
+
 def matrix_image(matrix: coo_array) -> str:
     """Returns a confusion matrix, counts [C, C], as an image of the shares of each row.
 

@@ -42,7 +42,7 @@ def _environment(language: str) -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=escape_markdown if language == "md" else None,
     )
-    names = ("percent", "number", "interval", "with_interval", "threshold", "plural", "format_bytes")
+    names = ("percent", "number", "interval", "between", "with_interval", "threshold", "plural", "format_bytes")
     environment.globals |= {name: getattr(text, name) for name in names} | {"table": markdown_table}
     environment.filters["md"] = escape_markdown
     return environment

@@ -135,6 +135,14 @@ def _has_same_rates(
 
 
 def _score(row: Mapping[str, Any], found: Mapping[str, Any]) -> float:
-    """Returns what the schedule "plateau" was shown of an epoch: of several labels, the loss."""
-    score: float = row["val_accuracy"] if found["data"].get("task", SINGLE) == SINGLE else -row["val_loss"]
+    """Returns what the schedule "plateau" was shown of an epoch: accuracy, or the loss."""
+    score: float = row["val_accuracy"] if task_of(found) == SINGLE else -row["val_loss"]
     return score
+
+
+def task_of(found: Mapping[str, Any]) -> str:
+    """Returns what the model of a run predicts, from the content of run.json."""
+    if found["recipe"].get("loss") == "cross_entropy":
+        return SINGLE
+    task: str = found["data"].get("task", SINGLE)
+    return task

@@ -132,7 +132,8 @@ class Loop:
                 with self.run_log.step() as watch:
                     for loss, correct in self._advance(self._saved + self.checkpoint_seconds, watch):
                         self._count(loss, correct)
-                        bar.add(1, loss=now.loss / now.rows, accuracy=now.correct / now.rows)
+                        scores: dict[str, Any] = {phase.objective.score: now.correct / now.rows}
+                        bar.add(1, loss=now.loss / now.rows, **scores)
                 if self._steps.num_workers == 1:
                     self._stops, self._must_save = bool(self._received), self._is_time_to_save
                 if self._stops or self._must_save:
@@ -192,7 +193,7 @@ class Loop:
         is_best = self._keep_if_best(now.epoch, values["val_loss"], values["val_accuracy"])
         number = phase.stopping.best_number
         best = "so far" if is_best else f"epoch {number}" if number else "before epoch 1"
-        bar.finish(val_loss=values["val_loss"], val_accuracy=values["val_accuracy"], best=best)
+        bar.finish(val_loss=values["val_loss"], best=best, **{f"val_{phase.objective.score}": values["val_accuracy"]})
         values["learning_rate"] = phase.schedule.rate(self._number - 1)
         values |= {"train_seconds": train_seconds, "val_seconds": time.monotonic() - begun}
         phase.schedule.observe(-values["val_loss"] if phase.objective.by_loss else values["val_accuracy"])

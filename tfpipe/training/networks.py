@@ -15,14 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfpipe.common import seeds
 from tfpipe.models.classifiers import Classifier
 from tfpipe.networks import arithmetic, backbones, heads, layers
 from tfpipe.networks.heads import Pooling
+from tfpipe.networks.links import PACE, FittedLinks, free_of
+from tfpipe.networks.objectives import Scale
 from tfpipe.networks.submodels import cut, find_layers
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import ORDINAL, SINGLE
 from tfpipe.records.samples import USUAL, Samples
 from tfpipe.training.recipes import Recipe
 from tfpipe.training.steps import RateGroup
@@ -47,6 +50,7 @@ class Networks:
         backbone: up to the feature layer; `preprocessing` comes before, `head` after it.
         front: the part that fine-tuning does not train, or None where nothing can be cut off.
         back: the rest.
+        scale: of the targets of a regression, else None.
         head_from: hash of the model that the head's first weights are of, or None.
     """
 
@@ -58,8 +62,10 @@ class Networks:
         strategy: tf.distribute.Strategy,
         samples: Samples = USUAL,
         task: str = SINGLE,
+        scale: Scale | None = None,
+        units: Sequence[str] = (),
     ) -> None:
-        self.task = task
+        self.task, self.scale, self._units = task, scale, units
         self.recipe, self.precision, self._class_names, self._strategy = recipe, precision, class_names, strategy
         self._pretrained = recipe.mode != "scratch" and recipe.weights != "none"
         weights = "none" if recipe.mode == "scratch" or recipe.weights == "own" else recipe.weights
@@ -87,7 +93,26 @@ class Networks:
         """Makes a new head, on another pooling."""
         self.recipe = dataclasses.replace(self.recipe, pooling=pooling)
         with self._strategy.scope():
-            self.head = self.recipe.head.layers(len(self._class_names), self.recipe.seed)
+            self.head = self._new_head()
+            if self.task == ORDINAL:
+                self.head.append(FittedLinks(len(self._class_names), name="links"))
+
+    def _new_head(self) -> list[keras.layers.Layer]:
+        in_order = self.task == ORDINAL
+        return self.recipe.head.layers(1 if in_order else len(self._class_names), self.recipe.seed, use_bias=not in_order)
+
+    @property
+    def head_weights(self) -> list[keras.Variable]:
+        """The weights of the head; without hidden layers, those that a regression fits."""
+        return [variable for layer in self.head for variable in layer.weights]
+
+    def _last(self) -> keras.layers.Layer:
+        """Returns the last layer of the result."""
+        names, links = self._class_names, self.head[-1]
+        if self.scale is not None:
+            return layers.Values(names, self._units, *self.scale, name="values")
+        thresholds = links.thresholds if isinstance(links, FittedLinks) else ()
+        return layers.Probabilities(names, task=self.task, thresholds=thresholds, name="probabilities")
 
     def unfreeze(self, words: Sequence[str]) -> None:
         """Sets the blocks or layers that fine-tuning trains, with all that follow."""
@@ -115,7 +140,11 @@ class Networks:
         if _structure(theirs) != _structure(self.head):
             return "the head starts over: its layers differ"
         for layer in self.head:
-            if layer.weights:
+            if isinstance(layer, FittedLinks):
+                layer.set_weights([free_of(np.array(layers.last_of(other.model).thresholds)) / PACE])
+            elif layer is self.head[-1] and self.scale is not None:
+                layer.set_weights(_rescaled(other.model, self.scale))
+            elif layer.weights:
                 layer.set_weights(other.model.get_layer(layer.name).get_weights())
         self.head_from = other.sha256
         return "the head begins with its weights, too"
@@ -224,13 +253,21 @@ class Networks:
             clone = keras.models.clone_model(network, clone_function=_in_float32, recursive=True)
             mode, samples = self.backbone.preprocessing, self.preprocessing.samples
             preprocessing = layers.Preprocessing(mode, recipe.resize, samples, name="preprocessing")
-            head = recipe.head.layers(len(self._class_names), recipe.seed)
+            head = self._new_head()
             trunk = layers.Trunk(clone, True, name="trunk")
-            model = heads.assemble([trunk], preprocessing, head, self._class_names, recipe.image_size or (0, 0), self.task)
+            model = heads.assemble([trunk], preprocessing, head, self._class_names, recipe.image_size or (0, 0), self._last())
         clone.set_weights(network.get_weights())
-        for layer, trained in zip(head, self.head, strict=True):
+        for layer, trained in zip(head, self.head, strict=False):  # but the links
             layer.set_weights(trained.get_weights())
         return model
+
+
+def _rescaled(model: keras.Model, scale: Scale) -> list[Any]:
+    """Returns kernel and bias of the last layer of another regression, for targets of this scale."""
+    kernel, bias = model.get_layer("logits").get_weights()
+    last = layers.last_of(model)
+    factors = np.array(last.deviations) / scale.deviations
+    return [kernel * factors, bias * factors + (np.array(last.means) - scale.means) / scale.deviations]
 
 
 def _in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -242,7 +279,8 @@ def _in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 def _structure(head: Sequence[keras.layers.Layer]) -> list[Any]:
     """Returns what two heads must have in common for one to take the other's weights."""
-    return [type(head[0]), *[(layer.name, [weight.shape for weight in layer.weights]) for layer in head if layer.weights]]
+    weighted = [layer for layer in head if layer.weights and not isinstance(layer, FittedLinks)]
+    return [type(head[0]), *[(layer.name, [weight.shape for weight in layer.weights]) for layer in weighted]]
 
 
 def _set_trainable(network: keras.Model, value: bool) -> None:

@@ -114,7 +114,8 @@ class Phases:
                 self.report(f"head: the weights that it began with stay: their validation loss is {loss:.4f}")
                 return None
             write_json(path, found.facts())
-            curves.draw_candidates(found.candidates, found.best, path.with_suffix(".png"))
+            how = regression.KINDS[networks.task], self._objective.score
+            curves.draw_candidates(found.candidates, found.best, path.with_suffix(".png"), *how)
             return found
 
         workers = self.workers
@@ -125,20 +126,23 @@ class Phases:
         workers.share(self.folder, [Path(HEAD_NAME)])
         networks.choose_pooling(pooling)
         networks.on_features()
-        weights = networks.head[-1].get_weights() if found is None else [found.kernel, found.bias]
-        networks.head[-1].set_weights([workers.array_of_chief(values) for values in weights])
+        values = [variable.numpy() for variable in networks.head_weights] if found is None else [found.kernel, found.bias]
+        for variable, value in zip(networks.head_weights, values, strict=True):
+            variable.assign(workers.array_of_chief(value))
 
     def _search(self, batches: FeatureBatches) -> regression.Search:
         requested: tuple[Pooling, ...] = (self.recipe.pooling,) if self.recipe.pooling else get_args(Pooling)
-        labels = self.train.labels
+        labels, task = self.train.labels, self.networks.task
         weight_of = self._class_weights(always=self.recipe.balanced)
         if self._table is None:
             weights = None if weight_of is None else weight_of[labels]
-            train = regression.Rows(batches.views, self.train.positions, labels, weights)
-            val = regression.Rows([batches.val_features], self.val.positions, self.val.labels)
+            train = regression.Rows(batches.views, self.train.positions, labels, weights, task)
+            val = regression.Rows([batches.val_features], self.val.positions, self.val.labels, task=task)
         else:  # weights are those of positive labels
-            train = regression.Rows(batches.views, self.train.positions, self._table[labels], weight_of)
-            val = regression.Rows([batches.val_features], self.val.positions, self._table[self.val.labels], weight_of)
+            table = self._table if self.networks.scale is None else self.networks.scale.standardised(self._table)
+            of_task: dict[str, Any] = {"weights": weight_of, "task": task, "loss": self.recipe.loss}
+            train = regression.Rows(batches.views, self.train.positions, table[labels], **of_task)
+            val = regression.Rows([batches.val_features], self.val.positions, table[self.val.labels], **of_task)
         poolings = regression.fitting(train, requested)
         if len(poolings) < len(requested):
             why = "maps of one place have one pooling" if len(poolings) == 1 else "its rows would not fit into memory"
@@ -241,12 +245,12 @@ class Phases:
 
     @property
     def _objective(self) -> Objective:
-        return objectives.of_task(self.networks.task)
+        return objectives.of_task(self.networks.task, self.recipe.loss, self.networks.scale)
 
     @cached_property
     def _table(self) -> np.ndarray[Any, Any] | None:
-        """The targets of each label, where an image has several labels."""
-        found = RecordReader(self.train.directory, self.train.split).combinations
+        """The targets of each label, where an image has several labels, or numbers."""
+        found = RecordReader(self.train.directory, self.train.split).label_rows
         return None if found is None else targets_of(found)
 
     @property

@@ -26,7 +26,7 @@ from tfpipe.common.files import check_folder
 from tfpipe.networks import architectures
 from tfpipe.records import folds
 from tfpipe.records import manifest as manifests
-from tfpipe.records.manifest import Manifest
+from tfpipe.records.manifest import Manifest, Split
 from tfpipe.records.run_folders import MODEL_NAME, RUN_NAME, SUMMARY_NAME, check_vacant, check_weights_file, seen_by
 from tfpipe.training.recipes import Recipe, complete
 
@@ -114,6 +114,13 @@ def open_training(
     if not split.labelled or missing:
         lacks = f"there are none of {', '.join(missing)}" if split.labelled else "it has no labels"
         raise ValueError(f"{directory}: split {train_split!r} must have images of every class; {lacks}")
+    constant = [
+        name
+        for name in (manifest.class_names if manifest.targets else ())
+        if all(_is_constant(manifest.splits[part], name, manifest.splits[parts[0]]) for part in parts)
+    ]
+    if constant:
+        raise ValueError(f"{directory}: all images of split {train_split!r} have one value of {', '.join(constant)}")
     unknown = split.unknown_counts or {}
     always = [name for name, count in unknown.items() if count + split.class_counts[name] == split.num_records]
     if always:
@@ -128,6 +135,12 @@ def open_training(
         if not held.labelled or not held.num_records:
             raise ValueError(f"{directory}: split {val_split!r} has no labelled images to validate with")
     return manifest, val_split
+
+
+def _is_constant(split: Split, name: str, first: Split) -> bool:
+    """Returns whether a target has the value of the first image of another split in all of a split."""
+    found, other = (dict(one.statistics or {}).get(name) for one in (split, first))
+    return found is not None and other is not None and found.least == found.most == other.least
 
 
 def parse_devices(text: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ recipe, reasons = complete(Recipe(mode="auto"), num_images=1400, num_classes=5)
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -16,9 +17,9 @@ from tfpipe.common import arguments
 from tfpipe.common.text import exactly
 from tfpipe.networks import architectures, arithmetic
 from tfpipe.networks.architectures import PREPROCESSINGS
-from tfpipe.networks.heads import Head, Pooling
+from tfpipe.networks.heads import NUMERIC_LOSSES, Head, Pooling
 from tfpipe.pipeline.presets import Augmentation
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import MULTILABEL, ORDINAL, REGRESSION, SINGLE
 from tfpipe.records.samples import RESIZES
 
 Mode = Literal["auto", "scratch", "bottleneck", "frozen", "finetune", "full"]
@@ -38,7 +39,9 @@ _OF_STEPS = (
 )
 
 
+_LOSSES = {REGRESSION: NUMERIC_LOSSES, ORDINAL: (ORDINAL, "cross_entropy")}  # of a task that has several; the usual one first
 _CHOICES = {
+    "loss": tuple(itertools.chain(*_LOSSES.values())),
     "mode": get_args(Mode),
     "optimizer": ("adamw", "sgd"),
     "pooling": get_args(Pooling),
@@ -107,6 +110,8 @@ class Recipe:
         hidden: Units of the head's hidden layers, as a flag 1024,128. Default: none.
         dropout: Rate in the head.
         l2: Penalty on the head's kernels.
+        loss: Of numbers: huber, in standard deviations, or squared. Of classes in an order: ordinal, one
+            score and thresholds, or cross_entropy, as without an order. Default: huber, ordinal.
         label_smoothing: Share of each target that is spread over all classes.
         optimizer: adamw, or sgd with Nesterov momentum.
         weight_decay: Of kernels, per step and unit of learning rate.
@@ -156,6 +161,7 @@ class Recipe:
     hidden: tuple[int, ...] = ()
     dropout: float = 0.0
     l2: float = 0.0
+    loss: Literal["huber", "squared", "ordinal", "cross_entropy"] | None = None
     label_smoothing: float = 0.0
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 1e-4
@@ -244,6 +250,11 @@ def complete(recipe: Recipe, num_images: int, num_classes: int, task: str = SING
             reasons.append(f"{name}={value}: {why}")
         return choices.get(name, given)
 
+    if known := _LOSSES.get(task):
+        choose("loss", known[0], "a wrong target counts less" if task == REGRESSION else "the order of the classes")
+    if recipe.loss not in (None, *(known or ())):
+        kinds = f"of task {task} it is {' or '.join(known)}" if known else f"task {task} has one loss"
+        raise ValueError(f"loss={recipe.loss}: {kinds}")
     if recipe.weights == "own" and ":" not in recipe.backbone:
         raise ValueError(
             f"weights=own needs a backbone by import path, which brings its own (the backbone is {recipe.backbone})"
@@ -315,10 +326,23 @@ def _check_together(recipe: Recipe, num_classes: int, task: str) -> None:
     shortest = min(recipe.epochs or math.inf, recipe.finetune_epochs or math.inf)
     long_warmup = _is_given(recipe, "warmup_epochs") and recipe.warmup_epochs > shortest / 2
     contradictions = (
-        (num_classes < 2, f"a classifier needs two classes or more (the data set has {num_classes})"),
+        (num_classes < 2 and task != REGRESSION, f"a classifier needs two classes or more (the data set has {num_classes})"),
         (
-            recipe.balanced and task != SINGLE,
+            recipe.balanced and task == MULTILABEL,
             "balanced is for one class an image; with several labels, take class_weights",
+        ),
+        *(
+            (task == REGRESSION and bool(getattr(recipe, name)), f"{name} is for classes: a regression has none")
+            for name in ("balanced", "class_weights", "label_smoothing")
+        ),
+        (task == REGRESSION and mixes, "mixup and cutmix are for classes: the number of a mixed image is not known"),
+        (
+            task == ORDINAL and recipe.loss == ORDINAL and mixes,
+            "mixup and cutmix make images of two classes, which classes in an order have no score for: set them to 0",
+        ),
+        (
+            task == ORDINAL and recipe.loss == ORDINAL and recipe.label_smoothing > 0,
+            "label_smoothing makes all classes as likely, however far they are in the order: leave it out",
         ),
         (
             recipe.mode in _CACHED and mixes,

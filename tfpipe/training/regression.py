@@ -1,4 +1,4 @@
-"""Logistic regression on cached features: the heads that a run chooses among, in seconds.
+"""Regression on cached features: the heads that a run chooses among, in seconds.
 
     found = search(train, val, ["average", "max", "flatten"])
     found.best.pooling, found.kernel, found.bias
@@ -26,7 +26,10 @@ from threadpoolctl import threadpool_limits
 from tfpipe.common.errors import DataError
 from tfpipe.common.text import plural
 from tfpipe.models.features import Features, JoinedFeatures
-from tfpipe.networks.heads import Pooling
+from tfpipe.networks.heads import HUBER, Pooling
+from tfpipe.networks.links import PACE
+from tfpipe.records.manifest import MULTILABEL, ORDINAL, REGRESSION, SINGLE
+from tfpipe.training import linear_regression, proportional_odds
 
 Array = np.ndarray[Any, Any]
 
@@ -40,6 +43,13 @@ _MAX_ITERATIONS, _TOLERANCE = 300, 1e-5  # where classes overlap, a weak decay w
 # (864 rows of 864 numbers took 27 times the processor's time, on two busy cores).
 _SHARED_BYTES = 64 << 20
 
+KINDS = {  # what a head of a task is fitted by
+    SINGLE: "logistic regression",
+    MULTILABEL: "logistic regression",
+    ORDINAL: "regression by proportional odds",
+    REGRESSION: "linear regression",
+}
+
 _POOL: dict[Pooling, Callable[[Array], Array]] = {
     "average": lambda maps: maps.mean((1, 2)),
     "max": lambda maps: maps.max((1, 2)),
@@ -51,19 +61,17 @@ _POOL: dict[Pooling, Callable[[Array], Array]] = {
 class Rows:
     """Labelled feature maps: some positions int64 [N] of one or more views of a split.
 
-    Labels are int64 [N], weights float [N]; or, of several labels an image, targets float32 [N, C],
-    which are 1, 0 or -1 (unknown), and the weights of positive ones, float [C].
+    Labels are int64 [N], weights float [N], of classes which may be in an order (task "ordinal"). Of
+    several labels an image, they are targets float32 [N, C], which are 1, 0 or -1 (unknown), and the
+    weights of positive ones, float [C]; of numbers, targets [N, D] of the mean 0 and the deviation 1.
     """
 
     views: Sequence[Features | JoinedFeatures]
     positions: Array
     labels: Array
     weights: Array | None = None
-
-    @property
-    def has_several(self) -> bool:
-        """Whether an image has several labels."""
-        return self.labels.ndim > 1
+    task: str = SINGLE
+    loss: str | None = None  # of numbers
 
     @property
     def count(self) -> int:
@@ -83,7 +91,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A head that was tried: its mean log loss on the validation rows, and the standard error."""
+    """A head that was tried: its mean loss on the validation rows, the standard error, and the accuracy, of numbers R2."""
 
     pooling: Pooling
     strength: float
@@ -94,12 +102,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Search:
-    """All candidates in order, the best, its kernel float32 [D, C] and bias float32 [C]."""
+    """All candidates in order, the best, its kernel float32 [D, C] and bias float32 [C].
+
+    Of classes in an order, the kernel is of one score, [D, 1], and the bias the numbers of the
+    thresholds, float32 [C - 1], see `links.FittedLinks`.
+    """
 
     best: Candidate
     candidates: Sequence[Candidate]
     kernel: Array
     bias: Array
+    task: str = SINGLE
 
     def facts(self) -> dict[str, Any]:
         """Returns the best and all candidates as JSON can hold them."""
@@ -107,9 +120,10 @@ class Search:
 
     def __str__(self) -> str:
         best, poolings = self.best, {candidate.pooling for candidate in self.candidates}
+        score = "R2" if self.task == REGRESSION else "accuracy"
         return (
-            f"logistic regression on {best.pooling} pooling with C={best.strength:g}: validation loss {best.val_loss:.4f},"
-            f" accuracy {best.val_accuracy:.4f}, the best of {len(self.candidates)} ({plural(len(poolings), 'pooling')} with"
+            f"{KINDS[self.task]} on {best.pooling} pooling with C={best.strength:g}: validation loss {best.val_loss:.4f},"
+            f" {score} {best.val_accuracy:.4f}, the best of {len(self.candidates)} ({plural(len(poolings), 'pooling')} with"
             f" {plural(len(STRENGTHS), 'decay')} each)"
         )
 
@@ -138,7 +152,7 @@ def search(train: Rows, val: Rows, poolings: Sequence[Pooling], report: Callable
         val_rows = val.pooled(pooling)
         fits = []
         for strength, kernel, bias in _path_of(train, pooling):
-            of_labels, accuracy = _measured((val_rows @ kernel + bias).astype(np.float64), val)
+            of_labels, accuracy = _measured(_logits(val_rows, kernel, bias, val), val)
             error = float(of_labels.std() / math.sqrt(len(of_labels)))
             candidates.append(Candidate(pooling, strength, float(of_labels.mean()), error, accuracy))
             fits.append((candidates[-1], kernel, bias))
@@ -147,16 +161,25 @@ def search(train: Rows, val: Rows, poolings: Sequence[Pooling], report: Callable
         best = min(best or fits, fits, key=_least_loss)
     least = min((candidate for candidate, *_ in best), key=lambda candidate: candidate.val_loss)
     chosen = next(fit for fit in best if fit[0].val_loss <= least.val_loss + least.val_error)
-    return Search(chosen[0], candidates, *chosen[1:])
+    return Search(chosen[0], candidates, *chosen[1:], train.task)
 
 
 def _least_loss(fits: Sequence[tuple[Candidate, Array, Array]]) -> float:
     return min(candidate.val_loss for candidate, *_ in fits)
 
 
+def _logits(rows: Array, kernel: Array, bias: Array, val: Rows) -> Array:
+    if val.task == ORDINAL:
+        return proportional_odds.log_probabilities((rows @ kernel[:, 0]).astype(np.float64), PACE * bias)
+    return (rows @ kernel + bias).astype(np.float64)
+
+
 def _measured(logits: Array, val: Rows) -> tuple[Array, float]:
     """Returns the loss of each row, float64 [N], and the share of right labels."""
-    if not val.has_several:
+    if val.task == REGRESSION:
+        errors = np.square(logits - val.labels).mean(1)  # R2 with the variance of training, as `objectives`
+        return linear_regression.losses(logits, val.labels, val.loss or HUBER), float(1 - errors.mean())
+    if val.task != MULTILABEL:
         losses = -log_softmax(logits, axis=1)
         return losses[np.arange(len(losses)), val.labels], float((losses.argmin(1) == val.labels).mean())
     known, positive = val.labels >= 0, val.labels > 0
@@ -167,9 +190,12 @@ def _measured(logits: Array, val: Rows) -> tuple[Array, float]:
 
 def _path_of(train: Rows, pooling: Pooling) -> Iterator[tuple[float, Array, Array]]:
     rows, labels = train.pooled(pooling), train.repeated(train.labels)
-    if train.has_several:
+    if train.task == REGRESSION:
+        return _path_of_numbers(rows, labels, train.loss or HUBER)
+    if train.task == MULTILABEL:
         return _path_of_several(rows, labels, train.weights)
-    return _path(rows, labels, None if train.weights is None else train.repeated(train.weights))
+    path = _path_in_order if train.task == ORDINAL else _path
+    return path(rows, labels, None if train.weights is None else train.repeated(train.weights))
 
 
 def _path_of_several(rows: Array, targets: Array, weights: Array | None) -> Iterator[tuple[float, Array, Array]]:
@@ -190,6 +216,29 @@ def _path_of_several(rows: Array, targets: Array, weights: Array | None) -> Iter
             kernel[:, index], bias[index] = model.coef_[0], model.intercept_[0]
         kernel = (kernel if basis is None else basis @ kernel) / scale
         yield strength, kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32)
+
+
+def _path_of_numbers(rows: Array, wanted: Array, loss: str) -> Iterator[tuple[float, Array, Array]]:
+    """Does as `_path`, with linear regressions."""
+    mean, scale, points, basis = _prepared(rows)
+    found = linear_regression.start(wanted, points.shape[1])
+    for strength in STRENGTHS:
+        with _few_threads(points):
+            found = linear_regression.fit(points, wanted, strength, loss, found, _MAX_ITERATIONS, _TOLERANCE)
+        kernel = (found[0] if basis is None else basis @ found[0]) / scale
+        yield strength, kernel.astype(np.float32), (found[1] - mean @ kernel).astype(np.float32)
+
+
+def _path_in_order(rows: Array, labels: Array, weights: Array | None) -> Iterator[tuple[float, Array, Array]]:
+    """Does as `_path`, with one score, and the numbers of its thresholds in place of the bias."""
+    mean, scale, points, basis = _prepared(rows)
+    found = proportional_odds.start(labels, points.shape[1])
+    for strength in STRENGTHS:
+        with _few_threads(points):
+            found = proportional_odds.fit(points, labels, strength, weights, found, _MAX_ITERATIONS, _TOLERANCE)
+        kernel, free = (found[0] if basis is None else basis @ found[0]) / scale, found[1].copy()
+        free[0] += mean @ kernel  # of the first threshold; the others are distances
+        yield strength, kernel[:, np.newaxis].astype(np.float32), (free / PACE).astype(np.float32)
 
 
 def _path(rows: Array, labels: Array, weights: Array | None) -> Iterator[tuple[float, Array, Array]]:
@@ -220,10 +269,13 @@ def _prepared(rows: Array) -> tuple[Array, float, Array, Array | None]:
 
 
 def _fit(model: LogisticRegression, points: Array, labels: Array, weights: Array | None) -> None:
-    num_threads = 1 if points.nbytes < _SHARED_BYTES else None  # None: as many as BLAS takes
-    with warnings.catch_warnings(), threadpool_limits(num_threads, "blas"):
+    with warnings.catch_warnings(), _few_threads(points):
         warnings.simplefilter("ignore", ConvergenceWarning)  # the loss counts, however far the fit came
         model.fit(points, labels, sample_weight=weights)
+
+
+def _few_threads(points: Array) -> Any:
+    return threadpool_limits(1 if points.nbytes < _SHARED_BYTES else None, "blas")  # None: as many as BLAS takes
 
 
 def _reduce(rows: Array) -> tuple[Array, Array | None]:

@@ -40,14 +40,14 @@ from tfpipe.common.text import html_table, plural
 from tfpipe.models import classifiers
 from tfpipe.models.classifiers import Classifier
 from tfpipe.models.split_images import SplitImages, hold_out
-from tfpipe.networks import arithmetic
+from tfpipe.networks import arithmetic, objectives
 from tfpipe.networks.submodels import hash_network
 from tfpipe.pipeline.reading import RecordReader
 from tfpipe.records import run_folders
-from tfpipe.records.manifest import SINGLE
+from tfpipe.records.manifest import REGRESSION, SINGLE
 from tfpipe.records.run_folders import state_file, state_files
 from tfpipe.records.samples import Samples
-from tfpipe.training import checkpoints, extending, preflight
+from tfpipe.training import checkpoints, extending, preflight, regression
 from tfpipe.training.batches import FeatureBatches
 from tfpipe.training.cluster import Workers
 from tfpipe.training.logs import curves
@@ -221,7 +221,14 @@ def train(
         if job.recipe.deterministic:
             tf.config.experimental.enable_op_determinism()
         networks = Networks(
-            job.recipe, job.class_names, job.precision, strategy, Samples.of(job.manifest.options), job.manifest.task
+            job.recipe,
+            job.class_names,
+            job.precision,
+            strategy,
+            Samples.of(job.manifest.options),
+            job.task,
+            job.scale,
+            job.units,
         )
         if from_run is not None:
             log(f"from {from_run}: {networks.take_head(classifiers.load(from_run))}")
@@ -278,6 +285,7 @@ class _Job:
         self.precision, why = arithmetic.choose(self.recipe.precision)
         self.reasons.append(f"precision={self.precision}: {why}")
         recipe = self.recipe
+        self.task = SINGLE if recipe.loss == "cross_entropy" else self.manifest.task
         common: dict[str, Any] = {"image_size": recipe.image_size, "resize": recipe.resize, "seed": recipe.seed}
         train = SplitImages(directory, train_split, augmentation=recipe.augmentation, balanced=recipe.balanced, **common)
         if found is not None:
@@ -286,6 +294,16 @@ class _Job:
         self.train, self.val = hold_out(train, recipe.val_fraction)
         num_held, num_all = len(self.val.positions), train.num_records
         self.reasons.append(f"no val split: {num_held:,} of the {num_all:,} training images are held out for validation")
+
+    @property
+    def scale(self) -> objectives.Scale | None:
+        """The scale of the targets of a regression."""
+        return objectives.Scale.of(self.train.targets) if self.task == REGRESSION else None
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units of the targets of a regression."""
+        return () if self.manifest.targets is None else tuple(self.manifest.targets.units.values())
 
     @cached_property
     def _read_block(self) -> int | None:
@@ -384,10 +402,11 @@ def _found_rate(folder: Path, loop: Loop) -> float:
 def _result(loop: Loop, counts: Sequence[BlockCount]) -> dict[str, Any]:
     """Returns the summary of a phase, after a report."""
     phase, stopping = loop.phase, loop.phase.stopping
+    score = phase.objective.score
     number = stopping.best_number
     if phase.epochs:
         when = f"best in epoch {number}" if number else "no epoch was better than its start, which is kept"
-        loop.report(f"{phase.name}: validation accuracy {stopping.best:.4f}, {when}")
+        loop.report(f"{phase.name}: validation {score} {stopping.best:.4f}, {when}")
     return {
         "phase": phase.name,
         "num_epochs": loop.position.epoch,
@@ -402,11 +421,11 @@ def _result(loop: Loop, counts: Sequence[BlockCount]) -> dict[str, Any]:
 
 def _finish(folder: Path, networks: Networks, phases: list[dict[str, Any]], assign_last: Callable[[], None]) -> None:
     """Writes the models, the history's image and, last, the summary."""
-    model = networks.classifier()
+    model, score = networks.classifier(), objectives.of_task(networks.task, scale=networks.scale).score
     _save_model(model, folder / run_folders.MODEL_NAME)
     history = read_history(folder)
     if history:
-        curves.draw_history(history, folder / HISTORY_IMAGE, by_loss=networks.task != SINGLE)
+        curves.draw_history(history, folder / HISTORY_IMAGE, by_loss=networks.task != SINGLE, score=score)
     for phase in phases:
         seconds = [row["train_seconds"] for row in history if row["phase"] == phase["phase"]]
         phase["seconds_per_epoch"] = statistics.median(seconds) if seconds else None
@@ -426,11 +445,13 @@ def _finish(folder: Path, networks: Networks, phases: list[dict[str, Any]], assi
 def _finished(here: Path, folder: Path, report: Report) -> Run:
     """Reports and returns a finished run, whose files this worker has in `here`."""
     run = Run(folder, **read_json(here / run_folders.SUMMARY_NAME))
+    task = extending.task_of(read_json(here / run_folders.RUN_NAME))
+    score = "R2" if task == REGRESSION else "accuracy"
     for phase in run.phases:
         seconds = "" if phase["seconds_per_epoch"] is None else f" of {phase['seconds_per_epoch']:.2f} s"
-        epochs = f"{plural(phase['num_epochs'], 'epoch')}{seconds}" if phase["num_epochs"] else "logistic regression"
+        epochs = f"{plural(phase['num_epochs'], 'epoch')}{seconds}" if phase["num_epochs"] else regression.KINDS[task]
         best = f" in epoch {phase['best_epoch']}" if phase["best_epoch"] else ""
-        report(f"{phase['phase']}: {epochs} on {phase['on']}, validation accuracy {phase['val_accuracy']:.4f}{best}")
+        report(f"{phase['phase']}: {epochs} on {phase['on']}, validation {score} {phase['val_accuracy']:.4f}{best}")
     report(f"peak memory {run.peak_memory_bytes / 1e9:.2f} GB")
     image = next((folder / name for name in (HISTORY_IMAGE, run_folders.HEAD_IMAGE) if (here / name).exists()), folder)
     report(f"{folder}: this run is finished. The classifier is {folder / run_folders.MODEL_NAME}; look at {image}.")

@@ -22,7 +22,7 @@ from typing import BinaryIO
 from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular, size_of
 from tfpipe.common.text import exactly
-from tfpipe.records import combinations, schema, tfrecord
+from tfpipe.records import combinations, schema, targets, tfrecord
 from tfpipe.records.catalog import CatalogRow, read_index
 from tfpipe.records.manifest import Manifest, Shard, Split, hash_problem, index_file
 from tfpipe.records.schema import UNLABELLED, Record
@@ -237,15 +237,17 @@ class _ShardCheck:
 
     def _label_problem(self, record: Record) -> str:
         names, label, name = self.texts, record.label, record.class_name
-        several = self.manifest.combinations is not None
-        if several != (record.labels is not None):
-            return f"one label and a list of them are different tasks, and the data set's is {self.manifest.task}"
+        several, numbers = self.manifest.combinations is not None, self.manifest.targets is not None
+        if several != (record.labels is not None) or numbers != (record.targets is not None):
+            return f"one label, a list of them and numbers are different tasks, and the data set's is {self.manifest.task}"
+        if record.targets is not None and targets.text_of(record.targets) != name:
+            return f"targets {record.targets} are not those of {name!r}"
         if several and self.split.labelled and _lists(record) != self._lists_of(name):
             return f"labels {_lists(record)} are not those of {name!r}"
         if not self.split.labelled:
             return "" if label == UNLABELLED and not name else f"label {label} ({name!r}) in a split without labels"
         if not 0 <= label < len(names):
-            return f"label {label} is not one of the {exactly(len(names), 'class', 'classes')}"
+            return f"label {label} is not one of the {exactly(len(names), *(('row',) if numbers else ('class', 'classes')))}"
         return "" if name == names[label] else f"class name {name!r}, label {label} is {names[label]!r}"
 
     def _lists_of(self, text: str) -> tuple[tuple[int, ...], ...]:

@@ -23,7 +23,7 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.progress import ProgressBar
 from tfpipe.common.text import alike_groups, exactly, folded, html_table
 from tfpipe.common.workers import count_cores
-from tfpipe.records import combinations, schema, tfrecord
+from tfpipe.records import combinations, schema, targets, tfrecord
 from tfpipe.records import manifest as manifests
 from tfpipe.records.catalog import check_frames, read_catalog
 from tfpipe.records.manifest import CATALOG_NAME, Groups, Manifest
@@ -222,7 +222,7 @@ class _Verification:
                 self._findings.add(Finding("a TFRecord file that the manifest does not list", path=path))
         indexes = {*map(manifests.index_file, shards)}
         indexes |= {manifests.frames_file(manifest.name, name) for name, split in manifest.splits.items() if split.frames}
-        indexes |= {manifests.combinations_file(manifest.name)} if manifest.combinations else set()
+        indexes |= {manifest.label_rows[0]} if manifest.label_rows else set()
         self._notes += [f"{path}: the index of no shard" for path in indexes_present if path not in indexes]
 
     def _catalog_rows(self) -> CatalogRows | None:
@@ -271,15 +271,20 @@ class _Verification:
                 raise
         for name, total in totals.items():
             if total.num_records == self._manifest.splits[name].num_records:  # else lost ones were reported
-                self._check_split(name, total)
+                self._check_split(name, total, texts)
 
     def _add_mismatch(self, message: str) -> None:
         self._findings.add(Finding(message, path=self._directory / manifests.FILE_NAME))
 
-    def _check_split(self, name: str, total: ShardReport) -> None:
+    def _check_split(self, name: str, total: ShardReport, texts: Sequence[str]) -> None:
         """Compares the sums over a split's records with the manifest."""
-        split = self._manifest.splits[name]
-        for label, class_name in enumerate(self._manifest.class_names):
+        split, names = self._manifest.splits[name], self._manifest.class_names
+        if split.statistics is not None and all(0 <= label < len(texts) for label in total.labels):  # else it was reported
+            rows = {label: targets.values_of(texts[label]) for label in total.labels}
+            found = targets.statistics(names, lambda: ((rows[label], count) for label, count in total.labels.items()))
+            for target in (one for one in names if found[one] != split.statistics[one]):
+                self._add_mismatch(f"split {name!r} has {found[target]} of {target!r}, not as listed")
+        for label, class_name in enumerate(names if self._manifest.targets is None else ()):
             count, expected = total.labels[label], split.class_counts.get(class_name)
             if count != expected:
                 records = exactly(count, "record")

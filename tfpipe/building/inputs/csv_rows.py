@@ -20,8 +20,9 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.files import IMAGE_SUFFIXES
 from tfpipe.common.text import plural
 from tfpipe.listing.folders import walk
-from tfpipe.records.combinations import LabelLists, ListInCell, column_of
+from tfpipe.records.combinations import LabelLists, ListInCell
 from tfpipe.records.manifest import CONTROL, check_name
+from tfpipe.records.targets import TargetColumns
 
 _log = logging.getLogger("tfpipe")
 
@@ -39,7 +40,7 @@ class Choice(NamedTuple):
     label_column: str | None = None
     split_names: Mapping[str, str] = SPLIT_NAMES  # a table's names to those used here
     group: str | None = None  # column of groups; None: there are none
-    label_lists: LabelLists | None = None  # of several labels an image
+    label_lists: LabelLists | TargetColumns | None = None  # of several labels an image, or of numbers
 
 
 def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> Iterator[Source]:
@@ -78,7 +79,7 @@ def list_rows(path: Path, split: str | None, choice: Choice, notes: Notes) -> It
 def _columns(table: tables.Table, choice: Choice) -> tuple[str, str | None]:
     path = table.column(_PATH_COLUMNS, "path_column", choice.path_column)
     if choice.label_lists is not None and choice.label_lists.columns is not None:
-        wanted = [path, *map(column_of, choice.label_lists.columns)]
+        wanted = [path, *map(tables.column_of, choice.label_lists.columns)]
         lacking = [name for name in wanted if table.columns.count(name or "") != 1 or wanted.count(name) > 1]
         if path is None or lacking:
             missing = ", ".join(str(name or "a column of paths") for name in lacking)

@@ -43,8 +43,8 @@ def _figure(path: Path, height: float) -> Iterator[Any]:
         figure.savefig(file, format="png")
 
 
-def draw_history(rows: Sequence[HistoryRow], path: Path, *, by_loss: bool = False) -> None:
-    """Draws accuracy, loss and learning rate over the epochs of `run_log.read_history`."""
+def draw_history(rows: Sequence[HistoryRow], path: Path, *, by_loss: bool = False, score: str = "accuracy") -> None:
+    """Draws accuracy, or another score, loss and learning rate over the epochs of `run_log.read_history`."""
     if not rows:
         raise ValueError("no epochs to draw: rows is empty")
     from matplotlib.ticker import MaxNLocator
@@ -52,10 +52,10 @@ def draw_history(rows: Sequence[HistoryRow], path: Path, *, by_loss: bool = Fals
     with _figure(path, 8.0) as figure:
         panels = accuracy, loss, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.2))
         train, val = ("training", _TRAIN), ("validation", _VAL)
-        _draw_lines(accuracy, rows, {"train_accuracy": train, "val_accuracy": val}, "accuracy")
+        _draw_lines(accuracy, rows, {"train_accuracy": train, "val_accuracy": val}, score)
         _draw_lines(loss, rows, {"train_loss": train, "val_loss": val}, "loss")
         _draw_lines(rate, rows, {"learning_rate": train}, "learning rate")
-        figure.suptitle(_mark_best((accuracy, loss), rows, by_loss=by_loss), fontsize=12)
+        figure.suptitle(_mark_best((accuracy, loss), rows, score, by_loss=by_loss), fontsize=12)
         _mark_phases(panels, rows)
         accuracy.legend(loc="lower right")
         rate.set_xlabel("epoch")
@@ -84,7 +84,9 @@ def draw_range_test(rates: Sequence[float], losses: Sequence[float], suggestion:
         axes.legend(loc="lower left")
 
 
-def draw_candidates(candidates: Sequence[Candidate], best: Candidate, path: Path) -> None:
+def draw_candidates(
+    candidates: Sequence[Candidate], best: Candidate, path: Path, kind: str = "logistic regression", score: str = "accuracy"
+) -> None:
     """Draws the validation loss of each head over its strength, and marks the best."""
     with _figure(path, 5.0) as figure:
         axes = figure.subplots()
@@ -93,11 +95,15 @@ def draw_candidates(candidates: Sequence[Candidate], best: Candidate, path: Path
             axes.plot(*zip(*points, strict=True), marker="o", label=f"{pooling} pooling")
         ring = {"markersize": 14, "markerfacecolor": "none", "markeredgecolor": _BEST}
         axes.plot(best.strength, best.val_loss, "o", label="chosen", **ring)
-        axes.set(xscale="log", yscale="log", xlabel="C: higher is a weaker decay", ylabel="validation log loss")
-        title = f"logistic regression on {best.pooling} pooling: loss {best.val_loss:.4f}, accuracy {best.val_accuracy:.2%}"
+        axes.set(xscale="log", yscale="log", xlabel="C: higher is a weaker decay", ylabel="validation loss")
+        title = f"{kind} on {best.pooling} pooling: loss {best.val_loss:.4f}, {_shown(score, best.val_accuracy)}"
         axes.set_title(title, loc="left", fontsize=11)
         axes.grid(alpha=0.3)
         axes.legend()
+
+
+def _shown(score: str, value: float) -> str:
+    return f"accuracy {value:.2%}" if score == "accuracy" else f"{score} {value:.4f}"
 
 
 def _draw_lines(axes: Any, rows: Sequence[HistoryRow], columns: Mapping[str, tuple[str, str]], title: str) -> None:
@@ -109,13 +115,13 @@ def _draw_lines(axes: Any, rows: Sequence[HistoryRow], columns: Mapping[str, tup
             values = [_number(row, name) for row in rows[start:end]]
             axes.plot(range(start + 1, end + 1), values, label=label if start == 0 else None, **style)
     numbers = [number for name in columns for row in rows if math.isfinite(number := _number(row, name))]
-    if title != "accuracy" and numbers and min(numbers) > 0.0 and max(numbers) / min(numbers) > _WIDE:
+    if title not in ("accuracy", "R2") and numbers and min(numbers) > 0.0 and max(numbers) / min(numbers) > _WIDE:
         axes.set_yscale("log")
     axes.set_ylabel(title)
     axes.grid(alpha=0.3)
 
 
-def _mark_best(panels: Sequence[Any], rows: Sequence[HistoryRow], *, by_loss: bool) -> str:
+def _mark_best(panels: Sequence[Any], rows: Sequence[HistoryRow], score: str, *, by_loss: bool) -> str:
     """Marks the epoch that early stopping would keep of all; returns the title."""
     stopping = EarlyStopping(1, by_loss=by_loss)
     for index, row in enumerate(rows):
@@ -125,7 +131,8 @@ def _mark_best(panels: Sequence[Any], rows: Sequence[HistoryRow], *, by_loss: bo
         return "no epoch has a validation"
     for axes in panels:
         axes.axvline(number, color=_BEST, linestyle=":", label="best epoch")
-    return f"best: epoch {number}, validation accuracy {stopping.best:.2%}, loss {stopping.best_loss:.4g}"
+    shown = "" if stopping.best is None else _shown(score, stopping.best)
+    return f"best: epoch {number}, validation {shown}, loss {stopping.best_loss:.4g}"
 
 
 def _mark_phases(panels: Sequence[Any], rows: Sequence[HistoryRow]) -> None:

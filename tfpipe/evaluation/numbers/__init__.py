@@ -1,0 +1,1 @@
+"""Evaluation of predictions that are numbers, or places in an order."""
