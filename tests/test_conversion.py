@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ FILES = {
     "g.bmp": encode(IMAGE.quantize(30), "BMP"),
     "h.tif": encode(make_image("1", (23, 17)), "TIFF"),
 }
+TAGS = {"photometric": 262, "sample_format": 339}
 ANIMATIONS = {"webp": ANIMATED, "gif": frames("GIF"), "png": frames("PNG"), "tif": frames("TIFF")}
 
 
@@ -83,12 +85,39 @@ def test_conversion_keeps_a_profile_and_heic():
     assert np.array_equal(pixels(made.data, "RGB"), pixels(data, "RGB"))
 
 
+def test_of_several_heic_images_the_first_alone_must_be_shallow():
+    """The primary image, wherever it is: other programs store thumbnails and depths beside it."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    images = pillow_heif.from_pillow(IMAGE)
+    images.add_frombytes("RGB;16", (16, 16), bytes(16 * 16 * 6))
+    for primary, wanted in enumerate(["23 x 17", "mode RGB of 10 bits"]):
+        file = io.BytesIO()
+        images.save(file, primary_index=primary)
+        try:
+            header = read_header(conversion.to_png(file.getvalue()).data)
+            found = f"{header.width} x {header.height}"
+        except RejectedImage as error:
+            found = str(error)
+        assert wanted in found
+
+
 @pytest.mark.parametrize("kind", ANIMATIONS)
 def test_of_several_images_the_first_is_taken(kind):
     made = conversion.to_png(ANIMATIONS[kind])
     assert made.is_first
     assert not read_header(made.data).animated
     assert np.array_equal(pixels(made.data, "RGB"), pixels(ANIMATIONS[kind], "RGB"))
+
+
+def tagged(data: bytes, **values: int) -> bytes:
+    """A TIFF whose directory has other values for some tags, or a new last tag in place of the last."""
+    edited, (start,) = bytearray(data), struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, start)
+    places = {struct.unpack_from("<H", data, place)[0]: place for place in range(start + 2, start + 2 + 12 * count, 12)}
+    for name, value in values.items():
+        place = places.get(TAGS[name], places[max(places)])
+        struct.pack_into("<HHIHH", edited, place, TAGS[name], 3, 1, value, 0)
+    return bytes(edited)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +127,8 @@ def test_of_several_images_the_first_is_taken(kind):
         ("unconvertible", "mode F", encode(make_image("L").convert("F"), "TIFF")),
         ("unconvertible", "cannot decode", encode(IMAGE, "AVIF")[:400]),
         ("unconvertible", "8 bits a sample", deep_avif()),
+        ("unconvertible", "inverted or signed.*16 bits", tagged(FILES["c.tif"], photometric=0)),
+        ("unconvertible", "inverted or signed.*8 bits", tagged(encode(make_image("L"), "TIFF"), sample_format=2)),
         ("too_many_pixels", "limit", encode(IMAGE, "TIFF")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
