@@ -16,6 +16,7 @@ from test_headers import encode, make_image, tiff
 from test_other_formats import ANIMATED
 
 import tfpipe
+from tfpipe.building.tasks import AuditTask, audit
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.images.headers import read_header
 from tfpipe.listing import conversion
@@ -205,3 +206,6 @@ def test_other_software_is_another_option(tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "versions", lambda: "Pillow 1")
     with pytest.raises(ValueError, match=r"converter was 'Pillow \d.*' and is 'Pillow 1'"):
         tfpipe.build_tfrecords(photos, tmp_path / "shards", convert="png", **OPTIONS)
+    task = AuditTask([(0, "file", str(photos / "0/a.gif"), 0)], 1000, converter="Pillow 2")  # as another machine's
+    with pytest.raises(DataError, match="by Pillow 2, and this machine has Pillow 1: install the same"):
+        audit(task, lambda *_: None)

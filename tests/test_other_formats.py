@@ -157,6 +157,13 @@ def test_pixels_that_end_too_early_are_found_by_decoding(name):
         read_header(cut, decode=True)
 
 
+def test_a_large_webp_is_decoded_without_a_warning(monkeypatch, recwarn):
+    """Above 89 megapixels: the limit is the caller's."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    assert read_header(LOSSY, decode=True).width == 23
+    assert not recwarn.list
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from([LOSSY, EXTENDED, GOOD["lossless alpha"][0], BMP, GOOD["masks with alpha"][0]]), st.data())
 def test_g4_nothing_else_is_raised_for_any_bytes(data, draw):
