@@ -21,6 +21,8 @@ from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.images.headers import read_header
 from tfpipe.listing import conversion
 from tfpipe.records.catalog import read_catalog
+from tfpipe.verification.comparison import diff
+from tfpipe.verification.extraction import extract
 from tfpipe.verification.reading import read_shard
 
 IMAGE = make_image("RGB", (23, 17))
@@ -198,6 +200,18 @@ def test_converted_images_name_their_files(tmp_path, caplog):
     assert tfpipe.build_tfrecords(photos, tmp_path / "shards", convert="png", **OPTIONS) == content
     with pytest.raises(ValueError, match="convert was 'png' and is None"):
         tfpipe.build_tfrecords(photos, tmp_path / "shards", **OPTIONS)
+
+
+def test_a_converted_data_set_is_compared_with_its_folder_and_with_what_was_extracted(tmp_path):
+    photos, out = write(tmp_path / "photos"), tmp_path / "shards"
+    tfpipe.build_tfrecords(photos, out, convert="png", **OPTIONS)
+    extract(out, tmp_path / "back", progress=False)
+    assert list(diff(out, photos)) == list(diff(photos, out)) == list(diff(out, tmp_path / "back")) == []
+    (photos / "0" / "a.gif").write_bytes(FILES["b.tif"])
+    (photos / "1" / "b.tif").unlink()
+    assert [found[:2] for found in diff(out, photos)] == [("removed", "1/b.tif"), ("changed", "0/a.gif")]
+    (tmp_path / "back" / "1" / "b.tif.png").unlink()
+    assert [found[:2] for found in diff(tmp_path / "back", out)] == [("added", "1/b.tif")]
 
 
 def test_other_software_is_another_option(tmp_path, monkeypatch):

@@ -102,6 +102,11 @@ class State(sqlite3.Connection):
         """True where a listing has groups."""
         return self.value("SELECT 1 FROM inputs WHERE group_name NOT NULL LIMIT 1") is not None
 
+    def optional_columns(self) -> tuple[str, ...]:
+        """Returns which of `catalog.OPTIONAL` a data set has."""
+        is_converted = self.value("SELECT 1 FROM inputs WHERE source_sha256 NOT NULL AND reason IS NULL LIMIT 1") is not None
+        return ("group",) * self.has_groups() + ("source_sha256",) * is_converted
+
     def list_inputs(self, items: Iterable[Source]) -> None:
         """Replaces all rows by a listing."""
         self.execute("DELETE FROM inputs")

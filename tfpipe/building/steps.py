@@ -248,7 +248,7 @@ class Build(NamedTuple):
         """Writes the files about the data set, and the manifest at last."""
         grouped = decided.groups is not None
         parts = [self.folder / f"{file}.csv" for file in shards]
-        metadata_files.write_catalog(self.directory, parts, ["group"] if grouped else [])
+        metadata_files.write_catalog(self.directory, parts, state.optional_columns())
         splits = self._splits(state, decided.class_names, shards)
         rejected = state.execute("SELECT key, reason, message FROM inputs WHERE reason NOT NULL ORDER BY key")
         metadata_files.write_rejected(self.directory, rejected)

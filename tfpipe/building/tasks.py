@@ -24,7 +24,7 @@ from tfpipe.images import headers
 from tfpipe.images.headers import ImageHeader
 from tfpipe.listing import conversion, image_files
 from tfpipe.records import schema, tfrecord
-from tfpipe.records.catalog import COLUMNS, FRAME, OPTIONAL
+from tfpipe.records.catalog import COLUMNS, FRAME
 from tfpipe.records.manifest import Shard, index_file
 from tfpipe.records.samples import MAX_BITS
 
@@ -191,6 +191,7 @@ class ShardTask(NamedTuple):
     file: str
     start: int  # of the records [start, end) of the split, in the order of the plan
     end: int
+    optional: tuple[str, ...] = ()  # columns of the catalog
 
     @property
     def name(self) -> str:
@@ -228,8 +229,7 @@ def write_shard(task: ShardTask, report: Report) -> Shard:
             crc32c = int.from_bytes(pieces[2], "little")
             here = {"split": task.split, "shard": task.shard_index, "position": position, "crc32c": crc32c}
             frames.write(FRAME.pack(start, output.num_bytes - start, crc32c, record.label))
-            columns = (*COLUMNS, *(name for name in OPTIONAL if getattr(record, name) is not None))
-            catalog.writerow(here[name] if name in here else getattr(record, name) for name in columns)
+            catalog.writerow(here[name] if name in here else getattr(record, name) for name in (*COLUMNS, *task.optional))
             unreported += len(record.encoded)
             if position % _REPORT_RECORDS == _REPORT_RECORDS - 1 or position == task.end - task.start - 1:
                 report(position % _REPORT_RECORDS + 1, unreported)
