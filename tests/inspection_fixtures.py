@@ -47,7 +47,7 @@ def forge(directory, change):
         fields = {field: getattr(record, field) for field in CatalogRow._fields if hasattr(record, field)}
         crc = int.from_bytes(frame[-4:], "little")
         row = CatalogRow(split=name, shard=0, position=position, crc32c=crc, **fields)
-        rows.append(row if has_groups else row[: len(COLUMNS)])
+        rows.append(row[: len(COLUMNS) + has_groups])
         data += frame
     old = list(csv.reader((directory / CATALOG_NAME).read_text("utf-8").splitlines(keepends=True)))
     table = io.StringIO()

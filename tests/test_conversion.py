@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from test_headers import encode, make_image, tiff
 from test_other_formats import ANIMATED
 
 import tfpipe
+from tfpipe.building.tasks import AuditTask, audit
 from tfpipe.common.errors import DataError, RejectedImage
 from tfpipe.images.headers import read_header
 from tfpipe.listing import conversion
 from tfpipe.records.catalog import read_catalog
+from tfpipe.verification.comparison import diff
+from tfpipe.verification.extraction import extract
 from tfpipe.verification.reading import read_shard
 
 IMAGE = make_image("RGB", (23, 17))
@@ -51,6 +55,7 @@ FILES = {
     "g.bmp": encode(IMAGE.quantize(30), "BMP"),
     "h.tif": encode(make_image("1", (23, 17)), "TIFF"),
 }
+TAGS = {"photometric": 262, "sample_format": 339}
 ANIMATIONS = {"webp": ANIMATED, "gif": frames("GIF"), "png": frames("PNG"), "tif": frames("TIFF")}
 
 
@@ -83,12 +88,39 @@ def test_conversion_keeps_a_profile_and_heic():
     assert np.array_equal(pixels(made.data, "RGB"), pixels(data, "RGB"))
 
 
+def test_of_several_heic_images_the_first_alone_must_be_shallow():
+    """The primary image, wherever it is: other programs store thumbnails and depths beside it."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    images = pillow_heif.from_pillow(IMAGE)
+    images.add_frombytes("RGB;16", (16, 16), bytes(16 * 16 * 6))
+    for primary, wanted in enumerate(["23 x 17", "mode RGB of 10 bits"]):
+        file = io.BytesIO()
+        images.save(file, primary_index=primary)
+        try:
+            header = read_header(conversion.to_png(file.getvalue()).data)
+            found = f"{header.width} x {header.height}"
+        except RejectedImage as error:
+            found = str(error)
+        assert wanted in found
+
+
 @pytest.mark.parametrize("kind", ANIMATIONS)
 def test_of_several_images_the_first_is_taken(kind):
     made = conversion.to_png(ANIMATIONS[kind])
     assert made.is_first
     assert not read_header(made.data).animated
     assert np.array_equal(pixels(made.data, "RGB"), pixels(ANIMATIONS[kind], "RGB"))
+
+
+def tagged(data: bytes, **values: int) -> bytes:
+    """A TIFF whose directory has other values for some tags, or a new last tag in place of the last."""
+    edited, (start,) = bytearray(data), struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, start)
+    places = {struct.unpack_from("<H", data, place)[0]: place for place in range(start + 2, start + 2 + 12 * count, 12)}
+    for name, value in values.items():
+        place = places.get(TAGS[name], places[max(places)])
+        struct.pack_into("<HHIHH", edited, place, TAGS[name], 3, 1, value, 0)
+    return bytes(edited)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +130,8 @@ def test_of_several_images_the_first_is_taken(kind):
         ("unconvertible", "mode F", encode(make_image("L").convert("F"), "TIFF")),
         ("unconvertible", "cannot decode", encode(IMAGE, "AVIF")[:400]),
         ("unconvertible", "8 bits a sample", deep_avif()),
+        ("unconvertible", "inverted or signed.*16 bits", tagged(FILES["c.tif"], photometric=0)),
+        ("unconvertible", "inverted or signed.*8 bits", tagged(encode(make_image("L"), "TIFF"), sample_format=2)),
         ("too_many_pixels", "limit", encode(IMAGE, "TIFF")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -168,9 +202,24 @@ def test_converted_images_name_their_files(tmp_path, caplog):
         tfpipe.build_tfrecords(photos, tmp_path / "shards", **OPTIONS)
 
 
+def test_a_converted_data_set_is_compared_with_its_folder_and_with_what_was_extracted(tmp_path):
+    photos, out = write(tmp_path / "photos"), tmp_path / "shards"
+    tfpipe.build_tfrecords(photos, out, convert="png", **OPTIONS)
+    extract(out, tmp_path / "back", progress=False)
+    assert list(diff(out, photos)) == list(diff(photos, out)) == list(diff(out, tmp_path / "back")) == []
+    (photos / "0" / "a.gif").write_bytes(FILES["b.tif"])
+    (photos / "1" / "b.tif").unlink()
+    assert [found[:2] for found in diff(out, photos)] == [("removed", "1/b.tif"), ("changed", "0/a.gif")]
+    (tmp_path / "back" / "1" / "b.tif.png").unlink()
+    assert [found[:2] for found in diff(tmp_path / "back", out)] == [("added", "1/b.tif")]
+
+
 def test_other_software_is_another_option(tmp_path, monkeypatch):
     photos = write(tmp_path / "photos")
     tfpipe.build_tfrecords(photos, tmp_path / "shards", convert="png", **OPTIONS)
     monkeypatch.setattr(conversion, "versions", lambda: "Pillow 1")
     with pytest.raises(ValueError, match=r"converter was 'Pillow \d.*' and is 'Pillow 1'"):
         tfpipe.build_tfrecords(photos, tmp_path / "shards", convert="png", **OPTIONS)
+    task = AuditTask([(0, "file", str(photos / "0/a.gif"), 0)], 1000, converter="Pillow 2")  # as another machine's
+    with pytest.raises(DataError, match="by Pillow 2, and this machine has Pillow 1: install the same"):
+        audit(task, lambda *_: None)

@@ -137,6 +137,19 @@ def test_what_a_preset_must_be(presets, tmp_path):
         build("vit", image_size=SIZE, weights=str(damaged))
 
 
+def test_a_preset_that_is_not_there(monkeypatch):
+    import keras_hub
+
+    with pytest.raises(FileNotFoundError, match="no/where: no such folder, and KerasHub has no ViTBackbone of that name"):
+        build("vit", image_size=SIZE, weights="no/where")
+    seen = []
+    monkeypatch.setattr(keras_hub.models.Backbone, "from_preset", lambda preset, **_: seen.append(preset))
+    for handle in ("kaggle://keras/vit/keras/x", next(iter(keras_hub.models.ViTBackbone.presets))):
+        with pytest.raises(ValueError, match="not of ViTBackbone"):
+            build("vit", image_size=SIZE, weights=handle)
+        assert seen.pop() == handle
+
+
 def test_sizes_and_weights_without_a_preset():
     with pytest.raises(ValueError, match="image_size 30x32: sides must be multiples of dinov2's patches of 14"):
         build("dinov2", image_size=(30, 32))

@@ -5,7 +5,7 @@
   inspect_tfrecords verify DIR [--decode]     every byte against what was written; exit code 1 if anything is wrong.
                                               --decode: also each image's compressed data, for older damage;
                                               --near_duplicates: images of different splits that look the same
-  inspect_tfrecords extract DIR OUTPUT        the original files back, bit for bit
+  inspect_tfrecords extract DIR OUTPUT        the original files back, bit for bit (of converted ones the PNG)
   inspect_tfrecords show DIR [OUTPUT]         a contact sheet: some images of each class, turned upright; a PNG file,
                                               default contact_sheet.png in the current folder
   inspect_tfrecords show DIR [OUTPUT] --augment=standard

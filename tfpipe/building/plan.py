@@ -192,7 +192,7 @@ def shard_tasks(state: State, options: Options, directory: Path, folder: Path) -
     `folder` is for the build's own files about each.
     """
     tasks = []
-    names = split_names(state)
+    names, optional = split_names(state), state.optional_columns()
     if isinstance(options.num_shards, Mapping) and (unknown := set(options.num_shards) - set(names)):
         raise ValueError(f"num_shards names the split {min(unknown)!r}; there are {', '.join(names)}")
     for split in names:
@@ -201,7 +201,7 @@ def shard_tasks(state: State, options: Options, directory: Path, folder: Path) -
         for index in range(count):
             start, end = index * records // count, (index + 1) * records // count
             file = shard_file(options.name, split, index, count)
-            tasks.append(ShardTask(str(directory), str(folder), split, index, file, start, end))
+            tasks.append(ShardTask(str(directory), str(folder), split, index, file, start, end, optional))
     return tasks
 
 

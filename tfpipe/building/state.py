@@ -112,6 +112,11 @@ class State(sqlite3.Connection):
             " AND inputs.reason IS NULL AND inputs.split IS NULL"
         )
 
+    def optional_columns(self) -> tuple[str, ...]:
+        """Returns which of `catalog.OPTIONAL` a data set has."""
+        is_converted = self.value("SELECT 1 FROM inputs WHERE source_sha256 NOT NULL AND reason IS NULL LIMIT 1") is not None
+        return ("group",) * self.has_groups() + ("source_sha256",) * is_converted
+
     def list_inputs(self, items: Iterable[Source]) -> None:
         """Replaces all rows by a listing."""
         self.execute("DELETE FROM inputs")

@@ -184,7 +184,7 @@ class Build(NamedTuple):
     def _changed(self, state: State, workers: Engine) -> list[str]:
         """Returns which of the files that were touched or moved have other bytes now."""
         tasks = (
-            AuditTask(batch, self.options.max_pixels, convert=self.options.convert is not None)
+            AuditTask(batch, self.options.max_pixels, converter=self.options.converter)
             for batch in state.touched(_AUDIT_RECORDS)
         )
         differences = []
@@ -200,7 +200,7 @@ class Build(NamedTuple):
         total = state.value("SELECT count(*) FROM inputs WHERE kind != ''")
         done = state.value("SELECT count(*) FROM inputs WHERE kind != '' AND (sha256 NOT NULL OR reason NOT NULL)")
         options = self.options
-        facts = (options.max_pixels, options.check == "decode", options.png16 == USUAL.png16, options.convert is not None)
+        facts = (options.max_pixels, options.check == "decode", options.png16 == USUAL.png16, options.converter)
         tasks = (AuditTask(batch, *facts) for batch in state.pending(_AUDIT_RECORDS, _AUDIT_BYTES))
         next_commit = time.monotonic() + _COMMIT_SECONDS
         for found in self._results(workers, "audit", tasks, "audit", total, done):
@@ -248,7 +248,7 @@ class Build(NamedTuple):
         """Writes the files about the data set, and the manifest at last."""
         grouped = decided.groups is not None
         parts = [self.folder / f"{file}.csv" for file in shards]
-        metadata_files.write_catalog(self.directory, parts, ["group"] if grouped else [])
+        metadata_files.write_catalog(self.directory, parts, state.optional_columns())
         splits = self._splits(state, decided.class_names, shards)
         rejected = state.execute("SELECT key, reason, message FROM inputs WHERE reason NOT NULL ORDER BY key")
         metadata_files.write_rejected(self.directory, rejected)

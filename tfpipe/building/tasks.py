@@ -24,7 +24,7 @@ from tfpipe.images import headers
 from tfpipe.images.headers import ImageHeader
 from tfpipe.listing import conversion, image_files
 from tfpipe.records import schema, tfrecord
-from tfpipe.records.catalog import COLUMNS, FRAME, OPTIONAL
+from tfpipe.records.catalog import COLUMNS, FRAME
 from tfpipe.records.manifest import Shard, index_file
 from tfpipe.records.samples import MAX_BITS
 
@@ -48,14 +48,14 @@ class AuditTask(NamedTuple):
     """Images to audit: (row id, kind, path, place) of each; `decode` as in `read_header`.
 
     With `high_bytes`, checks that the high bytes of a 16-bit PNG, which readers will use, hold an
-    image.
+    image. `converter` is the software that makes PNG of other formats, on whichever machine.
     """
 
     images: list[tuple[int, str, str, int]]
     max_pixels: int
     decode: bool = False
     high_bytes: bool = False
-    convert: bool = False
+    converter: str | None = None
 
     @property
     def name(self) -> str:
@@ -88,7 +88,9 @@ class Audited(NamedTuple):
 
 
 def audit(task: AuditTask, report: Report) -> list[tuple[int, Audited]]:
-    """Returns (row id, findings) of each image."""
+    """Returns (row id, findings) of each image; raises DataError if this machine converts by other software."""
+    if task.converter not in (None, here := conversion.versions()):
+        raise DataError(f"the build converts images by {task.converter}, and this machine has {here}: install the same on all")
     found = [(row, _audit_one(task, kind, path, place)) for row, kind, path, place in task.images]
     report(len(found), sum(audited.image_bytes for _, audited in found))
     return found
@@ -96,7 +98,9 @@ def audit(task: AuditTask, report: Report) -> list[tuple[int, Audited]]:
 
 def _audit_one(task: AuditTask, kind: str, path: str, place: int) -> Audited:
     try:
-        data, num_bytes = image_files.read_start(path, _MAX_IMAGE_BYTES, convert=task.convert) if kind == "file" else (b"", 0)
+        data, num_bytes = (
+            image_files.read_start(path, _MAX_IMAGE_BYTES, convert=task.converter is not None) if kind == "file" else (b"", 0)
+        )
         data = data if kind == "file" else read_image(kind, path, place)
     except RejectedImage as error:
         return Audited(reason=error.reason, message=error.message)
@@ -139,7 +143,7 @@ def _read_header(data: bytes, task: AuditTask) -> tuple[bytes, ImageHeader, conv
         name = conversion.format_of(data) if error.reason in _CONVERTIBLE else None
         if name is None:
             raise
-        if not task.convert:
+        if task.converter is None:
             what = "its first image" if error.reason == "animated" else "it"
             needs = " (needs tfpipe[heif])" if name in conversion.HEIF else ""
             message = f"{error.message}. To pack {what} as PNG: --convert=png{needs}"
@@ -187,6 +191,7 @@ class ShardTask(NamedTuple):
     file: str
     start: int  # of the records [start, end) of the split, in the order of the plan
     end: int
+    optional: tuple[str, ...] = ()  # columns of the catalog
 
     @property
     def name(self) -> str:
@@ -224,8 +229,7 @@ def write_shard(task: ShardTask, report: Report) -> Shard:
             crc32c = int.from_bytes(pieces[2], "little")
             here = {"split": task.split, "shard": task.shard_index, "position": position, "crc32c": crc32c}
             frames.write(FRAME.pack(start, output.num_bytes - start, crc32c, record.label))
-            columns = (*COLUMNS, *(name for name in OPTIONAL if getattr(record, name) is not None))
-            catalog.writerow(here[name] if name in here else getattr(record, name) for name in columns)
+            catalog.writerow(here[name] if name in here else getattr(record, name) for name in (*COLUMNS, *task.optional))
             unreported += len(record.encoded)
             if position % _REPORT_RECORDS == _REPORT_RECORDS - 1 or position == task.end - task.start - 1:
                 report(position % _REPORT_RECORDS + 1, unreported)

@@ -100,7 +100,9 @@ def apart(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     at_once = make()
 
     def call(*arguments: tf.Tensor) -> tf.Tensor:
-        return (at_once if tf.executing_eagerly() else make())(*arguments)
+        if tf.executing_eagerly():
+            return at_once(*map(tf.convert_to_tensor, arguments))  # for Python's bytes, each file would have its own graph
+        return make()(*arguments)
 
     return call
 

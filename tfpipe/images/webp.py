@@ -10,6 +10,7 @@ libwebp, the decoder inside TensorFlow and Pillow, is more or less strict, it de
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -139,8 +140,10 @@ def _decode(data: bytes) -> None:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
-            image.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the caller's limit holds
+            with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
+                image.load()
     except Exception as error:  # whatever a decoder raises
         raise RejectedImage("damaged_scan", f"the compressed data cannot be decoded ({error})") from None
 

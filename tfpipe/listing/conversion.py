@@ -33,9 +33,9 @@ _DECODERS = {
 }
 _MODES = dict.fromkeys(("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"))
 _MODES |= {"PA": "RGBA", "YCbCr": "RGB"}  # None: as it is
-_BITS_TAG = 258  # TIFF 6.0: BitsPerSample
+_BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLE_FORMAT_TAG = 258, 262, 339  # TIFF 6.0
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 _AV1_CONFIGURATION = re.compile(rb"av1C\x81.(.)", re.DOTALL)
-_HEVC_CONFIGURATION = re.compile(rb"hvcC\x01.{16}(.)", re.DOTALL)
 
 
 class Converted(NamedTuple):
@@ -108,18 +108,20 @@ def _check(image: Any, name: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         pixels = exactly(height * width, "pixel")
         raise RejectedImage("too_many_pixels", f"{height} x {width} = {pixels}; the limit is {max_pixels}")
-    bits = getattr(image, "tag_v2", {}).get(_BITS_TAG, 8)
-    most = max(bits) if isinstance(bits, tuple) else bits
-    if image.mode not in _MODES or (most > 8 and not image.mode.startswith("I;16")):
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_TAG, image.info.get("bit_depth", 8))  # the second is pillow-heif's
+    most, is_grey = max(bits) if isinstance(bits, tuple) else bits, image.mode.startswith("I;16")
+    if image.mode not in _MODES or (most > 8 and not is_grey):
         raise _unconvertible(name, f"PNG cannot hold mode {image.mode} of {exactly(most, 'bit')} without loss")
+    if (is_grey and tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO) or _SIGNED in tags.get(_SAMPLE_FORMAT_TAG, ()):
+        raise _unconvertible(name, f"its grey levels are inverted or signed, which Pillow ignores at {exactly(most, 'bit')}")
 
 
 def _is_deep(data: bytes) -> bool:
-    """Returns whether an AVIF or HEIC file, or a PNG in colour, has more than 8 bits a sample."""
+    """Returns whether an AVIF file, or a PNG in colour, has more than 8 bits a sample."""
     if data.startswith(png.SIGNATURE):
         return data[24] == 16 and data[25] not in (0, 4)
-    av1, hevc = _AV1_CONFIGURATION.search(data), _HEVC_CONFIGURATION.search(data)
-    return bool((av1 and av1[1][0] & 0x40) or (hevc and hevc[1][0] & 7))
+    return any(flags[0] & 0x40 for flags in _AV1_CONFIGURATION.findall(data))
 
 
 def _open_heif() -> None:

@@ -18,7 +18,6 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -162,7 +161,7 @@ def _make_by_name(name: str, shape: tuple[int, int, int], weights: str, *, resca
     if name in _OWN:
         return _OWN[name](shape)
     if TABLE[name].pretrained == "preset":
-        preset = Path(weights) if is_preset(name, weights) else None
+        preset = weights if is_preset(name, weights) else None
         return vision_transformers.build(name, shape[:2], preset, rescales=rescales)
     builder = getattr(keras.applications, TABLE[name].application)
     if weights != "imagenet":

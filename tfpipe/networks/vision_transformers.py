@@ -1,6 +1,6 @@
 """Vision Transformers in layers of Keras alone, with the weights of a KerasHub preset.
 
-    network = build("dinov2", (224, 224), Path("dinov2_small"))     # [16, 16, 768]; pip install 'tfpipe[hub]'
+    network = build("dinov2", (224, 224), "dinov2_small")     # [16, 16, 768]; pip install 'tfpipe[hub]'
 
 KerasHub is needed to read a preset, not to load, export or run a model made of one: its own parts
 cannot be saved one by one (in 0.32, `from_config` refuses what `get_config` gives), and as one
@@ -57,7 +57,7 @@ _SIZES = {  # without a preset: ViT-Base/16 and DINOv2-Small/14, and what their 
 }
 
 
-def build(name: str, image_size: tuple[int, int], preset: Path | None = None, *, rescales: bool = True) -> keras.Model:
+def build(name: str, image_size: tuple[int, int], preset: str | None = None, *, rescales: bool = True) -> keras.Model:
     """Returns a network, float [B, H, W, 3] -> [B, h, w, 2 D], D being the width.
 
     Args:
@@ -68,6 +68,7 @@ def build(name: str, image_size: tuple[int, int], preset: Path | None = None, *,
         rescales: the network itself brings 0..255 to what its weights need.
 
     Raises:
+        FileNotFoundError: there is no such preset.
         ValueError: the size is not possible, or the preset is of another kind.
         DataError: the preset cannot be read.
     """
@@ -133,14 +134,16 @@ def _block(inputs: Any, sizes: Transformer, name: str) -> Any:
 # -- KerasHub's presets
 
 
-def _read(name: str, image_size: tuple[int, int], preset: Path, *, rescales: bool) -> tuple[Any, dict[str, Any]]:
+def _read(name: str, image_size: tuple[int, int], preset: str, *, rescales: bool) -> tuple[Any, dict[str, Any]]:
     """Returns KerasHub's network, and the numbers of its preset's image converter."""
     import keras_hub
 
     kind = keras_hub.models.ViTBackbone if name == "vit" else keras_hub.models.DINOV2Backbone
+    if not (Path(preset).is_dir() or preset in kind.presets or "://" in preset):
+        raise FileNotFoundError(f"weights={preset}: no such folder, and KerasHub has no {kind.__name__} of that name")
     options = {} if name == "vit" else {"image_shape": (*image_size, 3)}  # DINOv2 interpolates its positions
     try:
-        backbone = keras_hub.models.Backbone.from_preset(str(preset), dtype="float32", **options)
+        backbone = keras_hub.models.Backbone.from_preset(preset, dtype="float32", **options)
     except Exception as error:  # of a damaged folder, or of a failed download, anything
         raise DataError(f"cannot be read as a preset of KerasHub: {lines_of(error)[-1]}", path=preset) from error
     if not isinstance(backbone, kind):
@@ -151,7 +154,7 @@ def _read(name: str, image_size: tuple[int, int], preset: Path, *, rescales: boo
     if not rescales:
         return backbone, {}
     try:
-        converter = keras_hub.layers.ImageConverter.from_preset(str(preset))
+        converter = keras_hub.layers.ImageConverter.from_preset(preset)
     except Exception as error:
         wanted = "has no image converter, which holds the scale of its images: give preprocessing"
         raise ValueError(f"weights={preset}: {wanted} ({lines_of(error)[-1]})") from error

@@ -66,9 +66,10 @@ class CatalogRow(NamedTuple):
     crc32c: Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
     sha256: str
     group: str = ""  # in a column of its own where a data set has groups
+    source_sha256: str = ""  # where a data set has converted images: of the file that one was made of
 
 
-OPTIONAL = ("group",)
+OPTIONAL = ("group", "source_sha256")
 """Columns at the end of the catalog, in this order, each only in data sets that have it."""
 COLUMNS = CatalogRow._fields[: -len(OPTIONAL)]
 """Columns of every catalog."""

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,7 @@ _BATCH_FILES = 1024
 PathLike = str | os.PathLike[str]
 Side = PathLike | Mapping[str, PathLike]
 
+_Has = Callable[[str], bool]  # whether the folder on the other side has a file of that name
 _Entry = tuple[str, str, str | None, str | None]  # key, SHA-256, class name, split
 
 
@@ -62,9 +63,10 @@ def diff(a: Side, b: Side, *, workers: int | None = None) -> Iterator[Difference
     """Yields what differs from `a` to `b`; nothing where they hold the same.
 
     Two data sets are compared by key. Against a folder, a record is identified by its file name,
-    under which `extract` writes it: keys may be a table's ids or rows of an HDF5 file. A data set's
-    catalog is trusted (its hash is checked; `verify` checks the shards against it); of a folder,
-    every file is read. Memory is flat: the keys are in a temporary table on disk.
+    under which `extract` writes it: keys may be a table's ids or rows of an HDF5 file. A converted
+    image is identified by the file that it was made of, too. A data set's catalog is trusted (its
+    hash is checked; `verify` checks the shards against it); of a folder, every file is read. Memory
+    is flat: the keys are in a temporary table on disk.
 
     Args:
         a: a data set, or a folder of images: keys are relative paths, hidden files are passed over,
@@ -80,7 +82,7 @@ def diff(a: Side, b: Side, *, workers: int | None = None) -> Iterator[Difference
             folder.
     """
     with contextlib.closing(sqlite3.connect("")) as table:  # "": in a temporary file, gone when closed
-        for name, side, other in (("a", a, b), ("b", b, a)):
+        for name, side, other in sorted((("a", a, b), ("b", b, a)), key=lambda each: is_data_set(each[1])):
             _fill(table, name, side, workers, by_filename=not is_data_set(other))
         for kind, query in _QUERIES.items():
             for key, before, after in table.execute(f"{query} ORDER BY key"):
@@ -93,8 +95,13 @@ def is_data_set(side: Side) -> bool:
 
 
 def _fill(table: sqlite3.Connection, name: str, side: Side, workers: int | None, *, by_filename: bool) -> None:
+    """Fills a table with a side; by file names, those that the other table has, which is full."""
+
+    def has(filename: str) -> bool:
+        return bool(table.execute(f"SELECT 1 FROM {'ab'.replace(name, '')} WHERE key = ?", (filename,)).fetchone())  # noqa: S608
+
     table.execute(f"CREATE TABLE {name} (key TEXT PRIMARY KEY, sha256 TEXT, class_name TEXT, split TEXT) WITHOUT ROWID")
-    for entry in _entries(side, workers, by_filename):
+    for entry in _entries(side, workers, has if by_filename else None):
         try:
             table.execute(f"INSERT INTO {name} VALUES (?, ?, ?, ?)", entry)  # noqa: S608 (a or b)
         except sqlite3.IntegrityError:
@@ -104,22 +111,27 @@ def _fill(table: sqlite3.Connection, name: str, side: Side, workers: int | None,
                 raise DataError(f"two files or records of {side} have the same {what}, {entry[0]!r}") from None
 
 
-def _entries(side: Side, workers: int | None, by_filename: bool) -> Iterator[_Entry]:
+def _entries(side: Side, workers: int | None, has: _Has | None) -> Iterator[_Entry]:
     if isinstance(side, Mapping):
         for prefix, folder in side.items():
             yield from _files(Path(folder), f"{prefix}/" if prefix else "", workers)
     elif is_data_set(side):
-        yield from _records(Path(side), by_filename)
+        yield from _records(Path(side), has)
     else:
         yield from _files(Path(side), "", workers)
 
 
-def _records(directory: Path, by_filename: bool) -> Iterator[_Entry]:
+def _records(directory: Path, has: _Has | None) -> Iterator[_Entry]:
     manifest = manifests.load(directory)
     if problem := manifests.hash_problem(directory / CATALOG_NAME, manifest.companions[CATALOG_NAME]):
         raise problem
     for row in read_catalog(directory):
-        yield row.filename if by_filename else row.key, row.sha256, row.class_name, row.split
+        name, sha256 = row.key if has is None else row.filename, row.sha256
+        # Of a converted image a folder has the file that it was made of, or the PNG by `extract`.
+        source = row.filename.removesuffix(".png")
+        if has is not None and row.source_sha256 and (has(source) or not has(name)):
+            name, sha256 = source, row.source_sha256
+        yield name, sha256, row.class_name, row.split
 
 
 def _files(root: Path, prefix: str, workers: int | None) -> Iterator[_Entry]:

@@ -23,7 +23,7 @@ from tfpipe.common.errors import DataError
 from tfpipe.common.files import open_regular, size_of
 from tfpipe.common.text import exactly
 from tfpipe.records import combinations, schema, targets, tfrecord
-from tfpipe.records.catalog import CatalogRow, read_index
+from tfpipe.records.catalog import OPTIONAL, CatalogRow, read_index
 from tfpipe.records.manifest import Manifest, Shard, Split, hash_problem, index_file
 from tfpipe.records.schema import UNLABELLED, Record
 from tfpipe.verification.reading import Finding, name_problem
@@ -213,7 +213,7 @@ class _ShardCheck:
         if row is not None:
             crc = tfrecord.masked_crc32c(data)
             facts = [(name, getattr(record, name), getattr(row, name)) for name in _COMPARED]
-            facts.append(("group", record.group or "", row.group))
+            facts += [(name, getattr(record, name) or "", getattr(row, name)) for name in OPTIONAL]
             problems += [f"{name} is {is_!r}, the catalog has {was!r}" for name, is_, was in facts if is_ != was]
             problems += [f"the record's CRC is {crc}, the catalog has {row.crc32c}"] if crc != row.crc32c else []
         elif not self.lacks_catalog:
